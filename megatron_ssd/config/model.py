@@ -1,0 +1,110 @@
+"""Shape of a model, in the names of its public Hugging Face ``config.json``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_ssd.errors import require
+
+ModelType = Literal["qwen3", "qwen3_moe", "llama"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScalingConfig:
+    """Llama 3.1 frequency scaling of rotary embeddings (``rope_type: llama3``)."""
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A decoder-only transformer.
+
+    ``path`` is a local Hugging Face folder or a Hub id; null means random weights (``objective=pretrain`` only).
+    ``revision`` names the Hub commit. ``num_experts`` of null means a dense model.
+    """
+
+    name: str
+    model_type: ModelType
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1_000_000.0
+    rope_scaling: RopeScalingConfig | None = None
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    num_experts: int | None = None
+    num_experts_per_tok: int | None = None
+    moe_intermediate_size: int | None = None
+    norm_topk_prob: bool = True
+    path: str | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+                    "intermediate_size", "vocab_size", "max_position_embeddings"):  # fmt: skip
+            value = getattr(self, key)
+            require(value > 0, f"model.{key} = {value}", rule="must be positive", fix="copy it from config.json")
+        require(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            f"model.num_key_value_heads = {self.num_key_value_heads}",
+            rule=f"must divide model.num_attention_heads ({self.num_attention_heads})",
+            fix="copy both from the model's config.json",
+        )
+        require(self.head_dim % 2 == 0, f"model.head_dim = {self.head_dim}", rule="must be even (rotary embedding)",
+                fix="copy it from the model's config.json")  # fmt: skip
+        moe = (self.num_experts, self.num_experts_per_tok, self.moe_intermediate_size)
+        is_moe = self.model_type == "qwen3_moe"
+        require(
+            all(value is not None for value in moe) if is_moe else all(value is None for value in moe),
+            f"model.model_type = {self.model_type}",
+            rule="num_experts, num_experts_per_tok and moe_intermediate_size go with qwen3_moe, all three or none",
+            fix="set all three for qwen3_moe and remove them for a dense model",
+        )
+        if self.num_experts is not None and self.num_experts_per_tok is not None:
+            require(
+                0 < self.num_experts_per_tok <= self.num_experts,
+                f"model.num_experts_per_tok = {self.num_experts_per_tok}",
+                rule=f"must be between 1 and model.num_experts ({self.num_experts})",
+                fix="copy both from the model's config.json",
+            )
+        require(
+            self.rope_scaling is None or self.model_type == "llama",
+            f"model.rope_scaling = {self.rope_scaling}",
+            rule="llama3 scaling is known for model_type llama only",
+            fix="remove model.rope_scaling",
+        )
+
+    @property
+    def is_moe(self) -> bool:
+        """Whether the feed-forward layers are mixtures of experts."""
+        return self.num_experts is not None
+
+    @property
+    def has_qk_norm(self) -> bool:
+        """Whether queries and keys are normalised per head (the Qwen3 family)."""
+        return self.model_type in ("qwen3", "qwen3_moe")
+
+    def num_parameters(self) -> int:
+        """Parameters of the whole model, counted from the shape; tied embeddings count once."""
+        q_size = self.num_attention_heads * self.head_dim
+        kv_size = self.num_key_value_heads * self.head_dim
+        attention = self.hidden_size * (2 * q_size + 2 * kv_size) + (2 * self.head_dim if self.has_qk_norm else 0)
+        if self.num_experts is not None and self.moe_intermediate_size is not None:
+            expert = 3 * self.hidden_size * self.moe_intermediate_size
+            feed_forward = self.num_experts * (expert + self.hidden_size)  # each expert and its router row
+        else:
+            feed_forward = 3 * self.hidden_size * self.intermediate_size
+        layer = attention + feed_forward + 2 * self.hidden_size
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+        return self.num_hidden_layers * layer + embeddings + self.hidden_size

@@ -1,0 +1,120 @@
+"""How a model is laid out over processes, and in which numbers it computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """Megatron-Core's process grid. ``world_size`` is how many processes the layout is for.
+
+    Data parallel size is what remains: world_size / (tensor x pipeline x context). ``expert_*`` applies to
+    mixture-of-experts models.
+    """
+
+    world_size: int = 1
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    virtual_pipeline_model_parallel_size: int | None = None
+    context_parallel_size: int = 1
+    expert_model_parallel_size: int = 1
+    expert_tensor_parallel_size: int = 1
+    sequence_parallel: bool = False
+    use_distributed_optimizer: bool = True
+
+    def __post_init__(self) -> None:
+        for key in ("world_size", "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size",
+                    "expert_model_parallel_size", "expert_tensor_parallel_size"):  # fmt: skip
+            value = getattr(self, key)
+            require(value > 0, f"parallel.{key} = {value}", rule="must be at least 1", fix="use 1 for no splitting")
+        dense = self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+        require(
+            self.world_size % dense == 0,
+            f"parallel.world_size = {self.world_size}",
+            rule=f"must be a multiple of tensor x pipeline x context parallel size ({dense})",
+            fix=f"start a multiple of {dense} processes or lower one of the sizes",
+        )
+        expert = self.expert_model_parallel_size * self.expert_tensor_parallel_size * self.pipeline_model_parallel_size
+        require(
+            self.world_size % expert == 0,
+            f"parallel.expert_model_parallel_size = {self.expert_model_parallel_size}",
+            rule=f"expert x expert-tensor x pipeline size ({expert}) must divide world_size ({self.world_size})",
+            fix="lower parallel.expert_model_parallel_size",
+        )
+        require(
+            not self.sequence_parallel or self.tensor_model_parallel_size > 1,
+            "parallel.sequence_parallel = true",
+            rule=f"needs tensor_model_parallel_size > 1 (it is {self.tensor_model_parallel_size})",
+            fix="set parallel.sequence_parallel=false or raise parallel.tensor_model_parallel_size",
+        )
+        require(
+            self.virtual_pipeline_model_parallel_size is None or self.pipeline_model_parallel_size > 1,
+            f"parallel.virtual_pipeline_model_parallel_size = {self.virtual_pipeline_model_parallel_size}",
+            rule="needs pipeline_model_parallel_size > 1",
+            fix="remove it or raise parallel.pipeline_model_parallel_size",
+        )
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Replicas of the dense part of the model."""
+        return self.world_size // (
+            self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+        )
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Raise ``ConfigError`` where ``model`` cannot be split this way."""
+        tp, pp, ep = (
+            self.tensor_model_parallel_size,
+            self.pipeline_model_parallel_size,
+            self.expert_model_parallel_size,
+        )
+        for key in ("num_attention_heads", "num_key_value_heads", "vocab_size"):
+            value = getattr(model, key)
+            require(
+                value % tp == 0,
+                f"parallel.tensor_model_parallel_size = {tp}",
+                rule=f"must divide model.{key} ({value})",
+                fix="use a tensor parallel size that divides it, for example 1",
+            )
+        chunks = pp * (self.virtual_pipeline_model_parallel_size or 1)
+        require(
+            model.num_hidden_layers % chunks == 0,
+            f"parallel.pipeline_model_parallel_size = {pp}",
+            rule=f"pipeline stages x virtual stages ({chunks}) must divide model.num_hidden_layers "
+            f"({model.num_hidden_layers})",
+            fix="use a pipeline parallel size that divides it, for example 1",
+        )
+        require(
+            (model.num_experts or 0) % ep == 0 and (model.is_moe or ep == 1),
+            f"parallel.expert_model_parallel_size = {ep}",
+            rule=f"must divide model.num_experts ({model.num_experts or 0}), and be 1 for a dense model",
+            fix="use an expert parallel size that divides it, for example 1",
+        )
+        require(
+            not (model.is_moe and tp > 1 and not self.sequence_parallel),
+            "parallel.sequence_parallel = false",
+            rule="Megatron-Core trains mixtures of experts under tensor parallelism with sequence parallelism only",
+            fix="set parallel.sequence_parallel=true",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionConfig:
+    """Numbers that weights, activations and gradients are held in."""
+
+    params_dtype: Literal["fp32", "bf16"] = "bf16"
+    recompute: Literal["none", "selective", "full"] = "none"
+    transformer_engine: bool = True  # TransformerEngine's layers; false for Megatron-Core's own
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """The machine: ``device`` is what training and decoding run on, never guessed."""
+
+    device: Literal["cuda", "cpu"] = "cuda"
+    threads_per_process: int = 1  # CPU threads of each training process (device cpu)

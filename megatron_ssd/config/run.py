@@ -1,0 +1,93 @@
+"""The whole configuration of a run, and the checks that need more than one section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from megatron_ssd.config.dataset import FilterConfig
+from megatron_ssd.config.evaluation import EvaluationConfig
+from megatron_ssd.config.generation import EngineConfig, GenerationConfig, PromptConfig, SamplingConfig
+from megatron_ssd.config.minicode import MinicodeConfig
+from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig, PrecisionConfig
+from megatron_ssd.config.problems import BenchmarkConfig, ProblemsConfig
+from megatron_ssd.config.training import OptimizerConfig, TrainingConfig
+from megatron_ssd.errors import ConfigError, require
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseConfig:
+    """A base model that the pipeline makes before it starts: ``experiment`` is run under ``base_dir`` and cached."""
+
+    experiment: str
+    base_dir: str = "runs/base"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run. Every stage takes this and reads its own sections; a section of null was not named.
+
+    ``replace`` lets a stage move aside output that was made with another configuration.
+    """
+
+    run_dir: str = "runs/run"
+    seed: int = 0
+    objective: Literal["sft", "pretrain"] = "sft"
+    dry_run: bool = False
+    replace: bool = False
+    model: ModelConfig | None = None
+    problems: ProblemsConfig | None = None
+    benchmark: BenchmarkConfig | None = None
+    sampling: SamplingConfig | None = None
+    base: BaseConfig | None = None
+    minicode: MinicodeConfig = field(default_factory=MinicodeConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        self.training.num_microbatches(self.parallel.data_parallel_size)
+        require(
+            self.optimizer.lr_warmup_iters < self.training.train_iters,
+            f"optimizer.lr_warmup_iters = {self.optimizer.lr_warmup_iters}",
+            rule=f"must be below training.train_iters ({self.training.train_iters})",
+            fix="lower optimizer.lr_warmup_iters",
+        )
+        if self.model is not None:
+            self.parallel.check_model(self.model)
+            require(
+                self.training.seq_length <= self.model.max_position_embeddings,
+                f"training.seq_length = {self.training.seq_length}",
+                rule=f"must be at most model.max_position_embeddings ({self.model.max_position_embeddings})",
+                fix="lower training.seq_length",
+            )
+        require(
+            not self.parallel.sequence_parallel
+            or self.training.seq_length % self.parallel.tensor_model_parallel_size == 0,
+            f"training.seq_length = {self.training.seq_length}",
+            rule="must be a multiple of parallel.tensor_model_parallel_size under sequence parallelism",
+            fix=f"use a multiple of {self.parallel.tensor_model_parallel_size}",
+        )
+        require(
+            self.cluster.device == "cuda" or not self.precision.transformer_engine,
+            "precision.transformer_engine = true",
+            rule="TransformerEngine runs on CUDA devices only and cluster.device is cpu",
+            fix="set precision.transformer_engine=false",
+        )
+
+
+def needed(section: _T | None, name: str, *, fix: str) -> _T:
+    """The section, or a ``ConfigError`` that says that it was not named."""
+    if section is None:
+        raise ConfigError(f"{name} = null", rule=f"this stage needs {name}", fix=fix)
+    return section

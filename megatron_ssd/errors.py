@@ -1,0 +1,30 @@
+"""The one kind of error that a user causes and a user can mend."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Something that the user named cannot be used.
+
+    The message is one line of three parts: the value as it was given, the rule that it breaks, and what to do.
+    Entry points print that line alone and exit with status 2.
+
+    Args:
+        what: the key or path and its value, for example ``parallel.tensor_model_parallel_size = 3``.
+        rule: what must hold, for example ``must divide num_attention_heads (32)``.
+        fix: what to do, for example ``use 1, 2, 4, 8, 16 or 32``.
+    """
+
+    def __init__(self, what: str, *, rule: str, fix: str) -> None:
+        self.what, self.rule, self.fix = what, rule, fix
+        super().__init__(" ".join(f"{what}: {rule}; {fix}".split()))
+
+
+class ConfigError(UserError):
+    """A configuration key or value is wrong."""
+
+
+def require(condition: bool, what: str, *, rule: str, fix: str) -> None:
+    """Raise ``ConfigError`` unless ``condition`` holds."""
+    if not condition:
+        raise ConfigError(what, rule=rule, fix=fix)

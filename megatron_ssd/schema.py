@@ -1,0 +1,126 @@
+"""The records that cross stages: problems, samples, verdicts. Each goes to JSON and back unchanged."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from megatron_ssd.errors import UserError
+
+ProblemForm = Literal["stdin", "function"]
+FinishReason = Literal["stop", "length", "skipped"]
+VerdictStatus = Literal[
+    "passed", "wrong_answer", "runtime_error", "timeout", "memory", "syntax_error", "no_code", "infrastructure_error"
+]
+
+
+class _Record:
+    """JSON both ways for a dataclass; an unknown or missing field is an error that names it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries and lists, ready for ``json.dumps``."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Self:
+        """Rebuild a record. Raises ``UserError`` where a field is unknown or missing."""
+        fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        required = {
+            name
+            for name, f in fields.items()
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        }
+        wrong = sorted(set(row) ^ set(fields) & (set(row) | required))
+        if wrong:
+            raise UserError(
+                f"{cls.__name__} row with fields {sorted(row)}",
+                rule=f"the fields {wrong} are unknown or missing",
+                fix="make the file again with this version of the stage that wrote it",
+            )
+        return cls(**row)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestCase(_Record):
+    """One hidden test.
+
+    For ``stdin`` problems both are raw text. For ``function`` problems ``input`` is one JSON value per argument,
+    joined by newlines, and ``output`` is one JSON value (LiveCodeBench's convention).
+    """
+
+    __test__ = False  # not a pytest class
+
+    input: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem(_Record):
+    """A programming problem. ``id`` is unique within its source and stable across runs."""
+
+    id: str
+    source: str
+    statement: str
+    form: ProblemForm
+    title: str = ""
+    starter_code: str = ""
+    function_name: str | None = None
+    difficulty: str | None = None
+    date: str | None = None  # ISO date of the contest, where known
+    tests: tuple[TestCase, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Self:
+        tests = tuple(TestCase.from_json(test) for test in row.get("tests", ()))
+        return super(Problem, cls).from_json({**row, "tests": tests})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample(_Record):
+    """One response of the frozen model, with everything needed to repeat it.
+
+    ``response_token_ids`` are the ids as sampled, never a re-tokenisation of ``response``. An end-of-sequence id is
+    part of them only where the model stopped by itself (``finish_reason == "stop"``). A prompt that could not be run is
+    recorded with ``finish_reason == "skipped"``, empty response, and the reason in ``skip_reason``.
+    """
+
+    problem_id: str
+    sample_index: int
+    messages: list[dict[str, str]]
+    prompt_token_ids: list[int]
+    response: str
+    response_token_ids: list[int]
+    finish_reason: FinishReason
+    seed: int
+    sampling_hash: str
+    model_revision: str
+    skip_reason: str = ""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What makes a sample unique in a run: (problem id, sample index)."""
+        return self.problem_id, self.sample_index
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict(_Record):
+    """The outcome of running one program against its problem's tests.
+
+    ``infrastructure_error`` says that the judge failed, and never counts as wrong.
+    """
+
+    problem_id: str
+    sample_index: int
+    status: VerdictStatus
+    tests_passed: int = 0
+    tests_total: int = 0
+    failed_test: int | None = None  # index of the first failing test
+    detail: str = ""  # one line: exception, difference, limit
+    cpu_seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether every test passed."""
+        return self.status == "passed"
