@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -68,7 +69,12 @@ class Stage:
         return False
 
     def begin(self) -> Path:
-        """The work folder, new or as an earlier start of the same identity left it."""
+        """The work folder, new or as an earlier start of the same identity left it.
+
+        Raises:
+            UserError: another process is at work on this stage, or the folder holds work of another identity.
+        """
+        self._lock()
         plan = self.work / _PLAN
         if self.work.exists() and plan.is_file():
             earlier = json.loads(plan.read_text(encoding="utf-8"))
@@ -81,6 +87,18 @@ class Stage:
         self._started = time.monotonic()
         self.note_time()
         return self.work
+
+    def _lock(self) -> None:
+        """Hold ``.NAME.lock`` until this process ends, however it ends."""
+        self.final.parent.mkdir(parents=True, exist_ok=True)
+        path = self.final.parent / f".{self.name}.lock"
+        self._lock_file = path.open("w")
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"folder {self.work}", rule="another process is at work on it", fix="wait for it or stop it"
+            ) from None
 
     def note_time(self) -> None:
         """Record the time spent so far, so that a resumed stage can report the sum. Cheap; call at every unit of work."""
@@ -103,8 +121,8 @@ class Stage:
         facts: dict[str, Any] | None = None,
     ) -> Manifest:
         """Hash the work, write its manifest, force it to disk and give it its final name."""
-        (self.work / _PLAN).unlink(missing_ok=True)
-        files = sorted(path for path in self.work.rglob("*") if path.is_file() and path.name != manifests.FILE_NAME)
+        not_output = {self.work / _PLAN, self.work / manifests.FILE_NAME}
+        files = sorted(path for path in self.work.rglob("*") if path.is_file() and path not in not_output)
         manifest = Manifest(
             stage=self.name,
             identity=self.identity,
@@ -133,6 +151,7 @@ class Stage:
             _fsync(path)
         _fsync(self.work)
         self.work.rename(self.final)
+        (self.final / _PLAN).unlink()  # last: until the rename it tells a next start whose work this is
         _fsync(self.final.parent)
         log.info("%s: published %s (%.1f s)", self.name, self.final, manifest.seconds)
         return manifest

@@ -20,9 +20,13 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True)
 class BaseConfig:
-    """A base model that the pipeline makes before it starts: ``experiment`` is run under ``base_dir`` and cached."""
+    """A base model that the pipeline makes before it starts, once, and finds again by its configuration.
+
+    ``experiment`` (with ``overrides``) is composed, trained from scratch and exported below ``base_dir``.
+    """
 
     experiment: str
+    overrides: tuple[str, ...] = ()
     base_dir: str = "runs/base"
 
 

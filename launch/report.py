@@ -1,0 +1,10 @@
+"""Gather a run into summary.json and one self-contained page: run_dir/report.
+
+python launch/report.py +experiment=demo run_dir=runs/mine
+"""
+
+from megatron_ssd.cli.entry import main
+from megatron_ssd.report.stage import run_report
+
+if __name__ == "__main__":
+    main(run_report, description=__doc__)

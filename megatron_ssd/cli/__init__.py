@@ -1,0 +1,1 @@
+"""Command lines: YAML and overrides in, one checked ``RunConfig`` out. The only package that knows Hydra."""

@@ -1,0 +1,97 @@
+"""What every entry point does around its stage: parse, check, log, run, and end with a line and a status.
+
+Exit status: 0 done, 2 the user can mend it (one line on standard error), 130 interrupted, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from megatron_ssd.cli.compose import CONFIG_DIR, compose_config, compose_values, groups
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.process import die_with_parent_if_asked
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+_TRACEBACK_VARIABLE = "MEGATRON_SSD_TRACEBACK"
+
+
+def main(stage: Callable[[RunConfig], None], *, description: str, argv: list[str] | None = None) -> None:
+    """Run ``stage`` with the configuration of the command line, then exit the process unless all went well.
+
+    Args:
+        stage: takes the checked configuration.
+        description: first paragraph of ``--help``.
+        argv: arguments in place of ``sys.argv[1:]``.
+    """
+    die_with_parent_if_asked()
+    arguments = parser(description).parse_args(argv)
+    run_guarded(lambda: _run(stage, arguments), traceback=arguments.traceback)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options that all entry points share."""
+    listing = "\n".join(f"  {group:12} {', '.join(names)}" for group, names in groups().items())
+    result = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"Groups (GROUP=NAME) and what they offer:\n{listing}\n\n"
+        "Any key can be set as SECTION.KEY=VALUE; --print-config shows all that were given.",
+    )
+    result.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, e.g. +model=tiny seed=1")
+    result.add_argument("--config-dir", type=Path, default=CONFIG_DIR, help="folder of the YAML groups")
+    result.add_argument("--print-config", action="store_true", help="print the composed YAML and stop")
+    result.add_argument("--traceback", action="store_true", help="show where in the code an error was raised")
+    return result
+
+
+def run_guarded(action: Callable[[], None], *, traceback: bool = False) -> None:
+    """Run ``action``; turn what a user can mend into one line on standard error and an exit status."""
+    if traceback or os.environ.get(_TRACEBACK_VARIABLE):
+        os.environ[_TRACEBACK_VARIABLE] = "1"  # stages started from here show theirs too
+        action()
+        return
+    try:
+        action()
+    except UserError as error:
+        _stop(f"error: {error}", EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        _stop("interrupted: finished work is kept; run the same command to go on", EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        _stop(f"error: disk full{where}: finished work is kept; free some space and run the same command to go on", 1)
+
+
+def _run(stage: Callable[[RunConfig], None], arguments: argparse.Namespace) -> None:
+    config_dir = arguments.config_dir.resolve()
+    if arguments.print_config:
+        print(yaml.safe_dump(compose_values(arguments.overrides, config_dir), sort_keys=False), end="")
+        return
+    config = compose_config(arguments.overrides, config_dir)
+    start_logging()
+    stage(config)
+
+
+def start_logging() -> None:
+    """Our own log lines on standard error; libraries only from warnings up."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    logging.getLogger("megatron_ssd").setLevel(logging.INFO)
+
+
+def _stop(line: str, status: int) -> None:
+    # Under torchrun every process meets the same error; one line of it is enough.
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        sys.stdout.flush()
+        print(line, file=sys.stderr, flush=True)
+    sys.exit(status)

@@ -1,0 +1,45 @@
+"""Child processes that do not outlive whoever started them.
+
+A killed parent must not leave a child writing where a restarted one will write. Linux can promise that: a process asks
+for a signal at its parent's death. The request survives ``exec`` but not ``fork``, so a grandchild (a worker of
+torchrun) has to ask for itself; it does so when the environment variable says that it runs under the pipeline.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+UNDER_PIPELINE = "MEGATRON_SSD_DIE_WITH_PARENT"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies. Does nothing where the system is not Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def die_with_parent_if_asked() -> None:
+    """``die_with_parent`` in a process that the pipeline started, directly or not."""
+    if os.environ.get(UNDER_PIPELINE):
+        die_with_parent()
+
+
+def run_child(command: Sequence[str]) -> int:
+    """Run ``command`` to its end on this terminal and return its exit status.
+
+    Ctrl-C reaches the child by itself (it is in the same group); it is waited for, so that it can leave its work in
+    order, and then goes on as ``KeyboardInterrupt`` here.
+    """
+    environment = {**os.environ, UNDER_PIPELINE: "1"}
+    with subprocess.Popen(command, env=environment, preexec_fn=die_with_parent) as child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            child.wait()
+            raise
