@@ -153,6 +153,7 @@ class Stage:
         self.work.rename(self.final)
         (self.final / _PLAN).unlink()  # last: until the rename it tells a next start whose work this is
         _fsync(self.final.parent)
+        self._lock_file.close()
         log.info("%s: published %s (%.1f s)", self.name, self.final, manifest.seconds)
         return manifest
 

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import shlex
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_ssd.artifacts.hashing import hash_json
+from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config
 from megatron_ssd.cli.entry import parser, run_guarded, start_logging
 from megatron_ssd.cli.preflight import check_machine
-from megatron_ssd.cli.process import DIE_WITH_PARENT_VARIABLE
-from megatron_ssd.cli.stages import STAGES, StageScript
-from megatron_ssd.config.run import RunConfig, needed
-from megatron_ssd.errors import ConfigError
+from megatron_ssd.config.run import BaseConfig, RunConfig, needed
+from megatron_ssd.dataset.corpus import world_stage
+from megatron_ssd.dataset.stage import dataset_stage
+from megatron_ssd.evaluation.stage import evaluation_stage
+from megatron_ssd.export.stage import export_stage
+from megatron_ssd.generation.stage import samples_stage
+from megatron_ssd.process import run_child
+from megatron_ssd.report.stage import report_stage
+from megatron_ssd.report.terminal import print_report
+from megatron_ssd.training.stage import training_stage
 
 log = logging.getLogger(__name__)
 
@@ -31,21 +36,25 @@ ROOT = CONFIG_DIR.parent
 
 
 @dataclass(frozen=True)
-class Step:
-    """One stage to run: its script, the overrides it gets, and the configuration that these compose to."""
+class Script:
+    """An entry point and how to ask, without starting it, whether its output stands already."""
 
-    script: StageScript
-    overrides: tuple[str, ...]
-    config: RunConfig
+    path: str
+    open_stage: Callable[[RunConfig], Stage]
+    torchrun: bool = False  # one process a device of the layout
 
-    @property
-    def command(self) -> list[str]:
-        """The command line; training goes through torchrun with one process a device of the layout."""
-        script = [str(ROOT / self.script.path), *self.overrides]
-        if not self.script.torchrun:
-            return [sys.executable, *script]
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        return [*launcher, f"--nproc-per-node={self.config.parallel.world_size}", *script]
+
+_TRAIN = Script("launch/train.py", training_stage, torchrun=True)
+_EXPORT = Script("launch/export.py", export_stage)
+BASE = (Script("tools/build_minicode.py", world_stage), _TRAIN, _EXPORT)
+LOOP = (
+    Script("launch/generate.py", samples_stage),
+    Script("tools/preprocess_data.py", dataset_stage),
+    _TRAIN,
+    _EXPORT,
+    Script("launch/evaluate.py", evaluation_stage),
+    Script("launch/report.py", report_stage),
+)
 
 
 def main() -> None:
@@ -55,22 +64,57 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Plan and run. Raises ``UserError`` before the first stage where something that a later one needs is missing."""
+    """Make the base model where the configuration asks for one, then the loop.
+
+    Raises:
+        UserError: before the first stage, where something is missing that a later one needs.
+    """
     start_logging()
-    overrides = list(arguments.overrides)
-    config = compose_config(overrides, arguments.config_dir)
-    for section in ("model", "problems", "benchmark", "sampling"):
-        needed(getattr(config, section), section, fix=f"choose one: {section}=NAME, or +experiment=demo")
-    check_machine(config)
     started = time.monotonic()
-    base_steps = _base_steps(config, overrides)
-    for number, step in enumerate(base_steps, start=1):
-        _run_step(step, f"base {number}/{len(base_steps)}")
-    if base_steps:
-        overrides.append(f"model.path={base_steps[-1].config.run_dir}/export")
-    overrides.append(f"run_dir={config.run_dir}")
-    config = compose_config(overrides, arguments.config_dir)
-    loop = [Step(script, tuple(overrides), config) for script in STAGES]
-    for number, step in enumerate(loop, start=1):
-        _run_step(step, f"{number}/{len(loop)}")
+    overrides: list[str] = arguments.overrides
+    config_dir = arguments.config_dir.resolve()
+    config = compose_config(overrides, config_dir)
+    for section in ("model", "problems", "benchmark", "sampling"):
+        needed(getattr(config, section), section, fix=f"choose one with {section}=NAME, or take +experiment=demo")
+    check_machine(config)
+    if config.base is not None:
+        folder = _make_base(config.base, config_dir)
+        overrides = [*overrides, f"model.path={folder}"]
+    _run_all("", LOOP, [*overrides, f"run_dir={config.run_dir}"], config_dir)
+    print_report(Path(config.run_dir))
     log.info("pipeline: done in %.0f s", time.monotonic() - started)
+
+
+def _make_base(base: BaseConfig, config_dir: Path) -> Path:
+    """The folder of the frozen base model, trained now or found as an earlier run left it."""
+    overrides = [f"experiment={base.experiment}", *base.overrides]
+    settings = asdict(compose_config(overrides, config_dir))
+    run_dir = Path(base.base_dir) / hash_json({**settings, "run_dir": None})[:12]
+    _run_all("base ", BASE, [*overrides, f"run_dir={run_dir}"], config_dir)
+    return run_dir / "export"
+
+
+def _run_all(label: str, scripts: tuple[Script, ...], overrides: list[str], config_dir: Path) -> None:
+    """Start each script whose output is not up to date, and stop with the first that fails."""
+    config = compose_config(overrides, config_dir)
+    options = [] if config_dir == CONFIG_DIR else [f"--config-dir={config_dir}"]
+    for number, script in enumerate(scripts, start=1):
+        if script.open_stage(config).is_current():
+            continue
+        log.info("pipeline: %sstage %d of %d, %s", label, number, len(scripts), script.path)
+        status = run_child([*_launcher(script, config), str(ROOT / script.path), *options, *overrides])
+        if status != 0:
+            sys.exit(_failed(script, status))
+
+
+def _launcher(script: Script, config: RunConfig) -> list[str]:
+    if not script.torchrun:
+        return [sys.executable]
+    nproc = f"--nproc-per-node={config.parallel.world_size}"
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", nproc]
+
+
+def _failed(script: Script, status: int) -> int:
+    """Say which stage stopped; the stage itself has said why."""
+    log.error("pipeline: %s stopped with status %d; the same command goes on from there", script.path, status)
+    return status if status > 0 else 128 - status  # a signal's number comes back negative

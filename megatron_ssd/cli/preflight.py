@@ -1,0 +1,21 @@
+"""What a run needs of the machine, asked before its first stage and not after hours of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.evaluation.sandbox import check_sandbox
+from megatron_ssd.runtime.device import check_device
+
+
+def check_machine(config: RunConfig) -> None:
+    """Raise ``UserError`` for the first thing that is missing: device, sandbox, a run folder that can be written."""
+    check_device(config.cluster)
+    check_sandbox(config.evaluation.sandbox)
+    folder = Path(config.run_dir)
+    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"run_dir = {config.run_dir}", rule=f"{existing} cannot be written", fix="use another run_dir")

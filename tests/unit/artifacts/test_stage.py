@@ -1,0 +1,106 @@
+"""A stage is published whole or not at all, found again when current, and never overwritten in silence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_ssd.artifacts.hashing import hash_folder
+from megatron_ssd.artifacts.manifest import read_manifest
+from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.errors import UserError
+
+
+def make(run_dir: Path, config: dict[str, Any] | None = None, replace: bool = False) -> Stage:
+    return Stage(name="samples", run_dir=run_dir, config=config or {"t": 1.5}, inputs={"model": "abc"}, replace=replace)
+
+
+def publish(run_dir: Path, text: str = "data") -> Stage:
+    stage = make(run_dir)
+    (stage.begin() / "part.txt").write_text(text)
+    stage.publish(engine={"name": "vllm", "version": "1"}, counts={"rows": 1}, dropped={"empty": 2})
+    return stage
+
+
+def test_nothing_has_the_final_name_before_publish(tmp_path: Path) -> None:
+    stage = make(tmp_path)
+    stage.begin()
+    assert not (tmp_path / "samples").exists()
+    assert (tmp_path / "samples.partial").is_dir()
+
+
+def test_publish_writes_a_manifest_with_hashes_and_counts(tmp_path: Path) -> None:
+    publish(tmp_path)
+    manifest = read_manifest(tmp_path / "samples")
+    assert [output["path"] for output in manifest.outputs] == ["part.txt"]
+    assert manifest.outputs[0]["bytes"] == 4
+    assert manifest.outputs[0]["sha256"] == "3a6eb0790f39ac87c94f3856b2dd2c5d110e6811602261a9a923d3bb23adc8b7"
+    assert (manifest.counts, manifest.dropped, manifest.engine["name"]) == ({"rows": 1}, {"empty": 2}, "vllm")
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["manifest.json", "part.txt"]
+    assert not (tmp_path / "samples.partial").exists()
+
+
+def test_the_same_configuration_is_current_and_tuples_equal_lists(tmp_path: Path) -> None:
+    publish(tmp_path)
+    assert make(tmp_path).is_current()
+    assert make(tmp_path, {"t": (1, 2)}).identity == make(tmp_path, {"t": [1, 2]}).identity
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
+    publish(tmp_path)
+    with pytest.raises(UserError, match=r"t: 1\.5 then, 2\.0 now.*replace=true"):
+        make(tmp_path, {"t": 2.0}).is_current()
+
+
+def test_replace_moves_aside_and_deletes_nothing(tmp_path: Path) -> None:
+    publish(tmp_path, "old")
+    assert not make(tmp_path, {"t": 2.0}, replace=True).is_current()
+    assert (tmp_path / "samples.replaced-1" / "part.txt").read_text() == "old"
+
+
+def test_begin_resumes_its_own_work_and_refuses_anothers(tmp_path: Path) -> None:
+    (make(tmp_path).begin() / "half.txt").write_text("1")
+    assert (make(tmp_path).begin() / "half.txt").read_text() == "1"
+    with pytest.raises(UserError, match="another configuration"):
+        make(tmp_path, {"t": 2.0}).begin()
+
+
+def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
+    stage = make(tmp_path)
+    stage.begin()
+    program = (
+        "import sys; from pathlib import Path; from megatron_ssd.artifacts.stage import Stage\n"
+        "Stage(name='samples', run_dir=Path(sys.argv[1]), config={'t': 1.5}, inputs={'model': 'abc'}).begin()"
+    )
+    second = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert second.returncode != 0
+    assert "another process is at work" in second.stderr
+
+
+def test_time_adds_up_over_starts(tmp_path: Path) -> None:
+    stage = make(tmp_path)
+    stage.begin()
+    stage._seconds_before = 100.0
+    stage.note_time()
+    del stage  # lets go of the lock, as a dead process does
+    again = make(tmp_path)
+    again.begin()
+    assert again.publish().seconds >= 100.0
+
+
+def test_a_folder_without_manifest_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no manifest\.json"):
+        read_manifest(tmp_path)
+
+
+def test_a_folder_hash_sees_names_and_content(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    first = hash_folder(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    second = hash_folder(tmp_path)
+    (tmp_path / "b").write_text("22")
+    assert len({first, second, hash_folder(tmp_path)}) == 3

@@ -1,0 +1,86 @@
+"""YAML values become frozen dataclasses, or one line that says what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from megatron_ssd.config.build import build_config
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.errors import ConfigError
+
+TINY = {
+    "name": "t", "model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 128, "vocab_size": 512,
+    "max_position_embeddings": 65536,
+}  # fmt: skip
+
+
+def test_no_values_give_every_default() -> None:
+    assert build_config({}) == RunConfig()
+
+
+def test_the_result_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        build_config({}).seed = 1  # type: ignore[misc]
+
+
+def test_lists_become_tuples_and_whole_numbers_floats() -> None:
+    temperatures = build_config({"evaluation": {"temperatures": [1, 2.5]}}).evaluation.temperatures
+    assert temperatures == (1.0, 2.5)
+    assert isinstance(temperatures[0], float)
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"sed": 1}, ["sed = 1", "no such key", "did you mean seed?"]),
+        ({"parallel": {"tensr_model_parallel_size": 2}}, ["did you mean parallel.tensor_model_parallel_size?"]),
+        ({"seed": "1"}, ["seed = '1'", "valid integer"]),
+        ({"seed": 1.5}, ["seed = 1.5", "integer"]),
+        ({"dry_run": "yes"}, ["dry_run = 'yes'", "boolean"]),
+        ({"objective": "rl"}, ["objective = 'rl'", "'sft' or 'pretrain'"]),
+        ({"parallel": 3}, ["parallel = 3", "object"]),
+        ({"model": {"name": "x"}}, ["model.model_type is not set"]),
+        ({"model": {**TINY, "vocab_siz": 3}}, ["model.vocab_siz = 3", "did you mean model.vocab_size?"]),
+        ({"model": {**TINY, "num_key_value_heads": 3}}, ["model.num_key_value_heads = 3", "must divide", "(4)"]),
+        ({"model": {**TINY, "num_experts": 4}}, ["model.model_type = qwen3", "num_experts"]),
+        (
+            {"parallel": {"world_size": 3, "tensor_model_parallel_size": 2}},
+            ["parallel.world_size = 3", "multiple of tensor x pipeline x context parallel size (2)"],
+        ),
+        ({"parallel": {"sequence_parallel": True}}, ["sequence_parallel = true", "tensor_model_parallel_size > 1"]),
+        (
+            {"model": TINY, "parallel": {"world_size": 3, "tensor_model_parallel_size": 3}, "training": {"global_batch_size": 3}},
+            ["tensor_model_parallel_size = 3", "must divide model.num_attention_heads (4)"],
+        ),
+        ({"training": {"global_batch_size": 3, "micro_batch_size": 2}}, ["global_batch_size = 3", "multiple"]),
+        ({"optimizer": {"min_lr": 1.0}}, ["optimizer.min_lr = 1.0", "between 0 and optimizer.lr"]),
+        ({"optimizer": {"lr_warmup_iters": 5000}}, ["lr_warmup_iters = 5000", "below training.train_iters (2500)"]),
+        ({"cluster": {"device": "cpu"}}, ["precision.transformer_engine", "cpu"]),
+        ({"evaluation": {"ks": [50]}}, ["evaluation.ks = [50]", "num_samples"]),
+        ({"sampling": {"train": {"top_p": 0}, "eval": {}}}, ["top_p = 0", "above 0"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_one_line_with_key_value_rule_and_fix(values: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config(values)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 4 * (64 * (2 * 64 + 2 * 32) + 32 + 3 * 64 * 128 + 128) + 2 * 512 * 64 + 64),
+        ({"tie_word_embeddings": True}, 4 * (64 * (2 * 64 + 2 * 32) + 32 + 3 * 64 * 128 + 128) + 512 * 64 + 64),
+    ],
+)
+def test_parameters_are_counted_from_the_shape(changes: dict[str, Any], expected: int) -> None:
+    model = build_config({"model": {**TINY, **changes}}).model
+    assert model is not None
+    assert model.num_parameters() == expected
