@@ -1,0 +1,51 @@
+# The commands of this project. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON_PATHS := megatron_ssd launch tools tests setup.py
+SHELL_SCRIPTS = $(shell git ls-files '*.sh' '*.sbatch' .ci/run)
+# More arguments for the demo's configuration or for pytest: make demo ARGS=run_dir=runs/again, make test ARGS="-k grading"
+ARGS ?=
+
+.PHONY: help demo test check format doctor venv venv-cpu lock clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: venv-cpu ## run the whole loop on the small world, ending with the table and the report's path
+	@tools/system_packages.sh demo
+	@$(BIN)/python launch/pipeline.py +experiment=demo $(ARGS)
+
+test: venv ## run the test-suite, without the tests marked slow or gpu
+	@tools/system_packages.sh test
+	@$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+check: venv ## lint, format, types, import direction, shell scripts, Dockerfile
+	@$(BIN)/ruff check $(PYTHON_PATHS)
+	@$(BIN)/ruff format --check $(PYTHON_PATHS)
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/shellcheck --external-sources $(SHELL_SCRIPTS)
+	@$(BIN)/hadolint Dockerfile
+
+format: venv ## let ruff rewrite what it can
+	@$(BIN)/ruff check --fix $(PYTHON_PATHS)
+	@$(BIN)/ruff format $(PYTHON_PATHS)
+
+doctor: venv-cpu ## what can run on this machine, and what is missing
+	@$(BIN)/python tools/doctor.py
+
+venv: ## make .venv from the locks, with what tests and checks need
+	@PYTHON="$(PYTHON)" tools/make_venv.sh dev
+
+venv-cpu: ## make .venv from the locks, with what the demo needs
+	@PYTHON="$(PYTHON)" tools/make_venv.sh cpu
+
+lock: ## resolve the locks anew from setup.py
+	@PYTHON="$(PYTHON)" tools/lock.sh
+
+clean: ## remove .venv and caches; runs/ stays
+	@rm -rf $(VENV) build ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

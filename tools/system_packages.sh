@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Install the programs that pip cannot bring: what the demo needs, or also what the tests need.
+#
+#   tools/system_packages.sh demo      bubblewrap (sandbox of graded programs), a C++ compiler (vLLM's CPU kernels)
+#   tools/system_packages.sh test      also chromium (the report is looked at in a browser)
+#
+# Uses apt-get as root or through "sudo -n". Elsewhere it says in one line what to install, and ends with status 1.
+set -euo pipefail
+
+purpose=${1:?usage: tools/system_packages.sh demo|test}
+declare -A package_of=([bwrap]=bubblewrap [g++]=g++ [chromium]=chromium)
+case $purpose in
+    demo) programs=(bwrap g++) ;;
+    test) programs=(bwrap g++ chromium) ;;
+    *)
+        echo "error: tools/system_packages.sh $purpose: the purpose must be demo or test" >&2
+        exit 2
+        ;;
+esac
+
+missing=()
+for program in "${programs[@]}"; do
+    command -v "$program" >/dev/null || missing+=("${package_of[$program]}")
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then
+    as_root=(sudo -n)
+fi
+if command -v apt-get >/dev/null && "${as_root[@]}" true 2>/dev/null; then
+    echo "installing ${missing[*]} with apt-get"
+    export DEBIAN_FRONTEND=noninteractive
+    "${as_root[@]}" apt-get update -qq
+    "${as_root[@]}" apt-get install --yes --no-install-recommends "${missing[@]}"
+else
+    echo "error: not installed: ${missing[*]}; needed by make $purpose; install them with the system's package manager" \
+        "(this account has no apt-get as root)" >&2
+    exit 1
+fi
