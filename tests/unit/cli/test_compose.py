@@ -1,0 +1,88 @@
+"""Every shipped YAML composes, and what cannot be composed is one clear line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_ssd.cli.compose import compose_config, groups
+from megatron_ssd.errors import ConfigError
+
+# What a group needs beside it to stand alone: a CPU has no TransformerEngine, a benchmark file has no default place.
+_COMPANIONS = {
+    ("cluster", "cpu"): ["precision=fp32"],
+    ("benchmark", "livecodebench"): ["benchmark.path=problems.jsonl"],
+    ("benchmark", "livecodebench_v5"): ["benchmark.path=problems.jsonl"],
+    ("benchmark", "livecodebench_v6"): ["benchmark.path=problems.jsonl"],
+}
+_SHIPPED = [(group, name) for group, names in groups().items() for name in names]
+_PARAMETERS = {
+    "qwen3_4b_instruct": 4_022_468_096,
+    "qwen3_4b_thinking": 4_022_468_096,
+    "qwen3_30b": 30_532_122_624,
+    "qwen3_30b_thinking": 30_532_122_624,
+    "llama31_8b": 8_030_261_248,
+}
+
+
+def test_the_shipped_groups_are_found() -> None:
+    assert {"model", "parallel", "precision", "sampling", "problems", "benchmark", "optimizer", "cluster",
+            "experiment"} == set(groups())  # fmt: skip
+    assert set(_PARAMETERS) | {"tiny", "tiny_moe"} <= set(groups()["model"])
+
+
+@pytest.mark.parametrize(("group", "name"), _SHIPPED, ids="/".join)
+@pytest.mark.parametrize("plus", ["", "+"])
+def test_every_shipped_yaml_composes(group: str, name: str, plus: str) -> None:
+    config = compose_config([f"{plus}{group}={name}", *_COMPANIONS.get((group, name), [])])
+    assert config.run_dir.startswith("runs/")
+    if group == "model":
+        assert config.model is not None
+        assert config.model.name == name
+
+
+@pytest.mark.parametrize(("name", "parameters"), _PARAMETERS.items())
+def test_shapes_have_the_published_parameter_counts(name: str, parameters: int) -> None:
+    model = compose_config([f"+model={name}"]).model
+    assert model is not None
+    assert model.num_parameters() == parameters
+
+
+def test_a_model_brings_its_layout_and_the_command_line_wins() -> None:
+    assert compose_config(["+model=qwen3_30b"]).parallel.expert_model_parallel_size == 8
+    assert compose_config(["+model=qwen3_30b", "parallel=tp2_dp4"]).parallel.expert_model_parallel_size == 1
+    assert compose_config(["+experiment=demo", "parallel=dp2", "model=tiny_moe"]).model.name == "tiny_moe"  # type: ignore[union-attr]
+
+
+def test_the_demos_run_folder_follows_its_problems() -> None:
+    assert compose_config(["+experiment=demo"]).run_dir == "runs/demo-minicode"
+    config = compose_config(["+experiment=demo", "problems=rstar_coder", "problems.path=rows", "problems.limit=64"])
+    assert config.run_dir == "runs/demo-rstar_coder"
+    assert config.problems is not None
+    assert (config.problems.path, config.problems.limit) == ("rows", 64)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["+model=qwen"], ["model = 'qwen'", "no such file", "qwen3_30b"]),
+        (["training.train_iter=3"], ["training.train_iter = 3", "did you mean training.train_iters?"]),
+        (["training.train_iters=many"], ["training.train_iters = 'many'", "integer"]),
+        (["foo"], ["'foo'", "KEY=VALUE"]),
+        (["seed={"], ["seed={"]),
+        (["run_dir=${nothing.here}"], ["nothing.here"]),
+        (["benchmark=livecodebench"], ["benchmark.path = None", "set benchmark.path=FILE"]),
+    ],
+)
+def test_what_cannot_be_composed_is_one_line(overrides: list[str], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_config(overrides)
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
+        compose_config([], tmp_path)

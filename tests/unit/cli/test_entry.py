@@ -1,0 +1,71 @@
+"""An entry point ends with one line and a status whatever a user, the disk or the keyboard does."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from megatron_ssd.cli import entry
+from megatron_ssd.errors import UserError
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("key = 3", rule="must be even", fix="use 4"), 2, "error: key = 3: must be even; use 4\n"),
+        (KeyboardInterrupt(), 130, "interrupted: finished work is kept; run the same command to go on\n"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/x"), 1,
+         "error: disk full at runs/x: finished work is kept; free some space and run the same command to go on\n"),
+    ],
+)  # fmt: skip
+def test_expected_errors_are_one_line(
+    error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        entry.run_guarded(lambda: _raise(error))
+    assert caught.value.code == status
+    assert capsys.readouterr().err == line
+
+
+def test_a_traceback_is_there_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEGATRON_SSD_TRACEBACK", "")
+    with pytest.raises(UserError):
+        entry.run_guarded(lambda: _raise(UserError("a", rule="b", fix="c")), traceback=True)
+
+
+def test_a_fault_of_our_own_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        entry.run_guarded(lambda: _raise(ZeroDivisionError()))
+
+
+def test_only_one_process_of_a_node_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit):
+        entry.run_guarded(lambda: _raise(UserError("a", rule="b", fix="c")))
+    assert capsys.readouterr().err == ""
+
+
+def test_print_config_shows_the_composed_yaml_and_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    entry.main(lambda _: pytest.fail("started"), description="", argv=["+experiment=demo", "--print-config"])
+    assert "temperature: 1.5" in capsys.readouterr().out
+
+
+def test_help_lists_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        entry.main(lambda _: None, description="What it does.", argv=["--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert "What it does." in shown
+    assert "qwen3_30b" in shown
+
+
+def test_the_stage_gets_the_checked_configuration() -> None:
+    seen = []
+    entry.main(seen.append, description="", argv=["+experiment=demo", "seed=5"])
+    assert seen[0].seed == 5
