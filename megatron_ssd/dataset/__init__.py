@@ -1,0 +1,1 @@
+"""From sampled responses to rows that training reads: filters, Megatron's .bin/.idx, packing."""
