@@ -5,9 +5,9 @@ Invariants, for every epoch:
 - no sample is split, and no row holds more than ``row_length`` positions;
 - the plan depends on (lengths, row length, mode, seed, epoch) alone, and its order differs from epoch to epoch.
 
-``greedy`` is online best fit: samples come in shuffled order, and each goes into the fullest row that still has room for
-it, or opens a new one. Sorting by length first would waste a little less and would put samples of like length together
-in every epoch; here the company that a sample keeps is as random as the shuffle.
+``greedy`` is online best fit: samples come in shuffled order, and each goes into the fullest row that still has room
+for it, or opens a new one. Sorting by length first would waste a little less and would put samples of like length
+together in every epoch; here the company that a sample keeps is as random as the shuffle.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """The invariants in packing's module docstring, over random lengths."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -42,7 +44,7 @@ def test_order_differs_between_epochs_and_seeds(packing: PackingMode) -> None:
         plan_epoch(lengths, row_length=ROW_LENGTH, packing=packing, seed=seed, epoch=epoch).samples.tolist()
         for seed, epoch in ((0, 0), (0, 1), (1, 0))
     ]
-    assert plans[0] != plans[1] and plans[0] != plans[2] and plans[1] != plans[2]
+    assert all(a != b for a, b in itertools.combinations(plans, 2))
 
 
 @settings(max_examples=80, deadline=None)
@@ -51,7 +53,7 @@ def test_greedy_never_leaves_two_rows_that_fit_in_one(lengths: np.ndarray, seed:
     plan = plan_epoch(lengths, row_length=ROW_LENGTH, packing="greedy", seed=seed, epoch=0)
     used = sorted(int(lengths[plan.row(i)].sum()) for i in range(plan.num_rows))
     # The row that opened later holds only samples that did not fit the earlier one.
-    assert all(a + b > ROW_LENGTH for a, b in zip(used, used[1:], strict=False))
+    assert all(a + b > ROW_LENGTH for a, b in itertools.pairwise(used))
 
 
 def test_greedy_wastes_little() -> None:

@@ -1,0 +1,187 @@
+"""Rows for training, cut from Megatron's indexed data set.
+
+A document of n ids gives n - 1 positions: position i sees id i and predicts id i + 1. A row is ``seq_length`` positions
+that hold whole samples one after the other, each its own segment with positions from 0, then padding.
+
+- ``sft``: documents are [prompt, response]. The loss is on response ids only; the first of them is predicted at the
+  last prompt id. An end token is in the response ids or it is nowhere, so nothing is added here.
+- ``pretrain``: documents are one sequence, and every position counts.
+
+Segments are numbered from 1; padding is segment 0 with a loss mask of 0. Opening reads the .idx alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_ssd.dataset.indexed import open_indexed
+from megatron_ssd.dataset.packing import PackingMode, PackingPlan, plan_epoch
+from megatron_ssd.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 1 << 24  # ids looked at together when the largest is searched
+
+
+class TrainingDataset:
+    """Packed or padded rows of an epoch, addressed by (epoch, row).
+
+    Args:
+        prefix: path of the data set without ending.
+        objective: which positions carry loss, see the module's docstring.
+        seq_length: positions in a row.
+        packing: ``none`` for one sample a row, ``greedy`` for many.
+        over_long: what becomes of samples with more than ``seq_length`` positions.
+        seed: of the run; with the epoch it fixes order and packing.
+        pad_id: the id that fills rows.
+
+    Attributes:
+        counts: ``documents`` in the files, ``samples`` trained on, and what was left out or cut: ``no_target`` (no
+            position carries loss), ``over_long`` (dropped or truncated, as asked), ``target_positions``.
+
+    Raises:
+        UserError: the files are missing or of another objective, a sample is over long and ``over_long`` is ``error``,
+            or no sample is left.
+    """
+
+    def __init__(
+        self,
+        prefix: Path,
+        *,
+        objective: Literal["sft", "pretrain"],
+        seq_length: int,
+        packing: PackingMode,
+        over_long: Literal["drop", "truncate", "error"],
+        seed: int,
+        pad_id: int = 0,
+    ) -> None:
+        self._prefix = prefix
+        self._dataset = open_indexed(prefix)
+        self._seq_length = seq_length
+        self._packing = packing
+        self._seed = seed
+        self._pad_id = pad_id
+        self._rows_before: list[int] = [0]  # rows of all epochs before epoch i
+
+        firsts = self._first_sequences(objective)
+        sequence_lengths = self._dataset.sequence_lengths.astype(np.int64)
+        sequences_per_document = 2 if objective == "sft" else 1
+        totals = sum(sequence_lengths[firsts + i] for i in range(sequences_per_document))
+        unscored = np.maximum(sequence_lengths[firsts] - 1, 0) if objective == "sft" else np.zeros_like(firsts)
+        self._keep(firsts, positions=totals - 1, unscored=unscored, over_long=over_long)
+        self._sequences_per_document = sequences_per_document
+        # An instance's own cache: a method's would keep every data set alive.
+        self._plan = functools.lru_cache(maxsize=2)(self._make_plan)
+
+    def num_rows(self, epoch: int) -> int:
+        """How many rows ``epoch`` has."""
+        return len(self._lengths) if self._packing == "none" else self._plan(epoch).num_rows
+
+    def locate(self, consumed_rows: int) -> tuple[int, int]:
+        """(epoch, row) of the row that follows after ``consumed_rows`` rows since the start of training."""
+        while self._rows_before[-1] <= consumed_rows:
+            self._rows_before.append(self._rows_before[-1] + self.num_rows(len(self._rows_before) - 1))
+        epoch = int(np.searchsorted(self._rows_before, consumed_rows, side="right")) - 1
+        return epoch, consumed_rows - self._rows_before[epoch]
+
+    def samples_in_row(self, epoch: int, index: int) -> NDArray[np.int64]:
+        """Document numbers of the samples in a row, in their order there."""
+        documents: NDArray[np.int64] = self._documents[self._plan(epoch).row(index)]
+        return documents
+
+    def row(self, epoch: int, index: int) -> dict[str, NDArray[np.int64] | NDArray[np.float32]]:
+        """One row: ``tokens``, ``labels``, ``position_ids``, ``segment_ids`` (int64) and ``loss_mask`` (float32).
+
+        Each has shape [seq_length].
+        """
+        size = self._seq_length
+        tokens, labels = np.full(size, self._pad_id, dtype=np.int64), np.full(size, self._pad_id, dtype=np.int64)
+        position_ids, segment_ids = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+        loss_mask = np.zeros(size, dtype=np.float32)
+        start = 0
+        for segment, sample in enumerate(self._plan(epoch).row(index).tolist(), start=1):
+            ids = self._ids(sample)
+            length = int(self._lengths[sample])
+            where = slice(start, start + length)
+            tokens[where], labels[where] = ids[:length], ids[1 : length + 1]
+            position_ids[where], segment_ids[where] = np.arange(length), segment
+            loss_mask[start + int(self._unscored[sample]) : start + length] = 1.0
+            start += length
+        # Padding counts up as well, so that it looks like any other segment to position encodings.
+        position_ids[start:] = np.arange(size - start)
+        return {
+            "tokens": tokens,
+            "labels": labels,
+            "loss_mask": loss_mask,
+            "position_ids": position_ids,
+            "segment_ids": segment_ids,
+        }
+
+    def max_token_id(self) -> int:
+        """The largest id in the files. Reads all of the .bin once."""
+        ids = np.memmap(f"{self._prefix}.bin", dtype=self._dataset.index.dtype, mode="r")
+        return max(int(ids[start : start + _CHUNK].max()) for start in range(0, len(ids), _CHUNK))
+
+    def _first_sequences(self, objective: str) -> NDArray[np.int64]:
+        """Number of the first sequence of each document, [num_documents]."""
+        borders = self._dataset.document_indices.astype(np.int64)
+        expected = 2 if objective == "sft" else 1
+        wrong = np.flatnonzero(np.diff(borders) != expected)
+        if len(wrong):
+            raise UserError(
+                f"data set {self._prefix} with objective = {objective}",
+                rule=f"documents must have {expected} sequence(s) and document {wrong[0]} has "
+                f"{borders[wrong[0] + 1] - borders[wrong[0]]}",
+                fix=f"set objective={'pretrain' if objective == 'sft' else 'sft'} or name the data set made for it",
+            )
+        firsts: NDArray[np.int64] = borders[:-1]
+        return firsts
+
+    def _keep(
+        self, firsts: NDArray[np.int64], *, positions: NDArray[np.int64], unscored: NDArray[np.int64], over_long: str
+    ) -> None:
+        """Fix which documents are samples, their lengths and their leading positions without loss."""
+        is_over_long = positions > self._seq_length
+        if over_long == "error" and is_over_long.any():
+            worst = int(positions.argmax())
+            raise UserError(
+                f"training.over_long = error with training.seq_length = {self._seq_length}",
+                rule=f"{is_over_long.sum()} samples are longer (document {worst}: {positions[worst]} positions)",
+                fix="raise training.seq_length, or set training.over_long to drop or truncate",
+            )
+        lengths = np.minimum(positions, self._seq_length)
+        has_target = lengths > unscored
+        kept = has_target & ~(is_over_long & (over_long == "drop"))
+        self.counts = {
+            "documents": len(firsts),
+            "samples": int(kept.sum()),
+            "over_long": int(is_over_long.sum()),
+            "no_target": int((~has_target & ~(is_over_long & (over_long == "drop"))).sum()),
+            "target_positions": int((lengths - unscored)[kept].sum()),
+        }
+        if not kept.any():
+            raise UserError(
+                f"data set {self._prefix} with training.seq_length = {self._seq_length}",
+                rule=f"no sample is left ({self.counts})",
+                fix="raise training.seq_length or set training.over_long=truncate",
+            )
+        if is_over_long.any():
+            log.info("dataset: %d samples over %d positions: %s", is_over_long.sum(), self._seq_length, over_long)
+        self._documents = np.flatnonzero(kept)
+        self._firsts, self._lengths, self._unscored = firsts[kept], lengths[kept], unscored[kept]
+
+    def _make_plan(self, epoch: int) -> PackingPlan:
+        return plan_epoch(
+            self._lengths, row_length=self._seq_length, packing=self._packing, seed=self._seed, epoch=epoch
+        )
+
+    def _ids(self, sample: int) -> NDArray[np.int64]:
+        """All ids of a sample's document, prompt and response joined."""
+        first = int(self._firsts[sample])
+        return np.concatenate(self._dataset[first : first + self._sequences_per_document])

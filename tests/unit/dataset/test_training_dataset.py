@@ -1,0 +1,151 @@
+"""What a row holds: every id where it belongs, loss where it belongs, whatever the packing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_ssd.dataset.indexed import IndexedWriter, open_indexed
+from megatron_ssd.dataset.training import TrainingDataset
+from megatron_ssd.errors import UserError
+
+VOCAB = 100
+SEQ_LENGTH = 16
+
+
+def write_pairs(prefix: Path, pairs: list[tuple[list[int], list[int]]]) -> Path:
+    with IndexedWriter(prefix, vocab_size=VOCAB) as writer:
+        for prompt, response in pairs:
+            writer.add(prompt, response)
+    return prefix
+
+
+def open_dataset(prefix: Path, **changes: object) -> TrainingDataset:
+    settings = {"objective": "sft", "seq_length": SEQ_LENGTH, "packing": "none", "over_long": "drop", "seed": 0}
+    return TrainingDataset(prefix, **(settings | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def random_pairs() -> list[tuple[list[int], list[int]]]:
+    generator = np.random.default_rng(0)
+    return [
+        (
+            generator.integers(1, VOCAB, generator.integers(1, 5)).tolist(),
+            generator.integers(1, VOCAB, generator.integers(1, 6)).tolist(),
+        )
+        for _ in range(40)
+    ]
+
+
+def test_one_sample_row_by_hand(tmp_path: Path) -> None:
+    dataset = open_dataset(write_pairs(tmp_path / "data", [([5, 6, 7], [8, 9])]), seq_length=6, pad_id=1)
+    row = dataset.row(0, 0)
+    assert row["tokens"].tolist() == [5, 6, 7, 8, 1, 1]
+    assert row["labels"].tolist() == [6, 7, 8, 9, 1, 1]
+    assert row["loss_mask"].tolist() == [0, 0, 1, 1, 0, 0]
+    assert row["position_ids"].tolist() == [0, 1, 2, 3, 0, 1]
+    assert row["segment_ids"].tolist() == [1, 1, 1, 1, 0, 0]
+    assert row["loss_mask"].dtype == np.float32
+
+
+def test_pretraining_scores_every_position(tmp_path: Path) -> None:
+    with IndexedWriter(tmp_path / "data", vocab_size=VOCAB) as writer:
+        writer.add([3, 4, 5])
+    row = open_dataset(tmp_path / "data", objective="pretrain", seq_length=4).row(0, 0)
+    assert row["tokens"].tolist() == [3, 4, 0, 0]
+    assert row["loss_mask"].tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("packing", ["none", "greedy"])
+def test_an_epoch_holds_each_sample_once_with_its_targets(
+    tmp_path: Path, random_pairs: list[tuple[list[int], list[int]]], packing: str
+) -> None:
+    dataset = open_dataset(write_pairs(tmp_path / "data", random_pairs), packing=packing)
+    seen = []
+    for index in range(dataset.num_rows(1)):
+        row = dataset.row(1, index)
+        for segment, document in enumerate(dataset.samples_in_row(1, index).tolist(), start=1):
+            where = row["segment_ids"] == segment
+            prompt, response = random_pairs[document]
+            assert row["tokens"][where].tolist() == [*prompt, *response][:-1]
+            assert row["labels"][where].tolist() == [*prompt, *response][1:]
+            assert row["labels"][where & (row["loss_mask"] == 1)].tolist() == response
+            assert row["position_ids"][where].tolist() == list(range(where.sum()))
+            seen.append(document)
+        assert not row["loss_mask"][row["segment_ids"] == 0].any()
+    assert sorted(seen) == list(range(len(random_pairs)))
+
+
+@pytest.mark.parametrize("packing", ["none", "greedy"])
+def test_locate_walks_through_epochs_in_any_order(
+    tmp_path: Path, random_pairs: list[tuple[list[int], list[int]]], packing: str
+) -> None:
+    prefix = write_pairs(tmp_path / "data", random_pairs)
+    dataset = open_dataset(prefix, packing=packing)
+    expected = [(epoch, row) for epoch in range(3) for row in range(dataset.num_rows(epoch))]
+    assert [dataset.locate(i) for i in range(len(expected))] == expected
+    assert open_dataset(prefix, packing=packing).locate(len(expected) - 1) == expected[-1]
+
+
+def test_over_long_policies(tmp_path: Path) -> None:
+    prefix = write_pairs(tmp_path / "data", [([1] * 4, [2] * 30), ([1] * 20, [2]), ([1], [2])])
+    dropped = open_dataset(prefix)
+    assert (dropped.counts["samples"], dropped.counts["over_long"], dropped.counts["no_target"]) == (1, 2, 0)
+    cut = open_dataset(prefix, over_long="truncate")  # the second sample is left with nothing to learn
+    assert (cut.counts["samples"], cut.counts["over_long"], cut.counts["no_target"]) == (2, 2, 1)
+    assert cut.counts["target_positions"] == (SEQ_LENGTH - 3) + 1
+    with pytest.raises(UserError, match=r"2 samples are longer \(document 0: 33 positions\)"):
+        open_dataset(prefix, over_long="error")
+
+
+def test_a_sample_of_seq_length_positions_fits(tmp_path: Path) -> None:
+    prefix = write_pairs(tmp_path / "data", [([1] * 4, [2] * (SEQ_LENGTH - 3))])
+    row = open_dataset(prefix, over_long="error").row(0, 0)
+    assert row["labels"].tolist() == [1] * 3 + [2] * (SEQ_LENGTH - 3)
+
+
+def test_empty_responses_are_no_samples(tmp_path: Path) -> None:
+    prefix = write_pairs(tmp_path / "data", [([1, 2], []), ([1, 2], [3])])
+    assert open_dataset(prefix).counts["no_target"] == 1
+
+
+def test_largest_id(tmp_path: Path) -> None:
+    assert open_dataset(write_pairs(tmp_path / "data", [([1, 99], [2])])).max_token_id() == 99
+
+
+def test_wrong_objective_is_named(tmp_path: Path) -> None:
+    prefix = write_pairs(tmp_path / "data", [([1], [2])])
+    with pytest.raises(UserError, match="document 0 has 2"):
+        open_dataset(prefix, objective="pretrain")
+
+
+def test_missing_and_broken_files_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        open_dataset(tmp_path / "nothing")
+    prefix = write_pairs(tmp_path / "data", [([1, 2, 3], [2])])
+    Path(f"{prefix}.bin").write_bytes(b"12")
+    with pytest.raises(UserError, match="holds 2 bytes where its index counts 8"):
+        open_indexed(prefix)
+    Path(f"{prefix}.idx").write_bytes(b"rubbish")
+    with pytest.raises(UserError, match="no whole Megatron index"):
+        open_indexed(prefix)
+
+
+def test_writer_refuses_ids_outside_the_vocabulary(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match="token id 100: is outside"),
+        IndexedWriter(tmp_path / "x", vocab_size=VOCAB) as w,
+    ):
+        w.add([1], [100])
+    assert not (tmp_path / "x.idx").exists()
+
+
+def test_writer_joins_data_sets(tmp_path: Path) -> None:
+    first = write_pairs(tmp_path / "a", [([1], [2, 3])])
+    second = write_pairs(tmp_path / "b", [([4, 5], [6])])
+    with IndexedWriter(tmp_path / "c", vocab_size=VOCAB) as writer:
+        writer.append(first)
+        writer.append(second)
+    joined = open_indexed(tmp_path / "c")
+    assert [sequence.tolist() for sequence in joined[0:4]] == [[1], [2, 3], [4, 5], [6]]
+    assert joined.document_indices.tolist() == [0, 2, 4]
