@@ -1,0 +1,91 @@
+"""Building GPTModel for the rank that this process is."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_ssd.config.model import ModelConfig, RopeScalingConfig
+from megatron_ssd.config.parallel import ParallelConfig, PrecisionConfig
+from megatron_ssd.errors import require
+from megatron_ssd.models.initialization import initialize_weights
+from megatron_ssd.models.layer_specs import block_spec
+from megatron_ssd.models.transformer_config import transformer_config
+
+
+def build_model(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    *,
+    device: str,
+    seed: int | None = 0,
+) -> list[GPTModel]:
+    """The model chunks of this rank, one a virtual pipeline stage (one in all without virtual stages).
+
+    Needs initialised process groups that match ``parallel``.
+
+    Args:
+        device: ``cuda``, ``cpu``, or ``meta`` for shapes without memory.
+        seed: of the initial weights, the same whatever the layout; None leaves them unset for a caller that loads them.
+
+    Raises:
+        ConfigError: the model cannot be laid out so, or the layout needs TransformerEngine.
+    """
+    parallel.check_model(model)
+    _check_rope_scaling(model.rope_scaling)
+    require(
+        parallel.context_parallel_size == 1 or precision.transformer_engine or device == "meta",
+        f"parallel.context_parallel_size = {parallel.context_parallel_size}",
+        rule="this project's own attention holds whole rows; TransformerEngine's splits them",
+        fix="set parallel.context_parallel_size=1 or precision.transformer_engine=true",
+    )
+    config = transformer_config(model, parallel, precision)
+    config.init_model_with_meta_device = device == "meta"
+    stages = parallel.virtual_pipeline_model_parallel_size
+    with torch.device("meta") if device == "meta" else nullcontext():
+        chunks = [
+            _build_chunk(model, config, precision, vp_stage=None if stages is None else stage)
+            for stage in range(stages or 1)
+        ]
+    if device == "cuda":
+        chunks = [chunk.cuda() for chunk in chunks]
+    if device != "meta" and seed is not None:
+        initialize_weights(chunks, seed=seed)
+    return chunks
+
+
+def _build_chunk(
+    model: ModelConfig, config: TransformerConfig, precision: PrecisionConfig, *, vp_stage: int | None
+) -> GPTModel:
+    return GPTModel(
+        config=config,
+        transformer_layer_spec=block_spec(config, transformer_engine=precision.transformer_engine, vp_stage=vp_stage),
+        vocab_size=model.vocab_size,  # not padded: ParallelConfig.check_model wants it divisible
+        max_sequence_length=model.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+        share_embeddings_and_output_weights=model.tie_word_embeddings,
+        position_embedding_type="rope",
+        rotary_base=model.rope_theta,
+        rope_scaling=model.rope_scaling is not None,
+        rope_scaling_factor=model.rope_scaling.factor if model.rope_scaling else 1.0,
+        vp_stage=vp_stage,
+    )
+
+
+def _check_rope_scaling(scaling: RopeScalingConfig | None) -> None:
+    """Megatron-Core's Llama scaling takes the factor; the rest is written into it."""
+    known = RopeScalingConfig()
+    for key in ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
+        if scaling is not None:
+            require(
+                getattr(scaling, key) == getattr(known, key),
+                f"model.rope_scaling.{key} = {getattr(scaling, key)}",
+                rule=f"Megatron-Core's RotaryEmbedding knows {getattr(known, key)} only",
+                fix="use a Llama 3.1 model",
+            )

@@ -1,0 +1,59 @@
+"""Random initial weights that depend on the seed and the parameter's name alone, never on the layout.
+
+Megatron-Core draws weights rank by rank, so one seed gives other weights under another layout. Here each parameter of
+the whole model is drawn from its own stream, keyed by (seed, name, layer, expert), and every rank keeps its slice: one
+process, TP2, PP2 and EP2 begin with the same model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+from megatron.core.models.gpt import GPTModel
+from torch import Tensor
+
+
+def initialize_weights(chunks: Sequence[GPTModel], *, seed: int) -> None:
+    """Fill every parameter of this rank's ``chunks`` in place.
+
+    Matrices are normal with ``init_method_std``; those that write to the residual stream have it divided by
+    sqrt(2 x layers), as in GPT-2 and Megatron-LM; norm weights are one.
+    """
+    with torch.no_grad():
+        for chunk in chunks:
+            for shard in local_shards(chunk):
+                shard.data.copy_(_slice_of(shard, _whole_parameter(shard, chunk, seed)))
+
+
+def local_shards(chunk: GPTModel) -> Iterator[ShardedTensor]:
+    """This rank's parameters, each knowing its name and its place in the whole parameter (views, not copies)."""
+    state = chunk.sharded_state_dict()
+    apply_factories(state)
+    for value in nested_values(state):
+        if isinstance(value, ShardedTensor):
+            yield value
+
+
+def _whole_parameter(shard: ShardedTensor, chunk: GPTModel, seed: int) -> Tensor:
+    shape = shard.global_shape[shard.prepend_axis_num :]
+    if "norm" in shard.key:
+        return torch.ones(shape)
+    std = chunk.config.init_method_std
+    if "linear_proj" in shard.key or "linear_fc2" in shard.key:
+        std /= math.sqrt(2 * chunk.config.num_layers)
+    place = (seed, shard.key, *shard.global_offset[: shard.prepend_axis_num])
+    stream = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(repr(place).encode()).digest()[:8], "big"))
+    return torch.empty(shape).normal_(0.0, std, generator=stream)
+
+
+def _slice_of(shard: ShardedTensor, whole: Tensor) -> Tensor:
+    """The part of ``whole`` that ``shard`` holds, in its local shape."""
+    start = shard.global_offset[shard.prepend_axis_num :]
+    size = shard.local_shape[-whole.dim() :]
+    part = whole[tuple(slice(begin, begin + length) for begin, length in zip(start, size, strict=True))]
+    return part.reshape(shard.data.shape)

@@ -1,0 +1,96 @@
+"""From this project's configuration to Megatron-Core's ``TransformerConfig``: the one place that knows both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.parallel import ParallelConfig, PrecisionConfig
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig) -> TransformerConfig:
+    """Shape, layout and numbers of one model, as Megatron-Core wants them.
+
+    The families built here share: pre-norm RMSNorm, SwiGLU, grouped-query attention, rotary positions, no bias, no
+    dropout. The loss is a sum over tokens (``calculate_per_token_loss``): Megatron-Core divides the gradient by the
+    number of valid tokens of the whole global batch.
+    """
+    dtype = DTYPES[precision.params_dtype]
+    return TransformerConfig(
+        num_layers=model.num_hidden_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.intermediate_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_key_value_heads,
+        kv_channels=model.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.rms_norm_eps,
+        qk_layernorm=model.has_qk_norm,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        attention_softmax_in_fp32=True,
+        init_method_std=model.initializer_range,
+        perform_initialization=False,  # models.initialization does it, alike for every layout
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=precision.params_dtype == "bf16",
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
+        expert_model_parallel_size=parallel.expert_model_parallel_size,
+        expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
+        sequence_parallel=parallel.sequence_parallel,
+        calculate_per_token_loss=True,
+        deallocate_pipeline_outputs=True,
+        cuda_graph_scope=[],
+        gradient_accumulation_fusion=False,  # a CUDA kernel of apex
+        **_experts(model),
+        **_recompute(precision),
+        **_fusions(model, precision),
+    )
+
+
+def _experts(model: ModelConfig) -> dict[str, Any]:
+    """Routing as Qwen3-MoE does it: softmax in fp32, the best k, normalised among themselves; no token is dropped."""
+    if not model.is_moe:
+        return {}
+    return {
+        "num_moe_experts": model.num_experts,
+        "moe_ffn_hidden_size": model.moe_intermediate_size,
+        "moe_router_topk": model.num_experts_per_tok,
+        "moe_router_pre_softmax": not model.norm_topk_prob,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "none",  # the SSD loss is cross-entropy alone
+        "moe_aux_loss_coeff": 0.0,
+        "moe_token_dispatcher_type": "alltoall",
+    }
+
+
+def _recompute(precision: PrecisionConfig) -> dict[str, Any]:
+    if precision.recompute == "none":
+        return {}
+    if precision.recompute == "selective":
+        return {"recompute_granularity": "selective"}
+    return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+
+
+def _fusions(model: ModelConfig, precision: PrecisionConfig) -> dict[str, Any]:
+    """Fused CUDA kernels that come with TransformerEngine."""
+    fused = precision.transformer_engine
+    return {
+        "transformer_impl": "transformer_engine" if fused else "local",
+        "apply_rope_fusion": fused,
+        "bias_activation_fusion": fused,
+        "moe_grouped_gemm": fused and model.is_moe,
+        "moe_permute_fusion": fused and model.is_moe,
+    }

@@ -1,0 +1,171 @@
+"""Megatron-Core on a machine without CUDA: everything that has to give way stands here and nowhere else.
+
+Megatron-Core 0.16 asks ``torch.cuda`` for its device, its streams and its random state. ``install`` answers for it with
+the CPU. It runs once, before any Megatron object is made, only where ``cluster.device`` is cpu, and it refuses to run
+where CUDA is visible: on a GPU nothing of Megatron-Core or torch is touched. With Megatron-Core 0.19 the same answers
+serve; what a version no longer asks for stays unused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Factory functions that Megatron-Core calls with a literal device="cuda".
+_FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "tensor", "zeros")
+_CUDA_TYPE_NAMES = {
+    "torch.FloatTensor": "torch.cuda.FloatTensor",
+    "torch.BFloat16Tensor": "torch.cuda.BFloat16Tensor",
+    "torch.HalfTensor": "torch.cuda.HalfTensor",
+}
+
+_installed = False
+
+
+def install() -> None:
+    """Make Megatron-Core run on the CPU. Calling it again does nothing.
+
+    Must not be called where CUDA is visible (asserted): the adaptation is never active there.
+    """
+    global _installed
+    assert not torch.cuda.is_available(), "the CPU adaptation is for machines without CUDA"
+    if _installed:
+        return
+    _installed = True
+    _quiet_imports()
+    _answer_for_the_device()
+    _answer_for_streams()
+    _answer_for_the_random_state()
+    _answer_for_tensors()
+    _mend_mixture_of_experts()
+    _mend_all_to_all()
+
+
+def _quiet_imports() -> None:
+    """Import what warns that TransformerEngine and apex, which are CUDA libraries, are absent."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex)", category=UserWarning)
+        import megatron.core.models.gpt.gpt_layer_specs
+        import megatron.core.optimizer  # noqa: F401
+
+
+def _answer_for_the_device() -> None:
+    """``device=torch.cuda.current_device()`` and ``device="cuda"`` mean the CPU."""
+    torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment, return-value]
+    for name in _FACTORIES:
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+
+
+def _on_cpu(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(factory)
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        if kwargs.get("device") == "cuda":
+            kwargs["device"] = "cpu"
+        return factory(*args, **kwargs)
+
+    return call
+
+
+class _NoStream(contextlib.AbstractContextManager[Any]):
+    """Stands in for streams, events and their context managers: work on a CPU is already in order."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., _NoStream]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: self
+
+    def __exit__(self, *exc_info: object) -> None:
+        pass
+
+
+def _answer_for_streams() -> None:
+    """Streams and events order nothing here; the MoE token dispatcher and DDP only pass them about."""
+    stream = _NoStream()
+    for name in ("Stream", "Event"):
+        setattr(torch.cuda, name, _NoStream)
+    for name in ("current_stream", "default_stream", "stream"):
+        setattr(torch.cuda, name, lambda *args, **kwargs: stream)
+    for name in ("synchronize", "empty_cache"):
+        setattr(torch.cuda, name, lambda *args, **kwargs: None)
+    torch.cuda.is_current_stream_capturing = lambda: False
+
+
+def _answer_for_the_random_state() -> None:
+    """Megatron-Core's tracker saves and restores the CUDA generator: here that is the CPU's.
+
+    Its warning that the CPU state changed inside a fork is therefore wrong here, and goes.
+    """
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    def get_state(*args: Any, **kwargs: Any) -> Tensor:
+        return torch.get_rng_state()
+
+    def set_state(new_state: Tensor, *args: Any, **kwargs: Any) -> None:
+        torch.set_rng_state(new_state)
+
+    def seed(number: int) -> None:  # not torch.manual_seed: that calls torch.cuda.manual_seed_all again
+        torch.default_generator.manual_seed(number)
+
+    for home in (torch.cuda, torch.cuda.random):
+        for name, answer in (
+            ("get_rng_state", get_state),
+            ("set_rng_state", set_state),
+            ("manual_seed", seed),
+            ("manual_seed_all", seed),
+        ):
+            setattr(home, name, answer)
+    megatron_random._get_cuda_rng_state = get_state
+    megatron_random._set_cuda_rng_state = set_state
+    megatron_random.logging.getLogger(megatron_random.__name__).addFilter(
+        lambda record: "CPU RNG state changed" not in record.getMessage()
+    )
+
+
+def _answer_for_tensors() -> None:
+    """``.cuda()`` is the identity, and ``Tensor.type()`` gives the CUDA name that the optimizers check for."""
+    type_of = Tensor.type
+
+    def type_(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+        answer = type_of(self, *args, **kwargs)
+        return _CUDA_TYPE_NAMES.get(answer, answer) if isinstance(answer, str) else answer
+
+    Tensor.type = type_  # type: ignore[method-assign, assignment]
+    Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+    torch.nn.Module.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+    # isinstance checks against these names at import time and in Float16Module.
+    for name in ("FloatTensor", "HalfTensor", "BFloat16Tensor"):
+        setattr(torch.cuda, name, getattr(torch, name))
+
+
+def _mend_mixture_of_experts() -> None:
+    """The router reads ``te_general_gemm``, which 0.16 leaves undefined where TransformerEngine is absent."""
+    from megatron.core.transformer.moe import moe_utils
+
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = None
+
+
+def _mend_all_to_all() -> None:
+    """The token dispatcher keeps split sizes in tensors on the CPU; ``all_to_all_single`` takes lists of int."""
+    all_to_all_single = torch.distributed.all_to_all_single
+
+    @functools.wraps(all_to_all_single)
+    def call(output: Tensor, input: Tensor, *sizes: Any, **kwargs: Any) -> Any:
+        return all_to_all_single(
+            output, input, *map(_as_list, sizes), **{key: _as_list(value) for key, value in kwargs.items()}
+        )
+
+    torch.distributed.all_to_all_single = call
+
+
+def _as_list(value: Any) -> Any:
+    return value.tolist() if isinstance(value, Tensor) else value

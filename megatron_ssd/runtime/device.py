@@ -1,0 +1,56 @@
+"""Which device a stage computes on, decided once and said clearly where it cannot be had."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Literal
+
+import torch
+
+from megatron_ssd.config.parallel import ClusterConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.runtime import cpu
+
+Device = Literal["cuda", "cpu"]
+
+
+def prepare_device(cluster: ClusterConfig) -> Device:
+    """Make ``cluster.device`` ready for Megatron-Core and return it.
+
+    On cpu this sets the thread count and installs the adaptation of ``runtime.cpu``.
+
+    Raises:
+        UserError: ``cluster.device`` is cuda and there is none, or it is cpu beside a visible GPU.
+    """
+    # Megatron-Core's order of collectives and kernels under tensor parallelism relies on one hardware queue.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    # What Megatron-Core 0.16 calls has newer names in torch; nothing that a user of this project can change.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    warnings.filterwarnings(
+        "ignore", message="`sequence_parallel` is set to `True`, but tensor model parallel size is 1"
+    )
+    if cluster.device == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(
+                "cluster.device = cuda",
+                rule=f"needs an NVIDIA GPU, and {_what_is_missing()}",
+                fix="run on a GPU machine, check the layout with dry_run=true, or try the small CPU run with "
+                "+experiment=demo",
+            )
+        return "cuda"
+    if torch.cuda.is_available():
+        raise UserError(
+            "cluster.device = cpu",
+            rule="Megatron-Core takes the GPU that it sees and this machine shows one",
+            fix="set cluster.device=cuda, or hide the GPU with CUDA_VISIBLE_DEVICES=''",
+        )
+    torch.set_num_threads(cluster.threads_per_process)
+    cpu.install()
+    return "cpu"
+
+
+def _what_is_missing() -> str:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    return f"no CUDA device is visible to torch {torch.__version__}"

@@ -1,0 +1,123 @@
+"""Process groups: torch.distributed from torchrun's environment, and Megatron-Core's grid on top.
+
+Invariants: one grid at a time in a process; every context manager takes down what it set up, whatever happens inside.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.runtime.device import Device
+
+_TIMEOUT = timedelta(minutes=30)
+
+
+@contextmanager
+def process_groups(parallel: ParallelConfig, *, device: Device) -> Iterator[None]:
+    """Join the processes that torchrun started and lay Megatron-Core's grid over them.
+
+    Without torchrun the process is a group of one.
+
+    Raises:
+        UserError: the number of processes is not ``parallel.world_size``, or the rendezvous port is taken.
+    """
+    _check_world_size(parallel)
+    with joined_processes(device), megatron_grid(parallel, create_gloo_process_groups=True):
+        yield
+
+
+@contextmanager
+def fake_process_group(parallel: ParallelConfig, *, rank: int) -> Iterator[None]:
+    """Be rank ``rank`` of ``parallel.world_size`` processes that do not exist: collectives return at once.
+
+    For building a model on the meta device as that rank would; nothing can be computed.
+    """
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=parallel.world_size)
+    try:
+        with megatron_grid(parallel, create_gloo_process_groups=False):
+            yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def joined_processes(device: Device) -> Iterator[None]:
+    """torch.distributed over what torchrun started. Once in a process: the rendezvous cannot be used again."""
+    _join(device)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def megatron_grid(parallel: ParallelConfig, *, create_gloo_process_groups: bool) -> Iterator[None]:
+    """Megatron-Core's groups over joined processes; may be laid again with another layout of the same size."""
+    from megatron.core import parallel_state
+
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
+        expert_model_parallel_size=parallel.expert_model_parallel_size,
+        expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
+        create_gloo_process_groups=create_gloo_process_groups,
+    )
+    try:
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+
+
+def is_rank_zero() -> bool:
+    """Whether this process writes what is written once for a run."""
+    return dist.get_rank() == 0
+
+
+def broadcast_text(text: str | None) -> str:
+    """``text`` of rank 0, on every rank."""
+    box = [text]
+    dist.broadcast_object_list(box, src=0)
+    assert box[0] is not None, "rank 0 has a text to send"
+    return box[0]
+
+
+def _check_world_size(parallel: ParallelConfig) -> None:
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != parallel.world_size:
+        raise UserError(
+            f"parallel.world_size = {parallel.world_size}",
+            rule=f"the layout needs {parallel.world_size} processes and {started} "
+            f"{'was' if started == 1 else 'were'} started",
+            fix=f"start it with torchrun --nproc-per-node={parallel.world_size} (times the number of nodes)",
+        )
+
+
+def _join(device: Device) -> None:
+    backend = "gloo" if device == "cpu" else "nccl"
+    if "RANK" not in os.environ:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT)
+        return
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        dist.init_process_group(backend, timeout=_TIMEOUT)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise UserError(
+            f"MASTER_PORT = {os.environ.get('MASTER_PORT')}",
+            rule="another program listens on that port",
+            fix="choose a free one with torchrun --master-port=PORT, or use torchrun --standalone on one machine",
+        ) from None
