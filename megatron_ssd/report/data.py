@@ -1,0 +1,140 @@
+"""Gathers what the report shows from the published folders of a run. Reads files, decides nothing, writes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from megatron_ssd.artifacts.jsonl import iter_jsonl
+from megatron_ssd.artifacts.manifest import Manifest, read_manifest
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.report.lineage import STAGES
+from megatron_ssd.report.paper import SETTINGS
+from megatron_ssd.report.records import Example, Program, ReportData, SamplingFacts, Score, Scores, TrainingPoint
+from megatron_ssd.report.scores import read_scores
+from megatron_ssd.schema import Sample, Verdict
+
+_FACT_KEYS = ("seed", "minicode.seed", "model.name", "cluster.device")
+_EXAMPLES = 3
+_PROMPT_CHARACTERS = 1500  # a page is to be read; whole prompts stand in eval/generations
+_RESPONSE_CHARACTERS = 2500
+
+
+def gather(config: RunConfig) -> ReportData:
+    """Everything that page and summary are made from.
+
+    Raises:
+        UserError: a stage was not published or one of its files cannot be read.
+    """
+    run_dir = Path(config.run_dir)
+    manifests = {stage: read_manifest(run_dir / stage) for stage in STAGES}
+    scores = read_scores(run_dir / "eval" / "summary.json")
+    return ReportData(
+        run_name=run_dir.resolve().name,
+        scores=scores,
+        training=read_training(run_dir / "checkpoints" / "metrics.jsonl"),
+        sampling=read_sampling(run_dir / "samples", manifests["dataset"]),
+        examples=read_examples(run_dir / "eval", scores),
+        manifests=manifests,
+        settings=shown_settings(config),
+    )
+
+
+def shown_settings(config: RunConfig) -> dict[str, Any]:
+    """Dotted key -> value of every setting that the report names."""
+    flat = _flatten(dataclasses.asdict(config))
+    wanted = [*_FACT_KEYS, *(key for setting in SETTINGS for key in setting.keys)]
+    parameters = config.model.num_parameters() if config.model is not None else None
+    return {**{key: flat.get(key) for key in wanted}, "model.num_parameters": parameters}
+
+
+def read_training(path: Path) -> tuple[TrainingPoint, ...]:
+    """The logged iterations of ``metrics.jsonl``, in order; of an iteration logged twice (a resume) the later row."""
+    rows = {row["iteration"]: row for row in iter_jsonl(path)}
+    names = [field.name for field in dataclasses.fields(TrainingPoint)]
+    return tuple(TrainingPoint(**{name: row[name] for name in names}) for _, row in sorted(rows.items()))
+
+
+def read_sampling(folder: Path, dataset: Manifest) -> SamplingFacts:
+    """Finish reasons and lengths over every shard of ``folder``, and what ``dataset`` left out."""
+    finish, skipped, lengths = Counter[str](), Counter[str](), []
+    for shard in sorted(folder.glob("shard-*.jsonl")):
+        for row in iter_jsonl(shard):
+            finish[row["finish_reason"]] += 1
+            if row["finish_reason"] == "skipped":
+                skipped[row.get("skip_reason") or "no reason given"] += 1
+            else:
+                lengths.append(len(row["response_token_ids"]))
+    return SamplingFacts(
+        num_samples=finish.total(),
+        finish_reasons=dict(finish.most_common()),
+        skip_reasons=dict(skipped.most_common()),
+        lengths=tuple(lengths),
+        dropped=dataset.dropped,
+        num_kept=dataset.counts.get("documents", 0),
+    )
+
+
+def read_examples(folder: Path, scores: Scores) -> tuple[Example, ...]:
+    """The first problem of each difficulty by id, with the first program of either model at its best setting.
+
+    The rule looks at no outcome, so the choice favours neither model.
+    """
+    rows = (scores.row("base_best"), scores.row("ssd_best"))
+    samples = [_first_samples(folder / "generations" / row.model / f"{row.decoding}.jsonl") for row in rows]
+    verdicts = [_first_verdicts(folder / "verdicts" / row.model / f"{row.decoding}.jsonl") for row in rows]
+    chosen: dict[str, str] = {}
+    for problem_id in sorted(set(scores.difficulties).intersection(*samples, *verdicts)):
+        chosen.setdefault(scores.difficulties[problem_id], problem_id)
+    examples = [
+        _example(problem_id, difficulty, rows, samples, verdicts) for difficulty, problem_id in chosen.items()
+    ]
+    return tuple(examples[:_EXAMPLES])
+
+
+def _example(
+    problem_id: str,
+    difficulty: str,
+    rows: tuple[Score, Score],
+    samples: list[dict[str, Sample]],
+    verdicts: list[dict[str, Verdict]],
+) -> Example:
+    prompt = "\n\n".join(message["content"] for message in samples[0][problem_id].messages)
+    programs = [
+        Program(
+            model=row.model,
+            decoding=row.decoding,
+            response=_cut(own[problem_id].response, _RESPONSE_CHARACTERS),
+            verdict=judged[problem_id].status.replace("_", " "),
+            detail=_cut(judged[problem_id].detail, 120),
+        )
+        for row, own, judged in zip(rows, samples, verdicts, strict=True)
+    ]
+    return Example(
+        problem_id=problem_id, difficulty=difficulty, prompt=_cut(prompt, _PROMPT_CHARACTERS), programs=tuple(programs)
+    )
+
+
+def _first_samples(path: Path) -> dict[str, Sample]:
+    rows = (Sample.from_json(row) for row in iter_jsonl(path))
+    return {sample.problem_id: sample for sample in rows if sample.sample_index == 0}
+
+
+def _first_verdicts(path: Path) -> dict[str, Verdict]:
+    rows = (Verdict.from_json(row) for row in iter_jsonl(path))
+    return {verdict.problem_id: verdict for verdict in rows if verdict.sample_index == 0}
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[:limit] + "\n\u2026"
+
+
+def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        name = f"{prefix}{key}"
+        flat.update(_flatten(inner, f"{name}.") if isinstance(inner, dict) else {name: inner})
+    return flat

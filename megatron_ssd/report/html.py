@@ -1,0 +1,162 @@
+"""``report.html``: one page with its style and pictures inside, that loads nothing and runs no script.
+
+Everything that comes from data is escaped by Jinja or by ``svg.element``; a program that a model wrote cannot become
+markup.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from megatron_ssd.report import paper, plots, wording
+from megatron_ssd.report.lineage import Lineage
+from megatron_ssd.report.palette import DARK, LIGHT
+from megatron_ssd.report.records import ReportData, Score
+from megatron_ssd.report.tables import confidence_text, duration, headline_rows, stage_rows
+
+SECTIONS = (
+    ("result", "Result"),
+    ("difficulty", "By difficulty"),
+    ("decoding", "Decoding"),
+    ("claims", "Claims"),
+    ("sampling", "Training data"),
+    ("training", "Training"),
+    ("deviations", "Deviations"),
+    ("examples", "Programs"),
+    ("run", "The run"),
+    ("lineage", "Lineage"),
+)
+
+
+def render(data: ReportData, lineage: Lineage) -> str:
+    """The whole page."""
+    environment = Environment(
+        loader=PackageLoader("megatron_ssd.report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    style = environment.get_template("style.css").render(
+        light=Markup(LIGHT.css_variables()), dark=Markup(DARK.css_variables())
+    )
+    page = environment.get_template("report.html.j2").render(
+        data=data,
+        style=Markup(style),
+        lineage=lineage,
+        sections=SECTIONS,
+        titles=plots.MODEL_TITLES,
+        stages=stage_rows(data.manifests),
+        code_version=data.manifests["eval"].code_version,
+        **_result_part(data),
+        **_sampling_part(data),
+        **_paper_part(data),
+        plots=_plots(data),
+        training_note=_training_note(data),
+        facts=_facts(data),
+    )
+    return page.lstrip()
+
+
+def _result_part(data: ReportData) -> dict[str, Any]:
+    scores = data.scores
+    return {
+        "heading": f"Simple self-distillation, {data.run_name}",
+        "result": wording.result_sentence(scores),
+        "measure": wording.measure_sentence(scores, data.settings),
+        "notice": wording.notice(data.settings),
+        "confidence": confidence_text(scores.confidence),
+        "ks": scores.ks,
+        "rows": {row.key: row for row in headline_rows(scores)},
+        "ssd": scores.row("ssd_best"),
+    }
+
+
+def _sampling_part(data: ReportData) -> dict[str, Any]:
+    sampling = data.sampling
+    total = max(sampling.num_samples, 1)
+    skipped = {f"not run: {reason}": count for reason, count in sampling.skip_reasons.items()}
+    left_out = {**skipped, **{reason.replace("_", " "): count for reason, count in sampling.dropped.items()}}
+    return {
+        "finish_reasons": [
+            (wording.FINISH_REASONS.get(reason, reason), count, count / total)
+            for reason, count in sampling.finish_reasons.items()
+        ],
+        "dropped": [(reason, count) for reason, count in left_out.items() if count],
+    }
+
+
+def _paper_part(data: ReportData) -> dict[str, Any]:
+    found = paper.deviations(data.settings)
+    return {
+        "paper": {
+            "title": paper.TITLE,
+            "reference": paper.REFERENCE,
+            "model": paper.model_title(paper.reference_model(data.settings)),
+        },
+        "deviations": [(group, list(items)) for group, items in itertools.groupby(found, key=lambda d: d.group)],
+        "differing": sum(item.same is False for item in found),
+        "comparable": sum(item.same is not None for item in found),
+    }
+
+
+def _plots(data: ReportData) -> dict[str, Any]:
+    scores = data.scores
+    base, ssd = scores.row("base_best"), scores.row("ssd_best")
+    values = [cell.pass_at_1 for cell in scores.grid] or [0.0]
+    value_range = (min(values), max(values))
+    return {
+        "forest": [(k, plots.forest(scores.headline, k)) for k in scores.ks],
+        "difficulty": [(k, plots.by_difficulty(base, ssd, k)) for k in _graded(base)],
+        "heat_base": plots.heat_map(scores.grid, "base", value_range),
+        "heat_ssd": plots.heat_map(scores.grid, "ssd", value_range),
+        "heat_legend": plots.heat_legend(value_range),
+        "lengths": plots.histogram(data.sampling.lengths, label="lengths of the sampled responses", unit="tokens"),
+        "training": _training_plots(data),
+    }
+
+
+def _graded(base: Score) -> tuple[int, ...]:
+    return tuple(base.overall) if base.by_difficulty else ()
+
+
+def _training_plots(data: ReportData) -> list[tuple[str, str, Markup]]:
+    panels = (
+        ("Loss", "nats a response token", "loss", None),
+        ("Gradient norm", "before clipping", "grad_norm", 0.0),
+        ("Learning rate", "", "lr", 0.0),
+        ("Throughput", "tokens a second", "tokens_per_second", 0.0),
+    )
+    return [
+        (title, note, plots.curve([(p.iteration, getattr(p, name)) for p in data.training], label=title, floor=floor))
+        for title, note, name, floor in panels
+    ]
+
+
+def _training_note(data: ReportData) -> str:
+    if not data.training:
+        return "No iteration was logged."
+    last = data.training[-1]
+    manifest = data.manifests["checkpoints"]
+    rates = sorted(point.tokens_per_second for point in data.training)
+    return (
+        f"{last.iteration:,} iterations in {duration(manifest.seconds)}, "
+        f"{rates[len(rates) // 2]:,.0f} tokens a second at the median; the last loss is {last.loss:.3f}."
+    )
+
+
+def _facts(data: ReportData) -> list[tuple[str, str]]:
+    manifest = data.manifests["eval"]
+    host = ", ".join(f"{name} {value}" for name, value in manifest.host.items())
+    packages = {name: version for m in data.manifests.values() for name, version in m.packages.items()}
+    facts = [
+        ("model", str(data.settings.get("model.name"))),
+        ("seed", f"{data.settings.get('seed')} (run), {data.settings.get('minicode.seed')} (minicode world)"),
+        ("device", str(data.settings.get("cluster.device"))),
+        ("host", host),
+        ("packages", ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))),
+        ("code", ", ".join(sorted({m.code_version for m in data.manifests.values()}))),
+        ("whole time", duration(sum(m.seconds for m in data.manifests.values()))),
+    ]
+    return [(name, value) for name, value in facts if value]

@@ -1,0 +1,129 @@
+"""The chain from scores back to the base model: every manifest's inputs, followed to the folder that published them.
+
+What is checked: that each input hash is the content hash of a folder that is there, and that this folder's files are
+there with the sizes its manifest states. Contents are not hashed again. A link that does not hold is reported, never
+passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from megatron_ssd.artifacts.manifest import FILE_NAME, Manifest, read_manifest
+
+LinkStatus = Literal["whole", "source", "broken"]
+
+STAGES = ("samples", "dataset", "checkpoints", "export", "eval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """An input of a stage. ``whole``: published by ``folder``; ``source``: from outside a run; ``broken``: ``reason``."""
+
+    role: str
+    hash: str
+    status: LinkStatus
+    folder: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A published folder in the chain, as it is now."""
+
+    folder: str
+    stage: str
+    identity: str
+    content_hash: str
+    engine: str
+    created: str
+    links: tuple[Link, ...]
+    problem: str = ""  # what is wrong with its files; empty where they are there in full size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """Steps from the scores back; ``base_revision`` is what the model that was sampled from is known by."""
+
+    steps: tuple[Step, ...]
+    base_revision: str
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every link and every folder of the chain holds."""
+        return not any(step.problem or any(link.status == "broken" for link in step.links) for step in self.steps)
+
+
+def trace(run_dir: Path, *, base_model: Path | None, base_revision: str) -> Lineage:
+    """Walk back from ``run_dir/eval`` over everything that its inputs name.
+
+    Args:
+        run_dir: the run's folder, every stage up to ``eval`` published.
+        base_model: folder of the base model; where a run of this project published it, the walk goes on into that run.
+        base_revision: how the base model is named in the samples.
+
+    Raises:
+        UserError: the manifest of ``eval`` is missing or cannot be read.
+    """
+    known = {manifest.content_hash: (folder, manifest) for folder, manifest in _published(run_dir, base_model)}
+    start = run_dir / "eval"
+    steps: list[Step] = []
+    waiting, seen = [(start, read_manifest(start))], {start}
+    while waiting:
+        folder, manifest = waiting.pop(0)
+        steps.append(_step(folder, manifest, known, run_dir))
+        for upstream_hash in manifest.inputs.values():
+            upstream = known.get(upstream_hash)
+            if upstream and upstream[0] not in seen:
+                seen.add(upstream[0])
+                waiting.append(upstream)
+    return Lineage(steps=tuple(steps), base_revision=base_revision)
+
+
+def _published(run_dir: Path, base_model: Path | None) -> Iterator[tuple[Path, Manifest]]:
+    """Every published folder that the chain may lead to."""
+    runs = [run_dir] if base_model is None else [run_dir, base_model.parent]
+    folders = [run / stage for run in runs for stage in STAGES]
+    folders += [base_model] if base_model is not None and base_model not in folders else []
+    for folder in folders:
+        if (folder / FILE_NAME).is_file():
+            yield folder, read_manifest(folder)
+
+
+def _step(folder: Path, manifest: Manifest, known: dict[str, tuple[Path, Manifest]], run_dir: Path) -> Step:
+    links = tuple(_link(role, value, known, run_dir) for role, value in sorted(manifest.inputs.items()))
+    engine = f"{manifest.engine['name']} {manifest.engine['version']}" if manifest.engine else ""
+    return Step(
+        folder=_shown(folder, run_dir), stage=manifest.stage, identity=manifest.identity,
+        content_hash=manifest.content_hash, engine=engine, created=manifest.created, links=links,
+        problem=_problem(folder, manifest),
+    )  # fmt: skip
+
+
+def _link(role: str, value: str, known: dict[str, tuple[Path, Manifest]], run_dir: Path) -> Link:
+    if value in known:
+        return Link(role=role, hash=value, status="whole", folder=_shown(known[value][0], run_dir))
+    if role in STAGES:
+        there = (run_dir / role / FILE_NAME).is_file()
+        reason = f"{role}/ was made again since" if there else f"{role}/ is not there"
+        return Link(role=role, hash=value, status="broken", reason=reason)
+    return Link(role=role, hash=value, status="source")
+
+
+def _problem(folder: Path, manifest: Manifest) -> str:
+    """The first file of ``folder`` that is not as its manifest states it."""
+    for output in manifest.outputs:
+        path = folder / output["path"]
+        if not path.is_file():
+            return f"{output['path']} is missing"
+        if path.stat().st_size != output["bytes"]:
+            return f"{output['path']} has {path.stat().st_size} bytes, {output['bytes']} were published"
+    return ""
+
+
+def _shown(folder: Path, run_dir: Path) -> str:
+    """``folder`` as the reader knows it: within the run, or with the run that it belongs to."""
+    return folder.name if folder.parent == run_dir else f"{folder.parent.name}/{folder.name}"

@@ -1,0 +1,76 @@
+"""Colours of the report, for a light and a dark page, and the contrast they must keep.
+
+Invariants, held by the tests:
+- text on its background has a WCAG contrast of at least 4.5 to 1 in both schemes;
+- base and SSD differ in hue along the blue-orange axis, which every common colour blindness keeps apart, and plots
+  give them different marks as well, so that no statement rests on colour alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Rgb = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """Colours of one page as ``#rrggbb``. ``heat`` runs from the lowest value of a heat map to its highest."""
+
+    page: str
+    panel: str
+    ink: str
+    muted: str
+    rule: str
+    base: str
+    ssd: str
+    heat: tuple[str, ...]
+
+    def css_variables(self) -> str:
+        """Declarations for a CSS rule; heat colours are given cell by cell and are not among them."""
+        names = ("page", "panel", "ink", "muted", "rule", "base", "ssd")
+        return " ".join(f"--{name}: {getattr(self, name)};" for name in names)
+
+
+LIGHT = Scheme(
+    page="#ffffff", panel="#f5f6f4", ink="#1a1d21", muted="#5a636d", rule="#d8dcdf",
+    base="#1f5fa8", ssd="#b34a06",
+    heat=("#f1f3ee", "#c3d9cf", "#86b8ab", "#478e86", "#1b625f", "#0b3b3c"),
+)  # fmt: skip
+DARK = Scheme(
+    page="#14171a", panel="#1d2125", ink="#e8ebee", muted="#a0a9b2", rule="#343b42",
+    base="#74b3f0", ssd="#f29a52",
+    heat=("#1f2629", "#22474a", "#2b6c6b", "#46938a", "#86bfae", "#d7ecdf"),
+)  # fmt: skip
+
+
+def heat_color(scheme: Scheme, fraction: float) -> str:
+    """Colour at ``fraction`` of the way from the lowest to the highest value; outside [0, 1] it is held at the ends."""
+    position = min(max(fraction, 0.0), 1.0) * (len(scheme.heat) - 1)
+    left = min(int(position), len(scheme.heat) - 2)
+    return _mix(scheme.heat[left], scheme.heat[left + 1], position - left)
+
+
+def text_on(background: str) -> str:
+    """Near-black or white, whichever reads better on ``background``."""
+    return max("#14171a", "#ffffff", key=lambda color: contrast_ratio(color, background))
+
+
+def contrast_ratio(one: str, other: str) -> float:
+    """WCAG 2 contrast of two colours, from 1 (the same) to 21 (black on white)."""
+    lighter, darker = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def _luminance(color: str) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in _rgb(color))]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _rgb(color: str) -> Rgb:
+    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
+
+
+def _mix(one: str, other: str, share: float) -> str:
+    mixed = (round(a + (b - a) * share) for a, b in zip(_rgb(one), _rgb(other), strict=True))
+    return "#" + "".join(f"{value:02x}" for value in mixed)

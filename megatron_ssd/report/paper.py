@@ -1,0 +1,151 @@
+"""What the paper did (arXiv 2604.01193), as data, and where a run departs from it.
+
+Figures and facts only. ``sure`` says where a figure comes from, since the paper does not give them all: the authors'
+own model cards and code, readings of the paper that agree, one report, sources that contradict each other, or nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Sure = Literal["authors", "several readings", "one report", "sources conflict", "not published"]
+
+TITLE = "Embarrassingly Simple Self-Distillation Improves Code Generation"
+REFERENCE = "arXiv 2604.01193"
+DEFAULT_MODEL = "qwen3_30b"  # the paper's main model: what a run of any other model is held against
+_MODEL_TITLES = {
+    "qwen3_4b_instruct": "Qwen3-4B-Instruct-2507",
+    "qwen3_4b_thinking": "Qwen3-4B-Thinking-2507",
+    "qwen3_30b": "Qwen3-30B-A3B-Instruct-2507",
+    "qwen3_30b_thinking": "Qwen3-30B-A3B-Thinking-2507",
+    "llama31_8b": "Llama-3.1-8B-Instruct",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperSetting:
+    """One setting of the paper.
+
+    ``keys`` are configuration keys whose values are put into ``wording``. ``paper`` holds the paper's values of the
+    same keys (``by_model`` where they differ by model); None where they are not comparable, and ``remark`` then says
+    what the paper does.
+    """
+
+    group: str
+    item: str
+    keys: tuple[str, ...]
+    wording: str
+    sure: Sure
+    paper: tuple[Any, ...] | None = None
+    by_model: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    remark: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deviation:
+    """A setting of the paper beside this run's. ``same`` is None where nothing is there to compare with."""
+
+    group: str
+    item: str
+    paper: str
+    this_run: str
+    same: bool | None
+    sure: Sure
+
+
+SETTINGS: tuple[PaperSetting, ...] = (
+    PaperSetting(group="Problems", item="training problems", sure="one report",
+                 keys=("problems.name",), wording="{}", paper=("rstar_coder",),
+                 remark="rStar-Coder seed_sft, about 10,168 after exact deduplication; the count is disputed"),
+    PaperSetting(group="Problems", item="benchmark", sure="authors",
+                 keys=("benchmark.name",), wording="{}", paper=("livecodebench",),
+                 remark="LiveCodeBench v6 (February to May 2025, 131 problems) and v5"),
+    PaperSetting(group="Sampling", item="T, top-k, top-p of the training data", sure="authors",
+                 keys=("sampling.train.temperature", "sampling.train.top_k", "sampling.train.top_p"),
+                 wording="{}, {}, {}",
+                 by_model={"qwen3_4b_instruct": (1.6, 20, 0.8), "qwen3_4b_thinking": (1.1, 20, 0.95),
+                           "qwen3_30b": (1.6, 20, 0.8)}),
+    PaperSetting(group="Sampling", item="responses a problem", sure="several readings",
+                 keys=("sampling.num_samples",), wording="{}", paper=(1,)),
+    PaperSetting(group="Sampling", item="longest response", sure="sources conflict",
+                 keys=("sampling.max_tokens",), wording="{:,} tokens", paper=(65536,),
+                 remark="65,536 tokens in code, 128K context in the paper"),
+    PaperSetting(group="Sampling", item="empty responses and one-line stubs dropped", sure="several readings",
+                 keys=("filters.drop_empty", "filters.drop_one_line_stubs"), wording="{}, {}", paper=(True, True)),
+    PaperSetting(group="Sampling", item="share of shortest responses dropped", sure="sources conflict",
+                 keys=("filters.drop_shortest_fraction",), wording="{:g}", paper=(0.0,),
+                 remark="0 in the paper, 0.1 in the authors' code"),
+    PaperSetting(group="Training", item="sequence length", sure="several readings",
+                 keys=("training.seq_length",), wording="{:,} tokens", paper=(65536,)),
+    PaperSetting(group="Training", item="global batch", sure="several readings",
+                 keys=("training.global_batch_size",), wording="{} sequences", paper=(32,)),
+    PaperSetting(group="Training", item="iterations, warm-up", sure="several readings",
+                 keys=("training.train_iters", "optimizer.lr_warmup_iters"), wording="{:,}, {:,}", paper=(2500, 250),
+                 by_model={"qwen3_4b_thinking": (300, 50), "qwen3_30b_thinking": (300, 50)}),
+    PaperSetting(group="Training", item="peak learning rate, cosine decay", sure="several readings",
+                 keys=("optimizer.lr",), wording="{:g}", paper=(5e-6,)),
+    PaperSetting(group="Training", item="lowest learning rate", sure="one report",
+                 keys=("optimizer.min_lr",), wording="{:g}", paper=(1e-6,)),
+    PaperSetting(group="Training", item="AdamW betas, weight decay", sure="one report",
+                 keys=("optimizer.adam_beta1", "optimizer.adam_beta2", "optimizer.weight_decay"),
+                 wording="({:g}, {:g}), {:g}", paper=(0.9, 0.95, 0.1)),
+    PaperSetting(group="Training", item="gradient clip", sure="not published",
+                 keys=("optimizer.clip_grad",), wording="{:g}"),
+    PaperSetting(group="Training", item="packing", sure="not published", keys=("training.packing",), wording="{}"),
+    PaperSetting(group="Training", item="numbers of the weights", sure="not published",
+                 keys=("precision.params_dtype",), wording="{}"),
+    PaperSetting(group="Training", item="processes, expert parallel size", sure="several readings",
+                 keys=("parallel.world_size", "parallel.expert_model_parallel_size"), wording="{}, {}", paper=(8, 8),
+                 remark="8 B200, expert parallel 8"),
+    PaperSetting(group="Evaluation", item="T, top-k, top-p of the tuned model", sure="authors",
+                 keys=("sampling.eval.temperature", "sampling.eval.top_k", "sampling.eval.top_p"), wording="{}, {}, {}",
+                 by_model={"qwen3_4b_instruct": (1.1, 20, 0.8), "qwen3_4b_thinking": (0.7, 20, 0.95),
+                           "qwen3_30b": (0.9, 20, 0.8)}),
+    PaperSetting(group="Evaluation", item="samples a problem", sure="sources conflict",
+                 keys=("evaluation.num_samples",), wording="{}", paper=(20,),
+                 remark="20 in the authors' code, 10 in their instructions"),
+    PaperSetting(group="Evaluation", item="longest program", sure="sources conflict",
+                 keys=("evaluation.max_tokens",), wording="{:,} tokens", paper=(32768,),
+                 remark="32,768 tokens in the authors' code, 65,536 in their instructions"),
+)  # fmt: skip
+
+
+def reference_model(settings: Mapping[str, Any]) -> str:
+    """Name of the paper's model that a run is held against."""
+    name = settings.get("model.name")
+    return name if name in _MODEL_TITLES else DEFAULT_MODEL
+
+
+def model_title(name: str) -> str:
+    """Public name of one of the paper's models."""
+    return _MODEL_TITLES[name]
+
+
+def deviations(settings: Mapping[str, Any]) -> tuple[Deviation, ...]:
+    """Every setting of the paper beside the run's own. ``settings`` maps dotted configuration keys to values."""
+    model = reference_model(settings)
+    return tuple(_compare(setting, settings, model) for setting in SETTINGS)
+
+
+def _compare(setting: PaperSetting, settings: Mapping[str, Any], model: str) -> Deviation:
+    paper = setting.by_model.get(model, setting.paper)
+    values = tuple(settings.get(key) for key in setting.keys)
+    unknown = any(value is None for value in values)
+    if paper is None:
+        shown, sure = setting.remark or "not published", setting.sure if setting.remark else "not published"
+    else:
+        shown, sure = setting.remark or setting.wording.format(*map(_word, paper)), setting.sure
+    return Deviation(
+        group=setting.group,
+        item=setting.item,
+        paper=shown,
+        this_run="not set" if unknown else setting.wording.format(*map(_word, values)),
+        same=None if paper is None else values == paper,
+        sure=sure,
+    )
+
+
+def _word(value: Any) -> Any:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value

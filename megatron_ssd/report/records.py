@@ -1,0 +1,138 @@
+"""What the report shows, as plain values: no files, no markup. ``data.py`` fills them, plots and tables read them.
+
+Scores are shares in [0, 1]; ``k`` is the k of pass@k. Intervals hold at ``Scores.confidence``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from megatron_ssd.artifacts.manifest import Manifest
+
+ModelName = Literal["base", "ssd"]
+ClaimStatus = Literal["shown", "not shown", "unclear"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A value and its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One model under one decoding setting, measured on the reporting half."""
+
+    key: str
+    title: str
+    model: ModelName
+    decoding: str
+    num_problems: int
+    num_samples: int
+    overall: dict[int, Estimate]
+    by_difficulty: dict[str, dict[int, Estimate]]
+    problems_by_difficulty: dict[str, int]
+    ssd_gain: dict[int, Estimate] | None  # SSD at its best minus this one, paired by problem; None for SSD itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridCell:
+    """One point of the decode grid, measured on the selection half."""
+
+    model: ModelName
+    temperature: float
+    top_p: float
+    pass_at_1: float
+    chosen: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A claim of the paper against what this run measured."""
+
+    text: str
+    status: ClaimStatus
+    evidence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What the evaluation stage found. ``headline`` has base at its default, at the training decode, at its best, SSD."""
+
+    headline: tuple[Score, ...]
+    grid: tuple[GridCell, ...]
+    claims: tuple[Claim, ...]
+    confidence: float
+    selection_problems: int
+    top_k: int
+    difficulties: dict[str, str]  # problem id -> difficulty, of the reporting half
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """Every k of pass@k that was measured."""
+        return tuple(self.headline[0].overall) if self.headline else ()
+
+    def row(self, key: str) -> Score:
+        """The headline row called ``key``."""
+        return next(score for score in self.headline if score.key == key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPoint:
+    """One logged iteration."""
+
+    iteration: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingFacts:
+    """The training data as sampled, before filters. ``lengths`` are response tokens of responses that were run."""
+
+    num_samples: int
+    finish_reasons: dict[str, int]
+    skip_reasons: dict[str, int]
+    lengths: tuple[int, ...]
+    dropped: dict[str, int]
+    num_kept: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A response of one model and what came of running it."""
+
+    model: ModelName
+    decoding: str
+    response: str
+    verdict: str
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A problem with one response of each model."""
+
+    problem_id: str
+    difficulty: str
+    prompt: str
+    programs: tuple[Program, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportData:
+    """Everything that the page and ``summary.json`` are made from."""
+
+    run_name: str
+    scores: Scores
+    training: tuple[TrainingPoint, ...]
+    sampling: SamplingFacts
+    examples: tuple[Example, ...]
+    manifests: dict[str, Manifest]  # by stage, in the order in which they ran
+    settings: dict[str, Any] = field(default_factory=dict)  # dotted key -> value, as the stages ran with it

@@ -1,0 +1,59 @@
+"""``eval/summary.json`` as records. The one place of the report that knows that file's keys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megatron_ssd.errors import UserError
+from megatron_ssd.report.records import Claim, Estimate, GridCell, Score, Scores
+
+
+def read_scores(path: Path) -> Scores:
+    """What the evaluation stage wrote.
+
+    Raises:
+        UserError: the file is missing or lacks something that the report shows.
+    """
+    if not path.is_file():
+        raise UserError(f"file {path}", rule="does not exist", fix="run launch/evaluate.py to its end")
+    try:
+        return _scores(json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"file {path}",
+            rule=f"is no evaluation summary of this version ({type(error).__name__}: {error})",
+            fix="run launch/evaluate.py again with replace=true",
+        ) from None
+
+
+def _scores(summary: dict[str, Any]) -> Scores:
+    return Scores(
+        headline=tuple(_score(row) for row in summary["headline"]),
+        grid=tuple(GridCell(**cell) for cell in summary["grid"]),
+        claims=tuple(Claim(**claim) for claim in summary["claims"]),
+        confidence=summary["confidence"],
+        selection_problems=summary["selection_problems"],
+        top_k=summary["top_k"],
+        difficulties=summary["difficulties"],
+    )
+
+
+def _score(row: dict[str, Any]) -> Score:
+    return Score(
+        key=row["key"],
+        title=row["title"],
+        model=row["model"],
+        decoding=row["decoding"],
+        num_problems=row["num_problems"],
+        num_samples=row["num_samples"],
+        overall=_estimates(row["overall"]),
+        by_difficulty={name: _estimates(values) for name, values in row["by_difficulty"].items()},
+        problems_by_difficulty=row["problems_by_difficulty"],
+        ssd_gain=None if row["ssd_gain"] is None else _estimates(row["ssd_gain"]),
+    )
+
+
+def _estimates(values: dict[str, dict[str, float]]) -> dict[int, Estimate]:
+    return {int(k): Estimate(**value) for k, value in values.items()}

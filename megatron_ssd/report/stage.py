@@ -1,0 +1,55 @@
+"""The report stage: reads every published folder of a run, publishes ``report/summary.json`` and ``report.html``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from megatron_ssd.artifacts.jsonl import iter_jsonl
+from megatron_ssd.artifacts.manifest import read_manifest
+from megatron_ssd.artifacts.stage import Stage, write_atomically
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.report.data import gather, shown_settings
+from megatron_ssd.report.html import render
+from megatron_ssd.report.lineage import STAGES, trace
+from megatron_ssd.report.summary import summarise
+from megatron_ssd.report.terminal import print_report
+
+
+def report_stage(config: RunConfig) -> Stage:
+    """The stage as ``config`` asks for it, not yet begun.
+
+    Raises:
+        UserError: a stage before it was not published.
+    """
+    run_dir = Path(config.run_dir)
+    inputs = {stage: read_manifest(run_dir / stage).content_hash for stage in STAGES}
+    return Stage(name="report", run_dir=run_dir, config=shown_settings(config), inputs=inputs, replace=config.replace)
+
+
+def run_report(config: RunConfig) -> None:
+    """Publish the report where it is not up to date, and print its headline table.
+
+    Raises:
+        UserError: a stage before it was not published, or one of its files cannot be read.
+    """
+    run_dir = Path(config.run_dir)
+    stage = report_stage(config)
+    if not stage.is_current():
+        data = gather(config)
+        base_model = Path(config.model.path) if config.model is not None and config.model.path is not None else None
+        lineage = trace(run_dir, base_model=base_model, base_revision=_base_revision(run_dir / "samples"))
+        work = stage.begin()
+        summary = json.dumps(summarise(data, lineage), indent=2, ensure_ascii=False)
+        write_atomically(work / "summary.json", summary + "\n")
+        write_atomically(work / "report.html", render(data, lineage))
+        stage.publish(counts={"examples": len(data.examples), "claims": len(data.scores.claims)})
+    print_report(run_dir)
+
+
+def _base_revision(samples: Path) -> str:
+    """How the samples name the model that they were drawn from."""
+    for shard in sorted(samples.glob("shard-*.jsonl")):
+        for row in iter_jsonl(shard):
+            return str(row["model_revision"])
+    return "not named: the run has no samples"

@@ -1,0 +1,111 @@
+"""Numbers as a reader wants them, shared by the page and the terminal: per cent, points, intervals, times, sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from megatron_ssd.artifacts.manifest import Manifest
+from megatron_ssd.report.records import Estimate, ModelName, Scores
+
+MINUS = "\N{MINUS SIGN}"
+DASH = "\N{EN DASH}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A value and its interval, written out."""
+
+    value: str
+    interval: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadlineRow:
+    """One setting: pass@k in per cent, and how far SSD at its best is above it, in points."""
+
+    key: str
+    title: str
+    model: ModelName
+    decoding: str
+    scores: dict[int, Measured]
+    gains: dict[int, Measured]  # empty for SSD itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRow:
+    """One stage of the run."""
+
+    stage: str
+    engine: str
+    seconds: str
+    created: str
+    counts: str
+
+
+def headline_rows(scores: Scores) -> list[HeadlineRow]:
+    """The headline table, in the order in which it is shown."""
+    return [
+        HeadlineRow(
+            key=score.key,
+            title=score.title,
+            model=score.model,
+            decoding=score.decoding,
+            scores={k: percent(estimate) for k, estimate in score.overall.items()},
+            gains={k: points(estimate) for k, estimate in (score.ssd_gain or {}).items()},
+        )
+        for score in scores.headline
+    ]
+
+
+def stage_rows(manifests: Mapping[str, Manifest]) -> list[StageRow]:
+    """Engine, time and counts of each stage, in the order in which they ran."""
+    return [
+        StageRow(
+            stage=stage,
+            engine=f"{manifest.engine['name']} {manifest.engine['version']}" if manifest.engine else DASH,
+            seconds=duration(manifest.seconds),
+            created=manifest.created.replace("T", " ").replace("+00:00", " UTC"),
+            counts=", ".join(f"{number:,} {what.replace('_', ' ')}" for what, number in manifest.counts.items()),
+        )
+        for stage, manifest in manifests.items()
+    ]
+
+
+def percent(estimate: Estimate) -> Measured:
+    """A share as per cent with one decimal."""
+    return Measured(
+        value=f"{estimate.value * 100:.1f}", interval=f"{estimate.low * 100:.1f} to {estimate.high * 100:.1f}"
+    )
+
+
+def points(estimate: Estimate) -> Measured:
+    """A difference of shares as signed percentage points."""
+    return Measured(
+        value=signed(estimate.value), interval=f"{signed(estimate.low)} to {signed(estimate.high)}"
+    )  # fmt: skip
+
+
+def signed(share: float) -> str:
+    """A difference in points with its sign, as a typographer sets it; a rounded zero has none."""
+    rounded = round(share * 100, 1)
+    if rounded == 0:
+        return "0.0"
+    return f"+{rounded:.1f}" if rounded > 0 else f"{MINUS}{-rounded:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """``48 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def confidence_text(confidence: float) -> str:
+    """``95 %`` for 0.95."""
+    return f"{confidence * 100:g} %"

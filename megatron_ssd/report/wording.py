@@ -1,0 +1,71 @@
+"""The sentences of the report that depend on what was measured. They state it and no more than it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_ssd.report.records import Estimate, Score, Scores
+from megatron_ssd.report.tables import confidence_text, percent, points
+
+# Below this a model has seen far too little to write a competitive-programming solution.
+_USEFUL_PARAMETERS = 100_000_000
+
+FINISH_REASONS = {
+    "stop": "stopped by itself",
+    "length": "cut at the length limit",
+    "skipped": "not run",
+}
+
+
+def result_sentence(scores: Scores) -> str:
+    """What the run found, in one or two sentences."""
+    base, ssd = scores.row("base_best"), scores.row("ssd_best")
+    first = (
+        f"Decoded at its best, the self-distilled model solves {percent(ssd.overall[1]).value} % of the problems "
+        f"with one program and its base {percent(base.overall[1]).value} %."
+    )
+    return f"{first} {_difference_sentence(base, scores)}"
+
+
+def measure_sentence(scores: Scores, settings: Mapping[str, Any]) -> str:
+    """What was measured, on which half, and how the settings were chosen."""
+    ssd = scores.row("ssd_best")
+    cells = sum(cell.model == "ssd" for cell in scores.grid)
+    return (
+        f"Measured on {ssd.num_problems} problems of {settings.get('benchmark.name')}, {ssd.num_samples} programs a "
+        f"problem, each run against hidden tests. For each model \u201cat its best\u201d is the best of the same "
+        f"{cells} decoding settings by pass@1 on the other {scores.selection_problems} problems; every number here is "
+        f"from the half on which nothing was chosen. Intervals are at {confidence_text(scores.confidence)} over "
+        f"problems."
+    )
+
+
+def notice(settings: Mapping[str, Any]) -> str:
+    """A warning that the numbers measure the path and not the method; empty where they can measure it."""
+    real = [key for key in ("problems.name", "benchmark.name") if settings.get(key) != "minicode"]
+    num_parameters = settings.get("model.num_parameters")
+    if not real or num_parameters is None or num_parameters >= _USEFUL_PARAMETERS:
+        return ""
+    what = " and ".join(f"{settings.get(key)} ({key.split('.')[0]})" for key in real)
+    return (
+        f"This run used real competitive-programming problems, {what}, with a model of "
+        f"{num_parameters / 1e6:.1f} million parameters. A model of that size writes nothing useful there. The scores "
+        f"below say nothing about self-distillation; the page shows that the whole path runs, from problems to graded "
+        f"programs."
+    )
+
+
+def separated(gain: Estimate) -> bool:
+    """Whether an interval of a difference leaves zero out."""
+    return gain.low > 0 or gain.high < 0
+
+
+def _difference_sentence(base: Score, scores: Scores) -> str:
+    assert base.ssd_gain is not None, "base rows carry the paired difference to SSD"
+    gain = base.ssd_gain[1]
+    written = points(gain)
+    where = f"{written.value} points, with a {confidence_text(scores.confidence)} interval from {written.interval}"
+    if not separated(gain):
+        return f"The paired difference is {where}: this run does not tell the two apart."
+    return f"The paired difference is {where}: {'SSD' if gain.value > 0 else 'the base'} is ahead."

@@ -1,0 +1,204 @@
+"""A small run as the stages publish it, made through the real Stage API: what the report's tests read."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from megatron_ssd.artifacts.jsonl import JsonlWriter
+from megatron_ssd.artifacts.manifest import Manifest
+from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.generation import Decoding, SamplingConfig
+from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.parallel import ClusterConfig, PrecisionConfig
+from megatron_ssd.config.problems import BenchmarkConfig, ProblemsConfig
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.training import OptimizerConfig, TrainingConfig
+from megatron_ssd.schema import Sample, Verdict
+
+REVISION = "sha256:6f1d0c9a44be"
+VLLM = {"name": "vllm", "version": "0.32.0"}
+MEGATRON = {"name": "megatron-core", "version": "0.16.1"}
+DIFFICULTIES = ("easy", "medium", "hard")
+TEMPERATURES, TOP_PS = (0.8, 1.0, 1.2, 1.5, 1.8), (0.5, 0.6, 0.8, 1.0)
+# A program that would be markup if the page did not escape it.
+HOSTILE = "def f(xs):\n    # </pre><script>alert(1)</script> <img src='http://example.com/x.png'>\n    return sorted(xs)"
+_BEST = {"base": "T1.8-k20-p0.5", "ssd": "T1.5-k20-p0.6"}
+
+
+def run_config(run_dir: Path, *, benchmark: str = "minicode") -> RunConfig:
+    """The configuration that goes with ``build_run``."""
+    real = benchmark != "minicode"
+    return RunConfig(
+        run_dir=str(run_dir),
+        model=ModelConfig(
+            name="tiny", model_type="qwen3", hidden_size=192, num_hidden_layers=4, num_attention_heads=6,
+            num_key_value_heads=2, head_dim=32, intermediate_size=512, vocab_size=512, max_position_embeddings=2048,
+            tie_word_embeddings=True, path=str(run_dir.parent / "base" / "export"),
+        ),
+        problems=ProblemsConfig(name="rstar_coder", path="rows") if real else ProblemsConfig(name="minicode"),
+        benchmark=BenchmarkConfig(name="livecodebench", path="rows") if real else BenchmarkConfig(name="minicode"),
+        sampling=SamplingConfig(train=Decoding(temperature=1.5, top_k=20, top_p=0.6),
+                                eval=Decoding(temperature=1.5, top_k=20, top_p=0.8), max_tokens=96),
+        precision=PrecisionConfig(params_dtype="fp32", transformer_engine=False),
+        cluster=ClusterConfig(device="cpu"),
+        optimizer=OptimizerConfig(lr=3e-4, min_lr=3e-5, lr_warmup_iters=20),
+        training=TrainingConfig(train_iters=200, global_batch_size=32, seq_length=128, packing="greedy"),
+    )  # fmt: skip
+
+
+def build_run(run_dir: Path, *, scale: float = 1.0) -> None:
+    """Publish every stage from samples to eval. ``scale`` multiplies every score; 0 is a model that solves nothing."""
+    base = _publish_base(run_dir.parent / "base")
+    samples = _publish_samples(run_dir, base.content_hash)
+    dataset = _publish(run_dir, "dataset", {"samples": samples.content_hash}, engine=MEGATRON, seconds=2.4,
+                       counts={"documents": 5883}, dropped={"empty": 41, "one_line_stub": 67})  # fmt: skip
+    checkpoints = _publish_checkpoints(run_dir, base.content_hash, dataset.content_hash)
+    export = _publish(run_dir, "export", {"checkpoints": checkpoints.content_hash}, engine=MEGATRON, seconds=6.1)
+    _publish_eval(run_dir, {"base": base.content_hash, "export": export.content_hash, "benchmark": "b" * 64}, scale)
+
+
+def _publish(
+    run_dir: Path, name: str, inputs: dict[str, str], *, seconds: float, fill: Any = None, **facts: Any
+) -> Manifest:
+    stage = Stage(name=name, run_dir=run_dir, config={"made_for": "tests"}, inputs=inputs)
+    work = stage.begin()
+    stage._seconds_before = seconds
+    (work / "data.bin").write_bytes(f"{name} of {run_dir.name}".encode())
+    if fill is not None:
+        fill(work)
+    return stage.publish(**facts)
+
+
+def _publish_base(folder: Path) -> Manifest:
+    corpus = _publish(folder, "dataset", {}, engine=MEGATRON, seconds=21.0, counts={"documents": 100_000})
+    weights = _publish(folder, "checkpoints", {"dataset": corpus.content_hash}, engine=MEGATRON, seconds=301.0)
+    return _publish(folder, "export", {"checkpoints": weights.content_hash}, engine=MEGATRON, seconds=5.2)
+
+
+def _publish_samples(run_dir: Path, base_hash: str) -> Manifest:
+    def fill(work: Path) -> None:
+        rng = random.Random(1)
+        for shard in range(2):
+            with JsonlWriter(work / f"shard-{shard:05d}.jsonl") as rows:
+                for index in range(300):
+                    finish = "skipped" if index % 97 == 96 else "length" if index % 23 == 22 else "stop"
+                    length = 96 if finish == "length" else 0 if finish == "skipped" else round(rng.gauss(44, 12)) % 95
+                    rows.write(_sample(f"train-{shard}-{index}", 0, "return xs", finish, length).to_json())
+
+    inputs = {"model": base_hash, "problems": "a" * 64}
+    return _publish(run_dir, "samples", inputs, fill=fill, engine=VLLM, seconds=38.7, counts={"samples": 600})
+
+
+def _publish_checkpoints(run_dir: Path, base_hash: str, dataset_hash: str) -> Manifest:
+    def fill(work: Path) -> None:
+        rng = random.Random(2)
+        with JsonlWriter(work / "metrics.jsonl") as rows:
+            for iteration in range(1, 201):
+                rows.write(
+                    {
+                        "iteration": iteration,
+                        "loss": 0.35 + 0.4 * 0.98**iteration + rng.gauss(0, 0.008),
+                        "lr": 3e-4 * min(1.0, iteration / 20) * (1 - 0.9 * max(0, iteration - 20) / 180),
+                        "grad_norm": 0.4 + 1.6 * 0.95**iteration + abs(rng.gauss(0, 0.05)),
+                        "tokens_per_second": 7400 + rng.gauss(0, 250),
+                    }
+                )
+
+    inputs = {"model": base_hash, "dataset": dataset_hash}
+    return _publish(run_dir, "checkpoints", inputs, fill=fill, engine=MEGATRON, seconds=96.0,
+                    counts={"iterations": 200})  # fmt: skip
+
+
+def _publish_eval(run_dir: Path, inputs: dict[str, str], scale: float) -> None:
+    def fill(work: Path) -> None:
+        (work / "summary.json").write_text(json.dumps(_summary(scale)))
+        for model, label in _BEST.items():
+            with (
+                JsonlWriter(work / "generations" / model / f"{label}.jsonl") as generations,
+                JsonlWriter(work / "verdicts" / model / f"{label}.jsonl") as verdicts,
+            ):
+                for problem_id in _summary(scale)["difficulties"]:
+                    code = HOSTILE if model == "base" else "def f(xs):\n    return [x * 2 for x in xs if x > 3]"
+                    generations.write(_sample(problem_id, 0, code, "stop", 20).to_json())
+                    verdicts.write(_verdict(problem_id, passed=model == "ssd" and scale > 0).to_json())
+
+    _publish(run_dir, "eval", inputs, fill=fill, engine=VLLM, seconds=262.0,
+             counts={"problems": 300, "programs": 123_000})  # fmt: skip
+
+
+def _sample(problem_id: str, index: int, response: str, finish: Any, length: int) -> Sample:
+    return Sample(
+        problem_id=problem_id, sample_index=index,
+        messages=[{"role": "user", "content": "Write f(xs): keep the numbers above 3, double each, in their order."}],
+        prompt_token_ids=[1, 2, 3], response=response if length else "", response_token_ids=list(range(length)),
+        finish_reason=finish, seed=7, sampling_hash="c" * 64, model_revision=REVISION,
+        skip_reason="prompt longer than the context" if finish == "skipped" else "",
+    )  # fmt: skip
+
+
+def _verdict(problem_id: str, *, passed: bool) -> Verdict:
+    if passed:
+        return Verdict(problem_id=problem_id, sample_index=0, status="passed", tests_passed=10, tests_total=10)
+    return Verdict(problem_id=problem_id, sample_index=0, status="wrong_answer", tests_passed=2, tests_total=10,
+                   failed_test=2, detail="expected [8, 10], got [4, 5]")  # fmt: skip
+
+
+def _summary(scale: float) -> dict[str, Any]:
+    rows = (
+        ("base_default", "base at its default decode", "base", "T1-k20-p0.8", 0.276, 0.542),
+        ("base_train", "base at the training decode", "base", "T1.5-k20-p0.6", 0.318, 0.644),
+        ("base_best", "base at its best", "base", _BEST["base"], 0.335, 0.677),
+        ("ssd_best", "SSD at its best", "ssd", _BEST["ssd"], 0.345, 0.680),
+    )
+    return {
+        "headline": [_row(*row[:4], row[4] * scale, row[5] * scale, scale) for row in rows],
+        "grid": [
+            _cell(model, temperature, top_p, scale)
+            for model in ("base", "ssd")
+            for temperature in TEMPERATURES
+            for top_p in TOP_PS
+        ],
+        "claims": [
+            {"text": "SSD beats its base when both decode alike.", "status": "shown",
+             "evidence": "pass@1 34.5 against 27.6 at T 1.0, top-p 0.8: +6.9 points (4.9 to 8.9)."},
+            {"text": "SSD beats the best that decoding alone gets from the base.", "status": "unclear",
+             "evidence": "+1.0 points (\u22120.9 to +2.9)."},
+            {"text": "The gain is largest on hard problems.", "status": "not shown",
+             "evidence": "easy +1.4, medium +0.9, hard +0.7 points."},
+        ],
+        "confidence": 0.95,
+        "selection_problems": 150,
+        "top_k": 20,
+        "difficulties": {f"{name}-{index:03d}": name for name in DIFFICULTIES for index in range(3)},
+    }  # fmt: skip
+
+
+def _row(key: str, title: str, model: str, decoding: str, at_1: float, at_5: float, scale: float) -> dict[str, Any]:
+    ease = dict(zip(DIFFICULTIES, (1.5, 1.0, 0.5), strict=True))
+    return {
+        "key": key, "title": title, "model": model, "decoding": decoding, "num_problems": 150, "num_samples": 10,
+        "overall": {"1": _estimate(at_1, 0.019 * scale), "5": _estimate(at_5, 0.022 * scale)},
+        "by_difficulty": {
+            name: {"1": _estimate(at_1 * factor, 0.033 * scale),
+                   "5": _estimate(min(at_5 * factor, 0.96), 0.035 * scale)}
+            for name, factor in ease.items()
+        },
+        "problems_by_difficulty": dict.fromkeys(DIFFICULTIES, 50),
+        "ssd_gain": None if model == "ssd" else {"1": _estimate(0.345 * scale - at_1, 0.01 * scale),
+                                                 "5": _estimate(0.68 * scale - at_5, 0.01 * scale)},
+    }  # fmt: skip
+
+
+def _estimate(value: float, error: float) -> dict[str, float]:
+    return {"value": value, "low": value - 1.96 * error, "high": value + 1.96 * error}
+
+
+def _cell(model: str, temperature: float, top_p: float, scale: float) -> dict[str, Any]:
+    heat = temperature * top_p - (0.9 if model == "base" else 1.0)
+    score = (0.335 if model == "base" else 0.345) - (0.9 if model == "base" else 0.35) * heat**2
+    chosen = f"T{temperature:g}-k20-p{top_p:g}" == _BEST[model]
+    return {"model": model, "temperature": temperature, "top_p": top_p, "pass_at_1": max(score, 0.0) * scale,
+            "chosen": chosen}  # fmt: skip
