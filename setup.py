@@ -24,6 +24,7 @@ COMMON = [
     "psutil>=7,<8",
     "pyarrow>=21",
     "pydantic>=2.12,<3",
+    "pyyaml>=6,<7",
     "safetensors>=0.6.2,<1",
     "sentencepiece==0.2.3",
     "tensorboard>=2.20,<3",

