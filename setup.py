@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent
 COMMON = [
     "hydra-core==1.3.2",
     "jinja2>=3.1,<4",
+    "markupsafe>=3,<4",
     "matplotlib>=3.10,<4",
     "megatron-core==0.16.1",
     "numpy>=2.2,<3",
@@ -28,6 +29,7 @@ COMMON = [
     "safetensors>=0.6.2,<1",
     "sentencepiece==0.2.3",
     "tensorboard>=2.20,<3",
+    "tokenizers>=0.23.2,<0.24",
     "tqdm>=4.67,<5",
     "transformers>=5.16.1,<5.20",
 ]

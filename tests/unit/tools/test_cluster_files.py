@@ -1,0 +1,100 @@
+"""The Slurm scripts start the commands that they promise (srun is a stand-in), and the Dockerfile's pins are ours."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from setup import EXTRAS
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Run a script of launch/slurm with srun and scontrol that only print; gives (exit status, arguments, stderr)."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, body in {"srun": 'printf "%s\\n" "$@"', "scontrol": "printf 'node7\\nnode8\\n'"}.items():
+        (programs / name).write_text(f"#!/bin/sh\n{body}\n")
+        (programs / name).chmod(0o755)
+
+    def start(script: str, *arguments: str, **variables: str) -> tuple[int, list[str], str]:
+        environment = {"PATH": f"{programs}:/usr/bin:/bin", **variables}
+        command = ["bash", str(ROOT / "launch" / "slurm" / script), *arguments]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+        return done.returncode, done.stdout.splitlines(), done.stderr
+
+    return start
+
+
+@pytest.mark.parametrize("stage", ["generate", "evaluate"])
+def test_an_array_task_takes_its_line(cluster, tmp_path, stage):
+    (tmp_path / "runs.txt").write_text("+model=tiny run_dir=runs/a\n+model=tiny run_dir=runs/b seed=3\n")
+    status, arguments, _ = cluster(f"{stage}.sbatch", "runs.txt", SLURM_ARRAY_TASK_ID="2")
+    assert status == 0
+    assert arguments[-5:] == [
+        ".venv/bin/python", f"launch/{stage}.py", "+model=tiny", "run_dir=runs/b", "seed=3",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["generate", "evaluate"])
+def test_an_array_task_without_a_line_stops_before_anything_starts(cluster, tmp_path, stage):
+    (tmp_path / "runs.txt").write_text("+model=tiny\n")
+    status, arguments, error = cluster(f"{stage}.sbatch", "runs.txt", SLURM_ARRAY_TASK_ID="2")
+    assert (status, arguments) == (2, [])
+    assert error == "error: runs.txt has no line 2; array indices start at 1\n"
+
+
+@pytest.mark.parametrize("stage", ["generate", "evaluate"])
+def test_outside_an_array_the_script_says_how_to_submit(cluster, tmp_path, stage):
+    (tmp_path / "runs.txt").write_text("+model=tiny\n")
+    status, arguments, error = cluster(f"{stage}.sbatch", "runs.txt")
+    assert status != 0
+    assert arguments == []
+    assert "--array=1-N" in error
+
+
+def test_training_meets_at_the_first_node_with_the_allocations_world_size(cluster):
+    status, arguments, _ = cluster(
+        "train.sbatch", "+model=qwen3_30b", "run_dir=runs/with blank",
+        SLURM_JOB_ID="123456", SLURM_JOB_NODELIST="node[7-8]", SLURM_NNODES="2", SLURM_GPUS_ON_NODE="8",
+    )  # fmt: skip
+    assert status == 0
+    assert "--rdzv-endpoint=node7:23456" in arguments
+    assert {"--nnodes=2", "--nproc-per-node=8", "--rdzv-id=123456", "--rdzv-backend=c10d"} < set(arguments)
+    assert arguments[-4:] == [
+        "launch/train.py", "+model=qwen3_30b", "run_dir=runs/with blank", "parallel.world_size=16",
+    ]  # fmt: skip
+
+
+def test_a_container_gets_the_checkout_and_more_mounts(cluster, tmp_path):
+    status, arguments, _ = cluster(
+        "train.sbatch", IMAGE="/images/train.sqsh", MOUNTS="/data:/data",
+        SLURM_JOB_ID="1", SLURM_JOB_NODELIST="node7", SLURM_NNODES="1",
+    )  # fmt: skip
+    assert status == 0
+    here = os.path.realpath(tmp_path)
+    assert "--container-image=/images/train.sqsh" in arguments
+    assert f"--container-mounts={here}:{here},/data:/data" in arguments
+    assert "python3" in arguments
+
+
+def test_dockerfile_has_the_three_targets_on_pinned_images():
+    images = re.findall(r"^FROM (\S+) AS (\S+)$", dockerfile(), re.MULTILINE)
+    assert [target for _, target in images] == ["train", "generate", "cpu"]
+    assert all(re.search(r":v?\d+\.\d+\S*$", image) for image, _ in images)
+
+
+def test_dockerfile_and_setup_name_the_same_engines():
+    vllm = next(pin.split("==")[1] for pin in EXTRAS["gpu"] if pin.startswith("vllm=="))
+    torch = next(pin for pin in EXTRAS["cpu"] if pin.startswith("torch=="))
+    assert f"FROM vllm/vllm-openai:v{vllm} AS generate" in dockerfile()
+    assert f"--index-url https://download.pytorch.org/whl/cpu {torch}" in dockerfile()
+
+
+def dockerfile() -> str:
+    """Its text."""
+    return (ROOT / "Dockerfile").read_text(encoding="utf-8")

