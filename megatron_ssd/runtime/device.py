@@ -21,33 +21,41 @@ def prepare_device(cluster: ClusterConfig) -> Device:
     On cpu this sets the thread count and installs the adaptation of ``runtime.cpu``.
 
     Raises:
-        UserError: ``cluster.device`` is cuda and there is none, or it is cpu beside a visible GPU.
+        UserError: see ``check_device``.
     """
+    check_device(cluster)
     # Megatron-Core's order of collectives and kernels under tensor parallelism relies on one hardware queue.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    # What Megatron-Core 0.16 calls has newer names in torch; nothing that a user of this project can change.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    warnings.filterwarnings(
-        "ignore", message="`sequence_parallel` is set to `True`, but tensor model parallel size is 1"
-    )
+    _quiet_megatron()
     if cluster.device == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError(
-                "cluster.device = cuda",
-                rule=f"needs an NVIDIA GPU, and {_what_is_missing()}",
-                fix="run on a GPU machine, check the layout with dry_run=true, or try the small CPU run with "
-                "+experiment=demo",
-            )
         return "cuda"
-    if torch.cuda.is_available():
+    torch.set_num_threads(cluster.threads_per_process)
+    cpu.install()
+    return "cpu"
+
+
+def _quiet_megatron() -> None:
+    """Leave out what torch says to Megatron-Core 0.16, and it to itself: a user of this project can change none of it."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    warnings.filterwarnings("ignore", message="`sequence_parallel` is set to `True`, but tensor model parallel")
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+
+
+def check_device(cluster: ClusterConfig) -> None:
+    """Raise ``UserError`` where ``cluster.device`` is cuda and there is none, or cpu beside a visible GPU."""
+    if cluster.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "cluster.device = cuda",
+            rule=f"needs an NVIDIA GPU, and {_what_is_missing()}",
+            fix="run on a GPU machine, check the layout with dry_run=true, or try the small CPU run with "
+            "+experiment=demo",
+        )
+    if cluster.device == "cpu" and torch.cuda.is_available():
         raise UserError(
             "cluster.device = cpu",
             rule="Megatron-Core takes the GPU that it sees and this machine shows one",
             fix="set cluster.device=cuda, or hide the GPU with CUDA_VISIBLE_DEVICES=''",
         )
-    torch.set_num_threads(cluster.threads_per_process)
-    cpu.install()
-    return "cpu"
 
 
 def _what_is_missing() -> str:

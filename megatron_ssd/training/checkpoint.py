@@ -1,0 +1,97 @@
+"""Distributed checkpoints that appear whole.
+
+A checkpoint is ``iter_0000250/`` in Megatron-Core's torch_dist format: weights and optimizer state by parameter name,
+so that another layout can load it. It is written as ``iter_0000250.partial``, forced to disk, and renamed last. What
+does not carry the final name is not a checkpoint. Data order and learning rate follow from the iteration number, and no
+part of training draws random numbers, so nothing else is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer
+
+from megatron_ssd.errors import UserError
+
+_NAME = re.compile(r"iter_(\d{7})")
+_ITERATION_FILE = "iteration.json"
+# The one form of the distributed optimizer's state that any other layout can load.
+_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+
+
+def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
+    """(iteration, folder) of the newest complete checkpoint below ``folder``; None where there is none."""
+    found = [(int(match[1]), path) for path in folder.glob("iter_*") if (match := _NAME.fullmatch(path.name))]
+    return max(found, default=None)
+
+
+def save_checkpoint(
+    folder: Path,
+    iteration: int,
+    chunks: Sequence[GPTModel | DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+) -> Path:
+    """Write ``folder/iter_...``. Every rank calls it; returns when the checkpoint has its final name."""
+    final = folder / f"iter_{iteration:07d}"
+    partial = final.with_name(final.name + ".partial")
+    if dist.get_rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while writing it
+        partial.mkdir(parents=True)
+    dist.barrier()
+    state = _model_state(chunks)
+    state["optimizer"] = optimizer.sharded_state_dict(state, metadata=_METADATA)
+    dist_checkpointing.save(state, str(partial), content_metadata=_METADATA)
+    if dist.get_rank() == 0:
+        (partial / _ITERATION_FILE).write_text(json.dumps({"iteration": iteration}), encoding="utf-8")
+        for path in [*partial.iterdir(), partial]:
+            _fsync(path)
+        partial.rename(final)
+        _fsync(folder)
+    dist.barrier()
+    return final
+
+
+def load_checkpoint(
+    path: Path, chunks: Sequence[GPTModel | DistributedDataParallel], optimizer: MegatronOptimizer | None = None
+) -> None:
+    """Load weights, and the optimizer's state where ``optimizer`` is given, whatever layout wrote them.
+
+    Raises:
+        UserError: the checkpoint is of another model.
+    """
+    state = _model_state(chunks)
+    if optimizer is not None:
+        state["optimizer"] = optimizer.sharded_state_dict(state, is_loading=True, metadata=_METADATA)
+    try:
+        loaded = dist_checkpointing.load(state, str(path))
+    except dist_checkpointing.core.CheckpointingException as error:
+        raise UserError(
+            f"checkpoint {path}", rule=f"does not fit the model ({error})", fix="use the model that it was trained as"
+        ) from None
+    for number, chunk in enumerate(chunks):
+        chunk.load_state_dict(loaded[f"model{number}"])
+    if optimizer is not None:
+        optimizer.load_state_dict(loaded["optimizer"])
+
+
+def _model_state(chunks: Sequence[GPTModel | DistributedDataParallel]) -> dict[str, Any]:
+    return {f"model{number}": chunk.sharded_state_dict() for number, chunk in enumerate(chunks)}
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

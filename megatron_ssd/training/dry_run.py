@@ -1,0 +1,106 @@
+"""The layout without the machine: every rank's part of the model on the meta device, under a fake process group.
+
+What is shown is counted from what was built, not from the configuration's formula: a parameter shard is known by its
+name and its place in the whole parameter, and each counts once however many ranks hold it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.parallel import ParallelConfig, PrecisionConfig
+from megatron_ssd.config.run import RunConfig, needed
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankReport:
+    """What one rank would hold."""
+
+    rank: int
+    tensor_rank: int
+    pipeline_rank: int
+    expert_rank: int
+    data_rank: int
+    num_parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutReport:
+    """Every rank, and the parameters of the whole model."""
+
+    ranks: tuple[RankReport, ...]
+    num_parameters: int
+
+    def table(self) -> str:
+        """The report as text, one rank a line."""
+        lines = ["rank  tensor  pipeline  expert  data        parameters"]
+        lines += [
+            f"{r.rank:4d}  {r.tensor_rank:6d}  {r.pipeline_rank:8d}  {r.expert_rank:6d}  {r.data_rank:4d}  "
+            f"{r.num_parameters:16,d}"
+            for r in self.ranks
+        ]
+        return "\n".join([*lines, f"whole model, each parameter once: {self.num_parameters:,}"])
+
+
+def run_dry(config: RunConfig) -> None:
+    """Build every rank of ``config.parallel`` and print what each would hold. Needs no GPU and no torchrun."""
+    model = needed(config.model, "model", fix="choose one with +model=NAME")
+    report = lay_out(model, config.parallel, config.precision)
+    assert report.num_parameters == model.num_parameters(), (report.num_parameters, model.num_parameters())
+    training, parallel = config.training, config.parallel
+    print(f"{model.name}: {parallel.world_size} processes, {config.precision.params_dtype}")
+    print(report.table())
+    print(
+        f"an iteration: {training.global_batch_size} rows of {training.seq_length} tokens in "
+        f"{training.num_microbatches(parallel.data_parallel_size)} micro batches on each of "
+        f"{parallel.data_parallel_size} replicas"
+    )
+
+
+def lay_out(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig) -> LayoutReport:
+    """Build ``model`` as each rank of ``parallel`` would, without memory.
+
+    The layers are Megatron-Core's own: TransformerEngine's hold the same parameters and cannot be built without CUDA.
+    """
+    import torch
+
+    from megatron_ssd.runtime import cpu
+
+    if not torch.cuda.is_available():
+        cpu.install()
+    local = dataclasses.replace(precision, transformer_engine=False)
+    whole: dict[tuple[object, ...], int] = {}
+    ranks = tuple(_build_rank(rank, model, parallel, local, whole) for rank in range(parallel.world_size))
+    return LayoutReport(ranks=ranks, num_parameters=sum(whole.values()))
+
+
+def _build_rank(
+    rank: int,
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    whole: dict[tuple[object, ...], int],
+) -> RankReport:
+    """Report on ``rank``, and enter its shards into ``whole``."""
+    from megatron.core import parallel_state
+
+    from megatron_ssd.models.build import build_model
+    from megatron_ssd.models.initialization import local_shards
+    from megatron_ssd.runtime.process_groups import fake_process_group
+
+    with fake_process_group(parallel, rank=rank):
+        chunks = build_model(model, parallel, precision, device="meta")
+        for chunk in chunks:
+            for shard in local_shards(chunk):
+                whole[shard.key, shard.global_offset, shard.local_shape] = math.prod(shard.local_shape)
+        return RankReport(
+            rank=rank,
+            tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+            pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+            expert_rank=parallel_state.get_expert_model_parallel_rank(),
+            data_rank=parallel_state.get_data_parallel_rank(),
+            num_parameters=sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters()),
+        )

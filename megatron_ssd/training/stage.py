@@ -1,0 +1,218 @@
+"""The training stage: run_dir/dataset and a base model in, run_dir/checkpoints out.
+
+Rank 0 owns the stage's folder and manifest; the other ranks are told where to work. Starting again goes on from the
+newest complete checkpoint, with the layout that is asked for then: the layout decides how numbers round, not what is
+trained, and is no part of the stage's identity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_ssd.artifacts.hashing import hash_folder
+from megatron_ssd.artifacts.manifest import package_versions, read_manifest
+from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.run import RunConfig, needed
+from megatron_ssd.errors import UserError, require
+
+if TYPE_CHECKING:
+    from megatron_ssd.dataset.training import TrainingDataset
+    from megatron_ssd.training.loop import Trainer
+
+log = logging.getLogger(__name__)
+
+_LAYOUT_ONLY = ("micro_batch_size", "save_interval", "log_interval", "tensorboard")
+DATASET_PREFIX = "samples"  # of dataset/samples.bin and .idx
+
+
+def run_train(config: RunConfig) -> None:
+    """Train ``config.model`` on ``run_dir/dataset``, or only lay it out where ``config.dry_run`` is set.
+
+    Every process that torchrun starts calls this.
+
+    Raises:
+        UserError: the device, the number of processes, the data set or the base model is not what it must be.
+        KeyboardInterrupt: stopped by a signal; the same command goes on from there.
+    """
+    if config.dry_run:
+        from megatron_ssd.training.dry_run import run_dry
+
+        run_dry(config)
+        return
+    from megatron_ssd.runtime.device import prepare_device
+    from megatron_ssd.runtime.process_groups import broadcast_text, is_rank_zero, process_groups
+
+    device = prepare_device(config.cluster)
+    with process_groups(config.parallel, device=device):
+        stage = training_stage(config)
+        # Only rank 0 may lock and make the folder; "" says that there is nothing to do.
+        work = broadcast_text(("" if stage.is_current() else str(stage.begin())) if is_rank_zero() else None)
+        if not work:
+            return
+        trainer, dataset = _prepare(config, Path(work), device)
+        _train(config, stage, trainer, device)
+        if is_rank_zero():
+            _publish(config, stage, dataset)
+
+
+def training_stage(config: RunConfig) -> Stage:
+    """The stage ``checkpoints`` of this configuration, unopened.
+
+    Raises:
+        UserError: there is no data set, or no base model to start from.
+    """
+    model = needed(config.model, "model", fix="choose one with +model=NAME")
+    run_dir = Path(config.run_dir)
+    inputs = {"dataset": read_manifest(run_dir / "dataset").content_hash}
+    if config.objective == "sft":
+        inputs["model"] = hash_folder(base_folder(model))
+    settings = {
+        "model": {k: v for k, v in dataclasses.asdict(model).items() if k not in ("path", "revision", "name")},
+        "objective": config.objective,
+        "seed": config.seed,
+        "precision": config.precision.params_dtype,
+        "optimizer": dataclasses.asdict(config.optimizer),
+        "training": {k: v for k, v in dataclasses.asdict(config.training).items() if k not in _LAYOUT_ONLY},
+    }
+    return Stage(name="checkpoints", run_dir=run_dir, config=settings, inputs=inputs, replace=config.replace)
+
+
+def base_folder(model: ModelConfig) -> Path:
+    """The local Hugging Face folder that fine-tuning starts from. Raises ``UserError`` where there is none."""
+    folder = Path(needed(model.path, "model.path", fix="name the folder of the base model"))
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"model.path = {model.path}",
+            rule="must be a local Hugging Face folder with a config.json",
+            fix=f"download it with 'hf download {model.path} --local-dir FOLDER' and set model.path=FOLDER",
+        )
+    return folder
+
+
+def _prepare(config: RunConfig, work: Path, device: str) -> tuple[Trainer, TrainingDataset]:
+    """The model on this rank as the newest checkpoint, the base model or the seed has it, and its data."""
+    from megatron_ssd.models.build import build_model
+    from megatron_ssd.runtime.seed import seed_process
+    from megatron_ssd.training.checkpoint import load_checkpoint, newest_checkpoint
+    from megatron_ssd.training.loop import Trainer
+    from megatron_ssd.training.optimizer import build_optimizer, build_schedule, wrap_chunks
+
+    model = needed(config.model, "model", fix="choose one with +model=NAME")
+    dataset = _open_dataset(config, model)
+    seed_process(config.seed)
+    checkpoint = newest_checkpoint(work)
+    fresh = config.objective == "pretrain" and checkpoint is None
+    chunks = build_model(model, config.parallel, config.precision, device=device, seed=config.seed if fresh else None)
+    if config.objective == "sft" and checkpoint is None:
+        from megatron_ssd.models.hf_checkpoint import load_hf_weights
+
+        load_hf_weights(chunks, model, config.parallel, base_folder(model))
+    wrapped = wrap_chunks(chunks, config.parallel)
+    optimizer = build_optimizer(wrapped, config.optimizer, config.parallel)
+    done = 0
+    if checkpoint is not None:
+        done, path = checkpoint
+        load_checkpoint(path, wrapped, optimizer)
+        log.info("checkpoints: going on from iteration %d", done)
+    trainer = Trainer(
+        chunks=wrapped,
+        optimizer=optimizer,
+        schedule=build_schedule(optimizer, config.optimizer, train_iters=config.training.train_iters, done=done),
+        source=_batch_source(config, dataset, chunks[0].config.params_dtype, device),
+        config=config.training,
+        folder=work,
+        iteration=done,
+    )
+    return trainer, dataset
+
+
+def _open_dataset(config: RunConfig, model: ModelConfig) -> TrainingDataset:
+    from megatron_ssd.dataset.training import TrainingDataset
+
+    dataset = TrainingDataset(
+        Path(config.run_dir) / "dataset" / DATASET_PREFIX,
+        objective=config.objective,
+        seq_length=config.training.seq_length,
+        packing=config.training.packing,
+        over_long=config.training.over_long,
+        seed=config.seed,
+    )
+    largest = dataset.max_token_id()
+    if largest >= model.vocab_size:
+        raise UserError(
+            f"model.vocab_size = {model.vocab_size}",
+            rule=f"wrong vocabulary size: the data set in {config.run_dir}/dataset holds token id {largest}",
+            fix="train the model whose tokenizer made the data set, or make the data set again for this model",
+        )
+    return dataset
+
+
+def _batch_source(config: RunConfig, dataset: TrainingDataset, dtype: Any, device: str) -> Any:
+    from megatron.core import parallel_state
+
+    from megatron_ssd.training.data import BatchSource
+
+    require(
+        not (config.precision.transformer_engine and config.training.packing != "none")
+        or config.training.micro_batch_size == 1,
+        f"training.micro_batch_size = {config.training.micro_batch_size}",
+        rule="TransformerEngine takes packed rows one at a time",
+        fix="set training.micro_batch_size=1, with longer rows in their place, or training.packing=none",
+    )
+    return BatchSource(
+        dataset=dataset,
+        training=config.training,
+        data_parallel_rank=parallel_state.get_data_parallel_rank(),
+        data_parallel_size=config.parallel.data_parallel_size,
+        transformer_engine=config.precision.transformer_engine,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _train(config: RunConfig, stage: Stage, trainer: Trainer, device: str) -> None:
+    from megatron_ssd.runtime.process_groups import is_rank_zero
+    from megatron_ssd.training.metrics import MetricsWriter
+    from megatron_ssd.training.observer import Recorder, Silent
+    from megatron_ssd.training.stop import StopRequest
+
+    training = config.training
+    observer: Recorder | Silent = Silent()
+    if is_rank_zero():
+        writer = MetricsWriter(
+            trainer.folder,
+            done=trainer.iteration,
+            tensorboard=training.tensorboard,
+            log_interval=training.log_interval,
+        )
+        observer = Recorder(stage, writer, done=trainer.iteration, train_iters=training.train_iters)
+    with observer, StopRequest(device) as stop:
+        trainer.train(observer, stop)
+
+
+def _publish(config: RunConfig, stage: Stage, dataset: TrainingDataset) -> None:
+    from megatron_ssd.artifacts.jsonl import read_jsonl
+    from megatron_ssd.training.metrics import FILE_NAME
+
+    rows = read_jsonl(stage.work / FILE_NAME)
+    last = rows[-1]
+    epochs, row = dataset.locate(config.training.train_iters * config.training.global_batch_size)
+    stage.publish(
+        engine={"name": "megatron-core", "version": package_versions()["megatron-core"]},
+        counts={
+            "iterations": len(rows),
+            "samples": dataset.counts["samples"],
+            "valid_tokens": sum(row["valid_tokens"] for row in rows),
+        },
+        dropped={key: dataset.counts[key] for key in ("over_long", "no_target")},
+        facts={
+            "final_loss": last["loss"],
+            "epochs": round(epochs + row / dataset.num_rows(epochs), 3),
+            "tokens_per_second": round(sum(r["tokens"] for r in rows) / sum(r["seconds"] for r in rows), 1),
+            "parallel": dataclasses.asdict(config.parallel),
+        },
+    )
