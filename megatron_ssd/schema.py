@@ -73,6 +73,7 @@ class Problem(_Record):
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Self:
+        """Rebuild a problem and its tests. Raises ``UserError`` where a field is unknown or missing."""
         tests = tuple(TestCase.from_json(test) for test in row.get("tests", ()))
         return super(Problem, cls).from_json({**row, "tests": tests})
 

@@ -26,7 +26,7 @@ _RECORDED_PACKAGES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Lineage of one published folder. ``inputs`` map a role to a content hash; ``identity`` hashes config and inputs."""
+    """Lineage of a published folder. ``inputs`` map a role to a content hash; ``identity`` hashes config and inputs."""
 
     stage: str
     identity: str

@@ -101,7 +101,7 @@ class Stage:
             ) from None
 
     def note_time(self) -> None:
-        """Record the time spent so far, so that a resumed stage can report the sum. Cheap; call at every unit of work."""
+        """Record the time spent so far, so that a resumed stage reports the sum. Cheap; call at every unit of work."""
         text = json.dumps(
             {
                 "identity": self.identity,

@@ -1,8 +1,8 @@
 """Hydra's groups and overrides to a checked ``RunConfig``.
 
 The YAML files state differences only, since every default lives in the dataclasses. So an override may name a key that
-no YAML has, and it is the dataclasses that refuse a key that does not exist. A group may be chosen as ``model=tiny`` and
-as ``+model=tiny`` alike.
+no YAML has, and it is the dataclasses that refuse a key that does not exist. A group may be chosen as ``model=tiny``
+and as ``+model=tiny`` alike.
 """
 
 from __future__ import annotations
@@ -24,12 +24,16 @@ from megatron_ssd.errors import ConfigError
 CONFIG_DIR = Path(megatron_ssd.__file__).resolve().parents[1] / "hydra_configs"
 
 
+# Follows from the experiment and its problems (see config.yaml) and is never chosen by hand.
+_DERIVED_GROUP = "scale"
+
+
 def groups(config_dir: Path = CONFIG_DIR) -> dict[str, list[str]]:
     """Group -> the names that can be chosen, both sorted."""
     return {
         folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
         for folder in sorted(config_dir.iterdir())
-        if folder.is_dir()
+        if folder.is_dir() and folder.name != _DERIVED_GROUP
     }
 
 

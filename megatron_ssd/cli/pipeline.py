@@ -47,19 +47,21 @@ class Script:
 _TRAIN = Script("launch/train.py", training_stage, torchrun=True)
 _EXPORT = Script("launch/export.py", export_stage)
 BASE = (Script("tools/build_minicode.py", world_stage), _TRAIN, _EXPORT)
-LOOP = (
-    Script("launch/generate.py", samples_stage),
-    Script("tools/preprocess_data.py", dataset_stage),
-    _TRAIN,
-    _EXPORT,
-    Script("launch/evaluate.py", evaluation_stage),
-    Script("launch/report.py", report_stage),
-)
+LOOP = {
+    "samples": Script("launch/generate.py", samples_stage),
+    "dataset": Script("tools/preprocess_data.py", dataset_stage),
+    "checkpoints": _TRAIN,
+    "export": _EXPORT,
+    "eval": Script("launch/evaluate.py", evaluation_stage),
+    "report": Script("launch/report.py", report_stage),
+}
 
 
 def main() -> None:
     """Entry of ``launch/pipeline.py``."""
-    arguments = parser("Run every stage from problems to report; stages that are up to date are skipped.").parse_args()
+    options = parser("Run every stage from problems to report; stages that are up to date are skipped.")
+    options.add_argument("--until", choices=list(LOOP), default="report", help="stop after this stage's folder stands")
+    arguments = options.parse_args()
     run_guarded(lambda: run(arguments), traceback=arguments.traceback)
 
 
@@ -80,8 +82,11 @@ def run(arguments: argparse.Namespace) -> None:
     if config.base is not None:
         folder = _make_base(config.base, config_dir)
         overrides = [*overrides, f"model.path={folder}"]
-    _run_all("", LOOP, [*overrides, f"run_dir={config.run_dir}"], config_dir)
-    print_report(Path(config.run_dir))
+    wanted = list(LOOP)[: list(LOOP).index(arguments.until) + 1]
+    scripts = tuple(LOOP[name] for name in wanted)
+    _run_all("", scripts, [*overrides, f"run_dir={config.run_dir}"], config_dir)
+    if arguments.until == "report":
+        print_report(Path(config.run_dir))
     log.info("pipeline: done in %.0f s", time.monotonic() - started)
 
 

@@ -56,7 +56,7 @@ def _explain(error: ValidationError) -> ConfigError:
     known = _keys_at(path[:-1])
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         near = difflib.get_close_matches(path[-1], known, n=1)
-        fix = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"keys here are {', '.join(sorted(known))}"
+        fix = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"known are {', '.join(sorted(known))}"
         return ConfigError(f"{key} = {first['input']!r}", rule="there is no such key", fix=fix)
     if first["type"] in ("missing", "missing_keyword_only_argument"):
         return ConfigError(f"{key} is not set", rule="it has no default", fix=f"add {key}=VALUE")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ssd.cli.compose import compose_config, groups
+from megatron_ssd.cli.compose import CONFIG_DIR, compose_config, groups
 from megatron_ssd.errors import ConfigError
 
 # What a group needs beside it to stand alone: a CPU has no TransformerEngine, a benchmark file has no default place.
@@ -40,6 +40,13 @@ def test_every_shipped_yaml_composes(group: str, name: str, plus: str) -> None:
     if group == "model":
         assert config.model is not None
         assert config.model.name == name
+
+
+@pytest.mark.parametrize("path", sorted((CONFIG_DIR / "scale").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_scale_is_taken_by_its_experiment_and_problems(path: Path) -> None:
+    experiment, _, problems = path.stem.partition("-")
+    iterations = compose_config([f"experiment={experiment}", f"problems={problems}"]).training.train_iters
+    assert f"train_iters: {iterations}," in path.read_text()
 
 
 @pytest.mark.parametrize(("name", "parameters"), _PARAMETERS.items())

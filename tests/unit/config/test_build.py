@@ -53,7 +53,11 @@ def test_lists_become_tuples_and_whole_numbers_floats() -> None:
         ),
         ({"parallel": {"sequence_parallel": True}}, ["sequence_parallel = true", "tensor_model_parallel_size > 1"]),
         (
-            {"model": TINY, "parallel": {"world_size": 3, "tensor_model_parallel_size": 3}, "training": {"global_batch_size": 3}},
+            {
+                "model": TINY,
+                "parallel": {"world_size": 3, "tensor_model_parallel_size": 3},
+                "training": {"global_batch_size": 3},
+            },
             ["tensor_model_parallel_size = 3", "must divide model.num_attention_heads (4)"],
         ),
         ({"training": {"global_batch_size": 3, "micro_batch_size": 2}}, ["global_batch_size = 3", "multiple"]),

@@ -1,0 +1,109 @@
+"""One small base model and one finished run, made once by the real pipeline and shared by every end-to-end test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# The demo, scaled down until the whole loop takes a minute or two. The model learns little; every path is walked.
+SMALL = (
+    "+experiment=demo",
+    "minicode.num_train_problems=64",
+    "minicode.num_test_problems=12",
+    "minicode.tests_per_problem=3",
+    "generation.shard_rows=16",
+    "training.train_iters=8",
+    "training.global_batch_size=8",
+    "training.micro_batch_size=4",
+    "training.save_interval=2",
+    "optimizer.lr_warmup_iters=2",
+    "evaluation.num_samples=5",
+    "evaluation.temperatures=[1.0]",
+    "evaluation.top_ps=[0.8]",
+)
+SMALL_BASE = (
+    "minicode.num_documents=3000",
+    "training.train_iters=20",
+    "training.save_interval=10",
+    "optimizer.lr_warmup_iters=5",
+)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Starts the pipeline in a folder of its own."""
+
+    base_dir: Path
+
+    def command(self, run_dir: Path, *extra: str) -> list[str]:
+        """The pipeline's command line for ``run_dir``."""
+        base = [f"base.base_dir={self.base_dir}", f"base.overrides=[{','.join(SMALL_BASE)}]"]
+        return [sys.executable, str(ROOT / "launch/pipeline.py"), *SMALL, *base, f"run_dir={run_dir}", *extra]
+
+    def run(self, run_dir: Path, *extra: str) -> subprocess.CompletedProcess[str]:
+        """Run to the end; fails the test with the pipeline's own words where it does not succeed."""
+        done = subprocess.run(self.command(run_dir, *extra), capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+        return done
+
+    def kill_when(self, run_dir: Path, ready: Callable[[], bool], *extra: str) -> None:
+        """Start the pipeline, wait until ``ready``, SIGKILL it, and wait until every process of it is gone."""
+        log = run_dir.with_name(f"{run_dir.name}.killed.log")
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                self.command(run_dir, *extra), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            deadline = time.monotonic() + 300
+            while not ready():
+                assert process.poll() is None, f"ended before it could be killed:\n{log.read_text()[-6000:]}"
+                assert time.monotonic() < deadline, f"never got there:\n{log.read_text()[-6000:]}"
+                time.sleep(0.002)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        while _alive_in_session(process.pid):
+            assert time.monotonic() < deadline, "a stage outlived the killed pipeline"
+            time.sleep(0.05)
+
+    def copy(self, finished: Path, run_dir: Path, *stages: str) -> Path:
+        """A run folder in which ``stages`` are already published, as ``finished`` has them."""
+        for stage in stages:
+            shutil.copytree(finished / stage, run_dir / stage)
+        return run_dir
+
+
+def _alive_in_session(session: int) -> bool:
+    """Whether any process that was started by the pipeline is still there (zombies do not count)."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(fields[3]) == session and fields[0] != "Z":
+                return True
+    return False
+
+
+@pytest.fixture(scope="session")
+def loop(tmp_path_factory: pytest.TempPathFactory) -> Loop:
+    """The pipeline with a base model that is trained at its first use."""
+    return Loop(Path(os.environ.get("MEGATRON_SSD_TEST_BASE", tmp_path_factory.mktemp("base"))))
+
+
+@pytest.fixture(scope="session")
+def finished(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole run that nobody interrupted."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    loop.run(run_dir)
+    return run_dir

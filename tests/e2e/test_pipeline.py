@@ -1,0 +1,65 @@
+"""The loop from problems to a report, on the real engines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_ssd.artifacts.manifest import read_manifest
+
+from .conftest import Loop
+
+STAGES = ("samples", "dataset", "checkpoints", "export", "eval", "report")
+DIFFICULTIES = {"easy", "medium", "hard"}
+
+
+def test_every_stage_is_published_with_its_engine(finished: Path) -> None:
+    engines = {stage: read_manifest(finished / stage).engine for stage in STAGES}
+    assert {engines["samples"]["name"], engines["eval"]["name"]} == {"vllm"}
+    assert {engines[stage]["name"] for stage in ("dataset", "checkpoints", "export")} == {"megatron-core"}
+    assert engines["checkpoints"]["version"] == "0.16.1"
+    assert engines["samples"]["version"].startswith("0.32.0")
+    assert not list(finished.glob("*.partial"))
+
+
+def test_one_sample_a_problem(finished: Path) -> None:
+    rows = [json.loads(line) for path in sorted((finished / "samples").glob("*.jsonl")) for line in path.open()]
+    assert len({row["problem_id"] for row in rows}) == len(rows) == 64
+
+
+def test_each_stage_names_the_output_of_the_one_before(finished: Path) -> None:
+    chain = [("dataset", "samples"), ("checkpoints", "dataset"), ("export", "checkpoints"), ("eval", "export")]
+    for later, earlier in chain:
+        assert read_manifest(finished / earlier).content_hash in read_manifest(finished / later).inputs.values()
+
+
+def test_the_summary_has_base_and_ssd_with_intervals(finished: Path) -> None:
+    summary = json.loads((finished / "report" / "summary.json").read_text())
+    for model in ("base", "ssd"):
+        for metric in ("pass@1", "pass@5"):
+            overall = summary[model][metric]["overall"]
+            low, high = overall["interval"]
+            assert 0 <= low <= overall["value"] <= high <= 1
+            assert overall["n"] == 12
+            assert set(summary[model][metric]["by_difficulty"]) == DIFFICULTIES
+
+
+def test_training_wrote_every_iteration_once(finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "checkpoints" / "metrics.jsonl").open()]
+    assert [row["iteration"] for row in rows] == list(range(1, 9))
+    assert all(row["loss"] > 0 and row["grad_norm"] > 0 for row in rows)
+
+
+def test_a_second_start_finds_everything_up_to_date(loop: Loop, finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    again = loop.run(finished)
+    for stage in STAGES:
+        assert f"{stage}: up to date" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_another_configuration_does_not_overwrite(loop: Loop, finished: Path) -> None:
+    with pytest.raises(AssertionError, match=r"seed: 0 then, 1 now.*replace=true"):
+        loop.run(finished, "seed=1")
