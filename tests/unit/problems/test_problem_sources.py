@@ -1,0 +1,237 @@
+"""Loading training problems and benchmarks, with real files where they are there and broken ones made here."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pickle
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from megatron_ssd.config.build import build_config
+from megatron_ssd.errors import UserError
+from megatron_ssd.problems.dedup import deduplicate, normalise
+from megatron_ssd.problems.hidden_tests import decode_tests
+from megatron_ssd.problems.source import load_benchmark, load_problem_set, load_problems
+from megatron_ssd.schema import Problem, TestCase
+
+DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data beside the project")
+
+
+def training_set(path: Path, **settings: Any) -> list[Problem]:
+    return load_problems(build_config({"problems": {"name": "rstar_coder", "path": str(path), **settings}}))
+
+
+def benchmark(path: Path, **settings: Any) -> list[Problem]:
+    return load_benchmark(build_config({"benchmark": {"name": "livecodebench", "path": str(path), **settings}}))
+
+
+def parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.mkdir(exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path / "data-00000-of-00001.parquet")
+    return path
+
+
+def rstar_row(number: int, question: str, starter_code: str | None = None) -> dict[str, Any]:
+    return {"question_id": f"seed_{number}", "question": question, "starter_code": starter_code, "response": "unread"}
+
+
+def lcb_row(number: int, date: str = "2025-02-03", **changes: Any) -> dict[str, Any]:
+    stdin = json.dumps([{"input": f"{number}\n", "output": "ok\n", "testtype": "stdin"}])
+    row = {
+        "question_title": f"Title {number}",
+        "question_content": "Say ok.",
+        "platform": "atcoder",
+        "question_id": f"abc_{number}",
+        "contest_id": "abc",
+        "contest_date": f"{date}T00:00:00",
+        "starter_code": "",
+        "difficulty": "easy",
+        "public_test_cases": stdin,
+        "private_test_cases": "[]",
+        "metadata": "{}",
+    }
+    return {**row, **changes}
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def packed(value: Any) -> str:
+    return base64.b64encode(zlib.compress(pickle.dumps(value, protocol=4))).decode()
+
+
+def test_normalise_joins_any_white_space() -> None:
+    assert normalise("  a\t b\n\n c\u00a0d ") == "a b c d"
+
+
+def test_deduplicate_keeps_the_first_in_place() -> None:
+    assert deduplicate(["a b", "c", "a  b", " c", "d"], str) == (["a b", "c", "d"], 2)
+
+
+def test_rstar_form_follows_the_starter_code(tmp_path: Path) -> None:
+    rows = [rstar_row(1, "p"), rstar_row(2, "q", ""), rstar_row(3, "r", " \n"), rstar_row(4, "s", "class Solution:")]
+    problems = training_set(parquet(tmp_path, rows))
+    assert [(problem.form, problem.starter_code) for problem in problems] == [
+        ("stdin", ""), ("stdin", ""), ("stdin", ""), ("function", "class Solution:"),
+    ]  # fmt: skip
+
+
+def test_drops_are_counted_and_the_limit_comes_after_them(tmp_path: Path) -> None:
+    rows = [rstar_row(1, "a b"), rstar_row(2, "a  b"), rstar_row(3, " "), rstar_row(4, "c"), rstar_row(5, "d")]
+    section = {"name": "rstar_coder", "path": str(parquet(tmp_path, rows)), "limit": 2}
+    found = load_problem_set(build_config({"problems": section}))
+    assert [problem.id for problem in found.problems] == ["seed_1", "seed_4"]
+    assert found.dropped == {"empty": 1, "duplicate": 1, "over_limit": 1}
+
+
+def test_repeated_ids_stay_unique(tmp_path: Path) -> None:
+    rows = [rstar_row(1, "a"), rstar_row(1, "a"), rstar_row(2, "b"), rstar_row(1, "c")]
+    problems = training_set(parquet(tmp_path, rows), deduplicate=False)
+    assert [problem.id for problem in problems] == ["seed_1", "seed_1#2", "seed_2", "seed_1#3"]
+
+
+@needs_data
+def test_real_training_problems_are_758_after_deduplication() -> None:
+    problems = training_set(DATA / "rstar_coder_seed_sft")
+    assert len(problems) == 758
+    assert len({problem.id for problem in problems}) == 758
+    assert {problem.form for problem in problems} == {"stdin", "function"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "nowhere", "nowhere: does not exist"),
+        (lambda folder: folder, r"holds no \*\.parquet file"),
+        (lambda folder: parquet(folder, [{"question": "q"}]), "no column question_id, starter_code"),
+        (lambda folder: _garbage(folder / "broken.parquet"), "is no parquet file"),
+        (lambda folder: parquet(folder, [rstar_row(1, " ")]), "holds no problem"),
+    ],
+)
+def test_bad_training_sources_say_what_is_wrong(tmp_path: Path, make: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        training_set(make(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def _garbage(path: Path) -> Path:
+    path.write_bytes(b"not parquet at all")
+    return path
+
+
+def test_hub_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfFileSystem
+
+    def refuse(self: HfFileSystem, pattern: str) -> list[str]:
+        raise ConnectionError("no route to host\nand a second line")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(HfFileSystem, "glob", refuse)
+    with pytest.raises(UserError, match=r"Hub did not serve it .*no route to host") as caught:
+        training_set(Path("someone/some-data"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encode", [lambda text: text, packed], ids=["json", "pickle"])
+def test_both_encodings_of_hidden_tests_give_the_same(encode: Any) -> None:
+    text = json.dumps([{"input": "1\n", "output": "é\n", "testtype": "stdin"}])
+    assert decode_tests(encode(text), where="f:1", form="stdin") == [TestCase(input="1\n", output="é\n")]
+
+
+class _Attack:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, ("attacked",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (packed(_Attack()), "names posix.mkdir"),
+        (packed(["not", "text"]), "holds a list instead of text"),
+        (packed("[{]"), "JSONDecodeError"),
+        ("@@@", "holds no test cases"),
+        (base64.b64encode(b"no zlib").decode(), "holds no test cases"),
+        (base64.b64encode(zlib.compress(b"\x80\x04")).decode(), "holds no test cases"),
+        ('[{"input": "1"}]', "KeyError"),
+        ('[{"input": "1", "output": "2", "testtype": "functional"}]', "functional tests"),
+    ],
+)
+def test_bad_hidden_tests_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        decode_tests(text, where="file:3: private_test_cases", form="stdin")
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_function_problems_carry_name_and_tests_in_order(tmp_path: Path) -> None:
+    tests = [{"input": f"{n}\n[1]", "output": "2", "testtype": "functional"} for n in range(3)]
+    row = lcb_row(
+        1,
+        starter_code="class Solution:",
+        metadata='{"func_name": "solve"}',
+        public_test_cases=json.dumps(tests[:1]),
+        private_test_cases=packed(json.dumps(tests[1:])),
+    )
+    (problem,) = benchmark(jsonl(tmp_path / "test.jsonl", [row]))
+    assert (problem.form, problem.function_name, problem.date) == ("function", "solve", "2025-02-03")
+    assert [test.input for test in problem.tests] == ["0\n[1]", "1\n[1]", "2\n[1]"]
+
+
+def test_window_includes_both_ends_and_undated_tests_stay_unread(tmp_path: Path) -> None:
+    days = ["2025-01-31", "2025-02-01", "2025-02-15", "2025-05-31", "2025-06-01"]
+    rows = [lcb_row(number, date=day) for number, day in enumerate(days)]
+    rows[0]["private_test_cases"] = "unreadable, and outside the window"
+    path = jsonl(tmp_path / "test.jsonl", rows)
+    found = benchmark(path, start_date="2025-02-01", end_date="2025-05-31")
+    assert [problem.date for problem in found] == days[1:4]
+    assert [problem.date for problem in benchmark(path, start_date="2025-02-01", limit=2)] == days[1:3]
+
+
+def test_folder_of_releases_is_read_in_order(tmp_path: Path) -> None:
+    jsonl(tmp_path / "test2.jsonl", [lcb_row(2)])
+    jsonl(tmp_path / "test.jsonl", [lcb_row(1)])
+    assert [problem.id for problem in benchmark(tmp_path)] == ["abc_1", "abc_2"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        ([lcb_row(1)], {"start_date": "2030-01-01"}, "no problem lies in that window.*2025-02-03 to 2025-02-03"),
+        ([lcb_row(1)], {"end_date": "May"}, "benchmark.end_date = May: is no ISO date"),
+        ([lcb_row(1), lcb_row(1)], {}, r"test.jsonl:2: question_id 'abc_1': comes a second time"),
+        ([{"question_id": "x"}], {}, r"test.jsonl:1: has no column question_title"),
+        ([lcb_row(1), lcb_row(2, metadata="{")], {}, r"test.jsonl:2: metadata: is not JSON"),
+        ([lcb_row(1, contest_date="soon")], {}, r"test.jsonl:1: contest_date 'soon'"),
+        ([], {}, "holds no problem"),
+    ],
+)
+def test_bad_benchmarks_say_what_is_wrong(
+    tmp_path: Path, rows: list[dict[str, Any]], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        benchmark(jsonl(tmp_path / "test.jsonl", rows), **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_line_names_file_and_line(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "test.jsonl", [lcb_row(1), lcb_row(2)])
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(UserError, match=r"test.jsonl:2"):
+        benchmark(path)
+
+
+@needs_data
+def test_real_benchmark_file_reads_whole() -> None:
+    problems = benchmark(DATA / "lcb_schema" / "codeforces_408.jsonl")
+    assert len(problems) == 408
+    assert all(problem.tests for problem in problems)
