@@ -86,12 +86,11 @@ def read_examples(folder: Path, scores: Scores) -> tuple[Example, ...]:
     samples = [_first_samples(folder / "generations" / row.model / f"{row.decoding}.jsonl") for row in rows]
     verdicts = [_first_verdicts(folder / "verdicts" / row.model / f"{row.decoding}.jsonl") for row in rows]
     chosen: dict[str, str] = {}
+    order = list(rows[0].by_difficulty)
     for problem_id in sorted(set(scores.difficulties).intersection(*samples, *verdicts)):
         chosen.setdefault(scores.difficulties[problem_id], problem_id)
-    examples = [
-        _example(problem_id, difficulty, rows, samples, verdicts) for difficulty, problem_id in chosen.items()
-    ]
-    return tuple(examples[:_EXAMPLES])
+    ordered = sorted(chosen, key=lambda name: order.index(name) if name in order else len(order))
+    return tuple(_example(chosen[name], name, rows, samples, verdicts) for name in ordered[:_EXAMPLES])
 
 
 def _example(

@@ -7,6 +7,7 @@ markup.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -41,7 +42,7 @@ def render(data: ReportData, lineage: Lineage) -> str:
     style = environment.get_template("style.css").render(
         light=Markup(LIGHT.css_variables()), dark=Markup(DARK.css_variables())
     )
-    page = environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.jinja").render(
         data=data,
         style=Markup(style),
         lineage=lineage,
@@ -76,14 +77,14 @@ def _result_part(data: ReportData) -> dict[str, Any]:
 def _sampling_part(data: ReportData) -> dict[str, Any]:
     sampling = data.sampling
     total = max(sampling.num_samples, 1)
-    skipped = {f"not run: {reason}": count for reason, count in sampling.skip_reasons.items()}
-    left_out = {**skipped, **{reason.replace("_", " "): count for reason, count in sampling.dropped.items()}}
+    not_run = {f"not run: {reason}": count for reason, count in sampling.skip_reasons.items()}
+    filtered = {reason.replace("_", " "): n for reason, n in sampling.dropped.items() if reason != "skipped"}
     return {
         "finish_reasons": [
             (wording.FINISH_REASONS.get(reason, reason), count, count / total)
             for reason, count in sampling.finish_reasons.items()
         ],
-        "dropped": [(reason, count) for reason, count in left_out.items() if count],
+        "dropped": [(reason, count) for reason, count in {**not_run, **filtered}.items() if count],
     }
 
 
@@ -96,6 +97,7 @@ def _paper_part(data: ReportData) -> dict[str, Any]:
             "model": paper.model_title(paper.reference_model(data.settings)),
         },
         "deviations": [(group, list(items)) for group, items in itertools.groupby(found, key=lambda d: d.group)],
+        "sure": wording.SURE,
         "differing": sum(item.same is False for item in found),
         "comparable": sum(item.same is not None for item in found),
     }
@@ -123,7 +125,7 @@ def _graded(base: Score) -> tuple[int, ...]:
 
 def _training_plots(data: ReportData) -> list[tuple[str, str, Markup]]:
     panels = (
-        ("Loss", "nats a response token", "loss", None),
+        ("Loss", "nats a response token", "loss", -math.inf),
         ("Gradient norm", "before clipping", "grad_norm", 0.0),
         ("Learning rate", "", "lr", 0.0),
         ("Throughput", "tokens a second", "tokens_per_second", 0.0),

@@ -21,7 +21,7 @@ STAGES = ("samples", "dataset", "checkpoints", "export", "eval")
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """An input of a stage. ``whole``: published by ``folder``; ``source``: from outside a run; ``broken``: ``reason``."""
+    """An input of a stage: ``whole`` (made by ``folder``), ``source`` (from outside) or ``broken`` (``reason``)."""
 
     role: str
     hash: str
@@ -46,15 +46,20 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
-    """Steps from the scores back; ``base_revision`` is what the model that was sampled from is known by."""
+    """``steps`` lead from the scores back to the base model, which the samples know as ``base_revision``.
+
+    ``base_steps`` go on into the run of this project that made the base; empty for a model from elsewhere.
+    """
 
     steps: tuple[Step, ...]
     base_revision: str
+    base_steps: tuple[Step, ...] = ()
 
     @property
     def is_whole(self) -> bool:
         """Whether every link and every folder of the chain holds."""
-        return not any(step.problem or any(link.status == "broken" for link in step.links) for step in self.steps)
+        steps = (*self.steps, *self.base_steps)
+        return not any(step.problem or any(link.status == "broken" for link in step.links) for step in steps)
 
 
 def trace(run_dir: Path, *, base_model: Path | None, base_revision: str) -> Lineage:
@@ -80,17 +85,19 @@ def trace(run_dir: Path, *, base_model: Path | None, base_revision: str) -> Line
             if upstream and upstream[0] not in seen:
                 seen.add(upstream[0])
                 waiting.append(upstream)
-    return Lineage(steps=tuple(steps), base_revision=base_revision)
+    own = [step for step in steps if "/" not in step.folder]
+    return Lineage(
+        steps=tuple(own), base_steps=tuple(step for step in steps if step not in own), base_revision=base_revision
+    )
 
 
 def _published(run_dir: Path, base_model: Path | None) -> Iterator[tuple[Path, Manifest]]:
     """Every published folder that the chain may lead to."""
     runs = [run_dir] if base_model is None else [run_dir, base_model.parent]
-    folders = [run / stage for run in runs for stage in STAGES]
-    folders += [base_model] if base_model is not None and base_model not in folders else []
-    for folder in folders:
-        if (folder / FILE_NAME).is_file():
-            yield folder, read_manifest(folder)
+    for run in runs:
+        for path in sorted(run.glob(f"*/{FILE_NAME}")):
+            if path.parent.suffix != ".partial":
+                yield path.parent, read_manifest(path.parent)
 
 
 def _step(folder: Path, manifest: Manifest, known: dict[str, tuple[Path, Manifest]], run_dir: Path) -> Step:
@@ -106,7 +113,7 @@ def _step(folder: Path, manifest: Manifest, known: dict[str, tuple[Path, Manifes
 def _link(role: str, value: str, known: dict[str, tuple[Path, Manifest]], run_dir: Path) -> Link:
     if value in known:
         return Link(role=role, hash=value, status="whole", folder=_shown(known[value][0], run_dir))
-    if role in STAGES:
+    if role in (*STAGES, "tokenizer"):
         there = (run_dir / role / FILE_NAME).is_file()
         reason = f"{role}/ was made again since" if there else f"{role}/ is not there"
         return Link(role=role, hash=value, status="broken", reason=reason)

@@ -52,8 +52,8 @@ def heat_color(scheme: Scheme, fraction: float) -> str:
 
 
 def text_on(background: str) -> str:
-    """Near-black or white, whichever reads better on ``background``."""
-    return max("#14171a", "#ffffff", key=lambda color: contrast_ratio(color, background))
+    """Black or white, whichever reads better on ``background``: at least 4.5 to 1 on any colour."""
+    return max("#000000", "#ffffff", key=lambda color: contrast_ratio(color, background))
 
 
 def contrast_ratio(one: str, other: str) -> float:

@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from megatron_ssd.report.tables import compact
+
 Sure = Literal["authors", "several readings", "one report", "sources conflict", "not published"]
 
 TITLE = "Embarrassingly Simple Self-Distillation Improves Code Generation"
 REFERENCE = "arXiv 2604.01193"
 DEFAULT_MODEL = "qwen3_30b"  # the paper's main model: what a run of any other model is held against
+NOT_PUBLISHED: Sure = "not published"
 _MODEL_TITLES = {
     "qwen3_4b_instruct": "Qwen3-4B-Instruct-2507",
     "qwen3_4b_thinking": "Qwen3-4B-Thinking-2507",
@@ -29,8 +32,8 @@ class PaperSetting:
     """One setting of the paper.
 
     ``keys`` are configuration keys whose values are put into ``wording``. ``paper`` holds the paper's values of the
-    same keys (``by_model`` where they differ by model); None where they are not comparable, and ``remark`` then says
-    what the paper does.
+    same keys (``by_model`` where they differ by model), ``also`` what other sources give; None and no entry for the
+    model mean that nothing was published. ``remark`` says more than the values can.
     """
 
     group: str
@@ -40,12 +43,17 @@ class PaperSetting:
     sure: Sure
     paper: tuple[Any, ...] | None = None
     by_model: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    also: tuple[tuple[Any, ...], ...] = ()
     remark: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deviation:
-    """A setting of the paper beside this run's. ``same`` is None where nothing is there to compare with."""
+    """A setting of the paper beside this run's.
+
+    ``same`` says whether this run has the paper's values, or those of one of its sources where they conflict; None
+    where nothing is there to compare with.
+    """
 
     group: str
     item: str
@@ -62,52 +70,53 @@ SETTINGS: tuple[PaperSetting, ...] = (
     PaperSetting(group="Problems", item="benchmark", sure="authors",
                  keys=("benchmark.name",), wording="{}", paper=("livecodebench",),
                  remark="LiveCodeBench v6 (February to May 2025, 131 problems) and v5"),
-    PaperSetting(group="Sampling", item="T, top-k, top-p of the training data", sure="authors",
+    PaperSetting(group="Sampling", item="decoding of the training data", sure="authors",
                  keys=("sampling.train.temperature", "sampling.train.top_k", "sampling.train.top_p"),
-                 wording="{}, {}, {}",
+                 wording="T {}, top-k {}, top-p {}",
                  by_model={"qwen3_4b_instruct": (1.6, 20, 0.8), "qwen3_4b_thinking": (1.1, 20, 0.95),
                            "qwen3_30b": (1.6, 20, 0.8)}),
     PaperSetting(group="Sampling", item="responses a problem", sure="several readings",
                  keys=("sampling.num_samples",), wording="{}", paper=(1,)),
     PaperSetting(group="Sampling", item="longest response", sure="sources conflict",
-                 keys=("sampling.max_tokens",), wording="{:,} tokens", paper=(65536,),
+                 keys=("sampling.max_tokens",), wording="{} tokens", paper=(65536,), also=((131072,),),
                  remark="65,536 tokens in code, 128K context in the paper"),
-    PaperSetting(group="Sampling", item="empty responses and one-line stubs dropped", sure="several readings",
+    PaperSetting(group="Sampling", item="dropped: empty responses, one-line stubs", sure="several readings",
                  keys=("filters.drop_empty", "filters.drop_one_line_stubs"), wording="{}, {}", paper=(True, True)),
-    PaperSetting(group="Sampling", item="share of shortest responses dropped", sure="sources conflict",
-                 keys=("filters.drop_shortest_fraction",), wording="{:g}", paper=(0.0,),
+    PaperSetting(group="Sampling", item="dropped: share of the shortest", sure="sources conflict",
+                 keys=("filters.drop_shortest_fraction",), wording="{}", paper=(0.0,), also=((0.1,),),
                  remark="0 in the paper, 0.1 in the authors' code"),
     PaperSetting(group="Training", item="sequence length", sure="several readings",
-                 keys=("training.seq_length",), wording="{:,} tokens", paper=(65536,)),
+                 keys=("training.seq_length",), wording="{} tokens", paper=(65536,)),
     PaperSetting(group="Training", item="global batch", sure="several readings",
                  keys=("training.global_batch_size",), wording="{} sequences", paper=(32,)),
-    PaperSetting(group="Training", item="iterations, warm-up", sure="several readings",
-                 keys=("training.train_iters", "optimizer.lr_warmup_iters"), wording="{:,}, {:,}", paper=(2500, 250),
-                 by_model={"qwen3_4b_thinking": (300, 50), "qwen3_30b_thinking": (300, 50)}),
-    PaperSetting(group="Training", item="peak learning rate, cosine decay", sure="several readings",
-                 keys=("optimizer.lr",), wording="{:g}", paper=(5e-6,)),
+    PaperSetting(group="Training", item="iterations", sure="several readings",
+                 keys=("training.train_iters", "optimizer.lr_warmup_iters"), wording="{}, {} of them warm-up",
+                 paper=(2500, 250), by_model={"qwen3_4b_thinking": (300, 50), "qwen3_30b_thinking": (300, 50)}),
+    PaperSetting(group="Training", item="peak learning rate", sure="several readings",
+                 keys=("optimizer.lr",), wording="{}", paper=(5e-6,)),
     PaperSetting(group="Training", item="lowest learning rate", sure="one report",
-                 keys=("optimizer.min_lr",), wording="{:g}", paper=(1e-6,)),
-    PaperSetting(group="Training", item="AdamW betas, weight decay", sure="one report",
+                 keys=("optimizer.min_lr",), wording="{}", paper=(1e-6,)),
+    PaperSetting(group="Training", item="AdamW", sure="one report",
                  keys=("optimizer.adam_beta1", "optimizer.adam_beta2", "optimizer.weight_decay"),
-                 wording="({:g}, {:g}), {:g}", paper=(0.9, 0.95, 0.1)),
-    PaperSetting(group="Training", item="gradient clip", sure="not published",
-                 keys=("optimizer.clip_grad",), wording="{:g}"),
-    PaperSetting(group="Training", item="packing", sure="not published", keys=("training.packing",), wording="{}"),
-    PaperSetting(group="Training", item="numbers of the weights", sure="not published",
+                 wording="betas {} and {}, weight decay {}", paper=(0.9, 0.95, 0.1)),
+    PaperSetting(group="Training", item="gradient clip", sure=NOT_PUBLISHED,
+                 keys=("optimizer.clip_grad",), wording="{}"),
+    PaperSetting(group="Training", item="packing", sure=NOT_PUBLISHED, keys=("training.packing",), wording="{}"),
+    PaperSetting(group="Training", item="numbers that weights are held in", sure=NOT_PUBLISHED,
                  keys=("precision.params_dtype",), wording="{}"),
-    PaperSetting(group="Training", item="processes, expert parallel size", sure="several readings",
-                 keys=("parallel.world_size", "parallel.expert_model_parallel_size"), wording="{}, {}", paper=(8, 8),
-                 remark="8 B200, expert parallel 8"),
-    PaperSetting(group="Evaluation", item="T, top-k, top-p of the tuned model", sure="authors",
-                 keys=("sampling.eval.temperature", "sampling.eval.top_k", "sampling.eval.top_p"), wording="{}, {}, {}",
+    PaperSetting(group="Training", item="layout", sure="several readings",
+                 keys=("parallel.world_size", "parallel.expert_model_parallel_size"),
+                 wording="world size {}, expert parallel size {}", paper=(8, 8)),
+    PaperSetting(group="Evaluation", item="decoding of the tuned model", sure="authors",
+                 keys=("sampling.eval.temperature", "sampling.eval.top_k", "sampling.eval.top_p"),
+                 wording="T {}, top-k {}, top-p {}",
                  by_model={"qwen3_4b_instruct": (1.1, 20, 0.8), "qwen3_4b_thinking": (0.7, 20, 0.95),
                            "qwen3_30b": (0.9, 20, 0.8)}),
     PaperSetting(group="Evaluation", item="samples a problem", sure="sources conflict",
-                 keys=("evaluation.num_samples",), wording="{}", paper=(20,),
+                 keys=("evaluation.num_samples",), wording="{}", paper=(20,), also=((10,),),
                  remark="20 in the authors' code, 10 in their instructions"),
     PaperSetting(group="Evaluation", item="longest program", sure="sources conflict",
-                 keys=("evaluation.max_tokens",), wording="{:,} tokens", paper=(32768,),
+                 keys=("evaluation.max_tokens",), wording="{} tokens", paper=(32768,), also=((65536,),),
                  remark="32,768 tokens in the authors' code, 65,536 in their instructions"),
 )  # fmt: skip
 
@@ -134,18 +143,20 @@ def _compare(setting: PaperSetting, settings: Mapping[str, Any], model: str) -> 
     values = tuple(settings.get(key) for key in setting.keys)
     unknown = any(value is None for value in values)
     if paper is None:
-        shown, sure = setting.remark or "not published", setting.sure if setting.remark else "not published"
+        shown, sure = "not published", NOT_PUBLISHED
     else:
-        shown, sure = setting.remark or setting.wording.format(*map(_word, paper)), setting.sure
+        shown, sure = setting.remark or setting.wording.format(*map(_written, paper)), setting.sure
     return Deviation(
         group=setting.group,
         item=setting.item,
         paper=shown,
-        this_run="not set" if unknown else setting.wording.format(*map(_word, values)),
-        same=None if paper is None else values == paper,
+        this_run="not set" if unknown else setting.wording.format(*map(_written, values)),
+        same=None if paper is None else values in (paper, *setting.also),
         sure=sure,
     )
 
 
-def _word(value: Any) -> Any:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+def _written(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else compact(value) if isinstance(value, float) else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -9,12 +10,14 @@ from markupsafe import Markup
 from megatron_ssd.report import svg
 from megatron_ssd.report.palette import DARK, LIGHT, heat_color, text_on
 from megatron_ssd.report.records import Estimate, GridCell, ModelName, Score
-from megatron_ssd.report.svg import WIDTH, Scale, compact, element, line, mark, text
+from megatron_ssd.report.svg import WIDTH, Scale, element, line, mark, text
+from megatron_ssd.report.tables import compact
 
 MODEL_TITLES: dict[ModelName, str] = {"base": "base", "ssd": "SSD"}
 
 _ROW = 46.0
 _HISTOGRAM_BINS = 30
+_GAP = 5.0  # between the cells of a heat map; the frame of the chosen one stands in it
 
 
 def forest(rows: Sequence[Score], k: int) -> Markup:
@@ -24,7 +27,7 @@ def forest(rows: Sequence[Score], k: int) -> Markup:
     parts = [_vertical_grid(scale, top=8, bottom=bottom - 8)]
     for index, row in enumerate(rows):
         y = 42 + _ROW * index
-        parts.append(text(scale.start, y - 14, row.title, "label"))
+        parts.append(text(scale.start, y - 14, row.title, "label halo"))
         parts.append(_interval(row.overall[k], y, scale, row.model, title=f"{row.title}, {row.decoding}"))
     return svg.drawing(*parts, label=f"pass@{k} of every setting with intervals", height=bottom + 14)
 
@@ -39,7 +42,7 @@ def by_difficulty(base: Score, ssd: Score, k: int) -> Markup:
     for index, name in enumerate(names):
         top = 28 + 66.0 * index
         count = base.problems_by_difficulty.get(name)
-        parts.append(text(scale.start, top, name if count is None else f"{name} ({count} problems)", "label"))
+        parts.append(text(scale.start, top, name if count is None else f"{name} ({count} problems)", "label halo"))
         for offset, score in ((15, base), (33, ssd)):
             estimate = score.by_difficulty[name][k]
             title = f"{MODEL_TITLES[score.model]}, {name}, pass@{k}"
@@ -52,7 +55,7 @@ def heat_map(cells: Sequence[GridCell], model: ModelName, value_range: tuple[flo
     own = [cell for cell in cells if cell.model == model]
     temperatures = sorted({cell.temperature for cell in own})
     top_ps = sorted({cell.top_p for cell in own})
-    left, top, row_height = 44.0, 40.0, 34.0
+    left, top, row_height = 44.0, 40.0, 37.0
     column = (WIDTH - left - 4) / max(len(top_ps), 1)
     parts = [text(left + (WIDTH - left) / 2, 12, "top-p", "axis", "middle"), text(0, 12, "temperature", "axis")]
     parts += [text(left + column * (i + 0.5), 31, f"{p:g}", anchor="middle") for i, p in enumerate(top_ps)]
@@ -65,8 +68,8 @@ def heat_map(cells: Sequence[GridCell], model: ModelName, value_range: tuple[flo
         parts.append(_heat_cell(cell, x, y, column, row_height, value_range))
         if cell.chosen:
             frames.append(
-                element("rect", x=x + 1, y=y + 1, width=column - 4, height=row_height - 4, rx=3,
-                        class_=f"chosen stroke-{model}")
+                element("rect", x=x - 1, y=y - 1, width=column - _GAP + 2, height=row_height - _GAP + 2, rx=4,
+                        class_="chosen")
             )  # fmt: skip
     label = f"pass@1 of the {MODEL_TITLES[model]} model over temperature and top-p"
     return svg.drawing(*parts, *frames, label=label, height=top + row_height * len(temperatures) + 4)
@@ -86,7 +89,7 @@ def heat_legend(value_range: tuple[float, float]) -> Markup:
     return svg.drawing(*parts, label="colour scale of the heat maps", height=20)
 
 
-def curve(points: Sequence[tuple[float, float]], *, label: str, floor: float | None = None) -> Markup:
+def curve(points: Sequence[tuple[float, float]], *, label: str, floor: float = -math.inf) -> Markup:
     """A line over training iterations."""
     xs, ys = [x for x, _ in points], [y for _, y in points]
     horizontal = Scale(min(xs), max(xs), 46, WIDTH - 14) if xs else Scale(0, 1, 46, WIDTH - 14)
@@ -144,10 +147,10 @@ def _heat_cell(
         "title", f"T {cell.temperature:g}, top-p {cell.top_p:g}: {_percent(cell.pass_at_1)} %"
         + (" (chosen)" if cell.chosen else ""),
     )  # fmt: skip
-    box = element("rect", hint, x=x, y=y, width=width - 2, height=height - 2, rx=3, **style)
+    box = element("rect", hint, x=x, y=y, width=width - _GAP, height=height - _GAP, rx=3, **style)
     number = element(
-        "text", _percent(cell.pass_at_1), x=x + width / 2 - 1, y=y + height / 2 + 3.5, text_anchor="middle",
-        class_="heat-text", style=style["style"],
+        "text", _percent(cell.pass_at_1), x=x + (width - _GAP) / 2, y=y + (height - _GAP) / 2 + 4.5,
+        text_anchor="middle", class_="heat-text", style=style["style"],
     )  # fmt: skip
     return _join([box, number])
 
@@ -163,7 +166,7 @@ def _heat_style(fraction: float) -> dict[str, str]:
 
 def _percent_scale(estimates: Sequence[Estimate], *, start: float, end: float) -> Scale:
     values = [bound for estimate in estimates for bound in (estimate.low, estimate.high)]
-    return svg.round_scale([value * 100 for value in values], start, end, floor=0.0).of_shares()
+    return svg.round_scale([value * 100 for value in values], start, end, floor=0.0, ceiling=100.0).of_shares()
 
 
 def _vertical_grid(scale: Scale, *, top: float, bottom: float) -> Markup:

@@ -61,7 +61,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What the evaluation stage found. ``headline`` has base at its default, at the training decode, at its best, SSD."""
+    """What the evaluation stage found. ``headline``: base at its default, at the training decode, at its best; SSD."""
 
     headline: tuple[Score, ...]
     grid: tuple[GridCell, ...]

@@ -63,6 +63,7 @@ class Scale:
     end: float
 
     def __call__(self, value: float) -> float:
+        """Where ``value`` is drawn."""
         span = self.high - self.low
         return self.start + (self.end - self.start) * ((value - self.low) / span if span else 0.5)
 
@@ -80,25 +81,24 @@ class Scale:
         return Scale(self.low / 100, self.high / 100, self.start, self.end)
 
 
-def round_scale(values: list[float], start: float, end: float, *, floor: float | None = None, count: int = 5) -> Scale:
-    """A scale over ``values`` widened to round ends; ``floor`` is a value that it never goes below."""
+def round_scale(
+    values: list[float],
+    start: float,
+    end: float,
+    *,
+    floor: float = -math.inf,
+    ceiling: float = math.inf,
+    count: int = 5,
+) -> Scale:
+    """A scale over ``values`` widened to round ends, but never beyond ``floor`` and ``ceiling``."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    low = low if floor is None else max(low, floor)
+    low, high = max(low, floor), min(high, ceiling)
     if high <= low:
         high = low + (abs(low) * 0.1 or 1.0)
     step = _round_step((high - low) / count)
-    return Scale(math.floor(low / step) * step, math.ceil(high / step - 1e-9) * step, start, end)
-
-
-def compact(value: float) -> str:
-    """A tick label in few characters: ``0.25``, ``1.2k``, ``3e-4``."""
-    size = abs(value)
-    if size >= 1000:
-        return f"{value / 1000:g}k"
-    if value and size < 0.001:
-        mantissa, exponent = f"{value:.1e}".split("e")
-        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
-    return f"{value:.6g}"
+    return Scale(
+        max(math.floor(low / step + 1e-9) * step, floor), min(math.ceil(high / step - 1e-9) * step, ceiling), start, end
+    )
 
 
 def _round_step(raw: float) -> float:

@@ -109,3 +109,14 @@ def duration(seconds: float) -> str:
 def confidence_text(confidence: float) -> str:
     """``95 %`` for 0.95."""
     return f"{confidence * 100:g} %"
+
+
+def compact(value: float) -> str:
+    """A number in few characters: ``0.25``, ``1.2k``, ``3e-4``."""
+    size = abs(value)
+    if size >= 1000:
+        return f"{value / 1000:g}k"
+    if value and size < 0.001:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    return f"{value:.6g}"

@@ -11,6 +11,12 @@ from megatron_ssd.report.tables import confidence_text, percent, points
 # Below this a model has seen far too little to write a competitive-programming solution.
 _USEFUL_PARAMETERS = 100_000_000
 
+SURE = {
+    "authors": "from the authors",
+    "several readings": "from readings of the paper that agree",
+    "one report": "from one report",
+    "sources conflict": "sources conflict",
+}
 FINISH_REASONS = {
     "stop": "stopped by itself",
     "length": "cut at the length limit",
@@ -61,11 +67,17 @@ def separated(gain: Estimate) -> bool:
     return gain.low > 0 or gain.high < 0
 
 
+def _unbroken(text: str) -> str:
+    """``text`` that no line break may cut."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def _difference_sentence(base: Score, scores: Scores) -> str:
     assert base.ssd_gain is not None, "base rows carry the paired difference to SSD"
     gain = base.ssd_gain[1]
     written = points(gain)
-    where = f"{written.value} points, with a {confidence_text(scores.confidence)} interval from {written.interval}"
+    interval = _unbroken(written.interval)
+    where = f"{written.value} points, with a {confidence_text(scores.confidence)} interval from {interval}"
     if not separated(gain):
         return f"The paired difference is {where}: this run does not tell the two apart."
     return f"The paired difference is {where}: {'SSD' if gain.value > 0 else 'the base'} is ahead."

@@ -24,7 +24,7 @@ MEGATRON = {"name": "megatron-core", "version": "0.16.1"}
 DIFFICULTIES = ("easy", "medium", "hard")
 TEMPERATURES, TOP_PS = (0.8, 1.0, 1.2, 1.5, 1.8), (0.5, 0.6, 0.8, 1.0)
 # A program that would be markup if the page did not escape it.
-HOSTILE = "def f(xs):\n    # </pre><script>alert(1)</script> <img src='http://example.com/x.png'>\n    return sorted(xs)"
+HOSTILE = "def f(xs):\n    # </pre><script>alert(1)</script> <img src='http://example.com/x.png'>\n    return xs"
 _BEST = {"base": "T1.8-k20-p0.5", "ssd": "T1.5-k20-p0.6"}
 
 
@@ -54,7 +54,7 @@ def build_run(run_dir: Path, *, scale: float = 1.0) -> None:
     base = _publish_base(run_dir.parent / "base")
     samples = _publish_samples(run_dir, base.content_hash)
     dataset = _publish(run_dir, "dataset", {"samples": samples.content_hash}, engine=MEGATRON, seconds=2.4,
-                       counts={"documents": 5883}, dropped={"empty": 41, "one_line_stub": 67})  # fmt: skip
+                       counts={"documents": 486}, dropped={"skipped": 6, "empty": 41, "one_line_stub": 67})  # fmt: skip
     checkpoints = _publish_checkpoints(run_dir, base.content_hash, dataset.content_hash)
     export = _publish(run_dir, "export", {"checkpoints": checkpoints.content_hash}, engine=MEGATRON, seconds=6.1)
     _publish_eval(run_dir, {"base": base.content_hash, "export": export.content_hash, "benchmark": "b" * 64}, scale)

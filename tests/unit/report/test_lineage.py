@@ -1,0 +1,76 @@
+"""The chain from scores to the base model, whole and broken in each way."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.report.lineage import Lineage, trace
+from megatron_ssd.report.stage import run_report
+from tests.unit.report.report_run import build_run, run_config
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    build_run(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def _trace(run_dir: Path) -> Lineage:
+    return trace(run_dir, base_model=run_dir.parent / "base" / "export", base_revision="r")
+
+
+def test_walks_from_the_scores_into_the_run_that_made_the_base(run_dir: Path) -> None:
+    lineage = _trace(run_dir)
+    assert lineage.is_whole
+    assert [step.folder for step in lineage.steps] == ["eval", "export", "checkpoints", "dataset", "samples"]
+    assert [step.folder for step in lineage.base_steps] == ["base/export", "base/checkpoints", "base/dataset"]
+
+
+def test_inputs_from_outside_are_sources_and_break_nothing(run_dir: Path) -> None:
+    lineage = trace(run_dir, base_model=None, base_revision="hub-commit")
+    assert lineage.is_whole
+    sources = {link.role for step in lineage.steps for link in step.links if link.status == "source"}
+    assert sources == {"base", "benchmark", "model", "problems"}
+    assert lineage.base_steps == ()
+
+
+def test_a_stage_made_again_breaks_the_link_of_the_stage_after_it(run_dir: Path) -> None:
+    shutil.rmtree(run_dir / "samples")
+    again = Stage(name="samples", run_dir=run_dir, config={"seed": 2}, inputs={})
+    (again.begin() / "shard-00000.jsonl").write_text("")
+    again.publish()
+    broken = [link for step in _trace(run_dir).steps for link in step.links if link.status == "broken"]
+    assert [(link.role, link.reason) for link in broken] == [("samples", "samples/ was made again since")]
+    assert not _trace(run_dir).is_whole
+
+
+def test_a_stage_that_is_gone_breaks_the_chain(run_dir: Path) -> None:
+    shutil.rmtree(run_dir / "dataset")
+    broken = [link for step in _trace(run_dir).steps for link in step.links if link.status == "broken"]
+    assert [(link.role, link.reason) for link in broken] == [("dataset", "dataset/ is not there")]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.unlink(), "data.bin is missing"),
+        (lambda path: path.write_bytes(b"cut"), "data.bin has 3 bytes"),
+    ],
+)
+def test_a_file_that_is_not_as_published_is_named(run_dir: Path, damage: object, said: str) -> None:
+    damage(run_dir / "export" / "data.bin")  # type: ignore[operator]
+    lineage = _trace(run_dir)
+    assert not lineage.is_whole
+    assert any(said in step.problem for step in lineage.steps if step.folder == "export")
+
+
+def test_the_page_shows_a_broken_chain_as_such(run_dir: Path) -> None:
+    (run_dir / "export" / "data.bin").unlink()
+    run_report(run_config(run_dir))
+    page = (run_dir / "report" / "report.html").read_text()
+    assert "The chain is broken." in page
+    assert "broken: data.bin is missing" in page

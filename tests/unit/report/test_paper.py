@@ -1,0 +1,69 @@
+"""The paper's settings as data, and a run held against them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from megatron_ssd.report.data import shown_settings
+from megatron_ssd.report.paper import SETTINGS, deviations, reference_model
+from tests.unit.report.report_run import run_config
+
+
+def _settings(**values: object) -> dict[str, object]:
+    return {"model.name": "qwen3_30b", **values}
+
+
+def _one(item: str, settings: dict[str, object]) -> object:
+    return next(deviation for deviation in deviations(settings) if deviation.item == item)
+
+
+def test_every_key_is_a_key_of_the_configuration(tmp_path) -> None:
+    settings = shown_settings(run_config(tmp_path / "run"))
+    missing = [key for setting in SETTINGS for key in setting.keys if settings[key] is None]
+    assert missing == []
+
+
+def test_every_setting_has_its_number_of_values() -> None:
+    for setting in SETTINGS:
+        for values in (setting.paper, *setting.by_model.values(), *setting.also):
+            assert values is None or len(values) == len(setting.keys), setting.item
+            assert values is None or setting.wording.count("{}") == len(setting.keys), setting.item
+
+
+def test_the_paper_itself_does_not_deviate() -> None:
+    for model in ("qwen3_4b_instruct", "qwen3_4b_thinking", "qwen3_30b", "qwen3_30b_thinking", "llama31_8b"):
+        settings: dict[str, object] = {"model.name": model}
+        for setting in SETTINGS:
+            paper = setting.by_model.get(model, setting.paper)
+            settings.update(dict(zip(setting.keys, paper, strict=True)) if paper else {})
+        assert all(deviation.same in (True, None) for deviation in deviations(settings))
+
+
+def test_a_changed_value_differs_and_shows_both() -> None:
+    deviation = _one("global batch", _settings(**{"training.global_batch_size": 64}))
+    assert dataclasses.asdict(deviation) == {
+        "group": "Training", "item": "global batch", "paper": "32 sequences", "this_run": "64 sequences",
+        "same": False, "sure": "several readings",
+    }  # fmt: skip
+
+
+def test_either_of_two_conflicting_sources_counts_as_same() -> None:
+    for value, same in ((20, True), (10, True), (5, False)):
+        assert _one("samples a problem", _settings(**{"evaluation.num_samples": value})).same is same
+
+
+def test_decoding_follows_the_model_and_is_not_invented_where_unpublished() -> None:
+    item = "decoding of the training data"
+    assert _one(item, {"model.name": "qwen3_4b_thinking"}).paper == "T 1.1, top-k 20, top-p 0.95"
+    assert _one(item, {"model.name": "qwen3_30b"}).paper == "T 1.6, top-k 20, top-p 0.8"
+    unpublished = _one(item, {"model.name": "llama31_8b"})
+    assert (unpublished.paper, unpublished.same, unpublished.sure) == ("not published", None, "not published")
+
+
+def test_other_models_are_held_against_the_main_one() -> None:
+    assert reference_model({"model.name": "tiny"}) == "qwen3_30b"
+    assert reference_model({"model.name": "qwen3_30b_thinking"}) == "qwen3_30b_thinking"
+
+
+def test_small_rates_are_written_as_people_write_them() -> None:
+    assert _one("peak learning rate", _settings(**{"optimizer.lr": 3e-4})).this_run == "3e-4"
