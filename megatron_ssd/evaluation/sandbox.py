@@ -1,0 +1,289 @@
+"""Where untrusted programs run: one bubblewrap container a worker, a small fork server inside it.
+
+What holds with ``kind=bubblewrap``:
+- No network, no access to the machine's files but the system's and Python's own, read-only; nothing at all is writable,
+  so nothing that a program does is there for the next one. An empty environment, an own process-id namespace, no
+  capabilities, no new privileges.
+- A program is one process (``sandbox_runner`` refuses more) with limits on CPU time, address space, file and output
+  size, and open files. The server is process 1 of its namespace, so a program cannot signal it.
+- Expected outputs never enter: results come out and are compared by the host.
+- The container dies with the thread that started it.
+
+What it does not cover:
+- Bugs of the kernel, and of CPython as far as they reach the kernel. Side channels.
+- Programs of one container share its namespaces and, one after another, its memory image: each starts as a copy of the
+  same server. A program that broke the server would be noticed only if the server then stopped answering.
+- Threads of a program are bounded by its address space only. Open memory files count apart from it: at most
+  ``OPEN_FILES`` of the output limit each.
+- It reads what every user may read under /usr and in Python's own folder.
+
+With ``kind=rlimit_only`` the same server runs as a plain process of this user: limits hold against honest mistakes, and
+nothing is isolated.
+
+Machines: Linux 5.3 or later on x86-64 or AArch64.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from megatron_ssd.config.evaluation import SandboxConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.schema import ProblemForm
+
+RUNNER = Path(__file__).with_name("sandbox_runner.py")
+_INSIDE = "/sandbox_runner.py"
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+_SYSTEM_FOLDERS = ("/bin", "/lib", "/lib32", "/lib64", "/sbin")
+# Fixed hash seeds: a program that prints a set does so alike in every run. Bound symbols: forks need not bind them.
+_ENVIRONMENT = {"PATH": "/usr/bin", "PYTHONHASHSEED": "0", "LD_BIND_NOW": "1"}
+_START_SECONDS = 60.0
+_SLACK_SECONDS = 30.0  # beyond a request's own wall limits, before its server counts as dead
+_FIX_MISSING = (
+    "install it (apt-get install bubblewrap), or name evaluation.sandbox.kind=rlimit_only, which limits programs and "
+    "isolates nothing"
+)
+
+Ending = Literal["completed", "runtime_error", "timeout", "starved", "memory", "syntax_error"]
+
+
+class SandboxBrokenError(RuntimeError):
+    """The container or its server is gone, or answers nonsense. What it was running has no verdict yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """Source text and how it is entered: as ``__main__``, or through a function or a method of ``class_name``."""
+
+    source: str
+    form: ProblemForm
+    function_name: str | None = None
+    class_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Of each input: CPU and wall seconds. Of the program: bytes of address space and of output."""
+
+    cpu_seconds: float
+    wall_seconds: float
+    memory_bytes: int
+    output_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """What one program did.
+
+    ``outputs`` are those of the inputs that it finished, in order: standard output for ``stdin`` programs, one JSON
+    value for functions. ``cpu_seconds`` are those inputs' own. ``ending`` says why it finished no more; ``starved``
+    means that the wall limit passed before the CPU limit did.
+    """
+
+    outputs: tuple[str, ...]
+    cpu_seconds: tuple[float, ...]
+    ending: Ending
+    detail: str = ""
+    cpu_total: float = 0.0
+
+
+class Sandbox:
+    """One container. Not for several threads at once; starts when first used, and again after it broke.
+
+    Raises:
+        UserError: bubblewrap is asked for and missing, or cannot make a container on this machine.
+    """
+
+    def __init__(self, config: SandboxConfig) -> None:
+        self._command = sandbox_command(config)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def execute(self, program: Program, inputs: Sequence[str], limits: Limits) -> Execution:
+        """Run ``program`` on ``inputs``: all of them for a function, exactly one for a ``stdin`` program.
+
+        Raises:
+            SandboxBrokenError: the container failed under it. The next call starts a fresh one.
+        """
+        assert program.form == "function" or len(inputs) == 1
+        request = {
+            "source": program.source,
+            "form": program.form,
+            "function_name": program.function_name,
+            "class_name": program.class_name,
+            "inputs": list(inputs),
+            "cpu_seconds": limits.cpu_seconds,
+            "wall_seconds": limits.wall_seconds,
+            "memory_bytes": limits.memory_bytes,
+            "output_bytes": limits.output_bytes,
+        }
+        try:
+            process = self._process or self.start()
+            _write_frame(process, request)
+            facts = _read_frame(process, limits.wall_seconds * len(inputs) + _SLACK_SECONDS)
+            return _interpret(facts, program, len(inputs), limits)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            self.close()
+            raise SandboxBrokenError(f"{type(error).__name__}: {error}") from error
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start the container and wait for its server."""
+        self.close()
+        process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+            env=_ENVIRONMENT, cwd="/", start_new_session=True,
+        )  # fmt: skip
+        self._process = process
+        try:
+            hello = _read_frame(process, _START_SECONDS)
+        except (OSError, ValueError) as error:
+            process.kill()
+            _, complaint = process.communicate()
+            self._process = None
+            lines = complaint.decode("utf-8", "replace").strip().splitlines() or [str(error)]
+            raise UserError(
+                f"sandbox {self._command[0]}",
+                rule=f"cannot start here ({lines[-1]})",
+                fix="allow unprivileged user namespaces (in Docker: --security-opt seccomp=unconfined), or name "
+                "evaluation.sandbox.kind=rlimit_only, which limits programs and isolates nothing",
+            ) from None
+        assert hello.get("ready") is True
+        return process
+
+    def close(self) -> None:
+        """End the container, if there is one."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def sandbox_command(config: SandboxConfig) -> list[str]:
+    """The command line that starts a fork server under ``config``."""
+    # The interpreter below any virtual environment, without site packages or the script folder on its path.
+    python = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    options = ["-P", "-s", "-S", "-B", "-X", "utf8"]
+    if config.kind == "rlimit_only":
+        return [str(python), *options, str(RUNNER)]
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        raise UserError(
+            f"evaluation.sandbox.kind = {config.kind}",
+            rule="untrusted programs run under bubblewrap, and no bwrap is on PATH",
+            fix=_FIX_MISSING,
+        )
+    arguments = ["--unshare-all", "--die-with-parent", "--new-session", "--as-pid-1", "--cap-drop", "ALL", "--clearenv",
+                 *(word for pair in _ENVIRONMENT.items() for word in ("--setenv", *pair))]  # fmt: skip
+    arguments += ["--ro-bind", "/usr", "/usr", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    for folder in map(Path, _SYSTEM_FOLDERS):
+        if folder.is_symlink():
+            arguments += ["--symlink", str(folder.readlink()), str(folder)]
+        elif folder.is_dir():
+            arguments += ["--ro-bind", str(folder), str(folder)]
+    for needed in dict.fromkeys((Path(sys.base_prefix).resolve(), python.parent)):
+        if not needed.is_relative_to("/usr"):
+            arguments += ["--ro-bind", str(needed), str(needed)]
+    for device in _DEVICES:
+        arguments += ["--dev-bind", device, device]
+    arguments += ["--ro-bind", str(RUNNER), _INSIDE, "--dir", "/tmp", "--remount-ro", "/", "--chdir", "/"]
+    return [bwrap, *arguments, "--", str(python), *options, _INSIDE]
+
+
+def _interpret(facts: dict[str, Any], program: Program, num_inputs: int, limits: Limits) -> Execution:
+    """Facts from inside, none of them trusted, to what the program did."""
+    rows = [json.loads(line) for line in _whole_lines(facts["results"])]
+    error = next((row for row in rows if "error" in row), None)
+    if program.form == "function":
+        outputs = [json.dumps(row["value"]) for row in rows if "value" in row][:num_inputs]
+        starts = [0.0, *facts["cpu_marks"]]
+        cpu = [end - start for start, end in zip(starts, facts["cpu_marks"], strict=False)]
+    else:
+        outputs, cpu = [facts["stdout"]], [facts["cpu_total"]]
+    ending, detail = _ending(facts, error, limits)
+    if program.form == "function" and ending == "completed" and len(outputs) < num_inputs:
+        ending, detail = "runtime_error", "the program ended before its function returned"
+    if program.form == "stdin" and ending != "completed":
+        outputs, cpu = [], []
+    return Execution(
+        outputs=tuple(outputs),
+        cpu_seconds=tuple(cpu[: len(outputs)]),
+        ending=ending,
+        detail=detail,
+        cpu_total=facts["cpu_total"],
+    )
+
+
+def _whole_lines(text: str) -> list[str]:
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def _ending(facts: dict[str, Any], error: dict[str, str] | None, limits: Limits) -> tuple[Ending, str]:
+    killed, status = facts["killed"], facts["exit"]
+    if killed == "cpu":
+        return "timeout", f"more than {limits.cpu_seconds:g} s of CPU time"
+    if killed == "wall":
+        return "starved", f"more than {limits.wall_seconds:g} s of wall time"
+    if killed == "output" or len(facts["stdout"].encode("utf-8", "replace")) >= limits.output_bytes:
+        return "runtime_error", f"more than {limits.output_bytes >> 20} MiB of output"
+    if error is not None:
+        endings: dict[str, Ending] = {"syntax": "syntax_error", "memory": "memory"}
+        return endings.get(error["error"], "runtime_error"), str(error.get("detail", ""))
+    if status == -9:
+        return "memory", "killed by the kernel"
+    if status != 0:
+        return "runtime_error", f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+    return "completed", ""
+
+
+def _write_frame(process: subprocess.Popen[bytes], message: dict[str, Any]) -> None:
+    assert process.stdin is not None
+    data = json.dumps(message).encode()
+    view = memoryview(struct.pack(">I", len(data)) + data)
+    while view:
+        view = view[os.write(process.stdin.fileno(), view) :]
+
+
+def _read_frame(process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]:
+    """The server's next message. Raises ``OSError`` or ``ValueError`` where none comes in time."""
+    assert process.stdout is not None
+    deadline = time.monotonic() + seconds
+    (length,) = struct.unpack(">I", _read_exactly(process.stdout.fileno(), 4, deadline))
+    message = json.loads(_read_exactly(process.stdout.fileno(), length, deadline))
+    if not isinstance(message, dict):
+        raise ValueError("the server's answer is no object")
+    return message
+
+
+def _read_exactly(descriptor: int, count: int, deadline: float) -> bytes:
+    data = bytearray()
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    while len(data) < count:
+        if not poller.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
+            raise TimeoutError("the sandbox does not answer")
+        chunk = os.read(descriptor, min(count - len(data), 1 << 20))
+        if not chunk:
+            raise ConnectionError("the sandbox ended")
+        data += chunk
+    return bytes(data)
