@@ -17,6 +17,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -60,7 +61,8 @@ def diagnose() -> list[Finding]:
         check_room("memory", free_memory_gib(), DEMO_MEMORY_GIB, advice="end other programs"),
         check_room("disk", shutil.disk_usage(".").free / 2**30, DEMO_DISK_GIB, advice="free some or set run_dir"),
         check_bubblewrap(),
-        check_program("C++ compiler", "g++", "kernels that vLLM compiles", fix=INSTALL_PROGRAMS, demo=True),
+        check_program("C++ compiler", "g++", "the model, which vLLM compiles", fix=INSTALL_PROGRAMS, demo=True),
+        check_headers(Path(sysconfig.get_path("include"))),
         check_program(
             "chromium", "chromium", "tests that look at the report", fix="run: tools/system_packages.sh test"
         ),
@@ -213,6 +215,13 @@ def check_program(name: str, program: str, needed_for: str, *, fix: str = "", de
     if path:
         return Finding(name, "ok", path, demo=demo)
     return Finding(name, "problem" if demo else "absent", f"no {program} on PATH, for {needed_for}", fix, demo=demo)
+
+
+def check_headers(folder: Path) -> Finding:
+    """Python.h, which the code that vLLM has compiled includes."""
+    if (folder / "Python.h").is_file():
+        return Finding("Python headers", "ok", str(folder), demo=True)
+    return Finding("Python headers", "problem", f"no Python.h in {folder}", INSTALL_PROGRAMS, demo=True)
 
 
 def demo_can_run(findings: list[Finding]) -> bool:

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Install the programs that pip cannot bring: what the demo needs, or also what the tests need.
 #
-#   tools/system_packages.sh demo      bubblewrap (sandbox of graded programs), a C++ compiler (vLLM's CPU kernels)
+#   tools/system_packages.sh demo      bubblewrap (sandbox of graded programs), a C++ compiler and Python's headers
+#                                      (vLLM compiles its model on a CPU)
 #   tools/system_packages.sh test      also chromium (the report is looked at in a browser)
 #
 # Uses apt-get as root or through "sudo -n". Elsewhere it says in one line what to install, and ends with status 1.
 set -euo pipefail
+cd "$(dirname "$0")/.."
 
 purpose=${1:?usage: tools/system_packages.sh demo|test}
 declare -A package_of=([bwrap]=bubblewrap [g++]=g++ [chromium]=chromium)
@@ -22,6 +24,10 @@ missing=()
 for program in "${programs[@]}"; do
     command -v "$program" >/dev/null || missing+=("${package_of[$program]}")
 done
+has_headers='import os, sysconfig, sys; sys.exit(not os.path.isfile(sysconfig.get_path("include") + "/Python.h"))'
+if [ -x .venv/bin/python ] && ! .venv/bin/python -c "$has_headers"; then
+    missing+=(python3.11-dev)
+fi
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 as_root=()

@@ -101,6 +101,12 @@ def test_bubblewrap_that_starts_no_sandbox_is_a_problem_with_its_own_words(monke
     assert "No permissions to create new namespace" in finding.detail
 
 
+def test_python_headers_are_looked_for_where_this_python_keeps_them(tmp_path):
+    assert doctor.check_headers(tmp_path).status == "problem"
+    (tmp_path / "Python.h").write_text("")
+    assert doctor.check_headers(tmp_path).status == "ok"
+
+
 def test_room_is_measured_against_what_the_demo_wants():
     assert doctor.check_room("memory", 8.0, 6.0, advice="end others").status == "ok"
     short = doctor.check_room("memory", 5.9, 6.0, advice="end others")

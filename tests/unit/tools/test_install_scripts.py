@@ -16,7 +16,7 @@ def programs(tmp_path):
     """A folder of stand-in programs: programs(name, body) writes one; it is the whole PATH beside these few tools."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for tool in ("bash", "grep", "tail", "id", "cat", "sh"):
+    for tool in ("bash", "grep", "tail", "id", "cat", "sh", "dirname"):
         (folder / tool).symlink_to(shutil.which(tool))
 
     def write(name: str, body: str) -> Path:
