@@ -1,0 +1,93 @@
+"""A small procedural world of executable Python: problems that compose list operations, and a corpus about them.
+
+See ``docs/minicode.md``. Everything follows from ``MinicodeConfig``; the training problems, the test problems and the
+corpus share no problem (``compositions``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+
+from megatron_ssd.config.minicode import MinicodeConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.problems.minicode.compositions import (
+    Split,
+    draw_distinct,
+    fingerprint,
+    random_list,
+    run,
+)
+from megatron_ssd.problems.minicode.documents import LabelledDocument, corpus, labelled, statement
+from megatron_ssd.problems.minicode.operations import Step
+from megatron_ssd.problems.minicode.solutions import Composition, Position
+from megatron_ssd.schema import Problem, TestCase
+
+__all__ = [
+    "DIFFICULTIES",
+    "LabelledDocument",
+    "Position",
+    "composition_of",
+    "corpus",
+    "document_with_labels",
+    "test_problems",
+    "train_problems",
+]
+
+DIFFICULTIES = {"easy": 2, "medium": 3, "hard": 4}  # steps
+
+
+def train_problems(config: MinicodeConfig) -> list[Problem]:
+    """``config.num_train_problems`` problems to sample from, the difficulties in turn."""
+    return _problems(config, "train", config.num_train_problems)
+
+
+def test_problems(config: MinicodeConfig) -> list[Problem]:
+    """``config.num_test_problems`` problems to judge on, the difficulties in turn."""
+    return _problems(config, "test", config.num_test_problems)
+
+
+def document_with_labels(problem: Problem, seed: int) -> LabelledDocument:
+    """One author's answer to a problem of this world, every position of it labelled."""
+    return labelled(composition_of(problem), random.Random(f"minicode author {seed} {problem.id}"))
+
+
+def composition_of(problem: Problem) -> Composition:
+    """The steps of a problem of this world. Raises ``UserError`` for any other problem."""
+    if "steps" not in problem.metadata:
+        raise UserError(f"problem {problem.id}", rule="is no minicode problem", fix="labels exist for minicode only")
+    return tuple(Step(name, operand) for name, operand in problem.metadata["steps"])
+
+
+def _problems(config: MinicodeConfig, split: Split, count: int) -> list[Problem]:
+    draws = {
+        difficulty: draw_distinct(
+            random.Random(f"minicode {split} {difficulty} {config.seed}"), steps, split, config.seed
+        )
+        for difficulty, steps in DIFFICULTIES.items()
+    }
+    seen: set[str] = set()
+    problems = []
+    for difficulty in itertools.islice(itertools.cycle(DIFFICULTIES), count):
+        # A longer composition may compute what a shorter one does.
+        composition = next(found for found in draws[difficulty] if fingerprint(found) not in seen)
+        seen.add(fingerprint(composition))
+        problems.append(_problem(composition, split, difficulty, config.tests_per_problem))
+    return problems
+
+
+def _problem(composition: Composition, split: Split, difficulty: str, num_tests: int) -> Problem:
+    identity = fingerprint(composition)
+    rng = random.Random(f"minicode tests {identity}")
+    inputs: list[list[int]] = [[], *(random_list(rng) for _ in range(num_tests - 1))]
+    return Problem(
+        id=f"minicode-{split}-{identity[:16]}",
+        source="minicode",
+        statement=statement(composition),
+        form="function",
+        function_name="f",
+        difficulty=difficulty,
+        tests=tuple(TestCase(input=json.dumps(xs), output=json.dumps(run(composition, xs))) for xs in inputs),
+        metadata={"steps": [[step.name, step.operand] for step in composition]},
+    )
