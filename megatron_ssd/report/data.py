@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def gather(config: RunConfig) -> ReportData:
         UserError: a stage was not published or one of its files cannot be read.
     """
     run_dir = Path(config.run_dir)
-    manifests = {stage: read_manifest(run_dir / stage) for stage in STAGES}
+    manifests = read_manifests(run_dir)
     scores = read_scores(run_dir / "eval" / "summary.json")
     return ReportData(
         run_name=run_dir.resolve().name,
@@ -38,13 +39,24 @@ def gather(config: RunConfig) -> ReportData:
         sampling=read_sampling(run_dir / "samples", manifests["dataset"]),
         examples=read_examples(run_dir / "eval", scores),
         manifests=manifests,
-        settings=shown_settings(config),
+        settings=shown_settings(config, manifests),
     )
 
 
-def shown_settings(config: RunConfig) -> dict[str, Any]:
-    """Dotted key -> value of every setting that the report names."""
+def read_manifests(run_dir: Path) -> dict[str, Manifest]:
+    """The manifest of every stage before the report, in the order in which they run."""
+    return {stage: read_manifest(run_dir / stage) for stage in STAGES}
+
+
+def shown_settings(config: RunConfig, manifests: Mapping[str, Manifest]) -> dict[str, Any]:
+    """Dotted key -> value of every setting that the report names.
+
+    A stage's manifest outweighs ``config``: it says what the stage ran with, whatever is asked for now.
+    """
     flat = _flatten(dataclasses.asdict(config))
+    for manifest in manifests.values():
+        flat.update(_flatten(manifest.config))
+        flat.update(_flatten({"parallel": manifest.facts.get("parallel", {})}))
     wanted = [*_FACT_KEYS, *(key for setting in SETTINGS for key in setting.keys)]
     parameters = config.model.num_parameters() if config.model is not None else None
     return {**{key: flat.get(key) for key in wanted}, "model.num_parameters": parameters}

@@ -127,7 +127,7 @@ def _training_plots(data: ReportData) -> list[tuple[str, str, Markup]]:
     panels = (
         ("Loss", "nats a response token", "loss", -math.inf),
         ("Gradient norm", "before clipping", "grad_norm", 0.0),
-        ("Learning rate", "", "lr", 0.0),
+        ("Learning rate", "", "learning_rate", 0.0),
         ("Throughput", "tokens a second", "tokens_per_second", 0.0),
     )
     return [
@@ -142,8 +142,9 @@ def _training_note(data: ReportData) -> str:
     last = data.training[-1]
     manifest = data.manifests["checkpoints"]
     rates = sorted(point.tokens_per_second for point in data.training)
+    epochs = f" ({manifest.facts['epochs']:.2g} epochs)" if "epochs" in manifest.facts else ""
     return (
-        f"{last.iteration:,} iterations in {duration(manifest.seconds)}, "
+        f"{last.iteration:,} iterations{epochs} in {duration(manifest.seconds)}, "
         f"{rates[len(rates) // 2]:,.0f} tokens a second at the median; the last loss is {last.loss:.3f}."
     )
 

@@ -96,12 +96,12 @@ def _published(run_dir: Path, base_model: Path | None) -> Iterator[tuple[Path, M
     runs = [run_dir] if base_model is None else [run_dir, base_model.parent]
     for run in runs:
         for path in sorted(run.glob(f"*/{FILE_NAME}")):
-            if path.parent.suffix != ".partial":
+            if not path.parent.suffix:  # neither work in progress nor output that was moved aside
                 yield path.parent, read_manifest(path.parent)
 
 
 def _step(folder: Path, manifest: Manifest, known: dict[str, tuple[Path, Manifest]], run_dir: Path) -> Step:
-    links = tuple(_link(role, value, known, run_dir) for role, value in sorted(manifest.inputs.items()))
+    links = tuple(_link(role, value, known, folder.parent, run_dir) for role, value in sorted(manifest.inputs.items()))
     engine = f"{manifest.engine['name']} {manifest.engine['version']}" if manifest.engine else ""
     return Step(
         folder=_shown(folder, run_dir), stage=manifest.stage, identity=manifest.identity,
@@ -110,11 +110,11 @@ def _step(folder: Path, manifest: Manifest, known: dict[str, tuple[Path, Manifes
     )  # fmt: skip
 
 
-def _link(role: str, value: str, known: dict[str, tuple[Path, Manifest]], run_dir: Path) -> Link:
+def _link(role: str, value: str, known: dict[str, tuple[Path, Manifest]], own_run: Path, run_dir: Path) -> Link:
     if value in known:
         return Link(role=role, hash=value, status="whole", folder=_shown(known[value][0], run_dir))
     if role in (*STAGES, "tokenizer"):
-        there = (run_dir / role / FILE_NAME).is_file()
+        there = (own_run / role / FILE_NAME).is_file()
         reason = f"{role}/ was made again since" if there else f"{role}/ is not there"
         return Link(role=role, hash=value, status="broken", reason=reason)
     return Link(role=role, hash=value, status="source")

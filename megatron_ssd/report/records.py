@@ -87,7 +87,7 @@ class TrainingPoint:
 
     iteration: int
     loss: float
-    lr: float
+    learning_rate: float
     grad_norm: float
     tokens_per_second: float
 

@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
-from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage, write_atomically
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.report.data import gather, shown_settings
+from megatron_ssd.report.data import gather, read_manifests, shown_settings
 from megatron_ssd.report.html import render
-from megatron_ssd.report.lineage import STAGES, trace
+from megatron_ssd.report.lineage import trace
 from megatron_ssd.report.summary import summarise
 from megatron_ssd.report.terminal import print_report
 
@@ -23,8 +22,14 @@ def report_stage(config: RunConfig) -> Stage:
         UserError: a stage before it was not published.
     """
     run_dir = Path(config.run_dir)
-    inputs = {stage: read_manifest(run_dir / stage).content_hash for stage in STAGES}
-    return Stage(name="report", run_dir=run_dir, config=shown_settings(config), inputs=inputs, replace=config.replace)
+    manifests = read_manifests(run_dir)
+    return Stage(
+        name="report",
+        run_dir=run_dir,
+        config=shown_settings(config, manifests),
+        inputs={stage: manifest.content_hash for stage, manifest in manifests.items()},
+        replace=config.replace,
+    )
 
 
 def run_report(config: RunConfig) -> None:

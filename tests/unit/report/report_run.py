@@ -101,7 +101,7 @@ def _publish_checkpoints(run_dir: Path, base_hash: str, dataset_hash: str) -> Ma
                     {
                         "iteration": iteration,
                         "loss": 0.35 + 0.4 * 0.98**iteration + rng.gauss(0, 0.008),
-                        "lr": 3e-4 * min(1.0, iteration / 20) * (1 - 0.9 * max(0, iteration - 20) / 180),
+                        "learning_rate": 3e-4 * min(1.0, iteration / 20) * (1 - 0.9 * max(0, iteration - 20) / 180),
                         "grad_norm": 0.4 + 1.6 * 0.95**iteration + abs(rng.gauss(0, 0.05)),
                         "tokens_per_second": 7400 + rng.gauss(0, 250),
                     }
@@ -109,7 +109,7 @@ def _publish_checkpoints(run_dir: Path, base_hash: str, dataset_hash: str) -> Ma
 
     inputs = {"model": base_hash, "dataset": dataset_hash}
     return _publish(run_dir, "checkpoints", inputs, fill=fill, engine=MEGATRON, seconds=96.0,
-                    counts={"iterations": 200})  # fmt: skip
+                    counts={"iterations": 200}, facts={"epochs": 1.07, "parallel": {"world_size": 2}})  # fmt: skip
 
 
 def _publish_eval(run_dir: Path, inputs: dict[str, str], scale: float) -> None:

@@ -18,7 +18,7 @@ def _one(item: str, settings: dict[str, object]) -> object:
 
 
 def test_every_key_is_a_key_of_the_configuration(tmp_path) -> None:
-    settings = shown_settings(run_config(tmp_path / "run"))
+    settings = shown_settings(run_config(tmp_path / "run"), {})
     missing = [key for setting in SETTINGS for key in setting.keys if settings[key] is None]
     assert missing == []
 

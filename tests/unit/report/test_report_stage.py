@@ -100,3 +100,9 @@ def test_real_problems_with_a_tiny_model_carry_a_notice_everywhere(
         assert "million parameters" in text
         assert "nothing useful" in text
     assert "million parameters" not in (published / "report" / "report.html").read_text()
+
+
+def test_what_a_stage_ran_with_outweighs_what_is_asked_for_now(published: Path) -> None:
+    settings = json.loads((published / "report" / "summary.json").read_text())["settings"]
+    assert run_config(published).parallel.world_size == 1
+    assert settings["parallel.world_size"] == 2
