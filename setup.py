@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent
 # What every machine needs, with or without a GPU.
 COMMON = [
     "hydra-core==1.3.2",
+    "huggingface-hub>=2,<3",
     "jinja2>=3.1,<4",
     "markupsafe>=3,<4",
     "matplotlib>=3.10,<4",
@@ -32,6 +33,7 @@ COMMON = [
     "tokenizers>=0.23.2,<0.24",
     "tqdm>=4.67,<5",
     "transformers>=5.16.1,<5.20",
+    "typing-extensions>=4.10",
 ]
 
 EXTRAS = {

@@ -57,15 +57,13 @@ def diagnose() -> list[Finding]:
         check_transformer_engine(),
         check_apex(),
         check_cuda(),
-        check_cores(),
+        Finding("cores", "ok", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}", demo=True),
         check_room("memory", free_memory_gib(), DEMO_MEMORY_GIB, advice="end other programs"),
         check_room("disk", shutil.disk_usage(".").free / 2**30, DEMO_DISK_GIB, advice="free some or set run_dir"),
         check_bubblewrap(),
         check_program("C++ compiler", "g++", "the model, which vLLM compiles", fix=INSTALL_PROGRAMS, demo=True),
         check_headers(Path(sysconfig.get_path("include"))),
-        check_program(
-            "chromium", "chromium", "tests that look at the report", fix="run: tools/system_packages.sh test"
-        ),
+        check_program("chromium", "chromium", "tests of the report", fix="run: tools/system_packages.sh test"),
         check_program("SLURM", "sbatch", "launch/slurm alone"),
     ]
 
@@ -170,12 +168,6 @@ def check_cuda() -> Finding:
         fix = "start the demo with CUDA_VISIBLE_DEVICES=''"
         return Finding("CUDA", "problem", f"visible: {said}; the demo trains on the processor", fix, demo=True)
     return Finding("CUDA", "absent", "no device; the demo needs none, the shipped 4B to 30B layouts do")
-
-
-def check_cores() -> Finding:
-    """Processor cores that this process may use."""
-    cores = len(os.sched_getaffinity(0))
-    return Finding("cores", "ok", f"{cores} usable of {os.cpu_count()}", demo=True)
 
 
 def free_memory_gib() -> float:
