@@ -1,0 +1,17 @@
+"""The model families, by the ``model_type`` of their ``config.json``. A new one is a file here and a line in the table.
+
+``megatron_ssd.config.model.ModelType`` lists the same names, so that a configuration cannot ask for another.
+"""
+
+from megatron_ssd.models.families import llama, qwen3, qwen3_moe
+from megatron_ssd.models.families.family import Family
+
+FAMILIES = {family.model_type: family for family in (qwen3.FAMILY, qwen3_moe.FAMILY, llama.FAMILY)}
+
+
+def family_of(model_type: str) -> Family:
+    """The family of a ``ModelConfig.model_type``, which is always a known one."""
+    return FAMILIES[model_type]
+
+
+__all__ = ["FAMILIES", "Family", "family_of"]
