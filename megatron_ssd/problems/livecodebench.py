@@ -16,7 +16,7 @@ from megatron_ssd.config.problems import BenchmarkConfig
 from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.problems.hidden_tests import decode_tests
 from megatron_ssd.problems.location import find_files, hub_error
-from megatron_ssd.schema import Problem
+from megatron_ssd.schema import Problem, ProblemForm
 
 COLUMNS = (
     "question_title", "question_content", "platform", "question_id", "contest_id", "contest_date", "starter_code",
@@ -85,7 +85,7 @@ def _problem(where: str, row: dict[str, Any], date: datetime.date) -> Problem:
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: metadata", rule=f"is not JSON ({error})", fix="download the file again") from None
     function_name = metadata.get("func_name")
-    form = "function" if function_name else "stdin"
+    form: ProblemForm = "function" if function_name else "stdin"
     tests = [
         test
         for column in ("public_test_cases", "private_test_cases")
@@ -96,7 +96,7 @@ def _problem(where: str, row: dict[str, Any], date: datetime.date) -> Problem:
         source="livecodebench",
         title=row["question_title"],
         statement=row["question_content"],
-        form="function" if function_name else "stdin",
+        form=form,
         starter_code=row["starter_code"],
         function_name=function_name,
         difficulty=row["difficulty"],

@@ -1,0 +1,83 @@
+"""A model's own tokenizer and chat template: messages to the exact ids the model is given, and ids back to text.
+
+Ids go to the engine as they are made here, so that what is recorded is what the model read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from megatron_ssd.errors import UserError
+from megatron_ssd.prompts.render import Message
+
+
+class ChatTokenizer:
+    """The Hugging Face tokenizer of a model folder.
+
+    Raises:
+        UserError: the folder holds no tokenizer that loads, or it has no chat template.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer  # seconds to import; readers of this module's types have no use for it
+
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"model folder {folder}",
+                rule=f"holds no tokenizer that loads ({reason})",
+                fix="put the model's tokenizer files beside its weights",
+            ) from None
+        if not self._tokenizer.chat_template:
+            raise UserError(
+                f"tokenizer of {folder}",
+                rule="has no chat template, so messages cannot become a prompt",
+                fix="use an instruction-tuned model, or add chat_template to its tokenizer_config.json",
+            )
+        self._folder = folder
+        self.size = 1 + max(self._tokenizer.get_vocab().values())
+
+    def prompt_ids(self, messages: list[Message], *, enable_thinking: bool | None = None) -> list[int]:
+        """Token ids of ``messages`` in the chat template, up to and including the marker that opens the answer.
+
+        Args:
+            messages: the conversation.
+            enable_thinking: handed to the chat template where it is not None; templates that know it are Qwen3's.
+
+        Raises:
+            UserError: the chat template refuses the messages.
+        """
+        options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        try:
+            ids = self._tokenizer.apply_chat_template(
+                messages, tokenize=True, add_generation_prompt=True, return_dict=False, **options
+            )
+        except jinja2.TemplateError as error:
+            raise UserError(
+                f"chat template of {self._folder}",
+                rule=f"refuses messages of {[message['role'] for message in messages]} ({error})",
+                fix="leave prompt.system out, or use a model whose template takes it",
+            ) from None
+        return [int(id_) for id_ in ids]
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Plain text of ``token_ids``: special tokens left out, spaces untouched."""
+        decoded: str = self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return decoded
+
+    def check_fits(self, vocab_size: int) -> None:
+        """Raise ``UserError`` where the tokenizer knows ids that a model of ``vocab_size`` has no row for."""
+        if self.size > vocab_size:
+            raise UserError(
+                f"tokenizer of {self._folder} with ids up to {self.size - 1}",
+                rule=f"the model's vocabulary has {vocab_size} entries, so ids must be below that",
+                fix="use the tokenizer that belongs to these weights",
+            )

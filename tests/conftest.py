@@ -1,0 +1,58 @@
+"""Fixtures that more than one package's tests need."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_ssd.config.minicode import MinicodeConfig
+from megatron_ssd.problems.minicode.documents import corpus
+from megatron_ssd.problems.minicode.tokenizer import save_tokenizer, train_tokenizer
+
+VOCAB_SIZE = 512
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a SentencePiece tokenizer of 512 pieces and a chat template."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    documents = itertools.islice(corpus(MinicodeConfig(num_documents=200)), 200)
+    save_tokenizer(train_tokenizer(documents, VOCAB_SIZE), folder, max_length=256)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_hf_model(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder: a random Qwen3 of two small layers, context 256, with ``tiny_tokenizer``. Read only."""
+    import torch
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    folder = tmp_path_factory.mktemp("model")
+    end = AutoTokenizer.from_pretrained(tiny_tokenizer).eos_token_id
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Qwen3ForCausalLM(
+            Qwen3Config(
+                vocab_size=VOCAB_SIZE,
+                hidden_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=32,
+                intermediate_size=128,
+                max_position_embeddings=256,
+                tie_word_embeddings=True,
+                eos_token_id=end,
+                bos_token_id=None,
+                pad_token_id=end,
+            )
+        )
+    model.generation_config.eos_token_id = [end]
+    model.save_pretrained(folder)
+    for file in tiny_tokenizer.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [end]
+    return folder

@@ -1,0 +1,141 @@
+"""Problems to messages to token ids."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from megatron_ssd.config.generation import PromptConfig
+from megatron_ssd.errors import ConfigError, UserError
+from megatron_ssd.prompts import render
+from megatron_ssd.prompts.prompt import build_prompts
+from megatron_ssd.prompts.tokenizer import ChatTokenizer
+from megatron_ssd.schema import Problem
+
+STDIN = Problem(id="p", source="test", statement="Add <a> & {{ b }}.", form="stdin")
+FUNCTION = Problem(
+    id="f", source="test", statement="Add.", form="function", starter_code="class Solution:\n    def add(self, a, b):"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_tokenizer: Path) -> ChatTokenizer:
+    return ChatTokenizer(tiny_tokenizer)
+
+
+def with_template(source: Path, target: Path, template: str | None) -> Path:
+    """A copy of a tokenizer folder with another chat template, or none."""
+    shutil.copytree(source, target)
+    path = target / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    del config["chat_template"]
+    path.write_text(json.dumps(config if template is None else {**config, "chat_template": template}))
+    return target
+
+
+def test_statement_is_taken_as_it_is() -> None:
+    (message,) = render.render_messages(STDIN, PromptConfig())
+    assert message["role"] == "user"
+    assert STDIN.statement in message["content"]
+    assert "standard input" in message["content"]
+    assert "Starter code" not in message["content"]
+
+
+def test_function_form_shows_the_starter_code_in_a_block() -> None:
+    (message,) = render.render_messages(FUNCTION, PromptConfig())
+    assert f"```python\n{FUNCTION.starter_code}\n```" in message["content"]
+    assert "standard input" not in message["content"]
+
+
+@pytest.mark.parametrize("problem", [STDIN, FUNCTION])
+def test_templates_leave_no_stray_white_space(problem: Problem) -> None:
+    for template in ("code", "minicode"):
+        (message,) = render.render_messages(problem, PromptConfig(template=template))
+        assert message["content"] == message["content"].strip()
+        assert "\n\n\n" not in message["content"]
+
+
+def test_system_message_comes_first() -> None:
+    messages = render.render_messages(STDIN, PromptConfig(system="Be brief."))
+    assert [message["role"] for message in messages] == ["system", "user"]
+    assert messages[0]["content"] == "Be brief."
+
+
+def test_unknown_template_names_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"prompt\.template = cod: .*use one of code, minicode"):
+        render.render_messages(STDIN, PromptConfig(template="cod"))
+
+
+def test_misspelt_field_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.jinja").write_text("{{ problem.statment }}")
+    monkeypatch.setattr(render, "_FOLDER", tmp_path)
+    with pytest.raises(UserError, match="statment") as caught:
+        render.render_messages(STDIN, PromptConfig(template="broken"))
+    assert "\n" not in str(caught.value)
+
+
+def test_template_hash_follows_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jinja").write_text("one")
+    (tmp_path / "b.jinja").write_text("one")
+    (tmp_path / "c.jinja").write_text("two")
+    monkeypatch.setattr(render, "_FOLDER", tmp_path)
+    a, b, c = (render.template_hash(PromptConfig(template=name)) for name in "abc")
+    assert a == b != c
+
+
+def test_prompt_ids_are_the_chat_template_word_for_word(tokenizer: ChatTokenizer) -> None:
+    from transformers import AutoTokenizer
+
+    (prompt,) = build_prompts([STDIN], PromptConfig(), tokenizer)
+    plain = AutoTokenizer.from_pretrained(tokenizer._folder)
+    text = plain.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True)
+    assert text.endswith("<|im_start|>assistant\n")
+    assert prompt.token_ids == plain.encode(text, add_special_tokens=False)
+    assert prompt.problem_id == "p"
+
+
+def test_text_leaves_out_special_tokens_and_keeps_indentation(tokenizer: ChatTokenizer) -> None:
+    from transformers import AutoTokenizer
+
+    code = "for x in xs:\n    if x:\n        return  x\n"
+    ids = AutoTokenizer.from_pretrained(tokenizer._folder).encode(code + "<|im_end|>", add_special_tokens=False)
+    assert tokenizer.text(ids) == code
+
+
+def test_enable_thinking_is_passed_only_where_set(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    template = "{{ 'unset' if enable_thinking is not defined else enable_thinking }}{{ messages[0].content }}"
+    tokenizer = ChatTokenizer(with_template(tiny_tokenizer, tmp_path / "thinking", template))
+    shown = {
+        value: tokenizer.text(tokenizer.prompt_ids([{"role": "user", "content": "!"}], enable_thinking=value))
+        for value in (None, True, False)
+    }
+    assert shown == {None: "unset!", True: "True!", False: "False!"}
+
+
+def test_chat_template_that_refuses_is_one_line(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    template = "{{ raise_exception('no system\nmessages') }}"
+    tokenizer = ChatTokenizer(with_template(tiny_tokenizer, tmp_path / "refuses", template))
+    with pytest.raises(UserError, match=r"refuses messages of \['system'\] \(no system messages\)") as caught:
+        tokenizer.prompt_ids([{"role": "system", "content": ""}])
+    assert "\n" not in str(caught.value)
+
+
+def test_tokenizer_without_chat_template_is_refused(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no chat template"):
+        ChatTokenizer(with_template(tiny_tokenizer, tmp_path / "bare", None))
+
+
+def test_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no tokenizer that loads") as caught:
+        ChatTokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_ids_outside_the_model_are_refused(tokenizer: ChatTokenizer) -> None:
+    assert tokenizer.size == 512
+    tokenizer.check_fits(512)
+    with pytest.raises(UserError, match=r"ids up to 511: the model's vocabulary has 511 entries"):
+        tokenizer.check_fits(511)
