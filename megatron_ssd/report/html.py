@@ -7,7 +7,6 @@ markup.
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -125,14 +124,18 @@ def _graded(base: Score) -> tuple[int, ...]:
 
 def _training_plots(data: ReportData) -> list[tuple[str, str, Markup]]:
     panels = (
-        ("Loss", "nats a response token", "loss", -math.inf),
-        ("Gradient norm", "before clipping", "grad_norm", 0.0),
-        ("Learning rate", "", "learning_rate", 0.0),
-        ("Throughput", "tokens a second", "tokens_per_second", 0.0),
+        ("Loss", "nats a response token", "loss", False),
+        ("Gradient norm", "before clipping", "grad_norm", True),
+        ("Learning rate", "", "learning_rate", True),
+        ("Throughput", "tokens a second", "tokens_per_second", True),
     )
     return [
-        (title, note, plots.curve([(p.iteration, getattr(p, name)) for p in data.training], label=title, floor=floor))
-        for title, note, name, floor in panels
+        (
+            title,
+            note,
+            plots.curve([(p.iteration, getattr(p, name)) for p in data.training], label=title, from_zero=from_zero),
+        )
+        for title, note, name, from_zero in panels
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -89,11 +88,11 @@ def heat_legend(value_range: tuple[float, float]) -> Markup:
     return svg.drawing(*parts, label="colour scale of the heat maps", height=20)
 
 
-def curve(points: Sequence[tuple[float, float]], *, label: str, floor: float = -math.inf) -> Markup:
-    """A line over training iterations."""
+def curve(points: Sequence[tuple[float, float]], *, label: str, from_zero: bool = False) -> Markup:
+    """A line over training iterations; ``from_zero`` keeps zero on the axis."""
     xs, ys = [x for x, _ in points], [y for _, y in points]
     horizontal = Scale(min(xs), max(xs), 46, WIDTH - 14) if xs else Scale(0, 1, 46, WIDTH - 14)
-    vertical = svg.round_scale(ys, 178, 10, floor=floor, count=4)
+    vertical = svg.round_scale([*ys, 0.0] if from_zero else ys, 178, 10, count=4)
     parts = [_horizontal_grid(vertical, left=46, right=WIDTH - 14)]
     parts += [text(horizontal(t), 198, compact(t), anchor="middle") for t in horizontal.ticks(5)]
     parts.append(svg.path([(horizontal(x), vertical(y)) for x, y in points], "curve"))
@@ -150,7 +149,7 @@ def _heat_cell(
     box = element("rect", hint, x=x, y=y, width=width - _GAP, height=height - _GAP, rx=3, **style)
     number = element(
         "text", _percent(cell.pass_at_1), x=x + (width - _GAP) / 2, y=y + (height - _GAP) / 2 + 4.5,
-        text_anchor="middle", class_="heat-text", style=style["style"],
+        text_anchor="middle", class_="heat-text chosen-text" if cell.chosen else "heat-text", style=style["style"],
     )  # fmt: skip
     return _join([box, number])
 
