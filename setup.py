@@ -19,7 +19,6 @@ COMMON = [
     "huggingface-hub>=2,<3",
     "jinja2>=3.1,<4",
     "markupsafe>=3,<4",
-    "matplotlib>=3.10,<4",
     "megatron-core==0.16.1",
     "numpy>=2.2,<3",
     "omegaconf>=2.3,<2.4",
