@@ -7,9 +7,7 @@ Rules, in this order:
    line that holds nothing but at least as many of the same character. A last fence that is never closed (a response cut
    at the length limit) is no block.
 3. Of the closed blocks the last one tagged as Python is the program; where none is tagged so, the last one.
-4. Without any fence, the response is the program when ``bare`` says that the prompt asks for bare code; otherwise it
-   holds none.
-5. A program of white space alone is none.
+4. A response without a closed block, or whose program is white space alone, holds none.
 """
 
 from __future__ import annotations
@@ -21,17 +19,12 @@ _FENCE = re.compile(r"^\s*(?P<marks>`{3,}|~{3,})\s*(?P<tag>[^`\n]*)$")
 _PYTHON_TAGS = frozenset({"python", "python3", "py", "py3"})
 
 
-def extract_code(response: str, *, bare: bool = False, prompt_opens_thinking: bool = False) -> str | None:
+def extract_code(response: str, *, prompt_opens_thinking: bool = False) -> str | None:
     """The program that ``response`` offers, or None where it offers none. See the module's rules."""
     answer = _without_reasoning(response, prompt_opens_thinking)
-    if answer is None:
-        return None
-    blocks, any_fence = _fenced_blocks(answer)
-    if not any_fence:
-        program = answer if bare else ""
-    else:
-        tagged = [text for tag, text in blocks if tag in _PYTHON_TAGS]
-        program = (tagged or [text for _, text in blocks] or [""])[-1]
+    blocks = [] if answer is None else _fenced_blocks(answer)
+    tagged = [text for tag, text in blocks if tag in _PYTHON_TAGS]
+    program = (tagged or [text for _, text in blocks] or [""])[-1]
     return program if program.strip() else None
 
 
@@ -44,21 +37,20 @@ def _without_reasoning(response: str, prompt_opens_thinking: bool) -> str | None
     return after if close else response
 
 
-def _fenced_blocks(text: str) -> tuple[list[tuple[str, str]], bool]:
-    """(tag, content) of each closed block, and whether there was any fence at all."""
+def _fenced_blocks(text: str) -> list[tuple[str, str]]:
+    """(tag, content) of each closed block."""
     blocks: list[tuple[str, str]] = []
     opening: re.Match[str] | None = None
     content: list[str] = []
-    any_fence = False
     for line in text.splitlines(keepends=True):
         fence = _FENCE.match(line.rstrip("\r\n"))
         if opening is None:
             if fence is not None:
-                opening, content, any_fence = fence, [], True
+                opening, content = fence, []
         elif fence is not None and not fence["tag"] and fence["marks"].startswith(opening["marks"]):
             words = opening["tag"].split()
             blocks.append((words[0].lower() if words else "", "".join(content)))
             opening = None
         else:
             content.append(line)
-    return blocks, any_fence
+    return blocks

@@ -49,6 +49,7 @@ _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 _SYSTEM_FOLDERS = ("/bin", "/lib", "/lib32", "/lib64", "/sbin")
 # Fixed hash seeds: a program that prints a set does so alike in every run. Bound symbols: forks need not bind them.
 _ENVIRONMENT = {"PATH": "/usr/bin", "PYTHONHASHSEED": "0", "LD_BIND_NOW": "1"}
+_VALUE = '{"value": '  # how the server's child begins a line that holds a result
 _START_SECONDS = 60.0
 _SLACK_SECONDS = 30.0  # beyond a request's own wall limits, before its server counts as dead
 _FIX_MISSING = (
@@ -211,20 +212,18 @@ def sandbox_command(config: SandboxConfig) -> list[str]:
 
 
 def _interpret(facts: dict[str, Any], program: Program, num_inputs: int, limits: Limits) -> Execution:
-    """Facts from inside, none of them trusted, to what the program did."""
-    rows = [json.loads(line) for line in _whole_lines(facts["results"])]
-    error = next((row for row in rows if "error" in row), None)
+    """Facts from inside to what the program did. Everything that the program can write is taken as text."""
+    values, error = _parse_results(facts["results"])
+    ending, detail = _ending(facts, error, limits)
+    outputs, cpu = [facts["stdout"]], [facts["cpu_total"]]
     if program.form == "function":
-        outputs = [json.dumps(row["value"]) for row in rows if "value" in row][:num_inputs]
+        outputs = values[:num_inputs]
         starts = [0.0, *facts["cpu_marks"]]
         cpu = [end - start for start, end in zip(starts, facts["cpu_marks"], strict=False)]
-    else:
-        outputs, cpu = [facts["stdout"]], [facts["cpu_total"]]
-    ending, detail = _ending(facts, error, limits)
-    if program.form == "function" and ending == "completed" and len(outputs) < num_inputs:
-        ending, detail = "runtime_error", "the program ended before its function returned"
-    if program.form == "stdin" and ending != "completed":
-        outputs, cpu = [], []
+        if ending == "completed" and len(outputs) < num_inputs:
+            ending, detail = "runtime_error", "the program ended before its function returned"
+    elif ending != "completed":
+        outputs = []
     return Execution(
         outputs=tuple(outputs),
         cpu_seconds=tuple(cpu[: len(outputs)]),
@@ -234,8 +233,19 @@ def _interpret(facts: dict[str, Any], program: Program, num_inputs: int, limits:
     )
 
 
-def _whole_lines(text: str) -> list[str]:
-    return text[: text.rfind("\n") + 1].splitlines()
+def _parse_results(text: str) -> tuple[list[str], dict[str, Any] | None]:
+    """The JSON texts of the values that were returned, and the error that ended the program, if one did."""
+    values: list[str] = []
+    for line in text[: text.rfind("\n") + 1].split("\n")[:-1]:
+        if line.startswith(_VALUE):
+            values.append(line[len(_VALUE) : -1])
+            continue
+        try:
+            row = json.loads(line)
+            return values, {"error": row["error"], "detail": row["detail"]}
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return values, {"error": "runtime", "detail": "the program wrote into the channel of its results"}
+    return values, None
 
 
 def _ending(facts: dict[str, Any], error: dict[str, str] | None, limits: Limits) -> tuple[Ending, str]:

@@ -41,16 +41,13 @@ def test_unfinished_reasoning_holds_no_program():
     assert extract_code("```python\ndraft\n```", prompt_opens_thinking=True) is None
 
 
-def test_bare_code_counts_only_where_the_prompt_asks_for_it():
-    assert extract_code("return 1") is None
-    assert extract_code("return 1", bare=True) == "return 1"
-    assert extract_code(FENCED, bare=True) == "print(1)\n"
+def test_bare_code_is_no_program():
+    assert extract_code("print(1)") is None
 
 
 @pytest.mark.parametrize("response", ["", "  \n", "```python\n\n```", "```python\n \n```\n"])
 def test_empty_is_no_program(response: str):
     assert extract_code(response) is None
-    assert extract_code(response, bare=True) is None
 
 
 def test_backticks_within_a_longer_fence_are_content():

@@ -1,0 +1,162 @@
+"""Samples to verdicts, on all cores, resumable.
+
+Invariants:
+- A sample that has a row in the verdict file is never graded again.
+- Identical programs of one problem are run once; all their samples get that outcome, over all files of a ``Grader``.
+- An unsettled outcome (see ``judge``) is not written before its second run, alone, has settled it.
+- ``infrastructure_error`` is written only where the judge failed, and says nothing about the program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from megatron_ssd.artifacts.jsonl import JsonlWriter, heal, iter_jsonl
+from megatron_ssd.config.evaluation import SandboxConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.evaluation.extract import extract_code
+from megatron_ssd.evaluation.judge import Judge, Judgement
+from megatron_ssd.schema import Problem, Sample, Verdict
+
+Key = tuple[str, str]  # problem id, hash of the program
+_EMPTY = Judgement(status="no_code", detail="no fenced program in the response")
+
+
+class Grader:
+    """A pool of judges, one a core, for any number of verdict files of one set of problems.
+
+    Args:
+        problems: with their tests.
+        config: sandbox kind, limits, and the number of workers.
+        prompt_opens_thinking: see ``extract_code``.
+
+    Raises:
+        UserError: a problem has no test, or no sandbox can be had here.
+    """
+
+    def __init__(
+        self, problems: Iterable[Problem], config: SandboxConfig, *, prompt_opens_thinking: bool = False
+    ) -> None:
+        self._problems = {problem.id: problem for problem in problems}
+        for problem in self._problems.values():
+            if not problem.tests:
+                raise UserError(f"problem {problem.id}", rule="has no test", fix="leave it out of the benchmark")
+        self._config = config
+        self._prompt_opens_thinking = prompt_opens_thinking
+        self._outcomes: dict[Key, Judgement] = {}
+        self._local = threading.local()
+        self._judges = [Judge(config)]  # the first is for runs alone; the others belong to the pool's threads
+        self._pool = ThreadPoolExecutor(config.workers or len(os.sched_getaffinity(0)))
+
+    def grade(
+        self, samples: Sequence[Sample], path: Path, advance: Callable[[int], object] = lambda count: None
+    ) -> list[Verdict]:
+        """Verdicts of ``samples``, in their order; those that ``path`` lacks are made and appended to it.
+
+        Args:
+            samples: of one model and setting.
+            path: the JSONL file of their verdicts.
+            advance: called with the number of samples settled, as they are.
+        """
+        verdicts = read_verdicts(path)
+        waiting: dict[Key, list[Sample]] = {}
+        sources: dict[Key, str] = {}
+        for sample in samples:
+            source = extract_code(sample.response, prompt_opens_thinking=self._prompt_opens_thinking)
+            key = sample.problem_id, hashlib.sha256((source or "").encode("utf-8", "surrogatepass")).hexdigest()
+            if source is None:
+                self._outcomes[key] = _EMPTY
+            if sample.key in verdicts:
+                self._remember(key, _judgement(verdicts[sample.key]))
+                advance(1)
+            else:
+                waiting.setdefault(key, []).append(sample)
+                sources[key] = source or ""
+        with JsonlWriter(path) as writer:
+            for key, outcome in self._settle({key: sources[key] for key in waiting}):
+                for sample in waiting[key]:
+                    verdict = self._verdict(sample, outcome)
+                    writer.write(verdict.to_json())
+                    verdicts[sample.key] = verdict
+                advance(len(waiting[key]))
+        return [verdicts[sample.key] for sample in samples]
+
+    def _settle(self, sources: dict[Key, str]) -> Iterator[tuple[Key, Judgement]]:
+        """Outcomes as they are settled; each is remembered, but for those in which the judge failed."""
+        fresh = [key for key in sources if key not in self._outcomes]
+        yield from ((key, self._outcomes[key]) for key in sources if key in self._outcomes)
+        unsettled: list[Key] = []
+        for key, outcome in zip(fresh, self._pool.map(lambda key: self._judge(key, sources[key]), fresh), strict=True):
+            if outcome.unsettled:
+                unsettled.append(key)
+            else:
+                yield self._remember(key, outcome)
+        for key in unsettled:
+            outcome = self._judges[0].judge(self._problems[key[0]], sources[key], alone=True)
+            yield self._remember(key, outcome)
+
+    def _remember(self, key: Key, outcome: Judgement) -> tuple[Key, Judgement]:
+        if outcome.status != "infrastructure_error":
+            self._outcomes[key] = outcome
+        return key, outcome
+
+    def _judge(self, key: Key, source: str) -> Judgement:
+        """In a thread of the pool. Each has its own judge, since a container dies with the thread that started it."""
+        if not hasattr(self._local, "judge"):
+            self._local.judge = Judge(self._config)
+            self._judges.append(self._local.judge)
+        judge: Judge = self._local.judge
+        return judge.judge(self._problems[key[0]], source)
+
+    def _verdict(self, sample: Sample, outcome: Judgement) -> Verdict:
+        skipped = sample.finish_reason == "skipped"
+        return Verdict(
+            problem_id=sample.problem_id,
+            sample_index=sample.sample_index,
+            status=outcome.status,
+            tests_passed=outcome.tests_passed,
+            tests_total=len(self._problems[sample.problem_id].tests),
+            failed_test=outcome.failed_test,
+            detail=f"not run: {sample.skip_reason}" if skipped else outcome.detail,
+            cpu_seconds=round(outcome.cpu_seconds, 4),
+        )
+
+    def close(self) -> None:
+        """Drop what has not begun and end every container."""
+        self._pool.shutdown(cancel_futures=True)
+        for judge in self._judges:
+            judge.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_verdicts(path: Path) -> dict[tuple[str, int], Verdict]:
+    """The whole rows of a verdict file by (problem id, sample index); none where there is no file yet."""
+    if not path.exists():
+        return {}
+    heal(path)
+    verdicts = (Verdict.from_json(row) for row in iter_jsonl(path))
+    return {(verdict.problem_id, verdict.sample_index): verdict for verdict in verdicts}
+
+
+def _judgement(verdict: Verdict) -> Judgement:
+    return Judgement(
+        status=verdict.status,
+        tests_passed=verdict.tests_passed,
+        failed_test=verdict.failed_test,
+        detail=verdict.detail,
+        cpu_seconds=verdict.cpu_seconds,
+    )

@@ -1,0 +1,141 @@
+"""One program against one problem's tests: runs it in a sandbox, compares outside, says what came of it.
+
+Time limits hold under load by this rule. A test may take ``cpu_seconds`` of CPU time. On a busy machine the same work
+costs more of it, so a program is first given twice as much, and what ends within the limit or uses up double of it is
+settled. Anything between, and anything that the wall-clock back-stop caught, is ``unsettled``: it is run once more when
+nothing else is, at the limit itself, and that run counts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from megatron_ssd.config.evaluation import SandboxConfig
+from megatron_ssd.evaluation.compare import stdout_difference, value_difference
+from megatron_ssd.evaluation.sandbox import Ending, Limits, Program, Sandbox, SandboxBrokenError
+from megatron_ssd.schema import Problem, TestCase, VerdictStatus
+
+log = logging.getLogger(__name__)
+
+_LOAD_FACTOR = 2.0
+_WALL_FACTOR, _WALL_EXTRA_SECONDS = 4.0, 5.0  # the back-stop for programs that wait instead of computing
+_STATUS: dict[Ending, VerdictStatus] = {
+    "completed": "passed",
+    "runtime_error": "runtime_error",
+    "timeout": "timeout",
+    "starved": "timeout",
+    "memory": "memory",
+    "syntax_error": "syntax_error",
+}
+_KNOWN_GOOD = Program(source="def f(x):\n    return x\n", form="function", function_name="f")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What became of a program. Tests after the first failing one are not counted. See the module on ``unsettled``."""
+
+    status: VerdictStatus
+    tests_passed: int = 0
+    failed_test: int | None = None
+    detail: str = ""
+    cpu_seconds: float = 0.0
+    unsettled: bool = False
+
+
+class Judge:
+    """Judges programs one after another in a sandbox of its own. Not for several threads at once."""
+
+    def __init__(self, config: SandboxConfig) -> None:
+        self._config = config
+        self._sandbox = Sandbox(config)
+
+    def judge(self, problem: Problem, source: str, *, alone: bool = False) -> Judgement:
+        """Run ``source`` on the tests of ``problem``. ``alone`` promises that nothing else runs; its result is settled.
+
+        Raises:
+            UserError: no sandbox can be started on this machine.
+        """
+        try:
+            return self._attempt(problem, source, alone)
+        except SandboxBrokenError as error:
+            log.warning("%s: sandbox broke (%s); trying this program again in a fresh one", problem.id, error)
+        try:
+            return self._attempt(problem, source, alone)
+        except SandboxBrokenError as error:
+            # Twice in a row: the program's doing, unless the judge fails without it too.
+            if self._is_healthy():
+                return Judgement(status="runtime_error", failed_test=0, detail=f"broke its sandbox twice ({error})")
+            return Judgement(status="infrastructure_error", detail=str(error))
+
+    def _attempt(self, problem: Problem, source: str, alone: bool) -> Judgement:
+        limits = self._limits(1.0 if alone else _LOAD_FACTOR)
+        program = Program(
+            source=source,
+            form=problem.form,
+            function_name=problem.function_name,
+            class_name="Solution" if "class Solution" in problem.starter_code else None,
+        )
+        # Each test of a stdin program is a process of its own; a function is called on all its inputs in one.
+        batches = [problem.tests] if problem.form == "function" else [(test,) for test in problem.tests]
+        passed, cpu, slow = 0, 0.0, False
+        for batch in batches:
+            execution = self._sandbox.execute(program, [test.input for test in batch], limits)
+            cpu += execution.cpu_total
+            slow |= any(seconds > self._config.cpu_seconds for seconds in execution.cpu_seconds)
+            agreeing, difference = _compare(problem, batch, execution.outputs)
+            passed += agreeing
+            if difference is None and execution.ending == "completed":
+                continue
+            status: VerdictStatus = "wrong_answer" if difference is not None else _STATUS[execution.ending]
+            unsettled = not alone and (slow or (difference is None and execution.ending == "starved"))
+            return Judgement(
+                status=status,
+                tests_passed=passed,
+                failed_test=passed,
+                detail=difference or execution.detail,
+                cpu_seconds=cpu,
+                unsettled=unsettled,
+            )
+        return Judgement(status="passed", tests_passed=passed, cpu_seconds=cpu, unsettled=slow and not alone)
+
+    def _limits(self, factor: float) -> Limits:
+        cpu_seconds = factor * self._config.cpu_seconds
+        return Limits(
+            cpu_seconds=cpu_seconds,
+            wall_seconds=_WALL_FACTOR * cpu_seconds + _WALL_EXTRA_SECONDS,
+            memory_bytes=self._config.memory_mib << 20,
+            output_bytes=self._config.output_mib << 20,
+        )
+
+    def _is_healthy(self) -> bool:
+        """Whether a program that is known to be good comes out right."""
+        try:
+            return self._sandbox.execute(_KNOWN_GOOD, ["1"], self._limits(_LOAD_FACTOR)).outputs == ("1",)
+        except SandboxBrokenError:
+            return False
+
+    def close(self) -> None:
+        """End the sandbox."""
+        self._sandbox.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _compare(problem: Problem, tests: Sequence[TestCase], outputs: Sequence[str]) -> tuple[int, str | None]:
+    """How many outputs agree before the first that does not, and how that one differs."""
+    differ = value_difference if problem.form == "function" else stdout_difference
+    for index, (output, test) in enumerate(zip(outputs, tests, strict=False)):
+        difference = differ(output, test.output)
+        if difference is not None:
+            return index, difference
+    return min(len(outputs), len(tests)), None
