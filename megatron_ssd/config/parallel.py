@@ -101,6 +101,13 @@ class ParallelConfig:
             rule="Megatron-Core trains mixtures of experts under tensor parallelism with sequence parallelism only",
             fix="set parallel.sequence_parallel=true",
         )
+        require(
+            not model.is_moe or ep > 1 or self.expert_tensor_parallel_size == tp,
+            f"parallel.expert_tensor_parallel_size = {self.expert_tensor_parallel_size}",
+            rule=f"without expert parallelism Megatron-Core sums expert gradients as dense ones, which is right only at "
+            f"tensor_model_parallel_size ({tp})",
+            fix=f"set parallel.expert_tensor_parallel_size={tp} or parallel.expert_model_parallel_size above 1",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from megatron_ssd.errors import require
 from megatron_ssd.models.initialization import initialize_weights
 from megatron_ssd.models.layer_specs import block_spec
 from megatron_ssd.models.transformer_config import transformer_config
+from megatron_ssd.runtime.seed import seed_process
 
 
 def build_model(
@@ -46,6 +47,8 @@ def build_model(
     )
     config = transformer_config(model, parallel, precision)
     config.init_model_with_meta_device = device == "meta"
+    config.deallocate_pipeline_outputs = device == "cuda"  # gloo may still be reading what this would free
+    seed_process(seed or 0)  # Megatron-Core builds within its random states, whether it draws or not
     stages = parallel.virtual_pipeline_model_parallel_size
     with torch.device("meta") if device == "meta" else nullcontext():
         chunks = [

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ParallelConfig, PrecisionConfig
@@ -22,6 +23,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
     number of valid tokens of the whole global batch.
     """
     dtype = DTYPES[precision.params_dtype]
+    interleaved = parallel.virtual_pipeline_model_parallel_size is not None
     return TransformerConfig(
         num_layers=model.num_hidden_layers,
         hidden_size=model.hidden_size,
@@ -39,7 +41,11 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         attention_dropout=0.0,
         attention_softmax_in_fp32=True,
         init_method_std=model.initializer_range,
-        perform_initialization=False,  # models.initialization does it, alike for every layout
+        # models.initialization draws the weights, alike for every layout. Megatron-Core's own step must run all the
+        # same: it marks the parameters that tensor parallelism splits, which gradient norm and clipping go by.
+        init_method=_leave_unset,
+        output_layer_init_method=_leave_unset,
+        embedding_init_method=_leave_unset,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=precision.params_dtype == "bf16",
@@ -51,13 +57,19 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: 
         expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
         calculate_per_token_loss=True,
-        deallocate_pipeline_outputs=True,
+        # Interleaved stages need it with two ranks: in one batch, sends to "next" and "previous" would be mixed up.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
         cuda_graph_scope=[],
         gradient_accumulation_fusion=False,  # a CUDA kernel of apex
         **_experts(model),
         **_recompute(precision),
         **_fusions(model, precision),
     )
+
+
+def _leave_unset(weight: Tensor) -> Tensor:
+    return weight
 
 
 def _experts(model: ModelConfig) -> dict[str, Any]:

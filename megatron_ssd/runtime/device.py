@@ -35,7 +35,7 @@ def prepare_device(cluster: ClusterConfig) -> Device:
 
 
 def _quiet_megatron() -> None:
-    """Leave out what torch says to Megatron-Core 0.16, and it to itself: a user of this project can change none of it."""
+    """Leave out what torch says to Megatron-Core 0.16, and it to itself: no user can change any of it."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     warnings.filterwarnings("ignore", message="`sequence_parallel` is set to `True`, but tensor model parallel")
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")

@@ -96,14 +96,12 @@ def base_folder(model: ModelConfig) -> Path:
 def _prepare(config: RunConfig, work: Path, device: str) -> tuple[Trainer, TrainingDataset]:
     """The model on this rank as the newest checkpoint, the base model or the seed has it, and its data."""
     from megatron_ssd.models.build import build_model
-    from megatron_ssd.runtime.seed import seed_process
     from megatron_ssd.training.checkpoint import load_checkpoint, newest_checkpoint
     from megatron_ssd.training.loop import Trainer
     from megatron_ssd.training.optimizer import build_optimizer, build_schedule, wrap_chunks
 
     model = needed(config.model, "model", fix="choose one with +model=NAME")
     dataset = _open_dataset(config, model)
-    seed_process(config.seed)
     checkpoint = newest_checkpoint(work)
     fresh = config.objective == "pretrain" and checkpoint is None
     chunks = build_model(model, config.parallel, config.precision, device=device, seed=config.seed if fresh else None)
