@@ -1,0 +1,31 @@
+"""Logits of a Hugging Face folder by transformers alone, in fp32 on the CPU.
+
+    python -m megatron_ssd.export.reference FOLDER TOKENS.npy LOGITS.npy
+
+A process of its own, so that what is compared with is what a user of the folder gets: nothing of Megatron-Core, and
+nothing that this project adapts for it, is loaded here.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+def reference_logits(folder: Path, tokens_BS: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Logits [B, S, V] of ``tokens_BS``."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits_BSV: NDArray[np.float32] = model(torch.from_numpy(tokens_BS)).logits.numpy()
+    return logits_BSV
+
+
+if __name__ == "__main__":
+    folder_name, tokens_name, logits_name = sys.argv[1:]
+    np.save(logits_name, reference_logits(Path(folder_name), np.load(tokens_name)))

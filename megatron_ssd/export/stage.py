@@ -1,0 +1,112 @@
+"""The export stage: the newest checkpoint of run_dir/checkpoints to a Hugging Face folder, run_dir/export.
+
+It runs as one process, whatever layout the checkpoint was trained in: Megatron-Core's distributed checkpoint is loaded
+into a model of one process and written out by the weight table, in the type that it was trained in.
+
+Memory: the whole model once in that type (61 GB for 30B in bf16), on the GPU where ``cluster.device`` is cuda, and
+beside it the largest tensor twice. Comparing logits, which only small models do, adds the model twice in fp32.
+
+A killed export keeps the files that it finished: they are recognised by name, size and header, and not written again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_ssd.artifacts.manifest import read_manifest
+from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.parallel import ParallelConfig, PrecisionConfig
+from megatron_ssd.config.run import RunConfig, needed
+from megatron_ssd.errors import UserError
+from megatron_ssd.export.assets import find_assets
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
+
+log = logging.getLogger(__name__)
+
+_NAMES_ONLY = ("name", "path", "revision")  # keys of ModelConfig that do not decide what is written
+
+
+def run_export(config: RunConfig) -> None:
+    """Write ``config.run_dir``'s trained weights as a Hugging Face folder.
+
+    Raises:
+        UserError: there is no checkpoint, it is of another model, the base folder or tokenizer is missing, or the
+            folder does not compute what the trained model computes.
+    """
+    model = needed(config.model, "model", fix="choose one: model=NAME")
+    run_dir = Path(config.run_dir)
+    checkpoints = read_manifest(run_dir / "checkpoints")
+    assets = find_assets(config, model)
+    stage = Stage(
+        name="export",
+        run_dir=run_dir,
+        config={
+            "model": {key: value for key, value in dataclasses.asdict(model).items() if key not in _NAMES_ONLY},
+            "params_dtype": config.precision.params_dtype,
+            "objective": config.objective,
+        },
+        inputs={"checkpoints": checkpoints.content_hash, "assets": assets.content_hash},
+        replace=config.replace,
+    )
+    if stage.is_current():
+        return
+    from megatron_ssd.runtime.device import prepare_device
+    from megatron_ssd.runtime.process_groups import process_groups
+
+    device = prepare_device(config.cluster)
+    with process_groups(ParallelConfig(), device=device):
+        work = stage.begin()
+        assets.write(work, model, params_dtype=config.precision.params_dtype)
+        iteration, chunk = _load_newest(run_dir / "checkpoints", config, model, device=device)
+        counts, facts = _write_and_verify(work, chunk, model, device=device)
+    stage.publish(
+        engine={"name": "megatron-core", "version": importlib.metadata.version("megatron-core")},
+        counts=counts,
+        facts={"iteration": iteration, **facts},
+    )
+
+
+def _load_newest(folder: Path, config: RunConfig, model: ModelConfig, *, device: str) -> tuple[int, GPTModel]:
+    """(iteration, model of one process) of the newest checkpoint, resharded by Megatron-Core while loading."""
+    from megatron_ssd.models.build import build_model
+    from megatron_ssd.training.checkpoint import load_checkpoint, newest_checkpoint
+
+    newest = newest_checkpoint(folder)
+    if newest is None:
+        raise UserError(f"folder {folder}", rule="holds no checkpoint", fix="run launch/train.py to its end")
+    iteration, path = newest
+    log.info("export: loading %s", path)
+    # The local layers: a checkpoint of TransformerEngine's has the same keys, and no kernel is needed to copy weights.
+    precision = PrecisionConfig(params_dtype=config.precision.params_dtype, transformer_engine=False)
+    chunks = build_model(model, ParallelConfig(), precision, device=device, seed=None)
+    load_checkpoint(path, chunks)
+    return iteration, chunks[0]
+
+
+def _write_and_verify(
+    work: Path, chunk: GPTModel, model: ModelConfig, *, device: str
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """Counts and facts of the weight files, written where they are not there yet."""
+    from megatron_ssd.export.model_weights import ModelWeights
+    from megatron_ssd.export.shards import is_written, plan_shards, write_index, write_shard
+    from megatron_ssd.export.verify import compare_logits
+
+    weights = ModelWeights(chunk, model)
+    shards = plan_shards(weights.specs)
+    for shard in shards:
+        if is_written(work, shard):
+            log.info("export: %s is already whole", shard.file_name)
+        else:
+            write_shard(work, shard, weights.value)
+    write_index(work, shards)
+    weights.check_folder(work)
+    facts = compare_logits(work, chunk, model, device=device)
+    counts = {"weights": len(weights.specs), "parameters": model.num_parameters(), "shards": len(shards)}
+    return counts, facts

@@ -1,0 +1,88 @@
+"""Does the exported folder compute what the trained model computes?
+
+Both run in fp32 on the same tokens: Megatron-Core here, transformers in a process of its own on the exported files. In
+fp32 the two differ by rounding alone, so the tolerance is tight. The comparison needs the model three times in memory
+(as trained, and twice in fp32) and computes on the CPU: it is made up to ``MAX_PARAMETERS`` and left out, with a line
+in the log, above. What holds at any size is that the files are read back and compared bit by bit (``ModelWeights``).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core.models.gpt import GPTModel
+from numpy.typing import NDArray
+
+from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.parallel import ParallelConfig, PrecisionConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.models.build import build_model
+from megatron_ssd.process import run_child
+
+log = logging.getLogger(__name__)
+
+MAX_PARAMETERS = 500_000_000
+# Of the largest logit. Measured on tiny models of every family: below 2e-6.
+RELATIVE_TOLERANCE = 1e-4
+_BATCH, _LENGTH = 2, 64
+
+
+def compare_logits(folder: Path, chunk: GPTModel, model: ModelConfig, *, device: str) -> dict[str, Any]:
+    """Facts for the manifest: the largest difference, the largest logit, and how many positions were compared.
+
+    Raises:
+        UserError: they differ by more than rounding, or transformers cannot load the folder.
+    """
+    parameters = model.num_parameters()
+    if parameters > MAX_PARAMETERS:
+        log.info("export: logits not compared: %d parameters, over the limit of %d", parameters, MAX_PARAMETERS)
+        return {"logit_positions_compared": 0}
+    generator = np.random.default_rng(0)
+    tokens_BS = generator.integers(model.vocab_size, size=(_BATCH, min(_LENGTH, model.max_position_embeddings)))
+    ours_BSV = _megatron_logits(chunk, model, tokens_BS, device=device)
+    theirs_BSV = _transformers_logits(folder, tokens_BS)
+    difference, largest = float(np.abs(ours_BSV - theirs_BSV).max()), float(np.abs(theirs_BSV).max())
+    log.info("export: logits differ by at most %.2e (largest logit %.2f)", difference, largest)
+    if not difference <= RELATIVE_TOLERANCE * largest:  # so that NaN fails too
+        raise UserError(
+            f"folder {folder}",
+            rule=f"its logits differ from the trained model's by {difference:.2e} (largest logit {largest:.2f})",
+            fix="report it with the model's config.json: the weight table or the model's layers are wrong for it",
+        )
+    return {"logit_positions_compared": tokens_BS.size, "max_logit_difference": difference, "largest_logit": largest}
+
+
+def _megatron_logits(
+    chunk: GPTModel, model: ModelConfig, tokens_BS: NDArray[np.int64], *, device: str
+) -> NDArray[np.float32]:
+    """Logits [B, S, V] of a copy of ``chunk`` in fp32."""
+    precision = PrecisionConfig(params_dtype="fp32", transformer_engine=False)
+    (exact,) = build_model(model, ParallelConfig(), precision, device=device, seed=None)
+    tokens = torch.from_numpy(tokens_BS).to(device)
+    with torch.no_grad():
+        for ours, theirs in zip(exact.parameters(), chunk.parameters(), strict=True):
+            ours.copy_(theirs)
+        positions_BS = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
+        logits_BSV: NDArray[np.float32] = exact.eval()(tokens, positions_BS, None).float().cpu().numpy()
+    return logits_BSV
+
+
+def _transformers_logits(folder: Path, tokens_BS: NDArray[np.int64]) -> NDArray[np.float32]:
+    with tempfile.TemporaryDirectory() as scratch:
+        tokens_path, logits_path = Path(scratch) / "tokens.npy", Path(scratch) / "logits.npy"
+        np.save(tokens_path, tokens_BS)
+        command = [sys.executable, "-m", "megatron_ssd.export.reference", folder, tokens_path, logits_path]
+        if run_child([str(part) for part in command]) != 0:
+            raise UserError(
+                f"folder {folder}",
+                rule="transformers does not compute with it (its message is above)",
+                fix="check that transformers knows the model and that memory suffices",
+            )
+        logits_BSV: NDArray[np.float32] = np.load(logits_path)
+    return logits_BSV

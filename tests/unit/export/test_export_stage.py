@@ -1,0 +1,184 @@
+"""From a Megatron-Core checkpoint on disk to a folder that transformers computes the same with."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from megatron.core import dist_checkpointing
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from megatron_ssd.artifacts.manifest import read_manifest
+from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig, PrecisionConfig
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.export import shards, verify
+from megatron_ssd.export.stage import run_export
+from megatron_ssd.models.build import build_model
+from megatron_ssd.models.hf_checkpoint import load_hf_weights
+from megatron_ssd.runtime.device import prepare_device
+from megatron_ssd.runtime.process_groups import process_groups
+from tests.tiny_hf import MODELS, write_hf_folder
+
+CPU = ClusterConfig(device="cpu")
+
+
+def write_tokenizer(folder: Path, size: int) -> None:
+    vocabulary = {"<s>": 0, "</s>": 1, **{f"w{i}": i for i in range(2, size)}}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="<s>")), bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.save_pretrained(folder)
+
+
+def publish_checkpoint(run_dir: Path, model: ModelConfig, base: Path, *, params_dtype: str) -> None:
+    """A published run_dir/checkpoints whose weights are those of ``base``."""
+    stage = Stage(name="checkpoints", run_dir=run_dir, config={}, inputs={})
+    work = stage.begin()
+    precision = PrecisionConfig(params_dtype=params_dtype, transformer_engine=False)  # type: ignore[arg-type]
+    with process_groups(ParallelConfig(), device=prepare_device(CPU)):
+        (chunk,) = build_model(model, ParallelConfig(), precision, device="cpu", seed=None)
+        load_hf_weights([chunk], model, ParallelConfig(), base)
+        for name in ("iter_0000002", "iter_0000010"):
+            (work / name).mkdir()
+            dist_checkpointing.save({"model0": chunk.sharded_state_dict()}, str(work / name))
+            with torch.no_grad():
+                chunk.decoder.final_layernorm.weight.fill_(2.0)  # so that the older and the newer can be told apart
+    stage.publish()
+
+
+def run_config(run_dir: Path, model: ModelConfig, *, params_dtype: str = "fp32", **changes: object) -> RunConfig:
+    precision = PrecisionConfig(params_dtype=params_dtype, transformer_engine=False)  # type: ignore[arg-type]
+    config = RunConfig(run_dir=str(run_dir), model=model, cluster=CPU, precision=precision,
+                       training=dataclasses.replace(RunConfig(precision=precision, cluster=CPU).training,
+                                                    seq_length=64))  # fmt: skip
+    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., RunConfig]:
+    """A trained run of one of the tiny models, ready to be exported."""
+
+    def make(name: str, params_dtype: str = "fp32") -> RunConfig:
+        base = tmp_path / "base"
+        dtype = torch.bfloat16 if params_dtype == "bf16" else torch.float32
+        model = write_hf_folder(base, MODELS[name], dtype=dtype)
+        write_tokenizer(base, 32)
+        (base / "LICENSE").write_text("terms")
+        publish_checkpoint(tmp_path / "run", model, base, params_dtype=params_dtype)
+        return run_config(tmp_path / "run", model, params_dtype=params_dtype)
+
+    return make
+
+
+@pytest.mark.parametrize(("name", "params_dtype"), [("qwen3_tied", "bf16"), ("qwen3_moe", "fp32")])
+def test_export_of_a_fine_tuned_model(make_run: Callable[..., RunConfig], name: str, params_dtype: str) -> None:
+    config = make_run(name, params_dtype)
+    run_export(config)
+    assert config.model is not None
+    assert config.model.path is not None
+    base, export = Path(config.model.path), Path(config.run_dir) / "export"
+    expected = load_file(base / "model.safetensors")
+    expected["model.norm.weight"] = torch.full_like(expected["model.norm.weight"], 2.0)
+    found = load_file(export / "model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) and found[key].dtype == expected[key].dtype for key in expected)
+    assert json.loads((export / "config.json").read_text()) == json.loads((base / "config.json").read_text())
+    for copied in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "LICENSE"):
+        assert (export / copied).read_bytes() == (base / copied).read_bytes()
+    manifest = read_manifest(export)
+    assert manifest.counts == {"weights": len(found), "parameters": config.model.num_parameters(), "shards": 1}
+    assert manifest.facts["iteration"] == 10
+    assert manifest.facts["max_logit_difference"] < 5e-6
+    assert manifest.engine["name"] == "megatron-core"
+    assert manifest.inputs["checkpoints"] == read_manifest(Path(config.run_dir) / "checkpoints").content_hash
+
+
+def test_export_of_a_model_trained_from_random_weights(make_run: Callable[..., RunConfig]) -> None:
+    config = dataclasses.replace(make_run("llama"), objective="pretrain")
+    run_dir = Path(config.run_dir)
+    with pytest.raises(UserError, match="holds no tokenizer files"):
+        run_export(config)
+    write_tokenizer(run_dir / "tokenizer", 65)
+    with pytest.raises(UserError, match=r"wrong vocabulary size: the tokenizer in .* has 65 entries"):
+        run_export(config)
+    write_tokenizer(run_dir / "tokenizer", 64)
+    run_export(dataclasses.replace(config, replace=True))
+    values = json.loads((run_dir / "export" / "config.json").read_text())
+    assert (values["vocab_size"], values["eos_token_id"], values["torch_dtype"]) == (64, 1, "float32")
+    generation = json.loads((run_dir / "export" / "generation_config.json").read_text())
+    assert generation == {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+
+
+def test_a_killed_export_keeps_its_files(make_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_run("qwen3")
+    work = Path(config.run_dir) / "export.partial"
+    monkeypatch.setattr(verify, "MAX_PARAMETERS", 0)  # logits are not what this is about
+    plan = shards.plan_shards
+    monkeypatch.setattr(shards, "plan_shards", lambda specs: plan(specs, max_bytes=30_000))
+    write, written = shards.write_shard, []
+
+    def die_at_third(folder: Path, shard: shards.Shard, value_of: Callable[[str], torch.Tensor]) -> None:
+        if len(written) == 2:
+            (folder / f"{shard.file_name}.tmp").write_bytes(b"half")
+            raise KeyboardInterrupt
+        write(folder, shard, value_of)
+        written.append(shard.file_name)
+
+    monkeypatch.setattr(shards, "write_shard", die_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        run_export(config)
+    before = {name: (work / name).stat().st_mtime_ns for name in written}
+    assert not work.with_name("export").exists()
+
+    def write_and_note(folder: Path, shard: shards.Shard, value_of: Callable[[str], torch.Tensor]) -> None:
+        written.append(shard.file_name)
+        write(folder, shard, value_of)
+
+    monkeypatch.setattr(shards, "write_shard", write_and_note)
+    run_export(config)
+    export = work.with_name("export")
+    assert len(written) == len(set(written)) == read_manifest(export).counts["shards"] > 2
+    assert {name: (export / name).stat().st_mtime_ns for name in before} == before
+    assert not list(export.glob("*.tmp"))
+
+
+def test_a_folder_that_computes_something_else_is_refused(
+    make_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_run("qwen3")
+    exact = verify._megatron_logits
+    monkeypatch.setattr(verify, "_megatron_logits", lambda *args, **kwargs: exact(*args, **kwargs) * 1.001)
+    with pytest.raises(UserError, match="its logits differ from the trained model's by"):
+        run_export(config)
+    assert not (Path(config.run_dir) / "export").exists()
+
+
+def test_large_models_are_exported_without_comparing_logits(
+    make_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_run("qwen3")
+    monkeypatch.setattr(verify, "MAX_PARAMETERS", 1000)
+    with caplog.at_level("INFO"):
+        run_export(config)
+    assert "logits not compared" in caplog.text
+    assert read_manifest(Path(config.run_dir) / "export").facts == {"iteration": 10, "logit_positions_compared": 0}
+
+
+def test_wrong_model_and_missing_stages(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = make_run("qwen3")
+    assert config.model is not None
+    smaller = dataclasses.replace(config.model, vocab_size=60)
+    with pytest.raises(UserError, match=r"model.vocab_size = 60: .*config.json says 64"):
+        run_export(dataclasses.replace(config, model=smaller))
+    with pytest.raises(UserError, match="must be a local Hugging Face folder and is none"):
+        run_export(dataclasses.replace(config, model=dataclasses.replace(config.model, path="none/such")))
+    with pytest.raises(UserError, match="run the stage that makes checkpoints/"):
+        run_export(dataclasses.replace(config, run_dir=str(tmp_path / "empty")))
