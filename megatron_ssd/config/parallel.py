@@ -104,8 +104,8 @@ class ParallelConfig:
         require(
             not model.is_moe or ep > 1 or self.expert_tensor_parallel_size == tp,
             f"parallel.expert_tensor_parallel_size = {self.expert_tensor_parallel_size}",
-            rule=f"without expert parallelism Megatron-Core sums expert gradients as dense ones, which is right only at "
-            f"tensor_model_parallel_size ({tp})",
+            rule="without expert parallelism Megatron-Core sums expert gradients like dense ones: it must equal "
+            f"parallel.tensor_model_parallel_size ({tp})",
             fix=f"set parallel.expert_tensor_parallel_size={tp} or parallel.expert_model_parallel_size above 1",
         )
 
