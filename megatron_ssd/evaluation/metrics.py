@@ -1,0 +1,105 @@
+"""pass@k without bias, and intervals by resampling problems.
+
+Scores of a model under one setting are an array over problems [P], NaN where a problem has too few samples for k. All
+uncertainty is over problems: a sample of the same problem is no independent witness, and pass@k over its samples is
+already an exact mean. Intervals are percentile bootstrap intervals and depend on data, confidence and seed alone. Where
+all problems score alike they have no width; that says nothing about problems that were not drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_ssd.schema import Verdict
+
+Scores = npt.NDArray[np.float64]  # [P]
+Mask = npt.NDArray[np.bool_]  # [P]
+_CHUNK = 2_000_000  # drawn indices held at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A mean over ``num_problems`` problems, or a difference of means, and its interval."""
+
+    value: float
+    low: float
+    high: float
+    num_problems: int
+
+    def interval_json(self) -> dict[str, float]:
+        """Value and interval alone."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bootstrap:
+    """How intervals are made: ``num_resamples`` draws of problems with replacement, from ``seed``."""
+
+    confidence: float = 0.95
+    num_resamples: int = 10_000
+    seed: int = 0
+
+    def mean(self, scores: Scores) -> Estimate:
+        """Mean of ``scores`` [P] over the problems that have one. NaN throughout where none has."""
+        known = scores[~np.isnan(scores)]
+        return self._estimate(known.mean() if len(known) else np.nan, self._means(known, 0), len(known))
+
+    def difference(self, scores: Scores, others: Scores) -> Estimate:
+        """Mean of ``scores - others`` [P], paired by problem."""
+        return self.mean(scores - others)
+
+    def contrast(self, scores: Scores, others: Scores) -> Estimate:
+        """Difference of the means of two disjoint sets of problems, each drawn on its own."""
+        first, second = scores[~np.isnan(scores)], others[~np.isnan(others)]
+        if not len(first) or not len(second):
+            return self._estimate(np.nan, np.full(1, np.nan), 0)
+        draws = self._means(first, 0) - self._means(second, 1)
+        return self._estimate(first.mean() - second.mean(), draws, len(first) + len(second))
+
+    def _means(self, known: Scores, stream: int) -> Scores:
+        """Means of all resamples [num_resamples]."""
+        if not len(known):
+            return np.full(1, np.nan)
+        rng = np.random.default_rng([self.seed, stream])
+        rows = max(1, _CHUNK // len(known))
+        counts = [min(rows, self.num_resamples - start) for start in range(0, self.num_resamples, rows)]
+        return np.concatenate(
+            [known[rng.integers(len(known), size=(count, len(known)))].mean(axis=1) for count in counts]
+        )
+
+    def _estimate(self, value: float, draws: Scores, num_problems: int) -> Estimate:
+        tail = 50 * (1 - self.confidence)
+        low, high = np.percentile(draws, [tail, 100 - tail])
+        return Estimate(value=float(value), low=float(low), high=float(high), num_problems=num_problems)
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Probability that at least one of k samples, drawn from n of which c pass, passes: 1 - C(n-c, k) / C(n, k).
+
+    The unbiased estimator of Chen et al., 2021 (arXiv 2107.03374), as a product. Needs k <= n.
+    """
+    assert 0 <= c <= n, (n, c)
+    assert 1 <= k <= n, (n, k)
+    miss = 1.0
+    for i in range(k):
+        miss *= max(0, n - c - i) / (n - i)
+    return 1.0 - miss
+
+
+def problem_scores(verdicts: Iterable[Verdict], problem_ids: Sequence[str], k: int) -> Scores:
+    """pass@k of each problem [P], in the order of ``problem_ids``.
+
+    Samples on which the judge failed are left out, not counted as wrong; a problem with fewer than k others is NaN.
+    """
+    position = {problem_id: index for index, problem_id in enumerate(problem_ids)}
+    counted = np.zeros(len(position), dtype=int)
+    passed = np.zeros(len(position), dtype=int)
+    for verdict in verdicts:
+        if verdict.status != "infrastructure_error":
+            counted[position[verdict.problem_id]] += 1
+            passed[position[verdict.problem_id]] += verdict.passed
+    return np.array([pass_at_k(int(n), int(c), k) if n >= k else np.nan for n, c in zip(counted, passed, strict=True)])
