@@ -116,7 +116,7 @@ def _launcher(script: Script, config: RunConfig) -> list[str]:
     if not script.torchrun:
         return [sys.executable]
     nproc = f"--nproc-per-node={config.parallel.world_size}"
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", nproc]
+    return [sys.executable, "-m", "megatron_ssd.cli.ranks", "--standalone", nproc]
 
 
 def _failed(script: Script, status: int) -> int:
