@@ -74,7 +74,7 @@ if __name__ == "__main__":
         license="Apache-2.0",
         python_requires=">=3.11,<3.13",
         packages=find_packages(include=["megatron_ssd", "megatron_ssd.*"]),
-        package_data={"megatron_ssd": ["py.typed", "**/*.jinja", "**/*.html", "**/*.css", "**/*.js"]},
+        package_data={"megatron_ssd": ["**/*.jinja", "**/*.html", "**/*.css", "**/*.js"]},
         install_requires=COMMON,
         extras_require=EXTRAS,
     )

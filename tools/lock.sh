@@ -16,7 +16,7 @@ trap 'rm -rf "$work"' EXIT
 "$(find_python)" -m venv "$work/venv"
 python="$work/venv/bin/python"
 
-freeze() { "$python" -m pip freeze --all | grep -viE '^(pip|megatron-ssd)==|^-e |^# ' | LC_ALL=C sort -f; }
+freeze() { "$python" -m pip freeze --all | grep -viE '^(pip==|megatron-ssd |-e |#)' | LC_ALL=C sort -f; }
 
 install_torch "$python"
 "$python" -m pip install '.[cpu]'
