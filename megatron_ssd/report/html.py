@@ -7,6 +7,7 @@ markup.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -54,6 +55,7 @@ def render(data: ReportData, lineage: Lineage) -> str:
         **_paper_part(data),
         plots=_plots(data),
         training_note=_training_note(data),
+        outcomes=_outcomes(data),
         facts=_facts(data),
     )
     return page.lstrip()
@@ -85,6 +87,23 @@ def _sampling_part(data: ReportData) -> dict[str, Any]:
         ],
         "dropped": [(reason, count) for reason, count in {**not_run, **filtered}.items() if count],
     }
+
+
+def _outcomes(data: ReportData) -> list[tuple[str, dict[str, tuple[int, float]]]]:
+    """(verdict, model -> (programs, share)), the commonest first."""
+    totals: Counter[str] = Counter()
+    for counts in data.scores.outcomes.values():
+        totals.update(counts)
+    return [
+        (
+            verdict.replace("_", " "),
+            {
+                model: (counts.get(verdict, 0), counts.get(verdict, 0) / max(sum(counts.values()), 1))
+                for model, counts in data.scores.outcomes.items()
+            },
+        )
+        for verdict, _ in totals.most_common()
+    ]
 
 
 def _paper_part(data: ReportData) -> dict[str, Any]:

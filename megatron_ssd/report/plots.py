@@ -125,7 +125,9 @@ def histogram(values: Sequence[int], *, label: str, unit: str) -> Markup:
 
 
 def _interval(estimate: Estimate, y: float, scale: Scale, model: ModelName, *, title: str) -> Markup:
-    """A mark, its interval as a line with ends, and the value written to the right."""
+    """A mark, its interval as a line with ends, and the value written to the right; the text alone where it is NaN."""
+    if not estimate.is_known:
+        return text(WIDTH - 8, y + 4, "not measured", "tick", "end")
     low, high = scale(estimate.low), scale(estimate.high)
     parts = [
         line(low, y, high, y, f"interval stroke-{model}"),
@@ -164,7 +166,7 @@ def _heat_style(fraction: float) -> dict[str, str]:
 
 
 def _percent_scale(estimates: Sequence[Estimate], *, start: float, end: float) -> Scale:
-    values = [bound for estimate in estimates for bound in (estimate.low, estimate.high)]
+    values = [bound for estimate in estimates if estimate.is_known for bound in (estimate.low, estimate.high)]
     return svg.round_scale([value * 100 for value in values], start, end, floor=0.0, ceiling=100.0).of_shares()
 
 

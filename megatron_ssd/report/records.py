@@ -1,10 +1,12 @@
 """What the report shows, as plain values: no files, no markup. ``data.py`` fills them, plots and tables read them.
 
-Scores are shares in [0, 1]; ``k`` is the k of pass@k. Intervals hold at ``Scores.confidence``.
+Scores are shares in [0, 1]; ``k`` is the k of pass@k. Intervals hold at ``Scores.confidence``. A score that could not
+be measured, because the judge itself failed, is NaN.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,6 +23,11 @@ class Estimate:
     value: float
     low: float
     high: float
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there was anything to measure."""
+        return not math.isnan(self.value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +76,9 @@ class Scores:
     confidence: float
     selection_problems: int
     top_k: int
-    difficulties: dict[str, str]  # problem id -> difficulty, of the reporting half
+    difficulties: dict[str, str]  # problem id -> difficulty
+    outcomes: dict[ModelName, dict[str, int]]  # verdict -> programs, each model at its best setting, all problems
+    claim_rule: str
 
     @property
     def ks(self) -> tuple[int, ...]:

@@ -19,24 +19,37 @@ def read_scores(path: Path) -> Scores:
     if not path.is_file():
         raise UserError(f"file {path}", rule="does not exist", fix="run launch/evaluate.py to its end")
     try:
-        return _scores(json.loads(path.read_text(encoding="utf-8")))
+        scores = _scores(json.loads(path.read_text(encoding="utf-8")))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(
             f"file {path}",
             rule=f"is no evaluation summary of this version ({type(error).__name__}: {error})",
             fix="run launch/evaluate.py again with replace=true",
         ) from None
+    missing = {"base_default", "base_train", "base_best", "ssd_best"} - {score.key for score in scores.headline}
+    if missing:
+        raise UserError(
+            f"file {path}", rule=f"has no {', '.join(sorted(missing))}", fix="evaluate both base and tuned model"
+        )
+    return scores
 
 
 def _scores(summary: dict[str, Any]) -> Scores:
+    headline = tuple(_score(row) for row in summary["headline"])
     return Scores(
-        headline=tuple(_score(row) for row in summary["headline"]),
+        headline=headline,
         grid=tuple(GridCell(**cell) for cell in summary["grid"]),
         claims=tuple(Claim(**claim) for claim in summary["claims"]),
         confidence=summary["confidence"],
         selection_problems=summary["selection_problems"],
         top_k=summary["top_k"],
         difficulties=summary["difficulties"],
+        outcomes={
+            row.model: summary["settings"][row.model][row.decoding]["outcomes"]
+            for row in headline
+            if row.key in ("base_best", "ssd_best")
+        },
+        claim_rule=summary["claim_rule"],
     )
 
 

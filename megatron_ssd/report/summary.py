@@ -1,4 +1,4 @@
-"""``report/summary.json``: the run's result for machines, in per-unit shares.
+"""``report/summary.json``: the run's result for machines. Scores are shares in [0, 1], null where not measured.
 
 Layout: ``base`` and ``ssd`` hold each model at its best setting; ``headline`` all four rows of the table; each row has
 ``pass@K`` with ``value``, ``low`` and ``high``, the same by difficulty, and n. ``claims``, ``deviations``, ``run`` and
@@ -28,6 +28,7 @@ def summarise(data: ReportData, lineage: Lineage) -> dict[str, Any]:
         "base": _row(scores.row("base_best")),
         "ssd": _row(scores.row("ssd_best")),
         "headline": [_row(score) for score in scores.headline],
+        "claim_rule": scores.claim_rule,
         "claims": [dataclasses.asdict(claim) for claim in scores.claims],
         "deviations": [dataclasses.asdict(deviation) for deviation in deviations(data.settings)],
         "sampling": _sampling(data),
@@ -65,8 +66,11 @@ def _row(score: Score) -> dict[str, Any]:
     }
 
 
-def _estimates(values: dict[int, Estimate]) -> dict[str, dict[str, float]]:
-    return {f"pass@{k}": dataclasses.asdict(estimate) for k, estimate in values.items()}
+def _estimates(values: dict[int, Estimate]) -> dict[str, Any]:
+    unknown = {"value": None, "low": None, "high": None}
+    return {
+        f"pass@{k}": dataclasses.asdict(estimate) if estimate.is_known else unknown for k, estimate in values.items()
+    }
 
 
 def _sampling(data: ReportData) -> dict[str, Any]:

@@ -43,6 +43,9 @@ class StageRow:
     counts: str
 
 
+UNKNOWN = Measured(value=DASH, interval="not measured")
+
+
 def headline_rows(scores: Scores) -> list[HeadlineRow]:
     """The headline table, in the order in which it is shown."""
     return [
@@ -74,6 +77,8 @@ def stage_rows(manifests: Mapping[str, Manifest]) -> list[StageRow]:
 
 def percent(estimate: Estimate) -> Measured:
     """A share as per cent with one decimal."""
+    if not estimate.is_known:
+        return UNKNOWN
     return Measured(
         value=f"{estimate.value * 100:.1f}", interval=f"{estimate.low * 100:.1f} to {estimate.high * 100:.1f}"
     )
@@ -81,6 +86,8 @@ def percent(estimate: Estimate) -> Measured:
 
 def points(estimate: Estimate) -> Measured:
     """A difference of shares as signed percentage points."""
+    if not estimate.is_known:
+        return UNKNOWN
     return Measured(
         value=signed(estimate.value), interval=f"{signed(estimate.low)} to {signed(estimate.high)}"
     )  # fmt: skip

@@ -165,13 +165,18 @@ def _summary(scale: float) -> dict[str, Any]:
             {"text": "SSD beats its base when both decode alike.", "status": "shown",
              "evidence": "pass@1 34.5 against 27.6 at T 1.0, top-p 0.8: +6.9 points (4.9 to 8.9)."},
             {"text": "SSD beats the best that decoding alone gets from the base.", "status": "unclear",
-             "evidence": "+1.0 points (\u22120.9 to +2.9)."},
+             "evidence": "+1.0 points (-0.9 to +2.9)."},
             {"text": "The gain is largest on hard problems.", "status": "not shown",
              "evidence": "easy +1.4, medium +0.9, hard +0.7 points."},
         ],
         "confidence": 0.95,
         "selection_problems": 150,
         "top_k": 20,
+        "claim_rule": "shown: the interval of the difference lies above zero; unclear: it holds zero.",
+        "settings": {
+            model: {label: {"outcomes": {"wrong_answer": 1760, "passed": 1000 + 20 * len(model), "no_code": 240}}}
+            for model, label in _BEST.items()
+        },
         "difficulties": {f"{name}-{index:03d}": name for name in DIFFICULTIES for index in range(3)},
     }  # fmt: skip
 
