@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from megatron_ssd.config.generation import Decoding
 from megatron_ssd.errors import require
 
 
@@ -18,14 +19,23 @@ class SandboxConfig:
     output_mib: int = 16
     workers: int | None = None  # null: one a core
 
+    def __post_init__(self) -> None:
+        for key in ("cpu_seconds", "memory_mib", "output_mib", "workers"):
+            value = getattr(self, key)
+            require(value is None or value > 0, f"evaluation.sandbox.{key} = {value}", rule="must be positive",
+                    fix="leave it out for the default")  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """What is decoded and how it is counted.
 
-    Base and tuned model are decoded over the same grid: ``temperatures`` x ``top_ps`` at ``top_k``. The best cell of
-    each is chosen on one half of the problems and reported on the other.
+    Base and tuned model are decoded over the same grid: ``temperatures`` x ``top_ps`` at ``top_k``; where both are
+    empty, the three decodings that ``sampling`` names. The best cell of each is chosen on one half of the problems and
+    reported on the other. ``models`` of ``[base]`` measures a base that has no tuned model yet.
     """
+
+    models: tuple[Literal["base", "ssd"], ...] = ("base", "ssd")
 
     num_samples: int = 10
     ks: tuple[int, ...] = (1, 5)
@@ -44,5 +54,21 @@ class EvaluationConfig:
             rule=f"each k must be between 1 and evaluation.num_samples ({self.num_samples})",
             fix="raise evaluation.num_samples or drop the larger k",
         )
+        require(
+            bool(self.temperatures) == bool(self.top_ps),
+            f"evaluation.temperatures = {list(self.temperatures)}, evaluation.top_ps = {list(self.top_ps)}",
+            rule="span the grid together, so both are set or neither",
+            fix="add the missing one, for example evaluation.top_ps=[0.8]",
+        )
+        for temperature in self.temperatures:
+            for top_p in self.top_ps:
+                Decoding(temperature=temperature, top_k=self.top_k, top_p=top_p)
+        require(bool(self.models) and len(set(self.models)) == len(self.models),
+                f"evaluation.models = {list(self.models)}", rule="must name base, ssd or both, each once",
+                fix="use [base,ssd]")  # fmt: skip
+        require(self.bootstrap_samples > 0, f"evaluation.bootstrap_samples = {self.bootstrap_samples}",
+                rule="must be positive", fix="use 10000")  # fmt: skip
+        require(self.max_tokens > 0, f"evaluation.max_tokens = {self.max_tokens}", rule="must be positive",
+                fix="the authors' code uses 32768")  # fmt: skip
         require(0 < self.confidence < 1, f"evaluation.confidence = {self.confidence}", rule="must be in (0, 1)",
                 fix="use 0.95")  # fmt: skip

@@ -1,0 +1,154 @@
+"""What the paper claims, and whether this run shows it.
+
+Each claim is turned into differences that are above zero where it holds, measured on the reporting half. The rule:
+``shown`` where the interval of each difference lies above zero, ``not shown`` where one lies below, otherwise
+``unclear``. A claim that this run cannot test is not listed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from megatron_ssd.config.generation import Decoding, SamplingConfig
+from megatron_ssd.evaluation.grid import ModelName
+from megatron_ssd.evaluation.measurements import Measurements
+from megatron_ssd.evaluation.metrics import Estimate, Scores
+
+ClaimStatus = Literal["shown", "not shown", "unclear"]
+RULE = (
+    "shown: the interval of the difference lies above zero; not shown: below zero; unclear: it holds zero. A claim of "
+    "a larger gain needs the gain itself above zero too. Differences are paired by problem and measured on the half of "
+    "the problems on which no setting was chosen."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A claim, whether this run shows it, and the numbers."""
+
+    text: str
+    status: ClaimStatus
+    evidence: str
+
+
+def judge_claims(found: Measurements, sampling: SamplingConfig) -> list[Claim]:
+    """A line for each claim that base and tuned model together can test."""
+    return _Claims(found, sampling).all()
+
+
+def status_of(*differences: Estimate) -> ClaimStatus:
+    """The rule. NaN bounds, from a judge that failed everywhere, are unclear."""
+    if all(difference.low > 0 for difference in differences):
+        return "shown"
+    return "not shown" if any(difference.high < 0 for difference in differences) else "unclear"
+
+
+class _Claims:
+    def __init__(self, found: Measurements, sampling: SamplingConfig) -> None:
+        self._found, self._sampling = found, sampling
+        self._first, self._last = found.ks[0], found.ks[-1]
+        self._ssd = found.best("ssd")
+
+    def all(self) -> list[Claim]:
+        default, train, best = self._sampling.default, self._sampling.train, self._found.best("base")
+        claims = [
+            self._ahead_of(default, "SSD solves more than its base at the base's default decode."),
+            self._ahead_of(best, "SSD solves more than the base at the best decode setting the base has."),
+            self._ahead_of(
+                train,
+                "SSD solves more than the base decoded exactly as the training data were sampled (a baseline that the "
+                "paper lacks).",
+            ),
+            self._matched(),
+            *([self._more_at_large_k()] if self._last > self._first else []),
+            *([self._more_on_hard()] if {"easy", "hard"} <= self._found.difficulties.keys() else []),
+            *([self._bears_heat()] if len(self._found.cells) > 1 else []),
+        ]
+        if train.temperature >= 2 and train.top_k == -1 and train.top_p == 1:
+            claims.append(self._ahead_of(default, "Even samples drawn hot and without truncation teach the model."))
+        return claims
+
+    def _scores(self, model: ModelName, decoding: Decoding, k: int) -> Scores:
+        """pass@k on the reporting half."""
+        return self._found.scores(model, decoding.label, k)[self._found.halves.report]
+
+    def _ahead_of(self, decoding: Decoding, text: str) -> Claim:
+        ours, theirs = self._scores("ssd", self._ssd, self._first), self._scores("base", decoding, self._first)
+        difference = self._found.bootstrap.difference(ours, theirs)
+        evidence = (
+            f"pass@{self._first} {_percent(ours)} (SSD, {self._ssd.label}) against {_percent(theirs)} "
+            f"(base, {decoding.label}): {_points(difference)}"
+        )
+        return Claim(text=text, status=status_of(difference), evidence=evidence)
+
+    def _matched(self) -> Claim:
+        cells = self._found.cells
+        gains = np.array([self._scores("ssd", c, self._first) - self._scores("base", c, self._first) for c in cells])
+        difference = self._found.bootstrap.mean(gains.mean(axis=0))
+        ahead = sum(float(np.nanmean(gain)) > 0 for gain in gains)
+        return Claim(
+            text="With the same decode setting for both, SSD solves more than its base.",
+            status=status_of(difference),
+            evidence=f"pass@{self._first}, mean over the grid: {_points(difference)}; ahead in {ahead} of {len(cells)} "
+            "cells",
+        )
+
+    def _more_at_large_k(self) -> Claim:
+        gains = {k: self._gain(k) for k in (self._first, self._last)}
+        difference = self._found.bootstrap.difference(gains[self._last], gains[self._first])
+        return Claim(
+            text=f"SSD gains more in pass@{self._last} than in pass@{self._first}: diversity is kept.",
+            status=status_of(difference, self._found.bootstrap.mean(gains[self._last])),
+            evidence=f"over the base's default decode: {_signed(gains[self._last])} against "
+            f"{_signed(gains[self._first])}; difference {_points(difference)}",
+        )
+
+    def _more_on_hard(self) -> Claim:
+        gain, report = self._gain(self._first), self._found.halves.report
+        by_name = {name: gain[mask[report]] for name, mask in self._found.difficulties.items()}
+        difference = self._found.bootstrap.contrast(by_name["hard"], by_name["easy"])
+        listed = ", ".join(f"{name} {_signed(values)}" for name, values in by_name.items() if len(values))
+        return Claim(
+            text="SSD gains more on hard problems than on easy ones.",
+            status=status_of(difference, self._found.bootstrap.mean(by_name["hard"])),
+            evidence=f"pass@{self._first} over the base's default decode: {listed}; hard less easy "
+            f"{_points(difference)} (unpaired)",
+        )
+
+    def _bears_heat(self) -> Claim:
+        hottest = max(self._found.cells, key=lambda cell: (cell.temperature, cell.top_p))
+        losses = {
+            model: self._scores(model, self._found.best(model), self._first) - self._scores(model, hottest, self._first)
+            for model in ("base", "ssd")
+        }
+        difference = self._found.bootstrap.difference(losses["base"], losses["ssd"])
+        return Claim(
+            text="SSD bears hot decoding better than its base.",
+            status=status_of(difference),
+            evidence=f"pass@{self._first} lost from each one's best setting to {hottest.label}: base "
+            f"{_signed(-losses['base'])}, SSD {_signed(-losses['ssd'])}; difference {_points(difference)}",
+        )
+
+    def _gain(self, k: int) -> Scores:
+        return self._scores("ssd", self._ssd, k) - self._scores("base", self._sampling.default, k)
+
+
+def _mean(scores: Scores) -> float:
+    known = scores[~np.isnan(scores)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def _percent(scores: Scores) -> str:
+    return f"{100 * _mean(scores):.1f} %"
+
+
+def _signed(scores: Scores) -> str:
+    return f"{100 * _mean(scores):+.1f}"
+
+
+def _points(difference: Estimate) -> str:
+    value, low, high = (100 * part for part in (difference.value, difference.low, difference.high))
+    return f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"

@@ -1,0 +1,185 @@
+"""``eval/summary.json``: everything that was counted.
+
+Layout:
+- ``headline``: the base at its default decode, at the training decode and at its best, and SSD at its best. All on the
+  reporting half, the best ones chosen on the other; ``ssd_gain`` is SSD at its best minus the row, paired by problem.
+- ``grid``: pass@1 of every cell on the selection half, and which was chosen.
+- ``settings``: model -> label -> scores on all problems, finish reasons, outcomes, and what share held no program.
+- ``claims`` with ``claim_rule``; ``difficulties`` by problem id; sizes, and how intervals were made.
+Scores are shares in [0, 1]. An estimate is ``value``, ``low``, ``high``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_ssd.config.generation import Decoding, SamplingConfig
+from megatron_ssd.evaluation import claims
+from megatron_ssd.evaluation.grid import ModelName, difficulty_of
+from megatron_ssd.evaluation.measurements import Measurements
+from megatron_ssd.evaluation.metrics import Estimate
+
+_TITLES = {
+    "base_default": "base at its default decode",
+    "base_train": "base at the training decode",
+    "base_best": "base at its best",
+    "ssd_best": "SSD at its best",
+}
+
+
+def summarise(
+    found: Measurements,
+    sampling: SamplingConfig,
+    *,
+    finish_reasons: Mapping[ModelName, Mapping[str, Mapping[str, int]]],
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The whole summary as JSON values.
+
+    Args:
+        found: all scores.
+        sampling: names the settings beside the grid.
+        finish_reasons: model -> label -> finish reason -> responses.
+        facts: joined to the top level, for example the engine.
+    """
+    rows = headline_settings(found, sampling)
+    return {
+        "headline": [
+            _row(found, key, model, decoding, rows.get("ssd_best")) for key, (model, decoding) in rows.items()
+        ],
+        "grid": [cell for model in found.verdicts for cell in _grid(found, model)],
+        "claims": [dataclasses.asdict(claim) for claim in claims.judge_claims(found, sampling)]
+        if "ssd" in found.verdicts
+        else [],
+        "claim_rule": claims.RULE,
+        "settings": {
+            model: {label: _setting(found, model, label, finish_reasons[model][label]) for label in by_label}
+            for model, by_label in found.verdicts.items()
+        },
+        "confidence": found.bootstrap.confidence,
+        "bootstrap_samples": found.bootstrap.num_resamples,
+        "num_problems": len(found.problems),
+        "selection_problems": int(found.halves.selection.sum()),
+        "num_samples": found.num_samples,
+        "top_k": found.cells[0].top_k,
+        "difficulties": {problem.id: difficulty_of(problem) for problem in found.problems},
+        **facts,
+    }
+
+
+def headline_settings(found: Measurements, sampling: SamplingConfig) -> dict[str, tuple[ModelName, Decoding]]:
+    """Row key -> (model, setting), for the models that were measured."""
+    rows: dict[str, tuple[ModelName, Decoding]] = {}
+    if "base" in found.verdicts:
+        rows["base_default"] = "base", sampling.default
+        rows["base_train"] = "base", sampling.train
+        rows["base_best"] = "base", found.best("base")
+    if "ssd" in found.verdicts:
+        rows["ssd_best"] = "ssd", found.best("ssd")
+    return rows
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The headline for a terminal, in per cent and points."""
+    ks = list(summary["headline"][0]["overall"]) if summary["headline"] else []
+    header = ["setting", "decoding", *(f"pass@{k}" for k in ks), *([f"SSD ahead by, pass@{ks[0]}"] if ks else [])]
+    lines = [header]
+    for row in summary["headline"]:
+        gain = row["ssd_gain"]
+        lines.append(
+            [row["title"], row["decoding"], *(_percent(row["overall"][k]) for k in ks),
+             _points(gain[ks[0]]) if gain else ""]
+        )  # fmt: skip
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    report_problems = summary["num_problems"] - summary["selection_problems"]
+    text += ["", f"{report_problems} problems on which no setting was chosen, {summary['num_samples']} programs each; "
+             f"{100 * summary['confidence']:g} % intervals over problems", ""]  # fmt: skip
+    text += [f"{claim['status']:9}  {claim['text']}\n           {claim['evidence']}" for claim in summary["claims"]]
+    return "\n".join(text)
+
+
+def _row(
+    found: Measurements,
+    key: str,
+    model: ModelName,
+    decoding: Decoding,
+    ssd: tuple[ModelName, Decoding] | None,
+) -> dict[str, Any]:
+    report, label = found.halves.report, decoding.label
+    gain = None
+    if ssd is not None and model == "base":
+        gain = {
+            k: found.bootstrap.difference(
+                found.scores("ssd", ssd[1].label, k)[report], found.scores(model, label, k)[report]
+            )
+            for k in found.ks
+        }
+    return {
+        "key": key,
+        "title": _TITLES[key],
+        "model": model,
+        "decoding": label,
+        "num_problems": int(report.sum()),
+        "num_samples": found.num_samples,
+        "overall": _estimates(found.by_k(model, label, report)),
+        "by_difficulty": _by_difficulty(found, model, label, on_report=True),
+        "problems_by_difficulty": {
+            name: int((mask & report).sum()) for name, mask in found.difficulties.items() if (mask & report).any()
+        },
+        "ssd_gain": None if gain is None else _estimates(gain),
+    }
+
+
+def _grid(found: Measurements, model: ModelName) -> list[dict[str, Any]]:
+    best = found.best(model)
+    selection = found.halves.selection
+    return [
+        {
+            "model": model,
+            "temperature": cell.temperature,
+            "top_p": cell.top_p,
+            "pass_at_1": found.bootstrap.mean(found.scores(model, cell.label, found.ks[0])[selection]).value,
+            "chosen": cell == best,
+        }
+        for cell in found.cells
+    ]
+
+
+def _setting(found: Measurements, model: ModelName, label: str, finish_reasons: Mapping[str, int]) -> dict[str, Any]:
+    verdicts = found.verdicts[model][label]
+    statuses = Counter(verdict.status for verdict in verdicts)
+    return {
+        "overall": _estimates(found.by_k(model, label, found.everywhere)),
+        "by_difficulty": _by_difficulty(found, model, label, on_report=False),
+        "n": {
+            "problems": len(found.problems),
+            "samples": len(verdicts),
+            "left_out": statuses["infrastructure_error"],
+        },
+        "finish_reasons": dict(finish_reasons),
+        "outcomes": dict(statuses.most_common()),
+        "no_code": statuses["no_code"] / len(verdicts),
+    }
+
+
+def _by_difficulty(found: Measurements, model: ModelName, label: str, *, on_report: bool) -> dict[str, Any]:
+    where = found.halves.report if on_report else found.everywhere
+    return {name: _estimates(by_k) for name, by_k in found.by_difficulty(model, label, where).items()}
+
+
+def _estimates(by_k: Mapping[int, Estimate]) -> dict[str, dict[str, float]]:
+    return {str(k): estimate.interval_json() for k, estimate in by_k.items()}
+
+
+def _percent(estimate: Mapping[str, float]) -> str:
+    value, low, high = (100 * estimate[part] for part in ("value", "low", "high"))
+    return f"{value:5.1f} ({low:.1f} to {high:.1f})"
+
+
+def _points(estimate: Mapping[str, float]) -> str:
+    value, low, high = (100 * estimate[part] for part in ("value", "low", "high"))
+    return f"{value:+5.1f} ({low:+.1f} to {high:+.1f})"

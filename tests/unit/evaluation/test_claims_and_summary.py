@@ -1,0 +1,166 @@
+"""Claims by their rule, and the summary against numbers counted by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from megatron_ssd.config.evaluation import EvaluationConfig
+from megatron_ssd.config.generation import Decoding
+from megatron_ssd.evaluation.claims import judge_claims, status_of
+from megatron_ssd.evaluation.grid import ModelName, settings_of
+from megatron_ssd.evaluation.measurements import Measurements
+from megatron_ssd.evaluation.metrics import Bootstrap, Estimate
+from megatron_ssd.evaluation.summary import summarise, table
+from megatron_ssd.report.scores import read_scores
+from megatron_ssd.schema import Problem, Verdict
+from tests.unit.evaluation.test_grid import SAMPLING, problems
+
+CONFIG = EvaluationConfig(temperatures=(1.0, 2.0), top_ps=(0.6, 0.8))
+N = 30
+
+
+def measure(
+    rate: Callable[[ModelName, Decoding, Problem], float], *, models: tuple[ModelName, ...] = ("base", "ssd")
+) -> Measurements:
+    """Measurements in which a model passes ``rate`` of its samples on each problem, by chance."""
+    rng = np.random.default_rng(0)
+    rows = problems(90)
+    verdicts: dict[ModelName, dict[str, list[Verdict]]] = {}
+    for model in models:
+        verdicts[model] = {}
+        for decoding in settings_of(model, CONFIG, SAMPLING):
+            verdicts[model][decoding.label] = [
+                Verdict(problem_id=problem.id, sample_index=i, status="passed" if passed else "wrong_answer")
+                for problem in rows
+                for i, passed in enumerate(rng.random(N) < rate(model, decoding, problem))
+            ]
+    cells = settings_of("ssd", CONFIG, SAMPLING)[:4]
+    return Measurements(problems=rows, cells=cells, verdicts=verdicts, ks=(1, 5), num_samples=N,
+                        bootstrap=Bootstrap(num_resamples=1000))  # fmt: skip
+
+
+def statuses(found: Measurements) -> dict[str, str]:
+    return {claim.text.split(":")[0].split(" (")[0]: claim.status for claim in judge_claims(found, SAMPLING)}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "status"),
+    [(0.01, 0.1, "shown"), (-0.1, -0.01, "not shown"), (-0.1, 0.1, "unclear"), (0.0, 0.1, "unclear"),
+     (float("nan"), float("nan"), "unclear")],
+)  # fmt: skip
+def test_the_rule(low: float, high: float, status: str):
+    difference = Estimate(value=0.0, low=low, high=high, num_problems=3)
+    above = Estimate(value=0.2, low=0.1, high=0.3, num_problems=3)
+    assert status_of(difference) == status_of(difference, above) == status_of(above, difference) == status
+
+
+def test_a_better_model_shows_the_claims():
+    ease = {"easy": 0.0, "medium": 0.1, "hard": 0.2}
+
+    def rate(model: ModelName, decoding: Decoding, problem: Problem) -> float:
+        heat = 0.08 if decoding.temperature == 2.0 else 0.0
+        return 0.08 - heat if model == "base" else 0.2 + ease[str(problem.difficulty)]
+
+    assert set(statuses(measure(rate)).values()) == {"shown"}
+
+
+def test_a_worse_model_shows_none():
+    def rate(model: ModelName, decoding: Decoding, problem: Problem) -> float:
+        heat = 0.3 if decoding.temperature == 2.0 and model == "ssd" else 0.0
+        return 0.6 if model == "base" else 0.4 - heat
+
+    found = statuses(measure(rate))
+    assert "shown" not in found.values()
+    assert found["SSD solves more than its base at the base's default decode."] == "not shown"
+
+
+def test_losing_less_is_no_larger_gain():
+    # In pass@5 both are near 1, so that the loss there is small; that is no gain.
+    found = statuses(measure(lambda model, decoding, problem: 0.6 if model == "base" else 0.4))
+    assert found["SSD gains more in pass@5 than in pass@1"] == "not shown"
+
+
+def test_equal_models_are_unclear():
+    found = statuses(measure(lambda model, decoding, problem: 0.4))
+    assert found["With the same decode setting for both, SSD solves more than its base."] == "unclear"
+
+
+def test_the_noisy_claim_is_made_only_where_it_was_tried():
+    found = measure(lambda model, decoding, problem: 0.4)
+    noisy = dataclasses.replace(SAMPLING, train=Decoding(temperature=2.0))
+    for verdicts in found.verdicts.values():
+        verdicts[noisy.train.label] = next(iter(verdicts.values()))  # type: ignore[index]
+    assert not any("without truncation" in claim.text for claim in judge_claims(found, SAMPLING))
+    assert any("without truncation" in claim.text for claim in judge_claims(found, noisy))
+
+
+def summary_of(found: Measurements) -> dict[str, object]:
+    reasons = {model: {label: {"stop": 890, "length": 10} for label in by} for model, by in found.verdicts.items()}
+    return summarise(found, SAMPLING, finish_reasons=reasons, facts={"engine": {"name": "test"}})
+
+
+def test_the_headline_is_measured_on_the_reporting_half():
+    found = measure(lambda model, decoding, problem: 0.3 if model == "base" else 0.5)
+    summary = json.loads(json.dumps(summary_of(found), allow_nan=False))
+    rows = {row["key"]: row for row in summary["headline"]}
+    assert list(rows) == ["base_default", "base_train", "base_best", "ssd_best"]
+    report = {p.id for p, chosen in zip(found.problems, found.halves.report, strict=True) if chosen}
+    counted = [v.passed for v in found.verdicts["base"][SAMPLING.default.label] if v.problem_id in report]
+    row = rows["base_default"]
+    assert row["overall"]["1"]["value"] == pytest.approx(sum(counted) / len(counted))
+    assert row["overall"]["1"]["low"] < row["overall"]["1"]["value"] < row["overall"]["1"]["high"]
+    assert row["num_problems"] == len(report) == 45
+    assert row["problems_by_difficulty"] == {"easy": 15, "medium": 15, "hard": 15}
+    gain = rows["ssd_best"]["overall"]["5"]["value"] - row["overall"]["5"]["value"]
+    assert row["ssd_gain"]["5"]["value"] == pytest.approx(gain)
+    assert rows["ssd_best"]["ssd_gain"] is None
+
+
+def test_the_grid_names_one_chosen_cell_a_model():
+    found = measure(lambda model, decoding, problem: 0.2 if decoding.temperature == 2.0 else 0.6)
+    cells = summary_of(found)["grid"]
+    assert isinstance(cells, list)
+    chosen = [cell for cell in cells if cell["chosen"]]
+    assert [(cell["model"], cell["temperature"]) for cell in chosen] == [("base", 1.0), ("ssd", 1.0)]
+    assert len(cells) == 8
+
+
+def test_every_setting_stands_in_full():
+    found = measure(lambda model, decoding, problem: 0.5)
+    found.verdicts["base"]["T1-k20-p0.6"][0] = Verdict(  # type: ignore[index]
+        problem_id="p0", sample_index=0, status="infrastructure_error"
+    )
+    found.verdicts["base"]["T1-k20-p0.6"][1] = Verdict(problem_id="p0", sample_index=1, status="no_code")  # type: ignore[index]
+    setting = summary_of(found)["settings"]["base"]["T1-k20-p0.6"]  # type: ignore[index]
+    assert setting["n"] == {"problems": 90, "samples": 2700, "left_out": 1}
+    assert setting["no_code"] == pytest.approx(1 / 2700)
+    assert setting["finish_reasons"] == {"stop": 890, "length": 10}
+    assert set(setting["by_difficulty"]) == {"easy", "medium", "hard"}
+
+
+def test_a_base_alone_has_its_rows_and_no_claims():
+    summary = summary_of(measure(lambda model, decoding, problem: 0.5, models=("base",)))
+    assert [row["key"] for row in summary["headline"]] == ["base_default", "base_train", "base_best"]  # type: ignore[attr-defined]
+    assert summary["claims"] == []
+    assert "base at its best" in table(summary)
+
+
+def test_the_table_holds_every_row_and_claim():
+    summary = summary_of(measure(lambda model, decoding, problem: 0.5))
+    text = table(summary)
+    assert "45 problems on which no setting was chosen, 30 programs each; 95 % intervals" in text
+    for row in summary["headline"]:  # type: ignore[attr-defined]
+        assert row["title"] in text
+    for claim in summary["claims"]:  # type: ignore[attr-defined]
+        assert claim["text"] in text
+
+
+def test_the_report_reads_it(tmp_path):
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps(summary_of(measure(lambda model, decoding, problem: 0.5))))
+    assert read_scores(path).row("ssd_best").num_problems == 45
