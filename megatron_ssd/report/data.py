@@ -36,7 +36,7 @@ def gather(config: RunConfig) -> ReportData:
         run_name=run_dir.resolve().name,
         scores=scores,
         training=read_training(run_dir / "checkpoints" / "metrics.jsonl"),
-        sampling=read_sampling(run_dir / "samples", manifests["dataset"]),
+        sampling=read_sampling(run_dir / "samples", manifests),
         examples=read_examples(run_dir / "eval", scores),
         manifests=manifests,
         settings=shown_settings(config, manifests),
@@ -54,12 +54,21 @@ def shown_settings(config: RunConfig, manifests: Mapping[str, Manifest]) -> dict
     A stage's manifest outweighs ``config``: it says what the stage ran with, whatever is asked for now.
     """
     flat = _flatten(dataclasses.asdict(config))
-    for manifest in manifests.values():
-        flat.update(_flatten(manifest.config))
-        flat.update(_flatten({"parallel": manifest.facts.get("parallel", {})}))
+    for stage, manifest in manifests.items():
+        recorded = _flatten({**manifest.config, "parallel": manifest.facts.get("parallel", {})})
+        flat.update({_configuration_key(stage, key): value for key, value in recorded.items()})
     wanted = [*_FACT_KEYS, *(key for setting in SETTINGS for key in setting.keys)]
     parameters = config.model.num_parameters() if config.model is not None else None
     return {**{key: flat.get(key) for key in wanted}, "model.num_parameters": parameters}
+
+
+def _configuration_key(stage: str, recorded: str) -> str:
+    """The configuration's name of a setting that the manifest of ``stage`` records under ``recorded``."""
+    if stage != "samples":
+        return recorded
+    if recorded.startswith("decoding."):
+        return "sampling.train." + recorded.removeprefix("decoding.")
+    return f"sampling.{recorded}" if recorded in ("max_tokens", "num_samples") else recorded
 
 
 def read_training(path: Path) -> tuple[TrainingPoint, ...]:
@@ -69,8 +78,8 @@ def read_training(path: Path) -> tuple[TrainingPoint, ...]:
     return tuple(TrainingPoint(**{name: row[name] for name in names}) for _, row in sorted(rows.items()))
 
 
-def read_sampling(folder: Path, dataset: Manifest) -> SamplingFacts:
-    """Finish reasons and lengths over every shard of ``folder``, and what ``dataset`` left out."""
+def read_sampling(folder: Path, manifests: Mapping[str, Manifest]) -> SamplingFacts:
+    """Finish reasons and lengths over every shard of ``folder``, and what was left out before and after."""
     finish, skipped, lengths = Counter[str](), Counter[str](), []
     for shard in sorted(folder.glob("shard-*.jsonl")):
         for row in iter_jsonl(shard):
@@ -84,8 +93,10 @@ def read_sampling(folder: Path, dataset: Manifest) -> SamplingFacts:
         finish_reasons=dict(finish.most_common()),
         skip_reasons=dict(skipped.most_common()),
         lengths=tuple(lengths),
-        dropped=dataset.dropped,
-        num_kept=dataset.counts.get("documents", 0),
+        problems_dropped=manifests["samples"].dropped,
+        dropped=manifests["dataset"].dropped,
+        num_kept=manifests["dataset"].counts["documents"],
+        tokens_per_second=manifests["samples"].facts.get("tokens_per_second"),
     )
 
 

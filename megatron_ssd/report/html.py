@@ -80,12 +80,13 @@ def _sampling_part(data: ReportData) -> dict[str, Any]:
     total = max(sampling.num_samples, 1)
     not_run = {f"not run: {reason}": count for reason, count in sampling.skip_reasons.items()}
     filtered = {reason.replace("_", " "): n for reason, n in sampling.dropped.items() if reason != "skipped"}
+    unused = {f"problem: {reason.replace('_', ' ')}": n for reason, n in sampling.problems_dropped.items()}
     return {
         "finish_reasons": [
             (wording.FINISH_REASONS.get(reason, reason), count, count / total)
             for reason, count in sampling.finish_reasons.items()
         ],
-        "dropped": [(reason, count) for reason, count in {**not_run, **filtered}.items() if count],
+        "dropped": [(reason, count) for reason, count in {**unused, **not_run, **filtered}.items() if count],
     }
 
 

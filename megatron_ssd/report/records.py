@@ -103,14 +103,19 @@ class TrainingPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingFacts:
-    """The training data as sampled, before filters. ``lengths`` are response tokens of responses that were run."""
+    """The training data as sampled. ``lengths`` are tokens of each response that was run.
+
+    ``problems_dropped`` went before sampling, ``dropped`` are samples that the filters took, both by reason.
+    """
 
     num_samples: int
     finish_reasons: dict[str, int]
     skip_reasons: dict[str, int]
     lengths: tuple[int, ...]
+    problems_dropped: dict[str, int]
     dropped: dict[str, int]
     num_kept: int
+    tokens_per_second: float | None  # None where a resumed stage had nothing left to draw
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,6 +80,7 @@ def _sampling(data: ReportData) -> dict[str, Any]:
         "num_kept": data.sampling.num_kept,
         "finish_reasons": data.sampling.finish_reasons,
         "skip_reasons": data.sampling.skip_reasons,
+        "problems_dropped": data.sampling.problems_dropped,
         "dropped": data.sampling.dropped,
         "median_response_tokens": lengths[len(lengths) // 2] if lengths else None,
     }

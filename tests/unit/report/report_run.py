@@ -56,7 +56,9 @@ def build_run(run_dir: Path, *, scale: float = 1.0) -> None:
     dataset = _publish(run_dir, "dataset", {"samples": samples.content_hash}, engine=MEGATRON, seconds=2.4,
                        counts={"documents": 486}, dropped={"skipped": 6, "empty": 41, "one_line_stub": 67})  # fmt: skip
     checkpoints = _publish_checkpoints(run_dir, base.content_hash, dataset.content_hash)
-    export = _publish(run_dir, "export", {"checkpoints": checkpoints.content_hash}, engine=MEGATRON, seconds=6.1)
+    export = _publish(
+        run_dir, "export", {"checkpoints": checkpoints.content_hash, "assets": "e" * 64}, engine=MEGATRON, seconds=6.1
+    )
     _publish_eval(run_dir, {"base": base.content_hash, "export": export.content_hash, "benchmark": "b" * 64}, scale)
 
 
@@ -88,8 +90,9 @@ def _publish_samples(run_dir: Path, base_hash: str) -> Manifest:
                     length = 96 if finish == "length" else 0 if finish == "skipped" else round(rng.gauss(44, 12)) % 95
                     rows.write(_sample(f"train-{shard}-{index}", 0, "return xs", finish, length).to_json())
 
-    inputs = {"model": base_hash, "problems": "a" * 64}
-    return _publish(run_dir, "samples", inputs, fill=fill, engine=VLLM, seconds=38.7, counts={"samples": 600})
+    inputs = {"model": base_hash, "problems": "a" * 64, "template": "d" * 64}
+    return _publish(run_dir, "samples", inputs, fill=fill, engine=VLLM, seconds=38.7, counts={"samples": 600},
+                    dropped={"duplicate": 12}, facts={"tokens_per_second": 4712.3})  # fmt: skip
 
 
 def _publish_checkpoints(run_dir: Path, base_hash: str, dataset_hash: str) -> Manifest:

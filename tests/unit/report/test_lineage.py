@@ -34,7 +34,7 @@ def test_inputs_from_outside_are_sources_and_break_nothing(run_dir: Path) -> Non
     lineage = trace(run_dir, base_model=None, base_revision="hub-commit")
     assert lineage.is_whole
     sources = {link.role for step in lineage.steps for link in step.links if link.status == "source"}
-    assert sources == {"base", "benchmark", "model", "problems"}
+    assert sources == {"assets", "base", "benchmark", "model", "problems", "template"}
     assert lineage.base_steps == ()
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
+from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.report.data import shown_settings
-from megatron_ssd.report.paper import SETTINGS, deviations, reference_model
+from megatron_ssd.report.paper import SETTINGS, Deviation, deviations, reference_model
 from tests.unit.report.report_run import run_config
 
 
@@ -13,11 +15,11 @@ def _settings(**values: object) -> dict[str, object]:
     return {"model.name": "qwen3_30b", **values}
 
 
-def _one(item: str, settings: dict[str, object]) -> object:
+def _one(item: str, settings: dict[str, object]) -> Deviation:
     return next(deviation for deviation in deviations(settings) if deviation.item == item)
 
 
-def test_every_key_is_a_key_of_the_configuration(tmp_path) -> None:
+def test_every_key_is_a_key_of_the_configuration(tmp_path: Path) -> None:
     settings = shown_settings(run_config(tmp_path / "run"), {})
     missing = [key for setting in SETTINGS for key in setting.keys if settings[key] is None]
     assert missing == []
@@ -67,3 +69,13 @@ def test_other_models_are_held_against_the_main_one() -> None:
 
 def test_small_rates_are_written_as_people_write_them() -> None:
     assert _one("peak learning rate", _settings(**{"optimizer.lr": 3e-4})).this_run == "3e-4"
+
+
+def test_settings_that_the_samples_record_under_other_names_are_found(tmp_path: Path) -> None:
+    decoding = {"temperature": 2.0, "top_k": -1, "top_p": 1.0}
+    stage = Stage(name="samples", run_dir=tmp_path, config={"decoding": decoding, "max_tokens": 77}, inputs={})
+    stage.begin()
+    settings = shown_settings(run_config(tmp_path / "run"), {"samples": stage.publish()})
+    assert settings["sampling.train.temperature"] == 2.0
+    assert settings["sampling.max_tokens"] == 77
+    assert settings["evaluation.max_tokens"] == 32768
