@@ -49,15 +49,26 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """vLLM's offline engine. ``kv_cache_gib`` is for CPU; on a GPU ``gpu_memory_utilization`` rules."""
+    """vLLM's offline engine. ``kv_cache_gib`` is for CPU; on a GPU ``gpu_memory_utilization`` rules.
+
+    ``data_parallel_size`` engines run side by side on shares of the GPUs (or processor cores), fed from one queue.
+    """
 
     tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
     max_model_len: int = 131072
     max_num_seqs: int = 256
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     gpu_memory_utilization: float = 0.9
     kv_cache_gib: int = 1
     enforce_eager: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("tensor_parallel_size", "data_parallel_size", "max_model_len", "max_num_seqs", "kv_cache_gib"):
+            value = getattr(self, key)
+            require(value > 0, f"engine.{key} = {value}", rule="must be at least 1", fix="use a positive number")
+        require(0 < self.gpu_memory_utilization <= 1, f"engine.gpu_memory_utilization = {self.gpu_memory_utilization}",
+                rule="must be above 0 and at most 1", fix="use 0.9")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,4 +85,7 @@ class GenerationConfig:
     """What the sampling stage writes and how often."""
 
     shard_rows: int = 2000
-    batch_requests: int = 256  # requests handed to the engine at a time; finished ones are written at once
+
+    def __post_init__(self) -> None:
+        require(self.shard_rows > 0, f"generation.shard_rows = {self.shard_rows}", rule="must be at least 1",
+                fix="use 2000")  # fmt: skip

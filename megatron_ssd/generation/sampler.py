@@ -1,0 +1,65 @@
+"""What sampling needs of an engine, in terms of token ids alone.
+
+The promise: the same request with the same seed gives the same tokens, whatever else is in flight and in whatever
+order, on the same machine and engine version. A request without that promise does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from megatron_ssd.config.generation import Decoding
+
+Key = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One response to draw. ``key`` is the caller's name for it, unique among those in flight."""
+
+    key: Key
+    prompt_token_ids: list[int]  # at least one, and at most the context less one
+    seed: int
+    decoding: Decoding
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A finished response. ``token_ids`` end with an end token exactly where ``finish_reason`` is ``stop``."""
+
+    key: Key
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length"]
+
+
+class Engine(Protocol):
+    """An engine in this process. Requests go in one at a time; each step moves all of them on by a token."""
+
+    def add(self, request: Request) -> None:
+        """Take a request; it runs from the next step on."""
+
+    def step(self) -> list[Completion]:
+        """One forward pass; returns what it finished."""
+
+
+class EngineSpec(Protocol):
+    """How to start an engine. Picklable, so that it can start in a process of its own."""
+
+    def environment(self, index: int) -> dict[str, str]:
+        """Environment variables of the process that engine number ``index`` runs in."""
+
+    def start(self) -> Engine:
+        """Load the model. Raises ``UserError`` where that cannot be."""
+
+
+class Sampler(Protocol):
+    """Decodes requests, from anywhere."""
+
+    def wait_ready(self) -> None:
+        """Wait until decoding can begin. Raises ``UserError`` where an engine cannot start."""
+
+    def sample(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Completions in the order in which they finish. ``requests`` is walked lazily, a little ahead."""

