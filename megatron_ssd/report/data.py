@@ -18,6 +18,18 @@ from megatron_ssd.report.scores import read_scores
 from megatron_ssd.schema import Sample, Verdict
 
 _FACT_KEYS = ("seed", "minicode.seed", "model.name", "cluster.device")
+_RECORDED_AS = {  # stage -> (prefix in its manifest, prefix in the configuration)
+    "samples": (
+        ("decoding.", "sampling.train."),
+        ("max_tokens", "sampling.max_tokens"),
+        ("num_samples", "sampling.num_samples"),
+    ),
+    "eval": (
+        ("decodings.", "sampling."),
+        ("max_tokens", "evaluation.max_tokens"),
+        ("num_samples", "evaluation.num_samples"),
+    ),
+}
 _EXAMPLES = 3
 _PROMPT_CHARACTERS = 1500  # a page is to be read; whole prompts stand in eval/generations
 _RESPONSE_CHARACTERS = 2500
@@ -64,11 +76,10 @@ def shown_settings(config: RunConfig, manifests: Mapping[str, Manifest]) -> dict
 
 def _configuration_key(stage: str, recorded: str) -> str:
     """The configuration's name of a setting that the manifest of ``stage`` records under ``recorded``."""
-    if stage != "samples":
-        return recorded
-    if recorded.startswith("decoding."):
-        return "sampling.train." + recorded.removeprefix("decoding.")
-    return f"sampling.{recorded}" if recorded in ("max_tokens", "num_samples") else recorded
+    for prefix, key in _RECORDED_AS.get(stage, ()):
+        if recorded.startswith(prefix):
+            return key + recorded.removeprefix(prefix)
+    return recorded
 
 
 def read_training(path: Path) -> tuple[TrainingPoint, ...]:

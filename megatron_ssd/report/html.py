@@ -46,6 +46,7 @@ def render(data: ReportData, lineage: Lineage) -> str:
         data=data,
         style=Markup(style),
         lineage=lineage,
+        duration=duration,
         sections=SECTIONS,
         titles=plots.MODEL_TITLES,
         stages=stage_rows(data.manifests),
@@ -125,7 +126,7 @@ def _paper_part(data: ReportData) -> dict[str, Any]:
 def _plots(data: ReportData) -> dict[str, Any]:
     scores = data.scores
     base, ssd = scores.row("base_best"), scores.row("ssd_best")
-    values = [cell.pass_at_1 for cell in scores.grid] or [0.0]
+    values = [cell.score for cell in scores.grid] or [0.0]
     value_range = (min(values), max(values))
     return {
         "forest": [(k, plots.forest(scores.headline, k)) for k in scores.ks],
@@ -183,6 +184,6 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
         ("host", host),
         ("packages", ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))),
         ("code", ", ".join(sorted({m.code_version for m in data.manifests.values()}))),
-        ("whole time", duration(sum(m.seconds for m in data.manifests.values()))),
+        ("all stages", duration(sum(m.seconds for m in data.manifests.values()))),
     ]
     return [(name, value) for name, value in facts if value]

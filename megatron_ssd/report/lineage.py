@@ -16,6 +16,7 @@ from megatron_ssd.artifacts.manifest import FILE_NAME, Manifest, read_manifest
 
 LinkStatus = Literal["whole", "source", "broken"]
 
+BASE_ROLE = "model"  # under which a stage names the base model among its inputs
 STAGES = ("samples", "dataset", "checkpoints", "export", "eval")
 
 
@@ -40,6 +41,7 @@ class Step:
     content_hash: str
     engine: str
     created: str
+    seconds: float
     links: tuple[Link, ...]
     problem: str = ""  # what is wrong with its files; empty where they are there in full size
 
@@ -54,12 +56,15 @@ class Lineage:
     steps: tuple[Step, ...]
     base_revision: str
     base_steps: tuple[Step, ...] = ()
+    conflict: str = ""  # stages that name different base models; empty where all mean the same
 
     @property
     def is_whole(self) -> bool:
         """Whether every link and every folder of the chain holds."""
         steps = (*self.steps, *self.base_steps)
-        return not any(step.problem or any(link.status == "broken" for link in step.links) for step in steps)
+        return not self.conflict and not any(
+            step.problem or any(link.status == "broken" for link in step.links) for step in steps
+        )
 
 
 def trace(run_dir: Path, *, base_model: Path | None, base_revision: str) -> Lineage:
@@ -87,7 +92,10 @@ def trace(run_dir: Path, *, base_model: Path | None, base_revision: str) -> Line
                 waiting.append(upstream)
     own = [step for step in steps if "/" not in step.folder]
     return Lineage(
-        steps=tuple(own), base_steps=tuple(step for step in steps if step not in own), base_revision=base_revision
+        steps=tuple(own),
+        base_steps=tuple(step for step in steps if step not in own),
+        base_revision=base_revision,
+        conflict=_conflict(own),
     )
 
 
@@ -105,8 +113,8 @@ def _step(folder: Path, manifest: Manifest, known: dict[str, tuple[Path, Manifes
     engine = f"{manifest.engine['name']} {manifest.engine['version']}" if manifest.engine else ""
     return Step(
         folder=_shown(folder, run_dir), stage=manifest.stage, identity=manifest.identity,
-        content_hash=manifest.content_hash, engine=engine, created=manifest.created, links=links,
-        problem=_problem(folder, manifest),
+        content_hash=manifest.content_hash, engine=engine, created=manifest.created, seconds=manifest.seconds,
+        links=links, problem=_problem(folder, manifest),
     )  # fmt: skip
 
 
@@ -118,6 +126,22 @@ def _link(role: str, value: str, known: dict[str, tuple[Path, Manifest]], own_ru
         reason = f"{role}/ was made again since" if there else f"{role}/ is not there"
         return Link(role=role, hash=value, status="broken", reason=reason)
     return Link(role=role, hash=value, status="source")
+
+
+def _conflict(steps: list[Step]) -> str:
+    """Which stages name different base models.
+
+    Sampling and evaluation name a commit where one was given, training always the hash of the files: only names of one
+    kind are held against each other.
+    """
+    named = {step.folder: link.hash for step in steps for link in step.links if link.role == BASE_ROLE}
+    by_kind: dict[int, dict[str, str]] = {}
+    for folder, value in named.items():
+        by_kind.setdefault(len(value), {})[folder] = value
+    for kind in by_kind.values():
+        if len(set(kind.values())) > 1:
+            return ", ".join(f"{folder} has {value[:12]}" for folder, value in sorted(kind.items()))
+    return ""
 
 
 def _problem(folder: Path, manifest: Manifest) -> str:

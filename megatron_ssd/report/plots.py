@@ -50,7 +50,7 @@ def by_difficulty(base: Score, ssd: Score, k: int) -> Markup:
 
 
 def heat_map(cells: Sequence[GridCell], model: ModelName, value_range: tuple[float, float]) -> Markup:
-    """pass@1 of one model over temperature (down) and top-p (across); the chosen cell is framed."""
+    """Score of one model over temperature (down) and top-p (across); the chosen cell is framed."""
     own = [cell for cell in cells if cell.model == model]
     temperatures = sorted({cell.temperature for cell in own})
     top_ps = sorted({cell.top_p for cell in own})
@@ -70,7 +70,7 @@ def heat_map(cells: Sequence[GridCell], model: ModelName, value_range: tuple[flo
                 element("rect", x=x - 1, y=y - 1, width=column - _GAP + 2, height=row_height - _GAP + 2, rx=4,
                         class_="chosen")
             )  # fmt: skip
-    label = f"pass@1 of the {MODEL_TITLES[model]} model over temperature and top-p"
+    label = f"score of the {MODEL_TITLES[model]} model over temperature and top-p"
     return svg.drawing(*parts, *frames, label=label, height=top + row_height * len(temperatures) + 4)
 
 
@@ -84,7 +84,7 @@ def heat_legend(value_range: tuple[float, float]) -> Markup:
         for i in range(steps)
     ]
     parts.append(text(82, 14, _percent(low), anchor="end"))
-    parts.append(text(90 + 228, 14, f"{_percent(high)} % pass@1"))
+    parts.append(text(90 + 228, 14, f"{_percent(high)} %"))
     return svg.drawing(*parts, label="colour scale of the heat maps", height=20)
 
 
@@ -143,14 +143,14 @@ def _heat_cell(
     cell: GridCell, x: float, y: float, width: float, height: float, value_range: tuple[float, float]
 ) -> Markup:
     low, high = value_range
-    style = _heat_style((cell.pass_at_1 - low) / (high - low) if high > low else 0.0)
+    style = _heat_style((cell.score - low) / (high - low) if high > low else 0.0)
     hint = element(
-        "title", f"T {cell.temperature:g}, top-p {cell.top_p:g}: {_percent(cell.pass_at_1)} %"
+        "title", f"T {cell.temperature:g}, top-p {cell.top_p:g}: {_percent(cell.score)} %"
         + (" (chosen)" if cell.chosen else ""),
     )  # fmt: skip
     box = element("rect", hint, x=x, y=y, width=width - _GAP, height=height - _GAP, rx=3, **style)
     number = element(
-        "text", _percent(cell.pass_at_1), x=x + (width - _GAP) / 2, y=y + (height - _GAP) / 2 + 4.5,
+        "text", _percent(cell.score), x=x + (width - _GAP) / 2, y=y + (height - _GAP) / 2 + 4.5,
         text_anchor="middle", class_="heat-text chosen-text" if cell.chosen else "heat-text", style=style["style"],
     )  # fmt: skip
     return _join([box, number])

@@ -6,9 +6,10 @@ be measured, because the judge itself failed, is NaN.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from megatron_ssd.artifacts.manifest import Manifest
 
@@ -28,6 +29,15 @@ class Estimate:
     def is_known(self) -> bool:
         """Whether there was anything to measure."""
         return not math.isnan(self.value)
+
+    @classmethod
+    def from_json(cls, values: dict[str, float | None]) -> Self:
+        """Null stands for what could not be measured."""
+        return cls(**{name: math.nan if value is None else value for name, value in values.items()})
+
+    def to_json(self) -> dict[str, float | None]:
+        """Value and interval, null where not measured."""
+        return {name: value if self.is_known else None for name, value in dataclasses.asdict(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +63,7 @@ class GridCell:
     model: ModelName
     temperature: float
     top_p: float
-    pass_at_1: float
+    score: float  # pass@k of the smallest k
     chosen: bool
 
 

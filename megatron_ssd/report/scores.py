@@ -38,7 +38,7 @@ def _scores(summary: dict[str, Any]) -> Scores:
     headline = tuple(_score(row) for row in summary["headline"])
     return Scores(
         headline=headline,
-        grid=tuple(GridCell(**cell) for cell in summary["grid"]),
+        grid=tuple(_cell(cell) for cell in summary["grid"]),
         claims=tuple(Claim(**claim) for claim in summary["claims"]),
         confidence=summary["confidence"],
         selection_problems=summary["selection_problems"],
@@ -50,6 +50,16 @@ def _scores(summary: dict[str, Any]) -> Scores:
             if row.key in ("base_best", "ssd_best")
         },
         claim_rule=summary["claim_rule"],
+    )
+
+
+def _cell(cell: dict[str, Any]) -> GridCell:
+    return GridCell(
+        model=cell["model"],
+        temperature=cell["temperature"],
+        top_p=cell["top_p"],
+        score=cell["pass_at_1"],
+        chosen=cell["chosen"],
     )
 
 
@@ -68,5 +78,5 @@ def _score(row: dict[str, Any]) -> Score:
     )
 
 
-def _estimates(values: dict[str, dict[str, float]]) -> dict[int, Estimate]:
-    return {int(k): Estimate(**value) for k, value in values.items()}
+def _estimates(values: dict[str, dict[str, float | None]]) -> dict[int, Estimate]:
+    return {int(k): Estimate.from_json(value) for k, value in values.items()}

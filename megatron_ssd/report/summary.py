@@ -67,10 +67,7 @@ def _row(score: Score) -> dict[str, Any]:
 
 
 def _estimates(values: dict[int, Estimate]) -> dict[str, Any]:
-    unknown = {"value": None, "low": None, "high": None}
-    return {
-        f"pass@{k}": dataclasses.asdict(estimate) if estimate.is_known else unknown for k, estimate in values.items()
-    }
+    return {f"pass@{k}": estimate.to_json() for k, estimate in values.items()}
 
 
 def _sampling(data: ReportData) -> dict[str, Any]:

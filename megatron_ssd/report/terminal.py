@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +44,8 @@ def headline_text(summary: dict[str, Any], page: Path) -> str:
 
 
 def _cells(row: dict[str, Any], ks: list[str]) -> list[str]:
-    measured = [percent(_estimate(row[k])) for k in ks]
+    measured = [percent(Estimate.from_json(row[k])) for k in ks]
     ahead = row["ssd_ahead_by"]
-    gain = points(_estimate(ahead[ks[0]])) if ahead else None
+    gain = points(Estimate.from_json(ahead[ks[0]])) if ahead else None
     scores = [text for score in measured for text in (score.value, score.interval)]
     return [row["title"], row["decoding"], *scores, f"{gain.value} ({gain.interval})" if gain else ""]
-
-
-def _estimate(values: dict[str, float | None]) -> Estimate:
-    """Null in JSON is what could not be measured."""
-    return Estimate(**{name: math.nan if value is None else value for name, value in values.items()})

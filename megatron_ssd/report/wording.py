@@ -27,9 +27,12 @@ FINISH_REASONS = {
 def result_sentence(scores: Scores) -> str:
     """What the run found, in one or two sentences."""
     base, ssd = scores.row("base_best"), scores.row("ssd_best")
+    k = scores.ks[0]
+    if base.overall[k].value == ssd.overall[k].value == 0:
+        return "Neither the base nor the self-distilled model solves a single problem, even decoded at its best."
     first = (
-        f"Decoded at its best, the self-distilled model solves {percent(ssd.overall[1]).value} % of the problems "
-        f"with one program and its base {percent(base.overall[1]).value} %."
+        f"Decoded at its best, the self-distilled model reaches {percent(ssd.overall[k]).value} % pass@{k} and its "
+        f"base {percent(base.overall[k]).value} %."
     )
     return f"{first} {_difference_sentence(base, scores)}"
 
@@ -41,9 +44,9 @@ def measure_sentence(scores: Scores, settings: Mapping[str, Any]) -> str:
     return (
         f"Measured on {ssd.num_problems} problems of {settings.get('benchmark.name')}, {ssd.num_samples} programs a "
         f"problem, each run against hidden tests. For each model \u201cat its best\u201d is the best of the same "
-        f"{cells} decoding settings by pass@1 on the other {scores.selection_problems} problems; every number here is "
-        f"from the half on which nothing was chosen. Intervals are at {confidence_text(scores.confidence)} over "
-        f"problems."
+        f"{cells} decoding settings by pass@{scores.ks[0]} on the other {scores.selection_problems} problems; scores "
+        f"are reported on the half on which nothing was chosen. Intervals are at "
+        f"{confidence_text(scores.confidence)} over problems."
     )
 
 
@@ -74,7 +77,7 @@ def _unbroken(text: str) -> str:
 
 def _difference_sentence(base: Score, scores: Scores) -> str:
     assert base.ssd_gain is not None, "base rows carry the paired difference to SSD"
-    gain = base.ssd_gain[1]
+    gain = base.ssd_gain[scores.ks[0]]
     written = points(gain)
     interval = _unbroken(written.interval)
     where = f"{written.value} points, with a {confidence_text(scores.confidence)} interval from {interval}"

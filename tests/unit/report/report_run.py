@@ -59,7 +59,7 @@ def build_run(run_dir: Path, *, scale: float = 1.0) -> None:
     export = _publish(
         run_dir, "export", {"checkpoints": checkpoints.content_hash, "assets": "e" * 64}, engine=MEGATRON, seconds=6.1
     )
-    _publish_eval(run_dir, {"base": base.content_hash, "export": export.content_hash, "benchmark": "b" * 64}, scale)
+    _publish_eval(run_dir, {"model": base.content_hash, "export": export.content_hash, "benchmark": "b" * 64}, scale)
 
 
 def _publish(

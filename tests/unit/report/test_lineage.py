@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.report.lineage import Lineage, trace
 from megatron_ssd.report.stage import run_report
@@ -34,7 +35,7 @@ def test_inputs_from_outside_are_sources_and_break_nothing(run_dir: Path) -> Non
     lineage = trace(run_dir, base_model=None, base_revision="hub-commit")
     assert lineage.is_whole
     sources = {link.role for step in lineage.steps for link in step.links if link.status == "source"}
-    assert sources == {"assets", "base", "benchmark", "model", "problems", "template"}
+    assert sources == {"assets", "benchmark", "model", "problems", "template"}
     assert lineage.base_steps == ()
 
 
@@ -46,6 +47,28 @@ def test_a_stage_made_again_breaks_the_link_of_the_stage_after_it(run_dir: Path)
     broken = [link for step in _trace(run_dir).steps for link in step.links if link.status == "broken"]
     assert [(link.role, link.reason) for link in broken] == [("samples", "samples/ was made again since")]
     assert not _trace(run_dir).is_whole
+
+
+def test_stages_that_name_different_base_models_are_told_on(run_dir: Path) -> None:
+    inputs = read_manifest(run_dir / "eval").inputs
+    summary = (run_dir / "eval" / "summary.json").read_text()
+    shutil.rmtree(run_dir / "eval")
+    again = Stage(name="eval", run_dir=run_dir, config={}, inputs={**inputs, "model": "f" * 64})
+    (again.begin() / "summary.json").write_text(summary)
+    again.publish()
+    lineage = _trace(run_dir)
+    assert not lineage.is_whole
+    assert "eval has ffffffffffff" in lineage.conflict
+    assert "samples has" in lineage.conflict
+
+
+def test_a_commit_and_a_hash_of_files_are_not_held_against_each_other(run_dir: Path) -> None:
+    inputs = read_manifest(run_dir / "eval").inputs
+    shutil.rmtree(run_dir / "eval")
+    again = Stage(name="eval", run_dir=run_dir, config={}, inputs={**inputs, "model": "c" * 40})
+    again.begin()
+    again.publish()
+    assert _trace(run_dir).is_whole
 
 
 def test_a_stage_that_is_gone_breaks_the_chain(run_dir: Path) -> None:

@@ -20,7 +20,7 @@ FINITE = st.floats(min_value=-1e9, max_value=1e9, allow_subnormal=False)
 
 def _cells() -> list[GridCell]:
     return [
-        GridCell(model=model, temperature=t, top_p=p, pass_at_1=t * p / 4, chosen=(t, p) == (1.5, 0.8))
+        GridCell(model=model, temperature=t, top_p=p, score=t * p / 4, chosen=(t, p) == (1.5, 0.8))
         for model in ("base", "ssd")
         for t in (1.0, 1.5)
         for p in (0.6, 0.8, 1.0)

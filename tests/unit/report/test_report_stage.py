@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -121,7 +120,7 @@ def test_what_the_judge_could_not_measure_is_shown_as_such_and_null_for_machines
 
     def lose_a_score(summary: dict[str, Any]) -> None:
         row = summary["headline"][0]
-        row["overall"]["5"] = row["by_difficulty"]["hard"]["5"] = dict.fromkeys(("value", "low", "high"), math.nan)
+        row["overall"]["5"] = row["by_difficulty"]["hard"]["5"] = dict.fromkeys(("value", "low", "high"))
 
     _change_summary(run_dir, lose_a_score)
     run_report(run_config(run_dir))
@@ -153,3 +152,8 @@ def test_a_run_without_difficulties_or_grid_still_has_a_page(tmp_path: Path, key
     _change_summary(run_dir, take_away)
     run_report(run_config(run_dir))
     assert (run_dir / "report" / "report.html").stat().st_size > 0
+
+
+def test_scores_of_zero_are_said_in_words(published_real: Path) -> None:
+    summary = json.loads((published_real / "report" / "summary.json").read_text())
+    assert summary["result"].startswith("Neither the base nor the self-distilled model solves a single problem")
