@@ -1,0 +1,186 @@
+"""The evaluation stage: base and tuned model to run_dir/eval.
+
+Decode the benchmark with each model under every setting, run the programs, count. Each step takes up what an earlier
+start left; the sandbox is tried before the first response is drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from megatron_ssd.artifacts.hashing import hash_json
+from megatron_ssd.artifacts.jsonl import iter_jsonl
+from megatron_ssd.artifacts.manifest import read_manifest
+from megatron_ssd.artifacts.stage import Stage, write_atomically
+from megatron_ssd.config.generation import Decoding, SamplingConfig
+from megatron_ssd.config.run import RunConfig, needed
+from megatron_ssd.errors import UserError
+from megatron_ssd.evaluation.decode import DecodeJob, OpenSampler
+from megatron_ssd.evaluation.grading import Grader
+from megatron_ssd.evaluation.grid import ModelName, grid_cells, settings_of, split_halves
+from megatron_ssd.evaluation.measurements import Measurements
+from megatron_ssd.evaluation.metrics import Bootstrap
+from megatron_ssd.evaluation.summary import summarise, table
+from megatron_ssd.generation.model_folder import ModelFolder, open_model
+from megatron_ssd.generation.vllm_sampler import engine_facts, open_sampler
+from megatron_ssd.problems.source import load_benchmark
+from megatron_ssd.progress import progress
+from megatron_ssd.prompts.prompt import build_prompts
+from megatron_ssd.prompts.render import template_hash
+from megatron_ssd.prompts.tokenizer import ChatTokenizer
+from megatron_ssd.schema import Problem, Sample, Verdict
+
+log = logging.getLogger(__name__)
+
+_THINK = "<think>"
+
+
+def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> None:
+    """Evaluate what ``config.evaluation.models`` names, or go on where an earlier start stopped.
+
+    Args:
+        config: the run.
+        sampler: starts an engine on a model; vLLM unless a test says otherwise.
+
+    Raises:
+        UserError: a section, a model, the benchmark or the sandbox is missing or cannot be used.
+    """
+    sampling = _sampling(config)
+    problems = load_benchmark(config)
+    models = {name: _model(config, name) for name in config.evaluation.models}
+    stage = evaluation_stage(config, problems, models)
+    if stage.is_current():
+        return
+    split_halves(problems)  # before hours of work, not after
+    engine = engine_facts()
+    opens_thinking = _prompts_open_thinking(config, problems, next(iter(models.values())))
+    with Grader(problems, config.evaluation.sandbox, prompt_opens_thinking=opens_thinking) as grader:
+        work = stage.begin()
+        jobs = {
+            name: DecodeJob(config=config, name=name, model=model, problems=problems,
+                            settings=settings_of(name, config.evaluation, sampling),
+                            folder=work / "generations" / name)
+            for name, model in models.items()
+        }  # fmt: skip
+        for job in jobs.values():
+            job.run(sampler, stage.note_time)
+        verdicts, finish_reasons = _grade(grader, jobs, work, stage)
+    found = Measurements(
+        problems=problems,
+        cells=grid_cells(config.evaluation, sampling),
+        verdicts=verdicts,
+        ks=tuple(sorted(set(config.evaluation.ks))),
+        num_samples=config.evaluation.num_samples,
+        bootstrap=Bootstrap(
+            confidence=config.evaluation.confidence,
+            num_resamples=config.evaluation.bootstrap_samples,
+            seed=config.seed,
+        ),
+    )
+    facts = {"engine": engine, "sandbox": config.evaluation.sandbox.kind, "prompt_opens_thinking": opens_thinking}
+    summary = summarise(found, sampling, finish_reasons=finish_reasons, facts=facts)
+    write_atomically(work / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    _publish(stage, problems, verdicts, engine, facts)
+    print(table(summary), flush=True)
+
+
+def evaluation_stage(config: RunConfig, problems: Sequence[Problem], models: dict[ModelName, ModelFolder]) -> Stage:
+    """The stage as ``config`` identifies it: same models, problems, prompts, settings, seed and limits."""
+    evaluation, sampling = config.evaluation, _sampling(config)
+    inputs = {"benchmark": hash_json([problem.to_json() for problem in problems]),
+              "template": template_hash(config.prompt)}  # fmt: skip
+    if "base" in models:
+        inputs["model"] = models["base"].revision
+    if "ssd" in models:
+        inputs["export"] = read_manifest(Path(config.run_dir) / "export").content_hash
+    sandbox = dataclasses.asdict(evaluation.sandbox)
+    del sandbox["workers"]  # changes no verdict
+    return Stage(
+        name="eval",
+        run_dir=Path(config.run_dir),
+        config={
+            **dataclasses.asdict(evaluation),
+            "sandbox": sandbox,
+            "decodings": {name: dataclasses.asdict(getattr(sampling, name)) for name in ("default", "train", "eval")},
+            "seed": config.seed,
+            "prompt": dataclasses.asdict(config.prompt),
+            "engine": {"dtype": config.engine.dtype, "max_model_len": config.engine.max_model_len},
+        },
+        inputs=inputs,
+        replace=config.replace,
+    )
+
+
+def _grade(
+    grader: Grader, jobs: dict[ModelName, DecodeJob], work: Path, stage: Stage
+) -> tuple[dict[ModelName, dict[str, list[Verdict]]], dict[ModelName, dict[str, Counter[str]]]]:
+    """Verdicts and finish reasons: model -> label of the setting -> what."""
+    verdicts: dict[ModelName, dict[str, list[Verdict]]] = {name: {} for name in jobs}
+    reasons: dict[ModelName, dict[str, Counter[str]]] = {name: {} for name in jobs}
+    settings: list[tuple[ModelName, Decoding]] = [
+        (name, setting) for name, job in jobs.items() for setting in job.settings
+    ]
+    responses = sum(len(job.problems) * job.config.evaluation.num_samples * len(job.settings) for job in jobs.values())
+    bar: tqdm[None] = progress(total=responses, desc="grading", unit="program")
+    with bar:
+        for name, setting in settings:
+            samples = [Sample.from_json(row) for row in iter_jsonl(jobs[name].path(setting))]
+            path = work / "verdicts" / name / f"{setting.label}.jsonl"
+            verdicts[name][setting.label] = grader.grade(samples, path, bar.update)
+            reasons[name][setting.label] = Counter(sample.finish_reason for sample in samples)
+            stage.note_time()
+    return verdicts, reasons
+
+
+def _publish(
+    stage: Stage,
+    problems: Sequence[Problem],
+    verdicts: dict[ModelName, dict[str, list[Verdict]]],
+    engine: dict[str, str],
+    facts: dict[str, Any],
+) -> None:
+    outcomes = Counter(
+        verdict.status for by_label in verdicts.values() for rows in by_label.values() for verdict in rows
+    )
+    failures = outcomes["infrastructure_error"]
+    if failures:
+        log.warning("eval: the judge itself failed on %d of %d programs; they are left out", failures, outcomes.total())
+    stage.publish(
+        engine=engine,
+        counts={"problems": len(problems), "programs": outcomes.total(), **dict(sorted(outcomes.items()))},
+        dropped={"infrastructure_error": failures} if failures else {},
+        facts=facts,
+    )
+
+
+def _sampling(config: RunConfig) -> SamplingConfig:
+    return needed(config.sampling, "sampling", fix="name one, for example sampling=qwen3_30b")
+
+
+def _model(config: RunConfig, name: ModelName) -> ModelFolder:
+    if name == "base":
+        model = needed(config.model, "model", fix="name one, for example model=qwen3_30b")
+        return open_model(model.path, model.revision)
+    folder = Path(config.run_dir) / "export"
+    if not folder.is_dir():
+        raise UserError(
+            f"folder {folder}",
+            rule="is the tuned model to evaluate, and is not there",
+            fix="run launch/export.py, or measure the base alone with evaluation.models=[base]",
+        )
+    return open_model(str(folder))
+
+
+def _prompts_open_thinking(config: RunConfig, problems: Sequence[Problem], model: ModelFolder) -> bool:
+    """Whether the chat template itself opens the reasoning, so that a response only ever closes it."""
+    tokenizer = ChatTokenizer(model.path)
+    prompt = next(build_prompts(problems[:1], config.prompt, tokenizer))
+    return tokenizer.text(prompt.token_ids).rstrip().endswith(_THINK)

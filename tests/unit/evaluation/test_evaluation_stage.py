@@ -1,0 +1,245 @@
+"""The stage from problems to summary.json, with an engine that knows the answers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from megatron_ssd.artifacts.hashing import hash_folder
+from megatron_ssd.artifacts.jsonl import read_jsonl
+from megatron_ssd.artifacts.manifest import read_manifest
+from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.evaluation import EvaluationConfig, SandboxConfig
+from megatron_ssd.config.generation import Decoding, EngineConfig, PromptConfig, SamplingConfig
+from megatron_ssd.config.minicode import MinicodeConfig
+from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.parallel import ClusterConfig, PrecisionConfig
+from megatron_ssd.config.problems import BenchmarkConfig
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.evaluation.decode import OpenSampler
+from megatron_ssd.evaluation.sandbox import Sandbox
+from megatron_ssd.evaluation.stage import run_evaluate
+from megatron_ssd.generation.model_folder import ModelFolder
+from megatron_ssd.generation.sampler import Completion, Request
+from megatron_ssd.problems import minicode
+from megatron_ssd.problems.minicode.tokenizer import save_tokenizer, train_tokenizer
+from megatron_ssd.prompts.tokenizer import ChatTokenizer
+
+MINICODE = MinicodeConfig(num_test_problems=6)
+N = 4
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an engine that loads nothing needs of a model: tokenizer and config."""
+    folder = tmp_path_factory.mktemp("model")
+    documents = minicode.corpus(dataclasses.replace(MINICODE, num_documents=300))
+    save_tokenizer(train_tokenizer(documents, 400), folder, max_length=512)
+    (folder / "config.json").write_text(
+        json.dumps({"vocab_size": 400, "max_position_embeddings": 131072, "eos_token_id": 2})
+    )
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path, model_folder: Path) -> RunConfig:
+    """A run whose tuned model is published."""
+    stage = Stage(name="export", run_dir=tmp_path, config={}, inputs={})
+    work = stage.begin()
+    for file in model_folder.iterdir():
+        (work / file.name).write_bytes(file.read_bytes())
+    stage.publish()
+    return RunConfig(
+        run_dir=str(tmp_path),
+        model=ModelConfig(
+            name="tiny", model_type="qwen3", hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=16, intermediate_size=32, vocab_size=400, max_position_embeddings=131072,
+            path=str(model_folder),
+        ),
+        benchmark=BenchmarkConfig(name="minicode"),
+        minicode=MINICODE,
+        prompt=PromptConfig(template="minicode"),
+        sampling=SamplingConfig(train=Decoding(temperature=1.5, top_k=20, top_p=0.6),
+                                eval=Decoding(temperature=1.5, top_k=20, top_p=0.8), max_tokens=96),
+        engine=EngineConfig(max_model_len=512),
+        precision=PrecisionConfig(params_dtype="fp32", transformer_engine=False),
+        cluster=ClusterConfig(device="cpu"),
+        evaluation=EvaluationConfig(num_samples=N, ks=(1, 3), temperatures=(1.0, 1.5), top_ps=(0.8,), max_tokens=96,
+                                    bootstrap_samples=200, sandbox=SandboxConfig(cpu_seconds=2.0)),
+    )  # fmt: skip
+
+
+class Oracle:
+    """A ``Sampler`` that writes right programs, the tuned model more often than the base. Dies after ``lives``."""
+
+    def __init__(self, config: RunConfig, *, lives: int = 10**9) -> None:
+        self.requests: list[Request] = []
+        self.starts: list[str] = []
+        self._config, self._lives = config, lives
+        self._problems = {problem.id: problem for problem in minicode.test_problems(config.minicode)}
+
+    def wait_ready(self) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def open(self, config: RunConfig, model: ModelFolder) -> Iterator[Oracle]:
+        self.starts.append(model.path.name)
+        self._tokenizer = ChatTokenizer(model.path)._tokenizer
+        self._share = 3 if model.path.name == "export" else 1
+        yield self
+
+    def sample(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        for request in reversed(list(requests)):  # finishing order is not the asking order
+            if len(self.requests) >= self._lives:
+                raise UserError("engine", rule="died", fix="start again")
+            self.requests.append(request)
+            yield Completion(key=request.key, token_ids=self._answer(request), finish_reason="stop")
+
+    def _answer(self, request: Request) -> list[int]:
+        _, problem_id, index = request.key
+        assert isinstance(index, int)
+        text = "```python\ndef f(xs):\n    return None\n```"
+        if index < self._share:
+            problem = self._problems[str(problem_id)]
+            labelled = (minicode.document_with_labels(problem, seed) for seed in range(1000))
+            text = next(document.response for document in labelled if document.is_right)
+        return [*self._tokenizer(text, add_special_tokens=False)["input_ids"], 2]
+
+
+def sampler_of(oracle: Oracle) -> OpenSampler:
+    return oracle.open
+
+
+def summary_of(config: RunConfig) -> dict:
+    return json.loads((Path(config.run_dir) / "eval" / "summary.json").read_text())
+
+
+def test_whole_stage(config: RunConfig, capsys: pytest.CaptureFixture[str]):
+    oracle = Oracle(config)
+    run_evaluate(config, sampler=sampler_of(oracle))
+    summary, folder = summary_of(config), Path(config.run_dir) / "eval"
+    rows = {row["key"]: row for row in summary["headline"]}
+    assert rows["base_default"]["overall"]["1"]["value"] == pytest.approx(1 / N)
+    assert rows["ssd_best"]["overall"]["1"]["value"] == pytest.approx(3 / N)
+    assert rows["ssd_best"]["overall"]["3"]["value"] == pytest.approx(1.0)
+    assert set(summary["settings"]["base"]) == {"T1-k20-p0.8", "T1.5-k20-p0.8", "T0.7-k20-p0.8", "T1.5-k20-p0.6"}
+    assert set(summary["settings"]["ssd"]) == {"T1-k20-p0.8", "T1.5-k20-p0.8"}
+    assert oracle.starts == [Path(str(config.model.path)).name, "export"]  # type: ignore[union-attr]
+    keys = [
+        (row["problem_id"], row["sample_index"]) for row in read_jsonl(folder / "generations/base/T1-k20-p0.8.jsonl")
+    ]
+    assert keys == [(p.id, i) for p in minicode.test_problems(MINICODE) for i in range(N)]
+    assert len(read_jsonl(folder / "verdicts/ssd/T1-k20-p0.8.jsonl")) == 6 * N
+    manifest = read_manifest(folder)
+    assert manifest.engine["name"] == "vllm"
+    assert manifest.counts["programs"] == 6 * N * 6
+    assert manifest.facts["sandbox"] == "bubblewrap"
+    assert manifest.inputs["model"] == hash_folder(Path(str(config.model.path)))  # type: ignore[union-attr]
+    assert manifest.inputs["export"] == read_manifest(Path(config.run_dir) / "export").content_hash
+    assert "SSD at its best" in capsys.readouterr().out
+
+
+def test_samples_share_their_seed_over_settings_and_models(config: RunConfig):
+    oracle = Oracle(config)
+    run_evaluate(config, sampler=sampler_of(oracle))
+    seeds: dict[tuple[object, object], set[int]] = {}
+    for request in oracle.requests:
+        _, problem_id, index = request.key
+        seeds.setdefault((problem_id, index), set()).add(request.seed)
+    assert len(seeds) == 6 * N
+    assert all(len(values) == 1 for values in seeds.values())
+    assert len(set.union(*seeds.values())) == 6 * N
+
+
+@pytest.mark.parametrize("lives", [1, 30, 100])
+def test_a_killed_start_is_taken_up_and_draws_nothing_twice(config: RunConfig, tmp_path: Path, lives: int):
+    first = Oracle(config, lives=lives)
+    with pytest.raises(UserError, match="died"):
+        run_evaluate(config, sampler=sampler_of(first))
+    second = Oracle(config)
+    run_evaluate(config, sampler=sampler_of(second))
+    assert len(first.requests) + len(second.requests) == 6 * N * 6
+    whole = dataclasses.replace(config, run_dir=str(tmp_path / "whole"))
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / "export").symlink_to(tmp_path / "export")
+    run_evaluate(whole, sampler=sampler_of(Oracle(config)))
+    left, right = ({**summary_of(run)} for run in (config, whole))
+    assert left == right
+
+
+def test_a_start_killed_in_grading_grades_nothing_twice(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    original, executed = Sandbox.execute, list[str]()
+
+    def failing(self, program, inputs, limits):
+        if len(executed) == 3:
+            raise KeyboardInterrupt
+        executed.append(program.source)
+        return original(self, program, inputs, limits)
+
+    serial = dataclasses.replace(config, evaluation=dataclasses.replace(
+        config.evaluation, sandbox=dataclasses.replace(config.evaluation.sandbox, workers=1)))  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(Sandbox, "execute", failing)
+        with pytest.raises(KeyboardInterrupt):
+            run_evaluate(serial, sampler=sampler_of(Oracle(config)))
+    again: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        Sandbox, "execute",
+        lambda self, program, inputs, limits: (again.append((program.source, inputs[1])),
+                                               original(self, program, inputs, limits))[1],
+    )  # fmt: skip
+    oracle = Oracle(config)
+    run_evaluate(serial, sampler=sampler_of(oracle))
+    assert oracle.requests == []
+    assert len(set(again)) == len(again), "one program of one problem ran twice"
+    assert len(again) == 6 * 2 - 3
+
+
+def test_up_to_date_is_left_alone(config: RunConfig):
+    run_evaluate(config, sampler=sampler_of(Oracle(config)))
+    before = (Path(config.run_dir) / "eval" / "manifest.json").read_bytes()
+    oracle = Oracle(config)
+    run_evaluate(config, sampler=sampler_of(oracle))
+    assert oracle.starts == []
+    assert (Path(config.run_dir) / "eval" / "manifest.json").read_bytes() == before
+
+
+def test_a_base_alone(config: RunConfig, tmp_path: Path):
+    alone = dataclasses.replace(
+        config, run_dir=str(tmp_path / "alone"), evaluation=dataclasses.replace(config.evaluation, models=("base",))
+    )
+    run_evaluate(alone, sampler=sampler_of(Oracle(config)))
+    assert [row["key"] for row in summary_of(alone)["headline"]] == ["base_default", "base_train", "base_best"]
+
+
+def test_a_missing_export_is_an_error_with_the_fix(config: RunConfig, tmp_path: Path):
+    with pytest.raises(UserError, match=r"launch/export.py, or .*evaluation.models=\[base\]"):
+        run_evaluate(dataclasses.replace(config, run_dir=str(tmp_path / "none")))
+
+
+def test_missing_bubblewrap_stops_before_anything_is_drawn(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    oracle = Oracle(config)
+    with pytest.raises(UserError, match="apt-get install bubblewrap"):
+        run_evaluate(config, sampler=sampler_of(oracle))
+    assert oracle.starts == []
+
+
+def test_prompts_that_do_not_fit_are_rows_with_the_reason(config: RunConfig):
+    narrow = dataclasses.replace(config, engine=EngineConfig(max_model_len=8))
+    oracle = Oracle(config)
+    run_evaluate(narrow, sampler=sampler_of(oracle))
+    assert oracle.requests == []
+    setting = summary_of(narrow)["settings"]["base"]["T1-k20-p0.8"]
+    assert setting["finish_reasons"] == {"skipped": 6 * N}
+    verdict = read_jsonl(Path(narrow.run_dir) / "eval/verdicts/base/T1-k20-p0.8.jsonl")[0]
+    assert verdict["status"] == "no_code"
+    assert "max_model_len" in verdict["detail"]
