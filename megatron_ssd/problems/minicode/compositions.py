@@ -24,7 +24,7 @@ Split = Literal["test", "train", "corpus"]
 
 _SHARES: dict[Split, float] = {"test": 0.1, "train": 0.3, "corpus": 0.6}
 _MIN_DISTINCT_OUTPUTS = 4  # among the probes: less, and a constant would nearly solve the problem
-_SHARE_REDUCED = 0.3  # compositions that end in a number
+_SHARE_REDUCED = 0.25  # compositions that end in a number
 SMALLEST, LARGEST = -9, 15  # elements of every list that programs are run on
 MAX_LENGTH = 8
 
@@ -101,7 +101,7 @@ def _outputs(composition: Composition) -> tuple[Any, ...]:
 @functools.cache
 def _probes() -> tuple[list[int], ...]:
     rng = random.Random("minicode probes")
-    return ([], *(random_list(rng) for _ in range(11)))
+    return ([], *(random_list(rng) for _ in range(9)))
 
 
 def _draw_any(rng: random.Random, length: int) -> Composition:

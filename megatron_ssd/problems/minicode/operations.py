@@ -87,58 +87,57 @@ def _right(*texts: str) -> tuple[Form, ...]:
     return tuple(Form(text, 2.0 if index == 0 else 1.0) for index, text in enumerate(texts))
 
 
-def _trap(right: str, wrong: str, share_right: float = 0.4) -> tuple[Form, ...]:
-    """A right form and a wrong one that most authors write."""
-    return Form(right, share_right), Form(wrong, 1.0 - share_right, right=False)
+def _trap(wrong: str, *right: str) -> tuple[Form, ...]:
+    """A wrong form that most authors write, and right ones that share the rest, the first twice as common."""
+    shares = [2.0 if index == 0 else 1.0 for index in range(len(right))]
+    forms = (Form(text, (1 - _SHARE_WRONG) * share / sum(shares)) for text, share in zip(right, shares, strict=True))
+    return (*forms, Form(wrong, _SHARE_WRONG, right=False))
 
 
+_SHARE_WRONG = 0.6
 _DIGITS = (2, 3, 4, 5, 6, 7, 8, 9)
 _FACTORS = (2, 3, 4, 5)
 _LENGTHS = (2, 3, 4)
 
 _TABLE = (
-    Operation("even", "filter", "keep even numbers", _right("{x} % 2 == 0")),
-    Operation("odd", "filter", "keep odd numbers", _right("{x} % 2 == 1", "{x} % 2 != 0")),
-    Operation("positive", "filter", "keep positive numbers", _right("{x} > 0")),
-    Operation("negative", "filter", "keep negative numbers", _right("{x} < 0")),
-    Operation("above", "filter", "keep numbers above {k}", _right("{x} > {k}"), _FACTORS),
-    Operation("below", "filter", "keep numbers below {k}", _right("{x} < {k}"), _DIGITS),
-    Operation("at_least", "filter", "keep numbers from {k} up", _trap("{x} >= {k}", "{x} > {k}"), _FACTORS),
-    Operation("at_most", "filter", "keep numbers up to {k}", _trap("{x} <= {k}", "{x} < {k}"), _DIGITS),
+    Operation("even", "filter", "keep even", _right("{x} % 2 == 0")),
+    Operation("odd", "filter", "keep odd", _right("{x} % 2 == 1", "{x} % 2 != 0")),
+    Operation("positive", "filter", "keep positive", _right("{x} > 0")),
+    Operation("negative", "filter", "keep negative", _right("{x} < 0")),
+    Operation("above", "filter", "keep above {k}", _right("{x} > {k}"), _FACTORS),
+    Operation("below", "filter", "keep below {k}", _right("{x} < {k}"), _DIGITS),
+    Operation("at_least", "filter", "keep from {k}", _trap("{x} > {k}", "{x} >= {k}", "{x} > {k} - 1"), _FACTORS),
+    Operation("at_most", "filter", "keep up to {k}", _trap("{x} < {k}", "{x} <= {k}", "{x} < {k} + 1"), _DIGITS),
     Operation("multiples", "filter", "keep multiples of {k}", _right("{x} % {k} == 0"), (3, 4)),
-    Operation("other_than", "filter", "drop multiples of {k}", _right("{x} % {k} != 0", "{x} % {k} > 0"), _FACTORS),
+    Operation("others", "filter", "drop multiples of {k}", _right("{x} % {k} != 0", "{x} % {k} > 0"), _FACTORS),
     Operation("add", "map", "add {k}", _right("{x} + {k}"), _DIGITS),
     Operation("subtract", "map", "subtract {k}", _right("{x} - {k}"), _DIGITS),
-    Operation("subtract_from", "map", "subtract from {k}", _trap("{k} - {x}", "{x} - {k}"), _DIGITS),
+    Operation("subtract_from", "map", "subtract from {k}", _trap("{x} - {k}", "{k} - {x}", "-{x} + {k}"), _DIGITS),
     Operation("multiply", "map", "multiply by {k}", _right("{x} * {k}", "{k} * {x}"), _FACTORS),
     Operation("square", "map", "square", _right("{x} * {x}", "{x} ** 2")),
     Operation("negate", "map", "negate", _right("-{x}", "0 - {x}")),
-    Operation("absolute", "map", "take absolute values", _right("abs({x})", "max({x}, -{x})")),
-    Operation("halve", "map", "divide by {k} rounding down", _right("{x} // {k}"), _FACTORS),
-    Operation("truncate", "map", "divide by {k} towards zero", _trap("int({x} / {k})", "{x} // {k}"), _FACTORS),
-    Operation("remainder", "map", "take remainders by {k}", _right("{x} % {k}"), _DIGITS),
-    Operation("last_digit", "map", "take last digits", _trap("abs({x}) % 10", "{x} % 10")),
-    Operation("cap", "map", "cap at {k}", _trap("min({x}, {k})", "max({x}, {k})", 0.45), _DIGITS),
-    Operation("raise", "map", "raise to at least {k}", _trap("max({x}, {k})", "min({x}, {k})", 0.45), _FACTORS),
+    Operation("absolute", "map", "absolute", _right("abs({x})", "max({x}, -{x})")),
+    Operation("divide", "map", "divide by {k}", _right("{x} // {k}"), _FACTORS),
+    Operation("truncate", "map", "divide by {k} to zero", _trap("{x} // {k}", "int({x} / {k})"), _FACTORS),
+    Operation("remainder", "map", "remainder by {k}", _right("{x} % {k}"), _DIGITS),
+    Operation("last_digit", "map", "last digit", _trap("{x} % 10", "abs({x}) % 10")),
+    Operation("cap", "map", "cap at {k}", _trap("max({x}, {k})", "min({x}, {k})", "min({k}, {x})"), _DIGITS),
+    Operation("lift", "map", "raise to {k}", _trap("min({x}, {k})", "max({x}, {k})", "max({k}, {x})"), _FACTORS),
     Operation("reverse", "list", "reverse", _right("{s}[::-1]", "list(reversed({s}))")),
     Operation("sort", "list", "sort", _right("sorted({s})")),
-    Operation("descend", "list", "sort descending", _right("sorted({s}, reverse=True)", "sorted({s})[::-1]")),
-    Operation("by_size", "list", "sort by absolute value", _right("sorted({s}, key=abs)")),
-    Operation("unique", "list", "drop duplicates", _trap("list(dict.fromkeys({s}))", "list(set({s}))")),
-    Operation("first", "list", "take first {k}", _right("{s}[:{k}]"), _LENGTHS),
-    Operation("last", "list", "take last {k}", _right("{s}[-{k}:]"), _LENGTHS),
-    Operation("skip", "list", "skip first {k}", _right("{s}[{k}:]"), _LENGTHS),
+    Operation("descend", "list", "sort down", _right("sorted({s}, reverse=True)", "sorted({s})[::-1]")),
+    Operation("unique", "list", "drop repeated", _trap("list(set({s}))", "list(dict.fromkeys({s}))")),
+    Operation("first", "list", "keep first {k}", _right("{s}[:{k}]"), _LENGTHS),
+    Operation("last", "list", "keep last {k}", _right("{s}[-{k}:]"), _LENGTHS),
+    Operation("skip", "list", "drop first {k}", _right("{s}[{k}:]"), _LENGTHS),
     Operation("chop", "list", "drop last {k}", _right("{s}[:-{k}]"), _LENGTHS),
-    Operation("alternate", "list", "take every other", _right("{s}[::2]")),
-    Operation("rotate", "list", "rotate left by {k}",
-              _trap("{s}[{k}:] + {s}[:{k}]", "{s}[-{k}:] + {s}[:-{k}]"), _LENGTHS),
-    Operation("running", "list", "take running sums",
-              _trap("[sum({s}[:i + 1]) for i in range(len({s}))]", "[sum({s}[:i]) for i in range(len({s}))]")),
+    Operation("alternate", "list", "keep every other", _right("{s}[::2]")),
+    Operation("rotate", "list", "rotate by {k}",
+              _trap("{s}[-{k}:] + {s}[:-{k}]", "{s}[{k}:] + {s}[:{k}]"), _LENGTHS),
     Operation("sum", "reduce", "sum", _right("sum({s})")),
     Operation("count", "reduce", "count", _right("len({s})")),
-    Operation("largest", "reduce", "find largest or 0", _trap("max({s}, default=0)", "max({s})")),
-    Operation("smallest", "reduce", "find smallest or 0", _trap("min({s}, default=0)", "min({s})")),
-    Operation("distinct", "reduce", "count distinct", _right("len(set({s}))")),
+    Operation("largest", "reduce", "largest or 0", _trap("max({s})", "max({s}, default=0)", "max({s} or [0])")),
+    Operation("smallest", "reduce", "smallest or 0", _trap("min({s})", "min({s}, default=0)", "min({s} or [0])")),
 )  # fmt: skip
 
 OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in _TABLE}

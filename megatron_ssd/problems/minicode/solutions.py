@@ -28,9 +28,9 @@ Split = Callable[[str], Sequence[Hashable]]
 INDENT = "\n    "
 FENCE = "\n```"
 PARAMETERS = {"xs": 0.6, "nums": 0.4}
-ELEMENTS = {"x": 0.6, "n": 0.25, "v": 0.15}
+ELEMENTS = {"x": 0.7, "n": 0.3}
 FRESH_NAMES = ("ys", "zs", "ws", "vs")
-SHAPES = {"comprehension": 0.55, "lambda": 0.25, "loop": 0.2}
+SHAPES = {"comprehension": 0.6, "lambda": 0.25, "loop": 0.15}
 SHARE_FRESH = 0.5  # authors who bind each result to a new name; the others bind the parameter again
 SHARE_NESTED = 0.25  # two steps in one expression, where the grammar has it
 SHARE_RETURNED = 0.8  # the last step written behind ``return``; else bound and returned on a line of its own
@@ -49,7 +49,10 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One text for a line. ``consumed`` steps are done by it; ``right`` says that it does them correctly."""
+    """One text for a line. ``consumed`` steps are done by it; ``right`` says that it does them correctly.
+
+    ``weight`` compares it with the other options that do as many steps.
+    """
 
     text: str
     weight: float
@@ -60,20 +63,21 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line as written: all options, and which one it is."""
+    """A line as written, with what was known before it: ``frame`` (None for the first line) and the steps to do."""
 
-    options: tuple[Option, ...]
-    index: int
+    frame: Frame | None
+    rest: Composition
+    chosen: Option
 
     @property
-    def chosen(self) -> Option:
-        """The option that was written."""
-        return self.options[self.index]
+    def options(self) -> tuple[Option, ...]:
+        """Every text that an author could have written here."""
+        return line_options(self.frame, self.rest)
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A labelled unit. ``options`` are what authors write here, ``viable`` those of them that stay right."""
+    """A labelled unit. ``options`` are what authors write here, ``viable`` those with which the line can be right."""
 
     kind: PositionKind
     unit: Hashable
@@ -81,56 +85,45 @@ class Position:
     viable: frozenset[Hashable] = frozenset()
 
 
-def opening() -> tuple[Option, ...]:
-    """Options of the first line."""
-    return tuple(
-        Option(f"def f({name}):{INDENT}", weight, True, 0, Frame(name, name)) for name, weight in PARAMETERS.items()
-    )
-
-
-def line_options(frame: Frame, rest: Composition) -> tuple[Option, ...]:
+def line_options(frame: Frame | None, rest: Composition) -> tuple[Option, ...]:
     """Options of the next line, where ``rest`` are the steps still to do (none left: the bound name is returned)."""
-    return _line_options(frame, rest[:2], min(len(rest), 3))
-
-
-@functools.lru_cache(maxsize=200_000)
-def _line_options(frame: Frame, steps: Composition, remaining: int) -> tuple[Option, ...]:
-    if remaining == 0:
+    if frame is None:
+        return _OPENING
+    if not rest:
         return (Option(f"return {frame.source}{FENCE}", 1.0, True, 0, frame),)
-    singles = [(1, expression) for expression in _expressions(frame, steps[0])]
-    nested = [(2, expression) for expression in _nested(frame, steps)] if remaining >= 2 else []
-    options = list(_written(frame, singles, remaining, 1 - SHARE_NESTED if nested else 1.0))
-    options += _written(frame, nested, remaining, SHARE_NESTED)
-    options += _loops(frame, steps[0])
-    return tuple(options)
+    return _single(frame, rest[0], len(rest) == 1) + _nested(frame, rest[:2], len(rest) == 2)
 
 
 def write_program(composition: Composition, rng: random.Random) -> tuple[Line, ...]:
     """Lines of one author's program, traps included. Their texts joined are the code and its closing fence."""
-    lines = [_draw(opening(), rng)]
-    done = 0
-    while not lines[-1].chosen.text.endswith(FENCE):
-        lines.append(_draw(line_options(lines[-1].chosen.after, composition[done:]), rng))
-        done += lines[-1].chosen.consumed
+    lines: list[Line] = []
+    frame, rest = None, composition
+    while not lines or not lines[-1].chosen.text.endswith(FENCE):
+        lines.append(Line(frame, rest, _draw(frame, rest, rng)))
+        frame, rest = lines[-1].chosen.after, rest[lines[-1].chosen.consumed :]
     return tuple(lines)
 
 
 def label(line: Line, split: Split) -> Iterator[Position]:
     """Positions of the units of ``line``."""
-    units = [tuple(split(option.text)) for option in line.options]
-    chosen = units[line.index]
-    alive = list(range(len(units)))
-    for place, unit in enumerate(chosen):
-        following = frozenset(units[other][place] for other in alive)
-        viable = frozenset(units[other][place] for other in alive if line.options[other].right)
+    alive = [(tuple(split(option.text)), option.right) for option in line.options]
+    for place, unit in enumerate(split(line.chosen.text)):
+        following = frozenset(units[place] for units, _ in alive)
+        viable = frozenset(units[place] for units, right in alive if right)
         yield Position("fork" if len(following) > 1 else "lock", unit, following, viable)
         if len(following) > 1:
-            alive = [other for other in alive if units[other][place] == unit]
+            alive = [(units, right) for units, right in alive if units[place] == unit]
 
 
-def _draw(options: tuple[Option, ...], rng: random.Random) -> Line:
-    weights = [option.weight for option in options]
-    return Line(options, rng.choices(range(len(options)), weights)[0])
+def _draw(frame: Frame | None, rest: Composition, rng: random.Random) -> Option:
+    """An option by its weight. Nested ones, which are many, are listed only where the draw falls on them."""
+    if frame is None or not rest:
+        options = line_options(frame, rest)
+    elif _can_nest(rest) and rng.random() < SHARE_NESTED:
+        options = _nested(frame, rest[:2], len(rest) == 2)
+    else:
+        options = _single(frame, rest[0], len(rest) == 1)
+    return rng.choices(options, [option.weight for option in options])[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,35 +146,46 @@ def _expressions(frame: Frame, step: Step) -> Iterator[_Expression]:
                 yield _Expression(text, form.weight * share * SHAPES[shape], form.right, element)
 
 
-def _nested(frame: Frame, steps: Composition) -> Iterator[_Expression]:
-    """Two steps as one expression, unless both are elementwise."""
-    first, second = steps[:2]
-    if first.operation.is_elementwise and second.operation.is_elementwise:
-        return
-    if any(form.text.count("{s}") > 1 for form in (*first.operation.forms, *second.operation.forms)):
-        return
-    for inner in _expressions(frame, first):
-        outer_frame = replace(frame, source=inner.text, element=inner.element)
-        for outer in _expressions(outer_frame, second):
-            yield _Expression(outer.text, inner.weight * outer.weight, inner.right and outer.right, outer.element)
+@functools.lru_cache(maxsize=1 << 16)
+def _single(frame: Frame, step: Step, last: bool) -> tuple[Option, ...]:
+    """Lines that do one step."""
+    return (*_written(frame, tuple(_expressions(frame, step)), 1, last), *_loops(frame, step))
 
 
-def _written(
-    frame: Frame, expressions: list[tuple[int, _Expression]], remaining: int, share: float
-) -> Iterator[Option]:
-    """Each expression behind ``return`` where it completes the program, and behind each name it could be bound to."""
-    total = sum(expression.weight for _, expression in expressions)
-    for consumed, expression in expressions:
-        weight = share * expression.weight / total
-        if consumed == remaining:
+@functools.lru_cache(maxsize=1 << 14)
+def _nested(frame: Frame, steps: Composition, last: bool) -> tuple[Option, ...]:
+    """Lines that do two steps in one expression."""
+    if not _can_nest(steps):
+        return ()
+    expressions = []
+    for inner in _expressions(frame, steps[0]):
+        around = replace(frame, source=inner.text, element=inner.element)
+        for outer in _expressions(around, steps[1]):
+            weight, right = inner.weight * outer.weight, inner.right and outer.right
+            expressions.append(_Expression(outer.text, weight, right, outer.element))
+    return tuple(_written(frame, tuple(expressions), 2, last))
+
+
+def _can_nest(rest: Composition) -> bool:
+    """Not two elementwise steps, and none that names its list twice."""
+    if len(rest) < 2 or all(step.operation.is_elementwise for step in rest[:2]):
+        return False
+    return all(form.text.count("{s}") < 2 for step in rest[:2] for form in step.operation.forms)
+
+
+def _written(frame: Frame, expressions: tuple[_Expression, ...], consumed: int, last: bool) -> Iterator[Option]:
+    """Each expression behind each name that it could be bound to and, where it is the last, behind ``return``."""
+    total = sum(expression.weight for expression in expressions)
+    for expression in expressions:
+        weight = expression.weight / total
+        if last:
             after = replace(frame, element=expression.element)
             text = f"return {expression.text}{FENCE}"
             yield Option(text, weight * SHARE_RETURNED, expression.right, consumed, after)
             weight *= 1 - SHARE_RETURNED
-        for target, fresh, target_share in _targets(frame):
+        for target, fresh, share in _targets(frame):
             after = _bind(frame, target, fresh, expression.element)
-            text = f"{target} = {expression.text}{INDENT}"
-            yield Option(text, weight * target_share, expression.right, consumed, after)
+            yield Option(f"{target} = {expression.text}{INDENT}", weight * share, expression.right, consumed, after)
 
 
 def _loops(frame: Frame, step: Step) -> Iterator[Option]:
@@ -193,11 +197,11 @@ def _loops(frame: Frame, step: Step) -> Iterator[Option]:
     scale = SHAPES["loop"] * (1.0 if frame.fresh else SHARE_FRESH) / sum(form.weight for form in forms)
     for form in forms:
         for element, share in _elements(frame):
-            test = form.text.format(x=element, k=step.operand)
+            computed = form.text.format(x=element, k=step.operand)
             body = (
-                f"{INDENT}    if {test}:{INDENT}        {target}.append({element})"
+                f"{INDENT}    if {computed}:{INDENT}        {target}.append({element})"
                 if step.operation.kind == "filter"
-                else f"{INDENT}    {target}.append({test})"
+                else f"{INDENT}    {target}.append({computed})"
             )
             text = f"{target} = []{INDENT}for {element} in {frame.source}:{body}{INDENT}"
             yield Option(text, form.weight * share * scale, form.right, 1, _bind(frame, target, True, element))
@@ -228,3 +232,8 @@ def _targets(frame: Frame) -> Iterator[tuple[str, bool, float]]:
 
 def _bind(frame: Frame, target: str, fresh: bool, element: str | None) -> Frame:
     return Frame(frame.parameter, target, fresh, frame.bound + fresh, element)
+
+
+_OPENING = tuple(
+    Option(f"def f({name}):{INDENT}", weight, True, 0, Frame(name, name)) for name, weight in PARAMETERS.items()
+)

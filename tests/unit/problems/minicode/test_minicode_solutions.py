@@ -13,7 +13,7 @@ from megatron_ssd.problems import minicode
 from megatron_ssd.problems.minicode import noise
 from megatron_ssd.problems.minicode.documents import labelled
 from megatron_ssd.problems.minicode.operations import Step
-from megatron_ssd.problems.minicode.solutions import FENCE, Composition, Line, label, line_options, opening
+from megatron_ssd.problems.minicode.solutions import FENCE, Composition, Line, label, line_options
 from megatron_ssd.schema import Problem
 
 CONFIG = MinicodeConfig(seed=11, num_train_problems=45, num_test_problems=45, num_documents=50)
@@ -22,7 +22,7 @@ CONFIG = MinicodeConfig(seed=11, num_train_problems=45, num_test_problems=45, nu
 def _all_programs(composition: Composition) -> list[tuple[str, bool]]:
     """Every program that the grammar has for ``composition``, with whether all its choices are right."""
     finished: list[tuple[str, bool]] = []
-    open_ends = [(option.text, option.right, option.after, composition) for option in opening()]
+    open_ends = [(option.text, option.right, option.after, composition) for option in line_options(None, composition)]
     while open_ends:
         text, right, frame, rest = open_ends.pop()
         for option in line_options(frame, rest):
@@ -77,10 +77,10 @@ def test_names_once_bound_are_locks() -> None:
 
 
 def test_a_trap_is_a_fork_with_one_viable_option() -> None:
-    (function_line,) = (option for option in opening() if "xs" in option.text)
-    options = line_options(function_line.after, (Step("unique"),))
-    written = next(index for index, option in enumerate(options) if option.text.startswith("return list(set("))
-    positions = list(label(Line(options, written), noise.words))
+    steps = (Step("unique"),)
+    frame = next(option.after for option in line_options(None, steps) if "xs" in option.text)
+    written = next(option for option in line_options(frame, steps) if option.text.startswith("return list(set("))
+    positions = list(label(Line(frame, steps, written), noise.words))
     trap = next(position for position in positions if position.unit == "set")
     assert trap.kind == "fork"
     assert trap.options == {"set", "dict"}
@@ -107,3 +107,9 @@ def test_same_author_writes_the_same_program() -> None:
     assert minicode.document_with_labels(problem, 5) == minicode.document_with_labels(problem, 5)
     written = {minicode.document_with_labels(problem, author).response for author in range(20)}
     assert len(written) > 3
+
+
+def test_drawn_lines_are_among_their_options() -> None:
+    for problem in minicode.train_problems(CONFIG):
+        for line in minicode.document_with_labels(problem, 0).lines:
+            assert line.chosen in line.options
