@@ -89,7 +89,8 @@ def find_assets(config: RunConfig, model: ModelConfig) -> Assets:
         UserError: there is no such folder.
     """
     if config.objective == "sft":
-        base = resolve_model_folder(needed(model.path, "model.path", fix="name the folder of the base model"))
+        path = needed(model.path, "model.path", fix="name the folder of the base model")
+        base = resolve_model_folder(path, model.revision)
         return Assets(tokenizer=base, base=base)
     return Assets(tokenizer=Path(config.run_dir) / "tokenizer", base=None)
 

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_ssd.errors import UserError
+from megatron_ssd.generation.model_folder import open_model
 
 Shape = tuple[int, ...]
 
@@ -17,27 +18,29 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 
-def resolve_model_folder(path: str) -> Path:
-    """The local folder that ``model.path`` names.
+def resolve_model_folder(path: str, revision: str | None = None) -> Path:
+    """The folder that ``model.path`` names, found as sampling finds it: here, or downloaded from the Hub.
 
     Raises:
-        UserError: there is no such folder, or it holds no ``config.json``.
+        UserError: there is no such model, or the folder holds no ``config.json``.
     """
     folder = Path(path).expanduser()
+    if not folder.is_dir():
+        folder = open_model(path, revision).path
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"model.path = {path}",
-            rule=f"must be a local Hugging Face folder and {'has no config.json' if folder.is_dir() else 'is none'}",
-            fix=f"download the model with 'hf download {path} --local-dir FOLDER' and set model.path=FOLDER",
+            f"model.path = {path}", rule="has no config.json", fix="set model.path to a Hugging Face model's folder"
         )
     return folder
 
 
 def read_hf_config(folder: Path) -> dict[str, Any]:
     """Content of the folder's ``config.json``. Raises ``UserError`` where there is none or it is no JSON."""
-    path = resolve_model_folder(str(folder)) / "config.json"
+    path = folder / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"file {path}", rule="does not exist", fix="set model.path to a Hugging Face model") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"file {path}", rule=f"is no JSON ({error})", fix="download the model again") from None
     assert isinstance(values, dict)

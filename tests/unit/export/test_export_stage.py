@@ -178,7 +178,7 @@ def test_wrong_model_and_missing_stages(make_run: Callable[..., RunConfig], tmp_
     smaller = dataclasses.replace(config.model, vocab_size=60)
     with pytest.raises(UserError, match=r"model.vocab_size = 60: .*config.json says 64"):
         run_export(dataclasses.replace(config, model=smaller))
-    with pytest.raises(UserError, match="must be a local Hugging Face folder and is none"):
+    with pytest.raises(UserError, match="is no folder here"):
         run_export(dataclasses.replace(config, model=dataclasses.replace(config.model, path="none/such")))
     with pytest.raises(UserError, match="run the stage that makes checkpoints/"):
         run_export(dataclasses.replace(config, run_dir=str(tmp_path / "empty")))

@@ -141,7 +141,7 @@ def test_wrong_vocabulary_size(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_not_whole(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="must be a local Hugging Face folder and is none"):
+    with pytest.raises(UserError, match="is no folder here"):
         resolve_model_folder(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match=r"has no config.json"):
         resolve_model_folder(str(tmp_path))
