@@ -9,6 +9,9 @@ from typing import Any
 
 from megatron_ssd.artifacts.hashing import hash_folder
 from megatron_ssd.errors import UserError
+from megatron_ssd.problems.location import hub_error, is_hub_id
+
+_KEY = "model.path"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,18 +62,15 @@ def open_model(path: str | None, revision: str | None = None) -> ModelFolder:
 
 
 def _download(path: str, revision: str | None) -> Path:
+    if not is_hub_id(path):
+        raise UserError(f"{_KEY} = {path}", rule="does not exist", fix=f"set {_KEY} to a folder or a Hub id")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError
 
     try:
         return Path(snapshot_download(path, revision=revision, ignore_patterns=["*.pth", "*.bin", "original/*"]))
     except (OSError, ValueError, HTTPError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"model.path = {path}",
-            rule=f"is no folder here, and the Hugging Face Hub did not serve it ({type(error).__name__}: {reason})",
-            fix="check the spelling and the network, or download it and set model.path to the folder",
-        ) from None
+        raise hub_error(path, key=_KEY, error=error) from error
 
 
 def _end_token_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:

@@ -79,8 +79,8 @@ def _draw_missing(
         record = _Recorder(
             stage, shards, tokenizer, model.revision, sampling_hash(sampling.train, sampling.max_tokens), plan
         )
-        done_before = len(shards.done)
-        missing = [sample for sample in plan if sample.key not in shards.done]
+        done = shards.done
+        missing = [sample for sample in plan if sample.key not in done]
         for sample in missing:
             if sample.skip_reason:
                 record.skip(sample)
@@ -89,7 +89,7 @@ def _draw_missing(
             for sample in missing
             if not sample.skip_reason
         ]
-        stats = sample_all(sampler, requests, record, done_before=done_before + len(missing) - len(requests))
+        stats = sample_all(sampler, requests, record, done_before=len(plan) - len(requests))
     log.info("samples: drew %d tokens, %.0f a second", stats.tokens, stats.tokens_per_second)
     return round(stats.tokens_per_second, 1)
 

@@ -1,8 +1,8 @@
-"""Samples on disk, in shards whose content does not depend on the order in which responses finish.
+"""Samples on disk, in files whose content does not depend on the order in which responses finish.
 
-Shard ``i`` holds the plan's rows ``i * rows_per_shard`` and following. While it fills, rows are appended as they come;
-once full it is put into the plan's order by one rename. A writer that was killed anywhere is taken up again by opening
-the same folder with the same plan: whole rows are kept, a torn one is cut off.
+While a file fills, rows are appended as they come; once full it is put into the plan's order by one rename. A writer
+that was killed anywhere is taken up again by opening the same path with the same plan: whole rows are kept, a torn one
+is cut off.
 """
 
 from __future__ import annotations
@@ -18,95 +18,113 @@ from megatron_ssd.artifacts.jsonl import JsonlWriter, heal, iter_jsonl, iter_jso
 from megatron_ssd.errors import UserError
 from megatron_ssd.schema import Sample
 
-Key = tuple[str, int]
+Key = tuple[str, int]  # problem id, sample index
 
 
-class SampleShards:
-    """Writer of one run's samples.
+class SampleFile:
+    """One file of planned samples.
 
     Args:
-        folder: where the shards are.
-        keys: (problem id, sample index) of every planned sample, in order, without repeats.
-        rows_per_shard: rows of every shard but the last.
+        path: the JSONL file.
+        keys: every sample that belongs in it, in order, without repeats.
 
     Raises:
         UserError: a row on disk is broken, or is not in the plan.
     """
 
-    def __init__(self, folder: Path, keys: Sequence[Key], *, rows_per_shard: int) -> None:
-        self._folder = folder
-        self._rows_per_shard = rows_per_shard
+    def __init__(self, path: Path, keys: Sequence[Key]) -> None:
+        self._path = path
         self._place = {key: place for place, key in enumerate(keys)}
         assert len(self._place) == len(keys), "two planned samples share a key"
-        self._missing = [
-            len(keys[start : start + rows_per_shard]) for start in range(0, len(keys), rows_per_shard)
-        ]  # rows to come, of each shard
-        self._open: dict[int, JsonlWriter] = {}
+        self._writer: JsonlWriter | None = None
         self.done: set[Key] = set()
-        self.counts: Counter[str] = Counter()  # samples, response tokens and finish reasons, of all rows on disk
-        for shard in range(len(self._missing)):
-            self._take_up(shard)
+        self.counts: Counter[str] = Counter()  # samples, response tokens and finish reasons of the rows on disk
+        if path.exists():
+            self._take_up()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every planned sample is there."""
+        return len(self.done) == len(self._place)
 
     def write(self, sample: Sample) -> None:
         """Append one planned sample that is not there yet. Safe from a kill once this returns."""
+        assert sample.key in self._place, f"{sample.key} is not planned"
         assert sample.key not in self.done, f"{sample.key} is written already"
-        shard = self._place[sample.key] // self._rows_per_shard
-        if shard not in self._open:
-            self._open[shard] = JsonlWriter(self._path(shard))
+        self._writer = self._writer or JsonlWriter(self._path)
         row = sample.to_json()
-        self._open[shard].write(row)
-        self._count(shard, row)
-        if self._missing[shard] == 0:
-            self._open.pop(shard).close()
-            self._put_in_order(shard)
+        self._writer.write(row)
+        self._count(row)
+        if self.is_complete:
+            self.close()
+            self._put_in_order()
 
-    def _take_up(self, shard: int) -> None:
-        """Read what an earlier writer left of a shard."""
-        path = self._path(shard)
-        if not path.exists():
-            return
-        heal(path)
-        for row in iter_jsonl(path):
+    def close(self) -> None:
+        """Force what was written to disk."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _take_up(self) -> None:
+        """Read what an earlier writer left."""
+        heal(self._path)
+        for row in iter_jsonl(self._path):
             key = Sample.from_json(row).key
-            if self._place.get(key, -1) // self._rows_per_shard != shard or key in self.done:
+            if key not in self._place or key in self.done:
                 raise UserError(
-                    f"{path} with sample {key}",
-                    rule="that sample is not planned for this shard, or comes twice",
-                    fix=f"move {self._folder} away and sample again",
+                    f"{self._path} with sample {key}",
+                    rule="that sample is not planned for this file, or comes twice",
+                    fix=f"move {self._path} away and start again",
                 )
-            self._count(shard, row)
-        if self._missing[shard] == 0:
-            self._put_in_order(shard)
+            self._count(row)
+        if self.is_complete:
+            self._put_in_order()
 
-    def _count(self, shard: int, row: dict[str, Any]) -> None:
+    def _count(self, row: dict[str, Any]) -> None:
         self.done.add((row["problem_id"], row["sample_index"]))
-        self._missing[shard] -= 1
         self.counts["samples"] += 1
         self.counts["response_tokens"] += len(row["response_token_ids"])
         self.counts[row["finish_reason"]] += 1
 
-    def _put_in_order(self, shard: int) -> None:
-        path = self._path(shard)
-        rows = [(self._place[row["problem_id"], row["sample_index"]], at) for row, at in iter_jsonl_offsets(path)]
+    def _put_in_order(self) -> None:
+        rows = [(self._place[row["problem_id"], row["sample_index"]], at) for row, at in iter_jsonl_offsets(self._path)]
         if rows == sorted(rows):
             return
-        temporary = path.with_name(f".{path.name}.tmp")
-        with path.open("rb") as source, temporary.open("wb") as target:
+        temporary = self._path.with_name(f".{self._path.name}.tmp")
+        with self._path.open("rb") as source, temporary.open("wb") as target:
             for _, offset in sorted(rows):
                 source.seek(offset)
                 target.write(source.readline())
             target.flush()
             os.fsync(target.fileno())
-        temporary.replace(path)
+        temporary.replace(self._path)
 
-    def _path(self, shard: int) -> Path:
-        return self._folder / f"shard-{shard:05d}.jsonl"
 
-    def close(self) -> None:
-        """Force open shards to disk and close them."""
-        for writer in self._open.values():
-            writer.close()
-        self._open = {}
+class SampleShards:
+    """A plan's samples over ``shard-00000.jsonl`` and following, ``rows_per_shard`` rows each.
+
+    A context manager; leaving it closes the shards. Raises what ``SampleFile`` raises.
+    """
+
+    def __init__(self, folder: Path, keys: Sequence[Key], *, rows_per_shard: int) -> None:
+        slices = [keys[start : start + rows_per_shard] for start in range(0, len(keys), rows_per_shard)]
+        self._shards = [SampleFile(folder / f"shard-{i:05d}.jsonl", slice_) for i, slice_ in enumerate(slices)]
+        self._shard_of = {key: shard for shard, slice_ in zip(self._shards, slices, strict=True) for key in slice_}
+        assert len(self._shard_of) == len(keys), "two planned samples share a key"
+
+    @property
+    def done(self) -> set[Key]:
+        """Samples on disk."""
+        return set[Key]().union(*(shard.done for shard in self._shards))
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Sums of the shards' counts."""
+        return sum((shard.counts for shard in self._shards), Counter())
+
+    def write(self, sample: Sample) -> None:
+        """Append one planned sample that is not there yet. Safe from a kill once this returns."""
+        self._shard_of[sample.key].write(sample)
 
     def __enter__(self) -> Self:
         return self
@@ -114,4 +132,5 @@ class SampleShards:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        for shard in self._shards:
+            shard.close()

@@ -33,9 +33,14 @@ def find_files(path: str, *, key: str, ending: str) -> list[Path] | None:
                 fix=f"point {key} at the folder that does",
             )
         return files
-    if _HUB_ID.fullmatch(path):
+    if is_hub_id(path):
         return None
     raise UserError(f"{key} = {path}", rule="does not exist", fix=f"set {key} to a file, a folder or a Hub id")
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether ``path`` reads as ``owner/name``."""
+    return _HUB_ID.fullmatch(path) is not None
 
 
 def hub_error(path: str, *, key: str, error: Exception) -> UserError:

@@ -1,0 +1,72 @@
+"""Seeds and skipped prompts."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_ssd.config.generation import Decoding
+from megatron_ssd.generation.plan import plan_samples, request_of, request_seed, skip_reason
+from megatron_ssd.generation.sampling import sampling_hash
+from megatron_ssd.prompts.prompt import Prompt
+
+
+def prompt(id_: str, length: int = 3) -> Prompt:
+    return Prompt(problem_id=id_, messages=[{"role": "user", "content": id_}], token_ids=list(range(length)))
+
+
+def test_seeds_are_these_for_ever() -> None:
+    # A change here makes every published run unrepeatable.
+    assert request_seed(0, "seed_1", 0) == 5024064890622183469
+    assert request_seed(1, "seed_1", 0) == 53464718932559889
+
+
+@given(run=st.integers(), problem=st.text(), index=st.integers(min_value=0))
+def test_seeds_fit_an_int64(run: int, problem: str, index: int) -> None:
+    assert 0 <= request_seed(run, problem, index) < 2**63
+
+
+def test_seeds_differ_in_every_argument_and_in_their_low_bits() -> None:
+    # A CPU generator keeps the low 32 bits of a seed.
+    seeds = [request_seed(run, f"p{problem}", index) for run in (0, 1) for problem in range(100) for index in range(10)]
+    assert len({seed & 0xFFFFFFFF for seed in seeds}) == len(seeds)
+    assert request_seed(1, "2", 3) != request_seed(12, "", 3) != request_seed(1, "23", 0)
+
+
+def test_seeds_do_not_depend_on_the_company() -> None:
+    prompts = [prompt(f"p{number}") for number in range(20)]
+    plans = [
+        plan_samples(some, num_samples=count, run_seed=7, max_model_len=10)
+        for some, count in ((prompts, 3), (prompts[::-1], 3), (prompts[5:8], 2))
+    ]
+    first = {sample.key: sample.seed for sample in plans[0]}
+    assert all(first[sample.key] == sample.seed for plan in plans for sample in plan)
+
+
+def test_plan_is_in_the_order_of_the_prompts() -> None:
+    plan = plan_samples([prompt("b"), prompt("a")], num_samples=2, run_seed=0, max_model_len=10)
+    assert [sample.key for sample in plan] == [("b", 0), ("b", 1), ("a", 0), ("a", 1)]
+
+
+@pytest.mark.parametrize(("length", "word"), [(0, "empty"), (1, ""), (9, ""), (10, "10 tokens"), (11, "11 tokens")])
+def test_prompts_that_leave_no_room_are_skipped(length: int, word: str) -> None:
+    reason = skip_reason(length, 10)
+    assert bool(reason) == bool(word)
+    assert word in reason
+
+
+def test_request_carries_the_plan() -> None:
+    (sample,) = plan_samples([prompt("p")], num_samples=1, run_seed=3, max_model_len=10)
+    request = request_of(sample, decoding=Decoding(temperature=1.5), max_tokens=4)
+    assert (request.key, request.seed, request.max_tokens) == (("p", 0), request_seed(3, "p", 0), 4)
+    assert request.prompt_token_ids == [0, 1, 2]
+
+
+def test_sampling_hash_follows_every_setting() -> None:
+    hashes = {
+        sampling_hash(decoding, max_tokens)
+        for decoding in (Decoding(), Decoding(temperature=1.5), Decoding(top_k=20), Decoding(top_p=0.8))
+        for max_tokens in (8, 9)
+    }
+    assert len(hashes) == 8
