@@ -11,6 +11,7 @@ from typing import Any
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.manifest import Manifest, read_manifest
 from megatron_ssd.config.run import RunConfig
+from megatron_ssd.progress import progress
 from megatron_ssd.report.lineage import STAGES
 from megatron_ssd.report.paper import SETTINGS
 from megatron_ssd.report.records import Example, Program, ReportData, SamplingFacts, Score, Scores, TrainingPoint
@@ -92,7 +93,7 @@ def read_training(path: Path) -> tuple[TrainingPoint, ...]:
 def read_sampling(folder: Path, manifests: Mapping[str, Manifest]) -> SamplingFacts:
     """Finish reasons and lengths over every shard of ``folder``, and what was left out before and after."""
     finish, skipped, lengths = Counter[str](), Counter[str](), []
-    for shard in sorted(folder.glob("shard-*.jsonl")):
+    for shard in progress(sorted(folder.glob("shard-*.jsonl")), desc="reading samples", unit="shard"):
         for row in iter_jsonl(shard):
             finish[row["finish_reason"]] += 1
             if row["finish_reason"] == "skipped":

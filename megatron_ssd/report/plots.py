@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from statistics import fmean
 
 from markupsafe import Markup
 
 from megatron_ssd.report import svg
 from megatron_ssd.report.palette import DARK, LIGHT, heat_color, text_on
-from megatron_ssd.report.records import Estimate, GridCell, ModelName, Score
+from megatron_ssd.report.records import Estimate, GridCell, ModelName, Score, TrainingPoint
 from megatron_ssd.report.svg import WIDTH, Scale, element, line, mark, text
 from megatron_ssd.report.tables import compact
 
@@ -98,6 +100,22 @@ def curve(points: Sequence[tuple[float, float]], *, label: str, from_zero: bool 
     parts.append(svg.path([(horizontal(x), vertical(y)) for x, y in points], "curve"))
     parts.append(text(WIDTH - 14, 216, "iteration", "axis", "end"))
     return svg.drawing(*parts, label=f"{label} over training iterations", height=222)
+
+
+def thin(points: Sequence[TrainingPoint], limit: int = 800) -> tuple[list[TrainingPoint], int]:
+    """At most ``limit`` points, each the mean of as many consecutive ones, and how many those are."""
+    size = max(1, math.ceil(len(points) / limit))
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [
+        TrainingPoint(
+            iteration=group[-1].iteration,
+            loss=fmean(p.loss for p in group),
+            learning_rate=fmean(p.learning_rate for p in group),
+            grad_norm=fmean(p.grad_norm for p in group),
+            tokens_per_second=fmean(p.tokens_per_second for p in group),
+        )
+        for group in groups
+    ], size
 
 
 def histogram(values: Sequence[int], *, label: str, unit: str) -> Markup:

@@ -29,7 +29,9 @@ def result_sentence(scores: Scores) -> str:
     base, ssd = scores.row("base_best"), scores.row("ssd_best")
     k = scores.ks[0]
     if base.overall[k].value == ssd.overall[k].value == 0:
-        return "Neither the base nor the self-distilled model solves a single problem, even decoded at its best."
+        return (
+            "Neither the base nor the self-distilled model solves a problem of the reporting half, decoded at its best."
+        )
     first = (
         f"Decoded at its best, the self-distilled model reaches {percent(ssd.overall[k]).value} % pass@{k} and its "
         f"base {percent(base.overall[k]).value} %."

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from megatron_ssd.report import plots, svg
 from megatron_ssd.report.palette import DARK, LIGHT, Scheme, contrast_ratio, heat_color, text_on
-from megatron_ssd.report.records import GridCell
+from megatron_ssd.report.records import GridCell, TrainingPoint
 
 TEXT_CONTRAST = 4.5
 FINITE = st.floats(min_value=-1e9, max_value=1e9, allow_subnormal=False)
@@ -100,3 +100,16 @@ def test_round_scales_hold_their_values_and_have_ticks_inside(values: list[float
 def test_scales_of_per_cent_never_leave_0_to_100() -> None:
     scale = svg.round_scale([-3.0, 103.0], 0, 400, floor=0.0, ceiling=100.0)
     assert (scale.low, scale.high) == (0.0, 100.0)
+
+
+@pytest.mark.parametrize(("number", "size"), [(0, 1), (1, 1), (800, 1), (801, 2), (100_000, 125)])
+def test_long_curves_are_thinned_to_means_and_keep_their_end(number: int, size: int) -> None:
+    points = [
+        TrainingPoint(iteration=i, loss=float(i), learning_rate=0.0, grad_norm=1.0, tokens_per_second=5.0)
+        for i in range(1, number + 1)
+    ]
+    thinned, found = plots.thin(points)
+    assert found == size
+    assert len(thinned) <= 800
+    assert [point.iteration for point in thinned[-1:]] == [number][: len(thinned)]
+    assert all(point.loss == pytest.approx(point.iteration - (size - 1) / 2) for point in thinned[:-1])

@@ -156,4 +156,4 @@ def test_a_run_without_difficulties_or_grid_still_has_a_page(tmp_path: Path, key
 
 def test_scores_of_zero_are_said_in_words(published_real: Path) -> None:
     summary = json.loads((published_real / "report" / "summary.json").read_text())
-    assert summary["result"].startswith("Neither the base nor the self-distilled model solves a single problem")
+    assert summary["result"].startswith("Neither the base nor the self-distilled model solves a problem")
