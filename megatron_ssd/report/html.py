@@ -150,11 +150,12 @@ def _training_plots(data: ReportData) -> list[tuple[str, str, Markup]]:
         ("Learning rate", "", "learning_rate", True),
         ("Throughput", "tokens a second", "tokens_per_second", True),
     )
+    points, _ = plots.thin(data.training)
     return [
         (
             title,
             note,
-            plots.curve([(p.iteration, getattr(p, name)) for p in data.training], label=title, from_zero=from_zero),
+            plots.curve([(p.iteration, getattr(p, name)) for p in points], label=title, from_zero=from_zero),
         )
         for title, note, name, from_zero in panels
     ]
@@ -165,11 +166,13 @@ def _training_note(data: ReportData) -> str:
         return "No iteration was logged."
     last = data.training[-1]
     manifest = data.manifests["checkpoints"]
+    _, size = plots.thin(data.training)
+    averaged = f" Each point of the curves is the mean of {size} iterations." if size > 1 else ""
     rates = sorted(point.tokens_per_second for point in data.training)
     epochs = f" ({manifest.facts['epochs']:.2g} epochs)" if "epochs" in manifest.facts else ""
     return (
         f"{last.iteration:,} iterations{epochs} in {duration(manifest.seconds)}, "
-        f"{rates[len(rates) // 2]:,.0f} tokens a second at the median; the last loss is {last.loss:.3f}."
+        f"{rates[len(rates) // 2]:,.0f} tokens a second at the median; the last loss is {last.loss:.3f}.{averaged}"
     )
 
 
