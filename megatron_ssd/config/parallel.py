@@ -115,6 +115,7 @@ class PrecisionConfig:
     """Numbers that weights, activations and gradients are held in."""
 
     params_dtype: Literal["fp32", "bf16"] = "bf16"
+    fast_matmul: bool = False  # fp32 products rounded to bf16 inside, where the processor has units for it
     recompute: Literal["none", "selective", "full"] = "none"
     transformer_engine: bool = True  # TransformerEngine's layers; false for Megatron-Core's own
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -33,4 +35,35 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` of any shape [..., hidden_size], normalised and scaled; same shape and dtype."""
+        if x.is_cpu:
+            y: Tensor = _FewPassesRMSNorm.apply(x, self.weight, self.eps)
+            return y
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class _FewPassesRMSNorm(torch.autograd.Function):
+    """What ``F.rms_norm`` computes, in fewer passes over memory.
+
+    PyTorch has no fused kernel for it on CPUs and takes about a dozen element-wise passes; these are six,
+    twice as fast.
+    With r = 1 / rms(x), u = x r and the gradient g of y = u w:  dw = sum(g u),  dx = r (g w - u mean(g w u)).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        r = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
+        ctx.save_for_backward(x, weight, r)
+        y: Tensor = (x * r).mul_(weight)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (g,) = grads
+        x, weight, r = ctx.saved_tensors
+        u = x * r
+        gu = g * u
+        dw = gu.flatten(0, -2).sum(0)
+        along = torch.linalg.vecdot(gu, weight).unsqueeze_(-1).div_(x.shape[-1])
+        dx = (g * weight).sub_(u.mul_(along)).mul_(r)
+        return dx, dw, None

@@ -15,10 +15,13 @@ from megatron_ssd.runtime import cpu
 Device = Literal["cuda", "cpu"]
 
 
-def prepare_device(cluster: ClusterConfig) -> Device:
+def prepare_device(cluster: ClusterConfig, *, fast_matmul: bool = False) -> Device:
     """Make ``cluster.device`` ready for Megatron-Core and return it.
 
     On cpu this sets the thread count and installs the adaptation of ``runtime.cpu``.
+
+    Args:
+        fast_matmul: see ``PrecisionConfig``. Where the processor has no bf16 units it changes neither speed nor numbers.
 
     Raises:
         UserError: see ``check_device``.
@@ -27,6 +30,7 @@ def prepare_device(cluster: ClusterConfig) -> Device:
     # Megatron-Core's order of collectives and kernels under tensor parallelism relies on one hardware queue.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     _quiet_megatron()
+    torch.set_float32_matmul_precision("medium" if fast_matmul else "highest")
     if cluster.device == "cuda":
         return "cuda"
     torch.set_num_threads(cluster.threads_per_process)

@@ -46,7 +46,7 @@ def run_train(config: RunConfig) -> None:
     from megatron_ssd.runtime.device import prepare_device
     from megatron_ssd.runtime.process_groups import broadcast_text, is_rank_zero, process_groups
 
-    device = prepare_device(config.cluster)
+    device = prepare_device(config.cluster, fast_matmul=config.precision.fast_matmul)
     with process_groups(config.parallel, device=device):
         stage = training_stage(config)
         # Only rank 0 may lock and make the folder; "" says that there is nothing to do.
@@ -74,7 +74,7 @@ def training_stage(config: RunConfig) -> Stage:
         "model": {k: v for k, v in dataclasses.asdict(model).items() if k not in ("path", "revision", "name")},
         "objective": config.objective,
         "seed": config.seed,
-        "precision": config.precision.params_dtype,
+        "precision": {key: getattr(config.precision, key) for key in ("params_dtype", "fast_matmul")},
         "optimizer": dataclasses.asdict(config.optimizer),
         "training": {k: v for k, v in dataclasses.asdict(config.training).items() if k not in _LAYOUT_ONLY},
     }
