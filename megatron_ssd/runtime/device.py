@@ -8,20 +8,21 @@ from typing import Literal
 
 import torch
 
-from megatron_ssd.config.parallel import ClusterConfig
+from megatron_ssd.config.parallel import ClusterConfig, PrecisionConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.runtime import cpu
 
 Device = Literal["cuda", "cpu"]
 
 
-def prepare_device(cluster: ClusterConfig, *, fast_matmul: bool = False) -> Device:
+def prepare_device(cluster: ClusterConfig, precision: PrecisionConfig | None = None) -> Device:
     """Make ``cluster.device`` ready for Megatron-Core and return it.
 
     On cpu this sets the thread count and installs the adaptation of ``runtime.cpu``.
 
     Args:
-        fast_matmul: see ``PrecisionConfig``. Where the processor has no bf16 units it changes neither speed nor numbers.
+        precision: whether fp32 matrix products may round to bf16 inside (``fast_matmul``); None for exact ones. Where the
+            processor has no bf16 units, neither speed nor numbers change.
 
     Raises:
         UserError: see ``check_device``.
@@ -30,7 +31,7 @@ def prepare_device(cluster: ClusterConfig, *, fast_matmul: bool = False) -> Devi
     # Megatron-Core's order of collectives and kernels under tensor parallelism relies on one hardware queue.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     _quiet_megatron()
-    torch.set_float32_matmul_precision("medium" if fast_matmul else "highest")
+    torch.set_float32_matmul_precision("medium" if precision and precision.fast_matmul else "highest")
     if cluster.device == "cuda":
         return "cuda"
     torch.set_num_threads(cluster.threads_per_process)

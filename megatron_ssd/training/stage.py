@@ -46,7 +46,7 @@ def run_train(config: RunConfig) -> None:
     from megatron_ssd.runtime.device import prepare_device
     from megatron_ssd.runtime.process_groups import broadcast_text, is_rank_zero, process_groups
 
-    device = prepare_device(config.cluster, fast_matmul=config.precision.fast_matmul)
+    device = prepare_device(config.cluster, config.precision)
     with process_groups(config.parallel, device=device):
         stage = training_stage(config)
         # Only rank 0 may lock and make the folder; "" says that there is nothing to do.
