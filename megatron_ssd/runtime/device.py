@@ -21,8 +21,8 @@ def prepare_device(cluster: ClusterConfig, precision: PrecisionConfig | None = N
     On cpu this sets the thread count and installs the adaptation of ``runtime.cpu``.
 
     Args:
-        precision: whether fp32 matrix products may round to bf16 inside (``fast_matmul``); None for exact ones. Where the
-            processor has no bf16 units, neither speed nor numbers change.
+        precision: whether fp32 matrix products may round to bf16 inside (``fast_matmul``); None for exact ones. Where
+            the processor has no bf16 units, neither speed nor numbers change.
 
     Raises:
         UserError: see ``check_device``.
