@@ -35,15 +35,15 @@ def build_model(
         seed: of the initial weights, the same whatever the layout; None leaves them unset for a caller that loads them.
 
     Raises:
-        ConfigError: the model cannot be laid out so, or the layout needs TransformerEngine.
+        ConfigError: the model cannot be laid out so.
     """
     parallel.check_model(model)
     _check_rope_scaling(model.rope_scaling)
     require(
-        parallel.context_parallel_size == 1 or precision.transformer_engine or device == "meta",
+        parallel.context_parallel_size == 1 or device == "meta",
         f"parallel.context_parallel_size = {parallel.context_parallel_size}",
-        rule="this project's own attention holds whole rows; TransformerEngine's splits them",
-        fix="set parallel.context_parallel_size=1 or precision.transformer_engine=true",
+        rule="rows are not split over processes yet",
+        fix="set parallel.context_parallel_size=1",
     )
     config = transformer_config(model, parallel, precision)
     config.init_model_with_meta_device = device == "meta"

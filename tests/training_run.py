@@ -1,0 +1,63 @@
+"""A tiny data set and configuration for tests that train."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig, PrecisionConfig
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.training import OptimizerConfig, TrainingConfig
+from megatron_ssd.dataset.indexed import IndexedWriter
+
+VOCAB_SIZE = 64
+_SHAPE: dict[str, Any] = {
+    "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "intermediate_size": 96, "vocab_size": VOCAB_SIZE, "max_position_embeddings": 128,
+}  # fmt: skip
+DENSE = ModelConfig(name="dense", model_type="qwen3", tie_word_embeddings=True, **_SHAPE)
+MOE = ModelConfig(
+    name="moe", model_type="qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, **_SHAPE
+)
+EXACT = PrecisionConfig(params_dtype="fp32", transformer_engine=False)
+CPU = ClusterConfig(device="cpu")
+
+
+def write_dataset(run_dir: Path, *, vocab_size: int = VOCAB_SIZE, num_documents: int = 200) -> None:
+    """Publish ``run_dir/dataset``: arithmetic progressions modulo ``vocab_size``, as pretraining documents."""
+    stage = Stage(name="dataset", run_dir=run_dir, config={"documents": num_documents}, inputs={})
+    random = np.random.default_rng(0)
+    with IndexedWriter(stage.begin() / "samples", vocab_size=vocab_size) as writer:
+        for _ in range(num_documents):
+            start, step, length = random.integers(vocab_size), random.integers(1, 5), random.integers(8, 48)
+            writer.add(((start + step * np.arange(length)) % vocab_size).tolist())
+    stage.publish(counts={"documents": num_documents})
+
+
+def training_config(run_dir: Path, **changes: Any) -> RunConfig:
+    """Pretrain ``DENSE`` in ten iterations. ``changes``: sections by name; ``training`` as a dictionary of fields."""
+    training = {"train_iters": 10, "global_batch_size": 8, "micro_batch_size": 2, "seq_length": 64,
+                "packing": "greedy", "save_interval": 1000, "tensorboard": False}  # fmt: skip
+    training |= changes.pop("training", {})
+    base = RunConfig(
+        run_dir=str(run_dir),
+        objective="pretrain",
+        model=DENSE,
+        precision=EXACT,
+        cluster=CPU,
+        optimizer=OptimizerConfig(lr=3e-3, min_lr=3e-4, lr_warmup_iters=2),
+        training=TrainingConfig(**training),
+        parallel=changes.pop("parallel", ParallelConfig()),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def metrics(run_dir: Path, folder: str = "checkpoints") -> list[dict[str, Any]]:
+    """The rows of ``metrics.jsonl``."""
+    return [json.loads(line) for line in (run_dir / folder / "metrics.jsonl").read_text().splitlines()]

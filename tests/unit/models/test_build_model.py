@@ -1,0 +1,64 @@
+import dataclasses
+
+import pytest
+import torch
+
+from megatron_ssd.config.model import ModelConfig, RopeScalingConfig
+from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.errors import ConfigError
+from megatron_ssd.models.build import build_model
+from megatron_ssd.runtime.device import prepare_device
+from megatron_ssd.runtime.process_groups import process_groups
+from tests.training_run import CPU, DENSE, EXACT, MOE
+
+ONE = ParallelConfig()
+UNTIED_LLAMA = dataclasses.replace(
+    DENSE, model_type="llama", tie_word_embeddings=False, rope_scaling=RopeScalingConfig(), name="llama"
+)
+
+
+def built(model: ModelConfig, **kwargs: int | None) -> dict[str, torch.Tensor]:
+    with process_groups(ONE, device=prepare_device(CPU)):
+        (chunk,) = build_model(model, ONE, EXACT, device="cpu", **kwargs)
+        return {name: parameter.detach().clone() for name, parameter in chunk.named_parameters()}
+
+
+@pytest.mark.parametrize("model", [DENSE, MOE, UNTIED_LLAMA], ids=lambda model: model.name)
+def test_parameters_are_as_many_as_the_shape_says(model: ModelConfig) -> None:
+    assert sum(parameter.numel() for parameter in built(model, seed=None).values()) == model.num_parameters()
+
+
+def test_initial_weights_follow_the_seed() -> None:
+    first, again, other = built(DENSE, seed=1), built(DENSE, seed=1), built(DENSE, seed=2)
+    name = "decoder.layers.2.mlp.linear_fc1.weight"
+    assert torch.equal(first[name], again[name])
+    assert not torch.equal(first[name], other[name])
+    assert not torch.equal(first[name], first[name.replace("layers.2", "layers.3")])
+
+
+def test_initial_weights_have_the_stated_spread() -> None:
+    weights = built(DENSE, seed=0)
+    assert weights["embedding.word_embeddings.weight"].std().item() == pytest.approx(0.02, rel=0.05)
+    assert weights["decoder.layers.0.mlp.linear_fc2.weight"].std().item() == pytest.approx(0.02 / 8**0.5, rel=0.05)
+    assert torch.equal(weights["decoder.final_layernorm.weight"], torch.ones(64))
+    assert torch.equal(weights["decoder.layers.0.self_attention.q_layernorm.weight"], torch.ones(16))
+
+
+def test_a_rope_scaling_that_megatron_core_does_not_know_is_refused() -> None:
+    odd = dataclasses.replace(UNTIED_LLAMA, rope_scaling=RopeScalingConfig(low_freq_factor=2.0))
+    with pytest.raises(ConfigError, match=r"low_freq_factor = 2\.0"):
+        built(odd)
+
+
+def test_context_parallelism_is_refused() -> None:
+    layout = ParallelConfig(world_size=2, context_parallel_size=2)
+    with pytest.raises(ConfigError, match="context_parallel_size = 2"):
+        build_model(DENSE, layout, EXACT, device="cpu")
+
+
+def test_experts_whose_gradients_would_not_be_summed_are_refused() -> None:
+    layout = ParallelConfig(world_size=2, tensor_model_parallel_size=2, sequence_parallel=True)
+    with pytest.raises(ConfigError, match="expert_tensor_parallel_size = 1"):
+        layout.check_model(MOE)
+    dataclasses.replace(layout, expert_tensor_parallel_size=2).check_model(MOE)
+    dataclasses.replace(layout, expert_model_parallel_size=2).check_model(MOE)

@@ -1,0 +1,52 @@
+"""What Megatron-Core asks of CUDA is answered by the CPU, and what torch itself does stays as it was."""
+
+import pytest
+import torch
+
+from megatron_ssd.runtime import cpu
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the adaptation is never active beside a GPU")
+
+
+@pytest.fixture(autouse=True)
+def installed() -> None:
+    cpu.install()
+
+
+def test_factories_put_cuda_tensors_on_the_cpu() -> None:
+    assert torch.zeros(2, device="cuda").device.type == "cpu"
+    assert torch.tensor([1], device=torch.cuda.current_device()).device.type == "cpu"
+    assert torch.zeros(2, device="meta").device.type == "meta"
+
+
+def test_installing_twice_wraps_once() -> None:
+    before = torch.zeros
+    cpu.install()
+    assert torch.zeros is before
+
+
+def test_random_state_is_the_cpu_generators() -> None:
+    torch.cuda.manual_seed(7)
+    state = torch.cuda.get_rng_state()
+    first = torch.rand(3)
+    torch.cuda.set_rng_state(state)
+    assert torch.equal(torch.rand(3), first)
+
+
+def test_tensor_types_carry_the_names_that_the_optimizers_check() -> None:
+    assert torch.zeros(1).type() == "torch.cuda.FloatTensor"
+    assert torch.zeros(1, dtype=torch.bfloat16).type() == "torch.cuda.BFloat16Tensor"
+    assert torch.zeros(1).type(torch.float64).dtype == torch.float64
+
+
+def test_streams_order_nothing_and_can_be_entered() -> None:
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda.current_stream().wait_stream(torch.cuda.Stream())
+        torch.cuda.synchronize()
+    assert not torch.cuda.is_current_stream_capturing()
+
+
+def test_never_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(AssertionError):
+        cpu.install()

@@ -1,0 +1,35 @@
+import pytest
+import torch
+
+from megatron_ssd.config.parallel import ClusterConfig, PrecisionConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.runtime.device import check_device, prepare_device
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="shows what a machine without a GPU says")
+
+
+@no_gpu
+def test_missing_gpu_is_one_line_with_three_ways_out() -> None:
+    with pytest.raises(UserError) as caught:
+        check_device(ClusterConfig(device="cuda"))
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in ("cluster.device = cuda", "GPU", "dry_run=true", "+experiment=demo"):
+        assert part in message
+
+
+def test_cpu_beside_a_visible_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES"):
+        check_device(ClusterConfig(device="cpu"))
+
+
+@no_gpu
+@pytest.mark.parametrize(("fast", "expected"), [(False, "highest"), (True, "medium")])
+def test_matrix_products_are_exact_unless_asked_otherwise(fast: bool, expected: str) -> None:
+    precision = PrecisionConfig(params_dtype="fp32", fast_matmul=fast, transformer_engine=False)
+    try:
+        prepare_device(ClusterConfig(device="cpu"), precision)
+        assert torch.get_float32_matmul_precision() == expected
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -1,0 +1,70 @@
+import socket
+
+import pytest
+import torch.distributed as dist
+
+from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.runtime.device import prepare_device
+from megatron_ssd.runtime.process_groups import (
+    broadcast_text,
+    fake_process_group,
+    is_rank_zero,
+    joined_processes,
+    process_groups,
+)
+from tests.training_run import CPU
+
+
+@pytest.fixture(autouse=True)
+def no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    prepare_device(CPU)
+
+
+def test_one_process_needs_no_torchrun_and_leaves_no_group() -> None:
+    with process_groups(ParallelConfig(), device="cpu"):
+        assert dist.get_world_size() == 1
+        assert is_rank_zero()
+        assert broadcast_text("here") == "here"
+    assert not dist.is_initialized()
+
+
+def test_groups_go_away_after_an_error_too() -> None:
+    with pytest.raises(ZeroDivisionError), process_groups(ParallelConfig(), device="cpu"):
+        raise ZeroDivisionError
+    assert not dist.is_initialized()
+
+
+def test_wrong_number_of_processes_says_both_numbers_and_the_command() -> None:
+    layout = ParallelConfig(world_size=8, tensor_model_parallel_size=2)
+    with (
+        pytest.raises(UserError, match=r"needs 8 processes and 1 was started.*--nproc-per-node=8"),
+        process_groups(layout, device="cpu"),
+    ):
+        pass
+
+
+def test_port_in_use_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", port)):
+            monkeypatch.setenv(name, value)
+        with (
+            pytest.raises(UserError, match=f"MASTER_PORT = {port}: another program.*--master-port"),
+            joined_processes("cpu"),
+        ):
+            pass
+
+
+def test_fake_group_is_the_rank_that_it_is_asked_to_be() -> None:
+    from megatron.core import parallel_state
+
+    with fake_process_group(ParallelConfig(world_size=8, tensor_model_parallel_size=2), rank=5):
+        assert dist.get_rank() == 5
+        assert parallel_state.get_tensor_model_parallel_rank() == 1
+        assert parallel_state.get_data_parallel_rank() == 2
+    assert not dist.is_initialized()
