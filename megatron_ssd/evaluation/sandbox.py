@@ -17,6 +17,8 @@ What it does not cover:
   ``OPEN_FILES`` of the output limit each.
 - It reads what every user may read under /usr and in Python's own folder.
 
+Programs have Python's standard library and nothing else; a benchmark whose programs want NumPy is not served.
+
 With ``kind=rlimit_only`` the same server runs as a plain process of this user: limits hold against honest mistakes, and
 nothing is isolated.
 

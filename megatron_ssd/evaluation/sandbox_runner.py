@@ -49,8 +49,7 @@ RECURSION_LIMIT = 50_000  # as LiveCodeBench's judge sets it
 STACK_BYTES = 100 << 20  # within the 128 MiB that Linux keeps free below every stack
 OPEN_FILES = 32
 RESULTS_FD = 3
-_DETAIL_CHARACTERS = 300
-_SMALLEST_WAIT_MS = 5
+_DETAIL_CHARACTERS, _SMALLEST_WAIT_MS = 300, 5
 
 _WARM_UP_PROGRAMS = (
     "def f(xs):\n    return sum(x * 2 for x in xs if x > 1) + len([y for y in xs])\n",
@@ -67,8 +66,7 @@ _REFUSED = {
     "x86_64": (57, 58, 59, 322, 101, 310, 311, 62, 129, 200, 234, 297, 424, 434, 438, 272, 308, 425),
     "aarch64": (221, 281, 117, 270, 271, 129, 138, 130, 131, 240, 424, 434, 438, 97, 268, 425),
 }
-_CLONE = {"x86_64": 56, "aarch64": 220}
-_CLONE3 = 435
+_CLONE, _CLONE3 = {"x86_64": 56, "aarch64": 220}, 435
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
@@ -136,8 +134,7 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _preimport()
     sys.setrecursionlimit(RECURSION_LIMIT)
-    if hasattr(sys, "set_int_max_str_digits"):
-        sys.set_int_max_str_digits(0)  # judges print long integers
+    sys.set_int_max_str_digits(0)  # judges print long integers
     _warm_up()
     gc.collect()
     gc.freeze()  # children then do not copy pages only to mark objects
@@ -181,8 +178,7 @@ def _run(request: dict[str, Any], seccomp: Seccomp, null: int) -> dict[str, Any]
         with open(stdin, "wb", closefd=False) as file:
             file.write(request["inputs"][0].encode("utf-8", "surrogatepass"))
         os.lseek(stdin, 0, os.SEEK_SET)
-    pid = os.fork()
-    if pid == 0:
+    if (pid := os.fork()) == 0:
         _child(request, seccomp, (stdin, stdout, null, results_write))
     os.close(results_write)
     try:
@@ -262,12 +258,14 @@ def _child(request: dict[str, Any], seccomp: Seccomp, files: tuple[int, int, int
 
 def _limit(request: dict[str, Any]) -> None:
     whole_run = int(request["cpu_seconds"] * len(request["inputs"])) + 2
-    memory, output = request["memory_bytes"], request["output_bytes"]
-    resource.setrlimit(resource.RLIMIT_CPU, (whole_run, whole_run))
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (output, output))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for what, limit in (
+        (resource.RLIMIT_CPU, whole_run),
+        (resource.RLIMIT_AS, request["memory_bytes"]),
+        (resource.RLIMIT_FSIZE, request["output_bytes"]),
+        (resource.RLIMIT_NOFILE, OPEN_FILES),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(what, (limit, limit))
     hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
     stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
@@ -324,10 +322,7 @@ def _run_function(
 
 
 def _report(row: dict[str, Any]) -> None:
-    """Send one JSON line to the server."""
-    line = json.dumps(row).encode() + b"\n"
-    while line:
-        line = line[os.write(RESULTS_FD, line) :]
+    _write_all(RESULTS_FD, json.dumps(row).encode() + b"\n")
 
 
 def _describe(error: BaseException) -> str:
@@ -337,9 +332,13 @@ def _describe(error: BaseException) -> str:
 
 def _send(descriptor: int, message: dict[str, Any]) -> None:
     data = json.dumps(message).encode()
-    data = struct.pack(">I", len(data)) + data
-    while data:
-        data = data[os.write(descriptor, data) :]
+    _write_all(descriptor, struct.pack(">I", len(data)) + data)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def _receive(requests: BinaryIO) -> dict[str, Any] | None:

@@ -53,10 +53,8 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
     Raises:
         UserError: a section, a model, the benchmark or the sandbox is missing or cannot be used.
     """
-    sampling = _sampling(config)
-    problems = load_benchmark(config)
-    models = {name: _model(config, name) for name in config.evaluation.models}
-    stage = evaluation_stage(config, problems, models)
+    sampling, problems, models = _sampling(config), load_benchmark(config), _models(config)
+    stage = _stage(config, problems, models)
     if stage.is_current():
         return
     split_halves(problems)  # before hours of work, not after
@@ -89,11 +87,19 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
     summary = summarise(found, sampling, finish_reasons=finish_reasons, facts=facts)
     write_atomically(work / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     _publish(stage, problems, verdicts, engine, facts)
-    print(table(summary), flush=True)
+    log.info("eval:\n%s", table(summary))
 
 
-def evaluation_stage(config: RunConfig, problems: Sequence[Problem], models: dict[ModelName, ModelFolder]) -> Stage:
-    """The stage as ``config`` identifies it: same models, problems, prompts, settings, seed and limits."""
+def evaluation_stage(config: RunConfig) -> Stage:
+    """The stage as ``config`` identifies it: same models, problems, prompts, settings, seed and limits.
+
+    Raises:
+        UserError: a section that evaluation needs is missing, or benchmark or models cannot be read.
+    """
+    return _stage(config, load_benchmark(config), _models(config))
+
+
+def _stage(config: RunConfig, problems: Sequence[Problem], models: dict[ModelName, ModelFolder]) -> Stage:
     evaluation, sampling = config.evaluation, _sampling(config)
     inputs = {"benchmark": hash_json([problem.to_json() for problem in problems]),
               "template": template_hash(config.prompt)}  # fmt: skip
@@ -163,6 +169,10 @@ def _publish(
 
 def _sampling(config: RunConfig) -> SamplingConfig:
     return needed(config.sampling, "sampling", fix="name one, for example sampling=qwen3_30b")
+
+
+def _models(config: RunConfig) -> dict[ModelName, ModelFolder]:
+    return {name: _model(config, name) for name in config.evaluation.models}
 
 
 def _model(config: RunConfig, name: ModelName) -> ModelFolder:

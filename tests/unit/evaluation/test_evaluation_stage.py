@@ -120,7 +120,8 @@ def summary_of(config: RunConfig) -> dict:
     return json.loads((Path(config.run_dir) / "eval" / "summary.json").read_text())
 
 
-def test_whole_stage(config: RunConfig, capsys: pytest.CaptureFixture[str]):
+def test_whole_stage(config: RunConfig, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
     oracle = Oracle(config)
     run_evaluate(config, sampler=sampler_of(oracle))
     summary, folder = summary_of(config), Path(config.run_dir) / "eval"
@@ -142,7 +143,7 @@ def test_whole_stage(config: RunConfig, capsys: pytest.CaptureFixture[str]):
     assert manifest.facts["sandbox"] == "bubblewrap"
     assert manifest.inputs["model"] == hash_folder(Path(str(config.model.path)))  # type: ignore[union-attr]
     assert manifest.inputs["export"] == read_manifest(Path(config.run_dir) / "export").content_hash
-    assert "SSD at its best" in capsys.readouterr().out
+    assert "SSD at its best" in caplog.text
 
 
 def test_samples_share_their_seed_over_settings_and_models(config: RunConfig):

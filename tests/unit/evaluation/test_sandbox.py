@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.sandbox import Execution, Limits, Program, Sandbox, SandboxBrokenError
 
+ROOT = Path(__file__).resolve().parents[3]
 LIMITS = Limits(cpu_seconds=0.5, wall_seconds=20.0, memory_bytes=512 << 20, output_bytes=1 << 20)
 BYSTANDER = Program(source="print(input()[::-1])", form="stdin")
 
@@ -300,3 +303,32 @@ class TestContainer:
         process = container.start()
         container.close()
         assert process.poll() is not None
+
+    @pytest.mark.parametrize("kind", ["bubblewrap", "rlimit_only"])
+    def test_a_killed_host_leaves_no_process(self, kind: str):
+        source = (
+            "import sys\n"
+            "from megatron_ssd.config.evaluation import SandboxConfig\n"
+            "from megatron_ssd.evaluation.sandbox import Sandbox\n"
+            f"print(Sandbox(SandboxConfig(kind={kind!r})).start().pid, flush=True)\n"
+            "sys.stdin.read()"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True
+        ) as host:
+            assert host.stdout is not None
+            pid = int(host.stdout.readline())
+            host.kill()
+        deadline = time.monotonic() + 30
+        while is_running(pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not is_running(pid)
+
+
+def is_running(pid: int) -> bool:
+    """Whether ``pid`` is there and no zombie that nobody has reaped yet."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
