@@ -40,31 +40,22 @@ def run_export(config: RunConfig) -> None:
         UserError: there is no checkpoint, it is of another model, the base folder or tokenizer is missing, or the
             folder does not compute what the trained model computes.
     """
-    model = needed(config.model, "model", fix="choose one: model=NAME")
-    run_dir = Path(config.run_dir)
-    checkpoints = read_manifest(run_dir / "checkpoints")
-    assets = find_assets(config, model)
-    stage = Stage(
-        name="export",
-        run_dir=run_dir,
-        config={
-            "model": {key: value for key, value in dataclasses.asdict(model).items() if key not in _NAMES_ONLY},
-            "params_dtype": config.precision.params_dtype,
-            "objective": config.objective,
-        },
-        inputs={"checkpoints": checkpoints.content_hash, "assets": assets.content_hash},
-        replace=config.replace,
-    )
+    stage = export_stage(config)
     if stage.is_current():
         return
+    model, run_dir = _model(config), Path(config.run_dir)
+    assets = find_assets(config, model)
     from megatron_ssd.runtime.device import prepare_device
     from megatron_ssd.runtime.process_groups import process_groups
 
+    # Local layers and exact products: a checkpoint of TransformerEngine's layers has the same keys, copying weights
+    # needs no kernel, and logits are compared at full precision.
+    precision = PrecisionConfig(params_dtype=config.precision.params_dtype, transformer_engine=False)
     device = prepare_device(config.cluster)
     with process_groups(ParallelConfig(), device=device):
         work = stage.begin()
-        assets.write(work, model, params_dtype=config.precision.params_dtype)
-        iteration, chunk = _load_newest(run_dir / "checkpoints", config, model, device=device)
+        assets.write(work, model, params_dtype=precision.params_dtype)
+        iteration, chunk = _load_newest(run_dir / "checkpoints", model, precision, device=device)
         counts, facts = _write_and_verify(work, chunk, model, device=device)
     stage.publish(
         engine={"name": "megatron-core", "version": importlib.metadata.version("megatron-core")},
@@ -73,20 +64,46 @@ def run_export(config: RunConfig) -> None:
     )
 
 
-def _load_newest(folder: Path, config: RunConfig, model: ModelConfig, *, device: str) -> tuple[int, GPTModel]:
+def export_stage(config: RunConfig) -> Stage:
+    """The stage as ``config`` identifies it: same checkpoints and base folder mean the same export.
+
+    Raises:
+        UserError: no model is named, or there is no checkpoint, base folder or tokenizer.
+    """
+    model, run_dir = _model(config), Path(config.run_dir)
+    return Stage(
+        name="export",
+        run_dir=run_dir,
+        config={
+            "model": {key: value for key, value in dataclasses.asdict(model).items() if key not in _NAMES_ONLY},
+            "params_dtype": config.precision.params_dtype,
+            "objective": config.objective,
+        },
+        inputs={
+            "checkpoints": read_manifest(run_dir / "checkpoints").content_hash,
+            "assets": find_assets(config, model).content_hash,
+        },
+        replace=config.replace,
+    )
+
+
+def _model(config: RunConfig) -> ModelConfig:
+    return needed(config.model, "model", fix="choose one: model=NAME")
+
+
+def _load_newest(folder: Path, model: ModelConfig, precision: PrecisionConfig, *, device: str) -> tuple[int, GPTModel]:
     """(iteration, model of one process) of the newest checkpoint, resharded by Megatron-Core while loading."""
+    from megatron_ssd.export.checkpoint import load_weights
     from megatron_ssd.models.build import build_model
-    from megatron_ssd.training.checkpoint import load_checkpoint, newest_checkpoint
+    from megatron_ssd.training.checkpoint import newest_checkpoint
 
     newest = newest_checkpoint(folder)
     if newest is None:
         raise UserError(f"folder {folder}", rule="holds no checkpoint", fix="run launch/train.py to its end")
     iteration, path = newest
     log.info("export: loading %s", path)
-    # The local layers: a checkpoint of TransformerEngine's has the same keys, and no kernel is needed to copy weights.
-    precision = PrecisionConfig(params_dtype=config.precision.params_dtype, transformer_engine=False)
     chunks = build_model(model, ParallelConfig(), precision, device=device, seed=None)
-    load_checkpoint(path, chunks)
+    load_weights(path, chunks[0])
     return iteration, chunks[0]
 
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
+from megatron_ssd.export.checkpoint import load_weights
 from megatron_ssd.export.model_weights import ModelWeights
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.hf_checkpoint import load_hf_weights
 from megatron_ssd.models.initialization import local_shards
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
-from megatron_ssd.training.checkpoint import load_checkpoint
 from tests.distributed.export_worker import LAYOUTS, PRECISION
 from tests.tiny_hf import MODELS, write_hf_folder
 
@@ -79,6 +79,6 @@ def test_each_rank_holds_its_slices_of_the_whole(loaded: Path, layout: str) -> N
 def test_one_process_gets_the_folder_back_from_the_checkpoint(loaded: Path, layout: str) -> None:
     name, _ = LAYOUTS[layout]
     with process_groups(ONE, device=prepare_device(ClusterConfig(device="cpu"))):
-        chunks = build_model(MODELS[name], ONE, PRECISION, device="cpu", seed=None)
-        load_checkpoint(loaded / layout, chunks)
-        ModelWeights(chunks[0], MODELS[name]).check_folder(loaded / name)
+        (chunk,) = build_model(MODELS[name], ONE, PRECISION, device="cpu", seed=None)
+        load_weights(loaded / layout, chunk)
+        ModelWeights(chunk, MODELS[name]).check_folder(loaded / name)

@@ -38,7 +38,7 @@ def write_tokenizer(folder: Path, size: int) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def publish_checkpoint(run_dir: Path, model: ModelConfig, base: Path, *, params_dtype: str) -> None:
+def publish_checkpoint(run_dir: Path, model: ModelConfig, base: Path, *, params_dtype: str, prefix: str = "") -> None:
     """A published run_dir/checkpoints whose weights are those of ``base``."""
     stage = Stage(name="checkpoints", run_dir=run_dir, config={}, inputs={})
     work = stage.begin()
@@ -48,7 +48,8 @@ def publish_checkpoint(run_dir: Path, model: ModelConfig, base: Path, *, params_
         load_hf_weights([chunk], model, ParallelConfig(), base)
         for name in ("iter_0000002", "iter_0000010"):
             (work / name).mkdir()
-            dist_checkpointing.save({"model0": chunk.sharded_state_dict()}, str(work / name))
+            state = {"model0": chunk.sharded_state_dict(prefix=prefix), "optimizer": {"param_groups": [{"step": 2}]}}
+            dist_checkpointing.save(state, str(work / name), content_metadata={"kind": "any"})
             with torch.no_grad():
                 chunk.decoder.final_layernorm.weight.fill_(2.0)  # so that the older and the newer can be told apart
     stage.publish()
@@ -66,21 +67,25 @@ def run_config(run_dir: Path, model: ModelConfig, *, params_dtype: str = "fp32",
 def make_run(tmp_path: Path) -> Callable[..., RunConfig]:
     """A trained run of one of the tiny models, ready to be exported."""
 
-    def make(name: str, params_dtype: str = "fp32") -> RunConfig:
+    def make(name: str, params_dtype: str = "fp32", prefix: str = "") -> RunConfig:
         base = tmp_path / "base"
         dtype = torch.bfloat16 if params_dtype == "bf16" else torch.float32
         model = write_hf_folder(base, MODELS[name], dtype=dtype)
         write_tokenizer(base, 32)
         (base / "LICENSE").write_text("terms")
-        publish_checkpoint(tmp_path / "run", model, base, params_dtype=params_dtype)
+        publish_checkpoint(tmp_path / "run", model, base, params_dtype=params_dtype, prefix=prefix)
         return run_config(tmp_path / "run", model, params_dtype=params_dtype)
 
     return make
 
 
-@pytest.mark.parametrize(("name", "params_dtype"), [("qwen3_tied", "bf16"), ("qwen3_moe", "fp32")])
-def test_export_of_a_fine_tuned_model(make_run: Callable[..., RunConfig], name: str, params_dtype: str) -> None:
-    config = make_run(name, params_dtype)
+@pytest.mark.parametrize(
+    ("name", "params_dtype", "prefix"), [("qwen3_tied", "bf16", "module."), ("qwen3_moe", "fp32", "")]
+)
+def test_export_of_a_fine_tuned_model(
+    make_run: Callable[..., RunConfig], name: str, params_dtype: str, prefix: str
+) -> None:
+    config = make_run(name, params_dtype, prefix)
     run_export(config)
     assert config.model is not None
     assert config.model.path is not None
@@ -178,7 +183,12 @@ def test_wrong_model_and_missing_stages(make_run: Callable[..., RunConfig], tmp_
     smaller = dataclasses.replace(config.model, vocab_size=60)
     with pytest.raises(UserError, match=r"model.vocab_size = 60: .*config.json says 64"):
         run_export(dataclasses.replace(config, model=smaller))
-    with pytest.raises(UserError, match="is no folder here"):
-        run_export(dataclasses.replace(config, model=dataclasses.replace(config.model, path="none/such")))
+    longer = dataclasses.replace(config.model, num_hidden_layers=5)
+    base_config = Path(str(config.model.path)) / "config.json"
+    base_config.write_text(json.dumps(json.loads(base_config.read_text()) | {"num_hidden_layers": 5}))
+    with pytest.raises(UserError, match=r"has shape \[4, 32\] and the model wants shape \[5, 32\]"):
+        run_export(dataclasses.replace(config, model=longer, replace=True))
+    with pytest.raises(UserError, match=r"model.path = .*none: "):
+        run_export(dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(tmp_path / "none"))))
     with pytest.raises(UserError, match="run the stage that makes checkpoints/"):
         run_export(dataclasses.replace(config, run_dir=str(tmp_path / "empty")))
