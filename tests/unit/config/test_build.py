@@ -28,8 +28,8 @@ def test_the_result_is_frozen() -> None:
 
 
 def test_lists_become_tuples_and_whole_numbers_floats() -> None:
-    temperatures = build_config({"evaluation": {"temperatures": [1, 2.5], "top_ps": [1]}}).evaluation.temperatures
-    assert temperatures == (1.0, 2.5)
+    temperatures = build_config({"evaluation": {"temperatures": [1, 1.5], "top_ps": [1]}}).evaluation.temperatures
+    assert temperatures == (1.0, 1.5)
     assert isinstance(temperatures[0], float)
 
 
