@@ -53,6 +53,7 @@ class Grader:
         self._outcomes: dict[Key, Judgement] = {}
         self._local = threading.local()
         self._judges = [Judge(config)]  # the first is for runs alone; the others belong to the pool's threads
+        self._judges[0].start()  # an error now, not after hours of decoding
         self._pool = ThreadPoolExecutor(config.workers or len(os.sched_getaffinity(0)))
 
     def grade(

@@ -53,6 +53,10 @@ class Judge:
         self._config = config
         self._sandbox = Sandbox(config)
 
+    def start(self) -> None:
+        """Start the sandbox now instead of with the first program. Raises ``UserError`` where none can be had."""
+        self._sandbox.start()
+
     def judge(self, problem: Problem, source: str, *, alone: bool = False) -> Judgement:
         """Run ``source`` on the tests of ``problem``. ``alone`` promises that nothing else runs; its result is settled.
 

@@ -253,3 +253,12 @@ def test_missing_bubblewrap_stops_before_anything_is_graded(monkeypatch: pytest.
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="apt-get install bubblewrap"):
         Grader(PROBLEMS, CONFIG)
+
+
+def test_bubblewrap_that_cannot_start_stops_before_anything_is_graded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    fake = tmp_path / "bwrap"
+    fake.write_text("#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="uid map: Permission denied"):
+        Grader(PROBLEMS, CONFIG)
