@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 
 class UserError(ValueError):
     """Something that the user named cannot be used.
@@ -18,6 +21,10 @@ class UserError(ValueError):
     def __init__(self, what: str, *, rule: str, fix: str) -> None:
         self.what, self.rule, self.fix = what, rule, fix
         super().__init__(" ".join(f"{what}: {rule}; {fix}".split()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors cross process borders (ranks, workers); keyword-only arguments need to be said again there."""
+        return functools.partial(type(self), rule=self.rule, fix=self.fix), (self.what,)
 
 
 class ConfigError(UserError):

@@ -6,9 +6,10 @@ Invariants: one grid at a time in a process; every context manager takes down wh
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,8 @@ import torch.distributed as dist
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.runtime.device import Device
+
+T = TypeVar("T")
 
 _TIMEOUT = timedelta(minutes=30)
 
@@ -85,12 +88,22 @@ def is_rank_zero() -> bool:
     return dist.get_rank() == 0
 
 
-def broadcast_text(text: str | None) -> str:
-    """``text`` of rank 0, on every rank."""
-    box = [text]
-    dist.broadcast_object_list(box, src=0)
-    assert box[0] is not None, "rank 0 has a text to send"
-    return box[0]
+def on_rank_zero(action: Callable[[], T]) -> T:
+    """Run ``action`` on rank 0 alone; its result, or the ``UserError`` that it raised, on every rank.
+
+    Without that, the other ranks would wait for a rank that has given up. The result must be picklable.
+    """
+    outcome: list[T | UserError | None] = [None]
+    if is_rank_zero():
+        try:
+            outcome[0] = action()
+        except UserError as error:
+            outcome[0] = error
+    dist.broadcast_object_list(outcome, src=0)
+    (result,) = outcome
+    if isinstance(result, UserError):
+        raise result
+    return cast(T, result)
 
 
 def _check_world_size(parallel: ParallelConfig) -> None:

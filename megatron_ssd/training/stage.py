@@ -44,16 +44,16 @@ def run_train(config: RunConfig) -> None:
         run_dry(config)
         return
     from megatron_ssd.runtime.device import prepare_device
-    from megatron_ssd.runtime.process_groups import broadcast_text, is_rank_zero, process_groups
+    from megatron_ssd.runtime.process_groups import is_rank_zero, on_rank_zero, process_groups
 
     device = prepare_device(config.cluster, config.precision)
     with process_groups(config.parallel, device=device):
         stage = training_stage(config)
-        # Only rank 0 may lock and make the folder; "" says that there is nothing to do.
-        work = broadcast_text(("" if stage.is_current() else str(stage.begin())) if is_rank_zero() else None)
-        if not work:
+        # Only one process may lock and make the folder.
+        work = on_rank_zero(lambda: None if stage.is_current() else stage.begin())
+        if work is None:
             return
-        trainer, dataset = _prepare(config, Path(work), device)
+        trainer, dataset = prepare_trainer(config, work, device)
         _train(config, stage, trainer, device)
         if is_rank_zero():
             _publish(config, stage, dataset)
@@ -93,7 +93,7 @@ def base_folder(model: ModelConfig) -> Path:
     return folder
 
 
-def _prepare(config: RunConfig, work: Path, device: str) -> tuple[Trainer, TrainingDataset]:
+def prepare_trainer(config: RunConfig, work: Path, device: str) -> tuple[Trainer, TrainingDataset]:
     """The model on this rank as the newest checkpoint, the base model or the seed has it, and its data."""
     from megatron_ssd.models.build import build_model
     from megatron_ssd.training.checkpoint import load_checkpoint, newest_checkpoint

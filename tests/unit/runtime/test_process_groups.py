@@ -7,10 +7,10 @@ from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import (
-    broadcast_text,
     fake_process_group,
     is_rank_zero,
     joined_processes,
+    on_rank_zero,
     process_groups,
 )
 from tests.training_run import CPU
@@ -27,8 +27,16 @@ def test_one_process_needs_no_torchrun_and_leaves_no_group() -> None:
     with process_groups(ParallelConfig(), device="cpu"):
         assert dist.get_world_size() == 1
         assert is_rank_zero()
-        assert broadcast_text("here") == "here"
+        assert on_rank_zero(lambda: "here") == "here"
     assert not dist.is_initialized()
+
+
+def test_an_error_on_rank_zero_is_everyones() -> None:
+    def refuse() -> None:
+        raise UserError("key = 1", rule="must be 2", fix="use 2")
+
+    with process_groups(ParallelConfig(), device="cpu"), pytest.raises(UserError, match="key = 1: must be 2; use 2"):
+        on_rank_zero(refuse)
 
 
 def test_groups_go_away_after_an_error_too() -> None:

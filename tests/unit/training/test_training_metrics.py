@@ -1,0 +1,54 @@
+import json
+from pathlib import Path
+
+from megatron_ssd.training.metrics import FILE_NAME, IterationMetrics, MetricsWriter
+
+
+def measured(iteration: int, loss: float = 1.0) -> IterationMetrics:
+    return IterationMetrics(
+        iteration=iteration, loss=loss, grad_norm=1.0, learning_rate=1e-3, valid_tokens=10, tokens=20,
+        tokens_per_second=100.0, seconds=0.2, peak_memory_gib=0.5,
+    )  # fmt: skip
+
+
+def write(folder: Path, iterations: range, *, done: int, loss: float = 1.0, tensorboard: bool = False) -> None:
+    with MetricsWriter(folder, done=done, tensorboard=tensorboard, log_interval=1) as writer:
+        for iteration in iterations:
+            writer.write(measured(iteration, loss))
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / FILE_NAME).read_text().splitlines()]
+
+
+def test_a_resume_cuts_back_to_the_checkpoint_and_each_iteration_stands_once(tmp_path: Path) -> None:
+    write(tmp_path, range(1, 8), done=0)
+    write(tmp_path, range(5, 11), done=4, loss=2.0)
+    assert [row["iteration"] for row in rows(tmp_path)] == list(range(1, 11))
+    assert [row["loss"] for row in rows(tmp_path)] == [1.0] * 4 + [2.0] * 6
+
+
+def test_a_torn_last_line_goes(tmp_path: Path) -> None:
+    write(tmp_path, range(1, 4), done=0)
+    with (tmp_path / FILE_NAME).open("a") as file:
+        file.write('{"iteration": 4, "lo')
+    write(tmp_path, range(4, 5), done=3)
+    assert [row["iteration"] for row in rows(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_starting_again_from_nothing_empties_the_file(tmp_path: Path) -> None:
+    write(tmp_path, range(1, 4), done=0)
+    write(tmp_path, range(1, 2), done=0)
+    assert [row["iteration"] for row in rows(tmp_path)] == [1]
+
+
+def test_tensorboard_gets_every_measure(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write(tmp_path, range(1, 4), done=0, tensorboard=True)
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert {"train/loss", "train/grad_norm", "train/learning_rate", "train/tokens_per_second"} <= set(
+        board.Tags()["scalars"]
+    )
+    assert [event.step for event in board.Scalars("train/loss")] == [1, 2, 3]
