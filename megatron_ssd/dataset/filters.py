@@ -7,6 +7,7 @@ To add one: write the predicate, give it a switch in ``FilterConfig``, add its r
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -39,8 +40,9 @@ def is_empty(sample: Sample) -> bool:
 
 def is_one_line_stub(sample: Sample) -> bool:
     """Whether the response has one line only; blank lines and Markdown fences are not counted."""
-    lines = (line.strip() for line in sample.response.splitlines())
-    return sum(1 for line in lines if line and not line.startswith("```")) == 1
+    stripped = (line.strip() for line in sample.response.splitlines())
+    lines = (line for line in stripped if line and not line.startswith("```"))
+    return len(list(itertools.islice(lines, 2))) == 1
 
 
 FILTERS = (

@@ -6,6 +6,7 @@ are two bytes wide for vocabularies below 65,500 and four otherwise, as Megatron
 
 from __future__ import annotations
 
+import gc
 import os
 import struct
 from collections.abc import Sequence
@@ -55,7 +56,11 @@ class IndexedWriter:
     def append(self, prefix: Path) -> None:
         """Append every document of another data set of the same id width."""
         before = len(self._builder.document_indices)
-        self._builder.add_index(str(prefix))
+        gc.freeze()  # add_index ends with a full collection, a second each where torch and its friends are loaded
+        try:
+            self._builder.add_index(str(prefix))
+        finally:
+            gc.unfreeze()
         self.num_documents += len(self._builder.document_indices) - before
 
     def finish(self) -> None:
