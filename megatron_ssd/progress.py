@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from tqdm import tqdm
 
@@ -27,4 +27,5 @@ def progress(
     """
     terminal = sys.stderr.isatty()
     style: dict[str, Any] = {} if terminal else {"mininterval": _SECONDS_BETWEEN_LOG_LINES, "ascii": True, "ncols": 100}
-    return tqdm(iterable, desc=desc, unit=f" {unit}", total=total, initial=initial, dynamic_ncols=terminal, **style)
+    bar = tqdm(iterable, desc=desc, unit=f" {unit}", total=total, initial=initial, dynamic_ncols=terminal, **style)
+    return cast("tqdm[T]", bar)

@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from megatron_ssd.process import die_with_parent_if_asked
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 _TRACEBACK_VARIABLE = "MEGATRON_SSD_TRACEBACK"
+# What Megatron-Core says at every import and load. Which layers run is a choice of ``precision``, and logged.
+_SAID_ELSEWHERE = ("Transformer Engine and Apex are not installed", "`load_state_dict` is deprecated")
 
 
 def main(stage: Callable[[RunConfig], None], *, description: str, argv: list[str] | None = None) -> None:
@@ -87,6 +90,8 @@ def start_logging() -> None:
     """Our own log lines on standard error; libraries only from warnings up."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("megatron_ssd").setLevel(logging.INFO)
+    for message in _SAID_ELSEWHERE:
+        warnings.filterwarnings("ignore", message=message)
 
 
 def _stop(line: str, status: int) -> None:

@@ -78,15 +78,14 @@ def run(arguments: argparse.Namespace) -> None:
     config = compose_config(overrides, config_dir)
     for section in ("model", "problems", "benchmark", "sampling"):
         needed(getattr(config, section), section, fix=f"choose one with {section}=NAME, or take +experiment=demo")
-    check_machine(config)
     if config.base is not None:
         folder = _make_base(config.base, config_dir)
         overrides = [*overrides, f"model.path={folder}"]
     wanted = list(LOOP)[: list(LOOP).index(arguments.until) + 1]
     scripts = tuple(LOOP[name] for name in wanted)
-    _run_all("", scripts, [*overrides, f"run_dir={config.run_dir}"], config_dir)
-    if arguments.until == "report":
-        print_report(Path(config.run_dir))
+    started_scripts = _run_all("", scripts, [*overrides, f"run_dir={config.run_dir}"], config_dir)
+    if arguments.until == "report" and LOOP["report"] not in started_scripts:
+        print_report(Path(config.run_dir))  # else the stage itself has printed it
     log.info("pipeline: done in %.0f s", time.monotonic() - started)
 
 
@@ -99,17 +98,21 @@ def _make_base(base: BaseConfig, config_dir: Path) -> Path:
     return run_dir / "export"
 
 
-def _run_all(label: str, scripts: tuple[Script, ...], overrides: list[str], config_dir: Path) -> None:
-    """Start each script whose output is not up to date, and stop with the first that fails."""
+def _run_all(label: str, scripts: tuple[Script, ...], overrides: list[str], config_dir: Path) -> list[Script]:
+    """Start each script whose output is not up to date and return these; stop with the first that fails."""
+    ran = []
     config = compose_config(overrides, config_dir)
     options = [] if config_dir == CONFIG_DIR else [f"--config-dir={config_dir}"]
     for number, script in enumerate(scripts, start=1):
         if script.open_stage(config).is_current():
             continue
+        check_machine(config)  # of a run that is up to date nothing is asked
         log.info("pipeline: %sstage %d of %d, %s", label, number, len(scripts), script.path)
         status = run_child([*_launcher(script, config), str(ROOT / script.path), *options, *overrides])
         if status != 0:
             sys.exit(_failed(script, status))
+        ran.append(script)
+    return ran
 
 
 def _launcher(script: Script, config: RunConfig) -> list[str]:

@@ -7,14 +7,16 @@ from pathlib import Path
 
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.evaluation.sandbox import check_sandbox
-from megatron_ssd.runtime.device import check_device
+from megatron_ssd.evaluation.sandbox import Sandbox
 
 
 def check_machine(config: RunConfig) -> None:
     """Raise ``UserError`` for the first thing that is missing: device, sandbox, a run folder that can be written."""
+    from megatron_ssd.runtime.device import check_device  # here: it takes torch, which takes seconds
+
     check_device(config.cluster)
-    check_sandbox(config.evaluation.sandbox)
+    with Sandbox(config.evaluation.sandbox) as sandbox:
+        sandbox.start()
     folder = Path(config.run_dir)
     existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
     if not os.access(existing, os.W_OK):

@@ -8,17 +8,17 @@ rename; ``RUN_DIR/tokenizer`` is made before it by the same rule and named in it
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import logging
 from pathlib import Path
 
 import sentencepiece
 
-from megatron_ssd.artifacts.manifest import Manifest, read_manifest
+from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.minicode import MinicodeConfig
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
-from megatron_ssd.dataset.indexed import IndexedWriter
 from megatron_ssd.errors import require
 from megatron_ssd.problems.minicode.documents import corpus
 from megatron_ssd.problems.minicode.tokenizer import chat_text, save_tokenizer, train_tokenizer
@@ -38,31 +38,50 @@ def build_world(config: RunConfig) -> None:
         rule=f"must be model.vocab_size ({model.vocab_size})",
         fix=f"set minicode.vocab_size={model.vocab_size}",
     )
-    run_dir = Path(config.run_dir)
-    tokenizer = _build_tokenizer(run_dir, config.minicode, model, replace=config.replace)
-    _build_corpus(run_dir, config.minicode, tokenizer, replace=config.replace)
-
-
-def _build_tokenizer(run_dir: Path, world: MinicodeConfig, model: ModelConfig, *, replace: bool) -> Manifest:
-    decides = {"seed": world.seed, "vocab_size": world.vocab_size, "max_length": model.max_position_embeddings}
-    stage = Stage(name="tokenizer", run_dir=run_dir, config=decides, inputs={}, replace=replace)
+    stage = _tokenizer_stage(config, model)
     if not stage.is_current():
-        work = stage.begin()
-        clean = dataclasses.replace(world, noise=0.0, num_documents=_TOKENIZER_DOCUMENTS)
-        trained = train_tokenizer(corpus(clean), world.vocab_size)
-        save_tokenizer(trained, work, max_length=model.max_position_embeddings)
-        stage.publish(engine={"name": "sentencepiece", "version": sentencepiece.__version__})
-    return read_manifest(run_dir / "tokenizer")
+        _build_tokenizer(stage, config.minicode, model)
+    stage = _corpus_stage(config)
+    if not stage.is_current():
+        _build_corpus(stage, config.minicode, Path(config.run_dir) / "tokenizer")
 
 
-def _build_corpus(run_dir: Path, world: MinicodeConfig, tokenizer: Manifest, *, replace: bool) -> None:
-    decides = dataclasses.asdict(world)
-    inputs = {"tokenizer": tokenizer.content_hash}
-    stage = Stage(name="dataset", run_dir=run_dir, config=decides, inputs=inputs, replace=replace)
-    if stage.is_current():
-        return
+def world_stage(config: RunConfig) -> Stage:
+    """The stage that is still to be made, or the last one where all stands."""
+    tokenizer = _tokenizer_stage(config, needed(config.model, "model", fix="add +model=tiny"))
+    return _corpus_stage(config) if tokenizer.is_current() else tokenizer
+
+
+def _tokenizer_stage(config: RunConfig, model: ModelConfig) -> Stage:
+    world = config.minicode
+    decides = {"seed": world.seed, "vocab_size": world.vocab_size, "max_length": model.max_position_embeddings}
+    return Stage(name="tokenizer", run_dir=Path(config.run_dir), config=decides, inputs={}, replace=config.replace)
+
+
+def _corpus_stage(config: RunConfig) -> Stage:
+    run_dir = Path(config.run_dir)
+    return Stage(
+        name="dataset",
+        run_dir=run_dir,
+        config=dataclasses.asdict(config.minicode),
+        inputs={"tokenizer": read_manifest(run_dir / "tokenizer").content_hash},
+        replace=config.replace,
+    )
+
+
+def _build_tokenizer(stage: Stage, world: MinicodeConfig, model: ModelConfig) -> None:
     work = stage.begin()
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(run_dir / "tokenizer" / "tokenizer.model"))
+    clean = dataclasses.replace(world, noise=0.0, num_documents=_TOKENIZER_DOCUMENTS)
+    trained = train_tokenizer(corpus(clean), world.vocab_size)
+    save_tokenizer(trained, work, max_length=model.max_position_embeddings)
+    stage.publish(engine={"name": "sentencepiece", "version": sentencepiece.__version__})
+
+
+def _build_corpus(stage: Stage, world: MinicodeConfig, tokenizer: Path) -> None:
+    from megatron_ssd.dataset.indexed import IndexedWriter  # here: a corpus that is up to date needs no Megatron-Core
+
+    work = stage.begin()
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer / "tokenizer.model"))
     tokens = 0
     with IndexedWriter(work / "samples", vocab_size=world.vocab_size) as writer:
         documents = progress(corpus(world), total=world.num_documents, desc="writing the corpus", unit="document")
@@ -71,4 +90,7 @@ def _build_corpus(run_dir: Path, world: MinicodeConfig, tokenizer: Manifest, *, 
             writer.add(ids)
             tokens += len(ids)
     log.info("corpus: %d documents, %d tokens", world.num_documents, tokens)
-    stage.publish(counts={"documents": world.num_documents, "tokens": tokens})
+    stage.publish(
+        engine={"name": "megatron-core", "version": importlib.metadata.version("megatron-core")},
+        counts={"documents": world.num_documents, "tokens": tokens},
+    )

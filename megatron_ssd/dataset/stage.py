@@ -31,6 +31,7 @@ from megatron_ssd.artifacts.jsonl import JsonlWriter, iter_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage, write_atomically
 from megatron_ssd.config.dataset import FilterConfig
+from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.dataset import filters
 from megatron_ssd.errors import UserError
@@ -50,19 +51,12 @@ def run_preprocess(config: RunConfig) -> None:
         UserError: there are no samples, a line is no sample, an id is outside the model's vocabulary, or every sample
             was dropped.
     """
-    model = needed(config.model, "model", fix="choose one: model=NAME")
-    samples_dir = Path(config.run_dir) / "samples"
-    samples = read_manifest(samples_dir)
-    stage = Stage(
-        name="dataset",
-        run_dir=Path(config.run_dir),
-        config={"filters": dataclasses.asdict(config.filters), "vocab_size": model.vocab_size},
-        inputs={"samples": samples.content_hash},
-        replace=config.replace,
-    )
+    stage = dataset_stage(config)
     if stage.is_current():
         return
-    converter = _Converter(work=stage.begin(), filters=config.filters, vocab_size=model.vocab_size)
+    samples_dir = Path(config.run_dir) / "samples"
+    samples = read_manifest(samples_dir)
+    converter = _Converter(work=stage.begin(), filters=config.filters, vocab_size=_model(config).vocab_size)
     shards = [samples_dir / output["path"] for output in samples.outputs if Path(output["path"]).match("shard-*.jsonl")]
     if not converter.joined.exists():
         too_short = converter.too_short(shards)
@@ -80,6 +74,26 @@ def run_preprocess(config: RunConfig) -> None:
         counts=counts,
         dropped=dropped,
     )
+
+
+def dataset_stage(config: RunConfig) -> Stage:
+    """The stage as ``config`` identifies it: same samples and filters mean the same data set.
+
+    Raises:
+        UserError: no model is named, or there are no samples.
+    """
+    run_dir = Path(config.run_dir)
+    return Stage(
+        name="dataset",
+        run_dir=run_dir,
+        config={"filters": dataclasses.asdict(config.filters), "vocab_size": _model(config).vocab_size},
+        inputs={"samples": read_manifest(run_dir / "samples").content_hash},
+        replace=config.replace,
+    )
+
+
+def _model(config: RunConfig) -> ModelConfig:
+    return needed(config.model, "model", fix="choose one: model=NAME")
 
 
 def _totals(by_shard: dict[str, dict[str, int]]) -> tuple[dict[str, int], dict[str, int]]:

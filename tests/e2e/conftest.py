@@ -48,7 +48,7 @@ class Loop:
 
     def command(self, run_dir: Path, *extra: str) -> list[str]:
         """The pipeline's command line for ``run_dir``."""
-        base = [f"base.base_dir={self.base_dir}", f"base.overrides=[{','.join(SMALL_BASE)}]"]
+        base = [f"base.base_dir={self.base_dir}", f"base.overrides={list(SMALL_BASE)}"]
         return [sys.executable, str(ROOT / "launch/pipeline.py"), *SMALL, *base, f"run_dir={run_dir}", *extra]
 
     def run(self, run_dir: Path, *extra: str) -> subprocess.CompletedProcess[str]:
