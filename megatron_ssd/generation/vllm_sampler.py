@@ -7,6 +7,7 @@ handed on in the step that ends it. Token ids go in and come out; vLLM is given 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.metadata
 import os
 from dataclasses import dataclass
@@ -108,7 +109,8 @@ class VllmSpec:
         }
         if self.device == "cuda":
             return {**environment, "CUDA_VISIBLE_DEVICES": ",".join(self.devices[index])}
-        return {**environment, "OMP_NUM_THREADS": str(len(self.devices[index]))}
+        # Threads that wait by spinning starve each other as soon as anything else runs on the same cores.
+        return {**environment, "OMP_NUM_THREADS": str(len(self.devices[index])), "OMP_WAIT_POLICY": "passive"}
 
     def start(self) -> VllmEngine:
         """Load the model. Raises ``UserError`` with vLLM's reason where that fails."""
@@ -168,6 +170,7 @@ class VllmEngine:
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(_PREFILL_TOKENS, spec.max_model_len),
             }
+        gc.freeze()  # vLLM collects several times while it starts, and the modules imported by now stay
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self._end_token_ids = list(spec.end_token_ids)
         self._keys: dict[str, tuple[str | int, ...]] = {}
