@@ -6,12 +6,11 @@ corpus share no problem (``compositions``).
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 
 from megatron_ssd.config.minicode import MinicodeConfig
-from megatron_ssd.errors import UserError
+from megatron_ssd.errors import UserError, require
 from megatron_ssd.problems.minicode.compositions import (
     Split,
     draw_distinct,
@@ -20,7 +19,7 @@ from megatron_ssd.problems.minicode.compositions import (
     run,
 )
 from megatron_ssd.problems.minicode.documents import LabelledDocument, corpus, labelled, statement
-from megatron_ssd.problems.minicode.operations import Step
+from megatron_ssd.problems.minicode.operations import OPERATIONS
 from megatron_ssd.problems.minicode.solutions import Composition, Position
 from megatron_ssd.schema import Problem, TestCase
 
@@ -39,12 +38,12 @@ DIFFICULTIES = {"easy": 2, "medium": 3, "hard": 4}  # steps
 
 
 def train_problems(config: MinicodeConfig) -> list[Problem]:
-    """``config.num_train_problems`` problems to sample from, the difficulties in turn."""
+    """``config.num_train_problems`` problems to sample from, the difficulties in turn while they last."""
     return _problems(config, "train", config.num_train_problems)
 
 
 def test_problems(config: MinicodeConfig) -> list[Problem]:
-    """``config.num_test_problems`` problems to judge on, the difficulties in turn."""
+    """``config.num_test_problems`` problems to judge on, the difficulties in turn while they last."""
     return _problems(config, "test", config.num_test_problems)
 
 
@@ -57,7 +56,7 @@ def composition_of(problem: Problem) -> Composition:
     """The steps of a problem of this world. Raises ``UserError`` for any other problem."""
     if "steps" not in problem.metadata:
         raise UserError(f"problem {problem.id}", rule="is no minicode problem", fix="labels exist for minicode only")
-    return tuple(Step(name, operand) for name, operand in problem.metadata["steps"])
+    return tuple(OPERATIONS[name] for name in problem.metadata["steps"])
 
 
 def _problems(config: MinicodeConfig, split: Split, count: int) -> list[Problem]:
@@ -68,13 +67,19 @@ def _problems(config: MinicodeConfig, split: Split, count: int) -> list[Problem]
         for difficulty, steps in DIFFICULTIES.items()
     }
     seen: set[str] = set()
-    problems = []
-    for difficulty in itertools.islice(itertools.cycle(DIFFICULTIES), count):
-        # A longer composition may compute what a shorter one does.
-        composition = next(found for found in draws[difficulty] if fingerprint(found) not in seen)
-        seen.add(fingerprint(composition))
-        problems.append(_problem(composition, split, difficulty, config.tests_per_problem))
-    return problems
+    problems: list[Problem] = []
+    while draws and len(problems) < count:
+        for difficulty in list(draws):
+            # A longer composition may compute what a shorter one does.
+            composition = next((found for found in draws[difficulty] if fingerprint(found) not in seen), None)
+            if composition is None:
+                del draws[difficulty]
+                continue
+            seen.add(fingerprint(composition))
+            problems.append(_problem(composition, split, difficulty, config.tests_per_problem))
+    require(count <= len(problems), f"minicode.num_{split}_problems = {count}",
+            rule=f"this world has {len(problems)} of them", fix="ask for fewer")  # fmt: skip
+    return problems[:count]
 
 
 def _problem(composition: Composition, split: Split, difficulty: str, num_tests: int) -> Problem:
@@ -89,5 +94,5 @@ def _problem(composition: Composition, split: Split, difficulty: str, num_tests:
         function_name="f",
         difficulty=difficulty,
         tests=tuple(TestCase(input=json.dumps(xs), output=json.dumps(run(composition, xs))) for xs in inputs),
-        metadata={"steps": [[step.name, step.operand] for step in composition]},
+        metadata={"steps": [step.name for step in composition]},
     )

@@ -17,13 +17,14 @@ import random
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from megatron_ssd.problems.minicode.operations import OPERATIONS, Step, meaning
+from megatron_ssd.problems.minicode.operations import OPERATIONS, meaning
 from megatron_ssd.problems.minicode.solutions import Composition
 
 Split = Literal["test", "train", "corpus"]
 
 _SHARES: dict[Split, float] = {"test": 0.1, "train": 0.3, "corpus": 0.6}
 _MIN_DISTINCT_OUTPUTS = 4  # among the probes: less, and a constant would nearly solve the problem
+_PATIENCE = 500  # draws of known problems in a row
 _SHARE_REDUCED = 0.25  # compositions that end in a number
 SMALLEST, LARGEST = -9, 15  # elements of every list that programs are run on
 MAX_LENGTH = 8
@@ -80,13 +81,17 @@ def draw(rng: random.Random, length: int, split: Split, seed: int) -> Compositio
 
 
 def draw_distinct(rng: random.Random, length: int, split: Split, seed: int) -> Iterator[Composition]:
-    """Compositions as from ``draw``, no two of which are the same problem."""
+    """Compositions as from ``draw``, no two of which are the same problem, until hardly a new one is found."""
     seen: set[str] = set()
-    while True:
+    repeats = 0
+    while repeats < _PATIENCE:
         composition = draw(rng, length, split, seed)
-        if fingerprint(composition) not in seen:
-            seen.add(fingerprint(composition))
-            yield composition
+        if fingerprint(composition) in seen:
+            repeats += 1
+            continue
+        seen.add(fingerprint(composition))
+        repeats = 0
+        yield composition
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -108,4 +113,4 @@ def _draw_any(rng: random.Random, length: int) -> Composition:
     names = [rng.choice(_LIST_STEPS) for _ in range(length)]
     if rng.random() < _SHARE_REDUCED:
         names[-1] = rng.choice(_REDUCE_STEPS)
-    return tuple(Step(name, rng.choice(OPERATIONS[name].operands)) for name in names)
+    return tuple(OPERATIONS[name] for name in names)

@@ -5,7 +5,7 @@ write there, with weights, whether it is right, and what it binds; an author dra
 a choice made early decides which tokens are right later. Knowing all alternatives is what makes exact labels possible:
 
 - **fork**: authors continue in several ways from here. Its options are their next units; the viable ones still lead
-  to a right program. Where only one is viable the fork has a consequence: the others are traps.
+  to a right program, the others are traps.
 - **lock**: every author continues in the same way.
 
 Units are whatever ``split`` cuts a text into: words for the noise process, token ids for analysis.
@@ -19,9 +19,9 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from megatron_ssd.problems.minicode.operations import Form, Step
+from megatron_ssd.problems.minicode.operations import Form, Operation
 
-Composition = tuple[Step, ...]
+Composition = tuple[Operation, ...]
 PositionKind = Literal["fork", "lock", "other"]
 Split = Callable[[str], Sequence[Hashable]]
 
@@ -134,11 +134,11 @@ class _Expression:
     element: str | None
 
 
-def _expressions(frame: Frame, step: Step) -> Iterator[_Expression]:
+def _expressions(frame: Frame, step: Operation) -> Iterator[_Expression]:
     """One step applied to the newest list, as an expression."""
-    for form in step.operation.forms:
-        if not step.operation.is_elementwise:
-            yield _Expression(form.text.format(s=frame.source, k=step.operand), form.weight, form.right, frame.element)
+    for form in step.forms:
+        if not step.is_elementwise:
+            yield _Expression(form.text.format(s=frame.source), form.weight, form.right, frame.element)
             continue
         for element, share in _elements(frame):
             for shape in ("comprehension", "lambda"):
@@ -147,7 +147,7 @@ def _expressions(frame: Frame, step: Step) -> Iterator[_Expression]:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _single(frame: Frame, step: Step, last: bool) -> tuple[Option, ...]:
+def _single(frame: Frame, step: Operation, last: bool) -> tuple[Option, ...]:
     """Lines that do one step."""
     return (*_written(frame, tuple(_expressions(frame, step)), 1, last), *_loops(frame, step))
 
@@ -168,9 +168,9 @@ def _nested(frame: Frame, steps: Composition, last: bool) -> tuple[Option, ...]:
 
 def _can_nest(rest: Composition) -> bool:
     """Not two elementwise steps, and none that names its list twice."""
-    if len(rest) < 2 or all(step.operation.is_elementwise for step in rest[:2]):
+    if len(rest) < 2 or all(step.is_elementwise for step in rest[:2]):
         return False
-    return all(form.text.count("{s}") < 2 for step in rest[:2] for form in step.operation.forms)
+    return all(form.text.count("{s}") < 2 for step in rest[:2] for form in step.forms)
 
 
 def _written(frame: Frame, expressions: tuple[_Expression, ...], consumed: int, last: bool) -> Iterator[Option]:
@@ -188,28 +188,28 @@ def _written(frame: Frame, expressions: tuple[_Expression, ...], consumed: int, 
             yield Option(f"{target} = {expression.text}{INDENT}", weight * share, expression.right, consumed, after)
 
 
-def _loops(frame: Frame, step: Step) -> Iterator[Option]:
+def _loops(frame: Frame, step: Operation) -> Iterator[Option]:
     """An elementwise step as a loop, for authors who use new names."""
-    if not step.operation.is_elementwise or frame.fresh is False:
+    if not step.is_elementwise or frame.fresh is False:
         return
     target = FRESH_NAMES[frame.bound]
-    forms = step.operation.forms
+    forms = step.forms
     scale = SHAPES["loop"] * (1.0 if frame.fresh else SHARE_FRESH) / sum(form.weight for form in forms)
     for form in forms:
         for element, share in _elements(frame):
-            computed = form.text.format(x=element, k=step.operand)
+            computed = form.text.format(x=element)
             body = (
                 f"{INDENT}    if {computed}:{INDENT}        {target}.append({element})"
-                if step.operation.kind == "filter"
+                if step.kind == "filter"
                 else f"{INDENT}    {target}.append({computed})"
             )
             text = f"{target} = []{INDENT}for {element} in {frame.source}:{body}{INDENT}"
             yield Option(text, form.weight * share * scale, form.right, 1, _bind(frame, target, True, element))
 
 
-def _apply(step: Step, form: Form, shape: str, element: str, source: str) -> str:
-    body = form.text.format(x=element, k=step.operand)
-    if step.operation.kind == "filter":
+def _apply(step: Operation, form: Form, shape: str, element: str, source: str) -> str:
+    body = form.text.format(x=element)
+    if step.kind == "filter":
         if shape == "lambda":
             return f"list(filter(lambda {element}: {body}, {source}))"
         return f"[{element} for {element} in {source} if {body}]"

@@ -12,7 +12,7 @@ from megatron_ssd.config.minicode import MinicodeConfig
 from megatron_ssd.problems import minicode
 from megatron_ssd.problems.minicode import noise
 from megatron_ssd.problems.minicode.documents import labelled
-from megatron_ssd.problems.minicode.operations import Step
+from megatron_ssd.problems.minicode.operations import OPERATIONS
 from megatron_ssd.problems.minicode.solutions import FENCE, Composition, Line, label, line_options
 from megatron_ssd.schema import Problem
 
@@ -39,7 +39,7 @@ def _passes(code: str, problem: Problem) -> bool:
     exec(code, scope)
     try:
         return all(json.dumps(scope["f"](json.loads(test.input))) == test.output for test in problem.tests)
-    except ValueError:
+    except (ValueError, IndexError):
         return False
 
 
@@ -65,7 +65,7 @@ def test_most_trapped_programs_fail_their_tests() -> None:
 
 
 def test_names_once_bound_are_locks() -> None:
-    steps = (Step("square"), Step("even"), Step("reverse"))
+    steps = (OPERATIONS["square"], OPERATIONS["even"], OPERATIONS["reverse"])
     rng = random.Random(0)
     for _ in range(40):
         document = labelled(steps, rng)
@@ -77,7 +77,7 @@ def test_names_once_bound_are_locks() -> None:
 
 
 def test_a_trap_is_a_fork_with_one_viable_option() -> None:
-    steps = (Step("unique"),)
+    steps = (OPERATIONS["unique"],)
     frame = next(option.after for option in line_options(None, steps) if "xs" in option.text)
     written = next(option for option in line_options(frame, steps) if option.text.startswith("return list(set("))
     positions = list(label(Line(frame, steps, written), noise.words))

@@ -13,7 +13,7 @@ from megatron_ssd.problems import minicode
 from megatron_ssd.problems.minicode import noise
 from megatron_ssd.problems.minicode.compositions import draw, fingerprint, is_sound, split_of
 from megatron_ssd.problems.minicode.documents import statement
-from megatron_ssd.problems.minicode.operations import OPERATIONS, Step
+from megatron_ssd.problems.minicode.operations import OPERATIONS
 from megatron_ssd.problems.minicode.solutions import write_program
 from megatron_ssd.schema import Problem
 
@@ -34,8 +34,7 @@ def test_the_three_sets_share_no_problem() -> None:
 
 
 def test_corpus_documents_belong_to_the_corpus() -> None:
-    known = [Step(name, operand) for name, operation in OPERATIONS.items() for operand in operation.operands]
-    steps = {step.wording: step for step in known}
+    steps = {operation.wording: operation for operation in OPERATIONS.values()}
     for document in minicode.corpus(CONFIG):
         composition = tuple(steps[wording] for wording in document.prompt.split(", "))
         assert split_of(composition, CONFIG.seed) == "corpus"
@@ -43,25 +42,28 @@ def test_corpus_documents_belong_to_the_corpus() -> None:
 
 
 def test_a_composition_that_computes_the_same_is_the_same_problem() -> None:
-    assert fingerprint((Step("add", 2), Step("add", 3))) == fingerprint((Step("add", 5),))
-    assert fingerprint((Step("sort"), Step("even"))) == fingerprint((Step("even"), Step("sort")))
-    assert fingerprint((Step("reverse"), Step("even"))) != fingerprint((Step("even"), Step("sort")))
+    assert fingerprint((OPERATIONS["negate"], OPERATIONS["square"])) == fingerprint((OPERATIONS["square"],))
+    assert fingerprint((OPERATIONS["sort"], OPERATIONS["even"])) == fingerprint(
+        (OPERATIONS["even"], OPERATIONS["sort"])
+    )
+    assert fingerprint((OPERATIONS["reverse"], OPERATIONS["even"])) != fingerprint(
+        (OPERATIONS["even"], OPERATIONS["sort"])
+    )
 
 
 def test_a_step_that_does_nothing_is_not_sound() -> None:
-    assert is_sound((Step("reverse"), Step("even")))
-    assert not is_sound((Step("even"), Step("even")))
-    assert not is_sound((Step("absolute"), Step("square")))
+    assert is_sound((OPERATIONS["reverse"], OPERATIONS["even"]))
+    assert not is_sound((OPERATIONS["even"], OPERATIONS["even"]))
+    assert not is_sound((OPERATIONS["absolute"], OPERATIONS["square"]))
 
 
 def test_shares_of_the_splits() -> None:
     rng = random.Random(1)
-    compositions = [
-        tuple(Step(rng.choice(["add", "below", "cap"]), rng.randint(2, 9)) for _ in range(4)) for _ in range(2000)
-    ]
-    found = [split_of(composition, 0) for composition in compositions]
-    assert found.count("test") == pytest.approx(200, abs=90)
-    assert found.count("train") == pytest.approx(600, abs=150)
+    steps = [operation for operation in OPERATIONS.values() if operation.kind != "reduce"]
+    drawn = (tuple(rng.choice(steps) for _ in range(4)) for _ in range(4000))
+    found = [split_of(composition, 0) for composition in drawn if is_sound(composition)]
+    assert found.count("test") / len(found) == pytest.approx(0.1, abs=0.03)
+    assert found.count("train") / len(found) == pytest.approx(0.3, abs=0.04)
 
 
 def test_worlds_follow_from_their_seed() -> None:
@@ -118,3 +120,9 @@ def test_words_join_to_the_text() -> None:
     text = "def f(xs):\n    ys = [x ** 2 for x in xs if x % 3 != 0]\n    return ys[::-1]\n```"
     assert "".join(noise.words(text)) == text
     assert noise.words("x <= 10)\n        ") == ("x", " <=", " 10", ")", "\n        ")
+
+
+def test_asking_for_more_problems_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minicode, "DIFFICULTIES", {"easy": 1})
+    with pytest.raises(UserError, match=r"minicode\.num_test_problems = 90: this world has \d of them; ask for fewer"):
+        minicode.test_problems(CONFIG)
