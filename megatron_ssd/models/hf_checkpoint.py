@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
@@ -52,8 +53,9 @@ def load_hf_weights(
     _refuse("missing", expected - weights.names, folder)
     _refuse("unknown", weights.names - expected - family.ignored_hf_names(model), folder)
     mapped = [row for chunk in model_chunks for row in map_parameters(chunk, model)]
+    shown = progress(mapped, desc=f"reading {folder.name}", unit="weight") if dist.get_rank() == 0 else mapped
     with torch.no_grad():
-        for row in progress(mapped, desc=f"reading {folder.name}", unit="weight"):
+        for row in shown:
             row.parameter.copy_(_read_slice(row, weights, model, parallel))
 
 
