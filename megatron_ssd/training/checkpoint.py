@@ -8,8 +8,10 @@ part of training draws random numbers, so nothing else is kept.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import queue
 import re
 import shutil
 from collections.abc import Sequence
@@ -18,13 +20,16 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
+from torch.distributed.checkpoint import CheckpointException
 
 from megatron_ssd.errors import UserError
 
 _NAME = re.compile(r"iter_(\d{7})")
+_NO_SPACE = 1 << 16  # bytes; below this a failed write is put down to a full disk
 _ITERATION_FILE = "iteration.json"
 # The one form of the distributed optimizer's state that any other layout can load.
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
@@ -51,7 +56,7 @@ def save_checkpoint(
     dist.barrier()
     state = _model_state(chunks)
     state["optimizer"] = optimizer.sharded_state_dict(state, metadata=_METADATA)
-    dist_checkpointing.save(state, str(partial), content_metadata=_METADATA)
+    _write(state, partial)
     if dist.get_rank() == 0:
         (partial / _ITERATION_FILE).write_text(json.dumps({"iteration": iteration}), encoding="utf-8")
         for path in [*partial.iterdir(), partial]:
@@ -83,6 +88,20 @@ def load_checkpoint(
         chunk.load_state_dict(loaded[f"model{number}"])
     if optimizer is not None:
         optimizer.load_state_dict(loaded["optimizer"])
+
+
+def _write(state: dict[str, Any], folder: Path) -> None:
+    """Write ``state``, this rank's part and rank 0's common one. Raises ``OSError`` (ENOSPC) where the disk is full."""
+    # The writing is done before ``save`` returns, so a plain queue takes the results. Megatron-Core's own is a process
+    # beside each rank that takes seconds to start and outlives a killed run.
+    filesystem_async._results_queue = queue.Queue()
+    try:
+        dist_checkpointing.save(state, str(folder), content_metadata=_METADATA)
+    except (Exception, CheckpointException) as error:  # the second is no Exception
+        # What failed is told in words, through worker processes and from other ranks.
+        if os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(folder).free < _NO_SPACE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise
 
 
 def _model_state(chunks: Sequence[GPTModel | DistributedDataParallel]) -> dict[str, Any]:
