@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 
 from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.config.evaluation import EvaluationConfig
+from megatron_ssd.config.export import ExportConfig
 from megatron_ssd.config.generation import EngineConfig, GenerationConfig, PromptConfig, SamplingConfig
 from megatron_ssd.config.minicode import MinicodeConfig
 from megatron_ssd.config.model import ModelConfig
@@ -57,6 +58,7 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:

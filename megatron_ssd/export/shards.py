@@ -23,7 +23,6 @@ from megatron_ssd.artifacts.stage import write_atomically
 from megatron_ssd.models.hf_folder import INDEX_FILE, WEIGHTS_FILE
 from megatron_ssd.progress import progress
 
-MAX_SHARD_BYTES = 5 * 10**9
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
 
@@ -71,7 +70,7 @@ class Shard:
         return sum(spec.num_bytes for spec in self.specs)
 
 
-def plan_shards(specs: Sequence[TensorSpec], *, max_bytes: int = MAX_SHARD_BYTES) -> list[Shard]:
+def plan_shards(specs: Sequence[TensorSpec], *, max_bytes: int) -> list[Shard]:
     """Cut ``specs``, in their order, into files of at most ``max_bytes`` of values (or one tensor that is larger)."""
     groups: list[list[TensorSpec]] = [[]]
     size = 0

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.export import ExportConfig
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ParallelConfig, PrecisionConfig
 from megatron_ssd.config.run import RunConfig, needed
@@ -56,7 +57,7 @@ def run_export(config: RunConfig) -> None:
         work = stage.begin()
         assets.write(work, model, params_dtype=precision.params_dtype)
         iteration, chunk = _load_newest(run_dir / "checkpoints", model, precision, device=device)
-        counts, facts = _write_and_verify(work, chunk, model, device=device)
+        counts, facts = _write_and_verify(work, chunk, model, config.export, device=device)
     stage.publish(
         engine={"name": "megatron-core", "version": importlib.metadata.version("megatron-core")},
         counts=counts,
@@ -78,6 +79,7 @@ def export_stage(config: RunConfig) -> Stage:
             "model": {key: value for key, value in dataclasses.asdict(model).items() if key not in _NAMES_ONLY},
             "params_dtype": config.precision.params_dtype,
             "objective": config.objective,
+            **dataclasses.asdict(config.export),
         },
         inputs={
             "checkpoints": read_manifest(run_dir / "checkpoints").content_hash,
@@ -108,7 +110,7 @@ def _load_newest(folder: Path, model: ModelConfig, precision: PrecisionConfig, *
 
 
 def _write_and_verify(
-    work: Path, chunk: GPTModel, model: ModelConfig, *, device: str
+    work: Path, chunk: GPTModel, model: ModelConfig, export: ExportConfig, *, device: str
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """Counts and facts of the weight files, written where they are not there yet."""
     from megatron_ssd.export.model_weights import ModelWeights
@@ -116,7 +118,7 @@ def _write_and_verify(
     from megatron_ssd.export.verify import compare_logits
 
     weights = ModelWeights(chunk, model)
-    shards = plan_shards(weights.specs)
+    shards = plan_shards(weights.specs, max_bytes=export.max_shard_bytes)
     for shard in shards:
         if is_written(work, shard):
             log.info("export: %s is already whole", shard.file_name)

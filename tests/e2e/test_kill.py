@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
+from megatron_ssd.artifacts.hashing import sha256_file
+from megatron_ssd.artifacts.manifest import FILE_NAME, manifest_json, read_manifest
+
 from .conftest import Loop
+
+SHARD_BYTES = "export.max_shard_bytes=100000"
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -15,7 +23,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def samples(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """The rows of every shard by what makes them unique."""
+    """The rows of every file below ``folder`` by what makes them unique."""
     found = [row for path in sorted(folder.glob("*.jsonl")) for row in rows(path)]
     by_key = {(row["problem_id"], row["sample_index"]): row for row in found}
     assert len(by_key) == len(found), "a sample was written twice"
@@ -28,12 +36,36 @@ def snapshot(folder: Path, pattern: str) -> dict[str, tuple[int, int]]:
     return {path.relative_to(folder).as_posix(): (s.st_ino, s.st_mtime_ns) for path, s in stats.items()}
 
 
+def tensors(folder: Path) -> dict[str, bytes]:
+    """Raw values of every tensor in the folder's safetensors files."""
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "numpy") as file:
+            found.update({name: file.get_tensor(name).tobytes() for name in file.keys()})  # noqa: SIM118
+    return found
+
+
+def multiply_samples(folder: Path, times: int) -> None:
+    """Make the published samples ``times`` as many, under new problem ids, so that converting them takes a while."""
+    originals = [row for path in sorted(folder.glob("*.jsonl")) for row in rows(path)]
+    for path in folder.glob("*.jsonl"):
+        path.unlink()
+    for number in range(times):
+        copies = [{**row, "problem_id": f"{row['problem_id']}-{number}"} for row in originals]
+        (folder / f"shard-{number:05}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in copies))
+    files = sorted(folder.glob("*.jsonl"))
+    outputs = [{"path": f.name, "sha256": sha256_file(f), "bytes": f.stat().st_size} for f in files]
+    manifest = dataclasses.replace(read_manifest(folder), outputs=outputs, counts={"samples": len(originals) * times})
+    (folder / FILE_NAME).write_text(manifest_json(manifest))
+
+
 def test_sampling(loop: Loop, finished: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     partial = run_dir / "samples.partial"
     loop.kill_when(run_dir, lambda: len(samples(partial)) >= 8, "--until=samples")
     kept = samples(partial)
     assert len(kept) >= 8
+    assert not (run_dir / "samples").exists()
     loop.run(run_dir, "--until=samples")
     final = samples(run_dir / "samples")
     assert {key: final[key] for key in kept} == kept
@@ -42,15 +74,66 @@ def test_sampling(loop: Loop, finished: Path, tmp_path: Path) -> None:
     assert {key: row["seed"] for key, row in final.items()} == {key: row["seed"] for key, row in reference.items()}
 
 
+def test_preprocessing(loop: Loop, finished: Path, tmp_path: Path) -> None:
+    run_dir = loop.copy(finished, tmp_path / "run", "samples")
+    multiply_samples(run_dir / "samples", times=300)
+    undisturbed = loop.copy(run_dir, tmp_path / "undisturbed", "samples")
+    parts = run_dir / "dataset.partial" / "parts"
+    loop.kill_when(run_dir, lambda: len(list(parts.glob("*.json"))) >= 3, "--until=dataset")
+    done = sorted(parts.glob("*.json"))
+    assert 3 <= len(done) < 300
+    # A mark that only survives if the finished part is taken as it is: one more sample than there was.
+    counts = json.loads(done[0].read_text())
+    done[0].write_text(json.dumps({**counts, "samples": counts["samples"] + 1}))
+    loop.run(run_dir, "--until=dataset")
+    loop.run(undisturbed, "--until=dataset")
+    resumed, reference = (read_manifest(folder / "dataset") for folder in (run_dir, undisturbed))
+    assert resumed.counts["samples"] == reference.counts["samples"] + 1
+    for name in ("samples.bin", "samples.idx", "ids.jsonl"):
+        assert (run_dir / "dataset" / name).read_bytes() == (undisturbed / "dataset" / name).read_bytes()
+
+
 def test_training(loop: Loop, finished: Path, tmp_path: Path) -> None:
     run_dir = loop.copy(finished, tmp_path / "run", "samples", "dataset")
     partial = run_dir / "checkpoints.partial"
     loop.kill_when(run_dir, lambda: len(rows(partial / "metrics.jsonl")) >= 5, "--until=checkpoints")
-    checkpoints = snapshot(partial / "iter_0000004", "*")
-    assert checkpoints, "the checkpoint of iteration 4 was not there"
+    checkpoint = snapshot(partial / "iter_0000004", "*")
+    assert checkpoint, "the checkpoint of iteration 4 was not there"
     again = loop.run(run_dir, "--until=checkpoints")
-    assert "iteration 4" in again.stderr
-    assert snapshot(run_dir / "checkpoints" / "iter_0000004", "*") == checkpoints
+    assert "going on from iteration" in again.stderr
+    assert snapshot(run_dir / "checkpoints" / "iter_0000004", "*") == checkpoint
     metrics = [rows(folder / "checkpoints" / "metrics.jsonl") for folder in (run_dir, finished)]
     losses = [[(row["iteration"], row["loss"], row["grad_norm"]) for row in found] for found in metrics]
     assert losses[0] == losses[1]  # to the last bit, in order, each iteration once
+
+
+def test_export(loop: Loop, finished: Path, tmp_path: Path) -> None:
+    run_dir = loop.copy(finished, tmp_path / "run", "samples", "dataset", "checkpoints")
+    partial = run_dir / "export.partial"
+    loop.kill_when(run_dir, lambda: any(partial.glob("model-*.safetensors")), "--until=export", SHARD_BYTES)
+    written = snapshot(partial, "model-*.safetensors")
+    assert written
+    assert not (run_dir / "export").exists()
+    loop.run(run_dir, "--until=export", SHARD_BYTES)
+    final = snapshot(run_dir / "export", "model-*.safetensors")
+    assert len(final) > 5
+    assert {name: final[name] for name in written} == written
+    assert tensors(run_dir / "export") == tensors(finished / "export")
+
+
+def test_evaluation(loop: Loop, finished: Path, tmp_path: Path) -> None:
+    run_dir = loop.copy(finished, tmp_path / "run", "samples", "dataset", "checkpoints", "export")
+    partial = run_dir / "eval.partial" / "generations" / "base"
+    loop.kill_when(run_dir, lambda: sum(len(rows(path)) for path in partial.glob("*.jsonl")) >= 10, "--until=eval")
+    kept = {path.name: rows(path) for path in partial.glob("*.jsonl")}
+    loop.run(run_dir, "--until=eval")
+    generations, verdicts = (run_dir / "eval" / kind for kind in ("generations", "verdicts"))
+    for name, before in kept.items():
+        after = rows(generations / "base" / name)
+        assert all(row in after for row in before), "a finished response was drawn again"
+    for model in ("base", "ssd"):
+        for path in (generations / model).glob("*.jsonl"):
+            drawn = {(row["problem_id"], row["sample_index"]) for row in rows(path)}
+            judged = [(row["problem_id"], row["sample_index"]) for row in rows(verdicts / model / path.name)]
+            assert len(drawn) == 12 * 5
+            assert sorted(judged) == sorted(drawn)

@@ -58,7 +58,7 @@ def test_shapes_have_the_published_parameter_counts(name: str, parameters: int) 
 
 def test_a_model_brings_its_layout_and_the_command_line_wins() -> None:
     assert compose_config(["+model=qwen3_30b"]).parallel.expert_model_parallel_size == 8
-    assert compose_config(["+model=qwen3_30b", "parallel=tp2_dp4"]).parallel.expert_model_parallel_size == 1
+    assert compose_config(["+model=qwen3_4b_instruct", "parallel=single"]).parallel.world_size == 1
     assert compose_config(["+experiment=demo", "parallel=dp2", "model=tiny_moe"]).model.name == "tiny_moe"  # type: ignore[union-attr]
 
 

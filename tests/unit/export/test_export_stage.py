@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.export import ExportConfig
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig, PrecisionConfig
 from megatron_ssd.config.run import RunConfig
@@ -123,11 +124,9 @@ def test_export_of_a_model_trained_from_random_weights(make_run: Callable[..., R
 
 
 def test_a_killed_export_keeps_its_files(make_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make_run("qwen3")
+    config = dataclasses.replace(make_run("qwen3"), export=ExportConfig(max_shard_bytes=30_000))
     work = Path(config.run_dir) / "export.partial"
     monkeypatch.setattr(verify, "MAX_PARAMETERS", 0)  # logits are not what this is about
-    plan = shards.plan_shards
-    monkeypatch.setattr(shards, "plan_shards", lambda specs: plan(specs, max_bytes=30_000))
     write, written = shards.write_shard, []
 
     def die_at_third(folder: Path, shard: shards.Shard, value_of: Callable[[str], torch.Tensor]) -> None:

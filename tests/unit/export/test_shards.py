@@ -17,7 +17,7 @@ SPECS = [TensorSpec(name, tuple(value.shape), value.dtype) for name, value in VA
 
 
 def test_safetensors_reads_what_was_written(tmp_path: Path) -> None:
-    (shard,) = plan_shards(SPECS)
+    (shard,) = plan_shards(SPECS, max_bytes=1000)
     assert shard.file_name == "model.safetensors"
     write_shard(tmp_path, shard, VALUES.__getitem__)
     write_index(tmp_path, [shard])
@@ -42,8 +42,8 @@ def test_files_are_cut_in_order_below_the_limit(tmp_path: Path) -> None:
 
 
 def test_only_a_whole_file_of_the_same_plan_counts(tmp_path: Path) -> None:
-    (shard,) = plan_shards(SPECS)
-    (other,) = plan_shards([*SPECS[:2], TensorSpec("d", SPECS[2].shape, SPECS[2].dtype)])
+    (shard,) = plan_shards(SPECS, max_bytes=1000)
+    (other,) = plan_shards([*SPECS[:2], TensorSpec("d", SPECS[2].shape, SPECS[2].dtype)], max_bytes=1000)
     path = tmp_path / shard.file_name
     assert not is_written(tmp_path, shard)
     write_shard(tmp_path, shard, VALUES.__getitem__)

@@ -1,0 +1,129 @@
+"""What a user gets wrong is one line with the value, the rule and the fix, and costs nothing that was finished."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT, SMALL, Loop
+
+
+def start(script: str, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run an entry point as a user would."""
+    environment = {**os.environ, **({"PATH": path} if path is not None else {})}
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments],
+        capture_output=True, text=True, timeout=300, check=False, env=environment,
+    )  # fmt: skip
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str, status: int = 2) -> None:
+    """The run ended with ``status`` and one error line that holds ``parts``; no traceback."""
+    assert done.returncode == status, done.stderr[-3000:]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in errors[0]
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["launch/generate.py", "tools/preprocess_data.py", "launch/train.py", "launch/export.py", "launch/evaluate.py",
+     "launch/report.py", "launch/pipeline.py", "tools/build_minicode.py"],
+)  # fmt: skip
+def test_an_unknown_key(script: str) -> None:
+    done = start(script, "+experiment=demo", "training.train_iter=3")
+    assert_one_line(done, "training.train_iter = 3", "no such key", "did you mean training.train_iters?")
+
+
+def test_a_traceback_comes_when_asked_for() -> None:
+    done = start("launch/generate.py", "seed=x", "--traceback")
+    assert "Traceback" in done.stderr
+    assert "seed = 'x'" in done.stderr
+
+
+def test_a_missing_model_folder(tmp_path: Path) -> None:
+    done = start("launch/generate.py", *SMALL, f"run_dir={tmp_path}/run", f"model.path={tmp_path}/nowhere")
+    assert_one_line(done, f"{tmp_path}/nowhere")
+    assert not (tmp_path / "run" / "samples").exists()
+
+
+def test_training_without_cuda_says_what_is_missing(tmp_path: Path) -> None:
+    done = start("launch/train.py", "+model=qwen3_30b", f"run_dir={tmp_path}/run")
+    assert_one_line(done, "cluster.device = cuda", "GPU", "dry_run=true")
+
+
+def test_no_bubblewrap(tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("git", "g++", "gcc", "env"):
+        if (found := shutil.which(name)) is not None:
+            (tools / name).symlink_to(found)
+    done = start("launch/pipeline.py", *SMALL, f"run_dir={tmp_path}/run", f"base.base_dir={tmp_path}", path=str(tools))
+    assert_one_line(done, "evaluation.sandbox.kind = bubblewrap", "no bwrap", "install")
+    assert not list(tmp_path.glob("*/dataset*"))  # said before any work, not after hours of it
+
+
+def test_a_broken_line_in_the_samples(loop: Loop, finished: Path, tmp_path: Path) -> None:
+    run_dir = loop.copy(finished, tmp_path / "run", "samples")
+    shard = sorted((run_dir / "samples").glob("*.jsonl"))[1]
+    lines = shard.read_text().splitlines(keepends=True)
+    lines[2] = lines[2][:40] + "\n"
+    shard.write_text("".join(lines))
+    done = start("tools/preprocess_data.py", *SMALL, f"run_dir={run_dir}")
+    assert_one_line(done, f"{shard.name}:3", "JSON", "mend or remove that line")
+    shard.write_text("".join(lines[:2] + lines[3:]))  # mended: the same command goes on from there
+    again = start("tools/preprocess_data.py", *SMALL, f"run_dir={run_dir}")
+    assert again.returncode == 0, again.stderr[-3000:]
+
+
+def test_a_wrong_vocabulary_size(finished: Path, loop: Loop, tmp_path: Path) -> None:
+    run_dir = loop.copy(finished, tmp_path / "run", "samples", "dataset")
+    base = next(loop.base_dir.glob("*/export"))
+    done = start("launch/train.py", *SMALL, "parallel=single", f"run_dir={run_dir}", f"model.path={base}",
+                 "model.vocab_size=256")  # fmt: skip
+    assert_one_line(done, "vocab_size", "256", "512")
+    assert not list(run_dir.glob("checkpoints*/iter_*"))
+
+
+def test_a_full_disk(finished: Path) -> None:
+    """On a file system of 1 MiB that is full: one line, the samples stay, and with space the same command ends well."""
+    preprocess = " ".join([sys.executable, str(ROOT / "tools/preprocess_data.py"), *SMALL, "run_dir=/mnt"])
+    program = f"""
+        cp -r {finished}/samples /mnt/
+        cat /dev/zero > /mnt/filler 2> /dev/null
+        {preprocess}; echo "full $?"
+        rm /mnt/filler
+        {preprocess}; echo "space $?"
+        ls /mnt /mnt/dataset
+    """
+    mounts = ["--dev-bind", "/", "/", "--size", str(1 << 20), "--tmpfs", "/mnt"]
+    done = subprocess.run(
+        ["bwrap", *mounts, "sh", "-c", program], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert "full 1\nspace 0\n" in done.stdout, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    assert "error: disk full" in done.stderr
+    assert "finished work is kept; free some space" in done.stderr
+    assert {"samples.bin", "samples.idx", "manifest.json"} <= set(done.stdout.split())
+
+
+def test_a_port_in_use(finished: Path, loop: Loop, tmp_path: Path) -> None:
+    run_dir = loop.copy(finished, tmp_path / "run", "samples", "dataset")
+    base = next(loop.base_dir.glob("*/export"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "launch/train.py"), *SMALL, "parallel=single", f"run_dir={run_dir}",
+             f"model.path={base}"],
+            env={**os.environ, **world}, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+    assert_one_line(done, port, "in use")
