@@ -66,6 +66,12 @@ def _shares(config: RunConfig) -> tuple[tuple[str, ...], ...]:
     """Names of the GPUs, or of the processor cores, that each engine gets."""
     size, per_engine = config.engine.data_parallel_size, config.engine.tensor_parallel_size
     if config.cluster.device == "cpu":
+        if per_engine > 1:
+            raise UserError(
+                f"engine.tensor_parallel_size = {per_engine}",
+                rule="must be 1 on CPU, where an engine is one process",
+                fix="set engine.tensor_parallel_size=1 and raise engine.data_parallel_size",
+            )
         cores = sorted(os.sched_getaffinity(0))
         per_engine = max(1, len(cores) // size)
         return tuple(tuple(str(core) for core in cores[i * per_engine :][:per_engine]) for i in range(size))
@@ -119,7 +125,7 @@ class VllmSpec:
         except (RuntimeError, ValueError, OSError, ImportError, MemoryError, AssertionError) as error:
             if isinstance(error, UserError):
                 raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = _reason(error)
             raise UserError(
                 f"vLLM with the model {self.model}", rule=f"did not start ({reason})", fix=self._fix(reason)
             ) from error
@@ -133,6 +139,15 @@ class VllmSpec:
                 f"(now {self.max_model_len})"
             )
         return "make doctor says what can run here"
+
+
+def _reason(error: Exception) -> str:
+    """The sentence of vLLM's complaint that says what is wrong."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if "validation error" in lines[0]:  # pydantic: a count, perhaps a field, then the complaint, indented
+        complaints = [line.strip() for line in lines if line.startswith("  ")]
+        lines = [line.removeprefix("Value error, ").split(" [type=")[0] for line in complaints] or lines
+    return lines[0].split(". ")[0]
 
 
 class VllmEngine:

@@ -17,7 +17,7 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.generation.model_folder import ModelFolder, open_model
 from megatron_ssd.generation.pool import EnginePool
 from megatron_ssd.generation.sampler import Completion, Request
-from megatron_ssd.generation.vllm_sampler import engine_facts, open_sampler
+from megatron_ssd.generation.vllm_sampler import _reason, engine_facts, open_sampler
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM (make venv)")
 HOT = Decoding(temperature=2.0, top_k=20, top_p=0.9)
@@ -139,6 +139,27 @@ def test_broken_weights_are_one_line(model: ModelFolder, tmp_path: Path) -> None
 def test_context_beyond_the_models_is_refused(model: ModelFolder) -> None:
     with pytest.raises(UserError, match=r"engine\.max_model_len = 257: .*max_position_embeddings \(256\)"):
         open_sampler(engine_config(max_model_len=257), model)
+
+
+def test_tensor_parallel_on_cpu_is_refused(model: ModelFolder) -> None:
+    with pytest.raises(UserError, match=r"engine\.tensor_parallel_size = 2: must be 1 on CPU"):
+        open_sampler(engine_config(tensor_parallel_size=2), model)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("Too little memory (1.5/2.0 GiB). Use less.\nMore"), "Too little memory (1.5/2.0 GiB)"),
+        (AssertionError(), "AssertionError"),
+        (
+            ValueError("1 validation error for C\n  Value error, no such head [type=value_error, input=3]"),
+            "no such head",
+        ),
+        (ValueError("1 validation error for C\nheads\n  Value error, no such head [type=value_error]"), "no such head"),
+    ],
+)
+def test_reasons_are_one_sentence(error: Exception, reason: str) -> None:
+    assert _reason(error) == reason
 
 
 def test_cuda_without_gpus_is_refused(model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
