@@ -37,13 +37,14 @@ def test_each_stage_names_the_output_of_the_one_before(finished: Path) -> None:
 
 def test_the_summary_has_base_and_ssd_with_intervals(finished: Path) -> None:
     summary = json.loads((finished / "report" / "summary.json").read_text())
-    for model in ("base", "ssd"):
+    for model in (summary["base"], summary["ssd"]):
+        assert model["n"] == {"problems": 6, "samples_per_problem": 5}  # the half on which nothing was chosen
         for metric in ("pass@1", "pass@5"):
-            overall = summary[model][metric]["overall"]
-            low, high = overall["interval"]
-            assert 0 <= low <= overall["value"] <= high <= 1
-            assert overall["n"] == 12
-            assert set(summary[model][metric]["by_difficulty"]) == DIFFICULTIES
+            assert 0 <= model[metric]["low"] <= model[metric]["value"] <= model[metric]["high"] <= 1
+        assert set(model["by_difficulty"]) == DIFFICULTIES
+        assert all({"problems", "pass@1", "pass@5"} <= set(row) for row in model["by_difficulty"].values())
+    rows = [row["title"] for row in summary["headline"]]
+    assert rows == ["base at its default decode", "base at the training decode", "base at its best", "SSD at its best"]
 
 
 def test_training_wrote_every_iteration_once(finished: Path) -> None:
