@@ -48,7 +48,7 @@ def training_config(run_dir: Path, **changes: Any) -> RunConfig:
     base = RunConfig(
         run_dir=str(run_dir),
         objective="pretrain",
-        model=DENSE,
+        model=changes.pop("model", DENSE),
         precision=EXACT,
         cluster=CPU,
         optimizer=OptimizerConfig(lr=3e-3, min_lr=3e-4, lr_warmup_iters=2),

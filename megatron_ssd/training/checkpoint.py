@@ -24,13 +24,15 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch.distributed.checkpoint import CheckpointException
 
 from megatron_ssd.errors import UserError
+from megatron_ssd.training import adam_state
 
 _NAME = re.compile(r"iter_(\d{7})")
 _NO_SPACE = 1 << 16  # bytes; below this a failed write is put down to a full disk
-_ITERATION_FILE = "iteration.json"
+_FACTS_FILE = "checkpoint.json"
 # The one form of the distributed optimizer's state that any other layout can load.
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
@@ -58,7 +60,8 @@ def save_checkpoint(
     state["optimizer"] = optimizer.sharded_state_dict(state, metadata=_METADATA)
     _write(state, partial)
     if dist.get_rank() == 0:
-        (partial / _ITERATION_FILE).write_text(json.dumps({"iteration": iteration}), encoding="utf-8")
+        facts = {"iteration": iteration, "optimizer": _kind(optimizer)}
+        (partial / _FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
         for path in [*partial.iterdir(), partial]:
             _fsync(path)
         partial.rename(final)
@@ -73,10 +76,13 @@ def load_checkpoint(
     """Load weights, and the optimizer's state where ``optimizer`` is given, whatever layout wrote them.
 
     Raises:
-        UserError: the checkpoint is of another model.
+        UserError: the checkpoint is of another model, or of the other kind of optimizer.
     """
+    if optimizer is not None:
+        _check_kind(path, optimizer)
     state = _model_state(chunks)
     if optimizer is not None:
+        adam_state.allocate(optimizer)
         state["optimizer"] = optimizer.sharded_state_dict(state, is_loading=True, metadata=_METADATA)
     try:
         loaded = dist_checkpointing.load(state, str(path))
@@ -84,10 +90,28 @@ def load_checkpoint(
         raise UserError(
             f"checkpoint {path}", rule=f"does not fit the model ({error})", fix="use the model that it was trained as"
         ) from None
-    for number, chunk in enumerate(chunks):
+    for number, chunk in enumerate(_unwrapped(chunks)):
         chunk.load_state_dict(loaded[f"model{number}"])
     if optimizer is not None:
-        optimizer.load_state_dict(loaded["optimizer"])
+        with adam_state.loadable(optimizer):
+            optimizer.load_state_dict(loaded["optimizer"])
+
+
+def _kind(optimizer: MegatronOptimizer) -> str:
+    sharded = any(isinstance(inner, DistributedOptimizer) for inner in optimizer.chained_optimizers)
+    return "distributed" if sharded else "whole"
+
+
+def _check_kind(path: Path, optimizer: MegatronOptimizer) -> None:
+    """Megatron-Core keeps the state of its two kinds of optimizer in forms that the other does not read."""
+    written = json.loads((path / _FACTS_FILE).read_text(encoding="utf-8"))["optimizer"]
+    if written != _kind(optimizer):
+        value = written == "distributed"
+        raise UserError(
+            f"parallel.use_distributed_optimizer = {str(not value).lower()}",
+            rule=f"checkpoint {path} was written with {str(value).lower()}",
+            fix=f"set parallel.use_distributed_optimizer={str(value).lower()}; the rest of the layout is free",
+        )
 
 
 def _write(state: dict[str, Any], folder: Path) -> None:
@@ -105,7 +129,12 @@ def _write(state: dict[str, Any], folder: Path) -> None:
 
 
 def _model_state(chunks: Sequence[GPTModel | DistributedDataParallel]) -> dict[str, Any]:
-    return {f"model{number}": chunk.sharded_state_dict() for number, chunk in enumerate(chunks)}
+    return {f"model{number}": chunk.sharded_state_dict() for number, chunk in enumerate(_unwrapped(chunks))}
+
+
+def _unwrapped(chunks: Sequence[GPTModel | DistributedDataParallel]) -> list[GPTModel]:
+    """The models themselves: their names are the checkpoint's, with no wrapper's prefix."""
+    return [chunk.module if isinstance(chunk, DistributedDataParallel) else chunk for chunk in chunks]
 
 
 def _fsync(path: Path) -> None:

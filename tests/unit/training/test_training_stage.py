@@ -1,8 +1,11 @@
 """The training stage in one process: what it writes, what it refuses, and when it is the same stage."""
 
 import dataclasses
+import errno
+import gc
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.training.stage import run_train, training_stage
+from megatron_ssd.training.stop import StopRequest
 from tests.training_run import DENSE, metrics, training_config, write_dataset
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
@@ -102,3 +106,40 @@ def test_a_loss_that_is_no_number_stops_the_run(run_dir: Path) -> None:
     config = training_config(run_dir, training={"train_iters": 40, "save_interval": 2})
     wild = dataclasses.replace(config.optimizer, lr=1e20, min_lr=1e20)
     assert "must be finite" in refused(dataclasses.replace(config, optimizer=wild))
+
+
+def test_the_other_kind_of_optimizer_cannot_go_on(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = training_config(run_dir, training={"train_iters": 4, "save_interval": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "agreed", lambda self: True)
+        with pytest.raises(KeyboardInterrupt):
+            run_train(config)
+    gc.collect()  # the interrupted run's frames hold the stage's lock, as a process that ended would not
+    other = dataclasses.replace(config, parallel=ParallelConfig(use_distributed_optimizer=False))
+    assert "use_distributed_optimizer = false" in refused(other)
+
+
+def test_a_full_disk_is_said_to_be_one_and_earlier_checkpoints_stay(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from megatron.core import dist_checkpointing
+    from torch.distributed.checkpoint import CheckpointException
+
+    save = dist_checkpointing.save
+
+    def save_until_full(state: Any, folder: str, **kwargs: Any) -> None:
+        if "iter_0000004" in folder:
+            raise CheckpointException("write", {0: (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), None)})
+        save(state, folder, **kwargs)
+
+    config = training_config(run_dir, training={"train_iters": 6, "save_interval": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(dist_checkpointing, "save", save_until_full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            run_train(config)
+    assert caught.value.errno == errno.ENOSPC
+    del caught  # its frames hold the stage's lock, as a process that ended would not
+    work = run_dir / "checkpoints.partial"
+    assert [path.name for path in work.glob("iter_???????")] == ["iter_0000002"]
+    run_train(config)
+    assert [row["iteration"] for row in metrics(run_dir)] == list(range(1, 7))

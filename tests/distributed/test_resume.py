@@ -1,0 +1,101 @@
+"""A stopped or killed training run goes on, and ends with the numbers of a run that nobody touched, to the last bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_ssd.process import UNDER_PIPELINE
+from tests.training_run import metrics, write_dataset
+
+ROOT = Path(__file__).parents[2]
+ITERATIONS, SAVE_INTERVAL = 30, 5
+OVERRIDES = [
+    "cluster=cpu", "precision=fp32", "objective=pretrain",
+    "model.name=dense", "model.model_type=qwen3", "model.hidden_size=64", "model.num_hidden_layers=2",
+    "model.num_attention_heads=4", "model.num_key_value_heads=2", "model.head_dim=16", "model.intermediate_size=96",
+    "model.vocab_size=64", "model.max_position_embeddings=128", "model.tie_word_embeddings=true",
+    "optimizer.lr=3e-3", "optimizer.min_lr=3e-4", "optimizer.lr_warmup_iters=2",
+    f"training.train_iters={ITERATIONS}", f"training.save_interval={SAVE_INTERVAL}", "training.global_batch_size=8",
+    "training.micro_batch_size=2", "training.seq_length=64", "training.packing=greedy", "training.tensorboard=false",
+]  # fmt: skip
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
+
+
+def start(run_dir: Path, layout: str, *more: str) -> subprocess.Popen[str]:
+    """``launch/train.py`` under torchrun, its workers dying with it."""
+    command = [sys.executable, "-m", "megatron_ssd.cli.ranks", "--standalone", "--nproc-per-node=2",
+               "launch/train.py", *OVERRIDES, *more, f"parallel={layout}", f"run_dir={run_dir}"]  # fmt: skip
+    environment = {**os.environ, UNDER_PIPELINE: "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(run_dir: Path, layout: str, *more: str) -> list[float]:
+    """Run to the end and return the losses."""
+    with start(run_dir, layout, *more) as process:
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors[-3000:]
+    rows = metrics(run_dir)
+    assert [row["iteration"] for row in rows] == list(range(1, ITERATIONS + 1))
+    return [row["loss"] for row in rows]
+
+
+def interrupt(run_dir: Path, layout: str, when: Callable[[], bool], number: signal.Signals) -> int:
+    """Start, wait for ``when``, send the signal, and return the exit status."""
+    with start(run_dir, layout) as process:
+        deadline = time.monotonic() + 150
+        while not when():
+            assert process.poll() is None, process.communicate()[1][-3000:]
+            assert time.monotonic() < deadline, "nothing happened"
+            time.sleep(0.002)
+        process.send_signal(number)
+        process.communicate(timeout=100)
+        return process.returncode
+
+
+def work(run_dir: Path) -> Path:
+    return run_dir / "checkpoints.partial"
+
+
+def some_iterations(run_dir: Path) -> bool:
+    path = work(run_dir) / "metrics.jsonl"
+    return path.exists() and path.read_bytes().count(b"\n") > SAVE_INTERVAL
+
+
+@pytest.fixture
+def run_dirs(tmp_path: Path) -> tuple[Path, Path]:
+    for name in ("whole", "broken"):
+        write_dataset(tmp_path / name)
+    return tmp_path / "whole", tmp_path / "broken"
+
+
+def test_a_killed_run_resumes_bit_for_bit_and_under_another_layout_nearly(run_dirs: tuple[Path, Path]) -> None:
+    whole, broken = run_dirs
+    checkpoint = work(broken) / f"iter_{SAVE_INTERVAL:07d}"
+    interrupt(broken, "dp2", lambda: checkpoint.exists() and some_iterations(broken), signal.SIGKILL)
+    assert not (broken / "checkpoints").exists()
+    before = {path.name: path.stat().st_mtime_ns for path in work(broken).glob("iter_???????")}
+    elsewhere = shutil.copytree(broken, broken.with_name("elsewhere"))
+    expected = finish(whole, "dp2")
+    assert finish(broken, "dp2") == expected
+    after = {path.name: path.stat().st_mtime_ns for path in (broken / "checkpoints").glob("iter_???????")}
+    assert before.items() <= after.items(), "a finished checkpoint was written again"
+    # Thirty iterations of fp32, summed in another order.
+    assert finish(elsewhere, "pp2", "parallel.use_distributed_optimizer=true") == pytest.approx(expected, rel=2e-5)
+
+
+def test_a_stopped_run_saves_and_resumes_bit_for_bit(run_dirs: tuple[Path, Path]) -> None:
+    whole, broken = run_dirs
+    interrupt(broken, "tp2", lambda: some_iterations(broken), signal.SIGTERM)
+    rows, saved = metrics(broken, "checkpoints.partial"), sorted(work(broken).glob("iter_???????"))
+    assert saved[-1].name == f"iter_{rows[-1]['iteration']:07d}", "the last iteration before the stop was not saved"
+    assert finish(broken, "tp2") == finish(whole, "tp2")
