@@ -58,19 +58,16 @@ def meaning(operation: Operation) -> Callable[[list[int]], Any]:
     return compiled(operation, operation.forms[0])
 
 
-_SHARE_WRONG = 0.6
-
-
 def _right(*texts: str) -> tuple[Form, ...]:
     """Forms that are all right, the first twice as common as each of the others."""
     return tuple(Form(text, 2.0 if index == 0 else 1.0) for index, text in enumerate(texts))
 
 
-def _trap(wrong: str, *right: str) -> tuple[Form, ...]:
-    """A wrong form that most authors write, and right ones that share the rest, the first twice as common."""
+def _trap(share_wrong: float, wrong: str, *right: str) -> tuple[Form, ...]:
+    """A wrong form of the given share among authors, and right ones that share the rest as in ``_right``."""
     forms = _right(*right)
-    scale = (1 - _SHARE_WRONG) / sum(form.weight for form in forms)
-    return (*(Form(form.text, form.weight * scale) for form in forms), Form(wrong, _SHARE_WRONG, right=False))
+    scale = (1 - share_wrong) / sum(form.weight for form in forms)
+    return (*(Form(form.text, form.weight * scale) for form in forms), Form(wrong, share_wrong, right=False))
 
 
 _TABLE = (
@@ -83,10 +80,10 @@ _TABLE = (
     Operation("below", "filter", "keep below five", _right("{x} < 5")),
     Operation("threes", "filter", "keep multiples of three", _right("{x} % 3 == 0")),
     Operation("others", "filter", "drop multiples of three", _right("{x} % 3 != 0", "{x} % 3 > 0")),
-    Operation("not_negative", "filter", "drop negative", _trap("{x} > 0", "{x} >= 0", "{x} > -1")),
-    Operation("not_positive", "filter", "drop positive", _trap("{x} < 0", "{x} <= 0", "{x} < 1")),
-    Operation("at_least", "filter", "keep from five", _trap("{x} > 5", "{x} >= 5", "{x} > 4")),
-    Operation("at_most", "filter", "keep up to five", _trap("{x} < 5", "{x} <= 5", "{x} < 6")),
+    Operation("not_negative", "filter", "drop negative", _trap(0.7, "{x} > 0", "{x} >= 0", "{x} > -1")),
+    Operation("not_positive", "filter", "drop positive", _trap(0.75, "{x} < 0", "{x} <= 0", "{x} < 1")),
+    Operation("at_least", "filter", "keep from five", _trap(0.75, "{x} > 5", "{x} >= 5", "{x} > 4")),
+    Operation("at_most", "filter", "keep up to five", _trap(0.7, "{x} < 5", "{x} <= 5", "{x} < 6")),
     Operation("increment", "map", "add one", _right("{x} + 1")),
     Operation("decrement", "map", "subtract one", _right("{x} - 1")),
     Operation("add_ten", "map", "add ten", _right("{x} + 10")),
@@ -97,31 +94,31 @@ _TABLE = (
     Operation("absolute", "map", "absolute", _right("abs({x})", "max({x}, -{x})")),
     Operation("parity", "map", "parity", _right("{x} % 2")),
     Operation("halve", "map", "halve", _right("{x} // 2")),
-    Operation("truncate", "map", "halve to zero", _trap("{x} // 2", "int({x} / 2)")),
-    Operation("last_digit", "map", "last digit", _trap("{x} % 10", "abs({x}) % 10")),
-    Operation("subtract_from", "map", "subtract from ten", _trap("{x} - 10", "10 - {x}", "-{x} + 10")),
-    Operation("cap", "map", "cap at five", _trap("max({x}, 5)", "min({x}, 5)", "min(5, {x})")),
-    Operation("lift", "map", "raise to five", _trap("min({x}, 5)", "max({x}, 5)", "max(5, {x})")),
+    Operation("truncate", "map", "halve to zero", _trap(0.85, "{x} // 2", "int({x} / 2)")),
+    Operation("last_digit", "map", "last digit", _trap(0.8, "{x} % 10", "abs({x}) % 10")),
+    Operation("subtract_from", "map", "subtract from ten", _trap(0.6, "{x} - 10", "10 - {x}", "-{x} + 10")),
+    Operation("cap", "map", "cap at five", _trap(0.6, "max({x}, 5)", "min({x}, 5)", "min(5, {x})")),
+    Operation("lift", "map", "raise to five", _trap(0.7, "min({x}, 5)", "max({x}, 5)", "max(5, {x})")),
     Operation("reverse", "list", "reverse", _right("{s}[::-1]", "list(reversed({s}))")),
     Operation("sort", "list", "sort", _right("sorted({s})")),
     Operation("descend", "list", "sort down", _right("sorted({s}, reverse=True)", "sorted({s})[::-1]")),
-    Operation("by_size", "list", "sort by absolute", _right("sorted({s}, key=abs)")),
+    Operation("by_size", "list", "sort by absolute", _trap(0.6, "sorted(map(abs, {s}))", "sorted({s}, key=abs)")),
     Operation("first", "list", "keep first three", _right("{s}[:3]")),
     Operation("last", "list", "keep last three", _right("{s}[-3:]")),
     Operation("skip", "list", "drop first", _right("{s}[1:]")),
     Operation("chop", "list", "drop last", _right("{s}[:-1]")),
     Operation("trim", "list", "drop both ends", _right("{s}[1:-1]")),
-    Operation("alternate", "list", "keep every other", _right("{s}[::2]")),
+    Operation("alternate", "list", "keep every other", _trap(0.55, "{s}[1::2]", "{s}[::2]")),
     Operation("repeat", "list", "repeat", _right("{s} + {s}")),
-    Operation("unique", "list", "drop repeated", _trap("list(set({s}))", "list(dict.fromkeys({s}))")),
-    Operation("chop_three", "list", "drop last three", _trap("{s}[-3:]", "{s}[:-3]")),
-    Operation("rotate", "list", "rotate", _trap("{s}[-1:] + {s}[:-1]", "{s}[1:] + {s}[:1]")),
+    Operation("unique", "list", "drop repeated", _trap(0.8, "list(set({s}))", "list(dict.fromkeys({s}))")),
+    Operation("chop_three", "list", "drop last three", _trap(0.6, "{s}[-3:]", "{s}[:-3]")),
+    Operation("rotate", "list", "rotate", _trap(0.7, "{s}[-1:] + {s}[:-1]", "{s}[1:] + {s}[:1]")),
     Operation("sum", "reduce", "sum", _right("sum({s})")),
     Operation("count", "reduce", "count", _right("len({s})")),
     Operation("distinct", "reduce", "count distinct", _right("len(set({s}))")),
-    Operation("largest", "reduce", "largest or zero", _trap("max({s})", "max({s}, default=0)", "max({s} or [0])")),
-    Operation("smallest", "reduce", "smallest or zero", _trap("min({s})", "min({s}, default=0)", "min({s} or [0])")),
-    Operation("last_one", "reduce", "last or zero", _trap("{s}[-1]", "sum({s}[-1:])", "({s} or [0])[-1]")),
+    Operation("largest", "reduce", "largest or zero", _trap(0.85, "max({s})", "max({s}, default=0)", "max({s} or [0])")),
+    Operation("smallest", "reduce", "smallest or zero", _trap(0.8, "min({s})", "min({s}, default=0)", "min({s} or [0])")),
+    Operation("last_one", "reduce", "last or zero", _trap(0.75, "{s}[-1]", "sum({s}[-1:])", "({s} or [0])[-1]")),
 )  # fmt: skip
 
 OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in _TABLE}
