@@ -116,8 +116,10 @@ _TABLE = (
     Operation("sum", "reduce", "sum", _right("sum({s})")),
     Operation("count", "reduce", "count", _right("len({s})")),
     Operation("distinct", "reduce", "count distinct", _right("len(set({s}))")),
-    Operation("largest", "reduce", "largest or zero", _trap(0.85, "max({s})", "max({s}, default=0)", "max({s} or [0])")),
-    Operation("smallest", "reduce", "smallest or zero", _trap(0.8, "min({s})", "min({s}, default=0)", "min({s} or [0])")),
+    Operation("largest", "reduce", "largest or zero",
+              _trap(0.85, "max({s})", "max({s}, default=0)", "max({s} or [0])")),
+    Operation("smallest", "reduce", "smallest or zero",
+              _trap(0.8, "min({s})", "min({s}, default=0)", "min({s} or [0])")),
     Operation("last_one", "reduce", "last or zero", _trap(0.75, "{s}[-1]", "sum({s}[-1:])", "({s} or [0])[-1]")),
 )  # fmt: skip
 
