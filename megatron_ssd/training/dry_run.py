@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
 
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ParallelConfig, PrecisionConfig
 from megatron_ssd.config.run import RunConfig, needed
+from megatron_ssd.progress import progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,12 @@ class LayoutReport:
 
 
 def run_dry(config: RunConfig) -> None:
-    """Build every rank of ``config.parallel`` and print what each would hold. Needs no GPU and no torchrun."""
+    """Build every rank of ``config.parallel`` and print what each would hold. Needs no GPU and no torchrun.
+
+    Under torchrun the first process does it for all.
+    """
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
     model = needed(config.model, "model", fix="choose one with +model=NAME")
     report = lay_out(model, config.parallel, config.precision)
     assert report.num_parameters == model.num_parameters(), (report.num_parameters, model.num_parameters())
@@ -73,7 +80,10 @@ def lay_out(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionCo
         cpu.install()
     local = dataclasses.replace(precision, transformer_engine=False)
     whole: dict[tuple[object, ...], int] = {}
-    ranks = tuple(_build_rank(rank, model, parallel, local, whole) for rank in range(parallel.world_size))
+    ranks = tuple(
+        _build_rank(rank, model, parallel, local, whole)
+        for rank in progress(range(parallel.world_size), desc="laying out", unit="rank")
+    )
     return LayoutReport(ranks=ranks, num_parameters=sum(whole.values()))
 
 

@@ -22,7 +22,6 @@ def wrap_chunks(chunks: Sequence[GPTModel], parallel: ParallelConfig) -> list[Di
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=overlap,
-        overlap_param_gather=overlap and parallel.use_distributed_optimizer,
         use_distributed_optimizer=parallel.use_distributed_optimizer,
     )
     return [
@@ -52,7 +51,6 @@ def build_optimizer(
             bf16=model_config.bf16,
             params_dtype=model_config.params_dtype,
             use_distributed_optimizer=parallel.use_distributed_optimizer,
-            overlap_param_gather=chunks[0].ddp_config.overlap_param_gather,
         ),
         list(chunks),
     )

@@ -1,0 +1,53 @@
+"""A stop after some iterations and a second start give the losses of a run in one piece, for every kind of optimizer.
+
+Under several processes, and killed in place of stopped: ``tests/distributed/test_resume.py``.
+"""
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_ssd.config.parallel import ParallelConfig, PrecisionConfig
+from megatron_ssd.training.stage import run_train
+from megatron_ssd.training.stop import StopRequest
+from tests.training_run import MOE, metrics, training_config, write_dataset
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
+
+BF16 = PrecisionConfig(params_dtype="bf16", transformer_engine=False)
+WHOLE = ParallelConfig(use_distributed_optimizer=False)
+KINDS: dict[str, dict[str, Any]] = {
+    "fp32_distributed": {},
+    "fp32_whole": {"parallel": WHOLE},
+    "bf16_distributed": {"precision": BF16},
+    "bf16_whole": {"precision": BF16, "parallel": WHOLE},
+    "moe_distributed": {"model": MOE},
+    "moe_whole": {"model": MOE, "parallel": WHOLE},
+}
+
+
+def stop_after(iterations: int, patch: pytest.MonkeyPatch) -> None:
+    asked = iter([False] * (iterations - 1) + [True])
+    patch.setattr(StopRequest, "agreed", lambda self: next(asked))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stopped_and_started_again_is_bitwise_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    for name in ("whole", "broken"):
+        write_dataset(tmp_path / name)
+    whole, broken = (training_config(tmp_path / name, **KINDS[kind]) for name in ("whole", "broken"))
+    with monkeypatch.context() as patch:
+        stop_after(4, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run_train(broken)
+    gc.collect()  # the interrupted run's frames hold the stage's lock, as a process that ended would not
+    assert len(metrics(tmp_path / "broken", "checkpoints.partial")) == 4
+    for config in (broken, whole):
+        run_train(config)
+    curves = [[(row["loss"], row["grad_norm"]) for row in metrics(tmp_path / name)] for name in ("broken", "whole")]
+    assert curves[0] == curves[1]
