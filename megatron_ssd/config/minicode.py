@@ -12,9 +12,9 @@ class MinicodeConfig:
     """Size, seed and noise of the world. See ``docs/minicode.md``."""
 
     seed: int = 0
-    num_train_problems: int = 6000
+    num_train_problems: int = 4000
     num_test_problems: int = 300
-    num_documents: int = 100_000  # of the base model's corpus
+    num_documents: int = 42_000  # of the base model's corpus, about 58 tokens each
     vocab_size: int = 512
     tests_per_problem: int = 10
     noise: float = 1.0  # scale of the distractor process at locks; 0 for none
