@@ -51,6 +51,7 @@ class Stage:
         self.identity = hash_json({"stage": name, "config": self.config, "inputs": inputs})
         self._replace = replace
         self._started = time.monotonic()
+        self._noted = 0.0
         self._seconds_before = 0.0
 
     def is_current(self) -> bool:
@@ -100,8 +101,11 @@ class Stage:
                 f"folder {self.work}", rule="another process is at work on it", fix="wait for it or stop it"
             ) from None
 
-    def note_time(self) -> None:
-        """Record the time spent so far, so that a resumed stage reports the sum. Cheap; call at every unit of work."""
+    def note_time(self, *, every: float = 0.0) -> None:
+        """Record the time spent so far, so that a resumed stage reports the sum; at most once in ``every`` seconds."""
+        if time.monotonic() - self._noted < every:
+            return
+        self._noted = time.monotonic()
         text = json.dumps(
             {
                 "identity": self.identity,

@@ -30,6 +30,7 @@ from megatron_ssd.evaluation.measurements import Measurements
 from megatron_ssd.evaluation.metrics import Bootstrap
 from megatron_ssd.evaluation.summary import summarise, table
 from megatron_ssd.generation.model_folder import ModelFolder, open_model
+from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES
 from megatron_ssd.generation.vllm_sampler import engine_facts, open_sampler
 from megatron_ssd.problems.source import load_benchmark
 from megatron_ssd.progress import progress
@@ -69,7 +70,7 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
             for name, model in models.items()
         }  # fmt: skip
         for job in jobs.values():
-            job.run(sampler, stage.note_time)
+            job.run(sampler, lambda: stage.note_time(every=SECONDS_BETWEEN_NOTES))
         verdicts, finish_reasons = _grade(grader, jobs, work, stage)
     found = Measurements(
         problems=problems,

@@ -14,10 +14,6 @@ from megatron.core.models.gpt import GPTModel
 from megatron_ssd.errors import UserError
 from megatron_ssd.models.initialization import local_shards
 
-_ALWAYS_THERE = "decoder.final_layernorm.weight"
-# A chunk that was saved inside DistributedDataParallel has that wrapper's attribute before each name.
-_PREFIXES = ("", "module.")
-
 
 def load_weights(path: Path, chunk: GPTModel) -> None:
     """Fill ``chunk``, which holds the whole model, from the checkpoint folder ``path``.
@@ -26,9 +22,8 @@ def load_weights(path: Path, chunk: GPTModel) -> None:
         UserError: the checkpoint lacks a weight of the model, or has it in another shape.
     """
     shapes = {key: tuple(stored.global_shape) for key, stored in dist_checkpointing.load_tensors_metadata(path).items()}
-    prefix = next((prefix for prefix in _PREFIXES if prefix + _ALWAYS_THERE in shapes), "")
     for shard in local_shards(chunk):
-        found = shapes.get(prefix + shard.key)
+        found = shapes.get(shard.key)
         if found != tuple(shard.global_shape):
             raise UserError(
                 f"checkpoint {path}",
@@ -37,5 +32,5 @@ def load_weights(path: Path, chunk: GPTModel) -> None:
                 fix="choose the model group that the checkpoint was trained with",
             )
     # Under a key of its own: what the checkpoint holds beside tensors comes along at the top.
-    loaded = dist_checkpointing.load({"weights": chunk.sharded_state_dict(prefix=prefix)}, str(path))["weights"]
-    chunk.load_state_dict({name.removeprefix(prefix): value for name, value in loaded.items()})
+    loaded = dist_checkpointing.load({"weights": chunk.sharded_state_dict()}, str(path))
+    chunk.load_state_dict(loaded["weights"])

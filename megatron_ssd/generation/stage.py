@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from pathlib import Path
 
 from megatron_ssd.artifacts.hashing import hash_json
@@ -16,7 +15,8 @@ from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.generation import SamplingConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.generation.model_folder import ModelFolder, open_model
-from megatron_ssd.generation.plan import PlannedSample, plan_samples, request_of
+from megatron_ssd.generation.plan import plan_samples, request_of
+from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES, RowMaker
 from megatron_ssd.generation.sampler import Completion
 from megatron_ssd.generation.sampling import sample_all, sampling_hash
 from megatron_ssd.generation.vllm_sampler import engine_facts, open_sampler
@@ -25,11 +25,8 @@ from megatron_ssd.problems.source import ProblemSet, load_problem_set
 from megatron_ssd.prompts.prompt import build_prompts
 from megatron_ssd.prompts.render import template_hash
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
-from megatron_ssd.schema import Sample
 
 log = logging.getLogger(__name__)
-
-_SECONDS_BETWEEN_NOTES = 5.0
 
 
 def samples_stage(config: RunConfig) -> Stage:
@@ -76,71 +73,25 @@ def _draw_missing(
             run_seed=config.seed,
             max_model_len=config.engine.max_model_len,
         )
-        record = _Recorder(
-            stage, shards, tokenizer, model.revision, sampling_hash(sampling.train, sampling.max_tokens), plan
-        )
+        rows = RowMaker(tokenizer, model.revision, sampling_hash(sampling.train, sampling.max_tokens))
         done = shards.done
-        missing = [sample for sample in plan if sample.key not in done]
-        for sample in missing:
+        missing = {sample.key: sample for sample in plan if sample.key not in done}
+        for sample in missing.values():
             if sample.skip_reason:
-                record.skip(sample)
+                shards.write(rows.skipped(sample))
         requests = [
             request_of(sample, decoding=sampling.train, max_tokens=sampling.max_tokens)
-            for sample in missing
+            for sample in missing.values()
             if not sample.skip_reason
         ]
+
+        def record(completion: Completion) -> None:
+            shards.write(rows.finished(missing[completion.key], completion))  # type: ignore[index]
+            stage.note_time(every=SECONDS_BETWEEN_NOTES)
+
         stats = sample_all(sampler, requests, record, done_before=len(plan) - len(requests))
     log.info("samples: drew %d tokens, %.0f a second", stats.tokens, stats.tokens_per_second)
     return round(stats.tokens_per_second, 1)
-
-
-class _Recorder:
-    """Writes each completion as the sample that it is; called as it finishes."""
-
-    def __init__(
-        self,
-        stage: Stage,
-        shards: SampleShards,
-        tokenizer: ChatTokenizer,
-        model_revision: str,
-        sampling_hash_: str,
-        plan: list[PlannedSample],
-    ) -> None:
-        self._stage, self._shards, self._tokenizer = stage, shards, tokenizer
-        self._model_revision, self._sampling_hash = model_revision, sampling_hash_
-        self._plan = {sample.key: sample for sample in plan}
-        self._noted = time.monotonic()
-
-    def __call__(self, completion: Completion) -> None:
-        planned = self._plan[completion.key]  # type: ignore[index]
-        sample = dataclasses.replace(
-            self._empty(planned),
-            response=self._tokenizer.text(completion.token_ids),
-            response_token_ids=completion.token_ids,
-            finish_reason=completion.finish_reason,
-        )
-        self._shards.write(sample)
-        if time.monotonic() - self._noted > _SECONDS_BETWEEN_NOTES:
-            self._stage.note_time()
-            self._noted = time.monotonic()
-
-    def skip(self, planned: PlannedSample) -> None:
-        """Write that ``planned`` cannot be run."""
-        self._shards.write(dataclasses.replace(self._empty(planned), skip_reason=planned.skip_reason))
-
-    def _empty(self, planned: PlannedSample) -> Sample:
-        return Sample(
-            problem_id=planned.prompt.problem_id,
-            sample_index=planned.sample_index,
-            messages=planned.prompt.messages,
-            prompt_token_ids=planned.prompt.token_ids,
-            response="",
-            response_token_ids=[],
-            finish_reason="skipped",
-            seed=planned.seed,
-            sampling_hash=self._sampling_hash,
-            model_revision=self._model_revision,
-        )
 
 
 def _stage(config: RunConfig, problems: ProblemSet, model: ModelFolder) -> Stage:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._device import _device_constructors
 
 # Factory functions that Megatron-Core calls with a literal device="cuda".
 _FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "tensor", "zeros")
@@ -58,6 +59,8 @@ def _quiet_imports() -> None:
 def _answer_for_the_device() -> None:
     """``device=torch.cuda.current_device()`` and ``device="cuda"`` mean the CPU."""
     torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment, return-value]
+    # ``with torch.device(...)`` acts on functions that torch lists once, on first use: it must list the real ones.
+    _device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
 

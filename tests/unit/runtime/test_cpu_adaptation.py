@@ -19,6 +19,12 @@ def test_factories_put_cuda_tensors_on_the_cpu() -> None:
     assert torch.zeros(2, device="meta").device.type == "meta"
 
 
+def test_a_device_context_still_decides_where_nothing_is_named() -> None:
+    with torch.device("meta"):
+        assert torch.zeros(2).device.type == "meta"
+        assert torch.arange(3).device.type == "meta"
+
+
 def test_installing_twice_wraps_once() -> None:
     before = torch.zeros
     cpu.install()
