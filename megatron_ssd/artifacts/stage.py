@@ -152,11 +152,11 @@ class Stage:
         )
         write_atomically(self.work / manifests.FILE_NAME, manifests.manifest_json(manifest))
         for path in files:
-            _fsync(path)
-        _fsync(self.work)
+            fsync_path(path)
+        fsync_path(self.work)
         self.work.rename(self.final)
         (self.final / _PLAN).unlink()  # last: until the rename it tells a next start whose work this is
-        _fsync(self.final.parent)
+        fsync_path(self.final.parent)
         self._lock_file.close()
         log.info("%s: published %s (%.1f s)", self.name, self.final, manifest.seconds)
         return manifest
@@ -180,11 +180,12 @@ def write_atomically(path: Path, text: str) -> None:
     """Write ``path`` so that a reader sees the old text or the new, never a part."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
-    _fsync(temporary)
+    fsync_path(temporary)
     temporary.replace(path)
 
 
-def _fsync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
+    """Force a file's content, or a folder's list of names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -27,6 +27,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch.distributed.checkpoint import CheckpointException
 
+from megatron_ssd.artifacts.stage import fsync_path
 from megatron_ssd.errors import UserError
 from megatron_ssd.training import adam_state
 
@@ -63,9 +64,9 @@ def save_checkpoint(
         facts = {"iteration": iteration, "optimizer": _kind(optimizer)}
         (partial / _FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
         for path in [*partial.iterdir(), partial]:
-            _fsync(path)
+            fsync_path(path)
         partial.rename(final)
-        _fsync(folder)
+        fsync_path(folder)
     dist.barrier()
     return final
 
@@ -135,11 +136,3 @@ def _model_state(chunks: Sequence[GPTModel | DistributedDataParallel]) -> dict[s
 def _unwrapped(chunks: Sequence[GPTModel | DistributedDataParallel]) -> list[GPTModel]:
     """The models themselves: their names are the checkpoint's, with no wrapper's prefix."""
     return [chunk.module if isinstance(chunk, DistributedDataParallel) else chunk for chunk in chunks]
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
