@@ -37,7 +37,7 @@ def main(stage: Callable[[RunConfig], None], *, description: str, argv: list[str
         argv: arguments in place of ``sys.argv[1:]``.
     """
     die_with_parent_if_asked()
-    arguments = parser(description).parse_args(argv)
+    arguments = parser(description).parse_intermixed_args(argv)
     run_guarded(lambda: _run(stage, arguments), traceback=arguments.traceback)
 
 

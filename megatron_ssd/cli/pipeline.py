@@ -61,7 +61,7 @@ def main() -> None:
     """Entry of ``launch/pipeline.py``."""
     options = parser("Run every stage from problems to report; stages that are up to date are skipped.")
     options.add_argument("--until", choices=list(LOOP), default="report", help="stop after this stage's folder stands")
-    arguments = options.parse_args()
+    arguments = options.parse_intermixed_args()
     run_guarded(lambda: run(arguments), traceback=arguments.traceback)
 
 

@@ -19,7 +19,7 @@ def start(script: str, *arguments: str, path: str | None = None) -> subprocess.C
     environment = {**os.environ, **({"PATH": path} if path is not None else {})}
     return subprocess.run(
         [sys.executable, str(ROOT / script), *arguments],
-        capture_output=True, text=True, timeout=300, check=False, env=environment,
+        capture_output=True, text=True, timeout=600, check=False, env=environment,
     )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def test_a_wrong_vocabulary_size(finished: Path, loop: Loop, tmp_path: Path) -> 
     base = next(loop.base_dir.glob("*/export"))
     done = start("launch/train.py", *SMALL, "parallel=single", f"run_dir={run_dir}", f"model.path={base}",
                  "model.vocab_size=256")  # fmt: skip
-    assert_one_line(done, "vocab_size", "256", "512")
+    assert_one_line(done, "model.vocab_size = 256", "holds token id 511", "make the data set again")
     assert not list(run_dir.glob("checkpoints*/iter_*"))
 
 
@@ -126,4 +126,4 @@ def test_a_port_in_use(finished: Path, loop: Loop, tmp_path: Path) -> None:
              f"model.path={base}"],
             env={**os.environ, **world}, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
-    assert_one_line(done, port, "in use")
+    assert_one_line(done, f"MASTER_PORT = {port}", "another program listens", "torchrun --master-port")

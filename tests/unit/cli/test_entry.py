@@ -56,6 +56,11 @@ def test_print_config_shows_the_composed_yaml_and_starts_nothing(capsys: pytest.
     assert "temperature: 1.5" in capsys.readouterr().out
 
 
+def test_options_may_stand_between_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    entry.main(lambda _: None, description="", argv=["+experiment=demo", "--print-config", "seed=77"])
+    assert "seed: 77" in capsys.readouterr().out
+
+
 def test_help_lists_groups(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         entry.main(lambda _: None, description="What it does.", argv=["--help"])
