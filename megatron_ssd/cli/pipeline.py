@@ -18,7 +18,7 @@ from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config
 from megatron_ssd.cli.entry import parser, run_guarded, start_logging
-from megatron_ssd.cli.preflight import check_machine
+from megatron_ssd.cli.preflight import check_machine, check_problems
 from megatron_ssd.config.run import BaseConfig, RunConfig, needed
 from megatron_ssd.dataset.corpus import world_stage
 from megatron_ssd.dataset.stage import dataset_stage
@@ -78,6 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = compose_config(overrides, config_dir)
     for section in ("model", "problems", "benchmark", "sampling"):
         needed(getattr(config, section), section, fix=f"choose one with {section}=NAME, or take +experiment=demo")
+    check_problems(config)
     if config.base is not None:
         folder = _make_base(config.base, config_dir)
         overrides = [*overrides, f"model.path={folder}"]

@@ -61,12 +61,16 @@ _WARM_UP_PROGRAMS = (
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
 _SECCOMP_MODE_FILTER = 2
 _CLONE_THREAD = 0x00010000
-# System call numbers that are refused: making processes, changing the program image, reaching into other processes.
+# System call numbers that are refused: making processes, changing the program image, reaching into other processes,
+# their memory, priority and processors included.
 _REFUSED = {
-    "x86_64": (57, 58, 59, 322, 101, 310, 311, 62, 129, 200, 234, 297, 424, 434, 438, 272, 308, 425),
-    "aarch64": (221, 281, 117, 270, 271, 129, 138, 130, 131, 240, 424, 434, 438, 97, 268, 425),
-}
+    "x86_64": (57, 58, 59, 322, 101, 310, 311, 62, 129, 200, 234, 297, 424, 434, 438, 272, 308, 425,
+               141, 142, 144, 203, 251, 256, 279, 314),
+    "aarch64": (221, 281, 117, 270, 271, 129, 138, 130, 131, 240, 424, 434, 438, 97, 268, 425,
+                30, 118, 119, 122, 140, 238, 239, 274),
+}  # fmt: skip
 _CLONE, _CLONE3 = {"x86_64": 56, "aarch64": 220}, 435
+_PRLIMIT = {"x86_64": 302, "aarch64": 261}  # refused for any process but the caller, whom it names 0
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
@@ -98,12 +102,12 @@ class Seccomp:
             (give, 0, 0, kill),  # x32's numbers
             (jump_equal, 0, 1, _CLONE3),
             (give, 0, 0, unknown),  # glibc then falls back on clone, whose flags a filter can read
-            (jump_equal, 0, 4, _CLONE[machine]),
-            (load, 0, 0, 16),
-            (jump_set, 1, 0, _CLONE_THREAD),
-            (give, 0, 0, refuse),
-            (give, 0, 0, allow),
         ]
+        for number, passes in (
+            (_CLONE[machine], (jump_set, 1, 0, _CLONE_THREAD)),
+            (_PRLIMIT[machine], (jump_equal, 1, 0, 0)),
+        ):
+            code += [(jump_equal, 0, 4, number), (load, 0, 0, 16), passes, (give, 0, 0, refuse), (give, 0, 0, allow)]
         for number in _REFUSED[machine]:
             code += [(jump_equal, 0, 1, number), (give, 0, 0, refuse)]
         code.append((give, 0, 0, allow))

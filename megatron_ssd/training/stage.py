@@ -18,6 +18,7 @@ from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError, require
+from megatron_ssd.models.hf_folder import resolve_model_folder
 
 if TYPE_CHECKING:
     from megatron_ssd.dataset.training import TrainingDataset
@@ -82,15 +83,14 @@ def training_stage(config: RunConfig) -> Stage:
 
 
 def base_folder(model: ModelConfig) -> Path:
-    """The local Hugging Face folder that fine-tuning starts from. Raises ``UserError`` where there is none."""
-    folder = Path(needed(model.path, "model.path", fix="name the folder of the base model"))
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"model.path = {model.path}",
-            rule="must be a local Hugging Face folder with a config.json",
-            fix=f"download it with 'hf download {model.path} --local-dir FOLDER' and set model.path=FOLDER",
-        )
-    return folder
+    """The Hugging Face folder that fine-tuning starts from, fetched from the Hub where it is named by its id.
+
+    Raises:
+        UserError: no model is named, or there is none.
+    """
+    return resolve_model_folder(
+        needed(model.path, "model.path", fix="name the folder of the base model"), model.revision
+    )
 
 
 def prepare_trainer(config: RunConfig, work: Path, device: str) -> tuple[Trainer, TrainingDataset]:

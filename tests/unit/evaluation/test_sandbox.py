@@ -243,6 +243,25 @@ class TestAttacks:
     def test_the_server_cannot_be_reached(self, sandbox: Sandbox, source: str):
         assert run(sandbox, source).ending == "runtime_error"
 
+    @pytest.mark.parametrize(
+        "source",
+        [
+            "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_FSIZE, (1, 1))",
+            "import resource\nresource.prlimit(1, resource.RLIMIT_AS, (1 << 20, 1 << 20))",
+            "import os\nos.sched_setaffinity(os.getppid(), {0})",
+            "import os\nos.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
+        ],
+    )
+    def test_the_servers_limits_and_priority_cannot_be_changed(self, sandbox: Sandbox, source: str):
+        execution = run(sandbox, source)
+        assert execution.ending == "runtime_error"
+        assert "PermissionError" in execution.detail
+        assert run(sandbox, "print(1)").outputs == ("1\n",)
+
+    def test_a_program_may_lower_its_own_limits(self, sandbox: Sandbox):
+        source = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))\nprint(1)"
+        assert run(sandbox, source).outputs == ("1\n",)
+
     def test_no_descriptor_of_the_server_is_left_open(self, sandbox: Sandbox):
         source = (
             "import os\n"

@@ -92,7 +92,7 @@ def test_wrong_vocabulary_size(run_dir: Path) -> None:
     assert "holds token id 63" in message
 
 
-@pytest.mark.parametrize(("path", "expected"), [(None, "model.path"), ("/nowhere/at/all", "hf download")])
+@pytest.mark.parametrize(("path", "expected"), [(None, "model.path"), ("/nowhere/at/all", "does not exist")])
 def test_fine_tuning_needs_a_base_model(run_dir: Path, path: Any, expected: str) -> None:
     model = dataclasses.replace(DENSE, path=path)
     assert expected in refused(training_config(run_dir, objective="sft", model=model))
