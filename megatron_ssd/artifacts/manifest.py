@@ -85,6 +85,11 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def megatron_facts() -> dict[str, str]:
+    """Megatron-Core as the manifests of its stages name it."""
+    return {"name": "megatron-core", "version": importlib.metadata.version("megatron-core")}
+
+
 @functools.cache
 def code_version() -> str:
     """Package version, with the git commit where the package runs from a checkout."""

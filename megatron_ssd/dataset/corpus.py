@@ -8,13 +8,12 @@ rename; ``RUN_DIR/tokenizer`` is made before it by the same rule and named in it
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import logging
 from pathlib import Path
 
 import sentencepiece
 
-from megatron_ssd.artifacts.manifest import read_manifest
+from megatron_ssd.artifacts.manifest import megatron_facts, read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.minicode import MinicodeConfig
 from megatron_ssd.config.model import ModelConfig
@@ -91,6 +90,6 @@ def _build_corpus(stage: Stage, world: MinicodeConfig, tokenizer: Path) -> None:
             tokens += len(ids)
     log.info("corpus: %d documents, %d tokens", world.num_documents, tokens)
     stage.publish(
-        engine={"name": "megatron-core", "version": importlib.metadata.version("megatron-core")},
+        engine=megatron_facts(),
         counts={"documents": world.num_documents, "tokens": tokens},
     )

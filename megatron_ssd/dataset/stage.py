@@ -15,7 +15,6 @@ Megatron-Core is imported where it is used: a stage that is up to date then says
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import logging
 import shutil
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from megatron_ssd.artifacts.jsonl import JsonlWriter, iter_jsonl
-from megatron_ssd.artifacts.manifest import read_manifest
+from megatron_ssd.artifacts.manifest import megatron_facts, read_manifest
 from megatron_ssd.artifacts.stage import Stage, write_atomically
 from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.config.model import ModelConfig
@@ -70,7 +69,7 @@ def run_preprocess(config: RunConfig) -> None:
     counts, dropped = _totals(json.loads(converter.joined.read_text(encoding="utf-8")))
     log.info("dataset: kept %d of %d samples, dropped %s", counts["documents"], counts["samples"], dropped or "none")
     stage.publish(
-        engine={"name": "megatron-core", "version": importlib.metadata.version("megatron-core")},
+        engine=megatron_facts(),
         counts=counts,
         dropped=dropped,
     )

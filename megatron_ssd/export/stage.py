@@ -12,12 +12,11 @@ A killed export keeps the files that it finished: they are recognised by name, s
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_ssd.artifacts.manifest import read_manifest
+from megatron_ssd.artifacts.manifest import megatron_facts, read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.export import ExportConfig
 from megatron_ssd.config.model import ModelConfig
@@ -59,7 +58,7 @@ def run_export(config: RunConfig) -> None:
         iteration, chunk = _load_newest(run_dir / "checkpoints", model, precision, device=device)
         counts, facts = _write_and_verify(work, chunk, model, config.export, device=device)
     stage.publish(
-        engine={"name": "megatron-core", "version": importlib.metadata.version("megatron-core")},
+        engine=megatron_facts(),
         counts=counts,
         facts={"iteration": iteration, **facts},
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_ssd.artifacts.hashing import hash_folder
-from megatron_ssd.artifacts.manifest import package_versions, read_manifest
+from megatron_ssd.artifacts.manifest import megatron_facts, read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
@@ -200,7 +200,7 @@ def _publish(config: RunConfig, stage: Stage, dataset: TrainingDataset) -> None:
     last = rows[-1]
     epochs, row = dataset.locate(config.training.train_iters * config.training.global_batch_size)
     stage.publish(
-        engine={"name": "megatron-core", "version": package_versions()["megatron-core"]},
+        engine=megatron_facts(),
         counts={
             "iterations": len(rows),
             "samples": dataset.counts["samples"],
