@@ -11,9 +11,10 @@ import numpy as np
 
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig, PrecisionConfig
+from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
+from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.config.training import OptimizerConfig, TrainingConfig
+from megatron_ssd.config.training import CheckpointConfig, OptimizerConfig, TrainingConfig
 from megatron_ssd.dataset.indexed import IndexedWriter
 
 VOCAB_SIZE = 64
@@ -41,10 +42,14 @@ def write_dataset(run_dir: Path, *, vocab_size: int = VOCAB_SIZE, num_documents:
 
 
 def training_config(run_dir: Path, **changes: Any) -> RunConfig:
-    """Pretrain ``DENSE`` in ten iterations. ``changes``: sections by name; ``training`` as a dictionary of fields."""
+    """Pretrain ``DENSE`` in ten iterations.
+
+    ``changes``: sections by name; ``training`` and ``checkpoint`` as dictionaries of fields.
+    """
     training = {"train_iters": 10, "global_batch_size": 8, "micro_batch_size": 2, "seq_length": 64,
-                "packing": "greedy", "save_interval": 1000, "tensorboard": False}  # fmt: skip
+                "packing": "greedy", "tensorboard": False}  # fmt: skip
     training |= changes.pop("training", {})
+    checkpoint = {"save_interval": 1000} | changes.pop("checkpoint", {})
     base = RunConfig(
         run_dir=str(run_dir),
         objective="pretrain",
@@ -53,6 +58,7 @@ def training_config(run_dir: Path, **changes: Any) -> RunConfig:
         cluster=CPU,
         optimizer=OptimizerConfig(lr=3e-3, min_lr=3e-4, lr_warmup_iters=2),
         training=TrainingConfig(**training),
+        checkpoint=CheckpointConfig(**checkpoint),
         parallel=changes.pop("parallel", ParallelConfig()),
     )
     return dataclasses.replace(base, **changes)

@@ -1,4 +1,4 @@
-"""How a model is laid out over processes, and in which numbers it computes."""
+"""How a model is laid out over processes, and the machine that they run on."""
 
 from __future__ import annotations
 
@@ -108,16 +108,6 @@ class ParallelConfig:
             f"parallel.tensor_model_parallel_size ({tp})",
             fix=f"set parallel.expert_tensor_parallel_size={tp} or parallel.expert_model_parallel_size above 1",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrecisionConfig:
-    """Numbers that weights, activations and gradients are held in."""
-
-    params_dtype: Literal["fp32", "bf16"] = "bf16"
-    fast_matmul: bool = False  # fp32 products rounded to bf16 inside, where the processor has units for it
-    recompute: Literal["none", "selective", "full"] = "none"
-    transformer_engine: bool = True  # TransformerEngine's layers; false for Megatron-Core's own
 
 
 @dataclass(frozen=True, kw_only=True)

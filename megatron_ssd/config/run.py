@@ -11,9 +11,11 @@ from megatron_ssd.config.export import ExportConfig
 from megatron_ssd.config.generation import EngineConfig, GenerationConfig, PromptConfig, SamplingConfig
 from megatron_ssd.config.minicode import MinicodeConfig
 from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig, PrecisionConfig
+from megatron_ssd.config.moe import MoeConfig
+from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
+from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.problems import BenchmarkConfig, ProblemsConfig
-from megatron_ssd.config.training import OptimizerConfig, TrainingConfig
+from megatron_ssd.config.training import CheckpointConfig, OptimizerConfig, TrainingConfig
 from megatron_ssd.errors import ConfigError, require
 
 _T = TypeVar("_T")
@@ -56,8 +58,10 @@ class RunConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    moe: MoeConfig = field(default_factory=MoeConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 

@@ -20,7 +20,8 @@ from megatron_ssd.artifacts.manifest import megatron_facts, read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.export import ExportConfig
 from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.parallel import ParallelConfig, PrecisionConfig
+from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError
 from megatron_ssd.export.assets import find_assets

@@ -20,7 +20,8 @@ from megatron.core.models.gpt import GPTModel
 from numpy.typing import NDArray
 
 from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.parallel import ParallelConfig, PrecisionConfig
+from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.models.build import build_model
 from megatron_ssd.process import run_child

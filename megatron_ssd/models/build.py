@@ -10,7 +10,8 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_ssd.config.model import ModelConfig, RopeScalingConfig
-from megatron_ssd.config.parallel import ParallelConfig, PrecisionConfig
+from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.errors import require
 from megatron_ssd.models.initialization import initialize_weights
 from megatron_ssd.models.layer_specs import block_spec

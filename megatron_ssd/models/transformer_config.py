@@ -10,7 +10,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.parallel import ParallelConfig, PrecisionConfig
+from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.config.precision import PrecisionConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -8,7 +8,8 @@ from typing import Literal
 
 import torch
 
-from megatron_ssd.config.parallel import ClusterConfig, PrecisionConfig
+from megatron_ssd.config.parallel import ClusterConfig
+from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.runtime import cpu
 

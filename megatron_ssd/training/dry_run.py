@@ -12,7 +12,8 @@ import os
 from dataclasses import dataclass
 
 from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.parallel import ParallelConfig, PrecisionConfig
+from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.progress import progress
 

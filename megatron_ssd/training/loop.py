@@ -26,7 +26,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_ssd.config.training import TrainingConfig
+from megatron_ssd.config.training import CheckpointConfig, TrainingConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.training.checkpoint import save_checkpoint
 from megatron_ssd.training.data import Batch, BatchSource
@@ -54,6 +54,7 @@ class Trainer:
     schedule: OptimizerParamScheduler
     source: BatchSource
     config: TrainingConfig
+    checkpoint: CheckpointConfig
     folder: Path  # of the checkpoints
     iteration: int
 
@@ -69,7 +70,8 @@ class Trainer:
             metrics = self.step()
             observer.after_iteration(metrics)
             stopping = stop.agreed()
-            if stopping or self.iteration % self.config.save_interval == 0 or self.iteration == self.config.train_iters:
+            due = self.iteration % self.checkpoint.save_interval == 0 or self.iteration == self.config.train_iters
+            if stopping or due:
                 observer.before_checkpoint()
                 save_checkpoint(self.folder, self.iteration, self.chunks, self.optimizer)
                 saved = self.iteration

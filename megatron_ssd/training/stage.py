@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LAYOUT_ONLY = ("micro_batch_size", "save_interval", "log_interval", "tensorboard")
+# Keys of the training section that do not decide what is trained.
+_LAYOUT_ONLY = (
+    "micro_batch_size", "self_test", "max_skipped", "spike_factor", "log_interval", "tensorboard", "wandb_project",
+)  # fmt: skip
 DATASET_PREFIX = "samples"  # of dataset/samples.bin and .idx
 
 
@@ -122,6 +125,7 @@ def prepare_trainer(config: RunConfig, work: Path, device: str) -> tuple[Trainer
         schedule=build_schedule(optimizer, config.optimizer, train_iters=config.training.train_iters, done=done),
         source=_batch_source(config, dataset, chunks[0].config.params_dtype, device),
         config=config.training,
+        checkpoint=config.checkpoint,
         folder=work,
         iteration=done,
     )

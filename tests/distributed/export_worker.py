@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
-from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig, PrecisionConfig
+from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
+from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.hf_checkpoint import load_hf_weights
 from megatron_ssd.models.initialization import local_shards

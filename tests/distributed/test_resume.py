@@ -25,7 +25,7 @@ OVERRIDES = [
     "model.num_attention_heads=4", "model.num_key_value_heads=2", "model.head_dim=16", "model.intermediate_size=96",
     "model.vocab_size=64", "model.max_position_embeddings=128", "model.tie_word_embeddings=true",
     "optimizer.lr=3e-3", "optimizer.min_lr=3e-4", "optimizer.lr_warmup_iters=2",
-    f"training.train_iters={ITERATIONS}", f"training.save_interval={SAVE_INTERVAL}", "training.global_batch_size=8",
+    f"training.train_iters={ITERATIONS}", f"checkpoint.save_interval={SAVE_INTERVAL}", "training.global_batch_size=8",
     "training.micro_batch_size=2", "training.seq_length=64", "training.packing=greedy", "training.tensorboard=false",
 ]  # fmt: skip
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")

@@ -26,7 +26,7 @@ SMALL = (
     "training.train_iters=8",
     "training.global_batch_size=8",
     "training.micro_batch_size=4",
-    "training.save_interval=2",
+    "checkpoint.save_interval=2",
     "optimizer.lr_warmup_iters=2",
     "evaluation.num_samples=5",
     "evaluation.temperatures=[1.0]",
@@ -35,7 +35,7 @@ SMALL = (
 SMALL_BASE = (
     "minicode.num_documents=3000",
     "training.train_iters=20",
-    "training.save_interval=10",
+    "checkpoint.save_interval=10",
     "optimizer.lr_warmup_iters=5",
 )
 

@@ -11,7 +11,8 @@ from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.parallel import ClusterConfig, PrecisionConfig
+from megatron_ssd.config.parallel import ClusterConfig
+from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.dataset import stage as dataset_stage
 from megatron_ssd.dataset.indexed import IndexedWriter, open_indexed

@@ -18,7 +18,8 @@ from megatron_ssd.config.evaluation import EvaluationConfig, SandboxConfig
 from megatron_ssd.config.generation import Decoding, EngineConfig, PromptConfig, SamplingConfig
 from megatron_ssd.config.minicode import MinicodeConfig
 from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.parallel import ClusterConfig, PrecisionConfig
+from megatron_ssd.config.parallel import ClusterConfig
+from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.problems import BenchmarkConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError

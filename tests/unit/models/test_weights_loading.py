@@ -14,7 +14,8 @@ from megatron.core.models.gpt import GPTModel
 from safetensors.torch import load_file, save_file
 
 from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig, PrecisionConfig
+from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
+from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.families import Family

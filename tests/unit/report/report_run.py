@@ -12,7 +12,8 @@ from megatron_ssd.artifacts.manifest import Manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.generation import Decoding, SamplingConfig
 from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.parallel import ClusterConfig, PrecisionConfig
+from megatron_ssd.config.parallel import ClusterConfig
+from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.problems import BenchmarkConfig, ProblemsConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import OptimizerConfig, TrainingConfig

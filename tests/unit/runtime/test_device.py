@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from megatron_ssd.config.parallel import ClusterConfig, PrecisionConfig
+from megatron_ssd.config.parallel import ClusterConfig
+from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.runtime.device import check_device, prepare_device
 

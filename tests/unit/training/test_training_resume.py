@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ssd.config.parallel import ParallelConfig, PrecisionConfig
+from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.training.stage import run_train
 from megatron_ssd.training.stop import StopRequest
 from tests.training_run import MOE, metrics, training_config, write_dataset

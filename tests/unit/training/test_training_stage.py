@@ -30,7 +30,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def test_a_run_publishes_checkpoint_metrics_and_manifest(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = training_config(run_dir, training={"train_iters": 6, "save_interval": 4, "tensorboard": True})
+    config = training_config(run_dir, training={"train_iters": 6, "tensorboard": True}, checkpoint={"save_interval": 4})
     run_train(config)
     folder = run_dir / "checkpoints"
     assert sorted(path.name for path in folder.glob("iter_*")) == ["iter_0000004", "iter_0000006"]
@@ -103,13 +103,13 @@ def test_training_on_a_gpu_that_is_not_there(run_dir: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_the_run(run_dir: Path) -> None:
-    config = training_config(run_dir, training={"train_iters": 40, "save_interval": 2})
+    config = training_config(run_dir, training={"train_iters": 40}, checkpoint={"save_interval": 2})
     wild = dataclasses.replace(config.optimizer, lr=1e20, min_lr=1e20)
     assert "must be finite" in refused(dataclasses.replace(config, optimizer=wild))
 
 
 def test_the_other_kind_of_optimizer_cannot_go_on(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = training_config(run_dir, training={"train_iters": 4, "save_interval": 2})
+    config = training_config(run_dir, training={"train_iters": 4}, checkpoint={"save_interval": 2})
     with monkeypatch.context() as patch:
         patch.setattr(StopRequest, "agreed", lambda self: True)
         with pytest.raises(KeyboardInterrupt):
@@ -132,7 +132,7 @@ def test_a_full_disk_is_said_to_be_one_and_earlier_checkpoints_stay(
             raise CheckpointException("write", {0: (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), None)})
         save(state, folder, **kwargs)
 
-    config = training_config(run_dir, training={"train_iters": 6, "save_interval": 2})
+    config = training_config(run_dir, training={"train_iters": 6}, checkpoint={"save_interval": 2})
     with monkeypatch.context() as patch:
         patch.setattr(dist_checkpointing, "save", save_until_full)
         with pytest.raises(OSError, match="No space left") as caught:
