@@ -10,6 +10,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_ssd.config.model import ModelConfig, RopeScalingConfig
+from megatron_ssd.config.moe import MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.errors import require
@@ -24,6 +25,7 @@ def build_model(
     parallel: ParallelConfig,
     precision: PrecisionConfig,
     *,
+    moe: MoeConfig = MoeConfig(),  # noqa: B008 - frozen
     device: str,
     seed: int | None = 0,
 ) -> list[GPTModel]:
@@ -46,7 +48,7 @@ def build_model(
         rule="rows are not split over processes yet",
         fix="set parallel.context_parallel_size=1",
     )
-    config = transformer_config(model, parallel, precision)
+    config = transformer_config(model, parallel, precision, moe)
     config.init_model_with_meta_device = device == "meta"
     config.deallocate_pipeline_outputs = device == "cuda"  # gloo may still be reading what this would free
     seed_process(seed or 0)  # Megatron-Core builds within its random states, whether it draws or not

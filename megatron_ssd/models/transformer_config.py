@@ -10,13 +10,19 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.moe import MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def transformer_config(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig) -> TransformerConfig:
+def transformer_config(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    moe: MoeConfig = MoeConfig(),  # noqa: B008 - frozen
+) -> TransformerConfig:
     """Shape, layout and numbers of one model, as Megatron-Core wants them.
 
     The families built here share: pre-norm RMSNorm, SwiGLU, grouped-query attention, rotary positions, no bias, no

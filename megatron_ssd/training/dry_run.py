@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 
 from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.moe import MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.run import RunConfig, needed
@@ -56,7 +57,7 @@ def run_dry(config: RunConfig) -> None:
     if int(os.environ.get("RANK", "0")) != 0:
         return
     model = needed(config.model, "model", fix="choose one with +model=NAME")
-    report = lay_out(model, config.parallel, config.precision)
+    report = lay_out(model, config.parallel, config.precision, config.moe)
     assert report.num_parameters == model.num_parameters(), (report.num_parameters, model.num_parameters())
     training, parallel = config.training, config.parallel
     print(f"{model.name}: {parallel.world_size} processes, {config.precision.params_dtype}")
@@ -68,7 +69,12 @@ def run_dry(config: RunConfig) -> None:
     )
 
 
-def lay_out(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig) -> LayoutReport:
+def lay_out(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    moe: MoeConfig = MoeConfig(),  # noqa: B008 - frozen
+) -> LayoutReport:
     """Build ``model`` as each rank of ``parallel`` would, without memory.
 
     The layers are Megatron-Core's own: TransformerEngine's hold the same parameters and cannot be built without CUDA.
@@ -82,7 +88,7 @@ def lay_out(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionCo
     local = dataclasses.replace(precision, transformer_engine=False)
     whole: dict[tuple[object, ...], int] = {}
     ranks = tuple(
-        _build_rank(rank, model, parallel, local, whole)
+        _build_rank(rank, model, parallel, local, moe, whole)
         for rank in progress(range(parallel.world_size), desc="laying out", unit="rank")
     )
     return LayoutReport(ranks=ranks, num_parameters=sum(whole.values()))
@@ -93,6 +99,7 @@ def _build_rank(
     model: ModelConfig,
     parallel: ParallelConfig,
     precision: PrecisionConfig,
+    moe: MoeConfig,
     whole: dict[tuple[object, ...], int],
 ) -> RankReport:
     """Report on ``rank``, and enter its shards into ``whole``."""
@@ -103,7 +110,7 @@ def _build_rank(
     from megatron_ssd.runtime.process_groups import fake_process_group
 
     with fake_process_group(parallel, rank=rank):
-        chunks = build_model(model, parallel, precision, device="meta")
+        chunks = build_model(model, parallel, precision, moe=moe, device="meta")
         for chunk in chunks:
             for shard in local_shards(chunk):
                 whole[shard.key, shard.global_offset, shard.local_shape] = math.prod(shard.local_shape)

@@ -107,7 +107,14 @@ def prepare_trainer(config: RunConfig, work: Path, device: str) -> tuple[Trainer
     dataset = _open_dataset(config, model)
     checkpoint = newest_checkpoint(work)
     fresh = config.objective == "pretrain" and checkpoint is None
-    chunks = build_model(model, config.parallel, config.precision, device=device, seed=config.seed if fresh else None)
+    chunks = build_model(
+        model,
+        config.parallel,
+        config.precision,
+        moe=config.moe,
+        device=device,
+        seed=config.seed if fresh else None,
+    )
     if config.objective == "sft" and checkpoint is None:
         from megatron_ssd.models.hf_checkpoint import load_hf_weights
 
