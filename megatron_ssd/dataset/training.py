@@ -3,11 +3,15 @@
 A document of n ids gives n - 1 positions: position i sees id i and predicts id i + 1. A row is ``seq_length`` positions
 that hold whole samples one after the other, each its own segment with positions from 0, then padding.
 
-- ``sft``: documents are [prompt, response]. The loss is on response ids only; the first of them is predicted at the
-  last prompt id. An end token is in the response ids or it is nowhere, so nothing is added here.
-- ``pretrain``: documents are one sequence, and every position counts.
+- ``sft``: documents are [prompt, response]. A position that predicts a response id weighs 1 in the loss, the first of
+  them being the last prompt id; the others weigh ``prompt_loss_weight``. An end token is in the response ids or it is
+  nowhere, so nothing is added here.
+- ``pretrain``: documents are one sequence, and every position weighs 1.
 
-Segments are numbered from 1; padding is segment 0 with a loss mask of 0. Opening reads the .idx alone.
+With ``loss_normalization=sequence`` a sample's weights are divided by their sum: every sample weighs 1 in all. What a
+row weighs is known from the index alone.
+
+Segments are numbered from 1; padding is segment 0 and weighs nothing. Opening reads the .idx alone.
 """
 
 from __future__ import annotations
@@ -39,11 +43,13 @@ class TrainingDataset:
         packing: ``none`` for one sample a row, ``greedy`` for many.
         over_long: what becomes of samples with more than ``seq_length`` positions.
         seed: of the run; with the epoch it fixes order and packing.
+        loss_normalization: ``token`` leaves weights as they are, ``sequence`` makes each sample's sum to 1.
+        prompt_loss_weight: of a position that predicts a prompt id, beside 1 for a response id.
         pad_id: the id that fills rows.
 
     Attributes:
         counts: ``documents`` in the files, ``samples`` trained on, and what was left out or cut: ``no_target`` (no
-            position carries loss), ``over_long`` (dropped or truncated, as asked), ``target_positions``.
+            position predicts a response id), ``over_long`` (dropped or truncated, as asked), ``target_positions``.
 
     Raises:
         UserError: the files are missing or of another objective, a sample is over long and ``over_long`` is ``error``,
@@ -59,6 +65,8 @@ class TrainingDataset:
         packing: PackingMode,
         over_long: Literal["drop", "truncate", "error"],
         seed: int,
+        loss_normalization: Literal["token", "sequence"] = "token",
+        prompt_loss_weight: float = 0.0,
         pad_id: int = 0,
     ) -> None:
         self._prefix = prefix
@@ -66,6 +74,7 @@ class TrainingDataset:
         self._seq_length = seq_length
         self._packing = packing
         self._seed = seed
+        self._prompt_loss_weight = prompt_loss_weight
         self._pad_id = pad_id
         self._rows_before: list[int] = [0]  # rows of all epochs before epoch i
 
@@ -76,6 +85,10 @@ class TrainingDataset:
         unscored = np.maximum(sequence_lengths[firsts] - 1, 0) if objective == "sft" else np.zeros_like(firsts)
         self._keep(firsts, positions=totals - 1, unscored=unscored, over_long=over_long)
         self._sequences_per_document = sequences_per_document
+        prompts, responses = self._unscored, self._lengths - self._unscored
+        weights = responses + prompt_loss_weight * prompts  # of whole samples, before normalisation
+        self._divisors = weights if loss_normalization == "sequence" else np.ones(len(weights))
+        self._sample_weights = weights / self._divisors
         # An instance's own cache: a method's would keep every data set alive.
         self._plan = functools.lru_cache(maxsize=2)(self._make_plan)
 
@@ -95,15 +108,19 @@ class TrainingDataset:
         documents: NDArray[np.int64] = self._documents[self._plan(epoch).row(index)]
         return documents
 
+    def row_weight(self, epoch: int, index: int) -> float:
+        """Sum of the loss weights of a row, from the index alone."""
+        return float(self._sample_weights[self._plan(epoch).row(index)].sum())
+
     def row(self, epoch: int, index: int) -> dict[str, NDArray[np.int64] | NDArray[np.float32]]:
-        """One row: ``tokens``, ``labels``, ``position_ids``, ``segment_ids`` (int64) and ``loss_mask`` (float32).
+        """One row: ``tokens``, ``labels``, ``position_ids``, ``segment_ids`` (int64) and ``loss_weights`` (float32).
 
         Each has shape [seq_length].
         """
         size = self._seq_length
         tokens, labels = np.full(size, self._pad_id, dtype=np.int64), np.full(size, self._pad_id, dtype=np.int64)
         position_ids, segment_ids = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
-        loss_mask = np.zeros(size, dtype=np.float32)
+        loss_weights = np.zeros(size, dtype=np.float32)
         start = 0
         for segment, sample in enumerate(self._plan(epoch).row(index).tolist(), start=1):
             ids = self._ids(sample)
@@ -111,14 +128,16 @@ class TrainingDataset:
             where = slice(start, start + length)
             tokens[where], labels[where] = ids[:length], ids[1 : length + 1]
             position_ids[where], segment_ids[where] = np.arange(length), segment
-            loss_mask[start + int(self._unscored[sample]) : start + length] = 1.0
+            response = start + int(self._unscored[sample])
+            loss_weights[start:response] = self._prompt_loss_weight / self._divisors[sample]
+            loss_weights[response : start + length] = 1.0 / self._divisors[sample]
             start += length
         # Padding counts up as well, so that it looks like any other segment to position encodings.
         position_ids[start:] = np.arange(size - start)
         return {
             "tokens": tokens,
             "labels": labels,
-            "loss_mask": loss_mask,
+            "loss_weights": loss_weights,
             "position_ids": position_ids,
             "segment_ids": segment_ids,
         }

@@ -35,7 +35,7 @@ class Batch:
 
     tokens: Tensor
     labels: Tensor
-    loss_mask: Tensor
+    loss_weights: Tensor
     position_ids: Tensor
     attention_mask: Tensor | None
     packed_seq_params: Any | None
@@ -58,6 +58,15 @@ class BatchSource:
         for rows in self._row_numbers(iteration):
             yield self._batch([self.dataset.row(*self.dataset.locate(row)) for row in rows])
 
+    def normalizer(self, iteration: int) -> float:
+        """Sum of all loss weights of the global batch of ``iteration``: what loss and gradient are divided by.
+
+        From the index alone, so that every rank knows it without asking another.
+        """
+        size = self.training.global_batch_size
+        rows = range((iteration - 1) * size, iteration * size)
+        return sum(self.dataset.row_weight(*self.dataset.locate(row)) for row in rows)
+
     def _row_numbers(self, iteration: int) -> Iterator[range]:
         size = self.training.micro_batch_size
         first = (iteration - 1) * self.training.global_batch_size + self.data_parallel_rank * size
@@ -73,7 +82,7 @@ class BatchSource:
         return Batch(
             tokens=columns["tokens"],
             labels=columns["labels"],
-            loss_mask=columns["loss_mask"],
+            loss_weights=columns["loss_weights"],
             position_ids=columns["position_ids"],
             attention_mask=segment_mask(segments_BS, self.dtype) if packed and not self.transformer_engine else None,
             packed_seq_params=packed_sequences(segments_BS) if packed and self.transformer_engine else None,

@@ -1,8 +1,8 @@
 """The training loop.
 
     for each iteration:
-        run the micro batches forward and backward, summing loss and gradients over valid tokens
-        divide by the valid tokens of the global batch, clip, step at the iteration's learning rate
+        run the micro batches forward and backward, summing weighted loss and gradients
+        divide by the weight of the global batch, clip, step at the iteration's learning rate
         measure, and save where it is time
 
 Every rank runs it in step. A request to stop (Ctrl-C, SIGTERM) is agreed on between ranks, so that all of them end at
@@ -32,6 +32,7 @@ from megatron_ssd.training.checkpoint import save_checkpoint
 from megatron_ssd.training.data import Batch, BatchSource
 from megatron_ssd.training.loss import forward_step
 from megatron_ssd.training.metrics import IterationMetrics, peak_memory_gib
+from megatron_ssd.training.optimizer import normalize_gradients
 from megatron_ssd.training.stop import StopRequest
 
 
@@ -85,6 +86,8 @@ class Trainer:
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
+        normalizer = self.source.normalizer(self.iteration + 1)
+        normalize_gradients(self.chunks, normalizer)
         reports = get_forward_backward_func()(
             forward_step_func=forward_step,
             data_iterator=self._data_iterators(),
@@ -94,7 +97,7 @@ class Trainer:
             micro_batch_size=self.config.micro_batch_size,
             forward_only=False,
         )
-        loss, valid_tokens = _global_loss(reports)
+        loss, valid_tokens = _global_loss(reports, normalizer)
         self.iteration += 1
         self.schedule.step(increment=1)
         _, grad_norm, _ = self.optimizer.step()
@@ -126,17 +129,17 @@ class Trainer:
             )
 
 
-def _global_loss(reports: list[torch.Tensor]) -> tuple[float, int]:
-    """(mean loss over the global batch's valid tokens, their number), the same on every rank.
+def _global_loss(reports: list[torch.Tensor], normalizer: float) -> tuple[float, int]:
+    """(weighted mean loss over the global batch, number of valid tokens), the same on every rank.
 
-    ``reports`` are [2] tensors (loss sum, valid tokens), one a micro batch, on the last pipeline stage only.
+    ``reports`` are [2] tensors (weighted loss sum, valid tokens), one a micro batch, on the last pipeline stage only.
     """
     total = torch.stack(reports).sum(0) if reports else torch.zeros(2, dtype=torch.double, device=_device())
     dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     last = parallel_state.get_pipeline_model_parallel_last_rank()
     dist.broadcast(total, src=last, group=parallel_state.get_pipeline_model_parallel_group())
     loss_sum, valid_tokens = total.tolist()
-    return loss_sum / max(valid_tokens, 1), int(valid_tokens)
+    return loss_sum / normalizer, int(valid_tokens)
 
 
 def _device() -> torch.device:

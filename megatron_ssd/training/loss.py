@@ -1,8 +1,8 @@
-"""The SSD loss: cross-entropy summed over the response tokens.
+"""The SSD loss: cross-entropy, weighted by position and summed.
 
-Sums, never means, leave this module. Megatron-Core divides the gradient once by the valid tokens of the whole global
-batch (``calculate_per_token_loss``), so no split into micro batches, replicas or packed rows changes the weight of a
-token.
+Sums, never means, leave this module. Loss and gradient are divided once, by the weight of the whole global batch
+(``BatchSource.normalizer``, ``training.optimizer.normalize_gradients``), so no split into micro batches, replicas or
+packed rows changes what a token or a sample weighs.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def forward_step(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[Tens
         labels=batch.labels,
         packed_seq_params=batch.packed_seq_params,
     )
-    return token_loss_BS, functools.partial(summed_loss, batch.loss_mask)
+    return token_loss_BS, functools.partial(weighted_sum, batch.loss_weights)
 
 
-def summed_loss(loss_mask_BS: Tensor, token_loss_BS: Tensor) -> LossOutput:
-    """(sum over valid tokens, number of valid tokens, both of them again as [2] for the report)."""
-    loss = torch.sum(token_loss_BS.float() * loss_mask_BS)
-    num_tokens = loss_mask_BS.sum()
+def weighted_sum(loss_weights_BS: Tensor, token_loss_BS: Tensor) -> LossOutput:
+    """(weighted sum, number of positions that weigh anything, both of them again as [2] for the report)."""
+    loss = torch.sum(token_loss_BS.float() * loss_weights_BS)
+    num_tokens = torch.count_nonzero(loss_weights_BS)
     return loss, num_tokens.to(torch.int), torch.stack([loss.detach(), num_tokens]).double()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
@@ -56,10 +58,26 @@ def build_optimizer(
     )
     _use_fused_kernels(optimizer)
     model_config.grad_scale_func = optimizer.scale_loss
-    model_config.finalize_model_grads_func = finalize_model_grads
     if chunks[0].ddp_config.overlap_grad_reduce:
         model_config.no_sync_func = [chunk.no_sync for chunk in chunks] if len(chunks) > 1 else chunks[0].no_sync
     return optimizer
+
+
+def normalize_gradients(chunks: Sequence[DistributedDataParallel], normalizer: float) -> None:
+    """Have the next backward pass end with gradients summed over ranks and divided by ``normalizer``.
+
+    Megatron-Core would divide by a whole number of tokens; weights per sample or for prompts make it a fraction.
+    """
+    chunks[0].config.finalize_model_grads_func = functools.partial(_finalize_gradients, normalizer=normalizer)
+
+
+def _finalize_gradients(
+    chunks: Sequence[DistributedDataParallel], num_tokens: torch.Tensor | None, *, normalizer: float, **groups: Any
+) -> None:
+    """Megatron-Core's hook at the end of a schedule, called with its count of tokens, which is not used."""
+    finalize_model_grads(list(chunks), None, **groups)
+    for chunk in chunks:
+        chunk.scale_gradients(1.0 / normalizer)
 
 
 def _use_fused_kernels(optimizer: MegatronOptimizer) -> None:

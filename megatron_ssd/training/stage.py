@@ -149,6 +149,8 @@ def _open_dataset(config: RunConfig, model: ModelConfig) -> TrainingDataset:
         packing=config.training.packing,
         over_long=config.training.over_long,
         seed=config.seed,
+        loss_normalization=config.training.loss_normalization,
+        prompt_loss_weight=config.training.prompt_loss_weight,
     )
     largest = dataset.max_token_id()
     if largest >= model.vocab_size:

@@ -42,10 +42,10 @@ def test_one_sample_row_by_hand(tmp_path: Path) -> None:
     row = dataset.row(0, 0)
     assert row["tokens"].tolist() == [5, 6, 7, 8, 1, 1]
     assert row["labels"].tolist() == [6, 7, 8, 9, 1, 1]
-    assert row["loss_mask"].tolist() == [0, 0, 1, 1, 0, 0]
+    assert row["loss_weights"].tolist() == [0, 0, 1, 1, 0, 0]
     assert row["position_ids"].tolist() == [0, 1, 2, 3, 0, 1]
     assert row["segment_ids"].tolist() == [1, 1, 1, 1, 0, 0]
-    assert row["loss_mask"].dtype == np.float32
+    assert row["loss_weights"].dtype == np.float32
 
 
 def test_pretraining_scores_every_position(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_pretraining_scores_every_position(tmp_path: Path) -> None:
         writer.add([3, 4, 5])
     row = open_dataset(tmp_path / "data", objective="pretrain", seq_length=4).row(0, 0)
     assert row["tokens"].tolist() == [3, 4, 0, 0]
-    assert row["loss_mask"].tolist() == [1, 1, 0, 0]
+    assert row["loss_weights"].tolist() == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("packing", ["none", "greedy"])
@@ -69,10 +69,10 @@ def test_an_epoch_holds_each_sample_once_with_its_targets(
             prompt, response = random_pairs[document]
             assert row["tokens"][where].tolist() == [*prompt, *response][:-1]
             assert row["labels"][where].tolist() == [*prompt, *response][1:]
-            assert row["labels"][where & (row["loss_mask"] == 1)].tolist() == response
+            assert row["labels"][where & (row["loss_weights"] == 1)].tolist() == response
             assert row["position_ids"][where].tolist() == list(range(where.sum()))
             seen.append(document)
-        assert not row["loss_mask"][row["segment_ids"] == 0].any()
+        assert not row["loss_weights"][row["segment_ids"] == 0].any()
     assert sorted(seen) == list(range(len(random_pairs)))
 
 

@@ -16,10 +16,12 @@ def numbered_rows() -> Any:
 
     def row(epoch: int, index: int) -> dict[str, np.ndarray]:
         ids = np.full(4, epoch * 7 + index, dtype=np.int64)
-        return {"tokens": ids, "labels": ids, "loss_mask": np.ones(4, dtype=np.float32), "position_ids": ids,
+        return {"tokens": ids, "labels": ids, "loss_weights": np.ones(4, dtype=np.float32), "position_ids": ids,
                 "segment_ids": np.ones(4, dtype=np.int64)}  # fmt: skip
 
-    return SimpleNamespace(row=row, locate=lambda consumed: divmod(consumed, 7))
+    return SimpleNamespace(
+        row=row, locate=lambda consumed: divmod(consumed, 7), row_weight=lambda epoch, index: epoch * 7.0 + index
+    )
 
 
 def source(rank: int, size: int, *, micro: int, global_batch: int, packing: Any = "none") -> BatchSource:
@@ -54,6 +56,11 @@ def test_replicas_share_out_each_row_of_the_global_batch_once(
     replicas = [source(rank, size, micro=micro, global_batch=global_batch) for rank in range(size)]
     seen = sorted(row for replica in replicas for batch in rows_of(replica, iteration) for row in batch)
     assert seen == list(range((iteration - 1) * global_batch, iteration * global_batch))
+
+
+def test_every_replica_knows_the_weight_of_the_whole_batch() -> None:
+    for rank in range(2):
+        assert source(rank, 2, micro=2, global_batch=8).normalizer(3) == sum(range(16, 24))
 
 
 def test_an_iteration_does_not_depend_on_those_before() -> None:

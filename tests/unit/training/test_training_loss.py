@@ -1,20 +1,116 @@
+"""The weighted loss against a hand-computed example, and through the trainer in every split of the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
 import torch
 
-from megatron_ssd.training.loss import summed_loss
+from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.dataset.indexed import IndexedWriter
+from megatron_ssd.dataset.training import TrainingDataset
+from megatron_ssd.runtime.device import prepare_device
+from megatron_ssd.runtime.process_groups import process_groups
+from megatron_ssd.training.loss import weighted_sum
+from megatron_ssd.training.stage import prepare_trainer
+from tests.tiny_hf import write_hf_folder
+from tests.training_run import CPU, DENSE, EXACT, VOCAB_SIZE, training_config
+
+no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
 
 
-def test_sum_over_valid_tokens_and_their_number() -> None:
+def test_weighted_sum_and_the_number_of_weighted_positions() -> None:
     token_loss = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]], requires_grad=True)
-    mask = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
-    loss, count, report = summed_loss(mask, token_loss)
-    assert loss.item() == 38.0
+    weights = torch.tensor([[0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
+    loss, count, report = weighted_sum(weights, token_loss)
+    assert loss.item() == 36.0
     assert count.item() == 3
     assert count.dtype == torch.int
-    assert report.tolist() == [38.0, 3.0]
+    assert report.tolist() == [36.0, 3.0]
     loss.backward()
-    assert torch.equal(token_loss.grad, mask)
+    assert torch.equal(token_loss.grad, weights)
 
 
 def test_a_batch_without_valid_tokens_counts_nothing() -> None:
-    loss, count, _ = summed_loss(torch.zeros(1, 2), torch.ones(1, 2))
+    loss, count, _ = weighted_sum(torch.zeros(1, 2), torch.ones(1, 2))
     assert (loss.item(), count.item()) == (0.0, 0)
+
+
+# Two samples in one row: prompt of 3 ids and response of 2, prompt of 2 and response of 4. The first id of a prompt is
+# predicted by nothing, so the positions are 2 + 2 and 1 + 4. Losses of the positions are chosen below.
+LOSSES = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
+EXPECTED = {
+    ("token", 0.0): (3 + 4 + 6 + 7 + 8 + 9) / 6,
+    ("token", 0.5): ((1 + 2 + 5) / 2 + 3 + 4 + 6 + 7 + 8 + 9) / (6 + 1.5),
+    ("sequence", 0.0): ((3 + 4) / 2 + (6 + 7 + 8 + 9) / 4) / 2,
+    ("sequence", 0.5): ((0.5 + 1 + 3 + 4) / 3 + (2.5 + 6 + 7 + 8 + 9) / 4.5) / 2,
+    ("token", 1.0): sum(LOSSES) / 9,
+}
+
+
+@pytest.mark.parametrize(("normalization", "prompt_weight"), EXPECTED)
+def test_the_loss_by_hand(tmp_path: Path, normalization: Any, prompt_weight: float) -> None:
+    with IndexedWriter(tmp_path / "samples", vocab_size=VOCAB_SIZE) as writer:
+        writer.add([1, 2, 3], [4, 5])
+        writer.add([6, 7], [8, 9, 10, 11])
+    dataset = TrainingDataset(
+        tmp_path / "samples", objective="sft", seq_length=12, packing="greedy", over_long="error", seed=0,
+        loss_normalization=normalization, prompt_loss_weight=prompt_weight,
+    )  # fmt: skip
+    row = dataset.row(0, 0)
+    # The samples may stand in either order: give each position the loss of the id that it predicts.
+    loss_of = dict(zip([2, 3, 4, 5, 7, 8, 9, 10, 11], LOSSES, strict=True))
+    losses = torch.tensor([loss_of.get(label, 100.0) for label in row["labels"].tolist()])
+    total, _, _ = weighted_sum(torch.from_numpy(row["loss_weights"]), losses)
+    assert total.item() / dataset.row_weight(0, 0) == pytest.approx(EXPECTED[normalization, prompt_weight], rel=1e-6)
+    assert row["loss_weights"].sum() == pytest.approx(dataset.row_weight(0, 0), rel=1e-6)
+    if normalization == "sequence":
+        assert dataset.row_weight(0, 0) == pytest.approx(2)
+
+
+def write_pairs(run_dir: Path) -> None:
+    """Publish ``run_dir/dataset`` with prompts and responses of very different lengths."""
+    stage = Stage(name="dataset", run_dir=run_dir, config={}, inputs={})
+    random = np.random.default_rng(0)
+    with IndexedWriter(stage.begin() / "samples", vocab_size=VOCAB_SIZE) as writer:
+        for _ in range(60):
+            writer.add(*(random.integers(1, VOCAB_SIZE, random.integers(2, size)).tolist() for size in (12, 40)))
+    stage.publish(counts={})
+
+
+def first_step(run_dir: Path, **training: Any) -> tuple[float, float, dict[str, torch.Tensor]]:
+    """(loss, gradient norm, gradients by name) of the first iteration over 8 rows."""
+    config = training_config(
+        run_dir, objective="sft", training=training, model=dataclasses.replace(DENSE, path=str(run_dir / "base"))
+    )
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, clip_grad=1e9))
+    with process_groups(ParallelConfig(), device=prepare_device(CPU, EXACT)):
+        trainer, _ = prepare_trainer(config, run_dir / "none", "cpu")
+        metrics = trainer.step()
+        gradients = {name: p.main_grad.clone() for name, p in trainer.chunks[0].named_parameters()}
+    return metrics.loss, metrics.grad_norm, gradients
+
+
+@no_cuda
+@pytest.mark.parametrize("packing", ["none", "greedy"])
+@pytest.mark.parametrize("normalization", ["token", "sequence"])
+def test_a_batch_in_one_piece_and_in_micro_batches_gives_the_same_gradients(
+    tmp_path: Path, normalization: str, packing: str
+) -> None:
+    write_pairs(tmp_path)
+    write_hf_folder(tmp_path / "base", DENSE)
+    changes = {"loss_normalization": normalization, "prompt_loss_weight": 0.25, "packing": packing}
+    loss, norm, gradients = first_step(tmp_path, micro_batch_size=8, **changes)
+    assert math.isfinite(loss)
+    for micro_batch_size in (1, 4):
+        loss_of_parts, norm_of_parts, parts = first_step(tmp_path, micro_batch_size=micro_batch_size, **changes)
+        assert loss_of_parts == pytest.approx(loss, rel=1e-6)
+        assert norm_of_parts == pytest.approx(norm, rel=5e-6)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-7)
