@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils._device import _device_constructors
 
+from megatron_ssd.runtime import cpu_rotary
+
 # Factory functions that Megatron-Core calls with a literal device="cuda".
 _FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "tensor", "zeros")
 _CUDA_TYPE_NAMES = {
@@ -46,6 +48,7 @@ def install() -> None:
     _answer_for_tensors()
     _mend_mixture_of_experts()
     _mend_all_to_all()
+    cpu_rotary.install()
 
 
 def _quiet_imports() -> None:

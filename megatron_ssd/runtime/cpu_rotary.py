@@ -1,0 +1,109 @@
+"""Rotary position embedding in few passes over memory, for machines without CUDA.
+
+Megatron-Core without TransformerEngine rotates with a dozen element-wise operators on every call, and cuts packed rows
+into their segments to do so. Here cosine and sine are made once for a batch, looked up by position, and two fused
+products per half remain.
+
+With halves x1, x2 and angle a:  y1 = x1 cos a - x2 sin a,  y2 = x2 cos a + x1 sin a.  The backward pass is the rotation
+by -a.
+
+Shape suffixes: S sequence, T tokens of a packed row, D head dimension, H half of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def install() -> None:
+    """Put ``apply_rotary_pos_emb`` in the place of Megatron-Core's in its attention. ``runtime.cpu`` calls this."""
+    from megatron.core.transformer import attention
+
+    attention.apply_rotary_pos_emb = apply_rotary_pos_emb
+
+
+def apply_rotary_pos_emb(
+    t: Tensor,
+    freqs: Tensor,
+    config: Any,
+    cu_seqlens: Tensor | None = None,
+    mscale: float = 1.0,
+    cp_group: Any = None,
+) -> Tensor:
+    """Rotate ``t``; the interface of Megatron-Core's function of this name.
+
+    Args:
+        t: [S, batch, heads, D], or [T, heads, D] of a packed row.
+        freqs: angles [S, 1, 1, D], both halves alike. Of the longest segment where ``cu_seqlens`` is given.
+        cu_seqlens: where the segments of a packed row begin and end, over all context-parallel ranks.
+    """
+    assert not config.rotary_interleaved, "the families built here rotate halves"
+    assert freqs.shape[-1] == t.shape[-1], "the families built here rotate all of a head"
+    assert mscale == 1.0, "no scaling by length is configured"
+    cos, sin = _cos_sin(freqs, t.dtype) if cu_seqlens is None else _packed_cos_sin(freqs, cu_seqlens, cp_group, t.dtype)
+    rotated: Tensor = _Rotate.apply(t, cos, sin)
+    return rotated
+
+
+def _cos_sin(freqs: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [S, 1, 1, H], made once: Megatron-Core hands out the same ``freqs`` for every layer and batch."""
+    kept: tuple[Tensor, Tensor] | None = getattr(freqs, "_cos_sin", None)
+    if kept is None or kept[0].dtype != dtype:
+        angles = freqs[..., : freqs.shape[-1] // 2]
+        kept = freqs._cos_sin = angles.cos().to(dtype), angles.sin().to(dtype)  # type: ignore[attr-defined]
+    return kept
+
+
+def _packed_cos_sin(freqs: Tensor, cu_seqlens: Tensor, cp_group: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [T, 1, H] of this rank's tokens, made once for a batch: all layers share its ``cu_seqlens``."""
+    kept: tuple[Tensor, Tensor] | None = getattr(cu_seqlens, "_cos_sin", None)
+    if kept is None or kept[0].dtype != dtype:
+        positions_T = segment_positions(cu_seqlens, cp_size=cp_group.size(), cp_rank=cp_group.rank())
+        cos, sin = (x.flatten(0, -2)[positions_T].unsqueeze(1) for x in _cos_sin(freqs, dtype))
+        kept = cu_seqlens._cos_sin = cos, sin  # type: ignore[attr-defined]
+    return kept
+
+
+def segment_positions(cu_seqlens: Tensor, *, cp_size: int, cp_rank: int) -> Tensor:
+    """Position within its segment of each token [T] of a packed row that context-parallel rank ``cp_rank`` holds.
+
+    A segment is cut into 2 x cp_size parts, and a rank holds part ``cp_rank`` and, counted from the end, the same one.
+    With two ranks, segments of 8 and 4 tokens lie as 0 1 6 7 0 3 on rank 0 and as 2 3 4 5 1 2 on rank 1.
+    """
+    lengths = cu_seqlens.diff()
+    local = lengths // cp_size
+    starts = local.cumsum(0) - local
+    owner = torch.repeat_interleave(torch.arange(len(lengths), device=cu_seqlens.device), local)
+    positions_T = torch.arange(len(owner), device=cu_seqlens.device) - starts[owner]
+    if cp_size == 1:
+        return positions_T
+    half = (local // 2)[owner]
+    second = positions_T >= half
+    # The first half begins at cp_rank x half; the second one cp_rank parts before the segment's end.
+    return torch.where(second, lengths[owner] - (cp_rank + 2) * half, cp_rank * half) + positions_T
+
+
+class _Rotate(torch.autograd.Function):
+    """Rotation of the two halves of the last dimension."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin, backwards=False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (g,) = grads
+        return _rotate(g, *ctx.saved_tensors, backwards=True), None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, *, backwards: bool) -> Tensor:
+    y = torch.empty(x.shape, dtype=x.dtype)
+    (x1, x2), (y1, y2) = x.chunk(2, dim=-1), y.chunk(2, dim=-1)
+    sign = -1.0 if backwards else 1.0
+    torch.mul(x1, cos, out=y1).addcmul_(x2, sin, value=-sign)
+    torch.mul(x2, cos, out=y2).addcmul_(x1, sin, value=sign)
+    return y
