@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV := .venv
 BIN := $(VENV)/bin
-PYTHON_PATHS := megatron_ssd launch tools tests setup.py
+PYTHON_PATHS := megatron_ssd launch tools benchmarks tests setup.py
 SHELL_SCRIPTS = $(shell git ls-files '*.sh' '*.sbatch' .ci/run)
 # More arguments for the demo's configuration or for pytest: make demo ARGS=run_dir=runs/again, make test ARGS="-k grading"
 ARGS ?=

@@ -1,0 +1,273 @@
+"""Training speed beside a plain Hugging Face Transformers loop, on the same weights, samples and two cores.
+
+    python -m benchmarks.train_step [--rounds 7] [--profile OUT.txt]
+
+Both sides fine-tune one tiny Qwen3 (random weights, written by transformers) on the same samples with AdamW, clipping
+and loss on the response tokens. The reference is what one would write first: pad each batch to its longest sample,
+``model(...).loss``, ``loss.backward()``, ``torch.optim.AdamW(fused=True)``, one process with two threads, with
+``scaled_dot_product_attention``. This trainer runs as it does in production, once as one process with two threads and
+once as two data-parallel processes of one thread. Matrix products of fp32 tensors may round to bf16 inside on both
+sides (``precision=cpu``); the reference runs in bf16 as well, and the faster of its two is what the ratio is against.
+
+Two sets of samples: ``equal``, where every sample fills a row and packing can gain nothing, and ``long-tailed``, where
+lengths are log-normal and this trainer packs (``best_fit``) what the reference pads. Speed is tokens of samples a
+second, padding not counted, over the same samples. The sides stay loaded and take turns within each round, so a drift
+of the machine's speed hits all; the table gives medians and the ratio's median over rounds, round by round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+SEQ_LENGTH, BATCH, MICRO_BATCH = 256, 32, 16
+STEPS = 8  # a turn, in batches of the reference
+LAYOUTS = ("one process", "two processes")
+REFERENCES = ("transformers fp32", "transformers bf16")
+SHAPE: dict[str, Any] = {
+    "hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 48,
+    "intermediate_size": 576, "vocab_size": 512, "max_position_embeddings": 4096, "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def main() -> None:
+    """Prepare, measure, print the table."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=7, help="turns of each side (default 7)")
+    options.add_argument("--profile", type=Path, help="also write a profile of one process of this trainer here")
+    options.add_argument("--side", help=argparse.SUPPRESS)  # a worker that this script starts
+    options.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = options.parse_args()
+    if arguments.side:
+        _serve(arguments.side, arguments.folder)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for case in ("equal", "long-tailed"):
+            folder = Path(scratch) / case
+            lengths = _prepare(folder, case)
+            _measure(case, folder, lengths, arguments.rounds)
+            if arguments.profile:
+                _profile(folder, arguments.profile.with_stem(f"{arguments.profile.stem}-{case}"))
+
+
+def _prepare(folder: Path, case: str) -> list[int]:
+    """Write weights, samples and this trainer's data set; return the samples' lengths in positions."""
+    import torch
+    import transformers
+    from transformers.utils.logging import disable_progress_bar
+
+    from megatron_ssd.artifacts.stage import Stage
+    from megatron_ssd.dataset.indexed import IndexedWriter
+
+    random = np.random.default_rng(0)
+    count = STEPS * BATCH
+    lengths = np.full(count, SEQ_LENGTH)
+    if case == "long-tailed":
+        lengths = np.clip(np.exp(random.normal(3.6, 0.9, count)), 8, SEQ_LENGTH).astype(int)
+    samples = [random.integers(1, SHAPE["vocab_size"], length + 1).tolist() for length in lengths]
+    stage = Stage(name="dataset", run_dir=folder, config={}, inputs={})
+    with IndexedWriter(stage.begin() / "samples", vocab_size=SHAPE["vocab_size"]) as writer:
+        for sample in samples:
+            writer.add(sample[: len(sample) // 4], sample[len(sample) // 4 :])
+    stage.publish(counts={"documents": count})
+    (folder / "samples.json").write_text(json.dumps(samples))
+    disable_progress_bar()
+    torch.manual_seed(0)
+    shape = {key: value for key, value in SHAPE.items() if key != "rope_theta"}
+    rope = {"rope_theta": SHAPE["rope_theta"], "rope_type": "default"}
+    model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**shape, rope_parameters=rope))
+    model.save_pretrained(folder / "base")
+    return [int(length) for length in lengths]
+
+
+def _measure(case: str, folder: Path, lengths: list[int], rounds: int) -> None:
+    """Start every side, let them take turns, and print one table."""
+    sides = {name: _Side(name, folder) for name in (*REFERENCES, *LAYOUTS)}
+    try:
+        for side in sides.values():
+            side.turn()  # the first turn compiles, allocates and warms up
+        seconds = [{name: side.turn() for name, side in sides.items()} for _ in range(rounds)]
+    finally:
+        for side in sides.values():
+            side.stop()
+    speeds = [{name: sum(lengths) / value for name, value in one.items()} for one in seconds]
+    print(f"\n{case}: {len(lengths)} samples of {min(lengths)} to {max(lengths)} positions, {sum(lengths):,} in all")
+    print(f"{'':22}{'tokens/s':>10}{'lowest':>10}{'highest':>10}{'ratio':>8}")
+    for name in sides:
+        own = [one[name] for one in speeds]
+        ratio = statistics.median(one[name] / max(one[other] for other in REFERENCES) for one in speeds)
+        print(f"{name:22}{statistics.median(own):10,.0f}{min(own):10,.0f}{max(own):10,.0f}{ratio:8.2f}")
+
+
+class _Side:
+    """The processes of one side; each runs a turn when its standard input says so."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        count = 2 if name == "two processes" else 1
+        command = [sys.executable, "-m", "benchmarks.train_step", "--side", name, "--folder", str(folder)]
+        self._processes = [
+            subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=_environment(rank, count),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=None if os.environ.get("VERBOSE") else subprocess.DEVNULL,
+                text=True,
+            )
+            for rank in range(count)
+        ]
+        for process in self._processes:
+            assert process.stdout is not None
+            if process.stdout.readline() != "ready\n":
+                sys.exit(f"{name} did not start; VERBOSE=1 shows why")
+
+    def turn(self) -> float:
+        """Seconds that the slowest process took."""
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        return max(float(process.stdout.readline()) for process in self._processes if process.stdout)
+
+    def stop(self) -> None:
+        """End the processes."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+
+def _environment(rank: int, count: int) -> dict[str, str]:
+    """As torchrun would set it; one process is started without it."""
+    threads = {"OMP_NUM_THREADS": str(2 // count)}
+    if count == 1:
+        return {**os.environ, **threads}
+    grid = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29577}
+    return {**os.environ, **threads, **{key: str(value) for key, value in grid.items()}}
+
+
+def _serve(side: str, folder: Path) -> None:
+    """Answer each line of standard input with the seconds of one turn."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever libraries print must not be taken for an answer
+    with _reference(folder, side) if side in REFERENCES else _trainer(folder, side) as turn:
+        print("ready", file=answers, flush=True)
+        for _ in sys.stdin:
+            started = time.perf_counter()
+            turn()
+            print(time.perf_counter() - started, file=answers, flush=True)
+
+
+@contextmanager
+def _reference(folder: Path, side: str) -> Iterator[Callable[[], None]]:
+    """The plain loop over all samples, once."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(2)
+    torch.set_float32_matmul_precision("medium")
+    dtype = torch.bfloat16 if side.endswith("bf16") else torch.float32
+    model = transformers.Qwen3ForCausalLM.from_pretrained(folder / "base", dtype=dtype, attn_implementation="sdpa")
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    samples: list[list[int]] = json.loads((folder / "samples.json").read_text())
+
+    def micro_batch(part: list[list[int]]) -> dict[str, Any]:
+        longest = max(map(len, part))
+        padded = torch.tensor([sample + [0] * (longest - len(sample)) for sample in part])
+        lengths = torch.tensor([[len(sample)] for sample in part])
+        prompts = torch.tensor([[len(sample) // 4] for sample in part])
+        places = torch.arange(longest)
+        labels = padded.masked_fill((places >= lengths) | (places < prompts), -100)
+        mask = None if longest == min(map(len, part)) else (places < lengths).long()
+        return {"input_ids": padded, "labels": labels, "attention_mask": mask}
+
+    def turn() -> None:
+        for start in range(0, len(samples), BATCH):
+            parts = [samples[i : i + MICRO_BATCH] for i in range(start, start + BATCH, MICRO_BATCH)]
+            batches = [micro_batch(part) for part in parts]
+            valid = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
+            for batch in batches:
+                model(**batch, num_items_in_batch=valid, use_cache=False).loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    yield turn
+
+
+@contextmanager
+def _trainer(folder: Path, side: str) -> Iterator[Callable[[], None]]:
+    """This trainer over all samples, once."""
+    from megatron_ssd.runtime.device import prepare_device
+    from megatron_ssd.runtime.process_groups import process_groups
+    from megatron_ssd.training.stage import prepare_trainer
+
+    config = _config(folder, world_size=2 if side == "two processes" else 1)
+    device = prepare_device(config.cluster, config.precision)
+    with process_groups(config.parallel, device=device):
+        trainer, dataset = prepare_trainer(config, folder / "checkpoints", device)
+        steps = -(-dataset.num_rows(0) // config.training.global_batch_size)
+
+        def turn() -> None:
+            for _ in range(steps):
+                trainer.step()
+
+        yield turn
+
+
+def _config(folder: Path, *, world_size: int) -> Any:
+    from megatron_ssd.config.model import ModelConfig
+    from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
+    from megatron_ssd.config.precision import PrecisionConfig
+    from megatron_ssd.config.run import RunConfig
+    from megatron_ssd.config.training import OptimizerConfig, TrainingConfig
+
+    long_tailed = folder.name == "long-tailed"
+    training = TrainingConfig(
+        global_batch_size=8 if long_tailed else BATCH,  # rows; about as many samples as the reference has in a batch
+        micro_batch_size=4 if long_tailed else MICRO_BATCH,
+        seq_length=SEQ_LENGTH,
+        packing="best_fit" if long_tailed else "none",
+        tensorboard=False,
+    )
+    return RunConfig(
+        run_dir=str(folder),
+        model=ModelConfig(name="tiny", model_type="qwen3", path=str(folder / "base"), **SHAPE),
+        precision=PrecisionConfig(params_dtype="fp32", fast_matmul=True, transformer_engine=False),
+        cluster=ClusterConfig(device="cpu", threads_per_process=2 // world_size),
+        parallel=ParallelConfig(world_size=world_size, use_distributed_optimizer=world_size > 1),
+        optimizer=dataclasses.replace(OptimizerConfig(), lr=1e-4, min_lr=1e-5),
+        training=training,
+    )
+
+
+def _profile(folder: Path, path: Path) -> None:
+    """Operators of one turn of one process, by their own time."""
+    import torch
+
+    with _trainer(folder, "one process") as turn:
+        turn()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            turn()
+    path.write_text(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=30))
+    print(f"profile: {path}")
+
+
+if __name__ == "__main__":
+    main()
