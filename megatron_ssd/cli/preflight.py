@@ -20,8 +20,11 @@ def check_problems(config: RunConfig) -> None:
 def check_machine(config: RunConfig) -> None:
     """Raise ``UserError`` for the first thing that is missing: device, sandbox, a run folder that can be written."""
     from megatron_ssd.runtime.device import check_device  # here: it takes torch, which takes seconds
+    from megatron_ssd.runtime.hardware import check_hardware
 
     check_device(config.cluster)
+    if config.cluster.device == "cuda":
+        check_hardware(config.precision, config.moe)
     with Sandbox(config.evaluation.sandbox) as sandbox:
         sandbox.start()
     folder = Path(config.run_dir)

@@ -5,14 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.errors import require
 
 Fp8Recipe = Literal["delayed", "tensorwise", "blockwise", "mxfp8"]
+RecomputeModule = Literal["core_attn", "layernorm", "mlp", "moe", "moe_act"]
+
+# Both sides of every FP8 product must be multiples of this. TransformerEngine: 16 values a load, a group of 32 (MXFP8),
+# a block of 128, which its sequence-parallel gathers ask for (``Float8BlockQuantizer.is_quantizable``).
+FP8_ALIGNMENT: dict[Fp8Recipe, int] = {"delayed": 16, "tensorwise": 16, "blockwise": 128, "mxfp8": 32}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fp8Config:
-    """FP8 matrix products by TransformerEngine; the other numbers stay as ``PrecisionConfig`` says.
+    """FP8 matrix products by TransformerEngine; weights, attention and the output layer stay in bf16.
 
     ``delayed`` scales a tensor by the largest magnitudes of earlier steps (``margin``, ``amax_history_len`` and
     ``amax_compute_algo`` belong to it alone), ``tensorwise`` by its own, ``blockwise`` block by block, ``mxfp8`` in
@@ -22,11 +29,10 @@ class Fp8Config:
     """
 
     recipe: Fp8Recipe
-    format: Literal["e4m3", "hybrid"] = "hybrid"  # hybrid: e5m2 for gradients
+    format: Literal["e4m3", "hybrid"] | None = None  # hybrid: e5m2 for gradients; null: see number_format
     margin: int = 0
     amax_history_len: int = 1024
     amax_compute_algo: Literal["most_recent", "max"] = "max"
-    param_gather: bool = False  # weights gathered over data-parallel ranks in FP8
     bf16_layers_at_start: int = 0
     bf16_layers_at_end: int = 0
 
@@ -36,19 +42,46 @@ class Fp8Config:
             require(value >= 0, f"precision.fp8.{key} = {value}", rule="must not be negative", fix="use 0")
         require(self.amax_history_len > 0, f"precision.fp8.amax_history_len = {self.amax_history_len}",
                 rule="must be at least 1", fix="1024 is TransformerEngine's default")  # fmt: skip
+        for key in ("margin", "amax_history_len", "amax_compute_algo"):
+            value, default = getattr(self, key), type(self).__dataclass_fields__[key].default
+            require(
+                self.recipe == "delayed" or value == default,
+                f"precision.fp8.{key} = {value}",
+                rule=f"belongs to recipe delayed, and the recipe is {self.recipe}",
+                fix=f"remove it or set precision.fp8.recipe=delayed (default {default})",
+            )
+        require(
+            self.recipe != "delayed" or self.num_bf16_layers == 0,
+            f"precision.fp8.bf16_layers_at_start = {self.bf16_layers_at_start}, "
+            f"bf16_layers_at_end = {self.bf16_layers_at_end}",
+            rule="delayed scaling takes one FP8 context around all layers, so none can be left out",
+            fix="set both to 0, or use precision.fp8.recipe=tensorwise",
+        )
+
+    @property
+    def num_bf16_layers(self) -> int:
+        """Layers left out at both ends."""
+        return self.bf16_layers_at_start + self.bf16_layers_at_end
+
+    @property
+    def number_format(self) -> Literal["e4m3", "hybrid"]:
+        """``format``, or what TransformerEngine's recipe classes take where nothing is said."""
+        return self.format or ("hybrid" if self.recipe in ("delayed", "tensorwise") else "e4m3")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
     """Numbers that weights, activations and gradients are held in; ``fp8`` of null means no FP8 products.
 
-    ``recompute`` trades time for memory: ``selective`` computes core attention again in the backward pass, ``full``
-    whole layers.
+    ``recompute`` trades time for memory: ``selective`` computes ``recompute_modules`` of each layer again in the
+    backward pass, ``full`` whole layers. Core attention keeps no scores where it is fused, so that recomputing it saves
+    little there; ``moe_act`` (with ``moe.grouped_gemm``) and ``layernorm`` save most for their time.
     """
 
     params_dtype: Literal["fp32", "bf16"] = "bf16"
     fast_matmul: bool = False  # fp32 products rounded to bf16 inside, where the processor has units for it
     recompute: Literal["none", "selective", "full"] = "none"
+    recompute_modules: tuple[RecomputeModule, ...] = ("core_attn",)
     transformer_engine: bool = True  # TransformerEngine's layers; false for Megatron-Core's own
     fp8: Fp8Config | None = None
 
@@ -64,4 +97,60 @@ class PrecisionConfig:
             f"precision.params_dtype = {self.params_dtype}",
             rule="FP8 products go with bf16 weights",
             fix="set precision.params_dtype=bf16 or precision.fp8=null",
+        )
+        require(bool(self.recompute_modules), "precision.recompute_modules = []", rule="must name at least one",
+                fix="use [core_attn], or precision.recompute=none")  # fmt: skip
+        again = {"layernorm", "moe_act"} & set(self.recompute_modules)
+        require(
+            self.recompute != "selective" or self.fp8 is None or self.fp8.recipe != "delayed" or not again,
+            f"precision.recompute_modules = {list(self.recompute_modules)}",
+            rule="under delayed scaling neither layernorm nor moe_act can be computed again",
+            fix="use [core_attn], or precision.fp8.recipe=tensorwise",
+        )
+
+    def check_model(self, model: ModelConfig, parallel: ParallelConfig, *, row_tokens: int) -> None:
+        """Raise ``ConfigError`` where ``model`` cannot be computed in these numbers under ``parallel``.
+
+        Args:
+            row_tokens: tokens of one micro batch.
+        """
+        require(
+            self.recompute != "selective" or model.is_moe or not {"moe", "moe_act"} & set(self.recompute_modules),
+            f"precision.recompute_modules = {list(self.recompute_modules)}",
+            rule=f"moe and moe_act are parts of a mixture of experts, and {model.name} is a dense model",
+            fix="leave them out",
+        )
+        if self.fp8 is None:
+            return
+        stage_layers = model.num_hidden_layers // parallel.pipeline_model_parallel_size
+        for key in ("bf16_layers_at_start", "bf16_layers_at_end"):
+            require(
+                getattr(self.fp8, key) <= stage_layers,
+                f"precision.fp8.{key} = {getattr(self.fp8, key)}",
+                rule=f"must be at most the layers of one pipeline stage ({stage_layers})",
+                fix=f"use at most {stage_layers}",
+            )
+        unit = FP8_ALIGNMENT[self.fp8.recipe]
+        tp, etp = parallel.tensor_model_parallel_size, parallel.expert_tensor_parallel_size
+        heads, groups, width = model.num_attention_heads, model.num_key_value_heads, model.head_dim
+        sides = {
+            "model.hidden_size": model.hidden_size,
+            "model.num_attention_heads x head_dim / tensor size": heads * width // tp,
+            "rows of query, key and value / tensor size": (heads + 2 * groups) * width // tp,
+        }
+        if model.moe_intermediate_size is not None:
+            sides["model.moe_intermediate_size / expert-tensor size"] = model.moe_intermediate_size // etp
+        else:
+            sides["model.intermediate_size / tensor size"] = model.intermediate_size // tp
+        for name, size in sides.items():
+            require(size % unit == 0, f"precision.fp8.recipe = {self.fp8.recipe}",
+                    rule=f"{name} ({size}) must be a multiple of {unit}",
+                    fix="use precision.fp8=null, or another recipe or layout")  # fmt: skip
+        parts = parallel.context_parallel_size * (tp if parallel.sequence_parallel else 1)
+        require(
+            row_tokens % (parts * unit) == 0,
+            f"training.micro_batch_size x seq_length = {row_tokens}",
+            rule=f"precision.fp8.recipe={self.fp8.recipe} wants multiples of {unit} on each of {parts} parts of the "
+            "sequence",
+            fix=f"use a seq_length that is a multiple of {parts * unit}",
         )

@@ -75,6 +75,8 @@ class RunConfig:
         )
         if self.model is not None:
             self.parallel.check_model(self.model)
+            row_tokens = self.training.micro_batch_size * self.training.seq_length
+            self.precision.check_model(self.model, self.parallel, row_tokens=row_tokens)
             require(
                 self.training.seq_length <= self.model.max_position_embeddings,
                 f"training.seq_length = {self.training.seq_length}",
@@ -93,6 +95,20 @@ class RunConfig:
             "precision.transformer_engine = true",
             rule="TransformerEngine runs on CUDA devices only and cluster.device is cpu",
             fix="set precision.transformer_engine=false",
+        )
+        require(
+            self.cluster.device == "cuda" or self.moe.dispatcher != "flex",
+            "moe.dispatcher = flex",
+            rule="DeepEP's exchange runs on CUDA devices only and cluster.device is cpu",
+            fix="set moe.dispatcher=alltoall",
+        )
+        require(
+            self.precision.recompute != "selective"
+            or "moe_act" not in self.precision.recompute_modules
+            or (self.moe.grouped_gemm and self.precision.transformer_engine),
+            f"precision.recompute_modules = {list(self.precision.recompute_modules)}",
+            rule="moe_act is a part of grouped experts, which need moe.grouped_gemm and precision.transformer_engine",
+            fix="leave moe_act out or set both to true",
         )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import logging
 from contextlib import nullcontext
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -16,8 +19,11 @@ from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.errors import require
 from megatron_ssd.models.initialization import initialize_weights
 from megatron_ssd.models.layer_specs import block_spec
+from megatron_ssd.models.routers import freeze_routers
 from megatron_ssd.models.transformer_config import transformer_config
 from megatron_ssd.runtime.seed import seed_process
+
+log = logging.getLogger(__name__)
 
 
 def build_model(
@@ -58,11 +64,25 @@ def build_model(
             _build_chunk(model, config, precision, vp_stage=None if stages is None else stage)
             for stage in range(stages or 1)
         ]
+    if device != "meta" and dist.get_rank() == 0:
+        log.info("layers: %s", _which_layers(model, precision, moe))
+    if moe.freeze_router:
+        freeze_routers(chunks)
     if device == "cuda":
         chunks = [chunk.cuda() for chunk in chunks]
     if device != "meta" and seed is not None:
         initialize_weights(chunks, seed=seed)
     return chunks
+
+
+def _which_layers(model: ModelConfig, precision: PrecisionConfig, moe: MoeConfig) -> str:
+    """In words, for the log."""
+    if not precision.transformer_engine:
+        return f"Megatron-Core's own, in {precision.params_dtype} (precision.transformer_engine=false)"
+    version = importlib.metadata.version("transformer-engine")
+    products = f"FP8 {precision.fp8.recipe}" if precision.fp8 else precision.params_dtype
+    experts = f", {'grouped' if moe.grouped_gemm else 'sequential'} experts" if model.is_moe else ""
+    return f"TransformerEngine {version}, in {products}{experts}"
 
 
 def _build_chunk(

@@ -69,9 +69,10 @@ def transformer_config(
         batch_p2p_comm=not interleaved,
         cuda_graph_scope=[],
         gradient_accumulation_fusion=False,  # a CUDA kernel of apex
-        **_experts(model),
+        **_experts(model, moe),
         **_recompute(precision),
-        **_fusions(model, precision),
+        **_fp8(precision),
+        **_fusions(model, precision, moe),
     )
 
 
@@ -79,8 +80,8 @@ def _leave_unset(weight: Tensor) -> Tensor:
     return weight
 
 
-def _experts(model: ModelConfig) -> dict[str, Any]:
-    """Routing as Qwen3-MoE does it: softmax in fp32, the best k, normalised among themselves; no token is dropped."""
+def _experts(model: ModelConfig, moe: MoeConfig) -> dict[str, Any]:
+    """Routing as Qwen3-MoE does it: softmax, the best k, normalised among themselves; no token is dropped."""
     if not model.is_moe:
         return {}
     return {
@@ -88,10 +89,10 @@ def _experts(model: ModelConfig) -> dict[str, Any]:
         "moe_ffn_hidden_size": model.moe_intermediate_size,
         "moe_router_topk": model.num_experts_per_tok,
         "moe_router_pre_softmax": not model.norm_topk_prob,
-        "moe_router_dtype": "fp32",
-        "moe_router_load_balancing_type": "none",  # the SSD loss is cross-entropy alone
-        "moe_aux_loss_coeff": 0.0,
-        "moe_token_dispatcher_type": "alltoall",
+        "moe_router_dtype": moe.router_dtype,
+        "moe_router_load_balancing_type": "aux_loss" if moe.aux_loss_coeff > 0 else "none",
+        "moe_aux_loss_coeff": moe.aux_loss_coeff,
+        "moe_token_dispatcher_type": moe.dispatcher,
     }
 
 
@@ -99,17 +100,34 @@ def _recompute(precision: PrecisionConfig) -> dict[str, Any]:
     if precision.recompute == "none":
         return {}
     if precision.recompute == "selective":
-        return {"recompute_granularity": "selective"}
+        return {"recompute_granularity": "selective", "recompute_modules": list(precision.recompute_modules)}
     return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
-def _fusions(model: ModelConfig, precision: PrecisionConfig) -> dict[str, Any]:
+def _fp8(precision: PrecisionConfig) -> dict[str, Any]:
+    """Weights stay in bf16: loading, exporting and the optimizer see the same numbers as without FP8."""
+    fp8 = precision.fp8
+    if fp8 is None:
+        return {}
+    return {
+        "fp8": fp8.number_format,
+        "fp8_recipe": fp8.recipe,
+        "fp8_margin": fp8.margin,
+        "fp8_amax_history_len": fp8.amax_history_len,
+        "fp8_amax_compute_algo": fp8.amax_compute_algo,
+        "first_last_layers_bf16": fp8.num_bf16_layers > 0,
+        "num_layers_at_start_in_bf16": fp8.bf16_layers_at_start,
+        "num_layers_at_end_in_bf16": fp8.bf16_layers_at_end,
+    }
+
+
+def _fusions(model: ModelConfig, precision: PrecisionConfig, moe: MoeConfig) -> dict[str, Any]:
     """Fused CUDA kernels that come with TransformerEngine."""
     fused = precision.transformer_engine
     return {
         "transformer_impl": "transformer_engine" if fused else "local",
         "apply_rope_fusion": fused,
         "bias_activation_fusion": fused,
-        "moe_grouped_gemm": fused and model.is_moe,
+        "moe_grouped_gemm": fused and model.is_moe and moe.grouped_gemm,
         "moe_permute_fusion": fused and model.is_moe,
     }

@@ -8,15 +8,19 @@ from typing import Literal
 
 import torch
 
+from megatron_ssd.config.moe import MoeConfig
 from megatron_ssd.config.parallel import ClusterConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.runtime import cpu
+from megatron_ssd.runtime.hardware import check_hardware
 
 Device = Literal["cuda", "cpu"]
 
 
-def prepare_device(cluster: ClusterConfig, precision: PrecisionConfig | None = None) -> Device:
+def prepare_device(
+    cluster: ClusterConfig, precision: PrecisionConfig | None = None, moe: MoeConfig | None = None
+) -> Device:
     """Make ``cluster.device`` ready for Megatron-Core and return it.
 
     On cpu this sets the thread count and installs the adaptation of ``runtime.cpu``.
@@ -24,9 +28,10 @@ def prepare_device(cluster: ClusterConfig, precision: PrecisionConfig | None = N
     Args:
         precision: whether fp32 matrix products may round to bf16 inside (``fast_matmul``); None for exact ones. Where
             the processor has no bf16 units, neither speed nor numbers change.
+        moe: how tokens are exchanged; None for nothing that needs a library of its own.
 
     Raises:
-        UserError: see ``check_device``.
+        UserError: see ``check_device``, and on cuda ``hardware.check_hardware``.
     """
     check_device(cluster)
     # Megatron-Core's order of collectives and kernels under tensor parallelism relies on one hardware queue.
@@ -34,6 +39,8 @@ def prepare_device(cluster: ClusterConfig, precision: PrecisionConfig | None = N
     _quiet_megatron()
     torch.set_float32_matmul_precision("medium" if precision and precision.fast_matmul else "highest")
     if cluster.device == "cuda":
+        if precision is not None:
+            check_hardware(precision, moe or MoeConfig())
         return "cuda"
     torch.set_num_threads(cluster.threads_per_process)
     cpu.install()

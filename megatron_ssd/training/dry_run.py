@@ -77,7 +77,8 @@ def lay_out(
 ) -> LayoutReport:
     """Build ``model`` as each rank of ``parallel`` would, without memory.
 
-    The layers are Megatron-Core's own: TransformerEngine's hold the same parameters and cannot be built without CUDA.
+    The layers are Megatron-Core's own: TransformerEngine's hold the same parameters (FP8 ones included, whose weights
+    are bf16) and cannot be built without CUDA.
     """
     import torch
 
@@ -85,7 +86,8 @@ def lay_out(
 
     if not torch.cuda.is_available():
         cpu.install()
-    local = dataclasses.replace(precision, transformer_engine=False)
+    local = dataclasses.replace(precision, transformer_engine=False, fp8=None, recompute="none")
+    moe = dataclasses.replace(moe, dispatcher="alltoall")  # DeepEP's is a CUDA library
     whole: dict[tuple[object, ...], int] = {}
     ranks = tuple(
         _build_rank(rank, model, parallel, local, moe, whole)

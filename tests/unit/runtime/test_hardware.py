@@ -1,0 +1,119 @@
+"""What a GPU cannot do is said before anything is built; no GPU is needed to say it."""
+
+import re
+
+import pytest
+
+from megatron_ssd.config.moe import MoeConfig
+from megatron_ssd.config.precision import Fp8Config, PrecisionConfig
+from megatron_ssd.errors import ConfigError, UserError
+from megatron_ssd.runtime.hardware import (
+    GPUS,
+    _range_of_megatron,
+    check_dispatcher,
+    check_precision,
+    check_transformer_engine,
+    gpu_of,
+    peak_tflops,
+)
+
+CUDA_13 = (13, 0)
+
+
+def fp8(recipe: str) -> PrecisionConfig:
+    return PrecisionConfig(fp8=Fp8Config(recipe=recipe))  # type: ignore[arg-type]
+
+
+def test_mxfp8_on_hopper_says_needed_had_and_use_instead() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_precision(fp8("mxfp8"), (9, 0), CUDA_13)
+    assert str(caught.value) == (
+        "precision.fp8.recipe = mxfp8: needs compute capability 10.0 and this device has 9.0; use blockwise"
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "capability", "fix"),
+    [
+        ("delayed", (8, 0), "set precision.fp8=null"),
+        ("tensorwise", (8, 6), "set precision.fp8=null"),
+        ("blockwise", (8, 9), "use tensorwise"),
+        ("mxfp8", (8, 9), "use tensorwise"),
+        ("mxfp8", (12, 0), "use tensorwise"),
+    ],
+)
+def test_a_recipe_that_the_device_lacks_is_refused(recipe: str, capability: tuple[int, int], fix: str) -> None:
+    with pytest.raises(ConfigError, match=f"precision.fp8.recipe = {recipe}: .*; {re.escape(fix)}$"):
+        check_precision(fp8(recipe), capability, CUDA_13)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "capability"),
+    [("delayed", (8, 9)), ("tensorwise", (9, 0)), ("blockwise", (9, 0)), ("blockwise", (10, 0)), ("mxfp8", (10, 3))],
+)
+def test_a_recipe_that_the_device_has_passes(recipe: str, capability: tuple[int, int]) -> None:
+    check_precision(fp8(recipe), capability, CUDA_13)
+
+
+def test_an_old_cuda_has_no_blockwise_and_falls_back_in_words_only() -> None:
+    with pytest.raises(ConfigError, match=r"needs CUDA 12\.9 and this torch is built for 12\.8; use tensorwise"):
+        check_precision(fp8("blockwise"), (9, 0), (12, 8))
+
+
+def test_bf16_needs_ampere() -> None:
+    with pytest.raises(ConfigError, match=r"params_dtype = bf16: needs compute capability 8\.0"):
+        check_precision(PrecisionConfig(), (7, 5), CUDA_13)
+
+
+@pytest.mark.parametrize("version", [None, "2.8.1", "2.12.0", "1.13"])
+def test_transformer_engine_that_megatron_does_not_name_is_refused_in_one_line(version: str | None) -> None:
+    with pytest.raises(UserError) as caught:
+        check_transformer_engine(version, megatron_asks="<2.12.0,>=2.9.0a0")
+    assert "\n" not in str(caught.value)
+    assert "precision.transformer_engine=false" in str(caught.value)
+    assert (version or "not installed") in str(caught.value)
+
+
+@pytest.mark.parametrize("version", ["2.9.0", "2.11.0", "2.10.0.post1", "2.9.0+abc"])
+def test_transformer_engine_in_range_passes(version: str) -> None:
+    check_transformer_engine(version, megatron_asks="<2.12.0,>=2.9.0a0")
+
+
+def test_the_range_is_what_the_installed_megatron_core_says() -> None:
+    asked = _range_of_megatron()
+    check_transformer_engine("2.10.0", megatron_asks=asked)
+    with pytest.raises(UserError, match=r">=2\.9"):
+        check_transformer_engine("2.8", megatron_asks=asked)
+
+
+def test_flex_without_deep_ep_is_refused() -> None:
+    with pytest.raises(UserError, match="the package deep_ep is not installed"):
+        check_dispatcher(MoeConfig(dispatcher="flex"), has_deep_ep=False)
+    check_dispatcher(MoeConfig(dispatcher="flex"), has_deep_ep=True)
+    check_dispatcher(MoeConfig(), has_deep_ep=False)
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA B200", "B200"),
+        ("NVIDIA B300 SXM6 AC", "B300"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA GB200", None),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_devices_are_known_by_what_the_driver_calls_them(device: str, name: str | None) -> None:
+    assert gpu_of(device) == (GPUS[name] if name else None)
+
+
+def test_peak_follows_the_numbers_that_are_multiplied() -> None:
+    assert peak_tflops("NVIDIA H200", PrecisionConfig()) == 989.5
+    assert peak_tflops("NVIDIA H200", fp8("blockwise")) == 1979
+    assert peak_tflops("NVIDIA A100-SXM4-80GB", fp8("delayed")) is None
+    assert peak_tflops("NVIDIA H200", PrecisionConfig(params_dtype="fp32")) is None
+    assert peak_tflops("NVIDIA L4", PrecisionConfig()) is None
