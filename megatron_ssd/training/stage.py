@@ -50,7 +50,7 @@ def run_train(config: RunConfig) -> None:
     from megatron_ssd.runtime.device import prepare_device
     from megatron_ssd.runtime.process_groups import is_rank_zero, on_rank_zero, process_groups
 
-    device = prepare_device(config.cluster, config.precision)
+    device = prepare_device(config.cluster, config.precision, config.moe)
     with process_groups(config.parallel, device=device):
         stage = training_stage(config)
         # Only one process may lock and make the folder.
