@@ -13,9 +13,10 @@ FROM nvcr.io/nvidia/pytorch:26.01-py3 AS train
 WORKDIR /opt/megatron-ssd
 COPY setup.py pyproject.toml LICENSE ./
 COPY megatron_ssd megatron_ssd
-# The image's own constraint file keeps its torch. megatron-core 0.16.1 asks for TransformerEngine 2.9 to 2.11, and the
-# build stops here where the image has another.
-RUN python -m pip install --no-cache-dir --no-build-isolation --editable . \
+# The image's own constraint file keeps its torch. setup.py would admit megatron-core 0.19.2 with this Python as well
+# (docs/versions.md). 0.16.1 asks for TransformerEngine 2.9 to 2.11, and the build stops here where the image has
+# another.
+RUN python -m pip install --no-cache-dir --no-build-isolation --editable . megatron-core==0.16.1 \
     && python -c "from importlib.metadata import version; \
 found = version('transformer_engine'); \
 assert (2, 9) <= tuple(map(int, found.split('+')[0].split('.')[:2])) < (2, 12), found"

@@ -8,8 +8,11 @@ PYTHON_PATHS := megatron_ssd launch tools benchmarks tests setup.py
 SHELL_SCRIPTS = $(shell git ls-files '*.sh' '*.sbatch' .ci/run)
 # More arguments for the demo's configuration or for pytest: make demo ARGS=run_dir=runs/again, make test ARGS="-k grading"
 ARGS ?=
+NEXT := .venv-next/bin/python
+# Training, resuming, parity of layouts, conversion: everything that touches Megatron-Core and does without vLLM.
+NEXT_TESTS := tests/distributed $(addprefix tests/unit/,dataset export models runtime training)
 
-.PHONY: help demo test check format doctor venv venv-cpu lock clean
+.PHONY: help demo test test-next check format doctor venv venv-cpu venv-next lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -21,6 +24,10 @@ demo: venv-cpu ## run the whole loop on the small world, ending with the table a
 test: venv ## run the test-suite, without the tests marked slow or gpu
 	@tools/system_packages.sh test
 	@$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-next: venv venv-next ## the tests of training with Python 3.12 and Megatron-Core 0.19.2, then both versions' losses
+	@$(NEXT) -m pytest -m "not slow and not gpu" $(NEXT_TESTS) $(ARGS)
+	@$(NEXT) -m tests.compare_versions $(BIN)/python $(NEXT)
 
 check: venv ## lint, format, types, import direction, shell scripts, Dockerfile
 	@$(BIN)/ruff check $(PYTHON_PATHS)
@@ -43,9 +50,13 @@ venv: ## make .venv from the locks, with what tests and checks need
 venv-cpu: ## make .venv from the locks, with what the demo needs
 	@PYTHON="$(PYTHON)" tools/make_venv.sh cpu
 
+venv-next: ## make .venv-next from its lock: Python 3.12, Megatron-Core 0.19.2, about 5 GB
+	@PYTHON_NEXT="$(PYTHON_NEXT)" tools/make_venv_next.sh
+
 lock: ## resolve the locks anew from setup.py
 	@PYTHON="$(PYTHON)" tools/lock.sh
+	@PYTHON_NEXT="$(PYTHON_NEXT)" tools/lock.sh next
 
-clean: ## remove .venv and caches; runs/ stays
-	@rm -rf $(VENV) build ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+clean: ## remove .venv, .venv-next and caches; runs/ stays
+	@rm -rf $(VENV) .venv-next build ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

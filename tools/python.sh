@@ -1,22 +1,42 @@
 # shellcheck shell=bash
-# Sourced by tools/make_venv.sh and tools/lock.sh: which Python, and where the CPU build of torch comes from.
+# Sourced by tools/make_venv.sh, tools/make_venv_next.sh and tools/lock.sh: which Python, and where the CPU build of torch comes from.
 
 TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 
-# Print the path of a Python 3.11 that can make virtual environments; end with one clear line where there is none.
-find_python() {
-    local candidate
-    for candidate in "${PYTHON:-}" python3.11 python3 python; do
+# first_python VERSION CANDIDATE...: print the path of the first one that has that version and can make virtual
+# environments; fail where none has.
+first_python() {
+    local version=$1 candidate
+    shift
+    for candidate in "$@"; do
         [ -n "$candidate" ] || continue
         # A name on PATH may be a shim that does not start, so it is run, not only looked up.
-        if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+        if "$candidate" -c "import sys, venv, ensurepip; sys.exit('%d.%d' % sys.version_info[:2] != '$version')" \
+            2>/dev/null; then
             command -v "$candidate"
             return
         fi
     done
+    return 1
+}
+
+# Print the path of a Python 3.11 that can make virtual environments; end with one clear line where there is none.
+find_python() {
+    first_python 3.11 "${PYTHON:-}" python3.11 python3 python && return
     echo "error: no Python 3.11 with venv found (tried \$PYTHON, python3.11, python3, python): the locked requirements" \
         "are for 3.11; install it (Debian 12: apt-get install python3.11-venv; or: uv python install 3.11)" \
         "or name it: make venv PYTHON=/path/to/python3.11" >&2
+    exit 1
+}
+
+# The same for the Python 3.12 of the second environment. pyenv's shims start only the version that is chosen, so its
+# folder is looked into as well.
+find_python_next() {
+    first_python 3.12 "${PYTHON_NEXT:-}" python3.12 python3 python \
+        "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/3.12*/bin/python && return
+    echo "error: no Python 3.12 with venv found (tried \$PYTHON_NEXT, python3.12, python3, python, pyenv's versions):" \
+        "the second environment is for 3.12; install it (uv python install 3.12; or: pyenv install 3.12)" \
+        "or name it: make test-next PYTHON_NEXT=/path/to/python3.12" >&2
     exit 1
 }
 

