@@ -1,0 +1,87 @@
+"""Run by torchrun: train a small mixture of experts in several ways, and leave what was measured.
+
+torchrun --nproc-per-node=2 -m tests.distributed.moe_worker ROOT
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_ssd.config.moe import MoeConfig
+from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.models.routers import routers, weigh_aux_loss
+from megatron_ssd.runtime.device import prepare_device
+from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
+from megatron_ssd.training.expert_load import LoadRecorder
+from megatron_ssd.training.stage import prepare_trainer
+from tests.training_run import CPU, EXACT, MOE, training_config
+
+EP2 = {"expert_model_parallel_size": 2}
+PP2_EP1 = {"pipeline_model_parallel_size": 2}
+SP2_EP2 = {"tensor_model_parallel_size": 2, "sequence_parallel": True, **EP2}
+AUX = MoeConfig(aux_loss_coeff=0.5)
+CASES: dict[int, dict[str, tuple[dict[str, Any], MoeConfig, dict[str, Any]]]] = {
+    1: {
+        "plain": ({}, MoeConfig(), {}),
+        "aux": ({}, AUX, {}),
+        "aux_sequence": ({}, AUX, {"loss_normalization": "sequence"}),
+        "frozen": ({}, MoeConfig(freeze_router=True), {}),
+        "full_recompute": ({}, MoeConfig(), {"recompute": "full"}),
+        "router_fp64": ({}, MoeConfig(router_dtype="fp64"), {}),
+    },
+    2: {
+        "alltoall_ep2": (EP2, MoeConfig(), {}),
+        "allgather_ep2": (EP2, MoeConfig(dispatcher="allgather"), {}),
+        "aux_ep2": (EP2, AUX, {}),
+        "aux_tp2_ep2": (SP2_EP2, AUX, {}),
+        "frozen_ep2": (EP2, MoeConfig(freeze_router=True), {}),
+        "pp2": (PP2_EP1, MoeConfig(), {}),
+    },
+}
+ITERATIONS = 3
+
+
+def train(root: Path, name: str) -> None:
+    """Three iterations; loss, gradient norm, routing weights' gradient, their change, and tokens for each expert."""
+    world_size = dist.get_world_size()
+    sizes, moe, changes = CASES[world_size][name]
+    parallel = ParallelConfig(world_size=world_size, **sizes)
+    precision = dataclasses.replace(EXACT, recompute=changes.get("recompute", "none"))
+    training = {key: value for key, value in changes.items() if key != "recompute"}
+    config = training_config(root, model=MOE, parallel=parallel, precision=precision, moe=moe, training=training)
+    with megatron_grid(parallel, create_gloo_process_groups=True):
+        trainer, _ = prepare_trainer(config, root / "none", "cpu")
+        assert MOE.num_experts is not None
+        recorder = LoadRecorder(trainer.chunks, num_layers=MOE.num_hidden_layers, num_experts=MOE.num_experts)
+        before = {router.layer_number: router.weight.detach().clone() for router in routers(trainer.chunks)}
+        rows = []
+        for _ in range(ITERATIONS):
+            recorder.start()
+            _weigh(trainer, moe, parallel)
+            metrics = trainer.step()
+            rows.append({"loss": metrics.loss, "grad_norm": metrics.grad_norm, "counts": recorder.counts().tolist()})
+        after = {router.layer_number: router.weight.detach() for router in routers(trainer.chunks)}
+    moved = [float((after[layer] - before[layer]).abs().max()) for layer in after]
+    if dist.get_rank() == 0:
+        (root / f"{name}.json").write_text(json.dumps({"rows": rows, "moved": moved}))
+
+
+def _weigh(trainer: Any, moe: MoeConfig, parallel: ParallelConfig) -> None:
+    positions = trainer.config.global_batch_size * trainer.config.seq_length
+    normalizer = trainer.source.normalizer(trainer.iteration + 1)
+    weigh_aux_loss(trainer.chunks, moe.aux_loss_coeff, parallel, normalizer=normalizer, positions=positions)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    with joined_processes(prepare_device(CPU, EXACT)):
+        for each in CASES[int(os.environ["WORLD_SIZE"])]:
+            train(Path(sys.argv[1]), each)

@@ -1,0 +1,69 @@
+"""The auxiliary loss weighs what its coefficient says, whatever the cross-entropy is divided by; the load's figures."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_ssd.config.moe import MoeConfig
+from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.config.training import OptimizerConfig
+from megatron_ssd.models.routers import routers, weigh_aux_loss
+from megatron_ssd.runtime.device import prepare_device
+from megatron_ssd.runtime.process_groups import process_groups
+from megatron_ssd.training.expert_load import spread
+from megatron_ssd.training.stage import prepare_trainer
+from tests.training_run import CPU, MOE, training_config, write_dataset
+
+ONE = ParallelConfig()
+NO_CLIPPING = OptimizerConfig(lr=1e-3, min_lr=1e-4, lr_warmup_iters=2, clip_grad=1e9)
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
+
+
+def last_router(root: Path, coefficient: float, normalization: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(gradient of the last layer's routing weights in iteration 1, gradient of the auxiliary loss alone).
+
+    The second is written out from what the router sees: experts x sum of (share of assignments x mean probability),
+    in the mean over micro batches.
+    """
+    inputs: list[torch.Tensor] = []
+    config = training_config(
+        root, model=MOE, moe=MoeConfig(aux_loss_coeff=coefficient), optimizer=NO_CLIPPING,
+        training={"loss_normalization": normalization},
+    )  # fmt: skip
+    with process_groups(ONE, device=prepare_device(CPU)):
+        trainer, _ = prepare_trainer(config, root / "none", "cpu")
+        router = list(routers(trainer.chunks))[-1]
+        router.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach().flatten(0, 1)))
+        weight = router.weight.detach().clone().requires_grad_()
+        weigh_aux_loss(
+            trainer.chunks, coefficient, ONE, normalizer=trainer.source.normalizer(1),
+            positions=config.training.global_batch_size * config.training.seq_length,
+        )  # fmt: skip
+        trainer.step()
+        gradient = router.weight.main_grad.clone()
+    for hidden_TH in inputs:
+        probabilities_TE = torch.softmax(hidden_TH @ weight.T, dim=-1)
+        chosen = torch.topk(probabilities_TE, router.topk, dim=-1).indices
+        share_E = torch.bincount(chosen.flatten(), minlength=weight.shape[0]) / chosen.numel()
+        loss = weight.shape[0] * (share_E * probabilities_TE.mean(0)).sum()
+        (loss / len(inputs)).backward()
+    assert weight.grad is not None
+    return gradient, weight.grad
+
+
+def test_the_auxiliary_loss_has_its_coefficient_under_either_normalization(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    for normalization in ("token", "sequence"):
+        with_loss, alone = last_router(tmp_path, 0.5, normalization)
+        without, _ = last_router(tmp_path, 0.0, normalization)
+        torch.testing.assert_close(with_loss - without, 0.5 * alone, rtol=1e-3, atol=1e-8)
+
+
+def test_spread_by_hand() -> None:
+    load = spread(torch.tensor([[4, 4, 4, 4], [0, 2, 12, 2]]))
+    assert (load.largest, load.largest_layer) == (3.0, 1)
+    assert (load.smallest, load.smallest_layer, load.unused) == (0.0, 1, 1)
+    assert set(load.row()) == {
+        "expert_load_max", "expert_load_max_layer", "expert_load_min", "expert_load_min_layer", "experts_unused",
+    }  # fmt: skip
