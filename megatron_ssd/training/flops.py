@@ -1,0 +1,57 @@
+"""Floating point operations of a training step, counted for the architecture that runs. Pure.
+
+A product of [m, k] and [k, n] is 2 m k n operations; its backward pass takes two such products. Counted are matrix
+products: projections, scores and weighted values of attention, router, experts, output layer. Left out are norms,
+softmax, activations and rotary positions (below one per cent at these widths) and whatever is computed a second time
+(recompute), so that utilisation by this count is of useful work.
+
+Attention is counted as the causal half, with the diagonal, and per packed segment: n (n + 1) / 2 pairs of a query and
+a key for a segment of n tokens. A mixture of experts counts the experts that a token goes to.
+
+Worked, for one token of Qwen3-30B-A3B: a layer's projections hold 2048 x (4096 + 2 x 512) + 4096 x 2048 = 18.9 M
+weights, its router 0.26 M, its eight experts 8 x 3 x 2048 x 768 = 37.7 M; 48 layers and the output layer of 311 M make
+3.04 G weights, 18.2 GFLOP forward and backward, before attention's pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from megatron_ssd.config.model import ModelConfig
+
+FORWARD, FORWARD_AND_BACKWARD = 1, 3
+
+
+def flops_of(model: ModelConfig, segment_lengths: Iterable[int], *, passes: int = FORWARD_AND_BACKWARD) -> float:
+    """Operations for segments of these lengths, each causal within itself.
+
+    Args:
+        segment_lengths: tokens of each segment. Padding that is computed is a segment too; leave it out to count what
+            is of use.
+        passes: forward passes that the work is worth; forward and backward are 3.
+    """
+    tokens = pairs = 0
+    for length in segment_lengths:
+        tokens += length
+        pairs += length * (length + 1) // 2
+    return passes * (2.0 * active_weights(model) * tokens + _operations_a_pair(model) * pairs)
+
+
+def active_weights(model: ModelConfig) -> int:
+    """Weights that multiply one token: no embedding (a look-up), and of the experts those that the token goes to."""
+    q_size = model.num_attention_heads * model.head_dim
+    kv_size = model.num_key_value_heads * model.head_dim
+    projections = model.hidden_size * (2 * q_size + 2 * kv_size)
+    if model.num_experts is not None:
+        assert model.num_experts_per_tok is not None
+        assert model.moe_intermediate_size is not None
+        experts = model.num_experts_per_tok * 3 * model.hidden_size * model.moe_intermediate_size
+        feed_forward = model.hidden_size * model.num_experts + experts
+    else:
+        feed_forward = 3 * model.hidden_size * model.intermediate_size
+    return model.num_hidden_layers * (projections + feed_forward) + model.hidden_size * model.vocab_size
+
+
+def _operations_a_pair(model: ModelConfig) -> float:
+    """Forward operations for one query and one key that it sees: a score and a weighted value in every head."""
+    return 2.0 * 2 * model.num_attention_heads * model.head_dim * model.num_hidden_layers
