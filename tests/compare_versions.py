@@ -19,8 +19,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 WORLD_SIZES = (1, 2)
 _VERSIONS = (
-    "import platform, megatron.core, torch;"
-    "print(f'Python {platform.python_version()}, torch {torch.__version__}, megatron-core {megatron.core.__version__}')"
+    "import platform; from importlib.metadata import version;"
+    "print('Python', platform.python_version(), *(f'{name} {version(name)}' for name in ('torch', 'megatron-core')))"
 )
 _DATASET = "import pathlib, sys; from tests.training_run import write_dataset; write_dataset(pathlib.Path(sys.argv[1]))"
 
@@ -60,7 +60,7 @@ def main(pythons: list[str]) -> int:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for place, python in enumerate(pythons):
-            print(run(python, "-c", _VERSIONS).splitlines()[-1], flush=True)
+            print(run(python, "-c", _VERSIONS), flush=True)
             found.append(curves(python, Path(folder) / str(place)))
     first, second = found
     assert first.keys() == second.keys(), "the same worker wrote other layouts"

@@ -1,9 +1,9 @@
 """Megatron-Core on a machine without CUDA: everything that has to give way stands here and nowhere else.
 
-Megatron-Core 0.16 asks ``torch.cuda`` for its device, its streams and its random state. ``install`` answers for it with
-the CPU. It runs once, before any Megatron object is made, only where ``cluster.device`` is cpu, and it refuses to run
-where CUDA is visible: on a GPU nothing of Megatron-Core or torch is touched. With Megatron-Core 0.19 the same answers
-serve; what a version no longer asks for stays unused.
+Megatron-Core asks ``torch.cuda`` for its device, its streams and its random state. ``install`` answers for it with the
+CPU. It runs once, before any Megatron object is made, only where ``cluster.device`` is cpu, and it refuses to run where
+CUDA is visible: on a GPU nothing of Megatron-Core or torch is touched. The same answers serve 0.16.1 and 0.19.2 (what
+else differs between them stands in ``runtime.versions``); what a release no longer asks for stays unused.
 """
 
 from __future__ import annotations

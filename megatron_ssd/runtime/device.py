@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from typing import Literal
 
 import torch
@@ -14,6 +13,7 @@ from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.runtime import cpu
 from megatron_ssd.runtime.hardware import check_hardware
+from megatron_ssd.runtime.versions import quiet_megatron
 
 Device = Literal["cuda", "cpu"]
 
@@ -36,7 +36,7 @@ def prepare_device(
     check_device(cluster)
     # Megatron-Core's order of collectives and kernels under tensor parallelism relies on one hardware queue.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    _quiet_megatron()
+    quiet_megatron()
     torch.set_float32_matmul_precision("medium" if precision and precision.fast_matmul else "highest")
     if cluster.device == "cuda":
         if precision is not None:
@@ -45,13 +45,6 @@ def prepare_device(
     torch.set_num_threads(cluster.threads_per_process)
     cpu.install()
     return "cpu"
-
-
-def _quiet_megatron() -> None:
-    """Leave out what torch says to Megatron-Core 0.16, and it to itself: no user can change any of it."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    warnings.filterwarnings("ignore", message="`sequence_parallel` is set to `True`, but tensor model parallel")
-    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
 
 
 def check_device(cluster: ClusterConfig) -> None:

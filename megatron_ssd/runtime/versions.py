@@ -1,0 +1,59 @@
+"""What the two releases of Megatron-Core that this project runs with, 0.16.1 and 0.19.2, do differently.
+
+The rest of the package is written once for both. Where a release needs its own treatment, it is a function here, asked
+for by what Megatron-Core offers and not by its number. docs/versions.md says what else differs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from typing import Any
+
+# What a release says to its developers, or torch to a release; no user of this project can change any of it.
+_WARNINGS = (
+    "`sequence_parallel` is set to `True`, but tensor model parallel",
+    "The .grad attribute of a Tensor that is not a leaf",
+    "MimoModelConfig is experimental",  # 0.19 imports it with its checkpoints
+)
+# Logger below megatron.core -> how its message begins.
+_MESSAGES = {
+    "models.gpt.gpt_model": "GPTModel IS DEPRECATED",  # 0.19; its successor is not in 0.16
+    "transformer.transformer_layer": "Rewrapping ModuleSpec",  # 0.19 turns the form of 0.16 into its own
+    "dist_checkpointing.strategies.torch": "MCore's async save is deprecated",  # 0.19, see save_options
+}
+
+
+def quiet_megatron() -> None:
+    """Leave out what Megatron-Core and torch say to each other. Calling it again does nothing."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    for message in _WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    for name, start in _MESSAGES.items():
+        logger = logging.getLogger(f"megatron.core.{name}")
+        if not any(isinstance(each, _Without) for each in logger.filters):
+            logger.addFilter(_Without(start))
+
+
+class _Without(logging.Filter):
+    """Drops the messages that begin with ``start``."""
+
+    def __init__(self, start: str) -> None:
+        super().__init__()
+        self._start = start
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(self._start)
+
+
+def save_options() -> dict[str, Any]:
+    """Keyword arguments that ``dist_checkpointing.save`` takes in this release beside those of 0.16.
+
+    0.19 has two ways to write asynchronously and takes nvidia-resiliency-ext's by default, which is another package;
+    the one that both releases have is Megatron-Core's own.
+    """
+    from megatron.core import dist_checkpointing
+
+    offered = inspect.signature(dist_checkpointing.save).parameters
+    return {"async_strategy": "mcore"} if "async_strategy" in offered else {}
