@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,7 @@ class ParallelConfig:
     """Megatron-Core's process grid. ``world_size`` is how many processes the layout is for.
 
     Data parallel size is what remains: world_size / (tensor x pipeline x context). ``expert_*`` applies to
-    mixture-of-experts models.
+    mixture-of-experts models. ``context_parallel_size`` processes share the positions of each row.
     """
 
     world_size: int = 1
@@ -65,6 +66,17 @@ class ParallelConfig:
         return self.world_size // (
             self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
         )
+
+    @property
+    def context_chunks(self) -> int:
+        """Parts that context parallelism cuts a row, or each sample of a packed row, into: two for each rank."""
+        return 2 * self.context_parallel_size if self.context_parallel_size > 1 else 1
+
+    @property
+    def sequence_parts(self) -> int:
+        """What the length of a row must be a multiple of."""
+        per_rank = self.tensor_model_parallel_size if self.sequence_parallel else 1
+        return math.lcm(self.context_chunks, self.context_parallel_size * per_rank)
 
     def check_model(self, model: ModelConfig) -> None:
         """Raise ``ConfigError`` where ``model`` cannot be split this way."""

@@ -83,12 +83,20 @@ class RunConfig:
                 rule=f"must be at most model.max_position_embeddings ({self.model.max_position_embeddings})",
                 fix="lower training.seq_length",
             )
+        parts = self.parallel.sequence_parts
         require(
-            not self.parallel.sequence_parallel
-            or self.training.seq_length % self.parallel.tensor_model_parallel_size == 0,
+            self.training.seq_length % parts == 0,
             f"training.seq_length = {self.training.seq_length}",
-            rule="must be a multiple of parallel.tensor_model_parallel_size under sequence parallelism",
-            fix=f"use a multiple of {self.parallel.tensor_model_parallel_size}",
+            rule=f"must be a multiple of {parts}: context parallelism cuts rows into 2 x context_parallel_size parts, "
+            "sequence parallelism cuts what a rank has by tensor_model_parallel_size",
+            fix=f"use a multiple of {parts}",
+        )
+        chunks = self.parallel.context_chunks
+        require(
+            self.segment_multiple % chunks == 0 or self.training.packing == "none",
+            f"training.segment_multiple = {self.training.segment_multiple}",
+            rule=f"must be a multiple of {chunks} where context parallelism cuts samples into as many parts",
+            fix=f"use a multiple of {chunks}, or null",
         )
         require(
             self.cluster.device == "cuda" or not self.precision.transformer_engine,
@@ -110,6 +118,13 @@ class RunConfig:
             rule="moe_act is a part of grouped experts, which need moe.grouped_gemm and precision.transformer_engine",
             fix="leave moe_act out or set both to true",
         )
+
+    @property
+    def segment_multiple(self) -> int:
+        """What the place of a sample in a packed row is rounded up to; 1 where rows are not packed."""
+        if self.training.packing == "none":
+            return 1
+        return self.training.segment_multiple or self.parallel.context_chunks
 
 
 def needed(section: _T | None, name: str, *, fix: str) -> _T:

@@ -74,7 +74,8 @@ class TrainingConfig:
 
     ``packing=none`` gives each sample a row of its own. ``greedy`` puts whole samples together into a row, each blind
     to its neighbours, in random company; ``best_fit`` sorts by length first and fills rows better. Samples longer than
-    ``seq_length`` follow ``over_long``.
+    ``seq_length`` follow ``over_long``. The place of a sample in a packed row is rounded up to ``segment_multiple``;
+    null means what context parallelism needs, so that its size decides which samples share a row.
 
     ``loss_normalization=token`` weighs every response token of the global batch alike, ``sequence`` every sample.
     ``prompt_loss_weight`` is what a prompt token weighs beside a response token. ``validation_fraction`` of the samples
@@ -90,6 +91,7 @@ class TrainingConfig:
     seq_length: int = 65536
     packing: Literal["none", "greedy", "best_fit"] = "none"
     over_long: Literal["drop", "truncate", "error"] = "drop"
+    segment_multiple: int | None = None
     loss_normalization: Literal["token", "sequence"] = "token"
     prompt_loss_weight: float = 0.0
     ema_decay: float | None = None  # of a running mean of the weights, saved beside them
@@ -107,6 +109,11 @@ class TrainingConfig:
                     "max_skipped", "log_interval"):  # fmt: skip
             value = getattr(self, key)
             require(value > 0, f"training.{key} = {value}", rule="must be at least 1", fix="use a positive number")
+        multiple = self.segment_multiple
+        require(multiple is None or (multiple > 0 and self.seq_length % multiple == 0),
+                f"training.segment_multiple = {multiple}",
+                rule=f"must be positive and divide training.seq_length ({self.seq_length})",
+                fix="use a power of two, or null")  # fmt: skip
         require(0 <= self.prompt_loss_weight <= 1, f"training.prompt_loss_weight = {self.prompt_loss_weight}",
                 rule="must be in [0, 1]", fix="0 trains on responses alone, as the paper does")  # fmt: skip
         require(0 <= self.validation_fraction < 1, f"training.validation_fraction = {self.validation_fraction}",

@@ -11,25 +11,33 @@ that hold whole samples one after the other, each its own segment with positions
 With ``loss_normalization=sequence`` a sample's weights are divided by their sum: every sample weighs 1 in all. What a
 row weighs is known from the index alone.
 
-Segments are numbered from 1; padding is segment 0 and weighs nothing. Opening reads the .idx alone.
+Segments are numbered from 1; padding at a row's end is segment 0. In packed rows the place of a sample may be rounded
+up, for context parallelism: the rest of it belongs to the sample's segment. Nothing of this weighs in the loss.
+
+A share of the documents may be held out for validation: which ones depends on the seed alone. Opening reads the .idx
+alone.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ssd.dataset.indexed import open_indexed
-from megatron_ssd.dataset.packing import PackingMode, PackingPlan, plan_epoch
+from megatron_ssd.dataset.packing import PackingMode, PackingPlan, PackingReport, packing_report, plan_epoch, round_up
 from megatron_ssd.errors import UserError
 
 log = logging.getLogger(__name__)
 
+Row = dict[str, NDArray[Any]]  # column -> [seq_length]
+
+_SEED_DOMAIN = 0x5E1D  # keeps the choice of held-out documents apart from other streams of the same run seed
 _CHUNK = 1 << 24  # ids looked at together when the largest is searched
 
 
@@ -40,20 +48,24 @@ class TrainingDataset:
         prefix: path of the data set without ending.
         objective: which positions carry loss, see the module's docstring.
         seq_length: positions in a row.
-        packing: ``none`` for one sample a row, ``greedy`` for many.
+        packing: ``none`` for one sample a row, ``greedy`` or ``best_fit`` for many.
         over_long: what becomes of samples with more than ``seq_length`` positions.
         seed: of the run; with the epoch it fixes order and packing.
         loss_normalization: ``token`` leaves weights as they are, ``sequence`` makes each sample's sum to 1.
         prompt_loss_weight: of a position that predicts a prompt id, beside 1 for a response id.
+        segment_multiple: what the place of a sample in a packed row is rounded up to; it divides ``seq_length``.
+        validation_fraction: share of the documents that is held out of training.
+        split: which of the two parts this is.
         pad_id: the id that fills rows.
 
     Attributes:
-        counts: ``documents`` in the files, ``samples`` trained on, and what was left out or cut: ``no_target`` (no
-            position predicts a response id), ``over_long`` (dropped or truncated, as asked), ``target_positions``.
+        counts: ``documents`` in the files, ``held_out`` of them for validation, and of the documents of this part:
+            ``samples`` in rows, ``target_positions`` of them, and what was left out or cut: ``no_target`` (no position
+            predicts a response id), ``over_long`` (dropped or truncated, as asked).
 
     Raises:
         UserError: the files are missing or of another objective, a sample is over long and ``over_long`` is ``error``,
-            or no sample is left.
+            or no sample is left in this part.
     """
 
     def __init__(
@@ -67,23 +79,30 @@ class TrainingDataset:
         seed: int,
         loss_normalization: Literal["token", "sequence"] = "token",
         prompt_loss_weight: float = 0.0,
+        segment_multiple: int = 1,
+        validation_fraction: float = 0.0,
+        split: Literal["train", "validation"] = "train",
         pad_id: int = 0,
     ) -> None:
+        assert seq_length % segment_multiple == 0, "RunConfig checks it"
+        assert split == "train" or validation_fraction > 0, "nothing is held out"
         self._prefix = prefix
         self._dataset = open_indexed(prefix)
         self._seq_length = seq_length
         self._packing = packing
         self._seed = seed
         self._prompt_loss_weight = prompt_loss_weight
+        self._segment_multiple = segment_multiple if packing != "none" else 1
         self._pad_id = pad_id
         self._rows_before: list[int] = [0]  # rows of all epochs before epoch i
 
-        firsts = self._first_sequences(objective)
+        documents, firsts = self._documents_of(split, validation_fraction, self._first_sequences(objective))
         sequence_lengths = self._dataset.sequence_lengths.astype(np.int64)
         sequences_per_document = 2 if objective == "sft" else 1
         totals = sum(sequence_lengths[firsts + i] for i in range(sequences_per_document))
         unscored = np.maximum(sequence_lengths[firsts] - 1, 0) if objective == "sft" else np.zeros_like(firsts)
-        self._keep(firsts, positions=totals - 1, unscored=unscored, over_long=over_long)
+        self._keep(documents, firsts, positions=totals - 1, unscored=unscored, over_long=over_long)
+        self._places = round_up(self._lengths, self._segment_multiple)
         self._sequences_per_document = sequences_per_document
         prompts, responses = self._unscored, self._lengths - self._unscored
         weights = responses + prompt_loss_weight * prompts  # of whole samples, before normalisation
@@ -108,30 +127,62 @@ class TrainingDataset:
         documents: NDArray[np.int64] = self._documents[self._plan(epoch).row(index)]
         return documents
 
+    def lengths_in_row(self, epoch: int, index: int) -> NDArray[np.int64]:
+        """Positions of each sample in a row, in their order there."""
+        lengths: NDArray[np.int64] = self._lengths[self._plan(epoch).row(index)]
+        return lengths
+
     def row_weight(self, epoch: int, index: int) -> float:
         """Sum of the loss weights of a row, from the index alone."""
         return float(self._sample_weights[self._plan(epoch).row(index)].sum())
 
-    def row(self, epoch: int, index: int) -> dict[str, NDArray[np.int64] | NDArray[np.float32]]:
+    def row(self, epoch: int, index: int) -> Row:
         """One row: ``tokens``, ``labels``, ``position_ids``, ``segment_ids`` (int64) and ``loss_weights`` (float32).
 
         Each has shape [seq_length].
         """
+        return self._lay_out(self._plan(epoch).row(index).tolist())
+
+    def single_sample_row(self, epoch: int, index: int, place: int) -> Row:
+        """A row with nothing in it but the sample that is at ``place`` (from 0) in a row."""
+        return self._lay_out([int(self._plan(epoch).row(index)[place])])
+
+    def empty_row(self) -> Row:
+        """A row of padding, which weighs nothing."""
+        return self._lay_out([])
+
+    def packing_report(self) -> PackingReport:
+        """How full the rows of the first epoch are."""
+        report = packing_report(
+            self._lengths,
+            row_length=self._seq_length,
+            packing=self._packing,
+            seed=self._seed,
+            multiple=self._segment_multiple,
+        )
+        return dataclasses.replace(report, over_long=self.counts["over_long"])
+
+    def max_token_id(self) -> int:
+        """The largest id in the files. Reads all of the .bin once."""
+        ids = np.memmap(f"{self._prefix}.bin", dtype=self._dataset.index.dtype, mode="r")
+        return max(int(ids[start : start + _CHUNK].max()) for start in range(0, len(ids), _CHUNK))
+
+    def _lay_out(self, samples: list[int]) -> Row:
+        """Put samples one after the other, and padding after the last."""
         size = self._seq_length
         tokens, labels = np.full(size, self._pad_id, dtype=np.int64), np.full(size, self._pad_id, dtype=np.int64)
         position_ids, segment_ids = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
         loss_weights = np.zeros(size, dtype=np.float32)
         start = 0
-        for segment, sample in enumerate(self._plan(epoch).row(index).tolist(), start=1):
+        for segment, sample in enumerate(samples, start=1):
             ids = self._ids(sample)
-            length = int(self._lengths[sample])
-            where = slice(start, start + length)
-            tokens[where], labels[where] = ids[:length], ids[1 : length + 1]
-            position_ids[where], segment_ids[where] = np.arange(length), segment
+            length, place = int(self._lengths[sample]), int(self._places[sample])
+            tokens[start : start + length], labels[start : start + length] = ids[:length], ids[1 : length + 1]
+            position_ids[start : start + place], segment_ids[start : start + place] = np.arange(place), segment
             response = start + int(self._unscored[sample])
             loss_weights[start:response] = self._prompt_loss_weight / self._divisors[sample]
             loss_weights[response : start + length] = 1.0 / self._divisors[sample]
-            start += length
+            start += place
         # Padding counts up as well, so that it looks like any other segment to position encodings.
         position_ids[start:] = np.arange(size - start)
         return {
@@ -142,10 +193,17 @@ class TrainingDataset:
             "segment_ids": segment_ids,
         }
 
-    def max_token_id(self) -> int:
-        """The largest id in the files. Reads all of the .bin once."""
-        ids = np.memmap(f"{self._prefix}.bin", dtype=self._dataset.index.dtype, mode="r")
-        return max(int(ids[start : start + _CHUNK].max()) for start in range(0, len(ids), _CHUNK))
+    def _documents_of(
+        self, split: str, validation_fraction: float, firsts: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(numbers of the documents of this part, their first sequences)."""
+        held_out = np.zeros(len(firsts), dtype=bool)
+        if validation_fraction:
+            order = np.random.default_rng([_SEED_DOMAIN, self._seed]).permutation(len(firsts))
+            held_out[order[: max(1, round(validation_fraction * len(firsts)))]] = True
+        self.counts = {"documents": len(firsts), "held_out": int(held_out.sum())}
+        documents = np.flatnonzero(held_out if split == "validation" else ~held_out)
+        return documents, firsts[documents]
 
     def _first_sequences(self, objective: str) -> NDArray[np.int64]:
         """Number of the first sequence of each document, [num_documents]."""
@@ -163,7 +221,13 @@ class TrainingDataset:
         return firsts
 
     def _keep(
-        self, firsts: NDArray[np.int64], *, positions: NDArray[np.int64], unscored: NDArray[np.int64], over_long: str
+        self,
+        documents: NDArray[np.int64],
+        firsts: NDArray[np.int64],
+        *,
+        positions: NDArray[np.int64],
+        unscored: NDArray[np.int64],
+        over_long: str,
     ) -> None:
         """Fix which documents are samples, their lengths and their leading positions without loss."""
         is_over_long = positions > self._seq_length
@@ -171,14 +235,14 @@ class TrainingDataset:
             worst = int(positions.argmax())
             raise UserError(
                 f"training.over_long = error with training.seq_length = {self._seq_length}",
-                rule=f"{is_over_long.sum()} samples are longer (document {worst}: {positions[worst]} positions)",
+                rule=f"{is_over_long.sum()} samples are longer "
+                f"(document {documents[worst]}: {positions[worst]} positions)",
                 fix="raise training.seq_length, or set training.over_long to drop or truncate",
             )
         lengths = np.minimum(positions, self._seq_length)
         has_target = lengths > unscored
         kept = has_target & ~(is_over_long & (over_long == "drop"))
-        self.counts = {
-            "documents": len(firsts),
+        self.counts |= {
             "samples": int(kept.sum()),
             "over_long": int(is_over_long.sum()),
             "no_target": int((~has_target & ~(is_over_long & (over_long == "drop"))).sum()),
@@ -188,16 +252,16 @@ class TrainingDataset:
             raise UserError(
                 f"data set {self._prefix} with training.seq_length = {self._seq_length}",
                 rule=f"no sample is left ({self.counts})",
-                fix="raise training.seq_length or set training.over_long=truncate",
+                fix="raise training.seq_length, set training.over_long=truncate, or check training.validation_fraction",
             )
         if is_over_long.any():
             log.info("dataset: %d samples over %d positions: %s", is_over_long.sum(), self._seq_length, over_long)
-        self._documents = np.flatnonzero(kept)
+        self._documents = documents[kept]
         self._firsts, self._lengths, self._unscored = firsts[kept], lengths[kept], unscored[kept]
 
     def _make_plan(self, epoch: int) -> PackingPlan:
         return plan_epoch(
-            self._lengths, row_length=self._seq_length, packing=self._packing, seed=self._seed, epoch=epoch
+            self._places, row_length=self._seq_length, packing=self._packing, seed=self._seed, epoch=epoch
         )
 
     def _ids(self, sample: int) -> NDArray[np.int64]:

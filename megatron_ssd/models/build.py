@@ -48,12 +48,6 @@ def build_model(
     """
     parallel.check_model(model)
     _check_rope_scaling(model.rope_scaling)
-    require(
-        parallel.context_parallel_size == 1 or device == "meta",
-        f"parallel.context_parallel_size = {parallel.context_parallel_size}",
-        rule="rows are not split over processes yet",
-        fix="set parallel.context_parallel_size=1",
-    )
     config = transformer_config(model, parallel, precision, moe)
     config.init_model_with_meta_device = device == "meta"
     config.deallocate_pipeline_outputs = device == "cuda"  # gloo may still be reading what this would free

@@ -7,118 +7,179 @@ of every micro batch. So resuming needs no state, and no layout changes which ro
 Worked: global batch 8, micro batch 2, 2 replicas, iteration 3. Rows 16..23; micro batch 0 is rows 16 17 on replica 0
 and 18 19 on replica 1, micro batch 1 is rows 20 21 and 22 23.
 
+Packed rows of a micro batch are joined to one row of B x S positions, cut into segments (``PackedSeqParams``). Every
+pipeline stage makes its own batches, so that it knows the segments: from them come rotary positions, which start at 0
+in each, and what sees what. Context-parallel ranks take their positions of each segment or row (``models.segments``).
+
 Shape suffixes: B micro batch, S sequence.
 """
 
 from __future__ import annotations
 
-import functools
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.config.training import TrainingConfig
-from megatron_ssd.dataset.training import TrainingDataset
+from megatron_ssd.dataset.training import Row, TrainingDataset
+from megatron_ssd.errors import UserError
+
+DATASET_PREFIX = "samples"  # of dataset/samples.bin and .idx
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro batch on the device, each tensor [B, S]. Every pipeline stage builds its own, mask included.
+    """One micro batch on the device, each tensor [B, S], or [1, B * S] where rows are packed.
 
-    ``attention_mask`` [B, 1, S, S] is set where rows are packed and Megatron-Core's own layers run,
-    ``packed_seq_params`` where they are packed and TransformerEngine runs; with neither, attention is plainly causal.
+    Under context parallelism it holds the positions of this rank only. ``packed_seq_params`` (``PackedRows``) describes
+    the segments of all positions; without it every row is plainly causal.
     """
 
     tokens: Tensor
     labels: Tensor
     loss_weights: Tensor
     position_ids: Tensor
-    attention_mask: Tensor | None
     packed_seq_params: Any | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BatchSource:
-    """Cuts the micro batches of one data-parallel replica from a data set."""
+    """Cuts the micro batches of one data-parallel replica from a data set.
+
+    ``single_pass`` sources end with the first epoch, as validation does: rows after it are padding.
+    """
 
     dataset: TrainingDataset
     training: TrainingConfig
     data_parallel_rank: int
     data_parallel_size: int
-    transformer_engine: bool
+    context_parallel_rank: int = 0
+    context_parallel_size: int = 1
     device: str
-    dtype: torch.dtype
+    single_pass: bool = False
+
+    @property
+    def schedule_shape(self) -> tuple[int, int]:
+        """(sequence length, micro batch size) as Megatron-Core's schedules are told, before context parallelism."""
+        length, size = self.training.seq_length, self.training.micro_batch_size
+        return (length, size) if self.training.packing == "none" else (length * size, 1)
+
+    @property
+    def batches_in_pass(self) -> int:
+        """Global batches that hold the first epoch."""
+        return -(-self.dataset.num_rows(0) // self.training.global_batch_size)
 
     def micro_batches(self, iteration: int) -> Iterator[Batch]:
         """The micro batches of ``iteration`` (from 1), in order."""
-        for rows in self._row_numbers(iteration):
-            yield self._batch([self.dataset.row(*self.dataset.locate(row)) for row in rows])
+        size = self.training.micro_batch_size
+        first = (iteration - 1) * self.training.global_batch_size + self.data_parallel_rank * size
+        for number in range(self.training.num_microbatches(self.data_parallel_size)):
+            start = first + number * size * self.data_parallel_size
+            places = [self._place(row) for row in range(start, start + size)]
+            yield self.batch([self.dataset.empty_row() if at is None else self.dataset.row(*at) for at in places])
 
     def normalizer(self, iteration: int) -> float:
         """Sum of all loss weights of the global batch of ``iteration``: what loss and gradient are divided by.
 
         From the index alone, so that every rank knows it without asking another.
         """
+        return sum(self.dataset.row_weight(*at) for at in self._places(iteration))
+
+    def sample_digest(self, iteration: int) -> str:
+        """Short hash of the document numbers in the global batch of ``iteration``, in order; alike in every layout."""
+        documents = [self.dataset.samples_in_row(*at) for at in self._places(iteration)]
+        return hashlib.sha256(np.concatenate(documents).astype("<i8").tobytes()).hexdigest()[:16]
+
+    def sample_lengths(self, iteration: int) -> NDArray[np.int64]:
+        """Positions of each sample in the global batch of ``iteration``, in order."""
+        return np.concatenate([self.dataset.lengths_in_row(*at) for at in self._places(iteration)])
+
+    def batch(self, rows: list[Row]) -> Batch:
+        """These rows as one micro batch, or this rank's part of them."""
+        from megatron_ssd.models.segments import local_positions, packed_rows
+
+        columns = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        segment_ids_BS = columns.pop("segment_ids")
+        packed_seq_params = None
+        lengths: tuple[int, ...] = (self.training.seq_length,)
+        if self.training.packing != "none":
+            lengths = segment_lengths(segment_ids_BS)
+            packed_seq_params = packed_rows(lengths, cp_size=self.context_parallel_size, device=self.device)
+            columns = {key: column.reshape(1, -1) for key, column in columns.items()}
+        if self.context_parallel_size > 1:
+            here = local_positions(lengths, cp_size=self.context_parallel_size, cp_rank=self.context_parallel_rank)
+            columns = {key: column[:, here] for key, column in columns.items()}
+        tensors = {key: torch.from_numpy(column).to(self.device, non_blocking=True) for key, column in columns.items()}
+        return Batch(**tensors, packed_seq_params=packed_seq_params)
+
+    def _places(self, iteration: int) -> list[tuple[int, int]]:
+        """(epoch, row) of each row of the global batch of ``iteration``."""
         size = self.training.global_batch_size
-        rows = range((iteration - 1) * size, iteration * size)
-        return sum(self.dataset.row_weight(*self.dataset.locate(row)) for row in rows)
+        places = (self._place(row) for row in range((iteration - 1) * size, iteration * size))
+        return [place for place in places if place is not None]
 
-    def _row_numbers(self, iteration: int) -> Iterator[range]:
-        size = self.training.micro_batch_size
-        first = (iteration - 1) * self.training.global_batch_size + self.data_parallel_rank * size
-        for number in range(self.training.num_microbatches(self.data_parallel_size)):
-            start = first + number * size * self.data_parallel_size
-            yield range(start, start + size)
-
-    def _batch(self, rows: list[dict[str, Any]]) -> Batch:
-        columns = {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
-        columns = {key: column.to(self.device, non_blocking=True) for key, column in columns.items()}
-        packed = self.training.packing != "none"
-        segments_BS = columns["segment_ids"]
-        return Batch(
-            tokens=columns["tokens"],
-            labels=columns["labels"],
-            loss_weights=columns["loss_weights"],
-            position_ids=columns["position_ids"],
-            attention_mask=segment_mask(segments_BS, self.dtype) if packed and not self.transformer_engine else None,
-            packed_seq_params=packed_sequences(segments_BS) if packed and self.transformer_engine else None,
-        )
+    def _place(self, row: int) -> tuple[int, int] | None:
+        epoch, index = self.dataset.locate(row)
+        return None if self.single_pass and epoch > 0 else (epoch, index)
 
 
-def segment_mask(segment_ids_BS: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, 1, S, S] to add to attention scores: 0 where a query may see a key, -inf elsewhere.
+def segment_lengths(segment_ids_BS: NDArray[np.int64]) -> tuple[int, ...]:
+    """Lengths of the runs of equal ids, row after row; a run ends with its row."""
+    begins = np.ones(segment_ids_BS.shape, dtype=bool)
+    begins[:, 1:] = segment_ids_BS[:, 1:] != segment_ids_BS[:, :-1]
+    starts = np.flatnonzero(begins)
+    return tuple(np.diff(starts, append=segment_ids_BS.size).tolist())
 
-    A query sees the keys of its own segment up to itself; padding is a segment too, so no row of the mask is empty.
+
+def open_dataset(config: RunConfig, *, split: Literal["train", "validation"] = "train") -> TrainingDataset:
+    """The rows of ``run_dir/dataset`` as ``config.training`` wants them.
+
+    Raises:
+        UserError: there is none, it is of another objective or vocabulary, or no sample is left.
     """
-    same = segment_ids_BS[:, None, :, None] == segment_ids_BS[:, None, None, :]
-    seen = same & _causal(segment_ids_BS.shape[1], segment_ids_BS.device)
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+    model, training = needed(config.model, "model", fix="choose one with +model=NAME"), config.training
+    dataset = TrainingDataset(
+        Path(config.run_dir) / "dataset" / DATASET_PREFIX,
+        objective=config.objective,
+        seq_length=training.seq_length,
+        packing=training.packing,
+        over_long=training.over_long,
+        seed=config.seed,
+        loss_normalization=training.loss_normalization,
+        prompt_loss_weight=training.prompt_loss_weight,
+        segment_multiple=config.segment_multiple,
+        validation_fraction=training.validation_fraction,
+        split=split,
+    )
+    largest = dataset.max_token_id() if split == "train" else 0
+    if largest >= model.vocab_size:
+        raise UserError(
+            f"model.vocab_size = {model.vocab_size}",
+            rule=f"wrong vocabulary size: the data set in {config.run_dir}/dataset holds token id {largest}",
+            fix="train the model whose tokenizer made the data set, or make the data set again for this model",
+        )
+    return dataset
 
 
-@functools.lru_cache(maxsize=2)
-def _causal(length: int, device: torch.device) -> Tensor:
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril_()
+def batch_source(config: RunConfig, dataset: TrainingDataset, *, device: str, single_pass: bool = False) -> BatchSource:
+    """The micro batches of this process, by its place in Megatron-Core's grid."""
+    from megatron.core import parallel_state
 
-
-def packed_sequences(segment_ids_BS: Tensor) -> Any:
-    """Megatron-Core's ``PackedSeqParams`` (format thd) of one packed row: where its segments begin and end."""
-    from megatron.core.packed_seq_params import PackedSeqParams
-
-    assert segment_ids_BS.shape[0] == 1, "TransformerEngine takes packed rows one at a time"
-    segment_ids_S = segment_ids_BS[0]
-    starts = torch.nonzero(segment_ids_S[1:] != segment_ids_S[:-1]).flatten() + 1
-    borders = torch.nn.functional.pad(starts, (1, 1))
-    borders[-1] = segment_ids_S.shape[0]
-    longest = int(borders.diff().max())
-    cumulative_lengths = borders.to(torch.int32)
-    return PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=cumulative_lengths,
-        cu_seqlens_kv=cumulative_lengths,
-        max_seqlen_q=longest,
-        max_seqlen_kv=longest,
+    return BatchSource(
+        dataset=dataset,
+        training=config.training,
+        data_parallel_rank=parallel_state.get_data_parallel_rank(),
+        data_parallel_size=config.parallel.data_parallel_size,
+        context_parallel_rank=parallel_state.get_context_parallel_rank(),
+        context_parallel_size=config.parallel.context_parallel_size,
+        device=device,
+        single_pass=single_pass,
     )

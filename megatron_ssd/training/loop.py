@@ -87,14 +87,15 @@ class Trainer:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         normalizer = self.source.normalizer(self.iteration + 1)
+        seq_length, micro_batch_size = self.source.schedule_shape
         normalize_gradients(self.chunks, normalizer)
         reports = get_forward_backward_func()(
             forward_step_func=forward_step,
             data_iterator=self._data_iterators(),
             model=self.chunks,
             num_microbatches=self.config.num_microbatches(self.source.data_parallel_size),
-            seq_length=self.config.seq_length,
-            micro_batch_size=self.config.micro_batch_size,
+            seq_length=seq_length,
+            micro_batch_size=micro_batch_size,
             forward_only=False,
         )
         loss, valid_tokens = _global_loss(reports, normalizer)

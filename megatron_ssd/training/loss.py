@@ -19,12 +19,15 @@ LossOutput = tuple[Tensor, Tensor, Tensor]
 
 
 def forward_step(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[Tensor, Callable[[Tensor], LossOutput]]:
-    """Run one micro batch through ``model``; the signature is that of Megatron-Core's schedules."""
+    """Run one micro batch through ``model``; the signature is that of Megatron-Core's schedules.
+
+    BS stands for the shape of the batch's tensors.
+    """
     batch = next(batches)
     token_loss_BS = model(
         batch.tokens,
         batch.position_ids,
-        batch.attention_mask,
+        None,  # attention is causal within rows or segments
         labels=batch.labels,
         packed_seq_params=batch.packed_seq_params,
     )

@@ -10,14 +10,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megatron_ssd.artifacts.hashing import hash_folder
 from megatron_ssd.artifacts.manifest import megatron_facts, read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
-from megatron_ssd.errors import UserError, require
 from megatron_ssd.models.hf_folder import resolve_model_folder
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ log = logging.getLogger(__name__)
 _LAYOUT_ONLY = (
     "micro_batch_size", "self_test", "max_skipped", "spike_factor", "log_interval", "tensorboard", "wandb_project",
 )  # fmt: skip
-DATASET_PREFIX = "samples"  # of dataset/samples.bin and .idx
 
 
 def run_train(config: RunConfig) -> None:
@@ -80,7 +78,10 @@ def training_stage(config: RunConfig) -> Stage:
         "seed": config.seed,
         "precision": {key: getattr(config.precision, key) for key in ("params_dtype", "fast_matmul")},
         "optimizer": dataclasses.asdict(config.optimizer),
-        "training": {k: v for k, v in dataclasses.asdict(config.training).items() if k not in _LAYOUT_ONLY},
+        "training": {
+            **{k: v for k, v in dataclasses.asdict(config.training).items() if k not in _LAYOUT_ONLY},
+            "segment_multiple": config.segment_multiple,
+        },
     }
     return Stage(name="checkpoints", run_dir=run_dir, config=settings, inputs=inputs, replace=config.replace)
 
@@ -100,11 +101,12 @@ def prepare_trainer(config: RunConfig, work: Path, device: str) -> tuple[Trainer
     """The model on this rank as the newest checkpoint, the base model or the seed has it, and its data."""
     from megatron_ssd.models.build import build_model
     from megatron_ssd.training.checkpoint import load_checkpoint, newest_checkpoint
+    from megatron_ssd.training.data import batch_source, open_dataset
     from megatron_ssd.training.loop import Trainer
     from megatron_ssd.training.optimizer import build_optimizer, build_schedule, wrap_chunks
 
     model = needed(config.model, "model", fix="choose one with +model=NAME")
-    dataset = _open_dataset(config, model)
+    dataset = open_dataset(config)
     checkpoint = newest_checkpoint(work)
     fresh = config.objective == "pretrain" and checkpoint is None
     chunks = build_model(
@@ -130,59 +132,13 @@ def prepare_trainer(config: RunConfig, work: Path, device: str) -> tuple[Trainer
         chunks=wrapped,
         optimizer=optimizer,
         schedule=build_schedule(optimizer, config.optimizer, train_iters=config.training.train_iters, done=done),
-        source=_batch_source(config, dataset, chunks[0].config.params_dtype, device),
+        source=batch_source(config, dataset, device=device),
         config=config.training,
         checkpoint=config.checkpoint,
         folder=work,
         iteration=done,
     )
     return trainer, dataset
-
-
-def _open_dataset(config: RunConfig, model: ModelConfig) -> TrainingDataset:
-    from megatron_ssd.dataset.training import TrainingDataset
-
-    dataset = TrainingDataset(
-        Path(config.run_dir) / "dataset" / DATASET_PREFIX,
-        objective=config.objective,
-        seq_length=config.training.seq_length,
-        packing=config.training.packing,
-        over_long=config.training.over_long,
-        seed=config.seed,
-        loss_normalization=config.training.loss_normalization,
-        prompt_loss_weight=config.training.prompt_loss_weight,
-    )
-    largest = dataset.max_token_id()
-    if largest >= model.vocab_size:
-        raise UserError(
-            f"model.vocab_size = {model.vocab_size}",
-            rule=f"wrong vocabulary size: the data set in {config.run_dir}/dataset holds token id {largest}",
-            fix="train the model whose tokenizer made the data set, or make the data set again for this model",
-        )
-    return dataset
-
-
-def _batch_source(config: RunConfig, dataset: TrainingDataset, dtype: Any, device: str) -> Any:
-    from megatron.core import parallel_state
-
-    from megatron_ssd.training.data import BatchSource
-
-    require(
-        not (config.precision.transformer_engine and config.training.packing != "none")
-        or config.training.micro_batch_size == 1,
-        f"training.micro_batch_size = {config.training.micro_batch_size}",
-        rule="TransformerEngine takes packed rows one at a time",
-        fix="set training.micro_batch_size=1, with longer rows in their place, or training.packing=none",
-    )
-    return BatchSource(
-        dataset=dataset,
-        training=config.training,
-        data_parallel_rank=parallel_state.get_data_parallel_rank(),
-        data_parallel_size=config.parallel.data_parallel_size,
-        transformer_engine=config.precision.transformer_engine,
-        device=device,
-        dtype=dtype,
-    )
 
 
 def _train(config: RunConfig, stage: Stage, trainer: Trainer, device: str) -> None:

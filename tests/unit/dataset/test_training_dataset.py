@@ -56,7 +56,7 @@ def test_pretraining_scores_every_position(tmp_path: Path) -> None:
     assert row["loss_weights"].tolist() == [1, 1, 0, 0]
 
 
-@pytest.mark.parametrize("packing", ["none", "greedy"])
+@pytest.mark.parametrize("packing", ["none", "greedy", "best_fit"])
 def test_an_epoch_holds_each_sample_once_with_its_targets(
     tmp_path: Path, random_pairs: list[tuple[list[int], list[int]]], packing: str
 ) -> None:
@@ -107,6 +107,76 @@ def test_a_sample_of_seq_length_positions_fits(tmp_path: Path) -> None:
 def test_empty_responses_are_no_samples(tmp_path: Path) -> None:
     prefix = write_pairs(tmp_path / "data", [([1, 2], []), ([1, 2], [3])])
     assert open_dataset(prefix).counts["no_target"] == 1
+
+
+@pytest.mark.parametrize("packing", ["greedy", "best_fit"])
+def test_places_are_rounded_up_without_loss_on_what_is_added(
+    tmp_path: Path, random_pairs: list[tuple[list[int], list[int]]], packing: str
+) -> None:
+    dataset = open_dataset(write_pairs(tmp_path / "data", random_pairs), packing=packing, segment_multiple=4)
+    seen = []
+    for index in range(dataset.num_rows(0)):
+        row = dataset.row(0, index)
+        assert dataset.row_weight(0, index) == row["loss_weights"].sum()
+        documents, lengths = dataset.samples_in_row(0, index).tolist(), dataset.lengths_in_row(0, index).tolist()
+        for segment, (document, length) in enumerate(zip(documents, lengths, strict=True), start=1):
+            where = np.flatnonzero(row["segment_ids"] == segment)
+            prompt, response = random_pairs[document]
+            assert len(where) % 4 == where[0] % 4 == 0
+            assert len(where) - 4 < length == len(prompt) + len(response) - 1 <= len(where)
+            assert row["tokens"][where].tolist() == [*prompt, *response][:-1] + [0] * (len(where) - length)
+            assert row["position_ids"][where].tolist() == list(range(len(where)))
+            assert row["loss_weights"][where].sum() == len(response)
+            seen.append(document)
+    assert sorted(seen) == list(range(len(random_pairs)))
+
+
+def test_one_sample_alone_and_no_sample(tmp_path: Path, random_pairs: list[tuple[list[int], list[int]]]) -> None:
+    dataset = open_dataset(write_pairs(tmp_path / "data", random_pairs), packing="greedy")
+    whole, alone = dataset.row(0, 0), dataset.single_sample_row(0, 0, 1)
+    where = whole["segment_ids"] == 2
+    assert alone["tokens"][: where.sum()].tolist() == whole["tokens"][where].tolist()
+    assert alone["segment_ids"].sum() == where.sum()
+    assert alone["loss_weights"].sum() == whole["loss_weights"][where].sum()
+    empty = dataset.empty_row()
+    assert empty["loss_weights"].sum() == empty["segment_ids"].sum() == 0
+
+
+def test_held_out_documents_are_in_one_part_and_depend_on_the_seed_alone(
+    tmp_path: Path, random_pairs: list[tuple[list[int], list[int]]]
+) -> None:
+    prefix = write_pairs(tmp_path / "data", random_pairs)
+
+    def documents(split: str, **changes: object) -> set[int]:
+        dataset = open_dataset(prefix, validation_fraction=0.2, split=split, **changes)
+        assert dataset.counts["held_out"] == 8
+        assert dataset.counts["documents"] == 40
+        rows = [dataset.samples_in_row(0, index).tolist() for index in range(dataset.num_rows(0))]
+        assert dataset.counts["samples"] == sum(map(len, rows))
+        return {document for row in rows for document in row}
+
+    train, validation = documents("train"), documents("validation")
+    assert len(validation) == 8
+    assert train | validation == set(range(40))
+    assert not train & validation
+    assert documents("validation", packing="best_fit") == validation
+    assert documents("validation", seed=1) != validation
+    short = documents("validation", seq_length=6)
+    assert short < validation
+
+
+def test_nothing_left_after_holding_out_is_named(tmp_path: Path) -> None:
+    prefix = write_pairs(tmp_path / "data", [([1, 2], [3])])
+    with pytest.raises(UserError, match=r"no sample is left.*validation_fraction"):
+        open_dataset(prefix, validation_fraction=0.5)
+
+
+def test_the_report_counts_what_was_left_out(tmp_path: Path) -> None:
+    prefix = write_pairs(tmp_path / "data", [([1] * 4, [2] * 30), ([1] * 4, [2] * 5), ([1] * 3, [2] * 4), ([1], [2])])
+    report = open_dataset(prefix, packing="best_fit").packing_report()
+    assert (report.samples, report.over_long, report.positions, report.rows) == (3, 1, 8 + 6 + 1, 1)
+    assert report.efficiency == pytest.approx(15 / 16)
+    assert report.padded_efficiency == pytest.approx(15 / 48)
 
 
 def test_largest_id(tmp_path: Path) -> None:

@@ -1,41 +1,48 @@
+import dataclasses
+import re
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ssd.config.training import TrainingConfig
-from megatron_ssd.training.data import BatchSource, packed_sequences
+from megatron_ssd.training.data import BatchSource, segment_lengths
 
 
 def numbered_rows() -> Any:
     """A data set whose row n of seven-row epochs is filled with n."""
 
-    def row(epoch: int, index: int) -> dict[str, np.ndarray]:
-        ids = np.full(4, epoch * 7 + index, dtype=np.int64)
+    def filled(number: int) -> dict[str, np.ndarray]:
+        ids = np.full(4, number, dtype=np.int64)
         return {"tokens": ids, "labels": ids, "loss_weights": np.ones(4, dtype=np.float32), "position_ids": ids,
                 "segment_ids": np.ones(4, dtype=np.int64)}  # fmt: skip
 
     return SimpleNamespace(
-        row=row, locate=lambda consumed: divmod(consumed, 7), row_weight=lambda epoch, index: epoch * 7.0 + index
+        row=lambda epoch, index: filled(epoch * 7 + index),
+        empty_row=lambda: filled(-1),
+        num_rows=lambda epoch: 7,
+        locate=lambda consumed: divmod(consumed, 7),
+        row_weight=lambda epoch, index: epoch * 7.0 + index,
+        samples_in_row=lambda epoch, index: np.array([epoch * 7 + index]),
+        lengths_in_row=lambda epoch, index: np.array([epoch * 7 + index + 1]),
     )
 
 
-def source(rank: int, size: int, *, micro: int, global_batch: int, packing: Any = "none") -> BatchSource:
+def source(
+    rank: int, size: int, *, micro: int, global_batch: int, packing: Any = "none", seq_length: int = 4
+) -> BatchSource:
     training = TrainingConfig(
-        global_batch_size=global_batch, micro_batch_size=micro, seq_length=4, packing=packing, train_iters=100
+        global_batch_size=global_batch, micro_batch_size=micro, seq_length=seq_length, packing=packing, train_iters=100
     )
     return BatchSource(
         dataset=numbered_rows(),
         training=training,
         data_parallel_rank=rank,
         data_parallel_size=size,
-        transformer_engine=False,
         device="cpu",
-        dtype=torch.float32,
     )
 
 
@@ -70,15 +77,68 @@ def test_an_iteration_does_not_depend_on_those_before() -> None:
     assert rows_of(used, 6) == rows_of(fresh, 6)
 
 
-@pytest.mark.parametrize(("packing", "masked"), [("none", False), ("greedy", True)])
-def test_only_packed_rows_carry_a_mask(packing: str, masked: bool) -> None:
-    batch = next(source(0, 1, micro=2, global_batch=4, packing=packing).micro_batches(1))
-    assert (batch.attention_mask is not None) is masked
+def test_the_digest_names_the_samples_of_the_global_batch_in_order() -> None:
+    digests = {source(rank, size, micro=2, global_batch=8).sample_digest(3) for rank, size in ((0, 1), (0, 2), (1, 2))}
+    assert len(digests) == 1
+    assert digests != {source(0, 1, micro=2, global_batch=8).sample_digest(4)}
+    assert re.fullmatch("[0-9a-f]{16}", digests.pop())
 
 
-def test_packed_sequences_give_the_borders_of_the_segments() -> None:
-    params = packed_sequences(torch.tensor([[1, 1, 1, 2, 0, 0]]))
-    assert params.cu_seqlens_q.tolist() == [0, 3, 4, 6]
-    assert params.cu_seqlens_q.dtype == torch.int32
-    assert params.max_seqlen_q == 3
-    assert packed_sequences(torch.tensor([[1, 1]])).cu_seqlens_q.tolist() == [0, 2]
+def test_sample_lengths_are_those_of_the_global_batch() -> None:
+    assert source(1, 2, micro=1, global_batch=4).sample_lengths(2).tolist() == [5, 6, 7, 8]
+
+
+def test_a_single_pass_ends_in_rows_of_padding() -> None:
+    validation = dataclasses.replace(source(0, 1, micro=2, global_batch=4), single_pass=True)  # seven rows
+    assert validation.batches_in_pass == 2
+    assert rows_of(validation, 2) == [[4, 5], [6, -1]]
+    assert validation.normalizer(2) == 4 + 5 + 6
+    assert validation.sample_lengths(2).tolist() == [5, 6, 7]
+    assert source(0, 1, micro=2, global_batch=4).normalizer(2) == 4 + 5 + 6 + 7
+
+
+def test_segments_end_with_their_rows() -> None:
+    ids = np.array([[1, 1, 1, 2, 0, 0], [1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]])
+    assert segment_lengths(ids) == (3, 1, 2, 6, 2, 4)
+
+
+def packed_row(*lengths: int) -> dict[str, Any]:
+    """A row of 8 positions; tokens count up from 0 in each sample."""
+    tokens = np.concatenate([*(np.arange(length) for length in lengths), np.arange(8 - sum(lengths))])
+    numbers = np.repeat(range(1, len(lengths) + 1), lengths)
+    segment_ids = np.concatenate([numbers, np.zeros(8 - sum(lengths), dtype=np.int64)])
+    weights = (segment_ids > 0).astype(np.float32)
+    return {"tokens": tokens, "labels": tokens + 1, "loss_weights": weights, "position_ids": tokens,
+            "segment_ids": segment_ids}  # fmt: skip
+
+
+def test_packed_rows_are_joined_to_one() -> None:
+    replica = source(0, 1, micro=2, global_batch=4, packing="greedy", seq_length=8)
+    assert replica.schedule_shape == (16, 1)
+    assert source(0, 1, micro=2, global_batch=4).schedule_shape == (4, 2)
+    batch = replica.batch([packed_row(3, 5), packed_row(4)])
+    assert batch.tokens.tolist() == [[0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2, 3]]
+    assert batch.packed_seq_params.cu_seqlens_q.tolist() == [0, 3, 8, 12, 16]
+    assert batch.packed_seq_params.max_seqlen_q == 5
+    assert batch.loss_weights.tolist() == [[1.0] * 12 + [0.0] * 4]
+
+
+def test_rows_that_are_not_packed_stay_rows() -> None:
+    batch = next(source(0, 1, micro=2, global_batch=4).micro_batches(1))
+    assert batch.tokens.shape == (2, 4)
+    assert batch.packed_seq_params is None
+
+
+@pytest.mark.parametrize("packing", ["none", "greedy"])
+def test_context_parallel_ranks_share_out_every_position(packing: str) -> None:
+    whole = source(0, 1, micro=2, global_batch=4, packing=packing, seq_length=8)
+    rows = [packed_row(4, 4), packed_row(4)] if packing == "greedy" else [packed_row(8), packed_row(8)]
+    parts = [dataclasses.replace(whole, context_parallel_size=2, context_parallel_rank=rank) for rank in range(2)]
+    batches = [part.batch(rows) for part in parts]
+    if packing == "greedy":
+        # Two chunks of each segment of 4: the first and the last, or the two between.
+        assert [batch.tokens.tolist() for batch in batches] == [[[0, 3] * 4], [[1, 2] * 4]]
+        assert all(batch.packed_seq_params.cu_seqlens_q.tolist() == [0, 4, 8, 12, 16] for batch in batches)
+    else:
+        assert [batch.tokens.tolist() for batch in batches] == [[[0, 1, 6, 7]] * 2, [[2, 3, 4, 5]] * 2]
+    assert sum(batch.loss_weights.sum() for batch in batches) == whole.batch(rows).loss_weights.sum()
