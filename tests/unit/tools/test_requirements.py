@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from setup import COMMON, EXTRAS, read_version
+from tools.doctor import MEGATRON_TRIED
 
 ROOT = Path(__file__).parents[3]
 LOCKS = ("cpu", "dev", "next")
@@ -81,6 +82,7 @@ def test_every_pin_of_megatron_core_is_in_the_range_of_all_machines():
     (allowed,) = (Requirement(line).specifier for line in COMMON if line.startswith("megatron-core"))
     pins = {extra: line.split("==")[1] for extra in EXTRAS for line in EXTRAS[extra] if line.startswith("megatron")}
     assert pins == {"cpu": "0.16.1", "gpu": "0.16.1", "next": "0.19.2"}
+    assert set(pins.values()) == set(MEGATRON_TRIED)
     assert all(allowed.contains(version) for version in pins.values())
     assert not allowed.contains("0.20.0")
     dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
