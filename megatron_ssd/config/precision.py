@@ -102,6 +102,13 @@ class PrecisionConfig:
                 fix="use [core_attn], or precision.recompute=none")  # fmt: skip
         again = {"layernorm", "moe_act"} & set(self.recompute_modules)
         require(
+            self.recompute != "selective" or self.transformer_engine or not again,
+            f"precision.recompute_modules = {list(self.recompute_modules)}",
+            rule="Megatron-Core computes layernorm and moe_act again with TransformerEngine only, and "
+            "precision.transformer_engine = false",
+            fix="leave them out, or use precision.recompute=full",
+        )
+        require(
             self.recompute != "selective" or self.fp8 is None or self.fp8.recipe != "delayed" or not again,
             f"precision.recompute_modules = {list(self.recompute_modules)}",
             rule="under delayed scaling neither layernorm nor moe_act can be computed again",

@@ -113,10 +113,10 @@ class RunConfig:
         require(
             self.precision.recompute != "selective"
             or "moe_act" not in self.precision.recompute_modules
-            or (self.moe.grouped_gemm and self.precision.transformer_engine),
+            or self.moe.grouped_gemm,
             f"precision.recompute_modules = {list(self.precision.recompute_modules)}",
-            rule="moe_act is a part of grouped experts, which need moe.grouped_gemm and precision.transformer_engine",
-            fix="leave moe_act out or set both to true",
+            rule="moe_act is a part of grouped experts, and moe.grouped_gemm = false",
+            fix="leave moe_act out or set moe.grouped_gemm=true",
         )
 
     @property

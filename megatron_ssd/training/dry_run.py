@@ -9,14 +9,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.moe import MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
-from megatron_ssd.config.precision import PrecisionConfig
+from megatron_ssd.config.precision import Fp8Config, PrecisionConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.progress import progress
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +34,9 @@ class RankReport:
     expert_rank: int
     data_rank: int
     num_parameters: int
+    num_expert_parameters: int = 0  # those that differ between the ranks of expert parallelism
+    num_frozen_parameters: int = 0
+    num_fp8_weights: int = 0  # that are multiplied in FP8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +98,7 @@ def lay_out(
     moe = dataclasses.replace(moe, dispatcher="alltoall")  # DeepEP's is a CUDA library
     whole: dict[tuple[object, ...], int] = {}
     ranks = tuple(
-        _build_rank(rank, model, parallel, local, moe, whole)
+        _build_rank(rank, model, parallel, local, moe, whole, fp8=precision.fp8)
         for rank in progress(range(parallel.world_size), desc="laying out", unit="rank")
     )
     return LayoutReport(ranks=ranks, num_parameters=sum(whole.values()))
@@ -103,6 +111,8 @@ def _build_rank(
     precision: PrecisionConfig,
     moe: MoeConfig,
     whole: dict[tuple[object, ...], int],
+    *,
+    fp8: Fp8Config | None,
 ) -> RankReport:
     """Report on ``rank``, and enter its shards into ``whole``."""
     from megatron.core import parallel_state
@@ -122,5 +132,25 @@ def _build_rank(
             pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
             expert_rank=parallel_state.get_expert_model_parallel_rank(),
             data_rank=parallel_state.get_data_parallel_rank(),
-            num_parameters=sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters()),
+            num_parameters=_count(chunks, lambda _: True),
+            num_expert_parameters=_count(chunks, lambda parameter: not getattr(parameter, "allreduce", True)),
+            num_frozen_parameters=_count(chunks, lambda parameter: not parameter.requires_grad),
+            num_fp8_weights=0 if fp8 is None else _count_fp8_weights(chunks, fp8, model.num_hidden_layers),
         )
+
+
+def _count(chunks: Iterable[nn.Module], wanted: Callable[[nn.Parameter], bool]) -> int:
+    return sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters() if wanted(parameter))
+
+
+def _count_fp8_weights(chunks: Iterable[nn.Module], fp8: Fp8Config, num_layers: int) -> int:
+    """Weights of the projections and experts of the layers that are not left in bf16. Router and output layer are."""
+    in_fp8 = range(fp8.bf16_layers_at_start, num_layers - fp8.bf16_layers_at_end)
+    return sum(
+        parameter.numel()
+        for chunk in chunks
+        for layer in chunk.decoder.layers  # type: ignore[union-attr]
+        if layer.layer_number - 1 in in_fp8
+        for name, parameter in layer.named_parameters()
+        if "linear_" in name
+    )

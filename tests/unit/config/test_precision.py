@@ -85,6 +85,8 @@ def test_recompute_asks_for_parts_that_are_there() -> None:
     with pytest.raises(ConfigError, match="moe_act is a part of grouped experts"):
         compose_config(["model=qwen3_30b", "precision.recompute=selective", "precision.recompute_modules=[moe_act]",
                         "moe.grouped_gemm=false"])  # fmt: skip
+    with pytest.raises(ConfigError, match="with TransformerEngine only"):
+        dataclasses.replace(again, transformer_engine=False)
     with pytest.raises(ConfigError, match="under delayed scaling"):
         dataclasses.replace(again, fp8=Fp8Config(recipe="delayed"))
 

@@ -1,0 +1,47 @@
+"""The planner's weights, gradients and optimizer state are what every rank really allocates."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_ssd.training.dry_run import lay_out
+from megatron_ssd.training.memory import all_ranks
+from tests.distributed.memory_worker import CASES, case_config
+from tests.training_run import write_dataset
+
+ROOT = Path(__file__).parents[2]
+# Buffers of the distributed optimizer are padded so that every rank's share starts on a boundary: a few hundred values
+# of these tiny models' 10^5.
+TOLERANCE = 0.02
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="several processes on one GPU are not this test")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each rank of each case left."""
+    folder = tmp_path_factory.mktemp("memory")
+    write_dataset(folder)
+    for world_size in CASES:
+        command = ["timeout", "250", sys.executable, "-m", "torch.distributed.run", "--standalone",
+                   f"--nproc-per-node={world_size}", "-m", "tests.distributed.memory_worker", str(folder)]  # fmt: skip
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr[-4000:]
+    return folder
+
+
+@pytest.mark.parametrize(("world_size", "case"), [(size, name) for size, cases in CASES.items() for name in cases])
+def test_state_is_what_is_allocated(root: Path, world_size: int, case: str) -> None:
+    config = case_config(world_size, case, root)
+    assert config.model is not None
+    layout = lay_out(config.model, config.parallel, config.precision, config.moe)
+    for rank, planned in enumerate(all_ranks(config, layout)):
+        held = json.loads((root / f"{case}-{rank}.json").read_text())
+        assert planned.weights == pytest.approx(held["weights"], rel=TOLERANCE)
+        assert planned.gradients == pytest.approx(held["gradients"], rel=TOLERANCE)
+        assert planned.optimizer == pytest.approx(held["optimizer"], rel=TOLERANCE)
