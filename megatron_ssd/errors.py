@@ -1,4 +1,4 @@
-"""The one kind of error that a user causes and a user can mend."""
+"""The one kind of error that a user causes and a user can mend, and the one kind of stop that a scheduler causes."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ class UserError(ValueError):
 
 class ConfigError(UserError):
     """A configuration key or value is wrong."""
+
+
+class Requeue(KeyboardInterrupt):
+    """A scheduler asked for the machine: the state is saved, and the same command should be started again."""
 
 
 def require(condition: bool, what: str, *, rule: str, fix: str) -> None:

@@ -1,6 +1,7 @@
 """What every entry point does around its stage: parse, check, log, run, and end with a line and a status.
 
-Exit status: 0 done, 2 the user can mend it (one line on standard error), 130 interrupted, 1 anything else.
+Exit status: 0 done, 2 the user can mend it (one line on standard error), 75 stopped by SIGTERM or SIGUSR1 with its
+state saved (EX_TEMPFAIL: a scheduler should start it again), 130 interrupted at the keyboard, 1 anything else.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import yaml
 
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config, compose_values, groups
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.errors import UserError
+from megatron_ssd.errors import Requeue, UserError
 from megatron_ssd.process import die_with_parent_if_asked
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_REQUEUE = os.EX_TEMPFAIL
 _TRACEBACK_VARIABLE = "MEGATRON_SSD_TRACEBACK"
 # What Megatron-Core says at every import and load. Which layers run is a choice of ``precision``, and logged.
 _SAID_ELSEWHERE = ("Transformer Engine and Apex are not installed", "`load_state_dict` is deprecated")
@@ -67,6 +69,8 @@ def run_guarded(action: Callable[[], None], *, traceback: bool = False) -> None:
         action()
     except UserError as error:
         _stop(f"error: {error}", EXIT_USER_ERROR)
+    except Requeue:
+        _stop("stopped by a signal: the state is saved; run the same command to go on", EXIT_REQUEUE)
     except KeyboardInterrupt:
         _stop("interrupted: finished work is kept; run the same command to go on", EXIT_INTERRUPTED)
     except OSError as error:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 def allocate(optimizer: MegatronOptimizer) -> None:
-    """Give each parameter an empty state: the distributed optimizer reads the step counter before there is one."""
+    """Give each parameter an empty state, as its first update would: saving and loading read it before there is one."""
     for adam in _adams(optimizer):
         for group in adam.param_groups:
             for parameter in group["params"]:

@@ -1,101 +1,166 @@
-"""Distributed checkpoints that appear whole.
+"""What is in a checkpoint, and how training goes on from one.
 
-A checkpoint is ``iter_0000250/`` in Megatron-Core's torch_dist format: weights and optimizer state by parameter name,
-so that another layout can load it. It is written as ``iter_0000250.partial``, forced to disk, and renamed last. What
-does not carry the final name is not a checkpoint. Data order and learning rate follow from the iteration number, and no
-part of training draws random numbers, so nothing else is kept.
+A checkpoint is in Megatron-Core's torch_dist format: weights, optimizer state and the mean of the weights by parameter
+name, so that another layout can load it; the loss watch; and each rank's random state, which only the same layout takes
+up again. Data order and learning rate follow from the iteration number.
+
+Before anything is loaded, every file is compared with the hashes in ``checkpoint.json``, each rank reading its share.
 """
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-import queue
-import re
-import shutil
-from collections.abc import Sequence
+import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.distributed import DistributedDataParallel
-from megatron.core.models.gpt import GPTModel
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch.distributed.checkpoint import CheckpointException
 
-from megatron_ssd.artifacts.stage import fsync_path
 from megatron_ssd.errors import UserError
+from megatron_ssd.runtime.process_groups import is_rank_zero, on_rank_zero
 from megatron_ssd.training import adam_state
+from megatron_ssd.training.checkpoint_folder import (
+    BrokenCheckpointError,
+    CheckpointFacts,
+    check_content,
+    move_aside,
+    read_facts,
+    reading,
+)
+from megatron_ssd.training.checkpoint_folder import newest_checkpoint as newest_checkpoint
+from megatron_ssd.training.checkpoint_writer import CheckpointWriter
+from megatron_ssd.training.random_state import random_state, set_random_state
+from megatron_ssd.training.state import TrainingState
 
-_NAME = re.compile(r"iter_(\d{7})")
-_NO_SPACE = 1 << 16  # bytes; below this a failed write is put down to a full disk
-_FACTS_FILE = "checkpoint.json"
+log = logging.getLogger(__name__)
+
 # The one form of the distributed optimizer's state that any other layout can load.
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
 
-def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
-    """(iteration, folder) of the newest complete checkpoint below ``folder``; None where there is none."""
-    found = [(int(match[1]), path) for path in folder.glob("iter_*") if (match := _NAME.fullmatch(path.name))]
-    return max(found, default=None)
+def save_checkpoint(writer: CheckpointWriter, state: TrainingState) -> None:
+    """Save ``state`` through ``writer``. Every rank calls it. Raises as ``CheckpointWriter.save`` does."""
+    writer.save(
+        state.iteration,
+        _sharded(state, loading=False),
+        optimizer_kind=_kind(state.optimizer),
+        layout=current_layout(),
+        content_metadata=_METADATA,
+        # While updates are being skipped the weights may be beyond repair, and older ones are what to go back to.
+        may_prune=state.watch.skipped_in_row == 0,
+    )
 
 
-def save_checkpoint(
-    folder: Path,
-    iteration: int,
-    chunks: Sequence[GPTModel | DistributedDataParallel],
-    optimizer: MegatronOptimizer,
-) -> Path:
-    """Write ``folder/iter_...``. Every rank calls it; returns when the checkpoint has its final name."""
-    final = folder / f"iter_{iteration:07d}"
-    partial = final.with_name(final.name + ".partial")
-    if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while writing it
-        partial.mkdir(parents=True)
-    dist.barrier()
-    state = _model_state(chunks)
-    state["optimizer"] = optimizer.sharded_state_dict(state, metadata=_METADATA)
-    _write(state, partial)
-    if dist.get_rank() == 0:
-        facts = {"iteration": iteration, "optimizer": _kind(optimizer)}
-        (partial / _FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
-        for path in [*partial.iterdir(), partial]:
-            fsync_path(path)
-        partial.rename(final)
-        fsync_path(folder)
-    dist.barrier()
-    return final
+def choose_checkpoint(folder: Path, on_broken: Literal["error", "previous"]) -> tuple[Path, CheckpointFacts] | None:
+    """The checkpoint to go on from, checked, the same on every rank; None where there is none.
+
+    With ``on_broken=previous`` a broken one is moved aside under a name that says so, and the one before it is taken.
+
+    Raises:
+        UserError: the newest one is broken and ``on_broken`` is ``error``, or no whole one is left.
+    """
+    while (newest := on_rank_zero(lambda: newest_checkpoint(folder))) is not None:
+        _, path = newest
+        try:
+            return path, check_together(path)
+        except BrokenCheckpointError as broken:
+            if on_broken == "error":
+                raise
+            _move_aside(path, broken)
+            if on_rank_zero(lambda: newest_checkpoint(folder)) is None:
+                raise UserError(
+                    f"checkpoint.on_broken = {on_broken}",
+                    rule=f"there is no checkpoint before {path}, which is broken",
+                    fix="start the same command again to begin from the first iteration",
+                ) from None
+    return None
 
 
-def load_checkpoint(
-    path: Path, chunks: Sequence[GPTModel | DistributedDataParallel], optimizer: MegatronOptimizer | None = None
-) -> None:
-    """Load weights, and the optimizer's state where ``optimizer`` is given, whatever layout wrote them.
+def _move_aside(path: Path, broken: BrokenCheckpointError) -> None:
+    aside = on_rank_zero(lambda: move_aside(path))
+    if is_rank_zero():
+        log.warning("checkpoints: %s %s; moved to %s, going on from the one before", broken.what, broken.rule, aside)
+
+
+def check_together(path: Path) -> CheckpointFacts:
+    """``checkpoint.json`` of ``path`` after all files were compared with it, each rank reading its share.
+
+    Raises:
+        BrokenCheckpointError: on every rank, whichever found it.
+    """
+    facts = on_rank_zero(lambda: read_facts(path))
+    by_size = sorted(facts.files, key=lambda name: (facts.files[name].bytes, name))
+    found: BrokenCheckpointError | None = None
+    try:
+        check_content(path, facts, by_size[dist.get_rank() :: dist.get_world_size()])
+    except BrokenCheckpointError as broken:
+        found = broken
+    every: list[BrokenCheckpointError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, found)
+    for broken_or_none in every:
+        if broken_or_none is not None:
+            raise broken_or_none
+    return facts
+
+
+def load_checkpoint(path: Path, facts: CheckpointFacts, state: TrainingState) -> None:
+    """Fill ``state`` from checkpoint ``path``, whatever layout wrote it.
 
     Raises:
         UserError: the checkpoint is of another model, or of the other kind of optimizer.
     """
-    if optimizer is not None:
-        _check_kind(path, optimizer)
-    state = _model_state(chunks)
-    if optimizer is not None:
-        adam_state.allocate(optimizer)
-        state["optimizer"] = optimizer.sharded_state_dict(state, is_loading=True, metadata=_METADATA)
+    _check_kind(path, facts, state.optimizer)
+    same_layout = facts.layout == current_layout()
+    wanted = _sharded(state, loading=True)
+    if not same_layout:
+        del wanted["random"]
     try:
-        loaded = dist_checkpointing.load(state, str(path))
-    except dist_checkpointing.core.CheckpointingException as error:
+        with reading(path):
+            loaded = dist_checkpointing.load(wanted, str(path))
+    except (dist_checkpointing.core.CheckpointingException, CheckpointException) as error:
         raise UserError(
             f"checkpoint {path}", rule=f"does not fit the model ({error})", fix="use the model that it was trained as"
         ) from None
-    for number, chunk in enumerate(_unwrapped(chunks)):
-        chunk.load_state_dict(loaded[f"model{number}"])
-    if optimizer is not None:
-        with adam_state.loadable(optimizer):
-            optimizer.load_state_dict(loaded["optimizer"])
+    for number, model in enumerate(state.models):
+        model.load_state_dict(loaded[f"model{number}"])
+    with adam_state.loadable(state.optimizer):
+        state.optimizer.load_state_dict(loaded["optimizer"])
+    if state.ema is not None:
+        state.ema.load(loaded["ema"])
+    state.watch.load_state_dict(loaded["watch"])
+    state.iteration = facts.iteration
+    if same_layout:
+        set_random_state(loaded["random"])
+
+
+def current_layout() -> dict[str, int]:
+    """Sizes of the process grid that this process is in."""
+    return {
+        "world": dist.get_world_size(),
+        "tensor": parallel_state.get_tensor_model_parallel_world_size(),
+        "pipeline": parallel_state.get_pipeline_model_parallel_world_size(),
+        "virtual_pipeline": parallel_state.get_virtual_pipeline_model_parallel_world_size() or 1,
+        "context": parallel_state.get_context_parallel_world_size(),
+        "expert": parallel_state.get_expert_model_parallel_world_size(),
+        "expert_tensor": parallel_state.get_expert_tensor_parallel_world_size(),
+    }
+
+
+def _sharded(state: TrainingState, *, loading: bool) -> dict[str, Any]:
+    """Everything in ``state`` as Megatron-Core's sharded tensors and objects, by name and place."""
+    models: dict[str, Any] = {f"model{number}": model.sharded_state_dict() for number, model in enumerate(state.models)}
+    result = dict(models)
+    result["optimizer"] = state.optimizer.sharded_state_dict(models, is_loading=loading, metadata=_METADATA)
+    if state.ema is not None:
+        result["ema"] = state.ema.sharded_state_dict(models)
+    result["watch"] = state.watch.state_dict()
+    rank, world = dist.get_rank(), dist.get_world_size()
+    result["random"] = ShardedObject("random_state", random_state(), (world,), (rank,), replica_id=0)
+    return result
 
 
 def _kind(optimizer: MegatronOptimizer) -> str:
@@ -103,36 +168,12 @@ def _kind(optimizer: MegatronOptimizer) -> str:
     return "distributed" if sharded else "whole"
 
 
-def _check_kind(path: Path, optimizer: MegatronOptimizer) -> None:
+def _check_kind(path: Path, facts: CheckpointFacts, optimizer: MegatronOptimizer) -> None:
     """Megatron-Core keeps the state of its two kinds of optimizer in forms that the other does not read."""
-    written = json.loads((path / _FACTS_FILE).read_text(encoding="utf-8"))["optimizer"]
-    if written != _kind(optimizer):
-        value = written == "distributed"
+    if facts.optimizer != _kind(optimizer):
+        value = facts.optimizer == "distributed"
         raise UserError(
             f"parallel.use_distributed_optimizer = {str(not value).lower()}",
             rule=f"checkpoint {path} was written with {str(value).lower()}",
             fix=f"set parallel.use_distributed_optimizer={str(value).lower()}; the rest of the layout is free",
         )
-
-
-def _write(state: dict[str, Any], folder: Path) -> None:
-    """Write ``state``, this rank's part and rank 0's common one. Raises ``OSError`` (ENOSPC) where the disk is full."""
-    # The writing is done before ``save`` returns, so a plain queue takes the results. Megatron-Core's own is a process
-    # beside each rank that takes seconds to start and outlives a killed run.
-    filesystem_async._results_queue = queue.Queue()
-    try:
-        dist_checkpointing.save(state, str(folder), content_metadata=_METADATA)
-    except (Exception, CheckpointException) as error:  # the second is no Exception
-        # What failed is told in words, through worker processes and from other ranks.
-        if os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(folder).free < _NO_SPACE:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
-        raise
-
-
-def _model_state(chunks: Sequence[GPTModel | DistributedDataParallel]) -> dict[str, Any]:
-    return {f"model{number}": chunk.sharded_state_dict() for number, chunk in enumerate(_unwrapped(chunks))}
-
-
-def _unwrapped(chunks: Sequence[GPTModel | DistributedDataParallel]) -> list[GPTModel]:
-    """The models themselves: their names are the checkpoint's, with no wrapper's prefix."""
-    return [chunk.module if isinstance(chunk, DistributedDataParallel) else chunk for chunk in chunks]

@@ -1,4 +1,4 @@
-"""What training measures: one JSON line and one TensorBoard step an iteration, each iteration once.
+"""What training measures: one JSON line an iteration, each iteration once, and the boards that show them.
 
 After a resume the lines past the checkpoint are cut off; the iterations are run, and written, again.
 """
@@ -6,8 +6,10 @@ After a resume the lines past the checkpoint are cut off; the iterations are run
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import resource
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,58 +18,69 @@ from typing import Any, Self
 import torch
 
 from megatron_ssd.artifacts.jsonl import JsonlWriter, heal, iter_jsonl
+from megatron_ssd.training.boards import Board
 
 FILE_NAME = "metrics.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
 class IterationMetrics:
-    """One iteration. ``loss`` is the mean over the global batch's valid tokens, before the step."""
+    """One iteration. A number that is not finite is written as null, as is what was not measured."""
 
     iteration: int
-    loss: float
-    grad_norm: float
+    loss: float  # weighted mean over the global batch, before the update
+    grad_norm: float  # L2 over the whole model, before clipping
     learning_rate: float
-    valid_tokens: int  # positions that carry loss
+    valid_tokens: int  # positions that weigh anything in the loss
     tokens: int  # all positions, padding and prompts included
     tokens_per_second: float  # of ``tokens``, over all processes
+    tokens_per_second_per_gpu: float
+    tflops_per_second_per_gpu: float | None = None  # of the model's own products, recomputation not counted
+    mfu: float | None = None  # that, as a share of the device's peak; null where the peak is unknown
     seconds: float
-    peak_memory_gib: float  # of this process: device memory on a GPU, resident set on a CPU
+    seconds_left: float | None = None
+    peak_memory_gib: float  # the most of any process: device memory on a GPU, resident set on a CPU
+    skipped: bool = False  # loss or gradient was not finite, and nothing was updated
+    spike: bool = False  # the loss jumped, see training.spike_factor
+    validation_loss: float | None = None  # where it was measured, after the update
+
+    def row(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in dataclasses.asdict(self).items()
+        }
 
 
 class MetricsWriter:
-    """Writes ``metrics.jsonl`` and, where asked for, ``tensorboard/`` below ``folder``.
+    """Writes ``folder/metrics.jsonl`` and feeds ``boards``.
 
     Args:
         done: iterations of the checkpoint that training goes on from; later lines of an earlier start go.
-        log_interval: TensorBoard gets every so many iterations, the file all of them.
+        log_interval: boards get every so many iterations, and every one that validates; the file gets all.
     """
 
-    def __init__(self, folder: Path, *, done: int, tensorboard: bool, log_interval: int) -> None:
+    def __init__(self, folder: Path, *, done: int, boards: Sequence[Board] = (), log_interval: int) -> None:
         path = folder / FILE_NAME
         _cut_after(path, done)
         self._file = JsonlWriter(path)
         self._log_interval = log_interval
-        self._board: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+        self._boards = boards
 
     def write(self, metrics: IterationMetrics) -> None:
         """Append one iteration."""
-        row = dataclasses.asdict(metrics)
+        row = metrics.row()
         self._file.write(row)
-        if self._board is not None and metrics.iteration % self._log_interval == 0:
-            for name, value in row.items():
-                if name != "iteration":
-                    self._board.add_scalar(f"train/{name}", value, metrics.iteration)
+        if metrics.iteration % self._log_interval == 0 or metrics.validation_loss is not None:
+            values = {key: float(value) for key, value in row.items() if isinstance(value, (bool, int, float))}
+            for board in self._boards:
+                board.show(values, metrics.iteration)
 
     def flush(self) -> None:
         """Force what was written to the disk; called with every checkpoint."""
         self._file.flush()
-        if self._board is not None:
-            self._board.flush()
+        for board in self._boards:
+            board.flush()
 
     def __enter__(self) -> Self:
         return self
@@ -76,13 +89,13 @@ class MetricsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for board in self._boards:
+            board.close()
 
 
-def peak_memory_gib() -> float:
+def peak_memory_gib(device: str) -> float:
     """The most memory that this process has held."""
-    if torch.cuda.is_available():
+    if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 

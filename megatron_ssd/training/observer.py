@@ -1,15 +1,29 @@
-"""What rank 0 does beside training: the metrics files, the progress bar, the stage's clock."""
+"""What rank 0 does beside training: the metrics files, the progress bar, the stage's clock, and warnings."""
 
 from __future__ import annotations
 
+import logging
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.progress import progress
 from megatron_ssd.training.metrics import IterationMetrics, MetricsWriter
+
+log = logging.getLogger(__name__)
+
+
+class Observer(Protocol):
+    """What rank 0 shows and writes; the other ranks have one that does nothing."""
+
+    def after_iteration(self, metrics: IterationMetrics) -> None:
+        """Take the measures of an iteration."""
+
+    def before_checkpoint(self) -> None:
+        """Make everything durable that a checkpoint relies on."""
 
 
 class Silent:
@@ -31,22 +45,34 @@ class Silent:
 
 
 class Recorder:
-    """Writes metrics and moves the progress bar."""
+    """Writes metrics, moves the progress bar, and warns of what an operator should look at."""
 
     def __init__(self, stage: Stage, writer: MetricsWriter, *, done: int, train_iters: int) -> None:
         self._stage, self._writer = stage, writer
         self._bar: tqdm[None] = progress(desc="training", unit="iteration", total=train_iters, initial=done)
+        self._redirected = logging_redirect_tqdm()
 
     def after_iteration(self, metrics: IterationMetrics) -> None:
         """Write the iteration and show it."""
         self._writer.write(metrics)
-        self._bar.set_postfix(
-            loss=f"{metrics.loss:.4f}",
-            lr=f"{metrics.learning_rate:.2e}",
-            tokens_per_second=f"{metrics.tokens_per_second:.0f}",
-            refresh=False,
-        )
+        shown = {
+            "loss": f"{metrics.loss:.4f}",
+            "lr": f"{metrics.learning_rate:.2e}",
+            "tok/s/gpu": f"{metrics.tokens_per_second_per_gpu:.0f}",
+        }
+        if metrics.mfu is not None:
+            shown["mfu"] = f"{metrics.mfu:.1%}"
+        self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
+        if metrics.skipped:
+            log.warning(
+                "iteration %d: loss %s, gradient norm %s: not finite, update skipped",
+                metrics.iteration, metrics.loss, metrics.grad_norm,
+            )  # fmt: skip
+        if metrics.spike:
+            log.warning("iteration %d: loss %.4f jumped (training.spike_factor)", metrics.iteration, metrics.loss)
+        if metrics.validation_loss is not None:
+            log.info("iteration %d: validation loss %.4f", metrics.iteration, metrics.validation_loss)
 
     def before_checkpoint(self) -> None:
         """Make the metrics durable and note the time spent."""
@@ -54,6 +80,7 @@ class Recorder:
         self._stage.note_time()
 
     def __enter__(self) -> Self:
+        self._redirected.__enter__()
         self._writer.__enter__()
         return self
 
@@ -62,3 +89,4 @@ class Recorder:
     ) -> None:
         self._bar.close()
         self._writer.__exit__(kind, error, trace)
+        self._redirected.__exit__(kind, error, trace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,20 +12,62 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.training import OptimizerConfig
+from megatron_ssd.errors import require
+from megatron_ssd.training import adam_state
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}
 
 
-def wrap_chunks(chunks: Sequence[GPTModel], parallel: ParallelConfig) -> list[DistributedDataParallel]:
-    """Give each chunk its gradient buffers, summed over the data-parallel replicas in fp32."""
+def check_optimizer(config: OptimizerConfig, parallel: ParallelConfig, *, device: str) -> None:
+    """Refuse what this machine or layout cannot do, before anything is built.
+
+    Raises:
+        ConfigError: lower precision without TransformerEngine's FusedAdam or without the distributed optimizer, or
+            offloading without a device to offload from.
+    """
+    fused_adam = device == "cuda" and importlib.util.find_spec("transformer_engine") is not None
+    require(
+        not config.precision_aware or fused_adam,
+        "optimizer.precision_aware = true",
+        rule="needs TransformerEngine's FusedAdam, which runs on CUDA devices and is not here",
+        fix="set optimizer.precision_aware=false with the *_dtype keys at fp32, or train where TransformerEngine is",
+    )
+    require(
+        not config.precision_aware or parallel.use_distributed_optimizer,
+        "optimizer.precision_aware = true",
+        rule="needs parallel.use_distributed_optimizer = true",
+        fix="set parallel.use_distributed_optimizer=true",
+    )
+    require(
+        config.cpu_offload_fraction == 0 or device == "cuda",
+        f"optimizer.cpu_offload_fraction = {config.cpu_offload_fraction}",
+        rule="moves optimizer state from a CUDA device to host memory, and cluster.device is cpu",
+        fix="set optimizer.cpu_offload_fraction=0",
+    )
+    require(
+        config.cpu_offload_fraction == 0 or config.precision_aware,
+        f"optimizer.cpu_offload_fraction = {config.cpu_offload_fraction}",
+        rule="goes with optimizer.precision_aware = true in Megatron-Core",
+        fix="set optimizer.precision_aware=true; the *_dtype keys may stay at fp32",
+    )
+
+
+def wrap_chunks(
+    chunks: Sequence[GPTModel], config: OptimizerConfig, parallel: ParallelConfig, *, device: str
+) -> list[DistributedDataParallel]:
+    """Give each chunk its gradient buffers, summed over the data-parallel replicas in ``main_grads_dtype``."""
     # With CUDA, communication hides behind the backward pass; gloo has no second stream to hide on.
-    overlap = torch.cuda.is_available() and parallel.data_parallel_size > 1
+    overlap = device == "cuda" and parallel.data_parallel_size > 1
     settings = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
+        grad_reduce_in_fp32=config.main_grads_dtype == "fp32",
         overlap_grad_reduce=overlap,
         use_distributed_optimizer=parallel.use_distributed_optimizer,
+        fp8_param_gather=chunks[0].config.fp8_param,
     )
     return [
         DistributedDataParallel(config=chunk.config, ddp_config=settings, module=chunk, disable_bucketing=number > 0)
@@ -37,7 +80,7 @@ def build_optimizer(
 ) -> MegatronOptimizer:
     """Megatron-Core's optimizer over ``chunks``, hooked into their configuration for the schedules.
 
-    Weight decay leaves out norm weights (every vector), as Megatron-LM does.
+    Weight decay leaves out norm weights (every vector), as Megatron-LM does. Frozen parameters are left alone.
     """
     model_config = chunks[0].config
     optimizer = get_megatron_optimizer(
@@ -52,15 +95,47 @@ def build_optimizer(
             clip_grad=config.clip_grad,
             bf16=model_config.bf16,
             params_dtype=model_config.params_dtype,
+            fp8_recipe=model_config.fp8_recipe if model_config.fp8 else None,
             use_distributed_optimizer=parallel.use_distributed_optimizer,
+            use_precision_aware_optimizer=config.precision_aware,
+            main_params_dtype=_DTYPES[config.main_params_dtype],
+            main_grads_dtype=_DTYPES[config.main_grads_dtype],
+            exp_avg_dtype=_DTYPES[config.exp_avg_dtype],
+            exp_avg_sq_dtype=_DTYPES[config.exp_avg_sq_dtype],
+            optimizer_cpu_offload=config.cpu_offload_fraction > 0,
+            optimizer_offload_fraction=config.cpu_offload_fraction,
+            overlap_cpu_optimizer_d2h_h2d=config.cpu_offload_fraction > 0,
         ),
         list(chunks),
     )
     _use_fused_kernels(optimizer)
+    adam_state.allocate(optimizer)
     model_config.grad_scale_func = optimizer.scale_loss
     if chunks[0].ddp_config.overlap_grad_reduce:
         model_config.no_sync_func = [chunk.no_sync for chunk in chunks] if len(chunks) > 1 else chunks[0].no_sync
     return optimizer
+
+
+def global_grad_norm(optimizer: MegatronOptimizer) -> float:
+    """Make gradients ready for a step and return the L2 norm over the whole model, the same on every rank."""
+    optimizer.prepare_grads()
+    return float(optimizer.get_grad_norm() or 0.0)
+
+
+def clip_and_step(optimizer: MegatronOptimizer, grad_norm: float) -> None:
+    """Scale ready gradients to ``clip_grad`` where their norm is above it, and update the weights.
+
+    ``MegatronOptimizer.step`` does the same, but leaves no place to look at the norm before the update.
+    """
+    for inner in optimizer.chained_optimizers:
+        if not inner.is_stub_optimizer:
+            clip_grad_by_total_norm_fp32(
+                inner.get_parameters(),
+                max_norm=inner.config.clip_grad,
+                total_norm=grad_norm,
+                use_decoupled_grad=inner.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8,
+            )
+    optimizer.step_with_ready_grads()
 
 
 def normalize_gradients(chunks: Sequence[DistributedDataParallel], normalizer: float) -> None:

@@ -10,24 +10,27 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron_ssd.artifacts.hashing import hash_folder
 from megatron_ssd.artifacts.manifest import megatron_facts, read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
+from megatron_ssd.errors import Requeue
 from megatron_ssd.models.hf_folder import resolve_model_folder
 
 if TYPE_CHECKING:
     from megatron_ssd.dataset.training import TrainingDataset
     from megatron_ssd.training.loop import Trainer
+    from megatron_ssd.training.observer import Recorder
 
 log = logging.getLogger(__name__)
 
 # Keys of the training section that do not decide what is trained.
-_LAYOUT_ONLY = (
-    "micro_batch_size", "self_test", "max_skipped", "spike_factor", "log_interval", "tensorboard", "wandb_project",
+_NOT_TRAINED = (
+    "micro_batch_size", "self_test", "validation_interval", "max_skipped", "spike_factor", "log_interval",
+    "tensorboard", "wandb_project",
 )  # fmt: skip
 
 
@@ -46,19 +49,37 @@ def run_train(config: RunConfig) -> None:
         run_dry(config)
         return
     from megatron_ssd.runtime.device import prepare_device
-    from megatron_ssd.runtime.process_groups import is_rank_zero, on_rank_zero, process_groups
+    from megatron_ssd.runtime.process_groups import on_rank_zero, process_groups
+    from megatron_ssd.training.boards import check_wandb
 
+    check_wandb(config.training.wandb_project)
     device = prepare_device(config.cluster, config.precision, config.moe)
+    from megatron_ssd.training.optimizer import check_optimizer  # after the device: it imports Megatron-Core
+
+    check_optimizer(config.optimizer, config.parallel, device=device)
     with process_groups(config.parallel, device=device):
-        stage = training_stage(config)
-        # Only one process may lock and make the folder.
-        work = on_rank_zero(lambda: None if stage.is_current() else stage.begin())
+        opened: list[Stage] = []  # on rank 0 alone
+        work = on_rank_zero(lambda: _open(config, opened))
         if work is None:
             return
         trainer, dataset = prepare_trainer(config, work, device)
-        _train(config, stage, trainer, device)
-        if is_rank_zero():
-            _publish(config, stage, dataset)
+        _train(config, opened, trainer, dataset)
+
+
+def _open(config: RunConfig, opened: list[Stage]) -> Path | None:
+    """The work folder, cleared of what a killed run left half done; None where there is nothing to do.
+
+    One process does it: it hashes the base model, which may be large, and locks the folder.
+    """
+    from megatron_ssd.training.checkpoint_folder import sweep
+
+    stage = training_stage(config)
+    if stage.is_current():
+        return None
+    opened.append(stage)
+    work = stage.begin()
+    sweep(work)
+    return work
 
 
 def training_stage(config: RunConfig) -> Stage:
@@ -73,17 +94,21 @@ def training_stage(config: RunConfig) -> Stage:
     if config.objective == "sft":
         inputs["model"] = hash_folder(base_folder(model))
     settings = {
-        "model": {k: v for k, v in dataclasses.asdict(model).items() if k not in ("path", "revision", "name")},
+        "model": _without(model, "path", "revision", "name"),
         "objective": config.objective,
         "seed": config.seed,
-        "precision": {key: getattr(config.precision, key) for key in ("params_dtype", "fast_matmul")},
-        "optimizer": dataclasses.asdict(config.optimizer),
-        "training": {
-            **{k: v for k, v in dataclasses.asdict(config.training).items() if k not in _LAYOUT_ONLY},
-            "segment_multiple": config.segment_multiple,
-        },
+        "precision": {key: dataclasses.asdict(config.precision)[key] for key in ("params_dtype", "fast_matmul", "fp8")},
+        "optimizer": _without(config.optimizer, "cpu_offload_fraction"),
+        "training": {**_without(config.training, *_NOT_TRAINED), "segment_multiple": config.segment_multiple},
     }
+    if model.is_moe:
+        settings["moe"] = _without(config.moe, "dispatcher", "grouped_gemm")
     return Stage(name="checkpoints", run_dir=run_dir, config=settings, inputs=inputs, replace=config.replace)
+
+
+def _without(section: Any, *keys: str) -> dict[str, Any]:
+    """A configuration section as a dictionary, but for the keys that do not decide what is trained."""
+    return {key: value for key, value in dataclasses.asdict(section).items() if key not in keys}
 
 
 def base_folder(model: ModelConfig) -> Path:
@@ -100,14 +125,17 @@ def base_folder(model: ModelConfig) -> Path:
 def prepare_trainer(config: RunConfig, work: Path, device: str) -> tuple[Trainer, TrainingDataset]:
     """The model on this rank as the newest checkpoint, the base model or the seed has it, and its data."""
     from megatron_ssd.models.build import build_model
-    from megatron_ssd.training.checkpoint import load_checkpoint, newest_checkpoint
+    from megatron_ssd.training.checkpoint import choose_checkpoint, load_checkpoint
+    from megatron_ssd.training.checkpoint_writer import CheckpointWriter
     from megatron_ssd.training.data import batch_source, open_dataset
+    from megatron_ssd.training.ema import EmaWeights
     from megatron_ssd.training.loop import Trainer
     from megatron_ssd.training.optimizer import build_optimizer, build_schedule, wrap_chunks
+    from megatron_ssd.training.state import TrainingState
 
     model = needed(config.model, "model", fix="choose one with +model=NAME")
     dataset = open_dataset(config)
-    checkpoint = newest_checkpoint(work)
+    checkpoint = choose_checkpoint(work, config.checkpoint.on_broken)
     fresh = config.objective == "pretrain" and checkpoint is None
     chunks = build_model(
         model,
@@ -121,44 +149,98 @@ def prepare_trainer(config: RunConfig, work: Path, device: str) -> tuple[Trainer
         from megatron_ssd.models.hf_checkpoint import load_hf_weights
 
         load_hf_weights(chunks, model, config.parallel, base_folder(model))
-    wrapped = wrap_chunks(chunks, config.parallel)
-    optimizer = build_optimizer(wrapped, config.optimizer, config.parallel)
-    done = 0
-    if checkpoint is not None:
-        done, path = checkpoint
-        load_checkpoint(path, wrapped, optimizer)
-        log.info("checkpoints: going on from iteration %d", done)
-    trainer = Trainer(
+    wrapped = wrap_chunks(chunks, config.optimizer, config.parallel, device=device)
+    decay = config.training.ema_decay
+    state = TrainingState(
         chunks=wrapped,
-        optimizer=optimizer,
-        schedule=build_schedule(optimizer, config.optimizer, train_iters=config.training.train_iters, done=done),
+        optimizer=build_optimizer(wrapped, config.optimizer, config.parallel),
+        ema=None if decay is None else EmaWeights(chunks, decay),
+    )
+    if checkpoint is not None:
+        load_checkpoint(*checkpoint, state)
+    schedule = build_schedule(
+        state.optimizer, config.optimizer, train_iters=config.training.train_iters, done=state.iteration
+    )
+    trainer = Trainer(
+        state=state,
+        schedule=schedule,
         source=batch_source(config, dataset, device=device),
         config=config.training,
         checkpoint=config.checkpoint,
-        folder=work,
-        iteration=done,
+        writer=CheckpointWriter(work, config.checkpoint),
+        device=device,
     )
     return trainer, dataset
 
 
-def _train(config: RunConfig, stage: Stage, trainer: Trainer, device: str) -> None:
-    from megatron_ssd.runtime.process_groups import is_rank_zero
-    from megatron_ssd.training.metrics import MetricsWriter
-    from megatron_ssd.training.observer import Recorder, Silent
+def _train(config: RunConfig, opened: list[Stage], trainer: Trainer, dataset: TrainingDataset) -> None:
+    import torch.distributed as dist
+
+    from megatron_ssd.training.observer import Silent
     from megatron_ssd.training.stop import StopRequest
 
-    training = config.training
-    observer: Recorder | Silent = Silent()
-    if is_rank_zero():
-        writer = MetricsWriter(
-            trainer.folder,
-            done=trainer.iteration,
-            tensorboard=training.tensorboard,
-            log_interval=training.log_interval,
-        )
-        observer = Recorder(stage, writer, done=trainer.iteration, train_iters=training.train_iters)
-    with observer, StopRequest(device) as stop:
-        trainer.train(observer, stop)
+    with StopRequest(trainer.device) as stop:
+        try:
+            if not opened:
+                with Silent() as silent:
+                    trainer.train(silent, stop)
+            else:
+                _announce(config, trainer, dataset)
+                with _recorder(config, opened[0], trainer) as recorder:
+                    trainer.train(recorder, stop)
+        except Requeue:
+            # A launcher ends the other processes when the first one ends: by now none has anything left to do.
+            dist.barrier()
+            raise
+    for stage in opened:
+        _publish(config, stage, dataset)
+
+
+def _announce(config: RunConfig, trainer: Trainer, dataset: TrainingDataset) -> None:
+    """Say what is going to run."""
+    precision, parallel, training = config.precision, config.parallel, config.training
+    layers = "TransformerEngine's layers" if precision.transformer_engine else "Megatron-Core's own (local) layers"
+    fp8 = f" with FP8 ({precision.fp8.recipe})" if precision.fp8 else ""
+    log.info("training: %s, %s%s, recompute %s", layers, precision.params_dtype, fp8, precision.recompute)
+    log.info(
+        "training: %d processes: tensor %d%s, pipeline %d, context %d, expert %d, data %d, optimizer %s",
+        parallel.world_size,
+        parallel.tensor_model_parallel_size,
+        " with sequence" if parallel.sequence_parallel else "",
+        parallel.pipeline_model_parallel_size,
+        parallel.context_parallel_size,
+        parallel.expert_model_parallel_size,
+        parallel.data_parallel_size,
+        "distributed" if parallel.use_distributed_optimizer else "whole",
+    )
+    rows = training.train_iters * training.global_batch_size
+    log.info(
+        "training: %d iterations of %d rows of %d positions: %.2f epochs of %d rows (packing %s)",
+        training.train_iters,
+        training.global_batch_size,
+        training.seq_length,
+        rows / dataset.num_rows(0),
+        dataset.num_rows(0),
+        training.packing,
+    )
+    done = trainer.state.iteration
+    log.info("training: %s", f"going on from iteration {done}" if done else "starting at the first iteration")
+
+
+def _recorder(config: RunConfig, stage: Stage, trainer: Trainer) -> Recorder:
+    from megatron_ssd.training.boards import Board, TensorBoard, WandbBoard
+    from megatron_ssd.training.metrics import MetricsWriter
+    from megatron_ssd.training.observer import Recorder
+
+    training, done = config.training, trainer.state.iteration
+    boards: list[Board] = []
+    if training.tensorboard:
+        boards.append(TensorBoard(stage.work / "tensorboard", done=done))
+    if training.wandb_project is not None:
+        project, settings = training.wandb_project, dataclasses.asdict(config)
+        boards.append(WandbBoard(project, run_id=stage.identity[:16], folder=Path(config.run_dir), settings=settings))
+    writer = MetricsWriter(stage.work, done=done, boards=boards, log_interval=training.log_interval)
+    return Recorder(stage, writer, done=done, train_iters=training.train_iters)
 
 
 def _publish(config: RunConfig, stage: Stage, dataset: TrainingDataset) -> None:
@@ -166,7 +248,8 @@ def _publish(config: RunConfig, stage: Stage, dataset: TrainingDataset) -> None:
     from megatron_ssd.training.metrics import FILE_NAME
 
     rows = read_jsonl(stage.work / FILE_NAME)
-    last = rows[-1]
+    losses = [row["loss"] for row in rows if row["loss"] is not None]
+    validation = [row["validation_loss"] for row in rows if row["validation_loss"] is not None]
     epochs, row = dataset.locate(config.training.train_iters * config.training.global_batch_size)
     stage.publish(
         engine=megatron_facts(),
@@ -177,7 +260,9 @@ def _publish(config: RunConfig, stage: Stage, dataset: TrainingDataset) -> None:
         },
         dropped={key: dataset.counts[key] for key in ("over_long", "no_target")},
         facts={
-            "final_loss": last["loss"],
+            "final_loss": losses[-1] if losses else None,
+            "final_validation_loss": validation[-1] if validation else None,
+            "skipped_iterations": sum(row["skipped"] for row in rows),
             "epochs": round(epochs + row / dataset.num_rows(epochs), 3),
             "tokens_per_second": round(sum(r["tokens"] for r in rows) / sum(r["seconds"] for r in rows), 1),
             "parallel": dataclasses.asdict(config.parallel),

@@ -1,18 +1,20 @@
 import json
 from pathlib import Path
 
+from megatron_ssd.training.boards import TensorBoard
 from megatron_ssd.training.metrics import FILE_NAME, IterationMetrics, MetricsWriter
 
 
 def measured(iteration: int, loss: float = 1.0) -> IterationMetrics:
     return IterationMetrics(
         iteration=iteration, loss=loss, grad_norm=1.0, learning_rate=1e-3, valid_tokens=10, tokens=20,
-        tokens_per_second=100.0, seconds=0.2, peak_memory_gib=0.5,
+        tokens_per_second=100.0, tokens_per_second_per_gpu=50.0, seconds=0.2, peak_memory_gib=0.5,
     )  # fmt: skip
 
 
 def write(folder: Path, iterations: range, *, done: int, loss: float = 1.0, tensorboard: bool = False) -> None:
-    with MetricsWriter(folder, done=done, tensorboard=tensorboard, log_interval=1) as writer:
+    boards = [TensorBoard(folder / "tensorboard", done=done)] if tensorboard else []
+    with MetricsWriter(folder, done=done, boards=boards, log_interval=1) as writer:
         for iteration in iterations:
             writer.write(measured(iteration, loss))
 

@@ -31,7 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def stop_after(iterations: int, patch: pytest.MonkeyPatch) -> None:
-    asked = iter([False] * (iterations - 1) + [True])
+    asked = iter([None] * (iterations - 1) + [KeyboardInterrupt])
     patch.setattr(StopRequest, "agreed", lambda self: next(asked))
 
 

@@ -111,7 +111,7 @@ def test_a_loss_that_is_no_number_stops_the_run(run_dir: Path) -> None:
 def test_the_other_kind_of_optimizer_cannot_go_on(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = training_config(run_dir, training={"train_iters": 4}, checkpoint={"save_interval": 2})
     with monkeypatch.context() as patch:
-        patch.setattr(StopRequest, "agreed", lambda self: True)
+        patch.setattr(StopRequest, "agreed", lambda self: KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
             run_train(config)
     gc.collect()  # the interrupted run's frames hold the stage's lock, as a process that ended would not
@@ -127,10 +127,10 @@ def test_a_full_disk_is_said_to_be_one_and_earlier_checkpoints_stay(
 
     save = dist_checkpointing.save
 
-    def save_until_full(state: Any, folder: str, **kwargs: Any) -> None:
+    def save_until_full(state: Any, folder: str, **kwargs: Any) -> Any:
         if "iter_0000004" in folder:
             raise CheckpointException("write", {0: (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), None)})
-        save(state, folder, **kwargs)
+        return save(state, folder, **kwargs)
 
     config = training_config(run_dir, training={"train_iters": 6}, checkpoint={"save_interval": 2})
     with monkeypatch.context() as patch:

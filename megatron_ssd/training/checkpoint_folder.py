@@ -1,0 +1,199 @@
+"""A checkpoint as a folder: its name, the facts beside its data, what can be wrong with it, and which ones are kept.
+
+Invariants:
+- ``iter_0000250/`` is a checkpoint; ``.partial`` (being written) and ``.pruned`` (being removed) are not, and are swept
+  away when training starts again.
+- ``checkpoint.json`` in it names every other file with its size and SHA-256. A folder that differs is broken.
+- The newest checkpoint is never removed, nor one that somebody is reading.
+
+Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_ssd.artifacts.hashing import sha256_file
+from megatron_ssd.artifacts.stage import write_atomically
+from megatron_ssd.config.training import CheckpointConfig
+from megatron_ssd.errors import UserError
+
+log = logging.getLogger(__name__)
+
+FACTS_FILE = "checkpoint.json"
+_NAME = re.compile(r"iter_(\d{7,})")
+_PARTIAL, _PRUNED, _BROKEN = ".partial", ".pruned", ".broken"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileFacts:
+    """Size and hash of one file of a checkpoint."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFacts:
+    """``checkpoint.json``. ``layout`` are the sizes of the process grid that wrote it; any other may read it."""
+
+    iteration: int
+    optimizer: str  # "distributed" or "whole"
+    layout: dict[str, int]
+    versions: dict[str, str]
+    files: dict[str, FileFacts]
+
+    def write(self, folder: Path) -> None:
+        """Write ``folder/checkpoint.json``."""
+        write_atomically(folder / FACTS_FILE, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+
+class BrokenCheckpointError(UserError):
+    """A folder with a checkpoint's name that is not what was written."""
+
+    def __init__(self, what: str, *, rule: str, fix: str = "") -> None:
+        super().__init__(
+            what,
+            rule=rule,
+            fix=fix or "set checkpoint.on_broken=previous to go on from the one before it, or remove it",
+        )
+
+
+def checkpoint_path(folder: Path, iteration: int) -> Path:
+    """Where the checkpoint of ``iteration`` stands."""
+    return folder / f"iter_{iteration:07d}"
+
+
+def partial_path(folder: Path, iteration: int) -> Path:
+    """Where it is written."""
+    return folder / f"iter_{iteration:07d}{_PARTIAL}"
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(iteration, folder) of every checkpoint below ``folder``, oldest first."""
+    return sorted((int(match[1]), path) for path in folder.glob("iter_*") if (match := _NAME.fullmatch(path.name)))
+
+
+def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
+    """The last of ``list_checkpoints``; None where there is none."""
+    return max(list_checkpoints(folder), default=None)
+
+
+def read_facts(path: Path) -> CheckpointFacts:
+    """The facts of checkpoint ``path``, compared with its files by name and size.
+
+    Raises:
+        BrokenCheckpointError: the facts cannot be read, or a file is missing or of another size.
+    """
+    try:
+        facts = _facts_of(json.loads((path / FACTS_FILE).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise BrokenCheckpointError(f"checkpoint {path}", rule=f"is broken: {FACTS_FILE}: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BrokenCheckpointError(
+            f"checkpoint {path}", rule=f"is broken: {FACTS_FILE} cannot be understood ({error!r})"
+        ) from None
+    if checkpoint_path(path.parent, facts.iteration) != path:
+        raise BrokenCheckpointError(
+            f"checkpoint {path}", rule=f"is broken: {FACTS_FILE} is of iteration {facts.iteration}"
+        )
+    for name, file in facts.files.items():
+        if not (path / name).is_file():
+            raise BrokenCheckpointError(f"checkpoint {path}", rule=f"is broken: {name} is missing")
+        if (found := (path / name).stat().st_size) != file.bytes:
+            raise BrokenCheckpointError(
+                f"checkpoint {path}", rule=f"is broken: {name} has {found} bytes and {file.bytes} were written"
+            )
+    return facts
+
+
+def _facts_of(value: dict[str, Any]) -> CheckpointFacts:
+    files = {str(name): FileFacts(**facts) for name, facts in value["files"].items()}
+    if not files:
+        raise ValueError("no files")
+    return CheckpointFacts(**{**value, "files": files})
+
+
+def check_content(path: Path, facts: CheckpointFacts, names: Sequence[str]) -> None:
+    """Compare the content of the files ``names`` with their hashes. Reads them whole.
+
+    Raises:
+        BrokenCheckpointError: a file is not what was written.
+    """
+    for name in names:
+        try:
+            found = sha256_file(path / name)
+        except OSError as error:
+            raise BrokenCheckpointError(f"checkpoint {path}", rule=f"is broken: {name}: {error.strerror}") from None
+        if found != facts.files[name].sha256:
+            raise BrokenCheckpointError(
+                f"checkpoint {path}", rule=f"is broken: {name} is not what was written (its SHA-256 differs)"
+            )
+
+
+def move_aside(path: Path) -> Path:
+    """Give a broken checkpoint a name that is none, keeping its content; returns it."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}{_BROKEN}-{number}")).exists():
+        number += 1
+    path.rename(aside)
+    return aside
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed run left half written or half removed."""
+    for path in [*folder.glob(f"iter_*{_PARTIAL}"), *folder.glob(f"iter_*{_PRUNED}")]:
+        shutil.rmtree(path)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """While entered, no training run prunes checkpoint ``path``."""
+    with (path / FACTS_FILE).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+def superfluous(iterations: Sequence[int], config: CheckpointConfig) -> list[int]:
+    """Those of ``iterations`` (ascending) that ``keep_last`` and ``keep_every`` do not keep; never the last."""
+    if config.keep_last is None:
+        return []
+    older = iterations[: -config.keep_last]
+    return [number for number in older if config.keep_every is None or number % config.keep_every != 0]
+
+
+def prune(folder: Path, config: CheckpointConfig) -> None:
+    """Remove superfluous checkpoints, each under another name first, so that none is ever half there.
+
+    One that is being read stays until the next time.
+    """
+    found = dict(list_checkpoints(folder))
+    for iteration in superfluous(sorted(found), config):
+        path = found[iteration]
+        if _is_read(path):
+            log.info("checkpoints: %s is being read and stays for now", path.name)
+            continue
+        pruned = path.with_name(path.name + _PRUNED)
+        path.rename(pruned)
+        shutil.rmtree(pruned)
+
+
+def _is_read(path: Path) -> bool:
+    if not (path / FACTS_FILE).exists():
+        return False
+    with (path / FACTS_FILE).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
