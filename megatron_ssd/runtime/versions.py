@@ -21,6 +21,7 @@ _WARNINGS = (
 _MESSAGES = {
     "models.gpt.gpt_model": "GPTModel IS DEPRECATED",  # 0.19; its successor is not in 0.16
     "transformer.transformer_layer": "Rewrapping ModuleSpec",  # 0.19 turns the form of 0.16 into its own
+    "distributed.distributed_data_parallel": "DistributedDataParallel: full_param_layout",  # 0.19 lays it out itself
     "dist_checkpointing.strategies.torch": "MCore's async save is deprecated",  # 0.19, see save_options
 }
 
@@ -53,7 +54,7 @@ def save_options() -> dict[str, Any]:
     0.19 has two ways to write asynchronously and takes nvidia-resiliency-ext's by default, which is another package;
     the one that both releases have is Megatron-Core's own.
     """
-    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.serialization import save
 
-    offered = inspect.signature(dist_checkpointing.save).parameters
+    offered = inspect.signature(save).parameters
     return {"async_strategy": "mcore"} if "async_strategy" in offered else {}
