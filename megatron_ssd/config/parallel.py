@@ -85,7 +85,7 @@ class ParallelConfig:
             self.pipeline_model_parallel_size,
             self.expert_model_parallel_size,
         )
-        for key in ("num_attention_heads", "num_key_value_heads", "vocab_size"):
+        for key in ("num_attention_heads", "num_key_value_heads"):
             value = getattr(model, key)
             require(
                 value % tp == 0,

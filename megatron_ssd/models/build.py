@@ -12,15 +12,16 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_ssd.config.model import ModelConfig, RopeScalingConfig
+from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.moe import MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
-from megatron_ssd.errors import require
 from megatron_ssd.models.initialization import initialize_weights
 from megatron_ssd.models.layer_specs import block_spec
+from megatron_ssd.models.rope import scaled_frequencies
 from megatron_ssd.models.routers import freeze_routers
 from megatron_ssd.models.transformer_config import transformer_config
+from megatron_ssd.models.vocabulary import leave_out_padding, padded_vocab_size
 from megatron_ssd.runtime.seed import seed_process
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,6 @@ def build_model(
         ConfigError: the model cannot be laid out so.
     """
     parallel.check_model(model)
-    _check_rope_scaling(model.rope_scaling)
     config = transformer_config(model, parallel, precision, moe)
     config.init_model_with_meta_device = device == "meta"
     config.deallocate_pipeline_outputs = device == "cuda"  # gloo may still be reading what this would free
@@ -55,7 +55,7 @@ def build_model(
     stages = parallel.virtual_pipeline_model_parallel_size
     with torch.device("meta") if device == "meta" else nullcontext():
         chunks = [
-            _build_chunk(model, config, precision, vp_stage=None if stages is None else stage)
+            _build_chunk(model, parallel, config, precision, vp_stage=None if stages is None else stage)
             for stage in range(stages or 1)
         ]
     if device != "meta" and dist.get_rank() == 0:
@@ -65,7 +65,11 @@ def build_model(
     if device == "cuda":
         chunks = [chunk.cuda() for chunk in chunks]
     if device != "meta" and seed is not None:
-        initialize_weights(chunks, seed=seed)
+        initialize_weights(chunks, seed=seed, vocab_size=model.vocab_size)
+    for chunk in chunks:
+        leave_out_padding(chunk, model.vocab_size)
+        if model.rope_scaling is not None:
+            chunk.rotary_pos_emb.inv_freq = scaled_frequencies(chunk.rotary_pos_emb.inv_freq, model.rope_scaling)
     return chunks
 
 
@@ -80,32 +84,22 @@ def _which_layers(model: ModelConfig, precision: PrecisionConfig, moe: MoeConfig
 
 
 def _build_chunk(
-    model: ModelConfig, config: TransformerConfig, precision: PrecisionConfig, *, vp_stage: int | None
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    config: TransformerConfig,
+    precision: PrecisionConfig,
+    *,
+    vp_stage: int | None,
 ) -> GPTModel:
     return GPTModel(
         config=config,
         transformer_layer_spec=block_spec(config, transformer_engine=precision.transformer_engine, vp_stage=vp_stage),
-        vocab_size=model.vocab_size,  # not padded: ParallelConfig.check_model wants it divisible
+        vocab_size=padded_vocab_size(model, parallel),
         max_sequence_length=model.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
         post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
         share_embeddings_and_output_weights=model.tie_word_embeddings,
         position_embedding_type="rope",
         rotary_base=model.rope_theta,
-        rope_scaling=model.rope_scaling is not None,
-        rope_scaling_factor=model.rope_scaling.factor if model.rope_scaling else 1.0,
         vp_stage=vp_stage,
     )
-
-
-def _check_rope_scaling(scaling: RopeScalingConfig | None) -> None:
-    """Megatron-Core's Llama scaling takes the factor; the rest is written into it."""
-    known = RopeScalingConfig()
-    for key in ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
-        if scaling is not None:
-            require(
-                getattr(scaling, key) == getattr(known, key),
-                f"model.rope_scaling.{key} = {getattr(scaling, key)}",
-                rule=f"Megatron-Core's RotaryEmbedding knows {getattr(known, key)} only",
-                fix="use a Llama 3.1 model",
-            )

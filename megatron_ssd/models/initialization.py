@@ -18,16 +18,17 @@ from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
 
-def initialize_weights(chunks: Sequence[GPTModel], *, seed: int) -> None:
+def initialize_weights(chunks: Sequence[GPTModel], *, seed: int, vocab_size: int) -> None:
     """Fill every parameter of this rank's ``chunks`` in place.
 
     Matrices are normal with ``init_method_std``; those that write to the residual stream have it divided by
-    sqrt(2 x layers), as in GPT-2 and Megatron-LM; norm weights are one.
+    sqrt(2 x layers), as in GPT-2 and Megatron-LM; norm weights are one. Rows
+    beyond ``vocab_size``, which pad a vocabulary (see ``models.vocabulary``), are zero.
     """
     with torch.no_grad():
         for chunk in chunks:
             for shard in local_shards(chunk):
-                shard.data.copy_(_slice_of(shard, _whole_parameter(shard, chunk, seed)))
+                shard.data.copy_(_slice_of(shard, _whole_parameter(shard, chunk, seed, vocab_size)))
 
 
 def local_shards(chunk: GPTModel) -> Iterator[ShardedTensor]:
@@ -39,7 +40,7 @@ def local_shards(chunk: GPTModel) -> Iterator[ShardedTensor]:
             yield value
 
 
-def _whole_parameter(shard: ShardedTensor, chunk: GPTModel, seed: int) -> Tensor:
+def _whole_parameter(shard: ShardedTensor, chunk: GPTModel, seed: int, vocab_size: int) -> Tensor:
     shape = shard.global_shape[shard.prepend_axis_num :]
     if "norm" in shard.key:
         return torch.ones(shape)
@@ -48,7 +49,11 @@ def _whole_parameter(shard: ShardedTensor, chunk: GPTModel, seed: int) -> Tensor
         std /= math.sqrt(2 * chunk.config.num_layers)
     place = (seed, shard.key, *shard.global_offset[: shard.prepend_axis_num])
     stream = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(repr(place).encode()).digest()[:8], "big"))
-    return torch.empty(shape).normal_(0.0, std, generator=stream)
+    whole = torch.zeros(shape)
+    # The values that a stream gives depend on how many are asked for, and padding depends on the layout.
+    drawn = whole[:vocab_size] if shard.allow_shape_mismatch else whole
+    drawn.normal_(0.0, std, generator=stream)
+    return whole
 
 
 def _slice_of(shard: ShardedTensor, whole: Tensor) -> Tensor:

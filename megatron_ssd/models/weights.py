@@ -98,6 +98,18 @@ class Direct(Rule):
         return (shape,)
 
 
+class Vocabulary(Direct):
+    """A row for each token. Tensor parallelism may pad the Megatron tensor with rows that no token has."""
+
+    @override
+    def divide(self, weight: Tensor, model: ModelConfig) -> tuple[Tensor, ...]:
+        return (weight[: model.vocab_size],)
+
+    @override
+    def hf_shapes(self, shape: Shape, model: ModelConfig) -> tuple[Shape, ...]:
+        return ((model.vocab_size, *shape[1:]),)
+
+
 class QkvMerge(Rule):
     """Query, key and value projections in one, interleaved by key/value group.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from megatron_ssd.config.model import ModelConfig, RopeScalingConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.models.weights import Direct, Rule
+from megatron_ssd.models.weights import Rule, Vocabulary
 
 # Keys of ModelConfig that config.json has under the same name, for every family.
 _SHARED_KEYS = (
@@ -22,6 +22,9 @@ _SHARED_KEYS = (
     "intermediate_size", "vocab_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
 )  # fmt: skip
 _SHARED_FIXED = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
+# What transformers takes where config.json, an older one mostly, does not say.
+_SHARED_DEFAULTS = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6}
+_DEFAULT_ROPE_THETA = 10_000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,7 @@ class Family:
         rows: the weight table without the output layer, which ``table`` adds.
         keys: further keys of ``ModelConfig`` that ``config.json`` has under the same name.
         fixed: further keys whose value must be this one where they are present.
+        defaults: what transformers takes for further keys that ``config.json`` does not name.
     """
 
     model_type: str
@@ -41,15 +45,22 @@ class Family:
     rows: tuple[Rule, ...]
     keys: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def table(self, model: ModelConfig) -> tuple[Rule, ...]:
         """All rows. With tied embeddings the last pipeline stage's output layer is a copy of the embedding."""
         output = "model.embed_tokens.weight" if model.tie_word_embeddings else "lm_head.weight"
-        return (*self.rows, Direct("output_layer.weight", (output,), split=0))
+        return (*self.rows, Vocabulary("output_layer.weight", (output,), split=0))
 
     def ignored_hf_names(self, model: ModelConfig) -> set[str]:
-        """Weights that a folder may hold and that transformers, too, does not read."""
-        return {"lm_head.weight"} if model.tie_word_embeddings else set()
+        """Weights that a folder may hold and that transformers, too, does not read.
+
+        These are a copy of tied embeddings, and rotary frequencies, which older versions saved with the weights.
+        """
+        frequencies = {
+            f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(model.num_hidden_layers)
+        }
+        return {"model.rotary_emb.inv_freq", *frequencies, *(("lm_head.weight",) if model.tie_word_embeddings else ())}
 
     def to_hf_config(self, model: ModelConfig, *, dtype: str) -> dict[str, Any]:
         """``config.json`` of ``model``, in the form that transformers 4 and 5 and vLLM read."""
@@ -78,20 +89,40 @@ class Family:
         Raises:
             UserError: it asks for something that the Megatron model here does not compute, or leaves a key out.
         """
-        for key, wanted in {**_SHARED_FIXED, **self.fixed}.items():
-            if values.get(key, wanted) != wanted:
-                raise UserError(f"{source}: {key} = {values[key]!r}", rule=f"only {wanted!r} is built here",
-                                fix="use a model without it")  # fmt: skip
-        rope = values.get("rope_parameters") or {**(values.get("rope_scaling") or {}), **values}
-        known = {"tie_word_embeddings": False, **values, "rope_theta": rope.get("rope_theta")}
+        self._check_fixed(values, source)
+        rope = {**(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}
+        said = {key: value for key, value in values.items() if value is not None}
+        known = {**_SHARED_DEFAULTS, **self.defaults, **said}
+        known["rope_theta"] = rope.get("rope_theta", values.get("rope_theta")) or _DEFAULT_ROPE_THETA
         known.setdefault("num_experts", values.get("num_local_experts"))
-        if known.get("head_dim") is None and {"hidden_size", "num_attention_heads"} <= known.keys():
-            known["head_dim"] = known["hidden_size"] // known["num_attention_heads"]
+        if {"hidden_size", "num_attention_heads"} <= known.keys():
+            known.setdefault("num_key_value_heads", known["num_attention_heads"])
+            known.setdefault("head_dim", known["hidden_size"] // known["num_attention_heads"])
         wanted_keys = (*_SHARED_KEYS, *self.keys, "rope_theta")
         missing = [key for key in wanted_keys if known.get(key) is None]
         if missing:
             raise UserError(f"file {source}", rule=f"has no {missing[0]}", fix="use the model's own config.json")
-        return {**{key: known[key] for key in wanted_keys}, "rope_scaling": _rope_scaling(rope, source=source)}
+        scaling = _rope_scaling(rope, default_length=known["max_position_embeddings"], source=source)
+        return {**{key: known[key] for key in wanted_keys}, "rope_scaling": scaling}
+
+    def _check_fixed(self, values: Mapping[str, Any], source: Path) -> None:
+        """Raise ``UserError`` at what the Megatron model here does not compute."""
+        for key, wanted in {**_SHARED_FIXED, **self.fixed}.items():
+            if values.get(key) not in (None, wanted):
+                raise UserError(f"{source}: {key} = {values[key]!r}", rule=f"only {wanted!r} is built here",
+                                fix="use a model without it")  # fmt: skip
+        rope = values.get("rope_parameters") or {}
+        factor = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))
+        if factor not in (None, 1):
+            raise UserError(f"{source}: partial_rotary_factor = {factor}", rule="only 1.0 is built here",
+                            fix="use a model without it")  # fmt: skip
+        other = set(values.get("layer_types") or ()) - {"full_attention"}
+        if other:
+            raise UserError(f"{source}: layer_types has {sorted(other)}", rule="only full_attention is built here",
+                            fix="use a model without it")  # fmt: skip
+        if values.get("quantization_config"):
+            raise UserError(f"{source}: quantization_config is set", rule="quantised weights are not converted",
+                            fix="use the model's unquantised weights")  # fmt: skip
 
     def check_hf_config(self, values: Mapping[str, Any], model: ModelConfig, *, source: Path) -> None:
         """Raise ``UserError`` at the first key in which ``config.json`` and ``model`` differ."""
@@ -111,11 +142,17 @@ class Family:
                 )
 
 
-def _rope_scaling(rope: Mapping[str, Any], *, source: Path) -> RopeScalingConfig | None:
+def _rope_scaling(rope: Mapping[str, Any], *, default_length: int, source: Path) -> RopeScalingConfig | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
     if kind != "llama3":
         raise UserError(f"{source}: rope_type = {kind!r}", rule="only default and llama3 are built here",
                         fix="use a model without it")  # fmt: skip
-    return RopeScalingConfig(**{key.name: rope[key.name] for key in dataclasses.fields(RopeScalingConfig)})
+    known = {"original_max_position_embeddings": default_length, **rope}
+    keys = [key.name for key in dataclasses.fields(RopeScalingConfig)]
+    missing = [key for key in keys if known.get(key) is None]
+    if missing:
+        raise UserError(f"{source}: rope_type = 'llama3'", rule=f"it has no {missing[0]} beside it",
+                        fix="use the model's own config.json")  # fmt: skip
+    return RopeScalingConfig(**{key: known[key] for key in keys})

@@ -7,4 +7,5 @@ FAMILY = Family(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
     rows=(*EMBEDDING_AND_FINAL_NORM, *ATTENTION, *QK_NORM, *DENSE_MLP),
+    defaults={"head_dim": 128},
 )

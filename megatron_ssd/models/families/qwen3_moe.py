@@ -9,4 +9,5 @@ FAMILY = Family(
     rows=(*EMBEDDING_AND_FINAL_NORM, *ATTENTION, *QK_NORM, *EXPERTS),
     keys=("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"),
     fixed={"decoder_sparse_step": 1, "mlp_only_layers": []},
+    defaults={"norm_topk_prob": False},
 )

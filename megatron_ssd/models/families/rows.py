@@ -6,13 +6,13 @@ the two.
 
 from __future__ import annotations
 
-from megatron_ssd.models.weights import Direct, GateUpMerge, QkvMerge
+from megatron_ssd.models.weights import Direct, GateUpMerge, QkvMerge, Vocabulary
 
 _MEGATRON = "decoder.layers.{layer}"
 _HF = "model.layers.{layer}"
 
 EMBEDDING_AND_FINAL_NORM = (
-    Direct("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), split=0),
+    Vocabulary("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), split=0),
     Direct("decoder.final_layernorm.weight", ("model.norm.weight",)),
 )
 
