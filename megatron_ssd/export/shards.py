@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from megatron_ssd.artifacts.stage import write_atomically
-from megatron_ssd.models.hf_folder import INDEX_FILE, WEIGHTS_FILE
+from megatron_ssd.models.hf_folder import DTYPES, INDEX_FILE, WEIGHTS_FILE
 from megatron_ssd.progress import progress
 
-_DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+_DTYPE_NAMES = {getattr(torch, name): key for key, (name, _) in DTYPES.items()}
 
 
 @dataclass(frozen=True)

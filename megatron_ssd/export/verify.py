@@ -1,9 +1,9 @@
 """Does the exported folder compute what the trained model computes?
 
 Both run in fp32 on the same tokens: Megatron-Core here, transformers in a process of its own on the exported files. In
-fp32 the two differ by rounding alone, so the tolerance is tight. The comparison needs the model three times in memory
-(as trained, and twice in fp32) and computes on the CPU: it is made up to ``MAX_PARAMETERS`` and left out, with a line
-in the log, above. What holds at any size is that the files are read back and compared bit by bit (``ModelWeights``).
+fp32 the two differ by rounding alone, so the tolerance is tight. The comparison needs the model twice in memory, in
+fp32: it is made up to ``MAX_PARAMETERS`` and left out, with a line in the log, above. What holds at any size is that
+the files are read back and compared bit by bit (``HFView``).
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from megatron.core.models.gpt import GPTModel
 from numpy.typing import NDArray
 
-from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.errors import UserError
+from megatron_ssd.export.hf_view import HFView
 from megatron_ssd.models.build import build_model
 from megatron_ssd.process import run_child
+from megatron_ssd.runtime.device import Device
+from megatron_ssd.runtime.process_groups import process_groups
 
 log = logging.getLogger(__name__)
 
@@ -34,19 +35,25 @@ RELATIVE_TOLERANCE = 1e-4
 _BATCH, _LENGTH = 2, 64
 
 
-def compare_logits(folder: Path, chunk: GPTModel, model: ModelConfig, *, device: str) -> dict[str, Any]:
+def compare_logits(folder: Path, view: HFView, *, device: Device) -> dict[str, Any]:
     """Facts for the manifest: the largest difference, the largest logit, and how many positions were compared.
+
+    Args:
+        folder: what was exported.
+        view: what it was exported from.
+        device: what Megatron-Core computes on; transformers takes the CPU.
 
     Raises:
         UserError: they differ by more than rounding, or transformers cannot load the folder.
     """
+    model = view.model
     parameters = model.num_parameters()
     if parameters > MAX_PARAMETERS:
         log.info("export: logits not compared: %d parameters, over the limit of %d", parameters, MAX_PARAMETERS)
         return {"logit_positions_compared": 0}
     generator = np.random.default_rng(0)
     tokens_BS = generator.integers(model.vocab_size, size=(_BATCH, min(_LENGTH, model.max_position_embeddings)))
-    ours_BSV = _megatron_logits(chunk, model, tokens_BS, device=device)
+    ours_BSV = _megatron_logits(view, tokens_BS, device=device)
     theirs_BSV = _transformers_logits(folder, tokens_BS)
     difference, largest = float(np.abs(ours_BSV - theirs_BSV).max()), float(np.abs(theirs_BSV).max())
     log.info("export: logits differ by at most %.2e (largest logit %.2f)", difference, largest)
@@ -59,16 +66,13 @@ def compare_logits(folder: Path, chunk: GPTModel, model: ModelConfig, *, device:
     return {"logit_positions_compared": tokens_BS.size, "max_logit_difference": difference, "largest_logit": largest}
 
 
-def _megatron_logits(
-    chunk: GPTModel, model: ModelConfig, tokens_BS: NDArray[np.int64], *, device: str
-) -> NDArray[np.float32]:
-    """Logits [B, S, V] of a copy of ``chunk`` in fp32."""
+def _megatron_logits(view: HFView, tokens_BS: NDArray[np.int64], *, device: Device) -> NDArray[np.float32]:
+    """Logits [B, S, V] of the checkpoint's weights in fp32, as they are exported."""
     precision = PrecisionConfig(params_dtype="fp32", transformer_engine=False)
-    (exact,) = build_model(model, ParallelConfig(), precision, device=device, seed=None)
     tokens = torch.from_numpy(tokens_BS).to(device)
-    with torch.no_grad():
-        for ours, theirs in zip(exact.parameters(), chunk.parameters(), strict=True):
-            ours.copy_(theirs)
+    with process_groups(ParallelConfig(), device=device), torch.no_grad():
+        (exact,) = build_model(view.model, ParallelConfig(), precision, device=device, seed=None)
+        view.fill(exact)
         positions_BS = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
         logits_BSV: NDArray[np.float32] = exact.eval()(tokens, positions_BS, None).float().cpu().numpy()
     return logits_BSV

@@ -1,16 +1,26 @@
-"""Run by torchrun: load Hugging Face folders in several layouts, and leave what each rank holds, and a checkpoint.
+"""Run by torchrun: load Hugging Face folders in several layouts, compute, and leave what each rank holds.
 
 torchrun --nproc-per-node=2 export_worker.py ROOT
+
+For each layout, below ROOT: ``LAYOUT-RANK.pt`` with the parameters and the bytes that the rank read, ``LAYOUT.npy``
+with the logits of ROOT/tokens.npy, ``LAYOUT/iter_0000003`` with a checkpoint, and ``LAYOUT.json`` with the loss, and
+with the logits once more after the weights were overwritten and loaded from ROOT/NAME-megatron.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
 
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
@@ -25,8 +35,10 @@ TP2 = {"tensor_model_parallel_size": 2}
 PP2 = {"pipeline_model_parallel_size": 2}
 EP2 = {"expert_model_parallel_size": 2}
 LAYOUTS = {
-    "tp2": ("llama", TP2),
-    "tp2_tied": ("qwen3_tied", TP2),
+    "tp2": ("llama_scaled", TP2),
+    "tp2_odd": ("qwen3_odd", TP2),
+    "tp2_odd_tied": ("qwen3_odd_tied", TP2),
+    "pp2": ("llama_scaled", PP2),
     "pp2_tied": ("qwen3_tied", PP2),
     "pp2_vpp2": ("qwen3_tied", {**PP2, "virtual_pipeline_model_parallel_size": 2}),
     "ep2": ("qwen3_moe", EP2),
@@ -37,24 +49,92 @@ LAYOUTS = {
 PRECISION = PrecisionConfig(params_dtype="fp32", transformer_engine=False)
 
 
-def load_and_save(root: Path, layout: str) -> None:
+def run_layout(root: Path, layout: str, tokens_BS: Tensor) -> None:
     name, sizes = LAYOUTS[layout]
-    parallel = ParallelConfig(world_size=2, **sizes)
+    model, parallel = MODELS[name], ParallelConfig(world_size=2, **sizes)
     with megatron_grid(parallel, create_gloo_process_groups=True):
-        chunks = build_model(MODELS[name], parallel, PRECISION, device="cpu", seed=None)
-        load_hf_weights(chunks, MODELS[name], parallel, root / name)
+        chunks = build_model(model, parallel, PRECISION, device="cpu", seed=None)
+        bytes_read = load_hf_weights(chunks, model, parallel, root / name)
         held = [
             (shard.key, shard.global_offset[: shard.prepend_axis_num], shard.global_offset[shard.prepend_axis_num :],
              shard.data.detach().clone())
             for chunk in chunks for shard in local_shards(chunk)
         ]  # fmt: skip
-        torch.save(held, root / f"{layout}-{dist.get_rank()}.pt")
-        (root / layout).mkdir(exist_ok=True)
+        torch.save((held, bytes_read), root / f"{layout}-{dist.get_rank()}.pt")
+        (root / layout / "iter_0000003").mkdir(parents=True, exist_ok=True)
         state = {f"model{number}": chunk.sharded_state_dict() for number, chunk in enumerate(chunks)}
-        dist_checkpointing.save(state, str(root / layout))
+        dist_checkpointing.save(state, str(root / layout / "iter_0000003"))
+        logits_BSV = whole_logits(chunks, model.vocab_size, tokens_BS)
+        loss = summed_loss(chunks, tokens_BS)
+        reloaded_BSV = None
+        if (root / f"{name}-megatron").is_dir():
+            load_converted(chunks, root / f"{name}-megatron" / "iter_0000000")
+            reloaded_BSV = whole_logits(chunks, model.vocab_size, tokens_BS)
+        if logits_BSV is not None:
+            np.save(root / f"{layout}.npy", logits_BSV)
+            same = None if reloaded_BSV is None else bool(np.array_equal(reloaded_BSV, logits_BSV))
+            (root / f"{layout}.json").write_text(json.dumps({"loss": loss, "same_when_converted": same}))
+
+
+def load_converted(chunks: list[GPTModel], path: Path) -> None:
+    """The way of Megatron-Core itself, over parameters that hold nothing to rely on."""
+    with torch.no_grad():
+        for chunk in chunks:
+            for parameter in chunk.parameters():
+                parameter.fill_(torch.nan)
+    state = {f"model{number}": chunk.sharded_state_dict() for number, chunk in enumerate(chunks)}
+    loaded = dist_checkpointing.load(state, str(path))
+    for number, chunk in enumerate(chunks):
+        chunk.load_state_dict(loaded[f"model{number}"])
+
+
+def whole_logits(chunks: list[GPTModel], vocab_size: int, tokens_BS: Tensor) -> np.ndarray | None:
+    """Logits [B, S, V], parts of the vocabulary put together, on the first rank of the last pipeline stage."""
+    outputs = forward(chunks, tokens_BS, labels_BS=None)
+    if not outputs:
+        return None
+    (part_BSV,) = outputs
+    group = parallel_state.get_tensor_model_parallel_group()
+    parts = [torch.empty_like(part_BSV) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, part_BSV.contiguous(), group=group)
+    first = parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_data_parallel_rank() == 0
+    return torch.cat(parts, dim=-1)[..., :vocab_size].numpy() if first else None
+
+
+def summed_loss(chunks: list[GPTModel], tokens_BS: Tensor) -> float | None:
+    """Cross-entropy of each token given those before it, summed; None but on the last pipeline stage."""
+    outputs = forward(chunks, tokens_BS, labels_BS=tokens_BS.roll(-1, dims=1))
+    return outputs[0].double().sum().item() if outputs else None
+
+
+def forward(chunks: list[GPTModel], tokens_BS: Tensor, labels_BS: Tensor | None) -> list[Tensor]:
+    """What the last pipeline stage puts out, by Megatron-Core's own schedule; empty on the other stages."""
+
+    def step(batches: Iterator[None], chunk: GPTModel) -> tuple[Tensor, Callable[..., Tensor]]:
+        positions_BS = torch.arange(tokens_BS.shape[1]).expand_as(tokens_BS)
+        output = chunk(tokens_BS, positions_BS, None, labels=labels_BS)
+        return output, lambda output, non_loss_data=True: output
+
+    with torch.no_grad():
+        for chunk in chunks:
+            chunk.eval()
+        outputs: list[Tensor] = get_forward_backward_func()(
+            forward_step_func=step,
+            data_iterator=[None] * len(chunks) if len(chunks) > 1 else None,
+            model=chunks,
+            # Interleaved stages take as many micro batches at a time as there are stages.
+            num_microbatches=2 if len(chunks) > 1 else 1,
+            seq_length=tokens_BS.shape[1],
+            micro_batch_size=tokens_BS.shape[0],
+            forward_only=True,
+            collect_non_loss_data=True,
+        )
+    return outputs[:1]
 
 
 if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    tokens = torch.from_numpy(np.load(root / "tokens.npy"))
     with joined_processes(prepare_device(ClusterConfig(device="cpu"))):
         for each in LAYOUTS:
-            load_and_save(Path(sys.argv[1]), each)
+            run_layout(root, each, tokens)

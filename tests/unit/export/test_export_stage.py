@@ -21,12 +21,13 @@ from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.export import shards, verify
+from megatron_ssd.export import hf_view, shards, verify
 from megatron_ssd.export.stage import run_export
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.hf_checkpoint import load_hf_weights
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
+from megatron_ssd.training.ema import EmaWeights
 from tests.tiny_hf import MODELS, write_hf_folder
 
 CPU = ClusterConfig(device="cpu")
@@ -48,9 +49,13 @@ def publish_checkpoint(run_dir: Path, model: ModelConfig, base: Path, *, params_
     with process_groups(ParallelConfig(), device=prepare_device(CPU)):
         (chunk,) = build_model(model, ParallelConfig(), precision, device="cpu", seed=None)
         load_hf_weights([chunk], model, ParallelConfig(), base)
+        ema = EmaWeights([chunk], decay=0.9)  # a copy, never updated here
         for name in ("iter_0000002", "iter_0000010"):
             (work / name).mkdir()
-            state = {"model0": chunk.sharded_state_dict(), "optimizer": {"param_groups": [{"step": 2}]}}
+            models = {"model0": chunk.sharded_state_dict()}
+            state = {**models, "optimizer": {"param_groups": [{"step": 2}]}}
+            if name == "iter_0000010":
+                state["ema"] = ema.sharded_state_dict(models)
             dist_checkpointing.save(state, str(work / name), content_metadata={"kind": "any"})
             with torch.no_grad():
                 chunk.decoder.final_layernorm.weight.fill_(2.0)  # so that the older and the newer can be told apart
@@ -104,6 +109,28 @@ def test_export_of_a_fine_tuned_model(make_run: Callable[..., RunConfig], name: 
     assert manifest.inputs["checkpoints"] == read_manifest(Path(config.run_dir) / "checkpoints").content_hash
 
 
+@pytest.mark.parametrize("chosen", [ExportConfig(iteration=2), ExportConfig(weights="ema")])
+def test_an_older_checkpoint_and_the_moving_average_can_be_chosen(
+    make_run: Callable[..., RunConfig], chosen: ExportConfig
+) -> None:
+    config = dataclasses.replace(make_run("qwen3", "bf16"), export=chosen)
+    run_export(config)
+    assert config.model is not None
+    expected = load_file(Path(str(config.model.path)) / "model.safetensors")  # neither has the change of iteration 10
+    found = load_file(Path(config.run_dir) / "export" / "model.safetensors")
+    assert all(torch.equal(found[key], expected[key]) and found[key].dtype == expected[key].dtype for key in expected)
+    facts = read_manifest(Path(config.run_dir) / "export").facts
+    assert (facts["iteration"], facts["weights"]) == (chosen.iteration or 10, chosen.weights)
+
+
+def test_what_is_not_in_the_run_cannot_be_chosen(make_run: Callable[..., RunConfig]) -> None:
+    config = make_run("qwen3")
+    with pytest.raises(UserError, match=r"iteration = 3: .* holds no iter_0000003; choose one of 2, 10"):
+        run_export(dataclasses.replace(config, export=ExportConfig(iteration=3)))
+    with pytest.raises(UserError, match=r"iter_0000002: holds no moving average of the weights"):
+        run_export(dataclasses.replace(config, export=ExportConfig(iteration=2, weights="ema")))
+
+
 def test_export_of_a_model_trained_from_random_weights(make_run: Callable[..., RunConfig]) -> None:
     config = dataclasses.replace(make_run("llama"), objective="pretrain")
     run_dir = Path(config.run_dir)
@@ -133,7 +160,7 @@ def test_a_killed_export_keeps_its_files(make_run: Callable[..., RunConfig], mon
         write(folder, shard, value_of)
         written.append(shard.file_name)
 
-    monkeypatch.setattr(shards, "write_shard", die_at_third)
+    monkeypatch.setattr(hf_view, "write_shard", die_at_third)
     with pytest.raises(KeyboardInterrupt):
         run_export(config)
     before = {name: (work / name).stat().st_mtime_ns for name in written}
@@ -143,7 +170,7 @@ def test_a_killed_export_keeps_its_files(make_run: Callable[..., RunConfig], mon
         written.append(shard.file_name)
         write(folder, shard, value_of)
 
-    monkeypatch.setattr(shards, "write_shard", write_and_note)
+    monkeypatch.setattr(hf_view, "write_shard", write_and_note)
     run_export(config)
     export = work.with_name("export")
     assert len(written) == len(set(written)) == read_manifest(export).counts["shards"] > 2
@@ -170,7 +197,9 @@ def test_large_models_are_exported_without_comparing_logits(
     with caplog.at_level("INFO"):
         run_export(config)
     assert "logits not compared" in caplog.text
-    assert read_manifest(Path(config.run_dir) / "export").facts == {"iteration": 10, "logit_positions_compared": 0}
+    assert read_manifest(Path(config.run_dir) / "export").facts == {
+        "iteration": 10, "weights": "model", "logit_positions_compared": 0,
+    }  # fmt: skip
 
 
 def test_wrong_model_and_missing_stages(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:
@@ -182,7 +211,7 @@ def test_wrong_model_and_missing_stages(make_run: Callable[..., RunConfig], tmp_
     longer = dataclasses.replace(config.model, num_hidden_layers=5)
     base_config = Path(str(config.model.path)) / "config.json"
     base_config.write_text(json.dumps(json.loads(base_config.read_text()) | {"num_hidden_layers": 5}))
-    with pytest.raises(UserError, match=r"has shape \[4, 32\] and the model wants shape \[5, 32\]"):
+    with pytest.raises(UserError, match=r"has shape \[4, 32\] and the model wants \[5, 32\]"):
         run_export(dataclasses.replace(config, model=longer, replace=True))
     with pytest.raises(UserError, match=r"model.path = .*none: "):
         run_export(dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(tmp_path / "none"))))

@@ -1,0 +1,65 @@
+"""A folder that appears whole: filled under another name, forced to disk, renamed last.
+
+For output that belongs to no run; a run's stages have manifests too (``artifacts.stage``).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from megatron_ssd.artifacts.stage import fsync_path
+from megatron_ssd.errors import UserError
+
+
+@contextmanager
+def whole_folder(final: Path, *, key: str, replace: bool = False) -> Iterator[Path]:
+    """A new folder to fill. It gets the name ``final`` when the body ends, and is removed when the body fails.
+
+    What a killed process left of it is removed by the next one.
+
+    Args:
+        final: must be empty or absent.
+        key: what the user calls it.
+        replace: move aside what stands at ``final``; nothing is deleted.
+
+    Raises:
+        UserError: ``final`` is in use, or another process is at work on it.
+    """
+    final = final.absolute()
+    if final.exists() and (not final.is_dir() or any(final.iterdir())) and not replace:
+        raise UserError(f"{key} = {final}", rule="exists and is not empty",
+                        fix="name another folder, or replace=true to move this one aside")  # fmt: skip
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.with_name(final.name + ".partial")
+    with final.with_name(f".{final.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{key} = {final}", rule="another process is at work on it",
+                            fix="wait for it or stop it") from None  # fmt: skip
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        for path in [*partial.rglob("*"), partial]:
+            fsync_path(path)
+        _make_way(final)
+        partial.rename(final)
+        fsync_path(final.parent)
+
+
+def _make_way(final: Path) -> None:
+    """Rename what stands at ``final``, where it is more than an empty folder, which a rename replaces."""
+    if not final.exists() or (final.is_dir() and not any(final.iterdir())):
+        return
+    number = 1
+    while (aside := final.with_name(f"{final.name}.replaced-{number}")).exists():
+        number += 1
+    final.rename(aside)
