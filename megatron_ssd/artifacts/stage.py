@@ -123,22 +123,26 @@ class Stage:
         counts: dict[str, int] | None = None,
         dropped: dict[str, int] | None = None,
         facts: dict[str, Any] | None = None,
+        known_hashes: dict[str, str] | None = None,
     ) -> Manifest:
-        """Hash the work, write its manifest, force it to disk and give it its final name."""
+        """Hash the work, write its manifest, force it to disk and give it its final name.
+
+        Args:
+            known_hashes: path below the work folder -> SHA-256 of files that were hashed when they were written, so
+                that large ones are not read again.
+        """
         not_output = {self.work / _PLAN, self.work / manifests.FILE_NAME}
         files = sorted(path for path in self.work.rglob("*") if path.is_file() and path not in not_output)
+        names = [path.relative_to(self.work).as_posix() for path in files]
+        known = known_hashes or {}
         manifest = Manifest(
             stage=self.name,
             identity=self.identity,
             config=self.config,
             inputs=self.inputs,
             outputs=[
-                {
-                    "path": path.relative_to(self.work).as_posix(),
-                    "sha256": sha256_file(path),
-                    "bytes": path.stat().st_size,
-                }
-                for path in files
+                {"path": name, "sha256": known.get(name) or sha256_file(path), "bytes": path.stat().st_size}
+                for name, path in zip(names, files, strict=True)
             ],
             counts=counts or {},
             dropped=dropped or {},

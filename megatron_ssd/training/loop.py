@@ -14,22 +14,23 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_ssd.config.training import CheckpointConfig, TrainingConfig
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.training.checkpoint import save_checkpoint
 from megatron_ssd.training.checkpoint_writer import CheckpointWriter
 from megatron_ssd.training.data import BatchSource
+from megatron_ssd.training.meter import Meter
 from megatron_ssd.training.metrics import IterationMetrics
 from megatron_ssd.training.observer import Observer
 from megatron_ssd.training.state import TrainingState
 from megatron_ssd.training.step import run_step
 from megatron_ssd.training.stop import StopRequest
+from megatron_ssd.training.validation import Validation
 
 _RECENT = 50  # iterations that the time left is reckoned from
 
@@ -41,17 +42,22 @@ class Trainer:
     state: TrainingState
     schedule: OptimizerParamScheduler
     source: BatchSource
-    config: TrainingConfig
-    checkpoint: CheckpointConfig
+    validation: Validation | None  # where rows are held out
     writer: CheckpointWriter
+    meter: Meter
+    run: RunConfig
     device: str
-    validation: Callable[[], float] | None = None  # the loss on the held-out rows
     _recent: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
 
     @property
     def chunks(self) -> list[DistributedDataParallel]:
         """The model's chunks on this rank."""
         return self.state.chunks
+
+    @property
+    def config(self) -> TrainingConfig:
+        """The loop's own section of ``run``."""
+        return self.run.training
 
     @property
     def iteration(self) -> int:
@@ -75,7 +81,7 @@ class Trainer:
             self.writer.poll()
             self._check_watch()
             stopping = stop.agreed()
-            if stopping or self._due(self.checkpoint.save_interval):
+            if stopping or self._due(self.run.checkpoint.save_interval):
                 observer.before_checkpoint()
                 save_checkpoint(self.writer, self.state)
             if stopping and self.state.iteration < self.config.train_iters:
@@ -85,19 +91,9 @@ class Trainer:
 
     def step(self) -> IterationMetrics:
         """One iteration: forward, backward, update, measures."""
-        started = time.perf_counter()
-        result = run_step(self.state, self.schedule, self.source, self.config, device=self.device)
-        seconds = time.perf_counter() - started
-        tokens = self.config.global_batch_size * self.config.seq_length
-        rate = tokens / seconds
-        return IterationMetrics(
-            iteration=self.state.iteration,
-            **dataclasses.asdict(result),
-            tokens=tokens,
-            tokens_per_second=round(rate, 1),
-            tokens_per_second_per_gpu=round(rate / dist.get_world_size(), 1),
-            seconds=round(seconds, 4),
-        )
+        self.meter.start()
+        result = run_step(self.state, self.schedule, self.source, self.run, device=self.device)
+        return self.meter.stop(self.state.iteration, result)
 
     def _due(self, interval: int) -> bool:
         """Whether this iteration ends an interval, or the run."""
@@ -106,7 +102,7 @@ class Trainer:
     def _validated(self, metrics: IterationMetrics) -> IterationMetrics:
         if self.validation is None or not self._due(self.config.validation_interval):
             return metrics
-        return dataclasses.replace(metrics, validation_loss=self.validation())
+        return dataclasses.replace(metrics, validation_loss=self.validation.loss())
 
     def _check_watch(self) -> None:
         if self.state.watch.skipped_in_row >= self.config.max_skipped:

@@ -43,12 +43,16 @@ class IterationMetrics:
     skipped: bool = False  # loss or gradient was not finite, and nothing was updated
     spike: bool = False  # the loss jumped, see training.spike_factor
     validation_loss: float | None = None  # where it was measured, after the update
+    samples: str = ""  # hash of the documents in the global batch, in order
+    experts: dict[str, Any] | None = None  # how a mixture of experts spread the tokens; columns of their own
 
     def row(self) -> dict[str, Any]:
         """As a JSON object."""
+        values = dataclasses.asdict(self)
+        values |= values.pop("experts") or {}
         return {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in dataclasses.asdict(self).items()
+            for key, value in values.items()
         }
 
 

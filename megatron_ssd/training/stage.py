@@ -130,8 +130,10 @@ def prepare_trainer(config: RunConfig, work: Path, device: str) -> tuple[Trainer
     from megatron_ssd.training.data import batch_source, open_dataset
     from megatron_ssd.training.ema import EmaWeights
     from megatron_ssd.training.loop import Trainer
+    from megatron_ssd.training.meter import Meter
     from megatron_ssd.training.optimizer import build_optimizer, build_schedule, wrap_chunks
     from megatron_ssd.training.state import TrainingState
+    from megatron_ssd.training.validation import Validation
 
     model = needed(config.model, "model", fix="choose one with +model=NAME")
     dataset = open_dataset(config)
@@ -161,13 +163,19 @@ def prepare_trainer(config: RunConfig, work: Path, device: str) -> tuple[Trainer
     schedule = build_schedule(
         state.optimizer, config.optimizer, train_iters=config.training.train_iters, done=state.iteration
     )
+    source = batch_source(config, dataset, device=device)
+    validation = None
+    if config.training.validation_fraction > 0:
+        held_out = batch_source(config, open_dataset(config, split="validation"), device=device, single_pass=True)
+        validation = Validation(config, state, held_out, device=device)
     trainer = Trainer(
         state=state,
         schedule=schedule,
-        source=batch_source(config, dataset, device=device),
-        config=config.training,
-        checkpoint=config.checkpoint,
+        source=source,
+        validation=validation,
         writer=CheckpointWriter(work, config.checkpoint),
+        meter=Meter(config, state, source, device=device),
+        run=config,
         device=device,
     )
     return trainer, dataset
@@ -197,34 +205,33 @@ def _train(config: RunConfig, opened: list[Stage], trainer: Trainer, dataset: Tr
 
 
 def _announce(config: RunConfig, trainer: Trainer, dataset: TrainingDataset) -> None:
-    """Say what is going to run."""
+    """Say what is going to run; which layers was said where they were built."""
     precision, parallel, training = config.precision, config.parallel, config.training
-    layers = "TransformerEngine's layers" if precision.transformer_engine else "Megatron-Core's own (local) layers"
-    fp8 = f" with FP8 ({precision.fp8.recipe})" if precision.fp8 else ""
-    log.info("training: %s, %s%s, recompute %s", layers, precision.params_dtype, fp8, precision.recompute)
     log.info(
-        "training: %d processes: tensor %d%s, pipeline %d, context %d, expert %d, data %d, optimizer %s",
+        "training: %s%s, recompute %s; %d processes: tensor %d%s, pipeline %d%s, context %d, expert %d, data %d, %s "
+        "optimizer",
+        precision.params_dtype,
+        f" with FP8 ({precision.fp8.recipe})" if precision.fp8 else "",
+        precision.recompute,
         parallel.world_size,
         parallel.tensor_model_parallel_size,
         " with sequence" if parallel.sequence_parallel else "",
         parallel.pipeline_model_parallel_size,
+        f" x {virtual} virtual" if (virtual := parallel.virtual_pipeline_model_parallel_size) else "",
         parallel.context_parallel_size,
         parallel.expert_model_parallel_size,
         parallel.data_parallel_size,
         "distributed" if parallel.use_distributed_optimizer else "whole",
     )
-    rows = training.train_iters * training.global_batch_size
+    log.info("training: %s", dataset.packing_report())
+    rows, done = training.train_iters * training.global_batch_size, trainer.state.iteration
     log.info(
-        "training: %d iterations of %d rows of %d positions: %.2f epochs of %d rows (packing %s)",
+        "training: %d iterations of %d rows, %.2f epochs; %s",
         training.train_iters,
         training.global_batch_size,
-        training.seq_length,
         rows / dataset.num_rows(0),
-        dataset.num_rows(0),
-        training.packing,
+        f"going on from iteration {done}" if done else "from the first iteration",
     )
-    done = trainer.state.iteration
-    log.info("training: %s", f"going on from iteration {done}" if done else "starting at the first iteration")
 
 
 def _recorder(config: RunConfig, stage: Stage, trainer: Trainer) -> Recorder:
@@ -252,6 +259,7 @@ def _publish(config: RunConfig, stage: Stage, dataset: TrainingDataset) -> None:
     validation = [row["validation_loss"] for row in rows if row["validation_loss"] is not None]
     epochs, row = dataset.locate(config.training.train_iters * config.training.global_batch_size)
     stage.publish(
+        known_hashes=_checkpoint_hashes(stage.work),
         engine=megatron_facts(),
         counts={
             "iterations": len(rows),
@@ -262,9 +270,21 @@ def _publish(config: RunConfig, stage: Stage, dataset: TrainingDataset) -> None:
         facts={
             "final_loss": losses[-1] if losses else None,
             "final_validation_loss": validation[-1] if validation else None,
+            "packing_efficiency": round(dataset.packing_report().efficiency, 4),
             "skipped_iterations": sum(row["skipped"] for row in rows),
             "epochs": round(epochs + row / dataset.num_rows(epochs), 3),
             "tokens_per_second": round(sum(r["tokens"] for r in rows) / sum(r["seconds"] for r in rows), 1),
             "parallel": dataclasses.asdict(config.parallel),
         },
     )
+
+
+def _checkpoint_hashes(work: Path) -> dict[str, str]:
+    """Path below ``work`` -> SHA-256 of the checkpoints' files, which were hashed as they were written."""
+    from megatron_ssd.training.checkpoint_folder import list_checkpoints, read_facts
+
+    return {
+        f"{path.name}/{name}": file.sha256
+        for _, path in list_checkpoints(work)
+        for name, file in read_facts(path).files.items()
+    }
