@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +15,13 @@ import transformers
 
 from megatron_ssd.config.model import ModelConfig, RopeScalingConfig
 
-_SHAPE = {
+_SHAPE: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
     "intermediate_size": 48, "vocab_size": 64, "max_position_embeddings": 512, "rope_theta": 10000.0,
 }  # fmt: skip
-_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True}
+_EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True}
 
-_ODD = {**_SHAPE, "vocab_size": 63}  # divided by no even number of ranks
+_ODD: dict[str, Any] = {**_SHAPE, "vocab_size": 63}  # divided by no even number of ranks
 _OTHER_SCALING = RopeScalingConfig(
     factor=4.0, low_freq_factor=0.5, high_freq_factor=2.0, original_max_position_embeddings=64
 )
@@ -84,6 +85,7 @@ def save_reference_logits(root: Path, names: Iterable[str], tokens_BS: torch.Ten
 _REFERENCE_SCRIPT = """
 import sys
 from pathlib import Path
+from typing import Any
 import numpy as np
 from megatron_ssd.export.reference import reference_logits
 

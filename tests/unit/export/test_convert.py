@@ -1,0 +1,314 @@
+"""tools/convert_checkpoint.py: bit by bit both ways, whatever transformers writes; little memory; named errors."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from megatron_ssd.config.export import ConvertConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.export.convert import run_convert
+from megatron_ssd.training.checkpoint_folder import check_content, read_facts
+from tests.tiny_hf import MODELS, write_hf_folder
+from tests.unit.export.test_export_stage import write_tokenizer
+
+ROOT = Path(__file__).parents[3]
+DTYPES = {"qwen3": torch.bfloat16, "qwen3_moe": torch.bfloat16, "llama_scaled": torch.float16}
+
+
+def there(hf: Path, megatron: Path, **options: Any) -> None:
+    run_convert(ConvertConfig(direction="hf_to_megatron", hf=str(hf), megatron=str(megatron), **options))
+
+
+def back(megatron: Path, hf: Path, **options: Any) -> None:
+    run_convert(ConvertConfig(direction="megatron_to_hf", hf=str(hf), megatron=str(megatron), **options))
+
+
+def load_all(folder: Path) -> dict[str, Tensor]:
+    return {key: value for path in sorted(folder.glob("*.safetensors")) for key, value in load_file(path).items()}
+
+
+def is_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(
+        ours[key].dtype == theirs[key].dtype and ours[key].shape == theirs[key].shape
+        # Bits, so that NaN and minus zero count too.
+        and torch.equal(ours[key].view(torch.uint8), theirs[key].view(torch.uint8))
+        for key in theirs
+    )  # fmt: skip
+
+
+def write_complete_folder(folder: Path, name: str) -> None:
+    """A folder in several files with everything beside the weights that a published one has."""
+    write_hf_folder(folder, MODELS[name], dtype=DTYPES.get(name, torch.float32), max_shard_size="20KB")
+    write_tokenizer(folder, 32)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "LICENSE").write_text("terms")
+    (folder / "README.md").write_text("a model")
+    GenerationConfig(do_sample=True, temperature=0.6, top_p=0.95, eos_token_id=[1, 2], pad_token_id=1).save_pretrained(
+        folder
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_folder_comes_back_bit_by_bit(name: str, tmp_path: Path) -> None:
+    write_complete_folder(tmp_path / "hf", name)
+    assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 2
+    there(tmp_path / "hf", tmp_path / "megatron")
+    back(tmp_path / "megatron", tmp_path / "back", max_shard_bytes=30_000)
+    assert is_same(load_all(tmp_path / "back"), load_all(tmp_path / "hf"))
+    others = {path.name for path in (tmp_path / "hf").iterdir() if "safetensors" not in path.name}
+    assert {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", "LICENSE"} < others
+    assert others == {path.name for path in (tmp_path / "back").iterdir() if "safetensors" not in path.name}
+    for other in others:
+        assert (tmp_path / "back" / other).read_bytes() == (tmp_path / "hf" / other).read_bytes()
+
+
+def test_transformers_reads_what_came_back(tmp_path: Path) -> None:
+    write_complete_folder(tmp_path / "hf", "qwen3_moe")
+    there(tmp_path / "hf", tmp_path / "megatron")
+    back(tmp_path / "megatron", tmp_path / "back", max_shard_bytes=30_000)
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("back", "hf"))
+    assert ours.config.to_diff_dict() == theirs.config.to_diff_dict()
+    assert is_same(ours.state_dict(), theirs.state_dict())
+
+
+def test_tensors_of_several_types_keep_them(tmp_path: Path) -> None:
+    """Published mixtures may hold norms and routers in fp32; q, k and v share one tensor of the checkpoint."""
+    write_hf_folder(tmp_path / "hf", MODELS["qwen3_moe"], dtype=torch.bfloat16)
+    path = tmp_path / "hf" / "model.safetensors"
+    weights = load_file(path)
+    for key in weights:
+        if "norm" in key or "mlp.gate.weight" in key:
+            weights[key] = weights[key].float() * 1.1
+    weights["model.layers.1.self_attn.k_proj.weight"] = torch.randn(32, 32).half()
+    weights["model.layers.2.self_attn.v_proj.weight"] = torch.randn(32, 32)
+    weights["lm_head.weight"][0, :3] = torch.tensor([float("nan"), float("inf"), -0.0])
+    save_file(weights, path, metadata={"format": "pt"})
+    there(tmp_path / "hf", tmp_path / "megatron")
+    back(tmp_path / "megatron", tmp_path / "back", verify=True)
+    assert is_same(load_all(tmp_path / "back"), weights)
+
+
+def test_the_checkpoint_is_one_as_training_writes_it(tmp_path: Path) -> None:
+    write_hf_folder(tmp_path / "hf", MODELS["qwen3"])
+    there(tmp_path / "hf", tmp_path / "megatron")
+    checkpoint = tmp_path / "megatron" / "iter_0000000"
+    facts = read_facts(checkpoint)
+    assert (facts.iteration, facts.optimizer) == (0, "none")
+    assert {".metadata", "__0_0.distcp", "common.pt", "metadata.json"} == facts.files.keys()
+    check_content(checkpoint, facts, sorted(facts.files))
+    back(checkpoint, tmp_path / "back")  # the checkpoint's own folder will do
+    assert is_same(load_all(tmp_path / "back"), load_all(tmp_path / "hf"))
+
+
+def test_memory_stays_near_the_largest_tensor(tmp_path: Path) -> None:
+    """Peak memory of fresh processes, on a model of 40 times its largest tensor."""
+    shape = {"hidden_size": 1024, "num_hidden_layers": 11, "num_attention_heads": 8, "num_key_value_heads": 8,
+             "head_dim": 128, "intermediate_size": 4096, "vocab_size": 4096, "max_position_embeddings": 8}  # fmt: skip
+    total, largest = write_large_folder(tmp_path / "hf", shape)
+    assert total > 40 * largest
+    for direction in ("hf_to_megatron", "megatron_to_hf"):
+        folder = tmp_path / ("hf" if direction == "hf_to_megatron" else "back")
+        config = {"direction": direction, "hf": str(folder), "megatron": str(tmp_path / "megatron")}
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", MEASURE, json.dumps(config)], cwd=ROOT,
+                              capture_output=True, text=True, check=True)  # fmt: skip
+        used = int(done.stdout.splitlines()[-1])
+        assert used < 8 * largest, f"{direction}: {used / 1e6:.0f} MB"
+
+
+MEASURE = """
+import json, sys
+import megatron_ssd.export.checkpoint_writer, megatron_ssd.export.hf_view
+from megatron_ssd.config.export import ConvertConfig
+from megatron_ssd.export.convert import run_convert
+from megatron_ssd.runtime import cpu
+
+cpu.install()  # imports the rest of Megatron-Core
+
+def status(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key + ":"))
+
+base = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # VmHWM begins anew
+run_convert(ConvertConfig(**json.loads(sys.argv[1])))
+print(status("VmHWM") - base)
+"""
+
+
+def write_large_folder(folder: Path, shape: dict[str, int]) -> tuple[int, int]:
+    """Bytes of all weights and of the largest."""
+    from megatron_ssd.config.model import ModelConfig
+    from megatron_ssd.export.shards import TensorSpec, plan_shards, write_index, write_shard
+    from megatron_ssd.models.families import family_of
+    from megatron_ssd.models.whole_model import whole_model
+
+    folder.mkdir()
+    model = ModelConfig(name="large", model_type="qwen3", **shape)  # type: ignore[arg-type]
+    (folder / "config.json").write_text(json.dumps(family_of("qwen3").to_hf_config(model, dtype="bfloat16")))
+    specs = {
+        name: TensorSpec(name, size, torch.bfloat16)
+        for weight in whole_model(model).weights
+        for name, size in zip(weight.hf_names, weight.hf_shapes, strict=True)
+    }
+    shards = plan_shards(list(specs.values()), max_bytes=100_000_000)
+    for shard in shards:
+        write_shard(folder, shard, lambda name: torch.ones(specs[name].shape, dtype=torch.bfloat16))
+    write_index(folder, shards)
+    sizes = [spec.num_bytes for spec in specs.values()]
+    return sum(sizes), max(sizes)
+
+
+def test_a_killed_conversion_leaves_no_result_and_runs_again(tmp_path: Path) -> None:
+    write_hf_folder(tmp_path / "hf", MODELS["qwen3"])
+    script = (
+        "import os, signal, sys; import megatron_ssd.export.checkpoint_writer as w; from pathlib import Path\n"
+        "original = w.FileSystemWriter.finish\n"
+        "def die(*args): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "w.FileSystemWriter.finish = die\n"
+        "from tests.unit.export.test_convert import there; there(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "hf"), str(tmp_path / "megatron")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "megatron").exists()
+    assert (tmp_path / "megatron.partial" / "iter_0000000" / "__0_0.distcp").is_file()
+    there(tmp_path / "hf", tmp_path / "megatron")
+    back(tmp_path / "megatron", tmp_path / "back")
+    assert is_same(load_all(tmp_path / "back"), load_all(tmp_path / "hf"))
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    write_hf_folder(tmp_path / "hf", MODELS["qwen3"])
+    (tmp_path / "megatron").mkdir()  # an empty folder is no reason to refuse
+    there(tmp_path / "hf", tmp_path / "megatron")
+    with pytest.raises(UserError, match=r"megatron = .*: exists and is not empty; .*replace=true"):
+        there(tmp_path / "hf", tmp_path / "megatron")
+    with pytest.raises(UserError, match=r"hf = .*: exists and is not empty"):
+        back(tmp_path / "megatron", tmp_path / "hf")
+    there(tmp_path / "hf", tmp_path / "megatron", replace=True)
+    assert (tmp_path / "megatron.replaced-1" / "iter_0000000").is_dir()
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_folders_that_cannot_be_converted_are_refused_by_name(tmp_path: Path) -> None:
+    hf = tmp_path / "hf"
+    write_hf_folder(hf, MODELS["qwen3"], max_shard_size="20KB")
+    files = sorted(hf.glob("*.safetensors"))
+
+    def refused(match: str) -> None:
+        with pytest.raises(UserError, match=match):
+            there(hf, tmp_path / "megatron")
+        assert not (tmp_path / "megatron").exists()
+
+    config = (hf / "config.json").read_bytes()
+    for change, match in (
+        ({"attention_bias": True}, "attention_bias = True"),
+        ({"model_type": "gemma3"}, r"model_type = 'gemma3': known are qwen3, qwen3_moe, llama"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is set"),
+        ({"vocab_size": 65}, r"2 weight\(s\) misshapen: lm_head.weight has shape \[64, 32\] and .* wants \[65, 32\]"),
+        ({"num_hidden_layers": 3}, r"11 weight\(s\) unknown: model.layers.3"),
+    ):
+        change_config(hf, **change)
+        refused(match)
+        (hf / "config.json").write_bytes(config)
+    whole = files[1].read_bytes()
+    files[1].write_bytes(whole[:-8])
+    refused(f"{files[1].name}: is no whole safetensors file")
+    files[1].unlink()
+    refused(f"{files[1].name}: does not exist")
+    files[1].write_bytes(whole)
+    index = hf / "model.safetensors.index.json"
+    values = json.loads(index.read_text())
+    values["weight_map"]["model.layers.9.weight"] = files[1].name
+    index.write_text(json.dumps(values))
+    refused(r"lacks 1 weight\(s\) that model.safetensors.index.json promises: model.layers.9.weight")
+
+
+def test_checkpoints_that_cannot_be_converted_are_refused_by_name(tmp_path: Path) -> None:
+    write_hf_folder(tmp_path / "hf", MODELS["qwen3"])
+    there(tmp_path / "hf", tmp_path / "megatron")
+    checkpoint = tmp_path / "megatron" / "iter_0000000"
+
+    def refused(match: str, folder: Path = tmp_path / "megatron", **options: Any) -> None:
+        with pytest.raises(UserError, match=match):
+            back(folder, tmp_path / "back", **options)
+        assert not (tmp_path / "back").exists()
+
+    refused(r"holds no iter_0000005; choose one of 0", iteration=5)
+    refused("holds no moving average", weights="ema")
+    refused("does not exist", folder=tmp_path / "nowhere")
+    refused("holds no checkpoint", folder=tmp_path / "hf")
+    write_hf_folder(tmp_path / "other", MODELS["qwen3_tied"])
+    refused(r"1 weight\(s\) unknown: output_layer.weight", hf_assets=str(tmp_path / "other"))
+    write_hf_folder(tmp_path / "moe", MODELS["qwen3_moe"])
+    refused(
+        r"weight\(s\) missing: decoder.layers.mlp.experts.experts.linear_fc1.weight", hf_assets=str(tmp_path / "moe")
+    )
+    (tmp_path / "megatron" / "hf").rename(tmp_path / "assets")
+    refused(r"has no hf/ with config.json .*; add hf_assets=DIR")
+    (tmp_path / "assets").rename(tmp_path / "megatron" / "hf")
+
+    data = checkpoint / "__0_0.distcp"
+    whole = bytearray(data.read_bytes())
+    spoiled = whole.copy()
+    position = whole.index(load_file(tmp_path / "hf" / "model.safetensors")["lm_head.weight"].numpy().tobytes())
+    spoiled[position + 100] ^= 1  # one bit
+    data.write_bytes(spoiled)
+    refused(r"__0_0.distcp: what it holds of output_layer.weight is not what was written")
+    data.write_bytes(whole[:-5000])
+    refused(r"__0_0.distcp has \d+ bytes and \d+ were written")
+    data.unlink()
+    refused(r"__0_0.distcp is missing")
+    data.write_bytes(whole)
+    metadata = checkpoint / ".metadata"
+    content = metadata.read_bytes()
+    metadata.write_bytes(content[: len(content) // 2].ljust(len(content), b"\0"))
+    refused(r".metadata: it cannot be read")
+
+
+def run_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "tools/convert_checkpoint.py", *arguments], cwd=ROOT, capture_output=True,
+                          text=True, check=False, timeout=120)  # fmt: skip
+
+
+def test_the_command(tmp_path: Path) -> None:
+    write_hf_folder(tmp_path / "hf", MODELS["llama"])
+    done = run_tool("direction=hf_to_megatron", f"hf={tmp_path / 'hf'}", f"megatron={tmp_path / 'megatron'}")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    done = run_tool("direction=hf_to_megatron", f"hf={tmp_path / 'hf'}", f"megatron={tmp_path / 'megatron'}")
+    assert done.returncode == 2
+    assert [line for line in done.stderr.splitlines() if line][-1].startswith(f"error: megatron = {tmp_path}")
+    help_text = run_tool("--help").stdout
+    assert all(key in help_text for key in ("direction", "hf_assets", "max_shard_bytes", "replace"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["direction=sideways", "hf=a", "megatron=b"], r"direction = 'sideways': .*hf_to_megatron or meg"),
+        (["direction=hf_to_megatron", "hf=a"], "megatron is not set"),
+        (["direction=hf_to_megatron", "hf=a", "megatrn=b"], r"argument 'megatrn=b': .*did you mean megatron=VALUE"),
+        (["direction=hf_to_megatron", "hf=a", "megatron=b", "iteration=3"], "iteration = 3: belongs to direction=meg"),
+        (["direction=megatron_to_hf", "hf=a", "megatron=b", "iteration=x"], "iteration = 'x': must be a whole number"),
+        (["direction=megatron_to_hf", "hf=a", "megatron=b", "max_shard_bytes=0"], "max_shard_bytes = 0: must be pos"),
+    ],
+)  # fmt: skip
+def test_arguments_that_mean_nothing_are_refused(arguments: list[str], match: str) -> None:
+    from tools.convert_checkpoint import parse
+
+    with pytest.raises(UserError, match=match):
+        parse(arguments)
