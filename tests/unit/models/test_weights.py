@@ -12,6 +12,7 @@ from megatron_ssd.models.weights import (
     QkvMerge,
     Rule,
     UnmappedWeightError,
+    Vocabulary,
     all_hf_names,
     find_rule,
 )
@@ -29,7 +30,12 @@ def test_qkv_rows_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("rule", "rows"),
-    [(Direct("a", ("b",), split=0), (16,)), (GateUpMerge("a", ("b", "c"), split=0), (12, 12)), (QKV, (16, 8, 8))],
+    [
+        (Direct("a", ("b",), split=0), (16,)),
+        (Vocabulary("a", ("b",), split=0), (64,)),
+        (GateUpMerge("a", ("b", "c"), split=0), (12, 12)),
+        (QKV, (16, 8, 8)),
+    ],
 )
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_divide_undoes_merge_and_slices_merge_to_slices(rule: Rule, rows: tuple[int, ...], parts: int) -> None:
@@ -58,6 +64,25 @@ def test_both_layer_specs_are_in_the_table(name: str) -> None:
     rule, numbers = find_rule(FAMILIES["qwen3_moe"].rows, name)
     assert numbers == ({"layer": 11, "expert": 7} if "experts" in name else {"layer": 11})
     assert all("layers.11." in hf_name for hf_name in rule.hf_names(numbers))
+
+
+def test_both_layer_specs_are_made_of_the_same_weights() -> None:
+    """TransformerEngine's grouped experts and fused norms, row by row, against the names of the local layers."""
+    rows = FAMILIES["qwen3_moe"].rows
+    pairs = {
+        "decoder.layers.1.input_layernorm.weight": "decoder.layers.1.self_attention.linear_qkv.layer_norm_weight",
+        "decoder.layers.1.mlp.experts.local_experts.3.linear_fc1.weight":
+            "decoder.layers.1.mlp.experts.linear_fc1.weight3",
+        "decoder.layers.1.mlp.experts.local_experts.3.linear_fc2.weight":
+            "decoder.layers.1.mlp.experts.linear_fc2.weight3",
+    }  # fmt: skip
+    for local, fused in pairs.items():
+        ours, theirs = find_rule(rows, local), find_rule(rows, fused)
+        assert ours.numbers == theirs.numbers
+        assert ours.rule.hf_names(ours.numbers) == theirs.rule.hf_names(theirs.numbers)
+        assert (type(ours.rule), ours.rule.split, ours.rule.is_expert) == (
+            type(theirs.rule), theirs.rule.split, theirs.rule.is_expert,
+        )  # fmt: skip
 
 
 def test_unknown_weight_raises_with_its_name() -> None:

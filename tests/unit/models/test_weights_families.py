@@ -62,7 +62,17 @@ def test_rope_scaling_must_agree() -> None:
         family_of("llama").check_hf_config(values, MODELS["llama"], source=SOURCE)
 
 
-@pytest.mark.parametrize(("key", "value"), [("attention_bias", True), ("hidden_act", "gelu"), ("mlp_only_layers", [0])])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attention_bias", True),
+        ("hidden_act", "gelu"),
+        ("mlp_only_layers", [0]),
+        ("decoder_sparse_step", 2),
+        ("use_sliding_window", True),
+        ("partial_rotary_factor", 0.5),
+    ],
+)
 def test_what_is_not_built_here_is_refused(key: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"{key} = "):
         family_of("qwen3_moe").check_hf_config(
@@ -77,3 +87,39 @@ def test_wrong_family_and_missing_key() -> None:
     del values["hidden_size"]
     with pytest.raises(UserError, match="has no hidden_size"):
         family_of("qwen3").check_hf_config(values, MODELS["qwen3"], source=SOURCE)
+
+
+def test_what_makes_no_difference_is_accepted() -> None:
+    """As transformers 5 writes it: rope_parameters, layer types, null for what is not set."""
+    model = MODELS["qwen3"]
+    values = to_hf(model)
+    del values["rope_theta"], values["rope_scaling"]
+    values |= {
+        "rope_parameters": {"rope_theta": model.rope_theta, "rope_type": "default", "partial_rotary_factor": 1.0},
+        "layer_types": ["full_attention"] * 4, "sliding_window": None, "pad_token_id": None, "attention_bias": None,
+        "dtype": "bfloat16", "quantization_config": None,
+    }  # fmt: skip
+    family_of("qwen3").check_hf_config(values, model, source=SOURCE)
+    with pytest.raises(UserError, match="layer_types has"):
+        family_of("qwen3").check_hf_config({**values, "layer_types": ["sliding_attention"]}, model, source=SOURCE)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "qwen3_moe", "llama"])
+def test_what_a_file_leaves_out_is_what_transformers_takes(model_type: str) -> None:
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
+             "intermediate_size": 96, "vocab_size": 64, "max_position_embeddings": 64}  # fmt: skip
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+    said = {"model_type": model_type, **shape, **(experts if model_type == "qwen3_moe" else {})}
+    theirs = transformers.AutoConfig.for_model(**said)
+    ours = family_of(model_type).from_hf_config(said, source=SOURCE)
+    head_dim = getattr(theirs, "head_dim", None) or 64 // 4
+    assert (ours["head_dim"], ours["rope_theta"]) == (head_dim, theirs.rope_parameters["rope_theta"])
+    for key in ("tie_word_embeddings", "rms_norm_eps", *(["norm_topk_prob"] if model_type == "qwen3_moe" else [])):
+        assert ours[key] == getattr(theirs, key), key
+
+
+def test_scaling_takes_all_four_numbers() -> None:
+    values = to_hf(MODELS["llama_scaled"])
+    del values["rope_scaling"]["low_freq_factor"]
+    with pytest.raises(UserError, match=r"rope_type = 'llama3': it has no low_freq_factor"):
+        family_of("llama").from_hf_config(values, source=SOURCE)
