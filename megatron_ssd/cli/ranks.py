@@ -2,30 +2,51 @@
 
     python -m megatron_ssd.cli.ranks --standalone --nproc-per-node=2 launch/train.py +experiment=demo
 
-Takes torchrun's own arguments. Ends with the status of the process that failed first.
+Takes torchrun's own arguments. Ends with the status of the process that failed first, which is 75 where a signal
+stopped training with its state saved. SIGINT, SIGTERM and SIGUSR1 are passed on to the processes, which take the time
+that saving needs; torchrun itself would kill them half a minute after the first two and die of the third.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+from types import FrameType
 
+import psutil
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 _ONE_THREAD = "1"  # each process sets its own number later; this keeps torchrun from warning that it chose this one
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_LEFT_TO_TORCHRUN = "--signals-to-handle"
 
 
 def main() -> None:
     """Start the processes and wait for them."""
     os.environ.setdefault("OMP_NUM_THREADS", _ONE_THREAD)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for number in _PASSED_ON:
+        signal.signal(number, _pass_on)
+    arguments = sys.argv[1:]
+    if _LEFT_TO_TORCHRUN in run.get_args_parser().format_help():  # later versions of torch
+        arguments = [f"{_LEFT_TO_TORCHRUN}=SIGHUP,SIGQUIT", *arguments]
     try:
-        run.main()
+        run.main(arguments)
     except ChildFailedError as error:
         _, first = error.get_first_failure()
         sys.exit(first.exitcode if first.exitcode > 0 else 128 - first.exitcode)
+
+
+def _pass_on(number: int, frame: FrameType | None) -> None:
+    children = psutil.Process().children()
+    for child in children:
+        child.send_signal(number)
+    if not children:  # nothing was started yet
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,15 @@ def test_training_meets_at_the_first_node_with_the_allocations_world_size(cluste
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("status", "requeued"), [(75, True), (1, False), (130, False)])
+def test_training_that_saved_for_the_scheduler_goes_back_into_the_queue(cluster, tmp_path, status, requeued):
+    (tmp_path / "bin" / "srun").write_text(f"#!/bin/sh\nexit {status}\n")
+    (tmp_path / "bin" / "scontrol").write_text('#!/bin/sh\necho "scontrol $*"\n')
+    ended, lines, _ = cluster("train.sbatch", SLURM_JOB_ID="7", SLURM_JOB_NODELIST="node7", SLURM_NNODES="1")
+    assert ended == status
+    assert ("scontrol requeue 7" in lines) is requeued
+
+
 def test_a_container_gets_the_checkout_and_more_mounts(cluster, tmp_path):
     status, arguments, _ = cluster(
         "train.sbatch", IMAGE="/images/train.sqsh", MOUNTS="/data:/data",
