@@ -22,13 +22,16 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.models.families import family_of
 
 MB = 1_000_000
-_SHAPE = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 32768,
-          "vocab_size": 65536, "hidden_size": 2048, "intermediate_size": 6144}  # fmt: skip
+_SHAPE: dict[str, Any] = {
+    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 32768,
+    "vocab_size": 65536, "hidden_size": 2048, "intermediate_size": 6144,
+}  # fmt: skip
 # In a process of its own: the baseline is taken when all is imported, the peak at the end.
 _CHILD = """
 import json, sys, time

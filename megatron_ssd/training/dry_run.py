@@ -66,15 +66,24 @@ def run_dry(config: RunConfig) -> None:
         return
     model = needed(config.model, "model", fix="choose one with +model=NAME")
     report = lay_out(model, config.parallel, config.precision, config.moe)
-    assert report.num_parameters == model.num_parameters(), (report.num_parameters, model.num_parameters())
     training, parallel = config.training, config.parallel
+    padding = _padding(model, parallel)
+    assert report.num_parameters == model.num_parameters() + padding, (report.num_parameters, padding)
     print(f"{model.name}: {parallel.world_size} processes, {config.precision.params_dtype}")
-    print(report.table())
+    print(report.table() + (f", {padding:,} of them to pad the vocabulary" if padding else ""))
     print(
         f"an iteration: {training.global_batch_size} rows of {training.seq_length} tokens in "
         f"{training.num_microbatches(parallel.data_parallel_size)} micro batches on each of "
         f"{parallel.data_parallel_size} replicas"
     )
+
+
+def _padding(model: ModelConfig, parallel: ParallelConfig) -> int:
+    """Parameters that pad the vocabulary to a multiple of the tensor parallel size."""
+    from megatron_ssd.models.vocabulary import padded_vocab_size
+
+    rows = padded_vocab_size(model, parallel) - model.vocab_size
+    return rows * model.hidden_size * (1 if model.tie_word_embeddings else 2)
 
 
 def lay_out(

@@ -57,6 +57,6 @@ def test_loss_and_gradients_are_those_without_padding(name: str, monkeypatch: py
         assert ours.grad is not None
         assert theirs.grad is not None
         assert torch.equal(ours[: len(theirs)], theirs), key  # the same initial weights
-        torch.testing.assert_close(ours.grad[: len(theirs)], theirs.grad, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(ours.grad[: len(theirs)], theirs.grad, rtol=1e-4, atol=2e-6)
         assert not ours[len(theirs) :].any()
         assert not ours.grad[len(theirs) :].any()
