@@ -62,7 +62,7 @@ def measure(trainer: Any) -> dict[str, int]:
     """Bytes on this rank after a step."""
     buffers = [buffer for chunk in trainer.chunks for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)]
     parameters = [parameter.data for chunk in trainer.chunks for parameter in chunk.parameters()]
-    inner = [optimizer.optimizer for optimizer in trainer.optimizer.chained_optimizers]
+    inner = [optimizer.optimizer for optimizer in trainer.state.optimizer.chained_optimizers]
     main = [parameter.data for adam in inner for group in adam.param_groups for parameter in group["params"]]
     moments = [
         value for adam in inner for state in adam.state.values() for value in state.values()

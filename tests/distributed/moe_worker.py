@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from megatron_ssd.config.moe import MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
-from megatron_ssd.models.routers import routers, weigh_aux_loss
+from megatron_ssd.models.routers import routers
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
 from megatron_ssd.training.expert_load import LoadRecorder
@@ -33,6 +33,7 @@ CASES: dict[int, dict[str, tuple[dict[str, Any], MoeConfig, dict[str, Any]]]] = 
         "plain": ({}, MoeConfig(), {}),
         "aux": ({}, AUX, {}),
         "aux_sequence": ({}, AUX, {"loss_normalization": "sequence"}),
+        "aux_unpacked": ({}, AUX, {"packing": "none"}),
         "frozen": ({}, MoeConfig(freeze_router=True), {}),
         "full_recompute": ({}, MoeConfig(), {"recompute": "full"}),
         "router_fp64": ({}, MoeConfig(router_dtype="fp64"), {}),
@@ -42,6 +43,7 @@ CASES: dict[int, dict[str, tuple[dict[str, Any], MoeConfig, dict[str, Any]]]] = 
         "allgather_ep2": (EP2, MoeConfig(dispatcher="allgather"), {}),
         "aux_ep2": (EP2, AUX, {}),
         "aux_tp2_ep2": (SP2_EP2, AUX, {}),
+        "aux_cp2_ep2": ({"context_parallel_size": 2, **EP2}, AUX, {"packing": "none"}),
         "frozen_ep2": (EP2, MoeConfig(freeze_router=True), {}),
         "pp2": (PP2_EP1, MoeConfig(), {}),
     },
@@ -65,19 +67,12 @@ def train(root: Path, name: str) -> None:
         rows = []
         for _ in range(ITERATIONS):
             recorder.start()
-            _weigh(trainer, moe, parallel)
             metrics = trainer.step()
             rows.append({"loss": metrics.loss, "grad_norm": metrics.grad_norm, "counts": recorder.counts().tolist()})
         after = {router.layer_number: router.weight.detach() for router in routers(trainer.chunks)}
     moved = [float((after[layer] - before[layer]).abs().max()) for layer in after]
     if dist.get_rank() == 0:
         (root / f"{name}.json").write_text(json.dumps({"rows": rows, "moved": moved}))
-
-
-def _weigh(trainer: Any, moe: MoeConfig, parallel: ParallelConfig) -> None:
-    positions = trainer.config.global_batch_size * trainer.config.seq_length
-    normalizer = trainer.source.normalizer(trainer.iteration + 1)
-    weigh_aux_loss(trainer.chunks, moe.aux_loss_coeff, parallel, normalizer=normalizer, positions=positions)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("full_recompute", "plain"),
         ("aux_ep2", "aux"),
         ("aux_tp2_ep2", "aux"),
+        ("aux_cp2_ep2", "aux_unpacked"),
         ("frozen_ep2", "frozen"),
     ],
 )

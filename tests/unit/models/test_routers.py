@@ -8,7 +8,7 @@ import torch
 from megatron_ssd.config.moe import MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.training import OptimizerConfig
-from megatron_ssd.models.routers import routers, weigh_aux_loss
+from megatron_ssd.models.routers import routers
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
 from megatron_ssd.training.expert_load import spread
@@ -36,10 +36,6 @@ def last_router(root: Path, coefficient: float, normalization: str) -> tuple[tor
         router = list(routers(trainer.chunks))[-1]
         router.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach().flatten(0, 1)))
         weight = router.weight.detach().clone().requires_grad_()
-        weigh_aux_loss(
-            trainer.chunks, coefficient, ONE, normalizer=trainer.source.normalizer(1),
-            positions=config.training.global_batch_size * config.training.seq_length,
-        )  # fmt: skip
         trainer.step()
         gradient = router.weight.main_grad.clone()
     for hidden_TH in inputs:
