@@ -7,14 +7,18 @@ for by what Megatron-Core offers and not by its number. docs/versions.md says wh
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import warnings
+from pathlib import Path
 from typing import Any
 
 # What a release says to its developers, or torch to a release; no user of this project can change any of it.
 _WARNINGS = (
     "`sequence_parallel` is set to `True`, but tensor model parallel",
     "The .grad attribute of a Tensor that is not a leaf",
+    "torch.distributed is disabled, unavailable or uninitialized",  # 0.19 reads what is the same for all ranks alone
+    "The argument order of load has been changed",
     "MimoModelConfig is experimental",  # 0.19 imports it with its checkpoints
 )
 # Logger below megatron.core -> how its message begins.
@@ -22,6 +26,7 @@ _MESSAGES = {
     "models.gpt.gpt_model": "GPTModel IS DEPRECATED",  # 0.19; its successor is not in 0.16
     "transformer.transformer_layer": "Rewrapping ModuleSpec",  # 0.19 turns the form of 0.16 into its own
     "distributed.distributed_data_parallel": "DistributedDataParallel: full_param_layout",  # 0.19 lays it out itself
+    "dist_checkpointing.strategies.common": "load_common is deprecated",  # 0.19, of a checkpoint that 0.16 wrote
     "dist_checkpointing.strategies.torch": "MCore's async save is deprecated",  # 0.19, see save_options
 }
 
@@ -58,3 +63,34 @@ def save_options() -> dict[str, Any]:
 
     offered = inspect.signature(save).parameters
     return {"async_strategy": "mcore"} if "async_strategy" in offered else {}
+
+
+def load_options(path: Path) -> dict[str, Any]:
+    """Keyword arguments for ``dist_checkpointing.load`` of the checkpoint ``path``, whichever release wrote it.
+
+    What is the same for all ranks is ``common.pt`` in a checkpoint of 0.16, which 0.19 reads too; 0.19 writes it as one
+    more object among the tensors, where 0.16 has to be told to look.
+    """
+    from megatron.core.dist_checkpointing.serialization import load
+
+    if "common_strategy" not in inspect.signature(load).parameters or (path / "common.pt").exists():
+        return {}
+    from megatron.core.dist_checkpointing.strategies.common import TorchCommonLoadStrategy
+
+    class CommonAmongTensors(TorchCommonLoadStrategy):
+        def load_common(self, checkpoint_dir: str | Path) -> Any:
+            return _common_among_tensors(Path(checkpoint_dir))
+
+    return {"common_strategy": CommonAmongTensors()}
+
+
+def _common_among_tensors(path: Path) -> Any:
+    import torch
+    from megatron.core.dist_checkpointing.mapping import ShardedObject
+    from torch.distributed import checkpoint
+
+    key = ShardedObject("common_state", None, (1,), (0,)).unique_key
+    found: dict[str, Any] = {key: io.BytesIO()}
+    checkpoint.load(found, storage_reader=checkpoint.FileSystemReader(path), no_dist=True)
+    value = found[key]
+    return (torch.load(value, weights_only=True) if isinstance(value, io.BytesIO) else value)[0]

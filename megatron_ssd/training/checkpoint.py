@@ -22,6 +22,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.runtime.process_groups import is_rank_zero, on_rank_zero
+from megatron_ssd.runtime.versions import load_options
 from megatron_ssd.training import adam_state
 from megatron_ssd.training.checkpoint_folder import (
     BrokenCheckpointError,
@@ -120,7 +121,7 @@ def load_checkpoint(path: Path, facts: CheckpointFacts, state: TrainingState) ->
         del wanted["random"]
     try:
         with reading(path):
-            loaded = dist_checkpointing.load(wanted, str(path))
+            loaded = dist_checkpointing.load(wanted, str(path), **load_options(path))
     except (dist_checkpointing.core.CheckpointingException, CheckpointException) as error:
         raise UserError(
             f"checkpoint {path}", rule=f"does not fit the model ({error})", fix="use the model that it was trained as"

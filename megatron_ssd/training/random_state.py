@@ -16,14 +16,17 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 
 def random_state() -> bytes:
-    """Python's, numpy's, torch's and Megatron-Core's tracker's, of this process."""
+    """Python's, numpy's, torch's and Megatron-Core's tracker's, of this process.
+
+    As arrays: Megatron-Core 0.19 has torch pickle tensors in a way that 0.16 cannot read.
+    """
     return pickle.dumps(
         {
             "python": random.getstate(),
             "numpy": np.random.get_state(),
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state(),
-            "tracker": get_cuda_rng_tracker().get_states(),
+            "torch": torch.get_rng_state().numpy(),
+            "cuda": torch.cuda.get_rng_state().numpy(),
+            "tracker": {name: state.numpy() for name, state in get_cuda_rng_tracker().get_states().items()},
         }
     )
 
@@ -33,6 +36,6 @@ def set_random_state(saved: bytes) -> None:
     state: dict[str, Any] = pickle.loads(saved)
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
-    torch.cuda.set_rng_state(state["cuda"])
-    torch.set_rng_state(state["torch"])
-    get_cuda_rng_tracker().set_states(state["tracker"])
+    torch.cuda.set_rng_state(torch.from_numpy(state["cuda"]))
+    torch.set_rng_state(torch.from_numpy(state["torch"]))
+    get_cuda_rng_tracker().set_states({name: torch.from_numpy(each) for name, each in state["tracker"].items()})
