@@ -60,7 +60,7 @@ def _quiet_imports() -> None:
 
 
 def _answer_for_the_device() -> None:
-    """``device=torch.cuda.current_device()`` and ``device="cuda"`` mean the CPU."""
+    """``device=torch.cuda.current_device()`` and ``device="cuda"`` mean the CPU, whose memory is never pinned."""
     torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment, return-value]
     # ``with torch.device(...)`` acts on functions that torch lists once, on first use: it must list the real ones.
     _device_constructors()
@@ -73,6 +73,7 @@ def _on_cpu(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def call(*args: Any, **kwargs: Any) -> Tensor:
         if kwargs.get("device") == "cuda":
             kwargs["device"] = "cpu"
+        kwargs.pop("pin_memory", None)
         return factory(*args, **kwargs)
 
     return call
