@@ -1,9 +1,9 @@
-"""A Megatron-Core checkpoint of weights alone, written one weight at a time.
+"""A Megatron-Core checkpoint of weights alone, written one weight after another.
 
 The format is that of ``torch.distributed.checkpoint`` (torch_dist): ``.distcp`` files with one ``torch.save`` record
 after another, and ``.metadata``, which says where each piece of each tensor stands. Megatron-Core's own writer, and
-torch's, take a whole model; here one weight is in hand at a time. What is written is what one process would have
-written, so that any layout loads it.
+torch's, take a whole model; here one weight is in hand, and the one before it until it is hashed. What is written is
+what one process would have written, so that any layout loads it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -36,7 +36,7 @@ from megatron_ssd.models.whole_model import WholeModel, WholeWeight
 from megatron_ssd.progress import progress
 
 FILE_BYTES = 4_000_000_000  # after which a new file is begun
-_HASH_INLINE = 1 << 16  # bytes; what is shorter is hashed at once
+_SMALL = 1 << 16  # bytes; what is shorter is copied for the hash
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,19 @@ class WrittenFile:
 
 
 def write_checkpoint(
-    folder: Path, whole: WholeModel, value_of: Callable[[WholeWeight], Tensor], *, file_bytes: int = FILE_BYTES
+    folder: Path,
+    whole: WholeModel,
+    pieces_of: Callable[[WholeWeight], Iterable[Tensor]],
+    *,
+    file_bytes: int = FILE_BYTES,
 ) -> dict[str, WrittenFile]:
     """Write every weight of ``whole`` and what Megatron-Core's loading needs beside them into the new ``folder``.
 
     Args:
         folder: does not exist yet.
         whole: names, keys and shapes.
-        value_of: the value of a weight, in the type that is to be kept. Asked once for each, in order.
+        pieces_of: the value of a weight, in one piece or cut along its first dimension, each piece in the type that is
+            to be kept. Asked once for each weight, in order.
         file_bytes: size from which on a new file is begun.
 
     Returns:
@@ -78,7 +83,7 @@ def write_checkpoint(
                     results += _write_objects(file, name, whole.object_keys)
                 while todo and file.tell() < file_bytes:
                     weight = todo.pop(0)
-                    results.append(_write_weight(file, name, weight, value_of(weight), tensors))
+                    results += _write_weight(file, name, weight, pieces_of(weight), tensors)
                     bar.update()
             files[name] = WrittenFile(file.tell(), file.hexdigest())
     objects = {key: BytesStorageMetadata() for key in whole.object_keys}
@@ -89,25 +94,25 @@ def write_checkpoint(
 
 
 def _write_weight(
-    file: _HashedFile, name: str, weight: WholeWeight, value: Tensor, tensors: dict[str, Any]
-) -> WriteResult:
+    file: _HashedFile, name: str, weight: WholeWeight, pieces: Iterable[Tensor], tensors: dict[str, Any]
+) -> Iterator[WriteResult]:
     """Append one weight to ``file`` and enter its place into ``tensors``, the metadata by key."""
-    assert tuple(value.shape) == weight.shape, weight.name
     leading = (1,) * len(weight.place)
-    start = file.tell()
-    _save(value.contiguous().view(*leading, *weight.shape), file)
-    chunk = ChunkStorageMetadata(
-        offsets=torch.Size((*weight.place, *(0 for _ in weight.shape))), sizes=torch.Size((*leading, *weight.shape))
-    )
-    entry = tensors.setdefault(
-        weight.key,
-        TensorStorageMetadata(
-            properties=TensorProperties(dtype=value.dtype), size=torch.Size((*weight.places, *weight.shape)), chunks=[]
-        ),
-    )
-    index = MetadataIndex(weight.key, chunk.offsets, index=len(entry.chunks))
-    entry.chunks.append(chunk)
-    return _result(index, name, start, file.tell() - start)
+    row = 0
+    for piece in pieces:
+        assert tuple(piece.shape[1:]) == weight.shape[1:], weight.name
+        sizes = torch.Size((*leading, *piece.shape))
+        chunk = ChunkStorageMetadata(torch.Size((*weight.place, row, *(0 for _ in weight.shape[1:]))), sizes)
+        start = file.tell()
+        _save(piece.contiguous().view(sizes), file)
+        if weight.key not in tensors:
+            properties = TensorProperties(dtype=piece.dtype)
+            tensors[weight.key] = TensorStorageMetadata(properties, torch.Size((*weight.places, *weight.shape)), [])
+        chunks = tensors[weight.key].chunks
+        yield _result(MetadataIndex(weight.key, chunk.offsets, len(chunks)), name, start, file.tell() - start)
+        chunks.append(chunk)
+        row += len(piece)
+    assert row == weight.shape[0], weight.name
 
 
 def _write_objects(file: _HashedFile, name: str, keys: tuple[str, ...]) -> list[WriteResult]:
@@ -126,23 +131,34 @@ def _result(index: MetadataIndex, name: str, start: int, length: int) -> WriteRe
 
 
 def _save(value: Tensor, file: _HashedFile) -> None:
+    file.holding = value
     try:
         torch.save(value, cast("Any", file))
     except RuntimeError:  # what torch makes of an error in the middle of a record
         if file.error is not None:
             raise file.error from None
         raise
+    finally:
+        file.holding = None
 
 
 class _HashedFile(io.RawIOBase):
-    """A new file that is hashed, in a second thread, while it is written from start to end; on disk when closed."""
+    """A new file that is hashed while it is written from start to end; on disk when closed.
+
+    A second thread hashes, at a third of the speed of writing: while it is busy with a tensor, the next one is read and
+    the hash is waited for only then. So two tensors may be in memory.
+
+    ``holding`` is the owner of what is being written, kept alive until it is hashed.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.error: OSError | None = None
+        self.holding: object = None
         self._file = path.open("xb", buffering=0)
         self._hash = hashlib.sha256()
-        self._thread = ThreadPoolExecutor(1)
+        self._thread = ThreadPoolExecutor(1)  # one, so that hashing keeps the order of writing
+        self._hashing: tuple[Future[None], object] | None = None
         self._position = 0
 
     def writable(self) -> bool:
@@ -155,15 +171,18 @@ class _HashedFile(io.RawIOBase):
 
     def hexdigest(self) -> str:
         """SHA-256 of what was written."""
+        assert self.closed, "not all may be hashed yet"
         return self._hash.hexdigest()
 
     def write(self, data: Any) -> int:
         """Append all of ``data``."""
         view = memoryview(data).cast("B")
         size = len(view)
-        hashed = self._thread.submit(self._hash.update, view) if size > _HASH_INLINE else None
-        if hashed is None:
-            self._hash.update(view)
+        if size > _SMALL:
+            self._wait()
+            self._hashing = (self._thread.submit(self._hash.update, view), self.holding)
+        else:
+            self._thread.submit(self._hash.update, bytes(view))
         try:
             rest = view
             while rest:
@@ -171,16 +190,20 @@ class _HashedFile(io.RawIOBase):
         except OSError as error:
             self.error = error
             raise
-        finally:
-            if hashed is not None:
-                hashed.result()  # the bytes are the caller's again from here on
         self._position += size
         return size
 
     def close(self) -> None:
         """Force the file to disk."""
         if not self.closed:
+            self._thread.shutdown()  # after all is hashed
+            self._hashing = None
             os.fsync(self._file.fileno())
             self._file.close()
-            self._thread.shutdown()
         super().close()
+
+    def _wait(self) -> None:
+        """Until the last tensor is hashed, and may go."""
+        if self._hashing is not None:
+            self._hashing[0].result()
+            self._hashing = None

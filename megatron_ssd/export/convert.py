@@ -7,8 +7,8 @@ A converted folder holds
     hf_dtypes.json    the type of each Hugging Face tensor
 
 so that the way back needs nothing else. Invariants: no tensor is changed, not even in its type; the model is never in
-memory, the largest tensor at most twice; a folder has its final name only when it is whole. One process does it, on a
-CPU, for checkpoints of any layout.
+memory, the largest tensor two or three times; a folder has its final name only when it is whole. One process does it,
+on a CPU, for checkpoints of any layout.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,11 @@ from megatron_ssd.models.hf_folder import read_hf_config, resolve_model_folder
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from megatron_ssd.export.checkpoint_writer import WrittenFile
+    from megatron_ssd.models.hf_folder import HFWeights
+    from megatron_ssd.models.whole_model import WholeWeight
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +81,7 @@ def hf_to_megatron(config: ConvertConfig) -> None:
         check_weights(weights, model, shapes)
         dtypes = {name: str(weights.dtype(name)).removeprefix("torch.") for name in names}
         checkpoint = checkpoint_path(work, 0)
-        files = write_checkpoint(
-            checkpoint,
-            whole,
-            lambda weight: weight.rule.merge([weights.read(name) for name in weight.hf_names], model),
-        )
+        files = write_checkpoint(checkpoint, whole, lambda weight: _pieces(weight, weights, model))
         _write_facts(checkpoint, files)
         copy_assets(folder, work / ASSETS)
         write_atomically(work / DTYPES_FILE, json.dumps(dtypes, indent=0) + "\n")
@@ -115,6 +115,16 @@ def megatron_to_hf(config: ConvertConfig) -> None:
         if config.verify:
             view.check_folder(work)
     log.info("converted %d weights to %s in %d file(s)", len(view.specs), config.hf, len(shards))
+
+
+def _pieces(weight: WholeWeight, weights: HFWeights, model: ModelConfig) -> Iterator[Tensor]:
+    """A weight as the checkpoint has it; what is only stacked there (gate and up) stays in pieces, to save memory."""
+    from megatron_ssd.models.weights import GateUpMerge
+
+    if isinstance(weight.rule, GateUpMerge):
+        yield from map(weights.read, weight.hf_names)
+    else:
+        yield weight.rule.merge([weights.read(name) for name in weight.hf_names], model)
 
 
 def _dtypes_beside(checkpoint: Path) -> dict[str, torch.dtype]:

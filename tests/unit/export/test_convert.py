@@ -81,7 +81,7 @@ def test_transformers_reads_what_came_back(tmp_path: Path) -> None:
 
 
 def test_tensors_of_several_types_keep_them(tmp_path: Path) -> None:
-    """Published mixtures may hold norms and routers in fp32; q, k and v share one tensor of the checkpoint."""
+    """Published mixtures may hold norms and routers in fp32; q, k and v, or gate and up, share a tensor of the checkpoint."""
     write_hf_folder(tmp_path / "hf", MODELS["qwen3_moe"], dtype=torch.bfloat16)
     path = tmp_path / "hf" / "model.safetensors"
     weights = load_file(path)
@@ -90,6 +90,7 @@ def test_tensors_of_several_types_keep_them(tmp_path: Path) -> None:
             weights[key] = weights[key].float() * 1.1
     weights["model.layers.1.self_attn.k_proj.weight"] = torch.randn(32, 32).half()
     weights["model.layers.2.self_attn.v_proj.weight"] = torch.randn(32, 32)
+    weights["model.layers.3.mlp.experts.1.up_proj.weight"] = torch.randn(16, 32)
     weights["lm_head.weight"][0, :3] = torch.tensor([float("nan"), float("inf"), -0.0])
     save_file(weights, path, metadata={"format": "pt"})
     there(tmp_path / "hf", tmp_path / "megatron")
