@@ -8,8 +8,9 @@ that hold whole samples one after the other, each its own segment with positions
   nowhere, so nothing is added here.
 - ``pretrain``: documents are one sequence, and every position weighs 1.
 
-With ``loss_normalization=sequence`` a sample's weights are divided by their sum: every sample weighs 1 in all. What a
-row weighs is known from the index alone.
+With ``loss_normalization=sequence`` the weights of a sample are divided by their sum, so that all samples weigh alike:
+as much as the mean of them weighs otherwise, because an auxiliary loss of a mixture of experts is summed by tokens and
+must keep its size beside this one. What a row weighs is known from the index alone.
 
 Segments are numbered from 1; padding at a row's end is segment 0. In packed rows the place of a sample may be rounded
 up, for context parallelism: the rest of it belongs to the sample's segment. Nothing of this weighs in the loss.
@@ -51,7 +52,7 @@ class TrainingDataset:
         packing: ``none`` for one sample a row, ``greedy`` or ``best_fit`` for many.
         over_long: what becomes of samples with more than ``seq_length`` positions.
         seed: of the run; with the epoch it fixes order and packing.
-        loss_normalization: ``token`` leaves weights as they are, ``sequence`` makes each sample's sum to 1.
+        loss_normalization: ``token`` leaves weights as they are, ``sequence`` gives every sample the same sum.
         prompt_loss_weight: of a position that predicts a prompt id, beside 1 for a response id.
         segment_multiple: what the place of a sample in a packed row is rounded up to; it divides ``seq_length``.
         validation_fraction: share of the documents that is held out of training.
@@ -106,7 +107,7 @@ class TrainingDataset:
         self._sequences_per_document = sequences_per_document
         prompts, responses = self._unscored, self._lengths - self._unscored
         weights = responses + prompt_loss_weight * prompts  # of whole samples, before normalisation
-        self._divisors = weights if loss_normalization == "sequence" else np.ones(len(weights))
+        self._divisors = weights / weights.mean() if loss_normalization == "sequence" else np.ones(len(weights))
         self._sample_weights = weights / self._divisors
         # An instance's own cache: a method's would keep every data set alive.
         self._plan = functools.lru_cache(maxsize=2)(self._make_plan)

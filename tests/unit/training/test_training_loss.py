@@ -70,8 +70,8 @@ def test_the_loss_by_hand(tmp_path: Path, normalization: Any, prompt_weight: flo
     total, _, _ = weighted_sum(torch.from_numpy(row["loss_weights"]), losses)
     assert total.item() / dataset.row_weight(0, 0) == pytest.approx(EXPECTED[normalization, prompt_weight], rel=1e-6)
     assert row["loss_weights"].sum() == pytest.approx(dataset.row_weight(0, 0), rel=1e-6)
-    if normalization == "sequence":
-        assert dataset.row_weight(0, 0) == pytest.approx(2)
+    # Samples weigh alike, and all of them together as much as without normalisation.
+    assert dataset.row_weight(0, 0) == pytest.approx(6 + 3 * prompt_weight)
 
 
 def write_pairs(run_dir: Path) -> None:
