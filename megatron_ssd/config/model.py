@@ -19,6 +19,14 @@ class RopeScalingConfig:
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
 
+    def __post_init__(self) -> None:
+        require(
+            0 < self.low_freq_factor < self.high_freq_factor,
+            f"model.rope_scaling.low_freq_factor = {self.low_freq_factor}",
+            rule=f"must be above 0 and below high_freq_factor ({self.high_freq_factor})",
+            fix="copy both from the model's config.json",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -77,6 +85,12 @@ class ModelConfig:
                 f"model.num_experts_per_tok = {self.num_experts_per_tok}",
                 rule=f"must be between 1 and model.num_experts ({self.num_experts})",
                 fix="copy both from the model's config.json",
+            )
+            require(
+                self.num_experts_per_tok > 1 or not self.norm_topk_prob,
+                f"model.num_experts_per_tok = {self.num_experts_per_tok}",
+                rule="a single expert with norm_topk_prob=true always weighs 1, which Megatron-Core does not build",
+                fix="use a model with more experts for each token, or with norm_topk_prob=false",
             )
         require(
             self.rope_scaling is None or self.model_type == "llama",

@@ -81,7 +81,7 @@ def test_transformers_reads_what_came_back(tmp_path: Path) -> None:
 
 
 def test_tensors_of_several_types_keep_them(tmp_path: Path) -> None:
-    """Published mixtures may hold norms and routers in fp32; q, k and v, or gate and up, share a tensor of the checkpoint."""
+    """Norms and routers may be in fp32; q, k and v, and gate and up, share a tensor of the checkpoint."""
     write_hf_folder(tmp_path / "hf", MODELS["qwen3_moe"], dtype=torch.bfloat16)
     path = tmp_path / "hf" / "model.safetensors"
     weights = load_file(path)
