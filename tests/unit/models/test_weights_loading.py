@@ -25,7 +25,7 @@ from tests.tiny_hf import MODELS, save_reference_logits, write_hf_folder
 
 PARALLEL = ParallelConfig()
 TOKENS_BS = torch.randint(63, (2, 256), generator=torch.Generator().manual_seed(0))
-# Measured: at most 7.2e-7 over all models below.
+# Measured: at most 1.9e-6 over all models below, with logits up to 2.4.
 TOLERANCE = 5e-6
 
 
