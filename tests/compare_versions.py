@@ -3,18 +3,21 @@
 python -m tests.compare_versions .venv/bin/python .venv-next/bin/python
 
 Every layout of ``tests.distributed.loss_worker``, dense and of experts, with one process and with two: both write
-their curves as JSON, which keeps every bit of a float. Ends with 1 where a digit differs. Not a test of the suite,
-because the suite runs in one environment; ``make test-next`` runs it.
+their curves as JSON, which keeps every bit of a float. Then each resumes from a checkpoint of the other. Ends with 1
+where a digit differs. Not a test of the suite, because the suite runs in one environment; ``make test-next`` runs it.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from tests.training_run import metrics
 
 ROOT = Path(__file__).parents[1]
 WORLD_SIZES = (1, 2)
@@ -23,6 +26,11 @@ _VERSIONS = (
     "print('Python', platform.python_version(), *(f'{name} {version(name)}' for name in ('torch', 'megatron-core')))"
 )
 _DATASET = "import pathlib, sys; from tests.training_run import write_dataset; write_dataset(pathlib.Path(sys.argv[1]))"
+_TRAIN = (
+    "import pathlib, sys; from megatron_ssd.training.stage import run_train; from tests.training_run import *;"
+    "run_dir = pathlib.Path(sys.argv[1]);"
+    "run_train(training_config(run_dir, training={'train_iters': 6}, checkpoint={'save_interval': 3}))"
+)
 
 
 def run(python: str, *arguments: str) -> str:
@@ -44,6 +52,25 @@ def curves(python: str, root: Path) -> dict[str, list[dict[str, Any]]]:
     return {path.stem: json.loads(path.read_text()) for path in sorted(root.glob("*.json"))}
 
 
+def resumed(first: str, second: str, root: Path) -> str:
+    """What differs between a run of ``first`` and the same run with its second half by ``second``, or nothing."""
+    root.mkdir()
+    run(first, "-c", _DATASET, str(root))
+    run(first, "-c", _TRAIN, str(root))
+    expected, published = metrics(root), root / "checkpoints"
+    # As if it had been stopped at its first checkpoint.
+    (published / "manifest.json").unlink()
+    shutil.rmtree(published / "iter_0000006")
+    published.rename(root / "checkpoints.partial")
+    run(second, "-c", _TRAIN, str(root))
+    return difference(_exact(expected), _exact(metrics(root)))
+
+
+def _exact(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What does not depend on time."""
+    return [{name: row[name] for name in ("loss", "grad_norm", "learning_rate", "samples")} for row in rows]
+
+
 def difference(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> str:
     """The first number that differs, or nothing."""
     if len(one) != len(other):
@@ -62,13 +89,19 @@ def main(pythons: list[str]) -> int:
         for place, python in enumerate(pythons):
             print(run(python, "-c", _VERSIONS), flush=True)
             found.append(curves(python, Path(folder) / str(place)))
+        resumes = {
+            f"resume, {name}": resumed(*pair, Path(folder) / f"resume{place}")
+            for place, (name, pair) in enumerate({"first to second": pythons, "second to first": pythons[::-1]}.items())
+        }
     first, second = found
     assert first.keys() == second.keys(), "the same worker wrote other layouts"
     differences = {layout: difference(first[layout], second[layout]) for layout in first}
     for layout, said in differences.items():
         last = first[layout][-1]
         print(f"{layout:24} loss {last['loss']:.17g}  grad norm {last['grad_norm']:.17g}  {said or 'equal'}")
-    differing = sum(map(bool, differences.values()))
+    for name, said in resumes.items():
+        print(f"{name:24} {said or 'equal'}")
+    differing = sum(map(bool, [*differences.values(), *resumes.values()]))
     rows = sum(map(len, first.values()))
     print(
         f"{len(first)} layouts, {rows} iterations: {f'{differing} layouts differ' if differing else 'all bits equal'}"

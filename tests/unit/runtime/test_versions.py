@@ -8,9 +8,15 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 
+from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.runtime import versions
+from megatron_ssd.runtime.device import prepare_device
+from megatron_ssd.runtime.process_groups import process_groups
+from tests.training_run import CPU
 
 RELEASE = tuple(map(int, importlib.metadata.version("megatron-core").split(".")[:2]))
 
@@ -47,3 +53,25 @@ def test_save_options_are_what_this_release_takes():
     options = versions.save_options()
     assert options.keys() <= inspect.signature(dist_checkpointing.save).parameters.keys()
     assert options == ({"async_strategy": "mcore"} if RELEASE >= (0, 19) else {})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="joins its group with gloo")
+def test_a_checkpoint_of_either_release_loads(tmp_path):
+    common = {"lr": 0.5, "step": torch.tensor(3)}
+    among = {"common_state": ShardedObject("common_state", common, (1,), (0,), replica_id=0)}
+    rank = {"of rank": ShardedObject("of_rank", 7, (1,), (0,), replica_id=0)}
+    old, new = tmp_path / "common_beside", tmp_path / "common_among_tensors"
+    with process_groups(ParallelConfig(), device=prepare_device(CPU)):
+        for folder in (old, new):
+            folder.mkdir()
+            given = among if folder == new and RELEASE < (0, 19) else common
+            dist_checkpointing.save({**rank, **given}, str(folder), **versions.save_options())
+        if RELEASE >= (0, 19):
+            torch.save(common, old / "common.pt")
+        else:
+            (new / "common.pt").unlink()
+        wanted = {"of rank": ShardedObject("of_rank", None, (1,), (0,), replica_id=0)}
+        for folder in (old, new):
+            assert dist_checkpointing.load(dict(wanted), str(folder), **versions.load_options(folder)) == {
+                "of rank": 7, **common
+            }  # fmt: skip
