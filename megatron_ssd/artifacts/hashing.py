@@ -1,10 +1,16 @@
-"""Content hashes (SHA-256, hexadecimal) of values, files and folders."""
+"""Content hashes (SHA-256, hexadecimal) of values, files and folders.
+
+The hash of a large file is remembered between runs, by the file's path, size and times: a base model of 60 GB is read
+once, not at every start.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +20,9 @@ from megatron_ssd.errors import UserError
 def hash_json(value: Any) -> str:
     """Hash of a JSON value; equal values hash alike whatever the order of their keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+_REMEMBERED_FROM = 64 << 20  # bytes; below this reading is as quick as remembering
 
 
 def sha256_file(path: Path) -> str:
@@ -37,4 +46,23 @@ def hash_folder(folder: Path, *, exclude: frozenset[str] = frozenset({"manifest.
     if not folder.is_dir():
         raise UserError(f"folder {folder}", rule="does not exist", fix="check the path, or run the stage that makes it")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in exclude)
-    return hash_json([[path.relative_to(folder).as_posix(), sha256_file(path)] for path in files])
+    return hash_json([[path.relative_to(folder).as_posix(), _remembered_sha256(path)] for path in files])
+
+
+def _remembered_sha256(path: Path) -> str:
+    """``sha256_file``, kept for large files below ``~/.cache/megatron_ssd`` (or ``$XDG_CACHE_HOME``)."""
+    status = path.stat()
+    if status.st_size < _REMEMBERED_FROM:
+        return sha256_file(path)
+    identity = [str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    note = home / "megatron_ssd" / "sha256" / hash_json(identity)
+    if note.is_file() and len(digest := note.read_text(encoding="ascii")) == hashlib.sha256().digest_size * 2:
+        return digest
+    digest = sha256_file(path)
+    with contextlib.suppress(OSError):  # nothing is lost but time where there is no place for it
+        note.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = note.with_name(f"{note.name}.{os.getpid()}")
+        unfinished.write_text(digest, encoding="ascii")
+        unfinished.replace(note)
+    return digest

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from megatron_ssd.cli import entry
-from megatron_ssd.errors import UserError
+from megatron_ssd.errors import Requeue, UserError
 
 
 def _raise(error: BaseException) -> None:
@@ -20,6 +20,7 @@ def _raise(error: BaseException) -> None:
     [
         (UserError("key = 3", rule="must be even", fix="use 4"), 2, "error: key = 3: must be even; use 4\n"),
         (KeyboardInterrupt(), 130, "interrupted: finished work is kept; run the same command to go on\n"),
+        (Requeue(), 75, "stopped by a signal: the state is saved; run the same command to go on\n"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/x"), 1,
          "error: disk full at runs/x: finished work is kept; free some space and run the same command to go on\n"),
     ],

@@ -1,0 +1,134 @@
+"""Names, facts and pruning of checkpoint folders, without training anything."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_ssd.artifacts.hashing import sha256_file
+from megatron_ssd.config.training import CheckpointConfig
+from megatron_ssd.training.checkpoint_folder import (
+    FACTS_FILE,
+    BrokenCheckpointError,
+    CheckpointFacts,
+    FileFacts,
+    check_content,
+    checkpoint_path,
+    list_checkpoints,
+    move_aside,
+    newest_checkpoint,
+    prune,
+    read_facts,
+    reading,
+    superfluous,
+    sweep,
+)
+
+
+def make(folder: Path, iteration: int) -> Path:
+    """A checkpoint of two small files."""
+    path = checkpoint_path(folder, iteration)
+    path.mkdir(parents=True)
+    for name in ("__0_0.distcp", ".metadata"):
+        (path / name).write_bytes(f"{iteration} {name}".encode())
+    files = {
+        file.name: FileFacts(bytes=file.stat().st_size, sha256=sha256_file(file)) for file in sorted(path.iterdir())
+    }
+    CheckpointFacts(iteration=iteration, optimizer="whole", layout={}, versions={}, files=files).write(path)
+    return path
+
+
+def iterations(folder: Path) -> list[int]:
+    return [iteration for iteration, _ in list_checkpoints(folder)]
+
+
+def test_only_the_final_name_is_a_checkpoint(tmp_path: Path) -> None:
+    make(tmp_path, 5)
+    for name in ("iter_0000009.partial", "iter_0000008.pruned", "iter_0000007.broken-1", "iter_6", "tensorboard"):
+        (tmp_path / name).mkdir()
+    assert newest_checkpoint(tmp_path) == (5, tmp_path / "iter_0000005")
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "iter_0000005", "iter_0000007.broken-1", "iter_6", "tensorboard",
+    ]  # fmt: skip
+
+
+def test_facts_come_back_as_they_were_written(tmp_path: Path) -> None:
+    path = make(tmp_path, 5)
+    facts = read_facts(path)
+    assert facts.iteration == 5
+    assert set(facts.files) == {"__0_0.distcp", ".metadata"}
+    check_content(path, facts, list(facts.files))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "cannot be understood"),
+        ("{}", "cannot be understood"),
+        ("[1]", "cannot be understood"),
+        ('{"iteration": 5, "optimizer": "whole", "layout": {}, "versions": {}, "files": {}}', "cannot be understood"),
+        ('{"iteration": 5, "optimizer": "whole", "layout": {}, "versions": {}, "files": {"a": 1}}', "cannot be"),
+        (None, "No such file"),
+    ],
+)
+def test_bad_facts_are_refused_by_name(tmp_path: Path, text: str | None, said: str) -> None:
+    path = make(tmp_path, 5)
+    (path / FACTS_FILE).unlink()
+    if text is not None:
+        (path / FACTS_FILE).write_text(text)
+    with pytest.raises(BrokenCheckpointError, match=r"iter_0000005: is broken: checkpoint\.json") as caught:
+        read_facts(path)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "on_broken=previous" in str(caught.value)
+
+
+def test_a_folder_under_another_ones_name_is_broken(tmp_path: Path) -> None:
+    make(tmp_path, 5).rename(tmp_path / "iter_0000006")
+    with pytest.raises(BrokenCheckpointError, match="is of iteration 5"):
+        read_facts(tmp_path / "iter_0000006")
+
+
+def test_a_broken_checkpoint_is_kept_under_another_name(tmp_path: Path) -> None:
+    assert [move_aside(make(tmp_path, 5)).name for _ in range(2)] == ["iter_0000005.broken-1", "iter_0000005.broken-2"]
+    assert iterations(tmp_path) == []
+
+
+@given(
+    saved=st.sets(st.integers(1, 200), min_size=1).map(sorted),
+    keep_last=st.none() | st.integers(1, 5),
+    keep_every=st.none() | st.integers(1, 20),
+)
+def test_what_is_kept(saved: list[int], keep_last: int | None, keep_every: int | None) -> None:
+    removed = superfluous(saved, CheckpointConfig(keep_last=keep_last, keep_every=keep_every))
+    kept = [number for number in saved if number not in removed]
+    assert kept[-1] == saved[-1], "the newest is always kept"
+    if keep_last is None:
+        assert removed == []
+        return
+    assert set(saved[-keep_last:]) <= set(kept)
+    marked = [] if keep_every is None else [number for number in saved if number % keep_every == 0]
+    assert set(kept) == set(saved[-keep_last:]) | set(marked)
+
+
+def test_pruning_spares_what_is_being_read(tmp_path: Path) -> None:
+    for iteration in (1, 2, 3, 4):
+        make(tmp_path, iteration)
+    config = CheckpointConfig(keep_last=1)
+    with reading(checkpoint_path(tmp_path, 2)):
+        prune(tmp_path, config)
+        assert iterations(tmp_path) == [2, 4]
+    prune(tmp_path, config)
+    assert iterations(tmp_path) == [4]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["iter_0000004"]
+
+
+def test_two_may_read_at_once(tmp_path: Path) -> None:
+    path = make(tmp_path, 1)
+    with reading(path), reading(path), (path / FACTS_FILE).open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

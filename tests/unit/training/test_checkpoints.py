@@ -1,0 +1,206 @@
+"""Checkpoints of a real run: what is in them, what is refused, what is kept, and writing while training goes on."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.errors import Requeue, UserError
+from megatron_ssd.training.checkpoint_folder import list_checkpoints, read_facts
+from megatron_ssd.training.stage import run_train
+from megatron_ssd.training.stop import StopRequest
+from tests.training_run import metrics, training_config, write_dataset
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
+
+STOPPED = {"training": {"train_iters": 6, "ema_decay": 0.5}, "checkpoint": {"save_interval": 2}}
+
+
+def stop_at(config: RunConfig, iteration: int, patch: pytest.MonkeyPatch, wish: type = Requeue) -> None:
+    """Run until a signal is told after ``iteration``."""
+    asked = iter([None] * (iteration - 1) + [wish])
+    with patch.context() as inner:
+        inner.setattr(StopRequest, "agreed", lambda self: next(asked))
+        with pytest.raises(wish):
+            run_train(config)
+    gc.collect()  # the stopped run's frames hold the stage's lock, as a process that ended would not
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that stopped after 5 of 6 iterations, with checkpoints 2, 4 and 5. Copied, not used."""
+    run_dir = tmp_path_factory.mktemp("stopped")
+    write_dataset(run_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(training_config(run_dir, **_copy(STOPPED)), 5, patch)
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(stopped: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stopped, tmp_path / "run"))
+
+
+def _copy(changes: dict[str, Any]) -> dict[str, Any]:
+    return {key: dict(value) for key, value in changes.items()}
+
+
+def config_of(run_dir: Path, **checkpoint: Any) -> RunConfig:
+    changes = _copy(STOPPED)
+    changes["checkpoint"] |= checkpoint
+    return training_config(run_dir, **changes)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("iter_*"))
+
+
+def test_a_checkpoint_names_its_files_with_their_hashes(run_dir: Path) -> None:
+    path = run_dir / "checkpoints.partial" / "iter_0000005"
+    facts = read_facts(path)
+    assert (facts.iteration, facts.optimizer, facts.layout["world"]) == (5, "distributed", 1)
+    assert "megatron-core" in facts.versions
+    assert set(facts.files) == {file.name for file in path.iterdir()} - {"checkpoint.json"}
+    assert all(re.fullmatch("[0-9a-f]{64}", file.sha256) for file in facts.files.values())
+
+
+def distcp(path: Path) -> Path:
+    return max(path.glob("*.distcp"), key=lambda file: file.stat().st_size)
+
+
+def truncated(path: Path) -> str:
+    largest = distcp(path)
+    with largest.open("rb+") as file:
+        file.truncate(1000)
+    return f"{largest.name} has 1000 bytes"
+
+
+def flipped(path: Path) -> str:
+    file = distcp(path)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content)
+    return f"{file.name} is not what was written"
+
+
+def missing(path: Path) -> str:
+    distcp(path).rename(path.parent / "elsewhere")
+    return "is missing"
+
+
+def emptied(path: Path) -> str:
+    (path / ".metadata").write_bytes(b"")
+    return ".metadata has 0 bytes"
+
+
+def without_common(path: Path) -> str:
+    name = "common.pt" if (path / "common.pt").exists() else "metadata.json"
+    (path / name).unlink()
+    return f"{name} is missing"
+
+
+def bad_facts(path: Path) -> str:
+    (path / "checkpoint.json").write_text('{"iteration": 5')
+    return "checkpoint.json cannot be understood"
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped, missing, emptied, without_common, bad_facts])
+def test_a_damaged_checkpoint_is_refused_by_name(run_dir: Path, damage: Callable[[Path], str]) -> None:
+    path = run_dir / "checkpoints.partial" / "iter_0000005"
+    said = damage(path)
+    before = names(path.parent)
+    with pytest.raises(UserError) as caught:
+        run_train(config_of(run_dir))
+    message = str(caught.value)
+    assert f"checkpoint {path}: is broken" in message
+    assert said in message
+    assert "\n" not in message
+    assert names(path.parent) == before, "a refusal changes nothing"
+
+
+def test_the_one_before_is_used_when_asked_and_gives_the_same_losses(
+    run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_dataset(tmp_path / "whole")
+    run_train(config_of(tmp_path / "whole"))
+    flipped(run_dir / "checkpoints.partial" / "iter_0000005")
+    with caplog.at_level(logging.INFO):
+        run_train(config_of(run_dir, on_broken="previous"))
+    assert "iter_0000005.broken-1, going on from the one before" in caplog.text
+    assert "going on from iteration 4" in caplog.text
+    assert names(run_dir / "checkpoints") == [
+        "iter_0000002", "iter_0000004", "iter_0000005.broken-1", "iter_0000006",
+    ]  # fmt: skip
+    assert _numbers(run_dir) == _numbers(tmp_path / "whole")
+
+
+def _numbers(run_dir: Path) -> list[tuple[Any, ...]]:
+    return [(row["iteration"], row["loss"], row["grad_norm"], row["samples"]) for row in metrics(run_dir)]
+
+
+def test_without_a_whole_one_nothing_starts_by_itself(run_dir: Path) -> None:
+    work = run_dir / "checkpoints.partial"
+    for _, path in list_checkpoints(work):
+        truncated(path)
+    with pytest.raises(UserError, match="there is no checkpoint before"):
+        run_train(config_of(run_dir, on_broken="previous"))
+    assert names(work) == [f"iter_000000{number}.broken-1" for number in (2, 4, 5)]
+
+
+def test_only_what_is_asked_for_is_kept_and_the_last_always(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    run_train(
+        training_config(
+            tmp_path, training={"train_iters": 7}, checkpoint={"save_interval": 1, "keep_last": 2, "keep_every": 3}
+        )
+    )
+    assert names(tmp_path / "checkpoints") == [f"iter_000000{number}" for number in (3, 6, 7)]
+    outputs = {o["path"] for o in json.loads((tmp_path / "checkpoints" / "manifest.json").read_text())["outputs"]}
+    assert "iter_0000007/checkpoint.json" in outputs
+
+
+def test_writing_while_training_goes_on_changes_nothing_in_what_is_written(run_dir: Path, tmp_path: Path) -> None:
+    """Losses and file content; the hashes of ``checkpoint.json`` say the latter."""
+    curves, hashes = [], []
+    for name, save_async in (("waiting", False), ("going_on", True)):
+        write_dataset(tmp_path / name)
+        run_train(config_of(tmp_path / name, save_async=save_async))
+        curves.append(_numbers(tmp_path / name))
+        folder = tmp_path / name / "checkpoints"
+        assert names(folder) == ["iter_0000002", "iter_0000004", "iter_0000006"]
+        facts = [read_facts(path).files for _, path in list_checkpoints(folder)]
+        hashes.append([{k: v.sha256 for k, v in files.items() if k.endswith(".distcp")} for files in facts])
+    assert curves[0] == curves[1]
+    assert hashes[0] == hashes[1]
+
+
+def test_a_writer_that_fails_beside_training_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from torch.distributed.checkpoint import CheckpointException
+
+    def dead_disk(*args: Any, **kwargs: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    write_dataset(tmp_path)
+    monkeypatch.setattr(filesystem_async, "_write_item", dead_disk)  # within the child that writes
+    with pytest.raises(CheckpointException, match="Input/output error"):
+        run_train(config_of(tmp_path, save_async=True))
+    assert names(tmp_path / "checkpoints.partial") == ["iter_0000002.partial"]
+
+
+def test_a_stop_at_the_last_iteration_is_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dataset(tmp_path)
+    asked = iter([None, None, KeyboardInterrupt])
+    monkeypatch.setattr(StopRequest, "agreed", lambda self: next(asked))
+    run_train(training_config(tmp_path, training={"train_iters": 3}))
+    assert names(tmp_path / "checkpoints") == ["iter_0000003"]
