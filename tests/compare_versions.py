@@ -2,7 +2,7 @@
 
 python -m tests.compare_versions .venv/bin/python .venv-next/bin/python
 
-Every layout of ``tests.distributed.loss_worker``, dense and of experts, with one process and with two: both write
+Every case of ``tests.distributed.loss_worker``, dense and of experts, with one process and with two: both write
 their curves as JSON, which keeps every bit of a float. Then each resumes from a checkpoint of the other. Ends with 1
 where a digit differs. Not a test of the suite, because the suite runs in one environment; ``make test-next`` runs it.
 """
@@ -43,7 +43,7 @@ def run(python: str, *arguments: str) -> str:
 
 
 def curves(python: str, root: Path) -> dict[str, list[dict[str, Any]]]:
-    """Layout -> its iterations, trained by this interpreter."""
+    """Case -> its iterations, trained by this interpreter."""
     root.mkdir()
     run(python, "-c", _DATASET, str(root))
     for processes in WORLD_SIZES:
@@ -83,7 +83,7 @@ def difference(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> str:
 
 
 def main(pythons: list[str]) -> int:
-    """Print one line a layout and return the exit status."""
+    """Print one line a case and return the exit status."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for place, python in enumerate(pythons):
@@ -94,18 +94,17 @@ def main(pythons: list[str]) -> int:
             for place, (name, pair) in enumerate({"first to second": pythons, "second to first": pythons[::-1]}.items())
         }
     first, second = found
-    assert first.keys() == second.keys(), "the same worker wrote other layouts"
-    differences = {layout: difference(first[layout], second[layout]) for layout in first}
-    for layout, said in differences.items():
-        last = first[layout][-1]
-        print(f"{layout:24} loss {last['loss']:.17g}  grad norm {last['grad_norm']:.17g}  {said or 'equal'}")
+    assert first.keys() == second.keys(), "the same worker wrote other cases"
+    differences = {case: difference(first[case], second[case]) for case in first}
+    for case, said in differences.items():
+        last = first[case][-1]
+        print(f"{case:40} loss {last['loss']:.17g}  grad norm {last['grad_norm']:.17g}  {said or 'equal'}")
     for name, said in resumes.items():
-        print(f"{name:24} {said or 'equal'}")
+        print(f"{name:40} {said or 'equal'}")
     differing = sum(map(bool, [*differences.values(), *resumes.values()]))
     rows = sum(map(len, first.values()))
-    print(
-        f"{len(first)} layouts, {rows} iterations: {f'{differing} layouts differ' if differing else 'all bits equal'}"
-    )
+    verdict = f"{differing} differ" if differing else "all bits equal"
+    print(f"{len(first)} cases, {rows} iterations, {len(resumes)} resumes: {verdict}")
     return int(differing > 0)
 
 

@@ -8,6 +8,7 @@ import torch
 from megatron.core.transformer.moe.router import TopKRouter
 
 from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.runtime.versions import aux_loss_counts_whole_rows
 
 
 def routers(chunks: Iterable[torch.nn.Module]) -> Iterator[TopKRouter]:
@@ -32,14 +33,15 @@ def weigh_aux_loss(
 ) -> None:
     """Make the auxiliary loss of the next iteration ``coefficient`` times its mean over micro batches.
 
-    With ``calculate_per_token_loss`` Megatron-Core's router multiplies its loss by the positions that it sees, one of
-    tensor x context parts of a micro batch, and expects the gradient to be divided by all positions. Here it is divided
-    by ``normalizer``, which may be anything. The coefficient is read at every forward pass, so it is put right there.
+    With ``calculate_per_token_loss`` Megatron-Core's router multiplies its loss by positions, in 0.16 by those that it
+    sees, one of tensor x context parts of a micro batch, and expects the gradient to be divided by all positions. Here
+    it is divided by ``normalizer``, which may be anything. The coefficient is read at every forward pass, so it is put
+    right there.
 
     Args:
         normalizer: what the gradient of this iteration is divided by.
         positions: of the global batch, padding included.
     """
-    parts = parallel.tensor_model_parallel_size * parallel.context_parallel_size
+    parts = 1 if aux_loss_counts_whole_rows() else parallel.tensor_model_parallel_size * parallel.context_parallel_size
     for router in routers(chunks):
         router.config.moe_aux_loss_coeff = coefficient * normalizer * parts / positions

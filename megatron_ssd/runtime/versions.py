@@ -6,6 +6,7 @@ for by what Megatron-Core offers and not by its number. docs/versions.md says wh
 
 from __future__ import annotations
 
+import functools
 import inspect
 import io
 import logging
@@ -94,3 +95,15 @@ def _common_among_tensors(path: Path) -> Any:
     checkpoint.load(found, storage_reader=checkpoint.FileSystemReader(path), no_dist=True)
     value = found[key]
     return (torch.load(value, weights_only=True) if isinstance(value, io.BytesIO) else value)[0]
+
+
+@functools.cache
+def aux_loss_counts_whole_rows() -> bool:
+    """Whether the router multiplies its auxiliary loss by the positions of all tensor and context parallel ranks.
+
+    0.16 takes those of its own rank alone, so that the loss weighs too little where there are several; 0.19 mends it.
+    Nothing but the text of the method tells which.
+    """
+    from megatron.core.transformer.moe.router import TopKRouter
+
+    return "self.tp_cp_group.size()" in inspect.getsource(TopKRouter.attach_and_log_load_balancing_loss)

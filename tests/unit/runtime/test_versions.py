@@ -75,3 +75,7 @@ def test_a_checkpoint_of_either_release_loads(tmp_path):
             assert dist_checkpointing.load(dict(wanted), str(folder), **versions.load_options(folder)) == {
                 "of rank": 7, **common
             }  # fmt: skip
+
+
+def test_the_auxiliary_loss_is_put_right_where_the_release_does_not():
+    assert versions.aux_loss_counts_whole_rows() == (RELEASE >= (0, 19))
