@@ -155,7 +155,8 @@ def _explicit_attention(q_BQND: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, mask: Te
     K, G = k_BKGD.shape[1:3]
     R = N // G
     q_BGMD = (q_BQND * scale).view(B, Q, G, R, D).permute(0, 2, 3, 1, 4).reshape(B, G, R * Q, D)
-    scores_BGRQK = torch.matmul(q_BGMD, k_BKGD.permute(0, 2, 3, 1)).view(B, G, R, Q, K).add_(mask)
+    # Not add_: in place on a view, autograd would copy the whole of it in the backward pass.
+    scores_BGRQK = torch.matmul(q_BGMD, k_BKGD.permute(0, 2, 3, 1)).view(B, G, R, Q, K) + mask
     weights_BGMK = torch.softmax(scores_BGRQK, dim=-1).view(B, G, R * Q, K)
     return torch.matmul(weights_BGMK, v_BKGD.permute(0, 2, 1, 3)).view(B, N, Q, D)
 
