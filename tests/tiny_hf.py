@@ -19,7 +19,9 @@ _SHAPE: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
     "intermediate_size": 48, "vocab_size": 64, "max_position_embeddings": 512, "rope_theta": 10000.0,
 }  # fmt: skip
-_EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True}
+_EXPERTS: dict[str, Any] = {
+    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True,
+}  # fmt: skip
 
 _ODD: dict[str, Any] = {**_SHAPE, "vocab_size": 63}  # divided by no even number of ranks
 _OTHER_SCALING = RopeScalingConfig(

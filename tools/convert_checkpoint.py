@@ -68,9 +68,8 @@ def _run(arguments: list[str]) -> None:
 def main() -> None:
     """Parse, convert, and end with one line where something is wrong."""
     keys = (ConvertConfig.__doc__ or "").partition("Args:")[2]
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=f"Keys:{keys}"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.epilog = f"Keys:{keys}"
     parser.add_argument("arguments", nargs="*", metavar="KEY=VALUE")
     arguments = parser.parse_args().arguments
     run_guarded(lambda: _run(arguments))
