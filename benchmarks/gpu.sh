@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Install from a folder of wheels, check and measure on one GPU, without a network.
+#
+#   benchmarks/gpu.sh WHEELS [OUT]      OUT is docs/results unless it is given; docs/gpu.md says what WHEELS holds
+#   SMOKE=1 benchmarks/gpu.sh - OUT     no installation, no GPU: tiny models on the CPU, with the python of PYTHON
+#
+# Prints a short table last. A part that fails or runs out of its time is named there, and the parts after it still run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+wheels=${1:?usage: benchmarks/gpu.sh WHEELS [OUT]}
+out=${2:-docs/results}
+mkdir -p "$out"
+failed=()
+
+# in_time SECONDS NAME COMMAND...: run a part; note its name where it ends badly.
+in_time() {
+    local seconds=$1 name=$2
+    shift 2
+    echo "== $name (at most $seconds s)"
+    timeout --kill-after=20 "$seconds" "$@" || failed+=("$name (status $?)")
+}
+
+install() {
+    local venv=${VENV:-/tmp/megatron-ssd-gpu}
+    # The torch of the machine is used: its CUDA libraries are there, and TransformerEngine is built against it.
+    python3.12 -m venv --system-site-packages "$venv"
+    python=$venv/bin/python
+    "$python" -m pip install --quiet --no-index --find-links "$wheels" --no-deps "$wheels"/*.whl
+    "$python" -m pip install --quiet --no-index --no-deps --no-build-isolation -e .
+}
+
+checks() {
+    nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv
+    "$python" - <<'PYTHON'
+import importlib.metadata as metadata
+import torch
+print("torch", torch.__version__, "CUDA", torch.version.cuda, "capability", torch.cuda.get_device_capability())
+for package in ("megatron-core", "transformer-engine", "transformers"):
+    print(package, metadata.version(package))
+import transformer_engine.pytorch
+PYTHON
+}
+
+if [ "${SMOKE:-}" = 1 ]; then
+    python=${PYTHON:-python3}
+    options=(--device cpu --tiny)
+else
+    install
+    options=()
+    in_time 120 "versions" checks
+    in_time 600 "tests/gpu" "$python" -m pytest -q -m gpu tests/gpu
+fi
+for part in ${PARTS:-specs fp8 recompute speed}; do
+    in_time 600 "$part" "$python" -m benchmarks.gpu_measure --part "$part" --out "$out" "${options[@]}"
+done
+
+echo
+"$python" -m benchmarks.gpu_measure --table --out "$out"
+if [ ${#failed[@]} -gt 0 ]; then
+    printf 'failed: %s\n' "${failed[@]}"
+    exit 1
+fi

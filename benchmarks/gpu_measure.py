@@ -1,0 +1,270 @@
+"""Measure training on one GPU, part by part, and print one table; raw JSON beside it.
+
+    python -m benchmarks.gpu_measure --part speed --out docs/results
+    python -m benchmarks.gpu_measure --table --out docs/results
+    python -m benchmarks.gpu_measure --part specs --device cpu --tiny --out /tmp/smoke    # seconds, without a GPU
+
+Each run is the trainer as ``launch/train.py`` has it, on arithmetic progressions, which a model learns within a hundred
+steps. A run that does not fit, or that the device cannot do, is a row that says so and not the end of the part. Beside
+each peak of torch's allocator stands what the planner predicts, without its reserve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.gpu_cases import PARTS, Case, cases
+from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.training import CheckpointConfig, OptimizerConfig, TrainingConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.runtime.device import Device, prepare_device
+from megatron_ssd.runtime.hardware import check_precision, peak_tflops
+from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
+from megatron_ssd.training.dry_run import LayoutReport, RankReport
+from megatron_ssd.training.flops import flops_of
+from megatron_ssd.training.memory import GB, all_ranks
+
+ONE = ParallelConfig()
+WARM_UP = 2  # steps that compile and allocate, and are left out of times
+OPTIMIZER = OptimizerConfig(lr=1e-3, min_lr=1e-4, lr_warmup_iters=1)
+
+
+def main() -> None:
+    """Run a part, or print the table of all."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--part", choices=PARTS)
+    options.add_argument("--table", action="store_true", help="print the table of what --out holds")
+    options.add_argument("--out", type=Path, required=True, help="folder of gpu-PART.json")
+    options.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    options.add_argument("--tiny", action="store_true", help="models of a test's size")
+    arguments = options.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.part:
+        run_part(arguments.part, arguments.out, device=arguments.device, tiny=arguments.tiny)
+    if arguments.table:
+        print(table(arguments.out))
+
+
+def run_part(part: str, out: Path, *, device: Device, tiny: bool) -> None:
+    """Run every case of ``part``; ``gpu-PART.json`` grows with each."""
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch, joined_processes(prepare_device(ClusterConfig(device=device))):
+        for case in cases(part, tiny=tiny, device=device):
+            row = {"part": part, "case": case.name, "device": device_name(device), "torch": torch.__version__}
+            row |= _guarded(case, Path(scratch), device)
+            rows.append(row)
+            (out / f"gpu-{part}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            print(_line(row), flush=True)
+            gc.collect()
+            if device == "cuda":
+                torch.cuda.empty_cache()
+
+
+def _guarded(case: Case, scratch: Path, device: Device) -> dict[str, Any]:
+    """The case's measures, or why there are none."""
+    if device == "cpu" and case.needs_cuda:
+        return {"skipped": "TransformerEngine's layers need CUDA"}
+    if device == "cpu" and case.reference == "compile":
+        return {"skipped": "torch.compile is measured on a GPU only"}
+    try:
+        if device == "cuda":
+            assert torch.version.cuda is not None
+            major, minor, *_ = map(int, torch.version.cuda.split("."))
+            check_precision(case.precision, torch.cuda.get_device_capability(), (major, minor))
+            torch.cuda.reset_peak_memory_stats()
+        return run_reference(case, device) if case.reference else run_trainer(case, scratch, device)
+    except torch.OutOfMemoryError as error:
+        return {"skipped": f"out of memory: {str(error).splitlines()[0]}"}
+    except UserError as error:
+        return {"skipped": str(error)}
+    except Exception as error:  # noqa: BLE001 - GPU time is short: the parts that follow still run, and this is reported
+        return {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+
+def run_trainer(case: Case, scratch: Path, device: Device) -> dict[str, Any]:
+    """Train with this project's trainer."""
+    from megatron_ssd.training.stage import prepare_trainer
+
+    config = case_config(case, scratch, device)
+    write_progressions(Path(config.run_dir), case)
+    with megatron_grid(ONE, create_gloo_process_groups=True):
+        trainer, dataset = prepare_trainer(config, scratch / "none", device)
+        steps = [trainer.step() for _ in range(case.steps)]
+        parameters = sum(p.numel() for chunk in trainer.chunks for p in chunk.parameters())
+    rows = [dataset.locate(row) for row in range(WARM_UP * case.global_batch_size, case.steps * case.global_batch_size)]
+    segments = [int(length) for row in rows for length in dataset.lengths_in_row(*row)]
+    seconds = [step.seconds for step in steps[WARM_UP:]]
+    return {
+        "parameters": parameters,
+        "losses": [step.loss for step in steps],
+        "grad_norms": [step.grad_norm for step in steps],
+        "predicted_gb": round(predicted_bytes(config) / GB, 3),
+        **_speed(case, seconds, flops_of(case.model, segments) / len(seconds), device),
+    }
+
+
+def run_reference(case: Case, device: Device) -> dict[str, Any]:
+    """Train the same shape with Transformers and AdamW: bf16 weights and state, no recomputation, full rows."""
+    import transformers
+
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(
+        _transformers_config(case.model), dtype=dtype, attn_implementation="sdpa"
+    )
+    model = model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=OPTIMIZER.lr, fused=True)
+    run = torch.compile(model) if case.reference == "compile" else model
+    tokens = torch.arange(case.seq_length, device=device)[None] % case.model.vocab_size
+    seconds, losses = [], []
+    for _ in range(case.steps):
+        started = time.perf_counter()
+        for _ in range(case.global_batch_size):
+            loss = run(input_ids=tokens, labels=tokens).loss / case.global_batch_size
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss) * case.global_batch_size)
+        seconds.append(time.perf_counter() - started)
+    flops = case.global_batch_size * flops_of(case.model, [case.seq_length])
+    return {"losses": losses, **_speed(case, seconds[WARM_UP:], flops, device)}
+
+
+def _transformers_config(model: ModelConfig) -> Any:
+    """The same shape in Transformers' names; of the Qwen3 families, which are all that is measured here."""
+    import transformers
+
+    values = dataclasses.asdict(model)
+    rope = {"rope_theta": values.pop("rope_theta"), "rope_type": "default"}
+    for key in ("name", "path", "revision", "model_type", "rope_scaling"):
+        del values[key]
+    if model.is_moe:
+        return transformers.Qwen3MoeConfig(**values, rope_parameters=rope)
+    return transformers.Qwen3Config(**values, rope_parameters=rope)
+
+
+def _speed(case: Case, seconds: list[float], flops: float, device: Device) -> dict[str, Any]:
+    """Times and rates of a step, and the peak of memory."""
+    middle = statistics.median(seconds)
+    peak = peak_tflops(device_name(device), case.precision)
+    return {
+        "step_seconds": [round(value, 4) for value in seconds],
+        "tokens_per_second": round(case.global_batch_size * case.seq_length / middle, 1),
+        "tflops": round(flops / middle / 1e12, 2),
+        "mfu": None if peak is None else round(flops / middle / 1e12 / peak, 4),
+        "peak_gb": round(torch.cuda.max_memory_allocated() / GB, 3) if device == "cuda" else None,
+    }
+
+
+def case_config(case: Case, scratch: Path, device: Device) -> RunConfig:
+    """``case`` as a configuration of this trainer."""
+    return RunConfig(
+        run_dir=str(scratch / case.name.replace(" ", "_").replace("/", "_")),
+        objective="pretrain",
+        model=case.model,
+        precision=case.precision,
+        moe=case.moe,
+        cluster=ClusterConfig(device=device),
+        parallel=ONE,
+        optimizer=OPTIMIZER,
+        training=TrainingConfig(
+            train_iters=max(case.steps, 2),
+            global_batch_size=case.global_batch_size,
+            seq_length=case.seq_length,
+            packing=case.packing,
+            tensorboard=False,
+            self_test=False,
+        ),
+        checkpoint=CheckpointConfig(save_interval=10**6),
+    )
+
+
+def predicted_bytes(config: RunConfig) -> float:
+    """The planner's total without its reserve, which is for what torch's allocator does not see."""
+    assert config.model is not None
+    # One process: every parameter is here, none is an expert of other ranks, and products are all but the look-ups.
+    model = config.model
+    embeddings = model.vocab_size * model.hidden_size * (1 if model.tie_word_embeddings else 2)
+    rank = RankReport(
+        rank=0, tensor_rank=0, pipeline_rank=0, expert_rank=0, data_rank=0, num_parameters=model.num_parameters(),
+        num_fp8_weights=model.num_parameters() - embeddings if config.precision.fp8 else 0,
+    )  # fmt: skip
+    (memory,) = all_ranks(config, LayoutReport(ranks=(rank,), num_parameters=rank.num_parameters))
+    return memory.total - memory.reserve
+
+
+def write_progressions(run_dir: Path, case: Case) -> None:
+    """A data set of arithmetic progressions: of a row each without packing, else an eighth of a row or less."""
+    from megatron_ssd.artifacts.stage import Stage
+    from megatron_ssd.dataset.indexed import IndexedWriter
+
+    random = np.random.default_rng(0)
+    vocabulary = min(case.model.vocab_size, 1024)  # few ids, learned soon
+    rows = case.global_batch_size * min(case.steps, 20)
+    stage = Stage(name="dataset", run_dir=run_dir, config={"case": case.name}, inputs={})
+    with IndexedWriter(stage.begin() / "samples", vocab_size=case.model.vocab_size) as writer:
+        for _ in range(rows if case.packing == "none" else rows * 12):
+            longest = case.seq_length // 8
+            length = case.seq_length + 1 if case.packing == "none" else int(random.integers(longest // 4, longest))
+            start, step = random.integers(vocabulary), random.integers(1, 8)
+            writer.add(((start + step * np.arange(length)) % vocabulary).tolist())
+    stage.publish(counts={"documents": rows})
+
+
+def device_name(device: Device) -> str:
+    """What the driver, or nobody, calls it."""
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
+
+
+def table(out: Path) -> str:
+    """All parts that ``out`` holds, a line a run."""
+    lines = []
+    for part in PARTS:
+        path = out / f"gpu-{part}.json"
+        if path.exists():
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            lines += [f"{part} ({rows[0]['device']})", *(f"  {_line(row, rows)}" for row in rows)]
+    return "\n".join(lines)
+
+
+def _line(row: dict[str, Any], rows: list[dict[str, Any]] | None = None) -> str:
+    head = f"{row['case']:52s} "
+    why = row.get("skipped") or row.get("failed")
+    if why:
+        return f"{head}{'skipped' if row.get('skipped') else 'FAILED'}: {why}"
+    parts = [f"{row['tokens_per_second']:>10,.0f} tokens/s", f"{row['tflops']:7.1f} TFLOP/s"]
+    if row["mfu"] is not None:
+        parts.append(f"MFU {row['mfu']:.1%}")
+    if row["peak_gb"] is not None:
+        predicted = f" (predicted {row['predicted_gb']:.1f})" if "predicted_gb" in row else ""
+        parts.append(f"peak {row['peak_gb']:.1f} GB{predicted}")
+    parts.append(f"loss {row['losses'][-1]:.4f}{_gap(row, rows or [])}")
+    return head + "  ".join(parts)
+
+
+def _gap(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The largest and the last relative distance from the losses of the first run of the same model in the part."""
+    model = row["case"].split()[0]
+    first = next((other for other in rows if other["case"].split()[0] == model and "losses" in other), row)
+    if first is row or row["part"] not in ("specs", "fp8"):
+        return ""
+    gaps = [abs(a - b) / max(abs(b), 1e-9) for a, b in zip(row["losses"], first["losses"], strict=True)]
+    return f" (from the first: at most {max(gaps):.2%}, at the end {gaps[-1]:.2%})"
+
+
+if __name__ == "__main__":
+    main()
