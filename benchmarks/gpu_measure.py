@@ -111,7 +111,7 @@ def run_trainer(case: Case, scratch: Path, device: Device) -> dict[str, Any]:
         "parameters": parameters,
         "losses": [step.loss for step in steps],
         "grad_norms": [step.grad_norm for step in steps],
-        "predicted_gb": round(predicted_bytes(config) / GB, 3),
+        "predicted_gb": round(predicted_bytes(config) / GB, 6),
         **_speed(case, seconds, flops_of(case.model, segments) / len(seconds), device),
     }
 
