@@ -23,7 +23,6 @@ from torch.distributed.checkpoint import CheckpointException
 from megatron_ssd.errors import UserError
 from megatron_ssd.runtime.process_groups import is_rank_zero, on_rank_zero
 from megatron_ssd.runtime.versions import load_options
-from megatron_ssd.training import adam_state
 from megatron_ssd.training.checkpoint_folder import (
     BrokenCheckpointError,
     CheckpointFacts,
@@ -34,23 +33,23 @@ from megatron_ssd.training.checkpoint_folder import (
 )
 from megatron_ssd.training.checkpoint_folder import newest_checkpoint as newest_checkpoint
 from megatron_ssd.training.checkpoint_writer import CheckpointWriter
+from megatron_ssd.training.optimizer_state import METADATA, OptimizerState
 from megatron_ssd.training.random_state import random_state, set_random_state
 from megatron_ssd.training.state import TrainingState
 
 log = logging.getLogger(__name__)
 
-# The one form of the distributed optimizer's state that any other layout can load.
-_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
-
 
 def save_checkpoint(writer: CheckpointWriter, state: TrainingState) -> None:
     """Save ``state`` through ``writer``. Every rank calls it. Raises as ``CheckpointWriter.save`` does."""
+    models = _models(state)
+    optimizer = OptimizerState(state.optimizer, models, loading=False)
     writer.save(
         state.iteration,
-        _sharded(state, loading=False),
+        _everything(state, models, optimizer),
         optimizer_kind=_kind(state.optimizer),
         layout=current_layout(),
-        content_metadata=_METADATA,
+        content_metadata=METADATA,
         # While updates are being skipped the weights may be beyond repair, and older ones are what to go back to.
         may_prune=state.watch.skipped_in_row == 0,
     )
@@ -116,7 +115,9 @@ def load_checkpoint(path: Path, facts: CheckpointFacts, state: TrainingState) ->
     """
     _check_kind(path, facts, state.optimizer)
     same_layout = facts.layout == current_layout()
-    wanted = _sharded(state, loading=True)
+    models = _models(state)
+    optimizer = OptimizerState(state.optimizer, models, loading=True)
+    wanted = _everything(state, models, optimizer)
     if not same_layout:
         del wanted["random"]
     try:
@@ -128,11 +129,10 @@ def load_checkpoint(path: Path, facts: CheckpointFacts, state: TrainingState) ->
         ) from None
     for number, model in enumerate(state.models):
         model.load_state_dict(loaded[f"model{number}"])
-    with adam_state.loadable(state.optimizer):
-        state.optimizer.load_state_dict(loaded["optimizer"])
+    state.watch.load_state_dict(loaded["watch"])
+    optimizer.load(loaded["optimizer"], updates=state.watch.seen)
     if state.ema is not None:
         state.ema.load(loaded["ema"])
-    state.watch.load_state_dict(loaded["watch"])
     state.iteration = facts.iteration
     if same_layout:
         set_random_state(loaded["random"])
@@ -151,16 +151,21 @@ def current_layout() -> dict[str, int]:
     }
 
 
-def _sharded(state: TrainingState, *, loading: bool) -> dict[str, Any]:
-    """Everything in ``state`` as Megatron-Core's sharded tensors and objects, by name and place."""
-    models: dict[str, Any] = {f"model{number}": model.sharded_state_dict() for number, model in enumerate(state.models)}
-    result = dict(models)
-    result["optimizer"] = state.optimizer.sharded_state_dict(models, is_loading=loading, metadata=_METADATA)
+def _models(state: TrainingState) -> dict[str, Any]:
+    return {f"model{number}": model.sharded_state_dict() for number, model in enumerate(state.models)}
+
+
+def _everything(state: TrainingState, models: dict[str, Any], optimizer: OptimizerState) -> dict[str, Any]:
+    """``state`` as Megatron-Core's sharded tensors and objects, by name and place."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    result = {
+        **models,
+        "optimizer": optimizer.tensors,
+        "watch": state.watch.state_dict(),
+        "random": ShardedObject("random_state", random_state(), (world,), (rank,), replica_id=0),
+    }
     if state.ema is not None:
         result["ema"] = state.ema.sharded_state_dict(models)
-    result["watch"] = state.watch.state_dict()
-    rank, world = dist.get_rank(), dist.get_world_size()
-    result["random"] = ShardedObject("random_state", random_state(), (world,), (rank,), replica_id=0)
     return result
 
 

@@ -18,7 +18,11 @@ _SETTLED = 5  # losses before a jump can be told
 
 @dataclass
 class LossWatch:
-    """Counters of one run. ``mean`` is over the first losses plainly, then old ones fade with the window."""
+    """Counters of one run.
+
+    ``seen`` are the finite losses, each of them an update. ``mean`` is over the first ones plainly, then old ones fade
+    with the window.
+    """
 
     skipped: int = 0
     skipped_in_row: int = 0

@@ -39,19 +39,19 @@ def start(run_dir: Path, layout: str, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def finish(run_dir: Path, layout: str, *more: str) -> list[float]:
-    """Run to the end and return the losses."""
+def finish(run_dir: Path, layout: str, *more: str) -> list[tuple[float, float, str]]:
+    """Run to the end and return losses, gradient norms and hashes of the sample ids."""
     with start(run_dir, layout, *more) as process:
         _, errors = process.communicate(timeout=200)
         assert process.returncode == 0, errors[-3000:]
     rows = metrics(run_dir)
     assert [row["iteration"] for row in rows] == list(range(1, ITERATIONS + 1))
-    return [row["loss"] for row in rows]
+    return [(row["loss"], row["grad_norm"], row["samples"]) for row in rows]
 
 
-def interrupt(run_dir: Path, layout: str, when: Callable[[], bool], number: signal.Signals) -> int:
+def interrupt(run_dir: Path, layout: str, when: Callable[[], bool], number: signal.Signals, *more: str) -> int:
     """Start, wait for ``when``, send the signal, and return the exit status."""
-    with start(run_dir, layout) as process:
+    with start(run_dir, layout, *more) as process:
         deadline = time.monotonic() + 150
         while not when():
             assert process.poll() is None, process.communicate()[1][-3000:]
@@ -66,36 +66,52 @@ def work(run_dir: Path) -> Path:
     return run_dir / "checkpoints.partial"
 
 
-def some_iterations(run_dir: Path) -> bool:
+def iterations(run_dir: Path) -> int:
+    """How many the metrics tell of."""
     path = work(run_dir) / "metrics.jsonl"
-    return path.exists() and path.read_bytes().count(b"\n") > SAVE_INTERVAL
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[float, float, str]]:
+    """What a run gives that nobody touched and that waits for its checkpoints."""
+    run_dir = tmp_path_factory.mktemp("whole")
+    write_dataset(run_dir)
+    return finish(run_dir, "dp2")
 
 
 @pytest.fixture
-def run_dirs(tmp_path: Path) -> tuple[Path, Path]:
-    for name in ("whole", "broken"):
-        write_dataset(tmp_path / name)
-    return tmp_path / "whole", tmp_path / "broken"
+def broken(tmp_path: Path) -> Path:
+    """The folder of a run that will be."""
+    write_dataset(tmp_path / "broken")
+    return tmp_path / "broken"
 
 
-def test_a_killed_run_resumes_bit_for_bit_and_under_another_layout_nearly(run_dirs: tuple[Path, Path]) -> None:
-    whole, broken = run_dirs
-    checkpoint = work(broken) / f"iter_{SAVE_INTERVAL:07d}"
-    interrupt(broken, "dp2", lambda: checkpoint.exists() and some_iterations(broken), signal.SIGKILL)
+def test_a_killed_run_resumes_bit_for_bit_and_under_another_layout_nearly(
+    expected: list[tuple[float, float, str]], broken: Path
+) -> None:
+    """Killed while a checkpoint is being written beside training."""
+    first = work(broken) / f"iter_{SAVE_INTERVAL:07d}"
+    while_writing = lambda: first.exists() and any(work(broken).glob("*.partial"))  # noqa: E731
+    interrupt(broken, "dp2", while_writing, signal.SIGKILL, "checkpoint.save_async=true")
     assert not (broken / "checkpoints").exists()
     before = {path.name: path.stat().st_mtime_ns for path in work(broken).glob("iter_???????")}
     elsewhere = shutil.copytree(broken, broken.with_name("elsewhere"))
-    expected = finish(whole, "dp2")
-    assert finish(broken, "dp2") == expected
+    assert finish(broken, "dp2", "checkpoint.save_async=true") == expected
     after = {path.name: path.stat().st_mtime_ns for path in (broken / "checkpoints").glob("iter_???????")}
     assert before.items() <= after.items(), "a finished checkpoint was written again"
+    assert not list((broken / "checkpoints").glob("*.partial"))
+    moved = finish(elsewhere, "pp2", "parallel.use_distributed_optimizer=true")
+    assert [samples for _, _, samples in moved] == [samples for _, _, samples in expected]
     # Thirty iterations of fp32, summed in another order.
-    assert finish(elsewhere, "pp2", "parallel.use_distributed_optimizer=true") == pytest.approx(expected, rel=2e-5)
+    assert [loss for loss, _, _ in moved] == pytest.approx([loss for loss, _, _ in expected], rel=2e-5)
 
 
-def test_a_stopped_run_saves_and_resumes_bit_for_bit(run_dirs: tuple[Path, Path]) -> None:
-    whole, broken = run_dirs
-    interrupt(broken, "tp2", lambda: some_iterations(broken), signal.SIGTERM)
-    rows, saved = metrics(broken, "checkpoints.partial"), sorted(work(broken).glob("iter_???????"))
-    assert saved[-1].name == f"iter_{rows[-1]['iteration']:07d}", "the last iteration before the stop was not saved"
-    assert finish(broken, "tp2") == finish(whole, "tp2")
+def test_a_stopped_run_saves_and_resumes_bit_for_bit(expected: list[tuple[float, float, str]], broken: Path) -> None:
+    """Stopped by a scheduler, then at the keyboard; each says so by its status, and what was done is saved."""
+    for number, status in ((signal.SIGUSR1, 75), (signal.SIGINT, 130)):
+        done = iterations(broken)
+        assert interrupt(broken, "dp2", lambda done=done: iterations(broken) > done + 3, number) == status  # type: ignore[misc]
+        rows, saved = metrics(broken, "checkpoints.partial"), sorted(work(broken).glob("iter_???????"))
+        assert saved[-1].name == f"iter_{rows[-1]['iteration']:07d}", "the last iteration before the stop was not saved"
+    assert finish(broken, "dp2") == expected
