@@ -48,6 +48,7 @@ def install() -> None:
     _answer_for_tensors()
     _mend_mixture_of_experts()
     _mend_all_to_all()
+    _mend_unequal_parts()
     cpu_rotary.install()
 
 
@@ -172,6 +173,35 @@ def _mend_all_to_all() -> None:
         )
 
     torch.distributed.all_to_all_single = call
+
+
+def _mend_unequal_parts() -> None:
+    """gloo gathers and scatters parts of one size; experts that are split themselves exchange parts of any size."""
+    all_gather = torch.distributed.all_gather
+
+    def exchange(parts: list[Tensor], sizes: list[int], group: Any) -> Tensor:
+        """Part i to rank i; ``sizes`` of what comes back, one after the other."""
+        received = parts[0].new_empty((sum(sizes), *parts[0].shape[1:]))
+        sent = torch.cat(parts)
+        torch.distributed.all_to_all_single(received, sent, sizes, [len(part) for part in parts], group=group)
+        return received
+
+    @functools.wraps(all_gather)
+    def gather(outputs: list[Tensor], input: Tensor, group: Any = None, async_op: bool = False) -> Any:
+        sizes = [len(output) for output in outputs]
+        if len(set(sizes)) == 1:
+            return all_gather(outputs, input, group=group, async_op=async_op)
+        assert not async_op
+        for output, part in zip(outputs, exchange([input] * len(outputs), sizes, group).split(sizes), strict=True):
+            output.copy_(part)
+        return None
+
+    def reduce_scatter(output: Tensor, inputs: list[Tensor], group: Any = None) -> None:
+        received = exchange(inputs, [len(output)] * len(inputs), group)
+        output.copy_(received.view(len(inputs), *output.shape).sum(0))
+
+    torch.distributed.all_gather = gather  # type: ignore[assignment]
+    torch.distributed.reduce_scatter = reduce_scatter  # type: ignore[assignment]
 
 
 def _as_list(value: Any) -> Any:
