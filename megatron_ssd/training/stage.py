@@ -55,6 +55,7 @@ def run_train(config: RunConfig) -> None:
     check_wandb(config.training.wandb_project)
     device = prepare_device(config.cluster, config.precision, config.moe)
     from megatron_ssd.training.optimizer import check_optimizer  # after the device: it imports Megatron-Core
+    from megatron_ssd.training.self_test import check_packing
 
     check_optimizer(config.optimizer, config.parallel, device=device)
     with process_groups(config.parallel, device=device):
@@ -63,6 +64,8 @@ def run_train(config: RunConfig) -> None:
         if work is None:
             return
         trainer, dataset = prepare_trainer(config, work, device)
+        if config.training.self_test and config.training.packing != "none":
+            check_packing(config, trainer.state, trainer.source, device=device)
         _train(config, opened, trainer, dataset)
 
 

@@ -1,0 +1,119 @@
+"""Run by torchrun: packed rows in several layouts, seen from inside the model, and the test that guards a launch.
+
+torchrun --nproc-per-node=2 -m tests.distributed.packing_worker ROOT
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.dataset.training import Row, TrainingDataset
+from megatron_ssd.errors import UserError
+from megatron_ssd.models import segments
+from megatron_ssd.models.attention import SegmentAttention
+from megatron_ssd.models.segments import PackedRows, local_positions, packed_rows
+from megatron_ssd.runtime.device import prepare_device
+from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
+from megatron_ssd.training.data import segment_lengths
+from megatron_ssd.training.loop import Trainer
+from megatron_ssd.training.self_test import _forward, check_packing
+from megatron_ssd.training.stage import prepare_trainer
+from tests.training_run import CPU, DENSE, EXACT, MOE, training_config
+
+LAYOUTS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
+    "pp2": (DENSE, {"pipeline_model_parallel_size": 2}),
+    "vpp2": (DENSE, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
+    "cp2": (DENSE, {"context_parallel_size": 2}),
+    "tp2_sp": (DENSE, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
+    "dp2": (DENSE, {}),
+    "moe_ep2": (MOE, {"expert_model_parallel_size": 2}),
+    "moe_cp2": (MOE, {"context_parallel_size": 2}),
+}
+THIRD = 2  # place of the sample that is looked at
+
+
+def look(root: Path, model: ModelConfig, parallel: ParallelConfig) -> dict[str, Any]:
+    """What this rank sees of the third sample of a row; see the test for what is expected of it."""
+    config = training_config(
+        root, model=model, parallel=parallel, training={"micro_batch_size": 2, "segment_multiple": 4}
+    )
+    trainer, dataset = prepare_trainer(config, root / "none", "cpu")
+    index = next(i for i in range(dataset.num_rows(0)) if len(dataset.samples_in_row(0, i)) > THIRD)
+    packed, alone = dataset.row(0, index), dataset.single_sample_row(0, index, THIRD)
+    changed = {**packed, "tokens": np.where(packed["segment_ids"] == THIRD + 1, packed["tokens"], 7)}
+    queries_packed, queries_alone, queries_changed = third_queries(trainer, dataset, [packed, alone, changed], parallel)
+    check_packing(trainer.run, trainer.state, trainer.source, device="cpu")
+    return {
+        "layers": len(queries_packed),
+        "positions": sum(len(x) for x in queries_packed),
+        "alone": max(float((a - b).abs().max()) for a, b in zip(queries_packed, queries_alone, strict=True)),
+        "neighbours": max(float((a - b).abs().max()) for a, b in zip(queries_packed, queries_changed, strict=True)),
+        "leak": message_with_a_leak(trainer),
+    }
+
+
+def third_queries(
+    trainer: Trainer, dataset: TrainingDataset, rows: list[Row], parallel: ParallelConfig
+) -> list[list[Tensor]]:
+    """Rotated queries of the sample, for each of ``rows`` and each layer of this rank; the row is the second of two."""
+    modules = [m for chunk in trainer.state.chunks for m in chunk.modules() if isinstance(m, SegmentAttention)]
+    seen: dict[SegmentAttention, list[Tensor]] = {module: [] for module in modules}
+    handles = [m.register_forward_pre_hook(lambda module, inputs: seen[module].append(inputs[0])) for m in modules]
+    micro_batches = [[dataset.row(0, 0), row] for row in rows]
+    with torch.no_grad():
+        _forward(trainer.state, trainer.source, micro_batches, num_samples=1, device="cpu")
+    for handle in handles:
+        handle.remove()
+    cp_size = parallel.context_parallel_size
+    cp_rank = trainer.source.context_parallel_rank
+    queries = []
+    for number, micro_batch in enumerate(micro_batches):
+        ids = np.stack([row["segment_ids"] for row in micro_batch])
+        here = local_positions(segment_lengths(ids), cp_size=cp_size, cp_rank=cp_rank)
+        wanted = ids.copy()
+        wanted[0] = 0
+        where = torch.from_numpy(wanted.reshape(-1)[here] == (1 if number == 1 else THIRD + 1))
+        queries.append([seen[module][number][where] for module in modules])
+    return queries
+
+
+def message_with_a_leak(trainer: Trainer) -> str:
+    """What the guard says where all positions of a micro batch are one segment."""
+    with one_segment():
+        try:
+            check_packing(trainer.run, trainer.state, trainer.source, device="cpu")
+        except UserError as error:
+            return str(error)
+    return ""
+
+
+@contextmanager
+def one_segment() -> Iterator[None]:
+    def leaky(lengths: tuple[int, ...], **settings: Any) -> PackedRows:
+        return packed_rows((sum(lengths),), **settings)
+
+    with mock.patch.object(segments, "packed_rows", leaky):
+        yield
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    with joined_processes(prepare_device(CPU, EXACT)):
+        for name, (each_model, sizes) in LAYOUTS.items():
+            layout = ParallelConfig(world_size=dist.get_world_size(), **sizes)
+            with megatron_grid(layout, create_gloo_process_groups=True):
+                facts = look(folder, each_model, layout)
+            (folder / f"{name}-{dist.get_rank()}.json").write_text(json.dumps(facts))

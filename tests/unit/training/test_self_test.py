@@ -1,0 +1,61 @@
+"""A launch is refused where packed samples see each other (in several layouts: tests/distributed)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.precision import Fp8Config, PrecisionConfig
+from megatron_ssd.dataset.indexed import IndexedWriter
+from megatron_ssd.errors import UserError
+from megatron_ssd.training.self_test import tolerance
+from megatron_ssd.training.stage import run_train
+from tests.distributed.packing_worker import one_segment
+from tests.training_run import metrics, training_config, write_dataset
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
+
+
+def test_a_leak_stops_a_launch_before_the_first_iteration(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    config = training_config(tmp_path, training={"train_iters": 3, "packing": "best_fit"})
+    with one_segment():
+        with pytest.raises(UserError, match=r"sample \d+ has loss [\d.]+ in a packed row and [\d.]+ alone"):
+            run_train(config)
+        assert not (tmp_path / "checkpoints.partial" / "metrics.jsonl").exists()
+        unpacked = training_config(tmp_path, training={"train_iters": 3, "packing": "none"}, replace=True)
+        run_train(unpacked)
+    assert len(metrics(tmp_path)) == 3
+
+
+def test_the_test_can_be_left_out(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    with one_segment():
+        run_train(training_config(tmp_path, training={"train_iters": 3, "self_test": False}))
+    assert len(metrics(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 4])
+def test_samples_that_fill_a_row_pass(tmp_path: Path, micro_batch_size: int, caplog: pytest.LogCaptureFixture) -> None:
+    stage = Stage(name="dataset", run_dir=tmp_path, config={}, inputs={})
+    with IndexedWriter(stage.begin() / "samples", vocab_size=64) as writer:
+        for start in range(6):
+            writer.add(((start + np.arange(65)) % 64).tolist())
+    stage.publish(counts={})
+    with caplog.at_level(logging.INFO):
+        run_train(training_config(tmp_path, training={"train_iters": 3, "micro_batch_size": micro_batch_size}))
+    assert "samples have the same loss packed and alone" in caplog.text
+
+
+def test_rounding_is_wider_in_fewer_bits_and_narrower_over_many_positions() -> None:
+    exact = PrecisionConfig(params_dtype="fp32", transformer_engine=False)
+    fast = PrecisionConfig(params_dtype="fp32", transformer_engine=False, fast_matmul=True)
+    bf16, fp8 = PrecisionConfig(), PrecisionConfig(fp8=Fp8Config(recipe="blockwise"))
+    allowed = [tolerance(precision, 2.0, 100) for precision in (exact, fast, bf16, fp8)]
+    assert allowed == pytest.approx([4e-5, 0.02, 0.02, 0.07])
+    assert tolerance(bf16, 2.0, 10_000) == pytest.approx(0.011)
