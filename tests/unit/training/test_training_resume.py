@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_ssd.config.moe import MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
+from megatron_ssd.training.checkpoint_folder import read_facts
 from megatron_ssd.training.stage import run_train
 from megatron_ssd.training.stop import StopRequest
 from tests.training_run import MOE, metrics, training_config, write_dataset
@@ -27,6 +29,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "bf16_whole": {"precision": BF16, "parallel": WHOLE},
     "moe_distributed": {"model": MOE},
     "moe_whole": {"model": MOE, "parallel": WHOLE},
+    "moe_frozen_router": {"model": MOE, "moe": MoeConfig(freeze_router=True)},
+    "mean_and_validation": {"precision": BF16, "training": {"ema_decay": 0.9, "validation_fraction": 0.2}},
 }
 
 
@@ -50,5 +54,14 @@ def test_stopped_and_started_again_is_bitwise_the_same(
     assert len(metrics(tmp_path / "broken", "checkpoints.partial")) == 4
     for config in (broken, whole):
         run_train(config)
-    curves = [[(row["loss"], row["grad_norm"]) for row in metrics(tmp_path / name)] for name in ("broken", "whole")]
+    curves = [
+        [(row["loss"], row["grad_norm"], row["samples"], row["validation_loss"]) for row in metrics(tmp_path / name)]
+        for name in ("broken", "whole")
+    ]
     assert curves[0] == curves[1]
+    # The state behind them as well: weights, optimizer and mean of the weights of the last checkpoint.
+    hashes = [
+        {name: file.sha256 for name, file in read_facts(path).files.items() if name.endswith(".distcp")}
+        for path in (tmp_path / name / "checkpoints" / "iter_0000010" for name in ("broken", "whole"))
+    ]
+    assert hashes[0] == hashes[1]

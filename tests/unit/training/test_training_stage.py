@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import gc
+import importlib.util
 import logging
 import math
 import os
@@ -18,7 +19,7 @@ from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.training.stage import run_train, training_stage
 from megatron_ssd.training.stop import StopRequest
-from tests.training_run import DENSE, metrics, training_config, write_dataset
+from tests.training_run import DENSE, MOE, metrics, training_config, write_dataset
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
 
@@ -48,6 +49,90 @@ def test_a_run_publishes_checkpoint_metrics_and_manifest(run_dir: Path, caplog: 
     assert "up to date" in caplog.text
 
 
+def test_every_column_is_written_and_the_start_is_said(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        run_train(training_config(run_dir, model=MOE, training={"train_iters": 3}))
+    said = caplog.text
+    assert "fp32, recompute none; 1 processes: tensor 1, pipeline 1, context 1, expert 1, data 1" in said
+    assert "packing greedy: 200 samples in" in said
+    assert "3 iterations of 8 rows" in said
+    assert "from the first iteration" in said
+    for row in metrics(run_dir):
+        assert row["tokens"] == 8 * 64
+        assert row["tflops_per_second_per_gpu"] > 0
+        assert row["mfu"] is None, "a CPU's peak is not known"
+        assert row["peak_memory_gib"] > 0.1
+        assert len(row["samples"]) == 16
+        assert row["expert_load_max"] >= 1 >= row["expert_load_min"]
+        assert (row["skipped"], row["spike"], row["validation_loss"]) == (False, False, None)
+    left = [row["seconds_left"] for row in metrics(run_dir)]
+    assert left[0] > 0
+    assert left[-1] == 0
+
+
+def test_held_out_rows_are_measured_at_the_interval_and_at_the_end(run_dir: Path) -> None:
+    training = {"train_iters": 7, "validation_fraction": 0.2, "validation_interval": 3}
+    run_train(training_config(run_dir, training=training))
+    measured = {row["iteration"]: row["validation_loss"] for row in metrics(run_dir) if row["validation_loss"]}
+    assert list(measured) == [3, 6, 7]
+    assert math.log(DENSE.vocab_size) > measured[3] > measured[6] > measured[7]
+    assert read_manifest(run_dir / "checkpoints").facts["final_validation_loss"] == measured[7]
+
+
+def test_measuring_does_not_change_training(run_dir: Path) -> None:
+    curves = []
+    for interval in (1, 100):
+        training = {"train_iters": 4, "validation_fraction": 0.2, "validation_interval": interval}
+        run_train(training_config(run_dir, training=training))
+        curves.append([(row["loss"], row["grad_norm"]) for row in metrics(run_dir)])
+        (run_dir / "checkpoints").rename(run_dir / f"interval-{interval}")
+    assert curves[0] == curves[1]
+
+
+def test_the_mean_of_the_weights_follows_its_formula_and_is_saved(run_dir: Path) -> None:
+    """From the weights of each iteration, as separate checkpoints hold them."""
+    from megatron.core.dist_checkpointing import load_plain_tensors
+
+    from megatron_ssd.runtime.process_groups import process_groups
+
+    run_train(training_config(run_dir, training={"train_iters": 4, "ema_decay": 0.75}, checkpoint={"save_interval": 1}))
+    with process_groups(ParallelConfig(), device="cpu"):
+        saved = [load_plain_tensors(str(run_dir / "checkpoints" / f"iter_000000{n}")) for n in range(1, 5)]
+    names = [name for name in saved[0] if f"ema.{name}" in saved[0]]
+    assert len(names) == sum(name.startswith("ema.") for name in saved[0]) > 5
+    for name in names:
+        mean = saved[0][f"ema.{name}"]
+        for each in saved[1:]:
+            mean = 0.75 * mean + 0.25 * each[name]
+        torch.testing.assert_close(saved[-1][f"ema.{name}"], mean, rtol=1e-5, atol=1e-7)
+        assert saved[-1][f"ema.{name}"].dtype == torch.float32
+
+
+def test_a_jump_of_the_loss_is_warned_of_and_marked(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = training_config(run_dir, training={"train_iters": 20, "spike_factor": 1.05})
+    wild = dataclasses.replace(config.optimizer, lr=0.5, min_lr=0.5, lr_warmup_iters=12, clip_grad=1e9)
+    run_train(dataclasses.replace(config, optimizer=wild))
+    marked = [row["iteration"] for row in metrics(run_dir) if row["spike"]]
+    assert marked
+    assert f"iteration {marked[0]}: loss" in caplog.text
+
+
+def test_no_part_of_training_draws_random_numbers(run_dir: Path) -> None:
+    """Resuming under another layout seeds anew: nothing may depend on it."""
+    from megatron_ssd.runtime.device import prepare_device
+    from megatron_ssd.runtime.process_groups import process_groups
+    from megatron_ssd.training.random_state import random_state
+    from megatron_ssd.training.stage import prepare_trainer
+
+    config = training_config(run_dir, model=MOE)
+    with process_groups(ParallelConfig(), device=prepare_device(config.cluster, config.precision)):
+        trainer, _ = prepare_trainer(config, run_dir / "none", "cpu")
+        before = random_state()
+        for _ in range(2):
+            trainer.step()
+        assert random_state() == before
+
+
 def test_learning_rate_warms_up_and_ends_at_its_minimum(run_dir: Path) -> None:
     run_train(training_config(run_dir))
     rates = [row["learning_rate"] for row in metrics(run_dir)]
@@ -72,6 +157,29 @@ def test_the_layout_is_no_part_of_the_identity_and_the_optimizer_is(run_dir: Pat
     other_rate = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, lr=1e-2))
     assert training_stage(config).identity == training_stage(other_layout).identity
     assert training_stage(config).identity != training_stage(other_rate).identity
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "same"),
+    [
+        ("checkpoint", {"save_interval": 7, "save_async": True, "keep_last": 1, "on_broken": "previous"}, True),
+        ("training", {"validation_interval": 5, "max_skipped": 3, "spike_factor": 9.0, "log_interval": 2}, True),
+        ("optimizer", {"cpu_offload_fraction": 0.5}, True),
+        ("moe", {"dispatcher": "allgather"}, True),
+        ("training", {"ema_decay": 0.9}, False),
+        ("training", {"validation_fraction": 0.1}, False),
+        ("training", {"loss_normalization": "sequence"}, False),
+        ("training", {"prompt_loss_weight": 0.1}, False),
+        ("moe", {"aux_loss_coeff": 0.01}, False),
+        ("moe", {"freeze_router": True}, False),
+    ],
+)
+def test_what_decides_the_weights_is_the_identity(
+    run_dir: Path, section: str, changes: dict[str, Any], same: bool
+) -> None:
+    config = training_config(run_dir, model=MOE)
+    other = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **changes)})
+    assert (training_stage(config).identity == training_stage(other).identity) is same
 
 
 def refused(config: RunConfig) -> str:
@@ -102,10 +210,39 @@ def test_training_on_a_gpu_that_is_not_there(run_dir: Path) -> None:
     assert "dry_run=true" in refused(training_config(run_dir, cluster=ClusterConfig(device="cuda")))
 
 
-def test_a_loss_that_is_no_number_stops_the_run(run_dir: Path) -> None:
-    config = training_config(run_dir, training={"train_iters": 40}, checkpoint={"save_interval": 2})
+def test_losses_that_are_no_numbers_stop_the_run_and_prune_nothing(run_dir: Path) -> None:
+    training = {"train_iters": 40, "max_skipped": 4}
+    config = training_config(run_dir, training=training, checkpoint={"save_interval": 1, "keep_last": 1})
     wild = dataclasses.replace(config.optimizer, lr=1e20, min_lr=1e20)
-    assert "must be finite" in refused(dataclasses.replace(config, optimizer=wild))
+    message = refused(dataclasses.replace(config, optimizer=wild))
+    assert "must be finite, and were not for 4 iterations" in message
+    rows = metrics(run_dir, "checkpoints.partial")
+    assert [row["skipped"] for row in rows[-5:]] == [False, True, True, True, True]
+    assert rows[-1]["loss"] is None or rows[-1]["grad_norm"] is None
+    kept = sorted(int(path.name[5:]) for path in (run_dir / "checkpoints.partial").glob("iter_???????"))
+    last_update = rows[-5]["iteration"]
+    assert kept == [last_update + number for number in range(4)], "one from before the trouble, and those of it"
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"precision_aware": True}, ["optimizer.precision_aware = true", "TransformerEngine"]),
+        ({"precision_aware": True, "exp_avg_dtype": "bf16"}, ["optimizer.precision_aware = true"]),
+        ({"cpu_offload_fraction": 0.5}, ["optimizer.cpu_offload_fraction = 0.5", "cluster.device is cpu"]),
+    ],
+)
+def test_an_optimizer_that_this_machine_has_not(run_dir: Path, changes: dict[str, Any], parts: list[str]) -> None:
+    config = training_config(run_dir)
+    message = refused(dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **changes)))
+    assert all(part in message for part in parts)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed here")
+def test_weights_and_biases_has_to_be_installed(run_dir: Path) -> None:
+    message = refused(training_config(run_dir, training={"wandb_project": "mine"}))
+    assert "training.wandb_project = mine" in message
+    assert "pip install wandb" in message
 
 
 def test_the_other_kind_of_optimizer_cannot_go_on(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
