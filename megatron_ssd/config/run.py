@@ -66,7 +66,16 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        self.training.num_microbatches(self.parallel.data_parallel_size)
+        micro_batches = self.training.num_microbatches(self.parallel.data_parallel_size)
+        stages = self.parallel.pipeline_model_parallel_size
+        require(
+            self.parallel.virtual_pipeline_model_parallel_size is None or micro_batches % stages == 0,
+            f"training.global_batch_size = {self.training.global_batch_size}",
+            rule=f"interleaved pipeline stages take micro batches in multiples of {stages}, and a replica has "
+            f"{micro_batches}",
+            fix="change training.global_batch_size or training.micro_batch_size, or set "
+            "parallel.virtual_pipeline_model_parallel_size=null",
+        )
         require(
             self.optimizer.lr_warmup_iters < self.training.train_iters,
             f"optimizer.lr_warmup_iters = {self.optimizer.lr_warmup_iters}",

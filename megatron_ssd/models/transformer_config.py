@@ -26,8 +26,8 @@ def transformer_config(
     """Shape, layout and numbers of one model, as Megatron-Core wants them.
 
     The families built here share: pre-norm RMSNorm, SwiGLU, grouped-query attention, rotary positions, no bias, no
-    dropout. The loss is a sum over tokens (``calculate_per_token_loss``): Megatron-Core divides the gradient by the
-    number of valid tokens of the whole global batch.
+    dropout. The loss is a sum over tokens (``calculate_per_token_loss``), so Megatron-Core averages over nothing:
+    ``training.optimizer.normalize_gradients`` divides once, by the weight of the whole global batch.
     """
     dtype = DTYPES[precision.params_dtype]
     interleaved = parallel.virtual_pipeline_model_parallel_size is not None

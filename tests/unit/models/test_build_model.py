@@ -44,18 +44,6 @@ def test_initial_weights_have_the_stated_spread() -> None:
     assert torch.equal(weights["decoder.layers.0.self_attention.q_layernorm.weight"], torch.ones(16))
 
 
-def test_a_rope_scaling_that_megatron_core_does_not_know_is_refused() -> None:
-    odd = dataclasses.replace(UNTIED_LLAMA, rope_scaling=RopeScalingConfig(low_freq_factor=2.0))
-    with pytest.raises(ConfigError, match=r"low_freq_factor = 2\.0"):
-        built(odd)
-
-
-def test_context_parallelism_is_refused() -> None:
-    layout = ParallelConfig(world_size=2, context_parallel_size=2)
-    with pytest.raises(ConfigError, match="context_parallel_size = 2"):
-        build_model(DENSE, layout, EXACT, device="cpu")
-
-
 def test_experts_whose_gradients_would_not_be_summed_are_refused() -> None:
     layout = ParallelConfig(world_size=2, tensor_model_parallel_size=2, sequence_parallel=True)
     with pytest.raises(ConfigError, match="expert_tensor_parallel_size = 1"):
