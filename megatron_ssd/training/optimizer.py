@@ -110,7 +110,8 @@ def build_optimizer(
     )
     _use_fused_kernels(optimizer)
     adam_state.allocate(optimizer)
-    model_config.grad_scale_func = optimizer.scale_loss
+    # No grad_scale_func: nothing here scales the loss, and through it the model would keep the optimizer, and with that
+    # every process group and its threads, alive for as long as the process.
     if chunks[0].ddp_config.overlap_grad_reduce:
         model_config.no_sync_func = [chunk.no_sync for chunk in chunks] if len(chunks) > 1 else chunks[0].no_sync
     return optimizer

@@ -281,3 +281,14 @@ def test_a_full_disk_is_said_to_be_one_and_earlier_checkpoints_stay(
     assert [path.name for path in work.glob("iter_???????")] == ["iter_0000002"]
     run_train(config)
     assert [row["iteration"] for row in metrics(run_dir)] == list(range(1, 7))
+
+
+def test_a_finished_run_lets_go_of_its_process_groups(tmp_path: Path) -> None:
+    threads = []
+    for name in ("first", "second", "third"):
+        write_dataset(tmp_path / name)
+        run_train(training_config(tmp_path / name, training={"train_iters": 2}))
+        gc.collect()
+        threads.append(len(list(Path("/proc/self/task").iterdir())))
+    # The groups of one process have some fifty threads.
+    assert threads[2] - threads[0] <= 20
