@@ -287,7 +287,7 @@ def test_a_finished_run_lets_go_of_its_process_groups(tmp_path: Path) -> None:
     threads = []
     for name in ("first", "second", "third"):
         write_dataset(tmp_path / name)
-        run_train(training_config(tmp_path / name, training={"train_iters": 2}))
+        run_train(training_config(tmp_path / name, training={"train_iters": 3}))
         gc.collect()
         threads.append(len(list(Path("/proc/self/task").iterdir())))
     # The groups of one process have some fifty threads.
