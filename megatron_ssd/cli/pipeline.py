@@ -10,7 +10,7 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,13 +18,14 @@ from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config
 from megatron_ssd.cli.entry import parser, run_guarded, start_logging
-from megatron_ssd.cli.preflight import check_machine, check_problems
+from megatron_ssd.cli.preflight import check_machine
 from megatron_ssd.config.run import BaseConfig, RunConfig, needed
 from megatron_ssd.dataset.corpus import world_stage
 from megatron_ssd.dataset.stage import dataset_stage
 from megatron_ssd.evaluation.stage import evaluation_stage
 from megatron_ssd.export.stage import export_stage
 from megatron_ssd.generation.stage import samples_stage
+from megatron_ssd.problems.stage import problems_stage
 from megatron_ssd.process import run_child
 from megatron_ssd.report.stage import report_stage
 from megatron_ssd.report.terminal import print_report
@@ -46,8 +47,9 @@ class Script:
 
 _TRAIN = Script("launch/train.py", training_stage, torchrun=True)
 _EXPORT = Script("launch/export.py", export_stage)
-BASE = (Script("tools/build_minicode.py", world_stage), _TRAIN, _EXPORT)
+BASE = [Script("tools/build_minicode.py", world_stage), _TRAIN, _EXPORT]
 LOOP = {
+    "problems": Script("launch/problems.py", problems_stage),
     "samples": Script("launch/generate.py", samples_stage),
     "dataset": Script("tools/preprocess_data.py", dataset_stage),
     "checkpoints": _TRAIN,
@@ -66,7 +68,7 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Make the base model where the configuration asks for one, then the loop.
+    """Choose the problems, make the base model where the configuration asks for one, then the rest of the loop.
 
     Raises:
         UserError: before the first stage, where something is missing that a later one needs.
@@ -78,13 +80,14 @@ def run(arguments: argparse.Namespace) -> None:
     config = compose_config(overrides, config_dir)
     for section in ("model", "problems", "benchmark", "sampling"):
         needed(getattr(config, section), section, fix=f"choose one with {section}=NAME, or take +experiment=demo")
-    check_problems(config)
+    overrides = [*overrides, f"run_dir={config.run_dir}"]
+    scripts = [LOOP[name] for name in list(LOOP)[: list(LOOP).index(arguments.until) + 1]]
+    total = len(scripts)
+    # Problems before the base: a file that cannot be read, or a gate that refuses, should not cost a training run.
+    _run_all("stage", scripts[:1], overrides, config_dir, total=total)
     if config.base is not None:
-        folder = _make_base(config.base, config_dir)
-        overrides = [*overrides, f"model.path={folder}"]
-    wanted = list(LOOP)[: list(LOOP).index(arguments.until) + 1]
-    scripts = tuple(LOOP[name] for name in wanted)
-    started_scripts = _run_all("", scripts, [*overrides, f"run_dir={config.run_dir}"], config_dir)
+        overrides = [*overrides, f"model.path={_make_base(config.base, config_dir)}"]
+    started_scripts = _run_all("stage", scripts[1:], overrides, config_dir, first=2, total=total)
     if arguments.until == "report" and LOOP["report"] not in started_scripts:
         print_report(Path(config.run_dir))  # else the stage itself has printed it
     log.info("pipeline: done in %.0f s", time.monotonic() - started)
@@ -95,20 +98,22 @@ def _make_base(base: BaseConfig, config_dir: Path) -> Path:
     overrides = [f"experiment={base.experiment}", *base.overrides]
     settings = asdict(compose_config(overrides, config_dir))
     run_dir = Path(base.base_dir) / hash_json({**settings, "run_dir": None})[:12]
-    _run_all("base ", BASE, [*overrides, f"run_dir={run_dir}"], config_dir)
+    _run_all("base stage", BASE, [*overrides, f"run_dir={run_dir}"], config_dir, total=len(BASE))
     return run_dir / "export"
 
 
-def _run_all(label: str, scripts: tuple[Script, ...], overrides: list[str], config_dir: Path) -> list[Script]:
+def _run_all(
+    label: str, scripts: Sequence[Script], overrides: list[str], config_dir: Path, *, first: int = 1, total: int
+) -> list[Script]:
     """Start each script whose output is not up to date and return these; stop with the first that fails."""
     ran = []
     config = compose_config(overrides, config_dir)
     options = [] if config_dir == CONFIG_DIR else [f"--config-dir={config_dir}"]
-    for number, script in enumerate(scripts, start=1):
+    for number, script in enumerate(scripts, start=first):
         if script.open_stage(config).is_current():
             continue
         check_machine(config)  # of a run that is up to date nothing is asked
-        log.info("pipeline: %sstage %d of %d, %s", label, number, len(scripts), script.path)
+        log.info("pipeline: %s %d of %d, %s", label, number, total, script.path)
         status = run_child([*_launcher(script, config), str(ROOT / script.path), *options, *overrides])
         if status != 0:
             sys.exit(_failed(script, status))

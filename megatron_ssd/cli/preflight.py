@@ -8,13 +8,6 @@ from pathlib import Path
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.sandbox import Sandbox
-from megatron_ssd.problems.source import load_benchmark, load_problem_set
-
-
-def check_problems(config: RunConfig) -> None:
-    """Read the problems and the benchmark. Raises ``UserError`` where one is not there or cannot be read."""
-    load_problem_set(config)
-    load_benchmark(config)
 
 
 def check_machine(config: RunConfig) -> None:

@@ -9,19 +9,94 @@ from megatron_ssd.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProblemsConfig:
-    """Training problems. ``path`` is a local folder or file, or a Hub id; minicode is procedural and has none."""
+class ColumnsConfig:
+    """Which column of a data set holds what; null where it has none.
 
-    name: Literal["minicode", "rstar_coder"]
+    Without ``id`` a problem is named after its row. Without ``starter_code`` every problem is a program on standard
+    input. ``passed`` holds a truth value.
+    """
+
+    statement: str
+    id: str | None = None
+    starter_code: str | None = None
+    passed: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return tuple(name for name in (self.id, self.statement, self.starter_code, self.passed) if name is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemsConfig:
+    """Training problems. ``path`` is a local folder or file, or a Hub id; minicode is procedural and has none.
+
+    ``rstar_coder`` knows its columns; ``rows`` is any parquet, JSONL or JSON file with ``columns`` given. Rows are
+    dropped in this order: not passed (``only_passed``), no text, duplicates, near duplicates (estimated Jaccard
+    similarity of word 5-grams of at least ``near_duplicates``), and, in ``order``, all after ``limit``.
+    """
+
+    name: Literal["minicode", "rstar_coder", "rows"]
     path: str | None = None
-    limit: int | None = None  # after deduplication
+    revision: str | None = None  # of the Hub repository
+    columns: ColumnsConfig | None = None
+    only_passed: bool = False
     deduplicate: bool = True  # exact, on white-space-normalised text
+    near_duplicates: float | None = None
+    order: Literal["source", "shuffled"] = "source"
+    limit: int | None = None  # after deduplication
 
     def __post_init__(self) -> None:
         require(self.limit is None or self.limit > 0, f"problems.limit = {self.limit}", rule="must be positive",
                 fix="leave it out to use every problem")  # fmt: skip
         require(self.name == "minicode" or self.path is not None, f"problems.path = {self.path}",
                 rule=f"problems={self.name} reads rows from somewhere", fix="set problems.path=FOLDER")  # fmt: skip
+        require((self.name == "rows") == (self.columns is not None), f"problems.columns = {self.columns}",
+                rule="goes with problems=rows, which cannot do without",
+                fix="set problems.columns.statement=COLUMN with problems=rows, and leave it out otherwise")  # fmt: skip
+        require(self.near_duplicates is None or 0 < self.near_duplicates <= 1,
+                f"problems.near_duplicates = {self.near_duplicates}", rule="must be above 0 and at most 1",
+                fix="0.8 is a usual value; null removes exact duplicates only")  # fmt: skip
+        passed = self.name == "rstar_coder" or (self.columns is not None and self.columns.passed is not None)
+        require(not self.only_passed or passed, "problems.only_passed = true",
+                rule="needs a column that says whether a row passed",
+                fix="name it in problems.columns.passed, or set problems.only_passed=false")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSetConfig:
+    """A set whose problems must not be trained on: the texts of ``columns``, joined, in the files at ``path``."""
+
+    name: str
+    path: str
+    columns: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        require(bool(self.columns), f"contamination.sets.columns = {self.columns} of {self.name}",
+                rule="must name the columns that hold a problem's text", fix="HumanEval's is [prompt]")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContaminationConfig:
+    """The gate between training problems and evaluation sets; the run's own benchmark is always one of them.
+
+    A training problem is a hit where its text equals an evaluation problem's, or holds at least ``overlap`` of that
+    one's word ``ngram``-grams, white space, case and the names of functions and arguments aside. More than ``max_hits``
+    of them stop the run (``refuse``), or they are dropped and counted (``drop``), or only reported (``keep``).
+    """
+
+    sets: tuple[EvaluationSetConfig, ...] = ()
+    ngram: int = 8
+    overlap: float = 0.5
+    max_hits: int = 0
+    on_hit: Literal["refuse", "drop", "keep"] = "refuse"
+
+    def __post_init__(self) -> None:
+        require(self.ngram > 0, f"contamination.ngram = {self.ngram}", rule="must be at least 1", fix="use 8")
+        require(0 < self.overlap <= 1, f"contamination.overlap = {self.overlap}",
+                rule="must be above 0 and at most 1", fix="use 0.5")  # fmt: skip
+        require(self.max_hits >= 0, f"contamination.max_hits = {self.max_hits}", rule="must not be negative",
+                fix="0 refuses at the first")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

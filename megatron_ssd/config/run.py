@@ -14,7 +14,7 @@ from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.moe import MoeConfig
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
-from megatron_ssd.config.problems import BenchmarkConfig, ProblemsConfig
+from megatron_ssd.config.problems import BenchmarkConfig, ContaminationConfig, ProblemsConfig
 from megatron_ssd.config.training import CheckpointConfig, OptimizerConfig, TrainingConfig
 from megatron_ssd.errors import ConfigError, require
 
@@ -51,6 +51,7 @@ class RunConfig:
     sampling: SamplingConfig | None = None
     base: BaseConfig | None = None
     minicode: MinicodeConfig = field(default_factory=MinicodeConfig)
+    contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)

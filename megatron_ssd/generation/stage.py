@@ -1,4 +1,4 @@
-"""The sampling stage: problems to run_dir/samples, drawn from the frozen model at the training temperature.
+"""The sampling stage: run_dir/problems to run_dir/samples, drawn from the frozen model at the training temperature.
 
 No response is run, judged or filtered here. Every planned sample has a row in the end; a prompt that cannot be run has
 one that says why.
@@ -10,7 +10,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from megatron_ssd.artifacts.hashing import hash_json
+from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.generation import SamplingConfig
 from megatron_ssd.config.run import RunConfig, needed
@@ -21,10 +21,11 @@ from megatron_ssd.generation.sampler import Completion
 from megatron_ssd.generation.sampling import sample_all, sampling_hash
 from megatron_ssd.generation.vllm_sampler import engine_facts, open_sampler
 from megatron_ssd.generation.writer import SampleShards
-from megatron_ssd.problems.source import ProblemSet, load_problem_set
+from megatron_ssd.problems.stage import read_problems
 from megatron_ssd.prompts.prompt import build_prompts
 from megatron_ssd.prompts.render import template_hash
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
+from megatron_ssd.schema import Problem
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +34,9 @@ def samples_stage(config: RunConfig) -> Stage:
     """The stage as ``config`` identifies it: same problems, prompts, model, decoding and seed mean the same samples.
 
     Raises:
-        UserError: a section that sampling needs is missing, or problems or model cannot be read.
+        UserError: a section that sampling needs is missing, the problems were not chosen yet, or there is no model.
     """
-    return _stage(config, load_problem_set(config), _model(config))
+    return _stage(config, _model(config))
 
 
 def run_generate(config: RunConfig) -> None:
@@ -44,23 +45,24 @@ def run_generate(config: RunConfig) -> None:
     Raises:
         UserError: see ``samples_stage``; or an engine cannot start or dies.
     """
-    problems, model = load_problem_set(config), _model(config)
-    stage = _stage(config, problems, model)
+    model = _model(config)
+    stage = _stage(config, model)
     if stage.is_current():
         return
     engine, sampling = engine_facts(), _sampling(config)
     work = stage.begin()
-    keys = [(problem.id, index) for problem in problems.problems for index in range(sampling.num_samples)]
+    problems = list(read_problems(Path(config.run_dir)))
+    keys = [(problem.id, index) for problem in problems for index in range(sampling.num_samples)]
     facts: dict[str, float] = {}
     with SampleShards(work, keys, rows_per_shard=config.generation.shard_rows) as shards:
         if len(shards.done) < len(keys):
             facts["tokens_per_second"] = _draw_missing(config, stage, problems, model, shards)
     _warn(shards)
-    stage.publish(engine=engine, counts=dict(sorted(shards.counts.items())), dropped=problems.dropped, facts=facts)
+    stage.publish(engine=engine, counts=dict(sorted(shards.counts.items())), facts=facts)
 
 
 def _draw_missing(
-    config: RunConfig, stage: Stage, problems: ProblemSet, model: ModelFolder, shards: SampleShards
+    config: RunConfig, stage: Stage, problems: list[Problem], model: ModelFolder, shards: SampleShards
 ) -> float:
     """Sample what ``shards`` lack; returns tokens a second."""
     sampling = _sampling(config)
@@ -68,7 +70,7 @@ def _draw_missing(
         tokenizer = ChatTokenizer(model.path)
         tokenizer.check_fits(model.vocab_size)
         plan = plan_samples(
-            build_prompts(problems.problems, config.prompt, tokenizer),
+            build_prompts(problems, config.prompt, tokenizer),
             num_samples=sampling.num_samples,
             run_seed=config.seed,
             max_model_len=config.engine.max_model_len,
@@ -94,7 +96,7 @@ def _draw_missing(
     return round(stats.tokens_per_second, 1)
 
 
-def _stage(config: RunConfig, problems: ProblemSet, model: ModelFolder) -> Stage:
+def _stage(config: RunConfig, model: ModelFolder) -> Stage:
     sampling = _sampling(config)
     return Stage(
         name="samples",
@@ -110,7 +112,7 @@ def _stage(config: RunConfig, problems: ProblemSet, model: ModelFolder) -> Stage
         },
         inputs={
             "model": model.revision,
-            "problems": hash_json([problem.to_json() for problem in problems.problems]),
+            "problems": read_manifest(Path(config.run_dir) / "problems").content_hash,
             "template": template_hash(config.prompt),
         },
         replace=config.replace,

@@ -10,13 +10,13 @@ from megatron_ssd.errors import UserError
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def find_files(path: str, *, key: str, ending: str) -> list[Path] | None:
+def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Path] | None:
     """Files of a data set, sorted by path; None where ``path`` is no local path and reads as a Hub id.
 
     Args:
         path: what the user named: a file, a folder (searched with its subfolders), or ``owner/name``.
         key: the configuration key it came from, for messages.
-        ending: what the files' names end with, for example ``.parquet``.
+        ending: what the files' names end with, for example ``.parquet``; any of several.
 
     Raises:
         UserError: nothing is there, or the folder holds no such file.
@@ -25,11 +25,12 @@ def find_files(path: str, *, key: str, ending: str) -> list[Path] | None:
     if place.is_file():
         return [place]
     if place.is_dir():
-        files = sorted(file for file in place.rglob(f"*{ending}") if file.is_file())
+        files = sorted(file for file in place.rglob("*") if file.name.endswith(ending) and file.is_file())
         if not files:
+            kinds = ending if isinstance(ending, str) else " or *".join(ending)
             raise UserError(
                 f"{key} = {path}",
-                rule=f"the folder holds no *{ending} file",
+                rule=f"the folder holds no *{kinds} file",
                 fix=f"point {key} at the folder that does",
             )
         return files

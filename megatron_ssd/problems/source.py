@@ -1,51 +1,55 @@
-"""The problems of a run: what to sample on, and what to be judged on.
+"""The problems of a run: what there is to sample on, and what to be judged on.
 
-Invariants: ids are unique within a set; order and content follow from the configuration and the files alone.
+Invariants: order and content follow from the configuration and the files alone; a benchmark's ids are unique.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
 
+from megatron_ssd.artifacts.hashing import hash_json, sha256_file
 from megatron_ssd.config.problems import ProblemsConfig
 from megatron_ssd.config.run import RunConfig, needed
-from megatron_ssd.errors import UserError
-from megatron_ssd.problems import livecodebench, minicode, rstar_coder
-from megatron_ssd.problems.dedup import deduplicate
+from megatron_ssd.problems import livecodebench, minicode
+from megatron_ssd.problems.rows import open_rows, read_candidates
+from megatron_ssd.problems.selection import Candidate
+from megatron_ssd.problems.table import Table
 from megatron_ssd.schema import Problem
 
 
-@dataclass(frozen=True)
-class ProblemSet:
-    """Problems, and how many were left out for which reason."""
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Training problems before any choice, read one at a time.
 
-    problems: list[Problem]
-    dropped: dict[str, int] = field(default_factory=dict)
-
-
-def load_problem_set(config: RunConfig) -> ProblemSet:
-    """Training problems with counts of what was dropped: ``empty``, ``duplicate``, ``over_limit``.
-
-    Raises:
-        UserError: no source is named, the source cannot be read, or nothing is left.
+    ``revision`` is the Hub's commit, or a hash of the files (of the configuration for a procedural world).
     """
+
+    section: ProblemsConfig
+    revision: str
+    _config: RunConfig
+    _table: Table | None
+
+    def candidates(self) -> Iterator[Candidate]:
+        """Every row, in order. Raises ``UserError`` where one cannot be read."""
+        if self._table is None:
+            return map(Candidate, minicode.train_problems(self._config.minicode))
+        return read_candidates(self._table, self.section)
+
+
+def open_source(config: RunConfig) -> Source:
+    """Find the training problems. Raises ``UserError`` where no source is named or nothing is there."""
     section = needed(config.problems, "problems", fix="name a source, for example problems=minicode")
-    found = minicode.train_problems(config.minicode) if section.name == "minicode" else _read(section)
-    kept = [problem for problem in found if problem.statement.strip()]
-    dropped = {"empty": len(found) - len(kept)}
-    if section.deduplicate:
-        kept, dropped["duplicate"] = deduplicate(kept, lambda problem: problem.statement)
-    if section.limit is not None:
-        dropped["over_limit"] = max(0, len(kept) - section.limit)
-        kept = kept[: section.limit]
-    if not kept:
-        raise UserError(f"problems.path = {section.path}", rule="holds no problem", fix="name a folder that does")
-    return ProblemSet(problems=kept, dropped={reason: count for reason, count in dropped.items() if count})
+    if section.name == "minicode":
+        return Source(section, hash_json(dataclasses.asdict(config.minicode)), config, None)
+    table = open_rows(section)
+    return Source(section, table.revision or hash_files(table), config, table)
 
 
-def load_problems(config: RunConfig) -> list[Problem]:
-    """Training problems. See ``load_problem_set``."""
-    return load_problem_set(config).problems
+def hash_files(table: Table) -> str:
+    """Hash of the contents of local files, in order; their names do not matter."""
+    return hash_json([sha256_file(Path(name)) for name in table.files])
 
 
 def load_benchmark(config: RunConfig) -> list[Problem]:
@@ -58,7 +62,3 @@ def load_benchmark(config: RunConfig) -> list[Problem]:
     if section.name == "livecodebench":
         return livecodebench.read_benchmark(section)
     return minicode.test_problems(config.minicode)[: section.limit]
-
-
-def _read(section: ProblemsConfig) -> list[Problem]:
-    return list(rstar_coder.read_problems(str(section.path)))

@@ -105,7 +105,7 @@ def read_sampling(folder: Path, manifests: Mapping[str, Manifest]) -> SamplingFa
         finish_reasons=dict(finish.most_common()),
         skip_reasons=dict(skipped.most_common()),
         lengths=tuple(lengths),
-        problems_dropped=manifests["samples"].dropped,
+        problems_dropped=manifests["problems"].dropped,
         dropped=manifests["dataset"].dropped,
         num_kept=manifests["dataset"].counts["documents"],
         tokens_per_second=manifests["samples"].facts.get("tokens_per_second"),

@@ -17,7 +17,7 @@ from megatron_ssd.artifacts.manifest import FILE_NAME, Manifest, read_manifest
 LinkStatus = Literal["whole", "source", "broken"]
 
 BASE_ROLE = "model"  # under which a stage names the base model among its inputs
-STAGES = ("samples", "dataset", "checkpoints", "export", "eval")
+STAGES = ("problems", "samples", "dataset", "checkpoints", "export", "eval")
 
 
 @dataclass(frozen=True, kw_only=True)

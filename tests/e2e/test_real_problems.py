@@ -22,7 +22,8 @@ def test_the_loop_ends_with_a_report(loop: Loop, finished: Path, tmp_path: Path)
     run_dir = tmp_path / "run"
     done = start(
         "launch/pipeline.py", "+experiment=demo", "problems=rstar_coder", f"problems.path={PROBLEMS}",
-        "problems.limit=64", "benchmark=livecodebench", f"benchmark.path={BENCHMARK}", "benchmark.limit=32",
+        "problems.limit=64", "contamination.on_hit=drop", "benchmark=livecodebench", f"benchmark.path={BENCHMARK}",
+        "benchmark.limit=32",
         f"base.base_dir={loop.base_dir}", f"base.overrides={list(SMALL_BASE)}", f"run_dir={run_dir}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

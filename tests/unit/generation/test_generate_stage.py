@@ -18,6 +18,7 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.generation import stage
 from megatron_ssd.generation.plan import request_seed
 from megatron_ssd.generation.sampler import Completion, Request
+from megatron_ssd.problems.stage import run_problems
 from megatron_ssd.schema import Sample
 from tests.unit.generation.fake_engine import tokens_of
 
@@ -69,6 +70,7 @@ def generate(config: RunConfig, monkeypatch: pytest.MonkeyPatch, **settings: Any
     sampler = FakeSampler(**settings)
     monkeypatch.setattr(stage, "open_sampler", lambda config, model: nullcontext(sampler))
     monkeypatch.setattr(stage, "engine_facts", lambda: {"name": "vllm", "version": "0"})
+    run_problems(config)
     stage.run_generate(config)
     return sampler
 
@@ -136,6 +138,7 @@ def test_a_torn_last_line_is_drawn_again(config: RunConfig, monkeypatch: pytest.
 
 
 def test_a_run_killed_before_publishing_needs_no_engine(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_problems(config)
     with monkeypatch.context() as patch:
         patch.setattr(stage.Stage, "publish", lambda self, **facts: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -152,7 +155,7 @@ def test_finished_run_is_up_to_date(config: RunConfig, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("section", "values"),
-    [("sampling", {"max_tokens": 13}), ("minicode", {"seed": 1}), ("prompt", {"system": "Hi."})],
+    [("sampling", {"max_tokens": 13}), ("prompt", {"system": "Hi."})],
 )
 def test_another_configuration_is_another_run(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, section: str, values: dict[str, Any]
@@ -193,8 +196,22 @@ def test_tokenizer_of_another_model_is_refused(
         generate(changed(config, "model", path=str(folder)), monkeypatch)
 
 
-@pytest.mark.parametrize("section", ["model", "problems", "sampling"])
+def test_other_problems_are_another_run(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate(config, monkeypatch)
+    other = dataclasses.replace(changed(config, "minicode", seed=1), replace=True)
+    run_problems(other)
+    with pytest.raises(UserError, match=r"input \(problems changed since\)"):
+        stage.samples_stage(config).is_current()
+
+
+def test_problems_come_first(config: RunConfig) -> None:
+    with pytest.raises(UserError, match="run the stage that makes problems/ to its end"):
+        stage.run_generate(config)
+
+
+@pytest.mark.parametrize("section", ["model", "sampling"])
 def test_missing_section_is_named(config: RunConfig, section: str) -> None:
+    run_problems(config)
     with pytest.raises(UserError, match=f"^{section} = null"):
         stage.run_generate(dataclasses.replace(config, **{section: None}))
 

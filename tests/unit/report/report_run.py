@@ -51,9 +51,13 @@ def run_config(run_dir: Path, *, benchmark: str = "minicode") -> RunConfig:
 
 
 def build_run(run_dir: Path, *, scale: float = 1.0) -> None:
-    """Publish every stage from samples to eval. ``scale`` multiplies every score; 0 is a model that solves nothing."""
+    """Publish every stage from problems to eval. ``scale`` multiplies every score; 0 is a model that solves nothing."""
     base = _publish_base(run_dir.parent / "base")
-    samples = _publish_samples(run_dir, base.content_hash)
+    problems = _publish(run_dir, "problems", {"source": "a" * 64, "benchmark": "b" * 64}, seconds=0.4,
+                        counts={"rows": 612, "problems": 600, "contaminated_and_kept": 0}, dropped={"duplicate": 12},
+                        facts={"selection": "minicode aaaaaaaaaaaa: 600 of 612 rows, selection 0123456789abcdef",
+                               "evaluation_sets": ["minicode"]})  # fmt: skip
+    samples = _publish_samples(run_dir, base.content_hash, problems.content_hash)
     dataset = _publish(run_dir, "dataset", {"samples": samples.content_hash}, engine=MEGATRON, seconds=2.4,
                        counts={"documents": 486}, dropped={"skipped": 6, "empty": 41, "one_line_stub": 67})  # fmt: skip
     checkpoints = _publish_checkpoints(run_dir, base.content_hash, dataset.content_hash)
@@ -81,7 +85,7 @@ def _publish_base(folder: Path) -> Manifest:
     return _publish(folder, "export", {"checkpoints": weights.content_hash}, engine=MEGATRON, seconds=5.2)
 
 
-def _publish_samples(run_dir: Path, base_hash: str) -> Manifest:
+def _publish_samples(run_dir: Path, base_hash: str, problems_hash: str) -> Manifest:
     def fill(work: Path) -> None:
         rng = random.Random(1)
         for shard in range(2):
@@ -91,9 +95,9 @@ def _publish_samples(run_dir: Path, base_hash: str) -> Manifest:
                     length = 96 if finish == "length" else 0 if finish == "skipped" else round(rng.gauss(44, 12)) % 95
                     rows.write(_sample(f"train-{shard}-{index}", 0, "return xs", finish, length).to_json())
 
-    inputs = {"model": base_hash, "problems": "a" * 64, "template": "d" * 64}
+    inputs = {"model": base_hash, "problems": problems_hash, "template": "d" * 64}
     return _publish(run_dir, "samples", inputs, fill=fill, engine=VLLM, seconds=38.7, counts={"samples": 600},
-                    dropped={"duplicate": 12}, facts={"tokens_per_second": 4712.3})  # fmt: skip
+                    facts={"tokens_per_second": 4712.3})  # fmt: skip
 
 
 def _publish_checkpoints(run_dir: Path, base_hash: str, dataset_hash: str) -> Manifest:

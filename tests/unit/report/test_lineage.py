@@ -27,7 +27,14 @@ def _trace(run_dir: Path) -> Lineage:
 def test_walks_from_the_scores_into_the_run_that_made_the_base(run_dir: Path) -> None:
     lineage = _trace(run_dir)
     assert lineage.is_whole
-    assert [step.folder for step in lineage.steps] == ["eval", "export", "checkpoints", "dataset", "samples"]
+    assert [step.folder for step in lineage.steps] == [
+        "eval",
+        "export",
+        "checkpoints",
+        "dataset",
+        "samples",
+        "problems",
+    ]
     assert [step.folder for step in lineage.base_steps] == ["base/export", "base/checkpoints", "base/dataset"]
 
 
@@ -35,7 +42,7 @@ def test_inputs_from_outside_are_sources_and_break_nothing(run_dir: Path) -> Non
     lineage = trace(run_dir, base_model=None, base_revision="hub-commit")
     assert lineage.is_whole
     sources = {link.role for step in lineage.steps for link in step.links if link.status == "source"}
-    assert sources == {"assets", "benchmark", "model", "problems", "template"}
+    assert sources == {"assets", "benchmark", "model", "source", "template"}
     assert lineage.base_steps == ()
 
 

@@ -1,4 +1,4 @@
-"""Loading training problems and benchmarks, with real files where they are there and broken ones made here."""
+"""Loading benchmarks, with real files where they are there and broken ones made here."""
 
 from __future__ import annotations
 
@@ -10,37 +10,20 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 from megatron_ssd.config.build import build_config
 from megatron_ssd.errors import UserError
-from megatron_ssd.problems.dedup import deduplicate, normalise
 from megatron_ssd.problems.hidden_tests import decode_tests
-from megatron_ssd.problems.source import load_benchmark, load_problem_set, load_problems
+from megatron_ssd.problems.source import load_benchmark
 from megatron_ssd.schema import Problem, TestCase
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data beside the project")
 
 
-def training_set(path: Path, **settings: Any) -> list[Problem]:
-    return load_problems(build_config({"problems": {"name": "rstar_coder", "path": str(path), **settings}}))
-
-
 def benchmark(path: Path, **settings: Any) -> list[Problem]:
     return load_benchmark(build_config({"benchmark": {"name": "livecodebench", "path": str(path), **settings}}))
-
-
-def parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.mkdir(exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path / "data-00000-of-00001.parquet")
-    return path
-
-
-def rstar_row(number: int, question: str, starter_code: str | None = None) -> dict[str, Any]:
-    return {"question_id": f"seed_{number}", "question": question, "starter_code": starter_code, "response": "unread"}
 
 
 def lcb_row(number: int, date: str = "2025-02-03", **changes: Any) -> dict[str, Any]:
@@ -68,78 +51,6 @@ def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def packed(value: Any) -> str:
     return base64.b64encode(zlib.compress(pickle.dumps(value, protocol=4))).decode()
-
-
-def test_normalise_joins_any_white_space() -> None:
-    assert normalise("  a\t b\n\n c\u00a0d ") == "a b c d"
-
-
-def test_deduplicate_keeps_the_first_in_place() -> None:
-    assert deduplicate(["a b", "c", "a  b", " c", "d"], str) == (["a b", "c", "d"], 2)
-
-
-def test_rstar_form_follows_the_starter_code(tmp_path: Path) -> None:
-    rows = [rstar_row(1, "p"), rstar_row(2, "q", ""), rstar_row(3, "r", " \n"), rstar_row(4, "s", "class Solution:")]
-    problems = training_set(parquet(tmp_path, rows))
-    assert [(problem.form, problem.starter_code) for problem in problems] == [
-        ("stdin", ""), ("stdin", ""), ("stdin", ""), ("function", "class Solution:"),
-    ]  # fmt: skip
-
-
-def test_drops_are_counted_and_the_limit_comes_after_them(tmp_path: Path) -> None:
-    rows = [rstar_row(1, "a b"), rstar_row(2, "a  b"), rstar_row(3, " "), rstar_row(4, "c"), rstar_row(5, "d")]
-    section = {"name": "rstar_coder", "path": str(parquet(tmp_path, rows)), "limit": 2}
-    found = load_problem_set(build_config({"problems": section}))
-    assert [problem.id for problem in found.problems] == ["seed_1", "seed_4"]
-    assert found.dropped == {"empty": 1, "duplicate": 1, "over_limit": 1}
-
-
-def test_repeated_ids_stay_unique(tmp_path: Path) -> None:
-    rows = [rstar_row(1, "a"), rstar_row(1, "a"), rstar_row(2, "b"), rstar_row(1, "c")]
-    problems = training_set(parquet(tmp_path, rows), deduplicate=False)
-    assert [problem.id for problem in problems] == ["seed_1", "seed_1#2", "seed_2", "seed_1#3"]
-
-
-@needs_data
-def test_real_training_problems_are_758_after_deduplication() -> None:
-    problems = training_set(DATA / "rstar_coder_seed_sft")
-    assert len(problems) == 758
-    assert len({problem.id for problem in problems}) == 758
-    assert {problem.form for problem in problems} == {"stdin", "function"}
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda folder: folder / "nowhere", "nowhere: does not exist"),
-        (lambda folder: folder, r"holds no \*\.parquet file"),
-        (lambda folder: parquet(folder, [{"question": "q"}]), "no column question_id, starter_code"),
-        (lambda folder: _garbage(folder / "broken.parquet"), "is no parquet file"),
-        (lambda folder: parquet(folder, [rstar_row(1, " ")]), "holds no problem"),
-    ],
-)
-def test_bad_training_sources_say_what_is_wrong(tmp_path: Path, make: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
-        training_set(make(tmp_path))
-    assert "\n" not in str(caught.value)
-
-
-def _garbage(path: Path) -> Path:
-    path.write_bytes(b"not parquet at all")
-    return path
-
-
-def test_hub_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import HfFileSystem
-
-    def refuse(self: HfFileSystem, pattern: str) -> list[str]:
-        raise ConnectionError("no route to host\nand a second line")
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(HfFileSystem, "glob", refuse)
-    with pytest.raises(UserError, match=r"Hub did not serve it .*no route to host") as caught:
-        training_set(Path("someone/some-data"))
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("encode", [lambda text: text, packed], ids=["json", "pickle"])

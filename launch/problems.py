@@ -1,0 +1,10 @@
+"""Choose the problems to sample, and hold them against evaluation sets: run_dir/problems.
+
+python launch/problems.py +experiment=demo run_dir=runs/mine
+"""
+
+from megatron_ssd.cli.entry import main
+from megatron_ssd.problems.stage import run_problems
+
+if __name__ == "__main__":
+    main(run_problems, description=__doc__)

@@ -1,0 +1,103 @@
+"""The first stage: rows of a source to run_dir/problems, the problems that are sampled.
+
+Output:
+- ``problems.jsonl``: the chosen problems, in order;
+- ``dropped.jsonl``: every other row, with the reason;
+- ``contamination.jsonl``: evaluation problems found in training problems;
+- ``manifest.json``: among its facts a line that two people can compare, ``selection``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_ssd.artifacts.jsonl import iter_jsonl
+from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.problems.gate import ContaminationGate, gate_inputs
+from megatron_ssd.problems.selection import PROBLEMS_FILE, Selection, select
+from megatron_ssd.problems.source import Source, open_source
+from megatron_ssd.progress import progress
+from megatron_ssd.schema import Problem
+
+log = logging.getLogger(__name__)
+
+_NOT_CONTENT = ("path", "revision")  # where the rows are; their hash or commit says what they are
+
+
+def problems_stage(config: RunConfig) -> Stage:
+    """The stage as ``config`` identifies it: same rows, choice and evaluation sets mean the same problems.
+
+    Raises:
+        UserError: no source is named, or a file is not there.
+    """
+    return _stage(config, open_source(config))
+
+
+def run_problems(config: RunConfig) -> None:
+    """Choose the problems to sample.
+
+    Raises:
+        UserError: a row or an evaluation set cannot be read, nothing is left, or the contamination gate refuses.
+    """
+    source = open_source(config)
+    stage = _stage(config, source)
+    if stage.is_current():
+        return
+    work = stage.begin()
+    gate = ContaminationGate(config)
+    if not gate.sets:
+        log.warning("problems: held against no evaluation set; name a benchmark, or contamination.sets")
+    rows = progress(source.candidates(), desc="choosing problems", unit="row")
+    selection = select(rows, source.section, seed=config.seed, is_contaminated=gate.drops, folder=work)
+    if not selection.kept:
+        raise UserError(
+            f"problems.path = {source.section.path}",
+            rule=f"none of its {selection.rows} rows is left ({selection.dropped})",
+            fix="name a data set that holds problems, or relax the problems section",
+        )
+    hits = gate.report(work, kept={problem.id for problem in _read(work)})
+    line = _line(source, selection)
+    log.info("problems: %s", line)
+    if hits:
+        log.warning("problems: %d of them stand in evaluation sets (contamination.jsonl)", hits)
+    stage.publish(
+        counts={"rows": selection.rows, "problems": selection.kept, "contaminated_and_kept": hits},
+        dropped=selection.dropped,
+        facts={"selection": line, "evaluation_sets": gate.sets},
+    )
+
+
+def read_problems(run_dir: Path) -> Iterator[Problem]:
+    """The published problems of a run, in order. Raises ``UserError`` where the stage was not run."""
+    return _read(run_dir / "problems")
+
+
+def _read(folder: Path) -> Iterator[Problem]:
+    return (Problem.from_json(row) for row in iter_jsonl(folder / PROBLEMS_FILE))
+
+
+def _line(source: Source, selection: Selection) -> str:
+    """What two people compare."""
+    return (
+        f"{source.section.name} {source.revision[:12]}: {selection.kept} of {selection.rows} rows, "
+        f"selection {selection.digest[:16]}"
+    )
+
+
+def _stage(config: RunConfig, source: Source) -> Stage:
+    section = {key: value for key, value in dataclasses.asdict(source.section).items() if key not in _NOT_CONTENT}
+    contamination = dataclasses.asdict(config.contamination)
+    for one in contamination["sets"]:
+        del one["path"]
+    return Stage(
+        name="problems",
+        run_dir=Path(config.run_dir),
+        config={"problems": section, "seed": config.seed, "contamination": contamination},
+        inputs={"source": source.revision, **gate_inputs(config)},
+        replace=config.replace,
+    )

@@ -1,0 +1,126 @@
+"""Which rows become problems, in which order, and what is recorded of the others."""
+
+from __future__ import annotations
+
+import random
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from megatron_ssd.errors import UserError
+from megatron_ssd.problems.selection import normalise
+from tests.unit.problems.problem_files import COLUMNS, Chosen, choose, config_of, jsonl, parquet, row, rstar_row
+
+DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data beside the project")
+
+
+def of_rows(tmp_path: Path, rows: list[dict[str, Any]], **problems: Any) -> Chosen:
+    return choose(config_of(tmp_path / "run", parquet(tmp_path / "rows", rows), **problems))
+
+
+def test_normalise_joins_any_white_space() -> None:
+    assert normalise("  a\t b\n\n c\u00a0d ") == "a b c d"
+
+
+def test_the_form_follows_the_starter_code(tmp_path: Path) -> None:
+    rows = [rstar_row(1, "p"), rstar_row(2, "q", ""), rstar_row(3, "r", " \n"), rstar_row(4, "s", "class Solution:")]
+    assert [(problem.form, problem.starter_code) for problem in of_rows(tmp_path, rows).problems] == [
+        ("stdin", ""), ("stdin", ""), ("stdin", ""), ("function", "class Solution:"),
+    ]  # fmt: skip
+
+
+def test_every_row_is_kept_or_recorded_with_its_reason(tmp_path: Path) -> None:
+    rows = [
+        rstar_row(1, "a b"), rstar_row(2, "a  b"), rstar_row(3, " "), rstar_row(4, None), rstar_row(5, "nul\0"),
+        rstar_row(6, "c", is_passed=False), rstar_row(7, "c"), rstar_row(8, "d"), rstar_row(9, "e"),
+    ]  # fmt: skip
+    chosen = of_rows(tmp_path, rows, only_passed=True, limit=2)
+    assert [problem.id for problem in chosen.problems] == ["seed_1", "seed_7"]
+    assert chosen.dropped == [
+        {"row": 2, "id": "seed_2", "reason": "duplicate", "like": 1},
+        {"row": 3, "id": "seed_3", "reason": "no_text"},
+        {"row": 4, "id": "seed_4", "reason": "no_text"},
+        {"row": 5, "id": "seed_5", "reason": "bad_text"},
+        {"row": 6, "id": "seed_6", "reason": "not_passed"},
+        {"row": 8, "id": "seed_8", "reason": "over_limit"},
+        {"row": 9, "id": "seed_9", "reason": "over_limit"},
+    ]
+    assert chosen.manifest.dropped == {"duplicate": 1, "no_text": 2, "bad_text": 1, "not_passed": 1, "over_limit": 2}
+    assert chosen.manifest.counts == {"rows": 9, "problems": 2, "contaminated_and_kept": 0}
+
+
+def test_repeated_ids_stay_unique(tmp_path: Path) -> None:
+    rows = [rstar_row(1, "a"), rstar_row(1, "a"), rstar_row(2, "b"), rstar_row(1, "c")]
+    chosen = of_rows(tmp_path, rows, deduplicate=False)
+    assert [problem.id for problem in chosen.problems] == ["seed_1", "seed_1#2", "seed_2", "seed_1#3"]
+
+
+def test_any_columns_serve(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "mine.jsonl.gz", [row("x", name="first", starter="def f(): ..."), row("y", ok=False)])
+    section = {"name": "rows", "columns": COLUMNS, "only_passed": True}
+    (problem,) = choose(config_of(tmp_path / "run", path, **section)).problems
+    assert (problem.id, problem.statement, problem.form, problem.source) == ("first", "x", "function", "rows")
+
+
+def test_without_an_id_column_problems_are_named_after_their_rows(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "mine.jsonl", [row("x"), row("x"), row("y")])
+    chosen = choose(config_of(tmp_path / "run", path, name="rows", columns={"statement": "text"}))
+    assert [problem.id for problem in chosen.problems] == ["row-1", "row-3"]
+
+
+def test_the_shuffled_order_goes_by_text_and_seed_and_not_by_place(tmp_path: Path) -> None:
+    rows = [rstar_row(number, f"problem {number}") for number in range(40)]
+    orders = []
+    for name, order in (("a", rows), ("b", rows[::-1])):
+        path = parquet(tmp_path / f"rows-{name}", order)
+        chosen = choose(config_of(tmp_path / name, path, order="shuffled", limit=10))
+        orders.append([problem.id for problem in chosen.problems])
+    assert orders[0] == orders[1]
+    assert orders[0] != [f"seed_{number}" for number in range(10)]
+
+
+def test_one_line_says_whether_two_people_have_the_same_prompts(tmp_path: Path) -> None:
+    def line(name: str, rows: list[dict[str, Any]]) -> str:
+        chosen = choose(config_of(tmp_path / name, parquet(tmp_path / f"rows-{name}", rows)))
+        return str(chosen.manifest.facts["selection"]).partition("selection ")[2]
+
+    rows = [rstar_row(1, "a b"), rstar_row(2, "c")]
+    assert line("one", rows) == line("spaced", [rstar_row(7, "a   b", response="other"), rstar_row(8, " c ")])
+    assert line("one more", rows) != line("other", [rstar_row(1, "a b"), rstar_row(2, "d")])
+
+
+def test_near_duplicates_name_the_row_that_stays(tmp_path: Path) -> None:
+    words = random.Random(0).choices(string.ascii_lowercase, k=300)
+    nearly = [*words[:-2], "lambda", "mu"]
+    rows = [rstar_row(1, " ".join(words)), rstar_row(2, "something else"), rstar_row(3, " ".join(nearly))]
+    chosen = of_rows(tmp_path, rows, near_duplicates=0.8)
+    assert chosen.dropped == [{"row": 3, "id": "seed_3", "reason": "near_duplicate", "like": 1}]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(st.sampled_from(["a", "a ", "b", "c  d", "c d", "", " "]), min_size=1, max_size=12))
+def test_rows_are_neither_lost_nor_repeated(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    rows = [rstar_row(number, text) for number, text in enumerate(texts)]
+    folder = tmp_path_factory.mktemp("property")
+    wanted = list(dict.fromkeys(normalise(text) for text in texts if text.strip()))
+    if not wanted:
+        with pytest.raises(UserError, match="is left"):
+            of_rows(folder, rows)
+        return
+    chosen = of_rows(folder, rows)
+    assert [normalise(problem.statement) for problem in chosen.problems] == wanted
+    assert len(chosen.problems) + len(chosen.dropped) == len(rows)
+
+
+@needs_data
+def test_real_training_problems_are_758_after_deduplication(tmp_path: Path) -> None:
+    chosen = choose(config_of(tmp_path / "run", DATA / "rstar_coder_seed_sft"))
+    assert chosen.manifest.counts["rows"] == 1308
+    assert chosen.manifest.dropped == {"duplicate": 550}
+    assert len({problem.id for problem in chosen.problems}) == len(chosen.problems) == 758
+    assert {problem.form for problem in chosen.problems} == {"stdin", "function"}
