@@ -68,12 +68,13 @@ def check_packing(run: RunConfig, state: TrainingState, source: BatchSource, *, 
             worst, (excess if math.isfinite(excess) else math.inf, str(sample.document), packed, alone, allowed)
         )
     _raise_worst(worst)
-    log.info(
-        "self-test: %d samples have the same loss packed and alone: at most %.1e apart, of %.1e that rounding may be",
-        len(samples),
-        abs(worst[2] - worst[3]),
-        worst[4],
-    )
+    if dist.get_rank() == 0:
+        log.info(
+            "self-test: %d samples have the same loss packed and alone: at most %.1e apart, of %.1e that rounding may be",
+            len(samples),
+            abs(worst[2] - worst[3]),
+            worst[4],
+        )
 
 
 def tolerance(precision: PrecisionConfig, loss: float, num_positions: int) -> float:
