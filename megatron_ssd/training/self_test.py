@@ -70,7 +70,7 @@ def check_packing(run: RunConfig, state: TrainingState, source: BatchSource, *, 
     _raise_worst(worst)
     if dist.get_rank() == 0:
         log.info(
-            "self-test: %d samples have the same loss packed and alone: at most %.1e apart, of %.1e that rounding may be",
+            "self-test: %d samples have the same loss packed and alone: at most %.1e apart, where rounding allows %.1e",
             len(samples),
             abs(worst[2] - worst[3]),
             worst[4],
