@@ -5,8 +5,6 @@ Where a slice belongs is Megatron-Core's own word (``sharded_state_dict``), not 
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +22,7 @@ from megatron_ssd.models.initialization import local_shards
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
 from tests.distributed.export_worker import LAYOUTS, PRECISION
+from tests.distributed.torchrun import run_workers
 from tests.tiny_hf import MODELS, save_reference_logits, write_hf_folder
 
 ROOT = Path(__file__).parents[2]
@@ -44,11 +43,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ConvertConfig(direction="hf_to_megatron", hf=str(root / name), megatron=str(root / f"{name}-megatron"))
         )
     save_reference_logits(root, NAMES, TOKENS_BS)
-    # timeout(1) stops torchrun in a way that it passes on to its workers; Python's own would leave them behind.
-    command = ["timeout", "250", sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-               "-m", "tests.distributed.export_worker", str(root)]  # fmt: skip
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-4000:]
+    run_workers("export_worker", root, world_size=2, seconds=250)
     return root
 
 

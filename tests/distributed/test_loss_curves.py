@@ -14,14 +14,13 @@ What is not covered: TransformerEngine, bf16, NCCL.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.distributed.loss_worker import CASES, ITERATIONS, LAYOUTS
+from tests.distributed.torchrun import run_workers
 from tests.training_run import write_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -37,11 +36,7 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Curve]:
     root = tmp_path_factory.mktemp("curves")
     write_dataset(root)
     for world_size in LAYOUTS:
-        # timeout(1) ends torchrun so that it ends its workers; Python's own time-out would leave them behind.
-        command = ["timeout", "400", sys.executable, "-m", "torch.distributed.run", "--standalone",
-                   f"--nproc-per-node={world_size}", "-m", "tests.distributed.loss_worker", str(root)]  # fmt: skip
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr[-4000:]
+        run_workers("loss_worker", root, world_size=world_size, seconds=400)
     return {path.stem: json.loads(path.read_text()) for path in root.glob("*.json")}
 
 

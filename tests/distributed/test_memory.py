@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import torch
 from megatron_ssd.training.dry_run import lay_out
 from megatron_ssd.training.memory import all_ranks
 from tests.distributed.memory_worker import CASES, case_config
+from tests.distributed.torchrun import run_workers
 from tests.training_run import write_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -28,10 +27,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("memory")
     write_dataset(folder)
     for world_size in CASES:
-        command = ["timeout", "250", sys.executable, "-m", "torch.distributed.run", "--standalone",
-                   f"--nproc-per-node={world_size}", "-m", "tests.distributed.memory_worker", str(folder)]  # fmt: skip
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr[-4000:]
+        run_workers("memory_worker", folder, world_size=world_size, seconds=250)
     return folder
 
 

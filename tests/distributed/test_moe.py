@@ -7,8 +7,6 @@ which are CUDA kernels.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import pytest
 import torch
 
 from tests.distributed.moe_worker import CASES, ITERATIONS
+from tests.distributed.torchrun import run_workers
 from tests.training_run import MOE, training_config, write_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -29,11 +28,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("moe")
     write_dataset(root)
     for world_size in CASES:
-        # timeout(1) ends torchrun so that it ends its workers; Python's own time-out would leave them behind.
-        command = ["timeout", "250", sys.executable, "-m", "torch.distributed.run", "--standalone",
-                   f"--nproc-per-node={world_size}", "-m", "tests.distributed.moe_worker", str(root)]  # fmt: skip
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr[-4000:]
+        run_workers("moe_worker", root, world_size=world_size, seconds=250)
     return {path.stem: json.loads(path.read_text()) for path in root.glob("*.json")}
 
 

@@ -7,8 +7,6 @@ beginning of a row, so positions start anew in each sample, and everything below
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
 from tests.distributed.packing_worker import LAYOUTS, look
+from tests.distributed.torchrun import run_workers
 from tests.training_run import CPU, DENSE, EXACT, MOE, write_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -40,10 +39,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes saw, a file for each layout and rank."""
     root = tmp_path_factory.mktemp("packing")
     write_dataset(root)
-    command = ["timeout", "250", sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-               "-m", "tests.distributed.packing_worker", str(root)]  # fmt: skip
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-4000:]
+    run_workers("packing_worker", root, world_size=2, seconds=250)
     return root
 
 

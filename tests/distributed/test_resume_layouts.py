@@ -7,8 +7,6 @@ fp32. The largest relative differences measured over three more iterations were 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
 from tests.distributed.resume_worker import CHANGES, ONE, SKIPPING, go_on, save_and_go_on
+from tests.distributed.torchrun import run_workers
 from tests.training_run import CPU, EXACT, write_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -35,10 +34,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with process_groups(ParallelConfig(), device=device):
         for model in dict.fromkeys(model for model, saved, _ in CHANGES if saved == ONE):
             save_and_go_on(root, model, ONE)
-    command = ["timeout", "300", sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-               "-m", "tests.distributed.resume_worker", str(root)]  # fmt: skip
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-4000:]
+    run_workers("resume_worker", root, world_size=2, seconds=300)
     with process_groups(ParallelConfig(), device=device):
         for model, saved, layout in CHANGES:
             if layout == ONE:
