@@ -173,11 +173,17 @@ class Stage:
                 rule=f"was made with another {_difference(config, self.config, inputs, self.inputs)}",
                 fix="use another run_dir, or replace=true to move it aside and make it again",
             )
-        number = 1
-        while (aside := folder.with_name(f"{folder.name}.replaced-{number}")).exists():
-            number += 1
-        folder.rename(aside)
+        aside = move_aside(folder, "replaced")
         log.warning("%s: another configuration made this; moved to %s", self.name, aside)
+
+
+def move_aside(path: Path, why: str) -> Path:
+    """Rename ``path`` to the first free ``NAME.why-1``, ``-2``, ...; returns its new name. Nothing is deleted."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.{why}-{number}")).exists():
+        number += 1
+    path.rename(aside)
+    return aside
 
 
 def write_atomically(path: Path, text: str) -> None:

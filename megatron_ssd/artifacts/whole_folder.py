@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_ssd.artifacts.stage import fsync_path
+from megatron_ssd.artifacts.stage import fsync_path, move_aside
 from megatron_ssd.errors import UserError
 
 
@@ -59,7 +59,4 @@ def _make_way(final: Path) -> None:
     """Rename what stands at ``final``, where it is more than an empty folder, which a rename replaces."""
     if not final.exists() or (final.is_dir() and not any(final.iterdir())):
         return
-    number = 1
-    while (aside := final.with_name(f"{final.name}.replaced-{number}")).exists():
-        number += 1
-    final.rename(aside)
+    move_aside(final, "replaced")

@@ -12,7 +12,7 @@ from megatron_ssd.config.problems import ContaminationConfig, EvaluationSetConfi
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.contamination import ContaminationIndex, EvaluationProblem, Hit
-from megatron_ssd.problems.source import hash_files, load_benchmark
+from megatron_ssd.problems.source import load_benchmark
 from megatron_ssd.problems.table import open_table
 from megatron_ssd.schema import Problem
 
@@ -80,12 +80,12 @@ def _benchmark_hash(config: RunConfig) -> str:
     if config.benchmark.name == "minicode":
         return hash_json([window, dataclasses.asdict(config.minicode)])
     table = open_table(str(config.benchmark.path), key="benchmark.path")
-    return hash_json([window, table.revision or hash_files(table)])
+    return hash_json([window, table.identity])
 
 
 def _hash(one: EvaluationSetConfig) -> str:
     table = open_table(one.path, key=_KEY)
-    return hash_json([table.revision or hash_files(table), list(one.columns)])
+    return hash_json([table.identity, list(one.columns)])
 
 
 def _evaluation_problems(config: RunConfig) -> Iterator[EvaluationProblem]:

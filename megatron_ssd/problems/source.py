@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 
-from megatron_ssd.artifacts.hashing import hash_json, sha256_file
+from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.config.problems import ProblemsConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.problems import livecodebench, minicode
@@ -44,12 +43,7 @@ def open_source(config: RunConfig) -> Source:
     if section.name == "minicode":
         return Source(section, hash_json(dataclasses.asdict(config.minicode)), config, None)
     table = open_rows(section)
-    return Source(section, table.revision or hash_files(table), config, table)
-
-
-def hash_files(table: Table) -> str:
-    """Hash of the contents of local files, in order; their names do not matter."""
-    return hash_json([sha256_file(Path(name)) for name in table.files])
+    return Source(section, table.identity, config, table)
 
 
 def load_benchmark(config: RunConfig) -> list[Problem]:

@@ -18,6 +18,7 @@ from typing import IO, Any
 import pyarrow
 import pyarrow.parquet
 
+from megatron_ssd.artifacts.hashing import hash_json, sha256_file
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.location import find_files, hub_error
 
@@ -39,7 +40,11 @@ class Table:
 
     files: tuple[str, ...]
     revision: str | None
-    _key: str
+
+    @property
+    def identity(self) -> str:
+        """What the rows are: the Hub's commit, or a hash of local files' contents in order, whatever their names."""
+        return self.revision or hash_json([sha256_file(Path(name)) for name in self.files])
 
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:
         """Every row with ``columns``, in file order.
@@ -74,7 +79,7 @@ def open_table(path: str, *, key: str, revision: str | None = None, hub_folder: 
     """
     local = find_files(path, key=key, ending=ENDINGS)
     if local is not None:
-        return Table(files=tuple(map(str, local)), revision=None, _key=key)
+        return Table(files=tuple(map(str, local)), revision=None)
     from huggingface_hub import HfApi, HfFileSystem
     from huggingface_hub.errors import HTTPError
 
@@ -84,7 +89,7 @@ def open_table(path: str, *, key: str, revision: str | None = None, hub_folder: 
         names = sorted(name for name in HfFileSystem().glob(pattern, revision=commit) if name.endswith(ENDINGS))
         if not names:
             raise FileNotFoundError(f"no {' or '.join(ENDINGS)} file in it")
-        return Table(files=tuple(names), revision=commit, _key=key)
+        return Table(files=tuple(names), revision=commit)
     except (OSError, HTTPError) as error:
         raise hub_error(path, key=key, error=error) from error
 

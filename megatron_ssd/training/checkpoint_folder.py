@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_ssd.artifacts import stage as artifact_files
 from megatron_ssd.artifacts.hashing import sha256_file
 from megatron_ssd.artifacts.stage import write_atomically
 from megatron_ssd.config.training import CheckpointConfig
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 FACTS_FILE = "checkpoint.json"
 _NAME = re.compile(r"iter_(\d{7,})")
-_PARTIAL, _PRUNED, _BROKEN = ".partial", ".pruned", ".broken"
+_PARTIAL, _PRUNED = ".partial", ".pruned"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,11 +144,7 @@ def check_content(path: Path, facts: CheckpointFacts, names: Sequence[str]) -> N
 
 def move_aside(path: Path) -> Path:
     """Give a broken checkpoint a name that is none, keeping its content; returns it."""
-    number = 1
-    while (aside := path.with_name(f"{path.name}{_BROKEN}-{number}")).exists():
-        number += 1
-    path.rename(aside)
-    return aside
+    return artifact_files.move_aside(path, "broken")
 
 
 def sweep(folder: Path) -> None:

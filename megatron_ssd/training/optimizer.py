@@ -67,7 +67,6 @@ def wrap_chunks(
         grad_reduce_in_fp32=config.main_grads_dtype == "fp32",
         overlap_grad_reduce=overlap,
         use_distributed_optimizer=parallel.use_distributed_optimizer,
-        fp8_param_gather=chunks[0].config.fp8_param,
     )
     return [
         DistributedDataParallel(config=chunk.config, ddp_config=settings, module=chunk, disable_bucketing=number > 0)
