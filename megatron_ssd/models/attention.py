@@ -24,7 +24,6 @@ from torch.nn.attention.bias import causal_lower_right
 from megatron_ssd.models.segments import AttentionPlan, PackedRows, SpanGroup, equal_rows
 
 _EXPLICIT_LENGTH = 512  # longest span whose scores are written out on a CPU
-_MASKED_LENGTH = 128  # longest packed row that a CPU takes whole, under a mask: quicker than apart where it is short
 
 
 class SegmentAttention(torch.nn.Module):
@@ -83,10 +82,6 @@ class SegmentAttention(torch.nn.Module):
 
     def _attend_segments(self, q_LND: Tensor, k_LGD: Tensor, v_LGD: Tensor, rows: PackedRows) -> Tensor:
         """[L, N * D]. Groups of spans are computed one after the other, each as one batch."""
-        if self.cp_size == 1 and q_LND.is_cpu and rows.row_length <= _MASKED_LENGTH:
-            q_BSND, k_BSGD, v_BSGD = (x.unflatten(0, (-1, rows.row_length)) for x in (q_LND, k_LGD, v_LGD))
-            context_BNSD = _explicit_attention(q_BSND, k_BSGD, v_BSGD, rows.mask(q_LND.dtype), self.scale)
-            return context_BNSD.transpose(1, 2).flatten(2).flatten(0, 1)
         cp_rank = self.cp_group.rank() if self.cp_size > 1 else 0
         short = _EXPLICIT_LENGTH if q_LND.is_cpu else 0
         plan = rows.plan(cp_size=self.cp_size, cp_rank=cp_rank, short=short, device=q_LND.device)

@@ -80,29 +80,13 @@ class AttentionPlan:
 class PackedRows(PackedSeqParams):
     """``PackedSeqParams`` (thd) for Megatron-Core, with the lengths behind it and the plans made from them.
 
-    ``lengths`` are those of all segments of the micro batch, before any split over ranks; ``row_length`` is that of the
-    rows that were joined.
+    ``lengths`` are those of all segments of the micro batch, before any split over ranks.
     """
 
     lengths: tuple[int, ...] = ()
-    row_length: int = 0
 
     def __post_init__(self) -> None:
         self._plans: dict[tuple[int, int, int, torch.device], AttentionPlan] = {}
-        self._masks: dict[torch.dtype, Tensor] = {}
-
-    def mask(self, dtype: torch.dtype) -> Tensor:
-        """[B, 1, 1, S, S] on the CPU to add to the scores of whole rows: 0 in a segment up to the diagonal, else -inf.
-
-        Made on the first call.
-        """
-        if dtype not in self._masks:
-            segments = torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths))
-            segments_BS = segments.view(-1, self.row_length)
-            seen_BSS = (segments_BS[:, :, None] == segments_BS[:, None, :]).tril_()
-            mask = torch.zeros(seen_BSS.shape, dtype=dtype).masked_fill_(~seen_BSS, float("-inf"))
-            self._masks[dtype] = mask[:, None, None]
-        return self._masks[dtype]
 
     def plan(self, *, cp_size: int, cp_rank: int, short: int, device: torch.device) -> AttentionPlan:
         """The plan of this rank; spans of up to ``short`` keys share groups. Made on the first call."""
@@ -112,8 +96,8 @@ class PackedRows(PackedSeqParams):
         return self._plans[key]
 
 
-def packed_rows(lengths: tuple[int, ...], *, row_length: int, cp_size: int, device: torch.device | str) -> PackedRows:
-    """Describe rows of ``row_length`` positions, joined, of segments of these ``lengths``.
+def packed_rows(lengths: tuple[int, ...], *, cp_size: int, device: torch.device | str) -> PackedRows:
+    """Describe joined rows of segments of these ``lengths``.
 
     Megatron-Core and TransformerEngine read what they know of it, this project's attention the rest.
 
@@ -127,14 +111,13 @@ def packed_rows(lengths: tuple[int, ...], *, row_length: int, cp_size: int, devi
     return PackedRows(
         qkv_format="thd", cu_seqlens_q=borders, cu_seqlens_kv=borders, cu_seqlens_q_padded=padded,
         cu_seqlens_kv_padded=padded, max_seqlen_q=longest, max_seqlen_kv=longest, lengths=lengths,
-        row_length=row_length,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=4)
 def equal_rows(num_rows: int, length: int, *, cp_size: int, device: torch.device) -> PackedRows:
     """Rows that are not packed, as segments: how context parallelism takes them."""
-    return packed_rows((length,) * num_rows, row_length=length, cp_size=cp_size, device=device)
+    return packed_rows((length,) * num_rows, cp_size=cp_size, device=device)
 
 
 def local_positions(lengths: tuple[int, ...], *, cp_size: int, cp_rank: int) -> NDArray[np.int64]:

@@ -114,12 +114,7 @@ class BatchSource:
         lengths: tuple[int, ...] = (self.training.seq_length,)
         if self.training.packing != "none":
             lengths = segment_lengths(segment_ids_BS)
-            packed_seq_params = packed_rows(
-                lengths,
-                row_length=self.training.seq_length,
-                cp_size=self.context_parallel_size,
-                device=self.device,
-            )
+            packed_seq_params = packed_rows(lengths, cp_size=self.context_parallel_size, device=self.device)
             columns = {key: column.reshape(1, -1) for key, column in columns.items()}
         if self.context_parallel_size > 1:
             here = local_positions(lengths, cp_size=self.context_parallel_size, cp_rank=self.context_parallel_rank)

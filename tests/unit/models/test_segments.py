@@ -25,13 +25,13 @@ def test_the_worked_example_of_the_docstring() -> None:
 
 
 def test_what_megatron_core_is_told() -> None:
-    rows = packed_rows((3, 1, 2), row_length=6, cp_size=1, device="cpu")
+    rows = packed_rows((3, 1, 2), cp_size=1, device="cpu")
     assert rows.qkv_format == "thd"
     assert rows.cu_seqlens_q.tolist() == rows.cu_seqlens_kv.tolist() == [0, 3, 4, 6]
     assert rows.cu_seqlens_q.dtype == torch.int32
     assert rows.max_seqlen_q == rows.max_seqlen_kv == 3
     assert rows.cu_seqlens_q_padded is None
-    split = packed_rows((8, 4), row_length=12, cp_size=2, device="cpu")
+    split = packed_rows((8, 4), cp_size=2, device="cpu")
     assert split.cu_seqlens_q_padded.tolist() == split.cu_seqlens_kv_padded.tolist() == [0, 8, 12]
 
 
@@ -95,7 +95,7 @@ def module() -> SegmentAttention:
     return SegmentAttention(config, 1, None, "self")
 
 
-@pytest.mark.parametrize(("explicit_length", "masked_length"), [(512, 128), (512, 0), (6, 0), (0, 0)])
+@pytest.mark.parametrize("explicit_length", [512, 6, 0])
 @pytest.mark.parametrize(
     ("lengths", "num_rows"), [((24,), 1), ((5, 12, 7), 2), ((1, 1, 3, 3, 8, 8), 3), (tuple(range(1, 20)), 1)]
 )
@@ -104,11 +104,9 @@ def test_packed_attention_is_that_under_a_mask_forward_and_backward(
     lengths: tuple[int, ...],
     num_rows: int,
     explicit_length: int,
-    masked_length: int,
 ) -> None:
     monkeypatch.setattr(attention, "_EXPLICIT_LENGTH", explicit_length)
-    monkeypatch.setattr(attention, "_MASKED_LENGTH", masked_length)
-    rows = packed_rows(lengths * num_rows, row_length=sum(lengths), cp_size=1, device="cpu")
+    rows = packed_rows(lengths * num_rows, cp_size=1, device="cpu")
     lengths = lengths * num_rows
     results = []
     for attend in (lambda *x: module()(*x, None, packed_seq_params=rows), lambda *x: reference(*x, lengths)):
@@ -148,12 +146,10 @@ def test_a_mask_by_hand() -> None:
     assert (both[:, 0, 0] == 0).int().tolist() == [[[1, 0, 0], [1, 1, 0]], [[1, 1, 0], [1, 1, 1]]]
 
 
-@pytest.mark.parametrize("masked_length", [128, 0])
-def test_no_neighbour_changes_a_bit(monkeypatch: pytest.MonkeyPatch, masked_length: int) -> None:
-    monkeypatch.setattr(attention, "_MASKED_LENGTH", masked_length)
+def test_no_neighbour_changes_a_bit() -> None:
     lengths = (5, 12, 7)
     inputs = [x.detach().float() for x in qkv(24)]
-    rows = packed_rows(lengths, row_length=24, cp_size=1, device="cpu")
+    rows = packed_rows(lengths, cp_size=1, device="cpu")
     first = module()(*inputs, None, packed_seq_params=rows)
     for x in inputs:
         x[:5] += 1
@@ -164,10 +160,9 @@ def test_no_neighbour_changes_a_bit(monkeypatch: pytest.MonkeyPatch, masked_leng
 
 
 def test_plans_are_made_once_for_all_layers() -> None:
-    rows: PackedRows = packed_rows((5, 7), row_length=12, cp_size=1, device="cpu")
+    rows: PackedRows = packed_rows((5, 7), cp_size=1, device="cpu")
     plans = [rows.plan(cp_size=1, cp_rank=0, short=512, device=CPU) for _ in range(2)]
     assert plans[0] is plans[1]
-    assert rows.mask(torch.float32) is rows.mask(torch.float32)
     assert equal_rows(2, 8, cp_size=2, device=CPU) is equal_rows(2, 8, cp_size=2, device=CPU)
 
 
