@@ -16,6 +16,10 @@ _COMPANIONS = {
     ("benchmark", "livecodebench"): ["benchmark.path=problems.jsonl"],
     ("benchmark", "livecodebench_v5"): ["benchmark.path=problems.jsonl"],
     ("benchmark", "livecodebench_v6"): ["benchmark.path=problems.jsonl"],
+    **{
+        ("contamination", name): [f"contamination.sets.{name}.path=problems.jsonl"]
+        for name in ("humaneval", "mbpp", "aime", "livecodebench")
+    },
 }
 _SHIPPED = [(group, name) for group, names in groups().items() for name in names]
 _PARAMETERS = {
@@ -28,8 +32,8 @@ _PARAMETERS = {
 
 
 def test_the_shipped_groups_are_found() -> None:
-    assert {"model", "parallel", "precision", "sampling", "problems", "benchmark", "optimizer", "cluster",
-            "experiment"} == set(groups())  # fmt: skip
+    assert {"model", "parallel", "precision", "sampling", "problems", "benchmark", "contamination", "optimizer",
+            "cluster", "experiment"} == set(groups())  # fmt: skip
     assert set(_PARAMETERS) | {"tiny", "tiny_moe"} <= set(groups()["model"])
 
 
@@ -63,6 +67,14 @@ def test_a_model_brings_its_layout_and_the_command_line_wins() -> None:
     assert compose_config(["+experiment=demo", "parallel=dp2", "model=tiny_moe"]).model.name == "tiny_moe"  # type: ignore[union-attr]
 
 
+def test_evaluation_sets_of_several_presets_stand_side_by_side() -> None:
+    paths = [f"contamination.sets.{name}.path={name}.jsonl" for name in ("humaneval", "aime")]
+    sets = compose_config(["contamination=[humaneval,aime]", *paths]).contamination.sets
+    assert {name: (one.path, one.columns, one.id) for name, one in sets.items()} == {
+        "humaneval": ("humaneval.jsonl", ("prompt",), "task_id"), "aime": ("aime.jsonl", ("problem",), "id"),
+    }  # fmt: skip
+
+
 def test_the_demos_run_folder_follows_its_problems() -> None:
     assert compose_config(["+experiment=demo"]).run_dir == "runs/demo-minicode"
     config = compose_config(["+experiment=demo", "problems=rstar_coder", "problems.path=rows", "problems.limit=64"])
@@ -80,6 +92,8 @@ def test_the_demos_run_folder_follows_its_problems() -> None:
         (["foo"], ["'foo'", "KEY=VALUE"]),
         (["seed={"], ["seed={"]),
         (["run_dir=${nothing.here}"], ["nothing.here"]),
+        (["contamination=[humaneval,human]"], ["contamination = 'human'", "choose one of aime, humaneval"]),
+        (["contamination=mbpp"], ["contamination.sets.mbpp.path = null", "set contamination.sets.mbpp.path to a file"]),
         (["benchmark=livecodebench"], ["benchmark.path = None", "set benchmark.path=FILE"]),
     ],
 )
