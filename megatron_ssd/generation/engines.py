@@ -6,10 +6,12 @@ from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.model_folder import ModelFolder
 from megatron_ssd.generation.pool import EnginePool
+from megatron_ssd.generation.server_protocol import server_version
+from megatron_ssd.generation.server_sampler import ServerSampler
 from megatron_ssd.generation.vllm_sampler import open_vllm, vllm_version
 
 
-def open_sampler(config: RunConfig, model: ModelFolder) -> EnginePool:
+def open_sampler(config: RunConfig, model: ModelFolder) -> EnginePool | ServerSampler:
     """A sampler on ``model``, as a context to be held while it is used. Engines of this run's own start loading here.
 
     With ``engine.backend = server``, ``model`` gives tokenizer, revision and end tokens, and what the servers loaded
@@ -33,6 +35,8 @@ def open_sampler(config: RunConfig, model: ModelFolder) -> EnginePool:
             fix="take them from the model's tokenizer",
         )
     end_token_ids = tuple(dict.fromkeys((*model.end_token_ids, *stops)))
+    if engine.backend == "server":
+        return ServerSampler(engine, model, end_token_ids=end_token_ids)
     return open_vllm(config, model, end_token_ids=end_token_ids)
 
 
@@ -43,4 +47,11 @@ def engine_facts(config: RunConfig) -> dict[str, str]:
         UserError: vLLM is not installed, or a server does not say its version.
     """
     engine = config.engine
+    if engine.backend == "server":
+        return {
+            "name": "vllm",
+            "version": server_version(engine),
+            "backend": engine.backend,
+            "endpoints": str(len(engine.endpoints)),
+        }
     return {"name": "vllm", "version": vllm_version(), "backend": engine.backend}
