@@ -29,9 +29,9 @@ from megatron_ssd.evaluation.grid import ModelName, grid_cells, settings_of, spl
 from megatron_ssd.evaluation.measurements import Measurements
 from megatron_ssd.evaluation.metrics import Bootstrap
 from megatron_ssd.evaluation.summary import summarise, table
+from megatron_ssd.generation.engines import engine_facts, open_sampler
 from megatron_ssd.generation.model_folder import ModelFolder, open_model
 from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES
-from megatron_ssd.generation.vllm_sampler import engine_facts, open_sampler
 from megatron_ssd.problems.source import load_benchmark
 from megatron_ssd.progress import progress
 from megatron_ssd.prompts.prompt import build_prompts
@@ -59,7 +59,7 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
     if stage.is_current():
         return
     split_halves(problems)  # before hours of work, not after
-    engine = engine_facts()
+    engine = engine_facts(config)
     opens_thinking = _prompts_open_thinking(config, problems, next(iter(models.values())))
     with Grader(problems, config.evaluation.sandbox, prompt_opens_thinking=opens_thinking) as grader:
         work = stage.begin()
@@ -117,9 +117,10 @@ def _stage(config: RunConfig, problems: Sequence[Problem], models: dict[ModelNam
             **dataclasses.asdict(evaluation),
             "sandbox": sandbox,
             "decodings": {name: dataclasses.asdict(getattr(sampling, name)) for name in ("default", "train", "eval")},
+            "stop_token_ids": list(sampling.stop_token_ids),
             "seed": config.seed,
             "prompt": dataclasses.asdict(config.prompt),
-            "engine": {"dtype": config.engine.dtype, "max_model_len": config.engine.max_model_len},
+            "engine": config.engine.identity,
         },
         inputs=inputs,
         replace=config.replace,

@@ -14,12 +14,12 @@ from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.generation import SamplingConfig
 from megatron_ssd.config.run import RunConfig, needed
+from megatron_ssd.generation.engines import engine_facts, open_sampler
 from megatron_ssd.generation.model_folder import ModelFolder, open_model
 from megatron_ssd.generation.plan import plan_samples, request_of
 from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES, RowMaker
 from megatron_ssd.generation.sampler import Completion
 from megatron_ssd.generation.sampling import sample_all, sampling_hash
-from megatron_ssd.generation.vllm_sampler import engine_facts, open_sampler
 from megatron_ssd.generation.writer import SampleShards
 from megatron_ssd.problems.stage import read_problems
 from megatron_ssd.prompts.prompt import build_prompts
@@ -49,7 +49,7 @@ def run_generate(config: RunConfig) -> None:
     stage = _stage(config, model)
     if stage.is_current():
         return
-    engine, sampling = engine_facts(), _sampling(config)
+    engine, sampling = engine_facts(config), _sampling(config)
     work = stage.begin()
     problems = list(read_problems(Path(config.run_dir)))
     keys = [(problem.id, index) for problem in problems for index in range(sampling.num_samples)]
@@ -75,7 +75,9 @@ def _draw_missing(
             run_seed=config.seed,
             max_model_len=config.engine.max_model_len,
         )
-        rows = RowMaker(tokenizer, model.revision, sampling_hash(sampling.train, sampling.max_tokens))
+        rows = RowMaker(
+            tokenizer, model.revision, sampling_hash(sampling.train, sampling.max_tokens, sampling.stop_token_ids)
+        )
         done = shards.done
         missing = {sample.key: sample for sample in plan if sample.key not in done}
         for sample in missing.values():
@@ -106,8 +108,9 @@ def _stage(config: RunConfig, model: ModelFolder) -> Stage:
             "decoding": dataclasses.asdict(sampling.train),
             "max_tokens": sampling.max_tokens,
             "num_samples": sampling.num_samples,
+            "stop_token_ids": list(sampling.stop_token_ids),
             "prompt": dataclasses.asdict(config.prompt),
-            "engine": {"dtype": config.engine.dtype, "max_model_len": config.engine.max_model_len},
+            "engine": config.engine.identity,
             "shard_rows": config.generation.shard_rows,
         },
         inputs={

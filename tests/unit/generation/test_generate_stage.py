@@ -69,7 +69,7 @@ def config(tiny_hf_model: Path, tmp_path: Path) -> RunConfig:
 def generate(config: RunConfig, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> FakeSampler:
     sampler = FakeSampler(**settings)
     monkeypatch.setattr(stage, "open_sampler", lambda config, model: nullcontext(sampler))
-    monkeypatch.setattr(stage, "engine_facts", lambda: {"name": "vllm", "version": "0"})
+    monkeypatch.setattr(stage, "engine_facts", lambda config: {"name": "vllm", "version": "0"})
     run_problems(config)
     stage.run_generate(config)
     return sampler
