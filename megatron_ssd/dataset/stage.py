@@ -8,8 +8,6 @@ Output:
 - ``samples.bin``, ``samples.idx``: one document a kept sample, [prompt, response];
 - ``ids.jsonl``: line i names the sample of document i;
 - ``counts.json``: what became of the samples, shard by shard.
-
-Megatron-Core is imported where it is used: a stage that is up to date then says so at once.
 """
 
 from __future__ import annotations
@@ -33,6 +31,7 @@ from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.dataset import filters
+from megatron_ssd.dataset.indexed import IndexedWriter, join_indexed
 from megatron_ssd.errors import UserError
 from megatron_ssd.progress import progress
 from megatron_ssd.schema import Sample
@@ -161,8 +160,6 @@ class _Converter:
         if finished.exists():
             count_row(json.loads(finished.read_text(encoding="utf-8"))["samples"])
             return
-        from megatron_ssd.dataset.indexed import IndexedWriter
-
         self.parts.mkdir(exist_ok=True)
         self.part(shard, ".ids.jsonl").unlink(missing_ok=True)  # what a killed start began
         counts: Counter[str] = Counter(samples=0, documents=0)
@@ -189,8 +186,6 @@ class _Converter:
 
     def join(self, shards: list[Path]) -> None:
         """Put the parts together in the order of the shards."""
-        from megatron_ssd.dataset.indexed import IndexedWriter
-
         by_shard = {shard.stem: json.loads(self.part(shard, ".json").read_text(encoding="utf-8")) for shard in shards}
         if not any(counts["documents"] for counts in by_shard.values()):
             raise UserError(
@@ -198,9 +193,7 @@ class _Converter:
                 rule=f"the filters drop every one of them ({by_shard})",
                 fix="look at the samples, or relax the filters section",
             )
-        with IndexedWriter(self.work / DATASET_NAME, vocab_size=self.vocab_size) as writer:
-            for shard in shards:
-                writer.append(self.part(shard, ""))
+        join_indexed([self.part(shard, "") for shard in shards], self.work / DATASET_NAME)
         ids = self.work / "ids.jsonl"
         ids.unlink(missing_ok=True)
         with ids.open("wb") as joined:

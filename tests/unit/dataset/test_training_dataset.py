@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_ssd.dataset.indexed import IndexedWriter, open_indexed
+from megatron_ssd.dataset.indexed import IndexedWriter
 from megatron_ssd.dataset.training import TrainingDataset
 from megatron_ssd.errors import UserError
 
@@ -187,35 +187,3 @@ def test_wrong_objective_is_named(tmp_path: Path) -> None:
     prefix = write_pairs(tmp_path / "data", [([1], [2])])
     with pytest.raises(UserError, match="document 0 has 2"):
         open_dataset(prefix, objective="pretrain")
-
-
-def test_missing_and_broken_files_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        open_dataset(tmp_path / "nothing")
-    prefix = write_pairs(tmp_path / "data", [([1, 2, 3], [2])])
-    Path(f"{prefix}.bin").write_bytes(b"12")
-    with pytest.raises(UserError, match="holds 2 bytes where its index counts 8"):
-        open_indexed(prefix)
-    Path(f"{prefix}.idx").write_bytes(b"rubbish")
-    with pytest.raises(UserError, match="no whole Megatron index"):
-        open_indexed(prefix)
-
-
-def test_writer_refuses_ids_outside_the_vocabulary(tmp_path: Path) -> None:
-    with (
-        pytest.raises(UserError, match="token id 100: is outside"),
-        IndexedWriter(tmp_path / "x", vocab_size=VOCAB) as w,
-    ):
-        w.add([1], [100])
-    assert not (tmp_path / "x.idx").exists()
-
-
-def test_writer_joins_data_sets(tmp_path: Path) -> None:
-    first = write_pairs(tmp_path / "a", [([1], [2, 3])])
-    second = write_pairs(tmp_path / "b", [([4, 5], [6])])
-    with IndexedWriter(tmp_path / "c", vocab_size=VOCAB) as writer:
-        writer.append(first)
-        writer.append(second)
-    joined = open_indexed(tmp_path / "c")
-    assert [sequence.tolist() for sequence in joined[0:4]] == [[1], [2, 3], [4, 5], [6]]
-    assert joined.document_indices.tolist() == [0, 2, 4]
