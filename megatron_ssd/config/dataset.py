@@ -1,8 +1,9 @@
-"""What is dropped from the samples before training."""
+"""What is dropped from the samples before training, and how the rest becomes a data set."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from megatron_ssd.errors import require
 
@@ -18,3 +19,25 @@ class FilterConfig:
     def __post_init__(self) -> None:
         require(0 <= self.drop_shortest_fraction < 1, f"filters.drop_shortest_fraction = {self.drop_shortest_fraction}",
                 rule="must be in [0, 1)", fix="0.1 is what the authors' code does, 0 what the paper says")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """Which ids a document has, and how many processes write them. The bytes do not depend on the number.
+
+    ``retokenized`` reads the response's text with the tokenizer of ``model.path`` again, as trainers do that know no
+    more than the text, and reports where that differs from what was sampled. ``compare`` asks for the report alone.
+    """
+
+    ids: Literal["sampled", "retokenized"] = "sampled"
+    compare: bool = False
+    num_workers: int | None = None  # null: the usable cores, fewer where there is little to do
+
+    def __post_init__(self) -> None:
+        require(self.num_workers is None or self.num_workers > 0, f"preprocess.num_workers = {self.num_workers}",
+                rule="must be at least 1", fix="use null for all usable cores")  # fmt: skip
+
+    @property
+    def needs_tokenizer(self) -> bool:
+        """Whether responses are tokenized again at all."""
+        return self.compare or self.ids == "retokenized"

@@ -94,9 +94,9 @@ def read_index(path: Path) -> Index:
     if code not in _CODES:
         raise UserError(f"file {path}", rule=f"its type {code} is no type of token ids", fix=_REMEDY)
     mapped = np.asarray(np.memmap(path, mode="r"))
-    parts = _cut(mapped, [("<i4", num_sequences), ("<i8", num_sequences), ("<i8", num_borders)])
+    lengths, offsets, borders = _cut(mapped, [("<i4", num_sequences), ("<i8", num_sequences), ("<i8", num_borders)])
     modes = mapped[expected:].view(np.int8) if size > expected else None
-    index = Index(np.dtype(_CODES[code]), *parts, modes=modes)
+    index = Index(np.dtype(_CODES[code]), lengths, offsets, borders, modes)
     _check(path, index)
     return index
 

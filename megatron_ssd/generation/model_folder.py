@@ -38,14 +38,7 @@ def open_model(path: str | None, revision: str | None = None) -> ModelFolder:
     Raises:
         UserError: nothing is there, or the folder is no Hugging Face model.
     """
-    if path is None:
-        raise UserError(
-            "model.path = null", rule="sampling needs trained weights", fix="set model.path to a Hugging Face folder"
-        )
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        folder = _download(path, revision)
-        revision = folder.name  # snapshots are kept under their commit
+    folder, revision = locate_model(path, revision)
     config = _read(folder, "config.json", required=True)
     try:
         return ModelFolder(
@@ -59,6 +52,21 @@ def open_model(path: str | None, revision: str | None = None) -> ModelFolder:
         raise UserError(
             f"file {folder / 'config.json'}", rule=f"has no {error}", fix="use the config.json of a causal model"
         ) from None
+
+
+def locate_model(path: str | None, revision: str | None = None) -> tuple[Path, str | None]:
+    """(folder, commit where one was named or the Hub gave one) of a model, as ``open_model`` finds it, unread."""
+    if path is None:
+        raise UserError(
+            "model.path = null",
+            rule="this needs a model that is trained",
+            fix="set model.path to a Hugging Face folder",
+        )
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder, revision
+    folder = _download(path, revision)
+    return folder, folder.name  # snapshots are kept under their commit
 
 
 def _download(path: str, revision: str | None) -> Path:

@@ -10,9 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import tokenizers
 
+from megatron_ssd.artifacts.hashing import hash_json, sha256_file
 from megatron_ssd.errors import UserError
 from megatron_ssd.prompts.render import Message
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt",
+          "merges.txt", "added_tokens.json", "special_tokens_map.json")  # fmt: skip
 
 
 class ChatTokenizer:
@@ -23,17 +28,7 @@ class ChatTokenizer:
     """
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer  # seconds to import; readers of this module's types have no use for it
-
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"model folder {folder}",
-                rule=f"holds no tokenizer that loads ({reason})",
-                fix="put the model's tokenizer files beside its weights",
-            ) from None
+        self._tokenizer = _load(folder)
         if not self._tokenizer.chat_template:
             raise UserError(
                 f"tokenizer of {folder}",
@@ -81,3 +76,51 @@ class ChatTokenizer:
                 rule=f"the model's vocabulary has {vocab_size} entries, so ids must be below that",
                 fix="use the tokenizer that belongs to these weights",
             )
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """Hash of the files of a model folder that decide how text becomes ids."""
+    files = [folder / name for name in _FILES if (folder / name).is_file()]
+    return hash_json([[path.name, sha256_file(path)] for path in files])
+
+
+def fast_tokenizer(folder: Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a model folder as the tokenizers library has it: text to ids and back, many at a time.
+
+    It adds no special tokens of its own and takes text for text: a special token's name in it is tokenized like any
+    other word. Nothing is cut or padded.
+
+    Raises:
+        UserError: the folder holds no tokenizer that loads, or only one that is written in Python.
+    """
+    tokenizer = getattr(_load(folder), "backend_tokenizer", None)
+    if not isinstance(tokenizer, tokenizers.Tokenizer):
+        raise UserError(
+            f"tokenizer of {folder}",
+            rule="is no fast one, which tokenizing and decoding whole data sets takes",
+            fix="save it as tokenizer.json with transformers' convert_slow_tokenizer",
+        )
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer_from_json(tokenizer.to_str())
+
+
+def tokenizer_from_json(text: str) -> tokenizers.Tokenizer:
+    """The tokenizer that ``fast_tokenizer(...).to_str()`` is, in another process."""
+    tokenizer = tokenizers.Tokenizer.from_str(text)
+    tokenizer.encode_special_tokens = True  # the one setting that the JSON does not have
+    return tokenizer
+
+
+def _load(folder: Path) -> Any:
+    from transformers import AutoTokenizer  # seconds to import; readers of this module's types have no use for it
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"model folder {folder}",
+            rule=f"holds no tokenizer that loads ({reason})",
+            fix="put the model's tokenizer files beside its weights",
+        ) from None

@@ -14,7 +14,7 @@ from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ClusterConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.dataset import stage as dataset_stage
+from megatron_ssd.dataset import parts
 from megatron_ssd.dataset.indexed import IndexedWriter, open_indexed
 from megatron_ssd.dataset.stage import run_preprocess
 from megatron_ssd.errors import UserError
@@ -126,7 +126,7 @@ def test_a_run_killed_before_publishing_only_publishes(tmp_path: Path, monkeypat
         patch.setattr(Stage, "publish", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run_preprocess(run_config(tmp_path))
-    monkeypatch.setattr(dataset_stage, "_samples", lambda shard: pytest.fail("samples were read again"))
+    monkeypatch.setattr(parts, "iter_samples", lambda shard: pytest.fail("samples were read again"))
     run_preprocess(run_config(tmp_path))
     assert read_manifest(tmp_path / "dataset").counts["documents"] == 4
 
