@@ -105,9 +105,12 @@ class _Worker:
             said = self.connection.recv()
         except (EOFError, ConnectionError):
             raise self._death() from None
-        if isinstance(said, Exception):
-            raise said
-        return said
+        try:
+            if isinstance(said, Exception):
+                raise said
+            return said
+        finally:
+            del said  # else the error's traceback holds this frame and the frame the error
 
     def _death(self) -> UserError:
         return UserError(
