@@ -87,7 +87,8 @@ def test_manifest_counts_and_lineage(tmp_path: Path) -> None:
     run_preprocess(run_config(tmp_path))
     manifest = read_manifest(tmp_path / "dataset")
     assert manifest.counts == {
-        "samples": 6, "documents": 4, "prompt_tokens": 8, "response_tokens": 15, "length_capped": 1,
+        "samples": 6, "documents": 4, "prompt_tokens": 8, "response_tokens": 15, "responses": 6, "no_code": 6,
+        "length_capped": 1, "looping": 0, "end_masked": 0, "end_masked_tokens": 0,
     }  # fmt: skip
     assert manifest.dropped == {"empty": 1, "one_line_stub": 1}
     assert manifest.inputs == {"samples": read_manifest(tmp_path / "samples").content_hash}

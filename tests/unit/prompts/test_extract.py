@@ -1,10 +1,10 @@
-"""Each rule of ``evaluation.extract``, one test a property."""
+"""Each rule of ``prompts.extract``, one test a property."""
 
 from __future__ import annotations
 
 import pytest
 
-from megatron_ssd.evaluation.extract import extract_code
+from megatron_ssd.prompts.extract import extract_code
 
 FENCED = "Here:\n```python\nprint(1)\n```\nDone."
 
