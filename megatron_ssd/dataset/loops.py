@@ -5,9 +5,9 @@ The loop of period p is the longest such end. It counts where it holds ``min_rep
 ``min_tokens``; the last repeat may be cut short anywhere. Of several periods the shortest that counts is taken: all
 multiples of it loop as well.
 
-Every id is compared as an array: with the last id for candidates, and then over the length that a loop needs. On text
-few candidates pass the first comparison, and the time is near linear; at worst it is ``min_repeats`` times
-``max_period`` squared, for which four megabytes are compared a thousand times over in well under a second.
+Candidates for the period are the places where the last id stands before, and each is compared over the length that it
+needs. So the time is linear in the sequence, and beside that at most ``min_repeats`` x ``max_period`` squared
+comparisons of arrays, which only near misses at every period need.
 """
 
 from __future__ import annotations

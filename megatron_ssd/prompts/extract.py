@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
+THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
 # Possessive: a line of a fence and many blanks that is none after all would be tried in every division of the blanks.
 _FENCE = re.compile(r"^\s*+(?P<marks>`{3,}+|~{3,}+)\s*+(?P<tag>[^`\n]*+)$")
 _PYTHON = "python"
@@ -54,7 +54,7 @@ def _without_reasoning(response: str, prompt_opens_thinking: bool) -> str | None
     _, close, after = response.rpartition(_THINK_CLOSE)
     if not close and prompt_opens_thinking:
         return None
-    if _THINK_OPEN in after:
+    if THINK_OPEN in after:
         return None
     return after if close else response
 
