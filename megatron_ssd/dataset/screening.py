@@ -6,7 +6,8 @@ arrays cross process borders cheaply.
 
 A document is [prompt, response], nothing follows the response in it, and its loss follows from the two lengths. So the
 end of a response that shall carry no loss is left out of the document: no other token's loss depends on it, and the
-training signal is the same as if it were masked, without the computation.
+training signal is the same as if it were masked, without the computation. Only the balancing term of a mixture of
+experts would see masked tokens.
 """
 
 from __future__ import annotations

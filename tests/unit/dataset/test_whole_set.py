@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ssd.config.dataset import FilterConfig
+from megatron_ssd.config.dataset import FilterConfig, LoopConfig
 from megatron_ssd.dataset.whole_set import (
     FACTS,
     REASONS,
@@ -103,3 +104,11 @@ def test_digests_see_the_problem_and_the_text_without_its_white_space() -> None:
     assert response_digest(one) != response_digest(sample("x = 1 yy"))
     assert response_digest(one) != response_digest(dataclasses.replace(one, problem_id="q"))
     assert all(0 <= half < 1 << 64 for half in response_digest(sample("\ud800")))
+
+
+def test_the_documentation_names_every_reason_and_setting() -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "filters.md").read_text(encoding="utf-8")
+    settings = [field.name for field in dataclasses.fields(FilterConfig) if field.name != "loop"]
+    settings += [f"loop.{field.name}" for field in dataclasses.fields(LoopConfig)]
+    assert [reason for reason in REASONS if reason and f"`{reason}`" not in text] == []
+    assert [name for name in settings if f"`{name}" not in text and f"filters.{name}" not in text] == []
