@@ -6,8 +6,9 @@ The loop of period p is the longest such end. It counts where it holds ``min_rep
 multiples of it loop as well.
 
 Candidates for the period are the places where the last id stands before, and each is compared over the length that it
-needs. So the time is linear in the sequence, and beside that at most ``min_repeats`` x ``max_period`` squared
-comparisons of arrays, which only near misses at every period need.
+needs. Whether there is a loop follows from the last ``min_repeats`` x ``max_period`` ids, whatever the length of the
+sequence: on text in as many comparisons, at worst, with near misses at every period, in ``max_period`` times as many.
+Where a loop begins takes one more comparison of each id.
 """
 
 from __future__ import annotations
@@ -22,13 +23,19 @@ from megatron_ssd.config.dataset import LoopConfig
 
 def loop_start(token_ids: Sequence[int] | NDArray[np.int64], config: LoopConfig) -> int | None:
     """Index of the first id of the loop that ``token_ids`` [num_tokens] end in; None where they end in none."""
-    backwards = np.asarray(token_ids, dtype=np.int64)[::-1]
-    period = _period(backwards, config)
+    # No period needs more of the end than this to be seen, and ids in a list cost more to convert than to compare.
+    window = max(config.min_repeats * config.max_period, config.min_tokens)
+    period = _period(_backwards(token_ids[-window:]), config)
     if period is None:
         return None
+    backwards = _backwards(token_ids)
     broken = np.flatnonzero(backwards[period:] != backwards[:-period])
     length = period + (int(broken[0]) if len(broken) else len(backwards) - period)
     return len(backwards) - length
+
+
+def _backwards(token_ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.asarray(token_ids, dtype=np.int64)[::-1]
 
 
 def _period(backwards: NDArray[np.int64], config: LoopConfig) -> int | None:
