@@ -31,7 +31,7 @@ from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.dataset import filters
-from megatron_ssd.dataset.indexed import join_indexed
+from megatron_ssd.dataset.indexed import DATASET_NAME, join_indexed
 from megatron_ssd.dataset.parts import DIFFERENCES, DROPPED, IDS, PartWriter, part_counts, part_file
 from megatron_ssd.dataset.retokenize import Retokenizer
 from megatron_ssd.dataset.workers import run_tasks, usable_cores
@@ -44,7 +44,6 @@ from megatron_ssd.schema import Sample
 log = logging.getLogger(__name__)
 
 _BYTES_WORTH_A_WORKER = 32 << 20  # one process reads these in about the time that starting another takes
-DATASET_NAME = "samples"  # run_dir/dataset/samples.bin and .idx
 
 
 def run_preprocess(config: RunConfig) -> None:
