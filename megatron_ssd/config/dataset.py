@@ -102,3 +102,29 @@ class PreprocessConfig:
     def needs_tokenizer(self) -> bool:
         """Whether responses are tokenized again at all."""
         return self.compare or self.ids == "retokenized"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """What ``tools/inspect_dataset.py`` is asked to show.
+
+    Args:
+        run_dir: the run whose dataset/ is shown.
+        path: in place of a run, path of a .bin and .idx without ending, whoever made them.
+        tokenizer: folder whose tokenizer decodes the examples; where it is not said, the run's own tokenizer/ or
+            export/. Ids are shown where there is none.
+        examples: documents that are shown, from all over the data set.
+        max_characters: how much of a prompt or a response is shown.
+        hashes: read every file whole and compare it with the manifest; false for large data sets.
+    """
+
+    run_dir: str | None = None
+    path: str | None = None
+    tokenizer: str | None = None
+    examples: int = 2
+    max_characters: int = 1500
+    hashes: bool = True
+
+    def __post_init__(self) -> None:
+        require((self.run_dir is None) != (self.path is None), f"run_dir = {self.run_dir} and path = {self.path}",
+                rule="one of the two names the data set", fix="use run_dir=runs/mine, or path=FOLDER/NAME")  # fmt: skip

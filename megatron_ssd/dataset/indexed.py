@@ -23,6 +23,7 @@ from megatron_ssd.errors import UserError
 if TYPE_CHECKING:
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
+DATASET_NAME = "samples"  # run_dir/dataset/samples.bin and .idx
 _BUFFER = 1 << 20  # bytes written at once
 _ENDINGS = (".bin", ".idx")
 

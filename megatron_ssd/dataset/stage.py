@@ -27,7 +27,7 @@ from megatron_ssd.artifacts.stage import Stage, write_atomically
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.dataset.first_pass import settle_rows
-from megatron_ssd.dataset.indexed import join_indexed
+from megatron_ssd.dataset.indexed import DATASET_NAME, join_indexed
 from megatron_ssd.dataset.parts import DIFFERENCES, IDS, PartWriter, part_counts, part_file
 from megatron_ssd.dataset.retokenize import Retokenizer
 from megatron_ssd.dataset.scores import read_scores, scores_manifest
@@ -42,7 +42,6 @@ from megatron_ssd.schema import Sample
 log = logging.getLogger(__name__)
 
 _BYTES_WORTH_A_WORKER = 32 << 20  # one process reads these in about the time that starting another takes
-DATASET_NAME = "samples"  # run_dir/dataset/samples.bin and .idx
 
 
 def run_preprocess(config: RunConfig) -> None:
