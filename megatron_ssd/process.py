@@ -13,6 +13,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+import megatron_ssd
 
 UNDER_PIPELINE = "MEGATRON_SSD_DIE_WITH_PARENT"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -28,6 +31,12 @@ def die_with_parent_if_asked() -> None:
     """``die_with_parent`` in a process that the pipeline started, directly or not."""
     if os.environ.get(UNDER_PIPELINE):
         die_with_parent()
+
+
+def this_package() -> dict[str, str]:
+    """The environment that lets a child process import this package, installed or not."""
+    root = str(Path(megatron_ssd.__file__).parents[1])
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
 
 
 def run_child(command: Sequence[str]) -> int:

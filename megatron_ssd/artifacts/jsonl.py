@@ -91,14 +91,19 @@ def iter_jsonl_offsets(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise _broken(path, number, line, str(error)) from None
-            if not isinstance(row, dict):
-                raise _broken(path, number, line, "not an object")
-            yield row, offset
+            yield parse_line(path, number, line), offset
             offset += len(line)
+
+
+def parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    """The row that line ``number`` (from 1) of ``path`` holds. Raises ``UserError`` where it is no JSON object."""
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _broken(path, number, line, str(error)) from None
+    if not isinstance(row, dict):
+        raise _broken(path, number, line, "not an object")
+    return row
 
 
 def _broken(path: Path, number: int, line: bytes, reason: str) -> UserError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from megatron_ssd.config.dataset import FilterConfig
+from megatron_ssd.config.dataset import FilterConfig, PreprocessConfig
 from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.config.export import ExportConfig
 from megatron_ssd.config.generation import EngineConfig, GenerationConfig, PromptConfig, SamplingConfig
@@ -56,6 +56,7 @@ class RunConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     filters: FilterConfig = field(default_factory=FilterConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -127,6 +128,13 @@ class RunConfig:
             f"precision.recompute_modules = {list(self.precision.recompute_modules)}",
             rule="moe_act is a part of grouped experts, and moe.grouped_gemm = false",
             fix="leave moe_act out or set moe.grouped_gemm=true",
+        )
+
+        require(
+            self.filters.length_capped != "mask_end" or self.preprocess.ids == "sampled",
+            "filters.length_capped = mask_end",
+            rule="counts in the ids as sampled, and preprocess.ids = retokenized has others",
+            fix="set preprocess.ids=sampled, or filters.length_capped to keep or drop",
         )
 
     @property

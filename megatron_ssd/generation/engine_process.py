@@ -17,13 +17,11 @@ import sys
 import tempfile
 import threading
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
-import megatron_ssd
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.sampler import Engine, EngineSpec, Job, Key, Result
-from megatron_ssd.process import die_with_parent
+from megatron_ssd.process import die_with_parent, this_package
 
 
 class EngineDeathError(UserError):
@@ -51,7 +49,7 @@ class EngineProcess:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "megatron_ssd.generation.engine_process", str(theirs.fileno())],
-                env={**os.environ, **_this_package(), **spec.environment(index)},
+                env={**os.environ, **this_package(), **spec.environment(index)},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
@@ -134,12 +132,6 @@ class EngineProcess:
             fix="finished samples are kept: run the same command again, with a lower engine.max_num_seqs if memory ran "
             f"out; all that the process printed is in {log.name}",
         )
-
-
-def _this_package() -> dict[str, str]:
-    """What lets a child find this package, installed or not."""
-    root = str(Path(megatron_ssd.__file__).parents[1])
-    return {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
 
 
 def serve(connection: Connection) -> None:
