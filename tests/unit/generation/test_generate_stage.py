@@ -131,8 +131,8 @@ def test_a_stopped_run_goes_on_and_redoes_nothing(
 def test_a_torn_last_line_is_drawn_again(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         generate(config, monkeypatch, stop_after=20)
-    shard = max((Path(config.run_dir) / "samples.partial").glob("shard-*.jsonl"))
-    shard.write_bytes(shard.read_bytes()[:-30])
+    (rows,) = (Path(config.run_dir) / "samples.partial").glob("worker-*.jsonl")
+    rows.write_bytes(rows.read_bytes()[:-30])
     assert len(generate(config, monkeypatch).drawn) == 41
     assert len(samples(config)) == 60
 
