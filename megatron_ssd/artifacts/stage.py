@@ -171,7 +171,8 @@ class Stage:
             notes: files of the work folder that are no output and go once it has its final name.
             seconds: spent in the stage, where this process alone does not know.
         """
-        not_output = {self.work / _PLAN, self.work / manifests.FILE_NAME, *notes}
+        named = self.work / manifests.FILE_NAME
+        not_output = {self.work / _PLAN, named, _temporary(named), *notes}
         files = sorted(path for path in self.work.rglob("*") if path.is_file() and path not in not_output)
         names = [path.relative_to(self.work).as_posix() for path in files]
         known = known_hashes or {}
@@ -194,7 +195,7 @@ class Stage:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(self._seconds() if seconds is None else seconds, 3),
         )
-        write_atomically(self.work / manifests.FILE_NAME, manifests.manifest_json(manifest))
+        write_atomically(named, manifests.manifest_json(manifest))
         for path in files:
             fsync_path(path)
         fsync_path(self.work)
@@ -239,10 +240,14 @@ def _try_lock(file: IO[str]) -> bool:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write ``path`` so that a reader sees the old text or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary(path)
     temporary.write_text(text, encoding="utf-8")
     fsync_path(temporary)
     temporary.replace(path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 def fsync_path(path: Path) -> None:

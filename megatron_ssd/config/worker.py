@@ -25,9 +25,9 @@ class WorkerConfig:
         _check_pair("worker.rank", self.rank, "worker.world", self.world)
         _check_pair("worker.local_rank", self.local_rank, "worker.local_world", self.local_world)
         if self.local_world is not None:
-            require(self.world is not None and self.local_world <= self.world,
+            require(self.local_world <= (self.world or 1) and self.rank is not None,
                     f"worker.local_world = {self.local_world}",
-                    rule=f"must be at most worker.world ({self.world})",
+                    rule=f"must be at most worker.world ({self.world or 1})",
                     fix="set worker.rank and worker.world for the run, the local ones for this node")  # fmt: skip
 
     @property
