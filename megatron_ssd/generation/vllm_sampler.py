@@ -81,7 +81,7 @@ def _shares(config: RunConfig) -> tuple[tuple[str, ...], ...]:
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-    devices = share_of_node(devices, config.worker) if devices else devices
+    devices = share_of_node(devices, config.worker)
     if len(devices) < size * per_engine:
         raise UserError(
             f"engine.data_parallel_size = {size}, engine.tensor_parallel_size = {per_engine}",

@@ -27,6 +27,7 @@ def test_each_device_is_one_workers(world: int, more: int, before: int) -> None:
 def test_a_worker_that_says_nothing_of_its_node_has_all_of_it() -> None:
     assert share_of_node(["a", "b"], WorkerConfig()) == ["a", "b"]
     assert share_of_node(["a", "b"], WorkerConfig(rank=1, world=2)) == ["a", "b"]
+    assert share_of_node([], WorkerConfig()) == []
 
 
 def test_fewer_devices_than_workers_are_refused() -> None:
