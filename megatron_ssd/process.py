@@ -17,6 +17,8 @@ from pathlib import Path
 
 import megatron_ssd
 
+_OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
+                "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT")  # fmt: skip
 UNDER_PIPELINE = "MEGATRON_SSD_DIE_WITH_PARENT"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -37,6 +39,12 @@ def this_package() -> dict[str, str]:
     """The environment that lets a child process import this package, installed or not."""
     root = str(Path(megatron_ssd.__file__).parents[1])
     return {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+
+
+def forget_torchrun() -> None:
+    """Take torchrun's variables out of the environment, so that no child takes itself for one of its ranks."""
+    for name in [*_OF_TORCHRUN, *(name for name in os.environ if name.startswith("TORCHELASTIC_"))]:
+        os.environ.pop(name, None)
 
 
 def run_child(command: Sequence[str]) -> int:

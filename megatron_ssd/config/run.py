@@ -16,6 +16,7 @@ from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.problems import BenchmarkConfig, ContaminationConfig, ProblemsConfig
 from megatron_ssd.config.training import CheckpointConfig, OptimizerConfig, TrainingConfig
+from megatron_ssd.config.worker import WorkerConfig
 from megatron_ssd.errors import ConfigError, require
 
 _T = TypeVar("_T")
@@ -55,6 +56,7 @@ class RunConfig:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
     filters: FilterConfig = field(default_factory=FilterConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.model_folder import ModelFolder
+from megatron_ssd.generation.node_share import share_of_node
 from megatron_ssd.generation.pool import EnginePool
 from megatron_ssd.generation.sampler import Completion, Job, Request, Result, Score, ScoreRequest
 
@@ -126,13 +127,15 @@ def _shares(config: RunConfig) -> tuple[tuple[str, ...], ...]:
                 rule="must be 1 on CPU, where an engine is one process",
                 fix="set engine.tensor_parallel_size=1 and raise engine.data_parallel_size",
             )
-        cores = sorted(os.sched_getaffinity(0))
+        cores = share_of_node([str(core) for core in sorted(os.sched_getaffinity(0))], config.worker)
         per_engine = max(1, len(cores) // size)
-        return tuple(tuple(str(core) for core in cores[i * per_engine :][:per_engine]) for i in range(size))
+        cores *= size  # more engines than cores share them
+        return tuple(tuple(cores[i * per_engine :][:per_engine]) for i in range(size))
     import torch  # counts devices without touching them
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    devices = share_of_node(devices, config.worker)
     if len(devices) < size * per_engine:
         raise UserError(
             f"engine.data_parallel_size = {size}, engine.tensor_parallel_size = {per_engine}",
