@@ -71,6 +71,11 @@ class Problem(_Record):
     tests: tuple[TestCase, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
 
+    def to_json(self) -> dict[str, Any]:
+        """As for every record; without the deep copy that would take most of the time of writing a problem."""
+        row = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**row, "tests": [test.to_json() for test in self.tests]}
+
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Self:
         """Rebuild a problem and its tests. Raises ``UserError`` where a field is unknown or missing."""

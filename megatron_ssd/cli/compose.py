@@ -73,8 +73,10 @@ def _normal(override: str, known: dict[str, list[str]]) -> str:
     if key.startswith("~"):
         return override
     if bare in known and "." not in bare:
-        if value not in known[bare] and value not in ("null", ""):
-            raise ConfigError(f"{bare} = {value!r}", rule="there is no such file in that group",
+        for name in value.strip("[]").split(","):  # several of a group where their keys can stand side by side
+            if name.strip() in known[bare] or name.strip() in ("null", ""):
+                continue
+            raise ConfigError(f"{bare} = {name.strip()!r}", rule="there is no such file in that group",
                               fix=f"choose one of {', '.join(known[bare])}")  # fmt: skip
         return f"{bare}={value}"
     return f"++{bare}={value}"

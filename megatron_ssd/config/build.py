@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import functools
 import json
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -67,8 +67,13 @@ def _explain(error: ValidationError) -> ConfigError:
 def _keys_at(path: list[str]) -> list[str]:
     """Field names of the section at ``path``; empty where ``path`` is not a section."""
     section: Any = RunConfig
+    of_any_name = False  # the next part is a key of a mapping whose values are sections
     for part in path:
+        if of_any_name:
+            of_any_name = False
+            continue
         hint = get_type_hints(section).get(part)
+        of_any_name = get_origin(hint) is dict
         parts = [p for p in (hint, *get_args(hint)) if isinstance(p, type) and dataclasses.is_dataclass(p)]
         if not parts:
             return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from megatron_ssd.errors import require
@@ -65,27 +65,27 @@ class ProblemsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSetConfig:
-    """A set whose problems must not be trained on: the texts of ``columns``, joined, in the files at ``path``."""
+    """A set whose problems must not be trained on: the texts of ``columns``, joined, in the files at ``path``.
 
-    name: str
-    path: str
-    columns: tuple[str, ...]
+    ``id`` is the column that names a problem; without one it is known by its row.
+    """
 
-    def __post_init__(self) -> None:
-        require(bool(self.columns), f"contamination.sets.columns = {self.columns} of {self.name}",
-                rule="must name the columns that hold a problem's text", fix="HumanEval's is [prompt]")  # fmt: skip
+    path: str | None = None
+    columns: tuple[str, ...] = ()
+    id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContaminationConfig:
     """The gate between training problems and evaluation sets; the run's own benchmark is always one of them.
 
-    A training problem is a hit where its text equals an evaluation problem's, or holds at least ``overlap`` of that
-    one's word ``ngram``-grams, white space, case and the names of functions and arguments aside. More than ``max_hits``
-    of them stop the run (``refuse``), or they are dropped and counted (``drop``), or only reported (``keep``).
+    A training problem is a hit where its text equals an evaluation problem's, or the two share at least ``overlap`` of
+    the word ``ngram``-grams of the shorter one, white space, case and the names of functions and arguments aside. More
+    than ``max_hits`` of them stop the run (``refuse``), or they are dropped and counted (``drop``), or only reported
+    (``keep``). ``sets`` go by name.
     """
 
-    sets: tuple[EvaluationSetConfig, ...] = ()
+    sets: dict[str, EvaluationSetConfig] = field(default_factory=dict)
     ngram: int = 8
     overlap: float = 0.5
     max_hits: int = 0
@@ -95,6 +95,12 @@ class ContaminationConfig:
         require(self.ngram > 0, f"contamination.ngram = {self.ngram}", rule="must be at least 1", fix="use 8")
         require(0 < self.overlap <= 1, f"contamination.overlap = {self.overlap}",
                 rule="must be above 0 and at most 1", fix="use 0.5")  # fmt: skip
+        for name, one in self.sets.items():
+            key = f"contamination.sets.{name}"
+            require(one.path is not None, f"{key}.path = null", rule="this set is read from somewhere",
+                    fix=f"set {key}.path to a file, a folder or a Hub id")  # fmt: skip
+            require(bool(one.columns), f"{key}.columns = []", rule="must name the columns that hold a problem's text",
+                    fix=f"set {key}.columns, for example to [prompt]")  # fmt: skip
         require(self.max_hits >= 0, f"contamination.max_hits = {self.max_hits}", rule="must not be negative",
                 fix="0 refuses at the first")  # fmt: skip
 

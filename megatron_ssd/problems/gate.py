@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from megatron_ssd.artifacts.hashing import hash_json
-from megatron_ssd.artifacts.jsonl import JsonlWriter
 from megatron_ssd.config.problems import ContaminationConfig, EvaluationSetConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.problems.contamination import ContaminationIndex, EvaluationProblem, Hit
+from megatron_ssd.problems.contamination import ContaminationIndex, EvaluationProblem, Hit, words
+from megatron_ssd.problems.livecodebench import benchmark_table
+from megatron_ssd.problems.selection import json_line
 from megatron_ssd.problems.source import load_benchmark
-from megatron_ssd.problems.table import open_table
+from megatron_ssd.problems.table import Table, open_table
 from megatron_ssd.schema import Problem
 
 HITS_FILE = "contamination.jsonl"
-_KEY = "contamination.sets.path"
 
 
 class ContaminationGate:
@@ -32,7 +32,7 @@ class ContaminationGate:
         problems = list(_evaluation_problems(config))
         self.sets = sorted({problem.set_name for problem in problems})
         self._index = ContaminationIndex(problems, ngram=self._section.ngram, overlap=self._section.overlap)
-        self._hits: dict[str, list[Hit]] = {}
+        self._hits: dict[str, list[Hit]] = {}  # by problem id, which is unique among what is asked for
 
     def drops(self, problem: Problem) -> bool:
         """Look for ``problem`` in the sets, remember what was found, and say whether it is dropped for that."""
@@ -41,19 +41,19 @@ class ContaminationGate:
             self._hits[problem.id] = found
         return bool(found) and self._section.on_hit == "drop"
 
-    def report(self, folder: Path, *, kept: set[str]) -> int:
-        """Write the hits to ``folder``; returns how many problems of ``kept`` have one.
+    def report(self, folder: Path, *, kept: Iterable[str]) -> int:
+        """Write the hits to ``folder``; returns how many problems of ``kept``, ids in order, have one.
 
         Raises:
             UserError: they are more than ``contamination.max_hits`` and ``on_hit`` is ``refuse``.
         """
         path = folder / HITS_FILE
-        path.unlink(missing_ok=True)
-        with JsonlWriter(path) as writer:
+        among_kept = [id_ for id_ in kept if id_ in self._hits]
+        marked = set(among_kept)
+        with path.open("wb") as lines:
             for hits in self._hits.values():
                 for hit in hits:
-                    writer.write({**dataclasses.asdict(hit), "kept": hit.problem_id in kept})
-        among_kept = [id_ for id_ in self._hits if id_ in kept]
+                    lines.write(json_line({**dataclasses.asdict(hit), "kept": hit.problem_id in marked}))
         if self._section.on_hit == "refuse" and len(among_kept) > self._section.max_hits:
             first = self._hits[among_kept[0]][0]
             raise UserError(
@@ -68,7 +68,9 @@ class ContaminationGate:
 
 def gate_inputs(config: RunConfig) -> dict[str, str]:
     """Role -> hash of every evaluation set that the gate reads."""
-    found = {f"evaluation set {one.name}": _hash(one) for one in config.contamination.sets}
+    sets = config.contamination.sets
+    found = {f"evaluation set {name}": hash_json([_table(name, one).identity, *_columns(one)])
+             for name, one in sets.items()}  # fmt: skip
     if config.benchmark is not None:
         found["benchmark"] = _benchmark_hash(config)
     return found
@@ -79,13 +81,31 @@ def _benchmark_hash(config: RunConfig) -> str:
     window = {key: value for key, value in dataclasses.asdict(config.benchmark).items() if key != "path"}
     if config.benchmark.name == "minicode":
         return hash_json([window, dataclasses.asdict(config.minicode)])
-    table = open_table(str(config.benchmark.path), key="benchmark.path")
-    return hash_json([window, table.identity])
+    return hash_json([window, benchmark_table(config.benchmark).identity])
 
 
-def _hash(one: EvaluationSetConfig) -> str:
-    table = open_table(one.path, key=_KEY)
-    return hash_json([table.identity, list(one.columns)])
+def _table(name: str, one: EvaluationSetConfig) -> Table:
+    key = f"contamination.sets.{name}"
+    fix = f"name the columns of your file in {key}.columns and {key}.id"
+    return open_table(str(one.path), key=f"{key}.path", columns_fix=fix)
+
+
+def _columns(one: EvaluationSetConfig) -> list[str]:
+    return [*one.columns, *([one.id] if one.id is not None else [])]
+
+
+def _set_problems(name: str, one: EvaluationSetConfig) -> Iterator[EvaluationProblem]:
+    for number, row in enumerate(_table(name, one).rows(_columns(one)), start=1):
+        texts = [row.values[column] for column in one.columns if row.values[column] is not None]
+        for text in texts:
+            if not isinstance(text, str):
+                raise UserError(
+                    f"{row.where}: {str(text)[:60]!r}",
+                    rule=f"must be text and is a {type(text).__name__}",
+                    fix=f"name the columns of the problems' text in contamination.sets.{name}.columns",
+                )
+        id_ = f"row {number}" if one.id is None else str(row.values[one.id])
+        yield EvaluationProblem(set_name=name, id=id_, text="\n".join(texts))
 
 
 def _evaluation_problems(config: RunConfig) -> Iterator[EvaluationProblem]:
@@ -95,7 +115,12 @@ def _evaluation_problems(config: RunConfig) -> Iterator[EvaluationProblem]:
         for problem in load_benchmark(config):
             text = f"{problem.statement}\n{problem.starter_code}" if exact_only else problem.statement
             yield EvaluationProblem(set_name=config.benchmark.name, id=problem.id, text=text, exact_only=exact_only)
-    for one in config.contamination.sets:
-        for number, row in enumerate(open_table(one.path, key=_KEY).rows(one.columns), start=1):
-            text = "\n".join(str(row.values[column]) for column in one.columns if row.values[column] is not None)
-            yield EvaluationProblem(set_name=one.name, id=f"row {number}", text=text)
+    for name, one in config.contamination.sets.items():
+        found = list(_set_problems(name, one))
+        if not any(words(problem.text) for problem in found):
+            raise UserError(
+                f"contamination.sets.{name}.path = {one.path}",
+                rule=f"none of its {len(found)} rows has a word, so it could never be found",
+                fix=f"name the file and the columns that hold the problems' text in contamination.sets.{name}",
+            )
+        yield from found

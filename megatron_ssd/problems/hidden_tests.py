@@ -6,16 +6,21 @@ The pickle comes from the network and is read by an unpickler that can build not
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
 import pickle
+import struct
 import zlib
 from typing import Any, NoReturn
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.schema import ProblemForm, TestCase
 
+# What JSON, base64, zlib and an unpickler raise over bytes that are not theirs.
+_DECODING_ERRORS = (
+    ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError, MemoryError, RecursionError,
+    zlib.error, struct.error, pickle.UnpicklingError,
+)  # fmt: skip
 _TEST_TYPE = {"stdin": "stdin", "function": "functional"}
 
 
@@ -40,19 +45,23 @@ def decode_tests(text: str, *, where: str, form: ProblemForm) -> list[TestCase]:
     try:
         rows = json.loads(_as_json(text))
         kinds = {row["testtype"] for row in rows}
-        tests = [TestCase(input=row["input"], output=row["output"]) for row in rows]
-    except (
-        ValueError, TypeError, KeyError, EOFError, IndexError, binascii.Error, zlib.error, pickle.UnpicklingError,
-    ) as error:  # fmt: skip
+        tests = [TestCase(input=_checked(row["input"]), output=_checked(row["output"])) for row in rows]
+    except _DECODING_ERRORS as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(where, rule=f"holds no test cases ({reason})", fix="download the file again") from None
     if kinds - {_TEST_TYPE[form]}:
         raise UserError(
             where,
-            rule=f"holds {', '.join(sorted(kinds))} tests, and metadata.func_name makes it a {form} problem",
+            rule=f"holds {', '.join(sorted(map(str, kinds)))} tests, and metadata.func_name makes it a {form} problem",
             fix="mend metadata.func_name or the tests",
         )
     return tests
+
+
+def _checked(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"input and output are text, and one is a {type(value).__name__}")
+    return value
 
 
 def _as_json(text: str) -> str:

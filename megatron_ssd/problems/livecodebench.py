@@ -1,4 +1,4 @@
-"""LiveCodeBench's ``code_generation_lite`` from its JSONL files, cut to a window of contest dates.
+"""LiveCodeBench's ``code_generation_lite``, cut to a window of contest dates.
 
 Only problems inside the window have their hidden tests decoded: those of a whole release take gigabytes.
 """
@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.config.problems import BenchmarkConfig
 from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.problems.hidden_tests import decode_tests
-from megatron_ssd.problems.location import find_files, hub_error
+from megatron_ssd.problems.table import Row, Table, open_table
 from megatron_ssd.schema import Problem, ProblemForm
 
 COLUMNS = (
     "question_title", "question_content", "platform", "question_id", "contest_id", "contest_date", "starter_code",
     "difficulty", "public_test_cases", "private_test_cases", "metadata",
 )  # fmt: skip
+_TEXTS = ("question_title", "question_content", "starter_code")
 _KEY = "benchmark.path"
+
+
+def benchmark_table(config: BenchmarkConfig) -> Table:
+    """The benchmark's files, here or on the Hub. Raises ``UserError`` where there are none."""
+    fix = f"{_KEY} wants LiveCodeBench's code_generation_lite: {', '.join(COLUMNS)}"
+    return open_table(str(config.path), key=_KEY, columns_fix=fix)
 
 
 def read_benchmark(config: BenchmarkConfig) -> list[Problem]:
@@ -35,15 +39,15 @@ def read_benchmark(config: BenchmarkConfig) -> list[Problem]:
     first, last = _date(config.start_date, "start_date"), _date(config.end_date, "end_date")
     problems: dict[str, Problem] = {}
     seen: list[datetime.date] = []
-    for where, row in _rows(_files(str(config.path))):
-        date = _contest_date(where, row)
+    for row in benchmark_table(config).rows(COLUMNS):
+        date = _contest_date(row)
         seen.append(date)
         if (first and date < first) or (last and date > last) or len(problems) == config.limit:
             continue
-        problem = _problem(where, row, date)
+        problem = _problem(row, date)
         if problem.id in problems:
             raise UserError(
-                f"{where}: question_id {problem.id!r}", rule="comes a second time", fix="name each file once"
+                f"{row.where}: question_id {problem.id!r}", rule="comes a second time", fix="name each file once"
             )
         problems[problem.id] = problem
     if not problems:
@@ -51,67 +55,69 @@ def read_benchmark(config: BenchmarkConfig) -> list[Problem]:
     return list(problems.values())
 
 
-def _files(path: str) -> list[Path]:
-    local = find_files(path, key=_KEY, ending=".jsonl")
-    if local is not None:
-        return local
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError
-
-    try:
-        folder = snapshot_download(path, repo_type="dataset", allow_patterns="*.jsonl")
-    except (OSError, ValueError, HTTPError) as error:
-        raise hub_error(path, key=_KEY, error=error) from error
-    return sorted(Path(folder).rglob("*.jsonl"))
-
-
-def _rows(files: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row with its ``file:line``."""
-    for file in files:
-        for number, row in enumerate(iter_jsonl(file), start=1):
-            missing = [name for name in COLUMNS if name not in row]
-            if missing:
-                raise UserError(
-                    f"{file}:{number}",
-                    rule=f"has no column {', '.join(missing)}",
-                    fix=f"{_KEY} wants LiveCodeBench's code_generation_lite: {', '.join(COLUMNS)}",
-                )
-            yield f"{file}:{number}", row
-
-
-def _problem(where: str, row: dict[str, Any], date: datetime.date) -> Problem:
-    try:
-        metadata = json.loads(row["metadata"] or "{}")
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: metadata", rule=f"is not JSON ({error})", fix="download the file again") from None
-    function_name = metadata.get("func_name")
+def _problem(row: Row, date: datetime.date) -> Problem:
+    values = row.values
+    function_name = _function_name(row)
     form: ProblemForm = "function" if function_name else "stdin"
+    title, statement, starter_code = (_text(row, column) for column in _TEXTS)
+    if not statement.strip() or values["question_id"] in (None, ""):
+        column = "question_id" if statement.strip() else "question_content"
+        raise UserError(f"{row.where}: {column}", rule="is empty", fix="download the file again")
     tests = [
         test
         for column in ("public_test_cases", "private_test_cases")
-        for test in decode_tests(row[column], where=f"{where}: {column}", form=form)
+        for test in decode_tests(values[column], where=f"{row.where}: {column}", form=form)
     ]
+    if not tests:
+        raise UserError(
+            f"{row.where}: {values['question_id']}", rule="has no test, so nothing could fail", fix="remove that row"
+        )
     return Problem(
-        id=str(row["question_id"]),
+        id=str(values["question_id"]),
         source="livecodebench",
-        title=row["question_title"],
-        statement=row["question_content"],
+        title=title,
+        statement=statement,
         form=form,
-        starter_code=row["starter_code"],
+        starter_code=starter_code,
         function_name=function_name,
-        difficulty=row["difficulty"],
+        difficulty=values["difficulty"],
         date=date.isoformat(),
         tests=tuple(tests),
-        metadata={"platform": row["platform"], "contest_id": row["contest_id"]},
+        metadata={"platform": values["platform"], "contest_id": values["contest_id"]},
     )
 
 
-def _contest_date(where: str, row: dict[str, Any]) -> datetime.date:
+def _text(row: Row, column: str) -> str:
+    value: Any = row.values[column]
+    if value is not None and not isinstance(value, str):
+        raise UserError(
+            f"{row.where}: {column} = {str(value)[:60]!r}",
+            rule=f"must be text and is a {type(value).__name__}",
+            fix="download the file again",
+        )
+    return value or ""
+
+
+def _function_name(row: Row) -> str | None:
     try:
-        return datetime.datetime.fromisoformat(row["contest_date"]).date()
+        metadata = json.loads(row.values["metadata"] or "{}")
+        name = metadata.get("func_name")
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"func_name is a {type(name).__name__}")
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{row.where}: metadata", rule=f"is not JSON of an object ({error})", fix="download the file again"
+        ) from None
+    return name
+
+
+def _contest_date(row: Row) -> datetime.date:
+    value = row.values["contest_date"]
+    try:
+        return value.date() if isinstance(value, datetime.datetime) else datetime.datetime.fromisoformat(value).date()
     except (TypeError, ValueError):
         raise UserError(
-            f"{where}: contest_date {row['contest_date']!r}", rule="is no ISO date", fix="download the file again"
+            f"{row.where}: contest_date {value!r}", rule="is no ISO date", fix="download the file again"
         ) from None
 
 

@@ -19,15 +19,24 @@ def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Pa
         ending: what the files' names end with, for example ``.parquet``; any of several.
 
     Raises:
-        UserError: nothing is there, or the folder holds no such file.
+        UserError: nothing is there, a file's name ends otherwise, the folder holds no such file, or one of them is a
+            link that leads nowhere.
     """
     place = Path(path).expanduser()
+    kinds = ending if isinstance(ending, str) else " or *".join(ending)
     if place.is_file():
+        if not place.name.endswith(ending):
+            raise UserError(
+                f"{key} = {path}", rule=f"is no *{kinds} file by its name", fix="convert it, or give it the right name"
+            )
         return [place]
     if place.is_dir():
-        files = sorted(file for file in place.rglob("*") if file.name.endswith(ending) and file.is_file())
+        found = sorted(file for file in place.rglob("*") if file.name.endswith(ending))
+        for file in found:
+            if file.is_symlink() and not file.exists():
+                raise UserError(f"{file}", rule="is a link that leads nowhere", fix=f"download {path} again")
+        files = [file for file in found if file.is_file()]
         if not files:
-            kinds = ending if isinstance(ending, str) else " or *".join(ending)
             raise UserError(
                 f"{key} = {path}",
                 rule=f"the folder holds no *{kinds} file",

@@ -24,7 +24,10 @@ _RSTAR_CODER = ColumnsConfig(id="question_id", statement="question", starter_cod
 def open_rows(section: ProblemsConfig) -> Table:
     """The source's files. Raises ``UserError`` where there are none."""
     hub_folder = _HUB_FOLDERS.get(section.name, "")
-    return open_table(str(section.path), key=KEY, revision=section.revision, hub_folder=hub_folder)
+    fix = "name the columns of your file in problems.columns"
+    if section.columns is None:
+        fix = f"take problems=rows and {fix}"
+    return open_table(str(section.path), key=KEY, columns_fix=fix, revision=section.revision, hub_folder=hub_folder)
 
 
 def read_candidates(table: Table, section: ProblemsConfig) -> Iterator[Candidate]:
@@ -40,13 +43,24 @@ def read_candidates(table: Table, section: ProblemsConfig) -> Iterator[Candidate
         starter_code = _text(row, columns.starter_code)
         has_code = bool(starter_code.strip())
         problem = Problem(
-            id=str(row.values[columns.id]) if columns.id else f"row-{number}",
+            id=_id(row, columns.id) if columns.id else f"row-{number}",
             source=section.name,
             statement=_text(row, columns.statement).strip(),
             form="function" if has_code else "stdin",
             starter_code=starter_code if has_code else "",
         )
         yield Candidate(problem, passed=_truth(row, columns.passed))
+
+
+def _id(row: Row, column: str) -> str:
+    value: Any = row.values[column]
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise UserError(
+            f"{row.where}: {column} = {str(value)[:60]!r}",
+            rule="an id must be text or a whole number",
+            fix="mend that row, or take problems=rows without problems.columns.id, which names problems after rows",
+        )
+    return str(value)
 
 
 def _text(row: Row, column: str | None) -> str:

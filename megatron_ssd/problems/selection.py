@@ -1,7 +1,8 @@
 """Which rows of a source are sampled: drops, order and limit, with a record of every row that is not.
 
-A row is kept or dropped for the first of these reasons: ``not_passed``, ``no_text``, ``bad_text`` (NUL, or half of a
-surrogate pair: no tokenizer takes it as it is), ``duplicate``, ``near_duplicate``, ``contaminated``, ``over_limit``.
+A row is kept or dropped for the first of these reasons: ``not_passed``, ``bad_text`` (NUL, or half of a
+surrogate pair: no tokenizer takes it as it is), ``no_text`` (no letter and no digit), ``duplicate``,
+``near_duplicate``, ``contaminated``, ``over_limit``.
 
 Rows stream through. What stays in memory is a digest, a row number and a file offset for each kept row (and a MinHash
 signature of 1 KiB where near duplicates are looked for), never the texts.
@@ -12,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_ssd.artifacts.jsonl import JsonlWriter
 from megatron_ssd.config.problems import ProblemsConfig
 from megatron_ssd.schema import Problem
 
@@ -29,6 +28,8 @@ _DIGEST_BYTES = 16  # half of SHA-256: two of a million texts agree by chance on
 _NUM_PERMUTATIONS = 128
 _SHINGLE_WORDS = 5
 _UNREADABLE = re.compile("[\0\ud800-\udfff]")
+_LETTER_OR_DIGIT = re.compile(r"[^\W_]")
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,13 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What became of a source's rows. ``digest`` is over the kept texts in order: two equal ones mean equal prompts."""
+    """What became of a source's rows.
+
+    ``ids`` are the kept problems' in order; ``digest`` is over their texts in order: two equal ones mean equal prompts.
+    """
 
     rows: int
-    kept: int
+    ids: tuple[str, ...]
     dropped: dict[str, int]
     digest: str
 
@@ -67,43 +71,50 @@ def select(
 ) -> Selection:
     """Write ``problems.jsonl``, the kept problems in order, and ``dropped.jsonl``, the others with their reasons.
 
-    Ids are made unique among the kept: a repeated one gets ``#2``, ``#3``, ... in order of appearance. Tests are not
-    written: sampling has no use for them.
+    Ids are made unique: one that another problem has already gets ``#2``, ``#3``, ... in order of appearance. Tests are
+    not written: sampling has no use for them.
 
     Args:
         candidates: every row of the source, in file order.
         section: what to drop, the order and the limit.
         seed: of the shuffled order, which goes by text and seed and not by place in the file.
-        is_contaminated: asked last, of what is otherwise kept; true drops it.
+        is_contaminated: asked last, of what is otherwise kept, with its unique id; true drops it.
         folder: what an earlier, unfinished start left there is written again.
     """
     spool, dropped_path = folder / ".kept.jsonl", folder / f".{DROPPED_FILE}"
-    for path in (spool, dropped_path):
-        path.unlink(missing_ok=True)
-    reasons = _Reasons(section, is_contaminated)
+    reasons = _Reasons(section)
+    ids = _UniqueIds()
     kept: list[_Kept] = []
-    rows = 0
-    with JsonlWriter(dropped_path) as dropped, spool.open("wb") as texts:
+    counts: Counter[str] = Counter()
+    rows = offset = 0
+    with dropped_path.open("wb") as dropped, spool.open("wb") as texts:
         for rows, candidate in enumerate(candidates, start=1):
             digest = text_digest(candidate.problem.statement)
             reason = reasons.of(candidate, digest, row=rows)
+            problem = candidate.problem
+            if reason is None:
+                problem = dataclasses.replace(problem, id=ids.of(problem.id), tests=())
+                reason = {"reason": "contaminated"} if is_contaminated(problem) else None
             if reason is not None:
-                dropped.write({"row": rows, "id": candidate.problem.id, **reason})
+                counts[reason["reason"]] += 1
+                dropped.write(json_line({"row": rows, "id": problem.id, **reason}))
                 continue
-            problem = dataclasses.replace(candidate.problem, id=reasons.unique_id(candidate.problem.id), tests=())
-            kept.append(_Kept(digest, texts.tell(), rows, problem.id))
-            texts.write(json.dumps(problem.to_json(), ensure_ascii=False).encode() + b"\n")
+            kept.append(_Kept(digest, offset, rows, problem.id))
+            offset += texts.write(json_line(problem.to_json()))
         chosen, rest = _in_order(kept, section, seed)
+        counts.update(over_limit=len(rest))
         for one in rest:
-            dropped.write({"row": one.row, "id": one.id, "reason": "over_limit"})
-    _copy_lines(spool, folder / PROBLEMS_FILE, [one.offset for one in chosen])
-    spool.unlink()
+            dropped.write(json_line({"row": one.row, "id": one.id, "reason": "over_limit"}))
+    if len(chosen) == len(kept) and section.order == "source":
+        spool.replace(folder / PROBLEMS_FILE)
+    else:
+        _copy_lines(spool, folder / PROBLEMS_FILE, [one.offset for one in chosen])
+        spool.unlink()
     dropped_path.replace(folder / DROPPED_FILE)
-    counts = reasons.counts + Counter(over_limit=len(rest))
     return Selection(
         rows=rows,
-        kept=len(chosen),
-        dropped=dict(counts),
+        ids=tuple(one.id for one in chosen),
+        dropped=dict(+counts),
         digest=hashlib.sha256(b"".join(one.digest for one in chosen)).hexdigest(),
     )
 
@@ -113,51 +124,58 @@ def normalise(text: str) -> str:
     return " ".join(text.split())
 
 
+def json_line(row: dict[str, Any]) -> bytes:
+    """A row of a JSONL file that is written in one go and not resumed."""
+    return _encode(row).encode("utf-8", "surrogatepass") + b"\n"
+
+
 def text_digest(statement: str) -> bytes:
     """What a text is known by: equal for texts that differ in white space alone."""
     return hashlib.sha256(normalise(statement).encode("utf-8", "surrogatepass")).digest()[:_DIGEST_BYTES]
 
 
+class _UniqueIds:
+    """Numbers ids that come again; a numbered one may be another problem's own, so it is looked up as well."""
+
+    def __init__(self) -> None:
+        self._times_seen: dict[str, int] = {}
+
+    def of(self, id_: str) -> str:
+        """``id_``, or ``id_#N`` with the first number that makes it new."""
+        if id_ not in self._times_seen:
+            self._times_seen[id_] = 1
+            return id_
+        number = self._times_seen[id_] + 1
+        while (unique := f"{id_}#{number}") in self._times_seen:
+            number += 1
+        self._times_seen[id_], self._times_seen[unique] = number, 1
+        return unique
+
+
 class _Reasons:
     """Decides on one row after the other, and remembers what it needs of those that it kept."""
 
-    def __init__(self, section: ProblemsConfig, is_contaminated: Callable[[Problem], bool]) -> None:
+    def __init__(self, section: ProblemsConfig) -> None:
         self._section = section
-        self._is_contaminated = is_contaminated
         self._row_of: dict[bytes, int] = {}
         self._near = _NearDuplicates(section.near_duplicates) if section.near_duplicates is not None else None
-        self._times_seen: Counter[str] = Counter()
-        self.counts: Counter[str] = Counter()
 
     def of(self, candidate: Candidate, digest: bytes, *, row: int) -> dict[str, Any] | None:
         """Why the row goes, as ``reason`` and, for duplicates, ``like``, the row that stays; None where it is kept."""
-        reason = self._reason(candidate, digest, row)
-        if reason is not None:
-            self.counts[reason["reason"]] += 1
-        return reason
-
-    def _reason(self, candidate: Candidate, digest: bytes, row: int) -> dict[str, Any] | None:
         problem = candidate.problem
         if self._section.only_passed and not candidate.passed:
             return {"reason": "not_passed"}
-        if not problem.statement.strip():
-            return {"reason": "no_text"}
-        if _UNREADABLE.search(problem.statement) or _UNREADABLE.search(problem.starter_code):
+        if any(map(_UNREADABLE.search, (problem.statement, problem.starter_code, problem.id))):
             return {"reason": "bad_text"}
+        if not _LETTER_OR_DIGIT.search(problem.statement):
+            return {"reason": "no_text"}
         if self._section.deduplicate and digest in self._row_of:
             return {"reason": "duplicate", "like": self._row_of[digest]}
-        if self._near is not None and (like := self._near.find(problem.statement)) is not None:
+        if self._near is not None and (like := self._near.find_or_add(problem.statement, row)) is not None:
             return {"reason": "near_duplicate", "like": like}
-        self._row_of.setdefault(digest, row)
-        if self._near is not None:
-            self._near.add(problem.statement, row)
-        return {"reason": "contaminated"} if self._is_contaminated(problem) else None
-
-    def unique_id(self, id_: str) -> str:
-        """``id_``, numbered where a kept problem has it already."""
-        self._times_seen[id_] += 1
-        count = self._times_seen[id_]
-        return id_ if count == 1 else f"{id_}#{count}"
+        if self._section.deduplicate:
+            self._row_of[digest] = row
+        return None
 
 
 class _NearDuplicates:
@@ -170,17 +188,16 @@ class _NearDuplicates:
         self._index: Any = MinHashLSH(threshold=threshold, num_perm=_NUM_PERMUTATIONS)
         self._signatures: dict[int, Any] = {}
 
-    def find(self, text: str) -> int | None:
-        """Row of the first kept text whose estimated similarity reaches the threshold."""
+    def find_or_add(self, text: str, row: int) -> int | None:
+        """Row of the first kept text whose estimated similarity reaches the threshold; else None, and it is kept."""
         signature = self._signature(text)
         near = (row for row in self._index.query(signature)
                 if self._signatures[row].jaccard(signature) >= self._threshold)  # fmt: skip
-        return min(near, default=None)
-
-    def add(self, text: str, row: int) -> None:
-        """Remember a kept text."""
-        self._signatures[row] = self._signature(text)
-        self._index.insert(row, self._signatures[row])
+        if (first := min(near, default=None)) is not None:
+            return first
+        self._signatures[row] = signature
+        self._index.insert(row, signature, check_duplication=False)
+        return None
 
     @staticmethod
     def _signature(text: str) -> Any:
@@ -209,5 +226,3 @@ def _copy_lines(source: Path, target: Path, offsets: list[int]) -> None:
         for offset in offsets:
             lines.seek(offset)
             out.write(lines.readline())
-        out.flush()
-        os.fsync(out.fileno())

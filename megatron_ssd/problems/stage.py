@@ -54,19 +54,19 @@ def run_problems(config: RunConfig) -> None:
         log.warning("problems: held against no evaluation set; name a benchmark, or contamination.sets")
     rows = progress(source.candidates(), desc="choosing problems", unit="row")
     selection = select(rows, source.section, seed=config.seed, is_contaminated=gate.drops, folder=work)
-    if not selection.kept:
+    if not selection.ids:
         raise UserError(
             f"problems.path = {source.section.path}",
             rule=f"none of its {selection.rows} rows is left ({selection.dropped})",
             fix="name a data set that holds problems, or relax the problems section",
         )
-    hits = gate.report(work, kept={problem.id for problem in _read(work)})
+    hits = gate.report(work, kept=selection.ids)
     line = _line(source, selection)
     log.info("problems: %s", line)
     if hits:
         log.warning("problems: %d of them stand in evaluation sets (contamination.jsonl)", hits)
     stage.publish(
-        counts={"rows": selection.rows, "problems": selection.kept, "contaminated_and_kept": hits},
+        counts={"rows": selection.rows, "problems": len(selection.ids), "contaminated_and_kept": hits},
         dropped=selection.dropped,
         facts={"selection": line, "evaluation_sets": gate.sets},
     )
@@ -74,17 +74,13 @@ def run_problems(config: RunConfig) -> None:
 
 def read_problems(run_dir: Path) -> Iterator[Problem]:
     """The published problems of a run, in order. Raises ``UserError`` where the stage was not run."""
-    return _read(run_dir / "problems")
-
-
-def _read(folder: Path) -> Iterator[Problem]:
-    return (Problem.from_json(row) for row in iter_jsonl(folder / PROBLEMS_FILE))
+    return (Problem.from_json(row) for row in iter_jsonl(run_dir / "problems" / PROBLEMS_FILE))
 
 
 def _line(source: Source, selection: Selection) -> str:
     """What two people compare."""
     return (
-        f"{source.section.name} {source.revision[:12]}: {selection.kept} of {selection.rows} rows, "
+        f"{source.section.name} {source.revision[:12]}: {len(selection.ids)} of {selection.rows} rows, "
         f"selection {selection.digest[:16]}"
     )
 
@@ -92,7 +88,7 @@ def _line(source: Source, selection: Selection) -> str:
 def _stage(config: RunConfig, source: Source) -> Stage:
     section = {key: value for key, value in dataclasses.asdict(source.section).items() if key not in _NOT_CONTENT}
     contamination = dataclasses.asdict(config.contamination)
-    for one in contamination["sets"]:
+    for one in contamination["sets"].values():
         del one["path"]
     return Stage(
         name="problems",

@@ -18,12 +18,19 @@ from typing import IO, Any
 import pyarrow
 import pyarrow.parquet
 
-from megatron_ssd.artifacts.hashing import hash_json, sha256_file
+from megatron_ssd.artifacts.hashing import hash_json, remembered_sha256
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.location import find_files, hub_error
 
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".json")
 _BATCH_ROWS = 4096
+# First bytes -> what they begin, and the ending that such a file has here; None for what is not read at all.
+_MAGIC: dict[bytes, tuple[str, str | None]] = {
+    b"PAR1": ("a parquet file", ".parquet"),
+    b"\x1f\x8b": ("a gzip file", ".jsonl.gz"),
+    b"\xff\xfe": ("UTF-16 text", None),
+    b"\xfe\xff": ("UTF-16 text", None),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +43,29 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A data set's files in order. ``revision`` is the Hub's commit, None for local files."""
+    """A data set's files in order. ``revision`` is the Hub's commit, None for local files.
+
+    ``columns_fix`` is what to tell a user whose files lack a column.
+    """
 
     files: tuple[str, ...]
     revision: str | None
+    columns_fix: str
 
     @property
     def identity(self) -> str:
-        """What the rows are: the Hub's commit, or a hash of local files' contents in order, whatever their names."""
-        return self.revision or hash_json([sha256_file(Path(name)) for name in self.files])
+        """What the rows are: the Hub's commit, or a hash of local files' contents in order, whatever their names.
+
+        Raises:
+            UserError: a file cannot be read.
+        """
+        if self.revision is not None:
+            return self.revision
+        hashes = []
+        for name in self.files:
+            with _readable(name):
+                hashes.append(remembered_sha256(Path(name)))
+        return hash_json(hashes)
 
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:
         """Every row with ``columns``, in file order.
@@ -52,25 +73,75 @@ class Table:
         Raises:
             UserError: a file cannot be read, or a column is missing.
         """
+        wanted = list(dict.fromkeys(columns))
         for name in self.files:
-            with self._open(name) as stream:
-                yield from _read(name, stream, columns)
+            with _readable(name), self._open(name) as stream:
+                _check_first_bytes(name, stream)
+                yield from self._read(name, stream, wanted)
 
     def _open(self, name: str) -> IO[bytes]:
         if self.revision is None:
             return Path(name).open("rb")
-        from huggingface_hub import HfFileSystem
+        from huggingface_hub import HfFileSystem, hf_hub_download
 
-        stream: IO[bytes] = HfFileSystem().open(name, "rb", revision=self.revision)
-        return stream
+        if name.endswith(".parquet"):  # columns alone are fetched, and nothing is kept
+            stream: IO[bytes] = HfFileSystem().open(name, "rb", revision=self.revision)
+            return stream
+        _, owner, repository, file = name.split("/", 3)
+        return Path(
+            hf_hub_download(f"{owner}/{repository}", file, repo_type="dataset", revision=self.revision)
+        ).open("rb")  # fmt: skip
+
+    def _read(self, name: str, stream: IO[bytes], columns: list[str]) -> Iterator[Row]:
+        if name.endswith(".parquet"):
+            yield from self._parquet_rows(name, stream, columns)
+            return
+        rows = enumerate(_json_list(name, stream), start=1) if name.endswith(".json") else _json_lines(name, stream)
+        for number, values in rows:
+            where = f"{name}:{number}"
+            if not isinstance(values, dict):
+                raise UserError(
+                    where,
+                    rule=f"is a {type(values).__name__}, and every row must be an object",
+                    fix="mend that row; a file that is one list of rows must have a name that ends with .json",
+                )
+            if not values.keys() >= set(columns):
+                raise self._missing(where, list(values), columns)
+            yield Row(where, {column: values[column] for column in columns})
+
+    def _parquet_rows(self, name: str, stream: IO[bytes], columns: list[str]) -> Iterator[Row]:
+        try:
+            with pyarrow.parquet.ParquetFile(stream) as table:
+                names = table.schema_arrow.names
+                if not set(names) >= set(columns):
+                    raise self._missing(name, names, columns)
+                if twice := [column for column in columns if names.count(column) > 1]:
+                    raise _broken(name, f"has more than one column {', '.join(twice)}")
+                number = 0
+                for batch in table.iter_batches(columns=columns, batch_size=_BATCH_ROWS):
+                    for values in batch.to_pylist():
+                        number += 1
+                        yield Row(f"{name}:{number}", values)
+        except UserError:
+            raise
+        except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: text that is no UTF-8
+            raise _broken(name, f"is no whole parquet file ({_first_line(error)})") from None
+
+    def _missing(self, where: str, found: Sequence[str], wanted: Sequence[str]) -> UserError:
+        return UserError(
+            f"{where} with columns {', '.join(map(str, found)) or 'none'}",
+            rule=f"has no column {', '.join(name for name in wanted if name not in found)}",
+            fix=self.columns_fix,
+        )
 
 
-def open_table(path: str, *, key: str, revision: str | None = None, hub_folder: str = "") -> Table:
+def open_table(path: str, *, key: str, columns_fix: str, revision: str | None = None, hub_folder: str = "") -> Table:
     """The data set at ``path``.
 
     Args:
         path: a file, a folder (searched with its subfolders), or a Hub id.
         key: the configuration key it came from, for messages.
+        columns_fix: what to do where a column is missing, for messages.
         revision: branch or commit of the Hub repository.
         hub_folder: where in the Hub repository to look.
 
@@ -79,7 +150,7 @@ def open_table(path: str, *, key: str, revision: str | None = None, hub_folder: 
     """
     local = find_files(path, key=key, ending=ENDINGS)
     if local is not None:
-        return Table(files=tuple(map(str, local)), revision=None)
+        return Table(files=tuple(map(str, local)), revision=None, columns_fix=columns_fix)
     from huggingface_hub import HfApi, HfFileSystem
     from huggingface_hub.errors import HTTPError
 
@@ -89,31 +160,19 @@ def open_table(path: str, *, key: str, revision: str | None = None, hub_folder: 
         names = sorted(name for name in HfFileSystem().glob(pattern, revision=commit) if name.endswith(ENDINGS))
         if not names:
             raise FileNotFoundError(f"no {' or '.join(ENDINGS)} file in it")
-        return Table(files=tuple(names), revision=commit)
+        return Table(files=tuple(names), revision=commit, columns_fix=columns_fix)
     except (OSError, HTTPError) as error:
         raise hub_error(path, key=key, error=error) from error
 
 
-def _read(name: str, stream: IO[bytes], columns: Sequence[str]) -> Iterator[Row]:
-    if name.endswith(".parquet"):
-        yield from _parquet_rows(name, stream, columns)
-    elif name.endswith(".json"):
-        yield from _checked(name, enumerate(_json_list(name, stream), start=1), columns)
-    else:
-        yield from _checked(name, _json_lines(name, stream), columns)
-
-
-def _parquet_rows(name: str, stream: IO[bytes], columns: Sequence[str]) -> Iterator[Row]:
-    try:
-        with pyarrow.parquet.ParquetFile(stream) as table:
-            _check_columns(name, table.schema_arrow.names, columns)
-            number = 0
-            for batch in table.iter_batches(columns=list(columns), batch_size=_BATCH_ROWS):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(f"{name}:{number}", values)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _broken(name, f"is no whole parquet file ({_first_line(error)})") from None
+def _check_first_bytes(name: str, stream: IO[bytes]) -> None:
+    """Refuse a file that is of another kind than its name says."""
+    head = stream.read(4)
+    stream.seek(0)
+    for magic, (kind, ending) in _MAGIC.items():
+        if head.startswith(magic) and (ending is None or not name.endswith(ending)):
+            fix = "save it as UTF-8" if ending is None else f"give it a name that ends with {ending}"
+            raise UserError(f"file {name}", rule=f"is {kind} by its first bytes, whatever its name says", fix=fix)
 
 
 def _json_lines(name: str, stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
@@ -134,29 +193,27 @@ def _json_list(name: str, stream: IO[bytes]) -> list[Any]:
     try:
         values = json.load(stream)
     except (ValueError, RecursionError) as error:
-        raise _broken(name, f"is no JSON ({_first_line(error)})") from None
+        raise UserError(
+            f"file {name}",
+            rule=f"is no JSON ({_first_line(error)})",
+            fix="mend it; a file with a row a line must have a name that ends with .jsonl",
+        ) from None
     if not isinstance(values, list):
         raise _broken(name, "holds no list of rows")
     return values
 
 
-def _checked(name: str, rows: Iterator[tuple[int, Any]], columns: Sequence[str]) -> Iterator[Row]:
-    for number, values in rows:
-        where = f"{name}:{number}"
-        if not isinstance(values, dict):
-            raise _broken(where, f"is a {type(values).__name__}, and every row must be an object")
-        _check_columns(where, list(values), columns)
-        yield Row(where, {column: values[column] for column in columns})
-
-
-def _check_columns(where: str, found: Sequence[str], wanted: Sequence[str]) -> None:
-    missing = [name for name in wanted if name not in found]
-    if missing:
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """What the operating system or the Hub says while ``name`` is read, as one line."""
+    try:
+        yield
+    except OSError as error:
         raise UserError(
-            f"{where} with columns {', '.join(map(str, found)) or 'none'}",
-            rule=f"has no column {', '.join(missing)}",
-            fix="name the columns of your file in problems.columns",
-        )
+            f"file {name}",
+            rule=f"cannot be read ({error.strerror or _first_line(error)})",
+            fix="check its permissions and the network, or download it again",
+        ) from None
 
 
 def _broken(where: str, rule: str) -> UserError:

@@ -17,6 +17,10 @@ _COMPANIONS = {
     ("benchmark", "livecodebench"): ["benchmark.path=problems.jsonl"],
     ("benchmark", "livecodebench_v5"): ["benchmark.path=problems.jsonl"],
     ("benchmark", "livecodebench_v6"): ["benchmark.path=problems.jsonl"],
+    **{
+        ("contamination", name): [f"contamination.sets.{name}.path=problems.jsonl"]
+        for name in ("humaneval", "mbpp", "aime", "livecodebench")
+    },
 }
 _SHIPPED = [(group, name) for group, names in groups().items() for name in names]
 _PARAMETERS = {
@@ -29,8 +33,8 @@ _PARAMETERS = {
 
 
 def test_the_shipped_groups_are_found() -> None:
-    assert {"model", "parallel", "precision", "sampling", "problems", "benchmark", "optimizer", "cluster",
-            "experiment", "filters"} == set(groups())  # fmt: skip
+    assert {"model", "parallel", "precision", "sampling", "problems", "benchmark", "contamination", "optimizer",
+            "cluster", "experiment", "filters"} == set(groups())  # fmt: skip
     assert set(_PARAMETERS) | {"tiny", "tiny_moe"} <= set(groups()["model"])
 
 
@@ -72,6 +76,14 @@ def test_both_sources_of_the_papers_filters_are_named() -> None:
     assert (none.drop_empty, none.drop_one_line_stubs, none.proxy_band) == (False, False, (0.1, 0.9))
 
 
+def test_evaluation_sets_of_several_presets_stand_side_by_side() -> None:
+    paths = [f"contamination.sets.{name}.path={name}.jsonl" for name in ("humaneval", "aime")]
+    sets = compose_config(["contamination=[humaneval,aime]", *paths]).contamination.sets
+    assert {name: (one.path, one.columns, one.id) for name, one in sets.items()} == {
+        "humaneval": ("humaneval.jsonl", ("prompt",), "task_id"), "aime": ("aime.jsonl", ("problem",), "id"),
+    }  # fmt: skip
+
+
 def test_the_demos_run_folder_follows_its_problems() -> None:
     assert compose_config(["+experiment=demo"]).run_dir == "runs/demo-minicode"
     config = compose_config(["+experiment=demo", "problems=rstar_coder", "problems.path=rows", "problems.limit=64"])
@@ -89,6 +101,8 @@ def test_the_demos_run_folder_follows_its_problems() -> None:
         (["foo"], ["'foo'", "KEY=VALUE"]),
         (["seed={"], ["seed={"]),
         (["run_dir=${nothing.here}"], ["nothing.here"]),
+        (["contamination=[humaneval,human]"], ["contamination = 'human'", "choose one of aime, humaneval"]),
+        (["contamination=mbpp"], ["contamination.sets.mbpp.path = null", "set contamination.sets.mbpp.path to a file"]),
         (["benchmark=livecodebench"], ["benchmark.path = None", "set benchmark.path=FILE"]),
     ],
 )

@@ -120,7 +120,11 @@ def test_folder_of_releases_is_read_in_order(tmp_path: Path) -> None:
         ([lcb_row(1)], {"start_date": "2030-01-01"}, "no problem lies in that window.*2025-02-03 to 2025-02-03"),
         ([lcb_row(1)], {"end_date": "May"}, "benchmark.end_date = May: is no ISO date"),
         ([lcb_row(1), lcb_row(1)], {}, r"test.jsonl:2: question_id 'abc_1': comes a second time"),
-        ([{"question_id": "x"}], {}, r"test.jsonl:1: has no column question_title"),
+        (
+            [{"question_id": "x"}],
+            {},
+            r"test.jsonl:1 .*has no column question_title.*benchmark.path wants LiveCodeBench",
+        ),
         ([lcb_row(1), lcb_row(2, metadata="{")], {}, r"test.jsonl:2: metadata: is not JSON"),
         ([lcb_row(1, contest_date="soon")], {}, r"test.jsonl:1: contest_date 'soon'"),
         ([], {}, "holds no problem"),

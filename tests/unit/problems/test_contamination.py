@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.contamination import ContaminationIndex, EvaluationProblem, words
 from tests.unit.problems.problem_files import choose, config_of, jsonl, parquet, rstar_row
@@ -23,6 +26,10 @@ PROMPT = '''def close_pair(numbers, threshold):
     >>> close_pair([1.0, 2.0], 0.5)
     False
     """'''
+
+
+STORY = """Long ago, in a village by the sea, the fishermen counted their boats every evening and argued about the sum.
+To settle it they asked the traveller who had come with the caravan, and she told them what to do as follows."""
 
 
 def index(*texts: str, **how: Any) -> ContaminationIndex:
@@ -59,6 +66,33 @@ def test_a_short_text_inside_a_long_one_is_found() -> None:
     assert not hit.exact
 
 
+def test_a_copy_without_the_examples_is_found() -> None:
+    examples = " ".join(
+        f"Example {n}: of {n} and {n + 1} the sum is {2 * n + 1}, since both are added." for n in range(9)
+    )
+    (hit,) = index(f"{PROMPT}\n{examples}").hits("train", PROMPT)
+    assert hit.overlap == 1.0
+    assert not hit.exact
+
+
+def test_a_short_phrase_of_an_evaluation_problem_accuses_nobody() -> None:
+    assert index(PROMPT).hits("train", "Say whether any two of the given numbers are closer to each other.") == []
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_the_filter_loses_no_ngram(data: st.DataObject) -> None:
+    word = st.sampled_from("abcdefgh")
+    evaluation = data.draw(st.lists(st.lists(word, min_size=1, max_size=12), min_size=1, max_size=5))
+    training = data.draw(st.lists(word, max_size=40))
+    found = {hit.evaluation_id: hit.overlap for hit in
+             index(*map(" ".join, evaluation), ngram=3, overlap=0.01).hits("train", " ".join(training))}  # fmt: skip
+    for number, text in enumerate(evaluation):
+        length = min(3, len(text))
+        ours, theirs = ({tuple(one[i : i + length]) for i in range(len(one) - length + 1)} for one in (training, text))
+        assert (str(number) in found) == (bool(ours & theirs) or training == text)
+
+
 def test_shared_phrases_are_no_hit() -> None:
     ours = "The first line contains a single integer n. Find the largest sum of a path in the tree."
     theirs = "The first line contains a single integer n. Count the ways to tile a board with dominoes."
@@ -77,7 +111,7 @@ def test_names_of_a_signature_do_not_count() -> None:
 
 
 @needs_data
-@pytest.mark.parametrize("change", ["nothing", "white space", "names"])
+@pytest.mark.parametrize("change", ["nothing", "white space", "names", "names and white space", "names in a story"])
 def test_humaneval_planted_in_the_training_set_is_caught_whole(tmp_path: Path, change: str) -> None:
     with gzip.open(HUMANEVAL) as lines:
         problems = [json.loads(line) for line in lines]
@@ -85,7 +119,7 @@ def test_humaneval_planted_in_the_training_set_is_caught_whole(tmp_path: Path, c
     innocent = [rstar_row(1000 + number, f"Print {number} stars, a row for each divisor.") for number in range(50)]
     rows = planted + innocent
     random.Random(0).shuffle(rows)
-    sets = [{"name": "humaneval", "path": str(HUMANEVAL), "columns": ["prompt"]}]
+    sets = {"humaneval": {"path": str(HUMANEVAL), "columns": ["prompt"], "id": "task_id"}}
     path = parquet(tmp_path / "rows", rows)
     with pytest.raises(UserError, match=r"164 training problem\(s\) in evaluation sets"):
         choose(config_of(tmp_path / "refused", path, contamination={"sets": sets}))
@@ -96,20 +130,60 @@ def test_humaneval_planted_in_the_training_set_is_caught_whole(tmp_path: Path, c
 
 def _changed(problem: dict[str, Any], change: str) -> str:
     text: str = problem["prompt"]
-    if change == "white space":
-        return re.sub(r"\s", lambda found: found.group() * 2, text)
-    if change == "names":
+    if "names" in change:
         signature = re.search(rf"def {problem['entry_point']}\(([^)]*)\)", text)
         assert signature is not None
         names = [problem["entry_point"], *(part.split(":")[0].strip() for part in signature[1].split(","))]
         for number, name in enumerate(filter(None, names)):
             text = re.sub(rf"\b{re.escape(name)}\b", f"renamed_{number}", text)
+    if "white space" in change:
+        text = re.sub(r"\s", lambda found: found.group() * 2, text)
+    if "story" in change:
+        text = f"{STORY}\n{text}\n{STORY}"
     return text
+
+
+@needs_data
+@pytest.mark.parametrize("change", ["nothing", "white space", "story"])
+@pytest.mark.parametrize(
+    ("name", "file", "column"),
+    [("mbpp", "mbpp/mbpp.jsonl", "text"), ("aime", "aime/qwen25math_aime24.jsonl", "problem"),
+     ("aime", "aime/qwq_aime25.jsonl", "prompt")],
+)  # fmt: skip
+def test_other_sets_planted_in_the_training_set_are_caught_whole(
+    name: str, file: str, column: str, change: str
+) -> None:
+    rows = read_jsonl(DATA / file)
+    found = index(*(row[column] for row in rows))
+    missed = [row[column] for row in rows if not found.hits("train", _changed({"prompt": row[column]}, change))]
+    assert missed == []
+
+
+@needs_data
+def test_real_training_problems_are_accused_only_of_what_they_hold(tmp_path: Path) -> None:
+    sets = {
+        "humaneval": {"path": str(HUMANEVAL), "columns": ["prompt"], "id": "task_id"},
+        "mbpp": {"path": str(DATA / "mbpp" / "mbpp.jsonl"), "columns": ["text"], "id": "task_id"},
+        "aime": {"path": str(DATA / "aime" / "qwq_aime24.jsonl"), "columns": ["prompt"]},
+        "aime25": {"path": str(DATA / "aime" / "qwq_aime25.jsonl"), "columns": ["prompt"]},
+        "livecodebench": {"path": str(DATA / "lcb" / "qwq_livecodebench_v5_prompts.jsonl"), "columns": ["prompt"],
+                          "id": "question_id"},
+    }  # fmt: skip
+    config = config_of(tmp_path / "run", DATA / "rstar_coder_seed_sft", contamination={"sets": sets, "on_hit": "drop"})
+    chosen = choose(config)
+    # Read one by one: three are the benchmark's problem word for word without its examples, two its easier and harder
+    # version ("of size k" I and II), which share statement and title.
+    assert {(hit["problem_id"], hit["set_name"], hit["evaluation_id"]) for hit in chosen.hits} == {
+        ("seed_1301", "livecodebench", "3525"), ("seed_1303", "livecodebench", "3535"),
+        ("seed_1306", "livecodebench", "3543"), ("seed_1296", "livecodebench", "3517"),
+        ("seed_1299", "livecodebench", "3517"),
+    }  # fmt: skip
+    assert len(chosen.problems) == 753
 
 
 def test_the_gate_refuses_by_name_and_goes_on_when_told(tmp_path: Path) -> None:
     path = parquet(tmp_path / "rows", [rstar_row(1, PROMPT), rstar_row(2, "Print the sum of two numbers.")])
-    sets = [{"name": "mine", "path": str(jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])), "columns": ["text"]}]
+    sets = {"mine": {"path": str(jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])), "columns": ["text"]}}
     with pytest.raises(UserError, match="seed_1, which holds 100% of mine's row 1") as caught:
         choose(config_of(tmp_path / "run", path, contamination={"sets": sets}))
     assert "\n" not in str(caught.value)
@@ -121,7 +195,7 @@ def test_the_gate_refuses_by_name_and_goes_on_when_told(tmp_path: Path) -> None:
 
 def test_what_the_limit_leaves_out_is_not_held_against_a_run(tmp_path: Path) -> None:
     path = parquet(tmp_path / "rows", [rstar_row(1, "Print the sum of two numbers."), rstar_row(2, PROMPT)])
-    sets = [{"name": "mine", "path": str(jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])), "columns": ["text"]}]
+    sets = {"mine": {"path": str(jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])), "columns": ["text"]}}
     chosen = choose(config_of(tmp_path / "run", path, contamination={"sets": sets}, limit=1))
     assert chosen.manifest.counts["contaminated_and_kept"] == 0
 

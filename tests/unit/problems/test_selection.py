@@ -60,6 +60,21 @@ def test_repeated_ids_stay_unique(tmp_path: Path) -> None:
     assert [problem.id for problem in chosen.problems] == ["seed_1", "seed_1#2", "seed_2", "seed_1#3"]
 
 
+def test_a_numbered_id_may_be_another_problems_own(tmp_path: Path) -> None:
+    rows = [rstar_row(1, text, question_id=id_) for text, id_ in (("a", "x"), ("b", "x"), ("c", "x#2"), ("d", "x"))]
+    assert [problem.id for problem in of_rows(tmp_path, rows).problems] == ["x", "x#2", "x#2#2", "x#3"]
+
+
+def test_a_hit_belongs_to_the_row_that_it_is_of_and_not_to_another_of_its_id(tmp_path: Path) -> None:
+    text = "Count the boats that came home this evening, and print their number with the sum of their loads in tons."
+    sets = {"mine": {"path": str(jsonl(tmp_path / "eval.jsonl", [{"text": text}])), "columns": ["text"]}}
+    rows = [rstar_row(1, "a"), rstar_row(1, text), rstar_row(1, "b")]
+    chosen = of_rows(tmp_path, rows, contamination={"sets": sets, "on_hit": "drop"})
+    assert [problem.id for problem in chosen.problems] == ["seed_1", "seed_1#3"]
+    assert [(hit["problem_id"], hit["kept"]) for hit in chosen.hits] == [("seed_1#2", False)]
+    assert chosen.dropped == [{"row": 2, "id": "seed_1#2", "reason": "contaminated"}]
+
+
 def test_any_columns_serve(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "mine.jsonl.gz", [row("x", name="first", starter="def f(): ..."), row("y", ok=False)])
     section = {"name": "rows", "columns": COLUMNS, "only_passed": True}
