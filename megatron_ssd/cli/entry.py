@@ -85,13 +85,19 @@ def run_guarded(action: Callable[[], None], *, traceback: bool = False) -> None:
 
 
 def _run(stage: Callable[[RunConfig], None], arguments: argparse.Namespace) -> None:
-    config_dir = arguments.config_dir.resolve()
-    if arguments.print_config:
-        print(yaml.safe_dump(compose_values(arguments.overrides, config_dir), sort_keys=False), end="")
+    if prints_config(arguments):
         return
-    config = compose_config(arguments.overrides, config_dir)
+    config = compose_config(arguments.overrides, arguments.config_dir.resolve())
     start_logging()
     stage(config)
+
+
+def prints_config(arguments: argparse.Namespace) -> bool:
+    """Print the composed YAML and return true where ``--print-config`` asks for it."""
+    if arguments.print_config:
+        values = compose_values(arguments.overrides, arguments.config_dir.resolve())
+        print(yaml.safe_dump(values, sort_keys=False), end="")
+    return bool(arguments.print_config)
 
 
 def start_logging() -> None:

@@ -15,6 +15,7 @@ from megatron_ssd.config.moe import MoeConfig
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.problems import BenchmarkConfig, ContaminationConfig, ProblemsConfig
+from megatron_ssd.config.proxy import ProxyConfig
 from megatron_ssd.config.training import CheckpointConfig, OptimizerConfig, TrainingConfig
 from megatron_ssd.config.worker import WorkerConfig
 from megatron_ssd.errors import ConfigError, require
@@ -51,6 +52,7 @@ class RunConfig:
     benchmark: BenchmarkConfig | None = None
     sampling: SamplingConfig | None = None
     base: BaseConfig | None = None
+    proxy: ProxyConfig | None = None
     minicode: MinicodeConfig = field(default_factory=MinicodeConfig)
     contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)

@@ -47,7 +47,7 @@ def scores_manifest(run_dir: Path) -> Manifest:
     folder = run_dir / FOLDER
     if not (folder / "manifest.json").is_file():
         raise UserError("filters.proxy_band", rule=f"needs the scores of a smaller model and there is no {folder}",
-                        fix="score the samples first, or set filters.proxy_band=null")  # fmt: skip
+                        fix="run launch/score.py with proxy.path=SMALLER_MODEL, or set filters.proxy_band=null")  # fmt: skip
     return read_manifest(folder)
 
 

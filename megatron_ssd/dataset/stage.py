@@ -35,6 +35,7 @@ from megatron_ssd.dataset.screening import DROPPED, Screen
 from megatron_ssd.dataset.workers import run_tasks, usable_cores
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.model_folder import locate_model
+from megatron_ssd.generation.published import SAMPLES, sample_shards
 from megatron_ssd.progress import progress
 from megatron_ssd.prompts.tokenizer import fast_tokenizer, tokenizer_hash
 from megatron_ssd.schema import Sample
@@ -54,10 +55,9 @@ def run_preprocess(config: RunConfig) -> None:
     stage = dataset_stage(config)
     if stage.is_current():
         return
-    samples_dir = Path(config.run_dir) / "samples"
-    samples = read_manifest(samples_dir)
+    samples = read_manifest(Path(config.run_dir) / SAMPLES)
     work = stage.begin()
-    shards = [samples_dir / output["path"] for output in samples.outputs if Path(output["path"]).match("shard-*.jsonl")]
+    shards = sample_shards(Path(config.run_dir))
     parts, joined = work / "parts", work / "counts.json"
     if not joined.exists():
         parts.mkdir(exist_ok=True)

@@ -193,7 +193,8 @@ class _NearDuplicates:
         signature = self._signature(text)
         near = (row for row in self._index.query(signature)
                 if self._signatures[row].jaccard(signature) >= self._threshold)  # fmt: skip
-        if (first := min(near, default=None)) is not None:
+        first: int | None = min(near, default=None)
+        if first is not None:
             return first
         self._signatures[row] = signature
         self._index.insert(row, signature, check_duplication=False)

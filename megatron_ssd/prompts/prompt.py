@@ -25,11 +25,14 @@ def build_prompts(problems: Iterable[Problem], config: PromptConfig, tokenizer: 
     """One prompt a problem, in order. Raises what ``render_messages`` and ``ChatTokenizer`` raise."""
     for problem in problems:
         messages = render_messages(problem, config)
-        if config.mode == "raw":
-            token_ids = tokenizer.text_ids(raw_text(messages))
-        else:
-            token_ids = tokenizer.prompt_ids(messages, enable_thinking=config.enable_thinking)
-        yield Prompt(problem_id=problem.id, messages=messages, token_ids=token_ids)
+        yield Prompt(problem_id=problem.id, messages=messages, token_ids=prompt_ids(messages, config, tokenizer))
+
+
+def prompt_ids(messages: list[Message], config: PromptConfig, tokenizer: ChatTokenizer) -> list[int]:
+    """Ids of a conversation by ``prompt.mode``. Raises what ``ChatTokenizer`` raises."""
+    if config.mode == "raw":
+        return tokenizer.text_ids(raw_text(messages))
+    return tokenizer.prompt_ids(messages, enable_thinking=config.enable_thinking)
 
 
 def prompts_open_thinking(problems: Sequence[Problem], config: PromptConfig, tokenizer: ChatTokenizer) -> bool:

@@ -70,6 +70,10 @@ class ChatTokenizer:
         ids = [int(id_) for id_ in self._tokenizer.encode(text, add_special_tokens=True)]
         return ids[:-1] if ids and ids[-1] == self._tokenizer.eos_token_id else ids
 
+    def response_ids(self, text: str) -> list[int]:
+        """Token ids of ``text`` alone: no special token is added, and none that ``text`` spells is taken for one."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
     def text(self, token_ids: Sequence[int]) -> str:
         """Plain text of ``token_ids``: special tokens left out, spaces untouched."""
         decoded: str = self._tokenizer.decode(

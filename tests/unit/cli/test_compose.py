@@ -68,6 +68,13 @@ def test_a_model_brings_its_layout_and_the_command_line_wins() -> None:
     assert compose_config(["+experiment=demo", "parallel=dp2", "model=tiny_moe"]).model.name == "tiny_moe"  # type: ignore[union-attr]
 
 
+def test_sampling_settings_are_chosen_over_those_of_an_experiment() -> None:
+    sampling = compose_config(["+experiment=demo", "sampling=noisy"]).sampling
+    assert sampling is not None
+    assert (sampling.train.temperature, sampling.train.top_k, sampling.train.top_p) == (2.0, -1, 1.0)
+    assert sampling.max_tokens == 96
+
+
 def test_both_sources_of_the_papers_filters_are_named() -> None:
     assert compose_config(["filters=paper"]).filters == compose_config([]).filters == FilterConfig()
     code = compose_config(["filters=reference_code"]).filters
