@@ -46,8 +46,11 @@ def scores_manifest(run_dir: Path) -> Manifest:
     """The manifest of ``run_dir``'s scores. Raises ``UserError`` where there are none."""
     folder = run_dir / FOLDER
     if not (folder / "manifest.json").is_file():
-        raise UserError("filters.proxy_band", rule=f"needs the scores of a smaller model and there is no {folder}",
-                        fix="run launch/score.py with proxy.path=SMALLER_MODEL, or set filters.proxy_band=null")  # fmt: skip
+        raise UserError(
+            "filters.proxy_band",
+            rule=f"needs the scores of a smaller model and there is no {folder}",
+            fix="run launch/score.py with proxy.path=SMALLER_MODEL, or set filters.proxy_band=null",
+        )
     return read_manifest(folder)
 
 
