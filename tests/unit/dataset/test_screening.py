@@ -127,7 +127,7 @@ def test_scores_are_found_by_sample_whatever_their_order(tmp_path: Path) -> None
 
 
 def test_scores_that_are_missing_empty_or_broken_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"filters\.proxy_band: needs the scores .* score the samples first"):
+    with pytest.raises(UserError, match=r"filters\.proxy_band: needs the scores .* run launch/score\.py"):
         read_scores(tmp_path)
     publish_scores(tmp_path / "empty", [{"problem_id": "p", "sample_index": 0, "mean_logprob": None}])
     with pytest.raises(UserError, match="holds no score"):
