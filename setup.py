@@ -17,12 +17,14 @@ ROOT = Path(__file__).parent
 # What every machine needs, with or without a GPU.
 COMMON = [
     "datasketch>=2,<3",
+    "httpx2>=2.16,<3",
     "hydra-core==1.3.2",
     "huggingface-hub>=2,<3",
     "jinja2>=3.1,<4",
     "markupsafe>=3,<4",
     # 0.16.1 is the newest release for Python 3.11; 0.17 and later say themselves that they want 3.12. The extras pin.
     "megatron-core>=0.16.1,<0.20",
+    "msgspec>=0.22,<0.23",
     "numpy>=2.2,<3",
     "omegaconf>=2.3,<2.4",
     "packaging>=24.2",

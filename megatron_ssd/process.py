@@ -13,7 +13,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+import megatron_ssd
+
+_OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
+                "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT")  # fmt: skip
 UNDER_PIPELINE = "MEGATRON_SSD_DIE_WITH_PARENT"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -28,6 +33,18 @@ def die_with_parent_if_asked() -> None:
     """``die_with_parent`` in a process that the pipeline started, directly or not."""
     if os.environ.get(UNDER_PIPELINE):
         die_with_parent()
+
+
+def this_package() -> dict[str, str]:
+    """The environment that lets a child process import this package, installed or not."""
+    root = str(Path(megatron_ssd.__file__).parents[1])
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+
+
+def forget_torchrun() -> None:
+    """Take torchrun's variables out of the environment, so that no child takes itself for one of its ranks."""
+    for name in [*_OF_TORCHRUN, *(name for name in os.environ if name.startswith("TORCHELASTIC_"))]:
+        os.environ.pop(name, None)
 
 
 def run_child(command: Sequence[str]) -> int:

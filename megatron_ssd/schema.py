@@ -1,4 +1,4 @@
-"""The records that cross stages: problems, samples, verdicts. Each goes to JSON and back unchanged."""
+"""The records that cross stages: problems, samples, scores, verdicts. Each goes to JSON and back unchanged."""
 
 from __future__ import annotations
 
@@ -107,6 +107,24 @@ class Sample(_Record):
     @property
     def key(self) -> tuple[str, int]:
         """What makes a sample unique in a run: (problem id, sample index)."""
+        return self.problem_id, self.sample_index
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseScore(_Record):
+    """How likely a proxy model finds a response: the mean natural log-probability of its ``num_tokens`` tokens.
+
+    Tokens are the proxy's own. ``mean_logprob`` is None where there is no response to score.
+    """
+
+    problem_id: str
+    sample_index: int
+    mean_logprob: float | None
+    num_tokens: int = 0
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """(problem id, sample index), as the sample's."""
         return self.problem_id, self.sample_index
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -91,14 +92,47 @@ def iter_jsonl_offsets(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise _broken(path, number, line, str(error)) from None
-            if not isinstance(row, dict):
-                raise _broken(path, number, line, "not an object")
-            yield row, offset
+            yield parse_line(path, number, line), offset
             offset += len(line)
+
+
+@dataclass
+class Place:
+    """How far a reader got in a file: bytes and lines of whole rows."""
+
+    offset: int = 0
+    lines: int = 0
+
+
+def iter_whole_rows(path: Path, place: Place) -> Iterator[tuple[dict[str, Any], int]]:
+    """Rows after ``place``, with their offsets, of a file that another process may be writing.
+
+    A last line without its newline is left for the next call. ``place`` moves on with each row that is taken.
+
+    Raises:
+        UserError: a whole line is not one JSON object.
+        FileNotFoundError: the file is not there.
+    """
+    with path.open("rb") as file:
+        file.seek(place.offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            row, begin = parse_line(path, place.lines + 1, line), place.offset
+            place.offset += len(line)
+            place.lines += 1
+            yield row, begin
+
+
+def parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    """The row that line ``number`` (from 1) of ``path`` holds. Raises ``UserError`` where it is no JSON object."""
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _broken(path, number, line, str(error)) from None
+    if not isinstance(row, dict):
+        raise _broken(path, number, line, "not an object")
+    return row
 
 
 def _broken(path: Path, number: int, line: bytes, reason: str) -> UserError:

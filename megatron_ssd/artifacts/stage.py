@@ -5,18 +5,22 @@ Invariants:
 - A stage is current when its manifest's identity, a hash of (config, inputs), is the one asked for.
 - Work left in ``NAME.partial`` is taken up again only by the same identity; anything else is refused or, with
   ``replace``, moved aside under a name that says so. Nothing is deleted.
+- One process works on a stage (``begin`` to ``publish``), or several that look at its folders, take up its work and
+  publish it only in turn (``turn``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
 import time
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from megatron_ssd.artifacts import manifest as manifests
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
@@ -26,6 +30,8 @@ from megatron_ssd.errors import UserError
 log = logging.getLogger(__name__)
 
 _PLAN = "stage.json"  # in the work folder: what this work is for, and the seconds that earlier starts took
+_POLL_SECONDS = 0.1
+_SECONDS_IN_SILENCE = 3.0  # a start takes no time, publishing may
 
 
 class Stage:
@@ -53,6 +59,7 @@ class Stage:
         self._started = time.monotonic()
         self._noted = 0.0
         self._seconds_before = 0.0
+        self._lock_file: IO[str] | None = None
 
     def is_current(self) -> bool:
         """Whether the published folder is what this stage would make.
@@ -70,18 +77,48 @@ class Stage:
         return False
 
     def begin(self) -> Path:
-        """The work folder, new or as an earlier start of the same identity left it.
+        """The work folder, new or as an earlier start of the same identity left it, for this process alone.
 
         Raises:
             UserError: another process is at work on this stage, or the folder holds work of another identity.
         """
-        self._lock()
+        self._lock_file = self._open_lock()
+        if not _try_lock(self._lock_file):
+            raise self._busy()
+        return self.take_up()
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Hold off every other process that starts on this stage or publishes it; waits for one that is doing so.
+
+        Whoever dies in its turn ends it.
+        """
+        with self._open_lock() as lock:
+            started, said = time.monotonic(), False
+            while not _try_lock(lock):
+                if not said and time.monotonic() - started > _SECONDS_IN_SILENCE:
+                    log.info("%s: waiting for another process that starts or publishes", self.name)
+                    said = True
+                time.sleep(_POLL_SECONDS)
+            yield
+
+    def take_up(self, *, in_use: bool = False) -> Path:
+        """The work folder, made or taken up. Of several processes one at a time, in its ``turn``.
+
+        Args:
+            in_use: others are at work in the folder, so it cannot be moved aside.
+
+        Raises:
+            UserError: the folder holds work of another identity.
+        """
         plan = self.work / _PLAN
         if self.work.exists() and plan.is_file():
             earlier = json.loads(plan.read_text(encoding="utf-8"))
             if earlier["identity"] == self.identity:
                 self._seconds_before = earlier["seconds"]
-                log.info("%s: resuming in %s", self.name, self.work)
+                log.info("%s: %s %s", self.name, "joining others in" if in_use else "resuming in", self.work)
+            elif in_use:
+                raise self._busy()
             else:
                 self._move_aside(self.work, earlier["config"], earlier["inputs"])
         self.work.mkdir(parents=True, exist_ok=True)
@@ -89,17 +126,13 @@ class Stage:
         self.note_time()
         return self.work
 
-    def _lock(self) -> None:
-        """Hold ``.NAME.lock`` until this process ends, however it ends."""
+    def _open_lock(self) -> IO[str]:
+        """``.NAME.lock``. A lock on it ends with this process, however that ends."""
         self.final.parent.mkdir(parents=True, exist_ok=True)
-        path = self.final.parent / f".{self.name}.lock"
-        self._lock_file = path.open("w")
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"folder {self.work}", rule="another process is at work on it", fix="wait for it or stop it"
-            ) from None
+        return (self.final.parent / f".{self.name}.lock").open("a")
+
+    def _busy(self) -> UserError:
+        return UserError(f"folder {self.work}", rule="another process is at work on it", fix="wait for it or stop it")
 
     def note_time(self, *, every: float = 0.0) -> None:
         """Record the time spent so far, so that a resumed stage reports the sum; at most once in ``every`` seconds."""
@@ -111,10 +144,13 @@ class Stage:
                 "identity": self.identity,
                 "config": self.config,
                 "inputs": self.inputs,
-                "seconds": self._seconds_before + time.monotonic() - self._started,
+                "seconds": self._seconds(),
             }
         )
         write_atomically(self.work / _PLAN, text)
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._started
 
     def publish(
         self,
@@ -124,14 +160,19 @@ class Stage:
         dropped: dict[str, int] | None = None,
         facts: dict[str, Any] | None = None,
         known_hashes: dict[str, str] | None = None,
+        notes: Collection[Path] = (),
+        seconds: float | None = None,
     ) -> Manifest:
         """Hash the work, write its manifest, force it to disk and give it its final name.
 
         Args:
             known_hashes: path below the work folder -> SHA-256 of files that were hashed when they were written, so
                 that large ones are not read again.
+            notes: files of the work folder that are no output and go once it has its final name.
+            seconds: spent in the stage, where this process alone does not know.
         """
-        not_output = {self.work / _PLAN, self.work / manifests.FILE_NAME}
+        named = self.work / manifests.FILE_NAME
+        not_output = {self.work / _PLAN, named, _temporary(named), *notes}
         files = sorted(path for path in self.work.rglob("*") if path.is_file() and path not in not_output)
         names = [path.relative_to(self.work).as_posix() for path in files]
         known = known_hashes or {}
@@ -152,16 +193,18 @@ class Stage:
             code_version=manifests.code_version(),
             host=manifests.host_facts(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=round(self._seconds_before + time.monotonic() - self._started, 3),
+            seconds=round(self._seconds() if seconds is None else seconds, 3),
         )
-        write_atomically(self.work / manifests.FILE_NAME, manifests.manifest_json(manifest))
+        write_atomically(named, manifests.manifest_json(manifest))
         for path in files:
             fsync_path(path)
         fsync_path(self.work)
         self.work.rename(self.final)
-        (self.final / _PLAN).unlink()  # last: until the rename it tells a next start whose work this is
+        for path in (self.work / _PLAN, *notes):  # last: until the rename they tell a next start whose work this is
+            (self.final / path.relative_to(self.work)).unlink()
         fsync_path(self.final.parent)
-        self._lock_file.close()
+        if self._lock_file is not None:
+            self._lock_file.close()
         log.info("%s: published %s (%.1f s)", self.name, self.final, manifest.seconds)
         return manifest
 
@@ -186,12 +229,25 @@ def move_aside(path: Path, why: str) -> Path:
     return aside
 
 
+def _try_lock(file: IO[str]) -> bool:
+    """Whether nobody held the file's lock; this process does then, until it closes the file or ends."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write ``path`` so that a reader sees the old text or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary(path)
     temporary.write_text(text, encoding="utf-8")
     fsync_path(temporary)
     temporary.replace(path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 def fsync_path(path: Path) -> None:

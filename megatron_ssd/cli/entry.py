@@ -27,7 +27,11 @@ EXIT_INTERRUPTED = 130
 EXIT_REQUEUE = os.EX_TEMPFAIL
 _TRACEBACK_VARIABLE = "MEGATRON_SSD_TRACEBACK"
 # What Megatron-Core says at every import and load. Which layers run is a choice of ``precision``, and logged.
-_SAID_ELSEWHERE = ("Transformer Engine and Apex are not installed", "`load_state_dict` is deprecated")
+_SAID_ELSEWHERE = (
+    "Transformer Engine and Apex are not installed",
+    "Apex is not installed",
+    "`load_state_dict` is deprecated",
+)
 
 
 def main(stage: Callable[[RunConfig], None], *, description: str, argv: list[str] | None = None) -> None:
@@ -81,13 +85,19 @@ def run_guarded(action: Callable[[], None], *, traceback: bool = False) -> None:
 
 
 def _run(stage: Callable[[RunConfig], None], arguments: argparse.Namespace) -> None:
-    config_dir = arguments.config_dir.resolve()
-    if arguments.print_config:
-        print(yaml.safe_dump(compose_values(arguments.overrides, config_dir), sort_keys=False), end="")
+    if prints_config(arguments):
         return
-    config = compose_config(arguments.overrides, config_dir)
+    config = compose_config(arguments.overrides, arguments.config_dir.resolve())
     start_logging()
     stage(config)
+
+
+def prints_config(arguments: argparse.Namespace) -> bool:
+    """Print the composed YAML and return true where ``--print-config`` asks for it."""
+    if arguments.print_config:
+        values = compose_values(arguments.overrides, arguments.config_dir.resolve())
+        print(yaml.safe_dump(values, sort_keys=False), end="")
+    return bool(arguments.print_config)
 
 
 def start_logging() -> None:

@@ -17,13 +17,15 @@ from pathlib import Path
 from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config
-from megatron_ssd.cli.entry import parser, run_guarded, start_logging
+from megatron_ssd.cli.entry import parser, prints_config, run_guarded, start_logging
 from megatron_ssd.cli.preflight import check_machine
 from megatron_ssd.config.run import BaseConfig, RunConfig, needed
 from megatron_ssd.dataset.corpus import world_stage
 from megatron_ssd.dataset.stage import dataset_stage
+from megatron_ssd.errors import ConfigError
 from megatron_ssd.evaluation.stage import evaluation_stage
 from megatron_ssd.export.stage import export_stage
+from megatron_ssd.generation.scoring import scores_stage
 from megatron_ssd.generation.stage import samples_stage
 from megatron_ssd.problems.stage import problems_stage
 from megatron_ssd.process import run_child
@@ -51,6 +53,7 @@ BASE = [Script("tools/build_minicode.py", world_stage), _TRAIN, _EXPORT]
 LOOP = {
     "problems": Script("launch/problems.py", problems_stage),
     "samples": Script("launch/generate.py", samples_stage),
+    "scores": Script("launch/score.py", scores_stage),  # where a proxy model is named
     "dataset": Script("tools/preprocess_data.py", dataset_stage),
     "checkpoints": _TRAIN,
     "export": _EXPORT,
@@ -73,6 +76,8 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: before the first stage, where something is missing that a later one needs.
     """
+    if prints_config(arguments):
+        return
     start_logging()
     started = time.monotonic()
     overrides: list[str] = arguments.overrides
@@ -81,7 +86,10 @@ def run(arguments: argparse.Namespace) -> None:
     for section in ("model", "problems", "benchmark", "sampling"):
         needed(getattr(config, section), section, fix=f"choose one with {section}=NAME, or take +experiment=demo")
     overrides = [*overrides, f"run_dir={config.run_dir}"]
-    scripts = [LOOP[name] for name in list(LOOP)[: list(LOOP).index(arguments.until) + 1]]
+    names = [name for name in LOOP if name != "scores" or config.proxy is not None]
+    if arguments.until not in names:
+        raise ConfigError("--until scores", rule="a proxy model makes scores", fix="name one with proxy.path=FOLDER")
+    scripts = [LOOP[name] for name in names[: names.index(arguments.until) + 1]]
     total = len(scripts)
     # Problems before the base: a file that cannot be read, or a gate that refuses, should not cost a training run.
     _run_all("stage", scripts[:1], overrides, config_dir, total=total)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from megatron_ssd.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How the next token is drawn: temperature, then truncation. ``top_k = -1`` and ``top_p = 1`` keep everything."""
+    """How the next token is drawn: penalty, temperature, then truncation.
+
+    ``top_k = -1``, ``top_p = 1`` and ``min_p = 0`` keep everything. ``min_p`` drops tokens below that share of the
+    likeliest one's probability. ``repetition_penalty`` divides the positive logits, and multiplies the negative ones,
+    of tokens that stand in the prompt or the response; 1 is off.
+    """
 
     temperature: float = 1.0
     top_k: int = -1
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         require(0 <= self.temperature <= 2, f"temperature = {self.temperature}",
@@ -23,37 +31,56 @@ class Decoding:
                 fix="the paper uses 20")  # fmt: skip
         require(0 < self.top_p <= 1, f"top_p = {self.top_p}", rule="must be above 0 and at most 1",
                 fix="use 1.0 for no nucleus truncation")  # fmt: skip
+        require(0 <= self.min_p <= 1, f"min_p = {self.min_p}", rule="must be between 0 (off) and 1",
+                fix="the paper uses none")  # fmt: skip
+        require(0 < self.repetition_penalty <= 2, f"repetition_penalty = {self.repetition_penalty}",
+                rule="must be above 0 and at most 2", fix="use 1.0 for no penalty")  # fmt: skip
 
     @property
     def label(self) -> str:
-        """A name fit for a folder and a table, for example ``T1.5-k20-p0.8``."""
-        return f"T{self.temperature:g}-k{self.top_k}-p{self.top_p:g}"
+        """A name fit for a folder and a table, for example ``T1.5-k20-p0.8``; what is off by default shows where on."""
+        min_p = f"-minp{self.min_p:g}" if self.min_p else ""
+        penalty = f"-rep{self.repetition_penalty:g}" if self.repetition_penalty != 1 else ""
+        return f"T{self.temperature:g}-k{self.top_k}-p{self.top_p:g}{min_p}{penalty}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """The two temperatures of SSD, and what the base decodes with where nobody says otherwise."""
+    """The two temperatures of SSD, and what the base decodes with where nobody says otherwise.
+
+    ``stop_token_ids`` end a response as the model's own end tokens do, in every decoding.
+    """
 
     train: Decoding  # the data are sampled so (T_train, rho_train)
     eval: Decoding  # the tuned model is decoded so (T_eval, rho_eval)
     default: Decoding = field(default_factory=lambda: Decoding(temperature=0.7, top_k=20, top_p=0.8))
     max_tokens: int = 65536
     num_samples: int = 1  # responses a problem in the training data; the paper needs 1
+    stop_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         require(self.max_tokens > 0, f"sampling.max_tokens = {self.max_tokens}", rule="must be positive",
                 fix="the paper's code uses 65536")  # fmt: skip
         require(self.num_samples > 0, f"sampling.num_samples = {self.num_samples}", rule="must be positive",
                 fix="the paper uses 1")  # fmt: skip
+        require(all(id_ >= 0 for id_ in self.stop_token_ids), f"sampling.stop_token_ids = {list(self.stop_token_ids)}",
+                rule="token ids are not negative", fix="name ids of the model's vocabulary")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """vLLM's offline engine. ``kv_cache_gib`` is for CPU; on a GPU ``gpu_memory_utilization`` rules.
+    """vLLM, in processes of this run's own (``backend = vllm``) or as servers that somebody runs (``server``).
 
     ``data_parallel_size`` engines run side by side on shares of the GPUs (or processor cores), fed from one queue.
+    ``kv_cache_gib`` is for CPU; on a GPU ``gpu_memory_utilization`` rules. ``options`` go to vLLM's ``EngineArgs`` as
+    they are. An engine that dies is started again, ``max_restarts`` times in all.
+
+    Of a server, ``endpoints`` are base URLs such as ``http://host:8000/v1``; each is sent about ``max_num_seqs``
+    requests at a time. What it loads and how is the server's own business; ``max_model_len`` still cuts responses.
+    A request is given up after ``max_retries`` repetitions; ``request_timeout`` is in seconds.
     """
 
+    backend: Literal["vllm", "server"] = "vllm"
     tensor_parallel_size: int = 1
     data_parallel_size: int = 1
     max_model_len: int = 131072
@@ -62,22 +89,75 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.9
     kv_cache_gib: int = 1
     enforce_eager: bool = False
+    prefix_caching: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+    max_restarts: int = 3
+    endpoints: tuple[str, ...] = ()
+    max_retries: int = 10
+    request_timeout: float = 7200.0  # a response of 65536 tokens at ten a second
 
     def __post_init__(self) -> None:
         for key in ("tensor_parallel_size", "data_parallel_size", "max_model_len", "max_num_seqs", "kv_cache_gib"):
             value = getattr(self, key)
             require(value > 0, f"engine.{key} = {value}", rule="must be at least 1", fix="use a positive number")
+        for key in ("max_restarts", "max_retries"):
+            value = getattr(self, key)
+            require(value >= 0, f"engine.{key} = {value}", rule="must not be negative", fix="use 0 for none")
         require(0 < self.gpu_memory_utilization <= 1, f"engine.gpu_memory_utilization = {self.gpu_memory_utilization}",
                 rule="must be above 0 and at most 1", fix="use 0.9")  # fmt: skip
+        require(self.request_timeout > 0, f"engine.request_timeout = {self.request_timeout}",
+                rule="must be positive", fix="use the seconds that the longest response may take")  # fmt: skip
+        self._check_endpoints()
+
+    def _check_endpoints(self) -> None:
+        named = f"engine.endpoints = {list(self.endpoints)}"
+        require(bool(self.endpoints) == (self.backend == "server"), f"engine.backend = {self.backend}, {named}",
+                rule="a server needs endpoints, and vllm in this run's own processes has none",
+                fix="set both, as engine.backend=server engine.endpoints=[http://HOST:8000/v1]")  # fmt: skip
+        for endpoint in self.endpoints:
+            require(re.fullmatch(r"https?://[^/\s]+(/\S*)?/v1", endpoint) is not None, f"engine.endpoints: {endpoint}",
+                    rule="is not the base URL of an OpenAI-compatible server",
+                    fix="write http://HOST:PORT/v1")  # fmt: skip
+        require(len(set(self.endpoints)) == len(self.endpoints), named, rule="names a server twice", fix="name it once")
+        require(not self.options or self.backend == "vllm", f"engine.options = {self.options}",
+                rule="are for engines that this run starts, and engine.backend = server",
+                fix="give them to vllm serve instead")  # fmt: skip
+
+    @property
+    def max_in_flight(self) -> int:
+        """Requests that one engine holds: some wait there, so that no finished slot stays empty."""
+        return self.max_num_seqs + max(16, self.max_num_seqs // 4)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides which tokens are drawn; the rest is speed. ``options`` might be either, so they count."""
+        return {
+            "backend": self.backend,
+            "dtype": self.dtype,
+            "max_model_len": self.max_model_len,
+            "options": self.options,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig:
-    """How a problem becomes messages. ``template`` names a file of ``prompts/templates`` without its ending."""
+    """How a problem becomes token ids. ``template`` names a file of ``prompts/templates`` without its ending.
+
+    ``chat`` puts the rendered task into the model's chat template. ``raw`` takes it as plain text, after ``system`` and
+    a blank line where that is set, with nothing but the tokenizer's own leading tokens such as BOS: for base models,
+    and for samplers that know no chat template.
+    """
 
     template: str = "code"
+    mode: Literal["chat", "raw"] = "chat"
     system: str | None = None
     enable_thinking: bool | None = None  # passed to chat templates that know it
+
+    def __post_init__(self) -> None:
+        require(self.mode == "chat" or self.enable_thinking is None,
+                f"prompt.enable_thinking = {str(self.enable_thinking).lower()}",
+                rule="is for chat templates and prompt.mode = raw uses none",
+                fix="leave it out, or set prompt.mode=chat")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

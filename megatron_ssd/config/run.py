@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from megatron_ssd.config.dataset import FilterConfig
+from megatron_ssd.config.dataset import FilterConfig, PreprocessConfig
 from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.config.export import ExportConfig
 from megatron_ssd.config.generation import EngineConfig, GenerationConfig, PromptConfig, SamplingConfig
@@ -15,7 +15,9 @@ from megatron_ssd.config.moe import MoeConfig
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.problems import BenchmarkConfig, ContaminationConfig, ProblemsConfig
+from megatron_ssd.config.proxy import ProxyConfig
 from megatron_ssd.config.training import CheckpointConfig, OptimizerConfig, TrainingConfig
+from megatron_ssd.config.worker import WorkerConfig
 from megatron_ssd.errors import ConfigError, require
 
 _T = TypeVar("_T")
@@ -50,12 +52,15 @@ class RunConfig:
     benchmark: BenchmarkConfig | None = None
     sampling: SamplingConfig | None = None
     base: BaseConfig | None = None
+    proxy: ProxyConfig | None = None
     minicode: MinicodeConfig = field(default_factory=MinicodeConfig)
     contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
     filters: FilterConfig = field(default_factory=FilterConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -127,6 +132,13 @@ class RunConfig:
             f"precision.recompute_modules = {list(self.precision.recompute_modules)}",
             rule="moe_act is a part of grouped experts, and moe.grouped_gemm = false",
             fix="leave moe_act out or set moe.grouped_gemm=true",
+        )
+
+        require(
+            self.filters.length_capped != "mask_end" or self.preprocess.ids == "sampled",
+            "filters.length_capped = mask_end",
+            rule="counts in the ids as sampled, and preprocess.ids = retokenized has others",
+            fix="set preprocess.ids=sampled, or filters.length_capped to keep or drop",
         )
 
     @property

@@ -18,6 +18,7 @@ from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.minicode import MinicodeConfig
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
+from megatron_ssd.dataset.indexed import DATASET_NAME, IndexedWriter
 from megatron_ssd.errors import require
 from megatron_ssd.problems.minicode.documents import corpus
 from megatron_ssd.problems.minicode.tokenizer import chat_text, save_tokenizer, train_tokenizer
@@ -77,12 +78,10 @@ def _build_tokenizer(stage: Stage, world: MinicodeConfig, model: ModelConfig) ->
 
 
 def _build_corpus(stage: Stage, world: MinicodeConfig, tokenizer: Path) -> None:
-    from megatron_ssd.dataset.indexed import IndexedWriter  # here: a corpus that is up to date needs no Megatron-Core
-
     work = stage.begin()
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer / "tokenizer.model"))
     tokens = 0
-    with IndexedWriter(work / "samples", vocab_size=world.vocab_size) as writer:
+    with IndexedWriter(work / DATASET_NAME, vocab_size=world.vocab_size) as writer:
         documents = progress(corpus(world), total=world.num_documents, desc="writing the corpus", unit="document")
         for document in documents:
             ids = processor.encode(chat_text(document))

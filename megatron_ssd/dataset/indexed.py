@@ -1,28 +1,31 @@
 """Megatron-Core's indexed data set (.bin and .idx), written whole and opened with checks.
 
 A document is one or more sequences of token ids: [prompt, response] for a sample, one sequence for a corpus text. Ids
-are two bytes wide for vocabularies below 65,500 and four otherwise, as Megatron-Core chooses.
+are two bytes wide for vocabularies below 65,500 and four otherwise, as Megatron-Core chooses. Writing and checking need
+numpy alone; what training reads from is Megatron-Core's own ``IndexedDataset``.
 """
 
 from __future__ import annotations
 
-import gc
 import os
-import struct
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
+from numpy.typing import NDArray
 
+from megatron_ssd.dataset.index_file import Index, IndexBuilder, id_type, read_index, write_index
 from megatron_ssd.errors import UserError
 
-_MAGIC = b"MMIDIDX\x00\x00"
-# Magic, version, id type, number of sequences, number of document borders; then a length (int32) and an offset (int64)
-# for each sequence and an int64 for each border.
-_HEADER = struct.Struct("<9sQBQQ")
+if TYPE_CHECKING:
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+DATASET_NAME = "samples"  # run_dir/dataset/samples.bin and .idx
+_BUFFER = 1 << 20  # bytes written at once
+_ENDINGS = (".bin", ".idx")
 
 
 class IndexedWriter:
@@ -36,41 +39,35 @@ class IndexedWriter:
     def __init__(self, prefix: Path, *, vocab_size: int) -> None:
         self._prefix = prefix
         self._vocab_size = vocab_size
-        self._dtype = DType.optimal_dtype(vocab_size)
-        self._builder = IndexedDatasetBuilder(f"{prefix}.bin.tmp", dtype=self._dtype)
-        self.num_documents = 0
+        self._dtype = id_type(vocab_size)
+        self._index = IndexBuilder()
+        self._file = _unfinished(prefix, ".bin").open("wb", buffering=_BUFFER)
 
-    def add(self, *sequences: Sequence[int]) -> None:
+    @property
+    def num_documents(self) -> int:
+        """Documents so far."""
+        return self._index.num_documents
+
+    def add(self, *sequences: Sequence[int] | NDArray[Any]) -> None:
         """Append one document. Raises ``UserError`` where an id is outside the vocabulary."""
-        ids = np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in sequences])
-        if len(ids) and (ids.min() < 0 or ids.max() >= self._vocab_size):
-            outside = ids.min() if ids.min() < 0 else ids.max()
-            raise UserError(
-                f"token id {outside}",
-                rule=f"is outside the vocabulary of model.vocab_size = {self._vocab_size}",
-                fix="name the model whose tokenizer made these ids",
-            )
-        self._builder.add_document(ids, [len(sequence) for sequence in sequences])
-        self.num_documents += 1
-
-    def append(self, prefix: Path) -> None:
-        """Append every document of another data set of the same id width."""
-        before = len(self._builder.document_indices)
-        gc.freeze()  # add_index ends with a full collection, a second each where torch and its friends are loaded
-        try:
-            self._builder.add_index(str(prefix))
-        finally:
-            gc.unfreeze()
-        self.num_documents += len(self._builder.document_indices) - before
+        for sequence in sequences:
+            ids = np.asarray(sequence, dtype=np.int64)
+            # As unsigned numbers, negative ids are the largest of all.
+            if len(ids) and int(ids.view(np.uint64).max()) >= self._vocab_size:
+                outside = ids[(ids < 0) | (ids >= self._vocab_size)][0]
+                raise UserError(
+                    f"token id {outside}",
+                    rule=f"is outside the vocabulary of model.vocab_size = {self._vocab_size}",
+                    fix="name the model whose tokenizer made these ids",
+                )
+            self._file.write(ids.astype(self._dtype).data)
+        self._index.add(map(len, sequences))
 
     def finish(self) -> None:
         """Force both files to disk and give them their names."""
-        self._builder.finalize(f"{self._prefix}.idx.tmp")
-        for ending in (".bin", ".idx"):
-            unfinished = Path(f"{self._prefix}{ending}.tmp")
-            with unfinished.open("rb") as file:
-                os.fsync(file.fileno())
-            unfinished.replace(f"{self._prefix}{ending}")
+        self._file.close()
+        write_index(_unfinished(self._prefix, ".idx"), self._dtype, lambda: [self._index])
+        _publish(self._prefix)
 
     def __enter__(self) -> Self:
         return self
@@ -81,39 +78,74 @@ class IndexedWriter:
         if error is None:
             self.finish()
         else:
-            self._builder.data_file.close()
+            self._file.close()
 
 
-def open_indexed(prefix: Path) -> IndexedDataset:
-    """The data set at ``prefix``, memory mapped.
+def join_indexed(parts: Sequence[Path], prefix: Path) -> None:
+    """Write the documents of every data set in ``parts`` (paths without ending) as one, in order.
+
+    One part's index is in memory at a time. All parts have the same id width; modes are not taken over.
+    """
+    (dtype,) = {read_indexed(part).dtype for part in parts}
+    with _unfinished(prefix, ".bin").open("wb") as joined:
+        for part in parts:
+            with Path(f"{part}.bin").open("rb") as file:
+                shutil.copyfileobj(file, joined, _BUFFER)
+    write_index(_unfinished(prefix, ".idx"), dtype, lambda: map(read_indexed, parts))
+    _publish(prefix)
+
+
+def read_indexed(prefix: Path) -> Index:
+    """The index of the data set at ``prefix``, checked against itself and the size of the .bin.
 
     Raises:
         UserError: a file is missing, or the two do not belong together.
     """
-    for ending in (".idx", ".bin"):
+    for ending in reversed(_ENDINGS):
         path = Path(f"{prefix}{ending}")
-        if not path.is_file() or path.stat().st_size == 0:
-            raise UserError(f"file {path}", rule="does not exist or is empty", fix="run tools/preprocess_data.py first")
-    _check_index(Path(f"{prefix}.idx"))
-    dataset = IndexedDataset(str(prefix))
-    expected = int(dataset.sequence_lengths.sum(dtype=np.int64)) * np.dtype(dataset.index.dtype).itemsize
+        if not path.is_file():
+            raise UserError(f"file {path}", rule="does not exist", fix="run tools/preprocess_data.py first")
+    index = read_index(Path(f"{prefix}.idx"))
     found = Path(f"{prefix}.bin").stat().st_size
-    if found != expected:
+    if found != index.num_bytes:
         raise UserError(
             f"file {prefix}.bin",
-            rule=f"holds {found} bytes where its index counts {expected}",
+            rule=f"holds {found} bytes where its index counts {index.num_bytes}",
             fix="make the data set again",
         )
-    return dataset
+    return index
 
 
-def _check_index(path: Path) -> None:
-    """Raise ``UserError`` unless the file is as long as its header says."""
-    with path.open("rb") as file:
-        header = file.read(_HEADER.size)
-    size = path.stat().st_size
-    if len(header) == _HEADER.size:
-        magic, version, _, num_sequences, num_borders = _HEADER.unpack(header)
-        if (magic, version) == (_MAGIC, 1) and size == _HEADER.size + (4 + 8) * num_sequences + 8 * num_borders:
-            return
-    raise UserError(f"file {path}", rule=f"its {size} bytes are no whole Megatron index", fix="make the data set again")
+def open_indexed(prefix: Path) -> IndexedDataset:
+    """The data set at ``prefix``, memory mapped; also one that Megatron-LM's ``tools/preprocess_data.py`` made.
+
+    Raises:
+        UserError: what ``read_indexed`` raises, or the data set is empty or holds something other than text.
+    """
+    index = read_indexed(prefix)
+    if index.num_bytes == 0:
+        raise UserError(
+            f"data set {prefix}", rule="holds no token", fix="make it again from samples that are not empty"
+        )
+    if index.modes is not None and index.modes.any():
+        sequence = int(np.flatnonzero(index.modes)[0])
+        raise UserError(
+            f"data set {prefix}",
+            rule=f"is multimodal: sequence {sequence} has mode {index.modes[sequence]}, and 0 is text",
+            fix="use a data set of text alone",
+        )
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    return IndexedDataset(str(prefix))
+
+
+def _unfinished(prefix: Path, ending: str) -> Path:
+    return Path(f"{prefix}{ending}.tmp")
+
+
+def _publish(prefix: Path) -> None:
+    for ending in _ENDINGS:
+        path = _unfinished(prefix, ending)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        path.replace(f"{prefix}{ending}")

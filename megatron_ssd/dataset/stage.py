@@ -1,15 +1,14 @@
 """The preprocessing stage: run_dir/samples to run_dir/dataset.
 
-Each shard of samples becomes a part of its own (``parts/NAME.bin``, ``.idx``, ``.ids.jsonl``, and ``.json`` written
-last with its counts), and the parts are joined in order. A killed run redoes the shard that it was in and nothing else.
-Ids are taken exactly as sampled: nothing is tokenized here, and no end token is added.
+Each shard of samples becomes a part of its own (``dataset.parts``), several at a time, and the parts are joined in the
+order of the shards. A killed run redoes the shards that it was in and nothing else, and the bytes are the same whoever
+wrote which part. Ids are taken exactly as sampled and no end token is added, unless ``preprocess.ids = retokenized``.
 
 Output:
 - ``samples.bin``, ``samples.idx``: one document a kept sample, [prompt, response];
 - ``ids.jsonl``: line i names the sample of document i;
+- ``differences.jsonl``: where responses tokenized again are not what was sampled, if that was asked for;
 - ``counts.json``: what became of the samples, shard by shard.
-
-Megatron-Core is imported where it is used: a stage that is up to date then says so at once.
 """
 
 from __future__ import annotations
@@ -19,74 +18,86 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from megatron_ssd.artifacts.jsonl import JsonlWriter, iter_jsonl
-from megatron_ssd.artifacts.manifest import megatron_facts, read_manifest
+from megatron_ssd.artifacts.manifest import Manifest, megatron_facts, read_manifest
 from megatron_ssd.artifacts.stage import Stage, write_atomically
-from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
-from megatron_ssd.dataset import filters
+from megatron_ssd.dataset.first_pass import settle_rows
+from megatron_ssd.dataset.indexed import DATASET_NAME, join_indexed
+from megatron_ssd.dataset.parts import DIFFERENCES, IDS, PartWriter, part_counts, part_file
+from megatron_ssd.dataset.retokenize import Retokenizer
+from megatron_ssd.dataset.scores import read_scores, scores_manifest
+from megatron_ssd.dataset.screening import DROPPED, Screen
+from megatron_ssd.dataset.workers import run_tasks, usable_cores
 from megatron_ssd.errors import UserError
+from megatron_ssd.generation.model_folder import locate_model
+from megatron_ssd.generation.published import SAMPLES, sample_shards
 from megatron_ssd.progress import progress
+from megatron_ssd.prompts.tokenizer import fast_tokenizer, tokenizer_hash
 from megatron_ssd.schema import Sample
 
 log = logging.getLogger(__name__)
 
-DATASET_NAME = "samples"  # run_dir/dataset/samples.bin and .idx
-_DROPPED = "dropped_"
+_BYTES_WORTH_A_WORKER = 32 << 20  # one process reads these in about the time that starting another takes
 
 
 def run_preprocess(config: RunConfig) -> None:
     """Filter the samples of ``config.run_dir`` and write them as Megatron's indexed data set.
 
     Raises:
-        UserError: there are no samples, a line is no sample, an id is outside the model's vocabulary, or every sample
-            was dropped.
+        UserError: there are no samples, a line is no sample, an id is outside the model's vocabulary, every sample was
+            dropped, or a tokenizer is asked for and there is none.
     """
     stage = dataset_stage(config)
     if stage.is_current():
         return
-    samples_dir = Path(config.run_dir) / "samples"
-    samples = read_manifest(samples_dir)
-    converter = _Converter(work=stage.begin(), filters=config.filters, vocab_size=_model(config).vocab_size)
-    shards = [samples_dir / output["path"] for output in samples.outputs if Path(output["path"]).match("shard-*.jsonl")]
-    if not converter.joined.exists():
-        too_short = converter.too_short(shards)
-        bar: tqdm[Sample] = progress(total=samples.counts.get("samples"), desc="preprocessing", unit="sample")
-        with bar:
-            for shard in shards:
-                converter.convert(shard, too_short=too_short, count_row=bar.update)
-                stage.note_time()
-        converter.join(shards)
-    shutil.rmtree(converter.parts, ignore_errors=True)
-    counts, dropped = _totals(json.loads(converter.joined.read_text(encoding="utf-8")))
+    samples = read_manifest(Path(config.run_dir) / SAMPLES)
+    work = stage.begin()
+    shards = sample_shards(Path(config.run_dir))
+    parts, joined = work / "parts", work / "counts.json"
+    if not joined.exists():
+        parts.mkdir(exist_ok=True)
+        _write_parts(config, stage, parts, shards, samples)
+        _join(config, parts, shards, joined)
+    shutil.rmtree(parts, ignore_errors=True)
+    counts, dropped = _totals(json.loads(joined.read_text(encoding="utf-8")))
     log.info("dataset: kept %d of %d samples, dropped %s", counts["documents"], counts["samples"], dropped or "none")
-    stage.publish(
-        engine=megatron_facts(),
-        counts=counts,
-        dropped=dropped,
-    )
+    if counts["responses"]:
+        log.info("dataset: %.1f %% of %d responses hold no extractable code; %d were cut at the length cap, %d of them "
+                 "in a loop", 100 * counts["no_code"] / counts["responses"], counts["responses"],
+                 counts["length_capped"], counts["looping"])  # fmt: skip
+    if config.preprocess.needs_tokenizer:
+        log.info("dataset: tokenized again, %d of %d responses differ from what was sampled, in %d tokens: %s",
+                 counts["differing_samples"], counts["documents"], counts["differing_tokens"], DIFFERENCES)  # fmt: skip
+    stage.publish(engine=megatron_facts(), counts=counts, dropped=dropped)
 
 
 def dataset_stage(config: RunConfig) -> Stage:
-    """The stage as ``config`` identifies it: same samples and filters mean the same data set.
+    """The stage as ``config`` identifies it: same samples, filters and ids mean the same data set.
 
     Raises:
-        UserError: no model is named, or there are no samples.
+        UserError: no model is named, there are no samples, or a tokenizer or scores are asked for and there are none.
     """
-    run_dir = Path(config.run_dir)
+    run_dir, settings = Path(config.run_dir), dataclasses.asdict(config.preprocess)
+    del settings["num_workers"]
+    inputs = {"samples": read_manifest(run_dir / "samples").content_hash}
+    if config.filters.proxy_band:
+        inputs["scores"] = scores_manifest(run_dir).content_hash
+    if config.preprocess.needs_tokenizer:
+        inputs["model_tokenizer"] = tokenizer_hash(_model_folder(config))
     return Stage(
         name="dataset",
         run_dir=run_dir,
-        config={"filters": dataclasses.asdict(config.filters), "vocab_size": _model(config).vocab_size},
-        inputs={"samples": read_manifest(run_dir / "samples").content_hash},
+        config={
+            "filters": dataclasses.asdict(config.filters),
+            "preprocess": settings,
+            "vocab_size": _model(config).vocab_size,
+        },
+        inputs=inputs,
         replace=config.replace,
     )
 
@@ -95,124 +106,65 @@ def _model(config: RunConfig) -> ModelConfig:
     return needed(config.model, "model", fix="choose one: model=NAME")
 
 
+def _model_folder(config: RunConfig) -> Path:
+    model = _model(config)
+    folder, _ = locate_model(model.path, model.revision)
+    return folder
+
+
+def _write_parts(config: RunConfig, stage: Stage, parts: Path, shards: list[Path], samples: Manifest) -> None:
+    """Write the part of every shard that an earlier start has not finished."""
+    counts = {shard: part_counts(parts, shard) for shard in shards}
+    unfinished = [shard for shard in shards if counts[shard] is None]
+    if not unfinished:
+        return
+    retokenizer = None
+    if config.preprocess.needs_tokenizer:
+        retokenizer = Retokenizer(fast_tokenizer(_model_folder(config)).to_str())
+    size, total = sum(shard.stat().st_size for shard in unfinished), samples.counts.get("samples")
+    num_workers = config.preprocess.num_workers or min(usable_cores(), 1 + size // _BYTES_WORTH_A_WORKER)
+    screen = Screen(
+        filters=config.filters,
+        prompt_opens_thinking=bool(samples.facts.get("prompt_opens_thinking")),
+        scores=read_scores(Path(config.run_dir)) if config.filters.proxy_band else None,
+    )
+    writer = PartWriter(
+        parts=parts,
+        screen=dataclasses.replace(screen, scores=None),  # of the first pass alone
+        settled=settle_rows(screen, parts, shards, num_workers=num_workers, total=total),
+        vocab_size=_model(config).vocab_size,
+        retokenizer=retokenizer,
+        takes_retokenized=config.preprocess.ids == "retokenized",
+    )
+    done = sum(found["samples"] for found in counts.values() if found is not None)
+    bar: tqdm[Sample] = progress(total=total, initial=done, desc="preprocessing", unit="sample")
+    with bar:
+        for _ in run_tasks(writer.write, unfinished, num_workers=num_workers, count_rows=bar.update):
+            stage.note_time()
+
+
+def _join(config: RunConfig, parts: Path, shards: list[Path], joined: Path) -> None:
+    """Put the parts together in the order of the shards; ``joined``, with the counts of each, is written last."""
+    by_shard = {shard.stem: part_counts(parts, shard) or {} for shard in shards}
+    if not any(counts["documents"] for counts in by_shard.values()):
+        raise UserError(
+            f"samples of {shards[0].parent if shards else config.run_dir}",
+            rule=f"the filters drop every one of them ({by_shard})",
+            fix="look at the samples, or relax the filters section",
+        )
+    join_indexed([part_file(parts, shard, "") for shard in shards], joined.parent / DATASET_NAME)
+    for name in (IDS, DIFFERENCES) if config.preprocess.needs_tokenizer else (IDS,):
+        with (joined.parent / name).open("wb") as whole:
+            for shard in shards:
+                with part_file(parts, shard, f".{name}").open("rb") as part:
+                    shutil.copyfileobj(part, whole)
+    write_atomically(joined, json.dumps(by_shard, indent=2) + "\n")
+
+
 def _totals(by_shard: dict[str, dict[str, int]]) -> tuple[dict[str, int], dict[str, int]]:
     """Sums over the shards: what was kept, and what was dropped by reason."""
     total: Counter[str] = Counter()
     for counts in by_shard.values():
         total.update(counts)
-    dropped = {key.removeprefix(_DROPPED): count for key, count in total.items() if key.startswith(_DROPPED)}
-    return {key: count for key, count in total.items() if not key.startswith(_DROPPED)}, dropped
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Converter:
-    """Shards to parts to the data set, each unit of work marked as finished by a file written last."""
-
-    work: Path
-    filters: FilterConfig
-    vocab_size: int
-
-    @property
-    def parts(self) -> Path:
-        """Folder of the parts; gone when they are joined."""
-        return self.work / "parts"
-
-    @property
-    def joined(self) -> Path:
-        """Counts of each shard, written when the data set is whole."""
-        return self.work / "counts.json"
-
-    def part(self, shard: Path, ending: str) -> Path:
-        """A file that belongs to ``shard`` among the parts."""
-        return self.parts / f"{shard.stem}{ending}"
-
-    def too_short(self, shards: list[Path]) -> dict[Path, NDArray[np.bool_]]:
-        """For each shard, which of its rows are among the shortest fraction of all; empty where nobody asked.
-
-        Keeps eight bytes a sample in memory, so that no threshold has to be guessed.
-        """
-        if not self.filters.drop_shortest_fraction:
-            return {}
-        lengths = [self._response_lengths(shard) for shard in shards]
-        chosen = filters.shortest(np.concatenate(lengths), self.filters.drop_shortest_fraction)
-        borders = np.cumsum([len(part) for part in lengths])[:-1]
-        return dict(zip(shards, np.split(chosen, borders), strict=True))
-
-    def _response_lengths(self, shard: Path) -> NDArray[np.int64]:
-        """Characters of each response of ``shard``, -1 where another filter drops it. Kept for the next start."""
-        saved = self.part(shard, ".lengths.npy")
-        if not saved.exists():
-            lengths = [
-                -1 if filters.reason_to_drop(sample, self.filters) else len(sample.response)
-                for sample in progress(_samples(shard), desc=f"measuring {shard.stem}", unit="sample")
-            ]
-            self.parts.mkdir(exist_ok=True)
-            unfinished = saved.with_suffix(".tmp.npy")
-            np.save(unfinished, np.array(lengths, dtype=np.int64))
-            unfinished.replace(saved)
-        loaded: NDArray[np.int64] = np.load(saved)
-        return loaded
-
-    def convert(
-        self, shard: Path, *, too_short: dict[Path, NDArray[np.bool_]], count_row: Callable[[int], object]
-    ) -> None:
-        """Write the part of ``shard``, unless an earlier start finished it; ``count_row`` moves the progress bar."""
-        finished = self.part(shard, ".json")
-        if finished.exists():
-            count_row(json.loads(finished.read_text(encoding="utf-8"))["samples"])
-            return
-        from megatron_ssd.dataset.indexed import IndexedWriter
-
-        self.parts.mkdir(exist_ok=True)
-        self.part(shard, ".ids.jsonl").unlink(missing_ok=True)  # what a killed start began
-        counts: Counter[str] = Counter(samples=0, documents=0)
-        writer = IndexedWriter(self.part(shard, ""), vocab_size=self.vocab_size)
-        with writer, JsonlWriter(self.part(shard, ".ids.jsonl")) as ids:
-            for row, sample in enumerate(_samples(shard)):
-                counts["samples"] += 1
-                count_row(1)
-                reason = filters.reason_to_drop(sample, self.filters)
-                if reason is None and too_short and too_short[shard][row]:
-                    reason = filters.SHORTEST
-                if reason is not None:
-                    counts[_DROPPED + reason] += 1
-                    continue
-                writer.add(sample.prompt_token_ids, sample.response_token_ids)
-                ids.write({"problem_id": sample.problem_id, "sample_index": sample.sample_index})
-                counts.update(
-                    documents=1,
-                    prompt_tokens=len(sample.prompt_token_ids),
-                    response_tokens=len(sample.response_token_ids),
-                    length_capped=int(sample.finish_reason == "length"),
-                )
-        write_atomically(finished, json.dumps(counts))
-
-    def join(self, shards: list[Path]) -> None:
-        """Put the parts together in the order of the shards."""
-        from megatron_ssd.dataset.indexed import IndexedWriter
-
-        by_shard = {shard.stem: json.loads(self.part(shard, ".json").read_text(encoding="utf-8")) for shard in shards}
-        if not any(counts["documents"] for counts in by_shard.values()):
-            raise UserError(
-                f"samples of {self.work.parent / 'samples'}",
-                rule=f"the filters drop every one of them ({by_shard})",
-                fix="look at the samples, or relax the filters section",
-            )
-        with IndexedWriter(self.work / DATASET_NAME, vocab_size=self.vocab_size) as writer:
-            for shard in shards:
-                writer.append(self.part(shard, ""))
-        ids = self.work / "ids.jsonl"
-        ids.unlink(missing_ok=True)
-        with ids.open("wb") as joined:
-            for shard in shards:
-                with self.part(shard, ".ids.jsonl").open("rb") as part:
-                    shutil.copyfileobj(part, joined)
-        write_atomically(self.joined, json.dumps(by_shard, indent=2) + "\n")
-
-
-def _samples(shard: Path) -> Iterator[Sample]:
-    for number, row in enumerate(iter_jsonl(shard), start=1):
-        try:
-            yield Sample.from_json(row)
-        except UserError as error:
-            raise UserError(f"{shard}:{number}", rule=error.rule, fix=error.fix) from None
+    dropped = {key.removeprefix(DROPPED): count for key, count in total.items() if key.startswith(DROPPED)}
+    return {key: count for key, count in total.items() if not key.startswith(DROPPED)}, dropped

@@ -6,7 +6,7 @@ that hold whole samples one after the other, each its own segment with positions
 - ``sft``: documents are [prompt, response]. A position that predicts a response id weighs 1 in the loss, the first of
   them being the last prompt id; the others weigh ``prompt_loss_weight``. An end token is in the response ids or it is
   nowhere, so nothing is added here.
-- ``pretrain``: documents are one sequence, and every position weighs 1.
+- ``pretrain``: documents are texts, of one sequence or of one a sentence, and every position weighs 1.
 
 With ``loss_normalization=sequence`` the weights of a sample are divided by their sum, so that all samples weigh alike:
 as much as the mean of them weighs otherwise, because an auxiliary loss of a mixture of experts is summed by tokens and
@@ -97,14 +97,14 @@ class TrainingDataset:
         self._pad_id = pad_id
         self._rows_before: list[int] = [0]  # rows of all epochs before epoch i
 
-        documents, firsts = self._documents_of(split, validation_fraction, self._first_sequences(objective))
+        borders = self._document_borders(objective)
+        documents = self._documents_of(split, validation_fraction, len(borders) - 1)
         sequence_lengths = self._dataset.sequence_lengths.astype(np.int64)
-        sequences_per_document = 2 if objective == "sft" else 1
-        totals = sum(sequence_lengths[firsts + i] for i in range(sequences_per_document))
+        ids_before = np.concatenate(([0], np.cumsum(sequence_lengths)))[borders]
+        firsts, positions = borders[documents], np.diff(ids_before)[documents] - 1
         unscored = np.maximum(sequence_lengths[firsts] - 1, 0) if objective == "sft" else np.zeros_like(firsts)
-        self._keep(documents, firsts, positions=totals - 1, unscored=unscored, over_long=over_long)
+        self._keep(documents, firsts, positions=positions, unscored=unscored, over_long=over_long)
         self._places = round_up(self._lengths, self._segment_multiple)
-        self._sequences_per_document = sequences_per_document
         prompts, responses = self._unscored, self._lengths - self._unscored
         weights = responses + prompt_loss_weight * prompts  # of whole samples, before normalisation
         self._divisors = weights / weights.mean() if loss_normalization == "sequence" else np.ones(len(weights))
@@ -194,32 +194,35 @@ class TrainingDataset:
             "segment_ids": segment_ids,
         }
 
-    def _documents_of(
-        self, split: str, validation_fraction: float, firsts: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(numbers of the documents of this part, their first sequences)."""
-        held_out = np.zeros(len(firsts), dtype=bool)
+    def _documents_of(self, split: str, validation_fraction: float, num_documents: int) -> NDArray[np.int64]:
+        """Numbers of the documents of this part."""
+        held_out = np.zeros(num_documents, dtype=bool)
         if validation_fraction:
-            order = np.random.default_rng([_SEED_DOMAIN, self._seed]).permutation(len(firsts))
-            held_out[order[: max(1, round(validation_fraction * len(firsts)))]] = True
-        self.counts = {"documents": len(firsts), "held_out": int(held_out.sum())}
-        documents = np.flatnonzero(held_out if split == "validation" else ~held_out)
-        return documents, firsts[documents]
+            order = np.random.default_rng([_SEED_DOMAIN, self._seed]).permutation(num_documents)
+            held_out[order[: max(1, round(validation_fraction * num_documents))]] = True
+        self.counts = {"documents": num_documents, "held_out": int(held_out.sum())}
+        return np.flatnonzero(held_out if split == "validation" else ~held_out)
 
-    def _first_sequences(self, objective: str) -> NDArray[np.int64]:
-        """Number of the first sequence of each document, [num_documents]."""
-        borders = self._dataset.document_indices.astype(np.int64)
-        expected = 2 if objective == "sft" else 1
-        wrong = np.flatnonzero(np.diff(borders) != expected)
-        if len(wrong):
+    def _document_borders(self, objective: str) -> NDArray[np.int64]:
+        """Sequences before each document, and their number, [num_documents + 1]."""
+        borders: NDArray[np.int64] = self._dataset.document_indices.astype(np.int64)
+        counts = np.diff(borders)
+        what, fix = f"data set {self._prefix} with objective = {objective}", "or name the data set made for it"
+        not_pairs = np.flatnonzero(counts != 2)
+        if objective == "sft" and len(not_pairs):
             raise UserError(
-                f"data set {self._prefix} with objective = {objective}",
-                rule=f"documents must have {expected} sequence(s) and document {wrong[0]} has "
-                f"{borders[wrong[0] + 1] - borders[wrong[0]]}",
-                fix=f"set objective={'pretrain' if objective == 'sft' else 'sft'} or name the data set made for it",
+                what,
+                rule="documents must be pairs of [prompt, response], which says where loss begins, and document "
+                f"{not_pairs[0]} has {counts[not_pairs[0]]} sequence(s)",
+                fix=f"set objective=pretrain {fix}",
             )
-        firsts: NDArray[np.int64] = borders[:-1]
-        return firsts
+        if objective == "pretrain" and not len(not_pairs):
+            raise UserError(
+                what,
+                rule="every document has 2 sequences, so they are pairs of [prompt, response]",
+                fix=f"set objective=sft {fix}",
+            )
+        return borders
 
     def _keep(
         self,
@@ -266,6 +269,6 @@ class TrainingDataset:
         )
 
     def _ids(self, sample: int) -> NDArray[np.int64]:
-        """All ids of a sample's document, prompt and response joined."""
-        first = int(self._firsts[sample])
-        return np.concatenate(self._dataset[first : first + self._sequences_per_document])
+        """The ids of a sample's positions and the one that the last of them predicts; sequences follow each other."""
+        ids: NDArray[np.int64] = self._dataset.get(int(self._firsts[sample]), length=int(self._lengths[sample]) + 1)
+        return ids

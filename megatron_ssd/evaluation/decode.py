@@ -88,9 +88,10 @@ class DecodeJob:
             max_model_len=config.engine.max_model_len,
         )
         by_key = {planned.key: planned for planned in plan}
+        stops = config.sampling.stop_token_ids if config.sampling else ()
         makers = {
             setting.label: RowMaker(
-                tokenizer, self.model.revision, sampling_hash(setting, config.evaluation.max_tokens)
+                tokenizer, self.model.revision, sampling_hash(setting, config.evaluation.max_tokens, stops)
             )
             for setting in self.settings
         }

@@ -29,19 +29,17 @@ from megatron_ssd.evaluation.grid import ModelName, grid_cells, settings_of, spl
 from megatron_ssd.evaluation.measurements import Measurements
 from megatron_ssd.evaluation.metrics import Bootstrap
 from megatron_ssd.evaluation.summary import summarise, table
+from megatron_ssd.generation.engines import engine_facts, open_sampler
 from megatron_ssd.generation.model_folder import ModelFolder, open_model
 from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES
-from megatron_ssd.generation.vllm_sampler import engine_facts, open_sampler
 from megatron_ssd.problems.source import load_benchmark
 from megatron_ssd.progress import progress
-from megatron_ssd.prompts.prompt import build_prompts
+from megatron_ssd.prompts.prompt import prompts_open_thinking
 from megatron_ssd.prompts.render import template_hash
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import Problem, Sample, Verdict
 
 log = logging.getLogger(__name__)
-
-_THINK = "<think>"
 
 
 def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> None:
@@ -59,8 +57,9 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
     if stage.is_current():
         return
     split_halves(problems)  # before hours of work, not after
-    engine = engine_facts()
-    opens_thinking = _prompts_open_thinking(config, problems, next(iter(models.values())))
+    engine = engine_facts(config)
+    tokenizer = ChatTokenizer(next(iter(models.values())).path)
+    opens_thinking = prompts_open_thinking(problems, config.prompt, tokenizer)
     with Grader(problems, config.evaluation.sandbox, prompt_opens_thinking=opens_thinking) as grader:
         work = stage.begin()
         jobs = {
@@ -117,9 +116,10 @@ def _stage(config: RunConfig, problems: Sequence[Problem], models: dict[ModelNam
             **dataclasses.asdict(evaluation),
             "sandbox": sandbox,
             "decodings": {name: dataclasses.asdict(getattr(sampling, name)) for name in ("default", "train", "eval")},
+            "stop_token_ids": list(sampling.stop_token_ids),
             "seed": config.seed,
             "prompt": dataclasses.asdict(config.prompt),
-            "engine": {"dtype": config.engine.dtype, "max_model_len": config.engine.max_model_len},
+            "engine": config.engine.identity,
         },
         inputs=inputs,
         replace=config.replace,
@@ -188,10 +188,3 @@ def _model(config: RunConfig, name: ModelName) -> ModelFolder:
             fix="run launch/export.py, or measure the base alone with evaluation.models=[base]",
         )
     return open_model(str(folder))
-
-
-def _prompts_open_thinking(config: RunConfig, problems: Sequence[Problem], model: ModelFolder) -> bool:
-    """Whether the chat template itself opens the reasoning, so that a response only ever closes it."""
-    tokenizer = ChatTokenizer(model.path)
-    prompt = next(build_prompts(problems[:1], config.prompt, tokenizer))
-    return tokenizer.text(prompt.token_ids).rstrip().endswith(_THINK)

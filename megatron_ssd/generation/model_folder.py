@@ -28,24 +28,18 @@ class ModelFolder:
     end_token_ids: tuple[int, ...]
 
 
-def open_model(path: str | None, revision: str | None = None) -> ModelFolder:
+def open_model(path: str | None, revision: str | None = None, *, key: str = _KEY) -> ModelFolder:
     """Find a model and read its config; a Hub id is downloaded where it is not on this machine yet.
 
     Args:
         path: a folder, or a Hub id such as ``Qwen/Qwen3-4B-Instruct-2507``.
         revision: commit of the Hub repository. A local folder given with one is taken to be it, unhashed.
+        key: what the user calls it.
 
     Raises:
         UserError: nothing is there, or the folder is no Hugging Face model.
     """
-    if path is None:
-        raise UserError(
-            "model.path = null", rule="sampling needs trained weights", fix="set model.path to a Hugging Face folder"
-        )
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        folder = _download(path, revision)
-        revision = folder.name  # snapshots are kept under their commit
+    folder, revision = locate_model(path, revision, key=key)
     config = _read(folder, "config.json", required=True)
     try:
         return ModelFolder(
@@ -61,16 +55,29 @@ def open_model(path: str | None, revision: str | None = None) -> ModelFolder:
         ) from None
 
 
-def _download(path: str, revision: str | None) -> Path:
+def locate_model(path: str | None, revision: str | None = None, *, key: str = _KEY) -> tuple[Path, str | None]:
+    """(folder, commit where one was named or the Hub gave one) of a model, as ``open_model`` finds it, unread."""
+    if path is None:
+        raise UserError(
+            f"{key} = null", rule="this needs a model that is trained", fix=f"set {key} to a Hugging Face folder"
+        )
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder, revision
+    folder = _download(path, revision, key=key)
+    return folder, folder.name  # snapshots are kept under their commit
+
+
+def _download(path: str, revision: str | None, *, key: str) -> Path:
     if not is_hub_id(path):
-        raise UserError(f"{_KEY} = {path}", rule="does not exist", fix=f"set {_KEY} to a folder or a Hub id")
+        raise UserError(f"{key} = {path}", rule="does not exist", fix=f"set {key} to a folder or a Hub id")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError
 
     try:
         return Path(snapshot_download(path, revision=revision, ignore_patterns=["*.pth", "*.bin", "original/*"]))
     except (OSError, ValueError, HTTPError) as error:
-        raise hub_error(path, key=_KEY, error=error) from error
+        raise hub_error(path, key=key, error=error) from error
 
 
 def _end_token_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """What sampling needs of an engine, in terms of token ids alone.
 
 The promise: the same request with the same seed gives the same tokens, whatever else is in flight and in whatever
-order, on the same machine and engine version. A request without that promise does not exist.
+order, on the same machine and engine version. A request without that promise does not exist. docs/engines.md says how
+far each engine keeps it.
 """
 
 from __future__ import annotations
@@ -35,13 +36,37 @@ class Completion:
     finish_reason: Literal["stop", "length"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRequest:
+    """A response whose probability is asked for; nothing is drawn. ``key`` as in ``Request``."""
+
+    key: Key
+    prompt_token_ids: list[int]  # at least one
+    response_token_ids: list[int]  # at least one; prompt and response together at most the context
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """``mean_logprob`` is the mean of log p(token | all tokens before it) over the response's tokens alone.
+
+    Natural logarithm, at temperature 1 and without any truncation or penalty. An end token in the response counts.
+    """
+
+    key: Key
+    mean_logprob: float
+
+
+Job = Request | ScoreRequest
+Result = Completion | Score
+
+
 class Engine(Protocol):
     """An engine in this process. Requests go in one at a time; each step moves all of them on by a token."""
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Job) -> None:
         """Take a request; it runs from the next step on."""
 
-    def step(self) -> list[Completion]:
+    def step(self) -> list[Result]:
         """One forward pass; returns what it finished."""
 
 
@@ -56,10 +81,13 @@ class EngineSpec(Protocol):
 
 
 class Sampler(Protocol):
-    """Decodes requests, from anywhere."""
+    """Decodes requests, from anywhere. One call of ``sample`` or ``score`` at a time, walked to its end."""
 
     def wait_ready(self) -> None:
         """Wait until decoding can begin. Raises ``UserError`` where an engine cannot start."""
 
     def sample(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Completions in the order in which they finish. ``requests`` is walked lazily, a little ahead."""
+
+    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Score]:
+        """Scores in the order in which they finish. Raises ``UserError`` where this sampler cannot score."""

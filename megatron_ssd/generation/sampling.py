@@ -68,9 +68,10 @@ def sample_all(
     return stats
 
 
-def sampling_hash(decoding: Decoding, max_tokens: int) -> str:
-    """Hash of everything that decides how a token is drawn and when a response is cut."""
-    return hash_json({"decoding": dataclasses.asdict(decoding), "max_tokens": max_tokens})
+def sampling_hash(decoding: Decoding, max_tokens: int, stop_token_ids: Sequence[int]) -> str:
+    """Hash of everything that decides how a token is drawn and when a response ends."""
+    limits = {"max_tokens": max_tokens, "stop_token_ids": list(stop_token_ids)}
+    return hash_json({"decoding": dataclasses.asdict(decoding), **limits})
 
 
 def _postfix(stats: SamplingStats) -> str:

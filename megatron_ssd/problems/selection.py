@@ -16,7 +16,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,9 +202,10 @@ class _NearDuplicates:
     def find_or_add(self, text: str, row: int) -> int | None:
         """Row of the first kept text whose estimated similarity reaches the threshold; else None, and it is kept."""
         signature = self._signature(text)
-        near: Iterator[int] = (row for row in self._index.query(signature)
-                               if self._signatures[row].jaccard(signature) >= self._threshold)  # fmt: skip
-        if (first := min(near, default=None)) is not None:
+        near = (row for row in self._index.query(signature)
+                if self._signatures[row].jaccard(signature) >= self._threshold)  # fmt: skip
+        first: int | None = min(near, default=None)
+        if first is not None:
             return first
         self._signatures[row] = signature
         self._index.insert(row, signature, check_duplication=False)

@@ -1,4 +1,4 @@
-"""A model's own tokenizer and chat template: messages to the exact ids the model is given, and ids back to text.
+"""A model's own tokenizer and chat template: messages or text to the exact ids the model is given, and ids to text.
 
 Ids go to the engine as they are made here, so that what is recorded is what the model read.
 """
@@ -10,36 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import tokenizers
 
+from megatron_ssd.artifacts.hashing import hash_json, sha256_file
 from megatron_ssd.errors import UserError
 from megatron_ssd.prompts.render import Message
 
+_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt",
+          "merges.txt", "added_tokens.json", "special_tokens_map.json")  # fmt: skip
+
 
 class ChatTokenizer:
-    """The Hugging Face tokenizer of a model folder.
+    """The Hugging Face tokenizer of a model folder, with its chat template where it has one.
 
     Raises:
-        UserError: the folder holds no tokenizer that loads, or it has no chat template.
+        UserError: the folder holds no tokenizer that loads.
     """
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer  # seconds to import; readers of this module's types have no use for it
-
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"model folder {folder}",
-                rule=f"holds no tokenizer that loads ({reason})",
-                fix="put the model's tokenizer files beside its weights",
-            ) from None
-        if not self._tokenizer.chat_template:
-            raise UserError(
-                f"tokenizer of {folder}",
-                rule="has no chat template, so messages cannot become a prompt",
-                fix="use an instruction-tuned model, or add chat_template to its tokenizer_config.json",
-            )
+        self._tokenizer = _load(folder)
         self._folder = folder
         self.size = 1 + max(self._tokenizer.get_vocab().values())
 
@@ -51,8 +40,15 @@ class ChatTokenizer:
             enable_thinking: handed to the chat template where it is not None; templates that know it are Qwen3's.
 
         Raises:
-            UserError: the chat template refuses the messages.
+            UserError: there is no chat template, or it refuses the messages.
         """
+        if not self._tokenizer.chat_template:
+            raise UserError(
+                f"tokenizer of {self._folder}",
+                rule="has no chat template, so messages cannot become a prompt",
+                fix="set prompt.mode=raw, use an instruction-tuned model, or add chat_template to its "
+                "tokenizer_config.json",
+            )
         options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         try:
             ids = self._tokenizer.apply_chat_template(
@@ -65,6 +61,18 @@ class ChatTokenizer:
                 fix="leave prompt.system out, or use a model whose template takes it",
             ) from None
         return [int(id_) for id_ in ids]
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of plain text, with the special tokens that the tokenizer itself puts before a text.
+
+        An end token that it puts behind is left out: the text is a beginning that a model goes on with.
+        """
+        ids = [int(id_) for id_ in self._tokenizer.encode(text, add_special_tokens=True)]
+        return ids[:-1] if ids and ids[-1] == self._tokenizer.eos_token_id else ids
+
+    def response_ids(self, text: str) -> list[int]:
+        """Token ids of ``text`` alone: no special token is added, and none that ``text`` spells is taken for one."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Plain text of ``token_ids``: special tokens left out, spaces untouched."""
@@ -81,3 +89,51 @@ class ChatTokenizer:
                 rule=f"the model's vocabulary has {vocab_size} entries, so ids must be below that",
                 fix="use the tokenizer that belongs to these weights",
             )
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """Hash of the files of a model folder that decide how text becomes ids."""
+    files = [folder / name for name in _FILES if (folder / name).is_file()]
+    return hash_json([[path.name, sha256_file(path)] for path in files])
+
+
+def fast_tokenizer(folder: Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a model folder as the tokenizers library has it: text to ids and back, many at a time.
+
+    It adds no special tokens of its own and takes text for text: a special token's name in it is tokenized like any
+    other word. Nothing is cut or padded.
+
+    Raises:
+        UserError: the folder holds no tokenizer that loads, or only one that is written in Python.
+    """
+    tokenizer = getattr(_load(folder), "backend_tokenizer", None)
+    if not isinstance(tokenizer, tokenizers.Tokenizer):
+        raise UserError(
+            f"tokenizer of {folder}",
+            rule="is no fast one, which tokenizing and decoding whole data sets takes",
+            fix="save it as tokenizer.json with transformers' convert_slow_tokenizer",
+        )
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer_from_json(tokenizer.to_str())
+
+
+def tokenizer_from_json(text: str) -> tokenizers.Tokenizer:
+    """The tokenizer that ``fast_tokenizer(...).to_str()`` is, in another process."""
+    tokenizer = tokenizers.Tokenizer.from_str(text)
+    tokenizer.encode_special_tokens = True  # the one setting that the JSON does not have
+    return tokenizer
+
+
+def _load(folder: Path) -> Any:
+    from transformers import AutoTokenizer  # seconds to import; readers of this module's types have no use for it
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"model folder {folder}",
+            rule=f"holds no tokenizer that loads ({reason})",
+            fix="put the model's tokenizer files beside its weights",
+        ) from None

@@ -30,10 +30,9 @@ from torch import Tensor
 
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.config.training import TrainingConfig
+from megatron_ssd.dataset.indexed import DATASET_NAME
 from megatron_ssd.dataset.training import Row, TrainingDataset
 from megatron_ssd.errors import UserError
-
-DATASET_PREFIX = "samples"  # of dataset/samples.bin and .idx
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ def open_dataset(config: RunConfig, *, split: Literal["train", "validation"] = "
     """
     model, training = needed(config.model, "model", fix="choose one with +model=NAME"), config.training
     dataset = TrainingDataset(
-        Path(config.run_dir) / "dataset" / DATASET_PREFIX,
+        Path(config.run_dir) / "dataset" / DATASET_NAME,
         objective=config.objective,
         seq_length=training.seq_length,
         packing=training.packing,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ssd.artifacts.jsonl import JsonlWriter, heal, read_jsonl
+from megatron_ssd.artifacts.jsonl import JsonlWriter, Place, heal, iter_whole_rows, read_jsonl
 from megatron_ssd.errors import UserError
 
 _rows = st.lists(
@@ -65,3 +65,30 @@ def test_lone_surrogates_survive(tmp_path: Path) -> None:
     with JsonlWriter(path) as writer:
         writer.write({"text": "a\ud800b"})
     assert read_jsonl(path) == [{"text": "a\ud800b"}]
+
+
+@given(cuts=st.lists(st.integers(min_value=0, max_value=300), max_size=6))
+def test_a_file_that_grows_is_read_row_by_row_as_rows_become_whole(
+    cuts: list[int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("jsonl") / "rows.jsonl"
+    with JsonlWriter(path) as writer:
+        for number in range(10):
+            writer.write({"number": number, "text": "x\ny"})
+    data, place, numbers = path.read_bytes(), Place(), []
+    for size in [*sorted(cuts), len(data)]:
+        path.write_bytes(data[:size])
+        for row, offset in iter_whole_rows(path, place):
+            assert data[offset:].startswith(b'{"number": %d,' % row["number"])
+            numbers.append(row["number"])
+    assert numbers == list(range(10))
+    assert (place.offset, place.lines) == (len(data), 10)
+
+
+def test_a_broken_row_of_a_file_that_grows_is_named_by_its_line(tmp_path: Path) -> None:
+    path, place = tmp_path / "rows.jsonl", Place()
+    path.write_text('{"a": 1}\n')
+    assert [row for row, _ in iter_whole_rows(path, place)] == [{"a": 1}]
+    path.write_text('{"a": 1}\n[2]\n')
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: .*not an object"):
+        list(iter_whole_rows(path, place))

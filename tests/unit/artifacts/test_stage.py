@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,43 @@ def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
     second = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
     assert second.returncode != 0
     assert "another process is at work" in second.stderr
+
+
+def test_turns_come_one_after_the_other_and_end_with_a_killed_process(tmp_path: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from megatron_ssd.artifacts.stage import Stage\n"
+        "with Stage(name='samples', run_dir=Path(sys.argv[1]), config={'t': 1.5}, inputs={}).turn():\n"
+        "    print('in turn', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in turn\n"
+        with pytest.raises(UserError, match="another process is at work"):
+            make(tmp_path).begin()
+        threading.Timer(0.3, other.kill).start()
+        with make(tmp_path).turn():
+            assert other.wait() == -signal.SIGKILL
+
+
+def test_work_in_use_is_taken_up_by_its_own_identity_alone(tmp_path: Path) -> None:
+    with make(tmp_path).turn():
+        make(tmp_path).take_up()
+    assert make(tmp_path).take_up(in_use=True).is_dir()
+    with pytest.raises(UserError, match="another process is at work"):
+        make(tmp_path, {"t": 2.0}, replace=True).take_up(in_use=True)
+    assert not list(tmp_path.glob("*.replaced-*"))
+
+
+def test_notes_are_no_output(tmp_path: Path) -> None:
+    stage = make(tmp_path)
+    work = stage.begin()
+    (work / "part.txt").write_text("data")
+    (work / "note.json").write_text("{}")
+    (work / ".manifest.json.tmp").write_text("{")  # of a kill while it was written
+    manifest = stage.publish(notes=[work / "note.json"], seconds=12.5)
+    assert [output["path"] for output in manifest.outputs] == ["part.txt"]
+    assert manifest.seconds == 12.5
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["manifest.json", "part.txt"]
 
 
 def test_time_adds_up_over_starts(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
+import yaml
 
-from megatron_ssd.cli import entry
+from megatron_ssd.cli import entry, pipeline
 from megatron_ssd.errors import Requeue, UserError
 
 
@@ -50,6 +52,15 @@ def test_only_one_process_of_a_node_prints(monkeypatch: pytest.MonkeyPatch, caps
     with pytest.raises(SystemExit):
         entry.run_guarded(lambda: _raise(UserError("a", rule="b", fix="c")))
     assert capsys.readouterr().err == ""
+
+
+def test_the_pipeline_prints_its_configuration_and_starts_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pipeline.py", "+experiment=demo", f"run_dir={tmp_path}/run", "--print-config"])
+    pipeline.main()
+    assert yaml.safe_load(capsys.readouterr().out)["run_dir"] == f"{tmp_path}/run"
+    assert not list(tmp_path.iterdir())
 
 
 def test_print_config_shows_the_composed_yaml_and_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:

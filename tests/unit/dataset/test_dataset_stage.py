@@ -2,23 +2,31 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from tokenizers import Tokenizer
 
 from megatron_ssd.artifacts.jsonl import JsonlWriter, read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.dataset import FilterConfig
+from megatron_ssd.config.dataset import FilterConfig, LoopConfig, PreprocessConfig
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ClusterConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.run import RunConfig
+from megatron_ssd.dataset import parts
 from megatron_ssd.dataset import stage as dataset_stage
 from megatron_ssd.dataset.indexed import IndexedWriter, open_indexed
+from megatron_ssd.dataset.screening import Screen
 from megatron_ssd.dataset.stage import run_preprocess
+from megatron_ssd.dataset.whole_set import Facts
 from megatron_ssd.errors import UserError
+from megatron_ssd.prompts.tokenizer import fast_tokenizer
 from megatron_ssd.schema import FinishReason, Sample
+from tests.unit.dataset.test_screening import publish_scores
 
 EOS = 2
 
@@ -36,22 +44,31 @@ SHARDS = [
 ]
 
 
-def publish_samples(run_dir: Path, shards: list[list[Sample]]) -> None:
+def publish_samples(run_dir: Path, shards: list[list[Sample]], facts: dict[str, object] | None = None) -> None:
     stage = Stage(name="samples", run_dir=run_dir, config={}, inputs={})
     work = stage.begin()
     for number, rows in enumerate(shards):
         with JsonlWriter(work / f"shard-{number:05}.jsonl") as writer:
             for row in rows:
                 writer.write(row.to_json())
-    stage.publish(counts={"samples": sum(map(len, shards))})
+    stage.publish(counts={"samples": sum(map(len, shards))}, facts=facts)
 
 
-def run_config(run_dir: Path, *, vocab_size: int = 64, **filters: object) -> RunConfig:
-    model = ModelConfig(name="m", model_type="qwen3", hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
+def run_config(
+    run_dir: Path,
+    *,
+    vocab_size: int = 64,
+    model_path: Path | None = None,
+    preprocess: PreprocessConfig | None = None,
+    **filters: object,
+) -> RunConfig:
+    path = None if model_path is None else str(model_path)
+    model = ModelConfig(name="m", path=path, model_type="qwen3", hidden_size=8,
+                        num_hidden_layers=1, num_attention_heads=1,
                         num_key_value_heads=1, head_dim=8, intermediate_size=8, vocab_size=vocab_size,
                         max_position_embeddings=65536)  # fmt: skip
     return RunConfig(run_dir=str(run_dir), model=model, cluster=ClusterConfig(device="cpu"),
-                     precision=PrecisionConfig(transformer_engine=False),
+                     precision=PrecisionConfig(transformer_engine=False), preprocess=preprocess or PreprocessConfig(),
                      filters=FilterConfig(**filters))  # type: ignore[arg-type]  # fmt: skip
 
 
@@ -74,7 +91,8 @@ def test_manifest_counts_and_lineage(tmp_path: Path) -> None:
     run_preprocess(run_config(tmp_path))
     manifest = read_manifest(tmp_path / "dataset")
     assert manifest.counts == {
-        "samples": 6, "documents": 4, "prompt_tokens": 8, "response_tokens": 15, "length_capped": 1,
+        "samples": 6, "documents": 4, "prompt_tokens": 8, "response_tokens": 15, "responses": 6, "no_code": 6,
+        "length_capped": 1, "looping": 0, "end_masked": 0, "end_masked_tokens": 0,
     }  # fmt: skip
     assert manifest.dropped == {"empty": 1, "one_line_stub": 1}
     assert manifest.inputs == {"samples": read_manifest(tmp_path / "samples").content_hash}
@@ -126,7 +144,7 @@ def test_a_run_killed_before_publishing_only_publishes(tmp_path: Path, monkeypat
         patch.setattr(Stage, "publish", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run_preprocess(run_config(tmp_path))
-    monkeypatch.setattr(dataset_stage, "_samples", lambda shard: pytest.fail("samples were read again"))
+    monkeypatch.setattr(parts, "iter_samples", lambda shard: pytest.fail("samples were read again"))
     run_preprocess(run_config(tmp_path))
     assert read_manifest(tmp_path / "dataset").counts["documents"] == 4
 
@@ -164,3 +182,209 @@ def test_wrong_vocabulary_missing_samples_and_nothing_left(tmp_path: Path) -> No
     publish_samples(other, [[dataclasses.replace(SHARDS[0][0], response="")]])
     with pytest.raises(UserError, match="the filters drop every one of them"):
         run_preprocess(run_config(other))
+
+
+WORD_LENGTH = 2  # letters of the token that the sampled response has spelled out
+
+
+def _is_word(tokenizer: Tokenizer, id_: int) -> bool:
+    word = tokenizer.id_to_token(id_)
+    return word.isalpha() and len(word) == WORD_LENGTH
+
+
+def tokenized_shards(folder: Path) -> tuple[list[list[Sample]], int]:
+    """Five shards of responses as ``folder``'s tokenizer writes them, but for one in the second; the end token's id."""
+    tokenizer = fast_tokenizer(folder)
+    end = tokenizer.token_to_id("<|im_end|>")
+    texts = [f"```python\nx = {number}\nprint(x)\n```" for number in range(10)]
+    samples = [
+        dataclasses.replace(sample(0), problem_id=f"p{number}", response=text,
+                            response_token_ids=[*tokenizer.encode(text, add_special_tokens=False).ids, end])
+        for number, text in enumerate(texts)
+    ]  # fmt: skip
+    whole = samples[3].response_token_ids
+    place, word = next((i, tokenizer.id_to_token(id_)) for i, id_ in enumerate(whole) if _is_word(tokenizer, id_))
+    letters = [tokenizer.token_to_id(letter) for letter in word]
+    assert len(letters) == WORD_LENGTH
+    samples[3] = dataclasses.replace(samples[3], response_token_ids=[*whole[:place], *letters, *whole[place + 1 :]])
+    samples[4] = dataclasses.replace(samples[4], finish_reason="length",
+                                     response_token_ids=samples[4].response_token_ids[:-1])  # fmt: skip
+    return [samples[start : start + 2] for start in range(0, 10, 2)], end
+
+
+@pytest.mark.parametrize("ids", ["sampled", "retokenized"])
+def test_the_bytes_do_not_depend_on_the_number_of_workers(
+    tmp_path: Path, tiny_tokenizer: Path, ids: Literal["sampled", "retokenized"]
+) -> None:
+    shards, _ = tokenized_shards(tiny_tokenizer)
+    found = []
+    for num_workers in (1, 2, 3):
+        run_dir = tmp_path / str(num_workers)
+        publish_samples(run_dir, shards)
+        preprocess = PreprocessConfig(ids=ids, compare=True, num_workers=num_workers)
+        run_preprocess(run_config(run_dir, vocab_size=512, model_path=tiny_tokenizer, preprocess=preprocess))
+        found.append(read_manifest(run_dir / "dataset"))
+    assert {output["path"] for output in found[0].outputs} >= {"samples.bin", "samples.idx", "differences.jsonl"}
+    assert found[0].outputs == found[1].outputs == found[2].outputs
+    assert found[0].identity == found[1].identity == found[2].identity
+
+
+def test_sampled_ids_stay_and_the_report_says_where_the_text_reads_differently(
+    tmp_path: Path, tiny_tokenizer: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards, end = tokenized_shards(tiny_tokenizer)
+    samples = [row for rows in shards for row in rows]
+    kept = {}
+    for ids in ("sampled", "retokenized"):
+        run_dir = tmp_path / ids
+        publish_samples(run_dir, shards)
+        preprocess = PreprocessConfig(ids=ids, compare=ids == "sampled")  # type: ignore[arg-type]
+        with caplog.at_level("INFO"):
+            run_preprocess(run_config(run_dir, vocab_size=512, model_path=tiny_tokenizer, preprocess=preprocess))
+        kept[ids] = [response for _, response in documents(run_dir)]
+        (difference,) = read_jsonl(run_dir / "dataset" / "differences.jsonl")
+        assert (difference["problem_id"], difference["sample_index"]) == ("p3", 0)
+        place = difference["position"]
+        assert difference["sampled"] == samples[3].response_token_ids[max(0, place - 4) : place + 5]
+        assert difference["differing_tokens"] == WORD_LENGTH
+        assert difference["retokenized_tokens"] == difference["sampled_tokens"] - WORD_LENGTH + 1
+        manifest = read_manifest(run_dir / "dataset")
+        assert (manifest.counts["differing_samples"], manifest.counts["differing_tokens"]) == (1, WORD_LENGTH)
+        assert manifest.inputs["model_tokenizer"]
+        assert "1 of 10 responses differ from what was sampled, in 2 tokens" in caplog.text
+    assert kept["sampled"] == [row.response_token_ids for row in samples]
+    again = kept["retokenized"]
+    assert again[:3] + again[4:] == kept["sampled"][:3] + kept["sampled"][4:]
+    assert len(again[3]) == len(kept["sampled"][3]) - WORD_LENGTH + 1
+    assert again[3][-1] == end
+    assert again[4][-1] != end  # cut at the cap: the model did not stop
+
+
+def test_without_a_tokenizer_there_is_no_report(tmp_path: Path) -> None:
+    publish_samples(tmp_path, SHARDS)
+    with pytest.raises(UserError, match=r"model.path = null"):
+        run_preprocess(run_config(tmp_path, preprocess=PreprocessConfig(compare=True)))
+    (tmp_path / "model").mkdir()
+    with pytest.raises(UserError, match="holds no tokenizer that loads"):
+        run_preprocess(
+            run_config(tmp_path, model_path=tmp_path / "model", preprocess=PreprocessConfig(ids="retokenized"))
+        )
+
+
+def test_a_worker_that_fails_stops_the_run_and_leaves_what_is_finished(tmp_path: Path) -> None:
+    shards = [[sample(number)] for number in range(6)]
+    publish_samples(tmp_path, shards)
+    broken = tmp_path / "samples" / "shard-00005.jsonl"
+    line = broken.read_text()
+    broken.write_text(line[:30] + "\n")
+    config = run_config(tmp_path, preprocess=PreprocessConfig(num_workers=2))
+    with pytest.raises(UserError, match=r"shard-00005.jsonl:1"):
+        run_preprocess(config)
+    finished = tmp_path / "dataset.partial" / "parts" / "shard-00000.bin"
+    before = finished.stat().st_mtime_ns
+    assert finished.with_suffix(".json").exists()
+    broken.write_text(line)
+    again = run_config(tmp_path, preprocess=PreprocessConfig(num_workers=1))  # another number goes on all the same
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset_stage, "_join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_preprocess(again)
+    assert finished.stat().st_mtime_ns == before
+    run_preprocess(again)
+    assert [prompt for prompt, _ in documents(tmp_path)] == [row[0].prompt_token_ids for row in shards]
+
+
+LOOP = LoopConfig(min_repeats=2, min_tokens=4)
+MANY = [
+    [
+        sample(0, "Two\n```python\nx = 1\n```"),
+        sample(1, "Two\n\n```python\nx  = 1\n```"),  # another problem's
+        dataclasses.replace(sample(0, "Two\n\n```python\nx  = 1\n```"), sample_index=1),
+        dataclasses.replace(sample(2, "On\nand on and on", "length"), response_token_ids=[20, 21, 22, 23, 22, 23, 22]),
+    ],
+    [
+        sample(3, "Two\n```python\nx = (\n```"),
+        dataclasses.replace(sample(4, "On\nand off", "length"), response_token_ids=[20, 21, 22, 23, 24]),
+        dataclasses.replace(sample(5, "", "skipped"), response_token_ids=[]),
+        sample(6, "A longer answer\n```\nint(x)\n```"),
+    ],
+]
+
+
+def kept(run_dir: Path) -> list[tuple[str, int]]:
+    return [(row["problem_id"], row["sample_index"]) for row in read_jsonl(run_dir / "dataset" / "ids.jsonl")]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_every_filter_together_over_all_shards(tmp_path: Path, num_workers: int) -> None:
+    publish_samples(tmp_path, MANY)
+    config = run_config(tmp_path, loop=LOOP, drop_duplicates=True, drop_unparsable=True, drop_shortest_fraction=0.2,
+                        length_capped="mask_end", mask_end_tokens=2)  # fmt: skip
+    run_preprocess(dataclasses.replace(config, preprocess=PreprocessConfig(num_workers=num_workers)))
+    manifest = read_manifest(tmp_path / "dataset")
+    assert manifest.dropped == {"duplicate": 1, "shortest": 1, "skipped": 1, "unparsable": 1}
+    assert manifest.counts == {
+        "samples": 8, "documents": 4, "prompt_tokens": 8, "response_tokens": 4 + 4 + 2 + 4, "responses": 7,
+        "no_code": 2, "length_capped": 2, "looping": 1, "end_masked": 1, "end_masked_tokens": 5,
+    }  # fmt: skip
+    assert kept(tmp_path) == [("p0", 0), ("p1", 0), ("p2", 0), ("p6", 0)]
+    assert documents(tmp_path)[2] == ([1, 12], [20, 21])
+
+
+def test_without_a_filter_of_the_whole_set_there_is_no_first_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Screen, "measure", lambda *args: pytest.fail("samples were measured"))
+    publish_samples(tmp_path, MANY)
+    run_preprocess(run_config(tmp_path, loop=LOOP, drop_no_code=True, drop_loops=True))
+    assert read_manifest(tmp_path / "dataset").dropped == {"no_code": 1, "looping": 1, "skipped": 1}
+
+
+def test_the_share_without_code_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    publish_samples(tmp_path, MANY)
+    with caplog.at_level("INFO"):
+        run_preprocess(run_config(tmp_path, loop=LOOP))
+    assert "28.6 % of 7 responses hold no extractable code" in caplog.text
+    assert "2 were cut at the length cap, 1 of them in a loop" in caplog.text
+
+
+def test_prompts_that_open_the_reasoning_are_known_from_the_samples(tmp_path: Path) -> None:
+    publish_samples(tmp_path, MANY, facts={"prompt_opens_thinking": True})
+    run_preprocess(run_config(tmp_path))
+    assert read_manifest(tmp_path / "dataset").counts["no_code"] == 7
+
+
+def test_a_band_of_scores_over_all_shards(tmp_path: Path) -> None:
+    publish_samples(tmp_path, MANY)
+    with pytest.raises(UserError, match=r"filters\.proxy_band: needs the scores"):
+        run_preprocess(run_config(tmp_path, proxy_band=(0.2, 0.8)))
+    scored = [row for shard in MANY for row in shard if row.problem_id != "p6"]
+    rows = [{"problem_id": row.problem_id, "sample_index": row.sample_index, "mean_logprob": -number}
+            for number, row in enumerate(scored)]  # fmt: skip
+    publish_scores(tmp_path, rows)
+    run_preprocess(run_config(tmp_path, proxy_band=(0.2, 0.8)))
+    manifest = read_manifest(tmp_path / "dataset")
+    assert manifest.dropped == {"skipped": 1, "no_proxy_score": 1, "outside_proxy_band": 2}
+    assert kept(tmp_path) == [("p1", 0), ("p0", 1), ("p2", 0), ("p3", 0)]
+    assert manifest.inputs["scores"] == read_manifest(tmp_path / "scores").content_hash
+
+
+def test_a_killed_first_pass_goes_on_with_the_unmeasured_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_samples(tmp_path, MANY)
+    config = run_config(tmp_path, drop_duplicates=True)
+    measured: list[str] = []
+    measure = Screen.measure
+
+    def die_in_second(screen: Screen, rows: Iterator[Sample]) -> Facts:
+        found = list(rows)
+        measured.append(found[0].problem_id)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return measure(screen, found)
+
+    monkeypatch.setattr(Screen, "measure", die_in_second)
+    with pytest.raises(KeyboardInterrupt):
+        run_preprocess(config)
+    run_preprocess(config)
+    assert measured == ["p0", "p3", "p3"]
+    assert read_manifest(tmp_path / "dataset").dropped == {"duplicate": 1, "skipped": 1}

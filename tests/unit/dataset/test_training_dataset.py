@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
-from megatron_ssd.dataset.indexed import IndexedWriter, open_indexed
+from megatron_ssd.dataset.indexed import IndexedWriter
 from megatron_ssd.dataset.training import TrainingDataset
 from megatron_ssd.errors import UserError
 
@@ -185,37 +186,42 @@ def test_largest_id(tmp_path: Path) -> None:
 
 def test_wrong_objective_is_named(tmp_path: Path) -> None:
     prefix = write_pairs(tmp_path / "data", [([1], [2])])
-    with pytest.raises(UserError, match="document 0 has 2"):
+    with pytest.raises(UserError, match=r"every document has 2 sequences.*set objective=sft"):
         open_dataset(prefix, objective="pretrain")
 
 
-def test_missing_and_broken_files_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        open_dataset(tmp_path / "nothing")
-    prefix = write_pairs(tmp_path / "data", [([1, 2, 3], [2])])
-    Path(f"{prefix}.bin").write_bytes(b"12")
-    with pytest.raises(UserError, match="holds 2 bytes where its index counts 8"):
-        open_indexed(prefix)
-    Path(f"{prefix}.idx").write_bytes(b"rubbish")
-    with pytest.raises(UserError, match="no whole Megatron index"):
-        open_indexed(prefix)
+def megatron_lm_pair(prefix: Path, documents: list[list[list[int]]], *, vocab_size: int) -> Path:
+    """As Megatron-LM's tools/preprocess_data.py writes texts: one sequence each, or one a sentence, then the end id."""
+    end = vocab_size - 1
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(vocab_size))
+    for sentences in documents:
+        ids = [id_ for sentence in sentences for id_ in sentence] + [end]  # --append-eod
+        lengths = [len(sentence) for sentence in sentences]
+        lengths[-1] += 1
+        builder.add_document(ids, lengths)
+    builder.finalize(f"{prefix}.idx")
+    return prefix
 
 
-def test_writer_refuses_ids_outside_the_vocabulary(tmp_path: Path) -> None:
-    with (
-        pytest.raises(UserError, match="token id 100: is outside"),
-        IndexedWriter(tmp_path / "x", vocab_size=VOCAB) as w,
+@pytest.mark.parametrize("vocab_size", [100, 150000])
+@pytest.mark.parametrize("packing", ["none", "best_fit"])
+def test_texts_and_sentences_that_megatron_lm_wrote_are_trained_on(
+    tmp_path: Path, vocab_size: int, packing: str
+) -> None:
+    documents = [[[1, 2, 3]], [[4], [5, 6], [7, 8]], [[vocab_size - 2] * 5, [9]]]
+    prefix = megatron_lm_pair(tmp_path / "text_document", documents, vocab_size=vocab_size)
+    dataset = open_dataset(prefix, objective="pretrain", packing=packing)
+    seen = {}
+    for index in range(dataset.num_rows(0)):
+        row = dataset.row(0, index)
+        for segment, document in enumerate(dataset.samples_in_row(0, index).tolist(), start=1):
+            where = row["segment_ids"] == segment
+            assert (row["loss_weights"][where] == 1).all()
+            seen[document] = [*row["tokens"][where].tolist(), row["labels"][where][-1]]
+    expected = [[id_ for sentence in sentences for id_ in sentence] + [vocab_size - 1] for sentences in documents]
+    assert [seen[document] for document in range(3)] == expected
+    assert dataset.max_token_id() == vocab_size - 1
+    with pytest.raises(
+        UserError, match=r"pairs of \[prompt, response\].*document 0 has 1 sequence.*objective=pretrain"
     ):
-        w.add([1], [100])
-    assert not (tmp_path / "x.idx").exists()
-
-
-def test_writer_joins_data_sets(tmp_path: Path) -> None:
-    first = write_pairs(tmp_path / "a", [([1], [2, 3])])
-    second = write_pairs(tmp_path / "b", [([4, 5], [6])])
-    with IndexedWriter(tmp_path / "c", vocab_size=VOCAB) as writer:
-        writer.append(first)
-        writer.append(second)
-    joined = open_indexed(tmp_path / "c")
-    assert [sequence.tolist() for sequence in joined[0:4]] == [[1], [2, 3], [4, 5], [6]]
-    assert joined.document_indices.tolist() == [0, 2, 4]
+        open_dataset(prefix)

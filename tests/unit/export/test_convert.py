@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from megatron_ssd.cli.keys import parse_keys
 from megatron_ssd.config.export import ConvertConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.export.convert import run_convert
@@ -128,6 +129,7 @@ def test_memory_stays_near_the_largest_tensor(tmp_path: Path) -> None:
 MEASURE = """
 import json, sys
 import megatron_ssd.export.checkpoint_writer, megatron_ssd.export.hf_view
+from megatron_ssd.cli.keys import parse_keys
 from megatron_ssd.config.export import ConvertConfig
 from megatron_ssd.export.convert import run_convert
 from megatron_ssd.runtime import cpu
@@ -214,6 +216,8 @@ def test_folders_that_cannot_be_converted_are_refused_by_name(tmp_path: Path) ->
             there(hf, tmp_path / "megatron")
         assert not (tmp_path / "megatron").exists()
 
+    with pytest.raises(UserError, match=r"^hf = .*nowhere: does not exist; set hf to a folder or a Hub id"):
+        there(tmp_path / "nowhere", tmp_path / "megatron")
     config = (hf / "config.json").read_bytes()
     for change, match in (
         ({"attention_bias": True}, "attention_bias = True"),
@@ -309,7 +313,5 @@ def test_the_command(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_arguments_that_mean_nothing_are_refused(arguments: list[str], match: str) -> None:
-    from tools.convert_checkpoint import parse
-
     with pytest.raises(UserError, match=match):
-        parse(arguments)
+        parse_keys(ConvertConfig, arguments)

@@ -65,8 +65,16 @@ def test_request_carries_the_plan() -> None:
 
 def test_sampling_hash_follows_every_setting() -> None:
     hashes = {
-        sampling_hash(decoding, max_tokens)
-        for decoding in (Decoding(), Decoding(temperature=1.5), Decoding(top_k=20), Decoding(top_p=0.8))
+        sampling_hash(decoding, max_tokens, stops)
+        for decoding in (
+            Decoding(),
+            Decoding(temperature=1.5),
+            Decoding(top_k=20),
+            Decoding(top_p=0.8),
+            Decoding(min_p=0.1),
+            Decoding(repetition_penalty=1.1),
+        )
         for max_tokens in (8, 9)
+        for stops in ((), (7,))
     }
-    assert len(hashes) == 8
+    assert len(hashes) == 24

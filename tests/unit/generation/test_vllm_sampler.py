@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
+import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,15 +14,17 @@ from typing import Any
 import pytest
 
 from megatron_ssd.config.build import build_config
-from megatron_ssd.config.generation import Decoding
+from megatron_ssd.config.generation import Decoding, SamplingConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
+from megatron_ssd.generation.engines import engine_facts, open_sampler
 from megatron_ssd.generation.model_folder import ModelFolder, open_model
 from megatron_ssd.generation.pool import EnginePool
-from megatron_ssd.generation.sampler import Completion, Request
-from megatron_ssd.generation.vllm_sampler import _reason, engine_facts, open_sampler
+from megatron_ssd.generation.sampler import Completion, Request, ScoreRequest
+from megatron_ssd.generation.vllm_sampler import _reason
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM (make venv)")
+STOPS = (17, 400)  # further ids that end a response, in every test here
 HOT = Decoding(temperature=2.0, top_k=20, top_p=0.9)
 
 
@@ -32,7 +37,15 @@ def engine_config(**engine: Any) -> RunConfig:
         "data_parallel_size": 2,
         **engine,
     }
-    return build_config({"cluster": {"device": "cpu"}, "precision": {"transformer_engine": False}, "engine": settings})
+    sampling = {"train": {}, "eval": {}, "stop_token_ids": list(STOPS)}
+    return build_config(
+        {
+            "cluster": {"device": "cpu"},
+            "precision": {"transformer_engine": False},
+            "engine": settings,
+            "sampling": sampling,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +57,12 @@ def model(tiny_hf_model: Path) -> ModelFolder:
 def pool(model: ModelFolder) -> Iterator[EnginePool]:
     with open_sampler(engine_config(), model) as pool:
         yield pool
+
+
+@pytest.fixture(autouse=True)
+def _logs_stay_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a dead engine printed goes into a file that this test takes away."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def requests(count: int, *, decoding: Decoding = HOT, max_tokens: int = 24) -> list[Request]:
@@ -88,8 +107,9 @@ def test_another_seed_gives_other_tokens(pool: EnginePool) -> None:
 def test_end_token_stands_exactly_where_the_model_stopped(pool: EnginePool, model: ModelFolder) -> None:
     # Untruncated and hot, the random model draws nearly uniformly, so some responses meet the end token.
     completions = draw(pool, requests(200, decoding=Decoding(temperature=2.0), max_tokens=100)).values()
-    ends = set(model.end_token_ids)
+    ends = {*model.end_token_ids, *STOPS}
     assert {completion.finish_reason for completion in completions} == {"stop", "length"}
+    assert {completion.token_ids[-1] for completion in completions if completion.finish_reason == "stop"} == ends
     for completion in completions:
         if completion.finish_reason == "stop":
             assert completion.token_ids[-1] in ends
@@ -100,6 +120,54 @@ def test_end_token_stands_exactly_where_the_model_stopped(pool: EnginePool, mode
 
 
 @needs_vllm
+def test_samples_of_one_prompt_are_those_of_prompts_apart(pool: EnginePool) -> None:
+    # Four blocks of a prompt, which later samples find in the cache of prefixes; a fresh prompt pushes none out.
+    prompt = [3 + place % 97 for place in range(70)]
+    wanted = [
+        Request(key=(number,), prompt_token_ids=prompt, seed=number, decoding=HOT, max_tokens=24)
+        for number in range(40)
+    ]
+    together = draw(pool, wanted)
+    alone = {request.key: next(pool.sample([request])) for request in wanted[::8]}
+    assert all(together[key] == completion for key, completion in alone.items())
+    assert len({tuple(completion.token_ids) for completion in together.values()}) > 30
+
+
+@needs_vllm
+def test_min_p_of_one_is_greedy(pool: EnginePool) -> None:
+    # The first request's prompt is the padding token, whose embedding is zero: all logits are equal there.
+    wanted = requests(21, decoding=Decoding(temperature=2.0, min_p=1.0), max_tokens=8)[1:]
+    greedy = requests(21, decoding=Decoding(temperature=0.0), max_tokens=8)[1:]
+    assert draw(pool, wanted) == draw(pool, greedy)
+
+
+@needs_vllm
+def test_scores_are_the_means_of_transformers_log_softmax(pool: EnginePool, model: ModelFolder) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    lengths = [(1, 1), (1, 5), (40, 1), (70, 60), (200, 56), (255, 1)]  # the last two fill the context
+    wanted = [
+        ScoreRequest(
+            key=(prompt, response),
+            prompt_token_ids=[2 + place * 7 % 500 for place in range(prompt)],
+            response_token_ids=[3 + (prompt + place * 11) % 500 for place in range(response)],
+        )
+        for prompt, response in lengths
+    ]
+    scores = {score.key: score.mean_logprob for score in pool.score(wanted)}
+    assert scores.keys() == {request.key for request in wanted}
+    reference = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32)
+    for request in wanted:
+        ids = torch.tensor([request.prompt_token_ids + request.response_token_ids])
+        with torch.no_grad():
+            logprobs = reference(ids).logits[0, :-1].log_softmax(-1)
+        start = len(request.prompt_token_ids)
+        expected = logprobs.gather(1, ids[0, 1:, None])[start - 1 :].mean().item()
+        assert scores[request.key] == pytest.approx(expected, abs=1e-5)
+
+
+@needs_vllm
 def test_responses_end_with_the_context(pool: EnginePool) -> None:
     longest = Request(key=("long",), prompt_token_ids=[9] * 255, seed=1, decoding=HOT, max_tokens=50)
     (completion,) = pool.sample([longest])
@@ -107,18 +175,78 @@ def test_responses_end_with_the_context(pool: EnginePool) -> None:
 
 
 @needs_vllm
-def test_greedy_is_what_transformers_gives(pool: EnginePool, model: ModelFolder) -> None:
+@pytest.mark.parametrize("penalty", [1.0, 2.0])
+def test_greedy_is_what_transformers_gives(pool: EnginePool, model: ModelFolder, penalty: float) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    wanted = requests(12, decoding=Decoding(temperature=0.0), max_tokens=8)
+    wanted = requests(12, decoding=Decoding(temperature=0.0, repetition_penalty=penalty), max_tokens=8)
     drawn = draw(pool, wanted)
     reference = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32)
+    ends = [*model.end_token_ids, *STOPS]
     for request in wanted:
         prompt = torch.tensor([request.prompt_token_ids])
         with torch.no_grad():
-            ids = reference.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False)
+            ids = reference.generate(
+                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False,
+                repetition_penalty=penalty, eos_token_id=ends,
+            )  # fmt: skip
         assert drawn[request.key].token_ids == ids[0, prompt.shape[1] :].tolist()
+
+
+@needs_vllm
+def test_a_killed_engine_is_started_again_and_every_request_answered_once(
+    pool: EnginePool, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = requests(300, decoding=Decoding(temperature=2.0), max_tokens=100)
+    received: dict[object, Completion] = {}
+    for number, completion in enumerate(pool.sample(wanted)):
+        assert completion.key not in received
+        received[completion.key] = completion
+        if number == 20:
+            os.kill(pool._engines[0]._process.pid, signal.SIGKILL)
+    assert len(received) == len(wanted)
+    assert "engine process with status -9 died" in caplog.text
+    assert "1 of engine.max_restarts = 3" in caplog.text
+    # A response is what it would have been, whichever engine gave it in the end.
+    assert draw(pool, wanted[::7]) == {request.key: received[request.key] for request in wanted[::7]}
+    assert pool._engines[0].is_ready
+
+
+@needs_vllm
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ({"max_num_seq": 3}, r"engine\.options\.max_num_seq: is no argument .* did you mean max_num_seqs"),
+        ({"load_format": "nonsense"}, r"vLLM with the model .*did not start"),
+    ],
+)
+def test_options_that_vllm_does_not_take_are_one_line(
+    model: ModelFolder, option: dict[str, Any], complaint: str
+) -> None:
+    with (
+        pytest.raises(UserError, match=complaint) as caught,
+        open_sampler(engine_config(data_parallel_size=1, options=option), model) as pool,
+    ):
+        pool.wait_ready()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [("dtype", "set engine.dtype instead"), ("skip_tokenizer_init", "leave it out"),
+     ("enable_chunked_prefill", "leave it out")],
+)  # fmt: skip
+def test_options_that_the_project_sets_are_refused(model: ModelFolder, name: str, instead: str) -> None:
+    with pytest.raises(UserError, match=rf"engine\.options\.{name}: .* sets itself; {instead}"):
+        open_sampler(engine_config(options={name: 1}), model)
+
+
+def test_stop_tokens_outside_the_vocabulary_are_refused(model: ModelFolder) -> None:
+    config = dataclasses.replace(engine_config(), sampling=SamplingConfig(
+        train=HOT, eval=HOT, stop_token_ids=(512,)))  # fmt: skip
+    with pytest.raises(UserError, match=r"stop_token_ids = \[512\]: .* ends at 511"):
+        open_sampler(config, model)
 
 
 @needs_vllm
@@ -174,6 +302,6 @@ def test_cuda_without_gpus_is_refused(model: ModelFolder, monkeypatch: pytest.Mo
 
 @needs_vllm
 def test_manifests_name_vllm_and_its_version() -> None:
-    facts = engine_facts()
-    assert facts["name"] == "vllm"
+    facts = engine_facts(engine_config())
+    assert (facts["name"], facts["backend"]) == ("vllm", "vllm")
     assert facts["version"][0].isdigit()

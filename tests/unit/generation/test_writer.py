@@ -1,4 +1,4 @@
-"""Shards: in the plan's order, and whole, wherever the writer was killed."""
+"""A file of samples: in the plan's order, and whole, wherever the writer was killed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.errors import UserError
-from megatron_ssd.generation.writer import SampleFile, SampleShards
+from megatron_ssd.generation.writer import SampleFile
 from megatron_ssd.schema import Sample
 
 KEYS = [(f"p{number // 2}", number % 2) for number in range(25)]
@@ -34,75 +34,61 @@ def sample(key: tuple[str, int]) -> Sample:
     )
 
 
-def write(folder: Path, keys: list[tuple[str, int]]) -> SampleShards:
-    with SampleShards(folder, KEYS, rows_per_shard=10) as shards:
-        for key in keys:
-            if key not in shards.done:
-                shards.write(sample(key))
-    return shards
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+def write(path: Path, keys: list[tuple[str, int]]) -> SampleFile:
+    file = SampleFile(path, KEYS)
+    for key in keys:
+        if key not in file.done:
+            file.write(sample(key))
+    file.close()
+    return file
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of a run in order, never stopped."""
-    folder = tmp_path_factory.mktemp("whole")
-    write(folder, KEYS)
-    return content(folder)
-
-
-def test_shards_hold_slices_of_the_plan(whole: dict[str, bytes]) -> None:
-    assert list(whole) == ["shard-00000.jsonl", "shard-00001.jsonl", "shard-00002.jsonl"]
-    assert [data.count(b"\n") for data in whole.values()] == [10, 10, 5]
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The file of a run in order, never stopped."""
+    path = tmp_path_factory.mktemp("whole") / "one.jsonl"
+    write(path, KEYS)
+    return path.read_bytes()
 
 
 def test_rows_come_back_as_written(tmp_path: Path) -> None:
-    write(tmp_path, KEYS)
-    rows = [Sample.from_json(row) for path in sorted(tmp_path.iterdir()) for row in read_jsonl(path)]
-    assert rows == [sample(key) for key in KEYS]
+    path = tmp_path / "one.jsonl"
+    write(path, KEYS)
+    assert [Sample.from_json(row) for row in read_jsonl(path)] == [sample(key) for key in KEYS]
 
 
 @given(seed=st.integers(min_value=0, max_value=10**6))
 @settings(max_examples=20, deadline=None)
-def test_order_of_arrival_leaves_no_trace(
-    seed: int, whole: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("shuffled")
-    write(folder, random.Random(seed).sample(KEYS, len(KEYS)))
-    assert content(folder) == whole
+def test_order_of_arrival_leaves_no_trace(seed: int, whole: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("shuffled") / "one.jsonl"
+    write(path, random.Random(seed).sample(KEYS, len(KEYS)))
+    assert path.read_bytes() == whole
 
 
 @given(seed=st.integers(min_value=0, max_value=10**6), stop=st.integers(0, 25), cut=st.integers(0, 400))
 @settings(max_examples=40, deadline=None)
 def test_a_writer_cut_anywhere_is_taken_up(
-    seed: int, stop: int, cut: int, whole: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+    seed: int, stop: int, cut: int, whole: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    folder = tmp_path_factory.mktemp("cut")
+    path = tmp_path_factory.mktemp("cut") / "one.jsonl"
     order = random.Random(seed).sample(KEYS, len(KEYS))
-    write(folder, order[:stop])
-    files = sorted(folder.iterdir())
-    lost = 0
-    if files:
-        last = files[-1]
-        data = last.read_bytes()
-        last.write_bytes(data[: max(0, len(data) - cut)])
-        lost = data.count(b"\n") - last.read_bytes().count(b"\n")
-    with SampleShards(folder, KEYS, rows_per_shard=10) as shards:
-        assert len(shards.done) == stop - lost
-    shards = write(folder, order)
-    assert content(folder) == whole
-    assert shards.counts == {"samples": 25, "response_tokens": 300, "stop": 16, "length": 9}
+    write(path, order[:stop])
+    data = path.read_bytes() if stop else b""
+    path.write_bytes(data[: max(0, len(data) - cut)])
+    lost = data.count(b"\n") - path.read_bytes().count(b"\n")
+    assert len(SampleFile(path, KEYS).done) == stop - lost
+    file = write(path, order)
+    assert path.read_bytes() == whole
+    assert file.counts == {"samples": 25, "response_tokens": 300, "stop": 16, "length": 9}
 
 
-def test_a_kill_while_a_full_file_is_put_in_order_is_mended(tmp_path: Path, whole: dict[str, bytes]) -> None:
+def test_a_kill_while_a_full_file_is_put_in_order_is_mended(tmp_path: Path, whole: bytes) -> None:
+    path = tmp_path / "one.jsonl"
     with patch.object(Path, "replace", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
-        write(tmp_path, KEYS[:10][::-1])
-    assert (tmp_path / ".shard-00000.jsonl.tmp").exists()
-    write(tmp_path, KEYS)
-    assert content(tmp_path) == whole
+        write(path, KEYS[::-1])
+    assert (tmp_path / ".one.jsonl.tmp").exists()
+    write(path, KEYS)
+    assert path.read_bytes() == whole
 
 
 def test_foreign_and_repeated_rows_are_refused(tmp_path: Path) -> None:

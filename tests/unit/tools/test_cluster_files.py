@@ -30,31 +30,52 @@ def cluster(tmp_path):
     return start
 
 
-@pytest.mark.parametrize("stage", ["generate", "evaluate"])
-def test_an_array_task_takes_its_line(cluster, tmp_path, stage):
+def test_an_array_task_takes_its_line(cluster, tmp_path):
     (tmp_path / "runs.txt").write_text("+model=tiny run_dir=runs/a\n+model=tiny run_dir=runs/b seed=3\n")
-    status, arguments, _ = cluster(f"{stage}.sbatch", "runs.txt", SLURM_ARRAY_TASK_ID="2")
+    status, arguments, _ = cluster("evaluate.sbatch", "runs.txt", SLURM_ARRAY_TASK_ID="2")
     assert status == 0
     assert arguments[-5:] == [
-        ".venv/bin/python", f"launch/{stage}.py", "+model=tiny", "run_dir=runs/b", "seed=3",
+        ".venv/bin/python", "launch/evaluate.py", "+model=tiny", "run_dir=runs/b", "seed=3",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("stage", ["generate", "evaluate"])
-def test_an_array_task_without_a_line_stops_before_anything_starts(cluster, tmp_path, stage):
+def test_an_array_task_without_a_line_stops_before_anything_starts(cluster, tmp_path):
     (tmp_path / "runs.txt").write_text("+model=tiny\n")
-    status, arguments, error = cluster(f"{stage}.sbatch", "runs.txt", SLURM_ARRAY_TASK_ID="2")
+    status, arguments, error = cluster("evaluate.sbatch", "runs.txt", SLURM_ARRAY_TASK_ID="2")
     assert (status, arguments) == (2, [])
     assert error == "error: runs.txt has no line 2; array indices start at 1\n"
 
 
-@pytest.mark.parametrize("stage", ["generate", "evaluate"])
-def test_outside_an_array_the_script_says_how_to_submit(cluster, tmp_path, stage):
+@pytest.mark.parametrize(("stage", "array"), [("generate", "--array=0-N"), ("evaluate", "--array=1-N")])
+def test_outside_an_array_the_script_says_how_to_submit(cluster, tmp_path, stage, array):
     (tmp_path / "runs.txt").write_text("+model=tiny\n")
     status, arguments, error = cluster(f"{stage}.sbatch", "runs.txt")
     assert status != 0
     assert arguments == []
-    assert "--array=1-N" in error
+    assert array in error
+
+
+def array(first: int, last: int, task: int, count: int | None = None) -> dict[str, str]:
+    numbers = {"ID": task, "MIN": first, "MAX": last, "COUNT": count or last - first + 1}
+    return {f"SLURM_ARRAY_TASK_{name}": str(number) for name, number in numbers.items()}
+
+
+@pytest.mark.parametrize(("first", "last", "task", "rank"), [(0, 7, 0, 0), (0, 7, 7, 7), (1, 3, 2, 1)])
+def test_the_tasks_of_an_array_are_the_workers_of_one_run(cluster, first, last, task, rank):
+    status, arguments, _ = cluster(
+        "generate.sbatch", "+model=tiny", "run_dir=runs/with blank", **array(first, last, task)
+    )
+    assert status == 0
+    assert arguments[-6:] == [
+        ".venv/bin/python", "launch/generate.py", "+model=tiny", "run_dir=runs/with blank",
+        f"worker.rank={rank}", f"worker.world={last - first + 1}",
+    ]  # fmt: skip
+
+
+def test_an_array_with_gaps_is_refused(cluster):
+    status, arguments, error = cluster("generate.sbatch", "+model=tiny", **array(0, 6, 2, count=4))
+    assert (status, arguments) == (2, [])
+    assert error == "error: --array has gaps between 0 and 6; workers are numbered without\n"
 
 
 def test_training_meets_at_the_first_node_with_the_allocations_world_size(cluster):

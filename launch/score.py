@@ -1,0 +1,10 @@
+"""Score each response by a smaller model's mean log-probability of it: run_dir/scores.
+
+python launch/score.py +experiment=demo proxy.path=SMALLER_MODEL run_dir=runs/mine
+"""
+
+from megatron_ssd.cli.entry import main
+from megatron_ssd.generation.scoring import run_score
+
+if __name__ == "__main__":
+    main(run_score, description=__doc__)

@@ -1,0 +1,60 @@
+"""Tools that are no stage: ``KEY=VALUE`` arguments to one small dataclass, which has its keys, kinds and defaults."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import types
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from megatron_ssd.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def key_parser(description: str | None, config: type) -> argparse.ArgumentParser:
+    """A parser whose ``--help`` lists the keys from the docstring of ``config``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.epilog = f"Keys:{(config.__doc__ or '').partition('Args:')[2]}"
+    parser.add_argument("arguments", nargs="*", metavar="KEY=VALUE")
+    return parser
+
+
+def parse_keys(config: type[T], arguments: Sequence[str]) -> T:
+    """``KEY=VALUE`` arguments as a ``config``. Raises ``ConfigError``."""
+    fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    kinds = get_type_hints(config)
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        key, separator, text = argument.partition("=")
+        if not separator or key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"did you mean {near[0]}=VALUE?" if near else "see --help"
+            raise ConfigError(f"argument {argument!r}", rule=f"known are {', '.join(fields)}, as KEY=VALUE", fix=hint)
+        values[key] = _value(key, text, kinds[key])
+    for name, field in fields.items():
+        if field.default is dataclasses.MISSING and not values.get(name):
+            raise ConfigError(f"{name} is not set", rule="it has no default", fix=f"add {name}=VALUE")
+    return config(**values)
+
+
+def _value(key: str, text: str, kind: Any) -> Any:
+    if get_origin(kind) is types.UnionType:  # a kind or None, and None is what is not named
+        (kind,) = (part for part in get_args(kind) if part is not types.NoneType)
+    if kind is bool:
+        _choose(key, text, ("true", "false"))
+        return text == "true"
+    if kind is int:
+        if not text.isdecimal():
+            raise ConfigError(f"{key} = {text!r}", rule="must be a whole number", fix=f"write {key}=10")
+        return int(text)
+    if get_origin(kind) is Literal:
+        _choose(key, text, get_args(kind))
+    return text
+
+
+def _choose(key: str, text: str, choices: tuple[str, ...]) -> None:
+    if text not in choices:
+        raise ConfigError(f"{key} = {text!r}", rule="there is no such choice", fix=f"choose {' or '.join(choices)}")

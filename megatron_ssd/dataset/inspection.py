@@ -1,0 +1,148 @@
+"""A data set for the eye: counts, lengths, and documents with what is trained on in colour."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_ssd.artifacts.jsonl import iter_jsonl
+from megatron_ssd.config.dataset import InspectConfig
+from megatron_ssd.dataset.indexed import DATASET_NAME
+from megatron_ssd.dataset.integrity import DatasetFiles, check_files, open_files
+from megatron_ssd.prompts.tokenizer import fast_tokenizer
+
+_BAR = 50  # characters of the longest bar
+_DIM, _GREEN, _PLAIN = "\x1b[2m", "\x1b[32m", "\x1b[0m"
+
+Decode = Callable[[NDArray[Any]], str]
+
+
+def run_inspect(config: InspectConfig) -> None:
+    """Check the data set and print what is in it.
+
+    Raises:
+        UserError: there is none, its files do not belong together, or the tokenizer that was named does not load.
+    """
+    prefix = Path(config.path) if config.path else Path(config.run_dir or "") / "dataset" / DATASET_NAME
+    files = open_files(prefix)
+    check_files(files, hashes=config.hashes)
+    decode = _decoder(config)
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    for line in (*summary(files, hashes=config.hashes), "", *histogram(files), ""):
+        print(line)
+    count = min(config.examples, files.index.num_documents)
+    numbers = np.linspace(0, files.index.num_documents - 1, count).astype(int).tolist()
+    for number, name in _names(files, numbers).items():
+        print(example(files, number, decode, name=name, coloured=coloured, max_characters=config.max_characters), "\n")
+
+
+def summary(files: DatasetFiles, *, hashes: bool) -> Iterator[str]:
+    """Counts, a line each."""
+    index, manifest = files.index, files.manifest
+    per_document = "pairs of [prompt, response]" if files.are_pairs else f"{len(index.lengths):,} sequences"
+    tokens = f"{index.lengths.sum(dtype=np.int64):,}"
+    if files.are_pairs:
+        prompts, responses = (index.lengths[i::2].sum(dtype=np.int64) for i in (0, 1))
+        tokens += f", {prompts:,} of prompts and {responses:,} of responses"
+    vocabulary = f", all below {files.vocab_size:,}" if files.vocab_size else f", largest {_largest(files):,}"
+    yield _line("data set", str(files.prefix))
+    yield _line("documents", f"{index.num_documents:,}, {per_document}")
+    yield _line("tokens", tokens)
+    yield _line("ids", f"{index.dtype.name}{vocabulary}")
+    if index.modes is not None:
+        yield _line("modes", f"multimodal, {np.count_nonzero(index.modes):,} sequences are not text")
+    if manifest is None:
+        yield _line("checked", ".bin against .idx; there is no manifest beside them")
+        return
+    counts, dropped = manifest.counts, manifest.dropped
+    if "length_capped" in counts:
+        yield _line("length-capped", f"{counts['length_capped']:,} of the responses sampled have no end token")
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(dropped.items())) or "none"
+        yield _line("dropped", f"{sum(dropped.values()):,} of {counts['samples']:,} samples: {reasons}")
+    if "differing_samples" in counts:
+        yield _line("retokenized", f"{counts['differing_samples']:,} responses differ from what was sampled, in "
+                                   f"{counts['differing_tokens']:,} tokens (differences.jsonl)")  # fmt: skip
+    yield _line("checked", f".bin against .idx against manifest, {'with' if hashes else 'without'} hashes")
+
+
+def histogram(files: DatasetFiles) -> Iterator[str]:
+    """Lengths as text bars, in steps of a factor of two."""
+    index = files.index
+    before = np.concatenate(([0], np.cumsum(index.lengths, dtype=np.int64)))[index.borders]
+    lengths, what = np.diff(before), "documents"
+    if files.are_pairs:
+        lengths, what = index.lengths[1::2].astype(np.int64), "responses"
+    if not len(lengths):
+        return
+    middle, high = np.percentile(lengths, [50, 95]).astype(int).tolist()
+    yield f"length of {what} in tokens: median {middle:,}, 95 % up to {high:,}, longest {lengths.max():,}"
+    bins = np.where(lengths > 0, np.log2(np.maximum(lengths, 1)).astype(int) + 1, 0)
+    counts = np.bincount(bins)
+    for step in range(int(bins.min()), len(counts)):
+        first, last = (0, 0) if step == 0 else (1 << (step - 1), (1 << step) - 1)
+        bar = "#" * -(-int(counts[step]) * _BAR // int(counts.max()))
+        yield f"{first:>9,} to {last:>9,}  {counts[step]:>10,}  {bar}".rstrip()
+
+
+def example(files: DatasetFiles, number: int, decode: Decode, *, name: str, coloured: bool, max_characters: int) -> str:
+    """A document: prompts dim, what is trained on green; without colour each under a line that says which it is."""
+    borders, lengths = files.index.borders, files.index.lengths
+    sequences = range(int(borders[number]), int(borders[number + 1]))
+    texts = [_shown(decode(_sequence(files, sequence)), max_characters) for sequence in sequences]
+    sizes = " + ".join(f"{lengths[sequence]:,}" for sequence in sequences)
+    lines = [f"document {number}{name}: {sizes} tokens"]
+    for place, text in enumerate(texts):
+        is_prompt = files.are_pairs and place == 0
+        if coloured:
+            lines.append(f"{_DIM if is_prompt else _GREEN}{text}{_PLAIN}")
+        else:
+            lines += [f"[{'prompt, no loss' if is_prompt else 'loss'}]", text]
+    return "\n".join(lines)
+
+
+def _names(files: DatasetFiles, numbers: list[int]) -> dict[int, str]:
+    """Which sample each of the documents is, where that is known."""
+    names = dict.fromkeys(numbers, "")
+    if files.manifest is not None and files.names.is_file():
+        for number, row in enumerate(iter_jsonl(files.names)):
+            if number in names:
+                names[number] = f", sample {row['sample_index']} of problem {row['problem_id']}"
+    return names
+
+
+def _sequence(files: DatasetFiles, sequence: int) -> NDArray[Any]:
+    start = int(files.index.offsets[sequence]) // files.index.dtype.itemsize
+    return files.ids()[start : start + int(files.index.lengths[sequence])]
+
+
+def _shown(text: str, max_characters: int) -> str:
+    """Printable text, its middle left out where it is long: a response may hold characters that steer a terminal."""
+    if len(text) > max_characters:
+        head, left_out = max_characters - max_characters // 4, len(text) - max_characters
+        text = f"{text[:head]}\n... {left_out:,} characters ...\n{text[len(text) - max_characters // 4 :]}"
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1] for letter in text)
+
+
+def _decoder(config: InspectConfig) -> Decode:
+    """How ids become text: a tokenizer's way, special tokens included, or numbers where there is no tokenizer."""
+    folders = [Path(config.run_dir or "") / name for name in ("tokenizer", "export")] if config.run_dir else []
+    found = next((folder for folder in folders if (folder / "tokenizer_config.json").is_file()), None)
+    folder = Path(config.tokenizer) if config.tokenizer else found
+    if folder is None:
+        return lambda ids: " ".join(map(str, ids.tolist()))
+    tokenizer = fast_tokenizer(folder)
+    return lambda ids: str(tokenizer.decode(ids.tolist(), skip_special_tokens=False))
+
+
+def _largest(files: DatasetFiles) -> int:
+    return int(files.ids().max(initial=0))
+
+
+def _line(name: str, text: str) -> str:
+    return f"{name:15}{text}"

@@ -1,0 +1,182 @@
+"""The scoring stage: how likely a smaller model finds each response. run_dir/samples to run_dir/scores.
+
+Nothing is dropped here; ``filters.proxy_band`` decides on the scores later. The proxy reads the sample's messages in
+its own chat template (or as plain text, by ``prompt.mode``) and the response in its own tokens, so it may be of any
+family. A response that does not fit beside its prompt is scored as far as it does.
+
+Output: ``scores.jsonl``, one ``schema.ResponseScore`` a sample, in the order of the samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from megatron_ssd.artifacts.jsonl import JsonlWriter, heal, iter_jsonl
+from megatron_ssd.artifacts.manifest import read_manifest
+from megatron_ssd.artifacts.samples import iter_samples
+from megatron_ssd.artifacts.stage import Stage, write_atomically
+from megatron_ssd.config.generation import PromptConfig
+from megatron_ssd.config.proxy import ProxyConfig
+from megatron_ssd.config.run import RunConfig, needed
+from megatron_ssd.generation.engines import engine_facts, open_sampler
+from megatron_ssd.generation.model_folder import ModelFolder, open_model
+from megatron_ssd.generation.published import SAMPLES, sample_shards
+from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES
+from megatron_ssd.generation.sampler import Key, ScoreRequest
+from megatron_ssd.progress import progress
+from megatron_ssd.prompts.prompt import prompt_ids
+from megatron_ssd.prompts.tokenizer import ChatTokenizer
+from megatron_ssd.schema import ResponseScore, Sample
+
+log = logging.getLogger(__name__)
+
+SCORES_FILE = "scores.jsonl"
+_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the scores, for whoever chooses a band
+
+
+def scores_stage(config: RunConfig) -> Stage:
+    """The stage as ``config`` identifies it: same samples and proxy mean the same scores.
+
+    Raises:
+        UserError: no proxy is named, it is not there, or there are no samples.
+    """
+    return _stage(config, _open_proxy(config))
+
+
+def run_score(config: RunConfig) -> None:
+    """Score every sample, or go on where an earlier start stopped.
+
+    Raises:
+        UserError: see ``scores_stage``; or a row is no sample, or an engine cannot start or dies.
+    """
+    model = _open_proxy(config)
+    stage = _stage(config, model)
+    if stage.is_current():
+        return
+    run_dir, work = Path(config.run_dir), stage.begin()
+    path = work / SCORES_FILE
+    heal(path)
+    order = [sample.key for shard in sample_shards(run_dir) for sample in iter_samples(shard)]
+    rows = [ResponseScore.from_json(row) for row in iter_jsonl(path)] if path.exists() else []
+    done = {row.key: row for row in rows}
+    if len(done) < len(order):
+        done |= _score_missing(config, stage, model, path, done=done, total=len(order))
+    ordered = [done[key] for key in order]
+    write_atomically(path, "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in ordered))
+    scored = [row.mean_logprob for row in ordered if row.mean_logprob is not None]
+    quantiles = (
+        {f"{q:g}": round(float(value), 4) for q, value in zip(_QUANTILES, np.quantile(scored, _QUANTILES), strict=True)}
+        if scored
+        else {}
+    )
+    log.info(
+        "scores: %d of %d samples scored, quantiles of the mean log-probability %s", len(scored), len(order), quantiles
+    )
+    stage.publish(
+        engine=engine_facts(config),
+        counts={"samples": len(order), "scored": len(scored)},
+        facts={"mean_logprob_quantiles": quantiles},
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Requests:
+    """Samples as the proxy reads them."""
+
+    tokenizer: ChatTokenizer
+    max_model_len: int
+    prompt: PromptConfig
+
+    def of(self, sample: Sample) -> ScoreRequest | None:
+        """What the engine is asked; None where there is no response, or no place for one."""
+        prompt = prompt_ids(sample.messages, self.prompt, self.tokenizer)
+        response = self.tokenizer.response_ids(sample.response)[: max(0, self.max_model_len - len(prompt))]
+        if not response:
+            return None
+        return ScoreRequest(key=sample.key, prompt_token_ids=prompt, response_token_ids=response)
+
+
+def _score_missing(
+    config: RunConfig,
+    stage: Stage,
+    model: ModelFolder,
+    path: Path,
+    *,
+    done: dict[tuple[str, int], ResponseScore],
+    total: int,
+) -> dict[tuple[str, int], ResponseScore]:
+    """Score what ``done`` lacks, append it to ``path`` as it comes, and return it."""
+    max_model_len = _max_model_len(config, model)
+    engine = dataclasses.replace(config.engine, max_model_len=max_model_len)
+    found: dict[tuple[str, int], ResponseScore] = {}
+    bar: tqdm[None] = progress(total=total, initial=len(done), desc="scoring", unit="response")
+    with (
+        open_sampler(dataclasses.replace(config, engine=engine, sampling=None), model) as sampler,
+        JsonlWriter(path) as writer,
+        bar,
+    ):
+        tokenizer = ChatTokenizer(model.path)
+        tokenizer.check_fits(model.vocab_size)
+        asked = _Requests(tokenizer=tokenizer, max_model_len=max_model_len, prompt=config.prompt)
+        num_tokens: dict[Key, int] = {}
+
+        def record(key: tuple[str, int], mean_logprob: float | None) -> None:
+            problem_id, index = key
+            row = ResponseScore(
+                problem_id=problem_id, sample_index=index, mean_logprob=mean_logprob, num_tokens=num_tokens.pop(key, 0)
+            )
+            writer.write(row.to_json())
+            found[key] = row
+            stage.note_time(every=SECONDS_BETWEEN_NOTES)
+            bar.update()
+
+        def requests() -> Iterator[ScoreRequest]:
+            for shard in sample_shards(Path(config.run_dir)):
+                for sample in iter_samples(shard):
+                    if sample.key in done:
+                        continue
+                    request = asked.of(sample)
+                    if request is None:
+                        record(sample.key, None)
+                    else:
+                        num_tokens[request.key] = len(request.response_token_ids)
+                        yield request
+
+        for score in sampler.score(requests()):
+            record(score.key, score.mean_logprob)  # type: ignore[arg-type]
+    return found
+
+
+def _open_proxy(config: RunConfig) -> ModelFolder:
+    proxy = _proxy(config)
+    return open_model(proxy.path, proxy.revision, key="proxy.path")
+
+
+def _proxy(config: RunConfig) -> ProxyConfig:
+    return needed(config.proxy, "proxy", fix="name a smaller model, for example proxy.path=Qwen/Qwen3-0.6B")
+
+
+def _max_model_len(config: RunConfig, model: ModelFolder) -> int:
+    return _proxy(config).max_model_len or model.max_position_embeddings
+
+
+def _stage(config: RunConfig, model: ModelFolder) -> Stage:
+    run_dir = Path(config.run_dir)
+    return Stage(
+        name="scores",
+        run_dir=run_dir,
+        config={
+            "max_model_len": _max_model_len(config, model),
+            "prompt": {"mode": config.prompt.mode, "enable_thinking": config.prompt.enable_thinking},
+            "dtype": config.engine.dtype,
+        },
+        inputs={"samples": read_manifest(run_dir / SAMPLES).content_hash, "proxy": model.revision},
+        replace=config.replace,
+    )

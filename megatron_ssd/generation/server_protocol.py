@@ -1,0 +1,182 @@
+"""What is said to a vLLM server and what it says, in terms of requests and completions."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from megatron_ssd.config.generation import EngineConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.generation.model_folder import ModelFolder
+from megatron_ssd.generation.sampler import Completion, Request
+
+_SECONDS = 30.0  # for a question that needs no decoding
+_API_KEY = "VLLM_API_KEY"  # the variable from which vllm serve takes the key that it asks for
+
+
+def headers() -> dict[str, str]:
+    """The key, where the environment holds one."""
+    key = os.environ.get(_API_KEY)
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def server_version(engine: EngineConfig) -> str:
+    """The release of vLLM that the servers run; several, where they differ. Raises ``UserError``."""
+    answers = [(url, _get(url.removesuffix("/v1") + "/version")) for url in engine.endpoints]
+    versions = {str(answer.get("version")) for _, answer in answers}
+    if "None" in versions:
+        raise UserError(
+            f"engine.endpoints = {list(engine.endpoints)}",
+            rule="must be vLLM servers, and one names no version",
+            fix="start them with vllm serve",
+        )
+    return ", ".join(sorted(versions))
+
+
+def served_models(url: str) -> list[dict[str, Any]]:
+    """What the server at ``url`` says of each of its models, adapters left out. Raises ``UserError``."""
+    cards = [card for card in _get(f"{url}/models").get("data", []) if not card.get("parent")]
+    if not cards:
+        raise UserError(f"endpoint {url}", rule="names no model", fix="name the /v1 URL of a vLLM server")
+    return cards
+
+
+def served_name(url: str, cards: list[dict[str, Any]], model: ModelFolder, *, max_model_len: int) -> str | None:
+    """The name under which the server of ``cards`` serves ``model``; None where it does not.
+
+    Raises:
+        UserError: it takes fewer than ``max_model_len`` tokens.
+    """
+    card = next((card for card in cards if _is(model, card)), None)
+    if card is None:
+        return None
+    length = card.get("max_model_len") or 0
+    if length < max_model_len:
+        raise UserError(
+            f"endpoint {url} with a max_model_len of {length}",
+            rule=f"must take at least engine.max_model_len = {max_model_len} tokens",
+            fix="start vllm serve with --max-model-len, or lower engine.max_model_len",
+        )
+    return str(card["id"])
+
+
+def described(cards: list[dict[str, Any]]) -> str:
+    """The models of a server in words."""
+    return ", ".join(f"{card.get('id')} from {card.get('root')}" for card in cards)
+
+
+def _is(model: ModelFolder, card: dict[str, Any]) -> bool:
+    """Whether ``card`` is of ``model``, as far as names tell: its path, a folder's name, or the Hub's name for it."""
+    served = [str(card[key]) for key in ("id", "root") if card.get(key)]
+    here = [Path(name) for name in served if Path(name).is_dir()]
+    if here:
+        return any(folder.samefile(model.path) for folder in here)
+    return any(_name(name) == _name(str(model.path)) for name in served)
+
+
+def _name(path: str) -> str:
+    """The last part of a path or Hub id; of a Hub snapshot, the repository's."""
+    parts = Path(path).parts
+    cached = [part for part in parts if part.startswith("models--")]
+    return (cached[-1].split("--")[-1] if cached else parts[-1]).lower()
+
+
+def body_of(request: Request, *, name: str, max_tokens: int, end_token_ids: tuple[int, ...]) -> dict[str, Any]:
+    """The request for ``/v1/completions``. All that decides how a token is drawn is said: no server default applies."""
+    decoding = request.decoding
+    return {
+        "model": name,
+        "prompt": request.prompt_token_ids,
+        "seed": request.seed,
+        "max_tokens": max_tokens,
+        "temperature": decoding.temperature,
+        "top_k": decoding.top_k,
+        "top_p": decoding.top_p,
+        "min_p": decoding.min_p,
+        "repetition_penalty": decoding.repetition_penalty,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "stop_token_ids": list(end_token_ids),
+        "ignore_eos": True,  # what the server's tokenizer thinks it is; all that count are named
+        "return_token_ids": True,
+        "n": 1,
+        "stream": False,
+    }
+
+
+def completion_of(
+    url: str, request: Request, response: httpx2.Response, *, max_tokens: int, end_token_ids: tuple[int, ...]
+) -> Completion:
+    """What an answer of status 200 holds.
+
+    Raises:
+        UserError: it holds no token ids, those of another prompt, or a response that ended in a way not asked for.
+    """
+    choice = _choice(url, response)
+    ids, prompt, reason = choice.get("token_ids"), choice.get("prompt_token_ids"), choice.get("finish_reason")
+    if ids is None or prompt is None:
+        raise UserError(
+            f"endpoint {url}",
+            rule="returns no token ids (return_token_ids), and text is not tokenised again",
+            fix="serve with a release of vLLM that knows return_token_ids, or set engine.backend=vllm",
+        )
+    if prompt != request.prompt_token_ids:
+        raise _odd(url, request, f"read a prompt of {len(prompt)} tokens, not the {len(request.prompt_token_ids)} sent")
+    if reason == "stop" and ids and ids[-1] in end_token_ids:
+        return Completion(key=request.key, token_ids=ids, finish_reason="stop")
+    if reason == "length" and len(ids) == max_tokens:
+        return Completion(key=request.key, token_ids=ids, finish_reason="length")
+    raise _odd(
+        url, request,
+        f"ended a response with {reason} after {len(ids)} of {max_tokens} tokens, at {choice.get('stop_reason')!r}",
+    )  # fmt: skip
+
+
+def message_of(response: httpx2.Response) -> str:
+    """What the server says is wrong, on one line."""
+    try:
+        answer = response.json()
+        error = answer.get("error", answer)
+        text = str(error.get("message", error) if isinstance(error, dict) else error)
+    except (ValueError, AttributeError):
+        text = response.text
+    return " ".join(text.split())[:500] or "no reason given"
+
+
+def _choice(url: str, response: httpx2.Response) -> dict[str, Any]:
+    try:
+        (choice,) = response.json()["choices"]
+        return dict(choice)
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"endpoint {url}", rule="answers with something else than one completion", fix="name a vLLM server"
+        ) from None
+
+
+def _odd(url: str, request: Request, did: str) -> UserError:
+    return UserError(
+        f"endpoint {url}, request {request.key}",
+        rule=did,
+        fix="start vllm serve without --override-generation-config and with the end tokens of model.path",
+    )
+
+
+def _get(url: str) -> dict[str, Any]:
+    try:
+        answer = httpx2.get(url, headers=headers(), timeout=_SECONDS, trust_env=False)
+    except httpx2.HTTPError as error:
+        raise UserError(
+            f"endpoint {url}",
+            rule=f"cannot be reached ({str(error) or type(error).__name__})",
+            fix="start vllm serve there and wait until it has loaded, or correct engine.endpoints",
+        ) from None
+    if answer.status_code != 200:
+        fix = f"set {_API_KEY}" if answer.status_code in (401, 403) else "see the server's log"
+        raise UserError(f"endpoint {url}", rule=f"answers {answer.status_code}: {message_of(answer)}", fix=fix)
+    try:
+        return dict(answer.json())
+    except (ValueError, TypeError):
+        raise UserError(f"endpoint {url}", rule="does not answer in JSON", fix="name a vLLM server") from None

@@ -1,0 +1,90 @@
+"""Real engines: two workers are killed, three others go on beside each other, and every sample is there once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from megatron_ssd.artifacts.manifest import read_manifest
+from megatron_ssd.generation.plan import request_seed
+from megatron_ssd.problems.stage import read_problems
+from megatron_ssd.process import UNDER_PIPELINE
+
+from .conftest import ROOT
+from .test_kill import samples
+
+NUM_PROBLEMS, NUM_SAMPLES = 60, 4
+RUN = (
+    "+experiment=demo",
+    f"minicode.num_train_problems={NUM_PROBLEMS}",
+    "minicode.num_test_problems=2",
+    "contamination.on_hit=drop",
+    f"sampling.num_samples={NUM_SAMPLES}",
+    "sampling.max_tokens=64",
+    "engine.data_parallel_size=1",
+    "engine.max_model_len=256",
+    "engine.max_num_seqs=8",  # few at a time, so that there is time to kill
+    "generation.shard_rows=100",
+)
+
+
+def start(script: str, *arguments: str, log: Path, launcher: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+    """Start ``script``, its output in ``log``. It does not outlive the test."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, *launcher, str(ROOT / script), *RUN, *arguments],
+            env={**os.environ, UNDER_PIPELINE: "1"}, stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+def kill_tree(root: int) -> None:
+    """SIGKILL a process and all below it, as on a machine that goes down."""
+    processes = [psutil.Process(root), *psutil.Process(root).children(recursive=True)]
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes)
+
+
+def test_workers_killed_and_taken_over_by_another_number(tiny_hf_model: Path, tmp_path: Path) -> None:
+    run_dir, log = tmp_path / "run", tmp_path / "log"
+    where = (f"run_dir={run_dir}", f"model.path={tiny_hf_model}")
+    assert start("launch/problems.py", *where, log=log).wait(timeout=120) == 0, log.read_text()[-3000:]
+    problems = [problem.id for problem in read_problems(run_dir)]
+    planned = [(problem, number) for problem in problems for number in range(NUM_SAMPLES)]
+
+    seed = random.SystemRandom().randrange(10**6)
+    stop_at = random.Random(seed).randrange(1, len(planned) * 3 // 4)
+    print(f"seed {seed}: two workers are killed once {stop_at} of {len(planned)} samples are there")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    pair = start("launch/generate.py", *where, log=log, launcher=torchrun)
+    partial = run_dir / "samples.partial"
+    while len(samples(partial)) < stop_at:
+        assert pair.poll() is None, f"ended before it could be killed:\n{log.read_text()[-6000:]}"
+        time.sleep(0.005)
+    kill_tree(pair.pid)
+    kept = samples(partial)
+    assert stop_at <= len(kept) < len(planned)
+    assert {path.name for path in partial.glob("*.jsonl")} == {"worker-0-of-2.jsonl", "worker-1-of-2.jsonl"}
+
+    logs = [tmp_path / f"log-{rank}" for rank in range(3)]
+    three = [
+        start("launch/generate.py", *where, f"worker.rank={rank}", "worker.world=3", log=logs[rank])
+        for rank in range(3)
+    ]
+    assert [worker.wait(timeout=400) for worker in three] == [0, 0, 0], [path.read_text()[-3000:] for path in logs]
+    final = samples(run_dir / "samples")
+    assert list(final) == planned
+    assert {key: final[key] for key in kept} == kept
+    demo_seed = read_manifest(run_dir / "samples").config["seed"]
+    assert all(row["seed"] == request_seed(demo_seed, *key) for key, row in final.items())
+    told = "".join(path.read_text() for path in logs)
+    assert told.count("samples: published") == 1
+    assert told.count("its part is done") + told.count("samples: up to date") == 2

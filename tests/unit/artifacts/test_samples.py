@@ -1,0 +1,82 @@
+"""The quick reader of samples reads what the writer writes, and names file and line where it cannot."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from megatron_ssd.artifacts.jsonl import JsonlWriter, iter_jsonl
+from megatron_ssd.artifacts.samples import iter_samples
+from megatron_ssd.errors import UserError
+from megatron_ssd.schema import Sample
+
+SAMPLE = Sample(problem_id="p", sample_index=0, messages=[{"role": "user", "content": "c"}], prompt_token_ids=[1],
+                response="r", response_token_ids=[2, 3], finish_reason="stop", seed=1, sampling_hash="h",
+                model_revision="m")  # fmt: skip
+
+# With lone surrogates, which are no UTF-8 but which Python's JSON writes and reads.
+any_text = st.text(st.characters(codec=None, exclude_categories=()), max_size=20)
+samples = st.builds(
+    Sample,
+    problem_id=any_text,
+    sample_index=st.integers(0, 99),
+    messages=st.lists(st.dictionaries(st.sampled_from(["role", "content"]), any_text), max_size=2),
+    prompt_token_ids=st.lists(st.integers(0, 1 << 20), max_size=5),
+    response=any_text,
+    response_token_ids=st.lists(st.integers(0, 1 << 20), max_size=5),
+    finish_reason=st.sampled_from(["stop", "length", "skipped"]),
+    seed=st.integers(0, (1 << 63) - 1),
+    sampling_hash=any_text,
+    model_revision=any_text,
+    skip_reason=any_text,
+)
+
+
+@given(written=st.lists(samples, max_size=4))
+@example(written=[dataclasses.replace(SAMPLE, response="cut \ud83d")])
+def test_what_was_written_is_read(tmp_path_factory: pytest.TempPathFactory, written: list[Sample]) -> None:
+    path = tmp_path_factory.mktemp("samples") / "shard.jsonl"
+    with JsonlWriter(path) as writer:
+        for sample in written:
+            writer.write(sample.to_json())
+    assert list(iter_samples(path)) == written == [Sample.from_json(row) for row in iter_jsonl(path)]
+
+
+def test_a_field_with_a_default_may_be_missing(tmp_path: Path) -> None:
+    row = SAMPLE.to_json()
+    del row["skip_reason"]
+    (tmp_path / "s.jsonl").write_text(json.dumps(row) + "\n")
+    assert list(iter_samples(tmp_path / "s.jsonl")) == [SAMPLE]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"temperature": 1}, r"s.jsonl:2: the fields \['temperature'\] are unknown or missing"),
+        ({"response_token_ids": [1, "2"]}, r"s.jsonl:2: is no sample: expected `int`, got `str`.*response_token_ids"),
+        ({"finish_reason": "eos"}, r"s.jsonl:2: is no sample: invalid enum value 'eos'"),
+    ],
+)
+def test_a_line_that_is_no_sample_is_named(tmp_path: Path, change: dict[str, Any], match: str) -> None:
+    rows = [SAMPLE.to_json(), SAMPLE.to_json() | change]
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=match):
+        list(iter_samples(tmp_path / "s.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("line", "match"), [(b'{"problem', r"s.jsonl:2.*must be one JSON object"), (b"[]", "not an object")]
+)
+def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: bytes, match: str) -> None:
+    (tmp_path / "s.jsonl").write_bytes(json.dumps(dataclasses.asdict(SAMPLE)).encode() + b"\n" + line + b"\n")
+    with pytest.raises(UserError, match=match):
+        list(iter_samples(tmp_path / "s.jsonl"))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        list(iter_samples(tmp_path / "nothing.jsonl"))

@@ -1,0 +1,74 @@
+"""Decoding and engines: what is refused, and what counts as the same samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from megatron_ssd.config.build import build_config
+from megatron_ssd.config.generation import Decoding, EngineConfig
+from megatron_ssd.errors import ConfigError
+
+SERVER = {"backend": "server", "endpoints": ["http://a:8000/v1"]}
+
+
+@pytest.mark.parametrize(
+    ("decoding", "label"),
+    [
+        (Decoding(temperature=1.5, top_k=20, top_p=0.8), "T1.5-k20-p0.8"),
+        (Decoding(min_p=0.05), "T1-k-1-p1-minp0.05"),
+        (Decoding(min_p=0.1, repetition_penalty=1.05), "T1-k-1-p1-minp0.1-rep1.05"),
+    ],
+)
+def test_labels_show_what_is_on(decoding: Decoding, label: str) -> None:
+    assert decoding.label == label
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "parts"),
+    [
+        ("sampling", {"train": {"min_p": 1.5}, "eval": {}}, ["min_p = 1.5", "between 0 (off) and 1"]),
+        ("sampling", {"train": {"repetition_penalty": 0}, "eval": {}}, ["repetition_penalty = 0", "above 0"]),
+        ("sampling", {"train": {}, "eval": {}, "stop_token_ids": [-1]}, ["stop_token_ids = [-1]", "not negative"]),
+        ("engine", {"max_restarts": -1}, ["engine.max_restarts = -1", "negative"]),
+        ("engine", {"max_retries": -1}, ["engine.max_retries = -1", "negative"]),
+        ("engine", {"request_timeout": 0}, ["engine.request_timeout = 0", "positive"]),
+        ("engine", {"backend": "server"}, ["engine.backend = server", "needs endpoints"]),
+        ("engine", {"endpoints": ["http://a:8000/v1"]}, ["engine.backend = vllm", "has none"]),
+        ("engine", {**SERVER, "endpoints": ["http://a:8000"]}, ["http://a:8000", "http://HOST:PORT/v1"]),
+        ("engine", {**SERVER, "endpoints": ["a:8000/v1"]}, ["a:8000/v1", "base URL"]),
+        ("engine", {**SERVER, "endpoints": ["http://a/v1", "http://a/v1"]}, ["names a server twice"]),
+        ("engine", {**SERVER, "options": {"quantization": "fp8"}}, ["engine.options", "vllm serve"]),
+    ],
+)  # fmt: skip
+def test_wrong_values_are_one_line(section: str, values: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config({section: values})
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_options_are_taken_as_they_are() -> None:
+    options = {"quantization": "fp8", "compilation_config": {"level": 3}, "swap": [1, None]}
+    assert build_config({"engine": {"options": options}}).engine.options == options
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"max_num_seqs": 8, "prefix_caching": False, "max_restarts": 0, "data_parallel_size": 2}, True),
+        ({"options": {"kv_cache_dtype": "fp8"}}, False),
+        ({"dtype": "float32"}, False),
+        ({"backend": "server", "endpoints": ("http://a/v1",)}, False),
+    ],
+)
+def test_identity_is_what_decides_the_tokens(changes: dict[str, Any], same: bool) -> None:
+    assert (EngineConfig(**changes).identity == EngineConfig().identity) is same
+
+
+def test_servers_may_come_and_go() -> None:
+    one = EngineConfig(backend="server", endpoints=("http://a/v1",))
+    assert one.identity == EngineConfig(backend="server", endpoints=("http://b/v1", "http://c/v1")).identity

@@ -1,0 +1,100 @@
+"""The response's text read again: which ids that gives, and how a difference is told."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_ssd.config.minicode import MinicodeConfig
+from megatron_ssd.dataset.retokenize import Difference, Retokenizer
+from megatron_ssd.errors import UserError
+from megatron_ssd.problems.minicode.documents import corpus
+from megatron_ssd.prompts.tokenizer import ChatTokenizer, fast_tokenizer, tokenizer_hash
+from megatron_ssd.schema import FinishReason, Sample
+
+
+def sample(response: str, ids: list[int], finish_reason: FinishReason = "stop") -> Sample:
+    return Sample(problem_id="p", sample_index=3, messages=[], prompt_token_ids=[1], response=response,
+                  response_token_ids=ids, finish_reason=finish_reason, seed=0, sampling_hash="",
+                  model_revision="")  # fmt: skip
+
+
+def test_canonical_ids_come_back_with_the_end_token_where_the_model_stopped(tiny_tokenizer: Path) -> None:
+    tokenizer = fast_tokenizer(tiny_tokenizer)
+    end = tokenizer.token_to_id("<|im_end|>")
+    responses = [document.response for document in itertools.islice(corpus(MinicodeConfig(num_documents=9)), 9)]
+    ids = [tokenizer.encode(response, add_special_tokens=False).ids for response in responses]
+    samples = [sample(text, [*row, end]) for text, row in zip(responses, ids, strict=True)]
+    samples.append(sample(responses[0], ids[0], "length"))
+    again = Retokenizer(tokenizer.to_str()).response_ids(samples)
+    assert again == [row.response_token_ids for row in samples]
+
+
+def test_the_name_of_a_special_token_is_text(tiny_tokenizer: Path) -> None:
+    text = "a <|im_end|> b"
+    (ids,) = Retokenizer(fast_tokenizer(tiny_tokenizer).to_str()).response_ids([sample(text, [], "length")])
+    assert fast_tokenizer(tiny_tokenizer).token_to_id("<|im_end|>") not in ids
+    assert ChatTokenizer(tiny_tokenizer).text(ids) == text
+
+
+def test_text_that_cannot_be_tokenized_is_named(tiny_tokenizer: Path) -> None:
+    retokenizer = Retokenizer(fast_tokenizer(tiny_tokenizer).to_str())
+    with pytest.raises(UserError, match=r"sample 3 of problem p: .*surrogates not allowed at character 2.*ids=sampled"):
+        retokenizer.response_ids([sample("fine", [1]), sample("ab\ud83d", [1])])
+
+
+def test_the_hash_is_of_the_files_that_decide_ids(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    for file in tiny_tokenizer.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert tokenizer_hash(tmp_path) == tokenizer_hash(tiny_tokenizer)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert tokenizer_hash(tmp_path) != tokenizer_hash(tiny_tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("sampled", "again", "expected"),
+    [
+        ([1, 2, 3], [1, 2, 3], None),
+        ([], [], None),
+        ([1, 2, 3, 4], [1, 9, 4], (1, 2)),  # two tokens where the tokenizer writes one
+        ([1, 9, 4], [1, 2, 3, 4], (1, 1)),
+        ([1, 2], [1, 2, 3], (2, 0)),  # the text has more tokens
+        ([1, 2, 3], [1, 2], (2, 1)),
+        ([5, 5, 5], [5, 5], (2, 1)),
+        ([1], [], (0, 1)),
+    ],
+)
+def test_difference(sampled: list[int], again: list[int], expected: tuple[int, int] | None) -> None:
+    assert Difference.between(sampled, again) == expected
+
+
+ids = st.lists(st.integers(0, 3), max_size=12)
+
+
+@given(sampled=ids, again=ids)
+def test_a_difference_leaves_out_what_is_common(sampled: list[int], again: list[int]) -> None:
+    found = Difference.between(sampled, again)
+    if found is None:
+        assert sampled == again
+        return
+    assert sampled[: found.position] == again[: found.position]
+    assert sampled[found.position : found.position + 1] != again[found.position : found.position + 1]
+    rest = len(sampled) - found.position - found.length
+    assert 0 <= found.length <= len(sampled) - found.position
+    assert sampled[len(sampled) - rest :] == again[len(again) - rest :]
+
+
+def test_a_line_of_the_report() -> None:
+    sampled, again = list(range(100, 120)), [*range(100, 110), 7, *range(112, 120)]
+    row = Difference(10, 2).row(sample("r", sampled), again)
+    assert row == {
+        "problem_id": "p", "sample_index": 3, "position": 10,
+        "sampled": [106, 107, 108, 109, 110, 111, 112, 113, 114],
+        "retokenized": [106, 107, 108, 109, 7, 112, 113, 114, 115],
+        "sampled_tokens": 20, "retokenized_tokens": 19, "differing_tokens": 2,
+    }  # fmt: skip

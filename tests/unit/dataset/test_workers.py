@@ -1,0 +1,76 @@
+"""Tasks over processes: each once, rows counted, errors passed on, and nobody left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from megatron_ssd.dataset.workers import run_tasks
+from megatron_ssd.errors import UserError
+from tests.unit.dataset import worker_tasks
+
+PARENT = """
+import sys
+from pathlib import Path
+from megatron_ssd.dataset.workers import run_tasks
+from tests.unit.dataset.worker_tasks import write_for_ever
+list(run_tasks(write_for_ever, [Path(name) for name in sys.argv[1:]], num_workers=2, count_rows=print))
+"""
+
+
+@pytest.mark.parametrize(("num_workers", "processes"), [(1, 1), (2, 2), (9, 5)])
+def test_every_task_is_done_once(tmp_path: Path, num_workers: int, processes: int) -> None:
+    tasks, rows = [tmp_path / name for name in "abcde"], []
+    done = list(run_tasks(worker_tasks.note_process, tasks, num_workers=num_workers, count_rows=rows.append))
+    assert sorted(done) == tasks
+    assert sum(rows) == 3 * len(tasks)
+    numbers = {int(task.read_text()) for task in tasks}
+    assert len(numbers) <= processes
+    assert (os.getpid() in numbers) == (num_workers == 1)
+    assert not any(map(psutil.pid_exists, numbers - {os.getpid()}))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_task_that_fails_stops_the_rest_with_its_own_error(tmp_path: Path, num_workers: int) -> None:
+    tasks, done = [tmp_path / name for name in "abcdefgh"], []
+    with pytest.raises(UserError, match="row 7: is broken; mend it"):
+        done.extend(run_tasks(worker_tasks.fail_on_b, tasks, num_workers=num_workers, count_rows=lambda _: None))
+    assert not (tmp_path / "b").exists()
+    assert not psutil.Process().children()
+
+
+def test_a_full_disk_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught:
+        list(run_tasks(worker_tasks.fill_disk, [tmp_path / "a", tmp_path / "b"], num_workers=2, count_rows=print))
+    assert caught.value.errno == 28
+    assert caught.value.filename in (str(tmp_path / "a"), str(tmp_path / "b"))
+
+
+def test_a_killed_worker_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"worker process with status -9: died.*lower preprocess.num_workers"):
+        list(run_tasks(worker_tasks.die, [tmp_path / "a", tmp_path / "b"], num_workers=2, count_rows=print))
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end, "waited for a minute"
+        time.sleep(0.02)
+
+
+def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
+    tasks = [tmp_path / "a", tmp_path / "b"]
+    with subprocess.Popen([sys.executable, "-c", PARENT, *map(str, tasks)], cwd=Path(__file__).parents[3]) as parent:
+        wait_until(lambda: all(task.exists() and task.read_text() for task in tasks))
+        workers = psutil.Process(parent.pid).children()
+        parent.kill()
+    assert len(workers) == 2
+    psutil.wait_procs(workers, timeout=60)
+    assert not [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
