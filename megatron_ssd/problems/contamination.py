@@ -56,6 +56,10 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(_NAME if word in names else word.lower() for word in found) if names else tuple(map(str.lower, found))
 
 
+def _words_as_written(text: str) -> tuple[str, ...]:
+    return tuple(map(str.lower, _WORD.findall(text)))
+
+
 class ContaminationIndex:
     """The n-grams of all evaluation problems, to hold training problems against.
 
@@ -71,19 +75,18 @@ class ContaminationIndex:
 
     def __init__(self, problems: Iterable[EvaluationProblem], *, ngram: int, overlap: float) -> None:
         self._ngram, self._overlap = ngram, overlap
-        self._problems: list[EvaluationProblem] = []
+        self._problems: list[EvaluationProblem] = []  # one with a signature twice
         self._exact: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
         self._number_of: dict[str, int] = {}
         texts: list[tuple[str, ...]] = []
         for problem in problems:
-            found = words(problem.text)
-            if not found:
-                continue
-            self._exact[found].append(len(self._problems))
-            self._problems.append(problem)
-            texts.append(() if problem.exact_only else found)
-            for word in texts[-1]:
-                self._number_of.setdefault(word, len(self._number_of) + 2)  # 1 is every other word
+            # Under their own names as well: a copy without its signature has them still, in prose and examples.
+            for found in filter(None, dict.fromkeys((words(problem.text), _words_as_written(problem.text)))):
+                self._exact[found].append(len(self._problems))
+                self._problems.append(problem)
+                texts.append(() if problem.exact_only else found)
+                for word in texts[-1]:
+                    self._number_of.setdefault(word, len(self._number_of) + 2)  # 1 is every other word
         generator = np.random.default_rng(0)  # any odd numbers serve
         self._factors = generator.integers(1 << 63, size=ngram, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self._lengths = {min(ngram, len(text)) for text in texts if text}
@@ -97,9 +100,6 @@ class ContaminationIndex:
         self._shift = np.uint64(64 - bits)
         self._taken = np.zeros(1 << bits, dtype=np.bool_)
         self._taken[hashes >> self._shift] = True
-
-    def __len__(self) -> int:
-        return len(self._problems)
 
     def hits(self, problem_id: str, text: str) -> list[Hit]:
         """Evaluation problems found in a training problem, the surest first."""
@@ -119,13 +119,15 @@ class ContaminationIndex:
                 counts.update(self._holders[i:j].tolist())
             if counts and length == self._ngram and len(found) >= 2 * length:
                 own = len(np.unique(hashes))
+        overlaps = {n: count / min(self._sizes[n], own or self._sizes[n]) for n, count in counts.items()}
         equal = self._exact.get(found, [])
-        hits = [self._hit(problem_id, number, 1.0, exact=True) for number in equal]
-        for number in counts.keys() - set(equal):
-            shorter = min(self._sizes[number], own or self._sizes[number])
-            hits.append(self._hit(problem_id, number, counts[number] / shorter, exact=False))
-        chosen = [hit for hit in hits if hit.overlap >= self._overlap]
-        return sorted(chosen, key=lambda hit: (-hit.exact, -hit.overlap, hit.set_name, hit.evaluation_id))
+        overlaps.update(dict.fromkeys(equal, 1.0))
+        hits = [self._hit(problem_id, n, overlap, exact=n in equal) for n, overlap in overlaps.items()
+                if overlap >= self._overlap]  # fmt: skip
+        best: dict[tuple[str, str], Hit] = {}
+        for hit in sorted(hits, key=lambda hit: (-hit.exact, -hit.overlap, hit.set_name, hit.evaluation_id)):
+            best.setdefault((hit.set_name, hit.evaluation_id), hit)
+        return list(best.values())
 
     def _hit(self, problem_id: str, number: int, overlap: float, *, exact: bool) -> Hit:
         problem = self._problems[number]

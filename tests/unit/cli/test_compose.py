@@ -14,6 +14,7 @@ from megatron_ssd.errors import ConfigError
 # What a group needs beside it to stand alone: a CPU has no TransformerEngine, a benchmark file has no default place.
 _COMPANIONS = {
     ("cluster", "cpu"): ["precision=fp32"],
+    ("problems", "rows"): ["problems.path=rows.jsonl", "problems.columns.statement=text"],
     ("benchmark", "livecodebench"): ["benchmark.path=problems.jsonl"],
     ("benchmark", "livecodebench_v5"): ["benchmark.path=problems.jsonl"],
     ("benchmark", "livecodebench_v6"): ["benchmark.path=problems.jsonl"],

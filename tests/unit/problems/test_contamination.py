@@ -75,6 +75,13 @@ def test_a_copy_without_the_examples_is_found() -> None:
     assert not hit.exact
 
 
+def test_a_copy_without_its_signature_is_found() -> None:
+    docstring = PROMPT.split('"""')[1]
+    assert "close_pair" in docstring
+    (hit,) = index(PROMPT).hits("train", docstring)
+    assert hit.overlap == 1.0
+
+
 def test_a_short_phrase_of_an_evaluation_problem_accuses_nobody() -> None:
     assert index(PROMPT).hits("train", "Say whether any two of the given numbers are closer to each other.") == []
 
