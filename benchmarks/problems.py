@@ -1,6 +1,6 @@
 """Time and memory of the problems stage on a made-up data set of 600,000 rows.
 
-    python -m benchmarks.problems [--rows 600000] [--near-rows 60000] [--folder DIR]
+    python -m benchmarks.problems [--rows 600000] [--folder DIR]
 
 The rows have rStar-Coder's columns in parquet files of 50,000: statements of about 1.5 KB, one row in ten a repetition
 with changed white space, one in fifty with two sentences changed. The evaluation set has 1,500 problems, 100 of which
@@ -131,7 +131,6 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=600_000)
-    parser.add_argument("--near-rows", type=int, default=60_000, help="rows with near duplicates looked for")
     parser.add_argument("--folder", type=Path, default=None, help="where to write; three times the texts are needed")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
@@ -141,24 +140,22 @@ def main() -> None:
         evaluation_file = folder / "evaluation.jsonl"
         evaluation_file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in evaluation))
         gate = {"sets": {"made_up": {"path": str(evaluation_file), "columns": ["prompt"]}}, "on_hit": "drop"}
-        sizes = {rows: write_rows(folder / f"rows-{rows}", rows, evaluation[:_PLANTED])
-                 for rows in {options.rows, options.near_rows}}  # fmt: skip
-        lines: list[tuple[str, int, dict[str, Any]]] = [
-            ("exact duplicates", options.rows, {}),
-            ("and the gate", options.rows, {"contamination": gate}),
-            ("and shuffled", options.rows, {"contamination": gate, "problems": {"order": "shuffled"}}),
-            ("exact and near duplicates", options.near_rows, {"problems": {"near_duplicates": 0.8}}),
+        data = write_rows(folder / "rows", options.rows, evaluation[:_PLANTED])
+        lines: list[tuple[str, dict[str, Any]]] = [
+            ("exact duplicates", {}),
+            ("and the gate", {"contamination": gate}),
+            ("and shuffled", {"contamination": gate, "problems": {"order": "shuffled"}}),
+            ("exact and near duplicates", {"problems": {"near_duplicates": 0.8}}),
         ]
         print(
             "| what | rows | texts | seconds | of a core | rows/s | peak memory |\n"
             "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
         )
-        for number, (what, rows, sections) in enumerate(lines):
-            data = sizes[rows]
+        for number, (what, sections) in enumerate(lines):
             done = measure(data, folder / f"run-{number}", **sections)
             print(
-                f"| {what} | {rows:,} | {data.text_bytes / MB:,.0f} MB | {done['seconds']:.1f} | {done['cpu']:.1f} | "
-                f"{rows / done['seconds']:,.0f} | {done['memory'] / MB:,.0f} MB |",
+                f"| {what} | {data.rows:,} | {data.text_bytes / MB:,.0f} MB | {done['seconds']:.1f} | {done['cpu']:.1f} | "
+                f"{data.rows / done['seconds']:,.0f} | {done['memory'] / MB:,.0f} MB |",
                 flush=True,
             )
 

@@ -4,8 +4,8 @@ A row is kept or dropped for the first of these reasons: ``not_passed``, ``bad_t
 surrogate pair: no tokenizer takes it as it is), ``no_text`` (no letter and no digit), ``duplicate``,
 ``near_duplicate``, ``contaminated``, ``over_limit``.
 
-Rows stream through. What stays in memory is a digest, a row number and a file offset for each kept row (and a MinHash
-signature of 1 KiB where near duplicates are looked for), never the texts.
+Rows stream through. What stays in memory is a digest, a row number and a file offset for each kept row (and what
+``near_duplicates`` keeps of it), never the texts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ssd.config.problems import ProblemsConfig
+from megatron_ssd.problems.near_duplicates import NearDuplicates
 from megatron_ssd.schema import Problem
 
 PROBLEMS_FILE, DROPPED_FILE = "problems.jsonl", "dropped.jsonl"
 _DIGEST_BYTES = 16  # half of SHA-256: two of a million texts agree by chance once in 10^26 runs
-_NUM_PERMUTATIONS = 128
-_SHINGLE_WORDS = 5
 _UNREADABLE = re.compile("[\0\ud800-\udfff]")
 _LETTER_OR_DIGIT = re.compile(r"[^\W_]")
 _encode = json.JSONEncoder(ensure_ascii=False).encode
@@ -169,7 +167,7 @@ class _Reasons:
     def __init__(self, section: ProblemsConfig) -> None:
         self._section = section
         self._row_of: dict[bytes, int] = {}
-        self._near = _NearDuplicates(section.near_duplicates) if section.near_duplicates is not None else None
+        self._near = NearDuplicates(section.near_duplicates) if section.near_duplicates is not None else None
 
     def of(self, candidate: Candidate, digest: bytes, *, row: int) -> dict[str, Any] | None:
         """Why the row goes, as ``reason`` and, for duplicates, ``like``, the row that stays; None where it is kept."""
@@ -187,41 +185,6 @@ class _Reasons:
         if self._section.deduplicate:
             self._row_of[digest] = row
         return None
-
-
-class _NearDuplicates:
-    """Kept texts by the words that they share (MinHash with locality-sensitive hashing, datasketch)."""
-
-    def __init__(self, threshold: float) -> None:
-        from datasketch import MinHashLSH  # takes scipy, which takes a second
-
-        self._threshold = threshold
-        self._index: Any = MinHashLSH(threshold=threshold, num_perm=_NUM_PERMUTATIONS)
-        self._signatures: dict[int, Any] = {}
-
-    def find_or_add(self, text: str, row: int) -> int | None:
-        """Row of the first kept text whose estimated similarity reaches the threshold; else None, and it is kept."""
-        signature = self._signature(text)
-        near = (row for row in self._index.query(signature)
-                if self._signatures[row].jaccard(signature) >= self._threshold)  # fmt: skip
-        first: int | None = min(near, default=None)
-        if first is not None:
-            return first
-        self._signatures[row] = signature
-        self._index.insert(row, signature, check_duplication=False)
-        return None
-
-    @staticmethod
-    def _signature(text: str) -> Any:
-        from datasketch import MinHash
-
-        words = re.findall(r"\w+", text.lower())
-        shingles = {
-            " ".join(words[i : i + _SHINGLE_WORDS]) for i in range(max(1, len(words) - _SHINGLE_WORDS + 1))
-        }  # fmt: skip
-        signature = MinHash(num_perm=_NUM_PERMUTATIONS, hashfunc=zlib.crc32)  # a tenth of the time of SHA-1
-        signature.update_batch([shingle.encode() for shingle in shingles])
-        return signature
 
 
 def _in_order(kept: list[_Kept], section: ProblemsConfig, seed: int) -> tuple[list[_Kept], list[_Kept]]:
