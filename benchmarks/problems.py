@@ -154,8 +154,8 @@ def main() -> None:
         for number, (what, sections) in enumerate(lines):
             done = measure(data, folder / f"run-{number}", **sections)
             print(
-                f"| {what} | {data.rows:,} | {data.text_bytes / MB:,.0f} MB | {done['seconds']:.1f} | {done['cpu']:.1f} | "
-                f"{data.rows / done['seconds']:,.0f} | {done['memory'] / MB:,.0f} MB |",
+                f"| {what} | {data.rows:,} | {data.text_bytes / MB:,.0f} MB | {done['seconds']:.1f} | "
+                f"{done['cpu']:.1f} | {data.rows / done['seconds']:,.0f} | {done['memory'] / MB:,.0f} MB |",
                 flush=True,
             )
 
