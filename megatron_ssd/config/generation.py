@@ -73,11 +73,23 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig:
-    """How a problem becomes messages. ``template`` names a file of ``prompts/templates`` without its ending."""
+    """How a problem becomes token ids. ``template`` names a file of ``prompts/templates`` without its ending.
+
+    ``chat`` puts the rendered task into the model's chat template. ``raw`` takes it as plain text, after ``system`` and
+    a blank line where that is set, with nothing but the tokenizer's own leading tokens such as BOS: for base models,
+    and for samplers that know no chat template.
+    """
 
     template: str = "code"
+    mode: Literal["chat", "raw"] = "chat"
     system: str | None = None
     enable_thinking: bool | None = None  # passed to chat templates that know it
+
+    def __post_init__(self) -> None:
+        require(self.mode == "chat" or self.enable_thinking is None,
+                f"prompt.enable_thinking = {str(self.enable_thinking).lower()}",
+                rule="is for chat templates and prompt.mode = raw uses none",
+                fix="leave it out, or set prompt.mode=chat")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

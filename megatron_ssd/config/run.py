@@ -130,6 +130,13 @@ class RunConfig:
             fix="leave moe_act out or set moe.grouped_gemm=true",
         )
 
+        require(
+            self.filters.length_capped != "mask_end" or self.preprocess.ids == "sampled",
+            "filters.length_capped = mask_end",
+            rule="counts in the ids as sampled, and preprocess.ids = retokenized has others",
+            fix="set preprocess.ids=sampled, or filters.length_capped to keep or drop",
+        )
+
     @property
     def segment_multiple(self) -> int:
         """What the place of a sample in a packed row is rounded up to; 1 where rows are not packed."""

@@ -62,7 +62,7 @@ def summary(files: DatasetFiles, *, hashes: bool) -> Iterator[str]:
         return
     counts, dropped = manifest.counts, manifest.dropped
     if "length_capped" in counts:
-        yield _line("length-capped", f"{counts['length_capped']:,} responses have no end token")
+        yield _line("length-capped", f"{counts['length_capped']:,} of the responses sampled have no end token")
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(dropped.items())) or "none"
         yield _line("dropped", f"{sum(dropped.values()):,} of {counts['samples']:,} samples: {reasons}")
     if "differing_samples" in counts:

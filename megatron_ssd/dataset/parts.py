@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +21,15 @@ from numpy.typing import NDArray
 from megatron_ssd.artifacts.jsonl import JsonlWriter
 from megatron_ssd.artifacts.samples import iter_samples
 from megatron_ssd.artifacts.stage import write_atomically
-from megatron_ssd.config.dataset import FilterConfig
-from megatron_ssd.dataset import filters
 from megatron_ssd.dataset.indexed import IndexedWriter
 from megatron_ssd.dataset.retokenize import BATCH, Difference, Retokenizer
+from megatron_ssd.dataset.screening import COUNTED, Screen
 from megatron_ssd.dataset.workers import CountRows
 from megatron_ssd.schema import Sample
 
-DROPPED = "dropped_"  # before a filter's reason, among the counts
-_COUNTED = ("samples", "documents", "prompt_tokens", "response_tokens", "length_capped")
+T = TypeVar("T")
+
+_COUNTED = ("samples", "documents", "prompt_tokens", "response_tokens", *COUNTED)
 IDS, DIFFERENCES = "ids.jsonl", "differences.jsonl"
 
 
@@ -52,14 +53,16 @@ class PartWriter:
 
     Attributes:
         parts: the folder of the parts.
+        screen: what becomes of each sample.
+        settled: why rows go where a first pass was made, for each shard (see ``first_pass``); otherwise empty.
         vocab_size: ids must lie below it.
         retokenizer: reads responses again, and differences are written; None where nobody asked.
         takes_retokenized: whether documents have these ids in place of the sampled ones.
     """
 
     parts: Path
-    filters: FilterConfig
-    too_short: dict[Path, NDArray[np.bool_]]
+    screen: Screen
+    settled: dict[Path, NDArray[np.uint8]]
     vocab_size: int
     retokenizer: Retokenizer | None = None
     takes_retokenized: bool = False
@@ -76,34 +79,30 @@ class PartWriter:
             ids = files.enter_context(self._jsonl(shard, IDS))
             differences = files.enter_context(self._jsonl(shard, DIFFERENCES)) if self.retokenizer else None
             for batch in _batches(self._kept(shard, counts, count_rows)):
-                responses = [sample.response_token_ids for sample in batch]
+                samples, responses = [sample for sample, _ in batch], [response for _, response in batch]
                 if self.retokenizer is not None and differences is not None:
-                    again = self.retokenizer.response_ids(batch)
-                    _compare(batch, again, differences, counts)
+                    again = self.retokenizer.response_ids(samples)
+                    _compare(samples, again, differences, counts)
                     responses = again if self.takes_retokenized else responses
-                for sample, response in zip(batch, responses, strict=True):
+                for sample, response in zip(samples, responses, strict=True):
                     writer.add(sample.prompt_token_ids, response)
                     ids.write({"problem_id": sample.problem_id, "sample_index": sample.sample_index})
                     counts["documents"] += 1
                     counts["prompt_tokens"] += len(sample.prompt_token_ids)
                     counts["response_tokens"] += len(response)
-                    counts["length_capped"] += sample.finish_reason == "length"
         write_atomically(self._file(shard, ".json"), json.dumps(counts))
 
-    def _kept(self, shard: Path, counts: Counter[str], count_rows: CountRows) -> Iterator[Sample]:
-        """The samples that no filter drops; the others are counted by their reason."""
-        too_short = self.too_short.get(shard)
+    def _kept(self, shard: Path, counts: Counter[str], count_rows: CountRows) -> Iterator[tuple[Sample, list[int]]]:
+        """The samples that are kept, each with its response's ids; the others are counted by their reason."""
+        settled = self.settled.get(shard)
         for row, sample in enumerate(iter_samples(shard)):
-            reason = filters.reason_to_drop(sample, self.filters)
-            if reason is None and too_short is not None and too_short[row]:
-                reason = filters.SHORTEST
+            decision = self.screen.decide(sample, None if settled is None else int(settled[row]))
+            counts.update(decision.counts)
             counts["samples"] += 1
             if counts["samples"] % BATCH == 0:
                 count_rows(BATCH)
-            if reason is None:
-                yield sample
-            else:
-                counts[DROPPED + reason] += 1
+            if decision.reason is None:
+                yield sample, decision.response_token_ids
         count_rows(counts["samples"] % BATCH)
 
     def _file(self, shard: Path, ending: str) -> Path:
@@ -125,8 +124,8 @@ def _compare(samples: list[Sample], again: list[list[int]], differences: JsonlWr
             differences.write(found.row(sample, ids))
 
 
-def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+def _batches(kept: Iterable[T]) -> Iterator[list[T]]:
     """As many at a time as are tokenized together."""
-    iterator = iter(samples)
+    iterator = iter(kept)
     while batch := list(itertools.islice(iterator, BATCH)):
         yield batch

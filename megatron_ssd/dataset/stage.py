@@ -20,20 +20,18 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from megatron_ssd.artifacts.manifest import megatron_facts, read_manifest
-from megatron_ssd.artifacts.samples import iter_samples
+from megatron_ssd.artifacts.manifest import Manifest, megatron_facts, read_manifest
 from megatron_ssd.artifacts.stage import Stage, write_atomically
-from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
-from megatron_ssd.dataset import filters
+from megatron_ssd.dataset.first_pass import settle_rows
 from megatron_ssd.dataset.indexed import DATASET_NAME, join_indexed
-from megatron_ssd.dataset.parts import DIFFERENCES, DROPPED, IDS, PartWriter, part_counts, part_file
+from megatron_ssd.dataset.parts import DIFFERENCES, IDS, PartWriter, part_counts, part_file
 from megatron_ssd.dataset.retokenize import Retokenizer
+from megatron_ssd.dataset.scores import read_scores, scores_manifest
+from megatron_ssd.dataset.screening import DROPPED, Screen
 from megatron_ssd.dataset.workers import run_tasks, usable_cores
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.model_folder import locate_model
@@ -63,11 +61,15 @@ def run_preprocess(config: RunConfig) -> None:
     parts, joined = work / "parts", work / "counts.json"
     if not joined.exists():
         parts.mkdir(exist_ok=True)
-        _write_parts(config, stage, parts, shards, total=samples.counts.get("samples"))
+        _write_parts(config, stage, parts, shards, samples)
         _join(config, parts, shards, joined)
     shutil.rmtree(parts, ignore_errors=True)
     counts, dropped = _totals(json.loads(joined.read_text(encoding="utf-8")))
     log.info("dataset: kept %d of %d samples, dropped %s", counts["documents"], counts["samples"], dropped or "none")
+    if counts["responses"]:
+        log.info("dataset: %.1f %% of %d responses hold no extractable code; %d were cut at the length cap, %d of them "
+                 "in a loop", 100 * counts["no_code"] / counts["responses"], counts["responses"],
+                 counts["length_capped"], counts["looping"])  # fmt: skip
     if config.preprocess.needs_tokenizer:
         log.info("dataset: tokenized again, %d of %d responses differ from what was sampled, in %d tokens: %s",
                  counts["differing_samples"], counts["documents"], counts["differing_tokens"], DIFFERENCES)  # fmt: skip
@@ -78,11 +80,13 @@ def dataset_stage(config: RunConfig) -> Stage:
     """The stage as ``config`` identifies it: same samples, filters and ids mean the same data set.
 
     Raises:
-        UserError: no model is named, there are no samples, or a tokenizer is asked for and there is no model folder.
+        UserError: no model is named, there are no samples, or a tokenizer or scores are asked for and there are none.
     """
     run_dir, settings = Path(config.run_dir), dataclasses.asdict(config.preprocess)
     del settings["num_workers"]
     inputs = {"samples": read_manifest(run_dir / "samples").content_hash}
+    if config.filters.proxy_band:
+        inputs["scores"] = scores_manifest(run_dir).content_hash
     if config.preprocess.needs_tokenizer:
         inputs["model_tokenizer"] = tokenizer_hash(_model_folder(config))
     return Stage(
@@ -108,7 +112,7 @@ def _model_folder(config: RunConfig) -> Path:
     return folder
 
 
-def _write_parts(config: RunConfig, stage: Stage, parts: Path, shards: list[Path], *, total: int | None) -> None:
+def _write_parts(config: RunConfig, stage: Stage, parts: Path, shards: list[Path], samples: Manifest) -> None:
     """Write the part of every shard that an earlier start has not finished."""
     counts = {shard: part_counts(parts, shard) for shard in shards}
     unfinished = [shard for shard in shards if counts[shard] is None]
@@ -117,49 +121,26 @@ def _write_parts(config: RunConfig, stage: Stage, parts: Path, shards: list[Path
     retokenizer = None
     if config.preprocess.needs_tokenizer:
         retokenizer = Retokenizer(fast_tokenizer(_model_folder(config)).to_str())
+    size, total = sum(shard.stat().st_size for shard in unfinished), samples.counts.get("samples")
+    num_workers = config.preprocess.num_workers or min(usable_cores(), 1 + size // _BYTES_WORTH_A_WORKER)
+    screen = Screen(
+        filters=config.filters,
+        prompt_opens_thinking=bool(samples.facts.get("prompt_opens_thinking")),
+        scores=read_scores(Path(config.run_dir)) if config.filters.proxy_band else None,
+    )
     writer = PartWriter(
         parts=parts,
-        filters=config.filters,
-        too_short=_too_short(config.filters, parts, shards),
+        screen=dataclasses.replace(screen, scores=None),  # of the first pass alone
+        settled=settle_rows(screen, parts, shards, num_workers=num_workers, total=total),
         vocab_size=_model(config).vocab_size,
         retokenizer=retokenizer,
         takes_retokenized=config.preprocess.ids == "retokenized",
     )
     done = sum(found["samples"] for found in counts.values() if found is not None)
     bar: tqdm[Sample] = progress(total=total, initial=done, desc="preprocessing", unit="sample")
-    size = sum(shard.stat().st_size for shard in unfinished)
-    num_workers = config.preprocess.num_workers or min(usable_cores(), 1 + size // _BYTES_WORTH_A_WORKER)
     with bar:
         for _ in run_tasks(writer.write, unfinished, num_workers=num_workers, count_rows=bar.update):
             stage.note_time()
-
-
-def _too_short(config: FilterConfig, parts: Path, shards: list[Path]) -> dict[Path, NDArray[np.bool_]]:
-    """For each shard, which of its rows are among the shortest fraction of all; empty where nobody asked.
-
-    Keeps eight bytes a sample in memory, so that no threshold has to be guessed.
-    """
-    if not config.drop_shortest_fraction:
-        return {}
-    lengths = [_response_lengths(config, parts, shard) for shard in shards]
-    chosen = filters.shortest(np.concatenate(lengths), config.drop_shortest_fraction)
-    borders = np.cumsum([len(part) for part in lengths])[:-1]
-    return dict(zip(shards, np.split(chosen, borders), strict=True))
-
-
-def _response_lengths(config: FilterConfig, parts: Path, shard: Path) -> NDArray[np.int64]:
-    """Characters of each response of ``shard``, -1 where another filter drops it. Kept for the next start."""
-    saved = part_file(parts, shard, ".lengths.npy")
-    if not saved.exists():
-        lengths = [
-            -1 if filters.reason_to_drop(sample, config) else len(sample.response)
-            for sample in progress(iter_samples(shard), desc=f"measuring {shard.stem}", unit="sample")
-        ]
-        unfinished = saved.with_suffix(".tmp.npy")
-        np.save(unfinished, np.array(lengths, dtype=np.int64))
-        unfinished.replace(saved)
-    loaded: NDArray[np.int64] = np.load(saved)
-    return loaded
 
 
 def _join(config: RunConfig, parts: Path, shards: list[Path], joined: Path) -> None:

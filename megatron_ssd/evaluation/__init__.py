@@ -1,1 +1,1 @@
-"""From responses to claims: code extraction, sandbox, grading, pass@k with intervals, the decode grid."""
+"""From responses to claims: sandbox, grading, pass@k with intervals, the decode grid."""

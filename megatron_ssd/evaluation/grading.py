@@ -21,8 +21,8 @@ from typing import Self
 from megatron_ssd.artifacts.jsonl import JsonlWriter, heal, iter_jsonl
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.evaluation.extract import extract_code
 from megatron_ssd.evaluation.judge import Judge, Judgement
+from megatron_ssd.prompts.extract import extract_code
 from megatron_ssd.schema import Problem, Sample, Verdict
 
 Key = tuple[str, str]  # problem id, hash of the program

@@ -34,14 +34,12 @@ from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES
 from megatron_ssd.generation.vllm_sampler import engine_facts, open_sampler
 from megatron_ssd.problems.source import load_benchmark
 from megatron_ssd.progress import progress
-from megatron_ssd.prompts.prompt import build_prompts
+from megatron_ssd.prompts.prompt import prompts_open_thinking
 from megatron_ssd.prompts.render import template_hash
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import Problem, Sample, Verdict
 
 log = logging.getLogger(__name__)
-
-_THINK = "<think>"
 
 
 def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> None:
@@ -60,7 +58,8 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
         return
     split_halves(problems)  # before hours of work, not after
     engine = engine_facts()
-    opens_thinking = _prompts_open_thinking(config, problems, next(iter(models.values())))
+    tokenizer = ChatTokenizer(next(iter(models.values())).path)
+    opens_thinking = prompts_open_thinking(problems, config.prompt, tokenizer)
     with Grader(problems, config.evaluation.sandbox, prompt_opens_thinking=opens_thinking) as grader:
         work = stage.begin()
         jobs = {
@@ -188,10 +187,3 @@ def _model(config: RunConfig, name: ModelName) -> ModelFolder:
             fix="run launch/export.py, or measure the base alone with evaluation.models=[base]",
         )
     return open_model(str(folder))
-
-
-def _prompts_open_thinking(config: RunConfig, problems: Sequence[Problem], model: ModelFolder) -> bool:
-    """Whether the chat template itself opens the reasoning, so that a response only ever closes it."""
-    tokenizer = ChatTokenizer(model.path)
-    prompt = next(build_prompts(problems[:1], config.prompt, tokenizer))
-    return tokenizer.text(prompt.token_ids).rstrip().endswith(_THINK)

@@ -22,7 +22,7 @@ from megatron_ssd.generation.sampling import sample_all, sampling_hash
 from megatron_ssd.generation.vllm_sampler import engine_facts, open_sampler
 from megatron_ssd.generation.writer import SampleShards
 from megatron_ssd.problems.stage import read_problems
-from megatron_ssd.prompts.prompt import build_prompts
+from megatron_ssd.prompts.prompt import build_prompts, prompts_open_thinking
 from megatron_ssd.prompts.render import template_hash
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import Problem
@@ -53,7 +53,8 @@ def run_generate(config: RunConfig) -> None:
     work = stage.begin()
     problems = list(read_problems(Path(config.run_dir)))
     keys = [(problem.id, index) for problem in problems for index in range(sampling.num_samples)]
-    facts: dict[str, float] = {}
+    opens_thinking = prompts_open_thinking(problems, config.prompt, ChatTokenizer(model.path))
+    facts: dict[str, float] = {"prompt_opens_thinking": opens_thinking}
     with SampleShards(work, keys, rows_per_shard=config.generation.shard_rows) as shards:
         if len(shards.done) < len(keys):
             facts["tokens_per_second"] = _draw_missing(config, stage, problems, model, shards)

@@ -1,12 +1,13 @@
-"""Problems to prompts: messages, and the ids they are in the model's chat template."""
+"""Problems to prompts: messages, and the ids that they are in the model's chat template or as plain text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from megatron_ssd.config.generation import PromptConfig
-from megatron_ssd.prompts.render import Message, render_messages
+from megatron_ssd.prompts.extract import THINK_OPEN
+from megatron_ssd.prompts.render import Message, raw_text, render_messages
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import Problem
 
@@ -21,8 +22,19 @@ class Prompt:
 
 
 def build_prompts(problems: Iterable[Problem], config: PromptConfig, tokenizer: ChatTokenizer) -> Iterator[Prompt]:
-    """One prompt a problem, in order. Raises what ``render_messages`` and ``ChatTokenizer.prompt_ids`` raise."""
+    """One prompt a problem, in order. Raises what ``render_messages`` and ``ChatTokenizer`` raise."""
     for problem in problems:
         messages = render_messages(problem, config)
-        token_ids = tokenizer.prompt_ids(messages, enable_thinking=config.enable_thinking)
+        if config.mode == "raw":
+            token_ids = tokenizer.text_ids(raw_text(messages))
+        else:
+            token_ids = tokenizer.prompt_ids(messages, enable_thinking=config.enable_thinking)
         yield Prompt(problem_id=problem.id, messages=messages, token_ids=token_ids)
+
+
+def prompts_open_thinking(problems: Sequence[Problem], config: PromptConfig, tokenizer: ChatTokenizer) -> bool:
+    """Whether the prompt itself opens the reasoning, so that a response only ever closes it; the first shows it."""
+    return any(
+        tokenizer.text(prompt.token_ids).rstrip().endswith(THINK_OPEN)
+        for prompt in build_prompts(problems[:1], config, tokenizer)
+    )

@@ -40,6 +40,11 @@ def render_messages(problem: Problem, config: PromptConfig) -> list[Message]:
     return [*system, {"role": "user", "content": content}]
 
 
+def raw_text(messages: list[Message]) -> str:
+    """The conversation without a chat template: what each message says, with a blank line between two."""
+    return "\n\n".join(message["content"] for message in messages)
+
+
 def template_hash(config: PromptConfig) -> str:
     """Hash of the template's text, for the identity of whatever is made with it."""
     return sha256_file(_path(config.template))

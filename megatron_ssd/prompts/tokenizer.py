@@ -1,4 +1,4 @@
-"""A model's own tokenizer and chat template: messages to the exact ids the model is given, and ids back to text.
+"""A model's own tokenizer and chat template: messages or text to the exact ids the model is given, and ids to text.
 
 Ids go to the engine as they are made here, so that what is recorded is what the model read.
 """
@@ -21,20 +21,14 @@ _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.
 
 
 class ChatTokenizer:
-    """The Hugging Face tokenizer of a model folder.
+    """The Hugging Face tokenizer of a model folder, with its chat template where it has one.
 
     Raises:
-        UserError: the folder holds no tokenizer that loads, or it has no chat template.
+        UserError: the folder holds no tokenizer that loads.
     """
 
     def __init__(self, folder: Path) -> None:
         self._tokenizer = _load(folder)
-        if not self._tokenizer.chat_template:
-            raise UserError(
-                f"tokenizer of {folder}",
-                rule="has no chat template, so messages cannot become a prompt",
-                fix="use an instruction-tuned model, or add chat_template to its tokenizer_config.json",
-            )
         self._folder = folder
         self.size = 1 + max(self._tokenizer.get_vocab().values())
 
@@ -46,8 +40,15 @@ class ChatTokenizer:
             enable_thinking: handed to the chat template where it is not None; templates that know it are Qwen3's.
 
         Raises:
-            UserError: the chat template refuses the messages.
+            UserError: there is no chat template, or it refuses the messages.
         """
+        if not self._tokenizer.chat_template:
+            raise UserError(
+                f"tokenizer of {self._folder}",
+                rule="has no chat template, so messages cannot become a prompt",
+                fix="set prompt.mode=raw, use an instruction-tuned model, or add chat_template to its "
+                "tokenizer_config.json",
+            )
         options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         try:
             ids = self._tokenizer.apply_chat_template(
@@ -60,6 +61,14 @@ class ChatTokenizer:
                 fix="leave prompt.system out, or use a model whose template takes it",
             ) from None
         return [int(id_) for id_ in ids]
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of plain text, with the special tokens that the tokenizer itself puts before a text.
+
+        An end token that it puts behind is left out: the text is a beginning that a model goes on with.
+        """
+        ids = [int(id_) for id_ in self._tokenizer.encode(text, add_special_tokens=True)]
+        return ids[:-1] if ids and ids[-1] == self._tokenizer.eos_token_id else ids
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Plain text of ``token_ids``: special tokens left out, spaces untouched."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.manifest import Manifest, read_manifest
+from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.progress import progress
 from megatron_ssd.report.lineage import STAGES
@@ -19,6 +21,7 @@ from megatron_ssd.report.scores import read_scores
 from megatron_ssd.schema import Sample, Verdict
 
 _FACT_KEYS = ("seed", "minicode.seed", "model.name", "cluster.device")
+_HOW_ENDS_ARE_FOUND = ("filters.loop.", "filters.mask_end_tokens")  # of loops and cut responses; they drop nothing
 _RECORDED_AS = {  # stage -> (prefix in its manifest, prefix in the configuration)
     "samples": (
         ("decoding.", "sampling.train."),
@@ -70,9 +73,26 @@ def shown_settings(config: RunConfig, manifests: Mapping[str, Manifest]) -> dict
     for stage, manifest in manifests.items():
         recorded = _flatten({**manifest.config, "parallel": manifest.facts.get("parallel", {})})
         flat.update({_configuration_key(stage, key): value for key, value in recorded.items()})
+    flat["filters.further"] = _further_filters(flat)
     wanted = [*_FACT_KEYS, *(key for setting in SETTINGS for key in setting.keys)]
     parameters = config.model.num_parameters() if config.model is not None else None
     return {**{key: flat.get(key) for key in wanted}, "model.num_parameters": parameters}
+
+
+def _further_filters(flat: Mapping[str, Any]) -> str:
+    """The settings of filters that drop more than the defaults and have no line of their own in the report."""
+    shown = {key for setting in SETTINGS for key in setting.keys}
+    changed = [
+        key.removeprefix("filters.")
+        for key, default in _flatten({"filters": dataclasses.asdict(FilterConfig())}).items()
+        if key not in shown and not key.startswith(_HOW_ENDS_ARE_FOUND) and not _alike(flat[key], default)
+    ]
+    return ", ".join(changed) or "none"
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values are one in JSON, which manifests are."""
+    return json.dumps(one) == json.dumps(other)
 
 
 def _configuration_key(stage: str, recorded: str) -> str:

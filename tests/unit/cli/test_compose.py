@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config, groups
+from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.errors import ConfigError
 
 # What a group needs beside it to stand alone: a CPU has no TransformerEngine, a benchmark file has no default place.
@@ -29,7 +30,7 @@ _PARAMETERS = {
 
 def test_the_shipped_groups_are_found() -> None:
     assert {"model", "parallel", "precision", "sampling", "problems", "benchmark", "optimizer", "cluster",
-            "experiment"} == set(groups())  # fmt: skip
+            "experiment", "filters"} == set(groups())  # fmt: skip
     assert set(_PARAMETERS) | {"tiny", "tiny_moe"} <= set(groups()["model"])
 
 
@@ -61,6 +62,14 @@ def test_a_model_brings_its_layout_and_the_command_line_wins() -> None:
     assert compose_config(["+model=qwen3_30b"]).parallel.expert_model_parallel_size == 8
     assert compose_config(["+model=qwen3_4b_instruct", "parallel=single"]).parallel.world_size == 1
     assert compose_config(["+experiment=demo", "parallel=dp2", "model=tiny_moe"]).model.name == "tiny_moe"  # type: ignore[union-attr]
+
+
+def test_both_sources_of_the_papers_filters_are_named() -> None:
+    assert compose_config(["filters=paper"]).filters == compose_config([]).filters == FilterConfig()
+    code = compose_config(["filters=reference_code"]).filters
+    assert (code.drop_empty, code.drop_one_line_stubs, code.drop_shortest_fraction) == (True, False, 0.1)
+    none = compose_config(["filters=none", "filters.proxy_band=[0.1,0.9]"]).filters
+    assert (none.drop_empty, none.drop_one_line_stubs, none.proxy_band) == (False, False, (0.1, 0.9))
 
 
 def test_the_demos_run_folder_follows_its_problems() -> None:

@@ -66,6 +66,13 @@ def test_lists_become_tuples_and_whole_numbers_floats() -> None:
         ({"cluster": {"device": "cpu"}}, ["precision.transformer_engine", "cpu"]),
         ({"evaluation": {"ks": [50]}}, ["evaluation.ks = [50]", "num_samples"]),
         ({"sampling": {"train": {"top_p": 0}, "eval": {}}}, ["top_p = 0", "above 0"]),
+        ({"filters": {"proxy_band": [0.9, 0.1]}}, ["filters.proxy_band = [0.9, 0.1]", "low < high"]),
+        ({"filters": {"loop": {"min_repeat": 3}}}, ["did you mean filters.loop.min_repeats?"]),
+        (
+            {"filters": {"length_capped": "mask_end"}, "preprocess": {"ids": "retokenized"}},
+            ["filters.length_capped = mask_end", "ids as sampled"],
+        ),
+        ({"prompt": {"mode": "raw", "enable_thinking": False}}, ["prompt.enable_thinking = false", "prompt.mode=chat"]),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_one_line_with_key_value_rule_and_fix(values: dict[str, Any], parts: list[str]) -> None:

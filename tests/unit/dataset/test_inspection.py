@@ -52,7 +52,8 @@ def show(capsys: pytest.CaptureFixture[str], **keys: Any) -> str:
 
 def test_counts_lengths_and_ids(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = show(capsys, run_dir=str(run_dir), examples=1)
-    for part in ("3, pairs of [prompt, response]", "uint16, all below 512", "1 responses have no end token",
+    for part in ("3, pairs of [prompt, response]", "uint16, all below 512",
+                 "1 of the responses sampled have no end token",
                  "2 of 5 samples: empty 2", "with hashes", "length of responses in tokens: median",
                  "document 0, sample 0 of problem p0"):  # fmt: skip
         assert part in shown, shown

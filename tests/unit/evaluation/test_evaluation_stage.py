@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -23,10 +24,10 @@ from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.problems import BenchmarkConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.evaluation.decode import OpenSampler
+from megatron_ssd.evaluation.decode import DecodeJob, OpenSampler
 from megatron_ssd.evaluation.sandbox import Sandbox
 from megatron_ssd.evaluation.stage import run_evaluate
-from megatron_ssd.generation.model_folder import ModelFolder
+from megatron_ssd.generation.model_folder import ModelFolder, open_model
 from megatron_ssd.generation.sampler import Completion, Request
 from megatron_ssd.problems import minicode
 from megatron_ssd.problems.minicode.tokenizer import save_tokenizer, train_tokenizer
@@ -245,3 +246,19 @@ def test_prompts_that_do_not_fit_are_rows_with_the_reason(config: RunConfig):
     verdict = read_jsonl(Path(narrow.run_dir) / "eval/verdicts/base/T1-k20-p0.8.jsonl")[0]
     assert verdict["status"] == "no_code"
     assert "max_model_len" in verdict["detail"]
+
+
+def test_raw_prompts_are_decoded_without_a_chat_template(config: RunConfig, tmp_path: Path):
+    folder = tmp_path / "chatless"
+    shutil.copytree(str(config.model.path), folder)  # type: ignore[union-attr]
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    config = dataclasses.replace(config, prompt=PromptConfig(template="minicode", mode="raw"))
+    problems, oracle = minicode.test_problems(config.minicode), Oracle(config)
+    job = DecodeJob(config=config, name="base", model=open_model(str(folder)), problems=problems,
+                    settings=[Decoding(temperature=1.0)], folder=tmp_path / "drawn")  # fmt: skip
+    job.run(oracle.open, lambda: None)
+    tokenizer = ChatTokenizer(folder)
+    asked = {str(request.key[1]): request.prompt_token_ids for request in oracle.requests}
+    assert asked == {problem.id: tokenizer.text_ids(problem.statement) for problem in problems}

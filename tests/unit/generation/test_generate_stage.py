@@ -19,6 +19,7 @@ from megatron_ssd.generation import stage
 from megatron_ssd.generation.plan import request_seed
 from megatron_ssd.generation.sampler import Completion, Request
 from megatron_ssd.problems.stage import run_problems
+from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import Sample
 from tests.unit.generation.fake_engine import tokens_of
 
@@ -113,6 +114,17 @@ def test_manifest_counts_and_lineage(config: RunConfig, monkeypatch: pytest.Monk
     assert manifest.counts["stop"] + manifest.counts["length"] == 60
     assert set(manifest.inputs) == {"model", "problems", "template"}
     assert manifest.inputs["model"] == rows[0].model_revision
+    assert manifest.facts["prompt_opens_thinking"] is False
+
+
+def test_raw_prompts_are_the_tasks_text(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert config.model is not None
+    tokenizer = ChatTokenizer(Path(str(config.model.path)))
+    generate(changed(config, "prompt", mode="raw"), monkeypatch)
+    for row in samples(config):
+        assert row.prompt_token_ids == tokenizer.text_ids(row.messages[-1]["content"])
+    with pytest.raises(UserError, match=r"prompt\.mode: 'raw' then, 'chat' now"):
+        generate(config, monkeypatch)
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 37, 59])

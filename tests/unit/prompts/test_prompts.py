@@ -123,9 +123,12 @@ def test_chat_template_that_refuses_is_one_line(tiny_tokenizer: Path, tmp_path: 
     assert "\n" not in str(caught.value)
 
 
-def test_tokenizer_without_chat_template_is_refused(tiny_tokenizer: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no chat template"):
-        ChatTokenizer(with_template(tiny_tokenizer, tmp_path / "bare", None))
+def test_tokenizer_without_chat_template_is_refused_in_chat_mode_alone(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    tokenizer = ChatTokenizer(with_template(tiny_tokenizer, tmp_path / "bare", None))
+    with pytest.raises(UserError, match=r"has no chat template.*set prompt\.mode=raw"):
+        next(build_prompts([STDIN], PromptConfig(), tokenizer))
+    (prompt,) = build_prompts([STDIN], PromptConfig(mode="raw"), tokenizer)
+    assert tokenizer.text(prompt.token_ids) == prompt.messages[0]["content"]
 
 
 def test_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:

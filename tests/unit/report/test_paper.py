@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.report.data import shown_settings
 from megatron_ssd.report.paper import SETTINGS, Deviation, deviations, reference_model
 from tests.unit.report.report_run import run_config
@@ -52,6 +53,26 @@ def test_a_changed_value_differs_and_shows_both() -> None:
 def test_either_of_two_conflicting_sources_counts_as_same() -> None:
     for value, same in ((20, True), (10, True), (5, False)):
         assert _one("samples a problem", _settings(**{"evaluation.num_samples": value})).same is same
+
+
+def test_filters_are_those_of_one_source_not_a_mixture() -> None:
+    item = "dropped: empty responses, one-line stubs, share of the shortest"
+    keys = ("filters.drop_empty", "filters.drop_one_line_stubs", "filters.drop_shortest_fraction")
+    for values, same in (((True, True, 0.0), True), ((True, False, 0.1), True), ((True, True, 0.1), False)):
+        assert _one(item, _settings(**dict(zip(keys, values, strict=True)))).same is same
+
+
+def test_filters_that_the_paper_does_not_have_are_named(tmp_path: Path) -> None:
+    item, config = "dropped: by other filters", run_config(tmp_path / "run")
+    assert _one(item, shown_settings(config, {})).same is True
+    filters = FilterConfig(drop_duplicates=True, proxy_band=(0.1, 0.9), length_capped="mask_end", mask_end_tokens=9)
+    deviation = _one(item, shown_settings(dataclasses.replace(config, filters=filters), {}))
+    assert (deviation.this_run, deviation.same) == ("drop_duplicates, proxy_band", False)
+    stage = Stage(name="dataset", run_dir=tmp_path, config={"filters": dataclasses.asdict(FilterConfig())}, inputs={})
+    stage.begin()
+    recorded = shown_settings(dataclasses.replace(config, filters=filters), {"dataset": stage.publish()})
+    assert _one(item, recorded).this_run == "none"
+    assert _one("responses cut at the length limit", recorded).same is True
 
 
 def test_decoding_follows_the_model_and_is_not_invented_where_unpublished() -> None:

@@ -1,10 +1,10 @@
-"""Each rule of ``evaluation.extract``, one test a property."""
+"""Each rule of ``prompts.extract``, one test a property."""
 
 from __future__ import annotations
 
 import pytest
 
-from megatron_ssd.evaluation.extract import extract_code
+from megatron_ssd.prompts.extract import CodeBlock, extract_block, extract_code
 
 FENCED = "Here:\n```python\nprint(1)\n```\nDone."
 
@@ -60,3 +60,29 @@ def test_windows_line_ends_do_not_hide_a_fence():
 
 def test_an_indented_fence_counts():
     assert extract_code("1. Do\n   ```python\nx = 1\n   ```") == "x = 1\n"
+
+
+@pytest.mark.parametrize(
+    ("response", "language"),
+    [
+        ("```Py3 title=a\nx\n```", "python"),
+        ("```C++\nx\n```", "c++"),
+        ("```\nx\n```", ""),
+        ("~~~ python\nx\n~~~", "python"),
+    ],
+)
+def test_the_block_names_its_language(response: str, language: str):
+    assert extract_block(response) == CodeBlock(language, "x\n")
+
+
+def test_a_block_is_what_its_code_is():
+    assert extract_block("```python\ncut o") is None
+    assert extract_block("```python\n \n```") is None
+
+
+@pytest.mark.parametrize(
+    "line", ["```" + " " * 200_000 + "`", "~" * 200_000 + "`", "`" * 200_000 + "x`", " " * 200_000 + "x```"]
+)
+def test_lines_that_are_almost_fences_take_no_more_than_linear_time(line: str):
+    """Tried in every way of dividing them, one of these lines would take minutes."""
+    assert extract_code(f"{line}\n```python\nx\n```\n") == "x\n"

@@ -1,0 +1,114 @@
+"""Filters over the whole set: each by itself, and one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_ssd.config.dataset import FilterConfig, LoopConfig
+from megatron_ssd.dataset.whole_set import (
+    FACTS,
+    REASONS,
+    needs_whole_set,
+    outside_band,
+    repeats,
+    response_digest,
+    settle,
+    shortest,
+)
+from tests.unit.dataset.test_filters import sample
+
+scores = st.lists(st.one_of(st.floats(-9, 0, width=32), st.just(math.nan)), max_size=30)
+
+
+def facts(rows: list[tuple[str | None, int, int, float]]) -> np.ndarray:
+    """From (reason, characters, digest, score)."""
+    return np.array([(REASONS.index(why), size, 0, digest, score) for why, size, digest, score in rows], dtype=FACTS)
+
+
+def reasons(rows: list[tuple[str | None, int, int, float]], **filters: object) -> list[str | None]:
+    return [REASONS[place] for place in settle(facts(rows), FilterConfig(**filters))]  # type: ignore[arg-type]
+
+
+def test_shortest_rounds_down_and_takes_the_earlier_of_equals() -> None:
+    lengths = np.array([5, 3, 3, 9, 3, 8, 7, 6])
+    assert shortest(lengths, 0.25).nonzero()[0].tolist() == [1, 2]
+    assert not shortest(lengths, 0.1).any()
+    assert not shortest(lengths, 0.0).any()
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=30))
+def test_all_but_the_first_of_equal_digests_repeat(digests: list[tuple[int, int]]) -> None:
+    halves = np.array(digests, dtype=np.uint64).reshape(-1, 2)
+    expected = [pair in digests[:row] for row, pair in enumerate(digests)]
+    assert repeats(halves[:, 0], halves[:, 1]).tolist() == expected
+
+
+@given(values=scores, low=st.integers(0, 9), width=st.integers(1, 10))
+def test_the_band_is_the_middle_of_the_sorted_scores(values: list[float], low: int, width: int) -> None:
+    band = low / 10, min(low + width, 10) / 10
+    there = sorted((value, row) for row, value in enumerate(values) if not math.isnan(value))
+    kept = {row for _, row in there[round(band[0] * len(there)) : round(band[1] * len(there))]}
+    outside = outside_band(np.array(values, dtype=np.float32), band)
+    assert {row for row, value in enumerate(values) if not outside[row] and not math.isnan(value)} == kept
+    assert not outside[np.isnan(np.array(values, dtype=np.float32))].any()
+
+
+def test_each_filter_looks_at_what_those_before_it_leave() -> None:
+    rows = [
+        ("empty", 0, 9, math.nan),
+        (None, 40, 1, -1.0),
+        (None, 10, 1, -9.0),  # repeats the row before, so it is not the shortest either
+        (None, 20, 2, -9.0),  # the shortest of four, so its score counts for no quantile
+        (None, 50, 3, -3.0),
+        (None, 60, 4, -2.0),
+    ]
+    asked = {"drop_duplicates": True, "drop_shortest_fraction": 0.25, "proxy_band": (0.34, 1.0)}
+    assert reasons(rows, **asked) == ["empty", None, "duplicate", "shortest", "outside_proxy_band", None]
+
+
+def test_rows_without_a_score_are_dropped_under_their_own_name() -> None:
+    rows = [(None, 1, 1, math.nan), (None, 1, 2, -1.0), ("empty", 0, 3, math.nan)]
+    assert reasons(rows, proxy_band=(0.0, 1.0)) == ["no_proxy_score", None, "empty"]
+    assert reasons(rows) == [None, None, "empty"]
+
+
+def test_a_set_without_rows_is_settled() -> None:
+    asked = FilterConfig(drop_duplicates=True, drop_shortest_fraction=0.5, proxy_band=(0.1, 0.9))
+    assert settle(facts([]), asked).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("filters", "needed"),
+    [
+        ({}, False),
+        ({"drop_no_code": True, "drop_unparsable": True, "drop_loops": True, "length_capped": "mask_end"}, False),
+        ({"drop_duplicates": True}, True),
+        ({"drop_shortest_fraction": 0.1}, True),
+        ({"proxy_band": (0.0, 0.5)}, True),
+    ],
+)
+def test_only_these_need_a_first_pass(filters: dict[str, object], needed: bool) -> None:
+    assert needs_whole_set(FilterConfig(**filters)) is needed  # type: ignore[arg-type]
+
+
+def test_digests_see_the_problem_and_the_text_without_its_white_space() -> None:
+    one = sample("x = 1\n\n  y")
+    assert response_digest(one) == response_digest(sample(" x  =\t1 y\n"))
+    assert response_digest(one) != response_digest(sample("x = 1 yy"))
+    assert response_digest(one) != response_digest(dataclasses.replace(one, problem_id="q"))
+    assert all(0 <= half < 1 << 64 for half in response_digest(sample("\ud800")))
+
+
+def test_the_documentation_names_every_reason_and_setting() -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "filters.md").read_text(encoding="utf-8")
+    settings = [field.name for field in dataclasses.fields(FilterConfig) if field.name != "loop"]
+    settings += [f"loop.{field.name}" for field in dataclasses.fields(LoopConfig)]
+    assert [reason for reason in REASONS if reason and f"`{reason}`" not in text] == []
+    assert [name for name in settings if f"`{name}" not in text and f"filters.{name}" not in text] == []
