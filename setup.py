@@ -23,6 +23,7 @@ COMMON = [
     "markupsafe>=3,<4",
     # 0.16.1 is the newest release for Python 3.11; 0.17 and later say themselves that they want 3.12. The extras pin.
     "megatron-core>=0.16.1,<0.20",
+    "msgspec>=0.20,<0.23",
     "numpy>=2.2,<3",
     "omegaconf>=2.3,<2.4",
     "packaging>=24.2",

@@ -27,7 +27,11 @@ EXIT_INTERRUPTED = 130
 EXIT_REQUEUE = os.EX_TEMPFAIL
 _TRACEBACK_VARIABLE = "MEGATRON_SSD_TRACEBACK"
 # What Megatron-Core says at every import and load. Which layers run is a choice of ``precision``, and logged.
-_SAID_ELSEWHERE = ("Transformer Engine and Apex are not installed", "`load_state_dict` is deprecated")
+_SAID_ELSEWHERE = (
+    "Transformer Engine and Apex are not installed",
+    "Apex is not installed",
+    "`load_state_dict` is deprecated",
+)
 
 
 def main(stage: Callable[[RunConfig], None], *, description: str, argv: list[str] | None = None) -> None:

@@ -65,20 +65,25 @@ def locate_model(path: str | None, revision: str | None = None) -> tuple[Path, s
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder, revision
-    folder = _download(path, revision)
+    folder = download_model(path, revision, key=_KEY)
     return folder, folder.name  # snapshots are kept under their commit
 
 
-def _download(path: str, revision: str | None) -> Path:
+def download_model(path: str, revision: str | None, *, key: str) -> Path:
+    """The folder of a Hub id, fetched where it is not on this machine yet.
+
+    Raises:
+        UserError: ``path``, which the user gave as ``key``, is no Hub id, or the Hub does not serve it.
+    """
     if not is_hub_id(path):
-        raise UserError(f"{_KEY} = {path}", rule="does not exist", fix=f"set {_KEY} to a folder or a Hub id")
+        raise UserError(f"{key} = {path}", rule="does not exist", fix=f"set {key} to a folder or a Hub id")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError
 
     try:
         return Path(snapshot_download(path, revision=revision, ignore_patterns=["*.pth", "*.bin", "original/*"]))
     except (OSError, ValueError, HTTPError) as error:
-        raise hub_error(path, key=_KEY, error=error) from error
+        raise hub_error(path, key=key, error=error) from error
 
 
 def _end_token_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.generation.model_folder import open_model
+from megatron_ssd.generation.model_folder import download_model
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ def resolve_model_folder(path: str, revision: str | None = None, *, key: str = "
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        folder = open_model(path, revision).path
+        folder = download_model(path, revision, key=key)
     if not (folder / "config.json").is_file():
         raise UserError(f"{key} = {path}", rule="has no config.json", fix=f"set {key} to a Hugging Face model's folder")
     return folder

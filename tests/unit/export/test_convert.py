@@ -216,6 +216,8 @@ def test_folders_that_cannot_be_converted_are_refused_by_name(tmp_path: Path) ->
             there(hf, tmp_path / "megatron")
         assert not (tmp_path / "megatron").exists()
 
+    with pytest.raises(UserError, match=r"^hf = .*nowhere: does not exist; set hf to a folder or a Hub id"):
+        there(tmp_path / "nowhere", tmp_path / "megatron")
     config = (hf / "config.json").read_bytes()
     for change, match in (
         ({"attention_bias": True}, "attention_bias = True"),
