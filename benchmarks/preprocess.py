@@ -62,8 +62,7 @@ def main() -> None:
         folder = Path(scratch)
         tokens = _prepare(folder, arguments.rows)
         _measure_speed(folder, tokens, arguments.rows, arguments.rounds, arguments.workers)
-        if not os.environ.get("NOMEM"):
-            _measure_memory(folder, arguments.workers)
+        _measure_memory(folder, arguments.workers)
         if arguments.profile:
             _profile(folder, arguments.profile)
 

@@ -46,10 +46,10 @@ def hash_folder(folder: Path, *, exclude: frozenset[str] = frozenset({"manifest.
     if not folder.is_dir():
         raise UserError(f"folder {folder}", rule="does not exist", fix="check the path, or run the stage that makes it")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in exclude)
-    return hash_json([[path.relative_to(folder).as_posix(), _remembered_sha256(path)] for path in files])
+    return hash_json([[path.relative_to(folder).as_posix(), remembered_sha256(path)] for path in files])
 
 
-def _remembered_sha256(path: Path) -> str:
+def remembered_sha256(path: Path) -> str:
     """``sha256_file``, kept for large files below ``~/.cache/megatron_ssd`` (or ``$XDG_CACHE_HOME``)."""
     status = path.stat()
     if status.st_size < _REMEMBERED_FROM:
