@@ -11,8 +11,9 @@ the whole stage, filters, hashes and manifest included: once with the ids as sam
 again and compared.
 
 The sides have their imports done, stay loaded and take turns, so a drift of the machine's speed hits all. The table has
-medians; the ratio is the median over rounds, round by round. Memory is the resident memory of the parent and its
-workers together, looked at every 20 ms, in a fresh process each.
+medians; ratios are medians over rounds, round by round. The time of all processors together depends less on what else
+the machine is doing: the reference has one more process that computes, so on a busy machine it gets a larger share.
+Memory is the resident memory of the parent and its workers together, looked at every 20 ms, in a fresh process each.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -32,7 +34,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -138,17 +140,22 @@ def _measure_speed(folder: Path, tokens: int, rows: int, rounds: int, workers: i
     try:
         for side in sides.values():
             side.turn()  # the first turn warms up
-        seconds = [{name: side.turn() for name, side in sides.items()} for _ in range(rounds)]
+        turns = [{name: side.turn() for name, side in sides.items()} for _ in range(rounds)]
     finally:
         for side in sides.values():
             side.stop()
     print(f"\n{rows:,} samples, {tokens:,} tokens, {workers} workers, {rounds} rounds")
-    print(f"{'':20}{'rows/s':>10}{'lowest':>10}{'highest':>10}{'tokens/s':>14}{'ratio':>8}")
+    print(
+        f"{'':20}{'rows/s':>10}{'lowest':>10}{'highest':>10}{'tokens/s':>14}{'ratio':>8}{'CPU ms/row':>12}{'ratio':>8}"
+    )
     for name in sides:
-        own = [rows / one[name] for one in seconds]
-        ratio = statistics.median(one[REFERENCE] / one[name] for one in seconds)
-        speed = statistics.median(own)
-        print(f"{name:20}{speed:10,.0f}{min(own):10,.0f}{max(own):10,.0f}{speed * tokens / rows:14,.0f}{ratio:8.2f}")
+        own = [rows / one[name].seconds for one in turns]
+        speed, cpu = statistics.median(own), statistics.median(one[name].cpu_seconds for one in turns)
+        ratios = [statistics.median(one[REFERENCE][i] / one[name][i] for one in turns) for i in (0, 1)]
+        print(
+            f"{name:20}{speed:10,.0f}{min(own):10,.0f}{max(own):10,.0f}{speed * tokens / rows:14,.0f}{ratios[0]:8.2f}"
+            f"{cpu / rows * 1000:12.2f}{ratios[1]:8.2f}"
+        )
 
 
 def _measure_memory(folder: Path, workers: int) -> None:
@@ -201,6 +208,19 @@ def _resident(process: psutil.Process) -> int:
         return 0
 
 
+class Turn(NamedTuple):
+    """Seconds by the clock, and of all processor cores together."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of the workers that have ended."""
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
 class _Side:
     """A process that runs a turn when its standard input says so."""
 
@@ -223,13 +243,14 @@ class _Side:
         """Of the process that has the workers as children."""
         return self._process.pid
 
-    def turn(self) -> float:
-        """Seconds that it took."""
+    def turn(self) -> Turn:
+        """What it took."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+        seconds, cpu_seconds = self._process.stdout.readline().split()
+        return Turn(float(seconds), float(cpu_seconds))
 
     def stop(self) -> None:
         """End the process."""
@@ -244,9 +265,9 @@ def _serve(side: str, folder: Path, workers: int) -> None:
     turn = _reference(folder, workers) if side == REFERENCE else _stage(folder, workers, side)
     print("ready", file=answers, flush=True)
     for _ in sys.stdin:
-        started = time.perf_counter()
+        started, cpu_before = time.perf_counter(), _cpu_seconds()
         turn()
-        print(time.perf_counter() - started, file=answers, flush=True)
+        print(time.perf_counter() - started, _cpu_seconds() - cpu_before, file=answers, flush=True)
 
 
 _tokenizer: Any = None  # of a worker of the reference
