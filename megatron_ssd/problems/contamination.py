@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 _WORD = re.compile(r"\w+")
 _SIGNATURE = re.compile(r"\bdef\s+(\w+)\s*\(([^)]*)\)", re.IGNORECASE)
+_SLOTS_PER_NGRAM = 64  # so that one in a hundred is looked for in vain
 _NAME = "·"  # stands for any name from a signature; no word has it
 
 
@@ -48,7 +49,7 @@ class Hit:
 def words(text: str) -> tuple[str, ...]:
     """The words that are compared."""
     names: set[str] = set()  # as they are written: a function called add does not make "Add" of the prose a name
-    for function, arguments in _SIGNATURE.findall(text):
+    for function, arguments in _SIGNATURE.findall(text) if "def" in text.lower() else ():
         names.add(function)
         names.update(name for part in arguments.split(",") for name in _WORD.findall(part)[:1] if name != "self")
     found = _WORD.findall(text)
@@ -58,7 +59,8 @@ def words(text: str) -> tuple[str, ...]:
 class ContaminationIndex:
     """The n-grams of all evaluation problems, to hold training problems against.
 
-    Memory goes with the evaluation sets (some hundred thousand n-grams), not with the training set.
+    N-grams are known by hashes of 64 bits, and a table of single bytes says of nearly every n-gram of a training set
+    that it is in no evaluation set. Memory goes with the evaluation sets: some 100 bytes for each of their words.
 
     Args:
         problems: the evaluation problems; those without a word are left out.
@@ -70,40 +72,58 @@ class ContaminationIndex:
     def __init__(self, problems: Iterable[EvaluationProblem], *, ngram: int, overlap: float) -> None:
         self._ngram, self._overlap = ngram, overlap
         self._problems: list[EvaluationProblem] = []
-        self._sizes: list[int] = []  # distinct n-grams of each
-        self._holders: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
         self._exact: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
+        self._number_of: dict[str, int] = {}
+        texts: list[tuple[str, ...]] = []
         for problem in problems:
             found = words(problem.text)
             if not found:
                 continue
-            number = len(self._problems)
+            self._exact[found].append(len(self._problems))
             self._problems.append(problem)
-            self._exact[found].append(number)
-            grams = set() if problem.exact_only else _ngrams(found, min(ngram, len(found)))
-            self._sizes.append(len(grams))
-            for gram in grams:
-                self._holders[gram].append(number)
-        self._filter = _NgramFilter(self._holders)
+            texts.append(() if problem.exact_only else found)
+            for word in texts[-1]:
+                self._number_of.setdefault(word, len(self._number_of) + 2)  # 1 is every other word
+        generator = np.random.default_rng(0)  # any odd numbers serve
+        self._factors = generator.integers(1 << 63, size=ngram, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+        self._lengths = {min(ngram, len(text)) for text in texts if text}
+        own = [self._own_hashes(text) for text in texts]
+        self._sizes = [len(hashes) for hashes in own]  # distinct n-grams of each
+        hashes = np.concatenate([np.empty(0, np.uint64), *own])
+        order = np.argsort(hashes)
+        self._hashes = hashes[order]
+        self._holders = np.repeat(np.arange(len(own), dtype=np.int32), self._sizes)[order]
+        bits = max(10, (_SLOTS_PER_NGRAM * len(hashes)).bit_length())
+        self._shift = np.uint64(64 - bits)
+        self._taken = np.zeros(1 << bits, dtype=np.bool_)
+        self._taken[hashes >> self._shift] = True
 
     def __len__(self) -> int:
         return len(self._problems)
 
     def hits(self, problem_id: str, text: str) -> list[Hit]:
         """Evaluation problems found in a training problem, the surest first."""
+        if not self._problems:
+            return []
         found = words(text)
         counts: Counter[int] = Counter()
-        for gram in self._filter.candidates(found):
-            counts.update(self._holders.get(gram, ()))
+        own = 0  # distinct n-grams, once they are needed
+        for length, hashes in self._windows(found):
+            near = list(set(hashes[self._taken[hashes >> self._shift]].tolist()))
+            if not near:
+                continue
+            first, end = (
+                np.searchsorted(self._hashes, np.array(near, np.uint64), side).tolist() for side in ("left", "right")
+            )
+            for i, j in zip(first, end, strict=True):
+                counts.update(self._holders[i:j].tolist())
+            if counts and length == self._ngram and len(found) >= 2 * length:
+                own = len(np.unique(hashes))
         equal = self._exact.get(found, [])
         hits = [self._hit(problem_id, number, 1.0, exact=True) for number in equal]
-        if counts:
-            own = len(_ngrams(found, self._ngram)) if len(found) >= 2 * self._ngram else None
-            hits += [
-                self._hit(problem_id, number, count / min(self._sizes[number], own or self._sizes[number]), exact=False)
-                for number, count in counts.items()
-                if number not in equal
-            ]
+        for number in counts.keys() - set(equal):
+            shorter = min(self._sizes[number], own or self._sizes[number])
+            hits.append(self._hit(problem_id, number, counts[number] / shorter, exact=False))
         chosen = [hit for hit in hits if hit.overlap >= self._overlap]
         return sorted(chosen, key=lambda hit: (-hit.exact, -hit.overlap, hit.set_name, hit.evaluation_id))
 
@@ -112,51 +132,16 @@ class ContaminationIndex:
         return Hit(problem_id=problem_id, set_name=problem.set_name, evaluation_id=problem.id,
                    overlap=round(overlap, 3), exact=exact)  # fmt: skip
 
+    def _own_hashes(self, text: tuple[str, ...]) -> NDArray[np.uint64]:
+        """The distinct n-grams of an evaluation text."""
+        wanted = min(self._ngram, len(text))
+        return np.unique(np.concatenate([np.empty(0, np.uint64), *(h for n, h in self._windows(text) if n == wanted)]))
 
-class _NgramFilter:
-    """Which n-grams of a text may be among given ones: a table of hashes that says yes now and then to another.
-
-    Nearly every n-gram of a training set is in no evaluation set, and looking up each as a tuple of words would take
-    most of the stage's time.
-    """
-
-    _SLOTS_PER_NGRAM = 64
-
-    def __init__(self, grams: Collection[tuple[str, ...]]) -> None:
-        self._lengths = sorted({len(gram) for gram in grams})
-        self._number_of: dict[str, int] = {}
-        for gram in grams:
-            for word in gram:
-                self._number_of.setdefault(word, len(self._number_of) + 1)  # 0 is every other word
-        bits = max(10, (self._SLOTS_PER_NGRAM * len(grams)).bit_length())
-        self._shift = np.uint64(64 - bits)
-        self._taken = np.zeros(1 << bits, dtype=np.bool_)
-        generator = np.random.default_rng(0)  # any odd numbers serve
-        longest = max(self._lengths, default=0)
-        self._factors = generator.integers(1 << 63, size=longest, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-        for gram in grams:
-            for length, slots in self._slots(gram):
-                if length == len(gram):
-                    self._taken[slots] = True
-
-    def candidates(self, found: tuple[str, ...]) -> set[tuple[str, ...]]:
-        """The distinct n-grams of ``found`` that may be among the given ones: all that are, and a few others."""
-        return {
-            found[start : start + length]
-            for length, slots in self._slots(found)
-            for start in np.flatnonzero(self._taken[slots]).tolist()
-        }
-
-    def _slots(self, found: tuple[str, ...]) -> Iterator[tuple[int, NDArray[np.uint64]]]:
-        """For each length of the given n-grams, the slot of every n-gram of ``found``, [len(found) - length + 1]."""
-        numbers = np.fromiter(map(self._number_of.get, found, repeat(0)), dtype=np.uint64, count=len(found))
+    def _windows(self, found: tuple[str, ...]) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+        """For each length that evaluation n-grams have, the hash of every run of so many words, in order."""
+        numbers = np.fromiter(map(self._number_of.get, found, repeat(1)), dtype=np.uint64, count=len(found))
         sums = np.zeros(len(found), dtype=np.uint64)  # after n rounds, of the n words from each place on
-        for length in range(1, min(len(self._factors), len(found)) + 1):
-            ends = len(found) - length + 1
-            sums = sums[:ends] + numbers[length - 1 :] * self._factors[length - 1]
+        for length in range(1, min(self._ngram, len(found)) + 1):
+            sums = sums[: len(found) - length + 1] + numbers[length - 1 :] * self._factors[length - 1]
             if length in self._lengths:
-                yield length, sums >> self._shift
-
-
-def _ngrams(words_: tuple[str, ...], length: int) -> set[tuple[str, ...]]:
-    return {words_[start : start + length] for start in range(len(words_) - length + 1)}
+                yield length, sums

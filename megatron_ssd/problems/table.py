@@ -23,7 +23,8 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.problems.location import find_files, hub_error
 
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".json")
-_BATCH_ROWS = 4096
+_BATCH_ROWS = 1024
+_BUFFER = 1 << 20  # bytes of a parquet column in memory at a time, and not all that a row group has of it
 # First bytes -> what they begin, and the ending that such a file has here; None for what is not read at all.
 _MAGIC: dict[bytes, tuple[str, str | None]] = {
     b"PAR1": ("a parquet file", ".parquet"),
@@ -111,7 +112,7 @@ class Table:
 
     def _parquet_rows(self, name: str, stream: IO[bytes], columns: list[str]) -> Iterator[Row]:
         try:
-            with pyarrow.parquet.ParquetFile(stream) as table:
+            with pyarrow.parquet.ParquetFile(stream, buffer_size=_BUFFER) as table:
                 names = table.schema_arrow.names
                 if not set(names) >= set(columns):
                     raise self._missing(name, names, columns)

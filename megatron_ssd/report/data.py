@@ -16,6 +16,7 @@ from megatron_ssd.config.run import RunConfig
 from megatron_ssd.progress import progress
 from megatron_ssd.report.lineage import STAGES
 from megatron_ssd.report.paper import SETTINGS
+from megatron_ssd.report.problems import read_problem_facts
 from megatron_ssd.report.records import Example, Program, ReportData, SamplingFacts, Score, Scores, TrainingPoint
 from megatron_ssd.report.scores import read_scores
 from megatron_ssd.schema import Sample, Verdict
@@ -51,6 +52,7 @@ def gather(config: RunConfig) -> ReportData:
     return ReportData(
         run_name=run_dir.resolve().name,
         scores=scores,
+        problems=read_problem_facts(run_dir / "problems", manifests["problems"]),
         training=read_training(run_dir / "checkpoints" / "metrics.jsonl"),
         sampling=read_sampling(run_dir / "samples", manifests),
         examples=read_examples(run_dir / "eval", scores),
@@ -125,7 +127,6 @@ def read_sampling(folder: Path, manifests: Mapping[str, Manifest]) -> SamplingFa
         finish_reasons=dict(finish.most_common()),
         skip_reasons=dict(skipped.most_common()),
         lengths=tuple(lengths),
-        problems_dropped=manifests["problems"].dropped,
         dropped=manifests["dataset"].dropped,
         num_kept=manifests["dataset"].counts["documents"],
         tokens_per_second=manifests["samples"].facts.get("tokens_per_second"),

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from megatron_ssd.report import paper, plots, wording
 from megatron_ssd.report.lineage import Lineage
 from megatron_ssd.report.palette import DARK, LIGHT
+from megatron_ssd.report.problems import HITS_FILE, SHOWN_HITS
 from megatron_ssd.report.records import ReportData, Score
 from megatron_ssd.report.tables import confidence_text, duration, headline_rows, stage_rows
 
@@ -24,6 +25,7 @@ SECTIONS = (
     ("difficulty", "By difficulty"),
     ("decoding", "Decoding"),
     ("claims", "Claims"),
+    ("problems", "Problems"),
     ("sampling", "Training data"),
     ("training", "Training"),
     ("deviations", "Deviations"),
@@ -52,6 +54,7 @@ def render(data: ReportData, lineage: Lineage) -> str:
         stages=stage_rows(data.manifests),
         code_version=data.manifests["eval"].code_version,
         **_result_part(data),
+        **_problems_part(data),
         **_sampling_part(data),
         **_paper_part(data),
         plots=_plots(data),
@@ -76,18 +79,26 @@ def _result_part(data: ReportData) -> dict[str, Any]:
     }
 
 
+def _problems_part(data: ReportData) -> dict[str, Any]:
+    dropped = Counter(data.problems.dropped).most_common()
+    return {
+        "problems_dropped": [(reason.replace("_", " "), count) for reason, count in dropped if count],
+        "shown_hits": data.problems.hits[:SHOWN_HITS],
+        "hits_file": HITS_FILE,
+    }
+
+
 def _sampling_part(data: ReportData) -> dict[str, Any]:
     sampling = data.sampling
     total = max(sampling.num_samples, 1)
     not_run = {f"not run: {reason}": count for reason, count in sampling.skip_reasons.items()}
     filtered = {reason.replace("_", " "): n for reason, n in sampling.dropped.items() if reason != "skipped"}
-    unused = {f"problem: {reason.replace('_', ' ')}": n for reason, n in sampling.problems_dropped.items()}
     return {
         "finish_reasons": [
             (wording.FINISH_REASONS.get(reason, reason), count, count / total)
             for reason, count in sampling.finish_reasons.items()
         ],
-        "dropped": [(reason, count) for reason, count in {**unused, **not_run, **filtered}.items() if count],
+        "dropped": [(reason, count) for reason, count in {**not_run, **filtered}.items() if count],
     }
 
 

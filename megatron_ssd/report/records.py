@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from megatron_ssd.artifacts.manifest import Manifest
+from megatron_ssd.report.problems import ProblemFacts
 
 ModelName = Literal["base", "ssd"]
 ClaimStatus = Literal["shown", "not shown", "unclear"]
@@ -115,14 +116,13 @@ class TrainingPoint:
 class SamplingFacts:
     """The training data as sampled. ``lengths`` are tokens of each response that was run.
 
-    ``problems_dropped`` went before sampling, ``dropped`` are samples that the filters took, both by reason.
+    ``dropped`` are samples that the filters took, by reason.
     """
 
     num_samples: int
     finish_reasons: dict[str, int]
     skip_reasons: dict[str, int]
     lengths: tuple[int, ...]
-    problems_dropped: dict[str, int]
     dropped: dict[str, int]
     num_kept: int
     tokens_per_second: float | None  # None where a resumed stage had nothing left to draw
@@ -155,6 +155,7 @@ class ReportData:
 
     run_name: str
     scores: Scores
+    problems: ProblemFacts
     training: tuple[TrainingPoint, ...]
     sampling: SamplingFacts
     examples: tuple[Example, ...]

@@ -1,8 +1,8 @@
 """``report/summary.json``: the run's result for machines. Scores are shares in [0, 1], null where not measured.
 
 Layout: ``base`` and ``ssd`` hold each model at its best setting; ``headline`` all four rows of the table; each row has
-``pass@K`` with ``value``, ``low`` and ``high``, the same by difficulty, and n. ``claims``, ``deviations``, ``run`` and
-``lineage`` follow.
+``pass@K`` with ``value``, ``low`` and ``high``, the same by difficulty, and n. ``claims``, ``deviations``, ``problems``
+(what was dropped, and evaluation problems found among them), ``sampling``, ``stages`` and ``lineage`` follow.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def summarise(data: ReportData, lineage: Lineage) -> dict[str, Any]:
         "claim_rule": scores.claim_rule,
         "claims": [dataclasses.asdict(claim) for claim in scores.claims],
         "deviations": [dataclasses.asdict(deviation) for deviation in deviations(data.settings)],
+        "problems": dataclasses.asdict(data.problems),
         "sampling": _sampling(data),
         "stages": {
             stage: {
@@ -77,7 +78,6 @@ def _sampling(data: ReportData) -> dict[str, Any]:
         "num_kept": data.sampling.num_kept,
         "finish_reasons": data.sampling.finish_reasons,
         "skip_reasons": data.sampling.skip_reasons,
-        "problems_dropped": data.sampling.problems_dropped,
         "dropped": data.sampling.dropped,
         "median_response_tokens": lengths[len(lengths) // 2] if lengths else None,
     }

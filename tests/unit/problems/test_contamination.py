@@ -171,8 +171,8 @@ def test_real_training_problems_are_accused_only_of_what_they_hold(tmp_path: Pat
     }  # fmt: skip
     config = config_of(tmp_path / "run", DATA / "rstar_coder_seed_sft", contamination={"sets": sets, "on_hit": "drop"})
     chosen = choose(config)
-    # Read one by one: three are the benchmark's problem word for word without its examples, two its easier and harder
-    # version ("of size k" I and II), which share statement and title.
+    # Read one by one: four are the benchmark's problem word for word, without its examples, and seed_1296 is 3517 with
+    # one more condition.
     assert {(hit["problem_id"], hit["set_name"], hit["evaluation_id"]) for hit in chosen.hits} == {
         ("seed_1301", "livecodebench", "3525"), ("seed_1303", "livecodebench", "3535"),
         ("seed_1306", "livecodebench", "3543"), ("seed_1296", "livecodebench", "3517"),

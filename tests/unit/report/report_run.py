@@ -54,9 +54,10 @@ def build_run(run_dir: Path, *, scale: float = 1.0) -> None:
     """Publish every stage from problems to eval. ``scale`` multiplies every score; 0 is a model that solves nothing."""
     base = _publish_base(run_dir.parent / "base")
     problems = _publish(run_dir, "problems", {"source": "a" * 64, "benchmark": "b" * 64}, seconds=0.4,
-                        counts={"rows": 612, "problems": 600, "contaminated_and_kept": 0}, dropped={"duplicate": 12},
-                        facts={"selection": "minicode aaaaaaaaaaaa: 600 of 612 rows, selection 0123456789abcdef",
-                               "evaluation_sets": ["minicode"]})  # fmt: skip
+                        fill=_write_hits, dropped={"duplicate": 1200, "contaminated": 30, "no_text": 0},
+                        counts={"rows": 1831, "problems": 600, "contaminated_and_kept": 1},
+                        facts={"selection": "minicode aaaaaaaaaaaa: 600 of 1831 rows, selection 0123456789abcdef",
+                               "evaluation_sets": ["humaneval", "minicode"]})  # fmt: skip
     samples = _publish_samples(run_dir, base.content_hash, problems.content_hash)
     dataset = _publish(run_dir, "dataset", {"samples": samples.content_hash}, engine=MEGATRON, seconds=2.4,
                        counts={"documents": 486}, dropped={"skipped": 6, "empty": 41, "one_line_stub": 67})  # fmt: skip
@@ -77,6 +78,14 @@ def _publish(
     if fill is not None:
         fill(work)
     return stage.publish(**facts)
+
+
+def _write_hits(work: Path) -> None:
+    with JsonlWriter(work / "contamination.jsonl") as rows:
+        for number in range(31):
+            last = number == 30
+            rows.write({"problem_id": f"seed_{number}", "set_name": "humaneval", "overlap": 0.6 if last else 1.0,
+                        "evaluation_id": f"<b>HumanEval/{number}", "exact": number < 2, "kept": last})  # fmt: skip
 
 
 def _publish_base(folder: Path) -> Manifest:

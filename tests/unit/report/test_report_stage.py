@@ -48,6 +48,22 @@ def test_summary_names_engines_claims_and_base_revision(published: Path) -> None
     assert summary["lineage"]["base_revision"] == REVISION
 
 
+def test_what_the_gate_found_is_in_summary_and_page(published: Path) -> None:
+    problems = json.loads((published / "report" / "summary.json").read_text())["problems"]
+    assert problems["dropped"] == {"duplicate": 1200, "contaminated": 30, "no_text": 0}
+    assert problems["sets"] == [
+        {"name": "humaneval", "kept": 1, "left_out": 30}, {"name": "minicode", "kept": 0, "left_out": 0},
+    ]  # fmt: skip
+    first, second = problems["hits"][:2]
+    assert (first["problem_id"], first["overlap"], first["kept"]) == ("seed_30", 0.6, True)  # what matters most
+    assert (second["exact"], second["kept"]) == (True, False)
+    assert len(problems["hits"]) == problems["num_hits"] == 31
+    page = (published / "report" / "report.html").read_text()
+    for text in ("selection 0123456789abcdef", "1,200", "seed_30", "&lt;b&gt;HumanEval/30", "60 %", "20 of 31 hits"):
+        assert text in page
+    assert "<b>HumanEval" not in page
+
+
 def test_prints_the_table_and_the_page_and_leaves_current_output_alone(
     published: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

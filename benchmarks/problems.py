@@ -1,0 +1,162 @@
+"""Time and memory of the problems stage on a made-up data set of 600,000 rows.
+
+    python -m benchmarks.problems [--rows 600000] [--near-rows 60000] [--folder DIR]
+
+The rows have rStar-Coder's columns in parquet files of 50,000: statements of about 1.5 KB, one row in ten a repetition
+with changed white space, one in fifty with two sentences changed. The evaluation set has 1,500 problems, 100 of which
+stand in the training rows. Each line of the table is the whole stage, hashing and publishing included, in a process of
+its own; peak memory is the kernel's own count (VmHWM) less what the process held when everything was imported. Texts
+are all statements as UTF-8, what would have to be held to have them in memory at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+MB = 1_000_000
+_FILE_ROWS = 50_000
+_EVALUATION_PROBLEMS, _PLANTED = 1_500, 100
+_SENTENCES, _SENTENCES_PER_TEXT = 200_000, 22
+_CHILD = """
+import json, logging, sys, time
+import datasketch, pyarrow.parquet
+from megatron_ssd.config.build import build_config
+from megatron_ssd.problems.stage import run_problems
+
+def status(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key + ":"))
+
+config = build_config(json.loads(sys.argv[1]))
+base = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # from here on VmHWM is the peak of the stage
+started = time.perf_counter()
+run_problems(config)
+print(json.dumps({"seconds": time.perf_counter() - started, "memory": status("VmHWM") - base}))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A made-up data set; ``text_bytes`` are its statements'."""
+
+    folder: Path
+    rows: int
+    text_bytes: int
+
+
+class Texts:
+    """Statements of sentences from a pool that is drawn once; the evaluation set has a pool of its own."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        letters = "etaoinshrdlucmfwyp"
+        words = ["".join(self._random.choices(letters, k=self._random.randint(2, 10))) for _ in range(20_000)]
+        self._pool = [
+            " ".join(self._random.choices(words, k=self._random.randint(7, 13))).capitalize() + "."
+            for _ in range(_SENTENCES)
+        ]
+
+    def new(self) -> list[str]:
+        """The sentences of a statement."""
+        return self._random.choices(self._pool, k=_SENTENCES_PER_TEXT)
+
+    def like(self, sentences: list[str]) -> list[str]:
+        """A near duplicate."""
+        changed = list(sentences)
+        for place in self._random.sample(range(len(changed)), 2):
+            changed[place] = self._random.choice(self._pool)
+        return changed
+
+
+def write_rows(folder: Path, rows: int, planted: list[str]) -> Data:
+    """``rows`` training rows in parquet files below ``folder``."""
+    folder.mkdir()
+    texts, chooser, text_bytes = Texts(0), random.Random(1), 0
+    earlier: list[list[str]] = []  # some of the statements, to repeat
+    plant_at = dict(zip(chooser.sample(range(rows), len(planted)), planted, strict=True))
+    for start in range(0, rows, _FILE_ROWS):
+        questions = []
+        for row in range(start, min(start + _FILE_ROWS, rows)):
+            draw = chooser.random()
+            sentences = chooser.choice(earlier) if earlier and draw < 0.12 else texts.new()
+            if draw >= 0.98 and len(earlier) < 10_000:
+                earlier.append(sentences)
+            question = "\n\n ".join(sentences) if draw < 0.1 else " ".join(
+                texts.like(sentences) if draw < 0.12 else sentences
+            )  # fmt: skip
+            questions.append(plant_at.get(row, question))
+        text_bytes += sum(map(len, questions))
+        table = {
+            "question_id": [f"seed_{start + number}" for number in range(len(questions))],
+            "question": questions,
+            "starter_code": [None] * len(questions),
+            "is_passed": [True] * len(questions),
+        }
+        schema = pyarrow.schema({"question_id": "string", "question": "string", "starter_code": "string",
+                                 "is_passed": pyarrow.bool_()})  # fmt: skip
+        pyarrow.parquet.write_table(
+            pyarrow.table(table, schema=schema), folder / f"data-{start // _FILE_ROWS:05}.parquet"
+        )
+    return Data(folder=folder, rows=rows, text_bytes=text_bytes)
+
+
+def measure(data: Data, run_dir: Path, **sections: Any) -> dict[str, float]:
+    """Seconds and peak memory of one run of the stage in a fresh process."""
+    problems = {"name": "rstar_coder", "path": str(data.folder), **sections.pop("problems", {})}
+    values = {"run_dir": str(run_dir), "problems": problems, **sections}
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, json.dumps(values)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=600_000)
+    parser.add_argument("--near-rows", type=int, default=60_000, help="rows with near duplicates looked for")
+    parser.add_argument("--folder", type=Path, default=None, help="where to write; three times the texts are needed")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+        folder = Path(scratch)
+        texts = Texts(2)
+        evaluation = [" ".join(texts.new()) for _ in range(_EVALUATION_PROBLEMS)]
+        evaluation_file = folder / "evaluation.jsonl"
+        evaluation_file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in evaluation))
+        gate = {"sets": {"made_up": {"path": str(evaluation_file), "columns": ["prompt"]}}, "on_hit": "drop"}
+        sizes = {rows: write_rows(folder / f"rows-{rows}", rows, evaluation[:_PLANTED])
+                 for rows in {options.rows, options.near_rows}}  # fmt: skip
+        lines: list[tuple[str, int, dict[str, Any]]] = [
+            ("exact duplicates", options.rows, {}),
+            ("and the gate", options.rows, {"contamination": gate}),
+            ("and shuffled", options.rows, {"contamination": gate, "problems": {"order": "shuffled"}}),
+            ("exact and near duplicates", options.near_rows, {"problems": {"near_duplicates": 0.8}}),
+        ]
+        print("| what | rows | texts | seconds | rows/s | peak memory |\n| --- | ---: | ---: | ---: | ---: | ---: |")
+        for number, (what, rows, sections) in enumerate(lines):
+            data = sizes[rows]
+            done = measure(data, folder / f"run-{number}", **sections)
+            print(
+                f"| {what} | {rows:,} | {data.text_bytes / MB:,.0f} MB | {done['seconds']:.1f} | "
+                f"{rows / done['seconds']:,.0f} | {done['memory'] / MB:,.0f} MB |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

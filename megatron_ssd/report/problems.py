@@ -1,0 +1,77 @@
+"""What became of the rows that training problems were chosen from, and what the gate found among them."""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_ssd.artifacts.jsonl import iter_jsonl
+from megatron_ssd.artifacts.manifest import Manifest
+
+HITS_FILE = "contamination.jsonl"  # of the problems stage
+SHOWN_HITS = 20  # on the page; summary.json has LISTED_HITS, and the stage's own file has all
+LISTED_HITS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """An evaluation problem found in a training problem; ``kept`` where that one was sampled all the same."""
+
+    problem_id: str
+    set_name: str
+    evaluation_id: str
+    overlap: float
+    exact: bool
+    kept: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetHits:
+    """Training problems found in one evaluation set: sampled all the same, or left out."""
+
+    name: str
+    kept: int
+    left_out: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemFacts:
+    """The problems stage: ``selection`` is the line to compare with others, ``dropped`` counts rows by reason.
+
+    ``hits`` are at most ``LISTED_HITS``, those that were kept first and then the surest, of ``num_hits``.
+    """
+
+    selection: str
+    num_rows: int
+    num_problems: int
+    dropped: dict[str, int]
+    sets: tuple[SetHits, ...]
+    hits: tuple[Hit, ...]
+    num_hits: int
+
+
+def read_problem_facts(folder: Path, manifest: Manifest) -> ProblemFacts:
+    """Facts of a published ``problems`` folder. Raises ``UserError`` where its hits cannot be read."""
+    hits = [_hit(row) for row in iter_jsonl(folder / HITS_FILE)]
+    found: defaultdict[tuple[str, bool], set[str]] = defaultdict(set)
+    for hit in hits:
+        found[hit.set_name, hit.kept].add(hit.problem_id)
+    return ProblemFacts(
+        selection=manifest.facts["selection"],
+        num_rows=manifest.counts["rows"],
+        num_problems=manifest.counts["problems"],
+        dropped=manifest.dropped,
+        sets=tuple(
+            SetHits(name=name, kept=len(found[name, True]), left_out=len(found[name, False]))
+            for name in manifest.facts["evaluation_sets"]
+        ),
+        hits=tuple(heapq.nsmallest(LISTED_HITS, hits, key=lambda hit: (not hit.kept, not hit.exact, -hit.overlap))),
+        num_hits=len(hits),
+    )
+
+
+def _hit(row: dict[str, Any]) -> Hit:
+    return Hit(**{name: row[name] for name in Hit.__dataclass_fields__})
