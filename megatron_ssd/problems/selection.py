@@ -16,7 +16,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ class Candidate:
 class Selection:
     """What became of a source's rows.
 
-    ``ids`` are the kept problems' in order; ``digest`` is over their texts in order: two equal ones mean equal prompts.
+    ``ids`` are the kept problems' in order; ``digest`` is over their texts and starter codes in order: two equal ones
+    mean prompts that are equal, white space of the texts aside.
     """
 
     rows: int
@@ -56,7 +57,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    digest: bytes  # of the normalised text
+    digest: bytes  # of the normalised text and the starter code
     offset: int  # of its line in the spool
     row: int
     id: str
@@ -102,7 +103,7 @@ def select(
                 counts[reason["reason"]] += 1
                 dropped.write(json_line({"row": rows, "id": problem.id, **reason}))
                 continue
-            kept.append(_Kept(digest, offset, rows, problem.id))
+            kept.append(_Kept(_prompt_digest(problem, digest), offset, rows, problem.id))
             offset += texts.write(json_line(problem.to_json()))
         chosen, rest = _in_order(kept, section, seed)
         counts.update(over_limit=len(rest))
@@ -135,6 +136,13 @@ def json_line(row: dict[str, Any]) -> bytes:
 def text_digest(statement: str) -> bytes:
     """What a text is known by: equal for texts that differ in white space alone."""
     return hashlib.sha256(normalise(statement).encode("utf-8", "surrogatepass")).digest()[:_DIGEST_BYTES]
+
+
+def _prompt_digest(problem: Problem, text: bytes) -> bytes:
+    """What a prompt is known by, given the digest of its text."""
+    if not problem.starter_code:
+        return text
+    return hashlib.sha256(text + problem.starter_code.encode()).digest()[:_DIGEST_BYTES]
 
 
 class _UniqueIds:
@@ -194,9 +202,10 @@ class _NearDuplicates:
     def find_or_add(self, text: str, row: int) -> int | None:
         """Row of the first kept text whose estimated similarity reaches the threshold; else None, and it is kept."""
         signature = self._signature(text)
-        near: Iterator[int] = (row for row in self._index.query(signature)
-                               if self._signatures[row].jaccard(signature) >= self._threshold)  # fmt: skip
-        if (first := min(near, default=None)) is not None:
+        near = (row for row in self._index.query(signature)
+                if self._signatures[row].jaccard(signature) >= self._threshold)  # fmt: skip
+        first: int | None = min(near, default=None)
+        if first is not None:
             return first
         self._signatures[row] = signature
         self._index.insert(row, signature, check_duplication=False)

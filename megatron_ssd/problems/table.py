@@ -167,9 +167,11 @@ def open_table(path: str, *, key: str, columns_fix: str, revision: str | None = 
 
 
 def _check_first_bytes(name: str, stream: IO[bytes]) -> None:
-    """Refuse a file that is of another kind than its name says."""
+    """Refuse a file that is empty, as a download that failed leaves it, or of another kind than its name says."""
     head = stream.read(4)
     stream.seek(0)
+    if not head:
+        raise UserError(f"file {name}", rule="is empty", fix="download it again, or remove it")
     for magic, (kind, ending) in _MAGIC.items():
         if head.startswith(magic) and (ending is None or not name.endswith(ending)):
             fix = "save it as UTF-8" if ending is None else f"give it a name that ends with {ending}"

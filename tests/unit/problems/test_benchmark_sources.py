@@ -127,7 +127,7 @@ def test_folder_of_releases_is_read_in_order(tmp_path: Path) -> None:
         ),
         ([lcb_row(1), lcb_row(2, metadata="{")], {}, r"test.jsonl:2: metadata: is not JSON"),
         ([lcb_row(1, contest_date="soon")], {}, r"test.jsonl:1: contest_date 'soon'"),
-        ([], {}, "holds no problem"),
+        ([], {}, r"test.jsonl: is empty"),
     ],
 )
 def test_bad_benchmarks_say_what_is_wrong(

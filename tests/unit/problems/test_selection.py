@@ -107,6 +107,7 @@ def test_one_line_says_whether_two_people_have_the_same_prompts(tmp_path: Path) 
     rows = [rstar_row(1, "a b"), rstar_row(2, "c")]
     assert line("one", rows) == line("spaced", [rstar_row(7, "a   b", response="other"), rstar_row(8, " c ")])
     assert line("one more", rows) != line("other", [rstar_row(1, "a b"), rstar_row(2, "d")])
+    assert line("again", rows) != line("with code", [rstar_row(1, "a b", "def f(x):"), rstar_row(2, "c")])
 
 
 def test_near_duplicates_name_the_row_that_stays(tmp_path: Path) -> None:

@@ -1,0 +1,312 @@
+"""Everything that can be wrong with a file of training problems or of an evaluation set.
+
+Each case ends in one line that names the place, the rule and the fix, or in rows that are left out and counted.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from megatron_ssd.errors import UserError
+from megatron_ssd.problems.gate import ContaminationGate, gate_inputs
+from tests.unit.problems.problem_files import COLUMNS, choose, config_of, jsonl, parquet, row, rstar_row
+
+GOOD = json.dumps(row("Print the sum of two numbers.", name="good"))
+
+
+def _lines(*lines: str | bytes) -> bytes:
+    return b"".join((line if isinstance(line, bytes) else line.encode()) + b"\n" for line in lines)
+
+
+def _parquet(*rows: dict[str, Any], schema: pyarrow.Schema | None = None) -> bytes:
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows), schema=schema), buffer, compression="none")
+    return buffer.getvalue()
+
+
+def _with(**changes: Any) -> bytes:
+    """A good line, and one with ``changes``."""
+    return _lines(GOOD, json.dumps(row("Another problem.", name="other") | changes))
+
+
+PARQUET = _parquet(*(row(f"Print the number {number}.", name=f"p{number}") for number in range(200)))
+NESTED = "[" * 100_000
+
+# What cannot be read at all, by whoever reads it: name -> (file name, content, what the one line says).
+UNREADABLE: dict[str, tuple[str, bytes, str]] = {
+    "no content": ("a.jsonl", b"", r"a\.jsonl: is empty; download it again"),
+    "gzip without content": ("a.jsonl.gz", b"", r"a\.jsonl\.gz: is empty"),
+    "cut line": ("a.jsonl", _lines(GOOD)[:-20], r"a\.jsonl:1: is no JSON"),
+    "cut second line": ("a.jsonl", _lines(GOOD, GOOD)[:-20], r"a\.jsonl:2: is no JSON"),
+    "text": ("a.jsonl", b"hello\n", r"a\.jsonl:1: is no JSON"),
+    "text after good lines": ("a.jsonl", _lines(GOOD, "", "hello"), r"a\.jsonl:3: is no JSON"),
+    "list": ("a.jsonl", b"[1]\n", r"a\.jsonl:1: is a list.*ends with \.json"),
+    "number": ("a.jsonl", b"7\n", r"a\.jsonl:1: is a int"),
+    "text in quotes": ("a.jsonl", _lines(GOOD, '"hello"'), r"a\.jsonl:2: is a str"),
+    "true": ("a.jsonl", b"true\n", r"a\.jsonl:1: is a bool"),
+    "NaN": ("a.jsonl", b"NaN\n", r"a\.jsonl:1: is a float"),
+    "null": ("a.jsonl", b"null\n", r"a\.jsonl:1: is a NoneType"),
+    "two objects on a line": ("a.jsonl", _lines(GOOD + GOOD), r"a\.jsonl:1: is no JSON"),
+    "an object over two lines": ("a.jsonl", _lines(GOOD[:20], GOOD[20:]), r"a\.jsonl:1: is no JSON"),
+    "python literal": ("a.jsonl", b"{'text': 'x'}\n", r"a\.jsonl:1: is no JSON"),
+    "trailing comma": ("a.jsonl", _lines(GOOD[:-1] + ",}"), r"a\.jsonl:1: is no JSON"),
+    "deep nesting": ("a.jsonl", _lines(GOOD, NESTED), r"a\.jsonl:2: is no JSON"),
+    "deep nesting in an unread column": ("a.jsonl", _lines(GOOD[:-1] + ', "x": ' + NESTED), r"a\.jsonl:1: is no JSON"),
+    "a number of 5,000 digits": ("a.jsonl", _lines('{"name": ' + "1" * 5000 + "}"), r"a\.jsonl:1: is no JSON"),
+    "control character": ("a.jsonl", _lines('{"text": "a\x01b"}'), r"a\.jsonl:1: is no JSON"),
+    "latin-1": ("a.jsonl", _lines(GOOD, '{"text": "é"}'.encode("latin-1")), r"a\.jsonl:2: is no JSON"),
+    "NUL bytes": ("a.jsonl", b"\0" * 64 + b"\n", r"a\.jsonl:1: is no JSON"),
+    "NUL bytes at the end": ("a.jsonl", _lines(GOOD, b"\0" * 64), r"a\.jsonl:2: is no JSON"),
+    "UTF-16": ("a.jsonl", (GOOD + "\n").encode("utf-16"), r"a\.jsonl: is UTF-16 text.*save it as UTF-8"),
+    "UTF-16 the other way": ("a.jsonl", b"\xfe\xff" + GOOD.encode("utf-16-be"), r"a\.jsonl: is UTF-16 text"),
+    "UTF-16 without a mark": ("a.jsonl", (GOOD + "\n").encode("utf-16-le"), r"a\.jsonl:1: is no JSON"),
+    "UTF-16 in a list": ("a.json", f"[{GOOD}]".encode("utf-16"), r"a\.json: is UTF-16 text"),
+    "binary": ("a.jsonl", bytes(range(256)), r"a\.jsonl:1: is no JSON"),
+    "gzip under another name": ("a.jsonl", gzip.compress(_lines(GOOD)), r"is a gzip file.*ends with \.jsonl\.gz"),
+    "parquet under another name": ("a.jsonl", PARQUET, r"is a parquet file.*ends with \.parquet"),
+    "lines under parquet's name": ("a.parquet", _lines(GOOD), r"a\.parquet: is no whole parquet file"),
+    "truncated gzip": ("a.jsonl.gz", gzip.compress(_lines(*[GOOD] * 99))[:-30], r"a\.jsonl\.gz:\d+: is no whole gzip"),
+    "gzip that is none": ("a.jsonl.gz", b"plain text\n", r"a\.jsonl\.gz:1: is no whole gzip"),
+    "gzip without its end": ("a.jsonl.gz", gzip.compress(b"")[:-4], r"a\.jsonl\.gz:1: is no whole gzip"),
+    "gzip with a wrong sum": ("a.jsonl.gz", gzip.compress(_lines(GOOD))[:-8] + b"\0" * 8, "is no whole gzip"),
+    "gzip with junk behind": ("a.jsonl.gz", gzip.compress(_lines(GOOD)) + b"junk", r"is no whole gzip"),
+    "gzip of nonsense": ("a.jsonl.gz", b"\x1f\x8b\x08\x00" + b"\xff" * 40, r"a\.jsonl\.gz:1: is no whole gzip"),
+    "gzip of a cut line": ("a.jsonl.gz", gzip.compress(_lines(GOOD, GOOD)[:-9]), r"a\.jsonl\.gz:2: is no JSON"),
+    "json object": ("a.json", GOOD.encode(), r"a\.json: holds no list of rows"),
+    "json cut": ("a.json", f"[{GOOD}, {GOOD}]".encode()[:-9], r"a\.json: is no JSON"),
+    "json of lines": ("a.json", _lines(GOOD, GOOD), r"a\.json: is no JSON.*ends with \.jsonl"),
+    "json of numbers": ("a.json", b"[1, 2]", r"a\.json:1: is a int"),
+    "json with a null row": ("a.json", f"[{GOOD}, null]".encode(), r"a\.json:2: is a NoneType"),
+    "json without content": ("a.json", b"", r"a\.json: is empty"),
+    "json of white space": ("a.json", b" \n", r"a\.json: is no JSON"),
+    "json of deep nesting": ("a.json", NESTED.encode(), r"a\.json: is no JSON"),
+    "parquet that is none": ("a.parquet", b"PAR1 no", r"a\.parquet: is no whole parquet file"),
+    "parquet without content": ("a.parquet", b"", r"a\.parquet: is empty"),
+    "parquet cut at its last byte": ("a.parquet", PARQUET[:-1], "is no whole parquet file"),
+    "parquet cut in its footer": ("a.parquet", PARQUET[:-200], "is no whole parquet file"),
+    "parquet cut in half": ("a.parquet", PARQUET[: len(PARQUET) // 2], "is no whole parquet file"),
+    "parquet with its pages wiped": ("a.parquet", PARQUET[:4] + b"\xff" * 400 + PARQUET[404:], "is no whole parquet"),
+    "parquet of text that is no UTF-8": ("a.parquet", PARQUET.replace(b"number 7.", b"number \xff."),
+                                         "is no whole parquet file"),
+    "another ending": ("a.csv", b"text\nx\n", r"holds no \*\.parquet or \*\.jsonl or"),
+    "an ending in capitals": ("a.JSONL", _lines(GOOD), r"holds no \*\.parquet or \*\.jsonl or"),
+    "wrong columns": ("a.jsonl", b'{"question": "x"}\n', r"a\.jsonl:1 with columns question: has no column"),
+    "an object without columns": ("a.jsonl", b"{}\n", r"a\.jsonl:1 with columns none: has no column"),
+    "column gone in a later row": ("a.jsonl", _lines(GOOD, '{"x": "y"}'), r"a\.jsonl:2 .*has no column"),
+    "column in capitals": ("a.jsonl", _lines(GOOD.replace("text", "Text")), r"has no column text"),
+    "wrong columns of a parquet file": ("a.parquet", _parquet({"q": "x"}), r"a\.parquet with columns q: has no column"),
+    "text is a number": ("a.jsonl", _with(text=7), r"a\.jsonl:2.*'7'.*must be text and is a int"),
+    "text is NaN": ("a.jsonl", _with(text=float("nan")), r"a\.jsonl:2.*must be text and is a float"),
+    "text is a truth value": ("a.jsonl", _with(text=True), r"a\.jsonl:2.*must be text and is a bool"),
+    "text is a list": ("a.jsonl", _with(text=["x"]), r"a\.jsonl:2.*must be text and is a list"),
+    "text is an object": ("a.jsonl", _with(text={"x": "y"}), r"a\.jsonl:2.*must be text and is a dict"),
+    "text of a parquet file is bytes": ("a.parquet", _parquet(row(b"x")), r"a\.parquet:1.*must be text and is a b"),
+    "text of a parquet file is nested": ("a.parquet", _parquet(row([{"a": "x"}])), "must be text and is a list"),
+    "text of a parquet file is a date": ("a.parquet", _parquet(row(datetime(2025, 1, 1))), "must be text and is a d"),
+}  # fmt: skip
+
+# What only training problems have columns for.
+UNUSABLE: dict[str, tuple[str, bytes, str]] = {
+    "blank lines only": ("a.jsonl", b"\n \n\t\r\n", "none of its 0 rows is left"),
+    "empty gzip": ("a.jsonl.gz", gzip.compress(b""), "none of its 0 rows is left"),
+    "empty list": ("a.json", b"[]", "none of its 0 rows is left"),
+    "parquet without rows": ("a.parquet", _parquet(schema=pyarrow.schema(dict.fromkeys(COLUMNS.values(), "string"))),
+                             "none of its 0 rows is left"),
+    "blank texts only": ("a.jsonl", _lines(*(json.dumps(row(text)) for text in (" ", "", None))), r"'no_text': 3"),
+    "unicode spaces only": ("a.jsonl", _lines(json.dumps(row("\u00a0\u2003\u3000\u200b\ufeff"))), r"'no_text': 1"),
+    "punctuation only": ("a.jsonl", _lines(json.dumps(row("??? ___ ---"))), r"'no_text': 1"),
+    "surrogates only": ("a.jsonl", _lines(r'{"text": "\ud800", "name": "x", "starter": "", "ok": true}'),
+                        r"'bad_text': 1"),
+    "missing starter code": ("a.jsonl", b'{"text": "x", "name": "y", "ok": true}\n', "has no column starter"),
+    "starter code is an object": ("a.jsonl", _with(starter={}), r"a\.jsonl:2: starter.*must be text and is a dict"),
+    "starter code is a number": ("a.jsonl", _with(starter=0), r"a\.jsonl:2: starter.*must be text and is a int"),
+    "passed is text": ("a.jsonl", _with(ok="yes"), r"a\.jsonl:2: ok = 'yes': must be true or false"),
+    "passed is a number": ("a.jsonl", _with(ok=1), r"a\.jsonl:2: ok = '1': must be true or false"),
+    "id is null": ("a.jsonl", _with(name=None), r"a\.jsonl:2: name = 'None': an id must be text or a whole number"),
+    "id is a fraction": ("a.jsonl", _with(name=1.5), "an id must be text or a whole number"),
+    "id is NaN": ("a.jsonl", _with(name=float("nan")), "name = 'nan': an id must be text or a whole number"),
+    "id is infinite": ("a.jsonl", _with(name=float("inf")), "name = 'inf': an id must be text or a whole number"),
+    "id is a list": ("a.jsonl", _with(name=["a"]), "an id must be text or a whole number"),
+    "id is a truth value": ("a.jsonl", _with(name=True), "an id must be text or a whole number"),
+    "id is no text at all": ("a.jsonl", _with(name=""), "an id must be text or a whole number"),
+}  # fmt: skip
+
+# What is read, with what is left out of it: name -> (file name, content, ids that are kept, reasons that are counted).
+COUNTED: dict[str, tuple[str, bytes, list[str], dict[str, int]]] = {
+    "mark of UTF-8": ("a.jsonl", b"\xef\xbb\xbf" + _lines(GOOD), ["good"], {}),
+    "Windows line ends": ("a.jsonl", GOOD.encode() + b"\r\n\r\n" + GOOD.encode() + b"\r\n", ["good"], {"duplicate": 1}),
+    "no last line end": ("a.jsonl", GOOD.encode(), ["good"], {}),
+    "blank lines between": ("a.jsonl", _lines("", GOOD, "  ", ""), ["good"], {}),
+    "a line of ten megabytes": ("a.jsonl", _with(text="x" * 10_000_000), ["good", "other"], {}),
+    "NUL in a text": ("a.jsonl", _with(text="a\0b"), ["good"], {"bad_text": 1}),
+    "half a surrogate pair": ("a.jsonl", _with(text="a\ud800b"), ["good"], {"bad_text": 1}),
+    "surrogate in the starter code": ("a.jsonl", _with(starter="\udfff"), ["good"], {"bad_text": 1}),
+    "surrogate in the id": ("a.jsonl", _with(name="\udfff"), ["good"], {"bad_text": 1}),
+    "surrogate as bytes": ("a.jsonl", _lines(GOOD, GOOD.replace("Print", "P!").encode().replace(b"!", b"\xed\xa0\x80")),
+                           ["good"], {"bad_text": 1}),
+    "null text": ("a.jsonl", _with(text=None), ["good"], {"no_text": 1}),
+    "unicode spaces": ("a.jsonl", _with(text="Print\u00a0the\u2003sum\u3000of two\u2028numbers."), ["good"],
+                       {"duplicate": 1}),
+    "numbers as ids": ("a.jsonl", _with(name=-7), ["good", "-7"], {}),
+    "huge numbers as ids": ("a.jsonl", _with(name=10**30), ["good", str(10**30)], {}),
+    "repeated ids": ("a.jsonl", _with(name="good"), ["good", "good#2"], {}),
+    "a key that comes twice": ("a.jsonl", _lines(GOOD[:-1] + ', "name": "last"}'), ["last"], {}),
+    "NaN in an unread column": ("a.jsonl", _with(score=float("nan")), ["good", "other"], {}),
+    "two gzip members": ("a.jsonl.gz", gzip.compress(_lines(GOOD)) * 2, ["good"], {"duplicate": 1}),
+    "nulls of a parquet file": ("a.parquet", _parquet(row("One."), row(None, starter=None, name="n")),
+                                [row("One.")["name"]], {"no_text": 1}),
+}  # fmt: skip
+
+
+def _place(folder: Path, name: str, content: bytes) -> Path:
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    return folder
+
+
+def _refused(config: Any, message: str, action: Callable[[Any], object] = choose) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        action(config)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("kind", [*UNREADABLE, *UNUSABLE])
+def test_training_problems_that_cannot_be_used_are_one_line(tmp_path: Path, kind: str) -> None:
+    name, content, message = (UNREADABLE | UNUSABLE)[kind]
+    folder = _place(tmp_path / "rows", name, content)
+    only_passed = kind.startswith("passed")
+    _refused(config_of(tmp_path / "run", folder, name="rows", columns=COLUMNS, only_passed=only_passed), message)
+    assert not (tmp_path / "run" / "problems").exists()
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_an_evaluation_set_that_cannot_be_read_is_one_line(tmp_path: Path, kind: str) -> None:
+    name, content, message = UNREADABLE[kind]
+    folder = _place(tmp_path / "set", name, content)
+    sets = {"mine": {"path": str(folder), "columns": ["text"], "id": "name"}}
+    config = config_of(tmp_path / "run", tmp_path, contamination={"sets": sets})
+    _refused(config, message, ContaminationGate)
+    with pytest.raises(UserError) as caught:
+        ContaminationGate(config)
+    assert "problems.columns" not in str(caught.value)
+    if "column" in message:
+        assert "contamination.sets.mine.columns" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"\n\n", b'{"text": null, "name": 1}\n', b'{"text": " ?! ", "name": 1}\n'])
+def test_an_evaluation_set_without_a_word_would_find_nothing_and_is_refused(tmp_path: Path, content: bytes) -> None:
+    sets = {"mine": {"path": str(_place(tmp_path / "set", "a.jsonl", content)), "columns": ["text"]}}
+    config = config_of(tmp_path / "run", tmp_path, contamination={"sets": sets})
+    _refused(config, r"contamination\.sets\.mine\.path = .*none of its \d rows has a word", ContaminationGate)
+
+
+@pytest.mark.parametrize("kind", COUNTED)
+def test_odd_rows_are_read_or_left_out_and_counted(tmp_path: Path, kind: str) -> None:
+    name, content, ids, dropped = COUNTED[kind]
+    chosen = choose(config_of(tmp_path / "run", _place(tmp_path / "rows", name, content), name="rows", columns=COLUMNS))
+    assert [problem.id for problem in chosen.problems] == ids
+    assert chosen.manifest.dropped == dropped
+    assert len(chosen.dropped) == sum(dropped.values())
+
+
+def test_a_parquet_file_with_a_column_twice_is_named(tmp_path: Path) -> None:
+    arrays = [pyarrow.array(["x"]), pyarrow.array(["y"]), pyarrow.array(["z"]), pyarrow.array([""])]
+    table = pyarrow.Table.from_arrays(arrays, ["question", "question", "question_id", "starter_code"])
+    (tmp_path / "rows").mkdir()
+    pyarrow.parquet.write_table(table, tmp_path / "rows" / "a.parquet")
+    _refused(config_of(tmp_path / "run", tmp_path / "rows"), "has more than one column question")
+
+
+def test_rstar_coders_own_columns_are_not_to_be_named(tmp_path: Path) -> None:
+    folder = parquet(tmp_path / "rows", [{"question": "q"}])
+    _refused(config_of(tmp_path / "run", folder), "no column question_id, starter_code; take problems=rows and name")
+
+
+def _nothing(place: Path) -> None:
+    """Leave it away."""
+
+
+def _link_to_nothing(place: Path) -> None:
+    place.symlink_to(place.parent / "gone")
+
+
+def _empty_folder(place: Path) -> None:
+    place.mkdir()
+
+
+def _folder_with_a_broken_link(place: Path) -> None:
+    jsonl_folder = _place(place, "a.jsonl", _lines(GOOD))
+    (jsonl_folder / "b.jsonl").symlink_to(place / "gone.jsonl")
+
+
+def _folder_of_a_folder(place: Path) -> None:
+    (place / "inner.jsonl").mkdir(parents=True)
+
+
+def _named_pipe(place: Path) -> None:
+    os.mkfifo(place)
+
+
+PLACES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "nothing": (_nothing, "rows.jsonl: does not exist"),
+    "a link to nothing": (_link_to_nothing, "rows.jsonl: does not exist"),
+    "a folder with a file's name": (_empty_folder, r"rows.jsonl: the folder holds no \*\.parquet"),
+    "a link to nothing in a folder": (_folder_with_a_broken_link, "b.jsonl: is a link that leads nowhere"),
+    "a folder in a folder": (_folder_of_a_folder, r"the folder holds no \*\.parquet"),
+    "a named pipe": (_named_pipe, "rows.jsonl: does not exist"),
+}
+
+
+@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("reader", ["problems", "contamination", "benchmark"])
+def test_a_place_that_holds_no_file_is_one_line(tmp_path: Path, kind: str, reader: str) -> None:
+    make, message = PLACES[kind]
+    place = tmp_path / "rows.jsonl"
+    make(place)
+    good = jsonl(tmp_path / "good.jsonl", [rstar_row(1, "A problem.")])
+    sets = {"mine": {"path": str(place), "columns": ["text"]}} if reader == "contamination" else {}
+    benchmark = {"name": "livecodebench", "path": str(place)} if reader == "benchmark" else None
+    source = place if reader == "problems" else good
+    config = config_of(tmp_path / "run", source, contamination={"sets": sets}, benchmark=benchmark)
+    _refused(config, message)
+
+
+def test_a_file_with_another_ending_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text\nx\n")
+    _refused(config_of(tmp_path / "run", tmp_path / "rows.csv"), r"problems\.path = .*rows\.csv: is no \*\.parquet or")
+
+
+@pytest.mark.parametrize("reader", ["problems", "contamination"])
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, reader: str) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    path = jsonl(tmp_path / "rows.jsonl", [rstar_row(1, "A problem.")])
+    path.chmod(0)
+    sets = {"mine": {"path": str(path), "columns": ["question"]}} if reader == "contamination" else {}
+    config = config_of(tmp_path / "run", path, contamination={"sets": sets})
+    _refused(config, "rows.jsonl: cannot be read", gate_inputs if sets else choose)
+
+
+def test_a_disk_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = jsonl(tmp_path / "rows.jsonl", [rstar_row(1, "A problem.")])
+    opened = Path.open
+
+    def fail(place: Path, *arguments: Any, **more: Any) -> Any:
+        if place == path:
+            raise PermissionError(13, "Permission denied", str(place))
+        return opened(place, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", fail)
+    _refused(config_of(tmp_path / "run", path), r"rows.jsonl: cannot be read \(Permission denied\)")

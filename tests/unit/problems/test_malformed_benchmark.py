@@ -1,0 +1,115 @@
+"""Everything that can be wrong with a row of LiveCodeBench's: one line with file, row and column."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_ssd.errors import UserError
+from megatron_ssd.problems.livecodebench import COLUMNS
+from tests.unit.problems.test_benchmark_sources import benchmark, jsonl, lcb_row, packed
+
+TESTS = json.dumps([{"input": "1\n", "output": "2\n", "testtype": "stdin"}])
+
+
+def _encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _tests(**changes: Any) -> str:
+    return json.dumps([{"input": "1\n", "output": "2\n", "testtype": "stdin"} | changes])
+
+
+# Name -> (column, value, what the one line says after file, row and column).
+VALUES: dict[str, tuple[str, Any, str]] = {
+    "tests cut": ("private_test_cases", packed(TESTS)[:-9], "holds no test cases"),
+    "tests no base64": ("private_test_cases", "%%%", "holds no test cases"),
+    "tests no ASCII": ("private_test_cases", "é", "holds no test cases"),
+    "tests no zlib": ("private_test_cases", _encoded(b"no zlib"), "holds no test cases"),
+    "tests zlib cut": ("private_test_cases", _encoded(zlib.compress(pickle.dumps(TESTS))[:-5]), "holds no test cases"),
+    "tests no pickle": ("private_test_cases", _encoded(zlib.compress(b"no pickle")), "holds no test cases"),
+    "tests pickle cut": ("private_test_cases", _encoded(zlib.compress(pickle.dumps(TESTS)[:-5])), "no test cases"),
+    "tests pickle of nothing": ("private_test_cases", _encoded(zlib.compress(b".")), "holds no test cases"),
+    "tests pickle that calls": ("private_test_cases", _encoded(zlib.compress(b"cos\nsystem\n.")), "os.system"),
+    "tests pickle of a number": ("private_test_cases", packed(7), "holds a int instead of text"),
+    "tests pickle of no JSON": ("private_test_cases", packed("[{"), "holds no test cases"),
+    "tests null": ("private_test_cases", None, "holds no test cases"),
+    "tests a number": ("public_test_cases", 7, "holds no test cases"),
+    "tests a list": ("public_test_cases", [], "holds no test cases"),
+    "tests an object": ("public_test_cases", "{}", "has no test"),
+    "tests of a number": ("public_test_cases", "7", "holds no test cases"),
+    "tests of numbers": ("public_test_cases", "[1]", "holds no test cases"),
+    "tests nested deep": ("public_test_cases", "[" * 100_000, "holds no test cases"),
+    "tests none": ("public_test_cases", "[]", "has no test, so nothing could fail"),
+    "test without output": ("public_test_cases", '[{"input": "1", "testtype": "stdin"}]', "KeyError: 'output'"),
+    "test without type": ("public_test_cases", '[{"input": "1", "output": "2"}]', "KeyError: 'testtype'"),
+    "test input a number": ("public_test_cases", _tests(input=1), "input and output are text, and one is a int"),
+    "test output null": ("public_test_cases", _tests(output=None), "input and output are text, and one is a NoneType"),
+    "test of another type": ("public_test_cases", _tests(testtype="functional"), "holds functional tests"),
+    "test of no type": ("public_test_cases", _tests(testtype=None), "holds None tests"),
+    "test type a list": ("public_test_cases", _tests(testtype=[]), "holds no test cases"),
+    "date null": ("contest_date", None, "is no ISO date"),
+    "date a word": ("contest_date", "soon", "is no ISO date"),
+    "date that there is not": ("contest_date", "2025-02-30T00:00:00", "is no ISO date"),
+    "date of another order": ("contest_date", "03.02.2025", "is no ISO date"),
+    "date a number": ("contest_date", 1738540800, "is no ISO date"),
+    "date a list": ("contest_date", ["2025-02-03"], "is no ISO date"),
+    "metadata cut": ("metadata", '{"func_name": "f', "is not JSON of an object"),
+    "metadata a list": ("metadata", "[1]", "is not JSON of an object"),
+    "metadata an object": ("metadata", {"func_name": "f"}, "is not JSON of an object"),
+    "function name a number": ("metadata", '{"func_name": 7}', "is not JSON of an object"),
+    "metadata nested deep": ("metadata", "[" * 100_000, "is not JSON of an object"),
+    "text null": ("question_content", None, "is empty"),
+    "text blank": ("question_content", " \n", "is empty"),
+    "text a list": ("question_content", ["Say ok."], "must be text and is a list"),
+    "starter code a number": ("starter_code", 7, "must be text and is a int"),
+    "title an object": ("question_title", {}, "must be text and is a dict"),
+    "id null": ("question_id", None, "is empty"),
+    "id empty": ("question_id", "", "is empty"),
+    "id of an earlier row": ("question_id", "abc_1", "comes a second time"),
+}  # fmt: skip
+
+
+def _refused(path: Path, message: str, **settings: Any) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        benchmark(path, **settings)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_a_broken_value_is_named_with_its_row(tmp_path: Path, kind: str) -> None:
+    column, value, message = VALUES[kind]
+    path = jsonl(tmp_path / "test.jsonl", [lcb_row(1), lcb_row(2) | {column: value}])
+    _refused(path, rf"test\.jsonl:2.*{message}")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in VALUES if kind.startswith(("test", "metadata", "text"))])
+def test_what_lies_outside_the_window_is_not_decoded(tmp_path: Path, kind: str) -> None:
+    column, value, _ = VALUES[kind]
+    path = jsonl(tmp_path / "test.jsonl", [lcb_row(1), lcb_row(2, date="2024-01-01") | {column: value}])
+    assert [problem.id for problem in benchmark(path, start_date="2025-01-01")] == ["abc_1"]
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
+    rows = [lcb_row(1), {name: value for name, value in lcb_row(2).items() if name != column}]
+    _refused(jsonl(tmp_path / "test.jsonl", rows), rf"test\.jsonl:2 .*has no column {column}; benchmark\.path wants")
+
+
+@pytest.mark.parametrize("key", ["start_date", "end_date"])
+@pytest.mark.parametrize("date", ["", "May", "2025-13-01", "2025-02-01T00:00:00+25:00"])
+def test_a_window_that_is_no_date_is_named(tmp_path: Path, key: str, date: str) -> None:
+    _refused(jsonl(tmp_path / "test.jsonl", [lcb_row(1)]), rf"benchmark\.{key} = .*is no ISO date", **{key: date})
+
+
+def test_null_where_text_may_be_missing_is_empty_text(tmp_path: Path) -> None:
+    row = lcb_row(1) | {"starter_code": None, "question_title": None, "metadata": None, "difficulty": None}
+    (problem,) = benchmark(jsonl(tmp_path / "test.jsonl", [row]))
+    assert (problem.form, problem.starter_code, problem.title, problem.difficulty) == ("stdin", "", "", None)
