@@ -128,7 +128,7 @@ def parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
     """The row that line ``number`` (from 1) of ``path`` holds. Raises ``UserError`` where it is no JSON object."""
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise _broken(path, number, line, str(error)) from None
     if not isinstance(row, dict):
         raise _broken(path, number, line, "not an object")

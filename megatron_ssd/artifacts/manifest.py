@@ -62,7 +62,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         return Manifest(**json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"file {path}", rule=f"is no manifest of this version ({error})", fix=f"remove {folder} and run its stage"
         ) from None

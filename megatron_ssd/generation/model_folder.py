@@ -101,6 +101,6 @@ def _read(folder: Path, name: str, *, required: bool) -> dict[str, Any]:
         return {}
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"file {path}", rule=f"is not JSON ({error})", fix="copy it from the model again") from None
     return content

@@ -54,7 +54,7 @@ class ChatTokenizer:
             ids = self._tokenizer.apply_chat_template(
                 messages, tokenize=True, add_generation_prompt=True, return_dict=False, **options
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError, ArithmeticError) as error:
             raise UserError(
                 f"chat template of {self._folder}",
                 rule=f"refuses messages of {[message['role'] for message in messages]} ({error})",
@@ -130,7 +130,7 @@ def _load(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"model folder {folder}",
