@@ -88,15 +88,22 @@ class PreprocessConfig:
 
     ``retokenized`` reads the response's text with the tokenizer of ``model.path`` again, as trainers do that know no
     more than the text, and reports where that differs from what was sampled. ``compare`` asks for the report alone.
+
+    ``indexed`` takes a .bin and .idx that are there already, named without ending, in place of samples: texts that
+    Megatron-LM's own tool has tokenized, or pairs.
     """
 
     ids: Literal["sampled", "retokenized"] = "sampled"
     compare: bool = False
+    indexed: str | None = None
     num_workers: int | None = None  # null: the usable cores, fewer where there is little to do
 
     def __post_init__(self) -> None:
         require(self.num_workers is None or self.num_workers > 0, f"preprocess.num_workers = {self.num_workers}",
                 rule="must be at least 1", fix="use null for all usable cores")  # fmt: skip
+        require(self.indexed is None or not self.needs_tokenizer, f"preprocess.indexed = {self.indexed}",
+                rule="is taken as it is, and preprocess.ids or preprocess.compare asks for responses to be tokenized",
+                fix="leave these two out")  # fmt: skip
 
     @property
     def needs_tokenizer(self) -> bool:

@@ -122,7 +122,14 @@ def open_indexed(prefix: Path) -> IndexedDataset:
     Raises:
         UserError: what ``read_indexed`` raises, or the data set is empty or holds something other than text.
     """
-    index = read_indexed(prefix)
+    check_text(prefix, read_indexed(prefix))
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    return IndexedDataset(str(prefix))
+
+
+def check_text(prefix: Path, index: Index) -> None:
+    """Raise ``UserError`` where the data set at ``prefix`` is empty or holds something other than text."""
     if index.num_bytes == 0:
         raise UserError(
             f"data set {prefix}", rule="holds no token", fix="make it again from samples that are not empty"
@@ -134,9 +141,6 @@ def open_indexed(prefix: Path) -> IndexedDataset:
             rule=f"is multimodal: sequence {sequence} has mode {index.modes[sequence]}, and 0 is text",
             fix="use a data set of text alone",
         )
-    from megatron.core.datasets.indexed_dataset import IndexedDataset
-
-    return IndexedDataset(str(prefix))
 
 
 def _unfinished(prefix: Path, ending: str) -> Path:

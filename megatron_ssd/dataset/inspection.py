@@ -39,7 +39,8 @@ def run_inspect(config: InspectConfig) -> None:
     count = min(config.examples, files.index.num_documents)
     numbers = np.linspace(0, files.index.num_documents - 1, count).astype(int).tolist()
     for number, name in _names(files, numbers).items():
-        print(example(files, number, decode, name=name, coloured=coloured, max_characters=config.max_characters), "\n")
+        shown = example(files, number, decode, name=name, coloured=coloured, max_characters=config.max_characters)
+        print(f"{shown}\n")
 
 
 def summary(files: DatasetFiles, *, hashes: bool) -> Iterator[str]:

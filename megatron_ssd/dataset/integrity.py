@@ -78,7 +78,7 @@ def check_files(files: DatasetFiles, *, hashes: bool) -> None:
         _check_sizes(folder, manifest)
         _check_counts(files, manifest)
         _check_lines(files)
-    _check_ids(files)
+    check_ids(files, vocab_size=files.vocab_size)
     for output in manifest.outputs if manifest is not None and hashes else ():
         path = folder / output["path"]
         if sha256_file(path) != output["sha256"]:
@@ -122,9 +122,9 @@ def _check_lines(files: DatasetFiles) -> None:
         )
 
 
-def _check_ids(files: DatasetFiles) -> None:
-    """Every id against the vocabulary, or against 0 where nobody says how large that is."""
-    ids, end = files.ids(), files.vocab_size
+def check_ids(files: DatasetFiles, *, vocab_size: int | None) -> None:
+    """Raise ``UserError`` for an id outside of the vocabulary; where its size is None, for a negative one alone."""
+    ids, end = files.ids(), vocab_size
     for start in range(0, len(ids), _CHUNK):
         part = ids[start : start + _CHUNK]
         for place, outside in ((int(part.argmin()), part.min() < 0), (int(part.argmax()), end and part.max() >= end)):

@@ -30,6 +30,7 @@ from megatron_ssd.schema import Sample
 T = TypeVar("T")
 
 _COUNTED = ("samples", "documents", "prompt_tokens", "response_tokens", *COUNTED)
+_EVERY = 64  # rows between two words to the progress bar
 IDS, DIFFERENCES = "ids.jsonl", "differences.jsonl"
 
 
@@ -99,11 +100,11 @@ class PartWriter:
             decision = self.screen.decide(sample, None if settled is None else int(settled[row]))
             counts.update(decision.counts)
             counts["samples"] += 1
-            if counts["samples"] % BATCH == 0:
-                count_rows(BATCH)
+            if counts["samples"] % _EVERY == 0:
+                count_rows(_EVERY)
             if decision.reason is None:
                 yield sample, decision.response_token_ids
-        count_rows(counts["samples"] % BATCH)
+        count_rows(counts["samples"] % _EVERY)
 
     def _file(self, shard: Path, ending: str) -> Path:
         return part_file(self.parts, shard, ending)

@@ -19,7 +19,7 @@ from megatron_ssd.prompts.tokenizer import tokenizer_from_json
 from megatron_ssd.schema import Sample
 
 AROUND = 4  # ids that a difference is shown with, on either side
-BATCH = 64  # responses tokenized at once
+BATCH = 8  # responses tokenized at once; more do not fit the cache of a core
 
 
 class Retokenizer(NamedTuple):

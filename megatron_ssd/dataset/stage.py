@@ -3,6 +3,7 @@
 Each shard of samples becomes a part of its own (``dataset.parts``), several at a time, and the parts are joined in the
 order of the shards. A killed run redoes the shards that it was in and nothing else, and the bytes are the same whoever
 wrote which part. Ids are taken exactly as sampled and no end token is added, unless ``preprocess.ids = retokenized``.
+A data set that is there already may take the place of samples (``preprocess.indexed``, ``dataset.external``).
 
 Output:
 - ``samples.bin``, ``samples.idx``: one document a kept sample, [prompt, response];
@@ -26,6 +27,7 @@ from megatron_ssd.artifacts.manifest import Manifest, megatron_facts, read_manif
 from megatron_ssd.artifacts.stage import Stage, write_atomically
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
+from megatron_ssd.dataset.external import import_indexed, indexed_stage
 from megatron_ssd.dataset.first_pass import settle_rows
 from megatron_ssd.dataset.indexed import DATASET_NAME, join_indexed
 from megatron_ssd.dataset.parts import DIFFERENCES, IDS, PartWriter, part_counts, part_file
@@ -55,6 +57,9 @@ def run_preprocess(config: RunConfig) -> None:
     stage = dataset_stage(config)
     if stage.is_current():
         return
+    if config.preprocess.indexed is not None:
+        import_indexed(stage, Path(config.preprocess.indexed), vocab_size=_model(config).vocab_size)
+        return
     samples = read_manifest(Path(config.run_dir) / SAMPLES)
     work = stage.begin()
     shards = sample_shards(Path(config.run_dir))
@@ -82,8 +87,11 @@ def dataset_stage(config: RunConfig) -> Stage:
     Raises:
         UserError: no model is named, there are no samples, or a tokenizer or scores are asked for and there are none.
     """
-    run_dir, settings = Path(config.run_dir), dataclasses.asdict(config.preprocess)
-    del settings["num_workers"]
+    run_dir = Path(config.run_dir)
+    if config.preprocess.indexed is not None:
+        source, vocab_size = Path(config.preprocess.indexed), _model(config).vocab_size
+        return indexed_stage(run_dir, source, vocab_size=vocab_size, replace=config.replace)
+    settings = {"ids": config.preprocess.ids, "compare": config.preprocess.compare}
     inputs = {"samples": read_manifest(run_dir / "samples").content_hash}
     if config.filters.proxy_band:
         inputs["scores"] = scores_manifest(run_dir).content_hash

@@ -15,6 +15,7 @@ from megatron_ssd.artifacts.manifest import FILE_NAME, manifest_json, read_manif
 from .conftest import Loop
 
 SHARD_BYTES = "export.max_shard_bytes=100000"
+WORKERS = "preprocess.num_workers=2"
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -79,7 +80,7 @@ def test_preprocessing(loop: Loop, finished: Path, tmp_path: Path) -> None:
     multiply_samples(run_dir / "samples", times=300)
     undisturbed = loop.copy(run_dir, tmp_path / "undisturbed", "samples")
     parts = run_dir / "dataset.partial" / "parts"
-    loop.kill_when(run_dir, lambda: len(list(parts.glob("*.json"))) >= 3, "--until=dataset")
+    loop.kill_when(run_dir, lambda: len(list(parts.glob("*.json"))) >= 3, "--until=dataset", WORKERS)
     done = sorted(parts.glob("*.json"))
     assert 3 <= len(done) < 300
     # A mark that only survives if the finished part is taken as it is: one more sample than there was.

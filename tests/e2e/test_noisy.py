@@ -27,6 +27,6 @@ def test_noisy_samples_banded_by_a_proxy(loop: Loop, finished: Path, tmp_path: P
     low, high = np.quantile(scores, [0.25, 0.75])
     dataset = read_manifest(tmp_path / "dataset")
     assert dataset.counts["documents"] == ((scores >= low) & (scores <= high)).sum()
-    assert dataset.dropped == {"proxy_band": 64 - dataset.counts["documents"]}
+    assert dataset.dropped == {"outside_proxy_band": 64 - dataset.counts["documents"]}
     assert 0 < dataset.counts["no_code"] <= 64
     assert json.loads((tmp_path / "report" / "summary.json").read_text())["sampling"]["num_kept"] < 64

@@ -1,0 +1,366 @@
+"""Samples to Megatron's .bin and .idx beside the way of Megatron-LM's own tool, and the memory that it takes.
+
+    python -m benchmarks.preprocess [--rows 12000] [--rounds 3] [--workers 2] [--profile OUT.txt]
+
+The rows are samples as the sampling stage writes them. Their text is cut from the source files of Python's standard
+library (responses of 200 to 2,000 tokens, long-tailed), the tokenizer is a byte-level BPE of 32,000 entries trained on
+them. The reference works as Megatron-LM's ``tools/preprocess_data.py`` does: a ``multiprocessing.Pool`` whose
+initializer loads the Hugging Face tokenizer, ``imap`` over the lines with a chunk size of 32, ``json.loads`` and
+``tokenizer.encode`` of prompt and response a row, and ``IndexedDatasetBuilder`` in the parent. This project's side is
+the whole stage, filters, hashes and manifest included: once with the ids as sampled, once with the responses tokenized
+again and compared.
+
+The sides have their imports done, stay loaded and take turns, so a drift of the machine's speed hits all. The table has
+medians; ratios are medians over rounds, round by round. The time of all processors together depends less on what else
+the machine is doing: the reference has one more process that computes, so on a busy machine it gets a larger share.
+Memory is the resident memory of the parent and its workers together, looked at every 20 ms, in a fresh process each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+
+ROOT = Path(__file__).parents[1]
+VOCAB_SIZE, END = 32000, "<|im_end|>"
+SHARD_ROWS = 500
+REFERENCE, SAMPLED, RETOKENIZED = "Megatron-LM's way", "ids as sampled", "retokenized"
+MEMORY_ROWS = (10_000, 100_000)
+MB = 1_000_000
+
+
+def main() -> None:
+    """Prepare, measure, print both tables."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rows", type=int, default=12000, help="samples of a turn (default 12000)")
+    options.add_argument("--rounds", type=int, default=3, help="turns of each side (default 3)")
+    options.add_argument("--workers", type=int, default=2, help="worker processes of each side (default 2)")
+    options.add_argument("--profile", type=Path, help="also write a profile of one of this project's workers here")
+    options.add_argument("--side", help=argparse.SUPPRESS)  # a process that this script starts
+    options.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = options.parse_args()
+    if arguments.side:
+        _serve(arguments.side, arguments.folder, arguments.workers)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        tokens = _prepare(folder, arguments.rows)
+        _measure_speed(folder, tokens, arguments.rows, arguments.rounds, arguments.workers)
+        _measure_memory(folder, arguments.workers)
+        if arguments.profile:
+            _profile(folder, arguments.profile)
+
+
+def _prepare(folder: Path, num_rows: int) -> int:
+    """Write tokenizer and samples; return the tokens of the samples."""
+    source = _source()
+    tokenizer = _train_tokenizer(source, folder / "tokenizer")
+    end, random = tokenizer.token_to_id(END), np.random.default_rng(0)
+    ids = tokenizer.encode(source, add_special_tokens=False).ids
+    tokens, files = 0, []
+    for first in range(0, num_rows, SHARD_ROWS):
+        files.append(folder / f"shard-{first // SHARD_ROWS:05}.jsonl")
+        with files[-1].open("w", encoding="utf-8") as file:
+            for number in range(first, min(first + SHARD_ROWS, num_rows)):
+                lengths = np.clip(np.exp(random.normal([5.7, 6.6], [0.4, 0.6])), [100, 200], [600, 2000]).astype(int)
+                starts = random.integers(0, len(ids) - 2000, 2)
+                prompt, response = (ids[s : s + n] for s, n in zip(starts, lengths, strict=True))
+                file.write(json.dumps(_row(tokenizer, number, prompt, response, end), ensure_ascii=False) + "\n")
+                tokens += int(lengths.sum()) + 1
+    _publish(folder / "run", files, num_rows)
+    return tokens
+
+
+def _source() -> str:
+    """Some megabytes of code, the same for one version of Python."""
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files)[: 4 * MB]
+
+
+def _train_tokenizer(source: str, folder: Path) -> Any:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=VOCAB_SIZE - 1, show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
+    tokenizer.train_from_iterator(source.splitlines(keepends=True), trainer)
+    tokenizer.add_special_tokens([AddedToken(END, normalized=False)])
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "model_max_length": 1 << 20}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return tokenizer
+
+
+def _row(tokenizer: Any, number: int, prompt: list[int], response: list[int], end: int) -> dict[str, Any]:
+    from megatron_ssd.schema import Sample
+
+    return Sample(
+        problem_id=f"problem-{number}", sample_index=0,
+        messages=[{"role": "user", "content": tokenizer.decode(prompt)}], prompt_token_ids=prompt,
+        response=tokenizer.decode(response), response_token_ids=[*response, end], finish_reason="stop", seed=number,
+        sampling_hash="0" * 64, model_revision="0" * 64,
+    ).to_json()  # fmt: skip
+
+
+def _publish(run_dir: Path, files: list[Path], num_rows: int) -> None:
+    """Publish files as the samples of a run; one file may stand for several shards."""
+    from megatron_ssd.artifacts.stage import Stage
+
+    stage = Stage(name="samples", run_dir=run_dir, config={}, inputs={})
+    work = stage.begin()
+    for number, file in enumerate(files):
+        os.link(file, work / f"shard-{number:05}.jsonl")
+    stage.publish(counts={"samples": num_rows})
+
+
+def _measure_speed(folder: Path, tokens: int, rows: int, rounds: int, workers: int) -> None:
+    """Start every side, let them take turns, and print one table."""
+    sides = {name: _Side(name, folder, workers) for name in (REFERENCE, SAMPLED, RETOKENIZED)}
+    try:
+        for side in sides.values():
+            side.turn()  # the first turn warms up
+        turns = [{name: side.turn() for name, side in sides.items()} for _ in range(rounds)]
+    finally:
+        for side in sides.values():
+            side.stop()
+    print(f"\n{rows:,} samples, {tokens:,} tokens, {workers} workers, {rounds} rounds")
+    print(
+        f"{'':20}{'rows/s':>10}{'lowest':>10}{'highest':>10}{'tokens/s':>14}{'ratio':>8}{'CPU ms/row':>12}{'ratio':>8}"
+    )
+    for name in sides:
+        own = [rows / one[name].seconds for one in turns]
+        speed, cpu = statistics.median(own), statistics.median(one[name].cpu_seconds for one in turns)
+        ratios = [statistics.median(one[REFERENCE][i] / one[name][i] for one in turns) for i in (0, 1)]
+        print(
+            f"{name:20}{speed:10,.0f}{min(own):10,.0f}{max(own):10,.0f}{speed * tokens / rows:14,.0f}{ratios[0]:8.2f}"
+            f"{cpu / rows * 1000:12.2f}{ratios[1]:8.2f}"
+        )
+
+
+def _measure_memory(folder: Path, workers: int) -> None:
+    """Print the peak of each way at each number of rows."""
+    files = sorted((folder / "run" / "samples").glob("*.jsonl"))[: MEMORY_ROWS[0] // SHARD_ROWS]
+    print(f"\n{'peak memory in MB':20}" + "".join(f"{rows:>10,} rows" for rows in MEMORY_ROWS))
+    peaks: dict[str, list[int]] = {SAMPLED: [], RETOKENIZED: []}
+    for rows in MEMORY_ROWS:
+        run_dir = folder / f"memory-{rows}"
+        _publish(run_dir / "run", list(itertools.islice(itertools.cycle(files), rows // SHARD_ROWS)), rows)
+        (run_dir / "tokenizer").symlink_to(folder / "tokenizer")
+        for name, found in peaks.items():
+            side = _Side(name, run_dir, workers)
+            try:
+                with _PeakMemory(side.pid) as memory:
+                    side.turn()
+            finally:
+                side.stop()
+            found.append(memory.peak)
+    for name, found in peaks.items():
+        print(f"{name:20}" + "".join(f"{peak / MB:>15,.0f}" for peak in found))
+
+
+class _PeakMemory:
+    """Largest sum of the resident memory of a process and its children while the context lasts."""
+
+    def __init__(self, pid: int) -> None:
+        self.peak = 0
+        self._process = psutil.Process(pid)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.02):
+            self.peak = max(self.peak, sum(map(_resident, [self._process, *self._process.children(recursive=True)])))
+
+    def __enter__(self) -> _PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0
+
+
+class Turn(NamedTuple):
+    """Seconds by the clock, and of all processor cores together."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of the workers that have ended."""
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+class _Side:
+    """A process that runs a turn when its standard input says so."""
+
+    def __init__(self, name: str, folder: Path, workers: int) -> None:
+        command = [sys.executable, "-m", "benchmarks.preprocess", "--side", name, "--folder", str(folder)]
+        self._process = subprocess.Popen(
+            [*command, "--workers", str(workers)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if os.environ.get("VERBOSE") else subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        if self._process.stdout.readline() != "ready\n":
+            sys.exit(f"{name} did not start; VERBOSE=1 shows why")
+
+    @property
+    def pid(self) -> int:
+        """Of the process that has the workers as children."""
+        return self._process.pid
+
+    def turn(self) -> Turn:
+        """What it took."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        seconds, cpu_seconds = self._process.stdout.readline().split()
+        return Turn(float(seconds), float(cpu_seconds))
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+def _serve(side: str, folder: Path, workers: int) -> None:
+    """Answer each line of standard input with the seconds of one turn."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever libraries print must not be taken for an answer
+    turn = _reference(folder, workers) if side == REFERENCE else _stage(folder, workers, side)
+    print("ready", file=answers, flush=True)
+    for _ in sys.stdin:
+        started, cpu_before = time.perf_counter(), _cpu_seconds()
+        turn()
+        print(time.perf_counter() - started, _cpu_seconds() - cpu_before, file=answers, flush=True)
+
+
+_tokenizer: Any = None  # of a worker of the reference
+
+
+def _load_tokenizer(folder: Path) -> None:
+    """Initializer of a worker of the reference."""
+    global _tokenizer
+    from transformers import AutoTokenizer
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _tokenizer = AutoTokenizer.from_pretrained(folder)
+
+
+def _encode(line: str) -> tuple[list[int], list[int]]:
+    """One row of the reference: (ids, lengths of the sequences)."""
+    row = json.loads(line)
+    prompt = _tokenizer.encode(row["messages"][0]["content"])
+    response = _tokenizer.encode(row["response"])
+    response.append(_tokenizer.eos_token_id)
+    return prompt + response, [len(prompt), len(response)]
+
+
+def _reference(folder: Path, workers: int) -> Callable[[], None]:
+    import transformers  # noqa: F401 - before the workers are forked
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+
+    files = sorted((folder / "run" / "samples").glob("*.jsonl"))
+
+    def lines() -> Iterator[str]:
+        for path in files:
+            with path.open(encoding="utf-8") as file:
+                yield from file
+
+    def turn() -> None:
+        prefix = folder / "reference"
+        builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(VOCAB_SIZE))
+        with multiprocessing.Pool(workers, initializer=_load_tokenizer, initargs=(folder / "tokenizer",)) as pool:
+            for ids, lengths in pool.imap(_encode, lines(), 32):
+                builder.add_document(ids, lengths)
+        builder.finalize(f"{prefix}.idx")
+
+    return turn
+
+
+def _stage(folder: Path, workers: int, side: str) -> Callable[[], None]:
+    from megatron_ssd.dataset.stage import run_preprocess
+
+    if side == RETOKENIZED:
+        import transformers  # noqa: F401 - as much as the reference has loaded
+    config = _config(folder, workers, side)
+
+    def turn() -> None:
+        shutil.rmtree(Path(config.run_dir) / "dataset", ignore_errors=True)
+        run_preprocess(config)
+
+    return turn
+
+
+def _config(folder: Path, workers: int, side: str) -> Any:
+    from megatron_ssd.config.dataset import PreprocessConfig
+    from megatron_ssd.config.model import ModelConfig
+    from megatron_ssd.config.parallel import ClusterConfig
+    from megatron_ssd.config.precision import PrecisionConfig
+    from megatron_ssd.config.run import RunConfig
+
+    model = ModelConfig(
+        name="tiny", path=str(folder / "tokenizer"), model_type="qwen3", hidden_size=8, num_hidden_layers=1,
+        num_attention_heads=1, num_key_value_heads=1, head_dim=8, intermediate_size=8, vocab_size=VOCAB_SIZE,
+        max_position_embeddings=65536,
+    )  # fmt: skip
+    return RunConfig(
+        run_dir=str(folder / "run"),
+        model=model,
+        cluster=ClusterConfig(device="cpu"),
+        precision=PrecisionConfig(transformer_engine=False),
+        preprocess=PreprocessConfig(ids="retokenized" if side == RETOKENIZED else "sampled", num_workers=workers),
+    )
+
+
+def _profile(folder: Path, path: Path) -> None:
+    """Functions of one turn of each way in one process, by their own time."""
+    import cProfile
+    import pstats
+
+    with path.open("w", encoding="utf-8") as file:
+        for side in (SAMPLED, RETOKENIZED):
+            turn = _stage(folder, 1, side)
+            with cProfile.Profile() as profile:
+                turn()
+            pstats.Stats(profile, stream=file).sort_stats("tottime").print_stats(20)
+    print(f"profile: {path}")
+
+
+if __name__ == "__main__":
+    main()

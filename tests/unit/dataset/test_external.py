@@ -1,0 +1,90 @@
+"""A pair of files that Megatron-LM's own tool made becomes a run's data set, and is trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+
+from megatron_ssd.artifacts.manifest import read_manifest
+from megatron_ssd.cli.compose import compose_config
+from megatron_ssd.config.dataset import InspectConfig
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.dataset.inspection import run_inspect
+from megatron_ssd.dataset.stage import dataset_stage, run_preprocess
+from megatron_ssd.errors import ConfigError, UserError
+from megatron_ssd.training.data import open_dataset
+
+TEXTS = [[5, 6, 7, 8, 2], [9, 2], [10, 11, 12, 2]]
+
+
+def write_texts(prefix: Path, *, vocab_size: int = 512, sentences: int = 1) -> Path:
+    """As tools/preprocess_data.py of Megatron-LM does: a document a text, one sequence or ``sentences`` of them."""
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(vocab_size))
+    for ids in TEXTS:
+        builder.add_document(ids, [1] * (sentences - 1) + [len(ids) - sentences + 1])
+    builder.finalize(f"{prefix}.idx")
+    return prefix
+
+
+def config_of(run_dir: Path, prefix: Path, *overrides: str) -> RunConfig:
+    return compose_config(["model=tiny", "parallel=single", "objective=pretrain", "training.seq_length=16",
+                           f"run_dir={run_dir}", f"preprocess.indexed={prefix}", *overrides])  # fmt: skip
+
+
+@pytest.mark.parametrize(("vocab_size", "sentences"), [(512, 1), (70000, 1), (512, 2)])
+def test_texts_are_published_inspected_and_trained_on(
+    tmp_path: Path, vocab_size: int, sentences: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prefix = write_texts(tmp_path / "my_text_document", vocab_size=vocab_size, sentences=sentences)
+    if sentences == 2:
+        write_texts_of_any_length(prefix)
+    config = config_of(tmp_path / "run", prefix)
+    run_preprocess(config)
+    assert dataset_stage(config).is_current()
+    manifest = read_manifest(tmp_path / "run" / "dataset")
+    assert manifest.counts == {"documents": 3, "tokens": 11}
+    assert [output["path"] for output in manifest.outputs] == ["samples.bin", "samples.idx"]
+    dataset = open_dataset(config)
+    rows = sorted(
+        [*row["tokens"][: int(row["loss_weights"].sum())].tolist(), 2]
+        for row in (dataset.row(0, index) for index in range(dataset.num_rows(0)))
+    )
+    assert rows == sorted(TEXTS)
+    run_inspect(InspectConfig(run_dir=str(tmp_path / "run")))
+    assert "3, " in capsys.readouterr().out
+
+
+def write_texts_of_any_length(prefix: Path) -> None:
+    """Texts of one sentence, two and three."""
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(512))
+    for number, ids in enumerate(TEXTS):
+        builder.add_document(ids, [len(ids)] if number == 0 else [1] * number + [len(ids) - number])
+    builder.finalize(f"{prefix}.idx")
+
+
+def test_texts_are_no_pairs(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "run", write_texts(tmp_path / "texts"), "objective=sft")
+    run_preprocess(config)
+    with pytest.raises(UserError, match=r"must be pairs of \[prompt, response\].*set objective=pretrain"):
+        open_dataset(config)
+
+
+def test_other_files_are_another_data_set(tmp_path: Path) -> None:
+    prefix = write_texts(tmp_path / "texts")
+    run_preprocess(config_of(tmp_path / "run", prefix))
+    write_texts(prefix, vocab_size=70000)
+    with pytest.raises(UserError, match=r"another input \(indexed changed since\)"):
+        dataset_stage(config_of(tmp_path / "run", prefix)).is_current()
+
+
+def test_what_cannot_be_taken_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing.idx: does not exist"):
+        run_preprocess(config_of(tmp_path / "run", tmp_path / "nothing"))
+    prefix = write_texts(tmp_path / "texts")
+    with pytest.raises(UserError, match=r"texts.bin: token 9 has id 12, outside the vocabulary of 12"):
+        run_preprocess(config_of(tmp_path / "run", prefix, "model.vocab_size=12"))
+    assert not (tmp_path / "run" / "dataset.partial").exists()
+    with pytest.raises(ConfigError, match=r"preprocess.indexed = .*is taken as it is"):
+        config_of(tmp_path / "run", prefix, "preprocess.compare=true")
