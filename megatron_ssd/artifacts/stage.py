@@ -4,7 +4,8 @@ Invariants:
 - ``run_dir/NAME`` exists only whole, with its ``manifest.json``.
 - A stage is current when its manifest's identity, a hash of (config, inputs), is the one asked for.
 - Work left in ``NAME.partial`` is taken up again only by the same identity; anything else is refused or, with
-  ``replace``, moved aside under a name that says so. Nothing is deleted.
+  ``replace``, moved aside under a name that says so. Nothing is deleted, but for unfinished work of a stage that takes
+  up none (``restarts``).
 - One process works on a stage (``begin`` to ``publish``), or several that look at its folders, take up its work and
   publish it only in turn (``turn``).
 """
@@ -16,6 +17,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
@@ -43,10 +45,18 @@ class Stage:
         config: the settings that decide the output, as JSON.
         inputs: role -> content hash of everything read.
         replace: move aside output of another identity where it stands in the way.
+        restarts: a start takes up nothing that an earlier one left, so what that one was for does not matter.
     """
 
     def __init__(
-        self, *, name: str, run_dir: Path, config: dict[str, Any], inputs: dict[str, str], replace: bool = False
+        self,
+        *,
+        name: str,
+        run_dir: Path,
+        config: dict[str, Any],
+        inputs: dict[str, str],
+        replace: bool = False,
+        restarts: bool = False,
     ) -> None:
         self.name = name
         self.final = Path(run_dir) / name
@@ -56,6 +66,7 @@ class Stage:
         self.inputs = inputs
         self.identity = hash_json({"stage": name, "config": self.config, "inputs": inputs})
         self._replace = replace
+        self._restarts = restarts
         self._started = time.monotonic()
         self._noted = 0.0
         self._seconds_before = 0.0
@@ -112,6 +123,8 @@ class Stage:
             UserError: the folder holds work of another identity.
         """
         plan = self.work / _PLAN
+        if self._restarts:
+            shutil.rmtree(self.work, ignore_errors=True)
         if self.work.exists() and plan.is_file():
             earlier = json.loads(plan.read_text(encoding="utf-8"))
             if earlier["identity"] == self.identity:

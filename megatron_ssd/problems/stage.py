@@ -96,4 +96,5 @@ def _stage(config: RunConfig, source: Source) -> Stage:
         config={"problems": section, "seed": config.seed, "contamination": contamination},
         inputs={"source": source.revision, **gate_inputs(config)},
         replace=config.replace,
+        restarts=True,  # minutes at most, and a fix that an error names should work in the same folder
     )

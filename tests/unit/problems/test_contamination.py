@@ -200,6 +200,22 @@ def test_the_gate_refuses_by_name_and_goes_on_when_told(tmp_path: Path) -> None:
     assert [(hit["problem_id"], hit["evaluation_id"], hit["kept"]) for hit in kept.hits] == [("seed_1", "row 1", True)]
 
 
+def test_each_way_on_that_the_gate_names_works_in_the_same_folder(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "rows", [rstar_row(1, PROMPT), rstar_row(2, "Print the sum of two numbers.")])
+    file = jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])
+    wrong = {"mine": {"path": str(file), "columns": ["prompt"]}}
+    right = {"mine": {"path": str(file), "columns": ["text"]}}
+    run_dir = tmp_path / "run"
+    with pytest.raises(UserError, match=r"contamination\.sets\.mine\.columns"):
+        choose(config_of(run_dir, path, contamination={"sets": wrong}))
+    with pytest.raises(UserError, match=r"contamination\.on_hit=drop.*contamination\.on_hit=keep"):
+        choose(config_of(run_dir, path, contamination={"sets": right}))
+    assert len(read_jsonl(run_dir / "problems.partial" / "contamination.jsonl")) == 1
+    chosen = choose(config_of(run_dir, path, contamination={"sets": right, "on_hit": "drop"}))
+    assert [problem.id for problem in chosen.problems] == ["seed_2"]
+    assert not (run_dir / "problems.partial").exists()
+
+
 def test_what_the_limit_leaves_out_is_not_held_against_a_run(tmp_path: Path) -> None:
     path = parquet(tmp_path / "rows", [rstar_row(1, "Print the sum of two numbers."), rstar_row(2, PROMPT)])
     sets = {"mine": {"path": str(jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])), "columns": ["text"]}}
