@@ -57,8 +57,8 @@ class ContaminationGate:
         if self._section.on_hit == "refuse" and len(among_kept) > self._section.max_hits:
             first = self._hits[among_kept[0]][0]
             raise UserError(
-                f"{len(among_kept)} training problem(s) in evaluation sets, the first {first.problem_id}, which holds "
-                f"{first.overlap:.0%} of {first.set_name}'s {first.evaluation_id}",
+                f"{len(among_kept)} training problem(s) in evaluation sets, the first {first.problem_id}, which shares "
+                f"{first.overlap:.0%} with {first.set_name}'s {first.evaluation_id}",
                 rule=f"contamination.max_hits = {self._section.max_hits}, and a score on what was trained on says "
                 f"nothing; all are in {path}",
                 fix="drop them with contamination.on_hit=drop, or go on all the same with contamination.on_hit=keep",

@@ -191,7 +191,7 @@ def test_real_training_problems_are_accused_only_of_what_they_hold(tmp_path: Pat
 def test_the_gate_refuses_by_name_and_goes_on_when_told(tmp_path: Path) -> None:
     path = parquet(tmp_path / "rows", [rstar_row(1, PROMPT), rstar_row(2, "Print the sum of two numbers.")])
     sets = {"mine": {"path": str(jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])), "columns": ["text"]}}
-    with pytest.raises(UserError, match="seed_1, which holds 100% of mine's row 1") as caught:
+    with pytest.raises(UserError, match="seed_1, which shares 100% with mine's row 1") as caught:
         choose(config_of(tmp_path / "run", path, contamination={"sets": sets}))
     assert "\n" not in str(caught.value)
     allowed = choose(config_of(tmp_path / "max_hits", path, contamination={"sets": sets, "max_hits": 1}))
@@ -227,7 +227,7 @@ def test_what_the_limit_leaves_out_is_not_held_against_a_run(tmp_path: Path) -> 
 def test_the_runs_own_benchmark_is_always_a_set(tmp_path: Path) -> None:
     benchmark = {"name": "livecodebench", "path": str(DATA / "lcb_schema" / "codeforces_408.jsonl")}
     rows = DATA / "rstar_coder_seed_sft"
-    with pytest.raises(UserError, match="of livecodebench's cf_"):
+    with pytest.raises(UserError, match="with livecodebench's cf_"):
         choose(config_of(tmp_path / "run", rows, benchmark=benchmark))
     chosen = choose(config_of(tmp_path / "clean", rows, benchmark=benchmark, contamination={"on_hit": "drop"}))
     assert chosen.manifest.dropped == {"duplicate": 550, "contaminated": 408}
