@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from megatron_ssd.errors import UserError
 
-ProblemForm = Literal["stdin", "function"]
+ProblemForm = Literal["stdin", "function", "checks"]
 FinishReason = Literal["stop", "length", "skipped"]
 VerdictStatus = Literal[
     "passed", "wrong_answer", "runtime_error", "timeout", "memory", "syntax_error", "no_code", "infrastructure_error"
@@ -46,7 +46,8 @@ class TestCase(_Record):
     """One hidden test.
 
     For ``stdin`` problems both are raw text. For ``function`` problems ``input`` is one JSON value per argument,
-    joined by newlines, and ``output`` is one JSON value (LiveCodeBench's convention).
+    joined by newlines, and ``output`` is one JSON value (LiveCodeBench's convention). For ``checks`` problems ``input``
+    is a Python script of assertions that reaches the program as ``__program__``, and ``output`` is empty.
     """
 
     __test__ = False  # not a pytest class
@@ -132,7 +133,9 @@ class ResponseScore(_Record):
 class Verdict(_Record):
     """The outcome of running one program against its problem's tests.
 
-    ``infrastructure_error`` says that the judge failed, and never counts as wrong.
+    ``infrastructure_error`` says that the judge failed, and never counts as wrong. ``by_test`` has a letter for each
+    test that was run, in order: ``.`` passed, ``W`` wrong answer, ``R`` runtime error, ``T`` time-out, ``M`` memory,
+    ``S`` syntax error, ``I`` infrastructure error.
     """
 
     problem_id: str
@@ -143,6 +146,7 @@ class Verdict(_Record):
     failed_test: int | None = None  # index of the first failing test
     detail: str = ""  # one line: exception, difference, limit
     cpu_seconds: float = 0.0
+    by_test: str = ""
 
     @property
     def passed(self) -> bool:

@@ -50,6 +50,11 @@ def _value(key: str, text: str, kind: Any) -> Any:
         if not text.isdecimal():
             raise ConfigError(f"{key} = {text!r}", rule="must be a whole number", fix=f"write {key}=10")
         return int(text)
+    if kind is float:
+        try:
+            return float(text)
+        except ValueError:
+            raise ConfigError(f"{key} = {text!r}", rule="must be a number", fix=f"write {key}=0.5") from None
     if get_origin(kind) is Literal:
         _choose(key, text, get_args(kind))
     return text

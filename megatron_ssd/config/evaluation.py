@@ -11,19 +11,26 @@ from megatron_ssd.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxConfig:
-    """Limits of one program run. ``bubblewrap`` isolates; ``rlimit_only`` bounds resources and isolates nothing."""
+    """How programs are run and judged. ``bubblewrap`` isolates; ``rlimit_only`` bounds resources and isolates nothing.
+
+    ``tolerance`` 0 compares as LiveCodeBench does, exactly; see ``evaluation/compare.py`` for what more would mean.
+    """
 
     kind: Literal["bubblewrap", "rlimit_only"] = "bubblewrap"
     cpu_seconds: float = 10.0  # of each test
     memory_mib: int = 1024
     output_mib: int = 16
     workers: int | None = None  # null: one a core
+    stop_at_first_failure: bool = True  # false runs every test, for a verdict on each
+    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         for key in ("cpu_seconds", "memory_mib", "output_mib", "workers"):
             value = getattr(self, key)
             require(value is None or value > 0, f"evaluation.sandbox.{key} = {value}", rule="must be positive",
                     fix="leave it out for the default")  # fmt: skip
+        require(0 <= self.tolerance < 1, f"evaluation.sandbox.tolerance = {self.tolerance}",
+                rule="must be at least 0 and below 1", fix="0 is LiveCodeBench's rule, 1e-6 is usual")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,19 +1,22 @@
-"""Samples to verdicts, on all cores, resumable.
+"""Programs to verdicts, on all cores, streaming and resumable.
 
 Invariants:
-- A sample that has a row in the verdict file is never graded again.
-- Identical programs of one problem are run once; all their samples get that outcome, over all files of a ``Grader``.
+- A program that has a row in the verdict file is never graded again.
+- Identical programs of one problem are run once; all of them get that outcome, over all files of a ``Grader``.
 - An unsettled outcome (see ``judge``) is not written before its second run, alone, has settled it.
 - ``infrastructure_error`` is written only where the judge failed, and says nothing about the program.
+- Of programs, at most ``WINDOW`` texts are held at a time; of verdicts and outcomes, every one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,8 +28,24 @@ from megatron_ssd.evaluation.judge import Judge, Judgement
 from megatron_ssd.prompts.extract import extract_code
 from megatron_ssd.schema import Problem, Sample, Verdict
 
+WINDOW = 2048
 Key = tuple[str, str]  # problem id, hash of the program
 _EMPTY = Judgement(status="no_code", detail="no fenced program in the response")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """One program to judge; ``source`` is None where there is none, and ``note`` may say why."""
+
+    problem_id: str
+    sample_index: int
+    source: str | None
+    note: str = ""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What makes it unique in a verdict file: (problem id, sample index)."""
+        return self.problem_id, self.sample_index
 
 
 class Grader:
@@ -57,37 +76,51 @@ class Grader:
         self._pool = ThreadPoolExecutor(config.workers or len(os.sched_getaffinity(0)))
 
     def grade(
-        self, samples: Sequence[Sample], path: Path, advance: Callable[[int], object] = lambda count: None
+        self, samples: Iterable[Sample], path: Path, advance: Callable[[int], object] = lambda count: None
     ) -> list[Verdict]:
-        """Verdicts of ``samples``, in their order; those that ``path`` lacks are made and appended to it.
+        """Verdicts of ``samples``, in their order; see ``grade_programs``.
 
         Args:
             samples: of one model and setting.
             path: the JSONL file of their verdicts.
             advance: called with the number of samples settled, as they are.
         """
-        verdicts = read_verdicts(path)
-        waiting: dict[Key, list[Sample]] = {}
-        sources: dict[Key, str] = {}
-        for sample in samples:
-            source = extract_code(sample.response, prompt_opens_thinking=self._prompt_opens_thinking)
-            key = sample.problem_id, hashlib.sha256((source or "").encode("utf-8", "surrogatepass")).hexdigest()
-            if source is None:
-                self._outcomes[key] = _EMPTY
-            if sample.key in verdicts:
-                self._remember(key, _judgement(verdicts[sample.key]))
-                advance(1)
-            else:
-                waiting.setdefault(key, []).append(sample)
-                sources[key] = source or ""
+        return self.grade_programs(map(self._submission, samples), path, advance)
+
+    def grade_programs(
+        self, programs: Iterable[Submission], path: Path, advance: Callable[[int], object] = lambda count: None
+    ) -> list[Verdict]:
+        """Verdicts of ``programs``, in their order; those that ``path`` lacks are made and appended to it."""
+        verdicts, order = read_verdicts(path), list[tuple[str, int]]()
+        programs = iter(programs)
         with JsonlWriter(path) as writer:
-            for key, outcome in self._settle({key: sources[key] for key in waiting}):
-                for sample in waiting[key]:
-                    verdict = self._verdict(sample, outcome)
-                    writer.write(verdict.to_json())
-                    verdicts[sample.key] = verdict
-                advance(len(waiting[key]))
-        return [verdicts[sample.key] for sample in samples]
+            while window := list(itertools.islice(programs, WINDOW)):
+                order += [program.key for program in window]
+                for verdict, is_new in self._grade_window(window, verdicts):
+                    if is_new:
+                        writer.write(verdict.to_json())
+                        verdicts[verdict.problem_id, verdict.sample_index] = verdict
+                    advance(1)
+        return [verdicts[key] for key in order]
+
+    def _grade_window(
+        self, window: Sequence[Submission], verdicts: Mapping[tuple[str, int], Verdict]
+    ) -> Iterator[tuple[Verdict, bool]]:
+        """Each program's verdict as it is settled, and whether it is a new one."""
+        waiting: dict[Key, list[Submission]] = {}
+        for program in window:
+            text = (program.source or "").encode("utf-8", "surrogatepass")
+            key = program.problem_id, hashlib.sha256(text).hexdigest()
+            if program.source is None:
+                self._outcomes[key] = _EMPTY
+            if program.key in verdicts:
+                self._remember(key, _judgement(verdicts[program.key]))
+                yield verdicts[program.key], False
+            else:
+                waiting.setdefault(key, []).append(program)
+        for key, outcome in self._settle({key: programs[0].source or "" for key, programs in waiting.items()}):
+            for program in waiting[key]:
+                yield self._verdict(program, outcome), True
 
     def _settle(self, sources: dict[Key, str]) -> Iterator[tuple[Key, Judgement]]:
         """Outcomes as they are settled; each is remembered, but for those in which the judge failed."""
@@ -116,17 +149,26 @@ class Grader:
         judge: Judge = self._local.judge
         return judge.judge(self._problems[key[0]], source)
 
-    def _verdict(self, sample: Sample, outcome: Judgement) -> Verdict:
+    def _submission(self, sample: Sample) -> Submission:
         skipped = sample.finish_reason == "skipped"
-        return Verdict(
+        return Submission(
             problem_id=sample.problem_id,
             sample_index=sample.sample_index,
+            source=extract_code(sample.response, prompt_opens_thinking=self._prompt_opens_thinking),
+            note=f"not run: {sample.skip_reason}" if skipped else "",
+        )
+
+    def _verdict(self, program: Submission, outcome: Judgement) -> Verdict:
+        return Verdict(
+            problem_id=program.problem_id,
+            sample_index=program.sample_index,
             status=outcome.status,
             tests_passed=outcome.tests_passed,
-            tests_total=len(self._problems[sample.problem_id].tests),
+            tests_total=len(self._problems[program.problem_id].tests),
             failed_test=outcome.failed_test,
-            detail=f"not run: {sample.skip_reason}" if skipped else outcome.detail,
+            detail=program.note or outcome.detail,
             cpu_seconds=round(outcome.cpu_seconds, 4),
+            by_test=outcome.by_test,
         )
 
     def close(self) -> None:
@@ -160,4 +202,5 @@ def _judgement(verdict: Verdict) -> Judgement:
         failed_test=verdict.failed_test,
         detail=verdict.detail,
         cpu_seconds=verdict.cpu_seconds,
+        by_test=verdict.by_test,
     )

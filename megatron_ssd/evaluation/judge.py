@@ -16,7 +16,8 @@ from typing import Self
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.evaluation.compare import stdout_difference, value_difference
-from megatron_ssd.evaluation.sandbox import Ending, Limits, Program, Sandbox, SandboxBrokenError
+from megatron_ssd.evaluation.execution import Ending, Execution, Limits, Program, SandboxBrokenError
+from megatron_ssd.evaluation.sandbox import Sandbox
 from megatron_ssd.schema import Problem, TestCase, VerdictStatus
 
 log = logging.getLogger(__name__)
@@ -30,20 +31,36 @@ _STATUS: dict[Ending, VerdictStatus] = {
     "starved": "timeout",
     "memory": "memory",
     "syntax_error": "syntax_error",
+    "failed_check": "wrong_answer",
+    "broken_check": "infrastructure_error",
 }
+_LETTERS: dict[VerdictStatus, str] = {
+    "passed": ".", "wrong_answer": "W", "runtime_error": "R", "timeout": "T", "memory": "M", "syntax_error": "S",
+    "infrastructure_error": "I",
+}  # fmt: skip
 _KNOWN_GOOD = Program(source="def f(x):\n    return x\n", form="function", function_name="f")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """What became of a program. Tests after the first failing one are not counted. See the module on ``unsettled``."""
+    """What became of a program. ``by_test`` as in ``Verdict``. See the module on ``unsettled``."""
 
     status: VerdictStatus
     tests_passed: int = 0
     failed_test: int | None = None
     detail: str = ""
     cpu_seconds: float = 0.0
+    by_test: str = ""
     unsettled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """Of one test."""
+
+    status: VerdictStatus
+    detail: str = ""
+    is_starved: bool = False
 
 
 class Judge:
@@ -83,28 +100,37 @@ class Judge:
             function_name=problem.function_name,
             class_name="Solution" if "class Solution" in problem.starter_code else None,
         )
-        # Each test of a stdin program is a process of its own; a function is called on all its inputs in one.
-        batches = [problem.tests] if problem.form == "function" else [(test,) for test in problem.tests]
-        passed, cpu, slow = 0, 0.0, False
-        for batch in batches:
+        results: list[_Result] = []
+        cpu, is_slow = 0.0, False
+        while len(results) < len(problem.tests):
+            # Each test of a stdin program is a process of its own; others meet all that are left in one.
+            batch = problem.tests[len(results) :][: 1 if problem.form == "stdin" else None]
             execution = self._sandbox.execute(program, [test.input for test in batch], limits)
             cpu += execution.cpu_total
-            slow |= any(seconds > self._config.cpu_seconds for seconds in execution.cpu_seconds)
-            agreeing, difference = _compare(problem, batch, execution.outputs)
-            passed += agreeing
-            if difference is None and execution.ending == "completed":
-                continue
-            status: VerdictStatus = "wrong_answer" if difference is not None else _STATUS[execution.ending]
-            unsettled = not alone and (slow or (difference is None and execution.ending == "starved"))
-            return Judgement(
-                status=status,
-                tests_passed=passed,
-                failed_test=passed,
-                detail=difference or execution.detail,
-                cpu_seconds=cpu,
-                unsettled=unsettled,
-            )
-        return Judgement(status="passed", tests_passed=passed, cpu_seconds=cpu, unsettled=slow and not alone)
+            is_slow |= any(seconds > self._config.cpu_seconds for seconds in execution.cpu_seconds)
+            results += self._results(problem, batch, execution)
+            failed = results[-1].status != "passed"
+            if (failed and self._config.stop_at_first_failure) or results[-1].status == "syntax_error":
+                break
+        return _judgement(results, cpu, unsettled=not alone and (is_slow or any(r.is_starved for r in results)))
+
+    def _results(self, problem: Problem, tests: Sequence[TestCase], execution: Execution) -> list[_Result]:
+        """Of every test that was run, or up to the first that failed where the others do not matter."""
+        results: list[_Result] = []
+        for output, test in zip(execution.outputs, tests, strict=False):
+            difference = self._difference(problem, output, test)
+            results.append(_Result("passed") if difference is None else _Result("wrong_answer", difference))
+            if difference is not None and self._config.stop_at_first_failure:
+                return results
+        if execution.ending != "completed":
+            results.append(_Result(_STATUS[execution.ending], execution.detail, execution.ending == "starved"))
+        return results
+
+    def _difference(self, problem: Problem, output: str, test: TestCase) -> str | None:
+        if problem.form == "checks":
+            return None  # they are the comparison
+        differ = value_difference if problem.form == "function" else stdout_difference
+        return differ(output, test.output, tolerance=self._config.tolerance)
 
     def _limits(self, factor: float) -> Limits:
         cpu_seconds = factor * self._config.cpu_seconds
@@ -135,11 +161,15 @@ class Judge:
         self.close()
 
 
-def _compare(problem: Problem, tests: Sequence[TestCase], outputs: Sequence[str]) -> tuple[int, str | None]:
-    """How many outputs agree before the first that does not, and how that one differs."""
-    differ = value_difference if problem.form == "function" else stdout_difference
-    for index, (output, test) in enumerate(zip(outputs, tests, strict=False)):
-        difference = differ(output, test.output)
-        if difference is not None:
-            return index, difference
-    return min(len(outputs), len(tests)), None
+def _judgement(results: Sequence[_Result], cpu_seconds: float, *, unsettled: bool) -> Judgement:
+    failures = [index for index, result in enumerate(results) if result.status != "passed"]
+    first = results[failures[0]] if failures else _Result("passed")
+    return Judgement(
+        status=first.status,
+        tests_passed=len(results) - len(failures),
+        failed_test=failures[0] if failures else None,
+        detail=first.detail,
+        cpu_seconds=cpu_seconds,
+        by_test="".join(_LETTERS[result.status] for result in results),
+        unsettled=unsettled,
+    )

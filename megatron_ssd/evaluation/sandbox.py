@@ -4,9 +4,10 @@ What holds with ``kind=bubblewrap``:
 - No network, no access to the machine's files but the system's and Python's own, read-only; nothing at all is writable,
   so nothing that a program does is there for the next one. An empty environment, an own process-id namespace, no
   capabilities, no new privileges.
-- A program is one process (``sandbox_runner`` refuses more) with limits on CPU time, address space, file and output
+- A program is one process (``inside.seccomp`` refuses more) with limits on CPU time, address space, file and output
   size, and open files. The server is process 1 of its namespace, so a program cannot signal it.
-- Expected outputs never enter: results come out and are compared by the host.
+- Expected outputs never enter: results come out and are compared by the host. Assert scripts, which hold theirs, run in
+  a process of their own beside the program's (``inside.checks``) and are never in its memory.
 - The container dies with the thread that started it.
 
 What it does not cover:
@@ -36,70 +37,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.schema import ProblemForm
+from megatron_ssd.evaluation.execution import Execution, Limits, Program, SandboxBrokenError, interpret
 
-RUNNER = Path(__file__).with_name("sandbox_runner.py")
-_INSIDE = "/sandbox_runner.py"
+_PACKAGE_ROOT = Path(__file__).parents[2]
+_RUNNER = Path(__file__).with_name("inside").relative_to(_PACKAGE_ROOT)
+_ROOT_INSIDE = Path("/runner")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 _SYSTEM_FOLDERS = ("/bin", "/lib", "/lib32", "/lib64", "/sbin")
 # Fixed hash seeds: a program that prints a set does so alike in every run. Bound symbols: forks need not bind them.
 _ENVIRONMENT = {"PATH": "/usr/bin", "PYTHONHASHSEED": "0", "LD_BIND_NOW": "1"}
-_VALUE = '{"value": '  # how the server's child begins a line that holds a result
 _START_SECONDS = 60.0
 _SLACK_SECONDS = 30.0  # beyond a request's own wall limits, before its server counts as dead
 _FIX_MISSING = (
     "install it (apt-get install bubblewrap), or name evaluation.sandbox.kind=rlimit_only, which limits programs and "
     "isolates nothing"
 )
-
-Ending = Literal["completed", "runtime_error", "timeout", "starved", "memory", "syntax_error"]
-
-
-class SandboxBrokenError(RuntimeError):
-    """The container or its server is gone, or answers nonsense. What it was running has no verdict yet."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Program:
-    """Source text and how it is entered: as ``__main__``, or through a function or a method of ``class_name``."""
-
-    source: str
-    form: ProblemForm
-    function_name: str | None = None
-    class_name: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Of each input: CPU and wall seconds. Of the program: bytes of address space and of output."""
-
-    cpu_seconds: float
-    wall_seconds: float
-    memory_bytes: int
-    output_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Execution:
-    """What one program did.
-
-    ``outputs`` are those of the inputs that it finished, in order: standard output for ``stdin`` programs, one JSON
-    value for functions. ``cpu_seconds`` are those inputs' own. ``ending`` says why it finished no more; ``starved``
-    means that the wall limit passed before the CPU limit did.
-    """
-
-    outputs: tuple[str, ...]
-    cpu_seconds: tuple[float, ...]
-    ending: Ending
-    detail: str = ""
-    cpu_total: float = 0.0
 
 
 class Sandbox:
@@ -114,18 +72,21 @@ class Sandbox:
         self._process: subprocess.Popen[bytes] | None = None
 
     def execute(self, program: Program, inputs: Sequence[str], limits: Limits) -> Execution:
-        """Run ``program`` on ``inputs``: all of them for a function, exactly one for a ``stdin`` program.
+        """Run ``program`` on ``inputs``: exactly one for a ``stdin`` program, all of them for a function, the scripts
+        for ``checks``.
 
         Raises:
             SandboxBrokenError: the container failed under it. The next call starts a fresh one.
         """
-        assert program.form == "function" or len(inputs) == 1
+        assert program.form != "stdin" or len(inputs) == 1
+        is_checked = program.form == "checks"
         request = {
             "source": program.source,
             "form": program.form,
             "function_name": program.function_name,
             "class_name": program.class_name,
-            "inputs": list(inputs),
+            "inputs": [] if is_checked else list(inputs),
+            "num_inputs": len(inputs),
             "cpu_seconds": limits.cpu_seconds,
             "wall_seconds": limits.wall_seconds,
             "memory_bytes": limits.memory_bytes,
@@ -134,8 +95,10 @@ class Sandbox:
         try:
             process = self._process or self.start()
             _write_frame(process, request)
+            if is_checked:  # apart, see ``inside.server``
+                _write_frame(process, {"scripts": list(inputs)})
             facts = _read_frame(process, limits.wall_seconds * len(inputs) + _SLACK_SECONDS)
-            return _interpret(facts, program, len(inputs), limits)
+            return interpret(facts, program, len(inputs), limits)
         except (OSError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
@@ -188,7 +151,7 @@ def sandbox_command(config: SandboxConfig) -> list[str]:
     python = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
     options = ["-P", "-s", "-S", "-B", "-X", "utf8"]
     if config.kind == "rlimit_only":
-        return [str(python), *options, str(RUNNER)]
+        return [str(python), *options, str(_PACKAGE_ROOT / _RUNNER / "__main__.py")]
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         raise UserError(
@@ -209,63 +172,19 @@ def sandbox_command(config: SandboxConfig) -> list[str]:
             arguments += ["--ro-bind", str(needed), str(needed)]
     for device in _DEVICES:
         arguments += ["--dev-bind", device, device]
-    arguments += ["--ro-bind", str(RUNNER), _INSIDE, "--dir", "/tmp", "--remount-ro", "/", "--chdir", "/"]
-    return [bwrap, *arguments, "--", str(python), *options, _INSIDE]
-
-
-def _interpret(facts: dict[str, Any], program: Program, num_inputs: int, limits: Limits) -> Execution:
-    """Facts from inside to what the program did. Everything that the program can write is taken as text."""
-    values, error = _parse_results(facts["results"])
-    ending, detail = _ending(facts, error, limits)
-    outputs, cpu = [facts["stdout"]], [facts["cpu_total"]]
-    if program.form == "function":
-        outputs = values[:num_inputs]
-        starts = [0.0, *facts["cpu_marks"]]
-        cpu = [end - start for start, end in zip(starts, facts["cpu_marks"], strict=False)]
-        if ending == "completed" and len(outputs) < num_inputs:
-            ending, detail = "runtime_error", "the program ended before its function returned"
-    elif ending != "completed":
-        outputs = []
-    return Execution(
-        outputs=tuple(outputs),
-        cpu_seconds=tuple(cpu[: len(outputs)]),
-        ending=ending,
-        detail=detail,
-        cpu_total=facts["cpu_total"],
-    )
-
-
-def _parse_results(text: str) -> tuple[list[str], dict[str, Any] | None]:
-    """The JSON texts of the values that were returned, and the error that ended the program, if one did."""
-    values: list[str] = []
-    for line in text[: text.rfind("\n") + 1].split("\n")[:-1]:
-        if line.startswith(_VALUE):
-            values.append(line[len(_VALUE) : -1])
-            continue
-        try:
-            row = json.loads(line)
-            return values, {"error": row["error"], "detail": row["detail"]}
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return values, {"error": "runtime", "detail": "the program wrote into the channel of its results"}
-    return values, None
-
-
-def _ending(facts: dict[str, Any], error: dict[str, str] | None, limits: Limits) -> tuple[Ending, str]:
-    killed, status = facts["killed"], facts["exit"]
-    if killed == "cpu":
-        return "timeout", f"more than {limits.cpu_seconds:g} s of CPU time"
-    if killed == "wall":
-        return "starved", f"more than {limits.wall_seconds:g} s of wall time"
-    if killed == "output" or len(facts["stdout"].encode("utf-8", "replace")) >= limits.output_bytes:
-        return "runtime_error", f"more than {limits.output_bytes >> 20} MiB of output"
-    if error is not None:
-        endings: dict[str, Ending] = {"syntax": "syntax_error", "memory": "memory"}
-        return endings.get(error["error"], "runtime_error"), str(error.get("detail", ""))
-    if status == -9:
-        return "memory", "killed by the kernel"
-    if status != 0:
-        return "runtime_error", f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-    return "completed", ""
+    inside = str(_ROOT_INSIDE / _RUNNER)
+    arguments += [
+        "--ro-bind",
+        str(_PACKAGE_ROOT / _RUNNER),
+        inside,
+        "--dir",
+        "/tmp",
+        "--remount-ro",
+        "/",
+        "--chdir",
+        "/",
+    ]
+    return [bwrap, *arguments, "--", str(python), *options, f"{inside}/__main__.py"]
 
 
 def _write_frame(process: subprocess.Popen[bytes], message: dict[str, Any]) -> None:

@@ -11,9 +11,11 @@ import pytest
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.evaluation.grading import Grader, read_verdicts
+from megatron_ssd.evaluation import grading
+from megatron_ssd.evaluation.execution import Execution, Limits, Program, SandboxBrokenError
+from megatron_ssd.evaluation.grading import Grader, Submission, read_verdicts
 from megatron_ssd.evaluation.judge import Judge
-from megatron_ssd.evaluation.sandbox import Execution, Limits, Program, Sandbox, SandboxBrokenError
+from megatron_ssd.evaluation.sandbox import Sandbox
 from megatron_ssd.schema import Problem, TestCase, Verdict
 from tests.unit.evaluation.programs import function_problem, sample, stdin_problem
 
@@ -81,6 +83,69 @@ def test_function_programs(grader: Grader, tmp_path: Path, source: str, status: 
 def test_stdin_programs(grader: Grader, tmp_path: Path, source: str, status: str, passed: int):
     verdict = grade_one(grader, tmp_path, source, problem="sum")
     assert (verdict.status, verdict.tests_passed) == (status, passed), verdict.detail
+
+
+@pytest.fixture(scope="module")
+def thorough() -> Iterator[Grader]:
+    checks = Problem(id="checks", source="test", statement="", form="checks",
+                     tests=tuple(TestCase(input=f"assert __program__.f({x}) == {2 * x}", output="")
+                                 for x in range(1, 5)))  # fmt: skip
+    config = dataclasses.replace(CONFIG, stop_at_first_failure=False)
+    problems = [function_problem(tests=4), stdin_problem(tests=4), checks]
+    with Grader(problems, config) as shared:
+        yield shared
+
+
+class TestEveryTest:
+    """``stop_at_first_failure=False``: a letter for each test, whatever became of those before it."""
+
+    @pytest.mark.parametrize("problem", ["double", "checks"])
+    @pytest.mark.parametrize(
+        ("source", "by_test"),
+        [
+            (GOOD, "...."),
+            ("def f(x): return 0 if x == 2 else 2 * x", ".W.."),
+            ("def f(x): return 2 * x // (x != 3)", "..R."),
+            ("def f(x):\n    while x == 1: pass\n    return 2 * x", "T..."),
+            ("def f(x): return bytearray(1 << 40) if x == 4 else 2 * x", "...M"),
+            ("def f(x): os._exit(0)", "RRRR"),
+            ("def f(x) return x", "S"),
+        ],
+    )
+    def test_calls(self, thorough: Grader, tmp_path: Path, problem: str, source: str, by_test: str):
+        verdict = grade_one(thorough, tmp_path, source, problem=problem)
+        assert (verdict.by_test, verdict.tests_passed) == (by_test, by_test.count(".")), verdict.detail
+        assert verdict.failed_test == (None if by_test == "...." else len(by_test) - len(by_test.lstrip(".")))
+
+    def test_stdin(self, thorough: Grader, tmp_path: Path):
+        source = "a, b = map(int, input().split())\nprint(a + b if a % 2 else 0 * 1 // (a - 2))"
+        verdict = grade_one(thorough, tmp_path, source, problem="sum")
+        assert verdict.by_test == "W.R."
+        assert verdict.status == "wrong_answer"
+
+
+def test_a_script_that_cannot_run_is_an_infrastructure_error(tmp_path: Path):
+    problem = Problem(id="p", source="test", statement="", form="checks",
+                      tests=(TestCase(input="__program__.f(lambda: 0)", output=""),))  # fmt: skip
+    with Grader([problem], CONFIG) as grader:
+        verdict = grade_one(grader, tmp_path, GOOD, problem="p")
+    assert (verdict.status, verdict.by_test) == ("infrastructure_error", "I")
+
+
+def test_texts_are_read_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No window is read before the one before it has its verdicts on disk."""
+    monkeypatch.setattr(grading, "WINDOW", 3)
+    path = tmp_path / "verdicts.jsonl"
+
+    def programs() -> Iterator[Submission]:
+        for index in range(7):
+            lines = path.read_bytes().count(b"\n") if path.exists() else 0
+            assert lines >= index // 3 * 3
+            yield Submission(problem_id="double", sample_index=index, source=f"{GOOD} + {index}")
+
+    with Grader(PROBLEMS, CONFIG) as grader:
+        verdicts = grader.grade_programs(programs(), path)
+    assert [verdict.passed for verdict in verdicts] == [True] + [False] * 6
 
 
 def test_a_response_without_code(grader: Grader, tmp_path: Path, executions: list[str]):

@@ -1,0 +1,85 @@
+"""Made-up problems and programs for measuring the judge: what small models write, and programs close to a limit."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+
+from megatron_ssd.config.evaluation import SandboxConfig
+from megatron_ssd.evaluation.grading import Submission
+from megatron_ssd.schema import Problem, ProblemForm, TestCase
+
+# Read something, print something: right for a few problems, wrong in one way or another for the others.
+TRIVIAL = (
+    "import sys\ndata = sys.stdin.read().split()\nprint(data[0] if data else '')",
+    "import sys\nsys.stdout.write(sys.stdin.read())",
+    "t = int(input())\nfor _ in range(t):\n    a, b = map(int, input().split())\n    print(min(a, b), max(a, b))",
+    "def solve():\n    n = int(input())\n    print(sum(map(int, input().split())) % n)\n\n"
+    "if __name__ == '__main__':\n    solve()",
+    "for _ in range(int(input())):\n    s = input()\n    print('YES' if s == s[::-1] else 'NO')",
+)
+STABILITY_LIMITS = SandboxConfig(cpu_seconds=0.5, memory_mib=256, output_mib=1)
+_FORMS: tuple[ProblemForm, ...] = ("stdin", "function", "checks")
+
+
+def trivial_programs(problems: Sequence[Problem]) -> list[Submission]:
+    """Five for each problem; a comment makes each a program of its own."""
+    return [
+        Submission(problem_id=problem.id, sample_index=index, source=f"{source}\n# {problem.id}\n")
+        for problem in problems
+        for index, source in enumerate(TRIVIAL)
+    ]
+
+
+def stability_problems() -> list[Problem]:
+    """One of each form; the answer is always 7."""
+    tests = {
+        "stdin": TestCase(input="0\n", output="7\n"),
+        "function": TestCase(input="0", output="7"),
+        "checks": TestCase(input="assert __program__.f(0) == 7", output=""),
+    }
+    return [
+        Problem(id=form, source="made", statement="", form=form, function_name="f", tests=(tests[form],))
+        for form in _FORMS
+    ]
+
+
+def stability_programs(count: int, limits: SandboxConfig = STABILITY_LIMITS, *, seed: int = 0) -> list[Submission]:
+    """Programs whose verdicts a busy machine might change, in turn with ordinary ones.
+
+    Two of eleven use 0.5 to 0.7 of the CPU limit, one 1.3 to 1.8 of it: fixed work, measured on this machine first.
+    """
+    rng, loops = random.Random(seed), _loops_per_second()
+    budget, memory = loops * limits.cpu_seconds, limits.memory_mib
+    makers: tuple[Callable[[], str], ...] = (
+        lambda: "return 7",
+        lambda: f"for _ in range({int(budget * rng.uniform(0.5, 0.7))}): pass",
+        lambda: f"for _ in range({int(budget * rng.uniform(1.3, 1.8))}): pass",
+        lambda: "1 / 0",
+        lambda: f"x = bytearray({int(memory * rng.uniform(0.1, 0.5))} << 20)",
+        lambda: f"x = bytearray({int(memory * rng.uniform(1.1, 2))} << 20)",
+        lambda: f"import time; time.sleep({rng.uniform(0.1, 0.4):.3f})",
+        lambda: "import threading; t = threading.Thread(target=sum, args=(range(10000),)); t.start(); t.join()",
+        lambda: "return 8",
+        lambda: "while True: pass",
+        lambda: f"for _ in range({int(budget * rng.uniform(0.5, 0.7))}): pass",
+    )
+    programs = []
+    for index in range(count):
+        form = _FORMS[index // len(makers) % len(_FORMS)]
+        call = "print(f(0))\n" if form == "stdin" else ""
+        source = f"# {index}\ndef f(x):\n    {makers[index % len(makers)]()}\n    return 7\n{call}"
+        programs.append(Submission(problem_id=form, sample_index=index, source=source))
+    return programs
+
+
+def _loops_per_second() -> float:
+    """Of an empty loop in a function, the fastest of some tries."""
+    count, best = 2_000_000, float("inf")
+    for _ in range(5):
+        started = time.process_time()
+        for _ in range(count):
+            pass
+        best = min(best, time.process_time() - started)
+    return count / best

@@ -1,0 +1,154 @@
+"""A file of completions to a folder of verdicts and a summary: what ``tools/grade.py`` does.
+
+The folder is a stage like any other: worked on under ``OUT.partial``, taken up again after a SIGKILL, published whole
+with a manifest that has the hashes of both files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from megatron_ssd.artifacts.hashing import hash_json, sha256_file
+from megatron_ssd.artifacts.stage import Stage, write_atomically
+from megatron_ssd.config.grading import GradeConfig
+from megatron_ssd.config.problems import BenchmarkConfig
+from megatron_ssd.evaluation.completions import count_samples, read_submissions
+from megatron_ssd.evaluation.grading import Grader, read_verdicts
+from megatron_ssd.evaluation.metrics import Bootstrap, problem_scores
+from megatron_ssd.problems.humaneval import read_humaneval
+from megatron_ssd.problems.leetcode import read_leetcode
+from megatron_ssd.problems.livecodebench import read_benchmark
+from megatron_ssd.problems.mbpp import read_mbpp
+from megatron_ssd.progress import progress
+from megatron_ssd.schema import Problem, Verdict
+
+log = logging.getLogger(__name__)
+
+VERDICTS, SUMMARY = "verdicts.jsonl", "summary.json"
+_KS = (1, 5, 10, 20)
+
+
+def run_grade(config: GradeConfig) -> None:
+    """Grade as ``config`` asks, or go on where an earlier start stopped; ends with a table on standard output.
+
+    Raises:
+        UserError: a file cannot be read, a row is wrong, or no sandbox can be had.
+    """
+    problems = {problem.id: problem for problem in read_problems(config)}
+    samples = Path(config.samples)
+    counts = count_samples(samples, problems)
+    stage = _stage(config, problems, samples)
+    if not stage.is_current():
+        asked = [problems[problem_id] for problem_id in counts]
+        with Grader(asked, config.sandbox_config) as grader:
+            work = stage.begin()
+            bar: tqdm[None] = progress(total=counts.total(), desc="grading", unit="program")
+            with bar:
+                done = len(read_verdicts(work / VERDICTS))
+                if done:
+                    log.info("%s: %d of %d programs are graded already", stage.name, done, counts.total())
+                submissions = read_submissions(samples, problems)
+                verdicts = grader.grade_programs(submissions, work / VERDICTS, bar.update)
+        summary = summarise(problems, verdicts)
+        write_atomically(work / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        statuses = summary["statuses"]
+        stage.publish(counts={"problems": len(asked), "programs": counts.total(), **statuses},
+                      facts={"sandbox": config.sandbox})  # fmt: skip
+    print(table(json.loads((stage.final / SUMMARY).read_text(encoding="utf-8"))))
+
+
+def read_problems(config: GradeConfig) -> list[Problem]:
+    """The problems of the benchmark's file. Raises ``UserError``."""
+    if config.format == "lcb":
+        section = BenchmarkConfig(name="livecodebench", path=config.problems, start_date=config.start_date,
+                                  end_date=config.end_date)  # fmt: skip
+        return read_benchmark(section)
+    readers = {"humaneval": read_humaneval, "mbpp": read_mbpp, "leetcode": read_leetcode}
+    return readers[config.format](Path(config.problems))
+
+
+def summarise(problems: Mapping[str, Problem], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Scores and counts of one file's verdicts, as JSON.
+
+    pass@k is over the problems that have samples, for each k that all of them have; a problem on which the judge failed
+    too often for a k is left out of that one.
+    """
+    samples = Counter(verdict.problem_id for verdict in verdicts)
+    ids, bootstrap = list(samples), Bootstrap()
+    groups = {"all": np.ones(len(ids), dtype=bool)}
+    for name in sorted({problems[problem_id].difficulty or "" for problem_id in ids} - {""}):
+        groups[name] = np.array([problems[problem_id].difficulty == name for problem_id in ids])
+    ks = [k for k in _KS if k <= min(samples.values())]
+    scores = {k: problem_scores(verdicts, ids, k) for k in ks}
+    estimates = {
+        name: {str(k): bootstrap.mean(scores[k][mask]) for k in ks} for name, mask in groups.items()
+    }  # fmt: skip
+    return {
+        "problems": len(problems),
+        "problems_without_samples": len(problems) - len(ids),
+        "programs": len(verdicts),
+        "samples_per_problem": [min(samples.values()), max(samples.values())],
+        "statuses": dict(sorted(Counter(verdict.status for verdict in verdicts).items())),
+        "confidence": bootstrap.confidence,
+        "pass_at_k": {
+            name: {k: _estimate_json(dataclasses.asdict(estimate)) for k, estimate in by_k.items()}
+            for name, by_k in estimates.items()
+        },
+    }
+
+
+def _estimate_json(estimate: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if value != value else value for key, value in estimate.items()}  # NaN is no JSON
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary for a terminal."""
+    by_group = summary["pass_at_k"]
+    ks = list(by_group["all"])
+    lines = [["", "problems", *(cell for k in ks for cell in (f"pass@{k}", "interval"))]]
+    for name, by_k in by_group.items():
+        cells = [cell for k in ks for cell in _cells(by_k[k])]
+        lines.append([name, str(by_k[ks[0]]["num_problems"]), *cells])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    num_problems, (low, high) = by_group["all"][ks[0]]["num_problems"], summary["samples_per_problem"]
+    each = str(low) if low == high else f"{low} to {high}"
+    share = f"{100 * summary['confidence']:g} % intervals over problems"
+    text += ["", f"per cent of {num_problems} problems, {each} programs each; {share}"]
+    text.append(", ".join(f"{count} {status.replace('_', ' ')}" for status, count in summary["statuses"].items()))
+    if summary["problems_without_samples"]:
+        text.append(f"{summary['problems_without_samples']} problems have no sample and are in no score")
+    if summary["statuses"].get("infrastructure_error"):
+        text.append("programs with infrastructure error are in no score: the judge failed, not they")
+    return "\n".join(text)
+
+
+def _cells(estimate: dict[str, Any]) -> tuple[str, str]:
+    if estimate["value"] is None:
+        return "none", ""
+    return f"{100 * estimate['value']:.1f}", f"{100 * estimate['low']:.1f} to {100 * estimate['high']:.1f}"
+
+
+def _stage(config: GradeConfig, problems: Mapping[str, Problem], samples: Path) -> Stage:
+    sandbox = dataclasses.asdict(config.sandbox_config)
+    del sandbox["workers"]  # changes no verdict
+    out = Path(config.out)
+    return Stage(
+        name=out.name,
+        run_dir=out.parent,
+        config={"format": config.format, "sandbox": sandbox},
+        inputs={
+            "problems": hash_json([problem.to_json() for problem in problems.values()]),
+            "samples": sha256_file(samples),
+        },
+        replace=config.replace,
+    )

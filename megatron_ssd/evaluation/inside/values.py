@@ -1,0 +1,97 @@
+"""Python values as JSON and back, without loss and without trust: what is decoded is plain data, whoever wrote it.
+
+Scalars and lists are themselves. Anything else is an object of one key, its type: ``{"tuple": [1, 2]}``. A subclass
+goes as its base (a named tuple as a tuple, a Counter as a dictionary), so no method that a program wrote is ever called
+on the reading side. Pickle would not do: what it may build is hard to bound.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, NoReturn
+
+_OBJECT = "object"
+# Type -> name and plain form. Methods are the type's own: a subclass may have changed its.
+_SCALARS: tuple[tuple[type, Callable[[Any], Any]], ...] = (
+    (bool, bool),
+    (int, lambda value: int.__add__(value, 0)),
+    (float, lambda value: float.__mul__(value, 1.0)),
+    (str, lambda value: str.__getitem__(value, slice(None))),
+)
+_SEQUENCES: dict[str, type] = {
+    "list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque, "bytes": bytes,
+    "bytearray": bytearray,
+}  # fmt: skip
+_WRITTEN: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "complex": (complex, lambda v: [v.real, v.imag], lambda parts: complex(*parts)),
+    "Decimal": (Decimal, str, Decimal),
+    "Fraction": (Fraction, lambda v: [v.numerator, v.denominator], lambda parts: Fraction(*parts)),
+    "range": (range, lambda v: [v.start, v.stop, v.step], lambda parts: range(*parts)),
+}
+_TYPES = {kind.__name__: kind for kind in (bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict)}
+_PLAIN = frozenset({type(None), bool, int, float, str})
+
+
+def refuse(value: object) -> NoReturn:
+    """For ``encode``: only plain values are wanted. Raises ``TypeError``."""
+    raise TypeError(f"a result of type {type(value).__name__} is no plain value")
+
+
+def encode(value: Any, number_of: Callable[[Any], int] = refuse) -> Any:
+    """``value`` for ``json.dumps``.
+
+    Args:
+        value: any object.
+        number_of: gives objects that are no plain data a number, by which the other side refers to them.
+
+    Raises:
+        RecursionError: it holds itself, or is nested too deeply.
+    """
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is list:
+        return [encode(item, number_of) for item in value]
+    if any(value is known for known in _TYPES.values()):
+        return {"type": value.__name__}
+    for base, plain in _SCALARS:
+        if isinstance(value, base):
+            return plain(value)
+    if isinstance(value, dict):
+        pairs = dict.items(value)
+        return {"dict": [[encode(key, number_of), encode(item, number_of)] for key, item in pairs]}
+    for name, base in _SEQUENCES.items():
+        if isinstance(value, base):
+            items = [encode(item, number_of) for item in base.__iter__(value)]  # type: ignore[attr-defined]
+            return items if base is list else {name: items}
+    for name, (base, write, _) in _WRITTEN.items():
+        if kind is base:
+            return {name: write(value)}
+    return {_OBJECT: number_of(value)}
+
+
+def decode(value: Any, object_of: Callable[[int], Any] = refuse) -> Any:
+    """What ``encode`` was given. ``object_of`` makes of a number what stands for that object here.
+
+    Raises:
+        ValueError, TypeError, KeyError, ArithmeticError, RecursionError: ``encode`` did not make this.
+    """
+    if isinstance(value, list):
+        return [decode(item, object_of) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((name, content),) = value.items()
+    if name == _OBJECT:
+        return object_of(content)
+    if name == "type":
+        return _TYPES[content]
+    if name == "dict":
+        return {decode(key, object_of): decode(item, object_of) for key, item in content}
+    if name in _SEQUENCES:
+        return _SEQUENCES[name]([decode(item, object_of) for item in content])
+    if name in _WRITTEN:
+        return _WRITTEN[name][2](content)
+    raise ValueError(f"no type is called {name!r}")

@@ -1,0 +1,55 @@
+"""LeetCode problems with a ``check`` function, as rllm's test set has them: one assert script a problem.
+
+``tests`` is an object, or the text of one, whose ``functional`` defines ``check(candidate)`` and calls it with a method
+of a new ``Solution``. Such rows have no id: a problem is named after its row.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+from megatron_ssd.errors import UserError
+from megatron_ssd.problems.assert_scripts import checked_script, read_rows, unique
+from megatron_ssd.problems.table import Row
+from megatron_ssd.schema import Problem, TestCase
+
+COLUMNS = ("problem", "tests")
+
+
+def read_leetcode(path: Path) -> list[Problem]:
+    """The problems of a JSON or JSON lines file, named ``1``, ``2``, ... in its order.
+
+    Raises:
+        UserError: the file or a row cannot be read.
+    """
+    rows = enumerate(read_rows(path, COLUMNS), start=1)
+    return unique((_problem(str(number), row) for number, row in rows), path)
+
+
+def _problem(identity: str, row: Row) -> Problem:
+    try:
+        functional = _object(row.values["tests"])["functional"]
+        script = f"Solution = __program__.Solution\n{functional}\n"
+    except (ValueError, SyntaxError, KeyError, TypeError):
+        raise UserError(f"{row.where}: tests", rule="must hold functional, a check function and its call",
+                        fix="mend that row") from None  # fmt: skip
+    return Problem(
+        id=identity,
+        source="leetcode",
+        statement=str(row.values["problem"]),
+        form="checks",
+        starter_code="class Solution:",
+        tests=(TestCase(input=checked_script(row.where, script), output=""),),
+    )
+
+
+def _object(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return ast.literal_eval(value)

@@ -1,0 +1,54 @@
+"""Right programs made wrong in one place. Some mutants still compute the same; tests state how many must be found.
+
+Three kinds: ``operator`` (+ for -, < for <=, and for or, ...) and ``off_by_one`` (an integer one higher) at the middle
+one of their places, and ``return`` (every value within a list of one), which no check that looks can miss.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from megatron_ssd.problems.assert_scripts import parse_quietly
+
+_SWAPS: dict[type[ast.AST], type[ast.AST]] = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.And: ast.Or, ast.Or: ast.And, ast.In: ast.NotIn, ast.NotIn: ast.In,
+}  # fmt: skip
+
+
+def mutants(source: str) -> Iterator[tuple[str, str]]:
+    """(kind, program) of each kind that applies."""
+    for kind in ("operator", "off_by_one", "return"):
+        tree = parse_quietly(source)
+        places = [node for node in ast.walk(tree) if _applies(kind, node)]
+        if places:
+            for node in places if kind == "return" else [places[len(places) // 2]]:
+                _apply(node)
+            yield kind, ast.unparse(tree)
+
+
+def _applies(kind: str, node: ast.AST) -> bool:
+    if kind == "operator":
+        return bool(_operators(node))
+    if kind == "off_by_one":
+        return isinstance(node, ast.Constant) and type(node.value) is int
+    return isinstance(node, ast.Return) and node.value is not None
+
+
+def _apply(node: ast.AST) -> None:
+    if isinstance(node, ast.Return):
+        node.value = ast.List(elts=[node.value], ctx=ast.Load())
+    elif isinstance(node, ast.Constant):
+        node.value += 1
+    elif isinstance(node, ast.Compare):
+        node.ops[0] = _SWAPS[type(node.ops[0])]()  # type: ignore[assignment]
+    else:
+        node.op = _SWAPS[type(node.op)]()  # type: ignore[attr-defined]
+
+
+def _operators(node: ast.AST) -> bool:
+    if isinstance(node, ast.Compare):
+        return type(node.ops[0]) in _SWAPS
+    return isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign) and type(node.op) in _SWAPS

@@ -1,0 +1,128 @@
+"""HumanEval, MBPP and LeetCode rows as problems, and what is wrong with broken ones."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_ssd.errors import UserError
+from megatron_ssd.problems.humaneval import read_humaneval, whole_program
+from megatron_ssd.problems.leetcode import read_leetcode
+from megatron_ssd.problems.mbpp import read_mbpp
+from megatron_ssd.schema import Problem
+
+HUMANEVAL = {
+    "task_id": "t/0", "entry_point": "inc", "prompt": "import math\n\ndef inc(x):\n    \"\"\"One more.\"\"\"\n",
+    "test": "def check(candidate):\n    assert candidate(1) == 2\n",
+}  # fmt: skip
+MBPP = {
+    "task_id": 7, "text": "Count.", "code": "import sys\nclass Node:\n    pass\ndef sum(x):\n    return 1",
+    "test_setup_code": "root = Node()", "test_list": ["assert sum(root) == 1", "assert len([0]) < sys.maxsize"],
+}  # fmt: skip
+
+
+def written(folder: Path, *rows: dict[str, Any]) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def namespace_of(problem: Problem, test: int, program: dict[str, Any]) -> dict[str, Any]:
+    """The names of a script after it ran against ``program``, in this process."""
+    names: dict[str, Any] = {"__program__": type("Program", (), {k: staticmethod(v) for k, v in program.items()})}
+    exec(problem.tests[test].input, names)
+    return names
+
+
+def test_a_humaneval_script_checks_the_programs_function_with_the_prompts_names(tmp_path: Path):
+    (problem,) = read_humaneval(written(tmp_path, HUMANEVAL))
+    assert (problem.id, problem.form, problem.function_name) == ("t/0", "checks", "inc")
+    assert "math" in namespace_of(problem, 0, {"inc": lambda x: x + 1})
+    with pytest.raises(AssertionError):
+        namespace_of(problem, 0, {"inc": lambda x: x})
+
+
+def test_a_prompt_that_ends_in_a_bare_def_line(tmp_path: Path):
+    (problem,) = read_humaneval(written(tmp_path, {**HUMANEVAL, "prompt": "def inc(x):\n"}))
+    namespace_of(problem, 0, {"inc": lambda x: x + 1})
+
+
+def test_gzipped_rows(tmp_path: Path):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(json.dumps(HUMANEVAL).encode() + b"\n"))
+    assert len(read_humaneval(path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("completion", "is_whole"),
+    [
+        ("    return x + 1", False),
+        ("def inc(x):\n    return x + 1", True),
+        ("import os\n\ndef inc(x): return x", True),
+        ("    def inc(x): return x\n    return inc(x)", False),
+        ("def other(x):\n    return x", False),
+        ("class A:\n    def inc(x): return x", False),
+        ("def inc(x", False),
+        ("\0", False),
+    ],
+)
+def test_a_completion_stands_alone_where_it_defines_the_entry_point(tmp_path: Path, completion: str, is_whole: bool):
+    (problem,) = read_humaneval(written(tmp_path, HUMANEVAL))
+    assert whole_program(problem, completion) == (completion if is_whole else HUMANEVAL["prompt"] + completion)
+
+
+def test_mbpp_takes_from_the_program_what_its_reference_defines(tmp_path: Path):
+    (problem,) = read_mbpp(written(tmp_path, MBPP))
+    assert (problem.id, problem.form, len(problem.tests)) == ("7", "checks", 2)
+    names = namespace_of(problem, 0, {"sum": lambda root: 1, "Node": object})
+    assert type(names["root"]) is object
+    assert "sum" in names, "a builtin that the reference defines is the program's"
+    assert "len" not in names
+    import sys
+
+    assert namespace_of(problem, 1, {"sum": lambda root: 1, "Node": object})["sys"] is sys
+
+
+def test_sanitised_mbpp(tmp_path: Path):
+    row = {
+        "task_id": 8, "prompt": "p", "code": "def f(x): return x", "test_imports": ["import math"],
+        "test_list": ["assert math.isclose(f(1), 1)"],
+    }  # fmt: skip
+    (problem,) = read_mbpp(written(tmp_path, row))
+    namespace_of(problem, 0, {"f": lambda x: 1.0})
+
+
+@pytest.mark.parametrize("as_text", [json.dumps, repr, dict])
+def test_leetcode(tmp_path: Path, as_text: Callable[[Any], Any]):
+    tests = {"functional": "def check(candidate):\n    assert candidate(x=1) == 2\ncheck(Solution().inc)"}
+    (problem,) = read_leetcode(written(tmp_path, {"problem": "p", "tests": as_text(tests)}))
+    namespace_of(problem, 0, {"Solution": lambda: type("S", (), {"inc": lambda self, x: x + 1})()})
+
+
+@pytest.mark.parametrize(
+    ("read", "rows", "said"),
+    [
+        (read_humaneval, [HUMANEVAL, HUMANEVAL], "'t/0': comes a second time"),
+        (read_humaneval, [], "rows.jsonl: is empty"),
+        (read_humaneval, [{**HUMANEVAL, "test": "def check("}], "rows.jsonl:1: its checks are not Python"),
+        (read_humaneval, [{**HUMANEVAL, "prompt": 3}], "prompt = '3': must be text"),
+        (read_humaneval, [MBPP], "no column prompt"),
+        (read_mbpp, [HUMANEVAL], "no column"),
+        (read_mbpp, [{**MBPP, "test_list": []}], "test_list: must be a list of assertions"),
+        (read_mbpp, [{**MBPP, "code": "def f("}], "rows.jsonl:1: holds text that is not Python"),
+        (read_leetcode, [{"problem": "p", "tests": "x"}], "rows.jsonl:1: tests: must hold functional"),
+    ],
+)  # fmt: skip
+def test_broken_files(tmp_path: Path, read: Callable[[Path], Any], rows: list[dict[str, Any]], said: str):
+    with pytest.raises(UserError, match=said):
+        read(written(tmp_path, *rows))
+
+
+def test_a_missing_file(tmp_path: Path):
+    with pytest.raises(UserError, match="is no file"):
+        read_humaneval(tmp_path / "none.jsonl")
