@@ -13,10 +13,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from megatron_ssd.problems.gate import HITS_FILE
 from megatron_ssd.report import paper, plots, wording
 from megatron_ssd.report.lineage import Lineage
 from megatron_ssd.report.palette import DARK, LIGHT
-from megatron_ssd.report.problems import HITS_FILE, SHOWN_HITS
+from megatron_ssd.report.problems import SHOWN_HITS
 from megatron_ssd.report.records import ReportData, Score
 from megatron_ssd.report.tables import confidence_text, duration, headline_rows, stage_rows
 

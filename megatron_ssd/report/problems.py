@@ -10,21 +10,17 @@ from typing import Any
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.manifest import Manifest
+from megatron_ssd.problems import contamination
+from megatron_ssd.problems.gate import HITS_FILE
 
-HITS_FILE = "contamination.jsonl"  # of the problems stage
 SHOWN_HITS = 20  # on the page; summary.json has LISTED_HITS, and the stage's own file has all
 LISTED_HITS = 200
 
 
-@dataclass(frozen=True, kw_only=True)
-class Hit:
-    """An evaluation problem found in a training problem; ``kept`` where that one was sampled all the same."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit(contamination.Hit):
+    """What the gate found; ``kept`` where the training problem was sampled all the same."""
 
-    problem_id: str
-    set_name: str
-    evaluation_id: str
-    overlap: float
-    exact: bool
     kept: bool
 
 
