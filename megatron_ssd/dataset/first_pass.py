@@ -6,7 +6,6 @@ goes on with the shards that it has not measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +16,9 @@ from tqdm import tqdm
 from megatron_ssd.artifacts.samples import iter_samples
 from megatron_ssd.dataset.screening import Screen
 from megatron_ssd.dataset.whole_set import Facts, needs_whole_set, settle
-from megatron_ssd.dataset.workers import CountRows, run_tasks
+from megatron_ssd.dataset.workers import CountRows, counted, run_tasks
 from megatron_ssd.progress import progress
 from megatron_ssd.schema import Sample
-
-_EVERY = 64  # rows between two words to the progress bar
 
 
 def settle_rows(
@@ -67,19 +64,10 @@ class _Measurer:
     def write(self, shard: Path, count_rows: CountRows) -> None:
         """Measure ``shard``."""
         unfinished = self.file(shard).with_suffix(".tmp.npy")
-        np.save(unfinished, self.screen.measure(_counting(iter_samples(shard), count_rows)))
+        np.save(unfinished, self.screen.measure(counted(iter_samples(shard), count_rows)))
         unfinished.replace(self.file(shard))
 
     def read(self, shard: Path) -> Facts:
         """The facts of ``shard``."""
         facts: Facts = np.load(self.file(shard))
         return facts
-
-
-def _counting(samples: Iterator[Sample], count_rows: CountRows) -> Iterator[Sample]:
-    number = 0
-    for number, sample in enumerate(samples, start=1):
-        if number % _EVERY == 0:
-            count_rows(_EVERY)
-        yield sample
-    count_rows(number % _EVERY)

@@ -24,13 +24,12 @@ from megatron_ssd.artifacts.stage import write_atomically
 from megatron_ssd.dataset.indexed import IndexedWriter
 from megatron_ssd.dataset.retokenize import BATCH, Difference, Retokenizer
 from megatron_ssd.dataset.screening import COUNTED, Screen
-from megatron_ssd.dataset.workers import CountRows
+from megatron_ssd.dataset.workers import CountRows, counted
 from megatron_ssd.schema import Sample
 
 T = TypeVar("T")
 
 _COUNTED = ("samples", "documents", "prompt_tokens", "response_tokens", *COUNTED)
-_EVERY = 64  # rows between two words to the progress bar
 IDS, DIFFERENCES = "ids.jsonl", "differences.jsonl"
 
 
@@ -96,15 +95,12 @@ class PartWriter:
     def _kept(self, shard: Path, counts: Counter[str], count_rows: CountRows) -> Iterator[tuple[Sample, list[int]]]:
         """The samples that are kept, each with its response's ids; the others are counted by their reason."""
         settled = self.settled.get(shard)
-        for row, sample in enumerate(iter_samples(shard)):
+        for row, sample in enumerate(counted(iter_samples(shard), count_rows)):
             decision = self.screen.decide(sample, None if settled is None else int(settled[row]))
             counts.update(decision.counts)
             counts["samples"] += 1
-            if counts["samples"] % _EVERY == 0:
-                count_rows(_EVERY)
             if decision.reason is None:
                 yield sample, decision.response_token_ids
-        count_rows(counts["samples"] % _EVERY)
 
     def _file(self, shard: Path, ending: str) -> Path:
         return part_file(self.parts, shard, ending)

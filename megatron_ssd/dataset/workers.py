@@ -13,7 +13,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -26,6 +26,17 @@ T = TypeVar("T")
 CountRows = Callable[[int], object]
 Work = Callable[[T, CountRows], object]  # does a task; says now and then how many rows it has done since
 _DONE = "done"
+_EVERY = 64  # rows between two words to the progress bar
+
+
+def counted(rows: Iterable[T], count_rows: CountRows) -> Iterator[T]:
+    """``rows``, with a word to ``count_rows`` now and then."""
+    number = 0
+    for number, row in enumerate(rows, start=1):
+        if number % _EVERY == 0:
+            count_rows(_EVERY)
+        yield row
+    count_rows(number % _EVERY)
 
 
 def usable_cores() -> int:
