@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.manifest import Manifest, read_manifest
 from megatron_ssd.errors import UserError
+from megatron_ssd.generation.published import SAMPLES, SCORES
 from megatron_ssd.schema import Sample
-
-FOLDER = "scores"
 
 
 @dataclass(frozen=True)
@@ -43,15 +42,23 @@ class Scores:
 
 
 def scores_manifest(run_dir: Path) -> Manifest:
-    """The manifest of ``run_dir``'s scores. Raises ``UserError`` where there are none."""
-    folder = run_dir / FOLDER
+    """The manifest of ``run_dir``'s scores. Raises ``UserError`` where there are none, or they are of other samples."""
+    folder = run_dir / SCORES
     if not (folder / "manifest.json").is_file():
         raise UserError(
             "filters.proxy_band",
             rule=f"needs the scores of a smaller model and there is no {folder}",
             fix="run launch/score.py with proxy.path=SMALLER_MODEL, or set filters.proxy_band=null",
         )
-    return read_manifest(folder)
+    manifest = read_manifest(folder)
+    scored = manifest.inputs.get(SAMPLES)  # scores from elsewhere need not say
+    if scored is not None and scored != read_manifest(run_dir / SAMPLES).content_hash:
+        raise UserError(
+            f"folder {folder}",
+            rule=f"scores other samples than those in {run_dir / SAMPLES}",
+            fix="run launch/score.py again with replace=true",
+        )
+    return manifest
 
 
 def read_scores(run_dir: Path) -> Scores:
@@ -60,10 +67,10 @@ def read_scores(run_dir: Path) -> Scores:
     Raises:
         UserError: there are none, or a line is no score.
     """
-    outputs = [run_dir / FOLDER / output["path"] for output in scores_manifest(run_dir).outputs]
+    outputs = [run_dir / SCORES / output["path"] for output in scores_manifest(run_dir).outputs]
     rows = list(_rows([path for path in outputs if path.suffix == ".jsonl"]))
     if not any(value == value for _, value in rows):
-        raise UserError(f"folder {run_dir / FOLDER}", rule="holds no score, and filters.proxy_band needs them",
+        raise UserError(f"folder {run_dir / SCORES}", rule="holds no score, and filters.proxy_band needs them",
                         fix="score the samples again, or set filters.proxy_band=null")  # fmt: skip
     table = np.array(rows, dtype=[("key", "<u8"), ("value", "<f4")])
     table = table[np.argsort(table["key"], kind="stable")]

@@ -92,7 +92,7 @@ def dataset_stage(config: RunConfig) -> Stage:
         source, vocab_size = Path(config.preprocess.indexed), _model(config).vocab_size
         return indexed_stage(run_dir, source, vocab_size=vocab_size, replace=config.replace)
     settings = {"ids": config.preprocess.ids, "compare": config.preprocess.compare}
-    inputs = {"samples": read_manifest(run_dir / "samples").content_hash}
+    inputs = {"samples": read_manifest(run_dir / SAMPLES).content_hash}
     if config.filters.proxy_band:
         inputs["scores"] = scores_manifest(run_dir).content_hash
     if config.preprocess.needs_tokenizer:

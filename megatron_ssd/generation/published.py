@@ -1,4 +1,4 @@
-"""Where the samples of a run are, once the sampling stage has published them."""
+"""Where the samples of a run are, and the scores of these, once their stages have published them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megatron_ssd.artifacts.manifest import read_manifest
 
-SAMPLES = "samples"  # folder of a run
+SAMPLES, SCORES = "samples", "scores"  # folders of a run
 
 
 def sample_shards(run_dir: Path) -> list[Path]:

@@ -27,7 +27,7 @@ from megatron_ssd.config.proxy import ProxyConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.generation.engines import engine_facts, open_sampler
 from megatron_ssd.generation.model_folder import ModelFolder, open_model
-from megatron_ssd.generation.published import SAMPLES, sample_shards
+from megatron_ssd.generation.published import SAMPLES, SCORES, sample_shards
 from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES
 from megatron_ssd.generation.sampler import Key, ScoreRequest
 from megatron_ssd.progress import progress
@@ -60,6 +60,7 @@ def run_score(config: RunConfig) -> None:
     stage = _stage(config, model)
     if stage.is_current():
         return
+    engine = engine_facts(config)
     run_dir, work = Path(config.run_dir), stage.begin()
     path = work / SCORES_FILE
     heal(path)
@@ -80,7 +81,7 @@ def run_score(config: RunConfig) -> None:
         "scores: %d of %d samples scored, quantiles of the mean log-probability %s", len(scored), len(order), quantiles
     )
     stage.publish(
-        engine=engine_facts(config),
+        engine=engine,
         counts={"samples": len(order), "scored": len(scored)},
         facts={"mean_logprob_quantiles": quantiles},
     )
@@ -170,7 +171,7 @@ def _max_model_len(config: RunConfig, model: ModelFolder) -> int:
 def _stage(config: RunConfig, model: ModelFolder) -> Stage:
     run_dir = Path(config.run_dir)
     return Stage(
-        name="scores",
+        name=SCORES,
         run_dir=run_dir,
         config={
             "max_model_len": _max_model_len(config, model),

@@ -28,8 +28,9 @@ def decide(row: Sample, settled: int | None = None, **filters: object) -> Decisi
     return Screen(filters=FilterConfig(loop=LOOP, **filters)).decide(row, settled)  # type: ignore[arg-type]
 
 
-def publish_scores(run_dir: Path, rows: list[dict[str, object]]) -> None:
-    stage = Stage(name="scores", run_dir=run_dir, config={}, inputs={})
+def publish_scores(run_dir: Path, rows: list[dict[str, object]], samples: str | None = None) -> None:
+    inputs = {} if samples is None else {"samples": samples}
+    stage = Stage(name="scores", run_dir=run_dir, config={}, inputs=inputs)
     work = stage.begin()
     half = len(rows) // 2
     for name, part in (("shard-0.jsonl", rows[half:]), ("shard-1.jsonl", rows[:half])):
