@@ -20,6 +20,7 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +35,15 @@ log = logging.getLogger(__name__)
 _PLAN = "stage.json"  # in the work folder: what this work is for, and the seconds that earlier starts took
 _POLL_SECONDS = 0.1
 _SECONDS_IN_SILENCE = 3.0  # a start takes no time, publishing may
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replaced:
+    """A folder of the stage, published or not, that was moved aside, with what it was made for."""
+
+    folder: Path
+    config: dict[str, Any]
+    inputs: dict[str, str]
 
 
 class Stage:
@@ -138,6 +148,23 @@ class Stage:
         self._started = time.monotonic()
         self.note_time()
         return self.work
+
+    def replaced(self) -> list[Replaced]:
+        """What was moved aside for other identities, the newest first; folders that say nothing of theirs are left out.
+
+        Raises:
+            UserError: a manifest among them cannot be read.
+        """
+        found = []
+        for folder in self.final.parent.glob(f"{self.name}*.replaced-*"):
+            plan = folder / _PLAN
+            if folder.name.startswith(self.work.name) and plan.is_file():
+                made_for = json.loads(plan.read_text(encoding="utf-8"))
+                found.append(Replaced(folder=folder, config=made_for["config"], inputs=made_for["inputs"]))
+            elif folder.name.startswith(f"{self.name}.replaced-"):
+                published = manifests.read_manifest(folder)
+                found.append(Replaced(folder=folder, config=published.config, inputs=published.inputs))
+        return sorted(found, key=lambda earlier: earlier.folder.stat().st_mtime_ns, reverse=True)
 
     def _open_lock(self) -> IO[str]:
         """``.NAME.lock``. A lock on it ends with this process, however that ends."""

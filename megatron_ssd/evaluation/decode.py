@@ -12,12 +12,14 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from megatron_ssd.config.generation import Decoding
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.generation.model_folder import ModelFolder
-from megatron_ssd.generation.plan import plan_samples, request_of
+from megatron_ssd.generation.plan import PlannedSample, plan_samples, request_of
 from megatron_ssd.generation.recording import RowMaker
 from megatron_ssd.generation.sampler import Completion, Sampler
 from megatron_ssd.generation.sampling import sample_all, sampling_hash
@@ -78,21 +80,45 @@ class DecodeJob:
         """The file of ``setting``."""
         return self.folder / f"{setting.label}.jsonl"
 
-    def _draw(self, sampler: Sampler, files: dict[str, SampleFile], note: Callable[[], None]) -> None:
-        config, tokenizer = self.config, ChatTokenizer(self.model.path)
+    def planned(self, setting: Decoding) -> Callable[[dict[str, Any]], bool]:
+        """Whether a row of an earlier evaluation is one that this job would draw under ``setting``."""
+        drawn_alike = {"model_revision": self.model.revision, "sampling_hash": self._sampling_hash(setting)}
+        by_key = {planned.key: planned for planned in self._plan}
+
+        def is_planned(row: dict[str, Any]) -> bool:
+            planned = by_key.get((row.get("problem_id", ""), row.get("sample_index", -1)))
+            return planned is not None and row == row | drawn_alike | {
+                "seed": planned.seed,
+                "prompt_token_ids": planned.prompt.token_ids,
+                "skip_reason": planned.skip_reason,
+            }
+
+        return is_planned
+
+    @cached_property
+    def _tokenizer(self) -> ChatTokenizer:
+        tokenizer = ChatTokenizer(self.model.path)
         tokenizer.check_fits(self.model.vocab_size)
-        plan = plan_samples(
-            build_prompts(self.problems, config.prompt, tokenizer),
-            num_samples=config.evaluation.num_samples,
-            run_seed=config.seed,
-            max_model_len=config.engine.max_model_len,
+        return tokenizer
+
+    @cached_property
+    def _plan(self) -> list[PlannedSample]:
+        return plan_samples(
+            build_prompts(self.problems, self.config.prompt, self._tokenizer),
+            num_samples=self.config.evaluation.num_samples,
+            run_seed=self.config.seed,
+            max_model_len=self.config.engine.max_model_len,
         )
+
+    def _sampling_hash(self, setting: Decoding) -> str:
+        stops = self.config.sampling.stop_token_ids if self.config.sampling else ()
+        return sampling_hash(setting, self.config.evaluation.max_tokens, stops)
+
+    def _draw(self, sampler: Sampler, files: dict[str, SampleFile], note: Callable[[], None]) -> None:
+        config, plan = self.config, self._plan
         by_key = {planned.key: planned for planned in plan}
-        stops = config.sampling.stop_token_ids if config.sampling else ()
         makers = {
-            setting.label: RowMaker(
-                tokenizer, self.model.revision, sampling_hash(setting, config.evaluation.max_tokens, stops)
-            )
+            setting.label: RowMaker(self._tokenizer, self.model.revision, self._sampling_hash(setting))
             for setting in self.settings
         }
         requests = []

@@ -24,6 +24,7 @@ from megatron_ssd.config.generation import Decoding, SamplingConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.decode import DecodeJob, OpenSampler
+from megatron_ssd.evaluation.earlier import take_over, verdict_path
 from megatron_ssd.evaluation.grading import Grader
 from megatron_ssd.evaluation.grid import ModelName, grid_cells, settings_of, split_halves
 from megatron_ssd.evaluation.measurements import Measurements
@@ -68,6 +69,7 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
                             folder=work / "generations" / name)
             for name, model in models.items()
         }  # fmt: skip
+        take_over(stage, jobs)
         for job in jobs.values():
             job.run(sampler, lambda: stage.note_time(every=SECONDS_BETWEEN_NOTES))
         verdicts, finish_reasons = _grade(grader, jobs, work, stage)
@@ -140,7 +142,7 @@ def _grade(
     with bar:
         for name, setting in settings:
             samples = [Sample.from_json(row) for row in iter_jsonl(jobs[name].path(setting))]
-            path = work / "verdicts" / name / f"{setting.label}.jsonl"
+            path = verdict_path(work, name, setting)
             verdicts[name][setting.label] = grader.grade(samples, path, bar.update)
             reasons[name][setting.label] = Counter(sample.finish_reason for sample in samples)
             stage.note_time()

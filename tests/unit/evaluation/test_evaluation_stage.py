@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,112 +12,16 @@ import pytest
 from megatron_ssd.artifacts.hashing import hash_folder
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
-from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.evaluation import EvaluationConfig, SandboxConfig
-from megatron_ssd.config.generation import Decoding, EngineConfig, PromptConfig, SamplingConfig
-from megatron_ssd.config.minicode import MinicodeConfig
-from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.parallel import ClusterConfig
-from megatron_ssd.config.precision import PrecisionConfig
-from megatron_ssd.config.problems import BenchmarkConfig
+from megatron_ssd.config.generation import Decoding, EngineConfig, PromptConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.evaluation.decode import DecodeJob, OpenSampler
+from megatron_ssd.evaluation.decode import DecodeJob
 from megatron_ssd.evaluation.sandbox import Sandbox
 from megatron_ssd.evaluation.stage import run_evaluate
-from megatron_ssd.generation.model_folder import ModelFolder, open_model
-from megatron_ssd.generation.sampler import Completion, Request
+from megatron_ssd.generation.model_folder import open_model
 from megatron_ssd.problems import minicode
-from megatron_ssd.problems.minicode.tokenizer import save_tokenizer, train_tokenizer
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
-
-MINICODE = MinicodeConfig(num_test_problems=6)
-N = 4
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What an engine that loads nothing needs of a model: tokenizer and config."""
-    folder = tmp_path_factory.mktemp("model")
-    documents = minicode.corpus(dataclasses.replace(MINICODE, num_documents=300))
-    save_tokenizer(train_tokenizer(documents, 400), folder, max_length=512)
-    (folder / "config.json").write_text(
-        json.dumps({"vocab_size": 400, "max_position_embeddings": 131072, "eos_token_id": 2})
-    )
-    return folder
-
-
-@pytest.fixture
-def config(tmp_path: Path, model_folder: Path) -> RunConfig:
-    """A run whose tuned model is published."""
-    stage = Stage(name="export", run_dir=tmp_path, config={}, inputs={})
-    work = stage.begin()
-    for file in model_folder.iterdir():
-        (work / file.name).write_bytes(file.read_bytes())
-    stage.publish()
-    return RunConfig(
-        run_dir=str(tmp_path),
-        model=ModelConfig(
-            name="tiny", model_type="qwen3", hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, head_dim=16, intermediate_size=32, vocab_size=400, max_position_embeddings=131072,
-            path=str(model_folder),
-        ),
-        benchmark=BenchmarkConfig(name="minicode"),
-        minicode=MINICODE,
-        prompt=PromptConfig(template="minicode"),
-        sampling=SamplingConfig(train=Decoding(temperature=1.5, top_k=20, top_p=0.6),
-                                eval=Decoding(temperature=1.5, top_k=20, top_p=0.8), max_tokens=96),
-        engine=EngineConfig(max_model_len=512),
-        precision=PrecisionConfig(params_dtype="fp32", transformer_engine=False),
-        cluster=ClusterConfig(device="cpu"),
-        evaluation=EvaluationConfig(num_samples=N, ks=(1, 3), temperatures=(1.0, 1.5), top_ps=(0.8,), max_tokens=96,
-                                    bootstrap_samples=200, sandbox=SandboxConfig(cpu_seconds=2.0)),
-    )  # fmt: skip
-
-
-class Oracle:
-    """A ``Sampler`` that writes right programs, the tuned model more often than the base. Dies after ``lives``."""
-
-    def __init__(self, config: RunConfig, *, lives: int = 10**9) -> None:
-        self.requests: list[Request] = []
-        self.starts: list[str] = []
-        self._config, self._lives = config, lives
-        self._problems = {problem.id: problem for problem in minicode.test_problems(config.minicode)}
-
-    def wait_ready(self) -> None:
-        pass
-
-    @contextlib.contextmanager
-    def open(self, config: RunConfig, model: ModelFolder) -> Iterator[Oracle]:
-        self.starts.append(model.path.name)
-        self._tokenizer = ChatTokenizer(model.path)._tokenizer
-        self._share = 3 if model.path.name == "export" else 1
-        yield self
-
-    def sample(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        for request in reversed(list(requests)):  # finishing order is not the asking order
-            if len(self.requests) >= self._lives:
-                raise UserError("engine", rule="died", fix="start again")
-            self.requests.append(request)
-            yield Completion(key=request.key, token_ids=self._answer(request), finish_reason="stop")
-
-    def _answer(self, request: Request) -> list[int]:
-        _, problem_id, index = request.key
-        assert isinstance(index, int)
-        text = "```python\ndef f(xs):\n    return None\n```"
-        if index < self._share:
-            problem = self._problems[str(problem_id)]
-            labelled = (minicode.document_with_labels(problem, seed) for seed in range(1000))
-            text = next(document.response for document in labelled if document.is_right)
-        return [*self._tokenizer(text, add_special_tokens=False)["input_ids"], 2]
-
-
-def sampler_of(oracle: Oracle) -> OpenSampler:
-    return oracle.open
-
-
-def summary_of(config: RunConfig) -> dict:
-    return json.loads((Path(config.run_dir) / "eval" / "summary.json").read_text())
+from tests.unit.evaluation.oracle import MINICODE, N, Oracle, sampler_of, summary_of
 
 
 def test_whole_stage(config: RunConfig, caplog: pytest.LogCaptureFixture):

@@ -1,0 +1,150 @@
+"""A changed evaluation keeps every response and verdict that the change did not touch, and equals one from scratch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_ssd.artifacts.jsonl import read_jsonl
+from megatron_ssd.config.generation import EngineConfig
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.evaluation.sandbox import Sandbox
+from megatron_ssd.evaluation.stage import run_evaluate
+from tests.unit.evaluation.oracle import N, Oracle, sampler_of, summary_of
+
+PROBLEMS = 6
+SETTINGS = 6  # four of the base, two of the tuned model
+
+
+def changed(config: RunConfig, **evaluation: Any) -> RunConfig:
+    return dataclasses.replace(config, replace=True, evaluation=dataclasses.replace(config.evaluation, **evaluation))
+
+
+def evaluated(config: RunConfig, *, lives: int = 10**9) -> Oracle:
+    """The engine that drew what was missing."""
+    oracle = Oracle(config, lives=lives)
+    run_evaluate(config, sampler=sampler_of(oracle))
+    return oracle
+
+
+@pytest.fixture
+def executed(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The programs that ran since ``config`` was evaluated once."""
+    evaluated(config)
+    sources: list[str] = []
+    original = Sandbox.execute
+
+    def recording(self, program, inputs, limits):
+        sources.append(program.source)
+        return original(self, program, inputs, limits)
+
+    monkeypatch.setattr(Sandbox, "execute", recording)
+    return sources
+
+
+def from_scratch(config: RunConfig, tmp_path: Path) -> dict[str, Any]:
+    """The summary of a run that had no evaluation before."""
+    run_dir = tmp_path / "scratch"
+    run_dir.mkdir()
+    (run_dir / "export").symlink_to(Path(config.run_dir) / "export")
+    fresh = dataclasses.replace(config, run_dir=str(run_dir))
+    evaluated(fresh)
+    return summary_of(fresh)
+
+
+def test_other_statistics_draw_and_run_nothing(config: RunConfig, executed: list[str], tmp_path: Path):
+    other = changed(config, ks=(1, 2, 4), confidence=0.9, bootstrap_samples=300)
+    oracle = evaluated(other)
+    assert oracle.starts == []
+    assert oracle.requests == []
+    assert executed == []
+    assert set(summary_of(other)["headline"][0]["overall"]) == {"1", "2", "4"}
+    assert summary_of(other) == from_scratch(other, tmp_path)
+
+
+def test_a_wider_grid_draws_the_new_cells_alone(config: RunConfig, executed: list[str], tmp_path: Path):
+    wider = changed(config, temperatures=(1.0, 1.5, 0.5))
+    oracle = evaluated(wider)
+    assert {(request.key[0], request.decoding.temperature) for request in oracle.requests} == {("T0.5-k20-p0.8", 0.5)}
+    assert len(oracle.requests) == 2 * PROBLEMS * N
+    assert summary_of(wider) == from_scratch(wider, tmp_path)
+
+
+def test_more_samples_keep_the_first_ones(config: RunConfig, executed: list[str], tmp_path: Path):
+    more = changed(config, num_samples=N + 2)
+    oracle = evaluated(more)
+    assert {request.key[2] for request in oracle.requests} == {N, N + 1}
+    assert len(oracle.requests) == 2 * PROBLEMS * SETTINGS
+    assert summary_of(more) == from_scratch(more, tmp_path)
+
+
+def test_fewer_samples_draw_nothing(config: RunConfig, executed: list[str], tmp_path: Path):
+    fewer = changed(config, num_samples=N - 1)
+    assert evaluated(fewer).requests == []
+    assert executed == []
+    assert summary_of(fewer) == from_scratch(fewer, tmp_path)
+
+
+def test_another_sandbox_keeps_responses_and_runs_every_program_again(config: RunConfig, executed: list[str]):
+    oracle = evaluated(changed(config, sandbox=dataclasses.replace(config.evaluation.sandbox, cpu_seconds=3.0)))
+    assert oracle.requests == []
+    assert len(executed) == 2 * PROBLEMS  # a right and a wrong program each, once
+
+
+@pytest.mark.parametrize("change", ["seed", "max_tokens", "engine"])
+def test_what_decides_a_response_makes_all_of_them_anew(config: RunConfig, executed: list[str], change: str):
+    if change == "seed":
+        config = dataclasses.replace(config, seed=config.seed + 1, replace=True)
+    elif change == "engine":
+        config = dataclasses.replace(config, engine=EngineConfig(max_model_len=512, dtype="float16"), replace=True)
+    else:
+        config = changed(config, max_tokens=64)
+    assert len(evaluated(config).requests) == PROBLEMS * N * SETTINGS
+
+
+def test_a_changed_row_is_drawn_again(config: RunConfig):
+    evaluated(config)
+    path = Path(config.run_dir) / "eval/generations/base/T1-k20-p0.8.jsonl"
+    rows = read_jsonl(path)
+    rows[0]["seed"] += 1
+    rows[1]["prompt_token_ids"] = rows[1]["prompt_token_ids"][1:]
+    rows[2]["model_revision"] = "another"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    oracle = evaluated(changed(config, ks=(1,)))
+    assert sorted(request.key[1:] for request in oracle.requests) == sorted(
+        (row["problem_id"], row["sample_index"]) for row in rows[:3]
+    )
+
+
+def test_unfinished_work_that_was_moved_aside_is_kept_too(config: RunConfig, tmp_path: Path):
+    with pytest.raises(UserError, match="died"):
+        evaluated(config, lives=60)
+    wider = changed(config, temperatures=(1.0, 1.5, 0.5))
+    oracle = evaluated(wider)
+    assert len(oracle.requests) == PROBLEMS * N * (SETTINGS + 2) - 60
+    assert (Path(config.run_dir) / "eval.partial.replaced-1").is_dir()
+    assert summary_of(wider) == from_scratch(wider, tmp_path)
+
+
+def test_back_and_forth_draws_nothing(config: RunConfig, executed: list[str], tmp_path: Path):
+    evaluated(changed(config, temperatures=(0.5,)))
+    back = changed(config, temperatures=(1.0, 1.5))
+    executed.clear()
+    assert evaluated(back).requests == []
+    assert executed == []
+    assert summary_of(back) == from_scratch(back, tmp_path)
+
+
+def test_where_the_judge_failed_it_tries_again(config: RunConfig, executed: list[str]):
+    path = Path(config.run_dir) / "eval/verdicts/ssd/T1-k20-p0.8.jsonl"
+    rows = read_jsonl(path)
+    rows[0]["status"] = "infrastructure_error"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    again = changed(config, ks=(1,))
+    assert evaluated(again).requests == []
+    assert read_jsonl(path)[0]["status"] == "passed"
