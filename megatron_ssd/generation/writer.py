@@ -8,10 +8,8 @@ is cut off.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from megatron_ssd.artifacts.jsonl import JsonlWriter, heal, iter_jsonl, iter_jsonl_offsets
 from megatron_ssd.errors import UserError
@@ -37,7 +35,6 @@ class SampleFile:
         assert len(self._place) == len(keys), "two planned samples share a key"
         self._writer: JsonlWriter | None = None
         self.done: set[Key] = set()
-        self.counts: Counter[str] = Counter()  # samples, response tokens and finish reasons of the rows on disk
         if path.exists():
             self._take_up()
 
@@ -51,9 +48,8 @@ class SampleFile:
         assert sample.key in self._place, f"{sample.key} is not planned"
         assert sample.key not in self.done, f"{sample.key} is written already"
         self._writer = self._writer or JsonlWriter(self._path)
-        row = sample.to_json()
-        self._writer.write(row)
-        self._count(row)
+        self._writer.write(sample.to_json())
+        self.done.add(sample.key)
         if self.is_complete:
             self.close()
             self._put_in_order()
@@ -75,15 +71,9 @@ class SampleFile:
                     rule="that sample is not planned for this file, or comes twice",
                     fix=f"move {self._path} away and start again",
                 )
-            self._count(row)
+            self.done.add(key)
         if self.is_complete:
             self._put_in_order()
-
-    def _count(self, row: dict[str, Any]) -> None:
-        self.done.add((row["problem_id"], row["sample_index"]))
-        self.counts["samples"] += 1
-        self.counts["response_tokens"] += len(row["response_token_ids"])
-        self.counts[row["finish_reason"]] += 1
 
     def _put_in_order(self) -> None:
         rows = [(self._place[row["problem_id"], row["sample_index"]], at) for row, at in iter_jsonl_offsets(self._path)]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.manifest import Manifest, read_manifest
+from megatron_ssd.artifacts.samples import iter_samples
 from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.config.run import RunConfig
+from megatron_ssd.generation.published import sample_shards
 from megatron_ssd.progress import progress
 from megatron_ssd.report.lineage import STAGES
 from megatron_ssd.report.paper import SETTINGS
@@ -54,7 +56,7 @@ def gather(config: RunConfig) -> ReportData:
         scores=scores,
         problems=read_problem_facts(run_dir / "problems", manifests["problems"]),
         training=read_training(run_dir / "checkpoints" / "metrics.jsonl"),
-        sampling=read_sampling(run_dir / "samples", manifests),
+        sampling=read_sampling(sample_shards(run_dir), manifests),
         examples=read_examples(run_dir / "eval", scores),
         manifests=manifests,
         settings=shown_settings(config, manifests),
@@ -112,16 +114,16 @@ def read_training(path: Path) -> tuple[TrainingPoint, ...]:
     return tuple(TrainingPoint(**{name: row[name] for name in names}) for _, row in sorted(rows.items()))
 
 
-def read_sampling(folder: Path, manifests: Mapping[str, Manifest]) -> SamplingFacts:
-    """Finish reasons and lengths over every shard of ``folder``, and what was left out before and after."""
+def read_sampling(shards: Sequence[Path], manifests: Mapping[str, Manifest]) -> SamplingFacts:
+    """Finish reasons and lengths over every shard, and what was left out before and after."""
     finish, skipped, lengths = Counter[str](), Counter[str](), []
-    for shard in progress(sorted(folder.glob("shard-*.jsonl")), desc="reading samples", unit="shard"):
-        for row in iter_jsonl(shard):
-            finish[row["finish_reason"]] += 1
-            if row["finish_reason"] == "skipped":
-                skipped[row.get("skip_reason") or "no reason given"] += 1
+    for shard in progress(shards, desc="reading samples", unit="shard"):
+        for sample in iter_samples(shard):
+            finish[sample.finish_reason] += 1
+            if sample.finish_reason == "skipped":
+                skipped[sample.skip_reason or "no reason given"] += 1
             else:
-                lengths.append(len(row["response_token_ids"]))
+                lengths.append(len(sample.response_token_ids))
     return SamplingFacts(
         num_samples=finish.total(),
         finish_reasons=dict(finish.most_common()),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from megatron_ssd.artifacts.jsonl import iter_jsonl
+from megatron_ssd.artifacts.samples import iter_samples
 from megatron_ssd.artifacts.stage import Stage, write_atomically
 from megatron_ssd.config.run import RunConfig
+from megatron_ssd.generation.published import sample_shards
 from megatron_ssd.report.data import gather, read_manifests, shown_settings
 from megatron_ssd.report.html import render
 from megatron_ssd.report.lineage import trace
@@ -43,7 +44,7 @@ def run_report(config: RunConfig) -> None:
     if not stage.is_current():
         data = gather(config)
         base_model = Path(config.model.path) if config.model is not None and config.model.path is not None else None
-        lineage = trace(run_dir, base_model=base_model, base_revision=_base_revision(run_dir / "samples"))
+        lineage = trace(run_dir, base_model=base_model, base_revision=_base_revision(run_dir))
         work = stage.begin()
         summary = json.dumps(summarise(data, lineage), indent=2, ensure_ascii=False)
         write_atomically(work / "summary.json", summary + "\n")
@@ -52,9 +53,9 @@ def run_report(config: RunConfig) -> None:
     print_report(run_dir)
 
 
-def _base_revision(samples: Path) -> str:
+def _base_revision(run_dir: Path) -> str:
     """How the samples name the model that they were drawn from."""
-    for shard in sorted(samples.glob("shard-*.jsonl")):
-        for row in iter_jsonl(shard):
-            return str(row["model_revision"])
+    for shard in sample_shards(run_dir):
+        for sample in iter_samples(shard):
+            return sample.model_revision
     return "not named: the run has no samples"
