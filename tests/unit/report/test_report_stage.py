@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.errors import UserError
 from megatron_ssd.report.stage import run_report
-from tests.unit.report.report_run import REVISION, build_run, run_config
+from tests.unit.report.report_run import REVISION, build_run, change_summary, run_config
 
 MEBIBYTE = 1 << 20
 
@@ -99,7 +98,7 @@ def test_a_run_without_a_stage_is_an_error_that_names_it(tmp_path: Path) -> None
 def test_a_summary_of_another_version_is_an_error_with_the_missing_key(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     build_run(run_dir)
-    _change_summary(run_dir, lambda summary: summary.pop("headline"))
+    change_summary(run_dir, lambda summary: summary.pop("headline"))
     with pytest.raises(UserError, match="headline"):
         run_report(run_config(run_dir))
 
@@ -123,13 +122,6 @@ def test_what_a_stage_ran_with_outweighs_what_is_asked_for_now(published: Path) 
     assert settings["parallel.world_size"] == 2
 
 
-def _change_summary(run_dir: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    path = run_dir / "eval" / "summary.json"
-    summary = json.loads(path.read_text())
-    change(summary)
-    path.write_text(json.dumps(summary))
-
-
 def test_what_the_judge_could_not_measure_is_shown_as_such_and_null_for_machines(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     build_run(run_dir)
@@ -138,7 +130,7 @@ def test_what_the_judge_could_not_measure_is_shown_as_such_and_null_for_machines
         row = summary["headline"][0]
         row["overall"]["5"] = row["by_difficulty"]["hard"]["5"] = dict.fromkeys(("value", "low", "high"))
 
-    _change_summary(run_dir, lose_a_score)
+    change_summary(run_dir, lose_a_score)
     run_report(run_config(run_dir))
     page = (run_dir / "report" / "report.html").read_text()
     assert "not measured" in page
@@ -150,7 +142,7 @@ def test_what_the_judge_could_not_measure_is_shown_as_such_and_null_for_machines
 def test_an_evaluation_of_one_model_only_is_an_error_with_the_fix(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     build_run(run_dir)
-    _change_summary(run_dir, lambda summary: summary["headline"].pop())
+    change_summary(run_dir, lambda summary: summary["headline"].pop())
     with pytest.raises(UserError, match="has no ssd_best; evaluate both"):
         run_report(run_config(run_dir))
 
@@ -161,11 +153,12 @@ def test_a_run_without_difficulties_or_grid_still_has_a_page(tmp_path: Path, key
     build_run(run_dir)
 
     def take_away(summary: dict[str, Any]) -> None:
-        summary["grid"] = [] if key == "grid" else summary["grid"]
+        if key == "grid":
+            summary["grid"], summary["effective_temperature"]["points"] = [], []
         for row in summary["headline"] if key == "by_difficulty" else []:
             row["by_difficulty"], row["problems_by_difficulty"] = {}, {}
 
-    _change_summary(run_dir, take_away)
+    change_summary(run_dir, take_away)
     run_report(run_config(run_dir))
     assert (run_dir / "report" / "report.html").stat().st_size > 0
 
