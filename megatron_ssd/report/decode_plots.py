@@ -23,7 +23,7 @@ _GAP = 5.0  # between the cells of a heat map; the frame of the chosen one stand
 _LEFT, _ROW = 44.0, 37.0
 _MAX_CURVES = 3  # of one model in a panel; beyond it points and their mean are easier to read
 _DASHES = ("1.5 3.5", "7 4", "none")
-_PLOT_BOTTOM, _PLOT_LEFT, _PLOT_RIGHT = 184.0, 40.0, WIDTH - 12
+_PLOT_BOTTOM, _PLOT_LEFT, _PLOT_RIGHT = 216.0, 40.0, WIDTH - 12
 
 
 def heat_maps(sweep: Sweep) -> list[tuple[str, Markup]]:
@@ -103,7 +103,8 @@ def effective_plots(sweep: Sweep) -> list[tuple[str, Markup]]:
     if not points:
         return []
     chosen = {(cell.model, cell.decoding) for cell in sweep.grid if cell.chosen}
-    across = svg.round_scale([p.effective_temperature for p in points], _PLOT_LEFT + 12, _PLOT_RIGHT - 12, floor=0.0)
+    temperatures = [point.effective_temperature for point in points]
+    across = Scale(min(temperatures), max(temperatures), _PLOT_LEFT + 18, _PLOT_RIGHT - 12)
     up = percent_scale([point.estimate for point in points], start=_PLOT_BOTTOM, end=12)
     by_top_k: dict[int, list[EffectivePoint]] = defaultdict(list)
     for point in points:
@@ -137,9 +138,9 @@ def _effective_plot(
     parts = [line(_PLOT_LEFT, up(tick), _PLOT_RIGHT, up(tick), "grid") for tick in up.ticks(4)]
     parts += [text(_PLOT_LEFT - 8, up(tick) + 4, f"{tick * 100:g}", anchor="end") for tick in up.ticks(4)]
     parts += [text(across(tick), _PLOT_BOTTOM + 20, f"{tick:g}", anchor="middle") for tick in across.ticks(6)]
-    parts.append(text(_PLOT_RIGHT, _PLOT_BOTTOM + 38, "T_eff", "axis", "end"))
+    parts.append(text(_PLOT_RIGHT, _PLOT_BOTTOM + 38, "effective temperature", "axis", "end"))
     many = len(top_ps) > _MAX_CURVES
-    step = 4.0 if many else 6.0  # beside each other, so that intervals at one T_eff do not hide one another
+    step = 3.0 if many else 6.0  # beside each other, so that intervals at one T_eff do not hide one another
     offset = {p: step * (i - (len(top_ps) - 1) / 2) for i, p in enumerate(top_ps)}
     own = {model: [point for point in points if point.model == model] for model in MODEL_TITLES}
     for model, mine in own.items():
@@ -151,7 +152,7 @@ def _effective_plot(
             parts.append(_curve(sorted(curve), model, dash))
     for point in points:
         x = across(point.effective_temperature) + offset[point.top_p]
-        parts.append(_effective_mark(point, x, up, 3.2 if many else 4.2, (point.model, point.decoding) in chosen))
+        parts.append(_effective_mark(point, x, up, 2.8 if many else 4.2, (point.model, point.decoding) in chosen))
     label = f"score over the effective temperature, {top_k_text(points[0].top_k)}"
     return svg.drawing(*parts, label=label, height=_PLOT_BOTTOM + 44)
 
@@ -210,7 +211,7 @@ def _heat_cell(cell: GridCell, x: float, y: float, column: float, scores: Range)
                 class_=class_, style=style["style"])
     )  # fmt: skip
     if cell.chosen:
-        parts.append(element("rect", x=x - 1, y=y - 1, width=width + 2, height=height + 2, rx=4, class_="chosen"))
+        parts.append(element("rect", x=x - 2, y=y - 2, width=width + 4, height=height + 4, rx=5, class_="chosen"))
     return svg.join(parts)
 
 

@@ -38,7 +38,7 @@ def _scores(summary: dict[str, Any]) -> Scores:
     headline = tuple(_score(row) for row in summary["headline"])
     return Scores(
         headline=headline,
-        sweep=_sweep(summary),
+        sweep=read_sweep(summary),
         claims=tuple(Claim(**claim) for claim in summary["claims"]),
         confidence=summary["confidence"],
         selection_problems=summary["selection_problems"],
@@ -52,7 +52,8 @@ def _scores(summary: dict[str, Any]) -> Scores:
     )
 
 
-def _sweep(summary: dict[str, Any]) -> Sweep:
+def read_sweep(summary: dict[str, Any]) -> Sweep:
+    """The decode settings' part of ``eval/summary.json``."""
     beside, effective = summary["beside_grid"], summary["effective_temperature"]
     return Sweep(
         grid=tuple(_cell(cell) for cell in summary["grid"]),
