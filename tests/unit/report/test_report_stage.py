@@ -47,6 +47,25 @@ def test_summary_names_engines_claims_and_base_revision(published: Path) -> None
     assert summary["lineage"]["base_revision"] == REVISION
 
 
+def test_what_choosing_adds_and_the_effective_temperature_are_in_summary_and_page(published_sweep: Path) -> None:
+    found = json.loads((published_sweep / "eval" / "summary.json").read_text())
+    decoding = json.loads((published_sweep / "report" / "summary.json").read_text())["decoding"]
+    assert [(row["model"], row["num_cells"]) for row in decoding["best_cells"]] == [("base", 90), ("ssd", 90)]
+    page = (published_sweep / "report" / "report.html").read_text()
+    table = page[page.index("What choosing the best of many adds") : page.index("Training and decode temperature")]
+    for row, written in zip(found["best_of_grid"], decoding["best_cells"], strict=True):
+        for name in ("selection", "report", "on_all_problems"):
+            assert written[name]["value"] == pytest.approx(row[name]["value"])
+            assert f"<b>{100 * row[name]['value']:.1f}</b>" in table
+        assert row["decoding"] in table
+        assert row["on_all_problems"]["decoding"] in table
+    assert len(decoding["effective"]) == len(found["effective_temperature"]["points"]) == 180
+    first = decoding["effective"][0]
+    assert first["estimate"]["low"] < first["estimate"]["value"] < first["estimate"]["high"]
+    assert (decoding["beside_grid"]["decoding"], decoding["train_temperature"]) == ("T1.6-k20-p0.8", 1.6)
+    assert "Base, beside the table" in page
+
+
 def test_what_the_gate_found_is_in_summary_and_page(published: Path) -> None:
     problems = json.loads((published / "report" / "summary.json").read_text())["problems"]
     assert problems["dropped"] == {"duplicate": 1200, "contaminated": 30, "no_text": 0}
