@@ -14,6 +14,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from statistics import fmean
 from typing import Any
 
 from megatron_ssd.config.generation import Decoding, SamplingConfig
@@ -88,9 +90,11 @@ def _best_of_grid(found: Measurements, model: ModelName) -> dict[str, Any]:
     }
 
 
-def _grid_mean(found: Measurements, model: ModelName, where: Mask) -> float:
+def _grid_mean(found: Measurements, model: ModelName, where: Mask) -> float | None:
+    """The mean over the cells that were measured there; None where none was, since NaN is no JSON."""
     scores = [_pass_at_1(found, model, cell, where).value for cell in found.cells]
-    return sum(scores) / len(scores)
+    known = [score for score in scores if not math.isnan(score)]
+    return fmean(known) if known else None
 
 
 def _pass_at_1(found: Measurements, model: ModelName, cell: Decoding, where: Mask) -> Estimate:

@@ -19,7 +19,7 @@ from megatron_ssd.report.lineage import Lineage
 from megatron_ssd.report.palette import DARK, LIGHT
 from megatron_ssd.report.problems import SHOWN_HITS
 from megatron_ssd.report.records import ReportData, Score
-from megatron_ssd.report.tables import confidence_text, duration, headline_rows, percent, stage_rows
+from megatron_ssd.report.tables import UNKNOWN, confidence_text, duration, headline_rows, percent, stage_rows
 
 SECTIONS = (
     ("result", "Result"),
@@ -84,7 +84,11 @@ def _result_part(data: ReportData) -> dict[str, Any]:
 def _decoding_part(data: ReportData) -> dict[str, Any]:
     return {
         "best_cells": [
-            (best, {name: percent(getattr(best, name)) for name in ("selection", "report", "on_all_problems")})
+            (
+                best,
+                {name: percent(getattr(best, name)) for name in ("selection", "report", "on_all_problems")},
+                [UNKNOWN.value if mean is None else plots.percent_text(mean) for mean in best.grid_means],
+            )
             for best in data.scores.sweep.best_cells
         ],
         "train_temperature": f"{data.scores.sweep.train_temperature:g}",

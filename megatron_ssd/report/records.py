@@ -91,7 +91,8 @@ class BestCell:
     """How far the choice of a model's best cell flatters it: that cell on either half, and a naive choice.
 
     ``grid_means`` are the means over the whole grid on the selection and on the reporting half, which differ by what
-    problems they hold alone. ``on_all_problems`` is what choosing and reporting on all problems would have claimed.
+    problems they hold alone; None where nothing was measured. ``on_all_problems`` is what choosing and reporting on all
+    problems would have claimed.
     """
 
     model: ModelName
@@ -99,7 +100,7 @@ class BestCell:
     num_cells: int
     selection: Estimate
     report: Estimate
-    grid_means: tuple[float, float]
+    grid_means: tuple[float | None, float | None]
     on_all_problems: Estimate
     decoding_on_all_problems: str
 

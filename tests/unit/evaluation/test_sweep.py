@@ -113,6 +113,19 @@ def test_the_best_of_equal_cells_looks_better_only_where_it_was_chosen():
     assert 0.03 < naive < flattery["selection"]
 
 
+def test_a_judge_that_failed_on_the_reporting_half_leaves_no_mean_there():
+    found = measure(lambda model, cell: 0.5, models=("base",))
+    report = {problem.id for problem, inside in zip(found.problems, found.halves.report, strict=True) if inside}
+    for label, rows in found.verdicts["base"].items():
+        found.verdicts["base"][label] = [  # type: ignore[index]
+            dataclasses.replace(row, status="infrastructure_error" if row.problem_id in report else row.status)
+            for row in rows
+        ]
+    row = sweep.best_of_grid(found)[0]
+    assert row["grid_mean"]["report"] is None
+    assert 0.4 < row["grid_mean"]["selection"] < 0.6
+
+
 def test_temperatures_multiply_for_ssd_alone():
     found = measure(lambda model, cell: 0.5)
     effective = summary_of(found)["effective_temperature"]

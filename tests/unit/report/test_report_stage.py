@@ -147,7 +147,10 @@ def test_what_the_judge_could_not_measure_is_shown_as_such_and_null_for_machines
 
     def lose_a_score(summary: dict[str, Any]) -> None:
         row = summary["headline"][0]
-        row["overall"]["5"] = row["by_difficulty"]["hard"]["5"] = dict.fromkeys(("value", "low", "high"))
+        unknown = dict.fromkeys(("value", "low", "high"))
+        row["overall"]["5"] = row["by_difficulty"]["hard"]["5"] = unknown
+        summary["best_of_grid"][0].update(report=unknown, grid_mean={"selection": 0.4, "report": None})
+        summary["effective_temperature"]["points"][0].update(unknown)
 
     change_summary(run_dir, lose_a_score)
     run_report(run_config(run_dir))
