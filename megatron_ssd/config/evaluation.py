@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -37,9 +38,10 @@ class SandboxConfig:
 class EvaluationConfig:
     """What is decoded and how it is counted.
 
-    Base and tuned model are decoded over the same grid: ``temperatures`` x ``top_ps`` at ``top_k``; where both are
-    empty, the three decodings that ``sampling`` names. The best cell of each is chosen on one half of the problems and
-    reported on the other. ``models`` of ``[base]`` measures a base that has no tuned model yet.
+    Base and tuned model are decoded over the same grid: ``temperatures`` x ``top_ks`` x ``top_ps``; where temperatures
+    and top_ps are empty, the three decodings that ``sampling`` names. A top-k of -1 is none. The best cell of each is
+    chosen on one half of the problems and reported on the other. ``models`` of ``[base]`` measures a base that has no
+    tuned model yet.
     """
 
     models: tuple[Literal["base", "ssd"], ...] = ("base", "ssd")
@@ -47,8 +49,8 @@ class EvaluationConfig:
     num_samples: int = 10
     ks: tuple[int, ...] = (1, 5)
     temperatures: tuple[float, ...] = ()
+    top_ks: tuple[int, ...] = (20,)
     top_ps: tuple[float, ...] = ()
-    top_k: int = 20
     max_tokens: int = 32768
     confidence: float = 0.95
     bootstrap_samples: int = 10_000
@@ -61,15 +63,7 @@ class EvaluationConfig:
             rule=f"each k must be between 1 and evaluation.num_samples ({self.num_samples})",
             fix="raise evaluation.num_samples or drop the larger k",
         )
-        require(
-            bool(self.temperatures) == bool(self.top_ps),
-            f"evaluation.temperatures = {list(self.temperatures)}, evaluation.top_ps = {list(self.top_ps)}",
-            rule="span the grid together, so both are set or neither",
-            fix="add the missing one, for example evaluation.top_ps=[0.8]",
-        )
-        for temperature in self.temperatures:
-            for top_p in self.top_ps:
-                Decoding(temperature=temperature, top_k=self.top_k, top_p=top_p)
+        self._check_grid()
         require(bool(self.models) and len(set(self.models)) == len(self.models),
                 f"evaluation.models = {list(self.models)}", rule="must name base, ssd or both, each once",
                 fix="use [base,ssd]")  # fmt: skip
@@ -79,3 +73,18 @@ class EvaluationConfig:
                 fix="the authors' code uses 32768")  # fmt: skip
         require(0 < self.confidence < 1, f"evaluation.confidence = {self.confidence}", rule="must be in (0, 1)",
                 fix="use 0.95")  # fmt: skip
+
+    def _check_grid(self) -> None:
+        require(
+            bool(self.temperatures) == bool(self.top_ps),
+            f"evaluation.temperatures = {list(self.temperatures)}, evaluation.top_ps = {list(self.top_ps)}",
+            rule="span the grid together, so both are set or neither",
+            fix="add the missing one, for example evaluation.top_ps=[0.8]",
+        )
+        named = f"evaluation.top_ks = {list(self.top_ks)}"
+        require(bool(self.top_ks), named, rule="must hold at least one top-k", fix="use [20], or [-1] for none")
+        require(bool(self.temperatures) or self.top_ks == EvaluationConfig.top_ks, named,
+                rule="spans the grid with evaluation.temperatures and evaluation.top_ps, and both are empty",
+                fix="set all three, for example evaluation.temperatures=[0.7,1.0] evaluation.top_ps=[0.8]")  # fmt: skip
+        for temperature, top_k, top_p in itertools.product(self.temperatures, self.top_ks, self.top_ps):
+            Decoding(temperature=temperature, top_k=top_k, top_p=top_p)

@@ -28,7 +28,7 @@ class Decoding:
         require(0 <= self.temperature <= 2, f"temperature = {self.temperature}",
                 rule="must be between 0 (greedy) and vLLM's limit, 2", fix="the paper uses 1.1 to 2.0")  # fmt: skip
         require(self.top_k == -1 or self.top_k > 0, f"top_k = {self.top_k}", rule="must be -1 (off) or positive",
-                fix="the paper uses 20")  # fmt: skip
+                fix="the paper uses 20; -1 is what vLLM also calls 0")  # fmt: skip
         require(0 < self.top_p <= 1, f"top_p = {self.top_p}", rule="must be above 0 and at most 1",
                 fix="use 1.0 for no nucleus truncation")  # fmt: skip
         require(0 <= self.min_p <= 1, f"min_p = {self.min_p}", rule="must be between 0 (off) and 1",

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from megatron_ssd.config.generation import Decoding, SamplingConfig
-from megatron_ssd.evaluation.grid import ModelName
+from megatron_ssd.evaluation.grid import ModelName, hottest
 from megatron_ssd.evaluation.measurements import Measurements
 from megatron_ssd.evaluation.metrics import Estimate, Scores
 
@@ -119,16 +119,16 @@ class _Claims:
         )
 
     def _bears_heat(self) -> Claim:
-        hottest = max(self._found.cells, key=lambda cell: (cell.temperature, cell.top_p))
+        hot = hottest(self._found.cells)
         losses = {
-            model: self._scores(model, self._found.best(model), self._first) - self._scores(model, hottest, self._first)
+            model: self._scores(model, self._found.best(model), self._first) - self._scores(model, hot, self._first)
             for model in ("base", "ssd")
         }
         difference = self._found.bootstrap.difference(losses["base"], losses["ssd"])
         return Claim(
             text="SSD bears hot decoding better than its base.",
             status=status_of(difference),
-            evidence=f"pass@{self._first} lost from each one's best setting to {hottest.label}: base "
+            evidence=f"pass@{self._first} lost from each one's best setting to {hot.label}: base "
             f"{_signed(-losses['base'])}, SSD {_signed(-losses['ssd'])}; difference {_points(difference)}",
         )
 

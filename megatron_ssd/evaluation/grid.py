@@ -1,7 +1,7 @@
 """Which decode settings are measured, and how a model's best one is found without favouring it.
 
 Invariants:
-- Base and tuned model have the same grid: ``temperatures`` x ``top_ps`` at ``top_k``; where none is configured, the
+- Base and tuned model have the same grid: ``temperatures`` x ``top_ks`` x ``top_ps``; where none is configured, the
   three named settings (default, training decode, evaluation decode).
 - Beside the grid the base is measured at its default decode and at the decode that made the training data, the tuned
   model at its configured evaluation decode.
@@ -13,6 +13,8 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,11 +41,10 @@ class Halves:
 
 
 def grid_cells(config: EvaluationConfig, sampling: SamplingConfig) -> tuple[Decoding, ...]:
-    """The cells, temperature by temperature, each once."""
+    """The cells, temperature by temperature and in it top-k by top-k, each once."""
     cells = [
-        Decoding(temperature=temperature, top_k=config.top_k, top_p=top_p)
-        for temperature in config.temperatures
-        for top_p in config.top_ps
+        Decoding(temperature=temperature, top_k=top_k, top_p=top_p)
+        for temperature, top_k, top_p in itertools.product(config.temperatures, config.top_ks, config.top_ps)
     ]
     return tuple(dict.fromkeys(cells or [sampling.default, sampling.train, sampling.eval]))
 
@@ -52,6 +53,11 @@ def settings_of(model: ModelName, config: EvaluationConfig, sampling: SamplingCo
     """Every setting that ``model`` is decoded with: the grid first, then what it has beside it."""
     named = [sampling.default, sampling.train] if model == "base" else [sampling.eval]
     return tuple(dict.fromkeys([*grid_cells(config, sampling), *named]))
+
+
+def hottest(cells: Sequence[Decoding]) -> Decoding:
+    """The cell of the highest temperature, and among those the one that cuts the least: top-p first, then top-k."""
+    return max(cells, key=lambda cell: (cell.temperature, cell.top_p, math.inf if cell.top_k == -1 else cell.top_k))
 
 
 def difficulty_of(problem: Problem) -> str:
@@ -85,15 +91,15 @@ def split_halves(problems: Sequence[Problem]) -> Halves:
 
 
 def choose(cells: Sequence[Decoding], scores: Mapping[str, Scores], selection: Mask) -> Decoding:
-    """The best cell on the selection half.
+    """The best cell on the problems of ``selection``.
 
     Args:
         cells: the grid.
         scores: label -> pass@1 over problems [P].
-        selection: the half on which to choose [P].
+        selection: where to choose [P]: the selection half, unless the flattery of choosing elsewhere is measured.
 
     Raises:
-        UserError: on that half the judge failed on every problem of some cell.
+        UserError: there the judge failed on every problem of some cell.
     """
     means = []
     for cell in cells:

@@ -63,8 +63,12 @@ class Measurements:
 
     def best(self, model: ModelName) -> Decoding:
         """The cell that the selection half picks, by pass@1 (or the smallest k that was measured)."""
+        return self.best_on(model, self.halves.selection)
+
+    def best_on(self, model: ModelName, where: Mask) -> Decoding:
+        """The cell that the problems of ``where`` [P] pick."""
         scores = {cell.label: self.scores(model, cell.label, self.ks[0]) for cell in self.cells}
-        return choose(self.cells, scores, self.halves.selection)
+        return choose(self.cells, scores, where)
 
     def by_k(self, model: ModelName, label: str, where: Mask) -> dict[int, Estimate]:
         """pass@k of every k on the problems of ``where`` [P]."""

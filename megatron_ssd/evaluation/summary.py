@@ -3,7 +3,7 @@
 Layout:
 - ``headline``: the base at its default decode, at the training decode and at its best, and SSD at its best. All on the
   reporting half, the best ones chosen on the other; ``ssd_gain`` is SSD at its best minus the row, paired by problem.
-- ``grid``: pass@1 of every cell on the selection half, and which was chosen.
+- ``grid``, ``beside_grid``, ``best_of_grid`` and ``effective_temperature``: the decode settings, see ``sweep.py``.
 - ``settings``: model -> label -> scores on all problems, finish reasons, outcomes, and what share held no program.
 - ``claims`` with ``claim_rule``; ``difficulties`` by problem id; sizes, and how intervals were made.
 Scores are shares in [0, 1]. An estimate is ``value``, ``low``, ``high``.
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_ssd.config.generation import Decoding, SamplingConfig
-from megatron_ssd.evaluation import claims
+from megatron_ssd.evaluation import claims, sweep
 from megatron_ssd.evaluation.grid import ModelName, difficulty_of
 from megatron_ssd.evaluation.measurements import Measurements
 from megatron_ssd.evaluation.metrics import Estimate
@@ -50,7 +50,10 @@ def summarise(
         "headline": [
             _row(found, key, model, decoding, rows.get("ssd_best")) for key, (model, decoding) in rows.items()
         ],
-        "grid": [cell for model in found.verdicts for cell in _grid(found, model)],
+        "grid": sweep.grid_rows(found, sampling),
+        "beside_grid": sweep.beside_grid(found, sampling),
+        "best_of_grid": sweep.best_of_grid(found),
+        "effective_temperature": sweep.effective_temperatures(found, sampling),
         "claims": [dataclasses.asdict(claim) for claim in claims.judge_claims(found, sampling)]
         if "ssd" in found.verdicts
         else [],
@@ -64,7 +67,6 @@ def summarise(
         "num_problems": len(found.problems),
         "selection_problems": int(found.halves.selection.sum()),
         "num_samples": found.num_samples,
-        "top_k": found.cells[0].top_k,
         "difficulties": {problem.id: difficulty_of(problem) for problem in found.problems},
         **facts,
     }
@@ -132,21 +134,6 @@ def _row(
         },
         "ssd_gain": None if gain is None else _estimates(gain),
     }
-
-
-def _grid(found: Measurements, model: ModelName) -> list[dict[str, Any]]:
-    best = found.best(model)
-    selection = found.halves.selection
-    return [
-        {
-            "model": model,
-            "temperature": cell.temperature,
-            "top_p": cell.top_p,
-            "pass_at_1": found.bootstrap.mean(found.scores(model, cell.label, found.ks[0])[selection]).value,
-            "chosen": cell == best,
-        }
-        for cell in found.cells
-    ]
 
 
 def _setting(found: Measurements, model: ModelName, label: str, finish_reasons: Mapping[str, int]) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from megatron_ssd.problems.gate import HITS_FILE
-from megatron_ssd.report import paper, plots, wording
+from megatron_ssd.report import decode_plots, paper, plots, wording
 from megatron_ssd.report.lineage import Lineage
 from megatron_ssd.report.palette import DARK, LIGHT
 from megatron_ssd.report.problems import SHOWN_HITS
 from megatron_ssd.report.records import ReportData, Score
-from megatron_ssd.report.tables import confidence_text, duration, headline_rows, stage_rows
+from megatron_ssd.report.tables import UNKNOWN, confidence_text, duration, headline_rows, percent, stage_rows
 
 SECTIONS = (
     ("result", "Result"),
@@ -55,6 +55,7 @@ def render(data: ReportData, lineage: Lineage) -> str:
         stages=stage_rows(data.manifests),
         code_version=data.manifests["eval"].code_version,
         **_result_part(data),
+        **_decoding_part(data),
         **_problems_part(data),
         **_sampling_part(data),
         **_paper_part(data),
@@ -77,6 +78,20 @@ def _result_part(data: ReportData) -> dict[str, Any]:
         "ks": scores.ks,
         "rows": {row.key: row for row in headline_rows(scores)},
         "ssd": scores.row("ssd_best"),
+    }
+
+
+def _decoding_part(data: ReportData) -> dict[str, Any]:
+    return {
+        "best_cells": [
+            (
+                best,
+                {name: percent(getattr(best, name)) for name in ("selection", "report", "on_all_problems")},
+                [UNKNOWN.value if mean is None else plots.percent_text(mean) for mean in best.grid_means],
+            )
+            for best in data.scores.sweep.best_cells
+        ],
+        "train_temperature": f"{data.scores.sweep.train_temperature:g}",
     }
 
 
@@ -138,14 +153,13 @@ def _paper_part(data: ReportData) -> dict[str, Any]:
 def _plots(data: ReportData) -> dict[str, Any]:
     scores = data.scores
     base, ssd = scores.row("base_best"), scores.row("ssd_best")
-    values = [cell.score for cell in scores.grid] or [0.0]
-    value_range = (min(values), max(values))
     return {
         "forest": [(k, plots.forest(scores.headline, k)) for k in scores.ks],
         "difficulty": [(k, plots.by_difficulty(base, ssd, k)) for k in _graded(base)],
-        "heat_base": plots.heat_map(scores.grid, "base", value_range),
-        "heat_ssd": plots.heat_map(scores.grid, "ssd", value_range),
-        "heat_legend": plots.heat_legend(value_range),
+        "heat": decode_plots.heat_maps(scores.sweep),
+        "heat_legend": decode_plots.heat_legend(decode_plots.value_range(scores.sweep)),
+        "effective": decode_plots.effective_plots(scores.sweep),
+        "curve_legend": decode_plots.curve_legend(scores.sweep),
         "lengths": plots.histogram(data.sampling.lengths, label="lengths of the sampled responses", unit="tokens"),
         "training": _training_plots(data),
     }

@@ -1,4 +1,7 @@
-"""The pictures of the report, each one SVG box of 400 units' width. See ``svg.py`` for the size and the colours."""
+"""The pictures of the report, each one SVG box of 400 units' width. See ``svg.py`` for the size and the colours.
+
+Those of the decode settings stand in ``decode_plots.py``.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,7 @@ from statistics import fmean
 from markupsafe import Markup
 
 from megatron_ssd.report import svg
-from megatron_ssd.report.palette import DARK, LIGHT, heat_color, text_on
-from megatron_ssd.report.records import Estimate, GridCell, ModelName, Score, TrainingPoint
+from megatron_ssd.report.records import Estimate, ModelName, Score, TrainingPoint
 from megatron_ssd.report.svg import WIDTH, Scale, element, line, mark, text
 from megatron_ssd.report.tables import compact
 
@@ -18,12 +20,11 @@ MODEL_TITLES: dict[ModelName, str] = {"base": "base", "ssd": "SSD"}
 
 _ROW = 46.0
 _HISTOGRAM_BINS = 30
-_GAP = 5.0  # between the cells of a heat map; the frame of the chosen one stands in it
 
 
 def forest(rows: Sequence[Score], k: int) -> Markup:
     """One line a headline row: pass@k with its interval, on a common axis."""
-    scale = _percent_scale([row.overall[k] for row in rows], start=14, end=WIDTH - 58)
+    scale = percent_scale([row.overall[k] for row in rows], start=14, end=WIDTH - 58)
     bottom = 22 + _ROW * len(rows)
     parts = [_vertical_grid(scale, top=8, bottom=bottom - 8)]
     for index, row in enumerate(rows):
@@ -37,7 +38,7 @@ def by_difficulty(base: Score, ssd: Score, k: int) -> Markup:
     """Base against SSD on every difficulty, pass@k with intervals."""
     names = list(base.by_difficulty)
     estimates = [score.by_difficulty[name][k] for score in (base, ssd) for name in names]
-    scale = _percent_scale(estimates, start=14, end=WIDTH - 58)
+    scale = percent_scale(estimates, start=14, end=WIDTH - 58)
     bottom = 14 + 66.0 * len(names)
     parts = [_vertical_grid(scale, top=8, bottom=bottom)]
     for index, name in enumerate(names):
@@ -49,45 +50,6 @@ def by_difficulty(base: Score, ssd: Score, k: int) -> Markup:
             title = f"{MODEL_TITLES[score.model]}, {name}, pass@{k}"
             parts.append(_interval(estimate, top + offset, scale, score.model, title=title))
     return svg.drawing(*parts, label=f"pass@{k} by difficulty, base against SSD", height=bottom + 22)
-
-
-def heat_map(cells: Sequence[GridCell], model: ModelName, value_range: tuple[float, float]) -> Markup:
-    """Score of one model over temperature (down) and top-p (across); the chosen cell is framed."""
-    own = [cell for cell in cells if cell.model == model]
-    temperatures = sorted({cell.temperature for cell in own})
-    top_ps = sorted({cell.top_p for cell in own})
-    left, top, row_height = 44.0, 40.0, 37.0
-    column = (WIDTH - left - 4) / max(len(top_ps), 1)
-    parts = [text(left + (WIDTH - left) / 2, 12, "top-p", "axis", "middle"), text(0, 12, "temperature", "axis")]
-    parts += [text(left + column * (i + 0.5), 31, f"{p:g}", anchor="middle") for i, p in enumerate(top_ps)]
-    parts += [
-        text(left - 10, top + row_height * (i + 0.5) + 4, f"{t:g}", anchor="end") for i, t in enumerate(temperatures)
-    ]
-    frames = []
-    for cell in own:
-        x, y = left + column * top_ps.index(cell.top_p), top + row_height * temperatures.index(cell.temperature)
-        parts.append(_heat_cell(cell, x, y, column, row_height, value_range))
-        if cell.chosen:
-            frames.append(
-                element("rect", x=x - 1, y=y - 1, width=column - _GAP + 2, height=row_height - _GAP + 2, rx=4,
-                        class_="chosen")
-            )  # fmt: skip
-    label = f"score of the {MODEL_TITLES[model]} model over temperature and top-p"
-    return svg.drawing(*parts, *frames, label=label, height=top + row_height * len(temperatures) + 4)
-
-
-def heat_legend(value_range: tuple[float, float]) -> Markup:
-    """The colour scale that both heat maps share."""
-    low, high = value_range
-    steps = 40
-    width = 220.0 / steps
-    parts = [
-        element("rect", x=90 + width * i, y=4, width=width + 0.5, height=12, **_heat_style(i / (steps - 1)))
-        for i in range(steps)
-    ]
-    parts.append(text(82, 14, _percent(low), anchor="end"))
-    parts.append(text(90 + 228, 14, f"{_percent(high)} %"))
-    return svg.drawing(*parts, label="colour scale of the heat maps", height=20)
 
 
 def curve(points: Sequence[tuple[float, float]], *, label: str, from_zero: bool = False) -> Markup:
@@ -151,39 +113,14 @@ def _interval(estimate: Estimate, y: float, scale: Scale, model: ModelName, *, t
         line(low, y, high, y, f"interval stroke-{model}"),
         line(low, y - 4, low, y + 4, f"interval stroke-{model}"),
         line(high, y - 4, high, y + 4, f"interval stroke-{model}"),
-        mark(scale(estimate.value), y, model, title=f"{title}: {_percent(estimate.value)} %"),
-        text(WIDTH - 8, y + 4, _percent(estimate.value), f"value text-{model}", "end"),
+        mark(scale(estimate.value), y, model, title=f"{title}: {percent_text(estimate.value)} %"),
+        text(WIDTH - 8, y + 4, percent_text(estimate.value), f"value text-{model}", "end"),
     ]
-    return _join(parts)
+    return svg.join(parts)
 
 
-def _heat_cell(
-    cell: GridCell, x: float, y: float, width: float, height: float, value_range: tuple[float, float]
-) -> Markup:
-    low, high = value_range
-    style = _heat_style((cell.score - low) / (high - low) if high > low else 0.0)
-    hint = element(
-        "title", f"T {cell.temperature:g}, top-p {cell.top_p:g}: {_percent(cell.score)} %"
-        + (" (chosen)" if cell.chosen else ""),
-    )  # fmt: skip
-    box = element("rect", hint, x=x, y=y, width=width - _GAP, height=height - _GAP, rx=3, **style)
-    number = element(
-        "text", _percent(cell.score), x=x + (width - _GAP) / 2, y=y + (height - _GAP) / 2 + 4.5,
-        text_anchor="middle", class_="heat-text chosen-text" if cell.chosen else "heat-text", style=style["style"],
-    )  # fmt: skip
-    return _join([box, number])
-
-
-def _heat_style(fraction: float) -> dict[str, str]:
-    """Fill and text colours of a heat-map value for both schemes, as CSS variables."""
-    light, dark = heat_color(LIGHT, fraction), heat_color(DARK, fraction)
-    return {
-        "class_": "heat",
-        "style": f"--light:{light};--dark:{dark};--on-light:{text_on(light)};--on-dark:{text_on(dark)}",
-    }
-
-
-def _percent_scale(estimates: Sequence[Estimate], *, start: float, end: float) -> Scale:
+def percent_scale(estimates: Sequence[Estimate], *, start: float, end: float) -> Scale:
+    """A scale for shares with round ends in per cent that holds every interval."""
     values = [bound for estimate in estimates if estimate.is_known for bound in (estimate.low, estimate.high)]
     return svg.round_scale([value * 100 for value in values], start, end, floor=0.0, ceiling=100.0).of_shares()
 
@@ -193,7 +130,7 @@ def _vertical_grid(scale: Scale, *, top: float, bottom: float) -> Markup:
     for tick in scale.ticks():
         parts.append(line(scale(tick), top, scale(tick), bottom, "grid"))
         parts.append(text(scale(tick), bottom + 15, f"{tick * 100:g}", anchor="middle"))
-    return _join(parts)
+    return svg.join(parts)
 
 
 def _horizontal_grid(scale: Scale, *, left: float, right: float) -> Markup:
@@ -201,12 +138,9 @@ def _horizontal_grid(scale: Scale, *, left: float, right: float) -> Markup:
     for tick in scale.ticks(4):
         parts.append(line(left, scale(tick), right, scale(tick), "grid"))
         parts.append(text(left - 8, scale(tick) + 4, compact(tick), anchor="end"))
-    return _join(parts)
+    return svg.join(parts)
 
 
-def _percent(share: float) -> str:
+def percent_text(share: float) -> str:
+    """A share as a number of per cent with one decimal."""
     return f"{share * 100:.1f}"
-
-
-def _join(parts: Sequence[Markup]) -> Markup:
-    return Markup("").join(parts)

@@ -58,14 +58,62 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridCell:
-    """One point of the decode grid, measured on the selection half."""
+class DecodeSetting:
+    """One model under one decode setting. ``top_k`` -1 is none; ``further`` is whether more than these three act."""
 
     model: ModelName
+    decoding: str
     temperature: float
+    top_k: int
     top_p: float
+    further: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridCell(DecodeSetting):
+    """One point of the decode grid, measured on the selection half."""
+
     score: float  # pass@k of the smallest k
     chosen: bool
+    training: bool  # the training data were sampled so
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffectivePoint(DecodeSetting):
+    """One point of the decode grid, measured on the reporting half, over T_eff."""
+
+    effective_temperature: float
+    estimate: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestCell:
+    """How far the choice of a model's best cell flatters it: that cell on either half, and a naive choice.
+
+    ``grid_means`` are the means over the whole grid on the selection and on the reporting half, which differ by what
+    problems they hold alone; None where nothing was measured. ``on_all_problems`` is what choosing and reporting on all
+    problems would have claimed.
+    """
+
+    model: ModelName
+    decoding: str
+    num_cells: int
+    selection: Estimate
+    report: Estimate
+    grid_means: tuple[float | None, float | None]
+    on_all_problems: Estimate
+    decoding_on_all_problems: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What the decode settings did. ``beside_grid``: the base at the training decode, where that is no cell."""
+
+    grid: tuple[GridCell, ...]
+    beside_grid: GridCell | None
+    best_cells: tuple[BestCell, ...]
+    effective: tuple[EffectivePoint, ...]
+    train_temperature: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +130,10 @@ class Scores:
     """What the evaluation stage found. ``headline``: base at its default, at the training decode, at its best; SSD."""
 
     headline: tuple[Score, ...]
-    grid: tuple[GridCell, ...]
+    sweep: Sweep
     claims: tuple[Claim, ...]
     confidence: float
     selection_problems: int
-    top_k: int
     difficulties: dict[str, str]  # problem id -> difficulty
     outcomes: dict[ModelName, dict[str, int]]  # verdict -> programs, each model at its best setting, all problems
     claim_rule: str

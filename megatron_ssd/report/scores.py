@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.report.records import Claim, Estimate, GridCell, Score, Scores
+from megatron_ssd.report.records import BestCell, Claim, EffectivePoint, Estimate, GridCell, Score, Scores, Sweep
 
 
 def read_scores(path: Path) -> Scores:
@@ -38,11 +38,10 @@ def _scores(summary: dict[str, Any]) -> Scores:
     headline = tuple(_score(row) for row in summary["headline"])
     return Scores(
         headline=headline,
-        grid=tuple(_cell(cell) for cell in summary["grid"]),
+        sweep=read_sweep(summary),
         claims=tuple(Claim(**claim) for claim in summary["claims"]),
         confidence=summary["confidence"],
         selection_problems=summary["selection_problems"],
-        top_k=summary["top_k"],
         difficulties=summary["difficulties"],
         outcomes={
             row.model: summary["settings"][row.model][row.decoding]["outcomes"]
@@ -53,14 +52,50 @@ def _scores(summary: dict[str, Any]) -> Scores:
     )
 
 
+def read_sweep(summary: dict[str, Any]) -> Sweep:
+    """The decode settings' part of ``eval/summary.json``."""
+    beside, effective = summary["beside_grid"], summary["effective_temperature"]
+    return Sweep(
+        grid=tuple(_cell(cell) for cell in summary["grid"]),
+        beside_grid=None if beside is None else _cell(beside),
+        best_cells=tuple(_best_cell(best) for best in summary["best_of_grid"]),
+        effective=tuple(
+            EffectivePoint(
+                **_setting(point), effective_temperature=point["effective_temperature"], estimate=_estimate(point)
+            )
+            for point in effective["points"]
+        ),
+        train_temperature=effective["train_temperature"],
+    )
+
+
 def _cell(cell: dict[str, Any]) -> GridCell:
     return GridCell(
-        model=cell["model"],
-        temperature=cell["temperature"],
-        top_p=cell["top_p"],
-        score=cell["pass_at_1"],
-        chosen=cell["chosen"],
+        **_setting(cell), score=cell["pass_at_1"], chosen=cell["chosen"], training=cell["training"]
+    )  # fmt: skip
+
+
+def _setting(row: dict[str, Any]) -> dict[str, Any]:
+    shared = {name: row[name] for name in ("model", "decoding", "temperature", "top_k", "top_p")}
+    return {**shared, "further": row["min_p"] != 0 or row["repetition_penalty"] != 1}
+
+
+def _best_cell(best: dict[str, Any]) -> BestCell:
+    naive, means = best["on_all_problems"], best["grid_mean"]
+    return BestCell(
+        model=best["model"],
+        decoding=best["decoding"],
+        num_cells=best["num_cells"],
+        selection=_estimate(best["selection"]),
+        report=_estimate(best["report"]),
+        grid_means=(means["selection"], means["report"]),
+        on_all_problems=_estimate(naive),
+        decoding_on_all_problems=naive["decoding"],
     )
+
+
+def _estimate(row: dict[str, Any]) -> Estimate:
+    return Estimate.from_json({name: row[name] for name in ("value", "low", "high")})
 
 
 def _score(row: dict[str, Any]) -> Score:

@@ -1,8 +1,9 @@
 """``report/summary.json``: the run's result for machines. Scores are shares in [0, 1], null where not measured.
 
 Layout: ``base`` and ``ssd`` hold each model at its best setting; ``headline`` all four rows of the table; each row has
-``pass@K`` with ``value``, ``low`` and ``high``, the same by difficulty, and n. ``claims``, ``deviations``, ``problems``
-(what was dropped, and evaluation problems found among them), ``sampling``, ``stages`` and ``lineage`` follow.
+``pass@K`` with ``value``, ``low`` and ``high``, the same by difficulty, and n. ``decoding`` (the grid, what choosing
+from it adds, and scores over T_eff), ``claims``, ``deviations``, ``problems`` (what was dropped, and evaluation
+problems found among them), ``sampling``, ``stages`` and ``lineage`` follow.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from megatron_ssd.report.lineage import Lineage
 from megatron_ssd.report.paper import deviations
-from megatron_ssd.report.records import Estimate, ReportData, Score
+from megatron_ssd.report.records import Estimate, ReportData, Score, Sweep
 from megatron_ssd.report.wording import measure_sentence, notice, result_sentence
 
 
@@ -28,6 +29,7 @@ def summarise(data: ReportData, lineage: Lineage) -> dict[str, Any]:
         "base": _row(scores.row("base_best")),
         "ssd": _row(scores.row("ssd_best")),
         "headline": [_row(score) for score in scores.headline],
+        "decoding": _decoding(scores.sweep),
         "claim_rule": scores.claim_rule,
         "claims": [dataclasses.asdict(claim) for claim in scores.claims],
         "deviations": [dataclasses.asdict(deviation) for deviation in deviations(data.settings)],
@@ -65,6 +67,16 @@ def _row(score: Score) -> dict[str, Any]:
         },
         "ssd_ahead_by": None if score.ssd_gain is None else _estimates(score.ssd_gain),
     }
+
+
+def _decoding(sweep: Sweep) -> dict[str, Any]:
+    """The sweep as its records say it, with null for what was not measured."""
+    values = dataclasses.asdict(sweep)
+    for best, record in zip(values["best_cells"], sweep.best_cells, strict=True):
+        best.update({name: getattr(record, name).to_json() for name in ("selection", "report", "on_all_problems")})
+    for point, measured in zip(values["effective"], sweep.effective, strict=True):
+        point["estimate"] = measured.estimate.to_json()
+    return values
 
 
 def _estimates(values: dict[int, Estimate]) -> dict[str, Any]:

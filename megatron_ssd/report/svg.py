@@ -7,6 +7,7 @@ wide; wide pages put several boxes side by side. Colours are CSS variables: one 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -28,29 +29,37 @@ def drawing(*children: Markup, label: str, height: float) -> Markup:
     )  # fmt: skip
 
 
+def join(parts: Iterable[Markup]) -> Markup:
+    """Several elements as one piece."""
+    return Markup("").join(parts)
+
+
 def text(x: float, y: float, content: str, class_: str = "tick", anchor: str = "start") -> Markup:
     """One line of text; ``y`` is its baseline."""
     return element("text", content, x=x, y=y, class_=class_, text_anchor=anchor)
 
 
-def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
+def line(x1: float, y1: float, x2: float, y2: float, class_: str, **attributes: str | float) -> Markup:
     """A straight line."""
-    return element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
+    return element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_, **attributes)
 
 
-def path(points: list[tuple[float, float]], class_: str) -> Markup:
+def path(points: list[tuple[float, float]], class_: str, **attributes: str | float) -> Markup:
     """A line through ``points``."""
     steps = " ".join(f"{'L' if index else 'M'}{_number(x)} {_number(y)}" for index, (x, y) in enumerate(points))
-    return element("path", d=steps, class_=class_)
+    return element("path", d=steps, class_=class_, **attributes)
 
 
-def mark(x: float, y: float, model: str, *, title: str) -> Markup:
-    """The mark of a model: a disc for the base, a diamond for SSD. ``title`` shows on hover."""
+def mark(x: float, y: float, model: str, *, title: str, radius: float = 5.0) -> Markup:
+    """The mark of a model: a disc for the base, a diamond of like area for SSD. ``title`` shows on hover."""
     hint = element("title", title)
     if model == "base":
-        return element("circle", hint, cx=x, cy=y, r=5, class_="fill-base")
-    corners = f"{_number(x)},{_number(y - 6.5)} {_number(x + 6.5)},{_number(y)} {_number(x)},{_number(y + 6.5)} "
-    return element("polygon", hint, points=corners + f"{_number(x - 6.5)},{_number(y)}", class_="fill-ssd")
+        return element("circle", hint, cx=x, cy=y, r=radius, class_="fill-base")
+    reach = 1.3 * radius
+    corners = ((x, y - reach), (x + reach, y), (x, y + reach), (x - reach, y))
+    return element(
+        "polygon", hint, points=" ".join(f"{_number(a)},{_number(b)}" for a, b in corners), class_="fill-ssd"
+    )
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def result_sentence(scores: Scores) -> str:
 def measure_sentence(scores: Scores, settings: Mapping[str, Any]) -> str:
     """What was measured, on which half, and how the settings were chosen."""
     ssd = scores.row("ssd_best")
-    cells = sum(cell.model == "ssd" for cell in scores.grid)
+    cells = sum(cell.model == "ssd" for cell in scores.sweep.grid)
     return (
         f"Measured on {ssd.num_problems} problems of {settings.get('benchmark.name')}, {ssd.num_samples} programs a "
         f"problem, each run against hidden tests. For each model \u201cat its best\u201d is the best of the same "

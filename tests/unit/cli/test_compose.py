@@ -10,6 +10,7 @@ import pytest
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config, groups
 from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.errors import ConfigError
+from megatron_ssd.evaluation.grid import grid_cells
 
 # What a group needs beside it to stand alone: a CPU has no TransformerEngine, a benchmark file has no default place.
 _COMPANIONS = {
@@ -35,7 +36,7 @@ _PARAMETERS = {
 
 def test_the_shipped_groups_are_found() -> None:
     assert {"model", "parallel", "precision", "sampling", "problems", "benchmark", "contamination", "optimizer",
-            "cluster", "experiment", "filters"} == set(groups())  # fmt: skip
+            "cluster", "experiment", "filters", "sweep"} == set(groups())  # fmt: skip
     assert set(_PARAMETERS) | {"tiny", "tiny_moe"} <= set(groups()["model"])
 
 
@@ -76,6 +77,27 @@ def test_sampling_settings_are_chosen_over_those_of_an_experiment() -> None:
     assert sampling.max_tokens == 96
 
 
+@pytest.mark.parametrize("overrides", [["+model=qwen3_30b"], ["+experiment=demo"]])
+def test_a_sweep_replaces_the_grid_of_an_experiment_and_the_command_line_wins(overrides: list[str]) -> None:
+    wide = compose_config([*overrides, "+sweep=paper"])
+    assert wide.evaluation.top_ks == (10, 20, -1)
+    assert wide.sampling is not None
+    cells = grid_cells(wide.evaluation, wide.sampling)
+    assert len(cells) == 54
+    assert wide.evaluation.num_samples == 10
+    narrow = compose_config([*overrides, "+sweep=paper", "evaluation.top_ks=[20]"]).evaluation
+    assert (narrow.top_ks, narrow.top_ps) == ((20,), wide.evaluation.top_ps)
+
+
+def test_the_papers_sweep_holds_every_published_decode() -> None:
+    evaluation = compose_config(["+sweep=paper"]).evaluation
+    for name in ("qwen3_4b_instruct", "qwen3_4b_thinking", "qwen3_30b", "ablation_best"):
+        sampling = compose_config([f"sampling={name}"]).sampling
+        assert sampling is not None
+        cells = grid_cells(evaluation, sampling)
+        assert {sampling.train, sampling.eval, sampling.default} <= set(cells), name
+
+
 def test_both_sources_of_the_papers_filters_are_named() -> None:
     assert compose_config(["filters=paper"]).filters == compose_config([]).filters == FilterConfig()
     code = compose_config(["filters=reference_code"]).filters
@@ -106,6 +128,7 @@ def test_the_demos_run_folder_follows_its_problems() -> None:
         (["+model=qwen"], ["model = 'qwen'", "no such file", "qwen3_30b"]),
         (["training.train_iter=3"], ["training.train_iter = 3", "did you mean training.train_iters?"]),
         (["training.train_iters=many"], ["training.train_iters = 'many'", "integer"]),
+        (["evaluation.top_k=20"], ["evaluation.top_k = 20", "did you mean evaluation.top_ks?"]),
         (["foo"], ["'foo'", "KEY=VALUE"]),
         (["seed={"], ["seed={"]),
         (["run_dir=${nothing.here}"], ["nothing.here"]),

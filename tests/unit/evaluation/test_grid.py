@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.config.generation import Decoding, SamplingConfig
 from megatron_ssd.errors import ConfigError, UserError
-from megatron_ssd.evaluation.grid import choose, grid_cells, settings_of, split_halves
+from megatron_ssd.evaluation.grid import choose, grid_cells, hottest, settings_of, split_halves
 from megatron_ssd.schema import Problem
 from tests.unit.evaluation.programs import function_problem
 
@@ -20,6 +23,12 @@ SAMPLING = SamplingConfig(
     default=Decoding(temperature=1.0, top_k=20, top_p=0.8),
 )
 CONFIG = EvaluationConfig(temperatures=(1.0, 1.5), top_ps=(0.6, 0.8))
+
+
+TEMPERATURES = st.lists(st.sampled_from([0.0, 0.6, 0.7, 1.0, 1.5, 2.0]), min_size=1, max_size=6)
+TOP_KS = st.lists(st.sampled_from([-1, 1, 10, 20, 50]), min_size=1, max_size=3)
+TOP_PS = st.lists(st.sampled_from([0.5, 0.8, 0.95, 1.0]), min_size=1, max_size=5)
+SCORES = st.lists(st.lists(st.integers(0, 10), min_size=8, max_size=8), min_size=1, max_size=6)
 
 
 def problems(count: int) -> list[Problem]:
@@ -47,6 +56,47 @@ def test_without_a_grid_the_three_named_settings_are_it():
     assert (
         settings_of("base", EvaluationConfig(), SAMPLING) == settings_of("ssd", EvaluationConfig(), SAMPLING) == cells
     )
+
+
+def test_several_top_ks_stand_between_temperature_and_top_p():
+    config = EvaluationConfig(temperatures=(1.0, 1.5), top_ks=(10, -1), top_ps=(0.8,))
+    labels = [cell.label for cell in grid_cells(config, SAMPLING)]
+    assert labels == ["T1-k10-p0.8", "T1-k-1-p0.8", "T1.5-k10-p0.8", "T1.5-k-1-p0.8"]
+
+
+@given(TEMPERATURES, TOP_KS, TOP_PS)
+def test_a_grid_has_every_combination_once_and_the_training_decode_is_measured(
+    temperatures: list[float], top_ks: list[int], top_ps: list[float]
+):
+    config = EvaluationConfig(temperatures=tuple(temperatures), top_ks=tuple(top_ks), top_ps=tuple(top_ps))
+    cells = grid_cells(config, SAMPLING)
+    wanted = set(itertools.product(temperatures, top_ks, top_ps))
+    assert {(cell.temperature, cell.top_k, cell.top_p) for cell in cells} == wanted
+    assert len(cells) == len(wanted) == len({cell.label for cell in cells})
+    for model in ("base", "ssd"):
+        settings = settings_of(model, config, SAMPLING)
+        assert settings[: len(cells)] == cells
+        assert len({cell.label for cell in settings}) == len(settings)
+    assert SAMPLING.train in settings_of("base", config, SAMPLING)
+
+
+def test_the_hottest_cell_cuts_the_least_at_the_highest_temperature():
+    config = EvaluationConfig(temperatures=(1.0, 2.0), top_ks=(-1, 10, 20), top_ps=(0.8, 1.0))
+    assert hottest(grid_cells(config, SAMPLING)).label == "T2-k-1-p1"
+    assert hottest(grid_cells(dataclasses.replace(config, top_ks=(20, 10)), SAMPLING)).label == "T2-k20-p1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"top_ks": ()}, r"evaluation.top_ks = \[\]: must hold at least one top-k"),
+        ({"top_ks": (20, 0)}, r"top_k = 0: must be -1 \(off\) or positive; .*-1 is what vLLM also calls 0"),
+        ({"top_ks": (20, 10), "temperatures": (), "top_ps": ()}, "spans the grid with evaluation.temperatures"),
+    ],
+)
+def test_a_wrong_top_k_is_one_line(changes: dict[str, tuple[int, ...]], message: str):
+    with pytest.raises(ConfigError, match=message):
+        EvaluationConfig(**{"temperatures": (1.0,), "top_ps": (0.8,), **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("changes", [{"temperatures": (1.0,)}, {"top_ps": (0.5,)}])
@@ -95,3 +145,42 @@ def test_a_cell_that_was_never_judged_is_an_error():
     cells = grid_cells(CONFIG, SAMPLING)[:1]
     with pytest.raises(UserError, match="the judge itself failed"):
         choose(cells, {cells[0].label: np.array([np.nan, 1.0])}, np.array([True, False]))
+
+
+@given(st.lists(st.sampled_from(["easy", "medium", "hard", None]), min_size=2, max_size=60), st.randoms())
+def test_any_benchmark_is_halved_evenly_and_in_any_order_alike(names: list[str | None], random):
+    rows = [function_problem(f"p{i}", difficulty=name) for i, name in enumerate(names)]
+    halves = split_halves(rows)
+    assert (halves.selection ^ halves.report).all()
+    for name in {None, *names}:
+        group = np.array([name is None or problem.difficulty == name for problem in rows])
+        assert abs(int(halves.selection[group].sum()) - int(halves.report[group].sum())) <= 1
+    shuffled = random.sample(rows, len(rows))
+    again = split_halves(shuffled)
+    chosen = {row.id for row, is_chosen in zip(rows, halves.selection, strict=True) if is_chosen}
+    assert chosen == {row.id for row, is_chosen in zip(shuffled, again.selection, strict=True) if is_chosen}
+
+
+@given(SCORES, SCORES)
+def test_no_score_of_the_reporting_half_moves_the_choice(table: list[list[int]], other: list[list[int]]):
+    cells, scores = _scored(table)
+    selection = np.arange(8) < 4
+    best = choose(cells, scores, selection)
+    assert scores[best.label][selection].mean() == max(values[selection].mean() for values in scores.values())
+    for cell, values in zip(cells, itertools.cycle(other)):
+        scores[cell.label] = np.where(selection, scores[cell.label], np.array(values) / 10)
+    assert choose(cells, scores, selection) == best
+
+
+@given(SCORES)
+def test_choosing_on_all_problems_claims_at_least_as_much(table: list[list[int]]):
+    cells, scores = _scored(table)
+    everywhere = np.ones(8, dtype=bool)
+    honest = choose(cells, scores, np.arange(8) < 4)
+    naive = choose(cells, scores, everywhere)
+    assert scores[naive.label].mean() >= scores[honest.label].mean()
+
+
+def _scored(table: list[list[int]]) -> tuple[tuple[Decoding, ...], dict[str, np.ndarray]]:
+    cells = tuple(Decoding(temperature=0.1 * i) for i in range(len(table)))
+    return cells, {cell.label: np.array(row) / 10 for cell, row in zip(cells, table, strict=True)}

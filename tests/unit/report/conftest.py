@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from megatron_ssd.report.stage import run_report
-from tests.unit.report.report_run import build_run, run_config
+from tests.unit.report.report_run import build_run, change_summary, run_config
+from tests.unit.report.sweep_summary import cells_of, sweep_summary
 
 
 @pytest.fixture(scope="session")
@@ -25,4 +26,26 @@ def published_real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("real") / "demo-real"
     build_run(run_dir, scale=0.0)
     run_report(run_config(run_dir, benchmark="livecodebench"))
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def published_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with the largest grid that the page is made for, none of whose cells is the training decode."""
+    run_dir = tmp_path_factory.mktemp("sweep") / "demo-sweep"
+    build_run(run_dir)
+    cells = cells_of((0.6, 0.7, 0.9, 1.1, 1.4, 2.0), (10, 20, -1), (0.7, 0.8, 0.9, 0.95, 1.0))
+    change_summary(run_dir, lambda summary: summary.update(sweep_summary(cells)))
+    run_report(run_config(run_dir))
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def published_curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over two top-ks and three top-ps, where T_eff is drawn as curves."""
+    run_dir = tmp_path_factory.mktemp("curves") / "demo-curves"
+    build_run(run_dir)
+    cells = cells_of((0.7, 0.9, 1.1, 1.6), (20, -1), (0.8, 0.95, 1.0))
+    change_summary(run_dir, lambda summary: summary.update(sweep_summary(cells)))
+    run_report(run_config(run_dir))
     return run_dir

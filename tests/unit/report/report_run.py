@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from megatron_ssd.config.problems import BenchmarkConfig, ProblemsConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import OptimizerConfig, TrainingConfig
 from megatron_ssd.schema import Sample, Verdict
+from tests.unit.report.sweep_summary import cells_of, sweep_summary
 
 REVISION = "sha256:6f1d0c9a44be"
 VLLM = {"name": "vllm", "version": "0.32.0"}
@@ -66,6 +68,14 @@ def build_run(run_dir: Path, *, scale: float = 1.0) -> None:
         run_dir, "export", {"checkpoints": checkpoints.content_hash, "assets": "e" * 64}, engine=MEGATRON, seconds=6.1
     )
     _publish_eval(run_dir, {"model": base.content_hash, "export": export.content_hash, "benchmark": "b" * 64}, scale)
+
+
+def change_summary(run_dir: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what the evaluation of ``run_dir`` found. The lineage of the run is broken from then on."""
+    path = run_dir / "eval" / "summary.json"
+    summary = json.loads(path.read_text())
+    change(summary)
+    path.write_text(json.dumps(summary))
 
 
 def _publish(
@@ -172,12 +182,8 @@ def _summary(scale: float) -> dict[str, Any]:
     )
     return {
         "headline": [_row(*row[:4], row[4] * scale, row[5] * scale, scale) for row in rows],
-        "grid": [
-            _cell(model, temperature, top_p, scale)
-            for model in ("base", "ssd")
-            for temperature in TEMPERATURES
-            for top_p in TOP_PS
-        ],
+        **sweep_summary(cells_of(TEMPERATURES, (20,), TOP_PS), best=_BEST, scale=scale,
+                        train=Decoding(temperature=1.5, top_k=20, top_p=0.6)),
         "claims": [
             {"text": "SSD beats its base when both decode alike.", "status": "shown",
              "evidence": "pass@1 34.5 against 27.6 at T 1.0, top-p 0.8: +6.9 points (4.9 to 8.9)."},
@@ -188,7 +194,6 @@ def _summary(scale: float) -> dict[str, Any]:
         ],
         "confidence": 0.95,
         "selection_problems": 150,
-        "top_k": 20,
         "claim_rule": "shown: the interval of the difference lies above zero; unclear: it holds zero.",
         "settings": {
             model: {label: {"outcomes": {"wrong_answer": 1760, "passed": 1000 + 20 * len(model), "no_code": 240}}}
@@ -216,11 +221,3 @@ def _row(key: str, title: str, model: str, decoding: str, at_1: float, at_5: flo
 
 def _estimate(value: float, error: float) -> dict[str, float]:
     return {"value": value, "low": value - 1.96 * error, "high": value + 1.96 * error}
-
-
-def _cell(model: str, temperature: float, top_p: float, scale: float) -> dict[str, Any]:
-    heat = temperature * top_p - (0.9 if model == "base" else 1.0)
-    score = (0.335 if model == "base" else 0.345) - (0.9 if model == "base" else 0.35) * heat**2
-    chosen = f"T{temperature:g}-k20-p{top_p:g}" == _BEST[model]
-    return {"model": model, "temperature": temperature, "top_p": top_p, "pass_at_1": max(score, 0.0) * scale,
-            "chosen": chosen}  # fmt: skip

@@ -55,9 +55,9 @@ class _Visit:
         self._context.close()
 
 
-@pytest.fixture(params=["published", "published_real"])
+@pytest.fixture(params=["published", "published_real", "published_sweep", "published_curves"])
 def report(request: pytest.FixtureRequest) -> Path:
-    """The page of a run on minicode, and of one where every score is zero."""
+    """The page of a run on minicode, of one where every score is zero, and of two wide sweeps."""
     return request.getfixturevalue(request.param) / "report" / "report.html"
 
 
@@ -99,6 +99,24 @@ def test_every_picture_is_drawn_and_its_text_can_be_read(browser: Any, report: P
             "Math.min(...[...document.querySelectorAll('figure svg text')].map(t => t.getBoundingClientRect().height))"
         )
         assert smallest >= 10
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_label_of_a_picture_hides_another_or_leaves_it(browser: Any, report: Path, width: int) -> None:
+    with _Visit(browser, report, width=width) as visit:
+        hidden = visit.page.evaluate(
+            """() => [...document.querySelectorAll('figure svg, .scale svg')].flatMap(svg => {
+                 const whole = svg.getBoundingClientRect();
+                 const texts = [...svg.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
+                 const meet = (a, b) => a.left < b.right - 1 && b.left < a.right - 1
+                                     && a.top < b.bottom - 3 && b.top < a.bottom - 3;  // line boxes are taller than ink
+                 const out = texts.filter(([, r]) => r.left < whole.left - 1 || r.right > whole.right + 1
+                                                  || r.bottom > whole.bottom + 3);
+                 return [...out.map(([t]) => t), ...texts.flatMap(([t, r], i) =>
+                   texts.slice(i + 1).filter(([, q]) => meet(r, q)).map(([u]) => t + ' / ' + u))];
+               })"""
+        )
+        assert hidden == []
 
 
 def test_schemes_change_the_page_and_its_heat_maps(browser: Any, published: Path) -> None:

@@ -12,19 +12,10 @@ from hypothesis import strategies as st
 
 from megatron_ssd.report import plots, svg
 from megatron_ssd.report.palette import DARK, LIGHT, Scheme, contrast_ratio, heat_color, text_on
-from megatron_ssd.report.records import GridCell, TrainingPoint
+from megatron_ssd.report.records import TrainingPoint
 
 TEXT_CONTRAST = 4.5
 FINITE = st.floats(min_value=-1e9, max_value=1e9, allow_subnormal=False)
-
-
-def _cells() -> list[GridCell]:
-    return [
-        GridCell(model=model, temperature=t, top_p=p, score=t * p / 4, chosen=(t, p) == (1.5, 0.8))
-        for model in ("base", "ssd")
-        for t in (1.0, 1.5)
-        for p in (0.6, 0.8, 1.0)
-    ]
 
 
 @pytest.mark.parametrize("scheme", [LIGHT, DARK], ids=["light", "dark"])
@@ -46,21 +37,6 @@ def test_numbers_read_on_every_heat_colour_and_lightness_runs_one_way(scheme: Sc
 def test_heat_colours_are_held_at_the_ends() -> None:
     assert heat_color(LIGHT, -1.0) == LIGHT.heat[0]
     assert heat_color(LIGHT, 2.0) == LIGHT.heat[-1]
-
-
-def test_heat_map_has_a_cell_for_each_setting_and_frames_the_chosen_one() -> None:
-    drawing = ElementTree.fromstring(plots.heat_map(_cells(), "ssd", (0.15, 0.375)))
-    boxes = [box for box in drawing.iter("rect") if box.get("class") == "heat"]
-    frames = [box for box in drawing.iter("rect") if box.get("class") == "chosen"]
-    assert len(boxes) == 6
-    assert len(frames) == 1
-    assert sum("(chosen)" in (title.text or "") for title in drawing.iter("title")) == 1
-
-
-def test_both_heat_maps_colour_a_value_alike() -> None:
-    maps = [plots.heat_map(_cells(), model, (0.0, 1.0)) for model in ("base", "ssd")]
-    styles = [[box.get("style") for box in ElementTree.fromstring(m).iter("rect")][:6] for m in maps]
-    assert styles[0] == styles[1]
 
 
 @pytest.mark.parametrize("points", [[], [(1, 0.5)], [(1, 0.0), (2, 0.0)], [(1, 3.0), (2, 1.0), (3, 2.0)]])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.errors import UserError
 from megatron_ssd.report.stage import run_report
-from tests.unit.report.report_run import REVISION, build_run, run_config
+from tests.unit.report.report_run import REVISION, build_run, change_summary, run_config
 
 MEBIBYTE = 1 << 20
 
@@ -46,6 +45,25 @@ def test_summary_names_engines_claims_and_base_revision(published: Path) -> None
     assert {claim["status"] for claim in summary["claims"]} == {"shown", "not shown", "unclear"}
     assert summary["lineage"]["whole"] is True
     assert summary["lineage"]["base_revision"] == REVISION
+
+
+def test_what_choosing_adds_and_the_effective_temperature_are_in_summary_and_page(published_sweep: Path) -> None:
+    found = json.loads((published_sweep / "eval" / "summary.json").read_text())
+    decoding = json.loads((published_sweep / "report" / "summary.json").read_text())["decoding"]
+    assert [(row["model"], row["num_cells"]) for row in decoding["best_cells"]] == [("base", 90), ("ssd", 90)]
+    page = (published_sweep / "report" / "report.html").read_text()
+    table = page[page.index("What choosing the best of many adds") : page.index("Training and decode temperature")]
+    for row, written in zip(found["best_of_grid"], decoding["best_cells"], strict=True):
+        for name in ("selection", "report", "on_all_problems"):
+            assert written[name]["value"] == pytest.approx(row[name]["value"])
+            assert f"<b>{100 * row[name]['value']:.1f}</b>" in table
+        assert row["decoding"] in table
+        assert row["on_all_problems"]["decoding"] in table
+    assert len(decoding["effective"]) == len(found["effective_temperature"]["points"]) == 180
+    first = decoding["effective"][0]
+    assert first["estimate"]["low"] < first["estimate"]["value"] < first["estimate"]["high"]
+    assert (decoding["beside_grid"]["decoding"], decoding["train_temperature"]) == ("T1.6-k20-p0.8", 1.6)
+    assert "Base, beside the table" in page
 
 
 def test_what_the_gate_found_is_in_summary_and_page(published: Path) -> None:
@@ -99,7 +117,7 @@ def test_a_run_without_a_stage_is_an_error_that_names_it(tmp_path: Path) -> None
 def test_a_summary_of_another_version_is_an_error_with_the_missing_key(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     build_run(run_dir)
-    _change_summary(run_dir, lambda summary: summary.pop("headline"))
+    change_summary(run_dir, lambda summary: summary.pop("headline"))
     with pytest.raises(UserError, match="headline"):
         run_report(run_config(run_dir))
 
@@ -123,22 +141,18 @@ def test_what_a_stage_ran_with_outweighs_what_is_asked_for_now(published: Path) 
     assert settings["parallel.world_size"] == 2
 
 
-def _change_summary(run_dir: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    path = run_dir / "eval" / "summary.json"
-    summary = json.loads(path.read_text())
-    change(summary)
-    path.write_text(json.dumps(summary))
-
-
 def test_what_the_judge_could_not_measure_is_shown_as_such_and_null_for_machines(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     build_run(run_dir)
 
     def lose_a_score(summary: dict[str, Any]) -> None:
         row = summary["headline"][0]
-        row["overall"]["5"] = row["by_difficulty"]["hard"]["5"] = dict.fromkeys(("value", "low", "high"))
+        unknown = dict.fromkeys(("value", "low", "high"))
+        row["overall"]["5"] = row["by_difficulty"]["hard"]["5"] = unknown
+        summary["best_of_grid"][0].update(report=unknown, grid_mean={"selection": 0.4, "report": None})
+        summary["effective_temperature"]["points"][0].update(unknown)
 
-    _change_summary(run_dir, lose_a_score)
+    change_summary(run_dir, lose_a_score)
     run_report(run_config(run_dir))
     page = (run_dir / "report" / "report.html").read_text()
     assert "not measured" in page
@@ -150,7 +164,7 @@ def test_what_the_judge_could_not_measure_is_shown_as_such_and_null_for_machines
 def test_an_evaluation_of_one_model_only_is_an_error_with_the_fix(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     build_run(run_dir)
-    _change_summary(run_dir, lambda summary: summary["headline"].pop())
+    change_summary(run_dir, lambda summary: summary["headline"].pop())
     with pytest.raises(UserError, match="has no ssd_best; evaluate both"):
         run_report(run_config(run_dir))
 
@@ -161,11 +175,12 @@ def test_a_run_without_difficulties_or_grid_still_has_a_page(tmp_path: Path, key
     build_run(run_dir)
 
     def take_away(summary: dict[str, Any]) -> None:
-        summary["grid"] = [] if key == "grid" else summary["grid"]
+        if key == "grid":
+            summary["grid"], summary["effective_temperature"]["points"] = [], []
         for row in summary["headline"] if key == "by_difficulty" else []:
             row["by_difficulty"], row["problems_by_difficulty"] = {}, {}
 
-    _change_summary(run_dir, take_away)
+    change_summary(run_dir, take_away)
     run_report(run_config(run_dir))
     assert (run_dir / "report" / "report.html").stat().st_size > 0
 

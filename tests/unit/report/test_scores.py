@@ -54,7 +54,7 @@ def test_a_real_summary_becomes_records(tmp_path: Path) -> None:
     path.write_text(json.dumps(summarise(found, SAMPLING, finish_reasons=reasons, facts={})))
     scores = read_scores(path)
     assert [score.key for score in scores.headline] == ["base_default", "base_train", "base_best", "ssd_best"]
-    assert {(c.model, c.temperature, c.top_p) for c in scores.grid if c.chosen} == {
+    assert {(c.model, c.temperature, c.top_p) for c in scores.sweep.grid if c.chosen} == {
         ("base", 1.5, 0.8),
         ("ssd", 1.5, 0.6),
     }

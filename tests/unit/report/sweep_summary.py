@@ -1,0 +1,104 @@
+"""The decode settings' part of a made-up ``eval/summary.json``: scores that peak at a T_eff, with noise."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from megatron_ssd.config.generation import Decoding
+from megatron_ssd.evaluation.grid import ModelName
+
+MODELS: tuple[ModelName, ...] = ("base", "ssd")
+TRAIN = Decoding(temperature=1.6, top_k=20, top_p=0.8)
+
+
+def cells_of(temperatures: Sequence[float], top_ks: Sequence[int], top_ps: Sequence[float]) -> tuple[Decoding, ...]:
+    """The grid that these values span."""
+    return tuple(
+        Decoding(temperature=t, top_k=k, top_p=p) for t, k, p in itertools.product(temperatures, top_ks, top_ps)
+    )
+
+
+def sweep_summary(
+    cells: Sequence[Decoding], *, best: dict[str, str] | None = None, train: Decoding = TRAIN, scale: float = 1.0
+) -> dict[str, Any]:
+    """``grid``, ``beside_grid``, ``best_of_grid`` and ``effective_temperature``. ``best``: model -> label chosen."""
+    rng = random.Random(3)
+    selection, report = (
+        {(model, cell): scale * _score(model, cell, train, rng) for model in MODELS for cell in (*cells, train)}
+        for _ in range(2)
+    )
+    chosen = {
+        model: next(
+            (cell for cell in cells if cell.label == (best or {}).get(model)),
+            max(cells, key=lambda cell: selection[model, cell]),
+        )
+        for model in MODELS
+    }
+    beside = _row("base", train, selection["base", train], train=train)
+    return {
+        "grid": [
+            _row(model, cell, selection[model, cell], train=train, chosen=cell == chosen[model])
+            for model, cell in itertools.product(MODELS, cells)
+        ],
+        "beside_grid": None if train in cells else beside,
+        "best_of_grid": [_best(model, cells, chosen[model], selection, report, scale) for model in MODELS],
+        "effective_temperature": {
+            "train_temperature": train.temperature,
+            "points": list(_points(cells, report, train, scale)),
+        },
+    }
+
+
+def _score(model: ModelName, cell: Decoding, train: Decoding, rng: random.Random) -> float:
+    heat = math.log(_effective(model, cell, train) * (0.75 + 0.25 * cell.top_p) + 1e-3) - math.log(1.2)
+    width = 0.9 if model == "base" else 0.4  # a tuned model bears more heat
+    hot = max(heat, 0.0) * (0.6 if cell.top_k == -1 else 0.2)
+    return max((0.42 if model == "base" else 0.5) - 0.12 * width * heat**2 - width * hot**2 + rng.gauss(0, 0.008), 0.0)
+
+
+def _effective(model: ModelName, cell: Decoding, train: Decoding) -> float:
+    return cell.temperature * (train.temperature if model == "ssd" else 1.0)
+
+
+def _setting(model: ModelName, cell: Decoding) -> dict[str, Any]:
+    return {"model": model, "decoding": cell.label, **dataclasses.asdict(cell)}
+
+
+def _row(model: ModelName, cell: Decoding, score: float, *, train: Decoding, chosen: bool = False) -> dict[str, Any]:
+    return {**_setting(model, cell), "pass_at_1": score, "chosen": chosen, "training": cell == train}
+
+
+def _best(
+    model: ModelName,
+    cells: Sequence[Decoding],
+    chosen: Decoding,
+    selection: dict[tuple[ModelName, Decoding], float],
+    report: dict[tuple[ModelName, Decoding], float],
+    scale: float,
+) -> dict[str, Any]:
+    both = {cell: (selection[model, cell] + report[model, cell]) / 2 for cell in cells}
+    naive = max(cells, key=lambda cell: both[cell])
+    means = [sum(half[model, cell] for cell in cells) / len(cells) for half in (selection, report)]
+    return {
+        "model": model, "decoding": chosen.label, "num_cells": len(cells),
+        "selection": _estimate(selection[model, chosen], scale), "report": _estimate(report[model, chosen], scale),
+        "grid_mean": dict(zip(("selection", "report"), means, strict=True)),
+        "on_all_problems": {"decoding": naive.label, **_estimate(both[naive], scale)},
+    }  # fmt: skip
+
+
+def _points(
+    cells: Sequence[Decoding], report: dict[tuple[ModelName, Decoding], float], train: Decoding, scale: float
+) -> Iterator[dict[str, Any]]:
+    for model, cell in itertools.product(MODELS, cells):
+        effective = _effective(model, cell, train)
+        yield {**_setting(model, cell), "effective_temperature": effective, **_estimate(report[model, cell], scale)}
+
+
+def _estimate(value: float, scale: float) -> dict[str, float]:
+    return {"value": value, "low": max(value - 0.035 * scale, 0.0), "high": value + 0.035 * scale}
