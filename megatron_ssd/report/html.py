@@ -1,5 +1,7 @@
 """``report.html``: one page with its style and pictures inside, that loads nothing and runs no script.
 
+``problems.html`` beside it (see ``problem_html``) has every problem.
+
 Everything that comes from data is escaped by Jinja or by ``svg.element``; a program that a model wrote cannot become
 markup.
 """
