@@ -21,7 +21,6 @@ from megatron_ssd.report.problem_pages import COLUMNS, MOST_KEPT, Attempt, Probl
 from megatron_ssd.report.visible import visible
 
 LIMITS = (MOST_KEPT, 16384, 8192, 4096, 2048, 1024, 512, 256, 128, 0)
-PROGRAM_FACTOR = 4  # programs are what a reader is after: as many times more is kept of them than of what is around
 BLOCK_OVERHEAD = 64  # bytes of markup around a block
 _LEAST_OF_STATEMENT = 1000
 
@@ -120,8 +119,13 @@ def _attempt(attempt: Attempt, texts: _Texts, limit: int) -> dict[str, Any]:
     }
 
 
+def kept_of_program(limit: int) -> int:
+    """Characters of a program; more than of what is around it, since programs are what a reader is after."""
+    return min(4 * limit, MOST_KEPT)
+
+
 def _parts(attempt: Attempt, limit: int) -> tuple[Excerpt, Excerpt | None, Excerpt]:
-    program = None if attempt.program is None else attempt.program.shortened(PROGRAM_FACTOR * limit)
+    program = None if attempt.program is None else attempt.program.shortened(kept_of_program(limit))
     return attempt.before.shortened(limit), program, attempt.after.shortened(limit)
 
 

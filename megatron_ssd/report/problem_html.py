@@ -20,7 +20,7 @@ from markupsafe import Markup
 from megatron_ssd.report import wording
 from megatron_ssd.report.palette import DARK, LIGHT, text_on
 from megatron_ssd.report.plots import MODEL_TITLES
-from megatron_ssd.report.problem_blocks import PROGRAM_FACTOR, Blocks, fit_blocks
+from megatron_ssd.report.problem_blocks import Blocks, fit_blocks, kept_of_program
 from megatron_ssd.report.problem_pages import ProblemPage, ProblemPages
 from megatron_ssd.report.tables import DASH, signed
 from megatron_ssd.report.visible import visible
@@ -54,7 +54,7 @@ class Outcome:
 
 
 OUTCOMES: dict[VerdictStatus, Outcome] = {
-    "passed": Outcome(title="passed", letter=".", light="#478e86", dark="#46938a"),
+    "passed": Outcome(title="passed", letter=".", light="#2b756d", dark="#46938a"),
     "wrong_answer": Outcome(title="wrong answer", letter="W", light="#b3304b", dark="#e0788c"),
     "runtime_error": Outcome(title="runtime error", letter="R", light="#7b4a9e", dark="#bb93d8"),
     "timeout": Outcome(title="time-out", letter="T", light="#6d6512", dark="#c9bd5a"),
@@ -184,6 +184,6 @@ def _kept(blocks: Blocks) -> str:
         return "Every response is here in full."
     return (
         f"{blocks.num_cut:,} of {blocks.num_responses:,} responses are cut in the middle to keep this file small: "
-        f"{blocks.limit:,} characters are kept before and after each program, and {PROGRAM_FACTOR * blocks.limit:,} of "
+        f"{blocks.limit:,} characters are kept before and after each program, and {kept_of_program(blocks.limit):,} of "
         f"the program itself; each place says how many are missing."
     )

@@ -46,9 +46,8 @@
 
   function update() {
     const shown = rows.filter((row) => !(row.hidden = !matches(row)));
-    $("shown").textContent =
-      `${number(shown.length)} of ${plural(rows.length, "problem")}. Of the programs on them pass: ` +
-      `base ${mean(shown, "base")}, SSD ${mean(shown, "ssd")}.`;
+    const count = `${number(shown.length)} of ${plural(rows.length, "problem")}`;
+    $("shown").textContent = `${count}; pass@1 on them: base ${mean(shown, "base")}, SSD ${mean(shown, "ssd")}.`;
   }
 
   function sort() {
@@ -138,8 +137,8 @@
     if (notRun) said.push(`${notRun} not run`);
     const box = el("div", { class: "cells", role: "img", "aria-label": `tests: ${said.join(", ")}` });
     shown.forEach((name, index) => {
-      const letter = name === "passed" ? "" : attempt.cells[index] || "";
-      box.append(el("i", { class: name ? `s-${name}` : "not-run", title: `test ${index + 1}: ${words.statuses[name] || "not run"}` }, letter));
+      const title = `test ${index + 1}: ${words.statuses[name] || "not run"}`;
+      box.append(el("i", { class: name ? `s-${name}` : "not-run", title }, name ? mark(name) : ""));
     });
     if (attempt.total > MOST_CELLS) box.append(el("small", {}, ` and ${number(attempt.total - MOST_CELLS)} more`));
     return box;
@@ -188,21 +187,25 @@
     return article;
   }
 
-  function legend() {
-    const items = Object.entries(words.statuses).filter(([name]) => Object.values(words.letters).includes(name) && name !== "no_code");
-    const letters = Object.fromEntries(Object.entries(words.letters).map(([letter, name]) => [name, letter]));
+  // What stands in a square; a passed test is told by its bare colour.
+  const letters = Object.fromEntries(Object.entries(words.letters).map(([letter, name]) => [name, letter]));
+  const mark = (name) => (name === "passed" ? "" : letters[name]);
+
+  // The squares that this problem has.
+  function legend(attempts) {
+    const used = new Set(attempts.flatMap((attempt) => [attempt.status, ...[...attempt.cells].map((letter) => words.letters[letter])]));
+    const items = Object.entries(words.statuses).filter(([name]) => used.has(name));
     return el("ul", { class: "legend cells" },
-      ...items.map(([name, text]) => el("li", {}, el("i", { class: `s-${name}` }, name === "passed" ? "" : letters[name]), text)),
-      el("li", {}, el("i", { class: "not-run" }), "not run"));
+      ...items.map(([name, text]) => el("li", {}, el("i", { class: `s-${name}` }, mark(name)), text)),
+      el("li", {}, el("i", { class: "not-run" }), "test not run"));
   }
 
   // One square a program, each a link to it.
-  function strip(attempts, column) {
+  function strip(row, attempts, column) {
     const box = el("span", { class: "cells" });
     for (const attempt of attempts) {
-      const letter = Object.entries(words.letters).find(([, name]) => name === attempt.status)[0];
-      const link = el("a", { class: `s-${attempt.status}`, href: "#", title: `${attempt.index}: ${words.statuses[attempt.status]}` },
-        attempt.status === "passed" ? "" : letter);
+      const said = `${attempt.index}: ${words.statuses[attempt.status]}`;
+      const link = el("a", { class: `s-${attempt.status}`, href: `#${row.dataset.anchor}`, title: said }, mark(attempt.status));
       link.setAttribute("aria-label", `${words.models[column]} ${attempt.index}: ${words.statuses[attempt.status]}`);
       link.addEventListener("click", (event) => {
         event.preventDefault();
@@ -224,17 +227,18 @@
     const fields = [row.dataset.level, row.dataset.date, row.dataset.half && `${row.dataset.half} half`].filter(Boolean);
     const step = (text, other) => (other ? el("a", { href: `#${other.dataset.anchor}` }, text) : el("span", { class: "muted" }, text));
     const nav = el("nav", { "aria-label": "Problems" }, el("ul", {}, el("li", {}, el("a", { href: "#" }, "All problems")),
-      el("li", {}, step("Previous", neighbour(row, -1))), el("li", {}, step("Next", neighbour(row, 1)))));
-    const heading = el("h2", { tabindex: "-1" }, row.querySelector(".name").textContent);
+      el("li", {}, step("Previous", neighbour(row, -1))), el("li", {}, step("Next", neighbour(row, 1))),
+      el("li", { class: "muted keys" }, "keys: ← → and Esc")));
+    const heading = el("h1", { tabindex: "-1" }, row.querySelector(".name").textContent);
     const id = row.querySelector("th small");
     const scores = el("div", { class: "columns scores" }, ...block.columns.map((attempts, column) =>
       el("div", { class: `program ${column ? "ssd" : "base"}` },
         el("header", {}, el("strong", {}, words.models[column]), el("span", {}, `${row.querySelectorAll("td.number")[column].textContent} passed`)),
-        strip(attempts, column))));
+        strip(row, attempts, column))));
     const view = [nav, heading, el("p", { class: "note" }, [id && id.textContent, ...fields].filter(Boolean).join(", ")),
       el("pre", { class: "statement", tabindex: "0", "aria-label": "statement" }, ...nodes(block.texts[block.statement]))];
     if (!isEmpty(block.texts[block.starter])) view.push(fold("Starter code", [block.texts[block.starter]], "starter code", false));
-    view.push(scores, legend(), toggles());
+    view.push(scores, legend(block.columns.flat()), toggles());
     const seen = new Map();
     const pairs = Math.max(...block.columns.map((attempts) => attempts.length));
     for (let index = 0; index < pairs; index += 1) {
@@ -281,7 +285,7 @@
     document.title = `${row.querySelector(".name").textContent} – ${title}`;
     let view;
     try {
-      view = problemView(row, await unpack(rowPlace(row)));
+      view = problemView(row, await unpack(row.dataset.place));
     } catch (error) {
       view = [el("p", { class: "notice" }, typeof DecompressionStream === "undefined"
         ? "This browser cannot unpack the programs: it has no DecompressionStream. Any browser of 2023 or later has."
@@ -290,9 +294,8 @@
     if (opened !== row) return; // another was asked for meanwhile
     $("problem").replaceChildren(...view);
     scrollTo(0, 0);
-    $("problem").querySelector("h2")?.focus({ preventScroll: true });
+    $("problem").querySelector("h1")?.focus({ preventScroll: true });
   }
-  const rowPlace = (row) => row.dataset.place;
 
   addEventListener("hashchange", show);
   addEventListener("keydown", (event) => {

@@ -48,7 +48,7 @@ class Try:
 
 def tries(*statuses: VerdictStatus, program: str = Try.program) -> list[Try]:
     """One of each."""
-    return [Try(status, program=program) for status in statuses]
+    return [Try(status, program=f"{program}# {status}\n") for status in statuses]
 
 
 def problem(problem_id: str, difficulty: str, title: str = "", *, form: str = "stdin") -> Problem:

@@ -51,9 +51,9 @@ def test_counts_changes_and_outcomes_of_each_problem(pages: ProblemPages) -> Non
 def test_a_response_is_what_stands_before_its_program_the_program_and_what_follows(pages: ProblemPages) -> None:
     attempt = pages.problems[0].attempts[0][0]
     assert attempt.program is not None
-    assert attempt.program.head == Try.program
+    assert attempt.program.head == f"{Try.program}# passed\n"
     assert attempt.before.head + attempt.program.head + attempt.after.head == (
-        f"I think about it first.\n```python\n{Try.program}```\nThat is all."
+        f"I think about it first.\n```python\n{Try.program}# passed\n```\nThat is all."
     )
     without = pages.problems[3].attempts[0][0]
     assert without.program is None
@@ -118,8 +118,8 @@ def test_blocks_hold_each_text_once_and_no_markup(pages: ProblemPages) -> None:
     data = unpack(packed)
     assert len(data["texts"]) == len({json.dumps(text) for text in data["texts"]})
     programs = {attempt["program"] for column in data["columns"] for attempt in column}
-    assert len(programs) == 1  # six programs, all the same
-    assert data["texts"][programs.pop()] == visible(HOSTILE) + "\n"
+    assert len(programs) == 3  # of six, one for each verdict
+    assert {data["texts"][number].splitlines()[0] for number in programs} == {visible(HOSTILE)}
 
 
 def test_nothing_of_a_model_or_a_benchmark_is_markup_in_the_page(pages: ProblemPages, tmp_path: Path) -> None:
@@ -226,4 +226,4 @@ def test_one_failing_program_is_stored_once_over_samples(tmp_path: Path) -> None
     same = [(problem("a", "easy", "A"), tries(*["wrong_answer"] * 10), tries(*["wrong_answer"] * 10))]
     pages = read(tmp_path, write_evaluation(tmp_path, same))
     data = block(pages.problems[0], 1000)
-    assert sum(text == Try.program for text in data["texts"]) == 1
+    assert sum(text == f"{Try.program}# wrong_answer\n" for text in data["texts"]) == 1

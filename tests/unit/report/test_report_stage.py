@@ -20,7 +20,7 @@ MEBIBYTE = 1 << 20
 
 def test_publishes_summary_and_page_with_their_lineage(published: Path) -> None:
     manifest = read_manifest(published / "report")
-    assert {output["path"] for output in manifest.outputs} == {"summary.json", "report.html"}
+    assert {output["path"] for output in manifest.outputs} == {"summary.json", "report.html", "problems.html"}
     assert manifest.inputs == {
         stage: read_manifest(published / stage).content_hash
         for stage in ("problems", "samples", "dataset", "checkpoints", "export", "eval")
@@ -82,7 +82,7 @@ def test_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     pages = []
     for _ in range(2):
         run_report(run_config(run_dir))
-        pages.append((run_dir / "report" / "report.html").read_bytes())
+        pages.append([(run_dir / "report" / name).read_bytes() for name in ("report.html", "problems.html")])
         shutil.rmtree(run_dir / "report")
     assert pages[0] == pages[1]
 
