@@ -19,6 +19,7 @@ from megatron_ssd.problems.gate import HITS_FILE
 from megatron_ssd.report import paper, plots, wording
 from megatron_ssd.report.lineage import Lineage
 from megatron_ssd.report.palette import DARK, LIGHT
+from megatron_ssd.report.problem_html import anchor
 from megatron_ssd.report.problems import SHOWN_HITS
 from megatron_ssd.report.records import ReportData, Score
 from megatron_ssd.report.tables import confidence_text, duration, headline_rows, stage_rows
@@ -52,6 +53,7 @@ def render(data: ReportData, lineage: Lineage) -> str:
         style=Markup(style),
         lineage=lineage,
         duration=duration,
+        anchor=anchor,
         sections=SECTIONS,
         titles=plots.MODEL_TITLES,
         stages=stage_rows(data.manifests),

@@ -47,9 +47,9 @@ def test_every_section_is_there_and_every_link_leads_to_one(browser: Any, report
         assert all(visit.page.locator(f"#{name} h2").inner_text() for name in sections)
         links = visit.page.evaluate("[...document.querySelectorAll('a')].map(a => a.getAttribute('href'))")
         assert [link for link in links if link.startswith("#")] == [f"#{name}" for name in sections]
-        others = {link for link in links if not link.startswith("#")}
-        assert others == {"problems.html"}
-        assert all((report.parent / link).is_file() for link in others)
+        others = [link for link in links if not link.startswith("#")]
+        assert {link.partition("#")[0] for link in others} == {"problems.html"}
+        assert (report.parent / "problems.html").is_file()
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -10,7 +10,7 @@ import pytest
 from megatron_ssd.report.problem_html import anchor
 from megatron_ssd.report.visible import visible
 from tests.unit.report.browsing import Visit
-from tests.unit.report.problems_run import HOSTILE, RUN, read, write_evaluation, write_page
+from tests.unit.report.problems_run import HOSTILE, RUN, Try, read, write_evaluation, write_page
 
 SHOWN = "[...document.querySelectorAll('#rows > tr')].filter(r => r.checkVisibility()).map(r => r.dataset.anchor)"
 IDS = [anchor(problem.id) for problem, *_ in RUN]
@@ -123,7 +123,10 @@ def test_a_problem_shows_each_attempt_with_its_verdict_tests_and_texts(browser: 
         assert values[0] == "12 of 12"
         assert f"{len(whole.input) - 400} characters left out" in values[1]
         assert values[2:] == [whole.output, "line 1: expected '12', got '7'"]
-        assert "# wrong_answer" in attempt.locator("pre[aria-label='program of SSD 2']").inner_text()
+        attempt.get_by_text("Program, the same as SSD 0").click()
+        assert attempt.locator("pre[aria-label='program of SSD 2']").inner_text() == Try.program
+        attempt.get_by_text("Whole response").click()
+        assert f"first.\n```python\n{Try.program}```\nThat" in attempt.locator("details pre").last.inner_text()
         cut = visit.page.locator("#base-0")
         cut.locator("summary").click()
         assert "95,232 characters left out" in cut.locator("details pre").inner_text()
@@ -230,5 +233,6 @@ def test_the_report_leads_to_the_problems_and_back(browser: Any, published: Path
         visit.page.get_by_role("link", name="easy-001").click()
         assert "0/1 passed" in visit.page.locator("#problem .scores").inner_text()
         visit.page.get_by_role("link", name="Report of demo").click()
-        visit.page.wait_for_selector("#result")
+        visit.page.locator("#examples").get_by_role("link", name="hard-000").click()
+        assert opened(visit) == "hard-000"
         assert visit.complaints == []
