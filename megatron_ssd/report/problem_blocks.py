@@ -79,6 +79,7 @@ def block(problem: ProblemPage, limit: int) -> dict[str, Any]:
         "statement": texts.add(problem.statement.shortened(max(limit, _LEAST_OF_STATEMENT))),
         "starter": texts.add(Excerpt.of(problem.starter_code, max(limit, _LEAST_OF_STATEMENT))),
         "tests": {str(index): [texts.add(text) for text in test] for index, test in problem.tests.items()},
+        "checks": problem.has_checks,
         "columns": [
             [_attempt(attempt, texts, limit) for attempt in problem.attempts[column]] for column in range(len(COLUMNS))
         ],

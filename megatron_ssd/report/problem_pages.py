@@ -62,6 +62,7 @@ class ProblemPage:
     statement: Excerpt
     starter_code: str
     tests: dict[int, tuple[Excerpt, Excerpt]]  # index -> input, expected output
+    has_checks: bool  # the input of a test is a script of assertions, and nothing is expected of its output
     attempts: tuple[tuple[Attempt, ...], ...]
 
     def passed(self, column: int) -> tuple[int, int]:
@@ -117,9 +118,11 @@ def read_problem_pages(folder: Path, scores: Scores, *, prompt_opens_thinking: b
     for row in columns:
         reader = _Reader(folder, row.model, row.decoding, prompt_opens_thinking)
         attempts.append(reader.read(prompts))
-    unlisted = set().union(*attempts) ^ set(scores.difficulties)
-    if unlisted:
-        raise _other_samples(folder, f"problem {min(unlisted)} is in the generations or in summary.json alone")
+    for row, own in zip(columns, attempts, strict=True):
+        if alone := own.keys() ^ scores.difficulties.keys():
+            raise _other_samples(
+                folder, f"problem {min(alone)} is in the generations of {row.model} or in summary.json, not in both"
+            )
     problems = tuple(
         _page(problem_id, difficulty, known.get(problem_id), prompts[problem_id], [own[problem_id] for own in attempts])
         for problem_id, difficulty in scores.difficulties.items()
@@ -148,12 +151,14 @@ class _Reader:
         rows = iter_jsonl(self.folder / "generations" / name)
         for row in progress(rows, desc=f"reading programs of {self.model}", unit="program", total=len(verdicts)):
             sample = Sample.from_json(row)
-            verdict = verdicts.get(sample.key)
+            verdict = verdicts.pop(sample.key, None)
             if verdict is None:
                 raise _other_samples(self.folder / "verdicts" / name, f"no verdict on sample {sample.key}")
             attempts[sample.problem_id].append(self._attempt(sample, verdict))
             if sample.problem_id not in prompts:
                 prompts[sample.problem_id] = "\n\n".join(message["content"] for message in sample.messages)
+        if verdicts:
+            raise _other_samples(self.folder / "verdicts" / name, f"no response to verdict {min(verdicts)}")
         return {key: tuple(sorted(own, key=lambda attempt: attempt.sample_index)) for key, own in attempts.items()}
 
     def _attempt(self, sample: Sample, verdict: Verdict) -> Attempt:
@@ -191,6 +196,7 @@ def _page(
         statement=kept.statement if kept else Excerpt.of(prompt, MOST_KEPT),
         starter_code=kept.starter_code if kept else "",
         tests={index: (test.input, test.output) for index, test in tests.items()},
+        has_checks=kept is not None and kept.form == "checks",
         attempts=tuple(attempts),
     )
 

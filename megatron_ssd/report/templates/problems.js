@@ -152,9 +152,8 @@
     if (attempt.failed !== null) list.append(el("dt", {}, "first failing test"), el("dd", {}, `${number(attempt.failed + 1)} of ${number(attempt.total)}`));
     if (test) {
       const [input, output] = test.map((index) => block.texts[index]);
-      const isCheck = isEmpty(output); // a script of assertions expects no output
-      add(isCheck ? "check" : "input", input);
-      if (!isCheck) add("expected", output);
+      add(block.checks ? "check" : "input", isEmpty(input) ? "(nothing)" : input);
+      if (!block.checks) add("expected", isEmpty(output) ? "(nothing)" : output);
     }
     if (!isEmpty(detail)) add("judge", detail);
     return list.childElementCount ? list : null;
@@ -299,8 +298,8 @@
 
   addEventListener("hashchange", show);
   addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea, pre")) return;
-    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select")) return;
+    const step = event.target.closest("pre") ? 0 : { ArrowLeft: -1, ArrowRight: 1 }[event.key]; // a pre scrolls by them
     if (opened && event.key === "Escape") location.hash = "";
     else if (opened && step && neighbour(opened, step)) location.hash = neighbour(opened, step).dataset.anchor;
     else if (!opened && event.key === "/") { event.preventDefault(); $("text").focus(); }

@@ -91,10 +91,14 @@ def test_an_evaluation_without_problems_file_shows_the_prompt_instead(tmp_path: 
 
 def test_generations_and_verdicts_of_other_samples_are_refused(tmp_path: Path) -> None:
     found = write_evaluation(tmp_path, RUN)
-    with pytest.raises(UserError, match=r"problem more is in the generations or in summary\.json alone"):
+    with pytest.raises(UserError, match=r"problem more is in the generations of base or in summary\.json, not"):
         read(tmp_path, dataclasses.replace(found, difficulties={**found.difficulties, "more": "easy"}))
     verdicts = tmp_path / "verdicts" / "ssd" / "T1.5-k20-p0.8.jsonl"
-    verdicts.write_text("".join(verdicts.read_text().splitlines(keepends=True)[1:]))
+    rows = verdicts.read_text(encoding="utf-8").splitlines(keepends=True)
+    verdicts.write_text("".join([*rows, rows[0].replace('"sample_index": 0', '"sample_index": 7')]))
+    with pytest.raises(UserError, match=r"no response to verdict \('abc387_a', 7\)"):
+        read(tmp_path, found)
+    verdicts.write_text("".join(rows[1:]))
     with pytest.raises(UserError, match=r"no verdict on sample \('abc387_a', 0\).*replace=true"):
         read(tmp_path, found)
 
@@ -179,7 +183,7 @@ def _livecodebench_size() -> ProblemPages:
     problems = tuple(
         ProblemPage(
             problem_id=f"abc{number}", title=f"Problem {number}", difficulty="hard", date="2025-03-01",
-            half="reporting", statement=Excerpt(text[number * 3000 :][:3000]), starter_code="",
+            half="reporting", statement=Excerpt(text[number * 3000 :][:3000]), starter_code="", has_checks=False,
             tests={test: (Excerpt.of(text[test * 900 :][:5000], 400), Excerpt("7")) for test in range(12)},
             attempts=tuple(tuple(attempt(index) for index in range(10)) for _ in range(2)),
         )

@@ -158,6 +158,8 @@ def test_mouse_and_keyboard_open_walk_and_close(browser: Any, path: Path) -> Non
         visit.page.keyboard.press("ArrowRight")  # to the next that the filter shows
         visit.page.wait_for_function("document.querySelector('#problem h1').textContent.startsWith('Find')")
         visit.page.keyboard.press("ArrowRight")  # there is none
+        visit.page.locator(".statement").press("ArrowLeft")  # scrolls the text, and stays
+        assert visit.page.evaluate("location.hash") == f"#{IDS[4]}"
         visit.page.get_by_role("link", name="All problems").click()
         visit.page.wait_for_selector("#list", state="visible")
         assert visit.page.evaluate(SHOWN) == [IDS[1], IDS[4]]
