@@ -185,5 +185,5 @@ def _kept(blocks: Blocks) -> str:
     return (
         f"{blocks.num_cut:,} of {blocks.num_responses:,} responses are cut in the middle to keep this file small: "
         f"{blocks.limit:,} characters are kept before and after each program, and {kept_of_program(blocks.limit):,} of "
-        f"the program itself; each place says how many are missing."
+        f"the program itself; each place says how many are missing. Whole responses are in eval/generations."
     )

@@ -22,6 +22,7 @@ from megatron_ssd.schema import FinishReason, Sample, Verdict, VerdictStatus
 COLUMNS = ("base_best", "ssd_best")  # rows of the headline that stand side by side
 MOST_KEPT = 32_768  # characters of what precedes a program, of the program, and of what follows it
 _DETAIL_CHARACTERS = 300
+_TITLE_CHARACTERS = 80
 
 Solved = Literal["both", "ssd", "base", "neither"]
 
@@ -189,7 +190,7 @@ def _page(
     tests = {index: kept.tests[index] for index in failed if index < len(kept.tests)} if kept else {}
     return ProblemPage(
         problem_id=problem_id,
-        title=kept.title if kept else "",
+        title=(kept.title or _first_line(kept.statement.head)) if kept else "",
         difficulty=difficulty,
         date=(kept.date or "") if kept else "",
         half=kept.half if kept else "",
@@ -199,6 +200,12 @@ def _page(
         has_checks=kept is not None and kept.form == "checks",
         attempts=tuple(attempts),
     )
+
+
+def _first_line(statement: str) -> str:
+    """What names a problem that has no title; empty where it is too long for that."""
+    line = statement.strip().partition("\n")[0]
+    return line if len(line) <= _TITLE_CHARACTERS else ""
 
 
 def _other_samples(path: Path, what: str) -> UserError:

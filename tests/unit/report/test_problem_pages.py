@@ -81,6 +81,13 @@ def test_an_excerpt_keeps_both_ends_however_often_it_is_cut(limit: int) -> None:
     assert Excerpt.from_json(json.loads(json.dumps(cut.to_json()))) == cut
 
 
+def test_a_problem_without_a_title_goes_by_the_first_line_of_its_statement(tmp_path: Path) -> None:
+    run = [(problem(name, "easy"), tries("passed"), tries("passed")) for name in ("short", "long")]
+    run[1] = (dataclasses.replace(run[1][0], statement="a word " * 20), *run[1][1:])
+    pages = read(tmp_path, write_evaluation(tmp_path, run))
+    assert [page.title for page in pages.problems] == ["Read a list, keep the numbers above 3 and double each.", ""]
+
+
 def test_an_evaluation_without_problems_file_shows_the_prompt_instead(tmp_path: Path) -> None:
     pages = read(tmp_path, write_evaluation(tmp_path, RUN, with_problems=False))
     assert not pages.has_tests

@@ -156,7 +156,7 @@ def test_mouse_and_keyboard_open_walk_and_close(browser: Any, path: Path) -> Non
         assert opened(visit) == "9x9 Sum"
         assert visit.page.evaluate("document.activeElement.tagName") == "H1"
         visit.page.keyboard.press("ArrowRight")  # to the next that the filter shows
-        visit.page.wait_for_function("document.querySelector('#problem h1').textContent.startsWith('Find')")
+        visit.page.locator("#problem h1", has_text="Find").wait_for()
         visit.page.keyboard.press("ArrowRight")  # there is none
         visit.page.locator(".statement").press("ArrowLeft")  # scrolls the text, and stays
         assert visit.page.evaluate("location.hash") == f"#{IDS[4]}"
