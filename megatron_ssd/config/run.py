@@ -16,6 +16,7 @@ from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.problems import BenchmarkConfig, ContaminationConfig, ProblemsConfig
 from megatron_ssd.config.proxy import ProxyConfig
+from megatron_ssd.config.report import ReportConfig
 from megatron_ssd.config.training import CheckpointConfig, OptimizerConfig, TrainingConfig
 from megatron_ssd.config.worker import WorkerConfig
 from megatron_ssd.errors import ConfigError, require
@@ -70,6 +71,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
 
     def __post_init__(self) -> None:
         micro_batches = self.training.num_microbatches(self.parallel.data_parallel_size)

@@ -29,6 +29,7 @@ from megatron_ssd.evaluation.grading import Grader
 from megatron_ssd.evaluation.grid import ModelName, grid_cells, settings_of, split_halves
 from megatron_ssd.evaluation.measurements import Measurements
 from megatron_ssd.evaluation.metrics import Bootstrap
+from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, write_problems
 from megatron_ssd.evaluation.summary import summarise, table
 from megatron_ssd.generation.engines import engine_facts, open_sampler
 from megatron_ssd.generation.model_folder import ModelFolder, open_model
@@ -88,6 +89,7 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
     facts = {"engine": engine, "sandbox": config.evaluation.sandbox.kind, "prompt_opens_thinking": opens_thinking}
     summary = summarise(found, sampling, finish_reasons=finish_reasons, facts=facts)
     write_atomically(work / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    write_problems(work / PROBLEMS_FILE, problems, found.halves)
     _publish(stage, problems, verdicts, engine, facts)
     log.info("eval:\n%s", table(summary))
 

@@ -1,1 +1,1 @@
-"""What a run showed: ``summary.json`` for machines, one self-contained ``report.html`` for people."""
+"""What a run showed: ``summary.json`` for machines, self-contained ``report.html`` and ``problems.html`` for people."""

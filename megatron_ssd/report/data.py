@@ -21,6 +21,7 @@ from megatron_ssd.report.paper import SETTINGS
 from megatron_ssd.report.problems import read_problem_facts
 from megatron_ssd.report.records import Example, Program, ReportData, SamplingFacts, Score, Scores, TrainingPoint
 from megatron_ssd.report.scores import read_scores
+from megatron_ssd.report.visible import visible
 from megatron_ssd.schema import Sample, Verdict
 
 _FACT_KEYS = ("seed", "minicode.seed", "model.name", "cluster.device")
@@ -185,7 +186,7 @@ def _first_verdicts(path: Path) -> dict[str, Verdict]:
 
 
 def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[:limit] + "\n\u2026"
+    return visible(text if len(text) <= limit else text[:limit] + "\n\u2026")
 
 
 def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

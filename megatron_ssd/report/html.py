@@ -1,5 +1,7 @@
 """``report.html``: one page with its style and pictures inside, that loads nothing and runs no script.
 
+``problems.html`` beside it (see ``problem_html``) has every problem.
+
 Everything that comes from data is escaped by Jinja or by ``svg.element``; a program that a model wrote cannot become
 markup.
 """
@@ -17,6 +19,7 @@ from megatron_ssd.problems.gate import HITS_FILE
 from megatron_ssd.report import decode_plots, paper, plots, wording
 from megatron_ssd.report.lineage import Lineage
 from megatron_ssd.report.palette import DARK, LIGHT
+from megatron_ssd.report.problem_html import anchor
 from megatron_ssd.report.problems import SHOWN_HITS
 from megatron_ssd.report.records import ReportData, Score
 from megatron_ssd.report.tables import UNKNOWN, confidence_text, duration, headline_rows, percent, stage_rows
@@ -50,6 +53,7 @@ def render(data: ReportData, lineage: Lineage) -> str:
         style=Markup(style),
         lineage=lineage,
         duration=duration,
+        anchor=anchor,
         sections=SECTIONS,
         titles=plots.MODEL_TITLES,
         stages=stage_rows(data.manifests),

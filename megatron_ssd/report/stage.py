@@ -1,4 +1,4 @@
-"""The report stage: reads every published folder of a run, publishes ``report/summary.json`` and ``report.html``."""
+"""The report stage: reads every published folder of a run, publishes ``report/summary.json`` and two pages."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from megatron_ssd.generation.published import sample_shards
 from megatron_ssd.report.data import gather, read_manifests, shown_settings
 from megatron_ssd.report.html import render
 from megatron_ssd.report.lineage import trace
+from megatron_ssd.report.problem_html import render_problems
+from megatron_ssd.report.problem_pages import read_problem_pages
 from megatron_ssd.report.summary import summarise
 from megatron_ssd.report.terminal import print_report
 
@@ -27,7 +29,7 @@ def report_stage(config: RunConfig) -> Stage:
     return Stage(
         name="report",
         run_dir=run_dir,
-        config=shown_settings(config, manifests),
+        config={**shown_settings(config, manifests), "report.page_mib": config.report.page_mib},
         inputs={stage: manifest.content_hash for stage, manifest in manifests.items()},
         replace=config.replace,
     )
@@ -45,10 +47,18 @@ def run_report(config: RunConfig) -> None:
         data = gather(config)
         base_model = Path(config.model.path) if config.model is not None and config.model.path is not None else None
         lineage = trace(run_dir, base_model=base_model, base_revision=_base_revision(run_dir))
+        evaluation = data.manifests["eval"]
+        pages = read_problem_pages(
+            run_dir / "eval", data.scores, prompt_opens_thinking=evaluation.facts["prompt_opens_thinking"]
+        )
+        problems_page = render_problems(
+            pages, run_name=data.run_name, code_version=evaluation.code_version, page_mib=config.report.page_mib
+        )
         work = stage.begin()
         summary = json.dumps(summarise(data, lineage), indent=2, ensure_ascii=False)
         write_atomically(work / "summary.json", summary + "\n")
         write_atomically(work / "report.html", render(data, lineage))
+        write_atomically(work / "problems.html", problems_page)
         stage.publish(counts={"examples": len(data.examples), "claims": len(data.scores.claims)})
     print_report(run_dir)
 

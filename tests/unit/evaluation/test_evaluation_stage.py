@@ -16,6 +16,8 @@ from megatron_ssd.config.generation import Decoding, EngineConfig, PromptConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.decode import DecodeJob
+from megatron_ssd.evaluation.grid import split_halves
+from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, read_problems
 from megatron_ssd.evaluation.sandbox import Sandbox
 from megatron_ssd.evaluation.stage import run_evaluate
 from megatron_ssd.generation.model_folder import open_model
@@ -48,6 +50,20 @@ def test_whole_stage(config: RunConfig, caplog: pytest.LogCaptureFixture):
     assert manifest.inputs["model"] == hash_folder(Path(str(config.model.path)))  # type: ignore[union-attr]
     assert manifest.inputs["export"] == read_manifest(Path(config.run_dir) / "export").content_hash
     assert "SSD at its best" in caplog.text
+
+
+def test_what_readers_want_to_know_of_the_problems_is_published(config: RunConfig):
+    run_evaluate(config, sampler=sampler_of(Oracle(config)))
+    problems = minicode.test_problems(MINICODE)
+    kept = read_problems(Path(config.run_dir) / "eval" / PROBLEMS_FILE)
+    assert list(kept) == [problem.id for problem in problems]
+    halves = ["reporting" if mine else "selection" for mine in split_halves(problems).report]
+    for problem, half in zip(problems, halves, strict=True):
+        row = kept[problem.id]
+        assert (row.statement.head, row.difficulty, row.half) == (problem.statement, problem.difficulty, half)
+        assert [(test.input.head, test.output.head) for test in row.tests] == [
+            (test.input, test.output) for test in problem.tests
+        ]
 
 
 def test_samples_share_their_seed_over_settings_and_models(config: RunConfig):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from playwright import sync_api as playwright
 
 from megatron_ssd.report.stage import run_report
+from tests.unit.report.browsing import FLAGS, chromium
 from tests.unit.report.report_run import build_run, change_summary, run_config
 from tests.unit.report.sweep_summary import cells_of, sweep_summary
 
@@ -49,3 +53,12 @@ def published_curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     change_summary(run_dir, lambda summary: summary.update(sweep_summary(cells)))
     run_report(run_config(run_dir))
     return run_dir
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, with a profile of its own that goes when it closes."""
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=chromium(), args=list(FLAGS))
+        yield running
+        running.close()

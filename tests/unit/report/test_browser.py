@@ -5,54 +5,16 @@ Needs Chromium on the machine (``make test`` installs it); without it these test
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright import sync_api as playwright
 
 from megatron_ssd.report.html import SECTIONS
+from tests.unit.report.browsing import Visit
 
-_FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 WIDTHS = (1280, 390)
 SCHEMES = ("light", "dark")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium, with a profile of its own that goes when it closes."""
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.fail("no Chromium on PATH: run `make test`, or `apt-get install chromium`")
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=executable, args=list(_FLAGS))
-        yield running
-        running.close()
-
-
-class _Visit:
-    """The page opened once, with everything that it asked for and complained of."""
-
-    def __init__(self, browser: Any, path: Path, *, width: int, scheme: str = "light") -> None:
-        self.requests: list[str] = []
-        self.complaints: list[str] = []
-        self._context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.page = self._context.new_page()
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.goto(path.as_uri())
-
-    def __enter__(self) -> _Visit:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._context.close()
 
 
 @pytest.fixture(params=["published", "published_real", "published_sweep", "published_curves"])
@@ -66,7 +28,7 @@ def report(request: pytest.FixtureRequest) -> Path:
 def test_loads_nothing_complains_of_nothing_and_does_not_scroll_sideways(
     browser: Any, report: Path, width: int, scheme: str
 ) -> None:
-    with _Visit(browser, report, width=width, scheme=scheme) as visit:
+    with Visit(browser, report, width=width, scheme=scheme) as visit:
         assert [url for url in visit.requests if not url.startswith("data:")] == [report.as_uri()]
         assert visit.complaints == []
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
@@ -79,17 +41,20 @@ def test_loads_nothing_complains_of_nothing_and_does_not_scroll_sideways(
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_every_section_is_there_and_every_link_leads_to_one(browser: Any, report: Path, width: int) -> None:
-    with _Visit(browser, report, width=width) as visit:
+    with Visit(browser, report, width=width) as visit:
         sections = visit.page.evaluate("[...document.querySelectorAll('main > section')].map(s => s.id)")
         assert sections == [name for name, _ in SECTIONS]
         assert all(visit.page.locator(f"#{name} h2").inner_text() for name in sections)
         links = visit.page.evaluate("[...document.querySelectorAll('a')].map(a => a.getAttribute('href'))")
-        assert links == [f"#{name}" for name in sections]
+        assert [link for link in links if link.startswith("#")] == [f"#{name}" for name in sections]
+        others = [link for link in links if not link.startswith("#")]
+        assert {link.partition("#")[0] for link in others} == {"problems.html"}
+        assert (report.parent / "problems.html").is_file()
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_every_picture_is_drawn_and_its_text_can_be_read(browser: Any, report: Path, width: int) -> None:
-    with _Visit(browser, report, width=width) as visit:
+    with Visit(browser, report, width=width) as visit:
         sizes = visit.page.evaluate(
             "[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect()).map(r => [r.width, r.height])"
         )
@@ -103,7 +68,7 @@ def test_every_picture_is_drawn_and_its_text_can_be_read(browser: Any, report: P
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_no_label_of_a_picture_hides_another_or_leaves_it(browser: Any, report: Path, width: int) -> None:
-    with _Visit(browser, report, width=width) as visit:
+    with Visit(browser, report, width=width) as visit:
         hidden = visit.page.evaluate(
             """() => [...document.querySelectorAll('figure svg, .scale svg')].flatMap(svg => {
                  const whole = svg.getBoundingClientRect();
@@ -122,7 +87,7 @@ def test_no_label_of_a_picture_hides_another_or_leaves_it(browser: Any, report: 
 def test_schemes_change_the_page_and_its_heat_maps(browser: Any, published: Path) -> None:
     seen = []
     for scheme in SCHEMES:
-        with _Visit(browser, published / "report" / "report.html", width=1280, scheme=scheme) as visit:
+        with Visit(browser, published / "report" / "report.html", width=1280, scheme=scheme) as visit:
             seen.append(
                 visit.page.evaluate(
                     """() => [getComputedStyle(document.body).backgroundColor,
@@ -135,11 +100,11 @@ def test_schemes_change_the_page_and_its_heat_maps(browser: Any, published: Path
 
 
 def test_what_a_model_wrote_stays_text(browser: Any, published: Path) -> None:
-    with _Visit(browser, published / "report" / "report.html", width=1280) as visit:
+    with Visit(browser, published / "report" / "report.html", width=1280) as visit:
         assert visit.page.locator("script, img, iframe, object").count() == 0
         assert "<script>alert(1)</script>" in visit.page.locator("#examples").inner_text()
 
 
 def test_the_picture_of_the_page_is_not_blank(browser: Any, published: Path) -> None:
-    with _Visit(browser, published / "report" / "report.html", width=1280) as visit:
+    with Visit(browser, published / "report" / "report.html", width=1280) as visit:
         assert len(visit.page.screenshot(full_page=True)) > 100_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from megatron_ssd.artifacts.manifest import read_manifest
+from megatron_ssd.config.report import ReportConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.report.stage import run_report
 from tests.unit.report.report_run import REVISION, build_run, change_summary, run_config
@@ -19,7 +21,7 @@ MEBIBYTE = 1 << 20
 
 def test_publishes_summary_and_page_with_their_lineage(published: Path) -> None:
     manifest = read_manifest(published / "report")
-    assert {output["path"] for output in manifest.outputs} == {"summary.json", "report.html"}
+    assert {output["path"] for output in manifest.outputs} == {"summary.json", "report.html", "problems.html"}
     assert manifest.inputs == {
         stage: read_manifest(published / stage).content_hash
         for stage in ("problems", "samples", "dataset", "checkpoints", "export", "eval")
@@ -100,9 +102,15 @@ def test_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     pages = []
     for _ in range(2):
         run_report(run_config(run_dir))
-        pages.append((run_dir / "report" / "report.html").read_bytes())
+        pages.append([(run_dir / "report" / name).read_bytes() for name in ("report.html", "problems.html")])
         shutil.rmtree(run_dir / "report")
     assert pages[0] == pages[1]
+
+
+def test_another_size_of_the_page_is_another_report(published: Path) -> None:
+    smaller = dataclasses.replace(run_config(published), report=ReportConfig(page_mib=4))
+    with pytest.raises(UserError, match=r"report\.page_mib: 8\.0 then, 4 now.*replace=true"):
+        run_report(smaller)
 
 
 def test_a_run_without_a_stage_is_an_error_that_names_it(tmp_path: Path) -> None:

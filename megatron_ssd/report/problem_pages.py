@@ -1,0 +1,212 @@
+"""Reads what ``problems.html`` shows: every problem of the benchmark with the attempts of base and SSD at their best.
+
+Attempts come from ``eval/generations`` and ``eval/verdicts``, tests and statements from ``eval/problems.jsonl``. Texts
+are cut while they are read, so that memory holds at most ``MOST_KEPT`` characters of each part of a response.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from megatron_ssd.artifacts.jsonl import iter_jsonl
+from megatron_ssd.errors import UserError
+from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, Excerpt, ShortProblem, read_problems
+from megatron_ssd.progress import progress
+from megatron_ssd.prompts.extract import extract_code
+from megatron_ssd.report.records import ModelName, Score, Scores
+from megatron_ssd.schema import FinishReason, Sample, Verdict, VerdictStatus
+
+COLUMNS = ("base_best", "ssd_best")  # rows of the headline that stand side by side
+MOST_KEPT = 32_768  # characters of what precedes a program, of the program, and of what follows it
+_DETAIL_CHARACTERS = 300
+_TITLE_CHARACTERS = 80
+
+Solved = Literal["both", "ssd", "base", "neither"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A response and its verdict; the response is ``before``, ``program`` and ``after`` in a row.
+
+    ``program`` is None where none was found; the whole response is in ``before`` then.
+    """
+
+    sample_index: int
+    status: VerdictStatus
+    tests_passed: int
+    tests_total: int
+    by_test: str
+    failed_test: int | None
+    detail: Excerpt
+    finish_reason: FinishReason
+    num_tokens: int
+    before: Excerpt
+    program: Excerpt | None
+    after: Excerpt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProblemPage:
+    """One problem. ``attempts`` has a tuple for each of ``COLUMNS``; ``tests`` those that some attempt failed first.
+
+    ``half`` is empty, and ``tests`` too, where the evaluation kept no texts of its problems.
+    """
+
+    problem_id: str
+    title: str
+    difficulty: str
+    date: str
+    half: str
+    statement: Excerpt
+    starter_code: str
+    tests: dict[int, tuple[Excerpt, Excerpt]]  # index -> input, expected output
+    has_checks: bool  # the input of a test is a script of assertions, and nothing is expected of its output
+    attempts: tuple[tuple[Attempt, ...], ...]
+
+    def passed(self, column: int) -> tuple[int, int]:
+        """Programs that passed every test, and programs that were judged."""
+        statuses = [attempt.status for attempt in self.attempts[column]]
+        return statuses.count("passed"), len(statuses) - statuses.count("infrastructure_error")
+
+    @property
+    def change(self) -> float | None:
+        """Share of passing programs of SSD minus that of the base; None where the judge failed on all of one."""
+        (base, base_total), (ssd, ssd_total) = self.passed(0), self.passed(1)
+        return ssd / ssd_total - base / base_total if base_total and ssd_total else None
+
+    @property
+    def solved(self) -> Solved:
+        """By which model at least one program passes."""
+        base, ssd = (self.passed(column)[0] > 0 for column in range(len(COLUMNS)))
+        if base and ssd:
+            return "both"
+        return "ssd" if ssd else "base" if base else "neither"
+
+    @property
+    def statuses(self) -> list[VerdictStatus]:
+        """Every verdict that came up, sorted."""
+        return sorted({attempt.status for column in self.attempts for attempt in column})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemPages:
+    """Everything on the page. ``columns`` are the headline rows that ``COLUMNS`` names."""
+
+    problems: tuple[ProblemPage, ...]
+    columns: tuple[Score, ...]
+    difficulties: tuple[str, ...]  # from easy to hard
+    has_tests: bool  # False for an evaluation that was published without eval/problems.jsonl
+
+
+def read_problem_pages(folder: Path, scores: Scores, *, prompt_opens_thinking: bool) -> ProblemPages:
+    """What there is on each problem of the published ``eval`` folder.
+
+    Args:
+        folder: ``run_dir/eval``.
+        scores: says which problems there are, and which setting is each model's best.
+        prompt_opens_thinking: see ``extract_code``.
+
+    Raises:
+        UserError: a file is missing or broken, or generations and verdicts are not of the same samples.
+    """
+    columns = tuple(scores.row(key) for key in COLUMNS)
+    kept = folder / PROBLEMS_FILE
+    known = read_problems(kept) if kept.is_file() else {}
+    attempts, prompts = [], dict[str, str]()
+    for row in columns:
+        reader = _Reader(folder, row.model, row.decoding, prompt_opens_thinking)
+        attempts.append(reader.read(prompts))
+    for row, own in zip(columns, attempts, strict=True):
+        if alone := own.keys() ^ scores.difficulties.keys():
+            raise _other_samples(
+                folder, f"problem {min(alone)} is in the generations of {row.model} or in summary.json, not in both"
+            )
+    problems = tuple(
+        _page(problem_id, difficulty, known.get(problem_id), prompts[problem_id], [own[problem_id] for own in attempts])
+        for problem_id, difficulty in scores.difficulties.items()
+    )
+    named = list(dict.fromkeys([*columns[0].by_difficulty, *scores.difficulties.values()]))
+    return ProblemPages(
+        problems=problems, columns=columns, difficulties=tuple(named), has_tests=bool(known)
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Of the files of one model under one setting."""
+
+    folder: Path
+    model: ModelName
+    decoding: str
+    prompt_opens_thinking: bool
+
+    def read(self, prompts: dict[str, str]) -> dict[str, tuple[Attempt, ...]]:
+        """Attempts by problem id, in the order of their index; puts each problem's prompt into ``prompts``."""
+        name = f"{self.model}/{self.decoding}.jsonl"
+        judged = (Verdict.from_json(row) for row in iter_jsonl(self.folder / "verdicts" / name))
+        verdicts = {(verdict.problem_id, verdict.sample_index): verdict for verdict in judged}
+        attempts: defaultdict[str, list[Attempt]] = defaultdict(list)
+        rows = iter_jsonl(self.folder / "generations" / name)
+        for row in progress(rows, desc=f"reading programs of {self.model}", unit="program", total=len(verdicts)):
+            sample = Sample.from_json(row)
+            verdict = verdicts.pop(sample.key, None)
+            if verdict is None:
+                raise _other_samples(self.folder / "verdicts" / name, f"no verdict on sample {sample.key}")
+            attempts[sample.problem_id].append(self._attempt(sample, verdict))
+            if sample.problem_id not in prompts:
+                prompts[sample.problem_id] = "\n\n".join(message["content"] for message in sample.messages)
+        if verdicts:
+            raise _other_samples(self.folder / "verdicts" / name, f"no response to verdict {min(verdicts)}")
+        return {key: tuple(sorted(own, key=lambda attempt: attempt.sample_index)) for key, own in attempts.items()}
+
+    def _attempt(self, sample: Sample, verdict: Verdict) -> Attempt:
+        program = extract_code(sample.response, prompt_opens_thinking=self.prompt_opens_thinking)
+        before, after = sample.response, ""
+        if program is not None:  # extraction takes whole lines as they stand, so the program is in there
+            before, _, after = sample.response.rpartition(program)
+        return Attempt(
+            sample_index=sample.sample_index,
+            status=verdict.status,
+            tests_passed=verdict.tests_passed,
+            tests_total=verdict.tests_total,
+            by_test=verdict.by_test,
+            failed_test=verdict.failed_test,
+            detail=Excerpt.of(verdict.detail, _DETAIL_CHARACTERS),
+            finish_reason=sample.finish_reason,
+            num_tokens=len(sample.response_token_ids),
+            before=Excerpt.of(before, MOST_KEPT),
+            program=None if program is None else Excerpt.of(program, MOST_KEPT),
+            after=Excerpt.of(after, MOST_KEPT),
+        )
+
+
+def _page(
+    problem_id: str, difficulty: str, kept: ShortProblem | None, prompt: str, attempts: list[tuple[Attempt, ...]]
+) -> ProblemPage:
+    failed = sorted({a.failed_test for column in attempts for a in column if a.failed_test is not None})
+    tests = {index: kept.tests[index] for index in failed if index < len(kept.tests)} if kept else {}
+    return ProblemPage(
+        problem_id=problem_id,
+        title=(kept.title or _first_line(kept.statement.head)) if kept else "",
+        difficulty=difficulty,
+        date=(kept.date or "") if kept else "",
+        half=kept.half if kept else "",
+        statement=kept.statement if kept else Excerpt.of(prompt, MOST_KEPT),
+        starter_code=kept.starter_code if kept else "",
+        tests={index: (test.input, test.output) for index, test in tests.items()},
+        has_checks=kept is not None and kept.form == "checks",
+        attempts=tuple(attempts),
+    )
+
+
+def _first_line(statement: str) -> str:
+    """What names a problem that has no title; empty where it is too long for that."""
+    line = statement.strip().partition("\n")[0]
+    return line if len(line) <= _TITLE_CHARACTERS else ""
+
+
+def _other_samples(path: Path, what: str) -> UserError:
+    return UserError(f"{path}", rule=what, fix="run launch/evaluate.py again with replace=true")
