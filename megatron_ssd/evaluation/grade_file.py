@@ -19,8 +19,10 @@ from tqdm import tqdm
 
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
 from megatron_ssd.artifacts.stage import Stage, write_atomically
+from megatron_ssd.config.evaluation import default_ks
 from megatron_ssd.config.grading import GradeConfig
 from megatron_ssd.config.problems import BenchmarkConfig
+from megatron_ssd.evaluation.columns import aligned
 from megatron_ssd.evaluation.completions import count_samples, read_submissions
 from megatron_ssd.evaluation.grading import Grader, read_verdicts
 from megatron_ssd.evaluation.metrics import Bootstrap, problem_scores
@@ -34,7 +36,6 @@ from megatron_ssd.schema import Problem, Verdict
 log = logging.getLogger(__name__)
 
 VERDICTS, SUMMARY = "verdicts.jsonl", "summary.json"
-_KS = (1, 5, 10, 20)
 
 
 def run_grade(config: GradeConfig) -> None:
@@ -87,7 +88,7 @@ def summarise(problems: Mapping[str, Problem], verdicts: Sequence[Verdict]) -> d
     groups = {"all": np.ones(len(ids), dtype=bool)}
     for name in sorted({problems[problem_id].difficulty or "" for problem_id in ids} - {""}):
         groups[name] = np.array([problems[problem_id].difficulty == name for problem_id in ids])
-    ks = [k for k in _KS if k <= min(samples.values())]
+    ks = default_ks(min(samples.values()))
     scores = {k: problem_scores(verdicts, ids, k) for k in ks}
     estimates = {
         name: {str(k): bootstrap.mean(scores[k][mask]) for k in ks} for name, mask in groups.items()
@@ -100,14 +101,12 @@ def summarise(problems: Mapping[str, Problem], verdicts: Sequence[Verdict]) -> d
         "statuses": dict(sorted(Counter(verdict.status for verdict in verdicts).items())),
         "confidence": bootstrap.confidence,
         "pass_at_k": {
-            name: {k: _estimate_json(dataclasses.asdict(estimate)) for k, estimate in by_k.items()}
+            name: {
+                k: {**estimate.interval_json(), "num_problems": estimate.num_problems} for k, estimate in by_k.items()
+            }
             for name, by_k in estimates.items()
         },
     }
-
-
-def _estimate_json(estimate: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if value != value else value for key, value in estimate.items()}  # NaN is no JSON
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -118,12 +117,10 @@ def table(summary: dict[str, Any]) -> str:
     for name, by_k in by_group.items():
         cells = [cell for k in ks for cell in _cells(by_k[k])]
         lines.append([name, str(by_k[ks[0]]["num_problems"]), *cells])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     num_problems, (low, high) = by_group["all"][ks[0]]["num_problems"], summary["samples_per_problem"]
     each = str(low) if low == high else f"{low} to {high}"
     share = f"{100 * summary['confidence']:g} % intervals over problems"
-    text += ["", f"per cent of {num_problems} problems, {each} programs each; {share}"]
+    text = [*aligned(lines), "", f"per cent of {num_problems} problems, {each} programs each; {share}"]
     text.append(", ".join(f"{count} {status.replace('_', ' ')}" for status, count in summary["statuses"].items()))
     if summary["problems_without_samples"]:
         text.append(f"{summary['problems_without_samples']} problems have no sample and are in no score")

@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from megatron_ssd.evaluation.columns import p_text
 from megatron_ssd.problems.gate import HITS_FILE
 from megatron_ssd.report import decode_plots, paper, plots, wording
 from megatron_ssd.report.lineage import Lineage
@@ -80,6 +81,7 @@ def _result_part(data: ReportData) -> dict[str, Any]:
         "notice": wording.notice(data.settings),
         "confidence": confidence_text(scores.confidence),
         "ks": scores.ks,
+        "p_text": p_text,
         "rows": {row.key: row for row in headline_rows(scores)},
         "ssd": scores.row("ssd_best"),
     }

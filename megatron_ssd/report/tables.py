@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from megatron_ssd.artifacts.manifest import Manifest
+from megatron_ssd.evaluation.metrics import SignTest
 from megatron_ssd.report.records import Estimate, ModelName, Scores
 
 MINUS = "\N{MINUS SIGN}"
@@ -30,6 +31,7 @@ class HeadlineRow:
     decoding: str
     scores: dict[int, Measured]
     gains: dict[int, Measured]  # empty for SSD itself
+    sign_tests: dict[int, SignTest]  # likewise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,7 @@ def headline_rows(scores: Scores) -> list[HeadlineRow]:
             decoding=score.decoding,
             scores={k: percent(estimate) for k, estimate in score.overall.items()},
             gains={k: points(estimate) for k, estimate in (score.ssd_gain or {}).items()},
+            sign_tests=score.sign_tests or {},
         )
         for score in scores.headline
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ssd.config.generation import Decoding, SamplingConfig
+from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import ModelName
 from megatron_ssd.evaluation.measurements import Measurements
 from megatron_ssd.evaluation.metrics import Bootstrap
@@ -50,8 +51,10 @@ def test_a_real_summary_becomes_records(tmp_path: Path) -> None:
         bootstrap=Bootstrap(num_resamples=50),
     )
     reasons = {m: {cell.label: Counter(stop=len(_problems()) * SAMPLES) for cell in CELLS} for m in MODELS}
+    same = Diversity(distinct=2.0, distinct_passing=1.5, num_solved=9)
+    diversity = {m: {cell.label: same for cell in CELLS} for m in MODELS}
     path = tmp_path / "summary.json"
-    path.write_text(json.dumps(summarise(found, SAMPLING, finish_reasons=reasons, facts={})))
+    path.write_text(json.dumps(summarise(found, SAMPLING, finish_reasons=reasons, diversity=diversity, facts={})))
     scores = read_scores(path)
     assert [score.key for score in scores.headline] == ["base_default", "base_train", "base_best", "ssd_best"]
     assert {(c.model, c.temperature, c.top_p) for c in scores.sweep.grid if c.chosen} == {
