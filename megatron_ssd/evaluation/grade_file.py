@@ -22,10 +22,12 @@ from megatron_ssd.artifacts.stage import Stage, write_atomically
 from megatron_ssd.config.evaluation import default_ks
 from megatron_ssd.config.grading import GradeConfig
 from megatron_ssd.config.problems import BenchmarkConfig
+from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.columns import aligned
 from megatron_ssd.evaluation.completions import count_samples, read_submissions
 from megatron_ssd.evaluation.grading import Grader, read_verdicts
 from megatron_ssd.evaluation.metrics import Bootstrap, problem_scores
+from megatron_ssd.problems.errata import Errata, apply_errata
 from megatron_ssd.problems.humaneval import read_humaneval
 from megatron_ssd.problems.leetcode import read_leetcode
 from megatron_ssd.problems.livecodebench import read_benchmark
@@ -44,9 +46,14 @@ def run_grade(config: GradeConfig) -> None:
     Raises:
         UserError: a file cannot be read, a row is wrong, or no sandbox can be had.
     """
-    problems = {problem.id: problem for problem in read_problems(config)}
+    everything = {problem.id: problem for problem in read_problems(config)}
+    counted, errata = apply_errata(list(everything.values()), config.errata)
+    problems = {problem.id: problem for problem in counted}
     samples = Path(config.samples)
-    counts = count_samples(samples, problems)
+    counts = Counter({id_: count for id_, count in count_samples(samples, everything).items() if id_ in problems})
+    if not counts:
+        raise UserError(f"samples = {samples}", rule="every problem of theirs is in LiveCodeBench's errata",
+                        fix="keep those with errata=keep")  # fmt: skip
     stage = _stage(config, problems, samples)
     if not stage.is_current():
         asked = [problems[problem_id] for problem_id in counts]
@@ -57,9 +64,9 @@ def run_grade(config: GradeConfig) -> None:
                 done = len(read_verdicts(work / VERDICTS))
                 if done:
                     log.info("%s: %d of %d programs are graded already", stage.name, done, counts.total())
-                submissions = read_submissions(samples, problems)
+                submissions = (one for one in read_submissions(samples, everything) if one.problem_id in problems)
                 verdicts = grader.grade_programs(submissions, work / VERDICTS, bar.update)
-        summary = summarise(problems, verdicts)
+        summary = {**summarise(problems, verdicts), "errata": dataclasses.asdict(errata)}
         write_atomically(work / SUMMARY, json.dumps(summary, indent=2) + "\n")
         statuses = summary["statuses"]
         stage.publish(counts={"problems": len(asked), "programs": counts.total(), **statuses},
@@ -122,6 +129,8 @@ def table(summary: dict[str, Any]) -> str:
     share = f"{100 * summary['confidence']:g} % intervals over problems"
     text = [*aligned(lines), "", f"per cent of {num_problems} problems, {each} programs each; {share}"]
     text.append(", ".join(f"{count} {status.replace('_', ' ')}" for status, count in summary["statuses"].items()))
+    if "errata" in summary and (line := Errata(**summary["errata"]).line):  # not in folders of earlier versions
+        text.append(line)
     if summary["problems_without_samples"]:
         text.append(f"{summary['problems_without_samples']} problems have no sample and are in no score")
     if summary["statuses"].get("infrastructure_error"):

@@ -35,6 +35,7 @@ from megatron_ssd.evaluation.summary import summarise, table
 from megatron_ssd.generation.engines import engine_facts, open_sampler
 from megatron_ssd.generation.model_folder import ModelFolder, open_model
 from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES
+from megatron_ssd.problems.errata import Errata, apply_errata
 from megatron_ssd.problems.source import load_benchmark
 from megatron_ssd.progress import progress
 from megatron_ssd.prompts.prompt import prompts_open_thinking
@@ -55,10 +56,12 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
     Raises:
         UserError: a section, a model, the benchmark or the sandbox is missing or cannot be used.
     """
-    sampling, problems, models = _sampling(config), load_benchmark(config), _models(config)
+    sampling, (problems, errata), models = _sampling(config), _benchmark(config), _models(config)
     stage = _stage(config, problems, models)
     if stage.is_current():
         return
+    if errata.line:
+        log.info("eval: %s", errata.line)
     split_halves(problems)  # before hours of work, not after
     engine = engine_facts(config)
     tokenizer = ChatTokenizer(next(iter(models.values())).path)
@@ -88,7 +91,8 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
         ),
     )
     facts = {"engine": engine, "sandbox": config.evaluation.sandbox.kind, "prompt_opens_thinking": opens_thinking}
-    summary = summarise(found, sampling, finish_reasons=finish_reasons, diversity=diversity, facts=facts)
+    summary = summarise(found, sampling, finish_reasons=finish_reasons, diversity=diversity,
+                        facts={**facts, "errata": dataclasses.asdict(errata)})  # fmt: skip
     write_atomically(work / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     write_problems(work / PROBLEMS_FILE, problems, found.halves)
     _publish(stage, problems, verdicts, engine, facts)
@@ -101,7 +105,7 @@ def evaluation_stage(config: RunConfig) -> Stage:
     Raises:
         UserError: a section that evaluation needs is missing, or benchmark or models cannot be read.
     """
-    return _stage(config, load_benchmark(config), _models(config))
+    return _stage(config, _benchmark(config)[0], _models(config))
 
 
 def _stage(config: RunConfig, problems: Sequence[Problem], models: dict[ModelName, ModelFolder]) -> Stage:
@@ -152,7 +156,7 @@ def _grade(
     with bar:
         for name, setting in settings:
             samples = [Sample.from_json(row) for row in iter_jsonl(jobs[name].path(setting))]
-            path = work / "verdicts" / name / f"{setting.label}.jsonl"
+            path = verdict_path(work, name, setting)
             judged = verdicts[name][setting.label] = grader.grade(samples, path, bar.update)
             diversity[name][setting.label] = forms.diversity(zip(judged, map(grader.source_of, samples), strict=True))
             reasons[name][setting.label] = Counter(sample.finish_reason for sample in samples)
@@ -179,6 +183,12 @@ def _publish(
         dropped={"infrastructure_error": failures} if failures else {},
         facts=facts,
     )
+
+
+def _benchmark(config: RunConfig) -> tuple[list[Problem], Errata]:
+    """The problems that count, and what the errata say of all."""
+    section = needed(config.benchmark, "benchmark", fix="name one, for example benchmark=minicode")
+    return apply_errata(load_benchmark(config), section.errata)
 
 
 def _sampling(config: RunConfig) -> SamplingConfig:

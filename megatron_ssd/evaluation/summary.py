@@ -49,7 +49,7 @@ def summarise(
         sampling: names the settings beside the grid.
         finish_reasons: model -> label -> finish reason -> responses.
         diversity: model -> label -> distinct programs.
-        facts: joined to the top level, for example the engine.
+        facts: joined to the top level, for example the engine; ``errata`` as ``problems.errata.Errata`` has them.
     """
     rows = headline_settings(found, sampling)
     return {

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 from megatron_ssd.artifacts.manifest import Manifest
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.metrics import SignTest
+from megatron_ssd.problems.errata import Errata
 from megatron_ssd.report.problems import ProblemFacts
 
 ModelName = Literal["base", "ssd"]
@@ -143,6 +144,7 @@ class Scores:
     difficulties: dict[str, str]  # problem id -> difficulty
     outcomes: dict[ModelName, dict[str, int]]  # verdict -> programs, each model at its best setting, all problems
     claim_rule: str
+    errata: Errata
 
     @property
     def ks(self) -> tuple[int, ...]:

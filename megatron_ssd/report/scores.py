@@ -9,6 +9,7 @@ from typing import Any
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.metrics import SignTest
+from megatron_ssd.problems.errata import Errata
 from megatron_ssd.report.records import BestCell, Claim, EffectivePoint, Estimate, GridCell, Score, Scores, Sweep
 
 
@@ -51,6 +52,7 @@ def _scores(summary: dict[str, Any]) -> Scores:
             if row.key in ("base_best", "ssd_best")
         },
         claim_rule=summary["claim_rule"],
+        errata=Errata(**summary["errata"]),
     )
 
 

@@ -31,6 +31,7 @@ def summarise(data: ReportData, lineage: Lineage) -> dict[str, Any]:
         "ssd": _row(scores.row("ssd_best")),
         "headline": [_row(score) for score in scores.headline],
         "decoding": _decoding(scores.sweep),
+        "errata": {"line": scores.errata.line, **dataclasses.asdict(scores.errata)},
         "claim_rule": scores.claim_rule,
         "claims": [dataclasses.asdict(claim) for claim in scores.claims],
         "deviations": [dataclasses.asdict(deviation) for deviation in deviations(data.settings)],

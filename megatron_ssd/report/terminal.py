@@ -48,7 +48,8 @@ def headline_text(summary: dict[str, Any], page: Path) -> str:
     )
     warning = [summary["notice"], ""] if summary["notice"] else []
     tables = [scores[0], rule, *scores[1:], "", gains[0], rule, *gains[1:]]
-    return "\n".join([*warning, *tables, "", basis, f"report: {page}"])
+    errata = [summary["errata"]["line"]] if summary["errata"]["line"] else []
+    return "\n".join([*warning, *tables, "", basis, *errata, f"report: {page}"])
 
 
 def _scores(row: dict[str, Any], ks: list[str], ends: list[str]) -> list[str]:

@@ -24,6 +24,7 @@ from tests.unit.evaluation.test_grid import SAMPLING, problems
 
 CONFIG = EvaluationConfig(temperatures=(1.0, 2.0), top_ps=(0.6, 0.8))
 N = 30
+ERRATA = {"flaws": {"p3": "a test is wrong"}, "num_problems": 90, "kept": True}
 DIVERSITY = Diversity(distinct=12.5, distinct_passing=4.0, num_solved=80)
 
 
@@ -105,7 +106,13 @@ def test_the_noisy_claim_is_made_only_where_it_was_tried():
 def summary_of(found: Measurements) -> dict[str, object]:
     reasons = {model: {label: {"stop": 890, "length": 10} for label in by} for model, by in found.verdicts.items()}
     diversity = {model: dict.fromkeys(by, DIVERSITY) for model, by in found.verdicts.items()}
-    return summarise(found, SAMPLING, finish_reasons=reasons, diversity=diversity, facts={"engine": {"name": "test"}})
+    return summarise(
+        found,
+        SAMPLING,
+        finish_reasons=reasons,
+        diversity=diversity,
+        facts={"engine": {"name": "test"}, "errata": ERRATA},
+    )
 
 
 def test_the_headline_is_measured_on_the_reporting_half():
@@ -197,6 +204,7 @@ def test_the_report_reads_it(tmp_path):
     scores = read_scores(path)
     assert scores.row("ssd_best").num_problems == 45
     assert scores.row("ssd_best").diversity == DIVERSITY
+    assert scores.errata.line.startswith("1 of 90 problems are in LiveCodeBench's errata; kept")
     tests = scores.row("base_best").sign_tests
     assert tests is not None
     assert tests[5].ahead + tests[5].behind + tests[5].tied == 45

@@ -37,6 +37,10 @@ def test_whole_stage(config: RunConfig, caplog: pytest.LogCaptureFixture):
     assert rows["ssd_best"]["overall"]["3"]["value"] == pytest.approx(1.0)
     assert set(summary["settings"]["base"]) == {"T1-k20-p0.8", "T1.5-k20-p0.8", "T0.7-k20-p0.8", "T1.5-k20-p0.6"}
     assert set(summary["settings"]["ssd"]) == {"T1-k20-p0.8", "T1.5-k20-p0.8"}
+    assert summary["settings"]["ssd"]["T1-k20-p0.8"]["diversity"] == {
+        "distinct": 2.0, "distinct_passing": 1.0, "num_solved": 6,
+    }  # fmt: skip
+    assert summary["errata"] == {"flaws": {}, "num_problems": 6, "kept": True}
     assert oracle.starts == [Path(str(config.model.path)).name, "export"]  # type: ignore[union-attr]
     keys = [
         (row["problem_id"], row["sample_index"]) for row in read_jsonl(folder / "generations/base/T1-k20-p0.8.jsonl")

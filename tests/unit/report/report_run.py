@@ -28,6 +28,7 @@ DIFFICULTIES = ("easy", "medium", "hard")
 TEMPERATURES, TOP_PS = (0.8, 1.0, 1.2, 1.5, 1.8), (0.5, 0.6, 0.8, 1.0)
 # A program that would be markup if the page did not escape it.
 HOSTILE = "def f(xs):\n    # </pre><script>alert(1)</script> <img src='http://example.com/x.png'>\n    return xs"
+NO_ERRATA: dict[str, Any] = {"flaws": {}, "num_problems": 300, "kept": True}
 _BEST = {"base": "T1.8-k20-p0.5", "ssd": "T1.5-k20-p0.6"}
 
 
@@ -194,6 +195,7 @@ def _summary(scale: float) -> dict[str, Any]:
         ],
         "confidence": 0.95,
         "selection_problems": 150,
+        "errata": {"flaws": {"abc362_c": "several"}, "num_problems": 300, "kept": True} if scale == 0 else NO_ERRATA,
         "claim_rule": "shown: the interval of the difference lies above zero; unclear: it holds zero.",
         "settings": {
             model: {label: {"outcomes": {"wrong_answer": 1760, "passed": 1000 + 20 * len(model), "no_code": 240},
