@@ -23,7 +23,7 @@ from megatron_ssd.report.palette import DARK, LIGHT
 from megatron_ssd.report.problem_html import anchor
 from megatron_ssd.report.problems import SHOWN_HITS
 from megatron_ssd.report.records import ReportData, Score
-from megatron_ssd.report.tables import UNKNOWN, confidence_text, duration, headline_rows, percent, stage_rows
+from megatron_ssd.report.tables import UNKNOWN, confidence_text, duration, ends, headline_rows, percent, stage_rows
 
 SECTIONS = (
     ("result", "Result"),
@@ -160,7 +160,7 @@ def _plots(data: ReportData) -> dict[str, Any]:
     scores = data.scores
     base, ssd = scores.row("base_best"), scores.row("ssd_best")
     return {
-        "forest": [(k, plots.forest(scores.headline, k)) for k in scores.ks],
+        "forest": [(k, plots.forest(scores.headline, k)) for k in ends(scores.ks)],
         "difficulty": [(k, plots.by_difficulty(base, ssd, k)) for k in _graded(base)],
         "heat": decode_plots.heat_maps(scores.sweep),
         "heat_legend": decode_plots.heat_legend(decode_plots.value_range(scores.sweep)),
@@ -172,7 +172,7 @@ def _plots(data: ReportData) -> dict[str, Any]:
 
 
 def _graded(base: Score) -> tuple[int, ...]:
-    return tuple(base.overall) if base.by_difficulty else ()
+    return ends(tuple(base.overall)) if base.by_difficulty else ()
 
 
 def _training_plots(data: ReportData) -> list[tuple[str, str, Markup]]:

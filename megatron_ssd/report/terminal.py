@@ -9,7 +9,7 @@ from typing import Any
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.columns import aligned, p_text
 from megatron_ssd.report.records import Estimate
-from megatron_ssd.report.tables import confidence_text, percent, points
+from megatron_ssd.report.tables import confidence_text, ends, percent, points
 
 
 def print_report(run_dir: Path) -> None:
@@ -32,13 +32,13 @@ def headline_text(summary: dict[str, Any], page: Path) -> str:
     """
     rows = summary["headline"]
     ks = [key for key in summary["ssd"] if key.startswith("pass@")]
-    ends = list(dict.fromkeys([ks[0], ks[-1]]))
-    columns = [text for k in ks for text in ((k, "interval") if k in ends else (k,))]
+    shown = ends(ks)
+    columns = [text for k in ks for text in ((k, "interval") if k in shown else (k,))]
     scores = aligned([["setting", "decoding", *columns],
-                      *([row["title"], row["decoding"], *_scores(row, ks, ends)] for row in rows)])  # fmt: skip
-    header = [f"{summary['ssd']['title']} is ahead of", *(text for k in ends for text in (k, "interval")),
+                      *([row["title"], row["decoding"], *_scores(row, ks, shown)] for row in rows)])  # fmt: skip
+    header = [f"{summary['ssd']['title']} is ahead of", *(text for k in shown for text in (k, "interval")),
               "ahead", "behind", "tied", "sign test p"]  # fmt: skip
-    gains = aligned([header, *(_gains(row, ends) for row in rows if row["ssd_ahead_by"])])
+    gains = aligned([header, *(_gains(row, shown) for row in rows if row["ssd_ahead_by"])])
     rule = "-" * max(map(len, [*scores, *gains]))
     n = summary["ssd"]["n"]
     basis = (
@@ -52,14 +52,14 @@ def headline_text(summary: dict[str, Any], page: Path) -> str:
     return "\n".join([*warning, *tables, "", basis, *errata, f"report: {page}"])
 
 
-def _scores(row: dict[str, Any], ks: list[str], ends: list[str]) -> list[str]:
+def _scores(row: dict[str, Any], ks: list[str], shown: tuple[str, ...]) -> list[str]:
     measured = {k: percent(Estimate.from_json(row[k])) for k in ks}
-    return [text for k in ks for text in (measured[k].value, measured[k].interval)[: 2 if k in ends else 1]]
+    return [text for k in ks for text in (measured[k].value, measured[k].interval)[: 2 if k in shown else 1]]
 
 
-def _gains(row: dict[str, Any], ends: list[str]) -> list[str]:
+def _gains(row: dict[str, Any], shown: tuple[str, ...]) -> list[str]:
     ahead = row["ssd_ahead_by"]
-    measured = [points(Estimate.from_json(ahead[k])) for k in ends]
-    counts = ahead[ends[0]]["sign_test"]
+    measured = [points(Estimate.from_json(ahead[k])) for k in shown]
+    counts = ahead[shown[0]]["sign_test"]
     return [row["title"], *(text for gain in measured for text in (gain.value, gain.interval)),
             *(str(counts[part]) for part in ("ahead", "behind", "tied")), p_text(counts["p_value"])]  # fmt: skip
