@@ -34,6 +34,14 @@ class SandboxConfig:
                 rule="must be at least 0 and below 1", fix="0 is LiveCodeBench's rule, 1e-6 is usual")  # fmt: skip
 
 
+KS = (1, 5, 10, 20)  # of pass@k, where none are named
+
+
+def default_ks(num_samples: int) -> tuple[int, ...]:
+    """Those of ``KS`` that ``num_samples`` programs a problem allow."""
+    return tuple(k for k in KS if k <= num_samples)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """What is decoded and how it is counted.
@@ -47,7 +55,7 @@ class EvaluationConfig:
     models: tuple[Literal["base", "ssd"], ...] = ("base", "ssd")
 
     num_samples: int = 10
-    ks: tuple[int, ...] = (1, 5)
+    ks: tuple[int, ...] | None = None  # null: 1, 5, 10 and 20, as far as num_samples goes
     temperatures: tuple[float, ...] = ()
     top_ks: tuple[int, ...] = (20,)
     top_ps: tuple[float, ...] = ()
@@ -57,9 +65,11 @@ class EvaluationConfig:
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
 
     def __post_init__(self) -> None:
+        require(self.num_samples > 0, f"evaluation.num_samples = {self.num_samples}", rule="must be positive",
+                fix="use 10")  # fmt: skip
         require(
-            bool(self.ks) and min(self.ks) >= 1 and max(self.ks) <= self.num_samples,
-            f"evaluation.ks = {list(self.ks)}",
+            self.ks is None or (bool(self.ks) and min(self.ks) >= 1 and max(self.ks) <= self.num_samples),
+            f"evaluation.ks = {list(self.ks or ())}",
             rule=f"each k must be between 1 and evaluation.num_samples ({self.num_samples})",
             fix="raise evaluation.num_samples or drop the larger k",
         )
@@ -73,6 +83,11 @@ class EvaluationConfig:
                 fix="the authors' code uses 32768")  # fmt: skip
         require(0 < self.confidence < 1, f"evaluation.confidence = {self.confidence}", rule="must be in (0, 1)",
                 fix="use 0.95")  # fmt: skip
+
+    @property
+    def measured_ks(self) -> tuple[int, ...]:
+        """The k of pass@k, ascending, each once."""
+        return default_ks(self.num_samples) if self.ks is None else tuple(sorted(set(self.ks)))
 
     def _check_grid(self) -> None:
         require(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_ssd.config.evaluation import SandboxConfig
+from megatron_ssd.config.problems import BenchmarkConfig, ErrataChoice
 from megatron_ssd.errors import require
 
 GradeFormat = Literal["lcb", "humaneval", "mbpp", "leetcode"]
@@ -22,6 +23,7 @@ class GradeConfig:
         out: the folder of verdicts.jsonl, summary.json and manifest.json.
         start_date: lcb: the first contest date of the window, as 2025-02-01.
         end_date: lcb: the last one.
+        errata: lcb: keep counts the flawed problems that LiveCodeBench's authors name, drop leaves them out.
         cpu_seconds: CPU time of each test.
         memory_mib: address space of a program.
         output_mib: output of a program.
@@ -38,6 +40,7 @@ class GradeConfig:
     out: str
     start_date: str | None = None
     end_date: str | None = None
+    errata: ErrataChoice = BenchmarkConfig.errata
     cpu_seconds: float = SandboxConfig.cpu_seconds
     memory_mib: int = SandboxConfig.memory_mib
     output_mib: int = SandboxConfig.output_mib
@@ -51,6 +54,8 @@ class GradeConfig:
         window = self.start_date or self.end_date
         require(self.format == "lcb" or not window, f"start_date = {self.start_date}, end_date = {self.end_date}",
                 rule="cut a window of contest dates, which only format=lcb has", fix="leave them out")  # fmt: skip
+        require(self.format == "lcb" or self.errata == "keep", f"errata = {self.errata}",
+                rule="only format=lcb has errata", fix="leave it out")  # fmt: skip
         _ = self.sandbox_config
 
     @property

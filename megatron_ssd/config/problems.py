@@ -7,6 +7,8 @@ from typing import Literal
 
 from megatron_ssd.errors import require
 
+ErrataChoice = Literal["keep", "drop"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnsConfig:
@@ -107,16 +109,23 @@ class ContaminationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
-    """Evaluation problems. ``start_date`` and ``end_date`` (ISO, both included) cut a window by contest date."""
+    """Evaluation problems. ``start_date`` and ``end_date`` (ISO, both included) cut a window by contest date.
+
+    ``errata``: whether the flawed problems that LiveCodeBench's authors name count; ``drop`` leaves them out of what
+    ``limit`` has taken.
+    """
 
     name: Literal["minicode", "livecodebench"]
     path: str | None = None
     limit: int | None = None
     start_date: str | None = None
     end_date: str | None = None
+    errata: ErrataChoice = "keep"
 
     def __post_init__(self) -> None:
         require(self.limit is None or self.limit > 0, f"benchmark.limit = {self.limit}", rule="must be positive",
                 fix="leave it out to use every problem")  # fmt: skip
         require(self.name == "minicode" or self.path is not None, f"benchmark.path = {self.path}",
                 rule=f"benchmark={self.name} reads rows from somewhere", fix="set benchmark.path=FILE")  # fmt: skip
+        require(self.errata == "keep" or self.name == "livecodebench", f"benchmark.errata = {self.errata}",
+                rule=f"LiveCodeBench has errata, and this is {self.name}", fix="leave it out")  # fmt: skip

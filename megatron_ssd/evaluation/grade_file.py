@@ -19,11 +19,15 @@ from tqdm import tqdm
 
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
 from megatron_ssd.artifacts.stage import Stage, write_atomically
+from megatron_ssd.config.evaluation import default_ks
 from megatron_ssd.config.grading import GradeConfig
 from megatron_ssd.config.problems import BenchmarkConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.evaluation.columns import aligned
 from megatron_ssd.evaluation.completions import count_samples, read_submissions
 from megatron_ssd.evaluation.grading import Grader, read_verdicts
 from megatron_ssd.evaluation.metrics import Bootstrap, problem_scores
+from megatron_ssd.problems.errata import Errata, apply_errata
 from megatron_ssd.problems.humaneval import read_humaneval
 from megatron_ssd.problems.leetcode import read_leetcode
 from megatron_ssd.problems.livecodebench import read_benchmark
@@ -34,7 +38,6 @@ from megatron_ssd.schema import Problem, Verdict
 log = logging.getLogger(__name__)
 
 VERDICTS, SUMMARY = "verdicts.jsonl", "summary.json"
-_KS = (1, 5, 10, 20)
 
 
 def run_grade(config: GradeConfig) -> None:
@@ -43,9 +46,14 @@ def run_grade(config: GradeConfig) -> None:
     Raises:
         UserError: a file cannot be read, a row is wrong, or no sandbox can be had.
     """
-    problems = {problem.id: problem for problem in read_problems(config)}
+    everything = {problem.id: problem for problem in read_problems(config)}
+    counted, errata = apply_errata(list(everything.values()), config.errata)
+    problems = {problem.id: problem for problem in counted}
     samples = Path(config.samples)
-    counts = count_samples(samples, problems)
+    counts = Counter({id_: count for id_, count in count_samples(samples, everything).items() if id_ in problems})
+    if not counts:
+        raise UserError(f"samples = {samples}", rule="every problem of theirs is in LiveCodeBench's errata",
+                        fix="keep those with errata=keep")  # fmt: skip
     stage = _stage(config, problems, samples)
     if not stage.is_current():
         asked = [problems[problem_id] for problem_id in counts]
@@ -56,9 +64,9 @@ def run_grade(config: GradeConfig) -> None:
                 done = len(read_verdicts(work / VERDICTS))
                 if done:
                     log.info("%s: %d of %d programs are graded already", stage.name, done, counts.total())
-                submissions = read_submissions(samples, problems)
+                submissions = (one for one in read_submissions(samples, everything) if one.problem_id in problems)
                 verdicts = grader.grade_programs(submissions, work / VERDICTS, bar.update)
-        summary = summarise(problems, verdicts)
+        summary = {**summarise(problems, verdicts), "errata": dataclasses.asdict(errata)}
         write_atomically(work / SUMMARY, json.dumps(summary, indent=2) + "\n")
         statuses = summary["statuses"]
         stage.publish(counts={"problems": len(asked), "programs": counts.total(), **statuses},
@@ -87,7 +95,7 @@ def summarise(problems: Mapping[str, Problem], verdicts: Sequence[Verdict]) -> d
     groups = {"all": np.ones(len(ids), dtype=bool)}
     for name in sorted({problems[problem_id].difficulty or "" for problem_id in ids} - {""}):
         groups[name] = np.array([problems[problem_id].difficulty == name for problem_id in ids])
-    ks = [k for k in _KS if k <= min(samples.values())]
+    ks = default_ks(min(samples.values()))
     scores = {k: problem_scores(verdicts, ids, k) for k in ks}
     estimates = {
         name: {str(k): bootstrap.mean(scores[k][mask]) for k in ks} for name, mask in groups.items()
@@ -100,14 +108,12 @@ def summarise(problems: Mapping[str, Problem], verdicts: Sequence[Verdict]) -> d
         "statuses": dict(sorted(Counter(verdict.status for verdict in verdicts).items())),
         "confidence": bootstrap.confidence,
         "pass_at_k": {
-            name: {k: _estimate_json(dataclasses.asdict(estimate)) for k, estimate in by_k.items()}
+            name: {
+                k: {**estimate.interval_json(), "num_problems": estimate.num_problems} for k, estimate in by_k.items()
+            }
             for name, by_k in estimates.items()
         },
     }
-
-
-def _estimate_json(estimate: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if value != value else value for key, value in estimate.items()}  # NaN is no JSON
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -118,13 +124,13 @@ def table(summary: dict[str, Any]) -> str:
     for name, by_k in by_group.items():
         cells = [cell for k in ks for cell in _cells(by_k[k])]
         lines.append([name, str(by_k[ks[0]]["num_problems"]), *cells])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     num_problems, (low, high) = by_group["all"][ks[0]]["num_problems"], summary["samples_per_problem"]
     each = str(low) if low == high else f"{low} to {high}"
     share = f"{100 * summary['confidence']:g} % intervals over problems"
-    text += ["", f"per cent of {num_problems} problems, {each} programs each; {share}"]
+    text = [*aligned(lines), "", f"per cent of {num_problems} problems, {each} programs each; {share}"]
     text.append(", ".join(f"{count} {status.replace('_', ' ')}" for status, count in summary["statuses"].items()))
+    if "errata" in summary and (line := Errata(**summary["errata"]).line):  # not in folders of earlier versions
+        text.append(line)
     if summary["problems_without_samples"]:
         text.append(f"{summary['problems_without_samples']} problems have no sample and are in no score")
     if summary["statuses"].get("infrastructure_error"):

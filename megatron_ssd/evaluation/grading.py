@@ -149,12 +149,16 @@ class Grader:
         judge: Judge = self._local.judge
         return judge.judge(self._problems[key[0]], source)
 
+    def source_of(self, sample: Sample) -> str | None:
+        """The program that is judged of ``sample``, None where its response holds none."""
+        return extract_code(sample.response, prompt_opens_thinking=self._prompt_opens_thinking)
+
     def _submission(self, sample: Sample) -> Submission:
         skipped = sample.finish_reason == "skipped"
         return Submission(
             problem_id=sample.problem_id,
             sample_index=sample.sample_index,
-            source=extract_code(sample.response, prompt_opens_thinking=self._prompt_opens_thinking),
+            source=self.source_of(sample),
             note=f"not run: {sample.skip_reason}" if skipped else "",
         )
 

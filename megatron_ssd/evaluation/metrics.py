@@ -4,10 +4,14 @@ Scores of a model under one setting are an array over problems [P], NaN where a 
 uncertainty is over problems: a sample of the same problem is no independent witness, and pass@k over its samples is
 already an exact mean. Intervals are percentile bootstrap intervals and depend on data, confidence and seed alone. Where
 all problems score alike they have no width; that says nothing about problems that were not drawn.
+
+Beside the interval of a difference stands a sign test, which assumes less: it counts the problems on which one of two
+is ahead, whatever the distance.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +23,7 @@ from megatron_ssd.schema import Verdict
 Scores = npt.NDArray[np.float64]  # [P]
 Mask = npt.NDArray[np.bool_]  # [P]
 _CHUNK = 2_000_000  # drawn indices held at a time
+_TIE = 1e-9  # pass@k of equal shares of other numbers of programs differs by rounding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +35,10 @@ class Estimate:
     high: float
     num_problems: int
 
-    def interval_json(self) -> dict[str, float]:
-        """Value and interval alone."""
-        return {"value": self.value, "low": self.low, "high": self.high}
+    def interval_json(self) -> dict[str, float | None]:
+        """Value and interval alone; null where nothing could be measured, since NaN is no JSON."""
+        values = {"value": self.value, "low": self.low, "high": self.high}
+        return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +81,34 @@ class Bootstrap:
         tail = 50 * (1 - self.confidence)
         low, high = np.percentile(draws, [tail, 100 - tail])
         return Estimate(value=float(value), low=float(low), high=float(high), num_problems=num_problems)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignTest:
+    """Problems on which the first of two is ahead, behind or tied, and the p value of such a split.
+
+    The p value is exact and two-sided: how likely a fair coin, tossed once for every problem that is no tie, falls at
+    least as unevenly. It is 1 where all are tied.
+    """
+
+    ahead: int
+    behind: int
+    tied: int
+    p_value: float
+
+
+def sign_test(scores: Scores, others: Scores) -> SignTest:
+    """Of ``scores`` against ``others`` [P], paired by problem; problems that lack one of them are left out."""
+    difference = (scores - others)[~np.isnan(scores - others)]
+    ahead, behind = int((difference > _TIE).sum()), int((difference < -_TIE).sum())
+    tosses = ahead + behind
+    at_least_as_uneven = 2 * sum(math.comb(tosses, heads) for heads in range(min(ahead, behind) + 1))
+    return SignTest(
+        ahead=ahead,
+        behind=behind,
+        tied=len(difference) - tosses,
+        p_value=min(1.0, at_least_as_uneven / 2**tosses),  # of whole numbers, so rounded once
+    )
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

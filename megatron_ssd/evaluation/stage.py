@@ -24,6 +24,7 @@ from megatron_ssd.config.generation import Decoding, SamplingConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.decode import DecodeJob, OpenSampler
+from megatron_ssd.evaluation.diversity import Diversity, NormalForms
 from megatron_ssd.evaluation.earlier import take_over, verdict_path
 from megatron_ssd.evaluation.grading import Grader
 from megatron_ssd.evaluation.grid import ModelName, grid_cells, settings_of, split_halves
@@ -34,6 +35,7 @@ from megatron_ssd.evaluation.summary import summarise, table
 from megatron_ssd.generation.engines import engine_facts, open_sampler
 from megatron_ssd.generation.model_folder import ModelFolder, open_model
 from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES
+from megatron_ssd.problems.errata import Errata, apply_errata
 from megatron_ssd.problems.source import load_benchmark
 from megatron_ssd.progress import progress
 from megatron_ssd.prompts.prompt import prompts_open_thinking
@@ -54,10 +56,12 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
     Raises:
         UserError: a section, a model, the benchmark or the sandbox is missing or cannot be used.
     """
-    sampling, problems, models = _sampling(config), load_benchmark(config), _models(config)
+    sampling, (problems, errata), models = _sampling(config), _benchmark(config), _models(config)
     stage = _stage(config, problems, models)
     if stage.is_current():
         return
+    if errata.line:
+        log.info("eval: %s", errata.line)
     split_halves(problems)  # before hours of work, not after
     engine = engine_facts(config)
     tokenizer = ChatTokenizer(next(iter(models.values())).path)
@@ -73,12 +77,12 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
         take_over(stage, jobs)
         for job in jobs.values():
             job.run(sampler, lambda: stage.note_time(every=SECONDS_BETWEEN_NOTES))
-        verdicts, finish_reasons = _grade(grader, jobs, work, stage)
+        verdicts, finish_reasons, diversity = _grade(grader, jobs, work, stage)
     found = Measurements(
         problems=problems,
         cells=grid_cells(config.evaluation, sampling),
         verdicts=verdicts,
-        ks=tuple(sorted(set(config.evaluation.ks))),
+        ks=config.evaluation.measured_ks,
         num_samples=config.evaluation.num_samples,
         bootstrap=Bootstrap(
             confidence=config.evaluation.confidence,
@@ -87,7 +91,8 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
         ),
     )
     facts = {"engine": engine, "sandbox": config.evaluation.sandbox.kind, "prompt_opens_thinking": opens_thinking}
-    summary = summarise(found, sampling, finish_reasons=finish_reasons, facts=facts)
+    summary = summarise(found, sampling, finish_reasons=finish_reasons, diversity=diversity,
+                        facts={**facts, "errata": dataclasses.asdict(errata)})  # fmt: skip
     write_atomically(work / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     write_problems(work / PROBLEMS_FILE, problems, found.halves)
     _publish(stage, problems, verdicts, engine, facts)
@@ -100,7 +105,7 @@ def evaluation_stage(config: RunConfig) -> Stage:
     Raises:
         UserError: a section that evaluation needs is missing, or benchmark or models cannot be read.
     """
-    return _stage(config, load_benchmark(config), _models(config))
+    return _stage(config, _benchmark(config)[0], _models(config))
 
 
 def _stage(config: RunConfig, problems: Sequence[Problem], models: dict[ModelName, ModelFolder]) -> Stage:
@@ -118,6 +123,7 @@ def _stage(config: RunConfig, problems: Sequence[Problem], models: dict[ModelNam
         run_dir=Path(config.run_dir),
         config={
             **dataclasses.asdict(evaluation),
+            "ks": list(evaluation.measured_ks),
             "sandbox": sandbox,
             "decodings": {name: dataclasses.asdict(getattr(sampling, name)) for name in ("default", "train", "eval")},
             "stop_token_ids": list(sampling.stop_token_ids),
@@ -132,10 +138,16 @@ def _stage(config: RunConfig, problems: Sequence[Problem], models: dict[ModelNam
 
 def _grade(
     grader: Grader, jobs: dict[ModelName, DecodeJob], work: Path, stage: Stage
-) -> tuple[dict[ModelName, dict[str, list[Verdict]]], dict[ModelName, dict[str, Counter[str]]]]:
-    """Verdicts and finish reasons: model -> label of the setting -> what."""
+) -> tuple[
+    dict[ModelName, dict[str, list[Verdict]]],
+    dict[ModelName, dict[str, Counter[str]]],
+    dict[ModelName, dict[str, Diversity]],
+]:
+    """Verdicts, finish reasons and diversity: model -> label of the setting -> what."""
     verdicts: dict[ModelName, dict[str, list[Verdict]]] = {name: {} for name in jobs}
     reasons: dict[ModelName, dict[str, Counter[str]]] = {name: {} for name in jobs}
+    diversity: dict[ModelName, dict[str, Diversity]] = {name: {} for name in jobs}
+    forms = NormalForms()
     settings: list[tuple[ModelName, Decoding]] = [
         (name, setting) for name, job in jobs.items() for setting in job.settings
     ]
@@ -145,10 +157,11 @@ def _grade(
         for name, setting in settings:
             samples = [Sample.from_json(row) for row in iter_jsonl(jobs[name].path(setting))]
             path = verdict_path(work, name, setting)
-            verdicts[name][setting.label] = grader.grade(samples, path, bar.update)
+            judged = verdicts[name][setting.label] = grader.grade(samples, path, bar.update)
+            diversity[name][setting.label] = forms.diversity(zip(judged, map(grader.source_of, samples), strict=True))
             reasons[name][setting.label] = Counter(sample.finish_reason for sample in samples)
             stage.note_time()
-    return verdicts, reasons
+    return verdicts, reasons, diversity
 
 
 def _publish(
@@ -170,6 +183,12 @@ def _publish(
         dropped={"infrastructure_error": failures} if failures else {},
         facts=facts,
     )
+
+
+def _benchmark(config: RunConfig) -> tuple[list[Problem], Errata]:
+    """The problems that count, and what the errata say of all."""
+    section = needed(config.benchmark, "benchmark", fix="name one, for example benchmark=minicode")
+    return apply_errata(load_benchmark(config), section.errata)
 
 
 def _sampling(config: RunConfig) -> SamplingConfig:

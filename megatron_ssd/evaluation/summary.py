@@ -2,9 +2,11 @@
 
 Layout:
 - ``headline``: the base at its default decode, at the training decode and at its best, and SSD at its best. All on the
-  reporting half, the best ones chosen on the other; ``ssd_gain`` is SSD at its best minus the row, paired by problem.
+  reporting half, the best ones chosen on the other; ``ssd_gain`` is SSD at its best minus the row, paired by problem,
+  with ``sign_test``: problems on which SSD is ahead, behind or tied, and the p value.
 - ``grid``, ``beside_grid``, ``best_of_grid`` and ``effective_temperature``: the decode settings, see ``sweep.py``.
-- ``settings``: model -> label -> scores on all problems, finish reasons, outcomes, and what share held no program.
+- ``settings``: model -> label -> scores on all problems, finish reasons, outcomes, what share held no program
+  (``no_code``), and ``diversity``: distinct programs a problem (see ``evaluation/diversity.py``).
 - ``claims`` with ``claim_rule``; ``difficulties`` by problem id; sizes, and how intervals were made.
 Scores are shares in [0, 1]. An estimate is ``value``, ``low``, ``high``.
 """
@@ -18,9 +20,11 @@ from typing import Any
 
 from megatron_ssd.config.generation import Decoding, SamplingConfig
 from megatron_ssd.evaluation import claims, sweep
+from megatron_ssd.evaluation.columns import aligned, p_text
+from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import ModelName, difficulty_of
 from megatron_ssd.evaluation.measurements import Measurements
-from megatron_ssd.evaluation.metrics import Estimate
+from megatron_ssd.evaluation.metrics import Bootstrap, Estimate, Scores, sign_test
 
 _TITLES = {
     "base_default": "base at its default decode",
@@ -35,6 +39,7 @@ def summarise(
     sampling: SamplingConfig,
     *,
     finish_reasons: Mapping[ModelName, Mapping[str, Mapping[str, int]]],
+    diversity: Mapping[ModelName, Mapping[str, Diversity]],
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The whole summary as JSON values.
@@ -43,7 +48,8 @@ def summarise(
         found: all scores.
         sampling: names the settings beside the grid.
         finish_reasons: model -> label -> finish reason -> responses.
-        facts: joined to the top level, for example the engine.
+        diversity: model -> label -> distinct programs.
+        facts: joined to the top level, for example the engine; ``errata`` as ``problems.errata.Errata`` has them.
     """
     rows = headline_settings(found, sampling)
     return {
@@ -59,7 +65,10 @@ def summarise(
         else [],
         "claim_rule": claims.RULE,
         "settings": {
-            model: {label: _setting(found, model, label, finish_reasons[model][label]) for label in by_label}
+            model: {
+                label: _setting(found, model, label, finish_reasons[model][label], diversity[model][label])
+                for label in by_label
+            }
             for model, by_label in found.verdicts.items()
         },
         "confidence": found.bootstrap.confidence,
@@ -86,17 +95,14 @@ def headline_settings(found: Measurements, sampling: SamplingConfig) -> dict[str
 
 def table(summary: dict[str, Any]) -> str:
     """The headline for a terminal, in per cent and points."""
-    ks = list(summary["headline"][0]["overall"]) if summary["headline"] else []
-    header = ["setting", "decoding", *(f"pass@{k}" for k in ks), *([f"SSD ahead by, pass@{ks[0]}"] if ks else [])]
-    lines = [header]
-    for row in summary["headline"]:
-        gain = row["ssd_gain"]
-        lines.append(
-            [row["title"], row["decoding"], *(_percent(row["overall"][k]) for k in ks),
-             _points(gain[ks[0]]) if gain else ""]
-        )  # fmt: skip
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    rows = summary["headline"]
+    ks = list(rows[0]["overall"]) if rows else []
+    header = ["setting", "decoding", *(f"pass@{k}" for k in ks)]
+    text = aligned([header, *([row["title"], row["decoding"], *_scores(row["overall"])] for row in rows)])
+    gains = [row for row in rows if row["ssd_gain"]]
+    if gains:
+        header = [_TITLES["ssd_best"] + " against", f"ahead by, pass@{ks[0]}", "ahead", "behind", "tied", "sign test p"]
+        text += ["", *aligned([header, *(_gain_cells(row["title"], row["ssd_gain"][ks[0]]) for row in gains)])]
     report_problems = summary["num_problems"] - summary["selection_problems"]
     text += ["", f"{report_problems} problems on which no setting was chosen, {summary['num_samples']} programs each; "
              f"{100 * summary['confidence']:g} % intervals over problems", ""]  # fmt: skip
@@ -112,14 +118,13 @@ def _row(
     ssd: tuple[ModelName, Decoding] | None,
 ) -> dict[str, Any]:
     report, label = found.halves.report, decoding.label
-    gain = None
+    gains = None
     if ssd is not None and model == "base":
-        gain = {
-            k: found.bootstrap.difference(
-                found.scores("ssd", ssd[1].label, k)[report], found.scores(model, label, k)[report]
-            )
+        gains = {
+            str(k): _gain(found.bootstrap, found.scores("ssd", ssd[1].label, k)[report],
+                          found.scores(model, label, k)[report])
             for k in found.ks
-        }
+        }  # fmt: skip
     return {
         "key": key,
         "title": _TITLES[key],
@@ -132,11 +137,20 @@ def _row(
         "problems_by_difficulty": {
             name: int((mask & report).sum()) for name, mask in found.difficulties.items() if (mask & report).any()
         },
-        "ssd_gain": None if gain is None else _estimates(gain),
+        "ssd_gain": gains,
     }
 
 
-def _setting(found: Measurements, model: ModelName, label: str, finish_reasons: Mapping[str, int]) -> dict[str, Any]:
+def _gain(bootstrap: Bootstrap, ours: Scores, theirs: Scores) -> dict[str, Any]:
+    return {
+        **bootstrap.difference(ours, theirs).interval_json(),
+        "sign_test": dataclasses.asdict(sign_test(ours, theirs)),
+    }
+
+
+def _setting(
+    found: Measurements, model: ModelName, label: str, finish_reasons: Mapping[str, int], diversity: Diversity
+) -> dict[str, Any]:
     verdicts = found.verdicts[model][label]
     statuses = Counter(verdict.status for verdict in verdicts)
     return {
@@ -150,6 +164,7 @@ def _setting(found: Measurements, model: ModelName, label: str, finish_reasons: 
         "finish_reasons": dict(finish_reasons),
         "outcomes": dict(statuses.most_common()),
         "no_code": statuses["no_code"] / len(verdicts),
+        "diversity": dataclasses.asdict(diversity),
     }
 
 
@@ -158,15 +173,25 @@ def _by_difficulty(found: Measurements, model: ModelName, label: str, *, on_repo
     return {name: _estimates(by_k) for name, by_k in found.by_difficulty(model, label, where).items()}
 
 
-def _estimates(by_k: Mapping[int, Estimate]) -> dict[str, dict[str, float]]:
+def _estimates(by_k: Mapping[int, Estimate]) -> dict[str, dict[str, float | None]]:
     return {str(k): estimate.interval_json() for k, estimate in by_k.items()}
 
 
-def _percent(estimate: Mapping[str, float]) -> str:
-    value, low, high = (100 * estimate[part] for part in ("value", "low", "high"))
-    return f"{value:5.1f} ({low:.1f} to {high:.1f})"
+def _scores(by_k: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Per cent; of more than two, intervals at the ends alone, so that the table fits a terminal."""
+    ends = 0, len(by_k) - 1
+    return [_written(one, "5.1f", interval=place in ends) for place, one in enumerate(by_k.values())]
 
 
-def _points(estimate: Mapping[str, float]) -> str:
+def _gain_cells(title: str, gain: Mapping[str, Any]) -> list[str]:
+    counts = gain["sign_test"]
+    return [title, _written(gain, "+5.1f"), *(str(counts[part]) for part in ("ahead", "behind", "tied")),
+            p_text(counts["p_value"])]  # fmt: skip
+
+
+def _written(estimate: Mapping[str, Any], kind: str, *, interval: bool = True) -> str:
+    if estimate["value"] is None:
+        return "not measured"
     value, low, high = (100 * estimate[part] for part in ("value", "low", "high"))
-    return f"{value:+5.1f} ({low:+.1f} to {high:+.1f})"
+    sign = kind[0] if kind[0] == "+" else ""
+    return f"{value:{kind}} ({low:{sign}.1f} to {high:{sign}.1f})" if interval else f"{value:{kind}}"

@@ -78,7 +78,10 @@ def gate_inputs(config: RunConfig) -> dict[str, str]:
 
 def _benchmark_hash(config: RunConfig) -> str:
     assert config.benchmark is not None
-    window = {key: value for key, value in dataclasses.asdict(config.benchmark).items() if key != "path"}
+    # The gate reads flawed problems whether they count or not.
+    window = {
+        key: value for key, value in dataclasses.asdict(config.benchmark).items() if key not in ("path", "errata")
+    }
     if config.benchmark.name == "minicode":
         return hash_json([window, dataclasses.asdict(config.minicode)])
     return hash_json([window, benchmark_table(config.benchmark).identity])

@@ -47,7 +47,7 @@ def open_source(config: RunConfig) -> Source:
 
 
 def load_benchmark(config: RunConfig) -> list[Problem]:
-    """Evaluation problems, each with its tests.
+    """Evaluation problems, each with its tests; those in the errata too (see ``errata.apply_errata``).
 
     Raises:
         UserError: no benchmark is named, it cannot be read, or its window is empty.

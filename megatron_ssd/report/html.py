@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from megatron_ssd.evaluation.columns import p_text
 from megatron_ssd.problems.gate import HITS_FILE
 from megatron_ssd.report import decode_plots, paper, plots, wording
 from megatron_ssd.report.lineage import Lineage
@@ -22,7 +23,7 @@ from megatron_ssd.report.palette import DARK, LIGHT
 from megatron_ssd.report.problem_html import anchor
 from megatron_ssd.report.problems import SHOWN_HITS
 from megatron_ssd.report.records import ReportData, Score
-from megatron_ssd.report.tables import UNKNOWN, confidence_text, duration, headline_rows, percent, stage_rows
+from megatron_ssd.report.tables import UNKNOWN, confidence_text, duration, ends, headline_rows, percent, stage_rows
 
 SECTIONS = (
     ("result", "Result"),
@@ -80,6 +81,7 @@ def _result_part(data: ReportData) -> dict[str, Any]:
         "notice": wording.notice(data.settings),
         "confidence": confidence_text(scores.confidence),
         "ks": scores.ks,
+        "p_text": p_text,
         "rows": {row.key: row for row in headline_rows(scores)},
         "ssd": scores.row("ssd_best"),
     }
@@ -158,7 +160,7 @@ def _plots(data: ReportData) -> dict[str, Any]:
     scores = data.scores
     base, ssd = scores.row("base_best"), scores.row("ssd_best")
     return {
-        "forest": [(k, plots.forest(scores.headline, k)) for k in scores.ks],
+        "forest": [(k, plots.forest(scores.headline, k)) for k in ends(scores.ks)],
         "difficulty": [(k, plots.by_difficulty(base, ssd, k)) for k in _graded(base)],
         "heat": decode_plots.heat_maps(scores.sweep),
         "heat_legend": decode_plots.heat_legend(decode_plots.value_range(scores.sweep)),
@@ -170,7 +172,7 @@ def _plots(data: ReportData) -> dict[str, Any]:
 
 
 def _graded(base: Score) -> tuple[int, ...]:
-    return tuple(base.overall) if base.by_difficulty else ()
+    return ends(tuple(base.overall)) if base.by_difficulty else ()
 
 
 def _training_plots(data: ReportData) -> list[tuple[str, str, Markup]]:

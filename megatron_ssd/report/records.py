@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from megatron_ssd.artifacts.manifest import Manifest
+from megatron_ssd.evaluation.diversity import Diversity
+from megatron_ssd.evaluation.metrics import SignTest
+from megatron_ssd.problems.errata import Errata
 from megatron_ssd.report.problems import ProblemFacts
 
 ModelName = Literal["base", "ssd"]
@@ -32,9 +35,10 @@ class Estimate:
         return not math.isnan(self.value)
 
     @classmethod
-    def from_json(cls, values: dict[str, float | None]) -> Self:
-        """Null stands for what could not be measured."""
-        return cls(**{name: math.nan if value is None else value for name, value in values.items()})
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Null stands for what could not be measured; what else ``values`` holds is not looked at."""
+        parts = {name: values[name] for name in ("value", "low", "high")}
+        return cls(**{name: math.nan if value is None else value for name, value in parts.items()})
 
     def to_json(self) -> dict[str, float | None]:
         """Value and interval, null where not measured."""
@@ -55,6 +59,9 @@ class Score:
     by_difficulty: dict[str, dict[int, Estimate]]
     problems_by_difficulty: dict[str, int]
     ssd_gain: dict[int, Estimate] | None  # SSD at its best minus this one, paired by problem; None for SSD itself
+    sign_tests: dict[int, SignTest] | None  # on how many problems it is ahead, for each k
+    diversity: Diversity  # on all problems, like no_code
+    no_code: float  # share of responses without a program
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +144,7 @@ class Scores:
     difficulties: dict[str, str]  # problem id -> difficulty
     outcomes: dict[ModelName, dict[str, int]]  # verdict -> programs, each model at its best setting, all problems
     claim_rule: str
+    errata: Errata
 
     @property
     def ks(self) -> tuple[int, ...]:

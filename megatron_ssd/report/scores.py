@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ssd.errors import UserError
+from megatron_ssd.evaluation.diversity import Diversity
+from megatron_ssd.evaluation.metrics import SignTest
+from megatron_ssd.problems.errata import Errata
 from megatron_ssd.report.records import BestCell, Claim, EffectivePoint, Estimate, GridCell, Score, Scores, Sweep
 
 
@@ -35,7 +38,7 @@ def read_scores(path: Path) -> Scores:
 
 
 def _scores(summary: dict[str, Any]) -> Scores:
-    headline = tuple(_score(row) for row in summary["headline"])
+    headline = tuple(_score(row, summary["settings"][row["model"]][row["decoding"]]) for row in summary["headline"])
     return Scores(
         headline=headline,
         sweep=read_sweep(summary),
@@ -49,6 +52,7 @@ def _scores(summary: dict[str, Any]) -> Scores:
             if row.key in ("base_best", "ssd_best")
         },
         claim_rule=summary["claim_rule"],
+        errata=Errata(**summary["errata"]),
     )
 
 
@@ -61,7 +65,9 @@ def read_sweep(summary: dict[str, Any]) -> Sweep:
         best_cells=tuple(_best_cell(best) for best in summary["best_of_grid"]),
         effective=tuple(
             EffectivePoint(
-                **_setting(point), effective_temperature=point["effective_temperature"], estimate=_estimate(point)
+                **_setting(point),
+                effective_temperature=point["effective_temperature"],
+                estimate=Estimate.from_json(point),
             )
             for point in effective["points"]
         ),
@@ -86,19 +92,16 @@ def _best_cell(best: dict[str, Any]) -> BestCell:
         model=best["model"],
         decoding=best["decoding"],
         num_cells=best["num_cells"],
-        selection=_estimate(best["selection"]),
-        report=_estimate(best["report"]),
+        selection=Estimate.from_json(best["selection"]),
+        report=Estimate.from_json(best["report"]),
         grid_means=(means["selection"], means["report"]),
-        on_all_problems=_estimate(naive),
+        on_all_problems=Estimate.from_json(naive),
         decoding_on_all_problems=naive["decoding"],
     )
 
 
-def _estimate(row: dict[str, Any]) -> Estimate:
-    return Estimate.from_json({name: row[name] for name in ("value", "low", "high")})
-
-
-def _score(row: dict[str, Any]) -> Score:
+def _score(row: dict[str, Any], setting: dict[str, Any]) -> Score:
+    gain = row["ssd_gain"]
     return Score(
         key=row["key"],
         title=row["title"],
@@ -109,9 +112,12 @@ def _score(row: dict[str, Any]) -> Score:
         overall=_estimates(row["overall"]),
         by_difficulty={name: _estimates(values) for name, values in row["by_difficulty"].items()},
         problems_by_difficulty=row["problems_by_difficulty"],
-        ssd_gain=None if row["ssd_gain"] is None else _estimates(row["ssd_gain"]),
+        ssd_gain=None if gain is None else _estimates(gain),
+        sign_tests=None if gain is None else {int(k): SignTest(**one["sign_test"]) for k, one in gain.items()},
+        diversity=Diversity(**setting["diversity"]),
+        no_code=setting["no_code"],
     )
 
 
-def _estimates(values: dict[str, dict[str, float | None]]) -> dict[int, Estimate]:
+def _estimates(values: dict[str, dict[str, Any]]) -> dict[int, Estimate]:
     return {int(k): Estimate.from_json(value) for k, value in values.items()}

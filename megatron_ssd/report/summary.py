@@ -1,9 +1,10 @@
 """``report/summary.json``: the run's result for machines. Scores are shares in [0, 1], null where not measured.
 
 Layout: ``base`` and ``ssd`` hold each model at its best setting; ``headline`` all four rows of the table; each row has
-``pass@K`` with ``value``, ``low`` and ``high``, the same by difficulty, and n. ``decoding`` (the grid, what choosing
-from it adds, and scores over T_eff), ``claims``, ``deviations``, ``problems`` (what was dropped, and evaluation
-problems found among them), ``sampling``, ``stages`` and ``lineage`` follow.
+``pass@K`` with ``value``, ``low`` and ``high``, the same by difficulty, and n; ``ssd_ahead_by`` has the differences and
+their sign tests, ``diversity`` distinct programs a problem. ``decoding`` (the grid, what choosing from it adds, and
+scores over T_eff), ``claims``, ``deviations``, ``problems`` (what was dropped, and evaluation problems found among
+them), ``sampling``, ``stages`` and ``lineage`` follow.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def summarise(data: ReportData, lineage: Lineage) -> dict[str, Any]:
         "ssd": _row(scores.row("ssd_best")),
         "headline": [_row(score) for score in scores.headline],
         "decoding": _decoding(scores.sweep),
+        "errata": {"line": scores.errata.line, **dataclasses.asdict(scores.errata)},
         "claim_rule": scores.claim_rule,
         "claims": [dataclasses.asdict(claim) for claim in scores.claims],
         "deviations": [dataclasses.asdict(deviation) for deviation in deviations(data.settings)],
@@ -65,8 +67,15 @@ def _row(score: Score) -> dict[str, Any]:
             name: {"problems": score.problems_by_difficulty.get(name), **_estimates(values)}
             for name, values in score.by_difficulty.items()
         },
-        "ssd_ahead_by": None if score.ssd_gain is None else _estimates(score.ssd_gain),
+        "diversity": {**dataclasses.asdict(score.diversity), "no_code": score.no_code},
+        "ssd_ahead_by": None if score.ssd_gain is None else _gains(score, score.ssd_gain),
     }
+
+
+def _gains(score: Score, gains: dict[int, Estimate]) -> dict[str, Any]:
+    tests = score.sign_tests or {}
+    return {name: {**values, "sign_test": dataclasses.asdict(tests[k])}
+            for k, (name, values) in zip(gains, _estimates(gains).items(), strict=True)}  # fmt: skip
 
 
 def _decoding(sweep: Sweep) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from megatron_ssd.artifacts.manifest import Manifest
+from megatron_ssd.evaluation.metrics import SignTest
 from megatron_ssd.report.records import Estimate, ModelName, Scores
 
+K = TypeVar("K")
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
 
@@ -30,6 +33,7 @@ class HeadlineRow:
     decoding: str
     scores: dict[int, Measured]
     gains: dict[int, Measured]  # empty for SSD itself
+    sign_tests: dict[int, SignTest]  # likewise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,7 @@ def headline_rows(scores: Scores) -> list[HeadlineRow]:
             decoding=score.decoding,
             scores={k: percent(estimate) for k, estimate in score.overall.items()},
             gains={k: points(estimate) for k, estimate in (score.ssd_gain or {}).items()},
+            sign_tests=score.sign_tests or {},
         )
         for score in scores.headline
     ]
@@ -73,6 +78,11 @@ def stage_rows(manifests: Mapping[str, Manifest]) -> list[StageRow]:
         )
         for stage, manifest in manifests.items()
     ]
+
+
+def ends(ks: Sequence[K]) -> tuple[K, ...]:
+    """The first and the last k, or the only one: what is shown where there is no room for all."""
+    return tuple(dict.fromkeys([*ks[:1], *ks[-1:]]))
 
 
 def percent(estimate: Estimate) -> Measured:

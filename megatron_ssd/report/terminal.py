@@ -1,4 +1,4 @@
-"""The headline table for a terminal: what a pipeline prints when it ends. Read from ``report/summary.json``."""
+"""The headline tables for a terminal: what a pipeline prints when it ends. Read from ``report/summary.json``."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ssd.errors import UserError
+from megatron_ssd.evaluation.columns import aligned, p_text
 from megatron_ssd.report.records import Estimate
-from megatron_ssd.report.tables import confidence_text, percent, points
-
-_TITLES = "setting", "decoding"
+from megatron_ssd.report.tables import confidence_text, ends, percent, points
 
 
 def print_report(run_dir: Path) -> None:
-    """Print the table base / SSD and the path of the page.
+    """Print the tables base / SSD and the path of the page.
 
     Raises:
         UserError: the report was not published.
@@ -27,25 +26,40 @@ def print_report(run_dir: Path) -> None:
 
 
 def headline_text(summary: dict[str, Any], page: Path) -> str:
-    """The table as aligned text, what it rests on, and where the page is."""
+    """The tables as aligned text, what they rest on, and where the page is.
+
+    Of more than two k, intervals stand beside the first and the last alone, so that a line fits a terminal.
+    """
+    rows = summary["headline"]
     ks = [key for key in summary["ssd"] if key.startswith("pass@")]
-    header = [*_TITLES, *(text for k in ks for text in (k, "interval")), f"SSD ahead by, {ks[0]}"]
-    rows = [header] + [_cells(row, ks) for row in summary["headline"]]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "-" * max(map(len, lines)))
+    shown = ends(ks)
+    columns = [text for k in ks for text in ((k, "interval") if k in shown else (k,))]
+    scores = aligned([["setting", "decoding", *columns],
+                      *([row["title"], row["decoding"], *_scores(row, ks, shown)] for row in rows)])  # fmt: skip
+    header = [f"{summary['ssd']['title']} is ahead of", *(text for k in shown for text in (k, "interval")),
+              "ahead", "behind", "tied", "sign test p"]  # fmt: skip
+    gains = aligned([header, *(_gains(row, shown) for row in rows if row["ssd_ahead_by"])])
+    rule = "-" * max(map(len, [*scores, *gains]))
     n = summary["ssd"]["n"]
     basis = (
         f"per cent of {n['problems']} problems x {n['samples_per_problem']} programs, the half on which nothing was "
-        f"chosen; {confidence_text(summary['confidence'])} intervals, differences in points, paired by problem"
+        f"chosen; {confidence_text(summary['confidence'])} intervals,\ndifferences in points, paired by problem; "
+        f"problems ahead, behind and tied in {ks[0]}, and the p value of that split"
     )
     warning = [summary["notice"], ""] if summary["notice"] else []
-    return "\n".join([*warning, *lines, "", basis, f"report: {page}"])
+    tables = [scores[0], rule, *scores[1:], "", gains[0], rule, *gains[1:]]
+    errata = [summary["errata"]["line"]] if summary["errata"]["line"] else []
+    return "\n".join([*warning, *tables, "", basis, *errata, f"report: {page}"])
 
 
-def _cells(row: dict[str, Any], ks: list[str]) -> list[str]:
-    measured = [percent(Estimate.from_json(row[k])) for k in ks]
+def _scores(row: dict[str, Any], ks: list[str], shown: tuple[str, ...]) -> list[str]:
+    measured = {k: percent(Estimate.from_json(row[k])) for k in ks}
+    return [text for k in ks for text in (measured[k].value, measured[k].interval)[: 2 if k in shown else 1]]
+
+
+def _gains(row: dict[str, Any], shown: tuple[str, ...]) -> list[str]:
     ahead = row["ssd_ahead_by"]
-    gain = points(Estimate.from_json(ahead[ks[0]])) if ahead else None
-    scores = [text for score in measured for text in (score.value, score.interval)]
-    return [row["title"], row["decoding"], *scores, f"{gain.value} ({gain.interval})" if gain else ""]
+    measured = [points(Estimate.from_json(ahead[k])) for k in shown]
+    counts = ahead[shown[0]]["sign_test"]
+    return [row["title"], *(text for gain in measured for text in (gain.value, gain.interval)),
+            *(str(counts[part]) for part in ("ahead", "behind", "tied")), p_text(counts["p_value"])]  # fmt: skip

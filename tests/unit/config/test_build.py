@@ -68,6 +68,10 @@ def test_lists_become_tuples_and_whole_numbers_floats() -> None:
         ({"contamination": {"sets": {"mine": {"path": "x"}}}}, ["contamination.sets.mine.columns = []", "[prompt]"]),
         ({"contamination": {"sets": {"mine": {"columns": ["x"]}}}}, ["contamination.sets.mine.path = null"]),
         ({"evaluation": {"ks": [50]}}, ["evaluation.ks = [50]", "num_samples"]),
+        ({"evaluation": {"ks": [1, 20]}}, ["evaluation.ks = [1, 20]", "between 1 and evaluation.num_samples (10)"]),
+        ({"evaluation": {"ks": []}}, ["evaluation.ks = []", "num_samples"]),
+        ({"evaluation": {"ks": [0]}}, ["evaluation.ks = [0]", "num_samples"]),
+        ({"evaluation": {"num_samples": 0}}, ["evaluation.num_samples = 0", "must be positive"]),
         ({"sampling": {"train": {"top_p": 0}, "eval": {}}}, ["top_p = 0", "above 0"]),
         ({"filters": {"proxy_band": [0.9, 0.1]}}, ["filters.proxy_band = [0.9, 0.1]", "low < high"]),
         ({"filters": {"loop": {"min_repeat": 3}}}, ["did you mean filters.loop.min_repeats?"]),
@@ -85,6 +89,23 @@ def test_a_wrong_value_is_one_line_with_key_value_rule_and_fix(values: dict[str,
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "measured"),
+    [
+        ({}, (1, 5, 10)),
+        ({"num_samples": 4}, (1,)),
+        ({"num_samples": 20}, (1, 5, 10, 20)),
+        ({"num_samples": 64}, (1, 5, 10, 20)),
+        ({"ks": [5, 1, 5]}, (1, 5)),
+        ({"num_samples": 64, "ks": [64]}, (64,)),
+    ],
+)
+def test_without_a_named_k_all_that_the_samples_allow_are_measured(
+    evaluation: dict[str, Any], measured: tuple[int, ...]
+) -> None:
+    assert build_config({"evaluation": evaluation}).evaluation.measured_ks == measured
 
 
 @pytest.mark.parametrize(

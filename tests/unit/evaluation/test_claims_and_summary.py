@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.config.generation import Decoding
 from megatron_ssd.evaluation.claims import judge_claims, status_of
+from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import ModelName, settings_of
 from megatron_ssd.evaluation.measurements import Measurements
 from megatron_ssd.evaluation.metrics import Bootstrap, Estimate
@@ -22,6 +24,8 @@ from tests.unit.evaluation.test_grid import SAMPLING, problems
 
 CONFIG = EvaluationConfig(temperatures=(1.0, 2.0), top_ps=(0.6, 0.8))
 N = 30
+ERRATA = {"flaws": {"p3": "a test is wrong"}, "num_problems": 90, "kept": True}
+DIVERSITY = Diversity(distinct=12.5, distinct_passing=4.0, num_solved=80)
 
 
 def measure(
@@ -101,7 +105,14 @@ def test_the_noisy_claim_is_made_only_where_it_was_tried():
 
 def summary_of(found: Measurements) -> dict[str, object]:
     reasons = {model: {label: {"stop": 890, "length": 10} for label in by} for model, by in found.verdicts.items()}
-    return summarise(found, SAMPLING, finish_reasons=reasons, facts={"engine": {"name": "test"}})
+    diversity = {model: dict.fromkeys(by, DIVERSITY) for model, by in found.verdicts.items()}
+    return summarise(
+        found,
+        SAMPLING,
+        finish_reasons=reasons,
+        diversity=diversity,
+        facts={"engine": {"name": "test"}, "errata": ERRATA},
+    )
 
 
 def test_the_headline_is_measured_on_the_reporting_half():
@@ -119,6 +130,13 @@ def test_the_headline_is_measured_on_the_reporting_half():
     gain = rows["ssd_best"]["overall"]["5"]["value"] - row["overall"]["5"]["value"]
     assert row["ssd_gain"]["5"]["value"] == pytest.approx(gain)
     assert rows["ssd_best"]["ssd_gain"] is None
+    by_problem = {model: Counter(v.problem_id for v in found.verdicts[model][rows[key]["decoding"]] if v.passed)
+                  for model, key in (("base", "base_default"), ("ssd", "ssd_best"))}  # fmt: skip
+    split = Counter(np.sign(by_problem["ssd"][p] - by_problem["base"][p]) for p in report)
+    test = row["ssd_gain"]["1"]["sign_test"]
+    assert (test["ahead"], test["behind"], test["tied"]) == (split[1], split[-1], split[0])
+    assert test["ahead"] > test["behind"]
+    assert test["p_value"] < 0.001
 
 
 def test_the_grid_names_one_chosen_cell_a_model():
@@ -141,6 +159,7 @@ def test_every_setting_stands_in_full():
     assert setting["no_code"] == pytest.approx(1 / 2700)
     assert setting["finish_reasons"] == {"stop": 890, "length": 10}
     assert set(setting["by_difficulty"]) == {"easy", "medium", "hard"}
+    assert setting["diversity"] == {"distinct": 12.5, "distinct_passing": 4.0, "num_solved": 80}
 
 
 def test_a_base_alone_has_its_rows_and_no_claims():
@@ -160,7 +179,32 @@ def test_the_table_holds_every_row_and_claim():
         assert claim["text"] in text
 
 
+def test_the_table_fits_a_terminal():
+    wide = dataclasses.replace(measure(lambda model, decoding, problem: 0.5), ks=(1, 5, 10, 20))
+    text = table(summary_of(wide))
+    tables = text[: text.index("45 problems on which")]
+    assert all(f"pass@{k}" in tables for k in wide.ks)
+    assert max(map(len, tables.splitlines())) <= 125
+
+
+def test_what_the_judge_could_not_measure_is_null():
+    found = measure(lambda model, decoding, problem: 0.5)
+    lost = {p.id for p in found.problems if p.difficulty == "hard"}
+    for by_label in found.verdicts.values():
+        for rows in by_label.values():
+            rows[:] = [dataclasses.replace(v, status="infrastructure_error") if v.problem_id in lost else v  # type: ignore[index]
+                       for v in rows]  # fmt: skip
+    summary = json.loads(json.dumps(summary_of(found), allow_nan=False))
+    assert summary["headline"][0]["by_difficulty"]["hard"]["1"] == dict.fromkeys(("value", "low", "high"))
+
+
 def test_the_report_reads_it(tmp_path):
     path = tmp_path / "summary.json"
     path.write_text(json.dumps(summary_of(measure(lambda model, decoding, problem: 0.5))))
-    assert read_scores(path).row("ssd_best").num_problems == 45
+    scores = read_scores(path)
+    assert scores.row("ssd_best").num_problems == 45
+    assert scores.row("ssd_best").diversity == DIVERSITY
+    assert scores.errata.line.startswith("1 of 90 problems are in LiveCodeBench's errata; kept")
+    tests = scores.row("base_best").sign_tests
+    assert tests is not None
+    assert tests[5].ahead + tests[5].behind + tests[5].tied == 45

@@ -13,17 +13,19 @@ from megatron_ssd.artifacts.hashing import hash_folder
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.config.generation import Decoding, EngineConfig, PromptConfig
+from megatron_ssd.config.problems import BenchmarkConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.decode import DecodeJob
 from megatron_ssd.evaluation.grid import split_halves
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, read_problems
 from megatron_ssd.evaluation.sandbox import Sandbox
-from megatron_ssd.evaluation.stage import run_evaluate
+from megatron_ssd.evaluation.stage import evaluation_stage, run_evaluate
 from megatron_ssd.generation.model_folder import open_model
 from megatron_ssd.problems import minicode
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from tests.unit.evaluation.oracle import MINICODE, N, Oracle, sampler_of, summary_of
+from tests.unit.problems.test_benchmark_sources import jsonl, lcb_row
 
 
 def test_whole_stage(config: RunConfig, caplog: pytest.LogCaptureFixture):
@@ -37,6 +39,10 @@ def test_whole_stage(config: RunConfig, caplog: pytest.LogCaptureFixture):
     assert rows["ssd_best"]["overall"]["3"]["value"] == pytest.approx(1.0)
     assert set(summary["settings"]["base"]) == {"T1-k20-p0.8", "T1.5-k20-p0.8", "T0.7-k20-p0.8", "T1.5-k20-p0.6"}
     assert set(summary["settings"]["ssd"]) == {"T1-k20-p0.8", "T1.5-k20-p0.8"}
+    assert summary["settings"]["ssd"]["T1-k20-p0.8"]["diversity"] == {
+        "distinct": 2.0, "distinct_passing": 1.0, "num_solved": 6,
+    }  # fmt: skip
+    assert summary["errata"] == {"flaws": {}, "num_problems": 6, "kept": True}
     assert oracle.starts == [Path(str(config.model.path)).name, "export"]  # type: ignore[union-attr]
     keys = [
         (row["problem_id"], row["sample_index"]) for row in read_jsonl(folder / "generations/base/T1-k20-p0.8.jsonl")
@@ -180,3 +186,16 @@ def test_raw_prompts_are_decoded_without_a_chat_template(config: RunConfig, tmp_
     tokenizer = ChatTokenizer(folder)
     asked = {str(request.key[1]): request.prompt_token_ids for request in oracle.requests}
     assert asked == {problem.id: tokenizer.text_ids(problem.statement) for problem in problems}
+
+
+def test_flawed_problems_are_judged_unless_they_are_dropped(config: RunConfig, tmp_path: Path):
+    rows = [lcb_row(1), lcb_row(2, question_id="arc185_c"), lcb_row(3)]
+    whole = str(jsonl(tmp_path / "whole.jsonl", rows))
+    sound = str(jsonl(tmp_path / "sound.jsonl", [rows[0], rows[2]]))
+
+    def benchmark_hash(path: str, **settings: str) -> str:
+        section = BenchmarkConfig(name="livecodebench", path=path, **settings)  # type: ignore[arg-type]
+        return evaluation_stage(dataclasses.replace(config, benchmark=section)).inputs["benchmark"]
+
+    assert benchmark_hash(whole, errata="drop") == benchmark_hash(sound) == benchmark_hash(sound, errata="drop")
+    assert benchmark_hash(whole) == benchmark_hash(whole, errata="keep") != benchmark_hash(sound)

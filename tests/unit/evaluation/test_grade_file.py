@@ -15,6 +15,7 @@ import pytest
 
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.config.grading import GradeConfig
+from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.completions import program_of
 from megatron_ssd.evaluation.grade_file import run_grade
 from megatron_ssd.evaluation.sandbox import Sandbox
@@ -102,6 +103,32 @@ def test_livecodebench_rows_and_every_test_where_asked(tmp_path: Path):
     assert list(json.loads((tmp_path / "out" / "summary.json").read_text())["pass_at_k"]) == ["all", "easy"]
 
 
+@pytest.mark.parametrize(("errata", "scored"), [("keep", 2), ("drop", 1)])
+def test_livecodebenchs_errata(tmp_path: Path, capsys: pytest.CaptureFixture[str], errata: str, scored: int):
+    problems = write_rows(tmp_path / "lcb.jsonl", [LCB, {**LCB, "question_id": "abc362_c"}])
+    rows = [{"question_id": id_, "code": "print(sum(map(int, input().split())))"} for id_ in ("abc362_c", "q1")]
+    run_grade(config(tmp_path, rows, problems=problems, format="lcb", errata=errata))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["problems"], summary["programs"]) == (scored, scored)
+    assert list(summary["errata"]["flaws"]) == ["abc362_c"]
+    fate = "kept, as the official evaluation counts them" if errata == "keep" else "left out"
+    assert f"1 of 2 problems are in LiveCodeBench's errata; {fate}" in capsys.readouterr().out
+
+
+def test_samples_of_problems_that_are_left_out_alone_are_an_error(tmp_path: Path):
+    problems = write_rows(tmp_path / "lcb.jsonl", [LCB, {**LCB, "question_id": "abc362_c"}])
+    rows = [{"question_id": "abc362_c", "code": "x"}]
+    with pytest.raises(UserError, match=r"every problem of theirs is in LiveCodeBench's errata; .*errata=keep"):
+        run_grade(config(tmp_path, rows, problems=problems, format="lcb", errata="drop"))
+
+
+def test_every_k_that_all_problems_allow_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run_grade(config(tmp_path, [{"task_id": "t/0", "completion": "    return 2"}] * 20))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert list(summary["pass_at_k"]["all"]) == ["1", "5", "10", "20"]
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 125
+
+
 def test_up_to_date_is_shown_and_not_graded_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -172,6 +199,8 @@ def test_bad_rows_are_one_line_before_anything_runs(tmp_path: Path, row: dict[st
         (["problems=a", "format=mbpp", "samples=b", "out=c"], "problems = a: is no file"),
         (["problems=a", "format=mbpp", "samples=b", "out=c", "start_date=2025-01-01"], "only format=lcb has"),
         (["problems=a", "format=mbpp", "samples=b", "out=c", "cpu_seconds=fast"], "must be a number"),
+        (["problems=a", "format=mbpp", "samples=b", "out=c", "errata=drop"], "only format=lcb has errata"),
+        (["problems=a", "format=lcb", "samples=b", "out=c", "errata=no"], "choose keep or drop"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments: list[str], said: str):

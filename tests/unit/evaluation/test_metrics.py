@@ -7,10 +7,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ssd.evaluation.metrics import Bootstrap, pass_at_k, problem_scores
+from megatron_ssd.evaluation.metrics import Bootstrap, pass_at_k, problem_scores, sign_test
 from megatron_ssd.schema import Verdict, VerdictStatus
 
 BOOTSTRAP = Bootstrap(num_resamples=2000)
@@ -98,3 +98,64 @@ def test_memory_chunks_change_nothing_but_the_stream(monkeypatch: pytest.MonkeyP
     whole = BOOTSTRAP.mean(scores)
     monkeypatch.setattr("megatron_ssd.evaluation.metrics._CHUNK", 100)
     assert BOOTSTRAP.mean(scores) == whole
+
+
+def p_by_enumeration(ahead: int, behind: int) -> float:
+    """Every sequence of tosses of a fair coin, and the share of those at least as uneven as what was seen."""
+    seen = abs(ahead - behind)
+    tosses = list(itertools.product((1, -1), repeat=ahead + behind))
+    return sum(abs(sum(toss)) >= seen for toss in tosses) / len(tosses)
+
+
+def split_scores(ahead: int, behind: int, tied: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of two models that differ in sign as asked, in some order."""
+    signs = np.random.default_rng(7).permutation([1.0] * ahead + [-1.0] * behind + [0.0] * tied)
+    others = np.random.default_rng(8).integers(3, 8, len(signs)) / 10
+    return others + 0.1 * signs, others
+
+
+@pytest.mark.parametrize("tosses", range(12))
+def test_the_sign_test_equals_enumeration(tosses: int):
+    for ahead in range(tosses + 1):
+        found = sign_test(*split_scores(ahead, tosses - ahead, 3))
+        assert (found.ahead, found.behind, found.tied) == (ahead, tosses - ahead, 3)
+        assert found.p_value == pytest.approx(p_by_enumeration(ahead, tosses - ahead), abs=1e-12)
+
+
+@settings(deadline=None, max_examples=40)  # the first call imports scipy
+@given(st.integers(0, 700), st.integers(0, 700))
+def test_the_sign_test_equals_scipys_binomial_test(ahead: int, behind: int):
+    stats = pytest.importorskip("scipy.stats")
+    found = sign_test(*split_scores(ahead, behind, 0))
+    expected = stats.binomtest(ahead, ahead + behind).pvalue if ahead + behind else 1.0
+    assert found.p_value == pytest.approx(expected, rel=1e-6)
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=40))
+def test_the_sign_test_is_the_same_from_both_sides(pairs: list[tuple[int, int]]):
+    ours, theirs = (np.array([pair[side] / 6 for pair in pairs]) for side in (0, 1))
+    there, back = sign_test(ours, theirs), sign_test(theirs, ours)
+    assert (there.ahead, there.behind, there.tied) == (back.behind, back.ahead, back.tied)
+    assert there.ahead == sum(a > b for a, b in pairs)
+    assert there.p_value == back.p_value
+    assert 0 < there.p_value <= 1
+
+
+def test_what_differs_by_rounding_is_tied():
+    # C(6, 2) / C(15, 2) and C(3, 2) / C(7, 2) are both a seventh.
+    ours, theirs = np.array([pass_at_k(15, 9, 2)]), np.array([pass_at_k(7, 4, 2)])
+    assert ours[0] != theirs[0]
+    assert sign_test(ours, theirs).tied == 1
+
+
+def test_problems_without_a_score_are_in_no_sign_test():
+    found = sign_test(np.array([1.0, np.nan, 0.5, 0.2]), np.array([0.0, 0.0, np.nan, 0.2]))
+    assert (found.ahead, found.behind, found.tied, found.p_value) == (1, 0, 1, 1.0)
+    assert sign_test(np.array([np.nan]), np.array([1.0])).p_value == 1.0
+
+
+def test_fair_models_rarely_look_uneven():
+    """Under equal models, p values at or below 0.05 come in at most 5 % of trials (fewer, since p is discrete)."""
+    rng = np.random.default_rng(9)
+    found = [sign_test(rng.random(60), rng.random(60)).p_value for _ in range(2000)]
+    assert 0.01 < np.mean(np.array(found) <= 0.05) < 0.065

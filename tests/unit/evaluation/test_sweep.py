@@ -13,6 +13,7 @@ from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.config.generation import Decoding, SamplingConfig
 from megatron_ssd.evaluation import sweep
 from megatron_ssd.evaluation.claims import judge_claims
+from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import ModelName, grid_cells, settings_of
 from megatron_ssd.evaluation.measurements import Measurements
 from megatron_ssd.evaluation.metrics import Bootstrap
@@ -20,6 +21,7 @@ from megatron_ssd.evaluation.summary import summarise, table
 from megatron_ssd.report.scores import read_scores
 from megatron_ssd.schema import Verdict
 from tests.unit.evaluation.test_grid import problems
+from tests.unit.report.report_run import NO_ERRATA
 
 CONFIG = EvaluationConfig(temperatures=(0.5, 1.0), top_ks=(10, -1), top_ps=(0.8, 1.0))
 TRAIN = Decoding(temperature=1.5, top_k=20, top_p=0.8)
@@ -56,7 +58,10 @@ def measure(
 
 def summary_of(found: Measurements, sampling: SamplingConfig = SAMPLING) -> dict:
     reasons = {model: {label: {"stop": 1} for label in by_label} for model, by_label in found.verdicts.items()}
-    return json.loads(json.dumps(summarise(found, sampling, finish_reasons=reasons, facts={}), allow_nan=False))
+    same = Diversity(distinct=1.0, distinct_passing=1.0, num_solved=1)
+    diversity = {model: dict.fromkeys(by_label, same) for model, by_label in found.verdicts.items()}
+    summary = summarise(found, sampling, finish_reasons=reasons, diversity=diversity, facts={"errata": NO_ERRATA})
+    return json.loads(json.dumps(summary, allow_nan=False))
 
 
 def test_every_cell_names_its_top_k_and_the_training_decode_stands_beside():

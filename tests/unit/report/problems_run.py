@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from megatron_ssd.artifacts.jsonl import JsonlWriter
+from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import Halves
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, write_problems
+from megatron_ssd.problems.errata import Errata
 from megatron_ssd.report.problem_html import render_problems
 from megatron_ssd.report.problem_pages import ProblemPages, read_problem_pages
 from megatron_ssd.report.records import Estimate, ModelName, Score, Scores, Sweep
@@ -109,14 +111,15 @@ def scores(difficulties: dict[str, str]) -> Scores:
         Score(
             key=f"{model}_best", title=f"{model} at its best", model=model, decoding=label, num_problems=3,
             num_samples=3, overall={1: unknown}, by_difficulty={n: {1: unknown} for n in ("easy", "medium", "hard")},
-            problems_by_difficulty={}, ssd_gain=None,
+            problems_by_difficulty={}, ssd_gain=None, sign_tests=None, no_code=0.0,
+            diversity=Diversity(distinct=2.0, distinct_passing=1.0, num_solved=2),
         )
         for model, label in DECODINGS.items()
     )  # fmt: skip
     sweep = Sweep(grid=(), beside_grid=None, best_cells=(), effective=(), train_temperature=1.5)
     return Scores(
         headline=rows, sweep=sweep, claims=(), confidence=0.95, selection_problems=3, difficulties=difficulties,
-        outcomes={}, claim_rule="",
+        outcomes={}, claim_rule="", errata=Errata(flaws={}, num_problems=len(difficulties), kept=True),
     )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ DIFFICULTIES = ("easy", "medium", "hard")
 TEMPERATURES, TOP_PS = (0.8, 1.0, 1.2, 1.5, 1.8), (0.5, 0.6, 0.8, 1.0)
 # A program that would be markup if the page did not escape it.
 HOSTILE = "def f(xs):\n    # </pre><script>alert(1)</script> <img src='http://example.com/x.png'>\n    return xs"
+NO_ERRATA: dict[str, Any] = {"flaws": {}, "num_problems": 300, "kept": True}
 _BEST = {"base": "T1.8-k20-p0.5", "ssd": "T1.5-k20-p0.6"}
 
 
@@ -194,29 +195,44 @@ def _summary(scale: float) -> dict[str, Any]:
         ],
         "confidence": 0.95,
         "selection_problems": 150,
+        "errata": {"flaws": {"abc362_c": "several"}, "num_problems": 300, "kept": True} if scale == 0 else NO_ERRATA,
         "claim_rule": "shown: the interval of the difference lies above zero; unclear: it holds zero.",
         "settings": {
-            model: {label: {"outcomes": {"wrong_answer": 1760, "passed": 1000 + 20 * len(model), "no_code": 240}}}
-            for model, label in _BEST.items()
+            model: {label: {"outcomes": {"wrong_answer": 1760, "passed": 1000 + 20 * len(model), "no_code": 240},
+                            "no_code": 0.08, "diversity": _diversity(scale)} for label in labels}
+            for model, labels in {"base": [row[3] for row in rows[:3]], "ssd": [_BEST["ssd"]]}.items()
         },
         "difficulties": {f"{name}-{index:03d}": name for name in DIFFICULTIES for index in range(3)},
     }  # fmt: skip
 
 
+def _diversity(scale: float) -> dict[str, Any]:
+    solved = round(230 * scale)
+    return {"distinct": 7.31, "distinct_passing": 2.64 if solved else None, "num_solved": solved}
+
+
 def _row(key: str, title: str, model: str, decoding: str, at_1: float, at_5: float, scale: float) -> dict[str, Any]:
+    at_10 = at_5 + 0.07 * scale
     ease = dict(zip(DIFFICULTIES, (1.5, 1.0, 0.5), strict=True))
     return {
         "key": key, "title": title, "model": model, "decoding": decoding, "num_problems": 150, "num_samples": 10,
-        "overall": {"1": _estimate(at_1, 0.019 * scale), "5": _estimate(at_5, 0.022 * scale)},
+        "overall": {"1": _estimate(at_1, 0.019 * scale), "5": _estimate(at_5, 0.022 * scale),
+                    "10": _estimate(at_10, 0.024 * scale)},
         "by_difficulty": {
             name: {"1": _estimate(at_1 * factor, 0.033 * scale),
-                   "5": _estimate(min(at_5 * factor, 0.96), 0.035 * scale)}
+                   "5": _estimate(min(at_5 * factor, 0.96), 0.035 * scale),
+                   "10": _estimate(min(at_10 * factor, 0.97), 0.035 * scale)}
             for name, factor in ease.items()
         },
         "problems_by_difficulty": dict.fromkeys(DIFFICULTIES, 50),
-        "ssd_gain": None if model == "ssd" else {"1": _estimate(0.345 * scale - at_1, 0.01 * scale),
-                                                 "5": _estimate(0.68 * scale - at_5, 0.01 * scale)},
+        "ssd_gain": None if model == "ssd" else {"1": _gain(0.345 * scale - at_1, 0.01 * scale),
+                                                 "5": _gain(0.68 * scale - at_5, 0.01 * scale),
+                                                 "10": _gain(0.75 * scale - at_10, 0.01 * scale)},
     }  # fmt: skip
+
+
+def _gain(value: float, error: float) -> dict[str, Any]:
+    return {**_estimate(value, error), "sign_test": {"ahead": 61, "behind": 40, "tied": 49, "p_value": 0.0460}}
 
 
 def _estimate(value: float, error: float) -> dict[str, float]:

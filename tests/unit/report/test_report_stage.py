@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import shutil
 from pathlib import Path
@@ -82,6 +83,27 @@ def test_what_the_gate_found_is_in_summary_and_page(published: Path) -> None:
     for text in ("selection 0123456789abcdef", "1,200", "seed_30", "&lt;b&gt;HumanEval/30", "60 %", "20 of 31 hits"):
         assert text in page
     assert "<b>HumanEval" not in page
+
+
+def test_the_sign_test_and_the_variety_of_programs_stand_beside_the_scores(published: Path) -> None:
+    page = (published / "report" / "report.html").read_text()
+    for text in ("61, 40, 49", ">0.046<", ">7.3<", ">2.6<", ">230<", "8.0 %", "Distinct programs of 10"):
+        assert text in page
+    row = json.loads((published / "report" / "summary.json").read_text())["base"]
+    assert list(row["ssd_ahead_by"]) == ["pass@1", "pass@5", "pass@10"]
+    assert row["ssd_ahead_by"]["pass@5"]["sign_test"] == {"ahead": 61, "behind": 40, "tied": 49, "p_value": 0.046}
+    assert row["diversity"] == {"distinct": 7.31, "distinct_passing": 2.64, "num_solved": 230, "no_code": 0.08}
+
+
+def test_errata_are_one_line_everywhere_and_none_where_there_are_none(
+    published: Path, published_real: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "1 of 300 problems are in LiveCodeBench's errata; kept, as the official evaluation counts them"
+    run_report(run_config(published_real, benchmark="livecodebench"))
+    assert line in capsys.readouterr().out.splitlines()
+    assert html.escape(line).replace("&#x27;", "&#39;") in (published_real / "report" / "report.html").read_text()
+    assert json.loads((published_real / "report" / "summary.json").read_text())["errata"]["line"] == line
+    assert "errata" not in (published / "report" / "report.html").read_text()
 
 
 def test_prints_the_table_and_the_page_and_leaves_current_output_alone(

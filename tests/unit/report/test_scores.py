@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from megatron_ssd.config.generation import Decoding, SamplingConfig
+from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import ModelName
 from megatron_ssd.evaluation.measurements import Measurements
 from megatron_ssd.evaluation.metrics import Bootstrap
 from megatron_ssd.evaluation.summary import summarise
 from megatron_ssd.report.scores import read_scores
 from megatron_ssd.schema import Problem, Verdict
+from tests.unit.report.report_run import NO_ERRATA
 
 CELLS = tuple(Decoding(temperature=t, top_k=20, top_p=p) for t in (1.0, 1.5) for p in (0.6, 0.8))
 SAMPLING = SamplingConfig(train=CELLS[2], eval=CELLS[3], default=CELLS[1])
@@ -50,8 +52,12 @@ def test_a_real_summary_becomes_records(tmp_path: Path) -> None:
         bootstrap=Bootstrap(num_resamples=50),
     )
     reasons = {m: {cell.label: Counter(stop=len(_problems()) * SAMPLES) for cell in CELLS} for m in MODELS}
+    same = Diversity(distinct=2.0, distinct_passing=1.5, num_solved=9)
+    diversity = {m: {cell.label: same for cell in CELLS} for m in MODELS}
     path = tmp_path / "summary.json"
-    path.write_text(json.dumps(summarise(found, SAMPLING, finish_reasons=reasons, facts={})))
+    path.write_text(
+        json.dumps(summarise(found, SAMPLING, finish_reasons=reasons, diversity=diversity, facts={"errata": NO_ERRATA}))
+    )
     scores = read_scores(path)
     assert [score.key for score in scores.headline] == ["base_default", "base_train", "base_best", "ssd_best"]
     assert {(c.model, c.temperature, c.top_p) for c in scores.sweep.grid if c.chosen} == {

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ssd.errors import UserError
+from megatron_ssd.evaluation.columns import p_text
 from megatron_ssd.report.records import Estimate
 from megatron_ssd.report.tables import MINUS, compact, duration, percent, points, signed
 from megatron_ssd.report.terminal import print_report
@@ -44,10 +45,21 @@ def test_estimates_carry_their_interval() -> None:
 
 def test_terminal_columns_are_aligned(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
     print_report(published)
-    header, _, *rows = capsys.readouterr().out.splitlines()[:6]
-    for column in ("decoding", "pass@1", "pass@5"):
-        start = header.index(column)
-        assert all(row[start - 1] == " " and row[start] != " " for row in rows)
+    lines = capsys.readouterr().out.splitlines()
+    for (header, _, *rows), columns in (
+        (lines[:6], ("decoding", "pass@1", "pass@5", "pass@10")),
+        (lines[7:12], ("pass@1", "pass@10", "ahead  ", "behind", "tied", "sign test p")),
+    ):
+        for column in columns:
+            start = header.index(column)
+            assert all(row[start - 1] == " " and row[start] != " " for row in rows)
+    assert max(map(len, lines[:12])) <= 125
+    assert lines[11].split()[-4:] == ["61", "40", "49", "0.046"]
+
+
+@pytest.mark.parametrize(("value", "written"), [(1.0, "1.000"), (0.0412, "0.041"), (0.001, "0.001"), (9e-4, "< 0.001")])
+def test_p_values(value: float, written: str) -> None:
+    assert p_text(value) == written
 
 
 def test_terminal_without_a_report_says_what_to_run(tmp_path: Path) -> None:

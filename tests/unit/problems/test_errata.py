@@ -1,0 +1,106 @@
+"""LiveCodeBench's errata: which problems they name, and what becomes of those."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_ssd.artifacts.hashing import hash_json, sha256_file
+from megatron_ssd.config.build import build_config
+from megatron_ssd.errors import ConfigError, UserError
+from megatron_ssd.problems.errata import apply_errata, flaw_of, slug
+from megatron_ssd.problems.gate import gate_inputs
+from megatron_ssd.schema import Problem
+from tests.unit.problems.test_benchmark_sources import benchmark, jsonl, lcb_row
+
+LEETCODE = {"platform": "leetcode"}
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> list[Problem]:
+    """Three that the errata name and two that only look like it."""
+    rows = [
+        lcb_row(1, question_id="abc362_c"),
+        lcb_row(2, question_id="3413", question_title="Most Frequent IDs", **LEETCODE),
+        lcb_row(3, question_id="abc362_d"),
+        lcb_row(4, question_id="arc189_a"),
+        lcb_row(5, question_id="1873_A", question_title="Find the Peaks", platform="codeforces"),
+    ]
+    return benchmark(jsonl(tmp_path / "test.jsonl", rows))
+
+
+def test_flaws_are_known_by_id_or_leetcodes_title(problems: list[Problem]) -> None:
+    assert [flaw_of(problem) for problem in problems] == [
+        "several answers are right, and the tests know one", "a test is wrong", None, "a test is wrong", None,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("title", "written"),
+    [
+        ("Find the Peaks", "find-the-peaks"),
+        ("Find Words Containing Character", "find-words-containing-character"),
+        ("Generate Binary Strings Without Adjacent Zeros", "generate-binary-strings-without-adjacent-zeros"),
+        ("Apply Operations to Make String Empty", "apply-operations-to-make-string-empty"),
+        ("Most Frequent IDs", "most-frequent-ids"),
+        ("  Alice's  (2nd) -- Walk ", "alices-2nd-walk"),
+    ],
+)
+def test_titles_as_leetcode_writes_them_in_addresses(title: str, written: str) -> None:
+    assert slug(title) == written
+
+
+def test_another_benchmark_has_no_errata() -> None:
+    assert flaw_of(Problem(id="abc362_c", source="rstar_coder", statement="", form="stdin")) is None
+
+
+def test_flawed_problems_count_unless_they_are_dropped(problems: list[Problem]) -> None:
+    kept, errata = apply_errata(problems, "keep")
+    assert kept == problems
+    assert errata.line == (
+        "3 of 5 problems are in LiveCodeBench's errata; kept, as the official evaluation counts them"
+    )
+    left, errata = apply_errata(problems, "drop")
+    assert [problem.id for problem in left] == ["abc362_d", "1873_A"]
+    assert list(errata.flaws) == ["abc362_c", "3413", "arc189_a"]
+    assert errata.line == "3 of 5 problems are in LiveCodeBench's errata; left out"
+
+
+def test_nothing_is_said_where_nothing_is_flawed(problems: list[Problem]) -> None:
+    assert apply_errata(problems[2:3], "drop")[1].line == ""
+
+
+def test_nothing_left_is_an_error(problems: list[Problem]) -> None:
+    with pytest.raises(UserError, match=r"all 2 problems are in LiveCodeBench's errata; .*errata=keep"):
+        apply_errata(problems[:2], "drop")
+
+
+def test_the_problems_themselves_are_as_before(problems: list[Problem]) -> None:
+    """Their hash tells which verdicts still hold; an entry more in the errata must not undo them."""
+    assert all(set(problem.metadata) == {"platform", "contest_id"} for problem in problems)
+
+
+def test_training_problems_are_chosen_alike_whatever_counts(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "test.jsonl", [lcb_row(1)])
+    sections: list[dict[str, Any]] = [{}, {"errata": "keep"}, {"errata": "drop"}]
+    hashes = [
+        gate_inputs(build_config({"benchmark": {"name": "livecodebench", "path": str(path), **section}}))
+        for section in sections
+    ]
+    window = {"name": "livecodebench", "limit": None, "start_date": None, "end_date": None}
+    assert hashes[0] == hashes[1] == hashes[2]
+    assert hashes[0]["benchmark"] == hash_json([window, hash_json([sha256_file(path)])]), "as before there were errata"
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"name": "minicode", "errata": "drop"}, "benchmark.errata = drop: LiveCodeBench has errata, and this is mini"),
+        ({"name": "livecodebench", "path": "x", "errata": "some"}, "benchmark.errata = 'some'"),
+    ],
+)
+def test_wrong_choices_are_one_line(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_config({"benchmark": section})
