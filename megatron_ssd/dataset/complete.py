@@ -52,11 +52,13 @@ def check_complete(parts: Path, shards: list[Path], samples: Manifest) -> None:
 
 
 def _miscounted(shards: list[Path], keys: list[NDArray[np.uint64]], samples: Manifest) -> UserError | None:
-    found = sum(map(len, keys))
-    published = samples.counts.get("samples", found)
+    found, folder = sum(map(len, keys)), shards[0].parent
+    published = samples.counts.get("samples")
     if found == published:
         return None
-    folder = shards[0].parent
+    if published is None:
+        return UserError(f"samples of {folder}", rule=f"are {found}, and their manifest does not count them",
+                         fix=f"remove {folder} and sample again")  # fmt: skip
     sizes = {output["path"]: output["bytes"] for output in samples.outputs}
     changed = [
         f"; {shard.name} has {len(rows)} of them in {size} bytes, and {sizes[shard.name]} bytes were published"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from megatron_ssd.artifacts.manifest import Manifest, read_manifest
@@ -26,10 +27,11 @@ def sample_shards(run_dir: Path) -> list[Path]:
         if not Path(output["path"]).match("shard-*.jsonl"):
             continue
         path = folder / output["path"]
-        if not path.is_file() or (output["bytes"] and not path.stat().st_size):
+        is_there = os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises for a name that is too long)
+        if not is_there or (output["bytes"] and not path.stat().st_size):
             raise UserError(
                 f"file {path}",
-                rule=f"{'is empty' if path.is_file() else 'does not exist'}, and the manifest beside it counts "
+                rule=f"{'is empty' if is_there else 'does not exist'}, and the manifest beside it counts "
                 f"{output['bytes']} bytes of it",
                 fix=f"put it back, or remove {folder} and sample again",
             )

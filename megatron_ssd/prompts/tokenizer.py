@@ -30,13 +30,16 @@ class ChatTokenizer:
     """The Hugging Face tokenizer of a model folder, with its chat template where it has one.
 
     Raises:
-        UserError: the folder holds no tokenizer that loads.
+        UserError: the folder holds no tokenizer that loads, or one without tokens.
     """
 
     def __init__(self, folder: Path) -> None:
         self._tokenizer = _load(folder)
         self._folder = folder
-        self.size = 1 + max(self._tokenizer.get_vocab().values())
+        vocabulary = self._tokenizer.get_vocab()
+        if not vocabulary:
+            raise UserError(f"tokenizer of {folder}", rule="has no token", fix="copy it from the model again")
+        self.size = 1 + max(vocabulary.values())
         self._shown: set[tuple[str, ...]] = set()  # roles of conversations that the chat template is known to show
 
     def prompt_ids(self, messages: list[Message], *, enable_thinking: bool | None = None) -> list[int]:
@@ -164,7 +167,7 @@ def _load(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except Exception as error:  # noqa: BLE001 (the tokenizers library raises Exception itself)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"model folder {folder}",

@@ -140,6 +140,23 @@ def test_samples_of_another_stage_are_refused(tmp_path: Path, stage: str) -> Non
     _refused(run_config(tmp_path), rf"manifest.json: is of the stage '{stage}', and this folder must be of 'samples'")
 
 
+@pytest.mark.parametrize("name", ["shard-" + "x" * 300 + ".jsonl", "shard-\0.jsonl", "shard-\ud800.jsonl"])
+def test_a_shard_of_a_name_that_no_file_has_is_named(tmp_path: Path, name: str) -> None:
+    publish_samples(tmp_path, SHARDS)
+    path = tmp_path / "samples" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["outputs"].append({"path": name, "sha256": "0" * 64, "bytes": 1})
+    path.write_text(json.dumps(manifest))
+    _refused(run_config(tmp_path), r"shard-.*\.jsonl: does not exist")
+
+
+def test_samples_that_nobody_counted_are_refused(tmp_path: Path) -> None:
+    publish_samples(tmp_path, SHARDS)
+    path = tmp_path / "samples" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "counts": {}}))
+    _refused(run_config(tmp_path), "are 6, and their manifest does not count them; remove")
+
+
 def test_samples_without_a_shard_are_refused(tmp_path: Path) -> None:
     stage = Stage(name="samples", run_dir=tmp_path, config={}, inputs={})
     (stage.begin() / "notes.txt").write_text("nothing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -29,6 +30,47 @@ def test_a_spoilt_tokenizer_is_named(tiny_tokenizer: Path, tmp_path: Path, name:
     with pytest.raises(UserError, match=r"model folder .*holds no tokenizer that loads") as caught:
         ChatTokenizer(folder)
     assert "\n" not in str(caught.value)
+
+
+FIELDS = {
+    "a model that is a number": ("tokenizer.json", {"model": 7}),
+    "a model of no kind": ("tokenizer.json", {"model": {"type": "nothing"}}),
+    "a pre-tokenizer of no kind": ("tokenizer.json", {"pre_tokenizer": {"type": "nothing"}}),
+    "added tokens null": ("tokenizer.json", {"added_tokens": None}),
+    "added tokens of text": ("tokenizer.json", {"added_tokens": ["a"]}),
+    "a merge of a token that is not there": ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0},
+                                                                          "merges": [["a", "b"]]}}),
+    "an id beyond 64 bits": ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 2**70}, "merges": []}}),
+    "a negative id": ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}),
+    "an empty map of classes": ("tokenizer_config.json", {"auto_map": [7]}),
+    "a class that is a number": ("tokenizer_config.json", {"tokenizer_class": 7}),
+    "tokens by no id": ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "y"}}}),
+    "an end token that is a list": ("tokenizer_config.json", {"eos_token": ["a"]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+def test_a_tokenizer_with_a_spoilt_field_is_named(tiny_tokenizer: Path, tmp_path: Path, kind: str) -> None:
+    name, changes = FIELDS[kind]
+    shutil.copytree(tiny_tokenizer, tmp_path / "model")
+    path = tmp_path / "model" / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(UserError, match=r"model folder .*holds no tokenizer that loads \(.+\)") as caught:
+        ChatTokenizer(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_tokens_is_named(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_tokenizer, tmp_path / "model")
+    changes = {"tokenizer.json": {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []},
+               "tokenizer_config.json": {}}  # fmt: skip
+    for name, change in changes.items():
+        path = tmp_path / "model" / name
+        kept = json.loads(path.read_text()) if change else {"tokenizer_class": "PreTrainedTokenizerFast"}
+        path.write_text(json.dumps({**kept, **change}))
+    (tmp_path / "model" / "tokenizer.model").unlink()
+    with pytest.raises(UserError, match=r"tokenizer of .*has no token; copy it from the model again"):
+        ChatTokenizer(tmp_path / "model")
 
 
 REFUSING = {
