@@ -1,14 +1,13 @@
 """Whether what was read is every sample that was published, each once.
 
 A part of the data set keeps eight bytes a sample of its shard, a digest of (problem id, sample index). All of them
-together, sorted, show what comes twice; two samples of one digest are read again and compared, so that chance decides
+together, sorted, show what comes twice; samples of one digest are read again and compared, so that chance decides
 nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import shutil
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from megatron_ssd.artifacts.manifest import Manifest
 from megatron_ssd.artifacts.samples import iter_samples
 from megatron_ssd.errors import UserError
-from megatron_ssd.schema import Sample
 
 
 def key_digest(problem_id: str, sample_index: int) -> int:
@@ -44,7 +42,7 @@ def check_complete(parts: Path, shards: list[Path], samples: Manifest) -> None:
     Raises:
         UserError: there are more or fewer than the manifest counts, or one comes twice.
     """
-    keys = [np.load(keys_file(parts, shard)) for shard in shards]
+    keys = [np.load(keys_file(parts, shard), mmap_mode="r") for shard in shards]
     error = _repeated(shards, keys) or _miscounted(shards, keys, samples)
     if error is not None:
         shutil.rmtree(parts)
@@ -75,26 +73,22 @@ def _miscounted(shards: list[Path], keys: list[NDArray[np.uint64]], samples: Man
 def _repeated(shards: list[Path], keys: list[NDArray[np.uint64]]) -> UserError | None:
     """What is wrong with the first sample that an earlier one has the key of; None where all differ."""
     together = np.concatenate(keys)
-    order = np.argsort(together, kind="stable")
-    again = np.flatnonzero(np.diff(together[order]) == 0)  # places in the order whose follower has the same digest
-    starts = np.cumsum([0, *map(len, keys)])
-    for number in again[np.argsort(order[again + 1])]:  # the first in the data set first
-        one, other = (_place(shards, starts, int(row)) for row in order[number : number + 2])
-        sample = _read(*other)
-        if _read(*one).key == sample.key:
-            return UserError(
-                f"{other[0]}:{other[1]} with sample {sample.sample_index} of problem {sample.problem_id!r}",
-                rule=f"is there already: {one[0]}:{one[1]}",
-                fix=f"mend the line that is wrong, or remove {other[0].parent} and sample again",
-            )
+    together.sort()
+    repeated = np.unique(together[1:][together[1:] == together[:-1]])
+    if not len(repeated):
+        return None
+    places: dict[tuple[str, int], str] = {}
+    for shard, digests in zip(shards, keys, strict=True):
+        suspects = set(np.flatnonzero(np.isin(digests, repeated)).tolist())
+        for row, sample in enumerate(iter_samples(shard)) if suspects else ():
+            if row not in suspects:
+                continue
+            place = f"{shard}:{row + 1}"
+            if sample.key in places:
+                return UserError(
+                    f"{place} with sample {sample.sample_index} of problem {sample.problem_id!r}",
+                    rule=f"is there already: {places[sample.key]}",
+                    fix=f"mend the line that is wrong, or remove {shard.parent} and sample again",
+                )
+            places[sample.key] = place
     return None
-
-
-def _place(shards: list[Path], starts: NDArray[np.int64], row: int) -> tuple[Path, int]:
-    """Shard and line, from 1, of a row that is counted over all shards."""
-    number = int(np.searchsorted(starts, row, side="right")) - 1
-    return shards[number], row - int(starts[number]) + 1
-
-
-def _read(shard: Path, line: int) -> Sample:
-    return next(itertools.islice(iter_samples(shard), line - 1, None))

@@ -150,6 +150,12 @@ def test_a_shard_of_a_name_that_no_file_has_is_named(tmp_path: Path, name: str) 
     _refused(run_config(tmp_path), r"shard-.*\.jsonl: does not exist")
 
 
+def test_a_shard_that_was_published_empty_is_no_loss(tmp_path: Path) -> None:
+    publish_samples(tmp_path, [[sample(0)], [], [sample(1)]])
+    run_preprocess(run_config(tmp_path))
+    assert len(documents(tmp_path)) == 2
+
+
 def test_samples_that_nobody_counted_are_refused(tmp_path: Path) -> None:
     publish_samples(tmp_path, SHARDS)
     path = tmp_path / "samples" / "manifest.json"
