@@ -124,13 +124,14 @@ def _row(tokenizer: Any, number: int, prompt: list[int], response: list[int], en
 
 
 def _publish(run_dir: Path, files: list[Path], num_rows: int) -> None:
-    """Publish files as the samples of a run; one file may stand for several shards."""
+    """Publish files as the samples of a run; where one stands for several shards, each has problems of its own."""
     from megatron_ssd.artifacts.stage import Stage
 
     stage = Stage(name="samples", run_dir=run_dir, config={}, inputs={})
     work = stage.begin()
     for number, file in enumerate(files):
-        os.link(file, work / f"shard-{number:05}.jsonl")
+        text, named = file.read_bytes(), b'"problem_id": "'
+        (work / f"shard-{number:05}.jsonl").write_bytes(text.replace(named, named + f"{number}-".encode()))
     stage.publish(counts={"samples": num_rows})
 
 

@@ -9,9 +9,12 @@ import json
 import os
 import platform
 import subprocess
+from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, TypedDict
+
+import msgspec
 
 import megatron_ssd
 from megatron_ssd.artifacts.hashing import hash_json
@@ -24,6 +27,14 @@ _RECORDED_PACKAGES = (
 )  # fmt: skip
 
 
+class Output(TypedDict):
+    """A published file: its path relative to the folder, SHA-256 and size."""
+
+    path: str
+    sha256: str
+    bytes: Annotated[int, msgspec.Meta(ge=0)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Lineage of a published folder. ``inputs`` map a role to a content hash; ``identity`` hashes config and inputs."""
@@ -32,7 +43,7 @@ class Manifest:
     identity: str
     config: dict[str, Any]
     inputs: dict[str, str]
-    outputs: list[dict[str, Any]]  # path relative to the folder, sha256, bytes
+    outputs: list[Output]
     counts: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -49,11 +60,15 @@ class Manifest:
         return hash_json([[output["path"], output["sha256"]] for output in self.outputs])
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, *, stage: str | None = None) -> Manifest:
     """The manifest of a published folder.
 
+    Args:
+        folder: the folder.
+        stage: which one must have published it; None where that may be any.
+
     Raises:
-        UserError: the folder was not published, or its manifest cannot be read.
+        UserError: the folder was not published, its manifest cannot be read, or another stage published it.
     """
     path = folder / FILE_NAME
     if not path.is_file():
@@ -61,11 +76,36 @@ def read_manifest(folder: Path) -> Manifest:
             f"folder {folder}", rule=f"has no {FILE_NAME}", fix=f"run the stage that makes {folder.name}/ to its end"
         )
     try:
-        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+        manifest = _checked(json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object))
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"file {path}", rule=f"is no manifest of this version ({error})", fix=f"remove {folder} and run its stage"
         ) from None
+    if stage is not None and manifest.stage != stage:
+        raise UserError(
+            f"file {path}",
+            rule=f"is of the stage {manifest.stage!r}, and this folder must be of {stage!r}",
+            fix=f"move {folder} away and run its stage",
+        )
+    return manifest
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ``ValueError`` where it names a key twice, of which only the last would count."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} comes twice")
+    return found
+
+
+def _checked(content: Any) -> Manifest:
+    """The manifest that ``content`` is; ``ValueError`` or ``TypeError`` where it is none."""
+    manifest = Manifest(**content)  # names what is unknown or missing, which msgspec does not for a dataclass
+    msgspec.convert(content, Manifest)
+    for path, count in Counter(output["path"] for output in manifest.outputs).items():
+        if count > 1 or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            raise ValueError(f"the output {path!r} {'comes twice' if count > 1 else 'is not below the folder'}")
+    return manifest
 
 
 def manifest_json(manifest: Manifest) -> str:

@@ -22,7 +22,7 @@ from megatron_ssd.schema import Sample
 
 
 def settle_rows(
-    screen: Screen, parts: Path, shards: list[Path], *, num_workers: int, total: int | None = None
+    screen: Screen, parts: Path, shards: list[Path], *, vocab_size: int, num_workers: int, total: int | None = None
 ) -> dict[Path, NDArray[np.uint8]]:
     """For each shard, the place in ``whole_set.REASONS`` of each of its rows; empty where no filter needs a first pass.
 
@@ -30,15 +30,16 @@ def settle_rows(
         screen: how samples are judged.
         parts: the folder that facts are kept in.
         shards: in the order of the data set.
+        vocab_size: ids must lie below it.
         num_workers: processes that measure.
         total: samples in all shards, for the progress bar.
 
     Raises:
-        UserError: a line is no sample.
+        UserError: a line is no sample, or an id is outside the vocabulary.
     """
     if not needs_whole_set(screen.filters):
         return {}
-    measurer = _Measurer(screen=screen, parts=parts)
+    measurer = _Measurer(screen=screen, parts=parts, vocab_size=vocab_size)
     unfinished = [shard for shard in shards if not measurer.file(shard).exists()]
     bar: tqdm[Sample] = progress(total=total, desc="measuring", unit="sample")
     with bar:
@@ -56,6 +57,7 @@ class _Measurer:
 
     screen: Screen
     parts: Path
+    vocab_size: int
 
     def file(self, shard: Path) -> Path:
         """Where the facts of ``shard`` are kept."""
@@ -64,7 +66,8 @@ class _Measurer:
     def write(self, shard: Path, count_rows: CountRows) -> None:
         """Measure ``shard``."""
         unfinished = self.file(shard).with_suffix(".tmp.npy")
-        np.save(unfinished, self.screen.measure(counted(iter_samples(shard), count_rows)))
+        samples = iter_samples(shard, vocab_size=self.vocab_size)
+        np.save(unfinished, self.screen.measure(counted(samples, count_rows)))
         unfinished.replace(self.file(shard))
 
     def read(self, shard: Path) -> Facts:

@@ -8,6 +8,7 @@ numpy alone; what training reads from is Megatron-Core's own ``IndexedDataset``.
 from __future__ import annotations
 
 import os
+import reprlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,17 +52,25 @@ class IndexedWriter:
     def add(self, *sequences: Sequence[int] | NDArray[Any]) -> None:
         """Append one document. Raises ``UserError`` where an id is outside the vocabulary."""
         for sequence in sequences:
-            ids = np.asarray(sequence, dtype=np.int64)
+            try:
+                # Of a list, fromiter takes a fifth less time than asarray, which looks for its shape first.
+                is_array = isinstance(sequence, np.ndarray)
+                ids = np.asarray(sequence, np.int64) if is_array else np.fromiter(sequence, np.int64, len(sequence))
+            except OverflowError:
+                raise self._outside(sequence) from None
             # As unsigned numbers, negative ids are the largest of all.
             if len(ids) and int(ids.view(np.uint64).max()) >= self._vocab_size:
-                outside = ids[(ids < 0) | (ids >= self._vocab_size)][0]
-                raise UserError(
-                    f"token id {outside}",
-                    rule=f"is outside the vocabulary of model.vocab_size = {self._vocab_size}",
-                    fix="name the model whose tokenizer made these ids",
-                )
+                raise self._outside(sequence)
             self._file.write(ids.astype(self._dtype).data)
         self._index.add(map(len, sequences))
+
+    def _outside(self, sequence: Sequence[int] | NDArray[Any]) -> UserError:
+        id_ = next(int(id_) for id_ in sequence if not 0 <= id_ < self._vocab_size)
+        return UserError(
+            f"token id {reprlib.repr(id_)}",
+            rule=f"is outside the vocabulary of model.vocab_size = {self._vocab_size}",
+            fix="name the model whose tokenizer made these ids",
+        )
 
     def finish(self) -> None:
         """Force both files to disk and give them their names."""

@@ -1,13 +1,15 @@
 """One shard of samples to one part of the data set: what a worker does.
 
 A part is ``NAME.bin``, ``.idx``, ``.ids.jsonl`` and, where responses are tokenized again, ``.differences.jsonl``;
-``.json`` with its counts is written last and says that the part is whole. What a killed start began is written anew.
+``.keys.npy`` has a digest of each sample of the shard, kept or not (see ``complete``). ``.json`` with its counts is
+written last and says that the part is whole. What a killed start began is written anew.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -21,10 +23,12 @@ from numpy.typing import NDArray
 from megatron_ssd.artifacts.jsonl import JsonlWriter
 from megatron_ssd.artifacts.samples import iter_samples
 from megatron_ssd.artifacts.stage import write_atomically
+from megatron_ssd.dataset.complete import key_digest, keys_file
 from megatron_ssd.dataset.indexed import IndexedWriter
 from megatron_ssd.dataset.retokenize import BATCH, Difference, Retokenizer
 from megatron_ssd.dataset.screening import COUNTED, Screen
 from megatron_ssd.dataset.workers import CountRows, counted
+from megatron_ssd.errors import UserError
 from megatron_ssd.schema import Sample
 
 T = TypeVar("T")
@@ -41,7 +45,7 @@ def part_file(parts: Path, shard: Path, ending: str) -> Path:
 def part_counts(parts: Path, shard: Path) -> dict[str, int] | None:
     """What became of the samples of ``shard``; None where its part is not whole."""
     path = part_file(parts, shard, ".json")
-    if not path.exists():
+    if not (path.exists() and keys_file(parts, shard).exists()):
         return None
     counts: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
     return counts
@@ -73,12 +77,12 @@ class PartWriter:
         Raises:
             UserError: a line is no sample, or an id is outside the vocabulary.
         """
-        counts = Counter(dict.fromkeys(_COUNTED, 0))
+        counts, keys = Counter(dict.fromkeys(_COUNTED, 0)), array("Q")
         with ExitStack() as files:
             writer = files.enter_context(IndexedWriter(self._file(shard, ""), vocab_size=self.vocab_size))
             ids = files.enter_context(self._jsonl(shard, IDS))
             differences = files.enter_context(self._jsonl(shard, DIFFERENCES)) if self.retokenizer else None
-            for batch in _batches(self._kept(shard, counts, count_rows)):
+            for batch in _batches(self._kept(shard, counts, keys, count_rows)):
                 samples, responses = [sample for sample, _ in batch], [response for _, response in batch]
                 if self.retokenizer is not None and differences is not None:
                     again = self.retokenizer.response_ids(samples)
@@ -90,17 +94,30 @@ class PartWriter:
                     counts["documents"] += 1
                     counts["prompt_tokens"] += len(sample.prompt_token_ids)
                     counts["response_tokens"] += len(response)
+        np.save(keys_file(self.parts, shard), np.asarray(keys))
         write_atomically(self._file(shard, ".json"), json.dumps(counts))
 
-    def _kept(self, shard: Path, counts: Counter[str], count_rows: CountRows) -> Iterator[tuple[Sample, list[int]]]:
+    def _kept(
+        self, shard: Path, counts: Counter[str], keys: array[int], count_rows: CountRows
+    ) -> Iterator[tuple[Sample, list[int]]]:
         """The samples that are kept, each with its response's ids; the others are counted by their reason."""
-        settled = self.settled.get(shard)
-        for row, sample in enumerate(counted(iter_samples(shard), count_rows)):
-            decision = self.screen.decide(sample, None if settled is None else int(settled[row]))
+        settled, rows = self.settled.get(shard), 0
+        for sample in counted(iter_samples(shard, vocab_size=self.vocab_size), count_rows):
+            if settled is not None and rows == len(settled):
+                raise self._changed(shard)
+            decision = self.screen.decide(sample, None if settled is None else int(settled[rows]))
+            rows += 1
             counts.update(decision.counts)
             counts["samples"] += 1
+            keys.append(key_digest(*sample.key))
             if decision.reason is None:
                 yield sample, decision.response_token_ids
+        if settled is not None and rows < len(settled):
+            raise self._changed(shard)
+
+    def _changed(self, shard: Path) -> UserError:
+        return UserError(f"file {shard}", rule="has changed since an earlier start of this stage measured it",
+                         fix=f"remove {self.parts.parent} and start again")  # fmt: skip
 
     def _file(self, shard: Path, ending: str) -> Path:
         return part_file(self.parts, shard, ending)

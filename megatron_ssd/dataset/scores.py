@@ -7,7 +7,6 @@ are left alone.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,9 @@ from numpy.typing import NDArray
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.manifest import Manifest, read_manifest
+from megatron_ssd.dataset.complete import key_digest
 from megatron_ssd.errors import UserError
-from megatron_ssd.generation.published import SAMPLES, SCORES
+from megatron_ssd.generation.published import SAMPLES, SCORES, samples_manifest
 from megatron_ssd.schema import Sample
 
 
@@ -36,7 +36,7 @@ class Scores:
 
     def of(self, sample: Sample) -> float:
         """The score of ``sample``; NaN where it has none."""
-        key = _key(*sample.key)
+        key = np.uint64(key_digest(*sample.key))
         place = int(np.searchsorted(self.keys, key))
         return float(self.values[place]) if place < len(self.keys) and self.keys[place] == key else float("nan")
 
@@ -52,7 +52,7 @@ def scores_manifest(run_dir: Path) -> Manifest:
         )
     manifest = read_manifest(folder)
     scored = manifest.inputs.get(SAMPLES)  # scores from elsewhere need not say
-    if scored is not None and scored != read_manifest(run_dir / SAMPLES).content_hash:
+    if scored is not None and scored != samples_manifest(run_dir).content_hash:
         raise UserError(
             f"folder {folder}",
             rule=f"scores other samples than those in {run_dir / SAMPLES}",
@@ -77,20 +77,18 @@ def read_scores(run_dir: Path) -> Scores:
     return Scores(np.ascontiguousarray(table["key"]), np.ascontiguousarray(table["value"]))
 
 
-def _rows(paths: list[Path]) -> Iterator[tuple[np.uint64, float]]:
+def _rows(paths: list[Path]) -> Iterator[tuple[int, float]]:
     for path in paths:
         for number, row in enumerate(iter_jsonl(path), start=1):
             try:
                 value = row["mean_logprob"]
-                yield _key(row["problem_id"], row["sample_index"]), float("nan") if value is None else float(value)
+                yield (
+                    key_digest(row["problem_id"], row["sample_index"]),
+                    float("nan") if value is None else float(value),
+                )
             except (KeyError, TypeError, ValueError) as error:
                 raise UserError(
                     f"{path}:{number}",
                     rule=f"is no score of a sample ({type(error).__name__}: {error})",
                     fix="each line has problem_id, sample_index and mean_logprob, a number or null",
                 ) from None
-
-
-def _key(problem_id: str, sample_index: int) -> np.uint64:
-    text = f"{sample_index}\0{problem_id}".encode("utf-8", "surrogatepass")
-    return np.uint64(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big"))

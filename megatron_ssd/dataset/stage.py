@@ -23,10 +23,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from megatron_ssd.artifacts.manifest import Manifest, megatron_facts, read_manifest
+from megatron_ssd.artifacts.manifest import Manifest, megatron_facts
 from megatron_ssd.artifacts.stage import Stage, write_atomically
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
+from megatron_ssd.dataset.complete import check_complete
 from megatron_ssd.dataset.external import import_indexed, indexed_stage
 from megatron_ssd.dataset.first_pass import settle_rows
 from megatron_ssd.dataset.indexed import DATASET_NAME, join_indexed
@@ -37,7 +38,7 @@ from megatron_ssd.dataset.screening import DROPPED, Screen
 from megatron_ssd.dataset.workers import run_tasks, usable_cores
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.model_folder import locate_model
-from megatron_ssd.generation.published import SAMPLES, sample_shards
+from megatron_ssd.generation.published import sample_shards, samples_manifest
 from megatron_ssd.progress import progress
 from megatron_ssd.prompts.tokenizer import fast_tokenizer, tokenizer_hash
 from megatron_ssd.schema import Sample
@@ -51,8 +52,9 @@ def run_preprocess(config: RunConfig) -> None:
     """Filter the samples of ``config.run_dir`` and write them as Megatron's indexed data set.
 
     Raises:
-        UserError: there are no samples, a line is no sample, an id is outside the model's vocabulary, every sample was
-            dropped, or a tokenizer is asked for and there is none.
+        UserError: there are no samples, a line is no sample, an id is outside the model's vocabulary, a sample comes
+            twice, samples were lost or added since they were published, every sample was dropped, or a tokenizer is
+            asked for and there is none.
     """
     stage = dataset_stage(config)
     if stage.is_current():
@@ -60,13 +62,13 @@ def run_preprocess(config: RunConfig) -> None:
     if config.preprocess.indexed is not None:
         import_indexed(stage, Path(config.preprocess.indexed), vocab_size=_model(config).vocab_size)
         return
-    samples = read_manifest(Path(config.run_dir) / SAMPLES)
+    samples, shards = samples_manifest(Path(config.run_dir)), sample_shards(Path(config.run_dir))
     work = stage.begin()
-    shards = sample_shards(Path(config.run_dir))
     parts, joined = work / "parts", work / "counts.json"
     if not joined.exists():
         parts.mkdir(exist_ok=True)
         _write_parts(config, stage, parts, shards, samples)
+        check_complete(parts, shards, samples)
         _join(config, parts, shards, joined)
     shutil.rmtree(parts, ignore_errors=True)
     counts, dropped = _totals(json.loads(joined.read_text(encoding="utf-8")))
@@ -92,7 +94,7 @@ def dataset_stage(config: RunConfig) -> Stage:
         source, vocab_size = Path(config.preprocess.indexed), _model(config).vocab_size
         return indexed_stage(run_dir, source, vocab_size=vocab_size, replace=config.replace)
     settings = {"ids": config.preprocess.ids, "compare": config.preprocess.compare}
-    inputs = {"samples": read_manifest(run_dir / SAMPLES).content_hash}
+    inputs = {"samples": samples_manifest(run_dir).content_hash}
     if config.filters.proxy_band:
         inputs["scores"] = scores_manifest(run_dir).content_hash
     if config.preprocess.needs_tokenizer:
@@ -136,11 +138,12 @@ def _write_parts(config: RunConfig, stage: Stage, parts: Path, shards: list[Path
         prompt_opens_thinking=bool(samples.facts.get("prompt_opens_thinking")),
         scores=read_scores(Path(config.run_dir)) if config.filters.proxy_band else None,
     )
+    vocab_size = _model(config).vocab_size
     writer = PartWriter(
         parts=parts,
         screen=dataclasses.replace(screen, scores=None),  # of the first pass alone
-        settled=settle_rows(screen, parts, shards, num_workers=num_workers, total=total),
-        vocab_size=_model(config).vocab_size,
+        settled=settle_rows(screen, parts, shards, vocab_size=vocab_size, num_workers=num_workers, total=total),
+        vocab_size=vocab_size,
         retokenizer=retokenizer,
         takes_retokenized=config.preprocess.ids == "retokenized",
     )

@@ -19,15 +19,15 @@ import numpy as np
 from tqdm import tqdm
 
 from megatron_ssd.artifacts.jsonl import JsonlWriter, heal, iter_jsonl
-from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.samples import iter_samples
 from megatron_ssd.artifacts.stage import Stage, write_atomically
 from megatron_ssd.config.generation import PromptConfig
 from megatron_ssd.config.proxy import ProxyConfig
 from megatron_ssd.config.run import RunConfig, needed
+from megatron_ssd.errors import UserError
 from megatron_ssd.generation.engines import engine_facts, open_sampler
 from megatron_ssd.generation.model_folder import ModelFolder, open_model
-from megatron_ssd.generation.published import SAMPLES, SCORES, sample_shards
+from megatron_ssd.generation.published import SCORES, sample_shards, samples_manifest
 from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES
 from megatron_ssd.generation.sampler import Key, ScoreRequest
 from megatron_ssd.progress import progress
@@ -64,7 +64,7 @@ def run_score(config: RunConfig) -> None:
     run_dir, work = Path(config.run_dir), stage.begin()
     path = work / SCORES_FILE
     heal(path)
-    order = [sample.key for shard in sample_shards(run_dir) for sample in iter_samples(shard)]
+    order = _keys(run_dir)
     rows = [ResponseScore.from_json(row) for row in iter_jsonl(path)] if path.exists() else []
     done = {row.key: row for row in rows}
     if len(done) < len(order):
@@ -85,6 +85,21 @@ def run_score(config: RunConfig) -> None:
         counts={"samples": len(order), "scored": len(scored)},
         facts={"mean_logprob_quantiles": quantiles},
     )
+
+
+def _keys(run_dir: Path) -> list[tuple[str, int]]:
+    """The key of every sample, in order. Raises ``UserError`` where one comes twice."""
+    keys: dict[tuple[str, int], None] = {}
+    for shard in sample_shards(run_dir):
+        for number, sample in enumerate(iter_samples(shard), start=1):
+            if sample.key in keys:
+                raise UserError(
+                    f"{shard}:{number} with sample {sample.sample_index} of problem {sample.problem_id!r}",
+                    rule="is there already",
+                    fix=f"mend the line that is wrong, or remove {shard.parent} and sample again",
+                )
+            keys[sample.key] = None
+    return list(keys)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,6 +193,6 @@ def _stage(config: RunConfig, model: ModelFolder) -> Stage:
             "prompt": {"mode": config.prompt.mode, "enable_thinking": config.prompt.enable_thinking},
             "dtype": config.engine.dtype,
         },
-        inputs={"samples": read_manifest(run_dir / SAMPLES).content_hash, "proxy": model.revision},
+        inputs={"samples": samples_manifest(run_dir).content_hash, "proxy": model.revision},
         replace=config.replace,
     )

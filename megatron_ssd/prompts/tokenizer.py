@@ -20,17 +20,27 @@ _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.
           "merges.txt", "added_tokens.json", "special_tokens_map.json")  # fmt: skip
 
 
+# A template is a program from elsewhere: besides Jinja's errors it may raise what Python's operators and methods do.
+_TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError,
+                    RecursionError, MemoryError)  # fmt: skip
+_PROBE = "probe"
+
+
 class ChatTokenizer:
     """The Hugging Face tokenizer of a model folder, with its chat template where it has one.
 
     Raises:
-        UserError: the folder holds no tokenizer that loads.
+        UserError: the folder holds no tokenizer that loads, or one without tokens.
     """
 
     def __init__(self, folder: Path) -> None:
         self._tokenizer = _load(folder)
         self._folder = folder
-        self.size = 1 + max(self._tokenizer.get_vocab().values())
+        vocabulary = self._tokenizer.get_vocab()
+        if not vocabulary:
+            raise UserError(f"tokenizer of {folder}", rule="has no token", fix="copy it from the model again")
+        self.size = 1 + max(vocabulary.values())
+        self._shown: set[tuple[str, ...]] = set()  # roles of conversations that the chat template is known to show
 
     def prompt_ids(self, messages: list[Message], *, enable_thinking: bool | None = None) -> list[int]:
         """Token ids of ``messages`` in the chat template, up to and including the marker that opens the answer.
@@ -40,7 +50,7 @@ class ChatTokenizer:
             enable_thinking: handed to the chat template where it is not None; templates that know it are Qwen3's.
 
         Raises:
-            UserError: there is no chat template, or it refuses the messages.
+            UserError: there is no chat template, it refuses the messages, or it shows nothing of one of them.
         """
         if not self._tokenizer.chat_template:
             raise UserError(
@@ -50,17 +60,40 @@ class ChatTokenizer:
                 "tokenizer_config.json",
             )
         options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        self._check_shows(messages, options)
+        return [int(id_) for id_ in self._apply(messages, options, tokenize=True)]
+
+    def _apply(self, messages: list[Message], options: dict[str, bool], *, tokenize: bool) -> Any:
+        """Ids of the messages in the chat template, or its text."""
         try:
-            ids = self._tokenizer.apply_chat_template(
-                messages, tokenize=True, add_generation_prompt=True, return_dict=False, **options
+            return self._tokenizer.apply_chat_template(
+                messages, tokenize=tokenize, add_generation_prompt=True, return_dict=False, **options
             )
-        except (jinja2.TemplateError, TypeError, ArithmeticError) as error:
+        except _TEMPLATE_ERRORS as error:
             raise UserError(
                 f"chat template of {self._folder}",
-                rule=f"refuses messages of {[message['role'] for message in messages]} ({error})",
+                rule=f"refuses messages of {_roles(messages)} ({str(error) or type(error).__name__})",
                 fix="leave prompt.system out, or use a model whose template takes it",
             ) from None
-        return [int(id_) for id_ in ids]
+
+    def _check_shows(self, messages: list[Message], options: dict[str, bool]) -> None:
+        """Raise ``UserError`` where the text stays the same whatever a message says; once for the same roles."""
+        roles = tuple(_roles(messages))
+        if roles in self._shown:
+            return
+        text = self._apply(messages, options, tokenize=False)
+        for place, message in enumerate(messages):
+            changed = [*messages]
+            changed[place] = {**message, "content": f"{message['content']} {_PROBE}"}
+            if self._apply(changed, options, tokenize=False) == text:
+                raise UserError(
+                    f"chat template of {self._folder}",
+                    rule=f"renders {'the same' if text else 'nothing'}, whatever the {message['role']} message says",
+                    fix="leave prompt.system out, or use a model whose template shows it"
+                    if message["role"] == "system"
+                    else "use the chat template that belongs to the model, or set prompt.mode=raw",
+                )
+        self._shown.add(roles)
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of plain text, with the special tokens that the tokenizer itself puts before a text.
@@ -89,6 +122,10 @@ class ChatTokenizer:
                 rule=f"the model's vocabulary has {vocab_size} entries, so ids must be below that",
                 fix="use the tokenizer that belongs to these weights",
             )
+
+
+def _roles(messages: list[Message]) -> list[str]:
+    return [message["role"] for message in messages]
 
 
 def tokenizer_hash(folder: Path) -> str:
@@ -130,7 +167,7 @@ def _load(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except Exception as error:  # noqa: BLE001 (the tokenizers library raises Exception itself)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"model folder {folder}",

@@ -83,11 +83,13 @@ def test_a_broken_line_in_the_samples(loop: Loop, finished: Path, tmp_path: Path
     run_dir = loop.copy(finished, tmp_path / "run", "samples")
     shard = sorted((run_dir / "samples").glob("*.jsonl"))[1]
     lines = shard.read_text().splitlines(keepends=True)
-    lines[2] = lines[2][:40] + "\n"
-    shard.write_text("".join(lines))
+    shard.write_text("".join([*lines[:2], lines[2][:40] + "\n", *lines[3:]]))
     done = start("tools/preprocess_data.py", *SMALL, f"run_dir={run_dir}")
-    assert_one_line(done, f"{shard.name}:3", "JSON", "mend or remove that line")
-    shard.write_text("".join(lines[:2] + lines[3:]))  # mended: the same command goes on from there
+    assert_one_line(done, f"{shard.name}:3", "JSON", "mend that line")
+    shard.write_text("".join(lines[:2] + lines[3:]))
+    done = start("tools/preprocess_data.py", *SMALL, f"run_dir={run_dir}")
+    assert_one_line(done, f"{shard.name} has {len(lines) - 1} of them", "were published", "put the files back")
+    shard.write_text("".join(lines))  # mended: the same command goes on
     again = start("tools/preprocess_data.py", *SMALL, f"run_dir={run_dir}")
     assert again.returncode == 0, again.stderr[-3000:]
 

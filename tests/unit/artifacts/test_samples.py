@@ -20,23 +20,29 @@ SAMPLE = Sample(problem_id="p", sample_index=0, messages=[{"role": "user", "cont
 
 # With lone surrogates, which are no UTF-8 but which Python's JSON writes and reads.
 any_text = st.text(st.characters(codec=None, exclude_categories=()), max_size=20)
+ids = st.lists(st.integers(0, 1 << 20), max_size=5)
 samples = st.builds(
     Sample,
     problem_id=any_text,
     sample_index=st.integers(0, 99),
-    messages=st.lists(st.dictionaries(st.sampled_from(["role", "content"]), any_text), max_size=2),
-    prompt_token_ids=st.lists(st.integers(0, 1 << 20), max_size=5),
+    messages=st.lists(st.fixed_dictionaries({"role": any_text, "content": any_text}), max_size=2),
+    prompt_token_ids=ids.filter(len),
     response=any_text,
-    response_token_ids=st.lists(st.integers(0, 1 << 20), max_size=5),
-    finish_reason=st.sampled_from(["stop", "length", "skipped"]),
+    response_token_ids=ids.filter(len),
+    finish_reason=st.sampled_from(["stop", "length"]),
     seed=st.integers(0, (1 << 63) - 1),
     sampling_hash=any_text,
     model_revision=any_text,
-    skip_reason=any_text,
 )
+skips = st.builds(
+    lambda sample, prompt, reason: dataclasses.replace(
+        sample, prompt_token_ids=prompt, response="", response_token_ids=[], finish_reason="skipped", skip_reason=reason
+    ),
+    samples, ids, any_text,
+)  # fmt: skip
 
 
-@given(written=st.lists(samples, max_size=4))
+@given(written=st.lists(samples | skips, max_size=4))
 @example(written=[dataclasses.replace(SAMPLE, response="cut \ud83d")])
 def test_what_was_written_is_read(tmp_path_factory: pytest.TempPathFactory, written: list[Sample]) -> None:
     path = tmp_path_factory.mktemp("samples") / "shard.jsonl"

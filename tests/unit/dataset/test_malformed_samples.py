@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from megatron_ssd.config.dataset import PreprocessConfig
 from megatron_ssd.dataset.stage import run_preprocess
 from megatron_ssd.errors import UserError
 from tests.unit.dataset.test_dataset_stage import documents, publish_samples, run_config, sample
@@ -41,9 +42,36 @@ ROWS: dict[str, tuple[bytes, str]] = {
     "no ids": (_without("response_token_ids"), r"\['response_token_ids'\] are unknown or missing"),
     "no id of the problem": (_without("problem_id"), r"\['problem_id'\] are unknown or missing"),
     "nothing in it": (b"{}\n", "are unknown or missing"),
+    "deep nesting of a field": (b'{"messages": ' + b"[" * 100_000 + b"\n", "must be one JSON object"),
+    "deep nesting of an unknown field": (b'{"x": ' + b'{"a":' * 100_000 + b"\n", "must be one JSON object"),
     "id negative": (_row(response_token_ids=[5, -1]), "token id -1: is outside the vocabulary"),
     "id at the vocabulary's end": (_row(response_token_ids=[64]), "token id 64: is outside the vocabulary"),
     "id far beyond": (_row(prompt_token_ids=[2**40]), f"token id {2**40}: is outside the vocabulary"),
+    **{
+        f"id {name}": (_row(response_token_ids=[3, id_]), rf"token id {id_}: is outside the vocabulary of model\.vocab")
+        for name, id_ in {"2^31": 2**31, "2^63": 2**63, "2^64 - 1": 2**64 - 1, "2^64": 2**64, "10^30": 10**30,
+                          "-2^63": -(2**63), "-2^63 - 1": -(2**63) - 1}.items()
+    },
+    "id of 4,000 digits": (_row(prompt_token_ids=[10**4000]), r"token id 1000000.*\.\.\..*0000: is outside"),
+    "id of 5,000 digits": (_row().replace(b"[1, 12]", b"[" + b"1" * 5000 + b"]"), "must be one JSON object"),
+    "id beyond in a sample that is dropped": (_row(response="", response_token_ids=[99]), "token id 99: is outside"),
+    "id beyond beside a surrogate": (_row(response="cut \ud83d\nx", response_token_ids=[99]), "token id 99: is out"),
+    "id Infinity": (_row(response_token_ids=[float("inf")]), "is no sample"),
+    "no prompt": (_row(prompt_token_ids=[]), "is no sample: prompt_token_ids is empty and finish_reason is not"),
+    "no response": (_row(response_token_ids=[]), "is no sample: response_token_ids is empty"),
+    "no response, cut": (_row(response_token_ids=[], finish_reason="length"), "is no sample: response_token_ids is"),
+    "skip with ids": (_row(finish_reason="skipped", response=""), "is no sample: it was skipped and has a response"),
+    "skip with text": (_row(finish_reason="skipped", response_token_ids=[]), "is no sample: it was skipped and has a"),
+    "reason to skip what was not": (_row(skip_reason="too long"), "it has a skip_reason and its finish_reason is stop"),
+    "index negative": (_row(sample_index=-1), "is no sample: expected `int` >= 0 - at `\\$.sample_index`"),
+    "index a fraction": (_row(sample_index=0.5), "is no sample: expected `int`, got `float`"),
+    "index a truth value": (_row(sample_index=True), "is no sample: expected `int`, got `bool`"),
+    "index null": (_row(sample_index=None), "is no sample: expected `int`, got `null`"),
+    "index NaN": (_row(sample_index=float("nan")), "is no sample"),
+    "seed text": (_row(seed="7"), "is no sample: expected `int`, got `str`"),
+    "message without content": (_row(messages=[{"role": "user"}]), "is no sample: a message has no role or no content"),
+    "message null": (_row(messages=[None]), "is no sample: expected `object`, got `null`"),
+    "message's content null": (_row(messages=[{"role": "user", "content": None}]), "is no sample: expected `str`, got"),
     "id a fraction": (_row(response_token_ids=[1.5]), "is no sample: expected `int`, got `float`"),
     "id a float": (_row(response_token_ids=[1.0, 2.0]), "is no sample"),
     "id text": (_row(response_token_ids=["7"]), "is no sample: expected `int`, got `str`"),
@@ -80,7 +108,22 @@ def _refused(run_dir: Path, message: str) -> None:
 def test_a_broken_row_is_named(tmp_path: Path, kind: str) -> None:
     line, message = ROWS[kind]
     (_published(tmp_path) / SHARD).write_bytes(json.dumps(sample(1).to_json()).encode() + b"\n" + line)
-    _refused(tmp_path, message if message.startswith("token id") else rf"{SHARD}:2.*{message}")
+    _refused(tmp_path, rf"{SHARD}:2.*{message}")
+
+
+@pytest.mark.parametrize("kind", ["id 2^63", "id negative", "skip with ids", "index negative"])
+@pytest.mark.parametrize(
+    ("num_workers", "filters"),
+    [(2, {}), (1, {"drop_duplicates": True, "drop_loops": True}), (2, {"drop_shortest_fraction": 0.5})],
+)
+def test_a_broken_row_is_named_in_every_way_of_reading(
+    tmp_path: Path, kind: str, num_workers: int, filters: dict[str, Any]
+) -> None:
+    line, message = ROWS[kind]
+    (_published(tmp_path) / SHARD).write_bytes(json.dumps(sample(1).to_json()).encode() + b"\n" + line)
+    config = run_config(tmp_path, preprocess=PreprocessConfig(num_workers=num_workers), **filters)
+    with pytest.raises(UserError, match=rf"{SHARD}:2.*{message}"):
+        run_preprocess(config)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +148,9 @@ MANIFESTS: dict[str, tuple[bytes | None, str]] = {
     "null": (b"null", "is no manifest of this version"),
     "UTF-16": ("{}".encode("utf-16"), "is no manifest of this version"),
     "deep nesting": (b"[" * 100_000, "is no manifest of this version"),
+    "mark of UTF-8": (b"\xef\xbb\xbf{}", "is no manifest of this version"),
+    "a number": (b"7", "is no manifest of this version"),
+    "a number of 5,000 digits": (b"1" * 5000, "is no manifest of this version"),
 }
 
 
@@ -118,7 +164,50 @@ def test_a_broken_manifest_is_named(tmp_path: Path, kind: str) -> None:
     _refused(tmp_path, message)
 
 
-def test_a_manifest_of_another_version_is_named(tmp_path: Path) -> None:
+def _output(**changes: Any) -> dict[str, Any]:
+    return {"path": "shard-00000.jsonl", "sha256": "0" * 64, "bytes": 1, **changes}
+
+
+FIELDS: dict[str, tuple[dict[str, Any], str]] = {
+    "a field of another version": ({"new_field": 1}, "new_field"),
+    "outputs null": ({"outputs": None}, r"Expected `array`, got `null` - at `\$.outputs`"),
+    "outputs names": ({"outputs": ["shard-00000.jsonl"]}, r"Expected `object`, got `str` - at `\$.outputs\[0\]`"),
+    "outputs an object": ({"outputs": _output()}, "Expected `array`, got `object`"),
+    "outputs text": ({"outputs": "shard-00000.jsonl"}, "Expected `array`, got `str`"),
+    "an output null": ({"outputs": [None]}, "Expected `object`, got `null`"),
+    "an output without path": ({"outputs": [{"sha256": "0", "bytes": 1}]}, "missing required field `path`"),
+    "an output without size": ({"outputs": [{"path": "a", "sha256": "0"}]}, "missing required field `bytes`"),
+    "a path that is a number": ({"outputs": [_output(path=7)]}, "Expected `str`, got `int`"),
+    "a path null": ({"outputs": [_output(path=None)]}, "Expected `str`, got `null`"),
+    "a path from the root": ({"outputs": [_output(path="/shard-0.jsonl")]}, "'/shard-0.jsonl' is not below the folder"),
+    "a path upwards": ({"outputs": [_output(path="../shard-0.jsonl")]}, "is not below the folder"),
+    "a path twice": ({"outputs": [_output(), _output()]}, "'shard-00000.jsonl' comes twice"),
+    "a negative size": ({"outputs": [_output(bytes=-1)]}, "Expected `int` >= 0"),
+    "a size of text": ({"outputs": [_output(bytes="1")]}, "Expected `int`, got `str`"),
+    "a hash that is a number": ({"outputs": [_output(sha256=0)]}, "Expected `str`, got `int`"),
+    "counts a list": ({"counts": [6]}, "Expected `object`, got `array`"),
+    "counts null": ({"counts": None}, "Expected `object`, got `null`"),
+    "counts of text": ({"counts": {"samples": "3"}}, "Expected `int`, got `str`"),
+    "counts NaN": ({"counts": {"samples": float("nan")}}, "Expected `int`, got `float`"),
+    "counts a truth value": ({"counts": {"samples": True}}, "Expected `int`, got `bool`"),
+    "facts a list": ({"facts": []}, "Expected `object`, got `array`"),
+    "inputs null": ({"inputs": None}, "Expected `object`, got `null`"),
+    "stage null": ({"stage": None}, "Expected `str`, got `null`"),
+    "identity a number": ({"identity": 7}, "Expected `str`, got `int`"),
+}
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+def test_a_manifest_with_a_broken_field_is_named(tmp_path: Path, kind: str) -> None:
+    changes, message = FIELDS[kind]
     manifest = _published(tmp_path) / "manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "new_field": 1}))
-    _refused(tmp_path, r"is no manifest of this version \(.*new_field.*\); remove .*samples and run its stage")
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **changes}))
+    _refused(tmp_path, rf"is no manifest of this version \(.*{message}.*\); remove .*samples and run its stage")
+
+
+def test_a_manifest_that_names_a_key_twice_is_refused(tmp_path: Path) -> None:
+    manifest = _published(tmp_path) / "manifest.json"
+    manifest.write_text(
+        manifest.read_text().replace('"counts": {', '"counts": {"samples": 1, "samples": 3}, "counts": {')
+    )
+    _refused(tmp_path, "is no manifest of this version .the key 'samples' comes twice.")

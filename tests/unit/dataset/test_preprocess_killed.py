@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -25,7 +26,10 @@ def start(run_dir: Path, workers: int) -> subprocess.Popen[bytes]:
 
 def test_nobody_goes_on_writing_and_the_next_start_ends_with_the_same_bytes(tmp_path: Path) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    shards = [[sample(row % 50) for row in range(ROWS)] for _ in range(SHARDS)]
+    shards = [
+        [dataclasses.replace(sample(row % 50), problem_id=f"p{shard}-{row}") for row in range(ROWS)]
+        for shard in range(SHARDS)
+    ]
     for run_dir in (killed, whole):
         publish_samples(run_dir, shards)
     process = start(killed, workers=3)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.model_folder import open_model
-from megatron_ssd.prompts.tokenizer import ChatTokenizer
 
 CONFIG = {"vocab_size": 512, "max_position_embeddings": 256, "eos_token_id": 7}
 NOT_JSON = {
@@ -21,7 +20,25 @@ NOT_JSON = {
     "no UTF-8": b'{"a": "\xff"}',
     "NUL bytes": b"\0" * 64,
     "deep nesting": b"[" * 100_000,
+    "mark of UTF-8": b"\xef\xbb\xbf{}",
+    "a number of 5,000 digits": b'{"vocab_size": ' + b"1" * 5000 + b"}",
 }
+NO_OBJECT = {"list": [], "a config in a list": [{}], "null": None, "number": 7, "text": "config", "truth value": True,
+             "NaN": float("nan"), "fraction": 0.5}  # fmt: skip
+NO_SIZE = {"text": "512", "null": None, "fraction": 512.5, "whole fraction": 512.0, "negative": -1, "zero": 0,
+           "truth value": True, "list": [512], "object": {"value": 512}, "NaN": float("nan"),
+           "Infinity": float("inf"), "2^31": 2**31, "4,000 digits": 10**4000}  # fmt: skip
+NO_END = {"text": "7", "a word": "</s>", "no ids": [], "negative": -1, "at the vocabulary's end": 512, "2^63": 2**63,
+          "truth value": True, "false": False, "object": {"id": 7}, "fraction": 7.0, "NaN": float("nan"),
+          "text among ids": [7, "8"], "null among ids": [7, None], "negative among ids": [7, -1],
+          "beyond among ids": [7, 512], "truth value among ids": [True], "ids in a list": [[7]]}  # fmt: skip
+
+
+def _refused(folder: Path, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        open_model(str(folder))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("kind", NOT_JSON)
@@ -29,9 +46,57 @@ NOT_JSON = {
 def test_a_config_that_is_no_json_is_named(tmp_path: Path, name: str, kind: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / name).write_bytes(NOT_JSON[kind])
-    with pytest.raises(UserError, match=rf"{name}: is not JSON.*; copy it from the model again") as caught:
-        open_model(str(tmp_path))
-    assert "\n" not in str(caught.value)
+    _refused(tmp_path, rf"{name}: is not JSON.*; copy it from the model again")
+
+
+@pytest.mark.parametrize("kind", NO_OBJECT)
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_a_config_that_is_no_object_is_named(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / name).write_text(json.dumps(NO_OBJECT[kind]))
+    _refused(tmp_path, rf"/{name} with .*: is no JSON object; copy it from the model again")
+
+
+@pytest.mark.parametrize("kind", NO_SIZE)
+@pytest.mark.parametrize("name", ["vocab_size", "max_position_embeddings"])
+def test_a_size_that_is_none_is_named(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, name: NO_SIZE[kind]}))
+    _refused(tmp_path, rf"/config.json with {name} = .*: must be a whole number from 1 to 2147483647; use the config")
+
+
+@pytest.mark.parametrize("kind", NO_END)
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_an_end_of_responses_that_is_no_id_is_named(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / name).write_text(json.dumps({**CONFIG, "eos_token_id": NO_END[kind]}))
+    _refused(tmp_path, rf"/{name} with eos_token_id = .*: must be a token id, .* from 0 to vocab_size - 1 = 511; give")
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        ({}, None, (7,)),
+        ({}, {}, (7,)),
+        ({}, {"eos_token_id": None}, (7,)),
+        ({"eos_token_id": None}, {"eos_token_id": [0, 511]}, (0, 511)),
+        ({"eos_token_id": -1}, {"eos_token_id": 3}, (3,)),
+        ({"eos_token_id": [3, 3]}, None, (3, 3)),
+        ({"text_config": {"eos_token_id": "x", "vocab_size": []}}, None, (7,)),
+    ],
+)
+def test_what_ends_a_response_is_the_generation_configs_or_else_the_models(
+    tmp_path: Path, config: dict[str, Any], generation: dict[str, Any] | None, expected: tuple[int, ...]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **config}))
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    model = open_model(str(tmp_path))
+    assert (model.end_token_ids, model.vocab_size, model.max_position_embeddings) == (expected, 512, 256)
+
+
+def test_what_nobody_says_ends_a_response_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "eos_token_id": None}))
+    _refused(tmp_path, "names no eos_token_id in generation_config.json or config.json")
 
 
 @pytest.mark.parametrize("missing", CONFIG)
@@ -39,41 +104,3 @@ def test_a_config_without_a_value_that_sampling_needs_names_it(tmp_path: Path, m
     (tmp_path / "config.json").write_text(json.dumps({key: value for key, value in CONFIG.items() if key != missing}))
     with pytest.raises(UserError, match=rf"{missing}"):
         open_model(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    "content", [*NOT_JSON.values(), b"[]", b"null", b"7"], ids=[*NOT_JSON, "list", "null", "number"]
-)
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-def test_a_spoilt_tokenizer_is_named(tiny_tokenizer: Path, tmp_path: Path, name: str, content: bytes) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_tokenizer, folder)
-    (folder / name).write_bytes(content)
-    with pytest.raises(UserError, match=r"model folder .*holds no tokenizer that loads") as caught:
-        ChatTokenizer(folder)
-    assert "\n" not in str(caught.value)
-
-
-TEMPLATES = {
-    "unclosed": "{{",
-    "no such statement": "{% nothing %}",
-    "unfinished loop": "{% for message in messages %}",
-    "unknown name": "{{ nothing.content }}",
-    "no such message": "{{ messages[9].content }}",
-    "no such filter": "{{ messages | nothing }}",
-    "wrong types": "{{ messages[0].content + 1 }}",
-    "division by zero": "{{ 1 / 0 }}",
-    "refuses": "{{ raise_exception('not\nthese') }}",
-    "no text": 7,
-}
-
-
-@pytest.mark.parametrize("kind", TEMPLATES)
-def test_a_broken_chat_template_is_named(tiny_tokenizer: Path, tmp_path: Path, kind: str) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_tokenizer, folder)
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": TEMPLATES[kind]}))
-    with pytest.raises(UserError, match=r"chat template of .*refuses messages of") as caught:
-        ChatTokenizer(folder).prompt_ids([{"role": "user", "content": "hello"}])
-    assert "\n" not in str(caught.value)

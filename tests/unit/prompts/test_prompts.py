@@ -26,7 +26,7 @@ def tokenizer(tiny_tokenizer: Path) -> ChatTokenizer:
     return ChatTokenizer(tiny_tokenizer)
 
 
-def with_template(source: Path, target: Path, template: str | None) -> Path:
+def with_template(source: Path, target: Path, template: object) -> Path:
     """A copy of a tokenizer folder with another chat template, or none."""
     shutil.copytree(source, target)
     path = target / "tokenizer_config.json"

@@ -1,0 +1,188 @@
+"""Samples that are not what was published: shards gone or cut, samples twice, a folder of another stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_ssd.artifacts.manifest import read_manifest
+from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.dataset import PreprocessConfig
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.dataset import complete
+from megatron_ssd.dataset.stage import run_preprocess
+from megatron_ssd.errors import UserError
+from megatron_ssd.schema import Sample
+from tests.unit.dataset.test_dataset_stage import SHARDS, documents, publish_samples, run_config, sample
+
+FIRST, SECOND = "shard-00000.jsonl", "shard-00001.jsonl"
+WAYS: dict[str, dict[str, Any]] = {
+    "one process": {"preprocess": PreprocessConfig(num_workers=1)},
+    "two processes": {"preprocess": PreprocessConfig(num_workers=2)},
+    "a first pass": {"preprocess": PreprocessConfig(num_workers=1), "drop_shortest_fraction": 0.2},
+}
+
+
+def _refused(config: RunConfig, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        run_preprocess(config)
+    assert "\n" not in str(caught.value)
+    del caught
+    gc.collect()  # the error's frames hold the stage and its lock
+    assert not (Path(config.run_dir) / "dataset").exists()
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True)
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "gone": (lambda path: path.unlink(), rf"{SECOND}: does not exist, and the manifest beside it counts \d+ bytes"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), rf"{SECOND}: does not exist"),
+    "a link to nothing": (lambda path: (path.unlink(), path.symlink_to("nothing")), rf"{SECOND}: does not exist"),
+    "emptied": (lambda path: path.write_bytes(b""), rf"{SECOND}: is empty, and the manifest beside it counts"),
+    "without its last line": (
+        lambda path: path.write_bytes(b"".join(_lines(path)[:-1])),
+        rf"samples: are 5, and 6 were published; {SECOND} has 2 of them in \d+ bytes, and \d+ bytes were pub",
+    ),
+    "without its first line": (
+        lambda path: path.write_bytes(b"".join(_lines(path)[1:])), rf"are 5, and 6 were published; {SECOND} has 2 of",
+    ),
+    "one line left": (lambda path: path.write_bytes(_lines(path)[0]), rf"are 4, and 6 were published; {SECOND} has 1"),
+    "a line more": (
+        lambda path: path.write_bytes(path.read_bytes() + json.dumps(sample(9).to_json()).encode()),
+        rf"are 7, and 6 were published; {SECOND} has 4",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_shard_that_is_not_as_published_is_refused_until_it_is_back(tmp_path: Path, change: str, way: str) -> None:
+    publish_samples(tmp_path, SHARDS)
+    shard = tmp_path / "samples" / SECOND
+    before = shard.read_bytes()
+    spoil, message = CHANGES[change]
+    spoil(shard)
+    config = run_config(tmp_path, **WAYS[way])
+    _refused(config, message)
+    if shard.is_dir():
+        shard.rmdir()
+    shard.unlink(missing_ok=True)
+    shard.write_bytes(before)
+    run_preprocess(config)
+    assert read_manifest(tmp_path / "dataset").counts["samples"] == 6
+
+
+REPEATS: dict[str, tuple[list[list[Sample]], str]] = {
+    "next to each other": ([[sample(0), sample(0)], [sample(1)]], rf"{FIRST}:2 .*is there already: .*{FIRST}:1;"),
+    "in another shard": ([[sample(0), sample(1)], [sample(2), sample(1)]], rf"{SECOND}:2 .*already: .*{FIRST}:2;"),
+    "a whole shard": ([[sample(0), sample(1)], [sample(0), sample(1)]], rf"{SECOND}:1 .*already: .*{FIRST}:1;"),
+    "three times": ([[sample(0)], [sample(0)], [sample(0)]], rf"{SECOND}:1 .*already: .*{FIRST}:1;"),
+    "with another response": (
+        [[sample(0)], [sample(1), dataclasses.replace(sample(0), response="b\nc")]], rf"{SECOND}:2 .*{FIRST}:1",
+    ),
+    "dropped": ([[sample(0), sample(0, response="")], [sample(1)]], rf"{FIRST}:2 .*sample 0 of problem 'p0'"),
+    "skipped": (
+        [[sample(0)], [dataclasses.replace(sample(0), response="", response_token_ids=[], finish_reason="skipped")]],
+        rf"{SECOND}:1 .*already: .*{FIRST}:1",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", REPEATS)
+def test_a_sample_that_comes_twice_is_named_with_both_places(tmp_path: Path, kind: str, way: str) -> None:
+    shards, message = REPEATS[kind]
+    publish_samples(tmp_path, shards)
+    _refused(run_config(tmp_path, **WAYS[way]), message)
+
+
+def test_other_samples_of_a_problem_and_numbers_in_its_name_are_no_repeats(tmp_path: Path) -> None:
+    names = [("p", 11), ("p1", 1), ("1p", 1), ("p", 1), ("", 1), ("\0p", 1), ("p\0", 1)]
+    rows = [dataclasses.replace(sample(0), problem_id=name, sample_index=index) for name, index in names]
+    publish_samples(tmp_path, [rows[:3], rows[3:]])
+    run_preprocess(run_config(tmp_path))
+    assert len(documents(tmp_path)) == len(names)
+
+
+def test_two_samples_that_share_a_digest_by_chance_are_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megatron_ssd.dataset.parts.key_digest", lambda problem_id, index: 7)
+    publish_samples(tmp_path / "two", [[sample(0), sample(1)], [sample(2)]])
+    run_preprocess(run_config(tmp_path / "two"))
+    assert len(documents(tmp_path / "two")) == 3
+
+
+def test_digests_take_eight_bytes_a_sample(tmp_path: Path) -> None:
+    publish_samples(tmp_path, SHARDS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("megatron_ssd.dataset.stage.check_complete", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_preprocess(run_config(tmp_path))
+    keys = np.load(complete.keys_file(tmp_path / "dataset.partial" / "parts", Path(FIRST)))
+    assert (keys.dtype, keys.shape) == (np.uint64, (3,))
+    run_preprocess(run_config(tmp_path))
+    assert not list((tmp_path / "dataset").rglob("*.npy"))
+
+
+@pytest.mark.parametrize("stage", ["eval", "dataset", "scores", ""])
+def test_samples_of_another_stage_are_refused(tmp_path: Path, stage: str) -> None:
+    publish_samples(tmp_path, SHARDS)
+    manifest = tmp_path / "samples" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "stage": stage}))
+    _refused(run_config(tmp_path), rf"manifest.json: is of the stage '{stage}', and this folder must be of 'samples'")
+
+
+@pytest.mark.parametrize("name", ["shard-" + "x" * 300 + ".jsonl", "shard-\0.jsonl", "shard-\ud800.jsonl"])
+def test_a_shard_of_a_name_that_no_file_has_is_named(tmp_path: Path, name: str) -> None:
+    publish_samples(tmp_path, SHARDS)
+    path = tmp_path / "samples" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["outputs"].append({"path": name, "sha256": "0" * 64, "bytes": 1})
+    path.write_text(json.dumps(manifest))
+    _refused(run_config(tmp_path), r"shard-.*\.jsonl: does not exist")
+
+
+def test_a_shard_that_was_published_empty_is_no_loss(tmp_path: Path) -> None:
+    publish_samples(tmp_path, [[sample(0)], [], [sample(1)]])
+    run_preprocess(run_config(tmp_path))
+    assert len(documents(tmp_path)) == 2
+
+
+def test_samples_that_nobody_counted_are_refused(tmp_path: Path) -> None:
+    publish_samples(tmp_path, SHARDS)
+    path = tmp_path / "samples" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "counts": {}}))
+    _refused(run_config(tmp_path), "are 6, and their manifest does not count them; remove")
+
+
+def test_samples_without_a_shard_are_refused(tmp_path: Path) -> None:
+    stage = Stage(name="samples", run_dir=tmp_path, config={}, inputs={})
+    (stage.begin() / "notes.txt").write_text("nothing")
+    stage.publish(counts={"samples": 0})
+    _refused(run_config(tmp_path), r"names no shard-\*\.jsonl")
+
+
+def test_a_shard_that_changed_since_it_was_measured_is_refused(tmp_path: Path) -> None:
+    publish_samples(tmp_path, SHARDS)
+    config = run_config(tmp_path, drop_shortest_fraction=0.5)
+    shard = tmp_path / "samples" / SECOND
+    before = shard.read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "megatron_ssd.dataset.parts.PartWriter.write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            run_preprocess(config)
+    for changed in (_lines(shard)[0], before + json.dumps(sample(9).to_json()).encode()):
+        shard.write_bytes(changed)
+        _refused(config, rf"{SECOND}: has changed since an earlier start")
+    shard.write_bytes(before)
+    run_preprocess(config)
