@@ -7,12 +7,17 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from megatron_ssd.config.minicode import MinicodeConfig
 from megatron_ssd.problems.minicode.documents import corpus
 from megatron_ssd.problems.minicode.tokenizer import save_tokenizer, train_tokenizer
 
 VOCAB_SIZE = 512
+
+# A busy machine is no failure: nothing is timed in tests.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ def test_the_width_of_an_id_is_the_one_that_megatron_core_chooses() -> None:
 documents = st.lists(st.lists(st.lists(st.integers(0, 299), max_size=6), max_size=4), max_size=8)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(documents=documents, cut=st.integers(0, 8), vocab_size=st.sampled_from([300, 70000]))
 def test_any_documents_are_what_megatron_cores_builder_writes_whole_or_joined(
     tmp_path_factory: pytest.TempPathFactory, documents: list[list[list[int]]], cut: int, vocab_size: int

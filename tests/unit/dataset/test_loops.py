@@ -33,7 +33,7 @@ endings = st.builds(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(ids=st.one_of(endings, st.lists(st.integers(0, 1), max_size=40)), config=bounds)
 @example(ids=[], config=LoopConfig())
 @example(ids=[1], config=LoopConfig(min_tokens=2, min_repeats=2))
@@ -42,7 +42,6 @@ def test_the_loop_is_the_definitions(ids: list[int], config: LoopConfig) -> None
     assert loop_start(ids, config) == by_definition(ids, config)
 
 
-@settings(deadline=None)
 @given(unit=st.lists(st.integers(0, 9), min_size=1, max_size=50), cut=st.integers(0, 49), before=st.integers(0, 300))
 def test_a_loop_is_found_wherever_its_last_repeat_is_cut(unit: list[int], cut: int, before: int) -> None:
     head = list(range(100, 100 + before))

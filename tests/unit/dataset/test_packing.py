@@ -22,7 +22,7 @@ def long_tailed(num_samples: int, *, median: float, sigma: float, longest: int) 
     return np.clip(lengths, 1, longest).astype(np.int64)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(lengths=LENGTHS, packing=MODES, seed=st.integers(0, 5), epoch=st.integers(0, 5))
 def test_every_sample_once_and_no_row_too_long(
     lengths: np.ndarray, packing: PackingMode, seed: int, epoch: int
@@ -35,7 +35,7 @@ def test_every_sample_once_and_no_row_too_long(
     assert packing != "none" or all(len(row) == 1 for row in rows)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(lengths=LENGTHS, packing=MODES, seed=st.integers(0, 5), epoch=st.integers(0, 5))
 def test_the_plan_is_a_function_of_its_arguments(
     lengths: np.ndarray, packing: PackingMode, seed: int, epoch: int
@@ -60,7 +60,7 @@ def test_order_and_company_differ_between_epochs_and_seeds(packing: PackingMode)
         assert all(len(a & b) < 0.7 * len(a) for a, b in itertools.combinations(rows, 2))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(lengths=LENGTHS, packing=st.sampled_from(PACKED), seed=st.integers(0, 5))
 def test_no_two_rows_are_left_that_fit_in_one(lengths: np.ndarray, packing: PackingMode, seed: int) -> None:
     plan = plan_epoch(lengths, row_length=ROW_LENGTH, packing=packing, seed=seed, epoch=0)

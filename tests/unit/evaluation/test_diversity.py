@@ -9,7 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ssd.evaluation.diversity import Diversity, NormalForms, normal_form
@@ -148,7 +148,6 @@ def test_hostile_programs_have_a_form_and_warn_of_nothing(source: str):
     assert found.distinct in (1.0, 2.0)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_has_a_form(source: str):
     assert len(normal_form(source)) == 16
@@ -157,7 +156,6 @@ def test_any_text_has_a_form(source: str):
 TOKENS = ["x", "(", ")", "[", "]", ":", "=", "1", "\n", " ", "if", "lambda", "'", "{", "}", "f'"]
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(TOKENS), max_size=60))
 def test_forms_agree_with_the_parser(parts: list[str]):
     source = " ".join(parts)

@@ -95,7 +95,7 @@ def groups() -> st.SearchStrategy[Group]:
 
 
 @given(history=st.lists(groups(), max_size=3), world=st.integers(1, 7), order=st.randoms(use_true_random=False))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_any_workers_that_were_stopped_anywhere_add_up(
     history: list[Group],
     world: int,

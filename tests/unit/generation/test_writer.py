@@ -58,7 +58,7 @@ def test_rows_come_back_as_written(tmp_path: Path) -> None:
 
 
 @given(seed=st.integers(min_value=0, max_value=10**6))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_order_of_arrival_leaves_no_trace(seed: int, whole: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("shuffled") / "one.jsonl"
     write(path, random.Random(seed).sample(KEYS, len(KEYS)))
@@ -66,7 +66,7 @@ def test_order_of_arrival_leaves_no_trace(seed: int, whole: bytes, tmp_path_fact
 
 
 @given(seed=st.integers(min_value=0, max_value=10**6), stop=st.integers(0, 25), cut=st.integers(0, 400))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_writer_cut_anywhere_is_taken_up(
     seed: int, stop: int, cut: int, whole: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

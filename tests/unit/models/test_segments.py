@@ -35,7 +35,7 @@ def test_what_megatron_core_is_told() -> None:
     assert split.cu_seqlens_q_padded.tolist() == split.cu_seqlens_kv_padded.tolist() == [0, 8, 12]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     parts=st.lists(st.integers(1, 9), min_size=1, max_size=12),
     cp_size=st.sampled_from([1, 2, 3]),

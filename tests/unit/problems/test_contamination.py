@@ -86,7 +86,7 @@ def test_a_short_phrase_of_an_evaluation_problem_accuses_nobody() -> None:
     assert index(PROMPT).hits("train", "Say whether any two of the given numbers are closer to each other.") == []
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_the_filter_loses_no_ngram(data: st.DataObject) -> None:
     word = st.sampled_from("abcdefgh")

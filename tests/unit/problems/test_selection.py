@@ -118,7 +118,7 @@ def test_near_duplicates_name_the_row_that_stays(tmp_path: Path) -> None:
     assert chosen.dropped == [{"row": 3, "id": "seed_3", "reason": "near_duplicate", "like": 1}]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(st.sampled_from(["a", "a ", "b", "c  d", "c d", "", " "]), min_size=1, max_size=12))
 def test_rows_are_neither_lost_nor_repeated(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     rows = [rstar_row(number, text) for number, text in enumerate(texts)]

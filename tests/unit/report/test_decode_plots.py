@@ -161,7 +161,7 @@ def test_a_name_with_markup_stays_text() -> None:
     assert any(hostile in title for panel in parse(drawings).values() for title in titles(panel))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.sampled_from([0.0, 0.6, 1.0, 1.3, 2.0]), min_size=1, max_size=6, unique=True),
     st.lists(st.sampled_from([-1, 10, 20]), min_size=1, max_size=3, unique=True),

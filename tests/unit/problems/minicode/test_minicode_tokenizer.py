@@ -51,7 +51,7 @@ def test_training_is_repeatable(folder: Path) -> None:
     assert train_tokenizer(minicode.corpus(CONFIG), 512) == (folder / "tokenizer.model").read_bytes()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=_PLAIN | _CODE)
 def test_any_text_survives_and_both_agree(processor: Any, tokenizer: Any, text: str) -> None:
     ids = processor.encode(text)
