@@ -122,7 +122,7 @@ def test_the_sign_test_equals_enumeration(tosses: int):
         assert found.p_value == pytest.approx(p_by_enumeration(ahead, tosses - ahead), abs=1e-12)
 
 
-@settings(max_examples=40)  # the first call imports scipy
+@settings(max_examples=40)
 @given(st.integers(0, 700), st.integers(0, 700))
 def test_the_sign_test_equals_scipys_binomial_test(ahead: int, behind: int):
     stats = pytest.importorskip("scipy.stats")
