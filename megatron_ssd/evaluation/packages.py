@@ -43,7 +43,7 @@ def _find(name: str) -> Package:
         raise UserError(
             f"evaluation.sandbox.packages: {name}", rule=reason, fix="install it, or leave it out of the list"
         )
-    place = Path(next(iter(spec.submodule_search_locations or ())) or str(spec.origin)).absolute()
+    place = Path(str(next(iter(spec.submodule_search_locations or ()), spec.origin))).absolute()
     # Wheels carry shared libraries in a folder beside the package, which is named after the distribution.
     distributions = {name, *_distributions().get(name, ())}
     wanted = {f"{distribution}.libs".lower() for distribution in distributions}

@@ -27,8 +27,13 @@ LEETCODE = DATA / "rllm_code" / "test_leetcode.json"
 
 HUMANEVAL = DATA / "humaneval" / "HumanEval.jsonl.gz"
 MBPP = DATA / "mbpp" / "mbpp.jsonl"
-# LeetCode has this package; the sandbox has the standard library.
+# LeetCode has this package, and LiveCodeBench's checker the name.
 NO_PACKAGE = "ModuleNotFoundError: No module named 'sortedcontainers'"
+NO_NAME = "NameError: name 'ascii_lowercase' is not defined"
+USUAL_IMPORTS = "".join(
+    f"from {module} import *\n"
+    for module in ("typing", "collections", "itertools", "functools", "heapq", "bisect", "math")
+)
 
 needs_leetcode = pytest.mark.skipif(not LEETCODE.is_file(), reason=f"needs {LEETCODE}")
 needs_humaneval = pytest.mark.skipif(not HUMANEVAL.is_file(), reason=f"needs {HUMANEVAL}")
@@ -48,14 +53,18 @@ def mbpp() -> list[tuple[Problem, str]]:
     return [(problem, row["code"]) for problem, row in zip(read_mbpp(MBPP), rows, strict=True)]
 
 
-def grade(programs: list[tuple[Problem, str]], folder: Path, *, cpu_seconds: float = 10.0) -> list[Verdict]:
+def grade(
+    programs: list[tuple[Problem, str]],
+    folder: Path,
+    sandbox: SandboxConfig = SandboxConfig(),  # noqa: B008
+) -> list[Verdict]:
     """A verdict for each (problem, program)."""
     counts: Counter[str] = Counter()
     submissions = []
     for problem, source in programs:
         submissions.append(Submission(problem_id=problem.id, sample_index=counts[problem.id], source=source))
         counts[problem.id] += 1
-    with Grader((problem for problem, _ in programs), SandboxConfig(cpu_seconds=cpu_seconds)) as grader:
+    with Grader((problem for problem, _ in programs), sandbox) as grader:
         return grader.grade_programs(submissions, folder / "verdicts.jsonl")
 
 
@@ -77,21 +86,34 @@ def test_mbpp_solutions(tmp_path: Path):
     assert len(verdicts) == 974
 
 
+def leetcode(head: str = "") -> list[tuple[Problem, str]]:
+    rows = json.loads(LEETCODE.read_text())
+    return [(problem, head + row["solutions"]) for problem, row in zip(read_leetcode(LEETCODE), rows, strict=True)]
+
+
 @needs_leetcode
 def test_leetcode_solutions_by_their_own_checks(tmp_path: Path):
-    """Four of them use ``ascii_lowercase`` without import, which programs find here as in LiveCodeBench's judge."""
-    rows = json.loads(LEETCODE.read_text())
-    verdicts = grade(list(zip(read_leetcode(LEETCODE), (row["solutions"] for row in rows), strict=True)), tmp_path)
-    solutions = [row["solutions"] for row in rows]
-    bare = [text for text in solutions if "ascii_lowercase" in text and "string.ascii_lowercase" not in text]
-    assert len(bare) == 4
-    assert not_passed(verdicts) == [("127", "runtime_error", NO_PACKAGE)]
+    """One of the two hundred wants a package that the default leaves out."""
+    assert not_passed(grade(leetcode(), tmp_path / "default")) == [("127", "runtime_error", NO_PACKAGE)]
+    verdicts = grade(leetcode(), tmp_path / "package", SandboxConfig(packages=("sortedcontainers",)))
+    assert (not_passed(verdicts), len(verdicts)) == ([], 200)
+
+
+@needs_leetcode
+def test_leetcode_solutions_without_livecodebenchs_prelude(tmp_path: Path):
+    """They are written for a judge that imports for them. Four want a name that usual imports do not bring."""
+    plain = SandboxConfig(packages=("sortedcontainers",), prelude="none")
+    verdicts = grade(leetcode(USUAL_IMPORTS), tmp_path / "imports", plain)
+    assert not_passed(verdicts) == [(number, "runtime_error", NO_NAME) for number in ("128", "155", "156", "172")]
+    verdicts = grade(leetcode(), tmp_path / "plain", plain)
+    assert sum(verdict.passed for verdict in verdicts) == 32
+    assert all(detail.startswith("NameError") for _, _, detail in not_passed(verdicts))
 
 
 def kill_rates(programs: list[tuple[Problem, str]], folder: Path) -> dict[str, tuple[int, int]]:
     """Kind of mutant -> how many failed, of how many."""
     made = [(problem, kind, source) for problem, right in programs for kind, source in mutants(right)]
-    verdicts = grade([(problem, source) for problem, _, source in made], folder, cpu_seconds=1.0)
+    verdicts = grade([(problem, source) for problem, _, source in made], folder, SandboxConfig(cpu_seconds=1.0))
     assert not [verdict for verdict in verdicts if verdict.status == "infrastructure_error"]
     failed = Counter(kind for (_, kind, _), verdict in zip(made, verdicts, strict=True) if not verdict.passed)
     return {kind: (failed[kind], count) for kind, count in Counter(kind for _, kind, _ in made).items()}
