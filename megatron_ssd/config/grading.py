@@ -55,6 +55,8 @@ class GradeConfig:
         window = self.start_date or self.end_date
         require(self.format == "lcb" or not window, f"start_date = {self.start_date}, end_date = {self.end_date}",
                 rule="cut a window of contest dates, which only format=lcb has", fix="leave them out")  # fmt: skip
+        require(not self.format.endswith("_plus") or "numpy" in self.packages, f"packages = {list(self.packages)}",
+                rule=f"must name numpy, which the checks of {self.format} import", fix="add it")  # fmt: skip
         _ = self.sandbox_config
 
     @property
