@@ -40,12 +40,15 @@ from lcb_runner.evaluation.compute_code_generation_metrics import evaluate_gener
 
 work = json.load(open(sys.argv[1]))
 started = time.perf_counter()
-results, _ = evaluate_generations(work["samples"], work["programs"], num_process_evaluate=work["workers"],
-                                  timeout=work["seconds"])
+results, metadata = evaluate_generations(work["samples"], work["programs"], num_process_evaluate=work["workers"],
+                                         timeout=work["seconds"])
 seconds = time.perf_counter() - started
-passed = {index: [all(one is True or one == 1 for one in tests) and bool(tests) for tests in rows]
-          for index, rows in results.items()}
-json.dump({"seconds": seconds, "passed": passed}, open(sys.argv[2], "w"))
+def said(tests, facts):
+    right = bool(tests) and all(one is True or one == 1 for one in tests)
+    return "" if right else str(facts.get("error_message") or facts or "failed")[:200]
+
+found = {index: [said(*one) for one in zip(rows, metadata[index])] for index, rows in results.items()}
+json.dump({"seconds": seconds, "said": found}, open(sys.argv[2], "w"))
 """
 
 
@@ -71,12 +74,12 @@ def speed(path: Path, official: Path | None, rounds: int) -> None:
     problems = read_benchmark(BenchmarkConfig(name="livecodebench", path=str(path)))
     programs = trivial_programs(problems)
     workers = len(os.sched_getaffinity(0))
-    ours, theirs, passed = list[float](), list[float](), dict[tuple[str, int], bool]()
+    ours, theirs, said = list[float](), list[float](), dict[tuple[str, int], str]()
     for _ in range(rounds):
         verdicts, seconds = grade(problems, programs, SandboxConfig(cpu_seconds=OFFICIAL_SECONDS))
         ours.append(len(programs) / seconds)
         if official is not None:
-            passed, seconds = grade_officially(problems, programs, official, workers)
+            said, seconds = grade_officially(problems, programs, official, workers)
             theirs.append(len(programs) / seconds)
     tests = sum(len(problem.tests) for problem in problems)
     print(f"{len(problems)} problems with {tests} tests, {len(programs)} programs, {workers} workers, {rounds} rounds")
@@ -88,7 +91,7 @@ def speed(path: Path, official: Path | None, rounds: int) -> None:
     print(f"host process: at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB of memory")
     print(", ".join(f"{count} {status}" for status, count in Counter(v.status for v in verdicts).most_common()))
     if official is not None:
-        different = [v for v in verdicts if v.passed != passed[v.problem_id, v.sample_index]]
+        different = [v for v in verdicts if v.passed == bool(said[v.problem_id, v.sample_index])]
         print(f"{len(different)} of {len(verdicts)} programs are judged differently")
         for verdict in different:
             print(f"  {verdict.problem_id} {verdict.sample_index}: {verdict.status} here ({verdict.detail})")
@@ -144,8 +147,8 @@ def grade(
 
 def grade_officially(
     problems: Sequence[Problem], programs: Sequence[Submission], checkout: Path, workers: int
-) -> tuple[dict[tuple[str, int], bool], float]:
-    """Whether each program passes LiveCodeBench's checker, and its seconds without the start of Python."""
+) -> tuple[dict[tuple[str, int], str], float]:
+    """What LiveCodeBench's checker has against each program, "" where it passes; seconds without Python's start."""
     by_problem: dict[str, list[Submission]] = {problem.id: [] for problem in problems}
     for program in programs:
         by_problem[program.problem_id].append(program)
@@ -166,12 +169,12 @@ def grade_officially(
                        env={**os.environ, "PYTHONPATH": str(checkout)}, stdout=subprocess.DEVNULL,
                        stderr=subprocess.DEVNULL)  # fmt: skip
         found = json.loads(answered.read_text())
-    passed = {
-        (program.problem_id, program.sample_index): is_right
+    said = {
+        program.key: complaint
         for index, rows in enumerate(by_problem.values())
-        for program, is_right in zip(rows, found["passed"][str(index)], strict=True)
+        for program, complaint in zip(rows, found["said"][str(index)], strict=True)
     }
-    return passed, found["seconds"]
+    return said, found["seconds"]
 
 
 if __name__ == "__main__":

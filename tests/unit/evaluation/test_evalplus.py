@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.mutants import mutants
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.config.grading import GradeConfig
@@ -19,7 +20,6 @@ from megatron_ssd.evaluation.grading import Grader, Submission
 from megatron_ssd.evaluation.judge import Judge
 from megatron_ssd.problems.evalplus import read_humaneval_plus, read_mbpp_plus
 from megatron_ssd.schema import Problem, TestCase
-from tests.unit.evaluation.mutants import mutants
 from tests.unit.evaluation.test_real_programs import HUMANEVAL, needs_humaneval
 
 HUB_HEAD = """import numpy as np

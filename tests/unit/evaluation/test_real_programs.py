@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import ast
 import gzip
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from benchmarks.agreement_cases import leetcode_functions
+from benchmarks.mutants import mutants
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.evaluation.completions import program_of
 from megatron_ssd.evaluation.grading import Grader, Submission
 from megatron_ssd.problems.humaneval import read_humaneval
 from megatron_ssd.problems.leetcode import read_leetcode
 from megatron_ssd.problems.mbpp import read_mbpp
-from megatron_ssd.schema import Problem, TestCase, Verdict
-from tests.unit.evaluation.mutants import mutants
+from megatron_ssd.schema import Problem, Verdict
 from tests.unit.evaluation.programs import sample
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -162,39 +161,12 @@ def test_a_slip_of_the_pen_fails(tmp_path: Path, problem_id: str, right: str, wr
 @needs_leetcode
 def test_leetcode_solutions_by_their_values(tmp_path: Path):
     problems, samples = [], []
-    for index, row in enumerate(json.loads(LEETCODE.read_text())):
-        problem = leetcode_problem(f"leetcode-{index}", row)
-        if problem is not None:
-            problems.append(problem)
-            samples.append(sample(row["solutions"], problem=problem.id))
-            samples.append(sample("class Solution:\n    pass", problem=problem.id, index=1))
+    for problem, solution in leetcode_functions(LEETCODE):
+        problems.append(problem)
+        samples.append(sample(solution, problem=problem.id))
+        samples.append(sample("class Solution:\n    pass", problem=problem.id, index=1))
     assert len(problems) > 180
-    with Grader(problems, SandboxConfig()) as grader:
+    with Grader(problems, SandboxConfig(packages=("sortedcontainers",))) as grader:
         verdicts = grader.grade(samples, tmp_path / "verdicts.jsonl")
-    right, broken = verdicts[::2], verdicts[1::2]
-    assert {verdict.detail for verdict in right if not verdict.passed} <= {NO_PACKAGE}
-    assert sum(verdict.passed for verdict in right) >= len(right) - 1
-    assert {verdict.status for verdict in broken} == {"runtime_error"}
-
-
-def leetcode_problem(identity: str, row: dict[str, Any]) -> Problem | None:
-    """The row's assertions as test cases; None where one is no plain call with literal values."""
-    texts = row["tests"] if isinstance(row["tests"], dict) else ast.literal_eval(row["tests"])
-    check = ast.parse(texts["functional"])
-    tests = []
-    for node in ast.walk(check):
-        if not isinstance(node, ast.Assert):
-            continue
-        match node.test:
-            case ast.Compare(left=ast.Call() as call, ops=[ast.Eq()], comparators=[expected]):
-                values = [*call.args, *(keyword.value for keyword in call.keywords)]
-            case _:
-                return None
-        try:
-            lines = [json.dumps(ast.literal_eval(value)) for value in values]
-            tests.append(TestCase(input="\n".join(lines), output=json.dumps(ast.literal_eval(expected))))
-        except (ValueError, TypeError):
-            return None
-    call = check.body[-1].value  # type: ignore[attr-defined]
-    return Problem(id=identity, source="leetcode", statement=row["problem"], form="function",
-                   function_name=call.args[0].attr, starter_code="class Solution:", tests=tuple(tests))  # fmt: skip
+    assert not_passed(verdicts[::2]) == []
+    assert {verdict.status for verdict in verdicts[1::2]} == {"runtime_error"}

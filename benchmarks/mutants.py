@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from typing import Any
 
 from megatron_ssd.problems.assert_scripts import parse_quietly
 
@@ -37,15 +38,15 @@ def _applies(kind: str, node: ast.AST) -> bool:
     return isinstance(node, ast.Return) and node.value is not None
 
 
-def _apply(node: ast.AST) -> None:
+def _apply(node: Any) -> None:  # of a kind that ``_applies`` named
     if isinstance(node, ast.Return):
         node.value = ast.List(elts=[node.value], ctx=ast.Load())
     elif isinstance(node, ast.Constant):
         node.value += 1
     elif isinstance(node, ast.Compare):
-        node.ops[0] = _SWAPS[type(node.ops[0])]()  # type: ignore[assignment]
+        node.ops[0] = _SWAPS[type(node.ops[0])]()
     else:
-        node.op = _SWAPS[type(node.op)]()  # type: ignore[attr-defined]
+        node.op = _SWAPS[type(node.op)]()
 
 
 def _operators(node: ast.AST) -> bool:
