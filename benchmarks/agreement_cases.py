@@ -79,6 +79,7 @@ def scalar(value):
     "exits": _METHOD + "import sys\n        sys.exit(0)",
 }
 WHY = {
+    "open(0)": "there open is bound before it is patched, and reads the checker's own standard input",
     "exit(1) at the end": "a status other than 0 is a runtime error here; there SystemExit is swallowed",
     "buffer.readline": "there sys.stdin.buffer.readline returns the first line for ever",
     "NumPy array": "there an array of one number counts as true or false by that number; here it is no plain value",

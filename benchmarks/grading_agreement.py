@@ -1,7 +1,8 @@
-"""This judge beside LiveCodeBench's checker, program by program, on problems whose right answers are known.
+r"""This judge beside LiveCodeBench's checker, program by program, on problems whose right answers are known.
 
     python -m benchmarks.grading_agreement --official LIVECODEBENCH_CHECKOUT \
-        [--leetcode test_leetcode.json] [--codecontests code_eval_code_contests.jsonl] [--lcb codeforces_408.jsonl] [--every 1]
+        [--leetcode test_leetcode.json] [--codecontests code_eval_code_contests.jsonl] \
+        [--lcb codeforces_408.jsonl] [--every 1]
 
 ``--official`` is a checkout of LiveCodeBench's public code, of which ``lcb_runner/evaluation`` is enough. The files are
 rllm's LeetCode rows with their solutions, SandboxFusion's CodeContests sample, and any file in LiveCodeBench's columns.

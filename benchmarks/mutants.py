@@ -38,15 +38,20 @@ def _applies(kind: str, node: ast.AST) -> bool:
     return isinstance(node, ast.Return) and node.value is not None
 
 
-def _apply(node: Any) -> None:  # of a kind that ``_applies`` named
-    if isinstance(node, ast.Return):
+def _apply(node: ast.AST) -> None:
+    """Change a node for which ``_applies`` holds."""
+    if isinstance(node, ast.Return) and node.value is not None:
         node.value = ast.List(elts=[node.value], ctx=ast.Load())
-    elif isinstance(node, ast.Constant):
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int):
         node.value += 1
     elif isinstance(node, ast.Compare):
-        node.ops[0] = _SWAPS[type(node.ops[0])]()
-    else:
-        node.op = _SWAPS[type(node.op)]()
+        node.ops[0] = _swapped(node.ops[0])
+    elif isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign):
+        node.op = _swapped(node.op)
+
+
+def _swapped(operator: Any) -> Any:
+    return _SWAPS[type(operator)]()
 
 
 def _operators(node: ast.AST) -> bool:
