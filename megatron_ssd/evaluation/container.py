@@ -135,7 +135,7 @@ def _content(packages: Iterable[Package]) -> Iterator[str]:
     for needed in (Path(sys.base_prefix).resolve(), _python().parent):
         if not any(needed.is_relative_to(folder) for folder in shown):
             shown.append(needed)
-    hidden = list(_installed_in(shown))
+    hidden = list(dict.fromkeys(_installed_in(shown)))
     parts = [path for package in packages for path in package.paths]
     server = (_PACKAGE_ROOT / _RUNNER, _ROOT_INSIDE / _RUNNER)
     # Bubblewrap would make folders on the way for its own user alone.
