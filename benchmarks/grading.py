@@ -36,6 +36,7 @@ from megatron_ssd.schema import Problem, Verdict
 OFFICIAL_SECONDS = 6  # the default of LiveCodeBench's own command
 _OFFICIAL = """
 import json, sys, time
+import numpy
 from lcb_runner.evaluation.compute_code_generation_metrics import evaluate_generations
 
 work = json.load(open(sys.argv[1]))
@@ -44,7 +45,10 @@ results, metadata = evaluate_generations(work["samples"], work["programs"], num_
                                          timeout=work["seconds"])
 seconds = time.perf_counter() - started
 def said(tests, facts):
-    right = bool(tests) and all(one is True or one == 1 for one in tests)
+    try:  # as pass_k_utils counts
+        right = bool(numpy.all(numpy.array(tests) > 0))
+    except ValueError:
+        right = False
     return "" if right else str(facts.get("error_message") or facts or "failed")[:200]
 
 found = {index: [said(*one) for one in zip(rows, metadata[index])] for index, rows in results.items()}
@@ -165,9 +169,13 @@ def grade_officially(
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder) / "asked.json", Path(folder) / "answered.json"
         asked.write_text(json.dumps(work))
-        subprocess.run([sys.executable, "-c", _OFFICIAL, str(asked), str(answered)], check=True, cwd=folder,
-                       env={**os.environ, "PYTHONPATH": str(checkout)}, stdout=subprocess.DEVNULL,
-                       stderr=subprocess.DEVNULL)  # fmt: skip
+        with (Path(folder) / "words").open("w+b") as words:
+            done = subprocess.run([sys.executable, "-c", _OFFICIAL, str(asked), str(answered)], check=False, cwd=folder,
+                                  env={**os.environ, "PYTHONPATH": str(checkout)}, stdout=subprocess.DEVNULL,
+                                  stderr=words)  # fmt: skip
+            if done.returncode != 0:
+                words.seek(0)
+                sys.exit(f"LiveCodeBench's checker failed:\n{words.read()[-2000:].decode(errors='replace')}")
         found = json.loads(answered.read_text())
     said = {
         program.key: complaint
