@@ -36,16 +36,23 @@ from megatron_ssd.schema import Problem, Verdict
 OFFICIAL_SECONDS = 6  # the default of LiveCodeBench's own command
 _OFFICIAL = """
 import json, sys, time
+import numpy
 from lcb_runner.evaluation.compute_code_generation_metrics import evaluate_generations
 
 work = json.load(open(sys.argv[1]))
 started = time.perf_counter()
-results, _ = evaluate_generations(work["samples"], work["programs"], num_process_evaluate=work["workers"],
-                                  timeout=work["seconds"])
+results, metadata = evaluate_generations(work["samples"], work["programs"], num_process_evaluate=work["workers"],
+                                         timeout=work["seconds"])
 seconds = time.perf_counter() - started
-passed = {index: [all(one is True or one == 1 for one in tests) and bool(tests) for tests in rows]
-          for index, rows in results.items()}
-json.dump({"seconds": seconds, "passed": passed}, open(sys.argv[2], "w"))
+def said(tests, facts):
+    try:  # as pass_k_utils counts
+        right = bool(numpy.all(numpy.array(tests) > 0))
+    except ValueError:
+        right = False
+    return "" if right else str(facts.get("error_message") or facts or "failed")[:200]
+
+found = {index: [said(*one) for one in zip(rows, metadata[index])] for index, rows in results.items()}
+json.dump({"seconds": seconds, "said": found}, open(sys.argv[2], "w"))
 """
 
 
@@ -71,12 +78,12 @@ def speed(path: Path, official: Path | None, rounds: int) -> None:
     problems = read_benchmark(BenchmarkConfig(name="livecodebench", path=str(path)))
     programs = trivial_programs(problems)
     workers = len(os.sched_getaffinity(0))
-    ours, theirs, passed = list[float](), list[float](), dict[tuple[str, int], bool]()
+    ours, theirs, said = list[float](), list[float](), dict[tuple[str, int], str]()
     for _ in range(rounds):
         verdicts, seconds = grade(problems, programs, SandboxConfig(cpu_seconds=OFFICIAL_SECONDS))
         ours.append(len(programs) / seconds)
         if official is not None:
-            passed, seconds = grade_officially(problems, programs, official, workers)
+            said, seconds = grade_officially(problems, programs, official, workers)
             theirs.append(len(programs) / seconds)
     tests = sum(len(problem.tests) for problem in problems)
     print(f"{len(problems)} problems with {tests} tests, {len(programs)} programs, {workers} workers, {rounds} rounds")
@@ -88,7 +95,7 @@ def speed(path: Path, official: Path | None, rounds: int) -> None:
     print(f"host process: at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB of memory")
     print(", ".join(f"{count} {status}" for status, count in Counter(v.status for v in verdicts).most_common()))
     if official is not None:
-        different = [v for v in verdicts if v.passed != passed[v.problem_id, v.sample_index]]
+        different = [v for v in verdicts if v.passed == bool(said[v.problem_id, v.sample_index])]
         print(f"{len(different)} of {len(verdicts)} programs are judged differently")
         for verdict in different:
             print(f"  {verdict.problem_id} {verdict.sample_index}: {verdict.status} here ({verdict.detail})")
@@ -144,8 +151,8 @@ def grade(
 
 def grade_officially(
     problems: Sequence[Problem], programs: Sequence[Submission], checkout: Path, workers: int
-) -> tuple[dict[tuple[str, int], bool], float]:
-    """Whether each program passes LiveCodeBench's checker, and its seconds without the start of Python."""
+) -> tuple[dict[tuple[str, int], str], float]:
+    """What LiveCodeBench's checker has against each program, "" where it passes; seconds without Python's start."""
     by_problem: dict[str, list[Submission]] = {problem.id: [] for problem in problems}
     for program in programs:
         by_problem[program.problem_id].append(program)
@@ -162,16 +169,20 @@ def grade_officially(
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder) / "asked.json", Path(folder) / "answered.json"
         asked.write_text(json.dumps(work))
-        subprocess.run([sys.executable, "-c", _OFFICIAL, str(asked), str(answered)], check=True, cwd=folder,
-                       env={**os.environ, "PYTHONPATH": str(checkout)}, stdout=subprocess.DEVNULL,
-                       stderr=subprocess.DEVNULL)  # fmt: skip
+        with (Path(folder) / "words").open("w+b") as words:
+            done = subprocess.run([sys.executable, "-c", _OFFICIAL, str(asked), str(answered)], check=False, cwd=folder,
+                                  env={**os.environ, "PYTHONPATH": str(checkout)}, stdout=subprocess.DEVNULL,
+                                  stderr=words)  # fmt: skip
+            if done.returncode != 0:
+                words.seek(0)
+                sys.exit(f"LiveCodeBench's checker failed:\n{words.read()[-2000:].decode(errors='replace')}")
         found = json.loads(answered.read_text())
-    passed = {
-        (program.problem_id, program.sample_index): is_right
+    said = {
+        program.key: complaint
         for index, rows in enumerate(by_problem.values())
-        for program, is_right in zip(rows, found["passed"][str(index)], strict=True)
+        for program, complaint in zip(rows, found["said"][str(index)], strict=True)
     }
-    return passed, found["seconds"]
+    return said, found["seconds"]
 
 
 if __name__ == "__main__":

@@ -55,6 +55,10 @@ def _value(key: str, text: str, kind: Any) -> Any:
             return float(text)
         except ValueError:
             raise ConfigError(f"{key} = {text!r}", rule="must be a number", fix=f"write {key}=0.5") from None
+    if get_origin(kind) is tuple:  # of texts
+        return tuple(
+            part.strip() for part in text.strip().removeprefix("[").removesuffix("]").split(",") if part.strip()
+        )
     if get_origin(kind) is Literal:
         _choose(key, text, get_args(kind))
     return text

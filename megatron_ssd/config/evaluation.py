@@ -15,6 +15,9 @@ class SandboxConfig:
     """How programs are run and judged. ``bubblewrap`` isolates; ``rlimit_only`` bounds resources and isolates nothing.
 
     ``tolerance`` 0 compares as LiveCodeBench does, exactly; see ``evaluation/compare.py`` for what more would mean.
+    ``packages`` are top-level packages of this environment that programs may import beside the standard library;
+    LiveCodeBench's own environment has NumPy. ``prelude`` says which names programs find without importing them:
+    ``lcb``, those that LiveCodeBench's checker puts before every program, or ``none``, as plain Python.
     """
 
     kind: Literal["bubblewrap", "rlimit_only"] = "bubblewrap"
@@ -24,8 +27,13 @@ class SandboxConfig:
     workers: int | None = None  # null: one a core
     stop_at_first_failure: bool = True  # false runs every test, for a verdict on each
     tolerance: float = 0.0
+    packages: tuple[str, ...] = ("numpy",)
+    prelude: Literal["lcb", "none"] = "lcb"
 
     def __post_init__(self) -> None:
+        for name in self.packages:
+            require(name.isidentifier(), f"evaluation.sandbox.packages = {list(self.packages)}",
+                    rule=f"{name!r} is no name that a program could import", fix="use names such as numpy")  # fmt: skip
         for key in ("cpu_seconds", "memory_mib", "output_mib", "workers"):
             value = getattr(self, key)
             require(value is None or value > 0, f"evaluation.sandbox.{key} = {value}", rule="must be positive",

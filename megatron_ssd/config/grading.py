@@ -9,7 +9,7 @@ from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.config.problems import BenchmarkConfig, ErrataChoice
 from megatron_ssd.errors import require
 
-GradeFormat = Literal["lcb", "humaneval", "mbpp", "leetcode"]
+GradeFormat = Literal["lcb", "humaneval", "mbpp", "leetcode", "humaneval_plus", "mbpp_plus"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class GradeConfig:
 
     Args:
         problems: the benchmark's file (lcb: a folder of JSONL files or a Hub id as well).
-        format: lcb, humaneval, mbpp or leetcode.
+        format: lcb, humaneval, mbpp, leetcode, humaneval_plus or mbpp_plus.
         samples: JSONL rows with question_id, task_id or problem_id, and completion, code or response.
         out: the folder of verdicts.jsonl, summary.json and manifest.json.
         start_date: lcb: the first contest date of the window, as 2025-02-01.
@@ -31,6 +31,8 @@ class GradeConfig:
         sandbox: bubblewrap, or rlimit_only, which isolates nothing.
         stop_at_first_failure: false runs every test of every program.
         tolerance: 0 compares numbers exactly, as LiveCodeBench does.
+        packages: what programs and checks may import beside the standard library, as [numpy,sortedcontainers].
+        prelude: lcb, the names that LiveCodeBench's checker puts before a program, or none, as plain Python.
         replace: move aside what another command left at out.
     """
 
@@ -48,6 +50,8 @@ class GradeConfig:
     sandbox: Literal["bubblewrap", "rlimit_only"] = SandboxConfig.kind
     stop_at_first_failure: bool = SandboxConfig.stop_at_first_failure
     tolerance: float = SandboxConfig.tolerance
+    packages: tuple[str, ...] = SandboxConfig.packages
+    prelude: Literal["lcb", "none"] = SandboxConfig.prelude
     replace: bool = False
 
     def __post_init__(self) -> None:
@@ -56,6 +60,8 @@ class GradeConfig:
                 rule="cut a window of contest dates, which only format=lcb has", fix="leave them out")  # fmt: skip
         require(self.format == "lcb" or self.errata == "keep", f"errata = {self.errata}",
                 rule="only format=lcb has errata", fix="leave it out")  # fmt: skip
+        require(not self.format.endswith("_plus") or "numpy" in self.packages, f"packages = {list(self.packages)}",
+                rule=f"must name numpy, which the checks of {self.format} import", fix="add it")  # fmt: skip
         _ = self.sandbox_config
 
     @property
@@ -69,4 +75,6 @@ class GradeConfig:
             workers=self.workers,
             stop_at_first_failure=self.stop_at_first_failure,
             tolerance=self.tolerance,
+            packages=self.packages,
+            prelude=self.prelude,
         )

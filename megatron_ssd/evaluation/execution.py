@@ -9,6 +9,7 @@ from typing import Any, Literal
 from megatron_ssd.schema import ProblemForm
 
 _VALUE = '{"value": '  # how the server's child begins a line that holds a result
+_DETAIL_CHARACTERS = 300
 
 Ending = Literal[
     "completed", "runtime_error", "timeout", "starved", "memory", "syntax_error", "failed_check", "broken_check"
@@ -93,11 +94,17 @@ def _parse_results(text: str, *, trusted: bool) -> tuple[list[str], dict[str, st
             continue
         try:
             row = json.loads(line)
-            error, detail = str(row["error"]), str(row["detail"])
+            error, detail = str(row["error"]), _shown(str(row["detail"]))
         except (ValueError, KeyError, TypeError, RecursionError):
             error, detail = "runtime", "the program wrote into the channel of its results"
         return values, {"error": "runtime" if error in _CHECK_ERRORS and not trusted else error, "detail": detail}
     return values, None
+
+
+def _shown(detail: str) -> str:
+    """In one short line that any file and terminal takes, whoever wrote it."""
+    line = " ".join(detail[: 10 * _DETAIL_CHARACTERS].split())[:_DETAIL_CHARACTERS]
+    return "".join(c if c.isprintable() else "\ufffd" for c in line)
 
 
 def _ending(facts: dict[str, Any], error: dict[str, str] | None, limits: Limits) -> tuple[Ending, str]:

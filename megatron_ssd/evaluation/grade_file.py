@@ -28,6 +28,7 @@ from megatron_ssd.evaluation.completions import count_samples, read_submissions
 from megatron_ssd.evaluation.grading import Grader, read_verdicts
 from megatron_ssd.evaluation.metrics import Bootstrap, problem_scores
 from megatron_ssd.problems.errata import Errata, apply_errata
+from megatron_ssd.problems.evalplus import read_humaneval_plus, read_mbpp_plus
 from megatron_ssd.problems.humaneval import read_humaneval
 from megatron_ssd.problems.leetcode import read_leetcode
 from megatron_ssd.problems.livecodebench import read_benchmark
@@ -80,7 +81,13 @@ def read_problems(config: GradeConfig) -> list[Problem]:
         section = BenchmarkConfig(name="livecodebench", path=config.problems, start_date=config.start_date,
                                   end_date=config.end_date)  # fmt: skip
         return read_benchmark(section)
-    readers = {"humaneval": read_humaneval, "mbpp": read_mbpp, "leetcode": read_leetcode}
+    readers = {
+        "humaneval": read_humaneval,
+        "humaneval_plus": read_humaneval_plus,
+        "mbpp": read_mbpp,
+        "mbpp_plus": read_mbpp_plus,
+        "leetcode": read_leetcode,
+    }
     return readers[config.format](Path(config.problems))
 
 

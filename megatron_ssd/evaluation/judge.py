@@ -98,7 +98,8 @@ class Judge:
             source=source,
             form=problem.form,
             function_name=problem.function_name,
-            class_name="Solution" if "class Solution" in problem.starter_code else None,
+            # As LiveCodeBench's checker decides it, whatever the starter code is.
+            class_name="Solution" if "class Solution" in source else None,
         )
         results: list[_Result] = []
         cpu, is_slow = 0.0, False

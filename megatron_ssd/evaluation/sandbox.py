@@ -1,11 +1,13 @@
 """Where untrusted programs run: one bubblewrap container a worker, a small fork server inside it.
 
 What holds with ``kind=bubblewrap``:
-- No network, no access to the machine's files but the system's and Python's own, read-only; nothing at all is writable,
-  so nothing that a program does is there for the next one. An empty environment, an own process-id namespace, no
-  capabilities, no new privileges.
+- No network, no access to the machine's files but the system's and Python's own and the named packages', read-only;
+  nothing at all is writable, and the kernel's own stores (System V memory, message queues, keys) are refused, so
+  nothing that a program does is there for the next one. An empty environment, an own process-id namespace, no
+  capabilities, no new privileges, nobody's user and group ids (``container`` tells where outside as well as inside).
 - A program is one process (``inside.seccomp`` refuses more) with limits on CPU time, address space, file and output
-  size, and open files. The server is process 1 of its namespace, so a program cannot signal it.
+  size, open files and, on Linux 5.14 or later, threads. The server is process 1 of its namespace, so a program cannot
+  signal it.
 - Expected outputs never enter: results come out and are compared by the host. Assert scripts, which hold theirs, run in
   a process of their own beside the program's (``inside.checks``) and are never in its memory.
 - The container dies with the thread that started it.
@@ -14,11 +16,11 @@ What it does not cover:
 - Bugs of the kernel, and of CPython as far as they reach the kernel. Side channels.
 - Programs of one container share its namespaces and, one after another, its memory image: each starts as a copy of the
   same server. A program that broke the server would be noticed only if the server then stopped answering.
-- Threads of a program are bounded by its address space only. Open memory files count apart from it: at most
-  ``OPEN_FILES`` of the output limit each.
-- It reads what every user may read under /usr and in Python's own folder.
+- Open memory files count apart from a program's address space: at most ``OPEN_FILES`` of the output limit each, and as
+  many again on their way through a socket.
+- It reads what every user may read under /usr and in Python's own folder, packages installed there excepted.
 
-Programs have Python's standard library and nothing else; a benchmark whose programs want NumPy is not served.
+Programs have Python's standard library and the packages that ``evaluation.sandbox.packages`` names.
 
 With ``kind=rlimit_only`` the same server runs as a plain process of this user: limits hold against honest mistakes, and
 nothing is isolated.
@@ -29,35 +31,25 @@ Machines: Linux 5.3 or later on x86-64 or AArch64.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import select
-import shutil
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
+from megatron_ssd.evaluation.container import ENVIRONMENT, Way, ways
 from megatron_ssd.evaluation.execution import Execution, Limits, Program, SandboxBrokenError, interpret
 
-_PACKAGE_ROOT = Path(__file__).parents[2]
-_RUNNER = Path(__file__).with_name("inside").relative_to(_PACKAGE_ROOT)
-_ROOT_INSIDE = Path("/runner")
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
-_SYSTEM_FOLDERS = ("/bin", "/lib", "/lib32", "/lib64", "/sbin")
-# Fixed hash seeds: a program that prints a set does so alike in every run. Bound symbols: forks need not bind them.
-_ENVIRONMENT = {"PATH": "/usr/bin", "PYTHONHASHSEED": "0", "LD_BIND_NOW": "1"}
+log = logging.getLogger(__name__)
+
 _START_SECONDS = 60.0
 _SLACK_SECONDS = 30.0  # beyond a request's own wall limits, before its server counts as dead
-_FIX_MISSING = (
-    "install it (apt-get install bubblewrap), or name evaluation.sandbox.kind=rlimit_only, which limits programs and "
-    "isolates nothing"
-)
 
 
 class Sandbox:
@@ -68,7 +60,7 @@ class Sandbox:
     """
 
     def __init__(self, config: SandboxConfig) -> None:
-        self._command = sandbox_command(config)
+        self._ways = ways(config)
         self._process: subprocess.Popen[bytes] | None = None
 
     def execute(self, program: Program, inputs: Sequence[str], limits: Limits) -> Execution:
@@ -106,28 +98,25 @@ class Sandbox:
             raise SandboxBrokenError(f"{type(error).__name__}: {error}") from error
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start the container and wait for its server."""
+        """Start the container in the strictest way that works here, and wait for its server."""
         self.close()
-        process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
-            env=_ENVIRONMENT, cwd="/", start_new_session=True,
-        )  # fmt: skip
-        self._process = process
-        try:
-            hello = _read_frame(process, _START_SECONDS)
-        except (OSError, ValueError) as error:
-            process.kill()
-            _, complaint = process.communicate()
-            self._process = None
-            lines = complaint.decode("utf-8", "replace").strip().splitlines() or [str(error)]
-            raise UserError(
-                f"sandbox {self._command[0]}",
-                rule=f"cannot start here ({lines[-1]})",
-                fix="allow unprivileged user namespaces (in Docker: --security-opt seccomp=unconfined), or name "
-                "evaluation.sandbox.kind=rlimit_only, which limits programs and isolates nothing",
-            ) from None
-        assert hello.get("ready") is True
-        return process
+        complaints: dict[str, None] = {}
+        for way in self._ways:
+            try:
+                self._process = _start(way)
+            except (OSError, ValueError, subprocess.SubprocessError) as error:
+                complaints[str(error)] = None
+                continue
+            if way.weakness:
+                log.warning("sandbox: programs %s; stricter ways fail (%s)", way.weakness, "; ".join(complaints))
+            self._ways = (way,)
+            return self._process
+        raise UserError(
+            f"sandbox {self._ways[0].command[0]}",
+            rule=f"cannot start here ({'; '.join(complaints)})",
+            fix="allow unprivileged user namespaces (in Docker: --security-opt seccomp=unconfined), or name "
+            "evaluation.sandbox.kind=rlimit_only, which limits programs and isolates nothing",
+        )
 
     def close(self) -> None:
         """End the container, if there is one."""
@@ -145,46 +134,22 @@ class Sandbox:
         self.close()
 
 
-def sandbox_command(config: SandboxConfig) -> list[str]:
-    """The command line that starts a fork server under ``config``."""
-    # The interpreter below any virtual environment, without site packages or the script folder on its path.
-    python = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
-    options = ["-P", "-s", "-S", "-B", "-X", "utf8"]
-    if config.kind == "rlimit_only":
-        return [str(python), *options, str(_PACKAGE_ROOT / _RUNNER / "__main__.py")]
-    bwrap = shutil.which("bwrap")
-    if bwrap is None:
-        raise UserError(
-            f"evaluation.sandbox.kind = {config.kind}",
-            rule="untrusted programs run under bubblewrap, and no bwrap is on PATH",
-            fix=_FIX_MISSING,
-        )
-    arguments = ["--unshare-all", "--die-with-parent", "--new-session", "--as-pid-1", "--cap-drop", "ALL", "--clearenv",
-                 *(word for pair in _ENVIRONMENT.items() for word in ("--setenv", *pair))]  # fmt: skip
-    arguments += ["--ro-bind", "/usr", "/usr", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
-    for folder in map(Path, _SYSTEM_FOLDERS):
-        if folder.is_symlink():
-            arguments += ["--symlink", str(folder.readlink()), str(folder)]
-        elif folder.is_dir():
-            arguments += ["--ro-bind", str(folder), str(folder)]
-    for needed in dict.fromkeys((Path(sys.base_prefix).resolve(), python.parent)):
-        if not needed.is_relative_to("/usr"):
-            arguments += ["--ro-bind", str(needed), str(needed)]
-    for device in _DEVICES:
-        arguments += ["--dev-bind", device, device]
-    inside = str(_ROOT_INSIDE / _RUNNER)
-    arguments += [
-        "--ro-bind",
-        str(_PACKAGE_ROOT / _RUNNER),
-        inside,
-        "--dir",
-        "/tmp",
-        "--remount-ro",
-        "/",
-        "--chdir",
-        "/",
-    ]
-    return [bwrap, *arguments, "--", str(python), *options, f"{inside}/__main__.py"]
+def _start(way: Way) -> subprocess.Popen[bytes]:
+    """A server that answers. Raises ``OSError`` or ``ValueError`` with its last words where none does."""
+    as_user: dict[str, Any] = {} if way.user is None else {"user": way.user, "group": way.user, "extra_groups": ()}
+    process = subprocess.Popen(
+        way.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+        env=ENVIRONMENT, cwd="/", start_new_session=True, **as_user,
+    )  # fmt: skip
+    try:
+        hello = _read_frame(process, _START_SECONDS)
+    except (OSError, ValueError) as error:
+        process.kill()
+        _, complaint = process.communicate()
+        lines = complaint.decode("utf-8", "replace").strip().splitlines() or [str(error)]
+        raise ConnectionError(lines[-1]) from None
+    assert hello.get("ready") is True
+    return process
 
 
 def _write_frame(process: subprocess.Popen[bytes], message: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import ast
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.table import Row, open_table
@@ -32,6 +33,14 @@ def unique(problems: Iterable[Problem], path: Path) -> list[Problem]:
     return list(found.values())
 
 
+def check_texts(row: Row, columns: Sequence[str]) -> None:
+    """Raise ``UserError`` where a column of ``row`` is no text, or an empty one."""
+    for name in columns:
+        value = row.values[name]
+        if not isinstance(value, str) or not value.strip():
+            raise UserError(f"{row.where}: {name} = {str(value)[:60]!r}", rule="must be text", fix="mend that row")
+
+
 def parse_quietly(text: str) -> ast.Module:
     """``ast.parse`` without its warnings on texts that others wrote."""
     with warnings.catch_warnings():
@@ -46,3 +55,27 @@ def checked_script(where: str, script: str) -> str:
     except (SyntaxError, ValueError) as error:
         raise UserError(where, rule=f"its checks are not Python ({error})", fix="download the file again") from None
     return script
+
+
+def tree_of(text: str, where: str) -> ast.Module:
+    """The syntax tree of ``text``. Raises ``UserError`` where it is not Python."""
+    try:
+        return parse_quietly(text)
+    except (SyntaxError, ValueError) as error:
+        raise UserError(where, rule=f"holds text that is not Python ({error})", fix="mend that row") from None
+
+
+def names_in(text: str, where: str, context: type[Any]) -> set[str]:
+    """Names that ``text`` reads (``ast.Load``) or sets (``ast.Store``)."""
+    return {n.id for n in ast.walk(tree_of(text, where)) if isinstance(n, ast.Name) and isinstance(n.ctx, context)}
+
+
+def defined_in(code: str, where: str) -> set[str]:
+    """Functions, classes and variables at the top level of ``code``."""
+    found: set[str] = set()
+    for node in tree_of(code, where).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return found

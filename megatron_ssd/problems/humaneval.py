@@ -9,8 +9,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from megatron_ssd.errors import UserError
-from megatron_ssd.problems.assert_scripts import checked_script, parse_quietly, read_rows, unique
+from megatron_ssd.problems.assert_scripts import check_texts, checked_script, parse_quietly, read_rows, unique
 from megatron_ssd.problems.table import Row
 from megatron_ssd.schema import Problem, TestCase
 
@@ -45,10 +44,8 @@ def whole_program(problem: Problem, completion: str) -> str:
 
 
 def _problem(row: Row) -> Problem:
-    texts = {name: row.values[name] for name in COLUMNS}
-    for name, value in texts.items():
-        if not isinstance(value, str) or not value.strip():
-            raise UserError(f"{row.where}: {name} = {str(value)[:60]!r}", rule="must be text", fix="mend that row")
+    check_texts(row, COLUMNS)
+    texts = {name: str(row.values[name]) for name in COLUMNS}
     entry = texts["entry_point"]
     script = f"{_complete(texts['prompt'])}\n{texts['test']}\n{entry} = __program__.{entry}\ncheck({entry})\n"
     return Problem(

@@ -10,10 +10,9 @@ from __future__ import annotations
 import ast
 import builtins
 from pathlib import Path
-from typing import Any
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.problems.assert_scripts import checked_script, parse_quietly, read_rows, unique
+from megatron_ssd.problems.assert_scripts import checked_script, defined_in, names_in, read_rows, tree_of, unique
 from megatron_ssd.problems.table import Row
 from megatron_ssd.schema import Problem, TestCase
 
@@ -46,10 +45,10 @@ def _problem(row: Row) -> Problem:
     if not isinstance(code, str):
         raise UserError(f"{row.where}: code", rule="must be the reference solution's text", fix="mend that row")
     imports, setup = "\n".join(values.get("test_imports") or ()), values.get("test_setup_code") or ""
-    used = _names("\n".join([setup, *asserts]), row.where, ast.Load)
-    own = _names(f"{imports}\n{setup}", row.where, ast.Store) | _imported(imports, row.where).keys()
+    used = names_in("\n".join([setup, *asserts]), row.where, ast.Load)
+    own = names_in(f"{imports}\n{setup}", row.where, ast.Store) | _imported(imports, row.where).keys()
     reference_imports = _imported(code, row.where)
-    defined = _defined(code, row.where)
+    defined = defined_in(code, row.where)
     head = [imports, *(reference_imports[name] for name in sorted(used & reference_imports.keys() - own - defined))]
     owed = {
         name for name in used - own if name in defined or not (hasattr(builtins, name) or name in reference_imports)
@@ -65,33 +64,10 @@ def _problem(row: Row) -> Problem:
     )
 
 
-def _tree(text: str, where: str) -> ast.Module:
-    try:
-        return parse_quietly(text)
-    except (SyntaxError, ValueError) as error:
-        raise UserError(where, rule=f"holds text that is not Python ({error})", fix="mend that row") from None
-
-
-def _names(text: str, where: str, context: type[Any]) -> set[str]:
-    """Names that ``text`` reads (``ast.Load``) or sets (``ast.Store``)."""
-    return {n.id for n in ast.walk(_tree(text, where)) if isinstance(n, ast.Name) and isinstance(n.ctx, context)}
-
-
-def _defined(code: str, where: str) -> set[str]:
-    """Functions, classes and variables at the top level of ``code``."""
-    found: set[str] = set()
-    for node in _tree(code, where).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found.add(node.name)
-        elif isinstance(node, ast.Assign):
-            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-    return found
-
-
 def _imported(code: str, where: str) -> dict[str, str]:
     """Name -> the statement that imports it, at the top level of ``code``."""
     found: dict[str, str] = {}
-    for node in _tree(code, where).body:
+    for node in tree_of(code, where).body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names:
                 found[alias.asname or alias.name.partition(".")[0]] = ast.unparse(node)

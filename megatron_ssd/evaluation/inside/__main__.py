@@ -7,5 +7,5 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[3]))
     from megatron_ssd.evaluation.inside.server import serve
 
-    del sys.path[0]  # programs find the standard library alone
-    serve()
+    del sys.path[0]  # programs find the standard library and what is named, alone
+    serve(sys.argv.pop())

@@ -37,7 +37,7 @@ def run_checks(scripts: Sequence[str], link: Link, report: Callable[[dict[str, A
             report({"value": True})
     except ProgramEndedError as error:
         report({"error": "ended", "detail": str(error)})
-    except (BrokenCheckError, SyntaxError) as error:
+    except (BrokenCheckError, SyntaxError, ImportError) as error:
         if error is link.raised:
             report({"error": "runtime", "detail": link.raised_detail})
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import resource
 import sys
 import traceback
@@ -22,8 +23,20 @@ CHECKS_FD = 3  # of a program that checks are run against, in place of results
 _DETAIL_CHARACTERS = 300
 
 
-def limit_process(request: dict[str, Any]) -> None:
-    """Set the limits of this process, for good."""
+def give_up_root(user: int) -> None:
+    """Be ``user``, with the group of the same number and no other. Raises ``OSError``."""
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+
+
+def limit_process(request: dict[str, Any], max_threads: int | None = None) -> None:
+    """Set the limits of this process, for good.
+
+    Args:
+        request: the limits of this program.
+        max_threads: of all processes of this user together; None where others than this container's count.
+    """
     whole_run = int(request["cpu_seconds"] * request["num_inputs"]) + 2
     for what, limit in (
         (resource.RLIMIT_CPU, whole_run),
@@ -33,6 +46,8 @@ def limit_process(request: dict[str, Any]) -> None:
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(what, (limit, limit))
+    if max_threads is not None:
+        resource.setrlimit(resource.RLIMIT_NPROC, (max_threads, max_threads))
     hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
     stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))

@@ -1,7 +1,9 @@
 """The system-call filter of programs.
 
-It refuses new processes (threads are allowed), other program images, and every system call that touches another
-process. RLIMIT_NPROC would not do: it does not bind root, and it counts what the same user runs elsewhere.
+It refuses new processes (threads are allowed), other program images, every system call that touches another process,
+the kernel's stores that outlive a process (System V memory, semaphores and queues, POSIX queues, keys), and to become
+dumpable again, with which a crash would reach the core handler of the machine. RLIMIT_NPROC would not do for processes:
+it does not bind root, and before Linux 5.14 it counts what the same user runs elsewhere.
 """
 
 from __future__ import annotations
@@ -15,17 +17,22 @@ from typing import Any
 
 PR_SET_DUMPABLE, _PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 4, 22, 38
 _SECCOMP_MODE_FILTER = 2
+_CAPABILITY_VERSION_3 = 0x20080522
 _CLONE_THREAD = 0x00010000
 # System call numbers that are refused: making processes, changing the program image, reaching into other processes,
-# their memory, priority and processors included.
+# their memory, priority and processors included; then shmget, semget, msgget, mq_open, add_key, request_key, keyctl,
+# perf_event_open, bpf, userfaultfd.
 _REFUSED = {
     "x86_64": (57, 58, 59, 322, 101, 310, 311, 62, 129, 200, 234, 297, 424, 434, 438, 272, 308, 425,
-               141, 142, 144, 203, 251, 256, 279, 314),
+               141, 142, 144, 203, 251, 256, 279, 314,
+               29, 64, 68, 240, 248, 249, 250, 298, 321, 323),
     "aarch64": (221, 281, 117, 270, 271, 129, 138, 130, 131, 240, 424, 434, 438, 97, 268, 425,
-                30, 118, 119, 122, 140, 238, 239, 274),
+                30, 118, 119, 122, 140, 238, 239, 274,
+                194, 190, 186, 180, 217, 218, 219, 241, 280, 282),
 }  # fmt: skip
 _CLONE, _CLONE3 = {"x86_64": 56, "aarch64": 220}, 435
 _PRLIMIT = {"x86_64": 302, "aarch64": 261}  # refused for any process but the caller, whom it names 0
+_PRCTL = {"x86_64": 157, "aarch64": 167}  # refused for PR_SET_DUMPABLE
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
@@ -61,6 +68,7 @@ class Seccomp:
         for number, passes in (
             (_CLONE[machine], (jump_set, 1, 0, _CLONE_THREAD)),
             (_PRLIMIT[machine], (jump_equal, 1, 0, 0)),
+            (_PRCTL[machine], (jump_equal, 0, 1, PR_SET_DUMPABLE)),
         ):
             code += [(jump_equal, 0, 4, number), (load, 0, 0, 16), passes, (give, 0, 0, refuse), (give, 0, 0, allow)]
         for number in _REFUSED[machine]:
@@ -74,6 +82,12 @@ class Seccomp:
         if self._libc.prctl(option, *padded) != 0:
             number = ctypes.get_errno()
             raise OSError(number, f"prctl {option}: {os.strerror(number)}")
+
+    def drop_capabilities(self) -> None:
+        """Be without effective, permitted and inheritable capabilities; raises ``OSError``."""
+        header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+        if self._libc.capset(header, bytes(24)) != 0:
+            raise OSError(ctypes.get_errno(), "capset")
 
     def enter(self) -> None:
         """From here on this process is filtered, for good."""

@@ -18,6 +18,7 @@ Invariants:
 from __future__ import annotations
 
 import gc
+import json
 import os
 import platform
 import random
@@ -29,7 +30,14 @@ from typing import Any
 
 from megatron_ssd.evaluation.inside.checks import run_checks
 from megatron_ssd.evaluation.inside.frames import receive, send
-from megatron_ssd.evaluation.inside.program import execute, limit_process, report_result, report_to_checks
+from megatron_ssd.evaluation.inside.packages import NamedPackages
+from megatron_ssd.evaluation.inside.program import (
+    execute,
+    give_up_root,
+    limit_process,
+    report_result,
+    report_to_checks,
+)
 from megatron_ssd.evaluation.inside.remote import Link
 from megatron_ssd.evaluation.inside.seccomp import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, Seccomp
 from megatron_ssd.evaluation.inside.warm import preimport, warm_up
@@ -42,8 +50,8 @@ _CHECKED_FD = 4  # where the checks reach the program
 class Server:
     """What every request needs: the filter, an empty device, the host's channel."""
 
-    def __init__(self, requests: int) -> None:
-        self._requests = requests
+    def __init__(self, requests: int, *, become: int | None, max_threads: int | None) -> None:
+        self._requests, self._become, self._max_threads = requests, become, max_threads
         self._null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(self._null, descriptor)
@@ -112,7 +120,10 @@ class Server:
             for target, source in enumerate(files):
                 os.dup2(source, target)
             os.closerange(len(files), 64)
-            limit_process(request)
+            if self._become is not None:
+                give_up_root(self._become)
+            self._seccomp.drop_capabilities()
+            limit_process(request, self._max_threads)
             self._seccomp.enter()
             random.seed(0)  # the same program, the same verdict
             status = run()
@@ -120,13 +131,23 @@ class Server:
             os._exit(status)
 
 
-def serve() -> None:
-    """Answer requests until standard input ends."""
+def serve(settings: str) -> None:
+    """Answer requests until standard input ends.
+
+    Args:
+        settings: JSON of ``container.Settings``: ``prelude``, the names that programs find without import (lcb, none);
+            ``packages``, name -> folder of those that they may import; ``become``, the user and group that every child
+            becomes first of all; ``max_threads`` of a program and its checks, where those are counted for this
+            container alone.
+    """
+    chosen = json.loads(settings)
     requests, replies = os.dup(0), os.dup(1)
-    server = Server(requests)
+    server = Server(requests, become=chosen["become"], max_threads=chosen["max_threads"])
     # Process 1 of a namespace is deaf to every signal from inside, but for those it handles; Python handles this one.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    preimport()
+    sys.meta_path.append(NamedPackages(chosen["packages"]))
+    if chosen["prelude"] == "lcb":
+        preimport()
     sys.setrecursionlimit(RECURSION_LIMIT)
     sys.set_int_max_str_digits(0)  # judges print long integers
     warm_up()

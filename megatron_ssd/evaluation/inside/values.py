@@ -1,12 +1,13 @@
 """Python values as JSON and back, without loss and without trust: what is decoded is plain data, whoever wrote it.
 
 Scalars and lists are themselves. Anything else is an object of one key, its type: ``{"tuple": [1, 2]}``. A subclass
-goes as its base (a named tuple as a tuple, a Counter as a dictionary), so no method that a program wrote is ever called
-on the reading side. Pickle would not do: what it may build is hard to bound.
+goes as its base (a named tuple as a tuple, a Counter as a dictionary) and a NumPy scalar as Python's number, so no
+method that a program wrote is ever called on the reading side. Pickle would not do: what it may build is hard to bound.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable
 from decimal import Decimal
@@ -70,7 +71,14 @@ def encode(value: Any, number_of: Callable[[Any], int] = refuse) -> Any:
     for name, (base, write, _) in _WRITTEN.items():
         if kind is base:
             return {name: write(value)}
+    if _is_numpy_scalar(value) and type(plain := value.item()) in _PLAIN:
+        return plain
     return {_OBJECT: number_of(value)}
+
+
+def _is_numpy_scalar(value: Any) -> bool:
+    """Whether it is one of NumPy's own numbers. NumPy is looked at only where the program has imported it."""
+    return "numpy" in sys.modules and isinstance(value, sys.modules["numpy"].generic)
 
 
 def decode(value: Any, object_of: Callable[[int], Any] = refuse) -> Any:

@@ -53,7 +53,8 @@ def grade_one(grader: Grader, path: Path, source: str, **where: str) -> Verdict:
     ("source", "status", "passed", "failed"),
     [
         (GOOD, "passed", 3, None),
-        ("class Solution:\n    def f(self, x): return 2 * x", "runtime_error", 0, 0),
+        ("class Solution:\n    def f(self, x): return 2 * x", "passed", 3, None),
+        ("class Other:\n    def f(self, x): return 2 * x", "runtime_error", 0, 0),
         ("def f(x): return 2 * x if x < 3 else 0", "wrong_answer", 2, 2),
         ("def f(x): return 2 * x // (x - 2)", "wrong_answer", 0, 0),
         ("def f(x): return 2 * x if x < 2 else 1 / 0", "runtime_error", 1, 1),
@@ -158,6 +159,9 @@ def test_a_method_is_called_where_the_starter_code_has_a_class(tmp_path: Path):
     problem = dataclasses.replace(function_problem(), starter_code="class Solution:\n    def f(self, x: int) -> int:")
     with Grader([problem], CONFIG) as grader:
         assert grade_one(grader, tmp_path, "class Solution:\n    def f(self, x): return 2 * x").passed
+        assert grade_one(grader, tmp_path / "bare", "def f(x): return 2 * x").passed, (
+            "as LiveCodeBench's checker has it"
+        )
 
 
 def test_expected_outputs_never_enter(tmp_path: Path):

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import ast
 import gzip
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from benchmarks.agreement_cases import leetcode_functions
+from benchmarks.mutants import mutants
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.evaluation.completions import program_of
 from megatron_ssd.evaluation.grading import Grader, Submission
 from megatron_ssd.problems.humaneval import read_humaneval
 from megatron_ssd.problems.leetcode import read_leetcode
 from megatron_ssd.problems.mbpp import read_mbpp
-from megatron_ssd.schema import Problem, TestCase, Verdict
-from tests.unit.evaluation.mutants import mutants
+from megatron_ssd.schema import Problem, Verdict
 from tests.unit.evaluation.programs import sample
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -27,8 +26,13 @@ LEETCODE = DATA / "rllm_code" / "test_leetcode.json"
 
 HUMANEVAL = DATA / "humaneval" / "HumanEval.jsonl.gz"
 MBPP = DATA / "mbpp" / "mbpp.jsonl"
-# LeetCode has this package; the sandbox has the standard library.
+# LeetCode has this package, and LiveCodeBench's checker the name.
 NO_PACKAGE = "ModuleNotFoundError: No module named 'sortedcontainers'"
+NO_NAME = "NameError: name 'ascii_lowercase' is not defined"
+USUAL_IMPORTS = "".join(
+    f"from {module} import *\n"
+    for module in ("typing", "collections", "itertools", "functools", "heapq", "bisect", "math")
+)
 
 needs_leetcode = pytest.mark.skipif(not LEETCODE.is_file(), reason=f"needs {LEETCODE}")
 needs_humaneval = pytest.mark.skipif(not HUMANEVAL.is_file(), reason=f"needs {HUMANEVAL}")
@@ -48,14 +52,18 @@ def mbpp() -> list[tuple[Problem, str]]:
     return [(problem, row["code"]) for problem, row in zip(read_mbpp(MBPP), rows, strict=True)]
 
 
-def grade(programs: list[tuple[Problem, str]], folder: Path, *, cpu_seconds: float = 10.0) -> list[Verdict]:
+def grade(
+    programs: list[tuple[Problem, str]],
+    folder: Path,
+    sandbox: SandboxConfig = SandboxConfig(),  # noqa: B008
+) -> list[Verdict]:
     """A verdict for each (problem, program)."""
     counts: Counter[str] = Counter()
     submissions = []
     for problem, source in programs:
         submissions.append(Submission(problem_id=problem.id, sample_index=counts[problem.id], source=source))
         counts[problem.id] += 1
-    with Grader((problem for problem, _ in programs), SandboxConfig(cpu_seconds=cpu_seconds)) as grader:
+    with Grader((problem for problem, _ in programs), sandbox) as grader:
         return grader.grade_programs(submissions, folder / "verdicts.jsonl")
 
 
@@ -77,21 +85,34 @@ def test_mbpp_solutions(tmp_path: Path):
     assert len(verdicts) == 974
 
 
+def leetcode(head: str = "") -> list[tuple[Problem, str]]:
+    rows = json.loads(LEETCODE.read_text())
+    return [(problem, head + row["solutions"]) for problem, row in zip(read_leetcode(LEETCODE), rows, strict=True)]
+
+
 @needs_leetcode
 def test_leetcode_solutions_by_their_own_checks(tmp_path: Path):
-    """Four of them use ``ascii_lowercase`` without import, which programs find here as in LiveCodeBench's judge."""
-    rows = json.loads(LEETCODE.read_text())
-    verdicts = grade(list(zip(read_leetcode(LEETCODE), (row["solutions"] for row in rows), strict=True)), tmp_path)
-    solutions = [row["solutions"] for row in rows]
-    bare = [text for text in solutions if "ascii_lowercase" in text and "string.ascii_lowercase" not in text]
-    assert len(bare) == 4
-    assert not_passed(verdicts) == [("127", "runtime_error", NO_PACKAGE)]
+    """One of the two hundred wants a package that the default leaves out."""
+    assert not_passed(grade(leetcode(), tmp_path / "default")) == [("127", "runtime_error", NO_PACKAGE)]
+    verdicts = grade(leetcode(), tmp_path / "package", SandboxConfig(packages=("sortedcontainers",)))
+    assert (not_passed(verdicts), len(verdicts)) == ([], 200)
+
+
+@needs_leetcode
+def test_leetcode_solutions_without_livecodebenchs_prelude(tmp_path: Path):
+    """They are written for a judge that imports for them. Four want a name that usual imports do not bring."""
+    plain = SandboxConfig(packages=("sortedcontainers",), prelude="none")
+    verdicts = grade(leetcode(USUAL_IMPORTS), tmp_path / "imports", plain)
+    assert not_passed(verdicts) == [(number, "runtime_error", NO_NAME) for number in ("128", "155", "156", "172")]
+    verdicts = grade(leetcode(), tmp_path / "plain", plain)
+    assert sum(verdict.passed for verdict in verdicts) == 32
+    assert all(detail.startswith("NameError") for _, _, detail in not_passed(verdicts))
 
 
 def kill_rates(programs: list[tuple[Problem, str]], folder: Path) -> dict[str, tuple[int, int]]:
     """Kind of mutant -> how many failed, of how many."""
     made = [(problem, kind, source) for problem, right in programs for kind, source in mutants(right)]
-    verdicts = grade([(problem, source) for problem, _, source in made], folder, cpu_seconds=1.0)
+    verdicts = grade([(problem, source) for problem, _, source in made], folder, SandboxConfig(cpu_seconds=1.0))
     assert not [verdict for verdict in verdicts if verdict.status == "infrastructure_error"]
     failed = Counter(kind for (_, kind, _), verdict in zip(made, verdicts, strict=True) if not verdict.passed)
     return {kind: (failed[kind], count) for kind, count in Counter(kind for _, kind, _ in made).items()}
@@ -140,39 +161,12 @@ def test_a_slip_of_the_pen_fails(tmp_path: Path, problem_id: str, right: str, wr
 @needs_leetcode
 def test_leetcode_solutions_by_their_values(tmp_path: Path):
     problems, samples = [], []
-    for index, row in enumerate(json.loads(LEETCODE.read_text())):
-        problem = leetcode_problem(f"leetcode-{index}", row)
-        if problem is not None:
-            problems.append(problem)
-            samples.append(sample(row["solutions"], problem=problem.id))
-            samples.append(sample("class Solution:\n    pass", problem=problem.id, index=1))
+    for problem, solution in leetcode_functions(LEETCODE):
+        problems.append(problem)
+        samples.append(sample(solution, problem=problem.id))
+        samples.append(sample("class Solution:\n    pass", problem=problem.id, index=1))
     assert len(problems) > 180
-    with Grader(problems, SandboxConfig()) as grader:
+    with Grader(problems, SandboxConfig(packages=("sortedcontainers",))) as grader:
         verdicts = grader.grade(samples, tmp_path / "verdicts.jsonl")
-    right, broken = verdicts[::2], verdicts[1::2]
-    assert {verdict.detail for verdict in right if not verdict.passed} <= {NO_PACKAGE}
-    assert sum(verdict.passed for verdict in right) >= len(right) - 1
-    assert {verdict.status for verdict in broken} == {"runtime_error"}
-
-
-def leetcode_problem(identity: str, row: dict[str, Any]) -> Problem | None:
-    """The row's assertions as test cases; None where one is no plain call with literal values."""
-    texts = row["tests"] if isinstance(row["tests"], dict) else ast.literal_eval(row["tests"])
-    check = ast.parse(texts["functional"])
-    tests = []
-    for node in ast.walk(check):
-        if not isinstance(node, ast.Assert):
-            continue
-        match node.test:
-            case ast.Compare(left=ast.Call() as call, ops=[ast.Eq()], comparators=[expected]):
-                values = [*call.args, *(keyword.value for keyword in call.keywords)]
-            case _:
-                return None
-        try:
-            lines = [json.dumps(ast.literal_eval(value)) for value in values]
-            tests.append(TestCase(input="\n".join(lines), output=json.dumps(ast.literal_eval(expected))))
-        except (ValueError, TypeError):
-            return None
-    call = check.body[-1].value  # type: ignore[attr-defined]
-    return Problem(id=identity, source="leetcode", statement=row["problem"], form="function",
-                   function_name=call.args[0].attr, starter_code="class Solution:", tests=tuple(tests))  # fmt: skip
+    assert not_passed(verdicts[::2]) == []
+    assert {verdict.status for verdict in verdicts[1::2]} == {"runtime_error"}

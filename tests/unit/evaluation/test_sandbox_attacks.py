@@ -39,7 +39,7 @@ class TestAttacks:
 
     def test_a_clone_system_call_of_its_own_making(self, sandbox: Sandbox):
         source = (
-            "import ctypes\nlibc = ctypes.CDLL(None)\n"
+            "import ctypes, os\nlibc = ctypes.CDLL(None)\n"
             "print(libc.syscall({'x86_64': 56, 'aarch64': 220}[os.uname().machine], 17, 0, 0, 0, 0), libc.fork())"
         )
         assert run(sandbox, source).outputs == ("-1 -1\n",)
@@ -58,7 +58,7 @@ class TestAttacks:
 
     def test_endless_memory_files(self, sandbox: Sandbox):
         source = (
-            "fds = []\nwhile True:\n    fds.append(os.memfd_create('x'))\n"
+            "import os\nfds = []\nwhile True:\n    fds.append(os.memfd_create('x'))\n"
             "    try:\n        os.write(fds[-1], bytes(8 << 20))\n    except OSError:\n        pass"
         )
         execution = run(sandbox, source)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from typing import Any
 
 from megatron_ssd.problems.assert_scripts import parse_quietly
 
@@ -38,14 +39,19 @@ def _applies(kind: str, node: ast.AST) -> bool:
 
 
 def _apply(node: ast.AST) -> None:
-    if isinstance(node, ast.Return):
+    """Change a node for which ``_applies`` holds."""
+    if isinstance(node, ast.Return) and node.value is not None:
         node.value = ast.List(elts=[node.value], ctx=ast.Load())
-    elif isinstance(node, ast.Constant):
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int):
         node.value += 1
     elif isinstance(node, ast.Compare):
-        node.ops[0] = _SWAPS[type(node.ops[0])]()  # type: ignore[assignment]
-    else:
-        node.op = _SWAPS[type(node.op)]()  # type: ignore[attr-defined]
+        node.ops[0] = _swapped(node.ops[0])
+    elif isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign):
+        node.op = _swapped(node.op)
+
+
+def _swapped(operator: Any) -> Any:
+    return _SWAPS[type(operator)]()
 
 
 def _operators(node: ast.AST) -> bool:
