@@ -9,8 +9,10 @@ from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.evaluation.grading import Grader, Submission
 from megatron_ssd.schema import Problem, TestCase
 
-STDIN = Problem(id="s", source="x", statement="", form="stdin",
-                tests=(TestCase(input="1\n2\n", output="3 4\nyes no\n"), TestCase(input="5", output="6\n7")))  # fmt: skip
+STDIN = Problem(
+    id="s", source="x", statement="", form="stdin",
+    tests=(TestCase(input="1\n2\n", output="3 4\nyes no\n"), TestCase(input="5", output="6\n7")),
+)  # fmt: skip
 FUNCTION = Problem(
     id="f", source="x", statement="", form="function", function_name="f", starter_code="class Solution:",
     tests=(TestCase(input="1\n[2]", output="[[3], 4]"), TestCase(input="5\n[]", output="6")),
