@@ -1,21 +1,22 @@
 """Tasks whose answers are programs: lm-eval asks and filters, and the programs are run here, in the sandbox.
 
 What runs is the text that lm-eval would have run. HumanEval and MBPP are judged by their own assertions, as
-``tools/grade.py`` does it. A program of CRUXEval ends with the assertion that holds the model's answer, and passes where
-it gets past it.
+``tools/grade.py`` does it. A program of CRUXEval ends with the assertion that holds the model's answer, and passes
+where it gets past it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_ssd.artifacts.stage import write_atomically
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.grading import Submission
 from megatron_ssd.evaluation.metrics import pass_at_k
-from megatron_ssd.evaluation.regression.parts import ItemRow
+from megatron_ssd.evaluation.regression.parts import NO_FILTER, ItemRow
 from megatron_ssd.problems.humaneval import read_humaneval
 from megatron_ssd.problems.mbpp import read_mbpp
 from megatron_ssd.schema import Problem, TestCase, Verdict
@@ -89,22 +90,20 @@ def check_reference(task: str, verdict: Verdict) -> None:
         )
 
 
-def code_scores(rows: Sequence[ItemRow], verdicts: Sequence[Verdict]) -> dict[str, dict[tuple[str, int], float]]:
-    """pass@k by metric and row; NaN where the judge failed too often for a k."""
+def with_scores(rows: Sequence[ItemRow], verdicts: Sequence[Verdict]) -> list[ItemRow]:
+    """``rows`` with pass@k for every k of the task; one for which the judge failed too often is left out."""
     counts: dict[str, list[int]] = {}
     for verdict in verdicts:
         if verdict.status != "infrastructure_error":
             known = counts.setdefault(verdict.problem_id, [0, 0])
             known[0] += 1
             known[1] += verdict.passed
-    return {
-        f"pass@{k}": {row.key: _score(counts, row, k) for row in rows} for k in (rows[0].ks if rows else ())
-    }  # fmt: skip
-
-
-def _score(counts: Mapping[str, list[int]], row: ItemRow, k: int) -> float:
-    drawn, passed = counts.get(problem_id(row), (0, 0))
-    return pass_at_k(drawn, passed, k) if drawn >= k else float("nan")
+    scored = []
+    for row in rows:
+        drawn, passed = counts.get(problem_id(row), (0, 0))
+        scores = {f"pass@{k}": pass_at_k(drawn, passed, k) for k in row.ks if k <= drawn}
+        scored.append(dataclasses.replace(row, scores=scores, filter=NO_FILTER))
+    return scored
 
 
 def _program(task: str, text: str) -> str | None:

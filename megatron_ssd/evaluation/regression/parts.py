@@ -1,7 +1,7 @@
 """What passes between the stage and the processes in which lm-eval runs: what is asked, and the rows that come back.
 
-A part is one process's share of one task on one model: every ``world``-th row from ``index`` on. It is a JSONL file that
-appears whole, so that a killed stage loses the parts at work and no other.
+A part is one process's share of one task on one model: every ``world``-th row from ``index`` on. It is a JSONL file
+that appears whole, so that a killed stage loses the parts at work and no other.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any, Self
 
 from megatron_ssd.config.regression import RegressionConfig
 from megatron_ssd.generation.vllm_sampler import VllmSpec
+
+NO_FILTER = "none"  # what lm-eval calls an answer as it is
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ def run_harness(specs: Sequence[HarnessSpec], *, note: Callable[[], object]) -> 
         waiting = {child.connection: child for child in children}
         while waiting:
             for connection in wait(list(waiting), timeout=_POLL_SECONDS):
-                waiting.pop(connection).finish()  # type: ignore[arg-type, call-overload]
+                waiting.pop(connection).finish()  # type: ignore[call-overload]
             note()
     finally:
         for child in children:

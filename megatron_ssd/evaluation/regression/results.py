@@ -16,12 +16,11 @@ import numpy as np
 
 from megatron_ssd.config.regression import RegressionConfig
 from megatron_ssd.evaluation.grid import ModelName
-from megatron_ssd.evaluation.metrics import Bootstrap, Scores
+from megatron_ssd.evaluation.metrics import Bootstrap
 from megatron_ssd.evaluation.regression.local_data import rows_on_hub
-from megatron_ssd.evaluation.regression.parts import ItemRow
+from megatron_ssd.evaluation.regression.parts import NO_FILTER, ItemRow
 
 ItemKey = tuple[str, int]  # leaf task, row
-NO_FILTER = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +69,15 @@ def summarise(
 
 
 def _value(scores: Mapping[ItemKey, float]) -> dict[str, float | int | None]:
-    known = np.array([score for score in scores.values() if not math.isnan(score)])
-    value = float(known.mean()) if len(known) else None
-    return {"value": value, "stderr": _stderr(scores), "rows": len(known)}
+    return {"value": float(np.mean(list(scores.values()))), "stderr": _stderr(scores), "rows": len(scores)}
 
 
 def _stderr(scores: Mapping[ItemKey, float]) -> float | None:
     by_task: dict[str, list[float]] = {}
     for (leaf, _), score in scores.items():
-        if not math.isnan(score):
-            by_task.setdefault(leaf, []).append(score)
+        by_task.setdefault(leaf, []).append(score)
     sizes = np.array([len(of_task) for of_task in by_task.values()])
-    if not len(sizes) or sizes.min() < 2:
+    if sizes.min() < 2:
         return None
     variances = np.array([np.var(of_task, ddof=1) for of_task in by_task.values()])
     pooled = ((sizes - 1) * variances).sum() / (sizes.sum() - len(sizes))
@@ -92,13 +88,10 @@ def _difference(one: MetricScores, bootstrap: Bootstrap) -> dict[str, float | No
     """SSD less base, paired by row; None where one of them was not measured."""
     if len(one.by_model) < 2:
         return None
-    base, ssd = (_array(one.by_model[model], list(one.by_model["base"])) for model in ("base", "ssd"))
-    estimate = bootstrap.difference(ssd, base)
+    base, ssd = (one.by_model[model] for model in ("base", "ssd"))
+    shared = sorted(base.keys() & ssd.keys())  # all, but where the judge of programs failed
+    estimate = bootstrap.difference(np.array([ssd[key] for key in shared]), np.array([base[key] for key in shared]))
     return {name: None if math.isnan(value) else value for name, value in estimate.interval_json().items()}
-
-
-def _array(scores: Mapping[ItemKey, float], order: Sequence[ItemKey]) -> Scores:
-    return np.array([scores[key] for key in order])
 
 
 def table(summary: Mapping[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """The regression stage: other benchmarks on base and tuned model, to run_dir/regression.
 
 For each model lm-eval asks and judges in processes of its own (``harness``), one an engine, each its share of the rows;
-programs that the models wrote are then run in the sandbox. What is published: ``summary.json``, ``samples/MODEL/TASK.jsonl``
-and, of code tasks, ``verdicts/MODEL/TASK.jsonl``.
+programs that the models wrote are then run in the sandbox. What is published: ``summary.json``,
+``samples/MODEL/TASK.jsonl`` and, of code tasks, ``verdicts/MODEL/TASK.jsonl``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,15 +28,15 @@ from megatron_ssd.evaluation.metrics import Bootstrap
 from megatron_ssd.evaluation.regression.code_tasks import (
     CODE_TASKS,
     check_reference,
-    code_scores,
     problems_of,
     reference_of,
     submissions_of,
+    with_scores,
 )
 from megatron_ssd.evaluation.regression.local_data import check_data, data_identity
 from megatron_ssd.evaluation.regression.parts import HarnessSpec, ItemRow, part_path
 from megatron_ssd.evaluation.regression.processes import lm_eval_version, run_harness
-from megatron_ssd.evaluation.regression.results import NO_FILTER, MetricScores, metrics_of, summarise, table
+from megatron_ssd.evaluation.regression.results import MetricScores, metrics_of, summarise, table
 from megatron_ssd.evaluation.sandbox import Sandbox
 from megatron_ssd.evaluation.stage import evaluated_model
 from megatron_ssd.generation.engines import engine_facts
@@ -65,8 +66,8 @@ def run_regression(config: RunConfig) -> None:
     """Run ``config.regression.tasks`` on the models of ``config.evaluation.models``, or go on where a start stopped.
 
     Raises:
-        UserError: see ``regression_stage``; or a task or its data cannot be used, no sandbox can be had for programs, or
-            an engine cannot start or dies.
+        UserError: see ``regression_stage``; or a task or its data cannot be used, no sandbox can be had for programs,
+            or an engine cannot start or dies.
     """
     models, regression = _models(config), config.regression
     stage = _stage(config, models)
@@ -80,11 +81,15 @@ def run_regression(config: RunConfig) -> None:
     work = stage.begin()
     for name, model in models.items():
         run_harness(_specs(config, name, model, work), note=lambda: stage.note_time(every=SECONDS_BETWEEN_NOTES))
-    scores, fewshot = list[MetricScores](), dict[str, int]()
+    scores, fewshot, num_rows, failures = list[MetricScores](), dict[str, int](), 0, Counter[str]()
     for task in regression.tasks:
         rows: Rows = {name: _read_rows(config, work / _PARTS / name, task) for name in models}
-        fewshot[task] = next(iter(rows.values()))[0].num_fewshot
-        scores += _grade(config, task, rows, work) if task in CODE_TASKS else metrics_of(task, rows)
+        first = next(iter(rows.values()))
+        fewshot[task] = first[0].num_fewshot
+        num_rows += len({row.key for row in first})
+        if task in CODE_TASKS:
+            rows = _grade(config, task, rows, work, failures)
+        scores += metrics_of(task, rows)
         for name, of_model in rows.items():
             _write_samples(work / "samples" / name / f"{task}.jsonl", of_model, whole=regression.log_samples)
         stage.note_time()
@@ -94,9 +99,9 @@ def run_regression(config: RunConfig) -> None:
     shutil.rmtree(work / _PARTS)
     stage.publish(
         engine={"name": "lm_eval", "version": lm_eval_version(), "on": f"vllm {engine_facts(config)['version']}"},
-        counts={"tasks": len(regression.tasks), "rows": sum(row[_MODELS[0]]["rows"] for row in summary["results"]
-                                                            if _MODELS[0] in row)},
-    )  # fmt: skip
+        counts={"tasks": len(regression.tasks), "rows": num_rows},
+        dropped={f"infrastructure_error in {where}": count for where, count in failures.items() if count},
+    )
     log.info("%s:\n%s", REGRESSION, table(summary))
 
 
@@ -171,11 +176,14 @@ def _read_rows(config: RunConfig, out: Path, task: str) -> list[ItemRow]:
     return sorted(rows, key=lambda row: row.key)
 
 
-def _grade(config: RunConfig, task: str, rows: Rows, work: Path) -> list[MetricScores]:
-    """Run the programs of a code task in the sandbox; verdicts that are there stay."""
+def _grade(config: RunConfig, task: str, rows: Rows, work: Path, failures: Counter[str]) -> Rows:
+    """``rows`` with the scores of their programs, run in the sandbox; verdicts that are there stay.
+
+    ``failures`` gets the number of programs on which the judge itself failed.
+    """
     first = next(iter(rows.values()))
     problems = problems_of(task, first, work / _PARTS / f"{task}.problems.jsonl")
-    by_metric: dict[str, dict[ModelName, dict[tuple[str, int], float]]] = {}
+    scored: Rows = {}
     with Grader(problems, config.evaluation.sandbox) as grader:
         reference = reference_of(task, first[0])
         if reference is not None:
@@ -186,12 +194,9 @@ def _grade(config: RunConfig, task: str, rows: Rows, work: Path) -> list[MetricS
             bar: tqdm[None] = progress(total=len(programs), desc=f"grading {task}, {name}", unit="program")
             with bar:
                 verdicts = grader.grade_programs(programs, work / "verdicts" / name / f"{task}.jsonl", bar.update)
-            for metric, scores in code_scores(of_model, verdicts).items():
-                by_metric.setdefault(metric, {})[name] = scores
-    return [
-        MetricScores(task=task, metric=metric, filter=NO_FILTER, by_model=by_model)
-        for metric, by_model in by_metric.items()
-    ]
+            scored[name] = with_scores(of_model, verdicts)
+            failures[f"{task}, {name}"] = sum(verdict.status == "infrastructure_error" for verdict in verdicts)
+    return scored
 
 
 def _write_samples(path: Path, rows: Sequence[ItemRow], *, whole: bool) -> None:
