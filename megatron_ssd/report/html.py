@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,6 +16,7 @@ from markupsafe import Markup
 
 from megatron_ssd.problems.gate import HITS_FILE
 from megatron_ssd.report import paper, plots, wording
+from megatron_ssd.report.benchmarks import BenchmarkRow
 from megatron_ssd.report.lineage import Lineage
 from megatron_ssd.report.palette import DARK, LIGHT
 from megatron_ssd.report.problems import SHOWN_HITS
@@ -26,6 +28,7 @@ SECTIONS = (
     ("difficulty", "By difficulty"),
     ("decoding", "Decoding"),
     ("claims", "Claims"),
+    ("benchmarks", "Other benchmarks"),
     ("problems", "Problems"),
     ("sampling", "Training data"),
     ("training", "Training"),
@@ -36,7 +39,7 @@ SECTIONS = (
 )
 
 
-def render(data: ReportData, lineage: Lineage) -> str:
+def render(data: ReportData, lineage: Lineage, benchmarks: Sequence[BenchmarkRow] = ()) -> str:
     """The whole page."""
     environment = Environment(
         loader=PackageLoader("megatron_ssd.report"), autoescape=True, undefined=StrictUndefined,
@@ -50,7 +53,7 @@ def render(data: ReportData, lineage: Lineage) -> str:
         style=Markup(style),
         lineage=lineage,
         duration=duration,
-        sections=SECTIONS,
+        sections=[section for section in SECTIONS if section[0] != "benchmarks" or benchmarks],
         titles=plots.MODEL_TITLES,
         stages=stage_rows(data.manifests),
         code_version=data.manifests["eval"].code_version,
@@ -62,6 +65,7 @@ def render(data: ReportData, lineage: Lineage) -> str:
         training_note=_training_note(data),
         outcomes=_outcomes(data),
         facts=_facts(data),
+        benchmarks=benchmarks,
     )
     return page.lstrip()
 

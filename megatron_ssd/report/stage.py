@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.stage import Stage, write_atomically
 from megatron_ssd.config.run import RunConfig
+from megatron_ssd.report.benchmarks import read_benchmarks
 from megatron_ssd.report.data import gather, read_manifests, shown_settings
 from megatron_ssd.report.html import render
 from megatron_ssd.report.lineage import trace
@@ -44,10 +46,12 @@ def run_report(config: RunConfig) -> None:
         data = gather(config)
         base_model = Path(config.model.path) if config.model is not None and config.model.path is not None else None
         lineage = trace(run_dir, base_model=base_model, base_revision=_base_revision(run_dir / "samples"))
+        benchmarks = read_benchmarks(run_dir)
         work = stage.begin()
-        summary = json.dumps(summarise(data, lineage), indent=2, ensure_ascii=False)
+        shown = {**summarise(data, lineage), "benchmarks": [dataclasses.asdict(row) for row in benchmarks]}
+        summary = json.dumps(shown, indent=2, ensure_ascii=False)
         write_atomically(work / "summary.json", summary + "\n")
-        write_atomically(work / "report.html", render(data, lineage))
+        write_atomically(work / "report.html", render(data, lineage, benchmarks))
         stage.publish(counts={"examples": len(data.examples), "claims": len(data.scores.claims)})
     print_report(run_dir)
 
