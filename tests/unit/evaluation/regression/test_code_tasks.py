@@ -116,3 +116,19 @@ def test_tests_that_want_what_the_sandbox_lacks_are_an_error_and_no_score(tmp_pa
     (found,) = grade("humaneval_plus", [item(0, doc, str(reference.source))], tmp_path)
     with pytest.raises(UserError, match=r"humaneval_plus: its own solution .*no_such_package.*need NumPy"):
         check_reference("humaneval_plus", found)
+
+
+@needs_data
+@needs_lm_eval
+@pytest.mark.slow
+@pytest.mark.parametrize(("direction", "passing"), [("output", 427), ("input", 784)])
+def test_what_lm_eval_makes_of_right_answers_to_cruxeval(tmp_path: Path, direction: str, passing: int) -> None:
+    """Its extraction cuts quotes and brackets off some of them; docs/regression.md names these numbers."""
+    from lm_eval.tasks.cruxeval import utils
+
+    docs = rows_of("cruxeval_output")
+    answers = [[f" assert f({doc['input']}) == {doc['output']}\n"] for doc in docs]
+    programs = getattr(utils, f"build_predictions_{direction}")(answers, docs)
+    rows = [item(n, doc, *texts) for n, (doc, texts) in enumerate(zip(docs, programs, strict=True))]
+    verdicts = grade(f"cruxeval_{direction}", rows, tmp_path)
+    assert (sum(verdict.passed for verdict in verdicts), len(verdicts)) == (passing, 800)
