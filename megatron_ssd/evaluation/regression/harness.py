@@ -26,7 +26,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import evaluate as hf_evaluate
 import lm_eval.tasks
 import numpy as np
 import torch
@@ -40,6 +39,7 @@ from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.artifacts.stage import write_atomically
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.regression.local_data import write_subjects, write_task
+from megatron_ssd.evaluation.regression.no_code_eval import without_code_eval
 from megatron_ssd.evaluation.regression.parts import HarnessSpec, ItemRow
 from megatron_ssd.generation.plan import request_seed
 from megatron_ssd.generation.vllm_sampler import START_ERRORS, vllm_version
@@ -74,28 +74,6 @@ def run(spec: HarnessSpec) -> None:
     for name, tasks in loaded.items():
         rows = _run_task(spec, name, tasks, model)
         write_atomically(spec.part(name), "".join(json.dumps(row, default=str) + "\n" for row in rows))
-
-
-class _NoCodeEval:
-    """In place of ``code_eval``: answers the trial at import, and fails wherever it is asked to judge."""
-
-    importing = True
-
-    def compute(self, **arguments: Any) -> tuple[dict[str, float], dict[str, Any]]:
-        """Run nothing."""
-        assert self.importing, "lm-eval must not run a model's programs here"
-        return {}, {}
-
-
-@contextlib.contextmanager
-def _without_code_eval() -> Iterator[None]:
-    original, instead = hf_evaluate.load, _NoCodeEval()
-    hf_evaluate.load = lambda path, *a, **k: instead if path == "code_eval" else original(path, *a, **k)
-    try:
-        yield
-    finally:
-        hf_evaluate.load = original
-        instead.importing = False
 
 
 def load_tasks(spec: HarnessSpec, names: Sequence[str], scratch: Path) -> dict[str, dict[str, Any]]:
@@ -134,7 +112,7 @@ def _manager(names: Sequence[str]) -> Any:
 
 def _load(spec: HarnessSpec, manager: Any, name: str, names: list[str]) -> dict[str, Any]:
     try:
-        with _without_code_eval():
+        with without_code_eval():
             loaded = manager.load(names)
     except UserError:
         raise

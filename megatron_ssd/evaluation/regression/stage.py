@@ -107,9 +107,6 @@ def run_regression(config: RunConfig) -> None:
 
 def _stage(config: RunConfig, models: dict[ModelName, ModelFolder]) -> Stage:
     regression = config.regression
-    if not regression.tasks:
-        raise ConfigError("regression.tasks = []", rule="this stage needs the names of lm-eval's tasks",
-                          fix="for example regression.tasks=[humaneval,mmlu]")  # fmt: skip
     inputs = {f"data.{task}": data_identity(task, path) for task, path in regression.data.items()}
     if "base" in models:
         inputs["model"] = models["base"].revision
@@ -141,6 +138,10 @@ def _stage(config: RunConfig, models: dict[ModelName, ModelFolder]) -> Stage:
 
 
 def _models(config: RunConfig) -> dict[ModelName, ModelFolder]:
+    """What is asked. Raises ``UserError`` where nothing is, or a model is missing."""
+    if not config.regression.tasks:
+        raise ConfigError("regression.tasks = []", rule="this stage needs the names of lm-eval's tasks",
+                          fix="for example regression.tasks=[humaneval,mmlu]")  # fmt: skip
     return {name: evaluated_model(config, name) for name in _MODELS if name in config.evaluation.models}
 
 

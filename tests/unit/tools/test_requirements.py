@@ -56,8 +56,14 @@ def test_apex_is_listed_nowhere():
 
 @pytest.mark.parametrize(
     ("wanted", "lock"),
-    [(COMMON, "cpu"), (EXTRAS["cpu"], "cpu"), (EXTRAS["dev"], "dev"), (EXTRAS["lm-eval"], "dev"), (COMMON, "next"),
-     (EXTRAS["next"], "next")],
+    [
+        (COMMON, "cpu"),
+        (EXTRAS["cpu"], "cpu"),
+        (EXTRAS["dev"], "dev"),
+        (EXTRAS["lm-eval"], "dev"),
+        (COMMON, "next"),
+        (EXTRAS["next"], "next"),
+    ],
 )
 def test_locks_fit_what_setup_asks_for(wanted, lock):
     versions = locked(lock)
