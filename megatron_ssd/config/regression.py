@@ -14,8 +14,8 @@ class RegressionConfig:
     ``tasks`` are names of tasks or groups of lm-eval; where empty the stage is left out. ``data`` maps a task's name to
     a local file of the split that it is evaluated on, or to a folder of files whose names begin with their split's
     (``test-00000-of-00001.parquet``); other tasks are read from the Hub. ``limit`` takes the first rows of each task.
-    ``num_fewshot`` overrides the tasks' own number of examples, except where that is 0. ``max_gen_toks`` caps the
-    tasks' own length of an answer. ``chat_template`` puts every prompt into the model's chat template.
+    ``num_fewshot`` maps a task's name to a number of examples in place of its own. ``max_gen_toks`` caps the tasks' own
+    length of an answer. ``chat_template`` puts every prompt into the model's chat template.
     ``think_end_token`` ends the reasoning that is cut off an answer before it is judged, for example ``</think>``.
     ``log_samples`` publishes prompts and answers beside the scores.
     """
@@ -23,7 +23,7 @@ class RegressionConfig:
     tasks: tuple[str, ...] = ()
     data: dict[str, str] = field(default_factory=dict)
     limit: int | None = None
-    num_fewshot: int | None = None
+    num_fewshot: dict[str, int] = field(default_factory=dict)
     max_gen_toks: int | None = None
     chat_template: bool = False
     think_end_token: str | None = None
@@ -32,12 +32,14 @@ class RegressionConfig:
     def __post_init__(self) -> None:
         require(len(set(self.tasks)) == len(self.tasks), f"regression.tasks = {list(self.tasks)}",
                 rule="names a task twice", fix="name it once")  # fmt: skip
-        for name in self.data:
-            require(name in self.tasks, f"regression.data.{name}", rule="is data of a task that is not run",
-                    fix=f"add {name} to regression.tasks, or leave its data out")  # fmt: skip
+        for key in ("data", "num_fewshot"):
+            for name in getattr(self, key):
+                require(name in self.tasks, f"regression.{key}.{name}", rule="is for a task that is not run",
+                        fix=f"add {name} to regression.tasks, or leave this out")  # fmt: skip
         for key in ("limit", "max_gen_toks"):
             value = getattr(self, key)
             require(value is None or value > 0, f"regression.{key} = {value}", rule="must be positive",
                     fix="leave it out for the task's own")  # fmt: skip
-        require(self.num_fewshot is None or self.num_fewshot >= 0, f"regression.num_fewshot = {self.num_fewshot}",
-                rule="must not be negative", fix="leave it out for the task's own")  # fmt: skip
+        for name, number in self.num_fewshot.items():
+            require(number >= 0, f"regression.num_fewshot.{name} = {number}", rule="must not be negative",
+                    fix="leave it out for the task's own")  # fmt: skip

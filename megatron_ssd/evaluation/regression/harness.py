@@ -169,9 +169,11 @@ def _set_up(spec: HarnessSpec, name: str, leaf: str, task: Any) -> None:
             rule="runs programs that the model wrote, and is none of those that are graded in the sandbox",
             fix="leave it out; docs/regression.md lists those",
         )
-    own = task.get_config("num_fewshot")
-    if own is None or (own != 0 and spec.config.num_fewshot is not None):
-        task.set_config(key="num_fewshot", value=spec.config.num_fewshot or 0)
+    own, asked = task.get_config("num_fewshot"), spec.config.num_fewshot.get(name)
+    task.set_config(key="num_fewshot", value=(own or 0) if asked is None else asked)
+    if own == 0 and asked:
+        raise UserError(f"regression.num_fewshot.{name} = {asked}", rule="lm-eval defines this task without examples",
+                        fix="leave it out")  # fmt: skip
     _check_examples(spec, name, task)
     task.set_fewshot_seed(seed=_OTHER_SEED)
     if not is_code and mean not in task.aggregation().values():
@@ -194,8 +196,12 @@ def _check_examples(spec: HarnessSpec, name: str, task: Any) -> None:
             f"regression.data.{name} = {spec.config.data[name]}",
             rule=f"has the evaluated rows alone, and {task.get_config('num_fewshot')} examples are shown of others",
             fix="name a folder that also has the split of the examples (dev.jsonl for mmlu), or "
-            "set regression.num_fewshot=0",
+            f"set regression.num_fewshot.{name}=0",
         )
+    asked, known = task.get_config("num_fewshot"), len(list(task.fewshot_docs() or ()))
+    if asked > known:
+        raise UserError(f"regression.num_fewshot.{name} = {asked}", rule=f"the task has {known} examples",
+                        fix=f"use at most {known}, or leave it out")  # fmt: skip
 
 
 def _cap_answers(spec: HarnessSpec, leaf: str, task: Any) -> None:

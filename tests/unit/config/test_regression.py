@@ -20,11 +20,11 @@ def test_nothing_is_run_unless_named() -> None:
         ({"tasks": ["mmlu", "mmlu"]}, "names a task twice"),
         (
             {"tasks": ["mmlu"], "data": {"mbpp": "rows.jsonl"}},
-            r"regression.data.mbpp: is data of a task that is not run",
+            r"regression.data.mbpp: is for a task that is not run",
         ),
         ({"limit": 0}, "regression.limit = 0: must be positive"),
         ({"max_gen_toks": -1}, "regression.max_gen_toks = -1: must be positive"),
-        ({"num_fewshot": -1}, "must not be negative"),
+        ({"tasks": ["mmlu"], "num_fewshot": {"mmlu": -1}}, "regression.num_fewshot.mmlu = -1: must not be negative"),
         ({"task": ["mmlu"]}, "did you mean regression.tasks"),
     ],
 )

@@ -88,12 +88,12 @@ def test_lm_eval_runs_no_program_here(data: dict[str, str], tmp_path: Path) -> N
 
 def test_examples_need_rows_that_are_not_evaluated(data: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"regression.data.mmlu = .* 5 examples are shown of others; name a folder"):
-        load(spec_of({"mmlu": data["mmlu"]}, num_fewshot=5), tmp_path)
+        load(spec_of({"mmlu": data["mmlu"]}, num_fewshot={"mmlu": 5}), tmp_path)
     folder = tmp_path / "rows"
     folder.mkdir()
     shutil.copy(data["mmlu"], folder / "test.jsonl")
     shutil.copy(data["mmlu"], folder / "dev.jsonl")
-    task = load(spec_of({"mmlu": str(folder)}, num_fewshot=2), tmp_path)["mmlu"]["mmlu_anatomy"]
+    task = load(spec_of({"mmlu": str(folder)}, num_fewshot={"mmlu": 2}), tmp_path)["mmlu"]["mmlu_anatomy"]
     context = task.fewshot_context(task.eval_docs[0], task.get_config("num_fewshot"))
     assert context.count("\nAnswer:") == 3
 
@@ -101,12 +101,16 @@ def test_examples_need_rows_that_are_not_evaluated(data: dict[str, str], tmp_pat
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"tasks": ("humanevil",), "data": {}}, "humanevil: is no task or group of lm-eval"),
+        ({"tasks": ("humanevil",), "data": ""}, "humanevil: is no task or group of lm-eval"),
+        ({"num_fewshot": {"humaneval": 1}}, r"num_fewshot.humaneval = 1: lm-eval defines this task without examples"),
+        ({"tasks": ("mbpp",), "data": "mbpp", "num_fewshot": {"mbpp": 5}}, r"num_fewshot.mbpp = 5: the task has 3 ex"),
         ({"max_model_len": 1024}, r"engine.max_model_len = 1024: leaves no room .* the 1024 tokens .* of humaneval"),
     ],
 )
 def test_what_cannot_be_run_is_one_line(data: dict[str, str], tmp_path: Path, settings: Any, said: str) -> None:
-    chosen = settings.pop("data", {"humaneval": data["humaneval"]})
+    settings = {**settings}
+    name = settings.pop("data", "humaneval")
+    chosen = {name: data[name]} if name else {}
     with pytest.raises(UserError, match=said):
         load(spec_of(chosen, **settings), tmp_path)
 
