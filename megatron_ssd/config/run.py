@@ -16,6 +16,7 @@ from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.problems import BenchmarkConfig, ContaminationConfig, ProblemsConfig
 from megatron_ssd.config.proxy import ProxyConfig
+from megatron_ssd.config.regression import RegressionConfig
 from megatron_ssd.config.report import ReportConfig
 from megatron_ssd.config.training import CheckpointConfig, OptimizerConfig, TrainingConfig
 from megatron_ssd.config.worker import WorkerConfig
@@ -71,6 +72,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    regression: RegressionConfig = field(default_factory=RegressionConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
     def __post_init__(self) -> None:
@@ -141,6 +143,12 @@ class RunConfig:
             "filters.length_capped = mask_end",
             rule="counts in the ids as sampled, and preprocess.ids = retokenized has others",
             fix="set preprocess.ids=sampled, or filters.length_capped to keep or drop",
+        )
+        require(
+            not self.regression.tasks or self.engine.backend == "vllm",
+            f"regression.tasks = {list(self.regression.tasks)}",
+            rule=f"lm-eval runs on engines of its own, and engine.backend = {self.engine.backend}",
+            fix="set engine.backend=vllm for this stage, or regression.tasks=[]",
         )
 
     @property

@@ -196,10 +196,11 @@ def _sampling(config: RunConfig) -> SamplingConfig:
 
 
 def _models(config: RunConfig) -> dict[ModelName, ModelFolder]:
-    return {name: _model(config, name) for name in config.evaluation.models}
+    return {name: evaluated_model(config, name) for name in config.evaluation.models}
 
 
-def _model(config: RunConfig, name: ModelName) -> ModelFolder:
+def evaluated_model(config: RunConfig, name: ModelName) -> ModelFolder:
+    """Base or tuned model of the run. Raises ``UserError`` where it is not named or not exported."""
     if name == "base":
         model = needed(config.model, "model", fix="name one, for example model=qwen3_30b")
         return open_model(model.path, model.revision)

@@ -26,6 +26,10 @@ from megatron_ssd.generation.sampler import Completion, Job, Request, Result, Sc
 
 _GIB = 1 << 30
 _PREFILL_TOKENS = 8192  # prompt tokens of one step; a step takes whole prompts on CPU
+# What an engine may raise where it cannot start.
+START_ERRORS = (RuntimeError, ValueError, OSError, ImportError, MemoryError, AssertionError)
+# Of the model, before temperature, penalties and truncation.
+_TOKENS_ALONE = {"skip_tokenizer_init": True, "logprobs_mode": "raw_logprobs"}
 
 
 # Arguments of vLLM's EngineArgs that this project sets, and the key of its own that stands for each.
@@ -67,12 +71,26 @@ def open_vllm(config: RunConfig, model: ModelFolder, *, end_token_ids: tuple[int
     """``engine.data_parallel_size`` vLLM engines on ``model``, starting up.
 
     Raises:
-        UserError: there are too few GPUs, or ``engine.options`` names what this project sets. On the pool's first
-            use: an engine cannot start.
+        UserError: see ``vllm_spec``. On the pool's first use: an engine cannot start.
+    """
+    engine = config.engine
+    return EnginePool(
+        vllm_spec(config, model, end_token_ids=end_token_ids),
+        size=engine.data_parallel_size,
+        max_in_flight=engine.max_in_flight,
+        max_restarts=engine.max_restarts,
+    )
+
+
+def vllm_spec(config: RunConfig, model: ModelFolder, *, end_token_ids: tuple[int, ...]) -> VllmSpec:
+    """What starts any of the engines on ``model``.
+
+    Raises:
+        UserError: there are too few GPUs, or ``engine.options`` names what this project sets.
     """
     engine = config.engine
     _check_own(engine.options, config.cluster.device)
-    spec = VllmSpec(
+    return VllmSpec(
         model=str(model.path),
         end_token_ids=end_token_ids,
         device=config.cluster.device,
@@ -86,12 +104,6 @@ def open_vllm(config: RunConfig, model: ModelFolder, *, end_token_ids: tuple[int
         enforce_eager=engine.enforce_eager,
         prefix_caching=engine.prefix_caching,
         options=engine.options,
-    )
-    return EnginePool(
-        spec,
-        size=engine.data_parallel_size,
-        max_in_flight=engine.max_in_flight,
-        max_restarts=engine.max_restarts,
     )
 
 
@@ -181,13 +193,53 @@ class VllmSpec:
         """Load the model. Raises ``UserError`` with vLLM's reason where that fails."""
         try:
             return VllmEngine(self)
-        except (RuntimeError, ValueError, OSError, ImportError, MemoryError, AssertionError) as error:
-            if isinstance(error, UserError):
-                raise
-            reason = _reason(error)
+        except UserError:
+            raise
+        except START_ERRORS as error:
+            raise self.refusal(error) from error
+
+    def refusal(self, error: Exception) -> UserError:
+        """What to tell the user where an engine of this kind did not start."""
+        reason = _reason(error)
+        return UserError(f"vLLM with the model {self.model}", rule=f"did not start ({reason})", fix=self._fix(reason))
+
+    def check_installation(self) -> None:
+        """Raise ``UserError`` where this vLLM is for another kind of device, or knows no argument of that name."""
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.platforms import current_platform
+
+        if current_platform.device_type != self.device:
             raise UserError(
-                f"vLLM with the model {self.model}", rule=f"did not start ({reason})", fix=self._fix(reason)
-            ) from error
+                f"cluster.device = {self.device}",
+                rule=f"this vLLM decodes on {current_platform.device_type or 'no device it finds'}",
+                fix=f"set cluster.device={current_platform.device_type}, or install the vLLM for {self.device}",
+            )
+        _check_known(self.options, {field.name for field in dataclasses.fields(EngineArgs)})
+
+    def arguments(self) -> dict[str, Any]:
+        """All arguments of ``EngineArgs``, but for a tokenizer and ``logprobs_mode``, the choice of whoever decodes."""
+        arguments: dict[str, Any] = {
+            "model": self.model,
+            "dtype": self.dtype,
+            "max_model_len": self.max_model_len,
+            "max_num_seqs": self.max_num_seqs,
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "gpu_memory_utilization": self.gpu_memory_utilization,
+            "enforce_eager": self.enforce_eager,
+            "enable_prefix_caching": self.prefix_caching,
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+            "seed": 0,  # of what no request decides
+        }
+        if self.device == "cpu":
+            arguments |= {
+                "kv_cache_memory_bytes": self.kv_cache_gib * _GIB,
+                # vLLM 0.32 rewinds the seed of a request whose prompt is cut in two, and no CPU generator can: whole
+                # prompts, then.
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(_PREFILL_TOKENS, self.max_model_len),
+            }
+        return {**arguments, **self.options}
 
     def _fix(self, reason: str) -> str:
         if "KV cache" in reason or "memory" in reason.lower():
@@ -214,18 +266,11 @@ class VllmEngine:
 
     def __init__(self, spec: VllmSpec) -> None:
         from vllm.engine.arg_utils import EngineArgs
-        from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        if current_platform.device_type != spec.device:
-            raise UserError(
-                f"cluster.device = {spec.device}",
-                rule=f"this vLLM decodes on {current_platform.device_type or 'no device it finds'}",
-                fix=f"set cluster.device={current_platform.device_type}, or install the vLLM for {spec.device}",
-            )
-        _check_known(spec.options, {field.name for field in dataclasses.fields(EngineArgs)})
+        spec.check_installation()
         gc.freeze()  # vLLM collects several times while it starts, and the modules imported by now stay
-        self._engine = LLMEngine.from_engine_args(EngineArgs(**_arguments(spec), **spec.options))
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**spec.arguments(), **_TOKENS_ALONE))
         self._end_token_ids = list(spec.end_token_ids)
         self._requests: dict[str, Job] = {}
         self._count = 0
@@ -265,34 +310,6 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-
-
-def _arguments(spec: VllmSpec) -> dict[str, Any]:
-    """What this project sets of ``EngineArgs``; every name is in ``_OWN_ARGUMENTS`` or ``_OWN_ON_CPU``."""
-    arguments: dict[str, Any] = {
-        "model": spec.model,
-        "skip_tokenizer_init": True,
-        "dtype": spec.dtype,
-        "max_model_len": spec.max_model_len,
-        "max_num_seqs": spec.max_num_seqs,
-        "tensor_parallel_size": spec.tensor_parallel_size,
-        "gpu_memory_utilization": spec.gpu_memory_utilization,
-        "enforce_eager": spec.enforce_eager,
-        "enable_prefix_caching": spec.prefix_caching,
-        "logprobs_mode": "raw_logprobs",  # of the model, before temperature, penalties and truncation
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
-        "seed": 0,  # of what no request decides
-    }
-    if spec.device == "cpu":
-        arguments |= {
-            "kv_cache_memory_bytes": spec.kv_cache_gib * _GIB,
-            # vLLM 0.32 rewinds the seed of a request whose prompt is cut in two, and no CPU generator can: whole
-            # prompts, then.
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(_PREFILL_TOKENS, spec.max_model_len),
-        }
-    return arguments
 
 
 def _scored_prompt(request: ScoreRequest) -> list[int]:

@@ -16,6 +16,7 @@ from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.generation.published import sample_shards
 from megatron_ssd.progress import progress
+from megatron_ssd.report.benchmarks import FOLDER
 from megatron_ssd.report.lineage import STAGES
 from megatron_ssd.report.paper import SETTINGS
 from megatron_ssd.report.problems import read_problem_facts
@@ -66,7 +67,8 @@ def gather(config: RunConfig) -> ReportData:
 
 def read_manifests(run_dir: Path) -> dict[str, Manifest]:
     """The manifest of every stage before the report, in the order in which they run."""
-    return {stage: read_manifest(run_dir / stage) for stage in STAGES}
+    optional = (FOLDER,) if (run_dir / FOLDER).is_dir() else ()
+    return {stage: read_manifest(run_dir / stage) for stage in (*STAGES, *optional)}
 
 
 def shown_settings(config: RunConfig, manifests: Mapping[str, Manifest]) -> dict[str, Any]:

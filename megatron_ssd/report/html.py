@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,6 +19,7 @@ from markupsafe import Markup
 from megatron_ssd.evaluation.columns import p_text
 from megatron_ssd.problems.gate import HITS_FILE
 from megatron_ssd.report import decode_plots, paper, plots, wording
+from megatron_ssd.report.benchmarks import BenchmarkRow
 from megatron_ssd.report.lineage import Lineage
 from megatron_ssd.report.palette import DARK, LIGHT
 from megatron_ssd.report.problem_html import anchor
@@ -30,6 +32,7 @@ SECTIONS = (
     ("difficulty", "By difficulty"),
     ("decoding", "Decoding"),
     ("claims", "Claims"),
+    ("benchmarks", "Other benchmarks"),
     ("problems", "Problems"),
     ("sampling", "Training data"),
     ("training", "Training"),
@@ -40,7 +43,7 @@ SECTIONS = (
 )
 
 
-def render(data: ReportData, lineage: Lineage) -> str:
+def render(data: ReportData, lineage: Lineage, benchmarks: Sequence[BenchmarkRow] = ()) -> str:
     """The whole page."""
     environment = Environment(
         loader=PackageLoader("megatron_ssd.report"), autoescape=True, undefined=StrictUndefined,
@@ -55,7 +58,7 @@ def render(data: ReportData, lineage: Lineage) -> str:
         lineage=lineage,
         duration=duration,
         anchor=anchor,
-        sections=SECTIONS,
+        sections=[section for section in SECTIONS if section[0] != "benchmarks" or benchmarks],
         titles=plots.MODEL_TITLES,
         stages=stage_rows(data.manifests),
         code_version=data.manifests["eval"].code_version,
@@ -68,6 +71,7 @@ def render(data: ReportData, lineage: Lineage) -> str:
         training_note=_training_note(data),
         outcomes=_outcomes(data),
         facts=_facts(data),
+        benchmarks=benchmarks,
     )
     return page.lstrip()
 

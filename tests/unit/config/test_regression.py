@@ -1,0 +1,39 @@
+"""What the section of other benchmarks refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from megatron_ssd.config.build import build_config
+from megatron_ssd.errors import ConfigError
+
+
+def test_nothing_is_run_unless_named() -> None:
+    assert build_config({}).regression.tasks == ()
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"tasks": ["mmlu", "mmlu"]}, "names a task twice"),
+        (
+            {"tasks": ["mmlu"], "data": {"mbpp": "rows.jsonl"}},
+            r"regression.data.mbpp: is for a task that is not run",
+        ),
+        ({"limit": 0}, "regression.limit = 0: must be positive"),
+        ({"max_gen_toks": -1}, "regression.max_gen_toks = -1: must be positive"),
+        ({"tasks": ["mmlu"], "num_fewshot": {"mmlu": -1}}, "regression.num_fewshot.mmlu = -1: must not be negative"),
+        ({"task": ["mmlu"]}, "did you mean regression.tasks"),
+    ],
+)
+def test_what_is_wrong_is_named(section: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        build_config({"regression": section})
+
+
+def test_servers_cannot_run_it() -> None:
+    engine = {"backend": "server", "endpoints": ["http://host:8000/v1"]}
+    with pytest.raises(ConfigError, match=r"regression.tasks = \['mmlu'\]: lm-eval runs on engines of its own"):
+        build_config({"engine": engine, "regression": {"tasks": ["mmlu"]}})

@@ -1,0 +1,62 @@
+"""The table of other benchmarks: there where the run has them, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from megatron_ssd.errors import UserError
+from megatron_ssd.report.benchmarks import read_benchmarks
+from megatron_ssd.report.stage import report_stage, run_report
+from tests.unit.report.report_run import build_run, run_config
+
+
+def test_values_are_written_as_lm_eval_gives_them(published: Path) -> None:
+    humaneval, mmlu = read_benchmarks(published)
+    assert (humaneval.base.value, humaneval.base.interval) == ("75.0", "± 3.4")
+    assert (humaneval.difference.value, humaneval.difference.interval) == ("−0.6", "−4.3 to +3.0")  # noqa: RUF001
+    assert humaneval.rows_on_hub is None  # as many as published numbers are over
+    assert (mmlu.num_rows, mmlu.rows_on_hub, mmlu.num_fewshot) == (6, 14042, 5)
+    assert (mmlu.ssd.value, mmlu.ssd.interval, mmlu.difference.value) == ("33.3", "standard error unknown", "0.0")
+
+
+def test_page_and_summary_have_them(published: Path) -> None:
+    page = (published / "report" / "report.html").read_text()
+    assert '<a href="#benchmarks">' in page
+    assert "<small>of 14,042</small>" in page
+    assert [row["task"] for row in json.loads((published / "report" / "summary.json").read_text())["benchmarks"]] == [
+        "humaneval", "mmlu"
+    ]  # fmt: skip
+
+
+def test_a_run_without_them_has_no_such_section_and_one_with_them_another_report(tmp_path: Path) -> None:
+    run_dir = tmp_path / "demo"
+    build_run(run_dir)
+    config = run_config(run_dir)
+    with_them = report_stage(config).identity
+    shutil.rmtree(run_dir / "regression")
+    assert report_stage(config).identity != with_them
+    run_report(config)
+    assert "benchmarks" not in (run_dir / "report" / "report.html").read_text()
+
+
+def test_a_base_alone_has_no_difference(tmp_path: Path) -> None:
+    row = {"task": "t", "metric": "acc", "filter": "strict", "num_fewshot": 0, "rows_on_hub": None, "difference": None,
+           "base": {"value": 0.5, "stderr": 0.1, "rows": 9}}  # fmt: skip
+    (tmp_path / "regression").mkdir()
+    (tmp_path / "regression" / "summary.json").write_text(json.dumps({"results": [row]}))
+    (found,) = read_benchmarks(tmp_path)
+    assert found.metric == "acc (strict)"
+    assert (found.ssd.interval, found.difference.interval) == ("not measured", "not measured")
+
+
+def test_a_file_of_another_version_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "regression").mkdir()
+    (tmp_path / "regression" / "summary.json").write_text('{"rows": []}')
+    with pytest.raises(
+        UserError, match=r"is no summary of this version \(KeyError: 'results'\); run launch/regression"
+    ):
+        read_benchmarks(tmp_path)
