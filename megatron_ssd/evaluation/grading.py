@@ -18,10 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from megatron_ssd.artifacts.jsonl import JsonlWriter, heal, iter_jsonl
+from megatron_ssd.closing import Closing
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.judge import Judge, Judgement
@@ -48,7 +47,7 @@ class Submission:
         return self.problem_id, self.sample_index
 
 
-class Grader:
+class Grader(Closing):
     """A pool of judges, one a core, for any number of verdict files of one set of problems.
 
     Args:
@@ -180,14 +179,6 @@ class Grader:
         self._pool.shutdown(cancel_futures=True)
         for judge in self._judges:
             judge.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def read_verdicts(path: Path) -> dict[tuple[str, int], Verdict]:

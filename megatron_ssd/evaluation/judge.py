@@ -11,9 +11,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
+from megatron_ssd.closing import Closing
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.evaluation.compare import stdout_difference, value_difference
 from megatron_ssd.evaluation.execution import Ending, Execution, Limits, Program, SandboxBrokenError
@@ -63,7 +62,7 @@ class _Result:
     is_starved: bool = False
 
 
-class Judge:
+class Judge(Closing):
     """Judges programs one after another in a sandbox of its own. Not for several threads at once."""
 
     def __init__(self, config: SandboxConfig) -> None:
@@ -152,14 +151,6 @@ class Judge:
     def close(self) -> None:
         """End the sandbox."""
         self._sandbox.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _judgement(results: Sequence[_Result], cpu_seconds: float, *, unsettled: bool) -> Judgement:

@@ -38,9 +38,9 @@ import struct
 import subprocess
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from megatron_ssd.closing import Closing
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.container import ENVIRONMENT, Way, ways
@@ -52,7 +52,7 @@ _START_SECONDS = 60.0
 _SLACK_SECONDS = 30.0  # beyond a request's own wall limits, before its server counts as dead
 
 
-class Sandbox:
+class Sandbox(Closing):
     """One container. Not for several threads at once; starts when first used, and again after it broke.
 
     Raises:
@@ -124,14 +124,6 @@ class Sandbox:
             self._process.kill()
             self._process.communicate()
             self._process = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _start(way: Way) -> subprocess.Popen[bytes]:

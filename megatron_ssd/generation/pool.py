@@ -11,9 +11,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import wait
-from types import TracebackType
-from typing import Self
 
+from megatron_ssd.closing import Closing
 from megatron_ssd.generation.backlog import Backlog
 from megatron_ssd.generation.engine_process import EngineDeathError, EngineProcess
 from megatron_ssd.generation.sampler import Completion, EngineSpec, Job, Request, Result, Score, ScoreRequest
@@ -21,7 +20,7 @@ from megatron_ssd.generation.sampler import Completion, EngineSpec, Job, Request
 log = logging.getLogger(__name__)
 
 
-class EnginePool:
+class EnginePool(Closing):
     """A ``Sampler`` over processes. A context manager; leaving it ends the processes.
 
     The processes start at once and load side by side with whatever the caller does before ``sample``. Use it in the
@@ -131,11 +130,3 @@ class EnginePool:
         for engine in self._engines:
             engine.close()
         self._engines = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -14,11 +14,11 @@ import asyncio
 import logging
 import socket
 from collections.abc import Iterable, Iterator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx2
 
+from megatron_ssd.closing import Closing
 from megatron_ssd.config.generation import EngineConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.backlog import Backlog
@@ -51,7 +51,7 @@ _KEEPALIVE = [
 _Running = dict[asyncio.Task[Completion], tuple[Endpoint, Request]]
 
 
-class ServerSampler:
+class ServerSampler(Closing):
     """A ``Sampler`` over servers. A context manager; leaving it drops what is in flight.
 
     Everything runs in the caller's thread, and only while it waits for the next completion.
@@ -217,11 +217,3 @@ class ServerSampler:
             task.cancel()
         if pending:
             self._loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

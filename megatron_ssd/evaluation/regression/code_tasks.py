@@ -85,8 +85,8 @@ def check_reference(task: str, verdict: Verdict) -> None:
         raise UserError(
             f"regression.tasks: {task}",
             rule=f"its own solution of {verdict.problem_id} does not pass here ({verdict.detail or verdict.status})",
-            fix="the tests of HumanEval+ and MBPP+ need NumPy in the sandbox (evaluation.sandbox); "
-            "answers drawn so far are kept",
+            fix="the tests of HumanEval+ and MBPP+ need evaluation.sandbox.packages=[numpy]; answers drawn so far are "
+            "kept",
         )
 
 
