@@ -28,7 +28,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
 import time
@@ -36,12 +35,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import psutil
 
+from benchmarks.preprocess_rows import SHARD_ROWS, VOCAB_SIZE, publish, write_run
+
 ROOT = Path(__file__).parents[1]
-VOCAB_SIZE, END = 32000, "<|im_end|>"
-SHARD_ROWS = 500
 REFERENCE, SAMPLED, RETOKENIZED = "Megatron-LM's way", "ids as sampled", "retokenized"
 MEMORY_ROWS = (10_000, 100_000)
 MB = 1_000_000
@@ -62,77 +60,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        tokens = _prepare(folder, arguments.rows)
+        tokens = write_run(folder, arguments.rows)
         _measure_speed(folder, tokens, arguments.rows, arguments.rounds, arguments.workers)
         _measure_memory(folder, arguments.workers)
         if arguments.profile:
             _profile(folder, arguments.profile)
-
-
-def _prepare(folder: Path, num_rows: int) -> int:
-    """Write tokenizer and samples; return the tokens of the samples."""
-    source = _source()
-    tokenizer = _train_tokenizer(source, folder / "tokenizer")
-    end, random = tokenizer.token_to_id(END), np.random.default_rng(0)
-    ids = tokenizer.encode(source, add_special_tokens=False).ids
-    tokens, files = 0, []
-    for first in range(0, num_rows, SHARD_ROWS):
-        files.append(folder / f"shard-{first // SHARD_ROWS:05}.jsonl")
-        with files[-1].open("w", encoding="utf-8") as file:
-            for number in range(first, min(first + SHARD_ROWS, num_rows)):
-                lengths = np.clip(np.exp(random.normal([5.7, 6.6], [0.4, 0.6])), [100, 200], [600, 2000]).astype(int)
-                starts = random.integers(0, len(ids) - 2000, 2)
-                prompt, response = (ids[s : s + n] for s, n in zip(starts, lengths, strict=True))
-                file.write(json.dumps(_row(tokenizer, number, prompt, response, end), ensure_ascii=False) + "\n")
-                tokens += int(lengths.sum()) + 1
-    _publish(folder / "run", files, num_rows)
-    return tokens
-
-
-def _source() -> str:
-    """Some megabytes of code, the same for one version of Python."""
-    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-    return "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files)[: 4 * MB]
-
-
-def _train_tokenizer(source: str, folder: Path) -> Any:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB_SIZE - 1, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
-    tokenizer.train_from_iterator(source.splitlines(keepends=True), trainer)
-    tokenizer.add_special_tokens([AddedToken(END, normalized=False)])
-    folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "model_max_length": 1 << 20}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return tokenizer
-
-
-def _row(tokenizer: Any, number: int, prompt: list[int], response: list[int], end: int) -> dict[str, Any]:
-    from megatron_ssd.schema import Sample
-
-    return Sample(
-        problem_id=f"problem-{number}", sample_index=0,
-        messages=[{"role": "user", "content": tokenizer.decode(prompt)}], prompt_token_ids=prompt,
-        response=tokenizer.decode(response), response_token_ids=[*response, end], finish_reason="stop", seed=number,
-        sampling_hash="0" * 64, model_revision="0" * 64,
-    ).to_json()  # fmt: skip
-
-
-def _publish(run_dir: Path, files: list[Path], num_rows: int) -> None:
-    """Publish files as the samples of a run; where one stands for several shards, each has problems of its own."""
-    from megatron_ssd.artifacts.stage import Stage
-
-    stage = Stage(name="samples", run_dir=run_dir, config={}, inputs={})
-    work = stage.begin()
-    for number, file in enumerate(files):
-        text, named = file.read_bytes(), b'"problem_id": "'
-        (work / f"shard-{number:05}.jsonl").write_bytes(text.replace(named, named + f"{number}-".encode()))
-    stage.publish(counts={"samples": num_rows})
 
 
 def _measure_speed(folder: Path, tokens: int, rows: int, rounds: int, workers: int) -> None:
@@ -166,7 +98,7 @@ def _measure_memory(folder: Path, workers: int) -> None:
     peaks: dict[str, list[int]] = {SAMPLED: [], RETOKENIZED: []}
     for rows in MEMORY_ROWS:
         run_dir = folder / f"memory-{rows}"
-        _publish(run_dir / "run", list(itertools.islice(itertools.cycle(files), rows // SHARD_ROWS)), rows)
+        publish(run_dir / "run", list(itertools.islice(itertools.cycle(files), rows // SHARD_ROWS)), rows)
         (run_dir / "tokenizer").symlink_to(folder / "tokenizer")
         for name, found in peaks.items():
             side = _Side(name, run_dir, workers)
