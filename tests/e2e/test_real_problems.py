@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
 
 from .conftest import ROOT, SMALL_BASE, Loop
@@ -32,3 +33,23 @@ def test_the_loop_ends_with_a_report(loop: Loop, finished: Path, tmp_path: Path)
     summary = json.loads((run_dir / "report" / "summary.json").read_text())
     assert "writes nothing useful" in summary["notice"]
     assert "writes nothing useful" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BENCHMARK.is_file(), reason="needs ../shared/data beside the project")
+def test_the_whole_benchmark_is_graded_in_one_run(loop: Loop, finished: Path, tmp_path: Path) -> None:
+    assert finished  # the base model is made by now
+    (model,) = loop.base_dir.glob("*/export")
+    done = start(
+        "launch/evaluate.py", "+experiment=demo", f"model.path={model}", "benchmark=livecodebench",
+        f"benchmark.path={BENCHMARK}", "evaluation.models=[base]", "evaluation.num_samples=5",
+        "evaluation.temperatures=[1.0]", "evaluation.top_ps=[0.8]", "prompt.template=code", f"run_dir={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    manifest = read_manifest(tmp_path / "eval")
+    assert manifest.counts["problems"] == 408
+    programs = {path.stem: read_jsonl(path) for path in (tmp_path / "eval" / "verdicts" / "base").glob("*.jsonl")}
+    assert len(programs) == 3  # the default decode, that of the training data, and the cell
+    for rows in programs.values():
+        assert len({(row["problem_id"], row["sample_index"]) for row in rows}) == len(rows) == 408 * 5
+        assert not [row for row in rows if row["status"] == "infrastructure_error"]
