@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+MINUS = "\N{MINUS SIGN}"  # as wide as a plus, and never taken for a hyphen; every signed number has it
+NOT_MEASURED = "not measured"
+
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """One line a row, each column as wide as its widest cell, two spaces between them. Rows are equally long."""
@@ -14,3 +17,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def p_text(p_value: float) -> str:
     """``0.041``; below a thousandth only that it is."""
     return f"{p_value:.3f}" if p_value >= 0.001 else "< 0.001"
+
+
+def signed(share: float) -> str:
+    """A difference of shares in points, with its sign; a rounded zero has none."""
+    rounded = round(share * 100, 1)
+    if rounded == 0:
+        return "0.0"
+    return f"+{rounded:.1f}" if rounded > 0 else f"{MINUS}{-rounded:.1f}"

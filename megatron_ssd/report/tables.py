@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from megatron_ssd.artifacts.manifest import Manifest
+from megatron_ssd.evaluation.columns import NOT_MEASURED, signed
 from megatron_ssd.evaluation.metrics import SignTest
 from megatron_ssd.report.records import Estimate, ModelName, Scores
 
 K = TypeVar("K")
-MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
 
 
@@ -47,7 +47,7 @@ class StageRow:
     counts: str
 
 
-UNKNOWN = Measured(value=DASH, interval="not measured")
+UNKNOWN = Measured(value=DASH, interval=NOT_MEASURED)
 
 
 def headline_rows(scores: Scores) -> list[HeadlineRow]:
@@ -101,14 +101,6 @@ def points(estimate: Estimate) -> Measured:
     return Measured(
         value=signed(estimate.value), interval=f"{signed(estimate.low)} to {signed(estimate.high)}"
     )  # fmt: skip
-
-
-def signed(share: float) -> str:
-    """A difference in points with its sign, as a typographer sets it; a rounded zero has none."""
-    rounded = round(share * 100, 1)
-    if rounded == 0:
-        return "0.0"
-    return f"+{rounded:.1f}" if rounded > 0 else f"{MINUS}{-rounded:.1f}"
 
 
 def duration(seconds: float) -> str:
