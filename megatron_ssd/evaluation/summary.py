@@ -20,7 +20,7 @@ from typing import Any
 
 from megatron_ssd.config.generation import Decoding, SamplingConfig
 from megatron_ssd.evaluation import claims, sweep
-from megatron_ssd.evaluation.columns import NOT_MEASURED, aligned, p_text, signed
+from megatron_ssd.evaluation.columns import NOT_MEASURED, aligned, signed, split_cells
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import ModelName, difficulty_of
 from megatron_ssd.evaluation.measurements import Measurements
@@ -184,9 +184,7 @@ def _scores(by_k: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _gain_cells(title: str, gain: Mapping[str, Any]) -> list[str]:
-    counts = gain["sign_test"]
-    return [title, _written(gain, signed), *(str(counts[part]) for part in ("ahead", "behind", "tied")),
-            p_text(counts["p_value"])]  # fmt: skip
+    return [title, _written(gain, signed), *split_cells(gain["sign_test"])]
 
 
 def _written(estimate: Mapping[str, Any], form: Callable[[float], str], *, interval: bool = True) -> str:

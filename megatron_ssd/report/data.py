@@ -53,11 +53,13 @@ def gather(config: RunConfig) -> ReportData:
     run_dir = Path(config.run_dir)
     manifests = read_manifests(run_dir)
     scores = read_scores(run_dir / "eval" / "summary.json")
+    training, num_skipped = read_training(run_dir / "checkpoints" / "metrics.jsonl")
     return ReportData(
         run_name=run_dir.resolve().name,
         scores=scores,
         problems=read_problem_facts(run_dir / "problems", manifests["problems"]),
-        training=read_training(run_dir / "checkpoints" / "metrics.jsonl"),
+        training=training,
+        num_skipped=num_skipped,
         sampling=read_sampling(sample_shards(run_dir), manifests),
         examples=read_examples(run_dir / "eval", scores),
         manifests=manifests,
@@ -110,11 +112,16 @@ def _configuration_key(stage: str, recorded: str) -> str:
     return recorded
 
 
-def read_training(path: Path) -> tuple[TrainingPoint, ...]:
-    """The logged iterations of ``metrics.jsonl``, in order; of an iteration logged twice (a resume) the later row."""
+def read_training(path: Path) -> tuple[tuple[TrainingPoint, ...], int]:
+    """The logged iterations of ``metrics.jsonl``, in order; of an iteration logged twice (a resume) the later row.
+
+    Those that were skipped, because loss or gradient was not finite (null in the file), are counted and left out.
+    """
     rows = {row["iteration"]: row for row in iter_jsonl(path)}
     names = [field.name for field in dataclasses.fields(TrainingPoint)]
-    return tuple(TrainingPoint(**{name: row[name] for name in names}) for _, row in sorted(rows.items()))
+    values = [{name: row[name] for name in names} for _, row in sorted(rows.items())]
+    points = tuple(TrainingPoint(**value) for value in values if None not in value.values())
+    return points, len(rows) - len(points)
 
 
 def read_sampling(shards: Sequence[Path], manifests: Mapping[str, Manifest]) -> SamplingFacts:

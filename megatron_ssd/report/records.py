@@ -80,7 +80,7 @@ class DecodeSetting:
 class GridCell(DecodeSetting):
     """One point of the decode grid, measured on the selection half."""
 
-    score: float  # pass@k of the smallest k
+    score: float | None  # pass@k of the smallest k; None where the judge failed on every problem
     chosen: bool
     training: bool  # the training data were sampled so
 
@@ -158,7 +158,7 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPoint:
-    """One logged iteration."""
+    """One logged iteration that updated the model: its numbers are finite."""
 
     iteration: int
     loss: float
@@ -212,6 +212,7 @@ class ReportData:
     scores: Scores
     problems: ProblemFacts
     training: tuple[TrainingPoint, ...]
+    num_skipped: int  # iterations without a finite loss or gradient, which updated nothing
     sampling: SamplingFacts
     examples: tuple[Example, ...]
     manifests: dict[str, Manifest]  # by stage, in the order in which they ran
