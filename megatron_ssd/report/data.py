@@ -18,7 +18,7 @@ from megatron_ssd.generation.published import sample_shards
 from megatron_ssd.progress import progress
 from megatron_ssd.report.benchmarks import FOLDER
 from megatron_ssd.report.lineage import STAGES
-from megatron_ssd.report.paper import SETTINGS
+from megatron_ssd.report.paper import COUNTED, SETTINGS, window_title
 from megatron_ssd.report.problems import read_problem_facts
 from megatron_ssd.report.records import Example, Program, ReportData, SamplingFacts, Score, Scores, TrainingPoint
 from megatron_ssd.report.scores import read_scores
@@ -83,9 +83,22 @@ def shown_settings(config: RunConfig, manifests: Mapping[str, Manifest]) -> dict
         recorded = _flatten({**manifest.config, "parallel": manifest.facts.get("parallel", {})})
         flat.update({_configuration_key(stage, key): value for key, value in recorded.items()})
     flat["filters.further"] = _further_filters(flat)
+    flat |= _counted(manifests)
     wanted = [*_FACT_KEYS, *(key for setting in SETTINGS for key in setting.keys)]
     parameters = config.model.num_parameters() if config.model is not None else None
     return {**{key: flat.get(key) for key in wanted}, "model.num_parameters": parameters}
+
+
+def _counted(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
+    """What was sampled on and judged by in fact, whatever the names are; null for a stage that is not there."""
+    found: dict[str, Any] = dict.fromkeys(COUNTED)
+    if "problems" in manifests:
+        found["problems.count"] = manifests["problems"].counts["problems"]
+    if "eval" in manifests:
+        facts = manifests["eval"].facts
+        found["benchmark.count"] = manifests["eval"].counts["problems"]
+        found["benchmark.window"] = window_title(facts["dates"]) if "dates" in facts else "dates not recorded"
+    return found
 
 
 def _further_filters(flat: Mapping[str, Any]) -> str:

@@ -170,7 +170,8 @@ def _publish_eval(run_dir: Path, inputs: dict[str, str], scale: float) -> None:
                     verdicts.write(_verdict(problem_id, passed=model == "ssd" and scale > 0).to_json())
 
     _publish(run_dir, "eval", inputs, fill=fill, engine=VLLM, seconds=262.0,
-             counts={"problems": 300, "programs": 123_000}, facts={"prompt_opens_thinking": False})  # fmt: skip
+             counts={"problems": 300, "programs": 123_000},
+             facts={"prompt_opens_thinking": False, "dates": None})  # fmt: skip
 
 
 def sample_of(problem_id: str, index: int, response: str, finish: Any, length: int) -> Sample:
