@@ -94,7 +94,7 @@ def headline_settings(found: Measurements, sampling: SamplingConfig) -> dict[str
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The headline for a terminal, in per cent and points."""
+    """The headline and the claims for a terminal, in per cent and points."""
     rows = summary["headline"]
     ks = list(rows[0]["overall"]) if rows else []
     header = ["setting", "decoding", *(f"pass@{k}" for k in ks)]
@@ -106,8 +106,14 @@ def table(summary: dict[str, Any]) -> str:
     report_problems = summary["num_problems"] - summary["selection_problems"]
     text += ["", f"{report_problems} problems on which no setting was chosen, {summary['num_samples']} programs each; "
              f"{100 * summary['confidence']:g} % intervals over problems", ""]  # fmt: skip
-    text += [f"{claim['status']:9}  {claim['text']}\n           {claim['evidence']}" for claim in summary["claims"]]
-    return "\n".join(text)
+    return "\n".join([*text, claim_lines(summary)])
+
+
+def claim_lines(summary: dict[str, Any]) -> str:
+    """Each claim with its status, and its evidence below."""
+    return "\n".join(
+        f"{claim['status']:9}  {claim['text']}\n           {claim['evidence']}" for claim in summary["claims"]
+    )
 
 
 def _row(
