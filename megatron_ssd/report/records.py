@@ -184,14 +184,28 @@ class SamplingFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FailedTest:
+    """The first test that a program fails: its number from 1, of ``total``, and its input.
+
+    The input of one that ``is_check`` is a script of assertions.
+    """
+
+    number: int
+    total: int
+    input: str
+    is_check: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Program:
-    """A response of one model and what came of running it."""
+    """A response of one model and what came of running it; ``failed`` where a test failed whose text was kept."""
 
     model: ModelName
     decoding: str
     response: str
     verdict: str
     detail: str
+    failed: FailedTest | None
 
 
 @dataclass(frozen=True, kw_only=True)
