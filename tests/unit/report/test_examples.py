@@ -47,12 +47,12 @@ def test_the_page_shows_the_input_and_escapes_it(tmp_path: Path) -> None:
     summary, found = evaluate(*CASES["one problem a difficulty"])
     publish(run_dir, summary, found)
     path = run_dir / "eval" / PROBLEMS_FILE
-    path.write_text(path.read_text().replace('"input": "1"', '"input": "<b>1</b>"'))
+    path.write_text(path.read_text().replace('"input": "1"', '"input": "<u>1</u>"'))
     for verdicts in (run_dir / "eval" / "verdicts" / "ssd").iterdir():
         judged = verdicts.read_text().replace('"status": "passed"', '"status": "wrong_answer"')
         verdicts.write_text(judged.replace('"failed_test": null', '"failed_test": 0'))
     run_report(run_config(run_dir))
     page = (run_dir / "report" / "report.html").read_text()
     assert "input of test 1 of 3, the first that failed" in page
-    assert "&lt;b&gt;1&lt;/b&gt;" in page
-    assert "<b>1</b>" not in page
+    assert "&lt;u&gt;1&lt;/u&gt;" in page
+    assert "<u>1</u>" not in page
