@@ -20,6 +20,7 @@ import megatron_ssd
 _OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
                 "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT")  # fmt: skip
 UNDER_PIPELINE = "MEGATRON_SSD_DIE_WITH_PARENT"
+REPORT_FOLLOWS = "MEGATRON_SSD_REPORT_FOLLOWS"  # set for the stages of a pipeline that ends with the report's table
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -47,13 +48,18 @@ def forget_torchrun() -> None:
         os.environ.pop(name, None)
 
 
-def run_child(command: Sequence[str]) -> int:
+def report_follows() -> bool:
+    """Whether the pipeline that started this process prints the report's table at its end."""
+    return bool(os.environ.get(REPORT_FOLLOWS))
+
+
+def run_child(command: Sequence[str], *, report_follows: bool = False) -> int:
     """Run ``command`` to its end on this terminal and return its exit status.
 
     Ctrl-C reaches the child by itself (it is in the same group); it is waited for, so that it can leave its work in
     order, and then goes on as ``KeyboardInterrupt`` here.
     """
-    environment = {**os.environ, UNDER_PIPELINE: "1"}
+    environment = {**os.environ, UNDER_PIPELINE: "1", REPORT_FOLLOWS: "1" if report_follows else ""}
     with subprocess.Popen(command, env=environment, preexec_fn=die_with_parent) as child:
         try:
             return child.wait()

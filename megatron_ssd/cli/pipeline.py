@@ -102,8 +102,11 @@ def run(arguments: argparse.Namespace) -> None:
     _run_all("stage", scripts[:1], overrides, config_dir, total=total)
     if config.base is not None:
         overrides = [*overrides, f"model.path={_make_base(config.base, config_dir)}"]
-    started_scripts = _run_all("stage", scripts[1:], overrides, config_dir, first=2, total=total)
-    if arguments.until == "report" and LOOP["report"] not in started_scripts:
+    to_report = arguments.until == "report"
+    started_scripts = _run_all(
+        "stage", scripts[1:], overrides, config_dir, first=2, total=total, report_follows=to_report
+    )
+    if to_report and LOOP["report"] not in started_scripts:
         print_report(Path(config.run_dir))  # else the stage itself has printed it
     log.info("pipeline: done in %.0f s", time.monotonic() - started)
 
@@ -118,7 +121,14 @@ def _make_base(base: BaseConfig, config_dir: Path) -> Path:
 
 
 def _run_all(
-    label: str, scripts: Sequence[Script], overrides: list[str], config_dir: Path, *, first: int = 1, total: int
+    label: str,
+    scripts: Sequence[Script],
+    overrides: list[str],
+    config_dir: Path,
+    *,
+    first: int = 1,
+    total: int,
+    report_follows: bool = False,
 ) -> list[Script]:
     """Start each script whose output is not up to date and return these; stop with the first that fails."""
     ran = []
@@ -129,7 +139,8 @@ def _run_all(
             continue
         check_machine(config)  # of a run that is up to date nothing is asked
         log.info("pipeline: %s %d of %d, %s", label, number, total, script.path)
-        status = run_child([*_launcher(script, config), str(ROOT / script.path), *options, *overrides])
+        command = [*_launcher(script, config), str(ROOT / script.path), *options, *overrides]
+        status = run_child(command, report_follows=report_follows)
         if status != 0:
             sys.exit(_failed(script, status))
         ran.append(script)

@@ -2,23 +2,30 @@
 
 Each claim is turned into differences that are above zero where it holds, measured on the reporting half. The rule:
 ``shown`` where the interval of each difference lies above zero, ``not shown`` where one lies below, otherwise
-``unclear``. A claim that this run cannot test is not listed.
+``unclear``. A claim that this run cannot test is not listed. Evidence is words and numbers, never a NaN: what the judge
+left without a score is called not measured.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
 
 from megatron_ssd.config.generation import Decoding, SamplingConfig
+from megatron_ssd.evaluation.columns import NOT_MEASURED, signed
 from megatron_ssd.evaluation.grid import ModelName, hottest
 from megatron_ssd.evaluation.measurements import Measurements
 from megatron_ssd.evaluation.metrics import Estimate, Scores
 
 ClaimStatus = Literal["shown", "not shown", "unclear"]
 _PAPERS_K = 5  # the larger k of the paper's tables
+_FEWEST = 2  # problems that an interval over problems takes: that of one has no width, whatever it measured
+_NONE: Scores = np.empty(0)
 RULE = (
     "shown: the interval of the difference lies above zero; not shown: below zero; unclear: it holds zero. A claim of "
     "a larger gain needs the gain itself above zero too. Differences are paired by problem and measured on the half of "
@@ -41,7 +48,9 @@ def judge_claims(found: Measurements, sampling: SamplingConfig) -> list[Claim]:
 
 
 def status_of(*differences: Estimate) -> ClaimStatus:
-    """The rule. NaN bounds, from a judge that failed everywhere, are unclear."""
+    """The rule. Unclear are NaN bounds, from a judge that failed everywhere, and the bounds of too few problems."""
+    if any(difference.num_problems < _FEWEST for difference in differences):
+        return "unclear"
     if all(difference.low > 0 for difference in differences):
         return "shown"
     return "not shown" if any(difference.high < 0 for difference in differences) else "unclear"
@@ -65,7 +74,7 @@ class _Claims:
             ),
             self._matched(),
             *([self._more_at_large_k()] if self._last > self._first else []),
-            *([self._more_on_hard()] if {"easy", "hard"} <= self._found.difficulties.keys() else []),
+            *self._more_on_hard(),
             *([self._bears_heat()] if len(self._found.cells) > 1 else []),
         ]
         if train.temperature >= 2 and train.top_k == -1 and train.top_p == 1:
@@ -86,38 +95,64 @@ class _Claims:
         return Claim(text=text, status=status_of(difference), evidence=evidence)
 
     def _matched(self) -> Claim:
+        """The mean over the grid hides where a gain comes from, so the evidence says that too."""
         cells = self._found.cells
-        gains = np.array([self._scores("ssd", c, self._first) - self._scores("base", c, self._first) for c in cells])
-        difference = self._found.bootstrap.mean(gains.mean(axis=0))
-        ahead = sum(float(np.nanmean(gain)) > 0 for gain in gains)
+        base = [self._scores("base", cell, self._first) for cell in cells]
+        gains = [self._scores("ssd", cell, self._first) - one for cell, one in zip(cells, base, strict=True)]
+        difference = self._found.bootstrap.mean(np.mean(gains, axis=0))
+        means = [(_mean(one), _mean(gain)) for one, gain in zip(base, gains, strict=True)]
+        evidence = f"pass@{self._first}, mean over the grid: {_points(difference)}"
         return Claim(
             text="With the same decode setting for both, SSD solves more than its base.",
             status=status_of(difference),
-            evidence=f"pass@{self._first}, mean over the grid: {_points(difference)}; ahead in {ahead} of {len(cells)} "
-            "cells",
+            evidence="; ".join(
+                [evidence, *self._by_cell([(one, gain) for one, gain in means if not math.isnan(gain)])]
+            ),
         )
+
+    def _by_cell(self, measured: Sequence[tuple[float, float]]) -> list[str]:
+        """Of the base's score and the gain in each cell: the range of the gain, and what it is where the base fails."""
+        if not measured:
+            return []
+        gains = [gain for _, gain in measured]
+        ahead = f"ahead in {sum(gain > 0 for gain in gains)} of {_cells(len(gains))}"
+        said = [f"{ahead}, by {signed(min(gains))} to {signed(max(gains))}"]
+        half = _mean(self._scores("base", self._found.best("base"), self._first)) / 2
+        broken, others = ([gain for base, gain in measured if (base < half) == low] for low in (True, False))
+        if broken and others:
+            said.append(
+                f"mean {signed(fmean(broken))} in the {_cells(len(broken))} where the base has less than half of its "
+                f"best, {signed(fmean(others))} in the other {len(others)}"
+            )
+        return said
 
     def _more_at_large_k(self) -> Claim:
         gains = {k: self._gain(k) for k in (self._first, self._last)}
         difference = self._found.bootstrap.difference(gains[self._last], gains[self._first])
+        base, ssd = (self._scores(model, self._found.best(model), self._last) for model in ("base", "ssd"))
         return Claim(
             text=f"SSD gains more in pass@{self._last} than in pass@{self._first}: diversity is kept.",
             status=status_of(difference, self._found.bootstrap.mean(gains[self._last])),
             evidence=f"over the base's default decode: {_signed(gains[self._last])} against "
-            f"{_signed(gains[self._first])}; difference {_points(difference)}",
+            f"{_signed(gains[self._first])}; difference {_points(difference)}. Each at its best, pass@{self._last} is "
+            f"{_percent(ssd)} (SSD) against {_percent(base)} (base)",
         )
 
-    def _more_on_hard(self) -> Claim:
+    def _more_on_hard(self) -> list[Claim]:
+        """Nothing where the reporting half has too few problems of either kind for an interval."""
         gain, report = self._gain(self._first), self._found.halves.report
         by_name = {name: gain[mask[report]] for name, mask in self._found.difficulties.items()}
+        if any(np.count_nonzero(~np.isnan(by_name.get(name, _NONE))) < _FEWEST for name in ("easy", "hard")):
+            return []
         difference = self._found.bootstrap.contrast(by_name["hard"], by_name["easy"])
         listed = ", ".join(f"{name} {_signed(values)}" for name, values in by_name.items() if len(values))
-        return Claim(
+        claim = Claim(
             text="SSD gains more on hard problems than on easy ones.",
             status=status_of(difference, self._found.bootstrap.mean(by_name["hard"])),
             evidence=f"pass@{self._first} over the base's default decode: {listed}; hard less easy "
             f"{_points(difference)} (unpaired)",
         )
+        return [claim]
 
     def _bears_heat(self) -> Claim:
         hot = hottest(self._found.cells)
@@ -143,13 +178,20 @@ def _mean(scores: Scores) -> float:
 
 
 def _percent(scores: Scores) -> str:
-    return f"{100 * _mean(scores):.1f} %"
+    mean = _mean(scores)
+    return NOT_MEASURED if math.isnan(mean) else f"{100 * mean:.1f} %"
 
 
 def _signed(scores: Scores) -> str:
-    return f"{100 * _mean(scores):+.1f}"
+    mean = _mean(scores)
+    return NOT_MEASURED if math.isnan(mean) else signed(mean)
 
 
 def _points(difference: Estimate) -> str:
-    value, low, high = (100 * part for part in (difference.value, difference.low, difference.high))
-    return f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"
+    if math.isnan(difference.value):
+        return f"{NOT_MEASURED}, the judge failed"
+    return f"{signed(difference.value)} points ({signed(difference.low)} to {signed(difference.high)})"
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell" if count == 1 else f"{count} cells"

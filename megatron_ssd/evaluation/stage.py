@@ -31,12 +31,13 @@ from megatron_ssd.evaluation.grid import ModelName, grid_cells, settings_of, spl
 from megatron_ssd.evaluation.measurements import Measurements
 from megatron_ssd.evaluation.metrics import Bootstrap
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, write_problems
-from megatron_ssd.evaluation.summary import summarise, table
+from megatron_ssd.evaluation.summary import claim_lines, summarise, table
 from megatron_ssd.generation.engines import engine_facts, open_sampler
 from megatron_ssd.generation.model_folder import ModelFolder, open_model
 from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES
 from megatron_ssd.problems.errata import Errata, apply_errata
 from megatron_ssd.problems.source import load_benchmark
+from megatron_ssd.process import report_follows
 from megatron_ssd.progress import progress
 from megatron_ssd.prompts.prompt import prompts_open_thinking
 from megatron_ssd.prompts.render import template_hash
@@ -95,8 +96,9 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
                         facts={**facts, "errata": dataclasses.asdict(errata)})  # fmt: skip
     write_atomically(work / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     write_problems(work / PROBLEMS_FILE, problems, found.halves)
-    _publish(stage, problems, verdicts, engine, facts)
-    log.info("eval:\n%s", table(summary))
+    _publish(stage, problems, verdicts, engine, {**facts, "dates": date_range(problems)})
+    # One table of the same scores is enough; the report's has no room for the claims.
+    log.info("eval:\n%s", claim_lines(summary) if report_follows() else table(summary))
 
 
 def evaluation_stage(config: RunConfig) -> Stage:
@@ -183,6 +185,12 @@ def _publish(
         dropped={"infrastructure_error": failures} if failures else {},
         facts=facts,
     )
+
+
+def date_range(problems: Sequence[Problem]) -> list[str] | None:
+    """The first and the last date (ISO); None where problems have none."""
+    dates = sorted(problem.date for problem in problems if problem.date is not None)
+    return [dates[0], dates[-1]] if dates else None
 
 
 def _benchmark(config: RunConfig) -> tuple[list[Problem], Errata]:

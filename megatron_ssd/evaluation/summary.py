@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from megatron_ssd.config.generation import Decoding, SamplingConfig
 from megatron_ssd.evaluation import claims, sweep
-from megatron_ssd.evaluation.columns import aligned, p_text
+from megatron_ssd.evaluation.columns import NOT_MEASURED, aligned, signed, split_cells
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import ModelName, difficulty_of
 from megatron_ssd.evaluation.measurements import Measurements
@@ -94,7 +94,7 @@ def headline_settings(found: Measurements, sampling: SamplingConfig) -> dict[str
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The headline for a terminal, in per cent and points."""
+    """The headline and the claims for a terminal, in per cent and points."""
     rows = summary["headline"]
     ks = list(rows[0]["overall"]) if rows else []
     header = ["setting", "decoding", *(f"pass@{k}" for k in ks)]
@@ -106,8 +106,14 @@ def table(summary: dict[str, Any]) -> str:
     report_problems = summary["num_problems"] - summary["selection_problems"]
     text += ["", f"{report_problems} problems on which no setting was chosen, {summary['num_samples']} programs each; "
              f"{100 * summary['confidence']:g} % intervals over problems", ""]  # fmt: skip
-    text += [f"{claim['status']:9}  {claim['text']}\n           {claim['evidence']}" for claim in summary["claims"]]
-    return "\n".join(text)
+    return "\n".join([*text, claim_lines(summary)])
+
+
+def claim_lines(summary: dict[str, Any]) -> str:
+    """Each claim with its status, and its evidence below."""
+    return "\n".join(
+        f"{claim['status']:9}  {claim['text']}\n           {claim['evidence']}" for claim in summary["claims"]
+    )
 
 
 def _row(
@@ -180,18 +186,19 @@ def _estimates(by_k: Mapping[int, Estimate]) -> dict[str, dict[str, float | None
 def _scores(by_k: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Per cent; of more than two, intervals at the ends alone, so that the table fits a terminal."""
     ends = 0, len(by_k) - 1
-    return [_written(one, "5.1f", interval=place in ends) for place, one in enumerate(by_k.values())]
+    return [_written(one, _percent, interval=place in ends) for place, one in enumerate(by_k.values())]
 
 
 def _gain_cells(title: str, gain: Mapping[str, Any]) -> list[str]:
-    counts = gain["sign_test"]
-    return [title, _written(gain, "+5.1f"), *(str(counts[part]) for part in ("ahead", "behind", "tied")),
-            p_text(counts["p_value"])]  # fmt: skip
+    return [title, _written(gain, signed), *split_cells(gain["sign_test"])]
 
 
-def _written(estimate: Mapping[str, Any], kind: str, *, interval: bool = True) -> str:
+def _written(estimate: Mapping[str, Any], form: Callable[[float], str], *, interval: bool = True) -> str:
     if estimate["value"] is None:
-        return "not measured"
-    value, low, high = (100 * estimate[part] for part in ("value", "low", "high"))
-    sign = kind[0] if kind[0] == "+" else ""
-    return f"{value:{kind}} ({low:{sign}.1f} to {high:{sign}.1f})" if interval else f"{value:{kind}}"
+        return NOT_MEASURED
+    value, low, high = (form(estimate[part]) for part in ("value", "low", "high"))
+    return f"{value:>5} ({low} to {high})" if interval else f"{value:>5}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"

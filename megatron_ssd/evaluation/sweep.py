@@ -31,7 +31,7 @@ def grid_rows(found: Measurements, sampling: SamplingConfig) -> list[dict[str, A
         {
             "model": model,
             **_setting(cell),
-            "pass_at_1": _pass_at_1(found, model, cell, found.halves.selection).value,
+            "pass_at_1": _pass_at_1(found, model, cell, found.halves.selection).interval_json()["value"],
             "chosen": cell == best[model],
             "training": cell == sampling.train,
         }
@@ -47,7 +47,7 @@ def beside_grid(found: Measurements, sampling: SamplingConfig) -> dict[str, Any]
     """
     if sampling.train in found.cells or "base" not in found.verdicts:
         return None
-    score = _pass_at_1(found, "base", sampling.train, found.halves.selection).value
+    score = _pass_at_1(found, "base", sampling.train, found.halves.selection).interval_json()["value"]
     return {"model": "base", **_setting(sampling.train), "pass_at_1": score, "chosen": False, "training": True}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.report.records import Estimate
-from megatron_ssd.report.tables import DASH, Measured, points
+from megatron_ssd.report.tables import UNKNOWN, Measured, points
 
 FOLDER = "regression"
 
@@ -64,7 +64,7 @@ def _row(row: dict[str, Any]) -> BenchmarkRow:
 
 def _value(found: dict[str, float | None] | None) -> Measured:
     if found is None or found["value"] is None:
-        return Measured(value=DASH, interval="not measured")
+        return UNKNOWN
     stderr = found["stderr"]
     return Measured(
         value=f"{found['value'] * 100:.1f}",

@@ -11,6 +11,7 @@ from statistics import fmean
 
 from markupsafe import Markup
 
+from megatron_ssd.evaluation.columns import DASH, NOT_MEASURED
 from megatron_ssd.report import svg
 from megatron_ssd.report.palette import DARK, LIGHT, heat_color, text_on
 from megatron_ssd.report.plots import MODEL_TITLES, percent_scale, percent_text
@@ -93,7 +94,8 @@ def heat_legend(scores: Range) -> Markup:
 
 def value_range(sweep: Sweep) -> Range:
     """The lowest and the highest score of all heat maps."""
-    values = [cell.score for cell in (*sweep.grid, sweep.beside_grid) if cell is not None] or [0.0]
+    cells = [cell for cell in (*sweep.grid, sweep.beside_grid) if cell is not None]
+    values = [cell.score for cell in cells if cell.score is not None] or [0.0]
     return min(values), max(values)
 
 
@@ -197,8 +199,12 @@ def _dash_sample(dash: str) -> Markup:
 def _heat_cell(cell: GridCell, x: float, y: float, column: float, scores: Range) -> Markup:
     """A cell at (x, y), in a column of the given width; what it is and its score show on hover."""
     low, high = scores
-    style = _heat_style((cell.score - low) / (high - low) if high > low else 0.0)
     width, height = column - _GAP, _ROW - _GAP
+    if cell.score is None:
+        hint = element("title", f"{cell.decoding}: {NOT_MEASURED}")
+        empty = element("rect", hint, x=x, y=y, width=width, height=height, rx=3, class_="empty")
+        return svg.join([empty, text(x + width / 2, y + height / 2 + 4.5, DASH, anchor="middle")])
+    style = _heat_style((cell.score - low) / (high - low) if high > low else 0.0)
     roles = [f" ({word})" for word, holds in (("chosen", cell.chosen), ("training decode", cell.training)) if holds]
     hint = element("title", f"{cell.decoding}: {percent_text(cell.score)} %{''.join(roles)}")
     parts = [element("rect", hint, x=x, y=y, width=width, height=height, rx=3, **style)]

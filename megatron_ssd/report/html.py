@@ -16,7 +16,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from megatron_ssd.evaluation.columns import p_text
 from megatron_ssd.problems.gate import HITS_FILE
 from megatron_ssd.report import decode_plots, paper, plots, wording
 from megatron_ssd.report.benchmarks import BenchmarkRow
@@ -85,7 +84,6 @@ def _result_part(data: ReportData) -> dict[str, Any]:
         "notice": wording.notice(data.settings),
         "confidence": confidence_text(scores.confidence),
         "ks": scores.ks,
-        "p_text": p_text,
         "rows": {row.key: row for row in headline_rows(scores)},
         "ssd": scores.row("ssd_best"),
     }
@@ -199,17 +197,24 @@ def _training_plots(data: ReportData) -> list[tuple[str, str, Markup]]:
 
 def _training_note(data: ReportData) -> str:
     if not data.training:
-        return "No iteration was logged."
+        return f"No iteration was logged.{_skipped(data)}"
     last = data.training[-1]
     manifest = data.manifests["checkpoints"]
     _, size = plots.thin(data.training)
     averaged = f" Each point of the curves is the mean of {size} iterations." if size > 1 else ""
+    notes = averaged + _skipped(data)
     rates = sorted(point.tokens_per_second for point in data.training)
     epochs = f" ({manifest.facts['epochs']:.2g} epochs)" if "epochs" in manifest.facts else ""
     return (
         f"{last.iteration:,} iterations{epochs} in {duration(manifest.seconds)}, "
-        f"{rates[len(rates) // 2]:,.0f} tokens a second at the median; the last loss is {last.loss:.3f}.{averaged}"
+        f"{rates[len(rates) // 2]:,.0f} tokens a second at the median; the last loss is {last.loss:.3f}.{notes}"
     )
+
+
+def _skipped(data: ReportData) -> str:
+    if not data.num_skipped:
+        return ""
+    return f" Left out, because loss or gradient was not finite and no weight changed: {data.num_skipped:,} iterations."
 
 
 def _facts(data: ReportData) -> list[tuple[str, str]]:

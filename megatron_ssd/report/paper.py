@@ -6,7 +6,7 @@ own model cards and code, readings of the paper that agree, one report, sources 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,15 +25,17 @@ _MODEL_TITLES = {
     "qwen3_30b_thinking": "Qwen3-30B-A3B-Thinking-2507",
     "llama31_8b": "Llama-3.1-8B-Instruct",
 }
+WINDOWS = {"v6": ("2025-02-01", "2025-05-31"), "v5": ("2024-08-01", "2025-02-01")}  # contest dates, both included
+COUNTED = ("problems.count", "benchmark.window", "benchmark.count")  # what stages found; no keys of the configuration
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaperSetting:
     """One setting of the paper.
 
-    ``keys`` are configuration keys whose values are put into ``wording``. ``paper`` holds the paper's values of the
-    same keys (``by_model`` where they differ by model), ``also`` what other sources give; None and no entry for the
-    model mean that nothing was published. ``remark`` says more than the values can.
+    ``keys`` are configuration keys, or of ``COUNTED``, whose values are put into ``wording``. ``paper`` holds the
+    paper's values of the same keys (``by_model`` where they differ by model), ``also`` what other sources give; None
+    and no entry for the model mean that nothing was published. ``remark`` says more than the values can.
     """
 
     group: str
@@ -65,11 +67,13 @@ class Deviation:
 
 SETTINGS: tuple[PaperSetting, ...] = (
     PaperSetting(group="Problems", item="training problems", sure="one report",
-                 keys=("problems.name",), wording="{}", paper=("rstar_coder",),
+                 keys=("problems.name", "problems.count"), wording="{}, {} problems", paper=("rstar_coder", 10168),
                  remark="rStar-Coder seed_sft, about 10,168 after exact deduplication; the count is disputed"),
     PaperSetting(group="Problems", item="benchmark", sure="authors",
-                 keys=("benchmark.name",), wording="{}", paper=("livecodebench",),
-                 remark="LiveCodeBench v6 (February to May 2025, 131 problems) and v5"),
+                 keys=("benchmark.name", "benchmark.window", "benchmark.count"), wording="{}, {}, {} problems",
+                 paper=("livecodebench", "v6 window", 131), also=(("livecodebench", "v5 window", 279),),
+                 remark="LiveCodeBench v6 (February to May 2025, 131 problems) and v5 (August 2024 to 1 February 2025, "
+                        "279 problems)"),
     PaperSetting(group="Sampling", item="decoding of the training data", sure="authors",
                  keys=("sampling.train.temperature", "sampling.train.top_k", "sampling.train.top_p"),
                  wording="T {}, top-k {}, top-p {}",
@@ -125,6 +129,17 @@ SETTINGS: tuple[PaperSetting, ...] = (
                  keys=("evaluation.max_tokens",), wording="{} tokens", paper=(32768,), also=((65536,),),
                  remark="32,768 tokens in the authors' code, 65,536 in their instructions"),
 )  # fmt: skip
+
+
+def window_title(dates: Sequence[str] | None) -> str:
+    """Which of the paper's windows of LiveCodeBench holds the first and the last of ``dates`` (ISO), or the dates."""
+    if dates is None:
+        return "undated"
+    first, last = dates
+    for name, (start, end) in WINDOWS.items():
+        if start <= first and last <= end:
+            return f"{name} window"
+    return first if first == last else f"{first} to {last}"
 
 
 def reference_model(settings: Mapping[str, Any]) -> str:

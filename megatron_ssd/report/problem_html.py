@@ -17,12 +17,12 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from megatron_ssd.evaluation.columns import DASH, signed
 from megatron_ssd.report import wording
 from megatron_ssd.report.palette import DARK, LIGHT, text_on
 from megatron_ssd.report.plots import MODEL_TITLES
 from megatron_ssd.report.problem_blocks import Blocks, fit_blocks, kept_of_program
 from megatron_ssd.report.problem_pages import ProblemPage, ProblemPages
-from megatron_ssd.report.tables import DASH, signed
 from megatron_ssd.report.visible import visible
 from megatron_ssd.schema import VerdictStatus
 

@@ -80,7 +80,7 @@ class DecodeSetting:
 class GridCell(DecodeSetting):
     """One point of the decode grid, measured on the selection half."""
 
-    score: float  # pass@k of the smallest k
+    score: float | None  # pass@k of the smallest k; None where the judge failed on every problem
     chosen: bool
     training: bool  # the training data were sampled so
 
@@ -158,7 +158,7 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPoint:
-    """One logged iteration."""
+    """One logged iteration that updated the model: its numbers are finite."""
 
     iteration: int
     loss: float
@@ -184,14 +184,28 @@ class SamplingFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FailedTest:
+    """The first test that a program fails: its number from 1, of ``total``, and its input.
+
+    The input of one that ``is_check`` is a script of assertions.
+    """
+
+    number: int
+    total: int
+    input: str
+    is_check: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Program:
-    """A response of one model and what came of running it."""
+    """A response of one model and what came of running it; ``failed`` where a test failed whose text was kept."""
 
     model: ModelName
     decoding: str
     response: str
     verdict: str
     detail: str
+    failed: FailedTest | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +226,7 @@ class ReportData:
     scores: Scores
     problems: ProblemFacts
     training: tuple[TrainingPoint, ...]
+    num_skipped: int  # iterations without a finite loss or gradient, which updated nothing
     sampling: SamplingFacts
     examples: tuple[Example, ...]
     manifests: dict[str, Manifest]  # by stage, in the order in which they ran

@@ -59,7 +59,7 @@ def run_report(config: RunConfig) -> None:
         benchmarks = read_benchmarks(run_dir)
         work = stage.begin()
         shown = {**summarise(data, lineage), "benchmarks": [dataclasses.asdict(row) for row in benchmarks]}
-        summary = json.dumps(shown, indent=2, ensure_ascii=False)
+        summary = json.dumps(shown, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(work / "summary.json", summary + "\n")
         write_atomically(work / "report.html", render(data, lineage, benchmarks))
         write_atomically(work / "problems.html", problems_page)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from megatron_ssd.artifacts.manifest import Manifest
-from megatron_ssd.evaluation.metrics import SignTest
-from megatron_ssd.report.records import Estimate, ModelName, Scores
+from megatron_ssd.evaluation.columns import DASH, NOT_MEASURED, signed, split_cells
+from megatron_ssd.report.records import Estimate, ModelName, Score, Scores
 
 K = TypeVar("K")
-MINUS = "\N{MINUS SIGN}"
-DASH = "\N{EN DASH}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A value and its interval, written out."""
+    """A value and its interval, written out; where it is not ``known``, a dash and words."""
 
     value: str
     interval: str
+    known: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class HeadlineRow:
     decoding: str
     scores: dict[int, Measured]
     gains: dict[int, Measured]  # empty for SSD itself
-    sign_tests: dict[int, SignTest]  # likewise
+    split: tuple[str, str]  # of the first k: problems ahead, behind and tied, and the p value; dashes for SSD itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class StageRow:
     counts: str
 
 
-UNKNOWN = Measured(value=DASH, interval="not measured")
+UNKNOWN = Measured(value=DASH, interval=NOT_MEASURED, known=False)
 
 
 def headline_rows(scores: Scores) -> list[HeadlineRow]:
@@ -60,10 +60,18 @@ def headline_rows(scores: Scores) -> list[HeadlineRow]:
             decoding=score.decoding,
             scores={k: percent(estimate) for k, estimate in score.overall.items()},
             gains={k: points(estimate) for k, estimate in (score.ssd_gain or {}).items()},
-            sign_tests=score.sign_tests or {},
+            split=_split(score),
         )
         for score in scores.headline
     ]
+
+
+def _split(score: Score) -> tuple[str, str]:
+    tests = score.sign_tests or {}
+    if not tests:
+        return DASH, DASH
+    *counts, p_value = split_cells(dataclasses.asdict(next(iter(tests.values()))))
+    return (DASH if DASH in counts else ", ".join(counts)), p_value
 
 
 def stage_rows(manifests: Mapping[str, Manifest]) -> list[StageRow]:
@@ -101,14 +109,6 @@ def points(estimate: Estimate) -> Measured:
     return Measured(
         value=signed(estimate.value), interval=f"{signed(estimate.low)} to {signed(estimate.high)}"
     )  # fmt: skip
-
-
-def signed(share: float) -> str:
-    """A difference in points with its sign, as a typographer sets it; a rounded zero has none."""
-    rounded = round(share * 100, 1)
-    if rounded == 0:
-        return "0.0"
-    return f"+{rounded:.1f}" if rounded > 0 else f"{MINUS}{-rounded:.1f}"
 
 
 def duration(seconds: float) -> str:

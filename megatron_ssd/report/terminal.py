@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.evaluation.columns import aligned, p_text
+from megatron_ssd.evaluation.columns import aligned, split_cells
 from megatron_ssd.report.records import Estimate
 from megatron_ssd.report.tables import confidence_text, ends, percent, points
 
@@ -60,6 +60,5 @@ def _scores(row: dict[str, Any], ks: list[str], shown: tuple[str, ...]) -> list[
 def _gains(row: dict[str, Any], shown: tuple[str, ...]) -> list[str]:
     ahead = row["ssd_ahead_by"]
     measured = [points(Estimate.from_json(ahead[k])) for k in shown]
-    counts = ahead[shown[0]]["sign_test"]
-    return [row["title"], *(text for gain in measured for text in (gain.value, gain.interval)),
-            *(str(counts[part]) for part in ("ahead", "behind", "tied")), p_text(counts["p_value"])]  # fmt: skip
+    written = [text for gain in measured for text in (gain.value, gain.interval)]
+    return [row["title"], *written, *split_cells(ahead[shown[0]]["sign_test"])]

@@ -28,6 +28,9 @@ def result_sentence(scores: Scores) -> str:
     """What the run found, in one or two sentences."""
     base, ssd = scores.row("base_best"), scores.row("ssd_best")
     k = scores.ks[0]
+    if not (base.overall[k].is_known and ssd.overall[k].is_known):
+        failed = [row.title for row in (base, ssd) if not row.overall[k].is_known]
+        return f"Not measured: the judge itself failed on every problem of the reporting half ({' and '.join(failed)})."
     if base.overall[k].value == ssd.overall[k].value == 0:
         return (
             "Neither the base nor the self-distilled model solves a problem of the reporting half, decoded at its best."
@@ -80,6 +83,8 @@ def _unbroken(text: str) -> str:
 def _difference_sentence(base: Score, scores: Scores) -> str:
     assert base.ssd_gain is not None, "base rows carry the paired difference to SSD"
     gain = base.ssd_gain[scores.ks[0]]
+    if not gain.is_known:
+        return "The paired difference is not measured: the judge itself failed on every problem for one of the two."
     written = points(gain)
     interval = _unbroken(written.interval)
     where = f"{written.value} points, with a {confidence_text(scores.confidence)} interval from {interval}"

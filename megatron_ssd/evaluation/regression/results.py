@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from megatron_ssd.config.regression import RegressionConfig
+from megatron_ssd.evaluation.columns import MINUS
 from megatron_ssd.evaluation.grid import ModelName
 from megatron_ssd.evaluation.metrics import Bootstrap
 from megatron_ssd.evaluation.regression.local_data import rows_on_hub
@@ -114,4 +115,4 @@ def table(summary: Mapping[str, Any]) -> str:
 def _shown(value: float | None, *, sign: bool = False) -> str:
     if value is None:
         return "-"
-    return f"{value:+.4f}" if sign and round(value, 4) else f"{value:.4f}"
+    return f"{value:+.4f}".replace("-", MINUS) if sign and round(value, 4) else f"{value:.4f}"

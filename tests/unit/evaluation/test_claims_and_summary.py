@@ -13,6 +13,7 @@ import pytest
 from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.config.generation import Decoding
 from megatron_ssd.evaluation.claims import judge_claims, status_of
+from megatron_ssd.evaluation.columns import MINUS
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import ModelName, settings_of
 from megatron_ssd.evaluation.measurements import Measurements
@@ -101,6 +102,73 @@ def test_the_noisy_claim_is_made_only_where_it_was_tried():
         verdicts[noisy.train.label] = next(iter(verdicts.values()))  # type: ignore[index]
     assert not any("without truncation" in claim.text for claim in judge_claims(found, SAMPLING))
     assert any("without truncation" in claim.text for claim in judge_claims(found, noisy))
+
+
+def evidence(found: Measurements, beginning: str) -> str:
+    return next(claim.evidence for claim in judge_claims(found, SAMPLING) if claim.text.startswith(beginning))
+
+
+def means_of_grid(found: Measurements, model: ModelName, k: int = 1) -> list[float]:
+    report = found.halves.report
+    return [100 * float(found.scores(model, cell.label, k)[report].mean()) for cell in found.cells]
+
+
+def test_a_gain_from_cells_where_the_base_breaks_down_is_said_to_be_one():
+    def rate(model: ModelName, decoding: Decoding, problem: Problem) -> float:
+        return 0.38 if model == "ssd" else 0.02 if decoding.temperature == 2.0 else 0.42
+
+    said = evidence(measure(rate), "With the same decode setting")
+    found = measure(rate)
+    assert statuses(found)["With the same decode setting for both, SSD solves more than its base."] == "shown"
+    gains = [s - b for s, b in zip(means_of_grid(found, "ssd"), means_of_grid(found, "base"), strict=True)]
+    assert f"; ahead in 2 of 4 cells, by {MINUS}{-min(gains):.1f} to +{max(gains):.1f}; " in said
+    assert said.endswith(
+        f"mean +{sum(gains[2:]) / 2:.1f} in the 2 cells where the base has less than half of its best, "
+        f"{MINUS}{-sum(gains[:2]) / 2:.1f} in the other 2"
+    )
+
+
+def test_a_gain_in_every_cell_is_not_said_to_come_from_some():
+    said = evidence(measure(lambda model, *_: 0.5 if model == "ssd" else 0.4), "With the same decode setting")
+    assert "ahead in 4 of 4 cells, by +" in said
+    assert "less than half" not in said
+
+
+def test_a_larger_gain_stands_beside_what_each_model_has_at_its_best():
+    def rate(model: ModelName, decoding: Decoding, problem: Problem) -> float:
+        return 0.3 if model == "ssd" else 0.4 if decoding.top_p == 0.6 else 0.1
+
+    found = measure(rate)
+    said = evidence(found, "SSD gains more in pass@5")
+    report = found.halves.report
+    ssd, base = (
+        f"{100 * float(found.scores(model, found.best(model).label, 5)[report].mean()):.1f} % ({name})"
+        for model, name in (("ssd", "SSD"), ("base", "base"))
+    )
+    assert said.endswith(f"Each at its best, pass@5 is {ssd} against {base}")
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_difficulties_are_compared_only_where_the_reporting_half_has_some_of_each(number: int):
+    """Of ``number`` hard problems the selection half gets the larger part."""
+    found = measure(lambda model, decoding, problem: 0.4)
+    easy = [problem for problem in found.problems if problem.difficulty == "easy"]
+    hard = [problem for problem in found.problems if problem.difficulty == "hard"][: 2 * number]
+    kept = {problem.id for problem in (*easy, *hard)}
+    few = dataclasses.replace(
+        found,
+        problems=[*easy, *hard],
+        verdicts={
+            model: {label: [v for v in rows if v.problem_id in kept] for label, rows in by_label.items()}
+            for model, by_label in found.verdicts.items()
+        },
+    )
+    texts = [claim.text for claim in judge_claims(few, SAMPLING)]
+    assert any("hard problems" in text for text in texts) == (number == 2)
+
+
+def test_an_interval_of_one_problem_shows_nothing():
+    assert status_of(Estimate(value=0.2, low=0.2, high=0.2, num_problems=1)) == "unclear"
 
 
 def summary_of(found: Measurements) -> dict[str, object]:

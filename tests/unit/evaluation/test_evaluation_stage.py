@@ -20,11 +20,13 @@ from megatron_ssd.evaluation.decode import DecodeJob
 from megatron_ssd.evaluation.grid import split_halves
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, read_problems
 from megatron_ssd.evaluation.sandbox import Sandbox
-from megatron_ssd.evaluation.stage import evaluation_stage, run_evaluate
+from megatron_ssd.evaluation.stage import date_range, evaluation_stage, run_evaluate
 from megatron_ssd.generation.model_folder import open_model
 from megatron_ssd.problems import minicode
+from megatron_ssd.process import REPORT_FOLLOWS
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from tests.unit.evaluation.oracle import MINICODE, N, Oracle, sampler_of, summary_of
+from tests.unit.evaluation.programs import function_problem
 from tests.unit.problems.test_benchmark_sources import jsonl, lcb_row
 
 
@@ -53,9 +55,23 @@ def test_whole_stage(config: RunConfig, caplog: pytest.LogCaptureFixture):
     assert manifest.engine["name"] == "vllm"
     assert manifest.counts["programs"] == 6 * N * 6
     assert manifest.facts["sandbox"] == "bubblewrap"
+    assert manifest.facts["dates"] is None
     assert manifest.inputs["model"] == hash_folder(Path(str(config.model.path)))  # type: ignore[union-attr]
     assert manifest.inputs["export"] == read_manifest(Path(config.run_dir) / "export").content_hash
-    assert "SSD at its best" in caplog.text
+    assert "SSD at its best against" in caplog.text
+
+
+def test_a_pipeline_that_ends_with_the_report_prints_its_table_once(
+    config: RunConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(REPORT_FOLLOWS, "1")
+    caplog.set_level("INFO")
+    run_evaluate(config, sampler=sampler_of(Oracle(config)))
+    assert "SSD at its best against" not in caplog.text
+    assert "base at its default decode" not in caplog.text
+    for claim in summary_of(config)["claims"]:
+        assert caplog.text.count(claim["text"]) == 1
+        assert claim["evidence"] in caplog.text
 
 
 def test_what_readers_want_to_know_of_the_problems_is_published(config: RunConfig):
@@ -199,3 +215,10 @@ def test_flawed_problems_are_judged_unless_they_are_dropped(config: RunConfig, t
 
     assert benchmark_hash(whole, errata="drop") == benchmark_hash(sound) == benchmark_hash(sound, errata="drop")
     assert benchmark_hash(whole) == benchmark_hash(whole, errata="keep") != benchmark_hash(sound)
+
+
+def test_the_first_and_the_last_date_of_the_problems_are_named():
+    dates = ("2025-03-01", None, "2025-02-09", "2025-04-06")
+    problems = [dataclasses.replace(function_problem(f"p{i}"), date=date) for i, date in enumerate(dates)]
+    assert date_range(problems) == ["2025-02-09", "2025-04-06"]
+    assert date_range(problems[1:2]) is None

@@ -21,7 +21,7 @@ from megatron_ssd.config.training import OptimizerConfig, TrainingConfig
 from megatron_ssd.schema import Sample, Verdict
 from tests.unit.report.sweep_summary import cells_of, sweep_summary
 
-REVISION = "sha256:6f1d0c9a44be"
+REVISION = "6f1d0c9a44be0d27" * 4  # as long as the hash of a model folder is
 VLLM = {"name": "vllm", "version": "0.32.0"}
 MEGATRON = {"name": "megatron-core", "version": "0.16.1"}
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -129,7 +129,7 @@ def _publish_samples(run_dir: Path, base_hash: str, problems_hash: str) -> Manif
                 for index in range(300):
                     finish = "skipped" if index % 97 == 96 else "length" if index % 23 == 22 else "stop"
                     length = 96 if finish == "length" else 0 if finish == "skipped" else round(rng.gauss(44, 12)) % 95
-                    rows.write(_sample(f"train-{shard}-{index}", 0, "return xs", finish, length).to_json())
+                    rows.write(sample_of(f"train-{shard}-{index}", 0, "return xs", finish, length).to_json())
 
     inputs = {"model": base_hash, "problems": problems_hash, "template": "d" * 64}
     return _publish(run_dir, "samples", inputs, fill=fill, engine=VLLM, seconds=38.7, counts={"samples": 600},
@@ -166,14 +166,16 @@ def _publish_eval(run_dir: Path, inputs: dict[str, str], scale: float) -> None:
             ):
                 for problem_id in _summary(scale)["difficulties"]:
                     code = HOSTILE if model == "base" else "def f(xs):\n    return [x * 2 for x in xs if x > 3]"
-                    generations.write(_sample(problem_id, 0, code, "stop", 20).to_json())
+                    generations.write(sample_of(problem_id, 0, code, "stop", 20).to_json())
                     verdicts.write(_verdict(problem_id, passed=model == "ssd" and scale > 0).to_json())
 
     _publish(run_dir, "eval", inputs, fill=fill, engine=VLLM, seconds=262.0,
-             counts={"problems": 300, "programs": 123_000}, facts={"prompt_opens_thinking": False})  # fmt: skip
+             counts={"problems": 300, "programs": 123_000},
+             facts={"prompt_opens_thinking": False, "dates": None})  # fmt: skip
 
 
-def _sample(problem_id: str, index: int, response: str, finish: Any, length: int) -> Sample:
+def sample_of(problem_id: str, index: int, response: str, finish: Any, length: int) -> Sample:
+    """A response to a made-up prompt, of ``length`` tokens."""
     return Sample(
         problem_id=problem_id, sample_index=index,
         messages=[{"role": "user", "content": "Write f(xs): keep the numbers above 3, double each, in their order."}],

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+
+import pytest
 
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.report.data import shown_settings
-from megatron_ssd.report.paper import SETTINGS, Deviation, deviations, reference_model
+from megatron_ssd.report.paper import COUNTED, SETTINGS, Deviation, deviations, reference_model
 from tests.unit.report.report_run import run_config
 
 
@@ -23,7 +26,7 @@ def _one(item: str, settings: dict[str, object]) -> Deviation:
 def test_every_key_is_a_key_of_the_configuration(tmp_path: Path) -> None:
     settings = shown_settings(run_config(tmp_path / "run"), {})
     missing = [key for setting in SETTINGS for key in setting.keys if settings[key] is None]
-    assert missing == []
+    assert missing == list(COUNTED)
 
 
 def test_every_setting_has_its_number_of_values() -> None:
@@ -48,6 +51,47 @@ def test_a_changed_value_differs_and_shows_both() -> None:
         "group": "Training", "item": "global batch", "paper": "32 sequences", "this_run": "64 sequences",
         "same": False, "sure": "several readings",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "shown", "same"),
+    [("rstar_coder", 9, "rstar_coder, 9 problems", False), ("rstar_coder", 10168, "rstar_coder, 10,168 problems", True),
+     ("minicode", 10168, "minicode, 10,168 problems", False)],
+)  # fmt: skip
+def test_training_problems_are_the_papers_by_their_number_too(name: str, count: int, shown: str, same: bool) -> None:
+    found = _one("training problems", _settings(**{"problems.name": name, "problems.count": count}))
+    assert (found.this_run, found.same) == (shown, same)
+    assert "10,168" in found.paper
+
+
+@pytest.mark.parametrize(
+    ("dates", "count", "shown", "same"),
+    [
+        (["2025-02-01", "2025-04-06"], 131, "livecodebench, v6 window, 131 problems", True),
+        (["2024-08-03", "2025-02-01"], 279, "livecodebench, v5 window, 279 problems", True),
+        (["2025-02-09", "2025-02-09"], 6, "livecodebench, v6 window, 6 problems", False),
+        (["2023-05-07", "2025-04-06"], 1055, "livecodebench, 2023-05-07 to 2025-04-06, 1,055 problems", False),
+        (["2023-05-07", "2023-05-07"], 131, "livecodebench, 2023-05-07, 131 problems", False),
+        (None, 131, "livecodebench, undated, 131 problems", False),
+    ],
+)
+def test_a_benchmark_is_the_papers_by_its_dates_and_number_too(
+    tmp_path: Path, dates: list[str] | None, count: int, shown: str, same: bool
+) -> None:
+    stage = Stage(name="eval", run_dir=tmp_path, config={}, inputs={})
+    stage.begin()
+    manifest = stage.publish(counts={"problems": count}, facts={"dates": dates})
+    settings = shown_settings(run_config(tmp_path / "run", benchmark="livecodebench"), {"eval": manifest})
+    found = _one("benchmark", settings)
+    assert (found.this_run, found.same) == (shown, same)
+
+
+def test_a_run_of_few_real_problems_is_not_called_the_papers(published_real: Path) -> None:
+    rows = json.loads((published_real / "report" / "summary.json").read_text())["deviations"]
+    found = {row["item"]: (row["this_run"], row["same"]) for row in rows}
+    assert found["training problems"] == ("rstar_coder, 600 problems", False)
+    assert found["benchmark"] == ("livecodebench, undated, 300 problems", False)
+    assert "livecodebench, undated, 300 problems" in (published_real / "report" / "report.html").read_text()
 
 
 def test_either_of_two_conflicting_sources_counts_as_same() -> None:

@@ -1,0 +1,58 @@
+"""The programs that ``report.html`` shows: what the test was given that a program failed first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE
+from megatron_ssd.report.data import read_examples
+from megatron_ssd.report.records import Example
+from megatron_ssd.report.stage import run_report
+from tests.unit.report.problems_run import NUM_TESTS, RUN, problem, tries, write_evaluation
+from tests.unit.report.report_run import run_config
+from tests.unit.report.test_not_measured import CASES, evaluate, publish
+
+
+def example(folder: Path, form: str = "stdin") -> Example:
+    """Of one problem that the base solves and SSD does not."""
+    run = [(problem("abc", "easy", form=form), tries("passed"), tries("wrong_answer"))]
+    return read_examples(folder, write_evaluation(folder, run))[0]
+
+
+@pytest.mark.parametrize(("form", "is_check"), [("stdin", False), ("checks", True)])
+def test_the_first_failing_test_is_shown_with_its_input(tmp_path: Path, form: str, is_check: bool) -> None:
+    base, ssd = example(tmp_path, form).programs
+    assert base.failed is None
+    given = problem("abc", "easy").tests[2].input
+    assert len(given) > 300
+    assert ssd.failed is not None
+    assert (ssd.failed.number, ssd.failed.total, ssd.failed.is_check) == (3, NUM_TESTS, is_check)
+    head, gap, tail = ssd.failed.input.split("\n")
+    assert given.startswith(head)
+    assert given.endswith(tail)
+    assert len(head) + len(tail) == 300
+    assert gap == f"\N{HORIZONTAL ELLIPSIS} {len(given) - 300} characters \N{HORIZONTAL ELLIPSIS}"
+
+
+def test_an_evaluation_without_texts_of_its_tests_has_none(tmp_path: Path) -> None:
+    shown = read_examples(tmp_path, write_evaluation(tmp_path, RUN, with_problems=False))
+    assert not (tmp_path / PROBLEMS_FILE).exists()
+    assert [program.failed for one in shown for program in one.programs] == [None] * 6
+
+
+def test_the_page_shows_the_input_and_escapes_it(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    summary, found = evaluate(*CASES["one problem a difficulty"])
+    publish(run_dir, summary, found)
+    path = run_dir / "eval" / PROBLEMS_FILE
+    path.write_text(path.read_text().replace('"input": "1"', '"input": "<u>1</u>"'))
+    for verdicts in (run_dir / "eval" / "verdicts" / "ssd").iterdir():
+        judged = verdicts.read_text().replace('"status": "passed"', '"status": "wrong_answer"')
+        verdicts.write_text(judged.replace('"failed_test": null', '"failed_test": 0'))
+    run_report(run_config(run_dir))
+    page = (run_dir / "report" / "report.html").read_text()
+    assert "input of test 1 of 3, the first that failed" in page
+    assert "&lt;u&gt;1&lt;/u&gt;" in page
+    assert "<u>1</u>" not in page

@@ -1,0 +1,178 @@
+"""What could not be measured is said in words: no NaN reaches the terminal, a page or a summary.
+
+Runs are evaluated by the real code: on problems that lack difficulties, on one problem of each, and with a judge that
+fails.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_ssd.artifacts.jsonl import JsonlWriter
+from megatron_ssd.config.evaluation import EvaluationConfig
+from megatron_ssd.config.generation import Decoding, SamplingConfig
+from megatron_ssd.evaluation.diversity import Diversity
+from megatron_ssd.evaluation.grid import ModelName, grid_cells, settings_of, split_halves
+from megatron_ssd.evaluation.measurements import Measurements
+from megatron_ssd.evaluation.metrics import Bootstrap
+from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, write_problems
+from megatron_ssd.evaluation.summary import summarise, table
+from megatron_ssd.report.stage import run_report
+from megatron_ssd.schema import Problem, Verdict
+from tests.unit.evaluation.programs import function_problem
+from tests.unit.report.report_run import NO_ERRATA, build_run, run_config, sample_of
+
+Fails = Callable[[ModelName, Decoding, Problem], bool]
+
+GRID = EvaluationConfig(temperatures=(1.0, 2.0), top_ps=(0.8,))
+SAMPLING = SamplingConfig(train=Decoding(temperature=1.5, top_k=20, top_p=0.6),
+                          eval=Decoding(temperature=1.0, top_k=20, top_p=0.8),
+                          default=Decoding(temperature=0.7, top_k=20, top_p=0.8))  # fmt: skip
+N = 5
+BAD = re.compile(r"(?<![A-Za-z])(?:[Nn]a[Nn]|None|[Ii]nf(?:inity)?|undefined)(?![A-Za-z])")
+
+
+def of(*difficulties: str | None) -> list[Problem]:
+    """A problem of each."""
+    return [
+        dataclasses.replace(function_problem(f"p{index}"), difficulty=name) for index, name in enumerate(difficulties)
+    ]
+
+
+def on_reporting_half(problems: Sequence[Problem]) -> set[str]:
+    report = split_halves(problems).report
+    return {problem.id for problem, there in zip(problems, report, strict=True) if there}
+
+
+def evaluate(problems: Sequence[Problem], fails: Fails) -> tuple[dict[str, Any], Measurements]:
+    """What the evaluation makes of verdicts by chance, of which some are missing."""
+    rng = np.random.default_rng(0)
+    models: tuple[ModelName, ...] = ("base", "ssd")
+
+    def verdict(model: ModelName, decoding: Decoding, problem: Problem, index: int) -> Verdict:
+        passed = rng.random() < (0.7 if model == "ssd" else 0.4)
+        status = "infrastructure_error" if fails(model, decoding, problem) else "passed" if passed else "wrong_answer"
+        failed = 0 if status == "wrong_answer" else None
+        return Verdict(problem_id=problem.id, sample_index=index, status=status, failed_test=failed, tests_total=3)  # type: ignore[arg-type]
+
+    found = Measurements(
+        problems=problems,
+        cells=grid_cells(GRID, SAMPLING),
+        verdicts={
+            model: {
+                one.label: [verdict(model, one, problem, index) for problem in problems for index in range(N)]
+                for one in settings_of(model, GRID, SAMPLING)
+            }
+            for model in models
+        },
+        ks=(1, 5),
+        num_samples=N,
+        bootstrap=Bootstrap(num_resamples=200),
+    )
+    empty = Diversity(distinct=None, distinct_passing=None, num_solved=0)
+    summary = summarise(
+        found,
+        SAMPLING,
+        finish_reasons={model: {label: {"stop": N} for label in by} for model, by in found.verdicts.items()},
+        diversity={model: dict.fromkeys(by, empty) for model, by in found.verdicts.items()},
+        facts={"errata": NO_ERRATA},
+    )
+    return summary, found
+
+
+def publish(run_dir: Path, summary: dict[str, Any], found: Measurements) -> None:
+    """A run of which the evaluation found ``found``."""
+    build_run(run_dir)
+    folder = run_dir / "eval"
+    (folder / "summary.json").write_text(json.dumps(summary, allow_nan=False))
+    write_problems(folder / PROBLEMS_FILE, found.problems, found.halves)
+    for row in summary["headline"]:
+        name = f"{row['model']}/{row['decoding']}.jsonl"
+        for kind in ("generations", "verdicts"):
+            (folder / kind / name).unlink(missing_ok=True)
+        with JsonlWriter(folder / "verdicts" / name) as verdicts, JsonlWriter(folder / "generations" / name) as samples:
+            for verdict in found.verdicts[row["model"]][row["decoding"]]:
+                verdicts.write(verdict.to_json())
+                written = sample_of(verdict.problem_id, verdict.sample_index, "```python\nx = 1\n```", "stop", 9)
+                samples.write(written.to_json())
+
+
+MIXED = of(*("easy", "medium", "hard") * 4)
+REPORTED = on_reporting_half(MIXED)
+CASES: dict[str, tuple[list[Problem], Fails]] = {
+    "no hard problem": (of("easy", "easy", "medium", "medium"), lambda *_: False),
+    "no difficulty": (of(None, None, None, None), lambda *_: False),
+    "one problem a difficulty": (of("easy", "medium", "hard"), lambda *_: False),
+    "two problems": (of("easy", "hard"), lambda *_: False),
+    "judge fails on hard ones": (MIXED, lambda model, decoding, problem: problem.difficulty == "hard"),
+    "judge fails on what is reported of SSD": (
+        MIXED, lambda model, _, problem: model == "ssd" and problem.id in REPORTED
+    ),
+    "judge fails on all that is reported": (MIXED, lambda model, decoding, problem: problem.id in REPORTED),
+    "judge fails at the training decode": (MIXED, lambda model, decoding, problem: decoding == SAMPLING.train),
+    "judge fails on other problems of each model": (
+        MIXED, lambda model, _, problem: (problem.difficulty == "easy") == (model == "ssd")
+    ),
+}  # fmt: skip
+
+
+def texts(values: Any) -> list[str]:
+    """Every string in JSON values."""
+    if isinstance(values, dict):
+        return [text for inner in values.values() for text in texts(inner)]
+    if isinstance(values, list):
+        return [text for inner in values for text in texts(inner)]
+    return [values] if isinstance(values, str) else []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_output_of_a_run_holds_a_number_that_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    run_dir = tmp_path / "run"
+    summary, found = evaluate(*CASES[case])
+    publish(run_dir, summary, found)
+    run_report(run_config(run_dir))
+    seen = {"the table of the evaluation": table(summary), "the terminal": capsys.readouterr().out}
+    for name in ("eval/summary.json", "report/summary.json"):
+        seen[name] = "\n".join(texts(json.loads((run_dir / name).read_text(), parse_constant=pytest.fail)))
+    for name in ("report.html", "problems.html"):
+        page = (run_dir / "report" / name).read_text()
+        seen[name] = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)
+    assert "SSD at its best" in seen["the terminal"]
+    found_in = {name: text[max(bad.start() - 60, 0) : bad.end()] for name, text in seen.items()
+                for bad in BAD.finditer(text)}  # fmt: skip
+    assert found_in == {}
+
+
+def test_a_score_that_is_missing_is_said_to_be_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = tmp_path / "run"
+    publish(run_dir, *evaluate(*CASES["judge fails on what is reported of SSD"]))
+    run_report(run_config(run_dir))
+    assert "not measured" in capsys.readouterr().out
+    result = json.loads((run_dir / "report" / "summary.json").read_text())["result"]
+    assert result == ("Not measured: the judge itself failed on every problem of the reporting half (SSD at its best).")
+    assert "\N{EN DASH} %" not in (run_dir / "report" / "report.html").read_text()
+
+
+def test_iterations_without_a_finite_loss_are_counted_and_not_drawn(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    build_run(run_dir)
+    path = run_dir / "checkpoints" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[3].update(loss=None, grad_norm=None)
+    rows[-1].update(grad_norm=None)
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    run_report(run_config(run_dir))
+    page = (run_dir / "report" / "report.html").read_text()
+    assert "199 iterations" in page
+    assert "not finite and no weight changed: 2 iterations." in page
+    assert not BAD.search(re.sub(r"<style.*?</style>", "", page, flags=re.DOTALL))
