@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
     config_dir = arguments.config_dir.resolve()
     config = compose_config(overrides, config_dir)
     for section in ("model", "problems", "benchmark", "sampling"):
-        needed(getattr(config, section), section, fix=f"choose one with {section}=NAME, or take +experiment=demo")
+        needed(getattr(config, section), section, fix=f"choose one with {section}=NAME, or take experiment=demo")
     overrides = [*overrides, f"run_dir={config.run_dir}"]
     left_out = {
         "scores": None if config.proxy else "a proxy model makes scores; name one with proxy.path=FOLDER",

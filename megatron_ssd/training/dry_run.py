@@ -64,7 +64,7 @@ def run_dry(config: RunConfig) -> None:
     """
     if int(os.environ.get("RANK", "0")) != 0:
         return
-    model = needed(config.model, "model", fix="choose one with +model=NAME")
+    model = needed(config.model, "model", fix="choose one with model=NAME")
     report = lay_out(model, config.parallel, config.precision, config.moe)
     training, parallel = config.training, config.parallel
     padding = _padding(model, parallel)

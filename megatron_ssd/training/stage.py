@@ -91,7 +91,7 @@ def training_stage(config: RunConfig) -> Stage:
     Raises:
         UserError: there is no data set, or no base model to start from.
     """
-    model = needed(config.model, "model", fix="choose one with +model=NAME")
+    model = needed(config.model, "model", fix="choose one with model=NAME")
     run_dir = Path(config.run_dir)
     inputs = {"dataset": read_manifest(run_dir / "dataset").content_hash}
     if config.objective == "sft":
@@ -138,7 +138,7 @@ def prepare_trainer(config: RunConfig, work: Path, device: str) -> tuple[Trainer
     from megatron_ssd.training.state import TrainingState
     from megatron_ssd.training.validation import Validation
 
-    model = needed(config.model, "model", fix="choose one with +model=NAME")
+    model = needed(config.model, "model", fix="choose one with model=NAME")
     dataset = open_dataset(config)
     checkpoint = choose_checkpoint(work, config.checkpoint.on_broken)
     fresh = config.objective == "pretrain" and checkpoint is None

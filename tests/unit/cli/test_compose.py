@@ -148,3 +148,9 @@ def test_what_cannot_be_composed_is_one_line(overrides: list[str], parts: list[s
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
         compose_config([], tmp_path)
+
+
+def test_no_message_of_the_code_writes_a_group_with_a_plus() -> None:
+    for path in (CONFIG_DIR.parent / "megatron_ssd").rglob("*.py"):
+        for name in groups():
+            assert not re.search(rf"[\s\"']\+{name}=", path.read_text(encoding="utf-8")), f"{path}: {name}"
