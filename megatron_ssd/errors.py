@@ -31,6 +31,10 @@ class ConfigError(UserError):
     """A configuration key or value is wrong."""
 
 
+class MissingModelError(UserError):
+    """A stage needs ``model.path`` and it is null."""
+
+
 class Requeue(KeyboardInterrupt):
     """A scheduler asked for the machine: the state is saved, and the same command should be started again."""
 

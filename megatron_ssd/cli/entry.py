@@ -15,12 +15,13 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from megatron_ssd.cli.base import with_base_named
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config, compose_values, groups
 from megatron_ssd.cli.print_config import OPTION, Parser, as_yaml, every_key, wants_all
 from megatron_ssd.config.build import build_config
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.errors import Requeue, UserError
-from megatron_ssd.process import die_with_parent_if_asked
+from megatron_ssd.errors import MissingModelError, Requeue, UserError
+from megatron_ssd.process import UNDER_PIPELINE, die_with_parent_if_asked
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -75,7 +76,10 @@ def run_guarded(action: Callable[[], None], *, traceback: bool = False) -> None:
     except Requeue:
         _stop("stopped by a signal: the state is saved; run the same command to go on", EXIT_REQUEUE)
     except KeyboardInterrupt:
-        _stop("interrupted: finished work is kept; run the same command to go on", EXIT_INTERRUPTED)
+        # Under the pipeline, which Ctrl-C reaches as well, it is the pipeline that says so, once.
+        said_above = UNDER_PIPELINE in os.environ
+        _stop("" if said_above else "interrupted: finished work is kept; run the same command to go on",
+              EXIT_INTERRUPTED)  # fmt: skip
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -86,9 +90,13 @@ def run_guarded(action: Callable[[], None], *, traceback: bool = False) -> None:
 def _run(stage: Callable[[RunConfig], None], arguments: argparse.Namespace) -> None:
     if prints_config(arguments):
         return
-    config = compose_config(arguments.overrides, arguments.config_dir.resolve())
+    config_dir = arguments.config_dir.resolve()
+    config = compose_config(arguments.overrides, config_dir)
     start_logging()
-    stage(config)
+    try:
+        stage(config)
+    except MissingModelError as error:
+        raise with_base_named(error, config, config_dir) from None
 
 
 def prints_config(arguments: argparse.Namespace) -> bool:
@@ -110,7 +118,7 @@ def start_logging() -> None:
 
 def _stop(line: str, status: int) -> None:
     # Under torchrun every process meets the same error; one line of it is enough.
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    if line and int(os.environ.get("LOCAL_RANK", "0")) == 0:
         sys.stdout.flush()
         print(line, file=sys.stderr, flush=True)
     sys.exit(status)

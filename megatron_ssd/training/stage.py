@@ -120,9 +120,7 @@ def base_folder(model: ModelConfig) -> Path:
     Raises:
         UserError: no model is named, or there is none.
     """
-    return resolve_model_folder(
-        needed(model.path, "model.path", fix="name the folder of the base model"), model.revision
-    )
+    return resolve_model_folder(model.path, model.revision)
 
 
 def prepare_trainer(config: RunConfig, work: Path, device: str) -> tuple[Trainer, TrainingDataset]:

@@ -48,7 +48,8 @@ def test_the_keys_of_sections_that_were_not_named_are_comments(
     shown = _shown(Path("launch/generate.py"), ["--print-config=all"], monkeypatch, capsys)
     assert yaml.safe_load(shown)["sampling"] is None
     for line in ("proxy.path=VALUE, has no default", "proxy.revision=null", "sampling.train.temperature=1.0",
-                 "sampling.default.top_k=20", "sampling.stop_token_ids=[]", "problems.deduplicate=true", "problems.columns.id=null"):  # fmt: skip
+                 "sampling.default.top_k=20",
+                 "sampling.stop_token_ids=[]", "problems.deduplicate=true", "problems.columns.id=null"):  # fmt: skip
         assert f"#   {line}\n" in shown, shown
 
 
