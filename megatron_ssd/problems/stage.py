@@ -94,10 +94,14 @@ def _stage(config: RunConfig, source: Source) -> Stage:
     contamination = dataclasses.asdict(config.contamination)
     for one in contamination["sets"].values():
         del one["path"]
+    settings = {"problems": section, "seed": config.seed, "contamination": contamination}
+    if "minicode" in (source.section.name, config.benchmark and config.benchmark.name):
+        # In the inputs' hashes too, which cannot tell which key has changed.
+        settings["minicode"] = dataclasses.asdict(config.minicode)
     return Stage(
         name="problems",
         run_dir=Path(config.run_dir),
-        config={"problems": section, "seed": config.seed, "contamination": contamination},
+        config=settings,
         inputs={"source": source.revision, **gate_inputs(config)},
         replace=config.replace,
         restarts=True,  # minutes at most, and a fix that an error names should work in the same folder
