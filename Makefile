@@ -47,7 +47,7 @@ doctor: venv-cpu ## what can run on this machine, and what is missing
 venv: ## make .venv from the locks, with what tests and checks need
 	@PYTHON="$(PYTHON)" tools/make_venv.sh dev
 
-venv-cpu: ## make .venv from the locks, with what the demo needs
+venv-cpu: ## make .venv from the locks, with what the demo needs: about 4 GB
 	@PYTHON="$(PYTHON)" tools/make_venv.sh cpu
 
 venv-next: ## make .venv-next from its lock: Python 3.12, Megatron-Core 0.19.2, about 5 GB

@@ -200,7 +200,8 @@ def predicted_bytes(config: RunConfig) -> float:
     model = config.model
     embeddings = model.vocab_size * model.hidden_size * (1 if model.tie_word_embeddings else 2)
     rank = RankReport(
-        rank=0, tensor_rank=0, pipeline_rank=0, expert_rank=0, data_rank=0, num_parameters=model.num_parameters(),
+        rank=0, tensor_rank=0, pipeline_rank=0, context_rank=0, expert_rank=0, data_rank=0,
+        num_parameters=model.num_parameters(),
         num_fp8_weights=model.num_parameters() - embeddings if config.precision.fp8 else 0,
     )  # fmt: skip
     (memory,) = all_ranks(config, LayoutReport(ranks=(rank,), num_parameters=rank.num_parameters))

@@ -1,6 +1,6 @@
 """Decode the benchmark with base and tuned model, run the programs, count: run_dir/eval.
 
-python launch/evaluate.py +experiment=demo model.path=BASE run_dir=runs/mine
+python launch/evaluate.py experiment=demo model.path=BASE run_dir=runs/mine
 """
 
 from megatron_ssd.cli.entry import main

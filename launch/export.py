@@ -1,6 +1,6 @@
 """Write the trained weights as a Hugging Face folder: run_dir/export.
 
-python launch/export.py +experiment=demo model.path=BASE run_dir=runs/mine
+python launch/export.py experiment=demo model.path=BASE run_dir=runs/mine
 """
 
 from megatron_ssd.cli.entry import main

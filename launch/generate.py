@@ -1,6 +1,6 @@
 """Sample one response a problem from the frozen model with vLLM: run_dir/samples.
 
-python launch/generate.py +experiment=demo model.path=BASE run_dir=runs/mine
+python launch/generate.py experiment=demo model.path=BASE run_dir=runs/mine
 
 Workers that share a run: torchrun --nproc-per-node=N before the script, or worker.rank=R worker.world=N after it.
 """

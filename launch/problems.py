@@ -1,6 +1,6 @@
 """Choose the problems to sample, and hold them against evaluation sets: run_dir/problems.
 
-python launch/problems.py +experiment=demo run_dir=runs/mine
+python launch/problems.py experiment=demo run_dir=runs/mine
 """
 
 from megatron_ssd.cli.entry import main

@@ -1,6 +1,6 @@
 """Run other benchmarks on base and tuned model with lm-eval, did tuning harm anything else?: run_dir/regression.
 
-python launch/regression.py +experiment=demo regression.tasks=[humaneval,mmlu] model.path=BASE run_dir=runs/mine
+python launch/regression.py experiment=demo regression.tasks=[humaneval,mmlu] model.path=BASE run_dir=runs/mine
 """
 
 from megatron_ssd.cli.entry import main

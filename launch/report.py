@@ -1,6 +1,6 @@
 """Gather a run into summary.json and one self-contained page: run_dir/report.
 
-python launch/report.py +experiment=demo run_dir=runs/mine
+python launch/report.py experiment=demo run_dir=runs/mine
 """
 
 from megatron_ssd.cli.entry import main

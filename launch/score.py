@@ -1,6 +1,6 @@
 """Score each response by a smaller model's mean log-probability of it: run_dir/scores.
 
-python launch/score.py +experiment=demo proxy.path=SMALLER_MODEL run_dir=runs/mine
+python launch/score.py experiment=demo proxy.path=SMALLER_MODEL run_dir=runs/mine
 """
 
 from megatron_ssd.cli.entry import main

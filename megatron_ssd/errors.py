@@ -31,8 +31,19 @@ class ConfigError(UserError):
     """A configuration key or value is wrong."""
 
 
+class MissingModelError(UserError):
+    """A stage needs ``model.path`` and it is null."""
+
+
 class Requeue(KeyboardInterrupt):
     """A scheduler asked for the machine: the state is saved, and the same command should be started again."""
+
+
+def shown(value: Any) -> str:
+    """A value in a message as YAML and the command line have it: null, true and false, the rest as Python shows it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def require(condition: bool, what: str, *, rule: str, fix: str) -> None:

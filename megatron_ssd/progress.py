@@ -27,5 +27,7 @@ def progress(
     """
     terminal = sys.stderr.isatty()
     style: dict[str, Any] = {} if terminal else {"mininterval": _SECONDS_BETWEEN_LOG_LINES, "ascii": True, "ncols": 100}
+    if total is None and not hasattr(iterable, "__len__"):
+        style["bar_format"] = f"{{desc}}: {{n_fmt}} {unit}s [{{elapsed}}, {{rate_fmt}}{{postfix}}]"
     bar = tqdm(iterable, desc=desc, unit=f" {unit}", total=total, initial=initial, dynamic_ncols=terminal, **style)
     return cast("tqdm[T]", bar)

@@ -1,6 +1,6 @@
 """Make the minicode world of the demo's base model: run_dir/tokenizer and the corpus in run_dir/dataset.
 
-python tools/build_minicode.py +experiment=demo_base run_dir=runs/base/mine
+python tools/build_minicode.py experiment=demo_base run_dir=runs/base/mine
 """
 
 from megatron_ssd.cli.entry import main

@@ -8,26 +8,19 @@ from __future__ import annotations
 
 import sys
 
-from megatron_ssd.cli.entry import EXIT_INTERRUPTED, run_guarded, start_logging
-from megatron_ssd.cli.keys import key_parser, parse_keys
+from megatron_ssd.cli.entry import EXIT_INTERRUPTED
+from megatron_ssd.cli.keys import run_with_keys
 from megatron_ssd.config.export import ConvertConfig
 from megatron_ssd.export.convert import run_convert
 
 
-def _run(arguments: list[str]) -> None:
-    start_logging()
+def _run(config: ConvertConfig) -> None:
     try:
-        run_convert(parse_keys(ConvertConfig, arguments))
+        run_convert(config)
     except KeyboardInterrupt:
         print("interrupted: nothing was written; run the same command again", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 
 
-def main() -> None:
-    """Parse, convert, and end with one line where something is wrong."""
-    arguments = key_parser(__doc__, ConvertConfig).parse_args().arguments
-    run_guarded(lambda: _run(arguments))
-
-
 if __name__ == "__main__":
-    main()
+    run_with_keys(_run, ConvertConfig, description=__doc__)

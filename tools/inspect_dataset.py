@@ -4,18 +4,9 @@ python tools/inspect_dataset.py run_dir=runs/mine tokenizer=models/qwen3
 python tools/inspect_dataset.py path=data/my_text_document examples=0    # a pair that Megatron-LM's tool made
 """
 
-from megatron_ssd.cli.entry import run_guarded, start_logging
-from megatron_ssd.cli.keys import key_parser, parse_keys
+from megatron_ssd.cli.keys import run_with_keys
 from megatron_ssd.config.dataset import InspectConfig
 from megatron_ssd.dataset.inspection import run_inspect
 
-
-def main() -> None:
-    """Parse, check, print."""
-    arguments = key_parser(__doc__, InspectConfig).parse_args().arguments
-    start_logging()
-    run_guarded(lambda: run_inspect(parse_keys(InspectConfig, arguments)))
-
-
 if __name__ == "__main__":
-    main()
+    run_with_keys(run_inspect, InspectConfig, description=__doc__)

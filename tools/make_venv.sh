@@ -36,11 +36,15 @@ install() { # LEVEL
     ensure_venv
     rm -f "$venv/.installed-$1-"*
     if [ "$1" = cpu ]; then
+        echo "installing torch and the locked requirements into $venv, about 4 GB; this takes minutes"
+        echo "1 of 2: torch"
         install_torch "$python"
-        "$python" -m pip install --no-deps -r requirements/cpu.txt
+        echo "2 of 2: $(grep -cE '^[A-Za-z0-9]' requirements/cpu.txt) packages of requirements/cpu.txt"
+        "$python" -m pip install --quiet --no-deps -r requirements/cpu.txt
         "$python" -m pip install --no-deps --no-build-isolation --quiet -e .
     else
-        "$python" -m pip install --no-deps -r requirements/dev.txt
+        echo "installing $(grep -cE '^[A-Za-z0-9]' requirements/dev.txt) packages of requirements/dev.txt for tests and checks"
+        "$python" -m pip install --quiet --no-deps -r requirements/dev.txt
     fi
     touch "$stamp"
 }

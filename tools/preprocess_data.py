@@ -1,6 +1,6 @@
 """Filter samples and write them as Megatron .bin/.idx: run_dir/dataset.
 
-python tools/preprocess_data.py +experiment=demo run_dir=runs/mine
+python tools/preprocess_data.py experiment=demo run_dir=runs/mine
 """
 
 from megatron_ssd.cli.entry import main

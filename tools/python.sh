@@ -45,11 +45,11 @@ find_python_next() {
 install_torch() {
     local python=$1 pin log
     pin=$(grep -oE 'torch==[0-9.]+\+cpu' setup.py)
-    if log=$("$python" -m pip install --no-deps "$pin" 2>&1); then
-        tail -n 1 <<<"$log"
+    if log=$("$python" -m pip install --quiet --no-deps "$pin" 2>&1); then
+        [ -z "$log" ] || echo "$log"  # pip's warnings
     elif grep -q 'No matching distribution' <<<"$log"; then
         echo "$pin is not in pip's configured indexes; taking it from $TORCH_CPU_INDEX"
-        "$python" -m pip install --no-deps --index-url "$TORCH_CPU_INDEX" "$pin"
+        "$python" -m pip install --quiet --no-deps --index-url "$TORCH_CPU_INDEX" "$pin"
     else
         echo "$log" >&2
         return 1

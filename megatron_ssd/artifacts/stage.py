@@ -28,7 +28,7 @@ from typing import IO, Any
 from megatron_ssd.artifacts import manifest as manifests
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
 from megatron_ssd.artifacts.manifest import Manifest
-from megatron_ssd.errors import UserError
+from megatron_ssd.errors import UserError, shown
 
 log = logging.getLogger(__name__)
 
@@ -306,7 +306,7 @@ def _difference(
     before, after = _flat(old), _flat(new)
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
-            return f"configuration ({key}: {before.get(key)!r} then, {after.get(key)!r} now)"
+            return f"configuration ({key}: {shown(before.get(key))} then, {shown(after.get(key))} now)"
     changed = sorted(
         role for role in old_inputs.keys() | new_inputs.keys() if old_inputs.get(role) != new_inputs.get(role)
     )

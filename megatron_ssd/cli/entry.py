@@ -15,12 +15,13 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
+from megatron_ssd.cli.base import with_base_named
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config, compose_values, groups
+from megatron_ssd.cli.print_config import OPTION, Parser, as_yaml, every_key, wants_all
+from megatron_ssd.config.build import build_config
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.errors import Requeue, UserError
-from megatron_ssd.process import die_with_parent_if_asked
+from megatron_ssd.errors import MissingModelError, Requeue, UserError
+from megatron_ssd.process import UNDER_PIPELINE, die_with_parent_if_asked
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -47,18 +48,17 @@ def main(stage: Callable[[RunConfig], None], *, description: str, argv: list[str
     run_guarded(lambda: _run(stage, arguments), traceback=arguments.traceback)
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def parser(description: str) -> Parser:
     """The options that all entry points share."""
     listing = "\n".join(f"  {group:12} {', '.join(names)}" for group, names in groups().items())
-    result = argparse.ArgumentParser(
+    result = Parser(
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"Groups (GROUP=NAME) and what they offer:\n{listing}\n\n"
-        "Any key can be set as SECTION.KEY=VALUE; --print-config shows all that were given.",
+        "A group or key may be written with a plus in front or without one; it means the same.\n"
+        f"Any key can be set as SECTION.KEY=VALUE; {OPTION}=all lists every key with its value, defaults included.",
     )
-    result.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, e.g. +model=tiny seed=1")
+    result.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, e.g. model=tiny seed=1")
     result.add_argument("--config-dir", type=Path, default=CONFIG_DIR, help="folder of the YAML groups")
-    result.add_argument("--print-config", action="store_true", help="print the composed YAML and stop")
     result.add_argument("--traceback", action="store_true", help="show where in the code an error was raised")
     return result
 
@@ -76,7 +76,10 @@ def run_guarded(action: Callable[[], None], *, traceback: bool = False) -> None:
     except Requeue:
         _stop("stopped by a signal: the state is saved; run the same command to go on", EXIT_REQUEUE)
     except KeyboardInterrupt:
-        _stop("interrupted: finished work is kept; run the same command to go on", EXIT_INTERRUPTED)
+        # Under the pipeline, which Ctrl-C reaches as well, it is the pipeline that says so, once.
+        said_above = UNDER_PIPELINE in os.environ
+        _stop("" if said_above else "interrupted: finished work is kept; run the same command to go on",
+              EXIT_INTERRUPTED)  # fmt: skip
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -87,17 +90,22 @@ def run_guarded(action: Callable[[], None], *, traceback: bool = False) -> None:
 def _run(stage: Callable[[RunConfig], None], arguments: argparse.Namespace) -> None:
     if prints_config(arguments):
         return
-    config = compose_config(arguments.overrides, arguments.config_dir.resolve())
+    config_dir = arguments.config_dir.resolve()
+    config = compose_config(arguments.overrides, config_dir)
     start_logging()
-    stage(config)
+    try:
+        stage(config)
+    except MissingModelError as error:
+        raise with_base_named(error, config, config_dir) from None
 
 
 def prints_config(arguments: argparse.Namespace) -> bool:
-    """Print the composed YAML and return true where ``--print-config`` asks for it."""
-    if arguments.print_config:
-        values = compose_values(arguments.overrides, arguments.config_dir.resolve())
-        print(yaml.safe_dump(values, sort_keys=False), end="")
-    return bool(arguments.print_config)
+    """Print the configuration and return true where ``--print-config`` asks for it."""
+    if not arguments.print_config:
+        return False
+    values = compose_values(arguments.overrides, arguments.config_dir.resolve())
+    print(every_key(build_config(values)) if wants_all(arguments) else as_yaml(values), end="")
+    return True
 
 
 def start_logging() -> None:
@@ -110,7 +118,7 @@ def start_logging() -> None:
 
 def _stop(line: str, status: int) -> None:
     # Under torchrun every process meets the same error; one line of it is enough.
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    if line and int(os.environ.get("LOCAL_RANK", "0")) == 0:
         sys.stdout.flush()
         print(line, file=sys.stderr, flush=True)
     sys.exit(status)

@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from megatron_ssd.cli.entry import run_guarded, start_logging
+from megatron_ssd.cli.print_config import Parser, as_yaml, every_default, wants_all
 from megatron_ssd.errors import ConfigError
 
 T = TypeVar("T")
 
 
-def key_parser(description: str | None, config: type) -> argparse.ArgumentParser:
-    """A parser whose ``--help`` lists the keys from the docstring of ``config``."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.epilog = f"Keys:{(config.__doc__ or '').partition('Args:')[2]}"
+def run_with_keys(run: Callable[[T], None], config: type[T], *, description: str | None) -> None:
+    """What a tool does around its work: parse the command line to a ``config``, log, run, end as stages do.
+
+    ``--help`` lists the keys from the docstring of ``config``, ``--print-config=all`` their values.
+    """
+    parser = Parser(description=description, epilog=f"Keys:{(config.__doc__ or '').partition('Args:')[2]}")
     parser.add_argument("arguments", nargs="*", metavar="KEY=VALUE")
-    return parser
+    arguments = parser.parse_intermixed_args()
+
+    def act() -> None:
+        if arguments.print_config:
+            given = given_keys(config, arguments.arguments)
+            print(every_default(config, given) if wants_all(arguments) else as_yaml(given), end="")
+            return
+        start_logging()
+        run(parse_keys(config, arguments.arguments))
+
+    run_guarded(act)
 
 
 def parse_keys(config: type[T], arguments: Sequence[str]) -> T:
     """``KEY=VALUE`` arguments as a ``config``. Raises ``ConfigError``."""
-    fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    values = given_keys(config, arguments)
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        if field.default is dataclasses.MISSING and not values.get(field.name):
+            raise ConfigError(f"{field.name} is not set", rule="it has no default", fix=f"add {field.name}=VALUE")
+    return config(**values)
+
+
+def given_keys(config: type, arguments: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` arguments as values of the kinds that ``config`` has. Raises ``ConfigError``."""
+    fields = [field.name for field in dataclasses.fields(config)]
     kinds = get_type_hints(config)
     values: dict[str, Any] = {}
     for argument in arguments:
@@ -34,10 +56,7 @@ def parse_keys(config: type[T], arguments: Sequence[str]) -> T:
             hint = f"did you mean {near[0]}=VALUE?" if near else "see --help"
             raise ConfigError(f"argument {argument!r}", rule=f"known are {', '.join(fields)}, as KEY=VALUE", fix=hint)
         values[key] = _value(key, text, kinds[key])
-    for name, field in fields.items():
-        if field.default is dataclasses.MISSING and not values.get(name):
-            raise ConfigError(f"{name} is not set", rule="it has no default", fix=f"add {name}=VALUE")
-    return config(**values)
+    return values
 
 
 def _value(key: str, text: str, kind: Any) -> Any:

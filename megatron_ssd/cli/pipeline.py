@@ -11,11 +11,11 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.cli.base import base_run
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config
 from megatron_ssd.cli.entry import parser, prints_config, run_guarded, start_logging
 from megatron_ssd.cli.preflight import check_machine
@@ -44,23 +44,35 @@ class Script:
     """An entry point and how to ask, without starting it, whether its output stands already."""
 
     path: str
+    does: str
     open_stage: Callable[[RunConfig], Stage]
     torchrun: bool = False  # one process a device of the layout
 
 
-_TRAIN = Script("launch/train.py", training_stage, torchrun=True)
-_EXPORT = Script("launch/export.py", export_stage)
-BASE = [Script("tools/build_minicode.py", world_stage), _TRAIN, _EXPORT]
+_TRAIN = Script("launch/train.py", "train on the data set with Megatron-Core", training_stage, torchrun=True)
+_EXPORT = Script("launch/export.py", "write the trained weights as a Hugging Face folder", export_stage)
+_WORLD = Script("tools/build_minicode.py", "make the small world: its tokenizer and a corpus to train on", world_stage)
+BASE = [_WORLD, _TRAIN, _EXPORT]
 LOOP = {
-    "problems": Script("launch/problems.py", problems_stage),
-    "samples": Script("launch/generate.py", samples_stage),
-    "scores": Script("launch/score.py", scores_stage),  # where a proxy model is named
-    "dataset": Script("tools/preprocess_data.py", dataset_stage),
+    "problems": Script(
+        "launch/problems.py", "choose the problems to sample and hold them against the benchmark", problems_stage
+    ),
+    "samples": Script(
+        "launch/generate.py", "sample responses to the problems from the frozen model with vLLM", samples_stage
+    ),
+    # where a proxy model is named
+    "scores": Script("launch/score.py", "score each response under the proxy model", scores_stage),
+    "dataset": Script(
+        "tools/preprocess_data.py", "filter the samples and write them as Megatron's data set", dataset_stage
+    ),
     "checkpoints": _TRAIN,
     "export": _EXPORT,
-    "eval": Script("launch/evaluate.py", evaluation_stage),
-    "regression": Script("launch/regression.py", regression_stage),  # where tasks are named
-    "report": Script("launch/report.py", report_stage),
+    "eval": Script(
+        "launch/evaluate.py", "decode the benchmark with base and tuned model and run the programs", evaluation_stage
+    ),
+    # where tasks are named
+    "regression": Script("launch/regression.py", "measure other benchmarks through lm-eval", regression_stage),
+    "report": Script("launch/report.py", "compare base and tuned model and write the report", report_stage),
 }
 
 
@@ -86,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
     config_dir = arguments.config_dir.resolve()
     config = compose_config(overrides, config_dir)
     for section in ("model", "problems", "benchmark", "sampling"):
-        needed(getattr(config, section), section, fix=f"choose one with {section}=NAME, or take +experiment=demo")
+        needed(getattr(config, section), section, fix=f"choose one with {section}=NAME, or take experiment=demo")
     overrides = [*overrides, f"run_dir={config.run_dir}"]
     left_out = {
         "scores": None if config.proxy else "a proxy model makes scores; name one with proxy.path=FOLDER",
@@ -99,6 +111,8 @@ def run(arguments: argparse.Namespace) -> None:
     scripts = [LOOP[name] for name in names[: names.index(arguments.until) + 1]]
     total = len(scripts)
     # Problems before the base: a file that cannot be read, or a gate that refuses, should not cost a training run.
+    log.info("pipeline: %s to %s, %d stages in %s%s", names[0], arguments.until, total, config.run_dir,
+             "; before the second of them a base model is made, or found" if config.base else "")  # fmt: skip
     _run_all("stage", scripts[:1], overrides, config_dir, total=total)
     if config.base is not None:
         overrides = [*overrides, f"model.path={_make_base(config.base, config_dir)}"]
@@ -108,15 +122,15 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if to_report and LOOP["report"] not in started_scripts:
         print_report(Path(config.run_dir))  # else the stage itself has printed it
-    log.info("pipeline: done in %.0f s", time.monotonic() - started)
+    log.info("pipeline: all %d stages done in %.0f s", total, time.monotonic() - started)
 
 
 def _make_base(base: BaseConfig, config_dir: Path) -> Path:
     """The folder of the frozen base model, trained now or found as an earlier run left it."""
-    overrides = [f"experiment={base.experiment}", *base.overrides]
-    settings = asdict(compose_config(overrides, config_dir))
-    run_dir = Path(base.base_dir) / hash_json({**settings, "run_dir": None})[:12]
-    _run_all("base stage", BASE, [*overrides, f"run_dir={run_dir}"], config_dir, total=len(BASE))
+    overrides, run_dir = base_run(base, config_dir)
+    log.info("pipeline: the base model: %d steps of its own in %s, once", len(BASE), run_dir)
+    _run_all("base model, step", BASE, overrides, config_dir, total=len(BASE))
+    log.info("pipeline: the base model stands in %s; on with the stages", run_dir / "export")
     return run_dir / "export"
 
 
@@ -138,7 +152,7 @@ def _run_all(
         if script.open_stage(config).is_current():
             continue
         check_machine(config)  # of a run that is up to date nothing is asked
-        log.info("pipeline: %s %d of %d, %s", label, number, total, script.path)
+        log.info("pipeline: %s %d of %d: %s (%s)", label, number, total, script.does, script.path)
         command = [*_launcher(script, config), str(ROOT / script.path), *options, *overrides]
         status = run_child(command, report_follows=report_follows)
         if status != 0:

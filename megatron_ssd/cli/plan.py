@@ -7,10 +7,8 @@ import dataclasses
 from functools import cache
 from pathlib import Path
 
-import yaml
-
-from megatron_ssd.cli.compose import CONFIG_DIR, compose_config, compose_values
-from megatron_ssd.cli.entry import parser, run_guarded, start_logging
+from megatron_ssd.cli.compose import CONFIG_DIR, compose_config
+from megatron_ssd.cli.entry import parser, prints_config, run_guarded, start_logging
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import require
 from megatron_ssd.runtime.hardware import GPUS
@@ -62,15 +60,12 @@ def _run(arguments: argparse.Namespace) -> None:
         else:
             print(text)
         return
-    config_dir = arguments.config_dir.resolve()
-    if arguments.print_config:
-        print(yaml.safe_dump(compose_values(arguments.overrides, config_dir), sort_keys=False), end="")
-        return
-    _print_plan(compose_config(arguments.overrides, config_dir), arguments)
+    if not prints_config(arguments):
+        _print_plan(compose_config(arguments.overrides, arguments.config_dir.resolve()), arguments)
 
 
 def _print_plan(config: RunConfig, arguments: argparse.Namespace) -> None:
-    model = needed(config.model, "model", fix="choose one with +model=NAME")
+    model = needed(config.model, "model", fix="choose one with model=NAME")
     require(arguments.mfu is None or (arguments.gpu is not None and 0 < arguments.mfu <= 1), f"--mfu {arguments.mfu}",
             rule="is a share of the peak of the GPU that --gpu names", fix="use --gpu=B200 --mfu=0.3")  # fmt: skip
     layout = lay_out(model, config.parallel, config.precision, config.moe)

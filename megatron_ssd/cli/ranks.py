@@ -1,6 +1,6 @@
 """torchrun without the page of text that it adds when a process has said, in one line, what is wrong.
 
-    python -m megatron_ssd.cli.ranks --standalone --nproc-per-node=2 launch/train.py +experiment=demo
+    python -m megatron_ssd.cli.ranks --standalone --nproc-per-node=2 launch/train.py experiment=demo
 
 Takes torchrun's own arguments. Ends with the status of the process that failed first, which is 75 where a signal
 stopped training with its state saved. SIGINT, SIGTERM and SIGUSR1 are passed on to the processes, which take the time

@@ -10,12 +10,16 @@ import dataclasses
 import difflib
 import functools
 import json
+from collections.abc import Iterator
 from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.errors import ConfigError
+from megatron_ssd.errors import ConfigError, shown
+
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+_MOST_NAMED = 3  # keys of one name; more are no hint
 
 
 def build_config(values: dict[str, Any]) -> RunConfig:
@@ -46,22 +50,53 @@ def _make_strict(section: type) -> None:
 
 
 def _explain(error: ValidationError) -> ConfigError:
-    """The first complaint as one line."""
-    first = error.errors()[0]
+    """One complaint as one line: a key that does not exist before all others, as it may be why another is missing."""
+    complaints = error.errors()
+    first = next((one for one in complaints if one["type"] in _UNKNOWN_KEY), complaints[0])
+    path = [str(part) for part in first["loc"]]
+    key, value = ".".join(path), first["input"]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
-        return cause
-    path = [str(part) for part in first["loc"]]
-    key = ".".join(path)
-    known = _keys_at(path[:-1])
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        near = difflib.get_close_matches(path[-1], known, n=1)
-        fix = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"known are {', '.join(sorted(known))}"
-        return ConfigError(f"{key} = {first['input']!r}", rule="there is no such key", fix=fix)
+        return _with_section(cause, key)
+    if first["type"] in _UNKNOWN_KEY:
+        return ConfigError(f"{key} = {shown(value)}", rule="there is no such key", fix=_suggestion(path))
     if first["type"] in ("missing", "missing_keyword_only_argument"):
         return ConfigError(f"{key} is not set", rule="it has no default", fix=f"add {key}=VALUE")
+    if first["type"] in ("tuple_type", "list_type") and isinstance(value, str | int | float):
+        return ConfigError(f"{key} = {shown(value)}", rule="must be a list", fix=f"write {key}=[{value}]")
     rule = first["msg"][0].lower() + first["msg"][1:]
-    return ConfigError(f"{key} = {first['input']!r}", rule=rule, fix=f"give {key} a value of that kind")
+    return ConfigError(f"{key} = {shown(value)}", rule=rule, fix=f"give {key} a value of that kind")
+
+
+def _with_section(error: ConfigError, section: str) -> ConfigError:
+    """The error of a dataclass that stands in several places, such as ``Decoding``, with the place that it is in."""
+    key, separator, _ = error.what.partition(" = ")
+    if "." in key or not separator or not section:
+        return error
+    return ConfigError(f"{section}.{error.what}", rule=error.rule, fix=error.fix)
+
+
+def _suggestion(path: list[str]) -> str:
+    """What was meant by a key that does not exist: one like it beside it, else one of that name elsewhere."""
+    *section, name = path
+    known = _keys_at(section)
+    elsewhere = [key for key in _all_keys() if key.rpartition(".")[2] == name]
+    near = [".".join([*section, key]) for key in difflib.get_close_matches(name, known, n=1)]
+    meant = near or (elsewhere if len(elsewhere) <= _MOST_NAMED else [])
+    return f"did you mean {' or '.join(meant)}?" if meant else f"known are {', '.join(sorted(known))}"
+
+
+@functools.cache
+def _all_keys() -> tuple[str, ...]:
+    """Every key of every section, named or null; sections of any name (``contamination.sets``) aside."""
+
+    def below(section: type, prefix: str) -> Iterator[str]:
+        for name, hint in get_type_hints(section).items():
+            parts = [part for part in (hint, *get_args(hint)) if isinstance(part, type)]
+            inner = [] if get_origin(hint) is dict else [part for part in parts if dataclasses.is_dataclass(part)]
+            yield from below(inner[0], f"{prefix}{name}.") if inner else (f"{prefix}{name}",)
+
+    return tuple(below(RunConfig, ""))
 
 
 def _keys_at(path: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.config.problems import BenchmarkConfig, ErrataChoice
-from megatron_ssd.errors import require
+from megatron_ssd.errors import require, shown
 
 GradeFormat = Literal["lcb", "humaneval", "mbpp", "leetcode", "humaneval_plus", "mbpp_plus"]
 
@@ -56,7 +56,8 @@ class GradeConfig:
 
     def __post_init__(self) -> None:
         window = self.start_date or self.end_date
-        require(self.format == "lcb" or not window, f"start_date = {self.start_date}, end_date = {self.end_date}",
+        require(self.format == "lcb" or not window,
+                f"start_date = {shown(self.start_date)}, end_date = {shown(self.end_date)}",
                 rule="cut a window of contest dates, which only format=lcb has", fix="leave them out")  # fmt: skip
         require(self.format == "lcb" or self.errata == "keep", f"errata = {self.errata}",
                 rule="only format=lcb has errata", fix="leave it out")  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from megatron_ssd.errors import require
@@ -94,7 +94,7 @@ class ModelConfig:
             )
         require(
             self.rope_scaling is None or self.model_type == "llama",
-            f"model.rope_scaling = {self.rope_scaling}",
+            f"model.rope_scaling = {self.rope_scaling and asdict(self.rope_scaling)}",
             rule="llama3 scaling is known for model_type llama only",
             fix="remove model.rope_scaling",
         )

@@ -51,9 +51,10 @@ class ProblemsConfig:
     def __post_init__(self) -> None:
         require(self.limit is None or self.limit > 0, f"problems.limit = {self.limit}", rule="must be positive",
                 fix="leave it out to use every problem")  # fmt: skip
-        require(self.name == "minicode" or self.path is not None, f"problems.path = {self.path}",
+        require(self.name == "minicode" or self.path is not None, "problems.path = null",
                 rule=f"problems={self.name} reads rows from somewhere", fix="set problems.path=FOLDER")  # fmt: skip
-        require((self.name == "rows") == (self.columns is not None), f"problems.columns = {self.columns}",
+        columns = "null" if self.columns is None else list(self.columns.names)
+        require((self.name == "rows") == (self.columns is not None), f"problems.columns = {columns}",
                 rule="goes with problems=rows, which cannot do without",
                 fix="set problems.columns.statement=COLUMN with problems=rows, and leave it out otherwise")  # fmt: skip
         require(self.near_duplicates is None or 0 < self.near_duplicates <= 1,
@@ -125,7 +126,7 @@ class BenchmarkConfig:
     def __post_init__(self) -> None:
         require(self.limit is None or self.limit > 0, f"benchmark.limit = {self.limit}", rule="must be positive",
                 fix="leave it out to use every problem")  # fmt: skip
-        require(self.name == "minicode" or self.path is not None, f"benchmark.path = {self.path}",
+        require(self.name == "minicode" or self.path is not None, "benchmark.path = null",
                 rule=f"benchmark={self.name} reads rows from somewhere", fix="set benchmark.path=FILE")  # fmt: skip
         require(self.errata == "keep" or self.name == "livecodebench", f"benchmark.errata = {self.errata}",
                 rule=f"LiveCodeBench has errata, and this is {self.name}", fix="leave it out")  # fmt: skip

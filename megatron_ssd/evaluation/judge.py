@@ -108,13 +108,15 @@ class Judge(Closing):
             execution = self._sandbox.execute(program, [test.input for test in batch], limits)
             cpu += execution.cpu_total
             is_slow |= any(seconds > self._config.cpu_seconds for seconds in execution.cpu_seconds)
-            results += self._results(problem, batch, execution)
+            results += self._results(problem, batch, execution, alone=alone)
             failed = results[-1].status != "passed"
             if (failed and self._config.stop_at_first_failure) or results[-1].status == "syntax_error":
                 break
         return _judgement(results, cpu, unsettled=not alone and (is_slow or any(r.is_starved for r in results)))
 
-    def _results(self, problem: Problem, tests: Sequence[TestCase], execution: Execution) -> list[_Result]:
+    def _results(
+        self, problem: Problem, tests: Sequence[TestCase], execution: Execution, *, alone: bool
+    ) -> list[_Result]:
         """Of every test that was run, or up to the first that failed where the others do not matter."""
         results: list[_Result] = []
         for output, test in zip(execution.outputs, tests, strict=False):
@@ -123,7 +125,10 @@ class Judge(Closing):
             if difference is not None and self._config.stop_at_first_failure:
                 return results
         if execution.ending != "completed":
-            results.append(_Result(_STATUS[execution.ending], execution.detail, execution.ending == "starved"))
+            detail = execution.detail
+            if execution.ending == "timeout" and not alone:
+                detail += f" ({_LOAD_FACTOR:g} x cpu_seconds = {self._config.cpu_seconds:g}: the limit of a first run)"
+            results.append(_Result(_STATUS[execution.ending], detail, execution.ending == "starved"))
         return results
 
     def _difference(self, problem: Problem, output: str, test: TestCase) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
 from megatron_ssd.artifacts.stage import write_atomically
 from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.run import RunConfig, needed
+from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.models.families import family_of
 from megatron_ssd.models.hf_folder import read_hf_config, resolve_model_folder
@@ -89,8 +89,7 @@ def find_assets(config: RunConfig, model: ModelConfig) -> Assets:
         UserError: there is no such folder.
     """
     if config.objective == "sft":
-        path = needed(model.path, "model.path", fix="name the folder of the base model")
-        base = resolve_model_folder(path, model.revision)
+        base = resolve_model_folder(model.path, model.revision)
         return Assets(tokenizer=base, base=base)
     return Assets(tokenizer=Path(config.run_dir) / "tokenizer", base=None)
 

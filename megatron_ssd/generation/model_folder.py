@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ssd.artifacts.hashing import hash_folder
-from megatron_ssd.errors import UserError
+from megatron_ssd.errors import MissingModelError, UserError
 from megatron_ssd.problems.location import hub_error, is_hub_id
 
 _KEY = "model.path"
@@ -59,7 +59,7 @@ def open_model(path: str | None, revision: str | None = None, *, key: str = _KEY
 def locate_model(path: str | None, revision: str | None = None, *, key: str = _KEY) -> tuple[Path, str | None]:
     """(folder, commit where one was named or the Hub gave one) of a model, as ``open_model`` finds it, unread."""
     if path is None:
-        raise UserError(
+        raise MissingModelError(
             f"{key} = null", rule="this needs a model that is trained", fix=f"set {key} to a Hugging Face folder"
         )
     folder = Path(path).expanduser()

@@ -77,9 +77,8 @@ def run_score(config: RunConfig) -> None:
         if scored
         else {}
     )
-    log.info(
-        "scores: %d of %d samples scored, quantiles of the mean log-probability %s", len(scored), len(order), quantiles
-    )
+    shown = ", ".join(f"{float(q):.0%} up to {value:.2f}" for q, value in quantiles.items())
+    log.info("scores: %d of %d samples scored; mean log-probability: %s", len(scored), len(order), shown or "none")
     stage.publish(
         engine=engine,
         counts={"samples": len(order), "scored": len(scored)},

@@ -208,7 +208,7 @@ def _sampling(config: RunConfig) -> SamplingConfig:
 
 
 def _model(config: RunConfig) -> ModelFolder:
-    model = needed(config.model, "model", fix="name one, for example +model=qwen3_4b_instruct")
+    model = needed(config.model, "model", fix="name one, for example model=qwen3_4b_instruct")
     return open_model(model.path, model.revision)
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import gc
 import importlib.metadata
+import logging
 import math
 import os
 from collections.abc import Iterable
@@ -26,6 +27,8 @@ from megatron_ssd.generation.sampler import Completion, Job, Request, Result, Sc
 
 _GIB = 1 << 30
 _PREFILL_TOKENS = 8192  # prompt tokens of one step; a step takes whole prompts on CPU
+log = logging.getLogger(__name__)
+
 # What an engine may raise where it cannot start.
 START_ERRORS = (RuntimeError, ValueError, OSError, ImportError, MemoryError, AssertionError)
 # Of the model, before temperature, penalties and truncation.
@@ -74,8 +77,12 @@ def open_vllm(config: RunConfig, model: ModelFolder, *, end_token_ids: tuple[int
         UserError: see ``vllm_spec``. On the pool's first use: an engine cannot start.
     """
     engine = config.engine
+    spec = vllm_spec(config, model, end_token_ids=end_token_ids)
+    count = engine.data_parallel_size
+    log.info("vllm: starting %d engine%s on %s%s", count, "s" if count > 1 else "", model.path,
+             "; the first use on a machine compiles a kernel" if config.cluster.device == "cpu" else "")  # fmt: skip
     return EnginePool(
-        vllm_spec(config, model, end_token_ids=end_token_ids),
+        spec,
         size=engine.data_parallel_size,
         max_in_flight=engine.max_in_flight,
         max_restarts=engine.max_restarts,

@@ -34,7 +34,7 @@ DTYPES = {"F32": ("float32", 4), "BF16": ("bfloat16", 2), "F16": ("float16", 2)}
 _HEADER_LIMIT = 100_000_000  # bytes, the library's own
 
 
-def resolve_model_folder(path: str, revision: str | None = None, *, key: str = "model.path") -> Path:
+def resolve_model_folder(path: str | None, revision: str | None = None, *, key: str = "model.path") -> Path:
     """The folder that ``path`` names, found as sampling finds it: here, or downloaded from the Hub.
 
     Args:

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
+from megatron_ssd.artifacts.manifest import in_words
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.problems.gate import ContaminationGate, gate_inputs
+from megatron_ssd.problems.gate import HITS_FILE, ContaminationGate, gate_inputs
 from megatron_ssd.problems.selection import PROBLEMS_FILE, Selection, select
 from megatron_ssd.problems.source import Source, open_source
 from megatron_ssd.progress import progress
@@ -57,12 +58,15 @@ def run_problems(config: RunConfig) -> None:
     if not selection.ids:
         raise UserError(
             f"problems.path = {source.section.path}",
-            rule=f"none of its {selection.rows} rows is left ({selection.dropped})",
+            rule=f"none of its {selection.rows} rows is left (dropped {in_words(selection.dropped)})",
             fix="name a data set that holds problems, or relax the problems section",
         )
     hits = gate.report(work, kept=selection.ids)
     line = _line(source, selection)
-    log.info("problems: %s", line)
+    log.info("problems: %s; dropped %s", line, in_words(selection.dropped))
+    if config.contamination.on_hit == "drop":
+        log.info("problems: the gate against evaluation sets dropped %d (contamination.on_hit=drop; %s)",
+                 selection.dropped.get("contaminated", 0), HITS_FILE)  # fmt: skip
     if hits:
         log.warning("problems: %d of them stand in evaluation sets (contamination.jsonl)", hits)
     stage.publish(
@@ -90,10 +94,14 @@ def _stage(config: RunConfig, source: Source) -> Stage:
     contamination = dataclasses.asdict(config.contamination)
     for one in contamination["sets"].values():
         del one["path"]
+    settings = {"problems": section, "seed": config.seed, "contamination": contamination}
+    if "minicode" in (source.section.name, config.benchmark and config.benchmark.name):
+        # In the inputs' hashes too, which cannot tell which key has changed.
+        settings["minicode"] = dataclasses.asdict(config.minicode)
     return Stage(
         name="problems",
         run_dir=Path(config.run_dir),
-        config={"problems": section, "seed": config.seed, "contamination": contamination},
+        config=settings,
         inputs={"source": source.revision, **gate_inputs(config)},
         replace=config.replace,
         restarts=True,  # minutes at most, and a fix that an error names should work in the same folder

@@ -54,7 +54,7 @@ def check_device(cluster: ClusterConfig) -> None:
             "cluster.device = cuda",
             rule=f"needs an NVIDIA GPU, and {_what_is_missing()}",
             fix="run on a GPU machine, check the layout with dry_run=true, or try the small CPU run with "
-            "+experiment=demo",
+            "experiment=demo",
         )
     if cluster.device == "cpu" and torch.cuda.is_available():
         raise UserError(

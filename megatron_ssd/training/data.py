@@ -146,7 +146,7 @@ def open_dataset(config: RunConfig, *, split: Literal["train", "validation"] = "
     Raises:
         UserError: there is none, it is of another objective or vocabulary, or no sample is left.
     """
-    model, training = needed(config.model, "model", fix="choose one with +model=NAME"), config.training
+    model, training = needed(config.model, "model", fix="choose one with model=NAME"), config.training
     dataset = TrainingDataset(
         Path(config.run_dir) / "dataset" / DATASET_NAME,
         objective=config.objective,

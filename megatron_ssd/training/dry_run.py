@@ -31,6 +31,7 @@ class RankReport:
     rank: int
     tensor_rank: int
     pipeline_rank: int
+    context_rank: int
     expert_rank: int
     data_rank: int
     num_parameters: int
@@ -48,10 +49,10 @@ class LayoutReport:
 
     def table(self) -> str:
         """The report as text, one rank a line."""
-        lines = ["rank  tensor  pipeline  expert  data        parameters"]
+        lines = ["rank  tensor  pipeline  context  expert  data        parameters"]
         lines += [
-            f"{r.rank:4d}  {r.tensor_rank:6d}  {r.pipeline_rank:8d}  {r.expert_rank:6d}  {r.data_rank:4d}  "
-            f"{r.num_parameters:16,d}"
+            f"{r.rank:4d}  {r.tensor_rank:6d}  {r.pipeline_rank:8d}  {r.context_rank:7d}  {r.expert_rank:6d}  "
+            f"{r.data_rank:4d}  {r.num_parameters:16,d}"
             for r in self.ranks
         ]
         return "\n".join([*lines, f"whole model, each parameter once: {self.num_parameters:,}"])
@@ -64,7 +65,7 @@ def run_dry(config: RunConfig) -> None:
     """
     if int(os.environ.get("RANK", "0")) != 0:
         return
-    model = needed(config.model, "model", fix="choose one with +model=NAME")
+    model = needed(config.model, "model", fix="choose one with model=NAME")
     report = lay_out(model, config.parallel, config.precision, config.moe)
     training, parallel = config.training, config.parallel
     padding = _padding(model, parallel)
@@ -139,6 +140,7 @@ def _build_rank(
             rank=rank,
             tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
             pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+            context_rank=parallel_state.get_context_parallel_rank(),
             expert_rank=parallel_state.get_expert_model_parallel_rank(),
             data_rank=parallel_state.get_data_parallel_rank(),
             num_parameters=_count(chunks, lambda _: True),

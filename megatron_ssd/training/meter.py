@@ -22,7 +22,7 @@ class Meter:
     """Measures the iterations of one run. Every rank has one and calls it alike."""
 
     def __init__(self, run: RunConfig, state: TrainingState, source: BatchSource, *, device: str) -> None:
-        self._model = needed(run.model, "model", fix="choose one with +model=NAME")
+        self._model = needed(run.model, "model", fix="choose one with model=NAME")
         self._source = source
         self._positions = run.training.global_batch_size * run.training.seq_length
         self._peak = peak_tflops(torch.cuda.get_device_name(), run.precision) if device == "cuda" else None

@@ -58,7 +58,7 @@ class Recorder:
         shown = {
             "loss": f"{metrics.loss:.4f}",
             "lr": f"{metrics.learning_rate:.2e}",
-            "tok/s/gpu": f"{metrics.tokens_per_second_per_gpu:.0f}",
+            "tokens/s": f"{metrics.tokens_per_second:,.0f}",
         }
         if metrics.mfu is not None:
             shown["mfu"] = f"{metrics.mfu:.1%}"

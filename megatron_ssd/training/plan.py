@@ -68,7 +68,7 @@ def numbers_name(precision: PrecisionConfig) -> str:
 
 def memory_text(config: RunConfig, layout: LayoutReport) -> str:
     """The parts of the fullest rank, and the total under other recompute modes."""
-    model = needed(config.model, "model", fix="choose one with +model=NAME")
+    model = needed(config.model, "model", fix="choose one with model=NAME")
     memory = worst_rank(config, layout)
     lines = [
         f"{model.name}: {layout_name(config)}, {numbers_name(config.precision)}, "
@@ -138,7 +138,7 @@ def run_text(config: RunConfig, samples: Samples | None) -> str:
 
 def iteration_flops(config: RunConfig, samples: Samples | None) -> float:
     """Useful operations of one iteration over full rows."""
-    model = needed(config.model, "model", fix="choose one with +model=NAME")
+    model = needed(config.model, "model", fix="choose one with model=NAME")
     length = config.training.seq_length
     segment = min(length, samples.segment_length) if samples and samples.segment_length else length
     return config.training.global_batch_size * flops_of(model, [segment]) * length / segment

@@ -91,7 +91,7 @@ def training_stage(config: RunConfig) -> Stage:
     Raises:
         UserError: there is no data set, or no base model to start from.
     """
-    model = needed(config.model, "model", fix="choose one with +model=NAME")
+    model = needed(config.model, "model", fix="choose one with model=NAME")
     run_dir = Path(config.run_dir)
     inputs = {"dataset": read_manifest(run_dir / "dataset").content_hash}
     if config.objective == "sft":
@@ -120,9 +120,7 @@ def base_folder(model: ModelConfig) -> Path:
     Raises:
         UserError: no model is named, or there is none.
     """
-    return resolve_model_folder(
-        needed(model.path, "model.path", fix="name the folder of the base model"), model.revision
-    )
+    return resolve_model_folder(model.path, model.revision)
 
 
 def prepare_trainer(config: RunConfig, work: Path, device: str) -> tuple[Trainer, TrainingDataset]:
@@ -138,7 +136,7 @@ def prepare_trainer(config: RunConfig, work: Path, device: str) -> tuple[Trainer
     from megatron_ssd.training.state import TrainingState
     from megatron_ssd.training.validation import Validation
 
-    model = needed(config.model, "model", fix="choose one with +model=NAME")
+    model = needed(config.model, "model", fix="choose one with model=NAME")
     dataset = open_dataset(config)
     checkpoint = choose_checkpoint(work, config.checkpoint.on_broken)
     fresh = config.objective == "pretrain" and checkpoint is None

@@ -129,12 +129,27 @@ def test_the_demos_run_folder_follows_its_problems() -> None:
         (["training.train_iter=3"], ["training.train_iter = 3", "did you mean training.train_iters?"]),
         (["training.train_iters=many"], ["training.train_iters = 'many'", "integer"]),
         (["evaluation.top_k=20"], ["evaluation.top_k = 20", "did you mean evaluation.top_ks?"]),
+        (["lr=3"], ["lr = 3", "did you mean optimizer.lr?"]),
+        (["training.lr=3"], ["training.lr = 3", "did you mean optimizer.lr?"]),
+        (
+            ["problems=rows", "problems.path=x", "problems.columns.statment=text"],
+            ["problems.columns.statment = 'text'", "did you mean problems.columns.statement?"],
+        ),
+        (["problems=rows", "problems.columns.statement=text"], ["problems.path = null"]),
+        (["problems=rows", "problems.path=x"], ["problems.columns = null"]),
+        (["engine.backend=server", "engine.endpoints=http://a:1/v1"], ["write engine.endpoints=[http://a:1/v1]"]),
+        (["+experiment=demo", "sampling.train.temperature=-1"], ["sampling.train.temperature = -1.0: must be"]),
+        (
+            ["+experiment=demo", "sampling.temperature=1"],
+            ["did you mean sampling.train.temperature or sampling.eval.temperature or sampling.default.temperature?"],
+        ),
+        (["seed=null"], ["seed = null: ", "integer"]),
         (["foo"], ["'foo'", "KEY=VALUE"]),
         (["seed={"], ["seed={"]),
         (["run_dir=${nothing.here}"], ["nothing.here"]),
         (["contamination=[humaneval,human]"], ["contamination = 'human'", "choose one of aime, humaneval"]),
         (["contamination=mbpp"], ["contamination.sets.mbpp.path = null", "set contamination.sets.mbpp.path to a file"]),
-        (["benchmark=livecodebench"], ["benchmark.path = None", "set benchmark.path=FILE"]),
+        (["benchmark=livecodebench"], ["benchmark.path = null", "set benchmark.path=FILE"]),
     ],
 )
 def test_what_cannot_be_composed_is_one_line(overrides: list[str], parts: list[str]) -> None:
@@ -148,3 +163,9 @@ def test_what_cannot_be_composed_is_one_line(overrides: list[str], parts: list[s
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
         compose_config([], tmp_path)
+
+
+def test_no_message_of_the_code_writes_a_group_with_a_plus() -> None:
+    for path in (CONFIG_DIR.parent / "megatron_ssd").rglob("*.py"):
+        for name in groups():
+            assert not re.search(rf"[\s\"']\+{name}=", path.read_text(encoding="utf-8")), f"{path}: {name}"

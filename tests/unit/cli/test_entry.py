@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from megatron_ssd.cli import entry, pipeline
+from megatron_ssd.cli.base import base_run
+from megatron_ssd.cli.compose import CONFIG_DIR
+from megatron_ssd.config.run import BaseConfig, RunConfig
 from megatron_ssd.errors import Requeue, UserError
+from megatron_ssd.process import UNDER_PIPELINE
+from megatron_ssd.training.stage import base_folder
 
 
 def _raise(error: BaseException) -> None:
@@ -36,6 +43,39 @@ def test_expected_errors_are_one_line(
     assert capsys.readouterr().err == line
 
 
+def test_under_the_pipeline_an_interruption_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(UNDER_PIPELINE, "1")
+    with pytest.raises(SystemExit) as caught:
+        entry.run_guarded(lambda: _raise(KeyboardInterrupt()))
+    assert (caught.value.code, capsys.readouterr().err) == (130, "")
+
+
+def test_a_stage_without_model_path_names_the_base_of_its_configuration(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    overrides = ["experiment=demo", f"base.base_dir={tmp_path}", f"run_dir={tmp_path}/run"]
+    _, run_dir = base_run(BaseConfig(experiment="demo_base", base_dir=str(tmp_path)), CONFIG_DIR)
+
+    def stage(config: RunConfig) -> None:
+        assert config.model is not None
+        base_folder(config.model)
+
+    for made, fix in ((False, f"launch/pipeline.py makes the base of this configuration, {run_dir}/export"),
+                      (True, f"set model.path={run_dir}/export")):  # fmt: skip
+        if made:
+            (run_dir / "export").mkdir(parents=True)
+        with pytest.raises(SystemExit):
+            entry.main(stage, description="", argv=overrides)
+        error = capsys.readouterr().err
+        assert error.startswith("error: model.path = null: this needs a model that is trained; ")
+        assert fix in error
+    with pytest.raises(SystemExit):
+        entry.main(stage, description="", argv=["model=tiny"])
+    assert capsys.readouterr().err.endswith("; set model.path to a Hugging Face folder\n")
+
+
 def test_a_traceback_is_there_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEGATRON_SSD_TRACEBACK", "")
     with pytest.raises(UserError):
@@ -52,6 +92,43 @@ def test_only_one_process_of_a_node_prints(monkeypatch: pytest.MonkeyPatch, caps
     with pytest.raises(SystemExit):
         entry.run_guarded(lambda: _raise(UserError("a", rule="b", fix="c")))
     assert capsys.readouterr().err == ""
+
+
+def test_the_pipeline_says_what_each_step_does_and_sets_the_base_apart(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pipeline, "start_logging", lambda: None)
+    monkeypatch.setattr(pipeline, "check_machine", lambda config: None)
+    monkeypatch.setattr(pipeline, "run_child", lambda command: 0)
+    scripts = {**pipeline.LOOP}
+    for name, script in scripts.items():  # what they ask of earlier stages' folders is not there
+        scripts[name] = dataclasses.replace(script, open_stage=_never_current)
+    monkeypatch.setattr(pipeline, "LOOP", scripts)
+    steps = [dataclasses.replace(script, open_stage=_never_current) for script in pipeline.BASE]
+    monkeypatch.setattr(pipeline, "BASE", steps)
+    overrides = ["experiment=demo", f"base.base_dir={tmp_path}", f"run_dir={tmp_path}/run", "--until=samples"]
+    monkeypatch.setattr("sys.argv", ["pipeline.py", *overrides])
+    with caplog.at_level("INFO"):
+        pipeline.main()
+    said = [record.getMessage().removeprefix("pipeline: ") for record in caplog.records]
+    _, run_dir = base_run(BaseConfig(experiment="demo_base", base_dir=str(tmp_path)), CONFIG_DIR)
+    assert said[0].startswith(f"problems to samples, 2 stages in {tmp_path}/run; before the second")
+    assert said[1].startswith("stage 1 of 2: choose the problems")
+    assert said[2] == f"the base model: 3 steps of its own in {run_dir}, once"
+    assert [line.partition(":")[0] for line in said[3:6]] == [f"base model, step {n} of 3" for n in (1, 2, 3)]
+    assert said[6].startswith("the base model stands in")
+    assert said[7] == ("stage 2 of 2: sample responses to the problems from the frozen model with vLLM "
+                       "(launch/generate.py)")  # fmt: skip
+    assert said[8].startswith("all 2 stages done in ")
+
+
+class _NeverCurrent:
+    def is_current(self) -> bool:
+        return False
+
+
+def _never_current(config: RunConfig) -> Any:
+    return _NeverCurrent()
 
 
 def test_the_pipeline_prints_its_configuration_and_starts_nothing(

@@ -175,8 +175,10 @@ def test_wrong_vocabulary_missing_samples_and_nothing_left(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"token id 12: is outside the vocabulary of model.vocab_size = 12"):
         run_preprocess(run_config(tmp_path, vocab_size=12))
     other = tmp_path / "other"
-    publish_samples(other, [[dataclasses.replace(SHARDS[0][0], response="")]])
-    with pytest.raises(UserError, match="the filters drop every one of them"):
+    empty = [[dataclasses.replace(sample, response="") for sample in shard] for shard in SHARDS[:2]]
+    publish_samples(other, empty)
+    count = sum(map(len, empty))
+    with pytest.raises(UserError, match=f"the filters drop every one of them: {count} for empty;"):
         run_preprocess(run_config(other))
 
 

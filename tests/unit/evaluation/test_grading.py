@@ -49,6 +49,15 @@ def grade_one(grader: Grader, path: Path, source: str, **where: str) -> Verdict:
     return verdict
 
 
+def test_a_timeout_of_the_first_run_names_its_limit_and_the_one_that_was_set(grader: Grader, tmp_path: Path) -> None:
+    verdict = grade_one(grader, tmp_path, "def f(x):\n    while True: pass")
+    limit = CONFIG.cpu_seconds
+    assert (
+        verdict.detail
+        == f"more than {2 * limit:g} s of CPU time (2 x cpu_seconds = {limit:g}: the limit of a first run)"
+    )
+
+
 @pytest.mark.parametrize(
     ("source", "status", "passed", "failed"),
     [

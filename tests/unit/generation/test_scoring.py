@@ -94,6 +94,16 @@ def test_every_sample_has_a_row_in_its_place(config: RunConfig, monkeypatch: pyt
     assert len(sampler.asked) == 5
 
 
+def test_the_log_has_the_scores_in_words(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        score(config, monkeypatch)
+    highest = max(row.mean_logprob for row in published(config) if row.mean_logprob is not None)
+    assert "5 of 6 samples scored; mean log-probability: 0% up to " in caplog.text
+    assert f", 100% up to {highest:.2f}\n" in caplog.text
+
+
 def test_the_proxy_reads_its_own_tokens(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, tiny_hf_model: Path
 ) -> None:

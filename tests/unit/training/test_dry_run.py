@@ -52,6 +52,13 @@ def test_a_dry_run_prints_a_line_for_each_rank(capsys: pytest.CaptureFixture[str
     assert "4 replicas" in out
 
 
+def test_the_table_shows_where_a_rank_stands_in_context_parallelism(capsys: pytest.CaptureFixture[str]) -> None:
+    run_train(compose_config(["model=qwen3_30b", "dry_run=true", "parallel=cp8_ep8"]))
+    head, *rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:10]]
+    assert head == ["rank", "tensor", "pipeline", "context", "expert", "data", "parameters"]
+    assert [row[head.index("context")] for row in rows] == list("01234567")
+
+
 def test_the_dry_run_needs_a_model() -> None:
-    with pytest.raises(ValueError, match=r"\+model=NAME"):
+    with pytest.raises(ValueError, match="model=NAME"):
         run_dry(compose_config(["dry_run=true"]))

@@ -1,0 +1,77 @@
+"""``--print-config=all`` lists every key of every script, with the value that the stage would get."""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from megatron_ssd.cli.compose import CONFIG_DIR, compose_config
+from megatron_ssd.config.build import build_config
+from megatron_ssd.config.dataset import InspectConfig
+from megatron_ssd.config.export import ConvertConfig
+from megatron_ssd.config.grading import GradeConfig
+from megatron_ssd.config.run import RunConfig
+
+_ROOT = CONFIG_DIR.parent
+_OF_A_RUN = [*sorted(path.relative_to(_ROOT) for path in (_ROOT / "launch").glob("*.py")),
+             Path("tools/build_minicode.py"), Path("tools/plan.py"), Path("tools/preprocess_data.py")]  # fmt: skip
+_OF_A_TOOL = {"grade": GradeConfig, "inspect_dataset": InspectConfig, "convert_checkpoint": ConvertConfig}
+
+
+def _shown(
+    script: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    monkeypatch.setattr("sys.argv", [str(script), *arguments])
+    runpy.run_path(str(_ROOT / script), run_name="__main__")
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", _OF_A_RUN, ids=str)
+def test_a_script_lists_every_key_as_its_stage_gets_it(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    overrides = ["+experiment=demo", f"run_dir={tmp_path}/run", "optimizer.lr=3e-4"]
+    values = yaml.safe_load(_shown(script, [*overrides, "--print-config=all"], monkeypatch, capsys))
+    assert set(values) == {field.name for field in dataclasses.fields(RunConfig)}
+    assert build_config(values) == compose_config(overrides)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_keys_of_sections_that_were_not_named_are_comments(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = _shown(Path("launch/generate.py"), ["--print-config=all"], monkeypatch, capsys)
+    assert yaml.safe_load(shown)["sampling"] is None
+    for line in ("proxy.path=VALUE, has no default", "proxy.revision=null", "sampling.train.temperature=1.0",
+                 "sampling.default.top_k=20",
+                 "sampling.stop_token_ids=[]", "problems.deduplicate=true", "problems.columns.id=null"):  # fmt: skip
+        assert f"#   {line}\n" in shown, shown
+
+
+@pytest.mark.parametrize("name", _OF_A_TOOL)
+def test_a_tool_lists_its_own_keys(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config: Any = _OF_A_TOOL[name]
+    shown = _shown(Path(f"tools/{name}.py"), ["--print-config=all"], monkeypatch, capsys)
+    values = yaml.safe_load(shown)
+    for field in dataclasses.fields(config):
+        has_default = field.default is not dataclasses.MISSING
+        assert values[field.name] == (_listed(field.default) if has_default else None)
+        assert has_default or field.name in shown.partition("no default:")[2]
+
+
+def test_a_tool_shows_what_it_was_given(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--print-config", "format=lcb", "cpu_seconds=2"]
+    assert yaml.safe_load(_shown(Path("tools/grade.py"), arguments, monkeypatch, capsys)) == {
+        "format": "lcb", "cpu_seconds": 2.0,
+    }  # fmt: skip
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
