@@ -55,6 +55,20 @@ def test_a_missing_model_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "samples").exists()
 
 
+def test_the_pipelines_own_base_gives_way_to_a_model_that_is_named(tmp_path: Path) -> None:
+    named = [*SMALL, f"base.base_dir={tmp_path}/base", f"run_dir={tmp_path}/run", "--until=problems"]
+    assert_one_line(start("launch/pipeline.py", *named, f"model.path={tmp_path}/nope"),
+                    f"model.path = {tmp_path}/nope", "does not exist")  # fmt: skip
+    assert not list(tmp_path.iterdir())  # said before any work
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    done = start("launch/pipeline.py", *named, f"model.path={mine}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"model.path names the base model, {mine}; none is made from base.experiment = demo_base" in done.stderr
+    assert (tmp_path / "run" / "problems").is_dir()
+    assert not (tmp_path / "base").exists()
+
+
 def test_training_without_cuda_says_what_is_missing(tmp_path: Path) -> None:
     done = start("launch/train.py", "+model=qwen3_30b", f"run_dir={tmp_path}/run")
     assert_one_line(done, "cluster.device = cuda", "GPU", "dry_run=true")
