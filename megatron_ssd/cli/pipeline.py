@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_ssd.artifacts.hashing import hash_json
+from megatron_ssd.artifacts.manifest import MADE_BY
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config
 from megatron_ssd.cli.entry import EXIT_USER_ERROR, parser, prints_config, run_guarded, start_logging
@@ -50,19 +51,19 @@ class Script:
     torchrun: bool = False  # one process a device of the layout
 
 
-_TRAIN = Script("launch/train.py", training_stage, torchrun=True)
-_EXPORT = Script("launch/export.py", export_stage)
-BASE = [Script("tools/build_minicode.py", world_stage), _TRAIN, _EXPORT]
+_TRAIN = Script(MADE_BY["checkpoints"], training_stage, torchrun=True)
+_EXPORT = Script(MADE_BY["export"], export_stage)
+BASE = [Script(MADE_BY["tokenizer"], world_stage), _TRAIN, _EXPORT]
 LOOP = {
-    "problems": Script("launch/problems.py", problems_stage),
-    "samples": Script("launch/generate.py", samples_stage),
-    "scores": Script("launch/score.py", scores_stage),  # where a proxy model is named
-    "dataset": Script("tools/preprocess_data.py", dataset_stage),
+    "problems": Script(MADE_BY["problems"], problems_stage),
+    "samples": Script(MADE_BY["samples"], samples_stage),
+    "scores": Script(MADE_BY["scores"], scores_stage),  # where a proxy model is named
+    "dataset": Script(MADE_BY["dataset"], dataset_stage),
     "checkpoints": _TRAIN,
     "export": _EXPORT,
-    "eval": Script("launch/evaluate.py", evaluation_stage),
-    "regression": Script("launch/regression.py", regression_stage),  # where tasks are named
-    "report": Script("launch/report.py", report_stage),
+    "eval": Script(MADE_BY["eval"], evaluation_stage),
+    "regression": Script(MADE_BY["regression"], regression_stage),  # where tasks are named
+    "report": Script(MADE_BY["report"], report_stage),
 }
 
 

@@ -106,7 +106,14 @@ def training_stage(config: RunConfig) -> Stage:
     }
     if model.is_moe:
         settings["moe"] = _without(config.moe, "dispatcher", "grouped_gemm")
-    return Stage(name="checkpoints", run_dir=run_dir, config=settings, inputs=inputs, replace=config.replace)
+    return Stage(
+        name="checkpoints",
+        run_dir=run_dir,
+        config=settings,
+        inputs=inputs,
+        replace=config.replace,
+        is_work=lambda path: path.parts[0].startswith("iter_"),  # no iteration outlives its start without a checkpoint
+    )
 
 
 def _without(section: Any, *keys: str) -> dict[str, Any]:

@@ -82,6 +82,14 @@ def test_missing_problems_are_said_before_any_work(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("below", ["FILE", "FILE/x", "/proc/nope"])
+def test_a_run_dir_that_cannot_be_made(tmp_path: Path, below: str) -> None:
+    (tmp_path / "FILE").write_text("mine")
+    run_dir = tmp_path / below
+    assert_one_line(start("launch/problems.py", *SMALL, f"run_dir={run_dir}"), str(run_dir), "use another run_dir")
+    assert (tmp_path / "FILE").read_text() == "mine"
+
+
 def test_no_bubblewrap(tmp_path: Path) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()

@@ -226,5 +226,5 @@ def test_wrong_model_and_missing_stages(make_run: Callable[..., RunConfig], tmp_
         run_export(dataclasses.replace(config, model=longer, replace=True))
     with pytest.raises(UserError, match=r"model.path = .*none: "):
         run_export(dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(tmp_path / "none"))))
-    with pytest.raises(UserError, match="run the stage that makes checkpoints/"):
+    with pytest.raises(UserError, match=r"run launch/train\.py"):
         run_export(dataclasses.replace(config, run_dir=str(tmp_path / "empty")))

@@ -194,7 +194,7 @@ def refused(config: RunConfig) -> str:
 
 
 def test_missing_data_set(tmp_path: Path) -> None:
-    assert "dataset: has no manifest.json" in refused(training_config(tmp_path))
+    assert "dataset: does not exist; run tools/preprocess_data.py" in refused(training_config(tmp_path))
 
 
 def test_wrong_vocabulary_size(run_dir: Path) -> None:
@@ -215,13 +215,13 @@ def test_pretraining_goes_on_from_a_model_that_is_named(run_dir: Path, caplog: p
     from transformers import Qwen3ForCausalLM
 
     model = write_hf_folder(run_dir / "base", DENSE)
-    still = OptimizerConfig(lr=1e-9, min_lr=0.0, lr_warmup_iters=0)
-    config = training_config(run_dir, model=model, optimizer=still, training={"train_iters": 1, "packing": "none"})
+    still = OptimizerConfig(lr=1e-9, min_lr=0.0, lr_warmup_iters=1)
+    config = training_config(run_dir, model=model, optimizer=still, training={"train_iters": 2, "packing": "none"})
     with caplog.at_level(logging.INFO):
         run_train(config)
     assert f"from the first iteration, from the weights of model.path = {run_dir / 'base'}" in caplog.text
     assert read_manifest(run_dir / "checkpoints").inputs["model"] == hash_folder(run_dir / "base")
-    (row,) = metrics(run_dir)
+    row = metrics(run_dir)[0]
     documents = open_indexed(run_dir / "dataset" / "samples")
     total, count = 0.0, 0
     with torch.no_grad():
