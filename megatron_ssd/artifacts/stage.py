@@ -5,7 +5,7 @@ Invariants:
 - A stage is current when its manifest's identity, a hash of (config, inputs), is the one asked for.
 - Work left in ``NAME.partial`` is taken up again only by the same identity; anything else is refused or, with
   ``replace``, moved aside under a name that says so. Nothing is deleted, but for unfinished work of a stage that takes
-  up none (``restarts``).
+  up none (``restarts``), and for folders in which nothing is finished yet (``is_work``).
 - One process works on a stage (``begin`` to ``publish``), or several that look at its folders, take up its work and
   publish it only in turn (``turn``).
 """
@@ -19,16 +19,18 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 from megatron_ssd.artifacts import manifest as manifests
+from megatron_ssd.artifacts.difference import difference
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
 from megatron_ssd.artifacts.manifest import Manifest
-from megatron_ssd.errors import UserError, shown
+from megatron_ssd.artifacts.place import is_free, named_by
+from megatron_ssd.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,10 @@ class Stage:
         inputs: role -> content hash of everything read.
         replace: move aside output of another identity where it stands in the way.
         restarts: a start takes up nothing that an earlier one left, so what that one was for does not matter.
+        is_work: whether a file, by its path below the work folder, is worth keeping from another identity. Empty files
+            and the stage's own plan never are.
+        key: what the user sets to have the folder elsewhere.
+        made_by: the command that makes it; by the folder's name unless said.
     """
 
     def __init__(
@@ -67,6 +73,9 @@ class Stage:
         inputs: dict[str, str],
         replace: bool = False,
         restarts: bool = False,
+        is_work: Callable[[Path], bool] = lambda path: True,
+        key: str = "run_dir",
+        made_by: str | None = None,
     ) -> None:
         self.name = name
         self.final = Path(run_dir) / name
@@ -77,6 +86,9 @@ class Stage:
         self.identity = hash_json({"stage": name, "config": self.config, "inputs": inputs})
         self._replace = replace
         self._restarts = restarts
+        self._is_work = is_work
+        self._key = key
+        self._made_by = made_by or manifests.MADE_BY.get(name, "this command")
         self._started = time.monotonic()
         self._noted = 0.0
         self._seconds_before = 0.0
@@ -86,15 +98,21 @@ class Stage:
         """Whether the published folder is what this stage would make.
 
         Raises:
-            UserError: it was made with another configuration or other inputs, and ``replace`` is off.
+            UserError: it was made with another configuration or other inputs, or is none of this stage's, and
+                ``replace`` is off; or there cannot be such a folder.
         """
-        if not self.final.exists():
+        with named_by(self._key, self.final):
+            if is_free(self.final):
+                return False
+            is_published = (self.final / manifests.FILE_NAME).is_file()
+        if not is_published:
+            self._move_aside(self.final, f"exists and was not made by {self._made_by}")
             return False
         published = manifests.read_manifest(self.final)
         if published.identity == self.identity:
             log.info("%s: up to date (%s)", self.name, self.final)
             return True
-        self._move_aside(self.final, published.config, published.inputs)
+        self._move_aside(self.final, self._made_with_another(published.config, published.inputs))
         return False
 
     def begin(self) -> Path:
@@ -130,7 +148,7 @@ class Stage:
             in_use: others are at work in the folder, so it cannot be moved aside.
 
         Raises:
-            UserError: the folder holds work of another identity.
+            UserError: the folder holds work of another identity, or cannot be made.
         """
         plan = self.work / _PLAN
         if self._restarts:
@@ -142,12 +160,26 @@ class Stage:
                 log.info("%s: %s %s", self.name, "joining others in" if in_use else "resuming in", self.work)
             elif in_use:
                 raise self._busy()
+            elif self._holds_work():
+                self._move_aside(self.work, self._made_with_another(earlier["config"], earlier["inputs"]))
             else:
-                self._move_aside(self.work, earlier["config"], earlier["inputs"])
-        self.work.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(self.work)
+        with named_by(self._key, self.work):
+            self.work.mkdir(parents=True, exist_ok=True)
         self._started = time.monotonic()
         self.note_time()
         return self.work
+
+    def _holds_work(self) -> bool:
+        """Whether anything in the work folder is finished: a start that failed at once leaves nothing of worth."""
+        plan = self.work / _PLAN
+        return any(
+            path not in (plan, _temporary(plan))
+            and path.stat().st_size > 0
+            and self._is_work(path.relative_to(self.work))
+            for path in self.work.rglob("*")
+            if path.is_file()
+        )
 
     def replaced(self) -> list[Replaced]:
         """What was moved aside for other identities, the newest first; folders that say nothing of theirs are left out.
@@ -161,15 +193,16 @@ class Stage:
             if folder.name.startswith(self.work.name) and plan.is_file():
                 made_for = json.loads(plan.read_text(encoding="utf-8"))
                 found.append(Replaced(folder=folder, config=made_for["config"], inputs=made_for["inputs"]))
-            elif folder.name.startswith(f"{self.name}.replaced-"):
+            elif folder.name.startswith(f"{self.name}.replaced-") and (folder / manifests.FILE_NAME).is_file():
                 published = manifests.read_manifest(folder)
                 found.append(Replaced(folder=folder, config=published.config, inputs=published.inputs))
         return sorted(found, key=lambda earlier: earlier.folder.stat().st_mtime_ns, reverse=True)
 
     def _open_lock(self) -> IO[str]:
         """``.NAME.lock``. A lock on it ends with this process, however that ends."""
-        self.final.parent.mkdir(parents=True, exist_ok=True)
-        return (self.final.parent / f".{self.name}.lock").open("a")
+        with named_by(self._key, self.final):
+            self.final.parent.mkdir(parents=True, exist_ok=True)
+            return (self.final.parent / f".{self.name}.lock").open("a")
 
     def _busy(self) -> UserError:
         return UserError(f"folder {self.work}", rule="another process is at work on it", fix="wait for it or stop it")
@@ -248,16 +281,16 @@ class Stage:
         log.info("%s: published %s (%.1f s)", self.name, self.final, manifest.seconds)
         return manifest
 
-    def _move_aside(self, folder: Path, config: dict[str, Any], inputs: dict[str, str]) -> None:
-        """Rename ``folder``, which another identity made; refuse where ``replace`` is off."""
+    def _made_with_another(self, config: dict[str, Any], inputs: dict[str, str]) -> str:
+        return f"was made with another {difference(config, self.config, inputs, self.inputs)}"
+
+    def _move_aside(self, folder: Path, why: str) -> None:
+        """Rename ``folder``, which is not what this stage makes; refuse where ``replace`` is off."""
         if not self._replace:
-            raise UserError(
-                f"folder {folder}",
-                rule=f"was made with another {_difference(config, self.config, inputs, self.inputs)}",
-                fix="use another run_dir, or replace=true to move it aside and make it again",
-            )
+            fix = f"use another {self._key}, or replace=true to move it aside and make it again"
+            raise UserError(f"folder {folder}", rule=why, fix=fix)
         aside = move_aside(folder, "replaced")
-        log.warning("%s: another configuration made this; moved to %s", self.name, aside)
+        log.warning("%s: this %s; moved to %s", self.name, why, aside)
 
 
 def move_aside(path: Path, why: str) -> Path:
@@ -297,27 +330,3 @@ def fsync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _difference(
-    old: dict[str, Any], new: dict[str, Any], old_inputs: dict[str, str], new_inputs: dict[str, str]
-) -> str:
-    """The first thing in which two identities differ, in words."""
-    before, after = _flat(old), _flat(new)
-    for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key):
-            return f"configuration ({key}: {shown(before.get(key))} then, {shown(after.get(key))} now)"
-    changed = sorted(
-        role for role in old_inputs.keys() | new_inputs.keys() if old_inputs.get(role) != new_inputs.get(role)
-    )
-    return f"input ({', '.join(changed)} changed since)"
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    result: dict[str, Any] = {}
-    for key, inner in value.items():
-        result.update(_flat(inner, f"{prefix}.{key}" if prefix else str(key)))
-    return result

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from megatron_ssd.artifacts.place import is_free, named_by
 from megatron_ssd.artifacts.stage import fsync_path, move_aside
 from megatron_ssd.errors import UserError
 
@@ -30,10 +31,13 @@ def whole_folder(final: Path, *, key: str, replace: bool = False) -> Iterator[Pa
         UserError: ``final`` is in use, or another process is at work on it.
     """
     final = final.absolute()
-    if final.exists() and (not final.is_dir() or any(final.iterdir())) and not replace:
+    with named_by(key, final):
+        in_use = not is_free(final)
+    if in_use and not replace:
         raise UserError(f"{key} = {final}", rule="exists and is not empty",
                         fix="name another folder, or replace=true to move this one aside")  # fmt: skip
-    final.parent.mkdir(parents=True, exist_ok=True)
+    with named_by(key, final):
+        final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_name(final.name + ".partial")
     with final.with_name(f".{final.name}.lock").open("w") as lock:
         try:
@@ -50,13 +54,7 @@ def whole_folder(final: Path, *, key: str, replace: bool = False) -> Iterator[Pa
             raise
         for path in [*partial.rglob("*"), partial]:
             fsync_path(path)
-        _make_way(final)
+        if not is_free(final):
+            move_aside(final, "replaced")
         partial.rename(final)
         fsync_path(final.parent)
-
-
-def _make_way(final: Path) -> None:
-    """Rename what stands at ``final``, where it is more than an empty folder, which a rename replaces."""
-    if not final.exists() or (final.is_dir() and not any(final.iterdir())):
-        return
-    move_aside(final, "replaced")

@@ -1,7 +1,8 @@
 """The whole loop, stage after stage, each in a process of its own.
 
-A stage that is up to date is not even started. A stage that stops ends the pipeline with that stage's status; the same
-command goes on from there. Stages die with the pipeline, so that a killed one leaves nobody writing in its place.
+A stage that is up to date is not even started. A stage that stops ends the pipeline with that stage's status; what is
+finished stays, and the next start goes on behind it. Stages die with the pipeline, so that a killed one leaves nobody
+writing in its place.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_ssd.artifacts.manifest import MADE_BY
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.cli.base import base_run
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config
-from megatron_ssd.cli.entry import parser, prints_config, run_guarded, start_logging
+from megatron_ssd.cli.entry import EXIT_USER_ERROR, parser, prints_config, run_guarded, start_logging
 from megatron_ssd.cli.preflight import check_machine
 from megatron_ssd.config.run import BaseConfig, RunConfig, needed
 from megatron_ssd.dataset.corpus import world_stage
@@ -26,6 +28,7 @@ from megatron_ssd.errors import ConfigError
 from megatron_ssd.evaluation.regression.stage import regression_stage
 from megatron_ssd.evaluation.stage import evaluation_stage
 from megatron_ssd.export.stage import export_stage
+from megatron_ssd.generation.model_folder import locate_model
 from megatron_ssd.generation.scoring import scores_stage
 from megatron_ssd.generation.stage import samples_stage
 from megatron_ssd.problems.stage import problems_stage
@@ -49,30 +52,28 @@ class Script:
     torchrun: bool = False  # one process a device of the layout
 
 
-_TRAIN = Script("launch/train.py", "train on the data set with Megatron-Core", training_stage, torchrun=True)
-_EXPORT = Script("launch/export.py", "write the trained weights as a Hugging Face folder", export_stage)
-_WORLD = Script("tools/build_minicode.py", "make the small world: its tokenizer and a corpus to train on", world_stage)
+_TRAIN = Script(MADE_BY["checkpoints"], "train on the data set with Megatron-Core", training_stage, torchrun=True)
+_EXPORT = Script(MADE_BY["export"], "write the trained weights as a Hugging Face folder", export_stage)
+_WORLD = Script(MADE_BY["tokenizer"], "make the small world: its tokenizer and a corpus to train on", world_stage)
 BASE = [_WORLD, _TRAIN, _EXPORT]
 LOOP = {
     "problems": Script(
-        "launch/problems.py", "choose the problems to sample and hold them against the benchmark", problems_stage
+        MADE_BY["problems"], "choose the problems to sample and hold them against the benchmark", problems_stage
     ),
     "samples": Script(
-        "launch/generate.py", "sample responses to the problems from the frozen model with vLLM", samples_stage
+        MADE_BY["samples"], "sample responses to the problems from the frozen model with vLLM", samples_stage
     ),
     # where a proxy model is named
-    "scores": Script("launch/score.py", "score each response under the proxy model", scores_stage),
-    "dataset": Script(
-        "tools/preprocess_data.py", "filter the samples and write them as Megatron's data set", dataset_stage
-    ),
+    "scores": Script(MADE_BY["scores"], "score each response under the proxy model", scores_stage),
+    "dataset": Script(MADE_BY["dataset"], "filter the samples and write them as Megatron's data set", dataset_stage),
     "checkpoints": _TRAIN,
     "export": _EXPORT,
     "eval": Script(
-        "launch/evaluate.py", "decode the benchmark with base and tuned model and run the programs", evaluation_stage
+        MADE_BY["eval"], "decode the benchmark with base and tuned model and run the programs", evaluation_stage
     ),
     # where tasks are named
-    "regression": Script("launch/regression.py", "measure other benchmarks through lm-eval", regression_stage),
-    "report": Script("launch/report.py", "compare base and tuned model and write the report", report_stage),
+    "regression": Script(MADE_BY["regression"], "measure other benchmarks through lm-eval", regression_stage),
+    "report": Script(MADE_BY["report"], "compare base and tuned model and write the report", report_stage),
 }
 
 
@@ -99,6 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = compose_config(overrides, config_dir)
     for section in ("model", "problems", "benchmark", "sampling"):
         needed(getattr(config, section), section, fix=f"choose one with {section}=NAME, or take experiment=demo")
+    base = _base_to_make(config)
     overrides = [*overrides, f"run_dir={config.run_dir}"]
     left_out = {
         "scores": None if config.proxy else "a proxy model makes scores; name one with proxy.path=FOLDER",
@@ -112,10 +114,10 @@ def run(arguments: argparse.Namespace) -> None:
     total = len(scripts)
     # Problems before the base: a file that cannot be read, or a gate that refuses, should not cost a training run.
     log.info("pipeline: %s to %s, %d stages in %s%s", names[0], arguments.until, total, config.run_dir,
-             "; before the second of them a base model is made, or found" if config.base else "")  # fmt: skip
+             "; before the second of them a base model is made, or found" if base else "")  # fmt: skip
     _run_all("stage", scripts[:1], overrides, config_dir, total=total)
-    if config.base is not None:
-        overrides = [*overrides, f"model.path={_make_base(config.base, config_dir)}"]
+    if base is not None:
+        overrides = [*overrides, f"model.path={_make_base(base, config_dir)}"]
     to_report = arguments.until == "report"
     started_scripts = _run_all(
         "stage", scripts[1:], overrides, config_dir, first=2, total=total, report_follows=to_report
@@ -123,6 +125,22 @@ def run(arguments: argparse.Namespace) -> None:
     if to_report and LOOP["report"] not in started_scripts:
         print_report(Path(config.run_dir))  # else the stage itself has printed it
     log.info("pipeline: all %d stages done in %.0f s", total, time.monotonic() - started)
+
+
+def _base_to_make(config: RunConfig) -> BaseConfig | None:
+    """The section ``base``; None where ``model.path`` names a model, which then takes its place.
+
+    Raises:
+        UserError: neither of them is there, or no model is where ``model.path`` says.
+    """
+    model = needed(config.model, "model", fix="choose one with model=NAME")
+    if config.base is not None and model.path is None:
+        return config.base
+    folder, _ = locate_model(model.path, model.revision)
+    if config.base is not None:
+        log.info("pipeline: model.path names the base model, %s; none is made from base.experiment = %s",
+                 folder, config.base.experiment)  # fmt: skip
+    return None
 
 
 def _make_base(base: BaseConfig, config_dir: Path) -> Path:
@@ -170,5 +188,8 @@ def _launcher(script: Script, config: RunConfig) -> list[str]:
 
 def _failed(script: Script, status: int) -> int:
     """Say which stage stopped; the stage itself has said why."""
-    log.error("pipeline: %s stopped with status %d; the same command goes on from there", script.path, status)
+    goes_on = "the same command goes on from there"
+    if status == EXIT_USER_ERROR:
+        goes_on = "what is finished stays; mend what its error line names and start again"
+    log.error("pipeline: %s stopped with status %d; %s", script.path, status, goes_on)
     return status if status > 0 else 128 - status  # a signal's number comes back negative

@@ -22,5 +22,7 @@ def check_machine(config: RunConfig) -> None:
         sandbox.start()
     folder = Path(config.run_dir)
     existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    if not existing.is_dir():
+        raise UserError(f"run_dir = {config.run_dir}", rule=f"{existing} is no folder", fix="use another run_dir")
     if not os.access(existing, os.W_OK):
         raise UserError(f"run_dir = {config.run_dir}", rule=f"{existing} cannot be written", fix="use another run_dir")

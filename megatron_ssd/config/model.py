@@ -32,7 +32,8 @@ class RopeScalingConfig:
 class ModelConfig:
     """A decoder-only transformer.
 
-    ``path`` is a local Hugging Face folder or a Hub id; null means random weights (``objective=pretrain`` only).
+    ``path`` is a local Hugging Face folder or a Hub id; null means random weights (``objective=pretrain`` only;
+    with a path, it goes on from that model's weights).
     ``revision`` names the Hub commit. ``num_experts`` of null means a dense model.
     """
 

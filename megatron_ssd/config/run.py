@@ -152,6 +152,14 @@ class RunConfig:
         )
 
     @property
+    def trains_from_base(self) -> bool:
+        """Whether training begins with the weights of ``model.path``, and not with random ones.
+
+        Fine-tuning always does; pretraining goes on from a model where one is named.
+        """
+        return self.objective == "sft" or (self.model is not None and self.model.path is not None)
+
+    @property
     def segment_multiple(self) -> int:
         """What the place of a sample in a packed row is rounded up to; 1 where rows are not packed."""
         if self.training.packing == "none":

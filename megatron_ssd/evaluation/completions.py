@@ -80,10 +80,14 @@ def _rows(path: Path, problems: Mapping[str, Problem]) -> Iterator[tuple[str, st
 
 def _one(row: dict[str, Any], keys: tuple[str, ...], where: str, what: str) -> Any:
     found = [key for key in keys if key in row]
-    if len(found) != 1:
+    if len(found) > 1:
+        raise UserError(f"{where}: a row with {', '.join(map(str, row))}",
+                        rule=f"has {what} under {' and '.join(found)}, and only one can count",
+                        fix="take all but one of them out")  # fmt: skip
+    if not found:
         raise UserError(
             f"{where}: a row with {', '.join(map(str, row)) or 'nothing'}",
             rule=f"needs {what} under one of {', '.join(keys)}",
-            fix="mend that row, or take the others out",
+            fix="mend that row",
         )
     return row[found[0]]

@@ -80,7 +80,13 @@ def read_problems(config: GradeConfig) -> list[Problem]:
     if config.format == "lcb":
         section = BenchmarkConfig(name="livecodebench", path=config.problems, start_date=config.start_date,
                                   end_date=config.end_date)  # fmt: skip
-        return read_benchmark(section)
+        try:
+            return read_benchmark(section)
+        except UserError as error:  # it knows the keys of a run
+            what = error.what.replace("benchmark.path", "problems").replace("benchmark.", "")
+            raise UserError(
+                what, rule=error.rule, fix=error.fix.replace("benchmark.path", "problems").replace("benchmark.", "")
+            ) from None
     readers = {
         "humaneval": read_humaneval,
         "humaneval_plus": read_humaneval_plus,
@@ -164,4 +170,6 @@ def _stage(config: GradeConfig, problems: Mapping[str, Problem], samples: Path) 
             "samples": sha256_file(samples),
         },
         replace=config.replace,
+        key="out",
+        made_by="tools/grade.py",
     )

@@ -1,6 +1,6 @@
 """Everything of a Hugging Face folder but the weights: configuration, tokenizer, licence.
 
-A fine-tuned model takes these from the model that it was made of, byte for byte where nothing changed. A model trained
+A model trained from another's weights takes these from that one, byte for byte where nothing changed. A model trained
 from random weights has a tokenizer folder in its run, and its ``config.json`` is written from the configuration.
 """
 
@@ -88,7 +88,7 @@ def find_assets(config: RunConfig, model: ModelConfig) -> Assets:
     Raises:
         UserError: there is no such folder.
     """
-    if config.objective == "sft":
+    if config.trains_from_base:
         base = resolve_model_folder(model.path, model.revision)
         return Assets(tokenizer=base, base=base)
     return Assets(tokenizer=Path(config.run_dir) / "tokenizer", base=None)

@@ -82,6 +82,7 @@ def export_stage(config: RunConfig) -> Stage:
             "assets": find_assets(config, model).content_hash,
         },
         replace=config.replace,
+        is_work=lambda path: path.suffix == ".safetensors",  # the rest is copied in no time
     )
 
 

@@ -200,6 +200,7 @@ def _stage(config: RunConfig, model: ModelFolder) -> Stage:
             "template": template_hash(config.prompt),
         },
         replace=config.replace,
+        is_work=worker_files.is_work,
     )
 
 

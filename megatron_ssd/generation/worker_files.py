@@ -38,6 +38,11 @@ def span_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("worker-*.spans.json"))
 
 
+def is_work(path: Path) -> bool:
+    """Whether a file of the folder is more than a worker's note of when it was at work."""
+    return not path.match("worker-*.spans.json") and not path.match(".worker-*.tmp")
+
+
 def name(path: Path) -> str:
     """Whose file it is, for example ``worker-0-of-2``."""
     return path.name.partition(".")[0]

@@ -94,7 +94,7 @@ def training_stage(config: RunConfig) -> Stage:
     model = needed(config.model, "model", fix="choose one with model=NAME")
     run_dir = Path(config.run_dir)
     inputs = {"dataset": read_manifest(run_dir / "dataset").content_hash}
-    if config.objective == "sft":
+    if config.trains_from_base:
         inputs["model"] = hash_folder(base_folder(model))
     settings = {
         "model": _without(model, "path", "revision", "name"),
@@ -106,7 +106,14 @@ def training_stage(config: RunConfig) -> Stage:
     }
     if model.is_moe:
         settings["moe"] = _without(config.moe, "dispatcher", "grouped_gemm")
-    return Stage(name="checkpoints", run_dir=run_dir, config=settings, inputs=inputs, replace=config.replace)
+    return Stage(
+        name="checkpoints",
+        run_dir=run_dir,
+        config=settings,
+        inputs=inputs,
+        replace=config.replace,
+        is_work=lambda path: path.parts[0].startswith("iter_"),  # no iteration outlives its start without a checkpoint
+    )
 
 
 def _without(section: Any, *keys: str) -> dict[str, Any]:
@@ -115,7 +122,7 @@ def _without(section: Any, *keys: str) -> dict[str, Any]:
 
 
 def base_folder(model: ModelConfig) -> Path:
-    """The Hugging Face folder that fine-tuning starts from, fetched from the Hub where it is named by its id.
+    """The Hugging Face folder that training starts from, fetched from the Hub where it is named by its id.
 
     Raises:
         UserError: no model is named, or there is none.
@@ -139,7 +146,7 @@ def prepare_trainer(config: RunConfig, work: Path, device: str) -> tuple[Trainer
     model = needed(config.model, "model", fix="choose one with model=NAME")
     dataset = open_dataset(config)
     checkpoint = choose_checkpoint(work, config.checkpoint.on_broken)
-    fresh = config.objective == "pretrain" and checkpoint is None
+    fresh = checkpoint is None and not config.trains_from_base
     chunks = build_model(
         model,
         config.parallel,
@@ -148,7 +155,7 @@ def prepare_trainer(config: RunConfig, work: Path, device: str) -> tuple[Trainer
         device=device,
         seed=config.seed if fresh else None,
     )
-    if config.objective == "sft" and checkpoint is None:
+    if checkpoint is None and config.trains_from_base:
         from megatron_ssd.models.hf_checkpoint import load_hf_weights
 
         load_hf_weights(chunks, model, config.parallel, base_folder(model))
@@ -231,8 +238,16 @@ def _announce(config: RunConfig, trainer: Trainer, dataset: TrainingDataset) -> 
         training.train_iters,
         training.global_batch_size,
         rows / dataset.num_rows(0),
-        f"going on from iteration {done}" if done else "from the first iteration",
+        f"going on from iteration {done}" if done else f"from the first iteration, {_first_weights(config)}",
     )
+
+
+def _first_weights(config: RunConfig) -> str:
+    """What the first iteration finds in the model, in words."""
+    model = needed(config.model, "model", fix="choose one with +model=NAME")
+    if config.trains_from_base:
+        return f"from the weights of model.path = {model.path}"
+    return f"from random weights of seed {config.seed} (model.path = null)"
 
 
 def _recorder(config: RunConfig, stage: Stage, trainer: Trainer) -> Recorder:

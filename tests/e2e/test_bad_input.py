@@ -55,6 +55,20 @@ def test_a_missing_model_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "samples").exists()
 
 
+def test_the_pipelines_own_base_gives_way_to_a_model_that_is_named(tmp_path: Path) -> None:
+    named = [*SMALL, f"base.base_dir={tmp_path}/base", f"run_dir={tmp_path}/run", "--until=problems"]
+    assert_one_line(start("launch/pipeline.py", *named, f"model.path={tmp_path}/nope"),
+                    f"model.path = {tmp_path}/nope", "does not exist")  # fmt: skip
+    assert not list(tmp_path.iterdir())  # said before any work
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    done = start("launch/pipeline.py", *named, f"model.path={mine}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"model.path names the base model, {mine}; none is made from base.experiment = demo_base" in done.stderr
+    assert (tmp_path / "run" / "problems").is_dir()
+    assert not (tmp_path / "base").exists()
+
+
 def test_training_without_cuda_says_what_is_missing(tmp_path: Path) -> None:
     done = start("launch/train.py", "+model=qwen3_30b", f"run_dir={tmp_path}/run")
     assert_one_line(done, "cluster.device = cuda", "GPU", "dry_run=true")
@@ -66,6 +80,14 @@ def test_missing_problems_are_said_before_any_work(tmp_path: Path) -> None:
     named = ["benchmark=livecodebench", f"benchmark.path={tmp_path}/no.jsonl", f"base.base_dir={tmp_path}/base"]
     assert_one_line(start("launch/pipeline.py", *SMALL, *named, f"run_dir={tmp_path}/run"), f"{tmp_path}/no.jsonl")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("below", ["FILE", "FILE/x", "/proc/nope"])
+def test_a_run_dir_that_cannot_be_made(tmp_path: Path, below: str) -> None:
+    (tmp_path / "FILE").write_text("mine")
+    run_dir = tmp_path / below
+    assert_one_line(start("launch/problems.py", *SMALL, f"run_dir={run_dir}"), str(run_dir), "use another run_dir")
+    assert (tmp_path / "FILE").read_text() == "mine"
 
 
 def test_no_bubblewrap(tmp_path: Path) -> None:

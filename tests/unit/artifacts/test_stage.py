@@ -71,6 +71,73 @@ def test_begin_resumes_its_own_work_and_refuses_anothers(tmp_path: Path) -> None
         make(tmp_path, {"t": 2.0}).begin()
 
 
+def take_up_and_leave(run_dir: Path, *files: str, text: str = "1", **settings: Any) -> None:
+    """A start that wrote ``files`` and died."""
+    work = make(run_dir, **settings).begin()
+    for name in files:
+        (work / name).parent.mkdir(exist_ok=True)
+        (work / name).write_text(text)
+
+
+def test_work_that_never_began_gives_way_to_another_configuration(tmp_path: Path) -> None:
+    take_up_and_leave(tmp_path)
+    take_up_and_leave(tmp_path, "worker-0-of-1.jsonl", text="", config={"t": 2.0})
+    work = make(tmp_path, {"t": 3.0}).begin()
+    assert [path.name for path in work.iterdir()] == ["stage.json"]
+    assert not list(tmp_path.glob("*.replaced-*"))
+
+
+def test_a_stage_may_say_what_counts_as_work(tmp_path: Path) -> None:
+    for kept in ("model.safetensors", "below/model.safetensors"):
+        take_up_and_leave(tmp_path / kept.replace("/", "-"), "config.json", kept, config={"t": 0})
+    for folder, refused in (("model.safetensors", True), ("below-model.safetensors", True), ("neither", False)):
+        if not refused:
+            take_up_and_leave(tmp_path / folder, "config.json", config={"t": 0})
+        stage = Stage(name="samples", run_dir=tmp_path / folder, config={"t": 1}, inputs={"model": "abc"},
+                      is_work=lambda path: path.suffix == ".safetensors")  # fmt: skip
+        if refused:
+            with pytest.raises(UserError, match="another configuration"):
+                stage.begin()
+        else:
+            assert not (stage.begin() / "config.json").exists()
+
+
+def test_work_that_never_began_stays_while_others_are_at_it(tmp_path: Path) -> None:
+    with make(tmp_path).turn():
+        make(tmp_path).take_up()
+    with pytest.raises(UserError, match="another process is at work"):
+        make(tmp_path, {"t": 2.0}).take_up(in_use=True)
+    assert (tmp_path / "samples.partial" / "stage.json").is_file()
+    held = make(tmp_path)
+    held.begin()
+    with pytest.raises(UserError, match="another process is at work"):
+        make(tmp_path, {"t": 2.0}).begin()
+
+
+def test_an_empty_folder_is_used_and_a_full_one_is_not(tmp_path: Path) -> None:
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    assert not make(tmp_path).is_current()
+    publish(tmp_path)
+    assert make(tmp_path).is_current()
+    (folder / "manifest.json").unlink()
+    rule = r"samples: exists and was not made by launch/generate\.py; use another run_dir, or replace=true"
+    with pytest.raises(UserError, match=rule):
+        make(tmp_path).is_current()
+    assert not make(tmp_path, replace=True).is_current()
+    assert (tmp_path / "samples.replaced-1" / "part.txt").is_file()
+    assert make(tmp_path).replaced() == []  # it says nothing of what it was made for
+
+
+@pytest.mark.parametrize("below", ["FILE", "FILE/x", "/proc/nope", "x" * 300])
+def test_a_run_dir_that_cannot_be_is_one_line(tmp_path: Path, below: str) -> None:
+    (tmp_path / "FILE").write_text("mine")
+    stage = make(tmp_path / below)
+    with pytest.raises(UserError, match=r"^folder .*samples: cannot be made \(.*\); use another run_dir$"):
+        assert stage.is_current() or stage.begin()
+    assert (tmp_path / "FILE").read_text() == "mine"
+
+
 def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
     stage = make(tmp_path)
     stage.begin()

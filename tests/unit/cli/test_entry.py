@@ -140,6 +140,15 @@ def test_the_pipeline_prints_its_configuration_and_starts_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("status", "promised"), [(1, True), (2, False), (-9, True)])
+def test_the_pipeline_promises_to_go_on_only_where_it_would(
+    caplog: pytest.LogCaptureFixture, status: int, promised: bool
+) -> None:
+    assert pipeline._failed(pipeline.LOOP["samples"], status) == (status if status > 0 else 137)
+    assert ("the same command goes on" in caplog.text) is promised
+    assert ("mend what its error line names" in caplog.text) is not promised
+
+
 def test_print_config_shows_the_composed_yaml_and_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     entry.main(lambda _: pytest.fail("started"), description="", argv=["+experiment=demo", "--print-config"])
     assert "temperature: 1.5" in capsys.readouterr().out

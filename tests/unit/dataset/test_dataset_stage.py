@@ -169,7 +169,7 @@ def test_broken_line_is_named(tmp_path: Path) -> None:
 
 
 def test_wrong_vocabulary_missing_samples_and_nothing_left(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="run the stage that makes samples/"):
+    with pytest.raises(UserError, match=r"run launch/generate\.py"):
         run_preprocess(run_config(tmp_path))
     publish_samples(tmp_path, SHARDS)
     with pytest.raises(UserError, match=r"token id 12: is outside the vocabulary of model.vocab_size = 12"):

@@ -140,7 +140,7 @@ def test_what_means_the_same_is_read_the_same(tmp_path: Path, change: Callable[[
 
 
 MANIFESTS: dict[str, tuple[bytes | None, str]] = {
-    "none": (None, r"has no manifest\.json; run the stage that makes samples/"),
+    "none": (None, r"has no manifest\.json; run launch/generate\.py"),
     "empty": (b"", "is no manifest of this version"),
     "cut": (b'{"stage": "samp', "is no manifest of this version"),
     "an empty object": (b"{}", "is no manifest of this version.*'stage'"),

@@ -177,7 +177,7 @@ def test_a_killed_command_goes_on_and_grades_nothing_twice(tmp_path: Path):
     [
         ({"completion": "x"}, "samples.jsonl:1: a row with completion: needs an id under one of question_id"),
         ({"task_id": "t/0"}, "needs a text under one of completion, code, response"),
-        ({"task_id": "t/0", "completion": "x", "code": "y"}, "needs a text under one of"),
+        ({"task_id": "t/0", "completion": "x", "code": "y"}, "has a text under completion and code, and only one"),
         ({"task_id": "t/0", "completion": ["x"]}, "must be text"),
         ({"task_id": "t/9", "completion": "x"}, "t/9: is no problem of the benchmark's file"),
     ],
@@ -201,6 +201,8 @@ def test_bad_rows_are_one_line_before_anything_runs(tmp_path: Path, row: dict[st
         (["problems=a", "format=mbpp", "samples=b", "out=c", "cpu_seconds=fast"], "must be a number"),
         (["problems=a", "format=mbpp", "samples=b", "out=c", "errata=drop"], "only format=lcb has errata"),
         (["problems=a", "format=lcb", "samples=b", "out=c", "errata=no"], "choose keep or drop"),
+        (["problems=/nope", "format=lcb", "samples=b", "out=c"], "error: problems = /nope: does not exist"),
+        (["problems=/", "format=lcb", "samples=b", "out=c", "start_date=soon"], "error: start_date = soon: is no ISO"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments: list[str], said: str):
@@ -208,6 +210,31 @@ def test_bad_arguments_are_one_line(arguments: list[str], said: str):
     assert done.returncode == 2
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("out", ["FILE/x", "/proc/foo"])
+def test_an_out_that_cannot_be_made_is_one_line(tmp_path: Path, out: str):
+    (tmp_path / "FILE").write_text("mine")
+    settings = config(tmp_path, [{"task_id": "t/0", "completion": "    return x + 1"}], out=str(tmp_path / out))
+    done = grade(*arguments_of(settings))
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in done.stderr
+    assert len(errors) == 1
+    assert "cannot be made" in errors[0]
+    assert "use another out" in errors[0]
+
+
+def test_an_out_that_is_there_already(tmp_path: Path):
+    settings = config(tmp_path, [{"task_id": "t/0", "completion": "    return x + 1"}])
+    out = Path(settings.out)
+    out.mkdir()
+    run_grade(settings)  # an empty folder is used
+    (out / "manifest.json").unlink()
+    with pytest.raises(
+        UserError, match=r"exists and was not made by tools/grade\.py; use another out, or replace=true"
+    ):
+        run_grade(settings)
 
 
 def test_an_empty_file_of_samples(tmp_path: Path):

@@ -132,7 +132,9 @@ def test_what_is_not_in_the_run_cannot_be_chosen(make_run: Callable[..., RunConf
 
 
 def test_export_of_a_model_trained_from_random_weights(make_run: Callable[..., RunConfig]) -> None:
-    config = dataclasses.replace(make_run("llama"), objective="pretrain")
+    config = make_run("llama")
+    assert config.model is not None
+    config = dataclasses.replace(config, objective="pretrain", model=dataclasses.replace(config.model, path=None))
     run_dir = Path(config.run_dir)
     with pytest.raises(UserError, match="holds no tokenizer files"):
         run_export(config)
@@ -145,6 +147,15 @@ def test_export_of_a_model_trained_from_random_weights(make_run: Callable[..., R
     assert (values["vocab_size"], values["eos_token_id"], values["torch_dtype"]) == (64, 1, "float32")
     generation = json.loads((run_dir / "export" / "generation_config.json").read_text())
     assert generation == {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+
+
+def test_continued_pretraining_takes_the_rest_from_its_base(make_run: Callable[..., RunConfig]) -> None:
+    config = dataclasses.replace(make_run("llama"), objective="pretrain")
+    run_export(config)
+    assert config.model is not None
+    base, export = Path(str(config.model.path)), Path(config.run_dir) / "export"
+    for copied in ("config.json", "tokenizer.json", "LICENSE"):
+        assert (export / copied).read_bytes() == (base / copied).read_bytes()
 
 
 def test_a_killed_export_keeps_its_files(make_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,5 +226,5 @@ def test_wrong_model_and_missing_stages(make_run: Callable[..., RunConfig], tmp_
         run_export(dataclasses.replace(config, model=longer, replace=True))
     with pytest.raises(UserError, match=r"model.path = .*none: "):
         run_export(dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(tmp_path / "none"))))
-    with pytest.raises(UserError, match="run the stage that makes checkpoints/"):
+    with pytest.raises(UserError, match=r"run launch/train\.py"):
         run_export(dataclasses.replace(config, run_dir=str(tmp_path / "empty")))

@@ -78,6 +78,21 @@ def test_a_stopped_run_goes_on_and_redoes_nothing(config: RunConfig, stop_after:
     assert manifests[0].content_hash == manifests[1].content_hash
 
 
+def test_a_start_that_drew_nothing_claims_nothing(config: RunConfig) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        generate(changed(config, "sampling", max_tokens=13), FakeSampler(stop_after=0))
+    assert (Path(config.run_dir) / "samples.partial" / "worker-0-of-1.spans.json").is_file()
+    assert len(generate(config).drawn) == 60
+    assert not list(Path(config.run_dir).glob("*.replaced-*"))
+
+
+def test_a_start_that_drew_one_sample_keeps_it(config: RunConfig) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        generate(changed(config, "sampling", max_tokens=13), FakeSampler(stop_after=1))
+    with pytest.raises(UserError, match=r"max_tokens: 13 then, 12 now"):
+        generate(config)
+
+
 def test_a_torn_last_line_is_drawn_again(config: RunConfig) -> None:
     with pytest.raises(KeyboardInterrupt):
         generate(config, FakeSampler(stop_after=20))
@@ -149,7 +164,7 @@ def test_other_problems_are_another_run(config: RunConfig) -> None:
 
 
 def test_problems_come_first(config: RunConfig) -> None:
-    with pytest.raises(UserError, match="run the stage that makes problems/ to its end"):
+    with pytest.raises(UserError, match=r"problems: does not exist; run launch/problems\.py"):
         stage.run_generate(config)
 
 

@@ -148,7 +148,7 @@ def test_what_is_missing_is_said(config: RunConfig, tmp_path: Path) -> None:
         run_score(dataclasses.replace(config, proxy=None))
     with pytest.raises(UserError, match=r"proxy.path = .*nowhere: does not exist; set proxy.path"):
         run_score(dataclasses.replace(config, proxy=ProxyConfig(path=str(tmp_path / "nowhere"))))
-    with pytest.raises(UserError, match=r"has no manifest.json"):
+    with pytest.raises(UserError, match=r"samples: does not exist; run launch/generate\.py"):
         run_score(dataclasses.replace(config, run_dir=str(tmp_path / "other")))
     with pytest.raises(UserError, match=r"proxy.max_model_len = 1"):
         ProxyConfig(path="x", max_model_len=1)

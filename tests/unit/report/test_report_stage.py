@@ -139,7 +139,7 @@ def test_a_run_without_a_stage_is_an_error_that_names_it(tmp_path: Path) -> None
     run_dir = tmp_path / "run"
     build_run(run_dir)
     shutil.rmtree(run_dir / "export")
-    with pytest.raises(UserError, match=r"export: has no manifest\.json; run the stage"):
+    with pytest.raises(UserError, match=r"export: (has no manifest\.json|does not exist); run launch/export\.py"):
         run_report(run_config(run_dir))
     assert not (run_dir / "report").exists()
 

@@ -13,12 +13,16 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_ssd.artifacts.hashing import hash_folder
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.training import OptimizerConfig
+from megatron_ssd.dataset.indexed import open_indexed
 from megatron_ssd.errors import UserError
 from megatron_ssd.training.stage import run_train, training_stage
 from megatron_ssd.training.stop import StopRequest
+from tests.tiny_hf import write_hf_folder
 from tests.training_run import DENSE, MOE, metrics, training_config, write_dataset
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
@@ -190,7 +194,7 @@ def refused(config: RunConfig) -> str:
 
 
 def test_missing_data_set(tmp_path: Path) -> None:
-    assert "dataset: has no manifest.json" in refused(training_config(tmp_path))
+    assert "dataset: does not exist; run tools/preprocess_data.py" in refused(training_config(tmp_path))
 
 
 def test_wrong_vocabulary_size(run_dir: Path) -> None:
@@ -204,6 +208,38 @@ def test_wrong_vocabulary_size(run_dir: Path) -> None:
 def test_fine_tuning_needs_a_base_model(run_dir: Path, path: Any, expected: str) -> None:
     model = dataclasses.replace(DENSE, path=path)
     assert expected in refused(training_config(run_dir, objective="sft", model=model))
+
+
+def test_pretraining_goes_on_from_a_model_that_is_named(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its first loss is that of the named weights, as transformers computes it, and the manifest names them."""
+    from transformers import Qwen3ForCausalLM
+
+    model = write_hf_folder(run_dir / "base", DENSE)
+    still = OptimizerConfig(lr=1e-9, min_lr=0.0, lr_warmup_iters=1)
+    config = training_config(run_dir, model=model, optimizer=still, training={"train_iters": 2, "packing": "none"})
+    with caplog.at_level(logging.INFO):
+        run_train(config)
+    assert f"from the first iteration, from the weights of model.path = {run_dir / 'base'}" in caplog.text
+    assert read_manifest(run_dir / "checkpoints").inputs["model"] == hash_folder(run_dir / "base")
+    row = metrics(run_dir)[0]
+    documents = open_indexed(run_dir / "dataset" / "samples")
+    total, count = 0.0, 0
+    with torch.no_grad():
+        reference = Qwen3ForCausalLM.from_pretrained(run_dir / "base", dtype=torch.float32)
+        for number in row["samples"]:
+            ids = torch.from_numpy(documents[number].astype("int64"))[None]
+            total += (len(ids[0]) - 1) * float(reference(ids, labels=ids).loss)
+            count += len(ids[0]) - 1
+    assert row["loss"] == pytest.approx(total / count, rel=1e-4)
+
+
+def test_pretraining_without_a_model_starts_from_random_weights(
+    run_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        run_train(training_config(run_dir, training={"train_iters": 3}))
+    assert "from random weights of seed 0 (model.path = null)" in caplog.text
+    assert "model" not in read_manifest(run_dir / "checkpoints").inputs
 
 
 def test_training_on_a_gpu_that_is_not_there(run_dir: Path) -> None:
