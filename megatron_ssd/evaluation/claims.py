@@ -121,8 +121,8 @@ class _Claims:
         broken, others = ([gain for base, gain in measured if (base < half) == low] for low in (True, False))
         if broken and others:
             said.append(
-                f"mean {signed(fmean(broken))} in the {counted(len(broken), 'cell')} where the base has less than half of "
-                f"its best, {signed(fmean(others))} in the other {len(others)}"
+                f"mean {signed(fmean(broken))} in the {counted(len(broken), 'cell')} where the base has less than half "
+                f"of its best, {signed(fmean(others))} in the other {len(others)}"
             )
         return said
 
