@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from megatron_ssd.config.generation import Decoding, SamplingConfig
-from megatron_ssd.evaluation.columns import NOT_MEASURED, signed
+from megatron_ssd.evaluation.columns import NOT_MEASURED, counted, signed
 from megatron_ssd.evaluation.grid import ModelName, hottest
 from megatron_ssd.evaluation.measurements import Measurements
 from megatron_ssd.evaluation.metrics import Estimate, Scores
@@ -27,9 +27,9 @@ _PAPERS_K = 5  # the larger k of the paper's tables
 _FEWEST = 2  # problems that an interval over problems takes: that of one has no width, whatever it measured
 _NONE: Scores = np.empty(0)
 RULE = (
-    "shown: the interval of the difference lies above zero; not shown: below zero; unclear: it holds zero. A claim of "
-    "a larger gain needs the gain itself above zero too. Differences are paired by problem and measured on the half of "
-    "the problems on which no setting was chosen."
+    "shown: the interval of the difference lies above zero; not shown: below zero; unclear: it holds zero, or fewer "
+    "than two problems were measured. A claim of a larger gain needs the gain itself above zero too. Differences are "
+    "paired by problem and measured on the half of the problems on which no setting was chosen."
 )
 
 
@@ -115,14 +115,14 @@ class _Claims:
         if not measured:
             return []
         gains = [gain for _, gain in measured]
-        ahead = f"ahead in {sum(gain > 0 for gain in gains)} of {_cells(len(gains))}"
+        ahead = f"ahead in {sum(gain > 0 for gain in gains)} of {counted(len(gains), 'cell')}"
         said = [f"{ahead}, by {signed(min(gains))} to {signed(max(gains))}"]
         half = _mean(self._scores("base", self._found.best("base"), self._first)) / 2
         broken, others = ([gain for base, gain in measured if (base < half) == low] for low in (True, False))
         if broken and others:
             said.append(
-                f"mean {signed(fmean(broken))} in the {_cells(len(broken))} where the base has less than half of its "
-                f"best, {signed(fmean(others))} in the other {len(others)}"
+                f"mean {signed(fmean(broken))} in the {counted(len(broken), 'cell')} where the base has less than half "
+                f"of its best, {signed(fmean(others))} in the other {len(others)}"
             )
         return said
 
@@ -191,7 +191,3 @@ def _points(difference: Estimate) -> str:
     if math.isnan(difference.value):
         return f"{NOT_MEASURED}, the judge failed"
     return f"{signed(difference.value)} points ({signed(difference.low)} to {signed(difference.high)})"
-
-
-def _cells(count: int) -> str:
-    return f"{count} cell" if count == 1 else f"{count} cells"

@@ -27,6 +27,11 @@ def split_cells(counts: Mapping[str, Any]) -> list[str]:
     return [*map(str, numbers), p_text(counts["p_value"])] if any(numbers) else [DASH] * 4
 
 
+def counted(number: int, thing: str) -> str:
+    """``1 problem``, ``1,055 problems``."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
 def signed(share: float) -> str:
     """A difference of shares in points, with its sign; a rounded zero has none."""
     rounded = round(share * 100, 1)

@@ -11,6 +11,7 @@ from statistics import fmean
 
 from markupsafe import Markup
 
+from megatron_ssd.evaluation.columns import counted
 from megatron_ssd.report import svg
 from megatron_ssd.report.records import Estimate, ModelName, Score, TrainingPoint
 from megatron_ssd.report.svg import WIDTH, Scale, element, line, mark, text
@@ -44,7 +45,9 @@ def by_difficulty(base: Score, ssd: Score, k: int) -> Markup:
     for index, name in enumerate(names):
         top = 28 + 66.0 * index
         count = base.problems_by_difficulty.get(name)
-        parts.append(text(scale.start, top, name if count is None else f"{name} ({count} problems)", "label halo"))
+        parts.append(
+            text(scale.start, top, name if count is None else f"{name} ({counted(count, 'problem')})", "label halo")
+        )
         for offset, score in ((15, base), (33, ssd)):
             estimate = score.by_difficulty[name][k]
             title = f"{MODEL_TITLES[score.model]}, {name}, pass@{k}"

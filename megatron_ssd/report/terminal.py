@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.evaluation.columns import aligned, split_cells
+from megatron_ssd.evaluation.columns import aligned, counted, split_cells
 from megatron_ssd.report.records import Estimate
 from megatron_ssd.report.tables import confidence_text, ends, percent, points
 
@@ -42,8 +42,8 @@ def headline_text(summary: dict[str, Any], page: Path) -> str:
     rule = "-" * max(map(len, [*scores, *gains]))
     n = summary["ssd"]["n"]
     basis = (
-        f"per cent of {n['problems']} problems x {n['samples_per_problem']} programs, the half on which nothing was "
-        f"chosen; {confidence_text(summary['confidence'])} intervals,\ndifferences in points, paired by problem; "
+        f"per cent of {counted(n['problems'], 'problem')} x {n['samples_per_problem']} programs, the half on which "
+        f"nothing was chosen; {confidence_text(summary['confidence'])} intervals,\ndifferences in points, paired by problem; "
         f"problems ahead, behind and tied in {ks[0]}, and the p value of that split"
     )
     warning = [summary["notice"], ""] if summary["notice"] else []

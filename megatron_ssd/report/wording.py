@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_ssd.evaluation.columns import counted
 from megatron_ssd.report.records import Estimate, Score, Scores
 from megatron_ssd.report.tables import confidence_text, percent, points
 
@@ -46,10 +47,11 @@ def measure_sentence(scores: Scores, settings: Mapping[str, Any]) -> str:
     """What was measured, on which half, and how the settings were chosen."""
     ssd = scores.row("ssd_best")
     cells = sum(cell.model == "ssd" for cell in scores.sweep.grid)
+    problems, others = (counted(number, "problem") for number in (ssd.num_problems, scores.selection_problems))
     return (
-        f"Measured on {ssd.num_problems} problems of {settings.get('benchmark.name')}, {ssd.num_samples} programs a "
+        f"Measured on {problems} of {settings.get('benchmark.name')}, {ssd.num_samples} programs a "
         f"problem, each run against hidden tests. For each model \u201cat its best\u201d is the best of the same "
-        f"{cells} decoding settings by pass@{scores.ks[0]} on the other {scores.selection_problems} problems; scores "
+        f"{cells} decoding settings by pass@{scores.ks[0]} on the other {others}; scores "
         f"are reported on the half on which nothing was chosen. Intervals are at "
         f"{confidence_text(scores.confidence)} over problems."
     )
@@ -86,6 +88,8 @@ def _difference_sentence(base: Score, scores: Scores) -> str:
     if not gain.is_known:
         return "The paired difference is not measured: the judge itself failed on every problem for one of the two."
     written = points(gain)
+    if base.num_problems == 1:
+        return f"The difference is {written.value} points on one problem, from which nothing follows."
     interval = _unbroken(written.interval)
     where = f"{written.value} points, with a {confidence_text(scores.confidence)} interval from {interval}"
     if not separated(gain):

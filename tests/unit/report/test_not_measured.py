@@ -176,3 +176,15 @@ def test_iterations_without_a_finite_loss_are_counted_and_not_drawn(tmp_path: Pa
     assert "199 iterations" in page
     assert "not finite and no weight changed: 2 iterations." in page
     assert not BAD.search(re.sub(r"<style.*?</style>", "", page, flags=re.DOTALL))
+
+
+def test_one_problem_is_said_to_tell_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = tmp_path / "run"
+    summary, found = evaluate(*CASES["two problems"])
+    publish(run_dir, summary, found)
+    run_report(run_config(run_dir))
+    shown = json.loads((run_dir / "report" / "summary.json").read_text())
+    assert shown["measured"].startswith("Measured on 1 problem of")
+    assert shown["result"].endswith("on one problem, from which nothing follows.")
+    assert {claim["status"] for claim in shown["claims"]} == {"unclear"}
+    assert "per cent of 1 problem x 5 programs" in capsys.readouterr().out
