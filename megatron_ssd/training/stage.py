@@ -244,7 +244,7 @@ def _announce(config: RunConfig, trainer: Trainer, dataset: TrainingDataset) -> 
 
 def _first_weights(config: RunConfig) -> str:
     """What the first iteration finds in the model, in words."""
-    model = needed(config.model, "model", fix="choose one with +model=NAME")
+    model = needed(config.model, "model", fix="choose one with model=NAME")
     if config.trains_from_base:
         return f"from the weights of model.path = {model.path}"
     return f"from random weights of seed {config.seed} (model.path = null)"
