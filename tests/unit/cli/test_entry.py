@@ -99,7 +99,7 @@ def test_the_pipeline_says_what_each_step_does_and_sets_the_base_apart(
 ) -> None:
     monkeypatch.setattr(pipeline, "start_logging", lambda: None)
     monkeypatch.setattr(pipeline, "check_machine", lambda config: None)
-    monkeypatch.setattr(pipeline, "run_child", lambda command: 0)
+    monkeypatch.setattr(pipeline, "run_child", lambda command, *, report_follows: 0)
     scripts = {**pipeline.LOOP}
     for name, script in scripts.items():  # what they ask of earlier stages' folders is not there
         scripts[name] = dataclasses.replace(script, open_stage=_never_current)
