@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypedDict
 import msgspec
 
 import megatron_ssd
-from megatron_ssd.artifacts.hashing import hash_json
+from megatron_ssd.artifacts.hashing import hash_json, remembered_sha256
 from megatron_ssd.errors import UserError
 
 FILE_NAME = "manifest.json"
@@ -106,6 +106,29 @@ def read_manifest(folder: Path, *, stage: str | None = None) -> Manifest:
             fix=f"move {folder} away and run its stage",
         )
     return manifest
+
+
+def check_outputs(folder: Path, manifest: Manifest, *, fix: str, hashes: bool = True) -> None:
+    """Hold the files of ``folder`` against its manifest: sizes first, then SHA-256.
+
+    The hash of a large file is remembered by path, size and times (``artifacts.hashing``), so 60 GB are read once and
+    not at every start; whoever changes bytes and puts all times back by hand is not found out.
+
+    Raises:
+        UserError: a file is missing or not what was published; it names the file.
+    """
+    for output in manifest.outputs:
+        path = folder / output["path"]
+        if not path.is_file():
+            raise UserError(f"file {path}", rule="is missing, and the manifest names it", fix=fix)
+        if path.stat().st_size != output["bytes"]:
+            raise UserError(f"file {path}", rule=f"has {path.stat().st_size} bytes, {output['bytes']} were published",
+                            fix=fix)  # fmt: skip
+    for output in manifest.outputs if hashes else ():
+        path = folder / output["path"]
+        if remembered_sha256(path) != output["sha256"]:
+            raise UserError(f"file {path}", rule="is not what was published: its SHA-256 differs from the manifest's",
+                            fix=fix)  # fmt: skip
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import reprlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,12 +26,13 @@ _BUFFER = 1 << 20
 _IDS = ("prompt_token_ids", "response_token_ids")
 
 
-def iter_samples(path: Path, *, vocab_size: int | None = None) -> Iterator[Sample]:
+def iter_samples(path: Path, *, vocab_size: int | None = None, digest: hashlib._Hash | None = None) -> Iterator[Sample]:
     """The samples of a JSONL file in order.
 
     Args:
         path: the file.
         vocab_size: every id must lie below it; None where ids are not looked at.
+        digest: is given every byte of the file, so that whoever reads it to its end need not read it again for a hash.
 
     Raises:
         UserError: the file is missing, or a line is no sample or has an id outside the vocabulary; it names file and
@@ -41,6 +43,8 @@ def iter_samples(path: Path, *, vocab_size: int | None = None) -> Iterator[Sampl
     decode = msgspec.json.Decoder(_row_type(vocab_size)).decode
     with path.open("rb", buffering=_BUFFER) as file:
         for number, line in enumerate(file, start=1):
+            if digest is not None:
+                digest.update(line)
             try:
                 row = decode(line)
             except (msgspec.MsgspecError, UnicodeDecodeError):

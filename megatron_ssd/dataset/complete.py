@@ -2,7 +2,7 @@
 
 A part of the data set keeps eight bytes a sample of its shard, a digest of (problem id, sample index). All of them
 together, sorted, show what comes twice; samples of one digest are read again and compared, so that chance decides
-nothing.
+nothing. The first to read a shard hashes it on the way, and the hash is held against the manifest's.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ def keys_file(parts: Path, shard: Path) -> Path:
     return parts / f"{shard.stem}.keys.npy"
 
 
+def hash_file(parts: Path, shard: Path) -> Path:
+    """Where the SHA-256 of ``shard`` is kept, as it was when it was read."""
+    return parts / f"{shard.stem}.sha256"
+
+
 def check_complete(parts: Path, shards: list[Path], samples: Manifest) -> None:
     """Hold the samples that were read against those that were published.
 
@@ -40,10 +45,11 @@ def check_complete(parts: Path, shards: list[Path], samples: Manifest) -> None:
         samples: the manifest of the samples.
 
     Raises:
-        UserError: there are more or fewer than the manifest counts, or one comes twice.
+        UserError: there are more or fewer than the manifest counts, one comes twice, or a shard is not the one that was
+            published.
     """
     keys = [np.load(keys_file(parts, shard), mmap_mode="r") for shard in shards]
-    error = _repeated(shards, keys) or _miscounted(shards, keys, samples)
+    error = _repeated(shards, keys) or _miscounted(shards, keys, samples) or _altered(parts, shards, samples)
     if error is not None:
         shutil.rmtree(parts)
         raise error
@@ -68,6 +74,19 @@ def _miscounted(shards: list[Path], keys: list[NDArray[np.uint64]], samples: Man
         rule=f"are {found}, and {published} were published{''.join(changed[:1])}",
         fix=f"put the files back as they were, or remove {folder} and sample again",
     )
+
+
+def _altered(parts: Path, shards: list[Path], samples: Manifest) -> UserError | None:
+    """The first shard whose bytes differ from what was published, though its samples are as many and as named."""
+    published = {output["path"]: output["sha256"] for output in samples.outputs}
+    for shard in shards:
+        if hash_file(parts, shard).read_text(encoding="ascii") != published[shard.name]:
+            return UserError(
+                f"file {shard}",
+                rule="is not what was published: its SHA-256 differs from the manifest's",
+                fix=f"put it back as it was, or remove {shard.parent} and sample again",
+            )
+    return None
 
 
 def _repeated(shards: list[Path], keys: list[NDArray[np.uint64]]) -> UserError | None:

@@ -30,7 +30,7 @@ def indexed_stage(run_dir: Path, source: Path, *, vocab_size: int, replace: bool
     Raises:
         UserError: a file is missing, or the two do not belong together.
     """
-    read_indexed(source)
+    read_indexed(source, fix="set preprocess.indexed to the path of a .bin and .idx, without ending")
     hashes = [remembered_sha256(Path(f"{source}{ending}")) for ending in _ENDINGS]
     return Stage(
         name="dataset",

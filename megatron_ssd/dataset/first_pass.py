@@ -6,6 +6,7 @@ goes on with the shards that it has not measured.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from megatron_ssd.artifacts.samples import iter_samples
+from megatron_ssd.dataset.complete import hash_file
 from megatron_ssd.dataset.screening import Screen
 from megatron_ssd.dataset.whole_set import Facts, needs_whole_set, settle
 from megatron_ssd.dataset.workers import CountRows, counted, run_tasks
@@ -40,7 +42,7 @@ def settle_rows(
     if not needs_whole_set(screen.filters):
         return {}
     measurer = _Measurer(screen=screen, parts=parts, vocab_size=vocab_size)
-    unfinished = [shard for shard in shards if not measurer.file(shard).exists()]
+    unfinished = [shard for shard in shards if not (measurer.file(shard).exists() and hash_file(parts, shard).exists())]
     bar: tqdm[Sample] = progress(total=total, desc="measuring", unit="sample")
     with bar:
         for _ in run_tasks(measurer.write, unfinished, num_workers=num_workers, count_rows=bar.update):
@@ -66,8 +68,10 @@ class _Measurer:
     def write(self, shard: Path, count_rows: CountRows) -> None:
         """Measure ``shard``."""
         unfinished = self.file(shard).with_suffix(".tmp.npy")
-        samples = iter_samples(shard, vocab_size=self.vocab_size)
+        digest = hashlib.sha256()
+        samples = iter_samples(shard, vocab_size=self.vocab_size, digest=digest)
         np.save(unfinished, self.screen.measure(counted(samples, count_rows)))
+        hash_file(self.parts, shard).write_text(digest.hexdigest(), encoding="ascii")
         unfinished.replace(self.file(shard))
 
     def read(self, shard: Path) -> Facts:

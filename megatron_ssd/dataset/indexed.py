@@ -104,8 +104,19 @@ def join_indexed(parts: Sequence[Path], prefix: Path) -> None:
     _publish(prefix)
 
 
-def read_indexed(prefix: Path) -> Index:
+def prefix_of(path: str) -> Path:
+    """The path without ending of a data set that the user named with one or without."""
+    for ending in _ENDINGS:
+        path = path.removesuffix(ending)
+    return Path(path)
+
+
+def read_indexed(prefix: Path, *, fix: str = "run tools/preprocess_data.py first") -> Index:
     """The index of the data set at ``prefix``, checked against itself and the size of the .bin.
+
+    Args:
+        prefix: path without ending.
+        fix: what the user does where there is none.
 
     Raises:
         UserError: a file is missing, or the two do not belong together.
@@ -113,7 +124,7 @@ def read_indexed(prefix: Path) -> Index:
     for ending in reversed(_ENDINGS):
         path = Path(f"{prefix}{ending}")
         if not path.is_file():
-            raise UserError(f"file {path}", rule="does not exist", fix="run tools/preprocess_data.py first")
+            raise UserError(f"file {path}", rule="does not exist", fix=fix)
     index = read_index(Path(f"{prefix}.idx"))
     found = Path(f"{prefix}.bin").stat().st_size
     if found != index.num_bytes:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.config.dataset import InspectConfig
-from megatron_ssd.dataset.indexed import DATASET_NAME
+from megatron_ssd.dataset.indexed import DATASET_NAME, prefix_of
 from megatron_ssd.dataset.integrity import DatasetFiles, check_files, open_files
 from megatron_ssd.prompts.tokenizer import fast_tokenizer
 
@@ -29,7 +29,7 @@ def run_inspect(config: InspectConfig) -> None:
     Raises:
         UserError: there is none, its files do not belong together, or the tokenizer that was named does not load.
     """
-    prefix = Path(config.path) if config.path else Path(config.run_dir or "") / "dataset" / DATASET_NAME
+    prefix = prefix_of(config.path) if config.path else Path(config.run_dir or "") / "dataset" / DATASET_NAME
     files = open_files(prefix)
     check_files(files, hashes=config.hashes)
     decode = _decoder(config)

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ssd.artifacts.hashing import sha256_file
 from megatron_ssd.artifacts.jsonl import iter_jsonl
-from megatron_ssd.artifacts.manifest import FILE_NAME, Manifest, read_manifest
+from megatron_ssd.artifacts.manifest import FILE_NAME, Manifest, check_outputs, read_manifest
 from megatron_ssd.dataset.index_file import Index
 from megatron_ssd.dataset.indexed import read_indexed
 from megatron_ssd.errors import UserError
@@ -75,25 +74,12 @@ def check_files(files: DatasetFiles, *, hashes: bool) -> None:
     """
     manifest, folder = files.manifest, files.prefix.parent
     if manifest is not None:
-        _check_sizes(folder, manifest)
+        check_outputs(folder, manifest, fix=_REMEDY, hashes=False)
         _check_counts(files, manifest)
         _check_lines(files)
     check_ids(files, vocab_size=files.vocab_size)
-    for output in manifest.outputs if manifest is not None and hashes else ():
-        path = folder / output["path"]
-        if sha256_file(path) != output["sha256"]:
-            raise UserError(f"file {path}", rule="is not what was published: its hash differs from the manifest's",
-                            fix=_REMEDY)  # fmt: skip
-
-
-def _check_sizes(folder: Path, manifest: Manifest) -> None:
-    for output in manifest.outputs:
-        path = folder / output["path"]
-        if not path.is_file():
-            raise UserError(f"file {path}", rule="is missing, and the manifest names it", fix=_REMEDY)
-        if path.stat().st_size != output["bytes"]:
-            raise UserError(f"file {path}", rule=f"has {path.stat().st_size} bytes, {output['bytes']} were published",
-                            fix=_REMEDY)  # fmt: skip
+    if manifest is not None and hashes:
+        check_outputs(folder, manifest, fix=_REMEDY)
 
 
 def _check_counts(files: DatasetFiles, manifest: Manifest) -> None:

@@ -1,12 +1,14 @@
 """One shard of samples to one part of the data set: what a worker does.
 
 A part is ``NAME.bin``, ``.idx``, ``.ids.jsonl`` and, where responses are tokenized again, ``.differences.jsonl``;
-``.keys.npy`` has a digest of each sample of the shard, kept or not (see ``complete``). ``.json`` with its counts is
+``.keys.npy`` has a digest of each sample of the shard, kept or not, and ``.sha256`` the shard's own hash (see
+``complete``). ``.json`` with its counts is
 written last and says that the part is whole. What a killed start began is written anew.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from array import array
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 from megatron_ssd.artifacts.jsonl import JsonlWriter
 from megatron_ssd.artifacts.samples import iter_samples
 from megatron_ssd.artifacts.stage import write_atomically
-from megatron_ssd.dataset.complete import key_digest, keys_file
+from megatron_ssd.dataset.complete import hash_file, key_digest, keys_file
 from megatron_ssd.dataset.indexed import IndexedWriter
 from megatron_ssd.dataset.retokenize import BATCH, Difference, Retokenizer
 from megatron_ssd.dataset.screening import COUNTED, Screen
@@ -45,7 +47,7 @@ def part_file(parts: Path, shard: Path, ending: str) -> Path:
 def part_counts(parts: Path, shard: Path) -> dict[str, int] | None:
     """What became of the samples of ``shard``; None where its part is not whole."""
     path = part_file(parts, shard, ".json")
-    if not (path.exists() and keys_file(parts, shard).exists()):
+    if not all(file.exists() for file in (path, keys_file(parts, shard), hash_file(parts, shard))):
         return None
     counts: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
     return counts
@@ -102,7 +104,8 @@ class PartWriter:
     ) -> Iterator[tuple[Sample, list[int]]]:
         """The samples that are kept, each with its response's ids; the others are counted by their reason."""
         settled, rows = self.settled.get(shard), 0
-        for sample in counted(iter_samples(shard, vocab_size=self.vocab_size), count_rows):
+        digest = hashlib.sha256() if settled is None else None  # else the first pass has read it
+        for sample in counted(iter_samples(shard, vocab_size=self.vocab_size, digest=digest), count_rows):
             if settled is not None and rows == len(settled):
                 raise self._changed(shard)
             decision = self.screen.decide(sample, None if settled is None else int(settled[rows]))
@@ -114,6 +117,8 @@ class PartWriter:
                 yield sample, decision.response_token_ids
         if settled is not None and rows < len(settled):
             raise self._changed(shard)
+        if digest is not None:
+            hash_file(self.parts, shard).write_text(digest.hexdigest(), encoding="ascii")
 
     def _changed(self, shard: Path) -> UserError:
         return UserError(f"file {shard}", rule="has changed since an earlier start of this stage measured it",

@@ -30,7 +30,7 @@ from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.dataset.complete import check_complete
 from megatron_ssd.dataset.external import import_indexed, indexed_stage
 from megatron_ssd.dataset.first_pass import settle_rows
-from megatron_ssd.dataset.indexed import DATASET_NAME, join_indexed
+from megatron_ssd.dataset.indexed import DATASET_NAME, join_indexed, prefix_of
 from megatron_ssd.dataset.parts import DIFFERENCES, IDS, PartWriter, part_counts, part_file
 from megatron_ssd.dataset.retokenize import Retokenizer
 from megatron_ssd.dataset.scores import read_scores, scores_manifest
@@ -60,7 +60,7 @@ def run_preprocess(config: RunConfig) -> None:
     if stage.is_current():
         return
     if config.preprocess.indexed is not None:
-        import_indexed(stage, Path(config.preprocess.indexed), vocab_size=_model(config).vocab_size)
+        import_indexed(stage, prefix_of(config.preprocess.indexed), vocab_size=_model(config).vocab_size)
         return
     samples, shards = samples_manifest(Path(config.run_dir)), sample_shards(Path(config.run_dir))
     work = stage.begin()
@@ -91,7 +91,7 @@ def dataset_stage(config: RunConfig) -> Stage:
     """
     run_dir = Path(config.run_dir)
     if config.preprocess.indexed is not None:
-        source, vocab_size = Path(config.preprocess.indexed), _model(config).vocab_size
+        source, vocab_size = prefix_of(config.preprocess.indexed), _model(config).vocab_size
         return indexed_stage(run_dir, source, vocab_size=vocab_size, replace=config.replace)
     settings = {"ids": config.preprocess.ids, "compare": config.preprocess.compare}
     inputs = {"samples": samples_manifest(run_dir).content_hash}

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.artifacts.jsonl import iter_jsonl
-from megatron_ssd.artifacts.manifest import read_manifest
+from megatron_ssd.artifacts.manifest import check_outputs, read_manifest
 from megatron_ssd.artifacts.stage import Stage, write_atomically
 from megatron_ssd.config.generation import Decoding, SamplingConfig
 from megatron_ssd.config.run import RunConfig, needed
@@ -219,4 +219,5 @@ def evaluated_model(config: RunConfig, name: ModelName) -> ModelFolder:
             rule="is the tuned model to evaluate, and is not there",
             fix="run launch/export.py, or measure the base alone with evaluation.models=[base]",
         )
+    check_outputs(folder, read_manifest(folder), fix=f"put it back as it was, or remove {folder} and export again")
     return open_model(str(folder))

@@ -71,6 +71,13 @@ def test_texts_are_no_pairs(tmp_path: Path) -> None:
         open_dataset(config)
 
 
+@pytest.mark.parametrize("ending", [".bin", ".idx"])
+def test_a_path_may_have_its_ending(tmp_path: Path, ending: str) -> None:
+    prefix = write_texts(tmp_path / "texts")
+    run_preprocess(config_of(tmp_path / "run", Path(f"{prefix}{ending}")))
+    assert dataset_stage(config_of(tmp_path / "run", prefix)).is_current()
+
+
 def test_other_files_are_another_data_set(tmp_path: Path) -> None:
     prefix = write_texts(tmp_path / "texts")
     run_preprocess(config_of(tmp_path / "run", prefix))
@@ -80,7 +87,7 @@ def test_other_files_are_another_data_set(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_taken_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nothing.idx: does not exist"):
+    with pytest.raises(UserError, match=r"nothing.idx: does not exist; set preprocess.indexed"):
         run_preprocess(config_of(tmp_path / "run", tmp_path / "nothing"))
     prefix = write_texts(tmp_path / "texts")
     with pytest.raises(UserError, match=r"texts.bin: token 9 has id 12, outside the vocabulary of 12"):

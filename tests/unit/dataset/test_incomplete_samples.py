@@ -56,6 +56,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: path.write_bytes(b"".join(_lines(path)[1:])), rf"are 5, and 6 were published; {SECOND} has 2 of",
     ),
     "one line left": (lambda path: path.write_bytes(_lines(path)[0]), rf"are 4, and 6 were published; {SECOND} has 1"),
+    "another letter": (
+        lambda path: path.write_bytes(path.read_bytes().replace(b'"pass"', b'"past"', 1)),
+        rf"{SECOND}: is not what was published: its SHA-256 differs from the manifest's; put it back",
+    ),
     "a line more": (
         lambda path: path.write_bytes(path.read_bytes() + json.dumps(sample(9).to_json()).encode()),
         rf"are 7, and 6 were published; {SECOND} has 4",
