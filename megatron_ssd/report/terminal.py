@@ -44,8 +44,8 @@ def headline_text(summary: dict[str, Any], page: Path) -> str:
     basis = (
         f"per cent of {counted(n['problems'], 'problem')} x {n['samples_per_problem']} programs, the half on which "
         f"nothing was chosen; {confidence_text(summary['confidence'])} intervals,\n"
-        f"differences in points, paired by problem; problems ahead, behind and tied in {ks[0]}, and the p value of "
-        "that split"
+        f"differences in points, paired by problem; problems ahead, behind and tied in {ks[0]}, and "
+        "the p value of that split"
     )
     warning = [summary["notice"], ""] if summary["notice"] else []
     tables = [scores[0], rule, *scores[1:], "", gains[0], rule, *gains[1:]]

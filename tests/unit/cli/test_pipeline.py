@@ -24,7 +24,9 @@ pathlib.Path(sys.argv[0]).with_suffix(".txt").write_text(
 def test_stages_know_whether_the_report_follows(tmp_path: Path, follows: bool, seen: str) -> None:
     script = tmp_path / "stage.py"
     script.write_text(WRITES_ENVIRONMENT)
-    stage = Script(str(script), lambda _: Stage(name="made_up", run_dir=tmp_path, config={}, inputs={}))
+    stage = Script(
+        str(script), "make something up", lambda _: Stage(name="made_up", run_dir=tmp_path, config={}, inputs={})
+    )
     overrides = ["+experiment=demo", f"run_dir={tmp_path}"]
     assert _run_all("stage", [stage], overrides, CONFIG_DIR, total=1, report_follows=follows) == [stage]
     assert script.with_suffix(".txt").read_text() == seen
