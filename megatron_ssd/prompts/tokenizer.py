@@ -163,6 +163,9 @@ def tokenizer_from_json(text: str) -> tokenizers.Tokenizer:
 
 
 def _load(folder: Path) -> Any:
+    if not folder.is_dir():
+        raise UserError(f"tokenizer {folder}", rule="no such folder is here", fix="name the folder of the model")
+
     from transformers import AutoTokenizer  # seconds to import; readers of this module's types have no use for it
 
     try:

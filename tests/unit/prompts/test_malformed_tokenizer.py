@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.prompts.tokenizer import ChatTokenizer
+from megatron_ssd.prompts.tokenizer import ChatTokenizer, fast_tokenizer
 from tests.unit.prompts.test_prompts import with_template
 
 USER = {"role": "user", "content": "hello"}
@@ -183,3 +183,8 @@ def test_the_template_is_tried_once_for_the_same_roles(tiny_tokenizer: Path, tmp
         tokenizer.prompt_ids([USER])
     assert calls.count(True) == 3
     assert calls.count(False) == 2
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder is here"):
+        fast_tokenizer(tmp_path / "none")
