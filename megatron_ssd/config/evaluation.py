@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from megatron_ssd.config.generation import Decoding
 from megatron_ssd.errors import require
@@ -40,6 +40,11 @@ class SandboxConfig:
                     fix="leave it out for the default")  # fmt: skip
         require(0 <= self.tolerance < 1, f"evaluation.sandbox.tolerance = {self.tolerance}",
                 rule="must be at least 0 and below 1", fix="0 is LiveCodeBench's rule, 1e-6 is usual")  # fmt: skip
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides a verdict: all but the number of programs at a time."""
+        return {key: value for key, value in asdict(self).items() if key != "workers"}
 
 
 KS = (1, 5, 10, 20)  # of pass@k, where none are named

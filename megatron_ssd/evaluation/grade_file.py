@@ -158,13 +158,11 @@ def _cells(estimate: dict[str, Any]) -> tuple[str, str]:
 
 
 def _stage(config: GradeConfig, problems: Mapping[str, Problem], samples: Path) -> Stage:
-    sandbox = dataclasses.asdict(config.sandbox_config)
-    del sandbox["workers"]  # changes no verdict
     out = Path(config.out)
     return Stage(
         name=out.name,
         run_dir=out.parent,
-        config={"format": config.format, "sandbox": sandbox},
+        config={"format": config.format, "sandbox": config.sandbox_config.identity},
         inputs={
             "problems": hash_json([problem.to_json() for problem in problems.values()]),
             "samples": sha256_file(samples),

@@ -14,10 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
+from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.schema import Verdict
 
 Scores = npt.NDArray[np.float64]  # [P]
@@ -53,6 +55,11 @@ class Bootstrap:
         """Mean of ``scores`` [P] over the problems that have one. NaN throughout where none has."""
         known = scores[~np.isnan(scores)]
         return self._estimate(known.mean() if len(known) else np.nan, self._means(known, 0), len(known))
+
+    @classmethod
+    def of(cls, evaluation: EvaluationConfig, *, seed: int) -> Self:
+        """As a run's evaluation asks, with the run's seed."""
+        return cls(confidence=evaluation.confidence, num_resamples=evaluation.bootstrap_samples, seed=seed)
 
     def difference(self, scores: Scores, others: Scores) -> Estimate:
         """Mean of ``scores - others`` [P], paired by problem."""

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +85,7 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
         verdicts=verdicts,
         ks=config.evaluation.measured_ks,
         num_samples=config.evaluation.num_samples,
-        bootstrap=Bootstrap(
-            confidence=config.evaluation.confidence,
-            num_resamples=config.evaluation.bootstrap_samples,
-            seed=config.seed,
-        ),
+        bootstrap=Bootstrap.of(config.evaluation, seed=config.seed),
     )
     facts = {"engine": engine, "sandbox": config.evaluation.sandbox.kind, "prompt_opens_thinking": opens_thinking}
     summary = summarise(found, sampling, finish_reasons=finish_reasons, diversity=diversity,
@@ -113,20 +109,14 @@ def evaluation_stage(config: RunConfig) -> Stage:
 def _stage(config: RunConfig, problems: Sequence[Problem], models: dict[ModelName, ModelFolder]) -> Stage:
     evaluation, sampling = config.evaluation, _sampling(config)
     inputs = {"benchmark": hash_json([problem.to_json() for problem in problems]),
-              "template": template_hash(config.prompt)}  # fmt: skip
-    if "base" in models:
-        inputs["model"] = models["base"].revision
-    if "ssd" in models:
-        inputs["export"] = read_manifest(Path(config.run_dir) / "export").content_hash
-    sandbox = dataclasses.asdict(evaluation.sandbox)
-    del sandbox["workers"]  # changes no verdict
+              "template": template_hash(config.prompt), **model_inputs(config, models)}  # fmt: skip
     return Stage(
         name="eval",
         run_dir=Path(config.run_dir),
         config={
             **dataclasses.asdict(evaluation),
             "ks": list(evaluation.measured_ks),
-            "sandbox": sandbox,
+            "sandbox": evaluation.sandbox.identity,
             "decodings": {name: dataclasses.asdict(getattr(sampling, name)) for name in ("default", "train", "eval")},
             "stop_token_ids": list(sampling.stop_token_ids),
             "seed": config.seed,
@@ -205,6 +195,14 @@ def _sampling(config: RunConfig) -> SamplingConfig:
 
 def _models(config: RunConfig) -> dict[ModelName, ModelFolder]:
     return {name: evaluated_model(config, name) for name in config.evaluation.models}
+
+
+def model_inputs(config: RunConfig, models: Mapping[ModelName, ModelFolder]) -> dict[str, str]:
+    """Role -> content hash of ``models``, for the identity of a stage that measures them."""
+    inputs = {"model": models["base"].revision} if "base" in models else {}
+    if "ssd" in models:
+        inputs["export"] = read_manifest(Path(config.run_dir) / "export").content_hash
+    return inputs
 
 
 def evaluated_model(config: RunConfig, name: ModelName) -> ModelFolder:

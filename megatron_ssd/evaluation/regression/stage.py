@@ -18,7 +18,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
-from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage, write_atomically
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError
@@ -38,7 +37,7 @@ from megatron_ssd.evaluation.regression.parts import HarnessSpec, ItemRow, part_
 from megatron_ssd.evaluation.regression.processes import lm_eval_version, run_harness
 from megatron_ssd.evaluation.regression.results import MetricScores, metrics_of, summarise, table
 from megatron_ssd.evaluation.sandbox import Sandbox
-from megatron_ssd.evaluation.stage import evaluated_model
+from megatron_ssd.evaluation.stage import evaluated_model, model_inputs
 from megatron_ssd.generation.engines import engine_facts
 from megatron_ssd.generation.model_folder import ModelFolder
 from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES
@@ -93,7 +92,7 @@ def run_regression(config: RunConfig) -> None:
         for name, of_model in rows.items():
             _write_samples(work / "samples" / name / f"{task}.jsonl", of_model, whole=regression.log_samples)
         stage.note_time()
-    summary = summarise(scores, fewshot, regression, _bootstrap(config))
+    summary = summarise(scores, fewshot, regression, Bootstrap.of(config.evaluation, seed=config.seed))
     _warn(summary["results"])
     write_atomically(work / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     shutil.rmtree(work / _PARTS)
@@ -107,14 +106,8 @@ def run_regression(config: RunConfig) -> None:
 
 def _stage(config: RunConfig, models: dict[ModelName, ModelFolder]) -> Stage:
     regression = config.regression
-    inputs = {f"data.{task}": data_identity(task, path) for task, path in regression.data.items()}
-    if "base" in models:
-        inputs["model"] = models["base"].revision
-    if "ssd" in models:
-        inputs["export"] = read_manifest(Path(config.run_dir) / "export").content_hash
+    data = {f"data.{task}": data_identity(task, path) for task, path in regression.data.items()}
     settings = {key: value for key, value in dataclasses.asdict(regression).items() if key != "data"}
-    sandbox = dataclasses.asdict(config.evaluation.sandbox)
-    del sandbox["workers"]  # changes no verdict
     return Stage(
         name=REGRESSION,
         run_dir=Path(config.run_dir),
@@ -129,10 +122,10 @@ def _stage(config: RunConfig, models: dict[ModelName, ModelFolder]) -> Stage:
                 "engines": config.engine.data_parallel_size,
                 "confidence": config.evaluation.confidence,
                 "bootstrap_samples": config.evaluation.bootstrap_samples,
-                "sandbox": sandbox,
+                "sandbox": config.evaluation.sandbox.identity,
             }
         },
-        inputs=inputs,
+        inputs={**data, **model_inputs(config, models)},
         replace=config.replace,
     )
 
@@ -206,13 +199,6 @@ def _write_samples(path: Path, rows: Sequence[ItemRow], *, whole: bool) -> None:
     if not whole:
         shown = [{key: row[key] for key in ("task", "doc_id", "filter", "scores")} for row in shown]
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in shown))
-
-
-def _bootstrap(config: RunConfig) -> Bootstrap:
-    evaluation = config.evaluation
-    return Bootstrap(
-        confidence=evaluation.confidence, num_resamples=evaluation.bootstrap_samples, seed=config.seed
-    )  # fmt: skip
 
 
 def _warn(results: Sequence[dict[str, object]]) -> None:

@@ -7,15 +7,15 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from megatron_ssd.closing import Closing
 from tests.unit.generation.fake_engine import END, tokens_of_prompt
 
 Answer = tuple[int, dict[str, Any]]
 
 
-class FakeServer:
+class FakeServer(Closing):
     """Serves one model from a thread.
 
     Args:
@@ -92,14 +92,6 @@ class FakeServer:
         self.is_closed = True
         self._server.shutdown()
         self._server.server_close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def completion(body: dict[str, Any], **changes: Any) -> dict[str, Any]:
