@@ -17,7 +17,6 @@ from megatron_ssd.artifacts.hashing import hash_folder
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.config.training import OptimizerConfig
 from megatron_ssd.dataset.indexed import open_indexed
 from megatron_ssd.errors import UserError
 from megatron_ssd.training.stage import run_train, training_stage
@@ -210,27 +209,26 @@ def test_fine_tuning_needs_a_base_model(run_dir: Path, path: Any, expected: str)
     assert expected in refused(training_config(run_dir, objective="sft", model=model))
 
 
-def test_pretraining_goes_on_from_a_model_that_is_named(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_pretraining_goes_on_from_a_model_that_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Its first loss is that of the named weights, as transformers computes it, and the manifest names them."""
     from transformers import Qwen3ForCausalLM
 
-    model = write_hf_folder(run_dir / "base", DENSE)
-    still = OptimizerConfig(lr=1e-9, min_lr=0.0, lr_warmup_iters=1)
-    config = training_config(run_dir, model=model, optimizer=still, training={"train_iters": 2, "packing": "none"})
+    write_dataset(tmp_path, num_documents=8)  # one global batch, whatever the order
+    model = write_hf_folder(tmp_path / "base", DENSE)
+    config = training_config(tmp_path, model=model, training={"packing": "none"})
     with caplog.at_level(logging.INFO):
         run_train(config)
-    assert f"from the first iteration, from the weights of model.path = {run_dir / 'base'}" in caplog.text
-    assert read_manifest(run_dir / "checkpoints").inputs["model"] == hash_folder(run_dir / "base")
-    row = metrics(run_dir)[0]
-    documents = open_indexed(run_dir / "dataset" / "samples")
+    assert f"from the first iteration, from the weights of model.path = {tmp_path / 'base'}" in caplog.text
+    assert read_manifest(tmp_path / "checkpoints").inputs["model"] == hash_folder(tmp_path / "base")
+    documents = open_indexed(tmp_path / "dataset" / "samples")
     total, count = 0.0, 0
     with torch.no_grad():
-        reference = Qwen3ForCausalLM.from_pretrained(run_dir / "base", dtype=torch.float32)
-        for number in row["samples"]:
-            ids = torch.from_numpy(documents[number].astype("int64"))[None]
-            total += (len(ids[0]) - 1) * float(reference(ids, labels=ids).loss)
-            count += len(ids[0]) - 1
-    assert row["loss"] == pytest.approx(total / count, rel=1e-4)
+        reference = Qwen3ForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+        for document in documents:
+            ids = torch.from_numpy(document.astype("int64"))[None]
+            total += (len(document) - 1) * float(reference(ids, labels=ids).loss)
+            count += len(document) - 1
+    assert metrics(tmp_path)[0]["loss"] == pytest.approx(total / count, rel=1e-5)
 
 
 def test_pretraining_without_a_model_starts_from_random_weights(
