@@ -31,7 +31,7 @@ from megatron_ssd.problems.errata import Errata, apply_errata
 from megatron_ssd.problems.evalplus import read_humaneval_plus, read_mbpp_plus
 from megatron_ssd.problems.humaneval import read_humaneval
 from megatron_ssd.problems.leetcode import read_leetcode
-from megatron_ssd.problems.livecodebench import read_benchmark
+from megatron_ssd.problems.livecodebench import BenchmarkKeys, read_benchmark
 from megatron_ssd.problems.mbpp import read_mbpp
 from megatron_ssd.progress import progress
 from megatron_ssd.schema import Problem, Verdict
@@ -80,13 +80,7 @@ def read_problems(config: GradeConfig) -> list[Problem]:
     if config.format == "lcb":
         section = BenchmarkConfig(name="livecodebench", path=config.problems, start_date=config.start_date,
                                   end_date=config.end_date)  # fmt: skip
-        try:
-            return read_benchmark(section)
-        except UserError as error:  # it knows the keys of a run
-            what = error.what.replace("benchmark.path", "problems").replace("benchmark.", "")
-            raise UserError(
-                what, rule=error.rule, fix=error.fix.replace("benchmark.path", "problems").replace("benchmark.", "")
-            ) from None
+        return read_benchmark(section, BenchmarkKeys("problems", "start_date", "end_date"))
     readers = {
         "humaneval": read_humaneval,
         "humaneval_plus": read_humaneval_plus,

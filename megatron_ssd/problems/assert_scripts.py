@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.problems.table import Row, open_table
+from megatron_ssd.problems.table import Row, Table, open_table
 from megatron_ssd.schema import Problem
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     """Rows of a local file. Raises ``UserError`` where it is missing, or a row cannot be read or lacks a column."""
-    fix = f"its columns must be {', '.join(columns)}; is it of another format?"
-    if not path.is_file():
-        raise UserError(f"problems = {path}", rule="is no file", fix="name the benchmark's JSONL file")
-    return open_table(str(path), key="problems", columns_fix=fix).rows(columns)
+    return _table(path, f"its columns must be {', '.join(columns)}; is it of another format?").rows(columns)
+
+
+def first_columns(path: Path) -> set[str]:
+    """Columns of the first row of a local file; none where it has no row. Raises ``UserError`` as ``read_rows``."""
+    return set(next((row.values for row in _table(path, "").rows(None)), ()))
 
 
 def unique(problems: Iterable[Problem], path: Path) -> list[Problem]:
@@ -79,3 +81,9 @@ def defined_in(code: str, where: str) -> set[str]:
         elif isinstance(node, ast.Assign):
             found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
     return found
+
+
+def _table(path: Path, columns_fix: str) -> Table:
+    if not path.is_file():
+        raise UserError(f"problems = {path}", rule="is no file", fix="name the benchmark's JSONL file")
+    return open_table(str(path), key="problems", columns_fix=columns_fix)

@@ -16,7 +16,15 @@ import json
 from pathlib import Path
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.problems.assert_scripts import check_texts, checked_script, defined_in, names_in, read_rows, unique
+from megatron_ssd.problems.assert_scripts import (
+    check_texts,
+    checked_script,
+    defined_in,
+    first_columns,
+    names_in,
+    read_rows,
+    unique,
+)
 from megatron_ssd.problems.humaneval import read_humaneval
 from megatron_ssd.problems.table import Row
 from megatron_ssd.schema import Problem, TestCase
@@ -55,22 +63,18 @@ def read_humaneval_plus(path: Path) -> list[Problem]:
     Raises:
         UserError: the file or a row cannot be read, an id comes twice, or the tests are HumanEval's own.
     """
-    try:
-        rows = list(read_rows(path, (*_TEXTS, *_INPUTS, "atol")))
-    except UserError as error:
-        try:
-            problems = read_humaneval(path)
-        except UserError:
-            raise error from None
+    columns = first_columns(path)
+    if "test" in columns and columns.isdisjoint(_INPUTS):
+        problems = read_humaneval(path)
         for problem in problems:
             if _HUB_COMPARES not in problem.tests[0].input:
                 raise UserError(
                     f"{path}: task_id {problem.id!r}",
                     rule="has HumanEval's own test, not evalplus's",
                     fix="use format=humaneval, or a file of evalplus",
-                ) from None
+                )
         return problems
-    return unique(map(_humaneval_problem, rows), path)
+    return unique(map(_humaneval_problem, read_rows(path, (*_TEXTS, *_INPUTS, "atol"))), path)
 
 
 def read_mbpp_plus(path: Path) -> list[Problem]:

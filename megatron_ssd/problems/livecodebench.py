@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from megatron_ssd.config.problems import BenchmarkConfig
 from megatron_ssd.errors import ConfigError, UserError
@@ -20,26 +20,36 @@ COLUMNS = (
     "difficulty", "public_test_cases", "private_test_cases", "metadata",
 )  # fmt: skip
 _TEXTS = ("question_title", "question_content", "starter_code")
-_KEY = "benchmark.path"
 
 
-def benchmark_table(config: BenchmarkConfig) -> Table:
+class BenchmarkKeys(NamedTuple):
+    """What the user calls the file and the window's ends, for messages."""
+
+    path: str = "benchmark.path"
+    start_date: str = "benchmark.start_date"
+    end_date: str = "benchmark.end_date"
+
+
+RUN_KEYS = BenchmarkKeys()
+
+
+def benchmark_table(config: BenchmarkConfig, keys: BenchmarkKeys = RUN_KEYS) -> Table:
     """The benchmark's files, here or on the Hub. Raises ``UserError`` where there are none."""
-    fix = f"{_KEY} wants LiveCodeBench's code_generation_lite: {', '.join(COLUMNS)}"
-    return open_table(str(config.path), key=_KEY, columns_fix=fix)
+    fix = f"{keys.path} wants LiveCodeBench's code_generation_lite: {', '.join(COLUMNS)}"
+    return open_table(str(config.path), key=keys.path, columns_fix=fix)
 
 
-def read_benchmark(config: BenchmarkConfig) -> list[Problem]:
+def read_benchmark(config: BenchmarkConfig, keys: BenchmarkKeys = RUN_KEYS) -> list[Problem]:
     """The problems of the window in file order, at most ``config.limit`` of them, with public and private tests.
 
     Raises:
         UserError: nothing is at ``config.path``; a line, column, date or test cannot be read (file and line are
             named); an id comes twice; or no problem lies in the window.
     """
-    first, last = _date(config.start_date, "start_date"), _date(config.end_date, "end_date")
+    first, last = _date(config.start_date, keys.start_date), _date(config.end_date, keys.end_date)
     problems: dict[str, Problem] = {}
     seen: list[datetime.date] = []
-    for row in benchmark_table(config).rows(COLUMNS):
+    for row in benchmark_table(config, keys).rows(COLUMNS):
         date = _contest_date(row)
         seen.append(date)
         if (first and date < first) or (last and date > last) or len(problems) == config.limit:
@@ -51,7 +61,7 @@ def read_benchmark(config: BenchmarkConfig) -> list[Problem]:
             )
         problems[problem.id] = problem
     if not problems:
-        raise _empty_window(config, seen)
+        raise _empty_window(config, keys, seen)
     return list(problems.values())
 
 
@@ -125,13 +135,13 @@ def _date(text: str | None, key: str) -> datetime.date | None:
     try:
         return None if text is None else datetime.date.fromisoformat(text)
     except ValueError:
-        raise ConfigError(f"benchmark.{key} = {text}", rule="is no ISO date", fix="write it as 2025-02-01") from None
+        raise ConfigError(f"{key} = {text}", rule="is no ISO date", fix="write it as 2025-02-01") from None
 
 
-def _empty_window(config: BenchmarkConfig, seen: list[datetime.date]) -> UserError:
-    window = f"benchmark.start_date = {config.start_date}, benchmark.end_date = {config.end_date}"
+def _empty_window(config: BenchmarkConfig, keys: BenchmarkKeys, seen: list[datetime.date]) -> UserError:
+    window = f"{keys.start_date} = {config.start_date}, {keys.end_date} = {config.end_date}"
     if not seen:
-        return UserError(f"{_KEY} = {config.path}", rule="holds no problem", fix="download the file again")
+        return UserError(f"{keys.path} = {config.path}", rule="holds no problem", fix="download the file again")
     return UserError(
         window,
         rule=f"no problem lies in that window; the {len(seen)} of {config.path} are from {min(seen)} to {max(seen)}",

@@ -68,13 +68,13 @@ class Table:
                 hashes.append(remembered_sha256(Path(name)))
         return hash_json(hashes)
 
-    def rows(self, columns: Sequence[str]) -> Iterator[Row]:
-        """Every row with ``columns``, in file order.
+    def rows(self, columns: Sequence[str] | None) -> Iterator[Row]:
+        """Every row with ``columns``, or with whatever it has for None, in file order.
 
         Raises:
             UserError: a file cannot be read, or a column is missing.
         """
-        wanted = list(dict.fromkeys(columns))
+        wanted = None if columns is None else list(dict.fromkeys(columns))
         for name in self.files:
             with _readable(name), self._open(name) as stream:
                 _check_first_bytes(name, stream)
@@ -93,7 +93,7 @@ class Table:
             hf_hub_download(f"{owner}/{repository}", file, repo_type="dataset", revision=self.revision)
         ).open("rb")  # fmt: skip
 
-    def _read(self, name: str, stream: IO[bytes], columns: list[str]) -> Iterator[Row]:
+    def _read(self, name: str, stream: IO[bytes], columns: list[str] | None) -> Iterator[Row]:
         if name.endswith(".parquet"):
             yield from self._parquet_rows(name, stream, columns)
             return
@@ -106,14 +106,18 @@ class Table:
                     rule=f"is a {type(values).__name__}, and every row must be an object",
                     fix="mend that row; a file that is one list of rows must have a name that ends with .json",
                 )
+            if columns is None:
+                yield Row(where, values)
+                continue
             if not values.keys() >= set(columns):
                 raise self._missing(where, list(values), columns)
             yield Row(where, {column: values[column] for column in columns})
 
-    def _parquet_rows(self, name: str, stream: IO[bytes], columns: list[str]) -> Iterator[Row]:
+    def _parquet_rows(self, name: str, stream: IO[bytes], columns: list[str] | None) -> Iterator[Row]:
         try:
             with pyarrow.parquet.ParquetFile(stream, buffer_size=_BUFFER) as table:
                 names = table.schema_arrow.names
+                columns = names if columns is None else columns
                 if not set(names) >= set(columns):
                     raise self._missing(name, names, columns)
                 if twice := [column for column in columns if names.count(column) > 1]:
