@@ -13,7 +13,6 @@ NEXT := .venv-next/bin/python
 NEXT_TESTS := tests/distributed $(addprefix tests/unit/,dataset export models runtime training)
 
 # In the order of the files, since the longest come first; tests/conftest.py says what stays together.
-# Threads that wait by spinning would take the other process's core.
 IN_TWO := --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help demo test test-slow test-next check format doctor venv venv-cpu venv-next lock clean
@@ -27,6 +26,7 @@ demo: venv-cpu ## run the whole loop on the small world, ending with the table a
 
 test: venv ## run the test-suite in two processes, without the tests marked slow or gpu
 	@tools/system_packages.sh test
+	@# Threads that wait by spinning would take the other process's core.
 	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(IN_TWO) -m "not slow and not gpu" $(ARGS)
 
 test-slow: venv ## the tests marked slow, one after the other

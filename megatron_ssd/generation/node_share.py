@@ -33,7 +33,7 @@ def engine_devices(config: RunConfig) -> tuple[tuple[str, ...], ...]:
     """Names of the GPUs, or of the processor cores, that each of ``engine.data_parallel_size`` engines gets.
 
     Raises:
-        UserError: there are too few GPUs, or more than one core's process is asked of an engine.
+        UserError: there are too few GPUs, or ``engine.tensor_parallel_size`` is above 1 on CPU.
     """
     size, per_engine = config.engine.data_parallel_size, config.engine.tensor_parallel_size
     if config.cluster.device == "cpu":

@@ -15,7 +15,7 @@ def test_missing_gpu_is_one_line_with_three_ways_out() -> None:
         check_device(ClusterConfig(device="cuda"))
     message = str(caught.value)
     assert "\n" not in message
-    for part in ("cluster.device = cuda", "GPU", "dry_run=true", "experiment=demo"):
+    for part in ("cluster.device = cuda", "GPU", "dry_run=true", "small CPU run with experiment=demo"):
         assert part in message
 
 
