@@ -14,7 +14,7 @@ WORKDIR /opt/megatron-ssd
 COPY setup.py pyproject.toml LICENSE ./
 COPY megatron_ssd megatron_ssd
 # The image's own constraint file keeps its torch. setup.py would admit megatron-core 0.19.2 with this Python as well
-# (docs/versions.md). 0.16.1 asks for TransformerEngine 2.9 to 2.11, and the build stops here where the image has
+# (docs/reference/versions.md). 0.16.1 asks for TransformerEngine 2.9 to 2.11, and the build stops here where the image has
 # another.
 RUN python -m pip install --no-cache-dir --no-build-isolation --editable . megatron-core==0.16.1 \
     && python -c "from importlib.metadata import version; \

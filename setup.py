@@ -1,8 +1,9 @@
 """Package metadata, and the one place where direct dependencies are named with their versions.
 
 ``requirements/cpu.txt``, ``requirements/dev.txt`` and ``requirements/next.txt`` are locked from the extras below by
-``tools/lock.sh``; ``make venv`` and ``make test-next`` install the locks, never these ranges. docs/dependencies.md says
-why each package is here, docs/versions.md what the two releases of Megatron-Core have to do with it.
+``tools/lock.sh``; ``make venv`` and ``make test-next`` install the locks, never these ranges.
+docs/reference/dependencies.md says why each package is here, docs/reference/versions.md what the
+two releases of Megatron-Core have to do with it.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ EXTRAS = {
         "vllm==0.32.0",
         "transformer-engine[core_cu13,pytorch]>=2.9,<2.12",
     ],
-    # Other benchmarks (docs/regression.md), beside either of the two above. Not in the lock of the demo.
+    # Other benchmarks (docs/guides/general_benchmarks.md), beside either of the two above. Not in the lock of the demo.
     "lm-eval": LM_EVAL,
     # Python 3.12 with the newest Megatron-Core, for make test-next: training and its tests, no sampling. torch's CPU
     # build for Python 3.12 is on PyTorch's own index alone, so this is PyPI's, which is built with CUDA.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install from a folder of wheels, check and measure on one GPU, without a network.
 #
-#   benchmarks/gpu.sh WHEELS [OUT]      OUT is docs/results unless it is given; docs/gpu.md says what WHEELS holds
+#   benchmarks/gpu.sh WHEELS [OUT]      OUT is docs/results unless it is given; docs/guides/gpu.md says what WHEELS holds
 #   SMOKE=1 benchmarks/gpu.sh - OUT     no installation, no GPU: tiny models on the CPU, with the python of PYTHON
 #
 # Prints a short table last. A part that fails or runs out of its time is named there, and the parts after it still run.

@@ -30,12 +30,12 @@ from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import CheckpointConfig, OptimizerConfig, TrainingConfig
 from megatron_ssd.errors import UserError
+from megatron_ssd.planner.dry_run import LayoutReport, RankReport
+from megatron_ssd.planner.flops import flops_of
+from megatron_ssd.planner.memory import GB, all_ranks
 from megatron_ssd.runtime.device import Device, prepare_device
 from megatron_ssd.runtime.hardware import check_precision, peak_tflops
 from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
-from megatron_ssd.training.dry_run import LayoutReport, RankReport
-from megatron_ssd.training.flops import flops_of
-from megatron_ssd.training.memory import GB, all_ranks
 
 ONE = ParallelConfig()
 WARM_UP = 2  # steps that compile and allocate, and are left out of times

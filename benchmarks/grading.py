@@ -29,7 +29,7 @@ from pathlib import Path
 from benchmarks.grading_cases import STABILITY_LIMITS, stability_problems, stability_programs, trivial_programs
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.config.problems import BenchmarkConfig
-from megatron_ssd.evaluation.grading import Grader, Submission
+from megatron_ssd.grading.pool import Grader, Submission
 from megatron_ssd.problems.livecodebench import read_benchmark
 from megatron_ssd.schema import Problem, Verdict
 

@@ -25,7 +25,7 @@ from benchmarks.agreement_cases import WHY, code_contests, function_programs, le
 from benchmarks.grading import OFFICIAL_SECONDS, grade, grade_officially
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.config.problems import BenchmarkConfig
-from megatron_ssd.evaluation.grading import Submission
+from megatron_ssd.grading.pool import Submission
 from megatron_ssd.problems.livecodebench import read_benchmark
 from megatron_ssd.schema import Problem
 

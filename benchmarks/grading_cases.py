@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from megatron_ssd.config.evaluation import SandboxConfig
-from megatron_ssd.evaluation.grading import Submission
+from megatron_ssd.grading.pool import Submission
 from megatron_ssd.schema import Problem, ProblemForm, TestCase
 
 # Read something, print something: right for a few problems, wrong in one way or another for the others.

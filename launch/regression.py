@@ -4,7 +4,7 @@ python launch/regression.py experiment=demo regression.tasks=[humaneval,mmlu] mo
 """
 
 from megatron_ssd.cli.entry import main
-from megatron_ssd.evaluation.regression.stage import run_regression
+from megatron_ssd.general_benchmarks.stage import run_regression
 
 if __name__ == "__main__":
     main(run_regression, description=__doc__)

@@ -17,17 +17,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.training_run import metrics
+from tests.helpers.paths import ROOT
+from tests.helpers.training_run import metrics
 
-ROOT = Path(__file__).parents[1]
 WORLD_SIZES = (1, 2)
 _VERSIONS = (
     "import platform; from importlib.metadata import version;"
     "print('Python', platform.python_version(), *(f'{name} {version(name)}' for name in ('torch', 'megatron-core')))"
 )
-_DATASET = "import pathlib, sys; from tests.training_run import write_dataset; write_dataset(pathlib.Path(sys.argv[1]))"
+_DATASET = (
+    "import pathlib, sys; from tests.helpers.training_run import write_dataset;write_dataset(pathlib.Path(sys.argv[1]))"
+)
 _TRAIN = (
-    "import pathlib, sys; from megatron_ssd.training.stage import run_train; from tests.training_run import *;"
+    "import pathlib, sys; from megatron_ssd.training.stage import run_train; from tests.helpers.training_run import *;"
     "run_dir = pathlib.Path(sys.argv[1]);"
     "run_train(training_config(run_dir, training={'train_iters': 6}, checkpoint={'save_interval': 3}))"
 )

@@ -29,7 +29,7 @@ PACKAGES = (
     "safetensors", "transformer-engine", "megatron-ssd",
 )  # fmt: skip
 NOT_BESIDE_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
-MEGATRON_TRIED = ("0.16.1", "0.19.2")  # docs/versions.md
+MEGATRON_TRIED = ("0.16.1", "0.19.2")  # docs/reference/versions.md
 DEMO_MEMORY_GIB = 6.0  # two training processes, or vLLM with its cache
 DEMO_DISK_GIB = 2.0
 PROBE_SECONDS = 180

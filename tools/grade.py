@@ -3,13 +3,13 @@
 python tools/grade.py format=humaneval problems=HumanEval.jsonl.gz samples=samples.jsonl out=runs/humaneval-grades
 python tools/grade.py format=lcb problems=data/lcb start_date=2025-02-01 samples=samples.jsonl out=runs/lcb-grades
 
-A row of samples has question_id, task_id or problem_id, and completion, code or response (docs/grading.md). Killed at
-any moment, the same command goes on and grades nothing twice.
+A row of samples has question_id, task_id or problem_id, and completion, code or response (docs/guides/grading.md).
+Killed at any moment, the same command goes on and grades nothing twice.
 """
 
 from megatron_ssd.cli.keys import run_with_keys
 from megatron_ssd.config.grading import GradeConfig
-from megatron_ssd.evaluation.grade_file import run_grade
+from megatron_ssd.grading.grade_file import run_grade
 
 if __name__ == "__main__":
     run_with_keys(run_grade, GradeConfig, description=__doc__)

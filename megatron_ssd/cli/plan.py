@@ -1,4 +1,4 @@
-"""Entry of ``tools/plan.py``: what a run will take, and the table of recipes in docs/recipes.md."""
+"""Entry of ``tools/plan.py``: what a run will take, and the table of recipes in docs/guides/recipes.md."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from megatron_ssd.cli.compose import CONFIG_DIR, compose_config
 from megatron_ssd.cli.entry import parser, prints_config, run_guarded, start_logging
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import require
-from megatron_ssd.runtime.hardware import GPUS
-from megatron_ssd.training.dry_run import LayoutReport, lay_out
-from megatron_ssd.training.memory import GB, worst_rank
-from megatron_ssd.training.plan import (
+from megatron_ssd.planner.dry_run import LayoutReport, lay_out
+from megatron_ssd.planner.memory import GB, worst_rank
+from megatron_ssd.planner.plan import (
     Samples,
     fits,
     fits_text,
@@ -26,8 +25,9 @@ from megatron_ssd.training.plan import (
     recompute_name,
     run_text,
 )
+from megatron_ssd.runtime.hardware import GPUS
 
-DOCUMENT = CONFIG_DIR.parent / "docs" / "recipes.md"
+DOCUMENT = CONFIG_DIR.parent / "docs" / "guides" / "recipes.md"
 BEGIN, END = "<!-- table: python tools/plan.py --table --write -->", "<!-- end of table -->"
 RECIPES = {
     "b200_mxfp8": "B200",
@@ -45,8 +45,8 @@ def main() -> None:
     options.add_argument("--mfu", type=float, help="assumed share of the peak, for hours; takes --gpu")
     options.add_argument("--samples", type=int, help="training samples, before there is a data set")
     options.add_argument("--mean-tokens", type=int, help="their mean length, for packed rows and for operations")
-    options.add_argument("--table", action="store_true", help="the table of docs/recipes.md, and nothing else")
-    options.add_argument("--write", action="store_true", help="with --table: put it into docs/recipes.md")
+    options.add_argument("--table", action="store_true", help="the table of docs/guides/recipes.md, and nothing else")
+    options.add_argument("--write", action="store_true", help="with --table: put it into docs/guides/recipes.md")
     arguments = options.parse_intermixed_args()
     run_guarded(lambda: _run(arguments), traceback=arguments.traceback)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.evaluation.sandbox import Sandbox
+from megatron_ssd.sandbox.sandbox import Sandbox
 
 
 def check_machine(config: RunConfig) -> None:

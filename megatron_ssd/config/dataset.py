@@ -29,7 +29,8 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FilterConfig:
-    """Which samples are not trained on. The defaults are the paper's minimal filters; docs/filters.md names the others.
+    """Which samples are not trained on. The defaults are the paper's minimal filters;
+    docs/guides/filters.md names the others.
 
     No response is run or checked for truth. ``languages`` and ``drop_unparsable`` look at responses with a program
     only, and ``drop_no_code`` drops the others. The last three are taken over the whole set, in the order in which they

@@ -14,7 +14,7 @@ from megatron_ssd.errors import require
 class SandboxConfig:
     """How programs are run and judged. ``bubblewrap`` isolates; ``rlimit_only`` bounds resources and isolates nothing.
 
-    ``tolerance`` 0 compares as LiveCodeBench does, exactly; see ``evaluation/compare.py`` for what more would mean.
+    ``tolerance`` 0 compares as LiveCodeBench does, exactly; see ``grading/compare.py`` for what more would mean.
     ``packages`` are top-level packages of this environment that programs may import beside the standard library;
     LiveCodeBench's own environment has NumPy. ``prelude`` says which names programs find without importing them:
     ``lcb``, those that LiveCodeBench's checker puts before every program, or ``none``, as plain Python.

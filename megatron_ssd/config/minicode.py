@@ -9,7 +9,7 @@ from megatron_ssd.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class MinicodeConfig:
-    """Size, seed and noise of the world. See ``docs/minicode.md``."""
+    """Size, seed and noise of the world. See ``docs/results/minicode.md``."""
 
     seed: int = 0
     num_train_problems: int = 4000

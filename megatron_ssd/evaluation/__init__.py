@@ -1,1 +1,1 @@
-"""From responses to claims: sandbox, grading, pass@k with intervals, the decode grid."""
+"""Decoding of a benchmark with base and tuned model, and what the verdicts say: pass@k, intervals, the decode grid."""

@@ -16,9 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from megatron_ssd.artifacts.hub import ModelFolder
 from megatron_ssd.config.generation import Decoding
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.generation.model_folder import ModelFolder
 from megatron_ssd.generation.plan import PlannedSample, plan_samples, request_of
 from megatron_ssd.generation.recording import RowMaker
 from megatron_ssd.generation.sampler import Completion, Sampler

@@ -25,7 +25,7 @@ import numpy as np
 from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.config.generation import Decoding, SamplingConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.evaluation.metrics import Mask, Scores
+from megatron_ssd.grading.metrics import Mask, Scores
 from megatron_ssd.schema import Problem
 
 ModelName = Literal["base", "ssd"]

@@ -10,7 +10,7 @@ import numpy as np
 
 from megatron_ssd.config.generation import Decoding
 from megatron_ssd.evaluation.grid import Halves, ModelName, choose, difficulty_of, split_halves
-from megatron_ssd.evaluation.metrics import Bootstrap, Estimate, Mask, Scores, problem_scores
+from megatron_ssd.grading.metrics import Bootstrap, Estimate, Mask, Scores, problem_scores
 from megatron_ssd.schema import Problem, Verdict
 
 _ORDER = {"easy": 0, "medium": 1, "hard": 2}  # the usual names in their usual order, any others after them

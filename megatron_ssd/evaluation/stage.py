@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from megatron_ssd.artifacts.hashing import hash_json
+from megatron_ssd.artifacts.hub import ModelFolder, open_model
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.manifest import check_outputs, read_manifest
 from megatron_ssd.artifacts.stage import Stage, write_atomically
@@ -26,15 +27,14 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.decode import DecodeJob, OpenSampler
 from megatron_ssd.evaluation.diversity import Diversity, NormalForms
 from megatron_ssd.evaluation.earlier import take_over, verdict_path
-from megatron_ssd.evaluation.grading import Grader
 from megatron_ssd.evaluation.grid import ModelName, grid_cells, settings_of, split_halves
 from megatron_ssd.evaluation.measurements import Measurements
-from megatron_ssd.evaluation.metrics import Bootstrap
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, write_problems
 from megatron_ssd.evaluation.summary import claim_lines, summarise, table
 from megatron_ssd.generation.engines import engine_facts, open_sampler
-from megatron_ssd.generation.model_folder import ModelFolder, open_model
 from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES
+from megatron_ssd.grading.metrics import Bootstrap
+from megatron_ssd.grading.pool import Grader
 from megatron_ssd.problems.errata import Errata, apply_errata
 from megatron_ssd.problems.source import load_benchmark
 from megatron_ssd.process import report_follows

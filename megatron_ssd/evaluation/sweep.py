@@ -21,7 +21,7 @@ from typing import Any
 from megatron_ssd.config.generation import Decoding, SamplingConfig
 from megatron_ssd.evaluation.grid import ModelName
 from megatron_ssd.evaluation.measurements import Measurements
-from megatron_ssd.evaluation.metrics import Estimate, Mask
+from megatron_ssd.grading.metrics import Estimate, Mask
 
 
 def grid_rows(found: Measurements, sampling: SamplingConfig) -> list[dict[str, Any]]:

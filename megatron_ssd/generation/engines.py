@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from megatron_ssd.artifacts.hub import ModelFolder
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.generation.model_folder import ModelFolder
 from megatron_ssd.generation.pool import EnginePool
 from megatron_ssd.generation.server_protocol import server_version
 from megatron_ssd.generation.server_sampler import ServerSampler

@@ -1,8 +1,8 @@
 """What sampling needs of an engine, in terms of token ids alone.
 
 The promise: the same request with the same seed gives the same tokens, whatever else is in flight and in whatever
-order, on the same machine and engine version. A request without that promise does not exist. docs/engines.md says how
-far each engine keeps it.
+order, on the same machine and engine version. Every request is seeded.
+docs/guides/engines.md says how far each engine keeps it.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx2
 
+from megatron_ssd.artifacts.hub import ModelFolder
 from megatron_ssd.config.generation import EngineConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.generation.model_folder import ModelFolder
 from megatron_ssd.generation.sampler import Completion, Request
 
 _SECONDS = 30.0  # for a question that needs no decoding

@@ -18,12 +18,12 @@ from typing import Any
 
 import httpx2
 
+from megatron_ssd.artifacts.hub import ModelFolder
 from megatron_ssd.closing import Closing
 from megatron_ssd.config.generation import EngineConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.backlog import Backlog
 from megatron_ssd.generation.endpoint import Endpoint, EndpointError
-from megatron_ssd.generation.model_folder import ModelFolder
 from megatron_ssd.generation.sampler import Completion, Request, Score, ScoreRequest
 from megatron_ssd.generation.server_protocol import (
     body_of,

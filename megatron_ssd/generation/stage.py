@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from megatron_ssd.artifacts.hub import ModelFolder, open_model
 from megatron_ssd.artifacts.jsonl import JsonlWriter
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.spans import SpanNotes, read_spans, seconds_covered
@@ -23,7 +24,6 @@ from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.generation import worker_files
 from megatron_ssd.generation.engines import engine_facts, open_sampler
 from megatron_ssd.generation.merge import merge
-from megatron_ssd.generation.model_folder import ModelFolder, open_model
 from megatron_ssd.generation.plan import plan_samples, request_of
 from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES, RowMaker
 from megatron_ssd.generation.sample_index import SampleIndex

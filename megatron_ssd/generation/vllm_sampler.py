@@ -13,9 +13,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from megatron_ssd.artifacts.hub import ModelFolder
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.generation.model_folder import ModelFolder
 from megatron_ssd.generation.node_share import engine_devices
 from megatron_ssd.generation.pool import EnginePool
 from megatron_ssd.generation.sampler import Completion, Job, Request, Result, Score, ScoreRequest

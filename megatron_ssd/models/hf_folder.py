@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_ssd.artifacts.hub import locate_model
 from megatron_ssd.errors import UserError
-from megatron_ssd.generation.model_folder import locate_model
 
 if TYPE_CHECKING:
     import torch

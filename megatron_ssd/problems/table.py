@@ -19,8 +19,8 @@ import pyarrow
 import pyarrow.parquet
 
 from megatron_ssd.artifacts.hashing import hash_json, remembered_sha256
+from megatron_ssd.artifacts.location import find_files, hub_error
 from megatron_ssd.errors import UserError
-from megatron_ssd.problems.location import find_files, hub_error
 
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".json")
 _BATCH_ROWS = 1024

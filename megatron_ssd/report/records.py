@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from megatron_ssd.artifacts.manifest import Manifest
 from megatron_ssd.evaluation.diversity import Diversity
-from megatron_ssd.evaluation.metrics import SignTest
+from megatron_ssd.grading.metrics import SignTest
 from megatron_ssd.problems.errata import Errata
 from megatron_ssd.report.problems import ProblemFacts
 

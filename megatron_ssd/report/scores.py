@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.diversity import Diversity
-from megatron_ssd.evaluation.metrics import SignTest
+from megatron_ssd.grading.metrics import SignTest
 from megatron_ssd.problems.errata import Errata
 from megatron_ssd.report.records import BestCell, Claim, EffectivePoint, Estimate, GridCell, Score, Scores, Sweep
 

@@ -136,8 +136,8 @@ def check_transformer_engine(version: str | None, *, megatron_asks: str | None) 
         raise UserError(
             "precision.transformer_engine = true",
             rule="the package transformer-engine is not installed",
-            fix=f"install transformer-engine{asked} (docs/gpu.md), or set precision.transformer_engine=false for "
-            "Megatron-Core's own layers",
+            fix=f"install transformer-engine{asked} (docs/guides/gpu.md), or set precision.transformer_engine=false "
+            "for Megatron-Core's own layers",
         )
     if not SpecifierSet(asked).contains(version, prereleases=True):
         raise UserError(

@@ -1,7 +1,7 @@
 """What the two releases of Megatron-Core that this project runs with, 0.16.1 and 0.19.2, do differently.
 
 The rest of the package is written once for both. Where a release needs its own treatment, it is a function here, asked
-for by what Megatron-Core offers and not by its number. docs/versions.md says what else differs.
+for by what Megatron-Core offers and not by its number. docs/reference/versions.md says what else differs.
 """
 
 from __future__ import annotations

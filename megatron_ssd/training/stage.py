@@ -44,7 +44,7 @@ def run_train(config: RunConfig) -> None:
         KeyboardInterrupt: stopped by a signal; the same command goes on from there.
     """
     if config.dry_run:
-        from megatron_ssd.training.dry_run import run_dry
+        from megatron_ssd.planner.dry_run import run_dry
 
         run_dry(config)
         return

@@ -29,7 +29,7 @@ from megatron_ssd.models.hf_checkpoint import load_hf_weights
 from megatron_ssd.models.initialization import local_shards
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
-from tests.tiny_hf import MODELS
+from tests.helpers.tiny_hf import MODELS
 
 TP2 = {"tensor_model_parallel_size": 2}
 PP2 = {"pipeline_model_parallel_size": 2}

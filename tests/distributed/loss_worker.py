@@ -19,7 +19,7 @@ from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
 from megatron_ssd.training.stage import prepare_trainer
-from tests.training_run import CPU, DENSE, EXACT, MOE, training_config
+from tests.helpers.training_run import CPU, DENSE, EXACT, MOE, training_config
 
 ITERATIONS = 4
 MODELS = {"dense": DENSE, "untied": dataclasses.replace(DENSE, tie_word_embeddings=False), "moe": MOE}

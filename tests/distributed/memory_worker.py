@@ -22,7 +22,7 @@ from megatron_ssd.config.run import RunConfig
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
 from megatron_ssd.training.stage import prepare_trainer
-from tests.training_run import CPU, DENSE, EXACT, MOE, training_config
+from tests.helpers.training_run import CPU, DENSE, EXACT, MOE, training_config
 
 BF16 = dataclasses.replace(EXACT, params_dtype="bf16")
 WHOLE = {"use_distributed_optimizer": False}

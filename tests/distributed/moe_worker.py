@@ -22,7 +22,7 @@ from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
 from megatron_ssd.training.expert_load import LoadRecorder
 from megatron_ssd.training.stage import prepare_trainer
-from tests.training_run import CPU, EXACT, MOE, training_config
+from tests.helpers.training_run import CPU, EXACT, MOE, training_config
 
 EP2 = {"expert_model_parallel_size": 2}
 PP2_EP1 = {"pipeline_model_parallel_size": 2}

@@ -31,7 +31,7 @@ from megatron_ssd.training.data import segment_lengths
 from megatron_ssd.training.loop import Trainer
 from megatron_ssd.training.self_test import _forward, check_packing
 from megatron_ssd.training.stage import prepare_trainer
-from tests.training_run import CPU, DENSE, EXACT, MOE, training_config
+from tests.helpers.training_run import CPU, DENSE, EXACT, MOE, training_config
 
 LAYOUTS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
     "pp2": (DENSE, {"pipeline_model_parallel_size": 2}),

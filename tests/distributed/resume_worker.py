@@ -25,7 +25,7 @@ from megatron_ssd.training.checkpoint import save_checkpoint
 from megatron_ssd.training.data import Batch, BatchSource
 from megatron_ssd.training.loop import Trainer
 from megatron_ssd.training.stage import prepare_trainer
-from tests.training_run import CPU, DENSE, EXACT, MOE, training_config
+from tests.helpers.training_run import CPU, DENSE, EXACT, MOE, training_config
 
 SAVED, ITERATIONS = 3, 6
 ONE = "one process"

@@ -22,10 +22,9 @@ from megatron_ssd.models.initialization import local_shards
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
 from tests.distributed.export_worker import LAYOUTS, PRECISION
-from tests.distributed.torchrun import run_workers
-from tests.tiny_hf import MODELS, save_reference_logits, write_hf_folder
+from tests.helpers.tiny_hf import MODELS, save_reference_logits, write_hf_folder
+from tests.helpers.torchrun import run_workers
 
-ROOT = Path(__file__).parents[2]
 ONE = ParallelConfig()
 NAMES = sorted({name for name, _ in LAYOUTS.values()})
 TOKENS_BS = torch.randint(63, (2, 128), generator=torch.Generator().manual_seed(0))

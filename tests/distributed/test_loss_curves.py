@@ -14,16 +14,14 @@ What is not covered: TransformerEngine, bf16, NCCL.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.distributed.loss_worker import CASES, ITERATIONS, LAYOUTS
-from tests.distributed.torchrun import run_workers
-from tests.training_run import write_dataset
+from tests.helpers.torchrun import run_workers
+from tests.helpers.training_run import write_dataset
 
-ROOT = Path(__file__).parents[2]
 LOSS_TOLERANCE, GRAD_NORM_TOLERANCE = 1e-6, 1e-5
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="several processes on one GPU are not this test")
 

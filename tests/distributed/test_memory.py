@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_ssd.training.dry_run import lay_out
-from megatron_ssd.training.memory import all_ranks
+from megatron_ssd.planner.dry_run import lay_out
+from megatron_ssd.planner.memory import all_ranks
 from tests.distributed.memory_worker import CASES, case_config
-from tests.distributed.torchrun import run_workers
-from tests.training_run import write_dataset
+from tests.helpers.torchrun import run_workers
+from tests.helpers.training_run import write_dataset
 
-ROOT = Path(__file__).parents[2]
 # Buffers of the distributed optimizer are padded so that every rank's share starts on a boundary: a few hundred values
 # of these tiny models' 10^5.
 TOLERANCE = 0.02

@@ -14,10 +14,9 @@ import pytest
 import torch
 
 from tests.distributed.moe_worker import CASES, ITERATIONS
-from tests.distributed.torchrun import run_workers
-from tests.training_run import MOE, training_config, write_dataset
+from tests.helpers.torchrun import run_workers
+from tests.helpers.training_run import MOE, training_config, write_dataset
 
-ROOT = Path(__file__).parents[2]
 LOSS_TOLERANCE, GRAD_NORM_TOLERANCE = 1e-6, 5e-6
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="several processes on one GPU are not this test")
 

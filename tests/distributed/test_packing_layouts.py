@@ -17,10 +17,9 @@ from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
 from tests.distributed.packing_worker import LAYOUTS, look
-from tests.distributed.torchrun import run_workers
-from tests.training_run import CPU, DENSE, EXACT, MOE, write_dataset
+from tests.helpers.torchrun import run_workers
+from tests.helpers.training_run import CPU, DENSE, EXACT, MOE, write_dataset
 
-ROOT = Path(__file__).parents[2]
 ROUNDING = 1e-5  # of queries, which are normalised to a size of about 1
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="several processes on one GPU are not this test")
 

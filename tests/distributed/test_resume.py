@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from megatron_ssd.process import UNDER_PIPELINE
-from tests.training_run import metrics, write_dataset
+from tests.helpers.paths import ROOT
+from tests.helpers.training_run import metrics, write_dataset
 
-ROOT = Path(__file__).parents[2]
 ITERATIONS, SAVE_INTERVAL = 30, 5
 OVERRIDES = [
     "cluster=cpu", "precision=fp32", "objective=pretrain",

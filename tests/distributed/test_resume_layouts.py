@@ -17,10 +17,9 @@ from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
 from tests.distributed.resume_worker import CHANGES, ONE, SKIPPING, go_on, save_and_go_on
-from tests.distributed.torchrun import run_workers
-from tests.training_run import CPU, EXACT, write_dataset
+from tests.helpers.torchrun import run_workers
+from tests.helpers.training_run import CPU, EXACT, write_dataset
 
-ROOT = Path(__file__).parents[2]
 TOLERANCE = 2e-6
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="several processes on one GPU are not this test")
 

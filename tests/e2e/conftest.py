@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.paths import ROOT
 
 # The demo, scaled down until the whole loop takes a minute or two. The model learns little; every path is walked.
 SMALL = (

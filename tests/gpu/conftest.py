@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training_run import write_dataset
+from tests.helpers.training_run import write_dataset
 
 HERE = Path(__file__).parent
 

@@ -8,7 +8,7 @@ from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
 from megatron_ssd.training.stage import prepare_trainer
-from tests.training_run import CPU, DENSE, EXACT, MOE, training_config
+from tests.helpers.training_run import CPU, DENSE, EXACT, MOE, training_config
 
 
 def losses_on_cpu(root: Path, name: str, steps: int = 10) -> list[float]:

@@ -24,9 +24,9 @@ from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.hardware import check_precision
 from megatron_ssd.runtime.process_groups import process_groups
 from megatron_ssd.training.stage import prepare_trainer
-from tests.training_run import DENSE, EXACT, MOE, training_config
+from tests.helpers.paths import ROOT
+from tests.helpers.training_run import DENSE, EXACT, MOE, training_config
 
-ROOT = Path(__file__).parents[2]
 CUDA = ClusterConfig(device="cuda")
 BF16, LOCAL = PrecisionConfig(), PrecisionConfig(transformer_engine=False)
 # FP8 multiplies in steps of 128 at most, so these are wider than the CPU suite's.

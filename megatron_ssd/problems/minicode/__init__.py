@@ -1,7 +1,7 @@
 """A small procedural world of executable Python: problems that compose list operations, and a corpus about them.
 
-See ``docs/minicode.md``. Everything follows from ``MinicodeConfig``; the training problems, the test problems and the
-corpus share no problem (``compositions``).
+See ``docs/results/minicode.md``. Everything follows from ``MinicodeConfig``; the training problems, the test problems
+and the corpus share no problem (``compositions``).
 """
 
 from __future__ import annotations

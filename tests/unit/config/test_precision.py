@@ -14,7 +14,7 @@ from megatron_ssd.config.precision import FP8_ALIGNMENT, Fp8Config, PrecisionCon
 from megatron_ssd.errors import ConfigError
 from megatron_ssd.models.transformer_config import _fp8, _recompute, transformer_config
 from megatron_ssd.runtime.device import prepare_device
-from tests.training_run import CPU, DENSE, EXACT, MOE
+from tests.helpers.training_run import CPU, DENSE, EXACT, MOE
 
 ONE = ParallelConfig()
 

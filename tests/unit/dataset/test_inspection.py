@@ -21,8 +21,8 @@ from megatron_ssd.dataset.indexed import IndexedWriter
 from megatron_ssd.dataset.inspection import run_inspect
 from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.prompts.tokenizer import fast_tokenizer
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[3]
 PAIRS = [("solve it", "x = 1"), ("again", "\x1b[31my = 2"), ("more", "")]
 
 

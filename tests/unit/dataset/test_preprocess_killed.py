@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 
 from megatron_ssd.artifacts.manifest import read_manifest
+from tests.helpers.paths import ROOT
 from tests.unit.dataset.test_dataset_stage import publish_samples, sample
 
-ROOT = Path(__file__).parents[3]
 SHARDS, ROWS = 40, 200
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from megatron_ssd.dataset.whole_set import (
     settle,
     shortest,
 )
+from tests.helpers.paths import ROOT
 from tests.unit.dataset.test_filters import sample
 
 scores = st.lists(st.one_of(st.floats(-9, 0, width=32), st.just(math.nan)), max_size=30)
@@ -107,7 +107,7 @@ def test_digests_see_the_problem_and_the_text_without_its_white_space() -> None:
 
 
 def test_the_documentation_names_every_reason_and_setting() -> None:
-    text = (Path(__file__).resolve().parents[3] / "docs" / "filters.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "guides" / "filters.md").read_text(encoding="utf-8")
     settings = [field.name for field in dataclasses.fields(FilterConfig) if field.name != "loop"]
     settings += [f"loop.{field.name}" for field in dataclasses.fields(LoopConfig)]
     assert [reason for reason in REASONS if reason and f"`{reason}`" not in text] == []

@@ -14,13 +14,14 @@ import pytest
 
 from megatron_ssd.dataset.workers import run_tasks
 from megatron_ssd.errors import UserError
-from tests.unit.dataset import worker_tasks
+from tests.helpers import worker_tasks
+from tests.helpers.paths import ROOT
 
 PARENT = """
 import sys
 from pathlib import Path
 from megatron_ssd.dataset.workers import run_tasks
-from tests.unit.dataset.worker_tasks import write_for_ever
+from tests.helpers.worker_tasks import write_for_ever
 list(run_tasks(write_for_ever, [Path(name) for name in sys.argv[1:]], num_workers=2, count_rows=print))
 """
 
@@ -67,7 +68,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
     tasks = [tmp_path / "a", tmp_path / "b"]
-    with subprocess.Popen([sys.executable, "-c", PARENT, *map(str, tasks)], cwd=Path(__file__).parents[3]) as parent:
+    with subprocess.Popen([sys.executable, "-c", PARENT, *map(str, tasks)], cwd=ROOT) as parent:
         wait_until(lambda: all(task.exists() and task.read_text() for task in tasks))
         workers = psutil.Process(parent.pid).children()
         parent.kill()

@@ -18,7 +18,7 @@ from megatron_ssd.config.problems import BenchmarkConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.problems import minicode
 from megatron_ssd.problems.minicode.tokenizer import save_tokenizer, train_tokenizer
-from tests.unit.evaluation.oracle import MINICODE, N
+from tests.helpers.oracle import MINICODE, N
 
 
 @pytest.fixture(scope="module")

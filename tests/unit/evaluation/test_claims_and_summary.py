@@ -10,15 +10,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from megatron_ssd.columns import MINUS
 from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.config.generation import Decoding
 from megatron_ssd.evaluation.claims import judge_claims, status_of
-from megatron_ssd.evaluation.columns import MINUS
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import ModelName, settings_of
 from megatron_ssd.evaluation.measurements import Measurements
-from megatron_ssd.evaluation.metrics import Bootstrap, Estimate
 from megatron_ssd.evaluation.summary import summarise, table
+from megatron_ssd.grading.metrics import Bootstrap, Estimate
 from megatron_ssd.report.scores import read_scores
 from megatron_ssd.schema import Problem, Verdict
 from tests.unit.evaluation.test_grid import SAMPLING, problems

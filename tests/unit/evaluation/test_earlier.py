@@ -13,9 +13,9 @@ from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.config.generation import EngineConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.evaluation.sandbox import Sandbox
 from megatron_ssd.evaluation.stage import run_evaluate
-from tests.unit.evaluation.oracle import N, Oracle, sampler_of, summary_of
+from megatron_ssd.sandbox.sandbox import Sandbox
+from tests.helpers.oracle import N, Oracle, sampler_of, summary_of
 
 PROBLEMS = 6
 SETTINGS = 6  # four of the base, two of the tuned model

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ssd.artifacts.hashing import hash_folder
+from megatron_ssd.artifacts.hub import open_model
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.config.generation import Decoding, EngineConfig, PromptConfig
@@ -19,14 +20,13 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.decode import DecodeJob
 from megatron_ssd.evaluation.grid import split_halves
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, read_problems
-from megatron_ssd.evaluation.sandbox import Sandbox
 from megatron_ssd.evaluation.stage import date_range, evaluation_stage, run_evaluate
-from megatron_ssd.generation.model_folder import open_model
 from megatron_ssd.problems import minicode
 from megatron_ssd.process import REPORT_FOLLOWS
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
-from tests.unit.evaluation.oracle import MINICODE, N, Oracle, sampler_of, summary_of
-from tests.unit.evaluation.programs import function_problem
+from megatron_ssd.sandbox.sandbox import Sandbox
+from tests.helpers.oracle import MINICODE, N, Oracle, sampler_of, summary_of
+from tests.helpers.programs import function_problem
 from tests.unit.problems.test_benchmark_sources import jsonl, lcb_row
 
 

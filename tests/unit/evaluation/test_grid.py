@@ -15,7 +15,7 @@ from megatron_ssd.config.generation import Decoding, SamplingConfig
 from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.evaluation.grid import choose, grid_cells, hottest, settings_of, split_halves
 from megatron_ssd.schema import Problem
-from tests.unit.evaluation.programs import function_problem
+from tests.helpers.programs import function_problem
 
 SAMPLING = SamplingConfig(
     train=Decoding(temperature=1.5, top_k=20, top_p=0.6),

@@ -16,12 +16,12 @@ from megatron_ssd.evaluation.claims import judge_claims
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import ModelName, grid_cells, settings_of
 from megatron_ssd.evaluation.measurements import Measurements
-from megatron_ssd.evaluation.metrics import Bootstrap
 from megatron_ssd.evaluation.summary import summarise, table
+from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.report.scores import read_scores
 from megatron_ssd.schema import Verdict
+from tests.helpers.report_run import NO_ERRATA
 from tests.unit.evaluation.test_grid import problems
-from tests.unit.report.report_run import NO_ERRATA
 
 CONFIG = EvaluationConfig(temperatures=(0.5, 1.0), top_ks=(10, -1), top_ps=(0.8, 1.0))
 TRAIN = Decoding(temperature=1.5, top_k=20, top_p=0.8)

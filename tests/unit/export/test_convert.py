@@ -18,10 +18,10 @@ from megatron_ssd.config.export import ConvertConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.export.convert import run_convert
 from megatron_ssd.training.checkpoint_folder import check_content, read_facts
-from tests.tiny_hf import MODELS, write_hf_folder
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_hf import MODELS, write_hf_folder
 from tests.unit.export.test_export_stage import write_tokenizer
 
-ROOT = Path(__file__).parents[3]
 DTYPES = {"qwen3": torch.bfloat16, "qwen3_moe": torch.bfloat16, "llama_scaled": torch.float16}
 
 

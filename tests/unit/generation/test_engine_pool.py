@@ -18,7 +18,8 @@ from megatron_ssd.config.generation import Decoding
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.pool import EnginePool
 from megatron_ssd.generation.sampler import Completion, Request
-from tests.unit.generation.fake_engine import CRASH_ONCE_SEED, CRASH_SEED, FakeSpec, tokens_of
+from tests.helpers.fake_engine import CRASH_ONCE_SEED, CRASH_SEED, FakeSpec, tokens_of
+from tests.helpers.paths import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -163,13 +164,13 @@ def test_engines_die_with_a_killed_parent(tmp_path: Path) -> None:
     script.write_text(
         "import os, signal\n"
         "from megatron_ssd.generation.pool import EnginePool\n"
-        "from tests.unit.generation.fake_engine import FakeSpec\n"
+        "from tests.helpers.fake_engine import FakeSpec\n"
         "pool = EnginePool(FakeSpec(), size=1, max_in_flight=4, max_restarts=0)\n"
         "pool.wait_ready()\n"
         "print(pool._engines[0]._process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    root = str(Path(__file__).resolve().parents[3])
+    root = str(ROOT)
     parent = subprocess.run(
         [sys.executable, str(script)],
         env={**os.environ, "PYTHONPATH": root},

@@ -16,8 +16,8 @@ from megatron_ssd.generation import stage
 from megatron_ssd.generation.plan import request_seed
 from megatron_ssd.problems.stage import run_problems
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
-from tests.unit.generation.fake_engine import tokens_of
-from tests.unit.generation.sampling_run import FakeSampler, elsewhere, generate, run_config, samples
+from tests.helpers.fake_engine import tokens_of
+from tests.helpers.sampling_run import FakeSampler, elsewhere, generate, run_config, samples
 
 
 @pytest.fixture

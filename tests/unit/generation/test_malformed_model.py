@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from megatron_ssd.artifacts.hub import open_model
 from megatron_ssd.errors import UserError
-from megatron_ssd.generation.model_folder import open_model
 
 CONFIG = {"vocab_size": 512, "max_position_embeddings": 256, "eos_token_id": 7}
 NOT_JSON = {

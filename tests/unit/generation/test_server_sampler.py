@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
+from megatron_ssd.artifacts.hub import ModelFolder
 from megatron_ssd.config.generation import Decoding, EngineConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation import endpoint
-from megatron_ssd.generation.model_folder import ModelFolder
 from megatron_ssd.generation.sampler import Completion, Request, ScoreRequest
 from megatron_ssd.generation.server_protocol import server_version
 from megatron_ssd.generation.server_sampler import ServerSampler
-from tests.unit.generation.fake_engine import END, tokens_of
-from tests.unit.generation.fake_server import Answer, FakeServer, completion
+from tests.helpers.fake_engine import END, tokens_of
+from tests.helpers.fake_server import Answer, FakeServer, completion
 
 BUSY: Answer = (503, {"error": {"message": "busy"}})
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
+from megatron_ssd.artifacts.hub import ModelFolder, open_model
 from megatron_ssd.config.build import build_config
 from megatron_ssd.config.generation import Decoding, SamplingConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.engines import engine_facts, open_sampler
-from megatron_ssd.generation.model_folder import ModelFolder, open_model
 from megatron_ssd.generation.pool import EnginePool
 from megatron_ssd.generation.sampler import Completion, Request, ScoreRequest
 from megatron_ssd.generation.vllm_sampler import _reason

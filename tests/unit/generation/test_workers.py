@@ -21,7 +21,7 @@ from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation import stage
 from megatron_ssd.generation.plan import request_seed
-from tests.unit.generation.sampling_run import (
+from tests.helpers.sampling_run import (
     NUM_SAMPLES,
     FakeSampler,
     elsewhere,

@@ -9,7 +9,7 @@ from megatron_ssd.errors import ConfigError
 from megatron_ssd.models.build import build_model
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
-from tests.training_run import CPU, DENSE, EXACT, MOE
+from tests.helpers.training_run import CPU, DENSE, EXACT, MOE
 
 ONE = ParallelConfig()
 UNTIED_LLAMA = dataclasses.replace(

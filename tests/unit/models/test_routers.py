@@ -13,7 +13,7 @@ from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
 from megatron_ssd.training.expert_load import spread
 from megatron_ssd.training.stage import prepare_trainer
-from tests.training_run import CPU, MOE, training_config, write_dataset
+from tests.helpers.training_run import CPU, MOE, training_config, write_dataset
 
 ONE = ParallelConfig()
 NO_CLIPPING = OptimizerConfig(lr=1e-3, min_lr=1e-4, lr_warmup_iters=2, clip_grad=1e9)

@@ -13,7 +13,7 @@ from megatron_ssd.models.build import build_model
 from megatron_ssd.models.vocabulary import num_tokens_here, padded_vocab_size
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
-from tests.tiny_hf import MODELS
+from tests.helpers.tiny_hf import MODELS
 
 ONE = ParallelConfig()
 EXACT = PrecisionConfig(params_dtype="fp32", transformer_engine=False)

@@ -16,7 +16,7 @@ from megatron_ssd.models.weights import (
     all_hf_names,
     find_rule,
 )
-from tests.tiny_hf import MODELS
+from tests.helpers.tiny_hf import MODELS
 
 MODEL = dataclasses.replace(MODELS["qwen3"], num_attention_heads=8, num_key_value_heads=4, head_dim=2)
 QKV = QkvMerge("qkv", ("q", "k", "v"), split=0)

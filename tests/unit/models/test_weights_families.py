@@ -11,7 +11,7 @@ from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.models.families import family_of
 from megatron_ssd.models.hf_folder import read_hf_config
-from tests.tiny_hf import MODELS, write_hf_folder
+from tests.helpers.tiny_hf import MODELS, write_hf_folder
 
 SOURCE = Path("folder/config.json")
 

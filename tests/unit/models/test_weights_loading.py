@@ -21,7 +21,7 @@ from megatron_ssd.models.hf_checkpoint import load_hf_weights, map_parameters
 from megatron_ssd.models.hf_folder import HFWeights, resolve_model_folder
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
-from tests.tiny_hf import MODELS, save_reference_logits, write_hf_folder
+from tests.helpers.tiny_hf import MODELS, save_reference_logits, write_hf_folder
 
 PARALLEL = ParallelConfig()
 TOKENS_BS = torch.randint(63, (2, 256), generator=torch.Generator().manual_seed(0))

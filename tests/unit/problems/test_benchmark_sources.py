@@ -17,8 +17,9 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.problems.hidden_tests import decode_tests
 from megatron_ssd.problems.source import load_benchmark
 from megatron_ssd.schema import Problem, TestCase
+from tests.helpers.paths import SHARED
 
-DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
+DATA = SHARED / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data beside the project")
 
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.contamination import ContaminationIndex, EvaluationProblem, words
-from tests.unit.problems.problem_files import choose, config_of, jsonl, parquet, rstar_row
+from tests.helpers.paths import SHARED
+from tests.helpers.problem_files import choose, config_of, jsonl, parquet, rstar_row
 
-DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
+DATA = SHARED / "data"
 HUMANEVAL = DATA / "humaneval" / "HumanEval.jsonl.gz"
 needs_data = pytest.mark.skipif(not HUMANEVAL.is_file(), reason="needs ../shared/data beside the project")
 PROMPT = '''def close_pair(numbers, threshold):

@@ -20,7 +20,7 @@ import pytest
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.gate import ContaminationGate, gate_inputs
-from tests.unit.problems.problem_files import COLUMNS, choose, config_of, jsonl, parquet, row, rstar_row
+from tests.helpers.problem_files import COLUMNS, choose, config_of, jsonl, parquet, row, rstar_row
 
 GOOD = json.dumps(row("Print the sum of two numbers.", name="good"))
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.selection import normalise
-from tests.unit.problems.problem_files import COLUMNS, Chosen, choose, config_of, jsonl, parquet, row, rstar_row
+from tests.helpers.paths import SHARED
+from tests.helpers.problem_files import COLUMNS, Chosen, choose, config_of, jsonl, parquet, row, rstar_row
 
-DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
+DATA = SHARED / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data beside the project")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.table import open_table
-from tests.unit.problems.problem_files import choose, config_of, jsonl, parquet, row
+from tests.helpers.problem_files import choose, config_of, jsonl, parquet, row
 
 ROWS = [row("one"), row("two")]
 

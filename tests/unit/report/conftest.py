@@ -10,9 +10,9 @@ import pytest
 from playwright import sync_api as playwright
 
 from megatron_ssd.report.stage import run_report
-from tests.unit.report.browsing import FLAGS, chromium
-from tests.unit.report.report_run import build_run, change_summary, run_config
-from tests.unit.report.sweep_summary import cells_of, sweep_summary
+from tests.helpers.browsing import FLAGS, chromium
+from tests.helpers.report_run import build_run, change_summary, run_config
+from tests.helpers.sweep_summary import cells_of, sweep_summary
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import pytest
 from megatron_ssd.errors import UserError
 from megatron_ssd.report.benchmarks import read_benchmarks
 from megatron_ssd.report.stage import report_stage, run_report
-from tests.unit.report.report_run import build_run, run_config
+from tests.helpers.report_run import build_run, run_config
 
 
 def test_values_are_written_as_lm_eval_gives_them(published: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from megatron_ssd.report.html import SECTIONS
-from tests.unit.report.browsing import Visit
+from tests.helpers.browsing import Visit
 
 WIDTHS = (1280, 390)
 SCHEMES = ("light", "dark")

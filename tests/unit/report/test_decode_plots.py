@@ -15,7 +15,7 @@ from megatron_ssd.config.generation import Decoding
 from megatron_ssd.report import decode_plots, svg
 from megatron_ssd.report.records import Estimate, Sweep
 from megatron_ssd.report.scores import read_sweep
-from tests.unit.report.sweep_summary import TRAIN, cells_of, sweep_summary
+from tests.helpers.sweep_summary import TRAIN, cells_of, sweep_summary
 
 TEMPERATURES, TOP_KS, TOP_PS = (0.7, 0.9, 1.1, 1.6), (20, 10, -1), (0.8, 0.95, 1.0)
 

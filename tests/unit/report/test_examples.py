@@ -10,8 +10,8 @@ from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE
 from megatron_ssd.report.data import read_examples
 from megatron_ssd.report.records import Example
 from megatron_ssd.report.stage import run_report
-from tests.unit.report.problems_run import NUM_TESTS, RUN, problem, tries, write_evaluation
-from tests.unit.report.report_run import run_config
+from tests.helpers.problems_run import NUM_TESTS, RUN, problem, tries, write_evaluation
+from tests.helpers.report_run import run_config
 from tests.unit.report.test_not_measured import CASES, evaluate, publish
 
 

@@ -11,7 +11,7 @@ from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.report.lineage import Lineage, trace
 from megatron_ssd.report.stage import run_report
-from tests.unit.report.report_run import build_run, run_config
+from tests.helpers.report_run import build_run, run_config
 
 
 @pytest.fixture

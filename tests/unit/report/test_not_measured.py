@@ -22,13 +22,13 @@ from megatron_ssd.config.generation import Decoding, SamplingConfig
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import ModelName, grid_cells, settings_of, split_halves
 from megatron_ssd.evaluation.measurements import Measurements
-from megatron_ssd.evaluation.metrics import Bootstrap
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, write_problems
 from megatron_ssd.evaluation.summary import summarise, table
+from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.report.stage import run_report
 from megatron_ssd.schema import Problem, Verdict
-from tests.unit.evaluation.programs import function_problem
-from tests.unit.report.report_run import NO_ERRATA, build_run, run_config, sample_of
+from tests.helpers.programs import function_problem
+from tests.helpers.report_run import NO_ERRATA, build_run, run_config, sample_of
 
 Fails = Callable[[ModelName, Decoding, Problem], bool]
 

@@ -12,7 +12,7 @@ from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.report.data import shown_settings
 from megatron_ssd.report.paper import COUNTED, SETTINGS, Deviation, deviations, reference_model
-from tests.unit.report.report_run import run_config
+from tests.helpers.report_run import run_config
 
 
 def _settings(**values: object) -> dict[str, object]:

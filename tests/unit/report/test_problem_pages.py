@@ -22,7 +22,7 @@ from megatron_ssd.report.problem_blocks import LIMITS, block, fit_blocks, pack
 from megatron_ssd.report.problem_html import MEBIBYTE, OUTCOMES, anchor
 from megatron_ssd.report.problem_pages import MOST_KEPT, Attempt, ProblemPage, ProblemPages
 from megatron_ssd.report.visible import visible
-from tests.unit.report.problems_run import HOSTILE, RUN, Try, problem, read, scores, tries, write_evaluation, write_page
+from tests.helpers.problems_run import HOSTILE, RUN, Try, problem, read, scores, tries, write_evaluation, write_page
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 
 from megatron_ssd.report.problem_html import anchor
 from megatron_ssd.report.visible import visible
-from tests.unit.report.browsing import Visit
-from tests.unit.report.problems_run import HOSTILE, RUN, Try, read, write_evaluation, write_page
+from tests.helpers.browsing import Visit
+from tests.helpers.problems_run import HOSTILE, RUN, Try, read, write_evaluation, write_page
 
 SHOWN = "[...document.querySelectorAll('#rows > tr')].filter(r => r.checkVisibility()).map(r => r.dataset.anchor)"
 IDS = [anchor(problem.id) for problem, *_ in RUN]

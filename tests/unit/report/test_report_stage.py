@@ -15,7 +15,7 @@ from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.config.report import ReportConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.report.stage import run_report
-from tests.unit.report.report_run import REVISION, build_run, change_summary, run_config
+from tests.helpers.report_run import REVISION, build_run, change_summary, run_config
 
 MEBIBYTE = 1 << 20
 

@@ -12,11 +12,11 @@ from megatron_ssd.config.generation import Decoding, SamplingConfig
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import ModelName
 from megatron_ssd.evaluation.measurements import Measurements
-from megatron_ssd.evaluation.metrics import Bootstrap
 from megatron_ssd.evaluation.summary import summarise
+from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.report.scores import read_scores
 from megatron_ssd.schema import Problem, Verdict
-from tests.unit.report.report_run import NO_ERRATA
+from tests.helpers.report_run import NO_ERRATA
 
 CELLS = tuple(Decoding(temperature=t, top_k=20, top_p=p) for t in (1.0, 1.5) for p in (0.6, 0.8))
 SAMPLING = SamplingConfig(train=CELLS[2], eval=CELLS[3], default=CELLS[1])

@@ -13,7 +13,7 @@ from megatron_ssd.runtime.process_groups import (
     on_rank_zero,
     process_groups,
 )
-from tests.training_run import CPU
+from tests.helpers.training_run import CPU
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.runtime import versions
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
-from tests.training_run import CPU
+from tests.helpers.training_run import CPU
 
 RELEASE = tuple(map(int, importlib.metadata.version("megatron-core").split(".")[:2]))
 

@@ -3,13 +3,11 @@
 import os
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from setup import EXTRAS
-
-ROOT = Path(__file__).parents[3]
+from tests.helpers.paths import ROOT
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ import torch
 
 from benchmarks.gpu_cases import PARTS, cases
 from benchmarks.gpu_measure import case_config
-
-ROOT = Path(__file__).parents[3]
+from tests.helpers.paths import ROOT
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what the script does without a GPU")

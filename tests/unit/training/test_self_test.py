@@ -16,7 +16,7 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.training.self_test import tolerance
 from megatron_ssd.training.stage import run_train
 from tests.distributed.packing_worker import one_segment
-from tests.training_run import metrics, training_config, write_dataset
+from tests.helpers.training_run import metrics, training_config, write_dataset
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
 

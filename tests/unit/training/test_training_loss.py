@@ -19,8 +19,8 @@ from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
 from megatron_ssd.training.loss import weighted_sum
 from megatron_ssd.training.stage import prepare_trainer
-from tests.tiny_hf import write_hf_folder
-from tests.training_run import CPU, DENSE, EXACT, VOCAB_SIZE, training_config
+from tests.helpers.tiny_hf import write_hf_folder
+from tests.helpers.training_run import CPU, DENSE, EXACT, VOCAB_SIZE, training_config
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
 

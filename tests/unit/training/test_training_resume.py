@@ -16,7 +16,7 @@ from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.training.checkpoint_folder import read_facts
 from megatron_ssd.training.stage import run_train
 from megatron_ssd.training.stop import StopRequest
-from tests.training_run import MOE, metrics, training_config, write_dataset
+from tests.helpers.training_run import MOE, metrics, training_config, write_dataset
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
 

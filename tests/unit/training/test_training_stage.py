@@ -21,8 +21,8 @@ from megatron_ssd.dataset.indexed import open_indexed
 from megatron_ssd.errors import UserError
 from megatron_ssd.training.stage import run_train, training_stage
 from megatron_ssd.training.stop import StopRequest
-from tests.tiny_hf import write_hf_folder
-from tests.training_run import DENSE, MOE, metrics, training_config, write_dataset
+from tests.helpers.tiny_hf import write_hf_folder
+from tests.helpers.training_run import DENSE, MOE, metrics, training_config, write_dataset
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
 

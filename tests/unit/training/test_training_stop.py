@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.helpers.paths import ROOT
+
 CHILD = """
 import os, signal, sys, time
 import torch.distributed as dist

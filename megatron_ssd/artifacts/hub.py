@@ -1,0 +1,133 @@
+"""The frozen model as a folder: where it is, which revision it is, and what its config says about decoding."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_ssd.artifacts.hashing import hash_folder
+from megatron_ssd.artifacts.location import hub_error, is_hub_id
+from megatron_ssd.errors import MissingModelError, UserError
+
+_KEY = "model.path"
+_CONFIG, _GENERATION = "config.json", "generation_config.json"
+_LARGEST = (1 << 31) - 1  # token ids and positions are 32 bits wide
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFolder:
+    """A Hugging Face model on this machine.
+
+    ``revision`` is the commit where one was named or the Hub gave one, otherwise the hash of all files.
+    """
+
+    path: Path
+    revision: str
+    vocab_size: int
+    max_position_embeddings: int
+    end_token_ids: tuple[int, ...]
+
+
+def open_model(path: str | None, revision: str | None = None, *, key: str = _KEY) -> ModelFolder:
+    """Find a model and read its config; a Hub id is downloaded where it is not on this machine yet.
+
+    Args:
+        path: a folder, or a Hub id such as ``Qwen/Qwen3-4B-Instruct-2507``.
+        revision: commit of the Hub repository. A local folder given with one is taken to be it, unhashed.
+        key: what the user calls it.
+
+    Raises:
+        UserError: nothing is there, the folder is no Hugging Face model, or its config has a value that cannot be.
+    """
+    folder, revision = locate_model(path, revision, key=key)
+    config = _read(folder, _CONFIG, required=True)
+    vocab_size = _size(folder, config, "vocab_size")
+    max_position_embeddings = _size(folder, config, "max_position_embeddings")
+    end_token_ids = _end_token_ids(folder, config, vocab_size)
+    return ModelFolder(
+        path=folder,
+        revision=revision or hash_folder(folder),
+        vocab_size=vocab_size,
+        max_position_embeddings=max_position_embeddings,
+        end_token_ids=end_token_ids,
+    )
+
+
+def locate_model(path: str | None, revision: str | None = None, *, key: str = _KEY) -> tuple[Path, str | None]:
+    """(folder, commit where one was named or the Hub gave one) of a model, as ``open_model`` finds it, unread."""
+    if path is None:
+        raise MissingModelError(
+            f"{key} = null", rule="this needs a model that is trained", fix=f"set {key} to a Hugging Face folder"
+        )
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder, revision
+    folder = _download(path, revision, key=key)
+    return folder, folder.name  # snapshots are kept under their commit
+
+
+def _download(path: str, revision: str | None, *, key: str) -> Path:
+    if not is_hub_id(path):
+        raise UserError(f"{key} = {path}", rule="does not exist", fix=f"set {key} to a folder or a Hub id")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        return Path(snapshot_download(path, revision=revision, ignore_patterns=["*.pth", "*.bin", "original/*"]))
+    except (OSError, ValueError, HTTPError) as error:
+        raise hub_error(path, key=key, error=error) from error
+
+
+def _size(folder: Path, config: dict[str, Any], name: str) -> int:
+    """The positive whole number ``name`` of the model's config."""
+    path, fix = folder / _CONFIG, "use the config.json of a causal model"
+    if name not in config:
+        raise UserError(f"file {path}", rule=f"has no {name!r}", fix=fix)
+    value = config[name]
+    if type(value) is not int or not 1 <= value <= _LARGEST:  # a truth value is an int, but no size
+        raise UserError(
+            f"file {path} with {name} = {reprlib.repr(value)}", rule=f"must be a whole number from 1 to {_LARGEST}",
+            fix=fix,
+        )  # fmt: skip
+    return value
+
+
+def _end_token_ids(folder: Path, config: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
+    """What ends a response: the generation config's ids, else the model config's."""
+    for name, source in ((_GENERATION, _read(folder, _GENERATION, required=False)), (_CONFIG, config)):
+        value = source.get("eos_token_id")
+        if value is None:
+            continue
+        ids = value if isinstance(value, list) else [value]
+        if not ids or not all(type(id_) is int and 0 <= id_ < vocab_size for id_ in ids):
+            raise UserError(
+                f"file {folder / name} with eos_token_id = {reprlib.repr(value)}",
+                rule=f"must be a token id, or a list of at least one, from 0 to vocab_size - 1 = {vocab_size - 1}",
+                fix="give the ids that end a response of this model",
+            )
+        return tuple(ids)
+    raise UserError(
+        f"model folder {folder}",
+        rule="names no eos_token_id in generation_config.json or config.json, so no response would ever end",
+        fix="add eos_token_id to generation_config.json",
+    )
+
+
+def _read(folder: Path, name: str, *, required: bool) -> dict[str, Any]:
+    path = folder / name
+    if not path.is_file():
+        if required:
+            raise UserError(f"model folder {folder}", rule=f"has no {name}", fix="point model.path at a model's folder")
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"file {path}", rule=f"is not JSON ({error})", fix="copy it from the model again") from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"file {path} with {reprlib.repr(content)}", rule="is no JSON object", fix="copy it from the model again"
+        )
+    return content

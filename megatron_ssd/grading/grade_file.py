@@ -1,0 +1,167 @@
+"""A file of completions to a folder of verdicts and a summary: what ``tools/grade.py`` does.
+
+The folder is a stage like any other: worked on under ``OUT.partial``, taken up again after a SIGKILL, published whole
+with a manifest that has the hashes of both files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from megatron_ssd.artifacts.hashing import hash_json, sha256_file
+from megatron_ssd.artifacts.stage import Stage, write_atomically
+from megatron_ssd.columns import aligned
+from megatron_ssd.config.evaluation import default_ks
+from megatron_ssd.config.grading import GradeConfig
+from megatron_ssd.config.problems import BenchmarkConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.grading.completions import count_samples, read_submissions
+from megatron_ssd.grading.metrics import Bootstrap, problem_scores
+from megatron_ssd.grading.pool import Grader, read_verdicts
+from megatron_ssd.problems.errata import Errata, apply_errata
+from megatron_ssd.problems.evalplus import read_humaneval_plus, read_mbpp_plus
+from megatron_ssd.problems.humaneval import read_humaneval
+from megatron_ssd.problems.leetcode import read_leetcode
+from megatron_ssd.problems.livecodebench import BenchmarkKeys, read_benchmark
+from megatron_ssd.problems.mbpp import read_mbpp
+from megatron_ssd.progress import progress
+from megatron_ssd.schema import Problem, Verdict
+
+log = logging.getLogger(__name__)
+
+VERDICTS, SUMMARY = "verdicts.jsonl", "summary.json"
+
+
+def run_grade(config: GradeConfig) -> None:
+    """Grade as ``config`` asks, or go on where an earlier start stopped; ends with a table on standard output.
+
+    Raises:
+        UserError: a file cannot be read, a row is wrong, or no sandbox can be had.
+    """
+    everything = {problem.id: problem for problem in read_problems(config)}
+    counted, errata = apply_errata(list(everything.values()), config.errata)
+    problems = {problem.id: problem for problem in counted}
+    samples = Path(config.samples)
+    counts = Counter({id_: count for id_, count in count_samples(samples, everything).items() if id_ in problems})
+    if not counts:
+        raise UserError(f"samples = {samples}", rule="every problem of theirs is in LiveCodeBench's errata",
+                        fix="keep those with errata=keep")  # fmt: skip
+    stage = _stage(config, problems, samples)
+    if not stage.is_current():
+        asked = [problems[problem_id] for problem_id in counts]
+        with Grader(asked, config.sandbox_config) as grader:
+            work = stage.begin()
+            bar: tqdm[None] = progress(total=counts.total(), desc="grading", unit="program")
+            with bar:
+                done = len(read_verdicts(work / VERDICTS))
+                if done:
+                    log.info("%s: %d of %d programs are graded already", stage.name, done, counts.total())
+                submissions = (one for one in read_submissions(samples, everything) if one.problem_id in problems)
+                verdicts = grader.grade_programs(submissions, work / VERDICTS, bar.update)
+        summary = {**summarise(problems, verdicts), "errata": dataclasses.asdict(errata)}
+        write_atomically(work / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        statuses = summary["statuses"]
+        stage.publish(counts={"problems": len(asked), "programs": counts.total(), **statuses},
+                      facts={"sandbox": config.sandbox})  # fmt: skip
+    print(table(json.loads((stage.final / SUMMARY).read_text(encoding="utf-8"))))
+
+
+def read_problems(config: GradeConfig) -> list[Problem]:
+    """The problems of the benchmark's file. Raises ``UserError``."""
+    if config.format == "lcb":
+        section = BenchmarkConfig(name="livecodebench", path=config.problems, start_date=config.start_date,
+                                  end_date=config.end_date)  # fmt: skip
+        return read_benchmark(section, BenchmarkKeys("problems", "start_date", "end_date"))
+    readers = {
+        "humaneval": read_humaneval,
+        "humaneval_plus": read_humaneval_plus,
+        "mbpp": read_mbpp,
+        "mbpp_plus": read_mbpp_plus,
+        "leetcode": read_leetcode,
+    }
+    return readers[config.format](Path(config.problems))
+
+
+def summarise(problems: Mapping[str, Problem], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Scores and counts of one file's verdicts, as JSON.
+
+    pass@k is over the problems that have samples, for each k that all of them have; a problem on which the judge failed
+    too often for a k is left out of that one.
+    """
+    samples = Counter(verdict.problem_id for verdict in verdicts)
+    ids, bootstrap = list(samples), Bootstrap()
+    groups = {"all": np.ones(len(ids), dtype=bool)}
+    for name in sorted({problems[problem_id].difficulty or "" for problem_id in ids} - {""}):
+        groups[name] = np.array([problems[problem_id].difficulty == name for problem_id in ids])
+    ks = default_ks(min(samples.values()))
+    scores = {k: problem_scores(verdicts, ids, k) for k in ks}
+    estimates = {
+        name: {str(k): bootstrap.mean(scores[k][mask]) for k in ks} for name, mask in groups.items()
+    }  # fmt: skip
+    return {
+        "problems": len(problems),
+        "problems_without_samples": len(problems) - len(ids),
+        "programs": len(verdicts),
+        "samples_per_problem": [min(samples.values()), max(samples.values())],
+        "statuses": dict(sorted(Counter(verdict.status for verdict in verdicts).items())),
+        "confidence": bootstrap.confidence,
+        "pass_at_k": {
+            name: {
+                k: {**estimate.interval_json(), "num_problems": estimate.num_problems} for k, estimate in by_k.items()
+            }
+            for name, by_k in estimates.items()
+        },
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary for a terminal."""
+    by_group = summary["pass_at_k"]
+    ks = list(by_group["all"])
+    lines = [["", "problems", *(cell for k in ks for cell in (f"pass@{k}", "interval"))]]
+    for name, by_k in by_group.items():
+        cells = [cell for k in ks for cell in _cells(by_k[k])]
+        lines.append([name, str(by_k[ks[0]]["num_problems"]), *cells])
+    num_problems, (low, high) = by_group["all"][ks[0]]["num_problems"], summary["samples_per_problem"]
+    each = str(low) if low == high else f"{low} to {high}"
+    share = f"{100 * summary['confidence']:g} % intervals over problems"
+    text = [*aligned(lines), "", f"per cent of {num_problems} problems, {each} programs each; {share}"]
+    text.append(", ".join(f"{count} {status.replace('_', ' ')}" for status, count in summary["statuses"].items()))
+    if "errata" in summary and (line := Errata(**summary["errata"]).line):  # not in folders of earlier versions
+        text.append(line)
+    if summary["problems_without_samples"]:
+        text.append(f"{summary['problems_without_samples']} problems have no sample and are in no score")
+    if summary["statuses"].get("infrastructure_error"):
+        text.append("programs with infrastructure error are in no score: the judge failed, not they")
+    return "\n".join(text)
+
+
+def _cells(estimate: dict[str, Any]) -> tuple[str, str]:
+    if estimate["value"] is None:
+        return "none", ""
+    return f"{100 * estimate['value']:.1f}", f"{100 * estimate['low']:.1f} to {100 * estimate['high']:.1f}"
+
+
+def _stage(config: GradeConfig, problems: Mapping[str, Problem], samples: Path) -> Stage:
+    out = Path(config.out)
+    return Stage(
+        name=out.name,
+        run_dir=out.parent,
+        config={"format": config.format, "sandbox": config.sandbox_config.identity},
+        inputs={
+            "problems": hash_json([problem.to_json() for problem in problems.values()]),
+            "samples": sha256_file(samples),
+        },
+        replace=config.replace,
+        key="out",
+        made_by="tools/grade.py",
+    )

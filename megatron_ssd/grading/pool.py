@@ -1,0 +1,201 @@
+"""Programs to verdicts, on all cores, streaming and resumable.
+
+Invariants:
+- A program that has a row in the verdict file is never graded again.
+- Identical programs of one problem are run once; all of them get that outcome, over all files of a ``Grader``.
+- An unsettled outcome (see ``judge``) is not written before its second run, alone, has settled it.
+- ``infrastructure_error`` is written only where the judge failed, and says nothing about the program.
+- Of programs, at most ``WINDOW`` texts are held at a time; of verdicts and outcomes, every one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_ssd.artifacts.jsonl import JsonlWriter, heal, iter_jsonl
+from megatron_ssd.closing import Closing
+from megatron_ssd.config.evaluation import SandboxConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.grading.checker import Judge, Judgement
+from megatron_ssd.prompts.extract import extract_code
+from megatron_ssd.schema import Problem, Sample, Verdict
+
+WINDOW = 2048
+Key = tuple[str, str]  # problem id, hash of the program
+_EMPTY = Judgement(status="no_code", detail="no fenced program in the response")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """One program to judge; ``source`` is None where there is none, and ``note`` may say why."""
+
+    problem_id: str
+    sample_index: int
+    source: str | None
+    note: str = ""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What makes it unique in a verdict file: (problem id, sample index)."""
+        return self.problem_id, self.sample_index
+
+
+class Grader(Closing):
+    """A pool of judges, one a core, for any number of verdict files of one set of problems.
+
+    Args:
+        problems: with their tests.
+        config: sandbox kind, limits, and the number of workers.
+        prompt_opens_thinking: see ``extract_code``.
+
+    Raises:
+        UserError: a problem has no test, or no sandbox can be had here.
+    """
+
+    def __init__(
+        self, problems: Iterable[Problem], config: SandboxConfig, *, prompt_opens_thinking: bool = False
+    ) -> None:
+        self._problems = {problem.id: problem for problem in problems}
+        for problem in self._problems.values():
+            if not problem.tests:
+                raise UserError(f"problem {problem.id}", rule="has no test", fix="leave it out of the benchmark")
+        self._config = config
+        self._prompt_opens_thinking = prompt_opens_thinking
+        self._outcomes: dict[Key, Judgement] = {}
+        self._local = threading.local()
+        self._judges = [Judge(config)]  # the first is for runs alone; the others belong to the pool's threads
+        self._judges[0].start()  # an error now, not after hours of decoding
+        self._pool = ThreadPoolExecutor(config.workers or len(os.sched_getaffinity(0)))
+
+    def grade(
+        self, samples: Iterable[Sample], path: Path, advance: Callable[[int], object] = lambda count: None
+    ) -> list[Verdict]:
+        """Verdicts of ``samples``, in their order; see ``grade_programs``.
+
+        Args:
+            samples: of one model and setting.
+            path: the JSONL file of their verdicts.
+            advance: called with the number of samples settled, as they are.
+        """
+        return self.grade_programs(map(self._submission, samples), path, advance)
+
+    def grade_programs(
+        self, programs: Iterable[Submission], path: Path, advance: Callable[[int], object] = lambda count: None
+    ) -> list[Verdict]:
+        """Verdicts of ``programs``, in their order; those that ``path`` lacks are made and appended to it."""
+        verdicts, order = read_verdicts(path), list[tuple[str, int]]()
+        programs = iter(programs)
+        with JsonlWriter(path) as writer:
+            while window := list(itertools.islice(programs, WINDOW)):
+                order += [program.key for program in window]
+                for verdict, is_new in self._grade_window(window, verdicts):
+                    if is_new:
+                        writer.write(verdict.to_json())
+                        verdicts[verdict.problem_id, verdict.sample_index] = verdict
+                    advance(1)
+        return [verdicts[key] for key in order]
+
+    def _grade_window(
+        self, window: Sequence[Submission], verdicts: Mapping[tuple[str, int], Verdict]
+    ) -> Iterator[tuple[Verdict, bool]]:
+        """Each program's verdict as it is settled, and whether it is a new one."""
+        waiting: dict[Key, list[Submission]] = {}
+        for program in window:
+            text = (program.source or "").encode("utf-8", "surrogatepass")
+            key = program.problem_id, hashlib.sha256(text).hexdigest()
+            if program.source is None:
+                self._outcomes[key] = _EMPTY
+            if program.key in verdicts:
+                self._remember(key, _judgement(verdicts[program.key]))
+                yield verdicts[program.key], False
+            else:
+                waiting.setdefault(key, []).append(program)
+        for key, outcome in self._settle({key: programs[0].source or "" for key, programs in waiting.items()}):
+            for program in waiting[key]:
+                yield self._verdict(program, outcome), True
+
+    def _settle(self, sources: dict[Key, str]) -> Iterator[tuple[Key, Judgement]]:
+        """Outcomes as they are settled; each is remembered, but for those in which the judge failed."""
+        fresh = [key for key in sources if key not in self._outcomes]
+        yield from ((key, self._outcomes[key]) for key in sources if key in self._outcomes)
+        unsettled: list[Key] = []
+        for key, outcome in zip(fresh, self._pool.map(lambda key: self._judge(key, sources[key]), fresh), strict=True):
+            if outcome.unsettled:
+                unsettled.append(key)
+            else:
+                yield self._remember(key, outcome)
+        for key in unsettled:
+            outcome = self._judges[0].judge(self._problems[key[0]], sources[key], alone=True)
+            yield self._remember(key, outcome)
+
+    def _remember(self, key: Key, outcome: Judgement) -> tuple[Key, Judgement]:
+        if outcome.status != "infrastructure_error":
+            self._outcomes[key] = outcome
+        return key, outcome
+
+    def _judge(self, key: Key, source: str) -> Judgement:
+        """In a thread of the pool. Each has its own judge, since a container dies with the thread that started it."""
+        if not hasattr(self._local, "judge"):
+            self._local.judge = Judge(self._config)
+            self._judges.append(self._local.judge)
+        judge: Judge = self._local.judge
+        return judge.judge(self._problems[key[0]], source)
+
+    def source_of(self, sample: Sample) -> str | None:
+        """The program that is judged of ``sample``, None where its response holds none."""
+        return extract_code(sample.response, prompt_opens_thinking=self._prompt_opens_thinking)
+
+    def _submission(self, sample: Sample) -> Submission:
+        skipped = sample.finish_reason == "skipped"
+        return Submission(
+            problem_id=sample.problem_id,
+            sample_index=sample.sample_index,
+            source=self.source_of(sample),
+            note=f"not run: {sample.skip_reason}" if skipped else "",
+        )
+
+    def _verdict(self, program: Submission, outcome: Judgement) -> Verdict:
+        return Verdict(
+            problem_id=program.problem_id,
+            sample_index=program.sample_index,
+            status=outcome.status,
+            tests_passed=outcome.tests_passed,
+            tests_total=len(self._problems[program.problem_id].tests),
+            failed_test=outcome.failed_test,
+            detail=program.note or outcome.detail,
+            cpu_seconds=round(outcome.cpu_seconds, 4),
+            by_test=outcome.by_test,
+        )
+
+    def close(self) -> None:
+        """Drop what has not begun and end every container."""
+        self._pool.shutdown(cancel_futures=True)
+        for judge in self._judges:
+            judge.close()
+
+
+def read_verdicts(path: Path) -> dict[tuple[str, int], Verdict]:
+    """The whole rows of a verdict file by (problem id, sample index); none where there is no file yet."""
+    if not path.exists():
+        return {}
+    heal(path)
+    verdicts = (Verdict.from_json(row) for row in iter_jsonl(path))
+    return {(verdict.problem_id, verdict.sample_index): verdict for verdict in verdicts}
+
+
+def _judgement(verdict: Verdict) -> Judgement:
+    return Judgement(
+        status=verdict.status,
+        tests_passed=verdict.tests_passed,
+        failed_test=verdict.failed_test,
+        detail=verdict.detail,
+        cpu_seconds=verdict.cpu_seconds,
+        by_test=verdict.by_test,
+    )

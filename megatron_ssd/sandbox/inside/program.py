@@ -1,0 +1,124 @@
+"""The life of one program inside its process: limits, then run as ``__main__``, or called through its functions."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import resource
+import sys
+import traceback
+from collections.abc import Callable
+from types import CodeType, ModuleType
+from typing import Any
+
+from megatron_ssd.sandbox.inside.frames import send, write_all
+from megatron_ssd.sandbox.inside.remote import serve_calls
+from megatron_ssd.sandbox.inside.values import encode
+
+STACK_BYTES = 100 << 20  # within the 128 MiB that Linux keeps free below every stack
+OPEN_FILES = 32
+RESULTS_FD = 3
+CHECKS_FD = 3  # of a program that checks are run against, in place of results
+_DETAIL_CHARACTERS = 300
+
+
+def give_up_root(user: int) -> None:
+    """Be ``user``, with the group of the same number and no other. Raises ``OSError``."""
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+
+
+def limit_process(request: dict[str, Any], max_threads: int | None = None) -> None:
+    """Set the limits of this process, for good.
+
+    Args:
+        request: the limits of this program.
+        max_threads: of all processes of this user together; None where others than this container's count.
+    """
+    whole_run = int(request["cpu_seconds"] * request["num_inputs"]) + 2
+    for what, limit in (
+        (resource.RLIMIT_CPU, whole_run),
+        (resource.RLIMIT_AS, request["memory_bytes"]),
+        (resource.RLIMIT_FSIZE, request["output_bytes"]),
+        (resource.RLIMIT_NOFILE, OPEN_FILES),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(what, (limit, limit))
+    if max_threads is not None:
+        resource.setrlimit(resource.RLIMIT_NPROC, (max_threads, max_threads))
+    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
+
+
+def execute(request: dict[str, Any], report: Callable[[dict[str, Any]], object]) -> int:
+    """Compile and run the program; ``report`` gets its results and its error. Returns the exit status."""
+    module = ModuleType("__main__" if request["form"] == "stdin" else "solution")
+    sys.modules[module.__name__] = module
+    stage = "syntax"
+    try:
+        code = compile(request["source"], "solution.py", "exec", dont_inherit=True)
+        stage = "runtime"
+        return _run(request, code, module, report)
+    except MemoryError as error:
+        report({"error": "memory" if stage == "runtime" else stage, "detail": describe(error)})
+    except BaseException as error:  # noqa: BLE001 - whatever a program raises is a finding about the program
+        report({"error": stage, "detail": describe(error)})
+    return 1
+
+
+def _run(
+    request: dict[str, Any], code: CodeType, module: ModuleType, report: Callable[[dict[str, Any]], object]
+) -> int:
+    if request["form"] == "stdin":
+        return _run_main(code, module)
+    exec(code, module.__dict__)
+    if request["form"] == "checks":
+        serve_calls(CHECKS_FD, module)
+    else:
+        _call_function(module, request, report)
+    return 0
+
+
+def _run_main(code: CodeType, module: ModuleType) -> int:
+    """Run as a script is run, with what the interpreter does at its end: join threads, exit handlers, flush."""
+    status = 0
+    try:
+        exec(code, module.__dict__)
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    threading: Any = sys.modules.get("threading")
+    for thread in threading.enumerate() if threading else ():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.__stdout__):
+        if stream is not None and not getattr(stream, "closed", False):
+            stream.flush()
+    return status
+
+
+def _call_function(module: ModuleType, request: dict[str, Any], report: Callable[[dict[str, Any]], object]) -> None:
+    """Call the function, or the method of a new object, on every input; each result is reported as it comes."""
+    name, owner = request["function_name"], request["class_name"]
+    for text in request["inputs"]:
+        arguments = [json.loads(line) for line in text.split("\n") if line.strip()]
+        holder = getattr(module, owner)() if owner else module
+        report({"value": encode(getattr(holder, name)(*arguments))})
+
+
+def report_result(row: dict[str, Any]) -> None:
+    """A result or an error, as a line for the server."""
+    write_all(RESULTS_FD, json.dumps(row).encode() + b"\n")
+
+
+def report_to_checks(row: dict[str, Any]) -> None:
+    """An error, for the process that waits with the checks."""
+    send(CHECKS_FD, row)
+
+
+def describe(error: BaseException) -> str:
+    """One line: the exception's type and message."""
+    return " ".join("".join(traceback.format_exception_only(error)).split())[:_DETAIL_CHARACTERS]

@@ -1,0 +1,158 @@
+"""The fork server. It reads requests from standard input and answers on standard output (``frames``).
+
+A request holds one program and its inputs. For each, a child is forked that sets its own limits, gives up the right to
+make processes, and runs the program: all inputs of a ``function`` program one after another, or a ``stdin`` program as
+``__main__`` on its one input. A program of the form ``checks`` gets a second child beside it, which runs the checks and
+alone ever holds them: it reads them itself, as the message after the request, so that they are in no memory of which
+the program's process is a copy. The server watches from outside, kills, and reports bare facts; it never compiles,
+imports or decodes anything that a program made, and it holds no expected output. The host judges what the facts mean.
+
+Invariants:
+- One program at a time, and no process outlives it; it can make none (``seccomp``).
+- Limits are watched by the server through the children's CPU clocks; nothing a program does to its own timers or signal
+  handlers matters. RLIMIT_CPU is the back-stop.
+- A program's output lies in a memory file of bounded size, its results go through a pipe that is read up to the same
+  bound.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import random
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from megatron_ssd.sandbox.inside.checks import run_checks
+from megatron_ssd.sandbox.inside.frames import receive, send
+from megatron_ssd.sandbox.inside.packages import NamedPackages
+from megatron_ssd.sandbox.inside.program import (
+    execute,
+    give_up_root,
+    limit_process,
+    report_result,
+    report_to_checks,
+)
+from megatron_ssd.sandbox.inside.remote import Link
+from megatron_ssd.sandbox.inside.seccomp import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, Seccomp
+from megatron_ssd.sandbox.inside.warm import preimport, warm_up
+from megatron_ssd.sandbox.inside.watch import watch
+
+RECURSION_LIMIT = 50_000  # as LiveCodeBench's judge sets it
+_CHECKED_FD = 4  # where the checks reach the program
+
+
+class Server:
+    """What every request needs: the filter, an empty device, the host's channel."""
+
+    def __init__(self, requests: int, *, become: int | None, max_threads: int | None) -> None:
+        self._requests, self._become, self._max_threads = requests, become, max_threads
+        self._null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(self._null, descriptor)
+        self._seccomp = Seccomp()
+        self._seccomp.prctl(PR_SET_NO_NEW_PRIVS, 1)
+        self._seccomp.prctl(PR_SET_DUMPABLE, 0)  # no child may trace this process or read its memory
+
+    def run(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run one program and say what happened: results, output, exit status, CPU seconds."""
+        results_read, results_write = os.pipe()
+        try:
+            if request["form"] == "stdin":
+                return self._run_main(request, results_read, results_write)
+            if request["form"] == "checks":
+                return self._run_checks(request, results_read, results_write)
+            pid = self._fork((self._null,) * 3 + (results_write,), request, lambda: execute(request, report_result))
+            return watch([pid], results_read, results_write, request)
+        finally:
+            os.close(results_read)
+
+    def _run_main(self, request: dict[str, Any], results_read: int, results_write: int) -> dict[str, Any]:
+        stdin, stdout = os.memfd_create("stdin"), os.memfd_create("stdout")
+        try:
+            with open(stdin, "wb", closefd=False) as file:
+                file.write(request["inputs"][0].encode("utf-8", "surrogatepass"))
+            os.lseek(stdin, 0, os.SEEK_SET)
+            files = (stdin, stdout, self._null, results_write)
+            pid = self._fork(files, request, lambda: execute(request, report_result))
+            facts = watch([pid], results_read, results_write, request)
+            size = min(os.fstat(stdout).st_size, request["output_bytes"])
+            return {**facts, "stdout": os.pread(stdout, size, 0).decode("utf-8", "replace")}
+        finally:
+            os.close(stdin)
+            os.close(stdout)
+
+    def _run_checks(self, request: dict[str, Any], results_read: int, results_write: int) -> dict[str, Any]:
+        checks_end, program_end = (end.detach() for end in socket.socketpair())
+        nothing = (self._null,) * 3
+
+        def check() -> int:
+            return run_checks(self._scripts, Link(_CHECKED_FD, request["output_bytes"]), report_result)
+
+        def read_scripts() -> None:
+            self._scripts = receive(self._requests)["scripts"]
+
+        checks = self._fork((*nothing, results_write, checks_end), request, check, before=read_scripts)
+        os.close(checks_end)
+        program = self._fork((*nothing, program_end), request, lambda: execute(request, report_to_checks))
+        os.close(program_end)
+        return watch([checks, program], results_read, results_write, request)
+
+    def _fork(
+        self,
+        files: Sequence[int],
+        request: dict[str, Any],
+        run: Callable[[], int],
+        before: Callable[[], None] = lambda: None,
+    ) -> int:
+        """A child with ``files`` as its descriptors 0, 1, ... and no other; it does ``before`` as the server would."""
+        if (pid := os.fork()) != 0:
+            return pid
+        status = 1
+        try:
+            before()
+            # The server's own two channels hold 3 and 4, so no source is among the targets.
+            for target, source in enumerate(files):
+                os.dup2(source, target)
+            os.closerange(len(files), 64)
+            if self._become is not None:
+                give_up_root(self._become)
+            self._seccomp.drop_capabilities()
+            limit_process(request, self._max_threads)
+            self._seccomp.enter()
+            random.seed(0)  # the same program, the same verdict
+            status = run()
+        finally:
+            os._exit(status)
+
+
+def serve(settings: str) -> None:
+    """Answer requests until standard input ends.
+
+    Args:
+        settings: JSON of ``container.Settings``: ``prelude``, the names that programs find without import (lcb, none);
+            ``packages``, name -> folder of those that they may import; ``become``, the user and group that every child
+            becomes first of all; ``max_threads`` of a program and its checks, where those are counted for this
+            container alone.
+    """
+    chosen = json.loads(settings)
+    requests, replies = os.dup(0), os.dup(1)
+    server = Server(requests, become=chosen["become"], max_threads=chosen["max_threads"])
+    # Process 1 of a namespace is deaf to every signal from inside, but for those it handles; Python handles this one.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.meta_path.append(NamedPackages(chosen["packages"]))
+    if chosen["prelude"] == "lcb":
+        preimport()
+    sys.setrecursionlimit(RECURSION_LIMIT)
+    sys.set_int_max_str_digits(0)  # judges print long integers
+    warm_up()
+    gc.collect()
+    gc.freeze()  # children then do not copy pages only to mark objects
+    send(replies, {"ready": True, "pid": os.getpid(), "python": platform.python_version()})
+    while (request := receive(requests)) is not None:
+        send(replies, server.run(request))

@@ -1,0 +1,26 @@
+"""Ways to run one program in a sandbox that other programs share."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from megatron_ssd.sandbox.execution import Execution, Limits, Program
+from megatron_ssd.sandbox.sandbox import Sandbox
+
+LIMITS = Limits(cpu_seconds=0.5, wall_seconds=20.0, memory_bytes=512 << 20, output_bytes=1 << 20)
+BYSTANDER = Program(source="print(input()[::-1])", form="stdin")
+
+
+def run(sandbox: Sandbox, source: str, stdin: str = "", **changes: float) -> Execution:
+    """Run a program, then see that the same container still serves the next one."""
+    execution = sandbox.execute(Program(source=source, form="stdin"), [stdin], dataclasses.replace(LIMITS, **changes))
+    container = sandbox._process
+    assert sandbox.execute(BYSTANDER, ["abc"], LIMITS).outputs == ("cba\n",)
+    assert sandbox._process is container, "the container was replaced"
+    return execution
+
+
+def call(sandbox: Sandbox, source: str, inputs: list[str], **changes: float) -> Execution:
+    """Call the function ``f`` of a program on every input."""
+    program = Program(source=source, form="function", function_name="f")
+    return sandbox.execute(program, inputs, dataclasses.replace(LIMITS, **changes))

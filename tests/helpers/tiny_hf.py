@@ -1,0 +1,98 @@
+"""Tiny Hugging Face models, made by transformers itself, and the configurations that go with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from megatron_ssd.config.model import ModelConfig, RopeScalingConfig
+from tests.helpers.paths import ROOT
+
+_SHAPE: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "intermediate_size": 48, "vocab_size": 64, "max_position_embeddings": 512, "rope_theta": 10000.0,
+}  # fmt: skip
+_EXPERTS: dict[str, Any] = {
+    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True,
+}  # fmt: skip
+
+_ODD: dict[str, Any] = {**_SHAPE, "vocab_size": 63}  # divided by no even number of ranks
+_OTHER_SCALING = RopeScalingConfig(
+    factor=4.0, low_freq_factor=0.5, high_freq_factor=2.0, original_max_position_embeddings=64
+)
+
+MODELS = {
+    "qwen3": ModelConfig(name="qwen3", model_type="qwen3", **_SHAPE),
+    "qwen3_tied": ModelConfig(name="qwen3_tied", model_type="qwen3", tie_word_embeddings=True, **_SHAPE),
+    "qwen3_odd": ModelConfig(name="qwen3_odd", model_type="qwen3", **_ODD | {"num_key_value_heads": 4}),
+    "qwen3_odd_tied": ModelConfig(name="qwen3_odd_tied", model_type="qwen3", tie_word_embeddings=True, **_ODD),
+    "qwen3_moe": ModelConfig(name="qwen3_moe", model_type="qwen3_moe", **_SHAPE, **_EXPERTS),
+    "qwen3_moe_odd": ModelConfig(
+        name="qwen3_moe_odd", model_type="qwen3_moe",
+        **_ODD | {"num_key_value_heads": 1}, **_EXPERTS | {"norm_topk_prob": False, "num_experts_per_tok": 3},
+    ),
+    "llama": ModelConfig(name="llama", model_type="llama", **_SHAPE),
+    "llama_tied": ModelConfig(name="llama_tied", model_type="llama", tie_word_embeddings=True, **_SHAPE),
+    "llama_scaled": ModelConfig(name="llama_scaled", model_type="llama", rope_scaling=RopeScalingConfig(), **_SHAPE),
+    "llama_scaled_odd": ModelConfig(
+        name="llama_scaled_odd", model_type="llama", rope_scaling=_OTHER_SCALING, **_SHAPE | {"rope_theta": 5e5}
+    ),
+}  # fmt: skip
+
+_CLASSES = {
+    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+    "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
+    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+}
+
+
+def write_hf_folder(
+    folder: Path, model: ModelConfig, *, dtype: torch.dtype = torch.float32, max_shard_size: str = "5GB"
+) -> ModelConfig:
+    """Save random weights of ``model`` to ``folder`` and return ``model`` with that path. No weight is all ones."""
+    config_class, model_class = _CLASSES[model.model_type]
+    values = dataclasses.asdict(model)
+    rope = {"rope_theta": values.pop("rope_theta"), "rope_type": "default"}
+    scaling = values.pop("rope_scaling")
+    if scaling:
+        rope |= {**scaling, "rope_type": "llama3"}
+    for key in ("name", "path", "revision", "model_type"):
+        del values[key]
+    torch.manual_seed(0)
+    hf_model = model_class(config_class(**values, rope_parameters=rope)).to(dtype)
+    with torch.no_grad():
+        for weight in hf_model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.1)
+    hf_model.save_pretrained(folder, max_shard_size=max_shard_size)
+    return dataclasses.replace(model, path=str(folder))
+
+
+def save_reference_logits(root: Path, names: Iterable[str], tokens_BS: torch.Tensor) -> None:
+    """``root/tokens.npy``, and for each folder in ``root`` transformers' logits of them, fp32, as ``logits.npy``.
+
+    In a process of its own: transformers must not see what is adapted for Megatron-Core on a CPU.
+    """
+    np.save(root / "tokens.npy", tokens_BS.numpy())
+    command = [sys.executable, "-c", _REFERENCE_SCRIPT, str(root), *names]
+    subprocess.run(command, check=True, cwd=ROOT, timeout=120)
+
+
+_REFERENCE_SCRIPT = """
+import sys
+from pathlib import Path
+from typing import Any
+import numpy as np
+from megatron_ssd.export.reference import reference_logits
+
+root = Path(sys.argv[1])
+for name in sys.argv[2:]:
+    np.save(root / name / "logits.npy", reference_logits(root / name, np.load(root / "tokens.npy")))
+"""

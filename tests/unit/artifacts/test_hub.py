@@ -1,0 +1,92 @@
+"""Finding the frozen model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_ssd.artifacts.hub import open_model
+from megatron_ssd.errors import UserError
+
+CONFIG = {"vocab_size": 512, "max_position_embeddings": 256, "eos_token_id": 7}
+
+
+def model(folder: Path, config: dict[str, Any], generation: dict[str, Any] | None = None) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [(None, (7,)), ({}, (7,)), ({"eos_token_id": 3}, (3,)), ({"eos_token_id": [5, 3]}, (5, 3))],
+)
+def test_end_tokens_are_the_generation_configs_first(
+    tmp_path: Path, generation: dict[str, Any] | None, expected: tuple[int, ...]
+) -> None:
+    found = open_model(str(model(tmp_path, CONFIG, generation)))
+    assert (found.end_token_ids, found.vocab_size, found.max_position_embeddings) == (expected, 512, 256)
+
+
+def test_revision_is_the_content_unless_it_is_named(tmp_path: Path) -> None:
+    a, b = model(tmp_path / "a", CONFIG), model(tmp_path / "b", CONFIG)
+    before = open_model(str(a)).revision
+    assert before == open_model(str(b)).revision
+    (a / "model.safetensors").write_bytes(b"weights")
+    assert open_model(str(a)).revision != before
+    (a / "manifest.json").write_text("{}")  # says how it was made, and is not the model
+    assert open_model(str(a), "abc").revision == "abc"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, r"model\.path = null"),
+        (lambda folder: folder, "has no config.json"),
+        (lambda folder: model(folder, {"vocab_size": 1}), "has no 'max_position_embeddings'"),
+        (lambda folder: model(folder, {**CONFIG, "eos_token_id": None}), "names no eos_token_id"),
+    ],
+)
+def test_folders_that_are_no_model_say_so(tmp_path: Path, make: Any, message: str) -> None:
+    path = make(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        open_model(None if path is None else str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_config_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config.json: is not JSON"):
+        open_model(str(tmp_path))
+
+
+def test_missing_folder_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.path = .*nowhere: does not exist"):
+        open_model(str(tmp_path / "nowhere"))
+
+
+def test_hub_that_does_not_serve_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def refuse(path: str, **settings: Any) -> str:
+        raise ConnectionError("no route to host\nand a second line")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(UserError, match=r"someone/model: .*no route to host") as caught:
+        open_model("someone/model")
+    assert "\n" not in str(caught.value)
+
+
+def test_hub_snapshot_is_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    snapshot = model(tmp_path / "0123abcd", CONFIG)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda path, **settings: str(snapshot))
+    assert open_model("someone/model", "main").revision == "0123abcd"

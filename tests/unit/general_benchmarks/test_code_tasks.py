@@ -1,0 +1,134 @@
+"""Programs as lm-eval filters them, in the sandbox: right ones pass, and verdicts are those that lm-eval would give."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from megatron_ssd.config.evaluation import SandboxConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.general_benchmarks.code_tasks import (
+    check_reference,
+    problems_of,
+    reference_of,
+    submissions_of,
+    with_scores,
+)
+from megatron_ssd.general_benchmarks.parts import ItemRow
+from megatron_ssd.grading.pool import Grader
+from megatron_ssd.schema import Verdict
+from tests.helpers.benchmark_rows import Row, needs_data, rows_of
+
+needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval (make venv)")
+
+
+def item(number: int, doc: Row, *programs: str, ks: tuple[int, ...] = (1,)) -> ItemRow:
+    return ItemRow(task="t", doc_id=number, filter="create_test", doc=doc, prompt="", answers=[], scores={},
+                   programs=list(programs), ks=list(ks), num_fewshot=0)  # fmt: skip
+
+
+def grade(task: str, rows: list[ItemRow], folder: Path, cpu_seconds: float = 5.0) -> list[Verdict]:
+    problems = problems_of(task, rows, folder / "problems.jsonl")
+    with Grader(problems, SandboxConfig(cpu_seconds=cpu_seconds)) as grader:
+        return grader.grade_programs(submissions_of(task, rows), folder / "verdicts.jsonl")
+
+
+def humaneval(count: int | None) -> list[ItemRow]:
+    """What lm-eval's filter makes of canonical solutions: the prompt with the answer behind."""
+    docs = rows_of("humaneval", count)
+    return [item(n, doc, doc["prompt"] + doc["canonical_solution"]) for n, doc in enumerate(docs)]
+
+
+def mbpp(count: int | None) -> list[ItemRow]:
+    return [item(n, doc, doc["code"]) for n, doc in enumerate(rows_of("mbpp", count))]
+
+
+@needs_data
+@pytest.mark.parametrize(("task", "rows"), [("humaneval", humaneval), ("mbpp", mbpp)])
+@pytest.mark.parametrize("count", [12, pytest.param(None, marks=pytest.mark.slow)])
+def test_canonical_solutions_pass_and_emptied_ones_do_not(tmp_path: Path, task: str, rows, count: int | None) -> None:
+    right = rows(count)
+    assert [v.problem_id for v in grade(task, right, tmp_path) if not v.passed] == []
+    (tmp_path / "wrong").mkdir()
+    wrong = [dataclasses.replace(row, programs=["import sys\nsys.exit(0)\n"]) for row in right]
+    assert [v.problem_id for v in grade(task, wrong, tmp_path / "wrong") if v.passed] == []
+
+
+@needs_data
+@needs_lm_eval
+@pytest.mark.parametrize("count", [16, pytest.param(None, marks=pytest.mark.slow)])
+def test_cruxeval_agrees_with_lm_evals_own_check(tmp_path: Path, count: int | None) -> None:
+    """On answers that a person wrote, which may be run here: the right ones, and each row's neighbour's."""
+    from lm_eval.tasks.cruxeval import utils
+
+    docs = rows_of("cruxeval_output", count)
+    answers = [[f" assert f({doc['input']}) == {doc['output']}\n", f"{other['output']}"]
+               for doc, other in zip(docs, docs[1:] + docs[:1], strict=True)]  # fmt: skip
+    programs = utils.build_predictions_output(answers, docs)
+    rows = [item(n, doc, *texts) for n, (doc, texts) in enumerate(zip(docs, programs, strict=True))]
+    theirs = [utils.check_correctness(text) for texts in programs for text in texts]
+    ours = [verdict.passed for verdict in grade("cruxeval_output", rows, tmp_path)]
+    assert ours == theirs
+    assert 0 < sum(ours) < len(ours)
+
+
+def crux(number: int, answer: str) -> ItemRow:
+    doc = {"id": f"sample_{number}", "code": "def f(x):\n    print(x)\n    return x", "input": "1", "output": "1"}
+    return item(number, doc, f"{doc['code']}\nassert f(1)=={answer}")
+
+
+def test_a_program_of_cruxeval_passes_only_past_its_assertion(tmp_path: Path) -> None:
+    answers = ["1", "2", "1 or print('reached the end')", "__import__('os')._exit(0)", "exit()", "(", "1\nwhile 1: 0"]
+    rows = [crux(n, answer) for n, answer in enumerate(answers)]
+    statuses = [verdict.status for verdict in grade("cruxeval_output", rows, tmp_path, cpu_seconds=0.3)]
+    assert statuses == ["passed", "runtime_error", "passed", "wrong_answer", "wrong_answer", "syntax_error", "timeout"]
+
+
+def test_programs_cannot_reach_the_machine(tmp_path: Path) -> None:
+    path = tmp_path / "written"
+    row = crux(0, f"open({str(path)!r}, 'w').write('x')")
+    (verdict,) = grade("cruxeval_output", [row], tmp_path)
+    assert not verdict.passed
+    assert not path.exists()
+
+
+def verdict(problem: str, index: int, status: str) -> Verdict:
+    return Verdict(problem_id=problem, sample_index=index, status=status)  # type: ignore[arg-type]
+
+
+def test_scores_are_pass_at_k_and_leave_out_where_the_judge_failed() -> None:
+    rows = [item(n, {"id": f"p{n}"}, ks=(1, 2)) for n in range(3)]
+    verdicts = [verdict("p0", 0, "passed"), verdict("p0", 1, "timeout"),
+                verdict("p1", 0, "infrastructure_error"), verdict("p1", 1, "passed"),
+                verdict("p2", 0, "infrastructure_error"), verdict("p2", 1, "infrastructure_error")]  # fmt: skip
+    assert [row.scores for row in with_scores(rows, verdicts)] == [{"pass@1": 0.5, "pass@2": 1.0}, {"pass@1": 1.0}, {}]
+
+
+def test_tests_that_want_what_the_sandbox_lacks_are_an_error_and_no_score(tmp_path: Path) -> None:
+    """As HumanEval+ without NumPy: every program would fail."""
+    doc = {"task_id": "HumanEval/0", "prompt": "def f(x):\n", "canonical_solution": "    return x\n",
+           "entry_point": "f", "test": "import no_such_package\ndef check(f):\n    assert f(1) == 1\n"}  # fmt: skip
+    reference = reference_of("humaneval_plus", item(0, doc))
+    assert reference is not None
+    (found,) = grade("humaneval_plus", [item(0, doc, str(reference.source))], tmp_path)
+    with pytest.raises(UserError, match=r"humaneval_plus: its own solution .*no_such_package.*need evaluation"):
+        check_reference("humaneval_plus", found)
+
+
+@needs_data
+@needs_lm_eval
+@pytest.mark.slow
+@pytest.mark.parametrize(("direction", "passing"), [("output", 427), ("input", 784)])
+def test_what_lm_eval_makes_of_right_answers_to_cruxeval(tmp_path: Path, direction: str, passing: int) -> None:
+    """Its extraction cuts quotes and brackets off some of them; its guide names these numbers."""
+    from lm_eval.tasks.cruxeval import utils
+
+    docs = rows_of("cruxeval_output")
+    answers = [[f" assert f({doc['input']}) == {doc['output']}\n"] for doc in docs]
+    programs = getattr(utils, f"build_predictions_{direction}")(answers, docs)
+    rows = [item(n, doc, *texts) for n, (doc, texts) in enumerate(zip(docs, programs, strict=True))]
+    verdicts = grade(f"cruxeval_{direction}", rows, tmp_path)
+    assert (sum(verdict.passed for verdict in verdicts), len(verdicts)) == (passing, 800)

@@ -1,0 +1,255 @@
+"""lm-eval itself: its tasks with local data, and both models of a run on vLLM, killed and taken up again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_ssd.artifacts.jsonl import read_jsonl
+from megatron_ssd.artifacts.manifest import read_manifest
+from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.regression import RegressionConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.general_benchmarks import processes
+from megatron_ssd.general_benchmarks.code_tasks import CODE_TASKS
+from megatron_ssd.general_benchmarks.parts import HarnessSpec
+from megatron_ssd.generation.vllm_sampler import VllmSpec
+from tests.helpers.benchmark_rows import FILES, needs_data, rows_of, write_rows
+from tests.helpers.paths import ROOT
+
+pytestmark = [
+    needs_data,
+    pytest.mark.skipif(
+        any(importlib.util.find_spec(name) is None for name in ("lm_eval", "vllm")),
+        reason="needs lm-eval and vLLM (make venv)",
+    ),
+]
+CONTEXT = 4096
+SUBJECTS = ("anatomy", "virology")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A few rows of each benchmark."""
+    folder = tmp_path_factory.mktemp("data")
+    rows = {task: rows_of(task, 2) for task in FILES}
+    rows["mmlu"] = [row for name in SUBJECTS for row in rows_of("mmlu", 2, keep=lambda r, n=name: r["subject"] == n)]
+    return {task: str(write_rows(folder / f"{task}.jsonl", of_task)) for task, of_task in rows.items()}
+
+
+def spec_of(data: dict[str, str], **settings: Any) -> HarnessSpec:
+    """What a process would be asked; no engine is started with it."""
+    engine = VllmSpec(
+        model="none", end_token_ids=(), device="cpu", devices=(("0",),), tensor_parallel_size=1,
+        max_model_len=settings.pop("max_model_len", 65536), max_num_seqs=8, dtype="float32",
+        gpu_memory_utilization=0.9, kv_cache_gib=1, enforce_eager=True, prefix_caching=True, options={},
+    )  # fmt: skip
+    code_tasks = settings.pop("code_tasks", tuple(CODE_TASKS))
+    config = RegressionConfig(tasks=settings.pop("tasks", tuple(data)), data=data, **settings)
+    return HarnessSpec(engine=engine, index=0, world=1, tasks=config.tasks, code_tasks=code_tasks, config=config,
+                       seed=0, enable_thinking=None, out=Path("none"))  # fmt: skip
+
+
+def load(spec: HarnessSpec, scratch: Path) -> dict[str, dict[str, Any]]:
+    from megatron_ssd.general_benchmarks.harness import load_tasks
+
+    return load_tasks(spec, spec.tasks, scratch)
+
+
+def test_tasks_are_lm_evals_own_but_for_their_rows(data: dict[str, str], tmp_path: Path) -> None:
+    loaded = load(spec_of(data), tmp_path)
+    humaneval, mbpp = loaded["humaneval"]["humaneval"], loaded["mbpp"]["mbpp"]
+    (doc,) = list(humaneval.eval_docs)[:1]
+    assert humaneval.doc_to_text(doc) == rows_of("humaneval", 1)[0]["prompt"]
+    assert humaneval.get_config("generation_kwargs")["until"] == ["\nclass", "\ndef", "\n#", "\nif", "\nprint"]
+    assert (mbpp.get_config("num_fewshot"), humaneval.ks) == (3, [1])
+    assert list(loaded["mmlu"]) == [f"mmlu_{name}" for name in SUBJECTS]
+    assert "about virology" in loaded["mmlu"]["mmlu_virology"].get_config("description")
+    assert loaded["cruxeval_output"]["cruxeval_output"].config.repeats == 10
+
+
+def test_lm_eval_runs_no_program_here(data: dict[str, str], tmp_path: Path) -> None:
+    load(spec_of({"humaneval": data["humaneval"]}), tmp_path)
+    utils = sys.modules["lm_eval.tasks.humaneval.utils"]
+    with pytest.raises(AssertionError, match="must not run a model's programs"):
+        utils.pass_at_k(["assert True"], [["1"]], k=[1])
+    with pytest.raises(UserError, match="humaneval: runs programs that the model wrote, and is none of those"):
+        load(spec_of({"humaneval": data["humaneval"]}, code_tasks=()), tmp_path)
+
+
+def test_examples_need_rows_that_are_not_evaluated(data: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"regression.data.mmlu = .* 5 examples are shown of others; name a folder"):
+        load(spec_of({"mmlu": data["mmlu"]}, num_fewshot={"mmlu": 5}), tmp_path)
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    shutil.copy(data["mmlu"], folder / "test.jsonl")
+    shutil.copy(data["mmlu"], folder / "dev.jsonl")
+    task = load(spec_of({"mmlu": str(folder)}, num_fewshot={"mmlu": 2}), tmp_path)["mmlu"]["mmlu_anatomy"]
+    context = task.fewshot_context(task.eval_docs[0], task.get_config("num_fewshot"))
+    assert context.count("\nAnswer:") == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"tasks": ("humanevil",), "data": ""}, "humanevil: is no task or group of lm-eval"),
+        ({"num_fewshot": {"humaneval": 1}}, r"num_fewshot.humaneval = 1: lm-eval defines this task without examples"),
+        ({"tasks": ("mbpp",), "data": "mbpp", "num_fewshot": {"mbpp": 5}}, r"num_fewshot.mbpp = 5: the task has 3 ex"),
+        ({"max_model_len": 1024}, r"engine.max_model_len = 1024: leaves no room .* the 1024 tokens .* of humaneval"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line(data: dict[str, str], tmp_path: Path, settings: Any, said: str) -> None:
+    settings = {**settings}
+    name = settings.pop("data", "humaneval")
+    chosen = {name: data[name]} if name else {}
+    with pytest.raises(UserError, match=said):
+        load(spec_of(chosen, **settings), tmp_path)
+
+
+def test_a_task_that_is_not_at_hand_says_how_to_name_local_files(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"aime25: lm-eval cannot load it .*set regression.data.aime25 to local files"):
+        load(spec_of({}, tasks=("aime25",)), tmp_path)
+
+
+def test_without_lm_eval_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise processes.PackageNotFoundError(name)
+
+    monkeypatch.setattr(processes, "version", absent)
+    with pytest.raises(UserError, match=r"package lm_eval: is not installed, .*pip install -e '\.\[lm-eval\]'"):
+        processes.lm_eval_version()
+
+
+# -- on vLLM
+
+
+@pytest.fixture(scope="module")
+def model(tiny_hf_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with room for few-shot prompts."""
+    folder = tmp_path_factory.mktemp("long") / "model"
+    shutil.copytree(tiny_hf_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": CONTEXT}))
+    return folder
+
+
+def command(run_dir: Path, model: Path, data: dict[str, str], *extra: str) -> list[str]:
+    return [
+        sys.executable, str(ROOT / "launch" / "regression.py"), "+model=tiny", "cluster=cpu", "precision=cpu",
+        f"model.path={model}", f"run_dir={run_dir}", "training.seq_length=128", "engine.dtype=float32",
+        "engine.enforce_eager=true", "engine.max_num_seqs=16", f"engine.max_model_len={CONTEXT}",
+        f"regression.tasks=[{','.join(data)}]", *(f"regression.data.{task}={path}" for task, path in data.items()),
+        "regression.max_gen_toks=16", *extra,
+    ]  # fmt: skip
+
+
+def publish_export(run_dir: Path, model: Path) -> None:
+    """The base once more as the tuned model: every difference is then 0."""
+    stage = Stage(name="export", run_dir=run_dir, config={}, inputs={})
+    shutil.copytree(model, stage.begin(), dirs_exist_ok=True)
+    stage.publish()
+
+
+def run(line: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(line, capture_output=True, text=True, timeout=800, check=False)
+
+
+def kill_when(line: list[str], part: Path) -> None:
+    """Start, wait until ``part`` is there, SIGKILL, and wait until lm-eval's process is gone too."""
+    log = part.parents[3] / "killed.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    deadline = time.monotonic() + 600
+    while not part.exists():
+        assert process.poll() is None, log.read_text()[-4000:]
+        assert time.monotonic() < deadline, log.read_text()[-4000:]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while any(session_of(entry) == process.pid for entry in Path("/proc").glob("[0-9]*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def session_of(entry: Path) -> int | None:
+    """Of a process that is alive."""
+    try:
+        fields = (entry / "stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] == "Z" else int(fields[3])
+
+
+def test_two_equal_models_differ_by_nothing_killed_or_not(data: dict[str, str], model: Path, tmp_path: Path) -> None:
+    publish_export(tmp_path, model)
+    line = command(tmp_path, model, data)
+    part = tmp_path / "regression.partial" / "parts" / "base" / "humaneval.0-of-1.jsonl"
+    kill_when(line, part)
+    # A mark that only survives if the finished part is taken as it is.
+    part.write_text("".join(json.dumps({**row, "prompt": "taken as it was"}) + "\n" for row in read_jsonl(part)))
+    done = run(line)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+    folder = tmp_path / "regression"
+    samples = {name: {task: read_jsonl(folder / "samples" / name / f"{task}.jsonl") for task in data}
+               for name in ("base", "ssd")}  # fmt: skip
+    assert {row["prompt"] for row in samples["base"]["humaneval"]} == {"taken as it was"}
+    for task in data:
+        base, ssd = samples["base"][task], samples["ssd"][task]
+        assert [row["answers"] for row in base] == [row["answers"] for row in ssd], task
+        assert len(base) == (4 if task == "mmlu" else 2)
+    assert len(set(samples["base"]["cruxeval_output"][0]["answers"])) > 5  # of ten sampled ones
+
+    results = json.loads((folder / "summary.json").read_text())["results"]
+    assert [(row["task"], row["metric"], row["num_fewshot"]) for row in results] == [
+        ("humaneval", "pass@1", 0), ("mbpp", "pass@1", 3), ("cruxeval_output", "pass@1", 2),
+        ("aime25", "exact_match", 0), ("mmlu", "acc", 0),
+    ]  # fmt: skip
+    assert all(row["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0} for row in results)
+    assert all(row["base"] == row["ssd"] for row in results)
+    assert "published numbers are over 164" in done.stderr
+    manifest = read_manifest(folder)
+    assert manifest.engine["name"] == "lm_eval"
+    assert set(manifest.inputs) == {*(f"data.{task}" for task in data), "model", "export"}
+    assert manifest.dropped == {}
+    assert "up to date" in run(line).stderr
+
+
+@pytest.mark.slow
+def test_engines_share_the_rows_and_change_no_answer(data: dict[str, str], model: Path, tmp_path: Path) -> None:
+    answers = []
+    for engines in (1, 2):
+        run_dir = tmp_path / str(engines)
+        extra = (f"engine.data_parallel_size={engines}", "evaluation.models=[base]")
+        done = run(command(run_dir, model, data, *extra))
+        assert done.returncode == 0, done.stderr[-4000:]
+        answers.append([read_jsonl(run_dir / "regression" / "samples" / "base" / f"{task}.jsonl") for task in data])
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.slow
+def test_an_engine_that_cannot_start_and_a_prompt_that_does_not_fit_are_one_line(
+    data: dict[str, str], model: Path, tmp_path: Path
+) -> None:
+    mbpp = {"mbpp": data["mbpp"]}
+    for extra, said in (
+        ("engine.max_model_len=300", "a prompt of "),
+        (f"engine.max_model_len={4 * CONTEXT}", "did not start"),
+        ("engine.options.no_such=1", "is no argument of the EngineArgs"),
+    ):
+        done = run(command(tmp_path, model, mbpp, "evaluation.models=[base]", "replace=true", extra))
+        assert done.returncode == 2, done.stderr[-4000:]
+        last = done.stderr.strip().splitlines()[-1]
+        assert last.startswith("error: ")
+        assert said in last

@@ -1,0 +1,144 @@
+"""Local files in place of the Hub's: which are which split, what lm-eval is told, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import yaml
+
+from megatron_ssd.errors import UserError
+from megatron_ssd.general_benchmarks.local_data import (
+    check_data,
+    data_identity,
+    rows_on_hub,
+    write_subjects,
+    write_task,
+)
+from tests.helpers.benchmark_rows import write_rows
+
+OWN = {"test_split": "test", "fewshot_split": "dev", "dataset_name": "anatomy"}
+QUESTION = {"question": "q", "choices": ["1", "2", "3", "4"], "answer": 0}
+
+
+def written(tmp_path: Path, data: Path, own: dict[str, Any] = OWN) -> dict[str, Any]:
+    folder = tmp_path / "yaml"
+    folder.mkdir(exist_ok=True)
+    text = Path(write_task(folder, "some_task", own, include=Path("/lm_eval/some.yaml"), data=str(data))).read_text()
+    found: dict[str, Any] = yaml.safe_load(text)
+    return found
+
+
+def files_of(config: dict[str, Any]) -> dict[str, list[str]]:
+    return {split: [Path(f).name for f in files] for split, files in config["dataset_kwargs"]["data_files"].items()}
+
+
+def test_a_file_is_the_split_that_is_evaluated_and_no_other_is_asked_for(tmp_path: Path) -> None:
+    config = written(tmp_path, write_rows(tmp_path / "rows.jsonl", [QUESTION]))
+    assert config["include"] == "/lm_eval/some.yaml"
+    assert (config["dataset_path"], config["dataset_name"]) == ("json", None)
+    assert files_of(config) == {"test": ["rows.jsonl"]}
+    assert config["fewshot_split"] is None
+    assert "test_split" not in config
+
+
+def test_a_task_without_a_test_split_is_evaluated_on_its_validation_split(tmp_path: Path) -> None:
+    own = {"validation_split": "validation", "training_split": "train"}
+    config = written(tmp_path, write_rows(tmp_path / "rows.jsonl", [QUESTION]), own)
+    assert files_of(config) == {"validation": ["rows.jsonl"]}
+    assert config["training_split"] is None
+
+
+def test_files_of_a_folder_go_by_the_split_that_their_names_begin_with(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for name in ("test-00000-of-00002", "test-00001-of-00002", "dev-00000-of-00001", "auxiliary_train-00000-of-00001"):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([QUESTION]), folder / f"{name}.parquet")
+    config = written(tmp_path, folder)
+    assert config["dataset_path"] == "parquet"
+    assert files_of(config) == {
+        "dev": ["dev-00000-of-00001.parquet"],
+        "test": ["test-00000-of-00002.parquet", "test-00001-of-00002.parquet"],
+    }
+    assert "fewshot_split" not in config
+
+
+def test_a_folder_without_the_evaluated_split_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    write_rows(tmp_path / "rows" / "dev.jsonl", [QUESTION])
+    with pytest.raises(UserError, match=r"no file of the split test, .*; name it test\.jsonl"):
+        written(tmp_path, tmp_path / "rows")
+
+
+def test_kinds_of_files_do_not_mix(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    write_rows(tmp_path / "rows" / "test.jsonl", [QUESTION])
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([QUESTION]), tmp_path / "rows" / "dev.parquet")
+    with pytest.raises(UserError, match="more than one kind"):
+        check_data("mmlu", str(tmp_path / "rows"))
+
+
+def test_a_group_is_divided_by_subject(tmp_path: Path) -> None:
+    rows = [{"subject": subject, **QUESTION, "question": f"{subject} {n}"}
+            for n in range(3) for subject in ("virology", "anatomy")]  # fmt: skip
+    (tmp_path / "rows").mkdir()
+    write_rows(tmp_path / "rows" / "test.jsonl", rows)
+    write_rows(tmp_path / "rows" / "dev.jsonl", [{"subject": "anatomy", **QUESTION}, {"subject": "law", **QUESTION}])
+    own = {f"mmlu_{name}": ({**OWN, "dataset_name": name}, Path(f"/{name}.yaml"))
+           for name in ("anatomy", "law", "virology")}  # fmt: skip
+    paths = write_subjects(tmp_path, "mmlu", own, data=str(tmp_path / "rows"))
+    configs = [yaml.safe_load(Path(path).read_text()) for path in paths]
+    assert [config["task"] for config in configs] == ["mmlu_anatomy", "mmlu_virology"]  # law has examples alone
+    assert [config["include"] for config in configs] == ["/anatomy.yaml", "/virology.yaml"]
+    (file,) = configs[1]["dataset_kwargs"]["data_files"]["test"]
+    questions = [json.loads(line)["question"] for line in Path(file).read_text().splitlines()]
+    assert questions == [f"virology {n}" for n in range(3)]
+    assert configs[1]["fewshot_split"] is None
+    assert "fewshot_split" not in configs[0]
+
+
+def test_an_unknown_subject_is_named_with_its_row(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"subject": "anatomi", **QUESTION}])
+    with pytest.raises(UserError, match=r"rows.jsonl:1: subject = anatomi: is no subject of mmlu"):
+        write_subjects(tmp_path, "mmlu", {"mmlu_anatomy": (OWN, Path("/a.yaml"))}, data=str(path))
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "said"),
+    [
+        ("humaneval", {"task_id": "a", "prompt": "p", "test": "t"}, "entry_point"),
+        ("humaneval_instruct", {"task_id": "a", "prompt": "p", "test": "t"}, "entry_point"),
+        ("mbpp", {"task_id": 11, "prompt": "p", "code": "c", "test": []}, "text, test_list, test_setup_code"),
+        ("mbpp_plus", {"task_id": 11, "prompt": "p", "code": "c", "test_list": []}, "test_imports"),
+        ("cruxeval_input", {"code": "c", "input": "1", "output": "1"}, "id"),
+        ("aime24", {"problem": "p", "answer": "1"}, "Problem, Answer"),
+        ("aime25", {"prompt": "p", "answer": 1}, "problem"),
+        ("mmlu", QUESTION, "subject"),
+    ],
+)
+def test_a_missing_column_is_named(tmp_path: Path, task: str, row: dict[str, Any], said: str) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(UserError, match=rf"rows.jsonl:1 .*has no column {said}; the Hub's columns for {task} are"):
+        check_data(task, str(path))
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"regression.data.mbpp = .*none.jsonl: does not exist; name a file"):
+        check_data("mbpp", str(tmp_path / "none.jsonl"))
+
+
+def test_the_identity_is_that_of_the_content(tmp_path: Path) -> None:
+    paths = [
+        write_rows(tmp_path / name, [QUESTION] * n) for name, n in (("a.jsonl", 1), ("b.jsonl", 1), ("c.jsonl", 2))
+    ]
+    one, same, other = (data_identity("mmlu", str(path)) for path in paths)
+    assert one == same != other
+
+
+def test_numbers_of_rows_are_known_for_whole_benchmarks_alone() -> None:
+    assert [rows_on_hub(name) for name in ("mbpp_instruct", "mbpp_plus", "mmlu")] == [500, 378, 14042]
+    assert [rows_on_hub(name) for name in ("mmlu_anatomy", "gsm8k")] == [None, None]

@@ -1,0 +1,213 @@
+"""HumanEval+ and MBPP+: both layouts of evalplus, in small files made of HumanEval's rows, graded in the sandbox."""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.mutants import mutants
+from megatron_ssd.artifacts.jsonl import read_jsonl
+from megatron_ssd.config.evaluation import SandboxConfig
+from megatron_ssd.config.grading import GradeConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.grading.checker import Judge
+from megatron_ssd.grading.grade_file import run_grade
+from megatron_ssd.grading.pool import Grader, Submission
+from megatron_ssd.problems.evalplus import read_humaneval_plus, read_mbpp_plus
+from megatron_ssd.schema import Problem, TestCase
+from tests.unit.grading.test_real_programs import HUMANEVAL, needs_humaneval
+
+HUB_HEAD = """import numpy as np
+from math import inf
+
+def is_floats(x) -> bool:
+    return isinstance(x, float) or isinstance(x, (list, tuple)) and all(isinstance(i, float) for i in x)
+
+def assertion(out, exp, atol):
+    if atol == 0 and is_floats(exp):
+        atol = 1e-6
+    if out != exp and atol != 0:
+        np.testing.assert_allclose(out, exp, atol=atol)
+    else:
+        assert out == exp
+"""
+MEAN = {
+    "task_id": "HumanEval/900", "entry_point": "mean", "atol": 0, "contract": "\n    assert xs # $_CONTRACT_$\n",
+    "prompt": 'def mean(xs):\n    """Their mean."""\n', "canonical_solution": "    return sum(xs) / len(xs)\n",
+    "base_input": [[[1, 2]]], "plus_input": [[[0.1, 0.2, 0.3]], [[3, 1, 2.5]], [[7]]],
+}  # fmt: skip
+MBPP = {
+    "task_id": 2, "prompt": "Shared elements of two tuples.", "test_imports": [], "test_list": [],
+    "code": "import math\ndef shared(a, b):\n    return tuple(set(a) & set(b))\n",
+    "test": HUB_HEAD + "inputs = [[(3, 4), (4, 5)], [(1,), ()]]\nresults = [(4,), ()]\n"
+    "for i, (inp, exp) in enumerate(zip(inputs, results)):\n    assertion(shared(*inp), exp, 0)\n",
+}  # fmt: skip
+
+
+def write(path: Path, *rows: dict[str, Any]) -> Path:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def judged(problem: Problem, *sources: str) -> list[tuple[str, str]]:
+    """(status, letters of the tests) of each program."""
+    with Judge(SandboxConfig(stop_at_first_failure=False)) as judge:
+        return [(result.status, result.by_test) for result in (judge.judge(problem, source) for source in sources)]
+
+
+def test_inputs_are_compared_with_the_canonical_solution(tmp_path: Path):
+    (problem,) = read_humaneval_plus(write(tmp_path / "HumanEvalPlus.jsonl.gz", MEAN))
+    head = "def mean(xs):\n"
+    assert judged(
+        problem,
+        head + "    return sum(xs) / len(xs)",
+        head + "    import math\n    return math.fsum(xs) / len(xs)",  # as close as floats are
+        head + "    return sum(xs) // len(xs)",
+        head + "    return 1.5",
+        head + "    import numpy\n    return numpy.mean(xs)",
+        head + "    xs.sort()\n    return sum(xs) / len(xs)",  # its own copy
+        head + "    class A(float):\n        __eq__ = lambda s, o: True\n    return A()",
+        "def mean(xs): exit()",
+    ) == [
+        ("passed", ".."), ("passed", ".."), ("wrong_answer", "WW"), ("wrong_answer", ".W"), ("passed", ".."),
+        ("passed", ".."), ("wrong_answer", "WW"), ("runtime_error", "RR"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("expected", "returned", "atol", "status"),
+    [
+        ("[0.1, 0.2]", "[0.1, 0.2 + 1e-9]", 0, "passed"),
+        ("[0.1, 0.2]", "(0.1, 0.2 + 1e-9)", 0, "wrong_answer"),
+        ("[0.1, 0.2]", "[0.1]", 0, "wrong_answer"),
+        ("2.0", "2", 0, "passed"),
+        ("2.0000001", "2", 0, "wrong_answer"),
+        ("[1, 0.5]", "[1, 0.5 + 1e-9]", 0, "wrong_answer"),
+        ("[1, 0.5]", "[1, 0.5 + 1e-9]", 1e-4, "passed"),
+        ("'a'", "'b'", 0, "wrong_answer"),
+        ("[]", "()", 0, "wrong_answer"),
+    ],
+)
+def test_the_rule_of_comparison(tmp_path: Path, expected: str, returned: str, atol: float, status: str):
+    row = {**MEAN, "canonical_solution": f"    return {expected}\n", "atol": atol, "plus_input": []}
+    (problem,) = read_humaneval_plus(write(tmp_path / "a.jsonl", row))
+    assert judged(problem, f"def mean(xs): return {returned}")[0][0] == status
+
+
+def test_a_root_of_a_polynomial_is_checked_by_its_value(tmp_path: Path):
+    row = {**MEAN, "entry_point": "find_zero", "prompt": "def find_zero(xs):\n", "atol": 1e-4,
+           "canonical_solution": "    return 1.0\n", "base_input": [[[-1, 0, 1]]], "plus_input": []}  # fmt: skip
+    (problem,) = read_humaneval_plus(write(tmp_path / "a.jsonl", row))
+    programs = [f"def find_zero(xs): return {value}" for value in ("-1.0", "1.00001", "0.9")]
+    assert [status for status, _ in judged(problem, *programs)] == ["passed", "passed", "wrong_answer"]
+
+
+def test_the_hubs_mbpp_scripts(tmp_path: Path):
+    (problem,) = read_mbpp_plus(write(tmp_path / "mbppplus.jsonl", MBPP))
+    assert problem.id == "2"
+    good = MBPP["code"]
+    assert [s for s, _ in judged(problem, good, "def shared(a, b): return a", "def other(): pass", "exit()")] == [
+        "passed", "wrong_answer", "runtime_error", "runtime_error",
+    ]  # fmt: skip
+
+
+def test_a_reference_in_the_script_is_not_taken_from_the_program(tmp_path: Path):
+    test = "def ref_func(a, b): return a + b\nassert shared(1, 2) == ref_func(1, 2)"
+    code = "def ref_func(a, b): return 0\ndef shared(a, b): return ref_func(a, b)"
+    (problem,) = read_mbpp_plus(write(tmp_path / "a.jsonl", {**MBPP, "test": test, "code": code}))
+    assert [s for s, _ in judged(problem, code, "def shared(a, b): return a + b")] == ["wrong_answer", "passed"]
+
+
+def inputs_of(test: str) -> list[list[Any]]:
+    """The arguments with which a HumanEval test calls ``candidate``, where they are literals that JSON has."""
+    calls = [node for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Call)]
+    found = []
+    for call in calls:
+        if getattr(call.func, "id", "") == "candidate":
+            try:
+                arguments = [ast.literal_eval(argument) for argument in call.args]
+            except ValueError:
+                continue
+            if json.loads(json.dumps(arguments)) == arguments:
+                found.append(arguments)
+    return found
+
+
+@needs_humaneval
+@pytest.mark.parametrize("layout", ["inputs", "hub"])
+def test_humanevals_rows_in_both_layouts(tmp_path: Path, layout: str):
+    """Canonical solutions pass; with every return value wrapped they do not."""
+    with gzip.open(HUMANEVAL, "rt") as file:
+        rows = [json.loads(line) for line in file][::4]
+    if layout == "inputs":
+        rows = [{**row, "base_input": i[:1], "plus_input": i[1:], "atol": 0}
+                for row in rows if len(i := inputs_of(row["test"])) > 1]  # fmt: skip
+    else:
+        rows = [{**row, "test": f"{HUB_HEAD}{row['test']}\n    assertion(1.0, 1.0, 0)\n"} for row in rows]
+    assert len(rows) > 30
+    problems = read_humaneval_plus(write(tmp_path / "plus.jsonl", *rows))
+    assert {len(problem.tests) for problem in problems} == {2 if layout == "inputs" else 1}
+    programs = []
+    for problem, row in zip(problems, rows, strict=True):
+        right = problem.starter_code + row["canonical_solution"]
+        wrong = dict(mutants(right))["return"]
+        for index, source in enumerate((right, wrong)):
+            programs.append(Submission(problem_id=problem.id, sample_index=index, source=source))
+    with Grader(problems, SandboxConfig()) as grader:
+        verdicts = grader.grade_programs(programs, tmp_path / "verdicts.jsonl")
+    assert [verdict.problem_id for verdict in verdicts[::2] if not verdict.passed] == []
+    assert [verdict.problem_id for verdict in verdicts[1::2] if verdict.passed] == []
+
+
+def test_through_the_tool(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    bodies = ("    return sum(xs) / len(xs)", "    return 1.5")
+    samples = write(tmp_path / "samples.jsonl", *({"task_id": "HumanEval/900", "completion": body} for body in bodies))
+    run_grade(GradeConfig(problems=str(write(tmp_path / "p.jsonl", MEAN)), format="humaneval_plus",
+                          samples=str(samples), out=str(tmp_path / "out")))  # fmt: skip
+    verdicts = read_jsonl(tmp_path / "out" / "verdicts.jsonl")
+    assert [(row["status"], row["tests_passed"], row["tests_total"]) for row in verdicts] == [
+        ("passed", 2, 2), ("wrong_answer", 1, 2),
+    ]  # fmt: skip
+    assert "pass@1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({**MEAN, "plus_input": [1]}, "1: plus_input: must be a list of lists"),
+        ({**MEAN, "atol": "0"}, "atol = '0'"),
+        ({**MEAN, "prompt": ""}, "prompt = ''"),
+        ({**MEAN, "canonical_solution": "  )"}, "checks are not Python"),
+        ({"task_id": "a"}, "has no column prompt, canonical_solution"),
+        (
+            {"task_id": "t/0", "entry_point": "f", "prompt": "def f():\n", "test": "def check(c): pass"},
+            "not evalplus's",
+        ),
+    ],
+)
+def test_rows_that_cannot_be_used(tmp_path: Path, row: dict[str, Any], said: str):
+    with pytest.raises(UserError, match=said):
+        read_humaneval_plus(write(tmp_path / "a.jsonl", row))
+
+
+def test_mbpp_rows_that_cannot_be_used(tmp_path: Path):
+    with pytest.raises(UserError, match="calls no function of the reference code"):
+        read_mbpp_plus(write(tmp_path / "a.jsonl", {**MBPP, "test": "assert True"}))
+    with pytest.raises(UserError, match="has no column test"):
+        read_mbpp_plus(write(tmp_path / "b.jsonl", {key: value for key, value in MBPP.items() if key != "test"}))
+
+
+def test_checks_that_cannot_import_are_no_fault_of_the_program():
+    problem = Problem(
+        id="1", source="x", statement="", form="checks", tests=(TestCase(input="import numpy", output=""),)
+    )
+    with Judge(SandboxConfig(packages=())) as judge:
+        assert judge.judge(problem, "x = 1").status == "infrastructure_error"
+    with pytest.raises(UserError, match="must name numpy"):
+        GradeConfig(problems="a", format="mbpp_plus", samples="b", out="c", packages=())

@@ -1,0 +1,242 @@
+"""tools/grade.py: rows of any form to verdicts and a summary; killed and taken up again; one line where it is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_ssd.artifacts.jsonl import read_jsonl
+from megatron_ssd.config.grading import GradeConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.grading.completions import program_of
+from megatron_ssd.grading.grade_file import run_grade
+from megatron_ssd.sandbox.sandbox import Sandbox
+from megatron_ssd.schema import Problem
+from tests.helpers.paths import ROOT
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+PROMPT = 'def inc(x):\n    """One more."""\n'
+HUMANEVAL = {"task_id": "t/0", "entry_point": "inc", "prompt": PROMPT,
+             "test": "def check(candidate):\n    assert candidate(1) == 2\n"}  # fmt: skip
+LCB = {
+    "question_title": "Sum", "question_content": "Add.", "platform": "x", "question_id": "q1", "contest_id": "c",
+    "contest_date": "2025-03-01T00:00:00", "starter_code": "", "difficulty": "easy", "metadata": "{}",
+    "public_test_cases": json.dumps([{"input": "1 2\n", "output": "3\n", "testtype": "stdin"}]),
+    "private_test_cases": json.dumps([{"input": "2 2\n", "output": "4\n", "testtype": "stdin"}]),
+}  # fmt: skip
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def config(folder: Path, samples: list[dict[str, Any]], **changes: Any) -> GradeConfig:
+    values: dict[str, Any] = {
+        "problems": write_rows(folder / "problems.jsonl", [HUMANEVAL, {**HUMANEVAL, "task_id": "t/1"}]),
+        "format": "humaneval", "samples": write_rows(folder / "samples.jsonl", samples), "out": str(folder / "out"),
+    }  # fmt: skip
+    return GradeConfig(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "program"),
+    [
+        ("code", "x = 1", "x = 1"),
+        ("code", "```python\nx\n```", "```python\nx\n```"),
+        ("code", " \n", None),
+        ("response", "no fence", None),
+        ("response", "<think>a</think>```python\ny = 2\n```", "y = 2\n"),
+        ("completion", "y = 2", "y = 2"),
+        ("completion", "Here:\n```\ny = 2\n```", "y = 2\n"),
+        ("completion", "", None),
+    ],
+)
+def test_programs_of_rows(key: str, text: str, program: str | None):
+    assert program_of(key, text, Problem(id="1", source="mbpp", statement="", form="checks")) == program
+
+
+def test_humaneval_completions_continue_the_prompt():
+    problem = Problem(id="1", source="humaneval", statement="", form="checks", starter_code=PROMPT, function_name="inc")
+    assert program_of("completion", "    return x + 1", problem) == PROMPT + "    return x + 1"
+    assert program_of("response", "```\n    return x\n```", problem) == PROMPT + "    return x\n"
+    assert program_of("completion", "def inc(x): return 2", problem) == "def inc(x): return 2"
+    assert program_of("code", "    return x", problem) == "    return x"
+    assert program_of("completion", "", problem) == PROMPT, "a docstring alone is a body"
+
+
+def test_verdicts_summary_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    bodies = ["    return x + 1", "    return x", "    return 1 / 0", "    return 2"]
+    rows = [{"task_id": "t/0", "completion": body} for body in bodies]
+    run_grade(config(tmp_path, rows))
+    verdicts = read_jsonl(tmp_path / "out" / "verdicts.jsonl")
+    assert {row["sample_index"]: row["status"] for row in verdicts} == {
+        0: "passed", 1: "wrong_answer", 2: "runtime_error", 3: "passed",
+    }  # fmt: skip
+    assert [row["detail"] for row in verdicts if row["sample_index"] == 1] == ["assert candidate(1) == 2"]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["statuses"] == {"passed": 2, "runtime_error": 1, "wrong_answer": 1}
+    assert summary["problems_without_samples"] == 1
+    assert list(summary["pass_at_k"]["all"]) == ["1"]
+    assert summary["pass_at_k"]["all"]["1"]["value"] == 0.5
+    out = capsys.readouterr().out
+    assert "pass@1" in out
+    assert "50.0" in out
+    assert "1 problems have no sample and are in no score" in out
+
+
+def test_livecodebench_rows_and_every_test_where_asked(tmp_path: Path):
+    problems = write_rows(tmp_path / "lcb.jsonl", [LCB, {**LCB, "question_id": "q2", "contest_date": "2024-01-01"}])
+    wrong_first = "a, b = map(int, input().split())\nprint(a * b if a < 2 else 4)"
+    run_grade(config(tmp_path, [{"question_id": "q1", "code": wrong_first}], problems=problems, format="lcb",
+                     start_date="2025-01-01", stop_at_first_failure=False))  # fmt: skip
+    (row,) = read_jsonl(tmp_path / "out" / "verdicts.jsonl")
+    assert (row["status"], row["by_test"], row["tests_passed"], row["failed_test"]) == ("wrong_answer", "W.", 1, 0)
+    assert list(json.loads((tmp_path / "out" / "summary.json").read_text())["pass_at_k"]) == ["all", "easy"]
+
+
+@pytest.mark.parametrize(("errata", "scored"), [("keep", 2), ("drop", 1)])
+def test_livecodebenchs_errata(tmp_path: Path, capsys: pytest.CaptureFixture[str], errata: str, scored: int):
+    problems = write_rows(tmp_path / "lcb.jsonl", [LCB, {**LCB, "question_id": "abc362_c"}])
+    rows = [{"question_id": id_, "code": "print(sum(map(int, input().split())))"} for id_ in ("abc362_c", "q1")]
+    run_grade(config(tmp_path, rows, problems=problems, format="lcb", errata=errata))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["problems"], summary["programs"]) == (scored, scored)
+    assert list(summary["errata"]["flaws"]) == ["abc362_c"]
+    fate = "kept, as the official evaluation counts them" if errata == "keep" else "left out"
+    assert f"1 of 2 problems are in LiveCodeBench's errata; {fate}" in capsys.readouterr().out
+
+
+def test_samples_of_problems_that_are_left_out_alone_are_an_error(tmp_path: Path):
+    problems = write_rows(tmp_path / "lcb.jsonl", [LCB, {**LCB, "question_id": "abc362_c"}])
+    rows = [{"question_id": "abc362_c", "code": "x"}]
+    with pytest.raises(UserError, match=r"every problem of theirs is in LiveCodeBench's errata; .*errata=keep"):
+        run_grade(config(tmp_path, rows, problems=problems, format="lcb", errata="drop"))
+
+
+def test_every_k_that_all_problems_allow_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run_grade(config(tmp_path, [{"task_id": "t/0", "completion": "    return 2"}] * 20))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert list(summary["pass_at_k"]["all"]) == ["1", "5", "10", "20"]
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 125
+
+
+def test_up_to_date_is_shown_and_not_graded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    asked = config(tmp_path, [{"task_id": "t/0", "completion": "    return 2"}])
+    run_grade(asked)
+    first = capsys.readouterr().out
+    monkeypatch.setattr(Sandbox, "execute", lambda *arguments: pytest.fail("graded again"))
+    run_grade(asked)
+    assert capsys.readouterr().out == first
+
+
+def grade(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "tools/grade.py", *arguments], cwd=ROOT, capture_output=True, text=True,
+                          env=ENVIRONMENT, check=False)  # fmt: skip
+
+
+def arguments_of(asked: GradeConfig) -> list[str]:
+    return [f"{key}={getattr(asked, key)}" for key in ("problems", "format", "samples", "out")]
+
+
+def test_a_killed_command_goes_on_and_grades_nothing_twice(tmp_path: Path):
+    burn = "    import time\n    while time.process_time() < 0.03: pass\n    return x + {}"
+    asked = config(tmp_path, [{"task_id": "t/0", "completion": burn.format(n)} for n in range(120)])
+    command = [sys.executable, "tools/grade.py", *arguments_of(asked)]
+    verdicts = tmp_path / "out.partial" / "verdicts.jsonl"
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env=ENVIRONMENT) as process:
+        deadline = time.monotonic() + 60
+        while (not verdicts.exists() or verdicts.read_bytes().count(b"\n") < 5) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    before = verdicts.read_bytes()
+    whole_rows = before[: before.rfind(b"\n") + 1]
+    graded = whole_rows.count(b"\n")
+    assert 5 <= graded < 120
+    done = grade(*arguments_of(asked))
+    assert done.returncode == 0, done.stderr
+    assert f"{graded} of 120 programs are graded already" in done.stderr
+    after = (tmp_path / "out" / "verdicts.jsonl").read_bytes()
+    assert after.startswith(whole_rows), "what was finished stays as it was"
+    rows = [json.loads(line) for line in after.splitlines()]
+    assert sorted(row["sample_index"] for row in rows) == list(range(120))
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"completion": "x"}, "samples.jsonl:1: a row with completion: needs an id under one of question_id"),
+        ({"task_id": "t/0"}, "needs a text under one of completion, code, response"),
+        ({"task_id": "t/0", "completion": "x", "code": "y"}, "has a text under completion and code, and only one"),
+        ({"task_id": "t/0", "completion": ["x"]}, "must be text"),
+        ({"task_id": "t/9", "completion": "x"}, "t/9: is no problem of the benchmark's file"),
+    ],
+)
+def test_bad_rows_are_one_line_before_anything_runs(tmp_path: Path, row: dict[str, Any], said: str):
+    done = grade(*arguments_of(config(tmp_path, [row])))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "problems is not set"),
+        (["formt=lcb"], "did you mean format=VALUE?"),
+        (["problems=a", "format=x", "samples=b", "out=c"], "choose lcb or humaneval or mbpp or leetcode"),
+        (["problems=a", "format=mbpp", "samples=b", "out=c"], "problems = a: is no file"),
+        (["problems=a", "format=mbpp", "samples=b", "out=c", "start_date=2025-01-01"], "only format=lcb has"),
+        (["problems=a", "format=mbpp", "samples=b", "out=c", "cpu_seconds=fast"], "must be a number"),
+        (["problems=a", "format=mbpp", "samples=b", "out=c", "errata=drop"], "only format=lcb has errata"),
+        (["problems=a", "format=lcb", "samples=b", "out=c", "errata=no"], "choose keep or drop"),
+        (["problems=/nope", "format=lcb", "samples=b", "out=c"], "error: problems = /nope: does not exist"),
+        (["problems=/", "format=lcb", "samples=b", "out=c", "start_date=soon"], "error: start_date = soon: is no ISO"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments: list[str], said: str):
+    done = grade(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("out", ["FILE/x", "/proc/foo"])
+def test_an_out_that_cannot_be_made_is_one_line(tmp_path: Path, out: str):
+    (tmp_path / "FILE").write_text("mine")
+    settings = config(tmp_path, [{"task_id": "t/0", "completion": "    return x + 1"}], out=str(tmp_path / out))
+    done = grade(*arguments_of(settings))
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in done.stderr
+    assert len(errors) == 1
+    assert "cannot be made" in errors[0]
+    assert "use another out" in errors[0]
+
+
+def test_an_out_that_is_there_already(tmp_path: Path):
+    settings = config(tmp_path, [{"task_id": "t/0", "completion": "    return x + 1"}])
+    out = Path(settings.out)
+    out.mkdir()
+    run_grade(settings)  # an empty folder is used
+    (out / "manifest.json").unlink()
+    with pytest.raises(
+        UserError, match=r"exists and was not made by tools/grade\.py; use another out, or replace=true"
+    ):
+        run_grade(settings)
+
+
+def test_an_empty_file_of_samples(tmp_path: Path):
+    done = grade(*arguments_of(config(tmp_path, [])))
+    assert "samples.jsonl: holds no row" in done.stderr

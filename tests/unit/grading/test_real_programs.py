@@ -1,0 +1,173 @@
+"""Real programs with real tests, where public data lies beside the checkout: right ones pass, broken ones do not."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from benchmarks.agreement_cases import leetcode_functions
+from benchmarks.mutants import mutants
+from megatron_ssd.config.evaluation import SandboxConfig
+from megatron_ssd.grading.completions import program_of
+from megatron_ssd.grading.pool import Grader, Submission
+from megatron_ssd.problems.humaneval import read_humaneval
+from megatron_ssd.problems.leetcode import read_leetcode
+from megatron_ssd.problems.mbpp import read_mbpp
+from megatron_ssd.schema import Problem, Verdict
+from tests.helpers.paths import SHARED
+from tests.helpers.programs import sample
+
+DATA = SHARED / "data"
+LEETCODE = DATA / "rllm_code" / "test_leetcode.json"
+
+
+HUMANEVAL = DATA / "humaneval" / "HumanEval.jsonl.gz"
+MBPP = DATA / "mbpp" / "mbpp.jsonl"
+# LeetCode has this package, and LiveCodeBench's checker the name.
+NO_PACKAGE = "ModuleNotFoundError: No module named 'sortedcontainers'"
+NO_NAME = "NameError: name 'ascii_lowercase' is not defined"
+USUAL_IMPORTS = "".join(
+    f"from {module} import *\n"
+    for module in ("typing", "collections", "itertools", "functools", "heapq", "bisect", "math")
+)
+
+needs_leetcode = pytest.mark.skipif(not LEETCODE.is_file(), reason=f"needs {LEETCODE}")
+needs_humaneval = pytest.mark.skipif(not HUMANEVAL.is_file(), reason=f"needs {HUMANEVAL}")
+needs_mbpp = pytest.mark.skipif(not MBPP.is_file(), reason=f"needs {MBPP}")
+
+
+def humaneval() -> list[tuple[Problem, str]]:
+    """Problems with their canonical solutions, each as a whole program."""
+    with gzip.open(HUMANEVAL, "rt") as file:
+        rows = [json.loads(line) for line in file]
+    problems = read_humaneval(HUMANEVAL)
+    return [(p, str(program_of("completion", r["canonical_solution"], p))) for p, r in zip(problems, rows, strict=True)]
+
+
+def mbpp() -> list[tuple[Problem, str]]:
+    rows = map(json.loads, MBPP.read_text().splitlines())
+    return [(problem, row["code"]) for problem, row in zip(read_mbpp(MBPP), rows, strict=True)]
+
+
+def grade(
+    programs: list[tuple[Problem, str]],
+    folder: Path,
+    sandbox: SandboxConfig = SandboxConfig(),  # noqa: B008
+) -> list[Verdict]:
+    """A verdict for each (problem, program)."""
+    counts: Counter[str] = Counter()
+    submissions = []
+    for problem, source in programs:
+        submissions.append(Submission(problem_id=problem.id, sample_index=counts[problem.id], source=source))
+        counts[problem.id] += 1
+    with Grader((problem for problem, _ in programs), sandbox) as grader:
+        return grader.grade_programs(submissions, folder / "verdicts.jsonl")
+
+
+def not_passed(verdicts: list[Verdict]) -> list[tuple[str, str, str]]:
+    return [(verdict.problem_id, verdict.status, verdict.detail) for verdict in verdicts if not verdict.passed]
+
+
+@needs_humaneval
+def test_humaneval_solutions(tmp_path: Path):
+    verdicts = grade(humaneval(), tmp_path)
+    assert not_passed(verdicts) == []
+    assert len(verdicts) == 164
+
+
+@needs_mbpp
+def test_mbpp_solutions(tmp_path: Path):
+    verdicts = grade(mbpp(), tmp_path)
+    assert not_passed(verdicts) == []
+    assert len(verdicts) == 974
+
+
+def leetcode(head: str = "") -> list[tuple[Problem, str]]:
+    rows = json.loads(LEETCODE.read_text())
+    return [(problem, head + row["solutions"]) for problem, row in zip(read_leetcode(LEETCODE), rows, strict=True)]
+
+
+@needs_leetcode
+def test_leetcode_solutions_by_their_own_checks(tmp_path: Path):
+    """One of the two hundred wants a package that the default leaves out."""
+    assert not_passed(grade(leetcode(), tmp_path / "default")) == [("127", "runtime_error", NO_PACKAGE)]
+    verdicts = grade(leetcode(), tmp_path / "package", SandboxConfig(packages=("sortedcontainers",)))
+    assert (not_passed(verdicts), len(verdicts)) == ([], 200)
+
+
+@needs_leetcode
+def test_leetcode_solutions_without_livecodebenchs_prelude(tmp_path: Path):
+    """They are written for a judge that imports for them. Four want a name that usual imports do not bring."""
+    plain = SandboxConfig(packages=("sortedcontainers",), prelude="none")
+    verdicts = grade(leetcode(USUAL_IMPORTS), tmp_path / "imports", plain)
+    assert not_passed(verdicts) == [(number, "runtime_error", NO_NAME) for number in ("128", "155", "156", "172")]
+    verdicts = grade(leetcode(), tmp_path / "plain", plain)
+    assert sum(verdict.passed for verdict in verdicts) == 32
+    assert all(detail.startswith("NameError") for _, _, detail in not_passed(verdicts))
+
+
+def kill_rates(programs: list[tuple[Problem, str]], folder: Path) -> dict[str, tuple[int, int]]:
+    """Kind of mutant -> how many failed, of how many."""
+    made = [(problem, kind, source) for problem, right in programs for kind, source in mutants(right)]
+    verdicts = grade([(problem, source) for problem, _, source in made], folder, SandboxConfig(cpu_seconds=1.0))
+    assert not [verdict for verdict in verdicts if verdict.status == "infrastructure_error"]
+    failed = Counter(kind for (_, kind, _), verdict in zip(made, verdicts, strict=True) if not verdict.passed)
+    return {kind: (failed[kind], count) for kind, count in Counter(kind for _, kind, _ in made).items()}
+
+
+def check_rates(rates: dict[str, tuple[int, int]], *, operator: float, off_by_one: float) -> None:
+    """A wrong return value must always be found. The others' bounds leave room for mutants that compute the same."""
+    assert rates["return"][0] == rates["return"][1]
+    for kind, bound in (("operator", operator), ("off_by_one", off_by_one)):
+        failed, count = rates[kind]
+        assert failed >= bound * count, rates
+
+
+@needs_humaneval
+def test_mutated_solutions_of_some_problems_fail(tmp_path: Path):
+    check_rates(kill_rates(humaneval()[::8], tmp_path), operator=0.8, off_by_one=0.8)
+
+
+@pytest.mark.slow
+@needs_humaneval
+@needs_mbpp
+def test_mutated_solutions_fail(tmp_path: Path):
+    check_rates(kill_rates(humaneval(), tmp_path / "humaneval"), operator=0.91, off_by_one=0.89)
+    check_rates(kill_rates(mbpp(), tmp_path / "mbpp"), operator=0.88, off_by_one=0.78)
+
+
+@needs_humaneval
+@pytest.mark.parametrize(
+    ("problem_id", "right", "wrong"),
+    [
+        ("HumanEval/0", "if distance < threshold", "if distance > threshold"),
+        ("HumanEval/2", "number % 1.0", "number % 2.0"),
+        ("HumanEval/3", "balance < 0", "balance <= 0"),
+        ("HumanEval/13", "return a", "return b"),
+        ("HumanEval/23", "len(string)", "len(string) + 1"),
+        ("HumanEval/53", "x + y", "x - y"),
+    ],
+)
+def test_a_slip_of_the_pen_fails(tmp_path: Path, problem_id: str, right: str, wrong: str):
+    ((problem, source),) = [(p, s) for p, s in humaneval() if p.id == problem_id]
+    assert right in source
+    (verdict,) = grade([(problem, source.replace(right, wrong))], tmp_path)
+    assert verdict.status == "wrong_answer"
+
+
+@needs_leetcode
+def test_leetcode_solutions_by_their_values(tmp_path: Path):
+    problems, samples = [], []
+    for problem, solution in leetcode_functions(LEETCODE):
+        problems.append(problem)
+        samples.append(sample(solution, problem=problem.id))
+        samples.append(sample("class Solution:\n    pass", problem=problem.id, index=1))
+    assert len(problems) > 180
+    with Grader(problems, SandboxConfig(packages=("sortedcontainers",))) as grader:
+        verdicts = grader.grade(samples, tmp_path / "verdicts.jsonl")
+    assert not_passed(verdicts[::2]) == []
+    assert {verdict.status for verdict in verdicts[1::2]} == {"runtime_error"}

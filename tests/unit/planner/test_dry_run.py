@@ -1,0 +1,64 @@
+"""Every shipped layout, every rank of it, without a GPU."""
+
+import pytest
+
+from megatron_ssd.cli.compose import compose_config, groups
+from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.planner.dry_run import lay_out, run_dry
+from megatron_ssd.training.stage import run_train
+from tests.helpers.training_run import DENSE, EXACT, MOE
+
+TOTALS = {
+    "qwen3_30b": 30_532_122_624,
+    "qwen3_30b_thinking": 30_532_122_624,
+    "qwen3_4b_instruct": 4_022_468_096,
+    "qwen3_4b_thinking": 4_022_468_096,
+    "llama31_8b": 8_030_261_248,
+}
+
+
+@pytest.mark.parametrize("name", groups()["model"])
+def test_every_rank_of_a_shipped_model_builds_and_the_total_is_exact(name: str) -> None:
+    config = compose_config([f"model={name}"])
+    assert config.model is not None
+    report = lay_out(config.model, config.parallel, config.precision)
+    assert [rank.rank for rank in report.ranks] == list(range(config.parallel.world_size))
+    if name in TOTALS:
+        assert config.parallel.world_size == 8
+        assert report.num_parameters == TOTALS[name]
+    assert report.num_parameters == config.model.num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [
+        (DENSE, {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "context_parallel_size": 2}),
+        (DENSE, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
+        (MOE, {"expert_model_parallel_size": 4, "pipeline_model_parallel_size": 2}),
+        (MOE, {"tensor_model_parallel_size": 2, "sequence_parallel": True, "expert_tensor_parallel_size": 2}),
+    ],
+    ids=["tp2_pp2_cp2", "pp2_vpp2", "ep4_pp2", "tp2_etp2"],
+)
+def test_shards_held_by_many_ranks_count_once(model, sizes) -> None:  # type: ignore[no-untyped-def]
+    report = lay_out(model, ParallelConfig(world_size=8, **sizes), EXACT)
+    assert report.num_parameters == model.num_parameters()
+    assert sum(rank.num_parameters for rank in report.ranks) > report.num_parameters
+
+
+def test_a_dry_run_prints_a_line_for_each_rank(capsys: pytest.CaptureFixture[str]) -> None:
+    run_train(compose_config(["model=tiny", "dry_run=true", "parallel=tp2_dp4"]))
+    out = capsys.readouterr().out
+    assert len([line for line in out.splitlines() if line.strip()[:1].isdigit()]) == 8
+    assert "4 replicas" in out
+
+
+def test_the_table_shows_where_a_rank_stands_in_context_parallelism(capsys: pytest.CaptureFixture[str]) -> None:
+    run_train(compose_config(["model=qwen3_30b", "dry_run=true", "parallel=cp8_ep8"]))
+    head, *rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:10]]
+    assert head == ["rank", "tensor", "pipeline", "context", "expert", "data", "parameters"]
+    assert [row[head.index("context")] for row in rows] == list("01234567")
+
+
+def test_the_dry_run_needs_a_model() -> None:
+    with pytest.raises(ValueError, match="model=NAME"):
+        run_dry(compose_config(["dry_run=true"]))
