@@ -18,6 +18,10 @@ from pydantic import TypeAdapter, ValidationError
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError, shown
 
+# Keys and sections that had another name: "old.dotted.key": "new.dotted.key". A name that changed by a letter or two
+# needs no entry: the nearest known key is suggested anyway.
+RENAMED: dict[str, str] = {}
+
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 _MOST_NAMED = 3  # keys of one name; more are no hint
 
@@ -77,9 +81,12 @@ def _with_section(error: ConfigError, section: str) -> ConfigError:
 
 
 def _suggestion(path: list[str]) -> str:
-    """What was meant by a key that does not exist: one like it beside it, else one of that name elsewhere."""
+    """What was meant by an unknown key: its new name, else a similar key beside it, else one of that name elsewhere."""
     *section, name = path
-    known = _keys_at(section)
+    for length in range(len(path), 0, -1):
+        if new := RENAMED.get(".".join(path[:length])):
+            return f"did you mean {'.'.join([new, *path[length:]])}?"
+    known = keys_at(section)
     elsewhere = [key for key in _all_keys() if key.rpartition(".")[2] == name]
     near = [".".join([*section, key]) for key in difflib.get_close_matches(name, known, n=1)]
     meant = near or (elsewhere if len(elsewhere) <= _MOST_NAMED else [])
@@ -99,8 +106,8 @@ def _all_keys() -> tuple[str, ...]:
     return tuple(below(RunConfig, ""))
 
 
-def _keys_at(path: list[str]) -> list[str]:
-    """Field names of the section at ``path``; empty where ``path`` is not a section."""
+def keys_at(path: list[str]) -> list[str]:
+    """Field names of the section at ``path``; empty if ``path`` is not a section."""
     section: Any = RunConfig
     of_any_name = False  # the next part is a key of a mapping whose values are sections
     for part in path:
