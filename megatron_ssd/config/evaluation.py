@@ -6,7 +6,7 @@ import itertools
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from megatron_ssd.config.generation import Decoding
+from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.errors import require
 
 
@@ -115,4 +115,4 @@ class EvaluationConfig:
                 rule="spans the grid with evaluation.temperatures and evaluation.top_ps, and both are empty",
                 fix="set all three, for example evaluation.temperatures=[0.7,1.0] evaluation.top_ps=[0.8]")  # fmt: skip
         for temperature, top_k, top_p in itertools.product(self.temperatures, self.top_ks, self.top_ps):
-            Decoding(temperature=temperature, top_k=top_k, top_p=top_p)
+            SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)

@@ -11,11 +11,10 @@ from typing import Any
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.manifest import Manifest, read_manifest
-from megatron_ssd.artifacts.samples import iter_samples
+from megatron_ssd.artifacts.samples import iter_samples, sample_shards
 from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, Excerpt, ShortProblem, read_problems
-from megatron_ssd.generation.published import sample_shards
 from megatron_ssd.progress import progress
 from megatron_ssd.report.benchmarks import FOLDER
 from megatron_ssd.report.formatting import visible

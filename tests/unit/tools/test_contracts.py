@@ -66,7 +66,7 @@ def test_an_import_against_the_rules_is_caught(package, file, line, contracts):
     [
         ("models/x.py", "import megatron_ssd.runtime"),
         ("dataset/x.py", "from megatron.core.datasets import indexed_dataset"),
-        ("generation/vllm_sampler.py", "import vllm"),
+        ("generation/vllm_engine.py", "import vllm"),
         ("cli/x.py", "from hydra import compose\nimport omegaconf"),
     ],
 )
