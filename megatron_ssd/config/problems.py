@@ -33,7 +33,7 @@ class ColumnsConfig:
 class ProblemsConfig:
     """Training problems. ``path`` is a local folder or file, or a Hub id; minicode is procedural and has none.
 
-    ``rstar_coder`` knows its columns; ``rows`` is any parquet, JSONL or JSON file with ``columns`` given. Rows are
+    ``rstar_coder`` knows its columns; ``rows`` is any parquet, JSONL or JSON file with ``formatting`` given. Rows are
     dropped in this order: not passed (``only_passed``), no text, duplicates, near duplicates (estimated Jaccard
     similarity of word 5-grams of at least ``near_duplicates``), and, in ``order``, all after ``limit``.
     """
@@ -68,7 +68,7 @@ class ProblemsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSetConfig:
-    """A set whose problems must not be trained on: the texts of ``columns``, joined, in the files at ``path``.
+    """A set whose problems must not be trained on: the texts of ``formatting``, joined, in the files at ``path``.
 
     ``id`` is the column that names a problem; without one it is known by its row.
     """

@@ -16,10 +16,10 @@ from typing import Literal
 
 import numpy as np
 
-from megatron_ssd.columns import NOT_MEASURED, counted, signed
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.evaluation.grid import ModelName, hottest
 from megatron_ssd.evaluation.measurements import Measurements
+from megatron_ssd.formatting import NOT_MEASURED, counted, signed
 from megatron_ssd.grading.metrics import Estimate, Scores
 
 ClaimStatus = Literal["shown", "not shown", "unclear"]

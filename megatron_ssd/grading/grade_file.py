@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
 from megatron_ssd.artifacts.stage import Stage, write_atomically
-from megatron_ssd.columns import aligned
 from megatron_ssd.config.evaluation import default_ks
 from megatron_ssd.config.grading import GradeConfig
 from megatron_ssd.config.problems import BenchmarkConfig
 from megatron_ssd.errors import UserError
+from megatron_ssd.formatting import aligned
 from megatron_ssd.grading.completions import count_samples, read_submissions
 from megatron_ssd.grading.metrics import Bootstrap, problem_scores
 from megatron_ssd.grading.pool import Grader, read_verdicts

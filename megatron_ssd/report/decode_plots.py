@@ -11,7 +11,7 @@ from statistics import fmean
 
 from markupsafe import Markup
 
-from megatron_ssd.columns import DASH, NOT_MEASURED
+from megatron_ssd.formatting import DASH, NOT_MEASURED
 from megatron_ssd.report import svg
 from megatron_ssd.report.palette import DARK, LIGHT, heat_color, text_on
 from megatron_ssd.report.plots import MODEL_TITLES, percent_scale, percent_text

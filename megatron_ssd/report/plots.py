@@ -11,7 +11,7 @@ from statistics import fmean
 
 from markupsafe import Markup
 
-from megatron_ssd.columns import counted
+from megatron_ssd.formatting import counted
 from megatron_ssd.report import svg
 from megatron_ssd.report.records import Estimate, ModelName, Score, TrainingPoint
 from megatron_ssd.report.svg import WIDTH, Scale, element, line, mark, text

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from megatron_ssd.columns import DASH, signed
+from megatron_ssd.formatting import DASH, signed
 from megatron_ssd.report import wording
 from megatron_ssd.report.palette import DARK, LIGHT, text_on
 from megatron_ssd.report.plots import MODEL_TITLES

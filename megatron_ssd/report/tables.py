@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from megatron_ssd.artifacts.manifest import Manifest
-from megatron_ssd.columns import DASH, NOT_MEASURED, signed, split_cells
+from megatron_ssd.formatting import DASH, NOT_MEASURED, signed, split_cells
 from megatron_ssd.report.records import Estimate, ModelName, Score, Scores
 
 K = TypeVar("K")

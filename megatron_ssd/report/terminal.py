@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megatron_ssd.columns import aligned, counted, split_cells
 from megatron_ssd.errors import UserError
+from megatron_ssd.formatting import aligned, counted, split_cells
 from megatron_ssd.report.records import Estimate
 from megatron_ssd.report.tables import confidence_text, ends, percent, points
 

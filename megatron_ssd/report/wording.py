@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_ssd.columns import counted
+from megatron_ssd.formatting import counted
 from megatron_ssd.report.records import Estimate, Score, Scores
 from megatron_ssd.report.tables import confidence_text, percent, points
 

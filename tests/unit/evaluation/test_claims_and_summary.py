@@ -10,7 +10,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from megatron_ssd.columns import MINUS
 from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.evaluation.claims import judge_claims, status_of
@@ -18,6 +17,7 @@ from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import ModelName, settings_of
 from megatron_ssd.evaluation.measurements import Measurements
 from megatron_ssd.evaluation.summary import summarise, table
+from megatron_ssd.formatting import MINUS
 from megatron_ssd.grading.metrics import Bootstrap, Estimate
 from megatron_ssd.report.scores import read_scores
 from megatron_ssd.schema import Problem, Verdict
