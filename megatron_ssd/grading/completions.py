@@ -6,8 +6,8 @@ problem are its samples 0, 1, ... in the order of the file.
 - ``response`` is a chat model's answer: the program is what ``extract_code`` finds in it, or none.
 - ``completion`` is either: the program that ``extract_code`` finds, or the text itself if it finds none.
 
-For HumanEval, ``completion`` and ``response`` then go through ``program_from_completion``: a text that defines the entry
-point is a program by itself, any other text continues the prompt.
+For HumanEval, ``completion`` and ``response`` then go through ``program_from_completion``: a text that defines the
+entry point is a program by itself, any other text continues the prompt.
 """
 
 from __future__ import annotations
