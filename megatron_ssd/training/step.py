@@ -55,7 +55,7 @@ def run_step(
     normalizer, num_tokens = source.normalizer(iteration), config.global_batch_size * config.seq_length
     normalize_gradients(state.chunks, normalizer)
     set_aux_loss_coefficient(
-        state.chunks, run.moe.aux_loss_coeff, run.parallel, normalizer=normalizer, positions=positions
+        state.chunks, run.moe.aux_loss_coeff, run.parallel, normalizer=normalizer, num_tokens=num_tokens
     )
     loss, valid_tokens = run_micro_batches(state, source, config, iteration, forward_only=False, device=device)
     schedule.step(increment=1)
