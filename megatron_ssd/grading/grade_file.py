@@ -23,7 +23,6 @@ from megatron_ssd.config.evaluation import default_ks
 from megatron_ssd.config.grading import GradeConfig
 from megatron_ssd.config.problems import BenchmarkConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.formatting import aligned
 from megatron_ssd.grading.completions import count_samples, read_submissions
 from megatron_ssd.grading.metrics import Bootstrap, problem_scores
 from megatron_ssd.grading.pool import Grader, read_verdicts
@@ -35,6 +34,7 @@ from megatron_ssd.problems.livecodebench import BenchmarkKeys, read_benchmark
 from megatron_ssd.problems.mbpp import read_mbpp
 from megatron_ssd.progress import progress
 from megatron_ssd.schema import Problem, Verdict
+from megatron_ssd.text_table import aligned
 
 log = logging.getLogger(__name__)
 

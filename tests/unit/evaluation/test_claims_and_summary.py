@@ -17,10 +17,10 @@ from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import ModelName, settings_of
 from megatron_ssd.evaluation.measurements import Measurements
 from megatron_ssd.evaluation.summary import summarise, table
-from megatron_ssd.formatting import MINUS
 from megatron_ssd.grading.metrics import Bootstrap, Estimate
 from megatron_ssd.report.scores import read_scores
 from megatron_ssd.schema import Problem, Verdict
+from megatron_ssd.text_table import MINUS
 from tests.unit.evaluation.test_grid import SAMPLING, problems
 
 CONFIG = EvaluationConfig(temperatures=(1.0, 2.0), top_ps=(0.6, 0.8))
