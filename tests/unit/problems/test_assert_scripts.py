@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.problems.humaneval import read_humaneval, program_from_completion
+from megatron_ssd.problems.humaneval import program_from_completion, read_humaneval
 from megatron_ssd.problems.leetcode import read_leetcode
 from megatron_ssd.problems.mbpp import read_mbpp
 from megatron_ssd.schema import Problem
