@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from megatron_ssd.artifacts.manifest import Manifest
-from megatron_ssd.columns import DASH, NOT_MEASURED, signed, split_cells
 from megatron_ssd.report.records import Estimate, ModelName, Score, Scores
+from megatron_ssd.text_table import DASH, NOT_MEASURED, signed, split_cells
 
 K = TypeVar("K")
 
