@@ -24,6 +24,7 @@ T = TypeVar("T")
 # letter or two needs no entry: the nearest known key is suggested anyway.
 RENAMED: dict[str, str] = {}
 
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}  # making one takes longer than using it
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 _MOST_NAMED = 3  # suggestions; more do not help
 
@@ -41,15 +42,17 @@ def build(section: type[T], values: dict[str, Any]) -> T:
     """
     try:
         # Pydantic's strict mode takes objects for dataclasses and lists for tuples only from JSON.
-        return _adapter(section).validate_json(json.dumps(values))
+        result: T = _adapter(section).validate_json(json.dumps(values))
     except ValidationError as error:
         raise _explain(error, section) from None
+    return result
 
 
-@functools.cache
-def _adapter(section: type[T]) -> TypeAdapter[T]:
-    _make_strict(section)
-    return TypeAdapter(section)
+def _adapter(section: type) -> TypeAdapter[Any]:
+    if section not in _ADAPTERS:
+        _make_strict(section)
+        _ADAPTERS[section] = TypeAdapter(section)
+    return _ADAPTERS[section]
 
 
 def _make_strict(section: type) -> None:

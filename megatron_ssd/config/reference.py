@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import inspect
 import itertools
 import textwrap
@@ -32,7 +31,6 @@ class Key:
     section: type | None
 
 
-@functools.cache
 def keys_of(section: type) -> tuple[Key, ...]:
     """The keys of a configuration dataclass, in their order. Descriptions are the docstrings below its fields."""
     descriptions = dict(_field_docstrings(section))
