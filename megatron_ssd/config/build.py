@@ -20,7 +20,9 @@ from megatron_ssd.errors import ConfigError, shown
 
 # Keys and sections that had another name: "old.dotted.key": "new.dotted.key". A name that changed by a letter or two
 # needs no entry: the nearest known key is suggested anyway.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "training.over_long": "training.overlong",
+}
 
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 _MOST_NAMED = 3  # keys of one name; more are no hint
