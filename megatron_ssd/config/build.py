@@ -75,7 +75,7 @@ def _explain(error: ValidationError) -> ConfigError:
 
 
 def _with_section(error: ConfigError, section: str) -> ConfigError:
-    """The error of a dataclass that stands in several places, such as ``Decoding``, with the place that it is in."""
+    """The error of a dataclass that several sections use, such as ``SamplingParams``, with the section it is in."""
     key, separator, _ = error.what.partition(" = ")
     if "." in key or not separator or not section:
         return error

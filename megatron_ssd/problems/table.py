@@ -19,7 +19,7 @@ import pyarrow
 import pyarrow.parquet
 
 from megatron_ssd.artifacts.hashing import hash_json, remembered_sha256
-from megatron_ssd.artifacts.location import find_files, hub_error
+from megatron_ssd.artifacts.hub import find_files, hub_error
 from megatron_ssd.errors import UserError
 
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".json")
@@ -69,7 +69,7 @@ class Table:
         return hash_json(hashes)
 
     def rows(self, columns: Sequence[str] | None) -> Iterator[Row]:
-        """Every row with ``columns``, or with whatever it has for None, in file order.
+        """Every row with ``formatting``, or with whatever it has for None, in file order.
 
         Raises:
             UserError: a file cannot be read, or a column is missing.

@@ -11,7 +11,7 @@ and 18 19 on replica 1, micro batch 1 is 20 21 and 22 23.
 The packed sequences of a micro batch are joined to one sequence of B x S positions, cut into segments
 (``PackedSeqParams``). Every pipeline stage makes its own batches, so that it knows the segments: they decide the rotary
 positions, which start at 0 in each, and the attention mask. Context-parallel ranks take their part of each segment or
-sequence (``models.segments``).
+sequence (``runtime.packed_sequences``).
 
 Shape suffixes: B micro batch, S sequence.
 """
@@ -38,16 +38,16 @@ from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.indexed import DATASET_NAME
 from megatron_ssd.dataset.training import Row, TrainingDataset
 from megatron_ssd.errors import UserError
-from megatron_ssd.models.segments import local_positions, packed_rows
 from megatron_ssd.runtime.device import Device
+from megatron_ssd.runtime.packed_sequences import local_positions, make_packed_sequences
 
 
 @dataclass(frozen=True)
 class Batch:
     """One micro batch on the device, each tensor [B, S], or [1, B * S] with packing.
 
-    Under context parallelism it holds the positions of this rank only. ``packed_seq_params`` (``PackedRows``) describes
-    the segments of all positions; without it every sequence is plainly causal.
+    Under context parallelism it holds the tokens of this rank only. ``packed_seq_params`` (``PackedSequences``) describes
+    the segments of all ranks; without it every sequence is plainly causal.
     """
 
     tokens: Tensor
@@ -128,7 +128,7 @@ class BatchSource:
         lengths: tuple[int, ...] = (self.training.seq_length,)
         if self.training.packing != "none":
             lengths = segment_lengths(segment_ids_BS)
-            packed_seq_params = packed_rows(lengths, cp_size=self.context_parallel_size, device=self.device)
+            packed_seq_params = make_packed_sequences(lengths, cp_size=self.context_parallel_size, device=self.device)
             columns = {key: column.reshape(1, -1) for key, column in columns.items()}
         if self.context_parallel_size > 1:
             here = local_positions(lengths, cp_size=self.context_parallel_size, cp_rank=self.context_parallel_rank)

@@ -30,10 +30,10 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from megatron_ssd.config.moe import MoeConfig
+from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.models.routers import weigh_aux_loss
+from megatron_ssd.models.routers import set_aux_loss_coefficient
 from megatron_ssd.training.data import Batch, BatchSource
 from megatron_ssd.training.ema import EmaWeights
 from megatron_ssd.training.optimizer import clip_and_step, global_grad_norm, normalize_gradients
@@ -146,8 +146,8 @@ def run_step(
     state.optimizer.zero_grad()
     normalizer = source.normalizer(iteration)
     normalize_gradients(state.chunks, normalizer)
-    weigh_aux_loss(
-        state.chunks, moe.aux_loss_coeff, parallel, normalizer=normalizer, positions=source.tokens_per_iteration
+    set_aux_loss_coefficient(
+        state.chunks, moe.aux_loss_coeff, parallel, normalizer=normalizer, num_tokens=source.tokens_per_iteration
     )
     loss, valid_tokens = run_micro_batches(state, source, iteration, forward_only=False)
     schedule.step(increment=1)
