@@ -93,7 +93,7 @@ class ProblemPage:
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemPages:
-    """Everything on the page. ``formatting`` are the headline rows that ``COLUMNS`` names."""
+    """Everything on the page. ``columns`` are the headline rows that ``COLUMNS`` names."""
 
     problems: tuple[ProblemPage, ...]
     columns: tuple[Score, ...]
