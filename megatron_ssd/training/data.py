@@ -46,8 +46,8 @@ from megatron_ssd.runtime.packed_sequences import local_positions, make_packed_s
 class Batch:
     """One micro batch on the device, each tensor [B, S], or [1, B * S] with packing.
 
-    Under context parallelism it holds the tokens of this rank only. ``packed_seq_params`` (``PackedSequences``) describes
-    the segments of all ranks; without it every sequence is plainly causal.
+    Under context parallelism it holds the tokens of this rank only. ``packed_seq_params`` (``PackedSequences``)
+    describes the segments of all ranks; without it every sequence is plainly causal.
     """
 
     tokens: Tensor
