@@ -93,7 +93,7 @@ class TrainingConfig:
     packing: Literal["none", "greedy", "best_fit"] = "none"
     """``none`` gives each sample a sequence of its own. ``greedy`` packs samples into a sequence in random order,
     each blind to the others; ``best_fit`` sorts them by length and wastes less."""
-    over_long: Literal["drop", "truncate", "error"] = "drop"
+    overlong: Literal["drop", "truncate", "error"] = "drop"
     """Samples that are longer than ``seq_length``: drop or truncate them, or stop with an error."""
     segment_multiple: int | None = None
     """The length of a sample in a packed sequence is rounded up to a multiple of this. Null means the multiple that
