@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from megatron_ssd.config.build import build_config
+from megatron_ssd.config import build
+from megatron_ssd.config.build import RENAMED, build_config
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError
 
@@ -89,6 +90,38 @@ def test_a_wrong_value_is_one_line_with_key_value_rule_and_fix(values: dict[str,
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("values", "fix"),
+    [
+        ({"training": {"old_name": 1}}, "did you mean training.seq_length?"),
+        ({"old_section": {"lr": 1.0}}, "did you mean optimizer?"),
+        ({"contamination": {"sets": {"mine": {"old": 1}}}}, "did you mean contamination.sets.mine.path?"),
+    ],
+)
+def test_a_renamed_key_is_refused_with_its_new_name(
+    values: dict[str, Any], fix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {
+        "training.old_name": "training.seq_length",
+        "old_section": "optimizer",
+        "contamination.sets.mine.old": "contamination.sets.mine.path",
+    }
+    monkeypatch.setattr(build, "RENAMED", table)
+    with pytest.raises(ConfigError) as caught:
+        build_config(values)
+    assert "there is no such key" in str(caught.value)
+    assert str(caught.value).endswith(fix)
+
+
+def test_every_new_name_exists_and_no_old_one_does() -> None:
+    def exists(key: str) -> bool:
+        *section, name = key.split(".")
+        return name in build.keys_at(section)
+
+    assert [new for new in RENAMED.values() if not exists(new)] == []
+    assert [old for old in RENAMED if exists(old)] == []
 
 
 @pytest.mark.parametrize(

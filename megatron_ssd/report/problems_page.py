@@ -1,0 +1,304 @@
+"""``problems.html``: every problem of the benchmark with what base and SSD wrote, beside ``report.html``.
+
+The list is plain markup, escaped by Jinja, and can be read without a script. The problems themselves are packed blocks
+(see ``problem_blocks``) that one small script unpacks and puts in as text. The page's Content-Security-Policy names
+that script and the style by their hashes and allows nothing else, so that no text of a model can be run or fetch
+anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import zlib
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from megatron_ssd.errors import ConfigError
+from megatron_ssd.evaluation.problem_file import Excerpt
+from megatron_ssd.report import content
+from megatron_ssd.report.attempts import COLUMNS, MOST_KEPT, Attempt, ProblemPage, ProblemPages
+from megatron_ssd.report.formatting import visible
+from megatron_ssd.report.plots import MODEL_TITLES
+from megatron_ssd.report.theme import DARK, LIGHT, text_on
+from megatron_ssd.schema import VerdictStatus
+from megatron_ssd.text_table import DASH, signed
+
+MEBIBYTE = 1 << 20
+LIMITS = (MOST_KEPT, 16384, 8192, 4096, 2048, 1024, 512, 256, 128, 0)
+BLOCK_OVERHEAD = 64  # bytes of markup around a block
+_LEAST_OF_STATEMENT = 1000
+SOLVED = {
+    "both": "solved by both",
+    "ssd": "solved by SSD alone",
+    "base": "solved by the base alone",
+    "neither": "solved by neither",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A verdict as the page shows it: in words, as ``by_test`` writes it, and its colour on a light and a dark page.
+
+    Failures carry their letter as well, so that nothing rests on colour alone.
+    """
+
+    title: str
+    letter: str
+    light: str
+    dark: str
+
+    def css(self, status: str) -> str:
+        """Rules for both schemes."""
+        light = f"--l: {self.light}; --lt: {text_on(self.light)};"
+        return f".s-{status} {{ {light} --d: {self.dark}; --dt: {text_on(self.dark)}; }}"
+
+
+OUTCOMES: dict[VerdictStatus, Outcome] = {
+    "passed": Outcome(title="passed", letter=".", light="#2b756d", dark="#46938a"),
+    "wrong_answer": Outcome(title="wrong answer", letter="W", light="#b3304b", dark="#e0788c"),
+    "runtime_error": Outcome(title="runtime error", letter="R", light="#7b4a9e", dark="#bb93d8"),
+    "timeout": Outcome(title="time-out", letter="T", light="#6d6512", dark="#c9bd5a"),
+    "memory": Outcome(title="memory", letter="M", light="#4d5f2c", dark="#a3b87a"),
+    "syntax_error": Outcome(title="syntax error", letter="S", light="#3f4a86", dark="#98a2dd"),
+    "no_code": Outcome(title="no code", letter="N", light="#8a929a", dark="#6d7680"),
+    "infrastructure_error": Outcome(title="infrastructure error", letter="I", light="#1a1d21", dark="#e8ebee"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A problem in the list. ``scores`` are (passed, judged) of base and SSD; sorting goes by ``keys``."""
+
+    anchor: str
+    problem_id: str
+    title: str
+    difficulty: str
+    date: str
+    half: str
+    scores: tuple[tuple[int, int], ...]
+    change: str
+    direction: str  # "up", "down" or "": which colour the change has
+    solved: str
+    statuses: str
+    keys: dict[str, float | str]
+
+
+def render_problems(pages: ProblemPages, *, run_name: str, code_version: str, page_mib: float) -> str:
+    """The whole page, of at most ``page_mib`` MiB. Raises ``ConfigError`` where that cannot be."""
+    environment = Environment(
+        loader=PackageLoader("megatron_ssd.report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    colors = {"light": Markup(LIGHT.css_variables()), "dark": Markup(DARK.css_variables())}
+    outcomes = "\n".join(outcome.css(status) for status, outcome in OUTCOMES.items())
+    style = "\n".join(
+        (environment.get_template("style.css").render(colors), _source(environment, "problems.css"), outcomes)
+    )
+    script = _source(environment, "problems.js")
+    template = environment.get_template("problems.html.jinja")
+
+    def page(blocks: Blocks) -> str:
+        return template.render(
+            style=Markup(style),
+            script=Markup(script),
+            policy=content_policy(script=script, style=style),
+            run_name=visible(run_name),
+            code_version=code_version,
+            columns=[{"model": row.model, "title": row.title, "decoding": row.decoding} for row in pages.columns],
+            titles=MODEL_TITLES,
+            rows=[_row(problem, pages.difficulties) for problem in pages.problems],
+            difficulties=[visible(name) for name in pages.difficulties],
+            halves=sorted({problem.half for problem in pages.problems} - {""}),
+            dates=any(problem.date for problem in pages.problems),
+            has_tests=pages.has_tests,
+            solved=SOLVED,
+            outcomes=OUTCOMES,
+            words=_words(),
+            blocks=[Markup(text) for text in blocks.texts],
+            kept=_kept(blocks),
+        ).lstrip()
+
+    shell = page(Blocks(texts=(), limit=0, num_cut=1, num_responses=len(pages.problems)))
+    room = int(page_mib * MEBIBYTE) - len(shell.encode("utf-8")) - 1024  # the sentence on what was cut varies in length
+    return page(fit_blocks(pages.problems, room, page_mib=page_mib))
+
+
+def content_policy(*, script: str, style: str) -> str:
+    """The page's Content-Security-Policy: this script and this style, and nothing from anywhere."""
+    hashes = [base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode() for text in (script, style)]
+    return (
+        f"default-src 'none'; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; img-src data:; "
+        f"base-uri 'none'; form-action 'none'"
+    )
+
+
+def anchor(problem_id: str) -> str:
+    """What stands after ``#`` in the address of a problem."""
+    return quote(visible(problem_id), safe="")
+
+
+def _source(environment: Environment, name: str) -> str:
+    """A file of the templates' folder, as it is."""
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
+def _row(problem: ProblemPage, difficulties: tuple[str, ...]) -> Row:
+    scores = tuple(problem.passed(column) for column in range(len(problem.attempts)))
+    change = problem.change
+    shares = [passed / total if total else -1.0 for passed, total in scores]
+    return Row(
+        anchor=anchor(problem.problem_id),
+        problem_id=visible(problem.problem_id),
+        title=visible(problem.title),
+        difficulty=visible(problem.difficulty),
+        date=visible(problem.date),
+        half=problem.half,
+        scores=scores,
+        change=DASH if change is None else signed(change).removesuffix(".0"),
+        direction="" if not change else "up" if change > 0 else "down",
+        solved=problem.solved,
+        statuses=" ".join(problem.statuses),
+        keys={
+            "difficulty": difficulties.index(problem.difficulty),
+            "base": round(shares[0], 6),
+            "ssd": round(shares[1], 6),
+            "change": -2.0 if change is None else round(change, 6),
+        },
+    )
+
+
+def _words() -> dict[str, Any]:
+    """What the script needs of the project's vocabulary."""
+    return {
+        "statuses": {status: outcome.title for status, outcome in OUTCOMES.items()},
+        "letters": {outcome.letter: status for status, outcome in OUTCOMES.items()},
+        "finish": content.FINISH_REASONS,
+        "models": [MODEL_TITLES["base"], MODEL_TITLES["ssd"]],
+    }
+
+
+def _kept(blocks: Blocks) -> str:
+    """What was cut, in a sentence."""
+    if not blocks.num_cut:
+        return "Every response is here in full."
+    return (
+        f"{blocks.num_cut:,} of {blocks.num_responses:,} responses are cut in the middle to keep this file small: "
+        f"{blocks.limit:,} characters are kept before and after each program, and {kept_of_program(blocks.limit):,} of "
+        f"the program itself; each place says how many are missing. Whole responses are in eval/generations."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """``texts`` in the order of the problems, made with ``limit``; ``num_cut`` of ``num_responses`` lost something."""
+
+    texts: tuple[str, ...]
+    limit: int
+    num_cut: int
+    num_responses: int
+
+
+def fit_blocks(problems: tuple[ProblemPage, ...], room: int, *, page_mib: float) -> Blocks:
+    """Blocks of all ``problems`` that take at most ``room`` bytes together; ``page_mib`` is what was configured.
+
+    Raises:
+        ConfigError: they take more even without any program or response.
+    """
+    responses = [attempt for problem in problems for column in problem.attempts for attempt in column]
+    for limit in LIMITS:
+        texts, size = list[str](), 0
+        for problem in problems:
+            texts.append(pack(block(problem, limit)))
+            size += len(texts[-1]) + BLOCK_OVERHEAD
+            if size > room:
+                break
+        else:
+            return Blocks(
+                texts=tuple(texts),
+                limit=limit,
+                num_cut=sum(_is_cut(attempt, limit) for attempt in responses),
+                num_responses=len(responses),
+            )
+    raise ConfigError(
+        f"report.page_mib = {page_mib:g}",
+        rule=f"{len(problems):,} problems do not fit into that size even without their programs",
+        fix=f"raise it, for example to {2 * page_mib:g}",
+    )
+
+
+def pack(value: Any) -> str:
+    """JSON, compressed, in an alphabet that no markup is made of."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return base64.b64encode(zlib.compress(text.encode("ascii"), 9)).decode("ascii")
+
+
+def block(problem: ProblemPage, limit: int) -> dict[str, Any]:
+    """What the page shows of ``problem``, with ``limit`` characters before and after each program.
+
+    Texts are indices into ``texts``; there each is a string, or [beginning, characters left out, end].
+    """
+    texts = _Texts()
+    return {
+        "statement": texts.add(problem.statement.shortened(max(limit, _LEAST_OF_STATEMENT))),
+        "starter": texts.add(Excerpt.of(problem.starter_code, max(limit, _LEAST_OF_STATEMENT))),
+        "tests": {str(index): [texts.add(text) for text in test] for index, test in problem.tests.items()},
+        "checks": problem.has_checks,
+        "columns": [
+            [_attempt(attempt, texts, limit) for attempt in problem.attempts[column]] for column in range(len(COLUMNS))
+        ],
+        "texts": texts.rows,
+    }
+
+
+class _Texts:
+    """Texts by number, each once, as the page shows them."""
+
+    def __init__(self) -> None:
+        self.rows: list[str | list[str | int]] = []
+        self._numbers: dict[Excerpt, int] = {}
+
+    def add(self, text: Excerpt) -> int:
+        """Its number."""
+        if text not in self._numbers:
+            self._numbers[text] = len(self.rows)
+            self.rows.append(Excerpt(visible(text.head), text.left_out, visible(text.tail)).to_json())
+        return self._numbers[text]
+
+
+def _attempt(attempt: Attempt, texts: _Texts, limit: int) -> dict[str, Any]:
+    before, program, after = _parts(attempt, limit)
+    return {
+        "index": attempt.sample_index,
+        "status": attempt.status,
+        "passed": attempt.tests_passed,
+        "total": attempt.tests_total,
+        "cells": attempt.by_test,
+        "failed": attempt.failed_test,
+        "detail": texts.add(attempt.detail),
+        "finish": attempt.finish_reason,
+        "tokens": attempt.num_tokens,
+        "before": texts.add(before),
+        "program": None if program is None else texts.add(program),
+        "after": texts.add(after),
+    }
+
+
+def kept_of_program(limit: int) -> int:
+    """Characters of a program; more than of what is around it, since programs are what a reader is after."""
+    return min(4 * limit, MOST_KEPT)
+
+
+def _parts(attempt: Attempt, limit: int) -> tuple[Excerpt, Excerpt | None, Excerpt]:
+    program = None if attempt.program is None else attempt.program.shortened(kept_of_program(limit))
+    return attempt.before.shortened(limit), program, attempt.after.shortened(limit)
+
+
+def _is_cut(attempt: Attempt, limit: int) -> bool:
+    return any(part is not None and part.left_out for part in _parts(attempt, limit))
