@@ -24,7 +24,7 @@ import torch
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.training import OptimizerConfig
 from megatron_ssd.dataset.indexed import IndexedWriter
-from megatron_ssd.training.stage import run_train
+from megatron_ssd.training.train import run_train
 from tests.helpers.tiny_hf import MODELS, write_hf_folder
 from tests.helpers.training_run import metrics, training_config
 
