@@ -17,6 +17,7 @@ from megatron_ssd.config.run import RunConfig
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, Excerpt, ShortProblem, read_problems
 from megatron_ssd.progress import progress
 from megatron_ssd.report.benchmarks import FOLDER
+from megatron_ssd.report.formatting import visible
 from megatron_ssd.report.lineage import STAGES
 from megatron_ssd.report.paper import COUNTED, SETTINGS, window_title
 from megatron_ssd.report.problems import read_problem_facts
@@ -31,7 +32,6 @@ from megatron_ssd.report.records import (
     TrainingPoint,
 )
 from megatron_ssd.report.scores import read_scores
-from megatron_ssd.report.visible import visible
 from megatron_ssd.schema import Sample, Verdict
 
 _FACT_KEYS = ("seed", "minicode.seed", "model.name", "cluster.device")

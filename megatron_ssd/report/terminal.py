@@ -8,8 +8,8 @@ from typing import Any
 
 from megatron_ssd.columns import aligned, counted, split_cells
 from megatron_ssd.errors import UserError
+from megatron_ssd.report.formatting import confidence_text, ends, percent, points
 from megatron_ssd.report.records import Estimate
-from megatron_ssd.report.tables import confidence_text, ends, percent, points
 
 
 def print_report(run_dir: Path) -> None:
