@@ -20,7 +20,7 @@ from statistics import fmean
 from typing import Any
 
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
-from megatron_ssd.evaluation.claims import RULE, judge_claims
+from megatron_ssd.evaluation.claims import RULE, check_claims
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import Measurements, difficulty_of
 from megatron_ssd.evaluation.results import (
@@ -71,17 +71,18 @@ def summarise(
         prompt_opens_thinking: whether prompts end inside a thinking block.
         errata: of the benchmark.
     """
+    best = {model: found.best(model) for model in found.verdicts}
     return EvaluationResults(
         headline=_headline(found, sampling),
         grid=tuple(
-            _cell(found, model, cell, sampling, chosen=cell == found.best(model))
+            _cell(found, model, cell, sampling, chosen=cell == best[model])
             for model in found.verdicts
             for cell in found.cells
         ),
         beside_grid=beside_grid(found, sampling),
         best_of_grid=tuple(best_of_grid(found, model) for model in found.verdicts),
         effective_temperature=_effective_temperature(found, sampling),
-        claims=tuple(judge_claims(found, sampling)) if "ssd" in found.verdicts else (),
+        claims=tuple(check_claims(found, sampling)) if "ssd" in found.verdicts else (),
         claim_rule=RULE,
         settings={
             model: {
