@@ -66,7 +66,11 @@ class _Claims:
             *([self._degrades_less()] if len(self._found.cells) > 1 else []),
         ]
         if train.temperature >= 2 and train.top_k == -1 and train.top_p == 1:
-            claims.append(self._ahead_of(default, "Even training data sampled at high temperature without truncation improves the model."))
+            claims.append(
+                self._ahead_of(
+                    default, "Even training data sampled at high temperature without truncation improves the model."
+                )
+            )
         return claims
 
     def _scores(self, model: ModelName, decoding: SamplingParams, k: int) -> Scores:
@@ -99,7 +103,7 @@ class _Claims:
         )
 
     def _by_cell(self, measured: Sequence[tuple[float, float]]) -> list[str]:
-        """From (score of the base, gain) of each cell: the range of the gain, and its mean where the base breaks down."""
+        """From (base score, gain) of each cell: the range of the gain, and its mean where the base breaks down."""
         if not measured:
             return []
         gains = [gain for _, gain in measured]
@@ -122,8 +126,8 @@ class _Claims:
             text=f"SSD gains more in pass@{self._last} than in pass@{self._first}: diversity is preserved.",
             status=status_of(difference, self._found.bootstrap.mean(gains[self._last])),
             evidence=f"over the default decode of the base: {_signed(gains[self._last])} against "
-            f"{_signed(gains[self._first])}; difference {_points(difference)}. With each at its best, pass@{self._last} is "
-            f"{_percent(ssd)} (SSD) against {_percent(base)} (base)",
+            f"{_signed(gains[self._first])}; difference {_points(difference)}. With each at its best, "
+            f"pass@{self._last} is {_percent(ssd)} (SSD) against {_percent(base)} (base)",
         )
 
     def _more_on_hard(self) -> list[Claim]:

@@ -217,9 +217,7 @@ def _setting(
     return SettingScores(
         overall=found.by_k(model, label, found.all_problems),
         by_difficulty=found.by_difficulty(model, label, found.all_problems),
-        n=SampleCounts(
-            problems=len(found.problems), samples=len(verdicts), left_out=outcomes["infrastructure_error"]
-        ),
+        n=SampleCounts(problems=len(found.problems), samples=len(verdicts), left_out=outcomes["infrastructure_error"]),
         finish_reasons=dict(finish_reasons),
         outcomes=dict(outcomes.most_common()),
         no_code=outcomes["no_code"] / len(verdicts),
