@@ -14,11 +14,11 @@ from statistics import fmean
 
 import numpy as np
 
-from megatron_ssd.columns import NOT_MEASURED, counted, signed
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.evaluation.grid import Measurements, hottest
 from megatron_ssd.evaluation.results import Claim, ClaimStatus, ModelName
 from megatron_ssd.grading.metrics import Estimate, Scores
+from megatron_ssd.text_table import NOT_MEASURED, counted, signed
 
 _PAPERS_K = 5  # the larger k of the paper's tables
 _FEWEST = 2  # problems that an interval over problems needs: the interval of one problem always has no width

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from megatron_ssd.columns import DASH, NOT_MEASURED, aligned, counted, signed, split_cells
 from megatron_ssd.evaluation.results import EvaluationResults, Score, SsdGain
 from megatron_ssd.grading.metrics import Estimate
+from megatron_ssd.text_table import DASH, NOT_MEASURED, aligned, counted, signed, split_cells
 
 
 def score_tables(results: EvaluationResults) -> str:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from megatron_ssd.artifacts.manifest import Manifest
-from megatron_ssd.columns import DASH, NOT_MEASURED, signed, split_cells
 from megatron_ssd.evaluation.results import EvaluationResults, ModelName, Score
 from megatron_ssd.grading.metrics import Estimate
+from megatron_ssd.text_table import DASH, NOT_MEASURED, signed, split_cells
 
 K = TypeVar("K")
 

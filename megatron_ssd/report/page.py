@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from megatron_ssd.evaluation.results import Score
-from megatron_ssd.problems.gate import HITS_FILE
+from megatron_ssd.problems.decontamination import HITS_FILE
 from megatron_ssd.report import content, decode_plots, paper, plots
 from megatron_ssd.report.benchmarks import BenchmarkRow
 from megatron_ssd.report.data import ReportData

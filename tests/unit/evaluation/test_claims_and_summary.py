@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_ssd.columns import MINUS
 from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.evaluation.claims import check_claims, status_of
@@ -19,6 +18,7 @@ from megatron_ssd.evaluation.results import ModelName, to_json
 from megatron_ssd.evaluation.tables import claim_lines, score_tables
 from megatron_ssd.grading.metrics import Estimate
 from megatron_ssd.schema import Problem, Verdict
+from megatron_ssd.text_table import MINUS
 from tests.helpers import measured
 from tests.helpers.measured import MODELS, SAMPLING, graded_problems, results_of
 
