@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 import torch
 
+from launch.train import train as run_train
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.training import OptimizerConfig
 from megatron_ssd.dataset.indexed import IndexedWriter
-from megatron_ssd.training.train import run_train
 from tests.helpers.tiny_hf import MODELS, write_hf_folder
 from tests.helpers.training_run import metrics, training_config
 
