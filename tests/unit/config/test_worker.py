@@ -42,7 +42,7 @@ def test_shares_are_a_partition_of_like_parts(world: int) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"rank": 2, "world": 2}, "worker.rank = 2, worker.world = 2: ranks count from 0"),
+        ({"rank": 2, "world": 2}, "worker.rank = 2, worker.world = 2: ranks are from 0"),
         ({"rank": -1, "world": 2}, "worker.rank = -1"),
         ({"rank": 0, "world": 0}, "worker.rank = 0, worker.world = 0"),
         ({"rank": 0}, "worker.rank = 0, worker.world = null: one says nothing without the other; set both or neither"),
