@@ -25,7 +25,7 @@ from megatron_ssd.planner.plan import (
     recompute_name,
     run_text,
 )
-from megatron_ssd.runtime.hardware import GPUS
+from megatron_ssd.runtime.gpus import GPUS
 
 DOCUMENT = CONFIG_DIR.parent / "docs" / "guides" / "recipes.md"
 BEGIN, END = "<!-- table: python tools/plan.py --table --write -->", "<!-- end of table -->"

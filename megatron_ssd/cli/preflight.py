@@ -12,8 +12,7 @@ from megatron_ssd.sandbox.sandbox import Sandbox
 
 def check_machine(config: RunConfig) -> None:
     """Raise ``UserError`` for the first thing that is missing: device, sandbox, a run folder that can be written."""
-    from megatron_ssd.runtime.device import check_device  # here: it takes torch, which takes seconds
-    from megatron_ssd.runtime.hardware import check_hardware
+    from megatron_ssd.runtime.hardware import check_device, check_hardware  # takes torch, which takes seconds
 
     check_device(config.cluster)
     if config.cluster.device == "cuda":

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.planner.flops import flops_of
-from megatron_ssd.runtime.hardware import peak_tflops
+from megatron_ssd.runtime.gpus import peak_tflops
 from megatron_ssd.training.data import BatchSource
 from megatron_ssd.training.expert_load import LoadRecorder
 from megatron_ssd.training.metrics import IterationMetrics
