@@ -222,7 +222,7 @@ def _trainer(folder: Path, side: str) -> Iterator[Callable[[], None]]:
     device = prepare_device(config.cluster, config.precision)
     with process_groups(config.parallel, device=device):
         trainer, dataset = prepare_trainer(config, folder / "checkpoints", device)
-        steps = -(-dataset.num_rows(0) // config.training.global_batch_size)
+        steps = -(-dataset.num_sequences(0) // config.training.global_batch_size)
 
         def turn() -> None:
             for _ in range(steps):

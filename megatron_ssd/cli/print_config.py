@@ -14,6 +14,8 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
+from megatron_ssd.artifacts.manifest import flatten
+
 OPTION = "--print-config"
 _GIVEN, _ALL = "given", "all"
 
@@ -80,19 +82,12 @@ def _defaults(section: Any, prefix: str) -> Iterator[str]:
         key, value = f"{prefix}{field.name}", _default(field)
         kinds = [part for part in (hints[field.name], *get_args(hints[field.name])) if dataclasses.is_dataclass(part)]
         if dataclasses.is_dataclass(value):
-            yield from (f"{key}.{line}" for line in _flat(_plain(dataclasses.asdict(value))))  # type: ignore[arg-type]
+            values = flatten(dataclasses.asdict(value), f"{key}.")  # type: ignore[arg-type]
+            yield from (f"{name}={_scalar(inner)}" for name, inner in values.items())
         elif kinds and value is None:
             yield from _defaults(kinds[0], f"{key}.")
         else:
             yield f"{key}=VALUE, has no default" if _is_needed(field) else f"{key}={_scalar(value)}"
-
-
-def _flat(values: dict[str, Any]) -> Iterator[str]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from (f"{key}.{line}" for line in _flat(value))
-        else:
-            yield f"{key}={_scalar(value)}"
 
 
 def _scalar(value: Any) -> str:

@@ -74,7 +74,7 @@ class TrainingConfig:
 
     ``packing=none`` gives each sample a row of its own. ``greedy`` puts whole samples together into a row, each blind
     to its neighbours, in random company; ``best_fit`` sorts by length first and fills rows better. Samples longer than
-    ``seq_length`` follow ``over_long``. The place of a sample in a packed row is rounded up to ``segment_multiple``;
+    ``seq_length`` follow ``overlong``. The place of a sample in a packed row is rounded up to ``segment_multiple``;
     null means what context parallelism needs, so that its size decides which samples share a row.
 
     ``loss_normalization=token`` weighs every response token of the global batch alike, ``sequence`` every sample.
@@ -90,7 +90,7 @@ class TrainingConfig:
     micro_batch_size: int = 1
     seq_length: int = 65536
     packing: Literal["none", "greedy", "best_fit"] = "none"
-    over_long: Literal["drop", "truncate", "error"] = "drop"
+    overlong: Literal["drop", "truncate", "error"] = "drop"
     segment_multiple: int | None = None
     loss_normalization: Literal["token", "sequence"] = "token"
     prompt_loss_weight: float = 0.0

@@ -16,11 +16,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.artifacts.hub import ModelFolder, open_model
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.manifest import check_outputs, read_manifest
-from megatron_ssd.artifacts.stage import Stage, write_atomically
+from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.generation import Decoding, SamplingConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError

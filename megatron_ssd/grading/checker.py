@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from megatron_ssd.closing import Closing
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.grading.compare import stdout_difference, value_difference
 from megatron_ssd.sandbox.execution import Ending, Execution, Limits, Program, SandboxBrokenError
@@ -62,7 +62,7 @@ class _Result:
     is_starved: bool = False
 
 
-class Judge(Closing):
+class Judge(AbstractContextManager["Judge"]):
     """Judges programs one after another in a sandbox of its own. Not for several threads at once."""
 
     def __init__(self, config: SandboxConfig) -> None:
@@ -152,6 +152,9 @@ class Judge(Closing):
             return self._sandbox.execute(_KNOWN_GOOD, ["1"], self._limits(_LOAD_FACTOR)).outputs == ("1",)
         except SandboxBrokenError:
             return False
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """End the sandbox."""

@@ -38,9 +38,9 @@ import struct
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-from megatron_ssd.closing import Closing
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.sandbox.container import ENVIRONMENT, Way, ways
@@ -52,7 +52,7 @@ _START_SECONDS = 60.0
 _SLACK_SECONDS = 30.0  # beyond a request's own wall limits, before its server counts as dead
 
 
-class Sandbox(Closing):
+class Sandbox(AbstractContextManager["Sandbox"]):
     """One container. Not for several threads at once; starts when first used, and again after it broke.
 
     Raises:
@@ -117,6 +117,9 @@ class Sandbox(Closing):
             fix="allow unprivileged user namespaces (in Docker: --security-opt seccomp=unconfined), or name "
             "evaluation.sandbox.kind=rlimit_only, which limits programs and isolates nothing",
         )
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """End the container, if there is one."""

@@ -31,7 +31,7 @@ from torch import Tensor
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.indexed import DATASET_NAME
-from megatron_ssd.dataset.training import Row, TrainingDataset
+from megatron_ssd.dataset.packed_dataset import PackedDataset, PackedSequence
 from megatron_ssd.errors import UserError
 
 
@@ -57,7 +57,7 @@ class BatchSource:
     ``single_pass`` sources end with the first epoch, as validation does: rows after it are padding.
     """
 
-    dataset: TrainingDataset
+    dataset: PackedDataset
     training: TrainingConfig
     data_parallel_rank: int
     data_parallel_size: int
@@ -75,7 +75,7 @@ class BatchSource:
     @property
     def batches_in_pass(self) -> int:
         """Global batches that hold the first epoch."""
-        return -(-self.dataset.num_rows(0) // self.training.global_batch_size)
+        return -(-self.dataset.num_sequences(0) // self.training.global_batch_size)
 
     def micro_batches(self, iteration: int) -> Iterator[Batch]:
         """The micro batches of ``iteration`` (from 1), in order."""
@@ -84,7 +84,9 @@ class BatchSource:
         for number in range(self.training.num_microbatches(self.data_parallel_size)):
             start = first + number * size * self.data_parallel_size
             places = [self._place(row) for row in range(start, start + size)]
-            yield self.batch([self.dataset.empty_row() if at is None else self.dataset.row(*at) for at in places])
+            yield self.batch(
+                [self.dataset.empty_sequence() if at is None else self.dataset.sequence(*at) for at in places]
+            )
 
     def normalizer(self, iteration: int) -> float:
         """Sum of all loss weights of the global batch of ``iteration``: what loss and gradient are divided by.
@@ -92,18 +94,18 @@ class BatchSource:
         From the index alone, so that every rank knows it without asking another.
         """
         # Rounded once: the built-in sum rounds otherwise from Python 3.12 on.
-        return math.fsum(self.dataset.row_weight(*at) for at in self._places(iteration))
+        return math.fsum(self.dataset.sequence_weight(*at) for at in self._places(iteration))
 
     def sample_digest(self, iteration: int) -> str:
         """Short hash of the document numbers in the global batch of ``iteration``, in order; alike in every layout."""
-        documents = [self.dataset.samples_in_row(*at) for at in self._places(iteration)]
+        documents = [self.dataset.samples_in_sequence(*at) for at in self._places(iteration)]
         return hashlib.sha256(np.concatenate(documents).astype("<i8").tobytes()).hexdigest()[:16]
 
     def sample_lengths(self, iteration: int) -> NDArray[np.int64]:
         """Positions of each sample in the global batch of ``iteration``, in order."""
-        return np.concatenate([self.dataset.lengths_in_row(*at) for at in self._places(iteration)])
+        return np.concatenate([self.dataset.lengths_in_sequence(*at) for at in self._places(iteration)])
 
-    def batch(self, rows: list[Row]) -> Batch:
+    def batch(self, rows: list[PackedSequence]) -> Batch:
         """These rows as one micro batch, or this rank's part of them."""
         from megatron_ssd.models.segments import local_positions, packed_rows
 
@@ -140,19 +142,19 @@ def segment_lengths(segment_ids_BS: NDArray[np.int64]) -> tuple[int, ...]:
     return tuple(np.diff(starts, append=segment_ids_BS.size).tolist())
 
 
-def open_dataset(config: RunConfig, *, split: Literal["train", "validation"] = "train") -> TrainingDataset:
+def open_dataset(config: RunConfig, *, split: Literal["train", "validation"] = "train") -> PackedDataset:
     """The rows of ``run_dir/dataset`` as ``config.training`` wants them.
 
     Raises:
         UserError: there is none, it is of another objective or vocabulary, or no sample is left.
     """
     model, training = needed(config.model, "model", fix="choose one with model=NAME"), config.training
-    dataset = TrainingDataset(
+    dataset = PackedDataset(
         Path(config.run_dir) / "dataset" / DATASET_NAME,
         objective=config.objective,
         seq_length=training.seq_length,
         packing=training.packing,
-        over_long=training.over_long,
+        overlong=training.overlong,
         seed=config.seed,
         loss_normalization=training.loss_normalization,
         prompt_loss_weight=training.prompt_loss_weight,
@@ -170,7 +172,7 @@ def open_dataset(config: RunConfig, *, split: Literal["train", "validation"] = "
     return dataset
 
 
-def batch_source(config: RunConfig, dataset: TrainingDataset, *, device: str, single_pass: bool = False) -> BatchSource:
+def batch_source(config: RunConfig, dataset: PackedDataset, *, device: str, single_pass: bool = False) -> BatchSource:
     """The micro batches of this process, by its place in Megatron-Core's grid."""
     from megatron.core import parallel_state
 

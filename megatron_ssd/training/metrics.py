@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import torch
 
-from megatron_ssd.artifacts.jsonl import JsonlWriter, heal, iter_jsonl
+from megatron_ssd.artifacts.jsonl import JsonlWriter, iter_jsonl, truncate_partial_line
 from megatron_ssd.training.boards import Board
 
 FILE_NAME = "metrics.jsonl"
@@ -108,7 +108,7 @@ def _cut_after(path: Path, done: int) -> None:
     """Cut ``path`` back to iterations up to ``done``."""
     if not path.exists():
         return
-    heal(path)
+    truncate_partial_line(path)
     kept = sum(1 for row in iter_jsonl(path) if row["iteration"] <= done)
     with path.open("rb+") as file:
         for _ in range(kept):

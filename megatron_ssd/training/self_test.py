@@ -25,7 +25,7 @@ from torch import Tensor
 
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.dataset.training import Row
+from megatron_ssd.dataset.packed_dataset import PackedSequence
 from megatron_ssd.errors import UserError
 from megatron_ssd.training.data import Batch, BatchSource
 from megatron_ssd.training.state import TrainingState
@@ -42,7 +42,7 @@ class _Sample:
     document: int
     row: int
     place: int
-    alone: Row
+    alone: PackedSequence
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def check_packing(run: RunConfig, state: TrainingState, source: BatchSource, *, 
     """
     rows, samples = _first_rows(source)
     micro_batches = [_numbered(rows, samples)]
-    empty = [source.dataset.empty_row()] * (len(rows) - 1)
+    empty = [source.dataset.empty_sequence()] * (len(rows) - 1)
     for number, sample in enumerate(samples, start=1):
         micro_batches.append([_mark(sample.alone, sample.alone["loss_weights"] > 0, number), *empty])
     sums = _forward(state, source, micro_batches, num_samples=len(samples), device=device)
@@ -85,28 +85,28 @@ def tolerance(precision: PrecisionConfig, loss: float, num_positions: int) -> fl
     return per_position / math.sqrt(num_positions) + floor
 
 
-def _first_rows(source: BatchSource) -> tuple[list[Row], list[_Sample]]:
+def _first_rows(source: BatchSource) -> tuple[list[PackedSequence], list[_Sample]]:
     """The rows of the first micro batch, and of their samples the last and the second of rows at both ends."""
     dataset, count = source.dataset, source.training.micro_batch_size
     places = [dataset.locate(number) for number in range(count)]
     chosen: dict[tuple[int, int], None] = {}  # ordered
     for row in (0, count - 1):
-        last = len(dataset.samples_in_row(*places[row])) - 1
+        last = len(dataset.samples_in_sequence(*places[row])) - 1
         for place in (last, min(1, last)):
             chosen[row, place] = None
     samples = [
         _Sample(
-            document=int(dataset.samples_in_row(*places[row])[place]),
+            document=int(dataset.samples_in_sequence(*places[row])[place]),
             row=row,
             place=place,
-            alone=dataset.single_sample_row(*places[row], place),
+            alone=dataset.single_sample_sequence(*places[row], place),
         )
         for row, place in list(chosen)[:_MAX_SAMPLES]
     ]
-    return [dataset.row(*place) for place in places], samples
+    return [dataset.sequence(*place) for place in places], samples
 
 
-def _numbered(rows: list[Row], samples: list[_Sample]) -> list[Row]:
+def _numbered(rows: list[PackedSequence], samples: list[_Sample]) -> list[PackedSequence]:
     """The packed rows, with the number of the sample in place of a weight where one of ``samples`` is scored."""
     marked = [row | {"loss_weights": np.zeros_like(row["loss_weights"])} for row in rows]
     for number, sample in enumerate(samples, start=1):
@@ -116,12 +116,17 @@ def _numbered(rows: list[Row], samples: list[_Sample]) -> list[Row]:
     return marked
 
 
-def _mark(row: Row, where: np.ndarray, number: int) -> Row:
+def _mark(row: PackedSequence, where: np.ndarray, number: int) -> PackedSequence:
     return row | {"loss_weights": np.where(where, np.float32(number), np.float32(0))}
 
 
 def _forward(
-    state: TrainingState, source: BatchSource, micro_batches: list[list[Row]], *, num_samples: int, device: str
+    state: TrainingState,
+    source: BatchSource,
+    micro_batches: list[list[PackedSequence]],
+    *,
+    num_samples: int,
+    device: str,
 ) -> Tensor:
     """[micro batches, samples]: sums of the loss, the same on the ranks of a replica."""
     # Interleaved pipelines take multiples of their length.

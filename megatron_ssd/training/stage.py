@@ -21,7 +21,7 @@ from megatron_ssd.errors import Requeue
 from megatron_ssd.models.hf_folder import resolve_model_folder
 
 if TYPE_CHECKING:
-    from megatron_ssd.dataset.training import TrainingDataset
+    from megatron_ssd.dataset.packed_dataset import PackedDataset
     from megatron_ssd.training.loop import Trainer
     from megatron_ssd.training.observer import Recorder
 
@@ -130,7 +130,7 @@ def base_folder(model: ModelConfig) -> Path:
     return resolve_model_folder(model.path, model.revision)
 
 
-def prepare_trainer(config: RunConfig, work: Path, device: str) -> tuple[Trainer, TrainingDataset]:
+def prepare_trainer(config: RunConfig, work: Path, device: str) -> tuple[Trainer, PackedDataset]:
     """The model on this rank as the newest checkpoint, the base model or the seed has it, and its data."""
     from megatron_ssd.models.build import build_model
     from megatron_ssd.training.checkpoint import choose_checkpoint, load_checkpoint
@@ -189,7 +189,7 @@ def prepare_trainer(config: RunConfig, work: Path, device: str) -> tuple[Trainer
     return trainer, dataset
 
 
-def _train(config: RunConfig, opened: list[Stage], trainer: Trainer, dataset: TrainingDataset) -> None:
+def _train(config: RunConfig, opened: list[Stage], trainer: Trainer, dataset: PackedDataset) -> None:
     import torch.distributed as dist
 
     from megatron_ssd.training.observer import Silent
@@ -212,7 +212,7 @@ def _train(config: RunConfig, opened: list[Stage], trainer: Trainer, dataset: Tr
         _publish(config, stage, dataset)
 
 
-def _announce(config: RunConfig, trainer: Trainer, dataset: TrainingDataset) -> None:
+def _announce(config: RunConfig, trainer: Trainer, dataset: PackedDataset) -> None:
     """Say what is going to run; which layers was said where they were built."""
     precision, parallel, training = config.precision, config.parallel, config.training
     log.info(
@@ -237,7 +237,7 @@ def _announce(config: RunConfig, trainer: Trainer, dataset: TrainingDataset) -> 
         "training: %d iterations of %d rows, %.2f epochs; %s",
         training.train_iters,
         training.global_batch_size,
-        rows / dataset.num_rows(0),
+        rows / dataset.num_sequences(0),
         f"going on from iteration {done}" if done else f"from the first iteration, {_first_weights(config)}",
     )
 
@@ -266,7 +266,7 @@ def _recorder(config: RunConfig, stage: Stage, trainer: Trainer) -> Recorder:
     return Recorder(stage, writer, done=done, train_iters=training.train_iters)
 
 
-def _publish(config: RunConfig, stage: Stage, dataset: TrainingDataset) -> None:
+def _publish(config: RunConfig, stage: Stage, dataset: PackedDataset) -> None:
     from megatron_ssd.artifacts.jsonl import read_jsonl
     from megatron_ssd.training.metrics import FILE_NAME
 
@@ -282,13 +282,13 @@ def _publish(config: RunConfig, stage: Stage, dataset: TrainingDataset) -> None:
             "samples": dataset.counts["samples"],
             "valid_tokens": sum(row["valid_tokens"] for row in rows),
         },
-        dropped={key: dataset.counts[key] for key in ("over_long", "no_target")},
+        dropped={key: dataset.counts[key] for key in ("overlong", "no_target")},
         facts={
             "final_loss": losses[-1] if losses else None,
             "final_validation_loss": validation[-1] if validation else None,
             "packing_efficiency": round(dataset.packing_report().efficiency, 4),
             "skipped_iterations": sum(row["skipped"] for row in rows),
-            "epochs": round(epochs + row / dataset.num_rows(epochs), 3),
+            "epochs": round(epochs + row / dataset.num_sequences(epochs), 3),
             "tokens_per_second": round(sum(r["tokens"] for r in rows) / sum(r["seconds"] for r in rows), 1),
             "parallel": dataclasses.asdict(config.parallel),
         },
