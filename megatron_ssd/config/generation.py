@@ -1,28 +1,30 @@
-"""Decoding settings, the inference engine, and the prompts it is given."""
+"""Configuration of sampling: sampling parameters, engine, prompts, workers and the proxy model."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from megatron_ssd.errors import require
+from megatron_ssd.errors import ConfigError, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoding:
-    """How the next token is drawn: penalty, temperature, then truncation.
-
-    ``top_k = -1``, ``top_p = 1`` and ``min_p = 0`` keep everything. ``min_p`` drops tokens below that share of the
-    likeliest one's probability. ``repetition_penalty`` divides the positive logits, and multiplies the negative ones,
-    of tokens that stand in the prompt or the response; 1 is off.
-    """
+class SamplingParams:
+    """How the next token is drawn: penalty, temperature, then truncation."""
 
     temperature: float = 1.0
+    """Softmax temperature; 0 is greedy."""
     top_k: int = -1
+    """Keep the k most likely tokens; -1 is off."""
     top_p: float = 1.0
+    """Keep the smallest set of tokens with this probability; 1 is off."""
     min_p: float = 0.0
+    """Drop tokens below this fraction of the most likely token's probability; 0 is off."""
     repetition_penalty: float = 1.0
+    """Divide positive logits, and multiply negative ones, of tokens that are in the prompt or the response; 1 is
+    off."""
 
     def __post_init__(self) -> None:
         require(0 <= self.temperature <= 2, f"temperature = {self.temperature}",
@@ -46,17 +48,20 @@ class Decoding:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """The two temperatures of SSD, and what the base decodes with where nobody says otherwise.
+    """Sampling parameters of SSD, and the base model's default."""
 
-    ``stop_token_ids`` end a response as the model's own end tokens do, in every decoding.
-    """
-
-    train: Decoding  # the data are sampled so (T_train, rho_train)
-    eval: Decoding  # the tuned model is decoded so (T_eval, rho_eval)
-    default: Decoding = field(default_factory=lambda: Decoding(temperature=0.7, top_k=20, top_p=0.8))
+    train: SamplingParams
+    """Sampling parameters of the training data (T_train, rho_train)."""
+    eval: SamplingParams
+    """Sampling parameters of the tuned model (T_eval, rho_eval)."""
+    default: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=0.7, top_k=20, top_p=0.8))
+    """Sampling parameters of the base model by default."""
     max_tokens: int = 65536
-    num_samples: int = 1  # responses a problem in the training data; the paper needs 1
+    """Longest response in the training data, in tokens."""
+    num_samples: int = 1
+    """Responses per problem in the training data. The paper needs 1."""
     stop_token_ids: tuple[int, ...] = ()
+    """Token ids that end a response, in addition to the model's own end tokens."""
 
     def __post_init__(self) -> None:
         require(self.max_tokens > 0, f"sampling.max_tokens = {self.max_tokens}", rule="must be positive",
@@ -69,32 +74,41 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """vLLM, in processes of this run's own (``backend = vllm``) or as servers that somebody runs (``server``).
+    """vLLM, in processes of this run (``backend=vllm``) or as running servers (``server``).
 
-    ``data_parallel_size`` engines run side by side on shares of the GPUs (or processor cores), fed from one queue.
-    ``kv_cache_gib`` is for CPU; on a GPU ``gpu_memory_utilization`` rules. ``options`` go to vLLM's ``EngineArgs`` as
-    they are. An engine that dies is started again, ``max_restarts`` times in all.
-
-    Of a server, ``endpoints`` are base URLs such as ``http://host:8000/v1``; each is sent about ``max_num_seqs``
-    requests at a time. What it loads and how is the server's own business; ``max_model_len`` still cuts responses.
-    A request is given up after ``max_retries`` repetitions; ``request_timeout`` is in seconds.
+    With servers, dtype, parallel sizes and options are those that each server was started with.
     """
 
     backend: Literal["vllm", "server"] = "vllm"
+    """``vllm`` starts engines; ``server`` sends requests to ``endpoints``."""
     tensor_parallel_size: int = 1
+    """Devices per engine."""
     data_parallel_size: int = 1
+    """Engines, each on its share of the GPUs or processor cores, fed from one queue."""
     max_model_len: int = 131072
+    """Longest prompt plus response, in tokens."""
     max_num_seqs: int = 256
+    """Sequences that an engine decodes at a time; about as many requests are sent to each server."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of weights and activations."""
     gpu_memory_utilization: float = 0.9
+    """Fraction of a GPU's memory to use."""
     kv_cache_gib: int = 1
+    """Size of the KV cache on a CPU."""
     enforce_eager: bool = False
+    """Do not compile the model."""
     prefix_caching: bool = True
+    """Compute a prompt once for all its samples."""
     options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of vLLM's ``EngineArgs``."""
     max_restarts: int = 3
+    """How often engines that died are started again, over all engines of a stage."""
     endpoints: tuple[str, ...] = ()
+    """Base URLs of servers, such as ``http://host:8000/v1``."""
     max_retries: int = 10
-    request_timeout: float = 7200.0  # a response of 65536 tokens at ten a second
+    """Repetitions of a failed request to a server."""
+    request_timeout: float = 7200.0
+    """Seconds to wait for a server's answer. The default allows for 65,536 tokens at ten per second."""
 
     def __post_init__(self) -> None:
         for key in ("tensor_parallel_size", "data_parallel_size", "max_model_len", "max_num_seqs", "kv_cache_gib"):
@@ -141,17 +155,17 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig:
-    """How a problem becomes token ids. ``template`` names a file of ``prompts/templates`` without its ending.
-
-    ``chat`` puts the rendered task into the model's chat template. ``raw`` takes it as plain text, after ``system`` and
-    a blank line where that is set, with nothing but the tokenizer's own leading tokens such as BOS: for base models,
-    and for samplers that know no chat template.
-    """
+    """How a problem becomes token ids."""
 
     template: str = "code"
+    """File in ``prompts/templates``, without extension."""
     mode: Literal["chat", "raw"] = "chat"
+    """``chat`` puts the rendered task into the model's chat template. ``raw`` is for base models: the task as plain
+    text, after ``system`` and a blank line, with only the tokenizer's leading tokens such as BOS."""
     system: str | None = None
-    enable_thinking: bool | None = None  # passed to chat templates that know it
+    """System prompt."""
+    enable_thinking: bool | None = None
+    """Passed to chat templates that support it; null leaves it out."""
 
     def __post_init__(self) -> None:
         require(self.mode == "chat" or self.enable_thinking is None,
@@ -162,10 +176,120 @@ class PromptConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """What the sampling stage writes and how often."""
+    """Output of the sampling stage."""
 
     shard_rows: int = 2000
+    """Samples per file."""
 
     def __post_init__(self) -> None:
         require(self.shard_rows > 0, f"generation.shard_rows = {self.shard_rows}", rule="must be at least 1",
                 fix="use 2000")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProxyConfig:
+    """A smaller model that scores responses; ``filters.proxy_band`` keeps a band of the scores."""
+
+    path: str
+    """Hugging Face folder or Hub id, with any tokenizer."""
+    revision: str | None = None
+    """Commit on the Hub."""
+    max_model_len: int | None = None
+    """Longest prompt plus response, in the proxy's tokens; null means its whole context."""
+
+    def __post_init__(self) -> None:
+        require(self.max_model_len is None or self.max_model_len > 1, f"proxy.max_model_len = {self.max_model_len}",
+                rule="must hold a prompt and a response", fix="leave it out for the model's whole context")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig:
+    """Worker ``rank`` of the ``world`` workers that sample one run.
+
+    Null values are taken from torchrun, or are 0 of 1. Workers of one node share its GPUs or processor cores evenly; a
+    worker without local values takes all that it sees.
+    """
+
+    rank: int | None = None
+    """Index of this worker."""
+    world: int | None = None
+    """Number of workers."""
+    local_rank: int | None = None
+    """Index of this worker on its node."""
+    local_world: int | None = None
+    """Number of workers on this node."""
+
+    def __post_init__(self) -> None:
+        _check_pair("worker.rank", self.rank, "worker.world", self.world)
+        _check_pair("worker.local_rank", self.local_rank, "worker.local_world", self.local_world)
+        if self.local_world is not None:
+            require(self.local_world <= (self.world or 1) and self.rank is not None,
+                    f"worker.local_world = {self.local_world}",
+                    rule=f"must be at most worker.world ({self.world or 1})",
+                    fix="set worker.rank and worker.world for the run, the local ones for this node")  # fmt: skip
+
+    @property
+    def share(self) -> slice:
+        """Of a list that all workers have in the same order, this one's part."""
+        return slice(self.rank or 0, None, self.world or 1)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there are no others."""
+        return (self.world or 1) == 1
+
+    @property
+    def label(self) -> str:
+        """How messages call it, for example ``worker 0 of 2``."""
+        return f"worker {self.rank or 0} of {self.world or 1}"
+
+    def settled(self, environment: Mapping[str, str]) -> WorkerConfig:
+        """This worker as configured, else as torchrun's variables say.
+
+        An array of SLURM is not looked at: its tasks may as well be different runs. ``launch/slurm/generate.sbatch``
+        sets rank and world.
+
+        Raises:
+            ConfigError: the variables contradict each other.
+        """
+        if self.rank is not None:
+            return self
+        rank, world = _pair_from(environment, "RANK", "WORLD_SIZE")
+        if rank is None:
+            return self
+        local_rank, local_world = _pair_from(environment, "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        return WorkerConfig(rank=rank, world=world, local_rank=local_rank, local_world=local_world)
+
+
+def _pair_from(environment: Mapping[str, str], rank_name: str, world_name: str) -> tuple[int | None, int | None]:
+    """Two variables that torchrun sets together."""
+    rank, world = (_number_from(environment, name) for name in (rank_name, world_name))
+    _check_pair(rank_name, rank, world_name, world)
+    return rank, world
+
+
+def _number_from(environment: Mapping[str, str], name: str) -> int | None:
+    text = environment.get(name)
+    if text is None:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(
+            f"environment variable {name} = {text!r}",
+            rule="is no whole number",
+            fix="unset it, or set worker.rank and worker.world",
+        ) from None
+
+
+def _check_pair(rank_name: str, rank: int | None, world_name: str, world: int | None) -> None:
+    """A rank and how many there are: both or neither, and in order."""
+    if rank is None and world is None:
+        return
+    shown = f"{rank_name} = {'null' if rank is None else rank}, {world_name} = {'null' if world is None else world}"
+    require(rank is not None and world is not None, shown, rule="one says nothing without the other",
+            fix="set both or neither")  # fmt: skip
+    assert rank is not None
+    assert world is not None
+    require(0 <= rank < world, shown, rule=f"ranks count from 0 to {world_name} less one",
+            fix=f"use {rank_name} from 0 to {max(world, 1) - 1}")  # fmt: skip

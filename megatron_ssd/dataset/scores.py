@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.manifest import Manifest, read_manifest
+from megatron_ssd.artifacts.samples import SAMPLES, SCORES, samples_manifest
 from megatron_ssd.dataset.complete import key_digest
 from megatron_ssd.errors import UserError
-from megatron_ssd.generation.published import SAMPLES, SCORES, samples_manifest
 from megatron_ssd.schema import Sample
 
 

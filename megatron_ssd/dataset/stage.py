@@ -26,6 +26,7 @@ from tqdm import tqdm
 from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hub import locate_model
 from megatron_ssd.artifacts.manifest import Manifest, format_counts, megatron_facts
+from megatron_ssd.artifacts.samples import sample_shards, samples_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
@@ -39,7 +40,6 @@ from megatron_ssd.dataset.scores import read_scores, scores_manifest
 from megatron_ssd.dataset.screening import DROPPED, Screen
 from megatron_ssd.dataset.workers import run_tasks, usable_cores
 from megatron_ssd.errors import UserError
-from megatron_ssd.generation.published import sample_shards, samples_manifest
 from megatron_ssd.progress import progress
 from megatron_ssd.prompts.tokenizer import fast_tokenizer, tokenizer_hash
 from megatron_ssd.schema import Sample

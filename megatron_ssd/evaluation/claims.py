@@ -16,11 +16,11 @@ from typing import Literal
 
 import numpy as np
 
-from megatron_ssd.columns import NOT_MEASURED, counted, signed
-from megatron_ssd.config.generation import Decoding, SamplingConfig
+from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.evaluation.grid import ModelName, hottest
 from megatron_ssd.evaluation.measurements import Measurements
 from megatron_ssd.grading.metrics import Estimate, Scores
+from megatron_ssd.text_table import NOT_MEASURED, counted, signed
 
 ClaimStatus = Literal["shown", "not shown", "unclear"]
 _PAPERS_K = 5  # the larger k of the paper's tables
@@ -81,11 +81,11 @@ class _Claims:
             claims.append(self._ahead_of(default, "Even samples drawn hot and without truncation teach the model."))
         return claims
 
-    def _scores(self, model: ModelName, decoding: Decoding, k: int) -> Scores:
+    def _scores(self, model: ModelName, decoding: SamplingParams, k: int) -> Scores:
         """pass@k on the reporting half."""
         return self._found.scores(model, decoding.label, k)[self._found.halves.report]
 
-    def _ahead_of(self, decoding: Decoding, text: str) -> Claim:
+    def _ahead_of(self, decoding: SamplingParams, text: str) -> Claim:
         ours, theirs = self._scores("ssd", self._ssd, self._first), self._scores("base", decoding, self._first)
         difference = self._found.bootstrap.difference(ours, theirs)
         evidence = (

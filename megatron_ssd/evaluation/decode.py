@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ssd.artifacts.hub import ModelFolder
-from megatron_ssd.config.generation import Decoding
+from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.config.run import RunConfig
+from megatron_ssd.generation.engine import Completion, Sampler
 from megatron_ssd.generation.plan import PlannedSample, plan_samples, request_of
 from megatron_ssd.generation.recording import RowMaker
-from megatron_ssd.generation.sampler import Completion, Sampler
 from megatron_ssd.generation.sampling import sample_all, sampling_hash
-from megatron_ssd.generation.writer import SampleFile
+from megatron_ssd.generation.store import SampleFile
 from megatron_ssd.prompts.prompt import build_prompts
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import Problem
@@ -49,7 +49,7 @@ class DecodeJob:
     name: str
     model: ModelFolder
     problems: Sequence[Problem]
-    settings: Sequence[Decoding]
+    settings: Sequence[SamplingParams]
     folder: Path
 
     def run(self, open_sampler: OpenSampler, note: Callable[[], None]) -> None:
@@ -76,11 +76,11 @@ class DecodeJob:
             for file in files.values():
                 file.close()
 
-    def path(self, setting: Decoding) -> Path:
+    def path(self, setting: SamplingParams) -> Path:
         """The file of ``setting``."""
         return self.folder / f"{setting.label}.jsonl"
 
-    def planned(self, setting: Decoding) -> Callable[[dict[str, Any]], bool]:
+    def planned(self, setting: SamplingParams) -> Callable[[dict[str, Any]], bool]:
         """Whether a row of an earlier evaluation is one that this job would draw under ``setting``."""
         drawn_alike = {"model_revision": self.model.revision, "sampling_hash": self._sampling_hash(setting)}
         by_key = {planned.key: planned for planned in self._plan}
@@ -110,7 +110,7 @@ class DecodeJob:
             max_model_len=self.config.engine.max_model_len,
         )
 
-    def _sampling_hash(self, setting: Decoding) -> str:
+    def _sampling_hash(self, setting: SamplingParams) -> str:
         stops = self.config.sampling.stop_token_ids if self.config.sampling else ()
         return sampling_hash(setting, self.config.evaluation.max_tokens, stops)
 

@@ -14,15 +14,15 @@ from typing import Any
 
 from megatron_ssd.artifacts.jsonl import FileCursor, JsonlWriter, iter_complete_records
 from megatron_ssd.artifacts.stage import Replaced, Stage
-from megatron_ssd.config.generation import Decoding
+from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.evaluation.decode import DecodeJob
 from megatron_ssd.evaluation.grid import ModelName
-from megatron_ssd.generation.writer import Key
+from megatron_ssd.generation.store import Key
 
 log = logging.getLogger(__name__)
 
 
-def verdict_path(folder: Path, name: ModelName, setting: Decoding) -> Path:
+def verdict_path(folder: Path, name: ModelName, setting: SamplingParams) -> Path:
     """The file of verdicts of one model under one setting, in an evaluation's ``folder``."""
     return folder / "verdicts" / name / f"{setting.label}.jsonl"
 
@@ -55,7 +55,7 @@ def take_over(stage: Stage, jobs: Mapping[ModelName, DecodeJob]) -> int:
 
 
 def _take_over_setting(
-    folders: list[Replaced], stage: Stage, job: DecodeJob, name: ModelName, setting: Decoding
+    folders: list[Replaced], stage: Stage, job: DecodeJob, name: ModelName, setting: SamplingParams
 ) -> int:
     samples, verdicts = _Target(job.path(setting)), _Target(verdict_path(stage.work, name, setting))
     is_planned = job.planned(setting)

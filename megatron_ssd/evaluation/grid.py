@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 
 from megatron_ssd.config.evaluation import EvaluationConfig
-from megatron_ssd.config.generation import Decoding, SamplingConfig
+from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.errors import UserError
 from megatron_ssd.grading.metrics import Mask, Scores
 from megatron_ssd.schema import Problem
@@ -40,22 +40,22 @@ class Halves:
     report: Mask
 
 
-def grid_cells(config: EvaluationConfig, sampling: SamplingConfig) -> tuple[Decoding, ...]:
+def grid_cells(config: EvaluationConfig, sampling: SamplingConfig) -> tuple[SamplingParams, ...]:
     """The cells, temperature by temperature and in it top-k by top-k, each once."""
     cells = [
-        Decoding(temperature=temperature, top_k=top_k, top_p=top_p)
+        SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
         for temperature, top_k, top_p in itertools.product(config.temperatures, config.top_ks, config.top_ps)
     ]
     return tuple(dict.fromkeys(cells or [sampling.default, sampling.train, sampling.eval]))
 
 
-def settings_of(model: ModelName, config: EvaluationConfig, sampling: SamplingConfig) -> tuple[Decoding, ...]:
+def settings_of(model: ModelName, config: EvaluationConfig, sampling: SamplingConfig) -> tuple[SamplingParams, ...]:
     """Every setting that ``model`` is decoded with: the grid first, then what it has beside it."""
     named = [sampling.default, sampling.train] if model == "base" else [sampling.eval]
     return tuple(dict.fromkeys([*grid_cells(config, sampling), *named]))
 
 
-def hottest(cells: Sequence[Decoding]) -> Decoding:
+def hottest(cells: Sequence[SamplingParams]) -> SamplingParams:
     """The cell of the highest temperature, and among those the one that cuts the least: top-p first, then top-k."""
     return max(cells, key=lambda cell: (cell.temperature, cell.top_p, math.inf if cell.top_k == -1 else cell.top_k))
 
@@ -90,7 +90,7 @@ def split_halves(problems: Sequence[Problem]) -> Halves:
     return Halves(selection=selection, report=~selection)
 
 
-def choose(cells: Sequence[Decoding], scores: Mapping[str, Scores], selection: Mask) -> Decoding:
+def choose(cells: Sequence[SamplingParams], scores: Mapping[str, Scores], selection: Mask) -> SamplingParams:
     """The best cell on the problems of ``selection``.
 
     Args:

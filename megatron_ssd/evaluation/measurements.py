@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from megatron_ssd.config.generation import Decoding
+from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.evaluation.grid import Halves, ModelName, choose, difficulty_of, split_halves
 from megatron_ssd.grading.metrics import Bootstrap, Estimate, Mask, Scores, problem_scores
 from megatron_ssd.schema import Problem, Verdict
@@ -29,7 +29,7 @@ class Measurements:
     """
 
     problems: Sequence[Problem]
-    cells: Sequence[Decoding]
+    cells: Sequence[SamplingParams]
     verdicts: Mapping[ModelName, Mapping[str, Sequence[Verdict]]]
     ks: tuple[int, ...]
     num_samples: int
@@ -61,11 +61,11 @@ class Measurements:
             self._scores[key] = problem_scores(self.verdicts[model][label], ids, k)
         return self._scores[key]
 
-    def best(self, model: ModelName) -> Decoding:
+    def best(self, model: ModelName) -> SamplingParams:
         """The cell that the selection half picks, by pass@1 (or the smallest k that was measured)."""
         return self.best_on(model, self.halves.selection)
 
-    def best_on(self, model: ModelName, where: Mask) -> Decoding:
+    def best_on(self, model: ModelName, where: Mask) -> SamplingParams:
         """The cell that the problems of ``where`` [P] pick."""
         scores = {cell.label: self.scores(model, cell.label, self.ks[0]) for cell in self.cells}
         return choose(self.cells, scores, where)

@@ -22,7 +22,7 @@ from megatron_ssd.artifacts.hub import ModelFolder, open_model
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.manifest import check_outputs, read_manifest
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.generation import Decoding, SamplingConfig
+from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.decode import DecodeJob, OpenSampler
@@ -141,7 +141,7 @@ def _grade(
     reasons: dict[ModelName, dict[str, Counter[str]]] = {name: {} for name in jobs}
     diversity: dict[ModelName, dict[str, Diversity]] = {name: {} for name in jobs}
     forms = NormalForms()
-    settings: list[tuple[ModelName, Decoding]] = [
+    settings: list[tuple[ModelName, SamplingParams]] = [
         (name, setting) for name, job in jobs.items() for setting in job.settings
     ]
     responses = sum(len(job.problems) * job.config.evaluation.num_samples * len(job.settings) for job in jobs.values())

@@ -18,13 +18,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from megatron_ssd.columns import NOT_MEASURED, aligned, signed, split_cells
-from megatron_ssd.config.generation import Decoding, SamplingConfig
+from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.evaluation import claims, sweep
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import ModelName, difficulty_of
 from megatron_ssd.evaluation.measurements import Measurements
 from megatron_ssd.grading.metrics import Bootstrap, Estimate, Scores, sign_test
+from megatron_ssd.text_table import NOT_MEASURED, aligned, signed, split_cells
 
 _TITLES = {
     "base_default": "base at its default decode",
@@ -81,9 +81,9 @@ def summarise(
     }
 
 
-def headline_settings(found: Measurements, sampling: SamplingConfig) -> dict[str, tuple[ModelName, Decoding]]:
+def headline_settings(found: Measurements, sampling: SamplingConfig) -> dict[str, tuple[ModelName, SamplingParams]]:
     """Row key -> (model, setting), for the models that were measured."""
-    rows: dict[str, tuple[ModelName, Decoding]] = {}
+    rows: dict[str, tuple[ModelName, SamplingParams]] = {}
     if "base" in found.verdicts:
         rows["base_default"] = "base", sampling.default
         rows["base_train"] = "base", sampling.train
@@ -120,8 +120,8 @@ def _row(
     found: Measurements,
     key: str,
     model: ModelName,
-    decoding: Decoding,
-    ssd: tuple[ModelName, Decoding] | None,
+    decoding: SamplingParams,
+    ssd: tuple[ModelName, SamplingParams] | None,
 ) -> dict[str, Any]:
     report, label = found.halves.report, decoding.label
     gains = None

@@ -18,7 +18,7 @@ import math
 from statistics import fmean
 from typing import Any
 
-from megatron_ssd.config.generation import Decoding, SamplingConfig
+from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.evaluation.grid import ModelName
 from megatron_ssd.evaluation.measurements import Measurements
 from megatron_ssd.grading.metrics import Estimate, Mask
@@ -97,10 +97,10 @@ def _grid_mean(found: Measurements, model: ModelName, where: Mask) -> float | No
     return fmean(known) if known else None
 
 
-def _pass_at_1(found: Measurements, model: ModelName, cell: Decoding, where: Mask) -> Estimate:
+def _pass_at_1(found: Measurements, model: ModelName, cell: SamplingParams, where: Mask) -> Estimate:
     """pass@1, or of the smallest k that was measured."""
     return found.bootstrap.mean(found.scores(model, cell.label, found.ks[0])[where])
 
 
-def _setting(cell: Decoding) -> dict[str, Any]:
+def _setting(cell: SamplingParams) -> dict[str, Any]:
     return {"decoding": cell.label, **dataclasses.asdict(cell)}

@@ -43,7 +43,7 @@ from megatron_ssd.general_benchmarks.no_code_eval import without_code_eval
 from megatron_ssd.general_benchmarks.parts import HarnessSpec, ItemRow
 from megatron_ssd.generation.plan import request_seed
 from megatron_ssd.generation.vllm_arguments import vllm_version
-from megatron_ssd.generation.vllm_sampler import START_ERRORS
+from megatron_ssd.generation.vllm_engine import START_ERRORS
 
 # lm-eval's own seeds (its DEFAULT_RANDOM_SEED and DEFAULT_OTHER_SEED), which choose few-shot examples.
 _PYTHON_SEED, _OTHER_SEED = 0, 1234

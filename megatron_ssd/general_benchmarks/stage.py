@@ -39,7 +39,7 @@ from megatron_ssd.general_benchmarks.processes import lm_eval_version, run_harne
 from megatron_ssd.general_benchmarks.results import MetricScores, metrics_of, summarise, table
 from megatron_ssd.generation.engines import engine_facts
 from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES
-from megatron_ssd.generation.vllm_sampler import vllm_spec
+from megatron_ssd.generation.vllm_engine import vllm_spec
 from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.grading.pool import Grader
 from megatron_ssd.progress import progress

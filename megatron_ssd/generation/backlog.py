@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
-from megatron_ssd.generation.sampler import Job, Key
+from megatron_ssd.generation.engine import Job, Key
 
 _J = TypeVar("_J", bound=Job)
 

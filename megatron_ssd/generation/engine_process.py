@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.generation.sampler import Engine, EngineSpec, Job, Key, Result
+from megatron_ssd.generation.engine import Engine, EngineSpec, Job, Key, Result
 from megatron_ssd.process import die_with_parent, this_package
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from megatron_ssd.artifacts.hub import ModelFolder
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.generation.pool import EnginePool
+from megatron_ssd.generation.engine_pool import EnginePool
 from megatron_ssd.generation.server_protocol import server_version
-from megatron_ssd.generation.server_sampler import ServerSampler
 from megatron_ssd.generation.vllm_arguments import vllm_version
-from megatron_ssd.generation.vllm_sampler import open_vllm
+from megatron_ssd.generation.vllm_engine import open_vllm
+from megatron_ssd.generation.vllm_server import ServerSampler
 
 
 def open_sampler(config: RunConfig, model: ModelFolder) -> EnginePool | ServerSampler:

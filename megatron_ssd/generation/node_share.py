@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from megatron_ssd.config.generation import WorkerConfig
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.config.worker import WorkerConfig
 from megatron_ssd.errors import UserError
 
 

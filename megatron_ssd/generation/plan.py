@@ -10,8 +10,8 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from megatron_ssd.config.generation import Decoding
-from megatron_ssd.generation.sampler import Request
+from megatron_ssd.config.generation import SamplingParams
+from megatron_ssd.generation.engine import Request
 from megatron_ssd.prompts.prompt import Prompt
 
 _SEED_BITS = 63  # of a non-negative int64
@@ -70,7 +70,7 @@ def skip_reason(prompt_length: int, max_model_len: int) -> str:
     return ""
 
 
-def request_of(sample: PlannedSample, *, decoding: Decoding, max_tokens: int) -> Request:
+def request_of(sample: PlannedSample, *, decoding: SamplingParams, max_tokens: int) -> Request:
     """What the engine is asked, keyed by the sample's key."""
     return Request(
         key=sample.key,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from megatron_ssd.generation.engine import Completion
 from megatron_ssd.generation.plan import PlannedSample
-from megatron_ssd.generation.sampler import Completion
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import Sample
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from megatron_ssd.artifacts.jsonl import FileCursor, iter_complete_records
 from megatron_ssd.errors import UserError
+from megatron_ssd.generation.store import Key
 from megatron_ssd.generation.worker_files import row_files
-from megatron_ssd.generation.writer import Key
 from megatron_ssd.schema import Sample
 
 _NOWHERE, _IN_SHARD = -2, -1  # beside the numbers of workers' files

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from megatron_ssd.artifacts.hashing import hash_json
-from megatron_ssd.config.generation import Decoding
-from megatron_ssd.generation.sampler import Completion, Request, Sampler
+from megatron_ssd.config.generation import SamplingParams
+from megatron_ssd.generation.engine import Completion, Request, Sampler
 from megatron_ssd.progress import progress
 
 
@@ -68,7 +68,7 @@ def sample_all(
     return stats
 
 
-def sampling_hash(decoding: Decoding, max_tokens: int, stop_token_ids: Sequence[int]) -> str:
+def sampling_hash(decoding: SamplingParams, max_tokens: int, stop_token_ids: Sequence[int]) -> str:
     """Hash of everything that decides how a token is drawn and when a response ends."""
     limits = {"max_tokens": max_tokens, "stop_token_ids": list(stop_token_ids)}
     return hash_json({"decoding": dataclasses.asdict(decoding), **limits})

@@ -21,16 +21,14 @@ from tqdm import tqdm
 from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hub import ModelFolder, open_model
 from megatron_ssd.artifacts.jsonl import JsonlWriter, iter_jsonl, truncate_partial_line
-from megatron_ssd.artifacts.samples import iter_samples
+from megatron_ssd.artifacts.samples import SCORES, iter_samples, sample_shards, samples_manifest
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.generation import PromptConfig
-from megatron_ssd.config.proxy import ProxyConfig
+from megatron_ssd.config.generation import PromptConfig, ProxyConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError
+from megatron_ssd.generation.engine import Key, ScoreRequest
 from megatron_ssd.generation.engines import engine_facts, open_sampler
-from megatron_ssd.generation.published import SCORES, sample_shards, samples_manifest
 from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES
-from megatron_ssd.generation.sampler import Key, ScoreRequest
 from megatron_ssd.progress import progress
 from megatron_ssd.prompts.prompt import prompt_ids
 from megatron_ssd.prompts.tokenizer import ChatTokenizer

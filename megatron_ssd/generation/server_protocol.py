@@ -11,7 +11,7 @@ import httpx2
 from megatron_ssd.artifacts.hub import ModelFolder
 from megatron_ssd.config.generation import EngineConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.generation.sampler import Completion, Request
+from megatron_ssd.generation.engine import Completion, Request
 
 _SECONDS = 30.0  # for a question that needs no decoding
 _API_KEY = "VLLM_API_KEY"  # the variable from which vllm serve takes the key that it asks for

@@ -22,12 +22,12 @@ from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.generation import SamplingConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.generation import worker_files
+from megatron_ssd.generation.engine import Completion
 from megatron_ssd.generation.engines import engine_facts, open_sampler
 from megatron_ssd.generation.merge import merge
 from megatron_ssd.generation.plan import plan_samples, request_of
 from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES, RowMaker
 from megatron_ssd.generation.sample_index import SampleIndex
-from megatron_ssd.generation.sampler import Completion
 from megatron_ssd.generation.sampling import sample_all, sampling_hash
 from megatron_ssd.problems.stage import read_problems
 from megatron_ssd.process import forget_torchrun

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_ssd.config.worker import WorkerConfig
+from megatron_ssd.config.generation import WorkerConfig
 from megatron_ssd.errors import UserError
 
 _NAME = re.compile(r"worker-(\d+)-of-(\d+)\.jsonl")

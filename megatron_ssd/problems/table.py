@@ -19,7 +19,7 @@ import pyarrow
 import pyarrow.parquet
 
 from megatron_ssd.artifacts.hashing import hash_json, remembered_sha256
-from megatron_ssd.artifacts.location import find_files, hub_error
+from megatron_ssd.artifacts.hub import find_files, hub_error
 from megatron_ssd.errors import UserError
 
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".json")

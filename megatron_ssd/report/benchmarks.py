@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ssd.errors import UserError
+from megatron_ssd.report.formatting import UNKNOWN, Measured, points
 from megatron_ssd.report.records import Estimate
-from megatron_ssd.report.tables import UNKNOWN, Measured, points
 
 FOLDER = "regression"
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.manifest import Manifest, flatten, read_manifest
-from megatron_ssd.artifacts.samples import iter_samples
+from megatron_ssd.artifacts.samples import iter_samples, sample_shards
 from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, Excerpt, ShortProblem, read_problems
-from megatron_ssd.generation.published import sample_shards
 from megatron_ssd.progress import progress
 from megatron_ssd.report.benchmarks import FOLDER
+from megatron_ssd.report.formatting import visible
 from megatron_ssd.report.lineage import STAGES
 from megatron_ssd.report.paper import COUNTED, SETTINGS, window_title
 from megatron_ssd.report.problems import read_problem_facts
@@ -32,7 +32,6 @@ from megatron_ssd.report.records import (
     TrainingPoint,
 )
 from megatron_ssd.report.scores import read_scores
-from megatron_ssd.report.visible import visible
 from megatron_ssd.schema import Sample, Verdict
 
 _FACT_KEYS = ("seed", "minicode.seed", "model.name", "cluster.device")

@@ -11,12 +11,12 @@ from statistics import fmean
 
 from markupsafe import Markup
 
-from megatron_ssd.columns import DASH, NOT_MEASURED
 from megatron_ssd.report import svg
-from megatron_ssd.report.palette import DARK, LIGHT, heat_color, text_on
 from megatron_ssd.report.plots import MODEL_TITLES, percent_scale, percent_text
 from megatron_ssd.report.records import EffectivePoint, GridCell, ModelName, Sweep
 from megatron_ssd.report.svg import WIDTH, Scale, element, line, mark, text
+from megatron_ssd.report.theme import DARK, LIGHT, heat_color, text_on
+from megatron_ssd.text_table import DASH, NOT_MEASURED
 
 Range = tuple[float, float]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from megatron_ssd.report.tables import compact
+from megatron_ssd.report.formatting import compact
 
 Sure = Literal["authors", "several readings", "one report", "sources conflict", "not published"]
 

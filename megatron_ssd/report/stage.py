@@ -7,16 +7,15 @@ import json
 from pathlib import Path
 
 from megatron_ssd.artifacts.atomic import write_atomically
-from megatron_ssd.artifacts.samples import iter_samples
+from megatron_ssd.artifacts.samples import iter_samples, sample_shards
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.generation.published import sample_shards
+from megatron_ssd.report.attempts import read_problem_pages
 from megatron_ssd.report.benchmarks import read_benchmarks
 from megatron_ssd.report.data import gather, read_manifests, shown_settings
-from megatron_ssd.report.html import render
 from megatron_ssd.report.lineage import trace
-from megatron_ssd.report.problem_html import render_problems
-from megatron_ssd.report.problem_pages import read_problem_pages
+from megatron_ssd.report.page import render
+from megatron_ssd.report.problems_page import render_problems
 from megatron_ssd.report.summary import summarise
 from megatron_ssd.report.terminal import print_report
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from megatron_ssd.report.content import measure_sentence, notice, result_sentence
 from megatron_ssd.report.lineage import Lineage
 from megatron_ssd.report.paper import deviations
 from megatron_ssd.report.records import Estimate, ReportData, Score, Sweep
-from megatron_ssd.report.wording import measure_sentence, notice, result_sentence
 
 
 def summarise(data: ReportData, lineage: Lineage) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.generation.sampler import Completion, Request
+from megatron_ssd.generation.engine import Completion, Request
 
 END = 1
 CRASH_SEED = 666  # a request with this seed kills its engine

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from megatron_ssd.artifacts.hub import ModelFolder
-from megatron_ssd.config.minicode import MinicodeConfig
+from megatron_ssd.config.problems import MinicodeConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.decode import OpenSampler
-from megatron_ssd.generation.sampler import Completion, Request
+from megatron_ssd.generation.engine import Completion, Request
 from megatron_ssd.problems import minicode
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 

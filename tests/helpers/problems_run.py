@@ -14,8 +14,8 @@ from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import Halves
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, write_problems
 from megatron_ssd.problems.errata import Errata
-from megatron_ssd.report.problem_html import render_problems
-from megatron_ssd.report.problem_pages import ProblemPages, read_problem_pages
+from megatron_ssd.report.attempts import ProblemPages, read_problem_pages
+from megatron_ssd.report.problems_page import render_problems
 from megatron_ssd.report.records import Estimate, ModelName, Score, Scores, Sweep
 from megatron_ssd.schema import FinishReason, Problem, Sample, TestCase, Verdict, VerdictStatus
 

@@ -11,7 +11,7 @@ from typing import Any
 from megatron_ssd.artifacts.jsonl import JsonlWriter
 from megatron_ssd.artifacts.manifest import Manifest
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.generation import Decoding, SamplingConfig
+from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ClusterConfig
 from megatron_ssd.config.precision import PrecisionConfig
@@ -44,8 +44,8 @@ def run_config(run_dir: Path, *, benchmark: str = "minicode") -> RunConfig:
         ),
         problems=ProblemsConfig(name="rstar_coder", path="rows") if real else ProblemsConfig(name="minicode"),
         benchmark=BenchmarkConfig(name="livecodebench", path="rows") if real else BenchmarkConfig(name="minicode"),
-        sampling=SamplingConfig(train=Decoding(temperature=1.5, top_k=20, top_p=0.6),
-                                eval=Decoding(temperature=1.5, top_k=20, top_p=0.8), max_tokens=96),
+        sampling=SamplingConfig(train=SamplingParams(temperature=1.5, top_k=20, top_p=0.6),
+                                eval=SamplingParams(temperature=1.5, top_k=20, top_p=0.8), max_tokens=96),
         precision=PrecisionConfig(params_dtype="fp32", transformer_engine=False),
         cluster=ClusterConfig(device="cpu"),
         optimizer=OptimizerConfig(lr=3e-4, min_lr=3e-5, lr_warmup_iters=20),
@@ -202,7 +202,7 @@ def _summary(scale: float) -> dict[str, Any]:
     return {
         "headline": [_row(*row[:4], row[4] * scale, row[5] * scale, scale) for row in rows],
         **sweep_summary(cells_of(TEMPERATURES, (20,), TOP_PS), best=_BEST, scale=scale,
-                        train=Decoding(temperature=1.5, top_k=20, top_p=0.6)),
+                        train=SamplingParams(temperature=1.5, top_k=20, top_p=0.6)),
         "claims": [
             {"text": "SSD beats its base when both decode alike.", "status": "shown",
              "evidence": "pass@1 34.5 against 27.6 at T 1.0, top-p 0.8: +6.9 points (4.9 to 8.9)."},

@@ -10,10 +10,10 @@ from unittest.mock import patch
 
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.config.build import build_config
+from megatron_ssd.config.generation import WorkerConfig
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.config.worker import WorkerConfig
 from megatron_ssd.generation import stage
-from megatron_ssd.generation.sampler import Completion, Request
+from megatron_ssd.generation.engine import Completion, Request
 from megatron_ssd.problems.stage import run_problems
 from megatron_ssd.schema import Sample
 from tests.helpers.fake_engine import tokens_of

@@ -9,22 +9,28 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from megatron_ssd.config.generation import Decoding
+from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.evaluation.grid import ModelName
 
 MODELS: tuple[ModelName, ...] = ("base", "ssd")
-TRAIN = Decoding(temperature=1.6, top_k=20, top_p=0.8)
+TRAIN = SamplingParams(temperature=1.6, top_k=20, top_p=0.8)
 
 
-def cells_of(temperatures: Sequence[float], top_ks: Sequence[int], top_ps: Sequence[float]) -> tuple[Decoding, ...]:
+def cells_of(
+    temperatures: Sequence[float], top_ks: Sequence[int], top_ps: Sequence[float]
+) -> tuple[SamplingParams, ...]:
     """The grid that these values span."""
     return tuple(
-        Decoding(temperature=t, top_k=k, top_p=p) for t, k, p in itertools.product(temperatures, top_ks, top_ps)
+        SamplingParams(temperature=t, top_k=k, top_p=p) for t, k, p in itertools.product(temperatures, top_ks, top_ps)
     )
 
 
 def sweep_summary(
-    cells: Sequence[Decoding], *, best: dict[str, str] | None = None, train: Decoding = TRAIN, scale: float = 1.0
+    cells: Sequence[SamplingParams],
+    *,
+    best: dict[str, str] | None = None,
+    train: SamplingParams = TRAIN,
+    scale: float = 1.0,
 ) -> dict[str, Any]:
     """``grid``, ``beside_grid``, ``best_of_grid`` and ``effective_temperature``. ``best``: model -> label chosen."""
     rng = random.Random(3)
@@ -54,31 +60,33 @@ def sweep_summary(
     }
 
 
-def _score(model: ModelName, cell: Decoding, train: Decoding, rng: random.Random) -> float:
+def _score(model: ModelName, cell: SamplingParams, train: SamplingParams, rng: random.Random) -> float:
     heat = math.log(_effective(model, cell, train) * (0.75 + 0.25 * cell.top_p) + 1e-3) - math.log(1.2)
     width = 0.9 if model == "base" else 0.4  # a tuned model bears more heat
     hot = max(heat, 0.0) * (0.6 if cell.top_k == -1 else 0.2)
     return max((0.42 if model == "base" else 0.5) - 0.12 * width * heat**2 - width * hot**2 + rng.gauss(0, 0.008), 0.0)
 
 
-def _effective(model: ModelName, cell: Decoding, train: Decoding) -> float:
+def _effective(model: ModelName, cell: SamplingParams, train: SamplingParams) -> float:
     return cell.temperature * (train.temperature if model == "ssd" else 1.0)
 
 
-def _setting(model: ModelName, cell: Decoding) -> dict[str, Any]:
+def _setting(model: ModelName, cell: SamplingParams) -> dict[str, Any]:
     return {"model": model, "decoding": cell.label, **dataclasses.asdict(cell)}
 
 
-def _row(model: ModelName, cell: Decoding, score: float, *, train: Decoding, chosen: bool = False) -> dict[str, Any]:
+def _row(
+    model: ModelName, cell: SamplingParams, score: float, *, train: SamplingParams, chosen: bool = False
+) -> dict[str, Any]:
     return {**_setting(model, cell), "pass_at_1": score, "chosen": chosen, "training": cell == train}
 
 
 def _best(
     model: ModelName,
-    cells: Sequence[Decoding],
-    chosen: Decoding,
-    selection: dict[tuple[ModelName, Decoding], float],
-    report: dict[tuple[ModelName, Decoding], float],
+    cells: Sequence[SamplingParams],
+    chosen: SamplingParams,
+    selection: dict[tuple[ModelName, SamplingParams], float],
+    report: dict[tuple[ModelName, SamplingParams], float],
     scale: float,
 ) -> dict[str, Any]:
     both = {cell: (selection[model, cell] + report[model, cell]) / 2 for cell in cells}
@@ -93,7 +101,10 @@ def _best(
 
 
 def _points(
-    cells: Sequence[Decoding], report: dict[tuple[ModelName, Decoding], float], train: Decoding, scale: float
+    cells: Sequence[SamplingParams],
+    report: dict[tuple[ModelName, SamplingParams], float],
+    train: SamplingParams,
+    scale: float,
 ) -> Iterator[dict[str, Any]]:
     for model, cell in itertools.product(MODELS, cells):
         effective = _effective(model, cell, train)

@@ -1,4 +1,4 @@
-"""Decoding and engines: what is refused, and what counts as the same samples."""
+"""Sampling parameters and engine settings: what is refused, and what counts as the same samples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from megatron_ssd.config.build import build_config
-from megatron_ssd.config.generation import Decoding, EngineConfig
+from megatron_ssd.config.generation import EngineConfig, SamplingParams
 from megatron_ssd.errors import ConfigError
 
 SERVER = {"backend": "server", "endpoints": ["http://a:8000/v1"]}
@@ -16,12 +16,12 @@ SERVER = {"backend": "server", "endpoints": ["http://a:8000/v1"]}
 @pytest.mark.parametrize(
     ("decoding", "label"),
     [
-        (Decoding(temperature=1.5, top_k=20, top_p=0.8), "T1.5-k20-p0.8"),
-        (Decoding(min_p=0.05), "T1-k-1-p1-minp0.05"),
-        (Decoding(min_p=0.1, repetition_penalty=1.05), "T1-k-1-p1-minp0.1-rep1.05"),
+        (SamplingParams(temperature=1.5, top_k=20, top_p=0.8), "T1.5-k20-p0.8"),
+        (SamplingParams(min_p=0.05), "T1-k-1-p1-minp0.05"),
+        (SamplingParams(min_p=0.1, repetition_penalty=1.05), "T1-k-1-p1-minp0.1-rep1.05"),
     ],
 )
-def test_labels_show_what_is_on(decoding: Decoding, label: str) -> None:
+def test_labels_show_what_is_on(decoding: SamplingParams, label: str) -> None:
     assert decoding.label == label
 
 

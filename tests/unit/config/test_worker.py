@@ -7,7 +7,7 @@ import re
 import pytest
 
 from megatron_ssd.config.build import build_config
-from megatron_ssd.config.worker import WorkerConfig
+from megatron_ssd.config.generation import WorkerConfig
 from megatron_ssd.errors import ConfigError
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.evaluation import EvaluationConfig, SandboxConfig
-from megatron_ssd.config.generation import Decoding, EngineConfig, PromptConfig, SamplingConfig
+from megatron_ssd.config.generation import EngineConfig, PromptConfig, SamplingConfig, SamplingParams
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ClusterConfig
 from megatron_ssd.config.precision import PrecisionConfig
@@ -51,8 +51,8 @@ def config(tmp_path: Path, model_folder: Path) -> RunConfig:
         benchmark=BenchmarkConfig(name="minicode"),
         minicode=MINICODE,
         prompt=PromptConfig(template="minicode"),
-        sampling=SamplingConfig(train=Decoding(temperature=1.5, top_k=20, top_p=0.6),
-                                eval=Decoding(temperature=1.5, top_k=20, top_p=0.8), max_tokens=96),
+        sampling=SamplingConfig(train=SamplingParams(temperature=1.5, top_k=20, top_p=0.6),
+                                eval=SamplingParams(temperature=1.5, top_k=20, top_p=0.8), max_tokens=96),
         engine=EngineConfig(max_model_len=512),
         precision=PrecisionConfig(params_dtype="fp32", transformer_engine=False),
         cluster=ClusterConfig(device="cpu"),

@@ -10,9 +10,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from megatron_ssd.columns import MINUS
 from megatron_ssd.config.evaluation import EvaluationConfig
-from megatron_ssd.config.generation import Decoding
+from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.evaluation.claims import judge_claims, status_of
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import ModelName, settings_of
@@ -21,6 +20,7 @@ from megatron_ssd.evaluation.summary import summarise, table
 from megatron_ssd.grading.metrics import Bootstrap, Estimate
 from megatron_ssd.report.scores import read_scores
 from megatron_ssd.schema import Problem, Verdict
+from megatron_ssd.text_table import MINUS
 from tests.unit.evaluation.test_grid import SAMPLING, problems
 
 CONFIG = EvaluationConfig(temperatures=(1.0, 2.0), top_ps=(0.6, 0.8))
@@ -30,7 +30,7 @@ DIVERSITY = Diversity(distinct=12.5, distinct_passing=4.0, num_solved=80)
 
 
 def measure(
-    rate: Callable[[ModelName, Decoding, Problem], float], *, models: tuple[ModelName, ...] = ("base", "ssd")
+    rate: Callable[[ModelName, SamplingParams, Problem], float], *, models: tuple[ModelName, ...] = ("base", "ssd")
 ) -> Measurements:
     """Measurements in which a model passes ``rate`` of its samples on each problem, by chance."""
     rng = np.random.default_rng(0)
@@ -67,7 +67,7 @@ def test_the_rule(low: float, high: float, status: str):
 def test_a_better_model_shows_the_claims():
     ease = {"easy": 0.0, "medium": 0.1, "hard": 0.2}
 
-    def rate(model: ModelName, decoding: Decoding, problem: Problem) -> float:
+    def rate(model: ModelName, decoding: SamplingParams, problem: Problem) -> float:
         heat = 0.08 if decoding.temperature == 2.0 else 0.0
         return 0.08 - heat if model == "base" else 0.2 + ease[str(problem.difficulty)]
 
@@ -75,7 +75,7 @@ def test_a_better_model_shows_the_claims():
 
 
 def test_a_worse_model_shows_none():
-    def rate(model: ModelName, decoding: Decoding, problem: Problem) -> float:
+    def rate(model: ModelName, decoding: SamplingParams, problem: Problem) -> float:
         heat = 0.3 if decoding.temperature == 2.0 and model == "ssd" else 0.0
         return 0.6 if model == "base" else 0.4 - heat
 
@@ -97,7 +97,7 @@ def test_equal_models_are_unclear():
 
 def test_the_noisy_claim_is_made_only_where_it_was_tried():
     found = measure(lambda model, decoding, problem: 0.4)
-    noisy = dataclasses.replace(SAMPLING, train=Decoding(temperature=2.0))
+    noisy = dataclasses.replace(SAMPLING, train=SamplingParams(temperature=2.0))
     for verdicts in found.verdicts.values():
         verdicts[noisy.train.label] = next(iter(verdicts.values()))  # type: ignore[index]
     assert not any("without truncation" in claim.text for claim in judge_claims(found, SAMPLING))
@@ -114,7 +114,7 @@ def means_of_grid(found: Measurements, model: ModelName, k: int = 1) -> list[flo
 
 
 def test_a_gain_from_cells_where_the_base_breaks_down_is_said_to_be_one():
-    def rate(model: ModelName, decoding: Decoding, problem: Problem) -> float:
+    def rate(model: ModelName, decoding: SamplingParams, problem: Problem) -> float:
         return 0.38 if model == "ssd" else 0.02 if decoding.temperature == 2.0 else 0.42
 
     said = evidence(measure(rate), "With the same decode setting")
@@ -135,7 +135,7 @@ def test_a_gain_in_every_cell_is_not_said_to_come_from_some():
 
 
 def test_a_larger_gain_stands_beside_what_each_model_has_at_its_best():
-    def rate(model: ModelName, decoding: Decoding, problem: Problem) -> float:
+    def rate(model: ModelName, decoding: SamplingParams, problem: Problem) -> float:
         return 0.3 if model == "ssd" else 0.4 if decoding.top_p == 0.6 else 0.1
 
     found = measure(rate)

@@ -13,7 +13,7 @@ from megatron_ssd.artifacts.hashing import hash_folder
 from megatron_ssd.artifacts.hub import open_model
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
-from megatron_ssd.config.generation import Decoding, EngineConfig, PromptConfig
+from megatron_ssd.config.generation import EngineConfig, PromptConfig, SamplingParams
 from megatron_ssd.config.problems import BenchmarkConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
@@ -197,7 +197,7 @@ def test_raw_prompts_are_decoded_without_a_chat_template(config: RunConfig, tmp_
     config = dataclasses.replace(config, prompt=PromptConfig(template="minicode", mode="raw"))
     problems, oracle = minicode.test_problems(config.minicode), Oracle(config)
     job = DecodeJob(config=config, name="base", model=open_model(str(folder)), problems=problems,
-                    settings=[Decoding(temperature=1.0)], folder=tmp_path / "drawn")  # fmt: skip
+                    settings=[SamplingParams(temperature=1.0)], folder=tmp_path / "drawn")  # fmt: skip
     job.run(oracle.open, lambda: None)
     tokenizer = ChatTokenizer(folder)
     asked = {str(request.key[1]): request.prompt_token_ids for request in oracle.requests}

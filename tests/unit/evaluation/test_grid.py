@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ssd.config.evaluation import EvaluationConfig
-from megatron_ssd.config.generation import Decoding, SamplingConfig
+from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.evaluation.grid import choose, grid_cells, hottest, settings_of, split_halves
 from megatron_ssd.schema import Problem
 from tests.helpers.programs import function_problem
 
 SAMPLING = SamplingConfig(
-    train=Decoding(temperature=1.5, top_k=20, top_p=0.6),
-    eval=Decoding(temperature=1.5, top_k=20, top_p=0.8),
-    default=Decoding(temperature=1.0, top_k=20, top_p=0.8),
+    train=SamplingParams(temperature=1.5, top_k=20, top_p=0.6),
+    eval=SamplingParams(temperature=1.5, top_k=20, top_p=0.8),
+    default=SamplingParams(temperature=1.0, top_k=20, top_p=0.8),
 )
 CONFIG = EvaluationConfig(temperatures=(1.0, 1.5), top_ps=(0.6, 0.8))
 
@@ -44,7 +44,7 @@ def test_base_and_ssd_have_the_same_grid():
 
 
 def test_what_stands_beside_the_grid_is_measured_once():
-    off_grid = dataclasses.replace(SAMPLING, train=Decoding(temperature=2.0, top_k=10), default=Decoding())
+    off_grid = dataclasses.replace(SAMPLING, train=SamplingParams(temperature=2.0, top_k=10), default=SamplingParams())
     assert settings_of("base", CONFIG, off_grid)[4:] == (off_grid.default, off_grid.train)
     assert settings_of("ssd", CONFIG, off_grid)[4:] == ()
     assert len(settings_of("base", CONFIG, SAMPLING)) == 4
@@ -181,6 +181,6 @@ def test_choosing_on_all_problems_claims_at_least_as_much(table: list[list[int]]
     assert scores[naive.label].mean() >= scores[honest.label].mean()
 
 
-def _scored(table: list[list[int]]) -> tuple[tuple[Decoding, ...], dict[str, np.ndarray]]:
-    cells = tuple(Decoding(temperature=0.1 * i) for i in range(len(table)))
+def _scored(table: list[list[int]]) -> tuple[tuple[SamplingParams, ...], dict[str, np.ndarray]]:
+    cells = tuple(SamplingParams(temperature=0.1 * i) for i in range(len(table)))
     return cells, {cell.label: np.array(row) / 10 for cell, row in zip(cells, table, strict=True)}

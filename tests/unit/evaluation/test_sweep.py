@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from megatron_ssd.config.evaluation import EvaluationConfig
-from megatron_ssd.config.generation import Decoding, SamplingConfig
+from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.evaluation import sweep
 from megatron_ssd.evaluation.claims import judge_claims
 from megatron_ssd.evaluation.diversity import Diversity
@@ -24,13 +24,13 @@ from tests.helpers.report_run import NO_ERRATA
 from tests.unit.evaluation.test_grid import problems
 
 CONFIG = EvaluationConfig(temperatures=(0.5, 1.0), top_ks=(10, -1), top_ps=(0.8, 1.0))
-TRAIN = Decoding(temperature=1.5, top_k=20, top_p=0.8)
-SAMPLING = SamplingConfig(train=TRAIN, eval=Decoding(temperature=1.0, top_k=10, top_p=0.8))
+TRAIN = SamplingParams(temperature=1.5, top_k=20, top_p=0.8)
+SAMPLING = SamplingConfig(train=TRAIN, eval=SamplingParams(temperature=1.0, top_k=10, top_p=0.8))
 MODELS: tuple[ModelName, ...] = ("base", "ssd")
 
 
 def measure(
-    rate: Callable[[ModelName, Decoding], float],
+    rate: Callable[[ModelName, SamplingParams], float],
     *,
     num_problems: int = 40,
     num_samples: int = 4,
@@ -41,7 +41,7 @@ def measure(
     """Measurements in which a model passes ``rate`` of its samples, by chance."""
     rng, rows = np.random.default_rng(seed), problems(num_problems)
 
-    def verdicts(model: ModelName, setting: Decoding) -> list[Verdict]:
+    def verdicts(model: ModelName, setting: SamplingParams) -> list[Verdict]:
         passed = rng.random((num_problems, num_samples)) < rate(model, setting)
         return [
             Verdict(problem_id=row.id, sample_index=i, status="passed" if passed[n, i] else "wrong_answer")
@@ -78,7 +78,7 @@ def test_every_cell_names_its_top_k_and_the_training_decode_stands_beside():
 
 
 def test_a_training_decode_of_the_grid_is_marked_in_it():
-    sampling = dataclasses.replace(SAMPLING, train=Decoding(temperature=1.0, top_k=-1))
+    sampling = dataclasses.replace(SAMPLING, train=SamplingParams(temperature=1.0, top_k=-1))
     summary = summary_of(measure(lambda model, cell: 0.5, sampling=sampling), sampling)
     assert summary["beside_grid"] is None
     marked = [(cell["model"], cell["decoding"]) for cell in summary["grid"] if cell["training"]]

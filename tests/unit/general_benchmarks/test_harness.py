@@ -17,12 +17,12 @@ import pytest
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.regression import RegressionConfig
+from megatron_ssd.config.evaluation import RegressionConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.general_benchmarks import processes
 from megatron_ssd.general_benchmarks.code_tasks import CODE_TASKS
 from megatron_ssd.general_benchmarks.parts import HarnessSpec
-from megatron_ssd.generation.vllm_sampler import VllmSpec
+from megatron_ssd.generation.vllm_engine import VllmSpec
 from tests.helpers.benchmark_rows import FILES, needs_data, rows_of, write_rows
 from tests.helpers.paths import ROOT
 

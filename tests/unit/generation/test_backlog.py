@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ssd.config.generation import Decoding
+from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.generation.backlog import Backlog
 from megatron_ssd.generation.endpoint import Endpoint
-from megatron_ssd.generation.sampler import Request
+from megatron_ssd.generation.engine import Request
 
 
 def request(number: int) -> Request:
-    return Request(key=(number,), prompt_token_ids=[1], seed=0, decoding=Decoding(), max_tokens=1)
+    return Request(key=(number,), prompt_token_ids=[1], seed=0, decoding=SamplingParams(), max_tokens=1)
 
 
 def test_what_came_back_goes_first_and_is_counted() -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ssd.config.generation import Decoding
+from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.errors import UserError
-from megatron_ssd.generation.pool import EnginePool
-from megatron_ssd.generation.sampler import Completion, Request
+from megatron_ssd.generation.engine import Completion, Request
+from megatron_ssd.generation.engine_pool import EnginePool
 from tests.helpers.fake_engine import CRASH_ONCE_SEED, CRASH_SEED, FakeSpec, tokens_of
 from tests.helpers.paths import ROOT
 
@@ -33,7 +33,7 @@ def request(number: int, *, prompt_length: int = 3, seed: int | None = None) -> 
         key=("problem", number),
         prompt_token_ids=[number] * prompt_length,
         seed=number if seed is None else seed,
-        decoding=Decoding(),
+        decoding=SamplingParams(),
         max_tokens=8,
     )
 
@@ -163,7 +163,7 @@ def test_engines_die_with_a_killed_parent(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
         "import os, signal\n"
-        "from megatron_ssd.generation.pool import EnginePool\n"
+        "from megatron_ssd.generation.engine_pool import EnginePool\n"
         "from tests.helpers.fake_engine import FakeSpec\n"
         "pool = EnginePool(FakeSpec(), size=1, max_in_flight=4, max_restarts=0)\n"
         "pool.wait_ready()\n"

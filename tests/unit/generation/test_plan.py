@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ssd.config.generation import Decoding
+from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.generation.plan import plan_samples, request_of, request_seed, skip_reason
 from megatron_ssd.generation.sampling import sampling_hash
 from megatron_ssd.prompts.prompt import Prompt
@@ -58,7 +58,7 @@ def test_prompts_that_leave_no_room_are_skipped(length: int, word: str) -> None:
 
 def test_request_carries_the_plan() -> None:
     (sample,) = plan_samples([prompt("p")], num_samples=1, run_seed=3, max_model_len=10)
-    request = request_of(sample, decoding=Decoding(temperature=1.5), max_tokens=4)
+    request = request_of(sample, decoding=SamplingParams(temperature=1.5), max_tokens=4)
     assert (request.key, request.seed, request.max_tokens) == (("p", 0), request_seed(3, "p", 0), 4)
     assert request.prompt_token_ids == [0, 1, 2]
 
@@ -67,12 +67,12 @@ def test_sampling_hash_follows_every_setting() -> None:
     hashes = {
         sampling_hash(decoding, max_tokens, stops)
         for decoding in (
-            Decoding(),
-            Decoding(temperature=1.5),
-            Decoding(top_k=20),
-            Decoding(top_p=0.8),
-            Decoding(min_p=0.1),
-            Decoding(repetition_penalty=1.1),
+            SamplingParams(),
+            SamplingParams(temperature=1.5),
+            SamplingParams(top_k=20),
+            SamplingParams(top_p=0.8),
+            SamplingParams(min_p=0.1),
+            SamplingParams(repetition_penalty=1.1),
         )
         for max_tokens in (8, 9)
         for stops in ((), (7,))

@@ -13,14 +13,13 @@ import pytest
 from megatron_ssd.artifacts.jsonl import JsonlWriter, read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.generation import EngineConfig
+from megatron_ssd.config.generation import EngineConfig, ProxyConfig
 from megatron_ssd.config.parallel import ClusterConfig
 from megatron_ssd.config.precision import PrecisionConfig
-from megatron_ssd.config.proxy import ProxyConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation import scoring
-from megatron_ssd.generation.sampler import Score, ScoreRequest
+from megatron_ssd.generation.engine import Score, ScoreRequest
 from megatron_ssd.generation.scoring import SCORES_FILE, run_score
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import ResponseScore, Sample

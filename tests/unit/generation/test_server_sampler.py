@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from megatron_ssd.artifacts.hub import ModelFolder
-from megatron_ssd.config.generation import Decoding, EngineConfig
+from megatron_ssd.config.generation import EngineConfig, SamplingParams
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation import endpoint
-from megatron_ssd.generation.sampler import Completion, Request, ScoreRequest
+from megatron_ssd.generation.engine import Completion, Request, ScoreRequest
 from megatron_ssd.generation.server_protocol import server_version
-from megatron_ssd.generation.server_sampler import ServerSampler
+from megatron_ssd.generation.vllm_server import ServerSampler
 from tests.helpers.fake_engine import END, tokens_of
 from tests.helpers.fake_server import Answer, FakeServer, completion
 
@@ -46,7 +46,7 @@ def sampler(model: ModelFolder, *servers: FakeServer | str, **engine: Any) -> Se
 
 def requests(count: int) -> list[Request]:
     return [
-        Request(key=("p", number), prompt_token_ids=[number, 7], seed=number, decoding=Decoding(), max_tokens=8)
+        Request(key=("p", number), prompt_token_ids=[number, 7], seed=number, decoding=SamplingParams(), max_tokens=8)
         for number in range(count)
     ]
 
@@ -70,7 +70,7 @@ def dead_url() -> str:
 
 
 def test_requests_say_all_that_decides_what_is_drawn(model: ModelFolder) -> None:
-    decoding = Decoding(temperature=1.5, top_k=20, top_p=0.8, min_p=0.1, repetition_penalty=1.1)
+    decoding = SamplingParams(temperature=1.5, top_k=20, top_p=0.8, min_p=0.1, repetition_penalty=1.1)
     wanted = [dataclasses.replace(requests(1)[0], decoding=decoding, prompt_token_ids=[3] * 250)]
     with serve(model) as server:
         draw(sampler(model, server), [dataclasses.replace(wanted[0], max_tokens=6)])

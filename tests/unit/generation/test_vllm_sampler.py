@@ -15,17 +15,17 @@ import pytest
 
 from megatron_ssd.artifacts.hub import ModelFolder, open_model
 from megatron_ssd.config.build import build_config
-from megatron_ssd.config.generation import Decoding, SamplingConfig
+from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
+from megatron_ssd.generation.engine import Completion, Request, ScoreRequest
+from megatron_ssd.generation.engine_pool import EnginePool
 from megatron_ssd.generation.engines import engine_facts, open_sampler
-from megatron_ssd.generation.pool import EnginePool
-from megatron_ssd.generation.sampler import Completion, Request, ScoreRequest
-from megatron_ssd.generation.vllm_sampler import _reason
+from megatron_ssd.generation.vllm_engine import _reason
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM (make venv)")
 STOPS = (17, 400)  # further ids that end a response, in every test here
-HOT = Decoding(temperature=2.0, top_k=20, top_p=0.9)
+HOT = SamplingParams(temperature=2.0, top_k=20, top_p=0.9)
 
 
 def engine_config(**engine: Any) -> RunConfig:
@@ -65,7 +65,7 @@ def _logs_stay_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
-def requests(count: int, *, decoding: Decoding = HOT, max_tokens: int = 24) -> list[Request]:
+def requests(count: int, *, decoding: SamplingParams = HOT, max_tokens: int = 24) -> list[Request]:
     return [
         Request(
             key=("p", number),
@@ -91,7 +91,7 @@ def test_same_request_and_seed_give_the_same_tokens_in_any_company(pool: EngineP
     assert draw(pool, wanted[::-1]) == first
     few = draw(pool, wanted[3::9])
     assert all(first[key] == completion for key, completion in few.items())
-    mixed = [*requests(20, decoding=Decoding(temperature=0.0)), *wanted[50:]]
+    mixed = [*requests(20, decoding=SamplingParams(temperature=0.0)), *wanted[50:]]
     assert all(first[key] == done for key, done in draw(pool, mixed).items() if key in {w.key for w in wanted[50:]})
 
 
@@ -106,7 +106,7 @@ def test_another_seed_gives_other_tokens(pool: EnginePool) -> None:
 @needs_vllm
 def test_end_token_stands_exactly_where_the_model_stopped(pool: EnginePool, model: ModelFolder) -> None:
     # Untruncated and hot, the random model draws nearly uniformly, so some responses meet the end token.
-    completions = draw(pool, requests(200, decoding=Decoding(temperature=2.0), max_tokens=100)).values()
+    completions = draw(pool, requests(200, decoding=SamplingParams(temperature=2.0), max_tokens=100)).values()
     ends = {*model.end_token_ids, *STOPS}
     assert {completion.finish_reason for completion in completions} == {"stop", "length"}
     assert {completion.token_ids[-1] for completion in completions if completion.finish_reason == "stop"} == ends
@@ -136,8 +136,8 @@ def test_samples_of_one_prompt_are_those_of_prompts_apart(pool: EnginePool) -> N
 @needs_vllm
 def test_min_p_of_one_is_greedy(pool: EnginePool) -> None:
     # The first request's prompt is the padding token, whose embedding is zero: all logits are equal there.
-    wanted = requests(21, decoding=Decoding(temperature=2.0, min_p=1.0), max_tokens=8)[1:]
-    greedy = requests(21, decoding=Decoding(temperature=0.0), max_tokens=8)[1:]
+    wanted = requests(21, decoding=SamplingParams(temperature=2.0, min_p=1.0), max_tokens=8)[1:]
+    greedy = requests(21, decoding=SamplingParams(temperature=0.0), max_tokens=8)[1:]
     assert draw(pool, wanted) == draw(pool, greedy)
 
 
@@ -180,7 +180,7 @@ def test_greedy_is_what_transformers_gives(pool: EnginePool, model: ModelFolder,
     import torch
     from transformers import AutoModelForCausalLM
 
-    wanted = requests(12, decoding=Decoding(temperature=0.0, repetition_penalty=penalty), max_tokens=8)
+    wanted = requests(12, decoding=SamplingParams(temperature=0.0, repetition_penalty=penalty), max_tokens=8)
     drawn = draw(pool, wanted)
     reference = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32)
     ends = [*model.end_token_ids, *STOPS]
@@ -198,7 +198,7 @@ def test_greedy_is_what_transformers_gives(pool: EnginePool, model: ModelFolder,
 def test_a_killed_engine_is_started_again_and_every_request_answered_once(
     pool: EnginePool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    wanted = requests(300, decoding=Decoding(temperature=2.0), max_tokens=100)
+    wanted = requests(300, decoding=SamplingParams(temperature=2.0), max_tokens=100)
     received: dict[object, Completion] = {}
     for number, completion in enumerate(pool.sample(wanted)):
         assert completion.key not in received

@@ -18,11 +18,11 @@ import pytest
 
 from megatron_ssd.artifacts.hub import ModelFolder, open_model
 from megatron_ssd.config.build import build_config
-from megatron_ssd.config.generation import Decoding
+from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
+from megatron_ssd.generation.engine import Completion, Request, Sampler
 from megatron_ssd.generation.engines import engine_facts, open_sampler
-from megatron_ssd.generation.sampler import Completion, Request, Sampler
 from megatron_ssd.process import die_with_parent
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM (make venv)")
@@ -95,7 +95,7 @@ def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     pytest.fail(f"vllm serve did not start: {log.read_text()[-3000:]}")
 
 
-def requests(count: int, *, decoding: Decoding, max_tokens: int) -> list[Request]:
+def requests(count: int, *, decoding: SamplingParams, max_tokens: int) -> list[Request]:
     return [
         Request(
             key=("p", number),
@@ -115,7 +115,7 @@ def draw(sampler: Sampler, wanted: list[Request]) -> dict[object, Completion]:
 
 
 def test_completions_are_those_of_an_engine_of_our_own(url: str, model: ModelFolder) -> None:
-    hot = Decoding(temperature=2.0, top_k=300, top_p=0.95, min_p=0.01, repetition_penalty=1.1)
+    hot = SamplingParams(temperature=2.0, top_k=300, top_p=0.95, min_p=0.01, repetition_penalty=1.1)
     wanted = [
         *requests(80, decoding=hot, max_tokens=100),
         dataclasses.replace(requests(1, decoding=hot, max_tokens=50)[0], key=("long",), prompt_token_ids=[9] * 199),
@@ -150,7 +150,7 @@ def test_a_server_of_another_model_or_a_shorter_context_is_refused(
 
 
 def test_a_request_that_the_server_refuses_is_its_message(url: str, model: ModelFolder) -> None:
-    wrong = dataclasses.replace(requests(1, decoding=Decoding(), max_tokens=8)[0], prompt_token_ids=[99999])
+    wrong = dataclasses.replace(requests(1, decoding=SamplingParams(), max_tokens=8)[0], prompt_token_ids=[99999])
     with (
         open_sampler(config(backend="server", endpoints=[url]), model) as served,
         pytest.raises(UserError, match=r"refused with status 400: .*99999"),

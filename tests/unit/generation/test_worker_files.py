@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ssd.config.worker import WorkerConfig
+from megatron_ssd.config.generation import WorkerConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation import worker_files
 from megatron_ssd.generation.worker_files import living, seat
@@ -16,7 +16,7 @@ from megatron_ssd.generation.worker_files import living, seat
 SIT = """
 import sys, time
 from pathlib import Path
-from megatron_ssd.config.worker import WorkerConfig
+from megatron_ssd.config.generation import WorkerConfig
 from megatron_ssd.generation.worker_files import seat
 with seat(Path(sys.argv[1]), WorkerConfig(rank=1, world=2)):
     print("seated", flush=True)

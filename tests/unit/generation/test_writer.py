@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.errors import UserError
-from megatron_ssd.generation.writer import SampleFile
+from megatron_ssd.generation.store import SampleFile
 from megatron_ssd.schema import Sample
 
 KEYS = [(f"p{number // 2}", number % 2) for number in range(25)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from megatron_ssd.report.html import SECTIONS
+from megatron_ssd.report.page import SECTIONS
 from tests.helpers.browsing import Visit
 
 WIDTHS = (1280, 390)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ssd.config.generation import Decoding
+from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.report import decode_plots, svg
 from megatron_ssd.report.records import Estimate, Sweep
 from megatron_ssd.report.scores import read_sweep
@@ -20,7 +20,7 @@ from tests.helpers.sweep_summary import TRAIN, cells_of, sweep_summary
 TEMPERATURES, TOP_KS, TOP_PS = (0.7, 0.9, 1.1, 1.6), (20, 10, -1), (0.8, 0.95, 1.0)
 
 
-def sweep_of(cells: Sequence[Decoding], *, train: Decoding = TRAIN) -> Sweep:
+def sweep_of(cells: Sequence[SamplingParams], *, train: SamplingParams = TRAIN) -> Sweep:
     return read_sweep(sweep_summary(cells, train=train))
 
 
@@ -70,7 +70,7 @@ def test_a_training_decode_beside_the_grid_has_a_line_of_its_own() -> None:
 
 
 def test_settings_that_differ_in_min_p_alone_do_not_cover_each_other() -> None:
-    plain = Decoding(temperature=1.0, top_k=20, top_p=0.8)
+    plain = SamplingParams(temperature=1.0, top_k=20, top_p=0.8)
     cells = (plain, dataclasses.replace(plain, min_p=0.1), TRAIN)
     panels = parse(decode_plots.heat_maps(sweep_of(cells)))
     assert [len(of_class(panel, "rect", "heat")) for panel in panels.values()] == [2, 2, 1, 1]

@@ -18,7 +18,7 @@ import pytest
 
 from megatron_ssd.artifacts.jsonl import JsonlWriter
 from megatron_ssd.config.evaluation import EvaluationConfig
-from megatron_ssd.config.generation import Decoding, SamplingConfig
+from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import ModelName, grid_cells, settings_of, split_halves
 from megatron_ssd.evaluation.measurements import Measurements
@@ -30,12 +30,12 @@ from megatron_ssd.schema import Problem, Verdict
 from tests.helpers.programs import function_problem
 from tests.helpers.report_run import NO_ERRATA, build_run, run_config, sample_of
 
-Fails = Callable[[ModelName, Decoding, Problem], bool]
+Fails = Callable[[ModelName, SamplingParams, Problem], bool]
 
 GRID = EvaluationConfig(temperatures=(1.0, 2.0), top_ps=(0.8,))
-SAMPLING = SamplingConfig(train=Decoding(temperature=1.5, top_k=20, top_p=0.6),
-                          eval=Decoding(temperature=1.0, top_k=20, top_p=0.8),
-                          default=Decoding(temperature=0.7, top_k=20, top_p=0.8))  # fmt: skip
+SAMPLING = SamplingConfig(train=SamplingParams(temperature=1.5, top_k=20, top_p=0.6),
+                          eval=SamplingParams(temperature=1.0, top_k=20, top_p=0.8),
+                          default=SamplingParams(temperature=0.7, top_k=20, top_p=0.8))  # fmt: skip
 N = 5
 BAD = re.compile(r"(?<![A-Za-z])(?:[Nn]a[Nn]|None|[Ii]nf(?:inity)?|undefined)(?![A-Za-z])")
 
@@ -57,7 +57,7 @@ def evaluate(problems: Sequence[Problem], fails: Fails) -> tuple[dict[str, Any],
     rng = np.random.default_rng(0)
     models: tuple[ModelName, ...] = ("base", "ssd")
 
-    def verdict(model: ModelName, decoding: Decoding, problem: Problem, index: int) -> Verdict:
+    def verdict(model: ModelName, decoding: SamplingParams, problem: Problem, index: int) -> Verdict:
         passed = rng.random() < (0.7 if model == "ssd" else 0.4)
         status = "infrastructure_error" if fails(model, decoding, problem) else "passed" if passed else "wrong_answer"
         failed = 0 if status == "wrong_answer" else None

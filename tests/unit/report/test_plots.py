@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ssd.report import plots, svg
-from megatron_ssd.report.palette import DARK, LIGHT, Scheme, contrast_ratio, heat_color, text_on
 from megatron_ssd.report.records import TrainingPoint
+from megatron_ssd.report.theme import DARK, LIGHT, Scheme, contrast_ratio, heat_color, text_on
 
 TEXT_CONTRAST = 4.5
 FINITE = st.floats(min_value=-1e9, max_value=1e9, allow_subnormal=False)

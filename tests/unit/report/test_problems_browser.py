@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from megatron_ssd.report.problem_html import anchor
-from megatron_ssd.report.visible import visible
+from megatron_ssd.report.formatting import visible
+from megatron_ssd.report.problems_page import anchor
 from tests.helpers.browsing import Visit
 from tests.helpers.problems_run import HOSTILE, RUN, Try, read, write_evaluation, write_page
 

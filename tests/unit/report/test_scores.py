@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ssd.config.generation import Decoding, SamplingConfig
+from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import ModelName
 from megatron_ssd.evaluation.measurements import Measurements
@@ -18,7 +18,7 @@ from megatron_ssd.report.scores import read_scores
 from megatron_ssd.schema import Problem, Verdict
 from tests.helpers.report_run import NO_ERRATA
 
-CELLS = tuple(Decoding(temperature=t, top_k=20, top_p=p) for t in (1.0, 1.5) for p in (0.6, 0.8))
+CELLS = tuple(SamplingParams(temperature=t, top_k=20, top_p=p) for t in (1.0, 1.5) for p in (0.6, 0.8))
 SAMPLING = SamplingConfig(train=CELLS[2], eval=CELLS[3], default=CELLS[1])
 MODELS: tuple[ModelName, ...] = ("base", "ssd")
 SAMPLES = 5

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import zlib
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -17,16 +19,20 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from megatron_ssd.columns import DASH, signed
-from megatron_ssd.report import wording
-from megatron_ssd.report.palette import DARK, LIGHT, text_on
+from megatron_ssd.errors import ConfigError
+from megatron_ssd.evaluation.problem_file import Excerpt
+from megatron_ssd.report import content
+from megatron_ssd.report.attempts import COLUMNS, MOST_KEPT, Attempt, ProblemPage, ProblemPages
+from megatron_ssd.report.formatting import visible
 from megatron_ssd.report.plots import MODEL_TITLES
-from megatron_ssd.report.problem_blocks import Blocks, fit_blocks, kept_of_program
-from megatron_ssd.report.problem_pages import ProblemPage, ProblemPages
-from megatron_ssd.report.visible import visible
+from megatron_ssd.report.theme import DARK, LIGHT, text_on
 from megatron_ssd.schema import VerdictStatus
+from megatron_ssd.text_table import DASH, signed
 
 MEBIBYTE = 1 << 20
+LIMITS = (MOST_KEPT, 16384, 8192, 4096, 2048, 1024, 512, 256, 128, 0)
+BLOCK_OVERHEAD = 64  # bytes of markup around a block
+_LEAST_OF_STATEMENT = 1000
 SOLVED = {
     "both": "solved by both",
     "ssd": "solved by SSD alone",
@@ -173,7 +179,7 @@ def _words() -> dict[str, Any]:
     return {
         "statuses": {status: outcome.title for status, outcome in OUTCOMES.items()},
         "letters": {outcome.letter: status for status, outcome in OUTCOMES.items()},
-        "finish": wording.FINISH_REASONS,
+        "finish": content.FINISH_REASONS,
         "models": [MODEL_TITLES["base"], MODEL_TITLES["ssd"]],
     }
 
@@ -187,3 +193,112 @@ def _kept(blocks: Blocks) -> str:
         f"{blocks.limit:,} characters are kept before and after each program, and {kept_of_program(blocks.limit):,} of "
         f"the program itself; each place says how many are missing. Whole responses are in eval/generations."
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """``texts`` in the order of the problems, made with ``limit``; ``num_cut`` of ``num_responses`` lost something."""
+
+    texts: tuple[str, ...]
+    limit: int
+    num_cut: int
+    num_responses: int
+
+
+def fit_blocks(problems: tuple[ProblemPage, ...], room: int, *, page_mib: float) -> Blocks:
+    """Blocks of all ``problems`` that take at most ``room`` bytes together; ``page_mib`` is what was configured.
+
+    Raises:
+        ConfigError: they take more even without any program or response.
+    """
+    responses = [attempt for problem in problems for column in problem.attempts for attempt in column]
+    for limit in LIMITS:
+        texts, size = list[str](), 0
+        for problem in problems:
+            texts.append(pack(block(problem, limit)))
+            size += len(texts[-1]) + BLOCK_OVERHEAD
+            if size > room:
+                break
+        else:
+            return Blocks(
+                texts=tuple(texts),
+                limit=limit,
+                num_cut=sum(_is_cut(attempt, limit) for attempt in responses),
+                num_responses=len(responses),
+            )
+    raise ConfigError(
+        f"report.page_mib = {page_mib:g}",
+        rule=f"{len(problems):,} problems do not fit into that size even without their programs",
+        fix=f"raise it, for example to {2 * page_mib:g}",
+    )
+
+
+def pack(value: Any) -> str:
+    """JSON, compressed, in an alphabet that no markup is made of."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return base64.b64encode(zlib.compress(text.encode("ascii"), 9)).decode("ascii")
+
+
+def block(problem: ProblemPage, limit: int) -> dict[str, Any]:
+    """What the page shows of ``problem``, with ``limit`` characters before and after each program.
+
+    Texts are indices into ``texts``; there each is a string, or [beginning, characters left out, end].
+    """
+    texts = _Texts()
+    return {
+        "statement": texts.add(problem.statement.shortened(max(limit, _LEAST_OF_STATEMENT))),
+        "starter": texts.add(Excerpt.of(problem.starter_code, max(limit, _LEAST_OF_STATEMENT))),
+        "tests": {str(index): [texts.add(text) for text in test] for index, test in problem.tests.items()},
+        "checks": problem.has_checks,
+        "columns": [
+            [_attempt(attempt, texts, limit) for attempt in problem.attempts[column]] for column in range(len(COLUMNS))
+        ],
+        "texts": texts.rows,
+    }
+
+
+class _Texts:
+    """Texts by number, each once, as the page shows them."""
+
+    def __init__(self) -> None:
+        self.rows: list[str | list[str | int]] = []
+        self._numbers: dict[Excerpt, int] = {}
+
+    def add(self, text: Excerpt) -> int:
+        """Its number."""
+        if text not in self._numbers:
+            self._numbers[text] = len(self.rows)
+            self.rows.append(Excerpt(visible(text.head), text.left_out, visible(text.tail)).to_json())
+        return self._numbers[text]
+
+
+def _attempt(attempt: Attempt, texts: _Texts, limit: int) -> dict[str, Any]:
+    before, program, after = _parts(attempt, limit)
+    return {
+        "index": attempt.sample_index,
+        "status": attempt.status,
+        "passed": attempt.tests_passed,
+        "total": attempt.tests_total,
+        "cells": attempt.by_test,
+        "failed": attempt.failed_test,
+        "detail": texts.add(attempt.detail),
+        "finish": attempt.finish_reason,
+        "tokens": attempt.num_tokens,
+        "before": texts.add(before),
+        "program": None if program is None else texts.add(program),
+        "after": texts.add(after),
+    }
+
+
+def kept_of_program(limit: int) -> int:
+    """Characters of a program; more than of what is around it, since programs are what a reader is after."""
+    return min(4 * limit, MOST_KEPT)
+
+
+def _parts(attempt: Attempt, limit: int) -> tuple[Excerpt, Excerpt | None, Excerpt]:
+    program = None if attempt.program is None else attempt.program.shortened(kept_of_program(limit))
+    return attempt.before.shortened(limit), program, attempt.after.shortened(limit)
+
+
+def _is_cut(attempt: Attempt, limit: int) -> bool:
+    return any(part is not None and part.left_out for part in _parts(attempt, limit))

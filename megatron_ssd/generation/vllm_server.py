@@ -24,7 +24,7 @@ from megatron_ssd.config.generation import EngineConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.backlog import Backlog
 from megatron_ssd.generation.endpoint import Endpoint, EndpointError
-from megatron_ssd.generation.sampler import Completion, Request, Score, ScoreRequest
+from megatron_ssd.generation.engine import Completion, Request, Score, ScoreRequest
 from megatron_ssd.generation.server_protocol import (
     body_of,
     completion_of,

@@ -14,8 +14,8 @@ from contextlib import AbstractContextManager
 from multiprocessing.connection import wait
 
 from megatron_ssd.generation.backlog import Backlog
+from megatron_ssd.generation.engine import Completion, EngineSpec, Job, Request, Result, Score, ScoreRequest
 from megatron_ssd.generation.engine_process import EngineDeathError, EngineProcess
-from megatron_ssd.generation.sampler import Completion, EngineSpec, Job, Request, Result, Score, ScoreRequest
 
 log = logging.getLogger(__name__)
 

@@ -16,15 +16,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from megatron_ssd.problems.gate import HITS_FILE
-from megatron_ssd.report import decode_plots, paper, plots, wording
+from megatron_ssd.problems.decontamination import HITS_FILE
+from megatron_ssd.report import content, decode_plots, paper, plots
 from megatron_ssd.report.benchmarks import BenchmarkRow
+from megatron_ssd.report.formatting import UNKNOWN, confidence_text, duration, ends, headline_rows, percent, stage_rows
 from megatron_ssd.report.lineage import Lineage
-from megatron_ssd.report.palette import DARK, LIGHT
-from megatron_ssd.report.problem_html import anchor
 from megatron_ssd.report.problems import SHOWN_HITS
+from megatron_ssd.report.problems_page import anchor
 from megatron_ssd.report.records import ReportData, Score
-from megatron_ssd.report.tables import UNKNOWN, confidence_text, duration, ends, headline_rows, percent, stage_rows
+from megatron_ssd.report.theme import DARK, LIGHT
 
 SECTIONS = (
     ("result", "Result"),
@@ -79,9 +79,9 @@ def _result_part(data: ReportData) -> dict[str, Any]:
     scores = data.scores
     return {
         "heading": f"Simple self-distillation, {data.run_name}",
-        "result": wording.result_sentence(scores),
-        "measure": wording.measure_sentence(scores, data.settings),
-        "notice": wording.notice(data.settings),
+        "result": content.result_sentence(scores),
+        "measure": content.measure_sentence(scores, data.settings),
+        "notice": content.notice(data.settings),
         "confidence": confidence_text(scores.confidence),
         "ks": scores.ks,
         "rows": {row.key: row for row in headline_rows(scores)},
@@ -119,7 +119,7 @@ def _sampling_part(data: ReportData) -> dict[str, Any]:
     filtered = {reason.replace("_", " "): n for reason, n in sampling.dropped.items() if reason != "skipped"}
     return {
         "finish_reasons": [
-            (wording.FINISH_REASONS.get(reason, reason), count, count / total)
+            (content.FINISH_REASONS.get(reason, reason), count, count / total)
             for reason, count in sampling.finish_reasons.items()
         ],
         "dropped": [(reason, count) for reason, count in {**not_run, **filtered}.items() if count],
@@ -152,7 +152,7 @@ def _paper_part(data: ReportData) -> dict[str, Any]:
             "model": paper.model_title(paper.reference_model(data.settings)),
         },
         "deviations": [(group, list(items)) for group, items in itertools.groupby(found, key=lambda d: d.group)],
-        "sure": wording.SURE,
+        "sure": content.SURE,
         "differing": sum(item.same is False for item in found),
         "comparable": sum(item.same is not None for item in found),
     }

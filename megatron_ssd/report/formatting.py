@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from megatron_ssd.artifacts.manifest import Manifest
-from megatron_ssd.columns import DASH, NOT_MEASURED, signed, split_cells
 from megatron_ssd.report.records import Estimate, ModelName, Score, Scores
+from megatron_ssd.text_table import DASH, NOT_MEASURED, signed, split_cells
 
 K = TypeVar("K")
+
+# Controls but for tab and line ends; zero-width and bidirectional marks; line and paragraph separators; surrogates;
+# noncharacters; tag characters.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
+    "\ufff9-\ufffb\ufffe\uffff\U000e0000-\U000e007f]"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,3 +145,9 @@ def compact(value: float) -> str:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     return f"{value:.6g}"
+
+
+def visible(text: str) -> str:
+    """``text`` with each such character as its code in brackets, for example ``⟨U+202E⟩``; always valid UTF-8."""
+    return _UNSEEN.sub(lambda match: f"\N{MATHEMATICAL LEFT ANGLE BRACKET}U+{ord(match[0]):04X}"
+                                     "\N{MATHEMATICAL RIGHT ANGLE BRACKET}", text)  # fmt: skip

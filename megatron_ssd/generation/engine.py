@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from megatron_ssd.config.generation import Decoding
+from megatron_ssd.config.generation import SamplingParams
 
 Key = tuple[str | int, ...]
 
@@ -23,7 +23,7 @@ class Request:
     key: Key
     prompt_token_ids: list[int]  # at least one, and at most the context less one
     seed: int
-    decoding: Decoding
+    decoding: SamplingParams
     max_tokens: int
 
 

@@ -16,9 +16,9 @@ from typing import Any, Literal
 from megatron_ssd.artifacts.hub import ModelFolder
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
+from megatron_ssd.generation.engine import Completion, Job, Request, Result, Score, ScoreRequest
+from megatron_ssd.generation.engine_pool import EnginePool
 from megatron_ssd.generation.node_share import engine_devices
-from megatron_ssd.generation.pool import EnginePool
-from megatron_ssd.generation.sampler import Completion, Job, Request, Result, Score, ScoreRequest
 from megatron_ssd.generation.vllm_arguments import check_known_arguments, check_own_arguments
 
 _GIB = 1 << 30

@@ -17,11 +17,10 @@ import pytest
 
 from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.evaluation.problem_file import Excerpt, read_problems
-from megatron_ssd.report.palette import contrast_ratio, text_on
-from megatron_ssd.report.problem_blocks import LIMITS, block, fit_blocks, pack
-from megatron_ssd.report.problem_html import MEBIBYTE, OUTCOMES, anchor
-from megatron_ssd.report.problem_pages import MOST_KEPT, Attempt, ProblemPage, ProblemPages
-from megatron_ssd.report.visible import visible
+from megatron_ssd.report.attempts import MOST_KEPT, Attempt, ProblemPage, ProblemPages
+from megatron_ssd.report.formatting import visible
+from megatron_ssd.report.problems_page import LIMITS, MEBIBYTE, OUTCOMES, anchor, block, fit_blocks, pack
+from megatron_ssd.report.theme import contrast_ratio, text_on
 from tests.helpers.problems_run import HOSTILE, RUN, Try, problem, read, scores, tries, write_evaluation, write_page
 
 
