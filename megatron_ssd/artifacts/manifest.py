@@ -132,7 +132,7 @@ def check_outputs(folder: Path, manifest: Manifest, *, fix: str, hashes: bool = 
     for output in manifest.outputs if hashes else ():
         path = folder / output["path"]
         if remembered_sha256(path) != output["sha256"]:
-            raise UserError(f"file {path}", rule="is not the published file: its SHA-256 differs from the manifest's",
+            raise UserError(f"file {path}", rule="is not what was published: its SHA-256 differs from the manifest's",
                             fix=fix)  # fmt: skip
 
 
