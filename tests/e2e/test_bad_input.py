@@ -107,7 +107,7 @@ def test_a_broken_line_in_the_samples(loop: Loop, finished: Path, tmp_path: Path
     lines = shard.read_text().splitlines(keepends=True)
     shard.write_text("".join([*lines[:2], lines[2][:40] + "\n", *lines[3:]]))
     done = start("tools/preprocess_data.py", *SMALL, f"run_dir={run_dir}")
-    assert_one_line(done, f"{shard.name}:3", "JSON", "mend that line")
+    assert_one_line(done, f"{shard.name}:3", "JSON", "fix that line")
     shard.write_text("".join(lines[:2] + lines[3:]))
     done = start("tools/preprocess_data.py", *SMALL, f"run_dir={run_dir}")
     assert_one_line(done, f"{shard.name} has {len(lines) - 1} of them", "were published", "put the files back")
