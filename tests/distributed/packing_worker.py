@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ParallelConfig
-from megatron_ssd.dataset.training import Row, TrainingDataset
+from megatron_ssd.dataset.packed_dataset import PackedDataset, PackedSequence
 from megatron_ssd.errors import UserError
 from megatron_ssd.runtime.local_attention import SegmentAttention
 from megatron_ssd.runtime.packed_sequences import local_positions
@@ -47,8 +47,8 @@ def look(root: Path, model: ModelConfig, parallel: ParallelConfig) -> dict[str, 
     )
     trainer = build_trainer(config, root / "none", "cpu")
     dataset = trainer.source.dataset
-    index = next(i for i in range(dataset.num_rows(0)) if len(dataset.samples_in_row(0, i)) > THIRD)
-    packed, alone = dataset.row(0, index), dataset.single_sample_row(0, index, THIRD)
+    index = next(i for i in range(dataset.num_sequences(0)) if len(dataset.samples_in_sequence(0, i)) > THIRD)
+    packed, alone = dataset.sequence(0, index), dataset.single_sample_sequence(0, index, THIRD)
     changed = {**packed, "tokens": np.where(packed["segment_ids"] == THIRD + 1, packed["tokens"], 7)}
     queries_packed, queries_alone, queries_changed = third_queries(trainer, dataset, [packed, alone, changed], parallel)
     check_packing(trainer.state, trainer.source, EXACT)
@@ -62,13 +62,13 @@ def look(root: Path, model: ModelConfig, parallel: ParallelConfig) -> dict[str, 
 
 
 def third_queries(
-    trainer: Trainer, dataset: TrainingDataset, rows: list[Row], parallel: ParallelConfig
+    trainer: Trainer, dataset: PackedDataset, rows: list[PackedSequence], parallel: ParallelConfig
 ) -> list[list[Tensor]]:
     """Rotated queries of the sample, per sequence of ``rows`` and layer of this rank; each is the second of two."""
     modules = [m for chunk in trainer.state.chunks for m in chunk.modules() if isinstance(m, SegmentAttention)]
     seen: dict[SegmentAttention, list[Tensor]] = {module: [] for module in modules}
     handles = [m.register_forward_pre_hook(lambda module, inputs: seen[module].append(inputs[0])) for m in modules]
-    micro_batches = [[dataset.row(0, 0), row] for row in rows]
+    micro_batches = [[dataset.sequence(0, 0), row] for row in rows]
     with torch.no_grad():
         sample_losses(trainer.state, trainer.source, micro_batches, num_samples=1)
     for handle in handles:
