@@ -22,10 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_ssd.artifacts.atomic import atomic_folder, write_atomically
 from megatron_ssd.artifacts.hashing import sha256_file
 from megatron_ssd.artifacts.manifest import package_versions
-from megatron_ssd.artifacts.stage import write_atomically
-from megatron_ssd.artifacts.whole_folder import whole_folder
 from megatron_ssd.config.export import ConvertConfig
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.errors import UserError
@@ -63,7 +62,7 @@ def hf_to_megatron(config: ConvertConfig) -> None:
     """Write ``config.hf``'s weights and other files to ``config.megatron``. Raises ``UserError``."""
     folder = resolve_model_folder(config.hf, key="hf")
     model = read_model_config(folder)
-    with whole_folder(Path(config.megatron), key="megatron", replace=config.replace) as work:
+    with atomic_folder(Path(config.megatron), key="megatron", replace=config.replace) as work:
         full = full_model(model)
         weights = HFWeights(folder)
         check_weights(weights, model, full.hf_shapes)
@@ -91,7 +90,7 @@ def megatron_to_hf(config: ConvertConfig) -> None:
             fix="add hf_assets=DIR with the Hugging Face folder of the model that it was trained from",
         )
     model = read_model_config(assets)
-    with whole_folder(Path(config.hf), key="hf", replace=config.replace) as work, keep_checkpoint(checkpoint):
+    with atomic_folder(Path(config.hf), key="hf", replace=config.replace) as work, keep_checkpoint(checkpoint):
         adapter = open_adapter(checkpoint, model, weights=config.weights, dtypes=_hf_dtypes(checkpoint))
         copy_all_assets(assets, work)
         if assets != own_assets:

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.manifest import megatron_facts
-from megatron_ssd.artifacts.stage import write_atomically
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError

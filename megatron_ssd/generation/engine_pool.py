@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from multiprocessing.connection import wait
 
-from megatron_ssd.closing import Closing
 from megatron_ssd.generation.backlog import Backlog
 from megatron_ssd.generation.engine import Completion, EngineSpec, Job, Request, Result, Score, ScoreRequest
 from megatron_ssd.generation.engine_process import EngineDeathError, EngineProcess
@@ -20,7 +20,7 @@ from megatron_ssd.generation.engine_process import EngineDeathError, EngineProce
 log = logging.getLogger(__name__)
 
 
-class EnginePool(Closing):
+class EnginePool(AbstractContextManager["EnginePool"]):
     """A ``Sampler`` over processes. A context manager; leaving it ends the processes.
 
     The processes start at once and load side by side with whatever the caller does before ``sample``. Use it in the
@@ -124,6 +124,9 @@ class EnginePool(Closing):
 
     def _start(self, index: int) -> EngineProcess:
         return EngineProcess(self._spec, index=index, max_in_flight=self._max_in_flight)
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """End the processes."""

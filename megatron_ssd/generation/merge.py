@@ -11,7 +11,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from megatron_ssd.artifacts.stage import fsync_path
+from megatron_ssd.artifacts.atomic import fsync_path
 from megatron_ssd.generation.sample_index import SampleIndex
 from megatron_ssd.generation.worker_files import remove_rows
 from megatron_ssd.progress import progress

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ssd.artifacts.jsonl import Place, iter_whole_rows
+from megatron_ssd.artifacts.jsonl import FileCursor, iter_complete_records
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.store import Key
 from megatron_ssd.generation.worker_files import row_files
@@ -40,7 +40,7 @@ class SampleIndex:
         self._rows_per_shard = rows_per_shard
         self._file = array("i", [_NOWHERE]) * len(keys)
         self._offset = array("q", [0]) * len(keys)
-        self._read: dict[Path, tuple[int, Place]] = {}  # number of a worker's file, and how far it was read
+        self._read: dict[Path, tuple[int, FileCursor]] = {}  # number of a worker's file, and how far it was read
         self._whole: set[Path] = set()  # shards that were read
 
     @property
@@ -87,7 +87,7 @@ class SampleIndex:
 
     def _read_shard(self, path: Path, keys: Sequence[Key]) -> None:
         rows = 0
-        for row, _ in iter_whole_rows(path, Place()):
+        for row, _ in iter_complete_records(path, FileCursor()):
             if rows == len(keys) or Sample.from_json(row).key != keys[rows]:
                 raise _misplaced(path)
             place = self._place[keys[rows]]
@@ -100,8 +100,8 @@ class SampleIndex:
         self._whole.add(path)
 
     def _read_worker(self, path: Path) -> None:
-        number, reached = self._read.setdefault(path, (len(self._read), Place()))
-        for row, offset in iter_whole_rows(path, reached):
+        number, reached = self._read.setdefault(path, (len(self._read), FileCursor()))
+        for row, offset in iter_complete_records(path, reached):
             key = Sample.from_json(row).key
             place = self._place.get(key)
             if place is None or self._file[place] >= 0:

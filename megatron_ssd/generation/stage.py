@@ -65,10 +65,10 @@ def run_generate(config: RunConfig) -> None:
     stage = _stage(config, model)
     forget_torchrun()  # engines are no ranks; and from here on each worker says itself what stops it
     with contextlib.ExitStack() as stack:
-        with stage.turn():
+        with stage.lock():
             if stage.is_current():
                 return
-            stage.take_up(in_use=bool(worker_files.living(stage.work)))
+            stage.open_work(in_use=bool(worker_files.living(stage.work)))
             stack.enter_context(worker_files.seat(stage.work, config.worker))
             spans = SpanNotes(worker_files.span_file(stage.work, config.worker))
             spans.begin(_AT_WORK)
@@ -76,12 +76,12 @@ def run_generate(config: RunConfig) -> None:
         problems = list(read_problems(Path(config.run_dir)))
         index = _index(config, stage, problems)
         index.update()  # the bulk of it side by side with others, what they change meanwhile in turn
-        with stage.turn():
+        with stage.lock():
             if stage.is_current():
                 return
             index.update()
         _sample_part(config, problems[config.worker.share], model, index, spans)
-        with stage.turn():
+        with stage.lock():
             if stage.is_current():  # all samples were there before this turn
                 return
             spans.note()

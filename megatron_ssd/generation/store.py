@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_ssd.artifacts.jsonl import JsonlWriter, heal, iter_jsonl, iter_jsonl_offsets
+from megatron_ssd.artifacts.jsonl import JsonlWriter, iter_jsonl, iter_jsonl_offsets, truncate_partial_line
 from megatron_ssd.errors import UserError
 from megatron_ssd.schema import Sample
 
@@ -62,7 +62,7 @@ class SampleFile:
 
     def _take_up(self) -> None:
         """Read what an earlier writer left."""
-        heal(self._path)
+        truncate_partial_line(self._path)
         for row in iter_jsonl(self._path):
             key = Sample.from_json(row).key
             if key not in self._place or key in self.done:

@@ -14,12 +14,12 @@ import asyncio
 import logging
 import socket
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx2
 
 from megatron_ssd.artifacts.hub import ModelFolder
-from megatron_ssd.closing import Closing
 from megatron_ssd.config.generation import EngineConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.backlog import Backlog
@@ -51,7 +51,7 @@ _KEEPALIVE = [
 _Running = dict[asyncio.Task[Completion], tuple[Endpoint, Request]]
 
 
-class ServerSampler(Closing):
+class ServerSampler(AbstractContextManager["ServerSampler"]):
     """A ``Sampler`` over servers. A context manager; leaving it drops what is in flight.
 
     Everything runs in the caller's thread, and only while it waits for the next completion.
@@ -203,6 +203,9 @@ class ServerSampler(Closing):
         for endpoint, _ in running.values():
             endpoint.in_flight -= 1
         self._cancel(running)
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the connections."""

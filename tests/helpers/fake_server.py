@@ -6,16 +6,16 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from megatron_ssd.closing import Closing
 from tests.helpers.fake_engine import END, tokens_of_prompt
 
 Answer = tuple[int, dict[str, Any]]
 
 
-class FakeServer(Closing):
+class FakeServer(AbstractContextManager["FakeServer"]):
     """Serves one model from a thread.
 
     Args:
@@ -86,6 +86,9 @@ class FakeServer(Closing):
         finally:
             with self._lock:
                 self.in_flight -= 1
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Stop answering; what was asked before is dropped or answered."""
