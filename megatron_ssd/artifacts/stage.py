@@ -35,6 +35,7 @@ from megatron_ssd.errors import UserError
 log = logging.getLogger(__name__)
 
 _PLAN = "stage.json"  # in the work folder: what this work is for, and the seconds that earlier starts took
+SECONDS_BETWEEN_NOTES = 5.0  # of the time spent, while a stage works
 _POLL_SECONDS = 0.1
 _SECONDS_IN_SILENCE = 3.0  # a start takes no time, publishing may
 
