@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_ssd.columns import counted
+from megatron_ssd.evaluation.results import EvaluationResults, Score
+from megatron_ssd.grading.metrics import Estimate
 from megatron_ssd.report.formatting import confidence_text, percent, points
-from megatron_ssd.report.records import Estimate, Score, Scores
+from megatron_ssd.text_table import counted
 
 # Below this a model has seen far too little to write a competitive-programming solution.
 _USEFUL_PARAMETERS = 100_000_000
@@ -25,9 +26,9 @@ FINISH_REASONS = {
 }
 
 
-def result_sentence(scores: Scores) -> str:
+def result_sentence(scores: EvaluationResults) -> str:
     """What the run found, in one or two sentences."""
-    base, ssd = scores.row("base_best"), scores.row("ssd_best")
+    base, ssd = scores.score("base_best"), scores.score("ssd_best")
     k = scores.ks[0]
     if not (base.overall[k].is_known and ssd.overall[k].is_known):
         failed = [row.title for row in (base, ssd) if not row.overall[k].is_known]
@@ -43,10 +44,10 @@ def result_sentence(scores: Scores) -> str:
     return f"{first} {_difference_sentence(base, scores)}"
 
 
-def measure_sentence(scores: Scores, settings: Mapping[str, Any]) -> str:
+def measure_sentence(scores: EvaluationResults, settings: Mapping[str, Any]) -> str:
     """What was measured, on which half, and how the settings were chosen."""
-    ssd = scores.row("ssd_best")
-    cells = sum(cell.model == "ssd" for cell in scores.sweep.grid)
+    ssd = scores.score("ssd_best")
+    cells = sum(cell.model == "ssd" for cell in scores.grid)
     problems, others = (counted(number, "problem") for number in (ssd.num_problems, scores.selection_problems))
     return (
         f"Measured on {problems} of {settings.get('benchmark.name')}, {ssd.num_samples} programs a "
@@ -82,7 +83,7 @@ def _unbroken(text: str) -> str:
     return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def _difference_sentence(base: Score, scores: Scores) -> str:
+def _difference_sentence(base: Score, scores: EvaluationResults) -> str:
     assert base.ssd_gain is not None, "base rows carry the paired difference to SSD"
     gain = base.ssd_gain[scores.ks[0]]
     if not gain.is_known:

@@ -11,12 +11,12 @@ from statistics import fmean
 
 from markupsafe import Markup
 
-from megatron_ssd.columns import DASH, NOT_MEASURED
+from megatron_ssd.evaluation.results import EffectivePoint, EvaluationResults, GridCell, ModelName
 from megatron_ssd.report import svg
 from megatron_ssd.report.plots import MODEL_TITLES, percent_scale, percent_text
-from megatron_ssd.report.records import EffectivePoint, GridCell, ModelName, Sweep
 from megatron_ssd.report.svg import WIDTH, Scale, element, line, mark, text
 from megatron_ssd.report.theme import DARK, LIGHT, heat_color, text_on
+from megatron_ssd.text_table import DASH, NOT_MEASURED
 
 Range = tuple[float, float]
 
@@ -27,11 +27,11 @@ _DASHES = ("1.5 3.5", "7 4", "none")
 _PLOT_BOTTOM, _PLOT_LEFT, _PLOT_RIGHT = 216.0, 40.0, WIDTH - 12
 
 
-def heat_maps(sweep: Sweep) -> list[tuple[str, Markup]]:
+def heat_maps(results: EvaluationResults) -> list[tuple[str, Markup]]:
     """(title, drawing) of every panel: top-k by top-k, base before SSD, then what no table has a place for."""
-    scores = value_range(sweep)
-    table = [cell for cell in sweep.grid if not cell.further]
-    beside = [cell for cell in (*sweep.grid, sweep.beside_grid) if cell is not None and cell not in table]
+    scores = value_range(results)
+    table = [cell for cell in results.grid if not cell.has_further_parameters]
+    beside = [cell for cell in (*results.grid, results.beside_grid) if cell is not None and cell not in table]
     panels = []
     for top_k in sorted({cell.top_k for cell in table}, key=_top_k_order):
         for model in MODEL_TITLES:
@@ -92,22 +92,22 @@ def heat_legend(scores: Range) -> Markup:
     return svg.drawing(*parts, label="colour scale of the heat maps", height=20)
 
 
-def value_range(sweep: Sweep) -> Range:
+def value_range(results: EvaluationResults) -> Range:
     """The lowest and the highest score of all heat maps."""
-    cells = [cell for cell in (*sweep.grid, sweep.beside_grid) if cell is not None]
-    values = [cell.score for cell in cells if cell.score is not None] or [0.0]
+    cells = [cell for cell in (*results.grid, results.beside_grid) if cell is not None]
+    values = [cell.pass_at_1 for cell in cells if cell.pass_at_1 is not None] or [0.0]
     return min(values), max(values)
 
 
-def effective_plots(sweep: Sweep) -> list[tuple[str, Markup]]:
+def effective_plots(results: EvaluationResults) -> list[tuple[str, Markup]]:
     """(title, drawing) of pass@1 over T_eff, a panel for each top-k."""
-    points = _effective_points(sweep)
+    points = _effective_points(results)
     if not points:
         return []
-    chosen = {(cell.model, cell.decoding) for cell in sweep.grid if cell.chosen}
+    chosen = {(cell.model, cell.decoding) for cell in results.grid if cell.chosen}
     temperatures = [point.effective_temperature for point in points]
     across = Scale(min(temperatures), max(temperatures), _PLOT_LEFT + 18, _PLOT_RIGHT - 12)
-    up = percent_scale([point.estimate for point in points], start=_PLOT_BOTTOM, end=12)
+    up = percent_scale(points, start=_PLOT_BOTTOM, end=12)
     by_top_k: dict[int, list[EffectivePoint]] = defaultdict(list)
     for point in points:
         by_top_k[point.top_k].append(point)
@@ -117,9 +117,9 @@ def effective_plots(sweep: Sweep) -> list[tuple[str, Markup]]:
     ]
 
 
-def curve_legend(sweep: Sweep) -> list[tuple[Markup, str]]:
+def curve_legend(results: EvaluationResults) -> list[tuple[Markup, str]]:
     """(sample, words) for the curves of ``effective_plots``: a dash for each top-p, or one line for their mean."""
-    top_ps = _top_ps(_effective_points(sweep))
+    top_ps = _top_ps(_effective_points(results))
     if len(top_ps) > _MAX_CURVES:
         return [(_dash_sample("none"), f"mean over the {len(top_ps)} top-p; points are single settings")]
     return [(_dash_sample(dash), f"top-p {p:g}") for p, dash in zip(top_ps, _dashes(len(top_ps)), strict=True)]
@@ -150,7 +150,7 @@ def _effective_plot(
             parts.append(_curve(_means(mine, across, up), model, "none"))
             continue
         for p, dash in zip(top_ps, _dashes(len(top_ps)), strict=True):
-            curve = [(across(t.effective_temperature) + offset[p], up(t.estimate.value)) for t in mine if t.top_p == p]
+            curve = [(across(t.effective_temperature) + offset[p], up(t.value)) for t in mine if t.top_p == p]
             parts.append(_curve(sorted(curve), model, dash))
     for point in points:
         x = across(point.effective_temperature) + offset[point.top_p]
@@ -160,17 +160,16 @@ def _effective_plot(
 
 
 def _effective_mark(point: EffectivePoint, x: float, up: Scale, radius: float, chosen: bool) -> Markup:
-    estimate = point.estimate
     title = (
         f"{MODEL_TITLES[point.model]}, {point.decoding}, T_eff {point.effective_temperature:.3g}: "
-        f"{percent_text(estimate.value)} % ({percent_text(estimate.low)} to {percent_text(estimate.high)})"
+        f"{percent_text(point.value)} % ({percent_text(point.low)} to {percent_text(point.high)})"
     )
     parts = [
-        line(x, up(estimate.low), x, up(estimate.high), f"thin stroke-{point.model}"),
-        mark(x, up(estimate.value), point.model, title=title + (", chosen" if chosen else ""), radius=radius),
+        line(x, up(point.low), x, up(point.high), f"thin stroke-{point.model}"),
+        mark(x, up(point.value), point.model, title=title + (", chosen" if chosen else ""), radius=radius),
     ]
     if chosen:
-        parts.append(element("circle", cx=x, cy=up(estimate.value), r=radius + 5, class_="chosen ring"))
+        parts.append(element("circle", cx=x, cy=up(point.value), r=radius + 5, class_="chosen ring"))
     return svg.join(parts)
 
 
@@ -178,7 +177,7 @@ def _means(points: Sequence[EffectivePoint], across: Scale, up: Scale) -> list[t
     """Drawn points of the mean over top-p at each T_eff."""
     values: dict[float, list[float]] = defaultdict(list)
     for point in points:
-        values[point.effective_temperature].append(point.estimate.value)
+        values[point.effective_temperature].append(point.value)
     return sorted((across(t), up(fmean(at_t))) for t, at_t in values.items())
 
 
@@ -200,20 +199,20 @@ def _heat_cell(cell: GridCell, x: float, y: float, column: float, scores: Range)
     """A cell at (x, y), in a column of the given width; what it is and its score show on hover."""
     low, high = scores
     width, height = column - _GAP, _ROW - _GAP
-    if cell.score is None:
+    if cell.pass_at_1 is None:
         hint = element("title", f"{cell.decoding}: {NOT_MEASURED}")
         empty = element("rect", hint, x=x, y=y, width=width, height=height, rx=3, class_="empty")
         return svg.join([empty, text(x + width / 2, y + height / 2 + 4.5, DASH, anchor="middle")])
-    style = _heat_style((cell.score - low) / (high - low) if high > low else 0.0)
+    style = _heat_style((cell.pass_at_1 - low) / (high - low) if high > low else 0.0)
     roles = [f" ({word})" for word, holds in (("chosen", cell.chosen), ("training decode", cell.training)) if holds]
-    hint = element("title", f"{cell.decoding}: {percent_text(cell.score)} %{''.join(roles)}")
+    hint = element("title", f"{cell.decoding}: {percent_text(cell.pass_at_1)} %{''.join(roles)}")
     parts = [element("rect", hint, x=x, y=y, width=width, height=height, rx=3, **style)]
     if cell.training:
         corner = " ".join(f"{x + right:g},{y + down:g}" for right, down in ((2, 2), (12, 2), (2, 12)))
         parts.append(element("polygon", points=corner, class_="heat-corner", style=style["style"]))
     class_ = "heat-text chosen-text" if cell.chosen else "heat-text"
     parts.append(
-        element("text", percent_text(cell.score), x=x + width / 2, y=y + height / 2 + 4.5, text_anchor="middle",
+        element("text", percent_text(cell.pass_at_1), x=x + width / 2, y=y + height / 2 + 4.5, text_anchor="middle",
                 class_=class_, style=style["style"])
     )  # fmt: skip
     if cell.chosen:
@@ -230,9 +229,11 @@ def _heat_style(fraction: float) -> dict[str, str]:
     }
 
 
-def _effective_points(sweep: Sweep) -> list[EffectivePoint]:
+def _effective_points(results: EvaluationResults) -> list[EffectivePoint]:
     """The points that temperature, top-k and top-p say all of, where anything was measured."""
-    return [point for point in sweep.effective if not point.further and point.estimate.is_known]
+    return [
+        point for point in results.effective_temperature.points if point.is_known and not point.has_further_parameters
+    ]
 
 
 def _top_ps(points: Sequence[EffectivePoint]) -> list[float]:

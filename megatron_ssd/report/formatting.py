@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from megatron_ssd.artifacts.manifest import Manifest
-from megatron_ssd.columns import DASH, NOT_MEASURED, signed, split_cells
-from megatron_ssd.report.records import Estimate, ModelName, Score, Scores
+from megatron_ssd.evaluation.results import EvaluationResults, ModelName, Score
+from megatron_ssd.grading.metrics import Estimate
+from megatron_ssd.text_table import DASH, NOT_MEASURED, signed, split_cells
 
 K = TypeVar("K")
 
@@ -58,7 +59,7 @@ class StageRow:
 UNKNOWN = Measured(value=DASH, interval=NOT_MEASURED, known=False)
 
 
-def headline_rows(scores: Scores) -> list[HeadlineRow]:
+def headline_rows(results: EvaluationResults) -> list[HeadlineRow]:
     """The headline table, in the order in which it is shown."""
     return [
         HeadlineRow(
@@ -70,15 +71,15 @@ def headline_rows(scores: Scores) -> list[HeadlineRow]:
             gains={k: points(estimate) for k, estimate in (score.ssd_gain or {}).items()},
             split=_split(score),
         )
-        for score in scores.headline
+        for score in results.headline
     ]
 
 
 def _split(score: Score) -> tuple[str, str]:
-    tests = score.sign_tests or {}
-    if not tests:
+    if not score.ssd_gain:
         return DASH, DASH
-    *counts, p_value = split_cells(dataclasses.asdict(next(iter(tests.values()))))
+    first = next(iter(score.ssd_gain.values()))
+    *counts, p_value = split_cells(dataclasses.asdict(first.sign_test))
     return (DASH if DASH in counts else ", ".join(counts)), p_value
 
 

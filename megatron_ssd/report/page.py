@@ -16,14 +16,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from megatron_ssd.problems.gate import HITS_FILE
+from megatron_ssd.evaluation.results import Score
+from megatron_ssd.problems.decontamination import HITS_FILE
 from megatron_ssd.report import content, decode_plots, paper, plots
 from megatron_ssd.report.benchmarks import BenchmarkRow
+from megatron_ssd.report.data import ReportData
 from megatron_ssd.report.formatting import UNKNOWN, confidence_text, duration, ends, headline_rows, percent, stage_rows
 from megatron_ssd.report.lineage import Lineage
 from megatron_ssd.report.problems import SHOWN_HITS
 from megatron_ssd.report.problems_page import anchor
-from megatron_ssd.report.records import ReportData, Score
 from megatron_ssd.report.theme import DARK, LIGHT
 
 SECTIONS = (
@@ -85,7 +86,7 @@ def _result_part(data: ReportData) -> dict[str, Any]:
         "confidence": confidence_text(scores.confidence),
         "ks": scores.ks,
         "rows": {row.key: row for row in headline_rows(scores)},
-        "ssd": scores.row("ssd_best"),
+        "ssd": scores.score("ssd_best"),
     }
 
 
@@ -95,11 +96,11 @@ def _decoding_part(data: ReportData) -> dict[str, Any]:
             (
                 best,
                 {name: percent(getattr(best, name)) for name in ("selection", "report", "on_all_problems")},
-                [UNKNOWN.value if mean is None else plots.percent_text(mean) for mean in best.grid_means],
+                [UNKNOWN.value if mean is None else plots.percent_text(mean) for mean in best.grid_mean.values()],
             )
-            for best in data.scores.sweep.best_cells
+            for best in data.scores.best_of_grid
         ],
-        "train_temperature": f"{data.scores.sweep.train_temperature:g}",
+        "train_temperature": f"{data.scores.effective_temperature.train_temperature:g}",
     }
 
 
@@ -129,14 +130,16 @@ def _sampling_part(data: ReportData) -> dict[str, Any]:
 def _outcomes(data: ReportData) -> list[tuple[str, dict[str, tuple[int, float]]]]:
     """(verdict, model -> (programs, share)), the commonest first."""
     totals: Counter[str] = Counter()
-    for counts in data.scores.outcomes.values():
+    best = [data.scores.score(key) for key in ("base_best", "ssd_best")]
+    outcomes = {score.model: data.scores.setting(score).outcomes for score in best}
+    for counts in outcomes.values():
         totals.update(counts)
     return [
         (
             verdict.replace("_", " "),
             {
                 model: (counts.get(verdict, 0), counts.get(verdict, 0) / max(sum(counts.values()), 1))
-                for model, counts in data.scores.outcomes.items()
+                for model, counts in outcomes.items()
             },
         )
         for verdict, _ in totals.most_common()
@@ -160,14 +163,14 @@ def _paper_part(data: ReportData) -> dict[str, Any]:
 
 def _plots(data: ReportData) -> dict[str, Any]:
     scores = data.scores
-    base, ssd = scores.row("base_best"), scores.row("ssd_best")
+    base, ssd = scores.score("base_best"), scores.score("ssd_best")
     return {
         "forest": [(k, plots.forest(scores.headline, k)) for k in ends(scores.ks)],
         "difficulty": [(k, plots.by_difficulty(base, ssd, k)) for k in _graded(base)],
-        "heat": decode_plots.heat_maps(scores.sweep),
-        "heat_legend": decode_plots.heat_legend(decode_plots.value_range(scores.sweep)),
-        "effective": decode_plots.effective_plots(scores.sweep),
-        "curve_legend": decode_plots.curve_legend(scores.sweep),
+        "heat": decode_plots.heat_maps(scores),
+        "heat_legend": decode_plots.heat_legend(decode_plots.value_range(scores)),
+        "effective": decode_plots.effective_plots(scores),
+        "curve_legend": decode_plots.curve_legend(scores),
         "lengths": plots.histogram(data.sampling.lengths, label="lengths of the sampled responses", unit="tokens"),
         "training": _training_plots(data),
     }

@@ -11,11 +11,13 @@ from statistics import fmean
 
 from markupsafe import Markup
 
-from megatron_ssd.columns import counted
+from megatron_ssd.evaluation.results import ModelName, Score
+from megatron_ssd.grading.metrics import Estimate
 from megatron_ssd.report import svg
+from megatron_ssd.report.data import TrainingPoint
 from megatron_ssd.report.formatting import compact
-from megatron_ssd.report.records import Estimate, ModelName, Score, TrainingPoint
 from megatron_ssd.report.svg import WIDTH, Scale, element, line, mark, text
+from megatron_ssd.text_table import counted
 
 MODEL_TITLES: dict[ModelName, str] = {"base": "base", "ssd": "SSD"}
 

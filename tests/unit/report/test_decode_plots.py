@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from xml.etree import ElementTree
 
@@ -12,19 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ssd.config.generation import SamplingParams
+from megatron_ssd.evaluation.results import EffectivePoint, EvaluationResults
 from megatron_ssd.report import decode_plots, svg
-from megatron_ssd.report.records import Estimate, Sweep
-from megatron_ssd.report.scores import read_sweep
-from tests.helpers.sweep_summary import TRAIN, cells_of, sweep_summary
+from tests.helpers.sweep_summary import TRAIN, cells_of, sweep_results
 
 TEMPERATURES, TOP_KS, TOP_PS = (0.7, 0.9, 1.1, 1.6), (20, 10, -1), (0.8, 0.95, 1.0)
 
 
-def sweep_of(cells: Sequence[SamplingParams], *, train: SamplingParams = TRAIN) -> Sweep:
-    return read_sweep(sweep_summary(cells, train=train))
+def with_points(results: EvaluationResults, *points: EffectivePoint) -> EvaluationResults:
+    effective = dataclasses.replace(results.effective_temperature, points=points)
+    return dataclasses.replace(results, effective_temperature=effective)
 
 
-SWEEP = sweep_of(cells_of(TEMPERATURES, TOP_KS, TOP_PS))
+SWEEP = sweep_results(cells_of(TEMPERATURES, TOP_KS, TOP_PS))
 
 
 def parse(panels: Sequence[tuple[str, str]]) -> dict[str, ElementTree.Element]:
@@ -62,7 +63,7 @@ def test_every_setting_is_drawn_once_and_the_chosen_and_the_training_one_are_mar
 
 
 def test_a_training_decode_beside_the_grid_has_a_line_of_its_own() -> None:
-    panels = parse(decode_plots.heat_maps(sweep_of(cells_of((0.7, 1.0), (20,), (0.8,)))))
+    panels = parse(decode_plots.heat_maps(sweep_results(cells_of((0.7, 1.0), (20,), (0.8,)))))
     assert list(panels) == ["Base, top-k 20", "SSD, top-k 20", "Base, beside the table"]
     beside = panels["Base, beside the table"]
     assert next(str(found.text) for found in beside.iter("text")) == "T1.6-k20-p0.8, training decode"
@@ -72,7 +73,7 @@ def test_a_training_decode_beside_the_grid_has_a_line_of_its_own() -> None:
 def test_settings_that_differ_in_min_p_alone_do_not_cover_each_other() -> None:
     plain = SamplingParams(temperature=1.0, top_k=20, top_p=0.8)
     cells = (plain, dataclasses.replace(plain, min_p=0.1), TRAIN)
-    panels = parse(decode_plots.heat_maps(sweep_of(cells)))
+    panels = parse(decode_plots.heat_maps(sweep_results(cells)))
     assert [len(of_class(panel, "rect", "heat")) for panel in panels.values()] == [2, 2, 1, 1]
     assert all("minp0.1" in titles(panels[f"{name}, beside the table"])[0] for name in ("Base", "SSD"))
 
@@ -85,7 +86,7 @@ def test_all_heat_maps_colour_a_value_alike() -> None:
     low, high = decode_plots.value_range(SWEEP)
     ends = {f"{share * 100:.1f}" for share in (low, high)}
     assert ends <= styles.keys()
-    exact = {cell.score: f"{cell.score * 100:.1f}" for cell in SWEEP.grid}
+    exact = {cell.pass_at_1: f"{cell.pass_at_1 * 100:.1f}" for cell in SWEEP.grid}
     for text in ends:  # a rounded number may stand for several shares, an end for one colour
         assert len(styles[text]) <= sum(written == text for written in exact.values())
 
@@ -119,7 +120,7 @@ def _places(
 
 @pytest.mark.parametrize(("count", "patterns"), [(1, ["none"]), (2, ["7 4", "none"]), (3, ["1.5 3.5", "7 4", "none"])])
 def test_curves_have_the_line_of_their_legend(count: int, patterns: list[str]) -> None:
-    sweep = sweep_of(cells_of(TEMPERATURES, (20,), TOP_PS[:count]))
+    sweep = sweep_results(cells_of(TEMPERATURES, (20,), TOP_PS[:count]))
     panel = next(iter(parse(decode_plots.effective_plots(sweep)).values()))
     drawn = [path.get("stroke-dasharray") for path in of_class(panel, "path", "trend")]
     assert drawn == patterns * 2
@@ -130,7 +131,7 @@ def test_curves_have_the_line_of_their_legend(count: int, patterns: list[str]) -
 
 
 def test_many_top_ps_are_points_and_their_mean() -> None:
-    sweep = sweep_of(cells_of(TEMPERATURES, (20,), (0.5, 0.7, 0.8, 0.95, 1.0)))
+    sweep = sweep_results(cells_of(TEMPERATURES, (20,), (0.5, 0.7, 0.8, 0.95, 1.0)))
     panel = next(iter(parse(decode_plots.effective_plots(sweep)).values()))
     assert len(of_class(panel, "path", "trend")) == 2
     assert len(of_class(panel, "line", "thin")) == 40
@@ -140,22 +141,20 @@ def test_many_top_ps_are_points_and_their_mean() -> None:
 
 
 def test_what_was_not_measured_is_no_point() -> None:
-    unknown = Estimate(value=float("nan"), low=float("nan"), high=float("nan"))
-    first, *others = SWEEP.effective
-    sweep = dataclasses.replace(SWEEP, effective=(dataclasses.replace(first, estimate=unknown), *others))
+    first, *others = SWEEP.effective_temperature.points
+    unknown = dataclasses.replace(first, value=math.nan, low=math.nan, high=math.nan)
+    sweep = with_points(SWEEP, unknown, *others)
     drawn = [title for panel in parse(decode_plots.effective_plots(sweep)).values() for title in titles(panel)]
-    assert len(drawn) == len(SWEEP.effective) - 1
+    assert len(drawn) == len(others)
     assert "nan" not in "".join(drawing for _, drawing in decode_plots.effective_plots(sweep))
-    nothing = dataclasses.replace(SWEEP, effective=())
-    assert decode_plots.effective_plots(nothing) == []
+    assert decode_plots.effective_plots(with_points(SWEEP)) == []
 
 
 def test_a_name_with_markup_stays_text() -> None:
     hostile = "<script>&\"'"
-    cell = dataclasses.replace(SWEEP.grid[0], decoding=hostile, further=True)
-    sweep = dataclasses.replace(
-        SWEEP, grid=(cell, *SWEEP.grid[1:]), effective=(dataclasses.replace(SWEEP.effective[0], decoding=hostile),)
-    )
+    cell = dataclasses.replace(SWEEP.grid[0], decoding=hostile, min_p=0.1)
+    point = dataclasses.replace(SWEEP.effective_temperature.points[0], decoding=hostile)
+    sweep = with_points(dataclasses.replace(SWEEP, grid=(cell, *SWEEP.grid[1:])), point)
     drawings = [*decode_plots.heat_maps(sweep), *decode_plots.effective_plots(sweep)]
     assert not any("<script>" in drawing for _, drawing in drawings)
     assert any(hostile in title for panel in parse(drawings).values() for title in titles(panel))
@@ -172,7 +171,7 @@ def test_any_grid_is_drawn_whole_and_inside_its_boxes(
     temperatures: list[float], top_ks: list[int], top_ps: list[float], scale: float
 ) -> None:
     cells = cells_of(temperatures, top_ks, top_ps)
-    sweep = read_sweep(sweep_summary(cells, scale=scale))
+    sweep = sweep_results(cells, scale=scale)
     heat, effective = parse(decode_plots.heat_maps(sweep)), parse(decode_plots.effective_plots(sweep))
     boxes = sum(len(of_class(panel, "rect", "heat")) for panel in heat.values())
     assert boxes == 2 * len(cells) + (sweep.beside_grid is not None)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ssd.report import plots, svg
-from megatron_ssd.report.records import TrainingPoint
+from megatron_ssd.report.data import TrainingPoint
 from megatron_ssd.report.theme import DARK, LIGHT, Scheme, contrast_ratio, heat_color, text_on
 
 TEXT_CONTRAST = 4.5

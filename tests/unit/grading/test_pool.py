@@ -1,0 +1,342 @@
+"""Verdicts: each status, resume, programs run once, time limits under load, failures of the judge itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from megatron_ssd.config.evaluation import SandboxConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.grading import pool as grading
+from megatron_ssd.grading.checker import Checker
+from megatron_ssd.grading.pool import Grader, Submission, read_verdicts
+from megatron_ssd.sandbox.execution import Execution, Limits, Program, SandboxBrokenError
+from megatron_ssd.sandbox.sandbox import Sandbox
+from megatron_ssd.schema import Problem, TestCase, Verdict
+from tests.helpers.programs import function_problem, sample, stdin_problem
+
+CONFIG = SandboxConfig(cpu_seconds=0.4, memory_mib=512, output_mib=1, workers=2)
+PROBLEMS = [function_problem(), stdin_problem()]
+GOOD = "def f(x):\n    return 2 * x"
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[Grader]:
+    with Grader(PROBLEMS, CONFIG) as shared:
+        yield shared
+
+
+@pytest.fixture
+def executions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Sources of all programs that reach a sandbox, in order."""
+    sources: list[str] = []
+    original = Sandbox.execute
+
+    def recording(self: Sandbox, program: Program, inputs: Sequence[str], limits: Limits) -> Execution:
+        sources.append(program.source.rstrip())
+        return original(self, program, inputs, limits)
+
+    monkeypatch.setattr(Sandbox, "execute", recording)
+    return sources
+
+
+def grade_one(grader: Grader, path: Path, source: str, **where: str) -> Verdict:
+    (verdict,) = grader.grade([sample(source, **where)], path / "verdicts.jsonl")  # type: ignore[arg-type]
+    return verdict
+
+
+def test_a_timeout_of_the_first_run_names_its_limit_and_the_one_that_was_set(grader: Grader, tmp_path: Path) -> None:
+    verdict = grade_one(grader, tmp_path, "def f(x):\n    while True: pass")
+    limit = CONFIG.cpu_seconds
+    assert (
+        verdict.detail
+        == f"more than {2 * limit:g} s of CPU time (2 x cpu_seconds = {limit:g}: the limit of a first run)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "status", "passed", "failed"),
+    [
+        (GOOD, "passed", 3, None),
+        ("class Solution:\n    def f(self, x): return 2 * x", "passed", 3, None),
+        ("class Other:\n    def f(self, x): return 2 * x", "runtime_error", 0, 0),
+        ("def f(x): return 2 * x if x < 3 else 0", "wrong_answer", 2, 2),
+        ("def f(x): return 2 * x // (x - 2)", "wrong_answer", 0, 0),
+        ("def f(x): return 2 * x if x < 2 else 1 / 0", "runtime_error", 1, 1),
+        ("def f(x):\n    while True: pass", "timeout", 0, 0),
+        ("def f(x): return bytearray(1 << 40)", "memory", 0, 0),
+        ("def f(x) return x", "syntax_error", 0, 0),
+        ("import sys\nsys.exit(0)", "runtime_error", 0, 0),
+    ],
+)
+def test_function_programs(grader: Grader, tmp_path: Path, source: str, status: str, passed: int, failed: int | None):
+    verdict = grade_one(grader, tmp_path, source)
+    assert (verdict.status, verdict.tests_passed, verdict.failed_test) == (status, passed, failed), verdict.detail
+    assert verdict.tests_total == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "status", "passed"),
+    [
+        ("print(sum(map(int, input().split())))", "passed", 3),
+        ("import sys\nprint(sum(map(int, input().split())))\nsys.exit(0)", "passed", 3),
+        ("a, b = map(int, input().split())\nprint(a + b if a < 2 else 0)", "wrong_answer", 2),
+        ("print(sum(map(int, input().split())))\n1 / 0", "runtime_error", 0),
+        ("import os\nos.close(1)", "wrong_answer", 0),
+        ("while True: print(1)", "runtime_error", 0),
+    ],
+)
+def test_stdin_programs(grader: Grader, tmp_path: Path, source: str, status: str, passed: int):
+    verdict = grade_one(grader, tmp_path, source, problem="sum")
+    assert (verdict.status, verdict.tests_passed) == (status, passed), verdict.detail
+
+
+@pytest.fixture(scope="module")
+def thorough() -> Iterator[Grader]:
+    checks = Problem(id="checks", source="test", statement="", form="checks",
+                     tests=tuple(TestCase(input=f"assert __program__.f({x}) == {2 * x}", output="")
+                                 for x in range(1, 5)))  # fmt: skip
+    config = dataclasses.replace(CONFIG, stop_at_first_failure=False)
+    problems = [function_problem(tests=4), stdin_problem(tests=4), checks]
+    with Grader(problems, config) as shared:
+        yield shared
+
+
+class TestEveryTest:
+    """``stop_at_first_failure=False``: a letter for each test, whatever became of those before it."""
+
+    @pytest.mark.parametrize("problem", ["double", "checks"])
+    @pytest.mark.parametrize(
+        ("source", "by_test"),
+        [
+            (GOOD, "...."),
+            ("def f(x): return 0 if x == 2 else 2 * x", ".W.."),
+            ("def f(x): return 2 * x // (x != 3)", "..R."),
+            ("def f(x):\n    while x == 1: pass\n    return 2 * x", "T..."),
+            ("def f(x): return bytearray(1 << 40) if x == 4 else 2 * x", "...M"),
+            ("def f(x): os._exit(0)", "RRRR"),
+            ("def f(x) return x", "S"),
+        ],
+    )
+    def test_calls(self, thorough: Grader, tmp_path: Path, problem: str, source: str, by_test: str):
+        verdict = grade_one(thorough, tmp_path, source, problem=problem)
+        assert (verdict.by_test, verdict.tests_passed) == (by_test, by_test.count(".")), verdict.detail
+        assert verdict.failed_test == (None if by_test == "...." else len(by_test) - len(by_test.lstrip(".")))
+
+    def test_stdin(self, thorough: Grader, tmp_path: Path):
+        source = "a, b = map(int, input().split())\nprint(a + b if a % 2 else 0 * 1 // (a - 2))"
+        verdict = grade_one(thorough, tmp_path, source, problem="sum")
+        assert verdict.by_test == "W.R."
+        assert verdict.status == "wrong_answer"
+
+
+def test_a_script_that_cannot_run_is_an_infrastructure_error(tmp_path: Path):
+    problem = Problem(id="p", source="test", statement="", form="checks",
+                      tests=(TestCase(input="__program__.f(lambda: 0)", output=""),))  # fmt: skip
+    with Grader([problem], CONFIG) as grader:
+        verdict = grade_one(grader, tmp_path, GOOD, problem="p")
+    assert (verdict.status, verdict.by_test) == ("infrastructure_error", "I")
+
+
+def test_texts_are_read_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No window is read before the one before it has its verdicts on disk."""
+    monkeypatch.setattr(grading, "WINDOW", 3)
+    path = tmp_path / "verdicts.jsonl"
+
+    def programs() -> Iterator[Submission]:
+        for index in range(7):
+            lines = path.read_bytes().count(b"\n") if path.exists() else 0
+            assert lines >= index // 3 * 3
+            yield Submission(problem_id="double", sample_index=index, source=f"{GOOD} + {index}")
+
+    with Grader(PROBLEMS, CONFIG) as grader:
+        verdicts = grader.grade_programs(programs(), path)
+    assert [verdict.passed for verdict in verdicts] == [True] + [False] * 6
+
+
+def test_a_response_without_code(grader: Grader, tmp_path: Path, executions: list[str]):
+    (verdict,) = grader.grade([sample(GOOD, fenced=False)], tmp_path / "verdicts.jsonl")
+    assert verdict.status == "no_code"
+    assert executions == []
+
+
+def test_a_method_is_called_where_the_starter_code_has_a_class(tmp_path: Path):
+    problem = dataclasses.replace(function_problem(), starter_code="class Solution:\n    def f(self, x: int) -> int:")
+    with Grader([problem], CONFIG) as grader:
+        assert grade_one(grader, tmp_path, "class Solution:\n    def f(self, x): return 2 * x").passed
+        assert grade_one(grader, tmp_path / "bare", "def f(x): return 2 * x").passed, (
+            "as LiveCodeBench's checker has it"
+        )
+
+
+def test_expected_outputs_never_enter(tmp_path: Path):
+    secret = 918_273_645_546_372
+    problem = dataclasses.replace(function_problem(), tests=(TestCase(input="1", output=str(secret)),))
+    thief = (
+        "import gc, sys\n"
+        "def f(x):\n"
+        "    texts = [o for o in gc.get_objects() if isinstance(o, (dict, list, tuple))]\n"
+        "    return next((v for o in texts for v in (o.values() if isinstance(o, dict) else o)\n"
+        f"                 if '{str(secret)[:5]}' + '{str(secret)[5:]}' in str(v)[:100_000]), None)"
+    )
+    with Grader([problem], SandboxConfig(workers=1)) as grader:
+        assert grade_one(grader, tmp_path, thief).status in ("wrong_answer", "runtime_error")
+
+
+def test_resume_grades_nothing_again(tmp_path: Path, executions: list[str]):
+    path = tmp_path / "verdicts.jsonl"
+    samples = [sample(f"def f(x):\n    return {n} * x", index=n) for n in range(6)]
+    with Grader(PROBLEMS, CONFIG) as grader:
+        first = grader.grade(samples[:4], path)
+    before = path.read_bytes()
+    path.write_bytes(before + b'{"problem_id": "double", "sample')  # what a killed writer leaves
+    executions.clear()
+    advanced: list[int] = []
+    with Grader(PROBLEMS, CONFIG) as grader:
+        verdicts = grader.grade(samples, path, advanced.append)
+    assert len(executions) == 2
+    assert verdicts[:4] == first
+    assert [verdict.sample_index for verdict in verdicts if verdict.passed] == [2]
+    assert path.read_bytes().startswith(before)
+    assert read_verdicts(path) == {verdict_key(verdict): verdict for verdict in verdicts}
+    assert sum(advanced) == 6
+
+
+def verdict_key(verdict: Verdict) -> tuple[str, int]:
+    return verdict.problem_id, verdict.sample_index
+
+
+def test_identical_programs_run_once_over_all_files(tmp_path: Path, executions: list[str]):
+    with Grader(PROBLEMS, CONFIG) as grader:
+        first = grader.grade([sample(GOOD, index=n) for n in range(5)], tmp_path / "a.jsonl")
+        second = grader.grade([sample(GOOD, index=n) for n in range(5)], tmp_path / "b.jsonl")
+    assert executions == [GOOD]
+    assert first == second
+    assert len(first) == 5
+
+
+def test_the_same_text_on_another_problem_is_another_program(tmp_path: Path):
+    problems = [
+        function_problem(),
+        dataclasses.replace(function_problem("same"), tests=(TestCase(input="0", output="5"),)),
+    ]
+    with Grader(problems, CONFIG) as grader:
+        verdicts = grader.grade([sample(GOOD), sample(GOOD, problem="same")], tmp_path / "verdicts.jsonl")
+    assert [verdict.status for verdict in verdicts] == ["passed", "wrong_answer"]
+
+
+class TestTimeLimits:
+    """What ends between once and twice the limit, or meets the wall clock, is run again alone; nothing else is."""
+
+    @staticmethod
+    def executed(ending: str, cpu_seconds: float) -> Execution:
+        outputs = ("2", "4", "6") if ending == "completed" else ()
+        return Execution(outputs=outputs, cpu_seconds=(cpu_seconds,) * len(outputs), ending=ending)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("first", "alone", "status", "runs"),
+        [
+            (("completed", 0.3), None, "passed", 1),
+            (("completed", 0.6), ("completed", 0.35), "passed", 2),
+            (("completed", 0.6), ("timeout", 0.0), "timeout", 2),
+            (("timeout", 0.0), None, "timeout", 1),
+            (("starved", 0.0), ("completed", 0.1), "passed", 2),
+            (("starved", 0.0), ("starved", 0.0), "timeout", 2),
+            (("runtime_error", 0.0), None, "runtime_error", 1),
+        ],
+    )
+    def test_rule(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, first: tuple[str, float],
+        alone: tuple[str, float] | None, status: str, runs: int,
+    ):  # fmt: skip
+        limits_seen: list[float] = []
+
+        def execute(self: Sandbox, program: Program, inputs: Sequence[str], limits: Limits) -> Execution:
+            limits_seen.append(limits.cpu_seconds)
+            outcome = first if len(limits_seen) == 1 else alone
+            assert outcome is not None, "run a second time"
+            return TestTimeLimits.executed(*outcome)
+
+        monkeypatch.setattr(Sandbox, "execute", execute)
+        with Grader(PROBLEMS, CONFIG) as grader:
+            assert grade_one(grader, tmp_path, GOOD).status == status
+        assert limits_seen == [0.8, 0.4][:runs]
+
+    def test_nothing_unsettled_is_written_before_its_second_run(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+        path = tmp_path / "verdicts.jsonl"
+
+        def execute(self: Sandbox, program: Program, inputs: Sequence[str], limits: Limits) -> Execution:
+            if limits.cpu_seconds == CONFIG.cpu_seconds:
+                assert [row["sample_index"] for row in map(json.loads, path.read_text().splitlines())] == [1]
+            slow = program.source.rstrip() == GOOD
+            return TestTimeLimits.executed("starved" if slow else "completed", 0.0)
+
+        monkeypatch.setattr(Sandbox, "execute", execute)
+        with Grader(PROBLEMS, CONFIG) as grader:
+            verdicts = grader.grade([sample(GOOD), sample(GOOD + "  # other", index=1)], path)
+        assert [verdict.status for verdict in verdicts] == ["timeout", "passed"]
+
+
+class TestBrokenJudge:
+    @staticmethod
+    def breaking(monkeypatch: pytest.MonkeyPatch, *, times: int, only: str | None = None) -> list[str]:
+        """Let the sandbox break under its first ``times`` programs (of source ``only``)."""
+        original, broken = Sandbox.execute, list[str]()
+
+        def execute(self: Sandbox, program: Program, inputs: Sequence[str], limits: Limits) -> Execution:
+            if len(broken) < times and only in (None, program.source.rstrip()):
+                broken.append(program.source)
+                self.close()
+                raise SandboxBrokenError("gone")
+            return original(self, program, inputs, limits)
+
+        monkeypatch.setattr(Sandbox, "execute", execute)
+        return broken
+
+    def test_once_is_tried_again(self, monkeypatch: pytest.MonkeyPatch):
+        self.breaking(monkeypatch, times=1)
+        with Checker(CONFIG) as checker:
+            assert checker.check(PROBLEMS[0], GOOD).status == "passed"
+
+    def test_twice_by_one_program_is_the_programs_fault(self, monkeypatch: pytest.MonkeyPatch):
+        self.breaking(monkeypatch, times=99, only=GOOD)
+        with Checker(CONFIG) as checker:
+            assert checker.check(PROBLEMS[0], GOOD).status == "runtime_error"
+
+    def test_always_is_the_judges_fault(self, monkeypatch: pytest.MonkeyPatch):
+        self.breaking(monkeypatch, times=99)
+        with Checker(CONFIG) as checker:
+            assert checker.check(PROBLEMS[0], GOOD).status == "infrastructure_error"
+
+    def test_its_failures_do_not_spread_to_equal_programs(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+        with Grader(PROBLEMS, CONFIG) as grader:
+            with monkeypatch.context() as patch:
+                self.breaking(patch, times=99)
+                assert grade_one(grader, tmp_path, GOOD).status == "infrastructure_error"
+            (verdict,) = grader.grade([sample(GOOD, index=1)], tmp_path / "other.jsonl")
+        assert verdict.passed
+
+
+def test_a_problem_without_tests_is_an_error():
+    problem = Problem(id="p1", source="test", statement="?", form="stdin")
+    with pytest.raises(UserError, match="p1: has no test"):
+        Grader([problem], CONFIG)
+
+
+def test_missing_bubblewrap_stops_before_anything_is_graded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="apt-get install bubblewrap"):
+        Grader(PROBLEMS, CONFIG)
+
+
+def test_bubblewrap_that_cannot_start_stops_before_anything_is_graded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    fake = tmp_path / "bwrap"
+    fake.write_text("#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="uid map: Permission denied"):
+        Grader(PROBLEMS, CONFIG)

@@ -1,0 +1,108 @@
+"""The rules of the weight table, and the tables of the families, without a model."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from megatron_ssd.models.families import FAMILIES, family_of
+from megatron_ssd.models.families.mappings import (
+    DirectMapping,
+    GateUpMapping,
+    ParamMapping,
+    QkvMapping,
+    UnmappedWeightError,
+    VocabularyMapping,
+    all_hf_names,
+    find_mapping,
+)
+from tests.helpers.tiny_hf import MODELS
+
+MODEL = dataclasses.replace(MODELS["qwen3"], num_attention_heads=8, num_key_value_heads=4, head_dim=2)
+QKV = QkvMapping("qkv", ("q", "k", "v"), shard_dim=0)
+
+
+def test_qkv_rows_by_hand() -> None:
+    model = dataclasses.replace(MODEL, num_attention_heads=4, num_key_value_heads=2, head_dim=2)
+    q, k, v = torch.arange(8).view(8, 1), torch.arange(10, 14).view(4, 1), torch.arange(20, 24).view(4, 1)
+    assert QKV.merge([q, k, v], model).flatten().tolist() == [0, 1, 2, 3, 10, 11, 20, 21, 4, 5, 6, 7, 12, 13, 22, 23]
+
+
+@pytest.mark.parametrize(
+    ("rule", "rows"),
+    [
+        (DirectMapping("a", ("b",), shard_dim=0), (16,)),
+        (VocabularyMapping("a", ("b",), shard_dim=0), (64,)),
+        (GateUpMapping("a", ("b", "c"), shard_dim=0), (12, 12)),
+        (QKV, (16, 8, 8)),
+    ],
+)
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_divide_undoes_merge_and_slices_merge_to_slices(rule: ParamMapping, rows: tuple[int, ...], parts: int) -> None:
+    tensors = [torch.randn(count, 6) for count in rows]
+    whole = rule.merge(tensors, MODEL)
+    assert all(map(torch.equal, rule.split(whole, MODEL), tensors))
+    assert rule.hf_shapes(tuple(whole.shape), MODEL) == tuple((count, 6) for count in rows)
+    slices = [rule.merge([tensor.chunk(parts)[part] for tensor in tensors], MODEL) for part in range(parts)]
+    if not isinstance(
+        rule, GateUpMapping
+    ):  # there each rank stacks its own slices: rows are not contiguous in the whole
+        assert torch.equal(torch.cat(slices), whole)
+    for part, piece in enumerate(slices):
+        expected = [tensor.chunk(parts)[part] for tensor in tensors]
+        assert all(map(torch.equal, rule.split(piece, MODEL), expected))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "decoder.layers.11.self_attention.linear_qkv.layer_norm_weight",
+        "decoder.layers.11.input_layernorm.weight",
+        "decoder.layers.11.mlp.experts.local_experts.7.linear_fc1.weight",
+        "decoder.layers.11.mlp.experts.linear_fc1.weight7",
+    ],
+)
+def test_both_layer_specs_are_in_the_table(name: str) -> None:
+    rule, numbers = find_mapping(FAMILIES["qwen3_moe"].mappings, name)
+    assert numbers == ({"layer": 11, "expert": 7} if "experts" in name else {"layer": 11})
+    assert all("layers.11." in hf_name for hf_name in rule.hf_names(numbers))
+
+
+def test_both_layer_specs_are_made_of_the_same_weights() -> None:
+    """TransformerEngine's grouped experts and fused norms, row by row, against the names of the local layers."""
+    rows = FAMILIES["qwen3_moe"].mappings
+    pairs = {
+        "decoder.layers.1.input_layernorm.weight": "decoder.layers.1.self_attention.linear_qkv.layer_norm_weight",
+        "decoder.layers.1.mlp.experts.local_experts.3.linear_fc1.weight":
+            "decoder.layers.1.mlp.experts.linear_fc1.weight3",
+        "decoder.layers.1.mlp.experts.local_experts.3.linear_fc2.weight":
+            "decoder.layers.1.mlp.experts.linear_fc2.weight3",
+    }  # fmt: skip
+    for local, fused in pairs.items():
+        ours, theirs = find_mapping(rows, local), find_mapping(rows, fused)
+        assert ours.numbers == theirs.numbers
+        assert ours.mapping.hf_names(ours.numbers) == theirs.mapping.hf_names(theirs.numbers)
+        assert (type(ours.mapping), ours.mapping.shard_dim, ours.mapping.is_expert) == (
+            type(theirs.mapping), theirs.mapping.shard_dim, theirs.mapping.is_expert,
+        )  # fmt: skip
+
+
+def test_unknown_weight_raises_with_its_name() -> None:
+    with pytest.raises(UnmappedWeightError, match=r"decoder\.layers\.0\.self_attention\.linear_qkv\.bias"):
+        find_mapping(FAMILIES["qwen3"].mappings, "decoder.layers.0.self_attention.linear_qkv.bias")
+
+
+def test_number_of_hugging_face_weights() -> None:
+    moe = MODELS["qwen3_moe"]
+    names = all_hf_names(family_of("qwen3_moe").all_mappings(moe), moe)
+    assert len(names) == 3 + 4 * (4 + 2 + 2 + 1 + 4 * 3)  # projections, q/k norms, norms, router, experts
+    tied = MODELS["llama_tied"]
+    assert "lm_head.weight" not in all_hf_names(family_of("llama").all_mappings(tied), tied)
+
+
+def test_every_model_type_has_a_family() -> None:
+    from typing import get_args
+
+    from megatron_ssd.config.model import ModelType
+
+    assert set(get_args(ModelType)) == set(FAMILIES)

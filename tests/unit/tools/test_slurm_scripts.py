@@ -1,0 +1,108 @@
+"""The SLURM scripts start the right commands. Stand-ins replace srun and scontrol."""
+
+import os
+import subprocess
+
+import pytest
+
+from tests.helpers.paths import ROOT
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Run a script of launch/slurm with srun and scontrol that only print; gives (exit status, arguments, stderr)."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, body in {"srun": 'printf "%s\\n" "$@"', "scontrol": "printf 'node7\\nnode8\\n'"}.items():
+        (programs / name).write_text(f"#!/bin/sh\n{body}\n")
+        (programs / name).chmod(0o755)
+
+    def start(script: str, *arguments: str, **variables: str) -> tuple[int, list[str], str]:
+        environment = {"PATH": f"{programs}:/usr/bin:/bin", **variables}
+        command = ["bash", str(ROOT / "launch" / "slurm" / script), *arguments]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+        return done.returncode, done.stdout.splitlines(), done.stderr
+
+    return start
+
+
+def test_an_array_task_takes_its_line(cluster, tmp_path):
+    (tmp_path / "runs.txt").write_text("+model=tiny run_dir=runs/a\n+model=tiny run_dir=runs/b seed=3\n")
+    status, arguments, _ = cluster("evaluate.sbatch", "runs.txt", SLURM_ARRAY_TASK_ID="2")
+    assert status == 0
+    assert arguments[-5:] == [
+        ".venv/bin/python", "launch/evaluate.py", "+model=tiny", "run_dir=runs/b", "seed=3",
+    ]  # fmt: skip
+
+
+def test_an_array_task_without_a_line_stops_before_anything_starts(cluster, tmp_path):
+    (tmp_path / "runs.txt").write_text("+model=tiny\n")
+    status, arguments, error = cluster("evaluate.sbatch", "runs.txt", SLURM_ARRAY_TASK_ID="2")
+    assert (status, arguments) == (2, [])
+    assert error == "error: runs.txt has no line 2; array indices start at 1\n"
+
+
+@pytest.mark.parametrize(("stage", "array"), [("generate", "--array=0-N"), ("evaluate", "--array=1-N")])
+def test_outside_an_array_the_script_says_how_to_submit(cluster, tmp_path, stage, array):
+    (tmp_path / "runs.txt").write_text("+model=tiny\n")
+    status, arguments, error = cluster(f"{stage}.sbatch", "runs.txt")
+    assert status != 0
+    assert arguments == []
+    assert array in error
+
+
+def array(first: int, last: int, task: int, count: int | None = None) -> dict[str, str]:
+    numbers = {"ID": task, "MIN": first, "MAX": last, "COUNT": count or last - first + 1}
+    return {f"SLURM_ARRAY_TASK_{name}": str(number) for name, number in numbers.items()}
+
+
+@pytest.mark.parametrize(("first", "last", "task", "rank"), [(0, 7, 0, 0), (0, 7, 7, 7), (1, 3, 2, 1)])
+def test_the_tasks_of_an_array_are_the_workers_of_one_run(cluster, first, last, task, rank):
+    status, arguments, _ = cluster(
+        "generate.sbatch", "+model=tiny", "run_dir=runs/with blank", **array(first, last, task)
+    )
+    assert status == 0
+    assert arguments[-6:] == [
+        ".venv/bin/python", "launch/generate.py", "+model=tiny", "run_dir=runs/with blank",
+        f"worker.rank={rank}", f"worker.world={last - first + 1}",
+    ]  # fmt: skip
+
+
+def test_an_array_with_gaps_is_refused(cluster):
+    status, arguments, error = cluster("generate.sbatch", "+model=tiny", **array(0, 6, 2, count=4))
+    assert (status, arguments) == (2, [])
+    assert error == "error: --array has gaps between 0 and 6; workers are numbered without\n"
+
+
+def test_training_meets_at_the_first_node_with_the_allocations_world_size(cluster):
+    status, arguments, _ = cluster(
+        "train.sbatch", "+model=qwen3_30b", "run_dir=runs/with blank",
+        SLURM_JOB_ID="123456", SLURM_JOB_NODELIST="node[7-8]", SLURM_NNODES="2", SLURM_GPUS_ON_NODE="8",
+    )  # fmt: skip
+    assert status == 0
+    assert "--rdzv-endpoint=node7:23456" in arguments
+    assert {"--nnodes=2", "--nproc-per-node=8", "--rdzv-id=123456", "--rdzv-backend=c10d"} < set(arguments)
+    assert arguments[-4:] == [
+        "launch/train.py", "+model=qwen3_30b", "run_dir=runs/with blank", "parallel.world_size=16",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(75, True), (1, False), (130, False)])
+def test_training_that_saved_for_the_scheduler_goes_back_into_the_queue(cluster, tmp_path, status, requeued):
+    (tmp_path / "bin" / "srun").write_text(f"#!/bin/sh\nexit {status}\n")
+    (tmp_path / "bin" / "scontrol").write_text('#!/bin/sh\necho "scontrol $*"\n')
+    ended, lines, _ = cluster("train.sbatch", SLURM_JOB_ID="7", SLURM_JOB_NODELIST="node7", SLURM_NNODES="1")
+    assert ended == status
+    assert ("scontrol requeue 7" in lines) is requeued
+
+
+def test_a_container_gets_the_checkout_and_more_mounts(cluster, tmp_path):
+    status, arguments, _ = cluster(
+        "train.sbatch", IMAGE="/images/train.sqsh", MOUNTS="/data:/data",
+        SLURM_JOB_ID="1", SLURM_JOB_NODELIST="node7", SLURM_NNODES="1",
+    )  # fmt: skip
+    assert status == 0
+    here = os.path.realpath(tmp_path)
+    assert "--container-image=/images/train.sqsh" in arguments
+    assert f"--container-mounts={here}:{here},/data:/data" in arguments
+    assert "python3" in arguments
