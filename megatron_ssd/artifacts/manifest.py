@@ -31,7 +31,7 @@ MADE_BY = {  # a run's folders, in order, and the commands that make them
     "checkpoints": "launch/train.py",
     "export": "launch/export.py",
     "eval": "launch/evaluate.py",
-    "regression": "launch/regression.py",
+    "general_benchmarks": "launch/general_benchmarks.py",
     "report": "launch/report.py",
 }
 _RECORDED_PACKAGES = (

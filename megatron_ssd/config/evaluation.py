@@ -132,7 +132,7 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegressionConfig:
+class GeneralBenchmarksConfig:
     """Tasks of lm-eval, with its own prompts, filters, metrics and decoding."""
 
     tasks: tuple[str, ...] = ()
@@ -154,18 +154,18 @@ class RegressionConfig:
     """Publish prompts and answers with the scores."""
 
     def __post_init__(self) -> None:
-        require(len(set(self.tasks)) == len(self.tasks), f"regression.tasks = {list(self.tasks)}",
+        require(len(set(self.tasks)) == len(self.tasks), f"general_benchmarks.tasks = {list(self.tasks)}",
                 rule="names a task twice", fix="name it once")  # fmt: skip
         for key in ("data", "num_fewshot"):
             for name in getattr(self, key):
-                require(name in self.tasks, f"regression.{key}.{name}", rule="is for a task that is not run",
-                        fix=f"add {name} to regression.tasks, or leave this out")  # fmt: skip
+                require(name in self.tasks, f"general_benchmarks.{key}.{name}", rule="is for a task that is not run",
+                        fix=f"add {name} to general_benchmarks.tasks, or leave this out")  # fmt: skip
         for key in ("limit", "max_gen_toks"):
             value = getattr(self, key)
-            require(value is None or value > 0, f"regression.{key} = {value}", rule="must be positive",
+            require(value is None or value > 0, f"general_benchmarks.{key} = {value}", rule="must be positive",
                     fix="leave it out for the task's own")  # fmt: skip
         for name, number in self.num_fewshot.items():
-            require(number >= 0, f"regression.num_fewshot.{name} = {number}", rule="must not be negative",
+            require(number >= 0, f"general_benchmarks.num_fewshot.{name} = {number}", rule="must not be negative",
                     fix="leave it out for the task's own")  # fmt: skip
 
 

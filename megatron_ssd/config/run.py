@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from megatron_ssd.config.dataset import FilterConfig, PreprocessConfig
-from megatron_ssd.config.evaluation import EvaluationConfig, RegressionConfig, ReportConfig
+from megatron_ssd.config.evaluation import EvaluationConfig, GeneralBenchmarksConfig, ReportConfig
 from megatron_ssd.config.export import ExportConfig
 from megatron_ssd.config.generation import (
     EngineConfig,
@@ -101,7 +101,7 @@ class RunConfig:
     """Which weights are exported."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """What is decoded and counted."""
-    regression: RegressionConfig = field(default_factory=RegressionConfig)
+    general_benchmarks: GeneralBenchmarksConfig = field(default_factory=GeneralBenchmarksConfig)
     """Other benchmarks through lm-eval."""
     report: ReportConfig = field(default_factory=ReportConfig)
     """Limits of the report."""
@@ -176,10 +176,10 @@ class RunConfig:
             fix="set preprocess.ids=sampled, or filters.length_capped to keep or drop",
         )
         require(
-            not self.regression.tasks or self.engine.backend == "vllm",
-            f"regression.tasks = {list(self.regression.tasks)}",
+            not self.general_benchmarks.tasks or self.engine.backend == "vllm",
+            f"general_benchmarks.tasks = {list(self.general_benchmarks.tasks)}",
             rule=f"lm-eval runs on engines of its own, and engine.backend = {self.engine.backend}",
-            fix="set engine.backend=vllm for this stage, or regression.tasks=[]",
+            fix="set engine.backend=vllm for this stage, or general_benchmarks.tasks=[]",
         )
 
     @property

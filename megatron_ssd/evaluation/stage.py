@@ -193,7 +193,7 @@ def date_range(problems: Sequence[Problem]) -> list[str] | None:
 def _benchmark(config: RunConfig) -> tuple[list[Problem], Errata]:
     """The problems that count, and what the errata say of all."""
     section = needed(config.benchmark, "benchmark", fix="name one, for example benchmark=minicode")
-    return apply_errata(load_benchmark(config), section.errata)
+    return apply_errata(load_benchmark(section, config.minicode), section.errata)
 
 
 def _sampling(config: RunConfig) -> SamplingConfig:

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from megatron_ssd.closing import Closing
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.grading.compare import stdout_difference, value_difference
-from megatron_ssd.sandbox.execution import Ending, Execution, Limits, Program, SandboxBrokenError
-from megatron_ssd.sandbox.sandbox import Sandbox
+from megatron_ssd.sandbox.sandbox import Ending, Execution, Limits, Program, Sandbox, SandboxBrokenError
 from megatron_ssd.schema import Problem, TestCase, VerdictStatus
 
 log = logging.getLogger(__name__)
