@@ -106,7 +106,7 @@ def run_trainer(case: Case, scratch: Path, device: Device) -> dict[str, Any]:
         steps = [trainer.step() for _ in range(case.steps)]
         parameters = sum(p.numel() for chunk in trainer.state.chunks for p in chunk.parameters())
     rows = [dataset.locate(row) for row in range(WARM_UP * case.global_batch_size, case.steps * case.global_batch_size)]
-    segments = [int(length) for row in rows for length in dataset.lengths_in_row(*row)]
+    segments = [int(length) for row in rows for length in dataset.lengths_in_sequence(*row)]
     seconds = [step.seconds for step in steps[WARM_UP:]]
     return {
         "parameters": parameters,

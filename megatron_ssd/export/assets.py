@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
-from megatron_ssd.artifacts.stage import write_atomically
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError

@@ -20,10 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_ssd.artifacts.atomic import atomic_folder, write_atomically
 from megatron_ssd.artifacts.hashing import sha256_file
 from megatron_ssd.artifacts.manifest import package_versions
-from megatron_ssd.artifacts.stage import write_atomically
-from megatron_ssd.artifacts.whole_folder import whole_folder
 from megatron_ssd.config.export import ConvertConfig
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.errors import UserError
@@ -69,7 +68,7 @@ def hf_to_megatron(config: ConvertConfig) -> None:
 
     folder = resolve_model_folder(config.hf, key="hf")
     model = model_of(folder)
-    with whole_folder(Path(config.megatron), key="megatron", replace=config.replace) as work:
+    with atomic_folder(Path(config.megatron), key="megatron", replace=config.replace) as work:
         whole = full_model(model)
         weights = HFWeights(folder)
         names = [name for weight in whole.weights for name in weight.hf_names]
@@ -106,7 +105,7 @@ def megatron_to_hf(config: ConvertConfig) -> None:
             fix="add hf_assets=DIR with the Hugging Face folder of the model that it was trained from",
         )
     model = model_of(assets)
-    with whole_folder(Path(config.hf), key="hf", replace=config.replace) as work, held(checkpoint):
+    with atomic_folder(Path(config.hf), key="hf", replace=config.replace) as work, held(checkpoint):
         view = open_adapter(checkpoint, model, weights=config.weights, dtypes=_dtypes_beside(checkpoint))
         copy_assets(assets, work)
         if assets != own_assets:

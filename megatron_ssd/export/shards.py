@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_ssd.artifacts.stage import write_atomically
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.models.hf_folder import DTYPES, INDEX_FILE, WEIGHTS_FILE
 from megatron_ssd.progress import progress
 

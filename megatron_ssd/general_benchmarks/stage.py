@@ -17,9 +17,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hub import ModelFolder
 from megatron_ssd.artifacts.jsonl import iter_jsonl
-from megatron_ssd.artifacts.stage import SECONDS_BETWEEN_NOTES, Stage, write_atomically
+from megatron_ssd.artifacts.stage import SECONDS_BETWEEN_NOTES, Stage
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError
 from megatron_ssd.evaluation.results import ModelName

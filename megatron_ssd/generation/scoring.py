@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hub import ModelFolder, open_model
-from megatron_ssd.artifacts.jsonl import JsonlWriter, heal, iter_jsonl
+from megatron_ssd.artifacts.jsonl import JsonlWriter, iter_jsonl, truncate_partial_line
 from megatron_ssd.artifacts.samples import SCORES, iter_samples, sample_shards, samples_manifest
-from megatron_ssd.artifacts.stage import SECONDS_BETWEEN_NOTES, Stage, write_atomically
+from megatron_ssd.artifacts.stage import SECONDS_BETWEEN_NOTES, Stage
 from megatron_ssd.config.generation import PromptConfig, ProxyConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError
@@ -60,7 +61,7 @@ def run_score(config: RunConfig) -> None:
     engine = engine_facts(config.engine)
     run_dir, work = Path(config.run_dir), stage.begin()
     path = work / SCORES_FILE
-    heal(path)
+    truncate_partial_line(path)
     order = _keys(run_dir)
     scores = [ResponseScore.from_json(record) for record in iter_jsonl(path)] if path.exists() else []
     done = {score.key: score for score in scores}

@@ -74,10 +74,10 @@ def run_generate(config: RunConfig) -> None:
     stage = _stage(config, model)
     forget_torchrun()  # engines are not ranks; and from here on each worker reports its own errors
     with contextlib.ExitStack() as stack:
-        with stage.turn():
+        with stage.lock():
             if stage.is_current():
                 return
-            stage.take_up(in_use=bool(live_workers(stage.work)))
+            stage.open_work(in_use=bool(live_workers(stage.work)))
             stack.enter_context(worker_lock(stage.work, worker))
             spans = SpanNotes(span_file(stage.work, worker))
             spans.begin(_AT_WORK)
@@ -85,12 +85,12 @@ def run_generate(config: RunConfig) -> None:
         problems = list(read_problems(Path(config.run_dir)))
         store = _store(stage, problems, sampling.num_samples, config.generation.shard_rows)
         store.update()  # most of it without the lock, beside other workers; then what they changed meanwhile
-        with stage.turn():
+        with stage.lock():
             if stage.is_current():
                 return
             store.update()
         _sample_part(config, sampling, model, problems[worker.share], store, stage.work, spans)
-        with stage.turn():
+        with stage.lock():
             if stage.is_current():  # another worker found every sample and published
                 return
             spans.note()

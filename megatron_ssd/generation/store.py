@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ssd.artifacts.jsonl import Place, iter_whole_rows
-from megatron_ssd.artifacts.stage import fsync_path
+from megatron_ssd.artifacts.atomic import fsync_path
+from megatron_ssd.artifacts.jsonl import FileCursor, iter_complete_records
 from megatron_ssd.config.generation import WorkerConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.progress import progress
@@ -52,7 +52,7 @@ class SampleStore:
         assert len(self._index) == len(keys), "two planned samples share a key"
         self._file = array("i", [_NOWHERE]) * len(keys)
         self._offset = array("q", [0]) * len(keys)
-        self._read: dict[Path, tuple[int, Place]] = {}  # number of an appended file, and how far it was read
+        self._read: dict[Path, tuple[int, FileCursor]] = {}  # number of an appended file, and how far it was read
         self._finished: set[Path] = set()  # shards that are whole and in order
 
     @property
@@ -120,7 +120,7 @@ class SampleStore:
 
     def _read_shard(self, path: Path, keys: Sequence[Key]) -> None:
         count = 0
-        for record, _ in iter_whole_rows(path, Place()):
+        for record, _ in iter_complete_records(path, FileCursor()):
             if count == len(keys) or Sample.from_json(record).key != keys[count]:
                 raise _misplaced(path)
             index = self._index[keys[count]]
@@ -133,8 +133,8 @@ class SampleStore:
         self._finished.add(path)
 
     def _read_appended(self, path: Path) -> None:
-        number, reached = self._read.setdefault(path, (len(self._read), Place()))
-        for record, offset in iter_whole_rows(path, reached):
+        number, reached = self._read.setdefault(path, (len(self._read), FileCursor()))
+        for record, offset in iter_complete_records(path, reached):
             key = Sample.from_json(record).key
             index = self._index.get(key)
             if index is None or self._file[index] >= 0:

@@ -45,7 +45,7 @@ class Samples:
     @classmethod
     def of_dataset(cls, report: PackingReport) -> Samples:
         """The samples of a data set."""
-        return cls(sequences=report.rows, described=str(report), segment_length=report.positions // report.samples)
+        return cls(sequences=report.sequences, described=str(report), segment_length=report.tokens // report.samples)
 
     @classmethod
     def expected(cls, count: int, mean_tokens: int | None, *, packed_length: int | None) -> Samples:

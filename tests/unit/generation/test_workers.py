@@ -181,7 +181,7 @@ def test_work_of_another_configuration_is_not_moved_from_under_the_living(config
     other = dataclasses.replace(worker(config, 1, 2), prompt=prompt, replace=replace)
 
     def meanwhile() -> None:
-        with pytest.raises(UserError, match="another process is at work on it"):
+        with pytest.raises(UserError, match="another process is working on it"):
             generate(other)
 
     generate(worker(config, 0, 2), FakeSampler(meanwhile=meanwhile))
