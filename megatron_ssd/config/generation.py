@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from megatron_ssd.errors import ConfigError, require
 
+Device = Literal["cuda", "cpu"]  # cluster.device
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
@@ -243,7 +245,7 @@ class WorkerConfig:
         """How messages call it, for example ``worker 0 of 2``."""
         return f"worker {self.rank or 0} of {self.world or 1}"
 
-    def settled(self, environment: Mapping[str, str]) -> WorkerConfig:
+    def resolved(self, environment: Mapping[str, str]) -> WorkerConfig:
         """This worker as configured, else as torchrun's variables say.
 
         An array of SLURM is not looked at: its tasks may as well be different runs. ``launch/slurm/generate.sbatch``
