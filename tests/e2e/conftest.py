@@ -16,9 +16,12 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
-# The demo, scaled down until the whole loop takes a minute or two. The model learns little; every path is walked.
+# The demo, scaled down until the loop takes a minute or two. The model learns little; every path is taken. Starting an
+# engine or a training process costs more than what it does here, so there is one of each, but see PARALLEL.
 SMALL = (
     "+experiment=demo",
+    "parallel=single",
+    "engine.data_parallel_size=1",
     "minicode.num_train_problems=64",
     "minicode.num_test_problems=12",
     "minicode.tests_per_problem=3",
@@ -32,7 +35,10 @@ SMALL = (
     "evaluation.temperatures=[1.0]",
     "evaluation.top_ps=[0.8]",
 )
+# As in the demo: two engines, and training by two processes.
+PARALLEL = ("parallel=tp2", "engine.data_parallel_size=2")
 SMALL_BASE = (
+    "parallel=single",
     "minicode.num_documents=3000",
     "training.train_iters=20",
     "checkpoint.save_interval=10",
@@ -103,7 +109,7 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Loop:
 
 @pytest.fixture(scope="session")
 def finished(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a whole run that nobody interrupted."""
+    """The folder of a complete run without interruption."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
-    loop.run(run_dir)
+    loop.run(run_dir, *PARALLEL)
     return run_dir

@@ -12,19 +12,19 @@ from safetensors import safe_open
 from megatron_ssd.artifacts.hashing import sha256_file
 from megatron_ssd.artifacts.manifest import FILE_NAME, manifest_json, read_manifest
 
-from .conftest import Loop
+from .conftest import PARALLEL, Loop
 
 SHARD_BYTES = "export.max_shard_bytes=100000"
 WORKERS = "preprocess.num_workers=2"
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a JSONL file that may end in a torn one."""
+    """The complete records of a JSONL file whose last line may be cut."""
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
 
 
 def samples(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """The rows of every file below ``folder`` by what makes them unique."""
+    """The records of every file below ``folder``, by problem and sample index."""
     found = [row for path in sorted(folder.glob("*.jsonl")) for row in rows(path)]
     by_key = {(row["problem_id"], row["sample_index"]): row for row in found}
     assert len(by_key) == len(found), "a sample was written twice"
@@ -97,10 +97,10 @@ def test_preprocessing(loop: Loop, finished: Path, tmp_path: Path) -> None:
 def test_training(loop: Loop, finished: Path, tmp_path: Path) -> None:
     run_dir = loop.copy(finished, tmp_path / "run", "samples", "dataset")
     partial = run_dir / "checkpoints.partial"
-    loop.kill_when(run_dir, lambda: len(rows(partial / "metrics.jsonl")) >= 5, "--until=checkpoints")
+    loop.kill_when(run_dir, lambda: len(rows(partial / "metrics.jsonl")) >= 5, "--until=checkpoints", *PARALLEL)
     checkpoint = snapshot(partial / "iter_0000004", "*")
     assert checkpoint, "the checkpoint of iteration 4 was not there"
-    again = loop.run(run_dir, "--until=checkpoints")
+    again = loop.run(run_dir, "--until=checkpoints", *PARALLEL)
     assert "resuming from iteration" in again.stderr
     assert snapshot(run_dir / "checkpoints" / "iter_0000004", "*") == checkpoint
     metrics = [rows(folder / "checkpoints" / "metrics.jsonl") for folder in (run_dir, finished)]

@@ -19,12 +19,10 @@ def test_every_stage_is_published_with_its_engine(finished: Path) -> None:
     engines = {stage: read_manifest(finished / stage).engine for stage in STAGES}
     assert {engines["samples"]["name"], engines["eval"]["name"]} == {"vllm"}
     assert {engines[stage]["name"] for stage in ("dataset", "checkpoints", "export")} == {"megatron-core"}
-    assert engines["checkpoints"]["version"] == "0.16.1"
-    assert engines["samples"]["version"].startswith("0.32.0")
     assert not list(finished.glob("*.partial"))
 
 
-def test_one_sample_a_problem(finished: Path) -> None:
+def test_one_sample_per_problem(finished: Path) -> None:
     rows = [json.loads(line) for path in sorted((finished / "samples").glob("*.jsonl")) for line in path.open()]
     assert len({row["problem_id"] for row in rows}) == len(rows) == 64
 
