@@ -115,7 +115,7 @@ def test_a_broken_line_in_the_samples(loop: Loop, finished: Path, tmp_path: Path
 def test_a_wrong_vocabulary_size(finished: Path, loop: Loop, tmp_path: Path) -> None:
     run_dir = loop.copy(finished, tmp_path / "run", "samples", "dataset")
     base = next(loop.base_dir.glob("*/export"))
-    done = start("launch/train.py", *SMALL, "parallel=single", f"run_dir={run_dir}", f"model.path={base}",
+    done = start("launch/train.py", *SMALL, f"run_dir={run_dir}", f"model.path={base}",
                  "model.vocab_size=256")  # fmt: skip
     assert_one_line(done, "model.vocab_size = 256", "holds token id", "make the data set again")
     assert not list(run_dir.glob("checkpoints*/iter_*"))
@@ -150,7 +150,7 @@ def test_a_port_in_use(finished: Path, loop: Loop, tmp_path: Path) -> None:
         port = str(taken.getsockname()[1])
         world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
         done = subprocess.run(
-            [sys.executable, str(ROOT / "launch/train.py"), *SMALL, "parallel=single", f"run_dir={run_dir}",
+            [sys.executable, str(ROOT / "launch/train.py"), *SMALL, f"run_dir={run_dir}",
              f"model.path={base}"],
             env={**os.environ, **world}, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
