@@ -1,4 +1,4 @@
-"""How a model is laid out over processes, and the machine that they run on."""
+"""Parallel layout of a model, and the machine that it runs on."""
 
 from __future__ import annotations
 
@@ -77,17 +77,17 @@ class ParallelConfig:
 
     @property
     def context_chunks(self) -> int:
-        """Parts that context parallelism cuts a row, or each sample of a packed row, into: two for each rank."""
+        """Parts that context parallelism splits a sequence, or each sample of a packed one, into: two per rank."""
         return 2 * self.context_parallel_size if self.context_parallel_size > 1 else 1
 
     @property
     def sequence_parts(self) -> int:
-        """What the length of a row must be a multiple of."""
+        """The length of a sequence must be a multiple of this."""
         per_rank = self.tensor_model_parallel_size if self.sequence_parallel else 1
         return math.lcm(self.context_chunks, self.context_parallel_size * per_rank)
 
     def check_model(self, model: ModelConfig) -> None:
-        """Raise ``ConfigError`` where ``model`` cannot be split this way."""
+        """Raise ``ConfigError`` if ``model`` cannot be split this way."""
         tp, pp, ep = (
             self.tensor_model_parallel_size,
             self.pipeline_model_parallel_size,

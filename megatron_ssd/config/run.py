@@ -125,8 +125,8 @@ class RunConfig:
         )
         if self.model is not None:
             self.parallel.check_model(self.model)
-            row_tokens = self.training.micro_batch_size * self.training.seq_length
-            self.precision.check_model(self.model, self.parallel, row_tokens=row_tokens)
+            micro_batch_tokens = self.training.micro_batch_size * self.training.seq_length
+            self.precision.check_model(self.model, self.parallel, micro_batch_tokens=micro_batch_tokens)
             require(
                 self.training.seq_length <= self.model.max_position_embeddings,
                 f"training.seq_length = {self.training.seq_length}",
