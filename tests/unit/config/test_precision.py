@@ -86,7 +86,7 @@ def test_recompute_asks_for_parts_that_are_there() -> None:
                         "moe.grouped_gemm=false"])  # fmt: skip
     with pytest.raises(ConfigError, match="with TransformerEngine only"):
         dataclasses.replace(again, transformer_engine=False)
-    with pytest.raises(ConfigError, match="under delayed scaling"):
+    with pytest.raises(ConfigError, match="with delayed scaling"):
         dataclasses.replace(again, fp8=Fp8Config(recipe="delayed"))
 
 
