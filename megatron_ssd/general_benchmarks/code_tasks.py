@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_ssd.artifacts.stage import write_atomically
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.errors import UserError
 from megatron_ssd.general_benchmarks.results import NO_FILTER, DocumentResult
 from megatron_ssd.grading.metrics import pass_at_k

@@ -36,15 +36,14 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hashing import hash_json
-from megatron_ssd.artifacts.stage import write_atomically
 from megatron_ssd.errors import UserError
 from megatron_ssd.general_benchmarks.local_data import write_subjects, write_task
 from megatron_ssd.general_benchmarks.processes import HarnessSpec
 from megatron_ssd.general_benchmarks.results import DocumentResult
 from megatron_ssd.generation.plan import request_seed
-from megatron_ssd.generation.vllm_arguments import vllm_version
-from megatron_ssd.generation.vllm_engine import START_ERRORS
+from megatron_ssd.generation.vllm_engine import START_ERRORS, vllm_version
 
 # lm-eval's own seeds (its DEFAULT_RANDOM_SEED and DEFAULT_OTHER_SEED), which choose few-shot examples.
 _PYTHON_SEED, _OTHER_SEED = 0, 1234
@@ -247,7 +246,7 @@ def _check_examples(spec: HarnessSpec, name: str, task: Any) -> None:
 
 def _cap_answers(spec: HarnessSpec, leaf: str, task: Any) -> None:
     own = normalize_gen_kwargs(task.get_config("generation_kwargs"), _ANSWER_TOKENS)["max_gen_toks"]
-    length, limit = min(own, spec.config.max_gen_toks or own), spec.engine.max_model_len
+    length, limit = min(own, spec.config.max_gen_toks or own), spec.engine.settings.max_model_len
     if length >= limit:
         raise UserError(
             f"engine.max_model_len = {limit}",

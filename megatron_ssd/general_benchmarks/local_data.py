@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from megatron_ssd.artifacts.stage import write_atomically
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.table import ENDINGS, Table, open_table
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hub import ModelFolder
 from megatron_ssd.artifacts.jsonl import iter_jsonl
-from megatron_ssd.artifacts.stage import Stage, write_atomically
+from megatron_ssd.artifacts.stage import SECONDS_BETWEEN_NOTES, Stage
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError
@@ -45,9 +46,7 @@ from megatron_ssd.general_benchmarks.results import (
     summarise,
     table,
 )
-from megatron_ssd.generation.engines import engine_facts
-from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES
-from megatron_ssd.generation.vllm_engine import vllm_spec
+from megatron_ssd.generation.samplers import engine_facts, vllm_spec
 from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.grading.pool import Grader
 from megatron_ssd.progress import progress
@@ -106,7 +105,11 @@ def run_general_benchmarks(config: RunConfig) -> None:
     write_json(work / SUMMARY, results)
     shutil.rmtree(work / _PARTS)
     stage.publish(
-        engine={"name": "lm_eval", "version": lm_eval_version(), "on": f"vllm {engine_facts(config)['version']}"},
+        engine={
+            "name": "lm_eval",
+            "version": lm_eval_version(),
+            "on": f"vllm {engine_facts(config.engine)['version']}",
+        },
         counts={"tasks": len(section.tasks), "rows": num_rows},
         dropped={f"infrastructure_error in {where}": count for where, count in failures.items() if count},
     )
@@ -149,7 +152,8 @@ def _models(config: RunConfig) -> dict[ModelName, ModelFolder]:
 
 def _specs(config: RunConfig, name: ModelName, model: ModelFolder, work: Path) -> list[HarnessSpec]:
     """The spec of each process that has a missing part."""
-    engine, world = vllm_spec(config, model, end_token_ids=model.end_token_ids), config.engine.data_parallel_size
+    engine = vllm_spec(config.engine, model, device=config.cluster.device, end_token_ids=model.end_token_ids)
+    world = config.engine.data_parallel_size
     specs = [
         HarnessSpec(
             engine=engine,

@@ -18,6 +18,7 @@ from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.evaluation import GeneralBenchmarksConfig
+from megatron_ssd.config.generation import EngineConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.general_benchmarks import processes
 from megatron_ssd.general_benchmarks.code_tasks import CODE_TASKS
@@ -49,9 +50,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def spec_of(data: dict[str, str], **settings: Any) -> HarnessSpec:
     """What a process would be asked; no engine is started with it."""
     engine = VllmSpec(
-        model="none", end_token_ids=(), device="cpu", devices=(("0",),), tensor_parallel_size=1,
-        max_model_len=settings.pop("max_model_len", 65536), max_num_seqs=8, dtype="float32",
-        gpu_memory_utilization=0.9, kv_cache_gib=1, enforce_eager=True, prefix_caching=True, options={},
+        model="none", end_token_ids=(), device="cpu", devices=(("0",),),
+        settings=EngineConfig(max_model_len=settings.pop("max_model_len", 65536)),
     )  # fmt: skip
     code_tasks = settings.pop("code_tasks", tuple(CODE_TASKS))
     config = GeneralBenchmarksConfig(tasks=settings.pop("tasks", tuple(data)), data=data, **settings)
