@@ -6,8 +6,8 @@ A tiny Qwen3 (random weights, written by transformers) samples one response for 
 ``launch/generate.py`` runs unchanged: requests and results cross process borders, and every response is decoded to text
 and written to disk as soon as it ends. ``LLM.generate`` gets all prompts at once and keeps the results in memory. Both
 use one engine on both cores with the same engine settings and environment, and load it again in each round. They
-alternate, and loading does not count. The same seeds must give the same number of tokens, otherwise the script stops. The table gives
-medians, and the median over rounds of the ratio within each round.
+alternate, and loading does not count. The same seeds must give the same number of tokens, otherwise the script stops.
+The table gives medians, and the median over rounds of the ratio within each round.
 """
 
 from __future__ import annotations

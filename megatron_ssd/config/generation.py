@@ -146,7 +146,7 @@ class EngineConfig:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The settings that can change tokens; the others only affect speed. ``options`` may do either, so they count."""
+        """The settings that can change tokens; the others affect speed. ``options`` may do either, so they count."""
         return {
             "backend": self.backend,
             "dtype": self.dtype,

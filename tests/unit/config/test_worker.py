@@ -47,7 +47,7 @@ def test_shares_are_a_partition_of_like_parts(world: int) -> None:
         ({"rank": 0, "world": 0}, "worker.rank = 0, worker.world = 0"),
         (
             {"rank": 0},
-            "worker.rank = 0, worker.world = null: one is meaningless without the other; set both or neither",
+            "worker.rank = 0, worker.world = null: one is meaningless without the other",
         ),
         ({"world": 2}, "worker.rank = null, worker.world = 2"),
         ({"rank": 0, "world": 2, "local_rank": 0}, "worker.local_rank = 0, worker.local_world = null"),
