@@ -73,6 +73,7 @@ EXTRAS = {
         "hypothesis>=6.150,<7",
         "import-linter>=2.5,<3",
         *LM_EVAL,
+        "mkdocs-material>=9.8,<10",
         "mypy>=2.4,<2.5",
         "playwright>=1.60,<2",
         "pytest>=9,<10",

@@ -35,7 +35,7 @@ _SHAPE: dict[str, Any] = {
 # In a process of its own: the baseline is taken when all is imported, the peak at the end.
 _CHILD = """
 import json, sys, time
-import megatron_ssd.export.checkpoint_writer, megatron_ssd.export.hf_view, megatron_ssd.models.whole_model
+import megatron_ssd.export.checkpoint_writer, megatron_ssd.export.state_dict_adapter, megatron_ssd.export.full_model
 from megatron_ssd.config.export import ConvertConfig
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.export.convert import run_convert
@@ -88,15 +88,15 @@ def write_model(folder: Path, model: ModelConfig) -> tuple[int, int]:
     """Random bytes as bf16 weights in files of 500 MB; (bytes in all, bytes of the largest tensor)."""
     import torch
 
+    from megatron_ssd.export.full_model import full_model
     from megatron_ssd.export.shards import TensorSpec, plan_shards, write_index, write_shard
-    from megatron_ssd.models.whole_model import whole_model
 
     folder.mkdir()
     family = family_of(model.model_type)
     (folder / "config.json").write_text(json.dumps(family.to_hf_config(model, dtype="bfloat16")))
     specs = [
         TensorSpec(name, shape, torch.bfloat16)
-        for weight in whole_model(model).weights
+        for weight in full_model(model).weights
         for name, shape in zip(weight.hf_names, weight.hf_shapes, strict=True)
     ]
     of = {spec.name: spec for spec in specs}

@@ -17,8 +17,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.moe import MoeConfig
+from megatron_ssd.config.model import ModelConfig, MoeConfig
 from megatron_ssd.config.precision import Fp8Config, Fp8Recipe, PrecisionConfig
 
 PARTS = ("specs", "fp8", "recompute", "speed")

@@ -72,7 +72,7 @@ def _make_model(folder: Path) -> None:
     import torch
     import transformers
 
-    from megatron_ssd.config.minicode import MinicodeConfig
+    from megatron_ssd.config.problems import MinicodeConfig
     from megatron_ssd.problems.minicode.documents import corpus
     from megatron_ssd.problems.minicode.tokenizer import save_tokenizer, train_tokenizer
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from megatron_ssd.config.minicode import MinicodeConfig
+from megatron_ssd.config.problems import MinicodeConfig
 from megatron_ssd.problems.minicode.documents import corpus
 from megatron_ssd.problems.minicode.tokenizer import save_tokenizer, train_tokenizer
 

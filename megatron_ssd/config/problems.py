@@ -1,4 +1,4 @@
-"""Where problems come from: training problems, and the benchmark that a model is judged on."""
+"""Problem settings: training problems, decontamination, the benchmark, the minicode world."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ColumnsConfig:
 class ProblemsConfig:
     """Training problems. ``path`` is a local folder or file, or a Hub id; minicode is procedural and has none.
 
-    ``rstar_coder`` knows its columns; ``rows`` is any parquet, JSONL or JSON file with ``columns`` given. Rows are
+    ``rstar_coder`` knows its columns; ``rows`` is any parquet, JSONL or JSON file with ``formatting`` given. Rows are
     dropped in this order: not passed (``only_passed``), no text, duplicates, near duplicates (estimated Jaccard
     similarity of word 5-grams of at least ``near_duplicates``), and, in ``order``, all after ``limit``.
     """
@@ -68,7 +68,7 @@ class ProblemsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSetConfig:
-    """A set whose problems must not be trained on: the texts of ``columns``, joined, in the files at ``path``.
+    """A set whose problems must not be trained on: the texts of ``formatting``, joined, in the files at ``path``.
 
     ``id`` is the column that names a problem; without one it is known by its row.
     """
@@ -130,3 +130,23 @@ class BenchmarkConfig:
                 rule=f"benchmark={self.name} reads rows from somewhere", fix="set benchmark.path=FILE")  # fmt: skip
         require(self.errata == "keep" or self.name == "livecodebench", f"benchmark.errata = {self.errata}",
                 rule=f"LiveCodeBench has errata, and this is {self.name}", fix="leave it out")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinicodeConfig:
+    """Size, seed and noise of the world. See ``docs/results/minicode.md``."""
+
+    seed: int = 0
+    num_train_problems: int = 4000
+    num_test_problems: int = 300
+    num_documents: int = 42_000  # of the base model's corpus, about 58 tokens each
+    vocab_size: int = 512
+    tests_per_problem: int = 10
+    noise: float = 1.0  # scale of the distractor process at locks; 0 for none
+
+    def __post_init__(self) -> None:
+        for key in ("num_train_problems", "num_test_problems", "num_documents", "tests_per_problem"):
+            value = getattr(self, key)
+            require(value > 0, f"minicode.{key} = {value}", rule="must be at least 1", fix="use a positive number")
+        require(0 <= self.noise <= 2, f"minicode.noise = {self.noise}", rule="must be between 0 and 2",
+                fix="use 1, or 0 for a corpus without slips")  # fmt: skip

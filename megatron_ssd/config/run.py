@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from megatron_ssd.config.dataset import FilterConfig, PreprocessConfig
-from megatron_ssd.config.evaluation import EvaluationConfig
+from megatron_ssd.config.evaluation import EvaluationConfig, RegressionConfig, ReportConfig
 from megatron_ssd.config.export import ExportConfig
 from megatron_ssd.config.generation import (
     EngineConfig,
@@ -16,14 +16,10 @@ from megatron_ssd.config.generation import (
     SamplingConfig,
     WorkerConfig,
 )
-from megatron_ssd.config.minicode import MinicodeConfig
-from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.moe import MoeConfig
+from megatron_ssd.config.model import ModelConfig, MoeConfig
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
-from megatron_ssd.config.problems import BenchmarkConfig, ContaminationConfig, ProblemsConfig
-from megatron_ssd.config.regression import RegressionConfig
-from megatron_ssd.config.report import ReportConfig
+from megatron_ssd.config.problems import BenchmarkConfig, ContaminationConfig, MinicodeConfig, ProblemsConfig
 from megatron_ssd.config.training import CheckpointConfig, OptimizerConfig, TrainingConfig
 from megatron_ssd.errors import ConfigError, require
 

@@ -15,8 +15,8 @@ import sentencepiece
 
 from megatron_ssd.artifacts.manifest import megatron_facts, read_manifest
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.minicode import MinicodeConfig
 from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.problems import MinicodeConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.dataset.indexed import DATASET_NAME, IndexedWriter
 from megatron_ssd.errors import require

@@ -16,11 +16,11 @@ from typing import Literal
 
 import numpy as np
 
-from megatron_ssd.columns import NOT_MEASURED, counted, signed
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.evaluation.grid import ModelName, hottest
 from megatron_ssd.evaluation.measurements import Measurements
 from megatron_ssd.grading.metrics import Estimate, Scores
+from megatron_ssd.text_table import NOT_MEASURED, counted, signed
 
 ClaimStatus = Literal["shown", "not shown", "unclear"]
 _PAPERS_K = 5  # the larger k of the paper's tables

@@ -18,13 +18,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from megatron_ssd.columns import NOT_MEASURED, aligned, signed, split_cells
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.evaluation import claims, sweep
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import ModelName, difficulty_of
 from megatron_ssd.evaluation.measurements import Measurements
 from megatron_ssd.grading.metrics import Bootstrap, Estimate, Scores, sign_test
+from megatron_ssd.text_table import NOT_MEASURED, aligned, signed, split_cells
 
 _TITLES = {
     "base_default": "base at its default decode",

@@ -24,9 +24,9 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 
 from megatron_ssd.config.export import Weights
 from megatron_ssd.errors import UserError
+from megatron_ssd.export.full_model import FullModel, FullTensor
 from megatron_ssd.models.hf_checkpoint import refuse_weights
 from megatron_ssd.models.hf_folder import Shape
-from megatron_ssd.models.whole_model import WholeModel, WholeWeight
 from megatron_ssd.training.checkpoint_folder import (
     FACTS_FILE,
     BrokenCheckpointError,
@@ -81,12 +81,12 @@ class CheckpointReader:
             )
         self._chunks: dict[str, dict[Shape, list[ChunkStorageMetadata]]] = {}
 
-    def dtype(self, weight: WholeWeight) -> torch.dtype:
+    def dtype(self, weight: FullTensor) -> torch.dtype:
         """Type that the checkpoint holds a weight in."""
         dtype: torch.dtype = self._tensors[weight.key].properties.dtype
         return dtype
 
-    def check(self, whole: WholeModel) -> None:
+    def check(self, whole: FullModel) -> None:
         """Compare names and shapes with ``whole``.
 
         Raises:
@@ -106,7 +106,7 @@ class CheckpointReader:
             fix="name the model that the checkpoint was trained as",
         )
 
-    def read(self, weight: WholeWeight, dtype: torch.dtype) -> Tensor:
+    def read(self, weight: FullTensor, dtype: torch.dtype) -> Tensor:
         """The whole weight in ``dtype``, without rows that pad a vocabulary.
 
         Raises:
@@ -133,7 +133,7 @@ class CheckpointReader:
             )
         return result
 
-    def _chunks_at(self, weight: WholeWeight) -> Sequence[ChunkStorageMetadata]:
+    def _chunks_at(self, weight: FullTensor) -> Sequence[ChunkStorageMetadata]:
         """The stored pieces of ``weight``: those at its place along the leading axes."""
         leading = len(weight.place)
         if weight.key not in self._chunks:
@@ -162,7 +162,7 @@ class CheckpointReader:
         return piece
 
 
-def _overlap(chunk: ChunkStorageMetadata, weight: WholeWeight) -> tuple[list[int], tuple[slice, ...]]:
+def _overlap(chunk: ChunkStorageMetadata, weight: FullTensor) -> tuple[list[int], tuple[slice, ...]]:
     """Where in ``weight`` its part of ``chunk`` begins, and which part of ``chunk`` that is."""
     leading = len(weight.place)
     offsets, sizes = chunk.offsets[leading:], chunk.sizes[leading:]
@@ -213,7 +213,7 @@ def check_files(path: Path) -> None:
         raise UserError(error.what, rule=error.rule, fix="use another checkpoint") from None
 
 
-def _fits(found: Shape, weight: WholeWeight) -> bool:
+def _fits(found: Shape, weight: FullTensor) -> bool:
     wanted = (*weight.places, *weight.shape)
     return found == wanted or (weight.padded and found[1:] == wanted[1:] and found[0] >= wanted[0])
 

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 
-from megatron_ssd.models.whole_model import WholeModel, WholeWeight
+from megatron_ssd.export.full_model import FullModel, FullTensor
 from megatron_ssd.progress import progress
 
 FILE_BYTES = 4_000_000_000  # after which a new file is begun
@@ -49,8 +49,8 @@ class WrittenFile:
 
 def write_checkpoint(
     folder: Path,
-    whole: WholeModel,
-    pieces_of: Callable[[WholeWeight], Iterable[Tensor]],
+    whole: FullModel,
+    pieces_of: Callable[[FullTensor], Iterable[Tensor]],
     *,
     file_bytes: int = FILE_BYTES,
 ) -> dict[str, WrittenFile]:
@@ -94,7 +94,7 @@ def write_checkpoint(
 
 
 def _write_weight(
-    file: _HashedFile, name: str, weight: WholeWeight, pieces: Iterable[Tensor], tensors: dict[str, Any]
+    file: _HashedFile, name: str, weight: FullTensor, pieces: Iterable[Tensor], tensors: dict[str, Any]
 ) -> Iterator[WriteResult]:
     """Append one weight to ``file`` and enter its place into ``tensors``, the metadata by key."""
     leading = (1,) * len(weight.place)

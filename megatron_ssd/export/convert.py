@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from megatron_ssd.export.checkpoint_writer import WrittenFile
+    from megatron_ssd.export.full_model import FullTensor
     from megatron_ssd.models.hf_folder import HFWeights
-    from megatron_ssd.models.whole_model import WholeWeight
 
 log = logging.getLogger(__name__)
 
@@ -62,15 +62,15 @@ def run_convert(config: ConvertConfig) -> None:
 def hf_to_megatron(config: ConvertConfig) -> None:
     """Write ``config.hf``'s weights and other files to ``config.megatron``. Raises ``UserError``."""
     from megatron_ssd.export.checkpoint_writer import write_checkpoint
+    from megatron_ssd.export.full_model import full_model
     from megatron_ssd.models.hf_checkpoint import check_weights
     from megatron_ssd.models.hf_folder import HFWeights
-    from megatron_ssd.models.whole_model import whole_model
     from megatron_ssd.training.checkpoint_folder import checkpoint_path
 
     folder = resolve_model_folder(config.hf, key="hf")
     model = model_of(folder)
     with whole_folder(Path(config.megatron), key="megatron", replace=config.replace) as work:
-        whole = whole_model(model)
+        whole = full_model(model)
         weights = HFWeights(folder)
         names = [name for weight in whole.weights for name in weight.hf_names]
         shapes = {
@@ -91,7 +91,7 @@ def hf_to_megatron(config: ConvertConfig) -> None:
 def megatron_to_hf(config: ConvertConfig) -> None:
     """Write a checkpoint in ``config.megatron`` as the Hugging Face folder ``config.hf``. Raises ``UserError``."""
     from megatron_ssd.export.checkpoint_reader import held
-    from megatron_ssd.export.hf_view import open_view
+    from megatron_ssd.export.state_dict_adapter import open_adapter
 
     checkpoint = _find_checkpoint(Path(config.megatron), config.iteration)
     own_assets = checkpoint.parent / ASSETS
@@ -107,7 +107,7 @@ def megatron_to_hf(config: ConvertConfig) -> None:
         )
     model = model_of(assets)
     with whole_folder(Path(config.hf), key="hf", replace=config.replace) as work, held(checkpoint):
-        view = open_view(checkpoint, model, weights=config.weights, dtypes=_dtypes_beside(checkpoint))
+        view = open_adapter(checkpoint, model, weights=config.weights, dtypes=_dtypes_beside(checkpoint))
         copy_assets(assets, work)
         if assets != own_assets:
             _say_dtype(work / "config.json", {spec.dtype for spec in view.specs})
@@ -117,14 +117,14 @@ def megatron_to_hf(config: ConvertConfig) -> None:
     log.info("converted %d weights to %s in %d file(s)", len(view.specs), config.hf, len(shards))
 
 
-def _pieces(weight: WholeWeight, weights: HFWeights, model: ModelConfig) -> Iterator[Tensor]:
+def _pieces(weight: FullTensor, weights: HFWeights, model: ModelConfig) -> Iterator[Tensor]:
     """A weight as the checkpoint has it; what is only stacked there (gate and up) stays in pieces, to save memory."""
-    from megatron_ssd.models.weights import GateUpMerge
+    from megatron_ssd.models.families.mappings import GateUpMapping
 
-    if isinstance(weight.rule, GateUpMerge):
+    if isinstance(weight.mapping, GateUpMapping):
         yield from map(weights.read, weight.hf_names)
     else:
-        yield weight.rule.merge([weights.read(name) for name in weight.hf_names], model)
+        yield weight.mapping.merge([weights.read(name) for name in weight.hf_names], model)
 
 
 def _dtypes_beside(checkpoint: Path) -> dict[str, torch.dtype]:

@@ -39,7 +39,7 @@ def run_export(config: RunConfig) -> None:
     model, run_dir = _model(config), Path(config.run_dir)
     assets = find_assets(config, model)
     from megatron_ssd.export.checkpoint_reader import find_checkpoint, held
-    from megatron_ssd.export.hf_view import open_view
+    from megatron_ssd.export.state_dict_adapter import open_adapter
     from megatron_ssd.export.verify import compare_logits
     from megatron_ssd.models.transformer_config import DTYPES
     from megatron_ssd.runtime.device import prepare_device
@@ -50,7 +50,9 @@ def run_export(config: RunConfig) -> None:
     assets.write(work, model, params_dtype=config.precision.params_dtype)
     log.info("export: reading %s", checkpoint)
     with held(checkpoint):
-        view = open_view(checkpoint, model, weights=config.export.weights, dtype=DTYPES[config.precision.params_dtype])
+        view = open_adapter(
+            checkpoint, model, weights=config.export.weights, dtype=DTYPES[config.precision.params_dtype]
+        )
         shards = view.write(work, max_shard_bytes=config.export.max_shard_bytes)
         view.check_folder(work)
         facts = compare_logits(work, view, device=device)

@@ -3,7 +3,7 @@
 Both run in fp32 on the same tokens: Megatron-Core here, transformers in a process of its own on the exported files. In
 fp32 the two differ by rounding alone, so the tolerance is tight. The comparison needs the model twice in memory, in
 fp32: it is made up to ``MAX_PARAMETERS`` and left out, with a line in the log, above. What holds at any size is that
-the files are read back and compared bit by bit (``HFView``).
+the files are read back and compared bit by bit (``StateDictAdapter``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.export.hf_view import HFView
+from megatron_ssd.export.state_dict_adapter import StateDictAdapter
 from megatron_ssd.models.build import build_model
 from megatron_ssd.process import run_child
 from megatron_ssd.runtime.device import Device
@@ -35,7 +35,7 @@ RELATIVE_TOLERANCE = 1e-4
 _BATCH, _LENGTH = 2, 64
 
 
-def compare_logits(folder: Path, view: HFView, *, device: Device) -> dict[str, Any]:
+def compare_logits(folder: Path, view: StateDictAdapter, *, device: Device) -> dict[str, Any]:
     """Facts for the manifest: the largest difference, the largest logit, and how many positions were compared.
 
     Args:
@@ -66,7 +66,7 @@ def compare_logits(folder: Path, view: HFView, *, device: Device) -> dict[str, A
     return {"logit_positions_compared": tokens_BS.size, "max_logit_difference": difference, "largest_logit": largest}
 
 
-def _megatron_logits(view: HFView, tokens_BS: NDArray[np.int64], *, device: Device) -> NDArray[np.float32]:
+def _megatron_logits(view: StateDictAdapter, tokens_BS: NDArray[np.int64], *, device: Device) -> NDArray[np.float32]:
     """Logits [B, S, V] of the checkpoint's weights in fp32, as they are exported."""
     precision = PrecisionConfig(params_dtype="fp32", transformer_engine=False)
     tokens = torch.from_numpy(tokens_BS).to(device)

@@ -1,9 +1,11 @@
-"""One program against one problem's tests: runs it in a sandbox, compares outside, says what came of it.
+"""Checks one program against the tests of one problem.
 
-Time limits hold under load by this rule. A test may take ``cpu_seconds`` of CPU time. On a busy machine the same work
-costs more of it, so a program is first given twice as much, and what ends within the limit or uses up double of it is
-settled. Anything between, and anything that the wall-clock back-stop caught, is ``unsettled``: it is run once more when
-nothing else is, at the limit itself, and that run counts.
+The program runs in a sandbox; its outputs are compared on the host.
+
+Time limits must hold under load. A test may use ``cpu_seconds`` of CPU time. On a busy machine the same work costs more
+CPU time, so the first run gets twice the limit. A program that stays within the limit, or uses up twice the limit, is
+decided by that run. Anything between, and anything that met the wall-clock limit, is ``inconclusive``: the program runs
+once more, while no other program does, with the limit itself, and that run counts.
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ _KNOWN_GOOD = Program(source="def f(x):\n    return x\n", form="function", funct
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
-    """What became of a program. ``by_test`` as in ``Verdict``. See the module on ``unsettled``."""
+class CheckResult:
+    """What became of a program. ``by_test`` as in ``Verdict``. See the module on ``inconclusive``."""
 
     status: VerdictStatus
     tests_passed: int = 0
@@ -50,7 +52,7 @@ class Judgement:
     detail: str = ""
     cpu_seconds: float = 0.0
     by_test: str = ""
-    unsettled: bool = False
+    inconclusive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class _Result:
     is_starved: bool = False
 
 
-class Judge(Closing):
+class Checker(Closing):
     """Judges programs one after another in a sandbox of its own. Not for several threads at once."""
 
     def __init__(self, config: SandboxConfig) -> None:
@@ -73,7 +75,7 @@ class Judge(Closing):
         """Start the sandbox now instead of with the first program. Raises ``UserError`` where none can be had."""
         self._sandbox.start()
 
-    def judge(self, problem: Problem, source: str, *, alone: bool = False) -> Judgement:
+    def check(self, problem: Problem, source: str, *, alone: bool = False) -> CheckResult:
         """Run ``source`` on the tests of ``problem``. ``alone`` promises that nothing else runs; its result is settled.
 
         Raises:
@@ -88,10 +90,10 @@ class Judge(Closing):
         except SandboxBrokenError as error:
             # Twice in a row: the program's doing, unless the judge fails without it too.
             if self._is_healthy():
-                return Judgement(status="runtime_error", failed_test=0, detail=f"broke its sandbox twice ({error})")
-            return Judgement(status="infrastructure_error", detail=str(error))
+                return CheckResult(status="runtime_error", failed_test=0, detail=f"broke its sandbox twice ({error})")
+            return CheckResult(status="infrastructure_error", detail=str(error))
 
-    def _attempt(self, problem: Problem, source: str, alone: bool) -> Judgement:
+    def _attempt(self, problem: Problem, source: str, alone: bool) -> CheckResult:
         limits = self._limits(1.0 if alone else _LOAD_FACTOR)
         program = Program(
             source=source,
@@ -112,7 +114,7 @@ class Judge(Closing):
             failed = results[-1].status != "passed"
             if (failed and self._config.stop_at_first_failure) or results[-1].status == "syntax_error":
                 break
-        return _judgement(results, cpu, unsettled=not alone and (is_slow or any(r.is_starved for r in results)))
+        return _check_result(results, cpu, inconclusive=not alone and (is_slow or any(r.is_starved for r in results)))
 
     def _results(
         self, problem: Problem, tests: Sequence[TestCase], execution: Execution, *, alone: bool
@@ -158,15 +160,15 @@ class Judge(Closing):
         self._sandbox.close()
 
 
-def _judgement(results: Sequence[_Result], cpu_seconds: float, *, unsettled: bool) -> Judgement:
+def _check_result(results: Sequence[_Result], cpu_seconds: float, *, inconclusive: bool) -> CheckResult:
     failures = [index for index, result in enumerate(results) if result.status != "passed"]
     first = results[failures[0]] if failures else _Result("passed")
-    return Judgement(
+    return CheckResult(
         status=first.status,
         tests_passed=len(results) - len(failures),
         failed_test=failures[0] if failures else None,
         detail=first.detail,
         cpu_seconds=cpu_seconds,
         by_test="".join(_LETTERS[result.status] for result in results),
-        unsettled=unsettled,
+        inconclusive=inconclusive,
     )

@@ -1,12 +1,13 @@
-"""Completions of any origin as programs to judge.
+"""Reads programs from files of completions.
 
-A row is a JSON object with an id (``question_id``, ``task_id`` or ``problem_id``) and one text. Rows of the same
-problem are its samples 0, 1, ... in the file's order.
+A line is a JSON object with an id (``question_id``, ``task_id`` or ``problem_id``) and one text. Lines of the same
+problem are its samples 0, 1, ... in the order of the file.
 - ``code`` is the program as it is.
 - ``response`` is a chat model's answer: the program is what ``extract_code`` finds in it, or none.
-- ``completion`` is either: the program that ``extract_code`` finds where there is one, else the text as it is.
-For HumanEval, ``completion`` and ``response`` then go through ``whole_program``: a text that defines the entry point
-stands by itself, any other continues the prompt.
+- ``completion`` is either: the program that ``extract_code`` finds, or the text itself if it finds none.
+
+For HumanEval, ``completion`` and ``response`` then go through ``program_from_completion``: a text that defines the
+entry point is a program by itself, any other text continues the prompt.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.errors import UserError
 from megatron_ssd.grading.pool import Submission
-from megatron_ssd.problems.humaneval import whole_program
+from megatron_ssd.problems.humaneval import program_from_completion
 from megatron_ssd.prompts.extract import extract_code
 from megatron_ssd.schema import Problem
 
@@ -57,7 +58,7 @@ def program_of(key: str, text: str, problem: Problem) -> str | None:
         source = text
     if source is None or problem.source != "humaneval":
         return source if source and source.strip() else None
-    return whole_program(problem, source)
+    return program_from_completion(problem, source)
 
 
 def _rows(path: Path, problems: Mapping[str, Problem]) -> Iterator[tuple[str, str, str]]:

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
 from megatron_ssd.artifacts.stage import Stage, write_atomically
-from megatron_ssd.columns import aligned
 from megatron_ssd.config.evaluation import default_ks
 from megatron_ssd.config.grading import GradeConfig
 from megatron_ssd.config.problems import BenchmarkConfig
@@ -35,6 +34,7 @@ from megatron_ssd.problems.livecodebench import BenchmarkKeys, read_benchmark
 from megatron_ssd.problems.mbpp import read_mbpp
 from megatron_ssd.progress import progress
 from megatron_ssd.schema import Problem, Verdict
+from megatron_ssd.text_table import aligned
 
 log = logging.getLogger(__name__)
 

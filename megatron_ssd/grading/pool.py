@@ -3,7 +3,7 @@
 Invariants:
 - A program that has a row in the verdict file is never graded again.
 - Identical programs of one problem are run once; all of them get that outcome, over all files of a ``Grader``.
-- An unsettled outcome (see ``judge``) is not written before its second run, alone, has settled it.
+- An inconclusive outcome (see ``judge``) is not written before its second run, alone, has settled it.
 - ``infrastructure_error`` is written only where the judge failed, and says nothing about the program.
 - Of programs, at most ``WINDOW`` texts are held at a time; of verdicts and outcomes, every one.
 """
@@ -23,13 +23,13 @@ from megatron_ssd.artifacts.jsonl import JsonlWriter, heal, iter_jsonl
 from megatron_ssd.closing import Closing
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.grading.checker import Judge, Judgement
+from megatron_ssd.grading.checker import Checker, CheckResult
 from megatron_ssd.prompts.extract import extract_code
 from megatron_ssd.schema import Problem, Sample, Verdict
 
 WINDOW = 2048
 Key = tuple[str, str]  # problem id, hash of the program
-_EMPTY = Judgement(status="no_code", detail="no fenced program in the response")
+_EMPTY = CheckResult(status="no_code", detail="no fenced program in the response")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +68,10 @@ class Grader(Closing):
                 raise UserError(f"problem {problem.id}", rule="has no test", fix="leave it out of the benchmark")
         self._config = config
         self._prompt_opens_thinking = prompt_opens_thinking
-        self._outcomes: dict[Key, Judgement] = {}
+        self._outcomes: dict[Key, CheckResult] = {}
         self._local = threading.local()
-        self._judges = [Judge(config)]  # the first is for runs alone; the others belong to the pool's threads
-        self._judges[0].start()  # an error now, not after hours of decoding
+        self._checkers = [Checker(config)]  # the first is for runs alone; the others belong to the pool's threads
+        self._checkers[0].start()  # an error now, not after hours of decoding
         self._pool = ThreadPoolExecutor(config.workers or len(os.sched_getaffinity(0)))
 
     def grade(
@@ -113,7 +113,7 @@ class Grader(Closing):
             if program.source is None:
                 self._outcomes[key] = _EMPTY
             if program.key in verdicts:
-                self._remember(key, _judgement(verdicts[program.key]))
+                self._remember(key, _check_result(verdicts[program.key]))
                 yield verdicts[program.key], False
             else:
                 waiting.setdefault(key, []).append(program)
@@ -121,32 +121,32 @@ class Grader(Closing):
             for program in waiting[key]:
                 yield self._verdict(program, outcome), True
 
-    def _settle(self, sources: dict[Key, str]) -> Iterator[tuple[Key, Judgement]]:
+    def _settle(self, sources: dict[Key, str]) -> Iterator[tuple[Key, CheckResult]]:
         """Outcomes as they are settled; each is remembered, but for those in which the judge failed."""
         fresh = [key for key in sources if key not in self._outcomes]
         yield from ((key, self._outcomes[key]) for key in sources if key in self._outcomes)
-        unsettled: list[Key] = []
-        for key, outcome in zip(fresh, self._pool.map(lambda key: self._judge(key, sources[key]), fresh), strict=True):
-            if outcome.unsettled:
-                unsettled.append(key)
+        inconclusive: list[Key] = []
+        for key, outcome in zip(fresh, self._pool.map(lambda key: self._check(key, sources[key]), fresh), strict=True):
+            if outcome.inconclusive:
+                inconclusive.append(key)
             else:
                 yield self._remember(key, outcome)
-        for key in unsettled:
-            outcome = self._judges[0].judge(self._problems[key[0]], sources[key], alone=True)
+        for key in inconclusive:
+            outcome = self._checkers[0].check(self._problems[key[0]], sources[key], alone=True)
             yield self._remember(key, outcome)
 
-    def _remember(self, key: Key, outcome: Judgement) -> tuple[Key, Judgement]:
+    def _remember(self, key: Key, outcome: CheckResult) -> tuple[Key, CheckResult]:
         if outcome.status != "infrastructure_error":
             self._outcomes[key] = outcome
         return key, outcome
 
-    def _judge(self, key: Key, source: str) -> Judgement:
+    def _check(self, key: Key, source: str) -> CheckResult:
         """In a thread of the pool. Each has its own judge, since a container dies with the thread that started it."""
-        if not hasattr(self._local, "judge"):
-            self._local.judge = Judge(self._config)
-            self._judges.append(self._local.judge)
-        judge: Judge = self._local.judge
-        return judge.judge(self._problems[key[0]], source)
+        if not hasattr(self._local, "checker"):
+            self._local.checker = Checker(self._config)
+            self._checkers.append(self._local.checker)
+        checker: Checker = self._local.checker
+        return checker.check(self._problems[key[0]], source)
 
     def source_of(self, sample: Sample) -> str | None:
         """The program that is judged of ``sample``, None where its response holds none."""
@@ -161,7 +161,7 @@ class Grader(Closing):
             note=f"not run: {sample.skip_reason}" if skipped else "",
         )
 
-    def _verdict(self, program: Submission, outcome: Judgement) -> Verdict:
+    def _verdict(self, program: Submission, outcome: CheckResult) -> Verdict:
         return Verdict(
             problem_id=program.problem_id,
             sample_index=program.sample_index,
@@ -177,8 +177,8 @@ class Grader(Closing):
     def close(self) -> None:
         """Drop what has not begun and end every container."""
         self._pool.shutdown(cancel_futures=True)
-        for judge in self._judges:
-            judge.close()
+        for checker in self._checkers:
+            checker.close()
 
 
 def read_verdicts(path: Path) -> dict[tuple[str, int], Verdict]:
@@ -190,8 +190,8 @@ def read_verdicts(path: Path) -> dict[tuple[str, int], Verdict]:
     return {(verdict.problem_id, verdict.sample_index): verdict for verdict in verdicts}
 
 
-def _judgement(verdict: Verdict) -> Judgement:
-    return Judgement(
+def _check_result(verdict: Verdict) -> CheckResult:
+    return CheckResult(
         status=verdict.status,
         tests_passed=verdict.tests_passed,
         failed_test=verdict.failed_test,

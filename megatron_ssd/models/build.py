@@ -12,8 +12,7 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.moe import MoeConfig
+from megatron_ssd.config.model import ModelConfig, MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.models.initialization import initialize_weights

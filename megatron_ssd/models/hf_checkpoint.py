@@ -20,9 +20,9 @@ from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.models.families import family_of
+from megatron_ssd.models.families.mappings import ParamMapping, VocabularyMapping, all_hf_names, find_mapping
 from megatron_ssd.models.hf_folder import HFWeights, Shape, listed, read_hf_config
 from megatron_ssd.models.vocabulary import num_tokens_here
-from megatron_ssd.models.weights import Rule, Vocabulary, all_hf_names, find_rule
 from megatron_ssd.progress import progress
 
 
@@ -31,7 +31,7 @@ class MappedParameter(NamedTuple):
 
     name: str
     parameter: torch.nn.Parameter
-    rule: Rule
+    mapping: ParamMapping
     hf_names: tuple[str, ...]
 
 
@@ -69,7 +69,7 @@ def check_weights(weights: HFWeights, model: ModelConfig, shapes: dict[str, Shap
         UserError: names what is missing, unknown or misshapen, the first few of each.
     """
     family = family_of(model.model_type)
-    expected = all_hf_names(family.table(model), model)
+    expected = all_hf_names(family.all_mappings(model), model)
     misshapen = [
         f"{name} has shape {list(weights.shape(name))} and the model wants {list(shape)}"
         for name, shape in sorted(shapes.items())
@@ -96,31 +96,33 @@ def refuse_weights(
 
 def map_parameters(chunk: GPTModel, model: ModelConfig) -> Iterator[MappedParameter]:
     """Each parameter of this rank's ``chunk`` with the Hugging Face weights of its global layer and expert."""
-    table = family_of(model.model_type).table(model)
+    table = family_of(model.model_type).all_mappings(model)
     for name, parameter in chunk.named_parameters():
-        rule, numbers = find_rule(table, name)
+        mapping, numbers = find_mapping(table, name)
         if "layer" in numbers:
             numbers["layer"] = chunk.decoder.layers[numbers["layer"]].layer_number - 1
-        if rule.is_expert:
+        if mapping.is_expert:
             local_experts = (model.num_experts or 0) // parallel_state.get_expert_model_parallel_world_size()
             numbers["expert"] += parallel_state.get_expert_model_parallel_rank() * local_experts
-        yield MappedParameter(name, parameter, rule, rule.hf_names(numbers))
+        yield MappedParameter(name, parameter, mapping, mapping.hf_names(numbers))
 
 
 def _hf_shapes(row: MappedParameter, model: ModelConfig, parallel: ParallelConfig) -> dict[str, Shape]:
     """Shapes of the whole Hugging Face weights that go with this rank's parameter."""
-    parts, _ = _place(row.rule, parallel)
-    shape = tuple(size * parts if dim == row.rule.split else size for dim, size in enumerate(row.parameter.shape))
-    return dict(zip(row.hf_names, row.rule.hf_shapes(shape, model), strict=True))
+    parts, _ = _place(row.mapping, parallel)
+    shape = tuple(
+        size * parts if dim == row.mapping.shard_dim else size for dim, size in enumerate(row.parameter.shape)
+    )
+    return dict(zip(row.hf_names, row.mapping.hf_shapes(shape, model), strict=True))
 
 
 def _read_slice(row: MappedParameter, weights: HFWeights, model: ModelConfig, parallel: ParallelConfig) -> Tensor:
     """This rank's value of a parameter, without the rows that pad a vocabulary."""
-    split = row.rule.split
+    split = row.mapping.shard_dim
     if split is None:
-        return row.rule.merge([weights.read(name) for name in row.hf_names], model)
-    parts, part = _place(row.rule, parallel)
-    if isinstance(row.rule, Vocabulary):
+        return row.mapping.merge([weights.read(name) for name in row.hf_names], model)
+    parts, part = _place(row.mapping, parallel)
+    if isinstance(row.mapping, VocabularyMapping):
         start = part * row.parameter.shape[0]
         stop = start + num_tokens_here(row.parameter.shape[0], model.vocab_size)
         return weights.read(row.hf_names[0], dim=split, start=start, stop=stop)
@@ -128,12 +130,12 @@ def _read_slice(row: MappedParameter, weights: HFWeights, model: ModelConfig, pa
     for name in row.hf_names:
         length = weights.shape(name)[split] // parts
         slices.append(weights.read(name, dim=split, start=part * length, stop=(part + 1) * length))
-    return row.rule.merge(slices, model)
+    return row.mapping.merge(slices, model)
 
 
-def _place(rule: Rule, parallel: ParallelConfig) -> tuple[int, int]:
+def _place(mapping: ParamMapping, parallel: ParallelConfig) -> tuple[int, int]:
     """(number of parts that ``rule`` is split into, which of them this rank holds)."""
-    if rule.is_expert:
+    if mapping.is_expert:
         return parallel.expert_tensor_parallel_size, parallel_state.get_expert_tensor_parallel_rank()
     return parallel.tensor_model_parallel_size, parallel_state.get_tensor_model_parallel_rank()
 

@@ -16,8 +16,8 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from megatron_ssd.models.attention import SegmentAttention
-from megatron_ssd.models.norm import RMSNorm
+from megatron_ssd.runtime.local_attention import SegmentAttention
+from megatron_ssd.runtime.local_norm import RMSNorm
 
 
 def block_spec(

@@ -8,7 +8,7 @@ import torch
 from megatron.core.transformer.moe.router import TopKRouter
 
 from megatron_ssd.config.parallel import ParallelConfig
-from megatron_ssd.runtime.versions import aux_loss_counts_whole_rows
+from megatron_ssd.runtime.versions import aux_loss_counts_all_ranks
 
 
 def routers(chunks: Iterable[torch.nn.Module]) -> Iterator[TopKRouter]:
@@ -23,13 +23,13 @@ def freeze_routers(chunks: Iterable[torch.nn.Module]) -> None:
         router.weight.requires_grad_(False)
 
 
-def weigh_aux_loss(
+def set_aux_loss_coefficient(
     chunks: Iterable[torch.nn.Module],
     coefficient: float,
     parallel: ParallelConfig,
     *,
     normalizer: float,
-    positions: int,
+    num_tokens: int,
 ) -> None:
     """Make the auxiliary loss of the next iteration ``coefficient`` times its mean over micro batches.
 
@@ -40,8 +40,8 @@ def weigh_aux_loss(
 
     Args:
         normalizer: what the gradient of this iteration is divided by.
-        positions: of the global batch, padding included.
+        num_tokens: of the global batch, padding included.
     """
-    parts = 1 if aux_loss_counts_whole_rows() else parallel.tensor_model_parallel_size * parallel.context_parallel_size
+    parts = 1 if aux_loss_counts_all_ranks() else parallel.tensor_model_parallel_size * parallel.context_parallel_size
     for router in routers(chunks):
-        router.config.moe_aux_loss_coeff = coefficient * normalizer * parts / positions
+        router.config.moe_aux_loss_coeff = coefficient * normalizer * parts / num_tokens

@@ -1,7 +1,7 @@
 """HumanEval's rows as problems with one assert script each.
 
 The script is the prompt (its imports and helper functions, which some checks use), the row's ``test``, the function
-taken from the program, and the call of ``check``. A program is what ``whole_program`` makes of a completion.
+taken from the program, and the call of ``check``. A program is what ``program_from_completion`` makes of a completion.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def read_humaneval(path: Path) -> list[Problem]:
     return unique(map(_problem, read_rows(path, COLUMNS)), path)
 
 
-def whole_program(problem: Problem, completion: str) -> str:
+def program_from_completion(problem: Problem, completion: str) -> str:
     """What is run: ``completion`` itself where it parses and defines the entry point, else the prompt with it behind.
 
     Args:

@@ -19,7 +19,7 @@ from megatron_ssd.artifacts.manifest import in_words
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.problems.gate import HITS_FILE, ContaminationGate, gate_inputs
+from megatron_ssd.problems.decontamination import HITS_FILE, Decontaminator, evaluation_set_hashes
 from megatron_ssd.problems.selection import PROBLEMS_FILE, Selection, select
 from megatron_ssd.problems.source import Source, open_source
 from megatron_ssd.progress import progress
@@ -50,7 +50,7 @@ def run_problems(config: RunConfig) -> None:
     if stage.is_current():
         return
     work = stage.begin()
-    gate = ContaminationGate(config)
+    gate = Decontaminator(config)
     if not gate.sets:
         log.warning("problems: held against no evaluation set; name a benchmark, or contamination.sets")
     rows = progress(source.candidates(), desc="choosing problems", unit="row")
@@ -102,7 +102,7 @@ def _stage(config: RunConfig, source: Source) -> Stage:
         name="problems",
         run_dir=Path(config.run_dir),
         config=settings,
-        inputs={"source": source.revision, **gate_inputs(config)},
+        inputs={"source": source.revision, **evaluation_set_hashes(config)},
         replace=config.replace,
         restarts=True,  # minutes at most, and a fix that an error names should work in the same folder
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_ssd.columns import counted
 from megatron_ssd.report.formatting import confidence_text, percent, points
 from megatron_ssd.report.records import Estimate, Score, Scores
+from megatron_ssd.text_table import counted
 
 # Below this a model has seen far too little to write a competitive-programming solution.
 _USEFUL_PARAMETERS = 100_000_000

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_ssd.columns import DASH, NOT_MEASURED
+from megatron_ssd.text_table import DASH, NOT_MEASURED
 from megatron_ssd.report.plots import (
     MODEL_TITLES,
     Plot,

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from megatron_ssd.problems.gate import HITS_FILE
+from megatron_ssd.problems.decontamination import HITS_FILE
 from megatron_ssd.report import content, decode_plots, paper, plots
 from megatron_ssd.report.benchmarks import BenchmarkRow
 from megatron_ssd.report.formatting import UNKNOWN, confidence_text, duration, ends, headline_rows, percent, stage_rows

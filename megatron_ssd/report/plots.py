@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from megatron_ssd.columns import NOT_MEASURED, counted
+from megatron_ssd.text_table import NOT_MEASURED, counted
 from megatron_ssd.report.formatting import compact, percent
 from megatron_ssd.report.records import Estimate, ModelName, Score, TrainingPoint
 

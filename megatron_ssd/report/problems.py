@@ -10,15 +10,15 @@ from typing import Any
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.manifest import Manifest
-from megatron_ssd.problems import contamination
-from megatron_ssd.problems.gate import HITS_FILE
+from megatron_ssd.problems import decontamination
+from megatron_ssd.problems.decontamination import HITS_FILE
 
 SHOWN_HITS = 20  # on the page; summary.json has LISTED_HITS, and the stage's own file has all
 LISTED_HITS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hit(contamination.Hit):
+class Hit(decontamination.Hit):
     """What the gate found; ``kept`` where the training problem was sampled all the same."""
 
     kept: bool

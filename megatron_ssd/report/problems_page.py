@@ -19,7 +19,6 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from megatron_ssd.columns import DASH, signed
 from megatron_ssd.errors import ConfigError
 from megatron_ssd.evaluation.problem_file import Excerpt
 from megatron_ssd.report import content
@@ -28,6 +27,7 @@ from megatron_ssd.report.formatting import visible
 from megatron_ssd.report.plots import MODEL_TITLES
 from megatron_ssd.report.theme import DARK, LIGHT, text_on
 from megatron_ssd.schema import VerdictStatus
+from megatron_ssd.text_table import DASH, signed
 
 MEBIBYTE = 1 << 20
 LIMITS = (MOST_KEPT, 16384, 8192, 4096, 2048, 1024, 512, 256, 128, 0)

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megatron_ssd.columns import aligned, counted, split_cells
 from megatron_ssd.errors import UserError
 from megatron_ssd.report.formatting import confidence_text, ends, percent, points
 from megatron_ssd.report.records import Estimate
+from megatron_ssd.text_table import aligned, counted, split_cells
 
 
 def print_report(run_dir: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from megatron_ssd.config.moe import MoeConfig
+from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.config.parallel import ClusterConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.errors import UserError

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from megatron_ssd.config.moe import MoeConfig
+from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.config.precision import Fp8Recipe, PrecisionConfig
 from megatron_ssd.errors import UserError, require
 

@@ -98,7 +98,7 @@ def _common_among_tensors(path: Path) -> Any:
 
 
 @functools.cache
-def aux_loss_counts_whole_rows() -> bool:
+def aux_loss_counts_all_ranks() -> bool:
     """Whether the router multiplies its auxiliary loss by the positions of all tensor and context parallel ranks.
 
     0.16 takes those of its own rank alone, so that the loss weighs too little where there are several; 0.19 mends it.

@@ -1,7 +1,7 @@
 """The command lines that start a sandbox: what a container holds, and whose rights its processes have.
 
 Programs shall have nobody's rights, on this machine as well as inside. Who may arrange that differs between machines,
-so there are several ways, and the first that starts is taken (``ways``):
+so there are several ways, and the first that starts is taken (``launch_modes``):
 
 - Started by root, bubblewrap itself runs as nobody; needs user namespaces for every user, and Python and this code
   where every user may read them.
@@ -68,7 +68,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
+class LaunchMode:
     """One way to start a server: its command line and the user that this runs as, None for the caller.
 
     ``weakness`` says in which way programs have more rights than nobody.
@@ -79,7 +79,7 @@ class Way:
     weakness: str = ""
 
 
-def ways(config: SandboxConfig) -> tuple[Way, ...]:
+def launch_modes(config: SandboxConfig) -> tuple[LaunchMode, ...]:
     """Every way that may work for this user, the strictest first.
 
     Raises:
@@ -88,7 +88,7 @@ def ways(config: SandboxConfig) -> tuple[Way, ...]:
     packages = find_packages(config.packages)
     settings = Settings(prelude=config.prelude, packages={package.name: str(package.folder) for package in packages})
     if config.kind == "rlimit_only":
-        return (Way(command=_server(_PACKAGE_ROOT, settings)),)
+        return (LaunchMode(command=_server(_PACKAGE_ROOT, settings)),)
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         raise UserError(
@@ -105,13 +105,13 @@ def ways(config: SandboxConfig) -> tuple[Way, ...]:
         for more in ((("--disable-userns",),) if _knows_disable_userns(bwrap) else ()) + ((),)
     )
     if os.geteuid() != 0:
-        return tuple(Way(command=command) for command in as_nobody)
+        return tuple(LaunchMode(command=command) for command in as_nobody)
     given_up = dataclasses.replace(settings, become=NOBODY)
     may_become = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL")
     return (
-        *(Way(command=command, user=NOBODY) for command in as_nobody),
-        Way(command=(*start, *may_become, *content, *_server(_ROOT_INSIDE, given_up))),
-        *(Way(command=command, weakness="own root's files outside of it") for command in as_nobody),
+        *(LaunchMode(command=command, user=NOBODY) for command in as_nobody),
+        LaunchMode(command=(*start, *may_become, *content, *_server(_ROOT_INSIDE, given_up))),
+        *(LaunchMode(command=command, weakness="own root's files outside of it") for command in as_nobody),
     )
 
 

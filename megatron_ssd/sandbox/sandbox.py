@@ -43,7 +43,7 @@ from typing import Any
 from megatron_ssd.closing import Closing
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.sandbox.container import ENVIRONMENT, Way, ways
+from megatron_ssd.sandbox.container import ENVIRONMENT, LaunchMode, launch_modes
 from megatron_ssd.sandbox.execution import Execution, Limits, Program, SandboxBrokenError, interpret
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Sandbox(Closing):
     """
 
     def __init__(self, config: SandboxConfig) -> None:
-        self._ways = ways(config)
+        self._modes = launch_modes(config)
         self._process: subprocess.Popen[bytes] | None = None
 
     def execute(self, program: Program, inputs: Sequence[str], limits: Limits) -> Execution:
@@ -101,18 +101,18 @@ class Sandbox(Closing):
         """Start the container in the strictest way that works here, and wait for its server."""
         self.close()
         complaints: dict[str, None] = {}
-        for way in self._ways:
+        for mode in self._modes:
             try:
-                self._process = _start(way)
+                self._process = _start(mode)
             except (OSError, ValueError, subprocess.SubprocessError) as error:
                 complaints[str(error)] = None
                 continue
-            if way.weakness:
-                log.warning("sandbox: programs %s; stricter ways fail (%s)", way.weakness, "; ".join(complaints))
-            self._ways = (way,)
+            if mode.weakness:
+                log.warning("sandbox: programs %s; stricter modes fail (%s)", mode.weakness, "; ".join(complaints))
+            self._modes = (mode,)
             return self._process
         raise UserError(
-            f"sandbox {self._ways[0].command[0]}",
+            f"sandbox {self._modes[0].command[0]}",
             rule=f"cannot start here ({'; '.join(complaints)})",
             fix="allow unprivileged user namespaces (in Docker: --security-opt seccomp=unconfined), or name "
             "evaluation.sandbox.kind=rlimit_only, which limits programs and isolates nothing",
@@ -126,11 +126,11 @@ class Sandbox(Closing):
             self._process = None
 
 
-def _start(way: Way) -> subprocess.Popen[bytes]:
+def _start(mode: LaunchMode) -> subprocess.Popen[bytes]:
     """A server that answers. Raises ``OSError`` or ``ValueError`` with its last words where none does."""
-    as_user: dict[str, Any] = {} if way.user is None else {"user": way.user, "group": way.user, "extra_groups": ()}
+    as_user: dict[str, Any] = {} if mode.user is None else {"user": mode.user, "group": mode.user, "extra_groups": ()}
     process = subprocess.Popen(
-        way.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+        mode.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
         env=ENVIRONMENT, cwd="/", start_new_session=True, **as_user,
     )  # fmt: skip
     try:

@@ -9,7 +9,8 @@ and 18 19 on replica 1, micro batch 1 is rows 20 21 and 22 23.
 
 Packed rows of a micro batch are joined to one row of B x S positions, cut into segments (``PackedSeqParams``). Every
 pipeline stage makes its own batches, so that it knows the segments: from them come rotary positions, which start at 0
-in each, and what sees what. Context-parallel ranks take their positions of each segment or row (``models.segments``).
+in each, and what sees what. Context-parallel ranks take their tokens of each segment or row
+(``runtime.packed_sequences``).
 
 Shape suffixes: B micro batch, S sequence.
 """
@@ -39,8 +40,8 @@ from megatron_ssd.errors import UserError
 class Batch:
     """One micro batch on the device, each tensor [B, S], or [1, B * S] where rows are packed.
 
-    Under context parallelism it holds the positions of this rank only. ``packed_seq_params`` (``PackedRows``) describes
-    the segments of all positions; without it every row is plainly causal.
+    Under context parallelism it holds the positions of this rank only. ``packed_seq_params``
+    (``PackedSequences``) describes the segments of all positions; without it every row is plainly causal.
     """
 
     tokens: Tensor
@@ -105,7 +106,7 @@ class BatchSource:
 
     def batch(self, rows: list[Row]) -> Batch:
         """These rows as one micro batch, or this rank's part of them."""
-        from megatron_ssd.models.segments import local_positions, packed_rows
+        from megatron_ssd.runtime.packed_sequences import local_positions, make_packed_sequences
 
         columns = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
         segment_ids_BS = columns.pop("segment_ids")
@@ -113,7 +114,7 @@ class BatchSource:
         lengths: tuple[int, ...] = (self.training.seq_length,)
         if self.training.packing != "none":
             lengths = segment_lengths(segment_ids_BS)
-            packed_seq_params = packed_rows(lengths, cp_size=self.context_parallel_size, device=self.device)
+            packed_seq_params = make_packed_sequences(lengths, cp_size=self.context_parallel_size, device=self.device)
             columns = {key: column.reshape(1, -1) for key, column in columns.items()}
         if self.context_parallel_size > 1:
             here = local_positions(lengths, cp_size=self.context_parallel_size, cp_rank=self.context_parallel_rank)

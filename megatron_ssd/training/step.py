@@ -18,7 +18,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import TrainingConfig
-from megatron_ssd.models.routers import weigh_aux_loss
+from megatron_ssd.models.routers import set_aux_loss_coefficient
 from megatron_ssd.training.data import BatchSource
 from megatron_ssd.training.loss import forward_step
 from megatron_ssd.training.metrics import peak_memory_gib
@@ -52,9 +52,11 @@ def run_step(
     for chunk in state.chunks:
         chunk.zero_grad_buffer()
     state.optimizer.zero_grad()
-    normalizer, positions = source.normalizer(iteration), config.global_batch_size * config.seq_length
+    normalizer, num_tokens = source.normalizer(iteration), config.global_batch_size * config.seq_length
     normalize_gradients(state.chunks, normalizer)
-    weigh_aux_loss(state.chunks, run.moe.aux_loss_coeff, run.parallel, normalizer=normalizer, positions=positions)
+    set_aux_loss_coefficient(
+        state.chunks, run.moe.aux_loss_coeff, run.parallel, normalizer=normalizer, num_tokens=num_tokens
+    )
     loss, valid_tokens = run_micro_batches(state, source, config, iteration, forward_only=False, device=device)
     schedule.step(increment=1)
     grad_norm = global_grad_norm(state.optimizer)

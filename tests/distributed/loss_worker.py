@@ -14,7 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_ssd.config.moe import MoeConfig
+from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid

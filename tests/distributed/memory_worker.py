@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_ssd.config.moe import MoeConfig
+from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.runtime.device import prepare_device

@@ -22,10 +22,10 @@ from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.dataset.training import Row, TrainingDataset
 from megatron_ssd.errors import UserError
-from megatron_ssd.models import segments
-from megatron_ssd.models.attention import SegmentAttention
-from megatron_ssd.models.segments import PackedRows, local_positions, packed_rows
+from megatron_ssd.runtime import packed_sequences as segments
 from megatron_ssd.runtime.device import prepare_device
+from megatron_ssd.runtime.local_attention import SegmentAttention
+from megatron_ssd.runtime.packed_sequences import PackedSequences, local_positions, make_packed_sequences
 from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
 from megatron_ssd.training.data import segment_lengths
 from megatron_ssd.training.loop import Trainer
@@ -102,10 +102,10 @@ def message_with_a_leak(trainer: Trainer) -> str:
 
 @contextmanager
 def one_segment() -> Iterator[None]:
-    def leaky(lengths: tuple[int, ...], **settings: Any) -> PackedRows:
-        return packed_rows((sum(lengths),), **settings)
+    def leaky(lengths: tuple[int, ...], **settings: Any) -> PackedSequences:
+        return make_packed_sequences((sum(lengths),), **settings)
 
-    with mock.patch.object(segments, "packed_rows", leaky):
+    with mock.patch.object(segments, "make_packed_sequences", leaky):
         yield
 
 

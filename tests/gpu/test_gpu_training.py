@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.moe import MoeConfig
+from megatron_ssd.config.model import ModelConfig, MoeConfig
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import Fp8Config, Fp8Recipe, PrecisionConfig
 from megatron_ssd.runtime.device import prepare_device

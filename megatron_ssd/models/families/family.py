@@ -14,7 +14,7 @@ from typing import Any
 
 from megatron_ssd.config.model import ModelConfig, RopeScalingConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.models.weights import Rule, Vocabulary
+from megatron_ssd.models.families.mappings import ParamMapping, VocabularyMapping
 
 # Keys of ModelConfig that config.json has under the same name, for every family.
 _SHARED_KEYS = (
@@ -34,7 +34,7 @@ class Family:
     Args:
         model_type: as in ``config.json``.
         architecture: transformers' class, which vLLM goes by too.
-        rows: the weight table without the output layer, which ``table`` adds.
+        mappings: the parameter mappings without the output layer, which ``all_mappings`` adds.
         keys: further keys of ``ModelConfig`` that ``config.json`` has under the same name.
         fixed: further keys whose value must be this one where they are present.
         defaults: what transformers takes for further keys that ``config.json`` does not name.
@@ -42,15 +42,15 @@ class Family:
 
     model_type: str
     architecture: str
-    rows: tuple[Rule, ...]
+    mappings: tuple[ParamMapping, ...]
     keys: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
-    def table(self, model: ModelConfig) -> tuple[Rule, ...]:
+    def all_mappings(self, model: ModelConfig) -> tuple[ParamMapping, ...]:
         """All rows. With tied embeddings the last pipeline stage's output layer is a copy of the embedding."""
         output = "model.embed_tokens.weight" if model.tie_word_embeddings else "lm_head.weight"
-        return (*self.rows, Vocabulary("output_layer.weight", (output,), split=0))
+        return (*self.mappings, VocabularyMapping("output_layer.weight", (output,), shard_dim=0))
 
     def ignored_hf_names(self, model: ModelConfig) -> set[str]:
         """Weights that a folder may hold and that transformers, too, does not read.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 
-from megatron_ssd.config.minicode import MinicodeConfig
+from megatron_ssd.config.problems import MinicodeConfig
 from megatron_ssd.errors import UserError, require
 from megatron_ssd.problems.minicode.compositions import (
     Split,

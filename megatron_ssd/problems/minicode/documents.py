@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megatron_ssd.config.minicode import MinicodeConfig
+from megatron_ssd.config.problems import MinicodeConfig
 from megatron_ssd.problems.minicode.compositions import draw
 from megatron_ssd.problems.minicode.noise import write
 from megatron_ssd.problems.minicode.solutions import Composition, Line, Position, Split, label, write_program

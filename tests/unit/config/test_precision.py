@@ -7,8 +7,7 @@ import pytest
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_ssd.cli.compose import compose_config
-from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.moe import MoeConfig
+from megatron_ssd.config.model import ModelConfig, MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import FP8_ALIGNMENT, Fp8Config, PrecisionConfig
 from megatron_ssd.errors import ConfigError

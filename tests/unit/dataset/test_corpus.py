@@ -9,8 +9,8 @@ import pytest
 import sentencepiece
 
 from megatron_ssd.artifacts.manifest import read_manifest
-from megatron_ssd.config.minicode import MinicodeConfig
 from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.problems import MinicodeConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.corpus import build_world

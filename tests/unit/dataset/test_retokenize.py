@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ssd.config.minicode import MinicodeConfig
+from megatron_ssd.config.problems import MinicodeConfig
 from megatron_ssd.dataset.retokenize import Difference, Retokenizer
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.minicode.documents import corpus

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from megatron_ssd.columns import MINUS
 from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.evaluation.claims import judge_claims, status_of
@@ -21,6 +20,7 @@ from megatron_ssd.evaluation.summary import summarise, table
 from megatron_ssd.grading.metrics import Bootstrap, Estimate
 from megatron_ssd.report.scores import read_scores
 from megatron_ssd.schema import Problem, Verdict
+from megatron_ssd.text_table import MINUS
 from tests.unit.evaluation.test_grid import SAMPLING, problems
 
 CONFIG = EvaluationConfig(temperatures=(1.0, 2.0), top_ps=(0.6, 0.8))

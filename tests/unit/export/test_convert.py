@@ -128,7 +128,7 @@ def test_memory_stays_near_the_largest_tensor(tmp_path: Path) -> None:
 
 MEASURE = """
 import json, sys
-import megatron_ssd.export.checkpoint_writer, megatron_ssd.export.hf_view
+import megatron_ssd.export.checkpoint_writer, megatron_ssd.export.state_dict_adapter
 from megatron_ssd.cli.keys import parse_keys
 from megatron_ssd.config.export import ConvertConfig
 from megatron_ssd.export.convert import run_convert
@@ -149,16 +149,16 @@ print(status("VmHWM") - base)
 def write_large_folder(folder: Path, shape: dict[str, int]) -> tuple[int, int]:
     """Bytes of all weights and of the largest."""
     from megatron_ssd.config.model import ModelConfig
+    from megatron_ssd.export.full_model import full_model
     from megatron_ssd.export.shards import TensorSpec, plan_shards, write_index, write_shard
     from megatron_ssd.models.families import family_of
-    from megatron_ssd.models.whole_model import whole_model
 
     folder.mkdir()
     model = ModelConfig(name="large", model_type="qwen3", **shape)  # type: ignore[arg-type]
     (folder / "config.json").write_text(json.dumps(family_of("qwen3").to_hf_config(model, dtype="bfloat16")))
     specs = {
         name: TensorSpec(name, size, torch.bfloat16)
-        for weight in whole_model(model).weights
+        for weight in full_model(model).weights
         for name, size in zip(weight.hf_names, weight.hf_shapes, strict=True)
     }
     shards = plan_shards(list(specs.values()), max_bytes=100_000_000)

@@ -21,7 +21,7 @@ from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.export import hf_view, shards, verify
+from megatron_ssd.export import shards, state_dict_adapter, verify
 from megatron_ssd.export.stage import run_export
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.hf_checkpoint import load_hf_weights
@@ -171,7 +171,7 @@ def test_a_killed_export_keeps_its_files(make_run: Callable[..., RunConfig], mon
         write(folder, shard, value_of)
         written.append(shard.file_name)
 
-    monkeypatch.setattr(hf_view, "write_shard", die_at_third)
+    monkeypatch.setattr(state_dict_adapter, "write_shard", die_at_third)
     with pytest.raises(KeyboardInterrupt):
         run_export(config)
     before = {name: (work / name).stat().st_mtime_ns for name in written}
@@ -181,7 +181,7 @@ def test_a_killed_export_keeps_its_files(make_run: Callable[..., RunConfig], mon
         written.append(shard.file_name)
         write(folder, shard, value_of)
 
-    monkeypatch.setattr(hf_view, "write_shard", write_and_note)
+    monkeypatch.setattr(state_dict_adapter, "write_shard", write_and_note)
     run_export(config)
     export = work.with_name("export")
     assert len(written) == len(set(written)) == read_manifest(export).counts["shards"] > 2

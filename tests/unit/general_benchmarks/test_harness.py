@@ -17,7 +17,7 @@ import pytest
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.regression import RegressionConfig
+from megatron_ssd.config.evaluation import RegressionConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.general_benchmarks import processes
 from megatron_ssd.general_benchmarks.code_tasks import CODE_TASKS

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from megatron_ssd.config.regression import RegressionConfig
+from megatron_ssd.config.evaluation import RegressionConfig
 from megatron_ssd.general_benchmarks.parts import ItemRow
 from megatron_ssd.general_benchmarks.results import metrics_of, summarise, table
 from megatron_ssd.grading.metrics import Bootstrap

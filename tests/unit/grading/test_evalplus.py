@@ -15,7 +15,7 @@ from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.config.grading import GradeConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.grading.checker import Judge
+from megatron_ssd.grading.checker import Checker
 from megatron_ssd.grading.grade_file import run_grade
 from megatron_ssd.grading.pool import Grader, Submission
 from megatron_ssd.problems.evalplus import read_humaneval_plus, read_mbpp_plus
@@ -57,8 +57,8 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
 
 def judged(problem: Problem, *sources: str) -> list[tuple[str, str]]:
     """(status, letters of the tests) of each program."""
-    with Judge(SandboxConfig(stop_at_first_failure=False)) as judge:
-        return [(result.status, result.by_test) for result in (judge.judge(problem, source) for source in sources)]
+    with Checker(SandboxConfig(stop_at_first_failure=False)) as checker:
+        return [(result.status, result.by_test) for result in (checker.check(problem, source) for source in sources)]
 
 
 def test_inputs_are_compared_with_the_canonical_solution(tmp_path: Path):
@@ -207,7 +207,7 @@ def test_checks_that_cannot_import_are_no_fault_of_the_program():
     problem = Problem(
         id="1", source="x", statement="", form="checks", tests=(TestCase(input="import numpy", output=""),)
     )
-    with Judge(SandboxConfig(packages=())) as judge:
-        assert judge.judge(problem, "x = 1").status == "infrastructure_error"
+    with Checker(SandboxConfig(packages=())) as checker:
+        assert checker.check(problem, "x = 1").status == "infrastructure_error"
     with pytest.raises(UserError, match="must name numpy"):
         GradeConfig(problems="a", format="mbpp_plus", samples="b", out="c", packages=())

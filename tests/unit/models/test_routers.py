@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_ssd.config.moe import MoeConfig
+from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.training import OptimizerConfig
 from megatron_ssd.models.routers import routers

@@ -9,8 +9,7 @@ import dataclasses
 import pytest
 import torch
 
-from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.moe import MoeConfig
+from megatron_ssd.config.model import ModelConfig, MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import Fp8Config, PrecisionConfig
 from megatron_ssd.models.build import build_model

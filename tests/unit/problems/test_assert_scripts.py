@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.problems.humaneval import read_humaneval, whole_program
+from megatron_ssd.problems.humaneval import program_from_completion, read_humaneval
 from megatron_ssd.problems.leetcode import read_leetcode
 from megatron_ssd.problems.mbpp import read_mbpp
 from megatron_ssd.schema import Problem
@@ -73,7 +73,9 @@ def test_gzipped_rows(tmp_path: Path):
 )
 def test_a_completion_stands_alone_where_it_defines_the_entry_point(tmp_path: Path, completion: str, is_whole: bool):
     (problem,) = read_humaneval(written(tmp_path, HUMANEVAL))
-    assert whole_program(problem, completion) == (completion if is_whole else HUMANEVAL["prompt"] + completion)
+    assert program_from_completion(problem, completion) == (
+        completion if is_whole else HUMANEVAL["prompt"] + completion
+    )
 
 
 def test_mbpp_takes_from_the_program_what_its_reference_defines(tmp_path: Path):

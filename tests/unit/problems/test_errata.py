@@ -10,8 +10,8 @@ import pytest
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
 from megatron_ssd.config.build import build_config
 from megatron_ssd.errors import ConfigError, UserError
+from megatron_ssd.problems.decontamination import evaluation_set_hashes
 from megatron_ssd.problems.errata import apply_errata, flaw_of, slug
-from megatron_ssd.problems.gate import gate_inputs
 from megatron_ssd.schema import Problem
 from tests.unit.problems.test_benchmark_sources import benchmark, jsonl, lcb_row
 
@@ -86,7 +86,7 @@ def test_training_problems_are_chosen_alike_whatever_counts(tmp_path: Path) -> N
     path = jsonl(tmp_path / "test.jsonl", [lcb_row(1)])
     sections: list[dict[str, Any]] = [{}, {"errata": "keep"}, {"errata": "drop"}]
     hashes = [
-        gate_inputs(build_config({"benchmark": {"name": "livecodebench", "path": str(path), **section}}))
+        evaluation_set_hashes(build_config({"benchmark": {"name": "livecodebench", "path": str(path), **section}}))
         for section in sections
     ]
     window = {"name": "livecodebench", "limit": None, "start_date": None, "end_date": None}

@@ -19,7 +19,7 @@ import pyarrow.parquet
 import pytest
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.problems.gate import ContaminationGate, gate_inputs
+from megatron_ssd.problems.decontamination import Decontaminator, evaluation_set_hashes
 from tests.helpers.problem_files import COLUMNS, choose, config_of, jsonl, parquet, row, rstar_row
 
 GOOD = json.dumps(row("Print the sum of two numbers.", name="good"))
@@ -199,9 +199,9 @@ def test_an_evaluation_set_that_cannot_be_read_is_one_line(tmp_path: Path, kind:
     folder = _place(tmp_path / "set", name, content)
     sets = {"mine": {"path": str(folder), "columns": ["text"], "id": "name"}}
     config = config_of(tmp_path / "run", tmp_path, contamination={"sets": sets})
-    _refused(config, message, ContaminationGate)
+    _refused(config, message, Decontaminator)
     with pytest.raises(UserError) as caught:
-        ContaminationGate(config)
+        Decontaminator(config)
     assert "problems.columns" not in str(caught.value)
     if "column" in message:
         assert "contamination.sets.mine.columns" in str(caught.value)
@@ -211,7 +211,7 @@ def test_an_evaluation_set_that_cannot_be_read_is_one_line(tmp_path: Path, kind:
 def test_an_evaluation_set_without_a_word_would_find_nothing_and_is_refused(tmp_path: Path, content: bytes) -> None:
     sets = {"mine": {"path": str(_place(tmp_path / "set", "a.jsonl", content)), "columns": ["text"]}}
     config = config_of(tmp_path / "run", tmp_path, contamination={"sets": sets})
-    _refused(config, r"contamination\.sets\.mine\.path = .*none of its \d rows has a word", ContaminationGate)
+    _refused(config, r"contamination\.sets\.mine\.path = .*none of its \d rows has a word", Decontaminator)
 
 
 @pytest.mark.parametrize("kind", COUNTED)
@@ -298,7 +298,7 @@ def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, reader: str) ->
     path.chmod(0)
     sets = {"mine": {"path": str(path), "columns": ["question"]}} if reader == "contamination" else {}
     config = config_of(tmp_path / "run", path, contamination={"sets": sets})
-    _refused(config, "rows.jsonl: cannot be read", gate_inputs if sets else choose)
+    _refused(config, "rows.jsonl: cannot be read", evaluation_set_hashes if sets else choose)
 
 
 def test_a_disk_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ssd.columns import MINUS, p_text, signed
 from megatron_ssd.errors import UserError
 from megatron_ssd.report.formatting import compact, duration, percent, points
 from megatron_ssd.report.records import Estimate
 from megatron_ssd.report.terminal import print_report
+from megatron_ssd.text_table import MINUS, p_text, signed
 
 
 @pytest.mark.parametrize(

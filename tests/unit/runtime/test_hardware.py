@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from megatron_ssd.config.moe import MoeConfig
+from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.config.precision import Fp8Config, PrecisionConfig
 from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.runtime.hardware import (

@@ -16,7 +16,7 @@ import pytest
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.sandbox import container, sandbox
-from megatron_ssd.sandbox.container import NOBODY, Way
+from megatron_ssd.sandbox.container import NOBODY, LaunchMode
 from megatron_ssd.sandbox.sandbox import Sandbox
 from tests.helpers.sandboxed import run
 
@@ -25,11 +25,11 @@ IS_ROOT = os.geteuid() == 0
 OPEN_PYTHON = Path(f"/usr/bin/python{sys.version_info[0]}.{sys.version_info[1]}")
 
 
-def kind_of(way: Way) -> str:
+def kind_of(mode: LaunchMode) -> str:
     """Which of the ways in ``container``'s docstring it is."""
-    if way.user == NOBODY:
+    if mode.user == NOBODY:
         return "bubblewrap runs as nobody"
-    if way.weakness:
+    if mode.weakness:
         return "root without rights"
     return "children give up root" if IS_ROOT else "another user"
 
@@ -54,8 +54,8 @@ def started(request: pytest.FixtureRequest) -> Iterator[tuple[Sandbox, str]]:
             patch.setattr(container, "_python", lambda: OPEN_PYTHON)
             patch.setattr(sys, "base_prefix", "/usr")
         config = SandboxConfig(packages=("lent",))
-        chosen = tuple(way for way in container.ways(config) if kind_of(way) == request.param)
-        patch.setattr(sandbox, "ways", lambda config: chosen)
+        chosen = tuple(mode for mode in container.launch_modes(config) if kind_of(mode) == request.param)
+        patch.setattr(sandbox, "launch_modes", lambda config: chosen)
         with Sandbox(config) as one:
             try:
                 one.start()
@@ -163,18 +163,18 @@ def test_a_fork_bomb_and_a_bomb_of_threads_stay_small(box: Sandbox, started: tup
     assert run(box, few, cpu_seconds=20.0, wall_seconds=100.0).outputs == ("20\n",)
 
 
-@pytest.mark.skipif(not IS_ROOT, reason="only root has several ways")
-def test_the_first_way_that_starts_is_kept_and_a_weak_one_is_said(
+@pytest.mark.skipif(not IS_ROOT, reason="only root has several launch modes")
+def test_the_first_mode_that_starts_is_kept_and_a_weak_one_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    all_ways = container.ways(SandboxConfig())
-    broken = Way(command=("/bin/sh", "-c", "echo no namespaces >&2; exit 1"))
-    weak = tuple(way for way in all_ways if way.weakness)
-    monkeypatch.setattr(sandbox, "ways", lambda config: (broken, *weak))
+    all_modes = container.launch_modes(SandboxConfig())
+    broken = LaunchMode(command=("/bin/sh", "-c", "echo no namespaces >&2; exit 1"))
+    weak = tuple(mode for mode in all_modes if mode.weakness)
+    monkeypatch.setattr(sandbox, "launch_modes", lambda config: (broken, *weak))
     with caplog.at_level(logging.WARNING), Sandbox(SandboxConfig()) as one:
         one.start()
-        assert one._ways[0] in weak
-    assert "own root's files outside of it; stricter ways fail (no namespaces)" in caplog.text
+        assert one._modes[0] in weak
+    assert "own root's files outside of it; stricter modes fail (no namespaces)" in caplog.text
 
 
 def test_packages_of_the_systems_own_python_are_hidden(box: Sandbox):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ssd.config.moe import MoeConfig
+from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.training.checkpoint_folder import read_facts

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megatron_ssd.config.minicode import MinicodeConfig
+from megatron_ssd.config.problems import MinicodeConfig
 from megatron_ssd.problems import minicode
 from megatron_ssd.problems.minicode import noise
 from megatron_ssd.problems.minicode.documents import labelled

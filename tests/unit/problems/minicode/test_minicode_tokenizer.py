@@ -10,7 +10,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ssd.config.minicode import MinicodeConfig
+from megatron_ssd.config.problems import MinicodeConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems import minicode
 from megatron_ssd.problems.minicode.documents import Document

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from megatron_ssd.config.minicode import MinicodeConfig
+from megatron_ssd.config.problems import MinicodeConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems import minicode
 from megatron_ssd.problems.minicode import noise

@@ -1,8 +1,8 @@
 """Core attention for the local layer spec: causal, packed rows and context parallelism included.
 
 Attention within a packed row is computed segment by segment, several of about the same length at a time
-(``models.segments``); nothing of the size of a whole row squared is ever made for it. Under context parallelism keys
-and values of all ranks are gathered, and each rank computes its own queries.
+(``runtime.packed_sequences``). Under context parallelism the keys and values of all ranks are gathered, and each rank
+computes its own queries.
 
 Shape suffixes: S sequence, B micro batch or number of spans, N query heads of this rank, G key/value heads of this
 rank, R query heads of one key head, D head dimension, Q queries and K keys of a span, L positions of this rank.
@@ -21,7 +21,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from megatron_ssd.models.segments import AttentionPlan, PackedRows, SpanGroup, equal_rows
+from megatron_ssd.runtime.packed_sequences import AttentionPlan, PackedSequences, SpanGroup, equal_sequences
 
 _EXPLICIT_LENGTH = 512  # longest span whose scores are written out on a CPU
 
@@ -56,13 +56,13 @@ class SegmentAttention(torch.nn.Module):
         attention_mask: Tensor | None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: Tensor | None = None,
-        packed_seq_params: PackedRows | None = None,
+        packed_seq_params: PackedSequences | None = None,
     ) -> Tensor:
         """Attend, each position to those before it in its row, or in its segment where rows are packed.
 
         Args:
             query: [S, B, N, D], or [L, N, D] with ``packed_seq_params``; under context parallelism the positions that
-                this rank holds (see ``models.segments``). ``key`` and ``value`` are alike, with G heads.
+                this rank holds (see ``runtime.packed_sequences``). ``key`` and ``value`` are alike, with G heads.
             attention_mask: None; segments are what ``packed_seq_params`` says.
 
         Returns:
@@ -76,11 +76,11 @@ class SegmentAttention(torch.nn.Module):
         if self.cp_size == 1:
             context_BNSD = _attend(q_BSND, k_BSGD, v_BSGD, offsets=(0,), scale=self.scale)
             return context_BNSD.permute(2, 0, 1, 3).flatten(2)
-        rows = equal_rows(B, S * self.cp_size, cp_size=self.cp_size, device=query.device)
+        rows = equal_sequences(B, S * self.cp_size, cp_size=self.cp_size, device=query.device)
         context_LE = self._attend_segments(q_BSND.flatten(0, 1), k_BSGD.flatten(0, 1), v_BSGD.flatten(0, 1), rows)
         return context_LE.view(B, S, -1).transpose(0, 1).contiguous()
 
-    def _attend_segments(self, q_LND: Tensor, k_LGD: Tensor, v_LGD: Tensor, rows: PackedRows) -> Tensor:
+    def _attend_segments(self, q_LND: Tensor, k_LGD: Tensor, v_LGD: Tensor, rows: PackedSequences) -> Tensor:
         """[L, N * D]. Groups of spans are computed one after the other, each as one batch."""
         cp_rank = self.cp_group.rank() if self.cp_size > 1 else 0
         short = _EXPLICIT_LENGTH if q_LND.is_cpu else 0

@@ -18,15 +18,15 @@ from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.models.build import build_model
+from megatron_ssd.models.families.mappings import ParamMapping
 from megatron_ssd.models.hf_checkpoint import map_parameters
 from megatron_ssd.models.hf_folder import Shape
-from megatron_ssd.models.weights import Rule
 from megatron_ssd.runtime import cpu
 from megatron_ssd.runtime.process_groups import fake_process_group
 
 
 @dataclass(frozen=True)
-class WholeWeight:
+class FullTensor:
     """One parameter of the whole model.
 
     Args:
@@ -36,7 +36,7 @@ class WholeWeight:
         places: lengths of those axes.
         shape: of this parameter alone.
         padded: whether a checkpoint may hold more rows, which pad the vocabulary.
-        rule: its row in the weight table.
+        mapping: its parameter mapping.
         hf_names: the Hugging Face weights that it is made of.
         hf_shapes: their shapes.
     """
@@ -47,7 +47,7 @@ class WholeWeight:
     places: Shape
     shape: Shape
     padded: bool
-    rule: Rule
+    mapping: ParamMapping
     hf_names: tuple[str, ...]
     hf_shapes: tuple[Shape, ...]
 
@@ -58,7 +58,7 @@ class WholeWeight:
 
 
 @dataclass(frozen=True)
-class WholeModel:
+class FullModel:
     """All weights in the order of the model's modules, and the keys of empty objects that a checkpoint has beside them.
 
     The objects are the extra states of linear layers, where TransformerEngine keeps FP8 scales; without FP8 they are
@@ -66,11 +66,11 @@ class WholeModel:
     """
 
     model: ModelConfig
-    weights: tuple[WholeWeight, ...]
+    weights: tuple[FullTensor, ...]
     object_keys: tuple[str, ...]
 
 
-def whole_model(model: ModelConfig) -> WholeModel:
+def full_model(model: ModelConfig) -> FullModel:
     """Lay out ``model`` for one process. Must be called while no process groups exist; needs no memory for weights.
 
     Raises:
@@ -94,18 +94,18 @@ def whole_model(model: ModelConfig) -> WholeModel:
         shape = tuple(shard.global_shape[leading:])
         assert shape == tuple(row.parameter.shape), row.name
         weights.append(
-            WholeWeight(
+            FullTensor(
                 name=row.name,
                 key=shard.key,
                 place=tuple(shard.global_offset[:leading]),
                 places=tuple(shard.global_shape[:leading]),
                 shape=shape,
                 padded=shard.allow_shape_mismatch,
-                rule=row.rule,
+                mapping=row.mapping,
                 hf_names=row.hf_names,
-                hf_shapes=row.rule.hf_shapes(shape, model),
+                hf_shapes=row.mapping.hf_shapes(shape, model),
             )
         )
     assert sum(weight.numel for weight in weights) == model.num_parameters()
     objects = tuple(value.unique_key for value in nested_values(state) if isinstance(value, ShardedObject))
-    return WholeModel(model, tuple(weights), objects)
+    return FullModel(model, tuple(weights), objects)

@@ -53,7 +53,7 @@ def test_round_trip_is_exact(name: str, tmp_path: Path) -> None:
     back = {
         hf_name: tensor
         for row in map_parameters(chunk, model)
-        for hf_name, tensor in zip(row.hf_names, row.rule.divide(row.parameter, model), strict=True)
+        for hf_name, tensor in zip(row.hf_names, row.mapping.split(row.parameter, model), strict=True)
     }
     source = HFWeights(tmp_path)
     assert set(back) == source.names

@@ -6,20 +6,20 @@ import pytest
 import torch
 
 from megatron_ssd.models.families import FAMILIES, family_of
-from megatron_ssd.models.weights import (
-    Direct,
-    GateUpMerge,
-    QkvMerge,
-    Rule,
+from megatron_ssd.models.families.mappings import (
+    DirectMapping,
+    GateUpMapping,
+    ParamMapping,
+    QkvMapping,
     UnmappedWeightError,
-    Vocabulary,
+    VocabularyMapping,
     all_hf_names,
-    find_rule,
+    find_mapping,
 )
 from tests.helpers.tiny_hf import MODELS
 
 MODEL = dataclasses.replace(MODELS["qwen3"], num_attention_heads=8, num_key_value_heads=4, head_dim=2)
-QKV = QkvMerge("qkv", ("q", "k", "v"), split=0)
+QKV = QkvMapping("qkv", ("q", "k", "v"), shard_dim=0)
 
 
 def test_qkv_rows_by_hand() -> None:
@@ -31,24 +31,26 @@ def test_qkv_rows_by_hand() -> None:
 @pytest.mark.parametrize(
     ("rule", "rows"),
     [
-        (Direct("a", ("b",), split=0), (16,)),
-        (Vocabulary("a", ("b",), split=0), (64,)),
-        (GateUpMerge("a", ("b", "c"), split=0), (12, 12)),
+        (DirectMapping("a", ("b",), shard_dim=0), (16,)),
+        (VocabularyMapping("a", ("b",), shard_dim=0), (64,)),
+        (GateUpMapping("a", ("b", "c"), shard_dim=0), (12, 12)),
         (QKV, (16, 8, 8)),
     ],
 )
 @pytest.mark.parametrize("parts", [1, 2, 4])
-def test_divide_undoes_merge_and_slices_merge_to_slices(rule: Rule, rows: tuple[int, ...], parts: int) -> None:
+def test_divide_undoes_merge_and_slices_merge_to_slices(rule: ParamMapping, rows: tuple[int, ...], parts: int) -> None:
     tensors = [torch.randn(count, 6) for count in rows]
     whole = rule.merge(tensors, MODEL)
-    assert all(map(torch.equal, rule.divide(whole, MODEL), tensors))
+    assert all(map(torch.equal, rule.split(whole, MODEL), tensors))
     assert rule.hf_shapes(tuple(whole.shape), MODEL) == tuple((count, 6) for count in rows)
     slices = [rule.merge([tensor.chunk(parts)[part] for tensor in tensors], MODEL) for part in range(parts)]
-    if not isinstance(rule, GateUpMerge):  # there each rank stacks its own slices: rows are not contiguous in the whole
+    if not isinstance(
+        rule, GateUpMapping
+    ):  # there each rank stacks its own slices: rows are not contiguous in the whole
         assert torch.equal(torch.cat(slices), whole)
     for part, piece in enumerate(slices):
         expected = [tensor.chunk(parts)[part] for tensor in tensors]
-        assert all(map(torch.equal, rule.divide(piece, MODEL), expected))
+        assert all(map(torch.equal, rule.split(piece, MODEL), expected))
 
 
 @pytest.mark.parametrize(
@@ -61,14 +63,14 @@ def test_divide_undoes_merge_and_slices_merge_to_slices(rule: Rule, rows: tuple[
     ],
 )
 def test_both_layer_specs_are_in_the_table(name: str) -> None:
-    rule, numbers = find_rule(FAMILIES["qwen3_moe"].rows, name)
+    rule, numbers = find_mapping(FAMILIES["qwen3_moe"].mappings, name)
     assert numbers == ({"layer": 11, "expert": 7} if "experts" in name else {"layer": 11})
     assert all("layers.11." in hf_name for hf_name in rule.hf_names(numbers))
 
 
 def test_both_layer_specs_are_made_of_the_same_weights() -> None:
     """TransformerEngine's grouped experts and fused norms, row by row, against the names of the local layers."""
-    rows = FAMILIES["qwen3_moe"].rows
+    rows = FAMILIES["qwen3_moe"].mappings
     pairs = {
         "decoder.layers.1.input_layernorm.weight": "decoder.layers.1.self_attention.linear_qkv.layer_norm_weight",
         "decoder.layers.1.mlp.experts.local_experts.3.linear_fc1.weight":
@@ -77,25 +79,25 @@ def test_both_layer_specs_are_made_of_the_same_weights() -> None:
             "decoder.layers.1.mlp.experts.linear_fc2.weight3",
     }  # fmt: skip
     for local, fused in pairs.items():
-        ours, theirs = find_rule(rows, local), find_rule(rows, fused)
+        ours, theirs = find_mapping(rows, local), find_mapping(rows, fused)
         assert ours.numbers == theirs.numbers
-        assert ours.rule.hf_names(ours.numbers) == theirs.rule.hf_names(theirs.numbers)
-        assert (type(ours.rule), ours.rule.split, ours.rule.is_expert) == (
-            type(theirs.rule), theirs.rule.split, theirs.rule.is_expert,
+        assert ours.mapping.hf_names(ours.numbers) == theirs.mapping.hf_names(theirs.numbers)
+        assert (type(ours.mapping), ours.mapping.shard_dim, ours.mapping.is_expert) == (
+            type(theirs.mapping), theirs.mapping.shard_dim, theirs.mapping.is_expert,
         )  # fmt: skip
 
 
 def test_unknown_weight_raises_with_its_name() -> None:
     with pytest.raises(UnmappedWeightError, match=r"decoder\.layers\.0\.self_attention\.linear_qkv\.bias"):
-        find_rule(FAMILIES["qwen3"].rows, "decoder.layers.0.self_attention.linear_qkv.bias")
+        find_mapping(FAMILIES["qwen3"].mappings, "decoder.layers.0.self_attention.linear_qkv.bias")
 
 
 def test_number_of_hugging_face_weights() -> None:
     moe = MODELS["qwen3_moe"]
-    names = all_hf_names(family_of("qwen3_moe").table(moe), moe)
+    names = all_hf_names(family_of("qwen3_moe").all_mappings(moe), moe)
     assert len(names) == 3 + 4 * (4 + 2 + 2 + 1 + 4 * 3)  # projections, q/k norms, norms, router, experts
     tied = MODELS["llama_tied"]
-    assert "lm_head.weight" not in all_hf_names(family_of("llama").table(tied), tied)
+    assert "lm_head.weight" not in all_hf_names(family_of("llama").all_mappings(tied), tied)
 
 
 def test_every_model_type_has_a_family() -> None:

@@ -35,18 +35,18 @@ class UnmappedWeightError(UserError):
 
 
 @dataclass(frozen=True)
-class Rule(ABC):
+class ParamMapping(ABC):
     """One row.
 
     Args:
         megatron: pattern of the parameter's name in ``GPTModel``.
         hf: patterns of the Hugging Face weights it is made of, in the order that the kind wants.
-        split: dimension that tensor parallelism splits; None where every rank holds the whole.
+        shard_dim: dimension that tensor parallelism splits; None where every rank holds the whole.
     """
 
     megatron: str
     hf: tuple[str, ...]
-    split: int | None = None
+    shard_dim: int | None = None
 
     @property
     def is_expert(self) -> bool:
@@ -64,10 +64,10 @@ class Rule(ABC):
 
     @abstractmethod
     def merge(self, parts: Sequence[Tensor], model: ModelConfig) -> Tensor:
-        """Hugging Face tensors, or a rank's slices of them along ``split``, to the Megatron tensor or its slice."""
+        """Hugging Face tensors, or a rank's slices of them along ``shard_dim``, to the Megatron tensor or its slice."""
 
     @abstractmethod
-    def divide(self, weight: Tensor, model: ModelConfig) -> tuple[Tensor, ...]:
+    def split(self, weight: Tensor, model: ModelConfig) -> tuple[Tensor, ...]:
         """The inverse of ``merge``."""
 
     @abstractmethod
@@ -81,7 +81,7 @@ def _regex(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(f"(?P<{part}>\\d+)" if i % 2 else re.escape(part) for i, part in enumerate(parts)))
 
 
-class Direct(Rule):
+class DirectMapping(ParamMapping):
     """The same tensor under another name."""
 
     @override
@@ -90,7 +90,7 @@ class Direct(Rule):
         return weight
 
     @override
-    def divide(self, weight: Tensor, model: ModelConfig) -> tuple[Tensor, ...]:
+    def split(self, weight: Tensor, model: ModelConfig) -> tuple[Tensor, ...]:
         return (weight,)
 
     @override
@@ -98,11 +98,11 @@ class Direct(Rule):
         return (shape,)
 
 
-class Vocabulary(Direct):
+class VocabularyMapping(DirectMapping):
     """A row for each token. Tensor parallelism may pad the Megatron tensor with rows that no token has."""
 
     @override
-    def divide(self, weight: Tensor, model: ModelConfig) -> tuple[Tensor, ...]:
+    def split(self, weight: Tensor, model: ModelConfig) -> tuple[Tensor, ...]:
         return (weight[: model.vocab_size],)
 
     @override
@@ -110,7 +110,7 @@ class Vocabulary(Direct):
         return ((model.vocab_size, *shape[1:]),)
 
 
-class QkvMerge(Rule):
+class QkvMapping(ParamMapping):
     """Query, key and value projections in one, interleaved by key/value group.
 
     Megatron-Core puts the rows of group 0 first: its queries, its key, its value; then group 1. With 4 query heads, 2
@@ -125,7 +125,7 @@ class QkvMerge(Rule):
         return torch.cat(by_group, dim=1).flatten(0, 1)
 
     @override
-    def divide(self, weight: Tensor, model: ModelConfig) -> tuple[Tensor, ...]:
+    def split(self, weight: Tensor, model: ModelConfig) -> tuple[Tensor, ...]:
         heads = model.num_attention_heads // model.num_key_value_heads
         rows = [heads * model.head_dim, model.head_dim, model.head_dim]
         by_group = weight.unflatten(0, (-1, sum(rows))).split(rows, dim=1)
@@ -137,7 +137,7 @@ class QkvMerge(Rule):
         return tuple((count * model.head_dim, *shape[1:]) for count in heads)
 
 
-class GateUpMerge(Rule):
+class GateUpMapping(ParamMapping):
     """Gate and up projections of SwiGLU, one above the other. Each tensor-parallel rank stacks its own two slices."""
 
     @override
@@ -146,7 +146,7 @@ class GateUpMerge(Rule):
         return torch.cat([gate_RH, up_RH])
 
     @override
-    def divide(self, weight: Tensor, model: ModelConfig) -> tuple[Tensor, ...]:
+    def split(self, weight: Tensor, model: ModelConfig) -> tuple[Tensor, ...]:
         return weight.chunk(2)
 
     @override
@@ -157,16 +157,16 @@ class GateUpMerge(Rule):
 class Match(NamedTuple):
     """A Megatron name, the row that it fits, and the numbers in it."""
 
-    rule: Rule
+    mapping: ParamMapping
     numbers: dict[str, int]
 
 
-def find_rule(table: Iterable[Rule], name: str) -> Match:
+def find_mapping(table: Iterable[ParamMapping], name: str) -> Match:
     """The row for a Megatron parameter. Raises ``UnmappedWeightError``."""
-    for rule in table:
-        numbers = rule.match(name)
+    for mapping in table:
+        numbers = mapping.match(name)
         if numbers is not None:
-            return Match(rule, numbers)
+            return Match(mapping, numbers)
     raise UnmappedWeightError(
         f"Megatron-Core weight {name}",
         rule="no row of the model family's table fits it",
@@ -174,12 +174,73 @@ def find_rule(table: Iterable[Rule], name: str) -> Match:
     )
 
 
-def all_hf_names(table: Iterable[Rule], model: ModelConfig) -> set[str]:
+def all_hf_names(table: Iterable[ParamMapping], model: ModelConfig) -> set[str]:
     """Every Hugging Face weight of the whole model."""
     return {
         name
-        for rule in table
-        for layer in range(model.num_hidden_layers if "{layer}" in rule.megatron else 1)
-        for expert in range((model.num_experts or 0) if rule.is_expert else 1)
-        for name in rule.hf_names({"layer": layer, "expert": expert})
+        for mapping in table
+        for layer in range(model.num_hidden_layers if "{layer}" in mapping.megatron else 1)
+        for expert in range((model.num_experts or 0) if mapping.is_expert else 1)
+        for name in mapping.hf_names({"layer": layer, "expert": expert})
     }
+
+
+# Where the local layer spec and TransformerEngine's spec name a parameter differently, there is a mapping for each. A
+# model has one of the two.
+_MEGATRON = "decoder.layers.{layer}"
+_HF = "model.layers.{layer}"
+
+EMBEDDING_AND_FINAL_NORM = (
+    VocabularyMapping("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), shard_dim=0),
+    DirectMapping("decoder.final_layernorm.weight", ("model.norm.weight",)),
+)
+
+ATTENTION = (
+    DirectMapping(f"{_MEGATRON}.input_layernorm.weight", (f"{_HF}.input_layernorm.weight",)),
+    DirectMapping(f"{_MEGATRON}.self_attention.linear_qkv.layer_norm_weight", (f"{_HF}.input_layernorm.weight",)),
+    QkvMapping(
+        f"{_MEGATRON}.self_attention.linear_qkv.weight",
+        (f"{_HF}.self_attn.q_proj.weight", f"{_HF}.self_attn.k_proj.weight", f"{_HF}.self_attn.v_proj.weight"),
+        shard_dim=0,
+    ),
+    DirectMapping(f"{_MEGATRON}.self_attention.linear_proj.weight", (f"{_HF}.self_attn.o_proj.weight",), shard_dim=1),
+)
+
+QK_NORM = (
+    DirectMapping(f"{_MEGATRON}.self_attention.q_layernorm.weight", (f"{_HF}.self_attn.q_norm.weight",)),
+    DirectMapping(f"{_MEGATRON}.self_attention.k_layernorm.weight", (f"{_HF}.self_attn.k_norm.weight",)),
+)
+
+DENSE_MLP = (
+    DirectMapping(f"{_MEGATRON}.pre_mlp_layernorm.weight", (f"{_HF}.post_attention_layernorm.weight",)),
+    DirectMapping(f"{_MEGATRON}.mlp.linear_fc1.layer_norm_weight", (f"{_HF}.post_attention_layernorm.weight",)),
+    GateUpMapping(
+        f"{_MEGATRON}.mlp.linear_fc1.weight",
+        (f"{_HF}.mlp.gate_proj.weight", f"{_HF}.mlp.up_proj.weight"),
+        shard_dim=0,
+    ),
+    DirectMapping(f"{_MEGATRON}.mlp.linear_fc2.weight", (f"{_HF}.mlp.down_proj.weight",), shard_dim=1),
+)
+
+_EXPERT = f"{_HF}.mlp.experts.{{expert}}"
+
+EXPERTS = (
+    DirectMapping(f"{_MEGATRON}.pre_mlp_layernorm.weight", (f"{_HF}.post_attention_layernorm.weight",)),
+    DirectMapping(f"{_MEGATRON}.mlp.router.weight", (f"{_HF}.mlp.gate.weight",)),
+    *(
+        mapping
+        # One module an expert in the local spec, one grouped module with numbered weights in TransformerEngine's.
+        for fc1, fc2 in (
+            ("local_experts.{expert}.linear_fc1.weight", "local_experts.{expert}.linear_fc2.weight"),
+            ("linear_fc1.weight{expert}", "linear_fc2.weight{expert}"),
+        )
+        for mapping in (
+            GateUpMapping(
+                f"{_MEGATRON}.mlp.experts.{fc1}",
+                (f"{_EXPERT}.gate_proj.weight", f"{_EXPERT}.up_proj.weight"),
+                shard_dim=0,
+            ),
+            DirectMapping(f"{_MEGATRON}.mlp.experts.{fc2}", (f"{_EXPERT}.down_proj.weight",), shard_dim=1),
+        )
+    ),
+)

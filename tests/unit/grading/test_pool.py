@@ -12,7 +12,7 @@ import pytest
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.grading import pool as grading
-from megatron_ssd.grading.checker import Judge
+from megatron_ssd.grading.checker import Checker
 from megatron_ssd.grading.pool import Grader, Submission, read_verdicts
 from megatron_ssd.sandbox.execution import Execution, Limits, Program, SandboxBrokenError
 from megatron_ssd.sandbox.sandbox import Sandbox
@@ -299,18 +299,18 @@ class TestBrokenJudge:
 
     def test_once_is_tried_again(self, monkeypatch: pytest.MonkeyPatch):
         self.breaking(monkeypatch, times=1)
-        with Judge(CONFIG) as judge:
-            assert judge.judge(PROBLEMS[0], GOOD).status == "passed"
+        with Checker(CONFIG) as checker:
+            assert checker.check(PROBLEMS[0], GOOD).status == "passed"
 
     def test_twice_by_one_program_is_the_programs_fault(self, monkeypatch: pytest.MonkeyPatch):
         self.breaking(monkeypatch, times=99, only=GOOD)
-        with Judge(CONFIG) as judge:
-            assert judge.judge(PROBLEMS[0], GOOD).status == "runtime_error"
+        with Checker(CONFIG) as checker:
+            assert checker.check(PROBLEMS[0], GOOD).status == "runtime_error"
 
     def test_always_is_the_judges_fault(self, monkeypatch: pytest.MonkeyPatch):
         self.breaking(monkeypatch, times=99)
-        with Judge(CONFIG) as judge:
-            assert judge.judge(PROBLEMS[0], GOOD).status == "infrastructure_error"
+        with Checker(CONFIG) as checker:
+            assert checker.check(PROBLEMS[0], GOOD).status == "infrastructure_error"
 
     def test_its_failures_do_not_spread_to_equal_programs(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         with Grader(PROBLEMS, CONFIG) as grader:

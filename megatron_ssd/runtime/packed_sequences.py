@@ -77,7 +77,7 @@ class AttentionPlan:
 
 
 @dataclass
-class PackedRows(PackedSeqParams):
+class PackedSequences(PackedSeqParams):
     """``PackedSeqParams`` (thd) for Megatron-Core, with the lengths behind it and the plans made from them.
 
     ``lengths`` are those of all segments of the micro batch, before any split over ranks.
@@ -96,7 +96,7 @@ class PackedRows(PackedSeqParams):
         return self._plans[key]
 
 
-def packed_rows(lengths: tuple[int, ...], *, cp_size: int, device: torch.device | str) -> PackedRows:
+def make_packed_sequences(lengths: tuple[int, ...], *, cp_size: int, device: torch.device | str) -> PackedSequences:
     """Describe joined rows of segments of these ``lengths``.
 
     Megatron-Core and TransformerEngine read what they know of it, this project's attention the rest.
@@ -108,16 +108,16 @@ def packed_rows(lengths: tuple[int, ...], *, cp_size: int, device: torch.device 
     borders = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(device)
     longest = max(lengths)
     padded = borders if cp_size > 1 else None
-    return PackedRows(
+    return PackedSequences(
         qkv_format="thd", cu_seqlens_q=borders, cu_seqlens_kv=borders, cu_seqlens_q_padded=padded,
         cu_seqlens_kv_padded=padded, max_seqlen_q=longest, max_seqlen_kv=longest, lengths=lengths,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=4)
-def equal_rows(num_rows: int, length: int, *, cp_size: int, device: torch.device) -> PackedRows:
+def equal_sequences(num_rows: int, length: int, *, cp_size: int, device: torch.device) -> PackedSequences:
     """Rows that are not packed, as segments: how context parallelism takes them."""
-    return packed_rows((length,) * num_rows, cp_size=cp_size, device=device)
+    return make_packed_sequences((length,) * num_rows, cp_size=cp_size, device=device)
 
 
 def local_positions(lengths: tuple[int, ...], *, cp_size: int, cp_rank: int) -> NDArray[np.int64]:

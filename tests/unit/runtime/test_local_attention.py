@@ -10,9 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ssd.models import attention
-from megatron_ssd.models.attention import SegmentAttention, _attend, _explicit_attention, _fused_attention
-from megatron_ssd.models.segments import PackedRows, equal_rows, local_positions, make_plan, packed_rows
+from megatron_ssd.runtime import local_attention as attention
+from megatron_ssd.runtime.local_attention import SegmentAttention, _attend, _explicit_attention, _fused_attention
+from megatron_ssd.runtime.packed_sequences import (
+    PackedSequences,
+    equal_sequences,
+    local_positions,
+    make_packed_sequences,
+    make_plan,
+)
 
 CPU = torch.device("cpu")
 N, G, D = 4, 2, 8
@@ -25,13 +31,13 @@ def test_the_worked_example_of_the_docstring() -> None:
 
 
 def test_what_megatron_core_is_told() -> None:
-    rows = packed_rows((3, 1, 2), cp_size=1, device="cpu")
+    rows = make_packed_sequences((3, 1, 2), cp_size=1, device="cpu")
     assert rows.qkv_format == "thd"
     assert rows.cu_seqlens_q.tolist() == rows.cu_seqlens_kv.tolist() == [0, 3, 4, 6]
     assert rows.cu_seqlens_q.dtype == torch.int32
     assert rows.max_seqlen_q == rows.max_seqlen_kv == 3
     assert rows.cu_seqlens_q_padded is None
-    split = packed_rows((8, 4), cp_size=2, device="cpu")
+    split = make_packed_sequences((8, 4), cp_size=2, device="cpu")
     assert split.cu_seqlens_q_padded.tolist() == split.cu_seqlens_kv_padded.tolist() == [0, 8, 12]
 
 
@@ -106,7 +112,7 @@ def test_packed_attention_is_that_under_a_mask_forward_and_backward(
     explicit_length: int,
 ) -> None:
     monkeypatch.setattr(attention, "_EXPLICIT_LENGTH", explicit_length)
-    rows = packed_rows(lengths * num_rows, cp_size=1, device="cpu")
+    rows = make_packed_sequences(lengths * num_rows, cp_size=1, device="cpu")
     lengths = lengths * num_rows
     results = []
     for attend in (lambda *x: module()(*x, None, packed_seq_params=rows), lambda *x: reference(*x, lengths)):
@@ -149,7 +155,7 @@ def test_a_mask_by_hand() -> None:
 def test_no_neighbour_changes_a_bit() -> None:
     lengths = (5, 12, 7)
     inputs = [x.detach().float() for x in qkv(24)]
-    rows = packed_rows(lengths, cp_size=1, device="cpu")
+    rows = make_packed_sequences(lengths, cp_size=1, device="cpu")
     first = module()(*inputs, None, packed_seq_params=rows)
     for x in inputs:
         x[:5] += 1
@@ -160,10 +166,10 @@ def test_no_neighbour_changes_a_bit() -> None:
 
 
 def test_plans_are_made_once_for_all_layers() -> None:
-    rows: PackedRows = packed_rows((5, 7), cp_size=1, device="cpu")
+    rows: PackedSequences = make_packed_sequences((5, 7), cp_size=1, device="cpu")
     plans = [rows.plan(cp_size=1, cp_rank=0, short=512, device=CPU) for _ in range(2)]
     assert plans[0] is plans[1]
-    assert equal_rows(2, 8, cp_size=2, device=CPU) is equal_rows(2, 8, cp_size=2, device=CPU)
+    assert equal_sequences(2, 8, cp_size=2, device=CPU) is equal_sequences(2, 8, cp_size=2, device=CPU)
 
 
 def test_a_padded_group_and_single_spans_agree() -> None:

@@ -18,15 +18,15 @@ from megatron_ssd.config.export import Weights
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.export.checkpoint_reader import CheckpointReader
+from megatron_ssd.export.full_model import FullModel, FullTensor, full_model
 from megatron_ssd.export.shards import Shard, TensorSpec, is_written, plan_shards, write_index, write_shard
 from megatron_ssd.models.hf_folder import HFWeights
-from megatron_ssd.models.whole_model import WholeModel, WholeWeight, whole_model
 from megatron_ssd.progress import progress
 
 log = logging.getLogger(__name__)
 
 
-class HFView:
+class StateDictAdapter:
     """Hugging Face tensors made on request from ``reader``.
 
     Args:
@@ -39,8 +39,8 @@ class HFView:
     def __init__(
         self,
         reader: CheckpointReader,
-        whole: WholeModel,
-        dtype_of: Callable[[WholeWeight], torch.dtype],
+        whole: FullModel,
+        dtype_of: Callable[[FullTensor], torch.dtype],
         dtypes: Mapping[str, torch.dtype] | None = None,
     ) -> None:
         self._reader = reader
@@ -48,7 +48,7 @@ class HFView:
         self._dtype_of = dtype_of
         self._dtypes = dtypes or {}
         self._weight_of = {name: weight for weight in whole.weights for name in weight.hf_names}
-        self._last: tuple[WholeWeight, dict[str, Tensor]] | None = None
+        self._last: tuple[FullTensor, dict[str, Tensor]] | None = None
 
     @property
     def model(self) -> ModelConfig:
@@ -105,22 +105,22 @@ class HFView:
                     fix="remove the folder, check the disk, and run the export again",
                 )
 
-    def _parts(self, weight: WholeWeight) -> dict[str, Tensor]:
+    def _parts(self, weight: FullTensor) -> dict[str, Tensor]:
         types = [self._dtypes.get(name, self._dtype_of(weight)) for name in weight.hf_names]
         # Parts of several types stand in the checkpoint in one that holds them all exactly.
         merged = types[0] if len(set(types)) == 1 else torch.float32
-        parts = weight.rule.divide(self._reader.read(weight, merged), self._whole.model)
+        parts = weight.mapping.split(self._reader.read(weight, merged), self._whole.model)
         return {name: part.to(dtype) for name, part, dtype in zip(weight.hf_names, parts, types, strict=True)}
 
 
-def open_view(
+def open_adapter(
     checkpoint: Path,
     model: ModelConfig,
     *,
     weights: Weights,
     dtype: torch.dtype | None = None,
     dtypes: Mapping[str, torch.dtype] | None = None,
-) -> HFView:
+) -> StateDictAdapter:
     """``checkpoint``'s weights, or their moving average, after names and shapes were compared with ``model``.
 
     Args:
@@ -133,14 +133,14 @@ def open_view(
     Raises:
         UserError: the checkpoint cannot be read, holds no moving average, or is of another model.
     """
-    whole = whole_model(model)
+    whole = full_model(model)
     trained = CheckpointReader(checkpoint)
     trained.check(whole)
     reader = trained
     if weights == "ema":
         reader = CheckpointReader(checkpoint, weights="ema")
         reader.check(whole)
-    return HFView(reader, whole, dtype_of=lambda weight: dtype or trained.dtype(weight), dtypes=dtypes)
+    return StateDictAdapter(reader, whole, dtype_of=lambda weight: dtype or trained.dtype(weight), dtypes=dtypes)
 
 
 def _is_equal(spec: TensorSpec, weights: HFWeights, value: Tensor) -> bool:

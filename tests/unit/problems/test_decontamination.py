@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.errors import UserError
-from megatron_ssd.problems.contamination import ContaminationIndex, EvaluationProblem, words
+from megatron_ssd.problems.decontamination import ContaminationIndex, EvaluationProblem, words
 from tests.helpers.paths import SHARED
 from tests.helpers.problem_files import choose, config_of, jsonl, parquet, rstar_row
 
