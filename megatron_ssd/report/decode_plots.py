@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_ssd.text_table import DASH, NOT_MEASURED
 from megatron_ssd.report.plots import (
     MODEL_TITLES,
     Plot,
@@ -17,17 +16,20 @@ from megatron_ssd.report.plots import (
     legend_choice,
     measured_text,
     model_scale,
+    model_size,
     percent_domain,
     plot,
 )
 from megatron_ssd.report.records import EffectivePoint, GridCell, ModelName, Sweep
 from megatron_ssd.report.theme import heat_level
+from megatron_ssd.text_table import DASH, NOT_MEASURED
 
 Range = tuple[float, float]
 
 _ROW = 37  # pixels
 _MAX_CURVES = 3  # of one model in a panel; with more, points and their mean are easier to read
 _DASHES = ([1.5, 3.5], [7, 4], [1, 0])
+_GAPS = {"x": 0.06, "y": 0.13}  # between cells, as shares of their width and height
 _CORNER = "M-1,-1L1,-1L-1,1Z"  # marks the training decode in the corner of its cell
 
 
@@ -121,15 +123,15 @@ def _heat(
 ) -> Plot:  # fmt: skip
     """Cells with their score; the chosen one has a frame, and the decode of the training data a marked corner."""
     rows = [_heat_row(cell, scores) for cell in cells]
-    axes = {name: {**channel, "scale": {"paddingInner": 0.1, "paddingOuter": 0.06}} for name, channel in place.items()}
+    axes = {
+        name: {**channel, "scale": {"paddingInner": _GAPS[name], "paddingOuter": 0.06}}
+        for name, channel in place.items()
+    }
     corner = {name: {**channel, "bandPosition": 0.02} for name, channel in axes.items()} | (
         {} if "x" in axes else {"x": {"value": 0}}
     )
-    raw = {"scale": None, "legend": None}  # the field is the color, not a value to scale
     tooltip = [{"field": "decode"}, {"field": "label", "title": "score, %"}, {"field": "role"}]
-    cell = {"fill": {"field": "fill", "type": "nominal", **raw}, "stroke": {"field": "stroke", "type": "nominal", **raw},
-            "strokeWidth": {"field": "frame", "type": "quantitative", **raw}, "tooltip": tooltip}  # fmt: skip
-    number = {"text": {"field": "label"}, "fill": {"field": "ink", "type": "nominal", **raw}, "tooltip": tooltip}
+    cell = {"fill": _as_given("fill"), "stroke": _as_given("stroke"), "strokeWidth": _as_given("frame", "quantitative")}
     said = "; ".join(f"{row['decode']}: {row['label']}{row['role'] and ' (' + row['role'] + ')'}" for row in rows)
     return plot(
         title,
@@ -138,15 +140,23 @@ def _heat(
         data={"values": rows},
         encoding=axes,
         layer=[
-            {"mark": {"type": "rect", "cornerRadius": 3}, "encoding": cell},
-            {"mark": {"type": "text", "fontSize": 13}, "encoding": number},
+            {"mark": {"type": "rect", "cornerRadius": 3}, "encoding": {**cell, "tooltip": tooltip}},
+            {
+                "mark": {"type": "text", "fontSize": 13},
+                "encoding": {"text": {"field": "label"}, "fill": _as_given("ink"), "tooltip": tooltip},
+            },
             {
                 "transform": [{"filter": "datum.training"}],
                 "mark": {"type": "point", "shape": _CORNER, "filled": True, "size": 45, "xOffset": 5, "yOffset": 5},
-                "encoding": {**corner, "fill": number["fill"]},
+                "encoding": {**corner, "fill": _as_given("ink")},
             },
         ],
     )
+
+
+def _as_given(field: str, kind: str = "nominal") -> dict[str, Any]:
+    """Encoding of a field that holds the color or width itself, not a value to scale."""
+    return {"field": field, "type": kind, "scale": None, "legend": None}
 
 
 def _heat_row(cell: GridCell, scores: Range) -> dict[str, Any]:
@@ -173,12 +183,24 @@ def _effective_plot(
 ) -> Plot:  # fmt: skip
     many = len(top_ps) > _MAX_CURVES
     params, opacity = legend_choice("model") if many else legend_choice("model", "top_p")
-    across = {"type": "quantitative", "title": "effective temperature",
-              "scale": {"domain": axes["x"], "zero": False, "nice": False}, "axis": {"grid": False, "tickCount": 6}}  # fmt: skip
-    up = {"type": "quantitative", "title": None, "axis": {"tickCount": 4},
-          "scale": {"domain": axes["y"], "nice": 4, "zero": False}}  # fmt: skip
-    tooltip = [{"field": "model"}, {"field": "decode"}, {"field": "T_eff", "type": "quantitative", "format": ".3~g"},
-               {"field": "score", "title": "score, %"}]  # fmt: skip
+    across = {
+        "type": "quantitative",
+        "title": "effective temperature",
+        "scale": {"domain": axes["x"], "zero": False, "nice": False},
+        "axis": {"grid": False, "tickCount": 6},
+    }
+    up = {
+        "type": "quantitative",
+        "title": None,
+        "scale": {"domain": axes["y"], "nice": 4, "zero": False},
+        "axis": {"tickCount": 4},
+    }
+    tooltip = [
+        {"field": "model"},
+        {"field": "decode"},
+        {"field": "T_eff", "type": "quantitative", "format": ".3~g"},
+        {"field": "score", "title": "score, %"},
+    ]
     shared = {"color": model_scale("color"), "opacity": opacity, "tooltip": tooltip}
     x, y = {**across, "field": "x"}, {**up, "field": "value"}
     line: dict[str, Any] = {"color": model_scale("color"), "opacity": opacity}
@@ -186,7 +208,7 @@ def _effective_plot(
         line |= {"x": {**across, "field": "T_eff"}, "y": {**y, "aggregate": "mean"}}
     else:
         scale = {"domain": [f"{p:g}" for p in top_ps], "range": _DASHES[len(_DASHES) - len(top_ps) :]}
-        legend = {"title": "top-p", "symbolType": "stroke", "symbolSize": 500, "symbolStrokeColor": "var(--ink)"}
+        legend = {"title": "top-p", "symbolType": "stroke", "symbolSize": 300, "symbolStrokeColor": "var(--ink)"}
         line |= {"x": x, "y": y, "strokeDash": {"field": "top_p", "type": "nominal", "scale": scale, "legend": legend}}
     name = _top_k_text(top_k)
     said = "; ".join(f"{row['model']}, {row['decode']}, T_eff {row['T_eff']:.3g}: {row['score']}" for row in rows)
@@ -199,13 +221,19 @@ def _effective_plot(
         layer=[
             {
                 "params": params,
-                "mark": {"type": "rule", "strokeWidth": 1.25},
+                "mark": {"type": "rule", "strokeWidth": 1.25, "strokeOpacity": 0.6},
                 "encoding": {**shared, "x": x, "y": {**up, "field": "low"}, "y2": {"field": "high"}},
             },
             {"mark": {"type": "line", "strokeWidth": 1.5}, "encoding": line},
             {
-                "mark": {"type": "point", "filled": True, "size": 35 if many else 70},
-                "encoding": {**shared, "x": x, "y": y, "shape": model_scale("shape")},
+                "mark": {"type": "point", "filled": True},
+                "encoding": {
+                    **shared,
+                    "x": x,
+                    "y": y,
+                    "shape": model_scale("shape"),
+                    "size": model_size(30 if many else 65),
+                },
             },
             {
                 "transform": [{"filter": "datum.chosen"}],

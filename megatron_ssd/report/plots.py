@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from megatron_ssd.text_table import NOT_MEASURED, counted
 from megatron_ssd.report.formatting import compact, percent
 from megatron_ssd.report.records import Estimate, ModelName, Score, TrainingPoint
+from megatron_ssd.text_table import NOT_MEASURED, counted
 
 MODEL_TITLES: dict[ModelName, str] = {"base": "base", "ssd": "SSD"}
 MOST_POINTS = 800  # of a curve; a longer one is thinned to means
@@ -134,6 +134,7 @@ def histogram(values: Sequence[int], *, title: str, note: str, unit: str) -> Plo
             "x": {"field": "from", "type": "quantitative", "scale": scale, "title": unit, "axis": {"grid": False}},
             "x2": {"field": "to"},
             "y": {"field": "count", "type": "quantitative", "title": None, "axis": {"tickCount": 4, "format": ",~s"}},
+            "y2": {"datum": 0},
             "tooltip": [{"field": unit}, {"field": "count", "type": "quantitative", "format": ","}],
         },
     )
@@ -162,6 +163,11 @@ def model_scale(channel: str) -> dict[str, Any]:
     marks = {"color": [f"var(--{model})" for model in MODEL_TITLES], "shape": ["circle", "diamond"]}
     scale = {"domain": list(MODEL_TITLES.values()), "range": marks[channel]}
     return {"field": "model", "type": "nominal", "scale": scale, "legend": {"title": None}}
+
+
+def model_size(base: int) -> dict[str, Any]:
+    """Encoding of a mark's area: a diamond needs more of it to look as large as a disc."""
+    return {"condition": {"test": "datum.model === 'SSD'", "value": 1.5 * base}, "value": base}
 
 
 def legend_choice(*fields: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -221,8 +227,8 @@ def _intervals(k: int, groups: Sequence[tuple[str, Sequence[tuple[Score, Estimat
                 "encoding": {**shared, "x": {**horizontal, "field": "low"}, "x2": {"field": "high"}},
             },
             {
-                "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
-                "encoding": {**shared, "x": horizontal, "shape": model_scale("shape")},
+                "mark": {"type": "point", "filled": True},
+                "encoding": {**shared, "x": horizontal, "shape": model_scale("shape"), "size": model_size(100)},
             },
             {
                 "mark": {"type": "text", "align": "right", "baseline": "middle", "fontWeight": 600, "fontSize": 13.5},
