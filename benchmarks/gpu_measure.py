@@ -96,14 +96,15 @@ def _guarded(case: Case, scratch: Path, device: Device) -> dict[str, Any]:
 
 def run_trainer(case: Case, scratch: Path, device: Device) -> dict[str, Any]:
     """Train with this project's trainer."""
-    from megatron_ssd.training.stage import prepare_trainer
+    from megatron_ssd.training.trainer import build_trainer
 
     config = case_config(case, scratch, device)
     write_progressions(Path(config.run_dir), case)
     with megatron_grid(ONE, create_gloo_process_groups=True):
-        trainer, dataset = prepare_trainer(config, scratch / "none", device)
+        trainer = build_trainer(config, scratch / "none", device)
+        dataset = trainer.source.dataset
         steps = [trainer.step() for _ in range(case.steps)]
-        parameters = sum(p.numel() for chunk in trainer.chunks for p in chunk.parameters())
+        parameters = sum(p.numel() for chunk in trainer.state.chunks for p in chunk.parameters())
     rows = [dataset.locate(row) for row in range(WARM_UP * case.global_batch_size, case.steps * case.global_batch_size)]
     segments = [int(length) for row in rows for length in dataset.lengths_in_row(*row)]
     seconds = [step.seconds for step in steps[WARM_UP:]]

@@ -216,12 +216,13 @@ def _trainer(folder: Path, side: str) -> Iterator[Callable[[], None]]:
     """This trainer over all samples, once."""
     from megatron_ssd.runtime.device import prepare_device
     from megatron_ssd.runtime.process_groups import process_groups
-    from megatron_ssd.training.stage import prepare_trainer
+    from megatron_ssd.training.trainer import build_trainer
 
     config = _config(folder, world_size=2 if side == "two processes" else 1)
     device = prepare_device(config.cluster, config.precision)
     with process_groups(config.parallel, device=device):
-        trainer, dataset = prepare_trainer(config, folder / "checkpoints", device)
+        trainer = build_trainer(config, folder / "checkpoints", device)
+        dataset = trainer.source.dataset
         steps = -(-dataset.num_rows(0) // config.training.global_batch_size)
 
         def turn() -> None:

@@ -29,7 +29,7 @@ _DATASET = (
     "import pathlib, sys; from tests.helpers.training_run import write_dataset;write_dataset(pathlib.Path(sys.argv[1]))"
 )
 _TRAIN = (
-    "import pathlib, sys; from megatron_ssd.training.stage import run_train; from tests.helpers.training_run import *;"
+    "import pathlib, sys; from launch.train import train as run_train; from tests.helpers.training_run import *;"
     "run_dir = pathlib.Path(sys.argv[1]);"
     "run_train(training_config(run_dir, training={'train_iters': 6}, checkpoint={'save_interval': 3}))"
 )

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from megatron_ssd.cli.entry import EXIT_INTERRUPTED
-from megatron_ssd.cli.keys import run_with_keys
+from megatron_ssd.cli.entry import EXIT_INTERRUPTED, main_of_tool
 from megatron_ssd.config.export import ConvertConfig
 from megatron_ssd.export.convert import run_convert
 
@@ -23,4 +22,4 @@ def _run(config: ConvertConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_with_keys(_run, ConvertConfig, description=__doc__)
+    main_of_tool(_run, ConvertConfig, description=__doc__)

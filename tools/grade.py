@@ -7,9 +7,9 @@ A row of samples has question_id, task_id or problem_id, and completion, code or
 Killed at any moment, the same command goes on and grades nothing twice.
 """
 
-from megatron_ssd.cli.keys import run_with_keys
+from megatron_ssd.cli.entry import main_of_tool
 from megatron_ssd.config.grading import GradeConfig
 from megatron_ssd.grading.grade_file import run_grade
 
 if __name__ == "__main__":
-    run_with_keys(run_grade, GradeConfig, description=__doc__)
+    main_of_tool(run_grade, GradeConfig, description=__doc__)

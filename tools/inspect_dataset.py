@@ -4,9 +4,9 @@ python tools/inspect_dataset.py run_dir=runs/mine tokenizer=models/qwen3
 python tools/inspect_dataset.py path=data/my_text_document examples=0    # a pair that Megatron-LM's tool made
 """
 
-from megatron_ssd.cli.keys import run_with_keys
+from megatron_ssd.cli.entry import main_of_tool
 from megatron_ssd.config.dataset import InspectConfig
 from megatron_ssd.dataset.inspection import run_inspect
 
 if __name__ == "__main__":
-    run_with_keys(run_inspect, InspectConfig, description=__doc__)
+    main_of_tool(run_inspect, InspectConfig, description=__doc__)

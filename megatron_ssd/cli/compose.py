@@ -1,12 +1,13 @@
-"""Hydra's groups and overrides to a checked ``RunConfig``.
+"""Turns command-line arguments into checked configurations, by Hydra and OmegaConf.
 
-The YAML files state differences only, since every default lives in the dataclasses. So an override may name a key that
-no YAML has, and it is the dataclasses that refuse a key that does not exist. A group may be chosen as ``model=tiny``
-and as ``+model=tiny`` alike.
+The YAML files state differences only, since every default is in the dataclasses. So an override may name a key that no
+YAML has, and the dataclasses refuse a key that does not exist. ``model=tiny`` and ``+model=tiny`` mean the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import megatron_ssd
+from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.config.build import build_config
-from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.run import BaseConfig, RunConfig
 from megatron_ssd.errors import ConfigError
 
 CONFIG_DIR = Path(megatron_ssd.__file__).resolve().parents[1] / "hydra_configs"
 
-
-# Follows from the experiment and its problems (see config.yaml) and is never chosen by hand.
-_DERIVED_GROUP = "scale"
+_DERIVED_GROUP = "scale"  # follows from the experiment and its problems (see config.yaml)
 
 
 def groups(config_dir: Path = CONFIG_DIR) -> dict[str, list[str]]:
@@ -37,8 +37,13 @@ def groups(config_dir: Path = CONFIG_DIR) -> dict[str, list[str]]:
     }
 
 
-def compose_values(overrides: list[str], config_dir: Path = CONFIG_DIR) -> dict[str, Any]:
-    """The composed YAML as nested dictionaries, interpolations resolved.
+def compose_config(overrides: Sequence[str], config_dir: Path = CONFIG_DIR) -> RunConfig:
+    """The checked configuration that ``overrides`` ask for. Raises ``ConfigError``."""
+    return build_config(compose_values(overrides, config_dir))
+
+
+def compose_values(overrides: Sequence[str], config_dir: Path = CONFIG_DIR) -> dict[str, Any]:
+    """The composed YAML as nested dictionaries, with interpolations resolved.
 
     Raises:
         ConfigError: an override or a group choice cannot be applied.
@@ -49,41 +54,57 @@ def compose_values(overrides: list[str], config_dir: Path = CONFIG_DIR) -> dict[
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(config_dir), version_base="1.3"):
-            composed = compose("config", overrides=[_normal(override, known) for override in overrides])
-            values = OmegaConf.to_container(composed, resolve=True)
+            composed = compose("config", overrides=[_as_hydra_takes_it(override, known) for override in overrides])
+            return _plain(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides) from None
+
+
+def values_of_tool(arguments: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` arguments of a tool without groups as nested dictionaries. Raises ``ConfigError``."""
+    for argument in arguments:
+        if "=" not in argument:
+            raise _not_an_override(argument)
+    try:
+        return _plain(OmegaConf.from_dotlist(list(arguments)))
+    except OmegaConfBaseException as error:
+        raise _explain(error, arguments) from None
+
+
+def base_run(base: BaseConfig, config_dir: Path) -> tuple[list[str], Path]:
+    """(overrides, run_dir) of the run that makes a base model. Equal configurations share one run_dir."""
+    overrides = [f"experiment={base.experiment}", *base.overrides]
+    settings = asdict(compose_config(overrides, config_dir))
+    run_dir = Path(base.base_dir) / hash_json({**settings, "run_dir": None})[:12]
+    return [*overrides, f"run_dir={run_dir}"], run_dir
+
+
+def _plain(composed: Any) -> dict[str, Any]:
+    values = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
 
-def compose_config(overrides: list[str], config_dir: Path = CONFIG_DIR) -> RunConfig:
-    """The checked configuration that ``overrides`` ask for. Raises ``ConfigError``."""
-    return build_config(compose_values(overrides, config_dir))
-
-
-def _normal(override: str, known: dict[str, list[str]]) -> str:
-    """One override in the form that Hydra takes it in."""
+def _as_hydra_takes_it(override: str, known: dict[str, list[str]]) -> str:
     key, separator, value = override.partition("=")
-    bare = key.lstrip("+")
-    if not separator:
-        if key.startswith("~"):
-            return override
-        raise ConfigError(f"argument {override!r}", rule="an override is KEY=VALUE", fix="see --help")
+    group = key.lstrip("+")
     if key.startswith("~"):
         return override
-    if bare in known and "." not in bare:
-        for name in value.strip("[]").split(","):  # several of a group where their keys can stand side by side
-            if name.strip() in known[bare] or name.strip() in ("null", ""):
-                continue
-            raise ConfigError(f"{bare} = {name.strip()!r}", rule="there is no such file in that group",
-                              fix=f"choose one of {', '.join(known[bare])}")  # fmt: skip
-        return f"{bare}={value}"
-    return f"++{bare}={value}"
+    if not separator:
+        raise _not_an_override(override)
+    if group not in known:
+        return f"++{group}={value}"
+    for name in value.strip("[]").split(","):  # several names of a group whose files set different keys
+        if name.strip() not in (*known[group], "null", ""):
+            raise ConfigError(f"{group} = {name.strip()!r}", rule="there is no such file in that group",
+                              fix=f"choose one of {', '.join(known[group])}")  # fmt: skip
+    return f"{group}={value}"
 
 
-def _explain(error: Exception, overrides: list[str]) -> ConfigError:
-    first_line = str(error).strip().splitlines()[0]
-    return ConfigError(
-        f"arguments {' '.join(overrides)!r}", rule=first_line.rstrip("."), fix="see --help for groups and keys"
-    )
+def _not_an_override(argument: str) -> ConfigError:
+    return ConfigError(f"argument {argument!r}", rule="an override is KEY=VALUE", fix="see --help")
+
+
+def _explain(error: Exception, arguments: Sequence[str]) -> ConfigError:
+    first_line = str(error).strip().splitlines()[0].rstrip(".")
+    return ConfigError(f"arguments {' '.join(arguments)!r}", rule=first_line, fix="see --help for groups and keys")

@@ -1,7 +1,7 @@
-"""What every entry point does around its stage: parse, check, log, run, and end with a line and a status.
+"""Entry points of stages and tools.
 
-Exit status: 0 done, 2 the user can mend it (one line on standard error), 75 stopped by SIGTERM or SIGUSR1 with its
-state saved (EX_TEMPFAIL: a scheduler should start it again), 130 interrupted at the keyboard, 1 anything else.
+Exit status: 0 done, 2 a user error (one line on standard error), 75 stopped by SIGTERM or SIGUSR1 with the state saved
+(EX_TEMPFAIL: a scheduler should start it again), 130 interrupted at the keyboard, 1 anything else.
 """
 
 from __future__ import annotations
@@ -14,21 +14,24 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from megatron_ssd.cli.base import with_base_named
-from megatron_ssd.cli.compose import CONFIG_DIR, compose_config, compose_values, groups
-from megatron_ssd.cli.print_config import OPTION, Parser, as_yaml, every_key, wants_all
-from megatron_ssd.config.build import build_config
+from megatron_ssd.cli.compose import CONFIG_DIR, base_run, compose_config, compose_values, groups, values_of_tool
+from megatron_ssd.cli.print_config import OPTION, Parser, as_yaml, every_key, every_key_of_tool, wants_all
+from megatron_ssd.config.build import build, build_config
+from megatron_ssd.config.reference import help_text
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import MissingModelError, Requeue, UserError
 from megatron_ssd.process import UNDER_PIPELINE, die_with_parent_if_asked
+
+T = TypeVar("T")
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_REQUEUE = os.EX_TEMPFAIL
 _TRACEBACK_VARIABLE = "MEGATRON_SSD_TRACEBACK"
-# What Megatron-Core says at every import and load. Which layers run is a choice of ``precision``, and logged.
-_SAID_ELSEWHERE = (
+# Megatron-Core warns so at every import and load. Which layers run is a choice of ``precision``, and logged.
+_EXPECTED_WARNINGS = (
     "Transformer Engine and Apex are not installed",
     "Apex is not installed",
     "`load_state_dict` is deprecated",
@@ -36,7 +39,7 @@ _SAID_ELSEWHERE = (
 
 
 def main(stage: Callable[[RunConfig], None], *, description: str, argv: list[str] | None = None) -> None:
-    """Run ``stage`` with the configuration of the command line, then exit the process unless all went well.
+    """Run ``stage`` with the configuration of the command line. Exits the process if that fails.
 
     Args:
         stage: takes the checked configuration.
@@ -48,13 +51,30 @@ def main(stage: Callable[[RunConfig], None], *, description: str, argv: list[str
     run_guarded(lambda: _run(stage, arguments), traceback=arguments.traceback)
 
 
+def main_of_tool(run: Callable[[T], None], config: type[T], *, description: str | None) -> None:
+    """The same for a tool that has no groups: its ``KEY=VALUE`` arguments make one small dataclass, ``config``."""
+    tool_parser = Parser(description=description, epilog=help_text(config))
+    tool_parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    arguments = tool_parser.parse_intermixed_args()
+
+    def act() -> None:
+        values = values_of_tool(arguments.overrides)
+        if arguments.print_config:
+            print(every_key_of_tool(config, values) if wants_all(arguments) else as_yaml(values), end="")
+            return
+        start_logging()
+        run(build(config, values))
+
+    run_guarded(act)
+
+
 def parser(description: str) -> Parser:
-    """The options that all entry points share."""
+    """The options that stages, the pipeline and the planner share."""
     listing = "\n".join(f"  {group:12} {', '.join(names)}" for group, names in groups().items())
     result = Parser(
         description=description,
-        epilog=f"Groups (GROUP=NAME) and what they offer:\n{listing}\n\n"
-        "A group or key may be written with a plus in front or without one; it means the same.\n"
+        epilog=f"Groups and their choices (GROUP=NAME):\n{listing}\n\n"
+        "A plus in front of a group or key is allowed and changes nothing.\n"
         f"Any key can be set as SECTION.KEY=VALUE; {OPTION}=all lists every key with its value, defaults included.",
     )
     result.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, e.g. model=tiny seed=1")
@@ -64,9 +84,9 @@ def parser(description: str) -> Parser:
 
 
 def run_guarded(action: Callable[[], None], *, traceback: bool = False) -> None:
-    """Run ``action``; turn what a user can mend into one line on standard error and an exit status."""
+    """Run ``action``. Expected errors become one line on standard error and an exit status."""
     if traceback or os.environ.get(_TRACEBACK_VARIABLE):
-        os.environ[_TRACEBACK_VARIABLE] = "1"  # stages started from here show theirs too
+        os.environ[_TRACEBACK_VARIABLE] = "1"  # for stages that are started from here
         action()
         return
     try:
@@ -74,17 +94,17 @@ def run_guarded(action: Callable[[], None], *, traceback: bool = False) -> None:
     except UserError as error:
         _stop(f"error: {error}", EXIT_USER_ERROR)
     except Requeue:
-        _stop("stopped by a signal: the state is saved; run the same command to go on", EXIT_REQUEUE)
+        _stop("stopped by a signal: the state is saved; run the same command to resume", EXIT_REQUEUE)
     except KeyboardInterrupt:
-        # Under the pipeline, which Ctrl-C reaches as well, it is the pipeline that says so, once.
-        said_above = UNDER_PIPELINE in os.environ
-        _stop("" if said_above else "interrupted: finished work is kept; run the same command to go on",
+        # Ctrl-C reaches the pipeline as well, which then prints the line.
+        under_pipeline = UNDER_PIPELINE in os.environ
+        _stop("" if under_pipeline else "interrupted: finished work is kept; run the same command to resume",
               EXIT_INTERRUPTED)  # fmt: skip
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = f" at {error.filename}" if error.filename else ""
-        _stop(f"error: disk full{where}: finished work is kept; free some space and run the same command to go on", 1)
+        _stop(f"error: disk full{where}: finished work is kept; free some space and run the same command to resume", 1)
 
 
 def _run(stage: Callable[[RunConfig], None], arguments: argparse.Namespace) -> None:
@@ -96,11 +116,27 @@ def _run(stage: Callable[[RunConfig], None], arguments: argparse.Namespace) -> N
     try:
         stage(config)
     except MissingModelError as error:
-        raise with_base_named(error, config, config_dir) from None
+        raise _with_base_named(error, config, config_dir) from None
+
+
+def _with_base_named(error: MissingModelError, config: RunConfig, config_dir: Path) -> MissingModelError:
+    """The error of a stage that found no ``model.path``, with the base model that the pipeline would use."""
+    if config.base is None:
+        return error
+    _, run_dir = base_run(config.base, config_dir)
+    folder = run_dir / "export"
+    if folder.is_dir():
+        fix = f"the pipeline has made the base model of this configuration: set model.path={folder}"
+    else:
+        fix = (
+            f"launch/pipeline.py makes the base model of this configuration, {folder}: run it with the same arguments, "
+            "for example with --until samples, or set model.path to a Hugging Face folder"
+        )
+    return MissingModelError(error.what, rule=error.rule, fix=fix)
 
 
 def prints_config(arguments: argparse.Namespace) -> bool:
-    """Print the configuration and return true where ``--print-config`` asks for it."""
+    """Print the configuration if ``--print-config`` asks for it, and return whether it did."""
     if not arguments.print_config:
         return False
     values = compose_values(arguments.overrides, arguments.config_dir.resolve())
@@ -109,15 +145,15 @@ def prints_config(arguments: argparse.Namespace) -> bool:
 
 
 def start_logging() -> None:
-    """Our own log lines on standard error; libraries only from warnings up."""
+    """Log to standard error: this package from info up, libraries from warnings up."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("megatron_ssd").setLevel(logging.INFO)
-    for message in _SAID_ELSEWHERE:
+    for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
 
 
 def _stop(line: str, status: int) -> None:
-    # Under torchrun every process meets the same error; one line of it is enough.
+    # Under torchrun every process raises the same error; one line is enough.
     if line and int(os.environ.get("LOCAL_RANK", "0")) == 0:
         sys.stdout.flush()
         print(line, file=sys.stderr, flush=True)

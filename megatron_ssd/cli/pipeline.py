@@ -1,14 +1,14 @@
-"""The whole loop, stage after stage, each in a process of its own.
+"""Runs all stages in order, each in a process of its own.
 
-A stage that is up to date is not even started. A stage that stops ends the pipeline with that stage's status; what is
-finished stays, and the next start goes on behind it. Stages die with the pipeline, so that a killed one leaves nobody
-writing in its place.
+A stage that is up to date is not started. If a stage fails, the pipeline ends with its exit status; finished stages are
+kept, and the next start resumes after them. Stages die with the pipeline, so a killed pipeline leaves no writers.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,14 +18,12 @@ from pathlib import Path
 from megatron_ssd.artifacts.hub import locate_model
 from megatron_ssd.artifacts.manifest import MADE_BY
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.cli.base import base_run
-from megatron_ssd.cli.compose import CONFIG_DIR, compose_config
+from megatron_ssd.cli.compose import CONFIG_DIR, base_run, compose_config
 from megatron_ssd.cli.entry import EXIT_USER_ERROR, parser, prints_config, run_guarded, start_logging
-from megatron_ssd.cli.preflight import check_machine
 from megatron_ssd.config.run import BaseConfig, RunConfig, needed
 from megatron_ssd.dataset.corpus import world_stage
 from megatron_ssd.dataset.stage import dataset_stage
-from megatron_ssd.errors import ConfigError
+from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.evaluation.stage import evaluation_stage
 from megatron_ssd.export.stage import export_stage
 from megatron_ssd.general_benchmarks.stage import regression_stage
@@ -35,6 +33,7 @@ from megatron_ssd.problems.stage import problems_stage
 from megatron_ssd.process import run_child
 from megatron_ssd.report.stage import report_stage
 from megatron_ssd.report.terminal import print_report
+from megatron_ssd.sandbox.sandbox import Sandbox
 from megatron_ssd.training.stage import training_stage
 
 log = logging.getLogger(__name__)
@@ -44,12 +43,12 @@ ROOT = CONFIG_DIR.parent
 
 @dataclass(frozen=True)
 class Script:
-    """An entry point and how to ask, without starting it, whether its output stands already."""
+    """An entry point, and the stage that tells whether it has to be started."""
 
     path: str
     does: str
     open_stage: Callable[[RunConfig], Stage]
-    torchrun: bool = False  # one process a device of the layout
+    torchrun: bool = False  # one process per device of the layout
 
 
 _TRAIN = Script(MADE_BY["checkpoints"], "train on the data set with Megatron-Core", training_stage, torchrun=True)
@@ -58,12 +57,12 @@ _WORLD = Script(MADE_BY["tokenizer"], "make the small world: its tokenizer and a
 BASE = [_WORLD, _TRAIN, _EXPORT]
 LOOP = {
     "problems": Script(
-        MADE_BY["problems"], "choose the problems to sample and hold them against the benchmark", problems_stage
+        MADE_BY["problems"], "choose the problems to sample and compare them with the benchmark", problems_stage
     ),
     "samples": Script(
         MADE_BY["samples"], "sample responses to the problems from the frozen model with vLLM", samples_stage
     ),
-    # where a proxy model is named
+    # if a proxy model is named
     "scores": Script(MADE_BY["scores"], "score each response under the proxy model", scores_stage),
     "dataset": Script(MADE_BY["dataset"], "filter the samples and write them as Megatron's data set", dataset_stage),
     "checkpoints": _TRAIN,
@@ -71,7 +70,7 @@ LOOP = {
     "eval": Script(
         MADE_BY["eval"], "decode the benchmark with base and tuned model and run the programs", evaluation_stage
     ),
-    # where tasks are named
+    # if tasks are named
     "regression": Script(MADE_BY["regression"], "measure other benchmarks through lm-eval", regression_stage),
     "report": Script(MADE_BY["report"], "compare base and tuned model and write the report", report_stage),
 }
@@ -80,16 +79,16 @@ LOOP = {
 def main() -> None:
     """Entry of ``launch/pipeline.py``."""
     options = parser("Run every stage from problems to report; stages that are up to date are skipped.")
-    options.add_argument("--until", choices=list(LOOP), default="report", help="stop after this stage's folder stands")
+    options.add_argument("--until", choices=list(LOOP), default="report", help="last stage to run")
     arguments = options.parse_intermixed_args()
     run_guarded(lambda: run(arguments), traceback=arguments.traceback)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Choose the problems, make the base model where the configuration asks for one, then the rest of the loop.
+    """Choose the problems, make the base model if the configuration asks for one, then run the other stages.
 
     Raises:
-        UserError: before the first stage, where something is missing that a later one needs.
+        UserError: something is missing that a later stage needs. It is raised before the first stage.
     """
     if prints_config(arguments):
         return
@@ -112,9 +111,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--until {arguments.until}", rule=rule, fix=fix)
     scripts = [LOOP[name] for name in names[: names.index(arguments.until) + 1]]
     total = len(scripts)
-    # Problems before the base: a file that cannot be read, or a gate that refuses, should not cost a training run.
+    # Problems before the base: an unreadable file or a refused problem should not cost a training run.
     log.info("pipeline: %s to %s, %d stages in %s%s", names[0], arguments.until, total, config.run_dir,
-             "; before the second of them a base model is made, or found" if base else "")  # fmt: skip
+             "; a base model is made or found before the second" if base else "")  # fmt: skip
     _run_all("stage", scripts[:1], overrides, config_dir, total=total)
     if base is not None:
         overrides = [*overrides, f"model.path={_make_base(base, config_dir)}"]
@@ -123,32 +122,32 @@ def run(arguments: argparse.Namespace) -> None:
         "stage", scripts[1:], overrides, config_dir, first=2, total=total, report_follows=to_report
     )
     if to_report and LOOP["report"] not in started_scripts:
-        print_report(Path(config.run_dir))  # else the stage itself has printed it
+        print_report(Path(config.run_dir))  # otherwise the stage has printed it
     log.info("pipeline: all %d stages done in %.0f s", total, time.monotonic() - started)
 
 
 def _base_to_make(config: RunConfig) -> BaseConfig | None:
-    """The section ``base``; None where ``model.path`` names a model, which then takes its place.
+    """The section ``base``; None if ``model.path`` names a model.
 
     Raises:
-        UserError: neither of them is there, or no model is where ``model.path`` says.
+        UserError: both are missing, or there is no model at ``model.path``.
     """
     model = needed(config.model, "model", fix="choose one with model=NAME")
     if config.base is not None and model.path is None:
         return config.base
     folder, _ = locate_model(model.path, model.revision)
     if config.base is not None:
-        log.info("pipeline: model.path names the base model, %s; none is made from base.experiment = %s",
+        log.info("pipeline: the base model is model.path = %s; base.experiment = %s is not used",
                  folder, config.base.experiment)  # fmt: skip
     return None
 
 
 def _make_base(base: BaseConfig, config_dir: Path) -> Path:
-    """The folder of the frozen base model, trained now or found as an earlier run left it."""
+    """The folder of the base model, which is trained unless an earlier run has made it."""
     overrides, run_dir = base_run(base, config_dir)
-    log.info("pipeline: the base model: %d steps of its own in %s, once", len(BASE), run_dir)
+    log.info("pipeline: base model: %d steps in %s, once", len(BASE), run_dir)
     _run_all("base model, step", BASE, overrides, config_dir, total=len(BASE))
-    log.info("pipeline: the base model stands in %s; on with the stages", run_dir / "export")
+    log.info("pipeline: base model ready: %s", run_dir / "export")
     return run_dir / "export"
 
 
@@ -162,14 +161,14 @@ def _run_all(
     total: int,
     report_follows: bool = False,
 ) -> list[Script]:
-    """Start each script whose output is not up to date and return these; stop with the first that fails."""
+    """Start each script whose output is not up to date, and return these. Exits at the first that fails."""
     ran = []
     config = compose_config(overrides, config_dir)
     options = [] if config_dir == CONFIG_DIR else [f"--config-dir={config_dir}"]
     for number, script in enumerate(scripts, start=first):
         if script.open_stage(config).is_current():
             continue
-        check_machine(config)  # of a run that is up to date nothing is asked
+        check_machine(config)  # a run that is up to date needs nothing of the machine
         log.info("pipeline: %s %d of %d: %s (%s)", label, number, total, script.does, script.path)
         command = [*_launcher(script, config), str(ROOT / script.path), *options, *overrides]
         status = run_child(command, report_follows=report_follows)
@@ -177,6 +176,24 @@ def _run_all(
             sys.exit(_failed(script, status))
         ran.append(script)
     return ran
+
+
+def check_machine(config: RunConfig) -> None:
+    """Raise ``UserError`` for the first thing that is missing: device, sandbox or a writable run folder."""
+    from megatron_ssd.runtime.device import check_device  # here, because torch takes seconds to import
+    from megatron_ssd.runtime.hardware import check_hardware
+
+    check_device(config.cluster)
+    if config.cluster.device == "cuda":
+        check_hardware(config.precision, config.moe)
+    with Sandbox(config.evaluation.sandbox) as sandbox:
+        sandbox.start()
+    folder = Path(config.run_dir)
+    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    if not existing.is_dir():
+        raise UserError(f"run_dir = {config.run_dir}", rule=f"{existing} is not a folder", fix="use another run_dir")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"run_dir = {config.run_dir}", rule=f"{existing} is not writable", fix="use another run_dir")
 
 
 def _launcher(script: Script, config: RunConfig) -> list[str]:
@@ -187,9 +204,9 @@ def _launcher(script: Script, config: RunConfig) -> list[str]:
 
 
 def _failed(script: Script, status: int) -> int:
-    """Say which stage stopped; the stage itself has said why."""
-    goes_on = "the same command goes on from there"
+    """Log which stage stopped. The stage itself has said why."""
+    advice = "run the same command to resume"
     if status == EXIT_USER_ERROR:
-        goes_on = "what is finished stays; mend what its error line names and start again"
-    log.error("pipeline: %s stopped with status %d; %s", script.path, status, goes_on)
-    return status if status > 0 else 128 - status  # a signal's number comes back negative
+        advice = "finished stages are kept; fix the error above and run the same command"
+    log.error("pipeline: %s stopped with status %d; %s", script.path, status, advice)
+    return status if status > 0 else 128 - status  # a signal's number is negative

@@ -1,7 +1,7 @@
-"""``--print-config``: what was given, and ``--print-config=all``: every key with its effective value, as YAML.
+"""Prints configurations as YAML: ``--print-config`` what was given, ``--print-config=all`` every key with its value.
 
-The YAML of ``all`` is a configuration by itself: read again, it is the same one. Sections of null have no keys there;
-what they could hold follows as comments.
+The YAML of ``all`` is a configuration itself: read again, it gives the same one. Sections that are null have no keys in
+it; comments list the keys that they could have.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import yaml
+
+from megatron_ssd.config.reference import REQUIRED, keys_of, shown_value
 
 OPTION = "--print-config"
 _GIVEN, _ALL = "given", "all"
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes ``--print-config`` and ``--print-config=all``; the argument after a bare one is an override, no value."""
+    """Has ``--print-config`` and ``--print-config=all``. An argument after the bare option is an override."""
 
     def __init__(self, *, description: str | None, epilog: str) -> None:
         super().__init__(description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -27,7 +29,7 @@ class Parser(argparse.ArgumentParser):
                           f"{OPTION}=all prints every key with its value, defaults included, as YAML")  # fmt: skip
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does it, with a bare option written out."""
+        """As argparse does it, with a value for the bare option."""
         given = sys.argv[1:] if args is None else args
         return super().parse_known_args([f"{OPTION}={_GIVEN}" if a == OPTION else a for a in given], namespace)
 
@@ -38,76 +40,50 @@ def wants_all(arguments: argparse.Namespace) -> bool:
 
 
 def as_yaml(values: Any) -> str:
-    """Nested dictionaries as YAML, in their order; tuples are lists there."""
+    """Nested dictionaries as YAML, in their order; tuples become lists."""
     return yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True, width=120)
 
 
 def every_key(config: Any) -> str:
-    """Every key of a dataclass with its value, and as comments those of the sections that are null."""
+    """Every key of a configuration with its value, and as comments the keys of sections that are null."""
     text = as_yaml(dataclasses.asdict(config))
-    unnamed = list(_of_null_sections(config))
-    if unnamed:
-        text += "# These sections are null. What they would hold, with defaults:\n" + "".join(
-            f"#   {line}\n" for line in unnamed
-        )
+    if unset := list(_keys_of_null_sections(config)):
+        text += "# These sections are null. They could hold, with these defaults:\n"
+        text += "".join(f"#   {line}\n" for line in unset)
     return text
 
 
-def every_default(config: type, given: dict[str, Any]) -> str:
-    """The keys of a tool's dataclass: what was given, else the default; what has none and was not given is null."""
-    fields = dataclasses.fields(config)
-    values = {field.name: given.get(field.name, _default(field)) for field in fields}
-    needed = [field.name for field in fields if _is_needed(field) and field.name not in given]
-    return as_yaml(values) + (f"# To be given, they have no default: {', '.join(needed)}\n" if needed else "")
+def every_key_of_tool(config: type, given: dict[str, Any]) -> str:
+    """The keys of a tool: what was given, else the default. Required keys that were not given are null."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    values = {
+        name: given.get(name, None if value is dataclasses.MISSING else value) for name, value in defaults.items()
+    }
+    missing = [key.name for key in keys_of(config) if key.default == REQUIRED and key.name not in given]
+    return as_yaml(values) + (f"# Required, these have no default: {', '.join(missing)}\n" if missing else "")
 
 
-def _of_null_sections(config: Any, prefix: str = "") -> Iterator[str]:
-    hints = get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        value, key = getattr(config, field.name), f"{prefix}{field.name}"
+def _keys_of_null_sections(config: Any, prefix: str = "") -> Iterator[str]:
+    for key in keys_of(type(config)):
+        value, name = getattr(config, key.name), f"{prefix}{key.name}"
         if dataclasses.is_dataclass(value):
-            yield from _of_null_sections(value, f"{key}.")
-        elif value is None:
-            for part in get_args(hints[field.name]):
-                if dataclasses.is_dataclass(part):
-                    yield from _defaults(part, f"{key}.")
+            yield from _keys_of_null_sections(value, f"{name}.")
+        elif value is None and key.section is not None:
+            yield from _defaults(key.section, f"{name}.")
 
 
-def _defaults(section: Any, prefix: str) -> Iterator[str]:
-    """``KEY=VALUE`` of every key below a section."""
-    hints = get_type_hints(section)
-    for field in dataclasses.fields(section):
-        key, value = f"{prefix}{field.name}", _default(field)
-        kinds = [part for part in (hints[field.name], *get_args(hints[field.name])) if dataclasses.is_dataclass(part)]
-        if dataclasses.is_dataclass(value):
-            yield from (f"{key}.{line}" for line in _flat(_plain(dataclasses.asdict(value))))  # type: ignore[arg-type]
-        elif kinds and value is None:
-            yield from _defaults(kinds[0], f"{key}.")
+def _defaults(section: type, prefix: str) -> Iterator[str]:
+    """``KEY=DEFAULT`` of every key below a section."""
+    factories = {field.name: field.default_factory for field in dataclasses.fields(section)}
+    for key in keys_of(section):
+        name, factory = f"{prefix}{key.name}", factories[key.name]
+        made = None if factory is dataclasses.MISSING else factory()
+        if dataclasses.is_dataclass(made) and not isinstance(made, type):
+            yield from (f"{name}.{inner}={shown_value(value)}" for inner, value in dataclasses.asdict(made).items())
+        elif key.section is not None and made is None:
+            yield from _defaults(key.section, f"{name}.")
         else:
-            yield f"{key}=VALUE, has no default" if _is_needed(field) else f"{key}={_scalar(value)}"
-
-
-def _flat(values: dict[str, Any]) -> Iterator[str]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from (f"{key}.{line}" for line in _flat(value))
-        else:
-            yield f"{key}={_scalar(value)}"
-
-
-def _scalar(value: Any) -> str:
-    """A value as an override is written."""
-    return yaml.safe_dump(_plain(value), default_flow_style=True, width=1000).removesuffix("...\n").strip()
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return None if field.default is dataclasses.MISSING else field.default
-
-
-def _is_needed(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            yield f"{name}=VALUE, required" if key.default == REQUIRED else f"{name}={key.default}"
 
 
 def _plain(value: Any) -> Any:

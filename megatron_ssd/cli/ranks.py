@@ -1,10 +1,10 @@
-"""torchrun without the page of text that it adds when a process has said, in one line, what is wrong.
+"""torchrun wrapper that hides its failure banner.
 
     python -m megatron_ssd.cli.ranks --standalone --nproc-per-node=2 launch/train.py experiment=demo
 
-Takes torchrun's own arguments. Ends with the status of the process that failed first, which is 75 where a signal
-stopped training with its state saved. SIGINT, SIGTERM and SIGUSR1 are passed on to the processes, which take the time
-that saving needs; torchrun itself would kill them half a minute after the first two and die of the third.
+Takes torchrun's arguments. The exit status is that of the process that failed first: 75 if a signal stopped training
+with its state saved. SIGINT, SIGTERM and SIGUSR1 are passed on to the processes, which have as long as saving takes.
+torchrun itself would kill them half a minute after the first two signals, and would die of the third.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import psutil
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-_ONE_THREAD = "1"  # each process sets its own number later; this keeps torchrun from warning that it chose this one
+_ONE_THREAD = "1"  # each process sets its own number later; a value keeps torchrun from warning that it chose one
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-_LEFT_TO_TORCHRUN = "--signals-to-handle"
+_SIGNALS_OPTION = "--signals-to-handle"
 
 
 def main() -> None:
@@ -31,8 +31,8 @@ def main() -> None:
     for number in _PASSED_ON:
         signal.signal(number, _pass_on)
     arguments = sys.argv[1:]
-    if _LEFT_TO_TORCHRUN in run.get_args_parser().format_help():  # later versions of torch
-        arguments = [f"{_LEFT_TO_TORCHRUN}=SIGHUP,SIGQUIT", *arguments]
+    if _SIGNALS_OPTION in run.get_args_parser().format_help():  # later versions of torch
+        arguments = [f"{_SIGNALS_OPTION}=SIGHUP,SIGQUIT", *arguments]
     try:
         run.main(arguments)
     except ChildFailedError as error:
@@ -44,7 +44,7 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
     children = psutil.Process().children()
     for child in children:
         child.send_signal(number)
-    if not children:  # nothing was started yet
+    if not children:  # no process was started yet
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 

@@ -10,15 +10,18 @@ from megatron_ssd.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """What counts as a response that ends in a loop, see ``dataset.loops``; lengths are in tokens.
+    """What counts as a loop at the end of a response, see ``dataset.loops``.
 
-    The defaults take what no writer means, four times the same 32 tokens in a row or more, and leave short patterns
-    alone, such as a row of zeros in a table.
+    The defaults find repetitions that nobody writes on purpose, such as the same 32 tokens four times in succession.
+    Short patterns, such as a line of zeros in a table, are not loops.
     """
 
     max_period: int = 2048
+    """Longest repeated part, in tokens."""
     min_repeats: int = 4
+    """Least number of repetitions."""
     min_tokens: int = 128
+    """Least length of the whole loop, in tokens."""
 
     def __post_init__(self) -> None:
         for key, least in (("max_period", 1), ("min_repeats", 2), ("min_tokens", 2)):
@@ -29,32 +32,44 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FilterConfig:
-    """Which samples are not trained on. The defaults are the paper's minimal filters;
-    docs/guides/filters.md names the others.
+    """Which samples are left out of training. The defaults are the paper's minimal filters.
 
-    No response is run or checked for truth. ``languages`` and ``drop_unparsable`` look at responses with a program
-    only, and ``drop_no_code`` drops the others. The last three are taken over the whole set, in the order in which they
-    stand here and each over what is left: of equal responses to a problem the first stays, ``drop_shortest_fraction``
-    counts characters, and ``proxy_band`` keeps what lies between two quantiles of the scores in run_dir/scores.
-
-    ``length_capped`` says what becomes of responses that were cut at the length cap. ``mask_end`` takes the loop at
-    their end out of the loss, or the last ``mask_end_tokens`` where there is none.
+    No response is executed or checked. docs/guides/filters.md names the source of each filter. ``drop_duplicates``,
+    ``drop_shortest_fraction`` and ``proxy_band`` look at the whole set, in this order, each at what is left.
     """
 
     drop_empty: bool = True
+    """Drop responses without text."""
     drop_one_line_stubs: bool = True
+    """Drop responses whose program is a stub of one line."""
     min_response_tokens: int = 0
+    """Drop shorter responses."""
     max_response_tokens: int | None = None
+    """Drop longer responses; null sets no bound."""
     drop_loops: bool = False
+    """Drop responses that end in a loop, see ``filters.loop``."""
     drop_no_code: bool = False
-    languages: tuple[str, ...] = ()  # as fences name them, "" for a fence without a name; all where none is given
-    drop_unparsable: bool = False  # one commentator reports it; not in the authors' code
+    """Drop responses without a program."""
+    languages: tuple[str, ...] = ()
+    """Keep only programs in these languages, as fences name them; "" is a fence without a name. Empty keeps all.
+    Responses without a program are not affected."""
+    drop_unparsable: bool = False
+    """Drop Python programs with a syntax error. One commentator reports this; the authors' code does not do it."""
     drop_duplicates: bool = False
-    drop_shortest_fraction: float = 0.0  # the authors' code drops the shortest tenth by characters; the paper does not
-    proxy_band: tuple[float, float] | None = None  # one report
-    length_capped: Literal["keep", "mask_end", "drop"] = "keep"  # the authors keep them
-    mask_end_tokens: int = 1024  # a loop too young to be seen is mostly shorter: less than four times 256 tokens
+    """Keep the first of equal responses to a problem."""
+    drop_shortest_fraction: float = 0.0
+    """Drop this fraction of the shortest responses, counted in characters. The authors' code drops a tenth; the
+    paper names no such filter."""
+    proxy_band: tuple[float, float] | None = None
+    """Keep scores (``run_dir/scores``) between these two quantiles, for example ``[0.1, 0.9]``; null keeps all."""
+    length_capped: Literal["keep", "mask_end", "drop"] = "keep"
+    """Responses that were cut at the length cap: keep them (as the authors do), drop them, or ``mask_end``: take the
+    loop at their end out of the loss, or the last ``mask_end_tokens`` if there is no loop."""
+    mask_end_tokens: int = 1024
+    """Tokens that ``length_capped=mask_end`` masks if a response does not end in a loop. A loop that is too young to be
+    recognized is mostly shorter than this: less than four times 256 tokens."""
     loop: LoopConfig = field(default_factory=LoopConfig)
+    """What counts as a loop."""
 
     def __post_init__(self) -> None:
         require(0 <= self.drop_shortest_fraction < 1, f"filters.drop_shortest_fraction = {self.drop_shortest_fraction}",
@@ -85,19 +100,18 @@ def _as_extracted(language: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
-    """Which ids a document has, and how many processes write them. The bytes do not depend on the number.
-
-    ``retokenized`` reads the response's text with the tokenizer of ``model.path`` again, as trainers do that know no
-    more than the text, and reports where that differs from what was sampled. ``compare`` asks for the report alone.
-
-    ``indexed`` takes a .bin and .idx that are there already, named without ending, in place of samples: texts that
-    Megatron-LM's own tool has tokenized, or pairs.
-    """
+    """Token ids of the data set, and how many processes write it. Output does not depend on the number of processes."""
 
     ids: Literal["sampled", "retokenized"] = "sampled"
+    """``sampled`` uses the token ids as sampled. ``retokenized`` tokenizes each response's text with the tokenizer
+    of ``model.path``, as trainers do that keep only text, and reports the differences."""
     compare: bool = False
+    """Report how retokenized ids would differ, and write sampled ones."""
     indexed: str | None = None
-    num_workers: int | None = None  # null: the usable cores, fewer where there is little to do
+    """Path, without extension, of a .bin and .idx to use in place of samples, for example made by Megatron-LM's own
+    tool."""
+    num_workers: int | None = None
+    """Processes; null means one per usable core, and fewer for little work."""
 
     def __post_init__(self) -> None:
         require(self.num_workers is None or self.num_workers > 0, f"preprocess.num_workers = {self.num_workers}",
@@ -114,24 +128,21 @@ class PreprocessConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig:
-    """What ``tools/inspect_dataset.py`` is asked to show.
-
-    Args:
-        run_dir: the run whose dataset/ is shown.
-        path: in place of a run, path of a .bin and .idx without ending, whoever made them.
-        tokenizer: folder whose tokenizer decodes the examples; where it is not said, the run's own tokenizer/ or
-            export/. Ids are shown where there is none.
-        examples: documents that are shown, from all over the data set.
-        max_characters: how much of a prompt or a response is shown.
-        hashes: read every file whole and compare it with the manifest; false for large data sets.
-    """
+    """What ``tools/inspect_dataset.py`` shows."""
 
     run_dir: str | None = None
+    """Run whose ``dataset/`` is shown."""
     path: str | None = None
+    """Path of a .bin and .idx without extension, in place of a run."""
     tokenizer: str | None = None
+    """Folder of the tokenizer that decodes the examples. Null means the run's own ``tokenizer/`` or ``export/``;
+    without one, ids are shown."""
     examples: int = 2
+    """Number of documents to show, spread over the data set."""
     max_characters: int = 1500
+    """Characters to show of each prompt and response."""
     hashes: bool = True
+    """Read every file whole and compare it with the manifest. Set it to false for large data sets."""
 
     def __post_init__(self) -> None:
         require((self.run_dir is None) != (self.path is None), f"run_dir = {self.run_dir} and path = {self.path}",

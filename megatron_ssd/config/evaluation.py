@@ -12,23 +12,28 @@ from megatron_ssd.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxConfig:
-    """How programs are run and judged. ``bubblewrap`` isolates; ``rlimit_only`` bounds resources and isolates nothing.
-
-    ``tolerance`` 0 compares as LiveCodeBench does, exactly; see ``grading/compare.py`` for what more would mean.
-    ``packages`` are top-level packages of this environment that programs may import beside the standard library;
-    LiveCodeBench's own environment has NumPy. ``prelude`` says which names programs find without importing them:
-    ``lcb``, those that LiveCodeBench's checker puts before every program, or ``none``, as plain Python.
-    """
+    """How programs are executed and checked."""
 
     kind: Literal["bubblewrap", "rlimit_only"] = "bubblewrap"
-    cpu_seconds: float = 10.0  # of each test
+    """``bubblewrap`` isolates programs; ``rlimit_only`` bounds their resources and isolates nothing."""
+    cpu_seconds: float = 10.0
+    """CPU time per test."""
     memory_mib: int = 1024
+    """Address space per program."""
     output_mib: int = 16
-    workers: int | None = None  # null: one a core
-    stop_at_first_failure: bool = True  # false runs every test, for a verdict on each
+    """Output per program."""
+    workers: int | None = None
+    """Programs at a time; null means one per core."""
+    stop_at_first_failure: bool = True
+    """Skip the remaining tests of a program after the first failure; false gives a verdict for each test."""
     tolerance: float = 0.0
+    """Relative tolerance for numbers. 0 compares exactly, as LiveCodeBench does, see ``grading/compare.py``."""
     packages: tuple[str, ...] = ("numpy",)
+    """Packages of this environment that programs may import besides the standard library. LiveCodeBench's own
+    environment has NumPy."""
     prelude: Literal["lcb", "none"] = "lcb"
+    """Names that programs find without importing them: ``lcb``, those that LiveCodeBench's checker puts before every
+    program, or ``none``."""
 
     def __post_init__(self) -> None:
         for name in self.packages:
@@ -57,25 +62,33 @@ def default_ks(num_samples: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """What is decoded and how it is counted.
+    """What is decoded, and how it is counted.
 
-    Base and tuned model are decoded over the same grid: ``temperatures`` x ``top_ks`` x ``top_ps``; where temperatures
-    and top_ps are empty, the three decodings that ``sampling`` names. A top-k of -1 is none. The best cell of each is
-    chosen on one half of the problems and reported on the other. ``models`` of ``[base]`` measures a base that has no
-    tuned model yet.
+    Base and tuned model are decoded over the same grid, ``temperatures`` x ``top_ks`` x ``top_ps``. The best cell of
+    each is chosen on one half of the problems and reported on the other.
     """
 
     models: tuple[Literal["base", "ssd"], ...] = ("base", "ssd")
+    """Models to evaluate. ``[base]`` measures a base that has no tuned model yet."""
 
     num_samples: int = 10
-    ks: tuple[int, ...] | None = None  # null: 1, 5, 10 and 20, as far as num_samples goes
+    """Programs per problem and cell."""
+    ks: tuple[int, ...] | None = None
+    """Values of k for pass@k. Null means 1, 5, 10 and 20, up to ``num_samples``."""
     temperatures: tuple[float, ...] = ()
+    """Temperatures of the grid. Empty, together with ``top_ps``, means the three settings that ``sampling`` names."""
     top_ks: tuple[int, ...] = (20,)
+    """Top-k of the grid; -1 is off."""
     top_ps: tuple[float, ...] = ()
+    """Top-p of the grid."""
     max_tokens: int = 32768
+    """Longest response, in tokens."""
     confidence: float = 0.95
+    """Level of the confidence intervals."""
     bootstrap_samples: int = 10_000
+    """Bootstrap samples per interval."""
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    """How programs are executed and checked."""
 
     def __post_init__(self) -> None:
         require(self.num_samples > 0, f"evaluation.num_samples = {self.num_samples}", rule="must be positive",
@@ -120,25 +133,25 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionConfig:
-    """Tasks of lm-eval, with its own prompts, filters, metrics and decoding.
-
-    ``tasks`` are names of tasks or groups of lm-eval; where empty the stage is left out. ``data`` maps a task's name to
-    a local file of the split that it is evaluated on, or to a folder of files whose names begin with their split's
-    (``test-00000-of-00001.parquet``); other tasks are read from the Hub. ``limit`` takes the first rows of each task.
-    ``num_fewshot`` maps a task's name to a number of examples in place of its own. ``max_gen_toks`` caps the tasks' own
-    length of an answer. ``chat_template`` puts every prompt into the model's chat template.
-    ``think_end_token`` ends the reasoning that is cut off an answer before it is judged, for example ``</think>``.
-    ``log_samples`` publishes prompts and answers beside the scores.
-    """
+    """Tasks of lm-eval, with its own prompts, filters, metrics and decoding."""
 
     tasks: tuple[str, ...] = ()
+    """Tasks or groups of lm-eval. The stage is left out if there are none."""
     data: dict[str, str] = field(default_factory=dict)
+    """Task to local file of its evaluation split, or to a folder of files whose names begin with their split
+    (``test-00000-of-00001.parquet``). Other tasks are read from the Hub."""
     limit: int | None = None
+    """Only the first documents of each task."""
     num_fewshot: dict[str, int] = field(default_factory=dict)
+    """Task to number of few-shot examples; other tasks use their own number."""
     max_gen_toks: int | None = None
+    """Cap on each task's own response length."""
     chat_template: bool = False
+    """Put every prompt into the model's chat template."""
     think_end_token: str | None = None
+    """End of the reasoning that is removed before an answer is scored, for example ``</think>``."""
     log_samples: bool = True
+    """Publish prompts and answers with the scores."""
 
     def __post_init__(self) -> None:
         require(len(set(self.tasks)) == len(self.tasks), f"regression.tasks = {list(self.tasks)}",
@@ -158,9 +171,10 @@ class RegressionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """``page_mib`` bounds ``report/problems.html``, which keeps as much of each response as fits."""
+    """Limits of the report."""
 
     page_mib: float = 8.0
+    """Size of ``report/problems.html``, which keeps as much of each response as fits."""
 
     def __post_init__(self) -> None:
         require(

@@ -12,15 +12,15 @@ Weights = Literal["model", "ema"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """A file holds at most ``max_shard_bytes`` of weights, or one weight that is larger; 5 GB is the Hub's custom.
-
-    ``iteration`` of null means the newest checkpoint. ``weights=ema`` exports their moving average in place of the
-    weights themselves; training keeps one where ``training.ema_decay`` is set.
-    """
+    """Which weights are exported, and in files of which size."""
 
     max_shard_bytes: int = 5_000_000_000
+    """Most bytes of weights per file; a single larger weight gets a file of its own. 5 GB is the Hub's convention."""
     iteration: int | None = None
+    """Iteration of the checkpoint; null means the newest."""
     weights: Weights = "model"
+    """``model``, or ``ema``: their exponential moving average, which training keeps if ``training.ema_decay`` is
+    set."""
 
     def __post_init__(self) -> None:
         require(self.max_shard_bytes > 0, f"export.max_shard_bytes = {self.max_shard_bytes}", rule="must be positive",
@@ -31,30 +31,27 @@ class ExportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
-    """What ``tools/convert_checkpoint.py`` is asked to do.
-
-    Args:
-        direction: which of the two folders is read; the other is written.
-        hf: Hugging Face folder (or, to read from, a Hub id).
-        megatron: folder with ``iter_...`` folders in it, or one such folder to read from.
-        hf_assets: Hugging Face folder that config.json and tokenizer are taken from on the way to Hugging Face; found
-            by itself beside a checkpoint that was converted.
-        iteration: which checkpoint to read; the newest where it is not said.
-        weights: the weights, or their moving average (``ema``).
-        max_shard_bytes: size of a Hugging Face weight file.
-        verify: read the Hugging Face folder back and compare it bit by bit with the checkpoint.
-        replace: move aside what stands where the output goes.
-    """
+    """What ``tools/convert_checkpoint.py`` does."""
 
     direction: Literal["hf_to_megatron", "megatron_to_hf"]
+    """Which folder is read; the other is written."""
     hf: str
+    """Hugging Face folder, or, to read from, a Hub id."""
     megatron: str
+    """Folder of ``iter_...`` folders, or one such folder to read from."""
     hf_assets: str | None = None
+    """Hugging Face folder to take config.json and the tokenizer from, for ``megatron_to_hf``. A checkpoint that was
+    converted brings its own."""
     iteration: int | None = None
+    """Iteration of the checkpoint; null means the newest."""
     weights: Weights = "model"
+    """``model``, or ``ema``: their exponential moving average."""
     max_shard_bytes: int = 5_000_000_000
+    """Most bytes per Hugging Face weight file."""
     verify: bool = False
+    """Read the Hugging Face folder back and compare it with the checkpoint bit by bit."""
     replace: bool = False
+    """Move aside what is at the output path."""
 
     def __post_init__(self) -> None:
         require(self.max_shard_bytes > 0, f"max_shard_bytes = {self.max_shard_bytes}", rule="must be positive",

@@ -12,18 +12,19 @@ from megatron_ssd.errors import ConfigError, require
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How the next token is drawn: penalty, temperature, then truncation.
-
-    ``top_k = -1``, ``top_p = 1`` and ``min_p = 0`` keep everything. ``min_p`` drops tokens below that share of the
-    likeliest one's probability. ``repetition_penalty`` divides the positive logits, and multiplies the negative ones,
-    of tokens that stand in the prompt or the response; 1 is off.
-    """
+    """How the next token is drawn: penalty, temperature, then truncation."""
 
     temperature: float = 1.0
+    """Softmax temperature; 0 is greedy."""
     top_k: int = -1
+    """Keep the k most likely tokens; -1 is off."""
     top_p: float = 1.0
+    """Keep the smallest set of tokens with this probability; 1 is off."""
     min_p: float = 0.0
+    """Drop tokens below this fraction of the most likely token's probability; 0 is off."""
     repetition_penalty: float = 1.0
+    """Divide positive logits, and multiply negative ones, of tokens that are in the prompt or the response; 1 is
+    off."""
 
     def __post_init__(self) -> None:
         require(0 <= self.temperature <= 2, f"temperature = {self.temperature}",
@@ -47,17 +48,20 @@ class SamplingParams:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """The two temperatures of SSD, and what the base decodes with where nobody says otherwise.
+    """Sampling parameters of SSD, and the base model's default."""
 
-    ``stop_token_ids`` end a response as the model's own end tokens do, in every decoding.
-    """
-
-    train: SamplingParams  # the data are sampled so (T_train, rho_train)
-    eval: SamplingParams  # the tuned model is decoded so (T_eval, rho_eval)
+    train: SamplingParams
+    """Sampling parameters of the training data (T_train, rho_train)."""
+    eval: SamplingParams
+    """Sampling parameters of the tuned model (T_eval, rho_eval)."""
     default: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=0.7, top_k=20, top_p=0.8))
+    """Sampling parameters of the base model by default."""
     max_tokens: int = 65536
-    num_samples: int = 1  # responses a problem in the training data; the paper needs 1
+    """Longest response in the training data, in tokens."""
+    num_samples: int = 1
+    """Responses per problem in the training data. The paper needs 1."""
     stop_token_ids: tuple[int, ...] = ()
+    """Token ids that end a response, in addition to the model's own end tokens."""
 
     def __post_init__(self) -> None:
         require(self.max_tokens > 0, f"sampling.max_tokens = {self.max_tokens}", rule="must be positive",
@@ -70,32 +74,41 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """vLLM, in processes of this run's own (``backend = vllm``) or as servers that somebody runs (``server``).
+    """vLLM, in processes of this run (``backend=vllm``) or as running servers (``server``).
 
-    ``data_parallel_size`` engines run side by side on shares of the GPUs (or processor cores), fed from one queue.
-    ``kv_cache_gib`` is for CPU; on a GPU ``gpu_memory_utilization`` rules. ``options`` go to vLLM's ``EngineArgs`` as
-    they are. An engine that dies is started again, ``max_restarts`` times in all.
-
-    Of a server, ``endpoints`` are base URLs such as ``http://host:8000/v1``; each is sent about ``max_num_seqs``
-    requests at a time. What it loads and how is the server's own business; ``max_model_len`` still cuts responses.
-    A request is given up after ``max_retries`` repetitions; ``request_timeout`` is in seconds.
+    With servers, dtype, parallel sizes and options are those that each server was started with.
     """
 
     backend: Literal["vllm", "server"] = "vllm"
+    """``vllm`` starts engines; ``server`` sends requests to ``endpoints``."""
     tensor_parallel_size: int = 1
+    """Devices per engine."""
     data_parallel_size: int = 1
+    """Engines, each on its share of the GPUs or processor cores, fed from one queue."""
     max_model_len: int = 131072
+    """Longest prompt plus response, in tokens."""
     max_num_seqs: int = 256
+    """Sequences that an engine decodes at a time; about as many requests are sent to each server."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of weights and activations."""
     gpu_memory_utilization: float = 0.9
+    """Fraction of a GPU's memory to use."""
     kv_cache_gib: int = 1
+    """Size of the KV cache on a CPU."""
     enforce_eager: bool = False
+    """Do not compile the model."""
     prefix_caching: bool = True
+    """Compute a prompt once for all its samples."""
     options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of vLLM's ``EngineArgs``."""
     max_restarts: int = 3
+    """How often engines that died are started again, over all engines of a stage."""
     endpoints: tuple[str, ...] = ()
+    """Base URLs of servers, such as ``http://host:8000/v1``."""
     max_retries: int = 10
-    request_timeout: float = 7200.0  # a response of 65536 tokens at ten a second
+    """Repetitions of a failed request to a server."""
+    request_timeout: float = 7200.0
+    """Seconds to wait for a server's answer. The default allows for 65,536 tokens at ten per second."""
 
     def __post_init__(self) -> None:
         for key in ("tensor_parallel_size", "data_parallel_size", "max_model_len", "max_num_seqs", "kv_cache_gib"):
@@ -142,17 +155,17 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig:
-    """How a problem becomes token ids. ``template`` names a file of ``prompts/templates`` without its ending.
-
-    ``chat`` puts the rendered task into the model's chat template. ``raw`` takes it as plain text, after ``system`` and
-    a blank line where that is set, with nothing but the tokenizer's own leading tokens such as BOS: for base models,
-    and for samplers that know no chat template.
-    """
+    """How a problem becomes token ids."""
 
     template: str = "code"
+    """File in ``prompts/templates``, without extension."""
     mode: Literal["chat", "raw"] = "chat"
+    """``chat`` puts the rendered task into the model's chat template. ``raw`` is for base models: the task as plain
+    text, after ``system`` and a blank line, with only the tokenizer's leading tokens such as BOS."""
     system: str | None = None
-    enable_thinking: bool | None = None  # passed to chat templates that know it
+    """System prompt."""
+    enable_thinking: bool | None = None
+    """Passed to chat templates that support it; null leaves it out."""
 
     def __post_init__(self) -> None:
         require(self.mode == "chat" or self.enable_thinking is None,
@@ -163,9 +176,10 @@ class PromptConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """What the sampling stage writes and how often."""
+    """Output of the sampling stage."""
 
     shard_rows: int = 2000
+    """Samples per file."""
 
     def __post_init__(self) -> None:
         require(self.shard_rows > 0, f"generation.shard_rows = {self.shard_rows}", rule="must be at least 1",
@@ -174,15 +188,14 @@ class GenerationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProxyConfig:
-    """A model whose mean log-probability of a response is kept beside it; ``filters.proxy_band`` keeps a band of these.
-
-    ``path`` is a Hugging Face folder or a Hub id, of any tokenizer. Prompt and response together are read up to
-    ``max_model_len`` tokens of the proxy; null means its whole context.
-    """
+    """A smaller model that scores responses; ``filters.proxy_band`` keeps a band of the scores."""
 
     path: str
+    """Hugging Face folder or Hub id, with any tokenizer."""
     revision: str | None = None
+    """Commit on the Hub."""
     max_model_len: int | None = None
+    """Longest prompt plus response, in the proxy's tokens; null means its whole context."""
 
     def __post_init__(self) -> None:
         require(self.max_model_len is None or self.max_model_len > 1, f"proxy.max_model_len = {self.max_model_len}",
@@ -191,16 +204,20 @@ class ProxyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
-    """Worker ``rank`` of ``world`` that sample one run, and its place among the ``local_world`` of them on its node.
+    """Worker ``rank`` of the ``world`` workers that sample one run.
 
-    Null is what torchrun says, else 0 of 1. Workers of one node share its GPUs or processor cores evenly; without the
-    local numbers this one takes all that it sees.
+    Null values are taken from torchrun, or are 0 of 1. Workers of one node share its GPUs or processor cores evenly; a
+    worker without local values takes all that it sees.
     """
 
     rank: int | None = None
+    """Index of this worker."""
     world: int | None = None
+    """Number of workers."""
     local_rank: int | None = None
+    """Index of this worker on its node."""
     local_world: int | None = None
+    """Number of workers on this node."""
 
     def __post_init__(self) -> None:
         _check_pair("worker.rank", self.rank, "worker.world", self.world)

@@ -14,45 +14,42 @@ GradeFormat = Literal["lcb", "humaneval", "mbpp", "leetcode", "humaneval_plus", 
 
 @dataclass(frozen=True, kw_only=True)
 class GradeConfig:
-    """Completions of any origin, graded against a benchmark's file.
-
-    Args:
-        problems: the benchmark's file (lcb: a folder of JSONL files or a Hub id as well).
-        format: lcb, humaneval, mbpp, leetcode, humaneval_plus or mbpp_plus.
-        samples: JSONL rows with question_id, task_id or problem_id, and completion, code or response.
-        out: the folder of verdicts.jsonl, summary.json and manifest.json.
-        start_date: lcb: the first contest date of the window, as 2025-02-01.
-        end_date: lcb: the last one.
-        errata: lcb: keep counts the flawed problems that LiveCodeBench's authors name, drop leaves them out.
-        cpu_seconds: CPU time of each test.
-        memory_mib: address space of a program.
-        output_mib: output of a program.
-        workers: programs at a time; one a core unless set.
-        sandbox: bubblewrap, or rlimit_only, which isolates nothing.
-        stop_at_first_failure: false runs every test of every program.
-        tolerance: 0 compares numbers exactly, as LiveCodeBench does.
-        packages: what programs and checks may import beside the standard library, as [numpy,sortedcontainers].
-        prelude: lcb, the names that LiveCodeBench's checker puts before a program, or none, as plain Python.
-        replace: move aside what another command left at out.
-    """
+    """What ``tools/grade.py`` does: grade completions of any origin against a benchmark's file."""
 
     problems: str
+    """The benchmark's file; for lcb also a folder of JSONL files or a Hub id."""
     format: GradeFormat
+    """Format of the benchmark."""
     samples: str
+    """JSONL file with question_id, task_id or problem_id, and completion, code or response."""
     out: str
+    """Folder for verdicts.jsonl, summary.json and manifest.json."""
     start_date: str | None = None
+    """lcb: first contest date of the window, such as 2025-02-01."""
     end_date: str | None = None
+    """lcb: last contest date of the window."""
     errata: ErrataChoice = BenchmarkConfig.errata
+    """lcb: ``keep`` counts the flawed problems that LiveCodeBench's authors name, ``drop`` leaves them out."""
     cpu_seconds: float = SandboxConfig.cpu_seconds
+    """CPU time per test."""
     memory_mib: int = SandboxConfig.memory_mib
+    """Address space per program."""
     output_mib: int = SandboxConfig.output_mib
+    """Output per program."""
     workers: int | None = SandboxConfig.workers
+    """Programs at a time; null means one per core."""
     sandbox: Literal["bubblewrap", "rlimit_only"] = SandboxConfig.kind
+    """``bubblewrap``, or ``rlimit_only``, which isolates nothing."""
     stop_at_first_failure: bool = SandboxConfig.stop_at_first_failure
+    """False runs every test of every program."""
     tolerance: float = SandboxConfig.tolerance
+    """Relative tolerance for numbers. 0 compares exactly, as LiveCodeBench does."""
     packages: tuple[str, ...] = SandboxConfig.packages
+    """Packages that programs and checks may import besides the standard library, such as [numpy,sortedcontainers]."""
     prelude: Literal["lcb", "none"] = SandboxConfig.prelude
+    """``lcb``, the names that LiveCodeBench's checker puts before a program, or ``none``."""
     replace: bool = False
+    """Move aside what another command left at ``out``."""
 
     def __post_init__(self) -> None:
         window = self.start_date or self.end_date

@@ -15,9 +15,13 @@ class RopeScalingConfig:
     """Llama 3.1 frequency scaling of rotary embeddings (``rope_type: llama3``)."""
 
     factor: float = 8.0
+    """Factor of the longest wavelengths."""
     low_freq_factor: float = 1.0
+    """Wavelengths above original context / this are scaled by ``factor``."""
     high_freq_factor: float = 4.0
+    """Wavelengths below original context / this are not scaled."""
     original_max_position_embeddings: int = 8192
+    """Context of the model before scaling."""
 
     def __post_init__(self) -> None:
         require(
@@ -30,34 +34,51 @@ class RopeScalingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder-only transformer.
-
-    ``path`` is a local Hugging Face folder or a Hub id; null means random weights (``objective=pretrain`` only;
-    with a path, it goes on from that model's weights).
-    ``revision`` names the Hub commit. ``num_experts`` of null means a dense model.
-    """
+    """A decoder-only transformer. Shapes have the names of Hugging Face's ``config.json``."""
 
     name: str
+    """Name in logs and messages."""
     model_type: ModelType
+    """Model family."""
     hidden_size: int
+    """Width of the residual stream."""
     num_hidden_layers: int
+    """Number of layers."""
     num_attention_heads: int
+    """Number of query heads."""
     num_key_value_heads: int
+    """Number of key and value heads."""
     head_dim: int
+    """Width of a head."""
     intermediate_size: int
+    """Width of a dense feed-forward layer."""
     vocab_size: int
+    """Size of the vocabulary."""
     max_position_embeddings: int
+    """Longest context, in tokens."""
     rms_norm_eps: float = 1e-6
+    """Epsilon of RMSNorm."""
     rope_theta: float = 1_000_000.0
+    """Base of the rotary embedding."""
     rope_scaling: RopeScalingConfig | None = None
+    """Scaling of the rotary embedding."""
     tie_word_embeddings: bool = False
+    """Use the input embedding as output layer."""
     initializer_range: float = 0.02
+    """Standard deviation of random initialization."""
     num_experts: int | None = None
+    """Number of experts; null is a dense model."""
     num_experts_per_tok: int | None = None
+    """Experts per token."""
     moe_intermediate_size: int | None = None
+    """Width of an expert."""
     norm_topk_prob: bool = True
+    """Normalize the weights of a token's experts to a sum of 1."""
     path: str | None = None
+    """Local Hugging Face folder or Hub id. Null means random weights, which only ``objective=pretrain`` allows; with
+    a path, pretraining starts from that model's weights."""
     revision: str | None = None
+    """Commit on the Hub."""
 
     def __post_init__(self) -> None:
         for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
@@ -127,21 +148,24 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MoeConfig:
-    """Routing and token exchange. No token is ever dropped.
+    """How experts are routed and trained. No token is ever dropped.
 
-    ``dispatcher=flex`` is DeepEP's exchange, which needs its CUDA library; ``allgather`` and ``alltoall`` run anywhere.
-
-    SSD's loss is cross-entropy alone, so ``aux_loss_coeff`` is 0 and nothing pushes the experts towards equal load.
-    Above 0 the load-balancing loss of the Switch Transformer (arXiv 2101.03961, eq. 4) is added: ``aux_loss_coeff``
-    times its mean over micro batches, summed over layers, whatever normalises the cross-entropy. Prompts and padding
-    count in it as responses do. ``freeze_router`` keeps the routing weights as the base has them.
+    The loss of SSD is cross-entropy alone, so ``aux_loss_coeff`` is 0 and nothing balances the experts' load.
     """
 
     router_dtype: Literal["fp32", "fp64"] = "fp32"
+    """Type of routing probabilities."""
     aux_loss_coeff: float = 0.0
+    """Coefficient of the load-balancing loss of the Switch Transformer (arXiv 2101.03961, eq. 4): its mean over
+    micro batches, summed over layers, however the cross-entropy is normalized. Prompt and padding tokens count as
+    response tokens do."""
     freeze_router: bool = False
+    """Do not train the router."""
     dispatcher: Literal["alltoall", "allgather", "flex"] = "alltoall"
-    grouped_gemm: bool = True  # all experts of a rank in one kernel, where TransformerEngine's layers run
+    """Exchange of tokens between ranks. ``flex`` is DeepEP's and needs its CUDA library; ``allgather`` and
+    ``alltoall`` run anywhere."""
+    grouped_gemm: bool = True
+    """Compute all experts of a rank in one kernel, if TransformerEngine's layers run."""
 
     def __post_init__(self) -> None:
         require(

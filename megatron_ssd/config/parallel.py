@@ -12,21 +12,29 @@ from megatron_ssd.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """Megatron-Core's process grid. ``world_size`` is how many processes the layout is for.
+    """Megatron-Core's process grid.
 
-    Data parallel size is what remains: world_size / (tensor x pipeline x context). ``expert_*`` applies to
-    mixture-of-experts models. ``context_parallel_size`` processes share the positions of each row.
+    Data parallel size is what remains: world_size / (tensor x pipeline x context).
     """
 
     world_size: int = 1
+    """Number of processes that the layout is for."""
     tensor_model_parallel_size: int = 1
+    """Processes that share each matrix."""
     pipeline_model_parallel_size: int = 1
+    """Pipeline stages."""
     virtual_pipeline_model_parallel_size: int | None = None
+    """Parts per pipeline stage (interleaved schedule)."""
     context_parallel_size: int = 1
+    """Processes that share the tokens of each sequence."""
     expert_model_parallel_size: int = 1
+    """Processes that the experts are distributed over."""
     expert_tensor_parallel_size: int = 1
+    """Processes that share each expert's matrices."""
     sequence_parallel: bool = False
+    """Split norms and dropout over the tensor parallel processes, along the sequence."""
     use_distributed_optimizer: bool = True
+    """Split optimizer state over data parallel replicas."""
 
     def __post_init__(self) -> None:
         for key in ("world_size", "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size",
@@ -124,7 +132,9 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """The machine: ``device`` is what training and decoding run on, never guessed."""
+    """The machine."""
 
     device: Literal["cuda", "cpu"] = "cuda"
-    threads_per_process: int = 1  # CPU threads of each training process (device cpu)
+    """Device of training and sampling. It is never guessed."""
+    threads_per_process: int = 1
+    """CPU threads per training process, on device ``cpu``."""

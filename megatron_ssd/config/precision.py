@@ -19,22 +19,23 @@ FP8_ALIGNMENT: dict[Fp8Recipe, int] = {"delayed": 16, "tensorwise": 16, "blockwi
 
 @dataclass(frozen=True, kw_only=True)
 class Fp8Config:
-    """FP8 matrix products by TransformerEngine; weights, attention and the output layer stay in bf16.
-
-    ``delayed`` scales a tensor by the largest magnitudes of earlier steps (``margin``, ``amax_history_len`` and
-    ``amax_compute_algo`` belong to it alone), ``tensorwise`` by its own, ``blockwise`` block by block, ``mxfp8`` in
-    groups of 32 values with the tensor cores of Blackwell.
-
-    ``bf16_layers_at_start`` and ``bf16_layers_at_end`` leave that many layers out.
-    """
+    """FP8 matrix products by TransformerEngine. Weights, attention and the output layer stay in bf16."""
 
     recipe: Fp8Recipe
-    format: Literal["e4m3", "hybrid"] | None = None  # hybrid: e5m2 for gradients; null: see number_format
+    """``delayed`` scales a tensor by its largest magnitudes in earlier steps, ``tensorwise`` by its own,
+    ``blockwise`` block by block, ``mxfp8`` in groups of 32 values with the tensor cores of Blackwell."""
+    format: Literal["e4m3", "hybrid"] | None = None
+    """``hybrid`` uses e5m2 for gradients. Null means ``hybrid`` for delayed and tensorwise, ``e4m3`` for the others."""
     margin: int = 0
+    """Delayed scaling: margin of the scaling factor, as a power of two."""
     amax_history_len: int = 1024
+    """Delayed scaling: number of earlier steps."""
     amax_compute_algo: Literal["most_recent", "max"] = "max"
+    """Delayed scaling: which of their magnitudes counts."""
     bf16_layers_at_start: int = 0
+    """Number of first layers that stay in bf16."""
     bf16_layers_at_end: int = 0
+    """Number of last layers that stay in bf16."""
 
     def __post_init__(self) -> None:
         for key in ("margin", "bf16_layers_at_start", "bf16_layers_at_end"):
@@ -71,19 +72,22 @@ class Fp8Config:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
-    """Numbers that weights, activations and gradients are held in; ``fp8`` of null means no FP8 products.
-
-    ``recompute`` trades time for memory: ``selective`` computes ``recompute_modules`` of each layer again in the
-    backward pass, ``full`` whole layers. Core attention keeps no scores where it is fused, so that recomputing it saves
-    little there; ``moe_act`` (with ``moe.grouped_gemm``) and ``layernorm`` save most for their time.
-    """
+    """Number formats of weights and products, and activation recomputation."""
 
     params_dtype: Literal["fp32", "bf16"] = "bf16"
-    fast_matmul: bool = False  # fp32 products rounded to bf16 inside, where the processor has units for it
+    """Type of weights and activations."""
+    fast_matmul: bool = False
+    """Round the inputs of fp32 products to bf16, if the processor has units for it."""
     recompute: Literal["none", "selective", "full"] = "none"
+    """Compute activations again in the backward pass to save memory: ``recompute_modules`` of each layer
+    (``selective``) or whole layers (``full``)."""
     recompute_modules: tuple[RecomputeModule, ...] = ("core_attn",)
-    transformer_engine: bool = True  # TransformerEngine's layers; false for Megatron-Core's own
+    """Modules of ``recompute=selective``. ``moe_act`` (with ``moe.grouped_gemm``) and ``layernorm`` save most for
+    their time; fused core attention keeps no scores, so recomputing it saves little."""
+    transformer_engine: bool = True
+    """Use TransformerEngine's layers; false uses Megatron-Core's own."""
     fp8: Fp8Config | None = None
+    """FP8 products; null is off."""
 
     def __post_init__(self) -> None:
         require(

@@ -12,16 +12,16 @@ ErrataChoice = Literal["keep", "drop"]
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnsConfig:
-    """Which column of a data set holds what; null where it has none.
-
-    Without ``id`` a problem is named after its row. Without ``starter_code`` every problem is a program on standard
-    input. ``passed`` holds a truth value.
-    """
+    """Which column of a data set holds what."""
 
     statement: str
+    """Text of the problem."""
     id: str | None = None
+    """Id of the problem; null names a problem after its row."""
     starter_code: str | None = None
+    """Starter code; null means that every problem is a program on standard input."""
     passed: str | None = None
+    """Whether the row passed, as a truth value."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -31,22 +31,31 @@ class ColumnsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemsConfig:
-    """Training problems. ``path`` is a local folder or file, or a Hub id; minicode is procedural and has none.
+    """Training problems.
 
-    ``rstar_coder`` knows its columns; ``rows`` is any parquet, JSONL or JSON file with ``formatting`` given. Rows are
-    dropped in this order: not passed (``only_passed``), no text, duplicates, near duplicates (estimated Jaccard
-    similarity of word 5-grams of at least ``near_duplicates``), and, in ``order``, all after ``limit``.
+    Rows are dropped in this order: not passed, no text, duplicates, near duplicates, and, in ``order``, all after
+    ``limit``.
     """
 
     name: Literal["minicode", "rstar_coder", "rows"]
+    """``rstar_coder`` has fixed columns; ``rows`` is any parquet, JSONL or JSON file with ``columns`` set;
+    ``minicode`` is procedural."""
     path: str | None = None
-    revision: str | None = None  # of the Hub repository
+    """Local folder or file, or Hub id. minicode has none."""
+    revision: str | None = None
+    """Commit of the Hub repository."""
     columns: ColumnsConfig | None = None
+    """Columns of ``rows``."""
     only_passed: bool = False
-    deduplicate: bool = True  # exact, on white-space-normalised text
+    """Drop rows that did not pass."""
+    deduplicate: bool = True
+    """Drop problems whose text is equal up to white space."""
     near_duplicates: float | None = None
+    """Drop problems with at least this estimated Jaccard similarity of word 5-grams; null drops none."""
     order: Literal["source", "shuffled"] = "source"
-    limit: int | None = None  # after deduplication
+    """Order of the problems."""
+    limit: int | None = None
+    """Number of problems to use; null uses all."""
 
     def __post_init__(self) -> None:
         require(self.limit is None or self.limit > 0, f"problems.limit = {self.limit}", rule="must be positive",
@@ -68,31 +77,34 @@ class ProblemsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSetConfig:
-    """A set whose problems must not be trained on: the texts of ``formatting``, joined, in the files at ``path``.
-
-    ``id`` is the column that names a problem; without one it is known by its row.
-    """
+    """A data set whose problems must not be trained on."""
 
     path: str | None = None
+    """File, folder or Hub id."""
     columns: tuple[str, ...] = ()
+    """Columns whose texts, joined, are a problem."""
     id: str | None = None
+    """Column of the problem's id; null names a problem after its row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContaminationConfig:
-    """The gate between training problems and evaluation sets; the run's own benchmark is always one of them.
+    """Decontamination of training problems. The run's own benchmark is always an evaluation set.
 
-    A training problem is a hit where its text equals an evaluation problem's, or the two share at least ``overlap`` of
-    the word ``ngram``-grams of the shorter one, white space, case and the names of functions and arguments aside. More
-    than ``max_hits`` of them stop the run (``refuse``), or they are dropped and counted (``drop``), or only reported
-    (``keep``). ``sets`` go by name.
+    A training problem is a hit if its text equals an evaluation problem's, or if the two share at least ``overlap`` of
+    the word n-grams of the shorter one, apart from white space, case and the names of functions and arguments.
     """
 
     sets: dict[str, EvaluationSetConfig] = field(default_factory=dict)
+    """Name to evaluation set."""
     ngram: int = 8
+    """Words per n-gram."""
     overlap: float = 0.5
+    """Least fraction of shared n-grams."""
     max_hits: int = 0
+    """Number of hits that are tolerated."""
     on_hit: Literal["refuse", "drop", "keep"] = "refuse"
+    """If there are more: ``refuse`` stops the run, ``drop`` drops and counts them, ``keep`` only reports them."""
 
     def __post_init__(self) -> None:
         require(self.ngram > 0, f"contamination.ngram = {self.ngram}", rule="must be at least 1", fix="use 8")
@@ -110,18 +122,21 @@ class ContaminationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
-    """Evaluation problems. ``start_date`` and ``end_date`` (ISO, both included) cut a window by contest date.
-
-    ``errata``: whether the flawed problems that LiveCodeBench's authors name count; ``drop`` leaves them out of what
-    ``limit`` has taken.
-    """
+    """Evaluation problems."""
 
     name: Literal["minicode", "livecodebench"]
+    """Benchmark."""
     path: str | None = None
+    """Local file or folder, or Hub id. minicode has none."""
     limit: int | None = None
+    """Number of problems to use; null uses all."""
     start_date: str | None = None
+    """First contest date (ISO) of the window."""
     end_date: str | None = None
+    """Last contest date (ISO) of the window."""
     errata: ErrataChoice = "keep"
+    """``keep`` counts the flawed problems that LiveCodeBench's authors name. ``drop`` leaves them out of the
+    problems that ``limit`` selects."""
 
     def __post_init__(self) -> None:
         require(self.limit is None or self.limit > 0, f"benchmark.limit = {self.limit}", rule="must be positive",
@@ -134,15 +149,22 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MinicodeConfig:
-    """Size, seed and noise of the world. See ``docs/results/minicode.md``."""
+    """Size, seed and noise of the minicode world, see ``docs/results/minicode.md``."""
 
     seed: int = 0
+    """Seed of the world."""
     num_train_problems: int = 4000
+    """Training problems."""
     num_test_problems: int = 300
-    num_documents: int = 42_000  # of the base model's corpus, about 58 tokens each
+    """Evaluation problems."""
+    num_documents: int = 42_000
+    """Documents of the base model's corpus, about 58 tokens each."""
     vocab_size: int = 512
+    """Size of the tokenizer's vocabulary."""
     tests_per_problem: int = 10
-    noise: float = 1.0  # scale of the distractor process at locks; 0 for none
+    """Tests per problem."""
+    noise: float = 1.0
+    """Scale of the errors in the corpus; 0 is a corpus without errors."""
 
     def __post_init__(self) -> None:
         for key in ("num_train_problems", "num_test_problems", "num_documents", "tests_per_problem"):

@@ -28,53 +28,83 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True)
 class BaseConfig:
-    """A base model that the pipeline makes before it starts, once, and finds again by its configuration.
+    """A base model that the pipeline trains from scratch before the other stages.
 
-    ``experiment`` (with ``overrides``) is composed, trained from scratch and exported below ``base_dir``.
+    It is made once: a later run with the same configuration finds it again.
     """
 
     experiment: str
+    """Experiment (``hydra_configs/experiment/``) that trains the base model."""
     overrides: tuple[str, ...] = ()
+    """Overrides of that experiment."""
     base_dir: str = "runs/base"
+    """Folder of all base models. Each is in a subfolder that is named after a hash of its configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One run. Every stage takes this and reads its own sections; a section of null was not named.
-
-    ``replace`` lets a stage move aside output that was made with another configuration.
-    """
+    """One run. A section that is null was not chosen."""
 
     run_dir: str = "runs/run"
+    """Folder of the run. Every stage writes a subfolder."""
     seed: int = 0
+    """Seed of the run: of sampling, data order and initialization."""
     objective: Literal["sft", "pretrain"] = "sft"
+    """``sft`` trains on responses to prompts, ``pretrain`` on whole documents."""
     dry_run: bool = False
+    """Only build the model of each rank without memory and print its layout."""
     replace: bool = False
+    """Let a stage move aside output that was made with another configuration."""
     model: ModelConfig | None = None
+    """The model to train, evaluate and sample from."""
     problems: ProblemsConfig | None = None
+    """Training problems."""
     benchmark: BenchmarkConfig | None = None
+    """Evaluation problems."""
     sampling: SamplingConfig | None = None
+    """Sampling parameters of training data and evaluation."""
     base: BaseConfig | None = None
+    """Base model that the pipeline makes if ``model.path`` is null."""
     proxy: ProxyConfig | None = None
+    """Model that scores responses for ``filters.proxy_band``."""
     minicode: MinicodeConfig = field(default_factory=MinicodeConfig)
+    """The small world of the demo."""
     contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
+    """Decontamination of training problems."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
+    """How a problem becomes token ids."""
     engine: EngineConfig = field(default_factory=EngineConfig)
+    """The inference engine."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    """Output of the sampling stage."""
     worker: WorkerConfig = field(default_factory=WorkerConfig)
+    """Which part of the sampling this process does."""
     filters: FilterConfig = field(default_factory=FilterConfig)
+    """Which samples are left out of training."""
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    """How samples become a data set."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """The process grid."""
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    """Number formats and recomputation."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """The machine."""
     moe: MoeConfig = field(default_factory=MoeConfig)
+    """Routing of experts."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer and schedule."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    """The training loop."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When checkpoints are written."""
     export: ExportConfig = field(default_factory=ExportConfig)
+    """Which weights are exported."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """What is decoded and counted."""
     regression: RegressionConfig = field(default_factory=RegressionConfig)
+    """Other benchmarks through lm-eval."""
     report: ReportConfig = field(default_factory=ReportConfig)
+    """Limits of the report."""
 
     def __post_init__(self) -> None:
         micro_batches = self.training.num_microbatches(self.parallel.data_parallel_size)

@@ -10,27 +10,37 @@ from megatron_ssd.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay from ``lr`` to ``min_lr`` over the whole run.
-
-    ``precision_aware`` keeps the optimizer's state in the ``*_dtype`` given here and needs TransformerEngine and
-    ``parallel.use_distributed_optimizer``; without it everything is fp32. ``cpu_offload_fraction`` of the state lives
-    in host memory.
-    """
+    """AdamW with linear warm-up and cosine decay over the whole run."""
 
     lr: float = 5e-6
+    """Peak learning rate."""
     min_lr: float = 1e-6
+    """Learning rate at the end of the decay."""
     lr_warmup_iters: int = 250
+    """Iterations of linear warm-up."""
     weight_decay: float = 0.1
+    """Weight decay."""
     adam_beta1: float = 0.9
+    """Decay rate of the first moment."""
     adam_beta2: float = 0.95
+    """Decay rate of the second moment."""
     adam_eps: float = 1e-8
+    """Epsilon of Adam."""
     clip_grad: float = 1.0
+    """Largest norm of the gradient."""
     precision_aware: bool = False
+    """Keep the optimizer's state in the types below. Needs TransformerEngine and
+    ``parallel.use_distributed_optimizer``; otherwise everything is fp32."""
     main_params_dtype: Literal["fp32", "fp16"] = "fp32"
+    """Type of the optimizer's copy of the weights."""
     main_grads_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of the gradients that the optimizer reads."""
     exp_avg_dtype: Literal["fp32", "bf16", "fp16", "fp8"] = "fp32"
+    """Type of the first moment."""
     exp_avg_sq_dtype: Literal["fp32", "bf16", "fp16", "fp8"] = "fp32"
+    """Type of the second moment."""
     cpu_offload_fraction: float = 0.0
+    """Fraction of the optimizer's state that is kept in host memory."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"optimizer.lr = {self.lr}", rule="must be positive", fix="the paper's peak is 5e-6")
@@ -48,18 +58,18 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When the state is saved, and what is kept of it.
-
-    ``keep_last`` of null keeps every checkpoint; ``keep_every`` keeps, beside the newest, each iteration that is a
-    multiple of it. ``save_async`` writes while training goes on. ``on_broken=previous`` goes on from the checkpoint
-    before one that is broken, which is an error otherwise.
-    """
+    """When checkpoints are written, and which are kept."""
 
     save_interval: int = 250
+    """Iterations between checkpoints."""
     save_async: bool = False
+    """Write checkpoints while training continues."""
     keep_last: int | None = None
+    """Number of newest checkpoints to keep; null keeps all."""
     keep_every: int | None = None
+    """Besides the newest, keep each iteration that is a multiple of this."""
     on_broken: Literal["error", "previous"] = "error"
+    """If the newest checkpoint is broken: ``error`` stops, ``previous`` resumes from the one before."""
 
     def __post_init__(self) -> None:
         for key in ("save_interval", "keep_last", "keep_every"):
@@ -70,39 +80,46 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """The loop. One iteration is one optimizer step over ``global_batch_size`` rows of ``seq_length`` tokens.
-
-    ``packing=none`` gives each sample a row of its own. ``greedy`` puts whole samples together into a row, each blind
-    to its neighbours, in random company; ``best_fit`` sorts by length first and fills rows better. Samples longer than
-    ``seq_length`` follow ``over_long``. The place of a sample in a packed row is rounded up to ``segment_multiple``;
-    null means what context parallelism needs, so that its size decides which samples share a row.
-
-    ``loss_normalization=token`` weighs every response token of the global batch alike, ``sequence`` every sample.
-    ``prompt_loss_weight`` is what a prompt token weighs beside a response token. ``validation_fraction`` of the samples
-    is held out and measured every ``validation_interval`` iterations.
-
-    An iteration whose loss or gradient is not finite is skipped; ``max_skipped`` of them in a row stop the run. A loss
-    above ``spike_factor`` times its running mean is reported.
-    """
+    """The training loop. An iteration is one optimizer step over ``global_batch_size`` sequences."""
 
     train_iters: int = 2500
+    """Number of iterations."""
     global_batch_size: int = 32
+    """Sequences per iteration."""
     micro_batch_size: int = 1
+    """Sequences per forward pass of a replica."""
     seq_length: int = 65536
+    """Tokens per sequence."""
     packing: Literal["none", "greedy", "best_fit"] = "none"
-    over_long: Literal["drop", "truncate", "error"] = "drop"
+    """``none`` gives each sample a sequence of its own. ``greedy`` packs samples into a sequence in random order,
+    each blind to the others; ``best_fit`` sorts them by length and wastes less."""
+    overlong: Literal["drop", "truncate", "error"] = "drop"
+    """Samples that are longer than ``seq_length``: drop or truncate them, or stop with an error."""
     segment_multiple: int | None = None
+    """The length of a sample in a packed sequence is rounded up to a multiple of this. Null means the multiple that
+    context parallelism needs, so its size decides which samples share a sequence."""
     loss_normalization: Literal["token", "sequence"] = "token"
+    """``token`` weighs every response token of the global batch alike, ``sequence`` every sample."""
     prompt_loss_weight: float = 0.0
-    ema_decay: float | None = None  # of a running mean of the weights, saved beside them
+    """Weight of a prompt token in the loss; a response token has 1."""
+    ema_decay: float | None = None
+    """Decay of an exponential moving average (EMA) of the weights, which is saved with them; null keeps none."""
     validation_fraction: float = 0.0
+    """Fraction of the samples that is held out for validation."""
     validation_interval: int = 250
+    """Iterations between validations."""
     max_skipped: int = 10
+    """Stop after this many successive iterations without a finite loss and gradient. Such an iteration is skipped."""
     spike_factor: float = 2.0
-    self_test: bool = True  # packed loss against the same samples one by one, before the first iteration
+    """Warn about a loss above this multiple of its moving average."""
+    self_test: bool = True
+    """Before the first iteration, compare the packed loss with that of the same samples one by one."""
     log_interval: int = 1
+    """Iterations between log lines."""
     tensorboard: bool = True
+    """Write TensorBoard event files."""
     wandb_project: str | None = None
+    """Project in Weights & Biases; null is off."""
 
     def __post_init__(self) -> None:
         for key in ("train_iters", "global_batch_size", "micro_batch_size", "seq_length", "validation_interval",

@@ -1,1 +1,1 @@
-"""What a run takes before it starts: memory, operations and hours, layout by layout."""
+"""Memory, operations and layout of a training run, before it starts."""

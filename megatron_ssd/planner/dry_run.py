@@ -1,7 +1,7 @@
-"""The layout without the machine: every rank's part of the model on the meta device, under a fake process group.
+"""Lays a model out without GPUs: every rank's part is built on the meta device, under a fake process group.
 
-What is shown is counted from what was built, not from the configuration's formula: a parameter shard is known by its
-name and its place in the whole parameter, and each counts once however many ranks hold it.
+Parameters are counted from what was built, not from the configuration's formula. A shard is identified by its name and
+its offset in the full parameter, and counts once however many ranks hold it.
 """
 
 from __future__ import annotations
@@ -11,16 +11,21 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
+from megatron.core import parallel_state
+from torch import nn
 
 from megatron_ssd.config.model import ModelConfig, MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import Fp8Config, PrecisionConfig
 from megatron_ssd.config.run import RunConfig, needed
+from megatron_ssd.models.build import build_model
+from megatron_ssd.models.initialization import local_shards
+from megatron_ssd.models.vocabulary import padded_vocab_size
 from megatron_ssd.progress import progress
-
-if TYPE_CHECKING:
-    from torch import nn
+from megatron_ssd.runtime import cpu
+from megatron_ssd.runtime.process_groups import fake_process_group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +41,7 @@ class RankReport:
     num_parameters: int
     num_expert_parameters: int = 0  # those that differ between the ranks of expert parallelism
     num_frozen_parameters: int = 0
-    num_fp8_weights: int = 0  # that are multiplied in FP8
+    num_fp8_weights: int = 0  # weights of FP8 products
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +52,7 @@ class LayoutReport:
     num_parameters: int
 
     def table(self) -> str:
-        """The report as text, one rank a line."""
+        """The report as text, one line per rank."""
         lines = ["rank  tensor  pipeline  context  expert  data        parameters"]
         lines += [
             f"{r.rank:4d}  {r.tensor_rank:6d}  {r.pipeline_rank:8d}  {r.context_rank:7d}  {r.expert_rank:6d}  "
@@ -60,7 +65,7 @@ class LayoutReport:
 def run_dry(config: RunConfig) -> None:
     """Build every rank of ``config.parallel`` and print what each would hold. Needs no GPU and no torchrun.
 
-    Under torchrun the first process does it for all.
+    Under torchrun, rank 0 does it for all.
     """
     if int(os.environ.get("RANK", "0")) != 0:
         return
@@ -72,7 +77,7 @@ def run_dry(config: RunConfig) -> None:
     print(f"{model.name}: {parallel.world_size} processes, {config.precision.params_dtype}")
     print(report.table() + (f", {padding:,} of them to pad the vocabulary" if padding else ""))
     print(
-        f"an iteration: {training.global_batch_size} rows of {training.seq_length} tokens in "
+        f"per iteration: {training.global_batch_size} sequences of {training.seq_length} tokens in "
         f"{training.num_microbatches(parallel.data_parallel_size)} micro batches on each of "
         f"{parallel.data_parallel_size} replicas"
     )
@@ -80,8 +85,6 @@ def run_dry(config: RunConfig) -> None:
 
 def _padding(model: ModelConfig, parallel: ParallelConfig) -> int:
     """Parameters that pad the vocabulary to a multiple of the tensor parallel size."""
-    from megatron_ssd.models.vocabulary import padded_vocab_size
-
     rows = padded_vocab_size(model, parallel) - model.vocab_size
     return rows * model.hidden_size * (1 if model.tie_word_embeddings else 2)
 
@@ -94,23 +97,19 @@ def lay_out(
 ) -> LayoutReport:
     """Build ``model`` as each rank of ``parallel`` would, without memory.
 
-    The layers are Megatron-Core's own: TransformerEngine's hold the same parameters (FP8 ones included, whose weights
-    are bf16) and cannot be built without CUDA.
+    The layers are Megatron-Core's own. TransformerEngine's hold the same parameters (with FP8 too, whose weights are
+    bf16) and cannot be built without CUDA.
     """
-    import torch
-
-    from megatron_ssd.runtime import cpu
-
     if not torch.cuda.is_available():
         cpu.install()
     local = dataclasses.replace(precision, transformer_engine=False, fp8=None, recompute="none")
     moe = dataclasses.replace(moe, dispatcher="alltoall")  # DeepEP's is a CUDA library
-    whole: dict[tuple[object, ...], int] = {}
+    shards: dict[tuple[object, ...], int] = {}
     ranks = tuple(
-        _build_rank(rank, model, parallel, local, moe, whole, fp8=precision.fp8)
+        _build_rank(rank, model, parallel, local, moe, shards, fp8=precision.fp8)
         for rank in progress(range(parallel.world_size), desc="laying out", unit="rank")
     )
-    return LayoutReport(ranks=ranks, num_parameters=sum(whole.values()))
+    return LayoutReport(ranks=ranks, num_parameters=sum(shards.values()))
 
 
 def _build_rank(
@@ -119,22 +118,16 @@ def _build_rank(
     parallel: ParallelConfig,
     precision: PrecisionConfig,
     moe: MoeConfig,
-    whole: dict[tuple[object, ...], int],
+    shards: dict[tuple[object, ...], int],
     *,
     fp8: Fp8Config | None,
 ) -> RankReport:
-    """Report on ``rank``, and enter its shards into ``whole``."""
-    from megatron.core import parallel_state
-
-    from megatron_ssd.models.build import build_model
-    from megatron_ssd.models.initialization import local_shards
-    from megatron_ssd.runtime.process_groups import fake_process_group
-
+    """Report on ``rank``, and add the sizes of its shards to ``shards``."""
     with fake_process_group(parallel, rank=rank):
         chunks = build_model(model, parallel, precision, moe=moe, device="meta")
         for chunk in chunks:
             for shard in local_shards(chunk):
-                whole[shard.key, shard.global_offset, shard.local_shape] = math.prod(shard.local_shape)
+                shards[shard.key, shard.global_offset, shard.local_shape] = math.prod(shard.local_shape)
         return RankReport(
             rank=rank,
             tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
@@ -154,7 +147,7 @@ def _count(chunks: Iterable[nn.Module], wanted: Callable[[nn.Parameter], bool]) 
 
 
 def _count_fp8_weights(chunks: Iterable[nn.Module], fp8: Fp8Config, num_layers: int) -> int:
-    """Weights of the projections and experts of the layers that are not left in bf16. Router and output layer are."""
+    """Weights of projections and experts in the FP8 layers. Router and output layer stay in bf16."""
     in_fp8 = range(fp8.bf16_layers_at_start, num_layers - fp8.bf16_layers_at_end)
     return sum(
         parameter.numel()

@@ -1,9 +1,9 @@
-"""Floating point operations of a training step, counted for the architecture that runs. Pure.
+"""Counts the floating point operations of a training step from the model's shape.
 
-A product of [m, k] and [k, n] is 2 m k n operations; its backward pass takes two such products. Counted are matrix
-products: projections, scores and weighted values of attention, router, experts, output layer. Left out are norms,
-softmax, activations and rotary positions (below one per cent at these widths) and whatever is computed a second time
-(recompute), so that utilisation by this count is of useful work.
+A product of [m, k] and [k, n] is 2 m k n operations; its backward pass takes two such products. Only matrix products
+count: projections, scores and weighted values of attention, router, experts, output layer. Norms, softmax, activations
+and rotary embedding (below one per cent at these widths) do not count. Neither does recomputation, so that utilisation
+by this count is of useful work.
 
 Attention is counted as the causal half, with the diagonal, and per packed segment: n (n + 1) / 2 pairs of a query and
 a key for a segment of n tokens. A mixture of experts counts the experts that a token goes to.
@@ -26,19 +26,18 @@ def flops_of(model: ModelConfig, segment_lengths: Iterable[int], *, passes: int 
     """Operations for segments of these lengths, each causal within itself.
 
     Args:
-        segment_lengths: tokens of each segment. Padding that is computed is a segment too; leave it out to count what
-            is of use.
-        passes: forward passes that the work is worth; forward and backward are 3.
+        segment_lengths: tokens of each segment. Leave out padding to count useful work only.
+        passes: 1 for a forward pass, 3 for forward and backward.
     """
     tokens = pairs = 0
     for length in segment_lengths:
         tokens += length
         pairs += length * (length + 1) // 2
-    return passes * (2.0 * active_weights(model) * tokens + _operations_a_pair(model) * pairs)
+    return passes * (2.0 * active_weights(model) * tokens + _operations_per_pair(model) * pairs)
 
 
 def active_weights(model: ModelConfig) -> int:
-    """Weights that multiply one token: no embedding (a look-up), and of the experts those that the token goes to."""
+    """Weights that multiply one token: not the embedding (a look-up), and of the experts only the chosen ones."""
     q_size = model.num_attention_heads * model.head_dim
     kv_size = model.num_key_value_heads * model.head_dim
     projections = model.hidden_size * (2 * q_size + 2 * kv_size)
@@ -52,6 +51,6 @@ def active_weights(model: ModelConfig) -> int:
     return model.num_hidden_layers * (projections + feed_forward) + model.hidden_size * model.vocab_size
 
 
-def _operations_a_pair(model: ModelConfig) -> float:
+def _operations_per_pair(model: ModelConfig) -> float:
     """Forward operations for one query and one key that it sees: a score and a weighted value in every head."""
     return 2.0 * 2 * model.num_attention_heads * model.head_dim * model.num_hidden_layers

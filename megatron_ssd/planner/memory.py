@@ -1,44 +1,55 @@
-"""Memory of one GPU, part by part, before anything runs. Pure, given how many parameters a rank holds.
+"""Predicts the memory of one GPU, part by part, from the number of parameters that its rank holds.
 
 Parameters are counted from what the dry run builds. The rest is formulas:
 
 =============  =========================================================================================================
 weights        parameters x 2 bytes (bf16) or 4 (fp32)
-FP8 weights    of every product in FP8 layers, beside the bf16 ones: one copy along rows and one along columns, kept
-               from micro batch to micro batch, 1 byte each, with scales
-gradients      parameters x 4 bytes, or 2 with optimizer.main_grads_dtype=bf16: whole on every rank
-optimizer      fp32 copy (bf16 training) and two moments, 12 bytes a parameter, over the data-parallel ranks with the
-               distributed optimizer: of experts over the ranks that hold the same experts. precision_aware narrows
-               each; beside bf16 weights it keeps the lower 16 bits of an fp32 copy
+FP8 weights    of every product in FP8 layers, beside the bf16 ones: one row-wise and one column-wise copy, kept over
+               micro batches, 1 byte each, with scales
+gradients      parameters x 4 bytes, or 2 with optimizer.main_grads_dtype=bf16: all of them on every rank
+optimizer      fp32 copy (bf16 training) and two moments, 12 bytes per parameter. The distributed optimizer shards them
+               over the data-parallel ranks (experts: over the ranks that hold the same experts). precision_aware
+               narrows each; beside bf16 weights it keeps only the lower 16 bits of an fp32 copy
 EMA            parameters x 4 bytes
-activations    what layers keep (``planner.activations``) x micro batches in flight on the pipeline stage
+activations    what the layers keep for the backward pass x micro batches in flight on the pipeline stage
 working set    what the widest layer needs at once in the backward pass, exchange of tokens included
 logits         on the last stage, in bf16 and as the fp32 softmax: 6 bytes x vocabulary / tensor size, and the last
                norm's input and output
 reserve        CUDA context, NCCL, cuBLAS and TransformerEngine workspaces, allocator: an assumption, see below
 =============  =========================================================================================================
 
-``IMBALANCE`` is assumed of the experts' load. The sum is an estimate: on a GPU it has not been held against a run yet.
+Activations are listed tensor by tensor, as autograd keeps them: bytes per position of a micro batch on one rank, and
+the recompute modules that would drop the tensor. There are two lists. The one for Megatron-Core's own layers is tested
+against what autograd saves on a CPU. The one for TransformerEngine's layers is read from its source and that of
+Megatron-Core, and has not been measured yet.
+
+The expert load ``IMBALANCE`` is assumed. The sum is an estimate that has not been compared with a run on a GPU.
+
+Letters: h hidden size, q and g widths of all query and of all key heads of a rank, f feed-forward width of a rank,
+k experts per token, sp ranks that share a sequence outside of attention (tensor size under sequence parallelism, or 1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
-from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.model import ModelConfig, MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
-from megatron_ssd.config.precision import Fp8Config
+from megatron_ssd.config.precision import Fp8Config, PrecisionConfig, RecomputeModule
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.config.training import OptimizerConfig
-from megatron_ssd.planner.activations import kept_bytes, layer_tensors, working_bytes
-from megatron_ssd.planner.dry_run import LayoutReport, RankReport
+
+if TYPE_CHECKING:
+    from megatron_ssd.planner.dry_run import LayoutReport, RankReport
 
 GB = 1e9  # as data sheets count
-RESERVE = 5 * GB  # of which about 1 is the CUDA context, 1 to 2 NCCL's buffers; the rest for what the allocator wastes
+RESERVE = 5 * GB  # about 1 for the CUDA context, 1 to 2 for NCCL's buffers; the rest for allocator fragmentation
 IMBALANCE = 1.2  # tokens of the busiest rank's experts over the mean
 
-_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
+_FP32 = 4
+_BYTES = {"fp32": _FP32, "bf16": 2, "fp16": 2, "fp8": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +68,7 @@ class RankMemory:
 
     @property
     def state(self) -> float:
-        """What is there between iterations."""
+        """What is allocated between iterations."""
         return self.weights + self.fp8_weights + self.gradients + self.optimizer + self.ema
 
     @property
@@ -67,19 +78,19 @@ class RankMemory:
 
 
 def worst_rank(config: RunConfig, layout: LayoutReport) -> RankMemory:
-    """The memory of the rank that needs most."""
+    """The memory of the rank that needs the most."""
     return max(all_ranks(config, layout), key=lambda memory: memory.total)
 
 
 def all_ranks(config: RunConfig, layout: LayoutReport) -> Iterable[RankMemory]:
-    """The memory of every rank of ``layout``, which was made with this configuration."""
+    """The memory of every rank of ``layout``, which was built from this configuration."""
     model = needed(config.model, "model", fix="choose one with model=NAME")
     return [_rank_memory(config, model, rank) for rank in layout.ranks]
 
 
 def _rank_memory(config: RunConfig, model: ModelConfig, rank: RankReport) -> RankMemory:
     parallel, precision, optimizer = config.parallel, config.precision, config.optimizer
-    positions = config.training.micro_batch_size * config.training.seq_length // parallel.context_parallel_size
+    tokens = config.training.micro_batch_size * config.training.seq_length // parallel.context_parallel_size
     tensors = layer_tensors(model, parallel, precision, config.moe)
     kept = kept_bytes(tensors, precision, imbalance=IMBALANCE)
     working = working_bytes(model, parallel, precision, config.moe, imbalance=IMBALANCE)
@@ -95,9 +106,9 @@ def _rank_memory(config: RunConfig, model: ModelConfig, rank: RankReport) -> Ran
         gradients=trained * _BYTES[optimizer.main_grads_dtype],
         optimizer=optimizer_bytes(rank, parallel, optimizer, params_dtype=precision.params_dtype),
         ema=0.0 if config.training.ema_decay is None else rank.num_parameters * 4.0,
-        activations=positions * kept * layers,
-        working_set=positions * working,
-        logits=positions * _logit_bytes(model, config) if is_last else 0.0,
+        activations=tokens * kept * layers,
+        working_set=tokens * working,
+        logits=tokens * _logit_bytes(model, config) if is_last else 0.0,
     )
 
 
@@ -120,10 +131,10 @@ def optimizer_bytes(
 
 
 def _state_bytes(optimizer: OptimizerConfig, params_dtype: str) -> int:
-    """Of one parameter."""
+    """Bytes of optimizer state per parameter."""
     moments = _BYTES[optimizer.exp_avg_dtype] + _BYTES[optimizer.exp_avg_sq_dtype]
     if params_dtype == "fp32":
-        return moments  # the parameter is its own copy
+        return moments  # the parameter is its own fp32 copy
     remainder_only = optimizer.precision_aware and optimizer.main_params_dtype == "fp32"
     return moments + (2 if remainder_only else _BYTES[optimizer.main_params_dtype])
 
@@ -131,13 +142,13 @@ def _state_bytes(optimizer: OptimizerConfig, params_dtype: str) -> int:
 def _fp8_weight_bytes(fp8: Fp8Config | None) -> float:
     if fp8 is None:
         return 0.0
-    # A scale for 32 values (one byte) in MXFP8, for a block of 128 x 128 (fp32) in blockwise, else for the tensor.
+    # MXFP8 has a scale of one byte per 32 values, blockwise an fp32 scale per 128 x 128 block, the others per tensor.
     scale = {"mxfp8": 1 / 32, "blockwise": 4 / 128**2}.get(fp8.recipe, 0.0)
     return 2 * (1 + scale)
 
 
 def layers_in_flight(model: ModelConfig, parallel: ParallelConfig, *, stage: int, num_microbatches: int) -> int:
-    """Layers x micro batches that pipeline stage ``stage`` holds for the backward pass at most.
+    """Most layers x micro batches that pipeline stage ``stage`` holds for the backward pass.
 
     1F1B: stage r of p starts p - r micro batches before its first backward pass. Interleaved over v virtual stages:
     2 (p - r - 1) + (v - 1) p + 1 chunks (Megatron-Core's ``get_pp_rank_microbatches``).
@@ -150,9 +161,166 @@ def layers_in_flight(model: ModelConfig, parallel: ParallelConfig, *, stage: int
 
 
 def _logit_bytes(model: ModelConfig, config: RunConfig) -> float:
-    """For one position: logits, their fp32 softmax, and what the last norm and the output layer keep."""
+    """Per position: logits, their fp32 softmax, and what the last norm and the output layer keep."""
     value = _BYTES[config.precision.params_dtype]
     tp = config.parallel.tensor_model_parallel_size
     sp = tp if config.parallel.sequence_parallel else 1
     softmax = value + 4 if value < 4 else 4
     return model.vocab_size / tp * softmax + 2 * model.hidden_size * value / sp
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One tensor: bytes per position, and the modules whose recomputation drops it."""
+
+    name: str
+    bytes_per_token: float
+    dropped_by: tuple[RecomputeModule, ...] = ()
+    is_routed: bool = False  # scales with the load of the experts
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Sizes of one layer on one rank."""
+
+    h: int
+    q: int
+    g: int
+    heads: int
+    sp: int
+    value_bytes: int  # of weights and activations
+    product_bytes: float  # of the input that a matrix product keeps
+
+    @classmethod
+    def of(cls, model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig) -> Widths:
+        """Widths of ``model`` under ``parallel``."""
+        tp = parallel.tensor_model_parallel_size
+        value_bytes = 2 if precision.params_dtype == "bf16" else _FP32
+        return cls(
+            h=model.hidden_size,
+            q=model.num_attention_heads * model.head_dim // tp,
+            g=model.num_key_value_heads * model.head_dim // tp,
+            heads=model.num_attention_heads // tp,
+            sp=tp if parallel.sequence_parallel else 1,
+            value_bytes=value_bytes,
+            product_bytes=_fp8_bytes(precision) or value_bytes,
+        )
+
+
+def _fp8_bytes(precision: PrecisionConfig) -> float | None:
+    """Bytes of an FP8 value with its share of the scale: one byte per group of 32, or fp32 per block of 128."""
+    if precision.fp8 is None:
+        return None
+    return 1 + {"mxfp8": 1 / 32, "blockwise": _FP32 / 128}.get(precision.fp8.recipe, 0.0)
+
+
+def layer_tensors(
+    model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig, moe: MoeConfig
+) -> tuple[Kept, ...]:
+    """What one layer keeps without recomputation."""
+    w = Widths.of(model, parallel, precision)
+    attention = _attention(w, has_qk_norm=model.has_qk_norm, fused=precision.transformer_engine)
+    if not model.is_moe:
+        f = model.intermediate_size // parallel.tensor_model_parallel_size
+        return (*attention, *_dense(w, f, fused=precision.transformer_engine))
+    assert model.moe_intermediate_size is not None
+    assert model.num_experts is not None
+    assert model.num_experts_per_tok is not None
+    etp = parallel.expert_tensor_parallel_size
+    routed = model.num_experts_per_tok * etp / w.sp  # tokens at this rank's experts per position, if evenly spread
+    grouped = precision.transformer_engine and moe.grouped_gemm
+    return (
+        *attention,
+        *_experts(w, model.moe_intermediate_size // etp, routed, num_experts=model.num_experts, grouped=grouped,
+                  fused=precision.transformer_engine),
+    )  # fmt: skip
+
+
+def _attention(w: Widths, *, has_qk_norm: bool, fused: bool) -> tuple[Kept, ...]:
+    """Norm, query-key-value product, norms of queries and keys, rotation, core attention, output product."""
+    b = w.value_bytes
+    tensors = [
+        Kept("attention norm: input", w.h * b / w.sp),
+        Kept("attention norm: output", w.h * w.product_bytes / w.sp, () if fused else ("layernorm",)),
+        Kept("query-key-value product, of which values are a view", (w.q + 2 * w.g) * b),
+        Kept("rotated queries and keys", (w.q + w.g) * b),
+        Kept("core attention: output", w.q * b),
+        Kept("core attention: logarithms of sums", w.heads * _FP32, ("core_attn",)),
+    ]
+    if has_qk_norm:
+        tensors.append(Kept("queries before their norm", w.q * b))  # keys are a view
+    if w.product_bytes != b:
+        tensors.append(Kept("output product: FP8 input", w.q * w.product_bytes))
+    return tuple(tensors)
+
+
+def _dense(w: Widths, f: int, *, fused: bool) -> tuple[Kept, ...]:
+    """Norm, gate and up product, SwiGLU, down product. Unfused SwiGLU also keeps both factors of its product."""
+    b = w.value_bytes
+    mlp: tuple[RecomputeModule, ...] = ("mlp",)
+    return (
+        Kept("feed-forward norm: input", w.h * b / w.sp),
+        Kept("feed-forward norm: output", w.h * w.product_bytes / w.sp, mlp if fused else ("layernorm",)),
+        Kept("gate and up", 2 * f * b, mlp),
+        Kept("SwiGLU: output", f * w.product_bytes, mlp),
+        *(() if fused else (Kept("SwiGLU: its factors", 2 * f * b, mlp),)),
+    )
+
+
+def _experts(w: Widths, f: int, routed: float, *, num_experts: int, grouped: bool, fused: bool) -> tuple[Kept, ...]:
+    """Norm, router, exchange of tokens, each expert's SwiGLU."""
+    b = w.value_bytes
+    moe: tuple[RecomputeModule, ...] = ("moe",)
+    act: tuple[RecomputeModule, ...] = ("moe", "moe_act") if grouped else moe
+    # Scores and probabilities in fp32, the assignment as bytes.
+    router = num_experts * (3 * _FP32 + 1)
+    tensors = [
+        Kept("feed-forward norm: input", w.h * b / w.sp),
+        Kept("feed-forward norm: output", w.h * b / w.sp, ("layernorm",)),
+        Kept("router", router / w.sp, moe),
+        Kept("experts: input", routed * w.h * w.product_bytes, moe, is_routed=True),
+        Kept("experts: gate and up", routed * 2 * f * b, moe, is_routed=True),
+        Kept("experts: SwiGLU output", routed * f * w.product_bytes, act, is_routed=True),
+    ]
+    if not fused:
+        # Both factors of the product, and the product before it is multiplied by the router's probability.
+        tensors.append(Kept("experts: SwiGLU inside", routed * 3 * f * b, moe, is_routed=True))
+    return tuple(tensors)
+
+
+def kept_bytes(tensors: tuple[Kept, ...], precision: PrecisionConfig, *, imbalance: float = 1.0) -> float:
+    """Bytes per position that one layer keeps under ``precision.recompute``.
+
+    Args:
+        imbalance: tokens of the busiest rank's experts over the mean.
+    """
+    if precision.recompute == "full":
+        return tensors[0].bytes_per_token  # the layer's input, from which everything is recomputed
+    dropped = set(precision.recompute_modules) if precision.recompute == "selective" else set()
+    return sum(
+        tensor.bytes_per_token * (imbalance if tensor.is_routed else 1.0)
+        for tensor in tensors
+        if dropped.isdisjoint(tensor.dropped_by)
+    )
+
+
+def working_bytes(
+    model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig, moe: MoeConfig, *, imbalance: float = 1.0
+) -> float:
+    """Bytes per position that a layer needs beside what it keeps: gradients in flight, exchange buffers.
+
+    The widest moment of the backward pass: gradients of the products' inputs and outputs, and for experts the tokens
+    before and after the exchange. Recomputed tensors count too.
+    """
+    w = Widths.of(model, parallel, precision)
+    tensors = layer_tensors(model, parallel, precision, moe)
+    rebuilt = sum(tensor.bytes_per_token * (imbalance if tensor.is_routed else 1.0) for tensor in tensors)
+    rebuilt -= kept_bytes(tensors, precision, imbalance=imbalance)
+    if model.is_moe:
+        assert model.moe_intermediate_size is not None
+        assert model.num_experts_per_tok is not None
+        etp = parallel.expert_tensor_parallel_size
+        routed = model.num_experts_per_tok * etp / w.sp * imbalance
+        return rebuilt + routed * (3 * w.h + 3 * model.moe_intermediate_size // etp) * w.value_bytes
+    f = model.intermediate_size // parallel.tensor_model_parallel_size
+    return rebuilt + (2 * w.h + 3 * f) * w.value_bytes

@@ -1,27 +1,32 @@
-"""What a run will take, in words: memory by part and by recompute mode, iterations, epochs, operations, hours.
+"""Describes what a run will take: memory by part and recompute mode, iterations, epochs, operations, hours.
 
-Memory is of the fullest rank, in 10^9 bytes. Nothing here runs or needs a GPU.
+Memory is that of the fullest rank, in 10^9 bytes. Nothing here runs a model or needs a GPU.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.precision import PrecisionConfig, RecomputeModule
 from megatron_ssd.config.run import RunConfig, needed
-from megatron_ssd.planner.dry_run import LayoutReport
+from megatron_ssd.dataset.packing import PackingReport
 from megatron_ssd.planner.flops import flops_of
 from megatron_ssd.planner.memory import GB, IMBALANCE, RankMemory, worst_rank
 from megatron_ssd.runtime.hardware import GPUS, Gpu
+
+if TYPE_CHECKING:
+    from megatron_ssd.planner.dry_run import LayoutReport
 
 _PARTS = {
     "weights": "weights",
     "fp8_weights": "FP8 weights",
     "gradients": "gradients",
     "optimizer": "optimizer",
-    "ema": "running mean of weights",
+    "ema": "EMA of the weights",
     "activations": "activations",
     "working_set": "working set",
     "logits": "logits",
@@ -31,15 +36,33 @@ _PARTS = {
 
 @dataclass(frozen=True)
 class Samples:
-    """The training samples: rows of an epoch, and what is known of their lengths."""
+    """The training samples: how many sequences they fill in an epoch, and their length if it is known."""
 
-    rows: float
+    sequences: float
     described: str
-    segment_length: int | None = None  # mean positions of a sample; None takes every row for one sample
+    segment_length: int | None = None  # mean positions of a sample; None for one sample per sequence
+
+    @classmethod
+    def of_dataset(cls, report: PackingReport) -> Samples:
+        """The samples of a data set."""
+        return cls(sequences=report.rows, described=str(report), segment_length=report.positions // report.samples)
+
+    @classmethod
+    def expected(cls, count: int, mean_tokens: int | None, *, packed_length: int | None) -> Samples:
+        """``count`` samples that do not exist yet.
+
+        Args:
+            packed_length: sequence length with packing, which needs ``mean_tokens``; None without packing.
+        """
+        sequences = float(count)
+        if packed_length is not None:
+            assert mean_tokens is not None
+            sequences = max(count * mean_tokens / packed_length, 1)
+        return cls(sequences, f"{count:,} samples, from --samples", segment_length=mean_tokens)
 
 
 def recompute_modes(model: ModelConfig, precision: PrecisionConfig, *, grouped_gemm: bool) -> list[PrecisionConfig]:
-    """``precision`` under every recompute mode that is worth a line, from the fastest to the smallest."""
+    """``precision`` under every useful recompute mode, from the fastest to the one with the least memory."""
     delayed = precision.fp8 is not None and precision.fp8.recipe == "delayed"
     fused = precision.transformer_engine
     selections: list[tuple[RecomputeModule, ...]] = [("mlp",)]
@@ -54,25 +77,13 @@ def recompute_modes(model: ModelConfig, precision: PrecisionConfig, *, grouped_g
     return [*modes, dataclasses.replace(precision, recompute="full")]
 
 
-def recompute_name(precision: PrecisionConfig) -> str:
-    """For example ``selective (layernorm, moe)``."""
-    if precision.recompute == "selective":
-        return f"selective ({', '.join(precision.recompute_modules)})"
-    return precision.recompute
-
-
-def numbers_name(precision: PrecisionConfig) -> str:
-    """For example ``bf16 with FP8 mxfp8``."""
-    return precision.params_dtype + (f" with FP8 {precision.fp8.recipe}" if precision.fp8 else "")
-
-
 def memory_text(config: RunConfig, layout: LayoutReport) -> str:
-    """The parts of the fullest rank, and the total under other recompute modes."""
+    """The memory of the fullest rank by part, and the total under other recompute modes."""
     model = needed(config.model, "model", fix="choose one with model=NAME")
     memory = worst_rank(config, layout)
     lines = [
-        f"{model.name}: {layout_name(config)}, {numbers_name(config.precision)}, "
-        f"recompute {recompute_name(config.precision)}",
+        f"{model.name}: {_layout_name(config)}, {_numbers_name(config.precision)}, "
+        f"recompute {_recompute_name(config.precision)}",
         "",
         "memory of the fullest GPU                GB",
     ]
@@ -82,26 +93,16 @@ def memory_text(config: RunConfig, layout: LayoutReport) -> str:
     for precision in recompute_modes(model, config.precision, grouped_gemm=config.moe.grouped_gemm):
         other = worst_rank(dataclasses.replace(config, precision=precision), layout)
         lines.append(
-            f"  {recompute_name(precision):38s} {other.activations / GB:11.1f}   {other.working_set / GB:11.1f}"
+            f"  {_recompute_name(precision):38s} {other.activations / GB:11.1f}   {other.working_set / GB:11.1f}"
             f"   {other.total / GB:8.1f}"
         )
-    load = f"experts' load of {IMBALANCE} times the mean on the busiest rank assumed; " if model.is_moe else ""
-    lines += ["", f"{load}predicted, not yet held against a GPU"]
+    load = f"assumes {IMBALANCE} times the mean expert load on the busiest rank; " if model.is_moe else ""
+    lines += ["", f"{load}predicted, not yet compared with a run on a GPU"]
     return "\n".join(lines)
 
 
-def layout_name(config: RunConfig) -> str:
-    """For example ``8 GPUs, TP1 CP8 EP8 PP1 DP1``."""
-    p = config.parallel
-    sizes = {"TP": p.tensor_model_parallel_size, "CP": p.context_parallel_size, "EP": p.expert_model_parallel_size,
-             "PP": p.pipeline_model_parallel_size, "DP": p.data_parallel_size}  # fmt: skip
-    if p.virtual_pipeline_model_parallel_size:
-        sizes["VPP"] = p.virtual_pipeline_model_parallel_size
-    return f"{p.world_size} GPUs, " + " ".join(f"{name}{size}" for name, size in sizes.items())
-
-
 def fits_text(memory: RankMemory, gpus: list[Gpu]) -> str:
-    """Whether ``memory`` fits, GPU by GPU."""
+    """Whether ``memory`` fits, one line per GPU."""
     lines = []
     for gpu in gpus:
         left = gpu.memory_gb - memory.total / GB
@@ -116,28 +117,28 @@ def fits(memory: RankMemory, gpu: str) -> bool:
 
 
 def run_text(config: RunConfig, samples: Samples | None) -> str:
-    """Iterations, positions, epochs and operations of the whole run."""
+    """Iterations, tokens, epochs and operations of the whole run."""
     training = config.training
     replicas = config.parallel.data_parallel_size
-    rows = training.train_iters * training.global_batch_size
+    sequences = training.train_iters * training.global_batch_size
     lines = [
-        f"an iteration: {training.global_batch_size} rows of {training.seq_length:,} positions, in "
+        f"per iteration: {training.global_batch_size} sequences of {training.seq_length:,} tokens, in "
         f"{training.num_microbatches(replicas)} micro batches on each of {replicas} replicas",
-        f"the run: {training.train_iters:,} iterations, {rows:,} rows, {rows * training.seq_length:,} positions, "
-        f"packing {training.packing}",
+        f"the run: {training.train_iters:,} iterations, {sequences:,} sequences, "
+        f"{sequences * training.seq_length:,} tokens, packing {training.packing}",
     ]
     if samples is None:
-        lines.append("epochs: not known before run_dir/dataset is made; --samples=N says how many there will be")
+        lines.append("epochs: unknown without run_dir/dataset; --samples=N gives the number of samples")
     else:
-        lines.append(f"epochs: {rows / samples.rows:.2f} ({samples.described})")
+        lines.append(f"epochs: {sequences / samples.sequences:.2f} ({samples.described})")
     lines.append(
-        f"operations: {iteration_flops(config, samples) / 1e15:.2f} x 10^15 an iteration, forward and backward"
+        f"operations: {iteration_flops(config, samples) / 1e15:.2f} x 10^15 per iteration, forward and backward"
     )
     return "\n".join(lines)
 
 
 def iteration_flops(config: RunConfig, samples: Samples | None) -> float:
-    """Useful operations of one iteration over full rows."""
+    """Useful operations of one iteration over full sequences."""
     model = needed(config.model, "model", fix="choose one with model=NAME")
     length = config.training.seq_length
     segment = min(length, samples.segment_length) if samples and samples.segment_length else length
@@ -145,8 +146,66 @@ def iteration_flops(config: RunConfig, samples: Samples | None) -> float:
 
 
 def hours(config: RunConfig, samples: Samples | None, gpu: Gpu, mfu: float) -> float:
-    """Of the run at an assumed share ``mfu`` of the dense peak of ``gpu`` in the numbers that are multiplied."""
+    """Duration of the run at an assumed share ``mfu`` of the dense peak of ``gpu`` in the precision of the products."""
     peak = gpu.fp8_tflops if config.precision.fp8 else gpu.bf16_tflops
     assert peak is not None
     seconds = iteration_flops(config, samples) / (mfu * peak * 1e12 * config.parallel.world_size)
     return config.training.train_iters * seconds / 3600
+
+
+def recipe_tables(recipes: Mapping[str, tuple[RunConfig, LayoutReport, str]]) -> str:
+    """Two Markdown tables: memory by part, and activations and total by recompute mode.
+
+    Args:
+        recipes: name -> (configuration, what every rank of it holds, GPU that it is for).
+    """
+    head = "recipe|GPUs|layout|numbers|recompute|weights|gradients|optimizer|activations|logits|rest|total|of"
+    columns = head.split("|")
+    lines = [_table_row(columns), _table_row(["---"] * 5 + ["---:"] * (len(columns) - 5))]
+    for name, (config, layout, gpu) in recipes.items():
+        memory = worst_rank(config, layout)
+        count, sizes = _layout_name(config).split(" GPUs, ")
+        rest = memory.working_set + memory.ema + memory.reserve
+        figures = [memory.weights + memory.fp8_weights, memory.gradients, memory.optimizer, memory.activations,
+                   memory.logits, rest, memory.total]  # fmt: skip
+        cells = [f"`{name}`", f"{count} x {gpu}", sizes, _numbers_name(config.precision),
+                 _recompute_name(config.precision)]  # fmt: skip
+        cells += [f"{figure / GB:.1f}" for figure in figures]
+        lines.append(_table_row([*cells, f"{GPUS[gpu].memory_gb:g}"]))
+    modes = ["none", "selective (layernorm, moe_act)", "selective (layernorm, moe)", "full"]
+    lines += ["", _table_row(["recipe", *modes]), _table_row(["---"] + ["---:"] * len(modes))]
+    for name, (config, layout, gpu) in recipes.items():
+        assert config.model is not None
+        cells = [f"`{name}`"]
+        for precision in recompute_modes(config.model, config.precision, grouped_gemm=config.moe.grouped_gemm):
+            memory = worst_rank(dataclasses.replace(config, precision=precision), layout)
+            figure = f"{memory.activations / GB:.1f} of {memory.total / GB:.1f}"
+            cells.append(figure if fits(memory, gpu) else f"({figure})")
+        lines.append(_table_row(cells))
+    return "\n".join(lines)
+
+
+def _table_row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _layout_name(config: RunConfig) -> str:
+    """For example ``8 GPUs, TP1 CP8 EP8 PP1 DP1``."""
+    p = config.parallel
+    sizes = {"TP": p.tensor_model_parallel_size, "CP": p.context_parallel_size, "EP": p.expert_model_parallel_size,
+             "PP": p.pipeline_model_parallel_size, "DP": p.data_parallel_size}  # fmt: skip
+    if p.virtual_pipeline_model_parallel_size:
+        sizes["VPP"] = p.virtual_pipeline_model_parallel_size
+    return f"{p.world_size} GPUs, " + " ".join(f"{name}{size}" for name, size in sizes.items())
+
+
+def _numbers_name(precision: PrecisionConfig) -> str:
+    """For example ``bf16 with FP8 mxfp8``."""
+    return precision.params_dtype + (f" with FP8 {precision.fp8.recipe}" if precision.fp8 else "")
+
+
+def _recompute_name(precision: PrecisionConfig) -> str:
+    """For example ``selective (layernorm, moe)``."""
+    if precision.recompute == "selective":
+        return f"selective ({', '.join(precision.recompute_modules)})"
+    return precision.recompute

@@ -69,7 +69,7 @@ class Table:
         return hash_json(hashes)
 
     def rows(self, columns: Sequence[str] | None) -> Iterator[Row]:
-        """Every row with ``formatting``, or with whatever it has for None, in file order.
+        """Every row with ``columns``, or with whatever it has for None, in file order.
 
         Raises:
             UserError: a file cannot be read, or a column is missing.

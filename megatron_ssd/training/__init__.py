@@ -1,1 +1,1 @@
-"""Training: data, loss, optimizer, checkpoints and the loop, on Megatron-Core."""
+"""Training on Megatron-Core."""

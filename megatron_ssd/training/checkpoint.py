@@ -1,8 +1,8 @@
-"""What is in a checkpoint, and how training goes on from one.
+"""The content of a checkpoint: saving ``TrainingState`` and resuming from it.
 
-A checkpoint is in Megatron-Core's torch_dist format: weights, optimizer state and the mean of the weights by parameter
-name, so that another layout can load it; the loss watch; and each rank's random state, which only the same layout takes
-up again. Data order and learning rate follow from the iteration number.
+A checkpoint has Megatron-Core's torch_dist format. It holds weights, optimizer state and EMA by parameter name, so that
+another layout can load them; the counters of the loss spike detector; and the RNG state of each rank, which only the
+same layout restores. Data order and learning rate follow from the iteration number.
 
 Before anything is loaded, every file is compared with the hashes in ``checkpoint.json``, each rank reading its share.
 """
@@ -10,32 +10,37 @@ Before anything is loaded, every file is compared with the hashes in ``checkpoin
 from __future__ import annotations
 
 import logging
+import pickle
+import random
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch.distributed.checkpoint import CheckpointException
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.runtime.process_groups import is_rank_zero, on_rank_zero
 from megatron_ssd.runtime.versions import load_options
 from megatron_ssd.training.checkpoint_folder import (
+    FORMAT_VERSION,
     BrokenCheckpointError,
     CheckpointFacts,
     check_content,
     move_aside,
+    newest_checkpoint,
     read_facts,
     reading,
 )
-from megatron_ssd.training.checkpoint_folder import newest_checkpoint as newest_checkpoint
 from megatron_ssd.training.checkpoint_writer import CheckpointWriter
 from megatron_ssd.training.optimizer_state import METADATA, OptimizerState
-from megatron_ssd.training.random_state import random_state, set_random_state
-from megatron_ssd.training.state import TrainingState
+from megatron_ssd.training.step import TrainingState
 
 log = logging.getLogger(__name__)
 
@@ -46,27 +51,27 @@ def save_checkpoint(writer: CheckpointWriter, state: TrainingState) -> None:
     optimizer = OptimizerState(state.optimizer, models, loading=False)
     writer.save(
         state.iteration,
-        _everything(state, models, optimizer),
+        _sharded_state(state, models, optimizer),
         optimizer_kind=_kind(state.optimizer),
         layout=current_layout(),
         content_metadata=METADATA,
-        # While updates are being skipped the weights may be beyond repair, and older ones are what to go back to.
-        may_prune=state.watch.skipped_in_row == 0,
+        # While updates are skipped the weights may be beyond recovery, and the user will need an older checkpoint.
+        may_prune=state.spikes.skipped_in_row == 0,
     )
 
 
 def choose_checkpoint(folder: Path, on_broken: Literal["error", "previous"]) -> tuple[Path, CheckpointFacts] | None:
-    """The checkpoint to go on from, checked, the same on every rank; None where there is none.
+    """The checkpoint to resume from, checked, the same on every rank; None if there is none.
 
-    With ``on_broken=previous`` a broken one is moved aside under a name that says so, and the one before it is taken.
+    With ``on_broken=previous`` a broken checkpoint is renamed and the one before it is used.
 
     Raises:
-        UserError: the newest one is broken and ``on_broken`` is ``error``, or no whole one is left.
+        UserError: the newest one is broken and ``on_broken`` is ``error``, or all of them are broken.
     """
     while (newest := on_rank_zero(lambda: newest_checkpoint(folder))) is not None:
         _, path = newest
         try:
-            return path, check_together(path)
+            return path, _check_together(path)
         except BrokenCheckpointError as broken:
             if on_broken == "error":
                 raise
@@ -83,11 +88,11 @@ def choose_checkpoint(folder: Path, on_broken: Literal["error", "previous"]) -> 
 def _move_aside(path: Path, broken: BrokenCheckpointError) -> None:
     aside = on_rank_zero(lambda: move_aside(path))
     if is_rank_zero():
-        log.warning("checkpoints: %s %s; moved to %s, going on from the one before", broken.what, broken.rule, aside)
+        log.warning("%s %s; moved to %s, resuming from the one before", broken.what, broken.rule, aside)
 
 
-def check_together(path: Path) -> CheckpointFacts:
-    """``checkpoint.json`` of ``path`` after all files were compared with it, each rank reading its share.
+def _check_together(path: Path) -> CheckpointFacts:
+    """``checkpoint.json`` of ``path``, after all files were compared with it, each rank reading its share.
 
     Raises:
         BrokenCheckpointError: on every rank, whichever found it.
@@ -108,18 +113,18 @@ def check_together(path: Path) -> CheckpointFacts:
 
 
 def load_checkpoint(path: Path, facts: CheckpointFacts, state: TrainingState) -> None:
-    """Fill ``state`` from checkpoint ``path``, whatever layout wrote it.
+    """Fill ``state`` from checkpoint ``path``, whichever layout wrote it.
 
     Raises:
-        UserError: the checkpoint is of another model, or of the other kind of optimizer.
+        UserError: the checkpoint has another format, or is of another model or the other kind of optimizer.
     """
     _check_kind(path, facts, state.optimizer)
     same_layout = facts.layout == current_layout()
     models = _models(state)
     optimizer = OptimizerState(state.optimizer, models, loading=True)
-    wanted = _everything(state, models, optimizer)
+    wanted = _sharded_state(state, models, optimizer)
     if not same_layout:
-        del wanted["random"]
+        del wanted["rng_state"]
     try:
         with reading(path):
             loaded = dist_checkpointing.load(wanted, str(path), **load_options(path))
@@ -129,13 +134,13 @@ def load_checkpoint(path: Path, facts: CheckpointFacts, state: TrainingState) ->
         ) from None
     for number, model in enumerate(state.models):
         model.load_state_dict(loaded[f"model{number}"])
-    state.watch.load_state_dict(loaded["watch"])
-    optimizer.load(loaded["optimizer"], updates=state.watch.seen)
+    state.spikes.load_state_dict(loaded["loss_spikes"])
+    optimizer.load(loaded["optimizer"], updates=state.spikes.seen)
     if state.ema is not None:
         state.ema.load(loaded["ema"])
     state.iteration = facts.iteration
     if same_layout:
-        set_random_state(loaded["random"])
+        set_rng_state(loaded["rng_state"])
 
 
 def current_layout() -> dict[str, int]:
@@ -155,31 +160,65 @@ def _models(state: TrainingState) -> dict[str, Any]:
     return {f"model{number}": model.sharded_state_dict() for number, model in enumerate(state.models)}
 
 
-def _everything(state: TrainingState, models: dict[str, Any], optimizer: OptimizerState) -> dict[str, Any]:
-    """``state`` as Megatron-Core's sharded tensors and objects, by name and place."""
+def _sharded_state(state: TrainingState, models: dict[str, Any], optimizer: OptimizerState) -> dict[str, Any]:
+    """``state`` as Megatron-Core's sharded tensors and objects."""
     rank, world = dist.get_rank(), dist.get_world_size()
     result = {
         **models,
         "optimizer": optimizer.tensors,
-        "watch": state.watch.state_dict(),
-        "random": ShardedObject("random_state", random_state(), (world,), (rank,), replica_id=0),
+        "loss_spikes": state.spikes.state_dict(),
+        "rng_state": ShardedObject("rng_state", rng_state(), (world,), (rank,), replica_id=0),
     }
     if state.ema is not None:
         result["ema"] = state.ema.sharded_state_dict(models)
     return result
 
 
+def rng_state() -> bytes:
+    """The RNG states of this process: Python's, numpy's, torch's and those of Megatron-Core's tracker.
+
+    No part of training draws random numbers today (weights come from streams of their own, data order from seed and
+    epoch, and there is no dropout). They are saved so that a layer which does would resume correctly.
+    """
+    # As arrays: Megatron-Core 0.19 has torch pickle tensors in a way that 0.16 cannot read.
+    return pickle.dumps(
+        {
+            "python": random.getstate(),
+            "numpy": np.random.get_state(),
+            "torch": torch.get_rng_state().numpy(),
+            "cuda": torch.cuda.get_rng_state().numpy(),
+            "tracker": {name: state.numpy() for name, state in get_cuda_rng_tracker().get_states().items()},
+        }
+    )
+
+
+def set_rng_state(saved: bytes) -> None:
+    """Restore what ``rng_state`` returned in a process of the same rank and layout."""
+    state: dict[str, Any] = pickle.loads(saved)
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.cuda.set_rng_state(torch.from_numpy(state["cuda"]))
+    torch.set_rng_state(torch.from_numpy(state["torch"]))
+    get_cuda_rng_tracker().set_states({name: torch.from_numpy(each) for name, each in state["tracker"].items()})
+
+
 def _kind(optimizer: MegatronOptimizer) -> str:
     sharded = any(isinstance(inner, DistributedOptimizer) for inner in optimizer.chained_optimizers)
-    return "distributed" if sharded else "whole"
+    return "distributed" if sharded else "non-distributed"
 
 
 def _check_kind(path: Path, facts: CheckpointFacts, optimizer: MegatronOptimizer) -> None:
-    """Megatron-Core keeps the state of its two kinds of optimizer in forms that the other does not read."""
+    """Refuse what cannot be loaded: each of Megatron-Core's two kinds of optimizer reads only its own state."""
+    if facts.format_version != FORMAT_VERSION:
+        raise UserError(
+            f"checkpoint {path}",
+            rule=f"has format {facts.format_version}, and training resumes from format {FORMAT_VERSION} only",
+            fix="train in another run_dir; export and conversion still read its weights",
+        )
     if facts.optimizer != _kind(optimizer):
         value = facts.optimizer == "distributed"
         raise UserError(
             f"parallel.use_distributed_optimizer = {str(not value).lower()}",
             rule=f"checkpoint {path} was written with {str(value).lower()}",
-            fix=f"set parallel.use_distributed_optimizer={str(value).lower()}; the rest of the layout is free",
+            fix=f"set parallel.use_distributed_optimizer={str(value).lower()}; the rest of the layout may change",
         )

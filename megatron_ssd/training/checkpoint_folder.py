@@ -1,12 +1,10 @@
-"""A checkpoint as a folder: its name, the facts beside its data, what can be wrong with it, and which ones are kept.
+"""Folders of checkpoints: their names, integrity and pruning, without torch.
 
 Invariants:
-- ``iter_0000250/`` is a checkpoint; ``.partial`` (being written) and ``.pruned`` (being removed) are not, and are swept
-  away when training starts again.
+- ``iter_0000250/`` is a checkpoint; ``.partial`` (being written) and ``.pruned`` (being removed) are not, and are
+  removed when training starts again.
 - ``checkpoint.json`` in it names every other file with its size and SHA-256. A folder that differs is broken.
-- The newest checkpoint is never removed, nor one that somebody is reading.
-
-Nothing here needs torch.
+- The newest checkpoint is never removed, nor one that is being read.
 """
 
 from __future__ import annotations
@@ -32,6 +30,7 @@ from megatron_ssd.errors import UserError
 log = logging.getLogger(__name__)
 
 FACTS_FILE = "checkpoint.json"
+FORMAT_VERSION = 2  # of the training state in a checkpoint; checkpoints without this number have format 1
 _NAME = re.compile(r"iter_(\d{7,})")
 _PARTIAL, _PRUNED = ".partial", ".pruned"
 
@@ -46,13 +45,14 @@ class FileFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFacts:
-    """``checkpoint.json``. ``layout`` are the sizes of the process grid that wrote it; any other may read it."""
+    """``checkpoint.json``. ``layout`` is the process grid that wrote it; any other may read it."""
 
     iteration: int
-    optimizer: str  # "distributed" or "whole"
+    optimizer: str  # "distributed" or "non-distributed"; "none" if the checkpoint holds weights only
     layout: dict[str, int]
     versions: dict[str, str]
     files: dict[str, FileFacts]
+    format_version: int = FORMAT_VERSION
 
     def write(self, folder: Path) -> None:
         """Write ``folder/checkpoint.json``."""
@@ -60,23 +60,23 @@ class CheckpointFacts:
 
 
 class BrokenCheckpointError(UserError):
-    """A folder with a checkpoint's name that is not what was written."""
+    """A checkpoint that is not what was written."""
 
     def __init__(self, what: str, *, rule: str, fix: str = "") -> None:
         super().__init__(
             what,
             rule=rule,
-            fix=fix or "set checkpoint.on_broken=previous to go on from the one before it, or remove it",
+            fix=fix or "set checkpoint.on_broken=previous to resume from the one before it, or remove it",
         )
 
 
 def checkpoint_path(folder: Path, iteration: int) -> Path:
-    """Where the checkpoint of ``iteration`` stands."""
+    """Path of the checkpoint of ``iteration``."""
     return folder / f"iter_{iteration:07d}"
 
 
 def partial_path(folder: Path, iteration: int) -> Path:
-    """Where it is written."""
+    """Path that the checkpoint of ``iteration`` is written to before it is renamed."""
     return folder / f"iter_{iteration:07d}{_PARTIAL}"
 
 
@@ -86,15 +86,15 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
-    """The last of ``list_checkpoints``; None where there is none."""
+    """The last of ``list_checkpoints``; None if there is none."""
     return max(list_checkpoints(folder), default=None)
 
 
 def read_facts(path: Path) -> CheckpointFacts:
-    """The facts of checkpoint ``path``, compared with its files by name and size.
+    """The facts of checkpoint ``path``, compared with the names and sizes of its files.
 
     Raises:
-        BrokenCheckpointError: the facts cannot be read, or a file is missing or of another size.
+        BrokenCheckpointError: the facts cannot be read, or a file is missing or has another size.
     """
     try:
         facts = _facts_of(json.loads((path / FACTS_FILE).read_text(encoding="utf-8")))
@@ -102,11 +102,11 @@ def read_facts(path: Path) -> CheckpointFacts:
         raise BrokenCheckpointError(f"checkpoint {path}", rule=f"is broken: {FACTS_FILE}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BrokenCheckpointError(
-            f"checkpoint {path}", rule=f"is broken: {FACTS_FILE} cannot be understood ({error!r})"
+            f"checkpoint {path}", rule=f"is broken: {FACTS_FILE} cannot be parsed ({error!r})"
         ) from None
     if checkpoint_path(path.parent, facts.iteration) != path:
         raise BrokenCheckpointError(
-            f"checkpoint {path}", rule=f"is broken: {FACTS_FILE} is of iteration {facts.iteration}"
+            f"checkpoint {path}", rule=f"is broken: {FACTS_FILE} names iteration {facts.iteration}"
         )
     for name, file in facts.files.items():
         if not (path / name).is_file():
@@ -122,11 +122,11 @@ def _facts_of(value: dict[str, Any]) -> CheckpointFacts:
     files = {str(name): FileFacts(**facts) for name, facts in value["files"].items()}
     if not files:
         raise ValueError("no files")
-    return CheckpointFacts(**{**value, "files": files})
+    return CheckpointFacts(**{"format_version": 1, **value, "files": files})
 
 
 def check_content(path: Path, facts: CheckpointFacts, names: Sequence[str]) -> None:
-    """Compare the content of the files ``names`` with their hashes. Reads them whole.
+    """Compare the content of the files ``names`` with their hashes, which reads all of it.
 
     Raises:
         BrokenCheckpointError: a file is not what was written.
@@ -143,12 +143,12 @@ def check_content(path: Path, facts: CheckpointFacts, names: Sequence[str]) -> N
 
 
 def move_aside(path: Path) -> Path:
-    """Give a broken checkpoint a name that is none, keeping its content; returns it."""
+    """Rename a broken checkpoint so that it no longer counts as one; returns its new path."""
     return artifact_files.move_aside(path, "broken")
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a killed run left half written or half removed."""
+def remove_leftovers(folder: Path) -> None:
+    """Remove checkpoints that a killed run left partially written or partially removed."""
     for path in [*folder.glob(f"iter_*{_PARTIAL}"), *folder.glob(f"iter_*{_PRUNED}")]:
         shutil.rmtree(path)
 
@@ -170,15 +170,15 @@ def superfluous(iterations: Sequence[int], config: CheckpointConfig) -> list[int
 
 
 def prune(folder: Path, config: CheckpointConfig) -> None:
-    """Remove superfluous checkpoints, each under another name first, so that none is ever half there.
+    """Remove superfluous checkpoints. Each is renamed first, so that a killed run never leaves part of a checkpoint.
 
-    One that is being read stays until the next time.
+    One that is being read stays until the next call.
     """
     found = dict(list_checkpoints(folder))
     for iteration in superfluous(sorted(found), config):
         path = found[iteration]
         if _is_read(path):
-            log.info("checkpoints: %s is being read and stays for now", path.name)
+            log.info("checkpoints: %s is being read and is kept for now", path.name)
             continue
         pruned = path.with_name(path.name + _PRUNED)
         path.rename(pruned)

@@ -1,12 +1,12 @@
-"""Writing checkpoints, while training waits or while it goes on, so that they appear whole.
+"""Writes checkpoints atomically, synchronously or while training continues.
 
-A checkpoint is written as ``iter_0000250.partial`` by a child process of each rank; the child also hashes what it
-wrote. When those of all ranks are done, rank 0 writes the facts, forces everything to disk and renames. Nothing else
-ever carries the final name.
+A child process of each rank writes its part of ``iter_0000250.partial`` and hashes what it wrote. When the children of
+all ranks have finished, rank 0 writes ``checkpoint.json``, forces everything to disk and renames the folder. Only a
+complete checkpoint ever has the final name.
 
-Asynchronous saving is Megatron-Core's ``AsyncCallsQueue``: the child is a fork, so on a CPU it sees the state of the
-moment of the save (copy on write), and from a GPU the state is copied to host memory before the fork. One save is under
-way at a time. Children die with their rank: a restarted run never meets a writer of the one before.
+Asynchronous saving uses Megatron-Core's ``AsyncCallsQueue``: the child is a fork, so on a CPU it sees the state as it
+was at the save (copy on write), and from a GPU the state is copied to host memory before the fork. One save is in
+progress at a time. Children die with their rank, so a restarted run never meets a writer of the previous one.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ from megatron_ssd.training.checkpoint_folder import (
     prune,
 )
 
-_NO_SPACE = 1 << 16  # bytes; below this a failed write is put down to a full disk
-_HASH_THREADS = 2  # Megatron-Core writes two files a rank
+_NO_SPACE = 1 << 16  # bytes; with less free space, a failed write is attributed to a full disk
+_HASH_THREADS = 2  # Megatron-Core writes two files per rank
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one run below ``folder``. Every rank has one and calls it alike."""
+    """Writes the checkpoints of one run below ``folder``. Every rank has one and calls it in lockstep."""
 
     def __init__(self, folder: Path, config: CheckpointConfig) -> None:
         self._folder = folder
         self._config = config
         self._queue = AsyncCallsQueue()
-        # In every child that multiprocessing forks from here on, children of children too.
+        # Runs in every child that multiprocessing forks from now on, and in their children.
         multiprocessing.util.register_after_fork(self, _die_with_parent)
 
     def save(
@@ -70,7 +70,7 @@ class CheckpointWriter:
         content_metadata: dict[str, Any],
         may_prune: bool = True,
     ) -> None:
-        """Write ``state``; returns when it stands, or, with ``save_async``, when it no longer depends on the model.
+        """Write ``state``; returns when it is published, or, with ``save_async``, when the model may change again.
 
         Raises:
             OSError: (ENOSPC) the disk is full.
@@ -79,12 +79,12 @@ class CheckpointWriter:
         self.finish()
         partial = partial_path(self._folder, iteration)
         if dist.get_rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while writing it
+            shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed while writing it
             partial.mkdir(parents=True)
         dist.barrier()
-        with _full_disk_named(self._folder):
+        with _name_full_disk(self._folder):
             request = self._request(state, partial, content_metadata)
-            digests = _Handover()
+            digests = _ResultFile()
             if request.async_fn is not None:  # None on a rank that has nothing to write
                 write = functools.partial(_write_and_hash, request.async_fn, partial, dist.get_rank(), digests)
                 request = request._replace(async_fn=write)
@@ -102,17 +102,17 @@ class CheckpointWriter:
                 request.execute_sync()
 
     def poll(self) -> None:
-        """Publish the save under way if the writers of all ranks have finished. Raises as ``save`` does."""
-        with _full_disk_named(self._folder):
+        """Publish the save in progress if the writers of all ranks have finished. Raises as ``save`` does."""
+        with _name_full_disk(self._folder):
             self._queue.maybe_finalize_async_calls(blocking=False)
 
     def finish(self) -> None:
-        """Wait for the save under way and publish it. Raises as ``save`` does."""
-        with _full_disk_named(self._folder):
+        """Wait for the save in progress and publish it. Raises as ``save`` does."""
+        with _name_full_disk(self._folder):
             self._queue.maybe_finalize_async_calls(blocking=True)
 
     def _request(self, state: dict[str, Any], partial: Path, content_metadata: dict[str, Any]) -> Any:
-        """Megatron-Core's plan of the save: who writes what."""
+        """Megatron-Core's plan of the save: which rank writes what."""
         with _own_results_queue():
             return dist_checkpointing.save(
                 state, str(partial), async_sharded_save=True, content_metadata=content_metadata, **save_options()
@@ -122,11 +122,11 @@ class CheckpointWriter:
         self,
         partial: Path,
         iteration: int,
-        digests: _Handover,
+        digests: _ResultFile,
         facts: Callable[..., CheckpointFacts],
         may_prune: bool,
     ) -> None:
-        """The last step of a save: facts, disk, name. Runs on every rank."""
+        """Write ``checkpoint.json``, force everything to disk and rename. Runs on every rank."""
         gathered: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(gathered, digests.get())
         if dist.get_rank() == 0:
@@ -146,25 +146,25 @@ class CheckpointWriter:
         dist.barrier()
 
 
-class _Handover:
-    """Takes one object from a child process to its parent: ``put`` there, ``get`` here after the child's end.
+class _ResultFile:
+    """Passes one object from a child process to its parent: ``put`` in the child, ``get`` after it has ended.
 
-    A file without a name: nothing to start, nothing left behind, and no pipe that a large object fills up. It also
-    stands in for Megatron-Core's queue of results.
+    An unnamed file needs no process, leaves nothing behind, and unlike a pipe cannot fill up. It also replaces
+    Megatron-Core's queue of results.
     """
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
 
     def put(self, value: Any) -> None:
-        """Store ``value`` in place of what was there."""
+        """Store ``value``, replacing an earlier one."""
         self._file.seek(0)
         self._file.truncate()
         pickle.dump(value, self._file)
         self._file.flush()
 
     def get_nowait(self) -> Any:
-        """What was stored. Raises ``queue.Empty`` where the child ended without it."""
+        """The stored object. Raises ``queue.Empty`` if the child ended without storing one."""
         self._file.seek(0)
         try:
             return pickle.load(self._file)
@@ -172,7 +172,7 @@ class _Handover:
             raise queue.Empty from None
 
     def get(self) -> dict[str, str]:
-        """What was stored; {} for nothing."""
+        """The stored dictionary; {} if there is none."""
         try:
             value: dict[str, str] = self.get_nowait()
         except queue.Empty:
@@ -182,12 +182,12 @@ class _Handover:
 
 @contextmanager
 def _own_results_queue() -> Iterator[None]:
-    """Have Megatron-Core plan a save with a ``_Handover`` for its results.
+    """Make Megatron-Core plan a save with a ``_ResultFile`` for its results.
 
-    Its own queue is a process beside each rank that takes seconds to start and outlives a killed run.
+    Its own queue is one more process per rank, which takes seconds to start and outlives a killed run.
     """
     before = filesystem_async._results_queue
-    filesystem_async._results_queue = _Handover()
+    filesystem_async._results_queue = _ResultFile()
     try:
         yield
     finally:
@@ -195,7 +195,7 @@ def _own_results_queue() -> Iterator[None]:
 
 
 def _write_and_hash(
-    write: Callable[..., None], folder: Path, rank: int, digests: _Handover, *args: Any, **kwargs: Any
+    write: Callable[..., None], folder: Path, rank: int, digests: _ResultFile, *args: Any, **kwargs: Any
 ) -> None:
     """Megatron-Core's ``write``, then the hashes of this rank's files, read back from the page cache."""
     write(*args, **kwargs)
@@ -209,11 +209,11 @@ def _die_with_parent(_: CheckpointWriter) -> None:
 
 
 @contextmanager
-def _full_disk_named(folder: Path) -> Iterator[None]:
-    """A full disk is an ``OSError``, whatever words came through worker processes and from other ranks."""
+def _name_full_disk(folder: Path) -> Iterator[None]:
+    """Raise a full disk as ``OSError``, however worker processes and other ranks report it."""
     try:
         yield
-    except (Exception, CheckpointException) as error:  # the second is no Exception
+    except (Exception, CheckpointException) as error:  # the second is not an Exception
         if os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(folder).free < _NO_SPACE:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         raise

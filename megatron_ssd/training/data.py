@@ -1,16 +1,17 @@
-"""Micro batches of one process, a function of the iteration number alone.
+"""Micro batches of one process, as a function of the iteration number alone.
 
-Rows have a global order that the data set fixes from (seed, epoch). Iteration i (from 1) takes the
-``global_batch_size`` rows after the first (i - 1) x ``global_batch_size``; each data-parallel replica takes its slice
-of every micro batch. So resuming needs no state, and no layout changes which rows an iteration sees.
+Packed sequences (without packing: one sample each) have a global order that the data set fixes from (seed, epoch).
+Iteration i (from 1) takes the ``global_batch_size`` sequences after the first (i - 1) x ``global_batch_size``; each
+data-parallel replica takes its slice of every micro batch. So resuming needs no state, and no layout changes which
+sequences an iteration sees.
 
-Worked: global batch 8, micro batch 2, 2 replicas, iteration 3. Rows 16..23; micro batch 0 is rows 16 17 on replica 0
-and 18 19 on replica 1, micro batch 1 is rows 20 21 and 22 23.
+Worked: global batch 8, micro batch 2, 2 replicas, iteration 3. Sequences 16..23; micro batch 0 is 16 17 on replica 0
+and 18 19 on replica 1, micro batch 1 is 20 21 and 22 23.
 
-Packed rows of a micro batch are joined to one row of B x S positions, cut into segments (``PackedSeqParams``). Every
-pipeline stage makes its own batches, so that it knows the segments: from them come rotary positions, which start at 0
-in each, and what sees what. Context-parallel ranks take their tokens of each segment or row
-(``runtime.packed_sequences``).
+The packed sequences of a micro batch are joined to one sequence of B x S positions, cut into segments
+(``PackedSeqParams``). Every pipeline stage makes its own batches, so that it knows the segments: they decide the rotary
+positions, which start at 0 in each, and the attention mask. Context-parallel ranks take their part of each segment or
+sequence (``runtime.packed_sequences``).
 
 Shape suffixes: B micro batch, S sequence.
 """
@@ -26,22 +27,27 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from megatron.core import parallel_state
 from numpy.typing import NDArray
 from torch import Tensor
 
-from megatron_ssd.config.run import RunConfig, needed
+from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.indexed import DATASET_NAME
 from megatron_ssd.dataset.training import Row, TrainingDataset
 from megatron_ssd.errors import UserError
+from megatron_ssd.runtime.device import Device
+from megatron_ssd.runtime.packed_sequences import local_positions, make_packed_sequences
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro batch on the device, each tensor [B, S], or [1, B * S] where rows are packed.
+    """One micro batch on the device, each tensor [B, S], or [1, B * S] with packing.
 
-    Under context parallelism it holds the positions of this rank only. ``packed_seq_params``
-    (``PackedSequences``) describes the segments of all positions; without it every row is plainly causal.
+    Under context parallelism it holds the tokens of this rank only. ``packed_seq_params`` (``PackedSequences``)
+    describes the segments of all ranks; without it every sequence is plainly causal.
     """
 
     tokens: Tensor
@@ -55,7 +61,7 @@ class Batch:
 class BatchSource:
     """Cuts the micro batches of one data-parallel replica from a data set.
 
-    ``single_pass`` sources end with the first epoch, as validation does: rows after it are padding.
+    ``single_pass`` sources end with the first epoch, as validation does: sequences after it are padding.
     """
 
     dataset: TrainingDataset
@@ -64,14 +70,24 @@ class BatchSource:
     data_parallel_size: int
     context_parallel_rank: int = 0
     context_parallel_size: int = 1
-    device: str
+    device: Device
     single_pass: bool = False
 
     @property
     def schedule_shape(self) -> tuple[int, int]:
-        """(sequence length, micro batch size) as Megatron-Core's schedules are told, before context parallelism."""
+        """(sequence length, micro batch size) for Megatron-Core's schedules, before context parallelism."""
         length, size = self.training.seq_length, self.training.micro_batch_size
         return (length, size) if self.training.packing == "none" else (length * size, 1)
+
+    @property
+    def num_microbatches(self) -> int:
+        """Micro batches of this replica per iteration."""
+        return self.training.num_microbatches(self.data_parallel_size)
+
+    @property
+    def tokens_per_iteration(self) -> int:
+        """Positions of a global batch, padding included."""
+        return self.training.global_batch_size * self.training.seq_length
 
     @property
     def batches_in_pass(self) -> int:
@@ -82,32 +98,30 @@ class BatchSource:
         """The micro batches of ``iteration`` (from 1), in order."""
         size = self.training.micro_batch_size
         first = (iteration - 1) * self.training.global_batch_size + self.data_parallel_rank * size
-        for number in range(self.training.num_microbatches(self.data_parallel_size)):
+        for number in range(self.num_microbatches):
             start = first + number * size * self.data_parallel_size
-            places = [self._place(row) for row in range(start, start + size)]
-            yield self.batch([self.dataset.empty_row() if at is None else self.dataset.row(*at) for at in places])
+            located = [self._locate(sequence) for sequence in range(start, start + size)]
+            yield self.batch([self.dataset.empty_row() if at is None else self.dataset.row(*at) for at in located])
 
     def normalizer(self, iteration: int) -> float:
-        """Sum of all loss weights of the global batch of ``iteration``: what loss and gradient are divided by.
+        """Sum of all loss weights of the global batch of ``iteration``, by which loss and gradient are divided.
 
-        From the index alone, so that every rank knows it without asking another.
+        From the index alone, so that every rank knows it without communication.
         """
-        # Rounded once: the built-in sum rounds otherwise from Python 3.12 on.
-        return math.fsum(self.dataset.row_weight(*at) for at in self._places(iteration))
+        # Rounded once: the built-in sum rounds differently from Python 3.12 on.
+        return math.fsum(self.dataset.row_weight(*at) for at in self._global_batch(iteration))
 
     def sample_digest(self, iteration: int) -> str:
-        """Short hash of the document numbers in the global batch of ``iteration``, in order; alike in every layout."""
-        documents = [self.dataset.samples_in_row(*at) for at in self._places(iteration)]
+        """Short hash of the document numbers in the global batch of ``iteration``, in order; the same in any layout."""
+        documents = [self.dataset.samples_in_row(*at) for at in self._global_batch(iteration)]
         return hashlib.sha256(np.concatenate(documents).astype("<i8").tobytes()).hexdigest()[:16]
 
     def sample_lengths(self, iteration: int) -> NDArray[np.int64]:
         """Positions of each sample in the global batch of ``iteration``, in order."""
-        return np.concatenate([self.dataset.lengths_in_row(*at) for at in self._places(iteration)])
+        return np.concatenate([self.dataset.lengths_in_row(*at) for at in self._global_batch(iteration)])
 
     def batch(self, rows: list[Row]) -> Batch:
-        """These rows as one micro batch, or this rank's part of them."""
-        from megatron_ssd.runtime.packed_sequences import local_positions, make_packed_sequences
-
+        """These sequences as one micro batch, or this rank's part of them."""
         columns = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
         segment_ids_BS = columns.pop("segment_ids")
         packed_seq_params = None
@@ -122,38 +136,40 @@ class BatchSource:
         tensors = {key: torch.from_numpy(column).to(self.device, non_blocking=True) for key, column in columns.items()}
         return Batch(**tensors, packed_seq_params=packed_seq_params)
 
-    def _places(self, iteration: int) -> list[tuple[int, int]]:
-        """(epoch, row) of each row of the global batch of ``iteration``."""
+    def _global_batch(self, iteration: int) -> list[tuple[int, int]]:
+        """(epoch, index) of each sequence of the global batch of ``iteration``."""
         size = self.training.global_batch_size
-        places = (self._place(row) for row in range((iteration - 1) * size, iteration * size))
-        return [place for place in places if place is not None]
+        located = (self._locate(sequence) for sequence in range((iteration - 1) * size, iteration * size))
+        return [at for at in located if at is not None]
 
-    def _place(self, row: int) -> tuple[int, int] | None:
-        epoch, index = self.dataset.locate(row)
+    def _locate(self, sequence: int) -> tuple[int, int] | None:
+        epoch, index = self.dataset.locate(sequence)
         return None if self.single_pass and epoch > 0 else (epoch, index)
 
 
 def segment_lengths(segment_ids_BS: NDArray[np.int64]) -> tuple[int, ...]:
-    """Lengths of the runs of equal ids, row after row; a run ends with its row."""
+    """Lengths of the runs of equal ids, sequence after sequence; a run ends with its sequence."""
     begins = np.ones(segment_ids_BS.shape, dtype=bool)
     begins[:, 1:] = segment_ids_BS[:, 1:] != segment_ids_BS[:, :-1]
     starts = np.flatnonzero(begins)
     return tuple(np.diff(starts, append=segment_ids_BS.size).tolist())
 
 
-def open_dataset(config: RunConfig, *, split: Literal["train", "validation"] = "train") -> TrainingDataset:
-    """The rows of ``run_dir/dataset`` as ``config.training`` wants them.
+def open_dataset(
+    config: RunConfig, model: ModelConfig, *, split: Literal["train", "validation"] = "train"
+) -> TrainingDataset:
+    """The part ``split`` of ``run_dir/dataset``, packed as ``config.training`` says.
 
     Raises:
-        UserError: there is none, it is of another objective or vocabulary, or no sample is left.
+        UserError: there is none, it has another objective or vocabulary, or no sample is left.
     """
-    model, training = needed(config.model, "model", fix="choose one with model=NAME"), config.training
+    training = config.training
     dataset = TrainingDataset(
         Path(config.run_dir) / "dataset" / DATASET_NAME,
         objective=config.objective,
         seq_length=training.seq_length,
         packing=training.packing,
-        over_long=training.over_long,
+        over_long=training.overlong,
         seed=config.seed,
         loss_normalization=training.loss_normalization,
         prompt_loss_weight=training.prompt_loss_weight,
@@ -171,17 +187,22 @@ def open_dataset(config: RunConfig, *, split: Literal["train", "validation"] = "
     return dataset
 
 
-def batch_source(config: RunConfig, dataset: TrainingDataset, *, device: str, single_pass: bool = False) -> BatchSource:
-    """The micro batches of this process, by its place in Megatron-Core's grid."""
-    from megatron.core import parallel_state
-
+def batch_source(
+    dataset: TrainingDataset,
+    training: TrainingConfig,
+    parallel: ParallelConfig,
+    *,
+    device: Device,
+    single_pass: bool = False,
+) -> BatchSource:
+    """The micro batches of this process, by its ranks in Megatron-Core's grid."""
     return BatchSource(
         dataset=dataset,
-        training=config.training,
+        training=training,
         data_parallel_rank=parallel_state.get_data_parallel_rank(),
-        data_parallel_size=config.parallel.data_parallel_size,
+        data_parallel_size=parallel.data_parallel_size,
         context_parallel_rank=parallel_state.get_context_parallel_rank(),
-        context_parallel_size=config.parallel.context_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
         device=device,
         single_pass=single_pass,
     )

@@ -1,50 +1,57 @@
-"""What training measures: one JSON line an iteration, each iteration once, and the boards that show them.
+"""Metrics of each iteration, and the loggers that write and show them.
 
-After a resume the lines past the checkpoint are cut off; the iterations are run, and written, again.
+``metrics.jsonl`` has one line per iteration and each iteration once: after a resume the lines past the checkpoint are
+cut off, and those iterations run, and are written, again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import importlib.util
+import logging
 import math
 import os
-import resource
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol
 
-import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from megatron_ssd.artifacts.jsonl import JsonlWriter, heal, iter_jsonl
-from megatron_ssd.training.boards import Board
+from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.errors import require
+from megatron_ssd.progress import progress
 
-FILE_NAME = "metrics.jsonl"
+log = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
 class IterationMetrics:
-    """One iteration. A number that is not finite is written as null, as is what was not measured."""
+    """One iteration. A number that is not finite, or was not measured, is written as null."""
 
     iteration: int
     loss: float  # weighted mean over the global batch, before the update
     grad_norm: float  # L2 over the whole model, before clipping
     learning_rate: float
-    valid_tokens: int  # positions that weigh anything in the loss
+    valid_tokens: int  # positions with a non-zero loss weight
     tokens: int  # all positions, padding and prompts included
     tokens_per_second: float  # of ``tokens``, over all processes
     tokens_per_second_per_gpu: float
     tflops_per_second_per_gpu: float | None = None  # of the model's own products, recomputation not counted
-    mfu: float | None = None  # that, as a share of the device's peak; null where the peak is unknown
+    mfu: float | None = None  # that, as a share of the device's peak; null if the peak is unknown
     seconds: float
     seconds_left: float | None = None
-    peak_memory_gib: float  # the most of any process: device memory on a GPU, resident set on a CPU
+    peak_memory_gib: float  # the largest of any process: device memory on a GPU, resident set size on a CPU
     skipped: bool = False  # loss or gradient was not finite, and nothing was updated
-    spike: bool = False  # the loss jumped, see training.spike_factor
-    validation_loss: float | None = None  # where it was measured, after the update
-    samples: str = ""  # hash of the documents in the global batch, in order
-    experts: dict[str, Any] | None = None  # how a mixture of experts spread the tokens; columns of their own
+    spike: bool = False  # see training.spike_factor
+    validation_loss: float | None = None  # if measured in this iteration, after the update
+    samples: str = ""  # short hash of the sample numbers in the global batch, in order
+    experts: dict[str, Any] | None = None  # the load of the experts; written as columns of their own
 
     def row(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -55,53 +62,163 @@ class IterationMetrics:
             for key, value in values.items()
         }
 
+    def scalars(self) -> dict[str, float]:
+        """Tag -> number, for experiment trackers."""
+        return {
+            f"train/{key}": float(value)
+            for key, value in self.row().items()
+            if isinstance(value, bool | int | float) and key != "iteration"
+        }
 
-class MetricsWriter:
-    """Writes ``folder/metrics.jsonl`` and feeds ``boards``.
 
-    Args:
-        done: iterations of the checkpoint that training goes on from; later lines of an earlier start go.
-        log_interval: boards get every so many iterations, and every one that validates; the file gets all.
-    """
+class MetricsLogger(Protocol):
+    """Takes the metrics of each iteration on rank 0."""
 
-    def __init__(self, folder: Path, *, done: int, boards: Sequence[Board] = (), log_interval: int) -> None:
-        path = folder / FILE_NAME
-        _cut_after(path, done)
-        self._file = JsonlWriter(path)
-        self._log_interval = log_interval
-        self._boards = boards
-
-    def write(self, metrics: IterationMetrics) -> None:
-        """Append one iteration."""
-        row = metrics.row()
-        self._file.write(row)
-        if metrics.iteration % self._log_interval == 0 or metrics.validation_loss is not None:
-            values = {key: float(value) for key, value in row.items() if isinstance(value, (bool, int, float))}
-            for board in self._boards:
-                board.show(values, metrics.iteration)
+    def log(self, metrics: IterationMetrics) -> None:
+        """Take one iteration."""
 
     def flush(self) -> None:
-        """Force what was written to the disk; called with every checkpoint."""
+        """Make everything durable; called before each checkpoint."""
+
+    def close(self) -> None:
+        """End."""
+
+
+class JsonlLogger:
+    """Writes ``folder/metrics.jsonl``.
+
+    Args:
+        done: iterations of the checkpoint that training resumes from; later lines of an earlier start are removed.
+    """
+
+    def __init__(self, folder: Path, *, done: int) -> None:
+        path = folder / METRICS_FILE
+        _cut_after(path, done)
+        self._file = JsonlWriter(path)
+
+    def log(self, metrics: IterationMetrics) -> None:
+        """Append a line."""
+        self._file.write(metrics.row())
+
+    def flush(self) -> None:
+        """Force the lines to disk."""
         self._file.flush()
-        for board in self._boards:
-            board.flush()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
-        for board in self._boards:
-            board.close()
 
 
-def peak_memory_gib(device: str) -> float:
-    """The most memory that this process has held."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+class TensorBoardLogger:
+    """Writes event files to ``folder``.
+
+    Args:
+        done: iterations of the checkpoint that training resumes from; later events of an earlier start are purged.
+        interval: log every so many iterations, and every one that validates.
+    """
+
+    def __init__(self, folder: Path, *, done: int, interval: int) -> None:
+        self._writer: Any = SummaryWriter(str(folder), purge_step=done + 1)
+        self._interval = interval
+
+    def log(self, metrics: IterationMetrics) -> None:
+        """Add one iteration."""
+        if _is_shown(metrics, self._interval):
+            for tag, value in metrics.scalars().items():
+                self._writer.add_scalar(tag, value, metrics.iteration)
+
+    def flush(self) -> None:
+        """Write to the files."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write and close the files."""
+        self._writer.close()
+
+
+class WandbLogger:
+    """Logs to a run of Weights & Biases, which a restart resumes under the same id.
+
+    Args:
+        project: the project that the run appears in.
+        run_id: the same for every start of one training run.
+        folder: where the client keeps its files.
+        settings: shown as the run's configuration.
+        interval: log every so many iterations, and every one that validates.
+    """
+
+    def __init__(self, project: str, *, run_id: str, folder: Path, settings: dict[str, Any], interval: int) -> None:
+        # By name, because wandb is an optional package without types here.
+        self._run: Any = importlib.import_module("wandb").init(
+            project=project, id=run_id, resume="allow", dir=str(folder), config=settings, name=folder.resolve().name
+        )
+        self._interval = interval
+
+    def log(self, metrics: IterationMetrics) -> None:
+        """Add one iteration. The client ignores one that was logged before the resume."""
+        if _is_shown(metrics, self._interval):
+            self._run.log(metrics.scalars(), step=metrics.iteration)
+
+    def flush(self) -> None:
+        """Do nothing: the client sends by itself."""
+
+    def close(self) -> None:
+        """Wait until everything is sent."""
+        self._run.finish()
+
+
+class ProgressLogger:
+    """Moves the progress bar, warns of what an operator should look at, and notes the stage's time."""
+
+    def __init__(self, stage: Stage, *, done: int, train_iters: int) -> None:
+        self._stage = stage
+        self._bar: tqdm[None] = progress(desc="training", unit="iteration", total=train_iters, initial=done)
+        self._redirected = logging_redirect_tqdm()
+        self._redirected.__enter__()
+
+    def log(self, metrics: IterationMetrics) -> None:
+        """Show one iteration."""
+        shown = {
+            "loss": f"{metrics.loss:.4f}",
+            "lr": f"{metrics.learning_rate:.2e}",
+            "tokens/s": f"{metrics.tokens_per_second:,.0f}",
+        }
+        if metrics.mfu is not None:
+            shown["mfu"] = f"{metrics.mfu:.1%}"
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
+        if metrics.skipped:
+            log.warning(
+                "iteration %d: loss %s, gradient norm %s: not finite, update skipped",
+                metrics.iteration, metrics.loss, metrics.grad_norm,
+            )  # fmt: skip
+        if metrics.spike:
+            log.warning("iteration %d: loss spike: %.4f (training.spike_factor)", metrics.iteration, metrics.loss)
+        if metrics.validation_loss is not None:
+            log.info("iteration %d: validation loss %.4f", metrics.iteration, metrics.validation_loss)
+
+    def flush(self) -> None:
+        """Note the time spent so far."""
+        self._stage.note_time()
+
+    def close(self) -> None:
+        """Close the bar."""
+        self._bar.close()
+        self._redirected.__exit__(None, None, None)
+
+
+def check_wandb(project: str | None) -> None:
+    """Raise ``ConfigError`` if ``project`` is named and the client is not installed."""
+    require(
+        project is None or importlib.util.find_spec("wandb") is not None,
+        f"training.wandb_project = {project}",
+        rule="needs the package wandb, which is not installed",
+        fix="pip install wandb in this environment, or leave training.wandb_project out",
+    )
+
+
+def _is_shown(metrics: IterationMetrics, interval: int) -> bool:
+    return metrics.iteration % interval == 0 or metrics.validation_loss is not None
 
 
 def _cut_after(path: Path, done: int) -> None:

@@ -18,24 +18,24 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.training import OptimizerConfig
 from megatron_ssd.errors import require
-from megatron_ssd.training import adam_state
+from megatron_ssd.training.optimizer_state import allocate_state
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}
 
 
 def check_optimizer(config: OptimizerConfig, parallel: ParallelConfig, *, device: str) -> None:
-    """Refuse what this machine or layout cannot do, before anything is built.
+    """Refuse what this machine or layout cannot run, before anything is built.
 
     Raises:
         ConfigError: lower precision without TransformerEngine's FusedAdam or without the distributed optimizer, or
-            offloading without a device to offload from.
+            offloading without a CUDA device.
     """
     fused_adam = device == "cuda" and importlib.util.find_spec("transformer_engine") is not None
     require(
         not config.precision_aware or fused_adam,
         "optimizer.precision_aware = true",
-        rule="needs TransformerEngine's FusedAdam, which runs on CUDA devices and is not here",
-        fix="set optimizer.precision_aware=false with the *_dtype keys at fp32, or train where TransformerEngine is",
+        rule="needs TransformerEngine's FusedAdam, which needs a CUDA device and is not available here",
+        fix="set optimizer.precision_aware=false with the *_dtype keys at fp32, or train with TransformerEngine",
     )
     require(
         not config.precision_aware or parallel.use_distributed_optimizer,
@@ -52,7 +52,7 @@ def check_optimizer(config: OptimizerConfig, parallel: ParallelConfig, *, device
     require(
         config.cpu_offload_fraction == 0 or config.precision_aware,
         f"optimizer.cpu_offload_fraction = {config.cpu_offload_fraction}",
-        rule="goes with optimizer.precision_aware = true in Megatron-Core",
+        rule="needs optimizer.precision_aware = true in Megatron-Core",
         fix="set optimizer.precision_aware=true; the *_dtype keys may stay at fp32",
     )
 
@@ -60,8 +60,8 @@ def check_optimizer(config: OptimizerConfig, parallel: ParallelConfig, *, device
 def wrap_chunks(
     chunks: Sequence[GPTModel], config: OptimizerConfig, parallel: ParallelConfig, *, device: str
 ) -> list[DistributedDataParallel]:
-    """Give each chunk its gradient buffers, summed over the data-parallel replicas in ``main_grads_dtype``."""
-    # With CUDA, communication hides behind the backward pass; gloo has no second stream to hide on.
+    """Give each chunk its gradient buffers, which are reduced over data-parallel replicas in ``main_grads_dtype``."""
+    # On CUDA, communication overlaps with the backward pass; gloo has no second stream for that.
     overlap = device == "cuda" and parallel.data_parallel_size > 1
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=config.main_grads_dtype == "fp32",
@@ -77,9 +77,9 @@ def wrap_chunks(
 def build_optimizer(
     chunks: Sequence[DistributedDataParallel], config: OptimizerConfig, parallel: ParallelConfig
 ) -> MegatronOptimizer:
-    """Megatron-Core's optimizer over ``chunks``, hooked into their configuration for the schedules.
+    """Megatron-Core's optimizer over ``chunks``, registered in their configuration for the schedules.
 
-    Weight decay leaves out norm weights (every vector), as Megatron-LM does. Frozen parameters are left alone.
+    Norm weights (every vector) have no weight decay, as in Megatron-LM. Frozen parameters are not updated.
     """
     model_config = chunks[0].config
     optimizer = get_megatron_optimizer(
@@ -108,24 +108,24 @@ def build_optimizer(
         list(chunks),
     )
     _use_fused_kernels(optimizer)
-    adam_state.allocate(optimizer)
-    # No grad_scale_func: nothing here scales the loss, and through it the model would keep the optimizer, and with that
-    # every process group and its threads, alive for as long as the process.
+    allocate_state(optimizer)
+    # No grad_scale_func: nothing here scales the loss, and the model would keep the optimizer through it, and with it
+    # every process group and its threads, alive until the process ends.
     if chunks[0].ddp_config.overlap_grad_reduce:
         model_config.no_sync_func = [chunk.no_sync for chunk in chunks] if len(chunks) > 1 else chunks[0].no_sync
     return optimizer
 
 
 def global_grad_norm(optimizer: MegatronOptimizer) -> float:
-    """Make gradients ready for a step and return the L2 norm over the whole model, the same on every rank."""
+    """Prepare gradients for a step and return their L2 norm over the whole model, the same on every rank."""
     optimizer.prepare_grads()
     return float(optimizer.get_grad_norm() or 0.0)
 
 
 def clip_and_step(optimizer: MegatronOptimizer, grad_norm: float) -> None:
-    """Scale ready gradients to ``clip_grad`` where their norm is above it, and update the weights.
+    """Clip prepared gradients to the norm ``clip_grad`` and update the weights.
 
-    ``MegatronOptimizer.step`` does the same, but leaves no place to look at the norm before the update.
+    ``MegatronOptimizer.step`` does the same, but does not let the caller check the norm before the update.
     """
     for inner in optimizer.chained_optimizers:
         if not inner.is_stub_optimizer:
@@ -139,9 +139,9 @@ def clip_and_step(optimizer: MegatronOptimizer, grad_norm: float) -> None:
 
 
 def normalize_gradients(chunks: Sequence[DistributedDataParallel], normalizer: float) -> None:
-    """Have the next backward pass end with gradients summed over ranks and divided by ``normalizer``.
+    """Make the next backward pass end with gradients summed over ranks and divided by ``normalizer``.
 
-    Megatron-Core would divide by a whole number of tokens; weights per sample or for prompts make it a fraction.
+    Megatron-Core would divide by an integer number of tokens; weights per sample or for prompts make it a fraction.
     """
     chunks[0].config.finalize_model_grads_func = functools.partial(_finalize_gradients, normalizer=normalizer)
 
@@ -149,16 +149,16 @@ def normalize_gradients(chunks: Sequence[DistributedDataParallel], normalizer: f
 def _finalize_gradients(
     chunks: Sequence[DistributedDataParallel], num_tokens: torch.Tensor | None, *, normalizer: float, **groups: Any
 ) -> None:
-    """Megatron-Core's hook at the end of a schedule, called with its count of tokens, which is not used."""
+    """Megatron-Core's hook at the end of a schedule; its count of tokens is not used."""
     finalize_model_grads(list(chunks), None, **groups)
     for chunk in chunks:
         chunk.scale_gradients(1.0 / normalizer)
 
 
 def _use_fused_kernels(optimizer: MegatronOptimizer) -> None:
-    """PyTorch's AdamW updates all parameters in one kernel where it is asked to; Megatron-Core does not ask.
+    """Make PyTorch's AdamW update all parameters in one kernel, which Megatron-Core does not request.
 
-    TransformerEngine's and apex's Adam, which Megatron-Core prefers where they are installed, are fused anyway.
+    TransformerEngine's and apex's Adam, which Megatron-Core prefers if they are installed, are always fused.
     """
     for inner in optimizer.chained_optimizers:
         if isinstance(inner.optimizer, torch.optim.AdamW):
@@ -171,11 +171,11 @@ def build_schedule(
 ) -> OptimizerParamScheduler:
     """Learning rate by iteration: linear to ``lr`` over the warm-up, then cosine to ``min_lr`` at ``train_iters``.
 
-    Call ``step(1)`` before each optimizer step, so that iteration i runs at the rate of i and the first is not wasted
-    at zero.
+    Call ``step(1)`` before each optimizer step, so that iteration i runs at the rate of i and the first one does not
+    run at zero.
 
     Args:
-        done: iterations before a resume. The rate depends on the count alone.
+        done: iterations before a resume. The rate depends on this count alone.
     """
     schedule = OptimizerParamScheduler(
         optimizer,

@@ -1,11 +1,11 @@
-"""Before a launch: the loss of samples in packed rows equals the loss of the same samples alone, in this layout.
+"""Packing self-test before training: a sample has the same loss in a packed sequence and alone, in this layout.
 
-One micro batch of packed rows goes forward through the model as it is laid out, then a few of its samples, each alone
-at the beginning of a micro batch that is padding otherwise. A sample there sees nothing but itself whatever attention
-does, so a neighbour that leaks in, rotary positions that do not start anew, or a split over ranks that mixes positions
-up make the two differ. Nothing is changed by it: no gradient, no random number, no state.
+One micro batch of packed sequences runs forward through the model, then a few of its samples, each alone at the start
+of a micro batch that is padding otherwise. Alone, a sample cannot attend to another one. So attention across samples,
+rotary positions that do not restart, or a context-parallel split that mixes up positions make the two losses differ.
+The test changes nothing: no gradient, no random number, no state.
 
-What it does not see: an error that is the same in both, in the first sample of a row.
+It cannot detect an error that affects the first sample of a sequence in the same way in both.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_ssd.config.precision import PrecisionConfig
-from megatron_ssd.config.run import RunConfig
 from megatron_ssd.dataset.training import Row
 from megatron_ssd.errors import UserError
 from megatron_ssd.training.data import Batch, BatchSource
-from megatron_ssd.training.state import TrainingState
+from megatron_ssd.training.step import TrainingState
 
 log = logging.getLogger(__name__)
 
@@ -37,32 +36,32 @@ _MAX_SAMPLES = 4  # each costs a forward pass of one micro batch
 
 @dataclass(frozen=True)
 class _Sample:
-    """A sample of the packed rows: its document, the row it is in, and its row alone."""
+    """A sample: its document, its packed sequence in the micro batch, its slot there, and the sample alone."""
 
     document: int
-    row: int
-    place: int
+    sequence: int
+    slot: int
     alone: Row
 
 
 @torch.no_grad()
-def check_packing(run: RunConfig, state: TrainingState, source: BatchSource, *, device: str) -> None:
-    """Compare a few samples of the first rows, packed and alone. Every rank must call this.
+def check_packing(state: TrainingState, source: BatchSource, precision: PrecisionConfig) -> None:
+    """Compare a few samples of the first sequences, packed and alone. Every rank must call this.
 
     Raises:
-        UserError: on every rank, where a sample's mean loss differs by more than rounding explains.
+        UserError: on every rank, if a sample's mean loss differs by more than rounding explains.
     """
-    rows, samples = _first_rows(source)
-    micro_batches = [_numbered(rows, samples)]
-    empty = [source.dataset.empty_row()] * (len(rows) - 1)
+    sequences, samples = _first_sequences(source)
+    micro_batches = [_numbered(sequences, samples)]
+    empty = [source.dataset.empty_row()] * (len(sequences) - 1)
     for number, sample in enumerate(samples, start=1):
         micro_batches.append([_mark(sample.alone, sample.alone["loss_weights"] > 0, number), *empty])
-    sums = _forward(state, source, micro_batches, num_samples=len(samples), device=device)
+    sums = sample_losses(state, source, micro_batches, num_samples=len(samples))
     positions = [int((sample.alone["loss_weights"] > 0).sum()) for sample in samples]
     worst = (-1.0, "", 0.0, 0.0, 0.0)
     for number, (sample, count) in enumerate(zip(samples, positions, strict=True)):
         packed, alone = float(sums[0, number]) / count, float(sums[number + 1, number]) / count
-        allowed = tolerance(run.precision, alone, count)
+        allowed = tolerance(precision, alone, count)
         excess = abs(packed - alone) / allowed
         worst = max(
             worst, (excess if math.isfinite(excess) else math.inf, str(sample.document), packed, alone, allowed)
@@ -70,7 +69,7 @@ def check_packing(run: RunConfig, state: TrainingState, source: BatchSource, *, 
     _raise_worst(worst)
     if dist.get_rank() == 0:
         log.info(
-            "self-test: %d samples have the same loss packed and alone: at most %.1e apart, where rounding allows %.1e",
+            "self-test: %d samples have the same loss packed and alone: they differ by at most %.1e (allowed: %.1e)",
             len(samples),
             abs(worst[2] - worst[3]),
             worst[4],
@@ -78,53 +77,57 @@ def check_packing(run: RunConfig, state: TrainingState, source: BatchSource, *, 
 
 
 def tolerance(precision: PrecisionConfig, loss: float, num_positions: int) -> float:
-    """By how much a sample's mean loss may differ: rounding of single positions averages out over many."""
+    """How much a sample's mean loss may differ: rounding of single positions averages out over many."""
     if precision.params_dtype == "fp32" and not precision.fast_matmul:
         return 2e-5 * max(1.0, loss)
     per_position, floor = (0.4, 0.03) if precision.fp8 else (0.1, 0.01)
     return per_position / math.sqrt(num_positions) + floor
 
 
-def _first_rows(source: BatchSource) -> tuple[list[Row], list[_Sample]]:
-    """The rows of the first micro batch, and of their samples the last and the second of rows at both ends."""
+def _first_sequences(source: BatchSource) -> tuple[list[Row], list[_Sample]]:
+    """The sequences of the first micro batch; the last and the second sample of the first and the last sequence."""
     dataset, count = source.dataset, source.training.micro_batch_size
-    places = [dataset.locate(number) for number in range(count)]
+    located = [dataset.locate(number) for number in range(count)]
     chosen: dict[tuple[int, int], None] = {}  # ordered
-    for row in (0, count - 1):
-        last = len(dataset.samples_in_row(*places[row])) - 1
-        for place in (last, min(1, last)):
-            chosen[row, place] = None
+    for sequence in (0, count - 1):
+        last = len(dataset.samples_in_row(*located[sequence])) - 1
+        for slot in (last, min(1, last)):
+            chosen[sequence, slot] = None
     samples = [
         _Sample(
-            document=int(dataset.samples_in_row(*places[row])[place]),
-            row=row,
-            place=place,
-            alone=dataset.single_sample_row(*places[row], place),
+            document=int(dataset.samples_in_row(*located[sequence])[slot]),
+            sequence=sequence,
+            slot=slot,
+            alone=dataset.single_sample_row(*located[sequence], slot),
         )
-        for row, place in list(chosen)[:_MAX_SAMPLES]
+        for sequence, slot in list(chosen)[:_MAX_SAMPLES]
     ]
-    return [dataset.row(*place) for place in places], samples
+    return [dataset.row(*at) for at in located], samples
 
 
-def _numbered(rows: list[Row], samples: list[_Sample]) -> list[Row]:
-    """The packed rows, with the number of the sample in place of a weight where one of ``samples`` is scored."""
-    marked = [row | {"loss_weights": np.zeros_like(row["loss_weights"])} for row in rows]
+def _numbered(sequences: list[Row], samples: list[_Sample]) -> list[Row]:
+    """The packed sequences, with the number of the sample instead of a loss weight where one of ``samples`` is."""
+    marked = [each | {"loss_weights": np.zeros_like(each["loss_weights"])} for each in sequences]
     for number, sample in enumerate(samples, start=1):
-        row = rows[sample.row]
-        where = (row["segment_ids"] == sample.place + 1) & (row["loss_weights"] > 0)
-        marked[sample.row]["loss_weights"][where] = number
+        packed = sequences[sample.sequence]
+        where = (packed["segment_ids"] == sample.slot + 1) & (packed["loss_weights"] > 0)
+        marked[sample.sequence]["loss_weights"][where] = number
     return marked
 
 
-def _mark(row: Row, where: np.ndarray, number: int) -> Row:
-    return row | {"loss_weights": np.where(where, np.float32(number), np.float32(0))}
+def _mark(sequence: Row, where: np.ndarray, number: int) -> Row:
+    return sequence | {"loss_weights": np.where(where, np.float32(number), np.float32(0))}
 
 
-def _forward(
-    state: TrainingState, source: BatchSource, micro_batches: list[list[Row]], *, num_samples: int, device: str
+def sample_losses(
+    state: TrainingState, source: BatchSource, micro_batches: list[list[Row]], *, num_samples: int
 ) -> Tensor:
-    """[micro batches, samples]: sums of the loss, the same on the ranks of a replica."""
-    # Interleaved pipelines take multiples of their length.
+    """[micro batches, samples]: sums of the loss, the same on the ranks of a replica.
+
+    Args:
+        micro_batches: packed sequences whose ``loss_weights`` are sample numbers from 1; 0 elsewhere.
+    """
+    # Interleaved pipelines need a multiple of their length.
     stages = parallel_state.get_pipeline_model_parallel_world_size()
     padded = micro_batches + micro_batches[-1:] * (-len(micro_batches) % stages)
     for chunk in state.chunks:
@@ -132,7 +135,7 @@ def _forward(
     seq_length, micro_batch_size = source.schedule_shape
     reports = get_forward_backward_func()(
         forward_step_func=functools.partial(_sample_sums, num_samples=num_samples),
-        data_iterator=[(source.batch(rows) for rows in padded) for _ in state.chunks],
+        data_iterator=[(source.batch(sequences) for sequences in padded) for _ in state.chunks],
         model=state.chunks,
         num_microbatches=len(padded),
         seq_length=seq_length,
@@ -141,7 +144,8 @@ def _forward(
     )
     for chunk in state.chunks:
         chunk.train()
-    sums = torch.stack(reports) if reports else torch.zeros(len(padded), num_samples, dtype=torch.double, device=device)
+    empty = torch.zeros(len(padded), num_samples, dtype=torch.double, device=source.device)
+    sums = torch.stack(reports) if reports else empty
     dist.all_reduce(sums, group=parallel_state.get_context_parallel_group())
     last = parallel_state.get_pipeline_model_parallel_last_rank()
     dist.broadcast(sums, src=last, group=parallel_state.get_pipeline_model_parallel_group())
@@ -151,7 +155,7 @@ def _forward(
 def _sample_sums(
     batches: Iterator[Batch], model: torch.nn.Module, *, num_samples: int
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]]:
-    """A forward step for Megatron-Core's schedules whose report is [samples], sums of the loss."""
+    """A forward step for Megatron-Core's schedules that reports the sum of the loss per sample, [samples]."""
     batch = next(batches)
     losses = model(
         batch.tokens, batch.position_ids, None, labels=batch.labels, packed_seq_params=batch.packed_seq_params
@@ -167,15 +171,15 @@ def _sample_sums(
 
 
 def _raise_worst(worst: tuple[float, str, float, float, float]) -> None:
-    """Agree on the worst sample of all replicas, and raise on every rank where it is beyond tolerance."""
+    """Agree on the worst sample of all replicas, and raise on every rank if it is beyond tolerance."""
     everywhere: list[tuple[float, str, float, float, float]] = [worst] * dist.get_world_size()
     dist.all_gather_object(everywhere, worst)
     excess, document, packed, alone, allowed = max(everywhere)
     if excess > 1:
         raise UserError(
-            f"training.self_test: sample {document} has loss {packed:.6g} in a packed row and {alone:.6g} alone",
-            rule=f"they may differ by {allowed:.1e}, which rounding explains; packed samples see each other or their "
+            f"training.self_test: sample {document} has loss {packed:.6g} in a packed sequence and {alone:.6g} alone",
+            rule=f"rounding explains a difference of {allowed:.1e} only; packed samples attend to each other, or their "
             "positions are wrong in this layout",
             fix="set training.packing=none or another parallel layout, and report this; training.self_test=false "
-            "trains all the same",
+            "skips this test",
         )

@@ -1,74 +1,166 @@
-"""One iteration: forward and backward over the micro batches, one update of the weights.
+"""One training step: forward and backward over the micro batches, then one update of the weights.
+
+The loss is cross-entropy, weighted by position and summed. Sums, not means, leave a micro batch. Loss and gradients are
+divided once, by the weight of the global batch (``BatchSource.normalizer``), so that no split into micro batches,
+replicas or packed sequences changes the weight of a token or a sample.
 
 Whether to update is decided from numbers that are the same on every rank, the loss of the global batch and the norm of
-the whole gradient, so that all ranks skip an iteration or none does. A skipped one leaves weights, their mean and the
-optimizer's state as they were; its rows are used up, and its learning rate is.
+the full gradient, so that all ranks skip a step or none does. A skipped step leaves the weights, their EMA and the
+optimizer state unchanged; it still consumes its batch and its learning-rate step.
+
+Shape suffixes: B micro batch, S sequence.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import resource
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
 
-from megatron_ssd.config.run import RunConfig
-from megatron_ssd.config.training import TrainingConfig
+from megatron_ssd.config.model import MoeConfig
+from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.errors import UserError
 from megatron_ssd.models.routers import set_aux_loss_coefficient
-from megatron_ssd.training.data import BatchSource
-from megatron_ssd.training.loss import forward_step
-from megatron_ssd.training.metrics import peak_memory_gib
+from megatron_ssd.training.data import Batch, BatchSource
+from megatron_ssd.training.ema import EmaWeights
 from megatron_ssd.training.optimizer import clip_and_step, global_grad_norm, normalize_gradients
-from megatron_ssd.training.state import TrainingState
+
+_WINDOW = 50  # losses that the running mean covers, roughly
+_MIN_LOSSES = 5  # before a spike can be detected
+
+LossOutput = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass
+class LossSpikeDetector:
+    """Detects non-finite losses and loss spikes.
+
+    The same losses give the same counters on every rank; the counters are part of a checkpoint. ``seen`` counts finite
+    losses, which is the number of updates. ``mean`` is the plain mean of the first losses, after that an exponential
+    one.
+    """
+
+    spike_factor: float
+    max_skipped: int
+    skipped: int = 0
+    skipped_in_row: int = 0
+    seen: int = 0
+    mean: float = 0.0
+
+    def update(self, loss: float) -> bool:
+        """Count a finite loss; returns whether it is above ``spike_factor`` times the running mean."""
+        assert math.isfinite(loss)
+        spike = self.seen >= _MIN_LOSSES and loss > self.spike_factor * self.mean
+        self.skipped_in_row = 0
+        self.seen += 1
+        self.mean += (loss - self.mean) / min(self.seen, _WINDOW)
+        return spike
+
+    def skip(self) -> None:
+        """Count an iteration without update."""
+        self.skipped += 1
+        self.skipped_in_row += 1
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the last ``max_skipped`` iterations were all skipped."""
+        return self.skipped_in_row >= self.max_skipped
+
+    def check(self, iteration: int) -> None:
+        """Raise ``UserError`` if the last ``max_skipped`` iterations were all skipped."""
+        if self.is_stuck:
+            raise UserError(
+                f"training.max_skipped = {self.max_skipped}",
+                rule=f"loss and gradient must be finite, and were not for {self.skipped_in_row} iterations up to "
+                f"{iteration}; the weights of iteration {iteration - self.skipped_in_row} cannot recover",
+                fix="lower optimizer.lr or raise optimizer.lr_warmup_iters, and start again",
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters."""
+        return {"skipped": self.skipped, "skipped_in_row": self.skipped_in_row, "seen": self.seen, "mean": self.mean}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore saved counters."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+@dataclass
+class TrainingState:
+    """Everything that a step changes on this rank, and so everything that a checkpoint holds.
+
+    ``iteration`` counts finished iterations; data order and learning rate follow from it.
+    """
+
+    chunks: list[DistributedDataParallel]
+    optimizer: MegatronOptimizer
+    spikes: LossSpikeDetector
+    ema: EmaWeights | None = None
+    iteration: int = 0
+
+    @property
+    def models(self) -> list[GPTModel]:
+        """The unwrapped models, whose parameter names are those of the checkpoint."""
+        return [chunk.module for chunk in self.chunks]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What an iteration gave, the same on every rank."""
+    """Result of a step, the same on every rank."""
 
-    loss: float  # weighted mean over the global batch, before the update; may be no finite number
+    loss: float  # weighted mean over the global batch, before the update; may not be finite
     grad_norm: float  # L2, before clipping
     learning_rate: float
-    valid_tokens: int  # positions that weigh anything in the loss
+    valid_tokens: int  # positions with a non-zero loss weight
     skipped: bool
     spike: bool
-    peak_memory_gib: float  # the most that any rank has held
+    peak_memory_gib: float  # the largest of any rank
 
 
 def run_step(
     state: TrainingState,
     schedule: OptimizerParamScheduler,
     source: BatchSource,
-    run: RunConfig,
     *,
-    device: str,
+    moe: MoeConfig,
+    parallel: ParallelConfig,
 ) -> StepResult:
     """Run the iteration after ``state.iteration`` and count it."""
-    iteration, config = state.iteration + 1, run.training
+    iteration = state.iteration + 1
     for chunk in state.chunks:
         chunk.zero_grad_buffer()
     state.optimizer.zero_grad()
-    normalizer, num_tokens = source.normalizer(iteration), config.global_batch_size * config.seq_length
+    normalizer = source.normalizer(iteration)
     normalize_gradients(state.chunks, normalizer)
     set_aux_loss_coefficient(
-        state.chunks, run.moe.aux_loss_coeff, run.parallel, normalizer=normalizer, num_tokens=num_tokens
+        state.chunks, moe.aux_loss_coeff, parallel, normalizer=normalizer, num_tokens=source.tokens_per_iteration
     )
-    loss, valid_tokens = run_micro_batches(state, source, config, iteration, forward_only=False, device=device)
+    loss, valid_tokens = run_micro_batches(state, source, iteration, forward_only=False)
     schedule.step(increment=1)
     grad_norm = global_grad_norm(state.optimizer)
-    finite, peak = _agree(math.isfinite(loss) and math.isfinite(grad_norm), device)
+    finite, peak = _agree(math.isfinite(loss) and math.isfinite(grad_norm), source.device)
     spike = False
     if finite:
         clip_and_step(state.optimizer, grad_norm)
         if state.ema is not None:
             state.ema.update()
-        spike = state.watch.take(loss, spike_factor=config.spike_factor)
+        spike = state.spikes.update(loss)
     else:
-        state.watch.skip()
+        state.spikes.skip()
     state.iteration = iteration
     return StepResult(
         loss=loss,
@@ -82,28 +174,22 @@ def run_step(
 
 
 def run_micro_batches(
-    state: TrainingState,
-    source: BatchSource,
-    config: TrainingConfig,
-    iteration: int,
-    *,
-    forward_only: bool,
-    device: str,
+    state: TrainingState, source: BatchSource, iteration: int, *, forward_only: bool
 ) -> tuple[float, int]:
-    """(weighted mean loss, positions that weigh anything) of the global batch of ``iteration``, on every rank."""
+    """(weighted mean loss, positions with a loss weight) of the global batch of ``iteration``, on every rank."""
     seq_length, micro_batch_size = source.schedule_shape
     reports = get_forward_backward_func()(
         forward_step_func=forward_step,
-        # One iterator for each model chunk, all over the same micro batches.
+        # One iterator per model chunk, all over the same micro batches.
         data_iterator=[source.micro_batches(iteration) for _ in state.chunks],
         model=state.chunks,
-        num_microbatches=config.num_microbatches(source.data_parallel_size),
+        num_microbatches=source.num_microbatches,
         seq_length=seq_length,
         micro_batch_size=micro_batch_size,
         forward_only=forward_only,
     )
-    # [2] tensors (weighted loss sum, valid tokens), one a micro batch, on the last pipeline stage only.
-    total = torch.stack(reports).sum(0) if reports else torch.zeros(2, dtype=torch.double, device=device)
+    # [2] tensors (weighted loss sum, valid tokens), one per micro batch, on the last pipeline stage only.
+    total = torch.stack(reports).sum(0) if reports else torch.zeros(2, dtype=torch.double, device=source.device)
     dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     last = parallel_state.get_pipeline_model_parallel_last_rank()
     dist.broadcast(total, src=last, group=parallel_state.get_pipeline_model_parallel_group())
@@ -111,9 +197,52 @@ def run_micro_batches(
     return loss_sum / source.normalizer(iteration), int(valid_tokens)
 
 
+def forward_step(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[Tensor, Callable[[Tensor], LossOutput]]:
+    """Run one micro batch through ``model``; the signature is that of Megatron-Core's schedules."""
+    batch = next(batches)
+    token_loss_BS = model(
+        batch.tokens,
+        batch.position_ids,
+        None,  # attention is causal within sequences or segments
+        labels=batch.labels,
+        packed_seq_params=batch.packed_seq_params,
+    )
+    return token_loss_BS, functools.partial(weighted_sum, batch.loss_weights)
+
+
+def weighted_sum(loss_weights_BS: Tensor, token_loss_BS: Tensor) -> LossOutput:
+    """(weighted sum, number of positions with a loss weight, both of them again as [2] for the report)."""
+    loss = torch.sum(token_loss_BS.float() * loss_weights_BS)
+    num_tokens = torch.count_nonzero(loss_weights_BS)
+    return loss, num_tokens.to(torch.int), torch.stack([loss.detach(), num_tokens]).double()
+
+
+@torch.no_grad()
+def validation_loss(state: TrainingState, source: BatchSource) -> float:
+    """Weighted mean loss over a single pass of ``source``, the same on every rank; every rank must call it."""
+    assert source.single_pass
+    for chunk in state.chunks:
+        chunk.eval()
+    total = weight = 0.0
+    for number in range(1, source.batches_in_pass + 1):
+        mean, _ = run_micro_batches(state, source, number, forward_only=True)
+        total += mean * source.normalizer(number)
+        weight += source.normalizer(number)
+    for chunk in state.chunks:
+        chunk.train()
+    return total / weight
+
+
 def _agree(finite: bool, device: str) -> tuple[bool, float]:
-    """(whether every rank saw finite numbers, the largest peak memory of any)."""
-    numbers = torch.tensor([float(not finite), peak_memory_gib(device)], dtype=torch.double, device=device)
+    """(whether every rank saw finite numbers, the largest peak memory of any rank)."""
+    numbers = torch.tensor([float(not finite), _peak_memory_gib(device)], dtype=torch.double, device=device)
     dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
     bad, peak = numbers.tolist()
     return bad == 0.0, peak
+
+
+def _peak_memory_gib(device: str) -> float:
+    """Peak memory of this process: device memory on a GPU, resident set size on a CPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

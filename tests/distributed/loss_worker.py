@@ -18,7 +18,7 @@ from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
-from megatron_ssd.training.stage import prepare_trainer
+from megatron_ssd.training.trainer import build_trainer
 from tests.helpers.training_run import CPU, DENSE, EXACT, MOE, training_config
 
 ITERATIONS = 4
@@ -85,7 +85,7 @@ def train(root: Path, model: str, data: str, layout: str) -> None:
     parallel = ParallelConfig(world_size=world_size, **LAYOUTS[world_size][layout])
     config = training_config(root, model=MODELS[model], parallel=parallel, **DATA[data])
     with megatron_grid(parallel, create_gloo_process_groups=True):
-        trainer, _ = prepare_trainer(config, root / "none", "cpu")
+        trainer = build_trainer(config, root / "none", "cpu")
         curve = [trainer.step() for _ in range(ITERATIONS)]
     if dist.get_rank() == 0:
         rows = [{"loss": m.loss, "grad_norm": m.grad_norm, "valid_tokens": m.valid_tokens} for m in curve]

@@ -21,7 +21,7 @@ from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
-from megatron_ssd.training.stage import prepare_trainer
+from megatron_ssd.training.trainer import build_trainer
 from tests.helpers.training_run import CPU, DENSE, EXACT, MOE, training_config
 
 BF16 = dataclasses.replace(EXACT, params_dtype="bf16")
@@ -60,8 +60,8 @@ def held_bytes(tensors: Iterable[Tensor]) -> int:
 
 def measure(trainer: Any) -> dict[str, int]:
     """Bytes on this rank after a step."""
-    buffers = [buffer for chunk in trainer.chunks for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)]
-    parameters = [parameter.data for chunk in trainer.chunks for parameter in chunk.parameters()]
+    buffers = [buffer for chunk in trainer.state.chunks for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)]
+    parameters = [parameter.data for chunk in trainer.state.chunks for parameter in chunk.parameters()]
     inner = [optimizer.optimizer for optimizer in trainer.state.optimizer.chained_optimizers]
     main = [parameter.data for adam in inner for group in adam.param_groups for parameter in group["params"]]
     moments = [
@@ -83,6 +83,6 @@ if __name__ == "__main__":
         for case in CASES[size]:
             config = case_config(size, case, folder)
             with megatron_grid(config.parallel, create_gloo_process_groups=True):
-                trainer, _ = prepare_trainer(config, folder / "none", "cpu")
+                trainer = build_trainer(config, folder / "none", "cpu")
                 trainer.step()
                 (folder / f"{case}-{dist.get_rank()}.json").write_text(json.dumps(measure(trainer)))

@@ -20,8 +20,8 @@ from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.models.routers import routers
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
-from megatron_ssd.training.expert_load import LoadRecorder
-from megatron_ssd.training.stage import prepare_trainer
+from megatron_ssd.training.meter import ExpertLoadCounter
+from megatron_ssd.training.trainer import build_trainer
 from tests.helpers.training_run import CPU, EXACT, MOE, training_config
 
 EP2 = {"expert_model_parallel_size": 2}
@@ -60,16 +60,16 @@ def train(root: Path, name: str) -> None:
     training = {key: value for key, value in changes.items() if key != "recompute"}
     config = training_config(root, model=MOE, parallel=parallel, precision=precision, moe=moe, training=training)
     with megatron_grid(parallel, create_gloo_process_groups=True):
-        trainer, _ = prepare_trainer(config, root / "none", "cpu")
+        trainer = build_trainer(config, root / "none", "cpu")
         assert MOE.num_experts is not None
-        recorder = LoadRecorder(trainer.chunks, num_layers=MOE.num_hidden_layers, num_experts=MOE.num_experts)
-        before = {router.layer_number: router.weight.detach().clone() for router in routers(trainer.chunks)}
+        counter = ExpertLoadCounter(trainer.state.chunks, num_layers=MOE.num_hidden_layers, num_experts=MOE.num_experts)
+        before = {router.layer_number: router.weight.detach().clone() for router in routers(trainer.state.chunks)}
         rows = []
         for _ in range(ITERATIONS):
-            recorder.start()
+            counter.start()
             metrics = trainer.step()
-            rows.append({"loss": metrics.loss, "grad_norm": metrics.grad_norm, "counts": recorder.counts().tolist()})
-        after = {router.layer_number: router.weight.detach() for router in routers(trainer.chunks)}
+            rows.append({"loss": metrics.loss, "grad_norm": metrics.grad_norm, "counts": counter.counts().tolist()})
+        after = {router.layer_number: router.weight.detach() for router in routers(trainer.state.chunks)}
     moved = [float((after[layer] - before[layer]).abs().max()) for layer in after]
     if dist.get_rank() == 0:
         (root / f"{name}.json").write_text(json.dumps({"rows": rows, "moved": moved}))

@@ -22,15 +22,14 @@ from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.dataset.training import Row, TrainingDataset
 from megatron_ssd.errors import UserError
-from megatron_ssd.runtime import packed_sequences as segments
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.local_attention import SegmentAttention
 from megatron_ssd.runtime.packed_sequences import PackedSequences, local_positions, make_packed_sequences
 from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
+from megatron_ssd.training import data
 from megatron_ssd.training.data import segment_lengths
-from megatron_ssd.training.loop import Trainer
-from megatron_ssd.training.self_test import _forward, check_packing
-from megatron_ssd.training.stage import prepare_trainer
+from megatron_ssd.training.self_test import check_packing, sample_losses
+from megatron_ssd.training.trainer import Trainer, build_trainer
 from tests.helpers.training_run import CPU, DENSE, EXACT, MOE, training_config
 
 LAYOUTS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
@@ -50,12 +49,13 @@ def look(root: Path, model: ModelConfig, parallel: ParallelConfig) -> dict[str, 
     config = training_config(
         root, model=model, parallel=parallel, training={"micro_batch_size": 2, "segment_multiple": 4}
     )
-    trainer, dataset = prepare_trainer(config, root / "none", "cpu")
+    trainer = build_trainer(config, root / "none", "cpu")
+    dataset = trainer.source.dataset
     index = next(i for i in range(dataset.num_rows(0)) if len(dataset.samples_in_row(0, i)) > THIRD)
     packed, alone = dataset.row(0, index), dataset.single_sample_row(0, index, THIRD)
     changed = {**packed, "tokens": np.where(packed["segment_ids"] == THIRD + 1, packed["tokens"], 7)}
     queries_packed, queries_alone, queries_changed = third_queries(trainer, dataset, [packed, alone, changed], parallel)
-    check_packing(trainer.run, trainer.state, trainer.source, device="cpu")
+    check_packing(trainer.state, trainer.source, EXACT)
     return {
         "layers": len(queries_packed),
         "positions": sum(len(x) for x in queries_packed),
@@ -74,7 +74,7 @@ def third_queries(
     handles = [m.register_forward_pre_hook(lambda module, inputs: seen[module].append(inputs[0])) for m in modules]
     micro_batches = [[dataset.row(0, 0), row] for row in rows]
     with torch.no_grad():
-        _forward(trainer.state, trainer.source, micro_batches, num_samples=1, device="cpu")
+        sample_losses(trainer.state, trainer.source, micro_batches, num_samples=1)
     for handle in handles:
         handle.remove()
     cp_size = parallel.context_parallel_size
@@ -94,7 +94,7 @@ def message_with_a_leak(trainer: Trainer) -> str:
     """What the guard says where all positions of a micro batch are one segment."""
     with one_segment():
         try:
-            check_packing(trainer.run, trainer.state, trainer.source, device="cpu")
+            check_packing(trainer.state, trainer.source, EXACT)
         except UserError as error:
             return str(error)
     return ""
@@ -105,7 +105,7 @@ def one_segment() -> Iterator[None]:
     def leaky(lengths: tuple[int, ...], **settings: Any) -> PackedSequences:
         return make_packed_sequences((sum(lengths),), **settings)
 
-    with mock.patch.object(segments, "make_packed_sequences", leaky):
+    with mock.patch.object(data, "make_packed_sequences", leaky):
         yield
 
 

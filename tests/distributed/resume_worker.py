@@ -23,8 +23,7 @@ from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
 from megatron_ssd.training.checkpoint import save_checkpoint
 from megatron_ssd.training.data import Batch, BatchSource
-from megatron_ssd.training.loop import Trainer
-from megatron_ssd.training.stage import prepare_trainer
+from megatron_ssd.training.trainer import Trainer, build_trainer
 from tests.helpers.training_run import CPU, DENSE, EXACT, MOE, training_config
 
 SAVED, ITERATIONS = 3, 6
@@ -72,7 +71,7 @@ def config_of(root: Path, model: str, layout: str) -> RunConfig:
 
 def save_and_go_on(root: Path, model: str, layout: str) -> None:
     """Leave ``root/MODEL-LAYOUT/iter_...`` of iteration 3 and what came after it."""
-    trainer, _ = prepare_trainer(config_of(root, model, layout), folder_of(root, model, layout), "cpu")
+    trainer = build_trainer(config_of(root, model, layout), folder_of(root, model, layout), "cpu")
     for _ in range(SAVED):
         trainer.step()
     save_checkpoint(trainer.writer, trainer.state)
@@ -82,8 +81,8 @@ def save_and_go_on(root: Path, model: str, layout: str) -> None:
 
 def go_on(root: Path, model: str, saved: str, layout: str) -> None:
     """Load what ``saved`` left under ``layout`` and leave what came after it."""
-    trainer, _ = prepare_trainer(config_of(root, model, layout), folder_of(root, model, saved), "cpu")
-    assert trainer.iteration == SAVED
+    trainer = build_trainer(config_of(root, model, layout), folder_of(root, model, saved), "cpu")
+    assert trainer.state.iteration == SAVED
     _note(root, f"{model}-{saved}-{layout}", _go_on(trainer))
 
 
@@ -93,7 +92,7 @@ def folder_of(root: Path, model: str, layout: str) -> Path:
 
 def _go_on(trainer: Trainer) -> list[dict[str, Any]]:
     """The rest of the iterations, with the norm of the mean of the weights."""
-    rows = [trainer.step().row() for _ in range(ITERATIONS - trainer.iteration)]
+    rows = [trainer.step().row() for _ in range(ITERATIONS - trainer.state.iteration)]
     assert trainer.state.ema is not None
     return [*rows, {"ema": _whole_norm(trainer)}]
 
@@ -143,17 +142,17 @@ def poison(trainer: Trainer, iteration: int) -> None:
 
 def tensors(trainer: Trainer) -> list[Tensor]:
     """Copies of weights, optimizer state and mean of the weights on this rank."""
-    found = [parameter for chunk in trainer.chunks for parameter in chunk.parameters()]
+    found = [parameter for chunk in trainer.state.chunks for parameter in chunk.parameters()]
     for inner in trainer.state.optimizer.chained_optimizers:
         for parameter, state in inner.optimizer.state.items():
             found += [parameter, *(value for _, value in sorted(state.items()))]
     assert trainer.state.ema is not None
-    return [each.detach().clone() for each in [*found, *(mean for _, mean in trainer.state.ema)]]
+    return [each.detach().clone() for each in [*found, *trainer.state.ema.averages]]
 
 
 def skip(root: Path, model: str, layout: str) -> None:
     """Three iterations, the second of them poisoned; leave what each rank saw."""
-    trainer, _ = prepare_trainer(config_of(root, model, layout), root / "none", "cpu")
+    trainer = build_trainer(config_of(root, model, layout), root / "none", "cpu")
     poison(trainer, 2)
     rows = [trainer.step()]
     before = tensors(trainer)

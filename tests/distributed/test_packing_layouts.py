@@ -30,7 +30,7 @@ def check(facts: dict[str, Any], *, model: Any) -> None:
     # Experts are multiplied with as many rows as they were given, neighbours' included: that rounds.
     assert facts["neighbours"] < (ROUNDING if model is MOE else 1e-30)
     assert facts["leak"].startswith("training.self_test: sample ")
-    assert "in a packed row and" in facts["leak"]
+    assert "in a packed sequence and" in facts["leak"]
 
 
 @pytest.fixture(scope="module")

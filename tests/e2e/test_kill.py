@@ -101,7 +101,7 @@ def test_training(loop: Loop, finished: Path, tmp_path: Path) -> None:
     checkpoint = snapshot(partial / "iter_0000004", "*")
     assert checkpoint, "the checkpoint of iteration 4 was not there"
     again = loop.run(run_dir, "--until=checkpoints")
-    assert "going on from iteration" in again.stderr
+    assert "resuming from iteration" in again.stderr
     assert snapshot(run_dir / "checkpoints" / "iter_0000004", "*") == checkpoint
     metrics = [rows(folder / "checkpoints" / "metrics.jsonl") for folder in (run_dir, finished)]
     losses = [[(row["iteration"], row["loss"], row["grad_norm"]) for row in found] for found in metrics]

@@ -7,7 +7,7 @@ from pathlib import Path
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
-from megatron_ssd.training.stage import prepare_trainer
+from megatron_ssd.training.trainer import build_trainer
 from tests.helpers.training_run import CPU, DENSE, EXACT, MOE, training_config
 
 
@@ -16,5 +16,5 @@ def losses_on_cpu(root: Path, name: str, steps: int = 10) -> list[float]:
     (model,) = (model for model in (DENSE, MOE) if model.name == name)
     config = training_config(root, model=model, training={"train_iters": max(steps, 3)})
     with process_groups(ParallelConfig(), device=prepare_device(CPU, EXACT)):
-        trainer, _ = prepare_trainer(config, root / "none", "cpu")
+        trainer = build_trainer(config, root / "none", "cpu")
         return [trainer.step().loss for _ in range(steps)]

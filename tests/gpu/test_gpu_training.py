@@ -22,7 +22,7 @@ from megatron_ssd.config.precision import Fp8Config, Fp8Recipe, PrecisionConfig
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.hardware import check_precision
 from megatron_ssd.runtime.process_groups import process_groups
-from megatron_ssd.training.stage import prepare_trainer
+from megatron_ssd.training.trainer import build_trainer
 from tests.helpers.paths import ROOT
 from tests.helpers.training_run import DENSE, EXACT, MOE, training_config
 
@@ -40,7 +40,7 @@ def losses(root: Path, model: ModelConfig, precision: PrecisionConfig, steps: in
     training = {"train_iters": max(steps, 3)} | changes.pop("training", {})
     config = training_config(root, model=model, precision=precision, cluster=CUDA, training=training, **changes)
     with process_groups(ParallelConfig(), device=prepare_device(CUDA, precision, config.moe)):
-        trainer, _ = prepare_trainer(config, root / "none", "cuda")
+        trainer = build_trainer(config, root / "none", "cuda")
         return [trainer.step().loss for _ in range(steps)]
 
 
@@ -115,8 +115,9 @@ def test_packed_samples_are_what_they_are_alone(progressions: Path, precision: P
     packed = wide(packing="greedy", global_batch_size=1)
     config = training_config(progressions, model=WIDE_DENSE, precision=precision, cluster=CUDA, **packed)
     with process_groups(ParallelConfig(), device=prepare_device(CUDA, precision)):
-        trainer, dataset = prepare_trainer(config, progressions / "none", "cuda")
-        model = trainer.chunks[0]
+        trainer = build_trainer(config, progressions / "none", "cuda")
+        dataset = trainer.source.dataset
+        model = trainer.state.chunks[0]
         (batch,) = trainer.source.micro_batches(1)
         with torch.no_grad():
             together = _loss_sum(model, batch)
@@ -128,7 +129,7 @@ def test_packed_samples_are_what_they_are_alone(progressions: Path, precision: P
 
 
 def _loss_sum(model: torch.nn.Module, batch: Any) -> float:
-    from megatron_ssd.training.loss import forward_step
+    from megatron_ssd.training.step import forward_step
 
     output, summed = forward_step(iter([batch]), model)
     return float(summed(output)[0])

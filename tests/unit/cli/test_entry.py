@@ -12,12 +12,11 @@ import pytest
 import yaml
 
 from megatron_ssd.cli import entry, pipeline
-from megatron_ssd.cli.base import base_run
-from megatron_ssd.cli.compose import CONFIG_DIR
+from megatron_ssd.cli.compose import CONFIG_DIR, base_run
 from megatron_ssd.config.run import BaseConfig, RunConfig
 from megatron_ssd.errors import Requeue, UserError
+from megatron_ssd.models.hf_folder import resolve_model_folder
 from megatron_ssd.process import UNDER_PIPELINE
-from megatron_ssd.training.stage import base_folder
 
 
 def _raise(error: BaseException) -> None:
@@ -28,10 +27,10 @@ def _raise(error: BaseException) -> None:
     ("error", "status", "line"),
     [
         (UserError("key = 3", rule="must be even", fix="use 4"), 2, "error: key = 3: must be even; use 4\n"),
-        (KeyboardInterrupt(), 130, "interrupted: finished work is kept; run the same command to go on\n"),
-        (Requeue(), 75, "stopped by a signal: the state is saved; run the same command to go on\n"),
+        (KeyboardInterrupt(), 130, "interrupted: finished work is kept; run the same command to resume\n"),
+        (Requeue(), 75, "stopped by a signal: the state is saved; run the same command to resume\n"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/x"), 1,
-         "error: disk full at runs/x: finished work is kept; free some space and run the same command to go on\n"),
+         "error: disk full at runs/x: finished work is kept; free some space and run the same command to resume\n"),
     ],
 )  # fmt: skip
 def test_expected_errors_are_one_line(
@@ -60,9 +59,9 @@ def test_a_stage_without_model_path_names_the_base_of_its_configuration(
 
     def stage(config: RunConfig) -> None:
         assert config.model is not None
-        base_folder(config.model)
+        resolve_model_folder(config.model.path, config.model.revision)
 
-    for made, fix in ((False, f"launch/pipeline.py makes the base of this configuration, {run_dir}/export"),
+    for made, fix in ((False, f"launch/pipeline.py makes the base model of this configuration, {run_dir}/export"),
                       (True, f"set model.path={run_dir}/export")):  # fmt: skip
         if made:
             (run_dir / "export").mkdir(parents=True)
@@ -112,11 +111,13 @@ def test_the_pipeline_says_what_each_step_does_and_sets_the_base_apart(
         pipeline.main()
     said = [record.getMessage().removeprefix("pipeline: ") for record in caplog.records]
     _, run_dir = base_run(BaseConfig(experiment="demo_base", base_dir=str(tmp_path)), CONFIG_DIR)
-    assert said[0].startswith(f"problems to samples, 2 stages in {tmp_path}/run; before the second")
+    assert said[0].startswith(
+        f"problems to samples, 2 stages in {tmp_path}/run; a base model is made or found before the second"
+    )
     assert said[1].startswith("stage 1 of 2: choose the problems")
-    assert said[2] == f"the base model: 3 steps of its own in {run_dir}, once"
+    assert said[2] == f"base model: 3 steps in {run_dir}, once"
     assert [line.partition(":")[0] for line in said[3:6]] == [f"base model, step {n} of 3" for n in (1, 2, 3)]
-    assert said[6].startswith("the base model stands in")
+    assert said[6] == f"base model ready: {run_dir}/export"
     assert said[7] == ("stage 2 of 2: sample responses to the problems from the frozen model with vLLM "
                        "(launch/generate.py)")  # fmt: skip
     assert said[8].startswith("all 2 stages done in ")
@@ -141,12 +142,12 @@ def test_the_pipeline_prints_its_configuration_and_starts_nothing(
 
 
 @pytest.mark.parametrize(("status", "promised"), [(1, True), (2, False), (-9, True)])
-def test_the_pipeline_promises_to_go_on_only_where_it_would(
+def test_the_pipeline_says_to_resume_unless_the_user_has_to_fix_something(
     caplog: pytest.LogCaptureFixture, status: int, promised: bool
 ) -> None:
     assert pipeline._failed(pipeline.LOOP["samples"], status) == (status if status > 0 else 137)
-    assert ("the same command goes on" in caplog.text) is promised
-    assert ("mend what its error line names" in caplog.text) is not promised
+    assert ("run the same command to resume" in caplog.text) is promised
+    assert ("fix the error above" in caplog.text) is not promised
 
 
 def test_print_config_shows_the_composed_yaml_and_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:

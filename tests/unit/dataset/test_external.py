@@ -46,7 +46,7 @@ def test_texts_are_published_inspected_and_trained_on(
     manifest = read_manifest(tmp_path / "run" / "dataset")
     assert manifest.counts == {"documents": 3, "tokens": 11}
     assert [output["path"] for output in manifest.outputs] == ["samples.bin", "samples.idx"]
-    dataset = open_dataset(config)
+    dataset = open_dataset(config, config.model)
     rows = sorted(
         [*row["tokens"][: int(row["loss_weights"].sum())].tolist(), 2]
         for row in (dataset.row(0, index) for index in range(dataset.num_rows(0)))
@@ -68,7 +68,7 @@ def test_texts_are_no_pairs(tmp_path: Path) -> None:
     config = config_of(tmp_path / "run", write_texts(tmp_path / "texts"), "objective=sft")
     run_preprocess(config)
     with pytest.raises(UserError, match=r"must be pairs of \[prompt, response\].*set objective=pretrain"):
-        open_dataset(config)
+        open_dataset(config, config.model)
 
 
 @pytest.mark.parametrize("ending", [".bin", ".idx"])

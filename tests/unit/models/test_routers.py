@@ -11,8 +11,8 @@ from megatron_ssd.config.training import OptimizerConfig
 from megatron_ssd.models.routers import routers
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
-from megatron_ssd.training.expert_load import spread
-from megatron_ssd.training.stage import prepare_trainer
+from megatron_ssd.training.meter import expert_load
+from megatron_ssd.training.trainer import build_trainer
 from tests.helpers.training_run import CPU, MOE, training_config, write_dataset
 
 ONE = ParallelConfig()
@@ -32,8 +32,8 @@ def last_router(root: Path, coefficient: float, normalization: str) -> tuple[tor
         training={"loss_normalization": normalization},
     )  # fmt: skip
     with process_groups(ONE, device=prepare_device(CPU)):
-        trainer, _ = prepare_trainer(config, root / "none", "cpu")
-        router = list(routers(trainer.chunks))[-1]
+        trainer = build_trainer(config, root / "none", "cpu")
+        router = list(routers(trainer.state.chunks))[-1]
         router.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach().flatten(0, 1)))
         weight = router.weight.detach().clone().requires_grad_()
         trainer.step()
@@ -56,10 +56,8 @@ def test_the_auxiliary_loss_has_its_coefficient_under_either_normalization(tmp_p
         torch.testing.assert_close(with_loss - without, 0.5 * alone, rtol=1e-3, atol=1e-8)
 
 
-def test_spread_by_hand() -> None:
-    load = spread(torch.tensor([[4, 4, 4, 4], [0, 2, 12, 2]]))
-    assert (load.largest, load.largest_layer) == (3.0, 1)
-    assert (load.smallest, load.smallest_layer, load.unused) == (0.0, 1, 1)
-    assert set(load.row()) == {
-        "expert_load_max", "expert_load_max_layer", "expert_load_min", "expert_load_min_layer", "experts_unused",
+def test_expert_load_by_hand() -> None:
+    assert expert_load(torch.tensor([[4, 4, 4, 4], [0, 2, 12, 2]])) == {
+        "expert_load_max": 3.0, "expert_load_max_layer": 1,
+        "expert_load_min": 0.0, "expert_load_min_layer": 1, "experts_unused": 1,
     }  # fmt: skip

@@ -13,8 +13,7 @@ from megatron_ssd.config.model import ModelConfig, MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import Fp8Config, PrecisionConfig
 from megatron_ssd.models.build import build_model
-from megatron_ssd.planner.activations import kept_bytes, layer_tensors, working_bytes
-from megatron_ssd.planner.memory import layers_in_flight
+from megatron_ssd.planner.memory import kept_bytes, layer_tensors, layers_in_flight, working_bytes
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
 from tests.helpers.training_run import CPU, DENSE, EXACT, MOE

@@ -24,8 +24,8 @@ from megatron_ssd.training.checkpoint_folder import (
     prune,
     read_facts,
     reading,
+    remove_leftovers,
     superfluous,
-    sweep,
 )
 
 
@@ -38,7 +38,7 @@ def make(folder: Path, iteration: int) -> Path:
     files = {
         file.name: FileFacts(bytes=file.stat().st_size, sha256=sha256_file(file)) for file in sorted(path.iterdir())
     }
-    CheckpointFacts(iteration=iteration, optimizer="whole", layout={}, versions={}, files=files).write(path)
+    CheckpointFacts(iteration=iteration, optimizer="non-distributed", layout={}, versions={}, files=files).write(path)
     return path
 
 
@@ -51,7 +51,7 @@ def test_only_the_final_name_is_a_checkpoint(tmp_path: Path) -> None:
     for name in ("iter_0000009.partial", "iter_0000008.pruned", "iter_0000007.broken-1", "iter_6", "tensorboard"):
         (tmp_path / name).mkdir()
     assert newest_checkpoint(tmp_path) == (5, tmp_path / "iter_0000005")
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "iter_0000005", "iter_0000007.broken-1", "iter_6", "tensorboard",
     ]  # fmt: skip
@@ -68,11 +68,11 @@ def test_facts_come_back_as_they_were_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "cannot be understood"),
-        ("{}", "cannot be understood"),
-        ("[1]", "cannot be understood"),
-        ('{"iteration": 5, "optimizer": "whole", "layout": {}, "versions": {}, "files": {}}', "cannot be understood"),
-        ('{"iteration": 5, "optimizer": "whole", "layout": {}, "versions": {}, "files": {"a": 1}}', "cannot be"),
+        ("", "cannot be parsed"),
+        ("{}", "cannot be parsed"),
+        ("[1]", "cannot be parsed"),
+        ('{"iteration": 5, "optimizer": "distributed", "layout": {}, "versions": {}, "files": {}}', "cannot be parsed"),
+        ('{"iteration": 5, "optimizer": "distributed", "layout": {}, "versions": {}, "files": {"a": 1}}', "cannot be"),
         (None, "No such file"),
     ],
 )
@@ -90,7 +90,7 @@ def test_bad_facts_are_refused_by_name(tmp_path: Path, text: str | None, said: s
 
 def test_a_folder_under_another_ones_name_is_broken(tmp_path: Path) -> None:
     make(tmp_path, 5).rename(tmp_path / "iter_0000006")
-    with pytest.raises(BrokenCheckpointError, match="is of iteration 5"):
+    with pytest.raises(BrokenCheckpointError, match="names iteration 5"):
         read_facts(tmp_path / "iter_0000006")
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
+from launch.train import train as run_train
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import Requeue, UserError
 from megatron_ssd.training.checkpoint_folder import list_checkpoints, read_facts
-from megatron_ssd.training.stage import run_train
-from megatron_ssd.training.stop import StopRequest
+from megatron_ssd.training.shutdown import GracefulShutdown
 from tests.helpers.training_run import metrics, training_config, write_dataset
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
@@ -30,7 +30,7 @@ def stop_at(config: RunConfig, iteration: int, patch: pytest.MonkeyPatch, wish: 
     """Run until a signal is told after ``iteration``."""
     asked = iter([None] * (iteration - 1) + [wish])
     with patch.context() as inner:
-        inner.setattr(StopRequest, "agreed", lambda self: next(asked))
+        inner.setattr(GracefulShutdown, "requested", lambda self: next(asked))
         with pytest.raises(wish):
             run_train(config)
     gc.collect()  # the stopped run's frames hold the stage's lock, as a process that ended would not
@@ -111,7 +111,7 @@ def without_common(path: Path) -> str:
 
 def bad_facts(path: Path) -> str:
     (path / "checkpoint.json").write_text('{"iteration": 5')
-    return "checkpoint.json cannot be understood"
+    return "checkpoint.json cannot be parsed"
 
 
 @pytest.mark.parametrize("damage", [truncated, flipped, missing, emptied, without_common, bad_facts])
@@ -136,8 +136,8 @@ def test_the_one_before_is_used_when_asked_and_gives_the_same_losses(
     flipped(run_dir / "checkpoints.partial" / "iter_0000005")
     with caplog.at_level(logging.INFO):
         run_train(config_of(run_dir, on_broken="previous"))
-    assert "iter_0000005.broken-1, going on from the one before" in caplog.text
-    assert "going on from iteration 4" in caplog.text
+    assert "iter_0000005.broken-1, resuming from the one before" in caplog.text
+    assert "resuming from iteration 4" in caplog.text
     assert names(run_dir / "checkpoints") == [
         "iter_0000002", "iter_0000004", "iter_0000005.broken-1", "iter_0000006",
     ]  # fmt: skip
@@ -201,6 +201,6 @@ def test_a_writer_that_fails_beside_training_stops_the_run(tmp_path: Path, monke
 def test_a_stop_at_the_last_iteration_is_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dataset(tmp_path)
     asked = iter([None, None, KeyboardInterrupt])
-    monkeypatch.setattr(StopRequest, "agreed", lambda self: next(asked))
+    monkeypatch.setattr(GracefulShutdown, "requested", lambda self: next(asked))
     run_train(training_config(tmp_path, training={"train_iters": 3}))
     assert names(tmp_path / "checkpoints") == ["iter_0000003"]

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from launch.train import train as run_train
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.precision import Fp8Config, PrecisionConfig
 from megatron_ssd.dataset.indexed import IndexedWriter
 from megatron_ssd.errors import UserError
 from megatron_ssd.training.self_test import tolerance
-from megatron_ssd.training.stage import run_train
 from tests.distributed.packing_worker import one_segment
 from tests.helpers.training_run import metrics, training_config, write_dataset
 
@@ -25,7 +25,7 @@ def test_a_leak_stops_a_launch_before_the_first_iteration(tmp_path: Path) -> Non
     write_dataset(tmp_path)
     config = training_config(tmp_path, training={"train_iters": 3, "packing": "best_fit"})
     with one_segment():
-        with pytest.raises(UserError, match=r"sample \d+ has loss [\d.]+ in a packed row and [\d.]+ alone"):
+        with pytest.raises(UserError, match=r"sample \d+ has loss [\d.]+ in a packed sequence and [\d.]+ alone"):
             run_train(config)
         assert not (tmp_path / "checkpoints.partial" / "metrics.jsonl").exists()
         unpacked = training_config(tmp_path, training={"train_iters": 3, "packing": "none"}, replace=True)

@@ -17,8 +17,8 @@ from megatron_ssd.dataset.indexed import IndexedWriter
 from megatron_ssd.dataset.training import TrainingDataset
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
-from megatron_ssd.training.loss import weighted_sum
-from megatron_ssd.training.stage import prepare_trainer
+from megatron_ssd.training.step import weighted_sum
+from megatron_ssd.training.trainer import build_trainer
 from tests.helpers.tiny_hf import write_hf_folder
 from tests.helpers.training_run import CPU, DENSE, EXACT, VOCAB_SIZE, training_config
 
@@ -91,9 +91,9 @@ def first_step(run_dir: Path, **training: Any) -> tuple[float, float, dict[str, 
     )
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, clip_grad=1e9))
     with process_groups(ParallelConfig(), device=prepare_device(CPU, EXACT)):
-        trainer, _ = prepare_trainer(config, run_dir / "none", "cpu")
+        trainer = build_trainer(config, run_dir / "none", "cpu")
         metrics = trainer.step()
-        gradients = {name: p.main_grad.clone() for name, p in trainer.chunks[0].named_parameters()}
+        gradients = {name: p.main_grad.clone() for name, p in trainer.state.chunks[0].named_parameters()}
     return metrics.loss, metrics.grad_norm, gradients
 
 

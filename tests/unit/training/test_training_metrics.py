@@ -1,8 +1,7 @@
 import json
 from pathlib import Path
 
-from megatron_ssd.training.boards import TensorBoard
-from megatron_ssd.training.metrics import FILE_NAME, IterationMetrics, MetricsWriter
+from megatron_ssd.training.metrics import METRICS_FILE, IterationMetrics, JsonlLogger, MetricsLogger, TensorBoardLogger
 
 
 def measured(iteration: int, loss: float = 1.0) -> IterationMetrics:
@@ -13,26 +12,29 @@ def measured(iteration: int, loss: float = 1.0) -> IterationMetrics:
 
 
 def write(folder: Path, iterations: range, *, done: int, loss: float = 1.0, tensorboard: bool = False) -> None:
-    boards = [TensorBoard(folder / "tensorboard", done=done)] if tensorboard else []
-    with MetricsWriter(folder, done=done, boards=boards, log_interval=1) as writer:
+    loggers: list[MetricsLogger] = [JsonlLogger(folder, done=done)]
+    if tensorboard:
+        loggers.append(TensorBoardLogger(folder / "tensorboard", done=done, interval=2))
+    for logger in loggers:
         for iteration in iterations:
-            writer.write(measured(iteration, loss))
+            logger.log(measured(iteration, loss))
+        logger.close()
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / FILE_NAME).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
 
 
-def test_a_resume_cuts_back_to_the_checkpoint_and_each_iteration_stands_once(tmp_path: Path) -> None:
+def test_a_resume_cuts_back_to_the_checkpoint_and_each_iteration_is_there_once(tmp_path: Path) -> None:
     write(tmp_path, range(1, 8), done=0)
     write(tmp_path, range(5, 11), done=4, loss=2.0)
     assert [row["iteration"] for row in rows(tmp_path)] == list(range(1, 11))
     assert [row["loss"] for row in rows(tmp_path)] == [1.0] * 4 + [2.0] * 6
 
 
-def test_a_torn_last_line_goes(tmp_path: Path) -> None:
+def test_a_partial_last_line_is_removed(tmp_path: Path) -> None:
     write(tmp_path, range(1, 4), done=0)
-    with (tmp_path / FILE_NAME).open("a") as file:
+    with (tmp_path / METRICS_FILE).open("a") as file:
         file.write('{"iteration": 4, "lo')
     write(tmp_path, range(4, 5), done=3)
     assert [row["iteration"] for row in rows(tmp_path)] == [1, 2, 3, 4]
@@ -44,13 +46,13 @@ def test_starting_again_from_nothing_empties_the_file(tmp_path: Path) -> None:
     assert [row["iteration"] for row in rows(tmp_path)] == [1]
 
 
-def test_tensorboard_gets_every_measure(tmp_path: Path) -> None:
+def test_tensorboard_gets_every_number_at_its_interval(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    write(tmp_path, range(1, 4), done=0, tensorboard=True)
+    write(tmp_path, range(1, 5), done=0, tensorboard=True)
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert {"train/loss", "train/grad_norm", "train/learning_rate", "train/tokens_per_second"} <= set(
         board.Tags()["scalars"]
     )
-    assert [event.step for event in board.Scalars("train/loss")] == [1, 2, 3]
+    assert [event.step for event in board.Scalars("train/loss")] == [2, 4]

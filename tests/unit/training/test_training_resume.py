@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from launch.train import train as run_train
 from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.training.checkpoint_folder import read_facts
-from megatron_ssd.training.stage import run_train
-from megatron_ssd.training.stop import StopRequest
+from megatron_ssd.training.shutdown import GracefulShutdown
 from tests.helpers.training_run import MOE, metrics, training_config, write_dataset
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
@@ -36,7 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def stop_after(iterations: int, patch: pytest.MonkeyPatch) -> None:
     asked = iter([None] * (iterations - 1) + [KeyboardInterrupt])
-    patch.setattr(StopRequest, "agreed", lambda self: next(asked))
+    patch.setattr(GracefulShutdown, "requested", lambda self: next(asked))
 
 
 @pytest.mark.parametrize("kind", KINDS)

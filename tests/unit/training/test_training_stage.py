@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 import torch
 
+from launch.train import train as run_train
 from megatron_ssd.artifacts.hashing import hash_folder
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.dataset.indexed import open_indexed
 from megatron_ssd.errors import UserError
-from megatron_ssd.training.stage import run_train, training_stage
-from megatron_ssd.training.stop import StopRequest
+from megatron_ssd.training.shutdown import GracefulShutdown
+from megatron_ssd.training.stage import training_stage
 from tests.helpers.tiny_hf import write_hf_folder
 from tests.helpers.training_run import DENSE, MOE, metrics, training_config, write_dataset
 
@@ -58,8 +59,8 @@ def test_every_column_is_written_and_the_start_is_said(run_dir: Path, caplog: py
     said = caplog.text
     assert "fp32, recompute none; 1 processes: tensor 1, pipeline 1, context 1, expert 1, data 1" in said
     assert "packing greedy: 200 samples in" in said
-    assert "3 iterations of 8 rows" in said
-    assert "from the first iteration" in said
+    assert "3 iterations of 8 sequences" in said
+    assert "starting from random weights of seed 0 (model.path = null)" in said
     for row in metrics(run_dir):
         assert row["tokens"] == 8 * 64
         assert row["tflops_per_second_per_gpu"] > 0
@@ -124,16 +125,16 @@ def test_no_part_of_training_draws_random_numbers(run_dir: Path) -> None:
     """Resuming under another layout seeds anew: nothing may depend on it."""
     from megatron_ssd.runtime.device import prepare_device
     from megatron_ssd.runtime.process_groups import process_groups
-    from megatron_ssd.training.random_state import random_state
-    from megatron_ssd.training.stage import prepare_trainer
+    from megatron_ssd.training.checkpoint import rng_state
+    from megatron_ssd.training.trainer import build_trainer
 
     config = training_config(run_dir, model=MOE)
     with process_groups(ParallelConfig(), device=prepare_device(config.cluster, config.precision)):
-        trainer, _ = prepare_trainer(config, run_dir / "none", "cpu")
-        before = random_state()
+        trainer = build_trainer(config, run_dir / "none", "cpu")
+        before = rng_state()
         for _ in range(2):
             trainer.step()
-        assert random_state() == before
+        assert rng_state() == before
 
 
 def test_learning_rate_warms_up_and_ends_at_its_minimum(run_dir: Path) -> None:
@@ -218,7 +219,7 @@ def test_pretraining_goes_on_from_a_model_that_is_named(tmp_path: Path, caplog: 
     config = training_config(tmp_path, model=model, training={"packing": "none"})
     with caplog.at_level(logging.INFO):
         run_train(config)
-    assert f"from the first iteration, from the weights of model.path = {tmp_path / 'base'}" in caplog.text
+    assert f"starting from the weights of model.path = {tmp_path / 'base'}" in caplog.text
     assert read_manifest(tmp_path / "checkpoints").inputs["model"] == hash_folder(tmp_path / "base")
     documents = open_indexed(tmp_path / "dataset" / "samples")
     total, count = 0.0, 0
@@ -282,7 +283,7 @@ def test_weights_and_biases_has_to_be_installed(run_dir: Path) -> None:
 def test_the_other_kind_of_optimizer_cannot_go_on(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = training_config(run_dir, training={"train_iters": 4}, checkpoint={"save_interval": 2})
     with monkeypatch.context() as patch:
-        patch.setattr(StopRequest, "agreed", lambda self: KeyboardInterrupt)
+        patch.setattr(GracefulShutdown, "requested", lambda self: KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
             run_train(config)
     gc.collect()  # the interrupted run's frames hold the stage's lock, as a process that ended would not

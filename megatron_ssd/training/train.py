@@ -1,0 +1,193 @@
+"""Runs the training stage: run_dir/dataset and a base model in, run_dir/checkpoints out.
+
+Rank 0 owns the stage's folder and manifest; the other ranks are told where to work. Running the same command again
+resumes from the newest complete checkpoint, under the layout that the command asks for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megatron_ssd.artifacts.jsonl import read_jsonl
+from megatron_ssd.artifacts.manifest import megatron_facts
+from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.dataset.training import TrainingDataset
+from megatron_ssd.errors import Requeue
+from megatron_ssd.runtime.device import Device
+from megatron_ssd.runtime.process_groups import on_rank_zero, process_groups
+from megatron_ssd.training.checkpoint_folder import list_checkpoints, read_facts, remove_leftovers
+from megatron_ssd.training.metrics import (
+    METRICS_FILE,
+    JsonlLogger,
+    MetricsLogger,
+    ProgressLogger,
+    TensorBoardLogger,
+    WandbLogger,
+    check_wandb,
+)
+from megatron_ssd.training.optimizer import check_optimizer
+from megatron_ssd.training.self_test import check_packing
+from megatron_ssd.training.shutdown import GracefulShutdown
+from megatron_ssd.training.stage import training_stage
+from megatron_ssd.training.trainer import Trainer, build_trainer
+
+log = logging.getLogger(__name__)
+
+
+def run_train(config: RunConfig, device: Device) -> None:
+    """Train ``config.model`` on ``run_dir/dataset``. Every process that torchrun starts calls this.
+
+    Args:
+        device: as returned by ``prepare_device``.
+
+    Raises:
+        UserError: the number of processes, the data set or the base model is not what it must be.
+        KeyboardInterrupt: stopped by a signal after a checkpoint; the same command resumes from it.
+    """
+    check_wandb(config.training.wandb_project)
+    check_optimizer(config.optimizer, config.parallel, device=device)
+    with process_groups(config.parallel, device=device):
+        work, stage = _begin(config)
+        if work is None:
+            return
+        trainer = build_trainer(config, work, device)
+        if config.training.self_test and config.training.packing != "none":
+            check_packing(trainer.state, trainer.source, config.precision)
+        _train(config, stage, trainer)
+
+
+def _begin(config: RunConfig) -> tuple[Path | None, Stage | None]:
+    """(work folder without leftovers of a killed run, the opened stage); (None, None) if the stage is up to date.
+
+    Only rank 0 opens the stage, and only it gets the stage back: the base model, which may be large, is hashed once,
+    and one process holds the folder's lock.
+    """
+    opened: list[Stage] = []
+
+    def begin() -> Path | None:
+        stage = training_stage(config)
+        if stage.is_current():
+            return None
+        opened.append(stage)
+        work = stage.begin()
+        remove_leftovers(work)
+        return work
+
+    work = on_rank_zero(begin)
+    return work, opened[0] if opened else None
+
+
+def _train(config: RunConfig, stage: Stage | None, trainer: Trainer) -> None:
+    with GracefulShutdown(trainer.source.device) as shutdown:
+        try:
+            with ExitStack() as stack:
+                loggers: list[MetricsLogger] = []
+                if stage is not None:
+                    _announce(config, trainer)
+                    loggers = _loggers(config, stage, done=trainer.state.iteration)
+                for logger in loggers:
+                    stack.callback(logger.close)
+                trainer.train(loggers, shutdown)
+        except Requeue:
+            # The launcher ends the other processes when the first one exits, so all of them must be finished by then.
+            dist.barrier()
+            raise
+    if stage is not None:
+        _publish(config, stage, trainer.source.dataset)
+
+
+def _announce(config: RunConfig, trainer: Trainer) -> None:
+    """Log what will run. Which layers are used was logged when they were built."""
+    precision, parallel, training = config.precision, config.parallel, config.training
+    log.info(
+        "training: %s%s, recompute %s; %d processes: tensor %d%s, pipeline %d%s, context %d, expert %d, data %d, "
+        "%s optimizer",
+        precision.params_dtype,
+        f" with FP8 ({precision.fp8.recipe})" if precision.fp8 else "",
+        precision.recompute,
+        parallel.world_size,
+        parallel.tensor_model_parallel_size,
+        " with sequence" if parallel.sequence_parallel else "",
+        parallel.pipeline_model_parallel_size,
+        f" x {virtual} virtual" if (virtual := parallel.virtual_pipeline_model_parallel_size) else "",
+        parallel.context_parallel_size,
+        parallel.expert_model_parallel_size,
+        parallel.data_parallel_size,
+        "distributed" if parallel.use_distributed_optimizer else "non-distributed",
+    )
+    dataset, done = trainer.source.dataset, trainer.state.iteration
+    log.info("training: %s", dataset.packing_report())
+    if done:
+        start = f"resuming from iteration {done}"
+    elif config.trains_from_base:
+        start = f"starting from the weights of model.path = {trainer.model.path}"
+    else:
+        start = f"starting from random weights of seed {config.seed} (model.path = null)"
+    log.info(
+        "training: %d iterations of %d sequences, %.2f epochs; %s",
+        training.train_iters,
+        training.global_batch_size,
+        training.train_iters * training.global_batch_size / dataset.num_rows(0),
+        start,
+    )
+
+
+def _loggers(config: RunConfig, stage: Stage, *, done: int) -> list[MetricsLogger]:
+    """The metrics loggers of rank 0."""
+    training = config.training
+    loggers: list[MetricsLogger] = [JsonlLogger(stage.work, done=done)]
+    if training.tensorboard:
+        loggers.append(TensorBoardLogger(stage.work / "tensorboard", done=done, interval=training.log_interval))
+    if training.wandb_project is not None:
+        loggers.append(
+            WandbLogger(
+                training.wandb_project,
+                run_id=stage.identity[:16],
+                folder=Path(config.run_dir),
+                settings=dataclasses.asdict(config),
+                interval=training.log_interval,
+            )
+        )
+    loggers.append(ProgressLogger(stage, done=done, train_iters=training.train_iters))
+    return loggers
+
+
+def _publish(config: RunConfig, stage: Stage, dataset: TrainingDataset) -> None:
+    rows = read_jsonl(stage.work / METRICS_FILE)
+    losses = [row["loss"] for row in rows if row["loss"] is not None]
+    validation = [row["validation_loss"] for row in rows if row["validation_loss"] is not None]
+    epochs, consumed = dataset.locate(config.training.train_iters * config.training.global_batch_size)
+    stage.publish(
+        known_hashes=_checkpoint_hashes(stage.work),
+        engine=megatron_facts(),
+        counts={
+            "iterations": len(rows),
+            "samples": dataset.counts["samples"],
+            "valid_tokens": sum(row["valid_tokens"] for row in rows),
+        },
+        dropped={key: dataset.counts[key] for key in ("over_long", "no_target")},
+        facts={
+            "final_loss": losses[-1] if losses else None,
+            "final_validation_loss": validation[-1] if validation else None,
+            "packing_efficiency": round(dataset.packing_report().efficiency, 4),
+            "skipped_iterations": sum(row["skipped"] for row in rows),
+            "epochs": round(epochs + consumed / dataset.num_rows(epochs), 3),
+            "tokens_per_second": round(sum(r["tokens"] for r in rows) / sum(r["seconds"] for r in rows), 1),
+            "parallel": dataclasses.asdict(config.parallel),
+        },
+    )
+
+
+def _checkpoint_hashes(work: Path) -> dict[str, str]:
+    """Path below ``work`` -> SHA-256 of the checkpoints' files, which were hashed when they were written."""
+    return {
+        f"{path.name}/{name}": file.sha256
+        for _, path in list_checkpoints(work)
+        for name, file in read_facts(path).files.items()
+    }

@@ -1,0 +1,161 @@
+"""The trainer: the model, optimizer and data of this rank, and the loop over iterations.
+
+    for each iteration:
+        run the micro batches forward and backward, divide by the weight of the global batch
+        clip and update, unless a number is not finite
+        measure, validate and save when due
+
+All ranks run the loop in lockstep. They agree on a request to stop (Ctrl-C, SIGTERM, SIGUSR1), so that all of them end
+at the same iteration, after a checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megatron_ssd.config.model import ModelConfig, MoeConfig
+from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.config.run import RunConfig, needed
+from megatron_ssd.config.training import TrainingConfig
+from megatron_ssd.models.build import build_model
+from megatron_ssd.models.hf_checkpoint import load_hf_weights
+from megatron_ssd.models.hf_folder import resolve_model_folder
+from megatron_ssd.runtime.device import Device
+from megatron_ssd.training.checkpoint import choose_checkpoint, load_checkpoint, save_checkpoint
+from megatron_ssd.training.checkpoint_writer import CheckpointWriter
+from megatron_ssd.training.data import BatchSource, batch_source, open_dataset
+from megatron_ssd.training.ema import EmaWeights
+from megatron_ssd.training.meter import ThroughputMeter
+from megatron_ssd.training.metrics import IterationMetrics, MetricsLogger
+from megatron_ssd.training.optimizer import build_optimizer, build_schedule, wrap_chunks
+from megatron_ssd.training.shutdown import GracefulShutdown
+from megatron_ssd.training.step import LossSpikeDetector, TrainingState, run_step, validation_loss
+
+_RECENT = 50  # iterations whose pace gives the time left
+
+
+@dataclass
+class Trainer:
+    """Trains a model on this rank."""
+
+    model: ModelConfig
+    state: TrainingState
+    schedule: OptimizerParamScheduler
+    source: BatchSource
+    validation_source: BatchSource | None  # a single pass over the held-out samples
+    writer: CheckpointWriter
+    meter: ThroughputMeter
+    training: TrainingConfig
+    moe: MoeConfig
+    parallel: ParallelConfig
+    save_interval: int
+    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+
+    def train(self, loggers: Sequence[MetricsLogger], shutdown: GracefulShutdown) -> None:
+        """Run to ``train_iters``; the last iteration is always saved.
+
+        Args:
+            loggers: those of rank 0; the other ranks have none.
+
+        Raises:
+            KeyboardInterrupt: a stop was requested before the last iteration; the state is saved.
+            UserError: too many consecutive iterations without a finite loss and gradient.
+        """
+        started = time.perf_counter()
+        while self.state.iteration < self.training.train_iters:
+            metrics = self._validated(self.step())
+            now = time.perf_counter()
+            self._recent.append(now - started)
+            started = now
+            metrics = dataclasses.replace(metrics, seconds_left=self._seconds_left())
+            for logger in loggers:
+                logger.log(metrics)
+            self.writer.poll()
+            self._check_spikes()
+            stopping = shutdown.requested()
+            if stopping or self._is_due(self.save_interval):
+                for logger in loggers:
+                    logger.flush()
+                save_checkpoint(self.writer, self.state)
+            if stopping and self.state.iteration < self.training.train_iters:
+                self.writer.finish()
+                raise stopping
+        self.writer.finish()
+
+    def step(self) -> IterationMetrics:
+        """One iteration: forward, backward, update, measurements."""
+        self.meter.start()
+        result = run_step(self.state, self.schedule, self.source, moe=self.moe, parallel=self.parallel)
+        return self.meter.stop(self.state.iteration, result)
+
+    def _is_due(self, interval: int) -> bool:
+        """Whether this iteration ends an interval, or the run."""
+        return self.state.iteration % interval == 0 or self.state.iteration == self.training.train_iters
+
+    def _validated(self, metrics: IterationMetrics) -> IterationMetrics:
+        if self.validation_source is None or not self._is_due(self.training.validation_interval):
+            return metrics
+        return dataclasses.replace(metrics, validation_loss=validation_loss(self.state, self.validation_source))
+
+    def _check_spikes(self) -> None:
+        if self.state.spikes.is_stuck:
+            self.writer.finish()  # a save in progress is from before the trouble: the user will go back to it
+        self.state.spikes.check(self.state.iteration)
+
+    def _seconds_left(self) -> float:
+        left = self.training.train_iters - self.state.iteration
+        return round(left * sum(self._recent) / len(self._recent), 1)
+
+
+def build_trainer(config: RunConfig, work: Path, device: Device) -> Trainer:
+    """A trainer that starts from the newest checkpoint in ``work``, else from the base model, else from the seed.
+
+    Raises:
+        UserError: the data set does not fit the model, or the checkpoint or base model cannot be loaded.
+    """
+    model = needed(config.model, "model", fix="choose one with model=NAME")
+    training, parallel = config.training, config.parallel
+    dataset = open_dataset(config, model)
+    checkpoint = choose_checkpoint(work, config.checkpoint.on_broken)
+    is_random = checkpoint is None and not config.trains_from_base
+    chunks = build_model(
+        model, parallel, config.precision, moe=config.moe, device=device, seed=config.seed if is_random else None
+    )
+    if checkpoint is None and config.trains_from_base:
+        load_hf_weights(chunks, model, parallel, resolve_model_folder(model.path, model.revision))
+    wrapped = wrap_chunks(chunks, config.optimizer, parallel, device=device)
+    state = TrainingState(
+        chunks=wrapped,
+        optimizer=build_optimizer(wrapped, config.optimizer, parallel),
+        spikes=LossSpikeDetector(spike_factor=training.spike_factor, max_skipped=training.max_skipped),
+        ema=None if training.ema_decay is None else EmaWeights(chunks, training.ema_decay),
+    )
+    if checkpoint is not None:
+        load_checkpoint(*checkpoint, state)
+    source = batch_source(dataset, training, parallel, device=device)
+    held_out = None
+    if training.validation_fraction > 0:
+        validation = open_dataset(config, model, split="validation")
+        held_out = batch_source(validation, training, parallel, device=device, single_pass=True)
+    return Trainer(
+        model=model,
+        state=state,
+        schedule=build_schedule(
+            state.optimizer, config.optimizer, train_iters=training.train_iters, done=state.iteration
+        ),
+        source=source,
+        validation_source=held_out,
+        writer=CheckpointWriter(work, config.checkpoint),
+        meter=ThroughputMeter(model, config.precision, state.chunks, source),
+        training=training,
+        moe=config.moe,
+        parallel=parallel,
+        save_interval=config.checkpoint.save_interval,
+    )
