@@ -28,7 +28,7 @@ Range = tuple[float, float]
 
 _ROW = 37  # pixels
 _MAX_CURVES = 3  # of one model in a panel; with more, points and their mean are easier to read
-_DASHES = ([1.5, 3.5], [7, 4], [1, 0])
+_DASHES = [[1.5, 3.5], [7, 4], [1, 0]]
 _GAPS = {"x": 0.06, "y": 0.13}  # between cells, as shares of their width and height
 _CORNER = "M-1,-1L1,-1L-1,1Z"  # marks the training decode in the corner of its cell
 
@@ -208,7 +208,13 @@ def _effective_plot(
         line |= {"x": {**across, "field": "T_eff"}, "y": {**y, "aggregate": "mean"}}
     else:
         scale = {"domain": [f"{p:g}" for p in top_ps], "range": _DASHES[len(_DASHES) - len(top_ps) :]}
-        legend = {"title": "top-p", "symbolType": "stroke", "symbolSize": 300, "symbolStrokeColor": "var(--ink)"}
+        legend = {
+            "title": "top-p",
+            "orient": "bottom",
+            "symbolType": "stroke",
+            "symbolSize": 300,
+            "symbolStrokeColor": "var(--ink)",
+        }
         line |= {"x": x, "y": y, "strokeDash": {"field": "top_p", "type": "nominal", "scale": scale, "legend": legend}}
     name = _top_k_text(top_k)
     said = "; ".join(f"{row['model']}, {row['decode']}, T_eff {row['T_eff']:.3g}: {row['score']}" for row in rows)
@@ -220,11 +226,10 @@ def _effective_plot(
         data={"values": rows},
         layer=[
             {
-                "params": params,
                 "mark": {"type": "rule", "strokeWidth": 1.25, "strokeOpacity": 0.6},
                 "encoding": {**shared, "x": x, "y": {**up, "field": "low"}, "y2": {"field": "high"}},
             },
-            {"mark": {"type": "line", "strokeWidth": 1.5}, "encoding": line},
+            {"params": params, "mark": {"type": "line", "strokeWidth": 1.5}, "encoding": line},
             {
                 "mark": {"type": "point", "filled": True},
                 "encoding": {

@@ -127,7 +127,7 @@ def chart_script() -> str:
     """Vega, Vega-Lite, Vega-Embed and ``charts.js`` as one script. Needs no network; takes seconds."""
     import vl_convert  # 84 MB, and only the report needs it: other commands import this module for the stage's name
 
-    return vl_convert.javascript_bundle(source(templates(), "charts.js"))
+    return str(vl_convert.javascript_bundle(source(templates(), "charts.js")))
 
 
 def _hash_source(text: str) -> str:

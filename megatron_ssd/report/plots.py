@@ -173,7 +173,8 @@ def model_size(base: int) -> dict[str, Any]:
 def legend_choice(*fields: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Parameters that a click on a legend sets, one for each field, and the opacity that dims what is not chosen."""
     params = [
-        {"name": f"only_{field}", "select": {"type": "point", "fields": [field]}, "bind": "legend"} for field in fields
+        {"name": f"only_{field}", "select": {"type": "point", "fields": [field], "toggle": "true"}, "bind": "legend"}
+        for field in fields
     ]
     chosen = {"and": [{"param": param["name"]} for param in params]}
     return params, {"condition": {"test": chosen, "value": 1}, "value": 0.12}

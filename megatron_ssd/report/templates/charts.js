@@ -13,7 +13,7 @@ const config = {
   },
   legend: {
     orient: "top", titleColor: "var(--muted)", titleFontSize: 13, titleFontWeight: "normal", titleOrient: "left",
-    labelColor: "var(--ink)", labelFontSize: 13, symbolSize: 90, symbolStrokeWidth: 1.6, offset: 8, columnPadding: 18, layout: { margin: 24 },
+    labelColor: "var(--ink)", labelFontSize: 13, symbolSize: 90, symbolStrokeWidth: 1.6, offset: 8, columnPadding: 18,
   },
   text: { color: "var(--ink)", fontSize: 12.5 },
   line: { strokeWidth: 1.6, strokeJoin: "round", strokeCap: "round" },

