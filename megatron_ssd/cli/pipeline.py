@@ -31,8 +31,7 @@ from megatron_ssd.generation.scoring import scores_stage
 from megatron_ssd.generation.stage import samples_stage
 from megatron_ssd.problems.stage import problems_stage
 from megatron_ssd.process import run_child
-from megatron_ssd.report.stage import report_stage
-from megatron_ssd.report.terminal import print_report
+from megatron_ssd.report.stage import print_report, report_stage
 from megatron_ssd.sandbox.sandbox import Sandbox
 from megatron_ssd.training.stage import training_stage
 

@@ -1,54 +1,42 @@
-"""What the paper claims, and whether this run shows it.
+"""Tests the claims of the paper on the scores of this run.
 
-Each claim is turned into differences that are above zero where it holds, measured on the reporting half. The rule:
-``shown`` where the interval of each difference lies above zero, ``not shown`` where one lies below, otherwise
-``unclear``. A claim that this run cannot test is not listed. Evidence is words and numbers, never a NaN: what the judge
-left without a score is called not measured.
+Each claim becomes differences that are above zero if it holds, measured on the reporting half. A claim is ``shown`` if
+the interval of each difference is above zero, ``not shown`` if one is below, and otherwise ``unclear``. A claim that
+this run cannot test is not listed. Evidence is words and numbers, never a NaN: a score that is missing because the
+checker failed is called not measured.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
 
 import numpy as np
 
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
-from megatron_ssd.evaluation.grid import ModelName, hottest
-from megatron_ssd.evaluation.measurements import Measurements
+from megatron_ssd.evaluation.grid import Measurements, hottest
+from megatron_ssd.evaluation.results import Claim, ClaimStatus, ModelName
 from megatron_ssd.grading.metrics import Estimate, Scores
 from megatron_ssd.text_table import NOT_MEASURED, counted, signed
 
-ClaimStatus = Literal["shown", "not shown", "unclear"]
 _PAPERS_K = 5  # the larger k of the paper's tables
-_FEWEST = 2  # problems that an interval over problems takes: that of one has no width, whatever it measured
+_FEWEST = 2  # problems that an interval over problems needs: the interval of one problem always has no width
 _NONE: Scores = np.empty(0)
 RULE = (
-    "shown: the interval of the difference lies above zero; not shown: below zero; unclear: it holds zero, or fewer "
-    "than two problems were measured. A claim of a larger gain needs the gain itself above zero too. Differences are "
-    "paired by problem and measured on the half of the problems on which no setting was chosen."
+    "shown: the interval of the difference is above zero; not shown: it is below zero; unclear: it contains zero, or "
+    "fewer than two problems were measured. A claim of a larger gain also needs the gain itself to be above zero. "
+    "Differences are paired by problem and measured on the half of the problems on which no setting was chosen."
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """A claim, whether this run shows it, and the numbers."""
-
-    text: str
-    status: ClaimStatus
-    evidence: str
-
-
-def judge_claims(found: Measurements, sampling: SamplingConfig) -> list[Claim]:
-    """A line for each claim that base and tuned model together can test."""
+def check_claims(found: Measurements, sampling: SamplingConfig) -> list[Claim]:
+    """Each claim that the scores of base and tuned model can test."""
     return _Claims(found, sampling).all()
 
 
 def status_of(*differences: Estimate) -> ClaimStatus:
-    """The rule. Unclear are NaN bounds, from a judge that failed everywhere, and the bounds of too few problems."""
+    """The status of a claim. NaN bounds (the checker failed everywhere) and too few problems are unclear."""
     if any(difference.num_problems < _FEWEST for difference in differences):
         return "unclear"
     if all(difference.low > 0 for difference in differences):
@@ -65,20 +53,24 @@ class _Claims:
     def all(self) -> list[Claim]:
         default, train, best = self._sampling.default, self._sampling.train, self._found.best("base")
         claims = [
-            self._ahead_of(default, "SSD solves more than its base at the base's default decode."),
-            self._ahead_of(best, "SSD solves more than the base at the best decode setting the base has."),
+            self._ahead_of(default, "SSD solves more than its base at the default decode of the base."),
+            self._ahead_of(best, "SSD solves more than the base at the best decode setting of the base."),
             self._ahead_of(
                 train,
                 "SSD solves more than the base decoded exactly as the training data were sampled (a baseline that the "
-                "paper lacks).",
+                "paper does not have).",
             ),
             self._matched(),
             *([self._more_at_large_k()] if self._last > self._first else []),
             *self._more_on_hard(),
-            *([self._bears_heat()] if len(self._found.cells) > 1 else []),
+            *([self._degrades_less()] if len(self._found.cells) > 1 else []),
         ]
         if train.temperature >= 2 and train.top_k == -1 and train.top_p == 1:
-            claims.append(self._ahead_of(default, "Even samples drawn hot and without truncation teach the model."))
+            claims.append(
+                self._ahead_of(
+                    default, "Even training data sampled at high temperature without truncation improves the model."
+                )
+            )
         return claims
 
     def _scores(self, model: ModelName, decoding: SamplingParams, k: int) -> Scores:
@@ -95,7 +87,7 @@ class _Claims:
         return Claim(text=text, status=status_of(difference), evidence=evidence)
 
     def _matched(self) -> Claim:
-        """The mean over the grid hides where a gain comes from, so the evidence says that too."""
+        """The mean over the grid hides where a gain comes from, so the evidence also describes the cells."""
         cells = self._found.cells
         base = [self._scores("base", cell, self._first) for cell in cells]
         gains = [self._scores("ssd", cell, self._first) - one for cell, one in zip(cells, base, strict=True)]
@@ -111,7 +103,7 @@ class _Claims:
         )
 
     def _by_cell(self, measured: Sequence[tuple[float, float]]) -> list[str]:
-        """Of the base's score and the gain in each cell: the range of the gain, and what it is where the base fails."""
+        """From (base score, gain) of each cell: the range of the gain, and its mean where the base breaks down."""
         if not measured:
             return []
         gains = [gain for _, gain in measured]
@@ -131,15 +123,15 @@ class _Claims:
         difference = self._found.bootstrap.difference(gains[self._last], gains[self._first])
         base, ssd = (self._scores(model, self._found.best(model), self._last) for model in ("base", "ssd"))
         return Claim(
-            text=f"SSD gains more in pass@{self._last} than in pass@{self._first}: diversity is kept.",
+            text=f"SSD gains more in pass@{self._last} than in pass@{self._first}: diversity is preserved.",
             status=status_of(difference, self._found.bootstrap.mean(gains[self._last])),
-            evidence=f"over the base's default decode: {_signed(gains[self._last])} against "
-            f"{_signed(gains[self._first])}; difference {_points(difference)}. Each at its best, pass@{self._last} is "
-            f"{_percent(ssd)} (SSD) against {_percent(base)} (base)",
+            evidence=f"over the default decode of the base: {_signed(gains[self._last])} against "
+            f"{_signed(gains[self._first])}; difference {_points(difference)}. With each at its best, "
+            f"pass@{self._last} is {_percent(ssd)} (SSD) against {_percent(base)} (base)",
         )
 
     def _more_on_hard(self) -> list[Claim]:
-        """Nothing where the reporting half has too few problems of either kind for an interval."""
+        """Empty if the reporting half has too few easy or hard problems for an interval."""
         gain, report = self._gain(self._first), self._found.halves.report
         by_name = {name: gain[mask[report]] for name, mask in self._found.difficulties.items()}
         if any(np.count_nonzero(~np.isnan(by_name.get(name, _NONE))) < _FEWEST for name in ("easy", "hard")):
@@ -149,12 +141,12 @@ class _Claims:
         claim = Claim(
             text="SSD gains more on hard problems than on easy ones.",
             status=status_of(difference, self._found.bootstrap.mean(by_name["hard"])),
-            evidence=f"pass@{self._first} over the base's default decode: {listed}; hard less easy "
+            evidence=f"pass@{self._first} over the default decode of the base: {listed}; hard minus easy "
             f"{_points(difference)} (unpaired)",
         )
         return [claim]
 
-    def _bears_heat(self) -> Claim:
+    def _degrades_less(self) -> Claim:
         hot = hottest(self._found.cells)
         losses = {
             model: self._scores(model, self._found.best(model), self._first) - self._scores(model, hot, self._first)
@@ -162,9 +154,9 @@ class _Claims:
         }
         difference = self._found.bootstrap.difference(losses["base"], losses["ssd"])
         return Claim(
-            text="SSD bears hot decoding better than its base.",
+            text="SSD degrades less at high temperature than its base.",
             status=status_of(difference),
-            evidence=f"pass@{self._first} lost from each one's best setting to {hot.label}: base "
+            evidence=f"pass@{self._first} lost between the best setting of each and {hot.label}: base "
             f"{_signed(-losses['base'])}, SSD {_signed(-losses['ssd'])}; difference {_points(difference)}",
         )
 
@@ -189,5 +181,5 @@ def _signed(scores: Scores) -> str:
 
 def _points(difference: Estimate) -> str:
     if math.isnan(difference.value):
-        return f"{NOT_MEASURED}, the judge failed"
+        return f"{NOT_MEASURED}, the checker failed"
     return f"{signed(difference.value)} points ({signed(difference.low)} to {signed(difference.high)})"

@@ -16,7 +16,7 @@ from megatron_ssd.artifacts.jsonl import JsonlWriter, Place, iter_whole_rows
 from megatron_ssd.artifacts.stage import Replaced, Stage
 from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.evaluation.decode import DecodeJob
-from megatron_ssd.evaluation.grid import ModelName
+from megatron_ssd.evaluation.results import ModelName
 from megatron_ssd.generation.store import Key
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ start left; the sandbox is tried before the first response is drawn.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,17 +19,18 @@ from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.artifacts.hub import ModelFolder, open_model
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.manifest import check_outputs, read_manifest
-from megatron_ssd.artifacts.stage import Stage, write_atomically
+from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.decode import DecodeJob, OpenSampler
 from megatron_ssd.evaluation.diversity import Diversity, NormalForms
 from megatron_ssd.evaluation.earlier import take_over, verdict_path
-from megatron_ssd.evaluation.grid import ModelName, grid_cells, settings_of, split_halves
-from megatron_ssd.evaluation.measurements import Measurements
+from megatron_ssd.evaluation.grid import Measurements, grid_cells, settings_of, split_halves
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, write_problems
-from megatron_ssd.evaluation.summary import claim_lines, summarise, table
+from megatron_ssd.evaluation.results import ModelName, write_json
+from megatron_ssd.evaluation.summary import summarise
+from megatron_ssd.evaluation.tables import claim_lines, score_tables
 from megatron_ssd.generation.engines import engine_facts, open_sampler
 from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES
 from megatron_ssd.grading.metrics import Bootstrap
@@ -87,14 +87,23 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
         num_samples=config.evaluation.num_samples,
         bootstrap=Bootstrap.of(config.evaluation, seed=config.seed),
     )
-    facts = {"engine": engine, "sandbox": config.evaluation.sandbox.kind, "prompt_opens_thinking": opens_thinking}
-    summary = summarise(found, sampling, finish_reasons=finish_reasons, diversity=diversity,
-                        facts={**facts, "errata": dataclasses.asdict(errata)})  # fmt: skip
-    write_atomically(work / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    results = summarise(
+        found,
+        sampling,
+        finish_reasons=finish_reasons,
+        diversity=diversity,
+        engine=engine,
+        sandbox=config.evaluation.sandbox.kind,
+        prompt_opens_thinking=opens_thinking,
+        errata=errata,
+    )
+    write_json(work / "summary.json", results)
     write_problems(work / PROBLEMS_FILE, problems, found.halves)
+    facts = {"engine": engine, "sandbox": results.sandbox, "prompt_opens_thinking": opens_thinking}
     _publish(stage, problems, verdicts, engine, {**facts, "dates": date_range(problems)})
-    # One table of the same scores is enough; the report's has no room for the claims.
-    log.info("eval:\n%s", claim_lines(summary) if report_follows() else table(summary))
+    # The report prints the same tables, without the claims.
+    tables = "" if report_follows() else score_tables(results)
+    log.info("eval:\n%s", "\n\n".join(filter(None, [tables, claim_lines(results)])))
 
 
 def evaluation_stage(config: RunConfig) -> Stage:

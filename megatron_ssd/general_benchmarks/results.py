@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from megatron_ssd.config.evaluation import RegressionConfig
-from megatron_ssd.evaluation.grid import ModelName
+from megatron_ssd.evaluation.results import ModelName
 from megatron_ssd.general_benchmarks.local_data import rows_on_hub
 from megatron_ssd.general_benchmarks.parts import NO_FILTER, ItemRow
 from megatron_ssd.grading.metrics import Bootstrap

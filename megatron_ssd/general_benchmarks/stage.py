@@ -22,7 +22,7 @@ from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.stage import Stage, write_atomically
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError
-from megatron_ssd.evaluation.grid import ModelName
+from megatron_ssd.evaluation.results import ModelName
 from megatron_ssd.evaluation.stage import evaluated_model, model_inputs
 from megatron_ssd.general_benchmarks.code_tasks import (
     CODE_TASKS,

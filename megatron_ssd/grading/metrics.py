@@ -28,14 +28,22 @@ _CHUNK = 2_000_000  # drawn indices held at a time
 _TIE = 1e-9  # pass@k of equal shares of other numbers of programs differs by rounding
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean over ``num_problems`` problems, or a difference of means, and its interval."""
+    """A mean over ``num_problems`` problems, or a difference of means, and its interval; NaN if nothing was measured.
+
+    ``num_problems`` is 0 if it was read from a file of a version that did not record it.
+    """
 
     value: float
     low: float
     high: float
-    num_problems: int
+    num_problems: int = 0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything was measured."""
+        return not math.isnan(self.value)
 
     def interval_json(self) -> dict[str, float | None]:
         """Value and interval alone; null where nothing could be measured, since NaN is no JSON."""

@@ -14,9 +14,9 @@ from typing import Literal
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, Excerpt, ShortProblem, read_problems
+from megatron_ssd.evaluation.results import EvaluationResults, ModelName, Score
 from megatron_ssd.progress import progress
 from megatron_ssd.prompts.extract import extract_code
-from megatron_ssd.report.records import ModelName, Score, Scores
 from megatron_ssd.schema import FinishReason, Sample, Verdict, VerdictStatus
 
 COLUMNS = ("base_best", "ssd_best")  # rows of the headline that stand side by side
@@ -101,7 +101,7 @@ class ProblemPages:
     has_tests: bool  # False for an evaluation that was published without eval/problems.jsonl
 
 
-def read_problem_pages(folder: Path, scores: Scores, *, prompt_opens_thinking: bool) -> ProblemPages:
+def read_problem_pages(folder: Path, scores: EvaluationResults, *, prompt_opens_thinking: bool) -> ProblemPages:
     """What there is on each problem of the published ``eval`` folder.
 
     Args:
@@ -112,7 +112,7 @@ def read_problem_pages(folder: Path, scores: Scores, *, prompt_opens_thinking: b
     Raises:
         UserError: a file is missing or broken, or generations and verdicts are not of the same samples.
     """
-    columns = tuple(scores.row(key) for key in COLUMNS)
+    columns = tuple(scores.score(key) for key in COLUMNS)
     kept = folder / PROBLEMS_FILE
     known = read_problems(kept) if kept.is_file() else {}
     attempts, prompts = [], dict[str, str]()

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ssd.errors import UserError
+from megatron_ssd.evaluation.results import from_json
+from megatron_ssd.grading.metrics import Estimate
 from megatron_ssd.report.formatting import UNKNOWN, Measured, points
-from megatron_ssd.report.records import Estimate
 
 FOLDER = "regression"
 
@@ -58,7 +59,7 @@ def _row(row: dict[str, Any]) -> BenchmarkRow:
         num_fewshot=row["num_fewshot"],
         base=_value(row.get("base")),
         ssd=_value(row.get("ssd")),
-        difference=points(Estimate.from_json(row["difference"] or dict.fromkeys(("value", "low", "high")))),
+        difference=UNKNOWN if row["difference"] is None else points(from_json(json.dumps(row["difference"]), Estimate)),
     )
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_ssd.evaluation.results import EvaluationResults, ModelName, Score
 from megatron_ssd.report import paper
+from megatron_ssd.report.data import ReportData, SamplingFacts
 from megatron_ssd.report.formatting import Measured, confidence_text, duration, percent, points
 from megatron_ssd.report.plots import thin
-from megatron_ssd.report.records import ModelName, ReportData, SamplingFacts, Score, Scores
 from megatron_ssd.text_table import DASH, counted, split_cells
 
 # Below this a model is too small to write a competitive-programming solution.
@@ -47,7 +48,7 @@ class HeadlineRow:
     split: tuple[str, str]  # of the first k: problems ahead, behind and tied, and the p value; dashes for SSD itself
 
 
-def headline_rows(scores: Scores) -> dict[str, HeadlineRow]:
+def headline_rows(scores: EvaluationResults) -> dict[str, HeadlineRow]:
     """The headline table by key, in the order in which it is shown."""
     return {
         score.key: HeadlineRow(
@@ -63,9 +64,9 @@ def headline_rows(scores: Scores) -> dict[str, HeadlineRow]:
     }
 
 
-def result_sentence(scores: Scores) -> str:
+def result_sentence(scores: EvaluationResults) -> str:
     """What the run found, in one or two sentences."""
-    base, ssd = scores.row("base_best"), scores.row("ssd_best")
+    base, ssd = scores.score("base_best"), scores.score("ssd_best")
     k = scores.ks[0]
     if not (base.overall[k].is_known and ssd.overall[k].is_known):
         failed = [row.title for row in (base, ssd) if not row.overall[k].is_known]
@@ -79,10 +80,10 @@ def result_sentence(scores: Scores) -> str:
     return f"{first} {_difference_sentence(base, scores)}"
 
 
-def measure_sentence(scores: Scores, settings: Mapping[str, Any]) -> str:
+def measure_sentence(scores: EvaluationResults, settings: Mapping[str, Any]) -> str:
     """What was measured, on which half, and how the settings were chosen."""
-    ssd = scores.row("ssd_best")
-    cells = sum(cell.model == "ssd" for cell in scores.sweep.grid)
+    ssd = scores.score("ssd_best")
+    cells = sum(cell.model == "ssd" for cell in scores.grid)
     problems, others = (counted(number, "problem") for number in (ssd.num_problems, scores.selection_problems))
     return (
         f"Measured on {problems} of {settings.get('benchmark.name')} with {ssd.num_samples} programs per problem, each "
@@ -107,17 +108,19 @@ def notice(settings: Mapping[str, Any]) -> str:
     )
 
 
-def outcomes(scores: Scores) -> list[tuple[str, dict[ModelName, tuple[int, float]]]]:
+def outcomes(scores: EvaluationResults) -> list[tuple[str, dict[ModelName, tuple[int, float]]]]:
     """(verdict, model -> (programs, share)), the most common first."""
+    best = [scores.score(key) for key in ("base_best", "ssd_best")]
+    by_model = {score.model: scores.setting(score).outcomes for score in best}
     totals: Counter[str] = Counter()
-    for counts in scores.outcomes.values():
+    for counts in by_model.values():
         totals.update(counts)
     return [
         (
             verdict.replace("_", " "),
             {
                 model: (counts.get(verdict, 0), counts.get(verdict, 0) / max(sum(counts.values()), 1))
-                for model, counts in scores.outcomes.items()
+                for model, counts in by_model.items()
             },
         )
         for verdict, _ in totals.most_common()
@@ -208,14 +211,14 @@ def run_facts(data: ReportData) -> list[tuple[str, str]]:
 
 
 def _split(score: Score) -> tuple[str, str]:
-    tests: Sequence[Any] = list((score.sign_tests or {}).values())
-    if not tests:
+    if not score.ssd_gain:
         return DASH, DASH
-    *counts, p_value = split_cells(dataclasses.asdict(tests[0]))
+    first = next(iter(score.ssd_gain.values()))
+    *counts, p_value = split_cells(dataclasses.asdict(first.sign_test))
     return (DASH if DASH in counts else ", ".join(counts)), p_value
 
 
-def _difference_sentence(base: Score, scores: Scores) -> str:
+def _difference_sentence(base: Score, scores: EvaluationResults) -> str:
     assert base.ssd_gain is not None, "base rows carry the paired difference to SSD"
     gain = base.ssd_gain[scores.ks[0]]
     if not gain.is_known:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,13 @@ from megatron_ssd.artifacts.manifest import Manifest, read_manifest
 from megatron_ssd.artifacts.samples import iter_samples, sample_shards
 from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, Excerpt, ShortProblem, read_problems
+from megatron_ssd.evaluation.results import EvaluationResults, read_results
 from megatron_ssd.progress import progress
 from megatron_ssd.report.benchmarks import FOLDER
-from megatron_ssd.report.formatting import visible
+from megatron_ssd.report.examples import Example, read_examples
 from megatron_ssd.report.lineage import STAGES
 from megatron_ssd.report.paper import COUNTED, SETTINGS, window_title
-from megatron_ssd.report.problems import read_problem_facts
-from megatron_ssd.report.records import (
-    Example,
-    FailedTest,
-    Program,
-    ReportData,
-    SamplingFacts,
-    Score,
-    Scores,
-    TrainingPoint,
-)
-from megatron_ssd.report.scores import read_scores
-from megatron_ssd.schema import Sample, Verdict
+from megatron_ssd.report.problems import ProblemFacts, read_problem_facts
 
 _FACT_KEYS = ("seed", "minicode.seed", "model.name", "cluster.device")
 _HOW_ENDS_ARE_FOUND = ("filters.loop.", "filters.mask_end_tokens")  # of loops and cut responses; they drop nothing
@@ -48,10 +37,48 @@ _RECORDED_AS = {  # stage -> (prefix in its manifest, prefix in the configuratio
         ("num_samples", "evaluation.num_samples"),
     ),
 }
-_EXAMPLES = 3
-_PROMPT_CHARACTERS = 1500  # a page is to be read; whole prompts stand in eval/generations
-_RESPONSE_CHARACTERS = 2500
-_INPUT_CHARACTERS = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPoint:
+    """One logged iteration that updated the model: its numbers are finite."""
+
+    iteration: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingFacts:
+    """The training data as sampled. ``lengths`` are tokens of each response that was run.
+
+    ``dropped`` are samples that the filters took, by reason.
+    """
+
+    num_samples: int
+    finish_reasons: dict[str, int]
+    skip_reasons: dict[str, int]
+    lengths: tuple[int, ...]
+    dropped: dict[str, int]
+    num_kept: int
+    tokens_per_second: float | None  # None where a resumed stage had nothing left to draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportData:
+    """Everything that the page and ``summary.json`` are made from."""
+
+    run_name: str
+    scores: EvaluationResults
+    problems: ProblemFacts
+    training: tuple[TrainingPoint, ...]
+    num_skipped: int  # iterations without a finite loss or gradient, which updated nothing
+    sampling: SamplingFacts
+    examples: tuple[Example, ...]
+    manifests: dict[str, Manifest]  # by stage, in the order in which they ran
+    settings: dict[str, Any] = field(default_factory=dict)  # dotted key -> value, as the stages ran with it
 
 
 def gather(config: RunConfig) -> ReportData:
@@ -62,7 +89,7 @@ def gather(config: RunConfig) -> ReportData:
     """
     run_dir = Path(config.run_dir)
     manifests = read_manifests(run_dir)
-    scores = read_scores(run_dir / "eval" / "summary.json")
+    scores = read_results(run_dir / "eval" / "summary.json")
     training, num_skipped = read_training(run_dir / "checkpoints" / "metrics.jsonl")
     return ReportData(
         run_name=run_dir.resolve().name,
@@ -166,82 +193,6 @@ def read_sampling(shards: Sequence[Path], manifests: Mapping[str, Manifest]) -> 
         num_kept=manifests["dataset"].counts["documents"],
         tokens_per_second=manifests["samples"].facts.get("tokens_per_second"),
     )
-
-
-def read_examples(folder: Path, scores: Scores) -> tuple[Example, ...]:
-    """The first problem of each difficulty by id, with the first program of either model at its best setting.
-
-    The rule looks at no outcome, so the choice favours neither model.
-    """
-    rows = (scores.row("base_best"), scores.row("ssd_best"))
-    kept = read_problems(folder / PROBLEMS_FILE) if (folder / PROBLEMS_FILE).is_file() else {}
-    samples = [_first_samples(folder / "generations" / row.model / f"{row.decoding}.jsonl") for row in rows]
-    verdicts = [_first_verdicts(folder / "verdicts" / row.model / f"{row.decoding}.jsonl") for row in rows]
-    chosen: dict[str, str] = {}
-    order = list(rows[0].by_difficulty)
-    for problem_id in sorted(set(scores.difficulties).intersection(*samples, *verdicts)):
-        chosen.setdefault(scores.difficulties[problem_id], problem_id)
-    ordered = sorted(chosen, key=lambda name: order.index(name) if name in order else len(order))
-    return tuple(
-        _example(chosen[name], name, rows, samples, verdicts, kept.get(chosen[name])) for name in ordered[:_EXAMPLES]
-    )
-
-
-def _example(
-    problem_id: str,
-    difficulty: str,
-    rows: tuple[Score, Score],
-    samples: list[dict[str, Sample]],
-    verdicts: list[dict[str, Verdict]],
-    kept: ShortProblem | None,
-) -> Example:
-    prompt = "\n\n".join(message["content"] for message in samples[0][problem_id].messages)
-    programs = [
-        Program(
-            model=row.model,
-            decoding=row.decoding,
-            response=_cut(own[problem_id].response, _RESPONSE_CHARACTERS),
-            verdict=judged[problem_id].status.replace("_", " "),
-            detail=_cut(judged[problem_id].detail, 120),
-            failed=_failed_test(judged[problem_id], kept),
-        )
-        for row, own, judged in zip(rows, samples, verdicts, strict=True)
-    ]
-    return Example(
-        problem_id=problem_id, difficulty=difficulty, prompt=_cut(prompt, _PROMPT_CHARACTERS), programs=tuple(programs)
-    )
-
-
-def _failed_test(verdict: Verdict, kept: ShortProblem | None) -> FailedTest | None:
-    index = verdict.failed_test
-    if kept is None or index is None or index >= len(kept.tests):
-        return None
-    return FailedTest(
-        number=index + 1,
-        total=verdict.tests_total,
-        input=_whole(kept.tests[index].input.shortened(_INPUT_CHARACTERS)),
-        is_check=kept.form == "checks",
-    )
-
-
-def _whole(excerpt: Excerpt) -> str:
-    """The text, with what is missing in words."""
-    gap = f"\n\u2026 {excerpt.left_out:,} characters \u2026\n" if excerpt.left_out else ""
-    return visible(f"{excerpt.head}{gap}{excerpt.tail}")
-
-
-def _first_samples(path: Path) -> dict[str, Sample]:
-    rows = (Sample.from_json(row) for row in iter_jsonl(path))
-    return {sample.problem_id: sample for sample in rows if sample.sample_index == 0}
-
-
-def _first_verdicts(path: Path) -> dict[str, Verdict]:
-    rows = (Verdict.from_json(row) for row in iter_jsonl(path))
-    return {verdict.problem_id: verdict for verdict in rows if verdict.sample_index == 0}
-
-
-def _cut(text: str, limit: int) -> str:
-    return visible(text if len(text) <= limit else text[:limit] + "\n\u2026")
 
 
 def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from megatron_ssd.evaluation.results import EffectivePoint, EvaluationResults, GridCell, ModelName
 from megatron_ssd.report.plots import (
     MODEL_TITLES,
     Plot,
@@ -20,7 +21,6 @@ from megatron_ssd.report.plots import (
     percent_domain,
     plot,
 )
-from megatron_ssd.report.records import EffectivePoint, GridCell, ModelName, Sweep
 from megatron_ssd.report.theme import heat_level
 from megatron_ssd.text_table import DASH, NOT_MEASURED
 
@@ -33,11 +33,11 @@ _GAPS = {"x": 0.06, "y": 0.13}  # between cells, as shares of their width and he
 _CORNER = "M-1,-1L1,-1L-1,1Z"  # marks the training decode in the corner of its cell
 
 
-def heat_maps(sweep: Sweep) -> list[Plot]:
+def heat_maps(results: EvaluationResults) -> list[Plot]:
     """A panel for each top-k and model, then one for each model's settings that no table has a cell for."""
-    scores = value_range(sweep)
-    table = [cell for cell in sweep.grid if not cell.further]
-    beside = [cell for cell in (*sweep.grid, sweep.beside_grid) if cell is not None and cell not in table]
+    scores = value_range(results)
+    table = [cell for cell in results.grid if not cell.has_further_parameters]
+    beside = [cell for cell in (*results.grid, results.beside_grid) if cell is not None and cell not in table]
     panels = []
     for top_k in sorted({cell.top_k for cell in table}, key=_top_k_order):
         for model in MODEL_TITLES:
@@ -51,25 +51,25 @@ def heat_maps(sweep: Sweep) -> list[Plot]:
     return panels
 
 
-def value_range(sweep: Sweep) -> Range:
+def value_range(results: EvaluationResults) -> Range:
     """The lowest and the highest score of all heat maps."""
-    cells = [cell for cell in (*sweep.grid, sweep.beside_grid) if cell is not None]
-    values = [cell.score for cell in cells if cell.score is not None] or [0.0]
+    cells = [cell for cell in (*results.grid, results.beside_grid) if cell is not None]
+    values = [cell.pass_at_1 for cell in cells if cell.pass_at_1 is not None] or [0.0]
     return min(values), max(values)
 
 
-def effective_plots(sweep: Sweep) -> list[Plot]:
+def effective_plots(results: EvaluationResults) -> list[Plot]:
     """Scores over the effective temperature, a panel for each top-k."""
-    points = _effective_points(sweep)
+    points = _effective_points(results)
     if not points:
         return []
-    chosen = {(cell.model, cell.decoding) for cell in sweep.grid if cell.chosen}
+    chosen = {(cell.model, cell.decoding) for cell in results.grid if cell.chosen}
     temperatures = [point.effective_temperature for point in points]
     reach = (max(temperatures) - min(temperatures)) or 1.0
     top_ps = _top_ps(points)
     axes = {
         "x": [min(temperatures) - 0.05 * reach, max(temperatures) + 0.05 * reach],
-        "y": percent_domain(point.estimate for point in points),
+        "y": percent_domain(points),
     }
     # Points at one temperature are drawn beside each other, so that no interval hides another.
     step = reach * (0.008 if len(top_ps) > _MAX_CURVES else 0.014)
@@ -83,17 +83,17 @@ def effective_plots(sweep: Sweep) -> list[Plot]:
                 "top_p": f"{point.top_p:g}",
                 "T_eff": round(point.effective_temperature, 6),
                 "x": round(point.effective_temperature + offsets[point.top_p], 6),
-                "score": measured_text(point.estimate),
+                "score": measured_text(point),
                 "chosen": (point.model, point.decoding) in chosen,
-                **in_percent(point.estimate),
+                **in_percent(point),
             }
         )
     return [_effective_plot(top_k, by_top_k[top_k], top_ps, axes) for top_k in sorted(by_top_k, key=_top_k_order)]
 
 
-def mean_note(sweep: Sweep) -> str:
+def mean_note(results: EvaluationResults) -> str:
     """What the lines of ``effective_plots`` are, if they are not one for each top-p."""
-    top_ps = _top_ps(_effective_points(sweep))
+    top_ps = _top_ps(_effective_points(results))
     if len(top_ps) <= _MAX_CURVES:
         return ""
     return f"Lines are means over the {len(top_ps)} values of top-p; points are single settings."
@@ -160,15 +160,15 @@ def _as_given(field: str, kind: str = "nominal") -> dict[str, Any]:
 
 
 def _heat_row(cell: GridCell, scores: Range) -> dict[str, Any]:
-    known = cell.score is not None
-    level = 0 if cell.score is None else heat_level(cell.score, *scores)
+    known = cell.pass_at_1 is not None
+    level = 0 if cell.pass_at_1 is None else heat_level(cell.pass_at_1, *scores)
     roles = [word for word, holds in (("chosen", cell.chosen), ("training decode", cell.training)) if holds]
     return {
         "temperature": cell.temperature,
         "top_p": cell.top_p,
         "what": f"{cell.decoding}, training decode" if cell.training else cell.decoding,
         "decode": cell.decoding,
-        "label": DASH if cell.score is None else f"{100 * cell.score:.1f}",
+        "label": DASH if cell.pass_at_1 is None else f"{100 * cell.pass_at_1:.1f}",
         "role": ", ".join(roles) if known else NOT_MEASURED,
         "training": cell.training,
         "fill": f"var(--heat-{level})" if known else "var(--page)",
@@ -249,9 +249,11 @@ def _effective_plot(
     )
 
 
-def _effective_points(sweep: Sweep) -> list[EffectivePoint]:
+def _effective_points(results: EvaluationResults) -> list[EffectivePoint]:
     """Measured points whose only settings are temperature, top-k and top-p."""
-    return [point for point in sweep.effective if not point.further and point.estimate.is_known]
+    return [
+        point for point in results.effective_temperature.points if point.is_known and not point.has_further_parameters
+    ]
 
 
 def _top_ps(points: Sequence[EffectivePoint]) -> list[float]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import quote
 
-from megatron_ssd.report.records import Estimate
+from megatron_ssd.grading.metrics import Estimate
 from megatron_ssd.text_table import DASH, NOT_MEASURED, signed
 
 K = TypeVar("K")

@@ -20,10 +20,10 @@ from markupsafe import Markup
 from megatron_ssd.problems.decontamination import HITS_FILE
 from megatron_ssd.report import content, decode_plots, plots
 from megatron_ssd.report.benchmarks import BenchmarkRow
+from megatron_ssd.report.data import ReportData
 from megatron_ssd.report.formatting import UNKNOWN, anchor, confidence_text, duration, ends, percent
 from megatron_ssd.report.lineage import Lineage
 from megatron_ssd.report.problems import SHOWN_HITS
-from megatron_ssd.report.records import ReportData
 from megatron_ssd.report.theme import DARK, HEAT_LEVELS, LIGHT
 
 SECTIONS = (
@@ -66,16 +66,16 @@ def render(data: ReportData, lineage: Lineage, benchmarks: Sequence[BenchmarkRow
         confidence=confidence_text(scores.confidence),
         ks=scores.ks,
         rows=content.headline_rows(scores),
-        ssd=scores.row("ssd_best"),
+        ssd=scores.score("ssd_best"),
         best_cells=[
             (
                 best,
                 {name: percent(getattr(best, name)) for name in ("selection", "report", "on_all_problems")},
-                [UNKNOWN.value if mean is None else f"{100 * mean:.1f}" for mean in best.grid_means],
+                [UNKNOWN.value if mean is None else f"{100 * mean:.1f}" for mean in best.grid_mean.values()],
             )
-            for best in scores.sweep.best_cells
+            for best in scores.best_of_grid
         ],
-        train_temperature=f"{scores.sweep.train_temperature:g}",
+        train_temperature=f"{scores.effective_temperature.train_temperature:g}",
         problems_dropped=[
             (reason.replace("_", " "), count) for reason, count in Counter(data.problems.dropped).most_common() if count
         ],
@@ -136,18 +136,18 @@ def _hash_source(text: str) -> str:
 
 def _plots(data: ReportData) -> dict[str, Any]:
     scores = data.scores
-    base, ssd = scores.row("base_best"), scores.row("ssd_best")
+    base, ssd = scores.score("base_best"), scores.score("ssd_best")
     graded = ends(tuple(base.overall)) if base.by_difficulty else ()
-    low, high = decode_plots.value_range(scores.sweep)
+    low, high = decode_plots.value_range(scores)
     points, _ = plots.thin(data.training)
     return {
         "scores": [plots.score_intervals(scores.headline, k) for k in ends(scores.ks)],
         "difficulty": [plots.by_difficulty(base, ssd, k) for k in graded],
-        "heat": decode_plots.heat_maps(scores.sweep),
+        "heat": decode_plots.heat_maps(scores),
         "heat_range": (f"{100 * low:.1f}", f"{100 * high:.1f} %"),
         "heat_colors": ", ".join(f"var(--heat-{level})" for level in range(HEAT_LEVELS)),
-        "effective": decode_plots.effective_plots(scores.sweep),
-        "mean_note": decode_plots.mean_note(scores.sweep),
+        "effective": decode_plots.effective_plots(scores),
+        "mean_note": decode_plots.mean_note(scores),
         "lengths": plots.histogram(
             data.sampling.lengths, title="Length of a response", note="responses by number of tokens", unit="tokens"
         ),

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from megatron_ssd.evaluation.results import ModelName, Score
+from megatron_ssd.grading.metrics import Estimate
+from megatron_ssd.report.data import TrainingPoint
 from megatron_ssd.report.formatting import compact, percent
-from megatron_ssd.report.records import Estimate, ModelName, Score, TrainingPoint
 from megatron_ssd.text_table import NOT_MEASURED, counted
 
 MODEL_TITLES: dict[ModelName, str] = {"base": "base", "ssd": "SSD"}
@@ -148,7 +150,8 @@ def measured_text(estimate: Estimate) -> str:
 
 def in_percent(estimate: Estimate) -> dict[str, float | None]:
     """Value and interval in percent; null if not measured."""
-    return {name: None if value is None else round(100 * value, 4) for name, value in estimate.to_json().items()}
+    bounds = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+    return {name: round(100 * bound, 4) if estimate.is_known else None for name, bound in bounds.items()}
 
 
 def percent_domain(estimates: Iterable[Estimate]) -> list[float]:

@@ -9,6 +9,9 @@ from pathlib import Path
 from megatron_ssd.artifacts.samples import iter_samples, sample_shards
 from megatron_ssd.artifacts.stage import Stage, write_atomically
 from megatron_ssd.config.run import RunConfig
+from megatron_ssd.errors import UserError
+from megatron_ssd.evaluation.results import read_results
+from megatron_ssd.evaluation.tables import score_tables
 from megatron_ssd.report.attempts import read_problem_pages
 from megatron_ssd.report.benchmarks import read_benchmarks
 from megatron_ssd.report.data import gather, read_manifests, shown_settings
@@ -16,7 +19,6 @@ from megatron_ssd.report.lineage import trace
 from megatron_ssd.report.page import render
 from megatron_ssd.report.problems_page import render_problems
 from megatron_ssd.report.summary import summarise
-from megatron_ssd.report.terminal import print_report
 
 
 def report_stage(config: RunConfig) -> Stage:
@@ -64,6 +66,22 @@ def run_report(config: RunConfig) -> None:
         write_atomically(work / "problems.html", problems_page)
         stage.publish(counts={"examples": len(data.examples), "claims": len(data.scores.claims)})
     print_report(run_dir)
+
+
+def print_report(run_dir: Path) -> None:
+    """Print the tables that compare base and SSD, and the path of the page.
+
+    Raises:
+        UserError: the report was not published.
+    """
+    path = run_dir / "report" / "summary.json"
+    if not path.is_file():
+        raise UserError(f"file {path}", rule="does not exist", fix="run launch/report.py to its end")
+    notice = json.loads(path.read_text(encoding="utf-8"))["notice"]
+    results = read_results(run_dir / "eval" / "summary.json")
+    lines = [*([notice, ""] if notice else []), score_tables(results)]
+    lines += [results.errata.line] if results.errata.line else []
+    print("\n".join([*lines, f"report: {run_dir / 'report' / 'report.html'}"]), flush=True)
 
 
 def _base_revision(run_dir: Path) -> str:

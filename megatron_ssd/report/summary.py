@@ -10,12 +10,15 @@ them), ``sampling``, ``stages`` and ``lineage`` follow.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
+from megatron_ssd.evaluation.results import EvaluationResults, Score, to_json
+from megatron_ssd.grading.metrics import Estimate
 from megatron_ssd.report.content import measure_sentence, notice, result_sentence
+from megatron_ssd.report.data import ReportData
 from megatron_ssd.report.lineage import Lineage
 from megatron_ssd.report.paper import deviations
-from megatron_ssd.report.records import Estimate, ReportData, Score, Sweep
 
 
 def summarise(data: ReportData, lineage: Lineage) -> dict[str, Any]:
@@ -27,10 +30,12 @@ def summarise(data: ReportData, lineage: Lineage) -> dict[str, Any]:
         "measured": measure_sentence(scores, data.settings),
         "notice": notice(data.settings),
         "confidence": scores.confidence,
-        "base": _row(scores.row("base_best")),
-        "ssd": _row(scores.row("ssd_best")),
-        "headline": [_row(score) for score in scores.headline],
-        "decoding": _decoding(scores.sweep),
+        "base": _headline_json(scores, scores.score("base_best")),
+        "ssd": _headline_json(scores, scores.score("ssd_best")),
+        "headline": [_headline_json(scores, score) for score in scores.headline],
+        "decoding": to_json(
+            {name: getattr(scores, name) for name in ("grid", "beside_grid", "best_of_grid", "effective_temperature")}
+        ),
         "errata": {"line": scores.errata.line, **dataclasses.asdict(scores.errata)},
         "claim_rule": scores.claim_rule,
         "claims": [dataclasses.asdict(claim) for claim in scores.claims],
@@ -55,41 +60,26 @@ def summarise(data: ReportData, lineage: Lineage) -> dict[str, Any]:
     }
 
 
-def _row(score: Score) -> dict[str, Any]:
+def _headline_json(results: EvaluationResults, score: Score) -> dict[str, Any]:
+    setting = results.setting(score)
     return {
         "key": score.key,
         "title": score.title,
         "model": score.model,
         "decoding": score.decoding,
         "n": {"problems": score.num_problems, "samples_per_problem": score.num_samples},
-        **_estimates(score.overall),
+        **_by_k(score.overall),
         "by_difficulty": {
-            name: {"problems": score.problems_by_difficulty.get(name), **_estimates(values)}
+            name: {"problems": score.problems_by_difficulty.get(name), **_by_k(values)}
             for name, values in score.by_difficulty.items()
         },
-        "diversity": {**dataclasses.asdict(score.diversity), "no_code": score.no_code},
-        "ssd_ahead_by": None if score.ssd_gain is None else _gains(score, score.ssd_gain),
+        "diversity": {**dataclasses.asdict(setting.diversity), "no_code": setting.no_code},
+        "ssd_ahead_by": None if score.ssd_gain is None else _by_k(score.ssd_gain),
     }
 
 
-def _gains(score: Score, gains: dict[int, Estimate]) -> dict[str, Any]:
-    tests = score.sign_tests or {}
-    return {name: {**values, "sign_test": dataclasses.asdict(tests[k])}
-            for k, (name, values) in zip(gains, _estimates(gains).items(), strict=True)}  # fmt: skip
-
-
-def _decoding(sweep: Sweep) -> dict[str, Any]:
-    """The sweep as its records say it, with null for what was not measured."""
-    values = dataclasses.asdict(sweep)
-    for best, record in zip(values["best_cells"], sweep.best_cells, strict=True):
-        best.update({name: getattr(record, name).to_json() for name in ("selection", "report", "on_all_problems")})
-    for point, measured in zip(values["effective"], sweep.effective, strict=True):
-        point["estimate"] = measured.estimate.to_json()
-    return values
-
-
-def _estimates(values: dict[int, Estimate]) -> dict[str, Any]:
-    return {f"pass@{k}": estimate.to_json() for k, estimate in values.items()}
+def _by_k(values: Mapping[int, Estimate]) -> dict[str, Any]:
+    return {f"pass@{k}": to_json(estimate) for k, estimate in values.items()}
 
 
 def _sampling(data: ReportData) -> dict[str, Any]:

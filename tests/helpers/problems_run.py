@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from megatron_ssd.artifacts.jsonl import JsonlWriter
-from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import Halves
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, write_problems
-from megatron_ssd.problems.errata import Errata
+from megatron_ssd.evaluation.results import EvaluationResults, ModelName, Score
+from megatron_ssd.grading.metrics import Estimate
 from megatron_ssd.report.attempts import ProblemPages, read_problem_pages
 from megatron_ssd.report.problems_page import render_problems
-from megatron_ssd.report.records import Estimate, ModelName, Score, Scores, Sweep
 from megatron_ssd.schema import FinishReason, Problem, Sample, TestCase, Verdict, VerdictStatus
+from tests.helpers.sweep_summary import sweep_results
 
 DECODINGS: dict[ModelName, str] = {"base": "T1-k20-p0.8", "ssd": "T1.5-k20-p0.8"}
 LETTERS: dict[VerdictStatus, str] = {
@@ -86,7 +87,7 @@ RUN: list[tuple[Problem, list[Try], list[Try]]] = [
 
 def write_evaluation(
     folder: Path, run: Sequence[tuple[Problem, list[Try], list[Try]]], *, with_problems: bool = True
-) -> Scores:
+) -> EvaluationResults:
     """Write generations, verdicts and problems as the evaluation does; returns the scores that go with them."""
     for column, (model, label) in enumerate(DECODINGS.items()):
         with (
@@ -104,26 +105,24 @@ def write_evaluation(
     return scores({one.id: one.difficulty or "unrated" for one in problems})
 
 
-def scores(difficulties: dict[str, str]) -> Scores:
+def scores(difficulties: dict[str, str]) -> EvaluationResults:
     """Of a run whose best settings are ``DECODINGS``."""
-    unknown = Estimate(value=0.5, low=0.4, high=0.6)
-    rows = tuple(
-        Score(
-            key=f"{model}_best", title=f"{model} at its best", model=model, decoding=label, num_problems=3,
-            num_samples=3, overall={1: unknown}, by_difficulty={n: {1: unknown} for n in ("easy", "medium", "hard")},
-            problems_by_difficulty={}, ssd_gain=None, sign_tests=None, no_code=0.0,
-            diversity=Diversity(distinct=2.0, distinct_passing=1.0, num_solved=2),
-        )
-        for model, label in DECODINGS.items()
-    )  # fmt: skip
-    sweep = Sweep(grid=(), beside_grid=None, best_cells=(), effective=(), train_temperature=1.5)
-    return Scores(
-        headline=rows, sweep=sweep, claims=(), confidence=0.95, selection_problems=3, difficulties=difficulties,
-        outcomes={}, claim_rule="", errata=Errata(flaws={}, num_problems=len(difficulties), kept=True),
+    half = Estimate(value=0.5, low=0.4, high=0.6)
+    return dataclasses.replace(
+        sweep_results(()),
+        headline=tuple(
+            Score(
+                key=f"{model}_best", title=f"{model} at its best", model=model, decoding=label, num_problems=3,
+                num_samples=3, overall={1: half}, by_difficulty={n: {1: half} for n in ("easy", "medium", "hard")},
+                problems_by_difficulty={}, ssd_gain=None,
+            )
+            for model, label in DECODINGS.items()
+        ),
+        difficulties=difficulties,
     )  # fmt: skip
 
 
-def read(folder: Path, found: Scores) -> ProblemPages:
+def read(folder: Path, found: EvaluationResults) -> ProblemPages:
     """The folder as the report reads it."""
     return read_problem_pages(folder, found, prompt_opens_thinking=False)
 

@@ -212,12 +212,20 @@ def _summary(scale: float) -> dict[str, Any]:
              "evidence": "easy +1.4, medium +0.9, hard +0.7 points."},
         ],
         "confidence": 0.95,
+        "bootstrap_samples": 1000,
+        "num_problems": 300,
+        "num_samples": 10,
+        "engine": VLLM,
+        "sandbox": "bubblewrap",
+        "prompt_opens_thinking": False,
         "selection_problems": 150,
         "errata": {"flaws": {"abc362_c": "several"}, "num_problems": 300, "kept": True} if scale == 0 else NO_ERRATA,
         "claim_rule": "shown: the interval of the difference lies above zero; unclear: it holds zero.",
         "settings": {
             model: {label: {"outcomes": {"wrong_answer": 1760, "passed": 1000 + 20 * len(model), "no_code": 240},
-                            "no_code": 0.08, "diversity": _diversity(scale)} for label in labels}
+                            "no_code": 0.08, "diversity": _diversity(scale), "overall": {}, "by_difficulty": {},
+                            "finish_reasons": {"stop": 3000},
+                            "n": {"problems": 300, "samples": 3000, "left_out": 0}} for label in labels}
             for model, labels in {"base": [row[3] for row in rows[:3]], "ssd": [_BEST["ssd"]]}.items()
         },
         "difficulties": {f"{name}-{index:03d}": name for name in DIFFICULTIES for index in range(3)},

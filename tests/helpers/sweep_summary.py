@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from megatron_ssd.config.generation import SamplingParams
-from megatron_ssd.evaluation.grid import ModelName
+from megatron_ssd.evaluation.results import EvaluationResults, ModelName, from_json
 
 MODELS: tuple[ModelName, ...] = ("base", "ssd")
 TRAIN = SamplingParams(temperature=1.6, top_k=20, top_p=0.8)
@@ -32,7 +33,7 @@ def sweep_summary(
     train: SamplingParams = TRAIN,
     scale: float = 1.0,
 ) -> dict[str, Any]:
-    """``grid``, ``beside_grid``, ``best_of_grid`` and ``effective_temperature``. ``best``: model -> label chosen."""
+    """The keys ``grid`` to ``effective_temperature``. ``best``: model -> label chosen."""
     rng = random.Random(3)
     selection, report = (
         {(model, cell): scale * _score(model, cell, train, rng) for model in MODELS for cell in (*cells, train)}
@@ -58,6 +59,22 @@ def sweep_summary(
             "points": list(_points(cells, report, train, scale)),
         },
     }
+
+
+def sweep_results(
+    cells: Sequence[SamplingParams], *, train: SamplingParams = TRAIN, scale: float = 1.0
+) -> EvaluationResults:
+    """Results that have nothing but what ``sweep_summary`` makes; of no cell at all without ``cells``."""
+    empty = {"grid": [], "beside_grid": None, "best_of_grid": [],
+             "effective_temperature": {"train_temperature": train.temperature, "points": []}}  # fmt: skip
+    summary = {
+        **(sweep_summary(cells, train=train, scale=scale) if cells else empty),
+        "headline": [], "claims": [], "claim_rule": "", "settings": {}, "difficulties": {}, "engine": {},
+        "confidence": 0.95, "bootstrap_samples": 100, "num_problems": 6, "selection_problems": 3, "num_samples": 3,
+        "sandbox": "bubblewrap", "prompt_opens_thinking": False,
+        "errata": {"flaws": {}, "num_problems": 6, "kept": True},
+    }  # fmt: skip
+    return from_json(json.dumps(summary), EvaluationResults)
 
 
 def _score(model: ModelName, cell: SamplingParams, train: SamplingParams, rng: random.Random) -> float:

@@ -3,54 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.config.generation import SamplingParams
-from megatron_ssd.evaluation.claims import judge_claims, status_of
-from megatron_ssd.evaluation.diversity import Diversity
-from megatron_ssd.evaluation.grid import ModelName, settings_of
-from megatron_ssd.evaluation.measurements import Measurements
-from megatron_ssd.evaluation.summary import summarise, table
-from megatron_ssd.grading.metrics import Bootstrap, Estimate
-from megatron_ssd.report.scores import read_scores
+from megatron_ssd.evaluation.claims import check_claims, status_of
+from megatron_ssd.evaluation.grid import Measurements, grid_cells, settings_of
+from megatron_ssd.evaluation.results import ModelName, to_json
+from megatron_ssd.evaluation.tables import claim_lines, score_tables
+from megatron_ssd.grading.metrics import Estimate
 from megatron_ssd.schema import Problem, Verdict
 from megatron_ssd.text_table import MINUS
-from tests.unit.evaluation.test_grid import SAMPLING, problems
+from tests.helpers import measured
+from tests.helpers.measured import MODELS, SAMPLING, graded_problems, results_of
 
 CONFIG = EvaluationConfig(temperatures=(1.0, 2.0), top_ps=(0.6, 0.8))
 N = 30
-ERRATA = {"flaws": {"p3": "a test is wrong"}, "num_problems": 90, "kept": True}
-DIVERSITY = Diversity(distinct=12.5, distinct_passing=4.0, num_solved=80)
 
 
 def measure(
-    rate: Callable[[ModelName, SamplingParams, Problem], float], *, models: tuple[ModelName, ...] = ("base", "ssd")
+    rate: Callable[[ModelName, SamplingParams, Problem], float], *, models: tuple[ModelName, ...] = MODELS
 ) -> Measurements:
-    """Measurements in which a model passes ``rate`` of its samples on each problem, by chance."""
-    rng = np.random.default_rng(0)
-    rows = problems(90)
-    verdicts: dict[ModelName, dict[str, list[Verdict]]] = {}
-    for model in models:
-        verdicts[model] = {}
-        for decoding in settings_of(model, CONFIG, SAMPLING):
-            verdicts[model][decoding.label] = [
-                Verdict(problem_id=problem.id, sample_index=i, status="passed" if passed else "wrong_answer")
-                for problem in rows
-                for i, passed in enumerate(rng.random(N) < rate(model, decoding, problem))
-            ]
-    cells = settings_of("ssd", CONFIG, SAMPLING)[:4]
-    return Measurements(problems=rows, cells=cells, verdicts=verdicts, ks=(1, 5), num_samples=N,
-                        bootstrap=Bootstrap(num_resamples=1000))  # fmt: skip
+    return measured.measure(
+        rate,
+        problems=graded_problems(90),
+        cells=grid_cells(CONFIG, SAMPLING),
+        settings=lambda model: settings_of(model, CONFIG, SAMPLING),
+        num_samples=N,
+        num_resamples=1000,
+        models=models,
+    )
 
 
 def statuses(found: Measurements) -> dict[str, str]:
-    return {claim.text.split(":")[0].split(" (")[0]: claim.status for claim in judge_claims(found, SAMPLING)}
+    return {claim.text.split(":")[0].split(" (")[0]: claim.status for claim in check_claims(found, SAMPLING)}
 
 
 @pytest.mark.parametrize(
@@ -81,7 +72,7 @@ def test_a_worse_model_shows_none():
 
     found = statuses(measure(rate))
     assert "shown" not in found.values()
-    assert found["SSD solves more than its base at the base's default decode."] == "not shown"
+    assert found["SSD solves more than its base at the default decode of the base."] == "not shown"
 
 
 def test_losing_less_is_no_larger_gain():
@@ -100,12 +91,12 @@ def test_the_noisy_claim_is_made_only_where_it_was_tried():
     noisy = dataclasses.replace(SAMPLING, train=SamplingParams(temperature=2.0))
     for verdicts in found.verdicts.values():
         verdicts[noisy.train.label] = next(iter(verdicts.values()))  # type: ignore[index]
-    assert not any("without truncation" in claim.text for claim in judge_claims(found, SAMPLING))
-    assert any("without truncation" in claim.text for claim in judge_claims(found, noisy))
+    assert not any("without truncation" in claim.text for claim in check_claims(found, SAMPLING))
+    assert any("without truncation" in claim.text for claim in check_claims(found, noisy))
 
 
 def evidence(found: Measurements, beginning: str) -> str:
-    return next(claim.evidence for claim in judge_claims(found, SAMPLING) if claim.text.startswith(beginning))
+    return next(claim.evidence for claim in check_claims(found, SAMPLING) if claim.text.startswith(beginning))
 
 
 def means_of_grid(found: Measurements, model: ModelName, k: int = 1) -> list[float]:
@@ -145,7 +136,7 @@ def test_a_larger_gain_stands_beside_what_each_model_has_at_its_best():
         f"{100 * float(found.scores(model, found.best(model).label, 5)[report].mean()):.1f} % ({name})"
         for model, name in (("ssd", "SSD"), ("base", "base"))
     )
-    assert said.endswith(f"Each at its best, pass@5 is {ssd} against {base}")
+    assert said.endswith(f"With each at its best, pass@5 is {ssd} against {base}")
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -163,7 +154,7 @@ def test_difficulties_are_compared_only_where_the_reporting_half_has_some_of_eac
             for model, by_label in found.verdicts.items()
         },
     )
-    texts = [claim.text for claim in judge_claims(few, SAMPLING)]
+    texts = [claim.text for claim in check_claims(few, SAMPLING)]
     assert any("hard problems" in text for text in texts) == (number == 2)
 
 
@@ -171,21 +162,13 @@ def test_an_interval_of_one_problem_shows_nothing():
     assert status_of(Estimate(value=0.2, low=0.2, high=0.2, num_problems=1)) == "unclear"
 
 
-def summary_of(found: Measurements) -> dict[str, object]:
-    reasons = {model: {label: {"stop": 890, "length": 10} for label in by} for model, by in found.verdicts.items()}
-    diversity = {model: dict.fromkeys(by, DIVERSITY) for model, by in found.verdicts.items()}
-    return summarise(
-        found,
-        SAMPLING,
-        finish_reasons=reasons,
-        diversity=diversity,
-        facts={"engine": {"name": "test"}, "errata": ERRATA},
-    )
+def summary_of(found: Measurements) -> dict[str, Any]:
+    return to_json(results_of(found))  # type: ignore[no-any-return]
 
 
 def test_the_headline_is_measured_on_the_reporting_half():
     found = measure(lambda model, decoding, problem: 0.3 if model == "base" else 0.5)
-    summary = json.loads(json.dumps(summary_of(found), allow_nan=False))
+    summary = summary_of(found)
     rows = {row["key"]: row for row in summary["headline"]}
     assert list(rows) == ["base_default", "base_train", "base_best", "ssd_best"]
     report = {p.id for p, chosen in zip(found.problems, found.halves.report, strict=True) if chosen}
@@ -231,26 +214,27 @@ def test_every_setting_stands_in_full():
 
 
 def test_a_base_alone_has_its_rows_and_no_claims():
-    summary = summary_of(measure(lambda model, decoding, problem: 0.5, models=("base",)))
+    results = results_of(measure(lambda model, decoding, problem: 0.5, models=("base",)))
+    summary = to_json(results)
     assert [row["key"] for row in summary["headline"]] == ["base_default", "base_train", "base_best"]  # type: ignore[attr-defined]
     assert summary["claims"] == []
-    assert "base at its best" in table(summary)
+    assert "base at its best" in score_tables(results)
 
 
-def test_the_table_holds_every_row_and_claim():
-    summary = summary_of(measure(lambda model, decoding, problem: 0.5))
-    text = table(summary)
-    assert "45 problems on which no setting was chosen, 30 programs each; 95 % intervals" in text
-    for row in summary["headline"]:  # type: ignore[attr-defined]
-        assert row["title"] in text
-    for claim in summary["claims"]:  # type: ignore[attr-defined]
-        assert claim["text"] in text
+def test_the_tables_contain_every_score_and_claim():
+    results = results_of(measure(lambda model, decoding, problem: 0.5))
+    text = score_tables(results)
+    assert "45 problems x 30 programs, the half on which nothing was chosen; 95 % intervals" in text
+    for score in results.headline:
+        assert score.title in text
+    for claim in results.claims:
+        assert claim.text in claim_lines(results)
 
 
-def test_the_table_fits_a_terminal():
+def test_the_tables_fit_a_terminal():
     wide = dataclasses.replace(measure(lambda model, decoding, problem: 0.5), ks=(1, 5, 10, 20))
-    text = table(summary_of(wide))
-    tables = text[: text.index("45 problems on which")]
+    text = score_tables(results_of(wide))
+    tables = text[: text.index("per cent of 45 problems")]
     assert all(f"pass@{k}" in tables for k in wide.ks)
     assert max(map(len, tables.splitlines())) <= 125
 
@@ -262,17 +246,10 @@ def test_what_the_judge_could_not_measure_is_null():
         for rows in by_label.values():
             rows[:] = [dataclasses.replace(v, status="infrastructure_error") if v.problem_id in lost else v  # type: ignore[index]
                        for v in rows]  # fmt: skip
-    summary = json.loads(json.dumps(summary_of(found), allow_nan=False))
-    assert summary["headline"][0]["by_difficulty"]["hard"]["1"] == dict.fromkeys(("value", "low", "high"))
-
-
-def test_the_report_reads_it(tmp_path):
-    path = tmp_path / "summary.json"
-    path.write_text(json.dumps(summary_of(measure(lambda model, decoding, problem: 0.5))))
-    scores = read_scores(path)
-    assert scores.row("ssd_best").num_problems == 45
-    assert scores.row("ssd_best").diversity == DIVERSITY
-    assert scores.errata.line.startswith("1 of 90 problems are in LiveCodeBench's errata; kept")
-    tests = scores.row("base_best").sign_tests
-    assert tests is not None
-    assert tests[5].ahead + tests[5].behind + tests[5].tied == 45
+    summary = summary_of(found)
+    assert summary["headline"][0]["by_difficulty"]["hard"]["1"] == {
+        "value": None,
+        "low": None,
+        "high": None,
+        "num_problems": 0,
+    }

@@ -58,7 +58,7 @@ def test_whole_stage(config: RunConfig, caplog: pytest.LogCaptureFixture):
     assert manifest.facts["dates"] is None
     assert manifest.inputs["model"] == hash_folder(Path(str(config.model.path)))  # type: ignore[union-attr]
     assert manifest.inputs["export"] == read_manifest(Path(config.run_dir) / "export").content_hash
-    assert "SSD at its best against" in caplog.text
+    assert "SSD at its best is ahead of" in caplog.text
 
 
 def test_a_pipeline_that_ends_with_the_report_prints_its_table_once(
@@ -67,7 +67,7 @@ def test_a_pipeline_that_ends_with_the_report_prints_its_table_once(
     monkeypatch.setenv(REPORT_FOLLOWS, "1")
     caplog.set_level("INFO")
     run_evaluate(config, sampler=sampler_of(Oracle(config)))
-    assert "SSD at its best against" not in caplog.text
+    assert "SSD at its best is ahead of" not in caplog.text
     assert "base at its default decode" not in caplog.text
     for claim in summary_of(config)["claims"]:
         assert caplog.text.count(claim["text"]) == 1

@@ -11,17 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ssd.config.evaluation import EvaluationConfig
-from megatron_ssd.config.generation import SamplingConfig, SamplingParams
+from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.evaluation.grid import choose, grid_cells, hottest, settings_of, split_halves
-from megatron_ssd.schema import Problem
+from tests.helpers.measured import SAMPLING
+from tests.helpers.measured import graded_problems as problems
 from tests.helpers.programs import function_problem
 
-SAMPLING = SamplingConfig(
-    train=SamplingParams(temperature=1.5, top_k=20, top_p=0.6),
-    eval=SamplingParams(temperature=1.5, top_k=20, top_p=0.8),
-    default=SamplingParams(temperature=1.0, top_k=20, top_p=0.8),
-)
 CONFIG = EvaluationConfig(temperatures=(1.0, 1.5), top_ps=(0.6, 0.8))
 
 
@@ -29,11 +25,6 @@ TEMPERATURES = st.lists(st.sampled_from([0.0, 0.6, 0.7, 1.0, 1.5, 2.0]), min_siz
 TOP_KS = st.lists(st.sampled_from([-1, 1, 10, 20, 50]), min_size=1, max_size=3)
 TOP_PS = st.lists(st.sampled_from([0.5, 0.8, 0.95, 1.0]), min_size=1, max_size=5)
 SCORES = st.lists(st.lists(st.integers(0, 10), min_size=8, max_size=8), min_size=1, max_size=6)
-
-
-def problems(count: int) -> list[Problem]:
-    names = ("easy", "medium", "hard")
-    return [function_problem(f"p{i}", difficulty=names[i % 3]) for i in range(count)]
 
 
 def test_base_and_ssd_have_the_same_grid():
@@ -143,7 +134,7 @@ def test_a_tie_goes_to_the_first_cell():
 
 def test_a_cell_that_was_never_judged_is_an_error():
     cells = grid_cells(CONFIG, SAMPLING)[:1]
-    with pytest.raises(UserError, match="the judge itself failed"):
+    with pytest.raises(UserError, match="the checker itself failed"):
         choose(cells, {cells[0].label: np.array([np.nan, 1.0])}, np.array([True, False]))
 
 

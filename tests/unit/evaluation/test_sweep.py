@@ -3,65 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
-from megatron_ssd.evaluation import sweep
-from megatron_ssd.evaluation.claims import judge_claims
-from megatron_ssd.evaluation.diversity import Diversity
-from megatron_ssd.evaluation.grid import ModelName, grid_cells, settings_of
-from megatron_ssd.evaluation.measurements import Measurements
-from megatron_ssd.evaluation.summary import summarise, table
-from megatron_ssd.grading.metrics import Bootstrap
-from megatron_ssd.report.scores import read_scores
-from megatron_ssd.schema import Verdict
-from tests.helpers.report_run import NO_ERRATA
-from tests.unit.evaluation.test_grid import problems
+from megatron_ssd.evaluation.claims import check_claims
+from megatron_ssd.evaluation.grid import Measurements, grid_cells, settings_of
+from megatron_ssd.evaluation.results import ModelName, to_json
+from megatron_ssd.evaluation.summary import beside_grid, best_of_grid
+from megatron_ssd.evaluation.tables import score_tables
+from tests.helpers import measured
+from tests.helpers.measured import MODELS, graded_problems, results_of
 
 CONFIG = EvaluationConfig(temperatures=(0.5, 1.0), top_ks=(10, -1), top_ps=(0.8, 1.0))
 TRAIN = SamplingParams(temperature=1.5, top_k=20, top_p=0.8)
 SAMPLING = SamplingConfig(train=TRAIN, eval=SamplingParams(temperature=1.0, top_k=10, top_p=0.8))
-MODELS: tuple[ModelName, ...] = ("base", "ssd")
 
 
 def measure(
     rate: Callable[[ModelName, SamplingParams], float],
     *,
-    num_problems: int = 40,
-    num_samples: int = 4,
     seed: int = 0,
     models: tuple[ModelName, ...] = MODELS,
     sampling: SamplingConfig = SAMPLING,
 ) -> Measurements:
-    """Measurements in which a model passes ``rate`` of its samples, by chance."""
-    rng, rows = np.random.default_rng(seed), problems(num_problems)
-
-    def verdicts(model: ModelName, setting: SamplingParams) -> list[Verdict]:
-        passed = rng.random((num_problems, num_samples)) < rate(model, setting)
-        return [
-            Verdict(problem_id=row.id, sample_index=i, status="passed" if passed[n, i] else "wrong_answer")
-            for n, row in enumerate(rows)
-            for i in range(num_samples)
-        ]
-
-    return Measurements(
-        problems=rows, cells=grid_cells(CONFIG, sampling), ks=(1,), num_samples=num_samples,
-        bootstrap=Bootstrap(num_resamples=100),
-        verdicts={m: {s.label: verdicts(m, s) for s in settings_of(m, CONFIG, sampling)} for m in models},
-    )  # fmt: skip
+    return measured.measure(
+        lambda model, cell, _: rate(model, cell),
+        problems=graded_problems(40),
+        cells=grid_cells(CONFIG, sampling),
+        settings=lambda model: settings_of(model, CONFIG, sampling),
+        num_samples=4,
+        ks=(1,),
+        num_resamples=100,
+        models=models,
+        seed=seed,
+    )
 
 
-def summary_of(found: Measurements, sampling: SamplingConfig = SAMPLING) -> dict:
-    reasons = {model: {label: {"stop": 1} for label in by_label} for model, by_label in found.verdicts.items()}
-    same = Diversity(distinct=1.0, distinct_passing=1.0, num_solved=1)
-    diversity = {model: dict.fromkeys(by_label, same) for model, by_label in found.verdicts.items()}
-    summary = summarise(found, sampling, finish_reasons=reasons, diversity=diversity, facts={"errata": NO_ERRATA})
-    return json.loads(json.dumps(summary, allow_nan=False))
+def summary_of(found: Measurements, sampling: SamplingConfig = SAMPLING) -> dict[str, Any]:
+    return to_json(results_of(found, sampling))  # type: ignore[no-any-return]
 
 
 def test_every_cell_names_its_top_k_and_the_training_decode_stands_beside():
@@ -88,7 +72,7 @@ def test_a_training_decode_of_the_grid_is_marked_in_it():
 def test_what_stands_beside_the_grid_is_no_candidate():
     found = measure(lambda model, cell: 0.9 if cell == TRAIN else 0.2)
     assert found.best("base") in found.cells
-    assert sweep.beside_grid(found, SAMPLING)["pass_at_1"] > 0.8  # type: ignore[index]
+    assert beside_grid(found, SAMPLING).pass_at_1 > 0.8  # type: ignore[union-attr, operator]
 
 
 def test_both_halves_of_the_best_cell_are_counted_by_hand():
@@ -110,9 +94,10 @@ def test_both_halves_of_the_best_cell_are_counted_by_hand():
 
 
 def test_the_best_of_equal_cells_looks_better_only_where_it_was_chosen():
-    rows = [sweep.best_of_grid(measure(lambda model, cell: 0.5, seed=seed, models=("base",)))[0] for seed in range(60)]
-    flattery = {name: np.mean([row[name]["value"] for row in rows]) - 0.5 for name in ("selection", "report")}
-    naive = np.mean([row["on_all_problems"]["value"] for row in rows]) - 0.5
+    found = [measure(lambda model, cell: 0.5, seed=seed, models=("base",)) for seed in range(60)]
+    best = [best_of_grid(one, "base") for one in found]
+    flattery = {name: np.mean([getattr(one, name).value for one in best]) - 0.5 for name in ("selection", "report")}
+    naive = np.mean([one.on_all_problems.value for one in best]) - 0.5
     assert flattery["selection"] > 0.05  # the best of 8 means of 80 coins: about 1.4 of their errors of 0.056
     assert abs(flattery["report"]) < 0.02
     assert 0.03 < naive < flattery["selection"]
@@ -126,9 +111,10 @@ def test_a_judge_that_failed_on_the_reporting_half_leaves_no_mean_there():
             dataclasses.replace(row, status="infrastructure_error" if row.problem_id in report else row.status)
             for row in rows
         ]
-    row = sweep.best_of_grid(found)[0]
-    assert row["grid_mean"]["report"] is None
-    assert 0.4 < row["grid_mean"]["selection"] < 0.6
+    means = best_of_grid(found, "base").grid_mean
+    assert means["report"] is None
+    assert means["selection"] is not None
+    assert 0.4 < means["selection"] < 0.6
 
 
 def test_temperatures_multiply_for_ssd_alone():
@@ -152,20 +138,8 @@ def test_a_base_alone_has_its_sweep():
 
 def test_claims_and_table_name_settings_of_several_top_ks():
     found = measure(lambda model, cell: 0.3 if model == "base" else 0.5 + 0.2 * (cell.top_k == -1))
-    summary = summary_of(found)
-    heat = next(claim for claim in judge_claims(found, SAMPLING) if "hot decoding" in claim.text)
+    heat = next(claim for claim in check_claims(found, SAMPLING) if "high temperature than" in claim.text)
     assert "T1-k-1-p1" in heat.evidence
-    assert "-k-1-" in table(summary)
-    assert any("of 8 cells" in claim["evidence"] for claim in summary["claims"])
-
-
-def test_the_report_reads_every_part(tmp_path):
-    path = tmp_path / "summary.json"
-    path.write_text(json.dumps(summary_of(measure(lambda model, cell: 0.5))))
-    found = read_scores(path).sweep
-    assert {cell.top_k for cell in found.grid} == {10, -1}
-    assert found.beside_grid is not None
-    assert found.beside_grid.decoding == TRAIN.label
-    assert [best.num_cells for best in found.best_cells] == [8, 8]
-    assert len(found.effective) == 16
-    assert not any(cell.further for cell in found.grid)
+    results = results_of(found, SAMPLING)
+    assert "-k-1-" in score_tables(results)
+    assert any("of 8 cells" in claim.evidence for claim in results.claims)

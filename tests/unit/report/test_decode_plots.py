@@ -12,20 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ssd.config.generation import SamplingParams
+from megatron_ssd.evaluation.results import EffectivePoint, EvaluationResults
 from megatron_ssd.report import decode_plots
 from megatron_ssd.report.plots import Plot
-from megatron_ssd.report.records import Estimate, Sweep
-from megatron_ssd.report.scores import read_sweep
-from tests.helpers.sweep_summary import TRAIN, cells_of, sweep_summary
+from tests.helpers.sweep_summary import TRAIN, cells_of, sweep_results
 
 TEMPERATURES, TOP_KS, TOP_PS = (0.7, 0.9, 1.1, 1.6), (20, 10, -1), (0.8, 0.95, 1.0)
 
 
-def sweep_of(cells: Sequence[SamplingParams], *, train: SamplingParams = TRAIN) -> Sweep:
-    return read_sweep(sweep_summary(cells, train=train))
+SWEEP = sweep_results(cells_of(TEMPERATURES, TOP_KS, TOP_PS))
 
 
-SWEEP = sweep_of(cells_of(TEMPERATURES, TOP_KS, TOP_PS))
+def with_points(*points: EffectivePoint) -> EvaluationResults:
+    """``SWEEP`` with other points over the effective temperature."""
+    effective = dataclasses.replace(SWEEP.effective_temperature, points=points)
+    return dataclasses.replace(SWEEP, effective_temperature=effective)
 
 
 def rows_of(plots: Sequence[Plot]) -> dict[str, list[dict[str, Any]]]:
@@ -59,7 +60,7 @@ def test_every_setting_is_drawn_once_and_the_chosen_and_the_training_one_are_mar
 
 
 def test_a_training_decode_beside_the_grid_has_its_own_line() -> None:
-    panels = rows_of(decode_plots.heat_maps(sweep_of(cells_of((0.7, 1.0), (20,), (0.8,)))))
+    panels = rows_of(decode_plots.heat_maps(sweep_results(cells_of((0.7, 1.0), (20,), (0.8,)))))
     assert list(panels) == ["Base, top-k 20", "SSD, top-k 20", "Base, beside the table"]
     (beside,) = panels["Base, beside the table"]
     assert (beside["what"], beside["training"]) == ("T1.6-k20-p0.8, training decode", True)
@@ -68,7 +69,7 @@ def test_a_training_decode_beside_the_grid_has_its_own_line() -> None:
 def test_settings_that_differ_only_in_min_p_do_not_cover_each_other() -> None:
     plain = SamplingParams(temperature=1.0, top_k=20, top_p=0.8)
     cells = (plain, dataclasses.replace(plain, min_p=0.1), TRAIN)
-    panels = rows_of(decode_plots.heat_maps(sweep_of(cells)))
+    panels = rows_of(decode_plots.heat_maps(sweep_results(cells)))
     assert [len(rows) for rows in panels.values()] == [2, 2, 1, 1]
     assert all("minp0.1" in panels[f"{name}, beside the table"][0]["decode"] for name in ("Base", "SSD"))
 
@@ -90,7 +91,7 @@ def test_points_share_their_axes_and_are_at_the_product_of_the_temperatures() ->
     axes = {json.dumps(plot.spec["layer"][0]["encoding"][axis]["scale"]) for plot in plots for axis in "xy"}
     assert len(axes) == 2
     rows = rows_of(plots)
-    assert sum(map(len, rows.values())) == len(SWEEP.effective)
+    assert sum(map(len, rows.values())) == len(SWEEP.effective_temperature.points)
     assert sum(row["chosen"] for panel in rows.values() for row in panel) == 2
     at = {(row["model"], row["decode"]): row for row in rows["Top-k 20"]}
     assert at["SSD", "T1.1-k20-p0.8"]["T_eff"] == pytest.approx(1.76)
@@ -105,26 +106,26 @@ def test_points_share_their_axes_and_are_at_the_product_of_the_temperatures() ->
 @pytest.mark.parametrize(("count", "patterns"), [(1, [[1, 0]]), (3, [[1.5, 3.5], [7, 4], [1, 0]]), (5, None)])
 def test_a_line_for_each_top_p_or_for_the_mean_of_many(count: int, patterns: list[list[float]] | None) -> None:
     top_ps = (0.5, 0.7, 0.8, 0.95, 1.0)[:count]
-    sweep = sweep_of(cells_of(TEMPERATURES, (20,), top_ps))
+    sweep = sweep_results(cells_of(TEMPERATURES, (20,), top_ps))
     (plot,) = decode_plots.effective_plots(sweep)
     assert dashes(plot) == patterns
     assert ("5 values of top-p" in decode_plots.mean_note(sweep)) == (patterns is None)
 
 
 def test_what_was_not_measured_is_not_a_point() -> None:
-    unknown = Estimate(value=float("nan"), low=float("nan"), high=float("nan"))
-    first, *others = SWEEP.effective
-    sweep = dataclasses.replace(SWEEP, effective=(dataclasses.replace(first, estimate=unknown), *others))
+    nan = float("nan")
+    first, *others = SWEEP.effective_temperature.points
+    sweep = with_points(dataclasses.replace(first, value=nan, low=nan, high=nan), *others)
     plots = decode_plots.effective_plots(sweep)
-    assert sum(map(len, rows_of(plots).values())) == len(SWEEP.effective) - 1
+    assert sum(map(len, rows_of(plots).values())) == len(SWEEP.effective_temperature.points) - 1
     json.dumps([plot.spec for plot in plots], allow_nan=False)
-    nothing = dataclasses.replace(SWEEP, effective=())
+    nothing = with_points()
     assert decode_plots.effective_plots(nothing) == []
     assert decode_plots.mean_note(nothing) == ""
 
 
 def test_a_cell_that_was_not_measured_says_so() -> None:
-    cell = dataclasses.replace(SWEEP.grid[0], score=None)
+    cell = dataclasses.replace(SWEEP.grid[0], pass_at_1=None)
     plots = decode_plots.heat_maps(dataclasses.replace(SWEEP, grid=(cell, *SWEEP.grid[1:])))
     rows = [row for rows in rows_of(plots).values() for row in rows if row["decode"] == cell.decoding]
     assert next((row["label"], row["role"]) for row in rows) == ("\N{EN DASH}", "not measured")
@@ -142,7 +143,7 @@ def test_any_grid_is_drawn_whole(
     temperatures: list[float], top_ks: list[int], top_ps: list[float], scale: float
 ) -> None:
     cells = cells_of(temperatures, top_ks, top_ps)
-    sweep = read_sweep(sweep_summary(cells, scale=scale))
+    sweep = sweep_results(cells, scale=scale)
     heat, effective = decode_plots.heat_maps(sweep), decode_plots.effective_plots(sweep)
     assert sum(map(len, rows_of(heat).values())) == 2 * len(cells) + (sweep.beside_grid is not None)
     assert len(effective) == len(top_ks)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from megatron_ssd.errors import UserError
+from megatron_ssd.grading.metrics import Estimate
 from megatron_ssd.report.formatting import compact, duration, percent, points
-from megatron_ssd.report.records import Estimate
-from megatron_ssd.report.terminal import print_report
+from megatron_ssd.report.stage import print_report
 from megatron_ssd.text_table import MINUS, p_text, signed
 
 

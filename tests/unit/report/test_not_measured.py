@@ -20,15 +20,16 @@ from megatron_ssd.artifacts.jsonl import JsonlWriter
 from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.evaluation.diversity import Diversity
-from megatron_ssd.evaluation.grid import ModelName, grid_cells, settings_of, split_halves
-from megatron_ssd.evaluation.measurements import Measurements
+from megatron_ssd.evaluation.grid import Measurements, grid_cells, settings_of, split_halves
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, write_problems
-from megatron_ssd.evaluation.summary import summarise, table
+from megatron_ssd.evaluation.results import EvaluationResults, ModelName, write_json
+from megatron_ssd.evaluation.tables import score_tables
 from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.report.stage import run_report
 from megatron_ssd.schema import Problem, Verdict
+from tests.helpers.measured import results_of
 from tests.helpers.programs import function_problem
-from tests.helpers.report_run import NO_ERRATA, build_run, run_config, sample_of
+from tests.helpers.report_run import build_run, run_config, sample_of
 
 Fails = Callable[[ModelName, SamplingParams, Problem], bool]
 
@@ -52,7 +53,7 @@ def on_reporting_half(problems: Sequence[Problem]) -> set[str]:
     return {problem.id for problem, there in zip(problems, report, strict=True) if there}
 
 
-def evaluate(problems: Sequence[Problem], fails: Fails) -> tuple[dict[str, Any], Measurements]:
+def evaluate(problems: Sequence[Problem], fails: Fails) -> tuple[EvaluationResults, Measurements]:
     """What the evaluation makes of verdicts by chance, of which some are missing."""
     rng = np.random.default_rng(0)
     models: tuple[ModelName, ...] = ("base", "ssd")
@@ -78,28 +79,21 @@ def evaluate(problems: Sequence[Problem], fails: Fails) -> tuple[dict[str, Any],
         bootstrap=Bootstrap(num_resamples=200),
     )
     empty = Diversity(distinct=None, distinct_passing=None, num_solved=0)
-    summary = summarise(
-        found,
-        SAMPLING,
-        finish_reasons={model: {label: {"stop": N} for label in by} for model, by in found.verdicts.items()},
-        diversity={model: dict.fromkeys(by, empty) for model, by in found.verdicts.items()},
-        facts={"errata": NO_ERRATA},
-    )
-    return summary, found
+    return results_of(found, SAMPLING, diversity=empty), found
 
 
-def publish(run_dir: Path, summary: dict[str, Any], found: Measurements) -> None:
+def publish(run_dir: Path, results: EvaluationResults, found: Measurements) -> None:
     """A run of which the evaluation found ``found``."""
     build_run(run_dir)
     folder = run_dir / "eval"
-    (folder / "summary.json").write_text(json.dumps(summary, allow_nan=False))
+    write_json(folder / "summary.json", results)
     write_problems(folder / PROBLEMS_FILE, found.problems, found.halves)
-    for row in summary["headline"]:
-        name = f"{row['model']}/{row['decoding']}.jsonl"
+    for score in results.headline:
+        name = f"{score.model}/{score.decoding}.jsonl"
         for kind in ("generations", "verdicts"):
             (folder / kind / name).unlink(missing_ok=True)
         with JsonlWriter(folder / "verdicts" / name) as verdicts, JsonlWriter(folder / "generations" / name) as samples:
-            for verdict in found.verdicts[row["model"]][row["decoding"]]:
+            for verdict in found.verdicts[score.model][score.decoding]:
                 verdicts.write(verdict.to_json())
                 written = sample_of(verdict.problem_id, verdict.sample_index, "```python\nx = 1\n```", "stop", 9)
                 samples.write(written.to_json())
@@ -138,10 +132,10 @@ def test_no_output_of_a_run_holds_a_number_that_is_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
     run_dir = tmp_path / "run"
-    summary, found = evaluate(*CASES[case])
-    publish(run_dir, summary, found)
+    results, found = evaluate(*CASES[case])
+    publish(run_dir, results, found)
     run_report(run_config(run_dir))
-    seen = {"the table of the evaluation": table(summary), "the terminal": capsys.readouterr().out}
+    seen = {"the table of the evaluation": score_tables(results), "the terminal": capsys.readouterr().out}
     for name in ("eval/summary.json", "report/summary.json"):
         seen[name] = "\n".join(texts(json.loads((run_dir / name).read_text(), parse_constant=pytest.fail)))
     for name in ("report.html", "problems.html"):
@@ -180,8 +174,7 @@ def test_iterations_without_a_finite_loss_are_counted_and_not_drawn(tmp_path: Pa
 
 def test_one_problem_is_said_to_tell_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = tmp_path / "run"
-    summary, found = evaluate(*CASES["two problems"])
-    publish(run_dir, summary, found)
+    publish(run_dir, *evaluate(*CASES["two problems"]))
     run_report(run_config(run_dir))
     shown = json.loads((run_dir / "report" / "summary.json").read_text())
     assert shown["measured"].startswith("Measured on 1 problem of")

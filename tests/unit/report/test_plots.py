@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from megatron_ssd.grading.metrics import Estimate
 from megatron_ssd.report import plots
-from megatron_ssd.report.records import Estimate, TrainingPoint
+from megatron_ssd.report.data import TrainingPoint
 from megatron_ssd.report.theme import DARK, HEAT_LEVELS, LIGHT, Scheme, contrast_ratio, heat_color, heat_level, text_on
 
 TEXT_CONTRAST = 4.5
