@@ -226,10 +226,11 @@ def _effective_plot(
         data={"values": rows},
         layer=[
             {
+                "params": params[:1],  # of the model: a legend listens in the first layer that makes it
                 "mark": {"type": "rule", "strokeWidth": 1.25, "strokeOpacity": 0.6},
                 "encoding": {**shared, "x": x, "y": {**up, "field": "low"}, "y2": {"field": "high"}},
             },
-            {"params": params, "mark": {"type": "line", "strokeWidth": 1.5}, "encoding": line},
+            {"params": params[1:], "mark": {"type": "line", "strokeWidth": 1.5}, "encoding": line},
             {
                 "mark": {"type": "point", "filled": True},
                 "encoding": {
