@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
-from megatron_ssd.artifacts.stage import Stage, write_atomically
+from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.evaluation import default_ks
 from megatron_ssd.config.grading import GradeConfig
 from megatron_ssd.config.problems import BenchmarkConfig
@@ -27,11 +28,10 @@ from megatron_ssd.grading.completions import count_samples, read_submissions
 from megatron_ssd.grading.metrics import Bootstrap, problem_scores
 from megatron_ssd.grading.pool import Grader, read_verdicts
 from megatron_ssd.problems.errata import Errata, apply_errata
-from megatron_ssd.problems.evalplus import read_humaneval_plus, read_mbpp_plus
-from megatron_ssd.problems.humaneval import read_humaneval
+from megatron_ssd.problems.humaneval import read_humaneval, read_humaneval_plus
 from megatron_ssd.problems.leetcode import read_leetcode
 from megatron_ssd.problems.livecodebench import BenchmarkKeys, read_benchmark
-from megatron_ssd.problems.mbpp import read_mbpp
+from megatron_ssd.problems.mbpp import read_mbpp, read_mbpp_plus
 from megatron_ssd.progress import progress
 from megatron_ssd.schema import Problem, Verdict
 from megatron_ssd.text_table import aligned

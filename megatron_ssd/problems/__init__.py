@@ -1,1 +1,1 @@
-"""Where problems come from: training sources, benchmarks, and the removal of duplicates."""
+"""Sources of problems: training sets, benchmarks, deduplication, decontamination."""

@@ -1,4 +1,4 @@
-"""What the readers of benchmarks that judge by assert scripts share."""
+"""Shared by the readers of benchmarks that test programs with assert scripts."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from megatron_ssd.schema import Problem
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    """Rows of a local file. Raises ``UserError`` where it is missing, or a row cannot be read or lacks a column."""
+    """Rows of a local file. Raises ``UserError`` if it is missing, or a row cannot be read or lacks a column."""
     return _table(path, f"its columns must be {', '.join(columns)}; is it of another format?").rows(columns)
 
 
 def first_columns(path: Path) -> set[str]:
-    """Columns of the first row of a local file; none where it has no row. Raises ``UserError`` as ``read_rows``."""
+    """Columns of the first row of a local file, none if it has no row. Raises ``UserError`` as ``read_rows`` does."""
     return set(next((row.values for row in _table(path, "").rows(None)), ()))
 
 
 def unique(problems: Iterable[Problem], path: Path) -> list[Problem]:
-    """``problems`` as a list. Raises ``UserError`` where there is none, or an id comes twice."""
+    """``problems`` as a list. Raises ``UserError`` if there are none, or an id is repeated."""
     found: dict[str, Problem] = {}
     for problem in problems:
         if problem.id in found:
-            raise UserError(f"{path}: task_id {problem.id!r}", rule="comes a second time", fix="remove one of them")
+            raise UserError(f"{path}: task_id {problem.id!r}", rule="is repeated", fix="remove one of them")
         found[problem.id] = problem
     if not found:
-        raise UserError(f"problems = {path}", rule="holds no problem", fix="name another file")
+        raise UserError(f"problems = {path}", rule="contains no problem", fix="name another file")
     return list(found.values())
 
 
 def check_texts(row: Row, columns: Sequence[str]) -> None:
-    """Raise ``UserError`` where a column of ``row`` is no text, or an empty one."""
+    """Raise ``UserError`` if a column of ``row`` is not text, or is empty."""
     for name in columns:
         value = row.values[name]
         if not isinstance(value, str) or not value.strip():
-            raise UserError(f"{row.where}: {name} = {str(value)[:60]!r}", rule="must be text", fix="mend that row")
+            raise UserError(f"{row.where}: {name} = {str(value)[:60]!r}", rule="must be text", fix="fix that row")
 
 
 def parse_quietly(text: str) -> ast.Module:
-    """``ast.parse`` without its warnings on texts that others wrote."""
+    """``ast.parse`` without warnings about the parsed text."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(text)
 
 
 def checked_script(where: str, script: str) -> str:
-    """``script`` itself. Raises ``UserError`` where it is not Python."""
+    """Returns ``script``. Raises ``UserError`` if it is not Python."""
     try:
         parse_quietly(script)
     except (SyntaxError, ValueError) as error:
@@ -60,11 +60,11 @@ def checked_script(where: str, script: str) -> str:
 
 
 def tree_of(text: str, where: str) -> ast.Module:
-    """The syntax tree of ``text``. Raises ``UserError`` where it is not Python."""
+    """The syntax tree of ``text``. Raises ``UserError`` if it is not Python."""
     try:
         return parse_quietly(text)
     except (SyntaxError, ValueError) as error:
-        raise UserError(where, rule=f"holds text that is not Python ({error})", fix="mend that row") from None
+        raise UserError(where, rule=f"contains text that is not Python ({error})", fix="fix that row") from None
 
 
 def names_in(text: str, where: str, context: type[Any]) -> set[str]:
@@ -85,5 +85,5 @@ def defined_in(code: str, where: str) -> set[str]:
 
 def _table(path: Path, columns_fix: str) -> Table:
     if not path.is_file():
-        raise UserError(f"problems = {path}", rule="is no file", fix="name the benchmark's JSONL file")
+        raise UserError(f"problems = {path}", rule="is not a file", fix="name the benchmark's JSONL file")
     return open_table(str(path), key="problems", columns_fix=columns_fix)

@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ssd.artifacts.hashing import hash_json
-from megatron_ssd.config.problems import ContaminationConfig, EvaluationSetConfig
-from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.problems import BenchmarkConfig, ContaminationConfig, EvaluationSetConfig, MinicodeConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.livecodebench import benchmark_table
 from megatron_ssd.problems.selection import json_line
@@ -34,13 +33,13 @@ from megatron_ssd.schema import Problem
 HITS_FILE = "contamination.jsonl"
 _WORD = re.compile(r"\w+")
 _SIGNATURE = re.compile(r"\bdef\s+(\w+)\s*\(([^)]*)\)", re.IGNORECASE)
-_SLOTS_PER_NGRAM = 64  # so that one in a hundred is looked for in vain
-_NAME = "·"  # stands for any name from a signature; no word has it
+_SLOTS_PER_NGRAM = 64  # so that one lookup in a hundred is a false positive
+_NAME = "·"  # replaces any name from a signature; no word contains it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationProblem:
-    """A problem that must not be trained on. ``exact_only`` compares all of its words, and no n-grams."""
+    """A problem that must not be trained on. With ``exact_only`` all of its words are compared, and no n-grams."""
 
     set_name: str
     id: str
@@ -50,7 +49,10 @@ class EvaluationProblem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hit:
-    """An evaluation problem found in a training problem; ``overlap`` is of the shorter's n-grams, 1 for equal words."""
+    """An evaluation problem found in a training problem.
+
+    ``overlap`` is the shared part of the shorter one's n-grams, 1 for equal words.
+    """
 
     problem_id: str
     set_name: str
@@ -61,7 +63,7 @@ class Hit:
 
 def words(text: str) -> tuple[str, ...]:
     """The words that are compared."""
-    names: set[str] = set()  # as they are written: a function called add does not make "Add" of the prose a name
+    names: set[str] = set()  # case counts here: a function called add does not make "Add" in the prose a name
     for function, arguments in _SIGNATURE.findall(text) if "def" in text.lower() else ():
         names.add(function)
         names.update(name for part in arguments.split(",") for name in _WORD.findall(part)[:1] if name != "self")
@@ -74,33 +76,33 @@ def _words_as_written(text: str) -> tuple[str, ...]:
 
 
 class ContaminationIndex:
-    """The n-grams of all evaluation problems, to hold training problems against.
+    """The n-grams of all evaluation problems, in which training problems are looked up.
 
-    N-grams are known by hashes of 64 bits, and a table of single bytes says of nearly every n-gram of a training set
-    that it is in no evaluation set. Memory goes with the evaluation sets: some 100 bytes for each of their words.
+    N-grams are represented by 64-bit hashes. A table of single bytes rules out nearly every n-gram of a training set at
+    once. Memory grows with the evaluation sets: about 100 bytes per word.
 
     Args:
         problems: the evaluation problems; those without a word are left out.
-        ngram: words in an n-gram; an evaluation text of fewer words is one n-gram.
-        overlap: the share of n-grams that makes a hit, of the evaluation problem's, or of the training problem's where
-            those are fewer and the text has at least twice ``ngram`` words (a phrase alone accuses nobody).
+        ngram: words per n-gram; an evaluation text with fewer words is one n-gram.
+        overlap: the share of n-grams that makes a hit: of the evaluation problem's n-grams, or of the training
+            problem's if it has fewer and its text has at least twice ``ngram`` words (a phrase alone is not a hit).
     """
 
     def __init__(self, problems: Iterable[EvaluationProblem], *, ngram: int, overlap: float) -> None:
         self._ngram, self._overlap = ngram, overlap
-        self._problems: list[EvaluationProblem] = []  # one with a signature twice
+        self._problems: list[EvaluationProblem] = []  # a problem with a signature is in it twice
         self._exact: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
         self._number_of: dict[str, int] = {}
         texts: list[tuple[str, ...]] = []
         for problem in problems:
-            # Under their own names as well: a copy without its signature has them still, in prose and examples.
+            # Also with its own names: a copy without the signature still has them in prose and examples.
             for found in filter(None, dict.fromkeys((words(problem.text), _words_as_written(problem.text)))):
                 self._exact[found].append(len(self._problems))
                 self._problems.append(problem)
                 texts.append(() if problem.exact_only else found)
                 for word in texts[-1]:
-                    self._number_of.setdefault(word, len(self._number_of) + 2)  # 1 is every other word
-        generator = np.random.default_rng(0)  # any odd numbers serve
+                    self._number_of.setdefault(word, len(self._number_of) + 2)  # 1 is any other word
+        generator = np.random.default_rng(0)  # any odd numbers will do
         self._factors = generator.integers(1 << 63, size=ngram, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self._lengths = {min(ngram, len(text)) for text in texts if text}
         own = [self._own_hashes(text) for text in texts]
@@ -111,18 +113,18 @@ class ContaminationIndex:
         self._holders = np.repeat(np.arange(len(own), dtype=np.int32), self._sizes)[order]
         bits = max(10, (_SLOTS_PER_NGRAM * len(hashes)).bit_length())
         self._shift = np.uint64(64 - bits)
-        self._taken = np.zeros(1 << bits, dtype=np.bool_)
-        self._taken[hashes >> self._shift] = True
+        self._occupied = np.zeros(1 << bits, dtype=np.bool_)
+        self._occupied[hashes >> self._shift] = True
 
     def hits(self, problem_id: str, text: str) -> list[Hit]:
-        """Evaluation problems found in a training problem, the surest first."""
+        """Evaluation problems found in a training problem, the most certain first."""
         if not self._problems:
             return []
         found = words(text)
         counts: Counter[int] = Counter()
-        own = 0  # distinct n-grams, once they are needed
+        own = 0  # distinct n-grams of the text, counted when they are needed
         for length, hashes in self._windows(found):
-            near = list(set(hashes[self._taken[hashes >> self._shift]].tolist()))
+            near = list(set(hashes[self._occupied[hashes >> self._shift]].tolist()))
             if not near:
                 continue
             first, end = (
@@ -153,9 +155,9 @@ class ContaminationIndex:
         return np.unique(np.concatenate([np.empty(0, np.uint64), *(h for n, h in self._windows(text) if n == wanted)]))
 
     def _windows(self, found: tuple[str, ...]) -> Iterator[tuple[int, NDArray[np.uint64]]]:
-        """For each length that evaluation n-grams have, the hash of every run of so many words, in order."""
+        """For each length of evaluation n-grams, the hashes of all runs of that many words, in order."""
         numbers = np.fromiter(map(self._number_of.get, found, repeat(1)), dtype=np.uint64, count=len(found))
-        sums = np.zeros(len(found), dtype=np.uint64)  # after n rounds, of the n words from each place on
+        sums = np.zeros(len(found), dtype=np.uint64)  # after n rounds, the hash of the n words from each index on
         for length in range(1, min(self._ngram, len(found)) + 1):
             sums = sums[: len(found) - length + 1] + numbers[length - 1 :] * self._factors[length - 1]
             if length in self._lengths:
@@ -163,31 +165,31 @@ class ContaminationIndex:
 
 
 class Decontaminator:
-    """Holds problems against the evaluation sets of a run, its own benchmark among them, and keeps the hits.
+    """Looks up problems in the evaluation sets of a run, its own benchmark included, and collects the hits.
 
     Raises:
         UserError: a set cannot be read.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self._section: ContaminationConfig = config.contamination
-        problems = list(_evaluation_problems(config))
+    def __init__(self, section: ContaminationConfig, benchmark: BenchmarkConfig | None, world: MinicodeConfig) -> None:
+        self._section = section
+        problems = [*_benchmark_problems(benchmark, world), *_listed_problems(section)]
         self.sets = sorted({problem.set_name for problem in problems})
         self._index = ContaminationIndex(problems, ngram=self._section.ngram, overlap=self._section.overlap)
-        self._hits: dict[str, list[Hit]] = {}  # by problem id, which is unique among what is asked for
+        self._hits: dict[str, list[Hit]] = {}  # by problem id, which is unique among the looked-up problems
 
     def drops(self, problem: Problem) -> bool:
-        """Look for ``problem`` in the sets, remember what was found, and say whether it is dropped for that."""
+        """Look up ``problem``, remember its hits, and return whether it is dropped because of them."""
         found = self._index.hits(problem.id, f"{problem.statement}\n{problem.starter_code}")
         if found:
             self._hits[problem.id] = found
         return bool(found) and self._section.on_hit == "drop"
 
     def report(self, folder: Path, *, kept: Iterable[str]) -> int:
-        """Write the hits to ``folder``; returns how many problems of ``kept``, ids in order, have one.
+        """Write the hits to ``folder``. Returns how many of the problems ``kept`` (ids in order) have one.
 
         Raises:
-            UserError: they are more than ``contamination.max_hits`` and ``on_hit`` is ``refuse``.
+            UserError: these are more than ``contamination.max_hits`` and ``on_hit`` is ``refuse``.
         """
         path = folder / HITS_FILE
         among_kept = [id_ for id_ in kept if id_ in self._hits]
@@ -201,32 +203,25 @@ class Decontaminator:
             raise UserError(
                 f"{len(among_kept)} training problem(s) in evaluation sets, the first {first.problem_id}, which shares "
                 f"{first.overlap:.0%} with {first.set_name}'s {first.evaluation_id}",
-                rule=f"contamination.max_hits = {self._section.max_hits}, and a score on what was trained on says "
-                f"nothing; all are in {path}",
-                fix="drop them with contamination.on_hit=drop, or go on all the same with contamination.on_hit=keep",
+                rule=f"contamination.max_hits = {self._section.max_hits}, and a score on trained problems means "
+                f"nothing; {path} lists all",
+                fix="drop them with contamination.on_hit=drop, or keep them with contamination.on_hit=keep",
             )
         return len(among_kept)
 
 
-def evaluation_set_hashes(config: RunConfig) -> dict[str, str]:
-    """Role -> hash of every evaluation set that the gate reads."""
-    sets = config.contamination.sets
+def evaluation_set_hashes(
+    section: ContaminationConfig, benchmark: BenchmarkConfig | None, world: MinicodeConfig
+) -> dict[str, str]:
+    """Role -> hash of every evaluation set that a ``Decontaminator`` reads."""
     found = {f"evaluation set {name}": hash_json([_table(name, one).identity, *_columns(one)])
-             for name, one in sets.items()}  # fmt: skip
-    if config.benchmark is not None:
-        found["benchmark"] = _benchmark_hash(config)
+             for name, one in section.sets.items()}  # fmt: skip
+    if benchmark is not None:
+        # Flawed problems are looked up whether they count or not.
+        window = {key: value for key, value in dataclasses.asdict(benchmark).items() if key not in ("path", "errata")}
+        content = dataclasses.asdict(world) if benchmark.name == "minicode" else benchmark_table(benchmark).identity
+        found["benchmark"] = hash_json([window, content])
     return found
-
-
-def _benchmark_hash(config: RunConfig) -> str:
-    assert config.benchmark is not None
-    # The gate reads flawed problems whether they count or not.
-    window = {
-        key: value for key, value in dataclasses.asdict(config.benchmark).items() if key not in ("path", "errata")
-    }
-    if config.benchmark.name == "minicode":
-        return hash_json([window, dataclasses.asdict(config.minicode)])
-    return hash_json([window, benchmark_table(config.benchmark).identity])
 
 
 def _table(name: str, one: EvaluationSetConfig) -> Table:
@@ -253,14 +248,18 @@ def _set_problems(name: str, one: EvaluationSetConfig) -> Iterator[EvaluationPro
         yield EvaluationProblem(set_name=name, id=id_, text="\n".join(texts))
 
 
-def _evaluation_problems(config: RunConfig) -> Iterator[EvaluationProblem]:
-    if config.benchmark is not None:
-        # Problems of the small world are built from the same phrases; theirs are the same problem when all words are.
-        exact_only = config.benchmark.name == "minicode"
-        for problem in load_benchmark(config):
-            text = f"{problem.statement}\n{problem.starter_code}" if exact_only else problem.statement
-            yield EvaluationProblem(set_name=config.benchmark.name, id=problem.id, text=text, exact_only=exact_only)
-    for name, one in config.contamination.sets.items():
+def _benchmark_problems(benchmark: BenchmarkConfig | None, world: MinicodeConfig) -> Iterator[EvaluationProblem]:
+    if benchmark is None:
+        return
+    # All minicode problems consist of the same phrases; two of them are the same problem only if all words are equal.
+    exact_only = benchmark.name == "minicode"
+    for problem in load_benchmark(benchmark, world):
+        text = f"{problem.statement}\n{problem.starter_code}" if exact_only else problem.statement
+        yield EvaluationProblem(set_name=benchmark.name, id=problem.id, text=text, exact_only=exact_only)
+
+
+def _listed_problems(section: ContaminationConfig) -> Iterator[EvaluationProblem]:
+    for name, one in section.sets.items():
         found = list(_set_problems(name, one))
         if not any(words(problem.text) for problem in found):
             raise UserError(

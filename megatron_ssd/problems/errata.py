@@ -1,8 +1,8 @@
-"""Problems that LiveCodeBench's authors name as flawed, and whether they count.
+"""LiveCodeBench's errata: the problems that its authors list as flawed.
 
-Source: ERRATA.md of github.com/LiveCodeBench/LiveCodeBench at commit b0fc86b1e20d (8 July 2025). AtCoder's problems go
-by their id, LeetCode's, whose ids are numbers, by their title as LeetCode writes it in addresses. The official
-evaluation counts all of them.
+Source: ERRATA.md of github.com/LiveCodeBench/LiveCodeBench at commit b0fc86b1e20d (8 July 2025). AtCoder's problems are
+listed by id, LeetCode's, whose ids are numbers, by the title in their address. The official evaluation counts all of
+them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FLAWS = {name: flaw for flaw, names in _BY_FLAW.items() for name in names}
 
 @dataclass(frozen=True, kw_only=True)
 class Errata:
-    """What became of a benchmark's flawed problems: ``flaws`` by problem id, of ``num_problems`` in all."""
+    """The flawed problems of a benchmark of ``num_problems``: ``flaws`` by problem id, and whether they are kept."""
 
     flaws: dict[str, str]
     num_problems: int
@@ -38,15 +38,15 @@ class Errata:
 
     @property
     def line(self) -> str:
-        """What a reader should know; empty where no problem is flawed."""
+        """A sentence for the reader; empty if no problem is flawed."""
         if not self.flaws:
             return ""
-        fate = "kept, as the official evaluation counts them" if self.kept else "left out"
-        return f"{len(self.flaws)} of {self.num_problems} problems are in LiveCodeBench's errata; {fate}"
+        decision = "kept, as the official evaluation counts them" if self.kept else "left out"
+        return f"{len(self.flaws)} of {self.num_problems} problems are in LiveCodeBench's errata; {decision}"
 
 
 def flaw_of(problem: Problem) -> str | None:
-    """What the errata say is wrong with ``problem``; None where they do not name it."""
+    """The flaw of ``problem`` according to the errata; None if they do not list it."""
     if problem.source != "livecodebench":
         return None
     name = slug(problem.title) if problem.metadata.get("platform") == "leetcode" else problem.id
@@ -59,7 +59,7 @@ def slug(title: str) -> str:
 
 
 def apply_errata(problems: Sequence[Problem], choice: ErrataChoice) -> tuple[list[Problem], Errata]:
-    """The problems that count, in their order, and what the errata say of all of them.
+    """The problems that count, in their order, and the errata of all problems.
 
     Raises:
         UserError: every problem is flawed and left out.

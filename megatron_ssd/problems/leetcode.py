@@ -1,7 +1,7 @@
-"""LeetCode problems with a ``check`` function, as rllm's test set has them: one assert script a problem.
+"""Reads LeetCode problems with a ``check`` function, as in rllm's test set: one assert script per problem.
 
-``tests`` is an object, or the text of one, whose ``functional`` defines ``check(candidate)`` and calls it with a method
-of a new ``Solution``. Such rows have no id: a problem is named after its row.
+``tests`` is an object, or the text of one. Its ``functional`` defines ``check(candidate)`` and calls it with a method
+of a new ``Solution``. The rows have no id, so a problem is named after its row.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def _problem(identity: str, row: Row) -> Problem:
         functional = _object(row.values["tests"])["functional"]
         script = f"Solution = __program__.Solution\n{functional}\n"
     except (ValueError, SyntaxError, KeyError, TypeError):
-        raise UserError(f"{row.where}: tests", rule="must hold functional, a check function and its call",
-                        fix="mend that row") from None  # fmt: skip
+        raise UserError(f"{row.where}: tests", rule="must contain functional, a check function and its call",
+                        fix="fix that row") from None  # fmt: skip
     return Problem(
         id=identity,
         source="leetcode",

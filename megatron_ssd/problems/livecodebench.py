@@ -1,29 +1,39 @@
-"""LiveCodeBench's ``code_generation_lite``, cut to a window of contest dates.
+"""Reads LiveCodeBench's ``code_generation_lite``, limited to a window of contest dates.
 
-Only problems inside the window have their hidden tests decoded: those of a whole release take gigabytes.
+Only problems inside the window have their hidden tests decoded: all tests of a release take gigabytes.
 """
 
 from __future__ import annotations
 
+import base64
 import datetime
+import io
 import json
-from typing import Any, NamedTuple
+import pickle
+import struct
+import zlib
+from typing import Any, NamedTuple, NoReturn
 
 from megatron_ssd.config.problems import BenchmarkConfig
 from megatron_ssd.errors import ConfigError, UserError
-from megatron_ssd.problems.hidden_tests import decode_tests
 from megatron_ssd.problems.table import Row, Table, open_table
-from megatron_ssd.schema import Problem, ProblemForm
+from megatron_ssd.schema import Problem, ProblemForm, TestCase
 
 COLUMNS = (
     "question_title", "question_content", "platform", "question_id", "contest_id", "contest_date", "starter_code",
     "difficulty", "public_test_cases", "private_test_cases", "metadata",
 )  # fmt: skip
 _TEXTS = ("question_title", "question_content", "starter_code")
+# Raised by JSON, base64, zlib and unpickling for bytes that are not valid.
+_DECODING_ERRORS = (
+    ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError, MemoryError, RecursionError,
+    zlib.error, struct.error, pickle.UnpicklingError,
+)  # fmt: skip
+_TEST_TYPE = {"stdin": "stdin", "function": "functional"}
 
 
 class BenchmarkKeys(NamedTuple):
-    """What the user calls the file and the window's ends, for messages."""
+    """The configuration keys of the file and of the window, for messages."""
 
     path: str = "benchmark.path"
     start_date: str = "benchmark.start_date"
@@ -34,8 +44,8 @@ RUN_KEYS = BenchmarkKeys()
 
 
 def benchmark_table(config: BenchmarkConfig, keys: BenchmarkKeys = RUN_KEYS) -> Table:
-    """The benchmark's files, here or on the Hub. Raises ``UserError`` where there are none."""
-    fix = f"{keys.path} wants LiveCodeBench's code_generation_lite: {', '.join(COLUMNS)}"
+    """The benchmark's files, local or on the Hub. Raises ``UserError`` if there are none."""
+    fix = f"{keys.path} needs LiveCodeBench's code_generation_lite: {', '.join(COLUMNS)}"
     return open_table(str(config.path), key=keys.path, columns_fix=fix)
 
 
@@ -43,8 +53,8 @@ def read_benchmark(config: BenchmarkConfig, keys: BenchmarkKeys = RUN_KEYS) -> l
     """The problems of the window in file order, at most ``config.limit`` of them, with public and private tests.
 
     Raises:
-        UserError: nothing is at ``config.path``; a line, column, date or test cannot be read (file and line are
-            named); an id comes twice; or no problem lies in the window.
+        UserError: nothing is at ``config.path``; a line, column, date or test cannot be read (the message has file and
+            line); an id is repeated; or the window contains no problem.
     """
     first, last = _date(config.start_date, keys.start_date), _date(config.end_date, keys.end_date)
     problems: dict[str, Problem] = {}
@@ -56,13 +66,18 @@ def read_benchmark(config: BenchmarkConfig, keys: BenchmarkKeys = RUN_KEYS) -> l
             continue
         problem = _problem(row, date)
         if problem.id in problems:
-            raise UserError(
-                f"{row.where}: question_id {problem.id!r}", rule="comes a second time", fix="name each file once"
-            )
+            raise UserError(f"{row.where}: question_id {problem.id!r}", rule="is repeated", fix="name each file once")
         problems[problem.id] = problem
     if not problems:
         raise _empty_window(config, keys, seen)
     return list(problems.values())
+
+
+class _TextUnpickler(pickle.Unpickler):
+    """Refuses every global, so loading a pickle runs no code."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"it names {module}.{name}, and test cases are text alone")
 
 
 def _problem(row: Row, date: datetime.date) -> Problem:
@@ -80,7 +95,7 @@ def _problem(row: Row, date: datetime.date) -> Problem:
     ]
     if not tests:
         raise UserError(
-            f"{row.where}: {values['question_id']}", rule="has no test, so nothing could fail", fix="remove that row"
+            f"{row.where}: {values['question_id']}", rule="has no test, so no program could fail", fix="remove that row"
         )
     return Problem(
         id=str(values["question_id"]),
@@ -95,6 +110,53 @@ def _problem(row: Row, date: datetime.date) -> Problem:
         tests=tuple(tests),
         metadata={"platform": values["platform"], "contest_id": values["contest_id"]},
     )
+
+
+def decode_tests(text: str, *, where: str, form: ProblemForm) -> list[TestCase]:
+    """Test cases of one column: JSON text, or base64 of zlib of a pickle of that text.
+
+    The pickle comes from the network and is read by an unpickler that can build only plain values.
+
+    Args:
+        text: the value of the column.
+        where: file, line and column, for messages.
+        form: the form of the problem. Tests of another form are an error.
+
+    Raises:
+        UserError: the text cannot be decoded, or a test does not have the problem's form.
+    """
+    try:
+        rows = json.loads(_as_json(text))
+        kinds = {row["testtype"] for row in rows}
+        tests = [TestCase(input=_checked(row["input"]), output=_checked(row["output"])) for row in rows]
+    except _DECODING_ERRORS as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(where, rule=f"does not hold test cases ({reason})", fix="download the file again") from None
+    if kinds - {_TEST_TYPE[form]}:
+        raise UserError(
+            where,
+            rule=f"holds {', '.join(sorted(map(str, kinds)))} tests, and metadata.func_name makes it a {form} problem",
+            fix="fix metadata.func_name or the tests",
+        )
+    return tests
+
+
+def _checked(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"input and output are text, and one is a {type(value).__name__}")
+    return value
+
+
+def _as_json(text: str) -> str:
+    """``text`` if it is JSON, else the JSON that is packed in it. Raises ``_DECODING_ERRORS``."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        value: Any = _TextUnpickler(io.BytesIO(zlib.decompress(base64.b64decode(text, validate=True)))).load()
+        if not isinstance(value, str):
+            raise TypeError(f"the pickle holds a {type(value).__name__} instead of text") from None
+        return value
+    return text
 
 
 def _text(row: Row, column: str) -> str:
@@ -127,7 +189,7 @@ def _contest_date(row: Row) -> datetime.date:
         return value.date() if isinstance(value, datetime.datetime) else datetime.datetime.fromisoformat(value).date()
     except (TypeError, ValueError):
         raise UserError(
-            f"{row.where}: contest_date {value!r}", rule="is no ISO date", fix="download the file again"
+            f"{row.where}: contest_date {value!r}", rule="is not an ISO date", fix="download the file again"
         ) from None
 
 
@@ -135,15 +197,15 @@ def _date(text: str | None, key: str) -> datetime.date | None:
     try:
         return None if text is None else datetime.date.fromisoformat(text)
     except ValueError:
-        raise ConfigError(f"{key} = {text}", rule="is no ISO date", fix="write it as 2025-02-01") from None
+        raise ConfigError(f"{key} = {text}", rule="is not an ISO date", fix="write it as 2025-02-01") from None
 
 
 def _empty_window(config: BenchmarkConfig, keys: BenchmarkKeys, seen: list[datetime.date]) -> UserError:
     window = f"{keys.start_date} = {config.start_date}, {keys.end_date} = {config.end_date}"
     if not seen:
-        return UserError(f"{keys.path} = {config.path}", rule="holds no problem", fix="download the file again")
+        return UserError(f"{keys.path} = {config.path}", rule="contains no problem", fix="download the file again")
     return UserError(
         window,
-        rule=f"no problem lies in that window; the {len(seen)} of {config.path} are from {min(seen)} to {max(seen)}",
+        rule=f"no problem is in that window; the {len(seen)} of {config.path} are from {min(seen)} to {max(seen)}",
         fix="widen the window or name a newer file",
     )

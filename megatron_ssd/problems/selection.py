@@ -1,11 +1,11 @@
-"""Which rows of a source are sampled: drops, order and limit, with a record of every row that is not.
+"""Selects the rows of a source that are sampled, and records why each other row is dropped.
 
-A row is kept or dropped for the first of these reasons: ``not_passed``, ``bad_text`` (NUL, or half of a
-surrogate pair: no tokenizer takes it as it is), ``no_text`` (no letter and no digit), ``duplicate``,
-``near_duplicate``, ``contaminated``, ``over_limit``.
+A row is dropped for the first of these reasons that applies: ``not_passed``, ``bad_text`` (NUL or half of a surrogate
+pair, which no tokenizer accepts), ``no_text`` (no letter and no digit), ``duplicate``, ``near_duplicate``,
+``contaminated``, ``over_limit``.
 
-Rows stream through. What stays in memory is a digest, a row number and a file offset for each kept row (and what
-``near_duplicates`` keeps of it), never the texts.
+Rows are streamed. Memory holds a digest, a row number and a file offset for each kept row (and what ``near_duplicates``
+keeps of it), never the texts.
 """
 
 from __future__ import annotations
@@ -25,26 +25,18 @@ from megatron_ssd.problems.near_duplicates import NearDuplicates
 from megatron_ssd.schema import Problem
 
 PROBLEMS_FILE, DROPPED_FILE = "problems.jsonl", "dropped.jsonl"
-_DIGEST_BYTES = 16  # half of SHA-256: two of a million texts agree by chance once in 10^26 runs
+_DIGEST_BYTES = 16  # half of SHA-256: among a million texts two agree by chance once in 10^26 runs
 _UNREADABLE = re.compile("[\0\ud800-\udfff]")
 _LETTER_OR_DIGIT = re.compile(r"[^\W_]")
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A row of a source as a problem; ``passed`` is None where the source does not say."""
-
-    problem: Problem
-    passed: bool | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What became of a source's rows.
+    """The result of a selection.
 
-    ``ids`` are the kept problems' in order; ``digest`` is over their texts and starter codes in order: two equal ones
-    mean prompts that are equal, white space of the texts aside.
+    ``ids`` are those of the kept problems, in order. ``digest`` hashes their texts and starter codes in order: equal
+    digests mean equal prompts, except for white space in the texts.
     """
 
     rows: int
@@ -62,7 +54,7 @@ class _Kept:
 
 
 def select(
-    candidates: Iterable[Candidate],
+    rows: Iterable[tuple[Problem, bool]],
     section: ProblemsConfig,
     *,
     seed: int,
@@ -71,27 +63,26 @@ def select(
 ) -> Selection:
     """Write ``problems.jsonl``, the kept problems in order, and ``dropped.jsonl``, the others with their reasons.
 
-    Ids are made unique: one that another problem has already gets ``#2``, ``#3``, ... in order of appearance. Tests are
-    not written: sampling has no use for them.
+    Ids are made unique: a repeated id gets ``#2``, ``#3``, ... in order of appearance. Tests are not written, since
+    sampling does not use them.
 
     Args:
-        candidates: every row of the source, in file order.
+        rows: every row of the source in file order, as a problem and whether it passed.
         section: what to drop, the order and the limit.
-        seed: of the shuffled order, which goes by text and seed and not by place in the file.
-        is_contaminated: asked last, of what is otherwise kept, with its unique id; true drops it.
-        folder: what an earlier, unfinished start left there is written again.
+        seed: of the shuffled order, which depends on text and seed and not on the position in the file.
+        is_contaminated: called last, for each problem that is otherwise kept, with its unique id; true drops it.
+        folder: files of an earlier, unfinished run in it are written again.
     """
     spool, dropped_path = folder / ".kept.jsonl", folder / f".{DROPPED_FILE}"
     reasons = _Reasons(section)
     ids = _UniqueIds()
     kept: list[_Kept] = []
     counts: Counter[str] = Counter()
-    rows = offset = 0
+    num_rows = offset = 0
     with dropped_path.open("wb") as dropped, spool.open("wb") as texts:
-        for rows, candidate in enumerate(candidates, start=1):
-            digest = text_digest(candidate.problem.statement)
-            reason = reasons.of(candidate, digest, row=rows)
-            problem = candidate.problem
+        for num_rows, (problem, passed) in enumerate(rows, start=1):
+            digest = text_digest(problem.statement)
+            reason = reasons.of(problem, digest, passed=passed, row=num_rows)
             if reason is None:
                 unique = ids.of(problem.id)
                 if problem.tests or unique != problem.id:
@@ -99,9 +90,9 @@ def select(
                 reason = {"reason": "contaminated"} if is_contaminated(problem) else None
             if reason is not None:
                 counts[reason["reason"]] += 1
-                dropped.write(json_line({"row": rows, "id": problem.id, **reason}))
+                dropped.write(json_line({"row": num_rows, "id": problem.id, **reason}))
                 continue
-            kept.append(_Kept(_prompt_digest(problem, digest), offset, rows, problem.id))
+            kept.append(_Kept(_prompt_digest(problem, digest), offset, num_rows, problem.id))
             offset += texts.write(json_line(problem.to_json()))
         chosen, rest = _in_order(kept, section, seed)
         counts.update(over_limit=len(rest))
@@ -114,7 +105,7 @@ def select(
         spool.unlink()
     dropped_path.replace(folder / DROPPED_FILE)
     return Selection(
-        rows=rows,
+        rows=num_rows,
         ids=tuple(one.id for one in chosen),
         dropped=dict(+counts),
         digest=hashlib.sha256(b"".join(one.digest for one in chosen)).hexdigest(),
@@ -122,35 +113,35 @@ def select(
 
 
 def normalise(text: str) -> str:
-    """``text`` with every run of white space (Unicode included) as one space, and none at the ends."""
+    """``text`` with each run of white space (also Unicode) as one space, and none at the ends."""
     return " ".join(text.split())
 
 
-def json_line(row: dict[str, Any]) -> bytes:
-    """A row of a JSONL file that is written in one go and not resumed."""
-    return _encode(row).encode("utf-8", "surrogatepass") + b"\n"
+def json_line(record: dict[str, Any]) -> bytes:
+    """A record of a JSONL file that is written in one pass and never resumed."""
+    return _encode(record).encode("utf-8", "surrogatepass") + b"\n"
 
 
 def text_digest(statement: str) -> bytes:
-    """What a text is known by: equal for texts that differ in white space alone."""
+    """The identity of a text: equal for texts that differ only in white space."""
     return hashlib.sha256(normalise(statement).encode("utf-8", "surrogatepass")).digest()[:_DIGEST_BYTES]
 
 
 def _prompt_digest(problem: Problem, text: bytes) -> bytes:
-    """What a prompt is known by, given the digest of its text."""
+    """The identity of a prompt, given the digest of its text."""
     if not problem.starter_code:
         return text
     return hashlib.sha256(text + problem.starter_code.encode()).digest()[:_DIGEST_BYTES]
 
 
 class _UniqueIds:
-    """Numbers ids that come again; a numbered one may be another problem's own, so it is looked up as well."""
+    """Numbers repeated ids. A numbered id may already be another problem's own, so it is looked up as well."""
 
     def __init__(self) -> None:
         self._times_seen: dict[str, int] = {}
 
     def of(self, id_: str) -> str:
-        """``id_``, or ``id_#N`` with the first number that makes it new."""
+        """``id_``, or ``id_#N`` with the first number that makes it unique."""
         if id_ not in self._times_seen:
             self._times_seen[id_] = 1
             return id_
@@ -162,17 +153,16 @@ class _UniqueIds:
 
 
 class _Reasons:
-    """Decides on one row after the other, and remembers what it needs of those that it kept."""
+    """Decides row by row, and remembers what it needs of the kept rows."""
 
     def __init__(self, section: ProblemsConfig) -> None:
         self._section = section
         self._row_of: dict[bytes, int] = {}
         self._near = NearDuplicates(section.near_duplicates) if section.near_duplicates is not None else None
 
-    def of(self, candidate: Candidate, digest: bytes, *, row: int) -> dict[str, Any] | None:
-        """Why the row goes, as ``reason`` and, for duplicates, ``like``, the row that stays; None where it is kept."""
-        problem = candidate.problem
-        if self._section.only_passed and not candidate.passed:
+    def of(self, problem: Problem, digest: bytes, *, passed: bool, row: int) -> dict[str, Any] | None:
+        """Why a row is dropped: ``reason`` and, for duplicates, ``like``, the row that is kept. None if it is kept."""
+        if not passed:
             return {"reason": "not_passed"}
         if any(map(_UNREADABLE.search, (problem.statement, problem.starter_code, problem.id))):
             return {"reason": "bad_text"}
@@ -188,7 +178,7 @@ class _Reasons:
 
 
 def _in_order(kept: list[_Kept], section: ProblemsConfig, seed: int) -> tuple[list[_Kept], list[_Kept]]:
-    """(chosen, over the limit), each in the order of the configuration."""
+    """The kept problems within the limit and those over it, each in the configured order."""
     if section.order == "shuffled":
         kept = sorted(kept, key=lambda one: hashlib.sha256(f"{seed}".encode() + one.digest + one.id.encode()).digest())
     limit = len(kept) if section.limit is None else section.limit
@@ -196,7 +186,7 @@ def _in_order(kept: list[_Kept], section: ProblemsConfig, seed: int) -> tuple[li
 
 
 def _copy_lines(source: Path, target: Path, offsets: list[int]) -> None:
-    """Write the lines of ``source`` that begin at ``offsets``, in that order."""
+    """Write the lines of ``source`` that start at ``offsets``, in that order."""
     with source.open("rb") as lines, target.open("wb") as out:
         for offset in offsets:
             lines.seek(offset)

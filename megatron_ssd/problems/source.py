@@ -1,58 +1,121 @@
-"""The problems of a run: what there is to sample on, and what to be judged on.
+"""Opens the problems of a run: those to sample on, and the benchmark.
 
-Invariants: order and content follow from the configuration and the files alone; a benchmark's ids are unique.
+Training problems come from rStar-Coder's ``seed_sft``, from any file whose columns are named, or from minicode.
+Answers, verdicts and all other columns are not read: SSD samples its own responses. A problem asks for a function if
+its starter code holds more than white space, otherwise for a program on standard input.
+
+Invariants: order and content follow from the configuration and the files alone; the ids of a benchmark are unique.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from megatron_ssd.artifacts.hashing import hash_json
-from megatron_ssd.config.problems import ProblemsConfig
-from megatron_ssd.config.run import RunConfig, needed
+from megatron_ssd.config.problems import BenchmarkConfig, ColumnsConfig, MinicodeConfig, ProblemsConfig
+from megatron_ssd.errors import UserError
 from megatron_ssd.problems import livecodebench, minicode
-from megatron_ssd.problems.rows import open_rows, read_candidates
-from megatron_ssd.problems.selection import Candidate
-from megatron_ssd.problems.table import Table
+from megatron_ssd.problems.table import Row, Table, open_table
 from megatron_ssd.schema import Problem
+
+_HUB_FOLDERS = {"rstar_coder": "seed_sft"}
+_RSTAR_CODER = ColumnsConfig(id="question_id", statement="question", starter_code="starter_code", passed="is_passed")
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Training problems before any choice, read one at a time.
+    """Training problems before any selection.
 
-    ``revision`` is the Hub's commit, or a hash of the files (of the configuration for a procedural world).
+    ``revision`` is the Hub's commit, or a hash of the files (of the configuration for minicode).
     """
 
     section: ProblemsConfig
     revision: str
-    _config: RunConfig
-    _table: Table | None
+    world: MinicodeConfig
+    table: Table | None
 
-    def candidates(self) -> Iterator[Candidate]:
-        """Every row, in order. Raises ``UserError`` where one cannot be read."""
-        if self._table is None:
-            return map(Candidate, minicode.train_problems(self._config.minicode))
-        return read_candidates(self._table, self.section)
+    def read(self) -> Iterator[tuple[Problem, bool]]:
+        """Every row in order, blank and repeated ones included, as a problem and whether it passed.
+
+        All rows count as passed unless ``only_passed`` is set.
+
+        Raises:
+            UserError: a file cannot be read, a column is missing, or a value does not have its column's type.
+        """
+        if self.table is None:
+            yield from ((problem, True) for problem in minicode.train_problems(self.world))
+            return
+        columns = self.section.columns or _RSTAR_CODER
+        if not self.section.only_passed:  # a file without that column can be used as well
+            columns = dataclasses.replace(columns, passed=None)
+        for number, row in enumerate(self.table.rows(columns.names), start=1):
+            starter_code = _text(row, columns.starter_code)
+            has_code = bool(starter_code.strip())
+            problem = Problem(
+                id=_id(row, columns.id) if columns.id else f"row-{number}",
+                source=self.section.name,
+                statement=_text(row, columns.statement).strip(),
+                form="function" if has_code else "stdin",
+                starter_code=starter_code if has_code else "",
+            )
+            yield problem, _passed(row, columns.passed)
 
 
-def open_source(config: RunConfig) -> Source:
-    """Find the training problems. Raises ``UserError`` where no source is named or nothing is there."""
-    section = needed(config.problems, "problems", fix="name a source, for example problems=minicode")
+def open_source(section: ProblemsConfig, world: MinicodeConfig) -> Source:
+    """Find the training problems. Raises ``UserError`` if there are none."""
     if section.name == "minicode":
-        return Source(section, hash_json(dataclasses.asdict(config.minicode)), config, None)
-    table = open_rows(section)
-    return Source(section, table.identity, config, table)
+        return Source(section, hash_json(dataclasses.asdict(world)), world, None)
+    fix = "name the columns of your file in problems.columns"
+    if section.columns is None:
+        fix = f"use problems=rows and {fix}"
+    table = open_table(str(section.path), key="problems.path", columns_fix=fix, revision=section.revision,
+                       hub_folder=_HUB_FOLDERS.get(section.name, ""))  # fmt: skip
+    return Source(section, table.identity, world, table)
 
 
-def load_benchmark(config: RunConfig) -> list[Problem]:
-    """Evaluation problems, each with its tests; those in the errata too (see ``errata.apply_errata``).
+def load_benchmark(section: BenchmarkConfig, world: MinicodeConfig) -> list[Problem]:
+    """Evaluation problems with their tests, including those in the errata (see ``errata.apply_errata``).
 
     Raises:
-        UserError: no benchmark is named, it cannot be read, or its window is empty.
+        UserError: the benchmark cannot be read, or its window is empty.
     """
-    section = needed(config.benchmark, "benchmark", fix="name one, for example benchmark=minicode")
     if section.name == "livecodebench":
         return livecodebench.read_benchmark(section)
-    return minicode.test_problems(config.minicode)[: section.limit]
+    return minicode.test_problems(world)[: section.limit]
+
+
+def _id(row: Row, column: str) -> str:
+    value: Any = row.values[column]
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise UserError(
+            f"{row.where}: {column} = {str(value)[:60]!r}",
+            rule="an id must be text or a whole number",
+            fix="fix that row, or use problems=rows without problems.columns.id, which names problems after their rows",
+        )
+    return str(value)
+
+
+def _text(row: Row, column: str | None) -> str:
+    value: Any = row.values[column] if column else None
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(
+            f"{row.where}: {column} = {str(value)[:60]!r}",
+            rule=f"must be text and is a {type(value).__name__}",
+            fix="name the columns of your file in problems.columns",
+        )
+    return value
+
+
+def _passed(row: Row, column: str | None) -> bool:
+    value: bool | None = row.values[column] if column else True
+    if not isinstance(value, bool | None):
+        raise UserError(
+            f"{row.where}: {column} = {str(value)[:60]!r}",
+            rule="must be true or false",
+            fix="name another column in problems.columns.passed",
+        )
+    return bool(value)

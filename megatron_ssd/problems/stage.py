@@ -1,10 +1,10 @@
-"""The first stage: rows of a source to run_dir/problems, the problems that are sampled.
+"""The problems stage: selects from the rows of a source the problems to sample, in run_dir/problems.
 
 Output:
 - ``problems.jsonl``: the chosen problems, in order;
 - ``dropped.jsonl``: every other row, with the reason;
 - ``contamination.jsonl``: evaluation problems found in training problems;
-- ``manifest.json``: among its facts a line that two people can compare, ``selection``.
+- ``manifest.json``: its facts include ``selection``, a line that two people can compare.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
-from megatron_ssd.artifacts.manifest import in_words
+from megatron_ssd.artifacts.manifest import format_counts
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.decontamination import HITS_FILE, Decontaminator, evaluation_set_hashes
 from megatron_ssd.problems.selection import PROBLEMS_FILE, Selection, select
@@ -27,62 +27,67 @@ from megatron_ssd.schema import Problem
 
 log = logging.getLogger(__name__)
 
-_NOT_CONTENT = ("path", "revision")  # where the rows are; their hash or commit says what they are
+_NOT_CONTENT = ("path", "revision")  # the location of the rows; their hash or commit identifies the content
 
 
 def problems_stage(config: RunConfig) -> Stage:
-    """The stage as ``config`` identifies it: same rows, choice and evaluation sets mean the same problems.
+    """The stage's identity: the same rows, selection and evaluation sets mean the same problems.
 
     Raises:
-        UserError: no source is named, or a file is not there.
+        UserError: no source is named, or a file does not exist.
     """
-    return _stage(config, open_source(config))
+    return _stage(config, _source(config))
 
 
 def run_problems(config: RunConfig) -> None:
-    """Choose the problems to sample.
+    """Select the problems to sample.
 
     Raises:
-        UserError: a row or an evaluation set cannot be read, nothing is left, or the contamination gate refuses.
+        UserError: a row or an evaluation set cannot be read, no problem is left, or too many are contaminated.
     """
-    source = open_source(config)
+    source = _source(config)
     stage = _stage(config, source)
     if stage.is_current():
         return
     work = stage.begin()
-    gate = Decontaminator(config)
-    if not gate.sets:
-        log.warning("problems: held against no evaluation set; name a benchmark, or contamination.sets")
-    rows = progress(source.candidates(), desc="choosing problems", unit="row")
-    selection = select(rows, source.section, seed=config.seed, is_contaminated=gate.drops, folder=work)
+    decontaminator = Decontaminator(config.contamination, config.benchmark, config.minicode)
+    if not decontaminator.sets:
+        log.warning("problems: compared with no evaluation set; name a benchmark, or contamination.sets")
+    rows = progress(source.read(), desc="selecting problems", unit="row")
+    selection = select(rows, source.section, seed=config.seed, is_contaminated=decontaminator.drops, folder=work)
     if not selection.ids:
         raise UserError(
             f"problems.path = {source.section.path}",
-            rule=f"none of its {selection.rows} rows is left (dropped {in_words(selection.dropped)})",
-            fix="name a data set that holds problems, or relax the problems section",
+            rule=f"none of its {selection.rows} rows is left (dropped {format_counts(selection.dropped)})",
+            fix="name a data set that contains problems, or relax the problems section",
         )
-    hits = gate.report(work, kept=selection.ids)
+    hits = decontaminator.report(work, kept=selection.ids)
     line = _line(source, selection)
-    log.info("problems: %s; dropped %s", line, in_words(selection.dropped))
+    log.info("problems: %s; dropped %s", line, format_counts(selection.dropped))
     if config.contamination.on_hit == "drop":
-        log.info("problems: the gate against evaluation sets dropped %d (contamination.on_hit=drop; %s)",
+        log.info("problems: dropped %d that are in evaluation sets (contamination.on_hit=drop; %s)",
                  selection.dropped.get("contaminated", 0), HITS_FILE)  # fmt: skip
     if hits:
-        log.warning("problems: %d of them stand in evaluation sets (contamination.jsonl)", hits)
+        log.warning("problems: %d of them are in evaluation sets (contamination.jsonl)", hits)
     stage.publish(
         counts={"rows": selection.rows, "problems": len(selection.ids), "contaminated_and_kept": hits},
         dropped=selection.dropped,
-        facts={"selection": line, "evaluation_sets": gate.sets},
+        facts={"selection": line, "evaluation_sets": decontaminator.sets},
     )
 
 
 def read_problems(run_dir: Path) -> Iterator[Problem]:
-    """The published problems of a run, in order. Raises ``UserError`` where the stage was not run."""
+    """The published problems of a run, in order. Raises ``UserError`` if the stage has not run."""
     return (Problem.from_json(row) for row in iter_jsonl(run_dir / "problems" / PROBLEMS_FILE))
 
 
+def _source(config: RunConfig) -> Source:
+    section = needed(config.problems, "problems", fix="name a source, for example problems=minicode")
+    return open_source(section, config.minicode)
+
+
 def _line(source: Source, selection: Selection) -> str:
-    """What two people compare."""
+    """The line that two people compare."""
     return (
         f"{source.section.name} {source.revision[:12]}: {len(selection.ids)} of {selection.rows} rows, "
         f"selection {selection.digest[:16]}"
@@ -96,13 +101,16 @@ def _stage(config: RunConfig, source: Source) -> Stage:
         del one["path"]
     settings = {"problems": section, "seed": config.seed, "contamination": contamination}
     if "minicode" in (source.section.name, config.benchmark and config.benchmark.name):
-        # In the inputs' hashes too, which cannot tell which key has changed.
+        # The inputs' hashes cover it too, but cannot tell which key has changed.
         settings["minicode"] = dataclasses.asdict(config.minicode)
     return Stage(
         name="problems",
         run_dir=Path(config.run_dir),
         config=settings,
-        inputs={"source": source.revision, **evaluation_set_hashes(config)},
+        inputs={
+            "source": source.revision,
+            **evaluation_set_hashes(config.contamination, config.benchmark, config.minicode),
+        },
         replace=config.replace,
-        restarts=True,  # minutes at most, and a fix that an error names should work in the same folder
+        restarts=True,  # it takes minutes at most, and the fix of an error should work in the same folder
     )

@@ -1,7 +1,7 @@
-"""Rows of a data set, one at a time: parquet, JSON lines (also gzipped) or a JSON list, here or on the Hub.
+"""Reads rows of a data set one at a time: parquet, JSON lines (also gzipped) or a JSON list, local or on the Hub.
 
-Only the columns that are asked for are read from parquet, so that responses of hundreds of gigabytes stay where they
-are. A file that cannot be read is an error that names it, with the line where there is one.
+Of parquet files only the requested columns are read, so hundreds of gigabytes of responses are never fetched. A file
+that cannot be read is an error with its name and, if there is one, the line.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from megatron_ssd.errors import UserError
 
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".json")
 _BATCH_ROWS = 1024
-_BUFFER = 1 << 20  # bytes of a parquet column in memory at a time, and not all that a row group has of it
-# First bytes -> what they begin, and the ending that such a file has here; None for what is not read at all.
+_BUFFER = 1 << 20  # bytes of a parquet column in memory at a time, instead of a whole row group
+# First bytes -> kind of file, and the name ending that it needs; None for kinds that are not read.
 _MAGIC: dict[bytes, tuple[str, str | None]] = {
     b"PAR1": ("a parquet file", ".parquet"),
     b"\x1f\x8b": ("a gzip file", ".jsonl.gz"),
@@ -36,7 +36,7 @@ _MAGIC: dict[bytes, tuple[str, str | None]] = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row and where it is from: ``where`` is ``file:line`` (``file:row`` for parquet), counted from 1."""
+    """One row and its origin: ``where`` is ``file:line`` (``file:row`` for parquet), counted from 1."""
 
     where: str
     values: dict[str, Any]
@@ -46,7 +46,7 @@ class Row:
 class Table:
     """A data set's files in order. ``revision`` is the Hub's commit, None for local files.
 
-    ``columns_fix`` is what to tell a user whose files lack a column.
+    ``columns_fix`` is the fix in the error for a missing column.
     """
 
     files: tuple[str, ...]
@@ -55,7 +55,7 @@ class Table:
 
     @property
     def identity(self) -> str:
-        """What the rows are: the Hub's commit, or a hash of local files' contents in order, whatever their names.
+        """Identifies the rows: the Hub's commit, or a hash of the contents of local files in order, not of their names.
 
         Raises:
             UserError: a file cannot be read.
@@ -83,9 +83,9 @@ class Table:
     def _open(self, name: str) -> IO[bytes]:
         if self.revision is None:
             return Path(name).open("rb")
-        from huggingface_hub import HfFileSystem, hf_hub_download
+        from huggingface_hub import HfFileSystem, hf_hub_download  # slow to import, and local files do not need it
 
-        if name.endswith(".parquet"):  # columns alone are fetched, and nothing is kept
+        if name.endswith(".parquet"):  # fetches only the columns, and stores nothing
             stream: IO[bytes] = HfFileSystem().open(name, "rb", revision=self.revision)
             return stream
         _, owner, repository, file = name.split("/", 3)
@@ -104,7 +104,7 @@ class Table:
                 raise UserError(
                     where,
                     rule=f"is a {type(values).__name__}, and every row must be an object",
-                    fix="mend that row; a file that is one list of rows must have a name that ends with .json",
+                    fix="fix that row; a file that is one list of rows needs a name that ends with .json",
                 )
             if columns is None:
                 yield Row(where, values)
@@ -129,8 +129,8 @@ class Table:
                         yield Row(f"{name}:{number}", values)
         except UserError:
             raise
-        except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: text that is no UTF-8
-            raise _broken(name, f"is no whole parquet file ({_first_line(error)})") from None
+        except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
+            raise _broken(name, f"is not a complete parquet file ({_first_line(error)})") from None
 
     def _missing(self, where: str, found: Sequence[str], wanted: Sequence[str]) -> UserError:
         return UserError(
@@ -141,22 +141,22 @@ class Table:
 
 
 def open_table(path: str, *, key: str, columns_fix: str, revision: str | None = None, hub_folder: str = "") -> Table:
-    """The data set at ``path``.
+    """Find the data set at ``path``.
 
     Args:
         path: a file, a folder (searched with its subfolders), or a Hub id.
-        key: the configuration key it came from, for messages.
-        columns_fix: what to do where a column is missing, for messages.
+        key: the configuration key of ``path``, for messages.
+        columns_fix: the fix in the error for a missing column.
         revision: branch or commit of the Hub repository.
-        hub_folder: where in the Hub repository to look.
+        hub_folder: the folder to search in the Hub repository.
 
     Raises:
-        UserError: nothing is there, or the Hub does not serve it.
+        UserError: nothing is at ``path``, or the Hub does not serve it.
     """
     local = find_files(path, key=key, ending=ENDINGS)
     if local is not None:
         return Table(files=tuple(map(str, local)), revision=None, columns_fix=columns_fix)
-    from huggingface_hub import HfApi, HfFileSystem
+    from huggingface_hub import HfApi, HfFileSystem  # slow to import, and local files do not need it
     from huggingface_hub.errors import HTTPError
 
     try:
@@ -171,7 +171,7 @@ def open_table(path: str, *, key: str, columns_fix: str, revision: str | None = 
 
 
 def _check_first_bytes(name: str, stream: IO[bytes]) -> None:
-    """Refuse a file that is empty, as a download that failed leaves it, or of another kind than its name says."""
+    """Refuse a file that is empty (after a failed download) or whose content does not match its name."""
     head = stream.read(4)
     stream.seek(0)
     if not head:
@@ -191,9 +191,9 @@ def _json_lines(name: str, stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
                 if line.strip():
                     yield number, json.loads(line)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _broken(f"{name}:{number + 1}", f"is no whole gzip file ({_first_line(error)})") from None
+        raise _broken(f"{name}:{number + 1}", f"is not a complete gzip file ({_first_line(error)})") from None
     except (ValueError, RecursionError) as error:
-        raise _broken(f"{name}:{number}", f"is no JSON ({_first_line(error)})") from None
+        raise _broken(f"{name}:{number}", f"is not JSON ({_first_line(error)})") from None
 
 
 def _json_list(name: str, stream: IO[bytes]) -> list[Any]:
@@ -202,17 +202,17 @@ def _json_list(name: str, stream: IO[bytes]) -> list[Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"file {name}",
-            rule=f"is no JSON ({_first_line(error)})",
-            fix="mend it; a file with a row a line must have a name that ends with .jsonl",
+            rule=f"is not JSON ({_first_line(error)})",
+            fix="fix it; a file with one row per line needs a name that ends with .jsonl",
         ) from None
     if not isinstance(values, list):
-        raise _broken(name, "holds no list of rows")
+        raise _broken(name, "does not contain a list of rows")
     return values
 
 
 @contextlib.contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """What the operating system or the Hub says while ``name`` is read, as one line."""
+    """Turn errors of the operating system or the Hub while ``name`` is read into one line."""
     try:
         yield
     except OSError as error:
@@ -224,7 +224,7 @@ def _readable(name: str) -> Iterator[None]:
 
 
 def _broken(where: str, rule: str) -> UserError:
-    return UserError(where, rule=rule, fix="mend the file or download it again")
+    return UserError(where, rule=rule, fix="fix the file or download it again")
 
 
 def _first_line(error: BaseException) -> str:

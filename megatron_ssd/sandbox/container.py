@@ -1,43 +1,44 @@
-"""The command lines that start a sandbox: what a container holds, and whose rights its processes have.
+"""Command lines that start a container, with the files that it shows to programs.
 
-Programs shall have nobody's rights, on this machine as well as inside. Who may arrange that differs between machines,
-so there are several ways, and the first that starts is taken (``launch_modes``):
+Programs run as the user ``nobody``, inside the container and, if the machine allows it, outside as well. Machines
+differ in what they allow, so there are several launch modes, and the first that starts is used (``launch_modes``):
 
-- Started by root, bubblewrap itself runs as nobody; needs user namespaces for every user, and Python and this code
-  where every user may read them.
-- Else root makes the container without a user namespace. Its server stays root, with no more capabilities than it takes
-  to start and to end nobody's processes, and each child becomes nobody first of all. Needs CAP_SYS_ADMIN.
-- Else programs are nobody inside, without any capability, but the owner of root's files outside. Of those a container
-  holds what it shows of the system and of Python, read-only. This way is logged as a warning.
-- Started by another user, programs are nobody inside, and that user outside.
+- If root starts it, bubblewrap itself runs as nobody. This needs user namespaces for every user, and Python and this
+  code must be readable by every user.
+- Else root makes the container without a user namespace. Its server stays root, with the capabilities that it needs to
+  start and to kill processes of nobody, and each child becomes nobody before anything else. This needs CAP_SYS_ADMIN.
+- Else programs are nobody inside, without any capability, but own root's files outside. Of those files the container
+  shows only the system's and Python's, read-only. A warning is logged.
+- If another user starts it, programs are nobody inside and that user outside.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.sandbox.packages import Package, find_packages
 
 NOBODY = 65534
 ENVIRONMENT = {
     "PATH": "/usr/bin",
-    # A program that prints a set does so alike in every run.
+    # A program that prints a set prints the same in every run.
     "PYTHONHASHSEED": "0",
-    # Forks need not bind symbols.
+    # Symbols are bound before the forks.
     "LD_BIND_NOW": "1",
-    # A pool of threads would not fit the limits, and CPU time is counted over all of them.
+    # A thread pool would not fit the limits, and CPU time is counted over all threads.
     **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
 }
 
@@ -48,18 +49,18 @@ _LOADER_CACHE = Path("/etc/ld.so.cache")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 _SYSTEM_FOLDERS = ("/bin", "/lib", "/lib32", "/lib64", "/sbin")
 _THREADS = 256  # of a program and its checks together, the server included
-_COUNTED_APART_SINCE = (5, 14)  # Linux counts RLIMIT_NPROC of each user namespace by itself
+_NPROC_PER_NAMESPACE_SINCE = (5, 14)  # the Linux version that counts RLIMIT_NPROC per user namespace
 _NAMESPACES = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
 _NOBODY_INSIDE = ("--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY))
 _FIX_MISSING = (
-    "install it (apt-get install bubblewrap), or name evaluation.sandbox.kind=rlimit_only, which limits programs and "
+    "install it (apt-get install bubblewrap), or set evaluation.sandbox.kind=rlimit_only, which limits programs and "
     "isolates nothing"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the server is told, as its one argument; see ``inside.server``."""
+    """The server's one argument; see ``inside.server``."""
 
     prelude: str
     packages: dict[str, str]
@@ -69,9 +70,9 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchMode:
-    """One way to start a server: its command line and the user that this runs as, None for the caller.
+    """One way to start a server: its command line, and the user that runs it (None for the caller).
 
-    ``weakness`` says in which way programs have more rights than nobody.
+    ``weakness`` says what programs may do that nobody may not.
     """
 
     command: tuple[str, ...]
@@ -79,13 +80,22 @@ class LaunchMode:
     weakness: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Package:
+    """A top-level package: ``paths`` are its folder or file and its shared libraries, all of them in ``folder``."""
+
+    name: str
+    folder: Path
+    paths: tuple[Path, ...]
+
+
 def launch_modes(config: SandboxConfig) -> tuple[LaunchMode, ...]:
-    """Every way that may work for this user, the strictest first.
+    """Every mode that may work for this user, the strictest first.
 
     Raises:
-        UserError: bubblewrap is asked for and missing, or a package is not installed.
+        UserError: bubblewrap is configured but missing, or a package is not installed.
     """
-    packages = find_packages(config.packages)
+    packages = [find_package(name) for name in config.packages]
     settings = Settings(prelude=config.prelude, packages={package.name: str(package.folder) for package in packages})
     if config.kind == "rlimit_only":
         return (LaunchMode(command=_server(_PACKAGE_ROOT, settings)),)
@@ -93,42 +103,42 @@ def launch_modes(config: SandboxConfig) -> tuple[LaunchMode, ...]:
     if bwrap is None:
         raise UserError(
             f"evaluation.sandbox.kind = {config.kind}",
-            rule="untrusted programs run under bubblewrap, and no bwrap is on PATH",
+            rule="untrusted programs run under bubblewrap, and bwrap is not on PATH",
             fix=_FIX_MISSING,
         )
     content = (*_content(packages), "--")
-    apart = dataclasses.replace(settings, max_threads=_THREADS if _counts_apart() else None)
+    with_threads = dataclasses.replace(settings, max_threads=_THREADS if _counts_threads_per_namespace() else None)
     start = (bwrap, "--die-with-parent", "--new-session", "--as-pid-1", "--clearenv", "--hostname", "sandbox",
              *_NAMESPACES, "--cap-drop", "ALL")  # fmt: skip
     as_nobody = tuple(
-        (*start, *_NOBODY_INSIDE, *more, *content, *_server(_ROOT_INSIDE, apart))
+        (*start, *_NOBODY_INSIDE, *more, *content, *_server(_ROOT_INSIDE, with_threads))
         for more in ((("--disable-userns",),) if _knows_disable_userns(bwrap) else ()) + ((),)
     )
     if os.geteuid() != 0:
         return tuple(LaunchMode(command=command) for command in as_nobody)
-    given_up = dataclasses.replace(settings, become=NOBODY)
-    may_become = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL")
+    becoming = dataclasses.replace(settings, become=NOBODY)
+    capabilities = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL")
     return (
         *(LaunchMode(command=command, user=NOBODY) for command in as_nobody),
-        LaunchMode(command=(*start, *may_become, *content, *_server(_ROOT_INSIDE, given_up))),
+        LaunchMode(command=(*start, *capabilities, *content, *_server(_ROOT_INSIDE, becoming))),
         *(LaunchMode(command=command, weakness="own root's files outside of it") for command in as_nobody),
     )
 
 
 def _server(root: Path, settings: Settings) -> tuple[str, ...]:
-    # Without site packages or the script's folder on its path.
+    # sys.path has neither site packages nor the script's folder.
     options = ("-P", "-s", "-S", "-B", "-X", "utf8")
     main = str(root / _RUNNER / "__main__.py")
     return (str(_python()), *options, main, json.dumps(dataclasses.asdict(settings)))
 
 
 def _python() -> Path:
-    """The interpreter below any virtual environment."""
+    """The interpreter on which a virtual environment is built."""
     return Path(getattr(sys, "_base_executable", sys.executable)).resolve()
 
 
 def _content(packages: Iterable[Package]) -> Iterator[str]:
-    """Arguments that fill the container: the system, Python, the packages that are named, and the server; no more."""
+    """Arguments that fill the container: the system, Python, the named packages and the server, nothing else."""
     for pair in ENVIRONMENT.items():
         yield from ("--setenv", *pair)
     shown = [Path("/usr")]
@@ -138,11 +148,11 @@ def _content(packages: Iterable[Package]) -> Iterator[str]:
     hidden = list(dict.fromkeys(_installed_in(shown)))
     parts = [path for package in packages for path in package.paths]
     server = (_PACKAGE_ROOT / _RUNNER, _ROOT_INSIDE / _RUNNER)
-    # Bubblewrap would make folders on the way for its own user alone.
-    on_the_way = dict.fromkeys(
+    # Bubblewrap would make parent folders readable for its own user alone.
+    parents = dict.fromkeys(
         p for path in (*shown, *parts, server[1], Path("/dev/null"), _LOADER_CACHE) for p in path.parents[-2::-1]
     )
-    for folder in on_the_way:
+    for folder in parents:
         if not any(folder.is_relative_to(other) for other in shown):
             yield from ("--dir", str(folder))
     for folder in shown:
@@ -166,20 +176,48 @@ def _content(packages: Iterable[Package]) -> Iterator[str]:
 
 
 def _installed_in(folders: Iterable[Path]) -> Iterator[Path]:
-    """Folders of packages that stand below ``folders``, which programs must not find."""
+    """Folders of installed packages below ``folders``, which programs must not find."""
     for folder in folders:
         for pattern in ("lib", "lib64", "local/lib", "local/lib64"):
             for kind in ("site-packages", "dist-packages"):
                 yield from sorted({p.resolve() for p in folder.glob(f"{pattern}/python3*/{kind}")})
 
 
-def _counts_apart() -> bool:
+def _counts_threads_per_namespace() -> bool:
     major, minor = platform.release().split(".")[:2]
-    return (int(major), int("".join(c for c in minor if c.isdigit()))) >= _COUNTED_APART_SINCE
+    return (int(major), int("".join(c for c in minor if c.isdigit()))) >= _NPROC_PER_NAMESPACE_SINCE
 
 
 @functools.cache
 def _knows_disable_userns(bwrap: str) -> bool:
-    """Bubblewrap 0.8 and later do."""
-    words = subprocess.run([bwrap, "--help"], capture_output=True, text=True, check=False)
-    return "--disable-userns" in words.stdout + words.stderr
+    """Whether this is bubblewrap 0.8 or later."""
+    text = subprocess.run([bwrap, "--help"], capture_output=True, text=True, check=False)
+    return "--disable-userns" in text.stdout + text.stderr
+
+
+def find_package(name: str) -> Package:
+    """Where a top-level package is installed. It is not imported.
+
+    Raises:
+        UserError: it is not installed, or is part of Python itself.
+    """
+    spec = None if name in sys.stdlib_module_names else importlib.util.find_spec(name)
+    if spec is None or not (spec.origin or spec.submodule_search_locations):
+        reason = (
+            "is part of Python itself" if name in sys.stdlib_module_names else "is not installed in this environment"
+        )
+        raise UserError(
+            f"evaluation.sandbox.packages: {name}", rule=reason, fix="install it, or leave it out of the list"
+        )
+    path = Path(str(next(iter(spec.submodule_search_locations or ()), spec.origin))).absolute()
+    # Wheels have shared libraries in a folder beside the package, which is named after the distribution.
+    distributions = {name, *_distributions().get(name, ())}
+    wanted = {f"{distribution}.libs".lower() for distribution in distributions}
+    libraries = sorted(other for other in path.parent.glob("*.libs") if other.name.lower() in wanted)
+    return Package(name=name, folder=path.parent, paths=(path, *libraries))
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Top-level name -> its distributions. Reads the metadata of every distribution, which takes a while."""
+    return importlib.metadata.packages_distributions()

@@ -1,28 +1,29 @@
-"""Where untrusted programs run: one bubblewrap container a worker, a small fork server inside it.
+"""Runs untrusted programs in a container: one bubblewrap container per worker, with a small fork server inside.
 
-What holds with ``kind=bubblewrap``:
-- No network, no access to the machine's files but the system's and Python's own and the named packages', read-only;
-  nothing at all is writable, and the kernel's own stores (System V memory, message queues, keys) are refused, so
-  nothing that a program does is there for the next one. An empty environment, an own process-id namespace, no
-  capabilities, no new privileges, nobody's user and group ids (``container`` tells where outside as well as inside).
+With ``kind=bubblewrap``:
+- There is no network. Of the machine's files only the system's, Python's and the named packages' are visible,
+  read-only. Nothing is writable, and the kernel's own stores (System V memory, message queues, keys) are refused, so a
+  program leaves nothing behind for the next one. The environment is empty. A program has its own process-id namespace,
+  no capabilities, no new privileges, and the user and group ids of nobody (``container`` says when also outside).
 - A program is one process (``inside.seccomp`` refuses more) with limits on CPU time, address space, file and output
   size, open files and, on Linux 5.14 or later, threads. The server is process 1 of its namespace, so a program cannot
   signal it.
-- Expected outputs never enter: results come out and are compared by the host. Assert scripts, which hold theirs, run in
-  a process of their own beside the program's (``inside.checks``) and are never in its memory.
+- Expected outputs never enter the container: results come out and the host compares them. Assert scripts hold expected
+  values. They run in their own process beside the program's (``inside.checks``) and are never in its memory.
 - The container dies with the thread that started it.
 
-What it does not cover:
+Not covered:
 - Bugs of the kernel, and of CPython as far as they reach the kernel. Side channels.
 - Programs of one container share its namespaces and, one after another, its memory image: each starts as a copy of the
   same server. A program that broke the server would be noticed only if the server then stopped answering.
-- Open memory files count apart from a program's address space: at most ``OPEN_FILES`` of the output limit each, and as
-  many again on their way through a socket.
-- It reads what every user may read under /usr and in Python's own folder, packages installed there excepted.
+- Open memory files do not count towards a program's address space: it can have ``OPEN_FILES`` of them, each up to the
+  output limit, and as many again in transit through a socket.
+- A program can read what every user can read under /usr and in Python's own folder, except for packages installed
+  there.
 
-Programs have Python's standard library and the packages that ``evaluation.sandbox.packages`` names.
+Programs have Python's standard library and the packages in ``evaluation.sandbox.packages``.
 
-With ``kind=rlimit_only`` the same server runs as a plain process of this user: limits hold against honest mistakes, and
+With ``kind=rlimit_only`` the same server runs as an ordinary process of this user: limits catch honest mistakes, and
 nothing is isolated.
 
 Machines: Linux 5.3 or later on x86-64 or AArch64.
@@ -32,31 +33,82 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import select
-import struct
 import subprocess
 import time
 from collections.abc import Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from megatron_ssd.closing import Closing
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.sandbox.container import ENVIRONMENT, LaunchMode, launch_modes
-from megatron_ssd.sandbox.execution import Execution, Limits, Program, SandboxBrokenError, interpret
+from megatron_ssd.sandbox.inside.frames import receive, send
+from megatron_ssd.schema import ProblemForm
 
 log = logging.getLogger(__name__)
 
 _START_SECONDS = 60.0
-_SLACK_SECONDS = 30.0  # beyond a request's own wall limits, before its server counts as dead
+_SLACK_SECONDS = 30.0  # added to a request's own wall limits before its server counts as dead
+_VALUE = '{"value": '  # how a program's process begins a line with a result
+_DETAIL_CHARACTERS = 300
+
+Ending = Literal[
+    "completed", "runtime_error", "timeout", "starved", "memory", "syntax_error", "failed_check", "broken_check"
+]
+_ERROR_ENDINGS: dict[str, Ending] = {
+    "syntax": "syntax_error", "memory": "memory", "check": "failed_check", "broken_check": "broken_check",
+}  # fmt: skip
+_CHECK_ERRORS = ("check", "broken_check")  # a program cannot write these
 
 
-class Sandbox(Closing):
-    """One container. Not for several threads at once; starts when first used, and again after it broke.
+class SandboxBrokenError(RuntimeError):
+    """The container or its server ended, or its answer is invalid. The program it ran has no verdict yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """Source text and its entry: as ``__main__``, a function or a method of ``class_name``, or assert scripts."""
+
+    source: str
+    form: ProblemForm
+    function_name: str | None = None
+    class_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """CPU and wall seconds per input; bytes of address space and of output per program."""
+
+    cpu_seconds: float
+    wall_seconds: float
+    memory_bytes: int
+    output_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """What one program did.
+
+    ``outputs`` has one entry per finished input, in order: standard output for ``stdin`` programs, a value in the
+    encoding of ``inside.values`` for functions, nothing of interest for each script of ``checks`` that reached its end.
+    ``cpu_seconds`` are the CPU seconds of those inputs. ``ending`` says why it did not finish more: ``starved`` means
+    that the wall limit passed before the CPU limit did, ``failed_check`` that an assertion failed, ``broken_check``
+    that a script asks for something impossible.
+    """
+
+    outputs: tuple[str, ...]
+    cpu_seconds: tuple[float, ...]
+    ending: Ending
+    detail: str = ""
+    cpu_total: float = 0.0
+
+
+class Sandbox(AbstractContextManager["Sandbox"]):
+    """One container. It starts at first use, and again after it broke. Not thread-safe.
 
     Raises:
-        UserError: bubblewrap is asked for and missing, or cannot make a container on this machine.
+        UserError: bubblewrap is configured but missing, or cannot make a container on this machine.
     """
 
     def __init__(self, config: SandboxConfig) -> None:
@@ -68,7 +120,7 @@ class Sandbox(Closing):
         for ``checks``.
 
         Raises:
-            SandboxBrokenError: the container failed under it. The next call starts a fresh one.
+            SandboxBrokenError: the container failed during the run. The next call starts a fresh one.
         """
         assert program.form != "stdin" or len(inputs) == 1
         is_checked = program.form == "checks"
@@ -86,11 +138,12 @@ class Sandbox(Closing):
         }
         try:
             process = self._process or self.start()
-            _write_frame(process, request)
-            if is_checked:  # apart, see ``inside.server``
-                _write_frame(process, {"scripts": list(inputs)})
-            facts = _read_frame(process, limits.wall_seconds * len(inputs) + _SLACK_SECONDS)
-            return interpret(facts, program, len(inputs), limits)
+            assert process.stdin is not None
+            send(process.stdin.fileno(), request)
+            if is_checked:  # as a message of their own, see ``inside.server``
+                send(process.stdin.fileno(), {"scripts": list(inputs)})
+            facts = _receive(process, limits.wall_seconds * len(inputs) + _SLACK_SECONDS)
+            return _interpret(facts, program, len(inputs), limits)
         except (OSError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
@@ -98,7 +151,7 @@ class Sandbox(Closing):
             raise SandboxBrokenError(f"{type(error).__name__}: {error}") from error
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start the container in the strictest way that works here, and wait for its server."""
+        """Start the container in the strictest mode that works here, and wait for its server."""
         self.close()
         complaints: dict[str, None] = {}
         for mode in self._modes:
@@ -114,9 +167,12 @@ class Sandbox(Closing):
         raise UserError(
             f"sandbox {self._modes[0].command[0]}",
             rule=f"cannot start here ({'; '.join(complaints)})",
-            fix="allow unprivileged user namespaces (in Docker: --security-opt seccomp=unconfined), or name "
+            fix="allow unprivileged user namespaces (in Docker: --security-opt seccomp=unconfined), or set "
             "evaluation.sandbox.kind=rlimit_only, which limits programs and isolates nothing",
         )
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """End the container, if there is one."""
@@ -127,14 +183,14 @@ class Sandbox(Closing):
 
 
 def _start(mode: LaunchMode) -> subprocess.Popen[bytes]:
-    """A server that answers. Raises ``OSError`` or ``ValueError`` with its last words where none does."""
+    """A server that answers. Raises ``OSError`` or ``ValueError`` with its last line of output if it does not."""
     as_user: dict[str, Any] = {} if mode.user is None else {"user": mode.user, "group": mode.user, "extra_groups": ()}
     process = subprocess.Popen(
         mode.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
         env=ENVIRONMENT, cwd="/", start_new_session=True, **as_user,
     )  # fmt: skip
     try:
-        hello = _read_frame(process, _START_SECONDS)
+        hello = _receive(process, _START_SECONDS)
     except (OSError, ValueError) as error:
         process.kill()
         _, complaint = process.communicate()
@@ -144,34 +200,77 @@ def _start(mode: LaunchMode) -> subprocess.Popen[bytes]:
     return process
 
 
-def _write_frame(process: subprocess.Popen[bytes], message: dict[str, Any]) -> None:
-    assert process.stdin is not None
-    data = json.dumps(message).encode()
-    view = memoryview(struct.pack(">I", len(data)) + data)
-    while view:
-        view = view[os.write(process.stdin.fileno(), view) :]
-
-
-def _read_frame(process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]:
-    """The server's next message. Raises ``OSError`` or ``ValueError`` where none comes in time."""
+def _receive(process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]:
+    """The server's next message. Raises ``OSError`` or ``ValueError`` if none comes in time."""
     assert process.stdout is not None
-    deadline = time.monotonic() + seconds
-    (length,) = struct.unpack(">I", _read_exactly(process.stdout.fileno(), 4, deadline))
-    message = json.loads(_read_exactly(process.stdout.fileno(), length, deadline))
+    message = receive(process.stdout.fileno(), deadline=time.monotonic() + seconds)
+    if message is None:
+        raise ConnectionError("the sandbox ended")
     if not isinstance(message, dict):
-        raise ValueError("the server's answer is no object")
+        raise ValueError("the server's answer is not an object")
     return message
 
 
-def _read_exactly(descriptor: int, count: int, deadline: float) -> bytes:
-    data = bytearray()
-    poller = select.poll()
-    poller.register(descriptor, select.POLLIN)
-    while len(data) < count:
-        if not poller.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
-            raise TimeoutError("the sandbox does not answer")
-        chunk = os.read(descriptor, min(count - len(data), 1 << 20))
-        if not chunk:
-            raise ConnectionError("the sandbox ended")
-        data += chunk
-    return bytes(data)
+def _interpret(facts: dict[str, Any], program: Program, num_inputs: int, limits: Limits) -> Execution:
+    """Turns the server's facts into an execution. Everything that the program can write is treated as text."""
+    values, error = _parse_results(facts["results"], trusted=program.form == "checks")
+    ending, detail = _ending(facts, error, limits)
+    outputs, cpu = [facts["stdout"]], [facts["cpu_total"]]
+    if program.form != "stdin":
+        outputs = values[:num_inputs]
+        starts = [0.0, *facts["cpu_marks"]]
+        cpu = [end - start for start, end in zip(starts, facts["cpu_marks"], strict=False)]
+        if ending == "completed" and len(outputs) < num_inputs:
+            ending, detail = "runtime_error", "the program ended before its function returned"
+    elif ending != "completed":
+        outputs = []
+    return Execution(
+        outputs=tuple(outputs),
+        cpu_seconds=tuple(cpu[: len(outputs)]),
+        ending=ending,
+        detail=detail,
+        cpu_total=facts["cpu_total"],
+    )
+
+
+def _parse_results(text: str, *, trusted: bool) -> tuple[list[str], dict[str, str] | None]:
+    """The JSON texts of the returned values, and the error that ended the program, if there was one."""
+    values: list[str] = []
+    for line in text[: text.rfind("\n") + 1].split("\n")[:-1]:
+        if line.startswith(_VALUE):
+            values.append(line[len(_VALUE) : -1])
+            continue
+        try:
+            result = json.loads(line)
+            error, detail = str(result["error"]), _shown(str(result["detail"]))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            error, detail = "runtime", "the program wrote into the channel of its results"
+        return values, {"error": "runtime" if error in _CHECK_ERRORS and not trusted else error, "detail": detail}
+    return values, None
+
+
+def _shown(detail: str) -> str:
+    """``detail`` as one short line that any file and terminal can hold."""
+    line = " ".join(detail[: 10 * _DETAIL_CHARACTERS].split())[:_DETAIL_CHARACTERS]
+    return "".join(c if c.isprintable() else "\ufffd" for c in line)
+
+
+def _ending(facts: dict[str, Any], error: dict[str, str] | None, limits: Limits) -> tuple[Ending, str]:
+    killed, status = facts["killed"], facts["exits"][-1]  # the program's own process is the last
+    if killed == "cpu":
+        return "timeout", f"more than {limits.cpu_seconds:g} s of CPU time"
+    if killed == "wall":
+        return "starved", f"more than {limits.wall_seconds:g} s of wall time"
+    if killed == "output" or len(facts["stdout"].encode("utf-8", "replace")) >= limits.output_bytes:
+        return "runtime_error", f"more than {limits.output_bytes >> 20} MiB of output"
+    if error is not None and (error["error"] != "ended" or error["detail"]):
+        return _ERROR_ENDINGS.get(error["error"], "runtime_error"), error["detail"]
+    if status == -9:
+        return "memory", "killed by the kernel"
+    if status != 0:
+        return "runtime_error", f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+    if error is not None:
+        return "runtime_error", "the program ended before its checks did"
+    if any(facts["exits"]):
+        return "runtime_error", "the program broke the process of its checks"
+    return "completed", ""

@@ -69,7 +69,7 @@ def build_run(run_dir: Path, *, scale: float = 1.0) -> None:
         run_dir, "export", {"checkpoints": checkpoints.content_hash, "assets": "e" * 64}, engine=MEGATRON, seconds=6.1
     )
     _publish_eval(run_dir, {"model": base.content_hash, "export": export.content_hash, "benchmark": "b" * 64}, scale)
-    _publish(run_dir, "regression", {"model": base.content_hash, "export": export.content_hash}, seconds=71.0,
+    _publish(run_dir, "general_benchmarks", {"model": base.content_hash, "export": export.content_hash}, seconds=71.0,
              fill=_write_benchmarks, counts={"tasks": 2, "rows": 14206})  # fmt: skip
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from megatron_ssd.sandbox.execution import Execution, Limits, Program
-from megatron_ssd.sandbox.sandbox import Sandbox
+from megatron_ssd.sandbox.sandbox import Execution, Limits, Program, Sandbox
 
 LIMITS = Limits(cpu_seconds=0.5, wall_seconds=20.0, memory_bytes=512 << 20, output_bytes=1 << 20)
 BYSTANDER = Program(source="print(input()[::-1])", form="stdin")

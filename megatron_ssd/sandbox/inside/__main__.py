@@ -1,4 +1,4 @@
-"""Start the fork server: run by path, with nothing of this project installed where it runs."""
+"""Starts the fork server. It is run by path: this project is not installed inside the container."""
 
 import sys
 from pathlib import Path
@@ -7,5 +7,5 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[3]))
     from megatron_ssd.sandbox.inside.server import serve
 
-    del sys.path[0]  # programs find the standard library and what is named, alone
+    del sys.path[0]  # programs find only the standard library and the named packages
     serve(sys.argv.pop())

@@ -1,8 +1,8 @@
-"""Assert scripts against a program, in a process apart from it.
+"""Runs assert scripts against a program that is in another process.
 
-A script is trusted text of a benchmark. It reaches the program as ``__program__`` (see ``remote``), in which it calls
-functions and finds nothing else; its own names and expected values are never in the program's process. A script passes
-only where its last statement has run here, which nothing that the program prints, patches or exits can bring about.
+A script is trusted text of a benchmark. It calls the program's functions through ``__program__`` (see ``remote``). Its
+own names and expected values are never in the program's process. A script passes only if its last statement has run
+here. Nothing that the program prints, patches or exits can cause that.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 from megatron_ssd.sandbox.inside.remote import BrokenCheckError, Link, ProgramEndedError
 
 _FILE = "checks.py"
-_PROGRAM_ERRORS = ("syntax", "memory", "runtime")  # what a program may say of itself
+_PROGRAM_ERRORS = ("syntax", "memory", "runtime")  # what a program may report about itself
 
 
 def run_checks(scripts: Sequence[str], link: Link, report: Callable[[dict[str, Any]], object]) -> int:
-    """Run ``scripts`` one after another, each in names of its own, until one does not reach its end.
+    """Run ``scripts`` one after another, each with its own global names, until one does not reach its end.
 
     Returns:
         The exit status. ``report`` gets a value for each script that passed, and the error of the one that did not.

@@ -1,51 +1,68 @@
 """Messages over a descriptor: frames of a 4-byte big-endian length and JSON.
 
-Nothing is read ahead, so that a child can read the next message of a descriptor that it shares.
+Nothing is read ahead, so a child can read the next message from a descriptor that it shares.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import struct
+import time
 from typing import Any
 
 
 def send(descriptor: int, message: Any) -> None:
-    """Write one message. Raises ``OSError`` where nobody reads."""
+    """Write one message. Raises ``OSError`` if nobody reads."""
     data = json.dumps(message).encode()
     write_all(descriptor, struct.pack(">I", len(data)) + data)
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of ``data``, however many calls that takes."""
+    """Write all of ``data``, in as many calls as it takes."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
-def receive(descriptor: int, *, limit: int | None = None) -> Any:
-    """The next message; None where the other side has closed, be it in the middle of one.
+def receive(descriptor: int, *, limit: int | None = None, deadline: float | None = None) -> Any:
+    """The next message; None if the other side has closed, even in the middle of a message.
+
+    Args:
+        descriptor: a pipe or a socket.
+        limit: bytes of the longest message that is accepted.
+        deadline: of ``time.monotonic``.
 
     Raises:
-        ValueError: the message is no JSON, or longer than ``limit`` bytes.
+        TimeoutError: the deadline passed.
+        ValueError: the message is not JSON, or longer than ``limit``.
         RecursionError: it is nested too deeply.
     """
-    header = _read(descriptor, 4)
+    header = _read(descriptor, 4, deadline)
     if header is None:
         return None
     (length,) = struct.unpack(">I", header)
     if limit is not None and length > limit:
         raise ValueError(f"a message of more than {limit} bytes")
-    data = _read(descriptor, length)
+    data = _read(descriptor, length, deadline)
     return None if data is None else json.loads(data)
 
 
-def _read(descriptor: int, count: int) -> bytes | None:
+def _read(descriptor: int, count: int, deadline: float | None) -> bytes | None:
     data = bytearray()
     while len(data) < count:
+        if deadline is not None:
+            _wait(descriptor, deadline)
         chunk = os.read(descriptor, min(count - len(data), 1 << 20))
         if not chunk:
             return None
         data += chunk
     return bytes(data)
+
+
+def _wait(descriptor: int, deadline: float) -> None:
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    if not poller.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
+        raise TimeoutError("no answer in time")

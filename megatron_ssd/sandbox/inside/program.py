@@ -1,4 +1,4 @@
-"""The life of one program inside its process: limits, then run as ``__main__``, or called through its functions."""
+"""Runs one program inside its process: as ``__main__``, or through calls of its functions."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from megatron_ssd.sandbox.inside.frames import send, write_all
 from megatron_ssd.sandbox.inside.remote import serve_calls
 from megatron_ssd.sandbox.inside.values import encode
 
-STACK_BYTES = 100 << 20  # within the 128 MiB that Linux keeps free below every stack
+STACK_BYTES = 100 << 20  # less than the 128 MiB that Linux keeps free below every stack
 OPEN_FILES = 32
 RESULTS_FD = 3
-CHECKS_FD = 3  # of a program that checks are run against, in place of results
+CHECKS_FD = 3  # instead of RESULTS_FD if checks call the program
 _DETAIL_CHARACTERS = 300
 
 
 def give_up_root(user: int) -> None:
-    """Be ``user``, with the group of the same number and no other. Raises ``OSError``."""
+    """Switch to ``user`` and the group of the same number, without other groups. Raises ``OSError``."""
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
 
 
 def limit_process(request: dict[str, Any], max_threads: int | None = None) -> None:
-    """Set the limits of this process, for good.
+    """Set the limits of this process. They cannot be raised again.
 
     Args:
         request: the limits of this program.
-        max_threads: of all processes of this user together; None where others than this container's count.
+        max_threads: for all processes of this user together; None if processes outside this container count too.
     """
-    whole_run = int(request["cpu_seconds"] * request["num_inputs"]) + 2
+    total_cpu = int(request["cpu_seconds"] * request["num_inputs"]) + 2
     for what, limit in (
-        (resource.RLIMIT_CPU, whole_run),
+        (resource.RLIMIT_CPU, total_cpu),
         (resource.RLIMIT_AS, request["memory_bytes"]),
         (resource.RLIMIT_FSIZE, request["output_bytes"]),
         (resource.RLIMIT_NOFILE, OPEN_FILES),
@@ -54,7 +54,7 @@ def limit_process(request: dict[str, Any], max_threads: int | None = None) -> No
 
 
 def execute(request: dict[str, Any], report: Callable[[dict[str, Any]], object]) -> int:
-    """Compile and run the program; ``report`` gets its results and its error. Returns the exit status."""
+    """Compile and run the program. ``report`` gets its results and its error. Returns the exit status."""
     module = ModuleType("__main__" if request["form"] == "stdin" else "solution")
     sys.modules[module.__name__] = module
     stage = "syntax"
@@ -83,7 +83,7 @@ def _run(
 
 
 def _run_main(code: CodeType, module: ModuleType) -> int:
-    """Run as a script is run, with what the interpreter does at its end: join threads, exit handlers, flush."""
+    """Run as a script, then do what the interpreter does at exit: join threads, run exit handlers, flush."""
     status = 0
     try:
         exec(code, module.__dict__)
@@ -101,7 +101,7 @@ def _run_main(code: CodeType, module: ModuleType) -> int:
 
 
 def _call_function(module: ModuleType, request: dict[str, Any], report: Callable[[dict[str, Any]], object]) -> None:
-    """Call the function, or the method of a new object, on every input; each result is reported as it comes."""
+    """Call the function, or the method of a new object, on every input. Results are reported one by one."""
     name, owner = request["function_name"], request["class_name"]
     for text in request["inputs"]:
         arguments = [json.loads(line) for line in text.split("\n") if line.strip()]
@@ -109,14 +109,14 @@ def _call_function(module: ModuleType, request: dict[str, Any], report: Callable
         report({"value": encode(getattr(holder, name)(*arguments))})
 
 
-def report_result(row: dict[str, Any]) -> None:
-    """A result or an error, as a line for the server."""
-    write_all(RESULTS_FD, json.dumps(row).encode() + b"\n")
+def report_result(message: dict[str, Any]) -> None:
+    """Write a result or an error as a line for the server."""
+    write_all(RESULTS_FD, json.dumps(message).encode() + b"\n")
 
 
-def report_to_checks(row: dict[str, Any]) -> None:
-    """An error, for the process that waits with the checks."""
-    send(CHECKS_FD, row)
+def report_to_checks(message: dict[str, Any]) -> None:
+    """Send an error to the process that holds the checks."""
+    send(CHECKS_FD, message)
 
 
 def describe(error: BaseException) -> str:

@@ -1,8 +1,8 @@
-"""Checks call a program that lives in another process: its functions and objects, by reference.
+"""Lets checks call functions and use objects of a program in another process.
 
-Plain values go by value, in both directions: an argument that the program changes in place does not change for the
-checks. Everything else stays where it is and is a number here; ``Remote`` stands for it. A ``Remote`` equals itself
-alone and takes part in no arithmetic, so that what a program defines (an ``__eq__`` that always agrees) has no say in a
+Plain values are passed by value, in both directions: an argument that the program changes in place does not change for
+the checks. Everything else stays in its process and is represented by a number and a ``Remote``. A ``Remote`` equals
+only itself and supports no arithmetic, so nothing that a program defines (an ``__eq__`` that always agrees) affects a
 comparison.
 """
 
@@ -25,11 +25,11 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 class ProgramEndedError(Exception):
-    """The program's process is gone, or does not speak the protocol any more."""
+    """The program's process has ended, or broke the protocol."""
 
 
 class BrokenCheckError(Exception):
-    """The checks ask for what cannot be done: the benchmark's fault."""
+    """The checks ask for something impossible, which is the benchmark's fault."""
 
 
 class Link:
@@ -37,23 +37,23 @@ class Link:
 
     Args:
         descriptor: the socket.
-        limit: bytes of the longest answer that is taken.
+        limit: bytes of the longest answer that is accepted.
     """
 
     def __init__(self, descriptor: int, limit: int) -> None:
         self._descriptor, self._limit = descriptor, limit
         self.program = Remote(self, _MODULE)
-        self.raised: Exception | None = None  # the last exception that came out of the program
+        self.raised: Exception | None = None  # the last exception that the program raised
         self.raised_detail = ""
         self.ended = False
 
     def hello(self) -> dict[str, Any] | None:
-        """Wait for the program to be loaded: None, or the error that kept it from being so."""
+        """Wait until the program is loaded. Returns None, or the error that prevented it."""
         answer = self._receive()
         return None if answer.get("ready") is True else answer
 
     def ask(self, operation: str, *arguments: Any) -> Any:
-        """Let the program's process do something. Raises what it raised there."""
+        """Run an operation in the program's process. Raises what it raised there."""
         message = {"do": operation, "with": [encode(value, _number_of) for value in arguments]}
         try:
             send(self._descriptor, message)
@@ -77,7 +77,7 @@ class Link:
         return answer
 
     def _end(self, detail: str) -> ProgramEndedError:
-        """For good, even where a check catches every exception."""
+        """Mark the link as ended, even if a check catches every exception."""
         self.ended = True
         return ProgramEndedError(detail)
 
@@ -93,7 +93,7 @@ class Link:
 
 
 class Remote:
-    """Stands for an object of the program. Its class has no comparison but identity."""
+    """A reference to an object of the program. It compares by identity only."""
 
     __slots__ = ("_link", "_number")
 
@@ -108,7 +108,7 @@ class Remote:
         self._link.ask("setattr", self, name, value)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        """Call it there. Its result comes by value where it is plain."""
+        """Call it in its process. A plain result is returned by value."""
         return self._link.ask("call", self, list(arguments), keywords)
 
     def __getitem__(self, key: Any) -> Any:
@@ -150,7 +150,7 @@ def _number_of(value: Any) -> int:
 
 
 def serve_calls(descriptor: int, module: object) -> None:
-    """The program's end: do what is asked until the other side closes."""
+    """The program's side: run operations until the other side closes."""
     objects: list[Any] = [module]
     numbers = {id(module): _MODULE}
 
@@ -171,7 +171,7 @@ def serve_calls(descriptor: int, module: object) -> None:
 
 
 def described(error: BaseException) -> str:
-    """The message of an exception, in one line; empty where that raises in turn."""
+    """The message of an exception in one line; empty if reading it raises an exception."""
     try:
         return " ".join(str(error).split())[:300]
     except BaseException:  # noqa: BLE001 - a program's own __str__

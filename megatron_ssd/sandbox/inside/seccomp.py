@@ -1,9 +1,10 @@
 """The system-call filter of programs.
 
-It refuses new processes (threads are allowed), other program images, every system call that touches another process,
-the kernel's stores that outlive a process (System V memory, semaphores and queues, POSIX queues, keys), and to become
-dumpable again, with which a crash would reach the core handler of the machine. RLIMIT_NPROC would not do for processes:
-it does not bind root, and before Linux 5.14 it counts what the same user runs elsewhere.
+It refuses new processes (threads are allowed), new program images, every system call that touches another process, and
+the kernel's stores that outlive a process (System V memory, semaphores and queues, POSIX queues, keys). A process
+cannot become dumpable again, so a crash does not reach the machine's core handler. RLIMIT_NPROC is not enough against
+new
+processes: it does not bind root, and before Linux 5.14 it also counts what the same user runs elsewhere.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ _REFUSED = {
                 194, 190, 186, 180, 217, 218, 219, 241, 280, 282),
 }  # fmt: skip
 _CLONE, _CLONE3 = {"x86_64": 56, "aarch64": 220}, 435
-_PRLIMIT = {"x86_64": 302, "aarch64": 261}  # refused for any process but the caller, whom it names 0
+_PRLIMIT = {"x86_64": 302, "aarch64": 261}  # allowed only for the caller itself, which is process 0
 _PRCTL = {"x86_64": 157, "aarch64": 167}  # refused for PR_SET_DUMPABLE
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
 class Seccomp:
-    """The system-call filter of a program, built once and entered by every child."""
+    """The system-call filter, built once and entered by every child."""
 
     def __init__(self) -> None:
         machine = platform.machine()
@@ -63,7 +64,7 @@ class Seccomp:
             (jump_at_least, 0, 1, 0x40000000),
             (give, 0, 0, kill),  # x32's numbers
             (jump_equal, 0, 1, _CLONE3),
-            (give, 0, 0, unknown),  # glibc then falls back on clone, whose flags a filter can read
+            (give, 0, 0, unknown),  # glibc then falls back to clone, whose flags a filter can read
         ]
         for number, passes in (
             (_CLONE[machine], (jump_set, 1, 0, _CLONE_THREAD)),
@@ -84,11 +85,11 @@ class Seccomp:
             raise OSError(number, f"prctl {option}: {os.strerror(number)}")
 
     def drop_capabilities(self) -> None:
-        """Be without effective, permitted and inheritable capabilities; raises ``OSError``."""
+        """Drop effective, permitted and inheritable capabilities; raises ``OSError``."""
         header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
         if self._libc.capset(header, bytes(24)) != 0:
             raise OSError(ctypes.get_errno(), "capset")
 
     def enter(self) -> None:
-        """From here on this process is filtered, for good."""
+        """Filter this process from now on. It cannot be undone."""
         self.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._header)

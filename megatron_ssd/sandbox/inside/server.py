@@ -1,17 +1,18 @@
-"""The fork server. It reads requests from standard input and answers on standard output (``frames``).
+"""The fork server: reads requests from standard input and answers on standard output (``frames``).
 
-A request holds one program and its inputs. For each, a child is forked that sets its own limits, gives up the right to
-make processes, and runs the program: all inputs of a ``function`` program one after another, or a ``stdin`` program as
-``__main__`` on its one input. A program of the form ``checks`` gets a second child beside it, which runs the checks and
-alone ever holds them: it reads them itself, as the message after the request, so that they are in no memory of which
-the program's process is a copy. The server watches from outside, kills, and reports bare facts; it never compiles,
-imports or decodes anything that a program made, and it holds no expected output. The host judges what the facts mean.
+A request holds one program and its inputs. For each request the server forks a child. The child sets its own limits,
+gives up the right to make processes, and runs the program: a ``function`` program on all inputs one after another, a
+``stdin`` program as ``__main__`` on its one input. A program of the form ``checks`` gets a second child, which runs the
+checks and is the only process that holds them: it reads them itself, as the message after the request, so that no
+memory that the program's process is copied from contains them. The server watches the children from outside, kills
+them, and reports bare facts. It never compiles, imports or decodes anything that a program made, and it holds no
+expected output. The host interprets the facts.
 
 Invariants:
-- One program at a time, and no process outlives it; it can make none (``seccomp``).
-- Limits are watched by the server through the children's CPU clocks; nothing a program does to its own timers or signal
-  handlers matters. RLIMIT_CPU is the back-stop.
-- A program's output lies in a memory file of bounded size, its results go through a pipe that is read up to the same
+- One program runs at a time, and no process of it survives; it cannot make processes (``seccomp``).
+- The server enforces limits through the children's CPU clocks. What a program does to its own timers or signal handlers
+  does not matter. RLIMIT_CPU is the second line of defence.
+- A program's output is in a memory file of bounded size. Its results go through a pipe that is read up to the same
   bound.
 """
 
@@ -30,7 +31,7 @@ from typing import Any
 
 from megatron_ssd.sandbox.inside.checks import run_checks
 from megatron_ssd.sandbox.inside.frames import receive, send
-from megatron_ssd.sandbox.inside.packages import NamedPackages
+from megatron_ssd.sandbox.inside.preparation import NamedPackages, preimport, warm_up
 from megatron_ssd.sandbox.inside.program import (
     execute,
     give_up_root,
@@ -40,15 +41,14 @@ from megatron_ssd.sandbox.inside.program import (
 )
 from megatron_ssd.sandbox.inside.remote import Link
 from megatron_ssd.sandbox.inside.seccomp import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, Seccomp
-from megatron_ssd.sandbox.inside.warm import preimport, warm_up
 from megatron_ssd.sandbox.inside.watch import watch
 
-RECURSION_LIMIT = 50_000  # as LiveCodeBench's judge sets it
-_CHECKED_FD = 4  # where the checks reach the program
+RECURSION_LIMIT = 50_000  # as in LiveCodeBench's checker
+_CHECKED_FD = 4  # the checks' channel to the program
 
 
 class Server:
-    """What every request needs: the filter, an empty device, the host's channel."""
+    """Runs programs, each in a child process of its own."""
 
     def __init__(self, requests: int, *, become: int | None, max_threads: int | None) -> None:
         self._requests, self._become, self._max_threads = requests, become, max_threads
@@ -60,7 +60,7 @@ class Server:
         self._seccomp.prctl(PR_SET_DUMPABLE, 0)  # no child may trace this process or read its memory
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Run one program and say what happened: results, output, exit status, CPU seconds."""
+        """Run one program and report what happened: results, output, exit status, CPU seconds."""
         results_read, results_write = os.pipe()
         try:
             if request["form"] == "stdin":
@@ -110,13 +110,16 @@ class Server:
         run: Callable[[], int],
         before: Callable[[], None] = lambda: None,
     ) -> int:
-        """A child with ``files`` as its descriptors 0, 1, ... and no other; it does ``before`` as the server would."""
+        """Start a child that has ``files`` as descriptors 0, 1, ... and no others.
+
+        ``before`` runs in the child before it gives up its rights.
+        """
         if (pid := os.fork()) != 0:
             return pid
         status = 1
         try:
             before()
-            # The server's own two channels hold 3 and 4, so no source is among the targets.
+            # The server's own channels are descriptors 3 and 4, so no source is overwritten by a target.
             for target, source in enumerate(files):
                 os.dup2(source, target)
             os.closerange(len(files), 64)
@@ -125,7 +128,7 @@ class Server:
             self._seccomp.drop_capabilities()
             limit_process(request, self._max_threads)
             self._seccomp.enter()
-            random.seed(0)  # the same program, the same verdict
+            random.seed(0)  # the same program gets the same verdict
             status = run()
         finally:
             os._exit(status)
@@ -135,24 +138,23 @@ def serve(settings: str) -> None:
     """Answer requests until standard input ends.
 
     Args:
-        settings: JSON of ``container.Settings``: ``prelude``, the names that programs find without import (lcb, none);
+        settings: JSON of ``container.Settings``: ``prelude``, the names that programs have without import (lcb, none);
             ``packages``, name -> folder of those that they may import; ``become``, the user and group that every child
-            becomes first of all; ``max_threads`` of a program and its checks, where those are counted for this
-            container alone.
+            switches to first; ``max_threads`` of a program and its checks, if they are counted per container.
     """
     chosen = json.loads(settings)
     requests, replies = os.dup(0), os.dup(1)
     server = Server(requests, become=chosen["become"], max_threads=chosen["max_threads"])
-    # Process 1 of a namespace is deaf to every signal from inside, but for those it handles; Python handles this one.
+    # Process 1 of a namespace ignores signals from inside unless it handles them; Python handles SIGINT.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.meta_path.append(NamedPackages(chosen["packages"]))
     if chosen["prelude"] == "lcb":
         preimport()
     sys.setrecursionlimit(RECURSION_LIMIT)
-    sys.set_int_max_str_digits(0)  # judges print long integers
+    sys.set_int_max_str_digits(0)  # problems may print long integers
     warm_up()
     gc.collect()
-    gc.freeze()  # children then do not copy pages only to mark objects
+    gc.freeze()  # so children do not copy pages only to mark objects
     send(replies, {"ready": True, "pid": os.getpid(), "python": platform.python_version()})
     while (request := receive(requests)) is not None:
         send(replies, server.run(request))

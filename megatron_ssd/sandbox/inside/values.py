@@ -1,8 +1,9 @@
-"""Python values as JSON and back, without loss and without trust: what is decoded is plain data, whoever wrote it.
+"""Encodes Python values as JSON without loss, and decodes untrusted ones to plain data.
 
-Scalars and lists are themselves. Anything else is an object of one key, its type: ``{"tuple": [1, 2]}``. A subclass
-goes as its base (a named tuple as a tuple, a Counter as a dictionary) and a NumPy scalar as Python's number, so no
-method that a program wrote is ever called on the reading side. Pickle would not do: what it may build is hard to bound.
+Scalars and lists are encoded as themselves, anything else as an object with one key, its type: ``{"tuple": [1, 2]}``. A
+subclass is encoded as its base (a named tuple as a tuple, a Counter as a dictionary) and a NumPy scalar as a Python
+number, so the reading side never calls a method that a program wrote. Pickle is not safe: what it can build is hard to
+bound.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from fractions import Fraction
 from typing import Any, NoReturn
 
 _OBJECT = "object"
-# Type -> name and plain form. Methods are the type's own: a subclass may have changed its.
+# Type -> plain form, by the base type's own methods: a subclass may override its methods.
 _SCALARS: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (bool, bool),
     (int, lambda value: int.__add__(value, 0)),
@@ -37,19 +38,19 @@ _PLAIN = frozenset({type(None), bool, int, float, str})
 
 
 def refuse(value: object) -> NoReturn:
-    """For ``encode``: only plain values are wanted. Raises ``TypeError``."""
-    raise TypeError(f"a result of type {type(value).__name__} is no plain value")
+    """For ``encode``, if only plain values are allowed. Raises ``TypeError``."""
+    raise TypeError(f"a result of type {type(value).__name__} is not a plain value")
 
 
 def encode(value: Any, number_of: Callable[[Any], int] = refuse) -> Any:
-    """``value`` for ``json.dumps``.
+    """Returns ``value`` in a form for ``json.dumps``.
 
     Args:
         value: any object.
-        number_of: gives objects that are no plain data a number, by which the other side refers to them.
+        number_of: gives each object that is not plain data a number, by which the other side refers to it.
 
     Raises:
-        RecursionError: it holds itself, or is nested too deeply.
+        RecursionError: it contains itself, or is nested too deeply.
     """
     kind = type(value)
     if kind in _PLAIN:
@@ -77,15 +78,15 @@ def encode(value: Any, number_of: Callable[[Any], int] = refuse) -> Any:
 
 
 def _is_numpy_scalar(value: Any) -> bool:
-    """Whether it is one of NumPy's own numbers. NumPy is looked at only where the program has imported it."""
+    """Whether it is a NumPy scalar. NumPy is used only if the program has imported it."""
     return "numpy" in sys.modules and isinstance(value, sys.modules["numpy"].generic)
 
 
 def decode(value: Any, object_of: Callable[[int], Any] = refuse) -> Any:
-    """What ``encode`` was given. ``object_of`` makes of a number what stands for that object here.
+    """The inverse of ``encode``. ``object_of`` maps a number to the reference of its object.
 
     Raises:
-        ValueError, TypeError, KeyError, ArithmeticError, RecursionError: ``encode`` did not make this.
+        ValueError, TypeError, KeyError, ArithmeticError, RecursionError: ``value`` did not come from ``encode``.
     """
     if isinstance(value, list):
         return [decode(item, object_of) for item in value]

@@ -1,4 +1,4 @@
-"""Watching the processes of one program from outside: their CPU clocks, the wall clock, the size of their results."""
+"""Watches the processes of one program from outside: CPU clocks, wall clock, size of the results."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 _SMALLEST_WAIT_MS = 5
-_MS_TO_DIE = 1000  # for a process whose partner has ended badly, before it is killed
+_MS_TO_DIE = 1000  # how long a process may outlive a partner that failed
 
 
 def watch(pids: Sequence[int], results_read: int, results_write: int, request: dict[str, Any]) -> dict[str, Any]:
-    """Read results until the first of ``pids`` ends or must be killed; then end and reap all of them.
+    """Read results until the first of ``pids`` ends or must be killed; then kill and reap all of them.
 
     Args:
-        pids: the process that writes results, and one that helps it. A limit on CPU time is on their sum.
+        pids: the process that writes results, and one that it works with. The CPU limit is on their sum.
         results_read: the pipe of the results.
         results_write: its other end, closed here.
         request: the limits.
@@ -46,7 +46,7 @@ def watch(pids: Sequence[int], results_read: int, results_write: int, request: d
 def _read_results(
     pids: Sequence[int], handle: int, results_read: int, request: dict[str, Any]
 ) -> tuple[bytearray, list[float], str]:
-    """What came through the pipe, the CPU seconds at which each result did, and the limit that was met, if one was."""
+    """The bytes of the pipe, the CPU seconds at each result, and the limit that was exceeded ("" for none)."""
     clocks = [(~pid << 3) | 2 for pid in pids]  # the kernel's name for the CPU clock of a process
     poller = select.poll()
     poller.register(results_read, select.POLLIN)
@@ -63,9 +63,9 @@ def _read_results(
         if results_read in ready:
             chunk = os.read(results_read, 1 << 16)
             if not chunk:
-                poller.unregister(results_read)  # closed; how it ends is still to come
+                poller.unregister(results_read)  # closed, but the process has not ended yet
             results += chunk
-            # A limit starts anew with each input's result, and only so often, whatever the program sends.
+            # Limits start again with each input's result, but never more often than there are inputs.
             for _ in range(min(chunk.count(b"\n"), num_results + 1 - len(cpu_marks))):
                 cpu_marks.append(sum(map(time.clock_gettime, clocks)))
                 wall_mark = time.monotonic()
@@ -76,7 +76,7 @@ def _read_results(
 
 
 def _reap(pids: Sequence[int], handles: Sequence[int]) -> tuple[list[int], float]:
-    """Exit statuses, 0 where one was killed here, and CPU seconds of all. The first has ended."""
+    """Exit statuses (0 for a process that was killed here) and total CPU seconds. The first process has ended."""
     exits, cpu_total = list[int](), 0.0
     for pid, handle in zip(pids, handles, strict=True):
         poller = select.poll()

@@ -18,7 +18,8 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.grading.checker import Checker
 from megatron_ssd.grading.grade_file import run_grade
 from megatron_ssd.grading.pool import Grader, Submission
-from megatron_ssd.problems.evalplus import read_humaneval_plus, read_mbpp_plus
+from megatron_ssd.problems.humaneval import read_humaneval_plus
+from megatron_ssd.problems.mbpp import read_mbpp_plus
 from megatron_ssd.schema import Problem, TestCase
 from tests.unit.grading.test_real_programs import HUMANEVAL, needs_humaneval
 

@@ -14,8 +14,7 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.grading import pool as grading
 from megatron_ssd.grading.checker import Checker
 from megatron_ssd.grading.pool import Grader, Submission, read_verdicts
-from megatron_ssd.sandbox.execution import Execution, Limits, Program, SandboxBrokenError
-from megatron_ssd.sandbox.sandbox import Sandbox
+from megatron_ssd.sandbox.sandbox import Execution, Limits, Program, Sandbox, SandboxBrokenError
 from megatron_ssd.schema import Problem, TestCase, Verdict
 from tests.helpers.programs import function_problem, sample, stdin_problem
 

@@ -109,15 +109,15 @@ def test_leetcode(tmp_path: Path, as_text: Callable[[Any], Any]):
 @pytest.mark.parametrize(
     ("read", "rows", "said"),
     [
-        (read_humaneval, [HUMANEVAL, HUMANEVAL], "'t/0': comes a second time"),
+        (read_humaneval, [HUMANEVAL, HUMANEVAL], "'t/0': is repeated"),
         (read_humaneval, [], "rows.jsonl: is empty"),
         (read_humaneval, [{**HUMANEVAL, "test": "def check("}], "rows.jsonl:1: its checks are not Python"),
         (read_humaneval, [{**HUMANEVAL, "prompt": 3}], "prompt = '3': must be text"),
         (read_humaneval, [MBPP], "no column prompt"),
         (read_mbpp, [HUMANEVAL], "no column"),
         (read_mbpp, [{**MBPP, "test_list": []}], "test_list: must be a list of assertions"),
-        (read_mbpp, [{**MBPP, "code": "def f("}], "rows.jsonl:1: holds text that is not Python"),
-        (read_leetcode, [{"problem": "p", "tests": "x"}], "rows.jsonl:1: tests: must hold functional"),
+        (read_mbpp, [{**MBPP, "code": "def f("}], "rows.jsonl:1: contains text that is not Python"),
+        (read_leetcode, [{"problem": "p", "tests": "x"}], "rows.jsonl:1: tests: must contain functional"),
     ],
 )  # fmt: skip
 def test_broken_files(tmp_path: Path, read: Callable[[Path], Any], rows: list[dict[str, Any]], said: str):
@@ -126,5 +126,5 @@ def test_broken_files(tmp_path: Path, read: Callable[[Path], Any], rows: list[di
 
 
 def test_a_missing_file(tmp_path: Path):
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         read_humaneval(tmp_path / "none.jsonl")

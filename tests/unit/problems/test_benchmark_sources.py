@@ -14,7 +14,7 @@ import pytest
 
 from megatron_ssd.config.build import build_config
 from megatron_ssd.errors import UserError
-from megatron_ssd.problems.hidden_tests import decode_tests
+from megatron_ssd.problems.livecodebench import decode_tests
 from megatron_ssd.problems.source import load_benchmark
 from megatron_ssd.schema import Problem, TestCase
 from tests.helpers.paths import SHARED
@@ -24,7 +24,9 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data 
 
 
 def benchmark(path: Path, **settings: Any) -> list[Problem]:
-    return load_benchmark(build_config({"benchmark": {"name": "livecodebench", "path": str(path), **settings}}))
+    config = build_config({"benchmark": {"name": "livecodebench", "path": str(path), **settings}})
+    assert config.benchmark is not None
+    return load_benchmark(config.benchmark, config.minicode)
 
 
 def lcb_row(number: int, date: str = "2025-02-03", **changes: Any) -> dict[str, Any]:
@@ -71,9 +73,9 @@ class _Attack:
         (packed(_Attack()), "names posix.mkdir"),
         (packed(["not", "text"]), "holds a list instead of text"),
         (packed("[{]"), "JSONDecodeError"),
-        ("@@@", "holds no test cases"),
-        (base64.b64encode(b"no zlib").decode(), "holds no test cases"),
-        (base64.b64encode(zlib.compress(b"\x80\x04")).decode(), "holds no test cases"),
+        ("@@@", "does not hold test cases"),
+        (base64.b64encode(b"no zlib").decode(), "does not hold test cases"),
+        (base64.b64encode(zlib.compress(b"\x80\x04")).decode(), "does not hold test cases"),
         ('[{"input": "1"}]', "KeyError"),
         ('[{"input": "1", "output": "2", "testtype": "functional"}]', "functional tests"),
     ],
@@ -118,13 +120,13 @@ def test_folder_of_releases_is_read_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "settings", "message"),
     [
-        ([lcb_row(1)], {"start_date": "2030-01-01"}, "no problem lies in that window.*2025-02-03 to 2025-02-03"),
-        ([lcb_row(1)], {"end_date": "May"}, "benchmark.end_date = May: is no ISO date"),
-        ([lcb_row(1), lcb_row(1)], {}, r"test.jsonl:2: question_id 'abc_1': comes a second time"),
+        ([lcb_row(1)], {"start_date": "2030-01-01"}, "no problem is in that window.*2025-02-03 to 2025-02-03"),
+        ([lcb_row(1)], {"end_date": "May"}, "benchmark.end_date = May: is not an ISO date"),
+        ([lcb_row(1), lcb_row(1)], {}, r"test.jsonl:2: question_id 'abc_1': is repeated"),
         (
             [{"question_id": "x"}],
             {},
-            r"test.jsonl:1 .*has no column question_title.*benchmark.path wants LiveCodeBench",
+            r"test.jsonl:1 .*has no column question_title.*benchmark.path needs LiveCodeBench",
         ),
         ([lcb_row(1), lcb_row(2, metadata="{")], {}, r"test.jsonl:2: metadata: is not JSON"),
         ([lcb_row(1, contest_date="soon")], {}, r"test.jsonl:1: contest_date 'soon'"),

@@ -189,7 +189,7 @@ def test_real_training_problems_are_accused_only_of_what_they_hold(tmp_path: Pat
     assert len(chosen.problems) == 753
 
 
-def test_the_gate_refuses_by_name_and_goes_on_when_told(tmp_path: Path) -> None:
+def test_contamination_is_refused_by_name_and_kept_if_configured(tmp_path: Path) -> None:
     path = parquet(tmp_path / "rows", [rstar_row(1, PROMPT), rstar_row(2, "Print the sum of two numbers.")])
     sets = {"mine": {"path": str(jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])), "columns": ["text"]}}
     with pytest.raises(UserError, match="seed_1, which shares 100% with mine's row 1") as caught:
@@ -201,16 +201,16 @@ def test_the_gate_refuses_by_name_and_goes_on_when_told(tmp_path: Path) -> None:
     assert [(hit["problem_id"], hit["evaluation_id"], hit["kept"]) for hit in kept.hits] == [("seed_1", "row 1", True)]
 
 
-def test_what_the_gate_drops_is_counted_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_dropped_problems_are_counted_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = parquet(tmp_path / "rows", [rstar_row(1, PROMPT), rstar_row(2, "Print the sum of two numbers.")])
     sets = {"mine": {"path": str(jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])), "columns": ["text"]}}
     with caplog.at_level("INFO"):
         choose(config_of(tmp_path / "run", path, contamination={"sets": sets, "on_hit": "drop"}))
-    assert "the gate against evaluation sets dropped 1 (contamination.on_hit=drop" in caplog.text
+    assert "dropped 1 that are in evaluation sets (contamination.on_hit=drop" in caplog.text
     assert "; dropped 1 for contaminated" in caplog.text
 
 
-def test_each_way_on_that_the_gate_names_works_in_the_same_folder(tmp_path: Path) -> None:
+def test_each_fix_in_the_error_works_in_the_same_folder(tmp_path: Path) -> None:
     path = parquet(tmp_path / "rows", [rstar_row(1, PROMPT), rstar_row(2, "Print the sum of two numbers.")])
     file = jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])
     wrong = {"mine": {"path": str(file), "columns": ["prompt"]}}

@@ -85,10 +85,10 @@ def test_the_problems_themselves_are_as_before(problems: list[Problem]) -> None:
 def test_training_problems_are_chosen_alike_whatever_counts(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "test.jsonl", [lcb_row(1)])
     sections: list[dict[str, Any]] = [{}, {"errata": "keep"}, {"errata": "drop"}]
-    hashes = [
-        evaluation_set_hashes(build_config({"benchmark": {"name": "livecodebench", "path": str(path), **section}}))
-        for section in sections
+    configs = [
+        build_config({"benchmark": {"name": "livecodebench", "path": str(path), **section}}) for section in sections
     ]
+    hashes = [evaluation_set_hashes(config.contamination, config.benchmark, config.minicode) for config in configs]
     window = {"name": "livecodebench", "limit": None, "start_date": None, "end_date": None}
     assert hashes[0] == hashes[1] == hashes[2]
     assert hashes[0]["benchmark"] == hash_json([window, hash_json([sha256_file(path)])]), "as before there were errata"

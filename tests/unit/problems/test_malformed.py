@@ -18,6 +18,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.decontamination import Decontaminator, evaluation_set_hashes
 from tests.helpers.problem_files import COLUMNS, choose, config_of, jsonl, parquet, row, rstar_row
@@ -47,58 +48,58 @@ NESTED = "[" * 100_000
 UNREADABLE: dict[str, tuple[str, bytes, str]] = {
     "no content": ("a.jsonl", b"", r"a\.jsonl: is empty; download it again"),
     "gzip without content": ("a.jsonl.gz", b"", r"a\.jsonl\.gz: is empty"),
-    "cut line": ("a.jsonl", _lines(GOOD)[:-20], r"a\.jsonl:1: is no JSON"),
-    "cut second line": ("a.jsonl", _lines(GOOD, GOOD)[:-20], r"a\.jsonl:2: is no JSON"),
-    "text": ("a.jsonl", b"hello\n", r"a\.jsonl:1: is no JSON"),
-    "text after good lines": ("a.jsonl", _lines(GOOD, "", "hello"), r"a\.jsonl:3: is no JSON"),
+    "cut line": ("a.jsonl", _lines(GOOD)[:-20], r"a\.jsonl:1: is not JSON"),
+    "cut second line": ("a.jsonl", _lines(GOOD, GOOD)[:-20], r"a\.jsonl:2: is not JSON"),
+    "text": ("a.jsonl", b"hello\n", r"a\.jsonl:1: is not JSON"),
+    "text after good lines": ("a.jsonl", _lines(GOOD, "", "hello"), r"a\.jsonl:3: is not JSON"),
     "list": ("a.jsonl", b"[1]\n", r"a\.jsonl:1: is a list.*ends with \.json"),
     "number": ("a.jsonl", b"7\n", r"a\.jsonl:1: is a int"),
     "text in quotes": ("a.jsonl", _lines(GOOD, '"hello"'), r"a\.jsonl:2: is a str"),
     "true": ("a.jsonl", b"true\n", r"a\.jsonl:1: is a bool"),
     "NaN": ("a.jsonl", b"NaN\n", r"a\.jsonl:1: is a float"),
     "null": ("a.jsonl", b"null\n", r"a\.jsonl:1: is a NoneType"),
-    "two objects on a line": ("a.jsonl", _lines(GOOD + GOOD), r"a\.jsonl:1: is no JSON"),
-    "an object over two lines": ("a.jsonl", _lines(GOOD[:20], GOOD[20:]), r"a\.jsonl:1: is no JSON"),
-    "python literal": ("a.jsonl", b"{'text': 'x'}\n", r"a\.jsonl:1: is no JSON"),
-    "trailing comma": ("a.jsonl", _lines(GOOD[:-1] + ",}"), r"a\.jsonl:1: is no JSON"),
-    "deep nesting": ("a.jsonl", _lines(GOOD, NESTED), r"a\.jsonl:2: is no JSON"),
-    "deep nesting in an unread column": ("a.jsonl", _lines(GOOD[:-1] + ', "x": ' + NESTED), r"a\.jsonl:1: is no JSON"),
-    "a number of 5,000 digits": ("a.jsonl", _lines('{"name": ' + "1" * 5000 + "}"), r"a\.jsonl:1: is no JSON"),
-    "control character": ("a.jsonl", _lines('{"text": "a\x01b"}'), r"a\.jsonl:1: is no JSON"),
-    "latin-1": ("a.jsonl", _lines(GOOD, '{"text": "é"}'.encode("latin-1")), r"a\.jsonl:2: is no JSON"),
-    "NUL bytes": ("a.jsonl", b"\0" * 64 + b"\n", r"a\.jsonl:1: is no JSON"),
-    "NUL bytes at the end": ("a.jsonl", _lines(GOOD, b"\0" * 64), r"a\.jsonl:2: is no JSON"),
+    "two objects on a line": ("a.jsonl", _lines(GOOD + GOOD), r"a\.jsonl:1: is not JSON"),
+    "an object over two lines": ("a.jsonl", _lines(GOOD[:20], GOOD[20:]), r"a\.jsonl:1: is not JSON"),
+    "python literal": ("a.jsonl", b"{'text': 'x'}\n", r"a\.jsonl:1: is not JSON"),
+    "trailing comma": ("a.jsonl", _lines(GOOD[:-1] + ",}"), r"a\.jsonl:1: is not JSON"),
+    "deep nesting": ("a.jsonl", _lines(GOOD, NESTED), r"a\.jsonl:2: is not JSON"),
+    "deep nesting in an unread column": ("a.jsonl", _lines(GOOD[:-1] + ', "x": ' + NESTED), r"a\.jsonl:1: is not JSON"),
+    "a number of 5,000 digits": ("a.jsonl", _lines('{"name": ' + "1" * 5000 + "}"), r"a\.jsonl:1: is not JSON"),
+    "control character": ("a.jsonl", _lines('{"text": "a\x01b"}'), r"a\.jsonl:1: is not JSON"),
+    "latin-1": ("a.jsonl", _lines(GOOD, '{"text": "é"}'.encode("latin-1")), r"a\.jsonl:2: is not JSON"),
+    "NUL bytes": ("a.jsonl", b"\0" * 64 + b"\n", r"a\.jsonl:1: is not JSON"),
+    "NUL bytes at the end": ("a.jsonl", _lines(GOOD, b"\0" * 64), r"a\.jsonl:2: is not JSON"),
     "UTF-16": ("a.jsonl", (GOOD + "\n").encode("utf-16"), r"a\.jsonl: is UTF-16 text.*save it as UTF-8"),
     "UTF-16 the other way": ("a.jsonl", b"\xfe\xff" + GOOD.encode("utf-16-be"), r"a\.jsonl: is UTF-16 text"),
-    "UTF-16 without a mark": ("a.jsonl", (GOOD + "\n").encode("utf-16-le"), r"a\.jsonl:1: is no JSON"),
+    "UTF-16 without a mark": ("a.jsonl", (GOOD + "\n").encode("utf-16-le"), r"a\.jsonl:1: is not JSON"),
     "UTF-16 in a list": ("a.json", f"[{GOOD}]".encode("utf-16"), r"a\.json: is UTF-16 text"),
-    "binary": ("a.jsonl", bytes(range(256)), r"a\.jsonl:1: is no JSON"),
+    "binary": ("a.jsonl", bytes(range(256)), r"a\.jsonl:1: is not JSON"),
     "gzip under another name": ("a.jsonl", gzip.compress(_lines(GOOD)), r"is a gzip file.*ends with \.jsonl\.gz"),
     "parquet under another name": ("a.jsonl", PARQUET, r"is a parquet file.*ends with \.parquet"),
-    "lines under parquet's name": ("a.parquet", _lines(GOOD), r"a\.parquet: is no whole parquet file"),
-    "truncated gzip": ("a.jsonl.gz", gzip.compress(_lines(*[GOOD] * 99))[:-30], r"a\.jsonl\.gz:\d+: is no whole gzip"),
-    "gzip that is none": ("a.jsonl.gz", b"plain text\n", r"a\.jsonl\.gz:1: is no whole gzip"),
-    "gzip without its end": ("a.jsonl.gz", gzip.compress(b"")[:-4], r"a\.jsonl\.gz:1: is no whole gzip"),
-    "gzip with a wrong sum": ("a.jsonl.gz", gzip.compress(_lines(GOOD))[:-8] + b"\0" * 8, "is no whole gzip"),
-    "gzip with junk behind": ("a.jsonl.gz", gzip.compress(_lines(GOOD)) + b"junk", r"is no whole gzip"),
-    "gzip of nonsense": ("a.jsonl.gz", b"\x1f\x8b\x08\x00" + b"\xff" * 40, r"a\.jsonl\.gz:1: is no whole gzip"),
-    "gzip of a cut line": ("a.jsonl.gz", gzip.compress(_lines(GOOD, GOOD)[:-9]), r"a\.jsonl\.gz:2: is no JSON"),
-    "json object": ("a.json", GOOD.encode(), r"a\.json: holds no list of rows"),
-    "json cut": ("a.json", f"[{GOOD}, {GOOD}]".encode()[:-9], r"a\.json: is no JSON"),
-    "json of lines": ("a.json", _lines(GOOD, GOOD), r"a\.json: is no JSON.*ends with \.jsonl"),
+    "lines under parquet's name": ("a.parquet", _lines(GOOD), r"a\.parquet: is not a complete parquet"),
+    "truncated gzip": ("a.jsonl.gz", gzip.compress(_lines(*[GOOD] * 99))[:-30], r"a\.jsonl\.gz:\d+: is not a complete"),
+    "gzip that is none": ("a.jsonl.gz", b"plain text\n", r"a\.jsonl\.gz:1: is not a complete gzip"),
+    "gzip without its end": ("a.jsonl.gz", gzip.compress(b"")[:-4], r"a\.jsonl\.gz:1: is not a complete gzip"),
+    "gzip with a wrong sum": ("a.jsonl.gz", gzip.compress(_lines(GOOD))[:-8] + b"\0" * 8, "not a complete gzip"),
+    "gzip with junk behind": ("a.jsonl.gz", gzip.compress(_lines(GOOD)) + b"junk", r"not a complete gzip"),
+    "gzip of nonsense": ("a.jsonl.gz", b"\x1f\x8b\x08\x00" + b"\xff" * 40, r"a\.jsonl\.gz:1: is not a complete gzip"),
+    "gzip of a cut line": ("a.jsonl.gz", gzip.compress(_lines(GOOD, GOOD)[:-9]), r"a\.jsonl\.gz:2: is not JSON"),
+    "json object": ("a.json", GOOD.encode(), r"a\.json: does not contain a list of rows"),
+    "json cut": ("a.json", f"[{GOOD}, {GOOD}]".encode()[:-9], r"a\.json: is not JSON"),
+    "json of lines": ("a.json", _lines(GOOD, GOOD), r"a\.json: is not JSON.*ends with \.jsonl"),
     "json of numbers": ("a.json", b"[1, 2]", r"a\.json:1: is a int"),
     "json with a null row": ("a.json", f"[{GOOD}, null]".encode(), r"a\.json:2: is a NoneType"),
     "json without content": ("a.json", b"", r"a\.json: is empty"),
-    "json of white space": ("a.json", b" \n", r"a\.json: is no JSON"),
-    "json of deep nesting": ("a.json", NESTED.encode(), r"a\.json: is no JSON"),
-    "parquet that is none": ("a.parquet", b"PAR1 no", r"a\.parquet: is no whole parquet file"),
+    "json of white space": ("a.json", b" \n", r"a\.json: is not JSON"),
+    "json of deep nesting": ("a.json", NESTED.encode(), r"a\.json: is not JSON"),
+    "parquet that is none": ("a.parquet", b"PAR1 no", r"a\.parquet: is not a complete parquet"),
     "parquet without content": ("a.parquet", b"", r"a\.parquet: is empty"),
-    "parquet cut at its last byte": ("a.parquet", PARQUET[:-1], "is no whole parquet file"),
-    "parquet cut in its footer": ("a.parquet", PARQUET[:-200], "is no whole parquet file"),
-    "parquet cut in half": ("a.parquet", PARQUET[: len(PARQUET) // 2], "is no whole parquet file"),
-    "parquet with its pages wiped": ("a.parquet", PARQUET[:4] + b"\xff" * 400 + PARQUET[404:], "is no whole parquet"),
+    "parquet cut at its last byte": ("a.parquet", PARQUET[:-1], "not a complete parquet"),
+    "parquet cut in its footer": ("a.parquet", PARQUET[:-200], "not a complete parquet"),
+    "parquet cut in half": ("a.parquet", PARQUET[: len(PARQUET) // 2], "not a complete parquet"),
+    "parquet with its pages wiped": ("a.parquet", PARQUET[:4] + b"\xff" * 400 + PARQUET[404:], "not a complete"),
     "parquet of text that is no UTF-8": ("a.parquet", PARQUET.replace(b"number 7.", b"number \xff."),
-                                         "is no whole parquet file"),
+                                         "not a complete parquet"),
     "another ending": ("a.csv", b"text\nx\n", r"holds no \*\.parquet or \*\.jsonl or"),
     "an ending in capitals": ("a.JSONL", _lines(GOOD), r"holds no \*\.parquet or \*\.jsonl or"),
     "wrong columns": ("a.jsonl", b'{"question": "x"}\n', r"a\.jsonl:1 with columns question: has no column"),
@@ -177,6 +178,14 @@ def _place(folder: Path, name: str, content: bytes) -> Path:
     return folder
 
 
+def decontaminator(config: RunConfig) -> Decontaminator:
+    return Decontaminator(config.contamination, config.benchmark, config.minicode)
+
+
+def hashes(config: RunConfig) -> dict[str, str]:
+    return evaluation_set_hashes(config.contamination, config.benchmark, config.minicode)
+
+
 def _refused(config: Any, message: str, action: Callable[[Any], object] = choose) -> None:
     with pytest.raises(UserError, match=message) as caught:
         action(config)
@@ -199,9 +208,9 @@ def test_an_evaluation_set_that_cannot_be_read_is_one_line(tmp_path: Path, kind:
     folder = _place(tmp_path / "set", name, content)
     sets = {"mine": {"path": str(folder), "columns": ["text"], "id": "name"}}
     config = config_of(tmp_path / "run", tmp_path, contamination={"sets": sets})
-    _refused(config, message, Decontaminator)
+    _refused(config, message, decontaminator)
     with pytest.raises(UserError) as caught:
-        Decontaminator(config)
+        decontaminator(config)
     assert "problems.columns" not in str(caught.value)
     if "column" in message:
         assert "contamination.sets.mine.columns" in str(caught.value)
@@ -211,7 +220,7 @@ def test_an_evaluation_set_that_cannot_be_read_is_one_line(tmp_path: Path, kind:
 def test_an_evaluation_set_without_a_word_would_find_nothing_and_is_refused(tmp_path: Path, content: bytes) -> None:
     sets = {"mine": {"path": str(_place(tmp_path / "set", "a.jsonl", content)), "columns": ["text"]}}
     config = config_of(tmp_path / "run", tmp_path, contamination={"sets": sets})
-    _refused(config, r"contamination\.sets\.mine\.path = .*none of its \d rows has a word", Decontaminator)
+    _refused(config, r"contamination\.sets\.mine\.path = .*none of its \d rows has a word", decontaminator)
 
 
 @pytest.mark.parametrize("kind", COUNTED)
@@ -233,7 +242,7 @@ def test_a_parquet_file_with_a_column_twice_is_named(tmp_path: Path) -> None:
 
 def test_rstar_coders_own_columns_are_not_to_be_named(tmp_path: Path) -> None:
     folder = parquet(tmp_path / "rows", [{"question": "q"}])
-    _refused(config_of(tmp_path / "run", folder), "no column question_id, starter_code; take problems=rows and name")
+    _refused(config_of(tmp_path / "run", folder), "no column question_id, starter_code; use problems=rows and name")
 
 
 def _nothing(place: Path) -> None:
@@ -298,7 +307,7 @@ def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, reader: str) ->
     path.chmod(0)
     sets = {"mine": {"path": str(path), "columns": ["question"]}} if reader == "contamination" else {}
     config = config_of(tmp_path / "run", path, contamination={"sets": sets})
-    _refused(config, "rows.jsonl: cannot be read", evaluation_set_hashes if sets else choose)
+    _refused(config, "rows.jsonl: cannot be read", hashes if sets else choose)
 
 
 def test_a_disk_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,38 +28,38 @@ def _tests(**changes: Any) -> str:
 
 # Name -> (column, value, what the one line says after file, row and column).
 VALUES: dict[str, tuple[str, Any, str]] = {
-    "tests cut": ("private_test_cases", packed(TESTS)[:-9], "holds no test cases"),
-    "tests no base64": ("private_test_cases", "%%%", "holds no test cases"),
-    "tests no ASCII": ("private_test_cases", "é", "holds no test cases"),
-    "tests no zlib": ("private_test_cases", _encoded(b"no zlib"), "holds no test cases"),
-    "tests zlib cut": ("private_test_cases", _encoded(zlib.compress(pickle.dumps(TESTS))[:-5]), "holds no test cases"),
-    "tests no pickle": ("private_test_cases", _encoded(zlib.compress(b"no pickle")), "holds no test cases"),
-    "tests pickle cut": ("private_test_cases", _encoded(zlib.compress(pickle.dumps(TESTS)[:-5])), "no test cases"),
-    "tests pickle of nothing": ("private_test_cases", _encoded(zlib.compress(b".")), "holds no test cases"),
+    "tests cut": ("private_test_cases", packed(TESTS)[:-9], "hold test cases"),
+    "tests no base64": ("private_test_cases", "%%%", "hold test cases"),
+    "tests no ASCII": ("private_test_cases", "é", "hold test cases"),
+    "tests no zlib": ("private_test_cases", _encoded(b"no zlib"), "hold test cases"),
+    "tests zlib cut": ("private_test_cases", _encoded(zlib.compress(pickle.dumps(TESTS))[:-5]), "hold test cases"),
+    "tests no pickle": ("private_test_cases", _encoded(zlib.compress(b"no pickle")), "hold test cases"),
+    "tests pickle cut": ("private_test_cases", _encoded(zlib.compress(pickle.dumps(TESTS)[:-5])), "hold test cases"),
+    "tests pickle of nothing": ("private_test_cases", _encoded(zlib.compress(b".")), "hold test cases"),
     "tests pickle that calls": ("private_test_cases", _encoded(zlib.compress(b"cos\nsystem\n.")), "os.system"),
     "tests pickle of a number": ("private_test_cases", packed(7), "holds a int instead of text"),
-    "tests pickle of no JSON": ("private_test_cases", packed("[{"), "holds no test cases"),
-    "tests null": ("private_test_cases", None, "holds no test cases"),
-    "tests a number": ("public_test_cases", 7, "holds no test cases"),
-    "tests a list": ("public_test_cases", [], "holds no test cases"),
+    "tests pickle of no JSON": ("private_test_cases", packed("[{"), "hold test cases"),
+    "tests null": ("private_test_cases", None, "hold test cases"),
+    "tests a number": ("public_test_cases", 7, "hold test cases"),
+    "tests a list": ("public_test_cases", [], "hold test cases"),
     "tests an object": ("public_test_cases", "{}", "has no test"),
-    "tests of a number": ("public_test_cases", "7", "holds no test cases"),
-    "tests of numbers": ("public_test_cases", "[1]", "holds no test cases"),
-    "tests nested deep": ("public_test_cases", "[" * 100_000, "holds no test cases"),
-    "tests none": ("public_test_cases", "[]", "has no test, so nothing could fail"),
+    "tests of a number": ("public_test_cases", "7", "hold test cases"),
+    "tests of numbers": ("public_test_cases", "[1]", "hold test cases"),
+    "tests nested deep": ("public_test_cases", "[" * 100_000, "hold test cases"),
+    "tests none": ("public_test_cases", "[]", "has no test"),
     "test without output": ("public_test_cases", '[{"input": "1", "testtype": "stdin"}]', "KeyError: 'output'"),
     "test without type": ("public_test_cases", '[{"input": "1", "output": "2"}]', "KeyError: 'testtype'"),
     "test input a number": ("public_test_cases", _tests(input=1), "input and output are text, and one is a int"),
     "test output null": ("public_test_cases", _tests(output=None), "input and output are text, and one is a NoneType"),
     "test of another type": ("public_test_cases", _tests(testtype="functional"), "holds functional tests"),
     "test of no type": ("public_test_cases", _tests(testtype=None), "holds None tests"),
-    "test type a list": ("public_test_cases", _tests(testtype=[]), "holds no test cases"),
-    "date null": ("contest_date", None, "is no ISO date"),
-    "date a word": ("contest_date", "soon", "is no ISO date"),
-    "date that there is not": ("contest_date", "2025-02-30T00:00:00", "is no ISO date"),
-    "date of another order": ("contest_date", "03.02.2025", "is no ISO date"),
-    "date a number": ("contest_date", 1738540800, "is no ISO date"),
-    "date a list": ("contest_date", ["2025-02-03"], "is no ISO date"),
+    "test type a list": ("public_test_cases", _tests(testtype=[]), "hold test cases"),
+    "date null": ("contest_date", None, "is not an ISO date"),
+    "date a word": ("contest_date", "soon", "is not an ISO date"),
+    "date that there is not": ("contest_date", "2025-02-30T00:00:00", "is not an ISO date"),
+    "date of another order": ("contest_date", "03.02.2025", "is not an ISO date"),
+    "date a number": ("contest_date", 1738540800, "is not an ISO date"),
+    "date a list": ("contest_date", ["2025-02-03"], "is not an ISO date"),
     "metadata cut": ("metadata", '{"func_name": "f', "is not JSON of an object"),
     "metadata a list": ("metadata", "[1]", "is not JSON of an object"),
     "metadata an object": ("metadata", {"func_name": "f"}, "is not JSON of an object"),
@@ -72,7 +72,7 @@ VALUES: dict[str, tuple[str, Any, str]] = {
     "title an object": ("question_title", {}, "must be text and is a dict"),
     "id null": ("question_id", None, "is empty"),
     "id empty": ("question_id", "", "is empty"),
-    "id of an earlier row": ("question_id", "abc_1", "comes a second time"),
+    "id of an earlier row": ("question_id", "abc_1", "is repeated"),
 }  # fmt: skip
 
 
@@ -100,13 +100,13 @@ def test_what_lies_outside_the_window_is_not_decoded(tmp_path: Path, kind: str) 
 @pytest.mark.parametrize("column", COLUMNS)
 def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
     rows = [lcb_row(1), {name: value for name, value in lcb_row(2).items() if name != column}]
-    _refused(jsonl(tmp_path / "test.jsonl", rows), rf"test\.jsonl:2 .*has no column {column}; benchmark\.path wants")
+    _refused(jsonl(tmp_path / "test.jsonl", rows), rf"test\.jsonl:2 .*has no column {column}; benchmark\.path needs")
 
 
 @pytest.mark.parametrize("key", ["start_date", "end_date"])
 @pytest.mark.parametrize("date", ["", "May", "2025-13-01", "2025-02-01T00:00:00+25:00"])
 def test_a_window_that_is_no_date_is_named(tmp_path: Path, key: str, date: str) -> None:
-    _refused(jsonl(tmp_path / "test.jsonl", [lcb_row(1)]), rf"benchmark\.{key} = .*is no ISO date", **{key: date})
+    _refused(jsonl(tmp_path / "test.jsonl", [lcb_row(1)]), rf"benchmark\.{key} = .*is not an ISO date", **{key: date})
 
 
 def test_null_where_text_may_be_missing_is_empty_text(tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from megatron_ssd.config.evaluation import SandboxConfig
-from megatron_ssd.sandbox.execution import Execution, Program
-from megatron_ssd.sandbox.sandbox import Sandbox
+from megatron_ssd.sandbox.sandbox import Execution, Program, Sandbox
 from tests.helpers.sandboxed import LIMITS
 
 DOUBLE = "f = __program__.f\nassert f(2) == 4\nassert f(21) == 42"

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.sandbox.packages import find_packages
+from megatron_ssd.sandbox.container import find_package
 from megatron_ssd.sandbox.sandbox import Sandbox
 from tests.helpers.sandboxed import call, run
 
@@ -41,7 +41,7 @@ def test_nothing_beside_them_can_be_imported(sandbox: Sandbox, name: str):
 
 
 def test_nothing_beside_them_is_there_to_be_found():
-    folder = find_packages(["numpy"])[0].folder
+    folder = find_package("numpy").folder
     source = f"import os\nprint(sorted(os.listdir({str(folder)!r})))"
     with Sandbox(SandboxConfig()) as container:
         assert run(container, source).outputs == ("['numpy', 'numpy.libs']\n",)
@@ -80,7 +80,7 @@ def test_numpys_scalars_are_plain_results(sandbox: Sandbox, value: str, written:
 def test_what_is_no_plain_value_stays_an_error(sandbox: Sandbox, value: str):
     execution = call(sandbox, f"import numpy as np\ndef f(x):\n    return {value}", ["1"], **SLOW_MACHINE)
     assert execution.ending == "runtime_error"
-    assert "no plain value" in execution.detail
+    assert "not a plain value" in execution.detail
 
 
 @pytest.mark.parametrize(

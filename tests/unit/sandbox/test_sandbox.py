@@ -13,8 +13,7 @@ import pytest
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.sandbox.execution import Program, SandboxBrokenError
-from megatron_ssd.sandbox.sandbox import Sandbox
+from megatron_ssd.sandbox.sandbox import Program, Sandbox, SandboxBrokenError
 from tests.helpers.paths import ROOT
 from tests.helpers.sandboxed import BYSTANDER, LIMITS, call, run
 
@@ -105,7 +104,7 @@ class TestEndings:
     def test_a_result_that_is_no_plain_value(self, sandbox: Sandbox):
         execution = call(sandbox, "def f(x): return f", ["1"])
         assert execution.ending == "runtime_error"
-        assert "type function is no plain value" in execution.detail
+        assert "type function is not a plain value" in execution.detail
 
     def test_missing_function(self, sandbox: Sandbox):
         assert call(sandbox, "def g(x): return x", ["1"]).ending == "runtime_error"
