@@ -42,7 +42,7 @@ class SamplingParams:
 
     @property
     def label(self) -> str:
-        """A name for folders and tables, for example ``T1.5-k20-p0.8``; ``min_p`` and penalty appear if they are on."""
+        """A name for folders and tables, such as ``T1.5-k20-p0.8``. ``min_p`` and penalty are in it if they are on."""
         min_p = f"-minp{self.min_p:g}" if self.min_p else ""
         penalty = f"-rep{self.repetition_penalty:g}" if self.repetition_penalty != 1 else ""
         return f"T{self.temperature:g}-k{self.top_k}-p{self.top_p:g}{min_p}{penalty}"
@@ -128,7 +128,7 @@ class EngineConfig:
     def _check_endpoints(self) -> None:
         named = f"engine.endpoints = {list(self.endpoints)}"
         require(bool(self.endpoints) == (self.backend == "server"), f"engine.backend = {self.backend}, {named}",
-                rule="a server needs endpoints, and vllm in this run's own processes has none",
+                rule="a server needs endpoints, and engine.backend = vllm has none",
                 fix="set both, as engine.backend=server engine.endpoints=[http://HOST:8000/v1]")  # fmt: skip
         for endpoint in self.endpoints:
             require(re.fullmatch(r"https?://[^/\s]+(/\S*)?/v1", endpoint) is not None, f"engine.endpoints: {endpoint}",
@@ -141,12 +141,12 @@ class EngineConfig:
 
     @property
     def max_in_flight(self) -> int:
-        """Requests that one engine holds; some wait in it, so that no slot stays empty when a request finishes."""
+        """Requests that one engine holds. Some wait there, so that a slot is filled as soon as it is free."""
         return self.max_num_seqs + max(16, self.max_num_seqs // 4)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The settings that can change tokens; the others affect speed. ``options`` may do either, so they count."""
+        """What decides which tokens are drawn. The rest is speed; ``options`` may be either, so they are included."""
         return {
             "backend": self.backend,
             "dtype": self.dtype,
@@ -172,7 +172,7 @@ class PromptConfig:
     def __post_init__(self) -> None:
         require(self.mode == "chat" or self.enable_thinking is None,
                 f"prompt.enable_thinking = {str(self.enable_thinking).lower()}",
-                rule="is for chat templates and prompt.mode = raw uses none",
+                rule="is for chat templates, and prompt.mode = raw uses none",
                 fix="leave it out, or set prompt.mode=chat")  # fmt: skip
 
 
@@ -264,7 +264,7 @@ class WorkerConfig:
 
 
 def _pair_from(environment: Mapping[str, str], rank_name: str, world_name: str) -> tuple[int | None, int | None]:
-    """Two variables that torchrun sets together."""
+    """A rank and its world size as torchrun sets them."""
     rank, world = (_number_from(environment, name) for name in (rank_name, world_name))
     _check_pair(rank_name, rank, world_name, world)
     return rank, world
@@ -285,13 +285,13 @@ def _number_from(environment: Mapping[str, str], name: str) -> int | None:
 
 
 def _check_pair(rank_name: str, rank: int | None, world_name: str, world: int | None) -> None:
-    """A rank and the number of ranks: both or neither, and in range."""
+    """Check that a rank and its world size are both set or both null, and that the rank is in range."""
     if rank is None and world is None:
         return
     shown = f"{rank_name} = {'null' if rank is None else rank}, {world_name} = {'null' if world is None else world}"
-    require(rank is not None and world is not None, shown, rule="one is meaningless without the other",
+    require(rank is not None and world is not None, shown, rule="one needs the other",
             fix="set both or neither")  # fmt: skip
     assert rank is not None
     assert world is not None
-    require(0 <= rank < world, shown, rule=f"ranks go from 0 to {world_name} - 1",
+    require(0 <= rank < world, shown, rule=f"ranks are from 0 to {world_name} - 1",
             fix=f"use {rank_name} from 0 to {max(world, 1) - 1}")  # fmt: skip

@@ -17,7 +17,7 @@ from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.export.convert import megatron_to_hf
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.hf_checkpoint import load_hf_weights
-from megatron_ssd.models.hf_folder import HFWeights
+from megatron_ssd.models.hf_weights import HFWeights
 from megatron_ssd.models.initialization import local_shards
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups

@@ -42,13 +42,10 @@ def test_shares_are_a_partition_of_like_parts(world: int) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"rank": 2, "world": 2}, "worker.rank = 2, worker.world = 2: ranks go from 0"),
+        ({"rank": 2, "world": 2}, "worker.rank = 2, worker.world = 2: ranks are from 0"),
         ({"rank": -1, "world": 2}, "worker.rank = -1"),
         ({"rank": 0, "world": 0}, "worker.rank = 0, worker.world = 0"),
-        (
-            {"rank": 0},
-            "worker.rank = 0, worker.world = null: one is meaningless without the other",
-        ),
+        ({"rank": 0}, "worker.rank = 0, worker.world = null: one needs the other; set both or neither"),
         ({"world": 2}, "worker.rank = null, worker.world = 2"),
         ({"rank": 0, "world": 2, "local_rank": 0}, "worker.local_rank = 0, worker.local_world = null"),
         ({"rank": 0, "world": 2, "local_rank": 0, "local_world": 4}, "worker.local_world = 4: must be at most"),
