@@ -1,4 +1,4 @@
-"""Number formats of a model, and what is recomputed in the backward pass."""
+"""Number formats and activation recomputation."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from megatron_ssd.errors import require
 Fp8Recipe = Literal["delayed", "tensorwise", "blockwise", "mxfp8"]
 RecomputeModule = Literal["core_attn", "layernorm", "mlp", "moe", "moe_act"]
 
-# Both sides of every FP8 product must be multiples of this. TransformerEngine: 16 values per load, a group of 32
-# (MXFP8), a block of 128, which its sequence-parallel gathers need (``Float8BlockQuantizer.is_quantizable``).
+# Both sides of every FP8 product must be multiples of this. TransformerEngine loads 16 values, scales groups of 32
+# (MXFP8), and its sequence-parallel gathers need blocks of 128 (``Float8BlockQuantizer.is_quantizable``).
 FP8_ALIGNMENT: dict[Fp8Recipe, int] = {"delayed": 16, "tensorwise": 16, "blockwise": 128, "mxfp8": 32}
 
 
@@ -48,25 +48,25 @@ class Fp8Config:
             require(
                 self.recipe == "delayed" or value == default,
                 f"precision.fp8.{key} = {value}",
-                rule=f"applies to recipe delayed only, and the recipe is {self.recipe}",
+                rule=f"belongs to recipe delayed, and the recipe is {self.recipe}",
                 fix=f"remove it or set precision.fp8.recipe=delayed (default {default})",
             )
         require(
             self.recipe != "delayed" or self.num_bf16_layers == 0,
             f"precision.fp8.bf16_layers_at_start = {self.bf16_layers_at_start}, "
             f"bf16_layers_at_end = {self.bf16_layers_at_end}",
-            rule="delayed scaling has one FP8 context around all layers, so none can be excluded",
+            rule="delayed scaling uses one FP8 context for all layers, so none can stay in bf16",
             fix="set both to 0, or use precision.fp8.recipe=tensorwise",
         )
 
     @property
     def num_bf16_layers(self) -> int:
-        """Layers excluded at both ends."""
+        """Layers left out at both ends."""
         return self.bf16_layers_at_start + self.bf16_layers_at_end
 
     @property
     def number_format(self) -> Literal["e4m3", "hybrid"]:
-        """``format``, or the default of TransformerEngine's recipe classes."""
+        """``format``, or the default of TransformerEngine's recipe."""
         return self.format or ("hybrid" if self.recipe in ("delayed", "tensorwise") else "e4m3")
 
 
@@ -93,7 +93,7 @@ class PrecisionConfig:
         require(
             self.fp8 is None or self.transformer_engine,
             "precision.transformer_engine = false",
-            rule="FP8 products need TransformerEngine",
+            rule="FP8 products are TransformerEngine's",
             fix="set precision.transformer_engine=true or precision.fp8=null",
         )
         require(
@@ -115,12 +115,12 @@ class PrecisionConfig:
         require(
             self.recompute != "selective" or self.fp8 is None or self.fp8.recipe != "delayed" or not again,
             f"precision.recompute_modules = {list(self.recompute_modules)}",
-            rule="with delayed scaling neither layernorm nor moe_act can be recomputed",
+            rule="under delayed scaling neither layernorm nor moe_act can be recomputed",
             fix="use [core_attn], or precision.fp8.recipe=tensorwise",
         )
 
     def check_model(self, model: ModelConfig, parallel: ParallelConfig, *, micro_batch_tokens: int) -> None:
-        """Raise ``ConfigError`` if ``model`` cannot be computed in this precision under ``parallel``.
+        """Raise ``ConfigError`` if ``model`` cannot be computed in these formats under ``parallel``.
 
         Args:
             micro_batch_tokens: tokens of one micro batch.
@@ -147,7 +147,7 @@ class PrecisionConfig:
         sides = {
             "model.hidden_size": model.hidden_size,
             "model.num_attention_heads x head_dim / tensor size": heads * width // tp,
-            "width of query, key and value / tensor size": (heads + 2 * groups) * width // tp,
+            "rows of query, key and value / tensor size": (heads + 2 * groups) * width // tp,
         }
         if model.moe_intermediate_size is not None:
             sides["model.moe_intermediate_size / expert-tensor size"] = model.moe_intermediate_size // etp

@@ -46,8 +46,8 @@ def test_megatron_core_takes_every_recipe_as_it_is_given(recipe: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"recipe": "tensorwise", "margin": 1}, "precision.fp8.margin = 1: applies to recipe delayed"),
-        ({"recipe": "mxfp8", "amax_history_len": 4}, "amax_history_len = 4: applies to recipe delayed"),
+        ({"recipe": "tensorwise", "margin": 1}, "precision.fp8.margin = 1: belongs to recipe delayed"),
+        ({"recipe": "mxfp8", "amax_history_len": 4}, "amax_history_len = 4: belongs to recipe delayed"),
         ({"recipe": "delayed", "bf16_layers_at_end": 1}, "bf16_layers_at_end = 1: delayed scaling"),
         ({"recipe": "blockwise", "bf16_layers_at_start": -1}, "must not be negative"),
     ],
@@ -86,7 +86,7 @@ def test_recompute_asks_for_parts_that_are_there() -> None:
                         "moe.grouped_gemm=false"])  # fmt: skip
     with pytest.raises(ConfigError, match="with TransformerEngine only"):
         dataclasses.replace(again, transformer_engine=False)
-    with pytest.raises(ConfigError, match="with delayed scaling"):
+    with pytest.raises(ConfigError, match="under delayed scaling"):
         dataclasses.replace(again, fp8=Fp8Config(recipe="delayed"))
 
 
