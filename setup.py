@@ -40,6 +40,7 @@ COMMON = [
     "tqdm>=4.67,<5",
     "transformers>=5.16.1,<5.20",
     "typing-extensions>=4.10",
+    "vl-convert-python>=1.9,<2",
 ]
 
 # lm-eval's dependency evaluate is imported by name, to replace its execution of code.
