@@ -41,7 +41,7 @@ def test_scores_are_by_problem_in_the_given_order():
     assert problem_scores(rows, ["a", "b"], 2).tolist() == [1.0, 1.0]
 
 
-def test_a_failing_judge_is_never_a_wrong_answer():
+def test_a_failing_checker_is_never_a_wrong_answer():
     rows = verdicts("a", "passed", "infrastructure_error") + verdicts("b", "infrastructure_error", "timeout")
     assert problem_scores(rows, ["a", "b"], 1).tolist() == [1.0, 0.0]
     assert np.isnan(problem_scores(rows, ["a", "b"], 2)).all()
