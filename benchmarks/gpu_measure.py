@@ -34,7 +34,8 @@ from megatron_ssd.planner.dry_run import LayoutReport, RankReport
 from megatron_ssd.planner.flops import flops_of
 from megatron_ssd.planner.memory import GB, all_ranks
 from megatron_ssd.runtime.device import Device, prepare_device
-from megatron_ssd.runtime.hardware import check_precision, peak_tflops
+from megatron_ssd.runtime.gpus import peak_tflops
+from megatron_ssd.runtime.hardware import check_precision
 from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
 
 ONE = ParallelConfig()
@@ -106,7 +107,7 @@ def run_trainer(case: Case, scratch: Path, device: Device) -> dict[str, Any]:
         steps = [trainer.step() for _ in range(case.steps)]
         parameters = sum(p.numel() for chunk in trainer.state.chunks for p in chunk.parameters())
     rows = [dataset.locate(row) for row in range(WARM_UP * case.global_batch_size, case.steps * case.global_batch_size)]
-    segments = [int(length) for row in rows for length in dataset.lengths_in_row(*row)]
+    segments = [int(length) for row in rows for length in dataset.lengths_in_sequence(*row)]
     seconds = [step.seconds for step in steps[WARM_UP:]]
     return {
         "parameters": parameters,

@@ -223,7 +223,7 @@ def _trainer(folder: Path, side: str) -> Iterator[Callable[[], None]]:
     with process_groups(config.parallel, device=device):
         trainer = build_trainer(config, folder / "checkpoints", device)
         dataset = trainer.source.dataset
-        steps = -(-dataset.num_rows(0) // config.training.global_batch_size)
+        steps = -(-dataset.num_sequences(0) // config.training.global_batch_size)
 
         def turn() -> None:
             for _ in range(steps):

@@ -1,4 +1,4 @@
-"""Selects the problems to sample and compares them with evaluation sets: run_dir/problems.
+"""Choose and decontaminate the training problems: run_dir/problems.
 
 python launch/problems.py experiment=demo run_dir=runs/mine
 """

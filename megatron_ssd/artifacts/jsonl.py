@@ -1,7 +1,7 @@
 """JSON lines that survive a killed writer.
 
-A row counts once its newline is on disk. A last line without one is what a killed writer left: reopening for writing
-cuts it off. Anywhere else a line that is no JSON object is an error that names file and line.
+A record counts once its newline is on disk. A last line without a newline is what a killed writer left; opening the
+file for writing removes it. Any other line that is not a JSON object raises an error that names file and line.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ _BLOCK = 1 << 16
 
 
 class JsonlWriter:
-    """Appends rows to ``path``; makes the file and its folder where they are not there."""
+    """Appends records to ``path``; creates the file and its folder if they do not exist."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        heal(path)
+        truncate_partial_line(path)
         self._file = path.open("ab")
 
-    def write(self, row: dict[str, Any]) -> None:
-        """Append one row. It is safe from a SIGKILL of this process at once, from a power cut after ``flush``."""
-        # One unbuffered-looking write a row: the kernel then holds whole rows whenever the process dies.
-        self._file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record. It survives a SIGKILL of this process at once, and a power cut after ``flush``."""
+        # One write call per record: the kernel then has complete records only, whenever the process dies.
+        self._file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
         self._file.flush()
 
     def flush(self) -> None:
-        """Force what was written to the disk."""
+        """Force all records to disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -53,11 +53,11 @@ class JsonlWriter:
         if error is None:
             self.close()
         else:
-            self._file.close()  # the error itself is what the user should see, not a second one from fsync
+            self._file.close()  # the user should see the error itself, not a second one from fsync
 
 
-def heal(path: Path) -> int:
-    """Cut a torn last line off ``path``; returns how many bytes went (0 for a whole or missing file)."""
+def truncate_partial_line(path: Path) -> int:
+    """Remove an incomplete last line from ``path``; returns the number of bytes removed (0 if there is no file)."""
     if not path.exists():
         return 0
     size = path.stat().st_size
@@ -76,19 +76,21 @@ def heal(path: Path) -> int:
 
 
 def iter_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of ``path`` in order.
+    """Records of ``path`` in order.
 
     Raises:
         UserError: the file is missing, or a line is not one JSON object.
     """
-    for row, _ in iter_jsonl_offsets(path):
-        yield row
+    for record, _ in iter_jsonl_offsets(path):
+        yield record
 
 
 def iter_jsonl_offsets(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """Rows of ``path`` with the byte offset at which each begins."""
+    """Records of ``path`` with the byte offset at which each begins."""
     if not path.is_file():
-        raise UserError(f"file {path}", rule="does not exist", fix="check the path, or run the stage that makes it")
+        raise UserError(
+            f"file {path}", rule="does not exist", fix="check the path, or run the stage that writes this file"
+        )
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -97,42 +99,42 @@ def iter_jsonl_offsets(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 @dataclass
-class Place:
-    """How far a reader got in a file: bytes and lines of whole rows."""
+class FileCursor:
+    """How far a reader got in a file: the bytes and the lines of complete records."""
 
     offset: int = 0
     lines: int = 0
 
 
-def iter_whole_rows(path: Path, place: Place) -> Iterator[tuple[dict[str, Any], int]]:
-    """Rows after ``place``, with their offsets, of a file that another process may be writing.
+def iter_complete_records(path: Path, cursor: FileCursor) -> Iterator[tuple[dict[str, Any], int]]:
+    """Records after ``cursor``, with their offsets, of a file that another process may be writing.
 
-    A last line without its newline is left for the next call. ``place`` moves on with each row that is taken.
+    A last line without its newline is left for the next call. ``cursor`` advances with each record.
 
     Raises:
-        UserError: a whole line is not one JSON object.
-        FileNotFoundError: the file is not there.
+        UserError: a complete line is not one JSON object.
+        FileNotFoundError: there is no such file.
     """
     with path.open("rb") as file:
-        file.seek(place.offset)
+        file.seek(cursor.offset)
         for line in file:
             if not line.endswith(b"\n"):
                 return
-            row, begin = parse_line(path, place.lines + 1, line), place.offset
-            place.offset += len(line)
-            place.lines += 1
-            yield row, begin
+            record, begin = parse_line(path, cursor.lines + 1, line), cursor.offset
+            cursor.offset += len(line)
+            cursor.lines += 1
+            yield record, begin
 
 
 def parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    """The row that line ``number`` (from 1) of ``path`` holds. Raises ``UserError`` where it is no JSON object."""
+    """The record in line ``number`` (from 1) of ``path``. Raises ``UserError`` if it is not a JSON object."""
     try:
-        row = json.loads(line)
+        record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise _broken(path, number, line, str(error)) from None
-    if not isinstance(row, dict):
+    if not isinstance(record, dict):
         raise _broken(path, number, line, "not an object")
-    return row
+    return record
 
 
 def _broken(path: Path, number: int, line: bytes, reason: str) -> UserError:
@@ -140,10 +142,10 @@ def _broken(path: Path, number: int, line: bytes, reason: str) -> UserError:
     return UserError(
         f"{path}:{number}: {shown!r}",
         rule=f"every line must be one JSON object ({reason})",
-        fix="mend or remove that line; the lines before it are unharmed",
+        fix="fix or remove that line; the lines before it are intact",
     )
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """All rows of ``path``. See ``iter_jsonl``."""
+    """All records of ``path``, see ``iter_jsonl``."""
     return list(iter_jsonl(path))

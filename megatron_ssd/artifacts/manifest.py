@@ -1,4 +1,4 @@
-"""``manifest.json``: what made an artefact, from what, and what came out."""
+"""``manifest.json``: the lineage of a published folder."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ import msgspec
 
 import megatron_ssd
 from megatron_ssd.artifacts.hashing import hash_json, remembered_sha256
-from megatron_ssd.errors import UserError
+from megatron_ssd.errors import UserError, shown
 
 FILE_NAME = "manifest.json"
-MADE_BY = {  # a run's folders, in order, and the commands that make them
+MADE_BY = {  # the folders of a run, in order, and the commands that make them
     "tokenizer": "tools/build_minicode.py",
     "problems": "launch/problems.py",
     "samples": "launch/generate.py",
@@ -31,7 +31,7 @@ MADE_BY = {  # a run's folders, in order, and the commands that make them
     "checkpoints": "launch/train.py",
     "export": "launch/export.py",
     "eval": "launch/evaluate.py",
-    "regression": "launch/regression.py",
+    "general_benchmarks": "launch/general_benchmarks.py",
     "report": "launch/report.py",
 }
 _RECORDED_PACKAGES = (
@@ -40,8 +40,8 @@ _RECORDED_PACKAGES = (
 )  # fmt: skip
 
 
-def in_words(counts: Mapping[str, int]) -> str:
-    """Counts by reason as a reader wants them, for example ``11 for one_line_stub, 2 for empty``."""
+def format_counts(counts: Mapping[str, int]) -> str:
+    """Counts by reason as text, for example ``11 for one_line_stub, 2 for empty``."""
     return ", ".join(f"{count} for {reason}" for reason, count in counts.items() if count) or "none"
 
 
@@ -55,7 +55,10 @@ class Output(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Lineage of a published folder. ``inputs`` map a role to a content hash; ``identity`` hashes config and inputs."""
+    """Lineage of a published folder.
+
+    ``inputs`` maps a role to a content hash; ``identity`` is a hash of config and inputs.
+    """
 
     stage: str
     identity: str
@@ -74,7 +77,7 @@ class Manifest:
 
     @property
     def content_hash(self) -> str:
-        """Hash of what was published: what a later stage names as its input."""
+        """Hash of the published files, which later stages record as their input."""
         return hash_json([[output["path"], output["sha256"]] for output in self.outputs])
 
 
@@ -83,7 +86,7 @@ def read_manifest(folder: Path, *, stage: str | None = None) -> Manifest:
 
     Args:
         folder: the folder.
-        stage: which one must have published it; None where that may be any.
+        stage: the stage that must have published it; None for any stage.
 
     Raises:
         UserError: the folder was not published, its manifest cannot be read, or another stage published it.
@@ -97,32 +100,34 @@ def read_manifest(folder: Path, *, stage: str | None = None) -> Manifest:
         manifest = _checked(json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object))
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(
-            f"file {path}", rule=f"is no manifest of this version ({error})", fix=f"remove {folder} and run its stage"
+            f"file {path}",
+            rule=f"is not a manifest of this version ({error})",
+            fix=f"remove {folder} and run its stage",
         ) from None
     if stage is not None and manifest.stage != stage:
         raise UserError(
             f"file {path}",
-            rule=f"is of the stage {manifest.stage!r}, and this folder must be of {stage!r}",
+            rule=f"was written by the stage {manifest.stage!r}, and must be by {stage!r}",
             fix=f"move {folder} away and run its stage",
         )
     return manifest
 
 
 def check_outputs(folder: Path, manifest: Manifest, *, fix: str, hashes: bool = True) -> None:
-    """Hold the files of ``folder`` against its manifest: sizes first, then SHA-256.
+    """Compare the files of ``folder`` with its manifest: sizes first, then SHA-256.
 
-    The hash of a large file is remembered by path, size and times (``artifacts.hashing``), so 60 GB are read once and
-    not at every start; whoever changes bytes and puts all times back by hand is not found out.
+    Hashes of large files are cached by path, size and times (``artifacts.hashing``), so 60 GB are read once and not at
+    every start. A change that restores all times is not detected.
 
     Raises:
-        UserError: a file is missing or not what was published; it names the file.
+        UserError: a file is missing or differs from what was published; the message names the file.
     """
     for output in manifest.outputs:
         path = folder / output["path"]
         if not path.is_file():
-            raise UserError(f"file {path}", rule="is missing, and the manifest names it", fix=fix)
+            raise UserError(f"file {path}", rule="is missing, and the manifest lists it", fix=fix)
         if path.stat().st_size != output["bytes"]:
-            raise UserError(f"file {path}", rule=f"has {path.stat().st_size} bytes, {output['bytes']} were published",
+            raise UserError(f"file {path}", rule=f"has {path.stat().st_size} bytes; {output['bytes']} were published",
                             fix=fix)  # fmt: skip
     for output in manifest.outputs if hashes else ():
         path = folder / output["path"]
@@ -131,21 +136,44 @@ def check_outputs(folder: Path, manifest: Manifest, *, fix: str, hashes: bool = 
                             fix=fix)  # fmt: skip
 
 
+def describe_difference(
+    old: dict[str, Any], new: dict[str, Any], old_inputs: dict[str, str], new_inputs: dict[str, str]
+) -> str:
+    """The first difference between two stage configurations, or between their inputs."""
+    before, after = ({key: value for key, value in flatten(config).items() if value != {}} for config in (old, new))
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            return f"configuration ({key}: {shown(before.get(key))} then, {shown(after.get(key))} now)"
+    changed = sorted(
+        role for role in old_inputs.keys() | new_inputs.keys() if old_inputs.get(role) != new_inputs.get(role)
+    )
+    return f"input ({', '.join(changed)} changed since)"
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one dictionary with dotted keys; an empty dictionary is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return flat
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; ``ValueError`` where it names a key twice, of which only the last would count."""
+    """A JSON object; ``ValueError`` if a key is repeated, as only the last one would count."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} comes twice")
+        raise ValueError(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} is repeated")
     return found
 
 
 def _checked(content: Any) -> Manifest:
-    """The manifest that ``content`` is; ``ValueError`` or ``TypeError`` where it is none."""
-    manifest = Manifest(**content)  # names what is unknown or missing, which msgspec does not for a dataclass
+    """``content`` as a manifest; ``ValueError`` or ``TypeError`` if it is not one."""
+    manifest = Manifest(**content)  # names unknown and missing fields, which msgspec does not for a dataclass
     msgspec.convert(content, Manifest)
     for path, count in Counter(output["path"] for output in manifest.outputs).items():
         if count > 1 or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise ValueError(f"the output {path!r} {'comes twice' if count > 1 else 'is not below the folder'}")
+            raise ValueError(f"the output {path!r} {'is repeated' if count > 1 else 'is not below the folder'}")
     return manifest
 
 
@@ -156,7 +184,7 @@ def manifest_json(manifest: Manifest) -> str:
 
 @functools.cache
 def package_versions() -> dict[str, str]:
-    """Installed versions of the packages that decide numbers."""
+    """Installed versions of the packages that affect results."""
     versions = {}
     for name in _RECORDED_PACKAGES:
         try:
@@ -167,13 +195,13 @@ def package_versions() -> dict[str, str]:
 
 
 def megatron_facts() -> dict[str, str]:
-    """Megatron-Core as the manifests of its stages name it."""
+    """Name and version of Megatron-Core, for manifests."""
     return {"name": "megatron-core", "version": importlib.metadata.version("megatron-core")}
 
 
 @functools.cache
 def code_version() -> str:
-    """Package version, with the git commit where the package runs from a checkout."""
+    """Package version, with the git commit if the package runs from a checkout."""
     root = Path(megatron_ssd.__file__).resolve().parents[1]
     described = subprocess.run(
         ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
@@ -184,5 +212,5 @@ def code_version() -> str:
 
 
 def host_facts() -> dict[str, Any]:
-    """The machine, without its name."""
+    """Python version, machine type and number of cores, without the host name."""
     return {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}

@@ -26,7 +26,7 @@ from megatron_ssd.dataset.stage import dataset_stage
 from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.evaluation.stage import evaluation_stage
 from megatron_ssd.export.stage import export_stage
-from megatron_ssd.general_benchmarks.stage import regression_stage
+from megatron_ssd.general_benchmarks.stage import general_benchmarks_stage
 from megatron_ssd.generation.scoring import scores_stage
 from megatron_ssd.generation.stage import samples_stage
 from megatron_ssd.problems.stage import problems_stage
@@ -70,7 +70,9 @@ LOOP = {
         MADE_BY["eval"], "decode the benchmark with base and tuned model and run the programs", evaluation_stage
     ),
     # if tasks are named
-    "regression": Script(MADE_BY["regression"], "measure other benchmarks through lm-eval", regression_stage),
+    "general_benchmarks": Script(
+        MADE_BY["general_benchmarks"], "measure general benchmarks through lm-eval", general_benchmarks_stage
+    ),
     "report": Script(MADE_BY["report"], "compare base and tuned model and write the report", report_stage),
 }
 
@@ -102,7 +104,9 @@ def run(arguments: argparse.Namespace) -> None:
     overrides = [*overrides, f"run_dir={config.run_dir}"]
     left_out = {
         "scores": None if config.proxy else "a proxy model makes scores; name one with proxy.path=FOLDER",
-        "regression": None if config.regression.tasks else "tasks of lm-eval make it; name some with regression.tasks",
+        "general_benchmarks": None
+        if config.general_benchmarks.tasks
+        else "it needs tasks of lm-eval; set general_benchmarks.tasks",
     }
     names = [name for name in LOOP if not left_out.get(name)]
     if arguments.until not in names:
@@ -179,8 +183,10 @@ def _run_all(
 
 def check_machine(config: RunConfig) -> None:
     """Raise ``UserError`` for the first thing that is missing: device, sandbox or a writable run folder."""
-    from megatron_ssd.runtime.device import check_device  # here, because torch takes seconds to import
-    from megatron_ssd.runtime.hardware import check_hardware
+    from megatron_ssd.runtime.hardware import (  # here, because torch takes seconds to import
+        check_device,
+        check_hardware,
+    )
 
     check_device(config.cluster)
     if config.cluster.device == "cuda":

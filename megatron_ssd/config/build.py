@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 # Keys and sections of RunConfig that had another name: "old.dotted.key": "new.dotted.key". A name that changed by a
 # letter or two needs no entry: the nearest known key is suggested anyway.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {"regression": "general_benchmarks"}
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}  # making one takes longer than using it
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")

@@ -1,4 +1,4 @@
-"""Configuration of ``tools/grade.py``."""
+"""The settings of ``tools/grade.py``."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class GradeConfig:
         window = self.start_date or self.end_date
         require(self.format == "lcb" or not window,
                 f"start_date = {shown(self.start_date)}, end_date = {shown(self.end_date)}",
-                rule="set a window of contest dates, which only format=lcb has", fix="leave them out")  # fmt: skip
+                rule="select by contest date, which only format=lcb has", fix="leave them out")  # fmt: skip
         require(self.format == "lcb" or self.errata == "keep", f"errata = {self.errata}",
                 rule="only format=lcb has errata", fix="leave it out")  # fmt: skip
         require(not self.format.endswith("_plus") or "numpy" in self.packages, f"packages = {list(self.packages)}",
@@ -64,7 +64,7 @@ class GradeConfig:
 
     @property
     def sandbox_config(self) -> SandboxConfig:
-        """The limits and the sandbox as the checker takes them."""
+        """The keys of the sandbox as a section."""
         return SandboxConfig(
             kind=self.sandbox,
             cpu_seconds=self.cpu_seconds,

@@ -3,7 +3,7 @@
 The method trains on raw responses: nothing here runs a program or asks whether an answer is right. A filter is a
 predicate on one response that is true where the response goes; the first in ``FILTERS`` that holds gives the reason.
 To add one: write the predicate, give it a switch in ``FilterConfig``, add its row. Filters that must see the whole set
-are in ``dataset.whole_set``.
+are in ``dataset.set_filters``.
 """
 
 from __future__ import annotations

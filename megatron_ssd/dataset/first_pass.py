@@ -17,7 +17,7 @@ from tqdm import tqdm
 from megatron_ssd.artifacts.samples import iter_samples
 from megatron_ssd.dataset.complete import hash_file
 from megatron_ssd.dataset.screening import Screen
-from megatron_ssd.dataset.whole_set import Facts, needs_whole_set, settle
+from megatron_ssd.dataset.set_filters import Facts, needs_whole_set, settle
 from megatron_ssd.dataset.workers import CountRows, counted, run_tasks
 from megatron_ssd.progress import progress
 from megatron_ssd.schema import Sample

@@ -1,14 +1,14 @@
-"""Which samples share a row, as pure functions of sample lengths.
+"""Plans which samples share a packed sequence, as pure functions of the sample lengths.
 
 Invariants, for every epoch:
-- every sample is in exactly one row, and in it exactly once;
-- no sample is split, and no row holds more than ``row_length`` positions;
-- the plan depends on (lengths, row length, mode, seed, epoch) alone, and its order differs from epoch to epoch.
+- every sample is in exactly one packed sequence, exactly once;
+- no sample is split, and no packed sequence has more than ``seq_length`` tokens;
+- the plan depends on (lengths, sequence length, mode, seed, epoch) alone, and its order differs between epochs.
 
-Both packing modes are best fit: samples come one after the other, and each goes into the fullest row that still has
-room for it, or opens a new one. They differ in the order. ``greedy`` takes samples as shuffled, so that the company a
-sample keeps is as random as the shuffle. ``best_fit`` takes long samples first and short ones last, which fill what is
-left; lengths are blurred by a fifth before sorting, so that rows differ from epoch to epoch all the same.
+Both packing modes are best fit: each sample goes into the fullest packed sequence that still has room for it, or opens
+a new one. They differ in the order of the samples. ``greedy`` takes them as shuffled, so that the samples that share a
+sequence are random. ``best_fit`` takes long samples first, and short samples fill what is left; lengths are perturbed
+by up to a fifth before sorting, so that the packed sequences differ between epochs.
 """
 
 from __future__ import annotations
@@ -23,133 +23,133 @@ from numpy.typing import NDArray
 
 PackingMode = Literal["none", "greedy", "best_fit"]
 
-_SEED_DOMAIN = 0x5AC1  # keeps this stream apart from others that are made of the same run seed
-_BLUR = 0.2  # of a length, before best_fit sorts: costs less than 0.1 % of efficiency on log-normal lengths
+_SEED_DOMAIN = 0x5AC1  # separates this random stream from others of the same run seed
+_PERTURBATION = 0.2  # of a length, before best_fit sorts; costs less than 0.1 % of efficiency on log-normal lengths
 
 
 @dataclass(frozen=True)
 class PackingPlan:
-    """Rows of one epoch: row ``i`` holds ``samples[starts[i]:starts[i + 1]]``, in that order.
+    """Packed sequences of an epoch: sequence ``i`` holds ``samples[starts[i]:starts[i + 1]]``, in that order.
 
-    Shapes: ``samples`` is [num_samples], ``starts`` is [num_rows + 1]; both int64.
+    Shapes: ``samples`` is [num_samples], ``starts`` is [num_sequences + 1]; both int64.
     """
 
     samples: NDArray[np.int64]
     starts: NDArray[np.int64]
 
     @property
-    def num_rows(self) -> int:
-        """How many rows the epoch has."""
+    def num_sequences(self) -> int:
+        """Number of packed sequences in the epoch."""
         return len(self.starts) - 1
 
-    def row(self, index: int) -> NDArray[np.int64]:
-        """Sample numbers in row ``index``."""
+    def sequence(self, index: int) -> NDArray[np.int64]:
+        """Sample numbers in packed sequence ``index``."""
         return self.samples[self.starts[index] : self.starts[index + 1]]
 
 
 def plan_epoch(
-    lengths: NDArray[np.int64], *, row_length: int, packing: PackingMode, seed: int, epoch: int
+    lengths: NDArray[np.int64], *, seq_length: int, packing: PackingMode, seed: int, epoch: int
 ) -> PackingPlan:
-    """Assign every sample to a row.
+    """Assign every sample to a packed sequence.
 
     Args:
-        lengths: positions of each sample, [num_samples], each between 1 and ``row_length``.
-        row_length: positions in a row.
-        packing: ``none`` for a row of its own for each sample, ``greedy`` and ``best_fit`` as the module says.
+        lengths: tokens of each sample, [num_samples], each between 1 and ``seq_length``.
+        seq_length: tokens of a packed sequence.
+        packing: ``none`` for one sample per sequence, ``greedy`` and ``best_fit`` as in the module docstring.
         seed: of the run.
         epoch: 0 for the first pass over the data.
     """
-    assert len(lengths) == 0 or (lengths.min() >= 1 and lengths.max() <= row_length), "lengths were checked before"
+    assert len(lengths) == 0 or (lengths.min() >= 1 and lengths.max() <= seq_length), "the caller checks lengths"
     generator = np.random.default_rng([_SEED_DOMAIN, seed, epoch])
     order = generator.permutation(len(lengths))
     if packing == "none":
         return PackingPlan(samples=order, starts=np.arange(len(order) + 1))
     if packing == "best_fit":
-        order = np.argsort(-lengths * generator.uniform(1, 1 + _BLUR, len(lengths)), kind="stable")
-    rows = _best_fit(order, lengths, row_length)
-    # Rows that opened early are the fullest; without this shuffle the last steps of an epoch would see sparse ones.
-    rows = [rows[i] for i in generator.permutation(len(rows))]
+        order = np.argsort(-lengths * generator.uniform(1, 1 + _PERTURBATION, len(lengths)), kind="stable")
+    sequences = _best_fit(order, lengths, seq_length)
+    # Sequences that opened early are the fullest; without this shuffle an epoch would end with sparse ones.
+    sequences = [sequences[i] for i in generator.permutation(len(sequences))]
     return PackingPlan(
-        samples=np.array([sample for row in rows for sample in row], dtype=np.int64),
-        starts=np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64),
+        samples=np.array([sample for sequence in sequences for sample in sequence], dtype=np.int64),
+        starts=np.cumsum([0, *(len(sequence) for sequence in sequences)], dtype=np.int64),
     )
 
 
-def _best_fit(order: NDArray[np.int64], lengths: NDArray[np.int64], row_length: int) -> list[list[int]]:
-    """Samples of each row. Of the rows with the least room that is enough, the one that opened first is taken."""
-    rows: list[list[int]] = []
-    open_rows: dict[int, list[int]] = {}  # free positions -> heap of rows
-    rooms: list[int] = []  # its keys, sorted
+def _best_fit(order: NDArray[np.int64], lengths: NDArray[np.int64], seq_length: int) -> list[list[int]]:
+    """Samples of each packed sequence. Of the sequences with the least sufficient room, the earliest is taken."""
+    sequences: list[list[int]] = []
+    open_sequences: dict[int, list[int]] = {}  # free tokens -> heap of sequence indices
+    rooms: list[int] = []  # the keys of open_sequences, sorted
     for sample, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        place = bisect.bisect_left(rooms, length)
-        if place < len(rooms):
-            room = rooms[place]
-            row = heapq.heappop(open_rows[room])
-            if not open_rows[room]:
-                del open_rows[room], rooms[place]
+        slot = bisect.bisect_left(rooms, length)
+        if slot < len(rooms):
+            room = rooms[slot]
+            index = heapq.heappop(open_sequences[room])
+            if not open_sequences[room]:
+                del open_sequences[room], rooms[slot]
         else:
-            room, row = row_length, len(rows)
-            rows.append([])
-        rows[row].append(sample)
+            room, index = seq_length, len(sequences)
+            sequences.append([])
+        sequences[index].append(sample)
         left = room - length
-        if left and left not in open_rows:
-            open_rows[left] = []
+        if left and left not in open_sequences:
+            open_sequences[left] = []
             bisect.insort(rooms, left)
         if left:
-            heapq.heappush(open_rows[left], row)
-    return rows
+            heapq.heappush(open_sequences[left], index)
+    return sequences
 
 
 @dataclass(frozen=True)
 class PackingReport:
-    """What a packing mode makes of a data set, in its first epoch.
+    """How a packing mode packs the first epoch of a data set.
 
-    ``efficiency`` is the share of row positions that samples fill; ``padded_efficiency`` is that share where every
-    sample has a row of its own. ``over_long`` samples do not fit in a row and are not counted elsewhere.
+    ``efficiency`` is the share of the tokens of packed sequences that samples fill; ``padded_efficiency`` is that share
+    with one sample per sequence. ``overlong`` samples do not fit in a sequence and are not counted elsewhere.
     """
 
     packing: PackingMode
-    row_length: int
+    seq_length: int
     samples: int
-    over_long: int
-    positions: int
-    rows: int
+    overlong: int
+    tokens: int
+    sequences: int
     efficiency: float
     padded_efficiency: float
 
     def __str__(self) -> str:
         return (
-            f"packing {self.packing}: {self.samples} samples in {self.rows} rows of {self.row_length}, "
-            f"{self.efficiency:.1%} filled; one sample a row would waste {1 - self.padded_efficiency:.1%}; "
-            f"{self.over_long} over long"
+            f"packing {self.packing}: {self.samples} samples in {self.sequences} sequences of {self.seq_length} "
+            f"tokens, {self.efficiency:.1%} filled; one sample per sequence would waste "
+            f"{1 - self.padded_efficiency:.1%}; {self.overlong} overlong"
         )
 
 
 def packing_report(
-    lengths: NDArray[np.int64], *, row_length: int, packing: PackingMode, seed: int = 0, multiple: int = 1
+    lengths: NDArray[np.int64], *, seq_length: int, packing: PackingMode, seed: int = 0, multiple: int = 1
 ) -> PackingReport:
-    """Plan the first epoch and say how full its rows are.
+    """Plan the first epoch and report how full its packed sequences are.
 
     Args:
-        lengths: positions of each sample, [num_samples], over-long ones included.
-        multiple: what the place of a sample in a row is rounded up to; what that wastes counts as empty.
+        lengths: tokens of each sample, [num_samples], including overlong samples.
+        multiple: lengths in a packed sequence are rounded up to a multiple of this; the rounding counts as empty.
     """
-    fitting = lengths[lengths <= row_length]
-    places = round_up(fitting, multiple)
-    rows = plan_epoch(places, row_length=row_length, packing=packing, seed=seed, epoch=0).num_rows
-    positions = int(fitting.sum())
+    fitting = lengths[lengths <= seq_length]
+    padded = round_up(fitting, multiple)
+    sequences = plan_epoch(padded, seq_length=seq_length, packing=packing, seed=seed, epoch=0).num_sequences
+    tokens = int(fitting.sum())
     return PackingReport(
         packing=packing,
-        row_length=row_length,
+        seq_length=seq_length,
         samples=len(fitting),
-        over_long=len(lengths) - len(fitting),
-        positions=positions,
-        rows=rows,
-        efficiency=positions / max(rows * row_length, 1),
-        padded_efficiency=positions / max(len(fitting) * row_length, 1),
+        overlong=len(lengths) - len(fitting),
+        tokens=tokens,
+        sequences=sequences,
+        efficiency=tokens / max(sequences * seq_length, 1),
+        padded_efficiency=tokens / max(len(fitting) * seq_length, 1),
     )
 
 
 def round_up(lengths: NDArray[np.int64], multiple: int) -> NDArray[np.int64]:
-    """Each length raised to the next multiple of ``multiple``."""
+    """Each length rounded up to a multiple of ``multiple``."""
     return -(-lengths // multiple) * multiple

@@ -22,9 +22,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.jsonl import JsonlWriter
 from megatron_ssd.artifacts.samples import iter_samples
-from megatron_ssd.artifacts.stage import write_atomically
 from megatron_ssd.dataset.complete import hash_file, key_digest, keys_file
 from megatron_ssd.dataset.indexed import IndexedWriter
 from megatron_ssd.dataset.retokenize import BATCH, Difference, Retokenizer

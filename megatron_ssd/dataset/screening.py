@@ -20,7 +20,7 @@ import numpy as np
 from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.dataset.filters import Response, reason_to_drop
 from megatron_ssd.dataset.scores import Scores
-from megatron_ssd.dataset.whole_set import FACTS, REASONS, Facts, response_digest
+from megatron_ssd.dataset.set_filters import FACTS, REASONS, Facts, response_digest
 from megatron_ssd.schema import Sample
 
 COUNTED = ("responses", "no_code", "length_capped", "looping", "end_masked", "end_masked_tokens")

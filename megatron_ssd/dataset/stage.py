@@ -23,10 +23,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hub import locate_model
-from megatron_ssd.artifacts.manifest import Manifest, in_words, megatron_facts
+from megatron_ssd.artifacts.manifest import Manifest, format_counts, megatron_facts
 from megatron_ssd.artifacts.samples import sample_shards, samples_manifest
-from megatron_ssd.artifacts.stage import Stage, write_atomically
+from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.dataset.complete import check_complete
@@ -72,7 +73,9 @@ def run_preprocess(config: RunConfig) -> None:
         _join(config, parts, shards, joined)
     shutil.rmtree(parts, ignore_errors=True)
     counts, dropped = _totals(json.loads(joined.read_text(encoding="utf-8")))
-    log.info("dataset: kept %d of %d samples, dropped %s", counts["documents"], counts["samples"], in_words(dropped))
+    log.info(
+        "dataset: kept %d of %d samples, dropped %s", counts["documents"], counts["samples"], format_counts(dropped)
+    )
     if counts["responses"]:
         log.info("dataset: %.1f %% of %d responses hold no extractable code; %d were cut at the length cap, %d of them "
                  "in a loop", 100 * counts["no_code"] / counts["responses"], counts["responses"],
@@ -160,7 +163,7 @@ def _join(config: RunConfig, parts: Path, shards: list[Path], joined: Path) -> N
     if not any(counts["documents"] for counts in by_shard.values()):
         raise UserError(
             f"samples of {shards[0].parent if shards else config.run_dir}",
-            rule=f"the filters drop every one of them: {in_words(_totals(by_shard)[1])}",
+            rule=f"the filters drop every one of them: {format_counts(_totals(by_shard)[1])}",
             fix="look at the samples, or relax the filters section",
         )
     join_indexed([part_file(parts, shard, "") for shard in shards], joined.parent / DATASET_NAME)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_ssd.artifacts.jsonl import JsonlWriter, Place, iter_whole_rows
+from megatron_ssd.artifacts.jsonl import FileCursor, JsonlWriter, iter_complete_records
 from megatron_ssd.artifacts.stage import Replaced, Stage
 from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.evaluation.decode import DecodeJob
@@ -88,7 +88,7 @@ class _Target:
         if not source.is_file():
             return new
         with JsonlWriter(self._temporary) as writer:
-            for row, _ in iter_whole_rows(source, Place()):
+            for row, _ in iter_complete_records(source, FileCursor()):
                 if _key(row) not in self.keys and accepts(row):
                     writer.write(row)
                     self.keys.add(_key(row))

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.jsonl import iter_jsonl
-from megatron_ssd.artifacts.stage import write_atomically
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.grid import Halves
 from megatron_ssd.schema import Problem, ProblemForm

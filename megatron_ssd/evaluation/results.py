@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from megatron_ssd.artifacts.stage import write_atomically
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.grading.metrics import Estimate, SignTest

@@ -19,7 +19,7 @@ from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.artifacts.hub import ModelFolder, open_model
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.manifest import check_outputs, read_manifest
-from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.artifacts.stage import SECONDS_BETWEEN_NOTES, Stage
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError
@@ -31,16 +31,14 @@ from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, write_problems
 from megatron_ssd.evaluation.results import ModelName, write_json
 from megatron_ssd.evaluation.summary import summarise
 from megatron_ssd.evaluation.tables import claim_lines, score_tables
-from megatron_ssd.generation.engines import engine_facts, open_sampler
-from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES
+from megatron_ssd.generation.samplers import engine_facts, open_sampler
 from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.grading.pool import Grader
 from megatron_ssd.problems.errata import Errata, apply_errata
 from megatron_ssd.problems.source import load_benchmark
 from megatron_ssd.process import report_follows
 from megatron_ssd.progress import progress
-from megatron_ssd.prompts.prompt import prompts_open_thinking
-from megatron_ssd.prompts.render import template_hash
+from megatron_ssd.prompts.prompt import prompts_open_thinking, template_hash
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import Problem, Sample, Verdict
 
@@ -64,7 +62,7 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
     if errata.line:
         log.info("eval: %s", errata.line)
     split_halves(problems)  # before hours of work, not after
-    engine = engine_facts(config)
+    engine = engine_facts(config.engine)
     tokenizer = ChatTokenizer(next(iter(models.values())).path)
     opens_thinking = prompts_open_thinking(problems, config.prompt, tokenizer)
     with Grader(problems, config.evaluation.sandbox, prompt_opens_thinking=opens_thinking) as grader:

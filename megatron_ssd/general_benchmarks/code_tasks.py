@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_ssd.artifacts.stage import write_atomically
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.errors import UserError
 from megatron_ssd.general_benchmarks.parts import NO_FILTER, ItemRow
 from megatron_ssd.grading.metrics import pass_at_k
@@ -83,7 +83,7 @@ def check_reference(task: str, verdict: Verdict) -> None:
     """Raise ``UserError`` where the judge does not pass the benchmark's own solution."""
     if not verdict.passed:
         raise UserError(
-            f"regression.tasks: {task}",
+            f"general_benchmarks.tasks: {task}",
             rule=f"its own solution of {verdict.problem_id} does not pass here ({verdict.detail or verdict.status})",
             fix="the tests of HumanEval+ and MBPP+ need evaluation.sandbox.packages=[numpy]; answers drawn so far are "
             "kept",

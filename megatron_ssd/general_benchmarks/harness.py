@@ -35,15 +35,14 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hashing import hash_json
-from megatron_ssd.artifacts.stage import write_atomically
 from megatron_ssd.errors import UserError
 from megatron_ssd.general_benchmarks.local_data import write_subjects, write_task
 from megatron_ssd.general_benchmarks.no_code_eval import without_code_eval
 from megatron_ssd.general_benchmarks.parts import HarnessSpec, ItemRow
 from megatron_ssd.generation.plan import request_seed
-from megatron_ssd.generation.vllm_arguments import vllm_version
-from megatron_ssd.generation.vllm_engine import START_ERRORS
+from megatron_ssd.generation.vllm_engine import START_ERRORS, vllm_version
 
 # lm-eval's own seeds (its DEFAULT_RANDOM_SEED and DEFAULT_OTHER_SEED), which choose few-shot examples.
 _PYTHON_SEED, _OTHER_SEED = 0, 1234
@@ -91,7 +90,7 @@ def load_tasks(spec: HarnessSpec, names: Sequence[str], scratch: Path) -> dict[s
     manager = _manager(names)
     for name in names:
         if name not in manager.task_index:
-            raise UserError(f"regression.tasks: {name}", rule="is no task or group of lm-eval",
+            raise UserError(f"general_benchmarks.tasks: {name}", rule="is no task or group of lm-eval",
                             fix="lm-eval ls tasks lists them")  # fmt: skip
     local = {name: _write_local(spec, manager, name, scratch) for name in names if name in spec.config.data}
     return {name: _load(spec, manager, name, local.get(name, [name])) for name in names}
@@ -120,9 +119,9 @@ def _load(spec: HarnessSpec, manager: Any, name: str, names: list[str]) -> dict[
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"regression.tasks: {name}",
+            f"general_benchmarks.tasks: {name}",
             rule=f"lm-eval cannot load it ({type(error).__name__}: {reason})",
-            fix=f"check the network, or set regression.data.{name} to local files in the Hub's columns",
+            fix=f"check the network, or set general_benchmarks.data.{name} to local files in the Hub's columns",
         ) from error
     for group in loaded["groups"].values():
         _check_group(name, group)
@@ -157,8 +156,11 @@ def _leaves(index: Any, name: str) -> list[str]:
 def _check_group(name: str, group: Any) -> None:
     for metric in group.aggregate_metric_list or ():
         if not metric.weight_by_size:
-            raise UserError(f"regression.tasks: {name}", rule="is a group that does not weigh its tasks by their size",
-                            fix="name the tasks themselves")  # fmt: skip
+            raise UserError(
+                f"general_benchmarks.tasks: {name}",
+                rule="is a group that does not weight its tasks by their size",
+                fix="name the tasks themselves",
+            )
 
 
 def _set_up(spec: HarnessSpec, name: str, leaf: str, task: Any) -> None:
@@ -166,20 +168,26 @@ def _set_up(spec: HarnessSpec, name: str, leaf: str, task: Any) -> None:
     is_code = name in spec.code_tasks
     if getattr(task, "UNSAFE_CODE", False) and not is_code:
         raise UserError(
-            f"regression.tasks: {leaf}",
+            f"general_benchmarks.tasks: {leaf}",
             rule="runs programs that the model wrote, and is none of those that are graded in the sandbox",
             fix="leave it out; docs/guides/general_benchmarks.md lists those",
         )
     own, asked = task.get_config("num_fewshot"), spec.config.num_fewshot.get(name)
     task.set_config(key="num_fewshot", value=(own or 0) if asked is None else asked)
     if own == 0 and asked:
-        raise UserError(f"regression.num_fewshot.{name} = {asked}", rule="lm-eval defines this task without examples",
-                        fix="leave it out")  # fmt: skip
+        raise UserError(
+            f"general_benchmarks.num_fewshot.{name} = {asked}",
+            rule="lm-eval defines this task without examples",
+            fix="leave it out",
+        )
     _check_examples(spec, name, task)
     task.set_fewshot_seed(seed=_OTHER_SEED)
     if not is_code and mean not in task.aggregation().values():
-        raise UserError(f"regression.tasks: {leaf}", rule="has no metric that is a mean over rows, so that two models "
-                        "cannot be compared row by row", fix="leave it out")  # fmt: skip
+        raise UserError(
+            f"general_benchmarks.tasks: {leaf}",
+            rule="has no metric that is a mean over documents, so two models cannot be compared on each document",
+            fix="leave it out",
+        )
     if is_code:
         metrics = task.get_config("metric_list")
         task.ks = [k for metric in metrics for k in metric.get("k", [1])]
@@ -194,25 +202,25 @@ def _check_examples(spec: HarnessSpec, name: str, task: Any) -> None:
     has_others = task.has_training_docs() or task.has_validation_docs()
     if name in spec.config.data and task.get_config("num_fewshot") and not (has_own or has_others):
         raise UserError(
-            f"regression.data.{name} = {spec.config.data[name]}",
+            f"general_benchmarks.data.{name} = {spec.config.data[name]}",
             rule=f"has the evaluated rows alone, and {task.get_config('num_fewshot')} examples are shown of others",
             fix="name a folder that also has the split of the examples (dev.jsonl for mmlu), or "
-            f"set regression.num_fewshot.{name}=0",
+            f"set general_benchmarks.num_fewshot.{name}=0",
         )
     asked, known = task.get_config("num_fewshot"), len(list(task.fewshot_docs() or ()))
     if asked > known:
-        raise UserError(f"regression.num_fewshot.{name} = {asked}", rule=f"the task has {known} examples",
+        raise UserError(f"general_benchmarks.num_fewshot.{name} = {asked}", rule=f"the task has {known} examples",
                         fix=f"use at most {known}, or leave it out")  # fmt: skip
 
 
 def _cap_answers(spec: HarnessSpec, leaf: str, task: Any) -> None:
     own = normalize_gen_kwargs(task.get_config("generation_kwargs"), _ANSWER_TOKENS)["max_gen_toks"]
-    length, limit = min(own, spec.config.max_gen_toks or own), spec.engine.max_model_len
+    length, limit = min(own, spec.config.max_gen_toks or own), spec.engine.settings.max_model_len
     if length >= limit:
         raise UserError(
             f"engine.max_model_len = {limit}",
             rule=f"leaves no room for a prompt beside the {length} tokens that an answer of {leaf} may have",
-            fix=f"raise it, or set regression.max_gen_toks to less than {limit}",
+            fix=f"raise it, or set general_benchmarks.max_gen_toks to less than {limit}",
         )
     task.set_config(key="generation_kwargs", value={"max_gen_toks": length}, update=True)
 
@@ -265,7 +273,7 @@ def _open_model(spec: HarnessSpec) -> Any:
                 raise UserError(
                     f"engine.max_model_len = {self.max_length}",
                     rule=f"a prompt of {prompt_tokens} tokens ({where}) and {answer_tokens} of answer do not fit",
-                    fix="raise it, or lower regression.max_gen_toks or regression.num_fewshot",
+                    fix="raise it, or lower general_benchmarks.max_gen_toks or general_benchmarks.num_fewshot",
                 )
 
     arguments = spec.engine.arguments()

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from megatron_ssd.artifacts.stage import write_atomically
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.table import ENDINGS, Table, open_table
 
@@ -141,7 +141,7 @@ def _files(task: str, own: Mapping[str, Any], data: str) -> dict[str, list[Path]
     found = {split: files[split] for split in files if split in names}
     if evaluated not in found:
         raise UserError(
-            f"regression.data.{task} = {data}",
+            f"general_benchmarks.data.{task} = {data}",
             rule=f"the folder has no file of the split {evaluated}, which {task} is evaluated on",
             fix=f"name it {evaluated}.jsonl or {evaluated}-00000-of-00001.parquet",
         )
@@ -164,7 +164,7 @@ def _by_split(task: str, data: str) -> dict[str, Table]:
 
 
 def _open(task: str, data: str) -> Table:
-    key = f"regression.data.{task}"
+    key = f"general_benchmarks.data.{task}"
     if not Path(data).expanduser().exists():
         raise UserError(f"{key} = {data}", rule="does not exist",
                         fix="name a file or a folder, or leave it out to read the Hub's")  # fmt: skip

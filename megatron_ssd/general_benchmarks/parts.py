@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from megatron_ssd.config.evaluation import RegressionConfig
+from megatron_ssd.config.evaluation import GeneralBenchmarksConfig
 from megatron_ssd.generation.vllm_engine import VllmSpec
 
 NO_FILTER = "none"  # what lm-eval calls an answer as it is
@@ -37,7 +37,7 @@ class HarnessSpec:
     world: int
     tasks: tuple[str, ...]
     code_tasks: tuple[str, ...]
-    config: RegressionConfig
+    config: GeneralBenchmarksConfig
     seed: int
     enable_thinking: bool | None
     out: Path

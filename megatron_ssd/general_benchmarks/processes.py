@@ -25,8 +25,11 @@ def lm_eval_version() -> str:
     try:
         return version("lm_eval")
     except PackageNotFoundError:
-        raise UserError("package lm_eval", rule="is not installed, and regression.tasks are its tasks",
-                        fix="pip install -e '.[lm-eval]', or leave regression.tasks empty") from None  # fmt: skip
+        raise UserError(
+            "package lm_eval",
+            rule="is not installed, and general_benchmarks.tasks are its tasks",
+            fix="pip install -e '.[lm-eval]', or leave general_benchmarks.tasks empty",
+        ) from None
 
 
 def run_harness(specs: Sequence[HarnessSpec], *, note: Callable[[], object]) -> None:

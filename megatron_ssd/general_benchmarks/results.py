@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ssd.config.evaluation import RegressionConfig
+from megatron_ssd.config.evaluation import GeneralBenchmarksConfig
 from megatron_ssd.evaluation.results import ModelName
 from megatron_ssd.general_benchmarks.local_data import rows_on_hub
 from megatron_ssd.general_benchmarks.parts import NO_FILTER, ItemRow
@@ -47,7 +47,7 @@ def metrics_of(task: str, rows: Mapping[ModelName, Sequence[ItemRow]]) -> list[M
 
 
 def summarise(
-    scores: Sequence[MetricScores], fewshot: Mapping[str, int], config: RegressionConfig, bootstrap: Bootstrap
+    scores: Sequence[MetricScores], fewshot: Mapping[str, int], config: GeneralBenchmarksConfig, bootstrap: Bootstrap
 ) -> dict[str, Any]:
     """``summary.json``: a row for each metric; shares or whatever the metric is in, null where unknown."""
     return {

@@ -1,4 +1,4 @@
-"""The regression stage: other benchmarks on base and tuned model, to run_dir/regression.
+"""The general-benchmarks stage: other benchmarks on base and tuned model, in run_dir/general_benchmarks.
 
 For each model lm-eval asks and judges in processes of its own (``harness``), one an engine, each its share of the rows;
 programs that the models wrote are then run in the sandbox. What is published: ``summary.json``,
@@ -17,9 +17,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hub import ModelFolder
 from megatron_ssd.artifacts.jsonl import iter_jsonl
-from megatron_ssd.artifacts.stage import Stage, write_atomically
+from megatron_ssd.artifacts.stage import SECONDS_BETWEEN_NOTES, Stage
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError
 from megatron_ssd.evaluation.results import ModelName
@@ -36,9 +37,7 @@ from megatron_ssd.general_benchmarks.local_data import check_data, data_identity
 from megatron_ssd.general_benchmarks.parts import HarnessSpec, ItemRow, part_path
 from megatron_ssd.general_benchmarks.processes import lm_eval_version, run_harness
 from megatron_ssd.general_benchmarks.results import MetricScores, metrics_of, summarise, table
-from megatron_ssd.generation.engines import engine_facts
-from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES
-from megatron_ssd.generation.vllm_engine import vllm_spec
+from megatron_ssd.generation.samplers import engine_facts, vllm_spec
 from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.grading.pool import Grader
 from megatron_ssd.progress import progress
@@ -46,13 +45,13 @@ from megatron_ssd.sandbox.sandbox import Sandbox
 
 log = logging.getLogger(__name__)
 
-REGRESSION, SUMMARY = "regression", "summary.json"
+NAME, SUMMARY = "general_benchmarks", "summary.json"
 _PARTS = "parts"
 _MODELS: tuple[ModelName, ...] = ("base", "ssd")
 Rows = dict[ModelName, list[ItemRow]]
 
 
-def regression_stage(config: RunConfig) -> Stage:
+def general_benchmarks_stage(config: RunConfig) -> Stage:
     """The stage as ``config`` identifies it: same models, tasks, data, settings and seed.
 
     Raises:
@@ -61,27 +60,26 @@ def regression_stage(config: RunConfig) -> Stage:
     return _stage(config, _models(config))
 
 
-def run_regression(config: RunConfig) -> None:
-    """Run ``config.regression.tasks`` on the models of ``config.evaluation.models``, or go on where a start stopped.
+def run_general_benchmarks(config: RunConfig) -> None:
+    """Run ``config.general_benchmarks.tasks`` on the models of ``config.evaluation.models``, or resume.
 
     Raises:
-        UserError: see ``regression_stage``; or a task or its data cannot be used, no sandbox can be had for programs,
-            or an engine cannot start or dies.
+        UserError: see ``general_benchmarks_stage``; or a task, its data, the sandbox or an engine cannot be used.
     """
-    models, regression = _models(config), config.regression
+    models, section = _models(config), config.general_benchmarks
     stage = _stage(config, models)
     if stage.is_current():
         return
-    for task, path in regression.data.items():
+    for task, path in section.data.items():
         check_data(task, path)
-    if CODE_TASKS.intersection(regression.tasks):
+    if CODE_TASKS.intersection(section.tasks):
         with Sandbox(config.evaluation.sandbox) as sandbox:
             sandbox.start()  # an error now, not after hours of decoding
     work = stage.begin()
     for name, model in models.items():
         run_harness(_specs(config, name, model, work), note=lambda: stage.note_time(every=SECONDS_BETWEEN_NOTES))
     scores, fewshot, num_rows, failures = list[MetricScores](), dict[str, int](), 0, Counter[str]()
-    for task in regression.tasks:
+    for task in section.tasks:
         rows: Rows = {name: _read_rows(config, work / _PARTS / name, task) for name in models}
         first = next(iter(rows.values()))
         fewshot[task] = first[0].num_fewshot
@@ -90,29 +88,33 @@ def run_regression(config: RunConfig) -> None:
             rows = _grade(config, task, rows, work, failures)
         scores += metrics_of(task, rows)
         for name, of_model in rows.items():
-            _write_samples(work / "samples" / name / f"{task}.jsonl", of_model, whole=regression.log_samples)
+            _write_samples(work / "samples" / name / f"{task}.jsonl", of_model, whole=section.log_samples)
         stage.note_time()
-    summary = summarise(scores, fewshot, regression, Bootstrap.of(config.evaluation, seed=config.seed))
+    summary = summarise(scores, fewshot, section, Bootstrap.of(config.evaluation, seed=config.seed))
     _warn(summary["results"])
     write_atomically(work / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     shutil.rmtree(work / _PARTS)
     stage.publish(
-        engine={"name": "lm_eval", "version": lm_eval_version(), "on": f"vllm {engine_facts(config)['version']}"},
-        counts={"tasks": len(regression.tasks), "rows": num_rows},
+        engine={
+            "name": "lm_eval",
+            "version": lm_eval_version(),
+            "on": f"vllm {engine_facts(config.engine)['version']}",
+        },
+        counts={"tasks": len(section.tasks), "rows": num_rows},
         dropped={f"infrastructure_error in {where}": count for where, count in failures.items() if count},
     )
-    log.info("%s:\n%s", REGRESSION, table(summary))
+    log.info("%s:\n%s", NAME, table(summary))
 
 
 def _stage(config: RunConfig, models: dict[ModelName, ModelFolder]) -> Stage:
-    regression = config.regression
-    data = {f"data.{task}": data_identity(task, path) for task, path in regression.data.items()}
-    settings = {key: value for key, value in dataclasses.asdict(regression).items() if key != "data"}
+    section = config.general_benchmarks
+    data = {f"data.{task}": data_identity(task, path) for task, path in section.data.items()}
+    settings = {key: value for key, value in dataclasses.asdict(section).items() if key != "data"}
     return Stage(
-        name=REGRESSION,
+        name=NAME,
         run_dir=Path(config.run_dir),
         config={  # under one name, so that a report does not take it for the settings of the evaluation
-            REGRESSION: {
+            NAME: {
                 **settings,
                 "lm_eval": lm_eval_version(),
                 "models": list(models),
@@ -132,23 +134,24 @@ def _stage(config: RunConfig, models: dict[ModelName, ModelFolder]) -> Stage:
 
 def _models(config: RunConfig) -> dict[ModelName, ModelFolder]:
     """What is asked. Raises ``UserError`` where nothing is, or a model is missing."""
-    if not config.regression.tasks:
-        raise ConfigError("regression.tasks = []", rule="this stage needs the names of lm-eval's tasks",
-                          fix="for example regression.tasks=[humaneval,mmlu]")  # fmt: skip
+    if not config.general_benchmarks.tasks:
+        raise ConfigError("general_benchmarks.tasks = []", rule="this stage needs the names of lm-eval's tasks",
+                          fix="for example general_benchmarks.tasks=[humaneval,mmlu]")  # fmt: skip
     return {name: evaluated_model(config, name) for name in _MODELS if name in config.evaluation.models}
 
 
 def _specs(config: RunConfig, name: ModelName, model: ModelFolder, work: Path) -> list[HarnessSpec]:
     """What each process is asked; nobody where every part is there."""
-    engine, world = vllm_spec(config, model, end_token_ids=model.end_token_ids), config.engine.data_parallel_size
+    engine = vllm_spec(config.engine, model, device=config.cluster.device, end_token_ids=model.end_token_ids)
+    world = config.engine.data_parallel_size
     specs = [
         HarnessSpec(
             engine=engine,
             index=index,
             world=world,
-            tasks=config.regression.tasks,
+            tasks=config.general_benchmarks.tasks,
             code_tasks=tuple(sorted(CODE_TASKS)),
-            config=config.regression,
+            config=config.general_benchmarks,
             seed=config.seed,
             enable_thinking=config.prompt.enable_thinking,
             out=work / _PARTS / name,
@@ -158,7 +161,7 @@ def _specs(config: RunConfig, name: ModelName, model: ModelFolder, work: Path) -
     missing = [spec for spec in specs if not all(spec.part(task).exists() for task in spec.tasks)]
     (work / _PARTS / name).mkdir(parents=True, exist_ok=True)
     if missing:
-        log.info("%s: %s of the %s model", REGRESSION, ", ".join(config.regression.tasks), name)
+        log.info("%s: %s of the %s model", NAME, ", ".join(config.general_benchmarks.tasks), name)
     return missing
 
 
@@ -206,5 +209,5 @@ def _warn(results: Sequence[dict[str, object]]) -> None:
     for row in results:
         counts = [row[model]["rows"] for model in _MODELS if model in row]  # type: ignore[index]
         if row["rows_on_hub"] is not None and counts[0] != row["rows_on_hub"]:
-            log.warning("%s: %s is over %d rows, and published numbers are over %d", REGRESSION, row["task"],
+            log.warning("%s: %s is over %d rows, and published numbers are over %d", NAME, row["task"],
                         counts[0], row["rows_on_hub"])  # fmt: skip

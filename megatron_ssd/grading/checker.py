@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from megatron_ssd.closing import Closing
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.grading.compare import stdout_difference, value_difference
 from megatron_ssd.sandbox.sandbox import Ending, Execution, Limits, Program, Sandbox, SandboxBrokenError
@@ -63,7 +63,7 @@ class _TestResult:
     is_starved: bool = False
 
 
-class Checker(Closing):
+class Checker(AbstractContextManager["Checker"]):
     """Checks programs one after another in its own sandbox. Not thread-safe."""
 
     def __init__(self, config: SandboxConfig) -> None:
@@ -155,6 +155,9 @@ class Checker(Closing):
             return self._sandbox.execute(_KNOWN_GOOD, ["1"], self._limits(_LOAD_FACTOR)).outputs == ("1",)
         except SandboxBrokenError:
             return False
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """End the sandbox."""

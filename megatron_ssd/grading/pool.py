@@ -16,11 +16,11 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_ssd.artifacts.jsonl import JsonlWriter, heal, iter_jsonl
-from megatron_ssd.closing import Closing
+from megatron_ssd.artifacts.jsonl import JsonlWriter, iter_jsonl, truncate_partial_line
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.grading.checker import Checker, CheckResult
@@ -47,7 +47,7 @@ class Submission:
         return self.problem_id, self.sample_index
 
 
-class Grader(Closing):
+class Grader(AbstractContextManager["Grader"]):
     """A pool of checkers, one per core, for any number of verdict files of one set of problems.
 
     Args:
@@ -174,6 +174,9 @@ class Grader(Closing):
             by_test=result.by_test,
         )
 
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Cancel programs that have not started and end every container."""
         self._pool.shutdown(cancel_futures=True)
@@ -185,7 +188,7 @@ def read_verdicts(path: Path) -> dict[tuple[str, int], Verdict]:
     """The complete records of a verdict file by (problem id, sample index); empty if there is no file yet."""
     if not path.exists():
         return {}
-    heal(path)
+    truncate_partial_line(path)
     verdicts = (Verdict.from_json(record) for record in iter_jsonl(path))
     return {(verdict.problem_id, verdict.sample_index): verdict for verdict in verdicts}
 

@@ -16,7 +16,7 @@ from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.dataset.packing import PackingReport
 from megatron_ssd.planner.flops import flops_of
 from megatron_ssd.planner.memory import GB, IMBALANCE, RankMemory, worst_rank
-from megatron_ssd.runtime.hardware import GPUS, Gpu
+from megatron_ssd.runtime.gpus import GPUS, Gpu
 
 if TYPE_CHECKING:
     from megatron_ssd.planner.dry_run import LayoutReport
@@ -45,7 +45,7 @@ class Samples:
     @classmethod
     def of_dataset(cls, report: PackingReport) -> Samples:
         """The samples of a data set."""
-        return cls(sequences=report.rows, described=str(report), segment_length=report.positions // report.samples)
+        return cls(sequences=report.sequences, described=str(report), segment_length=report.tokens // report.samples)
 
     @classmethod
     def expected(cls, count: int, mean_tokens: int | None, *, packed_length: int | None) -> Samples:

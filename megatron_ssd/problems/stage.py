@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
-from megatron_ssd.artifacts.manifest import in_words
+from megatron_ssd.artifacts.manifest import format_counts
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError
@@ -58,12 +58,12 @@ def run_problems(config: RunConfig) -> None:
     if not selection.ids:
         raise UserError(
             f"problems.path = {source.section.path}",
-            rule=f"none of its {selection.rows} rows is left (dropped {in_words(selection.dropped)})",
+            rule=f"none of its {selection.rows} rows is left (dropped {format_counts(selection.dropped)})",
             fix="name a data set that contains problems, or relax the problems section",
         )
     hits = decontaminator.report(work, kept=selection.ids)
     line = _line(source, selection)
-    log.info("problems: %s; dropped %s", line, in_words(selection.dropped))
+    log.info("problems: %s; dropped %s", line, format_counts(selection.dropped))
     if config.contamination.on_hit == "drop":
         log.info("problems: dropped %d that are in evaluation sets (contamination.on_hit=drop; %s)",
                  selection.dropped.get("contaminated", 0), HITS_FILE)  # fmt: skip

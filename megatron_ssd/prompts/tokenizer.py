@@ -14,11 +14,11 @@ import tokenizers
 
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
 from megatron_ssd.errors import UserError
-from megatron_ssd.prompts.render import Message
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt",
           "merges.txt", "added_tokens.json", "special_tokens_map.json")  # fmt: skip
 
+Message = dict[str, str]  # role and content
 
 # A template is a program from elsewhere: besides Jinja's errors it may raise what Python's operators and methods do.
 _TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError,

@@ -1,4 +1,4 @@
-"""``regression/summary.json`` as rows of the report's table of other benchmarks. The one place that knows its keys."""
+"""Rows of the report's table of general benchmarks, from ``general_benchmarks/summary.json``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_ssd.evaluation.results import from_json
 from megatron_ssd.grading.metrics import Estimate
 from megatron_ssd.report.formatting import UNKNOWN, Measured, points
 
-FOLDER = "regression"
+FOLDER = "general_benchmarks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class BenchmarkRow:
 
 
 def read_benchmarks(run_dir: Path) -> tuple[BenchmarkRow, ...]:
-    """The rows of the run's regression stage; none where it was not run.
+    """The rows of the run's general-benchmarks stage; none where it was not run.
 
     Raises:
         UserError: the file lacks something that the report shows.
@@ -44,7 +44,7 @@ def read_benchmarks(run_dir: Path) -> tuple[BenchmarkRow, ...]:
         raise UserError(
             f"file {path}",
             rule=f"is no summary of this version ({type(error).__name__}: {error})",
-            fix="run launch/regression.py again with replace=true",
+            fix="run launch/general_benchmarks.py again with replace=true",
         ) from None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
-from megatron_ssd.artifacts.manifest import Manifest, read_manifest
+from megatron_ssd.artifacts.manifest import Manifest, flatten, read_manifest
 from megatron_ssd.artifacts.samples import iter_samples, sample_shards
 from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.config.run import RunConfig
@@ -115,9 +115,9 @@ def shown_settings(config: RunConfig, manifests: Mapping[str, Manifest]) -> dict
 
     A stage's manifest outweighs ``config``: it says what the stage ran with, whatever is asked for now.
     """
-    flat = _flatten(dataclasses.asdict(config))
+    flat = flatten(dataclasses.asdict(config))
     for stage, manifest in manifests.items():
-        recorded = _flatten({**manifest.config, "parallel": manifest.facts.get("parallel", {})})
+        recorded = flatten({**manifest.config, "parallel": manifest.facts.get("parallel", {})})
         flat.update({_configuration_key(stage, key): value for key, value in recorded.items()})
     flat["filters.further"] = _further_filters(flat)
     flat |= _counted(manifests)
@@ -143,7 +143,7 @@ def _further_filters(flat: Mapping[str, Any]) -> str:
     shown = {key for setting in SETTINGS for key in setting.keys}
     changed = [
         key.removeprefix("filters.")
-        for key, default in _flatten({"filters": dataclasses.asdict(FilterConfig())}).items()
+        for key, default in flatten({"filters": dataclasses.asdict(FilterConfig())}).items()
         if key not in shown and not key.startswith(_HOW_ENDS_ARE_FOUND) and not _alike(flat[key], default)
     ]
     return ", ".join(changed) or "none"
@@ -193,12 +193,3 @@ def read_sampling(shards: Sequence[Path], manifests: Mapping[str, Manifest]) -> 
         num_kept=manifests["dataset"].counts["documents"],
         tokens_per_second=manifests["samples"].facts.get("tokens_per_second"),
     )
-
-
-def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        name = f"{prefix}{key}"
-        flat.update(_flatten(inner, f"{name}.") if isinstance(inner, dict) else {name: inner})
-    return flat

@@ -6,8 +6,9 @@ import dataclasses
 import json
 from pathlib import Path
 
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.samples import iter_samples, sample_shards
-from megatron_ssd.artifacts.stage import Stage, write_atomically
+from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.results import read_results

@@ -36,10 +36,10 @@ import logging
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from megatron_ssd.closing import Closing
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.sandbox.container import ENVIRONMENT, LaunchMode, launch_modes
@@ -104,7 +104,7 @@ class Execution:
     cpu_total: float = 0.0
 
 
-class Sandbox(Closing):
+class Sandbox(AbstractContextManager["Sandbox"]):
     """One container. It starts at first use, and again after it broke. Not thread-safe.
 
     Raises:
@@ -170,6 +170,9 @@ class Sandbox(Closing):
             fix="allow unprivileged user namespaces (in Docker: --security-opt seccomp=unconfined), or set "
             "evaluation.sandbox.kind=rlimit_only, which limits programs and isolates nothing",
         )
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """End the container, if there is one."""

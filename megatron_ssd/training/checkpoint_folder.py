@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_ssd.artifacts import stage as artifact_files
+from megatron_ssd.artifacts import atomic
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hashing import sha256_file
-from megatron_ssd.artifacts.stage import write_atomically
 from megatron_ssd.config.training import CheckpointConfig
 from megatron_ssd.errors import UserError
 
@@ -144,7 +144,7 @@ def check_content(path: Path, facts: CheckpointFacts, names: Sequence[str]) -> N
 
 def move_aside(path: Path) -> Path:
     """Rename a broken checkpoint so that it no longer counts as one; returns its new path."""
-    return artifact_files.move_aside(path, "broken")
+    return atomic.move_aside(path, "broken")
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -31,9 +31,9 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from torch.distributed.checkpoint import CheckpointException
 
+from megatron_ssd.artifacts.atomic import fsync_path
 from megatron_ssd.artifacts.hashing import sha256_file
 from megatron_ssd.artifacts.manifest import package_versions
-from megatron_ssd.artifacts.stage import fsync_path
 from megatron_ssd.config.training import CheckpointConfig
 from megatron_ssd.process import die_with_parent
 from megatron_ssd.runtime.versions import save_options

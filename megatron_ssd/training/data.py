@@ -36,7 +36,7 @@ from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.indexed import DATASET_NAME
-from megatron_ssd.dataset.training import Row, TrainingDataset
+from megatron_ssd.dataset.packed_dataset import PackedDataset, PackedSequence
 from megatron_ssd.errors import UserError
 from megatron_ssd.runtime.device import Device
 from megatron_ssd.runtime.packed_sequences import local_positions, make_packed_sequences
@@ -64,7 +64,7 @@ class BatchSource:
     ``single_pass`` sources end with the first epoch, as validation does: sequences after it are padding.
     """
 
-    dataset: TrainingDataset
+    dataset: PackedDataset
     training: TrainingConfig
     data_parallel_rank: int
     data_parallel_size: int
@@ -92,7 +92,7 @@ class BatchSource:
     @property
     def batches_in_pass(self) -> int:
         """Global batches that hold the first epoch."""
-        return -(-self.dataset.num_rows(0) // self.training.global_batch_size)
+        return -(-self.dataset.num_sequences(0) // self.training.global_batch_size)
 
     def micro_batches(self, iteration: int) -> Iterator[Batch]:
         """The micro batches of ``iteration`` (from 1), in order."""
@@ -101,7 +101,9 @@ class BatchSource:
         for number in range(self.num_microbatches):
             start = first + number * size * self.data_parallel_size
             located = [self._locate(sequence) for sequence in range(start, start + size)]
-            yield self.batch([self.dataset.empty_row() if at is None else self.dataset.row(*at) for at in located])
+            yield self.batch(
+                [self.dataset.empty_sequence() if at is None else self.dataset.sequence(*at) for at in located]
+            )
 
     def normalizer(self, iteration: int) -> float:
         """Sum of all loss weights of the global batch of ``iteration``, by which loss and gradient are divided.
@@ -109,18 +111,18 @@ class BatchSource:
         From the index alone, so that every rank knows it without communication.
         """
         # Rounded once: the built-in sum rounds differently from Python 3.12 on.
-        return math.fsum(self.dataset.row_weight(*at) for at in self._global_batch(iteration))
+        return math.fsum(self.dataset.sequence_weight(*at) for at in self._global_batch(iteration))
 
     def sample_digest(self, iteration: int) -> str:
         """Short hash of the document numbers in the global batch of ``iteration``, in order; the same in any layout."""
-        documents = [self.dataset.samples_in_row(*at) for at in self._global_batch(iteration)]
+        documents = [self.dataset.samples_in_sequence(*at) for at in self._global_batch(iteration)]
         return hashlib.sha256(np.concatenate(documents).astype("<i8").tobytes()).hexdigest()[:16]
 
     def sample_lengths(self, iteration: int) -> NDArray[np.int64]:
         """Positions of each sample in the global batch of ``iteration``, in order."""
-        return np.concatenate([self.dataset.lengths_in_row(*at) for at in self._global_batch(iteration)])
+        return np.concatenate([self.dataset.lengths_in_sequence(*at) for at in self._global_batch(iteration)])
 
-    def batch(self, rows: list[Row]) -> Batch:
+    def batch(self, rows: list[PackedSequence]) -> Batch:
         """These sequences as one micro batch, or this rank's part of them."""
         columns = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
         segment_ids_BS = columns.pop("segment_ids")
@@ -157,19 +159,19 @@ def segment_lengths(segment_ids_BS: NDArray[np.int64]) -> tuple[int, ...]:
 
 def open_dataset(
     config: RunConfig, model: ModelConfig, *, split: Literal["train", "validation"] = "train"
-) -> TrainingDataset:
+) -> PackedDataset:
     """The part ``split`` of ``run_dir/dataset``, packed as ``config.training`` says.
 
     Raises:
         UserError: there is none, it has another objective or vocabulary, or no sample is left.
     """
     training = config.training
-    dataset = TrainingDataset(
+    dataset = PackedDataset(
         Path(config.run_dir) / "dataset" / DATASET_NAME,
         objective=config.objective,
         seq_length=training.seq_length,
         packing=training.packing,
-        over_long=training.overlong,
+        overlong=training.overlong,
         seed=config.seed,
         loss_normalization=training.loss_normalization,
         prompt_loss_weight=training.prompt_loss_weight,
@@ -188,7 +190,7 @@ def open_dataset(
 
 
 def batch_source(
-    dataset: TrainingDataset,
+    dataset: PackedDataset,
     training: TrainingConfig,
     parallel: ParallelConfig,
     *,

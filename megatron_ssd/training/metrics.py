@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from megatron_ssd.artifacts.jsonl import JsonlWriter, heal, iter_jsonl
+from megatron_ssd.artifacts.jsonl import JsonlWriter, iter_jsonl, truncate_partial_line
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.errors import require
 from megatron_ssd.progress import progress
@@ -225,7 +225,7 @@ def _cut_after(path: Path, done: int) -> None:
     """Cut ``path`` back to iterations up to ``done``."""
     if not path.exists():
         return
-    heal(path)
+    truncate_partial_line(path)
     kept = sum(1 for row in iter_jsonl(path) if row["iteration"] <= done)
     with path.open("rb+") as file:
         for _ in range(kept):

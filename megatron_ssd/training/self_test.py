@@ -24,7 +24,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_ssd.config.precision import PrecisionConfig
-from megatron_ssd.dataset.training import Row
+from megatron_ssd.dataset.packed_dataset import PackedSequence
 from megatron_ssd.errors import UserError
 from megatron_ssd.training.data import Batch, BatchSource
 from megatron_ssd.training.step import TrainingState
@@ -41,7 +41,7 @@ class _Sample:
     document: int
     sequence: int
     slot: int
-    alone: Row
+    alone: PackedSequence
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def check_packing(state: TrainingState, source: BatchSource, precision: Precisio
     """
     sequences, samples = _first_sequences(source)
     micro_batches = [_numbered(sequences, samples)]
-    empty = [source.dataset.empty_row()] * (len(sequences) - 1)
+    empty = [source.dataset.empty_sequence()] * (len(sequences) - 1)
     for number, sample in enumerate(samples, start=1):
         micro_batches.append([_mark(sample.alone, sample.alone["loss_weights"] > 0, number), *empty])
     sums = sample_losses(state, source, micro_batches, num_samples=len(samples))
@@ -84,28 +84,28 @@ def tolerance(precision: PrecisionConfig, loss: float, num_positions: int) -> fl
     return per_position / math.sqrt(num_positions) + floor
 
 
-def _first_sequences(source: BatchSource) -> tuple[list[Row], list[_Sample]]:
+def _first_sequences(source: BatchSource) -> tuple[list[PackedSequence], list[_Sample]]:
     """The sequences of the first micro batch; the last and the second sample of the first and the last sequence."""
     dataset, count = source.dataset, source.training.micro_batch_size
     located = [dataset.locate(number) for number in range(count)]
     chosen: dict[tuple[int, int], None] = {}  # ordered
     for sequence in (0, count - 1):
-        last = len(dataset.samples_in_row(*located[sequence])) - 1
+        last = len(dataset.samples_in_sequence(*located[sequence])) - 1
         for slot in (last, min(1, last)):
             chosen[sequence, slot] = None
     samples = [
         _Sample(
-            document=int(dataset.samples_in_row(*located[sequence])[slot]),
+            document=int(dataset.samples_in_sequence(*located[sequence])[slot]),
             sequence=sequence,
             slot=slot,
-            alone=dataset.single_sample_row(*located[sequence], slot),
+            alone=dataset.single_sample_sequence(*located[sequence], slot),
         )
         for sequence, slot in list(chosen)[:_MAX_SAMPLES]
     ]
-    return [dataset.row(*at) for at in located], samples
+    return [dataset.sequence(*at) for at in located], samples
 
 
-def _numbered(sequences: list[Row], samples: list[_Sample]) -> list[Row]:
+def _numbered(sequences: list[PackedSequence], samples: list[_Sample]) -> list[PackedSequence]:
     """The packed sequences, with the number of the sample instead of a loss weight where one of ``samples`` is."""
     marked = [each | {"loss_weights": np.zeros_like(each["loss_weights"])} for each in sequences]
     for number, sample in enumerate(samples, start=1):
@@ -115,12 +115,12 @@ def _numbered(sequences: list[Row], samples: list[_Sample]) -> list[Row]:
     return marked
 
 
-def _mark(sequence: Row, where: np.ndarray, number: int) -> Row:
+def _mark(sequence: PackedSequence, where: np.ndarray, number: int) -> PackedSequence:
     return sequence | {"loss_weights": np.where(where, np.float32(number), np.float32(0))}
 
 
 def sample_losses(
-    state: TrainingState, source: BatchSource, micro_batches: list[list[Row]], *, num_samples: int
+    state: TrainingState, source: BatchSource, micro_batches: list[list[PackedSequence]], *, num_samples: int
 ) -> Tensor:
     """[micro batches, samples]: sums of the loss, the same on the ranks of a replica.
 

@@ -17,7 +17,7 @@ from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import megatron_facts
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.dataset.training import TrainingDataset
+from megatron_ssd.dataset.packed_dataset import PackedDataset
 from megatron_ssd.errors import Requeue
 from megatron_ssd.runtime.device import Device
 from megatron_ssd.runtime.process_groups import on_rank_zero, process_groups
@@ -133,7 +133,7 @@ def _announce(config: RunConfig, trainer: Trainer) -> None:
         "training: %d iterations of %d sequences, %.2f epochs; %s",
         training.train_iters,
         training.global_batch_size,
-        training.train_iters * training.global_batch_size / dataset.num_rows(0),
+        training.train_iters * training.global_batch_size / dataset.num_sequences(0),
         start,
     )
 
@@ -158,7 +158,7 @@ def _loggers(config: RunConfig, stage: Stage, *, done: int) -> list[MetricsLogge
     return loggers
 
 
-def _publish(config: RunConfig, stage: Stage, dataset: TrainingDataset) -> None:
+def _publish(config: RunConfig, stage: Stage, dataset: PackedDataset) -> None:
     rows = read_jsonl(stage.work / METRICS_FILE)
     losses = [row["loss"] for row in rows if row["loss"] is not None]
     validation = [row["validation_loss"] for row in rows if row["validation_loss"] is not None]
@@ -171,13 +171,13 @@ def _publish(config: RunConfig, stage: Stage, dataset: TrainingDataset) -> None:
             "samples": dataset.counts["samples"],
             "valid_tokens": sum(row["valid_tokens"] for row in rows),
         },
-        dropped={key: dataset.counts[key] for key in ("over_long", "no_target")},
+        dropped={key: dataset.counts[key] for key in ("overlong", "no_target")},
         facts={
             "final_loss": losses[-1] if losses else None,
             "final_validation_loss": validation[-1] if validation else None,
             "packing_efficiency": round(dataset.packing_report().efficiency, 4),
             "skipped_iterations": sum(row["skipped"] for row in rows),
-            "epochs": round(epochs + consumed / dataset.num_rows(epochs), 3),
+            "epochs": round(epochs + consumed / dataset.num_sequences(epochs), 3),
             "tokens_per_second": round(sum(r["tokens"] for r in rows) / sum(r["seconds"] for r in rows), 1),
             "parallel": dataclasses.asdict(config.parallel),
         },

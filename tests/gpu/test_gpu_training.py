@@ -122,8 +122,8 @@ def test_packed_samples_are_what_they_are_alone(progressions: Path, precision: P
         with torch.no_grad():
             together = _loss_sum(model, batch)
             apart = 0.0
-            for place in range(len(dataset.lengths_in_row(0, 0))):
-                alone = trainer.source.batch([dataset.single_sample_row(0, 0, place)])
+            for place in range(len(dataset.lengths_in_sequence(0, 0))):
+                alone = trainer.source.batch([dataset.single_sample_sequence(0, 0, place)])
                 apart += _loss_sum(model, alone)
     assert together == pytest.approx(apart, rel=2e-3)
 

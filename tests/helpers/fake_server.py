@@ -7,15 +7,14 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 
-from megatron_ssd.closing import Closing
 from tests.helpers.fake_engine import END, tokens_of_prompt
 
 Answer = tuple[int, dict[str, Any]]
 
 
-class FakeServer(Closing):
+class FakeServer:
     """Serves one model from a thread.
 
     Args:
@@ -86,6 +85,12 @@ class FakeServer(Closing):
         finally:
             with self._lock:
                 self.in_flight -= 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Stop answering; what was asked before is dropped or answered."""

@@ -69,7 +69,7 @@ def build_run(run_dir: Path, *, scale: float = 1.0) -> None:
         run_dir, "export", {"checkpoints": checkpoints.content_hash, "assets": "e" * 64}, engine=MEGATRON, seconds=6.1
     )
     _publish_eval(run_dir, {"model": base.content_hash, "export": export.content_hash, "benchmark": "b" * 64}, scale)
-    _publish(run_dir, "regression", {"model": base.content_hash, "export": export.content_hash}, seconds=71.0,
+    _publish(run_dir, "general_benchmarks", {"model": base.content_hash, "export": export.content_hash}, seconds=71.0,
              fill=_write_benchmarks, counts={"tasks": 2, "rows": 14206})  # fmt: skip
 
 
@@ -258,8 +258,13 @@ def _row(key: str, title: str, model: str, decoding: str, at_1: float, at_5: flo
 
 
 def _gain(value: float, error: float) -> dict[str, Any]:
-    return {**_estimate(value, error), "sign_test": {"ahead": 61, "behind": 40, "tied": 49, "p_value": 0.0460}}
+    return {
+        "value": value,
+        "low": value - 1.96 * error,
+        "high": value + 1.96 * error,
+        "sign_test": {"ahead": 61, "behind": 40, "tied": 49, "p_value": 0.0460},
+    }
 
 
 def _estimate(value: float, error: float) -> dict[str, float]:
-    return {"value": value, "low": value - 1.96 * error, "high": value + 1.96 * error}
+    return {"value": value, "low": max(value - 1.96 * error, 0.0), "high": min(value + 1.96 * error, 1.0)}

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ssd.artifacts.jsonl import JsonlWriter, Place, heal, iter_whole_rows, read_jsonl
+from megatron_ssd.artifacts.jsonl import (
+    FileCursor,
+    JsonlWriter,
+    iter_complete_records,
+    read_jsonl,
+    truncate_partial_line,
+)
 from megatron_ssd.errors import UserError
 
 _rows = st.lists(
@@ -43,7 +49,7 @@ def test_a_file_cut_anywhere_keeps_its_whole_rows(cut: int, tmp_path_factory: py
 def test_heal_looks_back_beyond_one_block(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"a": 1}\n{"b": "' + b"x" * 200_000)
-    assert heal(path) == 200_000 + len(b'{"b": "')
+    assert truncate_partial_line(path) == 200_000 + len(b'{"b": "')
     assert read_jsonl(path) == [{"a": 1}]
 
 
@@ -75,10 +81,10 @@ def test_a_file_that_grows_is_read_row_by_row_as_rows_become_whole(
     with JsonlWriter(path) as writer:
         for number in range(10):
             writer.write({"number": number, "text": "x\ny"})
-    data, place, numbers = path.read_bytes(), Place(), []
+    data, place, numbers = path.read_bytes(), FileCursor(), []
     for size in [*sorted(cuts), len(data)]:
         path.write_bytes(data[:size])
-        for row, offset in iter_whole_rows(path, place):
+        for row, offset in iter_complete_records(path, place):
             assert data[offset:].startswith(b'{"number": %d,' % row["number"])
             numbers.append(row["number"])
     assert numbers == list(range(10))
@@ -86,9 +92,9 @@ def test_a_file_that_grows_is_read_row_by_row_as_rows_become_whole(
 
 
 def test_a_broken_row_of_a_file_that_grows_is_named_by_its_line(tmp_path: Path) -> None:
-    path, place = tmp_path / "rows.jsonl", Place()
+    path, place = tmp_path / "rows.jsonl", FileCursor()
     path.write_text('{"a": 1}\n')
-    assert [row for row, _ in iter_whole_rows(path, place)] == [{"a": 1}]
+    assert [row for row, _ in iter_complete_records(path, place)] == [{"a": 1}]
     path.write_text('{"a": 1}\n[2]\n')
     with pytest.raises(UserError, match=r"rows\.jsonl:2: .*not an object"):
-        list(iter_whole_rows(path, place))
+        list(iter_complete_records(path, place))

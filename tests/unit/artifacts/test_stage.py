@@ -103,14 +103,14 @@ def test_a_stage_may_say_what_counts_as_work(tmp_path: Path) -> None:
 
 
 def test_work_that_never_began_stays_while_others_are_at_it(tmp_path: Path) -> None:
-    with make(tmp_path).turn():
-        make(tmp_path).take_up()
-    with pytest.raises(UserError, match="another process is at work"):
-        make(tmp_path, {"t": 2.0}).take_up(in_use=True)
+    with make(tmp_path).lock():
+        make(tmp_path).open_work()
+    with pytest.raises(UserError, match="another process is working on it"):
+        make(tmp_path, {"t": 2.0}).open_work(in_use=True)
     assert (tmp_path / "samples.partial" / "stage.json").is_file()
     held = make(tmp_path)
     held.begin()
-    with pytest.raises(UserError, match="another process is at work"):
+    with pytest.raises(UserError, match="another process is working on it"):
         make(tmp_path, {"t": 2.0}).begin()
 
 
@@ -121,7 +121,7 @@ def test_an_empty_folder_is_used_and_a_full_one_is_not(tmp_path: Path) -> None:
     publish(tmp_path)
     assert make(tmp_path).is_current()
     (folder / "manifest.json").unlink()
-    rule = r"samples: exists and was not made by launch/generate\.py; use another run_dir, or replace=true"
+    rule = r"samples: exists and was not made by launch/generate\.py; use another run_dir, or set replace=true"
     with pytest.raises(UserError, match=rule):
         make(tmp_path).is_current()
     assert not make(tmp_path, replace=True).is_current()
@@ -133,7 +133,7 @@ def test_an_empty_folder_is_used_and_a_full_one_is_not(tmp_path: Path) -> None:
 def test_a_run_dir_that_cannot_be_is_one_line(tmp_path: Path, below: str) -> None:
     (tmp_path / "FILE").write_text("mine")
     stage = make(tmp_path / below)
-    with pytest.raises(UserError, match=r"^folder .*samples: cannot be made \(.*\); use another run_dir$"):
+    with pytest.raises(UserError, match=r"^folder .*samples: cannot be created \(.*\); use another run_dir$"):
         assert stage.is_current() or stage.begin()
     assert (tmp_path / "FILE").read_text() == "mine"
 
@@ -147,31 +147,31 @@ def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
     )
     second = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
     assert second.returncode != 0
-    assert "another process is at work" in second.stderr
+    assert "another process is working on it" in second.stderr
 
 
 def test_turns_come_one_after_the_other_and_end_with_a_killed_process(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from megatron_ssd.artifacts.stage import Stage\n"
-        "with Stage(name='samples', run_dir=Path(sys.argv[1]), config={'t': 1.5}, inputs={}).turn():\n"
+        "with Stage(name='samples', run_dir=Path(sys.argv[1]), config={'t': 1.5}, inputs={}).lock():\n"
         "    print('in turn', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "in turn\n"
-        with pytest.raises(UserError, match="another process is at work"):
+        with pytest.raises(UserError, match="another process is working on it"):
             make(tmp_path).begin()
         threading.Timer(0.3, other.kill).start()
-        with make(tmp_path).turn():
+        with make(tmp_path).lock():
             assert other.wait() == -signal.SIGKILL
 
 
 def test_work_in_use_is_taken_up_by_its_own_identity_alone(tmp_path: Path) -> None:
-    with make(tmp_path).turn():
-        make(tmp_path).take_up()
-    assert make(tmp_path).take_up(in_use=True).is_dir()
-    with pytest.raises(UserError, match="another process is at work"):
-        make(tmp_path, {"t": 2.0}, replace=True).take_up(in_use=True)
+    with make(tmp_path).lock():
+        make(tmp_path).open_work()
+    assert make(tmp_path).open_work(in_use=True).is_dir()
+    with pytest.raises(UserError, match="another process is working on it"):
+        make(tmp_path, {"t": 2.0}, replace=True).open_work(in_use=True)
     assert not list(tmp_path.glob("*.replaced-*"))
 
 

@@ -42,7 +42,18 @@ def test_a_script_lists_every_key_as_its_stage_gets_it(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_keys_of_sections_that_were_not_named_are_comments(
+@pytest.mark.parametrize("script", _OF_A_RUN, ids=str)
+def test_a_script_refuses_an_unknown_key(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        _shown(script, ["experiment=demo", "training.train_iter=3"], monkeypatch, capsys)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: training.train_iter = 3: there is no such key; did you mean training.train_iters?")
+
+
+def test_keys_of_null_sections_are_comments(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shown = _shown(Path("launch/generate.py"), ["--print-config=all"], monkeypatch, capsys)

@@ -11,7 +11,7 @@ from megatron_ssd.errors import ConfigError
 
 
 def test_nothing_is_run_unless_named() -> None:
-    assert build_config({}).regression.tasks == ()
+    assert build_config({}).general_benchmarks.tasks == ()
 
 
 @pytest.mark.parametrize(
@@ -20,20 +20,28 @@ def test_nothing_is_run_unless_named() -> None:
         ({"tasks": ["mmlu", "mmlu"]}, "names a task twice"),
         (
             {"tasks": ["mmlu"], "data": {"mbpp": "rows.jsonl"}},
-            r"regression.data.mbpp: is for a task that is not run",
+            r"general_benchmarks.data.mbpp: is for a task that is not run",
         ),
-        ({"limit": 0}, "regression.limit = 0: must be positive"),
-        ({"max_gen_toks": -1}, "regression.max_gen_toks = -1: must be positive"),
-        ({"tasks": ["mmlu"], "num_fewshot": {"mmlu": -1}}, "regression.num_fewshot.mmlu = -1: must not be negative"),
-        ({"task": ["mmlu"]}, "did you mean regression.tasks"),
+        ({"limit": 0}, "general_benchmarks.limit = 0: must be positive"),
+        ({"max_gen_toks": -1}, "general_benchmarks.max_gen_toks = -1: must be positive"),
+        (
+            {"tasks": ["mmlu"], "num_fewshot": {"mmlu": -1}},
+            "general_benchmarks.num_fewshot.mmlu = -1: must not be negative",
+        ),
+        ({"task": ["mmlu"]}, "did you mean general_benchmarks.tasks"),
     ],
 )
 def test_what_is_wrong_is_named(section: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        build_config({"regression": section})
+        build_config({"general_benchmarks": section})
 
 
 def test_servers_cannot_run_it() -> None:
     engine = {"backend": "server", "endpoints": ["http://host:8000/v1"]}
-    with pytest.raises(ConfigError, match=r"regression.tasks = \['mmlu'\]: lm-eval runs on engines of its own"):
-        build_config({"engine": engine, "regression": {"tasks": ["mmlu"]}})
+    with pytest.raises(ConfigError, match=r"general_benchmarks.tasks = \['mmlu'\]: lm-eval runs on engines of its own"):
+        build_config({"engine": engine, "general_benchmarks": {"tasks": ["mmlu"]}})
+
+
+def test_the_section_of_the_old_name_is_refused_with_the_new_one() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean general_benchmarks\?"):
+        build_config({"regression": {"tasks": ["mmlu"]}})

@@ -10,8 +10,8 @@ from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.config.dataset import LoopConfig, PreprocessConfig
 from megatron_ssd.dataset.screening import Screen
+from megatron_ssd.dataset.set_filters import Facts
 from megatron_ssd.dataset.stage import run_preprocess
-from megatron_ssd.dataset.whole_set import Facts
 from megatron_ssd.errors import UserError
 from megatron_ssd.schema import Sample
 from tests.unit.dataset.test_dataset_stage import documents, publish_samples, run_config, sample

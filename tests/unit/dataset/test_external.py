@@ -49,7 +49,7 @@ def test_texts_are_published_inspected_and_trained_on(
     dataset = open_dataset(config, config.model)
     rows = sorted(
         [*row["tokens"][: int(row["loss_weights"].sum())].tolist(), 2]
-        for row in (dataset.row(0, index) for index in range(dataset.num_rows(0)))
+        for row in (dataset.sequence(0, index) for index in range(dataset.num_sequences(0)))
     )
     assert rows == sorted(TEXTS)
     run_inspect(InspectConfig(run_dir=str(tmp_path / "run")))

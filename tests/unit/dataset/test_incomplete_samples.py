@@ -141,7 +141,7 @@ def test_samples_of_another_stage_are_refused(tmp_path: Path, stage: str) -> Non
     publish_samples(tmp_path, SHARDS)
     manifest = tmp_path / "samples" / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "stage": stage}))
-    _refused(run_config(tmp_path), rf"manifest.json: is of the stage '{stage}', and this folder must be of 'samples'")
+    _refused(run_config(tmp_path), rf"manifest.json: was written by the stage '{stage}', and must be by 'samples'")
 
 
 @pytest.mark.parametrize("name", ["shard-" + "x" * 300 + ".jsonl", "shard-\0.jsonl", "shard-\ud800.jsonl"])

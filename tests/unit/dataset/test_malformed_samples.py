@@ -143,16 +143,16 @@ def test_what_means_the_same_is_read_the_same_and_is_not_what_was_published(
 
 MANIFESTS: dict[str, tuple[bytes | None, str]] = {
     "none": (None, r"has no manifest\.json; run launch/generate\.py"),
-    "empty": (b"", "is no manifest of this version"),
-    "cut": (b'{"stage": "samp', "is no manifest of this version"),
-    "an empty object": (b"{}", "is no manifest of this version.*'stage'"),
-    "a list": (b"[]", "is no manifest of this version"),
-    "null": (b"null", "is no manifest of this version"),
-    "UTF-16": ("{}".encode("utf-16"), "is no manifest of this version"),
-    "deep nesting": (b"[" * 100_000, "is no manifest of this version"),
-    "mark of UTF-8": (b"\xef\xbb\xbf{}", "is no manifest of this version"),
-    "a number": (b"7", "is no manifest of this version"),
-    "a number of 5,000 digits": (b"1" * 5000, "is no manifest of this version"),
+    "empty": (b"", "is not a manifest of this version"),
+    "cut": (b'{"stage": "samp', "is not a manifest of this version"),
+    "an empty object": (b"{}", "is not a manifest of this version.*'stage'"),
+    "a list": (b"[]", "is not a manifest of this version"),
+    "null": (b"null", "is not a manifest of this version"),
+    "UTF-16": ("{}".encode("utf-16"), "is not a manifest of this version"),
+    "deep nesting": (b"[" * 100_000, "is not a manifest of this version"),
+    "mark of UTF-8": (b"\xef\xbb\xbf{}", "is not a manifest of this version"),
+    "a number": (b"7", "is not a manifest of this version"),
+    "a number of 5,000 digits": (b"1" * 5000, "is not a manifest of this version"),
 }
 
 
@@ -183,7 +183,7 @@ FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "a path null": ({"outputs": [_output(path=None)]}, "Expected `str`, got `null`"),
     "a path from the root": ({"outputs": [_output(path="/shard-0.jsonl")]}, "'/shard-0.jsonl' is not below the folder"),
     "a path upwards": ({"outputs": [_output(path="../shard-0.jsonl")]}, "is not below the folder"),
-    "a path twice": ({"outputs": [_output(), _output()]}, "'shard-00000.jsonl' comes twice"),
+    "a path twice": ({"outputs": [_output(), _output()]}, "'shard-00000.jsonl' is repeated"),
     "a negative size": ({"outputs": [_output(bytes=-1)]}, "Expected `int` >= 0"),
     "a size of text": ({"outputs": [_output(bytes="1")]}, "Expected `int`, got `str`"),
     "a hash that is a number": ({"outputs": [_output(sha256=0)]}, "Expected `str`, got `int`"),
@@ -204,7 +204,7 @@ def test_a_manifest_with_a_broken_field_is_named(tmp_path: Path, kind: str) -> N
     changes, message = FIELDS[kind]
     manifest = _published(tmp_path) / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **changes}))
-    _refused(tmp_path, rf"is no manifest of this version \(.*{message}.*\); remove .*samples and run its stage")
+    _refused(tmp_path, rf"is not a manifest of this version \(.*{message}.*\); remove .*samples and run its stage")
 
 
 def test_a_manifest_that_names_a_key_twice_is_refused(tmp_path: Path) -> None:
@@ -212,4 +212,4 @@ def test_a_manifest_that_names_a_key_twice_is_refused(tmp_path: Path) -> None:
     manifest.write_text(
         manifest.read_text().replace('"counts": {', '"counts": {"samples": 1, "samples": 3}, "counts": {')
     )
-    _refused(tmp_path, "is no manifest of this version .the key 'samples' comes twice.")
+    _refused(tmp_path, "is not a manifest of this version .the key .samples. is repeated.")

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from megatron_ssd.dataset.packing import PackingMode, packing_report, plan_epoch, round_up
 
-ROW_LENGTH = 32
-LENGTHS = st.lists(st.integers(1, ROW_LENGTH), max_size=80).map(lambda values: np.array(values, dtype=np.int64))
+SEQ_LENGTH = 32
+LENGTHS = st.lists(st.integers(1, SEQ_LENGTH), max_size=80).map(lambda values: np.array(values, dtype=np.int64))
 PACKED = ["greedy", "best_fit"]
 MODES = st.sampled_from(["none", *PACKED])
 
@@ -24,15 +24,15 @@ def long_tailed(num_samples: int, *, median: float, sigma: float, longest: int) 
 
 @settings(max_examples=80)
 @given(lengths=LENGTHS, packing=MODES, seed=st.integers(0, 5), epoch=st.integers(0, 5))
-def test_every_sample_once_and_no_row_too_long(
+def test_every_sample_is_packed_once_and_no_sequence_is_overfull(
     lengths: np.ndarray, packing: PackingMode, seed: int, epoch: int
 ) -> None:
-    plan = plan_epoch(lengths, row_length=ROW_LENGTH, packing=packing, seed=seed, epoch=epoch)
+    plan = plan_epoch(lengths, seq_length=SEQ_LENGTH, packing=packing, seed=seed, epoch=epoch)
     assert sorted(plan.samples.tolist()) == list(range(len(lengths)))
-    rows = [plan.row(i) for i in range(plan.num_rows)]
-    assert np.array_equal(np.concatenate([np.empty(0, dtype=np.int64), *rows]), plan.samples)
-    assert all(1 <= lengths[row].sum() <= ROW_LENGTH for row in rows)
-    assert packing != "none" or all(len(row) == 1 for row in rows)
+    sequences = [plan.sequence(i) for i in range(plan.num_sequences)]
+    assert np.array_equal(np.concatenate([np.empty(0, dtype=np.int64), *sequences]), plan.samples)
+    assert all(1 <= lengths[sequence].sum() <= SEQ_LENGTH for sequence in sequences)
+    assert packing != "none" or all(len(sequence) == 1 for sequence in sequences)
 
 
 @settings(max_examples=20)
@@ -41,55 +41,55 @@ def test_the_plan_is_a_function_of_its_arguments(
     lengths: np.ndarray, packing: PackingMode, seed: int, epoch: int
 ) -> None:
     first, second = (
-        plan_epoch(lengths, row_length=ROW_LENGTH, packing=packing, seed=seed, epoch=epoch) for _ in range(2)
+        plan_epoch(lengths, seq_length=SEQ_LENGTH, packing=packing, seed=seed, epoch=epoch) for _ in range(2)
     )
     assert np.array_equal(first.samples, second.samples)
     assert np.array_equal(first.starts, second.starts)
 
 
 @pytest.mark.parametrize("packing", ["none", *PACKED])
-def test_order_and_company_differ_between_epochs_and_seeds(packing: PackingMode) -> None:
-    lengths = np.random.default_rng(0).integers(1, ROW_LENGTH + 1, 200)
+def test_order_and_packing_differ_between_epochs_and_seeds(packing: PackingMode) -> None:
+    lengths = np.random.default_rng(0).integers(1, SEQ_LENGTH + 1, 200)
     plans = [
-        plan_epoch(lengths, row_length=ROW_LENGTH, packing=packing, seed=seed, epoch=epoch)
+        plan_epoch(lengths, seq_length=SEQ_LENGTH, packing=packing, seed=seed, epoch=epoch)
         for seed, epoch in ((0, 0), (0, 1), (1, 0))
     ]
     assert all(a.samples.tolist() != b.samples.tolist() for a, b in itertools.combinations(plans, 2))
     if packing != "none":
-        rows = [{frozenset(plan.row(i).tolist()) for i in range(plan.num_rows)} for plan in plans]
-        assert all(len(a & b) < 0.7 * len(a) for a, b in itertools.combinations(rows, 2))
+        sequences = [{frozenset(plan.sequence(i).tolist()) for i in range(plan.num_sequences)} for plan in plans]
+        assert all(len(a & b) < 0.7 * len(a) for a, b in itertools.combinations(sequences, 2))
 
 
 @settings(max_examples=80)
 @given(lengths=LENGTHS, packing=st.sampled_from(PACKED), seed=st.integers(0, 5))
-def test_no_two_rows_are_left_that_fit_in_one(lengths: np.ndarray, packing: PackingMode, seed: int) -> None:
-    plan = plan_epoch(lengths, row_length=ROW_LENGTH, packing=packing, seed=seed, epoch=0)
-    used = sorted(int(lengths[plan.row(i)].sum()) for i in range(plan.num_rows))
-    # The row that opened later holds only samples that did not fit the earlier one.
-    assert all(a + b > ROW_LENGTH for a, b in itertools.pairwise(used))
+def test_no_two_sequences_could_be_merged(lengths: np.ndarray, packing: PackingMode, seed: int) -> None:
+    plan = plan_epoch(lengths, seq_length=SEQ_LENGTH, packing=packing, seed=seed, epoch=0)
+    used = sorted(int(lengths[plan.sequence(i)].sum()) for i in range(plan.num_sequences))
+    # The sequence that opened later holds only samples that did not fit the earlier one.
+    assert all(a + b > SEQ_LENGTH for a, b in itertools.pairwise(used))
 
 
 def test_greedy_wastes_little() -> None:
     lengths = np.random.default_rng(0).integers(20, 120, 5000)
-    assert packing_report(lengths, row_length=512, packing="greedy").efficiency > 0.98
+    assert packing_report(lengths, seq_length=512, packing="greedy").efficiency > 0.98
 
 
 @pytest.mark.parametrize(("median", "sigma"), [(2000, 1.0), (4000, 1.2), (8000, 1.0), (20000, 0.8)])
-def test_best_fit_fills_99_percent_of_rows_with_long_tailed_lengths(median: float, sigma: float) -> None:
+def test_best_fit_fills_99_percent_with_long_tailed_lengths(median: float, sigma: float) -> None:
     lengths = long_tailed(20_000, median=median, sigma=sigma, longest=65536)
-    report = packing_report(lengths, row_length=65536, packing="best_fit")
+    report = packing_report(lengths, seq_length=65536, packing="best_fit")
     assert report.efficiency > 0.99
-    assert report.efficiency >= packing_report(lengths, row_length=65536, packing="greedy").efficiency
+    assert report.efficiency >= packing_report(lengths, seq_length=65536, packing="greedy").efficiency
     # Context parallelism over eight ranks rounds each sample up to a multiple of 16.
-    assert packing_report(lengths, row_length=65536, packing="best_fit", multiple=16).efficiency > 0.985
+    assert packing_report(lengths, seq_length=65536, packing="best_fit", multiple=16).efficiency > 0.985
 
 
 def test_the_report_by_hand() -> None:
-    report = packing_report(np.array([6, 4, 8, 3, 20]), row_length=10, packing="best_fit")
-    assert (report.samples, report.over_long, report.positions, report.rows) == (4, 1, 21, 3)
+    report = packing_report(np.array([6, 4, 8, 3, 20]), seq_length=10, packing="best_fit")
+    assert (report.samples, report.overlong, report.tokens, report.sequences) == (4, 1, 21, 3)
     assert report.efficiency == pytest.approx(21 / 30)
     assert report.padded_efficiency == pytest.approx(21 / 40)
-    assert "one sample a row would waste 47.5%; 1 over long" in str(report)
+    assert "one sample per sequence would waste 47.5%; 1 overlong" in str(report)
 
 
 def test_round_up() -> None:

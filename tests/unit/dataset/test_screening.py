@@ -14,7 +14,7 @@ from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.dataset import FilterConfig, LoopConfig
 from megatron_ssd.dataset.scores import Scores, read_scores
 from megatron_ssd.dataset.screening import COUNTED, DROPPED, Decision, Screen
-from megatron_ssd.dataset.whole_set import REASONS, settle
+from megatron_ssd.dataset.set_filters import REASONS, settle
 from megatron_ssd.errors import UserError
 from megatron_ssd.schema import Sample
 from tests.unit.dataset.test_filters import PROGRAM, sample

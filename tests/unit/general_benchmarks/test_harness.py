@@ -17,7 +17,8 @@ import pytest
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.evaluation import RegressionConfig
+from megatron_ssd.config.evaluation import GeneralBenchmarksConfig
+from megatron_ssd.config.generation import EngineConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.general_benchmarks import processes
 from megatron_ssd.general_benchmarks.code_tasks import CODE_TASKS
@@ -49,12 +50,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def spec_of(data: dict[str, str], **settings: Any) -> HarnessSpec:
     """What a process would be asked; no engine is started with it."""
     engine = VllmSpec(
-        model="none", end_token_ids=(), device="cpu", devices=(("0",),), tensor_parallel_size=1,
-        max_model_len=settings.pop("max_model_len", 65536), max_num_seqs=8, dtype="float32",
-        gpu_memory_utilization=0.9, kv_cache_gib=1, enforce_eager=True, prefix_caching=True, options={},
+        model="none", end_token_ids=(), device="cpu", devices=(("0",),),
+        settings=EngineConfig(max_model_len=settings.pop("max_model_len", 65536)),
     )  # fmt: skip
     code_tasks = settings.pop("code_tasks", tuple(CODE_TASKS))
-    config = RegressionConfig(tasks=settings.pop("tasks", tuple(data)), data=data, **settings)
+    config = GeneralBenchmarksConfig(tasks=settings.pop("tasks", tuple(data)), data=data, **settings)
     return HarnessSpec(engine=engine, index=0, world=1, tasks=config.tasks, code_tasks=code_tasks, config=config,
                        seed=0, enable_thinking=None, out=Path("none"))  # fmt: skip
 
@@ -87,7 +87,7 @@ def test_lm_eval_runs_no_program_here(data: dict[str, str], tmp_path: Path) -> N
 
 
 def test_examples_need_rows_that_are_not_evaluated(data: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"regression.data.mmlu = .* 5 examples are shown of others; name a folder"):
+    with pytest.raises(UserError, match=r"data.mmlu = .* 5 examples are shown of others; name a folder"):
         load(spec_of({"mmlu": data["mmlu"]}, num_fewshot={"mmlu": 5}), tmp_path)
     folder = tmp_path / "rows"
     folder.mkdir()
@@ -118,7 +118,7 @@ def test_what_cannot_be_run_is_one_line(data: dict[str, str], tmp_path: Path, se
 def test_a_task_that_is_not_at_hand_says_how_to_name_local_files(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"aime25: lm-eval cannot load it .*set regression.data.aime25 to local files"):
+    with pytest.raises(UserError, match=r"aime25: lm-eval cannot load it .*data.aime25 to local files"):
         load(spec_of({}, tasks=("aime25",)), tmp_path)
 
 
@@ -146,11 +146,12 @@ def model(tiny_hf_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def command(run_dir: Path, model: Path, data: dict[str, str], *extra: str) -> list[str]:
     return [
-        sys.executable, str(ROOT / "launch" / "regression.py"), "+model=tiny", "cluster=cpu", "precision=cpu",
+        sys.executable, str(ROOT / "launch" / "general_benchmarks.py"), "+model=tiny", "cluster=cpu", "precision=cpu",
         f"model.path={model}", f"run_dir={run_dir}", "training.seq_length=128", "engine.dtype=float32",
         "engine.enforce_eager=true", "engine.max_num_seqs=16", f"engine.max_model_len={CONTEXT}",
-        f"regression.tasks=[{','.join(data)}]", *(f"regression.data.{task}={path}" for task, path in data.items()),
-        "regression.max_gen_toks=16", *extra,
+        f"general_benchmarks.tasks=[{','.join(data)}]",
+        *(f"general_benchmarks.data.{task}={path}" for task, path in data.items()),
+        "general_benchmarks.max_gen_toks=16", *extra,
     ]  # fmt: skip
 
 
@@ -194,14 +195,14 @@ def session_of(entry: Path) -> int | None:
 def test_two_equal_models_differ_by_nothing_killed_or_not(data: dict[str, str], model: Path, tmp_path: Path) -> None:
     publish_export(tmp_path, model)
     line = command(tmp_path, model, data)
-    part = tmp_path / "regression.partial" / "parts" / "base" / "humaneval.0-of-1.jsonl"
+    part = tmp_path / "general_benchmarks.partial" / "parts" / "base" / "humaneval.0-of-1.jsonl"
     kill_when(line, part)
     # A mark that only survives if the finished part is taken as it is.
     part.write_text("".join(json.dumps({**row, "prompt": "taken as it was"}) + "\n" for row in read_jsonl(part)))
     done = run(line)
     assert done.returncode == 0, done.stderr[-4000:]
 
-    folder = tmp_path / "regression"
+    folder = tmp_path / "general_benchmarks"
     samples = {name: {task: read_jsonl(folder / "samples" / name / f"{task}.jsonl") for task in data}
                for name in ("base", "ssd")}  # fmt: skip
     assert {row["prompt"] for row in samples["base"]["humaneval"]} == {"taken as it was"}
@@ -234,7 +235,9 @@ def test_engines_share_the_rows_and_change_no_answer(data: dict[str, str], model
         extra = (f"engine.data_parallel_size={engines}", "evaluation.models=[base]")
         done = run(command(run_dir, model, data, *extra))
         assert done.returncode == 0, done.stderr[-4000:]
-        answers.append([read_jsonl(run_dir / "regression" / "samples" / "base" / f"{task}.jsonl") for task in data])
+        answers.append(
+            [read_jsonl(run_dir / "general_benchmarks" / "samples" / "base" / f"{task}.jsonl") for task in data]
+        )
     assert answers[0] == answers[1]
 
 

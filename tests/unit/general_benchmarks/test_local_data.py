@@ -127,7 +127,7 @@ def test_a_missing_column_is_named(tmp_path: Path, task: str, row: dict[str, Any
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"regression.data.mbpp = .*none.jsonl: does not exist; name a file"):
+    with pytest.raises(UserError, match=r"general_benchmarks.data.mbpp = .*none.jsonl: does not exist; name a file"):
         check_data("mbpp", str(tmp_path / "none.jsonl"))
 
 

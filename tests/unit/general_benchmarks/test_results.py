@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from megatron_ssd.config.evaluation import RegressionConfig
+from megatron_ssd.config.evaluation import GeneralBenchmarksConfig
 from megatron_ssd.general_benchmarks.parts import ItemRow
 from megatron_ssd.general_benchmarks.results import metrics_of, summarise, table
 from megatron_ssd.grading.metrics import Bootstrap
@@ -20,7 +20,7 @@ def item(leaf: str, number: int, *, filter_name: str = "none", **scores: float) 
 def summary_of(base: list[ItemRow], ssd: list[ItemRow] | None = None, task: str = "t") -> list[dict]:
     rows = {"base": base} if ssd is None else {"base": base, "ssd": ssd}
     scores = metrics_of(task, rows)
-    return summarise(scores, {task: 0}, RegressionConfig(tasks=(task,)), Bootstrap(num_resamples=500))["results"]
+    return summarise(scores, {task: 0}, GeneralBenchmarksConfig(tasks=(task,)), Bootstrap(num_resamples=500))["results"]
 
 
 def test_value_and_error_of_a_task_and_of_a_group_are_lm_evals() -> None:

@@ -224,7 +224,7 @@ def test_an_out_that_cannot_be_made_is_one_line(tmp_path: Path, out: str):
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in done.stderr
     assert len(errors) == 1
-    assert "cannot be made" in errors[0]
+    assert "cannot be created" in errors[0]
     assert "use another out" in errors[0]
 
 
@@ -235,7 +235,7 @@ def test_an_out_that_is_there_already(tmp_path: Path):
     run_grade(settings)  # an empty folder is used
     (out / "manifest.json").unlink()
     with pytest.raises(
-        UserError, match=r"exists and was not made by tools/grade\.py; use another out, or replace=true"
+        UserError, match=r"exists and was not made by tools/grade\.py; use another out, or set replace=true"
     ):
         run_grade(settings)
 

@@ -37,7 +37,7 @@ def test_a_run_without_them_has_no_such_section_and_one_with_them_another_report
     build_run(run_dir)
     config = run_config(run_dir)
     with_them = report_stage(config).identity
-    shutil.rmtree(run_dir / "regression")
+    shutil.rmtree(run_dir / "general_benchmarks")
     assert report_stage(config).identity != with_them
     run_report(config)
     assert "benchmarks" not in (run_dir / "report" / "report.html").read_text()
@@ -46,17 +46,17 @@ def test_a_run_without_them_has_no_such_section_and_one_with_them_another_report
 def test_a_base_alone_has_no_difference(tmp_path: Path) -> None:
     row = {"task": "t", "metric": "acc", "filter": "strict", "num_fewshot": 0, "rows_on_hub": None, "difference": None,
            "base": {"value": 0.5, "stderr": 0.1, "rows": 9}}  # fmt: skip
-    (tmp_path / "regression").mkdir()
-    (tmp_path / "regression" / "summary.json").write_text(json.dumps({"results": [row]}))
+    (tmp_path / "general_benchmarks").mkdir()
+    (tmp_path / "general_benchmarks" / "summary.json").write_text(json.dumps({"results": [row]}))
     (found,) = read_benchmarks(tmp_path)
     assert found.metric == "acc (strict)"
     assert (found.ssd.interval, found.difference.interval) == ("not measured", "not measured")
 
 
 def test_a_file_of_another_version_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "regression").mkdir()
-    (tmp_path / "regression" / "summary.json").write_text('{"rows": []}')
+    (tmp_path / "general_benchmarks").mkdir()
+    (tmp_path / "general_benchmarks" / "summary.json").write_text('{"rows": []}')
     with pytest.raises(
-        UserError, match=r"is no summary of this version \(KeyError: 'results'\); run launch/regression"
+        UserError, match=r"is no summary of this version \(KeyError: 'results'\); run launch/general_benchmarks"
     ):
         read_benchmarks(tmp_path)

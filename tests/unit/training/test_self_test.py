@@ -15,7 +15,7 @@ from megatron_ssd.config.precision import Fp8Config, PrecisionConfig
 from megatron_ssd.dataset.indexed import IndexedWriter
 from megatron_ssd.errors import UserError
 from megatron_ssd.training.self_test import tolerance
-from tests.distributed.packing_worker import one_segment
+from tests.helpers.packing import one_segment
 from tests.helpers.training_run import metrics, training_config, write_dataset
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")

@@ -21,13 +21,13 @@ def numbered_rows() -> Any:
                 "segment_ids": np.ones(4, dtype=np.int64)}  # fmt: skip
 
     return SimpleNamespace(
-        row=lambda epoch, index: filled(epoch * 7 + index),
-        empty_row=lambda: filled(-1),
-        num_rows=lambda epoch: 7,
+        sequence=lambda epoch, index: filled(epoch * 7 + index),
+        empty_sequence=lambda: filled(-1),
+        num_sequences=lambda epoch: 7,
         locate=lambda consumed: divmod(consumed, 7),
-        row_weight=lambda epoch, index: epoch * 7.0 + index,
-        samples_in_row=lambda epoch, index: np.array([epoch * 7 + index]),
-        lengths_in_row=lambda epoch, index: np.array([epoch * 7 + index + 1]),
+        sequence_weight=lambda epoch, index: epoch * 7.0 + index,
+        samples_in_sequence=lambda epoch, index: np.array([epoch * 7 + index]),
+        lengths_in_sequence=lambda epoch, index: np.array([epoch * 7 + index + 1]),
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.dataset.indexed import IndexedWriter
-from megatron_ssd.dataset.training import TrainingDataset
+from megatron_ssd.dataset.packed_dataset import PackedDataset
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
 from megatron_ssd.training.step import weighted_sum
@@ -59,19 +59,21 @@ def test_the_loss_by_hand(tmp_path: Path, normalization: Any, prompt_weight: flo
     with IndexedWriter(tmp_path / "samples", vocab_size=VOCAB_SIZE) as writer:
         writer.add([1, 2, 3], [4, 5])
         writer.add([6, 7], [8, 9, 10, 11])
-    dataset = TrainingDataset(
-        tmp_path / "samples", objective="sft", seq_length=12, packing="greedy", over_long="error", seed=0,
+    dataset = PackedDataset(
+        tmp_path / "samples", objective="sft", seq_length=12, packing="greedy", overlong="error", seed=0,
         loss_normalization=normalization, prompt_loss_weight=prompt_weight,
     )  # fmt: skip
-    row = dataset.row(0, 0)
+    row = dataset.sequence(0, 0)
     # The samples may stand in either order: give each position the loss of the id that it predicts.
     loss_of = dict(zip([2, 3, 4, 5, 7, 8, 9, 10, 11], LOSSES, strict=True))
     losses = torch.tensor([loss_of.get(label, 100.0) for label in row["labels"].tolist()])
     total, _, _ = weighted_sum(torch.from_numpy(row["loss_weights"]), losses)
-    assert total.item() / dataset.row_weight(0, 0) == pytest.approx(EXPECTED[normalization, prompt_weight], rel=1e-6)
-    assert row["loss_weights"].sum() == pytest.approx(dataset.row_weight(0, 0), rel=1e-6)
+    assert total.item() / dataset.sequence_weight(0, 0) == pytest.approx(
+        EXPECTED[normalization, prompt_weight], rel=1e-6
+    )
+    assert row["loss_weights"].sum() == pytest.approx(dataset.sequence_weight(0, 0), rel=1e-6)
     # Samples weigh alike, and all of them together as much as without normalisation.
-    assert dataset.row_weight(0, 0) == pytest.approx(6 + 3 * prompt_weight)
+    assert dataset.sequence_weight(0, 0) == pytest.approx(6 + 3 * prompt_weight)
 
 
 def write_pairs(run_dir: Path) -> None:

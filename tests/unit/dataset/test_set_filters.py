@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ssd.config.dataset import FilterConfig, LoopConfig
-from megatron_ssd.dataset.whole_set import (
+from megatron_ssd.dataset.set_filters import (
     FACTS,
     REASONS,
     needs_whole_set,

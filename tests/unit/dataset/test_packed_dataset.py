@@ -7,7 +7,7 @@ import pytest
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
 from megatron_ssd.dataset.indexed import IndexedWriter
-from megatron_ssd.dataset.training import TrainingDataset
+from megatron_ssd.dataset.packed_dataset import PackedDataset
 from megatron_ssd.errors import UserError
 
 VOCAB = 100
@@ -21,9 +21,9 @@ def write_pairs(prefix: Path, pairs: list[tuple[list[int], list[int]]]) -> Path:
     return prefix
 
 
-def open_dataset(prefix: Path, **changes: object) -> TrainingDataset:
-    settings = {"objective": "sft", "seq_length": SEQ_LENGTH, "packing": "none", "over_long": "drop", "seed": 0}
-    return TrainingDataset(prefix, **(settings | changes))  # type: ignore[arg-type]
+def open_dataset(prefix: Path, **changes: object) -> PackedDataset:
+    settings = {"objective": "sft", "seq_length": SEQ_LENGTH, "packing": "none", "overlong": "drop", "seed": 0}
+    return PackedDataset(prefix, **(settings | changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def random_pairs() -> list[tuple[list[int], list[int]]]:
 
 def test_one_sample_row_by_hand(tmp_path: Path) -> None:
     dataset = open_dataset(write_pairs(tmp_path / "data", [([5, 6, 7], [8, 9])]), seq_length=6, pad_id=1)
-    row = dataset.row(0, 0)
+    row = dataset.sequence(0, 0)
     assert row["tokens"].tolist() == [5, 6, 7, 8, 1, 1]
     assert row["labels"].tolist() == [6, 7, 8, 9, 1, 1]
     assert row["loss_weights"].tolist() == [0, 0, 1, 1, 0, 0]
@@ -52,7 +52,7 @@ def test_one_sample_row_by_hand(tmp_path: Path) -> None:
 def test_pretraining_scores_every_position(tmp_path: Path) -> None:
     with IndexedWriter(tmp_path / "data", vocab_size=VOCAB) as writer:
         writer.add([3, 4, 5])
-    row = open_dataset(tmp_path / "data", objective="pretrain", seq_length=4).row(0, 0)
+    row = open_dataset(tmp_path / "data", objective="pretrain", seq_length=4).sequence(0, 0)
     assert row["tokens"].tolist() == [3, 4, 0, 0]
     assert row["loss_weights"].tolist() == [1, 1, 0, 0]
 
@@ -63,9 +63,9 @@ def test_an_epoch_holds_each_sample_once_with_its_targets(
 ) -> None:
     dataset = open_dataset(write_pairs(tmp_path / "data", random_pairs), packing=packing)
     seen = []
-    for index in range(dataset.num_rows(1)):
-        row = dataset.row(1, index)
-        for segment, document in enumerate(dataset.samples_in_row(1, index).tolist(), start=1):
+    for index in range(dataset.num_sequences(1)):
+        row = dataset.sequence(1, index)
+        for segment, document in enumerate(dataset.samples_in_sequence(1, index).tolist(), start=1):
             where = row["segment_ids"] == segment
             prompt, response = random_pairs[document]
             assert row["tokens"][where].tolist() == [*prompt, *response][:-1]
@@ -83,25 +83,25 @@ def test_locate_walks_through_epochs_in_any_order(
 ) -> None:
     prefix = write_pairs(tmp_path / "data", random_pairs)
     dataset = open_dataset(prefix, packing=packing)
-    expected = [(epoch, row) for epoch in range(3) for row in range(dataset.num_rows(epoch))]
+    expected = [(epoch, row) for epoch in range(3) for row in range(dataset.num_sequences(epoch))]
     assert [dataset.locate(i) for i in range(len(expected))] == expected
     assert open_dataset(prefix, packing=packing).locate(len(expected) - 1) == expected[-1]
 
 
-def test_over_long_policies(tmp_path: Path) -> None:
+def test_overlong_policies(tmp_path: Path) -> None:
     prefix = write_pairs(tmp_path / "data", [([1] * 4, [2] * 30), ([1] * 20, [2]), ([1], [2])])
     dropped = open_dataset(prefix)
-    assert (dropped.counts["samples"], dropped.counts["over_long"], dropped.counts["no_target"]) == (1, 2, 0)
-    cut = open_dataset(prefix, over_long="truncate")  # the second sample is left with nothing to learn
-    assert (cut.counts["samples"], cut.counts["over_long"], cut.counts["no_target"]) == (2, 2, 1)
-    assert cut.counts["target_positions"] == (SEQ_LENGTH - 3) + 1
+    assert (dropped.counts["samples"], dropped.counts["overlong"], dropped.counts["no_target"]) == (1, 2, 0)
+    cut = open_dataset(prefix, overlong="truncate")  # the second sample is left with nothing to learn
+    assert (cut.counts["samples"], cut.counts["overlong"], cut.counts["no_target"]) == (2, 2, 1)
+    assert cut.counts["target_tokens"] == (SEQ_LENGTH - 3) + 1
     with pytest.raises(UserError, match=r"2 samples are longer \(document 0: 33 positions\)"):
-        open_dataset(prefix, over_long="error")
+        open_dataset(prefix, overlong="error")
 
 
 def test_a_sample_of_seq_length_positions_fits(tmp_path: Path) -> None:
     prefix = write_pairs(tmp_path / "data", [([1] * 4, [2] * (SEQ_LENGTH - 3))])
-    row = open_dataset(prefix, over_long="error").row(0, 0)
+    row = open_dataset(prefix, overlong="error").sequence(0, 0)
     assert row["labels"].tolist() == [1] * 3 + [2] * (SEQ_LENGTH - 3)
 
 
@@ -116,10 +116,13 @@ def test_places_are_rounded_up_without_loss_on_what_is_added(
 ) -> None:
     dataset = open_dataset(write_pairs(tmp_path / "data", random_pairs), packing=packing, segment_multiple=4)
     seen = []
-    for index in range(dataset.num_rows(0)):
-        row = dataset.row(0, index)
-        assert dataset.row_weight(0, index) == row["loss_weights"].sum()
-        documents, lengths = dataset.samples_in_row(0, index).tolist(), dataset.lengths_in_row(0, index).tolist()
+    for index in range(dataset.num_sequences(0)):
+        row = dataset.sequence(0, index)
+        assert dataset.sequence_weight(0, index) == row["loss_weights"].sum()
+        documents, lengths = (
+            dataset.samples_in_sequence(0, index).tolist(),
+            dataset.lengths_in_sequence(0, index).tolist(),
+        )
         for segment, (document, length) in enumerate(zip(documents, lengths, strict=True), start=1):
             where = np.flatnonzero(row["segment_ids"] == segment)
             prompt, response = random_pairs[document]
@@ -134,12 +137,12 @@ def test_places_are_rounded_up_without_loss_on_what_is_added(
 
 def test_one_sample_alone_and_no_sample(tmp_path: Path, random_pairs: list[tuple[list[int], list[int]]]) -> None:
     dataset = open_dataset(write_pairs(tmp_path / "data", random_pairs), packing="greedy")
-    whole, alone = dataset.row(0, 0), dataset.single_sample_row(0, 0, 1)
+    whole, alone = dataset.sequence(0, 0), dataset.single_sample_sequence(0, 0, 1)
     where = whole["segment_ids"] == 2
     assert alone["tokens"][: where.sum()].tolist() == whole["tokens"][where].tolist()
     assert alone["segment_ids"].sum() == where.sum()
     assert alone["loss_weights"].sum() == whole["loss_weights"][where].sum()
-    empty = dataset.empty_row()
+    empty = dataset.empty_sequence()
     assert empty["loss_weights"].sum() == empty["segment_ids"].sum() == 0
 
 
@@ -152,7 +155,7 @@ def test_held_out_documents_are_in_one_part_and_depend_on_the_seed_alone(
         dataset = open_dataset(prefix, validation_fraction=0.2, split=split, **changes)
         assert dataset.counts["held_out"] == 8
         assert dataset.counts["documents"] == 40
-        rows = [dataset.samples_in_row(0, index).tolist() for index in range(dataset.num_rows(0))]
+        rows = [dataset.samples_in_sequence(0, index).tolist() for index in range(dataset.num_sequences(0))]
         assert dataset.counts["samples"] == sum(map(len, rows))
         return {document for row in rows for document in row}
 
@@ -175,7 +178,7 @@ def test_nothing_left_after_holding_out_is_named(tmp_path: Path) -> None:
 def test_the_report_counts_what_was_left_out(tmp_path: Path) -> None:
     prefix = write_pairs(tmp_path / "data", [([1] * 4, [2] * 30), ([1] * 4, [2] * 5), ([1] * 3, [2] * 4), ([1], [2])])
     report = open_dataset(prefix, packing="best_fit").packing_report()
-    assert (report.samples, report.over_long, report.positions, report.rows) == (3, 1, 8 + 6 + 1, 1)
+    assert (report.samples, report.overlong, report.tokens, report.sequences) == (3, 1, 8 + 6 + 1, 1)
     assert report.efficiency == pytest.approx(15 / 16)
     assert report.padded_efficiency == pytest.approx(15 / 48)
 
@@ -212,9 +215,9 @@ def test_texts_and_sentences_that_megatron_lm_wrote_are_trained_on(
     prefix = megatron_lm_pair(tmp_path / "text_document", documents, vocab_size=vocab_size)
     dataset = open_dataset(prefix, objective="pretrain", packing=packing)
     seen = {}
-    for index in range(dataset.num_rows(0)):
-        row = dataset.row(0, index)
-        for segment, document in enumerate(dataset.samples_in_row(0, index).tolist(), start=1):
+    for index in range(dataset.num_sequences(0)):
+        row = dataset.sequence(0, index)
+        for segment, document in enumerate(dataset.samples_in_sequence(0, index).tolist(), start=1):
             where = row["segment_ids"] == segment
             assert (row["loss_weights"][where] == 1).all()
             seen[document] = [*row["tokens"][where].tolist(), row["labels"][where][-1]]

@@ -36,13 +36,13 @@ from megatron_ssd.errors import UserError
 
 log = logging.getLogger(__name__)
 
-Row = dict[str, NDArray[Any]]  # column -> [seq_length]
+PackedSequence = dict[str, NDArray[Any]]  # column -> [seq_length]
 
 _SEED_DOMAIN = 0x5E1D  # keeps the choice of held-out documents apart from other streams of the same run seed
 _CHUNK = 1 << 24  # ids looked at together when the largest is searched
 
 
-class TrainingDataset:
+class PackedDataset:
     """Packed or padded rows of an epoch, addressed by (epoch, row).
 
     Args:
@@ -50,7 +50,7 @@ class TrainingDataset:
         objective: which positions carry loss, see the module's docstring.
         seq_length: positions in a row.
         packing: ``none`` for one sample a row, ``greedy`` or ``best_fit`` for many.
-        over_long: what becomes of samples with more than ``seq_length`` positions.
+        overlong: what becomes of samples with more than ``seq_length`` positions.
         seed: of the run; with the epoch it fixes order and packing.
         loss_normalization: ``token`` leaves weights as they are, ``sequence`` gives every sample the same sum.
         prompt_loss_weight: of a position that predicts a prompt id, beside 1 for a response id.
@@ -61,11 +61,11 @@ class TrainingDataset:
 
     Attributes:
         counts: ``documents`` in the files, ``held_out`` of them for validation, and of the documents of this part:
-            ``samples`` in rows, ``target_positions`` of them, and what was left out or cut: ``no_target`` (no position
-            predicts a response id), ``over_long`` (dropped or truncated, as asked).
+            ``samples`` in rows, ``target_tokens`` of them, and what was left out or cut: ``no_target`` (no position
+            predicts a response id), ``overlong`` (dropped or truncated, as asked).
 
     Raises:
-        UserError: the files are missing or of another objective, a sample is over long and ``over_long`` is ``error``,
+        UserError: the files are missing or of another objective, a sample is over long and ``overlong`` is ``error``,
             or no sample is left in this part.
     """
 
@@ -76,7 +76,7 @@ class TrainingDataset:
         objective: Literal["sft", "pretrain"],
         seq_length: int,
         packing: PackingMode,
-        over_long: Literal["drop", "truncate", "error"],
+        overlong: Literal["drop", "truncate", "error"],
         seed: int,
         loss_normalization: Literal["token", "sequence"] = "token",
         prompt_loss_weight: float = 0.0,
@@ -103,7 +103,7 @@ class TrainingDataset:
         ids_before = np.concatenate(([0], np.cumsum(sequence_lengths)))[borders]
         firsts, positions = borders[documents], np.diff(ids_before)[documents] - 1
         unscored = np.maximum(sequence_lengths[firsts] - 1, 0) if objective == "sft" else np.zeros_like(firsts)
-        self._keep(documents, firsts, positions=positions, unscored=unscored, over_long=over_long)
+        self._keep(documents, firsts, positions=positions, unscored=unscored, overlong=overlong)
         self._places = round_up(self._lengths, self._segment_multiple)
         prompts, responses = self._unscored, self._lengths - self._unscored
         weights = responses + prompt_loss_weight * prompts  # of whole samples, before normalisation
@@ -112,43 +112,43 @@ class TrainingDataset:
         # An instance's own cache: a method's would keep every data set alive.
         self._plan = functools.lru_cache(maxsize=2)(self._make_plan)
 
-    def num_rows(self, epoch: int) -> int:
+    def num_sequences(self, epoch: int) -> int:
         """How many rows ``epoch`` has."""
-        return len(self._lengths) if self._packing == "none" else self._plan(epoch).num_rows
+        return len(self._lengths) if self._packing == "none" else self._plan(epoch).num_sequences
 
     def locate(self, consumed_rows: int) -> tuple[int, int]:
         """(epoch, row) of the row that follows after ``consumed_rows`` rows since the start of training."""
         while self._rows_before[-1] <= consumed_rows:
-            self._rows_before.append(self._rows_before[-1] + self.num_rows(len(self._rows_before) - 1))
+            self._rows_before.append(self._rows_before[-1] + self.num_sequences(len(self._rows_before) - 1))
         epoch = int(np.searchsorted(self._rows_before, consumed_rows, side="right")) - 1
         return epoch, consumed_rows - self._rows_before[epoch]
 
-    def samples_in_row(self, epoch: int, index: int) -> NDArray[np.int64]:
+    def samples_in_sequence(self, epoch: int, index: int) -> NDArray[np.int64]:
         """Document numbers of the samples in a row, in their order there."""
-        documents: NDArray[np.int64] = self._documents[self._plan(epoch).row(index)]
+        documents: NDArray[np.int64] = self._documents[self._plan(epoch).sequence(index)]
         return documents
 
-    def lengths_in_row(self, epoch: int, index: int) -> NDArray[np.int64]:
+    def lengths_in_sequence(self, epoch: int, index: int) -> NDArray[np.int64]:
         """Positions of each sample in a row, in their order there."""
-        lengths: NDArray[np.int64] = self._lengths[self._plan(epoch).row(index)]
+        lengths: NDArray[np.int64] = self._lengths[self._plan(epoch).sequence(index)]
         return lengths
 
-    def row_weight(self, epoch: int, index: int) -> float:
+    def sequence_weight(self, epoch: int, index: int) -> float:
         """Sum of the loss weights of a row, from the index alone."""
-        return float(self._sample_weights[self._plan(epoch).row(index)].sum())
+        return float(self._sample_weights[self._plan(epoch).sequence(index)].sum())
 
-    def row(self, epoch: int, index: int) -> Row:
+    def sequence(self, epoch: int, index: int) -> PackedSequence:
         """One row: ``tokens``, ``labels``, ``position_ids``, ``segment_ids`` (int64) and ``loss_weights`` (float32).
 
         Each has shape [seq_length].
         """
-        return self._lay_out(self._plan(epoch).row(index).tolist())
+        return self._lay_out(self._plan(epoch).sequence(index).tolist())
 
-    def single_sample_row(self, epoch: int, index: int, place: int) -> Row:
+    def single_sample_sequence(self, epoch: int, index: int, place: int) -> PackedSequence:
         """A row with nothing in it but the sample that is at ``place`` (from 0) in a row."""
-        return self._lay_out([int(self._plan(epoch).row(index)[place])])
+        return self._lay_out([int(self._plan(epoch).sequence(index)[place])])
 
-    def empty_row(self) -> Row:
+    def empty_sequence(self) -> PackedSequence:
         """A row of padding, which weighs nothing."""
         return self._lay_out([])
 
@@ -156,19 +156,19 @@ class TrainingDataset:
         """How full the rows of the first epoch are."""
         report = packing_report(
             self._lengths,
-            row_length=self._seq_length,
+            seq_length=self._seq_length,
             packing=self._packing,
             seed=self._seed,
             multiple=self._segment_multiple,
         )
-        return dataclasses.replace(report, over_long=self.counts["over_long"])
+        return dataclasses.replace(report, overlong=self.counts["overlong"])
 
     def max_token_id(self) -> int:
         """The largest id in the files. Reads all of the .bin once."""
         ids = np.memmap(f"{self._prefix}.bin", dtype=self._dataset.index.dtype, mode="r")
         return max(int(ids[start : start + _CHUNK].max()) for start in range(0, len(ids), _CHUNK))
 
-    def _lay_out(self, samples: list[int]) -> Row:
+    def _lay_out(self, samples: list[int]) -> PackedSequence:
         """Put samples one after the other, and padding after the last."""
         size = self._seq_length
         tokens, labels = np.full(size, self._pad_id, dtype=np.int64), np.full(size, self._pad_id, dtype=np.int64)
@@ -231,41 +231,41 @@ class TrainingDataset:
         *,
         positions: NDArray[np.int64],
         unscored: NDArray[np.int64],
-        over_long: str,
+        overlong: str,
     ) -> None:
         """Fix which documents are samples, their lengths and their leading positions without loss."""
-        is_over_long = positions > self._seq_length
-        if over_long == "error" and is_over_long.any():
+        is_overlong = positions > self._seq_length
+        if overlong == "error" and is_overlong.any():
             worst = int(positions.argmax())
             raise UserError(
-                f"training.over_long = error with training.seq_length = {self._seq_length}",
-                rule=f"{is_over_long.sum()} samples are longer "
+                f"training.overlong = error with training.seq_length = {self._seq_length}",
+                rule=f"{is_overlong.sum()} samples are longer "
                 f"(document {documents[worst]}: {positions[worst]} positions)",
-                fix="raise training.seq_length, or set training.over_long to drop or truncate",
+                fix="raise training.seq_length, or set training.overlong to drop or truncate",
             )
         lengths = np.minimum(positions, self._seq_length)
         has_target = lengths > unscored
-        kept = has_target & ~(is_over_long & (over_long == "drop"))
+        kept = has_target & ~(is_overlong & (overlong == "drop"))
         self.counts |= {
             "samples": int(kept.sum()),
-            "over_long": int(is_over_long.sum()),
-            "no_target": int((~has_target & ~(is_over_long & (over_long == "drop"))).sum()),
-            "target_positions": int((lengths - unscored)[kept].sum()),
+            "overlong": int(is_overlong.sum()),
+            "no_target": int((~has_target & ~(is_overlong & (overlong == "drop"))).sum()),
+            "target_tokens": int((lengths - unscored)[kept].sum()),
         }
         if not kept.any():
             raise UserError(
                 f"data set {self._prefix} with training.seq_length = {self._seq_length}",
                 rule=f"no sample is left ({self.counts})",
-                fix="raise training.seq_length, set training.over_long=truncate, or check training.validation_fraction",
+                fix="raise training.seq_length, set training.overlong=truncate, or check training.validation_fraction",
             )
-        if is_over_long.any():
-            log.info("dataset: %d samples over %d positions: %s", is_over_long.sum(), self._seq_length, over_long)
+        if is_overlong.any():
+            log.info("dataset: %d samples over %d positions: %s", is_overlong.sum(), self._seq_length, overlong)
         self._documents = documents[kept]
         self._firsts, self._lengths, self._unscored = firsts[kept], lengths[kept], unscored[kept]
 
     def _make_plan(self, epoch: int) -> PackingPlan:
         return plan_epoch(
-            self._places, row_length=self._seq_length, packing=self._packing, seed=self._seed, epoch=epoch
+            self._places, seq_length=self._seq_length, packing=self._packing, seed=self._seed, epoch=epoch
         )
 
     def _ids(self, sample: int) -> NDArray[np.int64]:

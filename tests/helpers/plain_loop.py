@@ -1,0 +1,85 @@
+"""Fine-tuning in a plain loop: transformers' model and ``torch.optim.AdamW``, nothing of this project or Megatron-Core.
+
+    python -m tests.helpers.plain_loop FOLDER
+
+``FOLDER/plain_loop.json`` says what to do (the fields of ``PlainRun``); ``FOLDER/plain_curve.json`` receives loss and
+gradient norm of each iteration, the folder ``FOLDER/plain`` the model after the last one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class PlainRun:
+    """Every iteration takes all ``documents``, pairs of [prompt ids, response ids]; loss counts response ids alone."""
+
+    model: str
+    documents: list[tuple[list[int], list[int]]]
+    train_iters: int
+    lr: float
+    min_lr: float
+    lr_warmup_iters: int
+    weight_decay: float
+    betas: tuple[float, float]
+    eps: float
+    clip_grad: float
+
+    def learning_rate(self, iteration: int) -> float:
+        """Linear warm-up, then cosine decay, for iterations from 1."""
+        if iteration <= self.lr_warmup_iters:
+            return self.lr * iteration / self.lr_warmup_iters
+        progress = (iteration - self.lr_warmup_iters) / (self.train_iters - self.lr_warmup_iters)
+        return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def save(self, folder: Path) -> None:
+        """Write what ``main`` reads."""
+        (folder / "plain_loop.json").write_text(json.dumps(asdict(self)))
+
+
+def train(run: PlainRun) -> tuple[list[dict[str, float]], PreTrainedModel]:
+    """(loss and gradient norm of each iteration, the trained model), in fp32 with one document per forward pass."""
+    torch.set_num_threads(1)  # so small a model gains nothing from a second one
+    model = AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32)
+    # The usual groups: vectors, here the weights of norms, do not decay.
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": run.weight_decay},
+        {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=run.lr, betas=run.betas, eps=run.eps, foreach=False)
+    num_targets = sum(len(response) for _, response in run.documents)
+    curve = []
+    for iteration in range(1, run.train_iters + 1):
+        optimizer.zero_grad()
+        total = 0.0
+        for prompt, response in run.documents:
+            ids = torch.tensor([prompt + response])
+            logits_SV = model(ids).logits[0, len(prompt) - 1 : -1]
+            loss = torch.nn.functional.cross_entropy(logits_SV, torch.tensor(response), reduction="sum") / num_targets
+            loss.backward()
+            total += loss.item()
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), run.clip_grad).item()
+        for group in optimizer.param_groups:
+            group["lr"] = run.learning_rate(iteration)
+        optimizer.step()
+        curve.append({"loss": total, "grad_norm": grad_norm})
+    return curve, model
+
+
+def main(folder: Path) -> None:
+    """Run what ``folder`` asks for."""
+    curve, model = train(PlainRun(**json.loads((folder / "plain_loop.json").read_text())))
+    (folder / "plain_curve.json").write_text(json.dumps(curve))
+    model.save_pretrained(folder / "plain")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

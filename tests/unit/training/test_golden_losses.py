@@ -1,0 +1,75 @@
+"""Ten iterations of fine-tuning against stored losses and gradient norms, dense and with experts.
+
+Layouts are compared with each other elsewhere, so an error that they all share would not show there. Everything is
+exact fp32; processors differ in the order in which they sum, which the tolerances allow for. A change of the loss
+normalization, of RoPE's theta or of the learning rate by 1 % is far outside.
+
+To renew the numbers after a change that is meant to change them (say why in the commit):
+
+    python -m tests.unit.training.test_golden_losses
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from launch.train import train as run_train
+from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.training import OptimizerConfig
+from megatron_ssd.dataset.indexed import IndexedWriter
+from tests.helpers.tiny_hf import MODELS, write_hf_folder
+from tests.helpers.training_run import metrics, training_config
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
+
+GOLDEN = Path(__file__).with_name("golden_losses.json")
+CASES = {"dense": "qwen3_tied", "moe": "qwen3_moe"}
+LOSS, GRAD_NORM = 2e-6, 2e-5  # relative tolerances
+
+Curve = list[dict[str, float]]
+
+
+def train(run_dir: Path, case: str) -> Curve:
+    """Loss and gradient norm of ten iterations on packed pairs of [prompt, response] of many lengths."""
+    model = MODELS[CASES[case]]
+    # With a small theta, positions turn far enough within a packed sequence that a change of it shows.
+    model = write_hf_folder(run_dir / "base", dataclasses.replace(model, rope_theta=100.0))
+    random = np.random.default_rng(0)
+    stage = Stage(name="dataset", run_dir=run_dir, config={}, inputs={})
+    with IndexedWriter(stage.begin() / "samples", vocab_size=model.vocab_size) as writer:
+        for length in random.integers(12, 48, size=120):
+            start, step, border = random.integers(model.vocab_size), random.integers(1, 5), random.integers(2, 9)
+            ids = ((start + step * np.arange(length)) % model.vocab_size).tolist()
+            writer.add(ids[:border], ids[border:])
+    stage.publish(counts={"documents": 120})
+    config = training_config(
+        run_dir, objective="sft", model=model,
+        optimizer=OptimizerConfig(lr=3e-3, min_lr=3e-4, lr_warmup_iters=2),
+        training={"global_batch_size": 4, "seq_length": 128},
+    )  # fmt: skip
+    run_train(config)
+    return [{"loss": record["loss"], "grad_norm": record["grad_norm"]} for record in metrics(run_dir)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_gradient_norms_are_the_stored_ones(tmp_path: Path, case: str) -> None:
+    expected, curve = json.loads(GOLDEN.read_text())[case], train(tmp_path, case)
+    assert len(curve) == len(expected) == 10
+    assert [step["loss"] for step in curve] == pytest.approx([step["loss"] for step in expected], rel=LOSS)
+    norms = [[step["grad_norm"] for step in steps] for steps in (curve, expected)]
+    assert norms[0] == pytest.approx(norms[1], rel=GRAD_NORM)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        curves = {case: train(Path(folder) / case, case) for case in CASES}
+    GOLDEN.write_text(json.dumps(curves, indent=1) + "\n")
+    print(f"wrote {GOLDEN}", file=sys.stderr)
