@@ -95,9 +95,9 @@ def test_a_wider_confidence_is_a_wider_interval():
 
 def test_memory_chunks_change_nothing_but_the_stream(monkeypatch: pytest.MonkeyPatch):
     scores = np.random.default_rng(6).random(30)
-    whole = BOOTSTRAP.mean(scores)
+    full = BOOTSTRAP.mean(scores)
     monkeypatch.setattr("megatron_ssd.grading.metrics._CHUNK", 100)
-    assert BOOTSTRAP.mean(scores) == whole
+    assert BOOTSTRAP.mean(scores) == full
 
 
 def p_by_enumeration(ahead: int, behind: int) -> float:

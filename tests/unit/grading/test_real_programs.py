@@ -42,7 +42,7 @@ needs_mbpp = pytest.mark.skipif(not MBPP.is_file(), reason=f"needs {MBPP}")
 
 
 def humaneval() -> list[tuple[Problem, str]]:
-    """Problems with their canonical solutions, each as a whole program."""
+    """Problems with their canonical solutions, each as a complete program."""
     with gzip.open(HUMANEVAL, "rt") as file:
         rows = [json.loads(line) for line in file]
     problems = read_humaneval(HUMANEVAL)
