@@ -1,13 +1,13 @@
-"""Conversion speed beside ``cp``, and the memory that it takes, on made-up models of about 2 GB.
+"""Conversion speed, compared with ``cp``, and peak memory, on random models of about 2 GB.
 
-    python benchmarks/convert.py [--gigabytes 2] [--rounds 3] [--folder DIR]
+    python -m benchmarks.convert [--gigabytes 2] [--rounds 3] [--folder DIR]
 
-For a dense model and a mixture of experts, Hugging Face folders of random bytes are written in several files. Then,
-alternating in each round, so that all see the same state of the disk and its cache: ``cp -r`` of the folder, conversion
-to a Megatron-Core checkpoint, ``cp -r`` of that, and conversion back. Every output is forced to disk within its time.
-Each conversion is a process of its own; its peak memory is the kernel's own count (VmHWM) less what the process held
-when everything was imported. The fastest round of each is shown. Files were just written, so they are read from the
-page cache as far as memory allows, by ``cp`` and by the conversion alike.
+For a dense model and a mixture of experts, Hugging Face folders of random bytes are written in several files. Each
+round then runs ``cp -r`` of the folder, conversion to a Megatron-Core checkpoint, ``cp -r`` of the checkpoint, and
+conversion back, so that all meet the same state of the disk and its cache. Every time includes forcing the output to
+disk. Each conversion runs in a fresh process. Its peak memory counts anonymous pages, less those in use after all
+imports; pages of mapped files are not counted, because the kernel can drop them. The table shows the fastest round.
+Files were just written, so both ``cp`` and the conversion read them from the page cache as far as memory allows.
 """
 
 from __future__ import annotations
@@ -19,12 +19,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.export.full_model import full_model
+from megatron_ssd.export.shards import TensorSpec, plan_shards, write_index, write_shard
 from megatron_ssd.models.families import family_of
 
 MB = 1_000_000
@@ -32,25 +38,19 @@ _SHAPE: dict[str, Any] = {
     "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 32768,
     "vocab_size": 65536, "hidden_size": 2048, "intermediate_size": 6144,
 }  # fmt: skip
-# In a process of its own: the baseline is taken when all is imported, the peak at the end.
+# Runs in a fresh process; all imports are done before the measurement starts.
 _CHILD = """
 import json, sys, time
-import megatron_ssd.export.checkpoint_writer, megatron_ssd.export.state_dict_adapter, megatron_ssd.export.full_model
+from benchmarks.convert import peak_memory
 from megatron_ssd.config.export import ConvertConfig
-from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.export.convert import run_convert
 from megatron_ssd.runtime import cpu
 
-cpu.install()  # imports the rest of Megatron-Core
-
-def status(key):
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key + ":"))
-
-base = status("VmRSS")
-open("/proc/self/clear_refs", "w").write("5")  # from here on VmHWM is the peak of the conversion
+cpu.install()
+config = ConvertConfig(**json.loads(sys.argv[1]))
 started = time.perf_counter()
-run_convert(ConvertConfig(**json.loads(sys.argv[1])))
-print(json.dumps({"seconds": time.perf_counter() - started, "memory": status("VmHWM") - base}))
+memory = peak_memory(lambda: run_convert(config))
+print(json.dumps({"seconds": time.perf_counter() - started, "memory": memory}))
 """
 
 
@@ -64,8 +64,8 @@ class Row:
     seconds: float = float("inf")
     memory: int | None = None
 
-    def take(self, seconds: float, memory: int | None = None) -> None:
-        """Enter a round."""
+    def add_round(self, seconds: float, memory: int | None = None) -> None:
+        """Record a round."""
         self.seconds = min(self.seconds, seconds)
         if memory is not None:
             self.memory = max(self.memory or 0, memory)
@@ -84,32 +84,48 @@ def models(gigabytes: float) -> list[ModelConfig]:
     return result
 
 
-def write_model(folder: Path, model: ModelConfig) -> tuple[int, int]:
-    """Random bytes as bf16 weights in files of 500 MB; (bytes in all, bytes of the largest tensor)."""
-    import torch
-
-    from megatron_ssd.export.full_model import full_model
-    from megatron_ssd.export.shards import TensorSpec, plan_shards, write_index, write_shard
-
+def write_model(folder: Path, model: ModelConfig, *, max_shard_bytes: int = 500 * MB) -> tuple[int, int]:
+    """Write random bytes as bf16 weights; (bytes of all tensors, bytes of the largest)."""
     folder.mkdir()
     family = family_of(model.model_type)
     (folder / "config.json").write_text(json.dumps(family.to_hf_config(model, dtype="bfloat16")))
-    specs = [
-        TensorSpec(name, shape, torch.bfloat16)
-        for weight in full_model(model).weights
-        for name, shape in zip(weight.hf_names, weight.hf_shapes, strict=True)
-    ]
-    of = {spec.name: spec for spec in specs}
+    specs = {name: TensorSpec(name, shape, torch.bfloat16) for name, shape in full_model(model).hf_shapes.items()}
 
     def value(name: str) -> torch.Tensor:
-        content = bytearray(os.urandom(of[name].num_bytes))
-        return torch.frombuffer(content, dtype=torch.bfloat16).view(of[name].shape)
+        content = bytearray(os.urandom(specs[name].num_bytes))
+        return torch.frombuffer(content, dtype=torch.bfloat16).view(specs[name].shape)
 
-    shards = plan_shards(specs, max_bytes=500 * MB)
+    shards = plan_shards(list(specs.values()), max_bytes=max_shard_bytes)
     for shard in shards:
         write_shard(folder, shard, value)
     write_index(folder, shards)
-    return sum(spec.num_bytes for spec in specs), max(spec.num_bytes for spec in specs)
+    sizes = [spec.num_bytes for spec in specs.values()]
+    return sum(sizes), max(sizes)
+
+
+def peak_memory(action: Callable[[], None]) -> int:
+    """Bytes of anonymous memory that this process gains at most while ``action`` runs, sampled every millisecond."""
+    base, stopped = _anonymous_bytes(), threading.Event()
+    peak = base
+
+    def sample() -> None:
+        nonlocal peak
+        while not stopped.wait(0.001):
+            peak = max(peak, _anonymous_bytes())
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        action()
+    finally:
+        stopped.set()
+        thread.join()
+    return peak - base
+
+
+def _anonymous_bytes() -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:"))
 
 
 def copy(source: Path, target: Path) -> float:
@@ -131,6 +147,7 @@ def convert(direction: str, hf: Path, megatron: Path) -> dict[str, float]:
     arguments = {"direction": direction, "hf": str(hf), "megatron": str(megatron), "max_shard_bytes": 500 * MB}
     done = subprocess.run(
         [sys.executable, "-c", _CHILD, json.dumps(arguments)],
+        cwd=Path(__file__).parents[1],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         check=True,
@@ -147,12 +164,12 @@ def measure(model: ModelConfig, folder: Path, rounds: int) -> list[Row]:
     names = ("cp -r of the Hugging Face folder", "hf_to_megatron", "cp -r of the checkpoint", "megatron_to_hf")
     rows = [Row(label, name, total) for name in names]
     for _ in range(rounds):
-        rows[0].take(copy(hf, scratch))
+        rows[0].add_round(copy(hf, scratch))
         done = convert("hf_to_megatron", hf, megatron)
-        rows[1].take(done["seconds"], int(done["memory"]))
-        rows[2].take(copy(megatron, scratch))
+        rows[1].add_round(done["seconds"], int(done["memory"]))
+        rows[2].add_round(copy(megatron, scratch))
         done = convert("megatron_to_hf", back, megatron)
-        rows[3].take(done["seconds"], int(done["memory"]))
+        rows[3].add_round(done["seconds"], int(done["memory"]))
     for path in sorted(hf.glob("*.safetensors")):
         subprocess.run(["cmp", path, back / path.name], check=True)
     for path in (hf, megatron, back, scratch):

@@ -34,7 +34,8 @@ from megatron_ssd.planner.dry_run import LayoutReport, RankReport
 from megatron_ssd.planner.flops import flops_of
 from megatron_ssd.planner.memory import GB, all_ranks
 from megatron_ssd.runtime.device import Device, prepare_device
-from megatron_ssd.runtime.hardware import check_precision, peak_tflops
+from megatron_ssd.runtime.gpus import peak_tflops
+from megatron_ssd.runtime.hardware import check_precision
 from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
 
 ONE = ParallelConfig()

@@ -4,7 +4,7 @@ python launch/export.py experiment=demo model.path=BASE run_dir=runs/mine
 """
 
 from megatron_ssd.cli.entry import main
-from megatron_ssd.export.stage import run_export
+from megatron_ssd.export.export import run_export
 
 if __name__ == "__main__":
     main(run_export, description=__doc__)

@@ -7,13 +7,17 @@ torchrun) has to ask for itself; it does so when the environment variable says t
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import IO, Any
 
 import megatron_ssd
 
@@ -66,3 +70,83 @@ def run_child(command: Sequence[str], *, report_follows: bool = False) -> int:
         except KeyboardInterrupt:
             child.wait()
             raise
+
+
+class ChildDeathError(Exception):
+    """A child process has ended, with exit status ``status``; negative for a signal."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the child process ended with status {status}")
+        self.status = status
+
+
+class ChildProcess:
+    """A module of this package that runs in a new interpreter, with a connection to it in both directions.
+
+    ``multiprocessing`` does not fit: a forked child of a process with threads (progress bar, tokenizer) may hang, and
+    a spawned one cannot be given its own environment, output and process group.
+
+    The kernel kills the child when the *thread* that started it ends, so start it in the main thread.
+
+    Args:
+        module: run as ``python -m``; it finds its end of the connection with ``connection_to_parent``.
+        environment: variables to set besides those of this process.
+        stdout: as for ``subprocess.Popen``.
+        stderr: as for ``subprocess.Popen``.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        *,
+        environment: Mapping[str, str] | None = None,
+        stdout: int | IO[bytes] | None = None,
+        stderr: int | IO[bytes] | None = None,
+    ) -> None:
+        self.connection, theirs = Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module, str(theirs.fileno())],
+                env={**os.environ, **this_package(), **(environment or {})},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                preexec_fn=die_with_parent,
+                process_group=0,  # Ctrl-C is for the parent to handle
+            )
+        self.pid = self._process.pid
+
+    def send(self, message: Any) -> None:
+        """Send a picklable message. If the child has ended, the next ``receive`` reports it."""
+        with contextlib.suppress(ConnectionError):
+            self.connection.send(message)
+
+    def receive(self) -> Any:
+        """The next message from the child; waits for it. An exception that the child sent is raised.
+
+        Raises:
+            ChildDeathError: the child has ended, and all its messages were received.
+        """
+        try:
+            message = self.connection.recv()
+        except (EOFError, OSError):
+            raise ChildDeathError(self._process.wait()) from None
+        try:
+            if isinstance(message, Exception):
+                raise message
+            return message
+        finally:
+            del message  # otherwise the exception and its traceback refer to each other
+
+    def close(self) -> None:
+        """Kill the child and every process it started. May be called again."""
+        self.connection.close()
+        with contextlib.suppress(ProcessLookupError):  # nothing is left of its group
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def connection_to_parent() -> Connection:
+    """In a module that ``ChildProcess`` runs: the connection to the parent. It closes when the parent ends."""
+    return Connection(int(sys.argv[1]))

@@ -2,9 +2,9 @@
 
 python -m tests.compare_versions .venv/bin/python .venv-next/bin/python
 
-Every case of ``tests.distributed.loss_worker``, dense and of experts, with one process and with two: both write
-their curves as JSON, which keeps every bit of a float. Then each resumes from a checkpoint of the other. Ends with 1
-where a digit differs. Not a test of the suite, because the suite runs in one environment; ``make test-next`` runs it.
+Runs every case of ``tests.distributed.loss_worker``, dense and with experts, with one process and with two. Both write
+their curves as JSON, which keeps every bit of a float. Then each resumes from a checkpoint of the other. The exit
+status is 1 if a digit differs. Not a test of the suite, which runs in one environment; ``make test-next`` runs it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _DATASET = (
     "import pathlib, sys; from tests.helpers.training_run import write_dataset;write_dataset(pathlib.Path(sys.argv[1]))"
 )
 _TRAIN = (
-    "import pathlib, sys; from launch.train import train as run_train; from tests.helpers.training_run import *;"
+    "import pathlib, sys; from launch.train import train; from tests.helpers.training_run import *;"
     "run_dir = pathlib.Path(sys.argv[1]);"
-    "run_train(training_config(run_dir, training={'train_iters': 6}, checkpoint={'save_interval': 3}))"
+    "train(training_config(run_dir, training={'train_iters': 6}, checkpoint={'save_interval': 3}))"
 )
 
 
@@ -46,16 +46,17 @@ def run(python: str, *arguments: str) -> str:
 
 def curves(python: str, root: Path) -> dict[str, list[dict[str, Any]]]:
     """Case -> its iterations, trained by this interpreter."""
-    root.mkdir()
-    run(python, "-c", _DATASET, str(root))
+    folder = root / "loss_worker"
+    folder.mkdir(parents=True)
+    run(python, "-c", _DATASET, str(folder))
     for processes in WORLD_SIZES:
         run(python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
-            "-m", "tests.distributed.loss_worker", str(root))  # fmt: skip
-    return {path.stem: json.loads(path.read_text()) for path in sorted(root.glob("*.json"))}
+            "-m", "tests.helpers.torchrun", str(root), folder.name)  # fmt: skip
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*-*.json"))}
 
 
 def resumed(first: str, second: str, root: Path) -> str:
-    """What differs between a run of ``first`` and the same run with its second half by ``second``, or nothing."""
+    """What differs if ``second`` runs the second half of a run of ``first``; empty if nothing does."""
     root.mkdir()
     run(first, "-c", _DATASET, str(root))
     run(first, "-c", _TRAIN, str(root))
@@ -69,12 +70,12 @@ def resumed(first: str, second: str, root: Path) -> str:
 
 
 def _exact(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What does not depend on time."""
+    """The columns that do not depend on time."""
     return [{name: row[name] for name in ("loss", "grad_norm", "learning_rate", "samples")} for row in rows]
 
 
 def difference(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> str:
-    """The first number that differs, or nothing."""
+    """The first number that differs; empty if none does."""
     if len(one) != len(other):
         return f"{len(one)} and {len(other)} iterations"
     for iteration, (row, row_of_other) in enumerate(zip(one, other, strict=True), start=1):
@@ -85,7 +86,7 @@ def difference(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> str:
 
 
 def main(pythons: list[str]) -> int:
-    """Print one line a case and return the exit status."""
+    """Print one line per case and return the exit status."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for place, python in enumerate(pythons):

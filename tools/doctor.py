@@ -1,10 +1,10 @@
 """Say what can run on this machine, what cannot and why, and what to do about it.
 
-python tools/doctor.py           a table; exit status 0 where the demo can run here, 1 where it cannot
+python tools/doctor.py           a table; exit status 0 if the demo can run here, otherwise 1
 python tools/doctor.py --json    the same for programs
 
-Needs nothing but Python itself. Every package is tried in a process of its own, so one that crashes or talks at import
-is a line in the table and no more. What is tried is really tried: engines are imported, bubblewrap starts a sandbox.
+Needs nothing but Python. Every package is imported in a process of its own, so one that crashes at import is only a
+line in the table. bubblewrap starts a real sandbox.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ INSTALL_PROGRAMS = "run: tools/system_packages.sh demo"
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table. ``problem`` in a line that the demo needs means that the demo cannot run."""
+    """One line of the table. The demo cannot run if a line that it needs has status ``problem``."""
 
     name: str
     status: Status
@@ -97,13 +97,13 @@ def check_python() -> Finding:
 
 
 def check_beside_torch() -> Finding:
-    """Packages that break transformers where they stand beside a CPU build of torch."""
+    """Packages that break transformers if they are installed with a CPU build of torch."""
     torch = version_of("torch")
     if torch is None:
         return Finding("torch", "problem", "not installed", INSTALL, demo=True)
     found = [name for name in NOT_BESIDE_CPU_TORCH if version_of(name)]
     if "+cpu" in torch and found:
-        detail = f"{torch} with {', '.join(found)} beside it, which breaks the import of transformers"
+        detail = f"{torch} with {', '.join(found)}, which breaks the import of transformers"
         fix = f"run: {sys.executable} -m pip uninstall --yes {' '.join(found)}"
         return Finding("torch", "problem", detail, fix, demo=True)
     return Finding("torch", "ok", torch, demo=True)

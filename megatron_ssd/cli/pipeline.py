@@ -183,8 +183,10 @@ def _run_all(
 
 def check_machine(config: RunConfig) -> None:
     """Raise ``UserError`` for the first thing that is missing: device, sandbox or a writable run folder."""
-    from megatron_ssd.runtime.device import check_device  # here, because torch takes seconds to import
-    from megatron_ssd.runtime.hardware import check_hardware
+    from megatron_ssd.runtime.hardware import (  # here, because torch takes seconds to import
+        check_device,
+        check_hardware,
+    )
 
     check_device(config.cluster)
     if config.cluster.device == "cuda":

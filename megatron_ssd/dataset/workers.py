@@ -10,24 +10,19 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.process import die_with_parent, this_package
+from megatron_ssd.process import ChildDeathError, ChildProcess, connection_to_parent
 
 T = TypeVar("T")
 
 CountSamples = Callable[[int], object]
-Work = Callable[
-    [T, CountSamples], object
-]  # does a task; reports now and then the number of samples since the last report
+Work = Callable[[T, CountSamples], object]  # does a task, and reports the number of samples now and then
 _DONE = "done"
+_MODULE = "megatron_ssd.dataset.workers"  # this one
 _EVERY = 64  # samples between two reports to the progress bar
 
 
@@ -66,8 +61,8 @@ def run_tasks(work: Work[T], tasks: Sequence[T], *, num_workers: int, count_samp
             yield task
         return
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(_Worker()) for _ in range(count)]
-        busy: dict[Any, tuple[_Worker, T]] = {}
+        workers = [stack.enter_context(contextlib.closing(ChildProcess(_MODULE))) for _ in range(count)]
+        busy: dict[Any, tuple[ChildProcess, T]] = {}
         for worker, task in zip(workers, itertools.islice(waiting, count), strict=True):
             worker.send(work)
             worker.send(task)
@@ -75,7 +70,7 @@ def run_tasks(work: Work[T], tasks: Sequence[T], *, num_workers: int, count_samp
         while busy:
             for connection in wait(list(busy)):
                 worker, task = busy[connection]
-                message = worker.receive()
+                message = _receive(worker)
                 if message != _DONE:
                     count_samples(message)
                     continue
@@ -86,62 +81,17 @@ def run_tasks(work: Work[T], tasks: Sequence[T], *, num_workers: int, count_samp
                 yield task
 
 
-class _Worker:
-    """The parent's end of a worker; a context manager that ends the worker.
-
-    The kernel kills a worker when the thread that started it ends, so start it in the main thread.
-    """
-
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "megatron_ssd.dataset.workers", str(theirs.fileno())],
-                env={**os.environ, **this_package()},
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                preexec_fn=die_with_parent,
-                process_group=0,  # Ctrl-C is the parent's to handle
-            )
-        self.connection = Connection(ours.detach())
-
-    def send(self, message: object) -> None:
-        """Send the work, then one task after another."""
-        try:
-            self.connection.send(message)
-        except ConnectionError:
-            raise self._death() from None
-
-    def receive(self) -> Any:
-        """The next message of the worker: samples done, or ``_DONE``. Raises what its task raised."""
-        try:
-            message = self.connection.recv()
-        except (EOFError, ConnectionError):
-            raise self._death() from None
-        try:
-            if isinstance(message, Exception):
-                raise message
-            return message
-        finally:
-            del message  # otherwise the error's traceback refers to this frame, and the frame to the error
-
-    def _death(self) -> UserError:
-        return UserError(
-            f"worker process with status {self._process.wait()}",
+def _receive(worker: ChildProcess) -> Any:
+    """The worker's next message: a number of samples, or that its task is done. Raises what its task raised."""
+    try:
+        return worker.receive()
+    except ChildDeathError as death:
+        raise UserError(
+            f"worker process with status {death.status}",
             rule="died; see its message above, if any (status -9: killed, perhaps because memory ran out)",
             fix="finished shards are kept: run the same command again, with a lower preprocess.num_workers if it was "
             "memory",
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.connection.close()
-        self._process.kill()
-        self._process.wait()
+        ) from None
 
 
 def serve(connection: Connection) -> None:
@@ -161,4 +111,4 @@ def serve(connection: Connection) -> None:
 
 
 if __name__ == "__main__":
-    serve(Connection(int(sys.argv[1])))
+    serve(connection_to_parent())

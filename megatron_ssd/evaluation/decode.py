@@ -1,13 +1,13 @@
-"""The benchmark decoded with one model under all its settings, in one go: the engine starts once.
+"""Decodes the benchmark with one model under all its settings, with one start of the engine.
 
-Each setting has a file, ``LABEL.jsonl``, with one ``schema.Sample`` a response. Rows are appended as responses finish;
-a file that is complete is put into the plan's order by one rename. Finished rows are never drawn again.
-Sample ``i`` of a problem has the same seed under every setting and for both models.
+Each setting has a file, ``LABEL.jsonl``, with one ``schema.Sample`` per response. Samples are appended as they finish;
+a complete file is sorted into the order of the plan by one rename. Finished samples are never generated again. Sample
+``i`` of a problem has the same seed under every setting and for both models.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -17,32 +17,31 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ssd.artifacts.hub import ModelFolder
+from megatron_ssd.artifacts.jsonl import JsonlWriter
 from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.generation.engine import Completion, Sampler
-from megatron_ssd.generation.plan import PlannedSample, plan_samples, request_of
-from megatron_ssd.generation.recording import RowMaker
-from megatron_ssd.generation.sampling import sample_all, sampling_hash
-from megatron_ssd.generation.store import SampleFile
-from megatron_ssd.prompts.prompt import build_prompts
+from megatron_ssd.generation.engine import Completion, Request, Sampler, sample_all
+from megatron_ssd.generation.plan import plan_requests, sample_of, sampling_hash
+from megatron_ssd.generation.store import Key, SampleStore
+from megatron_ssd.prompts.prompt import Prompt, build_prompts
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import Problem
 
 log = logging.getLogger(__name__)
 
-OpenSampler = Callable[[RunConfig, ModelFolder], AbstractContextManager[Sampler]]
+OpenSampler = Callable[..., AbstractContextManager[Sampler]]  # as generation.samplers.open_sampler
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeJob:
-    """What is decoded with one model.
+    """The decoding of one model.
 
     Args:
-        name: what the bar calls the model.
+        name: for the progress bar.
         model: the model's folder.
         problems: the benchmark.
-        settings: every setting, with labels that differ.
-        folder: where the files go.
+        settings: every setting, with distinct labels.
+        folder: of the files.
     """
 
     config: RunConfig
@@ -53,10 +52,10 @@ class DecodeJob:
     folder: Path
 
     def run(self, open_sampler: OpenSampler, note: Callable[[], None]) -> None:
-        """Draw whatever is missing; starts no engine where nothing is.
+        """Generate the missing samples; starts an engine only if there are any.
 
         Args:
-            open_sampler: starts the engine on a model, for as long as its context is held.
+            open_sampler: starts the engine on a model, for the duration of its context.
             note: called after each response.
 
         Raises:
@@ -64,33 +63,44 @@ class DecodeJob:
         """
         num_samples = self.config.evaluation.num_samples
         keys = [(problem.id, index) for problem in self.problems for index in range(num_samples)]
-        files = {setting.label: SampleFile(self.path(setting), keys) for setting in self.settings}
-        assert len(files) == len(self.settings), "two settings share a label"
-        if all(file.is_complete for file in files.values()):
-            log.info("eval: every response of %s is there", self.name)
-            return
-        try:
-            with open_sampler(self.config, self.model) as sampler:  # loads while the prompts are made
-                self._draw(sampler, files, note)
-        finally:
-            for file in files.values():
-                file.close()
+        stores = {setting: self._store(setting, keys) for setting in self.settings}
+        assert len({setting.label for setting in stores}) == len(stores), "two settings share a label"
+        if any(store.num_missing for store in stores.values()):
+            with open_sampler(
+                self.config.engine,
+                self.model,
+                device=self.config.cluster.device,
+                stop_token_ids=self._stop_token_ids,
+                worker=self.config.worker,
+            ) as sampler:  # loads while the prompts are made
+                self._draw(sampler, stores, note)
+        else:
+            log.info("eval: every response of %s is complete", self.name)
+        for store in stores.values():
+            store.update()
+            store.merge()
+
+    def _store(self, setting: SamplingParams, keys: Sequence[Key]) -> SampleStore:
+        path = self.path(setting)
+        store = SampleStore([(path, keys)], lambda: [path] if path.exists() else [])
+        store.update()
+        return store
 
     def path(self, setting: SamplingParams) -> Path:
         """The file of ``setting``."""
         return self.folder / f"{setting.label}.jsonl"
 
     def planned(self, setting: SamplingParams) -> Callable[[dict[str, Any]], bool]:
-        """Whether a row of an earlier evaluation is one that this job would draw under ``setting``."""
+        """Whether a record of an earlier evaluation is one that this job would generate under ``setting``."""
         drawn_alike = {"model_revision": self.model.revision, "sampling_hash": self._sampling_hash(setting)}
-        by_key = {planned.key: planned for planned in self._plan}
+        by_key = {request.key: request for request in self._requests(setting)}
 
-        def is_planned(row: dict[str, Any]) -> bool:
-            planned = by_key.get((row.get("problem_id", ""), row.get("sample_index", -1)))
-            return planned is not None and row == row | drawn_alike | {
-                "seed": planned.seed,
-                "prompt_token_ids": planned.prompt.token_ids,
-                "skip_reason": planned.skip_reason,
+        def is_planned(record: dict[str, Any]) -> bool:
+            request = by_key.get((record.get("problem_id", ""), record.get("sample_index", -1)))
+            return request is not None and record == record | drawn_alike | {
+                "seed": request.seed,
+                "prompt_token_ids": request.prompt_token_ids,
+                "skip_reason": request.skip_reason,
             }
 
         return is_planned
@@ -102,43 +112,56 @@ class DecodeJob:
         return tokenizer
 
     @cached_property
-    def _plan(self) -> list[PlannedSample]:
-        return plan_samples(
-            build_prompts(self.problems, self.config.prompt, self._tokenizer),
+    def _prompts(self) -> list[Prompt]:
+        return list(build_prompts(self.problems, self.config.prompt, self._tokenizer))
+
+    @property
+    def _stop_token_ids(self) -> tuple[int, ...]:
+        return self.config.sampling.stop_token_ids if self.config.sampling else ()
+
+    def _requests(self, setting: SamplingParams) -> list[Request]:
+        return plan_requests(
+            self._prompts,
             num_samples=self.config.evaluation.num_samples,
             run_seed=self.config.seed,
+            params=setting,
+            max_tokens=self.config.evaluation.max_tokens,
             max_model_len=self.config.engine.max_model_len,
         )
 
     def _sampling_hash(self, setting: SamplingParams) -> str:
-        stops = self.config.sampling.stop_token_ids if self.config.sampling else ()
-        return sampling_hash(setting, self.config.evaluation.max_tokens, stops)
+        return sampling_hash(setting, self.config.evaluation.max_tokens, self._stop_token_ids)
 
-    def _draw(self, sampler: Sampler, files: dict[str, SampleFile], note: Callable[[], None]) -> None:
-        config, plan = self.config, self._plan
-        by_key = {planned.key: planned for planned in plan}
-        makers = {
-            setting.label: RowMaker(self._tokenizer, self.model.revision, self._sampling_hash(setting))
-            for setting in self.settings
-        }
-        requests = []
-        for setting in self.settings:
-            file = files[setting.label]
-            for planned in plan:
-                if planned.key in file.done:
-                    continue
-                if planned.skip_reason:
-                    file.write(makers[setting.label].skipped(planned))
-                    continue
-                request = request_of(planned, decoding=setting, max_tokens=config.evaluation.max_tokens)
-                requests.append(dataclasses.replace(request, key=(setting.label, *planned.key)))
+    def _draw(self, sampler: Sampler, stores: dict[SamplingParams, SampleStore], note: Callable[[], None]) -> None:
+        hashes = {setting: self._sampling_hash(setting) for setting in stores}
+        missing = [
+            request
+            for setting, store in stores.items()
+            if store.num_missing
+            for request in self._requests(setting)
+            if request.key not in store
+        ]
+        with contextlib.ExitStack() as stack:
+            writers = {
+                setting: stack.enter_context(JsonlWriter(self.path(setting)))
+                for setting in {request.params for request in missing}
+            }
 
-        def record(completion: Completion) -> None:
-            label, *key = completion.key
-            row = makers[str(label)].finished(by_key[tuple(key)], completion)  # type: ignore[index]
-            files[str(label)].write(row)
-            note()
+            def record(request: Request, completion: Completion | None) -> None:
+                sample = sample_of(
+                    request,
+                    completion,
+                    tokenizer=self._tokenizer,
+                    sampling_hash=hashes[request.params],
+                    model_revision=self.model.revision,
+                )
+                writers[request.params].write(sample.to_json())
+                note()
 
-        done_before = len(plan) * len(files) - len(requests)
-        stats = sample_all(sampler, requests, record, desc=f"decoding {self.name}", done_before=done_before)
-        log.info("eval: %s drew %d tokens, %.0f a second", self.name, stats.tokens, stats.tokens_per_second)
+            for request in missing:
+                if request.skip_reason:
+                    record(request, None)
+            requests = [request for request in missing if not request.skip_reason]
+            done_before = len(stores) * len(self.problems) * self.config.evaluation.num_samples - len(requests)
+            stats = sample_all(sampler, requests, record, desc=f"decoding {self.name}", done_before=done_before)
+        log.info("eval: %s drew %d tokens, %.0f per second", self.name, stats.tokens, stats.tokens_per_second)

@@ -1,1 +1,1 @@
-"""From a Megatron-Core checkpoint to a Hugging Face folder that transformers and vLLM load."""
+"""Export of Megatron-Core checkpoints to Hugging Face folders that transformers and vLLM load, and conversion."""

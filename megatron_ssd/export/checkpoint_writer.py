@@ -1,9 +1,9 @@
-"""A Megatron-Core checkpoint of weights alone, written one weight after another.
+"""Writes a Megatron-Core checkpoint of weights, one tensor at a time.
 
-The format is that of ``torch.distributed.checkpoint`` (torch_dist): ``.distcp`` files with one ``torch.save`` record
-after another, and ``.metadata``, which says where each piece of each tensor stands. Megatron-Core's own writer, and
-torch's, take a whole model; here one weight is in hand, and the one before it until it is hashed. What is written is
-what one process would have written, so that any layout loads it.
+The format is that of ``torch.distributed.checkpoint`` (torch_dist): ``.distcp`` files of concatenated ``torch.save``
+archives, and ``.metadata`` with the offset of each piece of each tensor. Megatron-Core's and torch's own writers need
+the full model in memory; this one needs one tensor, and the previous one until it is hashed. The result is what one
+process would write, so that any layout loads it.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from torch.distributed.checkpoint.storage import WriteResult
 from megatron_ssd.export.full_model import FullModel, FullTensor
 from megatron_ssd.progress import progress
 
-FILE_BYTES = 4_000_000_000  # after which a new file is begun
-_SMALL = 1 << 16  # bytes; what is shorter is copied for the hash
+FILE_BYTES = 4_000_000_000  # size at which a new file starts
+_SMALL = 1 << 16  # bytes; shorter writes are copied for the hash
 
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """Size and SHA-256 of a file, known without reading it again."""
+    """Size and SHA-256 of a file, computed while writing it."""
 
     bytes: int
     sha256: str
@@ -49,19 +49,19 @@ class WrittenFile:
 
 def write_checkpoint(
     folder: Path,
-    whole: FullModel,
+    full: FullModel,
     pieces_of: Callable[[FullTensor], Iterable[Tensor]],
     *,
     file_bytes: int = FILE_BYTES,
 ) -> dict[str, WrittenFile]:
-    """Write every weight of ``whole`` and what Megatron-Core's loading needs beside them into the new ``folder``.
+    """Write every tensor of ``full``, and the objects that Megatron-Core loads with them, to the new ``folder``.
 
     Args:
-        folder: does not exist yet.
-        whole: names, keys and shapes.
-        pieces_of: the value of a weight, in one piece or cut along its first dimension, each piece in the type that is
-            to be kept. Asked once for each weight, in order.
-        file_bytes: size from which on a new file is begun.
+        folder: must not exist.
+        full: names, keys and shapes.
+        pieces_of: the value of a tensor, in one piece or split along its first dimension, each piece in the type to
+            write. Called once per tensor, in order.
+        file_bytes: size at which a new file starts.
 
     Returns:
         The large files by name.
@@ -73,50 +73,52 @@ def write_checkpoint(
     tensors: dict[str, Any] = {}
     results: list[WriteResult] = []
     files: dict[str, WrittenFile] = {}
-    todo = list(whole.weights)
+    todo = list(full.tensors)
     bar: Any = progress(desc=f"writing {folder.name}", unit="weight", total=len(todo))
     with bar:
         while todo:
             name = f"__0_{len(files)}.distcp"
             with _HashedFile(folder / name) as file:
                 if not files:
-                    results += _write_objects(file, name, whole.object_keys)
+                    results += _write_objects(file, name, full.object_keys)
                 while todo and file.tell() < file_bytes:
-                    weight = todo.pop(0)
-                    results += _write_weight(file, name, weight, pieces_of(weight), tensors)
+                    tensor = todo.pop(0)
+                    results += _write_tensor(file, name, tensor, pieces_of(tensor), tensors)
                     bar.update()
             files[name] = WrittenFile(file.tell(), file.hexdigest())
-    objects = {key: BytesStorageMetadata() for key in whole.object_keys}
+    objects = {key: BytesStorageMetadata() for key in full.object_keys}
     FileSystemWriter(folder).finish(Metadata(state_dict_metadata={**tensors, **objects}), [results])
-    torch.save({}, folder / "common.pt")  # what is the same for all ranks: nothing, in a checkpoint of weights
+    torch.save({}, folder / "common.pt")  # the state common to all ranks, which weights alone do not have
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))
     return files
 
 
-def _write_weight(
-    file: _HashedFile, name: str, weight: FullTensor, pieces: Iterable[Tensor], tensors: dict[str, Any]
+def _write_tensor(
+    file: _HashedFile, name: str, tensor: FullTensor, pieces: Iterable[Tensor], tensors: dict[str, Any]
 ) -> Iterator[WriteResult]:
-    """Append one weight to ``file`` and enter its place into ``tensors``, the metadata by key."""
-    leading = (1,) * len(weight.place)
+    """Append one tensor to ``file`` and add its pieces to ``tensors``, the metadata by key."""
+    leading = (1,) * len(tensor.index)
     row = 0
     for piece in pieces:
-        assert tuple(piece.shape[1:]) == weight.shape[1:], weight.name
+        assert tuple(piece.shape[1:]) == tensor.shape[1:], tensor.name
         sizes = torch.Size((*leading, *piece.shape))
-        chunk = ChunkStorageMetadata(torch.Size((*weight.place, row, *(0 for _ in weight.shape[1:]))), sizes)
+        chunk = ChunkStorageMetadata(torch.Size((*tensor.index, row, *(0 for _ in tensor.shape[1:]))), sizes)
         start = file.tell()
         _save(piece.contiguous().view(sizes), file)
-        if weight.key not in tensors:
+        if tensor.key not in tensors:
             properties = TensorProperties(dtype=piece.dtype)
-            tensors[weight.key] = TensorStorageMetadata(properties, torch.Size((*weight.places, *weight.shape)), [])
-        chunks = tensors[weight.key].chunks
-        yield _result(MetadataIndex(weight.key, chunk.offsets, len(chunks)), name, start, file.tell() - start)
+            tensors[tensor.key] = TensorStorageMetadata(
+                properties, torch.Size((*tensor.num_leading, *tensor.shape)), []
+            )
+        chunks = tensors[tensor.key].chunks
+        yield _result(MetadataIndex(tensor.key, chunk.offsets, len(chunks)), name, start, file.tell() - start)
         chunks.append(chunk)
         row += len(piece)
-    assert row == weight.shape[0], weight.name
+    assert row == tensor.shape[0], tensor.name
 
 
 def _write_objects(file: _HashedFile, name: str, keys: tuple[str, ...]) -> list[WriteResult]:
-    """Append an empty object for each key, in the form of Megatron-Core: a list of the one object that a rank has."""
+    """Append an empty object per key in Megatron-Core's form: a list with the one object of a rank."""
     stream = io.BytesIO()
     torch.save([None], stream)
     results = []
@@ -134,7 +136,7 @@ def _save(value: Tensor, file: _HashedFile) -> None:
     file.holding = value
     try:
         torch.save(value, cast("Any", file))
-    except RuntimeError:  # what torch makes of an error in the middle of a record
+    except RuntimeError:  # torch's error for any error while it writes
         if file.error is not None:
             raise file.error from None
         raise
@@ -143,12 +145,12 @@ def _save(value: Tensor, file: _HashedFile) -> None:
 
 
 class _HashedFile(io.RawIOBase):
-    """A new file that is hashed while it is written from start to end; on disk when closed.
+    """A new file that is hashed while it is written sequentially; closing it forces it to disk.
 
-    A second thread hashes, at a third of the speed of writing: while it is busy with a tensor, the next one is read and
-    the hash is waited for only then. So two tensors may be in memory.
+    A second thread hashes, at a third of the speed of writing. While it hashes a tensor, the next one is read, and the
+    next write waits for the hash. So two tensors may be in memory.
 
-    ``holding`` is the owner of what is being written, kept alive until it is hashed.
+    ``holding`` is the owner of the data being written; it is kept alive until it is hashed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -162,7 +164,7 @@ class _HashedFile(io.RawIOBase):
         self._position = 0
 
     def writable(self) -> bool:
-        """As files say it."""
+        """Whether it can be written."""
         return True
 
     def tell(self) -> int:
@@ -171,7 +173,7 @@ class _HashedFile(io.RawIOBase):
 
     def hexdigest(self) -> str:
         """SHA-256 of what was written."""
-        assert self.closed, "not all may be hashed yet"
+        assert self.closed, "hashing may not be finished"
         return self._hash.hexdigest()
 
     def write(self, data: Any) -> int:
@@ -196,14 +198,14 @@ class _HashedFile(io.RawIOBase):
     def close(self) -> None:
         """Force the file to disk."""
         if not self.closed:
-            self._thread.shutdown()  # after all is hashed
+            self._thread.shutdown()  # waits until everything is hashed
             self._hashing = None
             os.fsync(self._file.fileno())
             self._file.close()
         super().close()
 
     def _wait(self) -> None:
-        """Until the last tensor is hashed, and may go."""
+        """Wait until the last tensor is hashed, and free it."""
         if self._hashing is not None:
             self._hashing[0].result()
             self._hashing = None

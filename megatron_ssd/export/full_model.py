@@ -1,8 +1,8 @@
-"""Every weight of a whole model, as a Megatron-Core checkpoint names and shapes it, without the model.
+"""Names and shapes of all tensors of a full (unsharded) model in a Megatron-Core checkpoint.
 
-Megatron-Core's own word, taken from a model of one process on the meta device: a weight of layer 3, expert 5 stands in
-the checkpoint under one key for all layers and experts, at (3, 5) along two leading axes. Layouts do not show: however
-many ranks wrote a checkpoint, the keys and whole shapes are these.
+They come from Megatron-Core itself: a model for one process is built on the meta device. In a checkpoint all layers and
+experts share one key, and the tensor of layer 3, expert 5 is at index (3, 5) of two leading axes. Keys and full shapes
+do not depend on the layout that wrote the checkpoint.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.families.mappings import ParamMapping
 from megatron_ssd.models.hf_checkpoint import map_parameters
-from megatron_ssd.models.hf_folder import Shape
+from megatron_ssd.models.hf_weights import Shape
 from megatron_ssd.runtime import cpu
 from megatron_ssd.runtime.process_groups import fake_process_group
 
 
 @dataclass(frozen=True)
 class FullTensor:
-    """One parameter of the whole model.
+    """One parameter of the full model.
 
     Args:
         name: in ``GPTModel`` of one process.
-        key: in a checkpoint, where ``place`` says which layer (and expert) of the ``places`` that share the key.
-        place: position along the key's leading axes; empty for a key of one weight.
-        places: lengths of those axes.
+        key: in a checkpoint.
+        index: layer (and expert) along the leading axes of the key; empty for a key of one parameter.
+        num_leading: lengths of those axes.
         shape: of this parameter alone.
-        padded: whether a checkpoint may hold more rows, which pad the vocabulary.
+        padded: whether a checkpoint may have more rows, which pad the vocabulary.
         mapping: its parameter mapping.
-        hf_names: the Hugging Face weights that it is made of.
+        hf_names: the Hugging Face tensors that it is made of.
         hf_shapes: their shapes.
     """
 
     name: str
     key: str
-    place: Shape
-    places: Shape
+    index: Shape
+    num_leading: Shape
     shape: Shape
     padded: bool
     mapping: ParamMapping
@@ -59,19 +59,28 @@ class FullTensor:
 
 @dataclass(frozen=True)
 class FullModel:
-    """All weights in the order of the model's modules, and the keys of empty objects that a checkpoint has beside them.
+    """All tensors in the order of the model's modules, and the keys of the empty objects in a checkpoint.
 
-    The objects are the extra states of linear layers, where TransformerEngine keeps FP8 scales; without FP8 they are
-    empty, but Megatron-Core asks for them.
+    The objects are the extra states of linear layers, where TransformerEngine keeps FP8 scales. Without FP8 they are
+    empty, but Megatron-Core still loads them.
     """
 
     model: ModelConfig
-    weights: tuple[FullTensor, ...]
+    tensors: tuple[FullTensor, ...]
     object_keys: tuple[str, ...]
+
+    @property
+    def hf_shapes(self) -> dict[str, Shape]:
+        """Shape of every Hugging Face tensor by name, in order."""
+        return {
+            name: shape
+            for tensor in self.tensors
+            for name, shape in zip(tensor.hf_names, tensor.hf_shapes, strict=True)
+        }
 
 
 def full_model(model: ModelConfig) -> FullModel:
-    """Lay out ``model`` for one process. Must be called while no process groups exist; needs no memory for weights.
+    """The tensors of ``model``. Call it while no process groups exist; it allocates no memory for weights.
 
     Raises:
         ConfigError: the model cannot be built.
@@ -79,33 +88,33 @@ def full_model(model: ModelConfig) -> FullModel:
     if not torch.cuda.is_available():
         cpu.install()
     parallel = ParallelConfig()
-    # The layers of Megatron-Core; TransformerEngine's have the same keys in a checkpoint.
+    # The local layers; TransformerEngine's have the same keys in a checkpoint.
     precision = PrecisionConfig(transformer_engine=False)
     with fake_process_group(parallel, rank=0):
         (chunk,) = build_model(model, parallel, precision, device="meta", seed=None)
         state = chunk.sharded_state_dict()
-        mapped = list(map_parameters(chunk, model))
+        parameters = list(map_parameters(chunk, model))
     apply_factories(state)
-    weights = []
-    for row in mapped:
+    tensors = []
+    for mapped in parameters:
         # A gate and up projection is one parameter and, in the checkpoint, two neighbouring shards of one tensor.
-        shard = next(value for value in nested_values({"": state[row.name]}) if isinstance(value, ShardedTensor))
-        leading = shard.prepend_axis_num
-        shape = tuple(shard.global_shape[leading:])
-        assert shape == tuple(row.parameter.shape), row.name
-        weights.append(
+        shard = next(value for value in nested_values({"": state[mapped.name]}) if isinstance(value, ShardedTensor))
+        num_axes = shard.prepend_axis_num
+        shape = tuple(shard.global_shape[num_axes:])
+        assert shape == tuple(mapped.parameter.shape), mapped.name
+        tensors.append(
             FullTensor(
-                name=row.name,
+                name=mapped.name,
                 key=shard.key,
-                place=tuple(shard.global_offset[:leading]),
-                places=tuple(shard.global_shape[:leading]),
+                index=tuple(shard.global_offset[:num_axes]),
+                num_leading=tuple(shard.global_shape[:num_axes]),
                 shape=shape,
                 padded=shard.allow_shape_mismatch,
-                mapping=row.mapping,
-                hf_names=row.hf_names,
-                hf_shapes=row.mapping.hf_shapes(shape, model),
+                mapping=mapped.mapping,
+                hf_names=mapped.hf_names,
+                hf_shapes=mapped.mapping.hf_shapes(shape, model),
             )
         )
-    assert sum(weight.numel for weight in weights) == model.num_parameters()
+    assert sum(tensor.numel for tensor in tensors) == model.num_parameters()
     objects = tuple(value.unique_key for value in nested_values(state) if isinstance(value, ShardedObject))
-    return FullModel(model, tuple(weights), objects)
+    return FullModel(model, tuple(tensors), objects)

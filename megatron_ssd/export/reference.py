@@ -1,9 +1,9 @@
-"""Logits of a Hugging Face folder by transformers alone, in fp32 on the CPU.
+"""Computes the logits of a Hugging Face folder with transformers, in fp32 on the CPU.
 
     python -m megatron_ssd.export.reference FOLDER TOKENS.npy LOGITS.npy
 
-A process of its own, so that what is compared with is what a user of the folder gets: nothing of Megatron-Core, and
-nothing that this project adapts for it, is loaded here.
+It runs in its own process, without Megatron-Core and without this project's patches, so that the logits are what a user
+of the folder gets.
 """
 
 from __future__ import annotations

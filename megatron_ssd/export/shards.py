@@ -1,8 +1,9 @@
-"""safetensors files written tensor by tensor.
+"""Writes safetensors files tensor by tensor.
 
-The library's own ``save_file`` wants every tensor of a file at once and copies it; here one is in hand at a time. The
-format is a length (8 bytes, little endian), a JSON header of that length, and the raw bytes of the tensors in the
-header's order: https://huggingface.co/docs/safetensors. A file gets its name when it is whole and on disk.
+The library's ``save_file`` needs all tensors of a file at once and copies them; here one tensor is in memory at a time.
+The format is a length (8 bytes, little endian), a JSON header of that length, and the raw bytes of the tensors in the
+order of the header: https://huggingface.co/docs/safetensors. A file gets its final name when it is complete and on
+disk.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ import torch
 from torch import Tensor
 
 from megatron_ssd.artifacts.atomic import write_atomically
-from megatron_ssd.models.hf_folder import DTYPES, INDEX_FILE, WEIGHTS_FILE
+from megatron_ssd.models.hf_weights import DTYPES, INDEX_FILE, WEIGHTS_FILE
 from megatron_ssd.progress import progress
 
-_DTYPE_NAMES = {getattr(torch, name): key for key, (name, _) in DTYPES.items()}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a file says about one tensor."""
+    """Name, shape and type of one tensor in a file."""
 
     name: str
     shape: tuple[int, ...]
@@ -61,7 +62,7 @@ class Shard:
             }
             start = end
         text = json.dumps(entries, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # the values begin at a multiple of eight
+        text += b" " * (-len(text) % 8)  # the values start at a multiple of eight
         return struct.pack("<Q", len(text)) + text
 
     @property
@@ -71,7 +72,7 @@ class Shard:
 
 
 def plan_shards(specs: Sequence[TensorSpec], *, max_bytes: int) -> list[Shard]:
-    """Cut ``specs``, in their order, into files of at most ``max_bytes`` of values (or one tensor that is larger)."""
+    """Distribute ``specs``, in order, over files of at most ``max_bytes`` of values (or one larger tensor)."""
     groups: list[list[TensorSpec]] = [[]]
     size = 0
     for spec in specs:
@@ -89,7 +90,7 @@ def plan_shards(specs: Sequence[TensorSpec], *, max_bytes: int) -> list[Shard]:
 
 
 def is_written(folder: Path, shard: Shard) -> bool:
-    """Whether ``folder`` holds the whole file. Reads its header only."""
+    """Whether ``folder`` has the complete file. Reads its header only."""
     path = folder / shard.file_name
     if not path.is_file() or path.stat().st_size != len(shard.header) + shard.num_bytes:
         return False
@@ -98,7 +99,7 @@ def is_written(folder: Path, shard: Shard) -> bool:
 
 
 def write_shard(folder: Path, shard: Shard, value_of: Callable[[str], Tensor]) -> None:
-    """Write the file, asking ``value_of`` for one tensor after another."""
+    """Write the file, calling ``value_of`` for one tensor after another."""
     unfinished = folder / f"{shard.file_name}.tmp"
     with unfinished.open("wb") as file:
         file.write(shard.header)
@@ -112,7 +113,7 @@ def write_shard(folder: Path, shard: Shard, value_of: Callable[[str], Tensor]) -
 
 
 def write_index(folder: Path, shards: Sequence[Shard]) -> None:
-    """Say which file holds which tensor, where there is more than one file."""
+    """Write the index of tensors by file if there is more than one file."""
     if len(shards) == 1:
         return
     index = {

@@ -1,35 +1,23 @@
-"""What there is to sample: which prompts, how often, with which seeds, and which prompts cannot be run.
+"""Which requests a run makes, and the sample record that each of them becomes.
 
-A seed follows from (run seed, problem id, sample index) alone: no shard, process or order changes it, and neither does
-the decoding, so that two decodings of one problem share their noise.
+A seed follows from (run seed, problem id, sample index) alone. No shard, process or order changes it, and neither do
+the sampling parameters, so that two settings share the noise of a problem.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
+from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.config.generation import SamplingParams
-from megatron_ssd.generation.engine import Request
+from megatron_ssd.generation.engine import Completion, Request
 from megatron_ssd.prompts.prompt import Prompt
+from megatron_ssd.prompts.tokenizer import ChatTokenizer
+from megatron_ssd.schema import Sample
 
 _SEED_BITS = 63  # of a non-negative int64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedSample:
-    """One response to draw. ``skip_reason`` says why its prompt cannot be run, and is empty where it can."""
-
-    prompt: Prompt
-    sample_index: int
-    seed: int
-    skip_reason: str
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """(problem id, sample index)."""
-        return self.prompt.problem_id, self.sample_index
 
 
 def request_seed(run_seed: int, problem_id: str, sample_index: int) -> int:
@@ -38,22 +26,32 @@ def request_seed(run_seed: int, problem_id: str, sample_index: int) -> int:
     return int.from_bytes(digest[:8], "little") & ((1 << _SEED_BITS) - 1)
 
 
-def plan_samples(
-    prompts: Iterable[Prompt], *, num_samples: int, run_seed: int, max_model_len: int
-) -> list[PlannedSample]:
-    """``num_samples`` of each prompt, a problem's together, in the order of the prompts.
+def plan_requests(
+    prompts: Iterable[Prompt],
+    *,
+    num_samples: int,
+    run_seed: int,
+    params: SamplingParams,
+    max_tokens: int,
+    max_model_len: int,
+) -> list[Request]:
+    """``num_samples`` requests per prompt, those of a problem together, in the order of the prompts.
 
     Args:
         prompts: prompts of distinct problems.
-        num_samples: responses a prompt.
+        num_samples: responses per prompt.
         run_seed: the run's seed.
+        params: how tokens are drawn.
+        max_tokens: the longest response.
         max_model_len: tokens of prompt and response that the engine takes.
     """
     return [
-        PlannedSample(
+        Request(
             prompt=prompt,
             sample_index=index,
             seed=request_seed(run_seed, prompt.problem_id, index),
+            params=params,
+            max_tokens=max_tokens,
             skip_reason=skip_reason(len(prompt.token_ids), max_model_len),
         )
         for prompt in prompts
@@ -62,7 +60,7 @@ def plan_samples(
 
 
 def skip_reason(prompt_length: int, max_model_len: int) -> str:
-    """Why a prompt of ``prompt_length`` tokens cannot be run; empty where it can."""
+    """Why a prompt of ``prompt_length`` tokens cannot be run; empty if it can."""
     if prompt_length == 0:
         return "the prompt is empty"
     if prompt_length >= max_model_len:
@@ -70,12 +68,31 @@ def skip_reason(prompt_length: int, max_model_len: int) -> str:
     return ""
 
 
-def request_of(sample: PlannedSample, *, decoding: SamplingParams, max_tokens: int) -> Request:
-    """What the engine is asked, keyed by the sample's key."""
-    return Request(
-        key=sample.key,
-        prompt_token_ids=sample.prompt.token_ids,
-        seed=sample.seed,
-        decoding=decoding,
-        max_tokens=max_tokens,
+def sample_of(
+    request: Request,
+    completion: Completion | None,
+    *,
+    tokenizer: ChatTokenizer,
+    sampling_hash: str,
+    model_revision: str,
+) -> Sample:
+    """The record of a request, with the token ids as sampled; ``completion`` is None if the prompt cannot be run."""
+    return Sample(
+        problem_id=request.prompt.problem_id,
+        sample_index=request.sample_index,
+        messages=request.prompt.messages,
+        prompt_token_ids=request.prompt.token_ids,
+        response=tokenizer.text(completion.token_ids) if completion else "",
+        response_token_ids=completion.token_ids if completion else [],
+        finish_reason=completion.finish_reason if completion else "skipped",
+        seed=request.seed,
+        sampling_hash=sampling_hash,
+        model_revision=model_revision,
+        skip_reason=request.skip_reason,
     )
+
+
+def sampling_hash(params: SamplingParams, max_tokens: int, stop_token_ids: Sequence[int]) -> str:
+    """Hash of everything that decides how a token is drawn and when a response ends."""
+    limits = {"max_tokens": max_tokens, "stop_token_ids": list(stop_token_ids)}
+    return hash_json({"decoding": dataclasses.asdict(params), **limits})

@@ -1,10 +1,10 @@
 """The scoring stage: how likely a smaller model finds each response. run_dir/samples to run_dir/scores.
 
-Nothing is dropped here; ``filters.proxy_band`` decides on the scores later. The proxy reads the sample's messages in
-its own chat template (or as plain text, by ``prompt.mode``) and the response in its own tokens, so it may be of any
-family. A response that does not fit beside its prompt is scored as far as it does.
+Nothing is dropped here; ``filters.proxy_band`` uses the scores later. The proxy reads the sample's messages in its own
+chat template (or as plain text, by ``prompt.mode``) and the response in its own tokens, so it may be of any family. A
+response that does not fit the context after its prompt is scored up to where it fits.
 
-Output: ``scores.jsonl``, one ``schema.ResponseScore`` a sample, in the order of the samples.
+Output: ``scores.jsonl``, one ``schema.ResponseScore`` per sample, in the order of the samples.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hub import ModelFolder, open_model
 from megatron_ssd.artifacts.jsonl import JsonlWriter, iter_jsonl, truncate_partial_line
 from megatron_ssd.artifacts.samples import SCORES, iter_samples, sample_shards, samples_manifest
-from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.artifacts.stage import SECONDS_BETWEEN_NOTES, Stage
 from megatron_ssd.config.generation import PromptConfig, ProxyConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError
-from megatron_ssd.generation.engine import Key, ScoreRequest
-from megatron_ssd.generation.engines import engine_facts, open_sampler
-from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES
+from megatron_ssd.generation.engine import ScoreRequest
+from megatron_ssd.generation.samplers import engine_facts, open_sampler
 from megatron_ssd.progress import progress
 from megatron_ssd.prompts.prompt import prompt_ids
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
@@ -37,40 +36,40 @@ from megatron_ssd.schema import ResponseScore, Sample
 log = logging.getLogger(__name__)
 
 SCORES_FILE = "scores.jsonl"
-_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the scores, for whoever chooses a band
+_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the scores, for the choice of a band
 
 
 def scores_stage(config: RunConfig) -> Stage:
     """The stage as ``config`` identifies it: same samples and proxy mean the same scores.
 
     Raises:
-        UserError: no proxy is named, it is not there, or there are no samples.
+        UserError: no proxy is named, it does not exist, or there are no samples.
     """
     return _stage(config, _open_proxy(config))
 
 
 def run_score(config: RunConfig) -> None:
-    """Score every sample, or go on where an earlier start stopped.
+    """Score every sample, or resume where an earlier start stopped.
 
     Raises:
-        UserError: see ``scores_stage``; or a row is no sample, or an engine cannot start or dies.
+        UserError: see ``scores_stage``; or a record is not a sample, or an engine cannot start or dies.
     """
     model = _open_proxy(config)
     stage = _stage(config, model)
     if stage.is_current():
         return
-    engine = engine_facts(config)
+    engine = engine_facts(config.engine)
     run_dir, work = Path(config.run_dir), stage.begin()
     path = work / SCORES_FILE
     truncate_partial_line(path)
     order = _keys(run_dir)
-    rows = [ResponseScore.from_json(row) for row in iter_jsonl(path)] if path.exists() else []
-    done = {row.key: row for row in rows}
+    scores = [ResponseScore.from_json(record) for record in iter_jsonl(path)] if path.exists() else []
+    done = {score.key: score for score in scores}
     if len(done) < len(order):
         done |= _score_missing(config, stage, model, path, done=done, total=len(order))
     ordered = [done[key] for key in order]
-    write_atomically(path, "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in ordered))
-    scored = [row.mean_logprob for row in ordered if row.mean_logprob is not None]
+    write_atomically(path, "".join(json.dumps(score.to_json(), ensure_ascii=False) + "\n" for score in ordered))
+    scored = [score.mean_logprob for score in ordered if score.mean_logprob is not None]
     quantiles = (
         {f"{q:g}": round(float(value), 4) for q, value in zip(_QUANTILES, np.quantile(scored, _QUANTILES), strict=True)}
         if scored
@@ -86,35 +85,18 @@ def run_score(config: RunConfig) -> None:
 
 
 def _keys(run_dir: Path) -> list[tuple[str, int]]:
-    """The key of every sample, in order. Raises ``UserError`` where one comes twice."""
+    """The key of every sample, in order. Raises ``UserError`` if one comes twice."""
     keys: dict[tuple[str, int], None] = {}
     for shard in sample_shards(run_dir):
         for number, sample in enumerate(iter_samples(shard), start=1):
             if sample.key in keys:
                 raise UserError(
                     f"{shard}:{number} with sample {sample.sample_index} of problem {sample.problem_id!r}",
-                    rule="is there already",
-                    fix=f"mend the line that is wrong, or remove {shard.parent} and sample again",
+                    rule="comes twice",
+                    fix=f"correct the wrong line, or remove {shard.parent} and sample again",
                 )
             keys[sample.key] = None
     return list(keys)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Requests:
-    """Samples as the proxy reads them."""
-
-    tokenizer: ChatTokenizer
-    max_model_len: int
-    prompt: PromptConfig
-
-    def of(self, sample: Sample) -> ScoreRequest | None:
-        """What the engine is asked; None where there is no response, or no place for one."""
-        prompt = prompt_ids(sample.messages, self.prompt, self.tokenizer)
-        response = self.tokenizer.response_ids(sample.response)[: max(0, self.max_model_len - len(prompt))]
-        if not response:
-            return None
-        return ScoreRequest(key=sample.key, prompt_token_ids=prompt, response_token_ids=response)
 
 
 def _score_missing(
@@ -127,45 +109,56 @@ def _score_missing(
     total: int,
 ) -> dict[tuple[str, int], ResponseScore]:
     """Score what ``done`` lacks, append it to ``path`` as it comes, and return it."""
-    max_model_len = _max_model_len(config, model)
-    engine = dataclasses.replace(config.engine, max_model_len=max_model_len)
+    engine = dataclasses.replace(config.engine, max_model_len=_max_model_len(config, model))
     found: dict[tuple[str, int], ResponseScore] = {}
     bar: tqdm[None] = progress(total=total, initial=len(done), desc="scoring", unit="response")
     with (
-        open_sampler(dataclasses.replace(config, engine=engine, sampling=None), model) as sampler,
+        open_sampler(engine, model, device=config.cluster.device, worker=config.worker) as sampler,
         JsonlWriter(path) as writer,
         bar,
     ):
         tokenizer = ChatTokenizer(model.path)
         tokenizer.check_fits(model.vocab_size)
-        asked = _Requests(tokenizer=tokenizer, max_model_len=max_model_len, prompt=config.prompt)
-        num_tokens: dict[Key, int] = {}
 
-        def record(key: tuple[str, int], mean_logprob: float | None) -> None:
+        def record(key: tuple[str, int], mean_logprob: float | None, num_tokens: int = 0) -> None:
             problem_id, index = key
-            row = ResponseScore(
-                problem_id=problem_id, sample_index=index, mean_logprob=mean_logprob, num_tokens=num_tokens.pop(key, 0)
+            score = ResponseScore(
+                problem_id=problem_id, sample_index=index, mean_logprob=mean_logprob, num_tokens=num_tokens
             )
-            writer.write(row.to_json())
-            found[key] = row
+            writer.write(score.to_json())
+            found[key] = score
             stage.note_time(every=SECONDS_BETWEEN_NOTES)
             bar.update()
 
         def requests() -> Iterator[ScoreRequest]:
-            for shard in sample_shards(Path(config.run_dir)):
-                for sample in iter_samples(shard):
-                    if sample.key in done:
-                        continue
-                    request = asked.of(sample)
-                    if request is None:
-                        record(sample.key, None)
-                    else:
-                        num_tokens[request.key] = len(request.response_token_ids)
-                        yield request
+            for sample in _samples(Path(config.run_dir)):
+                if sample.key in done:
+                    continue
+                request = _request(sample, config.prompt, tokenizer, max_model_len=engine.max_model_len)
+                if request is None:
+                    record(sample.key, None)
+                else:
+                    yield request
 
-        for score in sampler.score(requests()):
-            record(score.key, score.mean_logprob)  # type: ignore[arg-type]
+        for request, mean_logprob in sampler.score(requests()):
+            record(request.key, mean_logprob, len(request.response_token_ids))
     return found
+
+
+def _request(
+    sample: Sample, prompt: PromptConfig, tokenizer: ChatTokenizer, *, max_model_len: int
+) -> ScoreRequest | None:
+    """The sample as the proxy reads it; None if there is no response, or no room for one."""
+    prompt_token_ids = prompt_ids(sample.messages, prompt, tokenizer)
+    response = tokenizer.response_ids(sample.response)[: max(0, max_model_len - len(prompt_token_ids))]
+    if not response:
+        return None
+    return ScoreRequest(key=sample.key, prompt_token_ids=prompt_token_ids, response_token_ids=response)
+
+
+def _samples(run_dir: Path) -> Iterator[Sample]:
+    for shard in sample_shards(run_dir):
+        yield from iter_samples(shard)
 
 
 def _open_proxy(config: RunConfig) -> ModelFolder:

@@ -1,4 +1,4 @@
-"""What is said to a vLLM server and what it says, in terms of requests and completions."""
+"""The messages to and from a vLLM server, in terms of requests and completions."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from megatron_ssd.config.generation import EngineConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.engine import Completion, Request
 
-_SECONDS = 30.0  # for a question that needs no decoding
-_API_KEY = "VLLM_API_KEY"  # the variable from which vllm serve takes the key that it asks for
+_SECONDS = 30.0  # time limit of a question that needs no decoding
+_API_KEY = "VLLM_API_KEY"  # the variable from which vllm serve reads the key that it requires
 
 
 def headers() -> dict[str, str]:
-    """The key, where the environment holds one."""
+    """The API key, if the environment has one."""
     key = os.environ.get(_API_KEY)
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def server_version(engine: EngineConfig) -> str:
-    """The release of vLLM that the servers run; several, where they differ. Raises ``UserError``."""
+    """The release of vLLM that the servers run, or several if they differ. Raises ``UserError``."""
     answers = [(url, _get(url.removesuffix("/v1") + "/version")) for url in engine.endpoints]
     versions = {str(answer.get("version")) for _, answer in answers}
     if "None" in versions:
         raise UserError(
             f"engine.endpoints = {list(engine.endpoints)}",
-            rule="must be vLLM servers, and one names no version",
+            rule="must be vLLM servers, and one reports no version",
             fix="start them with vllm serve",
         )
     return ", ".join(sorted(versions))
 
 
 def served_models(url: str) -> list[dict[str, Any]]:
-    """What the server at ``url`` says of each of its models, adapters left out. Raises ``UserError``."""
+    """What the server at ``url`` reports about each of its models except adapters. Raises ``UserError``."""
     cards = [card for card in _get(f"{url}/models").get("data", []) if not card.get("parent")]
     if not cards:
-        raise UserError(f"endpoint {url}", rule="names no model", fix="name the /v1 URL of a vLLM server")
+        raise UserError(f"endpoint {url}", rule="reports no model", fix="use the /v1 URL of a vLLM server")
     return cards
 
 
 def served_name(url: str, cards: list[dict[str, Any]], model: ModelFolder, *, max_model_len: int) -> str | None:
-    """The name under which the server of ``cards`` serves ``model``; None where it does not.
+    """The name under which the server of ``cards`` serves ``model``; None if it does not.
 
     Raises:
         UserError: it takes fewer than ``max_model_len`` tokens.
@@ -64,12 +64,12 @@ def served_name(url: str, cards: list[dict[str, Any]], model: ModelFolder, *, ma
 
 
 def described(cards: list[dict[str, Any]]) -> str:
-    """The models of a server in words."""
+    """The models of a server, for a message."""
     return ", ".join(f"{card.get('id')} from {card.get('root')}" for card in cards)
 
 
 def _is(model: ModelFolder, card: dict[str, Any]) -> bool:
-    """Whether ``card`` is of ``model``, as far as names tell: its path, a folder's name, or the Hub's name for it."""
+    """Whether ``card`` names ``model``: its path, the name of its folder, or its name on the Hub."""
     served = [str(card[key]) for key in ("id", "root") if card.get(key)]
     here = [Path(name) for name in served if Path(name).is_dir()]
     if here:
@@ -85,22 +85,22 @@ def _name(path: str) -> str:
 
 
 def body_of(request: Request, *, name: str, max_tokens: int, end_token_ids: tuple[int, ...]) -> dict[str, Any]:
-    """The request for ``/v1/completions``. All that decides how a token is drawn is said: no server default applies."""
-    decoding = request.decoding
+    """The body for ``/v1/completions``. It sets all that decides how a token is drawn: no server default applies."""
+    params = request.params
     return {
         "model": name,
         "prompt": request.prompt_token_ids,
         "seed": request.seed,
         "max_tokens": max_tokens,
-        "temperature": decoding.temperature,
-        "top_k": decoding.top_k,
-        "top_p": decoding.top_p,
-        "min_p": decoding.min_p,
-        "repetition_penalty": decoding.repetition_penalty,
+        "temperature": params.temperature,
+        "top_k": params.top_k,
+        "top_p": params.top_p,
+        "min_p": params.min_p,
+        "repetition_penalty": params.repetition_penalty,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "stop_token_ids": list(end_token_ids),
-        "ignore_eos": True,  # what the server's tokenizer thinks it is; all that count are named
+        "ignore_eos": True,  # the one of the server's tokenizer; stop_token_ids has all that count
         "return_token_ids": True,
         "n": 1,
         "stream": False,
@@ -110,33 +110,35 @@ def body_of(request: Request, *, name: str, max_tokens: int, end_token_ids: tupl
 def completion_of(
     url: str, request: Request, response: httpx2.Response, *, max_tokens: int, end_token_ids: tuple[int, ...]
 ) -> Completion:
-    """What an answer of status 200 holds.
+    """The completion in an answer of status 200.
 
     Raises:
-        UserError: it holds no token ids, those of another prompt, or a response that ended in a way not asked for.
+        UserError: it has no token ids, or those of another prompt, or the response did not end as requested.
     """
     choice = _choice(url, response)
     ids, prompt, reason = choice.get("token_ids"), choice.get("prompt_token_ids"), choice.get("finish_reason")
     if ids is None or prompt is None:
         raise UserError(
             f"endpoint {url}",
-            rule="returns no token ids (return_token_ids), and text is not tokenised again",
-            fix="serve with a release of vLLM that knows return_token_ids, or set engine.backend=vllm",
+            rule="returns no token ids (return_token_ids), and text is not tokenized again",
+            fix="use a release of vLLM that supports return_token_ids, or set engine.backend=vllm",
         )
     if prompt != request.prompt_token_ids:
-        raise _odd(url, request, f"read a prompt of {len(prompt)} tokens, not the {len(request.prompt_token_ids)} sent")
+        raise _unexpected(
+            url, request, f"read a prompt of {len(prompt)} tokens, not the {len(request.prompt_token_ids)} sent"
+        )
     if reason == "stop" and ids and ids[-1] in end_token_ids:
-        return Completion(key=request.key, token_ids=ids, finish_reason="stop")
+        return Completion(token_ids=ids, finish_reason="stop")
     if reason == "length" and len(ids) == max_tokens:
-        return Completion(key=request.key, token_ids=ids, finish_reason="length")
-    raise _odd(
+        return Completion(token_ids=ids, finish_reason="length")
+    raise _unexpected(
         url, request,
         f"ended a response with {reason} after {len(ids)} of {max_tokens} tokens, at {choice.get('stop_reason')!r}",
     )  # fmt: skip
 
 
 def message_of(response: httpx2.Response) -> str:
-    """What the server says is wrong, on one line."""
+    """The server's error message, on one line."""
     try:
         answer = response.json()
         error = answer.get("error", answer)
@@ -152,11 +154,11 @@ def _choice(url: str, response: httpx2.Response) -> dict[str, Any]:
         return dict(choice)
     except (ValueError, KeyError, TypeError):
         raise UserError(
-            f"endpoint {url}", rule="answers with something else than one completion", fix="name a vLLM server"
+            f"endpoint {url}", rule="does not answer with one completion", fix="use the URL of a vLLM server"
         ) from None
 
 
-def _odd(url: str, request: Request, did: str) -> UserError:
+def _unexpected(url: str, request: Request, did: str) -> UserError:
     return UserError(
         f"endpoint {url}, request {request.key}",
         rule=did,
@@ -179,4 +181,4 @@ def _get(url: str) -> dict[str, Any]:
     try:
         return dict(answer.json())
     except (ValueError, TypeError):
-        raise UserError(f"endpoint {url}", rule="does not answer in JSON", fix="name a vLLM server") from None
+        raise UserError(f"endpoint {url}", rule="does not answer in JSON", fix="use the URL of a vLLM server") from None

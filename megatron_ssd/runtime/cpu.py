@@ -1,24 +1,26 @@
-"""Megatron-Core on a machine without CUDA: everything that has to give way stands here and nowhere else.
+"""Patches that make Megatron-Core run on a machine without CUDA.
 
-Megatron-Core asks ``torch.cuda`` for its device, its streams and its random state. ``install`` answers for it with the
-CPU. It runs once, before any Megatron object is made, only where ``cluster.device`` is cpu, and it refuses to run where
-CUDA is visible: on a GPU nothing of Megatron-Core or torch is touched. The same answers serve 0.16.1 and 0.19.2 (what
-else differs between them stands in ``runtime.versions``); what a release no longer asks for stays unused.
+Megatron-Core asks ``torch.cuda`` for its device, its streams and its random state. ``install`` replaces these functions
+with ones for the CPU. It runs once, before any Megatron object is created and only if ``cluster.device`` is cpu. It
+refuses to run if CUDA is visible: on a GPU nothing in Megatron-Core or torch is changed. The same patches serve 0.16.1
+and 0.19.2; ``runtime.versions`` has what else differs between them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from megatron.core.tensor_parallel import random as megatron_random
+from megatron.core.transformer import attention as megatron_attention
+from megatron.core.transformer.moe import moe_utils
 from torch import Tensor
 from torch.utils._device import _device_constructors
 
-from megatron_ssd.runtime import cpu_rotary
+from megatron_ssd.runtime.cpu_rotary import apply_rotary_pos_emb
 
 # Factory functions that Megatron-Core calls with a literal device="cuda".
 _FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "tensor", "zeros")
@@ -34,36 +36,27 @@ _installed = False
 def install() -> None:
     """Make Megatron-Core run on the CPU. Calling it again does nothing.
 
-    Must not be called where CUDA is visible (asserted): the adaptation is never active there.
+    Must not be called if CUDA is visible (asserted).
     """
     global _installed
     assert not torch.cuda.is_available(), "the CPU adaptation is for machines without CUDA"
     if _installed:
         return
     _installed = True
-    _quiet_imports()
-    _answer_for_the_device()
-    _answer_for_streams()
-    _answer_for_the_random_state()
-    _answer_for_tensors()
-    _mend_mixture_of_experts()
-    _mend_all_to_all()
-    _mend_unequal_parts()
-    cpu_rotary.install()
+    _patch_device()
+    _patch_streams()
+    _patch_rng_state()
+    _patch_tensors()
+    _patch_mixture_of_experts()
+    _patch_all_to_all()
+    _patch_unequal_parts()
+    megatron_attention.apply_rotary_pos_emb = apply_rotary_pos_emb
 
 
-def _quiet_imports() -> None:
-    """Import what warns that TransformerEngine and apex, which are CUDA libraries, are absent."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex)", category=UserWarning)
-        import megatron.core.models.gpt.gpt_layer_specs
-        import megatron.core.optimizer  # noqa: F401
-
-
-def _answer_for_the_device() -> None:
+def _patch_device() -> None:
     """``device=torch.cuda.current_device()`` and ``device="cuda"`` mean the CPU, whose memory is never pinned."""
     torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment, return-value]
-    # ``with torch.device(...)`` acts on functions that torch lists once, on first use: it must list the real ones.
+    # ``with torch.device(...)`` acts on functions that torch lists on first use. It must list the original ones.
     _device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
@@ -81,7 +74,7 @@ def _on_cpu(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class _NoStream(contextlib.AbstractContextManager[Any]):
-    """Stands in for streams, events and their context managers: work on a CPU is already in order."""
+    """Replaces streams, events and their context managers: work on a CPU is already in order."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -95,8 +88,8 @@ class _NoStream(contextlib.AbstractContextManager[Any]):
         pass
 
 
-def _answer_for_streams() -> None:
-    """Streams and events order nothing here; the MoE token dispatcher and DDP only pass them about."""
+def _patch_streams() -> None:
+    """Streams and events have no effect; the MoE token dispatcher and DDP only pass them around."""
     stream = _NoStream()
     for name in ("Stream", "Event"):
         setattr(torch.cuda, name, _NoStream)
@@ -107,12 +100,11 @@ def _answer_for_streams() -> None:
     torch.cuda.is_current_stream_capturing = lambda: False
 
 
-def _answer_for_the_random_state() -> None:
-    """Megatron-Core's tracker saves and restores the CUDA generator: here that is the CPU's.
+def _patch_rng_state() -> None:
+    """Megatron-Core's tracker saves and restores the CPU generator in place of the CUDA one.
 
-    Its warning that the CPU state changed inside a fork is therefore wrong here, and goes.
+    Its warning that the CPU state changed inside a fork does not apply then and is dropped.
     """
-    from megatron.core.tensor_parallel import random as megatron_random
 
     def get_state(*args: Any, **kwargs: Any) -> Tensor:
         return torch.get_rng_state()
@@ -138,8 +130,8 @@ def _answer_for_the_random_state() -> None:
     )
 
 
-def _answer_for_tensors() -> None:
-    """``.cuda()`` is the identity, and ``Tensor.type()`` gives the CUDA name that the optimizers check for."""
+def _patch_tensors() -> None:
+    """``.cuda()`` is the identity, and ``Tensor.type()`` returns the CUDA name that the optimizers check for."""
     type_of = Tensor.type
 
     def type_(self: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -154,16 +146,14 @@ def _answer_for_tensors() -> None:
         setattr(torch.cuda, name, getattr(torch, name))
 
 
-def _mend_mixture_of_experts() -> None:
-    """The router reads ``te_general_gemm``, which 0.16 leaves undefined where TransformerEngine is absent."""
-    from megatron.core.transformer.moe import moe_utils
-
+def _patch_mixture_of_experts() -> None:
+    """The router reads ``te_general_gemm``, which 0.16 leaves undefined if TransformerEngine is not installed."""
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = None
 
 
-def _mend_all_to_all() -> None:
-    """The token dispatcher keeps split sizes in tensors on the CPU; ``all_to_all_single`` takes lists of int."""
+def _patch_all_to_all() -> None:
+    """The token dispatcher keeps split sizes in CPU tensors, and ``all_to_all_single`` takes lists of int."""
     all_to_all_single = torch.distributed.all_to_all_single
 
     @functools.wraps(all_to_all_single)
@@ -175,12 +165,12 @@ def _mend_all_to_all() -> None:
     torch.distributed.all_to_all_single = call
 
 
-def _mend_unequal_parts() -> None:
-    """gloo gathers and scatters parts of one size; experts that are split themselves exchange parts of any size."""
+def _patch_unequal_parts() -> None:
+    """gloo gathers and scatters parts of equal size; experts under tensor parallelism exchange parts of any size."""
     all_gather = torch.distributed.all_gather
 
     def exchange(parts: list[Tensor], sizes: list[int], group: Any) -> Tensor:
-        """Part i to rank i; ``sizes`` of what comes back, one after the other."""
+        """Send part i to rank i. Returns the received parts, of these ``sizes``, concatenated."""
         received = parts[0].new_empty((sum(sizes), *parts[0].shape[1:]))
         sent = torch.cat(parts)
         torch.distributed.all_to_all_single(received, sent, sizes, [len(part) for part in parts], group=group)

@@ -1,8 +1,8 @@
 """Rotary position embedding in few passes over memory, for machines without CUDA.
 
-Megatron-Core without TransformerEngine rotates with a dozen element-wise operators on every call, and cuts packed rows
-into their segments to do so. Here cosine and sine are made once for a batch, looked up by position, and two fused
-products per half remain.
+Without TransformerEngine, Megatron-Core rotates with a dozen element-wise operators per call and splits packed rows
+into segments to do so. Here cosine and sine are computed once per batch and looked up by position, which leaves two
+fused products per half.
 
 With halves x1, x2 and angle a:  y1 = x1 cos a - x2 sin a,  y2 = x2 cos a + x1 sin a.  The backward pass is the rotation
 by -a.
@@ -18,13 +18,6 @@ import torch
 from torch import Tensor
 
 
-def install() -> None:
-    """Put ``apply_rotary_pos_emb`` in the place of Megatron-Core's in its attention. ``runtime.cpu`` calls this."""
-    from megatron.core.transformer import attention
-
-    attention.apply_rotary_pos_emb = apply_rotary_pos_emb
-
-
 def apply_rotary_pos_emb(
     t: Tensor,
     freqs: Tensor,
@@ -33,11 +26,11 @@ def apply_rotary_pos_emb(
     mscale: float = 1.0,
     cp_group: Any = None,
 ) -> Tensor:
-    """Rotate ``t``; the interface of Megatron-Core's function of this name.
+    """Rotate ``t``, with the interface of Megatron-Core's function of the same name.
 
     Args:
         t: [S, batch, heads, D], or [T, heads, D] of a packed row.
-        freqs: angles [S, 1, 1, D], both halves alike. Of the longest segment where ``cu_seqlens`` is given.
+        freqs: angles [S, 1, 1, D] with two equal halves; those of the longest segment if ``cu_seqlens`` is given.
         cu_seqlens: where the segments of a packed row begin and end, over all context-parallel ranks.
     """
     assert not config.rotary_interleaved, "the families built here rotate halves"
@@ -49,7 +42,7 @@ def apply_rotary_pos_emb(
 
 
 def _cos_sin(freqs: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [S, 1, 1, H], made once: Megatron-Core hands out the same ``freqs`` for every layer and batch."""
+    """Cosine and sine [S, 1, 1, H], cached: Megatron-Core passes the same ``freqs`` for every layer and batch."""
     kept: tuple[Tensor, Tensor] | None = getattr(freqs, "_cos_sin", None)
     if kept is None or kept[0].dtype != dtype:
         angles = freqs[..., : freqs.shape[-1] // 2]
@@ -58,7 +51,7 @@ def _cos_sin(freqs: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _packed_cos_sin(freqs: Tensor, cu_seqlens: Tensor, cp_group: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [T, 1, H] of this rank's tokens, made once for a batch: all layers share its ``cu_seqlens``."""
+    """Cosine and sine [T, 1, H] of this rank's tokens, cached per batch: all layers share its ``cu_seqlens``."""
     kept: tuple[Tensor, Tensor] | None = getattr(cu_seqlens, "_cos_sin", None)
     if kept is None or kept[0].dtype != dtype:
         positions_T = segment_positions(cu_seqlens, cp_size=cp_group.size(), cp_rank=cp_group.rank())
@@ -70,8 +63,8 @@ def _packed_cos_sin(freqs: Tensor, cu_seqlens: Tensor, cp_group: Any, dtype: tor
 def segment_positions(cu_seqlens: Tensor, *, cp_size: int, cp_rank: int) -> Tensor:
     """Position within its segment of each token [T] of a packed row that context-parallel rank ``cp_rank`` holds.
 
-    A segment is cut into 2 x cp_size parts, and a rank holds part ``cp_rank`` and, counted from the end, the same one.
-    With two ranks, segments of 8 and 4 tokens lie as 0 1 6 7 0 3 on rank 0 and as 2 3 4 5 1 2 on rank 1.
+    See ``runtime.packed_sequences`` for the order. With two ranks and segments of 8 and 4 tokens, rank 0 has the
+    positions 0 1 6 7 0 3 and rank 1 has 2 3 4 5 1 2.
     """
     lengths = cu_seqlens.diff()
     local = lengths // cp_size

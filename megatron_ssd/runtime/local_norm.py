@@ -1,4 +1,4 @@
-"""RMSNorm for the local layer spec."""
+"""RMSNorm without TransformerEngine, for the local layer spec."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 class RMSNorm(torch.nn.Module):
     """Root-mean-square norm over the last dimension, with Megatron-Core's norm interface.
 
-    Megatron-Core's own (``WrappedTorchNorm``) refuses sequence parallelism. This one marks its weight
-    ``sequence_parallel``, which makes Megatron-Core add up the weight's gradients over the tensor-parallel ranks, each
-    of which sees a part of the sequence (or, for query and key norms, a part of the heads).
+    Megatron-Core's own (``WrappedTorchNorm``) does not support sequence parallelism. This one marks its weight
+    ``sequence_parallel``, so that Megatron-Core sums the weight's gradients over the tensor-parallel ranks, each of
+    which has a part of the sequence (or, for query and key norms, a part of the heads).
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class RMSNorm(torch.nn.Module):
 
 
 class _FewPassesRMSNorm(torch.autograd.Function):
-    """What ``F.rms_norm`` computes, in fewer passes over memory.
+    """Computes ``F.rms_norm`` in fewer passes over memory.
 
-    PyTorch has no fused kernel for it on CPUs and takes about a dozen element-wise passes; these are six,
-    twice as fast.
+    PyTorch has no fused kernel for it on CPUs and takes about a dozen element-wise passes. These are six, and twice as
+    fast.
     With r = 1 / rms(x), u = x r and the gradient g of y = u w:  dw = sum(g u),  dx = r (g w - u mean(g w u)).
     """
 

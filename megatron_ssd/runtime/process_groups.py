@@ -1,6 +1,7 @@
-"""Process groups: torch.distributed from torchrun's environment, and Megatron-Core's grid on top.
+"""Process groups: torch.distributed from torchrun's environment, and Megatron-Core's groups on top.
 
-Invariants: one grid at a time in a process; every context manager takes down what it set up, whatever happens inside.
+Invariants: a process has one set of Megatron-Core groups at a time; every context manager destroys what it created,
+also after an error.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.errors import UserError
@@ -25,9 +28,9 @@ _TIMEOUT = timedelta(minutes=30)
 
 @contextmanager
 def process_groups(parallel: ParallelConfig, *, device: Device) -> Iterator[None]:
-    """Join the processes that torchrun started and lay Megatron-Core's grid over them.
+    """Join the processes that torchrun started and create Megatron-Core's groups.
 
-    Without torchrun the process is a group of one.
+    Without torchrun the group has one process.
 
     Raises:
         UserError: the number of processes is not ``parallel.world_size``, or the rendezvous port is taken.
@@ -39,12 +42,10 @@ def process_groups(parallel: ParallelConfig, *, device: Device) -> Iterator[None
 
 @contextmanager
 def fake_process_group(parallel: ParallelConfig, *, rank: int) -> Iterator[None]:
-    """Be rank ``rank`` of ``parallel.world_size`` processes that do not exist: collectives return at once.
+    """Act as rank ``rank`` of ``parallel.world_size`` processes that do not exist: collectives return at once.
 
-    For building a model on the meta device as that rank would; nothing can be computed.
+    For building a model on the meta device as that rank does; nothing can be computed.
     """
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=parallel.world_size)
     try:
         with megatron_grid(parallel, create_gloo_process_groups=False):
@@ -55,7 +56,7 @@ def fake_process_group(parallel: ParallelConfig, *, rank: int) -> Iterator[None]
 
 @contextmanager
 def joined_processes(device: Device) -> Iterator[None]:
-    """torch.distributed over what torchrun started. Once in a process: the rendezvous cannot be used again."""
+    """Initialise torch.distributed. Once per process: torchrun's rendezvous cannot be used again."""
     _join(device)
     try:
         yield
@@ -65,17 +66,9 @@ def joined_processes(device: Device) -> Iterator[None]:
 
 @contextmanager
 def megatron_grid(parallel: ParallelConfig, *, create_gloo_process_groups: bool) -> Iterator[None]:
-    """Megatron-Core's groups over joined processes; may be laid again with another layout of the same size."""
-    from megatron.core import parallel_state
-
+    """Create Megatron-Core's groups. A process may do this several times, with layouts of the same world size."""
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
-        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
-        context_parallel_size=parallel.context_parallel_size,
-        expert_model_parallel_size=parallel.expert_model_parallel_size,
-        expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
-        create_gloo_process_groups=create_gloo_process_groups,
+        **model_parallel_sizes(parallel), create_gloo_process_groups=create_gloo_process_groups
     )
     try:
         yield
@@ -83,15 +76,27 @@ def megatron_grid(parallel: ParallelConfig, *, create_gloo_process_groups: bool)
         parallel_state.destroy_model_parallel()
 
 
+def model_parallel_sizes(parallel: ParallelConfig) -> dict[str, Any]:
+    """The sizes of ``parallel`` as keyword arguments, which Megatron-Core's groups and ``TransformerConfig`` share."""
+    return {
+        "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
+        "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
+        "context_parallel_size": parallel.context_parallel_size,
+        "expert_model_parallel_size": parallel.expert_model_parallel_size,
+        "expert_tensor_parallel_size": parallel.expert_tensor_parallel_size,
+    }
+
+
 def is_rank_zero() -> bool:
-    """Whether this process writes what is written once for a run."""
+    """Whether this process writes the files that a run writes once."""
     return dist.get_rank() == 0
 
 
 def on_rank_zero(action: Callable[[], T]) -> T:
-    """Run ``action`` on rank 0 alone; its result, or the ``UserError`` that it raised, on every rank.
+    """Run ``action`` on rank 0 and return its result, or raise its ``UserError``, on every rank.
 
-    Without that, the other ranks would wait for a rank that has given up. The result must be picklable.
+    Otherwise the other ranks would wait for a rank that has stopped. The result must be picklable.
     """
     outcome: list[T | UserError | None] = [None]
     if is_rank_zero():
@@ -131,6 +136,6 @@ def _join(device: Device) -> None:
             raise
         raise UserError(
             f"MASTER_PORT = {os.environ.get('MASTER_PORT')}",
-            rule="another program listens on that port",
+            rule="another program uses that port",
             fix="choose a free one with torchrun --master-port=PORT, or use torchrun --standalone on one machine",
         ) from None

@@ -1,7 +1,7 @@
-"""What the two releases of Megatron-Core that this project runs with, 0.16.1 and 0.19.2, do differently.
+"""Differences between the two supported releases of Megatron-Core, 0.16.1 and 0.19.2.
 
-The rest of the package is written once for both. Where a release needs its own treatment, it is a function here, asked
-for by what Megatron-Core offers and not by its number. docs/reference/versions.md says what else differs.
+The rest of the package is the same for both. Each function here looks at what Megatron-Core offers, not at its version
+number. docs/reference/versions.md lists what else differs.
 """
 
 from __future__ import annotations
@@ -14,37 +14,43 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-# What a release says to its developers, or torch to a release; no user of this project can change any of it.
+import torch
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.serialization import load, save
+from megatron.core.transformer.moe.router import TopKRouter
+from torch.distributed import checkpoint
+
+# Warnings of a release to its developers, or of torch to a release. Users of this project cannot act on them.
 _WARNINGS = (
     "`sequence_parallel` is set to `True`, but tensor model parallel",
     "The .grad attribute of a Tensor that is not a leaf",
-    "torch.distributed is disabled, unavailable or uninitialized",  # 0.19 reads what is the same for all ranks alone
+    "torch.distributed is disabled, unavailable or uninitialized",  # 0.19 reads the common state without groups
     "The argument order of load has been changed",
     "MimoModelConfig is experimental",  # 0.19 imports it with its checkpoints
 )
-# Logger below megatron.core -> how its message begins.
+# Logger below megatron.core -> start of the message.
 _MESSAGES = {
     "models.gpt.gpt_model": "GPTModel IS DEPRECATED",  # 0.19; its successor is not in 0.16
-    "transformer.transformer_layer": "Rewrapping ModuleSpec",  # 0.19 turns the form of 0.16 into its own
-    "distributed.distributed_data_parallel": "DistributedDataParallel: full_param_layout",  # 0.19 lays it out itself
+    "transformer.transformer_layer": "Rewrapping ModuleSpec",  # 0.19 converts the form of 0.16
+    "distributed.distributed_data_parallel": "DistributedDataParallel: full_param_layout",  # 0.19 chooses it
     "dist_checkpointing.strategies.common": "load_common is deprecated",  # 0.19, of a checkpoint that 0.16 wrote
     "dist_checkpointing.strategies.torch": "MCore's async save is deprecated",  # 0.19, see save_options
 }
 
 
 def quiet_megatron() -> None:
-    """Leave out what Megatron-Core and torch say to each other. Calling it again does nothing."""
+    """Silence messages that users cannot act on. Calling it again does nothing."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     for name, start in _MESSAGES.items():
         logger = logging.getLogger(f"megatron.core.{name}")
-        if not any(isinstance(each, _Without) for each in logger.filters):
-            logger.addFilter(_Without(start))
+        if not any(isinstance(each, _DropMessage) for each in logger.filters):
+            logger.addFilter(_DropMessage(start))
 
 
-class _Without(logging.Filter):
-    """Drops the messages that begin with ``start``."""
+class _DropMessage(logging.Filter):
+    """Drops messages that start with ``start``."""
 
     def __init__(self, start: str) -> None:
         super().__init__()
@@ -55,13 +61,11 @@ class _Without(logging.Filter):
 
 
 def save_options() -> dict[str, Any]:
-    """Keyword arguments that ``dist_checkpointing.save`` takes in this release beside those of 0.16.
+    """Keyword arguments that ``dist_checkpointing.save`` needs in this release and 0.16 does not have.
 
-    0.19 has two ways to write asynchronously and takes nvidia-resiliency-ext's by default, which is another package;
-    the one that both releases have is Megatron-Core's own.
+    By default 0.19 writes asynchronously with nvidia-resiliency-ext, which is another package. Both releases have
+    Megatron-Core's own writer.
     """
-    from megatron.core.dist_checkpointing.serialization import save
-
     offered = inspect.signature(save).parameters
     return {"async_strategy": "mcore"} if "async_strategy" in offered else {}
 
@@ -69,27 +73,21 @@ def save_options() -> dict[str, Any]:
 def load_options(path: Path) -> dict[str, Any]:
     """Keyword arguments for ``dist_checkpointing.load`` of the checkpoint ``path``, whichever release wrote it.
 
-    What is the same for all ranks is ``common.pt`` in a checkpoint of 0.16, which 0.19 reads too; 0.19 writes it as one
-    more object among the tensors, where 0.16 has to be told to look.
+    State that is the same on all ranks is in ``common.pt`` in a checkpoint of 0.16, which 0.19 reads too. 0.19 writes
+    it as an object among the tensors, and 0.16 needs a strategy that looks there.
     """
-    from megatron.core.dist_checkpointing.serialization import load
-
     if "common_strategy" not in inspect.signature(load).parameters or (path / "common.pt").exists():
         return {}
-    from megatron.core.dist_checkpointing.strategies.common import TorchCommonLoadStrategy
+    from megatron.core.dist_checkpointing.strategies.common import TorchCommonLoadStrategy  # 0.16 only
 
-    class CommonAmongTensors(TorchCommonLoadStrategy):
+    class CommonStateAmongTensors(TorchCommonLoadStrategy):
         def load_common(self, checkpoint_dir: str | Path) -> Any:
-            return _common_among_tensors(Path(checkpoint_dir))
+            return _common_state_among_tensors(Path(checkpoint_dir))
 
-    return {"common_strategy": CommonAmongTensors()}
+    return {"common_strategy": CommonStateAmongTensors()}
 
 
-def _common_among_tensors(path: Path) -> Any:
-    import torch
-    from megatron.core.dist_checkpointing.mapping import ShardedObject
-    from torch.distributed import checkpoint
-
+def _common_state_among_tensors(path: Path) -> Any:
     key = ShardedObject("common_state", None, (1,), (0,)).unique_key
     found: dict[str, Any] = {key: io.BytesIO()}
     checkpoint.load(found, storage_reader=checkpoint.FileSystemReader(path), no_dist=True)
@@ -99,11 +97,9 @@ def _common_among_tensors(path: Path) -> Any:
 
 @functools.cache
 def aux_loss_counts_all_ranks() -> bool:
-    """Whether the router multiplies its auxiliary loss by the positions of all tensor and context parallel ranks.
+    """Whether the router multiplies its auxiliary loss by the tokens of all tensor and context parallel ranks.
 
-    0.16 takes those of its own rank alone, so that the loss weighs too little where there are several; 0.19 mends it.
-    Nothing but the text of the method tells which.
+    0.16 counts those of its own rank alone, so that the loss weighs too little with several ranks; 0.19 fixes it. Only
+    the source of the method tells which.
     """
-    from megatron.core.transformer.moe.router import TopKRouter
-
     return "self.tp_cp_group.size()" in inspect.getsource(TopKRouter.attach_and_log_load_balancing_loss)

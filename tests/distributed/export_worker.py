@@ -1,6 +1,4 @@
-"""Run by torchrun: load Hugging Face folders in several layouts, compute, and leave what each rank holds.
-
-torchrun --nproc-per-node=2 export_worker.py ROOT
+"""Loads Hugging Face folders in several layouts, computes, and leaves what each rank holds.
 
 For each layout, below ROOT: ``LAYOUT-RANK.pt`` with the parameters and the bytes that the rank read, ``LAYOUT.npy``
 with the logits of ROOT/tokens.npy, ``LAYOUT/iter_0000003`` with a checkpoint, and ``LAYOUT.json`` with the loss, and
@@ -10,7 +8,6 @@ with the logits once more after the weights were overwritten and loaded from ROO
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,14 +19,15 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
+from megatron_ssd.config.export import ConvertConfig
+from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
+from megatron_ssd.export.convert import run_convert
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.hf_checkpoint import load_hf_weights
 from megatron_ssd.models.initialization import local_shards
-from megatron_ssd.runtime.device import prepare_device
-from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
-from tests.helpers.tiny_hf import MODELS
+from megatron_ssd.runtime.process_groups import megatron_grid
+from tests.helpers.tiny_hf import MODELS, save_reference_logits, write_hf_folder
 
 TP2 = {"tensor_model_parallel_size": 2}
 PP2 = {"pipeline_model_parallel_size": 2}
@@ -47,6 +45,26 @@ LAYOUTS = {
     "pp2_moe": ("qwen3_moe", PP2),
 }
 PRECISION = PrecisionConfig(params_dtype="fp32", transformer_engine=False)
+NAMES = sorted({name for name, _ in LAYOUTS.values()})
+TOKENS_BS = torch.randint(63, (2, 128), generator=torch.Generator().manual_seed(0))
+WORLD_SIZES = (2,)
+
+
+def prepare(root: Path) -> None:
+    """For each model a Hugging Face folder, its conversion and transformers' logits."""
+    for name in NAMES:
+        write_hf_folder(root / name, MODELS[name], max_shard_size="20KB")
+        run_convert(
+            ConvertConfig(direction="hf_to_megatron", hf=str(root / name), megatron=str(root / f"{name}-megatron"))
+        )
+    save_reference_logits(root, NAMES, TOKENS_BS)
+
+
+def run_cases(root: Path) -> None:
+    """All layouts."""
+    tokens_BS = torch.from_numpy(np.load(root / "tokens.npy"))
+    for layout in LAYOUTS:
+        run_layout(root, layout, tokens_BS)
 
 
 def run_layout(root: Path, layout: str, tokens_BS: Tensor) -> None:
@@ -130,11 +148,3 @@ def forward(chunks: list[GPTModel], tokens_BS: Tensor, labels_BS: Tensor | None)
             collect_non_loss_data=True,
         )
     return outputs[:1]
-
-
-if __name__ == "__main__":
-    root = Path(sys.argv[1])
-    tokens = torch.from_numpy(np.load(root / "tokens.npy"))
-    with joined_processes(prepare_device(ClusterConfig(device="cpu"))):
-        for each in LAYOUTS:
-            run_layout(root, each, tokens)

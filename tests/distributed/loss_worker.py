@@ -1,14 +1,9 @@
-"""Run by torchrun: train the same models on the same rows under several layouts, and leave the curves.
-
-torchrun --nproc-per-node=2 -m tests.distributed.loss_worker ROOT
-"""
+"""Trains the same models on the same data in several layouts, and leaves the curves as MODEL-DATA-LAYOUT.json."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +11,14 @@ import torch.distributed as dist
 
 from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
-from megatron_ssd.runtime.device import prepare_device
-from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.runtime.process_groups import megatron_grid
 from megatron_ssd.training.trainer import build_trainer
-from tests.helpers.training_run import CPU, DENSE, EXACT, MOE, training_config
+from tests.helpers.training_run import DENSE, MOE, training_config
 
-ITERATIONS = 4
+ITERATIONS = 3
 MODELS = {"dense": DENSE, "untied": dataclasses.replace(DENSE, tie_word_embeddings=False), "moe": MOE}
-# Samples in packed rows start at multiples of 4 everywhere, as context parallelism over two ranks needs it.
+# Packed samples start at multiples of 4 in all layouts, as context parallelism over two ranks needs it.
 DATA: dict[str, dict[str, Any]] = {
     "packed": {"training": {"packing": "greedy", "segment_multiple": 4}},
     "unpacked": {"training": {"packing": "none"}},
@@ -39,6 +34,7 @@ VPP2 = {**PP2, "virtual_pipeline_model_parallel_size": 2}
 CP2 = {"context_parallel_size": 2}
 EP2 = {"expert_model_parallel_size": 2}
 ETP2 = {"expert_tensor_parallel_size": 2}
+WORLD_SIZES = (1, 2, 4)
 LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
     1: {"one": {}},
     2: {
@@ -68,7 +64,7 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
 _DENSE = ["tp2", "tp2_sp", "pp2", "vpp2", "cp2", "dp2", "dp2_distributed_optimizer",
           "tp2_pp2", "pp4", "cp2_tp2", "cp2_pp2", "cp2_dp2", "tp2_dp2"]  # fmt: skip
 _EXPERTS = ["ep2", "tp2_ep2", "tp2_etp2", "cp2", "cp2_ep2", "ep2_pp2", "tp2_ep2_etp2", "dp2_distributed_optimizer"]
-# (model, data) -> layouts; "one" is what they are compared with.
+# (model, data) -> layouts; they are compared with "one".
 CASES: dict[tuple[str, str], list[str]] = {
     ("dense", "packed"): ["one", *_DENSE],
     ("dense", "unpacked"): ["one", *_DENSE],
@@ -80,21 +76,21 @@ CASES: dict[tuple[str, str], list[str]] = {
 }
 
 
-def train(root: Path, model: str, data: str, layout: str) -> None:
+def run_cases(root: Path) -> None:
+    """All cases of this number of processes; those of one layout share its process groups."""
     world_size = dist.get_world_size()
-    parallel = ParallelConfig(world_size=world_size, **LAYOUTS[world_size][layout])
-    config = training_config(root, model=MODELS[model], parallel=parallel, **DATA[data])
-    with megatron_grid(parallel, create_gloo_process_groups=True):
-        trainer = build_trainer(config, root / "none", "cpu")
-        curve = [trainer.step() for _ in range(ITERATIONS)]
+    for layout, sizes in LAYOUTS[world_size].items():
+        parallel = ParallelConfig(world_size=world_size, **sizes)
+        with megatron_grid(parallel, create_gloo_process_groups=True):
+            for (model, data), layouts in CASES.items():
+                if layout in layouts:
+                    config = training_config(root, model=MODELS[model], parallel=parallel, **DATA[data])
+                    train(config, root / f"{model}-{data}-{layout}.json")
+
+
+def train(config: RunConfig, path: Path) -> None:
+    trainer = build_trainer(config, path.with_suffix(".none"), "cpu")
+    curve = [trainer.step() for _ in range(ITERATIONS)]
     if dist.get_rank() == 0:
         rows = [{"loss": m.loss, "grad_norm": m.grad_norm, "valid_tokens": m.valid_tokens} for m in curve]
-        (root / f"{model}-{data}-{layout}.json").write_text(json.dumps(rows))
-
-
-if __name__ == "__main__":
-    with joined_processes(prepare_device(CPU, EXACT)):
-        for (each_model, each_data), layouts in CASES.items():
-            for each_layout in layouts:
-                if each_layout in LAYOUTS[int(os.environ["WORLD_SIZE"])]:
-                    train(Path(sys.argv[1]), each_model, each_data, each_layout)
+        path.write_text(json.dumps(rows))

@@ -1,14 +1,9 @@
-"""Run by torchrun: train one step in several layouts, and leave the bytes that weights, gradients and optimizer hold.
-
-torchrun --nproc-per-node=2 -m tests.distributed.memory_worker ROOT
-"""
+"""Trains one step in several layouts, and leaves the bytes of weights, gradients and optimizer as CASE-RANK.json."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,26 +14,26 @@ from torch import Tensor
 from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.runtime.device import prepare_device
-from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
+from megatron_ssd.runtime.process_groups import megatron_grid
 from megatron_ssd.training.trainer import build_trainer
-from tests.helpers.training_run import CPU, DENSE, EXACT, MOE, training_config
+from tests.helpers.training_run import DENSE, EXACT, MOE, training_config
 
 BF16 = dataclasses.replace(EXACT, params_dtype="bf16")
-WHOLE = {"use_distributed_optimizer": False}
+NON_DISTRIBUTED = {"use_distributed_optimizer": False}
 FROZEN = MoeConfig(freeze_router=True)
+WORLD_SIZES = (1, 2)
 CASES: dict[int, dict[str, dict[str, Any]]] = {
     1: {
         "fp32": {"model": DENSE, "parallel": {}},
         "bf16": {"model": DENSE, "parallel": {}, "precision": BF16},
-        "bf16_whole": {"model": DENSE, "parallel": WHOLE, "precision": BF16},
+        "bf16_non_distributed": {"model": DENSE, "parallel": NON_DISTRIBUTED, "precision": BF16},
         "moe_bf16": {"model": MOE, "parallel": {}, "precision": BF16},
         "moe_frozen": {"model": MOE, "parallel": {}, "moe": FROZEN},
     },
     2: {
         "dp2": {"model": DENSE, "parallel": {}},
         "dp2_bf16": {"model": DENSE, "parallel": {}, "precision": BF16},
-        "dp2_whole": {"model": DENSE, "parallel": WHOLE},
+        "dp2_non_distributed": {"model": DENSE, "parallel": NON_DISTRIBUTED},
         "tp2": {"model": DENSE, "parallel": {"tensor_model_parallel_size": 2}},
         "pp2": {"model": DENSE, "parallel": {"pipeline_model_parallel_size": 2}, "precision": BF16},
         "moe_ep2": {"model": MOE, "parallel": {"expert_model_parallel_size": 2}, "precision": BF16},
@@ -77,12 +72,12 @@ def measure(trainer: Any) -> dict[str, int]:
     }
 
 
-if __name__ == "__main__":
-    folder, size = Path(sys.argv[1]), int(os.environ["WORLD_SIZE"])
-    with joined_processes(prepare_device(CPU, EXACT)):
-        for case in CASES[size]:
-            config = case_config(size, case, folder)
-            with megatron_grid(config.parallel, create_gloo_process_groups=True):
-                trainer = build_trainer(config, folder / "none", "cpu")
-                trainer.step()
-                (folder / f"{case}-{dist.get_rank()}.json").write_text(json.dumps(measure(trainer)))
+def run_cases(root: Path) -> None:
+    """All cases of this number of processes."""
+    size = dist.get_world_size()
+    for case in CASES[size]:
+        config = case_config(size, case, root)
+        with megatron_grid(config.parallel, create_gloo_process_groups=True):
+            trainer = build_trainer(config, root / "none", "cpu")
+            trainer.step()
+            (root / f"{case}-{dist.get_rank()}.json").write_text(json.dumps(measure(trainer)))

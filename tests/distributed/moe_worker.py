@@ -1,33 +1,27 @@
-"""Run by torchrun: train a small mixture of experts in several ways, and leave what was measured.
-
-torchrun --nproc-per-node=2 -m tests.distributed.moe_worker ROOT
-"""
+"""Trains a small mixture of experts with several settings, and leaves what was measured as CASE.json."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.models.routers import routers
-from megatron_ssd.runtime.device import prepare_device
-from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
+from megatron_ssd.runtime.process_groups import megatron_grid
 from megatron_ssd.training.meter import ExpertLoadCounter
 from megatron_ssd.training.trainer import build_trainer
-from tests.helpers.training_run import CPU, EXACT, MOE, training_config
+from tests.helpers.training_run import EXACT, MOE, training_config
 
 EP2 = {"expert_model_parallel_size": 2}
 PP2_EP1 = {"pipeline_model_parallel_size": 2}
 SP2_EP2 = {"tensor_model_parallel_size": 2, "sequence_parallel": True, **EP2}
 AUX = MoeConfig(aux_loss_coeff=0.5)
+WORLD_SIZES = (1, 2)
 CASES: dict[int, dict[str, tuple[dict[str, Any], MoeConfig, dict[str, Any]]]] = {
     1: {
         "plain": ({}, MoeConfig(), {}),
@@ -75,8 +69,7 @@ def train(root: Path, name: str) -> None:
         (root / f"{name}.json").write_text(json.dumps({"rows": rows, "moved": moved}))
 
 
-if __name__ == "__main__":
-    torch.manual_seed(0)
-    with joined_processes(prepare_device(CPU, EXACT)):
-        for each in CASES[int(os.environ["WORLD_SIZE"])]:
-            train(Path(sys.argv[1]), each)
+def run_cases(root: Path) -> None:
+    """All cases of this number of processes."""
+    for name in CASES[dist.get_world_size()]:
+        train(root, name)

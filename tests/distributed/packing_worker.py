@@ -1,17 +1,10 @@
-"""Run by torchrun: packed rows in several layouts, seen from inside the model, and the test that guards a launch.
-
-torchrun --nproc-per-node=2 -m tests.distributed.packing_worker ROOT
-"""
+"""Looks at packed sequences inside the model, and at the packing self-test; leaves LAYOUT-RANK.json."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -22,30 +15,33 @@ from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.dataset.packed_dataset import PackedDataset, PackedSequence
 from megatron_ssd.errors import UserError
-from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.local_attention import SegmentAttention
-from megatron_ssd.runtime.packed_sequences import PackedSequences, local_positions, make_packed_sequences
-from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
-from megatron_ssd.training import data
+from megatron_ssd.runtime.packed_sequences import local_positions
+from megatron_ssd.runtime.process_groups import megatron_grid
 from megatron_ssd.training.data import segment_lengths
 from megatron_ssd.training.self_test import check_packing, sample_losses
 from megatron_ssd.training.trainer import Trainer, build_trainer
-from tests.helpers.training_run import CPU, DENSE, EXACT, MOE, training_config
+from tests.helpers.packing import one_segment
+from tests.helpers.training_run import DENSE, EXACT, MOE, training_config
 
-LAYOUTS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
-    "pp2": (DENSE, {"pipeline_model_parallel_size": 2}),
-    "vpp2": (DENSE, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
-    "cp2": (DENSE, {"context_parallel_size": 2}),
-    "tp2_sp": (DENSE, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
-    "dp2": (DENSE, {}),
-    "moe_ep2": (MOE, {"expert_model_parallel_size": 2}),
-    "moe_cp2": (MOE, {"context_parallel_size": 2}),
+WORLD_SIZES = (1, 2)
+LAYOUTS: dict[int, dict[str, tuple[ModelConfig, dict[str, Any]]]] = {
+    1: {"dense_one": (DENSE, {}), "moe_one": (MOE, {})},
+    2: {
+        "pp2": (DENSE, {"pipeline_model_parallel_size": 2}),
+        "vpp2": (DENSE, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
+        "cp2": (DENSE, {"context_parallel_size": 2}),
+        "tp2_sp": (DENSE, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
+        "dp2": (DENSE, {}),
+        "moe_ep2": (MOE, {"expert_model_parallel_size": 2}),
+        "moe_cp2": (MOE, {"context_parallel_size": 2}),
+    },
 }
-THIRD = 2  # place of the sample that is looked at
+THIRD = 2  # slot of the sample that is examined
 
 
 def look(root: Path, model: ModelConfig, parallel: ParallelConfig) -> dict[str, Any]:
-    """What this rank sees of the third sample of a row; see the test for what is expected of it."""
+    """What this rank sees of the third sample of a packed sequence; the test says what is expected."""
     config = training_config(
         root, model=model, parallel=parallel, training={"micro_batch_size": 2, "segment_multiple": 4}
     )
@@ -66,13 +62,13 @@ def look(root: Path, model: ModelConfig, parallel: ParallelConfig) -> dict[str, 
 
 
 def third_queries(
-    trainer: Trainer, dataset: PackedDataset, rows: list[PackedSequence], parallel: ParallelConfig
+    trainer: Trainer, dataset: PackedDataset, sequences: list[PackedSequence], parallel: ParallelConfig
 ) -> list[list[Tensor]]:
-    """Rotated queries of the sample, for each of ``rows`` and each layer of this rank; the row is the second of two."""
+    """Rotated queries of the sample, per sequence and layer of this rank; each is the second of two."""
     modules = [m for chunk in trainer.state.chunks for m in chunk.modules() if isinstance(m, SegmentAttention)]
     seen: dict[SegmentAttention, list[Tensor]] = {module: [] for module in modules}
     handles = [m.register_forward_pre_hook(lambda module, inputs: seen[module].append(inputs[0])) for m in modules]
-    micro_batches = [[dataset.sequence(0, 0), row] for row in rows]
+    micro_batches = [[dataset.sequence(0, 0), each] for each in sequences]
     with torch.no_grad():
         sample_losses(trainer.state, trainer.source, micro_batches, num_samples=1)
     for handle in handles:
@@ -81,7 +77,7 @@ def third_queries(
     cp_rank = trainer.source.context_parallel_rank
     queries = []
     for number, micro_batch in enumerate(micro_batches):
-        ids = np.stack([row["segment_ids"] for row in micro_batch])
+        ids = np.stack([each["segment_ids"] for each in micro_batch])
         here = local_positions(segment_lengths(ids), cp_size=cp_size, cp_rank=cp_rank)
         wanted = ids.copy()
         wanted[0] = 0
@@ -91,7 +87,7 @@ def third_queries(
 
 
 def message_with_a_leak(trainer: Trainer) -> str:
-    """What the guard says where all positions of a micro batch are one segment."""
+    """The self-test's error if all positions of a micro batch are one segment."""
     with one_segment():
         try:
             check_packing(trainer.state, trainer.source, EXACT)
@@ -100,20 +96,10 @@ def message_with_a_leak(trainer: Trainer) -> str:
     return ""
 
 
-@contextmanager
-def one_segment() -> Iterator[None]:
-    def leaky(lengths: tuple[int, ...], **settings: Any) -> PackedSequences:
-        return make_packed_sequences((sum(lengths),), **settings)
-
-    with mock.patch.object(data, "make_packed_sequences", leaky):
-        yield
-
-
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    with joined_processes(prepare_device(CPU, EXACT)):
-        for name, (each_model, sizes) in LAYOUTS.items():
-            layout = ParallelConfig(world_size=dist.get_world_size(), **sizes)
-            with megatron_grid(layout, create_gloo_process_groups=True):
-                facts = look(folder, each_model, layout)
-            (folder / f"{name}-{dist.get_rank()}.json").write_text(json.dumps(facts))
+def run_cases(root: Path) -> None:
+    """All layouts of this number of processes."""
+    for name, (model, sizes) in LAYOUTS[dist.get_world_size()].items():
+        layout = ParallelConfig(world_size=dist.get_world_size(), **sizes)
+        with megatron_grid(layout, create_gloo_process_groups=True):
+            facts = look(root, model, layout)
+        (root / f"{name}-{dist.get_rank()}.json").write_text(json.dumps(facts))

@@ -1,45 +1,43 @@
-"""Run by torchrun with two processes: go on under another layout, and skip iterations whose numbers are not finite.
-
-torchrun --nproc-per-node=2 -m tests.distributed.resume_worker ROOT
-"""
+"""Resumes under another layout, and skips iterations whose numbers are not finite; leaves what came after as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
 from torch import Tensor
 
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.runtime.device import prepare_device
-from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
+from megatron_ssd.runtime.process_groups import megatron_grid
 from megatron_ssd.training.checkpoint import save_checkpoint
 from megatron_ssd.training.data import Batch, BatchSource
 from megatron_ssd.training.trainer import Trainer, build_trainer
-from tests.helpers.training_run import CPU, DENSE, EXACT, MOE, training_config
+from tests.helpers.training_run import DENSE, MOE, training_config
 
+WORLD_SIZES = (1, 2)
 SAVED, ITERATIONS = 3, 6
 ONE = "one process"
 LAYOUTS: dict[str, dict[str, Any]] = {
     "dp2": {},
-    "dp2_whole": {"use_distributed_optimizer": False},
+    "dp2_non_distributed": {"use_distributed_optimizer": False},
     "tp2": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
     "pp2": {"pipeline_model_parallel_size": 2},
     "pp2_vpp2": {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2},
     "cp2": {"context_parallel_size": 2},
     "ep2": {"expert_model_parallel_size": 2},
-    "ep2_whole": {"expert_model_parallel_size": 2, "use_distributed_optimizer": False},
+    "ep2_non_distributed": {"expert_model_parallel_size": 2, "use_distributed_optimizer": False},
 }
 MODELS = {"dense": DENSE, "moe": MOE}
-# model, layout that saves, layout that goes on; "one process" is the test's own part, before and after this one.
+# (model, layout that saves, layout that resumes). The test itself resumes in one process.
 CHANGES = [
     ("dense", "dp2", "tp2"),
     ("dense", "tp2", "pp2"),
@@ -52,55 +50,54 @@ CHANGES = [
     ("moe", ONE, "ep2"),
 ]
 SKIPPING = [
-    ("dense", "dp2"), ("dense", "dp2_whole"), ("dense", "tp2"), ("dense", "pp2"), ("moe", "ep2"), ("moe", "ep2_whole"),
+    ("dense", "dp2"), ("dense", "dp2_non_distributed"), ("dense", "tp2"), ("dense", "pp2"),
+    ("moe", "ep2"), ("moe", "ep2_non_distributed"),
 ]  # fmt: skip
 
 
 def config_of(root: Path, model: str, layout: str) -> RunConfig:
-    """Of a run in which every state that a checkpoint holds is in use."""
+    """A run that uses every state that a checkpoint holds."""
     world_size, sizes = (1, {}) if layout == ONE else (2, LAYOUTS[layout])
     return training_config(
         root,
         model=MODELS[model],
         parallel=ParallelConfig(world_size=world_size, **sizes),
-        # Segments at the same places with and without context parallelism.
+        # Segments start at the same offsets with and without context parallelism.
         training={"train_iters": ITERATIONS, "ema_decay": 0.5, "segment_multiple": 4},
         checkpoint={"save_async": True},
     )
 
 
-def save_and_go_on(root: Path, model: str, layout: str) -> None:
+def save_and_continue(root: Path, model: str, layout: str) -> None:
     """Leave ``root/MODEL-LAYOUT/iter_...`` of iteration 3 and what came after it."""
     trainer = build_trainer(config_of(root, model, layout), folder_of(root, model, layout), "cpu")
     for _ in range(SAVED):
         trainer.step()
     save_checkpoint(trainer.writer, trainer.state)
-    _note(root, f"{model}-{layout}", _go_on(trainer))
+    _note(root, f"{model}-{layout}", _continue(trainer))
     trainer.writer.finish()
 
 
-def go_on(root: Path, model: str, saved: str, layout: str) -> None:
-    """Load what ``saved`` left under ``layout`` and leave what came after it."""
+def resume(root: Path, model: str, saved: str, layout: str) -> None:
+    """Load the checkpoint of layout ``saved`` under ``layout``, and leave what came after it."""
     trainer = build_trainer(config_of(root, model, layout), folder_of(root, model, saved), "cpu")
     assert trainer.state.iteration == SAVED
-    _note(root, f"{model}-{saved}-{layout}", _go_on(trainer))
+    _note(root, f"{model}-{saved}-{layout}", _continue(trainer))
 
 
 def folder_of(root: Path, model: str, layout: str) -> Path:
     return root / f"{model}-{layout}"
 
 
-def _go_on(trainer: Trainer) -> list[dict[str, Any]]:
-    """The rest of the iterations, with the norm of the mean of the weights."""
+def _continue(trainer: Trainer) -> list[dict[str, Any]]:
+    """The rest of the iterations, and the norm of the EMA."""
     rows = [trainer.step().row() for _ in range(ITERATIONS - trainer.state.iteration)]
     assert trainer.state.ema is not None
-    return [*rows, {"ema": _whole_norm(trainer)}]
+    return [*rows, {"ema": _ema_norm(trainer)}]
 
 
-def _whole_norm(trainer: Trainer) -> float:
-    """Norm of the mean of the weights over the whole model, from what each rank would save."""
-    from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
-
+def _ema_norm(trainer: Trainer) -> float:
+    """Norm of the EMA over the whole model, from what each rank would save."""
     assert trainer.state.ema is not None
     models = {str(number): model.sharded_state_dict() for number, model in enumerate(trainer.state.models)}
     shards: dict[str, Any] = {"ema": trainer.state.ema.sharded_state_dict(models)}
@@ -123,7 +120,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Poisoned(BatchSource):
-    """Weighs one iteration's loss with NaN, on the last rank alone."""
+    """Loss weights of NaN in one iteration, on the last rank only."""
 
     iteration: int
 
@@ -141,7 +138,7 @@ def poison(trainer: Trainer, iteration: int) -> None:
 
 
 def tensors(trainer: Trainer) -> list[Tensor]:
-    """Copies of weights, optimizer state and mean of the weights on this rank."""
+    """Copies of weights, optimizer state and EMA on this rank."""
     found = [parameter for chunk in trainer.state.chunks for parameter in chunk.parameters()]
     for inner in trainer.state.optimizer.chained_optimizers:
         for parameter, state in inner.optimizer.state.items():
@@ -170,21 +167,23 @@ def _note(root: Path, name: str, value: Any) -> None:
         (root / f"{name}.json").write_text(json.dumps(value))
 
 
-def main(root: Path) -> None:
-    """All cases of two processes, each in a grid of its own."""
-    savers = dict.fromkeys((model, saved) for model, saved, _ in CHANGES if saved != ONE)
+def run_cases(root: Path) -> None:
+    """All cases of this number of processes, each with its own process groups."""
+
+    def grid(model: str, layout: str) -> AbstractContextManager[None]:
+        return megatron_grid(config_of(root, model, layout).parallel, create_gloo_process_groups=True)
+
+    one_process = dist.get_world_size() == 1
+    savers = dict.fromkeys((model, saved) for model, saved, _ in CHANGES if (saved == ONE) == one_process)
     for model, layout in savers:
-        with megatron_grid(config_of(root, model, layout).parallel, create_gloo_process_groups=True):
-            save_and_go_on(root, model, layout)
+        with grid(model, layout):
+            save_and_continue(root, model, layout)
+    if one_process:
+        return
     for model, saved, layout in CHANGES:
         if layout != ONE:
-            with megatron_grid(config_of(root, model, layout).parallel, create_gloo_process_groups=True):
-                go_on(root, model, saved, layout)
+            with grid(model, layout):
+                resume(root, model, saved, layout)
     for model, layout in SKIPPING:
-        with megatron_grid(config_of(root, model, layout).parallel, create_gloo_process_groups=True):
+        with grid(model, layout):
             skip(root, model, layout)
-
-
-if __name__ == "__main__":
-    with joined_processes(prepare_device(CPU, EXACT)):
-        main(Path(sys.argv[1]))

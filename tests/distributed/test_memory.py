@@ -1,4 +1,4 @@
-"""The planner's weights, gradients and optimizer state are what every rank really allocates."""
+"""The planner's weights, gradients and optimizer state are what every rank allocates."""
 
 from __future__ import annotations
 
@@ -11,27 +11,16 @@ import torch
 from megatron_ssd.planner.dry_run import lay_out
 from megatron_ssd.planner.memory import all_ranks
 from tests.distributed.memory_worker import CASES, case_config
-from tests.helpers.torchrun import run_workers
-from tests.helpers.training_run import write_dataset
 
 # Buffers of the distributed optimizer are padded so that every rank's share starts on a boundary: a few hundred values
 # of these tiny models' 10^5.
 TOLERANCE = 0.02
+WORKER = "memory_worker"
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="several processes on one GPU are not this test")
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What each rank of each case left."""
-    folder = tmp_path_factory.mktemp("memory")
-    write_dataset(folder)
-    for world_size in CASES:
-        run_workers("memory_worker", folder, world_size=world_size, seconds=250)
-    return folder
-
-
 @pytest.mark.parametrize(("world_size", "case"), [(size, name) for size, cases in CASES.items() for name in cases])
-def test_state_is_what_is_allocated(root: Path, world_size: int, case: str) -> None:
+def test_planned_state_is_what_is_allocated(root: Path, world_size: int, case: str) -> None:
     config = case_config(world_size, case, root)
     assert config.model is not None
     layout = lay_out(config.model, config.parallel, config.precision, config.moe)

@@ -1,7 +1,7 @@
-"""A checkpoint goes on under another layout, and no rank updates where one of them has no finite numbers.
+"""Training resumes under another layout, and no rank updates if one of them has numbers that are not finite.
 
 fp32. The largest relative differences measured over three more iterations were 7e-8 (loss), 2e-7 (gradient norm) and
-2e-10 (norm of the mean of the weights); the tolerance is about ten times the second.
+2e-10 (norm of the EMA); the tolerance is about ten times the second.
 """
 
 from __future__ import annotations
@@ -16,28 +16,21 @@ import torch
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
-from tests.distributed.resume_worker import CHANGES, ONE, SKIPPING, go_on, save_and_go_on
-from tests.helpers.torchrun import run_workers
-from tests.helpers.training_run import CPU, EXACT, write_dataset
+from tests.distributed.resume_worker import CHANGES, ONE, SKIPPING, resume
+from tests.helpers.training_run import CPU, EXACT
 
 TOLERANCE = 2e-6
+WORKER = "resume_worker"
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="several processes on one GPU are not this test")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every case, run: first what one process saves, then two processes, then what one process goes on from."""
-    root = tmp_path_factory.mktemp("resume")
-    write_dataset(root)
-    device = prepare_device(CPU, EXACT)
-    with process_groups(ParallelConfig(), device=device):
-        for model in dict.fromkeys(model for model, saved, _ in CHANGES if saved == ONE):
-            save_and_go_on(root, model, ONE)
-    run_workers("resume_worker", root, world_size=2, seconds=300)
-    with process_groups(ParallelConfig(), device=device):
+def resumed(root: Path) -> Path:
+    """Every case: the worker's, and what one process resumes after them."""
+    with process_groups(ParallelConfig(), device=prepare_device(CPU, EXACT)):
         for model, saved, layout in CHANGES:
             if layout == ONE:
-                go_on(root, model, saved, layout)
+                resume(root, model, saved, layout)
     return root
 
 
@@ -47,19 +40,19 @@ def read(root: Path, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("model", "saved", "layout"), CHANGES)
-def test_another_layout_goes_on_where_the_first_one_stopped(root: Path, model: str, saved: str, layout: str) -> None:
-    expected, found = read(root, f"{model}-{saved}"), read(root, f"{model}-{saved}-{layout}")
-    *expected_rows, expected_mean = expected
-    *rows, mean = found
+def test_another_layout_resumes_where_the_first_one_stopped(resumed: Path, model: str, saved: str, layout: str) -> None:
+    expected, found = read(resumed, f"{model}-{saved}"), read(resumed, f"{model}-{saved}-{layout}")
+    *expected_rows, expected_ema = expected
+    *rows, ema = found
     for key in ("iteration", "samples", "learning_rate", "valid_tokens"):
         assert [row[key] for row in rows] == [row[key] for row in expected_rows]
     for key in ("loss", "grad_norm"):
         assert [row[key] for row in rows] == pytest.approx([row[key] for row in expected_rows], rel=TOLERANCE)
-    assert mean["ema"] == pytest.approx(expected_mean["ema"], rel=TOLERANCE)
+    assert ema["ema"] == pytest.approx(expected_ema["ema"], rel=TOLERANCE)
 
 
 @pytest.mark.parametrize(("model", "layout"), SKIPPING)
-def test_a_number_that_is_not_finite_on_one_rank_stops_the_update_on_all(root: Path, model: str, layout: str) -> None:
+def test_a_non_finite_number_on_one_rank_skips_the_update_on_all(root: Path, model: str, layout: str) -> None:
     seen = read(root, f"skip-{model}-{layout}")
     assert len(seen) == 2
     for rank in seen:

@@ -13,7 +13,7 @@ from megatron_ssd.generation.engine import Completion, Request
 
 END = 1
 CRASH_SEED = 666  # a request with this seed kills its engine
-CRASH_ONCE_SEED = 667  # and so does this one, where the engine's marker is not there yet
+CRASH_ONCE_SEED = 667  # and so does this one, if the engine's marker does not exist yet
 
 
 def tokens_of_prompt(prompt: list[int], seed: int, max_tokens: int) -> tuple[list[int], Literal["stop", "length"]]:
@@ -26,34 +26,34 @@ def tokens_of_prompt(prompt: list[int], seed: int, max_tokens: int) -> tuple[lis
 def tokens_of(request: Request) -> Completion:
     """What the fake engine draws for a request."""
     ids, reason = tokens_of_prompt(request.prompt_token_ids, request.seed, request.max_tokens)
-    return Completion(key=request.key, token_ids=ids, finish_reason=reason)
+    return Completion(token_ids=ids, finish_reason=reason)
 
 
 class FakeEngine:
     """Finishes a request after as many steps as it has tokens."""
 
     def __init__(self, marker: str | None) -> None:
-        self._running: list[tuple[int, Completion]] = []
+        self._running: list[tuple[int, int, Completion]] = []  # steps left, number of the request
         self._marker = marker
 
-    def add(self, request: Request) -> None:
+    def add(self, number: int, request: Request) -> None:
         if request.seed == CRASH_SEED:
             raise RuntimeError("the fake engine was told to crash")
         if request.seed == CRASH_ONCE_SEED and self._marker and not Path(self._marker).exists():
             Path(self._marker).touch()
             os._exit(3)
         completion = tokens_of(request)
-        self._running.append((len(completion.token_ids), completion))
+        self._running.append((len(completion.token_ids), number, completion))
 
-    def step(self) -> list[Completion]:
-        finished = [completion for steps, completion in self._running if steps == 1]
-        self._running = [(steps - 1, completion) for steps, completion in self._running if steps > 1]
+    def step(self) -> list[tuple[int, Completion]]:
+        finished = [(number, completion) for steps, number, completion in self._running if steps == 1]
+        self._running = [(steps - 1, number, completion) for steps, number, completion in self._running if steps > 1]
         return finished
 
 
 @dataclass(frozen=True)
 class FakeSpec:
-    """Starts a ``FakeEngine``, or refuses to: always, or where ``marker``, a file, is there already."""
+    """Starts a ``FakeEngine``, or refuses to: always, or if the file ``marker`` exists."""
 
     refuses: bool = False
     marker: str | None = None

@@ -6,16 +6,15 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 
 from tests.helpers.fake_engine import END, tokens_of_prompt
 
 Answer = tuple[int, dict[str, Any]]
 
 
-class FakeServer(AbstractContextManager["FakeServer"]):
+class FakeServer:
     """Serves one model from a thread.
 
     Args:
@@ -87,7 +86,10 @@ class FakeServer(AbstractContextManager["FakeServer"]):
             with self._lock:
                 self.in_flight -= 1
 
-    def __exit__(self, *exception: object) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from megatron_ssd.artifacts.hub import ModelFolder
+from megatron_ssd.config.generation import EngineConfig
 from megatron_ssd.config.problems import MinicodeConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
@@ -33,25 +34,24 @@ class Oracle:
         pass
 
     @contextlib.contextmanager
-    def open(self, config: RunConfig, model: ModelFolder) -> Iterator[Oracle]:
+    def open(self, engine: EngineConfig, model: ModelFolder, **_: object) -> Iterator[Oracle]:
         self.starts.append(model.path.name)
         self._tokenizer = ChatTokenizer(model.path)._tokenizer
         self._share = 3 if model.path.name == "export" else 1
         yield self
 
-    def sample(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def sample(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Completion]]:
         for request in reversed(list(requests)):  # finishing order is not the asking order
             if len(self.requests) >= self._lives:
                 raise UserError("engine", rule="died", fix="start again")
             self.requests.append(request)
-            yield Completion(key=request.key, token_ids=self._answer(request), finish_reason="stop")
+            yield request, Completion(token_ids=self._answer(request), finish_reason="stop")
 
     def _answer(self, request: Request) -> list[int]:
-        _, problem_id, index = request.key
-        assert isinstance(index, int)
+        problem_id, index = request.key
         text = "```python\ndef f(xs):\n    return None\n```"
         if index < self._share:
-            problem = self._problems[str(problem_id)]
+            problem = self._problems[problem_id]
             labelled = (minicode.document_with_labels(problem, seed) for seed in range(1000))
             text = next(document.response for document in labelled if document.is_right)
         return [*self._tokenizer(text, add_special_tokens=False)["input_ids"], 2]

@@ -112,7 +112,7 @@ def _write_benchmarks(work: Path) -> None:
          "base": {"value": 0.3333, "stderr": None, "rows": 6}, "ssd": {"value": 0.3333, "stderr": None, "rows": 6},
          "difference": {"value": 0.0, "low": 0.0, "high": 0.0}, **common},
     ]  # fmt: skip
-    (work / "summary.json").write_text(json.dumps({"confidence": 0.95, "results": rows}))
+    (work / "summary.json").write_text(json.dumps({"confidence": 0.95, "chat_template": False, "results": rows}))
 
 
 def _publish_base(folder: Path) -> Manifest:
@@ -258,8 +258,13 @@ def _row(key: str, title: str, model: str, decoding: str, at_1: float, at_5: flo
 
 
 def _gain(value: float, error: float) -> dict[str, Any]:
-    return {**_estimate(value, error), "sign_test": {"ahead": 61, "behind": 40, "tied": 49, "p_value": 0.0460}}
+    return {
+        "value": value,
+        "low": value - 1.96 * error,
+        "high": value + 1.96 * error,
+        "sign_test": {"ahead": 61, "behind": 40, "tied": 49, "p_value": 0.0460},
+    }
 
 
 def _estimate(value: float, error: float) -> dict[str, float]:
-    return {"value": value, "low": value - 1.96 * error, "high": value + 1.96 * error}
+    return {"value": value, "low": max(value - 1.96 * error, 0.0), "high": min(value + 1.96 * error, 1.0)}

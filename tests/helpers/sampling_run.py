@@ -36,25 +36,25 @@ class FakeSampler:
     def wait_ready(self) -> None:
         pass
 
-    def sample(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        for request in sorted(requests, key=lambda request: request.seed):  # any order but the plan's
+    def sample(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Completion]]:
+        for request in sorted(requests, key=lambda request: request.seed):  # not the order of the plan
             if len(self.drawn) == self.stop_after:
                 raise KeyboardInterrupt
             if self.meanwhile is not None and len(self.drawn) == 1:
                 self.meanwhile()
             self.drawn.append(request)
-            yield tokens_of(request)
+            yield request, tokens_of(request)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[FakeSampler]:
-        """What ``open_sampler`` gives."""
+        """Stands in for ``open_sampler``."""
         yield self
         if self.at_end is not None:
             self.at_end()
 
 
 def run_config(model: Path, run_dir: Path) -> RunConfig:
-    """Thirty problems, two samples of each, in shards of 25 rows."""
+    """Thirty problems, two samples of each, in shards of 25 records."""
     shape = {
         "name": "tiny", "model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
         "num_key_value_heads": 1, "head_dim": 32, "intermediate_size": 128, "vocab_size": 512,
@@ -83,7 +83,7 @@ def generate(config: RunConfig, sampler: FakeSampler | None = None) -> FakeSampl
     sampler = sampler or FakeSampler()
     run_problems(config)
     with (
-        patch.object(stage, "open_sampler", lambda config, model: sampler.opened()),
+        patch.object(stage, "open_sampler", lambda *_, **__: sampler.opened()),
         patch.object(stage, "engine_facts", lambda *_: {"name": "vllm", "version": "0"}),
     ):
         stage.run_generate(config)

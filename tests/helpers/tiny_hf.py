@@ -1,8 +1,9 @@
-"""Tiny Hugging Face models, made by transformers itself, and the configurations that go with them."""
+"""Tiny Hugging Face models, written by transformers, and their configurations."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from megatron_ssd.config.model import ModelConfig, RopeScalingConfig
 from tests.helpers.paths import ROOT
@@ -24,7 +27,7 @@ _EXPERTS: dict[str, Any] = {
     "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True,
 }  # fmt: skip
 
-_ODD: dict[str, Any] = {**_SHAPE, "vocab_size": 63}  # divided by no even number of ranks
+_ODD: dict[str, Any] = {**_SHAPE, "vocab_size": 63}  # not divisible by an even number of ranks
 _OTHER_SCALING = RopeScalingConfig(
     factor=4.0, low_freq_factor=0.5, high_freq_factor=2.0, original_max_position_embeddings=64
 )
@@ -75,20 +78,30 @@ def write_hf_folder(
     return dataclasses.replace(model, path=str(folder))
 
 
-def save_reference_logits(root: Path, names: Iterable[str], tokens_BS: torch.Tensor) -> None:
-    """``root/tokens.npy``, and for each folder in ``root`` transformers' logits of them, fp32, as ``logits.npy``.
+def write_tokenizer(folder: Path, size: int) -> None:
+    """Save a word-level tokenizer with ``size`` entries."""
+    vocabulary = {"<s>": 0, "</s>": 1, **{f"w{i}": i for i in range(2, size)}}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="<s>")), bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.save_pretrained(folder)
 
-    In a process of its own: transformers must not see what is adapted for Megatron-Core on a CPU.
+
+def save_reference_logits(root: Path, names: Iterable[str], tokens_BS: torch.Tensor) -> None:
+    """Write ``root/tokens.npy``, and for each folder in ``root`` transformers' fp32 logits of it as ``logits.npy``.
+
+    It runs in its own process, where nothing is patched for Megatron-Core on a CPU.
     """
     np.save(root / "tokens.npy", tokens_BS.numpy())
     command = [sys.executable, "-c", _REFERENCE_SCRIPT, str(root), *names]
-    subprocess.run(command, check=True, cwd=ROOT, timeout=120)
+    # One thread: the models are tiny, and more threads only wait for one another.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=300)
 
 
 _REFERENCE_SCRIPT = """
 import sys
 from pathlib import Path
-from typing import Any
 import numpy as np
 from megatron_ssd.export.reference import reference_logits
 

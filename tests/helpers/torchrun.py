@@ -1,18 +1,40 @@
-"""Starts a worker module of this folder in several processes."""
+"""Starts worker modules of tests/distributed in several processes.
+
+torchrun --nproc-per-node=2 -m tests.helpers.torchrun ROOT loss_worker memory_worker
+"""
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_ssd.runtime.device import prepare_device
+from megatron_ssd.runtime.process_groups import joined_processes
 from tests.helpers.paths import ROOT
+from tests.helpers.training_run import CPU, EXACT
+
+_SECONDS = 800  # a hang, not a measure of speed
 
 
-def run_workers(module: str, root: Path, *, world_size: int, seconds: int) -> None:
-    """Run ``python -m tests.distributed.MODULE ROOT`` under torchrun; fails the test with the workers' own words."""
+def run_workers(names: Sequence[str], root: Path, *, world_size: int) -> None:
+    """Run ``run_cases(ROOT/NAME)`` of each worker module under torchrun; fails with the workers' own messages."""
     # timeout(1) ends torchrun so that it ends its workers; Python's own time-out would leave them behind.
-    command = ["timeout", str(seconds), sys.executable, "-m", "torch.distributed.run", "--standalone",
-               f"--nproc-per-node={world_size}", "-m", f"tests.distributed.{module}", str(root)]  # fmt: skip
+    command = ["timeout", str(_SECONDS), sys.executable, "-m", "torch.distributed.run", "--standalone",
+               f"--nproc-per-node={world_size}", "-m", "tests.helpers.torchrun", str(root), *names]  # fmt: skip
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
+
+
+def main(root: Path, names: Sequence[str]) -> None:
+    """Run the cases of these workers in the processes that torchrun started."""
+    workers = {name: importlib.import_module(f"tests.distributed.{name}") for name in names}
+    with joined_processes(prepare_device(CPU, EXACT)):
+        for name, worker in workers.items():
+            worker.run_cases(root / name)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

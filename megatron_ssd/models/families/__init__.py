@@ -1,6 +1,6 @@
-"""The model families, by the ``model_type`` of their ``config.json``. A new one is a file here and a line in the table.
+"""Supported model families by the ``model_type`` of their ``config.json``.
 
-``megatron_ssd.config.model.ModelType`` lists the same names, so that a configuration cannot ask for another.
+A new family is a file here and an entry in ``FAMILIES``. ``megatron_ssd.config.model.ModelType`` lists the same names.
 """
 
 from megatron_ssd.models.families import llama, qwen3, qwen3_moe
@@ -10,7 +10,7 @@ FAMILIES = {family.model_type: family for family in (qwen3.FAMILY, qwen3_moe.FAM
 
 
 def family_of(model_type: str) -> Family:
-    """The family of a ``ModelConfig.model_type``, which is always a known one."""
+    """The family of a ``ModelConfig.model_type``."""
     return FAMILIES[model_type]
 
 

@@ -1,7 +1,7 @@
-"""What a model family is: its configuration keys and its weight table, for both directions.
+"""Definition of a model family: its configuration keys and its parameter mappings.
 
-A Hugging Face ``config.json`` says more than ``ModelConfig`` does. What both say must agree; what only the file says
-must have the one value that the Megatron model here computes with (``fixed``), or not matter to a forward pass.
+A Hugging Face ``config.json`` has more keys than ``ModelConfig``. Keys that both have must agree. A key that only the
+file has must have the one supported value (``fixed``), or not affect the forward pass.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from megatron_ssd.config.model import ModelConfig, RopeScalingConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.models.families.mappings import ParamMapping, VocabularyMapping
 
-# Keys of ModelConfig that config.json has under the same name, for every family.
+# Keys that ModelConfig and config.json share, for every family.
 _SHARED_KEYS = (
     "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "intermediate_size", "vocab_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
 )  # fmt: skip
 _SHARED_FIXED = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
-# What transformers takes where config.json, an older one mostly, does not say.
+# transformers' defaults for keys that config.json may lack, mostly in older files.
 _SHARED_DEFAULTS = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6}
 _DEFAULT_ROPE_THETA = 10_000.0
 
@@ -33,11 +33,11 @@ class Family:
 
     Args:
         model_type: as in ``config.json``.
-        architecture: transformers' class, which vLLM goes by too.
-        mappings: the parameter mappings without the output layer, which ``all_mappings`` adds.
-        keys: further keys of ``ModelConfig`` that ``config.json`` has under the same name.
-        fixed: further keys whose value must be this one where they are present.
-        defaults: what transformers takes for further keys that ``config.json`` does not name.
+        architecture: transformers' class name, which vLLM uses too.
+        mappings: parameter mappings without the output layer, which ``all_mappings`` adds.
+        keys: further keys that ``ModelConfig`` and ``config.json`` share.
+        fixed: further keys with the one supported value.
+        defaults: transformers' defaults for further keys that ``config.json`` may lack.
     """
 
     model_type: str
@@ -48,12 +48,12 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def all_mappings(self, model: ModelConfig) -> tuple[ParamMapping, ...]:
-        """All rows. With tied embeddings the last pipeline stage's output layer is a copy of the embedding."""
+        """All mappings. With tied embeddings the last pipeline stage's output layer is a copy of the embedding."""
         output = "model.embed_tokens.weight" if model.tie_word_embeddings else "lm_head.weight"
         return (*self.mappings, VocabularyMapping("output_layer.weight", (output,), shard_dim=0))
 
     def ignored_hf_names(self, model: ModelConfig) -> set[str]:
-        """Weights that a folder may hold and that transformers, too, does not read.
+        """Weights that a folder may have and that transformers does not read either.
 
         These are a copy of tied embeddings, and rotary frequencies, which older versions saved with the weights.
         """
@@ -63,7 +63,7 @@ class Family:
         return {"model.rotary_emb.inv_freq", *frequencies, *(("lm_head.weight",) if model.tie_word_embeddings else ())}
 
     def to_hf_config(self, model: ModelConfig, *, dtype: str) -> dict[str, Any]:
-        """``config.json`` of ``model``, in the form that transformers 4 and 5 and vLLM read."""
+        """``config.json`` of ``model`` in a form that transformers 4, transformers 5 and vLLM read."""
         values = {key: getattr(model, key) for key in (*_SHARED_KEYS, *self.keys)}
         scaling = model.rope_scaling
         return {
@@ -80,57 +80,57 @@ class Family:
         }
 
     def from_hf_config(self, values: Mapping[str, Any], *, source: Path) -> dict[str, Any]:
-        """The keys of ``ModelConfig`` that decide a forward pass, as ``config.json`` says them.
+        """The keys of ``ModelConfig`` that determine a forward pass, from ``config.json``.
 
         Args:
             values: content of ``config.json``.
             source: the file, for messages.
 
         Raises:
-            UserError: it asks for something that the Megatron model here does not compute, or leaves a key out.
+            UserError: it needs something that is not supported here, or a key is missing.
         """
         self._check_fixed(values, source)
         rope = {**(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}
-        said = {key: value for key, value in values.items() if value is not None}
-        known = {**_SHARED_DEFAULTS, **self.defaults, **said}
+        given = {key: value for key, value in values.items() if value is not None}
+        known = {**_SHARED_DEFAULTS, **self.defaults, **given}
         known["rope_theta"] = rope.get("rope_theta", values.get("rope_theta")) or _DEFAULT_ROPE_THETA
         known.setdefault("num_experts", values.get("num_local_experts"))
         if {"hidden_size", "num_attention_heads"} <= known.keys():
             known.setdefault("num_key_value_heads", known["num_attention_heads"])
             known.setdefault("head_dim", known["hidden_size"] // known["num_attention_heads"])
-        wanted_keys = (*_SHARED_KEYS, *self.keys, "rope_theta")
-        missing = [key for key in wanted_keys if known.get(key) is None]
+        required = (*_SHARED_KEYS, *self.keys, "rope_theta")
+        missing = [key for key in required if known.get(key) is None]
         if missing:
             raise UserError(f"file {source}", rule=f"has no {missing[0]}", fix="use the model's own config.json")
         scaling = _rope_scaling(rope, default_length=known["max_position_embeddings"], source=source)
-        return {**{key: known[key] for key in wanted_keys}, "rope_scaling": scaling}
+        return {**{key: known[key] for key in required}, "rope_scaling": scaling}
 
     def _check_fixed(self, values: Mapping[str, Any], source: Path) -> None:
-        """Raise ``UserError`` at what the Megatron model here does not compute."""
-        for key, wanted in {**_SHARED_FIXED, **self.fixed}.items():
-            if values.get(key) not in (None, wanted):
-                raise UserError(f"{source}: {key} = {values[key]!r}", rule=f"only {wanted!r} is built here",
+        """Raise ``UserError`` for a value that is not supported here."""
+        for key, supported in {**_SHARED_FIXED, **self.fixed}.items():
+            if values.get(key) not in (None, supported):
+                raise UserError(f"{source}: {key} = {values[key]!r}", rule=f"only {supported!r} is supported",
                                 fix="use a model without it")  # fmt: skip
         rope = values.get("rope_parameters") or {}
         factor = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))
         if factor not in (None, 1):
-            raise UserError(f"{source}: partial_rotary_factor = {factor}", rule="only 1.0 is built here",
+            raise UserError(f"{source}: partial_rotary_factor = {factor}", rule="only 1.0 is supported",
                             fix="use a model without it")  # fmt: skip
         other = set(values.get("layer_types") or ()) - {"full_attention"}
         if other:
-            raise UserError(f"{source}: layer_types has {sorted(other)}", rule="only full_attention is built here",
+            raise UserError(f"{source}: layer_types has {sorted(other)}", rule="only full_attention is supported",
                             fix="use a model without it")  # fmt: skip
         if values.get("quantization_config"):
             raise UserError(f"{source}: quantization_config is set", rule="quantised weights are not converted",
                             fix="use the model's unquantised weights")  # fmt: skip
 
     def check_hf_config(self, values: Mapping[str, Any], model: ModelConfig, *, source: Path) -> None:
-        """Raise ``UserError`` at the first key in which ``config.json`` and ``model`` differ."""
+        """Raise ``UserError`` for the first key in which ``config.json`` and ``model`` differ."""
         if values.get("model_type") != self.model_type:
             raise UserError(
                 f"model.model_type = {self.model_type}",
                 rule=f"{source} says {values.get('model_type')!r}",
-                fix="choose the model group that goes with model.path",
+                fix="choose the model group for model.path",
             )
         for key, theirs in self.from_hf_config(values, source=source).items():
             ours = getattr(model, key)
@@ -138,7 +138,7 @@ class Family:
                 raise UserError(
                     f"model.{key} = {ours}",
                     rule=f"{source} says {theirs}",
-                    fix="choose the model group that goes with model.path, or set the key to what the folder says",
+                    fix="choose the model group for model.path, or set the key to the folder's value",
                 )
 
 
@@ -147,12 +147,12 @@ def _rope_scaling(rope: Mapping[str, Any], *, default_length: int, source: Path)
     if kind == "default":
         return None
     if kind != "llama3":
-        raise UserError(f"{source}: rope_type = {kind!r}", rule="only default and llama3 are built here",
+        raise UserError(f"{source}: rope_type = {kind!r}", rule="only default and llama3 are supported",
                         fix="use a model without it")  # fmt: skip
     known = {"original_max_position_embeddings": default_length, **rope}
     keys = [key.name for key in dataclasses.fields(RopeScalingConfig)]
     missing = [key for key in keys if known.get(key) is None]
     if missing:
-        raise UserError(f"{source}: rope_type = 'llama3'", rule=f"it has no {missing[0]} beside it",
+        raise UserError(f"{source}: rope_type = 'llama3'", rule=f"{missing[0]} is missing",
                         fix="use the model's own config.json")  # fmt: skip
     return RopeScalingConfig(**{key: known[key] for key in keys})

@@ -1,4 +1,4 @@
-"""Llama 3.x: grouped-query attention, SwiGLU, rotary frequencies scaled as in Llama 3.1 where the model asks for it."""
+"""Llama 3.x: grouped-query attention, SwiGLU, optional rotary scaling of Llama 3.1."""
 
 from megatron_ssd.models.families.family import Family
 from megatron_ssd.models.families.mappings import ATTENTION, DENSE_MLP, EMBEDDING_AND_FINAL_NORM

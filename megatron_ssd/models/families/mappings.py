@@ -1,12 +1,12 @@
-"""A model is a table: which Megatron-Core weight is made of which Hugging Face weights, and how.
+"""Parameter mappings: which Hugging Face tensors a Megatron-Core parameter is made of, and how.
 
-One table serves both directions. A rule names one Megatron weight by a pattern, the Hugging Face weights it is made of,
-and the dimension along which tensor parallelism splits it; its kind says how parts merge and divide. Merging a rank's
-slices of the parts gives that rank's slice of the whole, for every kind here, which is what lets a rank read its own
-slices alone.
+One mapping serves both directions. It has a pattern for the name of a Megatron-Core parameter, patterns for the Hugging
+Face tensors, and the dimension along which tensor parallelism shards the parameter; its class merges and splits the
+tensors. For every class here, merging a rank's slices of the Hugging Face tensors gives that rank's shard of the
+parameter, so that a rank can read its own slices only.
 
-Patterns hold ``{layer}`` and ``{expert}``, which stand for numbers. A pattern with ``{expert}`` belongs to one expert
-of a mixture and is split over the expert-tensor-parallel group; others over the tensor-parallel group.
+Patterns contain ``{layer}`` and ``{expert}``, which stand for numbers. A pattern with ``{expert}`` belongs to one
+expert of a mixture and is sharded over the expert-tensor-parallel group; others over the tensor-parallel group.
 
 Shape suffixes: R rows (outputs), H columns (inputs).
 """
@@ -31,17 +31,17 @@ Shape = tuple[int, ...]
 
 
 class UnmappedWeightError(UserError):
-    """A weight that no row of the model family's table knows."""
+    """A parameter without a mapping in its model family."""
 
 
 @dataclass(frozen=True)
 class ParamMapping(ABC):
-    """One row.
+    """The mapping of one Megatron-Core parameter.
 
     Args:
         megatron: pattern of the parameter's name in ``GPTModel``.
-        hf: patterns of the Hugging Face weights it is made of, in the order that the kind wants.
-        shard_dim: dimension that tensor parallelism splits; None where every rank holds the whole.
+        hf: patterns of the names of the Hugging Face tensors, in the order that the class expects.
+        shard_dim: dimension that tensor parallelism shards; None if every rank holds the full parameter.
     """
 
     megatron: str
@@ -50,21 +50,21 @@ class ParamMapping(ABC):
 
     @property
     def is_expert(self) -> bool:
-        """Whether the weight belongs to one expert."""
+        """Whether the parameter belongs to one expert."""
         return "{expert}" in self.megatron
 
     def match(self, name: str) -> dict[str, int] | None:
-        """The numbers that ``name`` has at the pattern's places; None where it does not fit."""
+        """The layer and expert numbers in ``name``; None if it does not match the pattern."""
         found = _regex(self.megatron).fullmatch(name)
         return {key: int(number) for key, number in found.groupdict().items()} if found else None
 
     def hf_names(self, numbers: dict[str, int]) -> tuple[str, ...]:
-        """Names of the Hugging Face weights for a layer (and expert)."""
+        """Names of the Hugging Face tensors for a layer (and expert)."""
         return tuple(pattern.format(**numbers) for pattern in self.hf)
 
     @abstractmethod
     def merge(self, parts: Sequence[Tensor], model: ModelConfig) -> Tensor:
-        """Hugging Face tensors, or a rank's slices of them along ``shard_dim``, to the Megatron tensor or its slice."""
+        """Merge Hugging Face tensors, or a rank's slices along ``shard_dim``, to the parameter or the rank's shard."""
 
     @abstractmethod
     def split(self, weight: Tensor, model: ModelConfig) -> tuple[Tensor, ...]:
@@ -72,7 +72,7 @@ class ParamMapping(ABC):
 
     @abstractmethod
     def hf_shapes(self, shape: Shape, model: ModelConfig) -> tuple[Shape, ...]:
-        """Shapes of the whole Hugging Face tensors, given the shape of the whole Megatron tensor."""
+        """Shapes of the full Hugging Face tensors, from the shape of the full parameter."""
 
 
 @functools.cache
@@ -99,7 +99,10 @@ class DirectMapping(ParamMapping):
 
 
 class VocabularyMapping(DirectMapping):
-    """A row for each token. Tensor parallelism may pad the Megatron tensor with rows that no token has."""
+    """A tensor with one row per token.
+
+    Tensor parallelism may pad the parameter with rows (see ``models.vocabulary``).
+    """
 
     @override
     def split(self, weight: Tensor, model: ModelConfig) -> tuple[Tensor, ...]:
@@ -111,9 +114,9 @@ class VocabularyMapping(DirectMapping):
 
 
 class QkvMapping(ParamMapping):
-    """Query, key and value projections in one, interleaved by key/value group.
+    """Query, key and value projections in one parameter, interleaved by key/value group.
 
-    Megatron-Core puts the rows of group 0 first: its queries, its key, its value; then group 1. With 4 query heads, 2
+    Megatron-Core stores the rows of group 0 first: its queries, its key, its value; then group 1. With 4 query heads, 2
     groups and head dimension d the rows are q0 q1 k0 v0 q2 q3 k1 v1, d of each.
     """
 
@@ -138,7 +141,7 @@ class QkvMapping(ParamMapping):
 
 
 class GateUpMapping(ParamMapping):
-    """Gate and up projections of SwiGLU, one above the other. Each tensor-parallel rank stacks its own two slices."""
+    """Gate and up projections of SwiGLU, concatenated. Each tensor-parallel rank concatenates its own two slices."""
 
     @override
     def merge(self, parts: Sequence[Tensor], model: ModelConfig) -> Tensor:
@@ -155,30 +158,30 @@ class GateUpMapping(ParamMapping):
 
 
 class Match(NamedTuple):
-    """A Megatron name, the row that it fits, and the numbers in it."""
+    """The mapping of a parameter name, and the numbers in the name."""
 
     mapping: ParamMapping
     numbers: dict[str, int]
 
 
-def find_mapping(table: Iterable[ParamMapping], name: str) -> Match:
-    """The row for a Megatron parameter. Raises ``UnmappedWeightError``."""
-    for mapping in table:
+def find_mapping(mappings: Iterable[ParamMapping], name: str) -> Match:
+    """The mapping for a parameter name. Raises ``UnmappedWeightError``."""
+    for mapping in mappings:
         numbers = mapping.match(name)
         if numbers is not None:
             return Match(mapping, numbers)
     raise UnmappedWeightError(
-        f"Megatron-Core weight {name}",
-        rule="no row of the model family's table fits it",
-        fix="add a row to the family in megatron_ssd/models/families",
+        f"Megatron-Core parameter {name}",
+        rule="the model family has no mapping for it",
+        fix="add a mapping to the family in megatron_ssd/models/families",
     )
 
 
-def all_hf_names(table: Iterable[ParamMapping], model: ModelConfig) -> set[str]:
-    """Every Hugging Face weight of the whole model."""
+def all_hf_names(mappings: Iterable[ParamMapping], model: ModelConfig) -> set[str]:
+    """Names of all Hugging Face tensors of the full model."""
     return {
         name
-        for mapping in table
+        for mapping in mappings
         for layer in range(model.num_hidden_layers if "{layer}" in mapping.megatron else 1)
         for expert in range((model.num_experts or 0) if mapping.is_expert else 1)
         for name in mapping.hf_names({"layer": layer, "expert": expert})
@@ -229,7 +232,7 @@ EXPERTS = (
     DirectMapping(f"{_MEGATRON}.mlp.router.weight", (f"{_HF}.mlp.gate.weight",)),
     *(
         mapping
-        # One module an expert in the local spec, one grouped module with numbered weights in TransformerEngine's.
+        # The local spec has one module per expert, TransformerEngine's one grouped module with numbered weights.
         for fc1, fc2 in (
             ("local_experts.{expert}.linear_fc1.weight", "local_experts.{expert}.linear_fc2.weight"),
             ("linear_fc1.weight{expert}", "linear_fc2.weight{expert}"),

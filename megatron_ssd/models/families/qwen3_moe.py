@@ -1,4 +1,4 @@
-"""Qwen3 mixture of experts: every layer routed, no shared expert."""
+"""Qwen3 mixture of experts: every layer is routed, no shared expert."""
 
 from megatron_ssd.models.families.family import Family
 from megatron_ssd.models.families.mappings import ATTENTION, EMBEDDING_AND_FINAL_NORM, EXPERTS, QK_NORM

@@ -14,21 +14,21 @@ TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE
 
 
 def test_nothing_said_is_one_worker_for_everything() -> None:
-    worker = build_config({}).worker.settled({})
+    worker = build_config({}).worker.resolved({})
     assert worker.is_alone
     assert list("abc")[worker.share] == list("abc")
     assert worker.label == "worker 0 of 1"
 
 
 def test_torchrun_is_heard_and_the_configuration_before_it() -> None:
-    assert WorkerConfig().settled(TORCHRUN) == WorkerConfig(rank=5, world=8, local_rank=1, local_world=4)
+    assert WorkerConfig().resolved(TORCHRUN) == WorkerConfig(rank=5, world=8, local_rank=1, local_world=4)
     configured = WorkerConfig(rank=2, world=3)
-    assert configured.settled(TORCHRUN) == configured
+    assert configured.resolved(TORCHRUN) == configured
 
 
 def test_tasks_of_an_array_are_no_workers_unless_it_is_said() -> None:
     array = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_COUNT": "4"}
-    assert WorkerConfig().settled(array).is_alone
+    assert WorkerConfig().resolved(array).is_alone
 
 
 @pytest.mark.parametrize("world", range(1, 9))
@@ -42,10 +42,10 @@ def test_shares_are_a_partition_of_like_parts(world: int) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"rank": 2, "world": 2}, "worker.rank = 2, worker.world = 2: ranks count from 0"),
+        ({"rank": 2, "world": 2}, "worker.rank = 2, worker.world = 2: ranks are from 0"),
         ({"rank": -1, "world": 2}, "worker.rank = -1"),
         ({"rank": 0, "world": 0}, "worker.rank = 0, worker.world = 0"),
-        ({"rank": 0}, "worker.rank = 0, worker.world = null: one says nothing without the other; set both or neither"),
+        ({"rank": 0}, "worker.rank = 0, worker.world = null: one needs the other; set both or neither"),
         ({"world": 2}, "worker.rank = null, worker.world = 2"),
         ({"rank": 0, "world": 2, "local_rank": 0}, "worker.local_rank = 0, worker.local_world = null"),
         ({"rank": 0, "world": 2, "local_rank": 0, "local_world": 4}, "worker.local_world = 4: must be at most"),
@@ -64,10 +64,10 @@ def test_contradictions_are_one_line(values: dict[str, int], message: str) -> No
         ({"WORLD_SIZE": None}, "RANK = 5, WORLD_SIZE = null"),
         ({"RANK": "8"}, "RANK = 8, WORLD_SIZE = 8"),
         ({"LOCAL_WORLD_SIZE": None}, "LOCAL_RANK = 1, LOCAL_WORLD_SIZE = null"),
-        ({"RANK": "first"}, "environment variable RANK = 'first': is no whole number"),
+        ({"RANK": "first"}, "environment variable RANK = 'first': is not a whole number"),
     ],
 )
 def test_variables_that_contradict_each_other_are_named(changes: dict[str, str | None], message: str) -> None:
     environment = {name: value for name, value in {**TORCHRUN, **changes}.items() if value is not None}
     with pytest.raises(ConfigError, match=re.escape(message)):
-        WorkerConfig().settled(environment)
+        WorkerConfig().resolved(environment)

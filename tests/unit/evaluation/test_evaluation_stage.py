@@ -93,8 +93,7 @@ def test_samples_share_their_seed_over_settings_and_models(config: RunConfig):
     run_evaluate(config, sampler=sampler_of(oracle))
     seeds: dict[tuple[object, object], set[int]] = {}
     for request in oracle.requests:
-        _, problem_id, index = request.key
-        seeds.setdefault((problem_id, index), set()).add(request.seed)
+        seeds.setdefault(request.key, set()).add(request.seed)
     assert len(seeds) == 6 * N
     assert all(len(values) == 1 for values in seeds.values())
     assert len(set.union(*seeds.values())) == 6 * N
@@ -200,7 +199,7 @@ def test_raw_prompts_are_decoded_without_a_chat_template(config: RunConfig, tmp_
                     settings=[SamplingParams(temperature=1.0)], folder=tmp_path / "drawn")  # fmt: skip
     job.run(oracle.open, lambda: None)
     tokenizer = ChatTokenizer(folder)
-    asked = {str(request.key[1]): request.prompt_token_ids for request in oracle.requests}
+    asked = {request.key[0]: request.prompt_token_ids for request in oracle.requests}
     assert asked == {problem.id: tokenizer.text_ids(problem.statement) for problem in problems}
 
 

@@ -1,27 +1,32 @@
-"""tools/convert_checkpoint.py: bit by bit both ways, whatever transformers writes; little memory; named errors."""
+"""tools/convert_checkpoint.py: exact in both directions, little memory, errors with names."""
 
 import json
+import multiprocessing
+import os
+import runpy
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint import FileSystemWriter
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from benchmarks.convert import peak_memory, write_model
 from megatron_ssd.cli.compose import values_of_tool
 from megatron_ssd.config.build import build
 from megatron_ssd.config.export import ConvertConfig
+from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.export.convert import run_convert
 from megatron_ssd.training.checkpoint_folder import check_content, read_facts
 from tests.helpers.paths import ROOT
-from tests.helpers.tiny_hf import MODELS, write_hf_folder
-from tests.unit.export.test_export_stage import write_tokenizer
+from tests.helpers.tiny_hf import MODELS, write_hf_folder, write_tokenizer
 
 DTYPES = {"qwen3": torch.bfloat16, "qwen3_moe": torch.bfloat16, "llama_scaled": torch.float16}
 
@@ -48,7 +53,7 @@ def is_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
 
 
 def write_complete_folder(folder: Path, name: str) -> None:
-    """A folder in several files with everything beside the weights that a published one has."""
+    """A folder of several files with all other files of a published one."""
     write_hf_folder(folder, MODELS[name], dtype=DTYPES.get(name, torch.float32), max_shard_size="20KB")
     write_tokenizer(folder, 32)
     (folder / "chat_template.jinja").write_text("{{ messages }}")
@@ -60,7 +65,7 @@ def write_complete_folder(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_folder_comes_back_bit_by_bit(name: str, tmp_path: Path) -> None:
+def test_round_trip_is_exact(name: str, tmp_path: Path) -> None:
     write_complete_folder(tmp_path / "hf", name)
     assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 2
     there(tmp_path / "hf", tmp_path / "megatron")
@@ -73,7 +78,7 @@ def test_a_folder_comes_back_bit_by_bit(name: str, tmp_path: Path) -> None:
         assert (tmp_path / "back" / other).read_bytes() == (tmp_path / "hf" / other).read_bytes()
 
 
-def test_transformers_reads_what_came_back(tmp_path: Path) -> None:
+def test_transformers_reads_the_result(tmp_path: Path) -> None:
     write_complete_folder(tmp_path / "hf", "qwen3_moe")
     there(tmp_path / "hf", tmp_path / "megatron")
     back(tmp_path / "megatron", tmp_path / "back", max_shard_bytes=30_000)
@@ -82,8 +87,8 @@ def test_transformers_reads_what_came_back(tmp_path: Path) -> None:
     assert is_same(ours.state_dict(), theirs.state_dict())
 
 
-def test_tensors_of_several_types_keep_them(tmp_path: Path) -> None:
-    """Norms and routers may be in fp32; q, k and v, and gate and up, share a tensor of the checkpoint."""
+def test_tensors_keep_their_types(tmp_path: Path) -> None:
+    """Norms and routers may be fp32; q, k and v share a tensor of the checkpoint, and so do gate and up."""
     write_hf_folder(tmp_path / "hf", MODELS["qwen3_moe"], dtype=torch.bfloat16)
     path = tmp_path / "hf" / "model.safetensors"
     weights = load_file(path)
@@ -100,7 +105,7 @@ def test_tensors_of_several_types_keep_them(tmp_path: Path) -> None:
     assert is_same(load_all(tmp_path / "back"), weights)
 
 
-def test_the_checkpoint_is_one_as_training_writes_it(tmp_path: Path) -> None:
+def test_checkpoint_has_the_form_of_training(tmp_path: Path) -> None:
     write_hf_folder(tmp_path / "hf", MODELS["qwen3"])
     there(tmp_path / "hf", tmp_path / "megatron")
     checkpoint = tmp_path / "megatron" / "iter_0000000"
@@ -108,80 +113,39 @@ def test_the_checkpoint_is_one_as_training_writes_it(tmp_path: Path) -> None:
     assert (facts.iteration, facts.optimizer) == (0, "none")
     assert {".metadata", "__0_0.distcp", "common.pt", "metadata.json"} == facts.files.keys()
     check_content(checkpoint, facts, sorted(facts.files))
-    back(checkpoint, tmp_path / "back")  # the checkpoint's own folder will do
+    back(checkpoint, tmp_path / "back")  # the checkpoint's own folder works too
     assert is_same(load_all(tmp_path / "back"), load_all(tmp_path / "hf"))
 
 
-def test_memory_stays_near_the_largest_tensor(tmp_path: Path) -> None:
-    """Peak memory of fresh processes, on a model of 40 times its largest tensor."""
-    shape = {"hidden_size": 1024, "num_hidden_layers": 11, "num_attention_heads": 8, "num_key_value_heads": 8,
-             "head_dim": 128, "intermediate_size": 4096, "vocab_size": 4096, "max_position_embeddings": 8}  # fmt: skip
-    total, largest = write_large_folder(tmp_path / "hf", shape)
+def test_peak_memory_is_a_few_times_the_largest_tensor(tmp_path: Path) -> None:
+    """On a model of 40 times its largest tensor."""
+    model = ModelConfig(
+        name="large", model_type="qwen3", hidden_size=1024, num_hidden_layers=11, num_attention_heads=8,
+        num_key_value_heads=8, head_dim=128, intermediate_size=4096, vocab_size=4096, max_position_embeddings=8,
+    )  # fmt: skip
+    total, largest = write_model(tmp_path / "hf", model, max_shard_bytes=100_000_000)
     assert total > 40 * largest
-    for direction in ("hf_to_megatron", "megatron_to_hf"):
-        folder = tmp_path / ("hf" if direction == "hf_to_megatron" else "back")
-        config = {"direction": direction, "hf": str(folder), "megatron": str(tmp_path / "megatron")}
-        done = subprocess.run([sys.executable, "-W", "ignore", "-c", MEASURE, json.dumps(config)], cwd=ROOT,
-                              capture_output=True, text=True, check=True)  # fmt: skip
-        used = int(done.stdout.splitlines()[-1])
-        assert used < 8 * largest, f"{direction}: {used / 1e6:.0f} MB"
+    for step in (
+        lambda: there(tmp_path / "hf", tmp_path / "megatron"),
+        lambda: back(tmp_path / "megatron", tmp_path / "back"),
+    ):
+        used = peak_memory(step)
+        assert used < 8 * largest, f"{used / 1e6:.0f} MB"
 
 
-MEASURE = """
-import json, sys
-import megatron_ssd.export.checkpoint_writer, megatron_ssd.export.state_dict_adapter
-from megatron_ssd.config.build import build
-from megatron_ssd.config.export import ConvertConfig
-from megatron_ssd.export.convert import run_convert
-from megatron_ssd.runtime import cpu
-
-cpu.install()  # imports the rest of Megatron-Core
-
-def status(key):
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key + ":"))
-
-base = status("VmRSS")
-open("/proc/self/clear_refs", "w").write("5")  # VmHWM begins anew
-run_convert(ConvertConfig(**json.loads(sys.argv[1])))
-print(status("VmHWM") - base)
-"""
-
-
-def write_large_folder(folder: Path, shape: dict[str, int]) -> tuple[int, int]:
-    """Bytes of all weights and of the largest."""
-    from megatron_ssd.config.model import ModelConfig
-    from megatron_ssd.export.full_model import full_model
-    from megatron_ssd.export.shards import TensorSpec, plan_shards, write_index, write_shard
-    from megatron_ssd.models.families import family_of
-
-    folder.mkdir()
-    model = ModelConfig(name="large", model_type="qwen3", **shape)  # type: ignore[arg-type]
-    (folder / "config.json").write_text(json.dumps(family_of("qwen3").to_hf_config(model, dtype="bfloat16")))
-    specs = {
-        name: TensorSpec(name, size, torch.bfloat16)
-        for weight in full_model(model).weights
-        for name, size in zip(weight.hf_names, weight.hf_shapes, strict=True)
-    }
-    shards = plan_shards(list(specs.values()), max_bytes=100_000_000)
-    for shard in shards:
-        write_shard(folder, shard, lambda name: torch.ones(specs[name].shape, dtype=torch.bfloat16))
-    write_index(folder, shards)
-    sizes = [spec.num_bytes for spec in specs.values()]
-    return sum(sizes), max(sizes)
-
-
-def test_a_killed_conversion_leaves_no_result_and_runs_again(tmp_path: Path) -> None:
+def test_killed_conversion_leaves_no_result_and_can_be_repeated(tmp_path: Path) -> None:
     write_hf_folder(tmp_path / "hf", MODELS["qwen3"])
-    script = (
-        "import os, signal, sys; import megatron_ssd.export.checkpoint_writer as w; from pathlib import Path\n"
-        "original = w.FileSystemWriter.finish\n"
-        "def die(*args): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "w.FileSystemWriter.finish = die\n"
-        "from tests.unit.export.test_convert import there; there(Path(sys.argv[1]), Path(sys.argv[2]))"
-    )
-    command = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "hf"), str(tmp_path / "megatron")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL
+
+    def convert_and_die() -> None:
+        torch.set_num_threads(1)
+        kill = mock.Mock(side_effect=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        with mock.patch.object(FileSystemWriter, "finish", kill):
+            there(tmp_path / "hf", tmp_path / "megatron")
+
+    child = multiprocessing.get_context("fork").Process(target=convert_and_die)
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
     assert not (tmp_path / "megatron").exists()
     assert (tmp_path / "megatron.partial" / "iter_0000000" / "__0_0.distcp").is_file()
     there(tmp_path / "hf", tmp_path / "megatron")
@@ -190,9 +154,9 @@ def test_a_killed_conversion_leaves_no_result_and_runs_again(tmp_path: Path) -> 
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
+def test_existing_output_is_not_overwritten(tmp_path: Path) -> None:
     write_hf_folder(tmp_path / "hf", MODELS["qwen3"])
-    (tmp_path / "megatron").mkdir()  # an empty folder is no reason to refuse
+    (tmp_path / "megatron").mkdir()  # an empty folder is accepted
     there(tmp_path / "hf", tmp_path / "megatron")
     with pytest.raises(UserError, match=r"megatron = .*: exists and is not empty; .*replace=true"):
         there(tmp_path / "hf", tmp_path / "megatron")
@@ -207,7 +171,7 @@ def change_config(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def test_folders_that_cannot_be_converted_are_refused_by_name(tmp_path: Path) -> None:
+def test_unsupported_folders_are_refused(tmp_path: Path) -> None:
     hf = tmp_path / "hf"
     write_hf_folder(hf, MODELS["qwen3"], max_shard_size="20KB")
     files = sorted(hf.glob("*.safetensors"))
@@ -222,9 +186,9 @@ def test_folders_that_cannot_be_converted_are_refused_by_name(tmp_path: Path) ->
     config = (hf / "config.json").read_bytes()
     for change, match in (
         ({"attention_bias": True}, "attention_bias = True"),
-        ({"model_type": "gemma3"}, r"model_type = 'gemma3': known are qwen3, qwen3_moe, llama"),
+        ({"model_type": "gemma3"}, r"model_type = 'gemma3': supported are qwen3, qwen3_moe, llama"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is set"),
-        ({"vocab_size": 65}, r"2 weight\(s\) misshapen: lm_head.weight has shape \[64, 32\] and .* wants \[65, 32\]"),
+        ({"vocab_size": 65}, r"2 weight\(s\) misshapen: lm_head.weight has shape \[64, 32\] and .* needs \[65, 32\]"),
         ({"num_hidden_layers": 3}, r"11 weight\(s\) unknown: model.layers.3"),
     ):
         change_config(hf, **change)
@@ -232,7 +196,7 @@ def test_folders_that_cannot_be_converted_are_refused_by_name(tmp_path: Path) ->
         (hf / "config.json").write_bytes(config)
     whole = files[1].read_bytes()
     files[1].write_bytes(whole[:-8])
-    refused(f"{files[1].name}: is no whole safetensors file")
+    refused(f"{files[1].name}: is not a complete safetensors file")
     files[1].unlink()
     refused(f"{files[1].name}: does not exist")
     files[1].write_bytes(whole)
@@ -240,10 +204,10 @@ def test_folders_that_cannot_be_converted_are_refused_by_name(tmp_path: Path) ->
     values = json.loads(index.read_text())
     values["weight_map"]["model.layers.9.weight"] = files[1].name
     index.write_text(json.dumps(values))
-    refused(r"lacks 1 weight\(s\) that model.safetensors.index.json promises: model.layers.9.weight")
+    refused(r"lacks 1 weight\(s\) that model.safetensors.index.json names: model.layers.9.weight")
 
 
-def test_checkpoints_that_cannot_be_converted_are_refused_by_name(tmp_path: Path) -> None:
+def test_unsupported_checkpoints_are_refused(tmp_path: Path) -> None:
     write_hf_folder(tmp_path / "hf", MODELS["qwen3"])
     there(tmp_path / "hf", tmp_path / "megatron")
     checkpoint = tmp_path / "megatron" / "iter_0000000"
@@ -253,10 +217,10 @@ def test_checkpoints_that_cannot_be_converted_are_refused_by_name(tmp_path: Path
             back(folder, tmp_path / "back", **options)
         assert not (tmp_path / "back").exists()
 
-    refused(r"holds no iter_0000005; choose one of 0", iteration=5)
-    refused("holds no moving average", weights="ema")
+    refused(r"has no iter_0000005; choose one of 0", iteration=5)
+    refused("has no moving average", weights="ema")
     refused("does not exist", folder=tmp_path / "nowhere")
-    refused("holds no checkpoint", folder=tmp_path / "hf")
+    refused("has no checkpoint", folder=tmp_path / "hf")
     write_hf_folder(tmp_path / "other", MODELS["qwen3_tied"])
     refused(r"1 weight\(s\) unknown: output_layer.weight", hf_assets=str(tmp_path / "other"))
     write_hf_folder(tmp_path / "moe", MODELS["qwen3_moe"])
@@ -273,7 +237,7 @@ def test_checkpoints_that_cannot_be_converted_are_refused_by_name(tmp_path: Path
     position = whole.index(load_file(tmp_path / "hf" / "model.safetensors")["lm_head.weight"].numpy().tobytes())
     spoiled[position + 100] ^= 1  # one bit
     data.write_bytes(spoiled)
-    refused(r"__0_0.distcp: what it holds of output_layer.weight is not what was written")
+    refused(r"__0_0.distcp: its data of output_layer.weight differs from what was written")
     data.write_bytes(whole[:-5000])
     refused(r"__0_0.distcp has \d+ bytes and \d+ were written")
     data.unlink()
@@ -285,20 +249,21 @@ def test_checkpoints_that_cannot_be_converted_are_refused_by_name(tmp_path: Path
     refused(r".metadata: it cannot be read")
 
 
-def run_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "tools/convert_checkpoint.py", *arguments], cwd=ROOT, capture_output=True,
-                          text=True, check=False, timeout=120)  # fmt: skip
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def run_tool(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["tools/convert_checkpoint.py", *arguments])
+        runpy.run_path(str(ROOT / "tools/convert_checkpoint.py"), run_name="__main__")
 
-
-def test_the_command(tmp_path: Path) -> None:
     write_hf_folder(tmp_path / "hf", MODELS["llama"])
-    done = run_tool("direction=hf_to_megatron", f"hf={tmp_path / 'hf'}", f"megatron={tmp_path / 'megatron'}")
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    done = run_tool("direction=hf_to_megatron", f"hf={tmp_path / 'hf'}", f"megatron={tmp_path / 'megatron'}")
-    assert done.returncode == 2
-    assert [line for line in done.stderr.splitlines() if line][-1].startswith(f"error: megatron = {tmp_path}")
-    help_text = run_tool("--help").stdout
+    arguments = ("direction=hf_to_megatron", f"hf={tmp_path / 'hf'}", f"megatron={tmp_path / 'megatron'}")
+    run_tool(*arguments)
+    with pytest.raises(SystemExit) as refused:
+        run_tool(*arguments)
+    assert refused.value.code == 2
+    assert f"error: megatron = {tmp_path}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_tool("--help")
+    help_text = capsys.readouterr().out
     assert all(key in help_text for key in ("direction", "hf_assets", "max_shard_bytes", "replace"))
 
 
@@ -313,6 +278,6 @@ def test_the_command(tmp_path: Path) -> None:
         (["direction=megatron_to_hf", "hf=a", "megatron=b", "max_shard_bytes=0"], "max_shard_bytes = 0: must be pos"),
     ],
 )  # fmt: skip
-def test_arguments_that_mean_nothing_are_refused(arguments: list[str], match: str) -> None:
+def test_invalid_arguments_are_refused(arguments: list[str], match: str) -> None:
     with pytest.raises(UserError, match=match):
         build(ConvertConfig, values_of_tool(arguments))

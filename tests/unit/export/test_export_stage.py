@@ -1,17 +1,17 @@
-"""From a Megatron-Core checkpoint on disk to a folder that transformers computes the same with."""
+"""The export stage: from a Megatron-Core checkpoint to a folder with which transformers gives the same logits."""
 
 import dataclasses
+import functools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from megatron.core import dist_checkpointing
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
 
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
@@ -22,23 +22,15 @@ from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.export import shards, state_dict_adapter, verify
-from megatron_ssd.export.stage import run_export
+from megatron_ssd.export.export import run_export
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.hf_checkpoint import load_hf_weights
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
 from megatron_ssd.training.ema import EmaWeights
-from tests.helpers.tiny_hf import MODELS, write_hf_folder
+from tests.helpers.tiny_hf import MODELS, write_hf_folder, write_tokenizer
 
 CPU = ClusterConfig(device="cpu")
-
-
-def write_tokenizer(folder: Path, size: int) -> None:
-    vocabulary = {"<s>": 0, "</s>": 1, **{f"w{i}": i for i in range(2, size)}}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="<s>")), bos_token="<s>", eos_token="</s>"
-    )
-    tokenizer.save_pretrained(folder)
 
 
 def publish_checkpoint(run_dir: Path, model: ModelConfig, base: Path, *, params_dtype: str) -> None:
@@ -70,20 +62,39 @@ def run_config(run_dir: Path, model: ModelConfig, *, params_dtype: str = "fp32",
     return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """A folder with a base model and a run trained from it, made once per model and type. Read only."""
+
+    @functools.cache
+    def make(name: str, params_dtype: str) -> Path:
+        root = tmp_path_factory.mktemp(f"{name}-{params_dtype}")
+        dtype = torch.bfloat16 if params_dtype == "bf16" else torch.float32
+        model = write_hf_folder(root / "base", MODELS[name], dtype=dtype)
+        write_tokenizer(root / "base", 32)
+        (root / "base" / "LICENSE").write_text("terms")
+        publish_checkpoint(root / "run", model, root / "base", params_dtype=params_dtype)
+        return root
+
+    return make
+
+
 @pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., RunConfig]:
+def make_run(trained: Callable[[str, str], Path], tmp_path: Path) -> Callable[..., RunConfig]:
     """A trained run of one of the tiny models, ready to be exported."""
 
     def make(name: str, params_dtype: str = "fp32") -> RunConfig:
-        base = tmp_path / "base"
-        dtype = torch.bfloat16 if params_dtype == "bf16" else torch.float32
-        model = write_hf_folder(base, MODELS[name], dtype=dtype)
-        write_tokenizer(base, 32)
-        (base / "LICENSE").write_text("terms")
-        publish_checkpoint(tmp_path / "run", model, base, params_dtype=params_dtype)
+        shutil.copytree(trained(name, params_dtype), tmp_path, dirs_exist_ok=True)
+        model = dataclasses.replace(MODELS[name], path=str(tmp_path / "base"))
         return run_config(tmp_path / "run", model, params_dtype=params_dtype)
 
     return make
+
+
+@pytest.fixture
+def no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the comparison of logits, which starts a process."""
+    monkeypatch.setattr(verify, "MAX_PARAMETERS", 0)
 
 
 @pytest.mark.parametrize(("name", "params_dtype"), [("qwen3_tied", "bf16"), ("qwen3_moe", "fp32")])
@@ -109,10 +120,9 @@ def test_export_of_a_fine_tuned_model(make_run: Callable[..., RunConfig], name: 
     assert manifest.inputs["checkpoints"] == read_manifest(Path(config.run_dir) / "checkpoints").content_hash
 
 
+@pytest.mark.usefixtures("no_logits")
 @pytest.mark.parametrize("chosen", [ExportConfig(iteration=2), ExportConfig(weights="ema")])
-def test_an_older_checkpoint_and_the_moving_average_can_be_chosen(
-    make_run: Callable[..., RunConfig], chosen: ExportConfig
-) -> None:
+def test_older_checkpoint_or_moving_average(make_run: Callable[..., RunConfig], chosen: ExportConfig) -> None:
     config = dataclasses.replace(make_run("qwen3", "bf16"), export=chosen)
     run_export(config)
     assert config.model is not None
@@ -123,20 +133,21 @@ def test_an_older_checkpoint_and_the_moving_average_can_be_chosen(
     assert (facts["iteration"], facts["weights"]) == (chosen.iteration or 10, chosen.weights)
 
 
-def test_what_is_not_in_the_run_cannot_be_chosen(make_run: Callable[..., RunConfig]) -> None:
+def test_missing_checkpoint_or_moving_average_is_refused(make_run: Callable[..., RunConfig]) -> None:
     config = make_run("qwen3")
-    with pytest.raises(UserError, match=r"iteration = 3: .* holds no iter_0000003; choose one of 2, 10"):
+    with pytest.raises(UserError, match=r"iteration = 3: .* has no iter_0000003; choose one of 2, 10"):
         run_export(dataclasses.replace(config, export=ExportConfig(iteration=3)))
-    with pytest.raises(UserError, match=r"iter_0000002: holds no moving average of the weights"):
+    with pytest.raises(UserError, match=r"iter_0000002: has no moving average of the weights"):
         run_export(dataclasses.replace(config, export=ExportConfig(iteration=2, weights="ema")))
 
 
+@pytest.mark.usefixtures("no_logits")
 def test_export_of_a_model_trained_from_random_weights(make_run: Callable[..., RunConfig]) -> None:
     config = make_run("llama")
     assert config.model is not None
     config = dataclasses.replace(config, objective="pretrain", model=dataclasses.replace(config.model, path=None))
     run_dir = Path(config.run_dir)
-    with pytest.raises(UserError, match="holds no tokenizer files"):
+    with pytest.raises(UserError, match="has no tokenizer files"):
         run_export(config)
     write_tokenizer(run_dir / "tokenizer", 65)
     with pytest.raises(UserError, match=r"wrong vocabulary size: the tokenizer in .* has 65 entries"):
@@ -149,7 +160,8 @@ def test_export_of_a_model_trained_from_random_weights(make_run: Callable[..., R
     assert generation == {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
 
 
-def test_continued_pretraining_takes_the_rest_from_its_base(make_run: Callable[..., RunConfig]) -> None:
+@pytest.mark.usefixtures("no_logits")
+def test_continued_pretraining_copies_assets_from_its_base(make_run: Callable[..., RunConfig]) -> None:
     config = dataclasses.replace(make_run("llama"), objective="pretrain")
     run_export(config)
     assert config.model is not None
@@ -158,10 +170,12 @@ def test_continued_pretraining_takes_the_rest_from_its_base(make_run: Callable[.
         assert (export / copied).read_bytes() == (base / copied).read_bytes()
 
 
-def test_a_killed_export_keeps_its_files(make_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_logits")
+def test_killed_export_keeps_its_complete_files(
+    make_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = dataclasses.replace(make_run("qwen3"), export=ExportConfig(max_shard_bytes=30_000))
     work = Path(config.run_dir) / "export.partial"
-    monkeypatch.setattr(verify, "MAX_PARAMETERS", 0)  # logits are not what this is about
     write, written = shards.write_shard, []
 
     def die_at_third(folder: Path, shard: shards.Shard, value_of: Callable[[str], torch.Tensor]) -> None:
@@ -189,12 +203,19 @@ def test_a_killed_export_keeps_its_files(make_run: Callable[..., RunConfig], mon
     assert not list(export.glob("*.tmp"))
 
 
-def test_a_folder_that_computes_something_else_is_refused(
+def test_folder_with_other_logits_is_refused(
     make_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_run("qwen3")
     exact = verify._megatron_logits
-    monkeypatch.setattr(verify, "_megatron_logits", lambda *args, **kwargs: exact(*args, **kwargs) * 1.001)
+    seen = []
+
+    def megatron_logits(*args: Any, **kwargs: Any) -> Any:
+        seen.append(exact(*args, **kwargs))
+        return seen[0]
+
+    monkeypatch.setattr(verify, "_megatron_logits", megatron_logits)
+    monkeypatch.setattr(verify, "_transformers_logits", lambda *_: seen[0] * 1.001)
     with pytest.raises(UserError, match="its logits differ from the trained model's by"):
         run_export(config)
     assert not (Path(config.run_dir) / "export").exists()
@@ -222,7 +243,7 @@ def test_wrong_model_and_missing_stages(make_run: Callable[..., RunConfig], tmp_
     longer = dataclasses.replace(config.model, num_hidden_layers=5)
     base_config = Path(str(config.model.path)) / "config.json"
     base_config.write_text(json.dumps(json.loads(base_config.read_text()) | {"num_hidden_layers": 5}))
-    with pytest.raises(UserError, match=r"has shape \[4, 32\] and the model wants \[5, 32\]"):
+    with pytest.raises(UserError, match=r"has shape \[4, 32\] and the model needs \[5, 32\]"):
         run_export(dataclasses.replace(config, model=longer, replace=True))
     with pytest.raises(UserError, match=r"model.path = .*none: "):
         run_export(dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(tmp_path / "none"))))

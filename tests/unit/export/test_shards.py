@@ -1,4 +1,4 @@
-"""The files: what safetensors itself reads from them, how they are cut, and when one counts as whole."""
+"""Written safetensors files: reading them back, their sizes, and recognising complete ones."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_safetensors_reads_what_was_written(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors"]
 
 
-def test_files_are_cut_in_order_below_the_limit(tmp_path: Path) -> None:
+def test_tensors_are_distributed_in_order_below_the_limit(tmp_path: Path) -> None:
     sizes = [4, 4, 8, 40, 4]
     specs = [TensorSpec(str(i), (size // 4,), torch.float32) for i, size in enumerate(sizes)]
     shards = plan_shards(specs, max_bytes=16)
@@ -41,13 +41,13 @@ def test_files_are_cut_in_order_below_the_limit(tmp_path: Path) -> None:
     assert index["weight_map"]["3"] == "model-00002-of-00003.safetensors"
 
 
-def test_only_a_whole_file_of_the_same_plan_counts(tmp_path: Path) -> None:
+def test_only_a_complete_file_of_the_same_plan_counts(tmp_path: Path) -> None:
     (shard,) = plan_shards(SPECS, max_bytes=1000)
     (other,) = plan_shards([*SPECS[:2], TensorSpec("d", SPECS[2].shape, SPECS[2].dtype)], max_bytes=1000)
     path = tmp_path / shard.file_name
     assert not is_written(tmp_path, shard)
     write_shard(tmp_path, shard, VALUES.__getitem__)
     assert is_written(tmp_path, shard)
-    assert not is_written(tmp_path, other)  # as long, other names
+    assert not is_written(tmp_path, other)  # same length, other names
     path.write_bytes(path.read_bytes()[:-1])
     assert not is_written(tmp_path, shard)

@@ -7,16 +7,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ssd.config.generation import SamplingParams
-from megatron_ssd.generation.plan import plan_samples, request_of, request_seed, skip_reason
-from megatron_ssd.generation.sampling import sampling_hash
+from megatron_ssd.generation.engine import Request
+from megatron_ssd.generation.plan import plan_requests, request_seed, sampling_hash, skip_reason
 from megatron_ssd.prompts.prompt import Prompt
+
+HOT = SamplingParams(temperature=1.5)
 
 
 def prompt(id_: str, length: int = 3) -> Prompt:
     return Prompt(problem_id=id_, messages=[{"role": "user", "content": id_}], token_ids=list(range(length)))
 
 
-def test_seeds_are_these_for_ever() -> None:
+def plan(prompts: list[Prompt], *, num_samples: int, run_seed: int = 0, params: SamplingParams = HOT) -> list[Request]:
+    return plan_requests(
+        prompts, num_samples=num_samples, run_seed=run_seed, params=params, max_tokens=4, max_model_len=10
+    )
+
+
+def test_seeds_never_change() -> None:
     # A change here makes every published run unrepeatable.
     assert request_seed(0, "seed_1", 0) == 5024064890622183469
     assert request_seed(1, "seed_1", 0) == 53464718932559889
@@ -34,19 +42,19 @@ def test_seeds_differ_in_every_argument_and_in_their_low_bits() -> None:
     assert request_seed(1, "2", 3) != request_seed(12, "", 3) != request_seed(1, "23", 0)
 
 
-def test_seeds_do_not_depend_on_the_company() -> None:
+def test_seeds_do_not_depend_on_other_requests() -> None:
     prompts = [prompt(f"p{number}") for number in range(20)]
     plans = [
-        plan_samples(some, num_samples=count, run_seed=7, max_model_len=10)
+        plan(some, num_samples=count, run_seed=7)
         for some, count in ((prompts, 3), (prompts[::-1], 3), (prompts[5:8], 2))
     ]
-    first = {sample.key: sample.seed for sample in plans[0]}
-    assert all(first[sample.key] == sample.seed for plan in plans for sample in plan)
+    first = {request.key: request.seed for request in plans[0]}
+    assert all(first[request.key] == request.seed for requests in plans for request in requests)
 
 
 def test_plan_is_in_the_order_of_the_prompts() -> None:
-    plan = plan_samples([prompt("b"), prompt("a")], num_samples=2, run_seed=0, max_model_len=10)
-    assert [sample.key for sample in plan] == [("b", 0), ("b", 1), ("a", 0), ("a", 1)]
+    requests = plan([prompt("b"), prompt("a")], num_samples=2)
+    assert [request.key for request in requests] == [("b", 0), ("b", 1), ("a", 0), ("a", 1)]
 
 
 @pytest.mark.parametrize(("length", "word"), [(0, "empty"), (1, ""), (9, ""), (10, "10 tokens"), (11, "11 tokens")])
@@ -56,17 +64,16 @@ def test_prompts_that_leave_no_room_are_skipped(length: int, word: str) -> None:
     assert word in reason
 
 
-def test_request_carries_the_plan() -> None:
-    (sample,) = plan_samples([prompt("p")], num_samples=1, run_seed=3, max_model_len=10)
-    request = request_of(sample, decoding=SamplingParams(temperature=1.5), max_tokens=4)
+def test_requests_have_seed_and_parameters() -> None:
+    (request,) = plan([prompt("p")], num_samples=1, run_seed=3)
     assert (request.key, request.seed, request.max_tokens) == (("p", 0), request_seed(3, "p", 0), 4)
-    assert request.prompt_token_ids == [0, 1, 2]
+    assert (request.prompt_token_ids, request.params, request.skip_reason) == ([0, 1, 2], HOT, "")
 
 
 def test_sampling_hash_follows_every_setting() -> None:
     hashes = {
-        sampling_hash(decoding, max_tokens, stops)
-        for decoding in (
+        sampling_hash(params, max_tokens, stops)
+        for params in (
             SamplingParams(),
             SamplingParams(temperature=1.5),
             SamplingParams(top_k=20),

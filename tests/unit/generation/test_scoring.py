@@ -19,7 +19,7 @@ from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation import scoring
-from megatron_ssd.generation.engine import Score, ScoreRequest
+from megatron_ssd.generation.engine import ScoreRequest
 from megatron_ssd.generation.scoring import SCORES_FILE, run_score
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import ResponseScore, Sample
@@ -34,12 +34,12 @@ class FakeSampler:
         self.asked: list[ScoreRequest] = []
         self._stop_after = stop_after
 
-    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Score]:
+    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[tuple[ScoreRequest, float]]:
         for request in requests:
             if len(self.asked) == self._stop_after:
                 raise KeyboardInterrupt
             self.asked.append(request)
-            yield Score(key=request.key, mean_logprob=-float(len(request.response_token_ids)))
+            yield request, -float(len(request.response_token_ids))
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def config(tmp_path: Path, tiny_hf_model: Path) -> RunConfig:
 
 def score(config: RunConfig, monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> FakeSampler:
     sampler = FakeSampler(stop_after)
-    monkeypatch.setattr(scoring, "open_sampler", lambda config, model: nullcontext(sampler))
+    monkeypatch.setattr(scoring, "open_sampler", lambda *_, **__: nullcontext(sampler))
     monkeypatch.setattr(scoring, "engine_facts", lambda config: {"name": "vllm", "version": "0"})
     run_score(config)
     return sampler
@@ -81,7 +81,7 @@ def published(config: RunConfig) -> list[ResponseScore]:
     return [ResponseScore.from_json(row) for row in read_jsonl(Path(config.run_dir) / "scores" / SCORES_FILE)]
 
 
-def test_every_sample_has_a_row_in_its_place(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_sample_has_a_score_in_order(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = score(config, monkeypatch)
     rows = published(config)
     assert [row.problem_id for row in rows] == [f"p{number}" for number in range(6)]
@@ -112,12 +112,12 @@ def test_the_proxy_reads_its_own_tokens(
     assert tokenizer.text(asked["p2"].response_token_ids) == RESPONSES[2]
     # A response that spells a marker is text: the marker's id would end the turn.
     assert tokenizer.text(asked["p4"].response_token_ids) == RESPONSES[4]
-    # What does not fit beside the prompt is not read.
+    # What does not fit after the prompt is not read.
     longest = asked["p5"]
     assert len(longest.prompt_token_ids) + len(longest.response_token_ids) == 200
 
 
-def test_an_interrupted_run_goes_on_and_scores_nothing_twice(
+def test_an_interrupted_run_resumes_and_scores_nothing_twice(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -142,7 +142,7 @@ def test_samples_without_any_response(config: RunConfig, monkeypatch: pytest.Mon
     assert read_manifest(Path(config.run_dir) / "scores").counts == {"samples": 6, "scored": 0}
 
 
-def test_what_is_missing_is_said(config: RunConfig, tmp_path: Path) -> None:
+def test_errors_name_what_is_missing(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"proxy = null: .*proxy.path="):
         run_score(dataclasses.replace(config, proxy=None))
     with pytest.raises(UserError, match=r"proxy.path = .*nowhere: does not exist; set proxy.path"):

@@ -1,4 +1,4 @@
-"""Servers that fail in every way that servers fail in, without a model."""
+"""The server sampler against fake servers, which fail in every way that servers do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import socket
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,21 @@ import pytest
 from megatron_ssd.artifacts.hub import ModelFolder
 from megatron_ssd.config.generation import EngineConfig, SamplingParams
 from megatron_ssd.errors import UserError
-from megatron_ssd.generation import endpoint
+from megatron_ssd.generation import vllm_server
 from megatron_ssd.generation.engine import Completion, Request, ScoreRequest
 from megatron_ssd.generation.server_protocol import server_version
 from megatron_ssd.generation.vllm_server import ServerSampler
 from tests.helpers.fake_engine import END, tokens_of
 from tests.helpers.fake_server import Answer, FakeServer, completion
+from tests.helpers.requests import draw, request
 
 BUSY: Answer = (503, {"error": {"message": "busy"}})
 
 
 @pytest.fixture(autouse=True)
-def _short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "_FIRST_REST", 0.01)
-    monkeypatch.setattr(endpoint, "_LONGEST_REST", 0.05)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_server, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(vllm_server, "_LONGEST_PAUSE", 0.05)
 
 
 @pytest.fixture
@@ -45,18 +47,14 @@ def sampler(model: ModelFolder, *servers: FakeServer | str, **engine: Any) -> Se
 
 
 def requests(count: int) -> list[Request]:
-    return [
-        Request(key=("p", number), prompt_token_ids=[number, 7], seed=number, decoding=SamplingParams(), max_tokens=8)
-        for number in range(count)
-    ]
+    return [request(number, prompt_token_ids=[number, 7]) for number in range(count)]
 
 
-def draw(sampler: ServerSampler, wanted: list[Request]) -> None:
+def check_answers(sampler: ServerSampler, wanted: list[Request]) -> None:
     """Every request is answered once, as drawn."""
-    with sampler:
-        completions = list(sampler.sample(wanted))
-    assert len(completions) == len(wanted)
-    assert {done.key: done for done in completions} == {request.key: tokens_of(request) for request in wanted}
+    with closing(sampler):
+        completions = draw(sampler, wanted)
+    assert completions == {request.key: tokens_of(request) for request in wanted}
 
 
 def serve(model: ModelFolder, *arguments: Any, **settings: Any) -> FakeServer:
@@ -69,12 +67,12 @@ def dead_url() -> str:
         return f"http://127.0.0.1:{free.getsockname()[1]}/v1"
 
 
-def test_requests_say_all_that_decides_what_is_drawn(model: ModelFolder) -> None:
-    decoding = SamplingParams(temperature=1.5, top_k=20, top_p=0.8, min_p=0.1, repetition_penalty=1.1)
-    wanted = [dataclasses.replace(requests(1)[0], decoding=decoding, prompt_token_ids=[3] * 250)]
+def test_requests_contain_all_that_decides_what_is_drawn(model: ModelFolder) -> None:
+    params = SamplingParams(temperature=1.5, top_k=20, top_p=0.8, min_p=0.1, repetition_penalty=1.1)
+    wanted = [request(0, params=params, prompt_token_ids=[3] * 250)]
     with serve(model) as server:
-        draw(sampler(model, server), [dataclasses.replace(wanted[0], max_tokens=6)])
-        with sampler(model, server) as one:
+        check_answers(sampler(model, server), [dataclasses.replace(wanted[0], max_tokens=6)])
+        with closing(sampler(model, server)) as one:
             list(one.sample(wanted))
     body = server.bodies[1]
     said = {key: body[key] for key in ("model", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
@@ -88,22 +86,22 @@ def test_requests_say_all_that_decides_what_is_drawn(model: ModelFolder) -> None
 
 def test_requests_are_balanced_and_bounded(model: ModelFolder) -> None:
     with serve(model, seconds=0.02) as first, serve(model, seconds=0.02) as second:
-        draw(sampler(model, first, second, max_num_seqs=1), requests(120))
+        check_answers(sampler(model, first, second, max_num_seqs=1), requests(120))
     for server in (first, second):
         assert 4 < server.most_in_flight <= 17  # max_num_seqs and 16 ahead
     assert min(len(first.bodies), len(second.bodies)) > 30
 
 
-def test_requests_are_walked_a_little_ahead_only(model: ModelFolder) -> None:
+def test_requests_are_read_only_a_little_ahead(model: ModelFolder) -> None:
     taken = 0
 
     def stream() -> Iterator[Request]:
         nonlocal taken
-        for request in requests(500):
+        for one in requests(500):
             taken += 1
-            yield request
+            yield one
 
-    with serve(model) as server, sampler(model, server) as one:
+    with serve(model) as server, closing(sampler(model, server)) as one:
         next(iter(one.sample(stream())))
         assert taken < 60
 
@@ -111,29 +109,29 @@ def test_requests_are_walked_a_little_ahead_only(model: ModelFolder) -> None:
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_busy_server_is_asked_again(model: ModelFolder, status: int, caplog: pytest.LogCaptureFixture) -> None:
     with serve(model, lambda number, body: (status, BUSY[1]) if number % 5 == 0 else None) as server:
-        draw(sampler(model, server), requests(40))
+        check_answers(sampler(model, server), requests(40))
     assert len(server.bodies) > 40
     assert f"{server.url} failed (status {status}: busy)" in caplog.text
 
 
-def test_a_dead_endpoint_is_left_alone_and_the_others_do_its_work(model: ModelFolder) -> None:
+def test_other_endpoints_take_over_for_a_dead_one(model: ModelFolder) -> None:
     first, second = serve(model), serve(model, seconds=0.005)
-    with second, sampler(model, first, second) as both:
+    with second, closing(sampler(model, first, second)) as both:
         stream = both.sample(requests(200))
         received = [next(stream) for _ in range(10)]
         first.close()
         received += stream
-    assert Counter(done.key for done in received) == Counter(request.key for request in requests(200))
+    assert Counter(request.key for request, _ in received) == Counter(request.key for request in requests(200))
 
 
 def test_an_endpoint_that_always_fails_does_not_end_the_run(model: ModelFolder) -> None:
     with serve(model, lambda number, body: BUSY) as bad, serve(model, seconds=0.005) as good:
-        draw(sampler(model, bad, good, max_num_seqs=2), requests(300))
+        check_answers(sampler(model, bad, good, max_num_seqs=2), requests(300))
     assert len(bad.bodies) < 100  # one request at a time tries it
 
 
-def test_servers_that_are_all_gone_end_the_run_in_one_line(model: ModelFolder) -> None:
-    received: list[Completion] = []
+def test_if_all_servers_are_gone_the_run_ends_with_one_line(model: ModelFolder) -> None:
+    received: list[Any] = []
     server = serve(model)
     with pytest.raises(UserError, match=r"failed more than engine\.max_retries = 3 times") as caught:
         drain(sampler(model, server, max_retries=3), requests(100), received, close_after=(server, 10))
@@ -142,9 +140,13 @@ def test_servers_that_are_all_gone_end_the_run_in_one_line(model: ModelFolder) -
 
 
 def drain(
-    sampler: ServerSampler, wanted: list[Request], received: list[Completion], *, close_after: tuple[FakeServer, int]
+    sampler: ServerSampler,
+    wanted: list[Request],
+    received: list[tuple[Request, Completion]],
+    *,
+    close_after: tuple[FakeServer, int],
 ) -> None:
-    with sampler:
+    with closing(sampler):
         for done in sampler.sample(wanted):
             received.append(done)
             if len(received) == close_after[1]:
@@ -159,7 +161,7 @@ def test_a_request_that_fails_everywhere_ends_the_run(model: ModelFolder) -> Non
         serve(model, behaviour) as server,
         pytest.raises(UserError, match=r"the request \('p', 5\) failed more than engine\.max_retries = 2 times"),
     ):
-        draw(sampler(model, server, max_retries=2), requests(40))
+        check_answers(sampler(model, server, max_retries=2), requests(40))
 
 
 def test_an_answer_that_takes_too_long_is_a_failure(model: ModelFolder) -> None:
@@ -167,7 +169,7 @@ def test_an_answer_that_takes_too_long_is_a_failure(model: ModelFolder) -> None:
         serve(model, seconds=1.0) as server,
         pytest.raises(UserError, match=r"no answer in 0\.05 s"),
     ):
-        draw(sampler(model, server, max_retries=1, request_timeout=0.05), requests(1))
+        check_answers(sampler(model, server, max_retries=1, request_timeout=0.05), requests(1))
 
 
 def changed(**changes: Any) -> Any:
@@ -183,25 +185,25 @@ def changed(**changes: Any) -> Any:
         (changed(token_ids=[9, 8], finish_reason="stop"), "ended a response with stop after 2 of 8 tokens"),
         (changed(token_ids=[9, 8], finish_reason="length"), "ended a response with length after 2 of 8 tokens"),
         (changed(token_ids=[9], finish_reason="abort"), "ended a response with abort"),
-        (lambda number, body: (200, {"choices": []}), "something else than one completion"),
+        (lambda number, body: (200, {"choices": []}), "does not answer with one completion"),
     ],
 )
-def test_whatever_cannot_get_better_is_an_error_at_once(model: ModelFolder, behaviour: Any, complaint: str) -> None:
+def test_errors_that_a_retry_cannot_fix_end_the_run_at_once(model: ModelFolder, behaviour: Any, complaint: str) -> None:
     with (
         serve(model, behaviour) as server,
         pytest.raises(UserError, match=complaint) as caught,
     ):
-        draw(sampler(model, server), requests(1))
+        check_answers(sampler(model, server), requests(1))
     assert len(server.bodies) == 1
     assert "\n" not in str(caught.value)
 
 
 def check(model: ModelFolder, *servers: FakeServer | str) -> None:
-    with sampler(model, *servers) as one:
+    with closing(sampler(model, *servers)) as one:
         one.wait_ready()
 
 
-def test_an_endpoint_that_is_not_there_at_the_start_is_one_line(model: ModelFolder) -> None:
+def test_an_endpoint_that_is_unreachable_at_the_start_is_one_line(model: ModelFolder) -> None:
     with serve(model) as server, pytest.raises(UserError, match=r"/v1/models: cannot be reached"):
         check(model, server, dead_url())
 
@@ -218,7 +220,7 @@ def test_only_servers_of_the_model_are_asked_and_under_their_names(
     model: ModelFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     with serve(model) as first, serve(model, name="other") as second, FakeServer("/elsewhere/export") as third:
-        draw(sampler(model, first, second, third, max_num_seqs=1), requests(60))
+        check_answers(sampler(model, first, second, third, max_num_seqs=1), requests(60))
     assert {body["model"] for body in first.bodies} == {"tiny"}
     assert {body["model"] for body in second.bodies} == {"other"}
     assert third.bodies == []
@@ -233,10 +235,10 @@ def test_only_servers_of_the_model_are_asked_and_under_their_names(
         ("/hub/models--Somebody--Tiny-Model/snapshots/abc", "tiny", True),
         ("/elsewhere/abc", "Tiny-Model", True),
         ("Somebody/Tiny-Model-2", "tiny", False),
-        ("/", "tiny-model", False),  # a folder here that is another
+        ("/", "tiny-model", False),  # another folder on this machine
     ],
 )
-def test_the_model_is_known_by_path_or_name(model: ModelFolder, root: str, name: str, is_it: bool) -> None:
+def test_the_model_is_recognized_by_path_or_name(model: ModelFolder, root: str, name: str, is_it: bool) -> None:
     with FakeServer(root, name=name) as server:
         if is_it:
             check(model, server)
@@ -248,7 +250,7 @@ def test_the_model_is_known_by_path_or_name(model: ModelFolder, root: str, name:
 def test_the_key_is_sent(model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "secret")
     with serve(model) as server:
-        draw(sampler(model, server), requests(1))
+        check_answers(sampler(model, server), requests(1))
     assert server.headers[0]["Authorization"] == "Bearer secret"
 
 
@@ -261,6 +263,6 @@ def test_versions_are_the_servers_own(model: ModelFolder) -> None:
 
 
 def test_servers_do_not_score(model: ModelFolder) -> None:
-    request = ScoreRequest(key=(1,), prompt_token_ids=[1], response_token_ids=[2])
-    with sampler(model, "http://localhost:1/v1") as one, pytest.raises(UserError, match="does not score"):
+    request = ScoreRequest(key=("p", 1), prompt_token_ids=[1], response_token_ids=[2])
+    with closing(sampler(model, "http://localhost:1/v1")) as one, pytest.raises(UserError, match="does not score"):
         list(one.score([request]))

@@ -1,4 +1,4 @@
-"""Workers that share a run: every sample drawn once, whoever dies and goes on, and nothing shows who drew it."""
+"""Workers that share a run: every sample is drawn once, whoever dies and resumes, and nothing shows who drew it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def config(tiny_hf_model: Path, tmp_path: Path) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def alone(tiny_hf_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The shards of a run that one worker did without a stop."""
+    """The shards of a run that a single worker made without a stop."""
     config = run_config(tiny_hf_model, tmp_path_factory.mktemp("alone") / "run")
     generate(config)
     return shards(config)
@@ -51,12 +51,15 @@ def shards(config: RunConfig) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in files if path.name != "manifest.json"}
 
 
-def test_the_last_worker_publishes_what_one_alone_would(
+def test_the_last_worker_publishes_what_a_single_worker_would(
     config: RunConfig, alone: dict[str, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     first = generate(worker(config, 0, 2))
-    assert f"worker 0 of 2: its part is done; {NUM_SAMPLES - len(first.drawn)} samples are still missing" in caplog.text
+    assert (
+        f"worker 0 of 2 is done with its part; {NUM_SAMPLES - len(first.drawn)} samples are still missing"
+        in caplog.text
+    )
     assert not (Path(config.run_dir) / "samples").exists()
     second = generate(worker(config, 1, 2))
     keys = [{request.key for request in sampler.drawn} for sampler in (first, second)]
@@ -132,7 +135,7 @@ def tear(config: RunConfig, size: int, order: random.Random) -> None:
         path.write_bytes(path.read_bytes() + row[: min(size, len(row) - 1)])
 
 
-def test_what_a_dead_workers_file_ends_with_is_left_alone(config: RunConfig) -> None:
+def test_the_torn_end_of_a_dead_workers_file_is_not_touched_by_others(config: RunConfig) -> None:
     with pytest.raises(KeyboardInterrupt):
         generate(worker(config, 0, 2), FakeSampler(stop_after=5))
     (path,) = (Path(config.run_dir) / "samples.partial").glob("worker-*.jsonl")
@@ -164,7 +167,7 @@ def test_the_same_worker_and_other_worlds_are_refused_while_one_lives(
     assert shards(config) == alone
 
 
-def test_a_colleague_may_come_and_go(config: RunConfig, alone: dict[str, bytes]) -> None:
+def test_another_worker_may_start_and_end_meanwhile(config: RunConfig, alone: dict[str, bytes]) -> None:
     colleague = FakeSampler()
     meanwhile = FakeSampler(meanwhile=lambda: generate(worker(config, 1, 2), colleague))
     generate(worker(config, 0, 2), meanwhile)
@@ -186,7 +189,7 @@ def test_work_of_another_configuration_is_not_moved_from_under_the_living(config
     assert len(samples(config)) == NUM_SAMPLES
 
 
-def test_a_worker_whose_colleague_published_its_last_row_ends_well(config: RunConfig, alone: dict[str, bytes]) -> None:
+def test_a_worker_ends_well_if_another_published_its_last_record(config: RunConfig, alone: dict[str, bytes]) -> None:
     generate(worker(config, 0, 3))
     generate(worker(config, 1, 3))
     # Between the last row of worker 2 and its last look, worker 1 looks and finds everything there.
@@ -198,15 +201,15 @@ def test_a_worker_whose_colleague_published_its_last_row_ends_well(config: RunCo
 def test_a_worker_that_starts_while_others_publish_finds_it_published(
     config: RunConfig, alone: dict[str, bytes]
 ) -> None:
-    index = stage._index
+    make_store = stage._store
 
     def publish_first(*arguments: object) -> object:
-        with patch.object(stage, "_index", index):
+        with patch.object(stage, "_store", make_store):
             generate(worker(config, 0, 2))
-        return index(*arguments)  # type: ignore[arg-type]
+        return make_store(*arguments)  # type: ignore[arg-type]
 
     generate(worker(config, 1, 2))
-    with patch.object(stage, "_index", publish_first):  # after worker 1 took its place, before it reads
+    with patch.object(stage, "_store", publish_first):  # after worker 1 locked its file, before it reads
         assert generate(worker(config, 1, 2)).drawn == []
     assert shards(config) == alone
 
@@ -231,11 +234,11 @@ def killed_at(step: int) -> Iterator[list[str]]:
         yield changes
 
 
-def test_a_kill_at_any_step_of_publishing_is_mended_by_any_worker(config: RunConfig, alone: dict[str, bytes]) -> None:
+def test_after_a_kill_at_any_step_of_publishing_any_worker_finishes(config: RunConfig, alone: dict[str, bytes]) -> None:
     """Kill the last worker at its first change to the disk, its second, and so on until it ends."""
     ready = elsewhere(config, "ready")
     generate(worker(ready, 0, 2))
-    with patch.object(stage, "merge", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+    with patch.object(stage.SampleStore, "merge", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         generate(worker(ready, 1, 2))
     seen: list[str] = []
     for step in range(100):
@@ -254,5 +257,5 @@ def test_a_kill_at_any_step_of_publishing_is_mended_by_any_worker(config: RunCon
             seen = changes
             break
     assert shards(run) == alone
-    # Three shards, the manifest, whose work it is, two notes of time; then the rename.
+    # Three shards, the manifest, the stage's plan, two notes of time; then the rename.
     assert (seen.count("replace"), seen.count("rename")) == (3 + 1 + 1 + 2, 1)

@@ -1,4 +1,4 @@
-"""config.json both ways, against the files that transformers writes and the forms that stand on the Hub."""
+"""config.json in both directions, against files of transformers and forms found on the Hub."""
 
 import dataclasses
 from pathlib import Path
@@ -21,7 +21,7 @@ def to_hf(model: ModelConfig) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_our_config_comes_back_and_transformers_reads_the_same(name: str, tmp_path: Path) -> None:
+def test_config_round_trip_through_transformers(name: str, tmp_path: Path) -> None:
     model = MODELS[name]
     family = family_of(model.model_type)
     family.check_hf_config(to_hf(model), model, source=SOURCE)
@@ -31,12 +31,12 @@ def test_our_config_comes_back_and_transformers_reads_the_same(name: str, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "llama_scaled"])
-def test_folder_of_transformers_passes(name: str, tmp_path: Path) -> None:
+def test_folder_written_by_transformers_passes(name: str, tmp_path: Path) -> None:
     model = write_hf_folder(tmp_path, MODELS[name])
     family_of(model.model_type).check_hf_config(read_hf_config(tmp_path), model, source=SOURCE)
 
 
-def test_hub_form_of_llama() -> None:
+def test_older_llama_files_pass() -> None:
     """Older files: no head_dim, rope scaling beside theta, nothing said about tied embeddings."""
     model = dataclasses.replace(MODELS["llama_scaled"], head_dim=8)
     values = to_hf(model)
@@ -47,7 +47,7 @@ def test_hub_form_of_llama() -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("vocab_size", 65), ("rope_theta", 1e6), ("num_experts", 8), ("tie_word_embeddings", True)]
 )
-def test_a_difference_names_key_and_both_values(key: str, value: Any) -> None:
+def test_error_names_the_key_and_both_values(key: str, value: Any) -> None:
     model = MODELS["qwen3_moe"]
     with pytest.raises(UserError, match=rf"model.{key} = {getattr(model, key)}: folder/config.json says {value}"):
         family_of("qwen3_moe").check_hf_config({**to_hf(model), key: value}, model, source=SOURCE)
@@ -73,7 +73,7 @@ def test_rope_scaling_must_agree() -> None:
         ("partial_rotary_factor", 0.5),
     ],
 )
-def test_what_is_not_built_here_is_refused(key: str, value: Any) -> None:
+def test_unsupported_values_are_refused(key: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"{key} = "):
         family_of("qwen3_moe").check_hf_config(
             {**to_hf(MODELS["qwen3_moe"]), key: value}, MODELS["qwen3_moe"], source=SOURCE
@@ -89,7 +89,7 @@ def test_wrong_family_and_missing_key() -> None:
         family_of("qwen3").check_hf_config(values, MODELS["qwen3"], source=SOURCE)
 
 
-def test_what_makes_no_difference_is_accepted() -> None:
+def test_harmless_keys_are_accepted() -> None:
     """As transformers 5 writes it: rope_parameters, layer types, null for what is not set."""
     model = MODELS["qwen3"]
     values = to_hf(model)
@@ -105,7 +105,7 @@ def test_what_makes_no_difference_is_accepted() -> None:
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "qwen3_moe", "llama"])
-def test_what_a_file_leaves_out_is_what_transformers_takes(model_type: str) -> None:
+def test_defaults_equal_those_of_transformers(model_type: str) -> None:
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
              "intermediate_size": 96, "vocab_size": 64, "max_position_embeddings": 64}  # fmt: skip
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
@@ -118,8 +118,8 @@ def test_what_a_file_leaves_out_is_what_transformers_takes(model_type: str) -> N
         assert ours[key] == getattr(theirs, key), key
 
 
-def test_scaling_takes_all_four_numbers() -> None:
+def test_rope_scaling_needs_all_four_numbers() -> None:
     values = to_hf(MODELS["llama_scaled"])
     del values["rope_scaling"]["low_freq_factor"]
-    with pytest.raises(UserError, match=r"rope_type = 'llama3': it has no low_freq_factor"):
+    with pytest.raises(UserError, match=r"rope_type = 'llama3': low_freq_factor is missing"):
         family_of("llama").from_hf_config(values, source=SOURCE)

@@ -1,4 +1,4 @@
-"""Hugging Face folders into GPTModel and back on one process: exact weights, equal logits, named errors."""
+"""Loading Hugging Face folders into GPTModel in one process: exact weights, equal logits, errors with names."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -18,7 +18,8 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.families import Family
 from megatron_ssd.models.hf_checkpoint import load_hf_weights, map_parameters
-from megatron_ssd.models.hf_folder import HFWeights, resolve_model_folder
+from megatron_ssd.models.hf_folder import resolve_model_folder
+from megatron_ssd.models.hf_weights import HFWeights
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
 from tests.helpers.tiny_hf import MODELS, save_reference_logits, write_hf_folder
@@ -52,8 +53,8 @@ def test_round_trip_is_exact(name: str, tmp_path: Path) -> None:
     chunk = load(model)
     back = {
         hf_name: tensor
-        for row in map_parameters(chunk, model)
-        for hf_name, tensor in zip(row.hf_names, row.mapping.split(row.parameter, model), strict=True)
+        for mapped in map_parameters(chunk, model)
+        for hf_name, tensor in zip(mapped.hf_names, mapped.mapping.split(mapped.parameter, model), strict=True)
     }
     source = HFWeights(tmp_path)
     assert set(back) == source.names
@@ -63,7 +64,7 @@ def test_round_trip_is_exact(name: str, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def references(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for every model, each with transformers' logits of ``TOKENS_BS`` beside it."""
+    """A folder per model, each with transformers' logits of ``TOKENS_BS``."""
     root = tmp_path_factory.mktemp("references")
     for name, model in MODELS.items():
         write_hf_folder(root / name, model)
@@ -79,13 +80,13 @@ def logit_difference(references: Path, name: str, model: ModelConfig) -> float:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_equal_those_of_transformers(references: Path, name: str) -> None:
+def test_logits_equal_transformers(references: Path, name: str) -> None:
     difference = logit_difference(references, name, MODELS[name])
     assert difference < TOLERANCE, f"largest difference {difference:.2e}"
 
 
 def test_rope_scaling_is_what_makes_the_logits_equal(references: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The parity above would not notice a missing scaling if it changed nothing at these positions."""
+    """Otherwise the parity test above would not detect missing scaling."""
     monkeypatch.setattr(Family, "check_hf_config", lambda *args, **kwargs: None)
     unscaled = dataclasses.replace(MODELS["llama_scaled"], rope_scaling=None)
     assert logit_difference(references, "llama_scaled", unscaled) > 100 * TOLERANCE
@@ -94,9 +95,9 @@ def test_rope_scaling_is_what_makes_the_logits_equal(references: Path, monkeypat
 def test_bf16_folder_into_fp32_and_back_is_exact(tmp_path: Path) -> None:
     model = write_hf_folder(tmp_path, MODELS["qwen3"], dtype=torch.bfloat16)
     chunk = load(model)
-    (row,) = (row for row in map_parameters(chunk, model) if row.name == "embedding.word_embeddings.weight")
-    assert row.parameter.dtype == torch.float32
-    assert torch.equal(row.parameter.bfloat16(), HFWeights(tmp_path).read("model.embed_tokens.weight"))
+    parameter = chunk.embedding.word_embeddings.weight
+    assert parameter.dtype == torch.float32
+    assert torch.equal(parameter.bfloat16(), HFWeights(tmp_path).read("model.embed_tokens.weight"))
 
 
 def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -105,7 +106,7 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], obj
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_missing_unknown_and_misshapen_weights_are_named_together(tmp_path: Path) -> None:
+def test_missing_unknown_and_misshapen_weights_are_named_in_one_error(tmp_path: Path) -> None:
     model = write_hf_folder(tmp_path, MODELS["qwen3"])
     up, down = "model.layers.2.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
     bias, norm = "model.layers.1.self_attn.q_proj.bias", "model.norm.weight"
@@ -115,8 +116,8 @@ def test_missing_unknown_and_misshapen_weights_are_named_together(tmp_path: Path
         load(model)
     message = str(caught.value)
     assert f"1 weight(s) missing: {norm}; 1 weight(s) unknown: {bias}; 2 weight(s) misshapen: " in message
-    assert f"{up} has shape [47, 32] and the model wants [48, 32]" in message
-    assert f"{down} has shape [32, 46] and the model wants [32, 48]" in message
+    assert f"{up} has shape [47, 32] and the model needs [48, 32]" in message
+    assert f"{down} has shape [32, 46] and the model needs [32, 48]" in message
 
 
 def test_many_missing_weights_are_counted(tmp_path: Path) -> None:
@@ -138,7 +139,7 @@ def test_wrong_vocabulary_size(tmp_path: Path) -> None:
         load(dataclasses.replace(model, vocab_size=128))
 
 
-def test_folders_that_are_not_whole(tmp_path: Path) -> None:
+def test_incomplete_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.path = .*nothing: "):
         resolve_model_folder(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match=r"has no config.json"):
@@ -146,7 +147,7 @@ def test_folders_that_are_not_whole(tmp_path: Path) -> None:
     model = write_hf_folder(tmp_path, MODELS["qwen3"])
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(UserError, match=r"model.safetensors: is no whole safetensors file"):
+    with pytest.raises(UserError, match=r"model.safetensors: is not a complete safetensors file"):
         load(model)
     weights.unlink()
     with pytest.raises(UserError, match=r"model.safetensors: does not exist"):

@@ -1,4 +1,4 @@
-"""The rules of the weight table, and the tables of the families, without a model."""
+"""Parameter mappings and those of the families, without a model."""
 
 import dataclasses
 
@@ -22,14 +22,14 @@ MODEL = dataclasses.replace(MODELS["qwen3"], num_attention_heads=8, num_key_valu
 QKV = QkvMapping("qkv", ("q", "k", "v"), shard_dim=0)
 
 
-def test_qkv_rows_by_hand() -> None:
+def test_qkv_row_order() -> None:
     model = dataclasses.replace(MODEL, num_attention_heads=4, num_key_value_heads=2, head_dim=2)
     q, k, v = torch.arange(8).view(8, 1), torch.arange(10, 14).view(4, 1), torch.arange(20, 24).view(4, 1)
     assert QKV.merge([q, k, v], model).flatten().tolist() == [0, 1, 2, 3, 10, 11, 20, 21, 4, 5, 6, 7, 12, 13, 22, 23]
 
 
 @pytest.mark.parametrize(
-    ("rule", "rows"),
+    ("mapping", "rows"),
     [
         (DirectMapping("a", ("b",), shard_dim=0), (16,)),
         (VocabularyMapping("a", ("b",), shard_dim=0), (64,)),
@@ -38,19 +38,21 @@ def test_qkv_rows_by_hand() -> None:
     ],
 )
 @pytest.mark.parametrize("parts", [1, 2, 4])
-def test_divide_undoes_merge_and_slices_merge_to_slices(rule: ParamMapping, rows: tuple[int, ...], parts: int) -> None:
+def test_split_undoes_merge_and_slices_merge_to_shards(
+    mapping: ParamMapping, rows: tuple[int, ...], parts: int
+) -> None:
     tensors = [torch.randn(count, 6) for count in rows]
-    whole = rule.merge(tensors, MODEL)
-    assert all(map(torch.equal, rule.split(whole, MODEL), tensors))
-    assert rule.hf_shapes(tuple(whole.shape), MODEL) == tuple((count, 6) for count in rows)
-    slices = [rule.merge([tensor.chunk(parts)[part] for tensor in tensors], MODEL) for part in range(parts)]
+    whole = mapping.merge(tensors, MODEL)
+    assert all(map(torch.equal, mapping.split(whole, MODEL), tensors))
+    assert mapping.hf_shapes(tuple(whole.shape), MODEL) == tuple((count, 6) for count in rows)
+    slices = [mapping.merge([tensor.chunk(parts)[part] for tensor in tensors], MODEL) for part in range(parts)]
     if not isinstance(
-        rule, GateUpMapping
+        mapping, GateUpMapping
     ):  # there each rank stacks its own slices: rows are not contiguous in the whole
         assert torch.equal(torch.cat(slices), whole)
     for part, piece in enumerate(slices):
         expected = [tensor.chunk(parts)[part] for tensor in tensors]
-        assert all(map(torch.equal, rule.split(piece, MODEL), expected))
+        assert all(map(torch.equal, mapping.split(piece, MODEL), expected))
 
 
 @pytest.mark.parametrize(
@@ -62,13 +64,13 @@ def test_divide_undoes_merge_and_slices_merge_to_slices(rule: ParamMapping, rows
         "decoder.layers.11.mlp.experts.linear_fc1.weight7",
     ],
 )
-def test_both_layer_specs_are_in_the_table(name: str) -> None:
-    rule, numbers = find_mapping(FAMILIES["qwen3_moe"].mappings, name)
+def test_both_layer_specs_have_mappings(name: str) -> None:
+    mapping, numbers = find_mapping(FAMILIES["qwen3_moe"].mappings, name)
     assert numbers == ({"layer": 11, "expert": 7} if "experts" in name else {"layer": 11})
-    assert all("layers.11." in hf_name for hf_name in rule.hf_names(numbers))
+    assert all("layers.11." in hf_name for hf_name in mapping.hf_names(numbers))
 
 
-def test_both_layer_specs_are_made_of_the_same_weights() -> None:
+def test_both_layer_specs_use_the_same_hf_weights() -> None:
     """TransformerEngine's grouped experts and fused norms, row by row, against the names of the local layers."""
     rows = FAMILIES["qwen3_moe"].mappings
     pairs = {
@@ -87,7 +89,7 @@ def test_both_layer_specs_are_made_of_the_same_weights() -> None:
         )  # fmt: skip
 
 
-def test_unknown_weight_raises_with_its_name() -> None:
+def test_unknown_parameter_raises_with_its_name() -> None:
     with pytest.raises(UnmappedWeightError, match=r"decoder\.layers\.0\.self_attention\.linear_qkv\.bias"):
         find_mapping(FAMILIES["qwen3"].mappings, "decoder.layers.0.self_attention.linear_qkv.bias")
 

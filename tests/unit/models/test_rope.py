@@ -1,4 +1,4 @@
-"""Rotary frequencies scaled as in Llama 3.1, against transformers, for other constants than Llama's too."""
+"""Scaled rotary frequencies equal those of transformers, for other constants than Llama's too."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from megatron_ssd.config.model import RopeScalingConfig
-from megatron_ssd.models.rope import scaled_frequencies
+from megatron_ssd.models.build import scaled_frequencies
 
 
 @pytest.mark.parametrize(

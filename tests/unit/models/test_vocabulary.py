@@ -1,4 +1,4 @@
-"""Padded vocabularies on one rank: what is masked, what stays zero, and what the gradient is."""
+"""Vocabulary padding on one rank: masked logits, zero rows and gradients."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.models import build
 from megatron_ssd.models.build import build_model
-from megatron_ssd.models.vocabulary import num_tokens_here, padded_vocab_size
+from megatron_ssd.models.vocabulary import num_local_tokens, padded_vocab_size
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
 from tests.helpers.tiny_hf import MODELS
@@ -27,21 +27,21 @@ def one_process() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("parts", "padded"), [(1, 63), (2, 64), (4, 64), (8, 64), (16, 64), (10, 70)])
-def test_rows_are_the_next_multiple(parts: int, padded: int) -> None:
+def test_padded_size_is_the_next_multiple(parts: int, padded: int) -> None:
     parallel = ParallelConfig(world_size=parts, tensor_model_parallel_size=parts)
     assert padded_vocab_size(MODELS["qwen3_odd"], parallel) == padded
 
 
-def test_every_token_is_on_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_token_is_on_exactly_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
     for rank in range(10):
         monkeypatch.setattr(parallel_state, "get_tensor_model_parallel_rank", lambda rank=rank: rank)
-        counts.append(num_tokens_here(7, 43))
-    assert counts == [7, 7, 7, 7, 7, 7, 1, 0, 0, 0]  # the last three ranks hold padding alone
+        counts.append(num_local_tokens(7, 43))
+    assert counts == [7, 7, 7, 7, 7, 7, 1, 0, 0, 0]  # the last three ranks have only padding
 
 
 @pytest.mark.parametrize("name", ["qwen3_odd", "qwen3_odd_tied"])
-def test_loss_and_gradients_are_those_without_padding(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_changes_neither_loss_nor_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = MODELS[name]
     (plain,) = build_model(model, ONE, EXACT, device="cpu", seed=1)
     monkeypatch.setattr(build, "padded_vocab_size", lambda *_: 80)

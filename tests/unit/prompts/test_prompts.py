@@ -10,8 +10,8 @@ import pytest
 
 from megatron_ssd.config.generation import PromptConfig
 from megatron_ssd.errors import ConfigError, UserError
-from megatron_ssd.prompts import render
-from megatron_ssd.prompts.prompt import build_prompts
+from megatron_ssd.prompts import prompt
+from megatron_ssd.prompts.prompt import build_prompts, render_messages, template_hash
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import Problem
 
@@ -37,7 +37,7 @@ def with_template(source: Path, target: Path, template: object) -> Path:
 
 
 def test_statement_is_taken_as_it_is() -> None:
-    (message,) = render.render_messages(STDIN, PromptConfig())
+    (message,) = render_messages(STDIN, PromptConfig())
     assert message["role"] == "user"
     assert STDIN.statement in message["content"]
     assert "standard input" in message["content"]
@@ -45,7 +45,7 @@ def test_statement_is_taken_as_it_is() -> None:
 
 
 def test_function_form_shows_the_starter_code_in_a_block() -> None:
-    (message,) = render.render_messages(FUNCTION, PromptConfig())
+    (message,) = render_messages(FUNCTION, PromptConfig())
     assert f"```python\n{FUNCTION.starter_code}\n```" in message["content"]
     assert "standard input" not in message["content"]
 
@@ -53,27 +53,27 @@ def test_function_form_shows_the_starter_code_in_a_block() -> None:
 @pytest.mark.parametrize("problem", [STDIN, FUNCTION])
 def test_templates_leave_no_stray_white_space(problem: Problem) -> None:
     for template in ("code", "minicode"):
-        (message,) = render.render_messages(problem, PromptConfig(template=template))
+        (message,) = render_messages(problem, PromptConfig(template=template))
         assert message["content"] == message["content"].strip()
         assert "\n\n\n" not in message["content"]
 
 
 def test_system_message_comes_first() -> None:
-    messages = render.render_messages(STDIN, PromptConfig(system="Be brief."))
+    messages = render_messages(STDIN, PromptConfig(system="Be brief."))
     assert [message["role"] for message in messages] == ["system", "user"]
     assert messages[0]["content"] == "Be brief."
 
 
 def test_unknown_template_names_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"prompt\.template = cod: .*use one of code, minicode"):
-        render.render_messages(STDIN, PromptConfig(template="cod"))
+        render_messages(STDIN, PromptConfig(template="cod"))
 
 
 def test_misspelt_field_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.jinja").write_text("{{ problem.statment }}")
-    monkeypatch.setattr(render, "_FOLDER", tmp_path)
+    monkeypatch.setattr(prompt, "_FOLDER", tmp_path)
     with pytest.raises(UserError, match="statment") as caught:
-        render.render_messages(STDIN, PromptConfig(template="broken"))
+        render_messages(STDIN, PromptConfig(template="broken"))
     assert "\n" not in str(caught.value)
 
 
@@ -81,8 +81,8 @@ def test_template_hash_follows_the_text(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "a.jinja").write_text("one")
     (tmp_path / "b.jinja").write_text("one")
     (tmp_path / "c.jinja").write_text("two")
-    monkeypatch.setattr(render, "_FOLDER", tmp_path)
-    a, b, c = (render.template_hash(PromptConfig(template=name)) for name in "abc")
+    monkeypatch.setattr(prompt, "_FOLDER", tmp_path)
+    a, b, c = (template_hash(PromptConfig(template=name)) for name in "abc")
     assert a == b != c
 
 
@@ -132,7 +132,7 @@ def test_tokenizer_without_chat_template_is_refused_in_chat_mode_alone(tiny_toke
 
 
 def test_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no tokenizer that loads") as caught:
+    with pytest.raises(UserError, match="has no tokenizer that loads") as caught:
         ChatTokenizer(tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""What Megatron-Core asks of CUDA is answered by the CPU, and what torch itself does stays as it was."""
+"""The CPU answers Megatron-Core's calls of CUDA, and torch's own behaviour does not change."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_factories_put_cuda_tensors_on_the_cpu() -> None:
     assert torch.zeros(2, device="meta").device.type == "meta"
 
 
-def test_a_device_context_still_decides_where_nothing_is_named() -> None:
+def test_device_context_still_applies_without_a_device_argument() -> None:
     with torch.device("meta"):
         assert torch.zeros(2).device.type == "meta"
         assert torch.arange(3).device.type == "meta"
@@ -31,7 +31,7 @@ def test_installing_twice_wraps_once() -> None:
     assert torch.zeros is before
 
 
-def test_random_state_is_the_cpu_generators() -> None:
+def test_cuda_rng_state_is_the_cpu_generators() -> None:
     torch.cuda.manual_seed(7)
     state = torch.cuda.get_rng_state()
     first = torch.rand(3)
@@ -39,20 +39,20 @@ def test_random_state_is_the_cpu_generators() -> None:
     assert torch.equal(torch.rand(3), first)
 
 
-def test_tensor_types_carry_the_names_that_the_optimizers_check() -> None:
+def test_tensor_types_have_the_names_that_the_optimizers_check() -> None:
     assert torch.zeros(1).type() == "torch.cuda.FloatTensor"
     assert torch.zeros(1, dtype=torch.bfloat16).type() == "torch.cuda.BFloat16Tensor"
     assert torch.zeros(1).type(torch.float64).dtype == torch.float64
 
 
-def test_streams_order_nothing_and_can_be_entered() -> None:
+def test_streams_have_no_effect() -> None:
     with torch.cuda.stream(torch.cuda.Stream()):
         torch.cuda.current_stream().wait_stream(torch.cuda.Stream())
         torch.cuda.synchronize()
     assert not torch.cuda.is_current_stream_capturing()
 
 
-def test_never_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_if_a_gpu_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(AssertionError):
         cpu.install()

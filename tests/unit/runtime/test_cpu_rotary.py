@@ -1,4 +1,4 @@
-"""The few-pass rotation computes what Megatron-Core's own does, forward and backward, packed and split over ranks."""
+"""The few-pass rotation equals Megatron-Core's, forward and backward, packed and split over ranks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def both(t: Tensor, freqs: Tensor, **how: object) -> tuple[tuple[Tensor, Tensor]
     return results[0], results[1]
 
 
-def test_a_whole_row() -> None:
+def test_unpacked_row() -> None:
     ours, theirs = both(torch.randn(12, 2, 3, D), angles(12), cp_group=group(1, 0))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
@@ -62,13 +62,13 @@ def test_packed_rows_on_every_context_parallel_rank(parts: list[int], cp_size: i
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-def test_positions_as_the_docstring_has_them() -> None:
+def test_positions_in_the_docstring() -> None:
     cu_seqlens = torch.tensor([0, 8, 12])
     held = [cpu_rotary.segment_positions(cu_seqlens, cp_size=2, cp_rank=rank).tolist() for rank in (0, 1)]
     assert held == [[0, 1, 6, 7, 0, 3], [2, 3, 4, 5, 1, 2]]
 
 
-def test_it_stands_in_megatron_cores_attention() -> None:
+def test_it_replaces_megatron_cores_function() -> None:
     from megatron.core.transformer import attention
 
     assert attention.apply_rotary_pos_emb is cpu_rotary.apply_rotary_pos_emb

@@ -4,13 +4,14 @@ import torch
 from megatron_ssd.config.parallel import ClusterConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.runtime.device import check_device, prepare_device
+from megatron_ssd.runtime.device import prepare_device
+from megatron_ssd.runtime.hardware import check_device
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="shows what a machine without a GPU says")
 
 
 @no_gpu
-def test_missing_gpu_is_one_line_with_three_ways_out() -> None:
+def test_missing_gpu_is_one_line_with_three_fixes() -> None:
     with pytest.raises(UserError) as caught:
         check_device(ClusterConfig(device="cuda"))
     message = str(caught.value)
@@ -19,7 +20,7 @@ def test_missing_gpu_is_one_line_with_three_ways_out() -> None:
         assert part in message
 
 
-def test_cpu_beside_a_visible_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_is_refused_if_a_gpu_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES"):
         check_device(ClusterConfig(device="cpu"))

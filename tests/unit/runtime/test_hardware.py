@@ -1,4 +1,4 @@
-"""What a GPU cannot do is said before anything is built; no GPU is needed to say it."""
+"""Unsupported configurations are refused before anything is built. These tests need no GPU."""
 
 import re
 
@@ -7,14 +7,12 @@ import pytest
 from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.config.precision import Fp8Config, PrecisionConfig
 from megatron_ssd.errors import ConfigError, UserError
+from megatron_ssd.runtime.gpus import GPUS, gpu_of, peak_tflops
 from megatron_ssd.runtime.hardware import (
-    GPUS,
-    _range_of_megatron,
+    _accepted_transformer_engine,
     check_dispatcher,
     check_precision,
     check_transformer_engine,
-    gpu_of,
-    peak_tflops,
 )
 
 CUDA_13 = (13, 0)
@@ -24,7 +22,7 @@ def fp8(recipe: str) -> PrecisionConfig:
     return PrecisionConfig(fp8=Fp8Config(recipe=recipe))  # type: ignore[arg-type]
 
 
-def test_mxfp8_on_hopper_says_needed_had_and_use_instead() -> None:
+def test_mxfp8_on_hopper_names_both_capabilities_and_a_fix() -> None:
     with pytest.raises(ConfigError) as caught:
         check_precision(fp8("mxfp8"), (9, 0), CUDA_13)
     assert str(caught.value) == (
@@ -42,7 +40,7 @@ def test_mxfp8_on_hopper_says_needed_had_and_use_instead() -> None:
         ("mxfp8", (12, 0), "use tensorwise"),
     ],
 )
-def test_a_recipe_that_the_device_lacks_is_refused(recipe: str, capability: tuple[int, int], fix: str) -> None:
+def test_unsupported_recipe_is_refused(recipe: str, capability: tuple[int, int], fix: str) -> None:
     with pytest.raises(ConfigError, match=f"precision.fp8.recipe = {recipe}: .*; {re.escape(fix)}$"):
         check_precision(fp8(recipe), capability, CUDA_13)
 
@@ -51,11 +49,11 @@ def test_a_recipe_that_the_device_lacks_is_refused(recipe: str, capability: tupl
     ("recipe", "capability"),
     [("delayed", (8, 9)), ("tensorwise", (9, 0)), ("blockwise", (9, 0)), ("blockwise", (10, 0)), ("mxfp8", (10, 3))],
 )
-def test_a_recipe_that_the_device_has_passes(recipe: str, capability: tuple[int, int]) -> None:
+def test_supported_recipe_passes(recipe: str, capability: tuple[int, int]) -> None:
     check_precision(fp8(recipe), capability, CUDA_13)
 
 
-def test_an_old_cuda_has_no_blockwise_and_falls_back_in_words_only() -> None:
+def test_old_cuda_without_blockwise_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"needs CUDA 12\.9 and this torch is built for 12\.8; use tensorwise"):
         check_precision(fp8("blockwise"), (9, 0), (12, 8))
 
@@ -66,9 +64,9 @@ def test_bf16_needs_ampere() -> None:
 
 
 @pytest.mark.parametrize("version", [None, "2.8.1", "2.12.0", "1.13"])
-def test_transformer_engine_that_megatron_does_not_name_is_refused_in_one_line(version: str | None) -> None:
+def test_transformer_engine_out_of_range_is_refused_in_one_line(version: str | None) -> None:
     with pytest.raises(UserError) as caught:
-        check_transformer_engine(version, megatron_asks="<2.12.0,>=2.9.0a0")
+        check_transformer_engine(version, accepted="<2.12.0,>=2.9.0a0")
     assert "\n" not in str(caught.value)
     assert "precision.transformer_engine=false" in str(caught.value)
     assert (version or "not installed") in str(caught.value)
@@ -76,14 +74,14 @@ def test_transformer_engine_that_megatron_does_not_name_is_refused_in_one_line(v
 
 @pytest.mark.parametrize("version", ["2.9.0", "2.11.0", "2.10.0.post1", "2.9.0+abc"])
 def test_transformer_engine_in_range_passes(version: str) -> None:
-    check_transformer_engine(version, megatron_asks="<2.12.0,>=2.9.0a0")
+    check_transformer_engine(version, accepted="<2.12.0,>=2.9.0a0")
 
 
-def test_the_range_is_what_the_installed_megatron_core_says() -> None:
-    asked = _range_of_megatron()
-    check_transformer_engine("2.10.0", megatron_asks=asked)
+def test_range_comes_from_the_installed_megatron_core() -> None:
+    accepted = _accepted_transformer_engine()
+    check_transformer_engine("2.10.0", accepted=accepted)
     with pytest.raises(UserError, match=r">=2\.9"):
-        check_transformer_engine("2.8", megatron_asks=asked)
+        check_transformer_engine("2.8", accepted=accepted)
 
 
 def test_flex_without_deep_ep_is_refused() -> None:
@@ -107,11 +105,11 @@ def test_flex_without_deep_ep_is_refused() -> None:
         ("NVIDIA GeForce RTX 4090", None),
     ],
 )
-def test_devices_are_known_by_what_the_driver_calls_them(device: str, name: str | None) -> None:
+def test_devices_are_recognised_by_driver_name(device: str, name: str | None) -> None:
     assert gpu_of(device) == (GPUS[name] if name else None)
 
 
-def test_peak_follows_the_numbers_that_are_multiplied() -> None:
+def test_peak_depends_on_precision() -> None:
     assert peak_tflops("NVIDIA H200", PrecisionConfig()) == 989.5
     assert peak_tflops("NVIDIA H200", fp8("blockwise")) == 1979
     assert peak_tflops("NVIDIA A100-SXM4-80GB", fp8("delayed")) is None

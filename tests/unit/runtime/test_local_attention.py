@@ -1,4 +1,4 @@
-"""Spans, groups and slots against a plain mask over the whole row, on every context-parallel rank."""
+"""Attention within segments equals attention under a mask of the full row, on every context-parallel rank."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ssd.runtime import local_attention as attention
-from megatron_ssd.runtime.local_attention import SegmentAttention, _attend, _explicit_attention, _fused_attention
-from megatron_ssd.runtime.packed_sequences import (
-    PackedSequences,
-    equal_sequences,
-    local_positions,
-    make_packed_sequences,
+from megatron_ssd.runtime.local_attention import (
+    SegmentAttention,
+    _attend,
+    _explicit_attention,
+    _fused_attention,
     make_plan,
 )
+from megatron_ssd.runtime.packed_sequences import equal_sequences, local_positions, make_packed_sequences
 
 CPU = torch.device("cpu")
 N, G, D = 4, 2, 8
 SCALE = D**-0.5
 
 
-def test_the_worked_example_of_the_docstring() -> None:
+def test_example_in_the_docstring() -> None:
     held = [local_positions((8, 4), cp_size=2, cp_rank=rank).tolist() for rank in range(2)]
     assert held == [[0, 1, 6, 7, 8, 11], [2, 3, 4, 5, 9, 10]]
 
 
-def test_what_megatron_core_is_told() -> None:
+def test_packed_seq_params_for_megatron_core() -> None:
     rows = make_packed_sequences((3, 1, 2), cp_size=1, device="cpu")
     assert rows.qkv_format == "thd"
     assert rows.cu_seqlens_q.tolist() == rows.cu_seqlens_kv.tolist() == [0, 3, 4, 6]
@@ -47,7 +47,9 @@ def test_what_megatron_core_is_told() -> None:
     cp_size=st.sampled_from([1, 2, 3]),
     short=st.sampled_from([0, 20, 1000]),
 )
-def test_every_query_has_one_slot_with_the_keys_up_to_itself(parts: list[int], cp_size: int, short: int) -> None:
+def test_each_query_has_one_slot_and_attends_to_the_keys_up_to_itself(
+    parts: list[int], cp_size: int, short: int
+) -> None:
     lengths = tuple(part * (2 * cp_size if cp_size > 1 else 1) for part in parts)
     start_of = np.repeat([0, *itertools.accumulate(lengths)][:-1], lengths)
     gathered = np.concatenate([local_positions(lengths, cp_size=cp_size, cp_rank=rank) for rank in range(cp_size)])
@@ -72,7 +74,7 @@ def test_every_query_has_one_slot_with_the_keys_up_to_itself(parts: list[int], c
         assert (query, key) == (len(queries), len(keys))
 
 
-def test_long_spans_share_a_group_with_their_equals_only() -> None:
+def test_long_spans_share_a_group_only_with_equal_ones() -> None:
     plan = make_plan((100, 99, 100, 7, 5), cp_size=1, cp_rank=0, short=10, device=CPU)
     assert [(group.count, group.num_queries) for group in plan.groups] == [(2, 100), (1, 99), (2, 7)]
     assert len(plan.unused_slots) == 2
@@ -105,7 +107,7 @@ def module() -> SegmentAttention:
 @pytest.mark.parametrize(
     ("lengths", "num_rows"), [((24,), 1), ((5, 12, 7), 2), ((1, 1, 3, 3, 8, 8), 3), (tuple(range(1, 20)), 1)]
 )
-def test_packed_attention_is_that_under_a_mask_forward_and_backward(
+def test_packed_attention_equals_masked_attention_forward_and_backward(
     monkeypatch: pytest.MonkeyPatch,
     lengths: tuple[int, ...],
     num_rows: int,
@@ -125,7 +127,7 @@ def test_packed_attention_is_that_under_a_mask_forward_and_backward(
 
 
 @pytest.mark.parametrize("explicit_length", [512, 0])
-def test_rows_that_are_not_packed_are_one_segment_each(monkeypatch: pytest.MonkeyPatch, explicit_length: int) -> None:
+def test_unpacked_rows_are_one_segment_each(monkeypatch: pytest.MonkeyPatch, explicit_length: int) -> None:
     monkeypatch.setattr(attention, "_EXPLICIT_LENGTH", explicit_length)
     S, B = 10, 3
     flat = qkv(B * S)
@@ -146,13 +148,13 @@ def test_explicit_and_fused_attention_agree(num_queries: int, num_keys: int) -> 
     )
 
 
-def test_a_mask_by_hand() -> None:
+def test_causal_mask() -> None:
     assert (attention._causal_mask(2, 3, (1,), torch.float32) == 0).int().tolist() == [[1, 1, 0], [1, 1, 1]]
     both = attention._causal_mask(2, 3, (0, 1), torch.float32)
     assert (both[:, 0, 0] == 0).int().tolist() == [[[1, 0, 0], [1, 1, 0]], [[1, 1, 0], [1, 1, 1]]]
 
 
-def test_no_neighbour_changes_a_bit() -> None:
+def test_other_segments_do_not_change_a_bit() -> None:
     lengths = (5, 12, 7)
     inputs = [x.detach().float() for x in qkv(24)]
     rows = make_packed_sequences(lengths, cp_size=1, device="cpu")
@@ -165,9 +167,8 @@ def test_no_neighbour_changes_a_bit() -> None:
     assert not torch.equal(first[:5], second[:5])
 
 
-def test_plans_are_made_once_for_all_layers() -> None:
-    rows: PackedSequences = make_packed_sequences((5, 7), cp_size=1, device="cpu")
-    plans = [rows.plan(cp_size=1, cp_rank=0, short=512, device=CPU) for _ in range(2)]
+def test_layers_share_one_plan() -> None:
+    plans = [make_plan((5, 7), cp_size=1, cp_rank=0, short=512, device=CPU) for _ in range(2)]
     assert plans[0] is plans[1]
     assert equal_sequences(2, 8, cp_size=2, device=CPU) is equal_sequences(2, 8, cp_size=2, device=CPU)
 

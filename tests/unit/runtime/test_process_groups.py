@@ -23,7 +23,7 @@ def no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare_device(CPU)
 
 
-def test_one_process_needs_no_torchrun_and_leaves_no_group() -> None:
+def test_one_process_needs_no_torchrun_and_destroys_its_groups() -> None:
     with process_groups(ParallelConfig(), device="cpu"):
         assert dist.get_world_size() == 1
         assert is_rank_zero()
@@ -31,7 +31,7 @@ def test_one_process_needs_no_torchrun_and_leaves_no_group() -> None:
     assert not dist.is_initialized()
 
 
-def test_an_error_on_rank_zero_is_everyones() -> None:
+def test_user_error_on_rank_zero_is_raised_on_all_ranks() -> None:
     def refuse() -> None:
         raise UserError("key = 1", rule="must be 2", fix="use 2")
 
@@ -39,7 +39,7 @@ def test_an_error_on_rank_zero_is_everyones() -> None:
         on_rank_zero(refuse)
 
 
-def test_groups_go_away_after_an_error_too() -> None:
+def test_groups_are_destroyed_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), process_groups(ParallelConfig(), device="cpu"):
         raise ZeroDivisionError
     assert not dist.is_initialized()
@@ -68,7 +68,7 @@ def test_port_in_use_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
             pass
 
 
-def test_fake_group_is_the_rank_that_it_is_asked_to_be() -> None:
+def test_fake_group_has_the_given_rank() -> None:
     from megatron.core import parallel_state
 
     with fake_process_group(ParallelConfig(world_size=8, tensor_model_parallel_size=2), rank=5):

@@ -1,4 +1,4 @@
-"""What is done for one release of Megatron-Core serves the one that is installed, whichever of the two that is."""
+"""Differences between releases of Megatron-Core are handled for the installed one."""
 
 import importlib.metadata
 import importlib.util
@@ -22,7 +22,7 @@ RELEASE = tuple(map(int, importlib.metadata.version("megatron-core").split(".")[
 
 
 @pytest.mark.parametrize(("logger", "start"), versions._MESSAGES.items())
-def test_a_message_to_developers_is_dropped_and_others_are_not(caplog, logger, start):
+def test_only_messages_to_developers_are_dropped(caplog, logger, start):
     versions.quiet_megatron()
     log = logging.getLogger(f"megatron.core.{logger}")
     with caplog.at_level(logging.WARNING, logger=log.name):
@@ -32,7 +32,7 @@ def test_a_message_to_developers_is_dropped_and_others_are_not(caplog, logger, s
 
 
 @pytest.mark.parametrize(("logger", "start"), versions._MESSAGES.items())
-def test_the_newer_release_says_it_there(logger, start):
+def test_only_the_newer_release_has_the_message(logger, start):
     spec = importlib.util.find_spec(f"megatron.core.{logger}")
     assert spec
     assert spec.origin
@@ -49,14 +49,14 @@ def test_quieting_twice_adds_nothing():
     assert log.filters == before
 
 
-def test_save_options_are_what_this_release_takes():
+def test_this_release_accepts_the_save_options():
     options = versions.save_options()
     assert options.keys() <= inspect.signature(dist_checkpointing.save).parameters.keys()
     assert options == ({"async_strategy": "mcore"} if RELEASE >= (0, 19) else {})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="joins its group with gloo")
-def test_a_checkpoint_of_either_release_loads(tmp_path):
+def test_checkpoints_of_both_releases_load(tmp_path):
     common = {"lr": 0.5, "step": torch.tensor(3)}
     among = {"common_state": ShardedObject("common_state", common, (1,), (0,), replica_id=0)}
     rank = {"of rank": ShardedObject("of_rank", 7, (1,), (0,), replica_id=0)}
@@ -77,5 +77,5 @@ def test_a_checkpoint_of_either_release_loads(tmp_path):
             }  # fmt: skip
 
 
-def test_the_auxiliary_loss_is_put_right_where_the_release_does_not():
+def test_which_release_counts_the_tokens_of_all_ranks():
     assert versions.aux_loss_counts_all_ranks() == (RELEASE >= (0, 19))

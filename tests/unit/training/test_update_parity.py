@@ -23,7 +23,7 @@ from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import OptimizerConfig
 from megatron_ssd.dataset.indexed import IndexedWriter
-from megatron_ssd.export.stage import run_export
+from megatron_ssd.export.export import run_export
 from tests.helpers.paths import ROOT
 from tests.helpers.plain_loop import PlainRun
 from tests.helpers.tiny_hf import MODELS, write_hf_folder

@@ -70,7 +70,9 @@ def test_other_statistics_draw_and_run_nothing(config: RunConfig, executed: list
 def test_a_wider_grid_draws_the_new_cells_alone(config: RunConfig, executed: list[str], tmp_path: Path):
     wider = changed(config, temperatures=(1.0, 1.5, 0.5))
     oracle = evaluated(wider)
-    assert {(request.key[0], request.decoding.temperature) for request in oracle.requests} == {("T0.5-k20-p0.8", 0.5)}
+    assert {(request.params.label, request.params.temperature) for request in oracle.requests} == {
+        ("T0.5-k20-p0.8", 0.5)
+    }
     assert len(oracle.requests) == 2 * PROBLEMS * N
     assert summary_of(wider) == from_scratch(wider, tmp_path)
 
@@ -78,7 +80,7 @@ def test_a_wider_grid_draws_the_new_cells_alone(config: RunConfig, executed: lis
 def test_more_samples_keep_the_first_ones(config: RunConfig, executed: list[str], tmp_path: Path):
     more = changed(config, num_samples=N + 2)
     oracle = evaluated(more)
-    assert {request.key[2] for request in oracle.requests} == {N, N + 1}
+    assert {request.sample_index for request in oracle.requests} == {N, N + 1}
     assert len(oracle.requests) == 2 * PROBLEMS * SETTINGS
     assert summary_of(more) == from_scratch(more, tmp_path)
 
@@ -116,7 +118,7 @@ def test_a_changed_row_is_drawn_again(config: RunConfig):
     rows[2]["model_revision"] = "another"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     oracle = evaluated(changed(config, ks=(1,)))
-    assert sorted(request.key[1:] for request in oracle.requests) == sorted(
+    assert sorted(request.key for request in oracle.requests) == sorted(
         (row["problem_id"], row["sample_index"]) for row in rows[:3]
     )
 

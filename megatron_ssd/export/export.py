@@ -1,0 +1,106 @@
+"""Exports a run's checkpoint as a Hugging Face folder, run_dir/export.
+
+One process does it, for a checkpoint of any layout: tensors are read from the checkpoint's files one at a time, split
+by their parameter mappings, and written in the type in which they were trained.
+
+Memory: a few times the largest tensor. Comparing logits, which only small models do, adds the model twice in fp32.
+
+A killed export keeps its complete files. The next one recognises them by name, size and header and does not write them
+again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_ssd.artifacts.atomic import write_atomically
+from megatron_ssd.artifacts.manifest import megatron_facts
+from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.run import RunConfig, needed
+from megatron_ssd.errors import UserError
+from megatron_ssd.export.assets import Assets, find_assets
+from megatron_ssd.export.checkpoint_reader import find_checkpoint, keep_checkpoint
+from megatron_ssd.export.stage import export_stage
+from megatron_ssd.export.state_dict_adapter import open_adapter
+from megatron_ssd.export.verify import compare_logits
+from megatron_ssd.models.families import family_of
+from megatron_ssd.models.hf_folder import read_hf_config
+from megatron_ssd.models.transformer_config import DTYPES
+from megatron_ssd.runtime.device import prepare_device
+
+log = logging.getLogger(__name__)
+
+
+def run_export(config: RunConfig) -> None:
+    """Write the trained weights in ``config.run_dir`` as a Hugging Face folder.
+
+    Raises:
+        UserError: there is no checkpoint, it is of another model, the base folder or tokenizer is missing, or the
+            folder's logits differ from the trained model's.
+    """
+    stage = export_stage(config)
+    if stage.is_current():
+        return
+    model, options = needed(config.model, "model", fix="choose one: model=NAME"), config.export
+    dtype = DTYPES[config.precision.params_dtype]
+    device = prepare_device(config.cluster)
+    checkpoint = find_checkpoint(Path(config.run_dir) / "checkpoints", options.iteration)
+    work = stage.begin()
+    write_assets(find_assets(config, model), work, model, dtype)
+    log.info("export: reading %s", checkpoint)
+    with keep_checkpoint(checkpoint):
+        adapter = open_adapter(checkpoint, model, weights=options.weights, dtype=dtype)
+        shards = adapter.write(work, max_shard_bytes=options.max_shard_bytes)
+        adapter.check_folder(work)
+        facts = compare_logits(work, adapter, device=device)
+    stage.publish(
+        engine=megatron_facts(),
+        counts={"weights": len(adapter.specs), "parameters": model.num_parameters(), "shards": len(shards)},
+        facts={"iteration": int(checkpoint.name.removeprefix("iter_")), "weights": options.weights, **facts},
+    )
+
+
+def write_assets(assets: Assets, folder: Path, model: ModelConfig, dtype: torch.dtype) -> None:
+    """Write tokenizer, ``config.json`` and ``generation_config.json`` to ``folder``.
+
+    A model trained from another's weights takes them from there, unchanged but for the type. For a model trained from
+    random weights the configuration is written from ``model``.
+
+    Raises:
+        UserError: ``model`` and the base's ``config.json`` differ, or the tokenizer is larger than the model.
+    """
+    assets.copy_to(folder)
+    family, dtype_name = family_of(model.model_type), str(dtype).removeprefix("torch.")
+    if assets.base is None:
+        special_tokens = _special_tokens(assets.tokenizer, model)
+        _write_json(folder / "generation_config.json", special_tokens)
+        values = {**family.to_hf_config(model, dtype=dtype_name), **special_tokens}
+    else:
+        values = read_hf_config(assets.base)
+        family.check_hf_config(values, model, source=assets.base / "config.json")
+        # transformers 5 writes dtype, transformers 4 torch_dtype; both read both.
+        values["dtype" if "dtype" in values else "torch_dtype"] = dtype_name
+    _write_json(folder / "config.json", values)
+
+
+def _special_tokens(folder: Path, model: ModelConfig) -> dict[str, int | None]:
+    """Ids of the tokens that begin, end and pad a text, by their keys in ``config.json``."""
+    from transformers import AutoTokenizer  # takes seconds, and exports of a base model do not need it
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if len(tokenizer) > model.vocab_size:
+        raise UserError(
+            f"model.vocab_size = {model.vocab_size}",
+            rule=f"wrong vocabulary size: the tokenizer in {folder} has {len(tokenizer)} entries",
+            fix=f"set model.vocab_size to {len(tokenizer)} or more and train again",
+        )
+    return {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps(values, indent=2) + "\n")

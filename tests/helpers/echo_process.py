@@ -1,0 +1,16 @@
+"""A child process that sends back what it gets: strings with a prefix, exceptions as they are."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from megatron_ssd.process import connection_to_parent
+
+if __name__ == "__main__":
+    connection = connection_to_parent()
+    prefix = os.environ.get("ECHO_PREFIX", "")
+    with contextlib.suppress(EOFError):
+        while True:
+            message = connection.recv()
+            connection.send(prefix + message if isinstance(message, str) else message)

