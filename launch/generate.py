@@ -1,4 +1,4 @@
-"""Sample one response a problem from the frozen model with vLLM: run_dir/samples.
+"""Sample responses to the problems from the frozen model with vLLM: run_dir/samples.
 
 python launch/generate.py experiment=demo model.path=BASE run_dir=runs/mine
 

@@ -1,4 +1,4 @@
-"""Run every stage from problems to report, each in a process of its own; what is up to date is skipped.
+"""Run every stage from problems to report; stages that are up to date are skipped.
 
 python launch/pipeline.py experiment=demo
 """

@@ -1,4 +1,4 @@
-"""Choose the problems to sample, and hold them against evaluation sets: run_dir/problems.
+"""Choose and decontaminate the training problems: run_dir/problems.
 
 python launch/problems.py experiment=demo run_dir=runs/mine
 """

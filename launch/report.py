@@ -1,4 +1,4 @@
-"""Gather a run into summary.json and one self-contained page: run_dir/report.
+"""Write the report of a run: run_dir/report.
 
 python launch/report.py experiment=demo run_dir=runs/mine
 """

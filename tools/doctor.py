@@ -1,10 +1,10 @@
 """Reports what can run on this machine, what cannot and why, and how to fix it.
 
-python tools/doctor.py           a table; exit status 0 if the demo can run here, else 1
-python tools/doctor.py --json    the same as JSON
+python tools/doctor.py           a table; exit status 0 if the demo can run here, otherwise 1
+python tools/doctor.py --json    the same for programs
 
-It needs only Python. Every package is imported in its own process, so a crash or output at import only affects its line
-of the table. Checks do the real thing: engines are imported, and bubblewrap starts a sandbox.
+Needs nothing but Python. Every package is imported in a process of its own, so one that crashes at import is only a
+line in the table. bubblewrap starts a real sandbox.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ INSTALL_PROGRAMS = "run: tools/system_packages.sh demo"
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table. The demo cannot run if a line with ``demo`` has the status ``problem``."""
+    """One line of the table. The demo cannot run if a line that it needs has status ``problem``."""
 
     name: str
     status: Status
@@ -97,7 +97,7 @@ def check_python() -> Finding:
 
 
 def check_beside_torch() -> Finding:
-    """torch, and packages that break transformers if a CPU build of torch is installed."""
+    """Packages that break transformers if they are installed with a CPU build of torch."""
     torch = version_of("torch")
     if torch is None:
         return Finding("torch", "problem", "not installed", INSTALL, demo=True)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Write the locks in requirements/ anew from the extras in setup.py.
+# Resolve the locks in requirements/ again from the extras in setup.py.
 #
 #   tools/lock.sh            cpu.txt and dev.txt, resolved in a throw-away environment with Python 3.11
 #   tools/lock.sh next       next.txt, resolved for Python 3.12 without installing anything

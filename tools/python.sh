@@ -1,16 +1,16 @@
 # shellcheck shell=bash
-# Sourced by tools/make_venv.sh, tools/make_venv_next.sh and tools/lock.sh: which Python, and where the CPU build of torch comes from.
+# Sourced by tools/make_venv.sh, tools/make_venv_next.sh and tools/lock.sh: finds Python and installs torch's CPU build.
 
 TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 
-# first_python VERSION CANDIDATE...: print the path of the first one that has that version and can make virtual
-# environments; fail where none has.
+# first_python VERSION CANDIDATE...: print the path of the first one with that version that can make virtual environments,
+# or fail.
 first_python() {
     local version=$1 candidate
     shift
     for candidate in "$@"; do
         [ -n "$candidate" ] || continue
-        # A name on PATH may be a shim that does not start, so it is run, not only looked up.
+        # A name on PATH may be a shim that does not start, so run it.
         if "$candidate" -c "import sys, venv, ensurepip; sys.exit('%d.%d' % sys.version_info[:2] != '$version')" \
             2>/dev/null; then
             command -v "$candidate"
@@ -20,7 +20,7 @@ first_python() {
     return 1
 }
 
-# Print the path of a Python 3.11 that can make virtual environments; end with one clear line where there is none.
+# Print the path of a Python 3.11 that can make virtual environments, or exit with one line.
 find_python() {
     first_python 3.11 "${PYTHON:-}" python3.11 python3 python && return
     echo "error: no Python 3.11 with venv found (tried \$PYTHON, python3.11, python3, python): the locked requirements" \
@@ -29,8 +29,8 @@ find_python() {
     exit 1
 }
 
-# The same for the Python 3.12 of the second environment. pyenv's shims start only the version that is chosen, so its
-# folder is looked into as well.
+# The same for Python 3.12 of the second environment. pyenv's shims start only the selected version, so look into its
+# folder as well.
 find_python_next() {
     first_python 3.12 "${PYTHON_NEXT:-}" python3.12 python3 python \
         "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/3.12*/bin/python && return

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Install the programs that pip cannot bring: what the demo needs, or also what the tests need.
+# Install the programs that pip cannot install, for the demo or for the tests.
 #
 #   tools/system_packages.sh demo      bubblewrap (sandbox of graded programs), a C++ compiler and Python's headers
 #                                      (vLLM compiles its model on a CPU)
-#   tools/system_packages.sh test      also chromium (the report is looked at in a browser)
+#   tools/system_packages.sh test      also chromium (tests open the report in a browser)
 #
-# Uses apt-get as root or through "sudo -n". Elsewhere it says in one line what to install, and ends with status 1.
+# Uses apt-get as root or through "sudo -n". Otherwise it says in one line what to install, and exits with status 1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,1 +1,1 @@
-"""Frozen dataclasses, one module a stage. Every default lives here, once, and is checked where it is set."""
+"""Frozen dataclasses of the configuration: every default and every check."""

@@ -73,7 +73,7 @@ class FilterConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.drop_shortest_fraction < 1, f"filters.drop_shortest_fraction = {self.drop_shortest_fraction}",
-                rule="must be in [0, 1)", fix="0.1 is what the authors' code does, 0 what the paper says")  # fmt: skip
+                rule="must be in [0, 1)", fix="the authors' code uses 0.1, the paper 0")  # fmt: skip
         require(self.min_response_tokens >= 0, f"filters.min_response_tokens = {self.min_response_tokens}",
                 rule="must not be negative", fix="0 sets no bound")  # fmt: skip
         require(self.max_response_tokens is None or self.max_response_tokens >= max(self.min_response_tokens, 1),
@@ -83,12 +83,12 @@ class FilterConfig:
         low, high = self.proxy_band or (0.0, 1.0)
         require(0 <= low < high <= 1, f"filters.proxy_band = [{low}, {high}]",
                 rule="must be two quantiles, 0 <= low < high <= 1",
-                fix="[0.1, 0.9] drops a tenth at either end, null none")  # fmt: skip
+                fix="[0.1, 0.9] drops a tenth at each end, null drops none")  # fmt: skip
         require(self.mask_end_tokens >= 0, f"filters.mask_end_tokens = {self.mask_end_tokens}",
                 rule="must not be negative", fix="0 masks loops only")  # fmt: skip
         wrong = [name for name in self.languages if name != _as_extracted(name)]
         require(not wrong, f"filters.languages = {list(self.languages)}",
-                rule=f"names are in small letters and Python's is python, unlike {wrong}",
+                rule=f"names are in lower case, and Python's is python; wrong are {wrong}",
                 fix=f"write {[_as_extracted(name) for name in self.languages]}")  # fmt: skip
 
 
@@ -117,12 +117,12 @@ class PreprocessConfig:
         require(self.num_workers is None or self.num_workers > 0, f"preprocess.num_workers = {self.num_workers}",
                 rule="must be at least 1", fix="use null for all usable cores")  # fmt: skip
         require(self.indexed is None or not self.needs_tokenizer, f"preprocess.indexed = {self.indexed}",
-                rule="is taken as it is, and preprocess.ids or preprocess.compare asks for responses to be tokenized",
+                rule="is used as it is, and preprocess.ids or preprocess.compare asks to tokenize responses",
                 fix="leave these two out")  # fmt: skip
 
     @property
     def needs_tokenizer(self) -> bool:
-        """Whether responses are tokenized again at all."""
+        """Whether any response is tokenized again."""
         return self.compare or self.ids == "retokenized"
 
 
@@ -146,4 +146,4 @@ class InspectConfig:
 
     def __post_init__(self) -> None:
         require((self.run_dir is None) != (self.path is None), f"run_dir = {self.run_dir} and path = {self.path}",
-                rule="one of the two names the data set", fix="use run_dir=runs/mine, or path=FOLDER/NAME")  # fmt: skip
+                rule="one of them must name the data set", fix="use run_dir=RUN or path=FOLDER/NAME")  # fmt: skip

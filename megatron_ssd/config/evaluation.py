@@ -38,7 +38,7 @@ class SandboxConfig:
     def __post_init__(self) -> None:
         for name in self.packages:
             require(name.isidentifier(), f"evaluation.sandbox.packages = {list(self.packages)}",
-                    rule=f"{name!r} is no name that a program could import", fix="use names such as numpy")  # fmt: skip
+                    rule=f"{name!r} is not a name that programs can import", fix="use names such as numpy")  # fmt: skip
         for key in ("cpu_seconds", "memory_mib", "output_mib", "workers"):
             value = getattr(self, key)
             require(value is None or value > 0, f"evaluation.sandbox.{key} = {value}", rule="must be positive",
@@ -48,15 +48,15 @@ class SandboxConfig:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides a verdict: all but the number of programs at a time."""
+        """What decides a verdict: everything but the number of programs at a time."""
         return {key: value for key, value in asdict(self).items() if key != "workers"}
 
 
-KS = (1, 5, 10, 20)  # of pass@k, where none are named
+KS = (1, 5, 10, 20)  # of pass@k by default
 
 
 def default_ks(num_samples: int) -> tuple[int, ...]:
-    """Those of ``KS`` that ``num_samples`` programs a problem allow."""
+    """The values of ``KS`` that ``num_samples`` programs per problem allow."""
     return tuple(k for k in KS if k <= num_samples)
 
 
@@ -112,20 +112,20 @@ class EvaluationConfig:
 
     @property
     def measured_ks(self) -> tuple[int, ...]:
-        """The k of pass@k, ascending, each once."""
+        """The values of k for pass@k, ascending, without duplicates."""
         return default_ks(self.num_samples) if self.ks is None else tuple(sorted(set(self.ks)))
 
     def _check_grid(self) -> None:
         require(
             bool(self.temperatures) == bool(self.top_ps),
             f"evaluation.temperatures = {list(self.temperatures)}, evaluation.top_ps = {list(self.top_ps)}",
-            rule="span the grid together, so both are set or neither",
+            rule="make the grid together, so set both or neither",
             fix="add the missing one, for example evaluation.top_ps=[0.8]",
         )
         named = f"evaluation.top_ks = {list(self.top_ks)}"
         require(bool(self.top_ks), named, rule="must hold at least one top-k", fix="use [20], or [-1] for none")
         require(bool(self.temperatures) or self.top_ks == EvaluationConfig.top_ks, named,
-                rule="spans the grid with evaluation.temperatures and evaluation.top_ps, and both are empty",
+                rule="makes the grid together with evaluation.temperatures and evaluation.top_ps, and both are empty",
                 fix="set all three, for example evaluation.temperatures=[0.7,1.0] evaluation.top_ps=[0.8]")  # fmt: skip
         for temperature, top_k, top_p in itertools.product(self.temperatures, self.top_ks, self.top_ps):
             SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
@@ -163,10 +163,10 @@ class GeneralBenchmarksConfig:
         for key in ("limit", "max_gen_toks"):
             value = getattr(self, key)
             require(value is None or value > 0, f"general_benchmarks.{key} = {value}", rule="must be positive",
-                    fix="leave it out for the task's own")  # fmt: skip
+                    fix="leave it out for the task's own value")  # fmt: skip
         for name, number in self.num_fewshot.items():
             require(number >= 0, f"general_benchmarks.num_fewshot.{name} = {number}", rule="must not be negative",
-                    fix="leave it out for the task's own")  # fmt: skip
+                    fix="leave it out for the task's own value")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,7 @@ class SamplingParams:
 
     @property
     def label(self) -> str:
-        """A name fit for a folder and a table, for example ``T1.5-k20-p0.8``; what is off by default shows where on."""
+        """A name for folders and tables, such as ``T1.5-k20-p0.8``. ``min_p`` and penalty are in it if they are on."""
         min_p = f"-minp{self.min_p:g}" if self.min_p else ""
         penalty = f"-rep{self.repetition_penalty:g}" if self.repetition_penalty != 1 else ""
         return f"T{self.temperature:g}-k{self.top_k}-p{self.top_p:g}{min_p}{penalty}"
@@ -104,7 +104,7 @@ class EngineConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of vLLM's ``EngineArgs``."""
     max_restarts: int = 3
-    """How often engines that died are started again, over all engines of a stage."""
+    """How often engines that died are restarted, over all engines of a stage."""
     endpoints: tuple[str, ...] = ()
     """Base URLs of servers, such as ``http://host:8000/v1``."""
     max_retries: int = 10
@@ -128,25 +128,25 @@ class EngineConfig:
     def _check_endpoints(self) -> None:
         named = f"engine.endpoints = {list(self.endpoints)}"
         require(bool(self.endpoints) == (self.backend == "server"), f"engine.backend = {self.backend}, {named}",
-                rule="a server needs endpoints, and vllm in this run's own processes has none",
+                rule="a server needs endpoints, and engine.backend = vllm has none",
                 fix="set both, as engine.backend=server engine.endpoints=[http://HOST:8000/v1]")  # fmt: skip
         for endpoint in self.endpoints:
             require(re.fullmatch(r"https?://[^/\s]+(/\S*)?/v1", endpoint) is not None, f"engine.endpoints: {endpoint}",
                     rule="is not the base URL of an OpenAI-compatible server",
                     fix="write http://HOST:PORT/v1")  # fmt: skip
-        require(len(set(self.endpoints)) == len(self.endpoints), named, rule="names a server twice", fix="name it once")
+        require(len(set(self.endpoints)) == len(self.endpoints), named, rule="lists a server twice", fix="list it once")
         require(not self.options or self.backend == "vllm", f"engine.options = {self.options}",
                 rule="are for engines that this run starts, and engine.backend = server",
-                fix="give them to vllm serve instead")  # fmt: skip
+                fix="pass them to vllm serve instead")  # fmt: skip
 
     @property
     def max_in_flight(self) -> int:
-        """Requests that one engine holds: some wait there, so that no finished slot stays empty."""
+        """Requests that one engine holds. Some wait there, so that a slot is filled as soon as it is free."""
         return self.max_num_seqs + max(16, self.max_num_seqs // 4)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides which tokens are drawn; the rest is speed. ``options`` might be either, so they count."""
+        """What decides which tokens are drawn. The rest is speed; ``options`` may be either, so they are included."""
         return {
             "backend": self.backend,
             "dtype": self.dtype,
@@ -172,7 +172,7 @@ class PromptConfig:
     def __post_init__(self) -> None:
         require(self.mode == "chat" or self.enable_thinking is None,
                 f"prompt.enable_thinking = {str(self.enable_thinking).lower()}",
-                rule="is for chat templates and prompt.mode = raw uses none",
+                rule="is for chat templates, and prompt.mode = raw uses none",
                 fix="leave it out, or set prompt.mode=chat")  # fmt: skip
 
 
@@ -232,24 +232,24 @@ class WorkerConfig:
 
     @property
     def share(self) -> slice:
-        """Of a list that all workers have in the same order, this one's part."""
+        """This worker's part of a list that all workers have in the same order."""
         return slice(self.rank or 0, None, self.world or 1)
 
     @property
     def is_alone(self) -> bool:
-        """Whether there are no others."""
+        """Whether it is the only worker."""
         return (self.world or 1) == 1
 
     @property
     def label(self) -> str:
-        """How messages call it, for example ``worker 0 of 2``."""
+        """Its name in messages, for example ``worker 0 of 2``."""
         return f"worker {self.rank or 0} of {self.world or 1}"
 
     def resolved(self, environment: Mapping[str, str]) -> WorkerConfig:
-        """This worker as configured, else as torchrun's variables say.
+        """This worker as configured, otherwise as set by torchrun's variables.
 
-        An array of SLURM is not looked at: its tasks may as well be different runs. ``launch/slurm/generate.sbatch``
-        sets rank and world.
+        A SLURM array does not count: its tasks may be different runs. ``launch/slurm/generate.sbatch`` sets rank and
+        world.
 
         Raises:
             ConfigError: the variables contradict each other.
@@ -264,7 +264,7 @@ class WorkerConfig:
 
 
 def _pair_from(environment: Mapping[str, str], rank_name: str, world_name: str) -> tuple[int | None, int | None]:
-    """Two variables that torchrun sets together."""
+    """A rank and its world size as torchrun sets them."""
     rank, world = (_number_from(environment, name) for name in (rank_name, world_name))
     _check_pair(rank_name, rank, world_name, world)
     return rank, world
@@ -279,19 +279,19 @@ def _number_from(environment: Mapping[str, str], name: str) -> int | None:
     except ValueError:
         raise ConfigError(
             f"environment variable {name} = {text!r}",
-            rule="is no whole number",
+            rule="is not a whole number",
             fix="unset it, or set worker.rank and worker.world",
         ) from None
 
 
 def _check_pair(rank_name: str, rank: int | None, world_name: str, world: int | None) -> None:
-    """A rank and how many there are: both or neither, and in order."""
+    """Check that a rank and its world size are both set or both null, and that the rank is in range."""
     if rank is None and world is None:
         return
     shown = f"{rank_name} = {'null' if rank is None else rank}, {world_name} = {'null' if world is None else world}"
-    require(rank is not None and world is not None, shown, rule="one says nothing without the other",
+    require(rank is not None and world is not None, shown, rule="one needs the other",
             fix="set both or neither")  # fmt: skip
     assert rank is not None
     assert world is not None
-    require(0 <= rank < world, shown, rule=f"ranks count from 0 to {world_name} less one",
+    require(0 <= rank < world, shown, rule=f"ranks are from 0 to {world_name} - 1",
             fix=f"use {rank_name} from 0 to {max(world, 1) - 1}")  # fmt: skip

@@ -55,7 +55,7 @@ class GradeConfig:
         window = self.start_date or self.end_date
         require(self.format == "lcb" or not window,
                 f"start_date = {shown(self.start_date)}, end_date = {shown(self.end_date)}",
-                rule="cut a window of contest dates, which only format=lcb has", fix="leave them out")  # fmt: skip
+                rule="select by contest date, which only format=lcb has", fix="leave them out")  # fmt: skip
         require(self.format == "lcb" or self.errata == "keep", f"errata = {self.errata}",
                 rule="only format=lcb has errata", fix="leave it out")  # fmt: skip
         require(not self.format.endswith("_plus") or "numpy" in self.packages, f"packages = {list(self.packages)}",
@@ -64,7 +64,7 @@ class GradeConfig:
 
     @property
     def sandbox_config(self) -> SandboxConfig:
-        """The same for a judge."""
+        """The keys of the sandbox as a section."""
         return SandboxConfig(
             kind=self.sandbox,
             cpu_seconds=self.cpu_seconds,

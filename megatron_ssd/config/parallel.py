@@ -1,4 +1,4 @@
-"""How a model is laid out over processes, and the machine that they run on."""
+"""The process grid, and the machine that it runs on."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ParallelConfig:
         for key in ("world_size", "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size",
                     "expert_model_parallel_size", "expert_tensor_parallel_size"):  # fmt: skip
             value = getattr(self, key)
-            require(value > 0, f"parallel.{key} = {value}", rule="must be at least 1", fix="use 1 for no splitting")
+            require(value > 0, f"parallel.{key} = {value}", rule="must be at least 1", fix="use 1 to split nothing")
         dense = self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
         require(
             self.world_size % dense == 0,
@@ -77,17 +77,17 @@ class ParallelConfig:
 
     @property
     def context_chunks(self) -> int:
-        """Parts that context parallelism cuts a row, or each sample of a packed row, into: two for each rank."""
+        """Parts of a sequence, or of each sample in a packed sequence, under context parallelism: two per rank."""
         return 2 * self.context_parallel_size if self.context_parallel_size > 1 else 1
 
     @property
     def sequence_parts(self) -> int:
-        """What the length of a row must be a multiple of."""
+        """What the length of a sequence must be a multiple of."""
         per_rank = self.tensor_model_parallel_size if self.sequence_parallel else 1
         return math.lcm(self.context_chunks, self.context_parallel_size * per_rank)
 
     def check_model(self, model: ModelConfig) -> None:
-        """Raise ``ConfigError`` where ``model`` cannot be split this way."""
+        """Raise ``ConfigError`` if ``model`` cannot be split this way."""
         tp, pp, ep = (
             self.tensor_model_parallel_size,
             self.pipeline_model_parallel_size,

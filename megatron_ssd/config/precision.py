@@ -1,4 +1,4 @@
-"""In which numbers a model computes, and what is kept of a forward pass for the backward one."""
+"""Number formats and activation recomputation."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from megatron_ssd.errors import require
 Fp8Recipe = Literal["delayed", "tensorwise", "blockwise", "mxfp8"]
 RecomputeModule = Literal["core_attn", "layernorm", "mlp", "moe", "moe_act"]
 
-# Both sides of every FP8 product must be multiples of this. TransformerEngine: 16 values a load, a group of 32 (MXFP8),
-# a block of 128, which its sequence-parallel gathers ask for (``Float8BlockQuantizer.is_quantizable``).
+# Both sides of every FP8 product must be multiples of this. TransformerEngine loads 16 values, scales groups of 32
+# (MXFP8), and its sequence-parallel gathers need blocks of 128 (``Float8BlockQuantizer.is_quantizable``).
 FP8_ALIGNMENT: dict[Fp8Recipe, int] = {"delayed": 16, "tensorwise": 16, "blockwise": 128, "mxfp8": 32}
 
 
@@ -55,7 +55,7 @@ class Fp8Config:
             self.recipe != "delayed" or self.num_bf16_layers == 0,
             f"precision.fp8.bf16_layers_at_start = {self.bf16_layers_at_start}, "
             f"bf16_layers_at_end = {self.bf16_layers_at_end}",
-            rule="delayed scaling takes one FP8 context around all layers, so none can be left out",
+            rule="delayed scaling uses one FP8 context for all layers, so none can stay in bf16",
             fix="set both to 0, or use precision.fp8.recipe=tensorwise",
         )
 
@@ -66,7 +66,7 @@ class Fp8Config:
 
     @property
     def number_format(self) -> Literal["e4m3", "hybrid"]:
-        """``format``, or what TransformerEngine's recipe classes take where nothing is said."""
+        """``format``, or the default of TransformerEngine's recipe."""
         return self.format or ("hybrid" if self.recipe in ("delayed", "tensorwise") else "e4m3")
 
 
@@ -99,7 +99,7 @@ class PrecisionConfig:
         require(
             self.fp8 is None or self.params_dtype == "bf16",
             f"precision.params_dtype = {self.params_dtype}",
-            rule="FP8 products go with bf16 weights",
+            rule="FP8 products need bf16 weights",
             fix="set precision.params_dtype=bf16 or precision.fp8=null",
         )
         require(bool(self.recompute_modules), "precision.recompute_modules = []", rule="must name at least one",
@@ -108,22 +108,22 @@ class PrecisionConfig:
         require(
             self.recompute != "selective" or self.transformer_engine or not again,
             f"precision.recompute_modules = {list(self.recompute_modules)}",
-            rule="Megatron-Core computes layernorm and moe_act again with TransformerEngine only, and "
+            rule="Megatron-Core recomputes layernorm and moe_act with TransformerEngine only, and "
             "precision.transformer_engine = false",
             fix="leave them out, or use precision.recompute=full",
         )
         require(
             self.recompute != "selective" or self.fp8 is None or self.fp8.recipe != "delayed" or not again,
             f"precision.recompute_modules = {list(self.recompute_modules)}",
-            rule="under delayed scaling neither layernorm nor moe_act can be computed again",
+            rule="under delayed scaling neither layernorm nor moe_act can be recomputed",
             fix="use [core_attn], or precision.fp8.recipe=tensorwise",
         )
 
-    def check_model(self, model: ModelConfig, parallel: ParallelConfig, *, row_tokens: int) -> None:
-        """Raise ``ConfigError`` where ``model`` cannot be computed in these numbers under ``parallel``.
+    def check_model(self, model: ModelConfig, parallel: ParallelConfig, *, micro_batch_tokens: int) -> None:
+        """Raise ``ConfigError`` if ``model`` cannot be computed in these formats under ``parallel``.
 
         Args:
-            row_tokens: tokens of one micro batch.
+            micro_batch_tokens: tokens of one micro batch.
         """
         require(
             self.recompute != "selective" or model.is_moe or not {"moe", "moe_act"} & set(self.recompute_modules),
@@ -159,9 +159,9 @@ class PrecisionConfig:
                     fix="use precision.fp8=null, or another recipe or layout")  # fmt: skip
         parts = parallel.context_parallel_size * (tp if parallel.sequence_parallel else 1)
         require(
-            row_tokens % (parts * unit) == 0,
-            f"training.micro_batch_size x seq_length = {row_tokens}",
-            rule=f"precision.fp8.recipe={self.fp8.recipe} wants multiples of {unit} on each of {parts} parts of the "
+            micro_batch_tokens % (parts * unit) == 0,
+            f"training.micro_batch_size x seq_length = {micro_batch_tokens}",
+            rule=f"precision.fp8.recipe={self.fp8.recipe} needs multiples of {unit} on each of {parts} parts of the "
             "sequence",
             fix=f"use a seq_length that is a multiple of {parts * unit}",
         )

@@ -61,10 +61,10 @@ class ProblemsConfig:
         require(self.limit is None or self.limit > 0, f"problems.limit = {self.limit}", rule="must be positive",
                 fix="leave it out to use every problem")  # fmt: skip
         require(self.name == "minicode" or self.path is not None, "problems.path = null",
-                rule=f"problems={self.name} reads rows from somewhere", fix="set problems.path=FOLDER")  # fmt: skip
+                rule=f"problems={self.name} has no default path", fix="set problems.path=FOLDER")  # fmt: skip
         columns = "null" if self.columns is None else list(self.columns.names)
         require((self.name == "rows") == (self.columns is not None), f"problems.columns = {columns}",
-                rule="goes with problems=rows, which cannot do without",
+                rule="is required by problems=rows and used by no other source",
                 fix="set problems.columns.statement=COLUMN with problems=rows, and leave it out otherwise")  # fmt: skip
         require(self.near_duplicates is None or 0 < self.near_duplicates <= 1,
                 f"problems.near_duplicates = {self.near_duplicates}", rule="must be above 0 and at most 1",
@@ -112,12 +112,12 @@ class ContaminationConfig:
                 rule="must be above 0 and at most 1", fix="use 0.5")  # fmt: skip
         for name, one in self.sets.items():
             key = f"contamination.sets.{name}"
-            require(one.path is not None, f"{key}.path = null", rule="this set is read from somewhere",
+            require(one.path is not None, f"{key}.path = null", rule="this set has no default path",
                     fix=f"set {key}.path to a file, a folder or a Hub id")  # fmt: skip
             require(bool(one.columns), f"{key}.columns = []", rule="must name the columns that hold a problem's text",
                     fix=f"set {key}.columns, for example to [prompt]")  # fmt: skip
         require(self.max_hits >= 0, f"contamination.max_hits = {self.max_hits}", rule="must not be negative",
-                fix="0 refuses at the first")  # fmt: skip
+                fix="0 refuses the first hit")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ class BenchmarkConfig:
         require(self.limit is None or self.limit > 0, f"benchmark.limit = {self.limit}", rule="must be positive",
                 fix="leave it out to use every problem")  # fmt: skip
         require(self.name == "minicode" or self.path is not None, "benchmark.path = null",
-                rule=f"benchmark={self.name} reads rows from somewhere", fix="set benchmark.path=FILE")  # fmt: skip
+                rule=f"benchmark={self.name} has no default path", fix="set benchmark.path=FILE")  # fmt: skip
         require(self.errata == "keep" or self.name == "livecodebench", f"benchmark.errata = {self.errata}",
                 rule=f"LiveCodeBench has errata, and this is {self.name}", fix="leave it out")  # fmt: skip
 
@@ -171,4 +171,4 @@ class MinicodeConfig:
             value = getattr(self, key)
             require(value > 0, f"minicode.{key} = {value}", rule="must be at least 1", fix="use a positive number")
         require(0 <= self.noise <= 2, f"minicode.noise = {self.noise}", rule="must be between 0 and 2",
-                fix="use 1, or 0 for a corpus without slips")  # fmt: skip
+                fix="use 1, or 0 for a corpus without errors")  # fmt: skip

@@ -1,4 +1,4 @@
-"""The whole configuration of a run, and the checks that need more than one section."""
+"""The configuration of a run, with the checks that need more than one section."""
 
 from __future__ import annotations
 
@@ -125,8 +125,8 @@ class RunConfig:
         )
         if self.model is not None:
             self.parallel.check_model(self.model)
-            row_tokens = self.training.micro_batch_size * self.training.seq_length
-            self.precision.check_model(self.model, self.parallel, row_tokens=row_tokens)
+            micro_batch_tokens = self.training.micro_batch_size * self.training.seq_length
+            self.precision.check_model(self.model, self.parallel, micro_batch_tokens=micro_batch_tokens)
             require(
                 self.training.seq_length <= self.model.max_position_embeddings,
                 f"training.seq_length = {self.training.seq_length}",
@@ -137,15 +137,15 @@ class RunConfig:
         require(
             self.training.seq_length % parts == 0,
             f"training.seq_length = {self.training.seq_length}",
-            rule=f"must be a multiple of {parts}: context parallelism cuts rows into 2 x context_parallel_size parts, "
-            "sequence parallelism cuts what a rank has by tensor_model_parallel_size",
+            rule=f"must be a multiple of {parts}: context parallelism splits sequences into 2 x context_parallel_size "
+            "parts, and sequence parallelism splits the part of a rank by tensor_model_parallel_size",
             fix=f"use a multiple of {parts}",
         )
         chunks = self.parallel.context_chunks
         require(
             self.segment_multiple % chunks == 0 or self.training.packing == "none",
             f"training.segment_multiple = {self.training.segment_multiple}",
-            rule=f"must be a multiple of {chunks} where context parallelism cuts samples into as many parts",
+            rule=f"must be a multiple of {chunks}, the parts that context parallelism splits samples into",
             fix=f"use a multiple of {chunks}, or null",
         )
         require(
@@ -172,7 +172,7 @@ class RunConfig:
         require(
             self.filters.length_capped != "mask_end" or self.preprocess.ids == "sampled",
             "filters.length_capped = mask_end",
-            rule="counts in the ids as sampled, and preprocess.ids = retokenized has others",
+            rule="needs the ids as sampled, and preprocess.ids = retokenized has others",
             fix="set preprocess.ids=sampled, or filters.length_capped to keep or drop",
         )
         require(
@@ -184,22 +184,22 @@ class RunConfig:
 
     @property
     def trains_from_base(self) -> bool:
-        """Whether training begins with the weights of ``model.path``, and not with random ones.
+        """Whether training starts from the weights of ``model.path``, and not from random ones.
 
-        Fine-tuning always does; pretraining goes on from a model where one is named.
+        Fine-tuning always does. Pretraining does if a model is named.
         """
         return self.objective == "sft" or (self.model is not None and self.model.path is not None)
 
     @property
     def segment_multiple(self) -> int:
-        """What the place of a sample in a packed row is rounded up to; 1 where rows are not packed."""
+        """The length of a sample in a packed sequence is rounded up to a multiple of this; 1 without packing."""
         if self.training.packing == "none":
             return 1
         return self.training.segment_multiple or self.parallel.context_chunks
 
 
 def needed(section: _T | None, name: str, *, fix: str) -> _T:
-    """The section, or a ``ConfigError`` that says that it was not named."""
+    """The section. Raises ``ConfigError`` if it is null."""
     if section is None:
         raise ConfigError(f"{name} = null", rule=f"this stage needs {name}", fix=fix)
     return section

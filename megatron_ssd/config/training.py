@@ -1,4 +1,4 @@
-"""Optimizer, schedule, batch, loss and checkpoints of a training run."""
+"""Training settings: optimizer, checkpoints, loop."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class OptimizerConfig:
         require(0 <= self.min_lr <= self.lr, f"optimizer.min_lr = {self.min_lr}",
                 rule=f"must be between 0 and optimizer.lr ({self.lr})", fix="lower optimizer.min_lr")  # fmt: skip
         require(self.clip_grad > 0, f"optimizer.clip_grad = {self.clip_grad}", rule="must be positive",
-                fix="use a large number for no clipping")  # fmt: skip
+                fix="use a large number to clip nothing")  # fmt: skip
         require(0 <= self.cpu_offload_fraction <= 1, f"optimizer.cpu_offload_fraction = {self.cpu_offload_fraction}",
                 rule="must be in [0, 1]", fix="0 keeps the state on the device, 1 moves all of it")  # fmt: skip
         for key in ("main_params_dtype", "main_grads_dtype", "exp_avg_dtype", "exp_avg_sq_dtype"):
@@ -132,16 +132,16 @@ class TrainingConfig:
                 rule=f"must be positive and divide training.seq_length ({self.seq_length})",
                 fix="use a power of two, or null")  # fmt: skip
         require(0 <= self.prompt_loss_weight <= 1, f"training.prompt_loss_weight = {self.prompt_loss_weight}",
-                rule="must be in [0, 1]", fix="0 trains on responses alone, as the paper does")  # fmt: skip
+                rule="must be in [0, 1]", fix="0 trains on responses only, as the paper does")  # fmt: skip
         require(0 <= self.validation_fraction < 1, f"training.validation_fraction = {self.validation_fraction}",
                 rule="must be in [0, 1)", fix="0 holds nothing out")  # fmt: skip
         require(self.ema_decay is None or 0 < self.ema_decay < 1, f"training.ema_decay = {self.ema_decay}",
-                rule="must be between 0 and 1", fix="0.999 is a usual value; null keeps no mean")  # fmt: skip
+                rule="must be between 0 and 1", fix="0.999 is a usual value; null keeps no average")  # fmt: skip
         require(self.spike_factor > 1, f"training.spike_factor = {self.spike_factor}", rule="must be above 1",
-                fix="2 reports a loss of twice the running mean")  # fmt: skip
+                fix="2 reports a loss of twice its moving average")  # fmt: skip
 
     def num_microbatches(self, data_parallel_size: int) -> int:
-        """Micro batches that each data-parallel replica runs in one iteration."""
+        """Micro batches per data parallel replica and iteration."""
         per_step = self.micro_batch_size * data_parallel_size
         require(
             self.global_batch_size % per_step == 0,

@@ -1,16 +1,25 @@
-"""The sentences of the report that depend on what was measured. They state it and no more than it."""
+"""What the report says about a run: its sentences, and its tables as rows of text.
+
+Sentences state what was measured and no more than that.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from megatron_ssd.evaluation.results import EvaluationResults, Score
-from megatron_ssd.grading.metrics import Estimate
-from megatron_ssd.report.formatting import confidence_text, percent, points
-from megatron_ssd.text_table import counted
+from megatron_ssd.evaluation.results import EvaluationResults, ModelName, Score
+from megatron_ssd.report import paper
+from megatron_ssd.report.data import ReportData, SamplingFacts
+from megatron_ssd.report.formatting import Measured, confidence_text, duration, percent, points
+from megatron_ssd.report.plots import thin
+from megatron_ssd.text_table import DASH, counted, split_cells
 
-# Below this a model has seen far too little to write a competitive-programming solution.
+# Below this a model is too small to write a competitive-programming solution.
 _USEFUL_PARAMETERS = 100_000_000
 
 SURE = {
@@ -26,20 +35,47 @@ FINISH_REASONS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadlineRow:
+    """One setting: pass@k in percent, and how far SSD at its best is above it, in points."""
+
+    key: str
+    title: str
+    model: ModelName
+    decoding: str
+    scores: dict[int, Measured]
+    gains: dict[int, Measured]  # empty for SSD itself
+    split: tuple[str, str]  # of the first k: problems ahead, behind and tied, and the p value; dashes for SSD itself
+
+
+def headline_rows(scores: EvaluationResults) -> dict[str, HeadlineRow]:
+    """The headline table by key, in the order in which it is shown."""
+    return {
+        score.key: HeadlineRow(
+            key=score.key,
+            title=score.title,
+            model=score.model,
+            decoding=score.decoding,
+            scores={k: percent(estimate) for k, estimate in score.overall.items()},
+            gains={k: points(estimate) for k, estimate in (score.ssd_gain or {}).items()},
+            split=_split(score),
+        )
+        for score in scores.headline
+    }
+
+
 def result_sentence(scores: EvaluationResults) -> str:
     """What the run found, in one or two sentences."""
     base, ssd = scores.score("base_best"), scores.score("ssd_best")
     k = scores.ks[0]
     if not (base.overall[k].is_known and ssd.overall[k].is_known):
         failed = [row.title for row in (base, ssd) if not row.overall[k].is_known]
-        return f"Not measured: the judge itself failed on every problem of the reporting half ({' and '.join(failed)})."
+        return f"Not measured: grading failed on every problem of the reporting half ({' and '.join(failed)})."
     if base.overall[k].value == ssd.overall[k].value == 0:
-        return (
-            "Neither the base nor the self-distilled model solves a problem of the reporting half, decoded at its best."
-        )
+        return "Neither the base nor the self-distilled model solves a problem of the reporting half at its best."
     first = (
-        f"Decoded at its best, the self-distilled model reaches {percent(ssd.overall[k]).value} % pass@{k} and its "
-        f"base {percent(base.overall[k]).value} %."
+        f"At its best decode settings, the self-distilled model reaches {percent(ssd.overall[k]).value} % pass@{k} "
+        f"and its base {percent(base.overall[k]).value} %."
     )
     return f"{first} {_difference_sentence(base, scores)}"
 
@@ -50,16 +86,15 @@ def measure_sentence(scores: EvaluationResults, settings: Mapping[str, Any]) -> 
     cells = sum(cell.model == "ssd" for cell in scores.grid)
     problems, others = (counted(number, "problem") for number in (ssd.num_problems, scores.selection_problems))
     return (
-        f"Measured on {problems} of {settings.get('benchmark.name')}, {ssd.num_samples} programs a "
-        f"problem, each run against hidden tests. For each model \u201cat its best\u201d is the best of the same "
-        f"{cells} decoding settings by pass@{scores.ks[0]} on the other {others}; scores "
-        f"are reported on the half on which nothing was chosen. Intervals are at "
-        f"{confidence_text(scores.confidence)} over problems."
+        f"Measured on {problems} of {settings.get('benchmark.name')} with {ssd.num_samples} programs per problem, each "
+        f"run against hidden tests. For each model, \u201cat its best\u201d is the best of the same {cells} decode "
+        f"settings by pass@{scores.ks[0]} on the other {others}; scores are reported on the half on which nothing was "
+        f"chosen. Intervals are {confidence_text(scores.confidence)} intervals over problems."
     )
 
 
 def notice(settings: Mapping[str, Any]) -> str:
-    """A warning that the numbers measure the path and not the method; empty where they can measure it."""
+    """A warning that the scores of a tiny model on real problems mean nothing; empty for other runs."""
     real = [key for key in ("problems.name", "benchmark.name") if settings.get(key) != "minicode"]
     num_parameters = settings.get("model.num_parameters")
     if not real or num_parameters is None or num_parameters >= _USEFUL_PARAMETERS:
@@ -73,26 +108,126 @@ def notice(settings: Mapping[str, Any]) -> str:
     )
 
 
-def separated(gain: Estimate) -> bool:
-    """Whether an interval of a difference leaves zero out."""
-    return gain.low > 0 or gain.high < 0
+def outcomes(scores: EvaluationResults) -> list[tuple[str, dict[ModelName, tuple[int, float]]]]:
+    """(verdict, model -> (programs, share)), the most common first."""
+    best = [scores.score(key) for key in ("base_best", "ssd_best")]
+    by_model = {score.model: scores.setting(score).outcomes for score in best}
+    totals: Counter[str] = Counter()
+    for counts in by_model.values():
+        totals.update(counts)
+    return [
+        (
+            verdict.replace("_", " "),
+            {
+                model: (counts.get(verdict, 0), counts.get(verdict, 0) / max(sum(counts.values()), 1))
+                for model, counts in by_model.items()
+            },
+        )
+        for verdict, _ in totals.most_common()
+    ]
 
 
-def _unbroken(text: str) -> str:
-    """``text`` that no line break may cut."""
-    return text.replace(" ", "\N{NO-BREAK SPACE}")
+def finish_rows(sampling: SamplingFacts) -> list[tuple[str, int, float]]:
+    """(how responses ended, number, share)."""
+    total = max(sampling.num_samples, 1)
+    return [
+        (FINISH_REASONS.get(reason, reason), count, count / total) for reason, count in sampling.finish_reasons.items()
+    ]
+
+
+def dropped_rows(sampling: SamplingFacts) -> list[tuple[str, int]]:
+    """(why samples were not trained on, number)."""
+    not_run = {f"not run: {reason}": count for reason, count in sampling.skip_reasons.items()}
+    filtered = {reason.replace("_", " "): n for reason, n in sampling.dropped.items() if reason != "skipped"}
+    return [(reason, count) for reason, count in {**not_run, **filtered}.items() if count]
+
+
+def training_note(data: ReportData) -> str:
+    """How long training took and where its loss ended."""
+    skipped = (
+        f" Left out, because loss or gradient was not finite and no weight changed: {data.num_skipped:,} iterations."
+        if data.num_skipped
+        else ""
+    )
+    if not data.training:
+        return f"No iteration was logged.{skipped}"
+    last = data.training[-1]
+    manifest = data.manifests["checkpoints"]
+    _, size = thin(data.training)
+    averaged = f" Each point of the curves is the mean of {size} iterations." if size > 1 else ""
+    rates = sorted(point.tokens_per_second for point in data.training)
+    epochs = f" ({manifest.facts['epochs']:.2g} epochs)" if "epochs" in manifest.facts else ""
+    return (
+        f"{last.iteration:,} iterations{epochs} in {duration(manifest.seconds)}, "
+        f"{rates[len(rates) // 2]:,.0f} tokens per second (median); the last loss is {last.loss:.3f}."
+        f"{averaged}{skipped}"
+    )
+
+
+def paper_comparison(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The paper's settings beside the run's, by group, and how many differ."""
+    found = paper.deviations(settings)
+    return {
+        "paper": {
+            "title": paper.TITLE,
+            "reference": paper.REFERENCE,
+            "model": paper.model_title(paper.reference_model(settings)),
+        },
+        "deviations": [(group, list(items)) for group, items in itertools.groupby(found, key=lambda d: d.group)],
+        "sure": SURE,
+        "differing": sum(item.same is False for item in found),
+        "comparable": sum(item.same is not None for item in found),
+    }
+
+
+def stage_rows(data: ReportData) -> list[dict[str, str]]:
+    """Engine, time and counts of each stage, in the order in which they ran."""
+    return [
+        {
+            "stage": stage,
+            "engine": f"{manifest.engine['name']} {manifest.engine['version']}" if manifest.engine else DASH,
+            "seconds": duration(manifest.seconds),
+            "created": manifest.created.replace("T", " ").replace("+00:00", " UTC"),
+            "counts": ", ".join(f"{number:,} {what.replace('_', ' ')}" for what, number in manifest.counts.items()),
+        }
+        for stage, manifest in data.manifests.items()
+    ]
+
+
+def run_facts(data: ReportData) -> list[tuple[str, str]]:
+    """(name, value) of what the run was made with; a fact that is not known is left out."""
+    host = data.manifests["eval"].host
+    packages = {name: version for m in data.manifests.values() for name, version in m.packages.items()}
+    facts = [
+        ("model", str(data.settings.get("model.name"))),
+        ("seed", f"{data.settings.get('seed')} (run), {data.settings.get('minicode.seed')} (minicode world)"),
+        ("device", str(data.settings.get("cluster.device"))),
+        ("host", ", ".join(f"{name} {value}" for name, value in host.items())),
+        ("packages", ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))),
+        ("code", ", ".join(sorted({m.code_version for m in data.manifests.values()}))),
+        ("all stages", duration(sum(m.seconds for m in data.manifests.values()))),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _split(score: Score) -> tuple[str, str]:
+    if not score.ssd_gain:
+        return DASH, DASH
+    first = next(iter(score.ssd_gain.values()))
+    *counts, p_value = split_cells(dataclasses.asdict(first.sign_test))
+    return (DASH if DASH in counts else ", ".join(counts)), p_value
 
 
 def _difference_sentence(base: Score, scores: EvaluationResults) -> str:
     assert base.ssd_gain is not None, "base rows carry the paired difference to SSD"
     gain = base.ssd_gain[scores.ks[0]]
     if not gain.is_known:
-        return "The paired difference is not measured: the judge itself failed on every problem for one of the two."
+        return "The paired difference is not measured: grading failed on every problem for one of the two."
     written = points(gain)
     if base.num_problems == 1:
         return f"The difference is {written.value} points on one problem, from which nothing follows."
-    interval = _unbroken(written.interval)
+    interval = written.interval.replace(" ", "\N{NO-BREAK SPACE}")
     where = f"{written.value} points, with a {confidence_text(scores.confidence)} interval from {interval}"
-    if not separated(gain):
+    if gain.low <= 0 <= gain.high:
         return f"The paired difference is {where}: this run does not tell the two apart."
     return f"The paired difference is {where}: {'SSD' if gain.value > 0 else 'the base'} is ahead."

@@ -1,34 +1,40 @@
-"""The pictures of the decode settings: heat maps over temperature and top-p, and pass@1 over T_eff.
+"""Vega-Lite specifications for the decode settings: heat maps of the grid, and pass@1 over the effective temperature.
 
-Each model and top-k has a panel of its own. All heat maps share one colour scale, all panels of T_eff their axes.
+Each model and top-k has its own panel. All heat maps share one color scale, all effective-temperature plots their axes.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from statistics import fmean
-
-from markupsafe import Markup
+from typing import Any
 
 from megatron_ssd.evaluation.results import EffectivePoint, EvaluationResults, GridCell, ModelName
-from megatron_ssd.report import svg
-from megatron_ssd.report.plots import MODEL_TITLES, percent_scale, percent_text
-from megatron_ssd.report.svg import WIDTH, Scale, element, line, mark, text
-from megatron_ssd.report.theme import DARK, LIGHT, heat_color, text_on
+from megatron_ssd.report.plots import (
+    MODEL_TITLES,
+    Plot,
+    in_percent,
+    legend_choice,
+    measured_text,
+    model_scale,
+    model_size,
+    percent_domain,
+    plot,
+)
+from megatron_ssd.report.theme import heat_level
 from megatron_ssd.text_table import DASH, NOT_MEASURED
 
 Range = tuple[float, float]
 
-_GAP = 5.0  # between the cells of a heat map; the frame of the chosen one stands in it
-_LEFT, _ROW = 44.0, 37.0
-_MAX_CURVES = 3  # of one model in a panel; beyond it points and their mean are easier to read
-_DASHES = ("1.5 3.5", "7 4", "none")
-_PLOT_BOTTOM, _PLOT_LEFT, _PLOT_RIGHT = 216.0, 40.0, WIDTH - 12
+_ROW = 37  # pixels
+_MAX_CURVES = 3  # of one model in a panel; with more, points and their mean are easier to read
+_DASHES = [[1.5, 3.5], [7, 4], [1, 0]]
+_GAPS = {"x": 0.06, "y": 0.13}  # between cells, as shares of their width and height
+_CORNER = "M-1,-1L1,-1L-1,1Z"  # marks the training decode in the corner of its cell
 
 
-def heat_maps(results: EvaluationResults) -> list[tuple[str, Markup]]:
-    """(title, drawing) of every panel: top-k by top-k, base before SSD, then what no table has a place for."""
+def heat_maps(results: EvaluationResults) -> list[Plot]:
+    """A panel for each top-k and model, then one for each model's settings that no table has a cell for."""
     scores = value_range(results)
     table = [cell for cell in results.grid if not cell.has_further_parameters]
     beside = [cell for cell in (*results.grid, results.beside_grid) if cell is not None and cell not in table]
@@ -37,59 +43,12 @@ def heat_maps(results: EvaluationResults) -> list[tuple[str, Markup]]:
         for model in MODEL_TITLES:
             cells = [cell for cell in table if (cell.top_k, cell.model) == (top_k, model)]
             if cells:
-                panels.append((f"{_title(model)}, {top_k_text(top_k)}", heat_map(cells, scores)))
+                panels.append(_heat_map(f"{_title(model)}, {_top_k_text(top_k)}", cells, scores))
     for model in MODEL_TITLES:
         cells = [cell for cell in beside if cell.model == model]
         if cells:
-            panels.append((f"{_title(model)}, beside the table", heat_list(cells, scores)))
+            panels.append(_heat_list(f"{_title(model)}, beside the table", cells, scores))
     return panels
-
-
-def heat_map(cells: Sequence[GridCell], scores: Range) -> Markup:
-    """Score of one model at one top-k over temperature (down) and top-p (across).
-
-    The chosen cell is framed, and the decode of the training data has a corner.
-    """
-    temperatures = sorted({cell.temperature for cell in cells})
-    top_ps = sorted({cell.top_p for cell in cells})
-    top, column = 40.0, (WIDTH - _LEFT - 4) / len(top_ps)
-    parts = [text(_LEFT + (WIDTH - _LEFT) / 2, 12, "top-p", "axis", "middle"), text(0, 12, "temperature", "axis")]
-    parts += [text(_LEFT + column * (i + 0.5), 31, f"{p:g}", anchor="middle") for i, p in enumerate(top_ps)]
-    parts += [text(_LEFT - 10, top + _ROW * (i + 0.5) + 2, f"{t:g}", anchor="end") for i, t in enumerate(temperatures)]
-    for cell in cells:
-        x, y = _LEFT + column * top_ps.index(cell.top_p), top + _ROW * temperatures.index(cell.temperature)
-        parts.append(_heat_cell(cell, x, y, column, scores))
-    label = (
-        f"score of the {MODEL_TITLES[cells[0].model]} model over temperature and top-p, {top_k_text(cells[0].top_k)}"
-    )
-    return svg.drawing(*parts, label=label, height=top + _ROW * len(temperatures) + 4)
-
-
-def heat_list(cells: Sequence[GridCell], scores: Range) -> Markup:
-    """Scores of settings of one model that have no place in a heat map, one to a line."""
-    width = 76.0
-    parts = []
-    for index, cell in enumerate(cells):
-        y = 4 + _ROW * index
-        what = f"{cell.decoding}, training decode" if cell.training else cell.decoding
-        parts.append(text(0, y + (_ROW - _GAP) / 2 + 4.5, what))
-        parts.append(_heat_cell(cell, WIDTH - width - 4, y, width, scores))
-    label = f"score of the {MODEL_TITLES[cells[0].model]} model at settings beside the table"
-    return svg.drawing(*parts, label=label, height=4 + _ROW * len(cells))
-
-
-def heat_legend(scores: Range) -> Markup:
-    """The colour scale that all heat maps share."""
-    low, high = scores
-    steps = 40
-    width = 220.0 / steps
-    parts = [
-        element("rect", x=90 + width * i, y=4, width=width + 0.5, height=12, **_heat_style(i / (steps - 1)))
-        for i in range(steps)
-    ]
-    parts.append(text(82, 14, percent_text(low), anchor="end"))
-    parts.append(text(90 + 228, 14, f"{percent_text(high)} %"))
-    return svg.drawing(*parts, label="colour scale of the heat maps", height=20)
 
 
 def value_range(results: EvaluationResults) -> Range:
@@ -99,138 +58,200 @@ def value_range(results: EvaluationResults) -> Range:
     return min(values), max(values)
 
 
-def effective_plots(results: EvaluationResults) -> list[tuple[str, Markup]]:
-    """(title, drawing) of pass@1 over T_eff, a panel for each top-k."""
+def effective_plots(results: EvaluationResults) -> list[Plot]:
+    """Scores over the effective temperature, a panel for each top-k."""
     points = _effective_points(results)
     if not points:
         return []
     chosen = {(cell.model, cell.decoding) for cell in results.grid if cell.chosen}
     temperatures = [point.effective_temperature for point in points]
-    across = Scale(min(temperatures), max(temperatures), _PLOT_LEFT + 18, _PLOT_RIGHT - 12)
-    up = percent_scale(points, start=_PLOT_BOTTOM, end=12)
-    by_top_k: dict[int, list[EffectivePoint]] = defaultdict(list)
+    reach = (max(temperatures) - min(temperatures)) or 1.0
+    top_ps = _top_ps(points)
+    axes = {
+        "x": [min(temperatures) - 0.05 * reach, max(temperatures) + 0.05 * reach],
+        "y": percent_domain(points),
+    }
+    # Points at one temperature are drawn beside each other, so that no interval hides another.
+    step = reach * (0.008 if len(top_ps) > _MAX_CURVES else 0.014)
+    offsets = {p: step * (index - (len(top_ps) - 1) / 2) for index, p in enumerate(top_ps)}
+    by_top_k: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for point in points:
-        by_top_k[point.top_k].append(point)
-    return [
-        (_capital(top_k_text(top_k)), _effective_plot(by_top_k[top_k], _top_ps(points), across, up, chosen))
-        for top_k in sorted(by_top_k, key=_top_k_order)
-    ]
+        by_top_k[point.top_k].append(
+            {
+                "model": MODEL_TITLES[point.model],
+                "decode": point.decoding,
+                "top_p": f"{point.top_p:g}",
+                "T_eff": round(point.effective_temperature, 6),
+                "x": round(point.effective_temperature + offsets[point.top_p], 6),
+                "score": measured_text(point),
+                "chosen": (point.model, point.decoding) in chosen,
+                **in_percent(point),
+            }
+        )
+    return [_effective_plot(top_k, by_top_k[top_k], top_ps, axes) for top_k in sorted(by_top_k, key=_top_k_order)]
 
 
-def curve_legend(results: EvaluationResults) -> list[tuple[Markup, str]]:
-    """(sample, words) for the curves of ``effective_plots``: a dash for each top-p, or one line for their mean."""
+def mean_note(results: EvaluationResults) -> str:
+    """What the lines of ``effective_plots`` are, if they are not one for each top-p."""
     top_ps = _top_ps(_effective_points(results))
-    if len(top_ps) > _MAX_CURVES:
-        return [(_dash_sample("none"), f"mean over the {len(top_ps)} top-p; points are single settings")]
-    return [(_dash_sample(dash), f"top-p {p:g}") for p, dash in zip(top_ps, _dashes(len(top_ps)), strict=True)]
+    if len(top_ps) <= _MAX_CURVES:
+        return ""
+    return f"Lines are means over the {len(top_ps)} values of top-p; points are single settings."
 
 
-def top_k_text(top_k: int) -> str:
-    """``top-k 20``, or that there is none."""
-    return "no top-k" if top_k == -1 else f"top-k {top_k}"
+def _heat_map(title: str, cells: Sequence[GridCell], scores: Range) -> Plot:
+    """Scores of one model at one top-k over temperature (down) and top-p (across)."""
+    axis = {"labelFontSize": 12.5, "labelAngle": 0, "grid": False}
+    place = {
+        "x": {"field": "top_p", "type": "ordinal", "title": "top-p", "axis": {**axis, "orient": "top"}},
+        "y": {"field": "temperature", "type": "ordinal", "title": "temperature", "axis": axis},
+    }
+    return _heat(title, cells, scores, place, num_rows=len({cell.temperature for cell in cells}))
 
 
-def _effective_plot(
-    points: Sequence[EffectivePoint],
-    top_ps: Sequence[float],
-    across: Scale,
-    up: Scale,
-    chosen: set[tuple[ModelName, str]],
-) -> Markup:
-    parts = [line(_PLOT_LEFT, up(tick), _PLOT_RIGHT, up(tick), "grid") for tick in up.ticks(4)]
-    parts += [text(_PLOT_LEFT - 8, up(tick) + 4, f"{tick * 100:g}", anchor="end") for tick in up.ticks(4)]
-    parts += [text(across(tick), _PLOT_BOTTOM + 20, f"{tick:g}", anchor="middle") for tick in across.ticks(6)]
-    parts.append(text(_PLOT_RIGHT, _PLOT_BOTTOM + 38, "effective temperature", "axis", "end"))
-    many = len(top_ps) > _MAX_CURVES
-    step = 3.0 if many else 6.0  # beside each other, so that intervals at one T_eff do not hide one another
-    offset = {p: step * (i - (len(top_ps) - 1) / 2) for i, p in enumerate(top_ps)}
-    own = {model: [point for point in points if point.model == model] for model in MODEL_TITLES}
-    for model, mine in own.items():
-        if many:
-            parts.append(_curve(_means(mine, across, up), model, "none"))
-            continue
-        for p, dash in zip(top_ps, _dashes(len(top_ps)), strict=True):
-            curve = [(across(t.effective_temperature) + offset[p], up(t.value)) for t in mine if t.top_p == p]
-            parts.append(_curve(sorted(curve), model, dash))
-    for point in points:
-        x = across(point.effective_temperature) + offset[point.top_p]
-        parts.append(_effective_mark(point, x, up, 2.8 if many else 4.2, (point.model, point.decoding) in chosen))
-    label = f"score over the effective temperature, {top_k_text(points[0].top_k)}"
-    return svg.drawing(*parts, label=label, height=_PLOT_BOTTOM + 44)
-
-
-def _effective_mark(point: EffectivePoint, x: float, up: Scale, radius: float, chosen: bool) -> Markup:
-    title = (
-        f"{MODEL_TITLES[point.model]}, {point.decoding}, T_eff {point.effective_temperature:.3g}: "
-        f"{percent_text(point.value)} % ({percent_text(point.low)} to {percent_text(point.high)})"
-    )
-    parts = [
-        line(x, up(point.low), x, up(point.high), f"thin stroke-{point.model}"),
-        mark(x, up(point.value), point.model, title=title + (", chosen" if chosen else ""), radius=radius),
-    ]
-    if chosen:
-        parts.append(element("circle", cx=x, cy=up(point.value), r=radius + 5, class_="chosen ring"))
-    return svg.join(parts)
-
-
-def _means(points: Sequence[EffectivePoint], across: Scale, up: Scale) -> list[tuple[float, float]]:
-    """Drawn points of the mean over top-p at each T_eff."""
-    values: dict[float, list[float]] = defaultdict(list)
-    for point in points:
-        values[point.effective_temperature].append(point.value)
-    return sorted((across(t), up(fmean(at_t))) for t, at_t in values.items())
-
-
-def _curve(points: list[tuple[float, float]], model: ModelName, dash: str) -> Markup:
-    return svg.path(points, f"trend stroke-{model}", stroke_dasharray=dash) if points else Markup("")
-
-
-def _dashes(count: int) -> tuple[str, ...]:
-    """Line patterns of ``count`` curves, solid for the largest top-p."""
-    return _DASHES[len(_DASHES) - count :]
-
-
-def _dash_sample(dash: str) -> Markup:
-    sample = line(0, 7, 26, 7, "trend stroke-ink", stroke_dasharray=dash)
-    return element("svg", sample, viewBox="0 0 26 14", aria_hidden="true", class_="dash")
-
-
-def _heat_cell(cell: GridCell, x: float, y: float, column: float, scores: Range) -> Markup:
-    """A cell at (x, y), in a column of the given width; what it is and its score show on hover."""
-    low, high = scores
-    width, height = column - _GAP, _ROW - _GAP
-    if cell.pass_at_1 is None:
-        hint = element("title", f"{cell.decoding}: {NOT_MEASURED}")
-        empty = element("rect", hint, x=x, y=y, width=width, height=height, rx=3, class_="empty")
-        return svg.join([empty, text(x + width / 2, y + height / 2 + 4.5, DASH, anchor="middle")])
-    style = _heat_style((cell.pass_at_1 - low) / (high - low) if high > low else 0.0)
-    roles = [f" ({word})" for word, holds in (("chosen", cell.chosen), ("training decode", cell.training)) if holds]
-    hint = element("title", f"{cell.decoding}: {percent_text(cell.pass_at_1)} %{''.join(roles)}")
-    parts = [element("rect", hint, x=x, y=y, width=width, height=height, rx=3, **style)]
-    if cell.training:
-        corner = " ".join(f"{x + right:g},{y + down:g}" for right, down in ((2, 2), (12, 2), (2, 12)))
-        parts.append(element("polygon", points=corner, class_="heat-corner", style=style["style"]))
-    class_ = "heat-text chosen-text" if cell.chosen else "heat-text"
-    parts.append(
-        element("text", percent_text(cell.pass_at_1), x=x + width / 2, y=y + height / 2 + 4.5, text_anchor="middle",
-                class_=class_, style=style["style"])
+def _heat_list(title: str, cells: Sequence[GridCell], scores: Range) -> Plot:
+    """Scores of settings of one model that have no cell in a heat map, one per line."""
+    axis = {"labelFontSize": 12.5, "labelLimit": 260, "grid": False, "title": None}
+    return _heat(
+        title, cells, scores, {"y": {"field": "what", "type": "ordinal", "sort": None, "axis": axis}},
+        num_rows=len(cells),
     )  # fmt: skip
-    if cell.chosen:
-        parts.append(element("rect", x=x - 2, y=y - 2, width=width + 4, height=height + 4, rx=5, class_="chosen"))
-    return svg.join(parts)
 
 
-def _heat_style(fraction: float) -> dict[str, str]:
-    """Fill and text colours of a heat-map value for both schemes, as CSS variables."""
-    light, dark = heat_color(LIGHT, fraction), heat_color(DARK, fraction)
+def _heat(
+    title: str, cells: Sequence[GridCell], scores: Range, place: dict[str, Any], *, num_rows: int
+) -> Plot:  # fmt: skip
+    """Cells with their score; the chosen one has a frame, and the decode of the training data a marked corner."""
+    rows = [_heat_row(cell, scores) for cell in cells]
+    axes = {
+        name: {**channel, "scale": {"paddingInner": _GAPS[name], "paddingOuter": 0.06}}
+        for name, channel in place.items()
+    }
+    corner = {name: {**channel, "bandPosition": 0.02} for name, channel in axes.items()} | (
+        {} if "x" in axes else {"x": {"value": 0}}
+    )
+    tooltip = [{"field": "decode"}, {"field": "label", "title": "score, %"}, {"field": "role"}]
+    cell = {"fill": _as_given("fill"), "stroke": _as_given("stroke"), "strokeWidth": _as_given("frame", "quantitative")}
+    said = "; ".join(f"{row['decode']}: {row['label']}{row['role'] and ' (' + row['role'] + ')'}" for row in rows)
+    return plot(
+        title,
+        text=f"{title}, score in percent. {said}.",
+        height=_ROW * num_rows,
+        data={"values": rows},
+        encoding=axes,
+        layer=[
+            {"mark": {"type": "rect", "cornerRadius": 3}, "encoding": {**cell, "tooltip": tooltip}},
+            {
+                "mark": {"type": "text", "fontSize": 13},
+                "encoding": {"text": {"field": "label"}, "fill": _as_given("ink"), "tooltip": tooltip},
+            },
+            {
+                "transform": [{"filter": "datum.training"}],
+                "mark": {"type": "point", "shape": _CORNER, "filled": True, "size": 45, "xOffset": 5, "yOffset": 5},
+                "encoding": {**corner, "fill": _as_given("ink")},
+            },
+        ],
+    )
+
+
+def _as_given(field: str, kind: str = "nominal") -> dict[str, Any]:
+    """Encoding of a field that holds the color or width itself, not a value to scale."""
+    return {"field": field, "type": kind, "scale": None, "legend": None}
+
+
+def _heat_row(cell: GridCell, scores: Range) -> dict[str, Any]:
+    known = cell.pass_at_1 is not None
+    level = 0 if cell.pass_at_1 is None else heat_level(cell.pass_at_1, *scores)
+    roles = [word for word, holds in (("chosen", cell.chosen), ("training decode", cell.training)) if holds]
     return {
-        "class_": "heat",
-        "style": f"--light:{light};--dark:{dark};--on-light:{text_on(light)};--on-dark:{text_on(dark)}",
+        "temperature": cell.temperature,
+        "top_p": cell.top_p,
+        "what": f"{cell.decoding}, training decode" if cell.training else cell.decoding,
+        "decode": cell.decoding,
+        "label": DASH if cell.pass_at_1 is None else f"{100 * cell.pass_at_1:.1f}",
+        "role": ", ".join(roles) if known else NOT_MEASURED,
+        "training": cell.training,
+        "fill": f"var(--heat-{level})" if known else "var(--page)",
+        "ink": f"var(--on-heat-{level})" if known else "var(--ink)",
+        "stroke": "var(--ink)" if cell.chosen else "none" if known else "var(--rule)",
+        "frame": 2.5 if cell.chosen else 1,
     }
 
 
+def _effective_plot(
+    top_k: int, rows: list[dict[str, Any]], top_ps: Sequence[float], axes: dict[str, list[float]]
+) -> Plot:  # fmt: skip
+    many = len(top_ps) > _MAX_CURVES
+    params, opacity = legend_choice("model") if many else legend_choice("model", "top_p")
+    across = {
+        "type": "quantitative",
+        "title": "effective temperature",
+        "scale": {"domain": axes["x"], "zero": False, "nice": False},
+        "axis": {"grid": False, "tickCount": 6},
+    }
+    up = {
+        "type": "quantitative",
+        "title": None,
+        "scale": {"domain": axes["y"], "nice": 4, "zero": False},
+        "axis": {"tickCount": 4},
+    }
+    tooltip = [
+        {"field": "model"},
+        {"field": "decode"},
+        {"field": "T_eff", "type": "quantitative", "format": ".3~g"},
+        {"field": "score", "title": "score, %"},
+    ]
+    shared = {"color": model_scale("color"), "opacity": opacity, "tooltip": tooltip}
+    x, y = {**across, "field": "x"}, {**up, "field": "value"}
+    line: dict[str, Any] = {"color": model_scale("color"), "opacity": opacity}
+    if many:
+        line |= {"x": {**across, "field": "T_eff"}, "y": {**y, "aggregate": "mean"}}
+    else:
+        scale = {"domain": [f"{p:g}" for p in top_ps], "range": _DASHES[len(_DASHES) - len(top_ps) :]}
+        legend = {
+            "title": "top-p",
+            "orient": "bottom",
+            "symbolType": "stroke",
+            "symbolSize": 300,
+            "symbolStrokeColor": "var(--ink)",
+        }
+        line |= {"x": x, "y": y, "strokeDash": {"field": "top_p", "type": "nominal", "scale": scale, "legend": legend}}
+    name = _top_k_text(top_k)
+    said = "; ".join(f"{row['model']}, {row['decode']}, T_eff {row['T_eff']:.3g}: {row['score']}" for row in rows)
+    return plot(
+        _capital(name),
+        text=f"Score in percent over the effective temperature, {name}. {said}.",
+        note="percent",
+        height=210,
+        data={"values": rows},
+        layer=[
+            {
+                "params": params[:1],  # of the model: a legend listens in the first layer that makes it
+                "mark": {"type": "rule", "strokeWidth": 1.25, "strokeOpacity": 0.6},
+                "encoding": {**shared, "x": x, "y": {**up, "field": "low"}, "y2": {"field": "high"}},
+            },
+            {"params": params[1:], "mark": {"type": "line", "strokeWidth": 1.5}, "encoding": line},
+            {
+                "mark": {"type": "point", "filled": True},
+                "encoding": {
+                    **shared,
+                    "x": x,
+                    "y": y,
+                    "shape": model_scale("shape"),
+                    "size": model_size(30 if many else 65),
+                },
+            },
+            {
+                "transform": [{"filter": "datum.chosen"}],
+                "mark": {"type": "point", "shape": "circle", "size": 300, "stroke": "var(--ink)", "strokeWidth": 1.5},
+                "encoding": {"x": x, "y": y, "tooltip": tooltip},
+            },
+        ],
+    )
+
+
 def _effective_points(results: EvaluationResults) -> list[EffectivePoint]:
-    """The points that temperature, top-k and top-p say all of, where anything was measured."""
+    """Measured points whose only settings are temperature, top-k and top-p."""
     return [
         point for point in results.effective_temperature.points if point.is_known and not point.has_further_parameters
     ]
@@ -242,6 +263,10 @@ def _top_ps(points: Sequence[EffectivePoint]) -> list[float]:
 
 def _top_k_order(top_k: int) -> float:
     return float("inf") if top_k == -1 else top_k
+
+
+def _top_k_text(top_k: int) -> str:
+    return "no top-k" if top_k == -1 else f"top-k {top_k}"
 
 
 def _title(model: ModelName) -> str:

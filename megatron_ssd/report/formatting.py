@@ -1,17 +1,15 @@
-"""Numbers as a reader wants them, shared by the page and the terminal: per cent, points, intervals, times, sizes."""
+"""Formats numbers, intervals, durations and text of unknown origin for the pages and the terminal."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
+from urllib.parse import quote
 
-from megatron_ssd.artifacts.manifest import Manifest
-from megatron_ssd.evaluation.results import EvaluationResults, ModelName, Score
 from megatron_ssd.grading.metrics import Estimate
-from megatron_ssd.text_table import DASH, NOT_MEASURED, signed, split_cells
+from megatron_ssd.text_table import DASH, NOT_MEASURED, signed
 
 K = TypeVar("K")
 
@@ -25,85 +23,23 @@ _UNSEEN = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A value and its interval, written out; where it is not ``known``, a dash and words."""
+    """A value and its interval as text; a dash and words if it is not ``known``."""
 
     value: str
     interval: str
     known: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeadlineRow:
-    """One setting: pass@k in per cent, and how far SSD at its best is above it, in points."""
-
-    key: str
-    title: str
-    model: ModelName
-    decoding: str
-    scores: dict[int, Measured]
-    gains: dict[int, Measured]  # empty for SSD itself
-    split: tuple[str, str]  # of the first k: problems ahead, behind and tied, and the p value; dashes for SSD itself
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageRow:
-    """One stage of the run."""
-
-    stage: str
-    engine: str
-    seconds: str
-    created: str
-    counts: str
-
-
 UNKNOWN = Measured(value=DASH, interval=NOT_MEASURED, known=False)
 
 
-def headline_rows(results: EvaluationResults) -> list[HeadlineRow]:
-    """The headline table, in the order in which it is shown."""
-    return [
-        HeadlineRow(
-            key=score.key,
-            title=score.title,
-            model=score.model,
-            decoding=score.decoding,
-            scores={k: percent(estimate) for k, estimate in score.overall.items()},
-            gains={k: points(estimate) for k, estimate in (score.ssd_gain or {}).items()},
-            split=_split(score),
-        )
-        for score in results.headline
-    ]
-
-
-def _split(score: Score) -> tuple[str, str]:
-    if not score.ssd_gain:
-        return DASH, DASH
-    first = next(iter(score.ssd_gain.values()))
-    *counts, p_value = split_cells(dataclasses.asdict(first.sign_test))
-    return (DASH if DASH in counts else ", ".join(counts)), p_value
-
-
-def stage_rows(manifests: Mapping[str, Manifest]) -> list[StageRow]:
-    """Engine, time and counts of each stage, in the order in which they ran."""
-    return [
-        StageRow(
-            stage=stage,
-            engine=f"{manifest.engine['name']} {manifest.engine['version']}" if manifest.engine else DASH,
-            seconds=duration(manifest.seconds),
-            created=manifest.created.replace("T", " ").replace("+00:00", " UTC"),
-            counts=", ".join(f"{number:,} {what.replace('_', ' ')}" for what, number in manifest.counts.items()),
-        )
-        for stage, manifest in manifests.items()
-    ]
-
-
 def ends(ks: Sequence[K]) -> tuple[K, ...]:
-    """The first and the last k, or the only one: what is shown where there is no room for all."""
+    """The first and the last k, or the only one: what is shown if there is no room for all."""
     return tuple(dict.fromkeys([*ks[:1], *ks[-1:]]))
 
 
 def percent(estimate: Estimate) -> Measured:
-    """A share as per cent with one decimal."""
+    """A share in percent with one decimal."""
     if not estimate.is_known:
         return UNKNOWN
     return Measured(
@@ -152,3 +88,8 @@ def visible(text: str) -> str:
     """``text`` with each such character as its code in brackets, for example ``⟨U+202E⟩``; always valid UTF-8."""
     return _UNSEEN.sub(lambda match: f"\N{MATHEMATICAL LEFT ANGLE BRACKET}U+{ord(match[0]):04X}"
                                      "\N{MATHEMATICAL RIGHT ANGLE BRACKET}", text)  # fmt: skip
+
+
+def anchor(problem_id: str) -> str:
+    """The part of a problem's address after ``#``."""
+    return quote(visible(problem_id), safe="")

@@ -1,7 +1,7 @@
-"""What the paper did (arXiv 2604.01193), as data, and where a run departs from it.
+"""The settings of the paper (arXiv 2604.01193) as data, for comparison with a run.
 
-Figures and facts only. ``sure`` says where a figure comes from, since the paper does not give them all: the authors'
-own model cards and code, readings of the paper that agree, one report, sources that contradict each other, or nothing.
+``sure`` is the source of a value, since the paper does not give them all: the authors' own model cards and code,
+readings of the paper that agree, one report, sources that contradict each other, or nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Sure = Literal["authors", "several readings", "one report", "sources conflict", 
 
 TITLE = "Embarrassingly Simple Self-Distillation Improves Code Generation"
 REFERENCE = "arXiv 2604.01193"
-DEFAULT_MODEL = "qwen3_30b"  # the paper's main model: what a run of any other model is held against
+DEFAULT_MODEL = "qwen3_30b"  # the paper's main model: runs of any other model are compared with it
 NOT_PUBLISHED: Sure = "not published"
 _MODEL_TITLES = {
     "qwen3_4b_instruct": "Qwen3-4B-Instruct-2507",
@@ -26,16 +26,16 @@ _MODEL_TITLES = {
     "llama31_8b": "Llama-3.1-8B-Instruct",
 }
 WINDOWS = {"v6": ("2025-02-01", "2025-05-31"), "v5": ("2024-08-01", "2025-02-01")}  # contest dates, both included
-COUNTED = ("problems.count", "benchmark.window", "benchmark.count")  # what stages found; no keys of the configuration
+COUNTED = ("problems.count", "benchmark.window", "benchmark.count")  # what stages found; not keys of the configuration
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaperSetting:
     """One setting of the paper.
 
-    ``keys`` are configuration keys, or of ``COUNTED``, whose values are put into ``wording``. ``paper`` holds the
-    paper's values of the same keys (``by_model`` where they differ by model), ``also`` what other sources give; None
-    and no entry for the model mean that nothing was published. ``remark`` says more than the values can.
+    ``keys`` are configuration keys, or keys of ``COUNTED``, whose values are formatted by ``wording``. ``paper`` has
+    the paper's values of the same keys (``by_model`` if they differ by model), ``also`` the values of other sources;
+    None and no entry for the model mean that nothing was published. ``remark`` replaces the formatted values.
     """
 
     group: str
@@ -53,8 +53,8 @@ class PaperSetting:
 class Deviation:
     """A setting of the paper beside this run's.
 
-    ``same`` says whether this run has the paper's values, or those of one of its sources where they conflict; None
-    where nothing is there to compare with.
+    ``same`` says whether this run has the paper's values, or those of one source if sources conflict; None if there is
+    nothing to compare with.
     """
 
     group: str
@@ -79,7 +79,7 @@ SETTINGS: tuple[PaperSetting, ...] = (
                  wording="T {}, top-k {}, top-p {}",
                  by_model={"qwen3_4b_instruct": (1.6, 20, 0.8), "qwen3_4b_thinking": (1.1, 20, 0.95),
                            "qwen3_30b": (1.6, 20, 0.8)}),
-    PaperSetting(group="Sampling", item="responses a problem", sure="several readings",
+    PaperSetting(group="Sampling", item="responses per problem", sure="several readings",
                  keys=("sampling.num_samples",), wording="{}", paper=(1,)),
     PaperSetting(group="Sampling", item="longest response", sure="sources conflict",
                  keys=("sampling.max_tokens",), wording="{} tokens", paper=(65536,), also=((131072,),),
@@ -112,7 +112,7 @@ SETTINGS: tuple[PaperSetting, ...] = (
     PaperSetting(group="Training", item="gradient clip", sure=NOT_PUBLISHED,
                  keys=("optimizer.clip_grad",), wording="{}"),
     PaperSetting(group="Training", item="packing", sure=NOT_PUBLISHED, keys=("training.packing",), wording="{}"),
-    PaperSetting(group="Training", item="numbers that weights are held in", sure=NOT_PUBLISHED,
+    PaperSetting(group="Training", item="precision of the weights", sure=NOT_PUBLISHED,
                  keys=("precision.params_dtype",), wording="{}"),
     PaperSetting(group="Training", item="layout", sure="several readings",
                  keys=("parallel.world_size", "parallel.expert_model_parallel_size"),
@@ -122,7 +122,7 @@ SETTINGS: tuple[PaperSetting, ...] = (
                  wording="T {}, top-k {}, top-p {}",
                  by_model={"qwen3_4b_instruct": (1.1, 20, 0.8), "qwen3_4b_thinking": (0.7, 20, 0.95),
                            "qwen3_30b": (0.9, 20, 0.8)}),
-    PaperSetting(group="Evaluation", item="samples a problem", sure="sources conflict",
+    PaperSetting(group="Evaluation", item="samples per problem", sure="sources conflict",
                  keys=("evaluation.num_samples",), wording="{}", paper=(20,), also=((10,),),
                  remark="20 in the authors' code, 10 in their instructions"),
     PaperSetting(group="Evaluation", item="longest program", sure="sources conflict",
@@ -132,7 +132,7 @@ SETTINGS: tuple[PaperSetting, ...] = (
 
 
 def window_title(dates: Sequence[str] | None) -> str:
-    """Which of the paper's windows of LiveCodeBench holds the first and the last of ``dates`` (ISO), or the dates."""
+    """The paper's window of LiveCodeBench that contains the first and last of ``dates`` (ISO), else the dates."""
     if dates is None:
         return "undated"
     first, last = dates
@@ -143,7 +143,7 @@ def window_title(dates: Sequence[str] | None) -> str:
 
 
 def reference_model(settings: Mapping[str, Any]) -> str:
-    """Name of the paper's model that a run is held against."""
+    """Name of the paper's model that a run is compared with."""
     name = settings.get("model.name")
     return name if name in _MODEL_TITLES else DEFAULT_MODEL
 
@@ -154,7 +154,7 @@ def model_title(name: str) -> str:
 
 
 def deviations(settings: Mapping[str, Any]) -> tuple[Deviation, ...]:
-    """Every setting of the paper beside the run's own. ``settings`` maps dotted configuration keys to values."""
+    """Every setting of the paper with the run's own. ``settings`` maps dotted configuration keys to values."""
     model = reference_model(settings)
     return tuple(_compare(setting, settings, model) for setting in SETTINGS)
 

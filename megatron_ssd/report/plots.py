@@ -1,75 +1,98 @@
-"""The pictures of the report, each one SVG box of 400 units' width. See ``svg.py`` for the size and the colours.
+"""Vega-Lite specifications of the report's plots: scores with intervals, training curves and response lengths.
 
-Those of the decode settings stand in ``decode_plots.py``.
+The plots of decode settings are in ``decode_plots.py``. A page draws a specification with ``templates/charts.js``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
-
-from markupsafe import Markup
+from typing import Any
 
 from megatron_ssd.evaluation.results import ModelName, Score
 from megatron_ssd.grading.metrics import Estimate
-from megatron_ssd.report import svg
 from megatron_ssd.report.data import TrainingPoint
-from megatron_ssd.report.formatting import compact
-from megatron_ssd.report.svg import WIDTH, Scale, element, line, mark, text
-from megatron_ssd.text_table import counted
+from megatron_ssd.report.formatting import compact, percent
+from megatron_ssd.text_table import NOT_MEASURED, counted
 
 MODEL_TITLES: dict[ModelName, str] = {"base": "base", "ssd": "SSD"}
+MOST_POINTS = 800  # of a curve; a longer one is thinned to means
 
-_ROW = 46.0
 _HISTOGRAM_BINS = 30
+_HEADER, _LINE = 26, 20  # pixels that a group's name and one interval take
+_VALUES = 52  # pixels right of the intervals, for the numbers
 
 
-def forest(rows: Sequence[Score], k: int) -> Markup:
-    """One line a headline row: pass@k with its interval, on a common axis."""
-    scale = percent_scale([row.overall[k] for row in rows], start=14, end=WIDTH - 58)
-    bottom = 22 + _ROW * len(rows)
-    parts = [_vertical_grid(scale, top=8, bottom=bottom - 8)]
-    for index, row in enumerate(rows):
-        y = 42 + _ROW * index
-        parts.append(text(scale.start, y - 14, row.title, "label halo"))
-        parts.append(_interval(row.overall[k], y, scale, row.model, title=f"{row.title}, {row.decoding}"))
-    return svg.drawing(*parts, label=f"pass@{k} of every setting with intervals", height=bottom + 14)
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A plot of the page. ``text`` says what it shows, for screen readers and for pages without scripts."""
+
+    title: str
+    spec: dict[str, Any]
+    text: str
+    note: str = ""
 
 
-def by_difficulty(base: Score, ssd: Score, k: int) -> Markup:
-    """Base against SSD on every difficulty, pass@k with intervals."""
-    names = list(base.by_difficulty)
-    estimates = [score.by_difficulty[name][k] for score in (base, ssd) for name in names]
-    scale = percent_scale(estimates, start=14, end=WIDTH - 58)
-    bottom = 14 + 66.0 * len(names)
-    parts = [_vertical_grid(scale, top=8, bottom=bottom)]
-    for index, name in enumerate(names):
-        top = 28 + 66.0 * index
+def plot(title: str, *, text: str, note: str = "", **view: Any) -> Plot:
+    """A plot as wide as its figure; ``view`` are the other properties of a Vega-Lite view."""
+    return Plot(title=title, spec={"width": "container", "description": text, **view}, text=text, note=note)
+
+
+def score_intervals(scores: Sequence[Score], k: int) -> Plot:
+    """pass@k of each headline row with its interval."""
+    return _intervals(k, [(score.title, [(score, score.overall[k])]) for score in scores])
+
+
+def by_difficulty(base: Score, ssd: Score, k: int) -> Plot:
+    """pass@k of base and SSD on each difficulty with intervals."""
+    groups = []
+    for name in base.by_difficulty:
         count = base.problems_by_difficulty.get(name)
-        parts.append(
-            text(scale.start, top, name if count is None else f"{name} ({counted(count, 'problem')})", "label halo")
-        )
-        for offset, score in ((15, base), (33, ssd)):
-            estimate = score.by_difficulty[name][k]
-            title = f"{MODEL_TITLES[score.model]}, {name}, pass@{k}"
-            parts.append(_interval(estimate, top + offset, scale, score.model, title=title))
-    return svg.drawing(*parts, label=f"pass@{k} by difficulty, base against SSD", height=bottom + 22)
+        title = name if count is None else f"{name} ({counted(count, 'problem')})"
+        groups.append((title, [(score, score.by_difficulty[name][k]) for score in (base, ssd)]))
+    return _intervals(k, groups)
 
 
-def curve(points: Sequence[tuple[float, float]], *, label: str, from_zero: bool = False) -> Markup:
+def curve(
+    points: Sequence[tuple[float, float]], *, title: str, note: str = "", from_zero: bool = False
+) -> Plot:  # fmt: skip
     """A line over training iterations; ``from_zero`` keeps zero on the axis."""
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    horizontal = Scale(min(xs), max(xs), 46, WIDTH - 14) if xs else Scale(0, 1, 46, WIDTH - 14)
-    vertical = svg.round_scale([*ys, 0.0] if from_zero else ys, 178, 10, count=4)
-    parts = [_horizontal_grid(vertical, left=46, right=WIDTH - 14)]
-    parts += [text(horizontal(t), 198, compact(t), anchor="middle") for t in horizontal.ticks(5)]
-    parts.append(svg.path([(horizontal(x), vertical(y)) for x, y in points], "curve"))
-    parts.append(text(WIDTH - 14, 216, "iteration", "axis", "end"))
-    return svg.drawing(*parts, label=f"{label} over training iterations", height=222)
+    name = title.lower()
+    rows = [{"iteration": x, name: float(f"{y:.6g}")} for x, y in points]
+    x = {"field": "iteration", "type": "quantitative", "scale": {"zero": False, "nice": False}, "axis": {"grid": False}}
+    y = {"field": name, "type": "quantitative", "scale": {"zero": from_zero}, "title": None, "axis": {"tickCount": 4}}
+    hover = {"name": "hover", "select": {"type": "point", "on": "pointerover", "nearest": True, "clear": "pointerout"}}
+    text = "nothing was logged"
+    if points:
+        (first, begin), (last, end) = points[0], points[-1]
+        text = f"{title}: {compact(begin)} at iteration {first:,}, {compact(end)} at iteration {last:,}"
+    return plot(
+        title,
+        text=text,
+        note=note,
+        height=180,
+        data={"values": rows},
+        encoding={"x": x, "y": y},
+        layer=[
+            {"mark": {"type": "line", "color": "var(--ink)"}},
+            {
+                "mark": {"type": "point", "filled": True, "color": "var(--ssd)", "size": 70},
+                "params": [hover],
+                "encoding": {
+                    "opacity": {"condition": {"param": "hover", "empty": False, "value": 1}, "value": 0},
+                    "tooltip": [
+                        {"field": "iteration", "type": "quantitative", "format": ","},
+                        {"field": name, "type": "quantitative", "format": ",.4~g"},
+                    ],
+                },
+            },
+        ],
+    )
 
 
-def thin(points: Sequence[TrainingPoint], limit: int = 800) -> tuple[list[TrainingPoint], int]:
+def thin(points: Sequence[TrainingPoint], limit: int = MOST_POINTS) -> tuple[list[TrainingPoint], int]:
     """At most ``limit`` points, each the mean of as many consecutive ones, and how many those are."""
     size = max(1, math.ceil(len(points) / limit))
     groups = [points[start : start + size] for start in range(0, len(points), size)]
@@ -85,67 +108,140 @@ def thin(points: Sequence[TrainingPoint], limit: int = 800) -> tuple[list[Traini
     ], size
 
 
-def histogram(values: Sequence[int], *, label: str, unit: str) -> Markup:
-    """How ``values`` are spread, over equal bins."""
+def histogram(values: Sequence[int], *, title: str, note: str, unit: str) -> Plot:
+    """How ``values`` are distributed, over equal bins."""
     low, high = (min(values), max(values) + 1) if values else (0, 1)
     bins = max(1, min(_HISTOGRAM_BINS, high - low))
     counts = [0] * bins
     for value in values:
         counts[(value - low) * bins // (high - low)] += 1
-    horizontal = Scale(low, high, 46, WIDTH - 14)
-    vertical = svg.round_scale([0.0, float(max(counts))], 178, 10, floor=0.0, count=4)
-    parts = [_horizontal_grid(vertical, left=46, right=WIDTH - 14)]
-    width = (horizontal.end - horizontal.start) / bins
-    for index, count in enumerate(counts):
-        y = vertical(count)
-        first, last = low + (high - low) * index / bins, low + (high - low) * (index + 1) / bins
-        hint = element("title", f"{first:.0f} to {last:.0f} {unit}: {count}")
-        parts.append(
-            element("rect", hint, x=46 + width * index + 0.5, y=y, width=max(width - 1, 0.5), height=178 - y,
-                    class_="fill-base")
-        )  # fmt: skip
-    parts += [text(horizontal(t), 198, compact(t), anchor="middle") for t in horizontal.ticks(5)]
-    parts.append(text(WIDTH - 14, 216, unit, "axis", "end"))
-    return svg.drawing(*parts, label=label, height=222)
-
-
-def _interval(estimate: Estimate, y: float, scale: Scale, model: ModelName, *, title: str) -> Markup:
-    """A mark, its interval as a line with ends, and the value written to the right; the text alone where it is NaN."""
-    if not estimate.is_known:
-        return text(WIDTH - 8, y + 4, "not measured", "tick", "end")
-    low, high = scale(estimate.low), scale(estimate.high)
-    parts = [
-        line(low, y, high, y, f"interval stroke-{model}"),
-        line(low, y - 4, low, y + 4, f"interval stroke-{model}"),
-        line(high, y - 4, high, y + 4, f"interval stroke-{model}"),
-        mark(scale(estimate.value), y, model, title=f"{title}: {percent_text(estimate.value)} %"),
-        text(WIDTH - 8, y + 4, percent_text(estimate.value), f"value text-{model}", "end"),
+    edges = [low + (high - low) * index / bins for index in range(bins + 1)]
+    rows = [
+        {"from": begin, "to": end, unit: f"{begin:.0f} to {end:.0f}", "count": count}
+        for begin, end, count in zip(edges, edges[1:], counts, strict=False)
     ]
-    return svg.join(parts)
+    text = f"{title}: none"
+    if values:
+        ordered = sorted(values)
+        text = f"{title}: from {low:,} to {ordered[-1]:,} {unit}, median {ordered[len(ordered) // 2]:,}"
+    scale = {"zero": False, "nice": False}
+    return plot(
+        title,
+        text=text,
+        note=note,
+        height=180,
+        data={"values": rows},
+        mark={"type": "bar", "color": "var(--base)", "binSpacing": 1},
+        encoding={
+            "x": {"field": "from", "type": "quantitative", "scale": scale, "title": unit, "axis": {"grid": False}},
+            "x2": {"field": "to"},
+            "y": {"field": "count", "type": "quantitative", "title": None, "axis": {"tickCount": 4, "format": ",~s"}},
+            "y2": {"datum": 0},
+            "tooltip": [{"field": unit}, {"field": "count", "type": "quantitative", "format": ","}],
+        },
+    )
 
 
-def percent_scale(estimates: Sequence[Estimate], *, start: float, end: float) -> Scale:
-    """A scale for shares with round ends in per cent that holds every interval."""
-    values = [bound for estimate in estimates if estimate.is_known for bound in (estimate.low, estimate.high)]
-    return svg.round_scale([value * 100 for value in values], start, end, floor=0.0, ceiling=100.0).of_shares()
+def measured_text(estimate: Estimate) -> str:
+    """``34.5 (30.8 to 38.2)`` in percent, or that it was not measured."""
+    shown = percent(estimate)
+    return f"{shown.value} ({shown.interval})" if shown.known else NOT_MEASURED
 
 
-def _vertical_grid(scale: Scale, *, top: float, bottom: float) -> Markup:
-    parts = []
-    for tick in scale.ticks():
-        parts.append(line(scale(tick), top, scale(tick), bottom, "grid"))
-        parts.append(text(scale(tick), bottom + 15, f"{tick * 100:g}", anchor="middle"))
-    return svg.join(parts)
+def in_percent(estimate: Estimate) -> dict[str, float | None]:
+    """Value and interval in percent; null if not measured."""
+    bounds = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+    return {name: round(100 * bound, 4) if estimate.is_known else None for name, bound in bounds.items()}
 
 
-def _horizontal_grid(scale: Scale, *, left: float, right: float) -> Markup:
-    parts = []
-    for tick in scale.ticks(4):
-        parts.append(line(left, scale(tick), right, scale(tick), "grid"))
-        parts.append(text(left - 8, scale(tick) + 4, compact(tick), anchor="end"))
-    return svg.join(parts)
+def percent_domain(estimates: Iterable[Estimate]) -> list[float]:
+    """The ends of an axis in percent that holds every interval."""
+    known = [100 * bound for estimate in estimates if estimate.is_known for bound in (estimate.low, estimate.high)]
+    low, high = (max(min(known), 0.0), min(max(known), 100.0)) if known else (0.0, 100.0)
+    return [low, high] if high > low else [max(low - 1, 0.0), low + 1]
 
 
-def percent_text(share: float) -> str:
-    """A share as a number of per cent with one decimal."""
-    return f"{share * 100:.1f}"
+def model_scale(channel: str) -> dict[str, Any]:
+    """Encoding of the model as ``color`` or ``shape``."""
+    marks = {"color": [f"var(--{model})" for model in MODEL_TITLES], "shape": ["circle", "diamond"]}
+    scale = {"domain": list(MODEL_TITLES.values()), "range": marks[channel]}
+    return {"field": "model", "type": "nominal", "scale": scale, "legend": {"title": None}}
+
+
+def model_size(base: int) -> dict[str, Any]:
+    """Encoding of a mark's area: a diamond needs more of it to look as large as a disc."""
+    return {"condition": {"test": "datum.model === 'SSD'", "value": 1.5 * base}, "value": base}
+
+
+def legend_choice(*fields: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Parameters that a click on a legend sets, one for each field, and the opacity that dims what is not chosen."""
+    params = [
+        {"name": f"only_{field}", "select": {"type": "point", "fields": [field], "toggle": "true"}, "bind": "legend"}
+        for field in fields
+    ]
+    chosen = {"and": [{"param": param["name"]} for param in params]}
+    return params, {"condition": {"test": chosen, "value": 1}, "value": 0.12}
+
+
+def _intervals(k: int, groups: Sequence[tuple[str, Sequence[tuple[Score, Estimate]]]]) -> Plot:
+    """Groups under each other: the name, then a line for each score with mark, interval and number."""
+    headers: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    said = []
+    y = 0
+    for name, members in groups:
+        headers.append({"name": name, "y": y + 13})
+        y += _HEADER
+        for score, estimate in members:
+            shown = percent(estimate)
+            rows.append(
+                {
+                    "y": y + _LINE / 2,
+                    "model": MODEL_TITLES[score.model],
+                    "of": name,
+                    "decode": score.decoding,
+                    "number": shown.value if shown.known else NOT_MEASURED,
+                    "interval": shown.interval,
+                    **in_percent(estimate),
+                }
+            )
+            said.append(f"{name}, {MODEL_TITLES[score.model]}: {measured_text(estimate)}")
+            y += _LINE
+    params, opacity = legend_choice("model")
+    domain = percent_domain(estimate for _, members in groups for _, estimate in members)
+    vertical = {"field": "y", "type": "quantitative", "scale": {"domain": [0, y], "reverse": True}, "axis": None}
+    horizontal = {
+        "field": "value", "type": "quantitative", "title": None, "axis": {"tickCount": 5},
+        "scale": {"domain": domain, "nice": 5, "zero": False, "rangeMax": {"expr": f"width - {_VALUES}"}},
+    }  # fmt: skip
+    tooltip = [{"field": "of", "title": "setting" if len(groups) == len(rows) else "difficulty"},
+               {"field": "model"}, {"field": "decode"},
+               {"field": "number", "title": f"pass@{k}, %"}, {"field": "interval"}]  # fmt: skip
+    shared = {"y": vertical, "opacity": opacity, "color": model_scale("color"), "tooltip": tooltip}
+    return plot(
+        f"pass@{k}",
+        text=f"pass@{k} in percent. {'; '.join(said)}.",
+        note="percent",
+        height=y,
+        data={"values": rows},
+        layer=[
+            {
+                "params": params,
+                "mark": {"type": "rule", "strokeWidth": 2.5, "strokeCap": "round"},
+                "encoding": {**shared, "x": {**horizontal, "field": "low"}, "x2": {"field": "high"}},
+            },
+            {
+                "mark": {"type": "point", "filled": True},
+                "encoding": {**shared, "x": horizontal, "shape": model_scale("shape"), "size": model_size(100)},
+            },
+            {
+                "mark": {"type": "text", "align": "right", "baseline": "middle", "fontWeight": 600, "fontSize": 13.5},
+                "encoding": {**shared, "x": {"value": "width"}, "text": {"field": "number"}},
+            },
+            {
+                "data": {"values": headers},
+                "mark": {"type": "text", "align": "left", "baseline": "middle", "fontWeight": 500},
+                "encoding": {"x": {"value": 0}, "y": vertical, "text": {"field": "name"}},
+            },
+        ],
+    )

@@ -1,51 +1,54 @@
-"""``problems.html``: every problem of the benchmark with what base and SSD wrote, beside ``report.html``.
+"""Renders ``problems.html``: every problem of the benchmark with what base and SSD wrote.
 
 The list is plain markup, escaped by Jinja, and can be read without a script. The problems themselves are packed blocks
-(see ``problem_blocks``) that one small script unpacks and puts in as text. The page's Content-Security-Policy names
-that script and the style by their hashes and allows nothing else, so that no text of a model can be run or fetch
-anything.
+that one small script unpacks and inserts as text. The page's Content-Security-Policy names that script and the style by
+their hashes and allows nothing else, so that no text of a model can be run or fetch anything.
+
+Invariants:
+- A block is the base64 of zlib of ASCII JSON: whatever a model wrote, a block holds letters, digits, ``+/=`` and no
+  markup.
+- Each different text of a problem is in its block once.
+- Every response of the page is cut by the same limit, the largest of ``LIMITS`` with which all blocks fit.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import zlib
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from megatron_ssd.errors import ConfigError
 from megatron_ssd.evaluation.problem_file import Excerpt
-from megatron_ssd.report import content
 from megatron_ssd.report.attempts import COLUMNS, MOST_KEPT, Attempt, ProblemPage, ProblemPages
-from megatron_ssd.report.formatting import visible
+from megatron_ssd.report.content import FINISH_REASONS
+from megatron_ssd.report.formatting import anchor, visible
+from megatron_ssd.report.page import content_policy, source, style, templates
 from megatron_ssd.report.plots import MODEL_TITLES
-from megatron_ssd.report.theme import DARK, LIGHT, text_on
+from megatron_ssd.report.theme import text_on
 from megatron_ssd.schema import VerdictStatus
 from megatron_ssd.text_table import DASH, signed
 
 MEBIBYTE = 1 << 20
 LIMITS = (MOST_KEPT, 16384, 8192, 4096, 2048, 1024, 512, 256, 128, 0)
 BLOCK_OVERHEAD = 64  # bytes of markup around a block
-_LEAST_OF_STATEMENT = 1000
 SOLVED = {
     "both": "solved by both",
     "ssd": "solved by SSD alone",
     "base": "solved by the base alone",
     "neither": "solved by neither",
 }
+_LEAST_OF_STATEMENT = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A verdict as the page shows it: in words, as ``by_test`` writes it, and its colour on a light and a dark page.
+    """A verdict as the page shows it: in words, as ``by_test`` writes it, and its color on a light and a dark page.
 
-    Failures carry their letter as well, so that nothing rests on colour alone.
+    Failures show their letter as well, so that nothing depends on color alone.
     """
 
     title: str
@@ -72,8 +75,8 @@ OUTCOMES: dict[VerdictStatus, Outcome] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """A problem in the list. ``scores`` are (passed, judged) of base and SSD; sorting goes by ``keys``."""
+class ListEntry:
+    """A problem in the list. ``scores`` are (passed, graded) of base and SSD; the list is sorted by ``keys``."""
 
     anchor: str
     problem_id: str
@@ -83,36 +86,34 @@ class Row:
     half: str
     scores: tuple[tuple[int, int], ...]
     change: str
-    direction: str  # "up", "down" or "": which colour the change has
+    direction: str  # "up", "down" or "": which color the change has
     solved: str
     statuses: str
     keys: dict[str, float | str]
 
 
 def render_problems(pages: ProblemPages, *, run_name: str, code_version: str, page_mib: float) -> str:
-    """The whole page, of at most ``page_mib`` MiB. Raises ``ConfigError`` where that cannot be."""
-    environment = Environment(
-        loader=PackageLoader("megatron_ssd.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    colors = {"light": Markup(LIGHT.css_variables()), "dark": Markup(DARK.css_variables())}
+    """The whole page, of at most ``page_mib`` MiB.
+
+    Raises:
+        ConfigError: the list alone takes more.
+    """
+    environment = templates()
     outcomes = "\n".join(outcome.css(status) for status, outcome in OUTCOMES.items())
-    style = "\n".join(
-        (environment.get_template("style.css").render(colors), _source(environment, "problems.css"), outcomes)
-    )
-    script = _source(environment, "problems.js")
+    styles = style(environment, source(environment, "problems.css"), outcomes)
+    script = source(environment, "problems.js")
     template = environment.get_template("problems.html.jinja")
 
     def page(blocks: Blocks) -> str:
         return template.render(
-            style=Markup(style),
+            style=styles,
             script=Markup(script),
-            policy=content_policy(script=script, style=style),
+            policy=content_policy(script, styles),
             run_name=visible(run_name),
             code_version=code_version,
             columns=[{"model": row.model, "title": row.title, "decoding": row.decoding} for row in pages.columns],
             titles=MODEL_TITLES,
-            rows=[_row(problem, pages.difficulties) for problem in pages.problems],
+            entries=[_entry(problem, pages.difficulties) for problem in pages.problems],
             difficulties=[visible(name) for name in pages.difficulties],
             halves=sorted({problem.half for problem in pages.problems} - {""}),
             dates=any(problem.date for problem in pages.problems),
@@ -129,31 +130,11 @@ def render_problems(pages: ProblemPages, *, run_name: str, code_version: str, pa
     return page(fit_blocks(pages.problems, room, page_mib=page_mib))
 
 
-def content_policy(*, script: str, style: str) -> str:
-    """The page's Content-Security-Policy: this script and this style, and nothing from anywhere."""
-    hashes = [base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode() for text in (script, style)]
-    return (
-        f"default-src 'none'; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; img-src data:; "
-        f"base-uri 'none'; form-action 'none'"
-    )
-
-
-def anchor(problem_id: str) -> str:
-    """What stands after ``#`` in the address of a problem."""
-    return quote(visible(problem_id), safe="")
-
-
-def _source(environment: Environment, name: str) -> str:
-    """A file of the templates' folder, as it is."""
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, name)[0]
-
-
-def _row(problem: ProblemPage, difficulties: tuple[str, ...]) -> Row:
+def _entry(problem: ProblemPage, difficulties: tuple[str, ...]) -> ListEntry:
     scores = tuple(problem.passed(column) for column in range(len(problem.attempts)))
     change = problem.change
     shares = [passed / total if total else -1.0 for passed, total in scores]
-    return Row(
+    return ListEntry(
         anchor=anchor(problem.problem_id),
         problem_id=visible(problem.problem_id),
         title=visible(problem.title),
@@ -175,23 +156,23 @@ def _row(problem: ProblemPage, difficulties: tuple[str, ...]) -> Row:
 
 
 def _words() -> dict[str, Any]:
-    """What the script needs of the project's vocabulary."""
+    """Words that the script writes."""
     return {
         "statuses": {status: outcome.title for status, outcome in OUTCOMES.items()},
         "letters": {outcome.letter: status for status, outcome in OUTCOMES.items()},
-        "finish": content.FINISH_REASONS,
+        "finish": FINISH_REASONS,
         "models": [MODEL_TITLES["base"], MODEL_TITLES["ssd"]],
     }
 
 
 def _kept(blocks: Blocks) -> str:
-    """What was cut, in a sentence."""
+    """A sentence on what was cut."""
     if not blocks.num_cut:
         return "Every response is here in full."
     return (
         f"{blocks.num_cut:,} of {blocks.num_responses:,} responses are cut in the middle to keep this file small: "
         f"{blocks.limit:,} characters are kept before and after each program, and {kept_of_program(blocks.limit):,} of "
-        f"the program itself; each place says how many are missing. Whole responses are in eval/generations."
+        f"the program itself; each cut says how many are missing. Whole responses are in eval/generations."
     )
 
 
@@ -206,7 +187,7 @@ class Blocks:
 
 
 def fit_blocks(problems: tuple[ProblemPage, ...], room: int, *, page_mib: float) -> Blocks:
-    """Blocks of all ``problems`` that take at most ``room`` bytes together; ``page_mib`` is what was configured.
+    """Blocks of all ``problems`` that take at most ``room`` bytes together; ``page_mib`` is the configured size.
 
     Raises:
         ConfigError: they take more even without any program or response.
@@ -234,7 +215,7 @@ def fit_blocks(problems: tuple[ProblemPage, ...], room: int, *, page_mib: float)
 
 
 def pack(value: Any) -> str:
-    """JSON, compressed, in an alphabet that no markup is made of."""
+    """``value`` as JSON, compressed, in an alphabet without markup."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
     return base64.b64encode(zlib.compress(text.encode("ascii"), 9)).decode("ascii")
 
@@ -242,7 +223,7 @@ def pack(value: Any) -> str:
 def block(problem: ProblemPage, limit: int) -> dict[str, Any]:
     """What the page shows of ``problem``, with ``limit`` characters before and after each program.
 
-    Texts are indices into ``texts``; there each is a string, or [beginning, characters left out, end].
+    Each text is an index into ``texts``, whose items are a string or [beginning, characters left out, end].
     """
     texts = _Texts()
     return {
@@ -253,22 +234,22 @@ def block(problem: ProblemPage, limit: int) -> dict[str, Any]:
         "columns": [
             [_attempt(attempt, texts, limit) for attempt in problem.attempts[column]] for column in range(len(COLUMNS))
         ],
-        "texts": texts.rows,
+        "texts": texts.shown,
     }
 
 
 class _Texts:
-    """Texts by number, each once, as the page shows them."""
+    """The texts of a problem as the page shows them, each once."""
 
     def __init__(self) -> None:
-        self.rows: list[str | list[str | int]] = []
+        self.shown: list[str | list[str | int]] = []
         self._numbers: dict[Excerpt, int] = {}
 
     def add(self, text: Excerpt) -> int:
-        """Its number."""
+        """The index of ``text``."""
         if text not in self._numbers:
-            self._numbers[text] = len(self.rows)
-            self.rows.append(Excerpt(visible(text.head), text.left_out, visible(text.tail)).to_json())
+            self._numbers[text] = len(self.shown)
+            self.shown.append(Excerpt(visible(text.head), text.left_out, visible(text.tail)).to_json())
         return self._numbers[text]
 
 
@@ -291,7 +272,7 @@ def _attempt(attempt: Attempt, texts: _Texts, limit: int) -> dict[str, Any]:
 
 
 def kept_of_program(limit: int) -> int:
-    """Characters of a program; more than of what is around it, since programs are what a reader is after."""
+    """Characters of a program: more than of the text around it, since readers come for the programs."""
     return min(4 * limit, MOST_KEPT)
 
 

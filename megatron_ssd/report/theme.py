@@ -1,21 +1,23 @@
-"""Colours of the report, for a light and a dark page, and the contrast they must keep.
+"""Colors of the report for light and dark pages.
 
 Invariants, held by the tests:
 - text on its background has a WCAG contrast of at least 4.5 to 1 in both schemes;
-- base and SSD differ in hue along the blue-orange axis, which every common colour blindness keeps apart, and plots
-  give them different marks as well, so that no statement rests on colour alone.
+- base and SSD differ in hue along the blue-orange axis, which every common color blindness keeps apart. Plots also
+  give them different marks, so that nothing depends on color alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+HEAT_LEVELS = 24
+
 Rgb = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """Colours of one page as ``#rrggbb``. ``heat`` runs from the lowest value of a heat map to its highest."""
+    """Colors of one page as ``#rrggbb``. ``heat`` runs from the lowest value of a heat map to the highest."""
 
     page: str
     panel: str
@@ -27,9 +29,12 @@ class Scheme:
     heat: tuple[str, ...]
 
     def css_variables(self) -> str:
-        """Declarations for a CSS rule; heat colours are given cell by cell and are not among them."""
-        names = ("page", "panel", "ink", "muted", "rule", "base", "ssd")
-        return " ".join(f"--{name}: {getattr(self, name)};" for name in names)
+        """Declarations for a CSS rule: ``--page``, ..., and ``--heat-N`` with its text color ``--on-heat-N``."""
+        named = [(name, getattr(self, name)) for name in ("page", "panel", "ink", "muted", "rule", "base", "ssd")]
+        for level in range(HEAT_LEVELS):
+            color = heat_color(self, level / (HEAT_LEVELS - 1))
+            named += [(f"heat-{level}", color), (f"on-heat-{level}", text_on(color))]
+        return " ".join(f"--{name}: {color};" for name, color in named)
 
 
 LIGHT = Scheme(
@@ -44,20 +49,26 @@ DARK = Scheme(
 )  # fmt: skip
 
 
+def heat_level(value: float, low: float, high: float) -> int:
+    """The level, from 0 to ``HEAT_LEVELS - 1``, of a ``value`` between ``low`` and ``high``."""
+    share = (value - low) / (high - low) if high > low else 0.0
+    return round(min(max(share, 0.0), 1.0) * (HEAT_LEVELS - 1))
+
+
 def heat_color(scheme: Scheme, fraction: float) -> str:
-    """Colour at ``fraction`` of the way from the lowest to the highest value; outside [0, 1] it is held at the ends."""
-    position = min(max(fraction, 0.0), 1.0) * (len(scheme.heat) - 1)
+    """The color of a fraction in [0, 1] of the range from lowest to highest."""
+    position = fraction * (len(scheme.heat) - 1)
     left = min(int(position), len(scheme.heat) - 2)
     return _mix(scheme.heat[left], scheme.heat[left + 1], position - left)
 
 
 def text_on(background: str) -> str:
-    """Black or white, whichever reads better on ``background``: at least 4.5 to 1 on any colour."""
+    """Black or white, whichever has more contrast on ``background``: at least 4.5 to 1 on any color."""
     return max("#000000", "#ffffff", key=lambda color: contrast_ratio(color, background))
 
 
 def contrast_ratio(one: str, other: str) -> float:
-    """WCAG 2 contrast of two colours, from 1 (the same) to 21 (black on white)."""
+    """WCAG 2 contrast of two colors, from 1 (the same) to 21 (black on white)."""
     lighter, darker = sorted((_luminance(one), _luminance(other)), reverse=True)
     return (lighter + 0.05) / (darker + 0.05)
 

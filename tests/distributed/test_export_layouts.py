@@ -1,7 +1,6 @@
-"""Two real processes: each rank reads its slices of the full, computes what one process computes, and its checkpoint
-gives the Hugging Face folder back.
+"""Two real processes: each rank reads its shards, logits equal those of one process, and the checkpoint converts back.
 
-Where a slice belongs is Megatron-Core's own word (``sharded_state_dict``), not this project's table.
+The offsets of shards come from Megatron-Core (``sharded_state_dict``), not from this project's mappings.
 """
 
 import json

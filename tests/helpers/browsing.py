@@ -1,8 +1,9 @@
-"""A page opened in a real browser, and what it asked for and complained of meanwhile."""
+"""Opens a page in a real browser and records its requests and console messages."""
 
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ FLAGS = (
 
 
 def chromium() -> str:
-    """Where Chromium is; fails the test where there is none."""
+    """Where Chromium is; fails the test if there is none."""
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if executable is None:
         pytest.fail("no Chromium on PATH: run `make test`, or `apt-get install chromium`")
@@ -23,11 +24,12 @@ def chromium() -> str:
 
 
 class Visit:
-    """The page opened once, with everything that it asked for and complained of."""
+    """A page that was opened once, with its requests and its console messages."""
 
     def __init__(
         self, browser: Any, path: Path, *, width: int, scheme: str = "light", anchor: str = "", scripts: bool = True
     ) -> None:
+        self.path = path
         self.requests: list[str] = []
         self.complaints: list[str] = []
         self._context = browser.new_context(
@@ -38,6 +40,13 @@ class Visit:
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.goto(path.as_uri() + (f"#{anchor}" if anchor else ""))
+
+    def wait_until(self, expression: str) -> None:
+        """Wait until a JavaScript expression is true; Playwright's own wait needs ``eval``, which pages forbid."""
+        deadline = time.monotonic() + 30
+        while not self.page.evaluate(expression):
+            assert time.monotonic() < deadline, f"still not true: {expression}"
+            self.page.wait_for_timeout(20)
 
     def __enter__(self) -> Visit:
         return self

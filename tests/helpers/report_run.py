@@ -258,8 +258,13 @@ def _row(key: str, title: str, model: str, decoding: str, at_1: float, at_5: flo
 
 
 def _gain(value: float, error: float) -> dict[str, Any]:
-    return {**_estimate(value, error), "sign_test": {"ahead": 61, "behind": 40, "tied": 49, "p_value": 0.0460}}
+    return {
+        "value": value,
+        "low": value - 1.96 * error,
+        "high": value + 1.96 * error,
+        "sign_test": {"ahead": 61, "behind": 40, "tied": 49, "p_value": 0.0460},
+    }
 
 
 def _estimate(value: float, error: float) -> dict[str, float]:
-    return {"value": value, "low": value - 1.96 * error, "high": value + 1.96 * error}
+    return {"value": value, "low": max(value - 1.96 * error, 0.0), "high": min(value + 1.96 * error, 1.0)}

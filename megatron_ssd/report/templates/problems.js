@@ -6,7 +6,7 @@
   const rows = [...$("rows").rows];
   const byAnchor = new Map(rows.map((row) => [row.dataset.anchor, row]));
   const title = document.title;
-  const SHORT_LINES = 12; // programs up to here stand open
+  const SHORT_LINES = 12; // longer programs are folded
   const MOST_CELLS = 300;
 
   // An element with attributes and children; strings become text.
@@ -22,7 +22,7 @@
   // ---- the list
 
   const filters = { difficulty: "level", solved: "solved", half: "half" };
-  const order = { key: "place", descending: false };
+  const order = { key: "order", descending: false };
   const value = (row, key) => {
     if (key === "name") return row.querySelector(".name").textContent.toLowerCase();
     return key === "date" ? row.dataset.date : Number(row.dataset[key]);
@@ -54,7 +54,7 @@
     const sign = order.descending ? -1 : 1;
     rows.sort((one, other) => {
       const [a, b] = [value(one, order.key), value(other, order.key)];
-      return (a < b ? -sign : a > b ? sign : 0) || one.dataset.place - other.dataset.place;
+      return (a < b ? -sign : a > b ? sign : 0) || one.dataset.order - other.dataset.order;
     });
     $("rows").append(...rows);
     $("sort").value = order.key;
@@ -91,7 +91,7 @@
     $("direction").addEventListener("click", () => { order.descending = !order.descending; sort(); });
     $("reset").addEventListener("click", () => {
       for (const control of $("filters").querySelectorAll("input, select")) control.value = "";
-      Object.assign(order, { key: "place", descending: false });
+      Object.assign(order, { key: "order", descending: false });
       sort();
       update();
     });
@@ -102,13 +102,13 @@
 
   // ---- one problem
 
-  async function unpack(place) {
-    const bytes = Uint8Array.from(atob($(`block-${place}`).textContent), (letter) => letter.charCodeAt(0));
+  async function unpack(index) {
+    const bytes = Uint8Array.from(atob($(`block-${index}`).textContent), (letter) => letter.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
     return JSON.parse(await new Response(stream).text());
   }
 
-  // A text as a list of nodes; of one that was cut the place is named.
+  // A text as a list of nodes; a cut is named.
   function nodes(text) {
     if (typeof text === "string") return [text];
     const [head, leftOut, tail] = text;
@@ -126,7 +126,7 @@
 
   const status = (name) => el("b", { class: `status s-${name}` }, words.statuses[name]);
 
-  // A square a test, in order; tests that were not run are empty.
+  // One square per test, in order; tests that were not run are empty.
   function cells(attempt) {
     const ran = [...attempt.cells].map((letter) => words.letters[letter]);
     const notRun = Math.max(attempt.total - ran.length, 0);
@@ -155,7 +155,7 @@
       add(block.checks ? "check" : "input", isEmpty(input) ? "(nothing)" : input);
       if (!block.checks) add("expected", isEmpty(output) ? "(nothing)" : output);
     }
-    if (!isEmpty(detail)) add("judge", detail);
+    if (!isEmpty(detail)) add("grading", detail);
     return list.childElementCount ? list : null;
   }
 
@@ -186,7 +186,7 @@
     return article;
   }
 
-  // What stands in a square; a passed test is told by its bare colour.
+  // The letter in a square; a passed test has a color and no letter.
   const letters = Object.fromEntries(Object.entries(words.letters).map(([letter, name]) => [name, letter]));
   const mark = (name) => (name === "passed" ? "" : letters[name]);
 
@@ -199,7 +199,7 @@
       el("li", {}, el("i", { class: "not-run" }), "test not run"));
   }
 
-  // One square a program, each a link to it.
+  // One square per program, each a link to it.
   function strip(row, attempts, column) {
     const box = el("span", { class: "cells" });
     for (const attempt of attempts) {
@@ -284,11 +284,11 @@
     document.title = `${row.querySelector(".name").textContent} – ${title}`;
     let view;
     try {
-      view = problemView(row, await unpack(row.dataset.place));
+      view = problemView(row, await unpack(row.dataset.order));
     } catch (error) {
       view = [el("p", { class: "notice" }, typeof DecompressionStream === "undefined"
-        ? "This browser cannot unpack the programs: it has no DecompressionStream. Any browser of 2023 or later has."
-        : `This problem cannot be unpacked: ${error.message}. The file is not whole; make the report again.`)];
+        ? "This browser cannot unpack the programs: it has no DecompressionStream. Use a browser of 2023 or later."
+        : `This problem cannot be unpacked: ${error.message}. The file is damaged; make the report again.`)];
     }
     if (opened !== row) return; // another was asked for meanwhile
     $("problem").replaceChildren(...view);

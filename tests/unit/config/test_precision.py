@@ -60,17 +60,17 @@ def test_settings_that_a_recipe_does_not_have_are_refused(settings: dict[str, An
 def test_shapes_that_fp8_cannot_multiply_are_refused_with_the_multiple(qwen3_30b: ModelConfig) -> None:
     cp8 = ParallelConfig(world_size=8, context_parallel_size=8, expert_model_parallel_size=8)
     for recipe in FP8_ALIGNMENT:
-        fp8(recipe).check_model(qwen3_30b, cp8, row_tokens=65536)
+        fp8(recipe).check_model(qwen3_30b, cp8, micro_batch_tokens=65536)
     with pytest.raises(ConfigError, match=r"multiples of 32 on each of 8 parts .*multiple of 256"):
-        fp8("mxfp8").check_model(qwen3_30b, cp8, row_tokens=65536 - 128)
-    fp8("tensorwise").check_model(qwen3_30b, cp8, row_tokens=65536 - 128)
+        fp8("mxfp8").check_model(qwen3_30b, cp8, micro_batch_tokens=65536 - 128)
+    fp8("tensorwise").check_model(qwen3_30b, cp8, micro_batch_tokens=65536 - 128)
     with pytest.raises(ConfigError, match=r"moe_intermediate_size / expert-tensor size \(192\) .*multiple of 128"):
         fp8("blockwise").check_model(
-            qwen3_30b, ParallelConfig(world_size=8, expert_tensor_parallel_size=4), row_tokens=65536
+            qwen3_30b, ParallelConfig(world_size=8, expert_tensor_parallel_size=4), micro_batch_tokens=65536
         )
     layout = ParallelConfig(world_size=2, pipeline_model_parallel_size=2)
     with pytest.raises(ConfigError, match=r"bf16_layers_at_end = 30: .*\(24\)"):
-        fp8("mxfp8", bf16_layers_at_end=30).check_model(qwen3_30b, layout, row_tokens=65536)
+        fp8("mxfp8", bf16_layers_at_end=30).check_model(qwen3_30b, layout, micro_batch_tokens=65536)
 
 
 def test_recompute_asks_for_parts_that_are_there() -> None:
@@ -79,8 +79,8 @@ def test_recompute_asks_for_parts_that_are_there() -> None:
         "recompute_granularity": "selective", "recompute_modules": ["layernorm", "moe_act"],
     }  # fmt: skip
     with pytest.raises(ConfigError, match="moe_act are parts of a mixture of experts, and dense is a dense model"):
-        again.check_model(DENSE, ONE, row_tokens=64)
-    again.check_model(MOE, ONE, row_tokens=64)
+        again.check_model(DENSE, ONE, micro_batch_tokens=64)
+    again.check_model(MOE, ONE, micro_batch_tokens=64)
     with pytest.raises(ConfigError, match="moe_act is a part of grouped experts"):
         compose_config(["model=qwen3_30b", "precision.recompute=selective", "precision.recompute_modules=[moe_act]",
                         "moe.grouped_gemm=false"])  # fmt: skip

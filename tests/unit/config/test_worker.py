@@ -42,10 +42,10 @@ def test_shares_are_a_partition_of_like_parts(world: int) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"rank": 2, "world": 2}, "worker.rank = 2, worker.world = 2: ranks count from 0"),
+        ({"rank": 2, "world": 2}, "worker.rank = 2, worker.world = 2: ranks are from 0"),
         ({"rank": -1, "world": 2}, "worker.rank = -1"),
         ({"rank": 0, "world": 0}, "worker.rank = 0, worker.world = 0"),
-        ({"rank": 0}, "worker.rank = 0, worker.world = null: one says nothing without the other; set both or neither"),
+        ({"rank": 0}, "worker.rank = 0, worker.world = null: one needs the other; set both or neither"),
         ({"world": 2}, "worker.rank = null, worker.world = 2"),
         ({"rank": 0, "world": 2, "local_rank": 0}, "worker.local_rank = 0, worker.local_world = null"),
         ({"rank": 0, "world": 2, "local_rank": 0, "local_world": 4}, "worker.local_world = 4: must be at most"),
@@ -64,7 +64,7 @@ def test_contradictions_are_one_line(values: dict[str, int], message: str) -> No
         ({"WORLD_SIZE": None}, "RANK = 5, WORLD_SIZE = null"),
         ({"RANK": "8"}, "RANK = 8, WORLD_SIZE = 8"),
         ({"LOCAL_WORLD_SIZE": None}, "LOCAL_RANK = 1, LOCAL_WORLD_SIZE = null"),
-        ({"RANK": "first"}, "environment variable RANK = 'first': is no whole number"),
+        ({"RANK": "first"}, "environment variable RANK = 'first': is not a whole number"),
     ],
 )
 def test_variables_that_contradict_each_other_are_named(changes: dict[str, str | None], message: str) -> None:

@@ -176,5 +176,5 @@ def test_the_tool_itself(run_dir: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1
     assert "run_dir" in run("--help").stdout
-    with pytest.raises(ConfigError, match="one of the two names the data set"):
+    with pytest.raises(ConfigError, match="one of them must name the data set"):
         InspectConfig()

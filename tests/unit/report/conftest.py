@@ -55,9 +55,9 @@ def published_curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """Headless Chromium, with a profile of its own that goes when it closes."""
+    """Headless Chromium, with its own temporary profile."""
     with playwright.sync_playwright() as driver:
         running = driver.chromium.launch(executable_path=chromium(), args=list(FLAGS))
         yield running

