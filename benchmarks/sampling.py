@@ -1,13 +1,13 @@
-"""Sampling speed of the pipeline beside bare ``LLM.generate``, on the same prompts, seeds and settings.
+"""Sampling speed of the pipeline compared with bare ``LLM.generate``, on the same prompts, seeds and settings.
 
     python -m benchmarks.sampling [--rounds 3] [--problems 1000] [--max-tokens 256]
 
-A tiny Qwen3 (random weights, written by transformers) samples one response for each problem of the small world. Ours is
-``launch/generate.py`` as it is: requests and rows cross process borders, every response is decoded to text and is on
-disk as soon as it ends. The other side hands all prompts to vLLM's ``LLM.generate`` at once and keeps the results in
-memory. Both run one engine on both cores with the same engine settings and environment, load it anew in each round,
-and take turns; loading is not counted on either side. Same seeds must give the same number of tokens, or the script
-stops. The table gives medians, and the median over rounds of the ratio within each round.
+A tiny Qwen3 (random weights, written by transformers) samples one response for each problem of the small world.
+``launch/generate.py`` runs unchanged: requests and results cross process borders, and every response is decoded to text
+and written to disk as soon as it ends. ``LLM.generate`` gets all prompts at once and keeps the results in memory. Both
+use one engine on both cores with the same engine settings and environment, and load it again in each round. They
+alternate, and loading does not count. The same seeds must give the same number of tokens, otherwise the script stops.
+The table gives medians, and the median over rounds of the ratio within each round.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _BARE = """
 import json, sys, time
 from vllm import LLM, SamplingParams
 
-rows = [json.loads(line) for line in open(sys.argv[1])]
+samples = [json.loads(line) for line in open(sys.argv[1])]
 llm = LLM(**json.loads(sys.argv[2]))
-prompts = [{"prompt_token_ids": row["prompt_token_ids"]} for row in rows]
-parameters = [SamplingParams(**json.loads(sys.argv[3]), seed=row["seed"]) for row in rows]
+prompts = [{"prompt_token_ids": sample["prompt_token_ids"]} for sample in samples]
+parameters = [SamplingParams(**json.loads(sys.argv[3]), seed=sample["seed"]) for sample in samples]
 started = time.perf_counter()
 results = llm.generate(prompts, parameters, use_tqdm=False)
 seconds = time.perf_counter() - started
@@ -41,10 +41,10 @@ print(json.dumps({"tokens": sum(len(result.outputs[0].token_ids) for result in r
 
 
 def main() -> None:
-    """Prepare, let the sides take turns, print the table."""
+    """Prepare, run both sides alternately, print the table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=3, help="turns of each side (default 3)")
-    options.add_argument("--problems", type=int, default=1000, help="prompts a turn (default 1000)")
+    options.add_argument("--rounds", type=int, default=3, help="rounds (default 3)")
+    options.add_argument("--problems", type=int, default=1000, help="prompts per round (default 1000)")
     options.add_argument("--max-tokens", type=int, default=256, help="longest response (default 256)")
     arguments = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -55,7 +55,7 @@ def main() -> None:
             tokens, speed = _pipeline(folder, problems=arguments.problems, max_tokens=arguments.max_tokens)
             bare_tokens, bare_speed = _bare(folder, max_tokens=arguments.max_tokens)
             if tokens != bare_tokens:
-                sys.exit(f"the same seeds gave {tokens} tokens here and {bare_tokens} there")
+                sys.exit(f"the same seeds gave {tokens} tokens in the pipeline and {bare_tokens} in LLM.generate")
             speeds["launch/generate.py"].append(speed)
             speeds["LLM.generate"].append(bare_speed)
     print(
@@ -88,7 +88,7 @@ def _make_model(folder: Path) -> None:
 
 
 def _pipeline(folder: Path, *, problems: int, max_tokens: int) -> tuple[int, float]:
-    """Tokens, and tokens a second, of the sampling stage."""
+    """Tokens, and tokens per second, of the sampling stage."""
     overrides = [
         "+experiment=demo", f"run_dir={folder / 'run'}", f"model.path={folder / 'model'}",
         f"minicode.num_train_problems={problems}", f"sampling.max_tokens={max_tokens}",
@@ -102,27 +102,27 @@ def _pipeline(folder: Path, *, problems: int, max_tokens: int) -> tuple[int, flo
 
 
 def _bare(folder: Path, *, max_tokens: int) -> tuple[int, float]:
-    """The same of ``LLM.generate``, with the prompts and seeds that the sampling stage recorded."""
+    """Tokens, and tokens per second, of ``LLM.generate`` on the recorded prompts and seeds."""
     engine = {
         "model": str(folder / "model"), "dtype": "float32", "max_model_len": MAX_MODEL_LEN,
         "max_num_seqs": MAX_NUM_SEQS, "enforce_eager": True, "kv_cache_memory_bytes": 1 << 30,
         "enable_chunked_prefill": False, "max_num_batched_tokens": 8192, "generation_config": "vllm",
     }  # fmt: skip
     decoding = {"temperature": 1.5, "top_k": 20, "top_p": 0.6, "max_tokens": max_tokens}
-    rows = folder / "rows.jsonl"
+    samples = folder / "samples.jsonl"
     shards = sorted((folder / "run" / "samples").glob("shard-*.jsonl"))
-    rows.write_text("".join(shard.read_text() for shard in shards))
+    samples.write_text("".join(shard.read_text() for shard in shards))
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), "OMP_WAIT_POLICY": "passive",
     }  # fmt: skip
-    command = [sys.executable, "-c", _BARE, str(rows), json.dumps(engine), json.dumps(decoding)]
+    command = [sys.executable, "-c", _BARE, str(samples), json.dumps(engine), json.dumps(decoding)]
     found = json.loads(_run(command, environment).strip().splitlines()[-1])
     return found["tokens"], found["tokens"] / found["seconds"]
 
 
 def _run(command: list[str], environment: dict[str, str] | None = None) -> str:
-    """Standard output of a command; what it wrote to standard error where it fails."""
+    """Standard output of a command. If it fails, print its standard error and exit."""
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **(environment or {})}, capture_output=True, text=True,
                           check=False)  # fmt: skip
     if done.returncode != 0:

@@ -15,6 +15,7 @@ from megatron_ssd.problems.minicode.documents import corpus
 from megatron_ssd.problems.minicode.tokenizer import save_tokenizer, train_tokenizer
 
 VOCAB_SIZE = 512
+TOGETHER = ("tests/distributed", "tests/e2e")
 
 # A busy machine is no failure: nothing is timed in tests.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -22,12 +23,13 @@ settings.load_profile("untimed")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep together, in one of the parallel processes, what shares a costly fixture: a file, or all of tests/e2e."""
+    """Run tests that share a costly fixture in the same process: a file, or a folder of ``TOGETHER``."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFixture(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "tests/e2e" if nodeid.startswith("tests/e2e/") else nodeid.split("::")[0]
+            path = nodeid.split("::")[0]
+            return next((folder for folder in TOGETHER if path.startswith(f"{folder}/")), path)
 
     return ByFixture(config, log)
 

@@ -1,4 +1,4 @@
-"""The frozen model as a folder: where it is, which revision it is, and what its config says about decoding."""
+"""Finds a model or a data set: a folder or file on this machine, or a repository on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from megatron_ssd.errors import MissingModelError, UserError
 _KEY = "model.path"
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_LARGEST = (1 << 31) - 1  # token ids and positions are 32 bits wide
+_LARGEST = (1 << 31) - 1  # token ids and lengths are 32 bits wide
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFolder:
     """A Hugging Face model on this machine.
 
-    ``revision`` is the commit where one was named or the Hub gave one, otherwise the hash of all files.
+    ``revision`` is the commit if one was named or the Hub gave one, otherwise the hash of all files.
     """
 
     path: Path
@@ -33,15 +33,16 @@ class ModelFolder:
 
 
 def open_model(path: str | None, revision: str | None = None, *, key: str = _KEY) -> ModelFolder:
-    """Find a model and read its config; a Hub id is downloaded where it is not on this machine yet.
+    """Find a model and read its config; a Hub id is downloaded if it is not on this machine yet.
 
     Args:
         path: a folder, or a Hub id such as ``Qwen/Qwen3-4B-Instruct-2507``.
-        revision: commit of the Hub repository. A local folder given with one is taken to be it, unhashed.
+        revision: commit of the Hub repository. A local folder with a revision is not hashed: the user
+            vouches for it.
         key: what the user calls it.
 
     Raises:
-        UserError: nothing is there, the folder is no Hugging Face model, or its config has a value that cannot be.
+        UserError: there is nothing, the folder is not a Hugging Face model, or its config has an invalid value.
     """
     folder, revision = locate_model(path, revision, key=key)
     config = _read(folder, _CONFIG, required=True)
@@ -58,10 +59,10 @@ def open_model(path: str | None, revision: str | None = None, *, key: str = _KEY
 
 
 def locate_model(path: str | None, revision: str | None = None, *, key: str = _KEY) -> tuple[Path, str | None]:
-    """(folder, commit where one was named or the Hub gave one) of a model, as ``open_model`` finds it, unread."""
+    """(folder, commit if one was named or the Hub gave one) of a model, without reading its config."""
     if path is None:
         raise MissingModelError(
-            f"{key} = null", rule="this needs a model that is trained", fix=f"set {key} to a Hugging Face folder"
+            f"{key} = null", rule="this needs a trained model", fix=f"set {key} to a Hugging Face folder"
         )
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -83,12 +84,12 @@ def _download(path: str, revision: str | None, *, key: str) -> Path:
 
 
 def _size(folder: Path, config: dict[str, Any], name: str) -> int:
-    """The positive whole number ``name`` of the model's config."""
+    """The positive integer ``name`` of the model's config."""
     path, fix = folder / _CONFIG, "use the config.json of a causal model"
     if name not in config:
         raise UserError(f"file {path}", rule=f"has no {name!r}", fix=fix)
     value = config[name]
-    if type(value) is not int or not 1 <= value <= _LARGEST:  # a truth value is an int, but no size
+    if type(value) is not int or not 1 <= value <= _LARGEST:  # a bool is an int, but not a size
         raise UserError(
             f"file {path} with {name} = {reprlib.repr(value)}", rule=f"must be a whole number from 1 to {_LARGEST}",
             fix=fix,
@@ -97,7 +98,7 @@ def _size(folder: Path, config: dict[str, Any], name: str) -> int:
 
 
 def _end_token_ids(folder: Path, config: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
-    """What ends a response: the generation config's ids, else the model config's."""
+    """The ids that end a response: those of the generation config, otherwise of the model config."""
     for name, source in ((_GENERATION, _read(folder, _GENERATION, required=False)), (_CONFIG, config)):
         value = source.get("eos_token_id")
         if value is None:
@@ -129,41 +130,43 @@ def _read(folder: Path, name: str, *, required: bool) -> dict[str, Any]:
         raise UserError(f"file {path}", rule=f"is not JSON ({error})", fix="copy it from the model again") from None
     if not isinstance(content, dict):
         raise UserError(
-            f"file {path} with {reprlib.repr(content)}", rule="is no JSON object", fix="copy it from the model again"
+            f"file {path} with {reprlib.repr(content)}", rule="is not a JSON object", fix="copy it from the model again"
         )
     return content
 
 
 def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Path] | None:
-    """Files of a data set, sorted by path; None where ``path`` is no local path and reads as a Hub id.
+    """Files of a data set, sorted by path; None if ``path`` is not a local path and looks like a Hub id.
 
     Args:
-        path: what the user named: a file, a folder (searched with its subfolders), or ``owner/name``.
+        path: a file, a folder (searched with its subfolders), or ``owner/name``.
         key: the configuration key it came from, for messages.
-        ending: what the files' names end with, for example ``.parquet``; any of several.
+        ending: the ending of the files' names, for example ``.parquet``, or several.
 
     Raises:
-        UserError: nothing is there, a file's name ends otherwise, the folder holds no such file, or one of them is a
-            link that leads nowhere.
+        UserError: there is nothing, a file's name has another ending, the folder has no such file, or one of them is a
+            broken link.
     """
-    place = Path(path).expanduser()
+    named = Path(path).expanduser()
     kinds = ending if isinstance(ending, str) else " or *".join(ending)
-    if place.is_file():
-        if not place.name.endswith(ending):
+    if named.is_file():
+        if not named.name.endswith(ending):
             raise UserError(
-                f"{key} = {path}", rule=f"is no *{kinds} file by its name", fix="convert it, or give it the right name"
+                f"{key} = {path}",
+                rule=f"is not a *{kinds} file by its name",
+                fix="convert it, or rename it",
             )
-        return [place]
-    if place.is_dir():
-        found = sorted(file for file in place.rglob("*") if file.name.endswith(ending))
+        return [named]
+    if named.is_dir():
+        found = sorted(file for file in named.rglob("*") if file.name.endswith(ending))
         for file in found:
             if file.is_symlink() and not file.exists():
-                raise UserError(f"{file}", rule="is a link that leads nowhere", fix=f"download {path} again")
+                raise UserError(f"{file}", rule="is a broken link", fix=f"download {path} again")
         files = [file for file in found if file.is_file()]
         if not files:
             raise UserError(
                 f"{key} = {path}",
-                rule=f"the folder holds no *{kinds} file",
+                rule=f"the folder has no *{kinds} file",
                 fix=f"point {key} at the folder that does",
             )
         return files
@@ -173,12 +176,12 @@ def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Pa
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether ``path`` reads as ``owner/name``."""
+    """Whether ``path`` has the form ``owner/name``."""
     return _HUB_ID.fullmatch(path) is not None
 
 
 def hub_error(path: str, *, key: str, error: Exception) -> UserError:
-    """What to tell the user when ``path`` is no local path and the Hub did not serve it as ``owner/name`` either."""
+    """The error to report if ``path`` is not a local path and the Hub does not serve it either."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(
         f"{key} = {path}",

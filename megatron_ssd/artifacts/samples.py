@@ -143,4 +143,4 @@ def _no_sample(path: Path, number: int, reason: str) -> UserError:
 
 
 def _remedy(path: Path) -> str:
-    return f"mend that line, or remove {path.parent} and sample again"
+    return f"fix that line, or remove {path.parent} and sample again"

@@ -104,7 +104,7 @@ class EngineConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of vLLM's ``EngineArgs``."""
     max_restarts: int = 3
-    """How often engines that died are started again, over all engines of a stage."""
+    """How often engines that died are restarted, over all engines of a stage."""
     endpoints: tuple[str, ...] = ()
     """Base URLs of servers, such as ``http://host:8000/v1``."""
     max_retries: int = 10
@@ -134,10 +134,10 @@ class EngineConfig:
             require(re.fullmatch(r"https?://[^/\s]+(/\S*)?/v1", endpoint) is not None, f"engine.endpoints: {endpoint}",
                     rule="is not the base URL of an OpenAI-compatible server",
                     fix="write http://HOST:PORT/v1")  # fmt: skip
-        require(len(set(self.endpoints)) == len(self.endpoints), named, rule="names a server twice", fix="name it once")
+        require(len(set(self.endpoints)) == len(self.endpoints), named, rule="lists a server twice", fix="list it once")
         require(not self.options or self.backend == "vllm", f"engine.options = {self.options}",
                 rule="are for engines that this run starts, and engine.backend = server",
-                fix="give them to vllm serve instead")  # fmt: skip
+                fix="pass them to vllm serve instead")  # fmt: skip
 
     @property
     def max_in_flight(self) -> int:
@@ -232,24 +232,24 @@ class WorkerConfig:
 
     @property
     def share(self) -> slice:
-        """Of a list that all workers have in the same order, this one's part."""
+        """This worker's part of a list that all workers have in the same order."""
         return slice(self.rank or 0, None, self.world or 1)
 
     @property
     def is_alone(self) -> bool:
-        """Whether there are no others."""
+        """Whether it is the only worker."""
         return (self.world or 1) == 1
 
     @property
     def label(self) -> str:
-        """How messages call it, for example ``worker 0 of 2``."""
+        """Its name in messages, for example ``worker 0 of 2``."""
         return f"worker {self.rank or 0} of {self.world or 1}"
 
     def resolved(self, environment: Mapping[str, str]) -> WorkerConfig:
-        """This worker as configured, else as torchrun's variables say.
+        """This worker as configured, otherwise as set by torchrun's variables.
 
-        An array of SLURM is not looked at: its tasks may as well be different runs. ``launch/slurm/generate.sbatch``
-        sets rank and world.
+        A SLURM array does not count: its tasks may be different runs. ``launch/slurm/generate.sbatch`` sets rank and
+        world.
 
         Raises:
             ConfigError: the variables contradict each other.

@@ -10,22 +10,19 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.process import die_with_parent, this_package
+from megatron_ssd.process import ChildDeathError, ChildProcess, connection_to_parent
 
 T = TypeVar("T")
 
 CountRows = Callable[[int], object]
 Work = Callable[[T, CountRows], object]  # does a task; says now and then how many rows it has done since
 _DONE = "done"
+_MODULE = "megatron_ssd.dataset.workers"  # this one
 _EVERY = 64  # rows between two words to the progress bar
 
 
@@ -64,8 +61,8 @@ def run_tasks(work: Work[T], tasks: Sequence[T], *, num_workers: int, count_rows
             yield task
         return
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(_Worker()) for _ in range(count)]
-        busy: dict[Any, tuple[_Worker, T]] = {}
+        workers = [stack.enter_context(contextlib.closing(ChildProcess(_MODULE))) for _ in range(count)]
+        busy: dict[Any, tuple[ChildProcess, T]] = {}
         for worker, task in zip(workers, itertools.islice(waiting, count), strict=True):
             worker.send(work)
             worker.send(task)
@@ -73,7 +70,7 @@ def run_tasks(work: Work[T], tasks: Sequence[T], *, num_workers: int, count_rows
         while busy:
             for connection in wait(list(busy)):
                 worker, task = busy[connection]
-                said = worker.receive()
+                said = _receive(worker)
                 if said != _DONE:
                     count_rows(said)
                     continue
@@ -84,62 +81,17 @@ def run_tasks(work: Work[T], tasks: Sequence[T], *, num_workers: int, count_rows
                 yield task
 
 
-class _Worker:
-    """The parent's end of a worker; leaving it as a context ends the worker.
-
-    A worker asks the kernel to be killed with the thread that made it, so make it in the main thread.
-    """
-
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "megatron_ssd.dataset.workers", str(theirs.fileno())],
-                env={**os.environ, **this_package()},
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                preexec_fn=die_with_parent,
-                process_group=0,  # Ctrl-C is the parent's to handle
-            )
-        self.connection = Connection(ours.detach())
-
-    def send(self, message: object) -> None:
-        """Hand over the work, then one task after the other."""
-        try:
-            self.connection.send(message)
-        except ConnectionError:
-            raise self._death() from None
-
-    def receive(self) -> Any:
-        """What the worker says next: rows done, or that its task is. Raises what its task has raised."""
-        try:
-            said = self.connection.recv()
-        except (EOFError, ConnectionError):
-            raise self._death() from None
-        try:
-            if isinstance(said, Exception):
-                raise said
-            return said
-        finally:
-            del said  # else the error's traceback holds this frame and the frame the error
-
-    def _death(self) -> UserError:
-        return UserError(
-            f"worker process with status {self._process.wait()}",
+def _receive(worker: ChildProcess) -> Any:
+    """The worker's next message: a number of rows, or that its task is done. Raises what its task raised."""
+    try:
+        return worker.receive()
+    except ChildDeathError as death:
+        raise UserError(
+            f"worker process with status {death.status}",
             rule="died, and said why above if it could (status -9: killed, perhaps because memory ran out)",
             fix="finished shards are kept: run the same command again, with a lower preprocess.num_workers if it was "
             "memory",
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.connection.close()
-        self._process.kill()
-        self._process.wait()
+        ) from None
 
 
 def serve(connection: Connection) -> None:
@@ -159,4 +111,4 @@ def serve(connection: Connection) -> None:
 
 
 if __name__ == "__main__":
-    serve(Connection(int(sys.argv[1])))
+    serve(connection_to_parent())

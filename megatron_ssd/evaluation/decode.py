@@ -1,8 +1,8 @@
-"""The benchmark decoded with one model under all its settings, in one go: the engine starts once.
+"""Decodes the benchmark with one model under all its settings, with one start of the engine.
 
-Each setting has a file, ``LABEL.jsonl``, with one ``schema.Sample`` a response. Rows are appended as responses finish;
-a file that is complete is put into the plan's order by one rename. Finished rows are never drawn again.
-Sample ``i`` of a problem has the same seed under every setting and for both models.
+Each setting has a file, ``LABEL.jsonl``, with one ``schema.Sample`` per response. Samples are appended as they finish;
+a complete file is sorted into the order of the plan by one rename. Finished samples are never generated again. Sample
+``i`` of a problem has the same seed under every setting and for both models.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ OpenSampler = Callable[..., AbstractContextManager[Sampler]]  # as generation.sa
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeJob:
-    """What is decoded with one model.
+    """The decoding of one model.
 
     Args:
-        name: what the bar calls the model.
+        name: for the progress bar.
         model: the model's folder.
         problems: the benchmark.
-        settings: every setting, with labels that differ.
-        folder: where the files go.
+        settings: every setting, with distinct labels.
+        folder: of the files.
     """
 
     config: RunConfig
@@ -52,10 +52,10 @@ class DecodeJob:
     folder: Path
 
     def run(self, open_sampler: OpenSampler, note: Callable[[], None]) -> None:
-        """Draw whatever is missing; starts no engine where nothing is.
+        """Generate the missing samples; starts an engine only if there are any.
 
         Args:
-            open_sampler: starts the engine on a model, for as long as its context is held.
+            open_sampler: starts the engine on a model, for the duration of its context.
             note: called after each response.
 
         Raises:
@@ -75,7 +75,7 @@ class DecodeJob:
             ) as sampler:  # loads while the prompts are made
                 self._draw(sampler, stores, note)
         else:
-            log.info("eval: every response of %s is there", self.name)
+            log.info("eval: every response of %s is complete", self.name)
         for store in stores.values():
             store.update()
             store.merge()
@@ -91,13 +91,13 @@ class DecodeJob:
         return self.folder / f"{setting.label}.jsonl"
 
     def planned(self, setting: SamplingParams) -> Callable[[dict[str, Any]], bool]:
-        """Whether a row of an earlier evaluation is one that this job would draw under ``setting``."""
+        """Whether a record of an earlier evaluation is one that this job would generate under ``setting``."""
         drawn_alike = {"model_revision": self.model.revision, "sampling_hash": self._sampling_hash(setting)}
         by_key = {request.key: request for request in self._requests(setting)}
 
-        def is_planned(row: dict[str, Any]) -> bool:
-            request = by_key.get((row.get("problem_id", ""), row.get("sample_index", -1)))
-            return request is not None and row == row | drawn_alike | {
+        def is_planned(record: dict[str, Any]) -> bool:
+            request = by_key.get((record.get("problem_id", ""), record.get("sample_index", -1)))
+            return request is not None and record == record | drawn_alike | {
                 "seed": request.seed,
                 "prompt_token_ids": request.prompt_token_ids,
                 "skip_reason": request.skip_reason,

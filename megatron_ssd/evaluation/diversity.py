@@ -1,12 +1,11 @@
-"""How different the programs are that a model writes for one problem.
+"""Counts the distinct programs that a model writes for a problem.
 
-Two programs count as one where Python reads them alike: formatting, comments and docstrings aside, names as they stand.
-A variable of another name therefore makes another program; what is measured is the variety of what a model writes, not
-of the algorithms behind it.
+Two programs count as one if Python parses them to the same tree, ignoring formatting, comments and docstrings. Names
+count, so a renamed variable makes another program: this measures the variety of the texts, not of the algorithms.
 
-Programs are text of unknown origin, and are parsed here, never run. One that the judge could not compile, that Python
-does not parse here, or that is longer than ``_LONGEST`` is compared by its text, white space aside. No depth of nesting
-and no length of a number can do harm: the parser has its own limits, and the tree is walked without recursion.
+Programs are untrusted text; they are parsed here, never run. A program that did not compile, that Python does not parse
+here, or that is longer than ``_LONGEST`` is compared by its text, ignoring white space. Deep nesting and long numbers
+are harmless: the parser has its own limits, and the tree is walked without recursion.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ _UNSEEN = frozenset({"ctx", "kind", "type_comment"})  # follow from the rest of 
 class Diversity:
     """Distinct programs of one model under one setting.
 
-    ``distinct`` is the mean over all problems, ``distinct_passing`` counts programs that pass and is the mean over the
-    ``num_solved`` problems that have one; None where there are none.
+    ``distinct`` is the mean over all problems. ``distinct_passing`` counts programs that pass, and is the mean over the
+    ``num_solved`` problems that have one. None if there is no such problem.
     """
 
     distinct: float | None
@@ -40,17 +39,17 @@ class Diversity:
 
 
 class NormalForms:
-    """Programs by what is compared of them. Remembers every text that it has seen, as a hash."""
+    """The normal forms of programs. Remembers every text that it has seen, as a hash."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, bytes] = {}
 
     def of(self, source: str, *, compiles: bool = True) -> bytes:
-        """Equal for two programs that count as one.
+        """The normal form, which is equal for two programs that count as one.
 
         Args:
             source: the program.
-            compiles: false where the judge has found that it does not; nothing is parsed then.
+            compiles: false if it is known not to compile; it is not parsed then.
         """
         key = _digest(f"{compiles:d}{source}")
         if key not in self._known:
@@ -58,10 +57,10 @@ class NormalForms:
         return self._known[key]
 
     def diversity(self, programs: Iterable[tuple[Verdict, str | None]]) -> Diversity:
-        """Of all samples of one setting: each one's verdict and program, None where its response holds none."""
+        """The diversity of (verdict, program) of all samples of one setting; None if the response has no program."""
         every, passing = defaultdict[str, set[bytes]](set), defaultdict[str, set[bytes]](set)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a program's odd escapes are not this one's
+            warnings.simplefilter("ignore")  # about escapes in the programs
             for verdict, source in programs:
                 seen = every[verdict.problem_id]
                 if source is not None:
@@ -73,7 +72,7 @@ class NormalForms:
 
 
 def normal_form(source: str) -> bytes:
-    """A hash of the program's tree, or of its text where Python does not parse it."""
+    """A hash of the tree of the program, or of its text if Python does not parse it."""
     if len(source) > _LONGEST:
         return _text_form(source)
     try:
@@ -84,7 +83,7 @@ def normal_form(source: str) -> bytes:
 
 
 def _spelled(tree: ast.AST) -> list[str]:
-    """The tree in prefix order, every node with its kind and every list with its length, so that no two read alike."""
+    """The tree in prefix order. Nodes have their kind and lists their length, so different trees never look alike."""
     parts: list[str] = []
     waiting: list[Any] = [tree]
     while waiting:
@@ -96,13 +95,13 @@ def _spelled(tree: ast.AST) -> list[str]:
             parts.append(f"[{len(item)}")
             waiting.extend(reversed(item))
         else:
-            written = hex(item) if type(item) is int else repr(item)  # Python writes no long integer in decimal
+            written = hex(item) if type(item) is int else repr(item)  # Python refuses to write long integers in decimal
             parts.append(f"{type(item).__name__} {written},")
     return parts
 
 
 def _without_docstring(node: ast.AST, name: str) -> Any:
-    """The field ``name`` of ``node``, less the docstring that a body begins with."""
+    """The field ``name`` of ``node``, without the docstring at the beginning of a body."""
     value: Any = getattr(node, name, None)
     if name != "body" or not isinstance(node, _SCOPES) or not value:
         return value

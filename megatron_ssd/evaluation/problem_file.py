@@ -1,7 +1,7 @@
-"""``eval/problems.jsonl``: what a reader of verdicts wants to know of each problem, and no more.
+"""``eval/problems.jsonl``: the problems, for readers of verdicts.
 
-A row has the statement, the half that the problem is in, and of every test the beginning and the end. Whole tests stay
-with the benchmark: those of LiveCodeBench are megabytes each. The file is for readers; nothing is graded by it.
+A record has the statement, the half of the problem, and the beginning and the end of every test. Full tests stay with
+the benchmark: those of LiveCodeBench have megabytes each. Grading does not use this file.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Half = Literal["selection", "reporting"]
 
 
 class Excerpt(NamedTuple):
-    """A text without its middle, of which ``left_out`` characters are missing; all of it is in ``head`` where none is.
+    """A text without its middle, of which ``left_out`` characters are missing; a complete text is in ``head``.
 
-    As JSON it is a string where it is whole, and the list of the three where it is not.
+    In JSON, a complete text is a string, and an excerpt is a list of the three fields.
     """
 
     head: str
@@ -37,11 +37,11 @@ class Excerpt(NamedTuple):
 
     @classmethod
     def of(cls, text: str, limit: int) -> Excerpt:
-        """At most ``limit`` characters of ``text``, as many of its beginning as of its end."""
+        """At most ``limit`` characters of ``text``, half from its beginning and half from its end."""
         return cls(text).shortened(limit)
 
     def shortened(self, limit: int) -> Excerpt:
-        """The same text with at most ``limit`` characters kept."""
+        """The same text with at most ``limit`` characters."""
         excess = len(self.head) + len(self.tail) - limit
         if excess <= 0:
             return self
@@ -51,14 +51,14 @@ class Excerpt(NamedTuple):
 
     @classmethod
     def from_json(cls, value: Any) -> Excerpt:
-        """As ``to_json`` wrote it. Raises ``TypeError`` or ``ValueError`` for anything else."""
+        """The opposite of ``to_json``. Raises ``TypeError`` or ``ValueError`` for anything else."""
         if isinstance(value, str):
             return cls(value)
         head, left_out, tail = value
         return cls(str(head), int(left_out), str(tail))
 
     def to_json(self) -> str | list[str | int]:
-        """See the class."""
+        """A string or a list; see the class."""
         return self.head if not self.left_out else list(self)
 
 
@@ -72,7 +72,7 @@ class ShortTest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShortProblem:
-    """A row of the file."""
+    """A record of the file."""
 
     id: str
     title: str
@@ -86,8 +86,8 @@ class ShortProblem:
 
 
 def write_problems(path: Path, problems: Sequence[Problem], halves: Halves) -> None:
-    """Write the file, a row for each of ``problems`` in their order; ``halves`` are masks over them [P]."""
-    rows = [
+    """Write the file, one record per problem in their order; ``halves`` are masks over them [P]."""
+    records = [
         {
             "id": problem.id,
             "title": problem.title,
@@ -104,29 +104,30 @@ def write_problems(path: Path, problems: Sequence[Problem], halves: Halves) -> N
         }
         for problem, on_report in zip(problems, halves.report.tolist(), strict=True)
     ]
-    # ASCII: a statement or a test may hold half of a surrogate pair, which is no UTF-8.
-    write_atomically(path, "".join(f"{json.dumps(row)}\n" for row in rows))
+    # ASCII: a statement or a test may hold half of a surrogate pair, which is not UTF-8.
+    write_atomically(path, "".join(f"{json.dumps(record)}\n" for record in records))
 
 
 def read_problems(path: Path) -> dict[str, ShortProblem]:
-    """Rows by problem id, in the order of the benchmark.
+    """Records by problem id, in the order of the benchmark.
 
     Raises:
-        UserError: the file is missing, or a row is not as ``write_problems`` writes it.
+        UserError: the file is missing, or a record is from another version.
     """
     problems: dict[str, ShortProblem] = {}
-    for number, row in enumerate(iter_jsonl(path), start=1):
+    for number, record in enumerate(iter_jsonl(path), start=1):
         try:
             tests = tuple(
-                ShortTest(**{name: Excerpt.from_json(text) for name, text in test.items()}) for test in row["tests"]
+                ShortTest(**{name: Excerpt.from_json(text) for name, text in test.items()}) for test in record["tests"]
             )
-            statement = Excerpt.from_json(row["statement"])
-            problem = ShortProblem(**{**row, "statement": statement, "tests": tests})
+            statement = Excerpt.from_json(record["statement"])
+            problem = ShortProblem(**{**record, "statement": statement, "tests": tests})
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}:{number}",
-                rule=f"is no problem of this version ({type(error).__name__}: {error})",
-                fix="run launch/evaluate.py again with replace=true",
+                rule=f"is not a problem of this version ({type(error).__name__}: {error})",
+                fix=f"rename {path.parent} to {path.parent.name}.replaced-1 and run launch/evaluate.py again, which "
+                "reuses its responses",
             ) from None
         problems[problem.id] = problem
     return problems

@@ -1,7 +1,7 @@
-"""The evaluation stage: base and tuned model to run_dir/eval.
+"""The evaluation stage: results of base and tuned model in run_dir/eval.
 
-Decode the benchmark with each model under every setting, run the programs, count. Each step takes up what an earlier
-start left; the sandbox is tried before the first response is drawn.
+It decodes the benchmark with each model under every setting, runs the programs and computes the results. Each step
+resumes an earlier start. The sandbox is tested before the first response is generated.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.decode import DecodeJob, OpenSampler
 from megatron_ssd.evaluation.diversity import Diversity, NormalForms
-from megatron_ssd.evaluation.earlier import take_over, verdict_path
 from megatron_ssd.evaluation.grid import Measurements, grid_cells, settings_of, split_halves
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, write_problems
 from megatron_ssd.evaluation.results import ModelName, write_json
+from megatron_ssd.evaluation.reuse_results import reuse_results, verdict_path
 from megatron_ssd.evaluation.summary import summarise
 from megatron_ssd.evaluation.tables import claim_lines, score_tables
 from megatron_ssd.generation.samplers import engine_facts, open_sampler
@@ -46,11 +46,11 @@ log = logging.getLogger(__name__)
 
 
 def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> None:
-    """Evaluate what ``config.evaluation.models`` names, or go on where an earlier start stopped.
+    """Evaluate what ``config.evaluation.models`` names, or resume.
 
     Args:
         config: the run.
-        sampler: starts an engine on a model; vLLM unless a test says otherwise.
+        sampler: starts an engine on a model; tests pass another than vLLM.
 
     Raises:
         UserError: a section, a model, the benchmark or the sandbox is missing or cannot be used.
@@ -61,7 +61,7 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
         return
     if errata.line:
         log.info("eval: %s", errata.line)
-    split_halves(problems)  # before hours of work, not after
+    split_halves(problems)  # reports errors before hours of work
     engine = engine_facts(config.engine)
     tokenizer = ChatTokenizer(next(iter(models.values())).path)
     opens_thinking = prompts_open_thinking(problems, config.prompt, tokenizer)
@@ -73,7 +73,7 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
                             folder=work / "generations" / name)
             for name, model in models.items()
         }  # fmt: skip
-        take_over(stage, jobs)
+        reuse_results(stage, jobs)
         for job in jobs.values():
             job.run(sampler, lambda: stage.note_time(every=SECONDS_BETWEEN_NOTES))
         verdicts, finish_reasons, diversity = _grade(grader, jobs, work, stage)
@@ -142,7 +142,7 @@ def _grade(
     dict[ModelName, dict[str, Counter[str]]],
     dict[ModelName, dict[str, Diversity]],
 ]:
-    """Verdicts, finish reasons and diversity: model -> label of the setting -> what."""
+    """Verdicts, finish reasons and diversity, each as model -> label of the setting -> value."""
     verdicts: dict[ModelName, dict[str, list[Verdict]]] = {name: {} for name in jobs}
     reasons: dict[ModelName, dict[str, Counter[str]]] = {name: {} for name in jobs}
     diversity: dict[ModelName, dict[str, Diversity]] = {name: {} for name in jobs}
@@ -175,7 +175,9 @@ def _publish(
     )
     failures = outcomes["infrastructure_error"]
     if failures:
-        log.warning("eval: the judge itself failed on %d of %d programs; they are left out", failures, outcomes.total())
+        log.warning(
+            "eval: the checker itself failed on %d of %d programs, which are left out", failures, outcomes.total()
+        )
     stage.publish(
         engine=engine,
         counts={"problems": len(problems), "programs": outcomes.total(), **dict(sorted(outcomes.items()))},
@@ -185,13 +187,13 @@ def _publish(
 
 
 def date_range(problems: Sequence[Problem]) -> list[str] | None:
-    """The first and the last date (ISO); None where problems have none."""
+    """The first and the last date (ISO); None if no problem has one."""
     dates = sorted(problem.date for problem in problems if problem.date is not None)
     return [dates[0], dates[-1]] if dates else None
 
 
 def _benchmark(config: RunConfig) -> tuple[list[Problem], Errata]:
-    """The problems that count, and what the errata say of all."""
+    """The problems that are evaluated, and the errata of the benchmark."""
     section = needed(config.benchmark, "benchmark", fix="name one, for example benchmark=minicode")
     return apply_errata(load_benchmark(section, config.minicode), section.errata)
 
@@ -213,7 +215,7 @@ def model_inputs(config: RunConfig, models: Mapping[ModelName, ModelFolder]) -> 
 
 
 def evaluated_model(config: RunConfig, name: ModelName) -> ModelFolder:
-    """Base or tuned model of the run. Raises ``UserError`` where it is not named or not exported."""
+    """Base or tuned model of the run. Raises ``UserError`` if it is not named or not exported."""
     if name == "base":
         model = needed(config.model, "model", fix="name one, for example model=qwen3_30b")
         return open_model(model.path, model.revision)
@@ -221,8 +223,8 @@ def evaluated_model(config: RunConfig, name: ModelName) -> ModelFolder:
     if not folder.is_dir():
         raise UserError(
             f"folder {folder}",
-            rule="is the tuned model to evaluate, and is not there",
-            fix="run launch/export.py, or measure the base alone with evaluation.models=[base]",
+            rule="is the tuned model to evaluate, and does not exist",
+            fix="run launch/export.py, or measure only the base with evaluation.models=[base]",
         )
-    check_outputs(folder, read_manifest(folder), fix=f"put it back as it was, or remove {folder} and export again")
+    check_outputs(folder, read_manifest(folder), fix=f"restore it, or remove {folder} and export again")
     return open_model(str(folder))

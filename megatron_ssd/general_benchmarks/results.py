@@ -1,45 +1,122 @@
-"""Scores of rows to the numbers of a task: value and standard error as lm-eval gives them, and the paired difference.
+"""The results of general benchmarks, computed from the scores of documents: ``summary.json`` as types.
 
-A task's value is the mean over its rows, and its standard error that of a mean. A group's value weighs its tasks by
-their size, which is again the mean over all rows; its standard error pools the tasks' own variances, and is unknown
-where a task has one row, as in lm-eval.
+The value of a task is the mean over its documents, and its standard error is that of a mean. A group weights its tasks
+by their size, which is again the mean over all documents; its standard error pools the variances of its tasks, and is
+unknown if a task has only one document. Both are as in lm-eval.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from megatron_ssd.config.evaluation import GeneralBenchmarksConfig
 from megatron_ssd.evaluation.results import ModelName
 from megatron_ssd.general_benchmarks.local_data import rows_on_hub
-from megatron_ssd.general_benchmarks.parts import NO_FILTER, ItemRow
-from megatron_ssd.grading.metrics import Bootstrap
-from megatron_ssd.text_table import MINUS
+from megatron_ssd.grading.metrics import Bootstrap, Estimate
+from megatron_ssd.text_table import MINUS, aligned
 
-ItemKey = tuple[str, int]  # leaf task, row
+NAME, SUMMARY = "general_benchmarks", "summary.json"  # the folder of the stage, and the file in it
+NO_FILTER = "none"  # lm-eval's name for an answer that was not filtered
+DocumentKey = tuple[str, int]  # leaf task, document
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentResult:
+    """One document of a task as lm-eval asked, filtered and scored it.
+
+    ``task`` is the leaf if a group was asked for. ``scores`` has each metric that is a mean over documents. A code task
+    has no scores, but ``programs`` to run and ``ks`` of pass@k. ``answers`` are the unfiltered answers of the model.
+    """
+
+    task: str
+    doc_id: int
+    filter: str
+    doc: dict[str, Any]
+    prompt: str
+    answers: list[Any]
+    scores: dict[str, float]
+    programs: list[str]
+    ks: list[int]
+    num_fewshot: int
+
+    @property
+    def key(self) -> DocumentKey:
+        """What is unique in a task."""
+        return self.task, self.doc_id
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """From a line of a part."""
+        return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricScores:
-    """One metric of one task: score of each row, by model."""
+    """One metric of one task: the score of each document, by model."""
 
     task: str
     metric: str
     filter: str
-    by_model: Mapping[ModelName, Mapping[ItemKey, float]]
+    by_model: Mapping[ModelName, Mapping[DocumentKey, float]]
 
 
-def metrics_of(task: str, rows: Mapping[ModelName, Sequence[ItemRow]]) -> list[MetricScores]:
-    """Every metric that lm-eval judged, by filter."""
-    found: dict[tuple[str, str], dict[ModelName, dict[ItemKey, float]]] = {}
-    for model, of_model in rows.items():
-        for row in of_model:
-            for metric, score in row.scores.items():
-                found.setdefault((metric, row.filter), {}).setdefault(model, {})[row.key] = score
+@dataclass(frozen=True, kw_only=True)
+class ModelValue:
+    """The value of one metric for one model over ``rows`` documents; ``stderr`` is None if it is unknown."""
+
+    value: float
+    stderr: float | None
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricResult:
+    """One metric of one task; None for a model that was not measured.
+
+    ``rows_on_hub`` is the size of the published benchmark, if known. ``difference`` is SSD minus base, paired by
+    document.
+    """
+
+    task: str
+    metric: str
+    filter: str
+    num_fewshot: int
+    rows_on_hub: int | None
+    base: ModelValue | None = None
+    ssd: ModelValue | None = None
+    difference: Estimate | None = None
+
+    @property
+    def title(self) -> str:
+        """The metric, with its filter if there is one."""
+        return self.metric if self.filter == NO_FILTER else f"{self.metric} ({self.filter})"
+
+    @property
+    def rows(self) -> int:
+        """How many documents were measured."""
+        return next(value.rows for value in (self.base, self.ssd) if value is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkResults:
+    """The whole file."""
+
+    confidence: float
+    chat_template: bool
+    results: tuple[MetricResult, ...]
+
+
+def metrics_of(task: str, documents: Mapping[ModelName, Sequence[DocumentResult]]) -> list[MetricScores]:
+    """Every metric that lm-eval scored, by filter."""
+    found: dict[tuple[str, str], dict[ModelName, dict[DocumentKey, float]]] = {}
+    for model, of_model in documents.items():
+        for document in of_model:
+            for metric, score in document.scores.items():
+                found.setdefault((metric, document.filter), {}).setdefault(model, {})[document.key] = score
     return [
         MetricScores(task=task, metric=metric, filter=name, by_model=by_model)
         for (metric, name), by_model in found.items()
@@ -48,31 +125,31 @@ def metrics_of(task: str, rows: Mapping[ModelName, Sequence[ItemRow]]) -> list[M
 
 def summarise(
     scores: Sequence[MetricScores], fewshot: Mapping[str, int], config: GeneralBenchmarksConfig, bootstrap: Bootstrap
-) -> dict[str, Any]:
-    """``summary.json``: a row for each metric; shares or whatever the metric is in, null where unknown."""
-    return {
-        "confidence": bootstrap.confidence,
-        "chat_template": config.chat_template,
-        "results": [
-            {
-                "task": one.task,
-                "metric": one.metric,
-                "filter": one.filter,
-                "num_fewshot": fewshot[one.task],
-                "rows_on_hub": rows_on_hub(one.task),
-                **{model: _value(of_rows) for model, of_rows in one.by_model.items()},
-                "difference": _difference(one, bootstrap),
-            }
+) -> BenchmarkResults:
+    """The results of all metrics; ``fewshot`` maps each task to its number of examples."""
+    return BenchmarkResults(
+        confidence=bootstrap.confidence,
+        chat_template=config.chat_template,
+        results=tuple(
+            MetricResult(
+                task=one.task,
+                metric=one.metric,
+                filter=one.filter,
+                num_fewshot=fewshot[one.task],
+                rows_on_hub=rows_on_hub(one.task),
+                **{model: _value(scores) for model, scores in one.by_model.items()},
+                difference=_difference(one, bootstrap),
+            )
             for one in scores
-        ],
-    }
+        ),
+    )
 
 
-def _value(scores: Mapping[ItemKey, float]) -> dict[str, float | int | None]:
-    return {"value": float(np.mean(list(scores.values()))), "stderr": _stderr(scores), "rows": len(scores)}
+def _value(scores: Mapping[DocumentKey, float]) -> ModelValue:
+    return ModelValue(value=float(np.mean(list(scores.values()))), stderr=_stderr(scores), rows=len(scores))
 
 
-def _stderr(scores: Mapping[ItemKey, float]) -> float | None:
+def _stderr(scores: Mapping[DocumentKey, float]) -> float | None:
     by_task: dict[str, list[float]] = {}
     for (leaf, _), score in scores.items():
         by_task.setdefault(leaf, []).append(score)
@@ -84,35 +161,39 @@ def _stderr(scores: Mapping[ItemKey, float]) -> float | None:
     return float(np.sqrt(pooled / sizes.sum()))
 
 
-def _difference(one: MetricScores, bootstrap: Bootstrap) -> dict[str, float | None] | None:
-    """SSD less base, paired by row; None where one of them was not measured."""
+def _difference(one: MetricScores, bootstrap: Bootstrap) -> Estimate | None:
+    """SSD minus base, paired by document; None if one of them was not measured."""
     if len(one.by_model) < 2:
         return None
     base, ssd = (one.by_model[model] for model in ("base", "ssd"))
-    shared = sorted(base.keys() & ssd.keys())  # all, but where the judge of programs failed
-    estimate = bootstrap.difference(np.array([ssd[key] for key in shared]), np.array([base[key] for key in shared]))
-    return estimate.interval_json()
+    shared = sorted(base.keys() & ssd.keys())  # all documents, except those on which the checker failed
+    return bootstrap.difference(np.array([ssd[key] for key in shared]), np.array([base[key] for key in shared]))
 
 
-def table(summary: Mapping[str, Any]) -> str:
-    """The summary for a terminal."""
-    lines = [["task", "metric", "rows", "base", "stderr", "SSD", "stderr", "SSD less base", "interval"]]
-    for row in summary["results"]:
-        metric = row["metric"] if row["filter"] == NO_FILTER else f"{row['metric']} ({row['filter']})"
-        models = [row.get(model) or {} for model in ("base", "ssd")]
-        values = [cell for model in models for cell in (_shown(model.get("value")), _shown(model.get("stderr")))]
-        difference = row["difference"] or {}
-        low, high = (_shown(difference.get(end), sign=True) for end in ("low", "high"))
-        interval = f"{low} to {high}" if difference else ""
-        count = str(next(model["rows"] for model in models if model))
-        lines.append([row["task"], metric, count, *values, _shown(difference.get("value"), sign=True), interval])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    share = f"{100 * summary['confidence']:g} %"
-    return "\n".join([*text, "", f"scores as lm-eval gives them; {share} intervals of the difference, paired by row"])
+def table(summary: BenchmarkResults) -> str:
+    """The results as a table for a terminal."""
+    lines = [["task", "metric", "rows", "base", "stderr", "SSD", "stderr", "SSD minus base", "interval"]]
+    for one in summary.results:
+        values = [
+            cell
+            for model in (one.base, one.ssd)
+            for cell in (("-", "-") if model is None else (_shown(model.value), _shown(model.stderr)))
+        ]
+        gain, interval = "-", ""
+        if one.difference is not None:
+            gain, low, high = (_signed(x) for x in (one.difference.value, one.difference.low, one.difference.high))
+            interval = f"{low} to {high}"
+        lines.append([one.task, one.title, str(one.rows), *values, gain, interval])
+    share = f"{100 * summary.confidence:g} %"
+    note = f"scores as lm-eval defines them; {share} intervals of the difference, paired by document"
+    return "\n".join([*aligned(lines), "", note])
 
 
-def _shown(value: float | None, *, sign: bool = False) -> str:
-    if value is None:
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _signed(value: float) -> str:
+    if np.isnan(value):
         return "-"
-    return f"{value:+.4f}".replace("-", MINUS) if sign and round(value, 4) else f"{value:.4f}"
+    return f"{value:+.4f}".replace("-", MINUS) if round(value, 4) else f"{value:.4f}"

@@ -1,8 +1,8 @@
 """The general-benchmarks stage: other benchmarks on base and tuned model, in run_dir/general_benchmarks.
 
-For each model lm-eval asks and judges in processes of its own (``harness``), one an engine, each its share of the rows;
-programs that the models wrote are then run in the sandbox. What is published: ``summary.json``,
-``samples/MODEL/TASK.jsonl`` and, of code tasks, ``verdicts/MODEL/TASK.jsonl``.
+For each model, lm-eval asks and scores in its own processes (``harness``), one per engine, which share the documents.
+Programs that the models wrote then run in the sandbox. The stage publishes ``summary.json``,
+``samples/MODEL/TASK.jsonl`` and, for code tasks, ``verdicts/MODEL/TASK.jsonl``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hub import ModelFolder
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.stage import SECONDS_BETWEEN_NOTES, Stage
+from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError
-from megatron_ssd.evaluation.results import ModelName
+from megatron_ssd.evaluation.results import ModelName, write_json
 from megatron_ssd.evaluation.stage import evaluated_model, model_inputs
 from megatron_ssd.general_benchmarks.code_tasks import (
     CODE_TASKS,
@@ -34,9 +35,17 @@ from megatron_ssd.general_benchmarks.code_tasks import (
     with_scores,
 )
 from megatron_ssd.general_benchmarks.local_data import check_data, data_identity
-from megatron_ssd.general_benchmarks.parts import HarnessSpec, ItemRow, part_path
-from megatron_ssd.general_benchmarks.processes import lm_eval_version, run_harness
-from megatron_ssd.general_benchmarks.results import MetricScores, metrics_of, summarise, table
+from megatron_ssd.general_benchmarks.processes import HarnessSpec, lm_eval_version, part_path, run_harness
+from megatron_ssd.general_benchmarks.results import (
+    NAME,
+    SUMMARY,
+    DocumentResult,
+    MetricResult,
+    MetricScores,
+    metrics_of,
+    summarise,
+    table,
+)
 from megatron_ssd.generation.samplers import engine_facts, vllm_spec
 from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.grading.pool import Grader
@@ -45,10 +54,9 @@ from megatron_ssd.sandbox.sandbox import Sandbox
 
 log = logging.getLogger(__name__)
 
-NAME, SUMMARY = "general_benchmarks", "summary.json"
 _PARTS = "parts"
 _MODELS: tuple[ModelName, ...] = ("base", "ssd")
-Rows = dict[ModelName, list[ItemRow]]
+Documents = dict[ModelName, list[DocumentResult]]
 
 
 def general_benchmarks_stage(config: RunConfig) -> Stage:
@@ -74,25 +82,27 @@ def run_general_benchmarks(config: RunConfig) -> None:
         check_data(task, path)
     if CODE_TASKS.intersection(section.tasks):
         with Sandbox(config.evaluation.sandbox) as sandbox:
-            sandbox.start()  # an error now, not after hours of decoding
+            sandbox.start()  # reports errors now, not after hours of decoding
     work = stage.begin()
     for name, model in models.items():
         run_harness(_specs(config, name, model, work), note=lambda: stage.note_time(every=SECONDS_BETWEEN_NOTES))
     scores, fewshot, num_rows, failures = list[MetricScores](), dict[str, int](), 0, Counter[str]()
     for task in section.tasks:
-        rows: Rows = {name: _read_rows(config, work / _PARTS / name, task) for name in models}
-        first = next(iter(rows.values()))
+        documents: Documents = {
+            name: _read_parts(work / _PARTS / name, task, config.engine.data_parallel_size) for name in models
+        }
+        first = next(iter(documents.values()))
         fewshot[task] = first[0].num_fewshot
-        num_rows += len({row.key for row in first})
+        num_rows += len({document.key for document in first})
         if task in CODE_TASKS:
-            rows = _grade(config, task, rows, work, failures)
-        scores += metrics_of(task, rows)
-        for name, of_model in rows.items():
-            _write_samples(work / "samples" / name / f"{task}.jsonl", of_model, whole=section.log_samples)
+            documents = _grade(config.evaluation.sandbox, task, documents, work, failures)
+        scores += metrics_of(task, documents)
+        for name, of_model in documents.items():
+            _write_samples(work / "samples" / name / f"{task}.jsonl", of_model, with_text=section.log_samples)
         stage.note_time()
-    summary = summarise(scores, fewshot, section, Bootstrap.of(config.evaluation, seed=config.seed))
-    _warn(summary["results"])
-    write_atomically(work / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    results = summarise(scores, fewshot, section, Bootstrap.of(config.evaluation, seed=config.seed))
+    _warn(results.results)
+    write_json(work / SUMMARY, results)
     shutil.rmtree(work / _PARTS)
     stage.publish(
         engine={
@@ -103,7 +113,7 @@ def run_general_benchmarks(config: RunConfig) -> None:
         counts={"tasks": len(section.tasks), "rows": num_rows},
         dropped={f"infrastructure_error in {where}": count for where, count in failures.items() if count},
     )
-    log.info("%s:\n%s", NAME, table(summary))
+    log.info("%s:\n%s", NAME, table(results))
 
 
 def _stage(config: RunConfig, models: dict[ModelName, ModelFolder]) -> Stage:
@@ -113,7 +123,7 @@ def _stage(config: RunConfig, models: dict[ModelName, ModelFolder]) -> Stage:
     return Stage(
         name=NAME,
         run_dir=Path(config.run_dir),
-        config={  # under one name, so that a report does not take it for the settings of the evaluation
+        config={  # nested, so that the report does not mix it up with the settings of the evaluation
             NAME: {
                 **settings,
                 "lm_eval": lm_eval_version(),
@@ -133,15 +143,15 @@ def _stage(config: RunConfig, models: dict[ModelName, ModelFolder]) -> Stage:
 
 
 def _models(config: RunConfig) -> dict[ModelName, ModelFolder]:
-    """What is asked. Raises ``UserError`` where nothing is, or a model is missing."""
+    """The models to measure. Raises ``UserError`` if no task is named or a model is missing."""
     if not config.general_benchmarks.tasks:
-        raise ConfigError("general_benchmarks.tasks = []", rule="this stage needs the names of lm-eval's tasks",
+        raise ConfigError("general_benchmarks.tasks = []", rule="this stage needs names of lm-eval tasks",
                           fix="for example general_benchmarks.tasks=[humaneval,mmlu]")  # fmt: skip
     return {name: evaluated_model(config, name) for name in _MODELS if name in config.evaluation.models}
 
 
 def _specs(config: RunConfig, name: ModelName, model: ModelFolder, work: Path) -> list[HarnessSpec]:
-    """What each process is asked; nobody where every part is there."""
+    """The spec of each process that has a missing part."""
     engine = vllm_spec(config.engine, model, device=config.cluster.device, end_token_ids=model.end_token_ids)
     world = config.engine.data_parallel_size
     specs = [
@@ -165,28 +175,27 @@ def _specs(config: RunConfig, name: ModelName, model: ModelFolder, work: Path) -
     return missing
 
 
-def _read_rows(config: RunConfig, out: Path, task: str) -> list[ItemRow]:
-    """All rows of a task and model, in lm-eval's order."""
-    world = config.engine.data_parallel_size
+def _read_parts(out: Path, task: str, world: int) -> list[DocumentResult]:
+    """All documents of a task and model, in lm-eval's order."""
     parts = [part_path(out, task, index, world) for index in range(world)]
-    rows = [ItemRow.from_json(row) for part in parts for row in iter_jsonl(part)]
-    return sorted(rows, key=lambda row: row.key)
+    documents = [DocumentResult.from_json(values) for part in parts for values in iter_jsonl(part)]
+    return sorted(documents, key=lambda document: document.key)
 
 
-def _grade(config: RunConfig, task: str, rows: Rows, work: Path, failures: Counter[str]) -> Rows:
-    """``rows`` with the scores of their programs, run in the sandbox; verdicts that are there stay.
+def _grade(sandbox: SandboxConfig, task: str, documents: Documents, work: Path, failures: Counter[str]) -> Documents:
+    """``documents`` with the scores of their programs, which run in the sandbox unless they have a verdict already.
 
-    ``failures`` gets the number of programs on which the judge itself failed.
+    ``failures`` receives the number of programs on which the checker itself failed.
     """
-    first = next(iter(rows.values()))
+    first = next(iter(documents.values()))
     problems = problems_of(task, first, work / _PARTS / f"{task}.problems.jsonl")
-    scored: Rows = {}
-    with Grader(problems, config.evaluation.sandbox) as grader:
+    scored: Documents = {}
+    with Grader(problems, sandbox) as grader:
         reference = reference_of(task, first[0])
         if reference is not None:
             (verdict,) = grader.grade_programs([reference], work / _PARTS / f"{task}.reference.jsonl")
             check_reference(task, verdict)
-        for name, of_model in rows.items():
+        for name, of_model in documents.items():
             programs = submissions_of(task, of_model)
             bar: tqdm[None] = progress(total=len(programs), desc=f"grading {task}, {name}", unit="program")
             with bar:
@@ -196,18 +205,17 @@ def _grade(config: RunConfig, task: str, rows: Rows, work: Path, failures: Count
     return scored
 
 
-def _write_samples(path: Path, rows: Sequence[ItemRow], *, whole: bool) -> None:
+def _write_samples(path: Path, documents: Sequence[DocumentResult], *, with_text: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    shown = [dataclasses.asdict(row) for row in rows]
-    if not whole:
-        shown = [{key: row[key] for key in ("task", "doc_id", "filter", "scores")} for row in shown]
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in shown))
+    records = [dataclasses.asdict(document) for document in documents]
+    if not with_text:
+        records = [{key: record[key] for key in ("task", "doc_id", "filter", "scores")} for record in records]
+    write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
-def _warn(results: Sequence[dict[str, object]]) -> None:
-    """Say which numbers are over other rows than published ones are."""
-    for row in results:
-        counts = [row[model]["rows"] for model in _MODELS if model in row]  # type: ignore[index]
-        if row["rows_on_hub"] is not None and counts[0] != row["rows_on_hub"]:
-            log.warning("%s: %s is over %d rows, and published numbers are over %d", NAME, row["task"],
-                        counts[0], row["rows_on_hub"])  # fmt: skip
+def _warn(results: Sequence[MetricResult]) -> None:
+    """Log which results cover another number of documents than published numbers do."""
+    for one in results:
+        if one.rows_on_hub is not None and one.rows != one.rows_on_hub:
+            log.warning("%s: %s covers %d rows, and published numbers cover %d", NAME, one.task, one.rows,
+                        one.rows_on_hub)  # fmt: skip

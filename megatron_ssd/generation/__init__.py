@@ -1,1 +1,1 @@
-"""Sampling the frozen model: what to draw, the engines that draw it, and what is kept."""
+"""Sampling: which responses to draw, the engines that draw them, and the store that keeps them."""

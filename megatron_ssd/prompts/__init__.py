@@ -1,1 +1,1 @@
-"""From a problem to the exact token ids that a model is given, and from its response to the program in it."""
+"""From a problem to the exact token ids of its prompt, and from a response to the program in it."""

@@ -1,15 +1,15 @@
 """The program in a model's response.
 
 Rules, in this order:
-1. Reasoning is cut off: everything up to and including the last ``</think>``. A response that opens ``<think>`` and
-   never closes it, or that never closes what its prompt opened (``prompt_opens_thinking``), holds no program.
-2. A fence is a line that begins, after white space, with three or more backticks or tildes. It is closed by the next
-   line that holds nothing but at least as many of the same character. A last fence that is never closed (a response cut
-   at the length limit) is no block.
-3. Of the closed blocks the last one tagged as Python is the program; where none is tagged so, the last one.
-4. A response without a closed block, or whose program is white space alone, holds none.
+1. Reasoning is removed: everything up to and including the last ``</think>``. A response that opens ``<think>`` and
+   never closes it, or never closes the one that its prompt opened (``prompt_opens_thinking``), holds no program.
+2. A fence is a line that begins, after white space, with three or more backticks or tildes. The next line that has
+   only the same character, at least as often, closes it. A last fence that is never closed (a response cut at the
+   length limit) is not a block.
+3. The program is the last closed block that is tagged as Python; if there is none, the last closed block.
+4. A response without a closed block, or whose program is only white space, holds no program.
 
-The time taken is linear in the response, whatever is in it.
+The time is linear in the length of the response, for any response.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import re
 from typing import NamedTuple
 
 THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
-# Possessive: a line of a fence and many blanks that is none after all would be tried in every division of the blanks.
+# Possessive quantifiers: otherwise a long run of blanks that ends in no fence takes quadratic time.
 _FENCE = re.compile(r"^\s*+(?P<marks>`{3,}+|~{3,}+)\s*+(?P<tag>[^`\n]*+)$")
 _PYTHON = "python"
 _PYTHON_TAGS = frozenset({_PYTHON, "python3", "py", "py3"})
 
 
 class CodeBlock(NamedTuple):
-    """A fenced block that holds a program: its language as its fence says, "" where that says nothing, and its text.
+    """A fenced block that holds a program: the language of its fence ("" if it names none), and its text.
 
-    The language is in small letters, and ``python`` for each of Python's names.
+    The language is in lower case, and ``python`` for all names of Python.
     """
 
     language: str
@@ -35,13 +35,13 @@ class CodeBlock(NamedTuple):
 
 
 def extract_code(response: str, *, prompt_opens_thinking: bool = False) -> str | None:
-    """The program that ``response`` offers, or None where it offers none. See the module's rules."""
+    """The program that ``response`` offers, or None if there is none. See the rules of the module."""
     block = extract_block(response, prompt_opens_thinking=prompt_opens_thinking)
     return None if block is None else block.text
 
 
 def extract_block(response: str, *, prompt_opens_thinking: bool = False) -> CodeBlock | None:
-    """The block that holds the program that ``response`` offers, or None where it offers none."""
+    """The block that holds the program that ``response`` offers, or None if there is none."""
     answer = _without_reasoning(response, prompt_opens_thinking)
     blocks = [] if answer is None else _fenced_blocks(answer)
     python = [block for block in blocks if block.language == _PYTHON]
@@ -65,7 +65,7 @@ def _fenced_blocks(text: str) -> list[CodeBlock]:
     opening: re.Match[str] | None = None
     content: list[str] = []
     for line in text.splitlines(keepends=True):
-        # Few lines are fences, and most are known not to be without a look at each letter.
+        # Few lines are fences; this test excludes most lines quickly.
         fence = _FENCE.match(line.rstrip("\r\n")) if "```" in line or "~~~" in line else None
         if opening is None:
             if fence is not None:

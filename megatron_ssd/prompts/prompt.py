@@ -26,7 +26,7 @@ _ENDING = ".jinja"
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What a model is asked about one problem."""
+    """The prompt for one problem."""
 
     problem_id: str
     messages: list[Message]
@@ -59,7 +59,7 @@ def render_messages(problem: Problem, config: PromptConfig) -> list[Message]:
     """The conversation that asks for ``problem``: a system message if one is set, then the user's.
 
     Raises:
-        UserError: there is no such template, or it names something that problems do not have.
+        UserError: there is no such template, or it uses a field that problems do not have.
     """
     try:
         content = _template(config.template).render(problem=problem)

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.results import from_json
-from megatron_ssd.grading.metrics import Estimate
+from megatron_ssd.general_benchmarks.results import NAME, SUMMARY, BenchmarkResults, MetricResult, ModelValue
 from megatron_ssd.report.formatting import UNKNOWN, Measured, points
-
-FOLDER = "general_benchmarks"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkRow:
-    """One metric of one task, written out: value with standard error of each model, and the difference in points."""
+    """One metric of one task as text: value with standard error of each model, and the difference in points."""
 
     task: str
     metric: str
     num_rows: int
-    rows_on_hub: int | None  # where that is known, and differs
+    rows_on_hub: int | None  # if it is known and differs
     num_fewshot: int
     base: Measured
     ssd: Measured
@@ -30,44 +26,42 @@ class BenchmarkRow:
 
 
 def read_benchmarks(run_dir: Path) -> tuple[BenchmarkRow, ...]:
-    """The rows of the run's general-benchmarks stage; none where it was not run.
+    """The rows of the table; empty if the stage was not run.
 
     Raises:
-        UserError: the file lacks something that the report shows.
+        UserError: the file is from another version.
     """
-    path = run_dir / FOLDER / "summary.json"
+    path = run_dir / NAME / SUMMARY
     if not path.is_file():
         return ()
     try:
-        return tuple(_row(row) for row in json.loads(path.read_text(encoding="utf-8"))["results"])
-    except (ValueError, KeyError, TypeError) as error:
+        results = from_json(path.read_text(encoding="utf-8"), BenchmarkResults)
+    except ValueError as error:
         raise UserError(
             f"file {path}",
-            rule=f"is no summary of this version ({type(error).__name__}: {error})",
-            fix="run launch/general_benchmarks.py again with replace=true",
+            rule=f"is not a summary of this version ({error})",
+            fix=f"rename {path.parent} and run launch/general_benchmarks.py again",
         ) from None
+    return tuple(_row(result) for result in results.results)
 
 
-def _row(row: dict[str, Any]) -> BenchmarkRow:
-    models = [row[model] for model in ("base", "ssd") if model in row]
-    num_rows = models[0]["rows"]
+def _row(result: MetricResult) -> BenchmarkRow:
     return BenchmarkRow(
-        task=row["task"],
-        metric=row["metric"] if row["filter"] == "none" else f"{row['metric']} ({row['filter']})",
-        num_rows=num_rows,
-        rows_on_hub=None if row["rows_on_hub"] == num_rows else row["rows_on_hub"],
-        num_fewshot=row["num_fewshot"],
-        base=_value(row.get("base")),
-        ssd=_value(row.get("ssd")),
-        difference=UNKNOWN if row["difference"] is None else points(from_json(json.dumps(row["difference"]), Estimate)),
+        task=result.task,
+        metric=result.title,
+        num_rows=result.rows,
+        rows_on_hub=None if result.rows_on_hub == result.rows else result.rows_on_hub,
+        num_fewshot=result.num_fewshot,
+        base=_value(result.base),
+        ssd=_value(result.ssd),
+        difference=UNKNOWN if result.difference is None else points(result.difference),
     )
 
 
-def _value(found: dict[str, float | None] | None) -> Measured:
-    if found is None or found["value"] is None:
+def _value(found: ModelValue | None) -> Measured:
+    if found is None:
         return UNKNOWN
-    stderr = found["stderr"]
     return Measured(
-        value=f"{found['value'] * 100:.1f}",
-        interval="standard error unknown" if stderr is None else f"\N{PLUS-MINUS SIGN} {stderr * 100:.1f}",
+        value=f"{found.value * 100:.1f}",
+        interval="standard error unknown" if found.stderr is None else f"\N{PLUS-MINUS SIGN} {found.stderr * 100:.1f}",
     )

@@ -16,8 +16,8 @@ from megatron_ssd.artifacts.samples import iter_samples, sample_shards
 from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.evaluation.results import EvaluationResults, read_results
+from megatron_ssd.general_benchmarks.results import NAME as BENCHMARKS
 from megatron_ssd.progress import progress
-from megatron_ssd.report.benchmarks import FOLDER
 from megatron_ssd.report.examples import Example, read_examples
 from megatron_ssd.report.lineage import STAGES
 from megatron_ssd.report.paper import COUNTED, SETTINGS, window_title
@@ -106,7 +106,7 @@ def gather(config: RunConfig) -> ReportData:
 
 def read_manifests(run_dir: Path) -> dict[str, Manifest]:
     """The manifest of every stage before the report, in the order in which they run."""
-    optional = (FOLDER,) if (run_dir / FOLDER).is_dir() else ()
+    optional = (BENCHMARKS,) if (run_dir / BENCHMARKS).is_dir() else ()
     return {stage: read_manifest(run_dir / stage) for stage in (*STAGES, *optional)}
 
 

@@ -122,9 +122,9 @@ class BatchSource:
         """Positions of each sample in the global batch of ``iteration``, in order."""
         return np.concatenate([self.dataset.lengths_in_sequence(*at) for at in self._global_batch(iteration)])
 
-    def batch(self, rows: list[PackedSequence]) -> Batch:
+    def batch(self, sequences: list[PackedSequence]) -> Batch:
         """These sequences as one micro batch, or this rank's part of them."""
-        columns = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        columns = {key: np.stack([each[key] for each in sequences]) for key in sequences[0]}
         segment_ids_BS = columns.pop("segment_ids")
         packed_seq_params = None
         lengths: tuple[int, ...] = (self.training.seq_length,)

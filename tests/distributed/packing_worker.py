@@ -62,13 +62,13 @@ def look(root: Path, model: ModelConfig, parallel: ParallelConfig) -> dict[str, 
 
 
 def third_queries(
-    trainer: Trainer, dataset: PackedDataset, rows: list[PackedSequence], parallel: ParallelConfig
+    trainer: Trainer, dataset: PackedDataset, sequences: list[PackedSequence], parallel: ParallelConfig
 ) -> list[list[Tensor]]:
-    """Rotated queries of the sample, per sequence of ``rows`` and layer of this rank; each is the second of two."""
+    """Rotated queries of the sample, per sequence and layer of this rank; each is the second of two."""
     modules = [m for chunk in trainer.state.chunks for m in chunk.modules() if isinstance(m, SegmentAttention)]
     seen: dict[SegmentAttention, list[Tensor]] = {module: [] for module in modules}
     handles = [m.register_forward_pre_hook(lambda module, inputs: seen[module].append(inputs[0])) for m in modules]
-    micro_batches = [[dataset.sequence(0, 0), row] for row in rows]
+    micro_batches = [[dataset.sequence(0, 0), each] for each in sequences]
     with torch.no_grad():
         sample_losses(trainer.state, trainer.source, micro_batches, num_samples=1)
     for handle in handles:
@@ -77,7 +77,7 @@ def third_queries(
     cp_rank = trainer.source.context_parallel_rank
     queries = []
     for number, micro_batch in enumerate(micro_batches):
-        ids = np.stack([row["segment_ids"] for row in micro_batch])
+        ids = np.stack([each["segment_ids"] for each in micro_batch])
         here = local_positions(segment_lengths(ids), cp_size=cp_size, cp_rank=cp_rank)
         wanted = ids.copy()
         wanted[0] = 0

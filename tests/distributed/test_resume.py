@@ -1,4 +1,4 @@
-"""A stopped or killed training run goes on, and ends with the numbers of a run that nobody touched, to the last bit."""
+"""A killed or stopped training run resumes, and ends with bitwise the numbers of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the
 
 
 def start(run_dir: Path, layout: str, *more: str) -> subprocess.Popen[str]:
-    """``launch/train.py`` under torchrun, its workers dying with it."""
+    """``launch/train.py`` under torchrun, whose workers die with it."""
     command = [sys.executable, "-m", "megatron_ssd.cli.ranks", "--standalone", "--nproc-per-node=2",
                "launch/train.py", *OVERRIDES, *more, f"parallel={layout}", f"run_dir={run_dir}"]  # fmt: skip
     environment = {**os.environ, UNDER_PIPELINE: "1", "OMP_NUM_THREADS": "1"}
@@ -67,51 +67,44 @@ def work(run_dir: Path) -> Path:
 
 
 def iterations(run_dir: Path) -> int:
-    """How many the metrics tell of."""
+    """Number of iterations in the metrics."""
     path = work(run_dir) / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[float, float, str]]:
-    """What a run gives that nobody touched and that waits for its checkpoints."""
-    run_dir = tmp_path_factory.mktemp("whole")
-    write_dataset(run_dir)
-    return finish(run_dir, "dp2")
+def saved(folder: Path) -> dict[str, int]:
+    """Checkpoint -> when it was written."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("iter_???????")}
 
 
-@pytest.fixture
-def broken(tmp_path: Path) -> Path:
-    """The folder of a run that will be."""
-    write_dataset(tmp_path / "broken")
-    return tmp_path / "broken"
+def test_a_killed_and_twice_stopped_run_resumes_bitwise_and_under_another_layout_nearly(tmp_path: Path) -> None:
+    """Killed during an asynchronous save, stopped by a scheduler, stopped at the keyboard; under the other layout once.
 
+    One test, because every start of training costs several seconds.
+    """
+    for name in ("uninterrupted", "broken"):
+        write_dataset(tmp_path / name)
+    expected = finish(tmp_path / "uninterrupted", "dp2")
 
-def test_a_killed_run_resumes_bit_for_bit_and_under_another_layout_nearly(
-    expected: list[tuple[float, float, str]], broken: Path
-) -> None:
-    """Killed while a checkpoint is being written beside training."""
+    broken = tmp_path / "broken"
     first = work(broken) / f"iter_{SAVE_INTERVAL:07d}"
     while_writing = lambda: first.exists() and any(work(broken).glob("*.partial"))  # noqa: E731
     interrupt(broken, "dp2", while_writing, signal.SIGKILL, "checkpoint.save_async=true")
     assert not (broken / "checkpoints").exists()
-    before = {path.name: path.stat().st_mtime_ns for path in work(broken).glob("iter_???????")}
+    before = saved(work(broken))
     elsewhere = shutil.copytree(broken, broken.with_name("elsewhere"))
+
+    for number, status in ((signal.SIGUSR1, 75), (signal.SIGINT, 130)):
+        done = iterations(broken)
+        is_further = lambda done=done: iterations(broken) > done + 3  # noqa: E731
+        assert interrupt(broken, "dp2", is_further, number, "checkpoint.save_async=true") == status
+        rows = metrics(broken, "checkpoints.partial")
+        assert max(saved(work(broken))) == f"iter_{rows[-1]['iteration']:07d}", "the last iteration was not saved"
     assert finish(broken, "dp2", "checkpoint.save_async=true") == expected
-    after = {path.name: path.stat().st_mtime_ns for path in (broken / "checkpoints").glob("iter_???????")}
-    assert before.items() <= after.items(), "a finished checkpoint was written again"
+    assert before.items() <= saved(broken / "checkpoints").items(), "a finished checkpoint was written again"
     assert not list((broken / "checkpoints").glob("*.partial"))
+
     moved = finish(elsewhere, "pp2", "parallel.use_distributed_optimizer=true")
     assert [samples for _, _, samples in moved] == [samples for _, _, samples in expected]
     # Thirty iterations of fp32, summed in another order.
     assert [loss for loss, _, _ in moved] == pytest.approx([loss for loss, _, _ in expected], rel=2e-5)
-
-
-def test_a_stopped_run_saves_and_resumes_bit_for_bit(expected: list[tuple[float, float, str]], broken: Path) -> None:
-    """Stopped by a scheduler, then at the keyboard; each says so by its status, and what was done is saved."""
-    for number, status in ((signal.SIGUSR1, 75), (signal.SIGINT, 130)):
-        done = iterations(broken)
-        assert interrupt(broken, "dp2", lambda done=done: iterations(broken) > done + 3, number) == status  # type: ignore[misc]
-        rows, saved = metrics(broken, "checkpoints.partial"), sorted(work(broken).glob("iter_???????"))
-        assert saved[-1].name == f"iter_{rows[-1]['iteration']:07d}", "the last iteration before the stop was not saved"
-    assert finish(broken, "dp2") == expected

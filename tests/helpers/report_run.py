@@ -112,7 +112,7 @@ def _write_benchmarks(work: Path) -> None:
          "base": {"value": 0.3333, "stderr": None, "rows": 6}, "ssd": {"value": 0.3333, "stderr": None, "rows": 6},
          "difference": {"value": 0.0, "low": 0.0, "high": 0.0}, **common},
     ]  # fmt: skip
-    (work / "summary.json").write_text(json.dumps({"confidence": 0.95, "results": rows}))
+    (work / "summary.json").write_text(json.dumps({"confidence": 0.95, "chat_template": False, "results": rows}))
 
 
 def _publish_base(folder: Path) -> Manifest:

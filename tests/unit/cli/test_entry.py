@@ -68,7 +68,7 @@ def test_a_stage_without_model_path_names_the_base_of_its_configuration(
         with pytest.raises(SystemExit):
             entry.main(stage, description="", argv=overrides)
         error = capsys.readouterr().err
-        assert error.startswith("error: model.path = null: this needs a model that is trained; ")
+        assert error.startswith("error: model.path = null: this needs a trained model; ")
         assert fix in error
     with pytest.raises(SystemExit):
         entry.main(stage, description="", argv=["model=tiny"])

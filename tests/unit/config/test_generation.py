@@ -38,7 +38,7 @@ def test_labels_show_what_is_on(decoding: SamplingParams, label: str) -> None:
         ("engine", {"endpoints": ["http://a:8000/v1"]}, ["engine.backend = vllm", "has none"]),
         ("engine", {**SERVER, "endpoints": ["http://a:8000"]}, ["http://a:8000", "http://HOST:PORT/v1"]),
         ("engine", {**SERVER, "endpoints": ["a:8000/v1"]}, ["a:8000/v1", "base URL"]),
-        ("engine", {**SERVER, "endpoints": ["http://a/v1", "http://a/v1"]}, ["names a server twice"]),
+        ("engine", {**SERVER, "endpoints": ["http://a/v1", "http://a/v1"]}, ["lists a server twice"]),
         ("engine", {**SERVER, "options": {"quantization": "fp8"}}, ["engine.options", "vllm serve"]),
     ],
 )  # fmt: skip

@@ -64,7 +64,7 @@ def test_contradictions_are_one_line(values: dict[str, int], message: str) -> No
         ({"WORLD_SIZE": None}, "RANK = 5, WORLD_SIZE = null"),
         ({"RANK": "8"}, "RANK = 8, WORLD_SIZE = 8"),
         ({"LOCAL_WORLD_SIZE": None}, "LOCAL_RANK = 1, LOCAL_WORLD_SIZE = null"),
-        ({"RANK": "first"}, "environment variable RANK = 'first': is no whole number"),
+        ({"RANK": "first"}, "environment variable RANK = 'first': is not a whole number"),
     ],
 )
 def test_variables_that_contradict_each_other_are_named(changes: dict[str, str | None], message: str) -> None:

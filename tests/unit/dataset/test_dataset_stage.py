@@ -263,7 +263,7 @@ def test_without_a_tokenizer_there_is_no_report(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.path = null"):
         run_preprocess(run_config(tmp_path, preprocess=PreprocessConfig(compare=True)))
     (tmp_path / "model").mkdir()
-    with pytest.raises(UserError, match="holds no tokenizer that loads"):
+    with pytest.raises(UserError, match="has no tokenizer that loads"):
         run_preprocess(
             run_config(tmp_path, model_path=tmp_path / "model", preprocess=PreprocessConfig(ids="retokenized"))
         )

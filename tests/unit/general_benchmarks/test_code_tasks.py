@@ -17,7 +17,7 @@ from megatron_ssd.general_benchmarks.code_tasks import (
     submissions_of,
     with_scores,
 )
-from megatron_ssd.general_benchmarks.parts import ItemRow
+from megatron_ssd.general_benchmarks.results import DocumentResult
 from megatron_ssd.grading.pool import Grader
 from megatron_ssd.schema import Verdict
 from tests.helpers.benchmark_rows import Row, needs_data, rows_of
@@ -25,24 +25,24 @@ from tests.helpers.benchmark_rows import Row, needs_data, rows_of
 needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval (make venv)")
 
 
-def item(number: int, doc: Row, *programs: str, ks: tuple[int, ...] = (1,)) -> ItemRow:
-    return ItemRow(task="t", doc_id=number, filter="create_test", doc=doc, prompt="", answers=[], scores={},
+def item(number: int, doc: Row, *programs: str, ks: tuple[int, ...] = (1,)) -> DocumentResult:
+    return DocumentResult(task="t", doc_id=number, filter="create_test", doc=doc, prompt="", answers=[], scores={},
                    programs=list(programs), ks=list(ks), num_fewshot=0)  # fmt: skip
 
 
-def grade(task: str, rows: list[ItemRow], folder: Path, cpu_seconds: float = 5.0) -> list[Verdict]:
+def grade(task: str, rows: list[DocumentResult], folder: Path, cpu_seconds: float = 5.0) -> list[Verdict]:
     problems = problems_of(task, rows, folder / "problems.jsonl")
     with Grader(problems, SandboxConfig(cpu_seconds=cpu_seconds)) as grader:
         return grader.grade_programs(submissions_of(task, rows), folder / "verdicts.jsonl")
 
 
-def humaneval(count: int | None) -> list[ItemRow]:
+def humaneval(count: int | None) -> list[DocumentResult]:
     """What lm-eval's filter makes of canonical solutions: the prompt with the answer behind."""
     docs = rows_of("humaneval", count)
     return [item(n, doc, doc["prompt"] + doc["canonical_solution"]) for n, doc in enumerate(docs)]
 
 
-def mbpp(count: int | None) -> list[ItemRow]:
+def mbpp(count: int | None) -> list[DocumentResult]:
     return [item(n, doc, doc["code"]) for n, doc in enumerate(rows_of("mbpp", count))]
 
 
@@ -75,7 +75,7 @@ def test_cruxeval_agrees_with_lm_evals_own_check(tmp_path: Path, count: int | No
     assert 0 < sum(ours) < len(ours)
 
 
-def crux(number: int, answer: str) -> ItemRow:
+def crux(number: int, answer: str) -> DocumentResult:
     doc = {"id": f"sample_{number}", "code": "def f(x):\n    print(x)\n    return x", "input": "1", "output": "1"}
     return item(number, doc, f"{doc['code']}\nassert f(1)=={answer}")
 

@@ -22,7 +22,7 @@ from megatron_ssd.config.generation import EngineConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.general_benchmarks import processes
 from megatron_ssd.general_benchmarks.code_tasks import CODE_TASKS
-from megatron_ssd.general_benchmarks.parts import HarnessSpec
+from megatron_ssd.general_benchmarks.processes import HarnessSpec
 from megatron_ssd.generation.vllm_engine import VllmSpec
 from tests.helpers.benchmark_rows import FILES, needs_data, rows_of, write_rows
 from tests.helpers.paths import ROOT
@@ -82,12 +82,12 @@ def test_lm_eval_runs_no_program_here(data: dict[str, str], tmp_path: Path) -> N
     utils = sys.modules["lm_eval.tasks.humaneval.utils"]
     with pytest.raises(AssertionError, match="must not run a model's programs"):
         utils.pass_at_k(["assert True"], [["1"]], k=[1])
-    with pytest.raises(UserError, match="humaneval: runs programs that the model wrote, and is none of those"):
+    with pytest.raises(UserError, match="humaneval: runs programs that the model wrote, and is not one of the tasks"):
         load(spec_of({"humaneval": data["humaneval"]}, code_tasks=()), tmp_path)
 
 
 def test_examples_need_rows_that_are_not_evaluated(data: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data.mmlu = .* 5 examples are shown of others; name a folder"):
+    with pytest.raises(UserError, match=r"data.mmlu = .* 5 examples must come from others; name a folder"):
         load(spec_of({"mmlu": data["mmlu"]}, num_fewshot={"mmlu": 5}), tmp_path)
     folder = tmp_path / "rows"
     folder.mkdir()
@@ -101,7 +101,7 @@ def test_examples_need_rows_that_are_not_evaluated(data: dict[str, str], tmp_pat
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"tasks": ("humanevil",), "data": ""}, "humanevil: is no task or group of lm-eval"),
+        ({"tasks": ("humanevil",), "data": ""}, "humanevil: is not a task or group of lm-eval"),
         ({"num_fewshot": {"humaneval": 1}}, r"num_fewshot.humaneval = 1: lm-eval defines this task without examples"),
         ({"tasks": ("mbpp",), "data": "mbpp", "num_fewshot": {"mbpp": 5}}, r"num_fewshot.mbpp = 5: the task has 3 ex"),
         ({"max_model_len": 1024}, r"engine.max_model_len = 1024: leaves no room .* the 1024 tokens .* of humaneval"),
@@ -217,7 +217,7 @@ def test_two_equal_models_differ_by_nothing_killed_or_not(data: dict[str, str], 
         ("humaneval", "pass@1", 0), ("mbpp", "pass@1", 3), ("cruxeval_output", "pass@1", 2),
         ("aime25", "exact_match", 0), ("mmlu", "acc", 0),
     ]  # fmt: skip
-    assert all(row["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0} for row in results)
+    assert all(row["difference"][part] == 0.0 for row in results for part in ("value", "low", "high"))
     assert all(row["base"] == row["ssd"] for row in results)
     assert "published numbers are over 164" in done.stderr
     manifest = read_manifest(folder)

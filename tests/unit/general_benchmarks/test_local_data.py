@@ -103,7 +103,7 @@ def test_a_group_is_divided_by_subject(tmp_path: Path) -> None:
 
 def test_an_unknown_subject_is_named_with_its_row(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [{"subject": "anatomi", **QUESTION}])
-    with pytest.raises(UserError, match=r"rows.jsonl:1: subject = anatomi: is no subject of mmlu"):
+    with pytest.raises(UserError, match=r"rows.jsonl:1: subject = anatomi: is not a subject of mmlu"):
         write_subjects(tmp_path, "mmlu", {"mmlu_anatomy": (OWN, Path("/a.yaml"))}, data=str(path))
 
 

@@ -7,66 +7,76 @@ import random
 import pytest
 
 from megatron_ssd.config.evaluation import GeneralBenchmarksConfig
-from megatron_ssd.general_benchmarks.parts import ItemRow
-from megatron_ssd.general_benchmarks.results import metrics_of, summarise, table
+from megatron_ssd.general_benchmarks.results import (
+    BenchmarkResults,
+    DocumentResult,
+    MetricResult,
+    ModelValue,
+    metrics_of,
+    summarise,
+    table,
+)
 from megatron_ssd.grading.metrics import Bootstrap
 
 
-def item(leaf: str, number: int, *, filter_name: str = "none", **scores: float) -> ItemRow:
-    return ItemRow(task=leaf, doc_id=number, filter=filter_name, doc={}, prompt="", answers=[], scores=scores,
+def item(leaf: str, number: int, *, filter_name: str = "none", **scores: float) -> DocumentResult:
+    return DocumentResult(task=leaf, doc_id=number, filter=filter_name, doc={}, prompt="", answers=[], scores=scores,
                    programs=[], ks=[], num_fewshot=0)  # fmt: skip
 
 
-def summary_of(base: list[ItemRow], ssd: list[ItemRow] | None = None, task: str = "t") -> list[dict]:
-    rows = {"base": base} if ssd is None else {"base": base, "ssd": ssd}
-    scores = metrics_of(task, rows)
-    return summarise(scores, {task: 0}, GeneralBenchmarksConfig(tasks=(task,)), Bootstrap(num_resamples=500))["results"]
+def results_of(base: list[DocumentResult], ssd: list[DocumentResult] | None = None) -> BenchmarkResults:
+    scores = metrics_of("t", {"base": base} if ssd is None else {"base": base, "ssd": ssd})
+    return summarise(scores, {"t": 0}, GeneralBenchmarksConfig(tasks=("t",)), Bootstrap(num_resamples=500))
+
+
+def summary_of(base: list[DocumentResult], ssd: list[DocumentResult] | None = None) -> tuple[MetricResult, ...]:
+    return results_of(base, ssd).results
 
 
 def test_value_and_error_of_a_task_and_of_a_group_are_lm_evals() -> None:
     metrics = pytest.importorskip("lm_eval.api.metrics", reason="needs lm-eval (make venv)")
     rng = random.Random(0)
     leaves = {f"leaf{n}": [float(rng.random() < 0.3 + 0.1 * n) for _ in range(5 + 7 * n)] for n in range(4)}
-    (whole,) = summary_of([item(leaf, n, acc=s) for leaf, scores in leaves.items() for n, s in enumerate(scores)])
+    (group,) = summary_of([item(leaf, n, acc=s) for leaf, scores in leaves.items() for n, s in enumerate(scores)])
     sizes = [len(scores) for scores in leaves.values()]
     errors = [metrics.mean_stderr(scores) for scores in leaves.values()]
     means = [metrics.mean(scores) for scores in leaves.values()]
-    assert whole["base"]["value"] == pytest.approx(metrics.aggregate_subtask_metrics(means, sizes, weight_by_size=True))
-    assert whole["base"]["stderr"] == pytest.approx(metrics.pooled_sample_stderr(errors, sizes))
+    assert group.base.value == pytest.approx(metrics.aggregate_subtask_metrics(means, sizes, weight_by_size=True))
+    assert group.base.stderr == pytest.approx(metrics.pooled_sample_stderr(errors, sizes))
     (one,) = summary_of([item("leaf3", n, acc=s) for n, s in enumerate(leaves["leaf3"])])
-    assert one["base"]["stderr"] == pytest.approx(errors[3])
+    assert one.base.stderr == pytest.approx(errors[3])
 
 
 def test_an_error_of_one_row_is_unknown() -> None:
     (row,) = summary_of([item("a", 0, acc=1.0), item("b", 0, acc=0.0), item("b", 1, acc=0.0)])
-    assert row["base"] == {"value": pytest.approx(1 / 3), "stderr": None, "rows": 3}
+    assert row.base == ModelValue(value=pytest.approx(1 / 3), stderr=None, rows=3)
 
 
 def test_differences_are_paired_by_row_whatever_the_order() -> None:
     base = [item("t", n, acc=float(n % 2)) for n in range(40)]
     (same,) = summary_of(base, list(reversed(base)))
-    assert same["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert (same.difference.value, same.difference.low, same.difference.high) == (0.0, 0.0, 0.0)
     worse = [item("t", n, acc=float(n % 2 and n != 5)) for n in range(40)]
     (row,) = summary_of(base, worse)
-    assert row["difference"]["value"] == pytest.approx(-1 / 40)
-    assert row["difference"]["low"] < -1 / 40 < row["difference"]["high"] == 0.0
+    assert row.difference.value == pytest.approx(-1 / 40)
+    assert row.difference.low < -1 / 40 < row.difference.high == 0.0
 
 
 def test_a_row_without_a_score_is_in_no_difference() -> None:
     base = [item("t", 0, **{"pass@1": 1.0}), item("t", 1, **{"pass@1": 1.0})]
     (row,) = summary_of(base, [item("t", 0), item("t", 1, **{"pass@1": 0.0})])
-    assert (row["base"]["rows"], row["ssd"]["rows"], row["difference"]["value"]) == (2, 1, -1.0)
+    assert (row.base.rows, row.ssd.rows, row.difference.value) == (2, 1, -1.0)
 
 
 def test_every_filter_and_metric_has_a_row() -> None:
     rows = [item("t", 0, filter_name=name, acc=1.0, acc_norm=0.0) for name in ("strict", "flexible")]
-    found = [(row["metric"], row["filter"], row["base"]["value"]) for row in summary_of(rows)]
+    found = [(row.metric, row.filter, row.base.value) for row in summary_of(rows)]
     assert found == [("acc", "strict", 1.0), ("acc_norm", "strict", 0.0), ("acc", "flexible", 1.0),
                      ("acc_norm", "flexible", 0.0)]  # fmt: skip
 
 
 def test_the_table_has_what_a_base_alone_has() -> None:
-    text = table({"confidence": 0.95, "results": summary_of([item("t", n, acc=float(n < 3)) for n in range(4)])})
+    text = table(results_of([item("t", n, acc=float(n < 3)) for n in range(4)]))
     header, line, *_ = text.splitlines()
     assert header.split()[:4] == ["task", "metric", "rows", "base"]
     assert line.split() == ["t", "acc", "4", "0.7500", "0.2500", "-", "-", "-"]

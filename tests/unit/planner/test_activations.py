@@ -1,6 +1,6 @@
-"""What the planner says a layer keeps is what autograd keeps, for Megatron-Core's own layers on a CPU.
+"""The planner's activations of a layer are what autograd keeps, for Megatron-Core's own layers on a CPU.
 
-Rows of 1,024 positions, which attention takes through PyTorch's fused kernel as on a GPU. Not covered, because their
+Sequences of 1,024 tokens, for which attention uses PyTorch's fused kernel as on a GPU. Not covered, because their
 layers need CUDA: TransformerEngine's tensors, FP8, grouped experts, recomputed norms.
 """
 
@@ -43,7 +43,7 @@ def saved_bytes(model: ModelConfig, precision: PrecisionConfig, *, num_layers: i
             loss = chunk(tokens, torch.arange(LENGTH)[None], None, labels=tokens)
         del loss
         # What was discarded after it was saved has an empty storage.
-        return sum(t.untyped_storage().nbytes() for place, t in saved.items() if place not in weights)
+        return sum(t.untyped_storage().nbytes() for pointer, t in saved.items() if pointer not in weights)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measures on the CPU, which a GPU's presence forbids")

@@ -16,7 +16,7 @@ LENGTH = 32
 
 
 def counted(model: ModelConfig, folder, *, backward: bool) -> int:  # type: ignore[no-untyped-def]
-    """Operations that PyTorch counts for one row of ``LENGTH`` tokens, attention written out in full squares."""
+    """Operations that PyTorch counts for one sequence of ``LENGTH`` tokens, attention written out in full squares."""
     write_hf_folder(folder, model)
     hf_model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation="eager", experts_implementation="eager"

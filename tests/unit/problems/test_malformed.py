@@ -274,7 +274,7 @@ PLACES: dict[str, tuple[Callable[[Path], None], str]] = {
     "nothing": (_nothing, "rows.jsonl: does not exist"),
     "a link to nothing": (_link_to_nothing, "rows.jsonl: does not exist"),
     "a folder with a file's name": (_empty_folder, r"rows.jsonl: the folder holds no \*\.parquet"),
-    "a link to nothing in a folder": (_folder_with_a_broken_link, "b.jsonl: is a link that leads nowhere"),
+    "a link to nothing in a folder": (_folder_with_a_broken_link, "b.jsonl: is a broken link"),
     "a folder in a folder": (_folder_of_a_folder, r"the folder holds no \*\.parquet"),
     "a named pipe": (_named_pipe, "rows.jsonl: does not exist"),
 }

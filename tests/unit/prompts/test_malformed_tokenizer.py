@@ -27,7 +27,7 @@ def test_a_spoilt_tokenizer_is_named(tiny_tokenizer: Path, tmp_path: Path, name:
     folder = tmp_path / "model"
     shutil.copytree(tiny_tokenizer, folder)
     (folder / name).write_bytes(NOT_JSON[kind])
-    with pytest.raises(UserError, match=r"model folder .*holds no tokenizer that loads") as caught:
+    with pytest.raises(UserError, match=r"model folder .*has no tokenizer that loads") as caught:
         ChatTokenizer(folder)
     assert "\n" not in str(caught.value)
 
@@ -55,7 +55,7 @@ def test_a_tokenizer_with_a_spoilt_field_is_named(tiny_tokenizer: Path, tmp_path
     shutil.copytree(tiny_tokenizer, tmp_path / "model")
     path = tmp_path / "model" / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    with pytest.raises(UserError, match=r"model folder .*holds no tokenizer that loads \(.+\)") as caught:
+    with pytest.raises(UserError, match=r"model folder .*has no tokenizer that loads \(.+\)") as caught:
         ChatTokenizer(tmp_path / "model")
     assert "\n" not in str(caught.value)
 
@@ -69,7 +69,7 @@ def test_a_tokenizer_without_tokens_is_named(tiny_tokenizer: Path, tmp_path: Pat
         kept = json.loads(path.read_text()) if change else {"tokenizer_class": "PreTrainedTokenizerFast"}
         path.write_text(json.dumps({**kept, **change}))
     (tmp_path / "model" / "tokenizer.model").unlink()
-    with pytest.raises(UserError, match=r"tokenizer of .*has no token; copy it from the model again"):
+    with pytest.raises(UserError, match=r"tokenizer of .*has no tokens; copy it from the model again"):
         ChatTokenizer(tmp_path / "model")
 
 
@@ -186,5 +186,5 @@ def test_the_template_is_tried_once_for_the_same_roles(tiny_tokenizer: Path, tmp
 
 
 def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such folder is here"):
+    with pytest.raises(UserError, match="does not exist; use the folder of the model"):
         fast_tokenizer(tmp_path / "none")

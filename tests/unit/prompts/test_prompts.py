@@ -132,7 +132,7 @@ def test_tokenizer_without_chat_template_is_refused_in_chat_mode_alone(tiny_toke
 
 
 def test_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no tokenizer that loads") as caught:
+    with pytest.raises(UserError, match="has no tokenizer that loads") as caught:
         ChatTokenizer(tmp_path)
     assert "\n" not in str(caught.value)
 

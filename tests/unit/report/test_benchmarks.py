@@ -47,7 +47,9 @@ def test_a_base_alone_has_no_difference(tmp_path: Path) -> None:
     row = {"task": "t", "metric": "acc", "filter": "strict", "num_fewshot": 0, "rows_on_hub": None, "difference": None,
            "base": {"value": 0.5, "stderr": 0.1, "rows": 9}}  # fmt: skip
     (tmp_path / "general_benchmarks").mkdir()
-    (tmp_path / "general_benchmarks" / "summary.json").write_text(json.dumps({"results": [row]}))
+    (tmp_path / "general_benchmarks" / "summary.json").write_text(
+        json.dumps({"confidence": 0.95, "chat_template": False, "results": [row]})
+    )
     (found,) = read_benchmarks(tmp_path)
     assert found.metric == "acc (strict)"
     assert (found.ssd.interval, found.difference.interval) == ("not measured", "not measured")
@@ -57,6 +59,6 @@ def test_a_file_of_another_version_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "general_benchmarks").mkdir()
     (tmp_path / "general_benchmarks" / "summary.json").write_text('{"rows": []}')
     with pytest.raises(
-        UserError, match=r"is no summary of this version \(KeyError: 'results'\); run launch/general_benchmarks"
+        UserError, match=r"is not a summary of this version .*; rename .* and run launch/general_benchmarks"
     ):
         read_benchmarks(tmp_path)

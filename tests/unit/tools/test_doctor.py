@@ -25,7 +25,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None
 
 
 @pytest.mark.parametrize("extra", doctor.NOT_BESIDE_CPU_TORCH)
-def test_torchvision_and_its_kin_beside_a_cpu_torch_are_a_problem(monkeypatch, extra):
+def test_torchvision_with_a_cpu_torch_is_a_problem(monkeypatch, extra):
     installed(monkeypatch, {"torch": "2.13.0+cpu", extra: "0.28.0"})
     finding = doctor.check_beside_torch()
     assert finding.status == "problem"
@@ -33,7 +33,7 @@ def test_torchvision_and_its_kin_beside_a_cpu_torch_are_a_problem(monkeypatch, e
     assert finding.fix.endswith(f"-m pip uninstall --yes {extra}")
 
 
-def test_torchvision_beside_a_cuda_torch_is_fine(monkeypatch):
+def test_torchvision_with_a_cuda_torch_is_fine(monkeypatch):
     installed(monkeypatch, {"torch": "2.13.0", "torchvision": "0.28.0"})
     assert doctor.check_beside_torch().status == "ok"
 
@@ -77,7 +77,7 @@ def test_a_visible_gpu_stops_the_demo_and_says_how_to_hide_it(monkeypatch):
     assert "CUDA_VISIBLE_DEVICES" in finding.fix
 
 
-def test_a_package_called_apex_that_is_not_nvidias_is_a_problem(monkeypatch, tmp_path):
+def test_another_package_called_apex_is_a_problem(monkeypatch, tmp_path):
     (tmp_path / "apex").mkdir()
     (tmp_path / "apex" / "__init__.py").write_text("")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -102,7 +102,7 @@ def test_missing_bubblewrap(monkeypatch, tmp_path):
     assert "system_packages.sh" in finding.fix
 
 
-def test_bubblewrap_that_starts_no_sandbox_is_a_problem_with_its_own_words(monkeypatch, tmp_path):
+def test_a_bubblewrap_that_cannot_start_a_sandbox_is_a_problem_with_its_message(monkeypatch, tmp_path):
     write_program(tmp_path / "bin", "bwrap", "echo 'bwrap: No permissions to create new namespace' >&2; exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     finding = doctor.check_bubblewrap()
@@ -134,7 +134,7 @@ def test_only_what_the_demo_needs_decides_whether_it_can_run():
 
 @pytest.mark.parametrize(("status", "code"), [("ok", 0), ("problem", 1)])
 def test_exit_status_and_json(monkeypatch, capsys, status, code):
-    monkeypatch.setattr(doctor, "diagnose", lambda: [Finding("torch", status, "2.13", fix="mend it", demo=True)])
+    monkeypatch.setattr(doctor, "diagnose", lambda: [Finding("torch", status, "2.13", fix="fix it", demo=True)])
     monkeypatch.setattr(sys, "argv", ["doctor.py", "--json"])
     assert doctor.main() == code
     said = json.loads(capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""Checkpoints of a real run: what is in them, what is refused, what is kept, and writing while training goes on."""
+"""Checkpoints of a real run: their content, what is refused, what is kept, and asynchronous saves."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the
 STOPPED = {"training": {"train_iters": 6, "ema_decay": 0.5}, "checkpoint": {"save_interval": 2}}
 
 
-def stop_at(config: RunConfig, iteration: int, patch: pytest.MonkeyPatch, wish: type = Requeue) -> None:
-    """Run until a signal is told after ``iteration``."""
-    asked = iter([None] * (iteration - 1) + [wish])
+def stop_at(config: RunConfig, iteration: int, patch: pytest.MonkeyPatch, request: type = Requeue) -> None:
+    """Run until a stop is requested after ``iteration``."""
+    asked = iter([None] * (iteration - 1) + [request])
     with patch.context() as inner:
         inner.setattr(GracefulShutdown, "requested", lambda self: next(asked))
-        with pytest.raises(wish):
+        with pytest.raises(request):
             run_train(config)
     gc.collect()  # the stopped run's frames hold the stage's lock, as a process that ended would not
 
@@ -128,11 +128,11 @@ def test_a_damaged_checkpoint_is_refused_by_name(run_dir: Path, damage: Callable
     assert names(path.parent) == before, "a refusal changes nothing"
 
 
-def test_the_one_before_is_used_when_asked_and_gives_the_same_losses(
+def test_on_broken_previous_resumes_from_the_one_before_with_the_same_losses(
     run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_dataset(tmp_path / "whole")
-    run_train(config_of(tmp_path / "whole"))
+    write_dataset(tmp_path / "uninterrupted")
+    run_train(config_of(tmp_path / "uninterrupted"))
     flipped(run_dir / "checkpoints.partial" / "iter_0000005")
     with caplog.at_level(logging.INFO):
         run_train(config_of(run_dir, on_broken="previous"))
@@ -141,14 +141,14 @@ def test_the_one_before_is_used_when_asked_and_gives_the_same_losses(
     assert names(run_dir / "checkpoints") == [
         "iter_0000002", "iter_0000004", "iter_0000005.broken-1", "iter_0000006",
     ]  # fmt: skip
-    assert _numbers(run_dir) == _numbers(tmp_path / "whole")
+    assert _numbers(run_dir) == _numbers(tmp_path / "uninterrupted")
 
 
 def _numbers(run_dir: Path) -> list[tuple[Any, ...]]:
     return [(row["iteration"], row["loss"], row["grad_norm"], row["samples"]) for row in metrics(run_dir)]
 
 
-def test_without_a_whole_one_nothing_starts_by_itself(run_dir: Path) -> None:
+def test_if_all_are_broken_the_run_does_not_start_over_by_itself(run_dir: Path) -> None:
     work = run_dir / "checkpoints.partial"
     for _, path in list_checkpoints(work):
         truncated(path)
@@ -157,7 +157,7 @@ def test_without_a_whole_one_nothing_starts_by_itself(run_dir: Path) -> None:
     assert names(work) == [f"iter_000000{number}.broken-1" for number in (2, 4, 5)]
 
 
-def test_only_what_is_asked_for_is_kept_and_the_last_always(tmp_path: Path) -> None:
+def test_pruning_keeps_the_configured_checkpoints_and_the_last_one(tmp_path: Path) -> None:
     write_dataset(tmp_path)
     run_train(
         training_config(
@@ -169,10 +169,10 @@ def test_only_what_is_asked_for_is_kept_and_the_last_always(tmp_path: Path) -> N
     assert "iter_0000007/checkpoint.json" in outputs
 
 
-def test_writing_while_training_goes_on_changes_nothing_in_what_is_written(run_dir: Path, tmp_path: Path) -> None:
+def test_asynchronous_saves_write_the_same_bytes(run_dir: Path, tmp_path: Path) -> None:
     """Losses and file content; the hashes of ``checkpoint.json`` say the latter."""
     curves, hashes = [], []
-    for name, save_async in (("waiting", False), ("going_on", True)):
+    for name, save_async in (("waiting", False), ("continuing", True)):
         write_dataset(tmp_path / name)
         run_train(config_of(tmp_path / name, save_async=save_async))
         curves.append(_numbers(tmp_path / name))
@@ -184,7 +184,7 @@ def test_writing_while_training_goes_on_changes_nothing_in_what_is_written(run_d
     assert hashes[0] == hashes[1]
 
 
-def test_a_writer_that_fails_beside_training_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_asynchronous_writer_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from torch.distributed.checkpoint import CheckpointException
 
@@ -192,13 +192,13 @@ def test_a_writer_that_fails_beside_training_stops_the_run(tmp_path: Path, monke
         raise OSError(5, "Input/output error")
 
     write_dataset(tmp_path)
-    monkeypatch.setattr(filesystem_async, "_write_item", dead_disk)  # within the child that writes
-    with pytest.raises(CheckpointException, match=r"Input/output error|OSError"):  # by words or by kind
+    monkeypatch.setattr(filesystem_async, "_write_item", dead_disk)  # in the child that writes
+    with pytest.raises(CheckpointException, match=r"Input/output error|OSError"):  # by message or by type
         run_train(config_of(tmp_path, save_async=True))
     assert names(tmp_path / "checkpoints.partial") == ["iter_0000002.partial"]
 
 
-def test_a_stop_at_the_last_iteration_is_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_request_in_the_last_iteration_is_a_normal_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dataset(tmp_path)
     asked = iter([None, None, KeyboardInterrupt])
     monkeypatch.setattr(GracefulShutdown, "requested", lambda self: next(asked))

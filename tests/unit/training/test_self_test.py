@@ -1,4 +1,4 @@
-"""A launch is refused where packed samples see each other (in several layouts: tests/distributed)."""
+"""Training is refused if packed samples attend to each other (in several layouts: tests/distributed)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers.training_run import metrics, training_config, write_dataset
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
 
 
-def test_a_leak_stops_a_launch_before_the_first_iteration(tmp_path: Path) -> None:
+def test_a_leak_stops_training_before_the_first_iteration(tmp_path: Path) -> None:
     write_dataset(tmp_path)
     config = training_config(tmp_path, training={"train_iters": 3, "packing": "best_fit"})
     with one_segment():
@@ -33,7 +33,7 @@ def test_a_leak_stops_a_launch_before_the_first_iteration(tmp_path: Path) -> Non
     assert len(metrics(tmp_path)) == 3
 
 
-def test_the_test_can_be_left_out(tmp_path: Path) -> None:
+def test_the_self_test_can_be_turned_off(tmp_path: Path) -> None:
     write_dataset(tmp_path)
     with one_segment():
         run_train(training_config(tmp_path, training={"train_iters": 3, "self_test": False}))
@@ -41,7 +41,9 @@ def test_the_test_can_be_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 4])
-def test_samples_that_fill_a_row_pass(tmp_path: Path, micro_batch_size: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_samples_that_fill_sequences_pass(
+    tmp_path: Path, micro_batch_size: int, caplog: pytest.LogCaptureFixture
+) -> None:
     stage = Stage(name="dataset", run_dir=tmp_path, config={}, inputs={})
     with IndexedWriter(stage.begin() / "samples", vocab_size=64) as writer:
         for start in range(6):

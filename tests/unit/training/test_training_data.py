@@ -12,8 +12,8 @@ from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.training.data import BatchSource, segment_lengths
 
 
-def numbered_rows() -> Any:
-    """A data set whose row n of seven-row epochs is filled with n."""
+def numbered_sequences() -> Any:
+    """A data set with seven sequences per epoch, whose sequence n is filled with n."""
 
     def filled(number: int) -> dict[str, np.ndarray]:
         ids = np.full(4, number, dtype=np.int64)
@@ -38,7 +38,7 @@ def source(
         global_batch_size=global_batch, micro_batch_size=micro, seq_length=seq_length, packing=packing, train_iters=100
     )
     return BatchSource(
-        dataset=numbered_rows(),
+        dataset=numbered_sequences(),
         training=training,
         data_parallel_rank=rank,
         data_parallel_size=size,
@@ -46,26 +46,26 @@ def source(
     )
 
 
-def rows_of(replica: BatchSource, iteration: int) -> list[list[int]]:
+def sequences_of(replica: BatchSource, iteration: int) -> list[list[int]]:
     return [batch.tokens[:, 0].tolist() for batch in replica.micro_batches(iteration)]
 
 
 def test_the_worked_example_of_the_docstring() -> None:
     replicas = [source(rank, 2, micro=2, global_batch=8) for rank in range(2)]
-    assert [rows_of(replica, 3) for replica in replicas] == [[[16, 17], [20, 21]], [[18, 19], [22, 23]]]
+    assert [sequences_of(replica, 3) for replica in replicas] == [[[16, 17], [20, 21]], [[18, 19], [22, 23]]]
 
 
 @given(size=st.integers(1, 4), micro=st.integers(1, 3), num_micro=st.integers(1, 3), iteration=st.integers(1, 20))
-def test_replicas_share_out_each_row_of_the_global_batch_once(
+def test_replicas_see_each_sequence_of_the_global_batch_once(
     size: int, micro: int, num_micro: int, iteration: int
 ) -> None:
     global_batch = size * micro * num_micro
     replicas = [source(rank, size, micro=micro, global_batch=global_batch) for rank in range(size)]
-    seen = sorted(row for replica in replicas for batch in rows_of(replica, iteration) for row in batch)
+    seen = sorted(number for replica in replicas for batch in sequences_of(replica, iteration) for number in batch)
     assert seen == list(range((iteration - 1) * global_batch, iteration * global_batch))
 
 
-def test_every_replica_knows_the_weight_of_the_whole_batch() -> None:
+def test_every_replica_knows_the_weight_of_the_global_batch() -> None:
     for rank in range(2):
         assert source(rank, 2, micro=2, global_batch=8).normalizer(3) == sum(range(16, 24))
 
@@ -73,8 +73,8 @@ def test_every_replica_knows_the_weight_of_the_whole_batch() -> None:
 def test_an_iteration_does_not_depend_on_those_before() -> None:
     fresh, used = source(0, 1, micro=2, global_batch=4), source(0, 1, micro=2, global_batch=4)
     for iteration in range(1, 6):
-        rows_of(used, iteration)
-    assert rows_of(used, 6) == rows_of(fresh, 6)
+        sequences_of(used, iteration)
+    assert sequences_of(used, 6) == sequences_of(fresh, 6)
 
 
 def test_the_digest_names_the_samples_of_the_global_batch_in_order() -> None:
@@ -88,22 +88,22 @@ def test_sample_lengths_are_those_of_the_global_batch() -> None:
     assert source(1, 2, micro=1, global_batch=4).sample_lengths(2).tolist() == [5, 6, 7, 8]
 
 
-def test_a_single_pass_ends_in_rows_of_padding() -> None:
-    validation = dataclasses.replace(source(0, 1, micro=2, global_batch=4), single_pass=True)  # seven rows
+def test_a_single_pass_ends_in_sequences_of_padding() -> None:
+    validation = dataclasses.replace(source(0, 1, micro=2, global_batch=4), single_pass=True)  # seven sequences
     assert validation.batches_in_pass == 2
-    assert rows_of(validation, 2) == [[4, 5], [6, -1]]
+    assert sequences_of(validation, 2) == [[4, 5], [6, -1]]
     assert validation.normalizer(2) == 4 + 5 + 6
     assert validation.sample_lengths(2).tolist() == [5, 6, 7]
     assert source(0, 1, micro=2, global_batch=4).normalizer(2) == 4 + 5 + 6 + 7
 
 
-def test_segments_end_with_their_rows() -> None:
+def test_segments_end_with_their_sequence() -> None:
     ids = np.array([[1, 1, 1, 2, 0, 0], [1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]])
     assert segment_lengths(ids) == (3, 1, 2, 6, 2, 4)
 
 
-def packed_row(*lengths: int) -> dict[str, Any]:
-    """A row of 8 positions; tokens count up from 0 in each sample."""
+def packed_sequence(*lengths: int) -> dict[str, Any]:
+    """A sequence of 8 tokens that count up from 0 in each sample."""
     tokens = np.concatenate([*(np.arange(length) for length in lengths), np.arange(8 - sum(lengths))])
     numbers = np.repeat(range(1, len(lengths) + 1), lengths)
     segment_ids = np.concatenate([numbers, np.zeros(8 - sum(lengths), dtype=np.int64)])
@@ -112,33 +112,35 @@ def packed_row(*lengths: int) -> dict[str, Any]:
             "segment_ids": segment_ids}  # fmt: skip
 
 
-def test_packed_rows_are_joined_to_one() -> None:
+def test_packed_sequences_are_joined_to_one() -> None:
     replica = source(0, 1, micro=2, global_batch=4, packing="greedy", seq_length=8)
     assert replica.schedule_shape == (16, 1)
     assert source(0, 1, micro=2, global_batch=4).schedule_shape == (4, 2)
-    batch = replica.batch([packed_row(3, 5), packed_row(4)])
+    batch = replica.batch([packed_sequence(3, 5), packed_sequence(4)])
     assert batch.tokens.tolist() == [[0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2, 3]]
     assert batch.packed_seq_params.cu_seqlens_q.tolist() == [0, 3, 8, 12, 16]
     assert batch.packed_seq_params.max_seqlen_q == 5
     assert batch.loss_weights.tolist() == [[1.0] * 12 + [0.0] * 4]
 
 
-def test_rows_that_are_not_packed_stay_rows() -> None:
+def test_without_packing_sequences_are_not_joined() -> None:
     batch = next(source(0, 1, micro=2, global_batch=4).micro_batches(1))
     assert batch.tokens.shape == (2, 4)
     assert batch.packed_seq_params is None
 
 
 @pytest.mark.parametrize("packing", ["none", "greedy"])
-def test_context_parallel_ranks_share_out_every_position(packing: str) -> None:
-    whole = source(0, 1, micro=2, global_batch=4, packing=packing, seq_length=8)
-    rows = [packed_row(4, 4), packed_row(4)] if packing == "greedy" else [packed_row(8), packed_row(8)]
-    parts = [dataclasses.replace(whole, context_parallel_size=2, context_parallel_rank=rank) for rank in range(2)]
-    batches = [part.batch(rows) for part in parts]
+def test_context_parallel_ranks_split_every_sequence(packing: str) -> None:
+    full = source(0, 1, micro=2, global_batch=4, packing=packing, seq_length=8)
+    sequences = (
+        [packed_sequence(4, 4), packed_sequence(4)] if packing == "greedy" else [packed_sequence(8), packed_sequence(8)]
+    )
+    parts = [dataclasses.replace(full, context_parallel_size=2, context_parallel_rank=rank) for rank in range(2)]
+    batches = [part.batch(sequences) for part in parts]
     if packing == "greedy":
         # Two chunks of each segment of 4: the first and the last, or the two between.
         assert [batch.tokens.tolist() for batch in batches] == [[[0, 3] * 4], [[1, 2] * 4]]
         assert all(batch.packed_seq_params.cu_seqlens_q.tolist() == [0, 4, 8, 12, 16] for batch in batches)
     else:
         assert [batch.tokens.tolist() for batch in batches] == [[[0, 1, 6, 7]] * 2, [[2, 3, 4, 5]] * 2]
-    assert sum(batch.loss_weights.sum() for batch in batches) == whole.batch(rows).loss_weights.sum()
+    assert sum(batch.loss_weights.sum() for batch in batches) == full.batch(sequences).loss_weights.sum()

@@ -42,8 +42,8 @@ def test_a_batch_without_valid_tokens_counts_nothing() -> None:
     assert (loss.item(), count.item()) == (0.0, 0)
 
 
-# Two samples in one row: prompt of 3 ids and response of 2, prompt of 2 and response of 4. The first id of a prompt is
-# predicted by nothing, so the positions are 2 + 2 and 1 + 4. Losses of the positions are chosen below.
+# Two samples in one sequence: prompt of 3 ids and response of 2, prompt of 2 and response of 4. Nothing predicts the
+# first id of a prompt, so the positions are 2 + 2 and 1 + 4. Losses of the positions are chosen below.
 LOSSES = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
 EXPECTED = {
     ("token", 0.0): (3 + 4 + 6 + 7 + 8 + 9) / 6,
@@ -63,15 +63,15 @@ def test_the_loss_by_hand(tmp_path: Path, normalization: Any, prompt_weight: flo
         tmp_path / "samples", objective="sft", seq_length=12, packing="greedy", overlong="error", seed=0,
         loss_normalization=normalization, prompt_loss_weight=prompt_weight,
     )  # fmt: skip
-    row = dataset.sequence(0, 0)
-    # The samples may stand in either order: give each position the loss of the id that it predicts.
+    sequence = dataset.sequence(0, 0)
+    # The samples may be in either order: give each position the loss of the id that it predicts.
     loss_of = dict(zip([2, 3, 4, 5, 7, 8, 9, 10, 11], LOSSES, strict=True))
-    losses = torch.tensor([loss_of.get(label, 100.0) for label in row["labels"].tolist()])
-    total, _, _ = weighted_sum(torch.from_numpy(row["loss_weights"]), losses)
+    losses = torch.tensor([loss_of.get(label, 100.0) for label in sequence["labels"].tolist()])
+    total, _, _ = weighted_sum(torch.from_numpy(sequence["loss_weights"]), losses)
     assert total.item() / dataset.sequence_weight(0, 0) == pytest.approx(
         EXPECTED[normalization, prompt_weight], rel=1e-6
     )
-    assert row["loss_weights"].sum() == pytest.approx(dataset.sequence_weight(0, 0), rel=1e-6)
+    assert sequence["loss_weights"].sum() == pytest.approx(dataset.sequence_weight(0, 0), rel=1e-6)
     # Samples weigh alike, and all of them together as much as without normalisation.
     assert dataset.sequence_weight(0, 0) == pytest.approx(6 + 3 * prompt_weight)
 
@@ -87,7 +87,7 @@ def write_pairs(run_dir: Path) -> None:
 
 
 def first_step(run_dir: Path, **training: Any) -> tuple[float, float, dict[str, torch.Tensor]]:
-    """(loss, gradient norm, gradients by name) of the first iteration over 8 rows."""
+    """(loss, gradient norm, gradients by name) of the first iteration over 8 sequences."""
     config = training_config(
         run_dir, objective="sft", training=training, model=dataclasses.replace(DENSE, path=str(run_dir / "base"))
     )
@@ -102,9 +102,7 @@ def first_step(run_dir: Path, **training: Any) -> tuple[float, float, dict[str, 
 @no_cuda
 @pytest.mark.parametrize("packing", ["none", "greedy"])
 @pytest.mark.parametrize("normalization", ["token", "sequence"])
-def test_a_batch_in_one_piece_and_in_micro_batches_gives_the_same_gradients(
-    tmp_path: Path, normalization: str, packing: str
-) -> None:
+def test_micro_batches_do_not_change_the_gradients(tmp_path: Path, normalization: str, packing: str) -> None:
     write_pairs(tmp_path)
     write_hf_folder(tmp_path / "base", DENSE)
     changes = {"loss_normalization": normalization, "prompt_loss_weight": 0.25, "packing": packing}

@@ -1,6 +1,6 @@
-"""A stop after some iterations and a second start give the losses of a run in one piece, for every kind of optimizer.
+"""A run that was stopped and resumed has the losses of an uninterrupted run, for every kind of optimizer.
 
-Under several processes, and killed in place of stopped: ``tests/distributed/test_resume.py``.
+With several processes, and killed instead of stopped: ``tests/distributed/test_resume.py``.
 """
 
 import gc
@@ -21,16 +21,16 @@ from tests.helpers.training_run import MOE, metrics, training_config, write_data
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
 
 BF16 = PrecisionConfig(params_dtype="bf16", transformer_engine=False)
-WHOLE = ParallelConfig(use_distributed_optimizer=False)
+NON_DISTRIBUTED = ParallelConfig(use_distributed_optimizer=False)
 KINDS: dict[str, dict[str, Any]] = {
     "fp32_distributed": {},
-    "fp32_whole": {"parallel": WHOLE},
+    "fp32_non_distributed": {"parallel": NON_DISTRIBUTED},
     "bf16_distributed": {"precision": BF16},
-    "bf16_whole": {"precision": BF16, "parallel": WHOLE},
+    "bf16_non_distributed": {"precision": BF16, "parallel": NON_DISTRIBUTED},
     "moe_distributed": {"model": MOE},
-    "moe_whole": {"model": MOE, "parallel": WHOLE},
+    "moe_non_distributed": {"model": MOE, "parallel": NON_DISTRIBUTED},
     "moe_frozen_router": {"model": MOE, "moe": MoeConfig(freeze_router=True)},
-    "mean_and_validation": {"precision": BF16, "training": {"ema_decay": 0.9, "validation_fraction": 0.2}},
+    "ema_and_validation": {"precision": BF16, "training": {"ema_decay": 0.9, "validation_fraction": 0.2}},
 }
 
 
@@ -40,28 +40,28 @@ def stop_after(iterations: int, patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_stopped_and_started_again_is_bitwise_the_same(
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    for name in ("whole", "broken"):
+    for name in ("uninterrupted", "broken"):
         write_dataset(tmp_path / name)
-    whole, broken = (training_config(tmp_path / name, **KINDS[kind]) for name in ("whole", "broken"))
+    uninterrupted, broken = (training_config(tmp_path / name, **KINDS[kind]) for name in ("uninterrupted", "broken"))
     with monkeypatch.context() as patch:
         stop_after(4, patch)
         with pytest.raises(KeyboardInterrupt):
             run_train(broken)
     gc.collect()  # the interrupted run's frames hold the stage's lock, as a process that ended would not
     assert len(metrics(tmp_path / "broken", "checkpoints.partial")) == 4
-    for config in (broken, whole):
+    for config in (broken, uninterrupted):
         run_train(config)
     curves = [
         [(row["loss"], row["grad_norm"], row["samples"], row["validation_loss"]) for row in metrics(tmp_path / name)]
-        for name in ("broken", "whole")
+        for name in ("broken", "uninterrupted")
     ]
     assert curves[0] == curves[1]
-    # The state behind them as well: weights, optimizer and mean of the weights of the last checkpoint.
+    # The state behind them as well: weights, optimizer state and EMA of the last checkpoint.
     hashes = [
         {name: file.sha256 for name, file in read_facts(path).files.items() if name.endswith(".distcp")}
-        for path in (tmp_path / name / "checkpoints" / "iter_0000010" for name in ("broken", "whole"))
+        for path in (tmp_path / name / "checkpoints" / "iter_0000010" for name in ("broken", "uninterrupted"))
     ]
     assert hashes[0] == hashes[1]

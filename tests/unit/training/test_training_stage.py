@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing import load_plain_tensors
+from torch.distributed.checkpoint import CheckpointException
+from transformers import Qwen3ForCausalLM
 
 from launch.train import train as run_train
 from megatron_ssd.artifacts.hashing import hash_folder
@@ -20,8 +24,12 @@ from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.dataset.indexed import open_indexed
 from megatron_ssd.errors import UserError
+from megatron_ssd.runtime.device import prepare_device
+from megatron_ssd.runtime.process_groups import process_groups
+from megatron_ssd.training.checkpoint import rng_state
 from megatron_ssd.training.shutdown import GracefulShutdown
 from megatron_ssd.training.stage import training_stage
+from megatron_ssd.training.trainer import build_trainer
 from tests.helpers.tiny_hf import write_hf_folder
 from tests.helpers.training_run import DENSE, MOE, metrics, training_config, write_dataset
 
@@ -53,7 +61,7 @@ def test_a_run_publishes_checkpoint_metrics_and_manifest(run_dir: Path, caplog: 
     assert "up to date" in caplog.text
 
 
-def test_every_column_is_written_and_the_start_is_said(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_column_is_written_and_the_start_is_logged(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         run_train(training_config(run_dir, model=MOE, training={"train_iters": 3}))
     said = caplog.text
@@ -74,7 +82,7 @@ def test_every_column_is_written_and_the_start_is_said(run_dir: Path, caplog: py
     assert left[-1] == 0
 
 
-def test_held_out_rows_are_measured_at_the_interval_and_at_the_end(run_dir: Path) -> None:
+def test_held_out_samples_are_measured_at_the_interval_and_at_the_end(run_dir: Path) -> None:
     training = {"train_iters": 7, "validation_fraction": 0.2, "validation_interval": 3}
     run_train(training_config(run_dir, training=training))
     measured = {row["iteration"]: row["validation_loss"] for row in metrics(run_dir) if row["validation_loss"]}
@@ -83,7 +91,7 @@ def test_held_out_rows_are_measured_at_the_interval_and_at_the_end(run_dir: Path
     assert read_manifest(run_dir / "checkpoints").facts["final_validation_loss"] == measured[7]
 
 
-def test_measuring_does_not_change_training(run_dir: Path) -> None:
+def test_validation_does_not_change_training(run_dir: Path) -> None:
     curves = []
     for interval in (1, 100):
         training = {"train_iters": 4, "validation_fraction": 0.2, "validation_interval": interval}
@@ -93,11 +101,8 @@ def test_measuring_does_not_change_training(run_dir: Path) -> None:
     assert curves[0] == curves[1]
 
 
-def test_the_mean_of_the_weights_follows_its_formula_and_is_saved(run_dir: Path) -> None:
+def test_the_ema_follows_its_formula_and_is_saved(run_dir: Path) -> None:
     """From the weights of each iteration, as separate checkpoints hold them."""
-    from megatron.core.dist_checkpointing import load_plain_tensors
-
-    from megatron_ssd.runtime.process_groups import process_groups
 
     run_train(training_config(run_dir, training={"train_iters": 4, "ema_decay": 0.75}, checkpoint={"save_interval": 1}))
     with process_groups(ParallelConfig(), device="cpu"):
@@ -112,7 +117,7 @@ def test_the_mean_of_the_weights_follows_its_formula_and_is_saved(run_dir: Path)
         assert saved[-1][f"ema.{name}"].dtype == torch.float32
 
 
-def test_a_jump_of_the_loss_is_warned_of_and_marked(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_loss_spike_gives_a_warning_and_a_mark(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = training_config(run_dir, training={"train_iters": 20, "spike_factor": 1.05})
     wild = dataclasses.replace(config.optimizer, lr=0.5, min_lr=0.5, lr_warmup_iters=12, clip_grad=1e9)
     run_train(dataclasses.replace(config, optimizer=wild))
@@ -122,11 +127,7 @@ def test_a_jump_of_the_loss_is_warned_of_and_marked(run_dir: Path, caplog: pytes
 
 
 def test_no_part_of_training_draws_random_numbers(run_dir: Path) -> None:
-    """Resuming under another layout seeds anew: nothing may depend on it."""
-    from megatron_ssd.runtime.device import prepare_device
-    from megatron_ssd.runtime.process_groups import process_groups
-    from megatron_ssd.training.checkpoint import rng_state
-    from megatron_ssd.training.trainer import build_trainer
+    """Resuming under another layout seeds the generators anew, so nothing may depend on them."""
 
     config = training_config(run_dir, model=MOE)
     with process_groups(ParallelConfig(), device=prepare_device(config.cluster, config.precision)):
@@ -155,7 +156,7 @@ def test_the_loss_does_not_depend_on_the_micro_batch(run_dir: Path, tmp_path: Pa
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
 
 
-def test_the_layout_is_no_part_of_the_identity_and_the_optimizer_is(run_dir: Path) -> None:
+def test_the_layout_is_not_part_of_the_identity_and_the_optimizer_is(run_dir: Path) -> None:
     config = training_config(run_dir)
     other_layout = dataclasses.replace(config, parallel=ParallelConfig(world_size=2, tensor_model_parallel_size=2))
     other_rate = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, lr=1e-2))
@@ -178,7 +179,7 @@ def test_the_layout_is_no_part_of_the_identity_and_the_optimizer_is(run_dir: Pat
         ("moe", {"freeze_router": True}, False),
     ],
 )
-def test_what_decides_the_weights_is_the_identity(
+def test_the_identity_is_what_decides_the_weights(
     run_dir: Path, section: str, changes: dict[str, Any], same: bool
 ) -> None:
     config = training_config(run_dir, model=MOE)
@@ -210,10 +211,8 @@ def test_fine_tuning_needs_a_base_model(run_dir: Path, path: Any, expected: str)
     assert expected in refused(training_config(run_dir, objective="sft", model=model))
 
 
-def test_pretraining_goes_on_from_a_model_that_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_pretraining_starts_from_the_model_that_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Its first loss is that of the named weights, as transformers computes it, and the manifest names them."""
-    from transformers import Qwen3ForCausalLM
-
     write_dataset(tmp_path, num_documents=8)  # one global batch, whatever the order
     model = write_hf_folder(tmp_path / "base", DENSE)
     config = training_config(tmp_path, model=model, training={"packing": "none"})
@@ -241,11 +240,11 @@ def test_pretraining_without_a_model_starts_from_random_weights(
     assert "model" not in read_manifest(run_dir / "checkpoints").inputs
 
 
-def test_training_on_a_gpu_that_is_not_there(run_dir: Path) -> None:
+def test_training_on_a_missing_gpu(run_dir: Path) -> None:
     assert "dry_run=true" in refused(training_config(run_dir, cluster=ClusterConfig(device="cuda")))
 
 
-def test_losses_that_are_no_numbers_stop_the_run_and_prune_nothing(run_dir: Path) -> None:
+def test_non_finite_losses_stop_the_run_and_prune_nothing(run_dir: Path) -> None:
     training = {"train_iters": 40, "max_skipped": 4}
     config = training_config(run_dir, training=training, checkpoint={"save_interval": 1, "keep_last": 1})
     wild = dataclasses.replace(config.optimizer, lr=1e20, min_lr=1e20)
@@ -267,7 +266,7 @@ def test_losses_that_are_no_numbers_stop_the_run_and_prune_nothing(run_dir: Path
         ({"cpu_offload_fraction": 0.5}, ["optimizer.cpu_offload_fraction = 0.5", "cluster.device is cpu"]),
     ],
 )
-def test_an_optimizer_that_this_machine_has_not(run_dir: Path, changes: dict[str, Any], parts: list[str]) -> None:
+def test_an_optimizer_that_this_machine_cannot_run(run_dir: Path, changes: dict[str, Any], parts: list[str]) -> None:
     config = training_config(run_dir)
     message = refused(dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **changes)))
     assert all(part in message for part in parts)
@@ -280,7 +279,7 @@ def test_weights_and_biases_has_to_be_installed(run_dir: Path) -> None:
     assert "pip install wandb" in message
 
 
-def test_the_other_kind_of_optimizer_cannot_go_on(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_other_kind_of_optimizer_cannot_resume(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = training_config(run_dir, training={"train_iters": 4}, checkpoint={"save_interval": 2})
     with monkeypatch.context() as patch:
         patch.setattr(GracefulShutdown, "requested", lambda self: KeyboardInterrupt)
@@ -291,12 +290,7 @@ def test_the_other_kind_of_optimizer_cannot_go_on(run_dir: Path, monkeypatch: py
     assert "use_distributed_optimizer = false" in refused(other)
 
 
-def test_a_full_disk_is_said_to_be_one_and_earlier_checkpoints_stay(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from megatron.core import dist_checkpointing
-    from torch.distributed.checkpoint import CheckpointException
-
+def test_a_full_disk_is_reported_and_earlier_checkpoints_stay(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = dist_checkpointing.save
 
     def save_until_full(state: Any, folder: str, **kwargs: Any) -> Any:
@@ -318,7 +312,7 @@ def test_a_full_disk_is_said_to_be_one_and_earlier_checkpoints_stay(
     assert [row["iteration"] for row in metrics(run_dir)] == list(range(1, 7))
 
 
-def test_a_finished_run_lets_go_of_its_process_groups(tmp_path: Path) -> None:
+def test_a_finished_run_releases_its_process_groups(tmp_path: Path) -> None:
     threads = []
     for name in ("first", "second", "third"):
         write_dataset(tmp_path / name)

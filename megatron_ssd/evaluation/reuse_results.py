@@ -1,8 +1,8 @@
-"""What earlier evaluations of a run left that still holds, after a setting was changed and they were moved aside.
+"""Reuses the results of earlier evaluations of a run that were moved aside because a setting changed.
 
-A response is kept where nothing that decides it has changed: model, prompt, seed, decoding, limits and engine. A wider
-grid, more samples a problem, other statistics or another choice of problems therefore draw only what is new. A verdict
-is kept with its response, where the problems' tests and the sandbox are the same.
+A response is reused if everything that determines it is unchanged: model, prompt, seed, sampling parameters, limits and
+engine. So a wider grid, more samples per problem, other statistics or another selection of problems generates only what
+is new. A verdict is reused with its response if the tests of the problems and the sandbox are the same.
 """
 
 from __future__ import annotations
@@ -23,38 +23,37 @@ log = logging.getLogger(__name__)
 
 
 def verdict_path(folder: Path, name: ModelName, setting: SamplingParams) -> Path:
-    """The file of verdicts of one model under one setting, in an evaluation's ``folder``."""
+    """The file of verdicts of one model under one setting, in the ``folder`` of an evaluation."""
     return folder / "verdicts" / name / f"{setting.label}.jsonl"
 
 
-def take_over(stage: Stage, jobs: Mapping[ModelName, DecodeJob]) -> int:
-    """Copy into the stage's work folder what still holds of the folders that were moved aside, the newest first.
+def reuse_results(stage: Stage, jobs: Mapping[ModelName, DecodeJob]) -> int:
+    """Copy valid results from the folders that were moved aside into the work folder, starting with the newest.
 
-    A setting that has a file in the work folder already is left alone. Killed anywhere, it does the rest when it is
-    called again.
+    Skips a setting that has a file in the work folder already. If it is killed, the next call does the rest.
 
     Args:
-        stage: begun.
-        jobs: by model; their files are the targets.
+        stage: the stage, after ``begin``.
+        jobs: by model; results are copied to their files.
 
     Returns:
-        The number of responses that were kept.
+        The number of responses that were reused.
 
     Raises:
-        UserError: a row of an earlier folder is no JSON object.
+        UserError: a line of an earlier folder is not a JSON object.
     """
     same_engine = [earlier for earlier in stage.replaced() if _same(earlier, stage, "engine")]
-    kept = 0
+    reused = 0
     for name, job in jobs.items():
         for setting in job.settings:
             if same_engine and not job.path(setting).exists():
-                kept += _take_over_setting(same_engine, stage, job, name, setting)
-    if kept:
-        log.info("eval: %d responses of earlier evaluations still hold and are kept", kept)
-    return kept
+                reused += _reuse_setting(same_engine, stage, job, name, setting)
+    if reused:
+        log.info("eval: reused %d responses of earlier evaluations", reused)
+    return reused
 
 
-def _take_over_setting(
+def _reuse_setting(
     folders: list[Replaced], stage: Stage, job: DecodeJob, name: ModelName, setting: SamplingParams
 ) -> int:
     samples, verdicts = _Target(job.path(setting)), _Target(verdict_path(stage.work, name, setting))
@@ -64,47 +63,47 @@ def _take_over_setting(
         new = samples.copy(source, is_planned)
         if _same(earlier, stage, "sandbox") and earlier.inputs.get("benchmark") == stage.inputs["benchmark"]:
             verdicts.copy(verdict_path(earlier.folder, name, setting), _verdicts_on(new))
-    verdicts.finish()  # first: where there are responses, nothing is looked for again
+    verdicts.finish()  # first: a setting that has responses is skipped by the next call
     samples.finish()
     return len(samples.keys)
 
 
 def _verdicts_on(keys: set[Key]) -> Callable[[dict[str, Any]], bool]:
-    """Whether a verdict says something about one of the samples; where the judge failed it says nothing."""
-    return lambda row: _key(row) in keys and row.get("status") != "infrastructure_error"
+    """Whether a verdict is about one of the samples, and the checker did not fail."""
+    return lambda record: _key(record) in keys and record.get("status") != "infrastructure_error"
 
 
 class _Target:
-    """A file that appears whole, with the rows of several others, each key once."""
+    """A file that collects records of several others, each key once, and appears only when it is complete."""
 
     def __init__(self, path: Path) -> None:
         self.keys: set[Key] = set()
-        self._path, self._temporary = path, path.with_name(f".{path.name}.kept")
+        self._path, self._temporary = path, path.with_name(f".{path.name}.reused")
         self._temporary.unlink(missing_ok=True)
 
     def copy(self, source: Path, accepts: Callable[[dict[str, Any]], bool]) -> set[Key]:
-        """Take the rows of ``source`` that are accepted and new; returns their keys."""
+        """Copy the records of ``source`` that are accepted and new; returns their keys."""
         new: set[Key] = set()
         if not source.is_file():
             return new
         with JsonlWriter(self._temporary) as writer:
-            for row, _ in iter_complete_records(source, FileCursor()):
-                if _key(row) not in self.keys and accepts(row):
-                    writer.write(row)
-                    self.keys.add(_key(row))
-                    new.add(_key(row))
+            for record, _ in iter_complete_records(source, FileCursor()):
+                if _key(record) not in self.keys and accepts(record):
+                    writer.write(record)
+                    self.keys.add(_key(record))
+                    new.add(_key(record))
         return new
 
     def finish(self) -> None:
-        """Give the file its name, where any row was taken."""
+        """Give the file its name, if any record was copied."""
         if self.keys:
             self._temporary.replace(self._path)
         else:
             self._temporary.unlink(missing_ok=True)
 
 
-def _key(row: dict[str, Any]) -> Key:
-    return row.get("problem_id", ""), row.get("sample_index", -1)
+def _key(record: dict[str, Any]) -> Key:
+    return record.get("problem_id", ""), record.get("sample_index", -1)
 
 
 def _same(earlier: Replaced, stage: Stage, section: str) -> bool:

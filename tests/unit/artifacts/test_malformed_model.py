@@ -54,7 +54,7 @@ def test_a_config_that_is_no_json_is_named(tmp_path: Path, name: str, kind: str)
 def test_a_config_that_is_no_object_is_named(tmp_path: Path, name: str, kind: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / name).write_text(json.dumps(NO_OBJECT[kind]))
-    _refused(tmp_path, rf"/{name} with .*: is no JSON object; copy it from the model again")
+    _refused(tmp_path, rf"/{name} with .*: is not a JSON object; copy it from the model again")
 
 
 @pytest.mark.parametrize("kind", NO_SIZE)
