@@ -50,9 +50,10 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProblemPage:
-    """One problem. ``attempts`` has a tuple for each of ``COLUMNS``; ``tests`` has those that some attempt failed first.
+    """One problem. ``attempts`` has a tuple for each of ``COLUMNS``.
 
-    ``half`` and ``tests`` are empty if the evaluation kept no texts of its problems.
+    ``tests`` has the tests that some attempt failed first. ``half`` and ``tests`` are empty if the evaluation kept
+    no texts of its problems.
     """
 
     problem_id: str
