@@ -1,19 +1,18 @@
-"""Samples to Megatron's .bin and .idx beside the way of Megatron-LM's own tool, and the memory that it takes.
+"""Compares preprocessing with the method of Megatron-LM's own tool, in speed and memory.
 
-    python -m benchmarks.preprocess [--rows 12000] [--rounds 3] [--workers 2] [--profile OUT.txt]
+    python -m benchmarks.preprocess [--samples 12000] [--rounds 3] [--workers 2] [--profile OUT.txt]
 
-The rows are samples as the sampling stage writes them. Their text is cut from the source files of Python's standard
-library (responses of 200 to 2,000 tokens, long-tailed), the tokenizer is a byte-level BPE of 32,000 entries trained on
+The input is samples as the sampling stage writes them. Their text is cut from the source files of Python's standard
+library (responses of 200 to 2,000 tokens, long-tailed); the tokenizer is a byte-level BPE of 32,000 entries trained on
 them. The reference works as Megatron-LM's ``tools/preprocess_data.py`` does: a ``multiprocessing.Pool`` whose
 initializer loads the Hugging Face tokenizer, ``imap`` over the lines with a chunk size of 32, ``json.loads`` and
-``tokenizer.encode`` of prompt and response a row, and ``IndexedDatasetBuilder`` in the parent. This project's side is
-the whole stage, filters, hashes and manifest included: once with the ids as sampled, once with the responses tokenized
-again and compared.
+``tokenizer.encode`` of each prompt and response, and ``IndexedDatasetBuilder`` in the parent. This project's side is
+the complete stage with filters, hashes and manifest: once with the ids as sampled, once with retokenized responses.
 
-The sides have their imports done, stay loaded and take turns, so a drift of the machine's speed hits all. The table has
-medians; ratios are medians over rounds, round by round. The time of all processors together depends less on what else
-the machine is doing: the reference has one more process that computes, so on a busy machine it gets a larger share.
-Memory is the resident memory of the parent and its workers together, looked at every 20 ms, in a fresh process each.
+Each side runs in a process that has its imports done, and the sides alternate, so that changes in the machine's speed
+affect all of them. The table has medians; ratios are medians over rounds. CPU time depends less than wall time on other
+load: the reference has one more computing process, so on a busy machine it gets a larger share. Memory is the resident
+memory of the parent and its workers together, sampled every 20 ms, in a new process per side.
 """
 
 from __future__ import annotations
@@ -37,19 +36,19 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from benchmarks.preprocess_rows import SHARD_ROWS, VOCAB_SIZE, publish, write_run
+from benchmarks.preprocess_samples import SHARD_SAMPLES, VOCAB_SIZE, publish, write_run
 
 ROOT = Path(__file__).parents[1]
-REFERENCE, SAMPLED, RETOKENIZED = "Megatron-LM's way", "ids as sampled", "retokenized"
-MEMORY_ROWS = (10_000, 100_000)
+REFERENCE, SAMPLED, RETOKENIZED = "Megatron-LM's method", "ids as sampled", "retokenized"
+MEMORY_SAMPLES = (10_000, 100_000)
 MB = 1_000_000
 
 
 def main() -> None:
     """Prepare, measure, print both tables."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rows", type=int, default=12000, help="samples of a turn (default 12000)")
-    options.add_argument("--rounds", type=int, default=3, help="turns of each side (default 3)")
+    options.add_argument("--samples", type=int, default=12000, help="samples per run (default 12000)")
+    options.add_argument("--rounds", type=int, default=3, help="runs of each side (default 3)")
     options.add_argument("--workers", type=int, default=2, help="worker processes of each side (default 2)")
     options.add_argument("--profile", type=Path, help="also write a profile of one of this project's workers here")
     options.add_argument("--side", help=argparse.SUPPRESS)  # a process that this script starts
@@ -60,51 +59,51 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        tokens = write_run(folder, arguments.rows)
-        _measure_speed(folder, tokens, arguments.rows, arguments.rounds, arguments.workers)
+        tokens = write_run(folder, arguments.samples)
+        _measure_speed(folder, tokens, arguments.samples, arguments.rounds, arguments.workers)
         _measure_memory(folder, arguments.workers)
         if arguments.profile:
             _profile(folder, arguments.profile)
 
 
-def _measure_speed(folder: Path, tokens: int, rows: int, rounds: int, workers: int) -> None:
-    """Start every side, let them take turns, and print one table."""
+def _measure_speed(folder: Path, tokens: int, samples: int, rounds: int, workers: int) -> None:
+    """Start every side, alternate between them, and print a table."""
     sides = {name: _Side(name, folder, workers) for name in (REFERENCE, SAMPLED, RETOKENIZED)}
     try:
         for side in sides.values():
-            side.turn()  # the first turn warms up
-        turns = [{name: side.turn() for name, side in sides.items()} for _ in range(rounds)]
+            side.run()  # warm-up
+        runs = [{name: side.run() for name, side in sides.items()} for _ in range(rounds)]
     finally:
         for side in sides.values():
             side.stop()
-    print(f"\n{rows:,} samples, {tokens:,} tokens, {workers} workers, {rounds} rounds")
+    print(f"\n{samples:,} samples, {tokens:,} tokens, {workers} workers, {rounds} rounds")
     print(
-        f"{'':20}{'rows/s':>10}{'lowest':>10}{'highest':>10}{'tokens/s':>14}{'ratio':>8}{'CPU ms/row':>12}{'ratio':>8}"
+        f"{'':22}{'samples/s':>10}{'lowest':>10}{'highest':>10}{'tokens/s':>14}{'ratio':>8}{'ms/sample':>12}{'ratio':>8}"
     )
     for name in sides:
-        own = [rows / one[name].seconds for one in turns]
-        speed, cpu = statistics.median(own), statistics.median(one[name].cpu_seconds for one in turns)
-        ratios = [statistics.median(one[REFERENCE][i] / one[name][i] for one in turns) for i in (0, 1)]
+        own = [samples / one[name].seconds for one in runs]
+        speed, cpu = statistics.median(own), statistics.median(one[name].cpu_seconds for one in runs)
+        ratios = [statistics.median(one[REFERENCE][i] / one[name][i] for one in runs) for i in (0, 1)]
         print(
-            f"{name:20}{speed:10,.0f}{min(own):10,.0f}{max(own):10,.0f}{speed * tokens / rows:14,.0f}{ratios[0]:8.2f}"
-            f"{cpu / rows * 1000:12.2f}{ratios[1]:8.2f}"
+            f"{name:22}{speed:10,.0f}{min(own):10,.0f}{max(own):10,.0f}{speed * tokens / samples:14,.0f}"
+            f"{ratios[0]:8.2f}{cpu / samples * 1000:12.2f}{ratios[1]:8.2f}"
         )
 
 
 def _measure_memory(folder: Path, workers: int) -> None:
-    """Print the peak of each way at each number of rows."""
-    files = sorted((folder / "run" / "samples").glob("*.jsonl"))[: MEMORY_ROWS[0] // SHARD_ROWS]
-    print(f"\n{'peak memory in MB':20}" + "".join(f"{rows:>10,} rows" for rows in MEMORY_ROWS))
+    """Print the peak of each mode at each number of samples."""
+    files = sorted((folder / "run" / "samples").glob("*.jsonl"))[: MEMORY_SAMPLES[0] // SHARD_SAMPLES]
+    print(f"\n{'peak memory in MB':20}" + "".join(f"{samples:>10,} samples" for samples in MEMORY_SAMPLES))
     peaks: dict[str, list[int]] = {SAMPLED: [], RETOKENIZED: []}
-    for rows in MEMORY_ROWS:
-        run_dir = folder / f"memory-{rows}"
-        publish(run_dir / "run", list(itertools.islice(itertools.cycle(files), rows // SHARD_ROWS)), rows)
+    for samples in MEMORY_SAMPLES:
+        run_dir = folder / f"memory-{samples}"
+        publish(run_dir / "run", list(itertools.islice(itertools.cycle(files), samples // SHARD_SAMPLES)), samples)
         (run_dir / "tokenizer").symlink_to(folder / "tokenizer")
         for name, found in peaks.items():
             side = _Side(name, run_dir, workers)
             try:
                 with _PeakMemory(side.pid) as memory:
-                    side.turn()
+                    side.run()
             finally:
                 side.stop()
             found.append(memory.peak)
@@ -113,7 +112,7 @@ def _measure_memory(folder: Path, workers: int) -> None:
 
 
 class _PeakMemory:
-    """Largest sum of the resident memory of a process and its children while the context lasts."""
+    """Largest sum of the resident memory of a process and its children inside the context."""
 
     def __init__(self, pid: int) -> None:
         self.peak = 0
@@ -141,7 +140,7 @@ def _resident(process: psutil.Process) -> int:
         return 0
 
 
-class Turn(NamedTuple):
+class Cost(NamedTuple):
     """Seconds by the clock, and of all processor cores together."""
 
     seconds: float
@@ -155,7 +154,7 @@ def _cpu_seconds() -> float:
 
 
 class _Side:
-    """A process that runs a turn when its standard input says so."""
+    """A process that runs once for each line on its standard input."""
 
     def __init__(self, name: str, folder: Path, workers: int) -> None:
         command = [sys.executable, "-m", "benchmarks.preprocess", "--side", name, "--folder", str(folder)]
@@ -176,14 +175,14 @@ class _Side:
         """Of the process that has the workers as children."""
         return self._process.pid
 
-    def turn(self) -> Turn:
-        """What it took."""
+    def run(self) -> Cost:
+        """The cost of one run."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
         seconds, cpu_seconds = self._process.stdout.readline().split()
-        return Turn(float(seconds), float(cpu_seconds))
+        return Cost(float(seconds), float(cpu_seconds))
 
     def stop(self) -> None:
         """End the process."""
@@ -192,14 +191,14 @@ class _Side:
 
 
 def _serve(side: str, folder: Path, workers: int) -> None:
-    """Answer each line of standard input with the seconds of one turn."""
+    """Answer each line of standard input with the seconds of one run."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print must not be taken for an answer
-    turn = _reference(folder, workers) if side == REFERENCE else _stage(folder, workers, side)
+    os.dup2(2, 1)  # the output of libraries must not be taken for an answer
+    run = _reference(folder, workers) if side == REFERENCE else _stage(folder, workers, side)
     print("ready", file=answers, flush=True)
     for _ in sys.stdin:
         started, cpu_before = time.perf_counter(), _cpu_seconds()
-        turn()
+        run()
         print(time.perf_counter() - started, _cpu_seconds() - cpu_before, file=answers, flush=True)
 
 
@@ -216,10 +215,10 @@ def _load_tokenizer(folder: Path) -> None:
 
 
 def _encode(line: str) -> tuple[list[int], list[int]]:
-    """One row of the reference: (ids, lengths of the sequences)."""
-    row = json.loads(line)
-    prompt = _tokenizer.encode(row["messages"][0]["content"])
-    response = _tokenizer.encode(row["response"])
+    """One sample of the reference: (ids, lengths of the sequences)."""
+    record = json.loads(line)
+    prompt = _tokenizer.encode(record["messages"][0]["content"])
+    response = _tokenizer.encode(record["response"])
     response.append(_tokenizer.eos_token_id)
     return prompt + response, [len(prompt), len(response)]
 
@@ -235,7 +234,7 @@ def _reference(folder: Path, workers: int) -> Callable[[], None]:
             with path.open(encoding="utf-8") as file:
                 yield from file
 
-    def turn() -> None:
+    def run() -> None:
         prefix = folder / "reference"
         builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(VOCAB_SIZE))
         with multiprocessing.Pool(workers, initializer=_load_tokenizer, initargs=(folder / "tokenizer",)) as pool:
@@ -243,7 +242,7 @@ def _reference(folder: Path, workers: int) -> Callable[[], None]:
                 builder.add_document(ids, lengths)
         builder.finalize(f"{prefix}.idx")
 
-    return turn
+    return run
 
 
 def _stage(folder: Path, workers: int, side: str) -> Callable[[], None]:
@@ -253,11 +252,11 @@ def _stage(folder: Path, workers: int, side: str) -> Callable[[], None]:
         import transformers  # noqa: F401 - as much as the reference has loaded
     config = _config(folder, workers, side)
 
-    def turn() -> None:
+    def run() -> None:
         shutil.rmtree(Path(config.run_dir) / "dataset", ignore_errors=True)
         run_preprocess(config)
 
-    return turn
+    return run
 
 
 def _config(folder: Path, workers: int, side: str) -> Any:
@@ -282,15 +281,15 @@ def _config(folder: Path, workers: int, side: str) -> Any:
 
 
 def _profile(folder: Path, path: Path) -> None:
-    """Functions of one turn of each way in one process, by their own time."""
+    """Functions of one run of each mode in one process, by their own time."""
     import cProfile
     import pstats
 
     with path.open("w", encoding="utf-8") as file:
         for side in (SAMPLED, RETOKENIZED):
-            turn = _stage(folder, 1, side)
+            run = _stage(folder, 1, side)
             with cProfile.Profile() as profile:
-                turn()
+                run()
             pstats.Stats(profile, stream=file).sort_stats("tottime").print_stats(20)
     print(f"profile: {path}")
 

@@ -1,4 +1,4 @@
-"""The one kind of error that a user causes and a user can mend, and the one kind of stop that a scheduler causes."""
+"""User-facing errors."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Something that the user named cannot be used.
+    """An error that the user can fix.
 
-    The message is one line of three parts: the value as it was given, the rule that it breaks, and what to do.
-    Entry points print that line alone and exit with status 2.
+    The message is one line: the value as the user gave it, the rule that it breaks, and the fix. Entry points print
+    only that line and exit with status 2.
 
     Args:
         what: the key or path and its value, for example ``parallel.tensor_model_parallel_size = 3``.
@@ -23,7 +23,7 @@ class UserError(ValueError):
         super().__init__(" ".join(f"{what}: {rule}; {fix}".split()))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Errors cross process borders (ranks, workers); keyword-only arguments need to be said again there."""
+        """Pickle support: errors are sent between processes, and pickle does not pass keyword-only arguments."""
         return functools.partial(type(self), rule=self.rule, fix=self.fix), (self.what,)
 
 
@@ -36,11 +36,11 @@ class MissingModelError(UserError):
 
 
 class Requeue(KeyboardInterrupt):
-    """A scheduler asked for the machine: the state is saved, and the same command should be started again."""
+    """The scheduler asked the run to stop: the state is saved, and the same command resumes it."""
 
 
 def shown(value: Any) -> str:
-    """A value in a message as YAML and the command line have it: null, true and false, the rest as Python shows it."""
+    """A value as YAML and the command line write it: null, true and false; anything else as its ``repr``."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,4 +1,4 @@
-"""Progress bars with rate and time left, on a terminal and in a log file alike."""
+"""Progress bars with rate and time left, for terminals and log files."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _SECONDS_BETWEEN_LOG_LINES = 10.0
 def progress(
     iterable: Iterable[T] | None = None, *, desc: str, unit: str, total: int | None = None, initial: int = 0
 ) -> tqdm[T]:
-    """A tqdm bar on standard error. Where that is no terminal, a line every ten seconds in place of a moving bar.
+    """A tqdm bar on standard error; a line every ten seconds if that is not a terminal.
 
     Args:
-        iterable: what to walk; None for a bar moved by ``update``.
-        desc: what is going on, for example ``sampling``.
+        iterable: what to iterate over; None for a bar that ``update`` advances.
+        desc: the current work, for example ``sampling``.
         unit: what is counted, in the singular.
-        total: how many there are; taken from ``iterable`` where it has a length.
-        initial: how many were already done before a resume.
+        total: how many there are; by default the length of ``iterable``, if it has one.
+        initial: how many were done before a resume.
     """
     terminal = sys.stderr.isatty()
     style: dict[str, Any] = {} if terminal else {"mininterval": _SECONDS_BETWEEN_LOG_LINES, "ascii": True, "ncols": 100}

@@ -1,4 +1,4 @@
-"""The records that cross stages: problems, samples, scores, verdicts. Each goes to JSON and back unchanged."""
+"""The records that stages exchange as JSON: problems, samples, scores, verdicts."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ VerdictStatus = Literal[
 
 
 class _Record:
-    """JSON both ways for a dataclass; an unknown or missing field is an error that names it."""
+    """Conversion of a dataclass to and from JSON; unknown and missing fields are errors."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries and lists, ready for ``json.dumps``."""
         return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
 
     @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Self:
-        """Rebuild a record. Raises ``UserError`` where a field is unknown or missing."""
+    def from_json(cls, record: dict[str, Any]) -> Self:
+        """The record in ``record``. Raises ``UserError`` if a field is unknown or missing."""
         fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         required = {
             name
             for name, f in fields.items()
             if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         }
-        wrong = sorted(set(row) ^ set(fields) & (set(row) | required))
+        wrong = sorted(set(record) ^ set(fields) & (set(record) | required))
         if wrong:
             raise UserError(
-                f"{cls.__name__} row with fields {sorted(row)}",
+                f"{cls.__name__} record with fields {sorted(record)}",
                 rule=f"the fields {wrong} are unknown or missing",
                 fix="make the file again with this version of the stage that wrote it",
             )
-        return cls(**row)
+        return cls(**record)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,29 +68,29 @@ class Problem(_Record):
     starter_code: str = ""
     function_name: str | None = None
     difficulty: str | None = None
-    date: str | None = None  # ISO date of the contest, where known
+    date: str | None = None  # ISO date of the contest, if known
     tests: tuple[TestCase, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As for every record; without the deep copy that would take most of the time of writing a problem."""
-        row = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**row, "tests": [test.to_json() for test in self.tests]}
+        """Plain dictionaries and lists; avoids a deep copy, which would take most of the time of writing a problem."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**fields, "tests": [test.to_json() for test in self.tests]}
 
     @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Self:
-        """Rebuild a problem and its tests. Raises ``UserError`` where a field is unknown or missing."""
-        tests = tuple(TestCase.from_json(test) for test in row.get("tests", ()))
-        return super(Problem, cls).from_json({**row, "tests": tests})
+    def from_json(cls, record: dict[str, Any]) -> Self:
+        """The problem in ``record``, with its tests. Raises ``UserError`` if a field is unknown or missing."""
+        tests = tuple(TestCase.from_json(test) for test in record.get("tests", ()))
+        return super(Problem, cls).from_json({**record, "tests": tests})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample(_Record):
-    """One response of the frozen model, with everything needed to repeat it.
+    """One response of the frozen model, with everything needed to reproduce it.
 
-    ``response_token_ids`` are the ids as sampled, never a re-tokenisation of ``response``. An end-of-sequence id is
-    part of them only where the model stopped by itself (``finish_reason == "stop"``). A prompt that could not be run is
-    recorded with ``finish_reason == "skipped"``, empty response, and the reason in ``skip_reason``.
+    ``response_token_ids`` are the ids as sampled, never a retokenization of ``response``. They end with an
+    end-of-sequence id only if the model stopped by itself (``finish_reason == "stop"``). A prompt that could not be run
+    has ``finish_reason == "skipped"``, an empty response, and the reason in ``skip_reason``.
     """
 
     problem_id: str
@@ -107,15 +107,15 @@ class Sample(_Record):
 
     @property
     def key(self) -> tuple[str, int]:
-        """What makes a sample unique in a run: (problem id, sample index)."""
+        """(problem id, sample index), unique in a run."""
         return self.problem_id, self.sample_index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseScore(_Record):
-    """How likely a proxy model finds a response: the mean natural log-probability of its ``num_tokens`` tokens.
+    """Mean natural log-probability of a response under a proxy model, over the proxy's ``num_tokens`` tokens.
 
-    Tokens are the proxy's own. ``mean_logprob`` is None where there is no response to score.
+    ``mean_logprob`` is None if there is no response to score.
     """
 
     problem_id: str
@@ -125,16 +125,16 @@ class ResponseScore(_Record):
 
     @property
     def key(self) -> tuple[str, int]:
-        """(problem id, sample index), as the sample's."""
+        """(problem id, sample index) of the sample."""
         return self.problem_id, self.sample_index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict(_Record):
-    """The outcome of running one program against its problem's tests.
+    """The outcome of running one program against the tests of its problem.
 
-    ``infrastructure_error`` says that the judge failed, and never counts as wrong. ``by_test`` has a letter for each
-    test that was run, in order: ``.`` passed, ``W`` wrong answer, ``R`` runtime error, ``T`` time-out, ``M`` memory,
+    ``infrastructure_error`` means that the checker failed; it never counts as wrong. ``by_test`` has one letter per
+    executed test, in order: ``.`` passed, ``W`` wrong answer, ``R`` runtime error, ``T`` time-out, ``M`` memory,
     ``S`` syntax error, ``I`` infrastructure error.
     """
 

@@ -1,7 +1,7 @@
-"""Show what a data set holds and check that its files belong together: status 0, or 2 and one line that says what not.
+"""Check the files of a data set and show what it contains. Status 2 and one line for an error.
 
 python tools/inspect_dataset.py run_dir=runs/mine tokenizer=models/qwen3
-python tools/inspect_dataset.py path=data/my_text_document examples=0    # a pair that Megatron-LM's tool made
+python tools/inspect_dataset.py path=data/my_text_document examples=0    # files that Megatron-LM's tool made
 """
 
 from megatron_ssd.cli.entry import main_of_tool

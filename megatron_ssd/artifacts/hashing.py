@@ -1,6 +1,6 @@
 """Content hashes (SHA-256, hexadecimal) of values, files and folders.
 
-The hash of a large file is remembered between runs, by the file's path, size and times: a base model of 60 GB is read
+Hashes of large files are cached between runs, by the path, size and times of the file: a base model of 60 GB is read
 once, not at every start.
 """
 
@@ -18,15 +18,15 @@ from megatron_ssd.errors import UserError
 
 
 def hash_json(value: Any) -> str:
-    """Hash of a JSON value; equal values hash alike whatever the order of their keys."""
+    """Hash of a JSON value; it does not depend on the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-_REMEMBERED_FROM = 64 << 20  # bytes; below this reading is as quick as remembering
+_CACHED_FROM = 64 << 20  # bytes; below this, reading is as fast as the cache
 
 
 def sha256_file(path: Path) -> str:
-    """Hash of a file's bytes. Computed once a process for a file that has not changed."""
+    """Hash of a file's bytes. Computed once per process for a file that has not changed."""
     status = path.stat()
     return _sha256_file(path, status.st_mtime_ns, status.st_size)
 
@@ -38,7 +38,7 @@ def _sha256_file(path: Path, mtime_ns: int, size: int) -> str:
 
 
 def hash_folder(folder: Path, *, exclude: frozenset[str] = frozenset({"manifest.json"})) -> str:
-    """Hash of every file below ``folder`` by relative path and content; names in ``exclude`` are left out.
+    """Hash of every file below ``folder`` by relative path and content; names in ``exclude`` are skipped.
 
     Raises:
         UserError: ``folder`` does not exist.
@@ -50,9 +50,9 @@ def hash_folder(folder: Path, *, exclude: frozenset[str] = frozenset({"manifest.
 
 
 def remembered_sha256(path: Path) -> str:
-    """``sha256_file``, kept between processes for large files below ``~/.cache/megatron_ssd`` (``$XDG_CACHE_HOME``)."""
+    """``sha256_file``, cached for large files in ``~/.cache/megatron_ssd`` (``$XDG_CACHE_HOME``)."""
     status = path.stat()
-    if status.st_size < _REMEMBERED_FROM:
+    if status.st_size < _CACHED_FROM:
         return sha256_file(path)
     identity = [str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -60,7 +60,7 @@ def remembered_sha256(path: Path) -> str:
     if note.is_file() and len(digest := note.read_text(encoding="ascii")) == hashlib.sha256().digest_size * 2:
         return digest
     digest = sha256_file(path)
-    with contextlib.suppress(OSError):  # nothing is lost but time where there is no place for it
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs only time
         note.parent.mkdir(parents=True, exist_ok=True)
         unfinished = note.with_name(f"{note.name}.{os.getpid()}")
         unfinished.write_text(digest, encoding="ascii")

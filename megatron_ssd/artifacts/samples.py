@@ -1,9 +1,9 @@
-"""Samples from JSON lines, quickly: typed decoding of the fields that a sample has and no others.
+"""Reads samples from JSON lines, with a fast typed decoder that accepts exactly the fields of a sample.
 
-A line that the decoder refuses is read again by the slower rules of ``artifacts.jsonl`` and ``Sample.from_json``. These
-take what is no UTF-8 but for a surrogate by itself, which Python's own writer lets pass, and name what is wrong else.
+A line that the decoder rejects is read again by the slower ``artifacts.jsonl`` and ``Sample.from_json``. These accept a
+lone surrogate, which Python's own JSON writer lets pass and UTF-8 does not, and name any other error.
 
-Beyond its types, a sample either has ids of a prompt and of a response, or is a skip without a response.
+Apart from its types, a sample has ids of a prompt and of a response, or it was skipped and has no response.
 """
 
 from __future__ import annotations
@@ -34,32 +34,38 @@ def iter_samples(path: Path, *, vocab_size: int | None = None, digest: hashlib._
 
     Args:
         path: the file.
-        vocab_size: every id must lie below it; None where ids are not looked at.
-        digest: is given every byte of the file, so that whoever reads it to its end need not read it again for a hash.
+        vocab_size: every id must be below it; None does not check ids.
+        digest: is updated with every byte of the file, so that the file need not be read again for a hash.
 
     Raises:
-        UserError: the file is missing, or a line is no sample or has an id outside the vocabulary; it names file and
-            line.
+        UserError: the file is missing, or a line is not a sample or has an id outside the vocabulary; the message names
+            file and line.
     """
     if not path.is_file():
-        raise UserError(f"file {path}", rule="does not exist", fix="check the path, or run the stage that makes it")
-    decode = msgspec.json.Decoder(_row_type(vocab_size)).decode
+        raise UserError(f"file {path}", rule="does not exist", fix="check the path, or run the stage that writes it")
+    decode = msgspec.json.Decoder(_record_type(vocab_size)).decode
     with path.open("rb", buffering=_BUFFER) as file:
         for number, line in enumerate(file, start=1):
             if digest is not None:
                 digest.update(line)
             try:
-                row = decode(line)
+                record = decode(line)
             except (msgspec.MsgspecError, UnicodeDecodeError):
-                row = _read_again(path, number, line, vocab_size)
-            sample = Sample(**msgspec.structs.asdict(row))
+                record = _read_again(path, number, line, vocab_size)
+            sample = Sample(**msgspec.structs.asdict(record))
             if contradiction := _contradiction(sample):
-                raise _no_sample(path, number, contradiction)
+                raise _not_a_sample(path, number, contradiction)
             yield sample
 
 
+def key_digest(problem_id: str, sample_index: int) -> int:
+    """A digest of 64 bits of what identifies a sample in a run."""
+    text = f"{sample_index}\0{problem_id}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+
 def samples_manifest(run_dir: Path) -> Manifest:
-    """The manifest of the samples. Raises ``UserError`` where the sampling stage has not published."""
+    """The manifest of the samples. Raises ``UserError`` if the sampling stage has not published."""
     return read_manifest(run_dir / SAMPLES, stage=SAMPLES)
 
 
@@ -67,7 +73,7 @@ def sample_shards(run_dir: Path) -> list[Path]:
     """The files of samples, in order.
 
     Raises:
-        UserError: the sampling stage has not published, or a shard that it did is gone or emptied.
+        UserError: the sampling stage has not published, or a shard is missing or empty.
     """
     folder, shards = run_dir / SAMPLES, []
     for output in samples_manifest(run_dir).outputs:
@@ -91,8 +97,8 @@ def sample_shards(run_dir: Path) -> list[Path]:
 
 
 @functools.cache
-def _row_type(vocab_size: int | None) -> type[msgspec.Struct]:
-    """Exactly the fields of ``Sample``; from the dataclass itself, msgspec would let unknown ones pass."""
+def _record_type(vocab_size: int | None) -> type[msgspec.Struct]:
+    """A type with exactly the fields of ``Sample``; for a dataclass, msgspec would accept unknown fields."""
     hints = {**get_type_hints(Sample), "sample_index": Annotated[int, msgspec.Meta(ge=0)]}
     if vocab_size is not None:
         hints |= dict.fromkeys(_IDS, list[Annotated[int, msgspec.Meta(ge=0, lt=vocab_size)]])
@@ -100,15 +106,15 @@ def _row_type(vocab_size: int | None) -> type[msgspec.Struct]:
         (field.name, hints[field.name], *([] if field.default is dataclasses.MISSING else [field.default]))
         for field in dataclasses.fields(Sample)
     ]
-    return msgspec.defstruct("SampleRow", fields, forbid_unknown_fields=True)
+    return msgspec.defstruct("SampleRecord", fields, forbid_unknown_fields=True)
 
 
 def _contradiction(sample: Sample) -> str:
-    """What in the fields of ``sample`` cannot go together; empty where all do."""
+    """Which fields of ``sample`` contradict each other; empty if none do."""
     if any("role" not in message or "content" not in message for message in sample.messages):
         return "a message has no role or no content"
     if sample.finish_reason == "skipped":
-        return "it was skipped and has a response all the same" if sample.response_token_ids or sample.response else ""
+        return "it was skipped but has a response" if sample.response_token_ids or sample.response else ""
     if not sample.prompt_token_ids:
         return "prompt_token_ids is empty and finish_reason is not skipped"
     if not sample.response_token_ids:
@@ -118,17 +124,17 @@ def _contradiction(sample: Sample) -> str:
 
 def _read_again(path: Path, number: int, line: bytes, vocab_size: int | None) -> Any:
     try:
-        row = parse_line(path, number, line)
+        record = parse_line(path, number, line)
     except UserError as error:
-        raise UserError(error.what, rule=error.rule, fix=_remedy(path)) from None
+        raise UserError(error.what, rule=error.rule, fix=_fix(path)) from None
     try:
-        Sample.from_json(row)
-        read = msgspec.convert(row, _row_type(None))
+        Sample.from_json(record)
+        read = msgspec.convert(record, _record_type(None))
     except UserError as error:
-        raise UserError(f"{path}:{number}", rule=error.rule, fix=_remedy(path)) from None
+        raise UserError(f"{path}:{number}", rule=error.rule, fix=_fix(path)) from None
     except msgspec.ValidationError as error:
-        raise _no_sample(path, number, str(error)[0].lower() + str(error)[1:]) from None
-    for id_ in (id_ for name in _IDS for id_ in row[name]):
+        raise _not_a_sample(path, number, str(error)[0].lower() + str(error)[1:]) from None
+    for id_ in (id_ for name in _IDS for id_ in record[name]):
         if vocab_size is not None and not 0 <= id_ < vocab_size:
             raise UserError(
                 f"{path}:{number} with token id {reprlib.repr(id_)}",
@@ -138,9 +144,9 @@ def _read_again(path: Path, number: int, line: bytes, vocab_size: int | None) ->
     return read
 
 
-def _no_sample(path: Path, number: int, reason: str) -> UserError:
-    return UserError(f"{path}:{number}", rule=f"is no sample: {reason}", fix=_remedy(path))
+def _not_a_sample(path: Path, number: int, reason: str) -> UserError:
+    return UserError(f"{path}:{number}", rule=f"is not a sample: {reason}", fix=_fix(path))
 
 
-def _remedy(path: Path) -> str:
-    return f"mend that line, or remove {path.parent} and sample again"
+def _fix(path: Path) -> str:
+    return f"fix that line, or remove {path.parent} and sample again"

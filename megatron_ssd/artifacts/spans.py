@@ -1,7 +1,7 @@
-"""Spans of time that processes, perhaps on several machines, spent on one piece of work, each noted in its own file.
+"""Records when processes, perhaps on several machines, worked on a stage, each process in its own file.
 
-Times are seconds since the epoch by each machine's clock, so that overlapping spans can be told from added ones. A
-process that is killed loses what came after its last note.
+Times are seconds since the epoch, so that overlapping spans are not counted twice. A process that is killed loses the
+time since its last note.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Span = list[float]  # begin, end
 
 
 class SpanNotes:
-    """The spans of one process by what it did in them, added to those that earlier starts left in ``path``."""
+    """The spans of one process by activity, added to those that earlier starts left in ``path``."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -33,25 +33,25 @@ class SpanNotes:
         self.note()
 
     def end(self, what: str) -> None:
-        """End the span that was begun. Stands on disk with the next note."""
-        self._lengthen()
+        """End the open span of ``what``. It is on disk after the next note."""
+        self._extend()
         del self._open[what]
 
     def note(self, *, every: float = 0.0) -> None:
-        """Lengthen what was begun until now, on disk; at most once in ``every`` seconds."""
+        """Extend the open spans to now and write all spans; at most once per ``every`` seconds."""
         if time.monotonic() - self._noted < every:
             return
         self._noted = time.monotonic()
-        self._lengthen()
+        self._extend()
         write_atomically(self._path, json.dumps(self._spans))
 
-    def _lengthen(self) -> None:
+    def _extend(self) -> None:
         for span in self._open.values():
             span[1] = max(span[1], time.time())
 
 
 def read_spans(paths: Iterable[Path]) -> dict[str, list[Span]]:
-    """Every span that was noted in ``paths``, by what was done in it."""
+    """Every span in ``paths``, by activity."""
     spans: dict[str, list[Span]] = {}
     for path in paths:
         for what, found in json.loads(path.read_text(encoding="utf-8")).items():
@@ -60,7 +60,7 @@ def read_spans(paths: Iterable[Path]) -> dict[str, list[Span]]:
 
 
 def seconds_covered(spans: Iterable[Span]) -> float:
-    """Seconds in which at least one span lasted."""
+    """Seconds covered by at least one span."""
     total, reached = 0.0, float("-inf")
     for begin, end in sorted(spans):
         total += max(0.0, end - max(begin, reached))

@@ -10,7 +10,7 @@ from megatron_ssd.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """What counts as a loop at the end of a response, see ``dataset.loops``.
+    """What counts as a loop at the end of a response, see ``dataset.filters.loop_start``.
 
     The defaults find repetitions that nobody writes on purpose, such as the same 32 tokens four times in succession.
     Short patterns, such as a line of zeros in a table, are not loops.
@@ -41,7 +41,7 @@ class FilterConfig:
     drop_empty: bool = True
     """Drop responses without text."""
     drop_one_line_stubs: bool = True
-    """Drop responses whose program is a stub of one line."""
+    """Drop responses of one line, not counting blank lines and fences."""
     min_response_tokens: int = 0
     """Drop shorter responses."""
     max_response_tokens: int | None = None

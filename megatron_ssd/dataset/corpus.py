@@ -1,8 +1,8 @@
-"""The small world's base data: a tokenizer and a corpus in Megatron's format, for ``objective=pretrain``.
+"""Builds the minicode tokenizer and pretraining corpus in Megatron's format, for ``objective=pretrain``.
 
-One document of the corpus is one sequence: the statement and its answer in the chat template, up to and with the end
-token, so that a base model sees at sampling time exactly what it saw in training. ``RUN_DIR/dataset`` is published by a
-rename; ``RUN_DIR/tokenizer`` is made before it by the same rule and named in its inputs.
+A document of the corpus is one sequence: a statement and its answer in the chat template, including the end token, so
+that the base model is sampled with exactly the format that it was trained on. ``RUN_DIR/tokenizer`` and
+``RUN_DIR/dataset`` are two stages; the tokenizer is an input of the data set.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from megatron_ssd.progress import progress
 
 log = logging.getLogger(__name__)
 
-_TOKENIZER_DOCUMENTS = 4000  # of a world without slips: enough for every word of it
+_TOKENIZER_DOCUMENTS = 4000  # without noise: enough to contain every word
 
 
 def build_world(config: RunConfig) -> None:
-    """Write ``RUN_DIR/tokenizer`` and ``RUN_DIR/dataset`` for ``config.minicode``; nothing where both are current."""
+    """Write ``RUN_DIR/tokenizer`` and ``RUN_DIR/dataset`` for ``config.minicode``; nothing if both are current."""
     model = needed(config.model, "model", fix="add model=tiny")
     require(
         model.vocab_size == config.minicode.vocab_size,
@@ -47,15 +47,15 @@ def build_world(config: RunConfig) -> None:
 
 
 def world_stage(config: RunConfig) -> Stage:
-    """The stage that is still to be made, or the last one where all stands."""
+    """The first stage that is not current, or the last one."""
     tokenizer = _tokenizer_stage(config, needed(config.model, "model", fix="add model=tiny"))
     return _corpus_stage(config) if tokenizer.is_current() else tokenizer
 
 
 def _tokenizer_stage(config: RunConfig, model: ModelConfig) -> Stage:
     world = config.minicode
-    decides = {"seed": world.seed, "vocab_size": world.vocab_size, "max_length": model.max_position_embeddings}
-    return Stage(name="tokenizer", run_dir=Path(config.run_dir), config=decides, inputs={}, replace=config.replace)
+    settings = {"seed": world.seed, "vocab_size": world.vocab_size, "max_length": model.max_position_embeddings}
+    return Stage(name="tokenizer", run_dir=Path(config.run_dir), config=settings, inputs={}, replace=config.replace)
 
 
 def _corpus_stage(config: RunConfig) -> Stage:

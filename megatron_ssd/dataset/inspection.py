@@ -1,10 +1,11 @@
-"""A data set for the eye: counts, lengths, and documents with what is trained on in colour."""
+"""Shows what a data set contains, after checking its files: .bin against .idx against manifest."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,57 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
+from megatron_ssd.artifacts.manifest import FILE_NAME, Manifest, check_outputs, read_manifest
 from megatron_ssd.config.dataset import InspectConfig
-from megatron_ssd.dataset.indexed import DATASET_NAME, prefix_of
-from megatron_ssd.dataset.integrity import DatasetFiles, check_files, open_files
+from megatron_ssd.dataset.convert import IDS
+from megatron_ssd.dataset.indexed import (
+    DATASET_NAME,
+    Index,
+    check_ids,
+    largest_id,
+    mapped_ids,
+    prefix_of,
+    read_indexed,
+)
+from megatron_ssd.errors import UserError
 from megatron_ssd.prompts.tokenizer import fast_tokenizer
 
 _BAR = 50  # characters of the longest bar
 _DIM, _GREEN, _PLAIN = "\x1b[2m", "\x1b[32m", "\x1b[0m"
+_FIX = "make the data set again (tools/preprocess_data.py with replace=true)"
 
 Decode = Callable[[NDArray[Any]], str]
 
 
+@dataclass(frozen=True)
+class DatasetFiles:
+    """The files of a data set. ``manifest`` is None for files that no stage published."""
+
+    prefix: Path
+    index: Index
+    manifest: Manifest | None
+
+    @property
+    def are_pairs(self) -> bool:
+        """Whether every document is [prompt, response]."""
+        return self.index.num_documents > 0 and bool((np.diff(self.index.boundaries) == 2).all())
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The vocabulary size in the manifest, if any; all ids are below it."""
+        return None if self.manifest is None else self.manifest.config.get("vocab_size")
+
+    @property
+    def names(self) -> Path:
+        """The file whose line i names the sample of document i; a corpus has none."""
+        return self.prefix.parent / IDS
+
+
 def run_inspect(config: InspectConfig) -> None:
-    """Check the data set and print what is in it.
+    """Check the data set and print what it contains.
 
     Raises:
-        UserError: there is none, its files do not belong together, or the tokenizer that was named does not load.
+        UserError: there is none, its files do not belong together, or the tokenizer does not load.
     """
     prefix = prefix_of(config.path) if config.path else Path(config.run_dir or "") / "dataset" / DATASET_NAME
     files = open_files(prefix)
@@ -43,23 +79,82 @@ def run_inspect(config: InspectConfig) -> None:
         print(f"{shown}\n")
 
 
+def open_files(prefix: Path) -> DatasetFiles:
+    """The data set at ``prefix``, with the manifest in its folder if that lists it.
+
+    Raises:
+        UserError: a file is missing, or .bin and .idx do not belong together.
+    """
+    manifest = read_manifest(prefix.parent) if (prefix.parent / FILE_NAME).is_file() else None
+    if manifest is not None and f"{prefix.name}.idx" not in {output["path"] for output in manifest.outputs}:
+        manifest = None
+    return DatasetFiles(prefix, read_indexed(prefix), manifest)
+
+
+def check_files(files: DatasetFiles, *, hashes: bool) -> None:
+    """Compare the files with each other.
+
+    Args:
+        files: as ``open_files`` returns them, which has compared .bin and .idx.
+        hashes: also read every file and compare its hash with the manifest's.
+
+    Raises:
+        UserError: names the first error.
+    """
+    manifest, folder = files.manifest, files.prefix.parent
+    if manifest is not None:
+        check_outputs(folder, manifest, fix=_FIX, hashes=False)
+        _check_counts(files, manifest)
+        _check_lines(files)
+    check_ids(files.prefix, files.index, vocab_size=files.vocab_size)
+    if manifest is not None and hashes:
+        check_outputs(folder, manifest, fix=_FIX)
+
+
+def _check_counts(files: DatasetFiles, manifest: Manifest) -> None:
+    """Compare the counts of the manifest with the index."""
+    lengths, found = files.index.lengths, {"documents": files.index.num_documents}
+    found["tokens"] = int(lengths.sum(dtype=np.int64))
+    if files.are_pairs:
+        found["prompt_tokens"], found["response_tokens"] = (int(lengths[i::2].sum(dtype=np.int64)) for i in (0, 1))
+    for name, count in found.items():
+        if manifest.counts.get(name, count) != count:
+            raise UserError(
+                f"file {files.prefix}.idx",
+                rule=f"counts {count} {name.replace('_', ' ')} where the manifest has {manifest.counts[name]}",
+                fix=_FIX,
+            )
+
+
+def _check_lines(files: DatasetFiles) -> None:
+    """Check that ``ids.jsonl``, if there is one, has a line per document."""
+    if not files.names.is_file():
+        return
+    num_lines = sum(1 for _ in iter_jsonl(files.names))
+    if num_lines != files.index.num_documents:
+        raise UserError(
+            f"file {files.names}", rule=f"has {num_lines} lines for {files.index.num_documents} documents", fix=_FIX
+        )
+
+
 def summary(files: DatasetFiles, *, hashes: bool) -> Iterator[str]:
-    """Counts, a line each."""
+    """Counts, one per line."""
     index, manifest = files.index, files.manifest
     per_document = "pairs of [prompt, response]" if files.are_pairs else f"{len(index.lengths):,} sequences"
     tokens = f"{index.lengths.sum(dtype=np.int64):,}"
     if files.are_pairs:
         prompts, responses = (index.lengths[i::2].sum(dtype=np.int64) for i in (0, 1))
         tokens += f", {prompts:,} of prompts and {responses:,} of responses"
-    vocabulary = f", all below {files.vocab_size:,}" if files.vocab_size else f", largest {_largest(files):,}"
+    largest = None if files.vocab_size else largest_id(mapped_ids(files.prefix, index))
     yield _line("data set", str(files.prefix))
     yield _line("documents", f"{index.num_documents:,}, {per_document}")
     yield _line("tokens", tokens)
-    yield _line("ids", f"{index.dtype.name}{vocabulary}")
+    yield _line("ids", f"{index.dtype.name}, " + (f"all below {files.vocab_size:,}" if largest is None else
+                                                  f"largest {largest:,}"))  # fmt: skip
     if index.modes is not None:
         yield _line("modes", f"multimodal, {np.count_nonzero(index.modes):,} sequences are not text")
     if manifest is None:
-        yield _line("checked", ".bin against .idx; there is no manifest beside them")
+        yield _line("checked", ".bin against .idx; there is no manifest in this folder")
         return
     counts, dropped = manifest.counts, manifest.dropped
     if "length_capped" in counts:
@@ -73,9 +168,9 @@ def summary(files: DatasetFiles, *, hashes: bool) -> Iterator[str]:
 
 
 def histogram(files: DatasetFiles) -> Iterator[str]:
-    """Lengths as text bars, in steps of a factor of two."""
+    """Lengths as text bars, in bins that double in size."""
     index = files.index
-    before = np.concatenate(([0], np.cumsum(index.lengths, dtype=np.int64)))[index.borders]
+    before = np.concatenate(([0], np.cumsum(index.lengths, dtype=np.int64)))[index.boundaries]
     lengths, what = np.diff(before), "documents"
     if files.are_pairs:
         lengths, what = index.lengths[1::2].astype(np.int64), "responses"
@@ -92,14 +187,14 @@ def histogram(files: DatasetFiles) -> Iterator[str]:
 
 
 def example(files: DatasetFiles, number: int, decode: Decode, *, name: str, coloured: bool, max_characters: int) -> str:
-    """A document: prompts dim, what is trained on green; without colour each under a line that says which it is."""
-    borders, lengths = files.index.borders, files.index.lengths
-    sequences = range(int(borders[number]), int(borders[number + 1]))
+    """A document: the prompt dim and what carries loss green; without colour, each under a line that says which."""
+    boundaries, lengths = files.index.boundaries, files.index.lengths
+    sequences = range(int(boundaries[number]), int(boundaries[number + 1]))
     texts = [_shown(decode(_sequence(files, sequence)), max_characters) for sequence in sequences]
     sizes = " + ".join(f"{lengths[sequence]:,}" for sequence in sequences)
     lines = [f"document {number}{name}: {sizes} tokens"]
-    for place, text in enumerate(texts):
-        is_prompt = files.are_pairs and place == 0
+    for index, text in enumerate(texts):
+        is_prompt = files.are_pairs and index == 0
         if coloured:
             lines.append(f"{_DIM if is_prompt else _GREEN}{text}{_PLAIN}")
         else:
@@ -108,22 +203,22 @@ def example(files: DatasetFiles, number: int, decode: Decode, *, name: str, colo
 
 
 def _names(files: DatasetFiles, numbers: list[int]) -> dict[int, str]:
-    """Which sample each of the documents is, where that is known."""
+    """Which sample each document is, if that is known."""
     names = dict.fromkeys(numbers, "")
     if files.manifest is not None and files.names.is_file():
-        for number, row in enumerate(iter_jsonl(files.names)):
+        for number, record in enumerate(iter_jsonl(files.names)):
             if number in names:
-                names[number] = f", sample {row['sample_index']} of problem {row['problem_id']}"
+                names[number] = f", sample {record['sample_index']} of problem {record['problem_id']}"
     return names
 
 
 def _sequence(files: DatasetFiles, sequence: int) -> NDArray[Any]:
     start = int(files.index.offsets[sequence]) // files.index.dtype.itemsize
-    return files.ids()[start : start + int(files.index.lengths[sequence])]
+    return mapped_ids(files.prefix, files.index)[start : start + int(files.index.lengths[sequence])]
 
 
 def _shown(text: str, max_characters: int) -> str:
-    """Printable text, its middle left out where it is long: a response may hold characters that steer a terminal."""
+    """Printable text, shortened in the middle: a response may contain characters that control a terminal."""
     if len(text) > max_characters:
         head, left_out = max_characters - max_characters // 4, len(text) - max_characters
         text = f"{text[:head]}\n... {left_out:,} characters ...\n{text[len(text) - max_characters // 4 :]}"
@@ -131,7 +226,7 @@ def _shown(text: str, max_characters: int) -> str:
 
 
 def _decoder(config: InspectConfig) -> Decode:
-    """How ids become text: a tokenizer's way, special tokens included, or numbers where there is no tokenizer."""
+    """How ids become text: with a tokenizer, special tokens included, or as numbers if there is no tokenizer."""
     folders = [Path(config.run_dir or "") / name for name in ("tokenizer", "export")] if config.run_dir else []
     found = next((folder for folder in folders if (folder / "tokenizer_config.json").is_file()), None)
     folder = Path(config.tokenizer) if config.tokenizer else found
@@ -139,10 +234,6 @@ def _decoder(config: InspectConfig) -> Decode:
         return lambda ids: " ".join(map(str, ids.tolist()))
     tokenizer = fast_tokenizer(folder)
     return lambda ids: str(tokenizer.decode(ids.tolist(), skip_special_tokens=False))
-
-
-def _largest(files: DatasetFiles) -> int:
-    return int(files.ids().max(initial=0))
 
 
 def _line(name: str, text: str) -> str:

@@ -1,34 +1,43 @@
-"""Filters that must see the whole set, on a few bytes a row that a first pass found.
+"""Filters that need the whole set of samples.
 
-Each takes the rows that are left and says which of them go, and each looks only at what those before it leave. The
-first in ``WHOLE_SET_FILTERS`` that drops a row gives the reason.
+A first pass over all shards measures each sample in 25 bytes (``FACTS``). Each filter then looks at the samples that
+the filters before it keep; the first in ``SET_FILTERS`` that drops a sample gives the reason. The facts of each shard
+are a file in the folder of the parts (``NAME.facts.npy``), so that a killed run resumes with the unmeasured shards.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
+from megatron_ssd.artifacts.jsonl import iter_jsonl
+from megatron_ssd.artifacts.manifest import Manifest, read_manifest
+from megatron_ssd.artifacts.samples import SAMPLES, SCORES, iter_samples, key_digest, samples_manifest
 from megatron_ssd.config.dataset import FilterConfig
-from megatron_ssd.dataset.filters import FILTERS
+from megatron_ssd.dataset.filters import FILTERS, FilteredSample
+from megatron_ssd.dataset.workers import CountSamples, counted, run_tasks
+from megatron_ssd.errors import UserError
+from megatron_ssd.progress import progress
 from megatron_ssd.schema import Sample
 
-# What the first pass keeps of a row: the reason that its own filters give, as a place in REASONS; characters of the
-# response; the two halves of a digest (see ``response_digest``); the score of the proxy model, NaN where there is none.
+# What the first pass keeps of a sample: the reason of its own filters, as an index into REASONS; the number of
+# characters of the response; the two halves of a digest (see ``response_digest``); the proxy score, NaN if none.
 FACTS = np.dtype(
     [("reason", "u1"), ("characters", "<u4"), ("digest_high", "<u8"), ("digest_low", "<u8"), ("score", "<f4")]
 )
 
-Facts = NDArray[np.void]  # [num_rows] of FACTS
-Rows = NDArray[np.int64]  # numbers of rows, ascending
+Facts = NDArray[np.void]  # [num_samples] of FACTS
 
 
-class WholeSetFilter(NamedTuple):
-    """A row of the table: the reason's name, which of the given rows go, and whether the configuration asks for it."""
+class SetFilter(NamedTuple):
+    """The name that the manifest counts, which samples it drops, and whether the configuration turns it on."""
 
     reason: str
     drops: Callable[[Facts, FilterConfig], NDArray[np.bool_]]
@@ -36,11 +45,11 @@ class WholeSetFilter(NamedTuple):
 
 
 def shortest(lengths: NDArray[np.integer[Any]], fraction: float) -> NDArray[np.bool_]:
-    """Which rows are among the shortest ``fraction``, [num_rows]; the earlier of two equals goes first.
+    """Which samples are among the shortest ``fraction``, [num_samples]; of equal lengths the earlier is dropped first.
 
     Args:
-        lengths: of each row, [num_rows].
-        fraction: of the rows, rounded down to whole ones.
+        lengths: of each sample, [num_samples].
+        fraction: of the samples, rounded down to a whole number of them.
     """
     chosen = np.zeros(len(lengths), dtype=np.bool_)
     chosen[np.argsort(lengths, kind="stable")[: int(len(lengths) * fraction)]] = True
@@ -48,19 +57,19 @@ def shortest(lengths: NDArray[np.integer[Any]], fraction: float) -> NDArray[np.b
 
 
 def repeats(high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Which rows have the digest of an earlier row, [num_rows]."""
-    order = np.lexsort((low, high))  # stable: equal digests stay in the order of the rows
+    """Which samples have the digest of an earlier sample, [num_samples]."""
+    order = np.lexsort((low, high))  # stable: equal digests keep their order
     chosen = np.zeros(len(order), dtype=np.bool_)
     chosen[order[1:]] = (np.diff(high[order]) == 0) & (np.diff(low[order]) == 0)
     return chosen
 
 
 def outside_band(scores: NDArray[np.floating[Any]], band: tuple[float, float]) -> NDArray[np.bool_]:
-    """Which rows lie below or above two quantiles of the scores, [num_rows]; the earlier of two equals ranks lower.
+    """Which scores are below or above two quantiles, [num_samples]; of equal scores the earlier ranks lower.
 
     Args:
-        scores: of each row, [num_rows]; NaN where there is none, which is never outside and counts for nothing.
-        band: shares of the scores, rounded to whole rows.
+        scores: of each sample, [num_samples]; NaN is never outside and is not ranked.
+        band: shares of the scores, rounded to whole numbers of them.
     """
     order = np.argsort(scores, kind="stable")[: int(np.count_nonzero(~np.isnan(scores)))]  # NaN sorts last
     low, high = (round(share * len(order)) for share in band)
@@ -69,50 +78,200 @@ def outside_band(scores: NDArray[np.floating[Any]], band: tuple[float, float]) -
     return chosen
 
 
-WHOLE_SET_FILTERS = (
-    WholeSetFilter(
+SET_FILTERS = (
+    SetFilter(
         "duplicate",
         lambda facts, config: repeats(facts["digest_high"], facts["digest_low"]),
         lambda config: config.drop_duplicates,
     ),
-    WholeSetFilter(
+    SetFilter(
         "shortest",
         lambda facts, config: shortest(facts["characters"], config.drop_shortest_fraction),
         lambda config: config.drop_shortest_fraction > 0,
     ),
-    WholeSetFilter(
+    SetFilter(
         "no_proxy_score",
         lambda facts, config: np.isnan(facts["score"]),
         lambda config: config.proxy_band is not None,
     ),
-    WholeSetFilter(
+    SetFilter(
         "outside_proxy_band",
         lambda facts, config: outside_band(facts["score"], config.proxy_band or (0.0, 1.0)),
         lambda config: config.proxy_band is not None,
     ),
 )
 
-# Place 0 is of rows that stay.
-REASONS: tuple[str | None, ...] = (None, *(row.reason for row in (*FILTERS, *WHOLE_SET_FILTERS)))
+# Index 0 is for samples that are kept.
+REASONS: tuple[str | None, ...] = (None, *(entry.reason for entry in (*FILTERS, *SET_FILTERS)))
 
 
-def needs_whole_set(config: FilterConfig) -> bool:
-    """Whether a filter is on that must see the whole set."""
-    return any(row.is_on(config) for row in WHOLE_SET_FILTERS)
+def needs_first_pass(config: FilterConfig) -> bool:
+    """Whether a filter is on that needs the whole set."""
+    return any(entry.is_on(config) for entry in SET_FILTERS)
 
 
-def settle(facts: Facts, config: FilterConfig) -> NDArray[np.uint8]:
-    """Why each row goes, as places in ``REASONS``, [num_rows]."""
+def drop_reasons(facts: Facts, config: FilterConfig) -> NDArray[np.uint8]:
+    """Why each sample is dropped, as indices into ``REASONS``, [num_samples]."""
     reasons: NDArray[np.uint8] = facts["reason"].copy()
-    for row in WHOLE_SET_FILTERS:
-        if row.is_on(config):
+    for entry in SET_FILTERS:
+        if entry.is_on(config):
             left = np.flatnonzero(reasons == 0)
-            reasons[left[row.drops(facts[left], config)]] = REASONS.index(row.reason)
+            reasons[left[entry.drops(facts[left], config)]] = REASONS.index(entry.reason)
     return reasons
 
 
 def response_digest(sample: Sample) -> tuple[int, int]:
-    """What two responses to one problem share exactly where they differ in white space alone."""
+    """A digest that two responses to a problem share if they differ in white space only."""
     text = "\0".join((sample.problem_id, " ".join(sample.response.split())))
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores by sample, in twelve bytes each.
+
+    Attributes:
+        keys: digests of (problem id, sample index), ascending, [num_scores].
+        values: the mean log-probability of each, [num_scores].
+    """
+
+    keys: NDArray[np.uint64]
+    values: NDArray[np.float32]
+
+    def of(self, sample: Sample) -> float:
+        """The score of ``sample``; NaN if there is none."""
+        key = np.uint64(key_digest(*sample.key))
+        index = int(np.searchsorted(self.keys, key))
+        return float(self.values[index]) if index < len(self.keys) and self.keys[index] == key else float("nan")
+
+
+def scores_manifest(run_dir: Path) -> Manifest:
+    """The manifest of the scores of ``run_dir``.
+
+    Raises:
+        UserError: there are none, or they are of other samples.
+    """
+    folder = run_dir / SCORES
+    if not (folder / "manifest.json").is_file():
+        raise UserError(
+            "filters.proxy_band",
+            rule=f"needs the scores of a smaller model and there is no {folder}",
+            fix="run launch/score.py with proxy.path=SMALLER_MODEL, or set filters.proxy_band=null",
+        )
+    manifest = read_manifest(folder)
+    scored = manifest.inputs.get(SAMPLES)  # scores from elsewhere may not record it
+    if scored is not None and scored != samples_manifest(run_dir).content_hash:
+        raise UserError(
+            f"folder {folder}",
+            rule=f"scores other samples than those in {run_dir / SAMPLES}",
+            fix="run launch/score.py again with replace=true",
+        )
+    return manifest
+
+
+def read_scores(run_dir: Path) -> Scores:
+    """The scores of ``run_dir``.
+
+    ``RUN_DIR/scores`` is a published folder. Each line of its ``*.jsonl`` files has ``problem_id``, ``sample_index``
+    and ``mean_logprob`` (natural logarithm, mean over the response's tokens, or null), in any order; other fields are
+    ignored.
+
+    Raises:
+        UserError: there are no scores, or a line is not a score.
+    """
+    outputs = [run_dir / SCORES / output["path"] for output in scores_manifest(run_dir).outputs]
+    records = [
+        _score(path, number, record)
+        for path in outputs
+        if path.suffix == ".jsonl"
+        for number, record in enumerate(iter_jsonl(path), start=1)
+    ]
+    if not any(value == value for _, value in records):
+        raise UserError(f"folder {run_dir / SCORES}", rule="contains no score, and filters.proxy_band needs them",
+                        fix="score the samples again, or set filters.proxy_band=null")  # fmt: skip
+    table = np.array(records, dtype=[("key", "<u8"), ("value", "<f4")])
+    table = table[np.argsort(table["key"], kind="stable")]
+    return Scores(np.ascontiguousarray(table["key"]), np.ascontiguousarray(table["value"]))
+
+
+def _score(path: Path, number: int, record: dict[str, Any]) -> tuple[int, float]:
+    """(key digest, score) of a line."""
+    try:
+        value = record["mean_logprob"]
+        return key_digest(record["problem_id"], record["sample_index"]), float("nan") if value is None else float(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}:{number}",
+            rule=f"is not a score of a sample ({type(error).__name__}: {error})",
+            fix="each line has problem_id, sample_index and mean_logprob, a number or null",
+        ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstPass:
+    """Measures the samples of shards; goes to workers by pickle.
+
+    Attributes:
+        filters: the filter settings.
+        parts: the folder of the parts, which holds the facts.
+        vocab_size: ids must be below it.
+        prompt_opens_thinking: see ``FilteredSample``.
+        scores: of the proxy model; needed if ``filters.proxy_band`` is set.
+    """
+
+    filters: FilterConfig
+    parts: Path
+    vocab_size: int
+    prompt_opens_thinking: bool = False
+    scores: Scores | None = None
+
+    def run(self, shards: list[Path], *, num_workers: int, total: int | None = None) -> dict[Path, NDArray[np.uint8]]:
+        """For each shard, an index into ``REASONS`` per sample; resumes with the unmeasured shards.
+
+        Args:
+            shards: in the order of the data set.
+            num_workers: number of processes.
+            total: samples in all shards, for the progress bar.
+
+        Raises:
+            UserError: a line is not a sample, or an id is outside the vocabulary.
+        """
+        unfinished = [
+            shard for shard in shards if not (self._file(shard).exists() and hash_file(self.parts, shard).exists())
+        ]
+        bar: tqdm[Sample] = progress(total=total, desc="measuring", unit="sample")
+        with bar:
+            for _ in run_tasks(self.write, unfinished, num_workers=num_workers, count_samples=bar.update):
+                pass
+        facts: list[Facts] = [np.load(self._file(shard)) for shard in shards]
+        reasons = drop_reasons(np.concatenate(facts), self.filters)
+        starts = np.cumsum([len(part) for part in facts])[:-1]
+        return dict(zip(shards, np.split(reasons, starts), strict=True))
+
+    def write(self, shard: Path, count_samples: CountSamples) -> None:
+        """Measure ``shard``."""
+        unfinished = self._file(shard).with_suffix(".tmp.npy")
+        digest = hashlib.sha256()
+        samples = iter_samples(shard, vocab_size=self.vocab_size, digest=digest)
+        np.save(unfinished, self.measure(counted(samples, count_samples)))
+        hash_file(self.parts, shard).write_text(digest.hexdigest(), encoding="ascii")
+        unfinished.replace(self._file(shard))
+
+    def measure(self, samples: Iterable[Sample]) -> Facts:
+        """What the filters need to know of each sample."""
+        return np.array([self._facts(sample) for sample in samples], dtype=FACTS)
+
+    def _facts(self, sample: Sample) -> tuple[int, int, int, int, float]:
+        reason = FilteredSample(sample, self.filters, self.prompt_opens_thinking).reason
+        digest = response_digest(sample) if self.filters.drop_duplicates and reason is None else (0, 0)
+        score = self.scores.of(sample) if self.scores is not None else float("nan")
+        return REASONS.index(reason), len(sample.response), *digest, score
+
+    def _file(self, shard: Path) -> Path:
+        return self.parts / f"{shard.stem}.facts.npy"
+
+
+def hash_file(parts: Path, shard: Path) -> Path:
+    """The file with the SHA-256 of ``shard``, written by the pass that reads the shard first."""
+    return parts / f"{shard.stem}.sha256"

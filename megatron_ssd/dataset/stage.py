@@ -1,15 +1,15 @@
 """The preprocessing stage: run_dir/samples to run_dir/dataset.
 
-Each shard of samples becomes a part of its own (``dataset.parts``), several at a time, and the parts are joined in the
-order of the shards. A killed run redoes the shards that it was in and nothing else, and the bytes are the same whoever
-wrote which part. Ids are taken exactly as sampled and no end token is added, unless ``preprocess.ids = retokenized``.
-A data set that is there already may take the place of samples (``preprocess.indexed``, ``dataset.external``).
+Each shard of samples becomes a part (``dataset.convert``), several at a time, and the parts are joined in the order of
+the shards. A killed run redoes unfinished shards only, and the bytes do not depend on the number of workers. Ids are
+used exactly as sampled and no end token is added, unless ``preprocess.ids = retokenized``. An existing data set can
+replace the samples (``preprocess.indexed``, ``dataset.external``).
 
 Output:
-- ``samples.bin``, ``samples.idx``: one document a kept sample, [prompt, response];
+- ``samples.bin``, ``samples.idx``: one document per kept sample, [prompt, response];
 - ``ids.jsonl``: line i names the sample of document i;
-- ``differences.jsonl``: where responses tokenized again are not what was sampled, if that was asked for;
-- ``counts.json``: what became of the samples, shard by shard.
+- ``differences.jsonl``: where retokenized responses differ from the sampled ids, if that was asked for;
+- ``counts.json``: how many samples were kept and dropped, per shard.
 """
 
 from __future__ import annotations
@@ -21,23 +21,22 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hub import locate_model
 from megatron_ssd.artifacts.manifest import Manifest, format_counts, megatron_facts
-from megatron_ssd.artifacts.samples import sample_shards, samples_manifest
+from megatron_ssd.artifacts.samples import iter_samples, sample_shards, samples_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
-from megatron_ssd.dataset.complete import check_complete
+from megatron_ssd.dataset.convert import DIFFERENCES, IDS, Converter, Retokenizer, keys_file, part_counts, part_file
 from megatron_ssd.dataset.external import import_indexed, indexed_stage
-from megatron_ssd.dataset.first_pass import settle_rows
+from megatron_ssd.dataset.filters import DROPPED
 from megatron_ssd.dataset.indexed import DATASET_NAME, join_indexed, prefix_of
-from megatron_ssd.dataset.parts import DIFFERENCES, IDS, PartWriter, part_counts, part_file
-from megatron_ssd.dataset.retokenize import Retokenizer
-from megatron_ssd.dataset.scores import read_scores, scores_manifest
-from megatron_ssd.dataset.screening import DROPPED, Screen
+from megatron_ssd.dataset.set_filters import FirstPass, hash_file, needs_first_pass, read_scores, scores_manifest
 from megatron_ssd.dataset.workers import run_tasks, usable_cores
 from megatron_ssd.errors import UserError
 from megatron_ssd.progress import progress
@@ -46,16 +45,16 @@ from megatron_ssd.schema import Sample
 
 log = logging.getLogger(__name__)
 
-_BYTES_WORTH_A_WORKER = 32 << 20  # one process reads these in about the time that starting another takes
+_BYTES_PER_WORKER = 32 << 20  # one process reads these in about the time that starting another takes
 
 
 def run_preprocess(config: RunConfig) -> None:
     """Filter the samples of ``config.run_dir`` and write them as Megatron's indexed data set.
 
     Raises:
-        UserError: there are no samples, a line is no sample, an id is outside the model's vocabulary, a sample comes
-            twice, samples were lost or added since they were published, every sample was dropped, or a tokenizer is
-            asked for and there is none.
+        UserError: there are no samples, a line is not a sample, an id is outside the model's vocabulary, a sample is
+            repeated, samples were lost or added since they were published, every sample was dropped, or there is no
+            tokenizer and one is needed.
     """
     stage = dataset_stage(config)
     if stage.is_current():
@@ -77,20 +76,20 @@ def run_preprocess(config: RunConfig) -> None:
         "dataset: kept %d of %d samples, dropped %s", counts["documents"], counts["samples"], format_counts(dropped)
     )
     if counts["responses"]:
-        log.info("dataset: %.1f %% of %d responses hold no extractable code; %d were cut at the length cap, %d of them "
-                 "in a loop", 100 * counts["no_code"] / counts["responses"], counts["responses"],
+        log.info("dataset: %.1f %% of %d responses contain no extractable code; %d were cut at the length cap, %d of "
+                 "them in a loop", 100 * counts["no_code"] / counts["responses"], counts["responses"],
                  counts["length_capped"], counts["looping"])  # fmt: skip
     if config.preprocess.needs_tokenizer:
-        log.info("dataset: tokenized again, %d of %d responses differ from what was sampled, in %d tokens: %s",
+        log.info("dataset: retokenized, %d of %d responses differ from what was sampled, in %d tokens: %s",
                  counts["differing_samples"], counts["documents"], counts["differing_tokens"], DIFFERENCES)  # fmt: skip
     stage.publish(engine=megatron_facts(), counts=counts, dropped=dropped)
 
 
 def dataset_stage(config: RunConfig) -> Stage:
-    """The stage as ``config`` identifies it: same samples, filters and ids mean the same data set.
+    """The stage of ``config``: the same samples, filters and ids make the same data set.
 
     Raises:
-        UserError: no model is named, there are no samples, or a tokenizer or scores are asked for and there are none.
+        UserError: no model is named, or there are no samples, tokenizer or scores and they are needed.
     """
     run_dir = Path(config.run_dir)
     if config.preprocess.indexed is not None:
@@ -131,54 +130,138 @@ def _write_parts(config: RunConfig, stage: Stage, parts: Path, shards: list[Path
     unfinished = [shard for shard in shards if counts[shard] is None]
     if not unfinished:
         return
-    retokenizer = None
+    size, total = sum(shard.stat().st_size for shard in unfinished), samples.counts.get("samples")
+    num_workers = config.preprocess.num_workers or min(usable_cores(), 1 + size // _BYTES_PER_WORKER)
+    converter = Converter(
+        parts=parts,
+        filters=config.filters,
+        vocab_size=_model(config).vocab_size,
+        prompt_opens_thinking=bool(samples.facts.get("prompt_opens_thinking")),
+        uses_retokenized=config.preprocess.ids == "retokenized",
+    )
     if config.preprocess.needs_tokenizer:
         retokenizer = Retokenizer(fast_tokenizer(_model_folder(config)).to_str())
-    size, total = sum(shard.stat().st_size for shard in unfinished), samples.counts.get("samples")
-    num_workers = config.preprocess.num_workers or min(usable_cores(), 1 + size // _BYTES_WORTH_A_WORKER)
-    screen = Screen(
-        filters=config.filters,
-        prompt_opens_thinking=bool(samples.facts.get("prompt_opens_thinking")),
-        scores=read_scores(Path(config.run_dir)) if config.filters.proxy_band else None,
-    )
-    vocab_size = _model(config).vocab_size
-    writer = PartWriter(
-        parts=parts,
-        screen=dataclasses.replace(screen, scores=None),  # of the first pass alone
-        settled=settle_rows(screen, parts, shards, vocab_size=vocab_size, num_workers=num_workers, total=total),
-        vocab_size=vocab_size,
-        retokenizer=retokenizer,
-        takes_retokenized=config.preprocess.ids == "retokenized",
-    )
+        converter = dataclasses.replace(converter, retokenizer=retokenizer)
+    if needs_first_pass(config.filters):
+        first_pass = FirstPass(
+            filters=converter.filters,
+            parts=parts,
+            vocab_size=converter.vocab_size,
+            prompt_opens_thinking=converter.prompt_opens_thinking,
+            scores=read_scores(Path(config.run_dir)) if config.filters.proxy_band else None,
+        )
+        reasons = first_pass.run(shards, num_workers=num_workers, total=total)
+        converter = dataclasses.replace(converter, reasons=reasons)
     done = sum(found["samples"] for found in counts.values() if found is not None)
     bar: tqdm[Sample] = progress(total=total, initial=done, desc="preprocessing", unit="sample")
     with bar:
-        for _ in run_tasks(writer.write, unfinished, num_workers=num_workers, count_rows=bar.update):
+        for _ in run_tasks(converter.write, unfinished, num_workers=num_workers, count_samples=bar.update):
             stage.note_time()
 
 
 def _join(config: RunConfig, parts: Path, shards: list[Path], joined: Path) -> None:
-    """Put the parts together in the order of the shards; ``joined``, with the counts of each, is written last."""
+    """Join the parts in the order of the shards; ``joined``, with the counts of each shard, is written last."""
     by_shard = {shard.stem: part_counts(parts, shard) or {} for shard in shards}
     if not any(counts["documents"] for counts in by_shard.values()):
         raise UserError(
             f"samples of {shards[0].parent if shards else config.run_dir}",
-            rule=f"the filters drop every one of them: {format_counts(_totals(by_shard)[1])}",
+            rule=f"the filters drop all of them: {format_counts(_totals(by_shard)[1])}",
             fix="look at the samples, or relax the filters section",
         )
     join_indexed([part_file(parts, shard, "") for shard in shards], joined.parent / DATASET_NAME)
     for name in (IDS, DIFFERENCES) if config.preprocess.needs_tokenizer else (IDS,):
-        with (joined.parent / name).open("wb") as whole:
+        with (joined.parent / name).open("wb") as file:
             for shard in shards:
                 with part_file(parts, shard, f".{name}").open("rb") as part:
-                    shutil.copyfileobj(part, whole)
+                    shutil.copyfileobj(part, file)
     write_atomically(joined, json.dumps(by_shard, indent=2) + "\n")
 
 
 def _totals(by_shard: dict[str, dict[str, int]]) -> tuple[dict[str, int], dict[str, int]]:
-    """Sums over the shards: what was kept, and what was dropped by reason."""
+    """Sums over the shards: the counts, and what was dropped by reason."""
     total: Counter[str] = Counter()
     for counts in by_shard.values():
         total.update(counts)
     dropped = {key.removeprefix(DROPPED): count for key, count in total.items() if key.startswith(DROPPED)}
     return {key: count for key, count in total.items() if not key.startswith(DROPPED)}, dropped
+
+
+def check_complete(parts: Path, shards: list[Path], samples: Manifest) -> None:
+    """Check that the converted shards contain every published sample exactly once.
+
+    The keys files, eight bytes per sample, are sorted together to find repeats. Samples with equal digests are read
+    again and compared, so that a collision is not an error. The hash of each shard, computed while it was read, is
+    compared with the manifest.
+
+    Args:
+        parts: the folder of the parts; removed on an error, because the samples must change before the stage can end.
+        shards: in the order of the data set.
+        samples: the manifest of the samples.
+
+    Raises:
+        UserError: there are more or fewer samples than the manifest counts, a sample is repeated, or a shard is not the
+            published one.
+    """
+    keys = [np.load(keys_file(parts, shard), mmap_mode="r") for shard in shards]
+    error = _repeated(shards, keys) or _miscounted(shards, keys, samples) or _altered(parts, shards, samples)
+    if error is not None:
+        shutil.rmtree(parts)
+        raise error
+
+
+def _miscounted(shards: list[Path], keys: list[NDArray[np.uint64]], samples: Manifest) -> UserError | None:
+    found, folder = sum(map(len, keys)), shards[0].parent
+    published = samples.counts.get("samples")
+    if found == published:
+        return None
+    if published is None:
+        return UserError(f"samples of {folder}", rule=f"are {found}, and their manifest does not count them",
+                         fix=f"remove {folder} and sample again")  # fmt: skip
+    sizes = {output["path"]: output["bytes"] for output in samples.outputs}
+    changed = [
+        f"; {shard.name} has {len(digests)} of them in {size} bytes, and {sizes[shard.name]} bytes were published"
+        for shard, digests in zip(shards, keys, strict=True)
+        if (size := shard.stat().st_size) != sizes.get(shard.name, size)
+    ]
+    return UserError(
+        f"samples of {folder}",
+        rule=f"are {found}, and {published} were published{''.join(changed[:1])}",
+        fix=f"put the files back as they were, or remove {folder} and sample again",
+    )
+
+
+def _altered(parts: Path, shards: list[Path], samples: Manifest) -> UserError | None:
+    """The error for the first shard whose bytes differ from the published ones; None if there is none."""
+    published = {output["path"]: output["sha256"] for output in samples.outputs}
+    for shard in shards:
+        if hash_file(parts, shard).read_text(encoding="ascii") != published[shard.name]:
+            return UserError(
+                f"file {shard}",
+                rule="is not what was published: its SHA-256 differs from the manifest's",
+                fix=f"put it back as it was, or remove {shard.parent} and sample again",
+            )
+    return None
+
+
+def _repeated(shards: list[Path], keys: list[NDArray[np.uint64]]) -> UserError | None:
+    """The error for the first sample with the key of an earlier one; None if there is none."""
+    together = np.concatenate(keys)
+    together.sort()
+    repeated = np.unique(together[1:][together[1:] == together[:-1]])
+    if not len(repeated):
+        return None
+    lines: dict[tuple[str, int], str] = {}
+    for shard, digests in zip(shards, keys, strict=True):
+        suspects = set(np.flatnonzero(np.isin(digests, repeated)).tolist())
+        for index, sample in enumerate(iter_samples(shard)) if suspects else ():
+            if index not in suspects:
+                continue
+            line = f"{shard}:{index + 1}"
+            if sample.key in lines:
+                return UserError(
+                    f"{line} with sample {sample.sample_index} of problem {sample.problem_id!r}",
+                    rule=f"is there already: {lines[sample.key]}",
+                    fix=f"fix the line that is wrong, or remove {shard.parent} and sample again",
+                )
+            lines[sample.key] = line
+    return None

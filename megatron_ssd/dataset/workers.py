@@ -1,8 +1,8 @@
-"""Tasks spread over worker processes, which report rows as they go.
+"""Runs tasks in worker processes that report their progress.
 
-Workers are fresh interpreters, not forks: a fork of a process with threads (progress bar, tokenizer) may hang, and a
-fresh one holds no more than what it imports. A worker dies with its parent, and writes only what its task names: what
-is left of a killed run is finished tasks and tasks to do again.
+Workers are new interpreters, not forks: a fork of a process with threads (progress bar, tokenizer) may hang, and a new
+interpreter uses no more memory than its imports. A worker dies with its parent and writes only what its task names, so
+a killed run leaves finished tasks and tasks to repeat.
 """
 
 from __future__ import annotations
@@ -19,45 +19,45 @@ from megatron_ssd.process import ChildDeathError, ChildProcess, connection_to_pa
 
 T = TypeVar("T")
 
-CountRows = Callable[[int], object]
-Work = Callable[[T, CountRows], object]  # does a task; says now and then how many rows it has done since
+CountSamples = Callable[[int], object]
+Work = Callable[[T, CountSamples], object]  # does a task, and reports the number of samples now and then
 _DONE = "done"
 _MODULE = "megatron_ssd.dataset.workers"  # this one
-_EVERY = 64  # rows between two words to the progress bar
+_EVERY = 64  # samples between two reports to the progress bar
 
 
-def counted(rows: Iterable[T], count_rows: CountRows) -> Iterator[T]:
-    """``rows``, with a word to ``count_rows`` now and then."""
+def counted(samples: Iterable[T], count_samples: CountSamples) -> Iterator[T]:
+    """``samples``, with a call of ``count_samples`` now and then."""
     number = 0
-    for number, row in enumerate(rows, start=1):
+    for number, sample in enumerate(samples, start=1):
         if number % _EVERY == 0:
-            count_rows(_EVERY)
-        yield row
-    count_rows(number % _EVERY)
+            count_samples(_EVERY)
+        yield sample
+    count_samples(number % _EVERY)
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def run_tasks(work: Work[T], tasks: Sequence[T], *, num_workers: int, count_rows: CountRows) -> Iterator[T]:
-    """Do every task, and yield each as it is finished, in no particular order.
+def run_tasks(work: Work[T], tasks: Sequence[T], *, num_workers: int, count_samples: CountSamples) -> Iterator[T]:
+    """Run every task, and yield each when it is finished, in no particular order.
 
     Args:
-        work: goes to the workers by pickle, and so does each task.
-        tasks: given out in this order.
-        num_workers: processes; no more than there are tasks are started, and for one none is.
-        count_rows: told of rows as they are done.
+        work: sent to the workers by pickle, as is each task.
+        tasks: started in this order.
+        num_workers: at most one process per task is started; with one worker, tasks run in this process.
+        count_samples: called with the number of samples as they are done.
 
     Raises:
-        UserError: a task raised it, or a worker died. The other workers are stopped where they are.
+        UserError: a task raised it, or a worker died. The other workers are stopped.
         OSError: a task raised it, for example because the disk is full.
     """
     waiting, count = iter(tasks), min(num_workers, len(tasks))
     if count <= 1:
         for task in waiting:
-            work(task, count_rows)
+            work(task, count_samples)
             yield task
         return
     with contextlib.ExitStack() as stack:
@@ -70,9 +70,9 @@ def run_tasks(work: Work[T], tasks: Sequence[T], *, num_workers: int, count_rows
         while busy:
             for connection in wait(list(busy)):
                 worker, task = busy[connection]
-                said = _receive(worker)
-                if said != _DONE:
-                    count_rows(said)
+                message = _receive(worker)
+                if message != _DONE:
+                    count_samples(message)
                     continue
                 del busy[connection]
                 for following in itertools.islice(waiting, 1):
@@ -82,21 +82,21 @@ def run_tasks(work: Work[T], tasks: Sequence[T], *, num_workers: int, count_rows
 
 
 def _receive(worker: ChildProcess) -> Any:
-    """The worker's next message: a number of rows, or that its task is done. Raises what its task raised."""
+    """The worker's next message: a number of samples, or that its task is done. Raises what its task raised."""
     try:
         return worker.receive()
     except ChildDeathError as death:
         raise UserError(
             f"worker process with status {death.status}",
-            rule="died, and said why above if it could (status -9: killed, perhaps because memory ran out)",
+            rule="died; see its message above, if any (status -9: killed, perhaps because memory ran out)",
             fix="finished shards are kept: run the same command again, with a lower preprocess.num_workers if it was "
             "memory",
         ) from None
 
 
 def serve(connection: Connection) -> None:
-    """The worker: what to do comes first, then tasks until the line closes."""
-    with contextlib.suppress(EOFError, ConnectionError):  # the parent wants no more
+    """The worker: receives the work, then tasks until the connection closes."""
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent has closed it
         work = connection.recv()
         while True:
             task = connection.recv()

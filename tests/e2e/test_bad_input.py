@@ -93,7 +93,7 @@ def test_no_bubblewrap(tmp_path: Path) -> None:
         if (found := shutil.which(name)) is not None:
             (tools / name).symlink_to(found)
     done = start("launch/pipeline.py", *SMALL, f"run_dir={tmp_path}/run", f"base.base_dir={tmp_path}", path=str(tools))
-    assert_one_line(done, "evaluation.sandbox.kind = bubblewrap", "no bwrap", "install")
+    assert_one_line(done, "evaluation.sandbox.kind = bubblewrap", "bwrap is not on PATH", "install")
     assert not list(tmp_path.glob("*/dataset*"))  # reported before any work
 
 
@@ -154,4 +154,4 @@ def test_a_port_in_use(finished: Path, loop: Loop, tmp_path: Path) -> None:
              f"model.path={base}"],
             env={**os.environ, **world}, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
-    assert_one_line(done, f"MASTER_PORT = {port}", "another program listens", "torchrun --master-port")
+    assert_one_line(done, f"MASTER_PORT = {port}", "another program uses that port", "torchrun --master-port")

@@ -1,4 +1,4 @@
-"""Filters within the preprocessing stage: over all shards, by any number of workers, killed and taken up again."""
+"""Filters within the preprocessing stage: over all shards, by any number of workers, killed and resumed."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -9,27 +9,27 @@ import pytest
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.config.dataset import LoopConfig, PreprocessConfig
-from megatron_ssd.dataset.screening import Screen
-from megatron_ssd.dataset.set_filters import Facts
+from megatron_ssd.dataset.set_filters import Facts, FirstPass
 from megatron_ssd.dataset.stage import run_preprocess
 from megatron_ssd.errors import UserError
 from megatron_ssd.schema import Sample
-from tests.unit.dataset.test_dataset_stage import documents, publish_samples, run_config, sample
-from tests.unit.dataset.test_screening import publish_scores
+from tests.helpers.samples_run import documents, numbered, publish_samples, publish_scores, run_config
 
 LOOP = LoopConfig(min_repeats=2, min_tokens=4)
 MANY = [
     [
-        sample(0, "Two\n```python\nx = 1\n```"),
-        sample(1, "Two\n\n```python\nx  = 1\n```"),  # another problem's
-        dataclasses.replace(sample(0, "Two\n\n```python\nx  = 1\n```"), sample_index=1),
-        dataclasses.replace(sample(2, "On\nand on and on", "length"), response_token_ids=[20, 21, 22, 23, 22, 23, 22]),
+        numbered(0, "Two\n```python\nx = 1\n```"),
+        numbered(1, "Two\n\n```python\nx  = 1\n```"),  # another problem's
+        dataclasses.replace(numbered(0, "Two\n\n```python\nx  = 1\n```"), sample_index=1),
+        dataclasses.replace(
+            numbered(2, "On\nand on and on", "length"), response_token_ids=[20, 21, 22, 23, 22, 23, 22]
+        ),
     ],
     [
-        sample(3, "Two\n```python\nx = (\n```"),
-        dataclasses.replace(sample(4, "On\nand off", "length"), response_token_ids=[20, 21, 22, 23, 24]),
-        dataclasses.replace(sample(5, "", "skipped"), response_token_ids=[]),
-        sample(6, "A longer answer\n```\nint(x)\n```"),
+        numbered(3, "Two\n```python\nx = (\n```"),
+        dataclasses.replace(numbered(4, "On\nand off", "length"), response_token_ids=[20, 21, 22, 23, 24]),
+        dataclasses.replace(numbered(5, "", "skipped"), response_token_ids=[]),
+        numbered(6, "A longer answer\n```\nint(x)\n```"),
     ],
 ]
 
@@ -54,20 +54,18 @@ def test_every_filter_together_over_all_shards(tmp_path: Path, num_workers: int)
     assert documents(tmp_path)[2] == ([1, 12], [20, 21])
 
 
-def test_without_a_filter_of_the_whole_set_there_is_no_first_pass(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Screen, "measure", lambda *args: pytest.fail("samples were measured"))
+def test_there_is_no_first_pass_without_a_set_filter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FirstPass, "measure", lambda *args: pytest.fail("samples were measured"))
     publish_samples(tmp_path, MANY)
     run_preprocess(run_config(tmp_path, loop=LOOP, drop_no_code=True, drop_loops=True))
     assert read_manifest(tmp_path / "dataset").dropped == {"no_code": 1, "looping": 1, "skipped": 1}
 
 
-def test_the_share_without_code_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_share_without_code_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     publish_samples(tmp_path, MANY)
     with caplog.at_level("INFO"):
         run_preprocess(run_config(tmp_path, loop=LOOP))
-    assert "28.6 % of 7 responses hold no extractable code" in caplog.text
+    assert "28.6 % of 7 responses contain no extractable code" in caplog.text
     assert "2 were cut at the length cap, 1 of them in a loop" in caplog.text
 
 
@@ -99,20 +97,20 @@ def test_scores_of_other_samples_are_refused(tmp_path: Path) -> None:
         run_preprocess(run_config(tmp_path, proxy_band=(0.2, 0.8)))
 
 
-def test_a_killed_first_pass_goes_on_with_the_unmeasured_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_first_pass_resumes_with_the_unmeasured_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_samples(tmp_path, MANY)
     config = run_config(tmp_path, drop_duplicates=True)
     measured: list[str] = []
-    measure = Screen.measure
+    measure = FirstPass.measure
 
-    def die_in_second(screen: Screen, rows: Iterator[Sample]) -> Facts:
+    def die_in_second(first_pass: FirstPass, rows: Iterator[Sample]) -> Facts:
         found = list(rows)
         measured.append(found[0].problem_id)
         if len(measured) == 2:
             raise KeyboardInterrupt
-        return measure(screen, found)
+        return measure(first_pass, found)
 
-    monkeypatch.setattr(Screen, "measure", die_in_second)
+    monkeypatch.setattr(FirstPass, "measure", die_in_second)
     with pytest.raises(KeyboardInterrupt):
         run_preprocess(config)
     run_preprocess(config)

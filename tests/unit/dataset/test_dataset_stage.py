@@ -8,69 +8,18 @@ from typing import Literal
 import pytest
 from tokenizers import Tokenizer
 
-from megatron_ssd.artifacts.jsonl import JsonlWriter, read_jsonl
+from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.dataset import FilterConfig, PreprocessConfig
-from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.parallel import ClusterConfig
-from megatron_ssd.config.precision import PrecisionConfig
-from megatron_ssd.config.run import RunConfig
-from megatron_ssd.dataset import parts
+from megatron_ssd.config.dataset import PreprocessConfig
+from megatron_ssd.dataset import convert
 from megatron_ssd.dataset import stage as dataset_stage
-from megatron_ssd.dataset.indexed import IndexedWriter, open_indexed
+from megatron_ssd.dataset.indexed import IndexedWriter
 from megatron_ssd.dataset.stage import run_preprocess
 from megatron_ssd.errors import UserError
 from megatron_ssd.prompts.tokenizer import fast_tokenizer
-from megatron_ssd.schema import FinishReason, Sample
-
-EOS = 2
-
-
-def sample(number: int, response: str = "a\nb", finish_reason: FinishReason = "stop") -> Sample:
-    ids = [10 + number, 11, 12, *([EOS] if finish_reason == "stop" else [])]
-    return Sample(problem_id=f"p{number}", sample_index=0, messages=[], prompt_token_ids=[1, 10 + number],
-                  response=response, response_token_ids=ids, finish_reason=finish_reason, seed=0, sampling_hash="",
-                  model_revision="")  # fmt: skip
-
-
-SHARDS = [
-    [sample(0), sample(1, finish_reason="length"), sample(2, response="")],
-    [sample(3, response="pass"), sample(4), sample(5, response="x\ny\nlong")],
-]
-
-
-def publish_samples(run_dir: Path, shards: list[list[Sample]], facts: dict[str, object] | None = None) -> None:
-    stage = Stage(name="samples", run_dir=run_dir, config={}, inputs={})
-    work = stage.begin()
-    for number, rows in enumerate(shards):
-        with JsonlWriter(work / f"shard-{number:05}.jsonl") as writer:
-            for row in rows:
-                writer.write(row.to_json())
-    stage.publish(counts={"samples": sum(map(len, shards))}, facts=facts)
-
-
-def run_config(
-    run_dir: Path,
-    *,
-    vocab_size: int = 64,
-    model_path: Path | None = None,
-    preprocess: PreprocessConfig | None = None,
-    **filters: object,
-) -> RunConfig:
-    path = None if model_path is None else str(model_path)
-    model = ModelConfig(name="m", path=path, model_type="qwen3", hidden_size=8,
-                        num_hidden_layers=1, num_attention_heads=1,
-                        num_key_value_heads=1, head_dim=8, intermediate_size=8, vocab_size=vocab_size,
-                        max_position_embeddings=65536)  # fmt: skip
-    return RunConfig(run_dir=str(run_dir), model=model, cluster=ClusterConfig(device="cpu"),
-                     precision=PrecisionConfig(transformer_engine=False), preprocess=preprocess or PreprocessConfig(),
-                     filters=FilterConfig(**filters))  # type: ignore[arg-type]  # fmt: skip
-
-
-def documents(run_dir: Path) -> list[tuple[list[int], list[int]]]:
-    dataset = open_indexed(run_dir / "dataset" / "samples")
-    return [(dataset[i].tolist(), dataset[i + 1].tolist()) for i in range(0, len(dataset), 2)]
+from megatron_ssd.schema import Sample
+from tests.helpers.samples_run import EOS, SHARDS, documents, numbered, publish_samples, run_config
 
 
 def test_documents_are_the_sampled_ids(tmp_path: Path) -> None:
@@ -140,7 +89,7 @@ def test_a_run_killed_before_publishing_only_publishes(tmp_path: Path, monkeypat
         patch.setattr(Stage, "publish", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run_preprocess(run_config(tmp_path))
-    monkeypatch.setattr(parts, "iter_samples", lambda shard: pytest.fail("samples were read again"))
+    monkeypatch.setattr(convert, "iter_samples", lambda *args, **kwargs: pytest.fail("samples were read again"))
     run_preprocess(run_config(tmp_path))
     assert read_manifest(tmp_path / "dataset").counts["documents"] == 4
 
@@ -178,7 +127,7 @@ def test_wrong_vocabulary_missing_samples_and_nothing_left(tmp_path: Path) -> No
     empty = [[dataclasses.replace(sample, response="") for sample in shard] for shard in SHARDS[:2]]
     publish_samples(other, empty)
     count = sum(map(len, empty))
-    with pytest.raises(UserError, match=f"the filters drop every one of them: {count} for empty;"):
+    with pytest.raises(UserError, match=f"the filters drop all of them: {count} for empty;"):
         run_preprocess(run_config(other))
 
 
@@ -196,7 +145,7 @@ def tokenized_shards(folder: Path) -> tuple[list[list[Sample]], int]:
     end = tokenizer.token_to_id("<|im_end|>")
     texts = [f"```python\nx = {number}\nprint(x)\n```" for number in range(10)]
     samples = [
-        dataclasses.replace(sample(0), problem_id=f"p{number}", response=text,
+        dataclasses.replace(numbered(0), problem_id=f"p{number}", response=text,
                             response_token_ids=[*tokenizer.encode(text, add_special_tokens=False).ids, end])
         for number, text in enumerate(texts)
     ]  # fmt: skip
@@ -270,7 +219,7 @@ def test_without_a_tokenizer_there_is_no_report(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_fails_stops_the_run_and_leaves_what_is_finished(tmp_path: Path) -> None:
-    shards = [[sample(number)] for number in range(6)]
+    shards = [[numbered(number)] for number in range(6)]
     publish_samples(tmp_path, shards)
     broken = tmp_path / "samples" / "shard-00005.jsonl"
     line = broken.read_text()

@@ -8,22 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ssd.config.dataset import FilterConfig, LoopConfig
-from megatron_ssd.dataset.filters import Response, parses, reason_to_drop
+from megatron_ssd.dataset.filters import FilteredSample, parses
 from megatron_ssd.errors import ConfigError
-from megatron_ssd.schema import FinishReason, Sample
+from megatron_ssd.schema import Sample
+from tests.helpers.samples_run import PROGRAM, sample
 
 NOTHING = {"drop_empty": False, "drop_one_line_stubs": False}
-PROGRAM = "Here it is:\n```python\nprint(1)\n```"
-
-
-def sample(response: str = "", finish_reason: FinishReason = "stop", token_ids: tuple[int, ...] = (2,)) -> Sample:
-    return Sample(problem_id="p", sample_index=0, messages=[], prompt_token_ids=[1], response=response,
-                  response_token_ids=list(token_ids), finish_reason=finish_reason, seed=0, sampling_hash="",
-                  model_revision="")  # fmt: skip
 
 
 def reason_for(row: Sample, **filters: object) -> str | None:
-    return reason_to_drop(Response(row, FilterConfig(**filters)))  # type: ignore[arg-type]
+    return FilteredSample(row, FilterConfig(**filters)).reason  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -103,8 +97,8 @@ def test_filters_on_the_program_leave_alone_what_has_none() -> None:
 
 def test_a_program_in_reasoning_that_the_prompt_opened_is_none() -> None:
     config = FilterConfig(drop_no_code=True)
-    assert reason_to_drop(Response(sample(PROGRAM), config, prompt_opens_thinking=True)) == "no_code"
-    assert reason_to_drop(Response(sample(f"so\n</think>\n{PROGRAM}"), config, prompt_opens_thinking=True)) is None
+    assert FilteredSample(sample(PROGRAM), config, prompt_opens_thinking=True).reason == "no_code"
+    assert FilteredSample(sample(f"so\n</think>\n{PROGRAM}"), config, prompt_opens_thinking=True).reason is None
 
 
 def test_the_first_that_holds_gives_the_reason() -> None:

@@ -16,14 +16,14 @@ from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.dataset import PreprocessConfig
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.dataset import complete
+from megatron_ssd.dataset.convert import keys_file
 from megatron_ssd.dataset.stage import run_preprocess
 from megatron_ssd.errors import UserError
 from megatron_ssd.schema import Sample
-from tests.unit.dataset.test_dataset_stage import SHARDS, documents, publish_samples, run_config, sample
+from tests.helpers.samples_run import SHARDS, documents, numbered, publish_samples, run_config
 
 FIRST, SECOND = "shard-00000.jsonl", "shard-00001.jsonl"
-WAYS: dict[str, dict[str, Any]] = {
+MODES: dict[str, dict[str, Any]] = {
     "one process": {"preprocess": PreprocessConfig(num_workers=1)},
     "two processes": {"preprocess": PreprocessConfig(num_workers=2)},
     "a first pass": {"preprocess": PreprocessConfig(num_workers=1), "drop_shortest_fraction": 0.2},
@@ -61,21 +61,24 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         rf"{SECOND}: is not what was published: its SHA-256 differs from the manifest's; put it back",
     ),
     "a line more": (
-        lambda path: path.write_bytes(path.read_bytes() + json.dumps(sample(9).to_json()).encode()),
+        lambda path: path.write_bytes(path.read_bytes() + json.dumps(numbered(9).to_json()).encode()),
         rf"are 7, and 6 were published; {SECOND} has 4",
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_shard_that_is_not_as_published_is_refused_until_it_is_back(tmp_path: Path, change: str, way: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "mode"),
+    [*((change, "one process") for change in CHANGES),
+     *((change, mode) for change in ("another letter", "a line more") for mode in ("two processes", "a first pass"))],
+)  # fmt: skip
+def test_a_changed_shard_is_refused_until_it_is_restored(tmp_path: Path, change: str, mode: str) -> None:
     publish_samples(tmp_path, SHARDS)
     shard = tmp_path / "samples" / SECOND
     before = shard.read_bytes()
     spoil, message = CHANGES[change]
     spoil(shard)
-    config = run_config(tmp_path, **WAYS[way])
+    config = run_config(tmp_path, **MODES[mode])
     _refused(config, message)
     if shard.is_dir():
         shard.rmdir()
@@ -86,40 +89,44 @@ def test_a_shard_that_is_not_as_published_is_refused_until_it_is_back(tmp_path: 
 
 
 REPEATS: dict[str, tuple[list[list[Sample]], str]] = {
-    "next to each other": ([[sample(0), sample(0)], [sample(1)]], rf"{FIRST}:2 .*is there already: .*{FIRST}:1;"),
-    "in another shard": ([[sample(0), sample(1)], [sample(2), sample(1)]], rf"{SECOND}:2 .*already: .*{FIRST}:2;"),
-    "a whole shard": ([[sample(0), sample(1)], [sample(0), sample(1)]], rf"{SECOND}:1 .*already: .*{FIRST}:1;"),
-    "three times": ([[sample(0)], [sample(0)], [sample(0)]], rf"{SECOND}:1 .*already: .*{FIRST}:1;"),
+    "next to each other": ([[numbered(0), numbered(0)], [numbered(1)]], rf"{FIRST}:2 .*is there already: .*{FIRST}:1;"),
+    "in another shard": ([[numbered(0), numbered(1)], [numbered(2), numbered(1)]], rf"{SECOND}:2 .*: .*{FIRST}:2;"),
+    "a whole shard": ([[numbered(0), numbered(1)], [numbered(0), numbered(1)]], rf"{SECOND}:1 .*: .*{FIRST}:1;"),
+    "three times": ([[numbered(0)], [numbered(0)], [numbered(0)]], rf"{SECOND}:1 .*already: .*{FIRST}:1;"),
     "with another response": (
-        [[sample(0)], [sample(1), dataclasses.replace(sample(0), response="b\nc")]], rf"{SECOND}:2 .*{FIRST}:1",
+        [[numbered(0)], [numbered(1), dataclasses.replace(numbered(0), response="b\nc")]], rf"{SECOND}:2 .*{FIRST}:1",
     ),
-    "dropped": ([[sample(0), sample(0, response="")], [sample(1)]], rf"{FIRST}:2 .*sample 0 of problem 'p0'"),
+    "dropped": ([[numbered(0), numbered(0, response="")], [numbered(1)]], rf"{FIRST}:2 .*sample 0 of problem 'p0'"),
     "skipped": (
-        [[sample(0)], [dataclasses.replace(sample(0), response="", response_token_ids=[], finish_reason="skipped")]],
+        [[numbered(0)],
+         [dataclasses.replace(numbered(0), response="", response_token_ids=[], finish_reason="skipped")]],
         rf"{SECOND}:1 .*already: .*{FIRST}:1",
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", REPEATS)
-def test_a_sample_that_comes_twice_is_named_with_both_places(tmp_path: Path, kind: str, way: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [*((kind, "one process") for kind in REPEATS),
+     *(("with another response", mode) for mode in ("two processes", "a first pass"))],
+)  # fmt: skip
+def test_a_repeated_sample_is_named_with_both_lines(tmp_path: Path, kind: str, mode: str) -> None:
     shards, message = REPEATS[kind]
     publish_samples(tmp_path, shards)
-    _refused(run_config(tmp_path, **WAYS[way]), message)
+    _refused(run_config(tmp_path, **MODES[mode]), message)
 
 
 def test_other_samples_of_a_problem_and_numbers_in_its_name_are_no_repeats(tmp_path: Path) -> None:
     names = [("p", 11), ("p1", 1), ("1p", 1), ("p", 1), ("", 1), ("\0p", 1), ("p\0", 1)]
-    rows = [dataclasses.replace(sample(0), problem_id=name, sample_index=index) for name, index in names]
+    rows = [dataclasses.replace(numbered(0), problem_id=name, sample_index=index) for name, index in names]
     publish_samples(tmp_path, [rows[:3], rows[3:]])
     run_preprocess(run_config(tmp_path))
     assert len(documents(tmp_path)) == len(names)
 
 
 def test_two_samples_that_share_a_digest_by_chance_are_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_ssd.dataset.parts.key_digest", lambda problem_id, index: 7)
-    publish_samples(tmp_path / "two", [[sample(0), sample(1)], [sample(2)]])
+    monkeypatch.setattr("megatron_ssd.dataset.convert.key_digest", lambda problem_id, index: 7)
+    publish_samples(tmp_path / "two", [[numbered(0), numbered(1)], [numbered(2)]])
     run_preprocess(run_config(tmp_path / "two"))
     assert len(documents(tmp_path / "two")) == 3
 
@@ -130,7 +137,7 @@ def test_digests_take_eight_bytes_a_sample(tmp_path: Path) -> None:
         patch.setattr("megatron_ssd.dataset.stage.check_complete", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run_preprocess(run_config(tmp_path))
-    keys = np.load(complete.keys_file(tmp_path / "dataset.partial" / "parts", Path(FIRST)))
+    keys = np.load(keys_file(tmp_path / "dataset.partial" / "parts", Path(FIRST)))
     assert (keys.dtype, keys.shape) == (np.uint64, (3,))
     run_preprocess(run_config(tmp_path))
     assert not list((tmp_path / "dataset").rglob("*.npy"))
@@ -155,7 +162,7 @@ def test_a_shard_of_a_name_that_no_file_has_is_named(tmp_path: Path, name: str) 
 
 
 def test_a_shard_that_was_published_empty_is_no_loss(tmp_path: Path) -> None:
-    publish_samples(tmp_path, [[sample(0)], [], [sample(1)]])
+    publish_samples(tmp_path, [[numbered(0)], [], [numbered(1)]])
     run_preprocess(run_config(tmp_path))
     assert len(documents(tmp_path)) == 2
 
@@ -181,11 +188,11 @@ def test_a_shard_that_changed_since_it_was_measured_is_refused(tmp_path: Path) -
     before = shard.read_bytes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "megatron_ssd.dataset.parts.PartWriter.write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+            "megatron_ssd.dataset.convert.Converter.write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
             run_preprocess(config)
-    for changed in (_lines(shard)[0], before + json.dumps(sample(9).to_json()).encode()):
+    for changed in (_lines(shard)[0], before + json.dumps(numbered(9).to_json()).encode()):
         shard.write_bytes(changed)
         _refused(config, rf"{SECOND}: has changed since an earlier start")
     shard.write_bytes(before)

@@ -127,7 +127,7 @@ def move_a_pointer(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
-        (cut_the_bin, r"samples.bin: holds \d+ bytes where its index counts"),
+        (cut_the_bin, r"samples.bin: has \d+ bytes, but its index counts"),
         (move_a_pointer, r"samples.idx: sequence 1 begins at byte"),
         (flip_a_bit, r"samples.bin: is not what was published: its SHA-256 differs"),
         (too_large_an_id, r"samples.bin: token 1 has id 512, outside the vocabulary of 512"),

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megatron_ssd.config.dataset import LoopConfig
-from megatron_ssd.dataset.loops import loop_start
+from megatron_ssd.dataset.filters import loop_start
 
 
 def by_definition(ids: list[int], config: LoopConfig) -> int | None:

@@ -1,4 +1,4 @@
-"""What a row holds: every id where it belongs, loss where it belongs, whatever the packing."""
+"""Packed sequences: every id, label and loss weight is where it belongs, for every packing mode."""
 
 from pathlib import Path
 
@@ -38,23 +38,23 @@ def random_pairs() -> list[tuple[list[int], list[int]]]:
     ]
 
 
-def test_one_sample_row_by_hand(tmp_path: Path) -> None:
+def test_one_sample_by_hand(tmp_path: Path) -> None:
     dataset = open_dataset(write_pairs(tmp_path / "data", [([5, 6, 7], [8, 9])]), seq_length=6, pad_id=1)
-    row = dataset.sequence(0, 0)
-    assert row["tokens"].tolist() == [5, 6, 7, 8, 1, 1]
-    assert row["labels"].tolist() == [6, 7, 8, 9, 1, 1]
-    assert row["loss_weights"].tolist() == [0, 0, 1, 1, 0, 0]
-    assert row["position_ids"].tolist() == [0, 1, 2, 3, 0, 1]
-    assert row["segment_ids"].tolist() == [1, 1, 1, 1, 0, 0]
-    assert row["loss_weights"].dtype == np.float32
+    packed = dataset.sequence(0, 0)
+    assert packed["tokens"].tolist() == [5, 6, 7, 8, 1, 1]
+    assert packed["labels"].tolist() == [6, 7, 8, 9, 1, 1]
+    assert packed["loss_weights"].tolist() == [0, 0, 1, 1, 0, 0]
+    assert packed["position_ids"].tolist() == [0, 1, 2, 3, 0, 1]
+    assert packed["segment_ids"].tolist() == [1, 1, 1, 1, 0, 0]
+    assert packed["loss_weights"].dtype == np.float32
 
 
-def test_pretraining_scores_every_position(tmp_path: Path) -> None:
+def test_pretraining_weighs_every_token(tmp_path: Path) -> None:
     with IndexedWriter(tmp_path / "data", vocab_size=VOCAB) as writer:
         writer.add([3, 4, 5])
-    row = open_dataset(tmp_path / "data", objective="pretrain", seq_length=4).sequence(0, 0)
-    assert row["tokens"].tolist() == [3, 4, 0, 0]
-    assert row["loss_weights"].tolist() == [1, 1, 0, 0]
+    packed = open_dataset(tmp_path / "data", objective="pretrain", seq_length=4).sequence(0, 0)
+    assert packed["tokens"].tolist() == [3, 4, 0, 0]
+    assert packed["loss_weights"].tolist() == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("packing", ["none", "greedy", "best_fit"])
@@ -64,16 +64,16 @@ def test_an_epoch_holds_each_sample_once_with_its_targets(
     dataset = open_dataset(write_pairs(tmp_path / "data", random_pairs), packing=packing)
     seen = []
     for index in range(dataset.num_sequences(1)):
-        row = dataset.sequence(1, index)
+        packed = dataset.sequence(1, index)
         for segment, document in enumerate(dataset.samples_in_sequence(1, index).tolist(), start=1):
-            where = row["segment_ids"] == segment
+            where = packed["segment_ids"] == segment
             prompt, response = random_pairs[document]
-            assert row["tokens"][where].tolist() == [*prompt, *response][:-1]
-            assert row["labels"][where].tolist() == [*prompt, *response][1:]
-            assert row["labels"][where & (row["loss_weights"] == 1)].tolist() == response
-            assert row["position_ids"][where].tolist() == list(range(where.sum()))
+            assert packed["tokens"][where].tolist() == [*prompt, *response][:-1]
+            assert packed["labels"][where].tolist() == [*prompt, *response][1:]
+            assert packed["labels"][where & (packed["loss_weights"] == 1)].tolist() == response
+            assert packed["position_ids"][where].tolist() == list(range(where.sum()))
             seen.append(document)
-        assert not row["loss_weights"][row["segment_ids"] == 0].any()
+        assert not packed["loss_weights"][packed["segment_ids"] == 0].any()
     assert sorted(seen) == list(range(len(random_pairs)))
 
 
@@ -83,7 +83,7 @@ def test_locate_walks_through_epochs_in_any_order(
 ) -> None:
     prefix = write_pairs(tmp_path / "data", random_pairs)
     dataset = open_dataset(prefix, packing=packing)
-    expected = [(epoch, row) for epoch in range(3) for row in range(dataset.num_sequences(epoch))]
+    expected = [(epoch, packed) for epoch in range(3) for packed in range(dataset.num_sequences(epoch))]
     assert [dataset.locate(i) for i in range(len(expected))] == expected
     assert open_dataset(prefix, packing=packing).locate(len(expected) - 1) == expected[-1]
 
@@ -95,53 +95,53 @@ def test_overlong_policies(tmp_path: Path) -> None:
     cut = open_dataset(prefix, overlong="truncate")  # the second sample is left with nothing to learn
     assert (cut.counts["samples"], cut.counts["overlong"], cut.counts["no_target"]) == (2, 2, 1)
     assert cut.counts["target_tokens"] == (SEQ_LENGTH - 3) + 1
-    with pytest.raises(UserError, match=r"2 samples are longer \(document 0: 33 positions\)"):
+    with pytest.raises(UserError, match=r"2 samples are longer \(document 0: 33 tokens\)"):
         open_dataset(prefix, overlong="error")
 
 
-def test_a_sample_of_seq_length_positions_fits(tmp_path: Path) -> None:
+def test_a_sample_of_seq_length_tokens_fits(tmp_path: Path) -> None:
     prefix = write_pairs(tmp_path / "data", [([1] * 4, [2] * (SEQ_LENGTH - 3))])
-    row = open_dataset(prefix, overlong="error").sequence(0, 0)
-    assert row["labels"].tolist() == [1] * 3 + [2] * (SEQ_LENGTH - 3)
+    packed = open_dataset(prefix, overlong="error").sequence(0, 0)
+    assert packed["labels"].tolist() == [1] * 3 + [2] * (SEQ_LENGTH - 3)
 
 
-def test_empty_responses_are_no_samples(tmp_path: Path) -> None:
+def test_empty_responses_are_not_samples(tmp_path: Path) -> None:
     prefix = write_pairs(tmp_path / "data", [([1, 2], []), ([1, 2], [3])])
     assert open_dataset(prefix).counts["no_target"] == 1
 
 
 @pytest.mark.parametrize("packing", ["greedy", "best_fit"])
-def test_places_are_rounded_up_without_loss_on_what_is_added(
+def test_lengths_are_rounded_up_without_loss_on_the_rest(
     tmp_path: Path, random_pairs: list[tuple[list[int], list[int]]], packing: str
 ) -> None:
     dataset = open_dataset(write_pairs(tmp_path / "data", random_pairs), packing=packing, segment_multiple=4)
     seen = []
     for index in range(dataset.num_sequences(0)):
-        row = dataset.sequence(0, index)
-        assert dataset.sequence_weight(0, index) == row["loss_weights"].sum()
+        packed = dataset.sequence(0, index)
+        assert dataset.sequence_weight(0, index) == packed["loss_weights"].sum()
         documents, lengths = (
             dataset.samples_in_sequence(0, index).tolist(),
             dataset.lengths_in_sequence(0, index).tolist(),
         )
         for segment, (document, length) in enumerate(zip(documents, lengths, strict=True), start=1):
-            where = np.flatnonzero(row["segment_ids"] == segment)
+            where = np.flatnonzero(packed["segment_ids"] == segment)
             prompt, response = random_pairs[document]
             assert len(where) % 4 == where[0] % 4 == 0
             assert len(where) - 4 < length == len(prompt) + len(response) - 1 <= len(where)
-            assert row["tokens"][where].tolist() == [*prompt, *response][:-1] + [0] * (len(where) - length)
-            assert row["position_ids"][where].tolist() == list(range(len(where)))
-            assert row["loss_weights"][where].sum() == len(response)
+            assert packed["tokens"][where].tolist() == [*prompt, *response][:-1] + [0] * (len(where) - length)
+            assert packed["position_ids"][where].tolist() == list(range(len(where)))
+            assert packed["loss_weights"][where].sum() == len(response)
             seen.append(document)
     assert sorted(seen) == list(range(len(random_pairs)))
 
 
 def test_one_sample_alone_and_no_sample(tmp_path: Path, random_pairs: list[tuple[list[int], list[int]]]) -> None:
     dataset = open_dataset(write_pairs(tmp_path / "data", random_pairs), packing="greedy")
-    whole, alone = dataset.sequence(0, 0), dataset.single_sample_sequence(0, 0, 1)
-    where = whole["segment_ids"] == 2
-    assert alone["tokens"][: where.sum()].tolist() == whole["tokens"][where].tolist()
+    packed, alone = dataset.sequence(0, 0), dataset.single_sample_sequence(0, 0, 1)
+    where = packed["segment_ids"] == 2
+    assert alone["tokens"][: where.sum()].tolist() == packed["tokens"][where].tolist()
     assert alone["segment_ids"].sum() == where.sum()
-    assert alone["loss_weights"].sum() == whole["loss_weights"][where].sum()
+    assert alone["loss_weights"].sum() == packed["loss_weights"][where].sum()
     empty = dataset.empty_sequence()
     assert empty["loss_weights"].sum() == empty["segment_ids"].sum() == 0
 
@@ -157,7 +157,7 @@ def test_held_out_documents_are_in_one_part_and_depend_on_the_seed_alone(
         assert dataset.counts["documents"] == 40
         rows = [dataset.samples_in_sequence(0, index).tolist() for index in range(dataset.num_sequences(0))]
         assert dataset.counts["samples"] == sum(map(len, rows))
-        return {document for row in rows for document in row}
+        return {document for packed in rows for document in packed}
 
     train, validation = documents("train"), documents("validation")
     assert len(validation) == 8
@@ -216,11 +216,11 @@ def test_texts_and_sentences_that_megatron_lm_wrote_are_trained_on(
     dataset = open_dataset(prefix, objective="pretrain", packing=packing)
     seen = {}
     for index in range(dataset.num_sequences(0)):
-        row = dataset.sequence(0, index)
+        packed = dataset.sequence(0, index)
         for segment, document in enumerate(dataset.samples_in_sequence(0, index).tolist(), start=1):
-            where = row["segment_ids"] == segment
-            assert (row["loss_weights"][where] == 1).all()
-            seen[document] = [*row["tokens"][where].tolist(), row["labels"][where][-1]]
+            where = packed["segment_ids"] == segment
+            assert (packed["loss_weights"][where] == 1).all()
+            seen[document] = [*packed["tokens"][where].tolist(), packed["labels"][where][-1]]
     expected = [[id_ for sentence in sentences for id_ in sentence] + [vocab_size - 1] for sentences in documents]
     assert [seen[document] for document in range(3)] == expected
     assert dataset.max_token_id() == vocab_size - 1

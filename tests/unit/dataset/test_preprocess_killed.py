@@ -1,4 +1,4 @@
-"""SIGKILL of tools/preprocess_data.py with its workers at work, then the same command again."""
+"""SIGKILL of tools/preprocess_data.py and its workers, then the same command again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import psutil
 
 from megatron_ssd.artifacts.manifest import read_manifest
 from tests.helpers.paths import ROOT
-from tests.unit.dataset.test_dataset_stage import publish_samples, sample
+from tests.helpers.samples_run import numbered, publish_samples
 
 SHARDS, ROWS = 40, 200
 
@@ -24,10 +24,10 @@ def start(run_dir: Path, workers: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def test_nobody_goes_on_writing_and_the_next_start_ends_with_the_same_bytes(tmp_path: Path) -> None:
+def test_workers_stop_and_the_next_start_ends_with_the_same_bytes(tmp_path: Path) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     shards = [
-        [dataclasses.replace(sample(row % 50), problem_id=f"p{shard}-{row}") for row in range(ROWS)]
+        [dataclasses.replace(numbered(row % 50), problem_id=f"p{shard}-{row}") for row in range(ROWS)]
         for shard in range(SHARDS)
     ]
     for run_dir in (killed, whole):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ssd.config.problems import MinicodeConfig
-from megatron_ssd.dataset.retokenize import Difference, Retokenizer
+from megatron_ssd.dataset.convert import Difference, Retokenizer
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.minicode.documents import corpus
 from megatron_ssd.prompts.tokenizer import ChatTokenizer, fast_tokenizer, tokenizer_hash
@@ -91,7 +91,7 @@ def test_a_difference_leaves_out_what_is_common(sampled: list[int], again: list[
 
 def test_a_line_of_the_report() -> None:
     sampled, again = list(range(100, 120)), [*range(100, 110), 7, *range(112, 120)]
-    row = Difference(10, 2).row(sample("r", sampled), again)
+    row = Difference(10, 2).record(sample("r", sampled), again)
     assert row == {
         "problem_id": "p", "sample_index": 3, "position": 10,
         "sampled": [106, 107, 108, 109, 110, 111, 112, 113, 114],

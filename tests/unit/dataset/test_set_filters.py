@@ -1,4 +1,4 @@
-"""Filters over the whole set: each by itself, and one after the other."""
+"""Filters that need the whole set: each by itself, and one after another."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from megatron_ssd.config.dataset import FilterConfig, LoopConfig
 from megatron_ssd.dataset.set_filters import (
     FACTS,
     REASONS,
-    needs_whole_set,
+    drop_reasons,
+    needs_first_pass,
     outside_band,
     repeats,
     response_digest,
-    settle,
     shortest,
 )
 from tests.helpers.paths import ROOT
-from tests.unit.dataset.test_filters import sample
+from tests.helpers.samples_run import sample
 
 scores = st.lists(st.one_of(st.floats(-9, 0, width=32), st.just(math.nan)), max_size=30)
 
@@ -33,7 +33,7 @@ def facts(rows: list[tuple[str | None, int, int, float]]) -> np.ndarray:
 
 
 def reasons(rows: list[tuple[str | None, int, int, float]], **filters: object) -> list[str | None]:
-    return [REASONS[place] for place in settle(facts(rows), FilterConfig(**filters))]  # type: ignore[arg-type]
+    return [REASONS[index] for index in drop_reasons(facts(rows), FilterConfig(**filters))]  # type: ignore[arg-type]
 
 
 def test_shortest_rounds_down_and_takes_the_earlier_of_equals() -> None:
@@ -79,9 +79,9 @@ def test_rows_without_a_score_are_dropped_under_their_own_name() -> None:
     assert reasons(rows) == [None, None, "empty"]
 
 
-def test_a_set_without_rows_is_settled() -> None:
+def test_a_set_without_samples_has_no_reasons() -> None:
     asked = FilterConfig(drop_duplicates=True, drop_shortest_fraction=0.5, proxy_band=(0.1, 0.9))
-    assert settle(facts([]), asked).tolist() == []
+    assert drop_reasons(facts([]), asked).tolist() == []
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_set_without_rows_is_settled() -> None:
     ],
 )
 def test_only_these_need_a_first_pass(filters: dict[str, object], needed: bool) -> None:
-    assert needs_whole_set(FilterConfig(**filters)) is needed  # type: ignore[arg-type]
+    assert needs_first_pass(FilterConfig(**filters)) is needed  # type: ignore[arg-type]
 
 
 def test_digests_see_the_problem_and_the_text_without_its_white_space() -> None:

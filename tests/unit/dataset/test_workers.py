@@ -1,4 +1,4 @@
-"""Tasks over processes: each once, rows counted, errors passed on, and nobody left behind."""
+"""Tasks over processes: each once, samples counted, errors passed on, no process left behind."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ import sys
 from pathlib import Path
 from megatron_ssd.dataset.workers import run_tasks
 from tests.helpers.worker_tasks import write_for_ever
-list(run_tasks(write_for_ever, [Path(name) for name in sys.argv[1:]], num_workers=2, count_rows=print))
+list(run_tasks(write_for_ever, [Path(name) for name in sys.argv[1:]], num_workers=2, count_samples=print))
 """
 
 
 @pytest.mark.parametrize(("num_workers", "processes"), [(1, 1), (2, 2), (9, 5)])
 def test_every_task_is_done_once(tmp_path: Path, num_workers: int, processes: int) -> None:
     tasks, rows = [tmp_path / name for name in "abcde"], []
-    done = list(run_tasks(worker_tasks.note_process, tasks, num_workers=num_workers, count_rows=rows.append))
+    done = list(run_tasks(worker_tasks.note_process, tasks, num_workers=num_workers, count_samples=rows.append))
     assert sorted(done) == tasks
     assert sum(rows) == 3 * len(tasks)
     numbers = {int(task.read_text()) for task in tasks}
@@ -41,22 +41,22 @@ def test_every_task_is_done_once(tmp_path: Path, num_workers: int, processes: in
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_task_that_fails_stops_the_rest_with_its_own_error(tmp_path: Path, num_workers: int) -> None:
     tasks, done = [tmp_path / name for name in "abcdefgh"], []
-    with pytest.raises(UserError, match="row 7: is broken; mend it"):
-        done.extend(run_tasks(worker_tasks.fail_on_b, tasks, num_workers=num_workers, count_rows=lambda _: None))
+    with pytest.raises(UserError, match="line 7: is broken; fix it"):
+        done.extend(run_tasks(worker_tasks.fail_on_b, tasks, num_workers=num_workers, count_samples=lambda _: None))
     assert not (tmp_path / "b").exists()
     assert not psutil.Process().children()
 
 
 def test_a_full_disk_stays_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left") as caught:
-        list(run_tasks(worker_tasks.fill_disk, [tmp_path / "a", tmp_path / "b"], num_workers=2, count_rows=print))
+        list(run_tasks(worker_tasks.fill_disk, [tmp_path / "a", tmp_path / "b"], num_workers=2, count_samples=print))
     assert caught.value.errno == 28
     assert caught.value.filename in (str(tmp_path / "a"), str(tmp_path / "b"))
 
 
 def test_a_killed_worker_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"worker process with status -9: died.*lower preprocess.num_workers"):
-        list(run_tasks(worker_tasks.die, [tmp_path / "a", tmp_path / "b"], num_workers=2, count_rows=print))
+        list(run_tasks(worker_tasks.die, [tmp_path / "a", tmp_path / "b"], num_workers=2, count_samples=print))
 
 
 def wait_until(holds: Callable[[], bool]) -> None:

@@ -1,4 +1,4 @@
-"""Made-up samples for measuring preprocessing: real code of Python's standard library, cut at random."""
+"""Synthetic samples for measuring preprocessing: real code of Python's standard library, cut at random."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any
 import numpy as np
 
 VOCAB_SIZE, END = 32000, "<|im_end|>"
-SHARD_ROWS = 500
+SHARD_SAMPLES = 500
 _SOURCE_CHARACTERS = 4_000_000
 
 
-def write_run(folder: Path, num_rows: int) -> int:
+def write_run(folder: Path, num_samples: int) -> int:
     """Train ``folder/tokenizer`` and publish samples in ``folder/run``; returns the tokens of the samples."""
     source = _source()
     tokenizer = _train_tokenizer(source, folder / "tokenizer")
     end, random = tokenizer.token_to_id(END), np.random.default_rng(0)
     ids = tokenizer.encode(source, add_special_tokens=False).ids
     tokens, files = 0, []
-    for first in range(0, num_rows, SHARD_ROWS):
-        files.append(folder / f"shard-{first // SHARD_ROWS:05}.jsonl")
+    for first in range(0, num_samples, SHARD_SAMPLES):
+        files.append(folder / f"shard-{first // SHARD_SAMPLES:05}.jsonl")
         with files[-1].open("w", encoding="utf-8") as file:
-            for number in range(first, min(first + SHARD_ROWS, num_rows)):
+            for number in range(first, min(first + SHARD_SAMPLES, num_samples)):
                 lengths = np.clip(np.exp(random.normal([5.7, 6.6], [0.4, 0.6])), [100, 200], [600, 2000]).astype(int)
                 starts = random.integers(0, len(ids) - 2000, 2)
                 prompt, response = (ids[s : s + n] for s, n in zip(starts, lengths, strict=True))
-                file.write(json.dumps(_row(tokenizer, number, prompt, response, end), ensure_ascii=False) + "\n")
+                file.write(json.dumps(_record(tokenizer, number, prompt, response, end), ensure_ascii=False) + "\n")
                 tokens += int(lengths.sum()) + 1
-    publish(folder / "run", files, num_rows)
+    publish(folder / "run", files, num_samples)
     return tokens
 
 
@@ -57,7 +57,7 @@ def _train_tokenizer(source: str, folder: Path) -> Any:
     return tokenizer
 
 
-def _row(tokenizer: Any, number: int, prompt: list[int], response: list[int], end: int) -> dict[str, Any]:
+def _record(tokenizer: Any, number: int, prompt: list[int], response: list[int], end: int) -> dict[str, Any]:
     from megatron_ssd.schema import Sample
 
     return Sample(
@@ -68,8 +68,8 @@ def _row(tokenizer: Any, number: int, prompt: list[int], response: list[int], en
     ).to_json()  # fmt: skip
 
 
-def publish(run_dir: Path, files: list[Path], num_rows: int) -> None:
-    """Publish files as the samples of a run; where one stands for several shards, each has problems of its own."""
+def publish(run_dir: Path, files: list[Path], num_samples: int) -> None:
+    """Publish files as the samples of a run; a file may be used for several shards, each with its own problems."""
     from megatron_ssd.artifacts.stage import Stage
 
     stage = Stage(name="samples", run_dir=run_dir, config={}, inputs={})
@@ -77,4 +77,4 @@ def publish(run_dir: Path, files: list[Path], num_rows: int) -> None:
     for number, file in enumerate(files):
         text, named = file.read_bytes(), b'"problem_id": "'
         (work / f"shard-{number:05}.jsonl").write_bytes(text.replace(named, named + f"{number}-".encode()))
-    stage.publish(counts={"samples": num_rows})
+    stage.publish(counts={"samples": num_samples})

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
-from megatron_ssd.dataset.index_file import id_type, read_index
-from megatron_ssd.dataset.indexed import IndexedWriter, join_indexed, open_indexed, read_indexed
+from megatron_ssd.dataset.indexed import IndexedWriter, id_type, join_indexed, open_indexed, read_index, read_indexed
 from megatron_ssd.errors import UserError
 
 DOCUMENTS = [([5, 6, 7], [8, 9]), ([258], [])]
@@ -81,21 +80,21 @@ def test_missing_and_broken_files_are_one_line(tmp_path: Path) -> None:
     with IndexedWriter(prefix, vocab_size=100) as writer:
         writer.add([1, 2, 3], [2])
     Path(f"{prefix}.bin").write_bytes(b"12")
-    with pytest.raises(UserError, match="holds 2 bytes where its index counts 8"):
+    with pytest.raises(UserError, match="has 2 bytes, but its index counts 8"):
         open_indexed(prefix)
     for rubbish in (b"", b"rubbish", b"rubbish" * 9):
         Path(f"{prefix}.idx").write_bytes(rubbish)
-        with pytest.raises(UserError, match="no whole Megatron index"):
+        with pytest.raises(UserError, match="not a complete Megatron index"):
             open_indexed(prefix)
 
 
 @pytest.mark.parametrize(
     ("place", "value", "match"),
     [
-        (17, struct.pack("<B", 7), "type 7 is no type of token ids"),
+        (17, struct.pack("<B", 7), "type 7 is not a type of token ids"),
         (34, struct.pack("<i", -3), "negative length"),
-        (34, struct.pack("<i", 2), "sequence 1 begins at byte 6, and those before it end at 4"),
-        (34 + 4 * 4 + 8, struct.pack("<q", 8), "sequence 1 begins at byte 8, and those before it end at 6"),
+        (34, struct.pack("<i", 2), "sequence 1 begins at byte 6, but the sequences before it end at 4"),
+        (34 + 4 * 4 + 8, struct.pack("<q", 8), "sequence 1 begins at byte 8, but the sequences before it end at 6"),
         (34 + 4 * 12, struct.pack("<q", 1), "do not rise from 0 to the 4 sequences"),
         (34 + 4 * 12 + 8, struct.pack("<q", 5), "do not rise from 0 to the 4 sequences"),
         (34 + 4 * 12 + 16, struct.pack("<q", 3), "do not rise from 0 to the 4 sequences"),
@@ -126,7 +125,7 @@ def test_ids_outside_the_vocabulary_are_refused(tmp_path: Path, outside: int) ->
 def test_a_data_set_without_a_token_is_named(tmp_path: Path) -> None:
     with IndexedWriter(tmp_path / "data", vocab_size=100) as writer:
         writer.add([])
-    with pytest.raises(UserError, match="holds no token"):
+    with pytest.raises(UserError, match="contains no token"):
         open_indexed(tmp_path / "data")
 
 
