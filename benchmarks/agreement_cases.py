@@ -1,7 +1,7 @@
-"""Programs for comparing two judges on real problems: right ones, mutants of them, and ones that know the answers.
+"""Programs for comparing two checkers on real problems: solutions, mutants of them, and programs with all answers.
 
-Where no solution is at hand, a program that looks its answer up stands for one; what it does with the answer makes its
-kind. ``WHY`` explains the kinds on which this judge and LiveCodeBench's checker are known to differ.
+If there is no solution, a program that looks up its answer replaces it; its kind says what it does with the answer.
+``WHY`` explains the kinds on which this checker and LiveCodeBench's are known to differ.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def scalar(value):
 }
 WHY = {
     "open(0)": "there open is bound before it is patched, and reads the checker's own standard input",
-    "exit(1) at the end": "a status other than 0 is a runtime error here; there SystemExit is swallowed",
-    "buffer.readline": "there sys.stdin.buffer.readline returns the first line for ever",
-    "NumPy array": "there an array of one number counts as true or false by that number; here it is no plain value",
-    "equals everything": "there the object's own __eq__ is asked",
+    "exit(1) at the end": "a status other than 0 is a runtime error here; there SystemExit is caught",
+    "buffer.readline": "there sys.stdin.buffer.readline always returns the first line",
+    "NumPy array": "there an array of one number counts as true or false by that number; here it is not a plain value",
+    "equals everything": "there the object's own __eq__ is called",
 }
 
 
@@ -95,7 +95,7 @@ def stdin_programs(problem: Problem) -> Iterator[tuple[str, str]]:
 
 
 def function_programs(problem: Problem, solution: str | None = None) -> Iterator[tuple[str, str]]:
-    """(kind, program) for a problem of a method, with mutants of ``solution`` where there is one."""
+    """(kind, program) for a problem of a method, with mutants of ``solution`` if there is one."""
     calls = [[json.loads(line) for line in test.input.split("\n")] for test in problem.tests]
     answers = json.dumps({json.dumps(a): json.loads(t.output) for a, t in zip(calls, problem.tests, strict=True)})
     for kind, body in FUNCTION_KINDS.items():

@@ -1,13 +1,13 @@
-"""The judge measured: speed at size, agreement with LiveCodeBench's checker, verdicts on a busy machine.
+"""Measures the checker: speed, agreement with LiveCodeBench's checker, stability of verdicts on a busy machine.
 
     python -m benchmarks.grading --problems codeforces_408.jsonl [--official LIVECODEBENCH_CHECKOUT] [--rounds 3]
     python -m benchmarks.grading --stability [--programs 1000]
 
-``--problems`` is a file in LiveCodeBench's columns. Five small programs a problem (``grading_cases``) are graded in one
-run; the table gives programs a second and the largest memory of the host process. With ``--official``, a checkout of
-LiveCodeBench's public code grades the same programs with as many workers, in turn with this judge, and every program on
-which the two disagree is listed. ``--stability`` grades the same programs on an idle machine, then with twice as many
-busy processes as cores beside it, and lists every verdict that changed.
+``--problems`` is a file in LiveCodeBench's columns. Five small programs per problem (``grading_cases``) are graded in
+one run; the table shows programs per second and the peak memory of the host process. With ``--official``, a checkout of
+LiveCodeBench's public code grades the same programs with as many workers, alternating with this checker, and every
+program on which the two disagree is listed. ``--stability`` grades the same programs on an idle machine, then with
+twice as many busy processes as cores beside it, and lists every verdict that changed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--problems", type=Path, help="problems in LiveCodeBench's columns")
     options.add_argument("--official", type=Path, help="a checkout of LiveCodeBench")
-    options.add_argument("--rounds", type=int, default=3, help="turns of each side (default 3)")
+    options.add_argument("--rounds", type=int, default=3, help="rounds of each checker (default 3)")
     options.add_argument("--stability", action="store_true", help="the same verdicts idle and busy")
     options.add_argument("--programs", type=int, default=1000, help="programs for --stability (default 1000)")
     arguments = options.parse_args()
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def speed(path: Path, official: Path | None, rounds: int) -> None:
-    """Programs a second, and the disagreements with the official checker."""
+    """Print programs per second, and the disagreements with the official checker."""
     problems = read_benchmark(BenchmarkConfig(name="livecodebench", path=str(path)))
     programs = trivial_programs(problems)
     workers = len(os.sched_getaffinity(0))
@@ -88,7 +88,7 @@ def speed(path: Path, official: Path | None, rounds: int) -> None:
     tests = sum(len(problem.tests) for problem in problems)
     print(f"{len(problems)} problems with {tests} tests, {len(programs)} programs, {workers} workers, {rounds} rounds")
     print(f"{'':14}{'programs/s':>12}{'lowest':>10}{'highest':>10}{'ratio':>8}")
-    for name, speeds in (("this judge", ours), ("LiveCodeBench", theirs)):
+    for name, speeds in (("this checker", ours), ("LiveCodeBench", theirs)):
         if speeds:
             ratio = statistics.median(o / s for o, s in zip(ours, speeds, strict=True))
             print(f"{name:14}{statistics.median(speeds):12.1f}{min(speeds):10.1f}{max(speeds):10.1f}{ratio:8.2f}")
@@ -96,13 +96,13 @@ def speed(path: Path, official: Path | None, rounds: int) -> None:
     print(", ".join(f"{count} {status}" for status, count in Counter(v.status for v in verdicts).most_common()))
     if official is not None:
         different = [v for v in verdicts if v.passed == bool(said[v.problem_id, v.sample_index])]
-        print(f"{len(different)} of {len(verdicts)} programs are judged differently")
+        print(f"{len(different)} of {len(verdicts)} programs get different verdicts")
         for verdict in different:
             print(f"  {verdict.problem_id} {verdict.sample_index}: {verdict.status} here ({verdict.detail})")
 
 
 def stability(count: int) -> None:
-    """The verdicts that a busy machine changes."""
+    """Print the verdicts that a busy machine changes."""
     programs = stability_programs(count)
     idle, idle_seconds = grade(stability_problems(), programs, STABILITY_LIMITS)
     num_busy = 2 * len(os.sched_getaffinity(0))
@@ -117,7 +117,7 @@ def stability(count: int) -> None:
 
 
 def changed_verdicts(before: Sequence[Verdict], after: Sequence[Verdict]) -> list[str]:
-    """A line for each program with another status or other tests passed."""
+    """One line per program whose status or passed tests differ."""
     return [
         f"{one.problem_id} {one.sample_index}: {one.status} ({one.detail}), then {other.status} ({other.detail})"
         for one, other in zip(before, after, strict=True)
@@ -127,7 +127,7 @@ def changed_verdicts(before: Sequence[Verdict], after: Sequence[Verdict]) -> lis
 
 @contextlib.contextmanager
 def busy(count: int) -> Iterator[None]:
-    """``count`` processes that compute and walk through memory for as long as the context is held."""
+    """Run ``count`` processes that compute and touch memory until the context ends."""
     source = "x = bytearray(64 << 20)\nwhile True:\n    x[::4096] = bytes(len(x) // 4096)\n    sum(range(10000))"
     processes = [subprocess.Popen([sys.executable, "-c", source]) for _ in range(count)]
     try:
@@ -141,7 +141,7 @@ def busy(count: int) -> Iterator[None]:
 def grade(
     problems: Sequence[Problem], programs: Sequence[Submission], config: SandboxConfig
 ) -> tuple[list[Verdict], float]:
-    """Verdicts, and seconds with the start of the sandboxes."""
+    """Verdicts, and seconds including the start of the sandboxes."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         with Grader(problems, config) as grader:
@@ -152,7 +152,7 @@ def grade(
 def grade_officially(
     problems: Sequence[Problem], programs: Sequence[Submission], checkout: Path, workers: int
 ) -> tuple[dict[tuple[str, int], str], float]:
-    """What LiveCodeBench's checker has against each program, "" where it passes; seconds without Python's start."""
+    """LiveCodeBench's complaint about each program ("" if it passes), and seconds without the start of Python."""
     by_problem: dict[str, list[Submission]] = {problem.id: [] for problem in problems}
     for program in programs:
         by_problem[program.problem_id].append(program)

@@ -1,4 +1,4 @@
-r"""This judge beside LiveCodeBench's checker, program by program, on problems whose right answers are known.
+r"""Compares this checker with LiveCodeBench's, program by program, on problems with known answers.
 
     python -m benchmarks.grading_agreement --official LIVECODEBENCH_CHECKOUT \
         [--leetcode test_leetcode.json] [--codecontests code_eval_code_contests.jsonl] \
@@ -6,10 +6,10 @@ r"""This judge beside LiveCodeBench's checker, program by program, on problems w
 
 ``--official`` is a checkout of LiveCodeBench's public code, of which ``lcb_runner/evaluation`` is enough. The files are
 rllm's LeetCode rows with their solutions, SandboxFusion's CodeContests sample, and any file in LiveCodeBench's columns.
-Each problem gets the programs of ``agreement_cases``, a kind each: solutions and mutants of them where there are
-solutions, and programs that look the answer up and treat it in one way or another. The table counts, for each kind,
-what both judges let pass, what both refuse, and where they differ. Every difference is listed, with the reason where
-its kind has a known one; the exit status is 1 where one has none.
+Each problem gets the programs of ``agreement_cases``, one of each kind: solutions and mutants of them if there are
+solutions, and programs that look up the answer and print or return it in different ways. The table counts per kind how
+many programs pass both checkers, fail both, and get different verdicts. Every difference is listed, with the reason if
+its kind has a known one; the exit status is 1 if a difference has none.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> int:
     options.add_argument("--leetcode", type=Path, help="rllm's test_leetcode.json")
     options.add_argument("--codecontests", type=Path, help="SandboxFusion's CodeContests rows")
     options.add_argument("--lcb", type=Path, help="problems in LiveCodeBench's columns")
-    options.add_argument("--every", type=int, default=1, help="take one problem of so many (default 1)")
+    options.add_argument("--every", type=int, default=1, help="use every Nth problem (default 1)")
     arguments = options.parse_args()
     cases = [*function_cases(arguments.leetcode), *stdin_cases(arguments.codecontests, arguments.lcb)]
     taken = set(list(dict.fromkeys(problem.id for problem, _, _ in cases))[:: arguments.every])
@@ -75,7 +75,7 @@ def _cases(problem: Problem, programs: Iterable[tuple[str, str]]) -> list[Case]:
 
 
 def compare(cases: Sequence[Case], official: Path) -> int:
-    """Print the table. Returns 1 where a difference has no known reason."""
+    """Print the table. Returns 1 if a difference has no known reason."""
     problems = list({problem.id: problem for problem, _, _ in cases}.values())
     programs = [program for _, _, program in cases]
     sandbox = SandboxConfig(cpu_seconds=OFFICIAL_SECONDS, packages=("numpy", "sortedcontainers"))

@@ -1,4 +1,4 @@
-"""Made-up problems and programs for measuring the judge: what small models write, and programs close to a limit."""
+"""Artificial problems and programs for measuring the checker: small models' programs, programs close to a limit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.grading.pool import Submission
 from megatron_ssd.schema import Problem, ProblemForm, TestCase
 
-# Read something, print something: right for a few problems, wrong in one way or another for the others.
+# Read something, print something: right for a few problems, wrong for the others.
 TRIVIAL = (
     "import sys\ndata = sys.stdin.read().split()\nprint(data[0] if data else '')",
     "import sys\nsys.stdout.write(sys.stdin.read())",
@@ -24,7 +24,7 @@ _FORMS: tuple[ProblemForm, ...] = ("stdin", "function", "checks")
 
 
 def trivial_programs(problems: Sequence[Problem]) -> list[Submission]:
-    """Five for each problem; a comment makes each a program of its own."""
+    """Five per problem; a comment makes each program different."""
     return [
         Submission(problem_id=problem.id, sample_index=index, source=f"{source}\n# {problem.id}\n")
         for problem in problems
@@ -46,7 +46,7 @@ def stability_problems() -> list[Problem]:
 
 
 def stability_programs(count: int, limits: SandboxConfig = STABILITY_LIMITS, *, seed: int = 0) -> list[Submission]:
-    """Programs whose verdicts a busy machine might change, in turn with ordinary ones.
+    """Programs whose verdicts a busy machine might change, mixed with ordinary ones.
 
     Two of eleven use 0.5 to 0.7 of the CPU limit, one 1.3 to 1.8 of it: fixed work, measured on this machine first.
     """
@@ -75,7 +75,7 @@ def stability_programs(count: int, limits: SandboxConfig = STABILITY_LIMITS, *, 
 
 
 def _loops_per_second() -> float:
-    """Of an empty loop in a function, the fastest of some tries."""
+    """Speed of an empty loop in a function, the fastest of five tries."""
     count, best = 2_000_000, float("inf")
     for _ in range(5):
         started = time.process_time()

@@ -1,7 +1,7 @@
-"""Right programs made wrong in one place. Some mutants still compute the same; tests state how many must be found.
+"""Mutates right programs in one spot. Some mutants still compute the same; tests say how many must be detected.
 
-Three kinds: ``operator`` (+ for -, < for <=, and for or, ...) and ``off_by_one`` (an integer one higher) at the middle
-one of their places, and ``return`` (every value within a list of one), which no check that looks can miss.
+There are three kinds: ``operator`` (+ for -, < for <=, and for or, ...) and ``off_by_one`` (an integer one higher),
+both at the middle one of the possible nodes, and ``return`` (every value inside a list), which every check must detect.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _SWAPS: dict[type[ast.AST], type[ast.AST]] = {
 
 
 def mutants(source: str) -> Iterator[tuple[str, str]]:
-    """(kind, program) of each kind that applies."""
+    """(kind, program) for each kind that applies."""
     for kind in ("operator", "off_by_one", "return"):
         tree = parse_quietly(source)
-        places = [node for node in ast.walk(tree) if _applies(kind, node)]
-        if places:
-            for node in places if kind == "return" else [places[len(places) // 2]]:
+        nodes = [node for node in ast.walk(tree) if _applies(kind, node)]
+        if nodes:
+            for node in nodes if kind == "return" else [nodes[len(nodes) // 2]]:
                 _apply(node)
             yield kind, ast.unparse(tree)
 

@@ -1,13 +1,13 @@
-"""Time and memory of the problems stage on a made-up data set of 600,000 rows.
+"""Measures time and memory of the problems stage on an artificial data set of 600,000 rows.
 
     python -m benchmarks.problems [--rows 600000] [--folder DIR]
 
 The rows have rStar-Coder's columns in parquet files of 50,000: statements of about 1.5 KB, one row in ten a repetition
-with changed white space, one in fifty with two sentences changed. The evaluation set has 1,500 problems, 100 of which
-stand in the training rows. Each line of the table is the whole stage, hashing and publishing included, in a process of
-its own; peak memory is the kernel's own count (VmHWM) less what the process held when everything was imported. Texts
-are all statements as UTF-8, what would have to be held to have them in memory at once. Beside the seconds that passed
-stand those of a processor core, which say more on a machine with other work; rows/s is by the former.
+with changed white space, one in fifty with two changed sentences. The evaluation set has 1,500 problems, 100 of which
+are in the training rows. Each line of the table is the complete stage with hashing and publishing, in its own process.
+Peak memory is the kernel's count (VmHWM) minus the memory of the process after all imports. Texts are all statements as
+UTF-8, the memory that they would need at once. Core seconds say more than seconds on a machine with other work; rows/s
+is computed from seconds.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ print(json.dumps({"seconds": seconds, "cpu": cpu, "memory": status("VmHWM") - ba
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """A made-up data set; ``text_bytes`` are its statements'."""
+    """An artificial data set; ``text_bytes`` is the size of its statements."""
 
     folder: Path
     rows: int
@@ -58,7 +58,7 @@ class Data:
 
 
 class Texts:
-    """Statements of sentences from a pool that is drawn once; the evaluation set has a pool of its own."""
+    """Makes statements of sentences from a pool; the evaluation set has its own pool."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -76,8 +76,8 @@ class Texts:
     def like(self, sentences: list[str]) -> list[str]:
         """A near duplicate."""
         changed = list(sentences)
-        for place in self._random.sample(range(len(changed)), 2):
-            changed[place] = self._random.choice(self._pool)
+        for index in self._random.sample(range(len(changed)), 2):
+            changed[index] = self._random.choice(self._pool)
         return changed
 
 
@@ -139,16 +139,16 @@ def main() -> None:
         evaluation = [" ".join(texts.new()) for _ in range(_EVALUATION_PROBLEMS)]
         evaluation_file = folder / "evaluation.jsonl"
         evaluation_file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in evaluation))
-        gate = {"sets": {"made_up": {"path": str(evaluation_file), "columns": ["prompt"]}}, "on_hit": "drop"}
+        contamination = {"sets": {"made_up": {"path": str(evaluation_file), "columns": ["prompt"]}}, "on_hit": "drop"}
         data = write_rows(folder / "rows", options.rows, evaluation[:_PLANTED])
         lines: list[tuple[str, dict[str, Any]]] = [
             ("exact duplicates", {}),
-            ("and the gate", {"contamination": gate}),
-            ("and shuffled", {"contamination": gate, "problems": {"order": "shuffled"}}),
+            ("and decontamination", {"contamination": contamination}),
+            ("and shuffled order", {"contamination": contamination, "problems": {"order": "shuffled"}}),
             ("exact and near duplicates", {"problems": {"near_duplicates": 0.8}}),
         ]
         print(
-            "| what | rows | texts | seconds | of a core | rows/s | peak memory |\n"
+            "| what | rows | texts | seconds | core seconds | rows/s | peak memory |\n"
             "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
         )
         for number, (what, sections) in enumerate(lines):

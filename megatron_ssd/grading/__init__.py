@@ -1,1 +1,1 @@
-"""Verdicts of programs: the check of one program, the workers that run many, files of completions."""
+"""Grading: checks one program, many programs in workers, and files of completions."""

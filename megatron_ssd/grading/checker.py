@@ -23,7 +23,7 @@ from megatron_ssd.schema import Problem, TestCase, VerdictStatus
 log = logging.getLogger(__name__)
 
 _LOAD_FACTOR = 2.0
-_WALL_FACTOR, _WALL_EXTRA_SECONDS = 4.0, 5.0  # the back-stop for programs that wait instead of computing
+_WALL_FACTOR, _WALL_EXTRA_SECONDS = 4.0, 5.0  # the wall-clock limit, for programs that wait instead of computing
 _STATUS: dict[Ending, VerdictStatus] = {
     "completed": "passed",
     "runtime_error": "runtime_error",
@@ -43,7 +43,7 @@ _KNOWN_GOOD = Program(source="def f(x):\n    return x\n", form="function", funct
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """What became of a program. ``by_test`` as in ``Verdict``. See the module on ``inconclusive``."""
+    """The result of a program. ``by_test`` as in ``Verdict``; ``inconclusive`` as the module describes."""
 
     status: VerdictStatus
     tests_passed: int = 0
@@ -55,8 +55,8 @@ class CheckResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _Result:
-    """Of one test."""
+class _TestResult:
+    """The result of one test."""
 
     status: VerdictStatus
     detail: str = ""
@@ -64,21 +64,23 @@ class _Result:
 
 
 class Checker(AbstractContextManager["Checker"]):
-    """Judges programs one after another in a sandbox of its own. Not for several threads at once."""
+    """Checks programs one after another in its own sandbox. Not thread-safe."""
 
     def __init__(self, config: SandboxConfig) -> None:
         self._config = config
         self._sandbox = Sandbox(config)
 
     def start(self) -> None:
-        """Start the sandbox now instead of with the first program. Raises ``UserError`` where none can be had."""
+        """Start the sandbox now instead of at the first program. Raises ``UserError`` if it cannot start."""
         self._sandbox.start()
 
     def check(self, problem: Problem, source: str, *, alone: bool = False) -> CheckResult:
-        """Run ``source`` on the tests of ``problem``. ``alone`` promises that nothing else runs; its result is settled.
+        """Run ``source`` on the tests of ``problem``.
+
+        ``alone`` promises that no other program runs; the result is then never inconclusive.
 
         Raises:
-            UserError: no sandbox can be started on this machine.
+            UserError: the sandbox cannot start on this machine.
         """
         try:
             return self._attempt(problem, source, alone)
@@ -87,7 +89,7 @@ class Checker(AbstractContextManager["Checker"]):
         try:
             return self._attempt(problem, source, alone)
         except SandboxBrokenError as error:
-            # Twice in a row: the program's doing, unless the judge fails without it too.
+            # Twice in a row is the program's fault, unless the checker fails without it too.
             if self._is_healthy():
                 return CheckResult(status="runtime_error", failed_test=0, detail=f"broke its sandbox twice ({error})")
             return CheckResult(status="infrastructure_error", detail=str(error))
@@ -98,13 +100,13 @@ class Checker(AbstractContextManager["Checker"]):
             source=source,
             form=problem.form,
             function_name=problem.function_name,
-            # As LiveCodeBench's checker decides it, whatever the starter code is.
+            # As in LiveCodeBench's checker, whatever the starter code is.
             class_name="Solution" if "class Solution" in source else None,
         )
-        results: list[_Result] = []
+        results: list[_TestResult] = []
         cpu, is_slow = 0.0, False
         while len(results) < len(problem.tests):
-            # Each test of a stdin program is a process of its own; others meet all that are left in one.
+            # Each test of a stdin program runs in its own process; other programs run all remaining tests in one.
             batch = problem.tests[len(results) :][: 1 if problem.form == "stdin" else None]
             execution = self._sandbox.execute(program, [test.input for test in batch], limits)
             cpu += execution.cpu_total
@@ -113,28 +115,28 @@ class Checker(AbstractContextManager["Checker"]):
             failed = results[-1].status != "passed"
             if (failed and self._config.stop_at_first_failure) or results[-1].status == "syntax_error":
                 break
-        return _check_result(results, cpu, inconclusive=not alone and (is_slow or any(r.is_starved for r in results)))
+        return _summarise(results, cpu, inconclusive=not alone and (is_slow or any(r.is_starved for r in results)))
 
     def _results(
         self, problem: Problem, tests: Sequence[TestCase], execution: Execution, *, alone: bool
-    ) -> list[_Result]:
-        """Of every test that was run, or up to the first that failed where the others do not matter."""
-        results: list[_Result] = []
+    ) -> list[_TestResult]:
+        """Results of all tests that ran, or up to the first failure if the others do not matter."""
+        results: list[_TestResult] = []
         for output, test in zip(execution.outputs, tests, strict=False):
             difference = self._difference(problem, output, test)
-            results.append(_Result("passed") if difference is None else _Result("wrong_answer", difference))
+            results.append(_TestResult("passed") if difference is None else _TestResult("wrong_answer", difference))
             if difference is not None and self._config.stop_at_first_failure:
                 return results
         if execution.ending != "completed":
             detail = execution.detail
             if execution.ending == "timeout" and not alone:
                 detail += f" ({_LOAD_FACTOR:g} x cpu_seconds = {self._config.cpu_seconds:g}: the limit of a first run)"
-            results.append(_Result(_STATUS[execution.ending], detail, execution.ending == "starved"))
+            results.append(_TestResult(_STATUS[execution.ending], detail, execution.ending == "starved"))
         return results
 
     def _difference(self, problem: Problem, output: str, test: TestCase) -> str | None:
         if problem.form == "checks":
-            return None  # they are the comparison
+            return None  # the script compares
         differ = value_difference if problem.form == "function" else stdout_difference
         return differ(output, test.output, tolerance=self._config.tolerance)
 
@@ -148,7 +150,7 @@ class Checker(AbstractContextManager["Checker"]):
         )
 
     def _is_healthy(self) -> bool:
-        """Whether a program that is known to be good comes out right."""
+        """Whether a program that is known to be right runs."""
         try:
             return self._sandbox.execute(_KNOWN_GOOD, ["1"], self._limits(_LOAD_FACTOR)).outputs == ("1",)
         except SandboxBrokenError:
@@ -162,9 +164,9 @@ class Checker(AbstractContextManager["Checker"]):
         self._sandbox.close()
 
 
-def _check_result(results: Sequence[_Result], cpu_seconds: float, *, inconclusive: bool) -> CheckResult:
+def _summarise(results: Sequence[_TestResult], cpu_seconds: float, *, inconclusive: bool) -> CheckResult:
     failures = [index for index, result in enumerate(results) if result.status != "passed"]
-    first = results[failures[0]] if failures else _Result("passed")
+    first = results[failures[0]] if failures else _TestResult("passed")
     return CheckResult(
         status=first.status,
         tests_passed=len(results) - len(failures),

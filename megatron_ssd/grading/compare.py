@@ -1,21 +1,23 @@
-"""Whether what a program gave is what was expected: LiveCodeBench's rules, so that scores compare with published ones.
+"""Compares a program's output with the expected one by LiveCodeBench's rules, so scores match published ones.
 
 Standard output:
-1. White space around the whole output is cut off, then around each line. The number of lines must be the same.
-2. A line is right where it is the expected text, character by character.
-3. Otherwise it is right where both lines, split at white space, are all decimal numbers, as many, and equal one by one:
-   3 is 3.0 is 3e0, to any number of digits. There is no tolerance, and one word in a line makes it text.
+1. White space around the output is removed, then around each line. The number of lines must be the same.
+2. A line is right if it is the expected text, character by character.
+3. Otherwise it is right if both lines, split at white space, consist of the same number of decimal numbers that are
+   equal one by one: 3 equals 3.0 and 3e0, with any number of digits. There is no tolerance, and a line with a word is
+   text.
 
-Results of functions are right where Python finds them equal to the expected JSON value: 1 is 1.0 is true, nothing is
-close enough. A tuple counts as a list at the outermost level only. Equality is that of plain values (a program's own
-``__eq__`` is not asked).
+Results of functions are right if Python finds them equal to the expected JSON value: 1 equals 1.0 and true, and
+closeness does not count. A tuple counts as a list only at the outermost level. Plain values are compared; a program's
+own ``__eq__`` is never called.
 
-Programs write what is compared here, so what it costs must not depend on their wishes: no set and no dictionary with
-keys other than text is ever built (its hashes could all collide; JSON has none, so it is unequal as it stands), and an
-output of other length is not taken apart.
+Programs write what is compared here, so they must not control its cost. No set, and no dictionary with keys other than
+text, is ever built: its hashes could all collide, and JSON has none, so such a value is always unequal. An output with
+another number of lines or words is not split.
 
-With a ``tolerance`` above 0, which LiveCodeBench does not have, numbers also agree where they differ by at most that,
-relative to the expected number and absolute below 1; integers, as the expected output writes them, stay exact.
+With a ``tolerance`` above 0, which LiveCodeBench does not have, numbers also agree if they differ by at most that much,
+relative to the expected number, or absolute if it is below 1. Numbers that the expected output writes as integers must
+be equal.
 """
 
 from __future__ import annotations
@@ -27,15 +29,15 @@ from typing import Any
 
 from megatron_ssd.sandbox.inside.values import decode
 
-_LONGEST_INT = 4000  # Python refuses to read longer ones; as decimals they compare just as exactly
+_LONGEST_INT = 4000  # Python refuses to read longer ones; decimals compare as exactly
 _SHOWN = 60
-# An encoded value that equals the expected one is at most this much longer: numbers in other words, wrapped tuples.
-_LONGER, _LONGER_ANYHOW = 64, 1 << 16
+# An encoded value that equals the expected one is at most this much longer (other ways to write numbers, tuples).
+_LENGTH_FACTOR, _EXTRA_LENGTH = 64, 1 << 16
 _NUMBERS = ("complex", "Decimal", "Fraction")
 
 
 def stdout_difference(actual: str, expected: str, *, tolerance: float = 0.0) -> str | None:
-    """None where the outputs agree, else one line on the first difference."""
+    """None if the outputs agree, else one line about the first difference."""
     got, want = actual.strip(), expected.strip()
     if got.count("\n") != want.count("\n"):
         return f"got {got.count(chr(10)) + 1} lines, expected {want.count(chr(10)) + 1}"
@@ -46,21 +48,27 @@ def stdout_difference(actual: str, expected: str, *, tolerance: float = 0.0) -> 
 
 
 def value_difference(actual: str, expected_json: str, *, tolerance: float = 0.0) -> str | None:
-    """None where the values agree, else one line on the first difference.
+    """None if the values agree, else one line about the first difference.
 
     Args:
-        actual: a value as ``inside.values`` writes it, or anything, since programs can write here.
+        actual: a value in the encoding of ``inside.values``, or any text, since programs can write here.
         expected_json: JSON.
-        tolerance: see the module.
+        tolerance: see the module docstring.
 
     Raises:
-        ValueError: ``expected_json`` is not JSON, which is the benchmark's fault.
+        ValueError: ``expected_json`` is not JSON (an error of the benchmark).
     """
     wanted = _load(expected_json)
     try:
-        is_long = len(actual) > _LONGER * len(expected_json) + _LONGER_ANYHOW
+        is_long = len(actual) > _LENGTH_FACTOR * len(expected_json) + _EXTRA_LENGTH
         same = not is_long and _same_value(_plain(_load(actual), is_outermost=True), wanted, tolerance)
-    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):  # written by hand, or nested too deeply
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        ArithmeticError,
+        RecursionError,
+    ):  # not of ``encode``, or too deep
         same = False
     return None if same else f"got {_short(actual)}, expected {_short(expected_json)}"
 
@@ -82,7 +90,7 @@ def _same_numbers(line: str, wanted: str, tolerance: float) -> bool:
 
 
 def _close(value: Decimal, wanted: Decimal, tolerance: float) -> bool:
-    """Whether two numbers of a line are near; one that is written as an integer is exact."""
+    """Whether two numbers of a line agree; a number that is written as an integer must be equal."""
     if value == wanted:
         return True
     if not (value.is_finite() and wanted.is_finite()) or wanted.as_tuple().exponent == 0:
@@ -93,9 +101,9 @@ def _close(value: Decimal, wanted: Decimal, tolerance: float) -> bool:
 def _near(value: float, wanted: float, tolerance: float) -> bool:
     if value == wanted:
         return True
-    # A long integer has no difference to a float; it is compared as it stands.
-    room = tolerance * max(1.0, abs(wanted))
-    return wanted - room <= value <= wanted + room and math.isfinite(wanted)
+    # A long integer cannot be subtracted from a float; comparing works.
+    margin = tolerance * max(1.0, abs(wanted))
+    return wanted - margin <= value <= wanted + margin and math.isfinite(wanted)
 
 
 def _load(text: str) -> Any:
@@ -103,7 +111,7 @@ def _load(text: str) -> Any:
 
 
 def _plain(value: Any, *, is_outermost: bool = False) -> Any:
-    """What ``inside.values`` wrote, where it may equal a JSON value. Raises ``ValueError`` where it does not."""
+    """Decodes a value of ``inside.values`` that may equal a JSON value. Raises ``ValueError`` if it cannot."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if not isinstance(value, dict):

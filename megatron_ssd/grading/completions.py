@@ -29,28 +29,28 @@ TEXT_KEYS = ("completion", "code", "response")
 
 
 def count_samples(path: Path, problems: Mapping[str, Problem]) -> Counter[str]:
-    """Samples of each problem, after a look at every row.
+    """Number of samples per problem. Reads and checks every line.
 
     Raises:
-        UserError: the file is missing or empty, a row has no id or not one text, or its problem is not known.
+        UserError: the file is missing or empty, a line does not have one id and one text, or its problem is unknown.
     """
-    counts = Counter(problem_id for problem_id, _, _ in _rows(path, problems))
+    counts = Counter(problem_id for problem_id, _, _ in _records(path, problems))
     if not counts:
-        raise UserError(f"samples = {path}", rule="holds no row", fix="name another file")
+        raise UserError(f"samples = {path}", rule="contains no row", fix="name another file")
     return counts
 
 
 def read_submissions(path: Path, problems: Mapping[str, Problem]) -> Iterator[Submission]:
-    """Each row's program, one at a time. Raises ``UserError`` as ``count_samples`` does."""
+    """The program of each line, one at a time. Raises ``UserError`` as ``count_samples`` does."""
     seen: Counter[str] = Counter()
-    for problem_id, key, text in _rows(path, problems):
+    for problem_id, key, text in _records(path, problems):
         source = program_of(key, text, problems[problem_id])
         yield Submission(problem_id=problem_id, sample_index=seen[problem_id], source=source)
         seen[problem_id] += 1
 
 
 def program_of(key: str, text: str, problem: Problem) -> str | None:
-    """The program in ``text``, which a row has under ``key``; None where there is none. See the module's rules."""
+    """The program in ``text``, which a line has under ``key``, by the module's rules. None if there is no program."""
     if key == "code":
         return text if text.strip() else None
     source = extract_code(text)
@@ -61,34 +61,34 @@ def program_of(key: str, text: str, problem: Problem) -> str | None:
     return program_from_completion(problem, source)
 
 
-def _rows(path: Path, problems: Mapping[str, Problem]) -> Iterator[tuple[str, str, str]]:
-    """(problem id, key of the text, text) of each row."""
-    for number, row in enumerate(iter_jsonl(path), start=1):
+def _records(path: Path, problems: Mapping[str, Problem]) -> Iterator[tuple[str, str, str]]:
+    """(problem id, key of the text, text) of each line."""
+    for number, record in enumerate(iter_jsonl(path), start=1):
         where = f"{path}:{number}"
-        identity = str(_one(row, ID_KEYS, where, "an id"))
-        key = next((name for name in TEXT_KEYS if name in row), "")
-        text = _one(row, TEXT_KEYS, where, "a text")
+        identity = str(_one(record, ID_KEYS, where, "an id"))
+        key = next((name for name in TEXT_KEYS if name in record), "")
+        text = _one(record, TEXT_KEYS, where, "a text")
         if not isinstance(text, str):
-            raise UserError(f"{where}: {key} = {str(text)[:60]!r}", rule="must be text", fix="mend that row")
+            raise UserError(f"{where}: {key} = {str(text)[:60]!r}", rule="must be text", fix="fix that row")
         if identity not in problems:
             raise UserError(
                 f"{where}: {identity}",
-                rule="is no problem of the benchmark's file or window",
+                rule="is not a problem of the benchmark's file or window",
                 fix=f"its {len(problems)} problems have ids like {next(iter(problems))}",
             )
         yield identity, key, text
 
 
-def _one(row: dict[str, Any], keys: tuple[str, ...], where: str, what: str) -> Any:
-    found = [key for key in keys if key in row]
+def _one(record: dict[str, Any], keys: tuple[str, ...], where: str, what: str) -> Any:
+    found = [key for key in keys if key in record]
     if len(found) > 1:
-        raise UserError(f"{where}: a row with {', '.join(map(str, row))}",
+        raise UserError(f"{where}: a row with {', '.join(map(str, record))}",
                         rule=f"has {what} under {' and '.join(found)}, and only one can count",
-                        fix="take all but one of them out")  # fmt: skip
+                        fix="remove all but one of them")  # fmt: skip
     if not found:
         raise UserError(
-            f"{where}: a row with {', '.join(map(str, row)) or 'nothing'}",
+            f"{where}: a row with {', '.join(map(str, record)) or 'nothing'}",
             rule=f"needs {what} under one of {', '.join(keys)}",
-            fix="mend that row",
+            fix="fix that row",
         )
-    return row[found[0]]
+    return record[found[0]]

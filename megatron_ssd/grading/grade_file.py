@@ -1,6 +1,6 @@
-"""A file of completions to a folder of verdicts and a summary: what ``tools/grade.py`` does.
+"""Grades a file of completions into a folder of verdicts and a summary; the code of ``tools/grade.py``.
 
-The folder is a stage like any other: worked on under ``OUT.partial``, taken up again after a SIGKILL, published whole
+The folder is a stage like any other: written as ``OUT.partial``, resumed after a SIGKILL, and published in one step
 with a manifest that has the hashes of both files.
 """
 
@@ -42,19 +42,19 @@ VERDICTS, SUMMARY = "verdicts.jsonl", "summary.json"
 
 
 def run_grade(config: GradeConfig) -> None:
-    """Grade as ``config`` asks, or go on where an earlier start stopped; ends with a table on standard output.
+    """Grade the samples, or resume an interrupted run, then print a table to standard output.
 
     Raises:
-        UserError: a file cannot be read, a row is wrong, or no sandbox can be had.
+        UserError: a file cannot be read, a row is wrong, or the sandbox cannot start.
     """
-    everything = {problem.id: problem for problem in read_problems(config)}
-    counted, errata = apply_errata(list(everything.values()), config.errata)
+    all_problems = {problem.id: problem for problem in read_problems(config)}
+    counted, errata = apply_errata(list(all_problems.values()), config.errata)
     problems = {problem.id: problem for problem in counted}
     samples = Path(config.samples)
-    counts = Counter({id_: count for id_, count in count_samples(samples, everything).items() if id_ in problems})
+    counts = Counter({id_: count for id_, count in count_samples(samples, all_problems).items() if id_ in problems})
     if not counts:
-        raise UserError(f"samples = {samples}", rule="every problem of theirs is in LiveCodeBench's errata",
-                        fix="keep those with errata=keep")  # fmt: skip
+        raise UserError(f"samples = {samples}", rule="all of their problems are in LiveCodeBench's errata",
+                        fix="keep them with errata=keep")  # fmt: skip
     stage = _stage(config, problems, samples)
     if not stage.is_current():
         asked = [problems[problem_id] for problem_id in counts]
@@ -64,8 +64,8 @@ def run_grade(config: GradeConfig) -> None:
             with bar:
                 done = len(read_verdicts(work / VERDICTS))
                 if done:
-                    log.info("%s: %d of %d programs are graded already", stage.name, done, counts.total())
-                submissions = (one for one in read_submissions(samples, everything) if one.problem_id in problems)
+                    log.info("%s: %d of %d programs are already graded", stage.name, done, counts.total())
+                submissions = (one for one in read_submissions(samples, all_problems) if one.problem_id in problems)
                 verdicts = grader.grade_programs(submissions, work / VERDICTS, bar.update)
         summary = {**summarise(problems, verdicts), "errata": dataclasses.asdict(errata)}
         write_atomically(work / SUMMARY, json.dumps(summary, indent=2) + "\n")
@@ -94,8 +94,8 @@ def read_problems(config: GradeConfig) -> list[Problem]:
 def summarise(problems: Mapping[str, Problem], verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """Scores and counts of one file's verdicts, as JSON.
 
-    pass@k is over the problems that have samples, for each k that all of them have; a problem on which the judge failed
-    too often for a k is left out of that one.
+    pass@k is over the problems that have samples, for each k that all of them have. A problem on which the checker
+    failed too often for a k is left out for that k.
     """
     samples = Counter(verdict.problem_id for verdict in verdicts)
     ids, bootstrap = list(samples), Bootstrap()
@@ -124,7 +124,7 @@ def summarise(problems: Mapping[str, Problem], verdicts: Sequence[Verdict]) -> d
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The summary for a terminal."""
+    """The summary as text for a terminal."""
     by_group = summary["pass_at_k"]
     ks = list(by_group["all"])
     lines = [["", "problems", *(cell for k in ks for cell in (f"pass@{k}", "interval"))]]
@@ -136,12 +136,12 @@ def table(summary: dict[str, Any]) -> str:
     share = f"{100 * summary['confidence']:g} % intervals over problems"
     text = [*aligned(lines), "", f"per cent of {num_problems} problems, {each} programs each; {share}"]
     text.append(", ".join(f"{count} {status.replace('_', ' ')}" for status, count in summary["statuses"].items()))
-    if "errata" in summary and (line := Errata(**summary["errata"]).line):  # not in folders of earlier versions
+    if "errata" in summary and (line := Errata(**summary["errata"]).line):  # folders of earlier versions lack it
         text.append(line)
     if summary["problems_without_samples"]:
-        text.append(f"{summary['problems_without_samples']} problems have no sample and are in no score")
+        text.append(f"{summary['problems_without_samples']} problems have no sample and are not in the scores")
     if summary["statuses"].get("infrastructure_error"):
-        text.append("programs with infrastructure error are in no score: the judge failed, not they")
+        text.append("programs with infrastructure error are not in the scores: the checker failed, not the program")
     return "\n".join(text)
 
 

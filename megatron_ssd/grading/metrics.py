@@ -1,12 +1,12 @@
-"""pass@k without bias, and intervals by resampling problems.
+"""Computes pass@k, bootstrap intervals over problems, and sign tests.
 
-Scores of a model under one setting are an array over problems [P], NaN where a problem has too few samples for k. All
-uncertainty is over problems: a sample of the same problem is no independent witness, and pass@k over its samples is
-already an exact mean. Intervals are percentile bootstrap intervals and depend on data, confidence and seed alone. Where
-all problems score alike they have no width; that says nothing about problems that were not drawn.
+Scores of a model under one setting are an array over problems [P], NaN if a problem has too few samples for k. All
+uncertainty is over problems: samples of the same problem are not independent, and pass@k over them is already an exact
+mean. Intervals are percentile bootstrap intervals and depend only on data, confidence and seed. If all problems have
+the same score, the interval has no width, which says nothing about other problems.
 
-Beside the interval of a difference stands a sign test, which assumes less: it counts the problems on which one of two
-is ahead, whatever the distance.
+A difference also gets a sign test, which assumes less: it counts the problems on which one of two is ahead, by any
+amount.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from megatron_ssd.schema import Verdict
 Scores = npt.NDArray[np.float64]  # [P]
 Mask = npt.NDArray[np.bool_]  # [P]
 _CHUNK = 2_000_000  # drawn indices held at a time
-_TIE = 1e-9  # pass@k of equal shares of other numbers of programs differs by rounding
+_TIE = 1e-9  # pass@k of equal shares of different numbers of programs differs by rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,27 +46,27 @@ class Estimate:
         return not math.isnan(self.value)
 
     def interval_json(self) -> dict[str, float | None]:
-        """Value and interval alone; null where nothing could be measured, since NaN is no JSON."""
+        """Value and interval; null if nothing could be measured, since JSON has no NaN."""
         values = {"value": self.value, "low": self.low, "high": self.high}
         return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bootstrap:
-    """How intervals are made: ``num_resamples`` draws of problems with replacement, from ``seed``."""
+    """Settings of the intervals: ``num_resamples`` draws of problems with replacement, from ``seed``."""
 
     confidence: float = 0.95
     num_resamples: int = 10_000
     seed: int = 0
 
     def mean(self, scores: Scores) -> Estimate:
-        """Mean of ``scores`` [P] over the problems that have one. NaN throughout where none has."""
+        """Mean of ``scores`` [P] over the problems that have one. All values are NaN if none has."""
         known = scores[~np.isnan(scores)]
         return self._estimate(known.mean() if len(known) else np.nan, self._means(known, 0), len(known))
 
     @classmethod
     def of(cls, evaluation: EvaluationConfig, *, seed: int) -> Self:
-        """As a run's evaluation asks, with the run's seed."""
+        """The settings of a run's evaluation, with the run's seed."""
         return cls(confidence=evaluation.confidence, num_resamples=evaluation.bootstrap_samples, seed=seed)
 
     def difference(self, scores: Scores, others: Scores) -> Estimate:
@@ -74,7 +74,7 @@ class Bootstrap:
         return self.mean(scores - others)
 
     def contrast(self, scores: Scores, others: Scores) -> Estimate:
-        """Difference of the means of two disjoint sets of problems, each drawn on its own."""
+        """Difference of the means of two disjoint sets of problems, resampled independently."""
         first, second = scores[~np.isnan(scores)], others[~np.isnan(others)]
         if not len(first) or not len(second):
             return self._estimate(np.nan, np.full(1, np.nan), 0)
@@ -86,8 +86,8 @@ class Bootstrap:
         if not len(known):
             return np.full(1, np.nan)
         rng = np.random.default_rng([self.seed, stream])
-        rows = max(1, _CHUNK // len(known))
-        counts = [min(rows, self.num_resamples - start) for start in range(0, self.num_resamples, rows)]
+        size = max(1, _CHUNK // len(known))
+        counts = [min(size, self.num_resamples - start) for start in range(0, self.num_resamples, size)]
         return np.concatenate(
             [known[rng.integers(len(known), size=(count, len(known)))].mean(axis=1) for count in counts]
         )
@@ -102,8 +102,8 @@ class Bootstrap:
 class SignTest:
     """Problems on which the first of two is ahead, behind or tied, and the p value of such a split.
 
-    The p value is exact and two-sided: how likely a fair coin, tossed once for every problem that is no tie, falls at
-    least as unevenly. It is 1 where all are tied.
+    The p value is exact and two-sided: the probability that a fair coin, tossed once per problem without a tie, falls
+    at least as unevenly. It is 1 if all problems are tied.
     """
 
     ahead: int
@@ -113,7 +113,7 @@ class SignTest:
 
 
 def sign_test(scores: Scores, others: Scores) -> SignTest:
-    """Of ``scores`` against ``others`` [P], paired by problem; problems that lack one of them are left out."""
+    """Sign test of ``scores`` against ``others`` [P], paired by problem. Problems that lack a score are left out."""
     difference = (scores - others)[~np.isnan(scores - others)]
     ahead, behind = int((difference > _TIE).sum()), int((difference < -_TIE).sum())
     tosses = ahead + behind
@@ -122,7 +122,7 @@ def sign_test(scores: Scores, others: Scores) -> SignTest:
         ahead=ahead,
         behind=behind,
         tied=len(difference) - tosses,
-        p_value=min(1.0, at_least_as_uneven / 2**tosses),  # of whole numbers, so rounded once
+        p_value=min(1.0, at_least_as_uneven / 2**tosses),  # of integers, so rounded only once
     )
 
 
@@ -142,13 +142,13 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def problem_scores(verdicts: Iterable[Verdict], problem_ids: Sequence[str], k: int) -> Scores:
     """pass@k of each problem [P], in the order of ``problem_ids``.
 
-    Samples on which the judge failed are left out, not counted as wrong; a problem with fewer than k others is NaN.
+    Samples on which the checker failed are left out, not counted as wrong. A problem with fewer than k others is NaN.
     """
-    position = {problem_id: index for index, problem_id in enumerate(problem_ids)}
-    counted = np.zeros(len(position), dtype=int)
-    passed = np.zeros(len(position), dtype=int)
+    index_of = {problem_id: index for index, problem_id in enumerate(problem_ids)}
+    counted = np.zeros(len(index_of), dtype=int)
+    passed = np.zeros(len(index_of), dtype=int)
     for verdict in verdicts:
         if verdict.status != "infrastructure_error":
-            counted[position[verdict.problem_id]] += 1
-            passed[position[verdict.problem_id]] += verdict.passed
+            counted[index_of[verdict.problem_id]] += 1
+            passed[index_of[verdict.problem_id]] += verdict.passed
     return np.array([pass_at_k(int(n), int(c), k) if n >= k else np.nan for n, c in zip(counted, passed, strict=True)])

@@ -1,11 +1,11 @@
-"""Programs to verdicts, on all cores, streaming and resumable.
+"""Grades programs on all cores, streaming and resumable.
 
 Invariants:
-- A program that has a row in the verdict file is never graded again.
-- Identical programs of one problem are run once; all of them get that outcome, over all files of a ``Grader``.
-- An inconclusive outcome (see ``judge``) is not written before its second run, alone, has settled it.
-- ``infrastructure_error`` is written only where the judge failed, and says nothing about the program.
-- Of programs, at most ``WINDOW`` texts are held at a time; of verdicts and outcomes, every one.
+- A program that has a record in the verdict file is never graded again.
+- Identical programs of one problem run once, over all files of a ``Grader``; all of them get that result.
+- An inconclusive result (see ``checker``) is not written; the result of its second run, alone, is.
+- ``infrastructure_error`` is written only if the checker failed, and says nothing about the program.
+- At most ``WINDOW`` programs are in memory at a time, but all verdicts and results.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _EMPTY = CheckResult(status="no_code", detail="no fenced program in the response
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """One program to judge; ``source`` is None where there is none, and ``note`` may say why."""
+    """One program to grade. ``source`` is None if there is no program, and ``note`` may say why."""
 
     problem_id: str
     sample_index: int
@@ -43,20 +43,20 @@ class Submission:
 
     @property
     def key(self) -> tuple[str, int]:
-        """What makes it unique in a verdict file: (problem id, sample index)."""
+        """Its key in a verdict file: (problem id, sample index)."""
         return self.problem_id, self.sample_index
 
 
 class Grader(AbstractContextManager["Grader"]):
-    """A pool of judges, one a core, for any number of verdict files of one set of problems.
+    """A pool of checkers, one per core, for any number of verdict files of one set of problems.
 
     Args:
         problems: with their tests.
-        config: sandbox kind, limits, and the number of workers.
+        config: sandbox kind, limits and number of workers.
         prompt_opens_thinking: see ``extract_code``.
 
     Raises:
-        UserError: a problem has no test, or no sandbox can be had here.
+        UserError: a problem has no test, or the sandbox cannot start.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class Grader(AbstractContextManager["Grader"]):
                 raise UserError(f"problem {problem.id}", rule="has no test", fix="leave it out of the benchmark")
         self._config = config
         self._prompt_opens_thinking = prompt_opens_thinking
-        self._outcomes: dict[Key, CheckResult] = {}
+        self._results: dict[Key, CheckResult] = {}
         self._local = threading.local()
-        self._checkers = [Checker(config)]  # the first is for runs alone; the others belong to the pool's threads
-        self._checkers[0].start()  # an error now, not after hours of decoding
+        self._checkers = [Checker(config)]  # the first is for second runs; the others belong to the pool's threads
+        self._checkers[0].start()  # fails now, not after hours of decoding
         self._pool = ThreadPoolExecutor(config.workers or len(os.sched_getaffinity(0)))
 
     def grade(
@@ -82,14 +82,14 @@ class Grader(AbstractContextManager["Grader"]):
         Args:
             samples: of one model and setting.
             path: the JSONL file of their verdicts.
-            advance: called with the number of samples settled, as they are.
+            advance: called with the number of samples that got their verdict.
         """
         return self.grade_programs(map(self._submission, samples), path, advance)
 
     def grade_programs(
         self, programs: Iterable[Submission], path: Path, advance: Callable[[int], object] = lambda count: None
     ) -> list[Verdict]:
-        """Verdicts of ``programs``, in their order; those that ``path`` lacks are made and appended to it."""
+        """Verdicts of ``programs``, in their order; those that ``path`` lacks are computed and appended."""
         verdicts, order = read_verdicts(path), list[tuple[str, int]]()
         programs = iter(programs)
         with JsonlWriter(path) as writer:
@@ -105,43 +105,43 @@ class Grader(AbstractContextManager["Grader"]):
     def _grade_window(
         self, window: Sequence[Submission], verdicts: Mapping[tuple[str, int], Verdict]
     ) -> Iterator[tuple[Verdict, bool]]:
-        """Each program's verdict as it is settled, and whether it is a new one."""
+        """Each program's verdict as soon as it is final, and whether it is new."""
         waiting: dict[Key, list[Submission]] = {}
         for program in window:
             text = (program.source or "").encode("utf-8", "surrogatepass")
             key = program.problem_id, hashlib.sha256(text).hexdigest()
             if program.source is None:
-                self._outcomes[key] = _EMPTY
+                self._results[key] = _EMPTY
             if program.key in verdicts:
                 self._remember(key, _check_result(verdicts[program.key]))
                 yield verdicts[program.key], False
             else:
                 waiting.setdefault(key, []).append(program)
-        for key, outcome in self._settle({key: programs[0].source or "" for key, programs in waiting.items()}):
+        for key, result in self._check_all({key: programs[0].source or "" for key, programs in waiting.items()}):
             for program in waiting[key]:
-                yield self._verdict(program, outcome), True
+                yield self._verdict(program, result), True
 
-    def _settle(self, sources: dict[Key, str]) -> Iterator[tuple[Key, CheckResult]]:
-        """Outcomes as they are settled; each is remembered, but for those in which the judge failed."""
-        fresh = [key for key in sources if key not in self._outcomes]
-        yield from ((key, self._outcomes[key]) for key in sources if key in self._outcomes)
+    def _check_all(self, sources: dict[Key, str]) -> Iterator[tuple[Key, CheckResult]]:
+        """Results as soon as they are final. Each is remembered, except those in which the checker failed."""
+        fresh = [key for key in sources if key not in self._results]
+        yield from ((key, self._results[key]) for key in sources if key in self._results)
         inconclusive: list[Key] = []
-        for key, outcome in zip(fresh, self._pool.map(lambda key: self._check(key, sources[key]), fresh), strict=True):
-            if outcome.inconclusive:
+        for key, result in zip(fresh, self._pool.map(lambda key: self._check(key, sources[key]), fresh), strict=True):
+            if result.inconclusive:
                 inconclusive.append(key)
             else:
-                yield self._remember(key, outcome)
+                yield self._remember(key, result)
         for key in inconclusive:
-            outcome = self._checkers[0].check(self._problems[key[0]], sources[key], alone=True)
-            yield self._remember(key, outcome)
+            result = self._checkers[0].check(self._problems[key[0]], sources[key], alone=True)
+            yield self._remember(key, result)
 
-    def _remember(self, key: Key, outcome: CheckResult) -> tuple[Key, CheckResult]:
-        if outcome.status != "infrastructure_error":
-            self._outcomes[key] = outcome
-        return key, outcome
+    def _remember(self, key: Key, result: CheckResult) -> tuple[Key, CheckResult]:
+        if result.status != "infrastructure_error":
+            self._results[key] = result
+        return key, result
 
     def _check(self, key: Key, source: str) -> CheckResult:
-        """In a thread of the pool. Each has its own judge, since a container dies with the thread that started it."""
+        """Runs in a thread of the pool, which has its own checker: a container dies with the thread that started it."""
         if not hasattr(self._local, "checker"):
             self._local.checker = Checker(self._config)
             self._checkers.append(self._local.checker)
@@ -149,7 +149,7 @@ class Grader(AbstractContextManager["Grader"]):
         return checker.check(self._problems[key[0]], source)
 
     def source_of(self, sample: Sample) -> str | None:
-        """The program that is judged of ``sample``, None where its response holds none."""
+        """The program in the response of ``sample``, None if there is none."""
         return extract_code(sample.response, prompt_opens_thinking=self._prompt_opens_thinking)
 
     def _submission(self, sample: Sample) -> Submission:
@@ -161,35 +161,35 @@ class Grader(AbstractContextManager["Grader"]):
             note=f"not run: {sample.skip_reason}" if skipped else "",
         )
 
-    def _verdict(self, program: Submission, outcome: CheckResult) -> Verdict:
+    def _verdict(self, program: Submission, result: CheckResult) -> Verdict:
         return Verdict(
             problem_id=program.problem_id,
             sample_index=program.sample_index,
-            status=outcome.status,
-            tests_passed=outcome.tests_passed,
+            status=result.status,
+            tests_passed=result.tests_passed,
             tests_total=len(self._problems[program.problem_id].tests),
-            failed_test=outcome.failed_test,
-            detail=program.note or outcome.detail,
-            cpu_seconds=round(outcome.cpu_seconds, 4),
-            by_test=outcome.by_test,
+            failed_test=result.failed_test,
+            detail=program.note or result.detail,
+            cpu_seconds=round(result.cpu_seconds, 4),
+            by_test=result.by_test,
         )
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Drop what has not begun and end every container."""
+        """Cancel programs that have not started and end every container."""
         self._pool.shutdown(cancel_futures=True)
         for checker in self._checkers:
             checker.close()
 
 
 def read_verdicts(path: Path) -> dict[tuple[str, int], Verdict]:
-    """The whole rows of a verdict file by (problem id, sample index); none where there is no file yet."""
+    """The complete records of a verdict file by (problem id, sample index); empty if there is no file yet."""
     if not path.exists():
         return {}
     truncate_partial_line(path)
-    verdicts = (Verdict.from_json(row) for row in iter_jsonl(path))
+    verdicts = (Verdict.from_json(record) for record in iter_jsonl(path))
     return {(verdict.problem_id, verdict.sample_index): verdict for verdict in verdicts}
 
 

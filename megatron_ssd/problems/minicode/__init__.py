@@ -1,7 +1,7 @@
-"""A small procedural world of executable Python: problems that compose list operations, and a corpus about them.
+"""Minicode: a small procedural world of Python problems that compose list operations.
 
-See ``docs/results/minicode.md``. Everything follows from ``MinicodeConfig``; the training problems, the test problems
-and the corpus share no problem (``compositions``).
+See ``docs/results/minicode.md``. Everything follows from ``MinicodeConfig``. Training problems, test problems and
+corpus share no problem (``compositions``).
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ DIFFICULTIES = {"easy": 2, "medium": 3, "hard": 4}  # steps
 
 
 def train_problems(config: MinicodeConfig) -> list[Problem]:
-    """``config.num_train_problems`` problems to sample from, the difficulties in turn while they last."""
+    """``config.num_train_problems`` problems to sample on; difficulties alternate while they last."""
     return _problems(config, "train", config.num_train_problems)
 
 
 def test_problems(config: MinicodeConfig) -> list[Problem]:
-    """``config.num_test_problems`` problems to judge on, the difficulties in turn while they last."""
+    """``config.num_test_problems`` problems to evaluate on; difficulties alternate while they last."""
     return _problems(config, "test", config.num_test_problems)
 
 
 def document_with_labels(problem: Problem, seed: int) -> LabelledDocument:
-    """One author's answer to a problem of this world, every position of it labelled."""
+    """One author's answer to a minicode problem, with a label for each position."""
     return labelled(composition_of(problem), random.Random(f"minicode author {seed} {problem.id}"))
 
 
 def composition_of(problem: Problem) -> Composition:
-    """The steps of a problem of this world. Raises ``UserError`` for any other problem."""
+    """The steps of a minicode problem. Raises ``UserError`` for any other problem."""
     if "steps" not in problem.metadata:
-        raise UserError(f"problem {problem.id}", rule="is no minicode problem", fix="labels exist for minicode only")
+        raise UserError(f"problem {problem.id}", rule="is not a minicode problem", fix="labels exist for minicode only")
     return tuple(OPERATIONS[name] for name in problem.metadata["steps"])
 
 
@@ -70,7 +70,7 @@ def _problems(config: MinicodeConfig, split: Split, count: int) -> list[Problem]
     problems: list[Problem] = []
     while draws and len(problems) < count:
         for difficulty in list(draws):
-            # A longer composition may compute what a shorter one does.
+            # A longer composition may compute the same as a shorter one.
             composition = next((found for found in draws[difficulty] if fingerprint(found) not in seen), None)
             if composition is None:
                 del draws[difficulty]

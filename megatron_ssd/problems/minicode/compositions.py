@@ -1,12 +1,12 @@
-"""Which problems exist, and which of them belong to whom.
+"""Draws problems and assigns each to the test set, the training set or the corpus.
 
-A problem is what it computes. Its fingerprint hashes its outputs on fixed probe lists, so that two compositions that
-compute the same thing are the same problem, whatever their steps are called.
+A problem is identified by what it computes: its fingerprint hashes its outputs on fixed probe lists. Two compositions
+that compute the same are the same problem, whatever their steps are called.
 
 Invariants:
-- The fingerprint alone (with the world's seed) decides whether a composition belongs to the test set, the training set
-  or the corpus. So the three share no problem, by construction, in any number and order of draws.
-- In every composition each step matters: leaving any one out changes the fingerprint.
+- The fingerprint and the world's seed alone decide whether a composition belongs to the test set, the training set or
+  the corpus. So the three share no problem, whatever the number and order of draws.
+- Each step of a composition matters: leaving one out changes the fingerprint.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from megatron_ssd.problems.minicode.solutions import Composition
 Split = Literal["test", "train", "corpus"]
 
 _SHARES: dict[Split, float] = {"test": 0.1, "train": 0.3, "corpus": 0.6}
-_MIN_DISTINCT_OUTPUTS = 4  # among the probes: less, and a constant would nearly solve the problem
-_PATIENCE = 500  # draws of known problems in a row
+_MIN_DISTINCT_OUTPUTS = 4  # on the probes; with fewer, a constant would nearly solve the problem
+_PATIENCE = 500  # consecutive draws of known problems
 _SHARE_REDUCED = 0.25  # compositions that end in a number
-SMALLEST, LARGEST = -9, 15  # elements of every list that programs are run on
+SMALLEST, LARGEST = -9, 15  # elements of the lists that programs run on
 MAX_LENGTH = 8
 
 _LIST_STEPS = tuple(name for name, operation in OPERATIONS.items() if operation.kind != "reduce")
@@ -34,12 +34,12 @@ _REDUCE_STEPS = tuple(name for name, operation in OPERATIONS.items() if operatio
 
 
 def random_list(rng: random.Random, min_length: int = 4) -> list[int]:
-    """A list such as programs are run on."""
+    """A list of the kind that programs run on."""
     return [rng.randint(SMALLEST, LARGEST) for _ in range(rng.randint(min_length, MAX_LENGTH))]
 
 
 def run(composition: Composition, xs: list[int]) -> Any:
-    """What ``composition`` computes for ``xs``: a list, or a number where the last step reduces."""
+    """What ``composition`` computes for ``xs``: a list, or a number if the last step reduces."""
     value: Any = xs
     for step in composition:
         value = meaning(step)(value)
@@ -53,12 +53,12 @@ def fingerprint(composition: Composition) -> str:
 
 
 def split_of(composition: Composition, seed: int) -> Split:
-    """Whose problem this is in the world of ``seed``."""
+    """The split of this problem in the world of ``seed``."""
     digest = hashlib.sha256(f"{seed}:{fingerprint(composition)}".encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
+    point = int.from_bytes(digest[:8], "big") / 2**64
     for split, share in _SHARES.items():
-        place -= share
-        if place < 0:
+        point -= share
+        if point < 0:
             return split
     return "corpus"
 
@@ -67,9 +67,9 @@ def is_sound(composition: Composition) -> bool:
     """Whether every step matters and the output varies."""
     if len(set(map(repr, _outputs(composition)))) < _MIN_DISTINCT_OUTPUTS:
         return False
-    whole = fingerprint(composition)
+    full = fingerprint(composition)
     shorter = (composition[:skipped] + composition[skipped + 1 :] for skipped in range(len(composition)))
-    return all(fingerprint(rest) != whole for rest in shorter)
+    return all(fingerprint(rest) != full for rest in shorter)
 
 
 def draw(rng: random.Random, length: int, split: Split, seed: int) -> Composition:
@@ -81,7 +81,7 @@ def draw(rng: random.Random, length: int, split: Split, seed: int) -> Compositio
 
 
 def draw_distinct(rng: random.Random, length: int, split: Split, seed: int) -> Iterator[Composition]:
-    """Compositions as from ``draw``, no two of which are the same problem, until hardly a new one is found."""
+    """Compositions as from ``draw``, all different problems, until new ones become rare."""
     seen: set[str] = set()
     repeats = 0
     while repeats < _PATIENCE:
@@ -96,7 +96,7 @@ def draw_distinct(rng: random.Random, length: int, split: Split, seed: int) -> I
 
 @functools.lru_cache(maxsize=1 << 16)
 def _outputs(composition: Composition) -> tuple[Any, ...]:
-    """Outputs on the probes. Built on the first steps' own, which many compositions share."""
+    """Outputs on the probes, computed from those of the first steps, which many compositions share."""
     if not composition:
         return _probes()
     apply = meaning(composition[-1])

@@ -1,10 +1,10 @@
-"""The vocabulary of the world: list operations, what they are called in English, and how people write them in Python.
+"""The table of list operations: their English wording, and the ways in which authors write them in Python.
 
 Invariants:
-- An operation means what its first form computes. Every other right form computes the same on all integer lists; every
-  wrong form (a trap: a plausible way to write it, often the commoner one) computes something else on some list.
+- The first form of an operation defines it. Every other right form computes the same on all integer lists. Every wrong
+  form (a trap: a plausible way to write it, often the more common one) computes something else on some list.
 - Forms are expressions over ``{x}`` (one element; kinds ``filter`` and ``map``) or ``{s}`` (the list; kinds ``list``
-  and ``reduce``). A ``reduce`` gives a number and can only stand last.
+  and ``reduce``). A ``reduce`` returns a number and can only be the last step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Form:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Operation:
-    """A list operation. ``wording`` is an imperative without capital or full stop. One object a name."""
+    """A list operation. ``wording`` is an imperative without capital letter and full stop. One object per name."""
 
     name: str
     kind: Kind
@@ -37,7 +37,7 @@ class Operation:
 
     @property
     def is_elementwise(self) -> bool:
-        """Whether the forms speak of one element at a time."""
+        """Whether the forms are expressions over one element."""
         return self.kind in ("filter", "map")
 
 
@@ -49,7 +49,7 @@ def compiled(operation: Operation, form: Form) -> Callable[[list[int]], Any]:
         expression = f"[x for x in xs if {expression}]"
     elif operation.kind == "map":
         expression = f"[{expression} for x in xs]"
-    function: Callable[[list[int]], Any] = eval(f"lambda xs: {expression}")  # of the table below, never of input
+    function: Callable[[list[int]], Any] = eval(f"lambda xs: {expression}")  # from the table below only
     return function
 
 
@@ -64,7 +64,7 @@ def _right(*texts: str) -> tuple[Form, ...]:
 
 
 def _trap(share_wrong: float, wrong: str, *right: str) -> tuple[Form, ...]:
-    """A wrong form of the given share among authors, and right ones that share the rest as in ``_right``."""
+    """A wrong form with the given share among authors; right forms share the rest as in ``_right``."""
     forms = _right(*right)
     scale = (1 - share_wrong) / sum(form.weight for form in forms)
     return (*(Form(form.text, form.weight * scale) for form in forms), Form(wrong, share_wrong, right=False))

@@ -1,12 +1,12 @@
-"""How people of this world write a program: a small grammar, every choice of which is explicit.
+"""Writes programs by a small grammar with explicit choices, which gives each position an exact label.
 
-A program is a sequence of lines (a loop counts as one). For each line the grammar lists every text that an author could
-write there, with weights, whether it is right, and what it binds; an author draws one. Names, once bound, are used:
-a choice made early decides which tokens are right later. Knowing all alternatives is what makes exact labels possible:
+A program is a sequence of lines (a loop counts as one line). For each line the grammar lists every text that an author
+could write, with its weight, whether it is right, and what it binds. An author draws one of them. Once a name is bound,
+it must be used, so an early choice decides which tokens are right later. All alternatives are known, hence the labels:
 
-- **fork**: authors continue in several ways from here. Its options are their next units; the viable ones still lead
-  to a right program, the others are traps.
-- **lock**: every author continues in the same way.
+- **fork**: authors continue in several ways. Its options are their next units. The viable ones still lead to a right
+  program, the others are traps.
+- **lock**: all authors continue in the same way.
 
 Units are whatever ``split`` cuts a text into: words for the noise process, token ids for analysis.
 """
@@ -31,9 +31,9 @@ PARAMETERS = {"xs": 0.6, "nums": 0.4}
 ELEMENTS = {"x": 0.7, "n": 0.3}
 FRESH_NAMES = ("ys", "zs", "ws", "vs")
 SHAPES = {"comprehension": 0.6, "lambda": 0.25, "loop": 0.15}
-SHARE_FRESH = 0.5  # authors who bind each result to a new name; the others bind the parameter again
-SHARE_NESTED = 0.25  # two steps in one expression, where the grammar has it
-SHARE_RETURNED = 0.8  # the last step written behind ``return``; else bound and returned on a line of its own
+SHARE_FRESH = 0.5  # authors who bind each result to a new name; the others rebind the parameter
+SHARE_NESTED = 0.25  # two steps in one expression, if the grammar allows it
+SHARE_RETURNED = 0.8  # the last step is written after ``return``; otherwise it is bound and returned on the next line
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,9 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One text for a line. ``consumed`` steps are done by it; ``right`` says that it does them correctly.
+    """One text for a line. It does ``consumed`` steps; ``right`` says that it does them correctly.
 
-    ``weight`` compares it with the other options that do as many steps.
+    ``weight`` is relative to the other options that do the same number of steps.
     """
 
     text: str
@@ -63,7 +63,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line as written, with what was known before it: ``frame`` (None for the first line) and the steps to do."""
+    """A written line and the state before it: ``frame`` (None for the first line) and the remaining steps."""
 
     frame: Frame | None
     rest: Composition
@@ -77,7 +77,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A labelled unit. ``options`` are what authors write here, ``viable`` those with which the line can be right."""
+    """A labelled unit. ``options`` are what authors write here; with ``viable`` ones the line can still be right."""
 
     kind: PositionKind
     unit: Hashable
@@ -86,7 +86,7 @@ class Position:
 
 
 def line_options(frame: Frame | None, rest: Composition) -> tuple[Option, ...]:
-    """Options of the next line, where ``rest`` are the steps still to do (none left: the bound name is returned)."""
+    """Options of the next line. ``rest`` are the remaining steps; if there are none, the bound name is returned."""
     if frame is None:
         return _OPENING
     if not rest:
@@ -95,7 +95,7 @@ def line_options(frame: Frame | None, rest: Composition) -> tuple[Option, ...]:
 
 
 def write_program(composition: Composition, rng: random.Random) -> tuple[Line, ...]:
-    """Lines of one author's program, traps included. Their texts joined are the code and its closing fence."""
+    """Lines of one author's program, including traps. Joined, their texts are the code and its closing fence."""
     lines: list[Line] = []
     frame, rest = None, composition
     while not lines or not lines[-1].chosen.text.endswith(FENCE):
@@ -105,18 +105,18 @@ def write_program(composition: Composition, rng: random.Random) -> tuple[Line, .
 
 
 def label(line: Line, split: Split) -> Iterator[Position]:
-    """Positions of the units of ``line``."""
+    """Label the units of ``line``."""
     alive = [(tuple(split(option.text)), option.right) for option in line.options]
-    for place, unit in enumerate(split(line.chosen.text)):
-        following = frozenset(units[place] for units, _ in alive)
-        viable = frozenset(units[place] for units, right in alive if right)
+    for index, unit in enumerate(split(line.chosen.text)):
+        following = frozenset(units[index] for units, _ in alive)
+        viable = frozenset(units[index] for units, right in alive if right)
         yield Position("fork" if len(following) > 1 else "lock", unit, following, viable)
         if len(following) > 1:
-            alive = [(units, right) for units, right in alive if units[place] == unit]
+            alive = [(units, right) for units, right in alive if units[index] == unit]
 
 
 def _draw(frame: Frame | None, rest: Composition, rng: random.Random) -> Option:
-    """An option by its weight. Nested ones, which are many, are listed only where the draw falls on them."""
+    """An option by its weight. The many nested options are listed only if the draw selects them."""
     if frame is None or not rest:
         options = line_options(frame, rest)
     elif _can_nest(rest) and rng.random() < SHARE_NESTED:
@@ -167,14 +167,14 @@ def _nested(frame: Frame, steps: Composition, last: bool) -> tuple[Option, ...]:
 
 
 def _can_nest(rest: Composition) -> bool:
-    """Not two elementwise steps, and none that names its list twice."""
+    """False for two elementwise steps, and for a step that names its list twice."""
     if len(rest) < 2 or all(step.is_elementwise for step in rest[:2]):
         return False
     return all(form.text.count("{s}") < 2 for step in rest[:2] for form in step.forms)
 
 
 def _written(frame: Frame, expressions: tuple[_Expression, ...], consumed: int, last: bool) -> Iterator[Option]:
-    """Each expression behind each name that it could be bound to and, where it is the last, behind ``return``."""
+    """Each expression with each name that it could be bound to and, if it is the last step, with ``return``."""
     total = sum(expression.weight for expression in expressions)
     for expression in expressions:
         weight = expression.weight / total
@@ -223,7 +223,7 @@ def _elements(frame: Frame) -> Sequence[tuple[str, float]]:
 
 
 def _targets(frame: Frame) -> Iterator[tuple[str, bool, float]]:
-    """(name, whether it is a fresh one, share) for the next assignment."""
+    """(name, whether it is new, share) for the next assignment."""
     if frame.fresh is not False:
         yield FRESH_NAMES[frame.bound], True, SHARE_FRESH if frame.fresh is None else 1.0
     if frame.fresh is not True:

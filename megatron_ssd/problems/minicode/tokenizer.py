@@ -1,11 +1,11 @@
-"""The world's tokenizer: SentencePiece BPE with byte fallback, saved as a Hugging Face folder.
+"""Trains the minicode tokenizer: SentencePiece BPE with byte fallback, saved as a Hugging Face folder.
 
 Invariants:
-- Ids are sentencepiece's own, for every text; any text survives encode and decode, except that U+2581 (the character
-  by which SentencePiece writes a space) comes back as a space.
-- A line break with its indentation, the code fences and the chat markers with their role are one token each, so the
-  borders of the prompt, of the response and of every line of code are borders of tokens.
-- Only the chat markers are special; the other symbols are plain text, kept where special tokens are skipped.
+- Ids are those of sentencepiece, for every text. Any text survives encode and decode, except that U+2581 (the character
+  that SentencePiece writes for a space) becomes a space.
+- A line break with its indentation, a code fence, and a chat marker with its role are one token each. So the borders of
+  prompt, response and every line of code are token borders.
+- Only the chat markers are special tokens; the other symbols stay in the text when special tokens are skipped.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from megatron_ssd.errors import require
-from megatron_ssd.problems.minicode.documents import Document
-from megatron_ssd.problems.minicode.noise import words
+from megatron_ssd.problems.minicode.documents import Document, words
 
 END = "<|im_end|>"
 _START = "<|im_start|>"
@@ -30,7 +29,7 @@ _SYMBOLS = ("```python\n", "\n```", "\n", "\n" + 4 * " ", "\n" + 8 * " ", "\n" +
 _ADDED = frozenset((*_CHAT_MARKERS, *_SYMBOLS))
 _UNKNOWN = "<unk>"
 _SPACE = "\u2581"
-_BORDER = "\x00"  # in training texts only, where SentencePiece takes it out
+_BORDER = "\x00"  # only in training texts; SentencePiece removes it
 _SMALLEST_VOCABULARY = 1 + len(_ADDED) + 256
 
 CHAT_TEMPLATE = (
@@ -43,17 +42,17 @@ CHAT_TEMPLATE = (
 
 
 def chat_text(document: Document) -> str:
-    """``document`` in the chat template: what a base model reads of it, up to the end token."""
+    """``document`` in the chat template, up to the end token, as a base model reads it."""
     return f"{_START}user\n{document.prompt}{END}\n{_START}assistant\n{document.response}{END}"
 
 
 def train_tokenizer(documents: Iterable[Document], vocab_size: int) -> bytes:
-    """A SentencePiece model of exactly ``vocab_size`` pieces, none of which crosses a border of words.
+    """A SentencePiece model of exactly ``vocab_size`` pieces, none of which crosses a word border.
 
     The same documents give the same bytes.
     """
     require(vocab_size > _SMALLEST_VOCABULARY, f"minicode.vocab_size = {vocab_size}",
-            rule=f"must exceed the bytes and symbols, which are {_SMALLEST_VOCABULARY}", fix="use 512")  # fmt: skip
+            rule=f"must exceed the number of bytes and symbols, {_SMALLEST_VOCABULARY}", fix="use 512")  # fmt: skip
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(_BORDER.join(words(line)) for line in _lines(documents)),
@@ -80,7 +79,7 @@ def train_tokenizer(documents: Iterable[Document], vocab_size: int) -> bytes:
 
 
 def save_tokenizer(model: bytes, folder: Path, *, max_length: int) -> None:
-    """Write ``tokenizer.model`` and what AutoTokenizer and vLLM load in its place, chat template included."""
+    """Write ``tokenizer.model``, and the files with chat template that AutoTokenizer and vLLM load instead."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(model)
     _fast_tokenizer(sentencepiece.SentencePieceProcessor(model_proto=model)).save(str(folder / "tokenizer.json"))
@@ -98,7 +97,7 @@ def save_tokenizer(model: bytes, folder: Path, *, max_length: int) -> None:
 
 
 def _lines(documents: Iterable[Document]) -> Iterator[str]:
-    """What there is to learn beside the symbols."""
+    """The texts to learn besides the symbols."""
     for document in documents:
         yield from document.prompt.splitlines()
         yield from (line.strip() for line in document.response.splitlines() if not line.startswith("```"))
@@ -106,7 +105,7 @@ def _lines(documents: Iterable[Document]) -> Iterator[str]:
 
 def _fast_tokenizer(processor: sentencepiece.SentencePieceProcessor) -> Tokenizer:
     """The same model for the tokenizers library."""
-    vocabulary = {_written(processor.id_to_piece(index)): index for index in range(processor.get_piece_size())}
+    vocabulary = {_plain_piece(processor.id_to_piece(index)): index for index in range(processor.get_piece_size())}
     model = models.BPE(vocab=vocabulary, merges=_merges(processor), byte_fallback=True, unk_token=_UNKNOWN)
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="never", split=False)
@@ -117,20 +116,20 @@ def _fast_tokenizer(processor: sentencepiece.SentencePieceProcessor) -> Tokenize
 
 
 def _merges(processor: sentencepiece.SentencePieceProcessor) -> list[tuple[str, str]]:
-    """Pairs that make a piece, by the piece's rank: SentencePiece merges whichever pair makes the best piece."""
+    """Pairs that form a piece, by the piece's rank: SentencePiece merges the pair that forms the best piece."""
     learnt = [
         piece
         for index in range(processor.get_piece_size())
         if not processor.is_byte(index)
         and not processor.is_unknown(index)
-        and _written(piece := processor.id_to_piece(index)) not in _ADDED
+        and _plain_piece(piece := processor.id_to_piece(index)) not in _ADDED
     ]
     known = set(learnt)
     pairs = ((piece[:cut], piece[cut:]) for piece in learnt for cut in range(1, len(piece)))
     return [(left, right) for left, right in pairs if left in known and right in known]
 
 
-def _written(piece: str) -> str:
-    """The tokenizers library looks for its added tokens in the raw text, where a space is still a space."""
+def _plain_piece(piece: str) -> str:
+    """The tokenizers library searches for added tokens in the raw text, which has real spaces."""
     plain = piece.replace(_SPACE, " ")
     return plain if plain in _ADDED else piece

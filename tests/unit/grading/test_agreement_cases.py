@@ -1,4 +1,4 @@
-"""The programs that two judges are compared on: what this one says of each kind, on a problem of each form."""
+"""The programs on which two checkers are compared: the verdict of each kind, on a problem of each form."""
 
 from __future__ import annotations
 

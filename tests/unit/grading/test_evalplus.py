@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +57,22 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
-def judged(problem: Problem, *sources: str) -> list[tuple[str, str]]:
+@pytest.fixture(scope="module")
+def checker() -> Iterator[Checker]:
+    with Checker(SandboxConfig(stop_at_first_failure=False)) as shared:
+        yield shared
+
+
+def checked(checker: Checker, problem: Problem, *sources: str) -> list[tuple[str, str]]:
     """(status, letters of the tests) of each program."""
-    with Checker(SandboxConfig(stop_at_first_failure=False)) as checker:
-        return [(result.status, result.by_test) for result in (checker.check(problem, source) for source in sources)]
+    return [(result.status, result.by_test) for result in (checker.check(problem, source) for source in sources)]
 
 
-def test_inputs_are_compared_with_the_canonical_solution(tmp_path: Path):
+def test_inputs_are_compared_with_the_canonical_solution(checker: Checker, tmp_path: Path):
     (problem,) = read_humaneval_plus(write(tmp_path / "HumanEvalPlus.jsonl.gz", MEAN))
     head = "def mean(xs):\n"
-    assert judged(
+    assert checked(
+        checker,
         problem,
         head + "    return sum(xs) / len(xs)",
         head + "    import math\n    return math.fsum(xs) / len(xs)",  # as close as floats are
@@ -95,34 +102,40 @@ def test_inputs_are_compared_with_the_canonical_solution(tmp_path: Path):
         ("[]", "()", 0, "wrong_answer"),
     ],
 )
-def test_the_rule_of_comparison(tmp_path: Path, expected: str, returned: str, atol: float, status: str):
+def test_the_rule_of_comparison(
+    checker: Checker, tmp_path: Path, expected: str, returned: str, atol: float, status: str
+):
     row = {**MEAN, "canonical_solution": f"    return {expected}\n", "atol": atol, "plus_input": []}
     (problem,) = read_humaneval_plus(write(tmp_path / "a.jsonl", row))
-    assert judged(problem, f"def mean(xs): return {returned}")[0][0] == status
+    assert checked(checker, problem, f"def mean(xs): return {returned}")[0][0] == status
 
 
-def test_a_root_of_a_polynomial_is_checked_by_its_value(tmp_path: Path):
+def test_a_root_of_a_polynomial_is_checked_by_its_value(checker: Checker, tmp_path: Path):
     row = {**MEAN, "entry_point": "find_zero", "prompt": "def find_zero(xs):\n", "atol": 1e-4,
            "canonical_solution": "    return 1.0\n", "base_input": [[[-1, 0, 1]]], "plus_input": []}  # fmt: skip
     (problem,) = read_humaneval_plus(write(tmp_path / "a.jsonl", row))
     programs = [f"def find_zero(xs): return {value}" for value in ("-1.0", "1.00001", "0.9")]
-    assert [status for status, _ in judged(problem, *programs)] == ["passed", "passed", "wrong_answer"]
+    assert [status for status, _ in checked(checker, problem, *programs)] == ["passed", "passed", "wrong_answer"]
 
 
-def test_the_hubs_mbpp_scripts(tmp_path: Path):
+def test_the_hubs_mbpp_scripts(checker: Checker, tmp_path: Path):
     (problem,) = read_mbpp_plus(write(tmp_path / "mbppplus.jsonl", MBPP))
     assert problem.id == "2"
     good = MBPP["code"]
-    assert [s for s, _ in judged(problem, good, "def shared(a, b): return a", "def other(): pass", "exit()")] == [
+    programs = [good, "def shared(a, b): return a", "def other(): pass", "exit()"]
+    assert [status for status, _ in checked(checker, problem, *programs)] == [
         "passed", "wrong_answer", "runtime_error", "runtime_error",
     ]  # fmt: skip
 
 
-def test_a_reference_in_the_script_is_not_taken_from_the_program(tmp_path: Path):
+def test_a_reference_in_the_script_is_not_taken_from_the_program(checker: Checker, tmp_path: Path):
     test = "def ref_func(a, b): return a + b\nassert shared(1, 2) == ref_func(1, 2)"
     code = "def ref_func(a, b): return 0\ndef shared(a, b): return ref_func(a, b)"
     (problem,) = read_mbpp_plus(write(tmp_path / "a.jsonl", {**MBPP, "test": test, "code": code}))
-    assert [s for s, _ in judged(problem, code, "def shared(a, b): return a + b")] == ["wrong_answer", "passed"]
+    assert [s for s, _ in checked(checker, problem, code, "def shared(a, b): return a + b")] == [
+        "wrong_answer",
+        "passed",
+    ]
 
 
 def inputs_of(test: str) -> list[list[Any]]:

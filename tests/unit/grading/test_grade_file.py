@@ -90,7 +90,7 @@ def test_verdicts_summary_and_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     assert "pass@1" in out
     assert "50.0" in out
-    assert "1 problems have no sample and are in no score" in out
+    assert "1 problems have no sample and are not in the scores" in out
 
 
 def test_livecodebench_rows_and_every_test_where_asked(tmp_path: Path):
@@ -118,7 +118,7 @@ def test_livecodebenchs_errata(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_samples_of_problems_that_are_left_out_alone_are_an_error(tmp_path: Path):
     problems = write_rows(tmp_path / "lcb.jsonl", [LCB, {**LCB, "question_id": "abc362_c"}])
     rows = [{"question_id": "abc362_c", "code": "x"}]
-    with pytest.raises(UserError, match=r"every problem of theirs is in LiveCodeBench's errata; .*errata=keep"):
+    with pytest.raises(UserError, match=r"all of their problems are in LiveCodeBench's errata; .*errata=keep"):
         run_grade(config(tmp_path, rows, problems=problems, format="lcb", errata="drop"))
 
 
@@ -165,7 +165,7 @@ def test_a_killed_command_goes_on_and_grades_nothing_twice(tmp_path: Path):
     assert 5 <= graded < 120
     done = grade(*arguments_of(asked))
     assert done.returncode == 0, done.stderr
-    assert f"{graded} of 120 programs are graded already" in done.stderr
+    assert f"{graded} of 120 programs are already graded" in done.stderr
     after = (tmp_path / "out" / "verdicts.jsonl").read_bytes()
     assert after.startswith(whole_rows), "what was finished stays as it was"
     rows = [json.loads(line) for line in after.splitlines()]
@@ -179,7 +179,7 @@ def test_a_killed_command_goes_on_and_grades_nothing_twice(tmp_path: Path):
         ({"task_id": "t/0"}, "needs a text under one of completion, code, response"),
         ({"task_id": "t/0", "completion": "x", "code": "y"}, "has a text under completion and code, and only one"),
         ({"task_id": "t/0", "completion": ["x"]}, "must be text"),
-        ({"task_id": "t/9", "completion": "x"}, "t/9: is no problem of the benchmark's file"),
+        ({"task_id": "t/9", "completion": "x"}, "t/9: is not a problem of the benchmark's file"),
     ],
 )
 def test_bad_rows_are_one_line_before_anything_runs(tmp_path: Path, row: dict[str, Any], said: str):
@@ -194,13 +194,13 @@ def test_bad_rows_are_one_line_before_anything_runs(tmp_path: Path, row: dict[st
     ("arguments", "said"),
     [
         ([], "problems is not set"),
-        (["formt=lcb"], "did you mean format=VALUE?"),
-        (["problems=a", "format=x", "samples=b", "out=c"], "choose lcb or humaneval or mbpp or leetcode"),
-        (["problems=a", "format=mbpp", "samples=b", "out=c"], "problems = a: is no file"),
+        (["formt=lcb"], "did you mean format?"),
+        (["problems=a", "format=x", "samples=b", "out=c"], "should be 'lcb', 'humaneval', 'mbpp', 'leetcode'"),
+        (["problems=a", "format=mbpp", "samples=b", "out=c"], "problems = a: is not a file"),
         (["problems=a", "format=mbpp", "samples=b", "out=c", "start_date=2025-01-01"], "only format=lcb has"),
-        (["problems=a", "format=mbpp", "samples=b", "out=c", "cpu_seconds=fast"], "must be a number"),
+        (["problems=a", "format=mbpp", "samples=b", "out=c", "cpu_seconds=fast"], "should be a valid number"),
         (["problems=a", "format=mbpp", "samples=b", "out=c", "errata=drop"], "only format=lcb has errata"),
-        (["problems=a", "format=lcb", "samples=b", "out=c", "errata=no"], "choose keep or drop"),
+        (["problems=a", "format=lcb", "samples=b", "out=c", "errata=no"], "should be 'keep' or 'drop'"),
         (["problems=/nope", "format=lcb", "samples=b", "out=c"], "error: problems = /nope: does not exist"),
         (
             ["problems=/", "format=lcb", "samples=b", "out=c", "start_date=soon"],
@@ -242,4 +242,4 @@ def test_an_out_that_is_there_already(tmp_path: Path):
 
 def test_an_empty_file_of_samples(tmp_path: Path):
     done = grade(*arguments_of(config(tmp_path, [])))
-    assert "samples.jsonl: holds no row" in done.stderr
+    assert "samples.jsonl: contains no row" in done.stderr

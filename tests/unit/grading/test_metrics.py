@@ -41,7 +41,7 @@ def test_scores_are_by_problem_in_the_given_order():
     assert problem_scores(rows, ["a", "b"], 2).tolist() == [1.0, 1.0]
 
 
-def test_a_failing_judge_is_never_a_wrong_answer():
+def test_a_failing_checker_is_never_a_wrong_answer():
     rows = verdicts("a", "passed", "infrastructure_error") + verdicts("b", "infrastructure_error", "timeout")
     assert problem_scores(rows, ["a", "b"], 1).tolist() == [1.0, 0.0]
     assert np.isnan(problem_scores(rows, ["a", "b"], 2)).all()
@@ -95,9 +95,9 @@ def test_a_wider_confidence_is_a_wider_interval():
 
 def test_memory_chunks_change_nothing_but_the_stream(monkeypatch: pytest.MonkeyPatch):
     scores = np.random.default_rng(6).random(30)
-    whole = BOOTSTRAP.mean(scores)
+    full = BOOTSTRAP.mean(scores)
     monkeypatch.setattr("megatron_ssd.grading.metrics._CHUNK", 100)
-    assert BOOTSTRAP.mean(scores) == whole
+    assert BOOTSTRAP.mean(scores) == full
 
 
 def p_by_enumeration(ahead: int, behind: int) -> float:

@@ -1,4 +1,4 @@
-"""Verdicts: each status, resume, programs run once, time limits under load, failures of the judge itself."""
+"""Verdicts: each status, resume, programs run once, time limits under load, failures of the checker itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.grading import pool as grading
+from megatron_ssd.grading import pool
 from megatron_ssd.grading.checker import Checker
 from megatron_ssd.grading.pool import Grader, Submission, read_verdicts
 from megatron_ssd.sandbox.sandbox import Execution, Limits, Program, Sandbox, SandboxBrokenError
@@ -20,12 +20,18 @@ from tests.helpers.programs import function_problem, sample, stdin_problem
 
 CONFIG = SandboxConfig(cpu_seconds=0.4, memory_mib=512, output_mib=1, workers=2)
 PROBLEMS = [function_problem(), stdin_problem()]
+OTHERS = [
+    dataclasses.replace(function_problem("same"), tests=(TestCase(input="0", output="5"),)),
+    dataclasses.replace(function_problem("method"), starter_code="class Solution:\n    def f(self, x: int) -> int:"),
+    Problem(id="broken", source="test", statement="", form="checks",
+            tests=(TestCase(input="__program__.f(lambda: 0)", output=""),)),
+]  # fmt: skip
 GOOD = "def f(x):\n    return 2 * x"
 
 
 @pytest.fixture(scope="module")
 def grader() -> Iterator[Grader]:
-    with Grader(PROBLEMS, CONFIG) as shared:
+    with Grader([*PROBLEMS, *OTHERS], CONFIG) as shared:
         yield shared
 
 
@@ -133,17 +139,14 @@ class TestEveryTest:
         assert verdict.status == "wrong_answer"
 
 
-def test_a_script_that_cannot_run_is_an_infrastructure_error(tmp_path: Path):
-    problem = Problem(id="p", source="test", statement="", form="checks",
-                      tests=(TestCase(input="__program__.f(lambda: 0)", output=""),))  # fmt: skip
-    with Grader([problem], CONFIG) as grader:
-        verdict = grade_one(grader, tmp_path, GOOD, problem="p")
+def test_a_script_that_cannot_run_is_an_infrastructure_error(grader: Grader, tmp_path: Path):
+    verdict = grade_one(grader, tmp_path, GOOD, problem="broken")
     assert (verdict.status, verdict.by_test) == ("infrastructure_error", "I")
 
 
 def test_texts_are_read_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """No window is read before the one before it has its verdicts on disk."""
-    monkeypatch.setattr(grading, "WINDOW", 3)
+    monkeypatch.setattr(pool, "WINDOW", 3)
     path = tmp_path / "verdicts.jsonl"
 
     def programs() -> Iterator[Submission]:
@@ -163,13 +166,11 @@ def test_a_response_without_code(grader: Grader, tmp_path: Path, executions: lis
     assert executions == []
 
 
-def test_a_method_is_called_where_the_starter_code_has_a_class(tmp_path: Path):
-    problem = dataclasses.replace(function_problem(), starter_code="class Solution:\n    def f(self, x: int) -> int:")
-    with Grader([problem], CONFIG) as grader:
-        assert grade_one(grader, tmp_path, "class Solution:\n    def f(self, x): return 2 * x").passed
-        assert grade_one(grader, tmp_path / "bare", "def f(x): return 2 * x").passed, (
-            "as LiveCodeBench's checker has it"
-        )
+def test_a_method_is_called_if_the_program_has_a_class(grader: Grader, tmp_path: Path):
+    method = "class Solution:\n    def f(self, x): return 2 * x"
+    assert grade_one(grader, tmp_path, method, problem="method").passed
+    bare = grade_one(grader, tmp_path / "bare", "def f(x): return 2 * x", problem="method")
+    assert bare.passed, "as in LiveCodeBench's checker"
 
 
 def test_expected_outputs_never_enter(tmp_path: Path):
@@ -218,13 +219,8 @@ def test_identical_programs_run_once_over_all_files(tmp_path: Path, executions: 
     assert len(first) == 5
 
 
-def test_the_same_text_on_another_problem_is_another_program(tmp_path: Path):
-    problems = [
-        function_problem(),
-        dataclasses.replace(function_problem("same"), tests=(TestCase(input="0", output="5"),)),
-    ]
-    with Grader(problems, CONFIG) as grader:
-        verdicts = grader.grade([sample(GOOD), sample(GOOD, problem="same")], tmp_path / "verdicts.jsonl")
+def test_the_same_text_on_another_problem_is_another_program(grader: Grader, tmp_path: Path):
+    verdicts = grader.grade([sample(GOOD), sample(GOOD, problem="same")], tmp_path / "verdicts.jsonl")
     assert [verdict.status for verdict in verdicts] == ["passed", "wrong_answer"]
 
 
@@ -280,7 +276,7 @@ class TestTimeLimits:
         assert [verdict.status for verdict in verdicts] == ["timeout", "passed"]
 
 
-class TestBrokenJudge:
+class TestBrokenSandbox:
     @staticmethod
     def breaking(monkeypatch: pytest.MonkeyPatch, *, times: int, only: str | None = None) -> list[str]:
         """Let the sandbox break under its first ``times`` programs (of source ``only``)."""
@@ -306,7 +302,7 @@ class TestBrokenJudge:
         with Checker(CONFIG) as checker:
             assert checker.check(PROBLEMS[0], GOOD).status == "runtime_error"
 
-    def test_always_is_the_judges_fault(self, monkeypatch: pytest.MonkeyPatch):
+    def test_always_is_the_checkers_fault(self, monkeypatch: pytest.MonkeyPatch):
         self.breaking(monkeypatch, times=99)
         with Checker(CONFIG) as checker:
             assert checker.check(PROBLEMS[0], GOOD).status == "infrastructure_error"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ needs_mbpp = pytest.mark.skipif(not MBPP.is_file(), reason=f"needs {MBPP}")
 
 
 def humaneval() -> list[tuple[Problem, str]]:
-    """Problems with their canonical solutions, each as a whole program."""
+    """Problems with their canonical solutions, each as a complete program."""
     with gzip.open(HUMANEVAL, "rt") as file:
         rows = [json.loads(line) for line in file]
     problems = read_humaneval(HUMANEVAL)
@@ -68,13 +69,25 @@ def grade(
         return grader.grade_programs(submissions, folder / "verdicts.jsonl")
 
 
+@pytest.fixture(scope="module")
+def solutions() -> list[tuple[Problem, str]]:
+    return humaneval()
+
+
+@pytest.fixture(scope="module")
+def humaneval_grader(solutions: list[tuple[Problem, str]]) -> Iterator[Grader]:
+    with Grader((problem for problem, _ in solutions), SandboxConfig()) as shared:
+        yield shared
+
+
 def not_passed(verdicts: list[Verdict]) -> list[tuple[str, str, str]]:
     return [(verdict.problem_id, verdict.status, verdict.detail) for verdict in verdicts if not verdict.passed]
 
 
 @needs_humaneval
-def test_humaneval_solutions(tmp_path: Path):
-    verdicts = grade(humaneval(), tmp_path)
+def test_humaneval_solutions(solutions: list[tuple[Problem, str]], humaneval_grader: Grader, tmp_path: Path):
+    submissions = [Submission(problem_id=problem.id, sample_index=0, source=source) for problem, source in solutions]
+    verdicts = humaneval_grader.grade_programs(submissions, tmp_path / "verdicts.jsonl")
     assert not_passed(verdicts) == []
     assert len(verdicts) == 164
 
@@ -101,7 +114,7 @@ def test_leetcode_solutions_by_their_own_checks(tmp_path: Path):
 
 @needs_leetcode
 def test_leetcode_solutions_without_livecodebenchs_prelude(tmp_path: Path):
-    """They are written for a judge that imports for them. Four want a name that usual imports do not bring."""
+    """LeetCode imports these names for them. Four need a name that the usual imports do not provide."""
     plain = SandboxConfig(packages=("sortedcontainers",), prelude="none")
     verdicts = grade(leetcode(USUAL_IMPORTS), tmp_path / "imports", plain)
     assert not_passed(verdicts) == [(number, "runtime_error", NO_NAME) for number in ("128", "155", "156", "172")]
@@ -152,10 +165,18 @@ def test_mutated_solutions_fail(tmp_path: Path):
         ("HumanEval/53", "x + y", "x - y"),
     ],
 )
-def test_a_slip_of_the_pen_fails(tmp_path: Path, problem_id: str, right: str, wrong: str):
-    ((problem, source),) = [(p, s) for p, s in humaneval() if p.id == problem_id]
+def test_a_slip_of_the_pen_fails(
+    solutions: list[tuple[Problem, str]],
+    humaneval_grader: Grader,
+    tmp_path: Path,
+    problem_id: str,
+    right: str,
+    wrong: str,
+):
+    (source,) = [source for problem, source in solutions if problem.id == problem_id]
     assert right in source
-    (verdict,) = grade([(problem, source.replace(right, wrong))], tmp_path)
+    submission = Submission(problem_id=problem_id, sample_index=0, source=source.replace(right, wrong))
+    (verdict,) = humaneval_grader.grade_programs([submission], tmp_path / "verdicts.jsonl")
     assert verdict.status == "wrong_answer"
 
 

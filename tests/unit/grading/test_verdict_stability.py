@@ -10,7 +10,7 @@ LIMITS = SandboxConfig(cpu_seconds=0.25, memory_mib=256, output_mib=1)
 
 
 def test_the_same_verdicts_idle_and_busy():
-    programs = stability_programs(44, LIMITS)
+    programs = stability_programs(33, LIMITS)
     idle, _ = grade(stability_problems(), programs, LIMITS)
     with busy(4):
         loaded, _ = grade(stability_problems(), programs, LIMITS)

@@ -30,7 +30,7 @@ PROMPT = '''def close_pair(numbers, threshold):
 
 
 STORY = """Long ago, in a village by the sea, the fishermen counted their boats every evening and argued about the sum.
-To settle it they asked the traveller who had come with the caravan, and she told them what to do as follows."""
+To decide it they asked the traveller who had come with the caravan, and she told them what to do as follows."""
 
 
 def index(*texts: str, **how: Any) -> ContaminationIndex:

@@ -1,6 +1,6 @@
 """Everything that can be wrong with a file of training problems or of an evaluation set.
 
-Each case ends in one line that names the place, the rule and the fix, or in rows that are left out and counted.
+Each case ends in one line that names the value, the rule and the fix, or in rows that are left out and counted.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ COUNTED: dict[str, tuple[str, bytes, list[str], dict[str, int]]] = {
 }  # fmt: skip
 
 
-def _place(folder: Path, name: str, content: bytes) -> Path:
+def _file_in(folder: Path, name: str, content: bytes) -> Path:
     folder.mkdir()
     (folder / name).write_bytes(content)
     return folder
@@ -196,7 +196,7 @@ def _refused(config: Any, message: str, action: Callable[[Any], object] = choose
 @pytest.mark.parametrize("kind", [*UNREADABLE, *UNUSABLE])
 def test_training_problems_that_cannot_be_used_are_one_line(tmp_path: Path, kind: str) -> None:
     name, content, message = (UNREADABLE | UNUSABLE)[kind]
-    folder = _place(tmp_path / "rows", name, content)
+    folder = _file_in(tmp_path / "rows", name, content)
     only_passed = kind.startswith("passed")
     _refused(config_of(tmp_path / "run", folder, name="rows", columns=COLUMNS, only_passed=only_passed), message)
     assert not (tmp_path / "run" / "problems").exists()
@@ -205,7 +205,7 @@ def test_training_problems_that_cannot_be_used_are_one_line(tmp_path: Path, kind
 @pytest.mark.parametrize("kind", UNREADABLE)
 def test_an_evaluation_set_that_cannot_be_read_is_one_line(tmp_path: Path, kind: str) -> None:
     name, content, message = UNREADABLE[kind]
-    folder = _place(tmp_path / "set", name, content)
+    folder = _file_in(tmp_path / "set", name, content)
     sets = {"mine": {"path": str(folder), "columns": ["text"], "id": "name"}}
     config = config_of(tmp_path / "run", tmp_path, contamination={"sets": sets})
     _refused(config, message, decontaminator)
@@ -218,7 +218,7 @@ def test_an_evaluation_set_that_cannot_be_read_is_one_line(tmp_path: Path, kind:
 
 @pytest.mark.parametrize("content", [b"\n\n", b'{"text": null, "name": 1}\n', b'{"text": " ?! ", "name": 1}\n'])
 def test_an_evaluation_set_without_a_word_would_find_nothing_and_is_refused(tmp_path: Path, content: bytes) -> None:
-    sets = {"mine": {"path": str(_place(tmp_path / "set", "a.jsonl", content)), "columns": ["text"]}}
+    sets = {"mine": {"path": str(_file_in(tmp_path / "set", "a.jsonl", content)), "columns": ["text"]}}
     config = config_of(tmp_path / "run", tmp_path, contamination={"sets": sets})
     _refused(config, r"contamination\.sets\.mine\.path = .*none of its \d rows has a word", decontaminator)
 
@@ -226,7 +226,9 @@ def test_an_evaluation_set_without_a_word_would_find_nothing_and_is_refused(tmp_
 @pytest.mark.parametrize("kind", COUNTED)
 def test_odd_rows_are_read_or_left_out_and_counted(tmp_path: Path, kind: str) -> None:
     name, content, ids, dropped = COUNTED[kind]
-    chosen = choose(config_of(tmp_path / "run", _place(tmp_path / "rows", name, content), name="rows", columns=COLUMNS))
+    chosen = choose(
+        config_of(tmp_path / "run", _file_in(tmp_path / "rows", name, content), name="rows", columns=COLUMNS)
+    )
     assert [problem.id for problem in chosen.problems] == ids
     assert chosen.manifest.dropped == dropped
     assert len(chosen.dropped) == sum(dropped.values())
@@ -245,32 +247,32 @@ def test_rstar_coders_own_columns_are_not_to_be_named(tmp_path: Path) -> None:
     _refused(config_of(tmp_path / "run", folder), "no column question_id, starter_code; use problems=rows and name")
 
 
-def _nothing(place: Path) -> None:
+def _nothing(path: Path) -> None:
     """Leave it away."""
 
 
-def _link_to_nothing(place: Path) -> None:
-    place.symlink_to(place.parent / "gone")
+def _link_to_nothing(path: Path) -> None:
+    path.symlink_to(path.parent / "gone")
 
 
-def _empty_folder(place: Path) -> None:
-    place.mkdir()
+def _empty_folder(path: Path) -> None:
+    path.mkdir()
 
 
-def _folder_with_a_broken_link(place: Path) -> None:
-    jsonl_folder = _place(place, "a.jsonl", _lines(GOOD))
-    (jsonl_folder / "b.jsonl").symlink_to(place / "gone.jsonl")
+def _folder_with_a_broken_link(path: Path) -> None:
+    jsonl_folder = _file_in(path, "a.jsonl", _lines(GOOD))
+    (jsonl_folder / "b.jsonl").symlink_to(path / "gone.jsonl")
 
 
-def _folder_of_a_folder(place: Path) -> None:
-    (place / "inner.jsonl").mkdir(parents=True)
+def _folder_of_a_folder(path: Path) -> None:
+    (path / "inner.jsonl").mkdir(parents=True)
 
 
-def _named_pipe(place: Path) -> None:
-    os.mkfifo(place)
+def _named_pipe(path: Path) -> None:
+    os.mkfifo(path)
 
 
-PLACES: dict[str, tuple[Callable[[Path], None], str]] = {
+PATHS: dict[str, tuple[Callable[[Path], None], str]] = {
     "nothing": (_nothing, "rows.jsonl: does not exist"),
     "a link to nothing": (_link_to_nothing, "rows.jsonl: does not exist"),
     "a folder with a file's name": (_empty_folder, r"rows.jsonl: the folder holds no \*\.parquet"),
@@ -280,16 +282,16 @@ PLACES: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("kind", PATHS)
 @pytest.mark.parametrize("reader", ["problems", "contamination", "benchmark"])
 def test_a_place_that_holds_no_file_is_one_line(tmp_path: Path, kind: str, reader: str) -> None:
-    make, message = PLACES[kind]
-    place = tmp_path / "rows.jsonl"
-    make(place)
+    make, message = PATHS[kind]
+    path = tmp_path / "rows.jsonl"
+    make(path)
     good = jsonl(tmp_path / "good.jsonl", [rstar_row(1, "A problem.")])
-    sets = {"mine": {"path": str(place), "columns": ["text"]}} if reader == "contamination" else {}
-    benchmark = {"name": "livecodebench", "path": str(place)} if reader == "benchmark" else None
-    source = place if reader == "problems" else good
+    sets = {"mine": {"path": str(path), "columns": ["text"]}} if reader == "contamination" else {}
+    benchmark = {"name": "livecodebench", "path": str(path)} if reader == "benchmark" else None
+    source = path if reader == "problems" else good
     config = config_of(tmp_path / "run", source, contamination={"sets": sets}, benchmark=benchmark)
     _refused(config, message)
 
@@ -314,10 +316,10 @@ def test_a_disk_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     path = jsonl(tmp_path / "rows.jsonl", [rstar_row(1, "A problem.")])
     opened = Path.open
 
-    def fail(place: Path, *arguments: Any, **more: Any) -> Any:
-        if place == path:
-            raise PermissionError(13, "Permission denied", str(place))
-        return opened(place, *arguments, **more)
+    def fail(other: Path, *arguments: Any, **more: Any) -> Any:
+        if other == path:
+            raise PermissionError(13, "Permission denied", str(other))
+        return opened(other, *arguments, **more)
 
     monkeypatch.setattr(Path, "open", fail)
     _refused(config_of(tmp_path / "run", path), r"rows.jsonl: cannot be read \(Permission denied\)")

@@ -1,4 +1,4 @@
-"""Files of every kind are read alike, and a broken one is one line that names the place."""
+"""Files of every kind are read alike, and a broken one is one line that names the file and the line."""
 
 from __future__ import annotations
 

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import pytest
 
-from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.sandbox.sandbox import Execution, Program, Sandbox
 from tests.helpers.sandboxed import LIMITS
 
 DOUBLE = "f = __program__.f\nassert f(2) == 4\nassert f(21) == 42"
 GOOD = "def f(x):\n    return 2 * x"
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(SandboxConfig()) as container:
-        container.start()
-        yield container
 
 
 def check(sandbox: Sandbox, source: str, *scripts: str, **changes: float) -> Execution:
@@ -138,7 +129,7 @@ class TestAttacks:
             assert check(sandbox, source).ending in ("failed_check", "runtime_error")
 
     @pytest.mark.parametrize("row", ['{"error": "broken_check", "detail": ""}', '{"ready": 1}', "[]", "no json"])
-    def test_a_program_cannot_blame_the_judge(self, sandbox: Sandbox, row: str):
+    def test_a_program_cannot_blame_the_checker(self, sandbox: Sandbox, row: str):
         source = f"import os, struct\nrow = {row!r}.encode()\nos.write(3, struct.pack('>I', len(row)) + row)"
         assert check(sandbox, source).ending == "runtime_error"
 

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,6 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.sandbox.sandbox import Program, Sandbox, SandboxBrokenError
 from tests.helpers.paths import ROOT
 from tests.helpers.sandboxed import BYSTANDER, LIMITS, call, run
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(SandboxConfig()) as container:
-        container.start()
-        yield container
 
 
 class TestPrograms:

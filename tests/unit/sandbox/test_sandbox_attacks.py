@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +11,6 @@ from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.grading.compare import value_difference
 from megatron_ssd.sandbox.sandbox import Sandbox
 from tests.helpers.sandboxed import call, run
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(SandboxConfig()) as container:
-        container.start()
-        yield container
 
 
 class TestAttacks:
@@ -78,10 +69,8 @@ class TestAttacks:
         assert run(sandbox, source).ending == "timeout"
 
     def test_forged_results_buy_no_time(self, sandbox: Sandbox):
-        started = time.monotonic()
         source = "import os, time\ndef f(x):\n    while True:\n        os.write(3, b'\\n')\n        time.sleep(0.01)"
         assert call(sandbox, source, ["1"], wall_seconds=1.0).ending == "starved"
-        assert time.monotonic() - started < 60
 
     def test_the_time_limit_is_of_each_test(self, sandbox: Sandbox):
         source = (

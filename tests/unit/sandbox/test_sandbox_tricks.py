@@ -1,34 +1,36 @@
-"""Attacks that are not on the usual list, one a test: what outlives a program, what misleads or exhausts its judge."""
+"""Less usual attacks, one per test: what outlives a program, and what misleads or exhausts its checker."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.config.evaluation import SandboxConfig
+from megatron_ssd.grading import compare
 from megatron_ssd.grading.compare import stdout_difference, value_difference
 from megatron_ssd.grading.pool import Grader
+from megatron_ssd.sandbox.inside.values import decode
 from megatron_ssd.sandbox.sandbox import Sandbox
 from megatron_ssd.schema import TestCase
 from tests.helpers.programs import function_problem, sample, stdin_problem
 from tests.helpers.sandboxed import call, run
 
-SYSCALL = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nis_arm = os.uname().machine == 'aarch64'\n"
-
 
 @pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(SandboxConfig()) as container:
-        container.start()
-        yield container
+def grader() -> Iterator[Grader]:
+    with Grader([function_problem(), stdin_problem()], SandboxConfig(workers=1)) as shared:
+        yield shared
+
+
+SYSCALL = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nis_arm = os.uname().machine == 'aarch64'\n"
 
 
 class TestLeftovers:
@@ -133,7 +135,7 @@ class TestReach:
         test = TestCase(input="271828182845904523", output="543656365691809046")
         problem = dataclasses.replace(function_problem(), tests=(test,))
         thieves = [sample(thief.format(2)), sample(thief.format(1), index=1)]
-        with Grader([problem], SandboxConfig(cpu_seconds=60.0)) as grader:
+        with Grader([problem], SandboxConfig(cpu_seconds=60.0, workers=1)) as grader:
             verdicts = grader.grade(thieves, tmp_path / "verdicts.jsonl")
         assert [verdict.status for verdict in verdicts] == ["wrong_answer", "passed"], "it does find the input"
 
@@ -174,21 +176,19 @@ class TestHostileValues:
         assert call(sandbox, "def f(x): return x", ["5"]).outputs == ("5",)
 
     @pytest.mark.parametrize("text", ["'\\ud800'", "'\\x00'", "'\\u202e\\x1b[31m'", "'\\n\\r\\u2028'"])
-    @pytest.mark.parametrize("place", ["raise Exception({})", "return {}", "return [{{{}: 1}}]"])
-    def test_any_text_can_be_written_down(self, tmp_path: Path, text: str, place: str):
-        program = f"def f(x):\n    {place.format(text)}"
-        with Grader([function_problem()], SandboxConfig()) as grader:
-            (verdict,) = grader.grade([sample(program)], tmp_path / "verdicts.jsonl")
+    @pytest.mark.parametrize("statement", ["raise Exception({})", "return {}", "return [{{{}: 1}}]"])
+    def test_any_text_can_be_written_down(self, grader: Grader, tmp_path: Path, text: str, statement: str):
+        program = f"def f(x):\n    {statement.format(text)}"
+        (verdict,) = grader.grade([sample(program)], tmp_path / "verdicts.jsonl")
         assert verdict.status in ("runtime_error", "wrong_answer")
-        (row,) = read_jsonl(tmp_path / "verdicts.jsonl")
-        assert row["detail"] == verdict.detail
+        (record,) = read_jsonl(tmp_path / "verdicts.jsonl")
+        assert record["detail"] == verdict.detail
         assert verdict.detail.isprintable()
         verdict.detail.encode("utf-8")
 
-    def test_printed_bytes_that_are_no_text(self, tmp_path: Path):
+    def test_printed_bytes_that_are_not_text(self, grader: Grader, tmp_path: Path):
         program = "import sys\nsys.stdout.buffer.write(bytes(range(256)) * 3)"
-        with Grader([stdin_problem()], SandboxConfig()) as grader:
-            (verdict,) = grader.grade([sample(program, problem="sum")], tmp_path / "verdicts.jsonl")
+        (verdict,) = grader.grade([sample(program, problem="sum")], tmp_path / "verdicts.jsonl")
         assert verdict.status == "wrong_answer"
         verdict.detail.encode("utf-8")
 
@@ -224,11 +224,14 @@ class TestCostsOfTheHost:
         ],
         ids=["set", "dict", "nested", "depth", "lists", "exponent", "fraction", "digits", "range", "bytes"],
     )
-    def test_a_value(self, value: str):
-        started = time.process_time()
+    def test_a_value(self, value: str, monkeypatch: pytest.MonkeyPatch):
+        def decode_number(value: dict[str, Any]) -> Any:
+            assert set(value) <= {"complex", "Decimal", "Fraction"}, "colliding hashes of a set would take minutes"
+            return decode(value)
+
+        monkeypatch.setattr(compare, "decode", decode_number)
         assert value_difference(value, "[1, 2]") is not None
         assert value_difference(value, '{"a": [1]}', tolerance=1e-6) is not None
-        assert time.process_time() - started < 10, "colliding hashes would take minutes"
 
     @pytest.mark.parametrize("text", ["1\n" * SIZE, "1 " * SIZE, "\n" * SIZE + "1", "9" * SIZE])
     def test_an_output(self, text: str):

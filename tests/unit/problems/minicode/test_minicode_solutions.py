@@ -10,7 +10,7 @@ import pytest
 
 from megatron_ssd.config.problems import MinicodeConfig
 from megatron_ssd.problems import minicode
-from megatron_ssd.problems.minicode import noise
+from megatron_ssd.problems.minicode import documents
 from megatron_ssd.problems.minicode.documents import labelled
 from megatron_ssd.problems.minicode.operations import OPERATIONS
 from megatron_ssd.problems.minicode.solutions import FENCE, Composition, Line, label, line_options
@@ -69,7 +69,7 @@ def test_names_once_bound_are_locks() -> None:
     rng = random.Random(0)
     for _ in range(40):
         document = labelled(steps, rng)
-        positions = list(document.positions(noise.words))
+        positions = list(document.positions(documents.words))
         names = [position for position in positions if str(position.unit).strip() in ("x", "n", "v")]
         # The element's name is chosen once; a fork on a later one is about the expression, never about the name.
         assert all({str(unit).strip() for unit in later.options}.isdisjoint({"x", "n", "v"} - {str(later.unit).strip()})
@@ -80,7 +80,7 @@ def test_a_trap_is_a_fork_with_one_viable_option() -> None:
     steps = (OPERATIONS["unique"],)
     frame = next(option.after for option in line_options(None, steps) if "xs" in option.text)
     written = next(option for option in line_options(frame, steps) if option.text.startswith("return list(set("))
-    positions = list(label(Line(frame, steps, written), noise.words))
+    positions = list(label(Line(frame, steps, written), documents.words))
     trap = next(position for position in positions if position.unit == "set")
     assert trap.kind == "fork"
     assert trap.options == {"set", "dict"}
@@ -94,7 +94,7 @@ def test_a_trap_is_a_fork_with_one_viable_option() -> None:
 def test_labels_cover_the_response_exactly() -> None:
     for problem in minicode.test_problems(CONFIG):
         document = minicode.document_with_labels(problem, 3)
-        positions = list(document.positions(noise.words))
+        positions = list(document.positions(documents.words))
         assert "".join(str(position.unit) for position in positions) == document.response
         for position in positions:
             assert position.kind == "other" or position.unit in position.options

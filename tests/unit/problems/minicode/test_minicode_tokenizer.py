@@ -72,10 +72,10 @@ def test_chat_template_is_what_the_corpus_is_written_in(tokenizer: Any) -> None:
     document = Document("keep even numbers", "```python\ndef f(xs):\n    return xs\n```")
     user = {"role": "user", "content": document.prompt}
     prompt = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template([user, {"role": "assistant", "content": document.response}], tokenize=False)
-    assert whole == chat_text(document)
+    full = tokenizer.apply_chat_template([user, {"role": "assistant", "content": document.response}], tokenize=False)
+    assert full == chat_text(document)
     assert prompt + document.response + END == chat_text(document)
-    assert tokenizer.encode(prompt) + tokenizer.encode(document.response + END) == tokenizer.encode(whole)
+    assert tokenizer.encode(prompt) + tokenizer.encode(document.response + END) == tokenizer.encode(full)
 
 
 def test_skipping_special_tokens_keeps_the_layout(tokenizer: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from megatron_ssd.config.problems import MinicodeConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems import minicode
-from megatron_ssd.problems.minicode import noise
+from megatron_ssd.problems.minicode import documents
 from megatron_ssd.problems.minicode.compositions import draw, fingerprint, is_sound, split_of
 from megatron_ssd.problems.minicode.documents import statement
 from megatron_ssd.problems.minicode.operations import OPERATIONS
@@ -88,17 +88,17 @@ def test_problems_are_whole() -> None:
 
 
 def test_labels_are_refused_for_other_problems() -> None:
-    with pytest.raises(UserError, match="is no minicode problem"):
+    with pytest.raises(UserError, match="is not a minicode problem"):
         minicode.document_with_labels(Problem(id="p", source="s", statement="", form="stdin"), 0)
 
 
-def test_slips_stand_at_locks_only_and_at_the_stated_rate() -> None:
+def test_slips_occur_only_at_locks_and_at_the_stated_rate() -> None:
     rng = random.Random(3)
     struck = locks = 0
     for _ in range(1500):
         lines = write_program(draw(rng, 3, "corpus", 0), rng)
-        positions = [position for line in lines for position in noise.label(line, noise.words)]
-        spoilt = noise.words(noise.write(lines, rng, 1.0))
+        positions = [position for line in lines for position in documents.label(line, documents.words)]
+        spoilt = documents.words(documents.write_with_slips(lines, rng, 1.0))
         if len(spoilt) != len(positions):  # a slip may join its neighbour: x and y read xy
             continue
         for position, word in zip(positions, spoilt, strict=True):
@@ -113,13 +113,13 @@ def test_no_slips_at_scale_zero() -> None:
     rng = random.Random(3)
     for _ in range(50):
         lines = write_program(draw(rng, 3, "corpus", 0), rng)
-        assert noise.write(lines, rng, 0.0) == "".join(line.chosen.text for line in lines)
+        assert documents.write_with_slips(lines, rng, 0.0) == "".join(line.chosen.text for line in lines)
 
 
 def test_words_join_to_the_text() -> None:
     text = "def f(xs):\n    ys = [x ** 2 for x in xs if x % 3 != 0]\n    return ys[::-1]\n```"
-    assert "".join(noise.words(text)) == text
-    assert noise.words("x <= 10)\n        ") == ("x", " <=", " 10", ")", "\n        ")
+    assert "".join(documents.words(text)) == text
+    assert documents.words("x <= 10)\n        ") == ("x", " <=", " 10", ")", "\n        ")
 
 
 def test_asking_for_more_problems_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

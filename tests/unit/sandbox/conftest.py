@@ -1,0 +1,17 @@
+"""One container with the default settings for all tests that do not need their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from megatron_ssd.config.evaluation import SandboxConfig
+from megatron_ssd.sandbox.sandbox import Sandbox
+
+
+@pytest.fixture(scope="package")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(SandboxConfig()) as container:
+        container.start()
+        yield container
