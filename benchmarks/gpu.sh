@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Install from a folder of wheels, check and measure on one GPU, without a network.
 #
-#   benchmarks/gpu.sh WHEELS [OUT]      OUT is docs/results unless it is given; docs/guides/gpu.md says what WHEELS holds
-#   SMOKE=1 benchmarks/gpu.sh - OUT     no installation, no GPU: tiny models on the CPU, with the python of PYTHON
+#   benchmarks/gpu.sh WHEELS [OUT]      OUT defaults to docs/results; docs/guides/gpu.md describes WHEELS
+#   SMOKE=1 benchmarks/gpu.sh - OUT     tiny models on the CPU with the interpreter in PYTHON; installs nothing
 #
-# Prints a short table last. A part that fails or runs out of its time is named there, and the parts after it still run.
+# Prints a short table at the end, with the parts that failed or timed out. The parts after them still run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,7 +13,7 @@ out=${2:-docs/results}
 mkdir -p "$out"
 failed=()
 
-# in_time SECONDS NAME COMMAND...: run a part; note its name where it ends badly.
+# in_time SECONDS NAME COMMAND...: run a part, and record its name if it fails.
 in_time() {
     local seconds=$1 name=$2
     shift 2
@@ -23,7 +23,7 @@ in_time() {
 
 install() {
     local venv=${VENV:-/tmp/megatron-ssd-gpu}
-    # The torch of the machine is used: its CUDA libraries are there, and TransformerEngine is built against it.
+    # Use the machine's torch: it has its CUDA libraries, and TransformerEngine is built against it.
     python3.12 -m venv --system-site-packages "$venv"
     python=$venv/bin/python
     "$python" -m pip install --quiet --no-index --find-links "$wheels" --no-deps "$wheels"/*.whl

@@ -1,14 +1,14 @@
-"""What benchmarks.gpu_measure runs: models, numbers and rows of each part, for a GPU and in tiny for a CPU.
+"""Cases of benchmarks.gpu_measure: models, precision and sequence lengths, for a GPU and in tiny form for a CPU.
 
-Parts are numbered as the table shows them:
+The parts, in the order of the table:
 
     specs      local layers against TransformerEngine's, bf16: losses of the same steps
     fp8        FP8 recipes against bf16: losses over 200 steps, step time
-    recompute  packed rows of 65,536: memory and tokens/s by recompute mode
+    recompute  packed sequences of 65,536 tokens: memory and tokens/s by recompute mode
     speed      utilisation, and Hugging Face Transformers with the same model in the same run
 
-Models are cut down to one GPU: Qwen3-1.7B's shape, and layers of Qwen3-30B-A3B. Long rows take a vocabulary of 32,768,
-as nothing splits the logits here.
+Models fit one GPU: Qwen3-1.7B's shape, and some layers of Qwen3-30B-A3B. Long sequences use a vocabulary of 32,768,
+because the logits are not split here.
 """
 
 from __future__ import annotations
@@ -134,9 +134,9 @@ def _speed(dense: ModelConfig, moe: ModelConfig) -> list[Case]:
 
 
 def _shrink(case: Case, device: str) -> Case:
-    """A few short rows. On a CPU, Megatron-Core's layers stand in for TransformerEngine's, and the name says so.
+    """Shorten the case. On a CPU the local layers replace TransformerEngine's, and the name says so.
 
-    FP8 and recomputed norms have no such stand-in: those stay as they are and are reported as skipped.
+    FP8 and recomputed norms have no replacement: these cases stay as they are and are reported as skipped.
     """
     small = dataclasses.replace(case, seq_length=min(case.seq_length, 128), global_batch_size=2, steps=3)
     numbers = case.precision

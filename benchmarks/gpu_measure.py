@@ -1,12 +1,12 @@
-"""Measure training on one GPU, part by part, and print one table; raw JSON beside it.
+"""Measures training on one GPU, part by part, writes JSON and prints one table.
 
     python -m benchmarks.gpu_measure --part speed --out docs/results
     python -m benchmarks.gpu_measure --table --out docs/results
     python -m benchmarks.gpu_measure --part specs --device cpu --tiny --out /tmp/smoke    # seconds, without a GPU
 
-Each run is the trainer as ``launch/train.py`` has it, on arithmetic progressions, which a model learns within a hundred
-steps. A run that does not fit, or that the device cannot do, is a row that says so and not the end of the part. Beside
-each peak of torch's allocator stands what the planner predicts, without its reserve.
+Each run uses the trainer of ``launch/train.py`` on arithmetic progressions, which a model learns within a hundred
+steps. A run that does not fit, or that the device does not support, becomes a row with the reason, and the part goes
+on. Each peak of torch's allocator is printed with the planner's prediction, without its reserve.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from megatron_ssd.runtime.hardware import check_precision
 from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
 
 ONE = ParallelConfig()
-WARM_UP = 2  # steps that compile and allocate, and are left out of times
+WARM_UP = 2  # steps that compile and allocate; their times are not used
 OPTIMIZER = OptimizerConfig(lr=1e-3, min_lr=1e-4, lr_warmup_iters=1)
 
 
 def main() -> None:
-    """Run a part, or print the table of all."""
+    """Run a part, or print the table of all parts."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--part", choices=PARTS)
-    options.add_argument("--table", action="store_true", help="print the table of what --out holds")
+    options.add_argument("--table", action="store_true", help="print the table of the parts in --out")
     options.add_argument("--out", type=Path, required=True, help="folder of gpu-PART.json")
     options.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    options.add_argument("--tiny", action="store_true", help="models of a test's size")
+    options.add_argument("--tiny", action="store_true", help="tiny models, as in tests")
     arguments = options.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.part:
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def run_part(part: str, out: Path, *, device: Device, tiny: bool) -> None:
-    """Run every case of ``part``; ``gpu-PART.json`` grows with each."""
+    """Run every case of ``part`` and write ``gpu-PART.json`` after each."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch, joined_processes(prepare_device(ClusterConfig(device=device))):
         for case in cases(part, tiny=tiny, device=device):
@@ -75,7 +75,7 @@ def run_part(part: str, out: Path, *, device: Device, tiny: bool) -> None:
 
 
 def _guarded(case: Case, scratch: Path, device: Device) -> dict[str, Any]:
-    """The case's measures, or why there are none."""
+    """The case's measurements, or the reason why there are none."""
     if device == "cpu" and case.needs_cuda:
         return {"skipped": "TransformerEngine's layers need CUDA"}
     if device == "cpu" and case.reference == "compile":
@@ -91,7 +91,7 @@ def _guarded(case: Case, scratch: Path, device: Device) -> dict[str, Any]:
         return {"skipped": f"out of memory: {str(error).splitlines()[0]}"}
     except UserError as error:
         return {"skipped": str(error)}
-    except Exception as error:  # noqa: BLE001 - GPU time is short: the parts that follow still run, and this is reported
+    except Exception as error:  # noqa: BLE001 - GPU time is short, so the next cases still run and this one is reported
         return {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
@@ -119,7 +119,7 @@ def run_trainer(case: Case, scratch: Path, device: Device) -> dict[str, Any]:
 
 
 def run_reference(case: Case, device: Device) -> dict[str, Any]:
-    """Train the same shape with Transformers and AdamW: bf16 weights and state, no recomputation, full rows."""
+    """Train the same shape with Transformers and AdamW: bf16 weights and state, no recomputation, full sequences."""
     import transformers
 
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -147,7 +147,7 @@ def run_reference(case: Case, device: Device) -> dict[str, Any]:
 
 
 def _transformers_config(model: ModelConfig) -> Any:
-    """The same shape in Transformers' names; of the Qwen3 families, which are all that is measured here."""
+    """The same shape in Transformers' names, for the Qwen3 families."""
     import transformers
 
     values = dataclasses.asdict(model)
@@ -160,7 +160,7 @@ def _transformers_config(model: ModelConfig) -> Any:
 
 
 def _speed(case: Case, seconds: list[float], flops: float, device: Device) -> dict[str, Any]:
-    """Times and rates of a step, and the peak of memory."""
+    """Times and rates per step, and peak memory."""
     middle = statistics.median(seconds)
     peak = peak_tflops(device_name(device), case.precision)
     return {
@@ -196,9 +196,9 @@ def case_config(case: Case, scratch: Path, device: Device) -> RunConfig:
 
 
 def predicted_bytes(config: RunConfig) -> float:
-    """The planner's total without its reserve, which is for what torch's allocator does not see."""
+    """The planner's total without its reserve, which covers memory outside torch's allocator."""
     assert config.model is not None
-    # One process: every parameter is here, none is an expert of other ranks, and products are all but the look-ups.
+    # One process holds every parameter, and all but the embedding are used in matrix products.
     model = config.model
     embeddings = model.vocab_size * model.hidden_size * (1 if model.tie_word_embeddings else 2)
     rank = RankReport(
@@ -211,7 +211,7 @@ def predicted_bytes(config: RunConfig) -> float:
 
 
 def write_progressions(run_dir: Path, case: Case) -> None:
-    """A data set of arithmetic progressions: of a row each without packing, else an eighth of a row or less."""
+    """Write arithmetic progressions, as long as a sequence without packing, else an eighth of it or less."""
     from megatron_ssd.artifacts.stage import Stage
     from megatron_ssd.dataset.indexed import IndexedWriter
 
@@ -229,12 +229,12 @@ def write_progressions(run_dir: Path, case: Case) -> None:
 
 
 def device_name(device: Device) -> str:
-    """What the driver, or nobody, calls it."""
+    """The driver's name of the GPU, or ``cpu``."""
     return torch.cuda.get_device_name() if device == "cuda" else "cpu"
 
 
 def table(out: Path) -> str:
-    """All parts that ``out`` holds, a line a run."""
+    """All parts in ``out``, one line per run."""
     lines = []
     for part in PARTS:
         path = out / f"gpu-{part}.json"
@@ -260,7 +260,7 @@ def _line(row: dict[str, Any], rows: list[dict[str, Any]] | None = None) -> str:
 
 
 def _gap(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """The largest and the last relative distance from the losses of the first run of the same model in the part."""
+    """Largest and last relative difference from the losses of the part's first run of the same model."""
     model = row["case"].split()[0]
     first = next((other for other in rows if other["case"].split()[0] == model and "losses" in other), row)
     if first is row or row["part"] not in ("specs", "fp8"):

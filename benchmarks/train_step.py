@@ -1,18 +1,18 @@
-"""Training speed beside a plain Hugging Face Transformers loop, on the same weights, samples and two cores.
+"""Compares training speed with a plain Hugging Face Transformers loop, on the same weights, samples and two cores.
 
     python -m benchmarks.train_step [--rounds 7] [--profile OUT.txt]
 
 Both sides fine-tune one tiny Qwen3 (random weights, written by transformers) on the same samples with AdamW, clipping
-and loss on the response tokens. The reference is what one would write first: pad each batch to its longest sample,
+and loss on the response tokens. The reference is a simple loop: pad each batch to its longest sample,
 ``model(...).loss``, ``loss.backward()``, ``torch.optim.AdamW(fused=True)``, one process with two threads, with
-``scaled_dot_product_attention``. This trainer runs as it does in production, once as one process with two threads and
-once as two data-parallel processes of one thread. Matrix products of fp32 tensors may round to bf16 inside on both
-sides (``precision=cpu``); the reference runs in bf16 as well, and the faster of its two is what the ratio is against.
+``scaled_dot_product_attention``. This trainer runs as in production, once as one process with two threads and once as
+two data-parallel processes of one thread. On both sides fp32 matrix products may round to bf16 internally
+(``precision=cpu``). The reference runs in bf16 too, and the ratio is relative to the faster of its two runs.
 
-Two sets of samples: ``equal``, where every sample fills a row and packing can gain nothing, and ``long-tailed``, where
-lengths are log-normal and this trainer packs (``best_fit``) what the reference pads. Speed is tokens of samples a
-second, padding not counted, over the same samples. The sides stay loaded and take turns within each round, so a drift
-of the machine's speed hits all; the table gives medians and the ratio's median over rounds, round by round.
+There are two sets of samples: in ``equal`` every sample fills a sequence and packing gains nothing; in ``long-tailed``
+lengths are log-normal, and this trainer packs (``best_fit``) what the reference pads. Speed is tokens of samples per
+second, without padding, over the same samples. All sides stay loaded and alternate within each round, so that a change
+of the machine's speed affects all. The table shows medians, and the median over rounds of the ratio within a round.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 SEQ_LENGTH, BATCH, MICRO_BATCH = 256, 32, 16
-STEPS = 8  # a turn, in batches of the reference
+STEPS = 8  # batches of the reference per measurement
 LAYOUTS = ("one process", "two processes")
 REFERENCES = ("transformers fp32", "transformers bf16")
 SHAPE: dict[str, Any] = {
@@ -48,7 +48,7 @@ SHAPE: dict[str, Any] = {
 def main() -> None:
     """Prepare, measure, print the table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=7, help="turns of each side (default 7)")
+    options.add_argument("--rounds", type=int, default=7, help="measurements of each side (default 7)")
     options.add_argument("--profile", type=Path, help="also write a profile of one process of this trainer here")
     options.add_argument("--side", help=argparse.SUPPRESS)  # a worker that this script starts
     options.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _prepare(folder: Path, case: str) -> list[int]:
-    """Write weights, samples and this trainer's data set; return the samples' lengths in positions."""
+    """Write weights, samples and this trainer's data set; return the samples' lengths in tokens."""
     import torch
     import transformers
     from transformers.utils.logging import disable_progress_bar
@@ -96,17 +96,17 @@ def _prepare(folder: Path, case: str) -> list[int]:
 
 
 def _measure(case: str, folder: Path, lengths: list[int], rounds: int) -> None:
-    """Start every side, let them take turns, and print one table."""
+    """Start every side, measure them alternately, and print one table."""
     sides = {name: _Side(name, folder) for name in (*REFERENCES, *LAYOUTS)}
     try:
         for side in sides.values():
-            side.turn()  # the first turn compiles, allocates and warms up
-        seconds = [{name: side.turn() for name, side in sides.items()} for _ in range(rounds)]
+            side.measure()  # warm-up: compiles and allocates
+        seconds = [{name: side.measure() for name, side in sides.items()} for _ in range(rounds)]
     finally:
         for side in sides.values():
             side.stop()
     speeds = [{name: sum(lengths) / value for name, value in one.items()} for one in seconds]
-    print(f"\n{case}: {len(lengths)} samples of {min(lengths)} to {max(lengths)} positions, {sum(lengths):,} in all")
+    print(f"\n{case}: {len(lengths)} samples of {min(lengths)} to {max(lengths)} tokens, {sum(lengths):,} in all")
     print(f"{'':22}{'tokens/s':>10}{'lowest':>10}{'highest':>10}{'ratio':>8}")
     for name in sides:
         own = [one[name] for one in speeds]
@@ -115,7 +115,7 @@ def _measure(case: str, folder: Path, lengths: list[int], rounds: int) -> None:
 
 
 class _Side:
-    """The processes of one side; each runs a turn when its standard input says so."""
+    """The processes of one side; each runs once over the samples per line of standard input."""
 
     def __init__(self, name: str, folder: Path) -> None:
         count = 2 if name == "two processes" else 1
@@ -137,7 +137,7 @@ class _Side:
             if process.stdout.readline() != "ready\n":
                 sys.exit(f"{name} did not start; VERBOSE=1 shows why")
 
-    def turn(self) -> float:
+    def measure(self) -> float:
         """Seconds that the slowest process took."""
         for process in self._processes:
             assert process.stdin is not None
@@ -146,14 +146,14 @@ class _Side:
         return max(float(process.stdout.readline()) for process in self._processes if process.stdout)
 
     def stop(self) -> None:
-        """End the processes."""
+        """Stop the processes."""
         for process in self._processes:
             process.kill()
             process.wait()
 
 
 def _environment(rank: int, count: int) -> dict[str, str]:
-    """As torchrun would set it; one process is started without it."""
+    """Environment variables of torchrun for several processes; one process needs none."""
     threads = {"OMP_NUM_THREADS": str(2 // count)}
     if count == 1:
         return {**os.environ, **threads}
@@ -162,20 +162,20 @@ def _environment(rank: int, count: int) -> dict[str, str]:
 
 
 def _serve(side: str, folder: Path) -> None:
-    """Answer each line of standard input with the seconds of one turn."""
+    """Answer each line of standard input with the seconds of one run over the samples."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print must not be taken for an answer
-    with _reference(folder, side) if side in REFERENCES else _trainer(folder, side) as turn:
+    os.dup2(2, 1)  # output of libraries must not be read as an answer
+    with _reference(folder, side) if side in REFERENCES else _trainer(folder, side) as run_once:
         print("ready", file=answers, flush=True)
         for _ in sys.stdin:
             started = time.perf_counter()
-            turn()
+            run_once()
             print(time.perf_counter() - started, file=answers, flush=True)
 
 
 @contextmanager
 def _reference(folder: Path, side: str) -> Iterator[Callable[[], None]]:
-    """The plain loop over all samples, once."""
+    """Run the plain loop over all samples, once per call."""
     import torch
     import transformers
 
@@ -192,12 +192,12 @@ def _reference(folder: Path, side: str) -> Iterator[Callable[[], None]]:
         padded = torch.tensor([sample + [0] * (longest - len(sample)) for sample in part])
         lengths = torch.tensor([[len(sample)] for sample in part])
         prompts = torch.tensor([[len(sample) // 4] for sample in part])
-        places = torch.arange(longest)
-        labels = padded.masked_fill((places >= lengths) | (places < prompts), -100)
-        mask = None if longest == min(map(len, part)) else (places < lengths).long()
+        positions = torch.arange(longest)
+        labels = padded.masked_fill((positions >= lengths) | (positions < prompts), -100)
+        mask = None if longest == min(map(len, part)) else (positions < lengths).long()
         return {"input_ids": padded, "labels": labels, "attention_mask": mask}
 
-    def turn() -> None:
+    def run_once() -> None:
         for start in range(0, len(samples), BATCH):
             parts = [samples[i : i + MICRO_BATCH] for i in range(start, start + BATCH, MICRO_BATCH)]
             batches = [micro_batch(part) for part in parts]
@@ -208,12 +208,12 @@ def _reference(folder: Path, side: str) -> Iterator[Callable[[], None]]:
             optimizer.step()
             optimizer.zero_grad()
 
-    yield turn
+    yield run_once
 
 
 @contextmanager
 def _trainer(folder: Path, side: str) -> Iterator[Callable[[], None]]:
-    """This trainer over all samples, once."""
+    """Run this trainer over all samples, once per call."""
     from megatron_ssd.runtime.device import prepare_device
     from megatron_ssd.runtime.process_groups import process_groups
     from megatron_ssd.training.trainer import build_trainer
@@ -225,11 +225,11 @@ def _trainer(folder: Path, side: str) -> Iterator[Callable[[], None]]:
         dataset = trainer.source.dataset
         steps = -(-dataset.num_sequences(0) // config.training.global_batch_size)
 
-        def turn() -> None:
+        def run_once() -> None:
             for _ in range(steps):
                 trainer.step()
 
-        yield turn
+        yield run_once
 
 
 def _config(folder: Path, *, world_size: int) -> Any:
@@ -241,7 +241,7 @@ def _config(folder: Path, *, world_size: int) -> Any:
 
     long_tailed = folder.name == "long-tailed"
     training = TrainingConfig(
-        global_batch_size=8 if long_tailed else BATCH,  # rows; about as many samples as the reference has in a batch
+        global_batch_size=8 if long_tailed else BATCH,  # sequences with about as many samples as BATCH
         micro_batch_size=4 if long_tailed else MICRO_BATCH,
         seq_length=SEQ_LENGTH,
         packing="best_fit" if long_tailed else "none",
@@ -259,13 +259,13 @@ def _config(folder: Path, *, world_size: int) -> Any:
 
 
 def _profile(folder: Path, path: Path) -> None:
-    """Operators of one turn of one process, by their own time."""
+    """Write the operators of one run over the samples in one process, by their own time."""
     import torch
 
-    with _trainer(folder, "one process") as turn:
-        turn()
+    with _trainer(folder, "one process") as run_once:
+        run_once()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            turn()
+            run_once()
     path.write_text(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=30))
     print(f"profile: {path}")
 

@@ -1,4 +1,4 @@
-"""Write the trained weights as a Hugging Face folder: run_dir/export.
+"""Write the trained weights as a Hugging Face folder, run_dir/export.
 
 python launch/export.py experiment=demo model.path=BASE run_dir=runs/mine
 """

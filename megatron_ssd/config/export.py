@@ -1,4 +1,4 @@
-"""How the exported weights are cut into files, which weights they are, and what a conversion is asked to do."""
+"""Settings of the export stage and of the conversion tool."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ class ModelConfig:
         return self.model_type in ("qwen3", "qwen3_moe")
 
     def num_parameters(self) -> int:
-        """Parameters of the whole model, counted from the shape; tied embeddings count once."""
+        """Parameters of the full model, counted from the shape; tied embeddings count once."""
         q_size = self.num_attention_heads * self.head_dim
         kv_size = self.num_key_value_heads * self.head_dim
         attention = self.hidden_size * (2 * q_size + 2 * kv_size) + (2 * self.head_dim if self.has_qk_norm else 0)

@@ -156,8 +156,8 @@ def _grade(
         for name, setting in settings:
             samples = [Sample.from_json(row) for row in iter_jsonl(jobs[name].path(setting))]
             path = verdict_path(work, name, setting)
-            judged = verdicts[name][setting.label] = grader.grade(samples, path, bar.update)
-            diversity[name][setting.label] = forms.diversity(zip(judged, map(grader.source_of, samples), strict=True))
+            graded = verdicts[name][setting.label] = grader.grade(samples, path, bar.update)
+            diversity[name][setting.label] = forms.diversity(zip(graded, map(grader.source_of, samples), strict=True))
             reasons[name][setting.label] = Counter(sample.finish_reason for sample in samples)
             stage.note_time()
     return verdicts, reasons, diversity

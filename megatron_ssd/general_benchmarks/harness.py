@@ -18,7 +18,6 @@ import json
 import logging
 import random
 import re
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -44,6 +43,7 @@ from megatron_ssd.general_benchmarks.processes import HarnessSpec
 from megatron_ssd.general_benchmarks.results import DocumentResult
 from megatron_ssd.generation.plan import request_seed
 from megatron_ssd.generation.vllm_engine import START_ERRORS, vllm_version
+from megatron_ssd.process import connection_to_parent
 
 # lm-eval's own seeds (its DEFAULT_RANDOM_SEED and DEFAULT_OTHER_SEED), which choose few-shot examples.
 _PYTHON_SEED, _OTHER_SEED = 0, 1234
@@ -52,12 +52,12 @@ _NO_STDERR = 0  # lm-eval computes no error bars; the stage does, over all parts
 
 
 def serve(connection: Connection) -> None:
-    """Run the spec in the first message, then send None or the parts of a ``UserError``."""
+    """Run the spec in the first message, then send None or a ``UserError``."""
     spec: HarnessSpec = connection.recv()
     try:
         run(spec)
     except UserError as error:
-        connection.send({"what": error.what, "rule": error.rule, "fix": error.fix})
+        connection.send(error)
     else:
         connection.send(None)
 
@@ -381,4 +381,4 @@ def _texts(filtered: Any) -> Sequence[str]:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.ERROR)
-    serve(Connection(int(sys.argv[1])))
+    serve(connection_to_parent())

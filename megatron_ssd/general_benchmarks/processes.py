@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import socket
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
 
 from megatron_ssd.config.evaluation import GeneralBenchmarksConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.vllm_engine import VllmSpec
-from megatron_ssd.process import die_with_parent, this_package
+from megatron_ssd.process import ChildDeathError, ChildProcess
 
 _POLL_SECONDS = 30.0
 
@@ -85,61 +81,36 @@ def run_harness(specs: Sequence[HarnessSpec], *, note: Callable[[], object]) -> 
     Raises:
         UserError: one of them reported a user error, or died. The others are killed; complete parts are kept.
     """
-    children = [_Child(spec) for spec in specs]
-    try:
-        waiting = {child.connection: child for child in children}
+    with contextlib.ExitStack() as stack:
+        waiting = {}
+        for spec in specs:
+            child = ChildProcess(
+                "megatron_ssd.general_benchmarks.harness", environment=_environment(spec), stdout=sys.stderr.fileno()
+            )
+            stack.callback(child.close)
+            child.send(spec)
+            waiting[child.connection] = child
         while waiting:
             for connection in wait(list(waiting), timeout=_POLL_SECONDS):
-                waiting.pop(connection).finish()  # type: ignore[call-overload]
+                _finish(waiting.pop(connection))  # type: ignore[call-overload]
             note()
-    finally:
-        for child in children:
-            child.close()
 
 
-class _Child:
-    def __init__(self, spec: HarnessSpec) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "megatron_ssd.general_benchmarks.harness", str(theirs.fileno())],
-                env=_environment(spec),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=sys.stderr.fileno(),
-                preexec_fn=die_with_parent,
-                process_group=0,  # only the parent handles Ctrl-C
-            )
-        self.connection = Connection(ours.detach())
-        with contextlib.suppress(ConnectionError):  # ``finish`` reports that it died
-            self.connection.send(spec)
-
-    def finish(self) -> None:
-        """Receive the result. Raises ``UserError`` if it is an error, or if the process died without one."""
-        try:
-            error: dict[str, Any] | None = self.connection.recv()
-        except (EOFError, OSError):
-            status = self._process.wait()
-            raise UserError(
-                f"lm-eval's process with status {status}",
-                rule="died; its output is above",
-                fix="run the same command again, which keeps finished tasks; lower engine.max_num_seqs if memory ran "
-                "out",
-            ) from None
-        if error is not None:
-            raise UserError(**error)
-
-    def close(self) -> None:
-        """Kill the process and every process that it started."""
-        self.connection.close()
-        with contextlib.suppress(ProcessLookupError):  # its process group has ended
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+def _finish(child: ChildProcess) -> None:
+    """Receive the result. Raises ``UserError`` if it is an error, or if the process died without one."""
+    try:
+        child.receive()
+    except ChildDeathError as death:
+        raise UserError(
+            f"lm-eval's process with status {death.status}",
+            rule="died; its output is above",
+            fix="run the same command again, which keeps finished tasks; lower engine.max_num_seqs if memory ran out",
+        ) from None
 
 
 def _environment(spec: HarnessSpec) -> dict[str, str]:
     """As for every engine, except that data sets may be downloaded and libraries must not run a model's programs."""
-    environment = {**os.environ, **this_package(), **spec.engine.environment(spec.index)}
+    environment = spec.engine.environment(spec.index)
     if not set(spec.tasks) <= spec.config.data.keys() and "HF_HUB_OFFLINE" not in os.environ:
         del environment["HF_HUB_OFFLINE"]
     return {

@@ -1,1 +1,1 @@
-"""What a run showed: ``summary.json`` for machines, self-contained ``report.html`` and ``problems.html`` for people."""
+"""The report of a run: ``summary.json`` for programs, ``report.html`` and ``problems.html`` for people."""

@@ -1,4 +1,4 @@
-"""Reads what ``problems.html`` shows: every problem of the benchmark with the attempts of base and SSD at their best.
+"""Reads every problem of the benchmark with the attempts of base and SSD at their best, for ``problems.html``.
 
 Attempts come from ``eval/generations`` and ``eval/verdicts``, tests and statements from ``eval/problems.jsonl``. Texts
 are cut while they are read, so that memory holds at most ``MOST_KEPT`` characters of each part of a response.
@@ -19,8 +19,8 @@ from megatron_ssd.progress import progress
 from megatron_ssd.prompts.extract import extract_code
 from megatron_ssd.schema import FinishReason, Sample, Verdict, VerdictStatus
 
-COLUMNS = ("base_best", "ssd_best")  # rows of the headline that stand side by side
-MOST_KEPT = 32_768  # characters of what precedes a program, of the program, and of what follows it
+COLUMNS = ("base_best", "ssd_best")  # keys of the scores that are shown side by side
+MOST_KEPT = 32_768  # characters of the text before a program, of the program, and of the text after it
 _DETAIL_CHARACTERS = 300
 _TITLE_CHARACTERS = 80
 
@@ -29,9 +29,9 @@ Solved = Literal["both", "ssd", "base", "neither"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """A response and its verdict; the response is ``before``, ``program`` and ``after`` in a row.
+    """A response and its verdict; the response is ``before``, then ``program``, then ``after``.
 
-    ``program`` is None where none was found; the whole response is in ``before`` then.
+    ``program`` is None if none was found; then the whole response is in ``before``.
     """
 
     sample_index: int
@@ -50,9 +50,10 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProblemPage:
-    """One problem. ``attempts`` has a tuple for each of ``COLUMNS``; ``tests`` those that some attempt failed first.
+    """One problem. ``attempts`` has a tuple for each of ``COLUMNS``.
 
-    ``half`` is empty, and ``tests`` too, where the evaluation kept no texts of its problems.
+    ``tests`` has the tests that some attempt failed first. ``half`` and ``tests`` are empty if the evaluation kept
+    no texts of its problems.
     """
 
     problem_id: str
@@ -67,19 +68,19 @@ class ProblemPage:
     attempts: tuple[tuple[Attempt, ...], ...]
 
     def passed(self, column: int) -> tuple[int, int]:
-        """Programs that passed every test, and programs that were judged."""
+        """Numbers of programs that passed every test and of programs that were graded."""
         statuses = [attempt.status for attempt in self.attempts[column]]
         return statuses.count("passed"), len(statuses) - statuses.count("infrastructure_error")
 
     @property
     def change(self) -> float | None:
-        """Share of passing programs of SSD minus that of the base; None where the judge failed on all of one."""
+        """Share of passing programs of SSD minus that of the base; None if grading failed on all of one."""
         (base, base_total), (ssd, ssd_total) = self.passed(0), self.passed(1)
         return ssd / ssd_total - base / base_total if base_total and ssd_total else None
 
     @property
     def solved(self) -> Solved:
-        """By which model at least one program passes."""
+        """The models of which at least one program passes."""
         base, ssd = (self.passed(column)[0] > 0 for column in range(len(COLUMNS)))
         if base and ssd:
             return "both"
@@ -87,7 +88,7 @@ class ProblemPage:
 
     @property
     def statuses(self) -> list[VerdictStatus]:
-        """Every verdict that came up, sorted."""
+        """Every verdict that occurs, sorted."""
         return sorted({attempt.status for column in self.attempts for attempt in column})
 
 
@@ -102,11 +103,11 @@ class ProblemPages:
 
 
 def read_problem_pages(folder: Path, scores: EvaluationResults, *, prompt_opens_thinking: bool) -> ProblemPages:
-    """What there is on each problem of the published ``eval`` folder.
+    """Read each problem of the published ``eval`` folder.
 
     Args:
         folder: ``run_dir/eval``.
-        scores: says which problems there are, and which setting is each model's best.
+        scores: names the problems and each model's best setting.
         prompt_opens_thinking: see ``extract_code``.
 
     Raises:
@@ -136,7 +137,7 @@ def read_problem_pages(folder: Path, scores: EvaluationResults, *, prompt_opens_
 
 @dataclass(frozen=True)
 class _Reader:
-    """Of the files of one model under one setting."""
+    """Reads the files of one model under one setting."""
 
     folder: Path
     model: ModelName
@@ -146,8 +147,8 @@ class _Reader:
     def read(self, prompts: dict[str, str]) -> dict[str, tuple[Attempt, ...]]:
         """Attempts by problem id, in the order of their index; puts each problem's prompt into ``prompts``."""
         name = f"{self.model}/{self.decoding}.jsonl"
-        judged = (Verdict.from_json(row) for row in iter_jsonl(self.folder / "verdicts" / name))
-        verdicts = {(verdict.problem_id, verdict.sample_index): verdict for verdict in judged}
+        graded = (Verdict.from_json(row) for row in iter_jsonl(self.folder / "verdicts" / name))
+        verdicts = {(verdict.problem_id, verdict.sample_index): verdict for verdict in graded}
         attempts: defaultdict[str, list[Attempt]] = defaultdict(list)
         rows = iter_jsonl(self.folder / "generations" / name)
         for row in progress(rows, desc=f"reading programs of {self.model}", unit="program", total=len(verdicts)):
@@ -165,7 +166,7 @@ class _Reader:
     def _attempt(self, sample: Sample, verdict: Verdict) -> Attempt:
         program = extract_code(sample.response, prompt_opens_thinking=self.prompt_opens_thinking)
         before, after = sample.response, ""
-        if program is not None:  # extraction takes whole lines as they stand, so the program is in there
+        if program is not None:  # extraction keeps lines unchanged, so the response contains the program
             before, _, after = sample.response.rpartition(program)
         return Attempt(
             sample_index=sample.sample_index,
@@ -203,7 +204,7 @@ def _page(
 
 
 def _first_line(statement: str) -> str:
-    """What names a problem that has no title; empty where it is too long for that."""
+    """The title of a problem without one; empty if the line is too long for a title."""
     line = statement.strip().partition("\n")[0]
     return line if len(line) <= _TITLE_CHARACTERS else ""
 

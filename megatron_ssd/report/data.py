@@ -1,4 +1,4 @@
-"""Gathers what the report shows from the published folders of a run. Reads files, decides nothing, writes nothing."""
+"""Reads what the report shows from the published folders of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from megatron_ssd.report.paper import COUNTED, SETTINGS, window_title
 from megatron_ssd.report.problems import ProblemFacts, read_problem_facts
 
 _FACT_KEYS = ("seed", "minicode.seed", "model.name", "cluster.device")
-_HOW_ENDS_ARE_FOUND = ("filters.loop.", "filters.mask_end_tokens")  # of loops and cut responses; they drop nothing
+_HOW_ENDS_ARE_FOUND = (
+    "filters.loop.",
+    "filters.mask_end_tokens",
+)  # they detect, and drop nothing
 _RECORDED_AS = {  # stage -> (prefix in its manifest, prefix in the configuration)
     "samples": (
         ("decoding.", "sampling.train."),
@@ -41,7 +44,7 @@ _RECORDED_AS = {  # stage -> (prefix in its manifest, prefix in the configuratio
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPoint:
-    """One logged iteration that updated the model: its numbers are finite."""
+    """One logged iteration that updated the model, with finite numbers."""
 
     iteration: int
     loss: float
@@ -52,9 +55,10 @@ class TrainingPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingFacts:
-    """The training data as sampled. ``lengths`` are tokens of each response that was run.
+    """The sampled training data.
 
-    ``dropped`` are samples that the filters took, by reason.
+    ``lengths`` are the tokens of each response that was generated, ``dropped`` counts the samples that filters removed,
+    by reason. ``tokens_per_second`` is None if a resumed stage had nothing left to generate.
     """
 
     num_samples: int
@@ -63,12 +67,12 @@ class SamplingFacts:
     lengths: tuple[int, ...]
     dropped: dict[str, int]
     num_kept: int
-    tokens_per_second: float | None  # None where a resumed stage had nothing left to draw
+    tokens_per_second: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """Everything that the page and ``summary.json`` are made from."""
+    """Everything that the page and ``summary.json`` show."""
 
     run_name: str
     scores: EvaluationResults
@@ -82,7 +86,7 @@ class ReportData:
 
 
 def gather(config: RunConfig) -> ReportData:
-    """Everything that page and summary are made from.
+    """Everything that the page and ``summary.json`` show.
 
     Raises:
         UserError: a stage was not published or one of its files cannot be read.
@@ -113,7 +117,7 @@ def read_manifests(run_dir: Path) -> dict[str, Manifest]:
 def shown_settings(config: RunConfig, manifests: Mapping[str, Manifest]) -> dict[str, Any]:
     """Dotted key -> value of every setting that the report names.
 
-    A stage's manifest outweighs ``config``: it says what the stage ran with, whatever is asked for now.
+    The manifest of a stage takes precedence over ``config``: it records the settings that the stage ran with.
     """
     flat = flatten(dataclasses.asdict(config))
     for stage, manifest in manifests.items():
@@ -127,7 +131,7 @@ def shown_settings(config: RunConfig, manifests: Mapping[str, Manifest]) -> dict
 
 
 def _counted(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
-    """What was sampled on and judged by in fact, whatever the names are; null for a stage that is not there."""
+    """Actual sizes and dates of training problems and benchmark; None for a stage that is missing."""
     found: dict[str, Any] = dict.fromkeys(COUNTED)
     if "problems" in manifests:
         found["problems.count"] = manifests["problems"].counts["problems"]
@@ -139,7 +143,7 @@ def _counted(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
 
 
 def _further_filters(flat: Mapping[str, Any]) -> str:
-    """The settings of filters that drop more than the defaults and have no line of their own in the report."""
+    """The filter settings that differ from their defaults and have no line of their own in the report."""
     shown = {key for setting in SETTINGS for key in setting.keys}
     changed = [
         key.removeprefix("filters.")
@@ -150,12 +154,12 @@ def _further_filters(flat: Mapping[str, Any]) -> str:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Whether two values are one in JSON, which manifests are."""
+    """Whether two values are equal as JSON, the format of manifests."""
     return json.dumps(one) == json.dumps(other)
 
 
 def _configuration_key(stage: str, recorded: str) -> str:
-    """The configuration's name of a setting that the manifest of ``stage`` records under ``recorded``."""
+    """The configuration key of a setting that the manifest of ``stage`` records as ``recorded``."""
     for prefix, key in _RECORDED_AS.get(stage, ()):
         if recorded.startswith(prefix):
             return key + recorded.removeprefix(prefix)
@@ -163,9 +167,10 @@ def _configuration_key(stage: str, recorded: str) -> str:
 
 
 def read_training(path: Path) -> tuple[tuple[TrainingPoint, ...], int]:
-    """The logged iterations of ``metrics.jsonl``, in order; of an iteration logged twice (a resume) the later row.
+    """The logged iterations of ``metrics.jsonl`` in order, and the number of skipped ones, which are left out.
 
-    Those that were skipped, because loss or gradient was not finite (null in the file), are counted and left out.
+    An iteration is skipped if its loss or gradient is not finite (null in the file). If a resume logged an iteration
+    twice, the later record is used.
     """
     rows = {row["iteration"]: row for row in iter_jsonl(path)}
     names = [field.name for field in dataclasses.fields(TrainingPoint)]
@@ -175,7 +180,7 @@ def read_training(path: Path) -> tuple[tuple[TrainingPoint, ...], int]:
 
 
 def read_sampling(shards: Sequence[Path], manifests: Mapping[str, Manifest]) -> SamplingFacts:
-    """Finish reasons and lengths over every shard, and what was left out before and after."""
+    """Finish reasons and lengths over every shard, and the samples that were skipped and dropped."""
     finish, skipped, lengths = Counter[str](), Counter[str](), []
     for shard in progress(shards, desc="reading samples", unit="shard"):
         for sample in iter_samples(shard):

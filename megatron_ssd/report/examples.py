@@ -89,11 +89,11 @@ def _example(
             model=score.model,
             decoding=score.decoding,
             response=_cut(own[problem_id].response, _RESPONSE_CHARACTERS),
-            verdict=judged[problem_id].status.replace("_", " "),
-            detail=_cut(judged[problem_id].detail, _DETAIL_CHARACTERS),
-            failed=_failed_test(judged[problem_id], kept),
+            verdict=verdict_of[problem_id].status.replace("_", " "),
+            detail=_cut(verdict_of[problem_id].detail, _DETAIL_CHARACTERS),
+            failed=_failed_test(verdict_of[problem_id], kept),
         )
-        for score, own, judged in zip(best, samples, verdicts, strict=True)
+        for score, own, verdict_of in zip(best, samples, verdicts, strict=True)
     ]
     return Example(
         problem_id=problem_id, difficulty=difficulty, prompt=_cut(prompt, _PROMPT_CHARACTERS), programs=tuple(programs)

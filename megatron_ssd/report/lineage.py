@@ -1,8 +1,7 @@
-"""The chain from scores back to the base model: every manifest's inputs, followed to the folder that published them.
+"""Traces the scores back to the base model, from the inputs in each manifest to the folder that published them.
 
-What is checked: that each input hash is the content hash of a folder that is there, and that this folder's files are
-there with the sizes its manifest states. Contents are not hashed again. A link that does not hold is reported, never
-passed over.
+Each input hash must be the content hash of an existing folder, whose files must exist with the sizes in its manifest.
+Contents are not hashed again. A broken link is reported, never skipped.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ from typing import Literal
 
 from megatron_ssd.artifacts.manifest import FILE_NAME, Manifest, read_manifest
 
-LinkStatus = Literal["whole", "source", "broken"]
+LinkStatus = Literal["found", "source", "broken"]
 
-BASE_ROLE = "model"  # under which a stage names the base model among its inputs
+BASE_ROLE = "model"  # the name of the base model among the inputs of a stage
 STAGES = ("problems", "samples", "dataset", "checkpoints", "export", "eval")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """An input of a stage: ``whole`` (made by ``folder``), ``source`` (from outside) or ``broken`` (``reason``)."""
+    """An input of a stage: ``found`` (made by ``folder``), ``source`` (from outside) or ``broken`` (``reason``)."""
 
     role: str
     hash: str
@@ -33,7 +32,7 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A published folder in the chain, as it is now."""
+    """A published folder in the chain, in its current state."""
 
     folder: str
     stage: str
@@ -43,24 +42,24 @@ class Step:
     created: str
     seconds: float
     links: tuple[Link, ...]
-    problem: str = ""  # what is wrong with its files; empty where they are there in full size
+    problem: str = ""  # what is wrong with its files; empty if they exist in full size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
-    """``steps`` lead from the scores back to the base model, which the samples know as ``base_revision``.
+    """``steps`` lead from the scores back to the base model, which samples name ``base_revision``.
 
-    ``base_steps`` go on into the run of this project that made the base; empty for a model from elsewhere.
+    ``base_steps`` continue in the run of this project that made the base; empty for a model from elsewhere.
     """
 
     steps: tuple[Step, ...]
     base_revision: str
     base_steps: tuple[Step, ...] = ()
-    conflict: str = ""  # stages that name different base models; empty where all mean the same
+    conflict: str = ""  # stages that name different base models; empty if all name the same
 
     @property
-    def is_whole(self) -> bool:
-        """Whether every link and every folder of the chain holds."""
+    def is_complete(self) -> bool:
+        """Whether every link and every folder of the chain is valid."""
         steps = (*self.steps, *self.base_steps)
         return not self.conflict and not any(
             step.problem or any(link.status == "broken" for link in step.links) for step in steps
@@ -68,11 +67,11 @@ class Lineage:
 
 
 def trace(run_dir: Path, *, base_model: Path | None, base_revision: str) -> Lineage:
-    """Walk back from ``run_dir/eval`` over everything that its inputs name.
+    """Follow the inputs of ``run_dir/eval`` back to their sources.
 
     Args:
-        run_dir: the run's folder, every stage up to ``eval`` published.
-        base_model: folder of the base model; where a run of this project published it, the walk goes on into that run.
+        run_dir: the folder of the run, with every stage up to ``eval`` published.
+        base_model: folder of the base model; if a run of this project published it, the trace continues in that run.
         base_revision: how the base model is named in the samples.
 
     Raises:
@@ -100,11 +99,11 @@ def trace(run_dir: Path, *, base_model: Path | None, base_revision: str) -> Line
 
 
 def _published(run_dir: Path, base_model: Path | None) -> Iterator[tuple[Path, Manifest]]:
-    """Every published folder that the chain may lead to."""
+    """Every published folder that may be part of the chain."""
     runs = [run_dir] if base_model is None else [run_dir, base_model.parent]
     for run in runs:
         for path in sorted(run.glob(f"*/{FILE_NAME}")):
-            if not path.parent.suffix:  # neither work in progress nor output that was moved aside
+            if not path.parent.suffix:  # skips work in progress and output that was moved aside
                 yield path.parent, read_manifest(path.parent)
 
 
@@ -120,19 +119,19 @@ def _step(folder: Path, manifest: Manifest, known: dict[str, tuple[Path, Manifes
 
 def _link(role: str, value: str, known: dict[str, tuple[Path, Manifest]], own_run: Path, run_dir: Path) -> Link:
     if value in known:
-        return Link(role=role, hash=value, status="whole", folder=_shown(known[value][0], run_dir))
+        return Link(role=role, hash=value, status="found", folder=_shown(known[value][0], run_dir))
     if role in (*STAGES, "tokenizer"):
         there = (own_run / role / FILE_NAME).is_file()
-        reason = f"{role}/ was made again since" if there else f"{role}/ is not there"
+        reason = f"{role}/ has been published again since" if there else f"{role}/ does not exist"
         return Link(role=role, hash=value, status="broken", reason=reason)
     return Link(role=role, hash=value, status="source")
 
 
 def _conflict(steps: list[Step]) -> str:
-    """Which stages name different base models.
+    """The stages that name different base models.
 
-    Sampling and evaluation name a commit where one was given, training always the hash of the files: only names of one
-    kind are held against each other.
+    Sampling and evaluation name a commit if one was given, and training always names the hash of the files, so only
+    names of the same length are compared.
     """
     named = {step.folder: link.hash for step in steps for link in step.links if link.role == BASE_ROLE}
     by_kind: dict[int, dict[str, str]] = {}
@@ -145,7 +144,7 @@ def _conflict(steps: list[Step]) -> str:
 
 
 def _problem(folder: Path, manifest: Manifest) -> str:
-    """The first file of ``folder`` that is not as its manifest states it."""
+    """The first file of ``folder`` that differs from its manifest; empty if there is none."""
     for output in manifest.outputs:
         path = folder / output["path"]
         if not path.is_file():
@@ -156,5 +155,5 @@ def _problem(folder: Path, manifest: Manifest) -> str:
 
 
 def _shown(folder: Path, run_dir: Path) -> str:
-    """``folder`` as the reader knows it: within the run, or with the run that it belongs to."""
+    """``folder`` for the reader: its name in this run, or with the name of its own run."""
     return folder.name if folder.parent == run_dir else f"{folder.parent.name}/{folder.name}"

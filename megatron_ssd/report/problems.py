@@ -1,4 +1,4 @@
-"""What became of the rows that training problems were chosen from, and what the gate found among them."""
+"""Reads how training problems were selected, and the evaluation problems that were found among them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LISTED_HITS = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hit(decontamination.Hit):
-    """What the gate found; ``kept`` where the training problem was sampled all the same."""
+    """A training problem found in an evaluation set; ``kept`` if it was sampled nevertheless."""
 
     kept: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetHits:
-    """Training problems found in one evaluation set: sampled all the same, or left out."""
+    """The number of training problems found in one evaluation set: sampled nevertheless, or left out."""
 
     name: str
     kept: int
@@ -35,9 +35,9 @@ class SetHits:
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemFacts:
-    """The problems stage: ``selection`` is the line to compare with others, ``dropped`` counts rows by reason.
+    """The problems stage. ``selection`` is a line that identifies it, ``dropped`` counts rows by reason.
 
-    ``hits`` are at most ``LISTED_HITS``, those that were kept first and then the surest, of ``num_hits``.
+    ``hits`` are at most ``LISTED_HITS`` of ``num_hits``: first those that were kept, then the most certain ones.
     """
 
     selection: str
@@ -50,7 +50,7 @@ class ProblemFacts:
 
 
 def read_problem_facts(folder: Path, manifest: Manifest) -> ProblemFacts:
-    """Facts of a published ``problems`` folder. Raises ``UserError`` where its hits cannot be read."""
+    """The facts of a published ``problems`` folder. Raises ``UserError`` if its hits cannot be read."""
     hits = [_hit(row) for row in iter_jsonl(folder / HITS_FILE)]
     found: defaultdict[tuple[str, bool], set[str]] = defaultdict(set)
     for hit in hits:

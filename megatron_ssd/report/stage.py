@@ -1,4 +1,4 @@
-"""The report stage: reads every published folder of a run, publishes ``report/summary.json`` and two pages."""
+"""The report stage: publishes ``report/summary.json`` and two pages from the published folders of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from megatron_ssd.report.summary import summarise
 
 
 def report_stage(config: RunConfig) -> Stage:
-    """The stage as ``config`` asks for it, not yet begun.
+    """The stage that ``config`` describes, not yet begun.
 
     Raises:
         UserError: a stage before it was not published.
@@ -40,7 +40,7 @@ def report_stage(config: RunConfig) -> Stage:
 
 
 def run_report(config: RunConfig) -> None:
-    """Publish the report where it is not up to date, and print its headline table.
+    """Publish the report unless it is up to date, and print its headline table.
 
     Raises:
         UserError: a stage before it was not published, or one of its files cannot be read.
@@ -86,7 +86,7 @@ def print_report(run_dir: Path) -> None:
 
 
 def _base_revision(run_dir: Path) -> str:
-    """How the samples name the model that they were drawn from."""
+    """The name of the model that was sampled from, as the samples give it."""
     for shard in sample_shards(run_dir):
         for sample in iter_samples(shard):
             return sample.model_revision

@@ -1,10 +1,11 @@
-"""``report/summary.json``: the run's result for machines. Scores are shares in [0, 1], null where not measured.
+"""``report/summary.json``: the results of the run for programs.
 
-Layout: ``base`` and ``ssd`` hold each model at its best setting; ``headline`` all four rows of the table; each row has
-``pass@K`` with ``value``, ``low`` and ``high``, the same by difficulty, and n; ``ssd_ahead_by`` has the differences and
-their sign tests, ``diversity`` distinct programs a problem. ``decoding`` (the grid, what choosing from it adds, and
-scores over T_eff), ``claims``, ``deviations``, ``problems`` (what was dropped, and evaluation problems found among
-them), ``sampling``, ``stages`` and ``lineage`` follow.
+Scores are shares in [0, 1], and null if they were not measured. ``base`` and ``ssd`` have each model at its best
+setting, and ``headline`` has all four rows of the table. A row has ``pass@K`` with ``value``, ``low`` and ``high``, the
+same by difficulty, and n. ``ssd_ahead_by`` has the differences with their sign tests, and ``diversity`` the distinct
+programs per problem. Then come ``decoding`` (the grid, the effect of choosing from it, scores over T_eff), ``claims``,
+``deviations``, ``problems`` (reasons for dropping, and evaluation problems among them), ``sampling``, ``stages`` and
+``lineage``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from megatron_ssd.report.paper import deviations
 
 
 def summarise(data: ReportData, lineage: Lineage) -> dict[str, Any]:
-    """The whole summary as JSON values."""
+    """The content of ``summary.json``."""
     scores = data.scores
     return {
         "run": data.run_name,
@@ -56,7 +57,7 @@ def summarise(data: ReportData, lineage: Lineage) -> dict[str, Any]:
             for stage, manifest in data.manifests.items()
         },
         "settings": data.settings,
-        "lineage": {"whole": lineage.is_whole, **dataclasses.asdict(lineage)},
+        "lineage": {"complete": lineage.is_complete, **dataclasses.asdict(lineage)},
     }
 
 

@@ -1,13 +1,13 @@
 """Rotary position embedding in few passes over memory, for machines without CUDA.
 
-Without TransformerEngine, Megatron-Core rotates with a dozen element-wise operators per call and splits packed rows
-into segments to do so. Here cosine and sine are computed once per batch and looked up by position, which leaves two
-fused products per half.
+Without TransformerEngine, Megatron-Core rotates with a dozen element-wise operators per call and splits packed
+sequences into segments to do so. Here cosine and sine are computed once per batch and looked up by position, which
+leaves two fused products per half.
 
 With halves x1, x2 and angle a:  y1 = x1 cos a - x2 sin a,  y2 = x2 cos a + x1 sin a.  The backward pass is the rotation
 by -a.
 
-Shape suffixes: S sequence, T tokens of a packed row, D head dimension, H half of it.
+Shape suffixes: S sequence, T tokens of a packed sequence, D head dimension, H half of it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def apply_rotary_pos_emb(
     """Rotate ``t``, with the interface of Megatron-Core's function of the same name.
 
     Args:
-        t: [S, batch, heads, D], or [T, heads, D] of a packed row.
+        t: [S, batch, heads, D], or [T, heads, D] of a packed sequence.
         freqs: angles [S, 1, 1, D] with two equal halves; those of the longest segment if ``cu_seqlens`` is given.
-        cu_seqlens: where the segments of a packed row begin and end, over all context-parallel ranks.
+        cu_seqlens: where the segments of a packed sequence begin and end, over all context-parallel ranks.
     """
     assert not config.rotary_interleaved, "the families built here rotate halves"
     assert freqs.shape[-1] == t.shape[-1], "the families built here rotate all of a head"
@@ -61,7 +61,7 @@ def _packed_cos_sin(freqs: Tensor, cu_seqlens: Tensor, cp_group: Any, dtype: tor
 
 
 def segment_positions(cu_seqlens: Tensor, *, cp_size: int, cp_rank: int) -> Tensor:
-    """Position within its segment of each token [T] of a packed row that context-parallel rank ``cp_rank`` holds.
+    """Position within its segment of each token [T] of a packed sequence that context-parallel rank ``cp_rank`` holds.
 
     See ``runtime.packed_sequences`` for the order. With two ranks and segments of 8 and 4 tokens, rank 0 has the
     positions 0 1 6 7 0 3 and rank 1 has 2 3 4 5 1 2.

@@ -1,8 +1,8 @@
 """Core attention without TransformerEngine: causal within segments, under context parallelism too.
 
-It serves the local layer spec. Attention within packed rows is computed segment by segment, several segments of about
-the same length at a time; no score matrix of a full row is ever allocated. Under context parallelism the keys and
-values of all ranks are gathered, and each rank computes its own queries.
+It serves the local layer spec. Attention within packed sequences is computed segment by segment, several segments of
+about the same length at a time; no score matrix of a full sequence is ever allocated. Under context parallelism the
+keys and values of all ranks are gathered, and each rank computes its own queries.
 
 A plan lists spans: consecutive queries and the keys from the segment's start to the last of these queries. Without
 context parallelism a segment is one span, with it two. Short spans of about the same length are padded to one shape and
@@ -40,7 +40,7 @@ _PADDING_SHARE, _PADDING_KEYS = 0.25, 8
 class Span:
     """Queries and the keys they attend to; the last query attends to all of the keys.
 
-    ``query`` is the index of the first query among this rank's tokens, ``key`` that of the first key in the row.
+    ``query`` is the index of the first query among this rank's tokens, ``key`` that of the first key in the sequence.
     """
 
     query: int
@@ -85,7 +85,7 @@ class AttentionPlan:
 class SegmentAttention(torch.nn.Module):
     """Causal attention within segments, with the interface of Megatron-Core's ``DotProductAttention``.
 
-    Megatron-Core's own class writes out the scores of every head and supports neither packed rows nor context
+    Megatron-Core's own class writes out the scores of every head and supports neither packed sequences nor context
     parallelism.
     """
 
@@ -115,7 +115,7 @@ class SegmentAttention(torch.nn.Module):
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedSequences | None = None,
     ) -> Tensor:
-        """Attend from each token to those before it in its row, or in its segment if rows are packed.
+        """Attend from each token to those before it in its sequence, or in its segment if sequences are packed.
 
         Args:
             query: [S, B, N, D], or [L, N, D] with ``packed_seq_params``; under context parallelism the tokens that
@@ -261,7 +261,7 @@ def make_plan(
     """Group the spans of a rank and assign their slots. All layers of a micro batch share the cached plan.
 
     Args:
-        lengths: of all segments of the row.
+        lengths: of all segments of the sequence.
         short: spans of up to this many keys may share a group with slightly longer ones.
     """
     groups, queries, keys, used = [], [], [], []
@@ -279,7 +279,7 @@ def make_plan(
     slot_of_query[query_of_slot[is_used_U]] = np.flatnonzero(is_used_U)
     key_of_slot = None
     if cp_size > 1:
-        # Index of each token of the row in the concatenated parts of the ranks.
+        # Index of each token of the sequence in the concatenated parts of the ranks.
         held = [local_positions(lengths, cp_size=cp_size, cp_rank=rank) for rank in range(cp_size)]
         key_of_slot = np.argsort(np.concatenate(held))[np.concatenate(keys)]
     return AttentionPlan(

@@ -1,6 +1,6 @@
 """Packed sequences of a micro batch, and the part of them that a context-parallel rank holds.
 
-A micro batch of packed rows is one row of T tokens, made of segments (samples and padding) that do not attend to each
+A packed micro batch is one sequence of T tokens, made of segments (samples and padding) that do not attend to each
 other. Context parallelism of P ranks cuts each segment into 2P equal chunks and gives rank r chunks r and 2P - 1 - r,
 which balances causal attention. Megatron-Core's rotary embedding and TransformerEngine expect exactly this order, so
 the length of every segment is a multiple of 2P if P > 1.
@@ -31,7 +31,7 @@ class PackedSequences(PackedSeqParams):
 
 
 def make_packed_sequences(lengths: tuple[int, ...], *, cp_size: int, device: torch.device | str) -> PackedSequences:
-    """Describe a row of segments of these ``lengths``.
+    """Describe a sequence of segments of these ``lengths``.
 
     Padding that makes a segment a multiple of 2 x cp_size counts as part of it: it comes last, no other token attends
     to it, and its loss weight is zero. So true and padded lengths are equal, which TransformerEngine's kernels handle
@@ -48,7 +48,7 @@ def make_packed_sequences(lengths: tuple[int, ...], *, cp_size: int, device: tor
 
 
 def local_positions(lengths: tuple[int, ...], *, cp_size: int, cp_rank: int) -> NDArray[np.int64]:
-    """Positions in the row of the tokens that a rank holds, in the rank's order: [T / cp_size]."""
+    """Positions in the sequence of the tokens that a rank holds, in the rank's order: [T / cp_size]."""
     if cp_size == 1:
         return np.arange(sum(lengths))
     parts, start = [], 0
@@ -66,6 +66,6 @@ def local_chunks(cp_size: int, cp_rank: int) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=4)
-def equal_sequences(num_rows: int, length: int, *, cp_size: int, device: torch.device) -> PackedSequences:
-    """Unpacked rows, each as one segment."""
-    return make_packed_sequences((length,) * num_rows, cp_size=cp_size, device=device)
+def equal_sequences(num_sequences: int, length: int, *, cp_size: int, device: torch.device) -> PackedSequences:
+    """Unpacked sequences, each as one segment."""
+    return make_packed_sequences((length,) * num_sequences, cp_size=cp_size, device=device)

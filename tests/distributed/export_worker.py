@@ -1,8 +1,8 @@
-"""Loads Hugging Face folders in several layouts, computes, and leaves what each rank holds.
+"""Loads Hugging Face folders in several layouts, computes logits, and writes what each rank holds.
 
-For each layout, below ROOT: ``LAYOUT-RANK.pt`` with the parameters and the bytes that the rank read, ``LAYOUT.npy``
-with the logits of ROOT/tokens.npy, ``LAYOUT/iter_0000003`` with a checkpoint, and ``LAYOUT.json`` with the loss, and
-with the logits once more after the weights were overwritten and loaded from ROOT/NAME-megatron.
+Files in ROOT per layout: ``LAYOUT-RANK.pt`` with the rank's parameters and the number of bytes that it read,
+``LAYOUT.npy`` with the logits of ROOT/tokens.npy, ``LAYOUT/iter_0000003`` with a checkpoint, and ``LAYOUT.json`` with
+the loss and whether the logits are the same after the weights were loaded from ROOT/NAME-megatron.
 """
 
 from __future__ import annotations
@@ -82,12 +82,12 @@ def run_layout(root: Path, layout: str, tokens_BS: Tensor) -> None:
         (root / layout / "iter_0000003").mkdir(parents=True, exist_ok=True)
         state = {f"model{number}": chunk.sharded_state_dict() for number, chunk in enumerate(chunks)}
         dist_checkpointing.save(state, str(root / layout / "iter_0000003"))
-        logits_BSV = whole_logits(chunks, model.vocab_size, tokens_BS)
+        logits_BSV = full_logits(chunks, model.vocab_size, tokens_BS)
         loss = summed_loss(chunks, tokens_BS)
         reloaded_BSV = None
         if (root / f"{name}-megatron").is_dir():
             load_converted(chunks, root / f"{name}-megatron" / "iter_0000000")
-            reloaded_BSV = whole_logits(chunks, model.vocab_size, tokens_BS)
+            reloaded_BSV = full_logits(chunks, model.vocab_size, tokens_BS)
         if logits_BSV is not None:
             np.save(root / f"{layout}.npy", logits_BSV)
             same = None if reloaded_BSV is None else bool(np.array_equal(reloaded_BSV, logits_BSV))
@@ -95,7 +95,7 @@ def run_layout(root: Path, layout: str, tokens_BS: Tensor) -> None:
 
 
 def load_converted(chunks: list[GPTModel], path: Path) -> None:
-    """The way of Megatron-Core itself, over parameters that hold nothing to rely on."""
+    """Load with Megatron-Core, over parameters that were set to NaN."""
     with torch.no_grad():
         for chunk in chunks:
             for parameter in chunk.parameters():
@@ -106,8 +106,8 @@ def load_converted(chunks: list[GPTModel], path: Path) -> None:
         chunk.load_state_dict(loaded[f"model{number}"])
 
 
-def whole_logits(chunks: list[GPTModel], vocab_size: int, tokens_BS: Tensor) -> np.ndarray | None:
-    """Logits [B, S, V], parts of the vocabulary put together, on the first rank of the last pipeline stage."""
+def full_logits(chunks: list[GPTModel], vocab_size: int, tokens_BS: Tensor) -> np.ndarray | None:
+    """Logits [B, S, V], with the vocabulary gathered, on the first rank of the last pipeline stage."""
     outputs = forward(chunks, tokens_BS, labels_BS=None)
     if not outputs:
         return None
@@ -120,13 +120,13 @@ def whole_logits(chunks: list[GPTModel], vocab_size: int, tokens_BS: Tensor) -> 
 
 
 def summed_loss(chunks: list[GPTModel], tokens_BS: Tensor) -> float | None:
-    """Cross-entropy of each token given those before it, summed; None but on the last pipeline stage."""
+    """Cross-entropy of each token given those before it, summed; None on other than the last pipeline stage."""
     outputs = forward(chunks, tokens_BS, labels_BS=tokens_BS.roll(-1, dims=1))
     return outputs[0].double().sum().item() if outputs else None
 
 
 def forward(chunks: list[GPTModel], tokens_BS: Tensor, labels_BS: Tensor | None) -> list[Tensor]:
-    """What the last pipeline stage puts out, by Megatron-Core's own schedule; empty on the other stages."""
+    """Outputs of the last pipeline stage from Megatron-Core's schedule; empty on the other stages."""
 
     def step(batches: Iterator[None], chunk: GPTModel) -> tuple[Tensor, Callable[..., Tensor]]:
         positions_BS = torch.arange(tokens_BS.shape[1]).expand_as(tokens_BS)
@@ -140,7 +140,7 @@ def forward(chunks: list[GPTModel], tokens_BS: Tensor, labels_BS: Tensor | None)
             forward_step_func=step,
             data_iterator=[None] * len(chunks) if len(chunks) > 1 else None,
             model=chunks,
-            # Interleaved stages take as many micro batches at a time as there are stages.
+            # Interleaved stages need as many micro batches as there are stages.
             num_microbatches=2 if len(chunks) > 1 else 1,
             seq_length=tokens_BS.shape[1],
             micro_batch_size=tokens_BS.shape[0],

@@ -1,7 +1,6 @@
-"""Two real processes: each rank reads its slices of the whole, computes what one process computes, and its checkpoint
-gives the Hugging Face folder back.
+"""Two real processes: each rank reads its shards, logits equal those of one process, and the checkpoint converts back.
 
-Where a slice belongs is Megatron-Core's own word (``sharded_state_dict``), not this project's table.
+The offsets of shards come from Megatron-Core (``sharded_state_dict``), not from this project's mappings.
 """
 
 import json
@@ -32,27 +31,27 @@ TOLERANCE = 5e-6
 
 @pytest.fixture(scope="module")
 def loaded(root: Path) -> Path:
-    """What two processes made of the Hugging Face folders and their conversions."""
+    """Results of two processes for the Hugging Face folders and their conversions."""
     return root
 
 
 @pytest.fixture(scope="module")
-def whole(loaded: Path) -> dict[str, dict[tuple[object, ...], Tensor]]:
-    """Model -> (key, layer and expert) -> the whole parameter, as one process loads it."""
+def full(loaded: Path) -> dict[str, dict[tuple[object, ...], Tensor]]:
+    """Model -> (key, layer and expert) -> the full parameter, as one process loads it."""
     with process_groups(ONE, device=prepare_device(ClusterConfig(device="cpu"))):
-        return {name: whole_parameters(loaded / name, name) for name in NAMES}
+        return {name: full_parameters(loaded / name, name) for name in NAMES}
 
 
-def whole_parameters(folder: Path, name: str) -> dict[tuple[object, ...], Tensor]:
-    whole: dict[tuple[object, ...], Tensor] = {}
+def full_parameters(folder: Path, name: str) -> dict[tuple[object, ...], Tensor]:
+    full: dict[tuple[object, ...], Tensor] = {}
     chunks = build_model(MODELS[name], ONE, PRECISION, device="cpu", seed=None)
     load_hf_weights(chunks, MODELS[name], ONE, folder)
     for shard in local_shards(chunks[0]):
-        place = (shard.key, *shard.global_offset[: shard.prepend_axis_num])
+        name_and_index = (shard.key, *shard.global_offset[: shard.prepend_axis_num])
         shape = shard.global_shape[shard.prepend_axis_num :]
-        target = whole.setdefault(place, torch.full(shape, torch.nan))
+        target = full.setdefault(name_and_index, torch.full(shape, torch.nan))
         target[part(shard.global_offset[shard.prepend_axis_num :], shard.data, shape)] = shard.data.view(-1, *shape[1:])
-    return whole
+    return full
 
 
 def part(start: tuple[int, ...], data: Tensor, shape: tuple[int, ...]) -> tuple[slice, ...]:
@@ -61,24 +60,24 @@ def part(start: tuple[int, ...], data: Tensor, shape: tuple[int, ...]) -> tuple[
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_each_rank_holds_its_slices_of_the_whole(
-    loaded: Path, whole: dict[str, dict[tuple[object, ...], Tensor]], layout: str
+def test_each_rank_holds_its_shards(
+    loaded: Path, full: dict[str, dict[tuple[object, ...], Tensor]], layout: str
 ) -> None:
     name, _ = LAYOUTS[layout]
     seen = set()
     for rank in range(2):
         held, _ = torch.load(loaded / f"{layout}-{rank}.pt")
         for key, numbers, start, data in held:
-            expected = whole[name][key, *numbers]
-            if key.startswith(("embedding", "output_layer")):  # with a row of zeros where the vocabulary is odd
+            expected = full[name][key, *numbers]
+            if key.startswith(("embedding", "output_layer")):  # an odd vocabulary is padded with a row of zeros
                 expected = torch.cat([expected, expected.new_zeros(len(expected) % 2, expected.shape[1])])
             assert torch.equal(expected[part(start, data, expected.shape)].reshape(data.shape), data), (key, rank)
             seen.add((key, *numbers))
-    assert seen == set(whole[name])
+    assert seen == set(full[name])
 
 
 def replicated_bytes(name: str, layout: str) -> int:
-    """What both ranks of a layout read, counted from the model's shape."""
+    """Bytes that both ranks of a layout read, from the model's shape."""
     model, sizes = MODELS[name], LAYOUTS[layout][1]
     norms = model.num_hidden_layers * (2 * model.hidden_size + 2 * model.head_dim * model.has_qk_norm)
     embedding = model.vocab_size * model.hidden_size
@@ -88,32 +87,32 @@ def replicated_bytes(name: str, layout: str) -> int:
     )
     if "pipeline_model_parallel_size" in sizes:
         return 4 * embedding * model.tie_word_embeddings
-    if "tensor_model_parallel_size" not in sizes:  # expert parallelism alone: all but the experts
+    if "tensor_model_parallel_size" not in sizes:  # only expert parallelism: everything but the experts
         return 4 * (model.num_parameters() - experts)
     return 4 * (norms + model.hidden_size + routers)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_two_ranks_read_the_weights_once_and_twice_only_what_both_hold(loaded: Path, layout: str) -> None:
+def test_ranks_read_each_byte_once_unless_both_hold_it(loaded: Path, layout: str) -> None:
     name, _ = LAYOUTS[layout]
     read = [torch.load(loaded / f"{layout}-{rank}.pt")[1] for rank in range(2)]
     assert sum(read) == 4 * MODELS[name].num_parameters() + replicated_bytes(name, layout)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_logits_equal_those_of_transformers(loaded: Path, layout: str) -> None:
+def test_logits_equal_transformers(loaded: Path, layout: str) -> None:
     name, _ = LAYOUTS[layout]
     difference = np.abs(np.load(loaded / f"{layout}.npy") - np.load(loaded / name / "logits.npy")).max()
     assert difference < TOLERANCE, f"largest difference {difference:.2e}"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_converted_checkpoint_loads_in_the_layout_and_gives_the_same_logits(loaded: Path, layout: str) -> None:
+def test_converted_checkpoint_gives_the_same_logits(loaded: Path, layout: str) -> None:
     assert json.loads((loaded / f"{layout}.json").read_text())["same_when_converted"] is True
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_loss_is_that_of_the_logits_without_padding(loaded: Path, layout: str) -> None:
+def test_padding_does_not_change_the_loss(loaded: Path, layout: str) -> None:
     name, _ = LAYOUTS[layout]
     logits_BSV = torch.from_numpy(np.load(loaded / name / "logits.npy")).double()
     expected = torch.nn.functional.cross_entropy(
@@ -123,7 +122,7 @@ def test_the_loss_is_that_of_the_logits_without_padding(loaded: Path, layout: st
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_one_process_gets_the_folder_back_from_the_checkpoint(loaded: Path, layout: str, tmp_path: Path) -> None:
+def test_checkpoint_converts_back_to_the_folder(loaded: Path, layout: str, tmp_path: Path) -> None:
     name, _ = LAYOUTS[layout]
     back = tmp_path / "back"
     megatron_to_hf(

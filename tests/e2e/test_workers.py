@@ -87,4 +87,4 @@ def test_workers_killed_and_taken_over_by_another_number(tiny_hf_model: Path, tm
     assert all(row["seed"] == request_seed(demo_seed, *key) for key, row in final.items())
     told = "".join(path.read_text() for path in logs)
     assert told.count("samples: published") == 1
-    assert told.count("its part is done") + told.count("samples: up to date") == 2
+    assert told.count("is done with its part") + told.count("samples: up to date") == 2

@@ -1,4 +1,4 @@
-"""Everything here is marked gpu, and skipped with the reason where there is no CUDA device."""
+"""Marks all tests here as gpu, and skips them if there is no CUDA device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def transformer_engine() -> None:
-    """Skip where TransformerEngine is not installed."""
+    """Skip if TransformerEngine is not installed."""
     if importlib.util.find_spec("transformer_engine") is None:
         pytest.skip("needs TransformerEngine, which is not installed")
 

@@ -1,4 +1,4 @@
-"""The reference of the GPU tests: the same training on the CPU, in a process that sees no GPU."""
+"""Reference for the GPU tests: the same training on the CPU, in a process that sees no GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.helpers.training_run import CPU, DENSE, EXACT, MOE, training_config
 
 
 def losses_on_cpu(root: Path, name: str, steps: int = 10) -> list[float]:
-    """Losses of the first ``steps`` iterations of the model of that name, in fp32."""
+    """Losses of the first ``steps`` iterations of the model with that name, in fp32."""
     (model,) = (model for model in (DENSE, MOE) if model.name == name)
     config = training_config(root, model=model, training={"train_iters": max(steps, 3)})
     with process_groups(ParallelConfig(), device=prepare_device(CPU, EXACT)):

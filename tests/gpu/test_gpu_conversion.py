@@ -1,4 +1,4 @@
-"""Weights of Hugging Face models on a GPU: logits as transformers gives them, in both layer specs and expert layouts.
+"""Logits of Hugging Face models on a GPU equal transformers', in both layer specs and expert layouts.
 
 Not run yet: no GPU was at hand when it was written.
 """
@@ -26,7 +26,7 @@ ONE, LENGTH = ParallelConfig(), 48
 @pytest.mark.parametrize("fused", [False, True], ids=["local", "TransformerEngine"])
 @pytest.mark.parametrize("grouped", [True, False], ids=["grouped", "sequential"])
 @pytest.mark.parametrize("name", ["qwen3_tied", "qwen3_moe", "llama_scaled"])
-def test_logits_are_those_of_transformers(
+def test_logits_equal_transformers(
     name: str, grouped: bool, fused: bool, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     if fused:
@@ -36,7 +36,7 @@ def test_logits_are_those_of_transformers(
     reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).cuda()
     with torch.no_grad():
         expected = reference(tokens).logits
-    # Fused attention has no fp32: bf16 there, in which logits of a few units differ by hundredths.
+    # Fused attention does not support fp32. In bf16, logits of a few units differ by hundredths.
     precision = PrecisionConfig(params_dtype="bf16" if fused else "fp32", transformer_engine=fused)
     with process_groups(ONE, device=prepare_device(ClusterConfig(device="cuda"), precision)):
         chunks = build_model(model, ONE, precision, moe=MoeConfig(grouped_gemm=grouped), device="cuda", seed=None)

@@ -1,4 +1,4 @@
-"""The CPU suite's parity cases on a GPU: against the CPU itself, TransformerEngine's layers, FP8, packed rows.
+"""The CPU suite's parity cases on a GPU: against the CPU, TransformerEngine's layers, FP8, packed sequences.
 
 Written before any GPU was at hand: tolerances of bf16 and FP8 are estimates until a run confirms them.
 """
@@ -28,7 +28,7 @@ from tests.helpers.training_run import DENSE, EXACT, MOE, training_config
 
 CUDA = ClusterConfig(device="cuda")
 BF16, LOCAL = PrecisionConfig(), PrecisionConfig(transformer_engine=False)
-# FP8 multiplies in steps of 128 at most, so these are wider than the CPU suite's.
+# FP8 needs dimensions that are multiples of up to 128, so these are wider than the CPU suite's.
 WIDE: dict[str, Any] = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
                         "intermediate_size": 512, "max_position_embeddings": 512}  # fmt: skip
 WIDE_DENSE = dataclasses.replace(DENSE, **WIDE)
@@ -45,13 +45,13 @@ def losses(root: Path, model: ModelConfig, precision: PrecisionConfig, steps: in
 
 
 def wide(**more: Any) -> dict[str, Any]:
-    """Rows that every FP8 recipe takes."""
+    """A sequence length that every FP8 recipe supports."""
     return {"training": {"seq_length": 512, "micro_batch_size": 1, **more}}
 
 
 @pytest.mark.parametrize("model", [DENSE, MOE], ids=lambda model: model.name)
-def test_fp32_losses_are_those_of_the_cpu(progressions: Path, model: ModelConfig, tmp_path: Path) -> None:
-    # The same test with the GPU hidden from it, where the CPU adaptation runs.
+def test_fp32_losses_equal_those_on_the_cpu(progressions: Path, model: ModelConfig, tmp_path: Path) -> None:
+    # The same training with the GPU hidden, so that the CPU patches are active.
     script = (
         "import json, sys; from pathlib import Path; from tests.gpu.on_cpu import losses_on_cpu; "
         "print(json.dumps(losses_on_cpu(Path(sys.argv[1]), sys.argv[2])))"
@@ -66,7 +66,7 @@ def test_fp32_losses_are_those_of_the_cpu(progressions: Path, model: ModelConfig
 
 @pytest.mark.usefixtures("transformer_engine")
 @pytest.mark.parametrize("model", [WIDE_DENSE, WIDE_MOE], ids=lambda model: model.name)
-def test_transformer_engine_trains_like_megatrons_own_layers_in_bf16(progressions: Path, model: ModelConfig) -> None:
+def test_transformer_engine_equals_local_layers_in_bf16(progressions: Path, model: ModelConfig) -> None:
     expected = losses(progressions, model, LOCAL, **wide())
     assert losses(progressions, model, BF16, **wide()) == pytest.approx(expected, rel=0.01)
     if model.is_moe:
@@ -77,7 +77,7 @@ def test_transformer_engine_trains_like_megatrons_own_layers_in_bf16(progression
 @pytest.mark.usefixtures("transformer_engine")
 @pytest.mark.parametrize("recompute", [("full", ("core_attn",)), ("selective", ("layernorm", "moe_act")),
                                        ("selective", ("layernorm", "moe"))], ids=str)  # fmt: skip
-def test_recomputing_changes_no_loss(progressions: Path, recompute: tuple[Any, Any]) -> None:
+def test_recomputation_does_not_change_losses(progressions: Path, recompute: tuple[Any, Any]) -> None:
     again = PrecisionConfig(recompute=recompute[0], recompute_modules=recompute[1])
     expected = losses(progressions, WIDE_MOE, BF16, **wide())
     assert losses(progressions, WIDE_MOE, again, **wide()) == pytest.approx(expected, rel=1e-3)
@@ -86,7 +86,7 @@ def test_recomputing_changes_no_loss(progressions: Path, recompute: tuple[Any, A
 @pytest.mark.usefixtures("transformer_engine")
 @pytest.mark.parametrize("recipe", ["delayed", "tensorwise", "blockwise", "mxfp8"])
 @pytest.mark.parametrize("model", [WIDE_DENSE, WIDE_MOE], ids=lambda model: model.name)
-def test_fp8_learns_as_bf16_does(progressions: Path, model: ModelConfig, recipe: Fp8Recipe) -> None:
+def test_fp8_learns_like_bf16(progressions: Path, model: ModelConfig, recipe: Fp8Recipe) -> None:
     precision = PrecisionConfig(fp8=Fp8Config(recipe=recipe))
     assert torch.version.cuda is not None
     major, minor, *_ = map(int, torch.version.cuda.split("."))
@@ -102,7 +102,7 @@ def test_fp8_learns_as_bf16_does(progressions: Path, model: ModelConfig, recipe:
 
 
 @pytest.mark.usefixtures("transformer_engine")
-def test_the_first_and_last_layers_stay_in_bf16_on_request(progressions: Path) -> None:
+def test_first_and_last_layers_in_bf16(progressions: Path) -> None:
     ends = Fp8Config(recipe="tensorwise", bf16_layers_at_start=1, bf16_layers_at_end=1)
     curve = losses(progressions, WIDE_DENSE, PrecisionConfig(fp8=ends), **wide())
     assert curve == pytest.approx(losses(progressions, WIDE_DENSE, BF16, **wide()), rel=0.02)
@@ -110,8 +110,8 @@ def test_the_first_and_last_layers_stay_in_bf16_on_request(progressions: Path) -
 
 @pytest.mark.usefixtures("transformer_engine")
 @pytest.mark.parametrize("precision", [LOCAL, BF16], ids=["local", "TransformerEngine"])
-def test_packed_samples_are_what_they_are_alone(progressions: Path, precision: PrecisionConfig) -> None:
-    # The first iteration's loss over the same samples: all of them once, packed in two rows or one in each of many.
+def test_packed_samples_equal_single_samples(progressions: Path, precision: PrecisionConfig) -> None:
+    # Loss of the first iteration over the same samples, packed or one per sequence.
     packed = wide(packing="greedy", global_batch_size=1)
     config = training_config(progressions, model=WIDE_DENSE, precision=precision, cluster=CUDA, **packed)
     with process_groups(ParallelConfig(), device=prepare_device(CUDA, precision)):
@@ -122,8 +122,8 @@ def test_packed_samples_are_what_they_are_alone(progressions: Path, precision: P
         with torch.no_grad():
             together = _loss_sum(model, batch)
             apart = 0.0
-            for place in range(len(dataset.lengths_in_sequence(0, 0))):
-                alone = trainer.source.batch([dataset.single_sample_sequence(0, 0, place)])
+            for index in range(len(dataset.lengths_in_sequence(0, 0))):
+                alone = trainer.source.batch([dataset.single_sample_sequence(0, 0, index)])
                 apart += _loss_sum(model, alone)
     assert together == pytest.approx(apart, rel=2e-3)
 

@@ -23,9 +23,9 @@ const options = {
   tooltip: { disableDefaultStyle: true },
 };
 
-for (const place of document.querySelectorAll(".chart")) {
-  vegaEmbed(place, JSON.parse(place.querySelector("script").textContent), options).catch((error) => {
-    place.textContent = `This plot cannot be drawn: ${error.message}`;
+for (const chart of document.querySelectorAll(".chart")) {
+  vegaEmbed(chart, JSON.parse(chart.querySelector("script").textContent), options).catch((error) => {
+    chart.textContent = `This plot cannot be drawn: ${error.message}`;
     console.error(error);
   });
 }

@@ -25,9 +25,9 @@ from megatron_ssd.problems import minicode
 from megatron_ssd.process import REPORT_FOLLOWS
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.sandbox.sandbox import Sandbox
+from tests.helpers.lcb_rows import jsonl, lcb_row
 from tests.helpers.oracle import MINICODE, N, Oracle, sampler_of, summary_of
 from tests.helpers.programs import function_problem
-from tests.unit.problems.test_benchmark_sources import jsonl, lcb_row
 
 
 def test_whole_stage(config: RunConfig, caplog: pytest.LogCaptureFixture):

@@ -194,12 +194,12 @@ def test_unsupported_folders_are_refused(tmp_path: Path) -> None:
         change_config(hf, **change)
         refused(match)
         (hf / "config.json").write_bytes(config)
-    whole = files[1].read_bytes()
-    files[1].write_bytes(whole[:-8])
+    complete = files[1].read_bytes()
+    files[1].write_bytes(complete[:-8])
     refused(f"{files[1].name}: is not a complete safetensors file")
     files[1].unlink()
     refused(f"{files[1].name}: does not exist")
-    files[1].write_bytes(whole)
+    files[1].write_bytes(complete)
     index = hf / "model.safetensors.index.json"
     values = json.loads(index.read_text())
     values["weight_map"]["model.layers.9.weight"] = files[1].name
@@ -232,20 +232,20 @@ def test_unsupported_checkpoints_are_refused(tmp_path: Path) -> None:
     (tmp_path / "assets").rename(tmp_path / "megatron" / "hf")
 
     data = checkpoint / "__0_0.distcp"
-    whole = bytearray(data.read_bytes())
-    spoiled = whole.copy()
-    position = whole.index(load_file(tmp_path / "hf" / "model.safetensors")["lm_head.weight"].numpy().tobytes())
-    spoiled[position + 100] ^= 1  # one bit
-    data.write_bytes(spoiled)
+    content = bytearray(data.read_bytes())
+    damaged = content.copy()
+    offset = content.index(load_file(tmp_path / "hf" / "model.safetensors")["lm_head.weight"].numpy().tobytes())
+    damaged[offset + 100] ^= 1  # one bit
+    data.write_bytes(damaged)
     refused(r"__0_0.distcp: its data of output_layer.weight differs from what was written")
-    data.write_bytes(whole[:-5000])
+    data.write_bytes(content[:-5000])
     refused(r"__0_0.distcp has \d+ bytes and \d+ were written")
     data.unlink()
     refused(r"__0_0.distcp is missing")
-    data.write_bytes(whole)
+    data.write_bytes(content)
     metadata = checkpoint / ".metadata"
-    content = metadata.read_bytes()
-    metadata.write_bytes(content[: len(content) // 2].ljust(len(content), b"\0"))
+    intact = metadata.read_bytes()
+    metadata.write_bytes(intact[: len(intact) // 2].ljust(len(intact), b"\0"))
     refused(r".metadata: it cannot be read")
 
 

@@ -249,7 +249,7 @@ def test_an_engine_that_cannot_start_and_a_prompt_that_does_not_fit_are_one_line
     for extra, said in (
         ("engine.max_model_len=300", "a prompt of "),
         (f"engine.max_model_len={4 * CONTEXT}", "did not start"),
-        ("engine.options.no_such=1", "is no argument of the EngineArgs"),
+        ("engine.options.no_such=1", "is not an argument of the EngineArgs"),
     ):
         done = run(command(tmp_path, model, mbpp, "evaluation.models=[base]", "replace=true", extra))
         assert done.returncode == 2, done.stderr[-4000:]

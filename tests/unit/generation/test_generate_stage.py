@@ -29,46 +29,46 @@ def changed(config: RunConfig, section: str, **values: Any) -> RunConfig:
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
 
 
-def test_every_planned_sample_is_there_as_drawn(config: RunConfig) -> None:
+def test_every_planned_sample_is_recorded_as_drawn(config: RunConfig) -> None:
     sampler = generate(config)
     drawn = {request.key: tokens_of(request) for request in sampler.drawn}
-    rows = samples(config)
-    assert len(rows) == len(drawn) == 60
-    for row in rows:
-        completion = drawn[row.key]
-        assert row.response_token_ids == completion.token_ids
-        assert row.finish_reason == completion.finish_reason
-        assert row.seed == request_seed(5, row.problem_id, row.sample_index)
-        assert row.prompt_token_ids
-        assert row.messages[-1]["role"] == "user"
-    assert len({row.sampling_hash for row in rows}) == len({row.model_revision for row in rows}) == 1
+    records = samples(config)
+    assert len(records) == len(drawn) == 60
+    for sample in records:
+        completion = drawn[sample.key]
+        assert sample.response_token_ids == completion.token_ids
+        assert sample.finish_reason == completion.finish_reason
+        assert sample.seed == request_seed(5, sample.problem_id, sample.sample_index)
+        assert sample.prompt_token_ids
+        assert sample.messages[-1]["role"] == "user"
+    assert len({sample.sampling_hash for sample in records}) == len({sample.model_revision for sample in records}) == 1
 
 
 def test_manifest_counts_and_lineage(config: RunConfig) -> None:
     generate(config)
     manifest = read_manifest(Path(config.run_dir) / "samples")
-    rows = samples(config)
+    records = samples(config)
     assert manifest.engine == {"name": "vllm", "version": "0"}
     assert manifest.counts["samples"] == 60
-    assert manifest.counts["response_tokens"] == sum(len(row.response_token_ids) for row in rows)
+    assert manifest.counts["response_tokens"] == sum(len(sample.response_token_ids) for sample in records)
     assert manifest.counts["stop"] + manifest.counts["length"] == 60
     assert set(manifest.inputs) == {"model", "problems", "template"}
-    assert manifest.inputs["model"] == rows[0].model_revision
+    assert manifest.inputs["model"] == records[0].model_revision
     assert manifest.facts["prompt_opens_thinking"] is False
 
 
-def test_raw_prompts_are_the_tasks_text(config: RunConfig) -> None:
+def test_raw_prompts_are_the_text_of_the_task(config: RunConfig) -> None:
     assert config.model is not None
     tokenizer = ChatTokenizer(Path(str(config.model.path)))
     generate(changed(config, "prompt", mode="raw"))
-    for row in samples(config):
-        assert row.prompt_token_ids == tokenizer.text_ids(row.messages[-1]["content"])
+    for sample in samples(config):
+        assert sample.prompt_token_ids == tokenizer.text_ids(sample.messages[-1]["content"])
     with pytest.raises(UserError, match=r"prompt\.mode: 'raw' then, 'chat' now"):
         generate(config)
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 37, 59])
-def test_a_stopped_run_goes_on_and_redoes_nothing(config: RunConfig, stop_after: int) -> None:
+def test_a_stopped_run_resumes_and_draws_nothing_twice(config: RunConfig, stop_after: int) -> None:
     generate(elsewhere(config, "whole"))
     with pytest.raises(KeyboardInterrupt):
         generate(config, FakeSampler(stop_after=stop_after))
@@ -78,7 +78,7 @@ def test_a_stopped_run_goes_on_and_redoes_nothing(config: RunConfig, stop_after:
     assert manifests[0].content_hash == manifests[1].content_hash
 
 
-def test_a_start_that_drew_nothing_claims_nothing(config: RunConfig) -> None:
+def test_a_start_that_drew_nothing_leaves_no_work(config: RunConfig) -> None:
     with pytest.raises(KeyboardInterrupt):
         generate(changed(config, "sampling", max_tokens=13), FakeSampler(stop_after=0))
     assert (Path(config.run_dir) / "samples.partial" / "worker-0-of-1.spans.json").is_file()
@@ -96,8 +96,8 @@ def test_a_start_that_drew_one_sample_keeps_it(config: RunConfig) -> None:
 def test_a_torn_last_line_is_drawn_again(config: RunConfig) -> None:
     with pytest.raises(KeyboardInterrupt):
         generate(config, FakeSampler(stop_after=20))
-    (rows,) = (Path(config.run_dir) / "samples.partial").glob("worker-*.jsonl")
-    rows.write_bytes(rows.read_bytes()[:-30])
+    (file,) = (Path(config.run_dir) / "samples.partial").glob("worker-*.jsonl")
+    file.write_bytes(file.read_bytes()[:-30])
     assert len(generate(config).drawn) == 41
     assert len(samples(config)) == 60
 
@@ -126,21 +126,21 @@ def test_another_configuration_is_another_run(config: RunConfig, section: str, v
         stage.samples_stage(changed(config, section, **values)).is_current()
 
 
-def test_speed_settings_are_no_other_run(config: RunConfig) -> None:
+def test_speed_settings_do_not_make_another_run(config: RunConfig) -> None:
     generate(config)
     assert stage.samples_stage(changed(config, "engine", data_parallel_size=4, max_num_seqs=8)).is_current()
 
 
 def test_prompts_that_do_not_fit_are_recorded_as_skipped(config: RunConfig) -> None:
     generate(config)
-    lengths = sorted(len(row.prompt_token_ids) for row in samples(config))
+    lengths = sorted(len(sample.prompt_token_ids) for sample in samples(config))
     small = changed(elsewhere(config, "small"), "engine", max_model_len=lengths[30])
     sampler = generate(small)
-    rows = samples(small)
-    skipped = [row for row in rows if row.finish_reason == "skipped"]
-    assert len(rows) == 60
+    records = samples(small)
+    skipped = [sample for sample in records if sample.finish_reason == "skipped"]
+    assert len(records) == 60
     assert 0 < len(skipped) == 60 - len(sampler.drawn) < 60
-    assert all(row.skip_reason and not row.response and not row.response_token_ids for row in skipped)
+    assert all(sample.skip_reason and not sample.response and not sample.response_token_ids for sample in skipped)
     assert read_manifest(Path(small.run_dir) / "samples").counts["skipped"] == len(skipped)
 
 

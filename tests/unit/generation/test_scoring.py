@@ -47,7 +47,7 @@ def config(tmp_path: Path, tiny_hf_model: Path) -> RunConfig:
     run_dir = tmp_path / "run"
     stage = Stage(name="samples", run_dir=run_dir, config={}, inputs={})
     work = stage.begin()
-    rows = [
+    samples = [
         Sample(
             problem_id=f"p{number}", sample_index=0, messages=[{"role": "user", "content": f"task {number}"}],
             prompt_token_ids=[5], response=response, response_token_ids=[6], finish_reason="stop", seed=1,
@@ -57,9 +57,9 @@ def config(tmp_path: Path, tiny_hf_model: Path) -> RunConfig:
     ]  # fmt: skip
     for shard in range(2):
         with JsonlWriter(work / f"shard-{shard:05}.jsonl") as writer:
-            for row in rows[3 * shard : 3 * shard + 3]:
-                writer.write(row.to_json())
-    stage.publish(counts={"samples": len(rows)})
+            for record in samples[3 * shard : 3 * shard + 3]:
+                writer.write(record.to_json())
+    stage.publish(counts={"samples": len(samples)})
     return RunConfig(
         run_dir=str(run_dir),
         proxy=ProxyConfig(path=str(tiny_hf_model), max_model_len=200),
@@ -78,18 +78,20 @@ def score(config: RunConfig, monkeypatch: pytest.MonkeyPatch, stop_after: int | 
 
 
 def published(config: RunConfig) -> list[ResponseScore]:
-    return [ResponseScore.from_json(row) for row in read_jsonl(Path(config.run_dir) / "scores" / SCORES_FILE)]
+    return [ResponseScore.from_json(record) for record in read_jsonl(Path(config.run_dir) / "scores" / SCORES_FILE)]
 
 
 def test_every_sample_has_a_score_in_order(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = score(config, monkeypatch)
-    rows = published(config)
-    assert [row.problem_id for row in rows] == [f"p{number}" for number in range(6)]
-    assert [row.mean_logprob is None for row in rows] == [False, True, False, False, False, False]
-    assert all(row.mean_logprob == -row.num_tokens for row in rows if row.mean_logprob is not None)
+    scores = published(config)
+    assert [record.problem_id for record in scores] == [f"p{number}" for number in range(6)]
+    assert [record.mean_logprob is None for record in scores] == [False, True, False, False, False, False]
+    assert all(record.mean_logprob == -record.num_tokens for record in scores if record.mean_logprob is not None)
     manifest = read_manifest(Path(config.run_dir) / "scores")
     assert manifest.counts == {"samples": 6, "scored": 5}
-    assert manifest.facts["mean_logprob_quantiles"]["1"] == max(-row.num_tokens for row in rows if row.num_tokens)
+    assert manifest.facts["mean_logprob_quantiles"]["1"] == max(
+        -record.num_tokens for record in scores if record.num_tokens
+    )
     assert len(sampler.asked) == 5
 
 
@@ -98,7 +100,7 @@ def test_the_log_has_the_scores_in_words(
 ) -> None:
     with caplog.at_level("INFO"):
         score(config, monkeypatch)
-    highest = max(row.mean_logprob for row in published(config) if row.mean_logprob is not None)
+    highest = max(record.mean_logprob for record in published(config) if record.mean_logprob is not None)
     assert "5 of 6 samples scored; mean log-probability: 0% up to " in caplog.text
     assert f", 100% up to {highest:.2f}\n" in caplog.text
 
@@ -127,7 +129,7 @@ def test_an_interrupted_run_resumes_and_scores_nothing_twice(
     with partial.open("ab") as file:
         file.write(b'{"problem_id": "torn')
     again = score(config, monkeypatch)
-    assert {request.key[0] for request in again.asked}.isdisjoint(row["problem_id"] for row in kept)
+    assert {request.key[0] for request in again.asked}.isdisjoint(record["problem_id"] for record in kept)
     assert len(published(config)) == 6
     assert not score(config, monkeypatch).asked  # up to date
 
@@ -135,10 +137,10 @@ def test_an_interrupted_run_resumes_and_scores_nothing_twice(
 def test_samples_without_any_response(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = sorted((Path(config.run_dir) / "samples").glob("shard-*.jsonl"))
     for shard in shards:
-        rows = [{**row, "response": ""} for row in read_jsonl(shard)]
-        shard.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        records = [{**record, "response": ""} for record in read_jsonl(shard)]
+        shard.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert not score(config, monkeypatch).asked
-    assert all(row.mean_logprob is None for row in published(config))
+    assert all(record.mean_logprob is None for record in published(config))
     assert read_manifest(Path(config.run_dir) / "scores").counts == {"samples": 6, "scored": 0}
 
 

@@ -42,14 +42,14 @@ def test_split_undoes_merge_and_slices_merge_to_shards(
     mapping: ParamMapping, rows: tuple[int, ...], parts: int
 ) -> None:
     tensors = [torch.randn(count, 6) for count in rows]
-    whole = mapping.merge(tensors, MODEL)
-    assert all(map(torch.equal, mapping.split(whole, MODEL), tensors))
-    assert mapping.hf_shapes(tuple(whole.shape), MODEL) == tuple((count, 6) for count in rows)
+    full = mapping.merge(tensors, MODEL)
+    assert all(map(torch.equal, mapping.split(full, MODEL), tensors))
+    assert mapping.hf_shapes(tuple(full.shape), MODEL) == tuple((count, 6) for count in rows)
     slices = [mapping.merge([tensor.chunk(parts)[part] for tensor in tensors], MODEL) for part in range(parts)]
     if not isinstance(
         mapping, GateUpMapping
-    ):  # there each rank stacks its own slices: rows are not contiguous in the whole
-        assert torch.equal(torch.cat(slices), whole)
+    ):  # its ranks concatenate their own two slices, so shards are not contiguous
+        assert torch.equal(torch.cat(slices), full)
     for part, piece in enumerate(slices):
         expected = [tensor.chunk(parts)[part] for tensor in tensors]
         assert all(map(torch.equal, mapping.split(piece, MODEL), expected))

@@ -12,44 +12,14 @@ from typing import Any
 
 import pytest
 
-from megatron_ssd.config.build import build_config
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.livecodebench import decode_tests
-from megatron_ssd.problems.source import load_benchmark
-from megatron_ssd.schema import Problem, TestCase
+from megatron_ssd.schema import TestCase
+from tests.helpers.lcb_rows import benchmark, jsonl, lcb_row
 from tests.helpers.paths import SHARED
 
 DATA = SHARED / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data beside the project")
-
-
-def benchmark(path: Path, **settings: Any) -> list[Problem]:
-    config = build_config({"benchmark": {"name": "livecodebench", "path": str(path), **settings}})
-    assert config.benchmark is not None
-    return load_benchmark(config.benchmark, config.minicode)
-
-
-def lcb_row(number: int, date: str = "2025-02-03", **changes: Any) -> dict[str, Any]:
-    stdin = json.dumps([{"input": f"{number}\n", "output": "ok\n", "testtype": "stdin"}])
-    row = {
-        "question_title": f"Title {number}",
-        "question_content": "Say ok.",
-        "platform": "atcoder",
-        "question_id": f"abc_{number}",
-        "contest_id": "abc",
-        "contest_date": f"{date}T00:00:00",
-        "starter_code": "",
-        "difficulty": "easy",
-        "public_test_cases": stdin,
-        "private_test_cases": "[]",
-        "metadata": "{}",
-    }
-    return {**row, **changes}
-
-
-def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def packed(value: Any) -> str:

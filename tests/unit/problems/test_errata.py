@@ -13,7 +13,7 @@ from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.problems.decontamination import evaluation_set_hashes
 from megatron_ssd.problems.errata import apply_errata, flaw_of, slug
 from megatron_ssd.schema import Problem
-from tests.unit.problems.test_benchmark_sources import benchmark, jsonl, lcb_row
+from tests.helpers.lcb_rows import benchmark, jsonl, lcb_row
 
 LEETCODE = {"platform": "leetcode"}
 

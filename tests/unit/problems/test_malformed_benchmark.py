@@ -13,7 +13,8 @@ import pytest
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.livecodebench import COLUMNS
-from tests.unit.problems.test_benchmark_sources import benchmark, jsonl, lcb_row, packed
+from tests.helpers.lcb_rows import benchmark, jsonl, lcb_row
+from tests.unit.problems.test_benchmark_sources import packed
 
 TESTS = json.dumps([{"input": "1\n", "output": "2\n", "testtype": "stdin"}])
 

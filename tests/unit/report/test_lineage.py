@@ -1,4 +1,4 @@
-"""The chain from scores to the base model, whole and broken in each way."""
+"""The chain from scores to the base model, complete and broken in each way."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _trace(run_dir: Path) -> Lineage:
 
 def test_walks_from_the_scores_into_the_run_that_made_the_base(run_dir: Path) -> None:
     lineage = _trace(run_dir)
-    assert lineage.is_whole
+    assert lineage.is_complete
     assert [step.folder for step in lineage.steps] == [
         "eval",
         "export",
@@ -40,7 +40,7 @@ def test_walks_from_the_scores_into_the_run_that_made_the_base(run_dir: Path) ->
 
 def test_inputs_from_outside_are_sources_and_break_nothing(run_dir: Path) -> None:
     lineage = trace(run_dir, base_model=None, base_revision="hub-commit")
-    assert lineage.is_whole
+    assert lineage.is_complete
     sources = {link.role for step in lineage.steps for link in step.links if link.status == "source"}
     assert sources == {"assets", "benchmark", "model", "source", "template"}
     assert lineage.base_steps == ()
@@ -52,8 +52,8 @@ def test_a_stage_made_again_breaks_the_link_of_the_stage_after_it(run_dir: Path)
     (again.begin() / "shard-00000.jsonl").write_text("")
     again.publish()
     broken = [link for step in _trace(run_dir).steps for link in step.links if link.status == "broken"]
-    assert [(link.role, link.reason) for link in broken] == [("samples", "samples/ was made again since")]
-    assert not _trace(run_dir).is_whole
+    assert [(link.role, link.reason) for link in broken] == [("samples", "samples/ has been published again since")]
+    assert not _trace(run_dir).is_complete
 
 
 def test_stages_that_name_different_base_models_are_told_on(run_dir: Path) -> None:
@@ -64,7 +64,7 @@ def test_stages_that_name_different_base_models_are_told_on(run_dir: Path) -> No
     (again.begin() / "summary.json").write_text(summary)
     again.publish()
     lineage = _trace(run_dir)
-    assert not lineage.is_whole
+    assert not lineage.is_complete
     assert "eval has ffffffffffff" in lineage.conflict
     assert "samples has" in lineage.conflict
 
@@ -75,13 +75,13 @@ def test_a_commit_and_a_hash_of_files_are_not_held_against_each_other(run_dir: P
     again = Stage(name="eval", run_dir=run_dir, config={}, inputs={**inputs, "model": "c" * 40})
     again.begin()
     again.publish()
-    assert _trace(run_dir).is_whole
+    assert _trace(run_dir).is_complete
 
 
 def test_a_stage_that_is_gone_breaks_the_chain(run_dir: Path) -> None:
     shutil.rmtree(run_dir / "dataset")
     broken = [link for step in _trace(run_dir).steps for link in step.links if link.status == "broken"]
-    assert [(link.role, link.reason) for link in broken] == [("dataset", "dataset/ is not there")]
+    assert [(link.role, link.reason) for link in broken] == [("dataset", "dataset/ does not exist")]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_stage_that_is_gone_breaks_the_chain(run_dir: Path) -> None:
 def test_a_file_that_is_not_as_published_is_named(run_dir: Path, damage: object, said: str) -> None:
     damage(run_dir / "export" / "data.bin")  # type: ignore[operator]
     lineage = _trace(run_dir)
-    assert not lineage.is_whole
+    assert not lineage.is_complete
     assert any(said in step.problem for step in lineage.steps if step.folder == "export")
 
 

@@ -170,8 +170,8 @@ def _words(rng: random.Random) -> str:
     return " ".join(rng.choices(vocabulary, weights=[1 / (rank + 5) for rank in range(6000)], k=700_000))
 
 
-def _livecodebench_size() -> ProblemPages:
-    """131 problems x 10 programs x 2 models; half of the responses have 32K tokens, 130,000 characters."""
+def _of_livecodebench(num_problems: int) -> ProblemPages:
+    """Problems x 10 programs x 2 models; half of the responses have 32K tokens, 130,000 characters."""
     rng = random.Random(5)
     text = _words(rng)
 
@@ -193,25 +193,29 @@ def _livecodebench_size() -> ProblemPages:
             tests={test: (Excerpt.of(text[test * 900 :][:5000], 400), Excerpt("7")) for test in range(12)},
             attempts=tuple(tuple(attempt(index) for index in range(10)) for _ in range(2)),
         )
-        for number in range(131)
+        for number in range(num_problems)
     )  # fmt: skip
     rows = scores({one.problem_id: "hard" for one in problems})
     return ProblemPages(problems=problems, columns=rows.headline, difficulties=("hard",), has_tests=True)
 
 
-def test_livecodebench_size_keeps_to_the_budget_and_says_what_it_cut(tmp_path: Path) -> None:
-    pages = _livecodebench_size()
-    for page_mib in (8, 2):
+@pytest.mark.parametrize(("num_problems", "scale"), [(32, 1 / 4), pytest.param(131, 1, marks=pytest.mark.slow)])
+def test_livecodebench_keeps_to_the_budget_and_says_what_it_cut(
+    tmp_path: Path, num_problems: int, scale: float
+) -> None:
+    pages = _of_livecodebench(num_problems)
+    for page_mib in (8 * scale, 2 * scale):
         path = write_page(tmp_path / "page.html", pages, page_mib=page_mib)
         said = re.search(
-            r"([\d,]+) of 2,620 responses are cut in the middle.*?: ([\d,]+) characters are kept", path.read_text()
+            rf"([\d,]+) of {20 * num_problems:,} responses are cut in the middle.*?: ([\d,]+) characters are kept",
+            path.read_text(),
         )
         assert said is not None
         size, limit = path.stat().st_size, int(said[2].replace(",", ""))
         print(f"{page_mib} MiB: {size / MEBIBYTE:.2f} MiB with {limit} characters around each program")
         assert size <= page_mib * MEBIBYTE
         assert limit in LIMITS
-        assert limit >= (2048 if page_mib == 8 else 128)
+        assert limit >= (2048 if page_mib == 8 * scale else 128)
     raw = sum(len(json.dumps(block(page, 2048))) for page in pages.problems)
     packed = sum(len(pack(block(page, 2048))) for page in pages.problems)
     print(f"packing: {raw / MEBIBYTE:.1f} MiB of JSON in {packed / MEBIBYTE:.1f} MiB")

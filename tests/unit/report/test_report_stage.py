@@ -46,7 +46,7 @@ def test_summary_names_engines_claims_and_base_revision(published: Path) -> None
     assert summary["stages"]["samples"]["engine"]["name"] == "vllm"
     assert summary["stages"]["checkpoints"]["engine"]["name"] == "megatron-core"
     assert {claim["status"] for claim in summary["claims"]} == {"shown", "not shown", "unclear"}
-    assert summary["lineage"]["whole"] is True
+    assert summary["lineage"]["complete"] is True
     assert summary["lineage"]["base_revision"] == REVISION
 
 

@@ -87,7 +87,7 @@ def qkv(length: int, seed: int = 0) -> list[torch.Tensor]:
 
 
 def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
-    """[T, N * D] by a mask over the whole row, heads repeated."""
+    """[T, N * D] by a mask over the full sequence, heads repeated."""
     segment = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     seen = (segment[:, None] == segment) & torch.ones(len(q), len(q), dtype=torch.bool).tril()
     k, v = (x.repeat_interleave(N // G, dim=1) for x in (k, v))
@@ -175,7 +175,7 @@ def test_layers_share_one_plan() -> None:
 
 def test_a_padded_group_and_single_spans_agree() -> None:
     q, k, v = (x.detach() for x in qkv(12))
-    whole = _attend(q[None], k[None], v[None], offsets=(0,), scale=SCALE)
+    together = _attend(q[None], k[None], v[None], offsets=(0,), scale=SCALE)
     chunks = [(0, 4), (4, 12)]
     apart = [_attend(q[None, a:b], k[None, :b], v[None, :b], offsets=(a,), scale=SCALE) for a, b in chunks]
-    torch.testing.assert_close(torch.cat(apart, dim=2), whole, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(torch.cat(apart, dim=2), together, rtol=1e-9, atol=1e-9)

