@@ -63,8 +63,11 @@ def test_a_field_with_a_default_may_be_missing(tmp_path: Path) -> None:
     ("change", "match"),
     [
         ({"temperature": 1}, r"s.jsonl:2: the fields \['temperature'\] are unknown or missing"),
-        ({"response_token_ids": [1, "2"]}, r"s.jsonl:2: is no sample: expected `int`, got `str`.*response_token_ids"),
-        ({"finish_reason": "eos"}, r"s.jsonl:2: is no sample: invalid enum value 'eos'"),
+        (
+            {"response_token_ids": [1, "2"]},
+            r"s.jsonl:2: is not a sample: expected `int`, got `str`.*response_token_ids",
+        ),
+        ({"finish_reason": "eos"}, r"s.jsonl:2: is not a sample: invalid enum value 'eos'"),
     ],
 )
 def test_a_line_that_is_no_sample_is_named(tmp_path: Path, change: dict[str, Any], match: str) -> None:

@@ -71,7 +71,7 @@ def test_begin_resumes_its_own_work_and_refuses_anothers(tmp_path: Path) -> None
         make(tmp_path, {"t": 2.0}).begin()
 
 
-def take_up_and_leave(run_dir: Path, *files: str, text: str = "1", **settings: Any) -> None:
+def begin_and_leave(run_dir: Path, *files: str, text: str = "1", **settings: Any) -> None:
     """A start that wrote ``files`` and died."""
     work = make(run_dir, **settings).begin()
     for name in files:
@@ -80,8 +80,8 @@ def take_up_and_leave(run_dir: Path, *files: str, text: str = "1", **settings: A
 
 
 def test_work_that_never_began_gives_way_to_another_configuration(tmp_path: Path) -> None:
-    take_up_and_leave(tmp_path)
-    take_up_and_leave(tmp_path, "worker-0-of-1.jsonl", text="", config={"t": 2.0})
+    begin_and_leave(tmp_path)
+    begin_and_leave(tmp_path, "worker-0-of-1.jsonl", text="", config={"t": 2.0})
     work = make(tmp_path, {"t": 3.0}).begin()
     assert [path.name for path in work.iterdir()] == ["stage.json"]
     assert not list(tmp_path.glob("*.replaced-*"))
@@ -89,10 +89,10 @@ def test_work_that_never_began_gives_way_to_another_configuration(tmp_path: Path
 
 def test_a_stage_may_say_what_counts_as_work(tmp_path: Path) -> None:
     for kept in ("model.safetensors", "below/model.safetensors"):
-        take_up_and_leave(tmp_path / kept.replace("/", "-"), "config.json", kept, config={"t": 0})
+        begin_and_leave(tmp_path / kept.replace("/", "-"), "config.json", kept, config={"t": 0})
     for folder, refused in (("model.safetensors", True), ("below-model.safetensors", True), ("neither", False)):
         if not refused:
-            take_up_and_leave(tmp_path / folder, "config.json", config={"t": 0})
+            begin_and_leave(tmp_path / folder, "config.json", config={"t": 0})
         stage = Stage(name="samples", run_dir=tmp_path / folder, config={"t": 1}, inputs={"model": "abc"},
                       is_work=lambda path: path.suffix == ".safetensors")  # fmt: skip
         if refused:
@@ -150,7 +150,7 @@ def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
     assert "another process is working on it" in second.stderr
 
 
-def test_turns_come_one_after_the_other_and_end_with_a_killed_process(tmp_path: Path) -> None:
+def test_the_lock_is_exclusive_and_released_by_a_killed_process(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from megatron_ssd.artifacts.stage import Stage\n"
         "with Stage(name='samples', run_dir=Path(sys.argv[1]), config={'t': 1.5}, inputs={}).lock():\n"
@@ -166,7 +166,7 @@ def test_turns_come_one_after_the_other_and_end_with_a_killed_process(tmp_path: 
             assert other.wait() == -signal.SIGKILL
 
 
-def test_work_in_use_is_taken_up_by_its_own_identity_alone(tmp_path: Path) -> None:
+def test_work_in_use_is_joined_by_its_own_identity_only(tmp_path: Path) -> None:
     with make(tmp_path).lock():
         make(tmp_path).open_work()
     assert make(tmp_path).open_work(in_use=True).is_dir()
