@@ -53,7 +53,10 @@ def test_every_shipped_yaml_composes(group: str, name: str) -> None:
 def test_every_scale_is_taken_by_its_experiment_and_problems(path: Path) -> None:
     experiment, _, problems = path.stem.partition("-")
     iterations = compose_config([f"experiment={experiment}", f"problems={problems}"]).training.train_iters
-    assert re.search(rf"train_iters: {iterations}\b", path.read_text())
+    text = path.read_text()
+    if inherited := re.search(r"^  - (\S+)$", text, re.MULTILINE):
+        text = path.with_name(f"{inherited[1]}.yaml").read_text() + text
+    assert re.findall(r"train_iters: (\d+)", text)[-1] == str(iterations)
 
 
 @pytest.mark.parametrize(("name", "parameters"), _PARAMETERS.items())
@@ -88,7 +91,7 @@ def test_a_sweep_replaces_the_grid_of_an_experiment_and_the_command_line_wins(ov
     assert wide.sampling is not None
     cells = grid_cells(wide.evaluation, wide.sampling)
     assert len(cells) == 54
-    assert wide.evaluation.num_samples == 10
+    assert wide.evaluation.num_samples == compose_config(overrides).evaluation.num_samples
     narrow = compose_config([*overrides, "+sweep=paper", "evaluation.top_ks=[20]"]).evaluation
     assert (narrow.top_ks, narrow.top_ps) == ((20,), wide.evaluation.top_ps)
 

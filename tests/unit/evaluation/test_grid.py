@@ -82,7 +82,10 @@ def test_the_hottest_cell_cuts_the_least_at_the_highest_temperature():
     [
         ({"top_ks": ()}, r"evaluation.top_ks = \[\]: must hold at least one top-k"),
         ({"top_ks": (20, 0)}, r"top_k = 0: must be -1 \(off\) or positive; .*-1 is what vLLM also calls 0"),
-        ({"top_ks": (20, 10), "temperatures": (), "top_ps": ()}, "makes the grid together with evaluation.temperatures"),
+        (
+            {"top_ks": (20, 10), "temperatures": (), "top_ps": ()},
+            "makes the grid together with evaluation.temperatures",
+        ),
     ],
 )
 def test_a_wrong_top_k_is_one_line(changes: dict[str, tuple[int, ...]], message: str):
