@@ -1,4 +1,4 @@
-"""Resumes under another layout, and skips non-finite iterations; writes the following iterations as JSON."""
+"""Resumes under another layout, and skips iterations whose numbers are not finite; leaves what came after as JSON."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ SKIPPING = [
 
 
 def config_of(root: Path, model: str, layout: str) -> RunConfig:
-    """A run that uses every state that a checkpoint contains."""
+    """A run that uses every state that a checkpoint holds."""
     world_size, sizes = (1, {}) if layout == ONE else (2, LAYOUTS[layout])
     return training_config(
         root,
@@ -69,7 +69,7 @@ def config_of(root: Path, model: str, layout: str) -> RunConfig:
 
 
 def save_and_continue(root: Path, model: str, layout: str) -> None:
-    """Write ``root/MODEL-LAYOUT/iter_...`` of iteration 3 and the following iterations."""
+    """Leave ``root/MODEL-LAYOUT/iter_...`` of iteration 3 and what came after it."""
     trainer = build_trainer(config_of(root, model, layout), folder_of(root, model, layout), "cpu")
     for _ in range(SAVED):
         trainer.step()
@@ -79,7 +79,7 @@ def save_and_continue(root: Path, model: str, layout: str) -> None:
 
 
 def resume(root: Path, model: str, saved: str, layout: str) -> None:
-    """Load the checkpoint of layout ``saved`` under ``layout``, and write the following iterations."""
+    """Load the checkpoint of layout ``saved`` under ``layout``, and leave what came after it."""
     trainer = build_trainer(config_of(root, model, layout), folder_of(root, model, saved), "cpu")
     assert trainer.state.iteration == SAVED
     _note(root, f"{model}-{saved}-{layout}", _continue(trainer))
@@ -91,13 +91,13 @@ def folder_of(root: Path, model: str, layout: str) -> Path:
 
 def _continue(trainer: Trainer) -> list[dict[str, Any]]:
     """The rest of the iterations, and the norm of the EMA."""
-    records = [trainer.step().row() for _ in range(ITERATIONS - trainer.state.iteration)]
+    rows = [trainer.step().to_json() for _ in range(ITERATIONS - trainer.state.iteration)]
     assert trainer.state.ema is not None
-    return [*records, {"ema": _ema_norm(trainer)}]
+    return [*rows, {"ema": _ema_norm(trainer)}]
 
 
 def _ema_norm(trainer: Trainer) -> float:
-    """Norm of the EMA over the full model, from what each rank would save."""
+    """Norm of the EMA over the whole model, from what each rank would save."""
     assert trainer.state.ema is not None
     models = {str(number): model.sharded_state_dict() for number, model in enumerate(trainer.state.models)}
     shards: dict[str, Any] = {"ema": trainer.state.ema.sharded_state_dict(models)}
@@ -125,7 +125,7 @@ class Poisoned(BatchSource):
     iteration: int
 
     def micro_batches(self, iteration: int) -> Iterator[Batch]:
-        """The batches, with one poisoned iteration."""
+        """The batches, one iteration of them poisoned."""
         for batch in super().micro_batches(iteration):
             bad = iteration == self.iteration and dist.get_rank() == dist.get_world_size() - 1
             yield dataclasses.replace(batch, loss_weights=batch.loss_weights * math.nan) if bad else batch
@@ -148,18 +148,17 @@ def tensors(trainer: Trainer) -> list[Tensor]:
 
 
 def skip(root: Path, model: str, layout: str) -> None:
-    """Three iterations, the second of them poisoned; write what each rank saw."""
+    """Three iterations, the second of them poisoned; leave what each rank saw."""
     trainer = build_trainer(config_of(root, model, layout), root / "none", "cpu")
     poison(trainer, 2)
-    records = [trainer.step()]
+    rows = [trainer.step()]
     before = tensors(trainer)
-    records.append(trainer.step())
+    rows.append(trainer.step())
     untouched = all(map(torch.equal, before, tensors(trainer)))
-    records.append(trainer.step())
+    rows.append(trainer.step())
     changed = not all(map(torch.equal, before, tensors(trainer)))
     seen: list[Any] = [None] * dist.get_world_size()
-    skipped = [record.skipped for record in records]
-    dist.all_gather_object(seen, {"skipped": skipped, "untouched": untouched, "changed": changed})
+    dist.all_gather_object(seen, {"skipped": [row.skipped for row in rows], "untouched": untouched, "changed": changed})
     _note(root, f"skip-{model}-{layout}", seen)
 
 
