@@ -61,7 +61,7 @@ def run_child(command: Sequence[str], *, report_follows: bool = False) -> int:
     """Run ``command`` to its end on this terminal and return its exit status.
 
     Ctrl-C reaches the child by itself (it is in the same group); it is waited for, so that it can leave its work in
-    order, and then goes on as ``KeyboardInterrupt`` here.
+    order. Then ``KeyboardInterrupt`` is raised here as well.
     """
     environment = {**os.environ, UNDER_PIPELINE: "1", REPORT_FOLLOWS: "1" if report_follows else ""}
     with subprocess.Popen(command, env=environment, preexec_fn=die_with_parent) as child:
