@@ -198,8 +198,12 @@ class RunConfig:
         return self.training.segment_multiple or self.parallel.context_chunks
 
 
-def needed(section: _T | None, name: str, *, fix: str) -> _T:
+def needed(section: _T | None, name: str) -> _T:
     """The section. Raises ``ConfigError`` if it is null."""
     if section is None:
-        raise ConfigError(f"{name} = null", rule=f"this stage needs {name}", fix=fix)
+        raise ConfigError(
+            f"{name} = null",
+            rule=f"this stage needs {name}",
+            fix=f"choose one with {name}=NAME, or take experiment=demo",
+        )
     return section

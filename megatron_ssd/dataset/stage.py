@@ -153,7 +153,7 @@ def _import_indexed(stage: Stage, source: Path, *, vocab_size: int) -> None:
 
 
 def _model(config: RunConfig) -> ModelConfig:
-    return needed(config.model, "model", fix="choose one: model=NAME")
+    return needed(config.model, "model")
 
 
 def _model_folder(config: RunConfig) -> Path:

@@ -1,4 +1,4 @@
-"""Loading Hugging Face folders into GPTModel in one process: exact weights, equal logits, errors with names."""
+"""Loading Hugging Face folders into GPTModel in one process: exact weights, equal logits, clear errors."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from safetensors.torch import load_file, save_file
 
+from megatron_ssd.artifacts.hub import locate_model
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
@@ -18,7 +19,6 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.families import Family
 from megatron_ssd.models.hf_checkpoint import load_hf_weights, map_parameters
-from megatron_ssd.models.hf_folder import resolve_model_folder
 from megatron_ssd.models.hf_weights import HFWeights
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
@@ -85,7 +85,7 @@ def test_logits_equal_transformers(references: Path, name: str) -> None:
     assert difference < TOLERANCE, f"largest difference {difference:.2e}"
 
 
-def test_rope_scaling_is_what_makes_the_logits_equal(references: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_differ_without_rope_scaling(references: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the parity test above would not detect missing scaling."""
     monkeypatch.setattr(Family, "check_hf_config", lambda *args, **kwargs: None)
     unscaled = dataclasses.replace(MODELS["llama_scaled"], rope_scaling=None)
@@ -127,7 +127,7 @@ def test_many_missing_weights_are_counted(tmp_path: Path) -> None:
         load(model)
 
 
-def test_a_tied_folder_may_hold_the_output_layer_too(tmp_path: Path) -> None:
+def test_a_tied_folder_may_contain_the_output_layer_too(tmp_path: Path) -> None:
     model = write_hf_folder(tmp_path, MODELS["qwen3_tied"])
     change_weights(tmp_path, lambda weights: weights.update({"lm_head.weight": torch.zeros(64, 32)}))
     load(model)
@@ -141,9 +141,9 @@ def test_wrong_vocabulary_size(tmp_path: Path) -> None:
 
 def test_incomplete_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.path = .*nothing: "):
-        resolve_model_folder(str(tmp_path / "nothing"))
+        locate_model(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match=r"has no config.json"):
-        resolve_model_folder(str(tmp_path))
+        locate_model(str(tmp_path))
     model = write_hf_folder(tmp_path, MODELS["qwen3"])
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
