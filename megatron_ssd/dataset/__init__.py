@@ -1,1 +1,1 @@
-"""From sampled responses to rows that training reads: filters, Megatron's .bin/.idx, packing."""
+"""From sampled responses to packed training sequences: filters, Megatron's .bin/.idx, packing."""

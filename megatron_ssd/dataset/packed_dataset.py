@@ -7,7 +7,7 @@ A document of n ids gives a sample of n - 1 tokens: token i is id i, and its lab
   prompt id on; the others have ``prompt_loss_weight``. An end token is part of the response ids or absent.
 - ``pretrain``: documents are texts, of one sequence or of one sequence per sentence, and every token has weight 1.
 
-With ``loss_normalization=sequence`` the weights of a sample are divided by their sum, so that all samples weigh alike.
+With ``loss_normalization=sequence`` the weights of a sample are divided by their sum, so that samples weigh the same.
 Each then weighs as much as the mean sample does otherwise, because the auxiliary loss of a mixture of experts is summed
 over tokens and must keep its size relative to this loss. The index alone gives the weight of a packed sequence.
 

@@ -2,8 +2,11 @@
 
 Each shard of samples becomes a part (``dataset.convert``), several at a time, and the parts are joined in the order of
 the shards. A killed run redoes unfinished shards only, and the bytes do not depend on the number of workers. Ids are
-used exactly as sampled and no end token is added, unless ``preprocess.ids = retokenized``. An existing data set can
-replace the samples (``preprocess.indexed``, ``dataset.external``).
+used exactly as sampled and no end token is added, unless ``preprocess.ids = retokenized``.
+
+An existing .bin and .idx can replace the samples (``preprocess.indexed``), for ``objective=pretrain``. Megatron-LM's
+``tools/preprocess_data.py`` writes such pairs (``NAME_text_document.bin`` and ``.idx``): a text is a document of one
+sequence, or of one sequence per sentence, with an end token if ``--append-eod`` was given.
 
 Output:
 - ``samples.bin``, ``samples.idx``: one document per kept sample, [prompt, response];
@@ -26,6 +29,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from megatron_ssd.artifacts.atomic import write_atomically
+from megatron_ssd.artifacts.hashing import hash_json, remembered_sha256
 from megatron_ssd.artifacts.hub import locate_model
 from megatron_ssd.artifacts.manifest import Manifest, format_counts, megatron_facts
 from megatron_ssd.artifacts.samples import iter_samples, sample_shards, samples_manifest
@@ -33,9 +37,8 @@ from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.dataset.convert import DIFFERENCES, IDS, Converter, Retokenizer, keys_file, part_counts, part_file
-from megatron_ssd.dataset.external import import_indexed, indexed_stage
 from megatron_ssd.dataset.filters import DROPPED
-from megatron_ssd.dataset.indexed import DATASET_NAME, join_indexed, prefix_of
+from megatron_ssd.dataset.indexed import DATASET_NAME, check_ids, check_text, join_indexed, prefix_of, read_indexed
 from megatron_ssd.dataset.set_filters import FirstPass, hash_file, needs_first_pass, read_scores, scores_manifest
 from megatron_ssd.dataset.workers import run_tasks, usable_cores
 from megatron_ssd.errors import UserError
@@ -46,6 +49,7 @@ from megatron_ssd.schema import Sample
 log = logging.getLogger(__name__)
 
 _BYTES_PER_WORKER = 32 << 20  # one process reads these in about the time that starting another takes
+_SUFFIXES = (".bin", ".idx")
 
 
 def run_preprocess(config: RunConfig) -> None:
@@ -60,7 +64,7 @@ def run_preprocess(config: RunConfig) -> None:
     if stage.is_current():
         return
     if config.preprocess.indexed is not None:
-        import_indexed(stage, prefix_of(config.preprocess.indexed), vocab_size=_model(config).vocab_size)
+        _import_indexed(stage, prefix_of(config.preprocess.indexed), vocab_size=_model(config).vocab_size)
         return
     samples, shards = samples_manifest(Path(config.run_dir)), sample_shards(Path(config.run_dir))
     work = stage.begin()
@@ -94,7 +98,7 @@ def dataset_stage(config: RunConfig) -> Stage:
     run_dir = Path(config.run_dir)
     if config.preprocess.indexed is not None:
         source, vocab_size = prefix_of(config.preprocess.indexed), _model(config).vocab_size
-        return indexed_stage(run_dir, source, vocab_size=vocab_size, replace=config.replace)
+        return _indexed_stage(run_dir, source, vocab_size=vocab_size, replace=config.replace)
     settings = {"ids": config.preprocess.ids, "compare": config.preprocess.compare}
     inputs = {"samples": samples_manifest(run_dir).content_hash}
     if config.filters.proxy_band:
@@ -112,6 +116,40 @@ def dataset_stage(config: RunConfig) -> Stage:
         inputs=inputs,
         replace=config.replace,
     )
+
+
+def _indexed_stage(run_dir: Path, source: Path, *, vocab_size: int, replace: bool = False) -> Stage:
+    """The stage ``dataset`` that publishes ``source``, a path without suffix.
+
+    Raises:
+        UserError: a file is missing, or the two do not belong together.
+    """
+    read_indexed(source, fix="set preprocess.indexed to the path of a .bin and .idx, without suffix")
+    hashes = [remembered_sha256(Path(f"{source}{suffix}")) for suffix in _SUFFIXES]
+    return Stage(
+        name="dataset",
+        run_dir=run_dir,
+        config={"vocab_size": vocab_size},
+        inputs={"indexed": hash_json(hashes)},
+        replace=replace,
+    )
+
+
+def _import_indexed(stage: Stage, source: Path, *, vocab_size: int) -> None:
+    """Check, copy and publish ``source`` as ``stage``.
+
+    Raises:
+        UserError: the data set is empty or not text only, or an id is outside the vocabulary.
+    """
+    index = read_indexed(source)
+    check_text(source, index)
+    check_ids(source, index, vocab_size=vocab_size)
+    work = stage.begin()
+    for suffix in _SUFFIXES:
+        shutil.copyfile(f"{source}{suffix}", work / f"{DATASET_NAME}{suffix}")
+    counts = {"documents": index.num_documents, "tokens": int(index.lengths.sum(dtype=np.int64))}
+    log.info("dataset: copied %d documents of %d tokens from %s", *counts.values(), source)
+    stage.publish(engine=megatron_facts(), counts=counts)
 
 
 def _model(config: RunConfig) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""Which requests a run makes, and the sample record that each of them becomes.
+"""Translates between the samples of a run, as planned or recorded, and an engine's requests.
 
 A seed follows from (run seed, problem id, sample index) alone. No shard, process or order changes it, and neither do
 the sampling parameters, so that two settings share the noise of a problem.

@@ -1,4 +1,4 @@
-"""The messages to and from a vLLM server, in terms of requests and completions."""
+"""The HTTP messages of a vLLM server, in terms of requests and completions."""
 
 from __future__ import annotations
 

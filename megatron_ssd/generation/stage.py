@@ -1,6 +1,6 @@
 """The sampling stage: run_dir/problems to run_dir/samples, drawn from the frozen model at the training temperature.
 
-No response is run, judged or filtered here. Every planned sample gets a record; that of a prompt that cannot be run
+No response is run, checked or filtered here. Every planned sample gets a record; that of a prompt that cannot be run
 says why.
 """
 

@@ -1,8 +1,8 @@
 """The resumable store of planned samples: files that writers append records to, which become ordered shards.
 
-A record counts once its line is whole. Writers may be killed at any moment and start again in any number: what is there
-is found again, wherever it is, and a torn last line is passed over. The shards do not depend on the order in which
-responses finished, on who drew them, or on where a writer or a merge was killed.
+A record counts once its line is complete. Writers may be killed at any time and restarted in any number: existing
+records are found again in whichever file they are, and an incomplete last line is ignored. The shards
+do not depend on the order in which responses finished, on who drew them, or on where a writer or a merge was killed.
 
 The workers of a sampling run share a folder. ``worker-0-of-2.jsonl`` has the records of worker 0 of 2, which keeps the
 file locked (flock) while it lives; ``worker-0-of-2.spans.json`` says when it was at work.
@@ -53,7 +53,7 @@ class SampleStore:
         self._file = array("i", [_NOWHERE]) * len(keys)
         self._offset = array("q", [0]) * len(keys)
         self._read: dict[Path, tuple[int, FileCursor]] = {}  # number of an appended file, and how far it was read
-        self._finished: set[Path] = set()  # shards that are whole and in order
+        self._finished: set[Path] = set()  # shards that are complete and in order
 
     @property
     def num_missing(self) -> int:
@@ -86,8 +86,8 @@ class SampleStore:
     def merge(self) -> dict[str, str]:
         """Write the shards that are not finished. Nothing may be missing, and no other process may write.
 
-        Each shard appears whole, so a killed merge resumes at the first that is not there. Records are copied byte for
-        byte.
+        Each shard appears in one step, so a killed merge resumes at the first that is missing. Records are copied byte
+        for byte.
 
         Returns:
             Name -> SHA-256 of the shards that this call wrote.

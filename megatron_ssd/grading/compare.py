@@ -62,13 +62,7 @@ def value_difference(actual: str, expected_json: str, *, tolerance: float = 0.0)
     try:
         is_long = len(actual) > _LENGTH_FACTOR * len(expected_json) + _EXTRA_LENGTH
         same = not is_long and _same_value(_plain(_load(actual), is_outermost=True), wanted, tolerance)
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        ArithmeticError,
-        RecursionError,
-    ):  # not of ``encode``, or too deep
+    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):  # not of ``encode``, or too deep
         same = False
     return None if same else f"got {_short(actual)}, expected {_short(expected_json)}"
 

@@ -36,7 +36,7 @@ def count_samples(path: Path, problems: Mapping[str, Problem]) -> Counter[str]:
     """
     counts = Counter(problem_id for problem_id, _, _ in _records(path, problems))
     if not counts:
-        raise UserError(f"samples = {path}", rule="contains no row", fix="name another file")
+        raise UserError(f"samples = {path}", rule="contains no record", fix="name another file")
     return counts
 
 
@@ -69,7 +69,7 @@ def _records(path: Path, problems: Mapping[str, Problem]) -> Iterator[tuple[str,
         key = next((name for name in TEXT_KEYS if name in record), "")
         text = _one(record, TEXT_KEYS, where, "a text")
         if not isinstance(text, str):
-            raise UserError(f"{where}: {key} = {str(text)[:60]!r}", rule="must be text", fix="fix that row")
+            raise UserError(f"{where}: {key} = {str(text)[:60]!r}", rule="must be text", fix="fix that line")
         if identity not in problems:
             raise UserError(
                 f"{where}: {identity}",
@@ -82,13 +82,13 @@ def _records(path: Path, problems: Mapping[str, Problem]) -> Iterator[tuple[str,
 def _one(record: dict[str, Any], keys: tuple[str, ...], where: str, what: str) -> Any:
     found = [key for key in keys if key in record]
     if len(found) > 1:
-        raise UserError(f"{where}: a row with {', '.join(map(str, record))}",
+        raise UserError(f"{where}: a record with {', '.join(map(str, record))}",
                         rule=f"has {what} under {' and '.join(found)}, and only one can count",
                         fix="remove all but one of them")  # fmt: skip
     if not found:
         raise UserError(
-            f"{where}: a row with {', '.join(map(str, record)) or 'nothing'}",
+            f"{where}: a record with {', '.join(map(str, record)) or 'nothing'}",
             rule=f"needs {what} under one of {', '.join(keys)}",
-            fix="fix that row",
+            fix="fix that line",
         )
     return record[found[0]]

@@ -1,7 +1,7 @@
-"""Grades a file of completions into a folder of verdicts and a summary; the code of ``tools/grade.py``.
+"""Grades a file of completions; the code of ``tools/grade.py``.
 
-The folder is a stage like any other: written as ``OUT.partial``, resumed after a SIGKILL, and published in one step
-with a manifest that has the hashes of both files.
+The folder of verdicts and summary is a stage like any other: written as ``OUT.partial``, resumed after a SIGKILL, and
+published in one step with a manifest that has the hashes of both files.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def run_grade(config: GradeConfig) -> None:
     """Grade the samples, or resume an interrupted run, then print a table to standard output.
 
     Raises:
-        UserError: a file cannot be read, a row is wrong, or the sandbox cannot start.
+        UserError: a file cannot be read, a record is wrong, or the sandbox cannot start.
     """
     all_problems = {problem.id: problem for problem in read_problems(config)}
     counted, errata = apply_errata(list(all_problems.values()), config.errata)

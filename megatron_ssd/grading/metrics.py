@@ -1,4 +1,4 @@
-"""Computes pass@k, bootstrap intervals over problems, and sign tests.
+"""Statistics of scores over problems: pass@k, bootstrap intervals, sign tests.
 
 Scores of a model under one setting are an array over problems [P], NaN if a problem has too few samples for k. All
 uncertainty is over problems: samples of the same problem are not independent, and pass@k over them is already an exact

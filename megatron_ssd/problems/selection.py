@@ -1,8 +1,8 @@
-"""Selects the rows of a source that are sampled, and records why each other row is dropped.
+"""Selects the rows of a source that are sampled.
 
-A row is dropped for the first of these reasons that applies: ``not_passed``, ``bad_text`` (NUL or half of a surrogate
-pair, which no tokenizer accepts), ``no_text`` (no letter and no digit), ``duplicate``, ``near_duplicate``,
-``contaminated``, ``over_limit``.
+``dropped.jsonl`` records why each other row is dropped. It is the first of these reasons that applies: ``not_passed``,
+``bad_text`` (NUL or half of a surrogate pair, which no tokenizer accepts), ``no_text`` (no letter and no digit),
+``duplicate``, ``near_duplicate``, ``contaminated``, ``over_limit``.
 
 Rows are streamed. Memory holds a digest, a row number and a file offset for each kept row (and what ``near_duplicates``
 keeps of it), never the texts.

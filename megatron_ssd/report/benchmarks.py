@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.results import from_json
 from megatron_ssd.general_benchmarks.results import NAME, SUMMARY, BenchmarkResults, MetricResult, ModelValue
 from megatron_ssd.report.formatting import UNKNOWN, Measured, points
+
+log = logging.getLogger(__name__)
+
+_OLD_NAME = "regression"  # the folder of the stage in earlier versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +36,10 @@ def read_benchmarks(run_dir: Path) -> tuple[BenchmarkRow, ...]:
     Raises:
         UserError: the file is from another version.
     """
-    path = run_dir / NAME / SUMMARY
+    path, old = run_dir / NAME / SUMMARY, run_dir / _OLD_NAME
+    if old.is_dir():
+        log.warning("report: %s is from an older version and is not shown; run launch/general_benchmarks.py to measure "
+                    "again, then remove it", old)  # fmt: skip
     if not path.is_file():
         return ()
     try:

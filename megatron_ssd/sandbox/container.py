@@ -70,9 +70,9 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchMode:
-    """One way to start a server: its command line, and the user that runs it (None for the caller).
+    """How to start a server: its command line, and the user that runs it (None for the caller).
 
-    ``weakness`` says what programs may do that nobody may not.
+    ``weakness`` says what programs may do that the user ``nobody`` may not.
     """
 
     command: tuple[str, ...]

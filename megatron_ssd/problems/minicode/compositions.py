@@ -1,4 +1,4 @@
-"""Draws problems and assigns each to the test set, the training set or the corpus.
+"""Draws the problems of test set, training set or corpus.
 
 A problem is identified by what it computes: its fingerprint hashes its outputs on fixed probe lists. Two compositions
 that compute the same are the same problem, whatever their steps are called.

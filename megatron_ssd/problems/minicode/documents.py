@@ -1,4 +1,6 @@
-"""Writes documents: a problem's statement and one author's answer, with labels, or with slips for the corpus.
+"""Writes minicode documents: a problem's statement with one author's answer.
+
+A document comes with labels, or with slips for the corpus.
 
 Slips are a noise process at locks that gives a base model its distractor tail. Some documents are careless, to some
 level. In a careless document each word at a lock is replaced with a probability that is the level times the weight of

@@ -6,7 +6,7 @@ it must be used, so an early choice decides which tokens are right later. All al
 
 - **fork**: authors continue in several ways. Its options are their next units. The viable ones still lead to a right
   program, the others are traps.
-- **lock**: all authors continue in the same way.
+- **lock**: all authors continue with the same text.
 
 Units are whatever ``split`` cuts a text into: words for the noise process, token ids for analysis.
 """

@@ -1,1 +1,1 @@
-"""What runs inside the sandbox: a fork server, and the lives of its children. Standard library only."""
+"""What runs inside the sandbox: a fork server with its children. Standard library only."""

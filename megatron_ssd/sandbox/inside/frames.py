@@ -14,7 +14,7 @@ from typing import Any
 
 
 def send(descriptor: int, message: Any) -> None:
-    """Write one message. Raises ``OSError`` if nobody reads."""
+    """Write one message. Raises ``OSError`` if the reading end is closed."""
     data = json.dumps(message).encode()
     write_all(descriptor, struct.pack(">I", len(data)) + data)
 

@@ -2,9 +2,8 @@
 
 It refuses new processes (threads are allowed), new program images, every system call that touches another process, and
 the kernel's stores that outlive a process (System V memory, semaphores and queues, POSIX queues, keys). A process
-cannot become dumpable again, so a crash does not reach the machine's core handler. RLIMIT_NPROC is not enough against
-new
-processes: it does not bind root, and before Linux 5.14 it also counts what the same user runs elsewhere.
+cannot become dumpable again, so a crash does not reach the machine's core handler. RLIMIT_NPROC is not enough
+against new processes: it does not bind root, and before Linux 5.14 it also counts what the same user runs elsewhere.
 """
 
 from __future__ import annotations

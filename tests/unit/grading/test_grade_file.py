@@ -175,7 +175,7 @@ def test_a_killed_command_goes_on_and_grades_nothing_twice(tmp_path: Path):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"completion": "x"}, "samples.jsonl:1: a row with completion: needs an id under one of question_id"),
+        ({"completion": "x"}, "samples.jsonl:1: a record with completion: needs an id under one of question_id"),
         ({"task_id": "t/0"}, "needs a text under one of completion, code, response"),
         ({"task_id": "t/0", "completion": "x", "code": "y"}, "has a text under completion and code, and only one"),
         ({"task_id": "t/0", "completion": ["x"]}, "must be text"),
@@ -242,4 +242,4 @@ def test_an_out_that_is_there_already(tmp_path: Path):
 
 def test_an_empty_file_of_samples(tmp_path: Path):
     done = grade(*arguments_of(config(tmp_path, [])))
-    assert "samples.jsonl: contains no row" in done.stderr
+    assert "samples.jsonl: contains no record" in done.stderr

@@ -62,3 +62,11 @@ def test_a_file_of_another_version_is_one_line(tmp_path: Path) -> None:
         UserError, match=r"is not a summary of this version .*; rename .* and run launch/general_benchmarks"
     ):
         read_benchmarks(tmp_path)
+
+
+def test_results_of_an_older_version_are_named_with_the_fix(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "regression").mkdir()
+    assert read_benchmarks(tmp_path) == ()
+    (message,) = caplog.messages
+    assert str(tmp_path / "regression") in message
+    assert "run launch/general_benchmarks.py" in message

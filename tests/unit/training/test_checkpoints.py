@@ -128,6 +128,16 @@ def test_a_damaged_checkpoint_is_refused_by_name(run_dir: Path, damage: Callable
     assert names(path.parent) == before, "a refusal changes nothing"
 
 
+def test_a_checkpoint_of_format_1_is_refused_in_one_line(run_dir: Path) -> None:
+    path = run_dir / "checkpoints.partial" / "iter_0000005"
+    facts = json.loads((path / "checkpoint.json").read_text())
+    del facts["format_version"]
+    (path / "checkpoint.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="has format 1, and training resumes from format") as caught:
+        run_train(config_of(run_dir))
+    assert "\n" not in str(caught.value)
+
+
 def test_on_broken_previous_resumes_from_the_one_before_with_the_same_losses(
     run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
