@@ -1,4 +1,4 @@
-"""Formats scores and counts for the text tables of commands and reports."""
+"""Formats text tables for terminals."""
 
 from __future__ import annotations
 
