@@ -1,4 +1,4 @@
-"""Formats the text tables of commands and reports."""
+"""Formats text tables for terminals."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Files that cross stages: written whole or not at all, hashed, and traceable to what made them."""
+"""Artifacts: files that stages exchange, written atomically, with their lineage."""

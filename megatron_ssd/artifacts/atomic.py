@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all: written under another name, forced to disk, renamed last."""
+"""Writes files or folders atomically: they appear complete or not at all."""
 
 from __future__ import annotations
 

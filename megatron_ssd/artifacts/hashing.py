@@ -1,4 +1,4 @@
-"""Content hashes (SHA-256, hexadecimal) of values, files and folders.
+"""Computes content hashes (SHA-256, hexadecimal).
 
 Hashes of large files are cached between runs, by the path, size and times of the file: a base model of 60 GB is read
 once, not at every start.

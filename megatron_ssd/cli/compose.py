@@ -1,4 +1,4 @@
-"""Turns command-line arguments into checked configurations, by Hydra and OmegaConf.
+"""Turns command-line arguments into checked configurations with Hydra.
 
 The YAML files state differences only, since every default is in the dataclasses. So an override may name a key that no
 YAML has, and the dataclasses refuse a key that does not exist. ``model=tiny`` and ``+model=tiny`` mean the same.

@@ -1,4 +1,4 @@
-"""Entry points of stages and tools.
+"""Runs stages or tools from the command line.
 
 Exit status: 0 done, 2 a user error (one line on standard error), 75 stopped by SIGTERM or SIGUSR1 with the state saved
 (EX_TEMPFAIL: a scheduler should start it again), 130 interrupted at the keyboard, 1 anything else.

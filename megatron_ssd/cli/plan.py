@@ -1,4 +1,4 @@
-"""Command line of ``tools/plan.py``: what a run will take, and the tables of docs/guides/recipes.md."""
+"""Command line of ``tools/plan.py``: what a run will take."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Frozen dataclasses of the configuration: every default and every check."""
+"""Frozen dataclasses of the configuration, with every default."""

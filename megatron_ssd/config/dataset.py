@@ -1,4 +1,4 @@
-"""What is dropped from the samples before training, and how the rest becomes a data set."""
+"""Data set settings: how samples become training data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of the export stage and of the conversion tool."""
+"""Export settings, also of the conversion tool."""
 
 from __future__ import annotations
 

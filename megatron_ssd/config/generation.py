@@ -1,4 +1,4 @@
-"""Configuration of sampling: sampling parameters, engine, prompts, workers and the proxy model."""
+"""Settings of sampling responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process grid, and the machine that it runs on."""
+"""Settings of where training runs: the process grid, the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Number formats and activation recomputation."""
+"""Settings of number formats, with activation recomputation."""
 
 from __future__ import annotations
 

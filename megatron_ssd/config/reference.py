@@ -1,4 +1,4 @@
-"""Describes every configuration key: its type, default and meaning."""
+"""Describes every configuration key for help texts."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Decodes a benchmark with base and tuned model, and what the verdicts say: pass@k, intervals, the decode grid."""
+"""Evaluation: pass@k of the base model compared with the tuned one over the decode grid."""

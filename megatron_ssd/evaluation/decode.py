@@ -18,8 +18,8 @@ from typing import Any
 
 from megatron_ssd.artifacts.hub import ModelFolder
 from megatron_ssd.artifacts.jsonl import JsonlWriter
-from megatron_ssd.config.generation import SamplingParams
-from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.evaluation import EvaluationConfig
+from megatron_ssd.config.generation import PromptConfig, SamplingParams
 from megatron_ssd.generation.engine import Completion, Request, Sampler, sample_all
 from megatron_ssd.generation.plan import plan_requests, sample_of, sampling_hash
 from megatron_ssd.generation.store import Key, SampleStore
@@ -30,6 +30,7 @@ from megatron_ssd.schema import Problem
 log = logging.getLogger(__name__)
 
 OpenSampler = Callable[..., AbstractContextManager[Sampler]]  # as generation.samplers.open_sampler
+StartSampler = Callable[[ModelFolder], AbstractContextManager[Sampler]]  # the same with the engine of a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,37 +43,38 @@ class DecodeJob:
         problems: the benchmark.
         settings: every setting, with distinct labels.
         folder: of the files.
+        max_model_len: longest prompt plus response, in tokens.
+        stop_token_ids: ids that end a response besides the model's own.
+        seed: the seed of the run.
     """
 
-    config: RunConfig
     name: str
     model: ModelFolder
     problems: Sequence[Problem]
     settings: Sequence[SamplingParams]
     folder: Path
+    evaluation: EvaluationConfig
+    prompt: PromptConfig
+    max_model_len: int
+    stop_token_ids: tuple[int, ...]
+    seed: int
 
-    def run(self, open_sampler: OpenSampler, note: Callable[[], None]) -> None:
+    def run(self, start_sampler: StartSampler, note: Callable[[], None]) -> None:
         """Generate the missing samples; starts an engine only if there are any.
 
         Args:
-            open_sampler: starts the engine on a model, for the duration of its context.
+            start_sampler: starts the engine on a model, for the duration of its context.
             note: called after each response.
 
         Raises:
             UserError: an engine cannot start or dies, or the tokenizer does not fit the model.
         """
-        num_samples = self.config.evaluation.num_samples
+        num_samples = self.evaluation.num_samples
         keys = [(problem.id, index) for problem in self.problems for index in range(num_samples)]
         stores = {setting: self._store(setting, keys) for setting in self.settings}
         assert len({setting.label for setting in stores}) == len(stores), "two settings share a label"
         if any(store.num_missing for store in stores.values()):
-            with open_sampler(
-                self.config.engine,
-                self.model,
-                device=self.config.cluster.device,
-                stop_token_ids=self._stop_token_ids,
-                worker=self.config.worker,
-            ) as sampler:  # loads while the prompts are made
+            with start_sampler(self.model) as sampler:  # loads while the prompts are made
                 self._draw(sampler, stores, note)
         else:
             log.info("eval: every response of %s is complete", self.name)
@@ -92,12 +94,12 @@ class DecodeJob:
 
     def planned(self, setting: SamplingParams) -> Callable[[dict[str, Any]], bool]:
         """Whether a record of an earlier evaluation is one that this job would generate under ``setting``."""
-        drawn_alike = {"model_revision": self.model.revision, "sampling_hash": self._sampling_hash(setting)}
+        drawn_from = {"model_revision": self.model.revision, "sampling_hash": self._sampling_hash(setting)}
         by_key = {request.key: request for request in self._requests(setting)}
 
         def is_planned(record: dict[str, Any]) -> bool:
             request = by_key.get((record.get("problem_id", ""), record.get("sample_index", -1)))
-            return request is not None and record == record | drawn_alike | {
+            return request is not None and record == record | drawn_from | {
                 "seed": request.seed,
                 "prompt_token_ids": request.prompt_token_ids,
                 "skip_reason": request.skip_reason,
@@ -113,24 +115,20 @@ class DecodeJob:
 
     @cached_property
     def _prompts(self) -> list[Prompt]:
-        return list(build_prompts(self.problems, self.config.prompt, self._tokenizer))
-
-    @property
-    def _stop_token_ids(self) -> tuple[int, ...]:
-        return self.config.sampling.stop_token_ids if self.config.sampling else ()
+        return list(build_prompts(self.problems, self.prompt, self._tokenizer))
 
     def _requests(self, setting: SamplingParams) -> list[Request]:
         return plan_requests(
             self._prompts,
-            num_samples=self.config.evaluation.num_samples,
-            run_seed=self.config.seed,
+            num_samples=self.evaluation.num_samples,
+            run_seed=self.seed,
             params=setting,
-            max_tokens=self.config.evaluation.max_tokens,
-            max_model_len=self.config.engine.max_model_len,
+            max_tokens=self.evaluation.max_tokens,
+            max_model_len=self.max_model_len,
         )
 
     def _sampling_hash(self, setting: SamplingParams) -> str:
-        return sampling_hash(setting, self.config.evaluation.max_tokens, self._stop_token_ids)
+        return sampling_hash(setting, self.evaluation.max_tokens, self.stop_token_ids)
 
     def _draw(self, sampler: Sampler, stores: dict[SamplingParams, SampleStore], note: Callable[[], None]) -> None:
         hashes = {setting: self._sampling_hash(setting) for setting in stores}
@@ -162,6 +160,6 @@ class DecodeJob:
                 if request.skip_reason:
                     record(request, None)
             requests = [request for request in missing if not request.skip_reason]
-            done_before = len(stores) * len(self.problems) * self.config.evaluation.num_samples - len(requests)
+            done_before = len(stores) * len(self.problems) * self.evaluation.num_samples - len(requests)
             stats = sample_all(sampler, requests, record, desc=f"decoding {self.name}", done_before=done_before)
         log.info("eval: %s drew %d tokens, %.0f per second", self.name, stats.tokens, stats.tokens_per_second)

@@ -1,4 +1,4 @@
-"""The decode grid: which settings are measured, and how the best cell of a model is chosen without favouring it.
+"""The decode grid: chooses the best cell of a model without favouring it.
 
 Invariants:
 - Base and tuned model have the same grid: ``temperatures`` x ``top_ks`` x ``top_ps``. If none is configured, it is the

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from megatron_ssd.evaluation.results import ModelName, write_json
 from megatron_ssd.evaluation.reuse_results import reuse_results, verdict_path
 from megatron_ssd.evaluation.summary import summarise
 from megatron_ssd.evaluation.tables import claim_lines, score_tables
+from megatron_ssd.generation.engine import Sampler
 from megatron_ssd.generation.samplers import engine_facts, open_sampler
 from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.grading.pool import Grader
@@ -68,14 +70,33 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
     with Grader(problems, config.evaluation.sandbox, prompt_opens_thinking=opens_thinking) as grader:
         work = stage.begin()
         jobs = {
-            name: DecodeJob(config=config, name=name, model=model, problems=problems,
-                            settings=settings_of(name, config.evaluation, sampling),
-                            folder=work / "generations" / name)
+            name: DecodeJob(
+                name=name,
+                model=model,
+                problems=problems,
+                settings=settings_of(name, config.evaluation, sampling),
+                folder=work / "generations" / name,
+                evaluation=config.evaluation,
+                prompt=config.prompt,
+                max_model_len=config.engine.max_model_len,
+                stop_token_ids=sampling.stop_token_ids,
+                seed=config.seed,
+            )
             for name, model in models.items()
-        }  # fmt: skip
+        }
+
+        def start_sampler(model: ModelFolder) -> AbstractContextManager[Sampler]:
+            return sampler(
+                config.engine,
+                model,
+                device=config.cluster.device,
+                stop_token_ids=sampling.stop_token_ids,
+                worker=config.worker,
+            )
+
         reuse_results(stage, jobs)
         for job in jobs.values():
-            job.run(sampler, lambda: stage.note_time(every=SECONDS_BETWEEN_NOTES))
+            job.run(start_sampler, lambda: stage.note_time(every=SECONDS_BETWEEN_NOTES))
         verdicts, finish_reasons, diversity = _grade(grader, jobs, work, stage)
     found = Measurements(
         problems=problems,
@@ -150,11 +171,11 @@ def _grade(
     settings: list[tuple[ModelName, SamplingParams]] = [
         (name, setting) for name, job in jobs.items() for setting in job.settings
     ]
-    responses = sum(len(job.problems) * job.config.evaluation.num_samples * len(job.settings) for job in jobs.values())
+    responses = sum(len(job.problems) * job.evaluation.num_samples * len(job.settings) for job in jobs.values())
     bar: tqdm[None] = progress(total=responses, desc="grading", unit="program")
     with bar:
         for name, setting in settings:
-            samples = [Sample.from_json(row) for row in iter_jsonl(jobs[name].path(setting))]
+            samples = [Sample.from_json(record) for record in iter_jsonl(jobs[name].path(setting))]
             path = verdict_path(work, name, setting)
             graded = verdicts[name][setting.label] = grader.grade(samples, path, bar.update)
             diversity[name][setting.label] = forms.diversity(zip(graded, map(grader.source_of, samples), strict=True))
@@ -171,7 +192,7 @@ def _publish(
     facts: dict[str, Any],
 ) -> None:
     outcomes = Counter(
-        verdict.status for by_label in verdicts.values() for rows in by_label.values() for verdict in rows
+        verdict.status for by_label in verdicts.values() for of_setting in by_label.values() for verdict in of_setting
     )
     failures = outcomes["infrastructure_error"]
     if failures:

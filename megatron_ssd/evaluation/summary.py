@@ -3,7 +3,7 @@
 About choosing and the effective temperature:
 - A best cell looks better on the half that chose it than it is. So each model's best cell is shown on both halves,
   beside what choosing and reporting on the same problems would have claimed. The halves contain different problems, so
-  the means over the whole grid are shown too: a best cell that falls by more than those differ owes it to the choice.
+  the means over all cells are shown too: a fall of the best cell beyond their difference is due to the choice.
 - A model that learned from samples drawn at ``T_train`` is decoded at ``T_eval``. The two multiply, ``T_eff = T_train x
   T_eval``, as far as training reaches p ** (1 / T_train) on the tokens that the training decode keeps (arXiv
   2604.01193, which finds that T_eff alone explains much of its sweep of the two, with a peak near 1.2). The base was

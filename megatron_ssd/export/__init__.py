@@ -1,1 +1,1 @@
-"""Export of Megatron-Core checkpoints to Hugging Face folders that transformers and vLLM load, and conversion."""
+"""Export: Megatron-Core checkpoints as Hugging Face folders that transformers or vLLM loads."""

@@ -1,4 +1,4 @@
-"""Converts a Hugging Face folder to a Megatron-Core checkpoint and back, bit by bit, one tensor at a time.
+"""Converts a Hugging Face folder to a Megatron-Core checkpoint, or the reverse, bit by bit.
 
 A converted folder contains
 

@@ -1,4 +1,4 @@
-"""Names and shapes of all tensors of a full (unsharded) model in a Megatron-Core checkpoint.
+"""Describes all tensors of a full (unsharded) model in a Megatron-Core checkpoint.
 
 They come from Megatron-Core itself: a model for one process is built on the meta device. In a checkpoint all layers and
 experts share one key, and the tensor of layer 3, expert 5 is at index (3, 5) of two leading axes. Keys and full shapes

@@ -1,4 +1,4 @@
-"""Identity of the export stage: the same checkpoints and base folder give the same export. Does not need torch."""
+"""Identity of the export stage: what decides the content of ``run_dir/export``. Does not need torch."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Other benchmarks on base and tuned model, as lm-eval defines them: did tuning harm anything else?"""
+"""General benchmarks of lm-eval: did tuning harm anything else?"""

@@ -1,4 +1,4 @@
-"""Tasks whose answers are programs: lm-eval asks and filters, and the programs run in the sandbox.
+"""Grades lm-eval tasks whose answers are programs.
 
 The program is the text that lm-eval would have run. HumanEval and MBPP are checked by their own assertions, as in
 ``tools/grade.py``. A program of CRUXEval ends with the assertion that contains the model's answer, and passes if it

@@ -1,4 +1,4 @@
-"""Local files instead of a task's data on the Hub: the split of each file, and the YAML of the task that names them.
+"""Makes lm-eval tasks read local files instead of data sets on the Hub.
 
 The YAML includes lm-eval's own and changes only the source of the rows; prompts, filters and metrics stay the same. A
 file of a group (MMLU) is split by its column ``subject``, which is the name of the data set on the Hub.

@@ -1,4 +1,4 @@
-"""The general-benchmarks stage: other benchmarks on base and tuned model, in run_dir/general_benchmarks.
+"""The general-benchmarks stage: runs lm-eval's tasks into run_dir/general_benchmarks.
 
 For each model, lm-eval asks and scores in its own processes (``harness``), one per engine, which share the documents.
 Programs that the models wrote then run in the sandbox. The stage publishes ``summary.json``,

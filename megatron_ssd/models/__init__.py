@@ -1,1 +1,1 @@
-"""Models: Hugging Face shapes and weights as Megatron-Core's GPTModel, on every rank of a layout."""
+"""Models: Hugging Face architectures as Megatron-Core's GPTModel, in any layout."""

@@ -1,4 +1,4 @@
-"""Reads names, shapes and slices of the safetensors files in a Hugging Face folder."""
+"""Reads slices of the safetensors files in a Hugging Face folder."""
 
 from __future__ import annotations
 

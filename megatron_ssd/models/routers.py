@@ -1,4 +1,4 @@
-"""Routers of a mixture of experts: freezing them and scaling their auxiliary loss."""
+"""Controls the training of a mixture of experts' routers."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Memory, operations and layout of a training run, before it starts."""
+"""Planner: what a training run will need, computed before it starts."""

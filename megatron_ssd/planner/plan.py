@@ -1,4 +1,4 @@
-"""Describes what a run will take: memory by part and recompute mode, iterations, epochs, operations, hours.
+"""Describes what a run will take: memory, iterations, epochs, operations, hours.
 
 Memory is that of the fullest rank, in 10^9 bytes. Nothing here runs a model or needs a GPU.
 """

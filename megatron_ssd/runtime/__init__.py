@@ -1,1 +1,1 @@
-"""The machine under a run: device, process groups, and what replaces CUDA-only parts of Megatron-Core."""
+"""Runtime: the machine under a run, with replacements for CUDA-only parts of Megatron-Core."""

@@ -1,4 +1,4 @@
-"""Packed sequences of a micro batch, and the part of them that a context-parallel rank holds.
+"""Describes the packed sequences of a micro batch under context parallelism.
 
 A packed micro batch is one sequence of T tokens, made of segments (samples and padding) that do not attend to each
 other. Context parallelism of P ranks cuts each segment into 2P equal chunks and gives rank r chunks r and 2P - 1 - r,

@@ -1,4 +1,4 @@
-"""Process groups: torch.distributed from torchrun's environment, and Megatron-Core's groups on top.
+"""Creates the process groups of torch.distributed that Megatron-Core needs.
 
 Invariants: a process has one set of Megatron-Core groups at a time; every context manager destroys what it created,
 also after an error.

@@ -1,4 +1,4 @@
-"""Differences between the two supported releases of Megatron-Core, 0.16.1 and 0.19.2.
+"""Handles the differences between the supported releases of Megatron-Core, 0.16.1 or 0.19.2.
 
 The rest of the package is the same for both. Each function here looks at what Megatron-Core offers, not at its version
 number. docs/reference/versions.md lists what else differs.

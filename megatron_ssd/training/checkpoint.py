@@ -1,4 +1,4 @@
-"""The content of a checkpoint: saving ``TrainingState`` and resuming from it.
+"""Saves ``TrainingState`` to checkpoints, from which training resumes.
 
 A checkpoint has Megatron-Core's torch_dist format. It holds weights, optimizer state and EMA by parameter name, so that
 another layout can load them; the counters of the loss spike detector; and the RNG state of each rank, which only the

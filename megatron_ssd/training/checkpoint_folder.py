@@ -1,4 +1,4 @@
-"""Folders of checkpoints: their names, integrity and pruning, without torch.
+"""Manages folders of checkpoints, without torch.
 
 Invariants:
 - ``iter_0000250/`` is a checkpoint; ``.partial`` (being written) and ``.pruned`` (being removed) are not, and are

@@ -1,4 +1,4 @@
-"""Measures each iteration: throughput, utilisation and the load of the experts.
+"""Measures the performance of each iteration.
 
 Expert loads count tokens as the routers see them, prompts and padding included. In each layer they add up to the tokens
 of the global batch x experts per token, in any layout. A forward pass without gradients (validation, the first pass of

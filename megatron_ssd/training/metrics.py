@@ -1,4 +1,4 @@
-"""Metrics of each iteration, and the loggers that write and show them.
+"""Logs the metrics of each iteration.
 
 ``metrics.jsonl`` has one line per iteration and each iteration once: after a resume the lines past the checkpoint are
 cut off, and those iterations run, and are written, again.

@@ -1,4 +1,4 @@
-"""AdamW with warm-up and cosine decay, on Megatron-Core's optimizers and gradient buffers."""
+"""Builds AdamW with its learning-rate schedule on Megatron-Core's optimizers."""
 
 from __future__ import annotations
 

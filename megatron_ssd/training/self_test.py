@@ -1,4 +1,4 @@
-"""Packing self-test before training: a sample has the same loss in a packed sequence and alone, in this layout.
+"""Packing self-test: a sample must have the same loss in a packed sequence as alone.
 
 One micro batch of packed sequences runs forward through the model, then a few of its samples, each alone at the start
 of a micro batch that is padding otherwise. Alone, a sample cannot attend to another one. So attention across samples,

@@ -1,4 +1,4 @@
-"""Runs the training stage: run_dir/dataset and a base model in, run_dir/checkpoints out.
+"""Runs the training stage: trains on run_dir/dataset into run_dir/checkpoints.
 
 Rank 0 owns the stage's folder and manifest; the other ranks are told where to work. Running the same command again
 resumes from the newest complete checkpoint, under the layout that the command asks for.

@@ -1,4 +1,4 @@
-"""The trainer: the model, optimizer and data of this rank, and the loop over iterations.
+"""The trainer: runs the training loop on one rank.
 
     for each iteration:
         run the micro batches forward and backward, divide by the weight of the global batch

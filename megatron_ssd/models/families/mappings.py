@@ -1,4 +1,4 @@
-"""Parameter mappings: which Hugging Face tensors a Megatron-Core parameter is made of, and how.
+"""Parameter mappings: how Hugging Face tensors make up a Megatron-Core parameter.
 
 One mapping serves both directions. It has a pattern for the name of a Megatron-Core parameter, patterns for the Hugging
 Face tensors, and the dimension along which tensor parallelism shards the parameter; its class merges and splits the

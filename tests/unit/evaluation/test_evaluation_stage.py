@@ -193,9 +193,11 @@ def test_raw_prompts_are_decoded_without_a_chat_template(config: RunConfig, tmp_
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     config = dataclasses.replace(config, prompt=PromptConfig(template="minicode", mode="raw"))
     problems, oracle = minicode.test_problems(config.minicode), Oracle(config)
-    job = DecodeJob(config=config, name="base", model=open_model(str(folder)), problems=problems,
-                    settings=[SamplingParams(temperature=1.0)], folder=tmp_path / "drawn")  # fmt: skip
-    job.run(oracle.open, lambda: None)
+    job = DecodeJob(name="base", model=open_model(str(folder)), problems=problems, seed=config.seed,
+                    settings=[SamplingParams(temperature=1.0)], folder=tmp_path / "drawn", stop_token_ids=(),
+                    evaluation=config.evaluation, prompt=config.prompt,
+                    max_model_len=config.engine.max_model_len)  # fmt: skip
+    job.run(lambda model: oracle.open(config.engine, model, device="cpu"), lambda: None)
     tokenizer = ChatTokenizer(folder)
     asked = {request.key[0]: request.prompt_token_ids for request in oracle.requests}
     assert asked == {problem.id: tokenizer.text_ids(problem.statement) for problem in problems}
