@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
     config_dir = arguments.config_dir.resolve()
     config = compose_config(overrides, config_dir)
     for section in ("model", "problems", "benchmark", "sampling"):
-        needed(getattr(config, section), section, fix=f"choose one with {section}=NAME, or take experiment=demo")
+        needed(getattr(config, section), section)
     base = _base_to_make(config)
     overrides = [*overrides, f"run_dir={config.run_dir}"]
     left_out = {
@@ -135,7 +135,7 @@ def _base_to_make(config: RunConfig) -> BaseConfig | None:
     Raises:
         UserError: both are missing, or there is no model at ``model.path``.
     """
-    model = needed(config.model, "model", fix="choose one with model=NAME")
+    model = needed(config.model, "model")
     if config.base is not None and model.path is None:
         return config.base
     folder, _ = locate_model(model.path, model.revision)

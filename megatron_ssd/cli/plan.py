@@ -89,7 +89,7 @@ def _samples(config: RunConfig, arguments: argparse.Namespace) -> Samples | None
 
 
 def _model(config: RunConfig) -> ModelConfig:
-    return needed(config.model, "model", fix="choose one with model=NAME")
+    return needed(config.model, "model")
 
 
 def _lay_out(config: RunConfig) -> LayoutReport:

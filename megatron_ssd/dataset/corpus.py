@@ -31,7 +31,7 @@ _TOKENIZER_DOCUMENTS = 4000  # without noise: enough to contain every word
 
 def build_world(config: RunConfig) -> None:
     """Write ``RUN_DIR/tokenizer`` and ``RUN_DIR/dataset`` for ``config.minicode``; nothing if both are current."""
-    model = needed(config.model, "model", fix="add model=tiny")
+    model = needed(config.model, "model")
     require(
         model.vocab_size == config.minicode.vocab_size,
         f"minicode.vocab_size = {config.minicode.vocab_size}",
@@ -48,7 +48,7 @@ def build_world(config: RunConfig) -> None:
 
 def world_stage(config: RunConfig) -> Stage:
     """The first stage that is not current, or the last one."""
-    tokenizer = _tokenizer_stage(config, needed(config.model, "model", fix="add model=tiny"))
+    tokenizer = _tokenizer_stage(config, needed(config.model, "model"))
     return _corpus_stage(config) if tokenizer.is_current() else tokenizer
 
 

@@ -115,7 +115,7 @@ def dataset_stage(config: RunConfig) -> Stage:
 
 
 def _model(config: RunConfig) -> ModelConfig:
-    return needed(config.model, "model", fix="choose one: model=NAME")
+    return needed(config.model, "model")
 
 
 def _model_folder(config: RunConfig) -> Path:

@@ -194,12 +194,12 @@ def date_range(problems: Sequence[Problem]) -> list[str] | None:
 
 def _benchmark(config: RunConfig) -> tuple[list[Problem], Errata]:
     """The problems that are evaluated, and the errata of the benchmark."""
-    section = needed(config.benchmark, "benchmark", fix="name one, for example benchmark=minicode")
+    section = needed(config.benchmark, "benchmark")
     return apply_errata(load_benchmark(section, config.minicode), section.errata)
 
 
 def _sampling(config: RunConfig) -> SamplingConfig:
-    return needed(config.sampling, "sampling", fix="name one, for example sampling=qwen3_30b")
+    return needed(config.sampling, "sampling")
 
 
 def _models(config: RunConfig) -> dict[ModelName, ModelFolder]:
@@ -217,7 +217,7 @@ def model_inputs(config: RunConfig, models: Mapping[ModelName, ModelFolder]) -> 
 def evaluated_model(config: RunConfig, name: ModelName) -> ModelFolder:
     """Base or tuned model of the run. Raises ``UserError`` if it is not named or not exported."""
     if name == "base":
-        model = needed(config.model, "model", fix="name one, for example model=qwen3_30b")
+        model = needed(config.model, "model")
         return open_model(model.path, model.revision)
     folder = Path(config.run_dir) / "export"
     if not folder.is_dir():

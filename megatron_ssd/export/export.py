@@ -46,7 +46,7 @@ def run_export(config: RunConfig) -> None:
     stage = export_stage(config)
     if stage.is_current():
         return
-    model, options = needed(config.model, "model", fix="choose one: model=NAME"), config.export
+    model, options = needed(config.model, "model"), config.export
     dtype = DTYPES[config.precision.params_dtype]
     device = prepare_device(config.cluster)
     checkpoint = find_checkpoint(Path(config.run_dir) / "checkpoints", options.iteration)

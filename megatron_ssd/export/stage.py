@@ -19,7 +19,7 @@ def export_stage(config: RunConfig) -> Stage:
     Raises:
         UserError: no model is named, or there is no checkpoint, base folder or tokenizer.
     """
-    model, run_dir = needed(config.model, "model", fix="choose one: model=NAME"), Path(config.run_dir)
+    model, run_dir = needed(config.model, "model"), Path(config.run_dir)
     return Stage(
         name="export",
         run_dir=run_dir,

@@ -167,7 +167,7 @@ def _open_proxy(config: RunConfig) -> ModelFolder:
 
 
 def _proxy(config: RunConfig) -> ProxyConfig:
-    return needed(config.proxy, "proxy", fix="name a smaller model, for example proxy.path=Qwen/Qwen3-0.6B")
+    return needed(config.proxy, "proxy")
 
 
 def _max_model_len(config: RunConfig, model: ModelFolder) -> int:

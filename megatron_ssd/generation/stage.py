@@ -224,11 +224,11 @@ def _stage(config: RunConfig, model: ModelFolder) -> Stage:
 
 
 def _sampling(config: RunConfig) -> SamplingConfig:
-    return needed(config.sampling, "sampling", fix="name settings, for example sampling=qwen3_4b_instruct")
+    return needed(config.sampling, "sampling")
 
 
 def _model(config: RunConfig) -> ModelFolder:
-    model = needed(config.model, "model", fix="name one, for example model=qwen3_4b_instruct")
+    model = needed(config.model, "model")
     return open_model(model.path, model.revision)
 
 

@@ -46,7 +46,7 @@ class RankReport:
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutReport:
-    """Every rank, and the parameters of the whole model."""
+    """Every rank, and the parameters of the full model."""
 
     ranks: tuple[RankReport, ...]
     num_parameters: int
@@ -59,7 +59,7 @@ class LayoutReport:
             f"{r.data_rank:4d}  {r.num_parameters:16,d}"
             for r in self.ranks
         ]
-        return "\n".join([*lines, f"whole model, each parameter once: {self.num_parameters:,}"])
+        return "\n".join([*lines, f"full model, each parameter once: {self.num_parameters:,}"])
 
 
 def run_dry(config: RunConfig) -> None:
@@ -69,7 +69,7 @@ def run_dry(config: RunConfig) -> None:
     """
     if int(os.environ.get("RANK", "0")) != 0:
         return
-    model = needed(config.model, "model", fix="choose one with model=NAME")
+    model = needed(config.model, "model")
     report = lay_out(model, config.parallel, config.precision, config.moe)
     training, parallel = config.training, config.parallel
     padding = _padding(model, parallel)

@@ -84,7 +84,7 @@ def worst_rank(config: RunConfig, layout: LayoutReport) -> RankMemory:
 
 def all_ranks(config: RunConfig, layout: LayoutReport) -> Iterable[RankMemory]:
     """The memory of every rank of ``layout``, which was built from this configuration."""
-    model = needed(config.model, "model", fix="choose one with model=NAME")
+    model = needed(config.model, "model")
     return [_rank_memory(config, model, rank) for rank in layout.ranks]
 
 

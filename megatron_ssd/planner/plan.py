@@ -79,7 +79,7 @@ def recompute_modes(model: ModelConfig, precision: PrecisionConfig, *, grouped_g
 
 def memory_text(config: RunConfig, layout: LayoutReport) -> str:
     """The memory of the fullest rank by part, and the total under other recompute modes."""
-    model = needed(config.model, "model", fix="choose one with model=NAME")
+    model = needed(config.model, "model")
     memory = worst_rank(config, layout)
     lines = [
         f"{model.name}: {_layout_name(config)}, {_numbers_name(config.precision)}, "
@@ -97,7 +97,7 @@ def memory_text(config: RunConfig, layout: LayoutReport) -> str:
             f"   {other.total / GB:8.1f}"
         )
     load = f"assumes {IMBALANCE} times the mean expert load on the busiest rank; " if model.is_moe else ""
-    lines += ["", f"{load}predicted, not yet compared with a run on a GPU"]
+    lines += ["", f"{load}predicted; compared with one GPU only (docs/results/gpu.md)"]
     return "\n".join(lines)
 
 
@@ -139,7 +139,7 @@ def run_text(config: RunConfig, samples: Samples | None) -> str:
 
 def iteration_flops(config: RunConfig, samples: Samples | None) -> float:
     """Useful operations of one iteration over full sequences."""
-    model = needed(config.model, "model", fix="choose one with model=NAME")
+    model = needed(config.model, "model")
     length = config.training.seq_length
     segment = min(length, samples.segment_length) if samples and samples.segment_length else length
     return config.training.global_batch_size * flops_of(model, [segment]) * length / segment

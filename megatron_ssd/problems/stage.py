@@ -82,7 +82,7 @@ def read_problems(run_dir: Path) -> Iterator[Problem]:
 
 
 def _source(config: RunConfig) -> Source:
-    section = needed(config.problems, "problems", fix="name a source, for example problems=minicode")
+    section = needed(config.problems, "problems")
     return open_source(section, config.minicode)
 
 

@@ -29,7 +29,7 @@ def training_stage(config: RunConfig) -> Stage:
     Raises:
         UserError: there is no data set, or no base model to start from.
     """
-    model = needed(config.model, "model", fix="choose one with model=NAME")
+    model = needed(config.model, "model")
     run_dir = Path(config.run_dir)
     inputs = {"dataset": read_manifest(run_dir / "dataset").content_hash}
     if config.trains_from_base:

@@ -120,7 +120,7 @@ def build_trainer(config: RunConfig, work: Path, device: Device) -> Trainer:
     Raises:
         UserError: the data set does not fit the model, or the checkpoint or base model cannot be loaded.
     """
-    model = needed(config.model, "model", fix="choose one with model=NAME")
+    model = needed(config.model, "model")
     training, parallel = config.training, config.parallel
     dataset = open_dataset(config, model)
     checkpoint = choose_checkpoint(work, config.checkpoint.on_broken)
