@@ -31,7 +31,7 @@ import torch
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.export.full_model import full_model
 from megatron_ssd.export.shards import TensorSpec, plan_shards, write_index, write_shard
-from megatron_ssd.models.families import family_of
+from megatron_ssd.models.families import FAMILIES
 
 MB = 1_000_000
 _SHAPE: dict[str, Any] = {
@@ -87,7 +87,7 @@ def models(gigabytes: float) -> list[ModelConfig]:
 def write_model(folder: Path, model: ModelConfig, *, max_shard_bytes: int = 500 * MB) -> tuple[int, int]:
     """Write random bytes as bf16 weights; (bytes of all tensors, bytes of the largest)."""
     folder.mkdir()
-    family = family_of(model.model_type)
+    family = FAMILIES[model.model_type]
     (folder / "config.json").write_text(json.dumps(family.to_hf_config(model, dtype="bfloat16")))
     specs = {name: TensorSpec(name, shape, torch.bfloat16) for name, shape in full_model(model).hf_shapes.items()}
 

@@ -4,7 +4,15 @@ python launch/export.py experiment=demo model.path=BASE run_dir=runs/mine
 """
 
 from megatron_ssd.cli.entry import main
-from megatron_ssd.export.export import run_export
+from megatron_ssd.config.run import RunConfig
+
+
+def export(config: RunConfig) -> None:
+    """Export the checkpoint of the run."""
+    from megatron_ssd.export.export import run_export  # here, because --help and errors should not wait for torch
+
+    run_export(config)
+
 
 if __name__ == "__main__":
-    main(run_export, description=__doc__)
+    main(export, description=__doc__)

@@ -1,4 +1,4 @@
-"""Child processes that do not outlive whoever started them.
+"""Child processes that end with the process that started them.
 
 A killed parent must not leave a child writing where a restarted one will write. Linux can promise that: a process asks
 for a signal at its parent's death. The request survives ``exec`` but not ``fork``, so a grandchild (a worker of
@@ -47,7 +47,7 @@ def this_package() -> dict[str, str]:
 
 
 def forget_torchrun() -> None:
-    """Take torchrun's variables out of the environment, so that no child takes itself for one of its ranks."""
+    """Remove torchrun's variables from the environment, so that no child process acts as one of its ranks."""
     for name in [*_OF_TORCHRUN, *(name for name in os.environ if name.startswith("TORCHELASTIC_"))]:
         os.environ.pop(name, None)
 
@@ -60,8 +60,8 @@ def report_follows() -> bool:
 def run_child(command: Sequence[str], *, report_follows: bool = False) -> int:
     """Run ``command`` to its end on this terminal and return its exit status.
 
-    Ctrl-C reaches the child by itself (it is in the same group); it is waited for, so that it can leave its work in
-    order, and then goes on as ``KeyboardInterrupt`` here.
+    Ctrl-C reaches the child as well, which is in the same process group. ``KeyboardInterrupt`` is raised here after
+    the child has saved its work and ended.
     """
     environment = {**os.environ, UNDER_PIPELINE: "1", REPORT_FOLLOWS: "1" if report_follows else ""}
     with subprocess.Popen(command, env=environment, preexec_fn=die_with_parent) as child:

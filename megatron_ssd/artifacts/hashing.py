@@ -37,15 +37,15 @@ def _sha256_file(path: Path, mtime_ns: int, size: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_folder(folder: Path, *, exclude: frozenset[str] = frozenset({"manifest.json"})) -> str:
-    """Hash of every file below ``folder`` by relative path and content; names in ``exclude`` are skipped.
+def hash_folder(folder: Path) -> str:
+    """Hash of every file below ``folder`` by relative path and content, except manifests.
 
     Raises:
         UserError: ``folder`` does not exist.
     """
     if not folder.is_dir():
         raise UserError(f"folder {folder}", rule="does not exist", fix="check the path, or run the stage that makes it")
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in exclude)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
     return hash_json([[path.relative_to(folder).as_posix(), remembered_sha256(path)] for path in files])
 
 

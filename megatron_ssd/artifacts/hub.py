@@ -1,4 +1,7 @@
-"""Finds a model or a data set: a folder or file on this machine, or a repository on the Hugging Face Hub."""
+"""Finds models or data sets by path: on this machine, or on the Hugging Face Hub.
+
+Does not need torch.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ def open_model(path: str | None, revision: str | None = None, *, key: str = _KEY
         UserError: there is nothing, the folder is not a Hugging Face model, or its config has an invalid value.
     """
     folder, revision = locate_model(path, revision, key=key)
-    config = _read(folder, _CONFIG, required=True)
+    config = read_hf_config(folder)
     vocab_size = _size(folder, config, "vocab_size")
     max_position_embeddings = _size(folder, config, "max_position_embeddings")
     end_token_ids = _end_token_ids(folder, config, vocab_size)
@@ -59,16 +62,27 @@ def open_model(path: str | None, revision: str | None = None, *, key: str = _KEY
 
 
 def locate_model(path: str | None, revision: str | None = None, *, key: str = _KEY) -> tuple[Path, str | None]:
-    """(folder, commit if one was named or the Hub gave one) of a model, without reading its config."""
+    """(folder, commit if one was named or the Hub gave one) of a model, without reading its config.
+
+    Args:
+        path: a folder or a Hub id, which is downloaded if it is not on this machine yet.
+        revision: the Hub's commit; None for the newest.
+        key: the user's name for it, for messages.
+
+    Raises:
+        UserError: there is no such model, or the folder has no ``config.json``.
+    """
     if path is None:
         raise MissingModelError(
             f"{key} = null", rule="this needs a trained model", fix=f"set {key} to a Hugging Face folder"
         )
     folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder, revision
-    folder = _download(path, revision, key=key)
-    return folder, folder.name  # snapshots are kept under their commit
+    if not folder.is_dir():
+        folder = _download(path, revision, key=key)
+        revision = folder.name  # snapshots are kept under their commit
+    if not (folder / _CONFIG).is_file():
+        raise UserError(f"{key} = {path}", rule=f"has no {_CONFIG}", fix=f"set {key} to a Hugging Face model's folder")
+    return folder, revision
 
 
 def _download(path: str, revision: str | None, *, key: str) -> Path:
@@ -99,7 +113,8 @@ def _size(folder: Path, config: dict[str, Any], name: str) -> int:
 
 def _end_token_ids(folder: Path, config: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
     """The ids that end a response: those of the generation config, otherwise of the model config."""
-    for name, source in ((_GENERATION, _read(folder, _GENERATION, required=False)), (_CONFIG, config)):
+    generation = read_json_object(folder / _GENERATION, missing="") if (folder / _GENERATION).is_file() else {}
+    for name, source in ((_GENERATION, generation), (_CONFIG, config)):
         value = source.get("eos_token_id")
         if value is None:
             continue
@@ -118,14 +133,17 @@ def _end_token_ids(folder: Path, config: dict[str, Any], vocab_size: int) -> tup
     )
 
 
-def _read(folder: Path, name: str, *, required: bool) -> dict[str, Any]:
-    path = folder / name
-    if not path.is_file():
-        if required:
-            raise UserError(f"model folder {folder}", rule=f"has no {name}", fix="point model.path at a model's folder")
-        return {}
+def read_hf_config(folder: Path) -> dict[str, Any]:
+    """Content of the folder's ``config.json``. Raises ``UserError`` if it is missing or not a JSON object."""
+    return read_json_object(folder / _CONFIG, missing="name a Hugging Face model's folder")
+
+
+def read_json_object(path: Path, *, missing: str) -> dict[str, Any]:
+    """Content of a model's JSON file. Raises ``UserError``, with the fix ``missing`` if the file does not exist."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"file {path}", rule="does not exist", fix=missing) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"file {path}", rule=f"is not JSON ({error})", fix="copy it from the model again") from None
     if not isinstance(content, dict):

@@ -81,21 +81,13 @@ def iter_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: the file is missing, or a line is not one JSON object.
     """
-    for record, _ in iter_jsonl_offsets(path):
-        yield record
-
-
-def iter_jsonl_offsets(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """Records of ``path`` with the byte offset at which each begins."""
     if not path.is_file():
         raise UserError(
             f"file {path}", rule="does not exist", fix="check the path, or run the stage that writes this file"
         )
-    offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            yield parse_line(path, number, line), offset
-            offset += len(line)
+            yield parse_line(path, number, line)
 
 
 @dataclass

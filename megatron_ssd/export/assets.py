@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
+from megatron_ssd.artifacts.hub import locate_model
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.models.hf_folder import resolve_model_folder
 
 _TOKENIZER_PATTERNS = ("tokenizer*", "vocab.*", "merges.txt", "*.tiktoken")
 _OTHER_PATTERNS = (
@@ -68,7 +68,7 @@ def find_assets(config: RunConfig, model: ModelConfig) -> Assets:
         UserError: there is no such folder.
     """
     if config.trains_from_base:
-        base = resolve_model_folder(model.path, model.revision)
+        base, _ = locate_model(model.path, model.revision)
         return Assets(tokenizer=base, base=base)
     return Assets(tokenizer=Path(config.run_dir) / "tokenizer", base=None)
 

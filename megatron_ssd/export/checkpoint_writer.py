@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from megatron_ssd.export.full_model import FullModel, FullTensor
 from megatron_ssd.progress import progress
 
-FILE_BYTES = 4_000_000_000  # size at which a new file starts
+_FILE_BYTES = 4_000_000_000  # size at which a new file starts
 _SMALL = 1 << 16  # bytes; shorter writes are copied for the hash
 
 
@@ -51,8 +51,6 @@ def write_checkpoint(
     folder: Path,
     full: FullModel,
     pieces_of: Callable[[FullTensor], Iterable[Tensor]],
-    *,
-    file_bytes: int = FILE_BYTES,
 ) -> dict[str, WrittenFile]:
     """Write every tensor of ``full``, and the objects that Megatron-Core loads with them, to the new ``folder``.
 
@@ -61,7 +59,6 @@ def write_checkpoint(
         full: names, keys and shapes.
         pieces_of: the value of a tensor, in one piece or split along its first dimension, each piece in the type to
             write. Called once per tensor, in order.
-        file_bytes: size at which a new file starts.
 
     Returns:
         The large files by name.
@@ -81,7 +78,7 @@ def write_checkpoint(
             with _HashedFile(folder / name) as file:
                 if not files:
                     results += _write_objects(file, name, full.object_keys)
-                while todo and file.tell() < file_bytes:
+                while todo and file.tell() < _FILE_BYTES:
                     tensor = todo.pop(0)
                     results += _write_tensor(file, name, tensor, pieces_of(tensor), tensors)
                     bar.update()
@@ -98,12 +95,12 @@ def _write_tensor(
 ) -> Iterator[WriteResult]:
     """Append one tensor to ``file`` and add its pieces to ``tensors``, the metadata by key."""
     leading = (1,) * len(tensor.index)
-    row = 0
+    start = 0  # along the first dimension
     for piece in pieces:
         assert tuple(piece.shape[1:]) == tensor.shape[1:], tensor.name
         sizes = torch.Size((*leading, *piece.shape))
-        chunk = ChunkStorageMetadata(torch.Size((*tensor.index, row, *(0 for _ in tensor.shape[1:]))), sizes)
-        start = file.tell()
+        chunk = ChunkStorageMetadata(torch.Size((*tensor.index, start, *(0 for _ in tensor.shape[1:]))), sizes)
+        begin = file.tell()
         _save(piece.contiguous().view(sizes), file)
         if tensor.key not in tensors:
             properties = TensorProperties(dtype=piece.dtype)
@@ -111,10 +108,10 @@ def _write_tensor(
                 properties, torch.Size((*tensor.num_leading, *tensor.shape)), []
             )
         chunks = tensors[tensor.key].chunks
-        yield _result(MetadataIndex(tensor.key, chunk.offsets, len(chunks)), name, start, file.tell() - start)
+        yield _result(MetadataIndex(tensor.key, chunk.offsets, len(chunks)), name, begin, file.tell() - begin)
         chunks.append(chunk)
-        row += len(piece)
-    assert row == tensor.shape[0], tensor.name
+        start += len(piece)
+    assert start == tensor.shape[0], tensor.name
 
 
 def _write_objects(file: _HashedFile, name: str, keys: tuple[str, ...]) -> list[WriteResult]:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from megatron_ssd.artifacts.atomic import atomic_folder, write_atomically
 from megatron_ssd.artifacts.hashing import sha256_file
+from megatron_ssd.artifacts.hub import locate_model, read_hf_config
 from megatron_ssd.artifacts.manifest import package_versions
 from megatron_ssd.config.export import ConvertConfig
 from megatron_ssd.config.model import ModelConfig
@@ -36,7 +37,6 @@ from megatron_ssd.export.state_dict_adapter import open_adapter
 from megatron_ssd.models.families import FAMILIES
 from megatron_ssd.models.families.mappings import GateUpMapping
 from megatron_ssd.models.hf_checkpoint import check_weights
-from megatron_ssd.models.hf_folder import read_hf_config, resolve_model_folder
 from megatron_ssd.models.hf_weights import HFWeights
 from megatron_ssd.training.checkpoint_folder import CheckpointFacts, FileFacts, checkpoint_path
 
@@ -60,7 +60,7 @@ def run_convert(config: ConvertConfig) -> None:
 
 def hf_to_megatron(config: ConvertConfig) -> None:
     """Write ``config.hf``'s weights and other files to ``config.megatron``. Raises ``UserError``."""
-    folder = resolve_model_folder(config.hf, key="hf")
+    folder, _ = locate_model(config.hf, key="hf")
     model = read_model_config(folder)
     with atomic_folder(Path(config.megatron), key="megatron", replace=config.replace) as work:
         full = full_model(model)
@@ -80,7 +80,7 @@ def megatron_to_hf(config: ConvertConfig) -> None:
     checkpoint = _find_checkpoint(Path(config.megatron), config.iteration)
     own_assets = checkpoint.parent / ASSETS
     if config.hf_assets is not None:
-        assets = resolve_model_folder(config.hf_assets, key="hf_assets")
+        assets, _ = locate_model(config.hf_assets, key="hf_assets")
     elif own_assets.is_dir():
         assets = own_assets
     else:

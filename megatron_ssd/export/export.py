@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from megatron_ssd.artifacts.atomic import write_atomically
+from megatron_ssd.artifacts.hub import read_hf_config
 from megatron_ssd.artifacts.manifest import megatron_facts
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
@@ -28,8 +29,7 @@ from megatron_ssd.export.checkpoint_reader import find_checkpoint, keep_checkpoi
 from megatron_ssd.export.stage import export_stage
 from megatron_ssd.export.state_dict_adapter import open_adapter
 from megatron_ssd.export.verify import compare_logits
-from megatron_ssd.models.families import family_of
-from megatron_ssd.models.hf_folder import read_hf_config
+from megatron_ssd.models.families import FAMILIES
 from megatron_ssd.models.transformer_config import DTYPES
 from megatron_ssd.runtime.device import prepare_device
 
@@ -75,7 +75,7 @@ def write_assets(assets: Assets, folder: Path, model: ModelConfig, dtype: torch.
         UserError: ``model`` and the base's ``config.json`` differ, or the tokenizer is larger than the model.
     """
     assets.copy_to(folder)
-    family, dtype_name = family_of(model.model_type), str(dtype).removeprefix("torch.")
+    family, dtype_name = FAMILIES[model.model_type], str(dtype).removeprefix("torch.")
     if assets.base is None:
         special_tokens = _special_tokens(assets.tokenizer, model)
         _write_json(folder / "generation_config.json", special_tokens)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -47,11 +47,6 @@ class DocumentResult:
     def key(self) -> DocumentKey:
         """What is unique in a task."""
         return self.task, self.doc_id
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """From a line of a part."""
-        return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +98,7 @@ class MetricResult:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkResults:
-    """The whole file."""
+    """The results of all metrics: ``summary.json``."""
 
     confidence: float
     chat_template: bool

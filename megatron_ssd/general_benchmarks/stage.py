@@ -178,7 +178,7 @@ def _specs(config: RunConfig, name: ModelName, model: ModelFolder, work: Path) -
 def _read_parts(out: Path, task: str, world: int) -> list[DocumentResult]:
     """All documents of a task and model, in lm-eval's order."""
     parts = [part_path(out, task, index, world) for index in range(world)]
-    documents = [DocumentResult.from_json(values) for part in parts for values in iter_jsonl(part)]
+    documents = [DocumentResult(**values) for part in parts for values in iter_jsonl(part)]
     return sorted(documents, key=lambda document: document.key)
 
 

@@ -16,12 +16,12 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
+from megatron_ssd.artifacts.hub import read_hf_config
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.models.families import family_of
+from megatron_ssd.models.families import FAMILIES
 from megatron_ssd.models.families.mappings import ParamMapping, VocabularyMapping, all_hf_names, find_mapping
-from megatron_ssd.models.hf_folder import read_hf_config
 from megatron_ssd.models.hf_weights import HFWeights, Shape, abbreviate
 from megatron_ssd.models.vocabulary import num_local_tokens
 from megatron_ssd.progress import progress
@@ -49,7 +49,7 @@ def load_hf_weights(
     Raises:
         UserError: ``config.json`` and ``model`` differ, or weights are missing, unknown or misshapen.
     """
-    family = family_of(model.model_type)
+    family = FAMILIES[model.model_type]
     family.check_hf_config(read_hf_config(folder), model, source=folder / "config.json")
     weights = HFWeights(folder)
     parameters = [mapped for chunk in model_chunks for mapped in map_parameters(chunk, model)]
@@ -71,7 +71,7 @@ def check_weights(weights: HFWeights, model: ModelConfig, shapes: dict[str, Shap
     Raises:
         UserError: names the missing, unknown or misshapen weights, the first few of each.
     """
-    family = family_of(model.model_type)
+    family = FAMILIES[model.model_type]
     expected = all_hf_names(family.all_mappings(model), model)
     misshapen = [
         f"{name} has shape {list(weights.shape(name))} and the model needs {list(shape)}"
@@ -99,7 +99,7 @@ def refuse_weights(
 
 def map_parameters(chunk: GPTModel, model: ModelConfig) -> Iterator[MappedParameter]:
     """Each parameter of this rank's ``chunk`` with the Hugging Face weights of its global layer and expert."""
-    mappings = family_of(model.model_type).all_mappings(model)
+    mappings = FAMILIES[model.model_type].all_mappings(model)
     for name, parameter in chunk.named_parameters():
         mapping, numbers = find_mapping(mappings, name)
         if "layer" in numbers:

@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from megatron_ssd.artifacts.hub import read_json_object
 from megatron_ssd.errors import UserError
-from megatron_ssd.models.hf_folder import read_json_object
 
 Shape = tuple[int, ...]
 
@@ -85,10 +85,13 @@ class HFWeights:
         return value
 
 
-def abbreviate(names: list[str], *, most: int = 5) -> str:
+_MOST_NAMED = 5  # weights in a message
+
+
+def abbreviate(names: list[str]) -> str:
     """The first of ``names``, and how many more there are."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+    rest = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _open_slices(path: Path) -> dict[str, Any]:

@@ -85,8 +85,8 @@ def run_dry(config: RunConfig) -> None:
 
 def _padding(model: ModelConfig, parallel: ParallelConfig) -> int:
     """Parameters that pad the vocabulary to a multiple of the tensor parallel size."""
-    rows = padded_vocab_size(model, parallel) - model.vocab_size
-    return rows * model.hidden_size * (1 if model.tie_word_embeddings else 2)
+    num_tokens = padded_vocab_size(model, parallel) - model.vocab_size
+    return num_tokens * model.hidden_size * (1 if model.tie_word_embeddings else 2)
 
 
 def lay_out(

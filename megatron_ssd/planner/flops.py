@@ -19,21 +19,20 @@ from collections.abc import Iterable
 
 from megatron_ssd.config.model import ModelConfig
 
-FORWARD, FORWARD_AND_BACKWARD = 1, 3
+_PASSES = 3  # forward, and two in backward, in products of the same size
 
 
-def flops_of(model: ModelConfig, segment_lengths: Iterable[int], *, passes: int = FORWARD_AND_BACKWARD) -> float:
-    """Operations for segments of these lengths, each causal within itself.
+def flops_of(model: ModelConfig, segment_lengths: Iterable[int]) -> float:
+    """Operations, forward and backward, for segments of these lengths, each causal within itself.
 
     Args:
         segment_lengths: tokens of each segment. Leave out padding to count useful work only.
-        passes: 1 for a forward pass, 3 for forward and backward.
     """
     tokens = pairs = 0
     for length in segment_lengths:
         tokens += length
         pairs += length * (length + 1) // 2
-    return passes * (2.0 * active_weights(model) * tokens + _operations_per_pair(model) * pairs)
+    return _PASSES * (2.0 * active_weights(model) * tokens + _operations_per_pair(model) * pairs)
 
 
 def active_weights(model: ModelConfig) -> int:

@@ -18,7 +18,7 @@ logits         on the last stage, in bf16 and as the fp32 softmax: 6 bytes x voc
 reserve        CUDA context, NCCL, cuBLAS and TransformerEngine workspaces, allocator: an assumption, see below
 =============  =========================================================================================================
 
-Activations are listed tensor by tensor, as autograd keeps them: bytes per position of a micro batch on one rank, and
+Activations are listed tensor by tensor, as autograd keeps them: bytes per token of a micro batch on one rank, and
 the recompute modules that would drop the tensor. There are two lists. The one for Megatron-Core's own layers is tested
 against what autograd saves on a CPU. The one for TransformerEngine's layers is read from its source and that of
 Megatron-Core, and has not been measured yet.
@@ -108,7 +108,7 @@ def _rank_memory(config: RunConfig, model: ModelConfig, rank: RankReport) -> Ran
         ema=0.0 if config.training.ema_decay is None else rank.num_parameters * 4.0,
         activations=tokens * kept * layers,
         working_set=tokens * working,
-        logits=tokens * _logit_bytes(model, config) if is_last else 0.0,
+        logits=tokens * _logit_bytes(model, parallel, precision) if is_last else 0.0,
     )
 
 
@@ -160,18 +160,18 @@ def layers_in_flight(model: ModelConfig, parallel: ParallelConfig, *, stage: int
     return min(chunks, num_microbatches * v) * model.num_hidden_layers // (p * v)
 
 
-def _logit_bytes(model: ModelConfig, config: RunConfig) -> float:
-    """Per position: logits, their fp32 softmax, and what the last norm and the output layer keep."""
-    value = _BYTES[config.precision.params_dtype]
-    tp = config.parallel.tensor_model_parallel_size
-    sp = tp if config.parallel.sequence_parallel else 1
+def _logit_bytes(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig) -> float:
+    """Per token: logits, their fp32 softmax, and what the last norm and the output layer keep."""
+    value = _BYTES[precision.params_dtype]
+    tp = parallel.tensor_model_parallel_size
+    sp = tp if parallel.sequence_parallel else 1
     softmax = value + 4 if value < 4 else 4
     return model.vocab_size / tp * softmax + 2 * model.hidden_size * value / sp
 
 
 @dataclass(frozen=True)
 class Kept:
-    """One tensor: bytes per position, and the modules whose recomputation drops it."""
+    """One tensor: bytes per token, and the modules whose recomputation drops it."""
 
     name: str
     bytes_per_token: float
@@ -227,7 +227,7 @@ def layer_tensors(
     assert model.num_experts is not None
     assert model.num_experts_per_tok is not None
     etp = parallel.expert_tensor_parallel_size
-    routed = model.num_experts_per_tok * etp / w.sp  # tokens at this rank's experts per position, if evenly spread
+    routed = model.num_experts_per_tok * etp / w.sp  # tokens at this rank's experts per token, if evenly spread
     grouped = precision.transformer_engine and moe.grouped_gemm
     return (
         *attention,
@@ -289,7 +289,7 @@ def _experts(w: Widths, f: int, routed: float, *, num_experts: int, grouped: boo
 
 
 def kept_bytes(tensors: tuple[Kept, ...], precision: PrecisionConfig, *, imbalance: float = 1.0) -> float:
-    """Bytes per position that one layer keeps under ``precision.recompute``.
+    """Bytes per token that one layer keeps under ``precision.recompute``.
 
     Args:
         imbalance: tokens of the busiest rank's experts over the mean.
@@ -307,7 +307,7 @@ def kept_bytes(tensors: tuple[Kept, ...], precision: PrecisionConfig, *, imbalan
 def working_bytes(
     model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig, moe: MoeConfig, *, imbalance: float = 1.0
 ) -> float:
-    """Bytes per position that a layer needs beside what it keeps: gradients in flight, exchange buffers.
+    """Bytes per token that a layer needs beside what it keeps: gradients in flight, exchange buffers.
 
     The widest moment of the backward pass: gradients of the products' inputs and outputs, and for experts the tokens
     before and after the exchange. Recomputed tensors count too.

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig, RecomputeModule
 from megatron_ssd.config.run import RunConfig, needed
+from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.packing import PackingReport
 from megatron_ssd.planner.flops import flops_of
 from megatron_ssd.planner.memory import GB, IMBALANCE, RankMemory, worst_rank
@@ -40,7 +42,7 @@ class Samples:
 
     sequences: float
     described: str
-    segment_length: int | None = None  # mean positions of a sample; None for one sample per sequence
+    segment_length: int | None = None  # mean tokens of a sample; None for one sample per sequence
 
     @classmethod
     def of_dataset(cls, report: PackingReport) -> Samples:
@@ -82,7 +84,7 @@ def memory_text(config: RunConfig, layout: LayoutReport) -> str:
     model = needed(config.model, "model")
     memory = worst_rank(config, layout)
     lines = [
-        f"{model.name}: {_layout_name(config)}, {_numbers_name(config.precision)}, "
+        f"{model.name}: {_layout_name(config.parallel)}, {_numbers_name(config.precision)}, "
         f"recompute {_recompute_name(config.precision)}",
         "",
         "memory of the fullest GPU                GB",
@@ -117,8 +119,8 @@ def fits(memory: RankMemory, gpu: str) -> bool:
 
 
 def run_text(config: RunConfig, samples: Samples | None) -> str:
-    """Iterations, tokens, epochs and operations of the whole run."""
-    training = config.training
+    """Iterations, tokens, epochs and operations of the run."""
+    model, training = needed(config.model, "model"), config.training
     replicas = config.parallel.data_parallel_size
     sequences = training.train_iters * training.global_batch_size
     lines = [
@@ -131,25 +133,24 @@ def run_text(config: RunConfig, samples: Samples | None) -> str:
         lines.append("epochs: unknown without run_dir/dataset; --samples=N gives the number of samples")
     else:
         lines.append(f"epochs: {sequences / samples.sequences:.2f} ({samples.described})")
-    lines.append(
-        f"operations: {iteration_flops(config, samples) / 1e15:.2f} x 10^15 per iteration, forward and backward"
-    )
+    flops = iteration_flops(model, training, samples)
+    lines.append(f"operations: {flops / 1e15:.2f} x 10^15 per iteration, forward and backward")
     return "\n".join(lines)
 
 
-def iteration_flops(config: RunConfig, samples: Samples | None) -> float:
+def iteration_flops(model: ModelConfig, training: TrainingConfig, samples: Samples | None) -> float:
     """Useful operations of one iteration over full sequences."""
-    model = needed(config.model, "model")
-    length = config.training.seq_length
+    length = training.seq_length
     segment = min(length, samples.segment_length) if samples and samples.segment_length else length
-    return config.training.global_batch_size * flops_of(model, [segment]) * length / segment
+    return training.global_batch_size * flops_of(model, [segment]) * length / segment
 
 
 def hours(config: RunConfig, samples: Samples | None, gpu: Gpu, mfu: float) -> float:
     """Duration of the run at an assumed share ``mfu`` of the dense peak of ``gpu`` in the precision of the products."""
     peak = gpu.fp8_tflops if config.precision.fp8 else gpu.bf16_tflops
     assert peak is not None
-    seconds = iteration_flops(config, samples) / (mfu * peak * 1e12 * config.parallel.world_size)
+    flops = iteration_flops(needed(config.model, "model"), config.training, samples)
+    seconds = flops / (mfu * peak * 1e12 * config.parallel.world_size)
     return config.training.train_iters * seconds / 3600
 
 
@@ -164,7 +165,7 @@ def recipe_tables(recipes: Mapping[str, tuple[RunConfig, LayoutReport, str]]) ->
     lines = [_table_row(columns), _table_row(["---"] * 5 + ["---:"] * (len(columns) - 5))]
     for name, (config, layout, gpu) in recipes.items():
         memory = worst_rank(config, layout)
-        count, sizes = _layout_name(config).split(" GPUs, ")
+        count, sizes = _layout_name(config.parallel).split(" GPUs, ")
         rest = memory.working_set + memory.ema + memory.reserve
         figures = [memory.weights + memory.fp8_weights, memory.gradients, memory.optimizer, memory.activations,
                    memory.logits, rest, memory.total]  # fmt: skip
@@ -189,9 +190,8 @@ def _table_row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _layout_name(config: RunConfig) -> str:
+def _layout_name(p: ParallelConfig) -> str:
     """For example ``8 GPUs, TP1 CP8 EP8 PP1 DP1``."""
-    p = config.parallel
     sizes = {"TP": p.tensor_model_parallel_size, "CP": p.context_parallel_size, "EP": p.expert_model_parallel_size,
              "PP": p.pipeline_model_parallel_size, "DP": p.data_parallel_size}  # fmt: skip
     if p.virtual_pipeline_model_parallel_size:

@@ -88,18 +88,13 @@ def model_parallel_sizes(parallel: ParallelConfig) -> dict[str, Any]:
     }
 
 
-def is_rank_zero() -> bool:
-    """Whether this process writes the files that a run writes once."""
-    return dist.get_rank() == 0
-
-
 def on_rank_zero(action: Callable[[], T]) -> T:
     """Run ``action`` on rank 0 and return its result, or raise its ``UserError``, on every rank.
 
     Otherwise the other ranks would wait for a rank that has stopped. The result must be picklable.
     """
     outcome: list[T | UserError | None] = [None]
-    if is_rank_zero():
+    if dist.get_rank() == 0:
         try:
             outcome[0] = action()
         except UserError as error:

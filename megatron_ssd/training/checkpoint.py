@@ -9,6 +9,7 @@ Before anything is loaded, every file is compared with the hashes in ``checkpoin
 
 from __future__ import annotations
 
+import functools
 import logging
 import pickle
 import random
@@ -25,15 +26,15 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch.distributed.checkpoint import CheckpointException
 
+from megatron_ssd.artifacts.atomic import move_aside
 from megatron_ssd.errors import UserError
-from megatron_ssd.runtime.process_groups import is_rank_zero, on_rank_zero
+from megatron_ssd.runtime.process_groups import on_rank_zero
 from megatron_ssd.runtime.versions import load_options
 from megatron_ssd.training.checkpoint_folder import (
     FORMAT_VERSION,
     BrokenCheckpointError,
     CheckpointFacts,
     check_content,
-    move_aside,
     newest_checkpoint,
     read_facts,
     reading,
@@ -75,7 +76,9 @@ def choose_checkpoint(folder: Path, on_broken: Literal["error", "previous"]) -> 
         except BrokenCheckpointError as broken:
             if on_broken == "error":
                 raise
-            _move_aside(path, broken)
+            aside = on_rank_zero(functools.partial(move_aside, path, "broken"))
+            if dist.get_rank() == 0:
+                log.warning("%s %s; moved to %s, resuming from the one before", broken.what, broken.rule, aside)
             if on_rank_zero(lambda: newest_checkpoint(folder)) is None:
                 raise UserError(
                     f"checkpoint.on_broken = {on_broken}",
@@ -83,12 +86,6 @@ def choose_checkpoint(folder: Path, on_broken: Literal["error", "previous"]) -> 
                     fix="start the same command again to begin from the first iteration",
                 ) from None
     return None
-
-
-def _move_aside(path: Path, broken: BrokenCheckpointError) -> None:
-    aside = on_rank_zero(lambda: move_aside(path))
-    if is_rank_zero():
-        log.warning("%s %s; moved to %s, resuming from the one before", broken.what, broken.rule, aside)
 
 
 def _check_together(path: Path) -> CheckpointFacts:

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_ssd.artifacts import atomic
 from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hashing import sha256_file
 from megatron_ssd.config.training import CheckpointConfig
@@ -140,11 +139,6 @@ def check_content(path: Path, facts: CheckpointFacts, names: Sequence[str]) -> N
             raise BrokenCheckpointError(
                 f"checkpoint {path}", rule=f"is broken: {name} is not what was written (its SHA-256 differs)"
             )
-
-
-def move_aside(path: Path) -> Path:
-    """Rename a broken checkpoint so that it no longer counts as one; returns its new path."""
-    return atomic.move_aside(path, "broken")
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -8,7 +8,7 @@ sequences an iteration sees.
 Worked: global batch 8, micro batch 2, 2 replicas, iteration 3. Sequences 16..23; micro batch 0 is 16 17 on replica 0
 and 18 19 on replica 1, micro batch 1 is 20 21 and 22 23.
 
-The packed sequences of a micro batch are joined to one sequence of B x S positions, cut into segments
+The packed sequences of a micro batch are joined to one sequence of B x S tokens, cut into segments
 (``PackedSeqParams``). Every pipeline stage makes its own batches, so that it knows the segments: they decide the rotary
 positions, which start at 0 in each, and the attention mask. Context-parallel ranks take their part of each segment or
 sequence (``runtime.packed_sequences``).
@@ -86,7 +86,7 @@ class BatchSource:
 
     @property
     def tokens_per_iteration(self) -> int:
-        """Positions of a global batch, padding included."""
+        """Tokens of a global batch, padding included."""
         return self.training.global_batch_size * self.training.seq_length
 
     @property
@@ -119,7 +119,7 @@ class BatchSource:
         return hashlib.sha256(np.concatenate(documents).astype("<i8").tobytes()).hexdigest()[:16]
 
     def sample_lengths(self, iteration: int) -> NDArray[np.int64]:
-        """Positions of each sample in the global batch of ``iteration``, in order."""
+        """Tokens of each sample in the global batch of ``iteration``, in order."""
         return np.concatenate([self.dataset.lengths_in_sequence(*at) for at in self._global_batch(iteration)])
 
     def batch(self, sequences: list[PackedSequence]) -> Batch:

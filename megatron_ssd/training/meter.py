@@ -1,10 +1,10 @@
 """Measures each iteration: throughput, utilisation and the load of the experts.
 
-Expert loads count positions as the routers see them, prompts and padding included. In each layer they add up to the
-positions of the global batch x experts per token, in any layout. A forward pass without gradients (validation, the
-first pass of recomputed layers) is not counted, so that each position counts once.
+Expert loads count tokens as the routers see them, prompts and padding included. In each layer they add up to the tokens
+of the global batch x experts per token, in any layout. A forward pass without gradients (validation, the first pass of
+recomputed layers) is not counted, so that each token counts once.
 
-Shape suffixes: T tokens of a rank, L layers of the whole model, E experts of a layer.
+Shape suffixes: T tokens of a rank, L layers of the full model, E experts of a layer.
 """
 
 from __future__ import annotations

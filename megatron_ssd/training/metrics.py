@@ -36,10 +36,10 @@ class IterationMetrics:
 
     iteration: int
     loss: float  # weighted mean over the global batch, before the update
-    grad_norm: float  # L2 over the whole model, before clipping
+    grad_norm: float  # L2 over the full model, before clipping
     learning_rate: float
-    valid_tokens: int  # positions with a non-zero loss weight
-    tokens: int  # all positions, padding and prompts included
+    valid_tokens: int  # tokens with a non-zero loss weight
+    tokens: int  # all tokens, padding and prompts included
     tokens_per_second: float  # of ``tokens``, over all processes
     tokens_per_second_per_gpu: float
     tflops_per_second_per_gpu: float | None = None  # of the model's own products, recomputation not counted
@@ -53,8 +53,8 @@ class IterationMetrics:
     samples: str = ""  # short hash of the sample numbers in the global batch, in order
     experts: dict[str, Any] | None = None  # the load of the experts; written as columns of their own
 
-    def row(self) -> dict[str, Any]:
-        """As a JSON object."""
+    def to_json(self) -> dict[str, Any]:
+        """One record of ``metrics.jsonl``."""
         values = dataclasses.asdict(self)
         values |= values.pop("experts") or {}
         return {
@@ -66,7 +66,7 @@ class IterationMetrics:
         """Tag -> number, for experiment trackers."""
         return {
             f"train/{key}": float(value)
-            for key, value in self.row().items()
+            for key, value in self.to_json().items()
             if isinstance(value, bool | int | float) and key != "iteration"
         }
 
@@ -98,7 +98,7 @@ class JsonlLogger:
 
     def log(self, metrics: IterationMetrics) -> None:
         """Append a line."""
-        self._file.write(metrics.row())
+        self._file.write(metrics.to_json())
 
     def flush(self) -> None:
         """Force the lines to disk."""
@@ -226,7 +226,7 @@ def _cut_after(path: Path, done: int) -> None:
     if not path.exists():
         return
     truncate_partial_line(path)
-    kept = sum(1 for row in iter_jsonl(path) if row["iteration"] <= done)
+    kept = sum(1 for record in iter_jsonl(path) if record["iteration"] <= done)
     with path.open("rb+") as file:
         for _ in range(kept):
             file.readline()

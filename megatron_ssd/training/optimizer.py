@@ -117,7 +117,7 @@ def build_optimizer(
 
 
 def global_grad_norm(optimizer: MegatronOptimizer) -> float:
-    """Prepare gradients for a step and return their L2 norm over the whole model, the same on every rank."""
+    """Prepare gradients for a step and return their L2 norm over the full model, the same on every rank."""
     optimizer.prepare_grads()
     return float(optimizer.get_grad_norm() or 0.0)
 

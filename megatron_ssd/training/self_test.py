@@ -57,9 +57,9 @@ def check_packing(state: TrainingState, source: BatchSource, precision: Precisio
     for number, sample in enumerate(samples, start=1):
         micro_batches.append([_mark(sample.alone, sample.alone["loss_weights"] > 0, number), *empty])
     sums = sample_losses(state, source, micro_batches, num_samples=len(samples))
-    positions = [int((sample.alone["loss_weights"] > 0).sum()) for sample in samples]
+    counts = [int((sample.alone["loss_weights"] > 0).sum()) for sample in samples]
     worst = (-1.0, "", 0.0, 0.0, 0.0)
-    for number, (sample, count) in enumerate(zip(samples, positions, strict=True)):
+    for number, (sample, count) in enumerate(zip(samples, counts, strict=True)):
         packed, alone = float(sums[0, number]) / count, float(sums[number + 1, number]) / count
         allowed = tolerance(precision, alone, count)
         excess = abs(packed - alone) / allowed
@@ -76,12 +76,12 @@ def check_packing(state: TrainingState, source: BatchSource, precision: Precisio
         )
 
 
-def tolerance(precision: PrecisionConfig, loss: float, num_positions: int) -> float:
-    """How much a sample's mean loss may differ: rounding of single positions averages out over many."""
+def tolerance(precision: PrecisionConfig, loss: float, num_tokens: int) -> float:
+    """How much a sample's mean loss may differ: rounding of single tokens averages out over many."""
     if precision.params_dtype == "fp32" and not precision.fast_matmul:
         return 2e-5 * max(1.0, loss)
-    per_position, floor = (0.4, 0.03) if precision.fp8 else (0.1, 0.01)
-    return per_position / math.sqrt(num_positions) + floor
+    per_token, floor = (0.4, 0.03) if precision.fp8 else (0.1, 0.01)
+    return per_token / math.sqrt(num_tokens) + floor
 
 
 def _first_sequences(source: BatchSource) -> tuple[list[PackedSequence], list[_Sample]]:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ssd.artifacts.hashing import hash_folder
+from megatron_ssd.artifacts.hub import locate_model
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.run import RunConfig, needed
-from megatron_ssd.models.hf_folder import resolve_model_folder
 
 # Keys of the training section that do not affect the trained weights.
 _NOT_TRAINED = (
@@ -33,7 +33,7 @@ def training_stage(config: RunConfig) -> Stage:
     run_dir = Path(config.run_dir)
     inputs = {"dataset": read_manifest(run_dir / "dataset").content_hash}
     if config.trains_from_base:
-        inputs["model"] = hash_folder(resolve_model_folder(model.path, model.revision))
+        inputs["model"] = hash_folder(locate_model(model.path, model.revision)[0])
     settings = {
         "model": _without(model, "path", "revision", "name"),
         "objective": config.objective,

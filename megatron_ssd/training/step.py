@@ -1,6 +1,6 @@
 """One training step: forward and backward over the micro batches, then one update of the weights.
 
-The loss is cross-entropy, weighted by position and summed. Sums, not means, leave a micro batch. Loss and gradients are
+The loss is cross-entropy, weighted by token and summed. Sums, not means, leave a micro batch. Loss and gradients are
 divided once, by the weight of the global batch (``BatchSource.normalizer``), so that no split into micro batches,
 replicas or packed sequences changes the weight of a token or a sample.
 
@@ -125,7 +125,7 @@ class StepResult:
     loss: float  # weighted mean over the global batch, before the update; may not be finite
     grad_norm: float  # L2, before clipping
     learning_rate: float
-    valid_tokens: int  # positions with a non-zero loss weight
+    valid_tokens: int  # tokens with a non-zero loss weight
     skipped: bool
     spike: bool
     peak_memory_gib: float  # the largest of any rank
@@ -176,7 +176,7 @@ def run_step(
 def run_micro_batches(
     state: TrainingState, source: BatchSource, iteration: int, *, forward_only: bool
 ) -> tuple[float, int]:
-    """(weighted mean loss, positions with a loss weight) of the global batch of ``iteration``, on every rank."""
+    """(weighted mean loss, tokens with a loss weight) of the global batch of ``iteration``, on every rank."""
     seq_length, micro_batch_size = source.schedule_shape
     reports = get_forward_backward_func()(
         forward_step_func=forward_step,
@@ -211,7 +211,7 @@ def forward_step(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[Tens
 
 
 def weighted_sum(loss_weights_BS: Tensor, token_loss_BS: Tensor) -> LossOutput:
-    """(weighted sum, number of positions with a loss weight, both of them again as [2] for the report)."""
+    """(weighted sum, number of tokens with a loss weight, both again as [2] for the report)."""
     loss = torch.sum(token_loss_BS.float() * loss_weights_BS)
     num_tokens = torch.count_nonzero(loss_weights_BS)
     return loss, num_tokens.to(torch.int), torch.stack([loss.detach(), num_tokens]).double()

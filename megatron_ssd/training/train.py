@@ -159,26 +159,26 @@ def _loggers(config: RunConfig, stage: Stage, *, done: int) -> list[MetricsLogge
 
 
 def _publish(config: RunConfig, stage: Stage, dataset: PackedDataset) -> None:
-    rows = read_jsonl(stage.work / METRICS_FILE)
-    losses = [row["loss"] for row in rows if row["loss"] is not None]
-    validation = [row["validation_loss"] for row in rows if row["validation_loss"] is not None]
+    records = read_jsonl(stage.work / METRICS_FILE)
+    losses = [record["loss"] for record in records if record["loss"] is not None]
+    validation = [record["validation_loss"] for record in records if record["validation_loss"] is not None]
     epochs, consumed = dataset.locate(config.training.train_iters * config.training.global_batch_size)
     stage.publish(
         known_hashes=_checkpoint_hashes(stage.work),
         engine=megatron_facts(),
         counts={
-            "iterations": len(rows),
+            "iterations": len(records),
             "samples": dataset.counts["samples"],
-            "valid_tokens": sum(row["valid_tokens"] for row in rows),
+            "valid_tokens": sum(record["valid_tokens"] for record in records),
         },
         dropped={key: dataset.counts[key] for key in ("overlong", "no_target")},
         facts={
             "final_loss": losses[-1] if losses else None,
             "final_validation_loss": validation[-1] if validation else None,
             "packing_efficiency": round(dataset.packing_report().efficiency, 4),
-            "skipped_iterations": sum(row["skipped"] for row in rows),
+            "skipped_iterations": sum(record["skipped"] for record in records),
             "epochs": round(epochs + consumed / dataset.num_sequences(epochs), 3),
-            "tokens_per_second": round(sum(r["tokens"] for r in rows) / sum(r["seconds"] for r in rows), 1),
+            "tokens_per_second": round(sum(r["tokens"] for r in records) / sum(r["seconds"] for r in records), 1),
             "parallel": dataclasses.asdict(config.parallel),
         },
     )

@@ -20,13 +20,13 @@ from pathlib import Path
 
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from megatron_ssd.artifacts.hub import locate_model
 from megatron_ssd.config.model import ModelConfig, MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.hf_checkpoint import load_hf_weights
-from megatron_ssd.models.hf_folder import resolve_model_folder
 from megatron_ssd.runtime.device import Device
 from megatron_ssd.training.checkpoint import choose_checkpoint, load_checkpoint, save_checkpoint
 from megatron_ssd.training.checkpoint_writer import CheckpointWriter
@@ -106,7 +106,7 @@ class Trainer:
 
     def _check_spikes(self) -> None:
         if self.state.spikes.is_stuck:
-            self.writer.finish()  # a save in progress is from before the trouble: the user will go back to it
+            self.writer.finish()  # a save in progress is from before the bad iterations, and the user will need it
         self.state.spikes.check(self.state.iteration)
 
     def _seconds_left(self) -> float:
@@ -129,7 +129,7 @@ def build_trainer(config: RunConfig, work: Path, device: Device) -> Trainer:
         model, parallel, config.precision, moe=config.moe, device=device, seed=config.seed if is_random else None
     )
     if checkpoint is None and config.trains_from_base:
-        load_hf_weights(chunks, model, parallel, resolve_model_folder(model.path, model.revision))
+        load_hf_weights(chunks, model, parallel, locate_model(model.path, model.revision)[0])
     wrapped = wrap_chunks(chunks, config.optimizer, parallel, device=device)
     state = TrainingState(
         chunks=wrapped,

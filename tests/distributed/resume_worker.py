@@ -91,7 +91,7 @@ def folder_of(root: Path, model: str, layout: str) -> Path:
 
 def _continue(trainer: Trainer) -> list[dict[str, Any]]:
     """The rest of the iterations, and the norm of the EMA."""
-    rows = [trainer.step().row() for _ in range(ITERATIONS - trainer.state.iteration)]
+    rows = [trainer.step().to_json() for _ in range(ITERATIONS - trainer.state.iteration)]
     assert trainer.state.ema is not None
     return [*rows, {"ema": _ema_norm(trainer)}]
 

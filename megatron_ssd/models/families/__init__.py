@@ -9,9 +9,4 @@ from megatron_ssd.models.families.family import Family
 FAMILIES = {family.model_type: family for family in (qwen3.FAMILY, qwen3_moe.FAMILY, llama.FAMILY)}
 
 
-def family_of(model_type: str) -> Family:
-    """The family of a ``ModelConfig.model_type``."""
-    return FAMILIES[model_type]
-
-
-__all__ = ["FAMILIES", "Family", "family_of"]
+__all__ = ["FAMILIES", "Family"]

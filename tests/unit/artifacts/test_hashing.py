@@ -12,7 +12,7 @@ from megatron_ssd.artifacts import hashing
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where hashes are remembered; every file counts as large."""
-    monkeypatch.setattr(hashing, "_REMEMBERED_FROM", 1)
+    monkeypatch.setattr(hashing, "_CACHED_FROM", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "megatron_ssd" / "sha256"
 
@@ -26,7 +26,7 @@ def test_a_large_file_is_read_once(tmp_path: Path, cache: Path, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(hashing, "sha256_file", lambda path: pytest.fail("read again"))
         assert hashing.hash_folder(folder) == expected
-    monkeypatch.setattr(hashing, "_REMEMBERED_FROM", 1 << 40)
+    monkeypatch.setattr(hashing, "_CACHED_FROM", 1 << 40)
     assert hashing.hash_folder(folder) == expected
 
 

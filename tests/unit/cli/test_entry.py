@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from megatron_ssd.artifacts.hub import locate_model
 from megatron_ssd.cli import entry, pipeline
 from megatron_ssd.cli.compose import CONFIG_DIR, base_run
 from megatron_ssd.config.run import BaseConfig, RunConfig
 from megatron_ssd.errors import Requeue, UserError
-from megatron_ssd.models.hf_folder import resolve_model_folder
 from megatron_ssd.process import UNDER_PIPELINE
 
 
@@ -59,7 +59,7 @@ def test_a_stage_without_model_path_names_the_base_of_its_configuration(
 
     def stage(config: RunConfig) -> None:
         assert config.model is not None
-        resolve_model_folder(config.model.path, config.model.revision)
+        locate_model(config.model.path, config.model.revision)
 
     for made, fix in ((False, f"launch/pipeline.py makes the base model of this configuration, {run_dir}/export"),
                       (True, f"set model.path={run_dir}/export")):  # fmt: skip

@@ -83,10 +83,11 @@ def test_what_cannot_be_planned_is_one_line(
 
 def test_hours_by_hand() -> None:
     config = compose_config(["model=qwen3_30b"])
-    full_rows = Samples(sequences=100, described="", segment_length=None)
-    flops = iteration_flops(config, full_rows)
+    assert config.model is not None
+    full_sequences = Samples(sequences=100, described="", segment_length=None)
+    flops = iteration_flops(config.model, config.training, full_sequences)
     seconds = 2500 * flops / (0.25 * 2250e12 * 8)
-    assert hours(config, full_rows, GPUS["B200"], 0.25) == pytest.approx(seconds / 3600)
+    assert hours(config, full_sequences, GPUS["B200"], 0.25) == pytest.approx(seconds / 3600)
     short = Samples(sequences=100, described="", segment_length=4096)
-    assert iteration_flops(config, short) < flops / 2, "short segments attend to less"
-    assert "epochs: 800.00" in run_text(config, full_rows)
+    assert iteration_flops(config.model, config.training, short) < flops / 2, "short segments attend to less"
+    assert "epochs: 800.00" in run_text(config, full_sequences)

@@ -7,23 +7,23 @@ from typing import Any
 import pytest
 import transformers
 
+from megatron_ssd.artifacts.hub import read_hf_config
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.models.families import family_of
-from megatron_ssd.models.hf_folder import read_hf_config
+from megatron_ssd.models.families import FAMILIES
 from tests.helpers.tiny_hf import MODELS, write_hf_folder
 
 SOURCE = Path("folder/config.json")
 
 
 def to_hf(model: ModelConfig) -> dict[str, Any]:
-    return family_of(model.model_type).to_hf_config(model, dtype="float32")
+    return FAMILIES[model.model_type].to_hf_config(model, dtype="float32")
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_config_round_trip_through_transformers(name: str, tmp_path: Path) -> None:
     model = MODELS[name]
-    family = family_of(model.model_type)
+    family = FAMILIES[model.model_type]
     family.check_hf_config(to_hf(model), model, source=SOURCE)
     # transformers reads what we write, and writes it in its own way, which must say the same again.
     transformers.AutoConfig.for_model(**to_hf(model)).save_pretrained(tmp_path)
@@ -33,7 +33,7 @@ def test_config_round_trip_through_transformers(name: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ["qwen3_moe", "llama_scaled"])
 def test_folder_written_by_transformers_passes(name: str, tmp_path: Path) -> None:
     model = write_hf_folder(tmp_path, MODELS[name])
-    family_of(model.model_type).check_hf_config(read_hf_config(tmp_path), model, source=SOURCE)
+    FAMILIES[model.model_type].check_hf_config(read_hf_config(tmp_path), model, source=SOURCE)
 
 
 def test_older_llama_files_pass() -> None:
@@ -41,7 +41,7 @@ def test_older_llama_files_pass() -> None:
     model = dataclasses.replace(MODELS["llama_scaled"], head_dim=8)
     values = to_hf(model)
     del values["head_dim"], values["tie_word_embeddings"]
-    family_of("llama").check_hf_config(values, model, source=SOURCE)
+    FAMILIES["llama"].check_hf_config(values, model, source=SOURCE)
 
 
 @pytest.mark.parametrize(
@@ -50,16 +50,16 @@ def test_older_llama_files_pass() -> None:
 def test_error_names_the_key_and_both_values(key: str, value: Any) -> None:
     model = MODELS["qwen3_moe"]
     with pytest.raises(UserError, match=rf"model.{key} = {getattr(model, key)}: folder/config.json says {value}"):
-        family_of("qwen3_moe").check_hf_config({**to_hf(model), key: value}, model, source=SOURCE)
+        FAMILIES["qwen3_moe"].check_hf_config({**to_hf(model), key: value}, model, source=SOURCE)
 
 
 def test_rope_scaling_must_agree() -> None:
     values = to_hf(MODELS["llama_scaled"])
     with pytest.raises(UserError, match=r"model.rope_scaling = None"):
-        family_of("llama").check_hf_config(values, MODELS["llama"], source=SOURCE)
+        FAMILIES["llama"].check_hf_config(values, MODELS["llama"], source=SOURCE)
     values["rope_scaling"] = {"rope_type": "yarn", "factor": 4.0}
     with pytest.raises(UserError, match="rope_type = 'yarn'"):
-        family_of("llama").check_hf_config(values, MODELS["llama"], source=SOURCE)
+        FAMILIES["llama"].check_hf_config(values, MODELS["llama"], source=SOURCE)
 
 
 @pytest.mark.parametrize(
@@ -75,18 +75,18 @@ def test_rope_scaling_must_agree() -> None:
 )
 def test_unsupported_values_are_refused(key: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"{key} = "):
-        family_of("qwen3_moe").check_hf_config(
+        FAMILIES["qwen3_moe"].check_hf_config(
             {**to_hf(MODELS["qwen3_moe"]), key: value}, MODELS["qwen3_moe"], source=SOURCE
         )
 
 
 def test_wrong_family_and_missing_key() -> None:
     with pytest.raises(UserError, match="says 'llama'"):
-        family_of("qwen3").check_hf_config(to_hf(MODELS["llama"]), MODELS["qwen3"], source=SOURCE)
+        FAMILIES["qwen3"].check_hf_config(to_hf(MODELS["llama"]), MODELS["qwen3"], source=SOURCE)
     values = to_hf(MODELS["qwen3"])
     del values["hidden_size"]
     with pytest.raises(UserError, match="has no hidden_size"):
-        family_of("qwen3").check_hf_config(values, MODELS["qwen3"], source=SOURCE)
+        FAMILIES["qwen3"].check_hf_config(values, MODELS["qwen3"], source=SOURCE)
 
 
 def test_harmless_keys_are_accepted() -> None:
@@ -99,9 +99,9 @@ def test_harmless_keys_are_accepted() -> None:
         "layer_types": ["full_attention"] * 4, "sliding_window": None, "pad_token_id": None, "attention_bias": None,
         "dtype": "bfloat16", "quantization_config": None,
     }  # fmt: skip
-    family_of("qwen3").check_hf_config(values, model, source=SOURCE)
+    FAMILIES["qwen3"].check_hf_config(values, model, source=SOURCE)
     with pytest.raises(UserError, match="layer_types has"):
-        family_of("qwen3").check_hf_config({**values, "layer_types": ["sliding_attention"]}, model, source=SOURCE)
+        FAMILIES["qwen3"].check_hf_config({**values, "layer_types": ["sliding_attention"]}, model, source=SOURCE)
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "qwen3_moe", "llama"])
@@ -111,7 +111,7 @@ def test_defaults_equal_those_of_transformers(model_type: str) -> None:
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
     said = {"model_type": model_type, **shape, **(experts if model_type == "qwen3_moe" else {})}
     theirs = transformers.AutoConfig.for_model(**said)
-    ours = family_of(model_type).from_hf_config(said, source=SOURCE)
+    ours = FAMILIES[model_type].from_hf_config(said, source=SOURCE)
     head_dim = getattr(theirs, "head_dim", None) or 64 // 4
     assert (ours["head_dim"], ours["rope_theta"]) == (head_dim, theirs.rope_parameters["rope_theta"])
     for key in ("tie_word_embeddings", "rms_norm_eps", *(["norm_topk_prob"] if model_type == "qwen3_moe" else [])):
@@ -122,4 +122,4 @@ def test_rope_scaling_needs_all_four_numbers() -> None:
     values = to_hf(MODELS["llama_scaled"])
     del values["rope_scaling"]["low_freq_factor"]
     with pytest.raises(UserError, match=r"rope_type = 'llama3': low_freq_factor is missing"):
-        family_of("llama").from_hf_config(values, source=SOURCE)
+        FAMILIES["llama"].from_hf_config(values, source=SOURCE)

@@ -11,6 +11,7 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from safetensors.torch import load_file, save_file
 
+from megatron_ssd.artifacts.hub import locate_model
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
@@ -18,7 +19,6 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.families import Family
 from megatron_ssd.models.hf_checkpoint import load_hf_weights, map_parameters
-from megatron_ssd.models.hf_folder import resolve_model_folder
 from megatron_ssd.models.hf_weights import HFWeights
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
@@ -141,9 +141,9 @@ def test_wrong_vocabulary_size(tmp_path: Path) -> None:
 
 def test_incomplete_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.path = .*nothing: "):
-        resolve_model_folder(str(tmp_path / "nothing"))
+        locate_model(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match=r"has no config.json"):
-        resolve_model_folder(str(tmp_path))
+        locate_model(str(tmp_path))
     model = write_hf_folder(tmp_path, MODELS["qwen3"])
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])

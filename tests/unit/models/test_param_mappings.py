@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from megatron_ssd.models.families import FAMILIES, family_of
+from megatron_ssd.models.families import FAMILIES
 from megatron_ssd.models.families.mappings import (
     DirectMapping,
     GateUpMapping,
@@ -96,10 +96,10 @@ def test_unknown_parameter_raises_with_its_name() -> None:
 
 def test_number_of_hugging_face_weights() -> None:
     moe = MODELS["qwen3_moe"]
-    names = all_hf_names(family_of("qwen3_moe").all_mappings(moe), moe)
+    names = all_hf_names(FAMILIES["qwen3_moe"].all_mappings(moe), moe)
     assert len(names) == 3 + 4 * (4 + 2 + 2 + 1 + 4 * 3)  # projections, q/k norms, norms, router, experts
     tied = MODELS["llama_tied"]
-    assert "lm_head.weight" not in all_hf_names(family_of("llama").all_mappings(tied), tied)
+    assert "lm_head.weight" not in all_hf_names(FAMILIES["llama"].all_mappings(tied), tied)
 
 
 def test_every_model_type_has_a_family() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_ssd.artifacts.atomic import move_aside
 from megatron_ssd.artifacts.hashing import sha256_file
 from megatron_ssd.config.training import CheckpointConfig
 from megatron_ssd.training.checkpoint_folder import (
@@ -19,7 +20,6 @@ from megatron_ssd.training.checkpoint_folder import (
     check_content,
     checkpoint_path,
     list_checkpoints,
-    move_aside,
     newest_checkpoint,
     prune,
     read_facts,
@@ -95,7 +95,10 @@ def test_a_folder_under_another_ones_name_is_broken(tmp_path: Path) -> None:
 
 
 def test_a_broken_checkpoint_is_kept_under_another_name(tmp_path: Path) -> None:
-    assert [move_aside(make(tmp_path, 5)).name for _ in range(2)] == ["iter_0000005.broken-1", "iter_0000005.broken-2"]
+    assert [move_aside(make(tmp_path, 5), "broken").name for _ in range(2)] == [
+        "iter_0000005.broken-1",
+        "iter_0000005.broken-2",
+    ]
     assert iterations(tmp_path) == []
 
 
