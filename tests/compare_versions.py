@@ -1,4 +1,4 @@
-"""Train the same under two environments, and compare every loss and gradient norm to the last bit.
+"""Train in two environments, and compare every loss and gradient norm bitwise.
 
 python -m tests.compare_versions .venv/bin/python .venv-next/bin/python
 
@@ -61,7 +61,7 @@ def resumed(first: str, second: str, root: Path) -> str:
     run(first, "-c", _DATASET, str(root))
     run(first, "-c", _TRAIN, str(root))
     expected, published = metrics(root), root / "checkpoints"
-    # As if it had been stopped at its first checkpoint.
+    # As if the run had been stopped at its first checkpoint.
     (published / "manifest.json").unlink()
     shutil.rmtree(published / "iter_0000006")
     published.rename(root / "checkpoints.partial")
@@ -69,19 +69,19 @@ def resumed(first: str, second: str, root: Path) -> str:
     return difference(_exact(expected), _exact(metrics(root)))
 
 
-def _exact(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _exact(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The columns that do not depend on time."""
-    return [{name: row[name] for name in ("loss", "grad_norm", "learning_rate", "samples")} for row in rows]
+    return [{name: record[name] for name in ("loss", "grad_norm", "learning_rate", "samples")} for record in records]
 
 
 def difference(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> str:
     """The first number that differs; empty if none does."""
     if len(one) != len(other):
         return f"{len(one)} and {len(other)} iterations"
-    for iteration, (row, row_of_other) in enumerate(zip(one, other, strict=True), start=1):
-        for name in row.keys() | row_of_other.keys():
-            if row.get(name) != row_of_other.get(name):
-                return f"{name} of iteration {iteration}: {row.get(name)!r} and {row_of_other.get(name)!r}"
+    for iteration, (record, record_of_other) in enumerate(zip(one, other, strict=True), start=1):
+        for name in record.keys() | record_of_other.keys():
+            if record.get(name) != record_of_other.get(name):
+                return f"{name} of iteration {iteration}: {record.get(name)!r} and {record_of_other.get(name)!r}"
     return ""
 
 
@@ -89,15 +89,15 @@ def main(pythons: list[str]) -> int:
     """Print one line per case and return the exit status."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        for place, python in enumerate(pythons):
+        for index, python in enumerate(pythons):
             print(run(python, "-c", _VERSIONS), flush=True)
-            found.append(curves(python, Path(folder) / str(place)))
+            found.append(curves(python, Path(folder) / str(index)))
         resumes = {
-            f"resume, {name}": resumed(*pair, Path(folder) / f"resume{place}")
-            for place, (name, pair) in enumerate({"first to second": pythons, "second to first": pythons[::-1]}.items())
+            f"resume, {name}": resumed(*pair, Path(folder) / f"resume{index}")
+            for index, (name, pair) in enumerate({"first to second": pythons, "second to first": pythons[::-1]}.items())
         }
     first, second = found
-    assert first.keys() == second.keys(), "the same worker wrote other cases"
+    assert first.keys() == second.keys(), "the same worker wrote different cases"
     differences = {case: difference(first[case], second[case]) for case in first}
     for case, said in differences.items():
         last = first[case][-1]
@@ -105,9 +105,9 @@ def main(pythons: list[str]) -> int:
     for name, said in resumes.items():
         print(f"{name:40} {said or 'equal'}")
     differing = sum(map(bool, [*differences.values(), *resumes.values()]))
-    rows = sum(map(len, first.values()))
+    records = sum(map(len, first.values()))
     verdict = f"{differing} differ" if differing else "all bits equal"
-    print(f"{len(first)} cases, {rows} iterations, {len(resumes)} resumes: {verdict}")
+    print(f"{len(first)} cases, {records} iterations, {len(resumes)} resumes: {verdict}")
     return int(differing > 0)
 
 

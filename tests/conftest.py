@@ -1,4 +1,4 @@
-"""Fixtures that more than one package's tests need."""
+"""Fixtures used by the tests of several packages."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from megatron_ssd.problems.minicode.tokenizer import save_tokenizer, train_token
 VOCAB_SIZE = 512
 TOGETHER = ("tests/distributed", "tests/e2e")
 
-# A busy machine is no failure: nothing is timed in tests.
+# Nothing is timed in tests, since the machine may be busy.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Run tests that share a costly fixture in the same process: a file, or a folder of ``TOGETHER``."""
+    """Run tests that share an expensive fixture in the same process: a file, or a folder of ``TOGETHER``."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFixture(LoadScopeScheduling):

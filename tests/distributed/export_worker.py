@@ -120,7 +120,7 @@ def full_logits(chunks: list[GPTModel], vocab_size: int, tokens_BS: Tensor) -> n
 
 
 def summed_loss(chunks: list[GPTModel], tokens_BS: Tensor) -> float | None:
-    """Cross-entropy of each token given those before it, summed; None on other than the last pipeline stage."""
+    """Cross-entropy of each token given those before it, summed; None except on the last pipeline stage."""
     outputs = forward(chunks, tokens_BS, labels_BS=tokens_BS.roll(-1, dims=1))
     return outputs[0].double().sum().item() if outputs else None
 

@@ -1,4 +1,4 @@
-"""Trains the same models on the same data in several layouts, and leaves the curves as MODEL-DATA-LAYOUT.json."""
+"""Trains the same models on the same data in several layouts, and writes the curves as MODEL-DATA-LAYOUT.json."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helpers.training_run import DENSE, MOE, training_config
 
 ITERATIONS = 3
 MODELS = {"dense": DENSE, "untied": dataclasses.replace(DENSE, tie_word_embeddings=False), "moe": MOE}
-# Packed samples start at multiples of 4 in all layouts, as context parallelism over two ranks needs it.
+# Packed samples start at multiples of 4 in all layouts, as context parallelism over two ranks requires.
 DATA: dict[str, dict[str, Any]] = {
     "packed": {"training": {"packing": "greedy", "segment_multiple": 4}},
     "unpacked": {"training": {"packing": "none"}},
@@ -92,5 +92,5 @@ def train(config: RunConfig, path: Path) -> None:
     trainer = build_trainer(config, path.with_suffix(".none"), "cpu")
     curve = [trainer.step() for _ in range(ITERATIONS)]
     if dist.get_rank() == 0:
-        rows = [{"loss": m.loss, "grad_norm": m.grad_norm, "valid_tokens": m.valid_tokens} for m in curve]
-        path.write_text(json.dumps(rows))
+        records = [{"loss": m.loss, "grad_norm": m.grad_norm, "valid_tokens": m.valid_tokens} for m in curve]
+        path.write_text(json.dumps(records))

@@ -1,4 +1,4 @@
-"""Trains one step in several layouts, and leaves the bytes of weights, gradients and optimizer as CASE-RANK.json."""
+"""Trains one step in several layouts, and writes the bytes of weights, gradients and optimizer as CASE-RANK.json."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def case_config(world_size: int, name: str, root: Path) -> RunConfig:
 
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:
-    """Memory behind ``tensors``, each storage once."""
+    """Memory of ``tensors``, each storage once."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
     return sum(storage.nbytes() for storage in storages.values())
 

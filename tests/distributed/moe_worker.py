@@ -1,4 +1,4 @@
-"""Trains a small mixture of experts with several settings, and leaves what was measured as CASE.json."""
+"""Trains a small mixture of experts with several settings, and writes the measurements as CASE.json."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ITERATIONS = 3
 
 
 def train(root: Path, name: str) -> None:
-    """Three iterations; loss, gradient norm, routing weights' gradient, their change, and tokens for each expert."""
+    """Three iterations; loss, gradient norm, gradient and change of the routing weights, and tokens per expert."""
     world_size = dist.get_world_size()
     sizes, moe, changes = CASES[world_size][name]
     parallel = ParallelConfig(world_size=world_size, **sizes)

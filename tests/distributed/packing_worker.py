@@ -1,4 +1,4 @@
-"""Looks at packed sequences inside the model, and at the packing self-test; leaves LAYOUT-RANK.json."""
+"""Examines packed sequences inside the model, and the packing self-test; writes LAYOUT-RANK.json."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ LAYOUTS: dict[int, dict[str, tuple[ModelConfig, dict[str, Any]]]] = {
         "moe_cp2": (MOE, {"context_parallel_size": 2}),
     },
 }
-THIRD = 2  # slot of the sample that is examined
+THIRD = 2  # slot of the examined sample
 
 
 def look(root: Path, model: ModelConfig, parallel: ParallelConfig) -> dict[str, Any]:
-    """What this rank sees of the third sample of a packed sequence; the test says what is expected."""
+    """What this rank computes for the third sample of a packed sequence; the test compares it."""
     config = training_config(
         root, model=model, parallel=parallel, training={"micro_batch_size": 2, "segment_multiple": 4}
     )
@@ -54,7 +54,7 @@ def look(root: Path, model: ModelConfig, parallel: ParallelConfig) -> dict[str, 
     check_packing(trainer.state, trainer.source, EXACT)
     return {
         "layers": len(queries_packed),
-        "positions": sum(len(x) for x in queries_packed),
+        "tokens": sum(len(x) for x in queries_packed),
         "alone": max(float((a - b).abs().max()) for a, b in zip(queries_packed, queries_alone, strict=True)),
         "neighbours": max(float((a - b).abs().max()) for a, b in zip(queries_packed, queries_changed, strict=True)),
         "leak": message_with_a_leak(trainer),
@@ -87,7 +87,7 @@ def third_queries(
 
 
 def message_with_a_leak(trainer: Trainer) -> str:
-    """The self-test's error if all positions of a micro batch are one segment."""
+    """The self-test's error if all tokens of a micro batch are one segment."""
     with one_segment():
         try:
             check_packing(trainer.state, trainer.source, EXACT)

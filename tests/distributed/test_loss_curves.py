@@ -1,6 +1,6 @@
 """One model, one data set, many layouts: the same losses and the same global gradient norms.
 
-fp32, three iterations, dense and with experts, with and without packing. Layouts sum in other orders, so the curves
+fp32, three iterations, dense and with experts, with and without packing. Layouts sum in different orders, so the curves
 agree to rounding: the largest relative difference measured was 9e-8 (loss) and 1.4e-6 (gradient norm), and the
 tolerances are about ten times that.
 

@@ -1,4 +1,4 @@
-"""The planner's weights, gradients and optimizer state are what every rank allocates."""
+"""The planned weights, gradients and optimizer state equal what every rank allocates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="several proce
 
 
 @pytest.mark.parametrize(("world_size", "case"), [(size, name) for size, cases in CASES.items() for name in cases])
-def test_planned_state_is_what_is_allocated(root: Path, world_size: int, case: str) -> None:
+def test_planned_state_equals_the_allocated_state(root: Path, world_size: int, case: str) -> None:
     config = case_config(world_size, case, root)
     assert config.model is not None
     layout = lay_out(config.model, config.parallel, config.precision, config.moe)

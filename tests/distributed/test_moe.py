@@ -1,4 +1,4 @@
-"""Mixtures of experts in real processes: routing options, dispatchers, frozen routers, the load that is logged.
+"""Mixtures of experts in real processes: routing options, dispatchers, frozen routers, the logged load.
 
 fp32, three iterations on the CPU; tolerances as in test_loss_curves. Not covered: grouped GEMM and DeepEP's dispatcher,
 which are CUDA kernels.
@@ -53,7 +53,7 @@ def test_dispatchers_give_bitwise_equal_losses(measured: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("case", [name for cases in CASES.values() for name in cases])
-def test_loads_add_up_to_positions_times_experts_per_token(measured: dict[str, Any], case: str) -> None:
+def test_loads_add_up_to_tokens_times_experts_per_token(measured: dict[str, Any], case: str) -> None:
     training = training_config(Path("unused"), model=MOE).training
     assigned = training.global_batch_size * training.seq_length * (MOE.num_experts_per_tok or 0)
     rows = measured[case]["rows"]

@@ -1,4 +1,4 @@
-"""A killed or stopped training run resumes, and ends with bitwise the numbers of an uninterrupted run."""
+"""A killed or stopped training run resumes, and ends with exactly the numbers of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the
 
 
 def start(run_dir: Path, layout: str, *more: str) -> subprocess.Popen[str]:
-    """``launch/train.py`` under torchrun, whose workers die with it."""
+    """``launch/train.py`` under torchrun, whose workers end with it."""
     command = [sys.executable, "-m", "megatron_ssd.cli.ranks", "--standalone", "--nproc-per-node=2",
                "launch/train.py", *OVERRIDES, *more, f"parallel={layout}", f"run_dir={run_dir}"]  # fmt: skip
     environment = {**os.environ, UNDER_PIPELINE: "1", "OMP_NUM_THREADS": "1"}
@@ -55,7 +55,7 @@ def interrupt(run_dir: Path, layout: str, when: Callable[[], bool], number: sign
         deadline = time.monotonic() + 150
         while not when():
             assert process.poll() is None, process.communicate()[1][-3000:]
-            assert time.monotonic() < deadline, "nothing happened"
+            assert time.monotonic() < deadline, "the condition was never met"
             time.sleep(0.002)
         process.send_signal(number)
         process.communicate(timeout=100)
@@ -77,7 +77,7 @@ def saved(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("iter_???????")}
 
 
-def test_a_killed_and_twice_stopped_run_resumes_bitwise_and_under_another_layout_nearly(tmp_path: Path) -> None:
+def test_a_killed_and_twice_stopped_run_resumes_exactly_and_closely_under_another_layout(tmp_path: Path) -> None:
     """Killed during an asynchronous save, stopped by a scheduler, stopped at the keyboard; under the other layout once.
 
     One test, because every start of training costs several seconds.
@@ -106,5 +106,5 @@ def test_a_killed_and_twice_stopped_run_resumes_bitwise_and_under_another_layout
 
     moved = finish(elsewhere, "pp2", "parallel.use_distributed_optimizer=true")
     assert [samples for _, _, samples in moved] == [samples for _, _, samples in expected]
-    # Thirty iterations of fp32, summed in another order.
+    # Thirty iterations of fp32, summed in a different order.
     assert [loss for loss, _, _ in moved] == pytest.approx([loss for loss, _, _ in expected], rel=2e-5)

@@ -1,4 +1,4 @@
-"""Training resumes under another layout, and no rank updates if one of them has numbers that are not finite.
+"""Training resumes under another layout, and no rank updates if one of them has non-finite numbers.
 
 fp32. The largest relative differences measured over three more iterations were 7e-8 (loss), 2e-7 (gradient norm) and
 2e-10 (norm of the EMA); the tolerance is about ten times the second.
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="several proce
 
 @pytest.fixture(scope="module")
 def resumed(root: Path) -> Path:
-    """Every case: the worker's, and what one process resumes after them."""
+    """Every case: the worker's, and those that one process resumes."""
     with process_groups(ParallelConfig(), device=prepare_device(CPU, EXACT)):
         for model, saved, layout in CHANGES:
             if layout == ONE:
@@ -35,19 +35,19 @@ def resumed(root: Path) -> Path:
 
 
 def read(root: Path, name: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads((root / f"{name}.json").read_text())
-    return rows
+    records: list[dict[str, Any]] = json.loads((root / f"{name}.json").read_text())
+    return records
 
 
 @pytest.mark.parametrize(("model", "saved", "layout"), CHANGES)
 def test_another_layout_resumes_where_the_first_one_stopped(resumed: Path, model: str, saved: str, layout: str) -> None:
     expected, found = read(resumed, f"{model}-{saved}"), read(resumed, f"{model}-{saved}-{layout}")
-    *expected_rows, expected_ema = expected
-    *rows, ema = found
+    *expected, expected_ema = expected
+    *records, ema = found
     for key in ("iteration", "samples", "learning_rate", "valid_tokens"):
-        assert [row[key] for row in rows] == [row[key] for row in expected_rows]
+        assert [record[key] for record in records] == [record[key] for record in expected]
     for key in ("loss", "grad_norm"):
-        assert [row[key] for row in rows] == pytest.approx([row[key] for row in expected_rows], rel=TOLERANCE)
+        assert [record[key] for record in records] == pytest.approx([record[key] for record in expected], rel=TOLERANCE)
     assert ema["ema"] == pytest.approx(expected_ema["ema"], rel=TOLERANCE)
 
 

@@ -1,4 +1,4 @@
-"""One small base model and one finished run, made once by the real pipeline and shared by every end-to-end test."""
+"""One small base model and one finished run, made once by the real pipeline and shared by all end-to-end tests."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
-# The demo, scaled down until the loop takes a minute or two. The model learns little; every path is taken. Starting an
-# engine or a training process costs more than what it does here, so there is one of each, but see PARALLEL.
+# The demo, scaled down until the loop takes a minute or two. The model learns little; every path runs. Starting an
+# engine or a training process costs more than what it does here, so there is one of each, except with PARALLEL.
 SMALL = (
     "+experiment=demo",
     "parallel=single",
@@ -48,7 +48,7 @@ SMALL_BASE = (
 
 @dataclass(frozen=True)
 class Loop:
-    """Starts the pipeline in a folder of its own."""
+    """Starts the pipeline in its own folder."""
 
     base_dir: Path
 
@@ -58,13 +58,13 @@ class Loop:
         return [sys.executable, str(ROOT / "launch/pipeline.py"), *SMALL, *base, f"run_dir={run_dir}", *extra]
 
     def run(self, run_dir: Path, *extra: str) -> subprocess.CompletedProcess[str]:
-        """Run to the end; fails the test with the pipeline's own words where it does not succeed."""
+        """Run to the end; fails the test with the pipeline's output if it does not succeed."""
         done = subprocess.run(self.command(run_dir, *extra), capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
         return done
 
     def kill_when(self, run_dir: Path, ready: Callable[[], bool], *extra: str) -> None:
-        """Start the pipeline, wait until ``ready``, SIGKILL it, and wait until every process of it is gone."""
+        """Start the pipeline, wait until ``ready``, SIGKILL it, and wait until all of its processes are gone."""
         log = run_dir.with_name(f"{run_dir.name}.killed.log")
         with log.open("w") as output:
             process = subprocess.Popen(
@@ -73,7 +73,7 @@ class Loop:
             deadline = time.monotonic() + 300
             while not ready():
                 assert process.poll() is None, f"ended before it could be killed:\n{log.read_text()[-6000:]}"
-                assert time.monotonic() < deadline, f"never got there:\n{log.read_text()[-6000:]}"
+                assert time.monotonic() < deadline, f"the state was never reached:\n{log.read_text()[-6000:]}"
                 time.sleep(0.002)
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -89,7 +89,7 @@ class Loop:
 
 
 def _alive_in_session(session: int) -> bool:
-    """Whether any process that was started by the pipeline is still there (zombies do not count)."""
+    """Whether any process started by the pipeline is still alive (zombies do not count)."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -103,13 +103,13 @@ def _alive_in_session(session: int) -> bool:
 
 @pytest.fixture(scope="session")
 def loop(tmp_path_factory: pytest.TempPathFactory) -> Loop:
-    """The pipeline with a base model that is trained at its first use."""
+    """The pipeline with a base model that is trained on first use."""
     return Loop(Path(os.environ.get("MEGATRON_SSD_TEST_BASE", tmp_path_factory.mktemp("base"))))
 
 
 @pytest.fixture(scope="session")
 def finished(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a complete run without interruption."""
+    """The folder of a complete, uninterrupted run."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
     loop.run(run_dir, *PARALLEL)
     return run_dir

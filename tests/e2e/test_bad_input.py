@@ -1,4 +1,4 @@
-"""A user error is one line with the value, the rule and the fix, and destroys no finished work."""
+"""A user error is one line with the value, the rule and the fix, and no finished work is lost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def start(script: str, *arguments: str, path: str | None = None) -> subprocess.C
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str, status: int = 2) -> None:
-    """The run ended with ``status`` and one error line that holds ``parts``; no traceback."""
+    """The run ended with ``status`` and one error line that contains ``parts``, without a traceback."""
     assert done.returncode == status, done.stderr[-3000:]
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr[-3000:]
@@ -122,7 +122,7 @@ def test_a_wrong_vocabulary_size(finished: Path, loop: Loop, tmp_path: Path) -> 
 
 
 def test_a_full_disk(finished: Path) -> None:
-    """On a file system of 1 MiB that is full: one line, the samples stay, and with space the same command ends well."""
+    """On a full file system of 1 MiB: one line, the samples are kept, and with free space the same command succeeds."""
     preprocess = " ".join([sys.executable, str(ROOT / "tools/preprocess_data.py"), *SMALL, "run_dir=/mnt"])
     program = f"""
         cp -r {finished}/samples /mnt/

@@ -1,4 +1,4 @@
-"""Other benchmarks as a stage of the pipeline: run where tasks are named, shown in the report, left out otherwise."""
+"""General benchmarks as a stage of the pipeline: run if tasks are configured, shown in the report, else left out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STAGES = ("problems", "samples", "dataset", "checkpoints", "export", "eval")
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval (make venv)")
-def test_other_benchmarks_between_evaluation_and_report(loop: Loop, finished: Path, tmp_path: Path) -> None:
+def test_general_benchmarks_between_evaluation_and_report(loop: Loop, finished: Path, tmp_path: Path) -> None:
     assert not (finished / "general_benchmarks").exists()
     run_dir = loop.copy(finished, tmp_path / "run", *STAGES)
     rows = [{"subject": "anatomy", "question": f"Which is number {n}?", "choices": ["0", "1", "2", "3"], "answer": n}
@@ -27,4 +27,4 @@ def test_other_benchmarks_between_evaluation_and_report(loop: Loop, finished: Pa
     assert (row["task"], row["base"]["rows"], row["ssd"]["rows"]) == ("mmlu", 4, 4)
     assert row["base"]["value"] in (0.0, 0.25, 0.5, 0.75, 1.0)
     assert '<section id="benchmarks">' in (run_dir / "report" / "report.html").read_text()
-    assert "launch/evaluate.py" not in done.stderr  # what stood is not run again
+    assert "launch/evaluate.py" not in done.stderr  # existing results are not computed again

@@ -1,4 +1,4 @@
-"""SIGKILL in each stage, then the same command again: complete output, and no finished unit of work done twice."""
+"""SIGKILL in each stage, then the same command again: the output is complete, and no finished work is repeated."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SHARD_BYTES = "export.max_shard_bytes=100000"
 WORKERS = "preprocess.num_workers=2"
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
+def records(path: Path) -> list[dict[str, Any]]:
     """The complete records of a JSONL file whose last line may be cut."""
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
 
 
 def samples(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
     """The records of every file below ``folder``, by problem and sample index."""
-    found = [row for path in sorted(folder.glob("*.jsonl")) for row in rows(path)]
-    by_key = {(row["problem_id"], row["sample_index"]): row for row in found}
+    found = [record for path in sorted(folder.glob("*.jsonl")) for record in records(path)]
+    by_key = {(record["problem_id"], record["sample_index"]): record for record in found}
     assert len(by_key) == len(found), "a sample was written twice"
     return by_key
 
@@ -47,13 +47,13 @@ def tensors(folder: Path) -> dict[str, bytes]:
 
 
 def multiply_samples(folder: Path, times: int) -> None:
-    """Make the published samples ``times`` as many, under new problem ids, so that converting them takes a while."""
-    originals = [row for path in sorted(folder.glob("*.jsonl")) for row in rows(path)]
+    """Repeat the published samples ``times`` times under new problem ids, so that converting them takes a while."""
+    originals = [record for path in sorted(folder.glob("*.jsonl")) for record in records(path)]
     for path in folder.glob("*.jsonl"):
         path.unlink()
     for number in range(times):
-        copies = [{**row, "problem_id": f"{row['problem_id']}-{number}"} for row in originals]
-        (folder / f"shard-{number:05}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in copies))
+        copies = [{**record, "problem_id": f"{record['problem_id']}-{number}"} for record in originals]
+        (folder / f"shard-{number:05}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in copies))
     files = sorted(folder.glob("*.jsonl"))
     outputs = [{"path": f.name, "sha256": sha256_file(f), "bytes": f.stat().st_size} for f in files]
     manifest = dataclasses.replace(read_manifest(folder), outputs=outputs, counts={"samples": len(originals) * times})
@@ -72,7 +72,9 @@ def test_sampling(loop: Loop, finished: Path, tmp_path: Path) -> None:
     assert {key: final[key] for key in kept} == kept
     reference = samples(finished / "samples")
     assert final.keys() == reference.keys()
-    assert {key: row["seed"] for key, row in final.items()} == {key: row["seed"] for key, row in reference.items()}
+    assert {key: record["seed"] for key, record in final.items()} == {
+        key: record["seed"] for key, record in reference.items()
+    }
 
 
 def test_preprocessing(loop: Loop, finished: Path, tmp_path: Path) -> None:
@@ -83,7 +85,7 @@ def test_preprocessing(loop: Loop, finished: Path, tmp_path: Path) -> None:
     loop.kill_when(run_dir, lambda: len(list(parts.glob("*.json"))) >= 3, "--until=dataset", WORKERS)
     done = sorted(parts.glob("*.json"))
     assert 3 <= len(done) < 300
-    # A mark that only survives if the finished part is taken as it is: one more sample than there was.
+    # A mark that only survives if the finished part is reused: one additional sample.
     counts = json.loads(done[0].read_text())
     done[0].write_text(json.dumps({**counts, "samples": counts["samples"] + 1}))
     loop.run(run_dir, "--until=dataset")
@@ -97,15 +99,15 @@ def test_preprocessing(loop: Loop, finished: Path, tmp_path: Path) -> None:
 def test_training(loop: Loop, finished: Path, tmp_path: Path) -> None:
     run_dir = loop.copy(finished, tmp_path / "run", "samples", "dataset")
     partial = run_dir / "checkpoints.partial"
-    loop.kill_when(run_dir, lambda: len(rows(partial / "metrics.jsonl")) >= 5, "--until=checkpoints", *PARALLEL)
+    loop.kill_when(run_dir, lambda: len(records(partial / "metrics.jsonl")) >= 5, "--until=checkpoints", *PARALLEL)
     checkpoint = snapshot(partial / "iter_0000004", "*")
     assert checkpoint, "the checkpoint of iteration 4 was not there"
     again = loop.run(run_dir, "--until=checkpoints", *PARALLEL)
     assert "resuming from iteration" in again.stderr
     assert snapshot(run_dir / "checkpoints" / "iter_0000004", "*") == checkpoint
-    metrics = [rows(folder / "checkpoints" / "metrics.jsonl") for folder in (run_dir, finished)]
-    losses = [[(row["iteration"], row["loss"], row["grad_norm"]) for row in found] for found in metrics]
-    assert losses[0] == losses[1]  # to the last bit, in order, each iteration once
+    metrics = [records(folder / "checkpoints" / "metrics.jsonl") for folder in (run_dir, finished)]
+    losses = [[(record["iteration"], record["loss"], record["grad_norm"]) for record in found] for found in metrics]
+    assert losses[0] == losses[1]  # bitwise, in order, each iteration once
 
 
 def test_export(loop: Loop, finished: Path, tmp_path: Path) -> None:
@@ -125,16 +127,18 @@ def test_export(loop: Loop, finished: Path, tmp_path: Path) -> None:
 def test_evaluation(loop: Loop, finished: Path, tmp_path: Path) -> None:
     run_dir = loop.copy(finished, tmp_path / "run", "samples", "dataset", "checkpoints", "export")
     partial = run_dir / "eval.partial" / "generations" / "base"
-    loop.kill_when(run_dir, lambda: sum(len(rows(path)) for path in partial.glob("*.jsonl")) >= 10, "--until=eval")
-    kept = {path.name: rows(path) for path in partial.glob("*.jsonl")}
+    loop.kill_when(run_dir, lambda: sum(len(records(path)) for path in partial.glob("*.jsonl")) >= 10, "--until=eval")
+    kept = {path.name: records(path) for path in partial.glob("*.jsonl")}
     loop.run(run_dir, "--until=eval")
     generations, verdicts = (run_dir / "eval" / kind for kind in ("generations", "verdicts"))
     for name, before in kept.items():
-        after = rows(generations / "base" / name)
-        assert all(row in after for row in before), "a finished response was drawn again"
+        after = records(generations / "base" / name)
+        assert all(record in after for record in before), "a finished response was sampled again"
     for model in ("base", "ssd"):
         for path in (generations / model).glob("*.jsonl"):
-            drawn = {(row["problem_id"], row["sample_index"]) for row in rows(path)}
-            judged = [(row["problem_id"], row["sample_index"]) for row in rows(verdicts / model / path.name)]
-            assert len(drawn) == 12 * 5
-            assert sorted(judged) == sorted(drawn)
+            sampled = {(record["problem_id"], record["sample_index"]) for record in records(path)}
+            graded = [
+                (record["problem_id"], record["sample_index"]) for record in records(verdicts / model / path.name)
+            ]
+            assert len(sampled) == 12 * 5
+            assert sorted(graded) == sorted(sampled)

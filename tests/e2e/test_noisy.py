@@ -1,4 +1,4 @@
-"""The noisy regime and the proxy filter, through the whole loop on the real engines."""
+"""The noisy regime and the proxy filter, through the full loop on the real engines."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .conftest import Loop
 
 
 def test_noisy_samples_banded_by_a_proxy(loop: Loop, finished: Path, tmp_path: Path) -> None:
-    (proxy,) = loop.base_dir.glob("*/export")  # the base itself: any model scores
+    (proxy,) = loop.base_dir.glob("*/export")  # the base itself; any model can score
     options = ["sampling=noisy", "filters=none", f"proxy.path={proxy}", "filters.proxy_band=[0.25,0.75]"]
     loop.run(tmp_path, *options)
     samples = read_manifest(tmp_path / "samples")
     assert samples.config["decoding"]["temperature"] == 2.0
     assert samples.config["decoding"]["top_k"] == -1
-    rows = read_jsonl(tmp_path / "scores" / "scores.jsonl")
-    assert len(rows) == samples.counts["samples"] == 64
-    scores = np.array([row["mean_logprob"] for row in rows if row["mean_logprob"] is not None])
+    scored = read_jsonl(tmp_path / "scores" / "scores.jsonl")
+    assert len(scored) == samples.counts["samples"] == 64
+    scores = np.array([row["mean_logprob"] for row in scored if row["mean_logprob"] is not None])
     assert (scores < 0).all()
     low, high = np.quantile(scores, [0.25, 0.75])
     dataset = read_manifest(tmp_path / "dataset")

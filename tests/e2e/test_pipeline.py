@@ -36,7 +36,7 @@ def test_each_stage_names_the_output_of_the_one_before(finished: Path) -> None:
 def test_the_summary_has_base_and_ssd_with_intervals(finished: Path) -> None:
     summary = json.loads((finished / "report" / "summary.json").read_text())
     for model in (summary["base"], summary["ssd"]):
-        assert model["n"] == {"problems": 6, "samples_per_problem": 5}  # the half on which nothing was chosen
+        assert model["n"] == {"problems": 6, "samples_per_problem": 5}  # the reporting half
         for metric in ("pass@1", "pass@5"):
             assert 0 <= model[metric]["low"] <= model[metric]["value"] <= model[metric]["high"] <= 1
         assert set(model["by_difficulty"]) == DIFFICULTIES

@@ -25,13 +25,15 @@ def test_raw_prompts_are_sampled_and_trained_on_as_plain_text(loop: Loop, finish
         assert done.returncode == 0, done.stderr[-4000:]
     tokenizer = ChatTokenizer(model)
     statements = {problem.id: problem.statement for problem in read_problems(run_dir)}
-    rows = [row for shard in sorted((run_dir / "samples").glob("shard-*.jsonl")) for row in read_jsonl(shard)]
-    assert [row["problem_id"] for row in rows] == list(statements)
-    chat = {row["problem_id"]: row["prompt_token_ids"] for shard in (finished / "samples").glob("shard-*.jsonl")
-            for row in read_jsonl(shard)}  # fmt: skip
-    for row in rows:
-        assert row["prompt_token_ids"] == tokenizer.text_ids(statements[row["problem_id"]])
-        assert row["prompt_token_ids"] != chat[row["problem_id"]]
+    samples = [sample for shard in sorted((run_dir / "samples").glob("shard-*.jsonl")) for sample in read_jsonl(shard)]
+    assert [sample["problem_id"] for sample in samples] == list(statements)
+    chat = {sample["problem_id"]: sample["prompt_token_ids"] for shard in (finished / "samples").glob("shard-*.jsonl")
+            for sample in read_jsonl(shard)}  # fmt: skip
+    for sample in samples:
+        assert sample["prompt_token_ids"] == tokenizer.text_ids(statements[sample["problem_id"]])
+        assert sample["prompt_token_ids"] != chat[sample["problem_id"]]
     assert read_manifest(run_dir / "samples").config["prompt"]["mode"] == "raw"
     documents = open_indexed(run_dir / "dataset" / DATASET_NAME)
-    assert [list(documents[2 * place]) for place in range(len(rows))] == [row["prompt_token_ids"] for row in rows]
+    assert [list(documents[2 * number]) for number in range(len(samples))] == [
+        sample["prompt_token_ids"] for sample in samples
+    ]

@@ -1,4 +1,4 @@
-"""The same stages on real competitive-programming problems, from sampling to a report that says what it is worth."""
+"""The same stages on real competitive-programming problems, from sampling to a report with its limits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROBLEMS, BENCHMARK = DATA / "rstar_coder_seed_sft", DATA / "lcb_schema" / "code
 @pytest.mark.slow
 @pytest.mark.skipif(not (PROBLEMS.is_dir() and BENCHMARK.is_file()), reason="needs ../shared/data beside the project")
 def test_the_loop_ends_with_a_report(loop: Loop, finished: Path, tmp_path: Path) -> None:
-    assert finished  # the base model is made by now
+    assert finished  # the base model exists already
     run_dir = tmp_path / "run"
     done = start(
         "launch/pipeline.py", "+experiment=demo", "problems=rstar_coder", f"problems.path={PROBLEMS}",
@@ -38,8 +38,8 @@ def test_the_loop_ends_with_a_report(loop: Loop, finished: Path, tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not BENCHMARK.is_file(), reason="needs ../shared/data beside the project")
-def test_the_whole_benchmark_is_graded_in_one_run(loop: Loop, finished: Path, tmp_path: Path) -> None:
-    assert finished  # the base model is made by now
+def test_the_full_benchmark_is_graded_in_one_run(loop: Loop, finished: Path, tmp_path: Path) -> None:
+    assert finished  # the base model exists already
     (model,) = loop.base_dir.glob("*/export")
     done = start(
         "launch/evaluate.py", "+experiment=demo", f"model.path={model}", "benchmark=livecodebench",

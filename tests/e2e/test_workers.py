@@ -1,4 +1,4 @@
-"""Real engines: two workers are killed, three others go on beside each other, and every sample is there once."""
+"""Real engines: two workers are killed, three others resume in parallel, and every sample is written once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RUN = (
 
 
 def start(script: str, *arguments: str, log: Path, launcher: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
-    """Start ``script``, its output in ``log``. It does not outlive the test."""
+    """Start ``script`` with its output in ``log``. It ends with the test."""
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, *launcher, str(ROOT / script), *RUN, *arguments],
@@ -45,7 +45,7 @@ def start(script: str, *arguments: str, log: Path, launcher: tuple[str, ...] = (
 
 
 def kill_tree(root: int) -> None:
-    """SIGKILL a process and all below it, as on a machine that goes down."""
+    """SIGKILL a process and its descendants, as on a machine that fails."""
     processes = [psutil.Process(root), *psutil.Process(root).children(recursive=True)]
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -53,7 +53,7 @@ def kill_tree(root: int) -> None:
     psutil.wait_procs(processes)
 
 
-def test_workers_killed_and_taken_over_by_another_number(tiny_hf_model: Path, tmp_path: Path) -> None:
+def test_killed_workers_are_resumed_by_a_different_number_of_workers(tiny_hf_model: Path, tmp_path: Path) -> None:
     run_dir, log = tmp_path / "run", tmp_path / "log"
     where = (f"run_dir={run_dir}", f"model.path={tiny_hf_model}")
     assert start("launch/problems.py", *where, log=log).wait(timeout=120) == 0, log.read_text()[-3000:]
@@ -85,6 +85,6 @@ def test_workers_killed_and_taken_over_by_another_number(tiny_hf_model: Path, tm
     assert {key: final[key] for key in kept} == kept
     demo_seed = read_manifest(run_dir / "samples").config["seed"]
     assert all(row["seed"] == request_seed(demo_seed, *key) for key, row in final.items())
-    told = "".join(path.read_text() for path in logs)
-    assert told.count("samples: published") == 1
-    assert told.count("is done with its part") + told.count("samples: up to date") == 2
+    output = "".join(path.read_text() for path in logs)
+    assert output.count("samples: published") == 1
+    assert output.count("is done with its part") + output.count("samples: up to date") == 2

@@ -1,6 +1,6 @@
 """Logits of Hugging Face models on a GPU equal transformers', in both layer specs and expert layouts.
 
-Not run yet: no GPU was at hand when it was written.
+Not run yet: no GPU was available when it was written.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The CPU suite's parity cases on a GPU: against the CPU, TransformerEngine's layers, FP8, packed sequences.
 
-Written before any GPU was at hand: tolerances of bf16 and FP8 are estimates until a run confirms them.
+Written before a GPU was available: tolerances of bf16 and FP8 are estimates until a run confirms them.
 """
 
 from __future__ import annotations

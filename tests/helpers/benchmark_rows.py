@@ -1,4 +1,4 @@
-"""A few rows of the real benchmarks, where public data lies beside the checkout, in the Hub's columns."""
+"""A few rows of the real benchmarks, read from public data beside the checkout, in the Hub's columns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = {
     "humaneval": DATA / "humaneval" / "HumanEval.jsonl.gz",
     "mbpp": DATA / "mbpp" / "mbpp.jsonl",
     "cruxeval_output": DATA / "cruxeval" / "cruxeval.jsonl",
-    "aime25": DATA / "aime" / "qwen25math_aime24.jsonl",  # other problems, in that task's columns
+    "aime25": DATA / "aime" / "qwen25math_aime24.jsonl",  # different problems, in the columns of that task
     "mmlu": DATA / "mmlu" / "mmlu_sample_200.jsonl",
 }
 

@@ -16,7 +16,7 @@ FLAGS = (
 
 
 def chromium() -> str:
-    """Where Chromium is; fails the test if there is none."""
+    """Path of Chromium; fails the test if there is none."""
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if executable is None:
         pytest.fail("no Chromium on PATH: run `make test`, or `apt-get install chromium`")

@@ -1,4 +1,4 @@
-"""A child process that sends back what it gets: strings with a prefix, exceptions as they are."""
+"""A child process that returns what it receives: strings with a prefix, exceptions unchanged."""
 
 from __future__ import annotations
 

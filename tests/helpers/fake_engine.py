@@ -12,7 +12,7 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.generation.engine import Completion, Request
 
 END = 1
-CRASH_SEED = 666  # a request with this seed kills its engine
+CRASH_SEED = 666  # a request with this seed crashes its engine
 CRASH_ONCE_SEED = 667  # and so does this one, if the engine's marker does not exist yet
 
 
@@ -24,7 +24,7 @@ def tokens_of_prompt(prompt: list[int], seed: int, max_tokens: int) -> tuple[lis
 
 
 def tokens_of(request: Request) -> Completion:
-    """What the fake engine draws for a request."""
+    """Token ids that the fake engine samples for a request."""
     ids, reason = tokens_of_prompt(request.prompt_token_ids, request.seed, request.max_tokens)
     return Completion(token_ids=ids, finish_reason=reason)
 

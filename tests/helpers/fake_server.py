@@ -1,4 +1,4 @@
-"""A server of completions without a model: it answers as vLLM does, or fails as it is told to, on a port of its own."""
+"""A completions server without a model: it responds like vLLM, or fails on request, on its own port."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class FakeServer:
     """Serves one model from a thread.
 
     Args:
-        root: the folder that it says it loaded.
-        behaviour: given the number of an earlier request and its body, what to answer instead of a completion; None
-            for a completion.
+        root: the model folder that it reports.
+        behaviour: given the number of an earlier request and its body, the response to send instead of a completion;
+            None for a completion.
         seconds: how long a completion takes.
     """
 
@@ -55,7 +55,7 @@ class FakeServer:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if fake.is_closed:  # connections outlive the thread that accepts them
+                if fake.is_closed:  # connections outlive the accepting thread
                     self.close_connection = True
                     return
                 self._say(*fake.answer(body, dict(self.headers)))
@@ -93,7 +93,7 @@ class FakeServer:
         self.close()
 
     def close(self) -> None:
-        """Stop answering; what was asked before is dropped or answered."""
+        """Stop the server; pending requests are dropped or answered."""
         self.is_closed = True
         self._server.shutdown()
         self._server.server_close()

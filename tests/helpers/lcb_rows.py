@@ -1,4 +1,4 @@
-"""Rows of LiveCodeBench's form, and the benchmark that they make."""
+"""Rows in LiveCodeBench's format, and a benchmark of such rows."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def measure(
     models: tuple[ModelName, ...] = MODELS,
     seed: int = 0,
 ) -> Measurements:
-    """Measurements in which a model passes ``rate`` of its samples on each problem, by chance."""
+    """Measurements in which a model passes ``rate`` of its samples on each problem, at random."""
     rng = np.random.default_rng(seed)
     verdicts: dict[ModelName, dict[str, list[Verdict]]] = {
         model: {
@@ -68,7 +68,7 @@ def results_of(
     diversity: Diversity = DIVERSITY,
     errata: Errata = ERRATA,
 ) -> EvaluationResults:
-    """What the evaluation makes of ``found``."""
+    """The evaluation's results for ``found``."""
     reasons = {model: {label: {"stop": 890, "length": 10} for label in by} for model, by in found.verdicts.items()}
     return summarise(
         found,

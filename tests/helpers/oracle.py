@@ -1,4 +1,4 @@
-"""An engine that knows the answers of the minicode world, for tests of the evaluation stage."""
+"""An engine that returns correct minicode programs, for tests of the evaluation stage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ N = 4
 
 
 class Oracle:
-    """A ``Sampler`` that writes right programs, the tuned model more often than the base. Dies after ``lives``."""
+    """A ``Sampler`` that returns correct programs, for the tuned model more often. Fails after ``lives`` answers."""
 
     def __init__(self, config: RunConfig, *, lives: int = 10**9) -> None:
         self.requests: list[Request] = []
@@ -41,7 +41,7 @@ class Oracle:
         yield self
 
     def sample(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Completion]]:
-        for request in reversed(list(requests)):  # finishing order is not the asking order
+        for request in reversed(list(requests)):  # completions do not arrive in the order of the requests
             if len(self.requests) >= self._lives:
                 raise UserError("engine", rule="died", fix="start again")
             self.requests.append(request)

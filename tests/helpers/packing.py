@@ -1,4 +1,4 @@
-"""A defect of packing for tests: attention and positions across samples."""
+"""A packing defect for tests: attention and position ids that span samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_ssd.training import data
 
 @contextmanager
 def one_segment() -> Iterator[None]:
-    """While entered, all positions of a micro batch are one segment."""
+    """While active, all tokens of a micro batch are one segment."""
 
     def leaky(lengths: tuple[int, ...], **settings: Any) -> PackedSequences:
         return make_packed_sequences((sum(lengths),), **settings)

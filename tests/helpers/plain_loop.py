@@ -1,9 +1,9 @@
-"""Fine-tuning in a plain loop: transformers' model and ``torch.optim.AdamW``, nothing of this project or Megatron-Core.
+"""Fine-tuning in a plain loop: transformers' model and ``torch.optim.AdamW``, without this project or Megatron-Core.
 
     python -m tests.helpers.plain_loop FOLDER
 
-``FOLDER/plain_loop.json`` says what to do (the fields of ``PlainRun``); ``FOLDER/plain_curve.json`` receives loss and
-gradient norm of each iteration, the folder ``FOLDER/plain`` the model after the last one.
+``FOLDER/plain_loop.json`` is the configuration (the fields of ``PlainRun``); ``FOLDER/plain_curve.json`` receives loss
+and gradient norm of each iteration, the folder ``FOLDER/plain`` the model after the last one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 @dataclass(frozen=True)
 class PlainRun:
-    """Every iteration takes all ``documents``, pairs of [prompt ids, response ids]; loss counts response ids alone."""
+    """Every iteration takes all ``documents``, pairs of [prompt ids, response ids]; the loss counts response ids."""
 
     model: str
     documents: list[tuple[list[int], list[int]]]
@@ -41,13 +41,13 @@ class PlainRun:
         return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def save(self, folder: Path) -> None:
-        """Write what ``main`` reads."""
+        """Write the input of ``main``."""
         (folder / "plain_loop.json").write_text(json.dumps(asdict(self)))
 
 
 def train(run: PlainRun) -> tuple[list[dict[str, float]], PreTrainedModel]:
     """(loss and gradient norm of each iteration, the trained model), in fp32 with one document per forward pass."""
-    torch.set_num_threads(1)  # so small a model gains nothing from a second one
+    torch.set_num_threads(1)  # a second thread does not help such a small model
     model = AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32)
     # The usual groups: vectors, here the weights of norms, do not decay.
     groups = [
@@ -75,7 +75,7 @@ def train(run: PlainRun) -> tuple[list[dict[str, float]], PreTrainedModel]:
 
 
 def main(folder: Path) -> None:
-    """Run what ``folder`` asks for."""
+    """Run the configuration in ``folder``."""
     curve, model = train(PlainRun(**json.loads((folder / "plain_loop.json").read_text())))
     (folder / "plain_curve.json").write_text(json.dumps(curve))
     model.save_pretrained(folder / "plain")

@@ -23,7 +23,7 @@ COLUMNS = {"statement": "text", "id": "name", "starter_code": "starter", "passed
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """What the stage published."""
+    """The output of the stage."""
 
     problems: list[Problem]
     dropped: list[dict[str, Any]]
@@ -75,7 +75,7 @@ def parquet(folder: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """A file of JSON lines, gzipped where its name says so."""
+    """A file of JSON lines, gzipped if its name ends in ``.gz``."""
     data = "".join(json.dumps(one) + "\n" for one in rows).encode()
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
     return path

@@ -1,4 +1,4 @@
-"""An ``eval`` folder with problems of every outcome, and texts that try to be more than text: for ``problems.html``."""
+"""An ``eval`` folder with problems of every outcome and hostile texts, for tests of ``problems.html``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DETAILS: dict[VerdictStatus, str] = {
     "timeout": "took more than 10 s of CPU time", "memory": "MemoryError", "syntax_error": "invalid syntax (line 2)",
     "no_code": "no fenced program in the response", "infrastructure_error": "the sandbox could not be started",
 }  # fmt: skip
-# Ends the element that holds it, runs a script, loads a picture, hides and reorders text, is no UTF-8.
+# Ends the element that holds it, runs a script, loads a picture, hides and reorders text, is not UTF-8.
 HOSTILE = (
     "</script></pre><script>window.attacked = 1</script><img src=x onerror='window.attacked = 2'>"
     "<!--<script>\x00\u202e\u2066\u2028\ud83d\u200b &lt; {{ 7 * 7 }}"
@@ -40,7 +40,7 @@ NUM_TESTS = 12
 
 @dataclass(frozen=True)
 class Try:
-    """A program to be: its verdict, the test that it fails first, and its text."""
+    """A program to generate: its verdict, the first failed test, and its text."""
 
     status: VerdictStatus
     failed: int = 2
@@ -106,7 +106,7 @@ def write_evaluation(
 
 
 def scores(difficulties: dict[str, str]) -> EvaluationResults:
-    """Of a run whose best settings are ``DECODINGS``."""
+    """Scores of a run whose best settings are ``DECODINGS``."""
     half = Estimate(value=0.5, low=0.4, high=0.6)
     return dataclasses.replace(
         sweep_results(()),

@@ -1,4 +1,4 @@
-"""A small run as the stages publish it, made through the real Stage API: what the report's tests read."""
+"""A small run, published through the real Stage API, for tests of the report."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from megatron_ssd.config.training import OptimizerConfig, TrainingConfig
 from megatron_ssd.schema import Sample, Verdict
 from tests.helpers.sweep_summary import cells_of, sweep_summary
 
-REVISION = "6f1d0c9a44be0d27" * 4  # as long as the hash of a model folder is
+REVISION = "6f1d0c9a44be0d27" * 4  # as long as the hash of a model folder
 VLLM = {"name": "vllm", "version": "0.32.0"}
 MEGATRON = {"name": "megatron-core", "version": "0.16.1"}
 DIFFICULTIES = ("easy", "medium", "hard")
 TEMPERATURES, TOP_PS = (0.8, 1.0, 1.2, 1.5, 1.8), (0.5, 0.6, 0.8, 1.0)
-# A program that would be markup if the page did not escape it.
+# A program that is markup unless the page escapes it.
 HOSTILE = "def f(xs):\n    # </pre><script>alert(1)</script> <img src='http://example.com/x.png'>\n    return xs"
 NO_ERRATA: dict[str, Any] = {"flaws": {}, "num_problems": 300, "kept": True}
 _BEST = {"base": "T1.8-k20-p0.5", "ssd": "T1.5-k20-p0.6"}
@@ -74,7 +74,7 @@ def build_run(run_dir: Path, *, scale: float = 1.0) -> None:
 
 
 def change_summary(run_dir: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change what the evaluation of ``run_dir`` found. The lineage of the run is broken from then on."""
+    """Change the evaluation results of ``run_dir``. This breaks the lineage of the run."""
     path = run_dir / "eval" / "summary.json"
     summary = json.loads(path.read_text())
     change(summary)

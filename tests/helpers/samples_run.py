@@ -34,10 +34,10 @@ SHARDS = [
 def publish_samples(run_dir: Path, shards: list[list[Sample]], facts: dict[str, object] | None = None) -> None:
     stage = Stage(name="samples", run_dir=run_dir, config={}, inputs={})
     work = stage.begin()
-    for number, rows in enumerate(shards):
+    for number, records in enumerate(shards):
         with JsonlWriter(work / f"shard-{number:05}.jsonl") as writer:
-            for row in rows:
-                writer.write(row.to_json())
+            for record in records:
+                writer.write(record.to_json())
     stage.publish(counts={"samples": sum(map(len, shards))}, facts=facts)
 
 
@@ -64,15 +64,15 @@ def documents(run_dir: Path) -> list[tuple[list[int], list[int]]]:
     return [(dataset[i].tolist(), dataset[i + 1].tolist()) for i in range(0, len(dataset), 2)]
 
 
-def publish_scores(run_dir: Path, rows: list[dict[str, object]], samples: str | None = None) -> None:
+def publish_scores(run_dir: Path, records: list[dict[str, object]], samples: str | None = None) -> None:
     inputs = {} if samples is None else {"samples": samples}
     stage = Stage(name="scores", run_dir=run_dir, config={}, inputs=inputs)
     work = stage.begin()
-    half = len(rows) // 2
-    for name, part in (("shard-0.jsonl", rows[half:]), ("shard-1.jsonl", rows[:half])):
+    half = len(records) // 2
+    for name, part in (("shard-0.jsonl", records[half:]), ("shard-1.jsonl", records[:half])):
         with JsonlWriter(work / name) as writer:
-            for row in part:
-                writer.write(row)
+            for record in part:
+                writer.write(record)
     stage.publish()
 
 

@@ -1,4 +1,4 @@
-"""A small run of the sampling stage whose engine needs no model."""
+"""A small run of the sampling stage with an engine that does not need a model."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ NUM_SAMPLES = 60
 
 @dataclasses.dataclass
 class FakeSampler:
-    """Draws in this process, and stops as Ctrl-C would after ``stop_after`` completions.
+    """Samples in this process, and stops like Ctrl-C after ``stop_after`` completions.
 
-    ``meanwhile`` is called between the first two completions, ``at_end`` when the engines are given back.
+    ``meanwhile`` is called between the first two completions, ``at_end`` when the engines are released.
     """
 
     stop_after: int | None = None
@@ -47,7 +47,7 @@ class FakeSampler:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[FakeSampler]:
-        """Stands in for ``open_sampler``."""
+        """Replaces ``open_sampler``."""
         yield self
         if self.at_end is not None:
             self.at_end()
@@ -96,7 +96,7 @@ def worker(config: RunConfig, rank: int, world: int) -> RunConfig:
 
 
 def samples(config: RunConfig) -> list[Sample]:
-    """What was published, in order."""
+    """The published samples, in order."""
     shards = sorted((Path(config.run_dir) / "samples").glob("shard-*.jsonl"))
     return [Sample.from_json(row) for shard in shards for row in read_jsonl(shard)]
 

@@ -1,4 +1,4 @@
-"""Ways to run one program in a sandbox that other programs share."""
+"""Runs single programs in a shared sandbox."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BYSTANDER = Program(source="print(input()[::-1])", form="stdin")
 
 
 def run(sandbox: Sandbox, source: str, stdin: str = "", **changes: float) -> Execution:
-    """Run a program, then see that the same container still serves the next one."""
+    """Run a program, then check that the same container still runs the next one."""
     execution = sandbox.execute(Program(source=source, form="stdin"), [stdin], dataclasses.replace(LIMITS, **changes))
     container = sandbox._process
     assert sandbox.execute(BYSTANDER, ["abc"], LIMITS).outputs == ("cba\n",)

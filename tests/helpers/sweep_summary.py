@@ -1,4 +1,4 @@
-"""The decode settings' part of a made-up ``eval/summary.json``: scores that peak at a T_eff, with noise."""
+"""The part on decode settings of a made-up ``eval/summary.json``: scores that peak at a T_eff, with noise."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def sweep_summary(
 def sweep_results(
     cells: Sequence[SamplingParams], *, train: SamplingParams = TRAIN, scale: float = 1.0
 ) -> EvaluationResults:
-    """Results that have nothing but what ``sweep_summary`` makes; of no cell at all without ``cells``."""
+    """Results with only the output of ``sweep_summary``; without ``cells`` they have no cell."""
     empty = {"grid": [], "beside_grid": None, "best_of_grid": [],
              "effective_temperature": {"train_temperature": train.temperature, "points": []}}  # fmt: skip
     summary = {
@@ -79,7 +79,7 @@ def sweep_results(
 
 def _score(model: ModelName, cell: SamplingParams, train: SamplingParams, rng: random.Random) -> float:
     heat = math.log(_effective(model, cell, train) * (0.75 + 0.25 * cell.top_p) + 1e-3) - math.log(1.2)
-    width = 0.9 if model == "base" else 0.4  # a tuned model bears more heat
+    width = 0.9 if model == "base" else 0.4  # a tuned model degrades less at high temperature
     hot = max(heat, 0.0) * (0.6 if cell.top_k == -1 else 0.2)
     return max((0.42 if model == "base" else 0.5) - 0.12 * width * heat**2 - width * hot**2 + rng.gauss(0, 0.008), 0.0)
 

@@ -90,11 +90,11 @@ def write_tokenizer(folder: Path, size: int) -> None:
 def save_reference_logits(root: Path, names: Iterable[str], tokens_BS: torch.Tensor) -> None:
     """Write ``root/tokens.npy``, and for each folder in ``root`` transformers' fp32 logits of it as ``logits.npy``.
 
-    It runs in its own process, where nothing is patched for Megatron-Core on a CPU.
+    It runs in its own process, without the CPU adaptation for Megatron-Core.
     """
     np.save(root / "tokens.npy", tokens_BS.numpy())
     command = [sys.executable, "-c", _REFERENCE_SCRIPT, str(root), *names]
-    # One thread: the models are tiny, and more threads only wait for one another.
+    # One thread: the models are tiny, and more threads would only wait for each other.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=300)
 

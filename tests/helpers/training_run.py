@@ -65,5 +65,5 @@ def training_config(run_dir: Path, **changes: Any) -> RunConfig:
 
 
 def metrics(run_dir: Path, folder: str = "checkpoints") -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``."""
+    """The records of ``metrics.jsonl``."""
     return [json.loads(line) for line in (run_dir / folder / "metrics.jsonl").read_text().splitlines()]

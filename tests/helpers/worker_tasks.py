@@ -25,12 +25,12 @@ def fail_on_b(task: Path, count_samples: CountSamples) -> None:
 
 
 def fill_disk(task: Path, count_samples: CountSamples) -> None:
-    """Fail as on a full disk."""
+    """Fail like on a full disk."""
     raise OSError(28, "No space left on device", str(task))
 
 
 def die(task: Path, count_samples: CountSamples) -> None:
-    """End as if the kernel killed the process because memory ran out."""
+    """End like a process killed by the kernel's out-of-memory killer."""
     os.kill(os.getpid(), 9)
 
 

@@ -1,4 +1,4 @@
-"""Child processes: messages in both directions, errors, deaths, and no child that outlives its parent."""
+"""Child processes: messages in both directions, errors, unexpected exits, and children that end with their parent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def child() -> Iterator[ChildProcess]:
         yield child
 
 
-def test_messages_go_both_ways_and_exceptions_are_raised_here(child: ChildProcess) -> None:
+def test_messages_go_in_both_directions_and_exceptions_are_raised_in_the_parent(child: ChildProcess) -> None:
     child.send("a")
     assert child.receive() == "heard a"
     child.send(UserError("b", rule="is broken", fix="fix it"))
@@ -46,7 +46,7 @@ def test_messages_go_both_ways_and_exceptions_are_raised_here(child: ChildProces
     assert child.receive() == "heard c"
 
 
-def test_a_death_is_reported_with_its_status_after_all_messages(child: ChildProcess) -> None:
+def test_an_unexpected_exit_is_reported_with_its_status_after_all_messages(child: ChildProcess) -> None:
     child.send("a")
     assert child.receive() == "heard a"
     os.kill(child.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The hash of a folder with large files is remembered, and never outlives a change."""
+"""Hashes of large files are cached, and a changed file is hashed again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_ssd.artifacts import hashing
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where hashes are remembered; every file counts as large."""
+    """The folder of cached hashes; every file counts as large."""
     monkeypatch.setattr(hashing, "_CACHED_FROM", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "megatron_ssd" / "sha256"
@@ -30,7 +30,7 @@ def test_a_large_file_is_read_once(tmp_path: Path, cache: Path, monkeypatch: pyt
     assert hashing.hash_folder(folder) == expected
 
 
-def test_a_changed_file_has_another_hash(tmp_path: Path, cache: Path) -> None:
+def test_a_changed_file_has_a_different_hash(tmp_path: Path, cache: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     hashes = []
@@ -41,7 +41,7 @@ def test_a_changed_file_has_another_hash(tmp_path: Path, cache: Path) -> None:
     assert hashes[0] != hashes[1]
 
 
-def test_a_torn_note_is_written_again(tmp_path: Path, cache: Path) -> None:
+def test_a_truncated_cache_entry_is_written_again(tmp_path: Path, cache: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "weights").write_bytes(b"one")

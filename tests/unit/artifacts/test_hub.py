@@ -1,4 +1,4 @@
-"""Finding the frozen model."""
+"""Opens a model folder or a snapshot of the Hub."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def model(folder: Path, config: dict[str, Any], generation: dict[str, Any] | Non
     ("generation", "expected"),
     [(None, (7,)), ({}, (7,)), ({"eos_token_id": 3}, (3,)), ({"eos_token_id": [5, 3]}, (5, 3))],
 )
-def test_end_tokens_are_the_generation_configs_first(
+def test_end_tokens_come_from_the_generation_config_first(
     tmp_path: Path, generation: dict[str, Any] | None, expected: tuple[int, ...]
 ) -> None:
     found = open_model(str(model(tmp_path, CONFIG, generation)))
     assert (found.end_token_ids, found.vocab_size, found.max_position_embeddings) == (expected, 512, 256)
 
 
-def test_revision_is_the_content_unless_it_is_named(tmp_path: Path) -> None:
+def test_revision_is_the_content_hash_unless_given(tmp_path: Path) -> None:
     a, b = model(tmp_path / "a", CONFIG), model(tmp_path / "b", CONFIG)
     before = open_model(str(a)).revision
     assert before == open_model(str(b)).revision
     (a / "model.safetensors").write_bytes(b"weights")
     assert open_model(str(a)).revision != before
-    (a / "manifest.json").write_text("{}")  # says how it was made, and is not the model
+    (a / "manifest.json").write_text("{}")  # records how the folder was made; not part of the model
     assert open_model(str(a), "abc").revision == "abc"
 
 
@@ -52,7 +52,7 @@ def test_revision_is_the_content_unless_it_is_named(tmp_path: Path) -> None:
         (lambda folder: model(folder, {**CONFIG, "eos_token_id": None}), "names no eos_token_id"),
     ],
 )
-def test_folders_that_are_no_model_say_so(tmp_path: Path, make: Any, message: str) -> None:
+def test_folders_without_a_model_are_refused(tmp_path: Path, make: Any, message: str) -> None:
     path = make(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         open_model(None if path is None else str(path))
@@ -70,7 +70,7 @@ def test_missing_folder_is_one_line(tmp_path: Path) -> None:
         open_model(str(tmp_path / "nowhere"))
 
 
-def test_hub_that_does_not_serve_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     def refuse(path: str, **settings: Any) -> str:
@@ -83,7 +83,7 @@ def test_hub_that_does_not_serve_is_one_line(tmp_path: Path, monkeypatch: pytest
     assert "\n" not in str(caught.value)
 
 
-def test_hub_snapshot_is_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_revision_of_a_hub_snapshot_is_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     snapshot = model(tmp_path / "0123abcd", CONFIG)

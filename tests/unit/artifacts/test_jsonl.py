@@ -1,4 +1,4 @@
-"""JSON lines: what a killed writer leaves is healed, what is broken is named."""
+"""JSON lines: a partial last line is truncated, a broken line is reported by file and line."""
 
 from __future__ import annotations
 
@@ -17,37 +17,39 @@ from megatron_ssd.artifacts.jsonl import (
 )
 from megatron_ssd.errors import UserError
 
-_rows = st.lists(
+_records = st.lists(
     st.dictionaries(st.text(max_size=5), st.text() | st.integers() | st.booleans(), max_size=3), max_size=8
 )
 
 
-@given(rows=_rows)
-def test_rows_come_back_as_written(rows: list[dict[str, object]], tmp_path_factory: pytest.TempPathFactory) -> None:
-    path = tmp_path_factory.mktemp("jsonl") / "rows.jsonl"
+@given(records=_records)
+def test_records_are_read_as_written(
+    records: list[dict[str, object]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("jsonl") / "records.jsonl"
     with JsonlWriter(path) as writer:
-        for row in rows:
-            writer.write(row)
-    assert read_jsonl(path) == rows
+        for record in records:
+            writer.write(record)
+    assert read_jsonl(path) == records
 
 
 @given(cut=st.integers(min_value=0, max_value=200))
-def test_a_file_cut_anywhere_keeps_its_whole_rows(cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
-    path = tmp_path_factory.mktemp("jsonl") / "rows.jsonl"
+def test_a_file_cut_anywhere_keeps_its_complete_records(cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("jsonl") / "records.jsonl"
     with JsonlWriter(path) as writer:
         for number in range(10):
             writer.write({"number": number, "text": "x\ny"})
     data = path.read_bytes()[:cut]
     path.write_bytes(data)
-    whole = data.count(b"\n")
+    num_complete = data.count(b"\n")
     with JsonlWriter(path) as writer:
         writer.write({"number": "new"})
-    rows = read_jsonl(path)
-    assert [row["number"] for row in rows] == [*range(whole), "new"]
+    records = read_jsonl(path)
+    assert [record["number"] for record in records] == [*range(num_complete), "new"]
 
 
-def test_heal_looks_back_beyond_one_block(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
+def test_truncation_looks_back_beyond_one_block(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
     path.write_bytes(b'{"a": 1}\n{"b": "' + b"x" * 200_000)
     assert truncate_partial_line(path) == 200_000 + len(b'{"b": "')
     assert read_jsonl(path) == [{"a": 1}]
@@ -55,9 +57,9 @@ def test_heal_looks_back_beyond_one_block(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", ["{oops", "[1]", '{"a": 1} trailing', "\x00", '"text"', ""])
 def test_a_broken_line_is_named_by_file_and_line(line: str, tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
+    path = tmp_path / "records.jsonl"
     path.write_text(f'{{"a": 1}}\n{line}\n{{"b": 2}}\n')
-    with pytest.raises(UserError, match=r"rows\.jsonl:2: "):
+    with pytest.raises(UserError, match=r"records\.jsonl:2: "):
         read_jsonl(path)
 
 
@@ -66,35 +68,35 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_jsonl(tmp_path / "nothing.jsonl")
 
 
-def test_lone_surrogates_survive(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
+def test_lone_surrogates_are_preserved(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
     with JsonlWriter(path) as writer:
         writer.write({"text": "a\ud800b"})
     assert read_jsonl(path) == [{"text": "a\ud800b"}]
 
 
 @given(cuts=st.lists(st.integers(min_value=0, max_value=300), max_size=6))
-def test_a_file_that_grows_is_read_row_by_row_as_rows_become_whole(
+def test_a_growing_file_is_read_record_by_record_as_they_are_completed(
     cuts: list[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    path = tmp_path_factory.mktemp("jsonl") / "rows.jsonl"
+    path = tmp_path_factory.mktemp("jsonl") / "records.jsonl"
     with JsonlWriter(path) as writer:
         for number in range(10):
             writer.write({"number": number, "text": "x\ny"})
-    data, place, numbers = path.read_bytes(), FileCursor(), []
+    data, cursor, numbers = path.read_bytes(), FileCursor(), []
     for size in [*sorted(cuts), len(data)]:
         path.write_bytes(data[:size])
-        for row, offset in iter_complete_records(path, place):
-            assert data[offset:].startswith(b'{"number": %d,' % row["number"])
-            numbers.append(row["number"])
+        for record, offset in iter_complete_records(path, cursor):
+            assert data[offset:].startswith(b'{"number": %d,' % record["number"])
+            numbers.append(record["number"])
     assert numbers == list(range(10))
-    assert (place.offset, place.lines) == (len(data), 10)
+    assert (cursor.offset, cursor.lines) == (len(data), 10)
 
 
-def test_a_broken_row_of_a_file_that_grows_is_named_by_its_line(tmp_path: Path) -> None:
-    path, place = tmp_path / "rows.jsonl", FileCursor()
+def test_a_broken_record_of_a_growing_file_is_named_by_its_line(tmp_path: Path) -> None:
+    path, cursor = tmp_path / "records.jsonl", FileCursor()
     path.write_text('{"a": 1}\n')
-    assert [row for row, _ in iter_complete_records(path, place)] == [{"a": 1}]
+    assert [record for record, _ in iter_complete_records(path, cursor)] == [{"a": 1}]
     path.write_text('{"a": 1}\n[2]\n')
-    with pytest.raises(UserError, match=r"rows\.jsonl:2: .*not an object"):
-        list(iter_complete_records(path, place))
+    with pytest.raises(UserError, match=r"records\.jsonl:2: .*not an object"):
+        list(iter_complete_records(path, cursor))

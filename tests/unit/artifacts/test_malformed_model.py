@@ -1,4 +1,4 @@
-"""Model folders that are incomplete or spoilt: one line that names the file, before an engine starts."""
+"""Incomplete or corrupt model folders: one line that names the file, before an engine starts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _refused(folder: Path, message: str) -> None:
 
 @pytest.mark.parametrize("kind", NOT_JSON)
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-def test_a_config_that_is_no_json_is_named(tmp_path: Path, name: str, kind: str) -> None:
+def test_a_config_that_is_not_json_is_named(tmp_path: Path, name: str, kind: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / name).write_bytes(NOT_JSON[kind])
     _refused(tmp_path, rf"{name}: is not JSON.*; copy it from the model again")
@@ -51,7 +51,7 @@ def test_a_config_that_is_no_json_is_named(tmp_path: Path, name: str, kind: str)
 
 @pytest.mark.parametrize("kind", NO_OBJECT)
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-def test_a_config_that_is_no_object_is_named(tmp_path: Path, name: str, kind: str) -> None:
+def test_a_config_that_is_not_an_object_is_named(tmp_path: Path, name: str, kind: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / name).write_text(json.dumps(NO_OBJECT[kind]))
     _refused(tmp_path, rf"/{name} with .*: is not a JSON object; copy it from the model again")
@@ -59,14 +59,14 @@ def test_a_config_that_is_no_object_is_named(tmp_path: Path, name: str, kind: st
 
 @pytest.mark.parametrize("kind", NO_SIZE)
 @pytest.mark.parametrize("name", ["vocab_size", "max_position_embeddings"])
-def test_a_size_that_is_none_is_named(tmp_path: Path, name: str, kind: str) -> None:
+def test_an_invalid_size_is_named(tmp_path: Path, name: str, kind: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, name: NO_SIZE[kind]}))
     _refused(tmp_path, rf"/config.json with {name} = .*: must be a whole number from 1 to 2147483647; use the config")
 
 
 @pytest.mark.parametrize("kind", NO_END)
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-def test_an_end_of_responses_that_is_no_id_is_named(tmp_path: Path, name: str, kind: str) -> None:
+def test_an_invalid_end_token_id_is_named(tmp_path: Path, name: str, kind: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / name).write_text(json.dumps({**CONFIG, "eos_token_id": NO_END[kind]}))
     _refused(tmp_path, rf"/{name} with eos_token_id = .*: must be a token id, .* from 0 to vocab_size - 1 = 511; give")
@@ -84,7 +84,7 @@ def test_an_end_of_responses_that_is_no_id_is_named(tmp_path: Path, name: str, k
         ({"text_config": {"eos_token_id": "x", "vocab_size": []}}, None, (7,)),
     ],
 )
-def test_what_ends_a_response_is_the_generation_configs_or_else_the_models(
+def test_end_token_ids_come_from_the_generation_config_or_else_the_config(
     tmp_path: Path, config: dict[str, Any], generation: dict[str, Any] | None, expected: tuple[int, ...]
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **config}))
@@ -94,13 +94,13 @@ def test_what_ends_a_response_is_the_generation_configs_or_else_the_models(
     assert (model.end_token_ids, model.vocab_size, model.max_position_embeddings) == (expected, 512, 256)
 
 
-def test_what_nobody_says_ends_a_response_is_asked_for(tmp_path: Path) -> None:
+def test_a_model_without_end_token_ids_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "eos_token_id": None}))
     _refused(tmp_path, "names no eos_token_id in generation_config.json or config.json")
 
 
 @pytest.mark.parametrize("missing", CONFIG)
-def test_a_config_without_a_value_that_sampling_needs_names_it(tmp_path: Path, missing: str) -> None:
+def test_a_missing_value_that_sampling_needs_is_named(tmp_path: Path, missing: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({key: value for key, value in CONFIG.items() if key != missing}))
     with pytest.raises(UserError, match=rf"{missing}"):
         open_model(str(tmp_path))

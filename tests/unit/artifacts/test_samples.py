@@ -1,4 +1,4 @@
-"""The quick reader of samples reads what the writer writes, and names file and line where it cannot."""
+"""The fast sample reader reads what the writer writes, and names file and line of a broken record."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ SAMPLE = Sample(problem_id="p", sample_index=0, messages=[{"role": "user", "cont
                 response="r", response_token_ids=[2, 3], finish_reason="stop", seed=1, sampling_hash="h",
                 model_revision="m")  # fmt: skip
 
-# With lone surrogates, which are no UTF-8 but which Python's JSON writes and reads.
+# With lone surrogates, which are not UTF-8 but which Python's JSON writes and reads.
 any_text = st.text(st.characters(codec=None, exclude_categories=()), max_size=20)
 ids = st.lists(st.integers(0, 1 << 20), max_size=5)
 samples = st.builds(
@@ -44,18 +44,18 @@ skips = st.builds(
 
 @given(written=st.lists(samples | skips, max_size=4))
 @example(written=[dataclasses.replace(SAMPLE, response="cut \ud83d")])
-def test_what_was_written_is_read(tmp_path_factory: pytest.TempPathFactory, written: list[Sample]) -> None:
+def test_samples_are_read_as_written(tmp_path_factory: pytest.TempPathFactory, written: list[Sample]) -> None:
     path = tmp_path_factory.mktemp("samples") / "shard.jsonl"
     with JsonlWriter(path) as writer:
         for sample in written:
             writer.write(sample.to_json())
-    assert list(iter_samples(path)) == written == [Sample.from_json(row) for row in iter_jsonl(path)]
+    assert list(iter_samples(path)) == written == [Sample.from_json(record) for record in iter_jsonl(path)]
 
 
 def test_a_field_with_a_default_may_be_missing(tmp_path: Path) -> None:
-    row = SAMPLE.to_json()
-    del row["skip_reason"]
-    (tmp_path / "s.jsonl").write_text(json.dumps(row) + "\n")
+    record = SAMPLE.to_json()
+    del record["skip_reason"]
+    (tmp_path / "s.jsonl").write_text(json.dumps(record) + "\n")
     assert list(iter_samples(tmp_path / "s.jsonl")) == [SAMPLE]
 
 
@@ -70,9 +70,9 @@ def test_a_field_with_a_default_may_be_missing(tmp_path: Path) -> None:
         ({"finish_reason": "eos"}, r"s.jsonl:2: is not a sample: invalid enum value 'eos'"),
     ],
 )
-def test_a_line_that_is_no_sample_is_named(tmp_path: Path, change: dict[str, Any], match: str) -> None:
-    rows = [SAMPLE.to_json(), SAMPLE.to_json() | change]
-    (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+def test_a_line_that_is_not_a_sample_is_named(tmp_path: Path, change: dict[str, Any], match: str) -> None:
+    records = [SAMPLE.to_json(), SAMPLE.to_json() | change]
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     with pytest.raises(UserError, match=match):
         list(iter_samples(tmp_path / "s.jsonl"))
 
@@ -80,7 +80,7 @@ def test_a_line_that_is_no_sample_is_named(tmp_path: Path, change: dict[str, Any
 @pytest.mark.parametrize(
     ("line", "match"), [(b'{"problem', r"s.jsonl:2.*must be one JSON object"), (b"[]", "not an object")]
 )
-def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: bytes, match: str) -> None:
+def test_a_line_that_is_not_an_object_is_named(tmp_path: Path, line: bytes, match: str) -> None:
     (tmp_path / "s.jsonl").write_bytes(json.dumps(dataclasses.asdict(SAMPLE)).encode() + b"\n" + line + b"\n")
     with pytest.raises(UserError, match=match):
         list(iter_samples(tmp_path / "s.jsonl"))

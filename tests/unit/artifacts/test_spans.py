@@ -1,4 +1,4 @@
-"""Spans of time: overlapping ones count once, and what a killed process noted stays."""
+"""Time spans: overlaps count once, and those of a killed process are kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_covered_seconds_are_counted_second_by_second(spans: list[list[float]]) 
     assert seconds_covered(spans) == len(seconds)
 
 
-def test_spans_of_every_start_are_kept_by_what_was_done(tmp_path: Path) -> None:
+def test_spans_of_every_start_are_kept_by_activity(tmp_path: Path) -> None:
     path = tmp_path / "notes.json"
     with patch("time.time") as now:
         now.return_value = 100.0
@@ -37,12 +37,12 @@ def test_spans_of_every_start_are_kept_by_what_was_done(tmp_path: Path) -> None:
         now.return_value = 200.0
         second = SpanNotes(path)
         second.begin("work")
-        now.return_value = 190.0  # a clock that was put back
+        now.return_value = 190.0  # the clock was set back
         second.note()
     assert read_spans([path]) == {"work": [[100, 109], [200, 200]], "sampling": [[103, 107]]}
 
 
-def test_notes_close_to_each_other_are_left_out(tmp_path: Path) -> None:
+def test_spans_shortly_after_the_last_one_are_left_out(tmp_path: Path) -> None:
     notes = SpanNotes(tmp_path / "notes.json")
     notes.begin("work")
     before = read_spans([tmp_path / "notes.json"])

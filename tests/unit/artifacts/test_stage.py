@@ -1,4 +1,4 @@
-"""A stage is published whole or not at all, found again when current, and never overwritten in silence."""
+"""A stage is published atomically, reused while it is current, and never overwritten silently."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def publish(run_dir: Path, text: str = "data") -> Stage:
     return stage
 
 
-def test_nothing_has_the_final_name_before_publish(tmp_path: Path) -> None:
+def test_the_final_name_does_not_exist_before_publish(tmp_path: Path) -> None:
     stage = make(tmp_path)
     stage.begin()
     assert not (tmp_path / "samples").exists()
@@ -64,7 +64,7 @@ def test_replace_moves_aside_and_deletes_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "samples.replaced-1" / "part.txt").read_text() == "old"
 
 
-def test_begin_resumes_its_own_work_and_refuses_anothers(tmp_path: Path) -> None:
+def test_begin_resumes_the_same_configuration_and_refuses_another(tmp_path: Path) -> None:
     (make(tmp_path).begin() / "half.txt").write_text("1")
     assert (make(tmp_path).begin() / "half.txt").read_text() == "1"
     with pytest.raises(UserError, match="another configuration"):
@@ -72,14 +72,14 @@ def test_begin_resumes_its_own_work_and_refuses_anothers(tmp_path: Path) -> None
 
 
 def begin_and_leave(run_dir: Path, *files: str, text: str = "1", **settings: Any) -> None:
-    """A start that wrote ``files`` and died."""
+    """A process that began, wrote ``files`` and died."""
     work = make(run_dir, **settings).begin()
     for name in files:
         (work / name).parent.mkdir(exist_ok=True)
         (work / name).write_text(text)
 
 
-def test_work_that_never_began_gives_way_to_another_configuration(tmp_path: Path) -> None:
+def test_an_empty_start_is_replaced_by_another_configuration(tmp_path: Path) -> None:
     begin_and_leave(tmp_path)
     begin_and_leave(tmp_path, "worker-0-of-1.jsonl", text="", config={"t": 2.0})
     work = make(tmp_path, {"t": 3.0}).begin()
@@ -87,7 +87,7 @@ def test_work_that_never_began_gives_way_to_another_configuration(tmp_path: Path
     assert not list(tmp_path.glob("*.replaced-*"))
 
 
-def test_a_stage_may_say_what_counts_as_work(tmp_path: Path) -> None:
+def test_a_stage_may_define_what_counts_as_started(tmp_path: Path) -> None:
     for kept in ("model.safetensors", "below/model.safetensors"):
         begin_and_leave(tmp_path / kept.replace("/", "-"), "config.json", kept, config={"t": 0})
     for folder, refused in (("model.safetensors", True), ("below-model.safetensors", True), ("neither", False)):
@@ -102,7 +102,7 @@ def test_a_stage_may_say_what_counts_as_work(tmp_path: Path) -> None:
             assert not (stage.begin() / "config.json").exists()
 
 
-def test_work_that_never_began_stays_while_others_are_at_it(tmp_path: Path) -> None:
+def test_an_empty_start_is_kept_while_another_process_uses_it(tmp_path: Path) -> None:
     with make(tmp_path).lock():
         make(tmp_path).open_work()
     with pytest.raises(UserError, match="another process is working on it"):
@@ -114,7 +114,7 @@ def test_work_that_never_began_stays_while_others_are_at_it(tmp_path: Path) -> N
         make(tmp_path, {"t": 2.0}).begin()
 
 
-def test_an_empty_folder_is_used_and_a_full_one_is_not(tmp_path: Path) -> None:
+def test_an_empty_folder_is_used_and_a_non_empty_one_is_not(tmp_path: Path) -> None:
     folder = tmp_path / "samples"
     folder.mkdir()
     assert not make(tmp_path).is_current()
@@ -126,11 +126,11 @@ def test_an_empty_folder_is_used_and_a_full_one_is_not(tmp_path: Path) -> None:
         make(tmp_path).is_current()
     assert not make(tmp_path, replace=True).is_current()
     assert (tmp_path / "samples.replaced-1" / "part.txt").is_file()
-    assert make(tmp_path).replaced() == []  # it says nothing of what it was made for
+    assert make(tmp_path).replaced() == []  # nothing in it says which configuration made it
 
 
 @pytest.mark.parametrize("below", ["FILE", "FILE/x", "/proc/nope", "x" * 300])
-def test_a_run_dir_that_cannot_be_is_one_line(tmp_path: Path, below: str) -> None:
+def test_an_impossible_run_dir_is_one_line(tmp_path: Path, below: str) -> None:
     (tmp_path / "FILE").write_text("mine")
     stage = make(tmp_path / below)
     with pytest.raises(UserError, match=r"^folder .*samples: cannot be created \(.*\); use another run_dir$"):
@@ -154,11 +154,11 @@ def test_the_lock_is_exclusive_and_released_by_a_killed_process(tmp_path: Path) 
     program = (
         "import sys, time; from pathlib import Path; from megatron_ssd.artifacts.stage import Stage\n"
         "with Stage(name='samples', run_dir=Path(sys.argv[1]), config={'t': 1.5}, inputs={}).lock():\n"
-        "    print('in turn', flush=True); time.sleep(600)"
+        "    print('locked', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
-        assert other.stdout.readline() == "in turn\n"
+        assert other.stdout.readline() == "locked\n"
         with pytest.raises(UserError, match="another process is working on it"):
             make(tmp_path).begin()
         threading.Timer(0.3, other.kill).start()
@@ -166,7 +166,7 @@ def test_the_lock_is_exclusive_and_released_by_a_killed_process(tmp_path: Path) 
             assert other.wait() == -signal.SIGKILL
 
 
-def test_work_in_use_is_joined_by_its_own_identity_only(tmp_path: Path) -> None:
+def test_unfinished_work_in_use_is_joined_only_by_the_same_identity(tmp_path: Path) -> None:
     with make(tmp_path).lock():
         make(tmp_path).open_work()
     assert make(tmp_path).open_work(in_use=True).is_dir()
@@ -175,24 +175,24 @@ def test_work_in_use_is_joined_by_its_own_identity_only(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.replaced-*"))
 
 
-def test_notes_are_no_output(tmp_path: Path) -> None:
+def test_internal_files_are_not_outputs(tmp_path: Path) -> None:
     stage = make(tmp_path)
     work = stage.begin()
     (work / "part.txt").write_text("data")
     (work / "note.json").write_text("{}")
-    (work / ".manifest.json.tmp").write_text("{")  # of a kill while it was written
+    (work / ".manifest.json.tmp").write_text("{")  # left by a process killed while writing it
     manifest = stage.publish(notes=[work / "note.json"], seconds=12.5)
     assert [output["path"] for output in manifest.outputs] == ["part.txt"]
     assert manifest.seconds == 12.5
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["manifest.json", "part.txt"]
 
 
-def test_time_adds_up_over_starts(tmp_path: Path) -> None:
+def test_durations_of_all_starts_add_up(tmp_path: Path) -> None:
     stage = make(tmp_path)
     stage.begin()
     stage._seconds_before = 100.0
     stage.note_time()
-    del stage  # lets go of the lock, as a dead process does
+    del stage  # releases the lock, as the end of a process does
     again = make(tmp_path)
     again.begin()
     assert again.publish().seconds >= 100.0
@@ -203,7 +203,7 @@ def test_a_folder_without_manifest_is_an_error(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
-def test_a_folder_hash_sees_names_and_content(tmp_path: Path) -> None:
+def test_a_folder_hash_covers_names_and_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
     first = hash_folder(tmp_path)
     (tmp_path / "a").rename(tmp_path / "b")

@@ -1,4 +1,4 @@
-"""An entry point ends with one line and a status whatever a user, the disk or the keyboard does."""
+"""An entry point ends with one line and an exit status on user errors, disk errors and interruption."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_expected_errors_are_one_line(
     assert capsys.readouterr().err == line
 
 
-def test_under_the_pipeline_an_interruption_is_said_once(
+def test_under_the_pipeline_an_interruption_is_printed_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(UNDER_PIPELINE, "1")
@@ -51,7 +51,7 @@ def test_under_the_pipeline_an_interruption_is_said_once(
     assert (caught.value.code, capsys.readouterr().err) == (130, "")
 
 
-def test_a_stage_without_model_path_names_the_base_of_its_configuration(
+def test_a_stage_without_model_path_suggests_the_configured_base(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     overrides = ["experiment=demo", f"base.base_dir={tmp_path}", f"run_dir={tmp_path}/run"]
@@ -75,13 +75,13 @@ def test_a_stage_without_model_path_names_the_base_of_its_configuration(
     assert capsys.readouterr().err.endswith("; set model.path to a Hugging Face folder\n")
 
 
-def test_a_traceback_is_there_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEGATRON_SSD_TRACEBACK", "")
     with pytest.raises(UserError):
         entry.run_guarded(lambda: _raise(UserError("a", rule="b", fix="c")), traceback=True)
 
 
-def test_a_fault_of_our_own_is_not_hidden() -> None:
+def test_an_internal_error_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         entry.run_guarded(lambda: _raise(ZeroDivisionError()))
 
@@ -93,14 +93,14 @@ def test_only_one_process_of_a_node_prints(monkeypatch: pytest.MonkeyPatch, caps
     assert capsys.readouterr().err == ""
 
 
-def test_the_pipeline_says_what_each_step_does_and_sets_the_base_apart(
+def test_the_pipeline_logs_each_step_and_separates_the_base(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(pipeline, "start_logging", lambda: None)
     monkeypatch.setattr(pipeline, "check_machine", lambda config: None)
     monkeypatch.setattr(pipeline, "run_child", lambda command, *, report_follows: 0)
     scripts = {**pipeline.LOOP}
-    for name, script in scripts.items():  # what they ask of earlier stages' folders is not there
+    for name, script in scripts.items():  # the folders of earlier stages do not exist
         scripts[name] = dataclasses.replace(script, open_stage=_never_current)
     monkeypatch.setattr(pipeline, "LOOP", scripts)
     steps = [dataclasses.replace(script, open_stage=_never_current) for script in pipeline.BASE]
@@ -109,18 +109,18 @@ def test_the_pipeline_says_what_each_step_does_and_sets_the_base_apart(
     monkeypatch.setattr("sys.argv", ["pipeline.py", *overrides])
     with caplog.at_level("INFO"):
         pipeline.main()
-    said = [record.getMessage().removeprefix("pipeline: ") for record in caplog.records]
+    messages = [record.getMessage().removeprefix("pipeline: ") for record in caplog.records]
     _, run_dir = base_run(BaseConfig(experiment="demo_base", base_dir=str(tmp_path)), CONFIG_DIR)
-    assert said[0].startswith(
+    assert messages[0].startswith(
         f"problems to samples, 2 stages in {tmp_path}/run; a base model is made or found before the second"
     )
-    assert said[1].startswith("stage 1 of 2: choose the problems")
-    assert said[2] == f"base model: 3 steps in {run_dir}, once"
-    assert [line.partition(":")[0] for line in said[3:6]] == [f"base model, step {n} of 3" for n in (1, 2, 3)]
-    assert said[6] == f"base model ready: {run_dir}/export"
-    assert said[7] == ("stage 2 of 2: sample responses to the problems from the frozen model with vLLM "
+    assert messages[1].startswith("stage 1 of 2: choose the problems")
+    assert messages[2] == f"base model: 3 steps in {run_dir}, once"
+    assert [line.partition(":")[0] for line in messages[3:6]] == [f"base model, step {n} of 3" for n in (1, 2, 3)]
+    assert messages[6] == f"base model ready: {run_dir}/export"
+    assert messages[7] == ("stage 2 of 2: sample responses to the problems from the frozen model with vLLM "
                        "(launch/generate.py)")  # fmt: skip
-    assert said[8].startswith("all 2 stages done in ")
+    assert messages[8].startswith("all 2 stages done in ")
 
 
 class _NeverCurrent:
@@ -142,7 +142,7 @@ def test_the_pipeline_prints_its_configuration_and_starts_nothing(
 
 
 @pytest.mark.parametrize(("status", "promised"), [(1, True), (2, False), (-9, True)])
-def test_the_pipeline_says_to_resume_unless_the_user_has_to_fix_something(
+def test_the_pipeline_suggests_resuming_unless_the_user_must_fix_something(
     caplog: pytest.LogCaptureFixture, status: int, promised: bool
 ) -> None:
     assert pipeline._failed(pipeline.LOOP["samples"], status) == (status if status > 0 else 137)
@@ -155,7 +155,7 @@ def test_print_config_shows_the_composed_yaml_and_starts_nothing(capsys: pytest.
     assert "temperature: 1.5" in capsys.readouterr().out
 
 
-def test_options_may_stand_between_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_may_come_between_overrides(capsys: pytest.CaptureFixture[str]) -> None:
     entry.main(lambda _: None, description="", argv=["+experiment=demo", "--print-config", "seed=77"])
     assert "seed: 77" in capsys.readouterr().out
 

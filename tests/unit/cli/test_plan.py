@@ -16,7 +16,7 @@ from tests.helpers.training_run import write_dataset
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_rank_of_a_recipe_builds_and_its_memory_fits_the_gpu_it_is_for(name: str) -> None:
+def test_every_rank_of_a_recipe_builds_and_fits_its_gpus_memory(name: str) -> None:
     config, layout = recipe_layout(name)
     assert config.model is not None
     assert config.training.seq_length == 65536
@@ -27,12 +27,12 @@ def test_every_rank_of_a_recipe_builds_and_its_memory_fits_the_gpu_it_is_for(nam
     check_precision(config.precision, GPUS[RECIPES[name]].capability, (13, 0))
 
 
-def test_the_table_in_the_documentation_is_what_the_code_makes() -> None:
+def test_the_table_in_the_documentation_is_up_to_date() -> None:
     document = DOCUMENT.read_text(encoding="utf-8")
     assert with_table(document, table()) == document, "run: python tools/plan.py --table --write"
 
 
-def test_every_recipe_is_an_experiment_and_says_why() -> None:
+def test_every_recipe_is_an_experiment_with_a_description() -> None:
     for name in RECIPES:
         text = (CONFIG_DIR / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
         assert "never run" in text
@@ -54,7 +54,7 @@ def test_the_plan_of_a_model_without_data(monkeypatch: pytest.MonkeyPatch, capsy
     assert "A100" not in out
 
 
-def test_the_plan_reads_the_data_set_that_is_there(
+def test_the_plan_reads_an_existing_data_set(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     write_dataset(tmp_path)
@@ -72,7 +72,7 @@ def test_the_plan_reads_the_data_set_that_is_there(
         (["--gpu=A100", "--mfu=0.3", "precision=fp8_tensorwise"], "no FP8 units"),
     ],
 )
-def test_what_cannot_be_planned_is_one_line(
+def test_invalid_plans_are_one_line(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -81,7 +81,7 @@ def test_what_cannot_be_planned_is_one_line(
     assert message in capsys.readouterr().err
 
 
-def test_hours_by_hand() -> None:
+def test_hours_equal_a_hand_computation() -> None:
     config = compose_config(["model=qwen3_30b"])
     assert config.model is not None
     full_sequences = Samples(sequences=100, described="", segment_length=None)

@@ -1,4 +1,4 @@
-"""``--print-config=all`` lists every key of every script, with the value that the stage would get."""
+"""``--print-config=all`` lists every key of every script, with the value that the stage would use."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _shown(
 
 
 @pytest.mark.parametrize("script", _OF_A_RUN, ids=str)
-def test_a_script_lists_every_key_as_its_stage_gets_it(
+def test_a_script_lists_every_key_with_the_value_its_stage_uses(
     script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     overrides = ["+experiment=demo", f"run_dir={tmp_path}/run", "optimizer.lr=3e-4"]
@@ -77,7 +77,7 @@ def test_a_tool_lists_its_own_keys(
         assert has_default or field.name in shown.partition("Required")[2]
 
 
-def test_a_tool_shows_what_it_was_given(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tool_shows_the_given_values(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--print-config", "format=lcb", "cpu_seconds=2"]
     assert yaml.safe_load(_shown(Path("tools/grade.py"), arguments, monkeypatch, capsys)) == {
         "format": "lcb", "cpu_seconds": 2,

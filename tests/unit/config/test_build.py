@@ -28,7 +28,7 @@ def test_the_result_is_frozen() -> None:
         build_config({}).seed = 1  # type: ignore[misc]
 
 
-def test_lists_become_tuples_and_whole_numbers_floats() -> None:
+def test_lists_become_tuples_and_integers_floats() -> None:
     temperatures = build_config({"evaluation": {"temperatures": [1, 1.5], "top_ps": [1]}}).evaluation.temperatures
     assert temperatures == (1.0, 1.5)
     assert isinstance(temperatures[0], float)
@@ -115,7 +115,7 @@ def test_a_renamed_key_is_refused_with_its_new_name(
     assert str(caught.value).endswith(fix)
 
 
-def test_every_new_name_exists_and_no_old_one_does() -> None:
+def test_new_names_exist_and_old_ones_do_not() -> None:
     def exists(key: str) -> bool:
         *section, name = key.split(".")
         return name in build.keys_at(section)
@@ -135,7 +135,7 @@ def test_every_new_name_exists_and_no_old_one_does() -> None:
         ({"num_samples": 64, "ks": [64]}, (64,)),
     ],
 )
-def test_without_a_named_k_all_that_the_samples_allow_are_measured(
+def test_by_default_every_k_that_the_samples_allow_is_measured(
     evaluation: dict[str, Any], measured: tuple[int, ...]
 ) -> None:
     assert build_config({"evaluation": evaluation}).evaluation.measured_ks == measured
@@ -148,7 +148,7 @@ def test_without_a_named_k_all_that_the_samples_allow_are_measured(
         ({"tie_word_embeddings": True}, 4 * (64 * (2 * 64 + 2 * 32) + 32 + 3 * 64 * 128 + 128) + 512 * 64 + 64),
     ],
 )
-def test_parameters_are_counted_from_the_shape(changes: dict[str, Any], expected: int) -> None:
+def test_parameters_are_counted_from_the_model_shape(changes: dict[str, Any], expected: int) -> None:
     model = build_config({"model": {**TINY, **changes}}).model
     assert model is not None
     assert model.num_parameters() == expected

@@ -1,4 +1,4 @@
-"""What the section of other benchmarks refuses."""
+"""Validation of the general_benchmarks section."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from megatron_ssd.config.build import build_config
 from megatron_ssd.errors import ConfigError
 
 
-def test_nothing_is_run_unless_named() -> None:
+def test_no_task_runs_by_default() -> None:
     assert build_config({}).general_benchmarks.tasks == ()
 
 
 @pytest.mark.parametrize(
-    ("section", "said"),
+    ("section", "message"),
     [
         ({"tasks": ["mmlu", "mmlu"]}, "names a task twice"),
         (
@@ -31,17 +31,17 @@ def test_nothing_is_run_unless_named() -> None:
         ({"task": ["mmlu"]}, "did you mean general_benchmarks.tasks"),
     ],
 )
-def test_what_is_wrong_is_named(section: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_values_are_named(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         build_config({"general_benchmarks": section})
 
 
-def test_servers_cannot_run_it() -> None:
+def test_the_server_backend_is_refused() -> None:
     engine = {"backend": "server", "endpoints": ["http://host:8000/v1"]}
     with pytest.raises(ConfigError, match=r"general_benchmarks.tasks = \['mmlu'\]: lm-eval runs on engines of its own"):
         build_config({"engine": engine, "general_benchmarks": {"tasks": ["mmlu"]}})
 
 
-def test_the_section_of_the_old_name_is_refused_with_the_new_one() -> None:
+def test_the_old_section_name_is_refused_with_the_new_one() -> None:
     with pytest.raises(ConfigError, match=r"did you mean general_benchmarks\?"):
         build_config({"regression": {"tasks": ["mmlu"]}})

@@ -1,4 +1,4 @@
-"""Sampling parameters and engine settings: what is refused, and what counts as the same samples."""
+"""Sampling parameters and engine settings: validation, and which of them identify the samples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SERVER = {"backend": "server", "endpoints": ["http://a:8000/v1"]}
         (SamplingParams(min_p=0.1, repetition_penalty=1.05), "T1-k-1-p1-minp0.1-rep1.05"),
     ],
 )
-def test_labels_show_what_is_on(decoding: SamplingParams, label: str) -> None:
+def test_labels_show_the_enabled_parameters(decoding: SamplingParams, label: str) -> None:
     assert decoding.label == label
 
 
@@ -51,7 +51,7 @@ def test_wrong_values_are_one_line(section: str, values: dict[str, Any], parts: 
         assert part in message
 
 
-def test_options_are_taken_as_they_are() -> None:
+def test_engine_options_are_passed_through() -> None:
     options = {"quantization": "fp8", "compilation_config": {"level": 3}, "swap": [1, None]}
     assert build_config({"engine": {"options": options}}).engine.options == options
 
@@ -65,10 +65,10 @@ def test_options_are_taken_as_they_are() -> None:
         ({"backend": "server", "endpoints": ("http://a/v1",)}, False),
     ],
 )
-def test_identity_is_what_decides_the_tokens(changes: dict[str, Any], same: bool) -> None:
+def test_identity_contains_what_determines_the_tokens(changes: dict[str, Any], same: bool) -> None:
     assert (EngineConfig(**changes).identity == EngineConfig().identity) is same
 
 
-def test_servers_may_come_and_go() -> None:
+def test_endpoints_are_not_part_of_the_identity() -> None:
     one = EngineConfig(backend="server", endpoints=("http://a/v1",))
     assert one.identity == EngineConfig(backend="server", endpoints=("http://b/v1", "http://c/v1")).identity

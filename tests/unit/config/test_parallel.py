@@ -1,4 +1,4 @@
-"""Which row lengths and batches a layout can cut."""
+"""Which sequence lengths and batches a layout can divide."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def config(parallel: dict[str, Any], **training: Any) -> RunConfig:
         ({"world_size": 8, "context_parallel_size": 8}, 16),
         ({"world_size": 2, "tensor_model_parallel_size": 2}, 1),
         ({"world_size": 2, "tensor_model_parallel_size": 2, "sequence_parallel": True}, 2),
-        # What one of two context-parallel ranks has is cut by four again.
+        # The part of one of two context-parallel ranks is divided by four again.
         ({"world_size": 8, "tensor_model_parallel_size": 4, "context_parallel_size": 2, "sequence_parallel": True}, 8),
         ({"world_size": 6, "tensor_model_parallel_size": 3, "context_parallel_size": 2, "sequence_parallel": True}, 12),
     ],
 )
-def test_rows_are_cut_into_equal_parts(parallel: dict[str, Any], parts: int) -> None:
+def test_sequences_are_divided_into_equal_parts(parallel: dict[str, Any], parts: int) -> None:
     assert ParallelConfig(**parallel).sequence_parts == parts
     config(parallel, seq_length=8 * parts, global_batch_size=8)
     if parts > 1:
@@ -40,7 +40,7 @@ def test_rows_are_cut_into_equal_parts(parallel: dict[str, Any], parts: int) -> 
             config(parallel, seq_length=8 * parts + 1, global_batch_size=8)
 
 
-def test_samples_in_packed_rows_are_cut_by_context_parallelism() -> None:
+def test_packed_samples_are_divided_by_context_parallelism() -> None:
     assert config({}, packing="greedy").segment_multiple == 1
     assert config(CP2, packing="greedy").segment_multiple == 4
     assert config(CP2, packing="none").segment_multiple == 1
@@ -52,7 +52,7 @@ def test_samples_in_packed_rows_are_cut_by_context_parallelism() -> None:
         config({}, packing="greedy", segment_multiple=5)
 
 
-def test_interleaved_stages_take_whole_rounds_of_micro_batches() -> None:
+def test_interleaved_stages_need_full_rounds_of_micro_batches() -> None:
     config(VPP2, global_batch_size=8, micro_batch_size=2)
     with pytest.raises(ConfigError, match="in multiples of 2, and a replica has 3"):
         config(VPP2, global_batch_size=6, micro_batch_size=2)

@@ -1,4 +1,4 @@
-"""Which numbers and which experts can be asked for, and what of it reaches Megatron-Core."""
+"""Precision, recomputation and expert settings: validation, and what reaches Megatron-Core."""
 
 import dataclasses
 from typing import Any
@@ -30,7 +30,7 @@ def qwen3_30b() -> ModelConfig:
 
 
 @pytest.mark.parametrize("recipe", FP8_ALIGNMENT)
-def test_megatron_core_takes_every_recipe_as_it_is_given(recipe: str) -> None:
+def test_every_recipe_reaches_megatron_core(recipe: str) -> None:
     ends = {} if recipe == "delayed" else {"bf16_layers_at_start": 1, "bf16_layers_at_end": 2}
     own = {"margin": 1, "amax_history_len": 16, "amax_compute_algo": "most_recent"} if recipe == "delayed" else {}
     config = TransformerConfig(num_layers=8, hidden_size=64, num_attention_heads=4, bf16=True,
@@ -52,12 +52,12 @@ def test_megatron_core_takes_every_recipe_as_it_is_given(recipe: str) -> None:
         ({"recipe": "blockwise", "bf16_layers_at_start": -1}, "must not be negative"),
     ],
 )
-def test_settings_that_a_recipe_does_not_have_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_settings_of_another_recipe_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Fp8Config(**settings)
 
 
-def test_shapes_that_fp8_cannot_multiply_are_refused_with_the_multiple(qwen3_30b: ModelConfig) -> None:
+def test_shapes_that_fp8_does_not_support_are_refused_with_the_multiple(qwen3_30b: ModelConfig) -> None:
     cp8 = ParallelConfig(world_size=8, context_parallel_size=8, expert_model_parallel_size=8)
     for recipe in FP8_ALIGNMENT:
         fp8(recipe).check_model(qwen3_30b, cp8, micro_batch_tokens=65536)
@@ -73,7 +73,7 @@ def test_shapes_that_fp8_cannot_multiply_are_refused_with_the_multiple(qwen3_30b
         fp8("mxfp8", bf16_layers_at_end=30).check_model(qwen3_30b, layout, micro_batch_tokens=65536)
 
 
-def test_recompute_asks_for_parts_that_are_there() -> None:
+def test_recompute_needs_existing_modules() -> None:
     again = PrecisionConfig(recompute="selective", recompute_modules=("layernorm", "moe_act"))
     assert _recompute(again) == {
         "recompute_granularity": "selective", "recompute_modules": ["layernorm", "moe_act"],
@@ -90,7 +90,7 @@ def test_recompute_asks_for_parts_that_are_there() -> None:
         dataclasses.replace(again, fp8=Fp8Config(recipe="delayed"))
 
 
-def test_what_runs_on_cuda_only_is_refused_for_a_cpu() -> None:
+def test_settings_that_need_cuda_are_refused_on_a_cpu() -> None:
     with pytest.raises(ConfigError, match=r"moe.dispatcher = flex: .*cluster.device is cpu"):
         compose_config(["model=tiny_moe", "cluster=cpu", "precision=fp32", "moe.dispatcher=flex"])
 
@@ -103,7 +103,7 @@ def test_what_runs_on_cuda_only_is_refused_for_a_cpu() -> None:
         ({"dispatcher": "flex", "router_dtype": "fp64"}, "carries probabilities in fp32"),
     ],
 )
-def test_expert_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_contradicting_expert_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         MoeConfig(**settings)
 

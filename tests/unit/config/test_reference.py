@@ -56,14 +56,14 @@ def test_every_key_is_described(root: type) -> None:
 
 
 def below(section: type, prefix: str) -> Iterator[tuple[str, Key]]:
-    """Every key of a section and of the sections in it."""
+    """Every key of a section and of its nested sections."""
     for key in keys_of(section):
         yield f"{prefix}{key.name}", key
         if key.section is not None:
             yield from below(key.section, f"{prefix}{key.name}.")
 
 
-def test_a_tools_help_lists_its_keys_with_defaults() -> None:
+def test_the_help_of_a_tool_lists_its_keys_with_defaults() -> None:
     text = help_text(ConvertConfig)
     assert text.index("direction (hf_to_megatron or megatron_to_hf)") < text.index("hf_assets (text or null)")
     assert "Default: 5000000000." in text

@@ -1,4 +1,4 @@
-"""Which worker a process is: what was configured, else what torchrun says, and contradictions in one line."""
+"""Worker rank and count: from the configuration, else from torchrun; contradictions are one line."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from megatron_ssd.errors import ConfigError
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 
 
-def test_nothing_said_is_one_worker_for_everything() -> None:
+def test_the_default_is_a_single_worker() -> None:
     worker = build_config({}).worker.resolved({})
     assert worker.is_alone
     assert list("abc")[worker.share] == list("abc")
     assert worker.label == "worker 0 of 1"
 
 
-def test_torchrun_is_heard_and_the_configuration_before_it() -> None:
+def test_the_configuration_takes_precedence_over_torchrun() -> None:
     assert WorkerConfig().resolved(TORCHRUN) == WorkerConfig(rank=5, world=8, local_rank=1, local_world=4)
     configured = WorkerConfig(rank=2, world=3)
     assert configured.resolved(TORCHRUN) == configured
 
 
-def test_tasks_of_an_array_are_no_workers_unless_it_is_said() -> None:
+def test_array_tasks_are_workers_only_if_configured() -> None:
     array = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_COUNT": "4"}
     assert WorkerConfig().resolved(array).is_alone
 
 
 @pytest.mark.parametrize("world", range(1, 9))
-def test_shares_are_a_partition_of_like_parts(world: int) -> None:
+def test_shares_are_a_partition_into_equal_parts(world: int) -> None:
     items = list(range(30))
     shares = [items[WorkerConfig(rank=rank, world=world).share] for rank in range(world)]
     assert sorted(item for share in shares for item in share) == items
@@ -67,7 +67,7 @@ def test_contradictions_are_one_line(values: dict[str, int], message: str) -> No
         ({"RANK": "first"}, "environment variable RANK = 'first': is not a whole number"),
     ],
 )
-def test_variables_that_contradict_each_other_are_named(changes: dict[str, str | None], message: str) -> None:
+def test_contradicting_variables_are_named(changes: dict[str, str | None], message: str) -> None:
     environment = {name: value for name, value in {**TORCHRUN, **changes}.items() if value is not None}
     with pytest.raises(ConfigError, match=re.escape(message)):
         WorkerConfig().resolved(environment)

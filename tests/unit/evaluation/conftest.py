@@ -23,7 +23,7 @@ from tests.helpers.oracle import MINICODE, N
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What an engine that loads nothing needs of a model: tokenizer and config."""
+    """The files that an engine without weights needs: tokenizer and config."""
     folder = tmp_path_factory.mktemp("model")
     documents = minicode.corpus(dataclasses.replace(MINICODE, num_documents=300))
     save_tokenizer(train_tokenizer(documents, 400), folder, max_length=512)

@@ -1,4 +1,4 @@
-"""Claims by their rule, and the summary against numbers counted by hand."""
+"""Claims by their rule, and the summary against hand-computed numbers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def statuses(found: Measurements) -> dict[str, str]:
     [(0.01, 0.1, "shown"), (-0.1, -0.01, "not shown"), (-0.1, 0.1, "unclear"), (0.0, 0.1, "unclear"),
      (float("nan"), float("nan"), "unclear")],
 )  # fmt: skip
-def test_the_rule(low: float, high: float, status: str):
+def test_the_status_of_a_claim(low: float, high: float, status: str):
     difference = Estimate(value=0.0, low=low, high=high, num_problems=3)
     above = Estimate(value=0.2, low=0.1, high=0.3, num_problems=3)
     assert status_of(difference) == status_of(difference, above) == status_of(above, difference) == status
@@ -75,8 +75,8 @@ def test_a_worse_model_shows_none():
     assert found["SSD solves more than its base at the default decode of the base."] == "not shown"
 
 
-def test_losing_less_is_no_larger_gain():
-    # In pass@5 both are near 1, so that the loss there is small; that is no gain.
+def test_a_smaller_loss_is_not_a_larger_gain():
+    # In pass@5 both are near 1, so the loss there is small; that is not a gain.
     found = statuses(measure(lambda model, decoding, problem: 0.6 if model == "base" else 0.4))
     assert found["SSD gains more in pass@5 than in pass@1"] == "not shown"
 
@@ -86,7 +86,7 @@ def test_equal_models_are_unclear():
     assert found["With the same decode setting for both, SSD solves more than its base."] == "unclear"
 
 
-def test_the_noisy_claim_is_made_only_where_it_was_tried():
+def test_the_noisy_claim_is_made_only_for_the_noisy_regime():
     found = measure(lambda model, decoding, problem: 0.4)
     noisy = dataclasses.replace(SAMPLING, train=SamplingParams(temperature=2.0))
     for verdicts in found.verdicts.values():
@@ -104,7 +104,7 @@ def means_of_grid(found: Measurements, model: ModelName, k: int = 1) -> list[flo
     return [100 * float(found.scores(model, cell.label, k)[report].mean()) for cell in found.cells]
 
 
-def test_a_gain_from_cells_where_the_base_breaks_down_is_said_to_be_one():
+def test_a_gain_from_cells_where_the_base_degrades_is_marked():
     def rate(model: ModelName, decoding: SamplingParams, problem: Problem) -> float:
         return 0.38 if model == "ssd" else 0.02 if decoding.temperature == 2.0 else 0.42
 
@@ -119,13 +119,13 @@ def test_a_gain_from_cells_where_the_base_breaks_down_is_said_to_be_one():
     )
 
 
-def test_a_gain_in_every_cell_is_not_said_to_come_from_some():
+def test_a_gain_in_every_cell_is_not_marked():
     said = evidence(measure(lambda model, *_: 0.5 if model == "ssd" else 0.4), "With the same decode setting")
     assert "ahead in 4 of 4 cells, by +" in said
     assert "less than half" not in said
 
 
-def test_a_larger_gain_stands_beside_what_each_model_has_at_its_best():
+def test_a_larger_gain_is_shown_with_the_best_score_of_each_model():
     def rate(model: ModelName, decoding: SamplingParams, problem: Problem) -> float:
         return 0.3 if model == "ssd" else 0.4 if decoding.top_p == 0.6 else 0.1
 
@@ -140,8 +140,8 @@ def test_a_larger_gain_stands_beside_what_each_model_has_at_its_best():
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_difficulties_are_compared_only_where_the_reporting_half_has_some_of_each(number: int):
-    """Of ``number`` hard problems the selection half gets the larger part."""
+def test_difficulties_are_compared_only_if_the_reporting_half_has_each(number: int):
+    """The selection half gets the larger part of ``number`` hard problems."""
     found = measure(lambda model, decoding, problem: 0.4)
     easy = [problem for problem in found.problems if problem.difficulty == "easy"]
     hard = [problem for problem in found.problems if problem.difficulty == "hard"][: 2 * number]
@@ -158,7 +158,7 @@ def test_difficulties_are_compared_only_where_the_reporting_half_has_some_of_eac
     assert any("hard problems" in text for text in texts) == (number == 2)
 
 
-def test_an_interval_of_one_problem_shows_nothing():
+def test_an_interval_of_one_problem_is_unclear():
     assert status_of(Estimate(value=0.2, low=0.2, high=0.2, num_problems=1)) == "unclear"
 
 
@@ -190,7 +190,7 @@ def test_the_headline_is_measured_on_the_reporting_half():
     assert test["p_value"] < 0.001
 
 
-def test_the_grid_names_one_chosen_cell_a_model():
+def test_the_grid_names_one_chosen_cell_per_model():
     found = measure(lambda model, decoding, problem: 0.2 if decoding.temperature == 2.0 else 0.6)
     cells = summary_of(found)["grid"]
     assert isinstance(cells, list)
@@ -199,7 +199,7 @@ def test_the_grid_names_one_chosen_cell_a_model():
     assert len(cells) == 8
 
 
-def test_every_setting_stands_in_full():
+def test_every_setting_is_written_in_full():
     found = measure(lambda model, decoding, problem: 0.5)
     found.verdicts["base"]["T1-k20-p0.6"][0] = Verdict(  # type: ignore[index]
         problem_id="p0", sample_index=0, status="infrastructure_error"
@@ -239,7 +239,7 @@ def test_the_tables_fit_a_terminal():
     assert max(map(len, tables.splitlines())) <= 125
 
 
-def test_what_the_judge_could_not_measure_is_null():
+def test_problems_that_could_not_be_graded_are_null():
     found = measure(lambda model, decoding, problem: 0.5)
     lost = {p.id for p in found.problems if p.difficulty == "hard"}
     for by_label in found.verdicts.values():

@@ -1,4 +1,4 @@
-"""What counts as the same program, counts by hand, and programs that are there to do harm."""
+"""Which programs count as the same, hand-computed counts, and hostile programs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def solve(xs: list[int], k=0x10) -> int:
         PROGRAM.replace("total = 0", "total = 0;"),
     ],
 )
-def test_spelling_makes_no_other_program(other: str):
+def test_spelling_does_not_make_a_different_program(other: str):
     assert other != PROGRAM
     assert normal_form(other) == normal_form(PROGRAM)
 
@@ -57,11 +57,11 @@ def test_spelling_makes_no_other_program(other: str):
         PROGRAM + "solve([])",
     ],
 )
-def test_another_program_is_another(other: str):
+def test_different_programs_are_distinct(other: str):
     assert normal_form(other) != normal_form(PROGRAM)
 
 
-def test_what_python_does_not_parse_is_compared_by_its_words():
+def test_unparsable_programs_are_compared_by_words():
     assert normal_form("def f(:\n  return 1") == normal_form("def f(:   return 1\n")
     assert normal_form("def f(: return 1") != normal_form("def f(: return 2")
     assert NormalForms().of("x  =  1", compiles=False) != NormalForms().of("x = 1")
@@ -69,7 +69,7 @@ def test_what_python_does_not_parse_is_compared_by_its_words():
 
 
 def dumped(source: str) -> str:
-    """The standard library's own way to write a tree, docstrings taken out first."""
+    """The standard library's dump of a syntax tree, without docstrings."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -80,7 +80,7 @@ def dumped(source: str) -> str:
 
 
 def functions_of_the_standard_library() -> list[str]:
-    """As they stand there, comments and all; many are alike."""
+    """Their source, comments included; many are similar."""
     found = []
     for path in sorted(Path(ast.__file__).parent.glob("[a-f]*.py")):
         lines = path.read_text().splitlines(keepends=True)
@@ -92,7 +92,7 @@ def functions_of_the_standard_library() -> list[str]:
     return found
 
 
-def test_forms_are_equal_where_the_standard_librarys_dump_is():
+def test_forms_are_equal_if_the_standard_librarys_dumps_are():
     sources = functions_of_the_standard_library()
     by_form, by_dump = defaultdict(set), defaultdict(set)
     for source in sources:
@@ -141,7 +141,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_programs_have_a_form_and_warn_of_nothing(source: str):
+def test_hostile_programs_have_a_form_and_cause_no_warnings(source: str):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = NormalForms().diversity([(verdict(0), source), (verdict(1), source), (verdict(2), source + "#")])
@@ -170,8 +170,8 @@ def verdict(index: int, status: VerdictStatus = "wrong_answer", problem: str = "
     return Verdict(problem_id=problem, sample_index=index, status=status)
 
 
-def test_counts_are_by_problem_and_by_what_passed():
-    rows: list[tuple[Verdict, str | None]] = [
+def test_counts_per_problem_and_per_passing_problem():
+    samples: list[tuple[Verdict, str | None]] = [
         (verdict(0, "passed", "a"), "x = 1"),
         (verdict(1, "passed", "a"), "x=1  # the same"),
         (verdict(2, "passed", "a"), "x = 2"),
@@ -183,8 +183,10 @@ def test_counts_are_by_problem_and_by_what_passed():
         (verdict(0, "no_code", "c"), None),
         (verdict(0, "infrastructure_error", "d"), "x = 1"),
     ]
-    assert NormalForms().diversity(rows) == Diversity(distinct=(3 + 2 + 0 + 1) / 4, distinct_passing=1.5, num_solved=2)
-    assert NormalForms().diversity(rows[6:]) == Diversity(distinct=2 / 3, distinct_passing=None, num_solved=0)
+    assert NormalForms().diversity(samples) == Diversity(
+        distinct=(3 + 2 + 0 + 1) / 4, distinct_passing=1.5, num_solved=2
+    )
+    assert NormalForms().diversity(samples[6:]) == Diversity(distinct=2 / 3, distinct_passing=None, num_solved=0)
 
 
 def test_a_text_is_parsed_once(monkeypatch: pytest.MonkeyPatch):

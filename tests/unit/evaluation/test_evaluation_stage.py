@@ -1,4 +1,4 @@
-"""The stage from problems to summary.json, with an engine that knows the answers."""
+"""The stage from problems to summary.json, with an engine that returns correct answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.helpers.oracle import MINICODE, N, Oracle, sampler_of, summary_of
 from tests.helpers.programs import function_problem
 
 
-def test_whole_stage(config: RunConfig, caplog: pytest.LogCaptureFixture):
+def test_full_stage(config: RunConfig, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO")
     oracle = Oracle(config)
     run_evaluate(config, sampler=sampler_of(oracle))
@@ -61,7 +61,7 @@ def test_whole_stage(config: RunConfig, caplog: pytest.LogCaptureFixture):
     assert "SSD at its best is ahead of" in caplog.text
 
 
-def test_a_pipeline_that_ends_with_the_report_prints_its_table_once(
+def test_in_a_pipeline_with_a_report_the_table_is_printed_once(
     config: RunConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv(REPORT_FOLLOWS, "1")
@@ -74,7 +74,7 @@ def test_a_pipeline_that_ends_with_the_report_prints_its_table_once(
         assert claim["evidence"] in caplog.text
 
 
-def test_what_readers_want_to_know_of_the_problems_is_published(config: RunConfig):
+def test_descriptions_of_the_problems_are_published(config: RunConfig):
     run_evaluate(config, sampler=sampler_of(Oracle(config)))
     problems = minicode.test_problems(MINICODE)
     kept = read_problems(Path(config.run_dir) / "eval" / PROBLEMS_FILE)
@@ -88,7 +88,7 @@ def test_what_readers_want_to_know_of_the_problems_is_published(config: RunConfi
         ]
 
 
-def test_samples_share_their_seed_over_settings_and_models(config: RunConfig):
+def test_samples_share_their_seed_across_settings_and_models(config: RunConfig):
     oracle = Oracle(config)
     run_evaluate(config, sampler=sampler_of(oracle))
     seeds: dict[tuple[object, object], set[int]] = {}
@@ -100,22 +100,22 @@ def test_samples_share_their_seed_over_settings_and_models(config: RunConfig):
 
 
 @pytest.mark.parametrize("lives", [1, 30, 100])
-def test_a_killed_start_is_taken_up_and_draws_nothing_twice(config: RunConfig, tmp_path: Path, lives: int):
+def test_a_killed_run_resumes_and_samples_nothing_twice(config: RunConfig, tmp_path: Path, lives: int):
     first = Oracle(config, lives=lives)
     with pytest.raises(UserError, match="died"):
         run_evaluate(config, sampler=sampler_of(first))
     second = Oracle(config)
     run_evaluate(config, sampler=sampler_of(second))
     assert len(first.requests) + len(second.requests) == 6 * N * 6
-    whole = dataclasses.replace(config, run_dir=str(tmp_path / "whole"))
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "whole" / "export").symlink_to(tmp_path / "export")
-    run_evaluate(whole, sampler=sampler_of(Oracle(config)))
-    left, right = ({**summary_of(run)} for run in (config, whole))
+    uninterrupted = dataclasses.replace(config, run_dir=str(tmp_path / "uninterrupted"))
+    (tmp_path / "uninterrupted").mkdir()
+    (tmp_path / "uninterrupted" / "export").symlink_to(tmp_path / "export")
+    run_evaluate(uninterrupted, sampler=sampler_of(Oracle(config)))
+    left, right = ({**summary_of(run)} for run in (config, uninterrupted))
     assert left == right
 
 
-def test_a_start_killed_in_grading_grades_nothing_twice(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_killed_in_grading_grades_nothing_twice(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
     original, executed = Sandbox.execute, list[str]()
 
     def failing(self, program, inputs, limits):
@@ -143,7 +143,7 @@ def test_a_start_killed_in_grading_grades_nothing_twice(config: RunConfig, monke
     assert len(again) == 6 * 2 - 3
 
 
-def test_up_to_date_is_left_alone(config: RunConfig):
+def test_an_up_to_date_stage_is_left_unchanged(config: RunConfig):
     run_evaluate(config, sampler=sampler_of(Oracle(config)))
     before = (Path(config.run_dir) / "eval" / "manifest.json").read_bytes()
     oracle = Oracle(config)
@@ -152,7 +152,7 @@ def test_up_to_date_is_left_alone(config: RunConfig):
     assert (Path(config.run_dir) / "eval" / "manifest.json").read_bytes() == before
 
 
-def test_a_base_alone(config: RunConfig, tmp_path: Path):
+def test_a_base_without_a_tuned_model(config: RunConfig, tmp_path: Path):
     alone = dataclasses.replace(
         config, run_dir=str(tmp_path / "alone"), evaluation=dataclasses.replace(config.evaluation, models=("base",))
     )
@@ -165,9 +165,7 @@ def test_a_missing_export_is_an_error_with_the_fix(config: RunConfig, tmp_path: 
         run_evaluate(dataclasses.replace(config, run_dir=str(tmp_path / "none")))
 
 
-def test_missing_bubblewrap_stops_before_anything_is_drawn(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_missing_bubblewrap_stops_before_sampling(config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("PATH", str(tmp_path))
     oracle = Oracle(config)
     with pytest.raises(UserError, match="apt-get install bubblewrap"):
@@ -175,7 +173,7 @@ def test_missing_bubblewrap_stops_before_anything_is_drawn(
     assert oracle.starts == []
 
 
-def test_prompts_that_do_not_fit_are_rows_with_the_reason(config: RunConfig):
+def test_overlong_prompts_are_recorded_with_the_reason(config: RunConfig):
     narrow = dataclasses.replace(config, engine=EngineConfig(max_model_len=8))
     oracle = Oracle(config)
     run_evaluate(narrow, sampler=sampler_of(oracle))
@@ -203,17 +201,17 @@ def test_raw_prompts_are_decoded_without_a_chat_template(config: RunConfig, tmp_
     assert asked == {problem.id: tokenizer.text_ids(problem.statement) for problem in problems}
 
 
-def test_flawed_problems_are_judged_unless_they_are_dropped(config: RunConfig, tmp_path: Path):
+def test_flawed_problems_are_graded_unless_dropped(config: RunConfig, tmp_path: Path):
     rows = [lcb_row(1), lcb_row(2, question_id="arc185_c"), lcb_row(3)]
-    whole = str(jsonl(tmp_path / "whole.jsonl", rows))
+    complete = str(jsonl(tmp_path / "complete.jsonl", rows))
     sound = str(jsonl(tmp_path / "sound.jsonl", [rows[0], rows[2]]))
 
     def benchmark_hash(path: str, **settings: str) -> str:
         section = BenchmarkConfig(name="livecodebench", path=path, **settings)  # type: ignore[arg-type]
         return evaluation_stage(dataclasses.replace(config, benchmark=section)).inputs["benchmark"]
 
-    assert benchmark_hash(whole, errata="drop") == benchmark_hash(sound) == benchmark_hash(sound, errata="drop")
-    assert benchmark_hash(whole) == benchmark_hash(whole, errata="keep") != benchmark_hash(sound)
+    assert benchmark_hash(complete, errata="drop") == benchmark_hash(sound) == benchmark_hash(sound, errata="drop")
+    assert benchmark_hash(complete) == benchmark_hash(complete, errata="keep") != benchmark_hash(sound)
 
 
 def test_the_first_and_the_last_date_of_the_problems_are_named():

@@ -1,4 +1,4 @@
-"""The grid, the two halves and the choice."""
+"""The grid, the two halves and the choice of the best cell."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def test_base_and_ssd_have_the_same_grid():
         assert settings_of(model, CONFIG, SAMPLING)[:4] == cells
 
 
-def test_what_stands_beside_the_grid_is_measured_once():
+def test_settings_outside_the_grid_are_measured_once():
     off_grid = dataclasses.replace(SAMPLING, train=SamplingParams(temperature=2.0, top_k=10), default=SamplingParams())
     assert settings_of("base", CONFIG, off_grid)[4:] == (off_grid.default, off_grid.train)
     assert settings_of("ssd", CONFIG, off_grid)[4:] == ()
     assert len(settings_of("base", CONFIG, SAMPLING)) == 4
 
 
-def test_without_a_grid_the_three_named_settings_are_it():
+def test_without_a_grid_the_three_named_settings_are_used():
     cells = grid_cells(EvaluationConfig(), SAMPLING)
     assert cells == (SAMPLING.default, SAMPLING.train, SAMPLING.eval)
     assert (
@@ -49,7 +49,7 @@ def test_without_a_grid_the_three_named_settings_are_it():
     )
 
 
-def test_several_top_ks_stand_between_temperature_and_top_p():
+def test_several_top_ks_are_ordered_between_temperature_and_top_p():
     config = EvaluationConfig(temperatures=(1.0, 1.5), top_ks=(10, -1), top_ps=(0.8,))
     labels = [cell.label for cell in grid_cells(config, SAMPLING)]
     assert labels == ["T1-k10-p0.8", "T1-k-1-p0.8", "T1.5-k10-p0.8", "T1.5-k-1-p0.8"]
@@ -71,7 +71,7 @@ def test_a_grid_has_every_combination_once_and_the_training_decode_is_measured(
     assert SAMPLING.train in settings_of("base", config, SAMPLING)
 
 
-def test_the_hottest_cell_cuts_the_least_at_the_highest_temperature():
+def test_the_hottest_cell_truncates_the_least_at_the_highest_temperature():
     config = EvaluationConfig(temperatures=(1.0, 2.0), top_ks=(-1, 10, 20), top_ps=(0.8, 1.0))
     assert hottest(grid_cells(config, SAMPLING)).label == "T2-k-1-p1"
     assert hottest(grid_cells(dataclasses.replace(config, top_ks=(20, 10)), SAMPLING)).label == "T2-k20-p1"
@@ -107,17 +107,17 @@ def test_halves_are_disjoint_cover_all_and_are_balanced(count: int):
 
 
 def test_a_problem_keeps_its_half_in_any_order():
-    rows = problems(40)
-    halves, turned = split_halves(rows), split_halves(rows[::-1])
-    assert (halves.selection == turned.selection[::-1]).all()
+    found = problems(40)
+    halves, reversed_halves = split_halves(found), split_halves(found[::-1])
+    assert (halves.selection == reversed_halves.selection[::-1]).all()
 
 
-def test_one_problem_cannot_be_halved():
+def test_one_problem_cannot_be_split():
     with pytest.raises(UserError, match="at least two problems"):
         split_halves(problems(1))
 
 
-def test_the_choice_looks_at_the_selection_half_only():
+def test_the_choice_uses_only_the_selection_half():
     cells = grid_cells(CONFIG, SAMPLING)[:2]
     selection = np.array([True, True, False, False])
     scores = {cells[0].label: np.array([0.2, 0.2, 1, 1]), cells[1].label: np.array([0.3, 0.2, 0, 0])}
@@ -132,14 +132,14 @@ def test_a_tie_goes_to_the_first_cell():
     assert choose(cells, scores, np.array([True, True])) == cells[0]
 
 
-def test_a_cell_that_was_never_judged_is_an_error():
+def test_a_cell_without_grades_is_an_error():
     cells = grid_cells(CONFIG, SAMPLING)[:1]
     with pytest.raises(UserError, match="the checker itself failed"):
         choose(cells, {cells[0].label: np.array([np.nan, 1.0])}, np.array([True, False]))
 
 
 @given(st.lists(st.sampled_from(["easy", "medium", "hard", None]), min_size=2, max_size=60), st.randoms())
-def test_any_benchmark_is_halved_evenly_and_in_any_order_alike(names: list[str | None], random):
+def test_any_benchmark_is_halved_evenly_and_independently_of_order(names: list[str | None], random):
     rows = [function_problem(f"p{i}", difficulty=name) for i, name in enumerate(names)]
     halves = split_halves(rows)
     assert (halves.selection ^ halves.report).all()
@@ -153,7 +153,7 @@ def test_any_benchmark_is_halved_evenly_and_in_any_order_alike(names: list[str |
 
 
 @given(SCORES, SCORES)
-def test_no_score_of_the_reporting_half_moves_the_choice(table: list[list[int]], other: list[list[int]]):
+def test_scores_of_the_reporting_half_do_not_change_the_choice(table: list[list[int]], other: list[list[int]]):
     cells, scores = _scored(table)
     selection = np.arange(8) < 4
     best = choose(cells, scores, selection)
@@ -164,7 +164,7 @@ def test_no_score_of_the_reporting_half_moves_the_choice(table: list[list[int]],
 
 
 @given(SCORES)
-def test_choosing_on_all_problems_claims_at_least_as_much(table: list[list[int]]):
+def test_choosing_on_all_problems_scores_at_least_as_high(table: list[list[int]]):
     cells, scores = _scored(table)
     everywhere = np.ones(8, dtype=bool)
     honest = choose(cells, scores, np.arange(8) < 4)

@@ -1,4 +1,4 @@
-"""Results are read as they were written, and are those of verdicts that can be counted by hand."""
+"""Results equal hand-computed ones, and are read as they were written."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _problems() -> list[Problem]:
 
 
 def _verdicts(model: ModelName, cell: int) -> list[Verdict]:
-    """Cell 3 is the best of the base, cell 2 of the tuned model."""
+    """Cell 3 is the best for the base, cell 2 for the tuned model."""
     best = 3 if model == "base" else 2
     passed = (4 if model == "ssd" else 3) - abs(cell - best)
     return [
@@ -51,7 +51,7 @@ def measurements() -> Measurements:
     )
 
 
-def test_results_are_those_counted_by_hand() -> None:
+def test_results_equal_hand_computed_ones() -> None:
     results = results_of(measurements(), SAMPLING)
     assert [score.key for score in results.headline] == ["base_default", "base_train", "base_best", "ssd_best"]
     assert {(c.model, c.temperature, c.top_p) for c in results.grid if c.chosen} == {
@@ -70,15 +70,15 @@ def test_results_are_those_counted_by_hand() -> None:
     assert results.claims
 
 
-def test_what_is_written_is_read_as_the_same_results(tmp_path: Path) -> None:
+def test_results_are_read_as_written(tmp_path: Path) -> None:
     flawed = Errata(flaws={"p3": "a test is wrong"}, num_problems=90, kept=True)
     results = results_of(measurements(), SAMPLING, errata=flawed)
     write_json(tmp_path / "summary.json", results)
     assert read_results(tmp_path / "summary.json") == results
 
 
-def test_a_summary_of_an_earlier_version_is_read_where_it_says_enough(tmp_path: Path) -> None:
-    """Estimates once were without ``num_problems``."""
+def test_a_summary_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """Earlier estimates have no ``num_problems``."""
     results = results_of(measurements(), SAMPLING)
     path = tmp_path / "summary.json"
     write_json(path, results)
@@ -87,7 +87,7 @@ def test_a_summary_of_an_earlier_version_is_read_where_it_says_enough(tmp_path: 
     assert found == dataclasses.replace(results.score("ssd_best").overall[1], num_problems=0)
 
 
-def test_a_file_of_another_kind_is_refused_with_what_is_missing(tmp_path: Path) -> None:
+def test_a_file_of_another_kind_is_refused_with_the_missing_keys(tmp_path: Path) -> None:
     path = tmp_path / "eval" / "summary.json"
     path.parent.mkdir()
     path.write_text('{"headline": []}')

@@ -1,4 +1,4 @@
-"""A changed evaluation keeps every response and verdict that the change did not touch, and equals one from scratch."""
+"""A changed evaluation reuses unaffected responses and verdicts, and equals one from scratch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def changed(config: RunConfig, **evaluation: Any) -> RunConfig:
 
 
 def evaluated(config: RunConfig, *, lives: int = 10**9) -> Oracle:
-    """The engine that drew what was missing."""
+    """The engine that sampled the missing responses."""
     oracle = Oracle(config, lives=lives)
     run_evaluate(config, sampler=sampler_of(oracle))
     return oracle
@@ -57,7 +57,7 @@ def from_scratch(config: RunConfig, tmp_path: Path) -> dict[str, Any]:
     return summary_of(fresh)
 
 
-def test_other_statistics_draw_and_run_nothing(config: RunConfig, executed: list[str], tmp_path: Path):
+def test_other_statistics_sample_and_run_nothing(config: RunConfig, executed: list[str], tmp_path: Path):
     other = changed(config, ks=(1, 2, 4), confidence=0.9, bootstrap_samples=300)
     oracle = evaluated(other)
     assert oracle.starts == []
@@ -67,7 +67,7 @@ def test_other_statistics_draw_and_run_nothing(config: RunConfig, executed: list
     assert summary_of(other) == from_scratch(other, tmp_path)
 
 
-def test_a_wider_grid_draws_the_new_cells_alone(config: RunConfig, executed: list[str], tmp_path: Path):
+def test_a_wider_grid_samples_only_the_new_cells(config: RunConfig, executed: list[str], tmp_path: Path):
     wider = changed(config, temperatures=(1.0, 1.5, 0.5))
     oracle = evaluated(wider)
     assert {(request.params.label, request.params.temperature) for request in oracle.requests} == {
@@ -85,7 +85,7 @@ def test_more_samples_keep_the_first_ones(config: RunConfig, executed: list[str]
     assert summary_of(more) == from_scratch(more, tmp_path)
 
 
-def test_fewer_samples_draw_nothing(config: RunConfig, executed: list[str], tmp_path: Path):
+def test_fewer_samples_sample_nothing(config: RunConfig, executed: list[str], tmp_path: Path):
     fewer = changed(config, num_samples=N - 1)
     assert evaluated(fewer).requests == []
     assert executed == []
@@ -95,11 +95,11 @@ def test_fewer_samples_draw_nothing(config: RunConfig, executed: list[str], tmp_
 def test_another_sandbox_keeps_responses_and_runs_every_program_again(config: RunConfig, executed: list[str]):
     oracle = evaluated(changed(config, sandbox=dataclasses.replace(config.evaluation.sandbox, cpu_seconds=3.0)))
     assert oracle.requests == []
-    assert len(executed) == 2 * PROBLEMS  # a right and a wrong program each, once
+    assert len(executed) == 2 * PROBLEMS  # one right and one wrong program each
 
 
 @pytest.mark.parametrize("change", ["seed", "max_tokens", "engine"])
-def test_what_decides_a_response_makes_all_of_them_anew(config: RunConfig, executed: list[str], change: str):
+def test_a_change_that_affects_responses_samples_all_again(config: RunConfig, executed: list[str], change: str):
     if change == "seed":
         config = dataclasses.replace(config, seed=config.seed + 1, replace=True)
     elif change == "engine":
@@ -109,21 +109,21 @@ def test_what_decides_a_response_makes_all_of_them_anew(config: RunConfig, execu
     assert len(evaluated(config).requests) == PROBLEMS * N * SETTINGS
 
 
-def test_a_changed_row_is_drawn_again(config: RunConfig):
+def test_a_changed_record_is_sampled_again(config: RunConfig):
     evaluated(config)
     path = Path(config.run_dir) / "eval/generations/base/T1-k20-p0.8.jsonl"
-    rows = read_jsonl(path)
-    rows[0]["seed"] += 1
-    rows[1]["prompt_token_ids"] = rows[1]["prompt_token_ids"][1:]
-    rows[2]["model_revision"] = "another"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records = read_jsonl(path)
+    records[0]["seed"] += 1
+    records[1]["prompt_token_ids"] = records[1]["prompt_token_ids"][1:]
+    records[2]["model_revision"] = "another"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
     oracle = evaluated(changed(config, ks=(1,)))
     assert sorted(request.key for request in oracle.requests) == sorted(
-        (row["problem_id"], row["sample_index"]) for row in rows[:3]
+        (record["problem_id"], record["sample_index"]) for record in records[:3]
     )
 
 
-def test_unfinished_work_that_was_moved_aside_is_kept_too(config: RunConfig, tmp_path: Path):
+def test_unfinished_work_that_was_moved_aside_is_reused_too(config: RunConfig, tmp_path: Path):
     with pytest.raises(UserError, match="died"):
         evaluated(config, lives=60)
     wider = changed(config, temperatures=(1.0, 1.5, 0.5))
@@ -133,7 +133,7 @@ def test_unfinished_work_that_was_moved_aside_is_kept_too(config: RunConfig, tmp
     assert summary_of(wider) == from_scratch(wider, tmp_path)
 
 
-def test_back_and_forth_draws_nothing(config: RunConfig, executed: list[str], tmp_path: Path):
+def test_changing_back_and_forth_samples_nothing(config: RunConfig, executed: list[str], tmp_path: Path):
     evaluated(changed(config, temperatures=(0.5,)))
     back = changed(config, temperatures=(1.0, 1.5))
     executed.clear()
@@ -142,11 +142,11 @@ def test_back_and_forth_draws_nothing(config: RunConfig, executed: list[str], tm
     assert summary_of(back) == from_scratch(back, tmp_path)
 
 
-def test_where_the_judge_failed_it_tries_again(config: RunConfig, executed: list[str]):
+def test_infrastructure_errors_are_graded_again(config: RunConfig, executed: list[str]):
     path = Path(config.run_dir) / "eval/verdicts/ssd/T1-k20-p0.8.jsonl"
-    rows = read_jsonl(path)
-    rows[0]["status"] = "infrastructure_error"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records = read_jsonl(path)
+    records[0]["status"] = "infrastructure_error"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
     again = changed(config, ks=(1,))
     assert evaluated(again).requests == []
     assert read_jsonl(path)[0]["status"] == "passed"

@@ -1,4 +1,4 @@
-"""What ``summary.json`` says of the decode settings: the grid, what choosing adds, scores over T_eff."""
+"""The decode settings in ``summary.json``: the grid, the gain from choosing, scores over T_eff."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def summary_of(found: Measurements, sampling: SamplingConfig = SAMPLING) -> dict
     return to_json(results_of(found, sampling))  # type: ignore[no-any-return]
 
 
-def test_every_cell_names_its_top_k_and_the_training_decode_stands_beside():
+def test_every_cell_names_its_top_k_and_the_training_decode_is_separate():
     summary = summary_of(measure(lambda model, cell: 0.5))
     assert [cell["top_k"] for cell in summary["grid"][:4]] == [10, 10, -1, -1]
     assert len(summary["grid"]) == 16
@@ -61,7 +61,7 @@ def test_every_cell_names_its_top_k_and_the_training_decode_stands_beside():
     assert 0.3 < beside["pass_at_1"] < 0.7
 
 
-def test_a_training_decode_of_the_grid_is_marked_in_it():
+def test_a_training_decode_within_the_grid_is_marked():
     sampling = dataclasses.replace(SAMPLING, train=SamplingParams(temperature=1.0, top_k=-1))
     summary = summary_of(measure(lambda model, cell: 0.5, sampling=sampling), sampling)
     assert summary["beside_grid"] is None
@@ -69,13 +69,13 @@ def test_a_training_decode_of_the_grid_is_marked_in_it():
     assert marked == [("base", "T1-k-1-p1"), ("ssd", "T1-k-1-p1")]
 
 
-def test_what_stands_beside_the_grid_is_no_candidate():
+def test_settings_outside_the_grid_are_not_candidates():
     found = measure(lambda model, cell: 0.9 if cell == TRAIN else 0.2)
     assert found.best("base") in found.cells
     assert beside_grid(found, SAMPLING).pass_at_1 > 0.8  # type: ignore[union-attr, operator]
 
 
-def test_both_halves_of_the_best_cell_are_counted_by_hand():
+def test_both_halves_of_the_best_cell_equal_a_hand_computation():
     found = measure(lambda model, cell: 0.8 if cell.top_k == -1 and cell.temperature == 1.0 else 0.2)
     for row in summary_of(found)["best_of_grid"]:
         chosen = next(cell for cell in found.cells if cell.label == row["decoding"])
@@ -93,7 +93,7 @@ def test_both_halves_of_the_best_cell_are_counted_by_hand():
         assert row["num_cells"] == 8
 
 
-def test_the_best_of_equal_cells_looks_better_only_where_it_was_chosen():
+def test_the_best_of_equal_cells_looks_better_only_on_the_selection_half():
     found = [measure(lambda model, cell: 0.5, seed=seed, models=("base",)) for seed in range(60)]
     best = [best_of_grid(one, "base") for one in found]
     flattery = {name: np.mean([getattr(one, name).value for one in best]) - 0.5 for name in ("selection", "report")}
@@ -103,7 +103,7 @@ def test_the_best_of_equal_cells_looks_better_only_where_it_was_chosen():
     assert 0.03 < naive < flattery["selection"]
 
 
-def test_a_judge_that_failed_on_the_reporting_half_leaves_no_mean_there():
+def test_infrastructure_errors_on_the_reporting_half_leave_no_mean():
     found = measure(lambda model, cell: 0.5, models=("base",))
     report = {problem.id for problem, inside in zip(found.problems, found.halves.report, strict=True) if inside}
     for label, rows in found.verdicts["base"].items():
@@ -117,7 +117,7 @@ def test_a_judge_that_failed_on_the_reporting_half_leaves_no_mean_there():
     assert 0.4 < means["selection"] < 0.6
 
 
-def test_temperatures_multiply_for_ssd_alone():
+def test_temperatures_multiply_only_for_ssd():
     found = measure(lambda model, cell: 0.5)
     effective = summary_of(found)["effective_temperature"]
     assert effective["train_temperature"] == 1.5
@@ -130,13 +130,13 @@ def test_temperatures_multiply_for_ssd_alone():
         assert point["low"] <= point["value"] <= point["high"]
 
 
-def test_a_base_alone_has_its_sweep():
+def test_a_base_without_a_tuned_model_has_a_sweep():
     summary = summary_of(measure(lambda model, cell: 0.5, models=("base",)))
     assert [row["model"] for row in summary["best_of_grid"]] == ["base"]
     assert {point["model"] for point in summary["effective_temperature"]["points"]} == {"base"}
 
 
-def test_claims_and_table_name_settings_of_several_top_ks():
+def test_claims_and_table_name_the_top_k_if_there_are_several():
     found = measure(lambda model, cell: 0.3 if model == "base" else 0.5 + 0.2 * (cell.top_k == -1))
     heat = next(claim for claim in check_claims(found, SAMPLING) if "high temperature than" in claim.text)
     assert "T1-k-1-p1" in heat.evidence

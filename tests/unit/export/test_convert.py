@@ -1,4 +1,4 @@
-"""tools/convert_checkpoint.py: exact in both directions, little memory, errors with names."""
+"""tools/convert_checkpoint.py: exact in both directions, bounded memory, errors that name the tensor."""
 
 import json
 import multiprocessing
@@ -31,11 +31,11 @@ from tests.helpers.tiny_hf import MODELS, write_hf_folder, write_tokenizer
 DTYPES = {"qwen3": torch.bfloat16, "qwen3_moe": torch.bfloat16, "llama_scaled": torch.float16}
 
 
-def there(hf: Path, megatron: Path, **options: Any) -> None:
+def to_megatron(hf: Path, megatron: Path, **options: Any) -> None:
     run_convert(ConvertConfig(direction="hf_to_megatron", hf=str(hf), megatron=str(megatron), **options))
 
 
-def back(megatron: Path, hf: Path, **options: Any) -> None:
+def to_hf(megatron: Path, hf: Path, **options: Any) -> None:
     run_convert(ConvertConfig(direction="megatron_to_hf", hf=str(hf), megatron=str(megatron), **options))
 
 
@@ -53,7 +53,7 @@ def is_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
 
 
 def write_complete_folder(folder: Path, name: str) -> None:
-    """A folder of several files with all other files of a published one."""
+    """A folder of several shards with all other files of a published model."""
     write_hf_folder(folder, MODELS[name], dtype=DTYPES.get(name, torch.float32), max_shard_size="20KB")
     write_tokenizer(folder, 32)
     (folder / "chat_template.jinja").write_text("{{ messages }}")
@@ -68,8 +68,8 @@ def write_complete_folder(folder: Path, name: str) -> None:
 def test_round_trip_is_exact(name: str, tmp_path: Path) -> None:
     write_complete_folder(tmp_path / "hf", name)
     assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 2
-    there(tmp_path / "hf", tmp_path / "megatron")
-    back(tmp_path / "megatron", tmp_path / "back", max_shard_bytes=30_000)
+    to_megatron(tmp_path / "hf", tmp_path / "megatron")
+    to_hf(tmp_path / "megatron", tmp_path / "back", max_shard_bytes=30_000)
     assert is_same(load_all(tmp_path / "back"), load_all(tmp_path / "hf"))
     others = {path.name for path in (tmp_path / "hf").iterdir() if "safetensors" not in path.name}
     assert {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", "LICENSE"} < others
@@ -80,15 +80,15 @@ def test_round_trip_is_exact(name: str, tmp_path: Path) -> None:
 
 def test_transformers_reads_the_result(tmp_path: Path) -> None:
     write_complete_folder(tmp_path / "hf", "qwen3_moe")
-    there(tmp_path / "hf", tmp_path / "megatron")
-    back(tmp_path / "megatron", tmp_path / "back", max_shard_bytes=30_000)
+    to_megatron(tmp_path / "hf", tmp_path / "megatron")
+    to_hf(tmp_path / "megatron", tmp_path / "back", max_shard_bytes=30_000)
     ours, theirs = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("back", "hf"))
     assert ours.config.to_diff_dict() == theirs.config.to_diff_dict()
     assert is_same(ours.state_dict(), theirs.state_dict())
 
 
 def test_tensors_keep_their_types(tmp_path: Path) -> None:
-    """Norms and routers may be fp32; q, k and v share a tensor of the checkpoint, and so do gate and up."""
+    """Norms and routers may be fp32; q, k and v share a tensor of the checkpoint, and so do gate and up projections."""
     write_hf_folder(tmp_path / "hf", MODELS["qwen3_moe"], dtype=torch.bfloat16)
     path = tmp_path / "hf" / "model.safetensors"
     weights = load_file(path)
@@ -100,25 +100,25 @@ def test_tensors_keep_their_types(tmp_path: Path) -> None:
     weights["model.layers.3.mlp.experts.1.up_proj.weight"] = torch.randn(16, 32)
     weights["lm_head.weight"][0, :3] = torch.tensor([float("nan"), float("inf"), -0.0])
     save_file(weights, path, metadata={"format": "pt"})
-    there(tmp_path / "hf", tmp_path / "megatron")
-    back(tmp_path / "megatron", tmp_path / "back", verify=True)
+    to_megatron(tmp_path / "hf", tmp_path / "megatron")
+    to_hf(tmp_path / "megatron", tmp_path / "back", verify=True)
     assert is_same(load_all(tmp_path / "back"), weights)
 
 
-def test_checkpoint_has_the_form_of_training(tmp_path: Path) -> None:
+def test_checkpoint_has_the_format_of_training(tmp_path: Path) -> None:
     write_hf_folder(tmp_path / "hf", MODELS["qwen3"])
-    there(tmp_path / "hf", tmp_path / "megatron")
+    to_megatron(tmp_path / "hf", tmp_path / "megatron")
     checkpoint = tmp_path / "megatron" / "iter_0000000"
     facts = read_facts(checkpoint)
     assert (facts.iteration, facts.optimizer) == (0, "none")
     assert {".metadata", "__0_0.distcp", "common.pt", "metadata.json"} == facts.files.keys()
     check_content(checkpoint, facts, sorted(facts.files))
-    back(checkpoint, tmp_path / "back")  # the checkpoint's own folder works too
+    to_hf(checkpoint, tmp_path / "back")  # the checkpoint's folder works too
     assert is_same(load_all(tmp_path / "back"), load_all(tmp_path / "hf"))
 
 
 def test_peak_memory_is_a_few_times_the_largest_tensor(tmp_path: Path) -> None:
-    """On a model of 40 times its largest tensor."""
+    """For a model 40 times as large as its largest tensor."""
     model = ModelConfig(
         name="large", model_type="qwen3", hidden_size=1024, num_hidden_layers=11, num_attention_heads=8,
         num_key_value_heads=8, head_dim=128, intermediate_size=4096, vocab_size=4096, max_position_embeddings=8,
@@ -126,8 +126,8 @@ def test_peak_memory_is_a_few_times_the_largest_tensor(tmp_path: Path) -> None:
     total, largest = write_model(tmp_path / "hf", model, max_shard_bytes=100_000_000)
     assert total > 40 * largest
     for step in (
-        lambda: there(tmp_path / "hf", tmp_path / "megatron"),
-        lambda: back(tmp_path / "megatron", tmp_path / "back"),
+        lambda: to_megatron(tmp_path / "hf", tmp_path / "megatron"),
+        lambda: to_hf(tmp_path / "megatron", tmp_path / "back"),
     ):
         used = peak_memory(step)
         assert used < 8 * largest, f"{used / 1e6:.0f} MB"
@@ -140,7 +140,7 @@ def test_killed_conversion_leaves_no_result_and_can_be_repeated(tmp_path: Path) 
         torch.set_num_threads(1)
         kill = mock.Mock(side_effect=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         with mock.patch.object(FileSystemWriter, "finish", kill):
-            there(tmp_path / "hf", tmp_path / "megatron")
+            to_megatron(tmp_path / "hf", tmp_path / "megatron")
 
     child = multiprocessing.get_context("fork").Process(target=convert_and_die)
     child.start()
@@ -148,8 +148,8 @@ def test_killed_conversion_leaves_no_result_and_can_be_repeated(tmp_path: Path) 
     assert child.exitcode == -signal.SIGKILL
     assert not (tmp_path / "megatron").exists()
     assert (tmp_path / "megatron.partial" / "iter_0000000" / "__0_0.distcp").is_file()
-    there(tmp_path / "hf", tmp_path / "megatron")
-    back(tmp_path / "megatron", tmp_path / "back")
+    to_megatron(tmp_path / "hf", tmp_path / "megatron")
+    to_hf(tmp_path / "megatron", tmp_path / "back")
     assert is_same(load_all(tmp_path / "back"), load_all(tmp_path / "hf"))
     assert not list(tmp_path.glob("*.partial"))
 
@@ -157,12 +157,12 @@ def test_killed_conversion_leaves_no_result_and_can_be_repeated(tmp_path: Path) 
 def test_existing_output_is_not_overwritten(tmp_path: Path) -> None:
     write_hf_folder(tmp_path / "hf", MODELS["qwen3"])
     (tmp_path / "megatron").mkdir()  # an empty folder is accepted
-    there(tmp_path / "hf", tmp_path / "megatron")
+    to_megatron(tmp_path / "hf", tmp_path / "megatron")
     with pytest.raises(UserError, match=r"megatron = .*: exists and is not empty; .*replace=true"):
-        there(tmp_path / "hf", tmp_path / "megatron")
+        to_megatron(tmp_path / "hf", tmp_path / "megatron")
     with pytest.raises(UserError, match=r"hf = .*: exists and is not empty"):
-        back(tmp_path / "megatron", tmp_path / "hf")
-    there(tmp_path / "hf", tmp_path / "megatron", replace=True)
+        to_hf(tmp_path / "megatron", tmp_path / "hf")
+    to_megatron(tmp_path / "hf", tmp_path / "megatron", replace=True)
     assert (tmp_path / "megatron.replaced-1" / "iter_0000000").is_dir()
 
 
@@ -178,11 +178,11 @@ def test_unsupported_folders_are_refused(tmp_path: Path) -> None:
 
     def refused(match: str) -> None:
         with pytest.raises(UserError, match=match):
-            there(hf, tmp_path / "megatron")
+            to_megatron(hf, tmp_path / "megatron")
         assert not (tmp_path / "megatron").exists()
 
     with pytest.raises(UserError, match=r"^hf = .*nowhere: does not exist; set hf to a folder or a Hub id"):
-        there(tmp_path / "nowhere", tmp_path / "megatron")
+        to_megatron(tmp_path / "nowhere", tmp_path / "megatron")
     config = (hf / "config.json").read_bytes()
     for change, match in (
         ({"attention_bias": True}, "attention_bias = True"),
@@ -209,12 +209,12 @@ def test_unsupported_folders_are_refused(tmp_path: Path) -> None:
 
 def test_unsupported_checkpoints_are_refused(tmp_path: Path) -> None:
     write_hf_folder(tmp_path / "hf", MODELS["qwen3"])
-    there(tmp_path / "hf", tmp_path / "megatron")
+    to_megatron(tmp_path / "hf", tmp_path / "megatron")
     checkpoint = tmp_path / "megatron" / "iter_0000000"
 
     def refused(match: str, folder: Path = tmp_path / "megatron", **options: Any) -> None:
         with pytest.raises(UserError, match=match):
-            back(folder, tmp_path / "back", **options)
+            to_hf(folder, tmp_path / "back", **options)
         assert not (tmp_path / "back").exists()
 
     refused(r"has no iter_0000005; choose one of 0", iteration=5)
@@ -235,7 +235,7 @@ def test_unsupported_checkpoints_are_refused(tmp_path: Path) -> None:
     content = bytearray(data.read_bytes())
     damaged = content.copy()
     offset = content.index(load_file(tmp_path / "hf" / "model.safetensors")["lm_head.weight"].numpy().tobytes())
-    damaged[offset + 100] ^= 1  # one bit
+    damaged[offset + 100] ^= 1  # flip one bit
     data.write_bytes(damaged)
     refused(r"__0_0.distcp: its data of output_layer.weight differs from what was written")
     data.write_bytes(content[:-5000])

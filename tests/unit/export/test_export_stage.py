@@ -1,4 +1,4 @@
-"""The export stage: from a Megatron-Core checkpoint to a folder with which transformers gives the same logits."""
+"""The export stage: a Megatron-Core checkpoint becomes a folder with the same logits in transformers."""
 
 import dataclasses
 import functools
@@ -50,7 +50,7 @@ def publish_checkpoint(run_dir: Path, model: ModelConfig, base: Path, *, params_
                 state["ema"] = ema.sharded_state_dict(models)
             dist_checkpointing.save(state, str(work / name), content_metadata={"kind": "any"})
             with torch.no_grad():
-                chunk.decoder.final_layernorm.weight.fill_(2.0)  # so that the older and the newer can be told apart
+                chunk.decoder.final_layernorm.weight.fill_(2.0)  # so that the older and the newer differ
     stage.publish()
 
 
@@ -64,7 +64,7 @@ def run_config(run_dir: Path, model: ModelConfig, *, params_dtype: str = "fp32",
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """A folder with a base model and a run trained from it, made once per model and type. Read only."""
+    """A folder with a base model and a run trained from it, made once per model and type. Read-only."""
 
     @functools.cache
     def make(name: str, params_dtype: str) -> Path:
@@ -93,7 +93,7 @@ def make_run(trained: Callable[[str, str], Path], tmp_path: Path) -> Callable[..
 
 @pytest.fixture
 def no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the comparison of logits, which starts a process."""
+    """Skip the comparison of logits, which starts a subprocess."""
     monkeypatch.setattr(verify, "MAX_PARAMETERS", 0)
 
 
@@ -126,7 +126,7 @@ def test_older_checkpoint_or_moving_average(make_run: Callable[..., RunConfig], 
     config = dataclasses.replace(make_run("qwen3", "bf16"), export=chosen)
     run_export(config)
     assert config.model is not None
-    expected = load_file(Path(str(config.model.path)) / "model.safetensors")  # neither has the change of iteration 10
+    expected = load_file(Path(str(config.model.path)) / "model.safetensors")  # without iteration 10
     found = load_file(Path(config.run_dir) / "export" / "model.safetensors")
     assert all(torch.equal(found[key], expected[key]) and found[key].dtype == expected[key].dtype for key in expected)
     facts = read_manifest(Path(config.run_dir) / "export").facts
@@ -203,7 +203,7 @@ def test_killed_export_keeps_its_complete_files(
     assert not list(export.glob("*.tmp"))
 
 
-def test_folder_with_other_logits_is_refused(
+def test_folder_with_different_logits_is_refused(
     make_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_run("qwen3")

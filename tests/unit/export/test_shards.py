@@ -1,4 +1,4 @@
-"""Written safetensors files: reading them back, their sizes, and recognising complete ones."""
+"""Written safetensors files: reading back, sizes, and recognition of complete ones."""
 
 import json
 from pathlib import Path

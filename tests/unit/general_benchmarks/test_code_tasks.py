@@ -1,4 +1,4 @@
-"""Programs as lm-eval filters them, in the sandbox: right ones pass, and verdicts are those that lm-eval would give."""
+"""Programs extracted by lm-eval and run in the sandbox: correct ones pass, and verdicts agree with lm-eval's."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def grade(task: str, rows: list[DocumentResult], folder: Path, cpu_seconds: floa
 
 
 def humaneval(count: int | None) -> list[DocumentResult]:
-    """What lm-eval's filter makes of canonical solutions: the prompt with the answer behind."""
+    """The output of lm-eval's filter for canonical solutions: the prompt followed by the answer."""
     docs = rows_of("humaneval", count)
     return [item(n, doc, doc["prompt"] + doc["canonical_solution"]) for n, doc in enumerate(docs)]
 
@@ -61,7 +61,7 @@ def test_canonical_solutions_pass_and_emptied_ones_do_not(tmp_path: Path, task: 
 @needs_lm_eval
 @pytest.mark.parametrize("count", [16, pytest.param(None, marks=pytest.mark.slow)])
 def test_cruxeval_agrees_with_lm_evals_own_check(tmp_path: Path, count: int | None) -> None:
-    """On answers that a person wrote, which may be run here: the right ones, and each row's neighbour's."""
+    """On answers written by people, which are safe to run here: the right ones, and those of each next row."""
     from lm_eval.tasks.cruxeval import utils
 
     docs = rows_of("cruxeval_output", count)
@@ -80,14 +80,14 @@ def crux(number: int, answer: str) -> DocumentResult:
     return item(number, doc, f"{doc['code']}\nassert f(1)=={answer}")
 
 
-def test_a_program_of_cruxeval_passes_only_past_its_assertion(tmp_path: Path) -> None:
+def test_a_cruxeval_program_passes_only_if_it_reaches_the_end(tmp_path: Path) -> None:
     answers = ["1", "2", "1 or print('reached the end')", "__import__('os')._exit(0)", "exit()", "(", "1\nwhile 1: 0"]
     rows = [crux(n, answer) for n, answer in enumerate(answers)]
     statuses = [verdict.status for verdict in grade("cruxeval_output", rows, tmp_path, cpu_seconds=0.3)]
     assert statuses == ["passed", "runtime_error", "passed", "wrong_answer", "wrong_answer", "syntax_error", "timeout"]
 
 
-def test_programs_cannot_reach_the_machine(tmp_path: Path) -> None:
+def test_programs_cannot_write_to_the_machine(tmp_path: Path) -> None:
     path = tmp_path / "written"
     row = crux(0, f"open({str(path)!r}, 'w').write('x')")
     (verdict,) = grade("cruxeval_output", [row], tmp_path)
@@ -99,7 +99,7 @@ def verdict(problem: str, index: int, status: str) -> Verdict:
     return Verdict(problem_id=problem, sample_index=index, status=status)  # type: ignore[arg-type]
 
 
-def test_scores_are_pass_at_k_and_leave_out_where_the_judge_failed() -> None:
+def test_scores_are_pass_at_k_without_infrastructure_errors() -> None:
     rows = [item(n, {"id": f"p{n}"}, ks=(1, 2)) for n in range(3)]
     verdicts = [verdict("p0", 0, "passed"), verdict("p0", 1, "timeout"),
                 verdict("p1", 0, "infrastructure_error"), verdict("p1", 1, "passed"),
@@ -107,8 +107,8 @@ def test_scores_are_pass_at_k_and_leave_out_where_the_judge_failed() -> None:
     assert [row.scores for row in with_scores(rows, verdicts)] == [{"pass@1": 0.5, "pass@2": 1.0}, {"pass@1": 1.0}, {}]
 
 
-def test_tests_that_want_what_the_sandbox_lacks_are_an_error_and_no_score(tmp_path: Path) -> None:
-    """As HumanEval+ without NumPy: every program would fail."""
+def test_tests_that_need_a_missing_package_are_an_error_and_not_a_score(tmp_path: Path) -> None:
+    """For example HumanEval+ without NumPy: every program would fail."""
     doc = {"task_id": "HumanEval/0", "prompt": "def f(x):\n", "canonical_solution": "    return x\n",
            "entry_point": "f", "test": "import no_such_package\ndef check(f):\n    assert f(1) == 1\n"}  # fmt: skip
     reference = reference_of("humaneval_plus", item(0, doc))
@@ -122,7 +122,7 @@ def test_tests_that_want_what_the_sandbox_lacks_are_an_error_and_no_score(tmp_pa
 @needs_lm_eval
 @pytest.mark.slow
 @pytest.mark.parametrize(("direction", "passing"), [("output", 427), ("input", 784)])
-def test_what_lm_eval_makes_of_right_answers_to_cruxeval(tmp_path: Path, direction: str, passing: int) -> None:
+def test_lm_evals_extraction_of_right_answers_to_cruxeval(tmp_path: Path, direction: str, passing: int) -> None:
     """Its extraction cuts quotes and brackets off some of them; its guide names these numbers."""
     from lm_eval.tasks.cruxeval import utils
 

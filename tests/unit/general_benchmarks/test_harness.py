@@ -1,4 +1,4 @@
-"""lm-eval itself: its tasks with local data, and both models of a run on vLLM, killed and taken up again."""
+"""lm-eval: its tasks with local data, and both models of a run on vLLM, killed and resumed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def spec_of(data: dict[str, str], **settings: Any) -> HarnessSpec:
-    """What a process would be asked; no engine is started with it."""
+    """The task of a process; no engine is started with it."""
     engine = VllmSpec(
         model="none", end_token_ids=(), device="cpu", devices=(("0",),),
         settings=EngineConfig(max_model_len=settings.pop("max_model_len", 65536)),
@@ -65,7 +65,7 @@ def load(spec: HarnessSpec, scratch: Path) -> dict[str, dict[str, Any]]:
     return load_tasks(spec, spec.tasks, scratch)
 
 
-def test_tasks_are_lm_evals_own_but_for_their_rows(data: dict[str, str], tmp_path: Path) -> None:
+def test_tasks_equal_lm_evals_except_for_their_data(data: dict[str, str], tmp_path: Path) -> None:
     loaded = load(spec_of(data), tmp_path)
     humaneval, mbpp = loaded["humaneval"]["humaneval"], loaded["mbpp"]["mbpp"]
     (doc,) = list(humaneval.eval_docs)[:1]
@@ -86,7 +86,7 @@ def test_lm_eval_runs_no_program_here(data: dict[str, str], tmp_path: Path) -> N
         load(spec_of({"humaneval": data["humaneval"]}, code_tasks=()), tmp_path)
 
 
-def test_examples_need_rows_that_are_not_evaluated(data: dict[str, str], tmp_path: Path) -> None:
+def test_few_shot_examples_need_rows_that_are_not_evaluated(data: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.mmlu = .* 5 examples must come from others; name a folder"):
         load(spec_of({"mmlu": data["mmlu"]}, num_fewshot={"mmlu": 5}), tmp_path)
     folder = tmp_path / "rows"
@@ -99,7 +99,7 @@ def test_examples_need_rows_that_are_not_evaluated(data: dict[str, str], tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"tasks": ("humanevil",), "data": ""}, "humanevil: is not a task or group of lm-eval"),
         ({"num_fewshot": {"humaneval": 1}}, r"num_fewshot.humaneval = 1: lm-eval defines this task without examples"),
@@ -107,22 +107,22 @@ def test_examples_need_rows_that_are_not_evaluated(data: dict[str, str], tmp_pat
         ({"max_model_len": 1024}, r"engine.max_model_len = 1024: leaves no room .* the 1024 tokens .* of humaneval"),
     ],
 )
-def test_what_cannot_be_run_is_one_line(data: dict[str, str], tmp_path: Path, settings: Any, said: str) -> None:
+def test_invalid_tasks_are_one_line(data: dict[str, str], tmp_path: Path, settings: Any, message: str) -> None:
     settings = {**settings}
     name = settings.pop("data", "humaneval")
     chosen = {name: data[name]} if name else {}
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load(spec_of(chosen, **settings), tmp_path)
 
 
-def test_a_task_that_is_not_at_hand_says_how_to_name_local_files(tmp_path: Path, monkeypatch) -> None:
+def test_a_task_without_data_says_how_to_name_local_files(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"aime25: lm-eval cannot load it .*data.aime25 to local files"):
         load(spec_of({}, tasks=("aime25",)), tmp_path)
 
 
-def test_without_lm_eval_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_lm_eval_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> str:
         raise processes.PackageNotFoundError(name)
 
@@ -156,7 +156,7 @@ def command(run_dir: Path, model: Path, data: dict[str, str], *extra: str) -> li
 
 
 def publish_export(run_dir: Path, model: Path) -> None:
-    """The base once more as the tuned model: every difference is then 0."""
+    """The base again as the tuned model, so that every difference is 0."""
     stage = Stage(name="export", run_dir=run_dir, config={}, inputs={})
     shutil.copytree(model, stage.begin(), dirs_exist_ok=True)
     stage.publish()
@@ -184,7 +184,7 @@ def kill_when(line: list[str], part: Path) -> None:
 
 
 def session_of(entry: Path) -> int | None:
-    """Of a process that is alive."""
+    """Session id of a live process."""
     try:
         fields = (entry / "stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -192,25 +192,25 @@ def session_of(entry: Path) -> int | None:
     return None if fields[0] == "Z" else int(fields[3])
 
 
-def test_two_equal_models_differ_by_nothing_killed_or_not(data: dict[str, str], model: Path, tmp_path: Path) -> None:
+def test_equal_models_have_no_difference_killed_or_not(data: dict[str, str], model: Path, tmp_path: Path) -> None:
     publish_export(tmp_path, model)
     line = command(tmp_path, model, data)
     part = tmp_path / "general_benchmarks.partial" / "parts" / "base" / "humaneval.0-of-1.jsonl"
     kill_when(line, part)
-    # A mark that only survives if the finished part is taken as it is.
-    part.write_text("".join(json.dumps({**row, "prompt": "taken as it was"}) + "\n" for row in read_jsonl(part)))
+    # A mark that only survives if the finished part is reused.
+    part.write_text("".join(json.dumps({**row, "prompt": "reused"}) + "\n" for row in read_jsonl(part)))
     done = run(line)
     assert done.returncode == 0, done.stderr[-4000:]
 
     folder = tmp_path / "general_benchmarks"
     samples = {name: {task: read_jsonl(folder / "samples" / name / f"{task}.jsonl") for task in data}
                for name in ("base", "ssd")}  # fmt: skip
-    assert {row["prompt"] for row in samples["base"]["humaneval"]} == {"taken as it was"}
+    assert {row["prompt"] for row in samples["base"]["humaneval"]} == {"reused"}
     for task in data:
         base, ssd = samples["base"][task], samples["ssd"][task]
         assert [row["answers"] for row in base] == [row["answers"] for row in ssd], task
         assert len(base) == (4 if task == "mmlu" else 2)
-    assert len(set(samples["base"]["cruxeval_output"][0]["answers"])) > 5  # of ten sampled ones
+    assert len(set(samples["base"]["cruxeval_output"][0]["answers"])) > 5  # of ten sampled answers
 
     results = json.loads((folder / "summary.json").read_text())["results"]
     assert [(row["task"], row["metric"], row["num_fewshot"]) for row in results] == [
@@ -228,7 +228,7 @@ def test_two_equal_models_differ_by_nothing_killed_or_not(data: dict[str, str], 
 
 
 @pytest.mark.slow
-def test_engines_share_the_rows_and_change_no_answer(data: dict[str, str], model: Path, tmp_path: Path) -> None:
+def test_several_engines_give_the_same_answers(data: dict[str, str], model: Path, tmp_path: Path) -> None:
     answers = []
     for engines in (1, 2):
         run_dir = tmp_path / str(engines)
@@ -242,11 +242,9 @@ def test_engines_share_the_rows_and_change_no_answer(data: dict[str, str], model
 
 
 @pytest.mark.slow
-def test_an_engine_that_cannot_start_and_a_prompt_that_does_not_fit_are_one_line(
-    data: dict[str, str], model: Path, tmp_path: Path
-) -> None:
+def test_a_failed_engine_and_an_overlong_prompt_are_one_line(data: dict[str, str], model: Path, tmp_path: Path) -> None:
     mbpp = {"mbpp": data["mbpp"]}
-    for extra, said in (
+    for extra, message in (
         ("engine.max_model_len=300", "a prompt of "),
         (f"engine.max_model_len={4 * CONTEXT}", "did not start"),
         ("engine.options.no_such=1", "is not an argument of the EngineArgs"),
@@ -255,4 +253,4 @@ def test_an_engine_that_cannot_start_and_a_prompt_that_does_not_fit_are_one_line
         assert done.returncode == 2, done.stderr[-4000:]
         last = done.stderr.strip().splitlines()[-1]
         assert last.startswith("error: ")
-        assert said in last
+        assert message in last

@@ -1,4 +1,4 @@
-"""Local files in place of the Hub's: which are which split, what lm-eval is told, and what is refused."""
+"""Local files instead of the Hub's: their splits, the lm-eval task configuration, and validation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def files_of(config: dict[str, Any]) -> dict[str, list[str]]:
     return {split: [Path(f).name for f in files] for split, files in config["dataset_kwargs"]["data_files"].items()}
 
 
-def test_a_file_is_the_split_that_is_evaluated_and_no_other_is_asked_for(tmp_path: Path) -> None:
+def test_a_file_is_the_evaluated_split_and_no_other_is_needed(tmp_path: Path) -> None:
     config = written(tmp_path, write_rows(tmp_path / "rows.jsonl", [QUESTION]))
     assert config["include"] == "/lm_eval/some.yaml"
     assert (config["dataset_path"], config["dataset_name"]) == ("json", None)
@@ -53,7 +53,7 @@ def test_a_task_without_a_test_split_is_evaluated_on_its_validation_split(tmp_pa
     assert config["training_split"] is None
 
 
-def test_files_of_a_folder_go_by_the_split_that_their_names_begin_with(tmp_path: Path) -> None:
+def test_names_of_files_in_a_folder_begin_with_their_split(tmp_path: Path) -> None:
     folder = tmp_path / "rows"
     folder.mkdir()
     for name in ("test-00000-of-00002", "test-00001-of-00002", "dev-00000-of-00001", "auxiliary_train-00000-of-00001"):
@@ -74,7 +74,7 @@ def test_a_folder_without_the_evaluated_split_is_refused(tmp_path: Path) -> None
         written(tmp_path, tmp_path / "rows")
 
 
-def test_kinds_of_files_do_not_mix(tmp_path: Path) -> None:
+def test_file_formats_cannot_be_mixed(tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
     write_rows(tmp_path / "rows" / "test.jsonl", [QUESTION])
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([QUESTION]), tmp_path / "rows" / "dev.parquet")
@@ -92,7 +92,7 @@ def test_a_group_is_divided_by_subject(tmp_path: Path) -> None:
            for name in ("anatomy", "law", "virology")}  # fmt: skip
     paths = write_subjects(tmp_path, "mmlu", own, data=str(tmp_path / "rows"))
     configs = [yaml.safe_load(Path(path).read_text()) for path in paths]
-    assert [config["task"] for config in configs] == ["mmlu_anatomy", "mmlu_virology"]  # law has examples alone
+    assert [config["task"] for config in configs] == ["mmlu_anatomy", "mmlu_virology"]  # law has only examples
     assert [config["include"] for config in configs] == ["/anatomy.yaml", "/virology.yaml"]
     (file,) = configs[1]["dataset_kwargs"]["data_files"]["test"]
     questions = [json.loads(line)["question"] for line in Path(file).read_text().splitlines()]
@@ -108,7 +108,7 @@ def test_an_unknown_subject_is_named_with_its_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "row", "said"),
+    ("task", "row", "message"),
     [
         ("humaneval", {"task_id": "a", "prompt": "p", "test": "t"}, "entry_point"),
         ("humaneval_instruct", {"task_id": "a", "prompt": "p", "test": "t"}, "entry_point"),
@@ -120,18 +120,18 @@ def test_an_unknown_subject_is_named_with_its_row(tmp_path: Path) -> None:
         ("mmlu", QUESTION, "subject"),
     ],
 )
-def test_a_missing_column_is_named(tmp_path: Path, task: str, row: dict[str, Any], said: str) -> None:
+def test_a_missing_column_is_named(tmp_path: Path, task: str, row: dict[str, Any], message: str) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [row])
-    with pytest.raises(UserError, match=rf"rows.jsonl:1 .*has no column {said}; the Hub's columns for {task} are"):
+    with pytest.raises(UserError, match=rf"rows.jsonl:1 .*has no column {message}; the Hub's columns for {task} are"):
         check_data(task, str(path))
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"general_benchmarks.data.mbpp = .*none.jsonl: does not exist; name a file"):
         check_data("mbpp", str(tmp_path / "none.jsonl"))
 
 
-def test_the_identity_is_that_of_the_content(tmp_path: Path) -> None:
+def test_the_identity_is_the_content(tmp_path: Path) -> None:
     paths = [
         write_rows(tmp_path / name, [QUESTION] * n) for name, n in (("a.jsonl", 1), ("b.jsonl", 1), ("c.jsonl", 2))
     ]
@@ -139,6 +139,6 @@ def test_the_identity_is_that_of_the_content(tmp_path: Path) -> None:
     assert one == same != other
 
 
-def test_numbers_of_rows_are_known_for_whole_benchmarks_alone() -> None:
+def test_row_counts_are_known_only_for_complete_benchmarks() -> None:
     assert [rows_on_hub(name) for name in ("mbpp_instruct", "mbpp_plus", "mmlu")] == [500, 378, 14042]
     assert [rows_on_hub(name) for name in ("mmlu_anatomy", "gsm8k")] == [None, None]

@@ -1,4 +1,4 @@
-"""Numbers of a task: equal to lm-eval's own, and differences paired by row."""
+"""Results of a task equal lm-eval's, and differences are paired by document."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def summary_of(base: list[DocumentResult], ssd: list[DocumentResult] | None = No
     return results_of(base, ssd).results
 
 
-def test_value_and_error_of_a_task_and_of_a_group_are_lm_evals() -> None:
+def test_value_and_error_of_a_task_and_of_a_group_equal_lm_evals() -> None:
     metrics = pytest.importorskip("lm_eval.api.metrics", reason="needs lm-eval (make venv)")
     rng = random.Random(0)
     leaves = {f"leaf{n}": [float(rng.random() < 0.3 + 0.1 * n) for _ in range(5 + 7 * n)] for n in range(4)}
@@ -47,12 +47,12 @@ def test_value_and_error_of_a_task_and_of_a_group_are_lm_evals() -> None:
     assert one.base.stderr == pytest.approx(errors[3])
 
 
-def test_an_error_of_one_row_is_unknown() -> None:
+def test_the_error_of_one_document_is_unknown() -> None:
     (row,) = summary_of([item("a", 0, acc=1.0), item("b", 0, acc=0.0), item("b", 1, acc=0.0)])
     assert row.base == ModelValue(value=pytest.approx(1 / 3), stderr=None, rows=3)
 
 
-def test_differences_are_paired_by_row_whatever_the_order() -> None:
+def test_differences_are_paired_by_document_in_any_order() -> None:
     base = [item("t", n, acc=float(n % 2)) for n in range(40)]
     (same,) = summary_of(base, list(reversed(base)))
     assert (same.difference.value, same.difference.low, same.difference.high) == (0.0, 0.0, 0.0)
@@ -62,7 +62,7 @@ def test_differences_are_paired_by_row_whatever_the_order() -> None:
     assert row.difference.low < -1 / 40 < row.difference.high == 0.0
 
 
-def test_a_row_without_a_score_is_in_no_difference() -> None:
+def test_a_document_without_a_score_is_left_out_of_differences() -> None:
     base = [item("t", 0, **{"pass@1": 1.0}), item("t", 1, **{"pass@1": 1.0})]
     (row,) = summary_of(base, [item("t", 0), item("t", 1, **{"pass@1": 0.0})])
     assert (row.base.rows, row.ssd.rows, row.difference.value) == (2, 1, -1.0)
@@ -75,7 +75,7 @@ def test_every_filter_and_metric_has_a_row() -> None:
                      ("acc_norm", "flexible", 0.0)]  # fmt: skip
 
 
-def test_the_table_has_what_a_base_alone_has() -> None:
+def test_the_table_of_a_base_without_a_tuned_model() -> None:
     text = table(results_of([item("t", n, acc=float(n < 3)) for n in range(4)]))
     header, line, *_ = text.splitlines()
     assert header.split()[:4] == ["task", "metric", "rows", "base"]

@@ -24,11 +24,11 @@ def built(model: ModelConfig, **kwargs: int | None) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("model", [DENSE, MOE, UNTIED_LLAMA], ids=lambda model: model.name)
-def test_parameters_are_as_many_as_the_shape_says(model: ModelConfig) -> None:
+def test_parameter_count_equals_the_configured_shape(model: ModelConfig) -> None:
     assert sum(parameter.numel() for parameter in built(model, seed=None).values()) == model.num_parameters()
 
 
-def test_initial_weights_follow_the_seed() -> None:
+def test_initial_weights_depend_on_the_seed() -> None:
     first, again, other = built(DENSE, seed=1), built(DENSE, seed=1), built(DENSE, seed=2)
     name = "decoder.layers.2.mlp.linear_fc1.weight"
     assert torch.equal(first[name], again[name])
@@ -36,7 +36,7 @@ def test_initial_weights_follow_the_seed() -> None:
     assert not torch.equal(first[name], first[name.replace("layers.2", "layers.3")])
 
 
-def test_initial_weights_have_the_stated_spread() -> None:
+def test_initial_weights_have_the_configured_standard_deviation() -> None:
     weights = built(DENSE, seed=0)
     assert weights["embedding.word_embeddings.weight"].std().item() == pytest.approx(0.02, rel=0.05)
     assert weights["decoder.layers.0.mlp.linear_fc2.weight"].std().item() == pytest.approx(0.02 / 8**0.5, rel=0.05)

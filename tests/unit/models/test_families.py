@@ -1,4 +1,4 @@
-"""config.json in both directions, against files of transformers and forms found on the Hub."""
+"""config.json in both directions, against files of transformers and variants found on the Hub."""
 
 import dataclasses
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_config_round_trip_through_transformers(name: str, tmp_path: Path) -> No
     model = MODELS[name]
     family = FAMILIES[model.model_type]
     family.check_hf_config(to_hf(model), model, source=SOURCE)
-    # transformers reads what we write, and writes it in its own way, which must say the same again.
+    # transformers reads our file and writes its own form, which must parse to the same configuration.
     transformers.AutoConfig.for_model(**to_hf(model)).save_pretrained(tmp_path)
     family.check_hf_config(read_hf_config(tmp_path), model, source=SOURCE)
 
@@ -37,7 +37,7 @@ def test_folder_written_by_transformers_passes(name: str, tmp_path: Path) -> Non
 
 
 def test_older_llama_files_pass() -> None:
-    """Older files: no head_dim, rope scaling beside theta, nothing said about tied embeddings."""
+    """Older files: no head_dim, rope scaling beside theta, no key for tied embeddings."""
     model = dataclasses.replace(MODELS["llama_scaled"], head_dim=8)
     values = to_hf(model)
     del values["head_dim"], values["tie_word_embeddings"]
@@ -90,7 +90,7 @@ def test_wrong_family_and_missing_key() -> None:
 
 
 def test_harmless_keys_are_accepted() -> None:
-    """As transformers 5 writes it: rope_parameters, layer types, null for what is not set."""
+    """As transformers 5 writes it: rope_parameters, layer types, null for unset values."""
     model = MODELS["qwen3"]
     values = to_hf(model)
     del values["rope_theta"], values["rope_scaling"]

@@ -1,4 +1,4 @@
-"""Loading Hugging Face folders into GPTModel in one process: exact weights, equal logits, errors with names."""
+"""Loading Hugging Face folders into GPTModel in one process: exact weights, equal logits, clear errors."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -85,7 +85,7 @@ def test_logits_equal_transformers(references: Path, name: str) -> None:
     assert difference < TOLERANCE, f"largest difference {difference:.2e}"
 
 
-def test_rope_scaling_is_what_makes_the_logits_equal(references: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_differ_without_rope_scaling(references: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the parity test above would not detect missing scaling."""
     monkeypatch.setattr(Family, "check_hf_config", lambda *args, **kwargs: None)
     unscaled = dataclasses.replace(MODELS["llama_scaled"], rope_scaling=None)
@@ -127,7 +127,7 @@ def test_many_missing_weights_are_counted(tmp_path: Path) -> None:
         load(model)
 
 
-def test_a_tied_folder_may_hold_the_output_layer_too(tmp_path: Path) -> None:
+def test_a_tied_folder_may_contain_the_output_layer_too(tmp_path: Path) -> None:
     model = write_hf_folder(tmp_path, MODELS["qwen3_tied"])
     change_weights(tmp_path, lambda weights: weights.update({"lm_head.weight": torch.zeros(64, 32)}))
     load(model)

@@ -46,9 +46,7 @@ def test_split_undoes_merge_and_slices_merge_to_shards(
     assert all(map(torch.equal, mapping.split(full, MODEL), tensors))
     assert mapping.hf_shapes(tuple(full.shape), MODEL) == tuple((count, 6) for count in rows)
     slices = [mapping.merge([tensor.chunk(parts)[part] for tensor in tensors], MODEL) for part in range(parts)]
-    if not isinstance(
-        mapping, GateUpMapping
-    ):  # its ranks concatenate their own two slices, so shards are not contiguous
+    if not isinstance(mapping, GateUpMapping):  # each rank concatenates its two slices, so shards are not contiguous
         assert torch.equal(torch.cat(slices), full)
     for part, piece in enumerate(slices):
         expected = [tensor.chunk(parts)[part] for tensor in tensors]
@@ -71,8 +69,8 @@ def test_both_layer_specs_have_mappings(name: str) -> None:
 
 
 def test_both_layer_specs_use_the_same_hf_weights() -> None:
-    """TransformerEngine's grouped experts and fused norms, row by row, against the names of the local layers."""
-    rows = FAMILIES["qwen3_moe"].mappings
+    """TransformerEngine's grouped experts and fused norms, compared with the names of the local layers."""
+    mappings = FAMILIES["qwen3_moe"].mappings
     pairs = {
         "decoder.layers.1.input_layernorm.weight": "decoder.layers.1.self_attention.linear_qkv.layer_norm_weight",
         "decoder.layers.1.mlp.experts.local_experts.3.linear_fc1.weight":
@@ -81,7 +79,7 @@ def test_both_layer_specs_use_the_same_hf_weights() -> None:
             "decoder.layers.1.mlp.experts.linear_fc2.weight3",
     }  # fmt: skip
     for local, fused in pairs.items():
-        ours, theirs = find_mapping(rows, local), find_mapping(rows, fused)
+        ours, theirs = find_mapping(mappings, local), find_mapping(mappings, fused)
         assert ours.numbers == theirs.numbers
         assert ours.mapping.hf_names(ours.numbers) == theirs.mapping.hf_names(theirs.numbers)
         assert (type(ours.mapping), ours.mapping.shard_dim, ours.mapping.is_expert) == (

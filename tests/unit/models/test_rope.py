@@ -1,4 +1,4 @@
-"""Scaled rotary frequencies equal those of transformers, for other constants than Llama's too."""
+"""Scaled rotary frequencies equal those of transformers, also for constants other than Llama's."""
 
 import dataclasses
 

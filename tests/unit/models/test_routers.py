@@ -1,4 +1,4 @@
-"""The auxiliary loss weighs what its coefficient says, whatever the cross-entropy is divided by; the load's figures."""
+"""The auxiliary loss has its coefficient under any loss normalization; statistics of the expert load."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the
 def last_router(root: Path, coefficient: float, normalization: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(gradient of the last layer's routing weights in iteration 1, gradient of the auxiliary loss alone).
 
-    The second is written out from what the router sees: experts x sum of (share of assignments x mean probability),
+    The second is computed from the router's inputs: experts x sum of (share of assignments x mean probability),
     in the mean over micro batches.
     """
     inputs: list[torch.Tensor] = []
@@ -56,7 +56,7 @@ def test_the_auxiliary_loss_has_its_coefficient_under_either_normalization(tmp_p
         torch.testing.assert_close(with_loss - without, 0.5 * alone, rtol=1e-3, atol=1e-8)
 
 
-def test_expert_load_by_hand() -> None:
+def test_expert_load_equals_a_hand_computation() -> None:
     assert expert_load(torch.tensor([[4, 4, 4, 4], [0, 2, 12, 2]])) == {
         "expert_load_max": 3.0, "expert_load_max_layer": 1,
         "expert_load_min": 0.0, "expert_load_min_layer": 1, "experts_unused": 1,

@@ -1,4 +1,4 @@
-"""The planner's activations of a layer are what autograd keeps, for Megatron-Core's own layers on a CPU.
+"""The planned activations of a layer equal what autograd saves, for Megatron-Core's local layers on a CPU.
 
 Sequences of 1,024 tokens, for which attention uses PyTorch's fused kernel as on a GPU. Not covered, because their
 layers need CUDA: TransformerEngine's tensors, FP8, grouped experts, recomputed norms.
@@ -20,14 +20,14 @@ from tests.helpers.training_run import CPU, DENSE, EXACT, MOE
 
 LENGTH = 1024
 ONE = ParallelConfig()
-# Left out of the list: the norms' root mean squares, the indices of routed tokens. 1.4 % of the narrowest case.
+# The planner leaves out the root mean squares of norms and the indices of routed tokens: 1.4 % of the narrowest case.
 TOLERANCE = 0.02
 LLAMA = dataclasses.replace(DENSE, model_type="llama", tie_word_embeddings=False, name="llama")
 MODULES = {"dense": ("mlp",), "llama": ("core_attn", "mlp"), "moe": ("core_attn", "moe")}
 
 
 def saved_bytes(model: ModelConfig, precision: PrecisionConfig, *, num_layers: int) -> int:
-    """Bytes of all that autograd saves in one forward pass, weights aside, each storage once."""
+    """Bytes that autograd saves in one forward pass without the weights, each storage once."""
     model = dataclasses.replace(model, num_hidden_layers=num_layers, max_position_embeddings=LENGTH)
     saved: dict[int, torch.Tensor] = {}
     with process_groups(ONE, device=prepare_device(CPU)):
@@ -42,7 +42,7 @@ def saved_bytes(model: ModelConfig, precision: PrecisionConfig, *, num_layers: i
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = chunk(tokens, torch.arange(LENGTH)[None], None, labels=tokens)
         del loss
-        # What was discarded after it was saved has an empty storage.
+        # A tensor that was discarded after saving has an empty storage.
         return sum(t.untyped_storage().nbytes() for pointer, t in saved.items() if pointer not in weights)
 
 
@@ -50,7 +50,7 @@ def saved_bytes(model: ModelConfig, precision: PrecisionConfig, *, num_layers: i
 @pytest.mark.parametrize("model", [DENSE, LLAMA, MOE], ids=lambda model: model.name)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-def test_a_layer_keeps_what_is_listed(model: ModelConfig, dtype: str, recompute: str) -> None:
+def test_a_layer_saves_the_planned_bytes(model: ModelConfig, dtype: str, recompute: str) -> None:
     precision = dataclasses.replace(
         EXACT, params_dtype=dtype, recompute=recompute, recompute_modules=MODULES[model.name]
     )
@@ -59,7 +59,7 @@ def test_a_layer_keeps_what_is_listed(model: ModelConfig, dtype: str, recompute:
     assert listed * LENGTH == pytest.approx((four - two) / 2, rel=TOLERANCE)
 
 
-def test_recomputing_more_keeps_less_and_works_more() -> None:
+def test_more_recomputation_saves_memory_and_costs_operations() -> None:
     settings = [
         {"recompute": "none"},
         {"recompute": "selective", "recompute_modules": ("layernorm", "moe_act")},
@@ -87,7 +87,7 @@ def test_recomputing_more_keeps_less_and_works_more() -> None:
         ({"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}, 8, [5, 3]),
     ],
 )
-def test_layers_in_flight_by_hand(sizes: dict[str, int], microbatches: int, expected: list[int]) -> None:
+def test_layers_in_flight_as_computed_by_hand(sizes: dict[str, int], microbatches: int, expected: list[int]) -> None:
     layout = ParallelConfig(world_size=4, **sizes)
     stages = range(layout.pipeline_model_parallel_size)
     assert [layers_in_flight(DENSE, layout, stage=stage, num_microbatches=microbatches) for stage in stages] == expected

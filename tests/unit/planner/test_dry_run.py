@@ -1,4 +1,4 @@
-"""Every shipped layout, every rank of it, without a GPU."""
+"""Every rank of every shipped layout builds without a GPU."""
 
 import pytest
 
@@ -39,7 +39,7 @@ def test_every_rank_of_a_shipped_model_builds_and_the_total_is_exact(name: str) 
     ],
     ids=["tp2_pp2_cp2", "pp2_vpp2", "ep4_pp2", "tp2_etp2"],
 )
-def test_shards_held_by_many_ranks_count_once(model, sizes) -> None:  # type: ignore[no-untyped-def]
+def test_replicated_shards_count_once(model, sizes) -> None:  # type: ignore[no-untyped-def]
     report = lay_out(model, ParallelConfig(world_size=8, **sizes), EXACT)
     assert report.num_parameters == model.num_parameters()
     assert sum(rank.num_parameters for rank in report.ranks) > report.num_parameters

@@ -1,4 +1,4 @@
-"""Operations against PyTorch's own counter on transformers' models, and by hand."""
+"""Operation counts equal PyTorch's counter on transformers' models, and hand computations."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ LENGTH = 32
 
 
 def counted(model: ModelConfig, folder, *, backward: bool) -> int:  # type: ignore[no-untyped-def]
-    """Operations that PyTorch counts for one sequence of ``LENGTH`` tokens, attention written out in full squares."""
+    """Operations that PyTorch counts for one sequence of ``LENGTH`` tokens, with the full attention matrix."""
     write_hf_folder(folder, model)
     hf_model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation="eager", experts_implementation="eager"
@@ -30,21 +30,21 @@ def counted(model: ModelConfig, folder, *, backward: bool) -> int:  # type: igno
 
 
 def full_squares(model: ModelConfig) -> float:
-    """What eager attention computes beyond the causal half: it masks after multiplying."""
+    """Operations of eager attention beyond the causal half: it masks after multiplying."""
     above_the_diagonal = LENGTH * (LENGTH - 1) // 2
     return 2 * 2 * model.num_attention_heads * model.head_dim * model.num_hidden_layers * above_the_diagonal
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_tied", "qwen3_moe", "llama"])
 @pytest.mark.parametrize("passes", [1, 3])
-def test_operations_are_those_that_pytorch_counts(name: str, passes: int, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_operations_equal_pytorchs_count(name: str, passes: int, tmp_path) -> None:  # type: ignore[no-untyped-def]
     model = MODELS[name]
     expected = passes / 3 * flops_of(model, [LENGTH]) + passes * full_squares(model)
     # Rotary tables are one small matrix product in transformers, 2 x 32 x 8 operations in 10^7, forward only.
     assert counted(model, tmp_path, backward=passes == 3) == pytest.approx(expected, rel=1e-3)
 
 
-def test_one_token_of_the_30b_by_hand() -> None:
+def test_one_token_of_the_30b_equals_a_hand_computation() -> None:
     model = compose_config(["model=qwen3_30b"]).model
     assert model is not None
     layer = 2048 * 4096 * 2 + 2 * 2048 * 512 + 2048 * 128 + 8 * 3 * 2048 * 768
@@ -54,7 +54,7 @@ def test_one_token_of_the_30b_by_hand() -> None:
     assert flops_of(model, [65536]) == 3 * (2 * 3_041_656_832 * 65536 + one_pair * 65536 * 65537 // 2)
 
 
-def test_packed_segments_count_each_by_itself_and_only_active_experts_count() -> None:
+def test_packed_segments_count_separately_and_only_active_experts_count() -> None:
     model = MODELS["qwen3_moe"]
     assert flops_of(model, [8, 24]) == flops_of(model, [8]) + flops_of(model, [24]) < flops_of(model, [32])
     assert flops_of(model, []) == 0

@@ -1,6 +1,6 @@
-"""Prompts in the two kinds of chat format that the supported models have, and as plain text, id by id.
+"""Prompt token ids in the two chat formats of the supported models, and as plain text.
 
-The tokenizer has one id a byte, so that ids can be written down here from the text alone; the templates are small ones
+The tokenizer has one id per byte, so the expected ids follow from the text; the templates are small ones
 of the same kind as Qwen3's and Llama 3.1's.
 """
 
@@ -23,7 +23,7 @@ QWEN = (
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 QWEN_THINKING = QWEN[: QWEN.index("{% if enable")] + "<think>\n{% endif %}"
-# The date stands in the system message, which is there whether or not anyone asked for one.
+# The date is in the system message, which always exists.
 LLAMA = (
     "{{ bos_token }}{% set first = messages[0].content if messages[0].role == 'system' else '' %}"
     "<|start_header_id|>system<|end_header_id|>\n\nDate: today\n\n{{ first }}<|eot_id|>"
@@ -41,7 +41,7 @@ FUNCTION = Problem(id="f", source="test", statement="Add.", form="function", sta
 
 
 def byte_tokenizer(folder: Path, template: str | None, *, bos: bool, adds_end: bool = False) -> ChatTokenizer:
-    """A tokenizer with the ids of bytes and ``SPECIAL``; puts BOS before a text where it has one, as Llama's does."""
+    """A tokenizer with the ids of bytes and ``SPECIAL``; adds BOS before a text if it has one, as Llama's does."""
     vocabulary = {letter: _byte(letter) for letter in pre_tokenizers.ByteLevel.alphabet()}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -60,13 +60,13 @@ def byte_tokenizer(folder: Path, template: str | None, *, bos: bool, adds_end: b
 
 
 def _byte(letter: str) -> int:
-    """ByteLevel writes bytes that are no visible ASCII as letters: Latin-1 ones as themselves, others from U+0100."""
+    """ByteLevel writes bytes that are not visible ASCII as letters: Latin-1 ones as themselves, others from U+0100."""
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return ord(letter) if ord(letter) in kept else [byte for byte in range(256) if byte not in kept][ord(letter) - 256]
 
 
 def ids_of(*parts: str | int) -> list[int]:
-    """Bytes of text, and special ids as they are."""
+    """Bytes of text, and special ids unchanged."""
     return [id_ for part in parts for id_ in ([part] if isinstance(part, int) else part.encode())]
 
 
@@ -87,7 +87,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
 
 
 @pytest.mark.parametrize("problem", [STDIN, FUNCTION])
-def test_qwen3s_kind_of_format(qwen: ChatTokenizer, problem: Problem) -> None:
+def test_format_of_qwen3(qwen: ChatTokenizer, problem: Problem) -> None:
     task, ids = prompt_of(problem, qwen)
     assert ids == ids_of(IM_START, "user\n", task, IM_END, "\n", IM_START, "assistant\n")
     task, ids = prompt_of(problem, qwen, system="Be brief.", enable_thinking=False)
@@ -99,7 +99,7 @@ def test_qwen3s_kind_of_format(qwen: ChatTokenizer, problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("problem", [STDIN, FUNCTION])
-def test_llamas_kind_of_format_has_one_begin_token(llama: ChatTokenizer, problem: Problem) -> None:
+def test_format_of_llama_has_one_begin_token(llama: ChatTokenizer, problem: Problem) -> None:
     task, ids = prompt_of(problem, llama, system="Be brief.")
     assert ids == ids_of(
         BOS, START, "system", END_HEADER, "\n\nDate: today\n\nBe brief.", EOT, START, "user", END_HEADER, "\n\n", task,
@@ -110,9 +110,7 @@ def test_llamas_kind_of_format_has_one_begin_token(llama: ChatTokenizer, problem
     assert ids.count(BOS) == 1
 
 
-def test_raw_text_has_the_tokenizers_own_begin_token_and_nothing_else(
-    qwen: ChatTokenizer, llama: ChatTokenizer
-) -> None:
+def test_raw_text_has_only_the_tokenizers_begin_token(qwen: ChatTokenizer, llama: ChatTokenizer) -> None:
     for problem in (STDIN, FUNCTION):
         task, ids = prompt_of(problem, qwen, mode="raw")
         assert ids == ids_of(task)
@@ -126,7 +124,7 @@ def test_raw_text_needs_no_chat_template_and_never_ends_in_an_end_token(tmp_path
     assert ids == ids_of(BOS, task)
 
 
-def test_the_two_forms_of_a_task_word_for_word(qwen: ChatTokenizer) -> None:
+def test_the_exact_text_of_both_task_forms(qwen: ChatTokenizer) -> None:
     task, _ = prompt_of(FUNCTION, qwen)
     assert task.startswith("Solve the task below in Python 3. Complete the starter code:")
     assert "\n\n### Task\nAdd.\n\n### Starter code\n```python\ndef add(a):\n```\n\n" in task
@@ -136,7 +134,7 @@ def test_the_two_forms_of_a_task_word_for_word(qwen: ChatTokenizer) -> None:
     assert "\n\n### Task\nAdd 1.\n\nPut the finished code" in task
 
 
-def test_whether_prompts_open_the_reasoning(qwen: ChatTokenizer, tmp_path: Path) -> None:
+def test_detection_of_prompts_that_open_the_reasoning(qwen: ChatTokenizer, tmp_path: Path) -> None:
     thinking = byte_tokenizer(tmp_path, QWEN_THINKING, bos=False)
     assert prompts_open_thinking([STDIN, FUNCTION], PromptConfig(), thinking)
     assert not prompts_open_thinking([STDIN], PromptConfig(mode="raw"), thinking)

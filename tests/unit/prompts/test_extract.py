@@ -1,4 +1,4 @@
-"""Each rule of ``prompts.extract``, one test a property."""
+"""Each rule of ``prompts.extract``, one test per property."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def test_prefers_a_python_block_to_a_later_block_of_output(tag: str):
     assert extract_code(f"```{tag}\nprint(1)\n```\nIt prints\n```\n1\n```\n") == "print(1)\n"
 
 
-def test_takes_an_untagged_block_where_none_is_tagged():
+def test_takes_an_untagged_block_if_none_is_tagged():
     assert extract_code("```\nprint(2)\n```") == "print(2)\n"
 
 
 def test_ignores_a_fence_that_is_never_closed():
-    assert extract_code("```python\nwhole\n```\nBetter:\n```python\ncut o") == "whole\n"
+    assert extract_code("```python\ncomplete\n```\nBetter:\n```python\ncut o") == "complete\n"
     assert extract_code("```python\ncut o") is None
 
 
@@ -36,17 +36,17 @@ def test_cuts_off_reasoning():
     assert extract_code("```python\ndraft\n```\n</think>\nNo code here.") is None
 
 
-def test_unfinished_reasoning_holds_no_program():
+def test_unfinished_reasoning_has_no_program():
     assert extract_code("<think>\n```python\ndraft\n```") is None
     assert extract_code("```python\ndraft\n```", prompt_opens_thinking=True) is None
 
 
-def test_bare_code_is_no_program():
+def test_code_without_a_fence_is_not_a_program():
     assert extract_code("print(1)") is None
 
 
 @pytest.mark.parametrize("response", ["", "  \n", "```python\n\n```", "```python\n \n```\n"])
-def test_empty_is_no_program(response: str):
+def test_an_empty_response_has_no_program(response: str):
     assert extract_code(response) is None
 
 
@@ -58,7 +58,7 @@ def test_windows_line_ends_do_not_hide_a_fence():
     assert extract_code("```python\r\nprint(1)\r\n```\r\n") == "print(1)\r\n"
 
 
-def test_an_indented_fence_counts():
+def test_an_indented_fence_is_recognised():
     assert extract_code("1. Do\n   ```python\nx = 1\n   ```") == "x = 1\n"
 
 
@@ -75,7 +75,7 @@ def test_the_block_names_its_language(response: str, language: str):
     assert extract_block(response) == CodeBlock(language, "x\n")
 
 
-def test_a_block_is_what_its_code_is():
+def test_the_block_has_the_extracted_code():
     assert extract_block("```python\ncut o") is None
     assert extract_block("```python\n \n```") is None
 
@@ -83,6 +83,6 @@ def test_a_block_is_what_its_code_is():
 @pytest.mark.parametrize(
     "line", ["```" + " " * 200_000 + "`", "~" * 200_000 + "`", "`" * 200_000 + "x`", " " * 200_000 + "x```"]
 )
-def test_lines_that_are_almost_fences_take_no_more_than_linear_time(line: str):
-    """Tried in every way of dividing them, one of these lines would take minutes."""
+def test_lines_that_are_almost_fences_take_linear_time(line: str):
+    """With backtracking, one of these lines would take minutes."""
     assert extract_code(f"{line}\n```python\nx\n```\n") == "x\n"

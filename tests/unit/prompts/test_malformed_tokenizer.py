@@ -1,4 +1,4 @@
-"""Tokenizers and chat templates that are spoilt, or that lose what is asked: one line, before an engine starts."""
+"""Corrupt tokenizers, and chat templates that drop the question: one line, before an engine starts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOT_JSON = {
 
 @pytest.mark.parametrize("kind", NOT_JSON)
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-def test_a_spoilt_tokenizer_is_named(tiny_tokenizer: Path, tmp_path: Path, name: str, kind: str) -> None:
+def test_a_corrupt_tokenizer_is_named(tiny_tokenizer: Path, tmp_path: Path, name: str, kind: str) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_tokenizer, folder)
     (folder / name).write_bytes(NOT_JSON[kind])
@@ -50,7 +50,7 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("kind", FIELDS)
-def test_a_tokenizer_with_a_spoilt_field_is_named(tiny_tokenizer: Path, tmp_path: Path, kind: str) -> None:
+def test_a_tokenizer_with_an_invalid_field_is_named(tiny_tokenizer: Path, tmp_path: Path, kind: str) -> None:
     name, changes = FIELDS[kind]
     shutil.copytree(tiny_tokenizer, tmp_path / "model")
     path = tmp_path / "model" / name
@@ -121,16 +121,16 @@ IGNORING = {
 
 
 @pytest.mark.parametrize("kind", IGNORING)
-def test_a_chat_template_that_loses_the_question_is_refused(tiny_tokenizer: Path, tmp_path: Path, kind: str) -> None:
+def test_a_chat_template_that_drops_the_question_is_refused(tiny_tokenizer: Path, tmp_path: Path, kind: str) -> None:
     template, message = IGNORING[kind]
     tokenizer = ChatTokenizer(with_template(tiny_tokenizer, tmp_path / "model", template))
-    for _ in range(2):  # and it stays so
+    for _ in range(2):  # and again on the second call
         with pytest.raises(UserError, match=rf"chat template of .*{message}") as caught:
             tokenizer.prompt_ids([USER])
         assert "\n" not in str(caught.value)
 
 
-def test_a_chat_template_that_loses_the_system_message_is_refused_only_where_there_is_one(
+def test_a_chat_template_that_drops_the_system_message_is_refused_only_if_there_is_one(
     tiny_tokenizer: Path, tmp_path: Path
 ) -> None:
     template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
@@ -152,7 +152,7 @@ def test_a_chat_template_that_loses_the_system_message_is_refused_only_where_the
         [{"name": "default", "template": "{{ messages[0].content }}"}, {"name": "tools", "template": "x"}],
     ],
 )
-def test_a_chat_template_that_shows_the_question_in_its_own_way_is_taken(
+def test_a_chat_template_that_reformats_the_question_is_accepted(
     tiny_tokenizer: Path, tmp_path: Path, template: str
 ) -> None:
     tokenizer = ChatTokenizer(with_template(tiny_tokenizer, tmp_path / "model", template))
@@ -162,14 +162,12 @@ def test_a_chat_template_that_shows_the_question_in_its_own_way_is_taken(
     assert tokenizer.prompt_ids([USER]) != tokenizer.prompt_ids([{**USER, "content": "hello there"}])
 
 
-def test_an_empty_question_is_an_empty_prompt_and_no_fault_of_the_template(
-    tiny_tokenizer: Path, tmp_path: Path
-) -> None:
+def test_an_empty_question_is_not_an_error_of_the_template(tiny_tokenizer: Path, tmp_path: Path) -> None:
     tokenizer = ChatTokenizer(with_template(tiny_tokenizer, tmp_path / "model", "{{ messages[0].content }}"))
     assert tokenizer.prompt_ids([{"role": "user", "content": ""}]) == []
 
 
-def test_the_template_is_tried_once_for_the_same_roles(tiny_tokenizer: Path, tmp_path: Path) -> None:
+def test_the_template_is_checked_once_for_the_same_roles(tiny_tokenizer: Path, tmp_path: Path) -> None:
     tokenizer = ChatTokenizer(with_template(tiny_tokenizer, tmp_path / "model", "{{ messages[-1].content }}"))
     calls: list[bool] = []
     apply = tokenizer._apply
@@ -185,6 +183,6 @@ def test_the_template_is_tried_once_for_the_same_roles(tiny_tokenizer: Path, tmp
     assert calls.count(False) == 2
 
 
-def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist; use the folder of the model"):
         fast_tokenizer(tmp_path / "none")

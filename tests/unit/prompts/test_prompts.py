@@ -1,4 +1,4 @@
-"""Problems to messages to token ids."""
+"""From problems to messages and token ids."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def with_template(source: Path, target: Path, template: object) -> Path:
     return target
 
 
-def test_statement_is_taken_as_it_is() -> None:
+def test_statement_is_used_unchanged() -> None:
     (message,) = render_messages(STDIN, PromptConfig())
     assert message["role"] == "user"
     assert STDIN.statement in message["content"]
@@ -51,7 +51,7 @@ def test_function_form_shows_the_starter_code_in_a_block() -> None:
 
 
 @pytest.mark.parametrize("problem", [STDIN, FUNCTION])
-def test_templates_leave_no_stray_white_space(problem: Problem) -> None:
+def test_templates_leave_no_extra_white_space(problem: Problem) -> None:
     for template in ("code", "minicode"):
         (message,) = render_messages(problem, PromptConfig(template=template))
         assert message["content"] == message["content"].strip()
@@ -64,7 +64,7 @@ def test_system_message_comes_first() -> None:
     assert messages[0]["content"] == "Be brief."
 
 
-def test_unknown_template_names_those_there_are() -> None:
+def test_unknown_template_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"prompt\.template = cod: .*use one of code, minicode"):
         render_messages(STDIN, PromptConfig(template="cod"))
 
@@ -77,7 +77,7 @@ def test_misspelt_field_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "\n" not in str(caught.value)
 
 
-def test_template_hash_follows_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_template_hash_depends_on_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.jinja").write_text("one")
     (tmp_path / "b.jinja").write_text("one")
     (tmp_path / "c.jinja").write_text("two")
@@ -86,7 +86,7 @@ def test_template_hash_follows_the_text(tmp_path: Path, monkeypatch: pytest.Monk
     assert a == b != c
 
 
-def test_prompt_ids_are_the_chat_template_word_for_word(tokenizer: ChatTokenizer) -> None:
+def test_prompt_ids_equal_the_rendered_chat_template(tokenizer: ChatTokenizer) -> None:
     from transformers import AutoTokenizer
 
     (prompt,) = build_prompts([STDIN], PromptConfig(), tokenizer)
@@ -105,7 +105,7 @@ def test_text_leaves_out_special_tokens_and_keeps_indentation(tokenizer: ChatTok
     assert tokenizer.text(ids) == code
 
 
-def test_enable_thinking_is_passed_only_where_set(tiny_tokenizer: Path, tmp_path: Path) -> None:
+def test_enable_thinking_is_passed_only_if_set(tiny_tokenizer: Path, tmp_path: Path) -> None:
     template = "{{ 'unset' if enable_thinking is not defined else enable_thinking }}{{ messages[0].content }}"
     tokenizer = ChatTokenizer(with_template(tiny_tokenizer, tmp_path / "thinking", template))
     shown = {
@@ -115,7 +115,7 @@ def test_enable_thinking_is_passed_only_where_set(tiny_tokenizer: Path, tmp_path
     assert shown == {None: "unset!", True: "True!", False: "False!"}
 
 
-def test_chat_template_that_refuses_is_one_line(tiny_tokenizer: Path, tmp_path: Path) -> None:
+def test_chat_template_that_raises_is_one_line(tiny_tokenizer: Path, tmp_path: Path) -> None:
     template = "{{ raise_exception('no system\nmessages') }}"
     tokenizer = ChatTokenizer(with_template(tiny_tokenizer, tmp_path / "refuses", template))
     with pytest.raises(UserError, match=r"refuses messages of \['system'\] \(no system messages\)") as caught:
@@ -123,7 +123,7 @@ def test_chat_template_that_refuses_is_one_line(tiny_tokenizer: Path, tmp_path: 
     assert "\n" not in str(caught.value)
 
 
-def test_tokenizer_without_chat_template_is_refused_in_chat_mode_alone(tiny_tokenizer: Path, tmp_path: Path) -> None:
+def test_tokenizer_without_chat_template_is_refused_only_in_chat_mode(tiny_tokenizer: Path, tmp_path: Path) -> None:
     tokenizer = ChatTokenizer(with_template(tiny_tokenizer, tmp_path / "bare", None))
     with pytest.raises(UserError, match=r"has no chat template.*set prompt\.mode=raw"):
         next(build_prompts([STDIN], PromptConfig(), tokenizer))
@@ -137,7 +137,7 @@ def test_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_ids_outside_the_model_are_refused(tokenizer: ChatTokenizer) -> None:
+def test_ids_outside_the_models_vocabulary_are_refused(tokenizer: ChatTokenizer) -> None:
     assert tokenizer.size == 512
     tokenizer.check_fits(512)
     with pytest.raises(UserError, match=r"ids up to 511: the model's vocabulary has 511 entries"):

@@ -1,4 +1,4 @@
-"""The CPU answers Megatron-Core's calls of CUDA, and torch's own behaviour does not change."""
+"""Megatron-Core's CUDA calls work on the CPU, and torch's own behaviour does not change."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_installing_twice_wraps_once() -> None:
     assert torch.zeros is before
 
 
-def test_cuda_rng_state_is_the_cpu_generators() -> None:
+def test_cuda_rng_state_is_that_of_the_cpu_generator() -> None:
     torch.cuda.manual_seed(7)
     state = torch.cuda.get_rng_state()
     first = torch.rand(3)

@@ -1,4 +1,4 @@
-"""The few-pass rotation equals Megatron-Core's, forward and backward, packed and split over ranks."""
+"""The CPU rotary embedding equals Megatron-Core's, forward and backward, packed and split over ranks."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def both(t: Tensor, freqs: Tensor, **how: object) -> tuple[tuple[Tensor, Tensor]
     return results[0], results[1]
 
 
-def test_unpacked_row() -> None:
+def test_unpacked_sequence() -> None:
     ours, theirs = both(torch.randn(12, 2, 3, D), angles(12), cp_group=group(1, 0))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
 @given(parts=st.lists(st.integers(1, 5), min_size=1, max_size=6), cp_size=st.sampled_from([1, 2, 4]))
-def test_packed_rows_on_every_context_parallel_rank(parts: list[int], cp_size: int) -> None:
+def test_packed_sequences_on_every_context_parallel_rank(parts: list[int], cp_size: int) -> None:
     lengths = torch.tensor(parts) * 2 * cp_size
     cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
     freqs = angles(int(lengths.max()))

@@ -28,7 +28,7 @@ def test_cpu_is_refused_if_a_gpu_is_visible(monkeypatch: pytest.MonkeyPatch) -> 
 
 @no_gpu
 @pytest.mark.parametrize(("fast", "expected"), [(False, "highest"), (True, "medium")])
-def test_matrix_products_are_exact_unless_asked_otherwise(fast: bool, expected: str) -> None:
+def test_matrix_products_are_exact_by_default(fast: bool, expected: str) -> None:
     precision = PrecisionConfig(params_dtype="fp32", fast_matmul=fast, transformer_engine=False)
     try:
         prepare_device(ClusterConfig(device="cpu"), precision)

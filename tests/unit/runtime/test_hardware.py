@@ -1,4 +1,4 @@
-"""Unsupported configurations are refused before anything is built. These tests need no GPU."""
+"""Unsupported configurations are refused before the model is built. These tests do not need a GPU."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Attention within segments equals attention under a mask of the full row, on every context-parallel rank."""
+"""Attention within segments equals attention under a mask of the full sequence, on every context-parallel rank."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def test_example_in_the_docstring() -> None:
 
 
 def test_packed_seq_params_for_megatron_core() -> None:
-    rows = make_packed_sequences((3, 1, 2), cp_size=1, device="cpu")
-    assert rows.qkv_format == "thd"
-    assert rows.cu_seqlens_q.tolist() == rows.cu_seqlens_kv.tolist() == [0, 3, 4, 6]
-    assert rows.cu_seqlens_q.dtype == torch.int32
-    assert rows.max_seqlen_q == rows.max_seqlen_kv == 3
-    assert rows.cu_seqlens_q_padded is None
+    packed = make_packed_sequences((3, 1, 2), cp_size=1, device="cpu")
+    assert packed.qkv_format == "thd"
+    assert packed.cu_seqlens_q.tolist() == packed.cu_seqlens_kv.tolist() == [0, 3, 4, 6]
+    assert packed.cu_seqlens_q.dtype == torch.int32
+    assert packed.max_seqlen_q == packed.max_seqlen_kv == 3
+    assert packed.cu_seqlens_q_padded is None
     split = make_packed_sequences((8, 4), cp_size=2, device="cpu")
     assert split.cu_seqlens_q_padded.tolist() == split.cu_seqlens_kv_padded.tolist() == [0, 8, 12]
 
@@ -105,19 +105,19 @@ def module() -> SegmentAttention:
 
 @pytest.mark.parametrize("explicit_length", [512, 6, 0])
 @pytest.mark.parametrize(
-    ("lengths", "num_rows"), [((24,), 1), ((5, 12, 7), 2), ((1, 1, 3, 3, 8, 8), 3), (tuple(range(1, 20)), 1)]
+    ("lengths", "num_sequences"), [((24,), 1), ((5, 12, 7), 2), ((1, 1, 3, 3, 8, 8), 3), (tuple(range(1, 20)), 1)]
 )
 def test_packed_attention_equals_masked_attention_forward_and_backward(
     monkeypatch: pytest.MonkeyPatch,
     lengths: tuple[int, ...],
-    num_rows: int,
+    num_sequences: int,
     explicit_length: int,
 ) -> None:
     monkeypatch.setattr(attention, "_EXPLICIT_LENGTH", explicit_length)
-    rows = make_packed_sequences(lengths * num_rows, cp_size=1, device="cpu")
-    lengths = lengths * num_rows
+    packed = make_packed_sequences(lengths * num_sequences, cp_size=1, device="cpu")
+    lengths = lengths * num_sequences
     results = []
-    for attend in (lambda *x: module()(*x, None, packed_seq_params=rows), lambda *x: reference(*x, lengths)):
+    for attend in (lambda *x: module()(*x, None, packed_seq_params=packed), lambda *x: reference(*x, lengths)):
         leaves = qkv(sum(lengths))
         context = attend(*leaves)
         context.square().sum().backward()
@@ -127,12 +127,12 @@ def test_packed_attention_equals_masked_attention_forward_and_backward(
 
 
 @pytest.mark.parametrize("explicit_length", [512, 0])
-def test_unpacked_rows_are_one_segment_each(monkeypatch: pytest.MonkeyPatch, explicit_length: int) -> None:
+def test_unpacked_sequences_are_one_segment_each(monkeypatch: pytest.MonkeyPatch, explicit_length: int) -> None:
     monkeypatch.setattr(attention, "_EXPLICIT_LENGTH", explicit_length)
     S, B = 10, 3
     flat = qkv(B * S)
-    rows = [x.detach().view(B, S, -1, D).transpose(0, 1) for x in flat]
-    context_SBE = module()(*rows, None)
+    inputs = [x.detach().view(B, S, -1, D).transpose(0, 1) for x in flat]
+    context_SBE = module()(*inputs, None)
     assert context_SBE.shape == (S, B, N * D)
     expected = reference(*flat, (S,) * B).view(B, S, -1).transpose(0, 1)
     torch.testing.assert_close(context_SBE, expected, rtol=1e-9, atol=1e-9)
@@ -154,15 +154,15 @@ def test_causal_mask() -> None:
     assert (both[:, 0, 0] == 0).int().tolist() == [[[1, 0, 0], [1, 1, 0]], [[1, 1, 0], [1, 1, 1]]]
 
 
-def test_other_segments_do_not_change_a_bit() -> None:
+def test_other_segments_do_not_change_the_result() -> None:
     lengths = (5, 12, 7)
     inputs = [x.detach().float() for x in qkv(24)]
-    rows = make_packed_sequences(lengths, cp_size=1, device="cpu")
-    first = module()(*inputs, None, packed_seq_params=rows)
+    packed = make_packed_sequences(lengths, cp_size=1, device="cpu")
+    first = module()(*inputs, None, packed_seq_params=packed)
     for x in inputs:
         x[:5] += 1
         x[17:] -= 1
-    second = module()(*inputs, None, packed_seq_params=rows)
+    second = module()(*inputs, None, packed_seq_params=packed)
     assert torch.equal(first[5:17], second[5:17])
     assert not torch.equal(first[:5], second[:5])
 

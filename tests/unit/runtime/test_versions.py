@@ -1,4 +1,4 @@
-"""Differences between releases of Megatron-Core are handled for the installed one."""
+"""Differences between releases of Megatron-Core, tested with the installed one."""
 
 import importlib.metadata
 import importlib.util
@@ -22,7 +22,7 @@ RELEASE = tuple(map(int, importlib.metadata.version("megatron-core").split(".")[
 
 
 @pytest.mark.parametrize(("logger", "start"), versions._MESSAGES.items())
-def test_only_messages_to_developers_are_dropped(caplog, logger, start):
+def test_only_developer_messages_are_dropped(caplog, logger, start):
     versions.quiet_megatron()
     log = logging.getLogger(f"megatron.core.{logger}")
     with caplog.at_level(logging.WARNING, logger=log.name):
@@ -77,5 +77,5 @@ def test_checkpoints_of_both_releases_load(tmp_path):
             }  # fmt: skip
 
 
-def test_which_release_counts_the_tokens_of_all_ranks():
+def test_which_release_sums_tokens_over_all_ranks():
     assert versions.aux_loss_counts_all_ranks() == (RELEASE >= (0, 19))

@@ -1,4 +1,4 @@
-"""The doctor: what it flags, what it asks for, and its exit status."""
+"""The doctor: its findings, suggested fixes and exit status."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def write_program(folder: Path, name: str, body: str) -> None:
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
-    """Let the doctor see these distributions and no others."""
+    """Let the doctor see only these distributions."""
     monkeypatch.setattr(doctor, "version_of", versions.get)
 
 
@@ -38,7 +38,7 @@ def test_torchvision_with_a_cuda_torch_is_fine(monkeypatch):
     assert doctor.check_beside_torch().status == "ok"
 
 
-def test_nothing_installed_says_to_make_the_environment(monkeypatch):
+def test_an_empty_environment_says_how_to_create_it(monkeypatch):
     installed(monkeypatch, {})
     for check in (doctor.check_beside_torch, doctor.check_sampling, doctor.check_training):
         finding = check()
@@ -46,7 +46,7 @@ def test_nothing_installed_says_to_make_the_environment(monkeypatch):
 
 
 @pytest.mark.parametrize("version", ["0.16.1", "0.19.2", "0.18.0"])
-def test_a_megatron_core_that_was_not_tried_is_named(monkeypatch, version):
+def test_an_untested_megatron_core_is_named(monkeypatch, version):
     installed(monkeypatch, {"megatron-core": version})
     monkeypatch.setattr(doctor, "probe", lambda code: (True, "cpu (gloo)"))
     finding = doctor.check_training()
@@ -110,13 +110,13 @@ def test_a_bubblewrap_that_cannot_start_a_sandbox_is_a_problem_with_its_message(
     assert "No permissions to create new namespace" in finding.detail
 
 
-def test_python_headers_are_looked_for_where_this_python_keeps_them(tmp_path):
+def test_python_headers_are_found_through_this_python(tmp_path):
     assert doctor.check_headers(tmp_path).status == "problem"
     (tmp_path / "Python.h").write_text("")
     assert doctor.check_headers(tmp_path).status == "ok"
 
 
-def test_room_is_measured_against_what_the_demo_wants():
+def test_disk_space_is_compared_with_the_demos_needs():
     assert doctor.check_room("memory", 8.0, 6.0, advice="end others").status == "ok"
     short = doctor.check_room("memory", 5.9, 6.0, advice="end others")
     assert short.status == "problem"
@@ -127,7 +127,7 @@ def test_free_memory_is_plausible():
     assert 0 < doctor.free_memory_gib() < 100_000
 
 
-def test_only_what_the_demo_needs_decides_whether_it_can_run():
+def test_only_findings_for_the_demo_decide_whether_it_can_run():
     assert doctor.demo_can_run([Finding("apex", "problem", "x"), Finding("torch", "ok", "x", demo=True)])
     assert not doctor.demo_can_run([Finding("torch", "problem", "x", demo=True)])
 

@@ -1,4 +1,4 @@
-"""The GPU script on a CPU, in tiny: it runs to its table, and says what it had to leave out."""
+"""The GPU script on a CPU with tiny models: it prints its table and lists the skipped cases."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.helpers.paths import ROOT
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what the script does without a GPU")
-def test_the_script_runs_to_its_table_without_a_gpu(tmp_path: Path) -> None:
+def test_the_script_prints_its_table_without_a_gpu(tmp_path: Path) -> None:
     environment = {**os.environ, "SMOKE": "1", "PYTHON": sys.executable, "PARTS": "specs recompute speed",
                    "OMP_NUM_THREADS": "1"}  # fmt: skip
     done = subprocess.run(
@@ -34,7 +34,7 @@ def test_the_script_runs_to_its_table_without_a_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_every_case_for_a_gpu_is_a_configuration(part: str, tmp_path: Path) -> None:
+def test_every_gpu_case_is_a_valid_configuration(part: str, tmp_path: Path) -> None:
     names = [case.name for case in cases(part, tiny=False)]
     assert len(set(names)) == len(names)
     for case in cases(part, tiny=False):

@@ -13,7 +13,7 @@ from tests.helpers.paths import ROOT
 
 @pytest.fixture
 def programs(tmp_path):
-    """A folder of stand-in programs: programs(name, body) writes one; it is the whole PATH beside these few tools."""
+    """A folder of fake programs: programs(name, body) writes one. PATH has only this folder and a few basic tools."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for tool in ("bash", "grep", "tail", "id", "cat", "sh", "dirname"):
@@ -36,7 +36,7 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_python_of_another_version_is_passed_over(programs):
-    programs("python3.11", "exit 127")  # a shim that finds no interpreter
+    programs("python3.11", "exit 127")  # a shim without an interpreter
     folder = programs("python3", f'exec {sys.executable} "$@"')
     found = run(["bash", "-c", ". tools/python.sh; find_python"], folder)
     assert (found.returncode, found.stdout.strip()) == (0, str(folder / "python3"))
@@ -51,7 +51,7 @@ def test_no_python_is_one_line_with_the_fix(programs):
     assert "make venv PYTHON=" in done.stderr
 
 
-def test_the_second_environment_asks_for_its_own_python(programs):
+def test_the_second_environment_uses_its_own_python(programs):
     folder = programs("python3.12", "exit 127")
     done = run(["bash", "-c", ". tools/python.sh; find_python_next"], folder)
     assert (done.returncode, done.stdout) == (1, "")
@@ -62,7 +62,7 @@ def test_the_second_environment_asks_for_its_own_python(programs):
     assert run(["bash", "-c", ". tools/python.sh; find_python_next"], folder).stdout == f"{folder / 'python3.12'}\n"
 
 
-def test_torch_comes_from_the_cpu_index_where_the_configured_ones_lack_it(programs):
+def test_torch_comes_from_the_cpu_index_if_the_configured_ones_lack_it(programs):
     folder = programs(
         "fakepython",
         'echo "$@" >>"$LOG"; case "$*" in *--index-url*) exit 0;; esac; '
@@ -77,7 +77,7 @@ def test_torch_comes_from_the_cpu_index_where_the_configured_ones_lack_it(progra
     assert "--no-deps" in second
 
 
-def test_another_failure_of_pip_is_shown_and_not_papered_over(programs):
+def test_other_failures_of_pip_are_shown(programs):
     folder = programs("fakepython", 'echo "$@" >>"$LOG"; echo "ERROR: No space left on device"; exit 1')
     done = run(["bash", "-c", ". tools/python.sh; install_torch fakepython"], folder)
     assert done.returncode == 1
@@ -108,7 +108,7 @@ def test_missing_programs_are_installed_with_apt_as_root(programs):
 
 
 @pytest.mark.parametrize("script", ["make_venv.sh", "system_packages.sh", "lock.sh"])
-def test_a_wrong_word_is_refused(script):
+def test_an_unknown_argument_is_refused(script):
     done = subprocess.run(
         ["bash", str(ROOT / "tools" / script), "everything"], capture_output=True, text=True, timeout=60
     )

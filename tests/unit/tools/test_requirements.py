@@ -1,4 +1,4 @@
-"""The locks, setup.py and the imports in the code say the same."""
+"""The lock files, setup.py and the imports in the code agree."""
 
 import ast
 import itertools
@@ -41,7 +41,7 @@ def locked(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", LOCKS)
-def test_every_line_of_a_lock_is_one_exact_version(name):
+def test_every_line_of_a_lock_file_pins_one_version(name):
     lines = lines_of(name)
     assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+]+", line)] == []
     assert len(locked(name)) == len(lines)
@@ -51,14 +51,14 @@ def test_dev_adds_to_cpu_and_repeats_nothing():
     assert not locked("cpu").keys() & locked("dev").keys()
 
 
-def test_torch_is_the_cpu_build_alone():
+def test_only_the_cpu_build_of_torch_is_locked():
     packages = locked("cpu").keys() | locked("dev").keys()
     assert locked("cpu")["torch"].endswith("+cpu")
     assert not packages & {"torchvision", "torchaudio", "torchcodec"}
     assert not [name for name in packages if name.startswith(("nvidia-", "cuda-"))]
 
 
-def test_apex_is_listed_nowhere():
+def test_apex_is_not_a_requirement():
     # The package of that name on PyPI is not NVIDIA's.
     everything = itertools.chain(COMMON, *EXTRAS.values(), *map(lines_of, (*LOCKS, "gpu")))
     assert "apex" not in {canonicalize_name(Requirement(line).name) for line in everything}
@@ -75,7 +75,7 @@ def test_apex_is_listed_nowhere():
         (EXTRAS["next"], "next"),
     ],
 )
-def test_locks_fit_what_setup_asks_for(wanted, lock):
+def test_lock_files_satisfy_setup(wanted, lock):
     versions = locked(lock)
     for line in wanted:
         requirement = Requirement(line)
@@ -83,7 +83,7 @@ def test_locks_fit_what_setup_asks_for(wanted, lock):
         assert requirement.specifier.contains(version), f"{line} is locked at {version}"
 
 
-def test_the_second_environment_differs_in_torchs_build_and_megatron_core_alone():
+def test_the_second_environment_differs_only_in_torchs_build_and_megatron_core():
     first, second = locked("cpu") | locked("dev"), locked("next")
     differing = {name for name in first.keys() & second.keys() if first[name] != second[name]}
     assert differing == {"torch", "triton", "megatron-core"}
@@ -91,7 +91,7 @@ def test_the_second_environment_differs_in_torchs_build_and_megatron_core_alone(
     assert {name for name in second.keys() - first.keys() if not name.startswith(("nvidia-", "cuda-"))} == set()
 
 
-def test_gpu_pins_are_setups():
+def test_gpu_pins_equal_those_of_setup():
     assert sorted(lines_of("gpu")) == sorted(EXTRAS["gpu"])
 
 

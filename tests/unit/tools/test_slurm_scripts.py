@@ -1,4 +1,4 @@
-"""The SLURM scripts start the right commands. Stand-ins replace srun and scontrol."""
+"""The SLURM scripts start the right commands. srun and scontrol are faked."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from tests.helpers.paths import ROOT
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Run a script of launch/slurm with srun and scontrol that only print; gives (exit status, arguments, stderr)."""
+    """Run a script of launch/slurm with srun and scontrol that only print; returns (exit status, arguments, stderr)."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, body in {"srun": 'printf "%s\\n" "$@"', "scontrol": "printf 'node7\\nnode8\\n'"}.items():
@@ -26,7 +26,7 @@ def cluster(tmp_path):
     return start
 
 
-def test_an_array_task_takes_its_line(cluster, tmp_path):
+def test_an_array_task_runs_its_line(cluster, tmp_path):
     (tmp_path / "runs.txt").write_text("+model=tiny run_dir=runs/a\n+model=tiny run_dir=runs/b seed=3\n")
     status, arguments, _ = cluster("evaluate.sbatch", "runs.txt", SLURM_ARRAY_TASK_ID="2")
     assert status == 0
@@ -74,7 +74,7 @@ def test_an_array_with_gaps_is_refused(cluster):
     assert error == "error: --array has gaps between 0 and 6; worker ranks have none\n"
 
 
-def test_training_meets_at_the_first_node_with_the_allocations_world_size(cluster):
+def test_training_uses_the_first_node_and_the_allocations_world_size(cluster):
     status, arguments, _ = cluster(
         "train.sbatch", "+model=qwen3_30b", "run_dir=runs/with blank",
         SLURM_JOB_ID="123456", SLURM_JOB_NODELIST="node[7-8]", SLURM_NNODES="2", SLURM_GPUS_ON_NODE="8",
@@ -88,7 +88,7 @@ def test_training_meets_at_the_first_node_with_the_allocations_world_size(cluste
 
 
 @pytest.mark.parametrize(("status", "requeued"), [(75, True), (1, False), (130, False)])
-def test_training_that_saved_for_the_scheduler_goes_back_into_the_queue(cluster, tmp_path, status, requeued):
+def test_training_that_saved_for_the_scheduler_is_requeued(cluster, tmp_path, status, requeued):
     (tmp_path / "bin" / "srun").write_text(f"#!/bin/sh\nexit {status}\n")
     (tmp_path / "bin" / "scontrol").write_text('#!/bin/sh\necho "scontrol $*"\n')
     ended, lines, _ = cluster("train.sbatch", SLURM_JOB_ID="7", SLURM_JOB_NODELIST="node7", SLURM_NNODES="1")

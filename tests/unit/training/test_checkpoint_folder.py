@@ -1,4 +1,4 @@
-"""Names, facts and pruning of checkpoint folders, without training anything."""
+"""Names, facts and pruning of checkpoint folders, without training."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_only_the_final_name_is_a_checkpoint(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_facts_come_back_as_they_were_written(tmp_path: Path) -> None:
+def test_facts_are_read_as_written(tmp_path: Path) -> None:
     path = make(tmp_path, 5)
     facts = read_facts(path)
     assert facts.iteration == 5
@@ -66,7 +66,7 @@ def test_facts_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "cannot be parsed"),
         ("{}", "cannot be parsed"),
@@ -76,19 +76,19 @@ def test_facts_come_back_as_they_were_written(tmp_path: Path) -> None:
         (None, "No such file"),
     ],
 )
-def test_bad_facts_are_refused_by_name(tmp_path: Path, text: str | None, said: str) -> None:
+def test_bad_facts_are_refused_by_name(tmp_path: Path, text: str | None, message: str) -> None:
     path = make(tmp_path, 5)
     (path / FACTS_FILE).unlink()
     if text is not None:
         (path / FACTS_FILE).write_text(text)
     with pytest.raises(BrokenCheckpointError, match=r"iter_0000005: is broken: checkpoint\.json") as caught:
         read_facts(path)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "on_broken=previous" in str(caught.value)
 
 
-def test_a_folder_under_another_ones_name_is_broken(tmp_path: Path) -> None:
+def test_a_folder_with_the_name_of_another_iteration_is_broken(tmp_path: Path) -> None:
     make(tmp_path, 5).rename(tmp_path / "iter_0000006")
     with pytest.raises(BrokenCheckpointError, match="names iteration 5"):
         read_facts(tmp_path / "iter_0000006")
@@ -107,7 +107,7 @@ def test_a_broken_checkpoint_is_kept_under_another_name(tmp_path: Path) -> None:
     keep_last=st.none() | st.integers(1, 5),
     keep_every=st.none() | st.integers(1, 20),
 )
-def test_what_is_kept(saved: list[int], keep_last: int | None, keep_every: int | None) -> None:
+def test_which_checkpoints_are_kept(saved: list[int], keep_last: int | None, keep_every: int | None) -> None:
     removed = superfluous(saved, CheckpointConfig(keep_last=keep_last, keep_every=keep_every))
     kept = [number for number in saved if number not in removed]
     assert kept[-1] == saved[-1], "the newest is always kept"
@@ -119,7 +119,7 @@ def test_what_is_kept(saved: list[int], keep_last: int | None, keep_every: int |
     assert set(kept) == set(saved[-keep_last:]) | set(marked)
 
 
-def test_pruning_spares_what_is_being_read(tmp_path: Path) -> None:
+def test_pruning_keeps_checkpoints_that_are_being_read(tmp_path: Path) -> None:
     for iteration in (1, 2, 3, 4):
         make(tmp_path, iteration)
     config = CheckpointConfig(keep_last=1)
@@ -131,7 +131,7 @@ def test_pruning_spares_what_is_being_read(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["iter_0000004"]
 
 
-def test_two_may_read_at_once(tmp_path: Path) -> None:
+def test_two_processes_may_read_at_once(tmp_path: Path) -> None:
     path = make(tmp_path, 1)
     with reading(path), reading(path), (path / FACTS_FILE).open() as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Checkpoints of a real run: their content, what is refused, what is kept, and asynchronous saves."""
+"""Checkpoints of a real run: content, validation, pruning, and asynchronous saves."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def stop_at(config: RunConfig, iteration: int, patch: pytest.MonkeyPatch, reques
         inner.setattr(GracefulShutdown, "requested", lambda self: next(asked))
         with pytest.raises(request):
             run_train(config)
-    gc.collect()  # the stopped run's frames hold the stage's lock, as a process that ended would not
+    gc.collect()  # the stopped run's frames still hold the stage lock
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that stopped after 5 of 6 iterations, with checkpoints 2, 4 and 5. Copied, not used."""
+    """A run that stopped after 5 of 6 iterations, with checkpoints 2, 4 and 5. Copied by the tests, never modified."""
     run_dir = tmp_path_factory.mktemp("stopped")
     write_dataset(run_dir)
     with pytest.MonkeyPatch.context() as patch:
@@ -148,7 +148,7 @@ def _numbers(run_dir: Path) -> list[tuple[Any, ...]]:
     return [(row["iteration"], row["loss"], row["grad_norm"], row["samples"]) for row in metrics(run_dir)]
 
 
-def test_if_all_are_broken_the_run_does_not_start_over_by_itself(run_dir: Path) -> None:
+def test_if_all_are_broken_the_run_does_not_start_over(run_dir: Path) -> None:
     work = run_dir / "checkpoints.partial"
     for _, path in list_checkpoints(work):
         truncated(path)
@@ -170,7 +170,7 @@ def test_pruning_keeps_the_configured_checkpoints_and_the_last_one(tmp_path: Pat
 
 
 def test_asynchronous_saves_write_the_same_bytes(run_dir: Path, tmp_path: Path) -> None:
-    """Losses and file content; the hashes of ``checkpoint.json`` say the latter."""
+    """Losses and file content, compared by the hashes in ``checkpoint.json``."""
     curves, hashes = [], []
     for name, save_async in (("waiting", False), ("continuing", True)):
         write_dataset(tmp_path / name)

@@ -40,7 +40,7 @@ Curve = list[dict[str, float]]
 def train(run_dir: Path, case: str) -> Curve:
     """Loss and gradient norm of ten iterations on packed pairs of [prompt, response] of many lengths."""
     model = MODELS[CASES[case]]
-    # With a small theta, positions turn far enough within a packed sequence that a change of it shows.
+    # With a small theta, rotations within a packed sequence are large enough to show a change of theta.
     model = write_hf_folder(run_dir / "base", dataclasses.replace(model, rope_theta=100.0))
     random = np.random.default_rng(0)
     stage = Stage(name="dataset", run_dir=run_dir, config={}, inputs={})
@@ -60,7 +60,7 @@ def train(run_dir: Path, case: str) -> Curve:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_losses_and_gradient_norms_are_the_stored_ones(tmp_path: Path, case: str) -> None:
+def test_losses_and_gradient_norms_equal_the_stored_ones(tmp_path: Path, case: str) -> None:
     expected, curve = json.loads(GOLDEN.read_text())[case], train(tmp_path, case)
     assert len(curve) == len(expected) == 10
     assert [step["loss"] for step in curve] == pytest.approx([step["loss"] for step in expected], rel=LOSS)

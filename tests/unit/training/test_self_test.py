@@ -54,7 +54,7 @@ def test_samples_that_fill_sequences_pass(
     assert "samples have the same loss packed and alone" in caplog.text
 
 
-def test_rounding_is_wider_in_fewer_bits_and_narrower_over_many_positions() -> None:
+def test_tolerance_grows_with_fewer_bits_and_shrinks_with_more_tokens() -> None:
     exact = PrecisionConfig(params_dtype="fp32", transformer_engine=False)
     fast = PrecisionConfig(params_dtype="fp32", transformer_engine=False, fast_matmul=True)
     bf16, fp8 = PrecisionConfig(), PrecisionConfig(fp8=Fp8Config(recipe="blockwise"))

@@ -70,7 +70,7 @@ def test_every_replica_knows_the_weight_of_the_global_batch() -> None:
         assert source(rank, 2, micro=2, global_batch=8).normalizer(3) == sum(range(16, 24))
 
 
-def test_an_iteration_does_not_depend_on_those_before() -> None:
+def test_an_iteration_does_not_depend_on_earlier_ones() -> None:
     fresh, used = source(0, 1, micro=2, global_batch=4), source(0, 1, micro=2, global_batch=4)
     for iteration in range(1, 6):
         sequences_of(used, iteration)
@@ -84,7 +84,7 @@ def test_the_digest_names_the_samples_of_the_global_batch_in_order() -> None:
     assert re.fullmatch("[0-9a-f]{16}", digests.pop())
 
 
-def test_sample_lengths_are_those_of_the_global_batch() -> None:
+def test_sample_lengths_cover_the_global_batch() -> None:
     assert source(1, 2, micro=1, global_batch=4).sample_lengths(2).tolist() == [5, 6, 7, 8]
 
 

@@ -1,4 +1,4 @@
-"""The weighted loss against a hand-computed example, and through the trainer in every split of the batch."""
+"""The weighted loss against a hand-computed example, and through the trainer for every split of the batch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.helpers.training_run import CPU, DENSE, EXACT, VOCAB_SIZE, training_c
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
 
 
-def test_weighted_sum_and_the_number_of_weighted_positions() -> None:
+def test_weighted_sum_and_the_number_of_weighted_tokens() -> None:
     token_loss = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]], requires_grad=True)
     weights = torch.tensor([[0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
     loss, count, report = weighted_sum(weights, token_loss)
@@ -43,7 +43,7 @@ def test_a_batch_without_valid_tokens_counts_nothing() -> None:
 
 
 # Two samples in one sequence: prompt of 3 ids and response of 2, prompt of 2 and response of 4. Nothing predicts the
-# first id of a prompt, so the positions are 2 + 2 and 1 + 4. Losses of the positions are chosen below.
+# first id of a prompt, so the predicted tokens are 2 + 2 and 1 + 4. Their losses are chosen below.
 LOSSES = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
 EXPECTED = {
     ("token", 0.0): (3 + 4 + 6 + 7 + 8 + 9) / 6,
@@ -55,7 +55,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize(("normalization", "prompt_weight"), EXPECTED)
-def test_the_loss_by_hand(tmp_path: Path, normalization: Any, prompt_weight: float) -> None:
+def test_the_loss_equals_a_hand_computation(tmp_path: Path, normalization: Any, prompt_weight: float) -> None:
     with IndexedWriter(tmp_path / "samples", vocab_size=VOCAB_SIZE) as writer:
         writer.add([1, 2, 3], [4, 5])
         writer.add([6, 7], [8, 9, 10, 11])
@@ -64,7 +64,7 @@ def test_the_loss_by_hand(tmp_path: Path, normalization: Any, prompt_weight: flo
         loss_normalization=normalization, prompt_loss_weight=prompt_weight,
     )  # fmt: skip
     sequence = dataset.sequence(0, 0)
-    # The samples may be in either order: give each position the loss of the id that it predicts.
+    # The samples may be in either order: give each token the loss of the id that it predicts.
     loss_of = dict(zip([2, 3, 4, 5, 7, 8, 9, 10, 11], LOSSES, strict=True))
     losses = torch.tensor([loss_of.get(label, 100.0) for label in sequence["labels"].tolist()])
     total, _, _ = weighted_sum(torch.from_numpy(sequence["loss_weights"]), losses)
@@ -72,7 +72,7 @@ def test_the_loss_by_hand(tmp_path: Path, normalization: Any, prompt_weight: flo
         EXPECTED[normalization, prompt_weight], rel=1e-6
     )
     assert sequence["loss_weights"].sum() == pytest.approx(dataset.sequence_weight(0, 0), rel=1e-6)
-    # Samples weigh alike, and all of them together as much as without normalisation.
+    # Samples have equal weight, and their sum is the same as without normalisation.
     assert dataset.sequence_weight(0, 0) == pytest.approx(6 + 3 * prompt_weight)
 
 

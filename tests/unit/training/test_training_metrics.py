@@ -21,15 +21,15 @@ def write(folder: Path, iterations: range, *, done: int, loss: float = 1.0, tens
         logger.close()
 
 
-def rows(folder: Path) -> list[dict[str, float]]:
+def records(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
 
 
-def test_a_resume_cuts_back_to_the_checkpoint_and_each_iteration_is_there_once(tmp_path: Path) -> None:
+def test_resuming_truncates_to_the_checkpoint_and_each_iteration_is_written_once(tmp_path: Path) -> None:
     write(tmp_path, range(1, 8), done=0)
     write(tmp_path, range(5, 11), done=4, loss=2.0)
-    assert [row["iteration"] for row in rows(tmp_path)] == list(range(1, 11))
-    assert [row["loss"] for row in rows(tmp_path)] == [1.0] * 4 + [2.0] * 6
+    assert [record["iteration"] for record in records(tmp_path)] == list(range(1, 11))
+    assert [record["loss"] for record in records(tmp_path)] == [1.0] * 4 + [2.0] * 6
 
 
 def test_a_partial_last_line_is_removed(tmp_path: Path) -> None:
@@ -37,13 +37,13 @@ def test_a_partial_last_line_is_removed(tmp_path: Path) -> None:
     with (tmp_path / METRICS_FILE).open("a") as file:
         file.write('{"iteration": 4, "lo')
     write(tmp_path, range(4, 5), done=3)
-    assert [row["iteration"] for row in rows(tmp_path)] == [1, 2, 3, 4]
+    assert [record["iteration"] for record in records(tmp_path)] == [1, 2, 3, 4]
 
 
 def test_starting_again_from_nothing_empties_the_file(tmp_path: Path) -> None:
     write(tmp_path, range(1, 4), done=0)
     write(tmp_path, range(1, 2), done=0)
-    assert [row["iteration"] for row in rows(tmp_path)] == [1]
+    assert [record["iteration"] for record in records(tmp_path)] == [1]
 
 
 def test_tensorboard_gets_every_number_at_its_interval(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def stop_after(iterations: int, patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
+def test_a_resumed_run_equals_the_uninterrupted_one_bitwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     for name in ("uninterrupted", "broken"):
@@ -50,7 +50,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
         stop_after(4, patch)
         with pytest.raises(KeyboardInterrupt):
             run_train(broken)
-    gc.collect()  # the interrupted run's frames hold the stage's lock, as a process that ended would not
+    gc.collect()  # the interrupted run's frames still hold the stage lock
     assert len(metrics(tmp_path / "broken", "checkpoints.partial")) == 4
     for config in (broken, uninterrupted):
         run_train(config)
@@ -59,7 +59,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
         for name in ("broken", "uninterrupted")
     ]
     assert curves[0] == curves[1]
-    # The state behind them as well: weights, optimizer state and EMA of the last checkpoint.
+    # The state as well: weights, optimizer state and EMA of the last checkpoint.
     hashes = [
         {name: file.sha256 for name, file in read_facts(path).files.items() if name.endswith(".distcp")}
         for path in (tmp_path / name / "checkpoints" / "iter_0000010" for name in ("broken", "uninterrupted"))

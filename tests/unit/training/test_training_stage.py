@@ -1,4 +1,4 @@
-"""The training stage in one process: what it writes, what it refuses, and when it is the same stage."""
+"""The training stage in one process: its output, validation and identity."""
 
 import dataclasses
 import errno
@@ -179,7 +179,7 @@ def test_the_layout_is_not_part_of_the_identity_and_the_optimizer_is(run_dir: Pa
         ("moe", {"freeze_router": True}, False),
     ],
 )
-def test_the_identity_is_what_decides_the_weights(
+def test_the_identity_contains_what_determines_the_weights(
     run_dir: Path, section: str, changes: dict[str, Any], same: bool
 ) -> None:
     config = training_config(run_dir, model=MOE)
@@ -211,9 +211,9 @@ def test_fine_tuning_needs_a_base_model(run_dir: Path, path: Any, expected: str)
     assert expected in refused(training_config(run_dir, objective="sft", model=model))
 
 
-def test_pretraining_starts_from_the_model_that_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Its first loss is that of the named weights, as transformers computes it, and the manifest names them."""
-    write_dataset(tmp_path, num_documents=8)  # one global batch, whatever the order
+def test_pretraining_starts_from_the_given_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its first loss equals that of the given weights in transformers, and the manifest names them."""
+    write_dataset(tmp_path, num_documents=8)  # one global batch, in any order
     model = write_hf_folder(tmp_path / "base", DENSE)
     config = training_config(tmp_path, model=model, training={"packing": "none"})
     with caplog.at_level(logging.INFO):
@@ -255,7 +255,7 @@ def test_non_finite_losses_stop_the_run_and_prune_nothing(run_dir: Path) -> None
     assert rows[-1]["loss"] is None or rows[-1]["grad_norm"] is None
     kept = sorted(int(path.name[5:]) for path in (run_dir / "checkpoints.partial").glob("iter_???????"))
     last_update = rows[-5]["iteration"]
-    assert kept == [last_update + number for number in range(4)], "one from before the trouble, and those of it"
+    assert kept == [last_update + number for number in range(4)], "one before the skipped iterations, and those"
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_the_other_kind_of_optimizer_cannot_resume(run_dir: Path, monkeypatch: p
         patch.setattr(GracefulShutdown, "requested", lambda self: KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
             run_train(config)
-    gc.collect()  # the interrupted run's frames hold the stage's lock, as a process that ended would not
+    gc.collect()  # the interrupted run's frames still hold the stage lock
     other = dataclasses.replace(config, parallel=ParallelConfig(use_distributed_optimizer=False))
     assert "use_distributed_optimizer = false" in refused(other)
 
@@ -304,7 +304,7 @@ def test_a_full_disk_is_reported_and_earlier_checkpoints_stay(run_dir: Path, mon
         with pytest.raises(OSError, match="No space left") as caught:
             run_train(config)
     assert caught.value.errno == errno.ENOSPC
-    del caught  # its frames hold the stage's lock, as a process that ended would not
+    del caught  # its frames still hold the stage lock
     gc.collect()  # with Python 3.12 they refer to each other
     work = run_dir / "checkpoints.partial"
     assert [path.name for path in work.glob("iter_???????")] == ["iter_0000002"]
@@ -319,5 +319,5 @@ def test_a_finished_run_releases_its_process_groups(tmp_path: Path) -> None:
         run_train(training_config(tmp_path / name, training={"train_iters": 3}))
         gc.collect()
         threads.append(len(list(Path("/proc/self/task").iterdir())))
-    # The groups of one process have some fifty threads.
+    # The process groups of one process have about fifty threads.
     assert threads[2] - threads[0] <= 20

@@ -1,8 +1,8 @@
 """Twenty iterations against a plain loop: transformers' model, ``torch.optim.AdamW``, one document at a time.
 
 Loss, gradient norm and every weight at the end, dense and with experts, in exact fp32. The layouts are compared with
-one process elsewhere (``tests/distributed``); here one process is compared with something that shares no code with it.
-Measured differences: 7e-8 (loss), 3e-7 (gradient norm) and, beside the distance that training moved a weight, 6e-6.
+one process elsewhere (``tests/distributed``); here one process is compared with a loop that shares no code with it.
+Measured differences: 7e-8 (loss), 3e-7 (gradient norm) and, relative to how far training moved a weight, 6e-6.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the
 
 ITERATIONS, VOCAB_SIZE = 20, 512
 LOSS, GRAD_NORM = 5e-6, 5e-5  # relative
-WEIGHTS = 1e-3  # distance between the two results, beside the distance that training moved a weight
+WEIGHTS = 1e-3  # distance between the two results, relative to how far training moved a weight
 OPTIMIZER = OptimizerConfig(lr=2e-3, min_lr=2e-4, lr_warmup_iters=4, weight_decay=0.1, clip_grad=1.0)
 
 
@@ -77,7 +77,7 @@ def write_pairs(run_dir: Path) -> None:
 
 
 def run_plain_loop(root: Path, config: RunConfig) -> None:
-    """In a process of its own: transformers must not see what is adapted for Megatron-Core on a CPU."""
+    """In its own process: transformers must not see the CPU adaptation for Megatron-Core."""
     assert config.model is not None
     assert config.model.path is not None
     optimizer = config.optimizer
