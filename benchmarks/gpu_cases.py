@@ -46,7 +46,7 @@ TINY_MOE = ModelConfig(
 
 @dataclass(frozen=True)
 class Case:
-    """One training run of a part. ``reference`` names a Transformers loop in place of this trainer."""
+    """One training run of a part. ``reference`` names a Transformers loop instead of this trainer."""
 
     part: str
     name: str

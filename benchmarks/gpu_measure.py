@@ -5,8 +5,8 @@
     python -m benchmarks.gpu_measure --part specs --device cpu --tiny --out /tmp/smoke    # seconds, without a GPU
 
 Each run uses the trainer of ``launch/train.py`` on arithmetic progressions, which a model learns within a hundred
-steps. A run that does not fit, or that the device does not support, becomes a row with the reason, and the part goes
-on. Each peak of torch's allocator is printed with the planner's prediction, without its reserve.
+steps. A run that does not fit, or that the device does not support, becomes a record with the reason, and the part
+continues. Each peak of torch's allocator is printed with the planner's prediction, without its reserve.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if not path.exists():
             raise PluginError(f"{page.file.src_uri}: {target} does not exist")
         name = str(path.relative_to(ROOT))
-        return f"`{name}`" if text in name else f"{text} (`{name}`)"
+        return f"`{name}`" if text.strip("`") in name else f"{text} (`{name}`)"
 
     return _LINK.sub(replaced, markdown)
 
@@ -98,7 +98,8 @@ def _section(title: str, prefix: str, section: type, *, level: int = 2, note: st
         if key.section is not None:
             default = "null" if key.default == "null" else ""
             inner.append((f"{name}.NAME." if key.kind.startswith("mapping") else f"{name}.", key.section))
-        yield f"| `{name}` | {key.kind} | {default} | {_cleaned(key.description)} |"
+        label = f"[`{name}`](#{name})" if key.section is not None and not prefix else f"`{name}`"
+        yield f"| {label} | {key.kind} | {default} | {_cleaned(key.description)} |"
     yield ""
     for inner_prefix, inner_section in inner if prefix else ():
         yield from _section(f"`{inner_prefix.rstrip('.')}`", inner_prefix, inner_section, level=level + 1)

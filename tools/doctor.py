@@ -237,7 +237,7 @@ def table(findings: list[Finding], versions: dict[str, str]) -> str:
 def main() -> int:
     """Print the diagnosis and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     arguments = parser.parse_args()
     versions = {name: version for name in PACKAGES if (version := version_of(name))}
     findings = diagnose()

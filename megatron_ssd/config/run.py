@@ -25,6 +25,15 @@ from megatron_ssd.errors import ConfigError, require
 
 _T = TypeVar("_T")
 
+_FIXES = {
+    "model": "choose one with model=NAME, for example model=qwen3_30b",
+    "problems": "choose a source with problems=NAME, for example problems=rstar_coder",
+    "benchmark": "choose one with benchmark=NAME, for example benchmark=livecodebench_v6",
+    "sampling": "choose settings with sampling=NAME, for example sampling=qwen3_30b",
+    "proxy": "name a smaller model, for example proxy.path=Qwen/Qwen3-0.6B",
+}
+"""What to do about a section that is null, by its name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BaseConfig:
@@ -199,11 +208,7 @@ class RunConfig:
 
 
 def needed(section: _T | None, name: str) -> _T:
-    """The section. Raises ``ConfigError`` if it is null."""
+    """The section of this name. Raises ``ConfigError`` if it is null."""
     if section is None:
-        raise ConfigError(
-            f"{name} = null",
-            rule=f"this stage needs {name}",
-            fix=f"choose one with {name}=NAME, or take experiment=demo",
-        )
+        raise ConfigError(f"{name} = null", rule=f"this stage needs {name}", fix=_FIXES[name])
     return section

@@ -99,7 +99,7 @@ def memory_text(config: RunConfig, layout: LayoutReport) -> str:
             f"   {other.total / GB:8.1f}"
         )
     load = f"assumes {IMBALANCE} times the mean expert load on the busiest rank; " if model.is_moe else ""
-    lines += ["", f"{load}predicted, not yet compared with a run on a GPU"]
+    lines += ["", f"{load}predicted; compared with one GPU only (docs/results/gpu.md)"]
     return "\n".join(lines)
 
 
