@@ -14,7 +14,7 @@ import pytest
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.config.evaluation import ReportConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.report.stage import run_report
+from megatron_ssd.report.render import run_report
 from tests.helpers.report_run import REVISION, build_run, change_summary, run_config
 
 MEBIBYTE = 1 << 20
