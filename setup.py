@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent
 
 # What every machine needs, with or without a GPU.
 COMMON = [
+    "altair>=6.3,<7",
     "datasketch>=2,<3",
     "httpx2>=2.16,<3",
     "hydra-core==1.3.2",

@@ -4,7 +4,7 @@ python launch/report.py experiment=demo run_dir=runs/mine
 """
 
 from megatron_ssd.cli.entry import main
-from megatron_ssd.report.stage import run_report
+from megatron_ssd.report.render import run_report
 
 if __name__ == "__main__":
     main(run_report, description=__doc__)

@@ -14,9 +14,8 @@ from typing import Any
 
 from megatron_ssd.evaluation.results import EvaluationResults, ModelName, Score
 from megatron_ssd.report import paper
-from megatron_ssd.report.data import ReportData, SamplingFacts
+from megatron_ssd.report.data import ReportData, SamplingFacts, thin
 from megatron_ssd.report.formatting import Measured, confidence_text, duration, percent, points
-from megatron_ssd.report.plots import thin
 from megatron_ssd.text_table import DASH, counted, split_cells
 
 # Below this a model is too small to write a competitive-programming solution.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
@@ -22,6 +24,8 @@ from megatron_ssd.report.examples import Example, read_examples
 from megatron_ssd.report.lineage import STAGES
 from megatron_ssd.report.paper import COUNTED, SETTINGS, window_title
 from megatron_ssd.report.problems import ProblemFacts, read_problem_facts
+
+MOST_POINTS = 800  # of a curve; a longer one is thinned to means
 
 _FACT_KEYS = ("seed", "minicode.seed", "model.name", "cluster.device")
 _HOW_ENDS_ARE_FOUND = (
@@ -177,6 +181,22 @@ def read_training(path: Path) -> tuple[tuple[TrainingPoint, ...], int]:
     values = [{name: row[name] for name in names} for _, row in sorted(rows.items())]
     points = tuple(TrainingPoint(**value) for value in values if None not in value.values())
     return points, len(rows) - len(points)
+
+
+def thin(points: Sequence[TrainingPoint], limit: int = MOST_POINTS) -> tuple[list[TrainingPoint], int]:
+    """At most ``limit`` points, each the mean of as many consecutive ones, and how many those are."""
+    size = max(1, math.ceil(len(points) / limit))
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [
+        TrainingPoint(
+            iteration=group[-1].iteration,
+            loss=fmean(p.loss for p in group),
+            learning_rate=fmean(p.learning_rate for p in group),
+            grad_norm=fmean(p.grad_norm for p in group),
+            tokens_per_second=fmean(p.tokens_per_second for p in group),
+        )
+        for group in groups
+    ], size
 
 
 def read_sampling(shards: Sequence[Path], manifests: Mapping[str, Manifest]) -> SamplingFacts:

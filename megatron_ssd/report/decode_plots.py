@@ -1,64 +1,55 @@
-"""Vega-Lite specifications for the decode settings: heat maps of the grid, and pass@1 over the effective temperature.
+"""Builds the plots of decode settings: heat maps of the grid, and pass@1 over the effective temperature.
 
 Each model and top-k has its own panel. All heat maps share one color scale, all effective-temperature plots their axes.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_ssd.evaluation.results import EffectivePoint, EvaluationResults, GridCell, ModelName
-from megatron_ssd.report.plots import (
-    MODEL_TITLES,
-    Plot,
-    in_percent,
-    legend_choice,
-    measured_text,
-    model_scale,
-    model_size,
-    percent_domain,
-    plot,
-)
-from megatron_ssd.report.theme import heat_level
+import altair as alt
+
+from megatron_ssd.evaluation.results import EffectivePoint, EvaluationResults, GridCell
+from megatron_ssd.report import plots
+from megatron_ssd.report.formatting import MODEL_TITLES
+from megatron_ssd.report.theme import HEAT_LEVELS
 from megatron_ssd.text_table import DASH, NOT_MEASURED
 
-Range = tuple[float, float]
-
-_ROW = 37  # pixels
+_CELL = 37  # pixels, the height of a cell
 _MAX_CURVES = 3  # of one model in a panel; with more, points and their mean are easier to read
 _DASHES = [[1.5, 3.5], [7, 4], [1, 0]]
-_GAPS = {"x": 0.06, "y": 0.13}  # between cells, as shares of their width and height
 _CORNER = "M-1,-1L1,-1L-1,1Z"  # marks the training decode in the corner of its cell
 
 
-def heat_maps(results: EvaluationResults) -> list[Plot]:
+def heat_maps(results: EvaluationResults) -> list[plots.Plot]:
     """A panel for each top-k and model, then one for each model's settings that no table has a cell for."""
-    scores = value_range(results)
     table = [cell for cell in results.grid if not cell.has_further_parameters]
     beside = [cell for cell in (*results.grid, results.beside_grid) if cell is not None and cell not in table]
+    axis = {"labelFontSize": 12.5, "labelAngle": 0, "grid": False}
+    lines = alt.Scale(paddingInner=0.13)
+    top_p = alt.X("top_p:O", title="top-p", axis=alt.Axis(orient="top", **axis), scale=alt.Scale(padding=0.06))
+    temperature = alt.Y("temperature:O", axis=alt.Axis(**axis), scale=lines)
+    setting = alt.Y("setting:N", sort=None, title=None, axis=alt.Axis(labelLimit=260, **axis), scale=lines)
     panels = []
-    for top_k in sorted({cell.top_k for cell in table}, key=_top_k_order):
-        for model in MODEL_TITLES:
+    for top_k in _top_ks(table):
+        for model, name in MODEL_TITLES.items():
             cells = [cell for cell in table if (cell.top_k, cell.model) == (top_k, model)]
-            if cells:
-                panels.append(_heat_map(f"{_title(model)}, {_top_k_text(top_k)}", cells, scores))
-    for model in MODEL_TITLES:
-        cells = [cell for cell in beside if cell.model == model]
-        if cells:
-            panels.append(_heat_list(f"{_title(model)}, beside the table", cells, scores))
-    return panels
+            panels.append((f"{name}, {_top_k_text(top_k)}", cells, [top_p, temperature]))
+    for model, name in MODEL_TITLES.items():
+        panels.append((f"{name}, beside the table", [cell for cell in beside if cell.model == model], [setting]))
+    scores = value_range(results)
+    return [_heat_map(title, cells, scores, channels) for title, cells, channels in panels if cells]
 
 
-def value_range(results: EvaluationResults) -> Range:
+def value_range(results: EvaluationResults) -> tuple[float, float]:
     """The lowest and the highest score of all heat maps."""
     cells = [cell for cell in (*results.grid, results.beside_grid) if cell is not None]
     values = [cell.pass_at_1 for cell in cells if cell.pass_at_1 is not None] or [0.0]
     return min(values), max(values)
 
 
-def effective_plots(results: EvaluationResults) -> list[Plot]:
+def effective_plots(results: EvaluationResults) -> list[plots.Plot]:
     """Scores over the effective temperature, a panel for each top-k."""
     points = _effective_points(results)
     if not points:
@@ -66,212 +57,136 @@ def effective_plots(results: EvaluationResults) -> list[Plot]:
     chosen = {(cell.model, cell.decoding) for cell in results.grid if cell.chosen}
     temperatures = [point.effective_temperature for point in points]
     reach = (max(temperatures) - min(temperatures)) or 1.0
-    top_ps = _top_ps(points)
-    axes = {
-        "x": [min(temperatures) - 0.05 * reach, max(temperatures) + 0.05 * reach],
-        "y": percent_domain(points),
-    }
-    # Points at one temperature are drawn beside each other, so that no interval hides another.
+    top_ps = sorted({point.top_p for point in points})
+    # Points at one temperature are drawn next to each other, so that no interval hides another.
     step = reach * (0.008 if len(top_ps) > _MAX_CURVES else 0.014)
     offsets = {p: step * (index - (len(top_ps) - 1) / 2) for index, p in enumerate(top_ps)}
-    by_top_k: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for point in points:
-        by_top_k[point.top_k].append(
+    x_scale = alt.Scale(
+        domain=[min(temperatures) - 0.05 * reach, max(temperatures) + 0.05 * reach], nice=False, zero=False
+    )
+    y_scale = alt.Scale(domain=plots.percent_domain(points), nice=4, zero=False)
+    x = alt.X("x:Q", title="effective temperature", scale=x_scale, axis=alt.Axis(grid=False, tickCount=6))
+    y = alt.Y("value:Q", title=None, scale=y_scale, axis=alt.Axis(tickCount=4))
+    panels = []
+    for top_k in _top_ks(points):
+        rows = [
             {
                 "model": MODEL_TITLES[point.model],
                 "decode": point.decoding,
                 "top_p": f"{point.top_p:g}",
                 "T_eff": round(point.effective_temperature, 6),
                 "x": round(point.effective_temperature + offsets[point.top_p], 6),
-                "score": measured_text(point),
+                "score": plots.measured_text(point),
                 "chosen": (point.model, point.decoding) in chosen,
-                **in_percent(point),
+                **plots.in_percent(point),
             }
-        )
-    return [_effective_plot(top_k, by_top_k[top_k], top_ps, axes) for top_k in sorted(by_top_k, key=_top_k_order)]
+            for point in points
+            if point.top_k == top_k
+        ]
+        panels.append(_effective_plot(_top_k_text(top_k), rows, x, y, top_ps))
+    return panels
 
 
 def mean_note(results: EvaluationResults) -> str:
     """What the lines of ``effective_plots`` are, if they are not one for each top-p."""
-    top_ps = _top_ps(_effective_points(results))
-    if len(top_ps) <= _MAX_CURVES:
+    count = len({point.top_p for point in _effective_points(results)})
+    if count <= _MAX_CURVES:
         return ""
-    return f"Lines are means over the {len(top_ps)} values of top-p; points are single settings."
+    return f"Lines are means over the {count} values of top-p; points are single settings."
 
 
-def _heat_map(title: str, cells: Sequence[GridCell], scores: Range) -> Plot:
-    """Scores of one model at one top-k over temperature (down) and top-p (across)."""
-    axis = {"labelFontSize": 12.5, "labelAngle": 0, "grid": False}
-    place = {
-        "x": {"field": "top_p", "type": "ordinal", "title": "top-p", "axis": {**axis, "orient": "top"}},
-        "y": {"field": "temperature", "type": "ordinal", "title": "temperature", "axis": axis},
-    }
-    return _heat(title, cells, scores, place, num_rows=len({cell.temperature for cell in cells}))
-
-
-def _heat_list(title: str, cells: Sequence[GridCell], scores: Range) -> Plot:
-    """Scores of settings of one model that have no cell in a heat map, one per line."""
-    axis = {"labelFontSize": 12.5, "labelLimit": 260, "grid": False, "title": None}
-    return _heat(
-        title, cells, scores, {"y": {"field": "what", "type": "ordinal", "sort": None, "axis": axis}},
-        num_rows=len(cells),
-    )  # fmt: skip
-
-
-def _heat(
-    title: str, cells: Sequence[GridCell], scores: Range, place: dict[str, Any], *, num_rows: int
-) -> Plot:  # fmt: skip
+def _heat_map(
+    title: str, cells: Sequence[GridCell], scores: tuple[float, float], channels: list[alt.X | alt.Y]
+) -> plots.Plot:
     """Cells with their score; the chosen one has a frame, and the decode of the training data a marked corner."""
-    rows = [_heat_row(cell, scores) for cell in cells]
-    axes = {
-        name: {**channel, "scale": {"paddingInner": _GAPS[name], "paddingOuter": 0.06}}
-        for name, channel in place.items()
-    }
-    corner = {name: {**channel, "bandPosition": 0.02} for name, channel in axes.items()} | (
-        {} if "x" in axes else {"x": {"value": 0}}
+    rows = [_heat_row(cell) for cell in cells]
+    low, high = (100 * score for score in scores)
+    domain = [low, high if high > low else low + 1]
+
+    def by_score(channel: type[alt.Fill | alt.Color], name: str, not_measured: str) -> Any:
+        colors = [f"var(--{name}-{level})" for level in range(HEAT_LEVELS)]
+        scale = alt.Scale(type="quantize", domain=domain, range=colors)
+        known = alt.expr.isValid(alt.datum.score)
+        return alt.condition(known, channel("score:Q", scale=scale, legend=None), alt.value(not_measured))
+
+    tooltip = ["decode:N", alt.Tooltip("label:N", title="score, %"), "role:N"]
+    base = plots.chart_of(rows).encode(*channels, tooltip=tooltip)
+    boxes = base.mark_rect(cornerRadius=3).encode(
+        fill=by_score(alt.Fill, "heat", "var(--page)"),
+        stroke=alt.condition(alt.datum.chosen, alt.value("var(--ink)"), alt.value("var(--rule)")),
+        strokeWidth=alt.condition(alt.datum.chosen, alt.value(2.5), alt.value(1)),
     )
-    tooltip = [{"field": "decode"}, {"field": "label", "title": "score, %"}, {"field": "role"}]
-    cell = {"fill": _as_given("fill"), "stroke": _as_given("stroke"), "strokeWidth": _as_given("frame", "quantitative")}
+    ink = base.encode(color=by_score(alt.Color, "on-heat", "var(--ink)"))
+    labels = ink.mark_text(fontSize=13).encode(text="label:N")
+    width = "bandwidth('x')" if len(channels) == 2 else "width"
+    corners = ink.transform_filter(alt.datum.training).mark_point(
+        shape=_CORNER, filled=True, size=45, opacity=1,
+        xOffset=alt.ExprRef(f"6 - {width} / 2"), yOffset=alt.ExprRef("6 - bandwidth('y') / 2"),
+    )  # fmt: skip
     said = "; ".join(f"{row['decode']}: {row['label']}{row['role'] and ' (' + row['role'] + ')'}" for row in rows)
-    return plot(
-        title,
-        text=f"{title}, score in percent. {said}.",
-        height=_ROW * num_rows,
-        data={"values": rows},
-        encoding=axes,
-        layer=[
-            {"mark": {"type": "rect", "cornerRadius": 3}, "encoding": {**cell, "tooltip": tooltip}},
-            {
-                "mark": {"type": "text", "fontSize": 13},
-                "encoding": {"text": {"field": "label"}, "fill": _as_given("ink"), "tooltip": tooltip},
-            },
-            {
-                "transform": [{"filter": "datum.training"}],
-                "mark": {"type": "point", "shape": _CORNER, "filled": True, "size": 45, "xOffset": 5, "yOffset": 5},
-                "encoding": {**corner, "fill": _as_given("ink")},
-            },
-        ],
+    num_lines = len({row["temperature"] for row in rows}) if len(channels) == 2 else len(rows)
+    return plots.plot(
+        alt.layer(boxes, labels, corners), title, height=_CELL * num_lines, text=f"{title}, score in percent. {said}."
     )
 
 
-def _as_given(field: str, kind: str = "nominal") -> dict[str, Any]:
-    """Encoding of a field that holds the color or width itself, not a value to scale."""
-    return {"field": field, "type": kind, "scale": None, "legend": None}
-
-
-def _heat_row(cell: GridCell, scores: Range) -> dict[str, Any]:
-    known = cell.pass_at_1 is not None
-    level = 0 if cell.pass_at_1 is None else heat_level(cell.pass_at_1, *scores)
+def _heat_row(cell: GridCell) -> dict[str, Any]:
+    score = cell.pass_at_1
     roles = [word for word, holds in (("chosen", cell.chosen), ("training decode", cell.training)) if holds]
     return {
         "temperature": cell.temperature,
         "top_p": cell.top_p,
-        "what": f"{cell.decoding}, training decode" if cell.training else cell.decoding,
+        "setting": f"{cell.decoding}, training decode" if cell.training else cell.decoding,
         "decode": cell.decoding,
-        "label": DASH if cell.pass_at_1 is None else f"{100 * cell.pass_at_1:.1f}",
-        "role": ", ".join(roles) if known else NOT_MEASURED,
+        "score": None if score is None else round(100 * score, 4),
+        "label": DASH if score is None else f"{100 * score:.1f}",
+        "role": NOT_MEASURED if score is None else ", ".join(roles),
+        "chosen": cell.chosen,
         "training": cell.training,
-        "fill": f"var(--heat-{level})" if known else "var(--page)",
-        "ink": f"var(--on-heat-{level})" if known else "var(--ink)",
-        "stroke": "var(--ink)" if cell.chosen else "none" if known else "var(--rule)",
-        "frame": 2.5 if cell.chosen else 1,
     }
 
 
 def _effective_plot(
-    top_k: int, rows: list[dict[str, Any]], top_ps: Sequence[float], axes: dict[str, list[float]]
-) -> Plot:  # fmt: skip
+    title: str, rows: list[dict[str, Any]], x: alt.X, y: alt.Y, top_ps: Sequence[float]
+) -> plots.Plot:  # fmt: skip
+    """Points with intervals, a ring around the chosen ones, and a line for each top-p or for their mean."""
     many = len(top_ps) > _MAX_CURVES
-    params, opacity = legend_choice("model") if many else legend_choice("model", "top_p")
-    across = {
-        "type": "quantitative",
-        "title": "effective temperature",
-        "scale": {"domain": axes["x"], "zero": False, "nice": False},
-        "axis": {"grid": False, "tickCount": 6},
-    }
-    up = {
-        "type": "quantitative",
-        "title": None,
-        "scale": {"domain": axes["y"], "nice": 4, "zero": False},
-        "axis": {"tickCount": 4},
-    }
-    tooltip = [
-        {"field": "model"},
-        {"field": "decode"},
-        {"field": "T_eff", "type": "quantitative", "format": ".3~g"},
-        {"field": "score", "title": "score, %"},
-    ]
-    shared = {"color": model_scale("color"), "opacity": opacity, "tooltip": tooltip}
-    x, y = {**across, "field": "x"}, {**up, "field": "value"}
-    line: dict[str, Any] = {"color": model_scale("color"), "opacity": opacity}
+    (only_model, *only_top_p), opacity = plots.legend_choice("model") if many else plots.legend_choice("model", "top_p")
+    tooltip = ["model:N", "decode:N", alt.Tooltip("T_eff:Q", format=".3~g"), alt.Tooltip("score:N", title="score, %")]
+    base = plots.chart_of(rows).encode(x=x, y=y)
+    rings = base.encode(tooltip=tooltip).transform_filter(alt.datum.chosen).mark_point(
+        shape="circle", size=300, stroke="var(--ink)", strokeWidth=1.5, opacity=1
+    )  # fmt: skip
+    colored = base.encode(color=plots.model_color(), opacity=opacity)
+    bars = colored.mark_rule(strokeWidth=1.25, strokeOpacity=0.6).encode(y="low:Q", y2="high:Q", tooltip=tooltip)
     if many:
-        line |= {"x": {**across, "field": "T_eff"}, "y": {**y, "aggregate": "mean"}}
+        lines = colored.mark_line(strokeWidth=1.5).encode(x="T_eff:Q", y="mean(value):Q")
     else:
-        scale = {"domain": [f"{p:g}" for p in top_ps], "range": _DASHES[len(_DASHES) - len(top_ps) :]}
-        legend = {
-            "title": "top-p",
-            "orient": "bottom",
-            "symbolType": "stroke",
-            "symbolSize": 300,
-            "symbolStrokeColor": "var(--ink)",
-        }
-        line |= {"x": x, "y": y, "strokeDash": {"field": "top_p", "type": "nominal", "scale": scale, "legend": legend}}
-    name = _top_k_text(top_k)
+        scale = alt.Scale(domain=[f"{p:g}" for p in top_ps], range=_DASHES[len(_DASHES) - len(top_ps) :])
+        legend = alt.Legend(
+            title="top-p", orient="bottom", symbolType="stroke", symbolSize=300, symbolStrokeColor="var(--ink)"
+        )  # fmt: skip
+        lines = colored.mark_line(strokeWidth=1.5).encode(
+            strokeDash=alt.StrokeDash("top_p:N", scale=scale, legend=legend)
+        )  # fmt: skip
+    points = plots.model_points(colored.encode(tooltip=tooltip), 30 if many else 65)
+    # A legend listens to the parameter of the first layer that has this legend.
+    chart = alt.layer(bars.add_params(only_model), lines.add_params(*only_top_p), points, rings)
     said = "; ".join(f"{row['model']}, {row['decode']}, T_eff {row['T_eff']:.3g}: {row['score']}" for row in rows)
-    return plot(
-        _capital(name),
-        text=f"Score in percent over the effective temperature, {name}. {said}.",
-        note="percent",
-        height=210,
-        data={"values": rows},
-        layer=[
-            {
-                "params": params[:1],  # of the model: a legend listens in the first layer that makes it
-                "mark": {"type": "rule", "strokeWidth": 1.25, "strokeOpacity": 0.6},
-                "encoding": {**shared, "x": x, "y": {**up, "field": "low"}, "y2": {"field": "high"}},
-            },
-            {"params": params[1:], "mark": {"type": "line", "strokeWidth": 1.5}, "encoding": line},
-            {
-                "mark": {"type": "point", "filled": True},
-                "encoding": {
-                    **shared,
-                    "x": x,
-                    "y": y,
-                    "shape": model_scale("shape"),
-                    "size": model_size(30 if many else 65),
-                },
-            },
-            {
-                "transform": [{"filter": "datum.chosen"}],
-                "mark": {"type": "point", "shape": "circle", "size": 300, "stroke": "var(--ink)", "strokeWidth": 1.5},
-                "encoding": {"x": x, "y": y, "tooltip": tooltip},
-            },
-        ],
-    )
+    text = f"Score in percent over the effective temperature, {title}. {said}."
+    return plots.plot(chart, title, height=210, text=text, note="percent")
 
 
 def _effective_points(results: EvaluationResults) -> list[EffectivePoint]:
     """Measured points whose only settings are temperature, top-k and top-p."""
-    return [
-        point for point in results.effective_temperature.points if point.is_known and not point.has_further_parameters
-    ]
+    points = results.effective_temperature.points
+    return [point for point in points if point.is_known and not point.has_further_parameters]
 
 
-def _top_ps(points: Sequence[EffectivePoint]) -> list[float]:
-    return sorted({point.top_p for point in points})
-
-
-def _top_k_order(top_k: int) -> float:
-    return float("inf") if top_k == -1 else top_k
+def _top_ks(settings: Sequence[GridCell | EffectivePoint]) -> list[int]:
+    """Each top-k in ascending order, then -1, which means no top-k."""
+    return sorted({setting.top_k for setting in settings}, key=lambda top_k: (top_k == -1, top_k))
 
 
 def _top_k_text(top_k: int) -> str:
     return "no top-k" if top_k == -1 else f"top-k {top_k}"
-
-
-def _title(model: ModelName) -> str:
-    return _capital(MODEL_TITLES[model])
-
-
-def _capital(words: str) -> str:
-    return words[:1].upper() + words[1:]

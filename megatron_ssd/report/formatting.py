@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import quote
 
+from megatron_ssd.evaluation.results import ModelName
 from megatron_ssd.grading.metrics import Estimate
 from megatron_ssd.text_table import DASH, NOT_MEASURED, signed
 
 K = TypeVar("K")
+
+MODEL_TITLES: dict[ModelName, str] = {"base": "base", "ssd": "SSD"}
 
 # Controls but for tab and line ends; zero-width and bidirectional marks; line and paragraph separators; surrogates;
 # noncharacters; tag characters.

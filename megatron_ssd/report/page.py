@@ -1,8 +1,9 @@
 """Renders ``report.html``: one page with its style, plots and script inside, that loads nothing.
 
-Plots are Vega-Lite specifications that Vega-Embed draws; both are bundled into the page's one script. The
-Content-Security-Policy names that script by its hash and allows no other, no evaluation of text as code and no request.
-Jinja escapes everything that comes from data: a program that a model wrote cannot become markup.
+Altair writes the plots as Vega-Lite specifications, and Vega-Embed draws them, which is part of the page's one script.
+The Content-Security-Policy names that script by its hash and allows no other, no evaluation of text as code and no
+request. Jinja escapes everything that comes from data: a program that a model wrote cannot become
+markup.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from megatron_ssd.problems.decontamination import HITS_FILE
 from megatron_ssd.report import content, decode_plots, plots
 from megatron_ssd.report.benchmarks import BenchmarkRow
-from megatron_ssd.report.data import ReportData
-from megatron_ssd.report.formatting import UNKNOWN, anchor, confidence_text, duration, ends, percent
+from megatron_ssd.report.data import ReportData, thin
+from megatron_ssd.report.formatting import MODEL_TITLES, UNKNOWN, anchor, confidence_text, duration, ends, percent
 from megatron_ssd.report.lineage import Lineage
 from megatron_ssd.report.problems import SHOWN_HITS
 from megatron_ssd.report.theme import DARK, HEAT_LEVELS, LIGHT
@@ -57,7 +59,7 @@ def render(data: ReportData, lineage: Lineage, benchmarks: Sequence[BenchmarkRow
         duration=duration,
         anchor=anchor,
         sections=[section for section in SECTIONS if section[0] != "benchmarks" or benchmarks],
-        titles=plots.MODEL_TITLES,
+        titles=MODEL_TITLES,
         code_version=data.manifests["eval"].code_version,
         heading=f"Simple self-distillation, {data.run_name}",
         result=content.result_sentence(scores),
@@ -125,8 +127,6 @@ def content_policy(script: str, style: str | None = None) -> str:
 @functools.cache
 def chart_script() -> str:
     """Vega, Vega-Lite, Vega-Embed and ``charts.js`` as one script. Needs no network; takes seconds."""
-    import vl_convert  # 84 MB, and only the report needs it: other commands import this module for the stage's name
-
     return str(vl_convert.javascript_bundle(source(templates(), "charts.js")))
 
 
@@ -139,7 +139,7 @@ def _plots(data: ReportData) -> dict[str, Any]:
     base, ssd = scores.score("base_best"), scores.score("ssd_best")
     graded = ends(tuple(base.overall)) if base.by_difficulty else ()
     low, high = decode_plots.value_range(scores)
-    points, _ = plots.thin(data.training)
+    points, _ = thin(data.training)
     return {
         "scores": [plots.score_intervals(scores.headline, k) for k in ends(scores.ks)],
         "difficulty": [plots.by_difficulty(base, ssd, k) for k in graded],

@@ -1,28 +1,26 @@
-"""Vega-Lite specifications of the report's plots: scores with intervals, training curves and response lengths.
+"""Builds the report's plots with Altair.
 
 The plots of decode settings are in ``decode_plots.py``. A page draws a specification with ``templates/charts.js``.
+Colors are the page's CSS variables: one drawing serves light pages, dark pages and paper.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
-from megatron_ssd.evaluation.results import ModelName, Score
+import altair as alt
+import numpy as np
+
+from megatron_ssd.evaluation.results import Score
 from megatron_ssd.grading.metrics import Estimate
-from megatron_ssd.report.data import TrainingPoint
-from megatron_ssd.report.formatting import compact, percent
+from megatron_ssd.report.formatting import MODEL_TITLES, compact, percent
 from megatron_ssd.text_table import NOT_MEASURED, counted
 
-MODEL_TITLES: dict[ModelName, str] = {"base": "base", "ssd": "SSD"}
-MOST_POINTS = 800  # of a curve; a longer one is thinned to means
-
 _HISTOGRAM_BINS = 30
-_HEADER, _LINE = 26, 20  # pixels that a group's name and one interval take
-_VALUES = 52  # pixels right of the intervals, for the numbers
+_HEADER, _LINE = 26, 20  # pixels: height of a group's name, and of one interval
+_NUMBERS = 52  # pixels for the numbers to the right of the intervals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +33,38 @@ class Plot:
     note: str = ""
 
 
-def plot(title: str, *, text: str, note: str = "", **view: Any) -> Plot:
-    """A plot as wide as its figure; ``view`` are the other properties of a Vega-Lite view."""
-    return Plot(title=title, spec={"width": "container", "description": text, **view}, text=text, note=note)
+@alt.theme.register("report", enable=True)
+def theme() -> alt.theme.ThemeConfig:
+    """The style of every plot."""
+    muted = {f"{part}Color": "var(--muted)" for part in ("label", "title")}
+    title = {"titleFontWeight": "normal"}
+    config = {
+        "background": None, "font": "system-ui, sans-serif", "padding": 2, "view": {"stroke": None},
+        "axis": {**muted, **title, "gridColor": "var(--rule)", "domain": False, "ticks": False,
+                 "labelFontSize": 12, "labelPadding": 6, "titleFontSize": 12, "titlePadding": 8},
+        "legend": {**muted, **title, "labelColor": "var(--ink)", "labelFontSize": 13, "titleFontSize": 13,
+                   "titleOrient": "left", "orient": "top", "offset": 8, "columnPadding": 18, "symbolSize": 90,
+                   "symbolStrokeWidth": 1.6},
+        "text": {"color": "var(--ink)", "fontSize": 12.5},
+        "line": {"strokeWidth": 1.6, "strokeJoin": "round", "strokeCap": "round"},
+    }  # fmt: skip
+    return alt.theme.ThemeConfig(config=config)
+
+
+def plot(chart: alt.Chart | alt.LayerChart, title: str, *, height: float, text: str, note: str = "") -> Plot:
+    """``chart`` as a plot that is as wide as its figure."""
+    spec = chart.properties(width="container", height=height, description=text).to_dict()
+    return Plot(title=title, spec=spec, text=text, note=note)
+
+
+def chart_of(rows: list[dict[str, Any]]) -> alt.Chart:
+    """A chart of ``rows`` without a mark."""
+    return alt.Chart(alt.Data(values=rows))
 
 
 def score_intervals(scores: Sequence[Score], k: int) -> Plot:
-    """pass@k of each headline row with its interval."""
-    return _intervals(k, [(score.title, [(score, score.overall[k])]) for score in scores])
+    """pass@k of each row of the headline table with its interval."""
+    return _intervals(k, "setting", [(score.title, [(score, score.overall[k])]) for score in scores])
 
 
 def by_difficulty(base: Score, ssd: Score, k: int) -> Plot:
@@ -52,94 +74,50 @@ def by_difficulty(base: Score, ssd: Score, k: int) -> Plot:
         count = base.problems_by_difficulty.get(name)
         title = name if count is None else f"{name} ({counted(count, 'problem')})"
         groups.append((title, [(score, score.by_difficulty[name][k]) for score in (base, ssd)]))
-    return _intervals(k, groups)
+    return _intervals(k, "difficulty", groups)
 
 
 def curve(
     points: Sequence[tuple[float, float]], *, title: str, note: str = "", from_zero: bool = False
 ) -> Plot:  # fmt: skip
     """A line over training iterations; ``from_zero`` keeps zero on the axis."""
-    name = title.lower()
-    rows = [{"iteration": x, name: float(f"{y:.6g}")} for x, y in points]
-    x = {"field": "iteration", "type": "quantitative", "scale": {"zero": False, "nice": False}, "axis": {"grid": False}}
-    y = {"field": name, "type": "quantitative", "scale": {"zero": from_zero}, "title": None, "axis": {"tickCount": 4}}
-    hover = {"name": "hover", "select": {"type": "point", "on": "pointerover", "nearest": True, "clear": "pointerout"}}
+    base = chart_of([{"iteration": x, "value": float(f"{y:.6g}")} for x, y in points]).encode(
+        x=alt.X("iteration:Q", scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(grid=False)),
+        y=alt.Y("value:Q", scale=alt.Scale(zero=from_zero), title=None, axis=alt.Axis(tickCount=4)),
+    )
+    hover = alt.selection_point(name="hover", on="pointerover", nearest=True, clear="pointerout")
+    nearest = base.mark_point(filled=True, color="var(--ssd)", size=70).encode(
+        opacity=alt.condition(hover, alt.value(1), alt.value(0), empty=False),
+        tooltip=[alt.Tooltip("iteration:Q", format=","), alt.Tooltip("value:Q", title=title.lower(), format=",.4~g")],
+    )
     text = "nothing was logged"
     if points:
         (first, begin), (last, end) = points[0], points[-1]
         text = f"{title}: {compact(begin)} at iteration {first:,}, {compact(end)} at iteration {last:,}"
-    return plot(
-        title,
-        text=text,
-        note=note,
-        height=180,
-        data={"values": rows},
-        encoding={"x": x, "y": y},
-        layer=[
-            {"mark": {"type": "line", "color": "var(--ink)"}},
-            {
-                "mark": {"type": "point", "filled": True, "color": "var(--ssd)", "size": 70},
-                "params": [hover],
-                "encoding": {
-                    "opacity": {"condition": {"param": "hover", "empty": False, "value": 1}, "value": 0},
-                    "tooltip": [
-                        {"field": "iteration", "type": "quantitative", "format": ","},
-                        {"field": name, "type": "quantitative", "format": ",.4~g"},
-                    ],
-                },
-            },
-        ],
-    )
-
-
-def thin(points: Sequence[TrainingPoint], limit: int = MOST_POINTS) -> tuple[list[TrainingPoint], int]:
-    """At most ``limit`` points, each the mean of as many consecutive ones, and how many those are."""
-    size = max(1, math.ceil(len(points) / limit))
-    groups = [points[start : start + size] for start in range(0, len(points), size)]
-    return [
-        TrainingPoint(
-            iteration=group[-1].iteration,
-            loss=fmean(p.loss for p in group),
-            learning_rate=fmean(p.learning_rate for p in group),
-            grad_norm=fmean(p.grad_norm for p in group),
-            tokens_per_second=fmean(p.tokens_per_second for p in group),
-        )
-        for group in groups
-    ], size
+    chart = alt.layer(base.mark_line(color="var(--ink)"), nearest.add_params(hover))
+    return plot(chart, title, height=180, text=text, note=note)
 
 
 def histogram(values: Sequence[int], *, title: str, note: str, unit: str) -> Plot:
-    """How ``values`` are distributed, over equal bins."""
+    """The distribution of ``values`` over equal bins."""
     low, high = (min(values), max(values) + 1) if values else (0, 1)
-    bins = max(1, min(_HISTOGRAM_BINS, high - low))
-    counts = [0] * bins
-    for value in values:
-        counts[(value - low) * bins // (high - low)] += 1
-    edges = [low + (high - low) * index / bins for index in range(bins + 1)]
+    counts, edges = np.histogram(values, bins=min(_HISTOGRAM_BINS, high - low), range=(low, high))
     rows = [
-        {"from": begin, "to": end, unit: f"{begin:.0f} to {end:.0f}", "count": count}
-        for begin, end, count in zip(edges, edges[1:], counts, strict=False)
+        {"from": begin, "to": end, "bin": f"{begin:.0f} to {end:.0f}", "count": count}
+        for begin, end, count in zip(edges.tolist(), edges[1:].tolist(), counts.tolist(), strict=False)
     ]
     text = f"{title}: none"
     if values:
-        ordered = sorted(values)
-        text = f"{title}: from {low:,} to {ordered[-1]:,} {unit}, median {ordered[len(ordered) // 2]:,}"
-    scale = {"zero": False, "nice": False}
-    return plot(
-        title,
-        text=text,
-        note=note,
-        height=180,
-        data={"values": rows},
-        mark={"type": "bar", "color": "var(--base)", "binSpacing": 1},
-        encoding={
-            "x": {"field": "from", "type": "quantitative", "scale": scale, "title": unit, "axis": {"grid": False}},
-            "x2": {"field": "to"},
-            "y": {"field": "count", "type": "quantitative", "title": None, "axis": {"tickCount": 4, "format": ",~s"}},
-            "y2": {"datum": 0},
-            "tooltip": [{"field": unit}, {"field": "count", "type": "quantitative", "format": ","}],
-        },
+        text = f"{title}: from {low:,} to {high - 1:,} {unit}, median {sorted(values)[len(values) // 2]:,}"
+    chart = chart_of(rows).mark_bar(color="var(--base)", binSpacing=1)
+    chart = chart.encode(
+        x=alt.X("from:Q", scale=alt.Scale(zero=False, nice=False), title=unit, axis=alt.Axis(grid=False)),
+        x2="to:Q",
+        y=alt.Y("count:Q", title=None, axis=alt.Axis(tickCount=4, format=",~s")),
+        y2=alt.datum(0),
+        tooltip=[alt.Tooltip("bin:N", title=unit), alt.Tooltip("count:Q", format=",")],
     )
+    return plot(chart, title, height=180, text=text, note=note)
 
 
 def measured_text(estimate: Estimate) -> str:
@@ -161,87 +139,60 @@ def percent_domain(estimates: Iterable[Estimate]) -> list[float]:
     return [low, high] if high > low else [max(low - 1, 0.0), low + 1]
 
 
-def model_scale(channel: str) -> dict[str, Any]:
-    """Encoding of the model as ``color`` or ``shape``."""
-    marks = {"color": [f"var(--{model})" for model in MODEL_TITLES], "shape": ["circle", "diamond"]}
-    scale = {"domain": list(MODEL_TITLES.values()), "range": marks[channel]}
-    return {"field": "model", "type": "nominal", "scale": scale, "legend": {"title": None}}
+def model_color() -> alt.Color:
+    """The color of each model."""
+    colors = [f"var(--{model})" for model in MODEL_TITLES]
+    return alt.Color("model:N", title=None, scale=alt.Scale(domain=list(MODEL_TITLES.values()), range=colors))
 
 
-def model_size(base: int) -> dict[str, Any]:
-    """Encoding of a mark's area: a diamond needs more of it to look as large as a disc."""
-    return {"condition": {"test": "datum.model === 'SSD'", "value": 1.5 * base}, "value": base}
-
-
-def legend_choice(*fields: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Parameters that a click on a legend sets, one for each field, and the opacity that dims what is not chosen."""
-    params = [
-        {"name": f"only_{field}", "select": {"type": "point", "fields": [field], "toggle": "true"}, "bind": "legend"}
-        for field in fields
-    ]
-    chosen = {"and": [{"param": param["name"]} for param in params]}
-    return params, {"condition": {"test": chosen, "value": 1}, "value": 0.12}
-
-
-def _intervals(k: int, groups: Sequence[tuple[str, Sequence[tuple[Score, Estimate]]]]) -> Plot:
-    """Groups under each other: the name, then a line for each score with mark, interval and number."""
-    headers: list[dict[str, Any]] = []
-    rows: list[dict[str, Any]] = []
-    said = []
-    y = 0
-    for name, members in groups:
-        headers.append({"name": name, "y": y + 13})
-        y += _HEADER
-        for score, estimate in members:
-            shown = percent(estimate)
-            rows.append(
-                {
-                    "y": y + _LINE / 2,
-                    "model": MODEL_TITLES[score.model],
-                    "of": name,
-                    "decode": score.decoding,
-                    "number": shown.value if shown.known else NOT_MEASURED,
-                    "interval": shown.interval,
-                    **in_percent(estimate),
-                }
-            )
-            said.append(f"{name}, {MODEL_TITLES[score.model]}: {measured_text(estimate)}")
-            y += _LINE
-    params, opacity = legend_choice("model")
-    domain = percent_domain(estimate for _, members in groups for _, estimate in members)
-    vertical = {"field": "y", "type": "quantitative", "scale": {"domain": [0, y], "reverse": True}, "axis": None}
-    horizontal = {
-        "field": "value", "type": "quantitative", "title": None, "axis": {"tickCount": 5},
-        "scale": {"domain": domain, "nice": 5, "zero": False, "rangeMax": {"expr": f"width - {_VALUES}"}},
-    }  # fmt: skip
-    tooltip = [{"field": "of", "title": "setting" if len(groups) == len(rows) else "difficulty"},
-               {"field": "model"}, {"field": "decode"},
-               {"field": "number", "title": f"pass@{k}, %"}, {"field": "interval"}]  # fmt: skip
-    shared = {"y": vertical, "opacity": opacity, "color": model_scale("color"), "tooltip": tooltip}
-    return plot(
-        f"pass@{k}",
-        text=f"pass@{k} in percent. {'; '.join(said)}.",
-        note="percent",
-        height=y,
-        data={"values": rows},
-        layer=[
-            {
-                "params": params,
-                "mark": {"type": "rule", "strokeWidth": 2.5, "strokeCap": "round"},
-                "encoding": {**shared, "x": {**horizontal, "field": "low"}, "x2": {"field": "high"}},
-            },
-            {
-                "mark": {"type": "point", "filled": True},
-                "encoding": {**shared, "x": horizontal, "shape": model_scale("shape"), "size": model_size(100)},
-            },
-            {
-                "mark": {"type": "text", "align": "right", "baseline": "middle", "fontWeight": 600, "fontSize": 13.5},
-                "encoding": {**shared, "x": {"value": "width"}, "text": {"field": "number"}},
-            },
-            {
-                "data": {"values": headers},
-                "mark": {"type": "text", "align": "left", "baseline": "middle", "fontWeight": 500},
-                "encoding": {"x": {"value": 0}, "y": vertical, "text": {"field": "name"}},
-            },
-        ],
+def model_points(chart: alt.Chart, size: int) -> alt.Chart:
+    """Points whose shape shows the model; a diamond needs a larger area to look as large as a disc."""
+    shapes = alt.Scale(domain=list(MODEL_TITLES.values()), range=["circle", "diamond"])
+    return chart.mark_point(filled=True).encode(
+        shape=alt.Shape("model:N", title=None, scale=shapes),
+        size=alt.condition(alt.datum.model == MODEL_TITLES["ssd"], alt.value(1.5 * size), alt.value(size)),
     )
+
+
+def legend_choice(*fields: str) -> tuple[list[alt.Parameter], Any]:
+    """A parameter for each field that a click on its legend sets, and the opacity that dims what is not chosen."""
+    params = [alt.selection_point(name=f"only_{name}", fields=[name], bind="legend", toggle="true") for name in fields]
+    return params, alt.when(*params).then(alt.value(1)).otherwise(alt.value(0.12))
+
+
+def _intervals(k: int, kind: str, groups: Sequence[tuple[str, Sequence[tuple[Score, Estimate]]]]) -> Plot:
+    """Groups below each other: the name, then mark, interval and number of each score on a line of its own."""
+    entries = [(name, line, *entry) for name, members in groups for line, entry in enumerate(members)]
+    rows = []
+    for name, line, score, estimate in entries:
+        shown, model = percent(estimate), MODEL_TITLES[score.model]
+        number = shown.value if shown.known else NOT_MEASURED
+        row = {"group": name, "line": line, "model": model, "decode": score.decoding, "number": number}
+        rows.append({**row, "interval": shown.interval, **in_percent(estimate)})
+    step = _HEADER + _LINE * max((len(members) for _, members in groups), default=1)
+    gap = _HEADER / step  # above each group, for its name
+    scale = alt.Scale(
+        domain=percent_domain(estimate for *_, estimate in entries),
+        nice=5, zero=False, rangeMax=alt.ExprRef(f"width - {_NUMBERS}"),
+    )  # fmt: skip
+    names = alt.Axis(
+        labelAlign="left", labelPadding=0, labelOffset=-step / 2, labelLimit=0, maxExtent=0,
+        labelColor="var(--ink)", labelFontSize=12.5, labelFontWeight=500,
+    )  # fmt: skip
+    bands = alt.Scale(paddingInner=gap, paddingOuter=gap / 2, align=1)
+    (only_model,), opacity = legend_choice("model")
+    base = chart_of(rows).encode(
+        x=alt.X("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=5)),
+        y=alt.Y("group:N", title=None, sort=None, scale=bands, axis=names),
+        yOffset=alt.YOffset("line:O", scale=alt.Scale(padding=0)),
+        color=model_color(),
+        opacity=opacity,
+        tooltip=[alt.Tooltip("group:N", title=kind), "model:N", "decode:N",
+                 alt.Tooltip("number:N", title=f"pass@{k}, %"), "interval:N"],
+    )  # fmt: skip
+    bars = base.mark_rule(strokeWidth=2.5, strokeCap="round").encode(x="low:Q", x2="high:Q")
+    numbers = base.mark_text(align="right", fontWeight=600, fontSize=13.5).encode(x=alt.value("width"), text="number:N")
+    chart = alt.layer(bars.add_params(only_model), model_points(base, 100), numbers)
+    said = [f"{name}, {MODEL_TITLES[score.model]}: {measured_text(estimate)}" for name, _, score, estimate in entries]
+    text = f"pass@{k} in percent. {'; '.join(said)}."
+    return plot(chart, f"pass@{k}", height=step * len(groups), text=text, note="percent")

@@ -25,9 +25,8 @@ from megatron_ssd.errors import ConfigError
 from megatron_ssd.evaluation.problem_file import Excerpt
 from megatron_ssd.report.attempts import COLUMNS, MOST_KEPT, Attempt, ProblemPage, ProblemPages
 from megatron_ssd.report.content import FINISH_REASONS
-from megatron_ssd.report.formatting import anchor, visible
+from megatron_ssd.report.formatting import MODEL_TITLES, anchor, visible
 from megatron_ssd.report.page import content_policy, source, style, templates
-from megatron_ssd.report.plots import MODEL_TITLES
 from megatron_ssd.report.theme import text_on
 from megatron_ssd.schema import VerdictStatus
 from megatron_ssd.text_table import DASH, signed

@@ -49,12 +49,6 @@ DARK = Scheme(
 )  # fmt: skip
 
 
-def heat_level(value: float, low: float, high: float) -> int:
-    """The level, from 0 to ``HEAT_LEVELS - 1``, of a ``value`` between ``low`` and ``high``."""
-    share = (value - low) / (high - low) if high > low else 0.0
-    return round(min(max(share, 0.0), 1.0) * (HEAT_LEVELS - 1))
-
-
 def heat_color(scheme: Scheme, fraction: float) -> str:
     """The color of a fraction in [0, 1] of the range from lowest to highest."""
     position = fraction * (len(scheme.heat) - 1)

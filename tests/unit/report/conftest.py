@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright import sync_api as playwright
 
-from megatron_ssd.report.stage import run_report
+from megatron_ssd.report.render import run_report
 from tests.helpers.browsing import FLAGS, chromium
 from tests.helpers.report_run import build_run, change_summary, run_config
 from tests.helpers.sweep_summary import cells_of, sweep_summary

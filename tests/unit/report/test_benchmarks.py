@@ -10,7 +10,8 @@ import pytest
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.report.benchmarks import read_benchmarks
-from megatron_ssd.report.stage import report_stage, run_report
+from megatron_ssd.report.render import run_report
+from megatron_ssd.report.stage import report_stage
 from tests.helpers.report_run import build_run, run_config
 
 

@@ -15,6 +15,7 @@ from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.evaluation.results import EffectivePoint, EvaluationResults
 from megatron_ssd.report import decode_plots
 from megatron_ssd.report.plots import Plot
+from megatron_ssd.report.theme import HEAT_LEVELS
 from tests.helpers.sweep_summary import TRAIN, cells_of, sweep_results
 
 TEMPERATURES, TOP_KS, TOP_PS = (0.7, 0.9, 1.1, 1.6), (20, 10, -1), (0.8, 0.95, 1.0)
@@ -36,14 +37,14 @@ def rows_of(plots: Sequence[Plot]) -> dict[str, list[dict[str, Any]]]:
 
 def dashes(plot: Plot) -> list[list[float]] | None:
     """Line patterns of a plot over the effective temperature; None if lines are means."""
-    (line,) = [layer["encoding"] for layer in plot.spec["layer"] if layer["mark"]["type"] == "line"]
-    return line["strokeDash"]["scale"]["range"] if "strokeDash" in line else None
+    encodings = [layer["encoding"] for layer in plot.spec["layer"]]
+    return next((encoding["strokeDash"]["scale"]["range"] for encoding in encodings if "strokeDash" in encoding), None)
 
 
 def test_a_panel_for_each_top_k_and_model_with_no_top_k_last() -> None:
     panels = rows_of(decode_plots.heat_maps(SWEEP))
     assert list(panels) == [
-        "Base, top-k 10", "SSD, top-k 10", "Base, top-k 20", "SSD, top-k 20", "Base, no top-k", "SSD, no top-k",
+        "base, top-k 10", "SSD, top-k 10", "base, top-k 20", "SSD, top-k 20", "base, no top-k", "SSD, no top-k",
     ]  # fmt: skip
     assert [len(rows) for rows in panels.values()] == [12] * 6
 
@@ -51,19 +52,19 @@ def test_a_panel_for_each_top_k_and_model_with_no_top_k_last() -> None:
 def test_every_setting_is_drawn_once_and_the_chosen_and_the_training_one_are_marked() -> None:
     panels = rows_of(decode_plots.heat_maps(SWEEP))
     assert sum(map(len, panels.values())) == len(SWEEP.grid)
-    for model, name in (("base", "Base"), ("ssd", "SSD")):
+    for model, name in (("base", "base"), ("ssd", "SSD")):
         own = [row for title, rows in panels.items() if title.startswith(name) for row in rows]
         chosen = next(cell.decoding for cell in SWEEP.grid if cell.model == model and cell.chosen)
         assert [row["decode"] for row in own if "chosen" in row["role"]] == [chosen]
-        assert [row["decode"] for row in own if row["stroke"] == "var(--ink)"] == [chosen]
+        assert [row["decode"] for row in own if row["chosen"]] == [chosen]
         assert [row["decode"] for row in own if row["training"]] == ["T1.6-k20-p0.8"]
 
 
 def test_a_training_decode_beside_the_grid_has_its_own_line() -> None:
     panels = rows_of(decode_plots.heat_maps(sweep_results(cells_of((0.7, 1.0), (20,), (0.8,)))))
-    assert list(panels) == ["Base, top-k 20", "SSD, top-k 20", "Base, beside the table"]
-    (beside,) = panels["Base, beside the table"]
-    assert (beside["what"], beside["training"]) == ("T1.6-k20-p0.8, training decode", True)
+    assert list(panels) == ["base, top-k 20", "SSD, top-k 20", "base, beside the table"]
+    (beside,) = panels["base, beside the table"]
+    assert (beside["setting"], beside["training"]) == ("T1.6-k20-p0.8, training decode", True)
 
 
 def test_settings_that_differ_only_in_min_p_do_not_cover_each_other() -> None:
@@ -71,32 +72,48 @@ def test_settings_that_differ_only_in_min_p_do_not_cover_each_other() -> None:
     cells = (plain, dataclasses.replace(plain, min_p=0.1), TRAIN)
     panels = rows_of(decode_plots.heat_maps(sweep_results(cells)))
     assert [len(rows) for rows in panels.values()] == [2, 2, 1, 1]
-    assert all("minp0.1" in panels[f"{name}, beside the table"][0]["decode"] for name in ("Base", "SSD"))
+    assert all("minp0.1" in panels[f"{name}, beside the table"][0]["decode"] for name in ("base", "SSD"))
 
 
 def test_all_heat_maps_share_one_color_scale() -> None:
-    rows = [row for rows in rows_of(decode_plots.heat_maps(SWEEP)).values() for row in rows]
-    rows.sort(key=lambda row: float(row["label"]))
+    panels = decode_plots.heat_maps(SWEEP)
+    scales = {
+        json.dumps(layer["encoding"][channel]["condition"]["scale"])
+        for plot in panels
+        for layer in plot.spec["layer"]
+        for channel in {"fill", "color"} & layer["encoding"].keys()
+    }
+    assert len(scales) == 2, "one of the cells and one of their numbers"
     low, high = decode_plots.value_range(SWEEP)
-    assert (rows[0]["label"], rows[-1]["label"]) == (f"{100 * low:.1f}", f"{100 * high:.1f}")
-    levels = [int(row["fill"].removeprefix("var(--heat-").removesuffix(")")) for row in rows]
-    assert levels[0] == 0
-    assert levels == sorted(levels) or max(b - a for a, b in zip(levels[1:], levels, strict=False)) <= 1  # rounding
-    assert all(row["ink"] == f"var(--on-heat-{level})" for row, level in zip(rows, levels, strict=True))
+    for scale in map(json.loads, scales):
+        assert scale["domain"] == [100 * low, 100 * high]
+        assert [name.rpartition("-")[2] for name in scale["range"]] == [f"{level})" for level in range(HEAT_LEVELS)]
+    scores = [row["score"] for rows in rows_of(panels).values() for row in rows]
+    assert (min(scores), max(scores)) == pytest.approx((100 * low, 100 * high), abs=1e-4)
+
+
+def test_scores_that_are_all_equal_have_a_color_scale() -> None:
+    zero = sweep_results(cells_of((0.7,), (20,), (0.8,)), scale=0.0)
+    (fill,) = {
+        json.dumps(plot.spec["layer"][0]["encoding"]["fill"]["condition"]["scale"]["domain"])
+        for plot in decode_plots.heat_maps(zero)
+    }
+    assert json.loads(fill) == [0.0, 1.0]
 
 
 def test_points_share_their_axes_and_are_at_the_product_of_the_temperatures() -> None:
     plots = decode_plots.effective_plots(SWEEP)
-    assert [plot.title for plot in plots] == ["Top-k 10", "Top-k 20", "No top-k"]
-    axes = {json.dumps(plot.spec["layer"][0]["encoding"][axis]["scale"]) for plot in plots for axis in "xy"}
+    assert [plot.title for plot in plots] == ["top-k 10", "top-k 20", "no top-k"]
+    points = [layer["encoding"] for plot in plots for layer in plot.spec["layer"] if "shape" in layer["encoding"]]
+    axes = {json.dumps(encoding[axis]["scale"]) for encoding in points for axis in "xy"}
     assert len(axes) == 2
     rows = rows_of(plots)
     assert sum(map(len, rows.values())) == len(SWEEP.effective_temperature.points)
     assert sum(row["chosen"] for panel in rows.values() for row in panel) == 2
-    at = {(row["model"], row["decode"]): row for row in rows["Top-k 20"]}
+    at = {(row["model"], row["decode"]): row for row in rows["top-k 20"]}
     assert at["SSD", "T1.1-k20-p0.8"]["T_eff"] == pytest.approx(1.76)
     assert at["base", "T1.1-k20-p0.8"]["T_eff"] == pytest.approx(1.1)
-    reach = plots[0].spec["layer"][0]["encoding"]["x"]["scale"]["domain"]
+    reach = points[0]["x"]["scale"]["domain"]
     for panel in rows.values():
         for row in panel:
             assert reach[0] < row["x"] < reach[1]

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE
 from megatron_ssd.report.examples import Example, read_examples
-from megatron_ssd.report.stage import run_report
+from megatron_ssd.report.render import run_report
 from tests.helpers.problems_run import NUM_TESTS, RUN, problem, tries, write_evaluation
 from tests.helpers.report_run import run_config
 from tests.unit.report.test_not_measured import CASES, evaluate, publish

@@ -10,7 +10,7 @@ import pytest
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.report.lineage import Lineage, trace
-from megatron_ssd.report.stage import run_report
+from megatron_ssd.report.render import run_report
 from tests.helpers.report_run import build_run, run_config
 
 

@@ -25,7 +25,7 @@ from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, write_problems
 from megatron_ssd.evaluation.results import EvaluationResults, ModelName, write_json
 from megatron_ssd.evaluation.tables import score_tables
 from megatron_ssd.grading.metrics import Bootstrap
-from megatron_ssd.report.stage import run_report
+from megatron_ssd.report.render import run_report
 from megatron_ssd.schema import Problem, Verdict
 from tests.helpers.measured import results_of
 from tests.helpers.programs import function_problem

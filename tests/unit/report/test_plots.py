@@ -12,8 +12,9 @@ import pytest
 
 from megatron_ssd.grading.metrics import Estimate
 from megatron_ssd.report import plots
-from megatron_ssd.report.data import TrainingPoint
-from megatron_ssd.report.theme import DARK, HEAT_LEVELS, LIGHT, Scheme, contrast_ratio, heat_color, heat_level, text_on
+from megatron_ssd.report.data import TrainingPoint, thin
+from megatron_ssd.report.page import templates
+from megatron_ssd.report.theme import DARK, HEAT_LEVELS, LIGHT, Scheme, contrast_ratio, heat_color, text_on
 
 TEXT_CONTRAST = 4.5
 UNKNOWN = Estimate(value=math.nan, low=math.nan, high=math.nan)
@@ -41,15 +42,6 @@ def test_numbers_are_readable_on_every_heat_color_and_lightness_is_monotonic(sch
     assert all(f"--heat-{level}: {color};" in scheme.css_variables() for level, color in enumerate(colors))
 
 
-@pytest.mark.parametrize(("value", "level"), [(-1.0, 0), (0.2, 0), (0.4, HEAT_LEVELS - 1), (2.0, HEAT_LEVELS - 1)])
-def test_heat_levels_are_clamped_to_the_range(value: float, level: int) -> None:
-    assert heat_level(value, 0.2, 0.4) == level
-
-
-def test_one_value_alone_has_a_heat_level() -> None:
-    assert heat_level(0.3, 0.3, 0.3) == 0
-
-
 def test_score_plots_have_every_number_of_the_headline_table(published: Path) -> None:
     headline = json.loads((published / "report" / "summary.json").read_text())["headline"]
     page = (published / "report" / "report.html").read_text()
@@ -62,7 +54,7 @@ def test_score_plots_have_every_number_of_the_headline_table(published: Path) ->
 @pytest.mark.parametrize("points", [[], [(1, 0.5)], [(1, 0.0), (2, 0.0)], [(1, 3.0), (2, 1.0), (3, 2.0)]])
 def test_curves_of_any_length_have_every_point(points: list[tuple[float, float]]) -> None:
     plot = plots.curve(points, title="Loss")
-    assert [(row["iteration"], row["loss"]) for row in values(plot)] == points
+    assert [(row["iteration"], row["value"]) for row in values(plot)] == points
     assert plot.text == plot.spec["description"]
     assert ("nothing was logged" in plot.text) == (not points)
 
@@ -102,8 +94,18 @@ def test_long_curves_are_thinned_to_means_and_keep_their_end(number: int, size: 
         TrainingPoint(iteration=i, loss=float(i), learning_rate=0.0, grad_norm=1.0, tokens_per_second=5.0)
         for i in range(1, number + 1)
     ]
-    thinned, found = plots.thin(points)
+    thinned, found = thin(points)
     assert found == size
     assert len(thinned) <= 800
     assert [point.iteration for point in thinned[-1:]] == [number][: len(thinned)]
     assert all(point.loss == pytest.approx(point.iteration - (size - 1) / 2) for point in thinned[:-1])
+
+
+def test_a_name_with_markup_stays_text() -> None:
+    hostile = "</script><img src=x onerror=alert(1)>"
+    plot = plots.histogram([1, 2], title=hostile, note=hostile, unit=hostile)
+    markup = str(templates().get_template("figure.html.jinja").module.figure(plot))  # type: ignore[attr-defined]
+    assert "<img" not in markup
+    assert markup.count("</script>") == 1
+    spec = markup.partition('"application/json">')[2].partition("</script>")[0]
+    assert json.loads(spec) == plot.spec

@@ -112,7 +112,7 @@ def test_generations_and_verdicts_of_other_samples_are_refused(tmp_path: Path) -
 def test_a_problems_file_of_another_version_is_refused_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "problems.jsonl"
     path.write_text('{"id": "a", "statement": 3, "tests": []}\n')
-    with pytest.raises(UserError, match=r"problems\.jsonl:1: is no problem of this version"):
+    with pytest.raises(UserError, match=r"problems\.jsonl:1: is not a problem of this version"):
         read_problems(path)
 
 

@@ -14,7 +14,7 @@ import pytest
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.config.evaluation import ReportConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.report.stage import run_report
+from megatron_ssd.report.render import run_report
 from tests.helpers.report_run import REVISION, build_run, change_summary, run_config
 
 MEBIBYTE = 1 << 20
@@ -67,7 +67,7 @@ def test_what_choosing_adds_and_the_effective_temperature_are_in_summary_and_pag
     assert first["low"] < first["value"] < first["high"]
     assert decoding["beside_grid"]["decoding"] == "T1.6-k20-p0.8"
     assert decoding["effective_temperature"]["train_temperature"] == 1.6
-    assert "Base, beside the table" in page
+    assert "base, beside the table" in page
 
 
 def test_what_the_gate_found_is_in_summary_and_page(published: Path) -> None:
