@@ -70,7 +70,7 @@ def locate_model(path: str | None, revision: str | None = None, *, key: str = _K
         key: the user's name for it, for messages.
 
     Raises:
-        UserError: there is no such model, or the folder has no ``config.json``.
+        UserError: there is no such model.
     """
     if path is None:
         raise MissingModelError(
@@ -80,9 +80,19 @@ def locate_model(path: str | None, revision: str | None = None, *, key: str = _K
     if not folder.is_dir():
         folder = _download(path, revision, key=key)
         revision = folder.name  # snapshots are kept under their commit
+    return folder, revision
+
+
+def model_folder(path: str | None, revision: str | None = None, *, key: str = _KEY) -> Path:
+    """The folder of a model, as ``locate_model`` finds it, which has a config.
+
+    Raises:
+        UserError: there is no such model, or the folder has no ``config.json``.
+    """
+    folder, _ = locate_model(path, revision, key=key)
     if not (folder / _CONFIG).is_file():
         raise UserError(f"{key} = {path}", rule=f"has no {_CONFIG}", fix=f"set {key} to a Hugging Face model's folder")
-    return folder, revision
+    return folder
 
 
 def _download(path: str, revision: str | None, *, key: str) -> Path:

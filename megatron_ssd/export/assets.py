@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
-from megatron_ssd.artifacts.hub import locate_model
+from megatron_ssd.artifacts.hub import model_folder
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
@@ -68,7 +68,7 @@ def find_assets(config: RunConfig, model: ModelConfig) -> Assets:
         UserError: there is no such folder.
     """
     if config.trains_from_base:
-        base, _ = locate_model(model.path, model.revision)
+        base = model_folder(model.path, model.revision)
         return Assets(tokenizer=base, base=base)
     return Assets(tokenizer=Path(config.run_dir) / "tokenizer", base=None)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from megatron_ssd.artifacts.atomic import atomic_folder, write_atomically
 from megatron_ssd.artifacts.hashing import sha256_file
-from megatron_ssd.artifacts.hub import locate_model, read_hf_config
+from megatron_ssd.artifacts.hub import model_folder, read_hf_config
 from megatron_ssd.artifacts.manifest import package_versions
 from megatron_ssd.config.export import ConvertConfig
 from megatron_ssd.config.model import ModelConfig
@@ -60,7 +60,7 @@ def run_convert(config: ConvertConfig) -> None:
 
 def hf_to_megatron(config: ConvertConfig) -> None:
     """Write ``config.hf``'s weights and other files to ``config.megatron``. Raises ``UserError``."""
-    folder, _ = locate_model(config.hf, key="hf")
+    folder = model_folder(config.hf, key="hf")
     model = read_model_config(folder)
     with atomic_folder(Path(config.megatron), key="megatron", replace=config.replace) as work:
         full = full_model(model)
@@ -80,7 +80,7 @@ def megatron_to_hf(config: ConvertConfig) -> None:
     checkpoint = _find_checkpoint(Path(config.megatron), config.iteration)
     own_assets = checkpoint.parent / ASSETS
     if config.hf_assets is not None:
-        assets, _ = locate_model(config.hf_assets, key="hf_assets")
+        assets = model_folder(config.hf_assets, key="hf_assets")
     elif own_assets.is_dir():
         assets = own_assets
     else:

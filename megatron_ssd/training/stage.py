@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ssd.artifacts.hashing import hash_folder
-from megatron_ssd.artifacts.hub import locate_model
+from megatron_ssd.artifacts.hub import model_folder
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.run import RunConfig, needed
@@ -33,7 +33,7 @@ def training_stage(config: RunConfig) -> Stage:
     run_dir = Path(config.run_dir)
     inputs = {"dataset": read_manifest(run_dir / "dataset").content_hash}
     if config.trains_from_base:
-        inputs["model"] = hash_folder(locate_model(model.path, model.revision)[0])
+        inputs["model"] = hash_folder(model_folder(model.path, model.revision))
     settings = {
         "model": _without(model, "path", "revision", "name"),
         "objective": config.objective,

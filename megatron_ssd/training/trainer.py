@@ -20,7 +20,7 @@ from pathlib import Path
 
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_ssd.artifacts.hub import locate_model
+from megatron_ssd.artifacts.hub import model_folder
 from megatron_ssd.config.model import ModelConfig, MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.run import RunConfig, needed
@@ -129,7 +129,7 @@ def build_trainer(config: RunConfig, work: Path, device: Device) -> Trainer:
         model, parallel, config.precision, moe=config.moe, device=device, seed=config.seed if is_random else None
     )
     if checkpoint is None and config.trains_from_base:
-        load_hf_weights(chunks, model, parallel, locate_model(model.path, model.revision)[0])
+        load_hf_weights(chunks, model, parallel, model_folder(model.path, model.revision))
     wrapped = wrap_chunks(chunks, config.optimizer, parallel, device=device)
     state = TrainingState(
         chunks=wrapped,

@@ -11,7 +11,7 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from safetensors.torch import load_file, save_file
 
-from megatron_ssd.artifacts.hub import locate_model
+from megatron_ssd.artifacts.hub import model_folder
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
@@ -141,9 +141,9 @@ def test_wrong_vocabulary_size(tmp_path: Path) -> None:
 
 def test_incomplete_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.path = .*nothing: "):
-        locate_model(str(tmp_path / "nothing"))
+        model_folder(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match=r"has no config.json"):
-        locate_model(str(tmp_path))
+        model_folder(str(tmp_path))
     model = write_hf_folder(tmp_path, MODELS["qwen3"])
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
