@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from torch.distributed import distributed_c10d
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_ssd.config.parallel import ParallelConfig
@@ -67,6 +68,7 @@ def joined_processes(device: Device) -> Iterator[None]:
 @contextmanager
 def megatron_grid(parallel: ParallelConfig, *, create_gloo_process_groups: bool) -> Iterator[None]:
     """Create Megatron-Core's groups. A process may do this several times, with layouts of the same world size."""
+    existing = set(distributed_c10d._world.pg_map)
     parallel_state.initialize_model_parallel(
         **model_parallel_sizes(parallel), create_gloo_process_groups=create_gloo_process_groups
     )
@@ -74,6 +76,9 @@ def megatron_grid(parallel: ParallelConfig, *, create_gloo_process_groups: bool)
         yield
     finally:
         parallel_state.destroy_model_parallel()
+        # Megatron-Core only forgets its groups; torch keeps them, each with threads of its own.
+        for group in set(distributed_c10d._world.pg_map) - existing:
+            dist.destroy_process_group(group)
 
 
 def model_parallel_sizes(parallel: ParallelConfig) -> dict[str, Any]:
