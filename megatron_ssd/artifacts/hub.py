@@ -48,7 +48,7 @@ def open_model(path: str | None, revision: str | None = None, *, key: str = _KEY
         UserError: there is nothing, the folder is not a Hugging Face model, or its config has an invalid value.
     """
     folder, revision = locate_model(path, revision, key=key)
-    _check_has_config(folder, key=key)
+    _check_has_config(folder, path, key=key)
     config = read_hf_config(folder)
     vocab_size = _size(folder, config, "vocab_size")
     max_position_embeddings = _size(folder, config, "max_position_embeddings")
@@ -91,15 +91,14 @@ def model_folder(path: str | None, revision: str | None = None, *, key: str = _K
         UserError: there is no such model, or the folder has no ``config.json``.
     """
     folder, _ = locate_model(path, revision, key=key)
-    _check_has_config(folder, key=key)
+    _check_has_config(folder, path, key=key)
     return folder
 
 
-def _check_has_config(folder: Path, *, key: str) -> None:
+def _check_has_config(folder: Path, path: str | None, *, key: str) -> None:
+    """``path`` is what the user wrote, which may be a Hub id."""
     if not (folder / _CONFIG).is_file():
-        raise UserError(
-            f"{key} = {folder}", rule=f"has no {_CONFIG}", fix=f"set {key} to a Hugging Face model's folder"
-        )
+        raise UserError(f"{key} = {path}", rule=f"has no {_CONFIG}", fix=f"set {key} to a Hugging Face model's folder")
 
 
 def _download(path: str, revision: str | None, *, key: str) -> Path:

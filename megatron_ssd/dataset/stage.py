@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -40,7 +41,7 @@ from megatron_ssd.dataset.convert import DIFFERENCES, IDS, Converter, Retokenize
 from megatron_ssd.dataset.filters import DROPPED
 from megatron_ssd.dataset.indexed import DATASET_NAME, check_ids, check_text, join_indexed, prefix_of, read_indexed
 from megatron_ssd.dataset.set_filters import FirstPass, hash_file, needs_first_pass, read_scores, scores_manifest
-from megatron_ssd.dataset.workers import run_tasks, usable_cores
+from megatron_ssd.dataset.workers import run_tasks
 from megatron_ssd.errors import UserError
 from megatron_ssd.progress import progress
 from megatron_ssd.prompts.tokenizer import fast_tokenizer, tokenizer_hash
@@ -169,7 +170,7 @@ def _write_parts(config: RunConfig, stage: Stage, parts: Path, shards: list[Path
     if not unfinished:
         return
     size, total = sum(shard.stat().st_size for shard in unfinished), samples.counts.get("samples")
-    num_workers = config.preprocess.num_workers or min(usable_cores(), 1 + size // _BYTES_PER_WORKER)
+    num_workers = config.preprocess.num_workers or min(len(os.sched_getaffinity(0)), 1 + size // _BYTES_PER_WORKER)
     converter = Converter(
         parts=parts,
         filters=config.filters,

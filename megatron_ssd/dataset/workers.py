@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
@@ -34,11 +33,6 @@ def counted(samples: Iterable[T], count_samples: CountSamples) -> Iterator[T]:
             count_samples(_EVERY)
         yield sample
     count_samples(number % _EVERY)
-
-
-def usable_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def run_tasks(work: Work[T], tasks: Sequence[T], *, num_workers: int, count_samples: CountSamples) -> Iterator[T]:
