@@ -1,4 +1,4 @@
-"""Reads every problem of the benchmark with the attempts of base and SSD at their best, for ``problems.html``.
+"""Reads every problem of the benchmark with the attempts of base and SSD, each at its best setting.
 
 Attempts come from ``eval/generations`` and ``eval/verdicts``, tests and statements from ``eval/problems.jsonl``. Texts
 are cut while they are read, so that memory holds at most ``MOST_KEPT`` characters of each part of a response.
@@ -23,6 +23,7 @@ COLUMNS = ("base_best", "ssd_best")  # keys of the scores that are shown side by
 MOST_KEPT = 32_768  # characters of the text before a program, of the program, and of the text after it
 _DETAIL_CHARACTERS = 300
 _TITLE_CHARACTERS = 80
+_EXAMPLES = 3
 
 Solved = Literal["both", "ssd", "base", "neither"]
 
@@ -61,6 +62,7 @@ class ProblemPage:
     difficulty: str
     date: str
     half: str
+    prompt: Excerpt
     statement: Excerpt
     starter_code: str
     tests: dict[int, tuple[Excerpt, Excerpt]]  # index -> input, expected output
@@ -100,6 +102,14 @@ class ProblemPages:
     columns: tuple[Score, ...]
     difficulties: tuple[str, ...]  # from easy to hard
     has_tests: bool  # False for an evaluation that was published without eval/problems.jsonl
+
+    @property
+    def examples(self) -> tuple[ProblemPage, ...]:
+        """The first problem by id of each difficulty. The choice does not depend on outcomes, so it favors no model."""
+        first: dict[str, ProblemPage] = {}
+        for problem in sorted(self.problems, key=lambda problem: problem.problem_id):
+            first.setdefault(problem.difficulty, problem)
+        return tuple(first[name] for name in self.difficulties if name in first)[:_EXAMPLES]
 
 
 def read_problem_pages(folder: Path, scores: EvaluationResults, *, prompt_opens_thinking: bool) -> ProblemPages:
@@ -187,6 +197,7 @@ class _Reader:
 def _page(
     problem_id: str, difficulty: str, kept: ShortProblem | None, prompt: str, attempts: list[tuple[Attempt, ...]]
 ) -> ProblemPage:
+    shown_prompt = Excerpt.of(prompt, MOST_KEPT)
     failed = sorted({a.failed_test for column in attempts for a in column if a.failed_test is not None})
     tests = {index: kept.tests[index] for index in failed if index < len(kept.tests)} if kept else {}
     return ProblemPage(
@@ -195,7 +206,8 @@ def _page(
         difficulty=difficulty,
         date=(kept.date or "") if kept else "",
         half=kept.half if kept else "",
-        statement=kept.statement if kept else Excerpt.of(prompt, MOST_KEPT),
+        prompt=shown_prompt,
+        statement=kept.statement if kept else shown_prompt,
         starter_code=kept.starter_code if kept else "",
         tests={index: (test.input, test.output) for index, test in tests.items()},
         has_checks=kept is not None and kept.form == "checks",

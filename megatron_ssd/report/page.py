@@ -1,9 +1,8 @@
-"""Renders ``report.html``: one page with its style, plots and script inside, that loads nothing.
+"""Renders ``report.html``, a single file that loads nothing.
 
 Altair writes the plots as Vega-Lite specifications, and Vega-Embed draws them, which is part of the page's one script.
 The Content-Security-Policy names that script by its hash and allows no other, no evaluation of text as code and no
-request. Jinja escapes everything that comes from data: a program that a model wrote cannot become
-markup.
+request. Jinja escapes everything that comes from data: a program that a model wrote cannot become markup.
 """
 
 from __future__ import annotations
@@ -12,22 +11,20 @@ import base64
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from megatron_ssd.evaluation.tables import UNKNOWN, confidence_text, ends, percent
 from megatron_ssd.problems.decontamination import HITS_FILE
 from megatron_ssd.report import content, decode_plots, plots
-from megatron_ssd.report.benchmarks import BenchmarkRow
 from megatron_ssd.report.data import ReportData, thin
-from megatron_ssd.report.formatting import MODEL_TITLES, UNKNOWN, anchor, confidence_text, duration, ends, percent
-from megatron_ssd.report.lineage import Lineage
-from megatron_ssd.report.problems import SHOWN_HITS
+from megatron_ssd.report.formatting import MODEL_TITLES, anchor, duration
 from megatron_ssd.report.theme import DARK, HEAT_LEVELS, LIGHT
 
+SHOWN_HITS = 20
 SECTIONS = (
     ("result", "Result"),
     ("difficulty", "By difficulty"),
@@ -44,8 +41,8 @@ SECTIONS = (
 )
 
 
-def render(data: ReportData, lineage: Lineage, benchmarks: Sequence[BenchmarkRow] = ()) -> str:
-    """The whole page."""
+def render(data: ReportData) -> str:
+    """The complete page."""
     environment = templates()
     scores = data.scores
     script = chart_script()
@@ -54,11 +51,12 @@ def render(data: ReportData, lineage: Lineage, benchmarks: Sequence[BenchmarkRow
         style=style(environment),
         script=Markup(script),
         policy=content_policy(script),
-        lineage=lineage,
-        benchmarks=benchmarks,
+        lineage=data.lineage,
+        benchmarks=content.benchmark_rows(data.benchmarks),
+        examples=[content.example_of(problem) for problem in data.problem_pages.examples],
         duration=duration,
         anchor=anchor,
-        sections=[section for section in SECTIONS if section[0] != "benchmarks" or benchmarks],
+        sections=[section for section in SECTIONS if section[0] != "benchmarks" or data.benchmarks],
         titles=MODEL_TITLES,
         code_version=data.manifests["eval"].code_version,
         heading=f"Simple self-distillation, {data.run_name}",

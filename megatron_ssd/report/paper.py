@@ -1,4 +1,4 @@
-"""The settings of the paper (arXiv 2604.01193) as data, for comparison with a run.
+"""Compares the settings of a run with those of the paper (arXiv 2604.01193).
 
 ``sure`` is the source of a value, since the paper does not give them all: the authors' own model cards and code,
 readings of the paper that agree, one report, sources that contradict each other, or nothing.
@@ -6,10 +6,15 @@ readings of the paper that agree, one report, sources that contradict each other
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from megatron_ssd.artifacts.manifest import Manifest, flatten
+from megatron_ssd.config.dataset import FilterConfig
+from megatron_ssd.config.run import RunConfig
 from megatron_ssd.report.formatting import compact
 
 Sure = Literal["authors", "several readings", "one report", "sources conflict", "not published"]
@@ -27,6 +32,20 @@ _MODEL_TITLES = {
 }
 WINDOWS = {"v6": ("2025-02-01", "2025-05-31"), "v5": ("2024-08-01", "2025-02-01")}  # contest dates, both included
 COUNTED = ("problems.count", "benchmark.window", "benchmark.count")  # what stages found; not keys of the configuration
+_FACT_KEYS = ("seed", "minicode.seed", "model.name", "cluster.device")
+_DROP_NOTHING = ("filters.loop.", "filters.mask_end_tokens")  # settings that only say how an end is detected
+_RECORDED_AS = {  # stage -> (prefix in its manifest, prefix in the configuration)
+    "samples": (
+        ("decoding.", "sampling.train."),
+        ("max_tokens", "sampling.max_tokens"),
+        ("num_samples", "sampling.num_samples"),
+    ),
+    "eval": (
+        ("decodings.", "sampling."),
+        ("max_tokens", "evaluation.max_tokens"),
+        ("num_samples", "evaluation.num_samples"),
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +159,56 @@ def window_title(dates: Sequence[str] | None) -> str:
         if start <= first and last <= end:
             return f"{name} window"
     return first if first == last else f"{first} to {last}"
+
+
+def shown_settings(config: RunConfig, manifests: Mapping[str, Manifest]) -> dict[str, Any]:
+    """Dotted key -> value of every setting that the report names.
+
+    The manifest of a stage takes precedence over ``config``: it records the settings that the stage ran with.
+    """
+    flat = flatten(dataclasses.asdict(config))
+    for stage, manifest in manifests.items():
+        recorded = flatten({**manifest.config, "parallel": manifest.facts.get("parallel", {})})
+        flat.update({_configuration_key(stage, key): value for key, value in recorded.items()})
+    flat["filters.further"] = _further_filters(flat)
+    flat |= _counted(manifests)
+    wanted = [*_FACT_KEYS, *(key for setting in SETTINGS for key in setting.keys)]
+    parameters = config.model.num_parameters() if config.model is not None else None
+    return {**{key: flat.get(key) for key in wanted}, "model.num_parameters": parameters}
+
+
+def _counted(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
+    """Actual sizes and dates of training problems and benchmark; None for a stage that is missing."""
+    found: dict[str, Any] = dict.fromkeys(COUNTED)
+    if "problems" in manifests:
+        found["problems.count"] = manifests["problems"].counts["problems"]
+    if "eval" in manifests:
+        facts = manifests["eval"].facts
+        found["benchmark.count"] = manifests["eval"].counts["problems"]
+        found["benchmark.window"] = window_title(facts["dates"]) if "dates" in facts else "dates not recorded"
+    return found
+
+
+def _further_filters(flat: Mapping[str, Any]) -> str:
+    """The filter settings that differ from their defaults and have no line of their own in the report."""
+    shown = {key for setting in SETTINGS for key in setting.keys}
+    defaults = flatten({"filters": dataclasses.asdict(FilterConfig())})
+    changed = [
+        key.removeprefix("filters.")
+        for key, default in defaults.items()
+        if key not in shown
+        and not key.startswith(_DROP_NOTHING)
+        and json.dumps(flat[key]) != json.dumps(default)  # as manifests hold them: a tuple equals a list
+    ]
+    return ", ".join(changed) or "none"
+
+
+def _configuration_key(stage: str, recorded: str) -> str:
+    """The configuration key of a setting that the manifest of ``stage`` records as ``recorded``."""
+    for prefix, key in _RECORDED_AS.get(stage, ()):
+        if recorded.startswith(prefix):
+            return key + recorded.removeprefix(prefix)
+    return recorded
 
 
 def reference_model(settings: Mapping[str, Any]) -> str:

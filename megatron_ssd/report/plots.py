@@ -14,8 +14,9 @@ import altair as alt
 import numpy as np
 
 from megatron_ssd.evaluation.results import Score
+from megatron_ssd.evaluation.tables import percent
 from megatron_ssd.grading.metrics import Estimate
-from megatron_ssd.report.formatting import MODEL_TITLES, compact, percent
+from megatron_ssd.report.formatting import MODEL_TITLES, compact
 from megatron_ssd.text_table import NOT_MEASURED, counted
 
 _HISTOGRAM_BINS = 30

@@ -10,8 +10,7 @@ import pytest
 
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.dataset import FilterConfig
-from megatron_ssd.report.data import shown_settings
-from megatron_ssd.report.paper import COUNTED, SETTINGS, Deviation, deviations, reference_model
+from megatron_ssd.report.paper import COUNTED, SETTINGS, Deviation, deviations, reference_model, shown_settings
 from tests.helpers.report_run import run_config
 
 
