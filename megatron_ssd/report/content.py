@@ -26,7 +26,7 @@ _USEFUL_PARAMETERS = 100_000_000
 # Of an example; problems.html and eval/generations have the full texts.
 _PROMPT_CHARACTERS, _RESPONSE_CHARACTERS, _DETAIL_CHARACTERS, _INPUT_CHARACTERS = 1500, 2500, 120, 300
 
-SURE = {
+SOURCES = {
     "authors": "from the authors",
     "several readings": "from readings of the paper that agree",
     "one report": "from one report",
@@ -124,7 +124,7 @@ def result_sentence(scores: EvaluationResults) -> str:
     base, ssd = scores.score("base_best"), scores.score("ssd_best")
     k = scores.ks[0]
     if not (base.overall[k].is_known and ssd.overall[k].is_known):
-        failed = [row.title for row in (base, ssd) if not row.overall[k].is_known]
+        failed = [score.title for score in (base, ssd) if not score.overall[k].is_known]
         return f"Not measured: grading failed on every problem of the reporting half ({' and '.join(failed)})."
     if base.overall[k].value == ssd.overall[k].value == 0:
         return "Neither the base nor the self-distilled model solves a problem of the reporting half at its best."
@@ -220,7 +220,7 @@ def training_note(data: ReportData) -> str:
 
 
 def paper_comparison(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The paper's settings beside the run's, by group, and how many differ."""
+    """The paper's settings next to the run's, by group, and how many differ."""
     found = paper.deviations(settings)
     return {
         "paper": {
@@ -229,7 +229,7 @@ def paper_comparison(settings: Mapping[str, Any]) -> dict[str, Any]:
             "model": paper.model_title(paper.reference_model(settings)),
         },
         "deviations": [(group, list(items)) for group, items in itertools.groupby(found, key=lambda d: d.group)],
-        "sure": SURE,
+        "sources": SOURCES,
         "differing": sum(item.same is False for item in found),
         "comparable": sum(item.same is not None for item in found),
     }
@@ -346,7 +346,7 @@ def _split(score: Score) -> tuple[str, str]:
 
 
 def _difference_sentence(base: Score, scores: EvaluationResults) -> str:
-    assert base.ssd_gain is not None, "base rows carry the paired difference to SSD"
+    assert base.ssd_gain is not None, "scores of the base have the paired difference to SSD"
     gain = base.ssd_gain[scores.ks[0]]
     if not gain.is_known:
         return "The paired difference is not measured: grading failed on every problem for one of the two."
@@ -354,7 +354,7 @@ def _difference_sentence(base: Score, scores: EvaluationResults) -> str:
     if base.num_problems == 1:
         return f"The difference is {written.value} points on one problem, from which nothing follows."
     interval = written.interval.replace(" ", "\N{NO-BREAK SPACE}")
-    where = f"{written.value} points, with a {confidence_text(scores.confidence)} interval from {interval}"
+    difference = f"{written.value} points, with a {confidence_text(scores.confidence)} interval from {interval}"
     if gain.low <= 0 <= gain.high:
-        return f"The paired difference is {where}: this run does not tell the two apart."
-    return f"The paired difference is {where}: {'SSD' if gain.value > 0 else 'the base'} is ahead."
+        return f"The paired difference is {difference}: this run does not tell the two apart."
+    return f"The paired difference is {difference}: {'SSD' if gain.value > 0 else 'the base'} is ahead."

@@ -1,8 +1,9 @@
 """Renders ``report.html``, a single file that loads nothing.
 
-Altair writes the plots as Vega-Lite specifications, and Vega-Embed draws them, which is part of the page's one script.
-The Content-Security-Policy names that script by its hash and allows no other, no evaluation of text as code and no
-request. Jinja escapes everything that comes from data: a program that a model wrote cannot become markup.
+Style, plots and script are inside the page. Altair writes the plots as Vega-Lite specifications; the script contains
+Vega-Embed, which draws them. The Content-Security-Policy allows only this script, by its hash. It forbids evaluation of
+text as code, and every request. Jinja escapes everything that comes from data: a program that a model wrote cannot
+become markup.
 """
 
 from __future__ import annotations
@@ -102,19 +103,19 @@ def templates() -> Environment:
 
 
 def source(environment: Environment, name: str) -> str:
-    """A file of the templates' folder, unchanged."""
+    """The text of a file in the folder of templates."""
     assert environment.loader is not None
     return environment.loader.get_source(environment, name)[0]
 
 
 def style(environment: Environment, *more: str) -> Markup:
-    """The style that both pages share, and ``more`` after it."""
+    """The style that both pages share, followed by ``more``."""
     colors = {"light": Markup(LIGHT.css_variables()), "dark": Markup(DARK.css_variables())}
     return Markup("\n".join([environment.get_template("style.css").render(colors), *more]))
 
 
 def content_policy(script: str, style: str | None = None) -> str:
-    """A Content-Security-Policy: this script and, if it is given, only this style, and nothing from anywhere."""
+    """A Content-Security-Policy that allows this script, this style (None for any inside the page) and no request."""
     styles = "'unsafe-inline'" if style is None else _hash_source(style)
     return (
         f"default-src 'none'; script-src {_hash_source(script)}; style-src {styles}; img-src data:; base-uri 'none'; "
@@ -135,12 +136,12 @@ def _hash_source(text: str) -> str:
 def _plots(data: ReportData) -> dict[str, Any]:
     scores = data.scores
     base, ssd = scores.score("base_best"), scores.score("ssd_best")
-    graded = ends(tuple(base.overall)) if base.by_difficulty else ()
+    difficulty_ks = ends(tuple(base.overall)) if base.by_difficulty else ()
     low, high = decode_plots.value_range(scores)
     points, _ = thin(data.training)
     return {
         "scores": [plots.score_intervals(scores.headline, k) for k in ends(scores.ks)],
-        "difficulty": [plots.by_difficulty(base, ssd, k) for k in graded],
+        "difficulty": [plots.by_difficulty(base, ssd, k) for k in difficulty_ks],
         "heat": decode_plots.heat_maps(scores),
         "heat_range": (f"{100 * low:.1f}", f"{100 * high:.1f} %"),
         "heat_colors": ", ".join(f"var(--heat-{level})" for level in range(HEAT_LEVELS)),

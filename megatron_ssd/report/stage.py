@@ -1,4 +1,4 @@
-"""The report stage as far as it does not need Altair: its identity, and its tables for the terminal."""
+"""The report stage without its pages, for commands that do not need Altair."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""``report/summary.json``: the results of the run for programs.
+"""Computes ``report/summary.json``, the results of a run for other programs.
 
 Scores are shares in [0, 1], and null if they were not measured. ``base`` and ``ssd`` have each model at its best
-setting, and ``headline`` has all four rows of the table. A row has ``pass@K`` with ``value``, ``low`` and ``high``, the
-same by difficulty, and n. ``ssd_ahead_by`` has the differences with their sign tests, and ``diversity`` the distinct
-programs per problem. Then come ``decoding`` (the grid, the effect of choosing from it, scores over T_eff), ``claims``,
-``deviations``, ``problems`` (reasons for dropping, and evaluation problems among them), ``sampling``, ``stages``,
-``lineage`` and ``benchmarks`` (as in the page's table).
+setting, and ``headline`` has all four scores of the table. A score has ``pass@K`` with ``value``, ``low`` and
+``high``, the same by difficulty, and n. ``ssd_ahead_by`` has the differences with their sign tests, and ``diversity``
+the distinct programs per problem. Then come ``decoding`` (the grid, the effect of choosing from it, scores over T_eff),
+``claims``, ``deviations``, ``problems`` (reasons for dropping, and evaluation problems among them), ``sampling``,
+``stages``, ``lineage`` and ``benchmarks`` (as in the page's table).
 """
 
 from __future__ import annotations
