@@ -125,9 +125,8 @@ def render_problems(pages: ProblemPages, *, run_name: str, code_version: str, pa
         ).lstrip()
 
     shell = page(Blocks(texts=(), limit=0, num_cut=1, num_responses=len(pages.problems)))
-    max_bytes = (
-        int(page_mib * MEBIBYTE) - len(shell.encode("utf-8")) - 1024
-    )  # the sentence on what was cut varies in length
+    # The note on what was cut varies in length.
+    max_bytes = int(page_mib * MEBIBYTE) - len(shell.encode("utf-8")) - 1024
     return page(fit_blocks(pages.problems, max_bytes, page_mib=page_mib))
 
 
