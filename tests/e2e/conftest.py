@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.helpers.jsonl import complete_records, samples_by_key
 from tests.helpers.paths import ROOT
 
 # The demo, scaled down until the loop takes a minute or two. The model learns little; every path runs. Starting an
@@ -70,7 +72,7 @@ class Loop:
             process = subprocess.Popen(
                 self.command(run_dir, *extra), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
-            deadline = time.monotonic() + 300
+            deadline = time.monotonic() + 600
             while not ready():
                 assert process.poll() is None, f"ended before it could be killed:\n{log.read_text()[-6000:]}"
                 assert time.monotonic() < deadline, f"the state was never reached:\n{log.read_text()[-6000:]}"
@@ -107,9 +109,40 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Loop:
     return Loop(Path(os.environ.get("MEGATRON_SSD_TEST_BASE", tmp_path_factory.mktemp("base"))))
 
 
+@dataclass(frozen=True)
+class Interrupted:
+    """A complete run that was killed while it sampled and while it evaluated, and resumed.
+
+    Args:
+        run_dir: the run's folder. Its training and export were never interrupted.
+        samples: the samples that were there at the first kill, by problem and sample index.
+        generations: the responses of the base that were there at the second kill, by file name.
+    """
+
+    run_dir: Path
+    samples: dict[tuple[str, int], dict[str, Any]]
+    generations: dict[str, list[dict[str, Any]]]
+
+
 @pytest.fixture(scope="session")
-def finished(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a complete, uninterrupted run."""
+def interrupted(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
+    """The run that the end-to-end tests share, so that engines start as rarely as possible."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
-    loop.run(run_dir, *PARALLEL)
-    return run_dir
+    partial = run_dir / "samples.partial"
+    loop.kill_when(run_dir, lambda: len(samples_by_key(partial)) >= 8)
+    assert not (run_dir / "samples").exists()
+    samples = samples_by_key(partial)
+    loop.run(run_dir, "--until=export", *PARALLEL)
+
+    base = run_dir / "eval.partial" / "generations" / "base"
+    loop.kill_when(run_dir, lambda: sum(len(complete_records(path)) for path in base.glob("*.jsonl")) >= 10)
+    assert not (run_dir / "eval").exists()
+    generations = {path.name: complete_records(path) for path in base.glob("*.jsonl")}
+    loop.run(run_dir)
+    return Interrupted(run_dir, samples, generations)
+
+
+@pytest.fixture(scope="session")
+def finished(interrupted: Interrupted) -> Path:
+    """The folder of a complete run."""
+    return interrupted.run_dir

@@ -10,9 +10,11 @@ from safetensors import safe_open
 
 from megatron_ssd.artifacts.hashing import sha256_file
 from megatron_ssd.artifacts.manifest import FILE_NAME, manifest_json, read_manifest
+from megatron_ssd.generation.plan import request_seed
+from megatron_ssd.problems.stage import read_problems
 from tests.helpers.jsonl import complete_records, samples_by_key, write_jsonl
 
-from .conftest import PARALLEL, Loop
+from .conftest import PARALLEL, Interrupted, Loop
 
 SHARD_BYTES = "export.max_shard_bytes=100000"
 WORKERS = "preprocess.num_workers=2"
@@ -47,31 +49,24 @@ def multiply_samples(folder: Path, times: int) -> None:
     (folder / FILE_NAME).write_text(manifest_json(manifest))
 
 
-def test_sampling(loop: Loop, finished: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    partial = run_dir / "samples.partial"
-    loop.kill_when(run_dir, lambda: len(samples_by_key(partial)) >= 8, "--until=samples")
-    kept = samples_by_key(partial)
-    assert len(kept) >= 8
-    assert not (run_dir / "samples").exists()
-    loop.run(run_dir, "--until=samples")
-    final = samples_by_key(run_dir / "samples")
-    assert {key: final[key] for key in kept} == kept
-    reference = samples_by_key(finished / "samples")
-    assert final.keys() == reference.keys()
-    assert {key: record["seed"] for key, record in final.items()} == {
-        key: record["seed"] for key, record in reference.items()
-    }
+def test_sampling(interrupted: Interrupted) -> None:
+    final = samples_by_key(interrupted.run_dir / "samples")
+    assert len(interrupted.samples) >= 8
+    assert {key: final[key] for key in interrupted.samples} == interrupted.samples
+    problems = [problem.id for problem in read_problems(interrupted.run_dir)]
+    assert list(final) == [(problem, 0) for problem in problems]
+    seed = read_manifest(interrupted.run_dir / "samples").config["seed"]
+    assert all(record["seed"] == request_seed(seed, *key) for key, record in final.items())
 
 
 def test_preprocessing(loop: Loop, finished: Path, tmp_path: Path) -> None:
-    run_dir = loop.copy(finished, tmp_path / "run", "samples")
-    multiply_samples(run_dir / "samples", times=300)
-    undisturbed = loop.copy(run_dir, tmp_path / "undisturbed", "samples")
+    run_dir = loop.copy(finished, tmp_path / "run", "problems", "samples")
+    multiply_samples(run_dir / "samples", times=100)
+    undisturbed = loop.copy(run_dir, tmp_path / "undisturbed", "problems", "samples")
     parts = run_dir / "dataset.partial" / "parts"
     loop.kill_when(run_dir, lambda: len(list(parts.glob("*.json"))) >= 3, "--until=dataset", WORKERS)
     done = sorted(parts.glob("*.json"))
-    assert 3 <= len(done) < 300
+    assert 3 <= len(done) < 100
     # A mark that only survives if the finished part is reused: one additional sample.
     counts = json.loads(done[0].read_text())
     done[0].write_text(json.dumps({**counts, "samples": counts["samples"] + 1}))
@@ -84,7 +79,7 @@ def test_preprocessing(loop: Loop, finished: Path, tmp_path: Path) -> None:
 
 
 def test_training(loop: Loop, finished: Path, tmp_path: Path) -> None:
-    run_dir = loop.copy(finished, tmp_path / "run", "samples", "dataset")
+    run_dir = loop.copy(finished, tmp_path / "run", "problems", "samples", "dataset")
     partial = run_dir / "checkpoints.partial"
     loop.kill_when(
         run_dir, lambda: len(complete_records(partial / "metrics.jsonl")) >= 5, "--until=checkpoints", *PARALLEL
@@ -100,7 +95,7 @@ def test_training(loop: Loop, finished: Path, tmp_path: Path) -> None:
 
 
 def test_export(loop: Loop, finished: Path, tmp_path: Path) -> None:
-    run_dir = loop.copy(finished, tmp_path / "run", "samples", "dataset", "checkpoints")
+    run_dir = loop.copy(finished, tmp_path / "run", "problems", "samples", "dataset", "checkpoints")
     partial = run_dir / "export.partial"
     loop.kill_when(run_dir, lambda: any(partial.glob("model-*.safetensors")), "--until=export", SHARD_BYTES)
     written = snapshot(partial, "model-*.safetensors")
@@ -113,16 +108,10 @@ def test_export(loop: Loop, finished: Path, tmp_path: Path) -> None:
     assert tensors(run_dir / "export") == tensors(finished / "export")
 
 
-def test_evaluation(loop: Loop, finished: Path, tmp_path: Path) -> None:
-    run_dir = loop.copy(finished, tmp_path / "run", "samples", "dataset", "checkpoints", "export")
-    partial = run_dir / "eval.partial" / "generations" / "base"
-    loop.kill_when(
-        run_dir, lambda: sum(len(complete_records(path)) for path in partial.glob("*.jsonl")) >= 10, "--until=eval"
-    )
-    kept = {path.name: complete_records(path) for path in partial.glob("*.jsonl")}
-    loop.run(run_dir, "--until=eval")
-    generations, verdicts = (run_dir / "eval" / kind for kind in ("generations", "verdicts"))
-    for name, before in kept.items():
+def test_evaluation(interrupted: Interrupted) -> None:
+    generations, verdicts = (interrupted.run_dir / "eval" / kind for kind in ("generations", "verdicts"))
+    assert sum(map(len, interrupted.generations.values())) >= 10
+    for name, before in interrupted.generations.items():
         after = complete_records(generations / "base" / name)
         assert all(record in after for record in before), "a finished response was sampled again"
     for model in ("base", "ssd"):

@@ -9,24 +9,30 @@ import numpy as np
 
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
+from tests.helpers.scripts import run_script
 
-from .conftest import Loop
+from .conftest import SMALL, Loop
 
 
 def test_noisy_samples_banded_by_a_proxy(loop: Loop, finished: Path, tmp_path: Path) -> None:
     (proxy,) = loop.base_dir.glob("*/export")  # the base itself; any model can score
     options = ["sampling=noisy", "filters=none", f"proxy.path={proxy}", "filters.proxy_band=[0.25,0.75]"]
-    loop.run(tmp_path, *options)
-    samples = read_manifest(tmp_path / "samples")
+    run_dir = loop.copy(finished, tmp_path / "run", "problems")
+    loop.run(run_dir, "--until=dataset", *options)
+    samples = read_manifest(run_dir / "samples")
     assert samples.config["decoding"]["temperature"] == 2.0
     assert samples.config["decoding"]["top_k"] == -1
-    scored = read_jsonl(tmp_path / "scores" / "scores.jsonl")
+    scored = read_jsonl(run_dir / "scores" / "scores.jsonl")
     assert len(scored) == samples.counts["samples"] == 64
     scores = np.array([row["mean_logprob"] for row in scored if row["mean_logprob"] is not None])
     assert (scores < 0).all()
     low, high = np.quantile(scores, [0.25, 0.75])
-    dataset = read_manifest(tmp_path / "dataset")
+    dataset = read_manifest(run_dir / "dataset")
     assert dataset.counts["documents"] == ((scores >= low) & (scores <= high)).sum()
     assert dataset.dropped == {"outside_proxy_band": 64 - dataset.counts["documents"]}
     assert 0 < dataset.counts["no_code"] <= 64
-    assert json.loads((tmp_path / "report" / "summary.json").read_text())["sampling"]["num_kept"] < 64
+    loop.copy(finished, run_dir, "checkpoints", "export", "eval")
+    done = run_script("launch/report.py", *SMALL, f"run_dir={run_dir}", f"model.path={proxy}", *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((run_dir / "report" / "summary.json").read_text())
+    assert summary["sampling"]["num_kept"] == dataset.counts["documents"]

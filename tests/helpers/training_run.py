@@ -46,7 +46,7 @@ def training_config(run_dir: Path, **changes: Any) -> RunConfig:
 
     ``changes``: sections by name; ``training`` and ``checkpoint`` as dictionaries of fields.
     """
-    training = {"train_iters": 10, "global_batch_size": 8, "micro_batch_size": 2, "seq_length": 64,
+    training = {"train_iters": 10, "global_batch_size": 4, "micro_batch_size": 2, "seq_length": 64,
                 "packing": "greedy", "tensorboard": False}  # fmt: skip
     training |= changes.pop("training", {})
     checkpoint = {"save_interval": 1000} | changes.pop("checkpoint", {})

@@ -40,7 +40,7 @@ def test_the_shipped_groups_are_found() -> None:
     assert set(_PARAMETERS) | {"tiny", "tiny_moe"} <= set(groups()["model"])
 
 
-@pytest.mark.parametrize(("group", "name"), _SHIPPED, ids="/".join)
+@pytest.mark.parametrize(("group", "name"), _SHIPPED, ids=["/".join(each) for each in _SHIPPED])
 def test_every_shipped_yaml_composes(group: str, name: str) -> None:
     config = compose_config([f"{group}={name}", *_COMPANIONS.get((group, name), [])])
     assert config.run_dir.startswith("runs/")
