@@ -1,13 +1,64 @@
-"""The results of an evaluation as tables for a terminal."""
+"""Formats the results of an evaluation as text."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from megatron_ssd.evaluation.results import EvaluationResults, Score, SsdGain
-from megatron_ssd.grading.metrics import Estimate
-from megatron_ssd.text_table import DASH, NOT_MEASURED, aligned, counted, signed, split_cells
+from megatron_ssd.grading.metrics import Estimate, SignTest
+from megatron_ssd.text_table import DASH, NOT_MEASURED, aligned, counted, signed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A value and its interval as text; a dash and words if it is not ``known``."""
+
+    value: str
+    interval: str
+    known: bool = True
+
+
+UNKNOWN = Measured(value=DASH, interval=NOT_MEASURED, known=False)
+
+
+def ends(ks: Sequence[int]) -> tuple[int, ...]:
+    """The first and the last k, or the only one: what is shown if there is no room for all."""
+    return tuple(dict.fromkeys([*ks[:1], *ks[-1:]]))
+
+
+def percent(estimate: Estimate) -> Measured:
+    """A share in percent with one decimal."""
+    if not estimate.is_known:
+        return UNKNOWN
+    return Measured(
+        value=f"{estimate.value * 100:.1f}", interval=f"{estimate.low * 100:.1f} to {estimate.high * 100:.1f}"
+    )
+
+
+def points(estimate: Estimate) -> Measured:
+    """A difference of shares as signed percentage points."""
+    if not estimate.is_known:
+        return UNKNOWN
+    return Measured(
+        value=signed(estimate.value), interval=f"{signed(estimate.low)} to {signed(estimate.high)}"
+    )  # fmt: skip
+
+
+def confidence_text(confidence: float) -> str:
+    """``95 %`` for 0.95."""
+    return f"{confidence * 100:g} %"
+
+
+def p_text(p_value: float) -> str:
+    """A p value as ``0.041``, or ``< 0.001``."""
+    return f"{p_value:.3f}" if p_value >= 0.001 else "< 0.001"
+
+
+def split_cells(test: SignTest) -> list[str]:
+    """Problems ahead, behind and tied, and the p value; dashes if no problem was measured."""
+    numbers = [test.ahead, test.behind, test.tied]
+    return [*map(str, numbers), p_text(test.p_value)] if any(numbers) else [DASH] * 4
 
 
 def score_tables(results: EvaluationResults) -> str:
@@ -16,7 +67,7 @@ def score_tables(results: EvaluationResults) -> str:
     With more than two k, only the first and the last have their interval, so that a line fits a terminal.
     """
     ks, last = results.ks, results.headline[-1]
-    shown = tuple(dict.fromkeys([*ks[:1], *ks[-1:]]))
+    shown = ends(ks)
     columns = [text for k in ks for text in ([f"pass@{k}", "interval"] if k in shown else [f"pass@{k}"])]
     tables = [aligned([["setting", "decoding", *columns], *(_scores(score, shown) for score in results.headline)])]
     gains = [(score.title, score.ssd_gain) for score in results.headline if score.ssd_gain]
@@ -28,7 +79,7 @@ def score_tables(results: EvaluationResults) -> str:
     lines = [line for header, *rows in tables for line in (header, rule, *rows, "")]
     basis = (
         f"per cent of {counted(last.num_problems, 'problem')} x {last.num_samples} programs, the half on which nothing "
-        f"was chosen; {100 * results.confidence:g} % intervals"
+        f"was chosen; {confidence_text(results.confidence)} intervals"
     )
     if gains:
         basis += (
@@ -44,17 +95,14 @@ def claim_lines(results: EvaluationResults) -> str:
 
 
 def _scores(score: Score, shown: tuple[int, ...]) -> list[str]:
-    cells = {k: _cells(estimate, lambda share: f"{100 * share:.1f}") for k, estimate in score.overall.items()}
-    return [score.title, score.decoding, *(text for k in cells for text in cells[k][: 2 if k in shown else 1])]
+    cells = [score.title, score.decoding]
+    for k, estimate in score.overall.items():
+        measured = percent(estimate)
+        cells += [measured.value, measured.interval] if k in shown else [measured.value]
+    return cells
 
 
 def _gains(title: str, gains: dict[int, SsdGain], shown: tuple[int, ...]) -> list[str]:
-    split = split_cells(dataclasses.asdict(gains[shown[0]].sign_test))
-    return [title, *(text for k in shown for text in _cells(gains[k], signed)), *split]
-
-
-def _cells(estimate: Estimate, form: Callable[[float], str]) -> tuple[str, str]:
-    """Value and interval."""
-    if not estimate.is_known:
-        return DASH, NOT_MEASURED
-    return form(estimate.value), f"{form(estimate.low)} to {form(estimate.high)}"
+    measured = [points(gains[k]) for k in shown]
+    cells = [text for one in measured for text in (one.value, one.interval)]
+    return [title, *cells, *split_cells(gains[shown[0]].sign_test)]

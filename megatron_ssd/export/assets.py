@@ -1,6 +1,6 @@
 """Copies the files of a Hugging Face folder that are not weights: configuration, tokenizer, licence.
 
-Does not need torch.
+The module does not import torch.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ A converted folder contains
     hf_dtypes.json    the type of each Hugging Face tensor
 
 so that converting back needs nothing else. Invariants: no tensor changes, including its type; at most two or three of
-the largest tensors are in memory; a folder gets its final name when it is complete. One process does it, on a CPU, for
+the largest tensors are in memory; a folder gets its final name when it is complete. One process on a CPU converts
 checkpoints of any layout.
 """
 
@@ -30,7 +30,6 @@ from megatron_ssd.config.export import ConvertConfig
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.export.assets import copy_all_assets
-from megatron_ssd.export.checkpoint_reader import check_files, find_checkpoint, keep_checkpoint
 from megatron_ssd.export.checkpoint_writer import WrittenFile, write_checkpoint
 from megatron_ssd.export.full_model import FullTensor, full_model
 from megatron_ssd.export.state_dict_adapter import open_adapter
@@ -38,7 +37,14 @@ from megatron_ssd.models.families import FAMILIES
 from megatron_ssd.models.families.mappings import GateUpMapping
 from megatron_ssd.models.hf_checkpoint import check_weights
 from megatron_ssd.models.hf_weights import HFWeights
-from megatron_ssd.training.checkpoint_folder import CheckpointFacts, FileFacts, checkpoint_path
+from megatron_ssd.training.checkpoint_folder import (
+    CheckpointFacts,
+    FileFacts,
+    check_files,
+    checkpoint_path,
+    find_checkpoint,
+    reading,
+)
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +96,7 @@ def megatron_to_hf(config: ConvertConfig) -> None:
             fix="add hf_assets=DIR with the Hugging Face folder of the model that it was trained from",
         )
     model = read_model_config(assets)
-    with atomic_folder(Path(config.hf), key="hf", replace=config.replace) as work, keep_checkpoint(checkpoint):
+    with atomic_folder(Path(config.hf), key="hf", replace=config.replace) as work, reading(checkpoint):
         adapter = open_adapter(checkpoint, model, weights=config.weights, dtypes=_hf_dtypes(checkpoint))
         copy_all_assets(assets, work)
         if assets != own_assets:

@@ -49,7 +49,7 @@ def _zero_padding(weight: Tensor, vocab_size: int) -> None:
 
 
 class _LogitMask:
-    """Forward hook of the output layer.
+    """Forward hook of the output layer that masks padded logits.
 
     It uses the lowest finite number: a rank whose logits are all minus infinity has no softmax.
     """

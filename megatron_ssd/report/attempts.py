@@ -1,4 +1,4 @@
-"""Reads every problem of the benchmark with the attempts of base and SSD at their best, for ``problems.html``.
+"""Reads every problem of the benchmark with the attempts of base and SSD, each at its best setting.
 
 Attempts come from ``eval/generations`` and ``eval/verdicts``, tests and statements from ``eval/problems.jsonl``. Texts
 are cut while they are read, so that memory holds at most ``MOST_KEPT`` characters of each part of a response.
@@ -23,6 +23,7 @@ COLUMNS = ("base_best", "ssd_best")  # keys of the scores that are shown side by
 MOST_KEPT = 32_768  # characters of the text before a program, of the program, and of the text after it
 _DETAIL_CHARACTERS = 300
 _TITLE_CHARACTERS = 80
+_EXAMPLES = 3
 
 Solved = Literal["both", "ssd", "base", "neither"]
 
@@ -61,9 +62,10 @@ class ProblemPage:
     difficulty: str
     date: str
     half: str
+    prompt: Excerpt
     statement: Excerpt
     starter_code: str
-    tests: dict[int, tuple[Excerpt, Excerpt]]  # index -> input, expected output
+    tests: dict[int, tuple[Excerpt, Excerpt]]  # index -> (input, expected output)
     has_checks: bool  # the input of a test is a script of assertions, and nothing is expected of its output
     attempts: tuple[tuple[Attempt, ...], ...]
 
@@ -94,12 +96,20 @@ class ProblemPage:
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemPages:
-    """Everything on the page. ``columns`` are the headline rows that ``COLUMNS`` names."""
+    """Everything that ``problems.html`` shows. ``columns`` are the headline scores that ``COLUMNS`` names."""
 
     problems: tuple[ProblemPage, ...]
     columns: tuple[Score, ...]
     difficulties: tuple[str, ...]  # from easy to hard
     has_tests: bool  # False for an evaluation that was published without eval/problems.jsonl
+
+    @property
+    def examples(self) -> tuple[ProblemPage, ...]:
+        """The first problem by id of each difficulty. The choice does not depend on outcomes, so it favors no model."""
+        first: dict[str, ProblemPage] = {}
+        for problem in sorted(self.problems, key=lambda problem: problem.problem_id):
+            first.setdefault(problem.difficulty, problem)
+        return tuple(first[name] for name in self.difficulties if name in first)[:_EXAMPLES]
 
 
 def read_problem_pages(folder: Path, scores: EvaluationResults, *, prompt_opens_thinking: bool) -> ProblemPages:
@@ -117,13 +127,13 @@ def read_problem_pages(folder: Path, scores: EvaluationResults, *, prompt_opens_
     kept = folder / PROBLEMS_FILE
     known = read_problems(kept) if kept.is_file() else {}
     attempts, prompts = [], dict[str, str]()
-    for row in columns:
-        reader = _Reader(folder, row.model, row.decoding, prompt_opens_thinking)
+    for score in columns:
+        reader = _Reader(folder, score.model, score.decoding, prompt_opens_thinking)
         attempts.append(reader.read(prompts))
-    for row, own in zip(columns, attempts, strict=True):
-        if alone := own.keys() ^ scores.difficulties.keys():
-            raise _other_samples(
-                folder, f"problem {min(alone)} is in the generations of {row.model} or in summary.json, not in both"
+        if unmatched := attempts[-1].keys() ^ scores.difficulties.keys():
+            raise _mismatch(
+                folder,
+                f"problem {min(unmatched)} is in the generations of {score.model} or in summary.json, not in both",
             )
     problems = tuple(
         _page(problem_id, difficulty, known.get(problem_id), prompts[problem_id], [own[problem_id] for own in attempts])
@@ -147,20 +157,20 @@ class _Reader:
     def read(self, prompts: dict[str, str]) -> dict[str, tuple[Attempt, ...]]:
         """Attempts by problem id, in the order of their index; puts each problem's prompt into ``prompts``."""
         name = f"{self.model}/{self.decoding}.jsonl"
-        graded = (Verdict.from_json(row) for row in iter_jsonl(self.folder / "verdicts" / name))
+        graded = (Verdict.from_json(record) for record in iter_jsonl(self.folder / "verdicts" / name))
         verdicts = {(verdict.problem_id, verdict.sample_index): verdict for verdict in graded}
         attempts: defaultdict[str, list[Attempt]] = defaultdict(list)
-        rows = iter_jsonl(self.folder / "generations" / name)
-        for row in progress(rows, desc=f"reading programs of {self.model}", unit="program", total=len(verdicts)):
-            sample = Sample.from_json(row)
+        records = iter_jsonl(self.folder / "generations" / name)
+        for record in progress(records, desc=f"reading programs of {self.model}", unit="program", total=len(verdicts)):
+            sample = Sample.from_json(record)
             verdict = verdicts.pop(sample.key, None)
             if verdict is None:
-                raise _other_samples(self.folder / "verdicts" / name, f"no verdict on sample {sample.key}")
+                raise _mismatch(self.folder / "verdicts" / name, f"no verdict on sample {sample.key}")
             attempts[sample.problem_id].append(self._attempt(sample, verdict))
             if sample.problem_id not in prompts:
                 prompts[sample.problem_id] = "\n\n".join(message["content"] for message in sample.messages)
         if verdicts:
-            raise _other_samples(self.folder / "verdicts" / name, f"no response to verdict {min(verdicts)}")
+            raise _mismatch(self.folder / "verdicts" / name, f"no response to verdict {min(verdicts)}")
         return {key: tuple(sorted(own, key=lambda attempt: attempt.sample_index)) for key, own in attempts.items()}
 
     def _attempt(self, sample: Sample, verdict: Verdict) -> Attempt:
@@ -187,6 +197,7 @@ class _Reader:
 def _page(
     problem_id: str, difficulty: str, kept: ShortProblem | None, prompt: str, attempts: list[tuple[Attempt, ...]]
 ) -> ProblemPage:
+    shown_prompt = Excerpt.of(prompt, MOST_KEPT)
     failed = sorted({a.failed_test for column in attempts for a in column if a.failed_test is not None})
     tests = {index: kept.tests[index] for index in failed if index < len(kept.tests)} if kept else {}
     return ProblemPage(
@@ -195,7 +206,8 @@ def _page(
         difficulty=difficulty,
         date=(kept.date or "") if kept else "",
         half=kept.half if kept else "",
-        statement=kept.statement if kept else Excerpt.of(prompt, MOST_KEPT),
+        prompt=shown_prompt,
+        statement=kept.statement if kept else shown_prompt,
         starter_code=kept.starter_code if kept else "",
         tests={index: (test.input, test.output) for index, test in tests.items()},
         has_checks=kept is not None and kept.form == "checks",
@@ -209,5 +221,5 @@ def _first_line(statement: str) -> str:
     return line if len(line) <= _TITLE_CHARACTERS else ""
 
 
-def _other_samples(path: Path, what: str) -> UserError:
+def _mismatch(path: Path, what: str) -> UserError:
     return UserError(f"{path}", rule=what, fix="run launch/evaluate.py again with replace=true")

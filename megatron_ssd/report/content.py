@@ -1,27 +1,32 @@
-"""What the report says about a run: its sentences, and its tables as rows of text.
+"""Turns what was measured into the text of ``report.html``.
 
 Sentences state what was measured and no more than that.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_ssd.evaluation.problem_file import Excerpt
 from megatron_ssd.evaluation.results import EvaluationResults, ModelName, Score
+from megatron_ssd.evaluation.tables import UNKNOWN, Measured, confidence_text, percent, points, split_cells
+from megatron_ssd.general_benchmarks.results import BenchmarkResults, ModelValue
 from megatron_ssd.report import paper
+from megatron_ssd.report.attempts import Attempt, ProblemPage
 from megatron_ssd.report.data import ReportData, SamplingFacts, thin
-from megatron_ssd.report.formatting import Measured, confidence_text, duration, percent, points
-from megatron_ssd.text_table import DASH, counted, split_cells
+from megatron_ssd.report.formatting import duration, visible
+from megatron_ssd.text_table import DASH, counted
 
 # Below this a model is too small to write a competitive-programming solution.
 _USEFUL_PARAMETERS = 100_000_000
+# Of an example; problems.html and eval/generations have the full texts.
+_PROMPT_CHARACTERS, _RESPONSE_CHARACTERS, _DETAIL_CHARACTERS, _INPUT_CHARACTERS = 1500, 2500, 120, 300
 
-SURE = {
+SOURCES = {
     "authors": "from the authors",
     "several readings": "from readings of the paper that agree",
     "one report": "from one report",
@@ -47,6 +52,57 @@ class HeadlineRow:
     split: tuple[str, str]  # of the first k: problems ahead, behind and tied, and the p value; dashes for SSD itself
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkRow:
+    """One metric of one task: value with standard error of each model, and the difference in points."""
+
+    task: str
+    metric: str
+    num_rows: int
+    rows_on_hub: int | None  # if it is known and differs
+    num_fewshot: int
+    base: Measured
+    ssd: Measured
+    difference: Measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedTest:
+    """The first test that a program fails: its number, counted from 1, of ``total``, and its input.
+
+    If ``is_check``, the input is a script of assertions.
+    """
+
+    number: int
+    total: int
+    input: str
+    is_check: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """The first response of one model, with its verdict.
+
+    ``failed`` is None if no test failed or its text was not kept.
+    """
+
+    model: ModelName
+    response: str
+    verdict: str
+    detail: str
+    failed: FailedTest | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A problem with one response of each model."""
+
+    problem_id: str
+    difficulty: str
+    prompt: str
+    programs: tuple[Program, ...]
+
+
 def headline_rows(scores: EvaluationResults) -> dict[str, HeadlineRow]:
     """The headline table by key, in the order in which it is shown."""
     return {
@@ -68,7 +124,7 @@ def result_sentence(scores: EvaluationResults) -> str:
     base, ssd = scores.score("base_best"), scores.score("ssd_best")
     k = scores.ks[0]
     if not (base.overall[k].is_known and ssd.overall[k].is_known):
-        failed = [row.title for row in (base, ssd) if not row.overall[k].is_known]
+        failed = [score.title for score in (base, ssd) if not score.overall[k].is_known]
         return f"Not measured: grading failed on every problem of the reporting half ({' and '.join(failed)})."
     if base.overall[k].value == ssd.overall[k].value == 0:
         return "Neither the base nor the self-distilled model solves a problem of the reporting half at its best."
@@ -164,7 +220,7 @@ def training_note(data: ReportData) -> str:
 
 
 def paper_comparison(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The paper's settings beside the run's, by group, and how many differ."""
+    """The paper's settings next to the run's, by group, and how many differ."""
     found = paper.deviations(settings)
     return {
         "paper": {
@@ -173,7 +229,7 @@ def paper_comparison(settings: Mapping[str, Any]) -> dict[str, Any]:
             "model": paper.model_title(paper.reference_model(settings)),
         },
         "deviations": [(group, list(items)) for group, items in itertools.groupby(found, key=lambda d: d.group)],
-        "sure": SURE,
+        "sources": SOURCES,
         "differing": sum(item.same is False for item in found),
         "comparable": sum(item.same is not None for item in found),
     }
@@ -193,6 +249,37 @@ def stage_rows(data: ReportData) -> list[dict[str, str]]:
     ]
 
 
+def benchmark_rows(results: BenchmarkResults | None) -> list[BenchmarkRow]:
+    """The table of general benchmarks; empty if the stage was not run."""
+    return [
+        BenchmarkRow(
+            task=result.task,
+            metric=result.title,
+            num_rows=result.rows,
+            rows_on_hub=None if result.rows_on_hub == result.rows else result.rows_on_hub,
+            num_fewshot=result.num_fewshot,
+            base=_with_stderr(result.base),
+            ssd=_with_stderr(result.ssd),
+            difference=UNKNOWN if result.difference is None else points(result.difference),
+        )
+        for result in (results.results if results else ())
+    ]
+
+
+def example_of(problem: ProblemPage) -> Example:
+    """``problem`` with the first response of each model, shortened."""
+    models: tuple[ModelName, ...] = ("base", "ssd")
+    return Example(
+        problem_id=problem.problem_id,
+        difficulty=problem.difficulty,
+        prompt=_beginning([problem.prompt], _PROMPT_CHARACTERS),
+        programs=tuple(
+            _first_program(model, problem, attempts[0])
+            for model, attempts in zip(models, problem.attempts, strict=True)
+        ),
+    )
+
+
 def run_facts(data: ReportData) -> list[tuple[str, str]]:
     """(name, value) of what the run was made with; a fact that is not known is left out."""
     host = data.manifests["eval"].host
@@ -209,16 +296,57 @@ def run_facts(data: ReportData) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
+def _with_stderr(found: ModelValue | None) -> Measured:
+    if found is None:
+        return UNKNOWN
+    return Measured(
+        value=f"{found.value * 100:.1f}",
+        interval="standard error unknown" if found.stderr is None else f"\N{PLUS-MINUS SIGN} {found.stderr * 100:.1f}",
+    )
+
+
+def _first_program(model: ModelName, problem: ProblemPage, attempt: Attempt) -> Program:
+    failed = None
+    if attempt.failed_test is not None and attempt.failed_test in problem.tests:
+        given = problem.tests[attempt.failed_test][0].shortened(_INPUT_CHARACTERS)
+        gap = f"\n\u2026 {given.left_out:,} characters \u2026\n" if given.left_out else ""
+        failed = FailedTest(
+            number=attempt.failed_test + 1,
+            total=attempt.tests_total,
+            input=visible(f"{given.head}{gap}{given.tail}"),
+            is_check=problem.has_checks,
+        )
+    parts = [attempt.before, *([] if attempt.program is None else [attempt.program]), attempt.after]
+    return Program(
+        model=model,
+        response=_beginning(parts, _RESPONSE_CHARACTERS),
+        verdict=attempt.status.replace("_", " "),
+        detail=_beginning([attempt.detail], _DETAIL_CHARACTERS),
+        failed=failed,
+    )
+
+
+def _beginning(parts: Iterable[Excerpt], limit: int) -> str:
+    """The first ``limit`` characters of a text in parts; a part that was cut begins with at least as many."""
+    text = ""
+    for part in parts:
+        text += part.head
+        if part.left_out:
+            assert len(part.head) >= limit, (len(part.head), limit)
+            break
+    return visible(text if len(text) <= limit else text[:limit] + "\n\u2026")
+
+
 def _split(score: Score) -> tuple[str, str]:
     if not score.ssd_gain:
         return DASH, DASH
     first = next(iter(score.ssd_gain.values()))
-    *counts, p_value = split_cells(dataclasses.asdict(first.sign_test))
+    *counts, p_value = split_cells(first.sign_test)
     return (DASH if DASH in counts else ", ".join(counts)), p_value
 
 
 def _difference_sentence(base: Score, scores: EvaluationResults) -> str:
-    assert base.ssd_gain is not None, "base rows carry the paired difference to SSD"
+    assert base.ssd_gain is not None, "scores of the base have the paired difference to SSD"
     gain = base.ssd_gain[scores.ks[0]]
     if not gain.is_known:
         return "The paired difference is not measured: grading failed on every problem for one of the two."
@@ -226,7 +354,7 @@ def _difference_sentence(base: Score, scores: EvaluationResults) -> str:
     if base.num_problems == 1:
         return f"The difference is {written.value} points on one problem, from which nothing follows."
     interval = written.interval.replace(" ", "\N{NO-BREAK SPACE}")
-    where = f"{written.value} points, with a {confidence_text(scores.confidence)} interval from {interval}"
+    difference = f"{written.value} points, with a {confidence_text(scores.confidence)} interval from {interval}"
     if gain.low <= 0 <= gain.high:
-        return f"The paired difference is {where}: this run does not tell the two apart."
-    return f"The paired difference is {where}: {'SSD' if gain.value > 0 else 'the base'} is ahead."
+        return f"The paired difference is {difference}: this run does not tell the two apart."
+    return f"The paired difference is {difference}: {'SSD' if gain.value > 0 else 'the base'} is ahead."

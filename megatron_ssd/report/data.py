@@ -3,47 +3,68 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import heapq
+import logging
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
-from megatron_ssd.artifacts.manifest import Manifest, flatten, read_manifest
+from megatron_ssd.artifacts.manifest import Manifest, read_manifest
 from megatron_ssd.artifacts.samples import iter_samples, sample_shards
-from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.evaluation.results import EvaluationResults, read_results
+from megatron_ssd.errors import UserError
+from megatron_ssd.evaluation.results import EvaluationResults, from_json, read_results
 from megatron_ssd.general_benchmarks.results import NAME as BENCHMARKS
+from megatron_ssd.general_benchmarks.results import SUMMARY, BenchmarkResults
+from megatron_ssd.problems import decontamination
+from megatron_ssd.problems.decontamination import HITS_FILE
 from megatron_ssd.progress import progress
-from megatron_ssd.report.examples import Example, read_examples
-from megatron_ssd.report.lineage import STAGES
-from megatron_ssd.report.paper import COUNTED, SETTINGS, window_title
-from megatron_ssd.report.problems import ProblemFacts, read_problem_facts
+from megatron_ssd.report.attempts import ProblemPages, read_problem_pages
+from megatron_ssd.report.lineage import STAGES, Lineage, trace
+from megatron_ssd.report.paper import shown_settings
+
+log = logging.getLogger(__name__)
 
 MOST_POINTS = 800  # of a curve; a longer one is thinned to means
+LISTED_HITS = 200  # in summary.json; the file of the problems stage has all
+_OLD_BENCHMARKS = "regression"  # the folder of the general benchmarks in earlier versions
 
-_FACT_KEYS = ("seed", "minicode.seed", "model.name", "cluster.device")
-_HOW_ENDS_ARE_FOUND = (
-    "filters.loop.",
-    "filters.mask_end_tokens",
-)  # they detect, and drop nothing
-_RECORDED_AS = {  # stage -> (prefix in its manifest, prefix in the configuration)
-    "samples": (
-        ("decoding.", "sampling.train."),
-        ("max_tokens", "sampling.max_tokens"),
-        ("num_samples", "sampling.num_samples"),
-    ),
-    "eval": (
-        ("decodings.", "sampling."),
-        ("max_tokens", "evaluation.max_tokens"),
-        ("num_samples", "evaluation.num_samples"),
-    ),
-}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit(decontamination.Hit):
+    """A training problem found in an evaluation set; ``kept`` if it was sampled anyway."""
+
+    kept: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetHits:
+    """The number of training problems found in one evaluation set: sampled anyway, or left out."""
+
+    name: str
+    kept: int
+    left_out: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemFacts:
+    """What the problems stage found. ``selection`` identifies its output, ``dropped`` counts rows by reason.
+
+    ``hits`` are at most ``LISTED_HITS`` of ``num_hits``: first those that were kept, then the most certain ones.
+    """
+
+    selection: str
+    num_rows: int
+    num_problems: int
+    dropped: dict[str, int]
+    sets: tuple[SetHits, ...]
+    hits: tuple[Hit, ...]
+    num_hits: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +83,8 @@ class SamplingFacts:
     """The sampled training data.
 
     ``lengths`` are the tokens of each response that was generated, ``dropped`` counts the samples that filters removed,
-    by reason. ``tokens_per_second`` is None if a resumed stage had nothing left to generate.
+    by reason. ``tokens_per_second`` is None if a resumed stage had nothing left to generate. ``model_revision`` is the
+    base model as the samples name it.
     """
 
     num_samples: int
@@ -72,11 +94,12 @@ class SamplingFacts:
     dropped: dict[str, int]
     num_kept: int
     tokens_per_second: float | None
+    model_revision: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """Everything that the page and ``summary.json`` show."""
+    """Everything that the pages and ``summary.json`` show."""
 
     run_name: str
     scores: EvaluationResults
@@ -84,13 +107,15 @@ class ReportData:
     training: tuple[TrainingPoint, ...]
     num_skipped: int  # iterations without a finite loss or gradient, which updated nothing
     sampling: SamplingFacts
-    examples: tuple[Example, ...]
+    problem_pages: ProblemPages
+    benchmarks: BenchmarkResults | None  # None if the stage was not run
+    lineage: Lineage
     manifests: dict[str, Manifest]  # by stage, in the order in which they ran
-    settings: dict[str, Any] = field(default_factory=dict)  # dotted key -> value, as the stages ran with it
+    settings: dict[str, Any]  # dotted key -> value, as the stages ran with it
 
 
 def gather(config: RunConfig) -> ReportData:
-    """Everything that the page and ``summary.json`` show.
+    """Everything that the pages and ``summary.json`` show.
 
     Raises:
         UserError: a stage was not published or one of its files cannot be read.
@@ -99,14 +124,20 @@ def gather(config: RunConfig) -> ReportData:
     manifests = read_manifests(run_dir)
     scores = read_results(run_dir / "eval" / "summary.json")
     training, num_skipped = read_training(run_dir / "checkpoints" / "metrics.jsonl")
+    sampling = read_sampling(sample_shards(run_dir), manifests)
+    base_model = Path(config.model.path) if config.model is not None and config.model.path is not None else None
     return ReportData(
         run_name=run_dir.resolve().name,
         scores=scores,
         problems=read_problem_facts(run_dir / "problems", manifests["problems"]),
         training=training,
         num_skipped=num_skipped,
-        sampling=read_sampling(sample_shards(run_dir), manifests),
-        examples=read_examples(run_dir / "eval", scores),
+        sampling=sampling,
+        problem_pages=read_problem_pages(
+            run_dir / "eval", scores, prompt_opens_thinking=manifests["eval"].facts["prompt_opens_thinking"]
+        ),
+        benchmarks=read_benchmarks(run_dir),
+        lineage=trace(run_dir, base_model=base_model, base_revision=sampling.model_revision),
         manifests=manifests,
         settings=shown_settings(config, manifests),
     )
@@ -118,56 +149,25 @@ def read_manifests(run_dir: Path) -> dict[str, Manifest]:
     return {stage: read_manifest(run_dir / stage) for stage in (*STAGES, *optional)}
 
 
-def shown_settings(config: RunConfig, manifests: Mapping[str, Manifest]) -> dict[str, Any]:
-    """Dotted key -> value of every setting that the report names.
-
-    The manifest of a stage takes precedence over ``config``: it records the settings that the stage ran with.
-    """
-    flat = flatten(dataclasses.asdict(config))
-    for stage, manifest in manifests.items():
-        recorded = flatten({**manifest.config, "parallel": manifest.facts.get("parallel", {})})
-        flat.update({_configuration_key(stage, key): value for key, value in recorded.items()})
-    flat["filters.further"] = _further_filters(flat)
-    flat |= _counted(manifests)
-    wanted = [*_FACT_KEYS, *(key for setting in SETTINGS for key in setting.keys)]
-    parameters = config.model.num_parameters() if config.model is not None else None
-    return {**{key: flat.get(key) for key in wanted}, "model.num_parameters": parameters}
-
-
-def _counted(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
-    """Actual sizes and dates of training problems and benchmark; None for a stage that is missing."""
-    found: dict[str, Any] = dict.fromkeys(COUNTED)
-    if "problems" in manifests:
-        found["problems.count"] = manifests["problems"].counts["problems"]
-    if "eval" in manifests:
-        facts = manifests["eval"].facts
-        found["benchmark.count"] = manifests["eval"].counts["problems"]
-        found["benchmark.window"] = window_title(facts["dates"]) if "dates" in facts else "dates not recorded"
-    return found
-
-
-def _further_filters(flat: Mapping[str, Any]) -> str:
-    """The filter settings that differ from their defaults and have no line of their own in the report."""
-    shown = {key for setting in SETTINGS for key in setting.keys}
-    changed = [
-        key.removeprefix("filters.")
-        for key, default in flatten({"filters": dataclasses.asdict(FilterConfig())}).items()
-        if key not in shown and not key.startswith(_HOW_ENDS_ARE_FOUND) and not _alike(flat[key], default)
-    ]
-    return ", ".join(changed) or "none"
-
-
-def _alike(one: Any, other: Any) -> bool:
-    """Whether two values are equal as JSON, the format of manifests."""
-    return json.dumps(one) == json.dumps(other)
-
-
-def _configuration_key(stage: str, recorded: str) -> str:
-    """The configuration key of a setting that the manifest of ``stage`` records as ``recorded``."""
-    for prefix, key in _RECORDED_AS.get(stage, ()):
-        if recorded.startswith(prefix):
-            return key + recorded.removeprefix(prefix)
-    return recorded
+def read_problem_facts(folder: Path, manifest: Manifest) -> ProblemFacts:
+    """The facts of a published ``problems`` folder. Raises ``UserError`` if its hits cannot be read."""
+    names = [field.name for field in dataclasses.fields(Hit)]
+    hits = [Hit(**{name: record[name] for name in names}) for record in iter_jsonl(folder / HITS_FILE)]
+    found: defaultdict[tuple[str, bool], set[str]] = defaultdict(set)
+    for hit in hits:
+        found[hit.set_name, hit.kept].add(hit.problem_id)
+    return ProblemFacts(
+        selection=manifest.facts["selection"],
+        num_rows=manifest.counts["rows"],
+        num_problems=manifest.counts["problems"],
+        dropped=manifest.dropped,
+        sets=tuple(
+            SetHits(name=name, kept=len(found[name, True]), left_out=len(found[name, False]))
+            for name in manifest.facts["evaluation_sets"]
+        ),
+        hits=tuple(heapq.nsmallest(LISTED_HITS, hits, key=lambda hit: (not hit.kept, not hit.exact, -hit.overlap))),
+        num_hits=len(hits),
+    )
 
 
 def read_training(path: Path) -> tuple[tuple[TrainingPoint, ...], int]:
@@ -176,11 +176,11 @@ def read_training(path: Path) -> tuple[tuple[TrainingPoint, ...], int]:
     An iteration is skipped if its loss or gradient is not finite (null in the file). If a resume logged an iteration
     twice, the later record is used.
     """
-    rows = {row["iteration"]: row for row in iter_jsonl(path)}
+    records = {record["iteration"]: record for record in iter_jsonl(path)}
     names = [field.name for field in dataclasses.fields(TrainingPoint)]
-    values = [{name: row[name] for name in names} for _, row in sorted(rows.items())]
+    values = [{name: record[name] for name in names} for _, record in sorted(records.items())]
     points = tuple(TrainingPoint(**value) for value in values if None not in value.values())
-    return points, len(rows) - len(points)
+    return points, len(records) - len(points)
 
 
 def thin(points: Sequence[TrainingPoint], limit: int = MOST_POINTS) -> tuple[list[TrainingPoint], int]:
@@ -202,8 +202,10 @@ def thin(points: Sequence[TrainingPoint], limit: int = MOST_POINTS) -> tuple[lis
 def read_sampling(shards: Sequence[Path], manifests: Mapping[str, Manifest]) -> SamplingFacts:
     """Finish reasons and lengths over every shard, and the samples that were skipped and dropped."""
     finish, skipped, lengths = Counter[str](), Counter[str](), []
+    model_revision = ""
     for shard in progress(shards, desc="reading samples", unit="shard"):
         for sample in iter_samples(shard):
+            model_revision = model_revision or sample.model_revision
             finish[sample.finish_reason] += 1
             if sample.finish_reason == "skipped":
                 skipped[sample.skip_reason or "no reason given"] += 1
@@ -217,4 +219,27 @@ def read_sampling(shards: Sequence[Path], manifests: Mapping[str, Manifest]) -> 
         dropped=manifests["dataset"].dropped,
         num_kept=manifests["dataset"].counts["documents"],
         tokens_per_second=manifests["samples"].facts.get("tokens_per_second"),
+        model_revision=model_revision or "not named: the run has no samples",
     )
+
+
+def read_benchmarks(run_dir: Path) -> BenchmarkResults | None:
+    """The results of the general benchmarks; None if the stage was not run.
+
+    Raises:
+        UserError: the file is from another version.
+    """
+    path, old = run_dir / BENCHMARKS / SUMMARY, run_dir / _OLD_BENCHMARKS
+    if old.is_dir():
+        log.warning("report: %s is from an older version and is not shown; run launch/general_benchmarks.py to measure "
+                    "again, then remove it", old)  # fmt: skip
+    if not path.is_file():
+        return None
+    try:
+        return from_json(path.read_text(encoding="utf-8"), BenchmarkResults)
+    except ValueError as error:
+        raise UserError(
+            f"file {path}",
+            rule=f"is not a summary of this version ({error})",
+            fix=f"rename {path.parent} and run launch/general_benchmarks.py again",
+        ) from None

@@ -1,6 +1,7 @@
-"""Builds the plots of decode settings: heat maps of the grid, and pass@1 over the effective temperature.
+"""Builds the plots of decode settings.
 
-Each model and top-k has its own panel. All heat maps share one color scale, all effective-temperature plots their axes.
+Heat maps show the score of each cell of the grid, with a panel for each model and top-k and one color scale for all.
+Other plots show scores over the effective temperature, with a panel for each top-k and the same axes for all.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ _CORNER = "M-1,-1L1,-1L-1,1Z"  # marks the training decode in the corner of its 
 
 
 def heat_maps(results: EvaluationResults) -> list[plots.Plot]:
-    """A panel for each top-k and model, then one for each model's settings that no table has a cell for."""
+    """A panel for each top-k and model, then one for each model's settings that are not in these tables."""
     table = [cell for cell in results.grid if not cell.has_further_parameters]
-    beside = [cell for cell in (*results.grid, results.beside_grid) if cell is not None and cell not in table]
+    others = [cell for cell in (*results.grid, results.beside_grid) if cell is not None and cell not in table]
     axis = {"labelFontSize": 12.5, "labelAngle": 0, "grid": False}
     lines = alt.Scale(paddingInner=0.13)
     top_p = alt.X("top_p:O", title="top-p", axis=alt.Axis(orient="top", **axis), scale=alt.Scale(padding=0.06))
@@ -37,7 +38,7 @@ def heat_maps(results: EvaluationResults) -> list[plots.Plot]:
             cells = [cell for cell in table if (cell.top_k, cell.model) == (top_k, model)]
             panels.append((f"{name}, {_top_k_text(top_k)}", cells, [top_p, temperature]))
     for model, name in MODEL_TITLES.items():
-        panels.append((f"{name}, beside the table", [cell for cell in beside if cell.model == model], [setting]))
+        panels.append((f"{name}, beside the table", [cell for cell in others if cell.model == model], [setting]))
     scores = value_range(results)
     return [_heat_map(title, cells, scores, channels) for title, cells, channels in panels if cells]
 
@@ -56,13 +57,13 @@ def effective_plots(results: EvaluationResults) -> list[plots.Plot]:
         return []
     chosen = {(cell.model, cell.decoding) for cell in results.grid if cell.chosen}
     temperatures = [point.effective_temperature for point in points]
-    reach = (max(temperatures) - min(temperatures)) or 1.0
+    span = (max(temperatures) - min(temperatures)) or 1.0
     top_ps = sorted({point.top_p for point in points})
     # Points at one temperature are drawn next to each other, so that no interval hides another.
-    step = reach * (0.008 if len(top_ps) > _MAX_CURVES else 0.014)
+    step = span * (0.008 if len(top_ps) > _MAX_CURVES else 0.014)
     offsets = {p: step * (index - (len(top_ps) - 1) / 2) for index, p in enumerate(top_ps)}
     x_scale = alt.Scale(
-        domain=[min(temperatures) - 0.05 * reach, max(temperatures) + 0.05 * reach], nice=False, zero=False
+        domain=[min(temperatures) - 0.05 * span, max(temperatures) + 0.05 * span], nice=False, zero=False
     )
     y_scale = alt.Scale(domain=plots.percent_domain(points), nice=4, zero=False)
     x = alt.X("x:Q", title="effective temperature", scale=x_scale, axis=alt.Axis(grid=False, tickCount=6))
@@ -123,10 +124,10 @@ def _heat_map(
         shape=_CORNER, filled=True, size=45, opacity=1,
         xOffset=alt.ExprRef(f"6 - {width} / 2"), yOffset=alt.ExprRef("6 - bandwidth('y') / 2"),
     )  # fmt: skip
-    said = "; ".join(f"{row['decode']}: {row['label']}{row['role'] and ' (' + row['role'] + ')'}" for row in rows)
+    values = "; ".join(f"{row['decode']}: {row['label']}{row['role'] and ' (' + row['role'] + ')'}" for row in rows)
     num_lines = len({row["temperature"] for row in rows}) if len(channels) == 2 else len(rows)
     return plots.plot(
-        alt.layer(boxes, labels, corners), title, height=_CELL * num_lines, text=f"{title}, score in percent. {said}."
+        alt.layer(boxes, labels, corners), title, height=_CELL * num_lines, text=f"{title}, score in percent. {values}."
     )
 
 
@@ -170,10 +171,10 @@ def _effective_plot(
             strokeDash=alt.StrokeDash("top_p:N", scale=scale, legend=legend)
         )  # fmt: skip
     points = plots.model_points(colored.encode(tooltip=tooltip), 30 if many else 65)
-    # A legend listens to the parameter of the first layer that has this legend.
+    # A legend is bound to the parameter of the first layer that has this legend.
     chart = alt.layer(bars.add_params(only_model), lines.add_params(*only_top_p), points, rings)
-    said = "; ".join(f"{row['model']}, {row['decode']}, T_eff {row['T_eff']:.3g}: {row['score']}" for row in rows)
-    text = f"Score in percent over the effective temperature, {title}. {said}."
+    values = "; ".join(f"{row['model']}, {row['decode']}, T_eff {row['T_eff']:.3g}: {row['score']}" for row in rows)
+    text = f"Score in percent over the effective temperature, {title}. {values}."
     return plots.plot(chart, title, height=210, text=text, note="percent")
 
 

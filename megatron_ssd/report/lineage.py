@@ -47,9 +47,9 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
-    """``steps`` lead from the scores back to the base model, which samples name ``base_revision``.
+    """``steps`` lead from the scores back to the base model, which the samples call ``base_revision``.
 
-    ``base_steps`` continue in the run of this project that made the base; empty for a model from elsewhere.
+    ``base_steps`` continue in the run that made the base model; empty if this project did not make it.
     """
 
     steps: tuple[Step, ...]
@@ -72,7 +72,7 @@ def trace(run_dir: Path, *, base_model: Path | None, base_revision: str) -> Line
     Args:
         run_dir: the folder of the run, with every stage up to ``eval`` published.
         base_model: folder of the base model; if a run of this project published it, the trace continues in that run.
-        base_revision: how the base model is named in the samples.
+        base_revision: the name of the base model in the samples.
 
     Raises:
         UserError: the manifest of ``eval`` is missing or cannot be read.
@@ -111,7 +111,7 @@ def _step(folder: Path, manifest: Manifest, known: dict[str, tuple[Path, Manifes
     links = tuple(_link(role, value, known, folder.parent, run_dir) for role, value in sorted(manifest.inputs.items()))
     engine = f"{manifest.engine['name']} {manifest.engine['version']}" if manifest.engine else ""
     return Step(
-        folder=_shown(folder, run_dir), stage=manifest.stage, identity=manifest.identity,
+        folder=_display_name(folder, run_dir), stage=manifest.stage, identity=manifest.identity,
         content_hash=manifest.content_hash, engine=engine, created=manifest.created, seconds=manifest.seconds,
         links=links, problem=_problem(folder, manifest),
     )  # fmt: skip
@@ -119,10 +119,10 @@ def _step(folder: Path, manifest: Manifest, known: dict[str, tuple[Path, Manifes
 
 def _link(role: str, value: str, known: dict[str, tuple[Path, Manifest]], own_run: Path, run_dir: Path) -> Link:
     if value in known:
-        return Link(role=role, hash=value, status="found", folder=_shown(known[value][0], run_dir))
+        return Link(role=role, hash=value, status="found", folder=_display_name(known[value][0], run_dir))
     if role in (*STAGES, "tokenizer"):
-        there = (own_run / role / FILE_NAME).is_file()
-        reason = f"{role}/ has been published again since" if there else f"{role}/ does not exist"
+        exists = (own_run / role / FILE_NAME).is_file()
+        reason = f"{role}/ has been published again since" if exists else f"{role}/ does not exist"
         return Link(role=role, hash=value, status="broken", reason=reason)
     return Link(role=role, hash=value, status="source")
 
@@ -154,6 +154,6 @@ def _problem(folder: Path, manifest: Manifest) -> str:
     return ""
 
 
-def _shown(folder: Path, run_dir: Path) -> str:
-    """``folder`` for the reader: its name in this run, or with the name of its own run."""
+def _display_name(folder: Path, run_dir: Path) -> str:
+    """The name of ``folder``; in another run, with the name of that run before it."""
     return folder.name if folder.parent == run_dir else f"{folder.parent.name}/{folder.name}"

@@ -1,9 +1,9 @@
-"""Renders ``report.html``: one page with its style, plots and script inside, that loads nothing.
+"""Renders ``report.html``, a single file that loads nothing.
 
-Altair writes the plots as Vega-Lite specifications, and Vega-Embed draws them, which is part of the page's one script.
-The Content-Security-Policy names that script by its hash and allows no other, no evaluation of text as code and no
-request. Jinja escapes everything that comes from data: a program that a model wrote cannot become
-markup.
+Style, plots and script are inside the page. Altair writes the plots as Vega-Lite specifications; the script contains
+Vega-Embed, which draws them. The Content-Security-Policy allows only this script, by its hash. It forbids evaluation of
+text as code, and every request. Jinja escapes everything that comes from data: a program that a model wrote cannot
+become markup.
 """
 
 from __future__ import annotations
@@ -12,22 +12,20 @@ import base64
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from megatron_ssd.evaluation.tables import UNKNOWN, confidence_text, ends, percent
 from megatron_ssd.problems.decontamination import HITS_FILE
 from megatron_ssd.report import content, decode_plots, plots
-from megatron_ssd.report.benchmarks import BenchmarkRow
 from megatron_ssd.report.data import ReportData, thin
-from megatron_ssd.report.formatting import MODEL_TITLES, UNKNOWN, anchor, confidence_text, duration, ends, percent
-from megatron_ssd.report.lineage import Lineage
-from megatron_ssd.report.problems import SHOWN_HITS
+from megatron_ssd.report.formatting import MODEL_TITLES, anchor, duration
 from megatron_ssd.report.theme import DARK, HEAT_LEVELS, LIGHT
 
+SHOWN_HITS = 20
 SECTIONS = (
     ("result", "Result"),
     ("difficulty", "By difficulty"),
@@ -44,8 +42,8 @@ SECTIONS = (
 )
 
 
-def render(data: ReportData, lineage: Lineage, benchmarks: Sequence[BenchmarkRow] = ()) -> str:
-    """The whole page."""
+def render(data: ReportData) -> str:
+    """The complete page."""
     environment = templates()
     scores = data.scores
     script = chart_script()
@@ -54,11 +52,12 @@ def render(data: ReportData, lineage: Lineage, benchmarks: Sequence[BenchmarkRow
         style=style(environment),
         script=Markup(script),
         policy=content_policy(script),
-        lineage=lineage,
-        benchmarks=benchmarks,
+        lineage=data.lineage,
+        benchmarks=content.benchmark_rows(data.benchmarks),
+        examples=[content.example_of(problem) for problem in data.problem_pages.examples],
         duration=duration,
         anchor=anchor,
-        sections=[section for section in SECTIONS if section[0] != "benchmarks" or benchmarks],
+        sections=[section for section in SECTIONS if section[0] != "benchmarks" or data.benchmarks],
         titles=MODEL_TITLES,
         code_version=data.manifests["eval"].code_version,
         heading=f"Simple self-distillation, {data.run_name}",
@@ -104,19 +103,19 @@ def templates() -> Environment:
 
 
 def source(environment: Environment, name: str) -> str:
-    """A file of the templates' folder, unchanged."""
+    """The text of a file in the folder of templates."""
     assert environment.loader is not None
     return environment.loader.get_source(environment, name)[0]
 
 
 def style(environment: Environment, *more: str) -> Markup:
-    """The style that both pages share, and ``more`` after it."""
+    """The style that both pages share, followed by ``more``."""
     colors = {"light": Markup(LIGHT.css_variables()), "dark": Markup(DARK.css_variables())}
     return Markup("\n".join([environment.get_template("style.css").render(colors), *more]))
 
 
 def content_policy(script: str, style: str | None = None) -> str:
-    """A Content-Security-Policy: this script and, if it is given, only this style, and nothing from anywhere."""
+    """A Content-Security-Policy that allows this script, this style (None for any inside the page) and no request."""
     styles = "'unsafe-inline'" if style is None else _hash_source(style)
     return (
         f"default-src 'none'; script-src {_hash_source(script)}; style-src {styles}; img-src data:; base-uri 'none'; "
@@ -137,12 +136,12 @@ def _hash_source(text: str) -> str:
 def _plots(data: ReportData) -> dict[str, Any]:
     scores = data.scores
     base, ssd = scores.score("base_best"), scores.score("ssd_best")
-    graded = ends(tuple(base.overall)) if base.by_difficulty else ()
+    difficulty_ks = ends(tuple(base.overall)) if base.by_difficulty else ()
     low, high = decode_plots.value_range(scores)
     points, _ = thin(data.training)
     return {
         "scores": [plots.score_intervals(scores.headline, k) for k in ends(scores.ks)],
-        "difficulty": [plots.by_difficulty(base, ssd, k) for k in graded],
+        "difficulty": [plots.by_difficulty(base, ssd, k) for k in difficulty_ks],
         "heat": decode_plots.heat_maps(scores),
         "heat_range": (f"{100 * low:.1f}", f"{100 * high:.1f} %"),
         "heat_colors": ", ".join(f"var(--heat-{level})" for level in range(HEAT_LEVELS)),

@@ -14,8 +14,9 @@ import altair as alt
 import numpy as np
 
 from megatron_ssd.evaluation.results import Score
+from megatron_ssd.evaluation.tables import percent
 from megatron_ssd.grading.metrics import Estimate
-from megatron_ssd.report.formatting import MODEL_TITLES, compact, percent
+from megatron_ssd.report.formatting import MODEL_TITLES, compact
 from megatron_ssd.text_table import NOT_MEASURED, counted
 
 _HISTOGRAM_BINS = 30
@@ -52,7 +53,7 @@ def theme() -> alt.theme.ThemeConfig:
 
 
 def plot(chart: alt.Chart | alt.LayerChart, title: str, *, height: float, text: str, note: str = "") -> Plot:
-    """``chart`` as a plot that is as wide as its figure."""
+    """``chart`` as a plot that is as wide as its figure on the page."""
     spec = chart.properties(width="container", height=height, description=text).to_dict()
     return Plot(title=title, spec=spec, text=text, note=note)
 
@@ -133,7 +134,7 @@ def in_percent(estimate: Estimate) -> dict[str, float | None]:
 
 
 def percent_domain(estimates: Iterable[Estimate]) -> list[float]:
-    """The ends of an axis in percent that holds every interval."""
+    """The ends of an axis in percent on which every interval fits."""
     known = [100 * bound for estimate in estimates if estimate.is_known for bound in (estimate.low, estimate.high)]
     low, high = (max(min(known), 0.0), min(max(known), 100.0)) if known else (0.0, 100.0)
     return [low, high] if high > low else [max(low - 1, 0.0), low + 1]
@@ -161,7 +162,7 @@ def legend_choice(*fields: str) -> tuple[list[alt.Parameter], Any]:
 
 
 def _intervals(k: int, kind: str, groups: Sequence[tuple[str, Sequence[tuple[Score, Estimate]]]]) -> Plot:
-    """Groups below each other: the name, then mark, interval and number of each score on a line of its own."""
+    """Groups below each other. Under its name, each score has a line with its mark, interval and number."""
     entries = [(name, line, *entry) for name, members in groups for line, entry in enumerate(members)]
     rows = []
     for name, line, score, estimate in entries:
@@ -193,6 +194,6 @@ def _intervals(k: int, kind: str, groups: Sequence[tuple[str, Sequence[tuple[Sco
     bars = base.mark_rule(strokeWidth=2.5, strokeCap="round").encode(x="low:Q", x2="high:Q")
     numbers = base.mark_text(align="right", fontWeight=600, fontSize=13.5).encode(x=alt.value("width"), text="number:N")
     chart = alt.layer(bars.add_params(only_model), model_points(base, 100), numbers)
-    said = [f"{name}, {MODEL_TITLES[score.model]}: {measured_text(estimate)}" for name, _, score, estimate in entries]
-    text = f"pass@{k} in percent. {'; '.join(said)}."
+    values = [f"{name}, {MODEL_TITLES[score.model]}: {measured_text(estimate)}" for name, _, score, estimate in entries]
+    text = f"pass@{k} in percent. {'; '.join(values)}."
     return plot(chart, f"pass@{k}", height=step * len(groups), text=text, note="percent")

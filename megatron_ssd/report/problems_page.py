@@ -1,7 +1,7 @@
 """Renders ``problems.html``: every problem of the benchmark with what base and SSD wrote.
 
-The list is plain markup, escaped by Jinja, and can be read without a script. The problems themselves are packed blocks
-that one small script unpacks and inserts as text. The page's Content-Security-Policy names that script and the style by
+The list is plain markup, escaped by Jinja, and needs no script. The problems themselves are packed blocks that one
+small script unpacks and inserts as text. The page's Content-Security-Policy names that script and the style by
 their hashes and allows nothing else, so that no text of a model can be run or fetch anything.
 
 Invariants:
@@ -40,7 +40,7 @@ SOLVED = {
     "base": "solved by the base alone",
     "neither": "solved by neither",
 }
-_LEAST_OF_STATEMENT = 1000
+_MIN_STATEMENT_CHARACTERS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class ListEntry:
 
 
 def render_problems(pages: ProblemPages, *, run_name: str, code_version: str, page_mib: float) -> str:
-    """The whole page, of at most ``page_mib`` MiB.
+    """The complete page, of at most ``page_mib`` MiB.
 
     Raises:
         ConfigError: the list alone takes more.
@@ -110,7 +110,7 @@ def render_problems(pages: ProblemPages, *, run_name: str, code_version: str, pa
             policy=content_policy(script, styles),
             run_name=visible(run_name),
             code_version=code_version,
-            columns=[{"model": row.model, "title": row.title, "decoding": row.decoding} for row in pages.columns],
+            columns=pages.columns,
             titles=MODEL_TITLES,
             entries=[_entry(problem, pages.difficulties) for problem in pages.problems],
             difficulties=[visible(name) for name in pages.difficulties],
@@ -121,12 +121,13 @@ def render_problems(pages: ProblemPages, *, run_name: str, code_version: str, pa
             outcomes=OUTCOMES,
             words=_words(),
             blocks=[Markup(text) for text in blocks.texts],
-            kept=_kept(blocks),
+            kept=_cut_note(blocks),
         ).lstrip()
 
     shell = page(Blocks(texts=(), limit=0, num_cut=1, num_responses=len(pages.problems)))
-    room = int(page_mib * MEBIBYTE) - len(shell.encode("utf-8")) - 1024  # the sentence on what was cut varies in length
-    return page(fit_blocks(pages.problems, room, page_mib=page_mib))
+    # The note on what was cut varies in length.
+    max_bytes = int(page_mib * MEBIBYTE) - len(shell.encode("utf-8")) - 1024
+    return page(fit_blocks(pages.problems, max_bytes, page_mib=page_mib))
 
 
 def _entry(problem: ProblemPage, difficulties: tuple[str, ...]) -> ListEntry:
@@ -164,7 +165,7 @@ def _words() -> dict[str, Any]:
     }
 
 
-def _kept(blocks: Blocks) -> str:
+def _cut_note(blocks: Blocks) -> str:
     """A sentence on what was cut."""
     if not blocks.num_cut:
         return "Every response is here in full."
@@ -185,8 +186,8 @@ class Blocks:
     num_responses: int
 
 
-def fit_blocks(problems: tuple[ProblemPage, ...], room: int, *, page_mib: float) -> Blocks:
-    """Blocks of all ``problems`` that take at most ``room`` bytes together; ``page_mib`` is the configured size.
+def fit_blocks(problems: tuple[ProblemPage, ...], max_bytes: int, *, page_mib: float) -> Blocks:
+    """Blocks of all ``problems`` that take at most ``max_bytes`` bytes together; ``page_mib`` is the configured size.
 
     Raises:
         ConfigError: they take more even without any program or response.
@@ -197,7 +198,7 @@ def fit_blocks(problems: tuple[ProblemPage, ...], room: int, *, page_mib: float)
         for problem in problems:
             texts.append(pack(block(problem, limit)))
             size += len(texts[-1]) + BLOCK_OVERHEAD
-            if size > room:
+            if size > max_bytes:
                 break
         else:
             return Blocks(
@@ -226,8 +227,8 @@ def block(problem: ProblemPage, limit: int) -> dict[str, Any]:
     """
     texts = _Texts()
     return {
-        "statement": texts.add(problem.statement.shortened(max(limit, _LEAST_OF_STATEMENT))),
-        "starter": texts.add(Excerpt.of(problem.starter_code, max(limit, _LEAST_OF_STATEMENT))),
+        "statement": texts.add(problem.statement.shortened(max(limit, _MIN_STATEMENT_CHARACTERS))),
+        "starter": texts.add(Excerpt.of(problem.starter_code, max(limit, _MIN_STATEMENT_CHARACTERS))),
         "tests": {str(index): [texts.add(text) for text in test] for index, test in problem.tests.items()},
         "checks": problem.has_checks,
         "columns": [

@@ -1,4 +1,4 @@
-"""The report stage: its identity, and its headline tables for the terminal. Does not need Altair."""
+"""The report stage without its pages, for commands that do not need Altair."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.results import read_results
 from megatron_ssd.evaluation.tables import score_tables
-from megatron_ssd.report.data import read_manifests, shown_settings
+from megatron_ssd.report.data import read_manifests
+from megatron_ssd.report.paper import shown_settings
 
 
 def report_stage(config: RunConfig) -> Stage:

@@ -1,11 +1,11 @@
-"""``report/summary.json``: the results of the run for programs.
+"""Computes ``report/summary.json``, the results of a run for other programs.
 
 Scores are shares in [0, 1], and null if they were not measured. ``base`` and ``ssd`` have each model at its best
-setting, and ``headline`` has all four rows of the table. A row has ``pass@K`` with ``value``, ``low`` and ``high``, the
-same by difficulty, and n. ``ssd_ahead_by`` has the differences with their sign tests, and ``diversity`` the distinct
-programs per problem. Then come ``decoding`` (the grid, the effect of choosing from it, scores over T_eff), ``claims``,
-``deviations``, ``problems`` (reasons for dropping, and evaluation problems among them), ``sampling``, ``stages`` and
-``lineage``.
+setting, and ``headline`` has all four scores of the table. A score has ``pass@K`` with ``value``, ``low`` and
+``high``, the same by difficulty, and n. ``ssd_ahead_by`` has the differences with their sign tests, and ``diversity``
+the distinct programs per problem. Then come ``decoding`` (the grid, the effect of choosing from it, scores over T_eff),
+``claims``, ``deviations``, ``problems`` (reasons for dropping, and evaluation problems among them), ``sampling``,
+``stages``, ``lineage`` and ``benchmarks`` (as in the page's table).
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from typing import Any
 
 from megatron_ssd.evaluation.results import EvaluationResults, Score, to_json
 from megatron_ssd.grading.metrics import Estimate
-from megatron_ssd.report.content import measure_sentence, notice, result_sentence
+from megatron_ssd.report.content import benchmark_rows, measure_sentence, notice, result_sentence
 from megatron_ssd.report.data import ReportData
-from megatron_ssd.report.lineage import Lineage
 from megatron_ssd.report.paper import deviations
 
 
-def summarise(data: ReportData, lineage: Lineage) -> dict[str, Any]:
+def summarise(data: ReportData) -> dict[str, Any]:
     """The content of ``summary.json``."""
     scores = data.scores
     return {
@@ -57,7 +56,8 @@ def summarise(data: ReportData, lineage: Lineage) -> dict[str, Any]:
             for stage, manifest in data.manifests.items()
         },
         "settings": data.settings,
-        "lineage": {"complete": lineage.is_complete, **dataclasses.asdict(lineage)},
+        "lineage": {"complete": data.lineage.is_complete, **dataclasses.asdict(data.lineage)},
+        "benchmarks": [dataclasses.asdict(row) for row in benchmark_rows(data.benchmarks)],
     }
 
 

@@ -1,6 +1,6 @@
 """Colors of the report for light and dark pages.
 
-Invariants, held by the tests:
+Invariants, which the tests check:
 - text on its background has a WCAG contrast of at least 4.5 to 1 in both schemes;
 - base and SSD differ in hue along the blue-orange axis, which every common color blindness keeps apart. Plots also
   give them different marks, so that nothing depends on color alone.

@@ -45,7 +45,7 @@ def process_groups(parallel: ParallelConfig, *, device: Device) -> Iterator[None
 def fake_process_group(parallel: ParallelConfig, *, rank: int) -> Iterator[None]:
     """Act as rank ``rank`` of ``parallel.world_size`` processes that do not exist: collectives return at once.
 
-    For building a model on the meta device as that rank does; nothing can be computed.
+    Serves to build a model on the meta device as that rank does; nothing can be computed.
     """
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=parallel.world_size)
     try:
@@ -57,7 +57,7 @@ def fake_process_group(parallel: ParallelConfig, *, rank: int) -> Iterator[None]
 
 @contextmanager
 def joined_processes(device: Device) -> Iterator[None]:
-    """Initialise torch.distributed. Once per process: torchrun's rendezvous cannot be used again."""
+    """Initialise torch.distributed. Enter it once per process: torchrun's rendezvous cannot be used again."""
     _join(device)
     try:
         yield

@@ -27,6 +27,7 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch.distributed.checkpoint import CheckpointException
 
 from megatron_ssd.artifacts.atomic import move_aside
+from megatron_ssd.artifacts.manifest import package_versions
 from megatron_ssd.errors import UserError
 from megatron_ssd.runtime.process_groups import on_rank_zero
 from megatron_ssd.runtime.versions import load_options
@@ -40,7 +41,7 @@ from megatron_ssd.training.checkpoint_folder import (
     reading,
 )
 from megatron_ssd.training.checkpoint_writer import CheckpointWriter
-from megatron_ssd.training.optimizer_state import METADATA, OptimizerState
+from megatron_ssd.training.optimizer_state import SHARDING, OptimizerState
 from megatron_ssd.training.step import TrainingState
 
 log = logging.getLogger(__name__)
@@ -51,11 +52,14 @@ def save_checkpoint(writer: CheckpointWriter, state: TrainingState) -> None:
     models = _models(state)
     optimizer = OptimizerState(state.optimizer, models, loading=False)
     writer.save(
-        state.iteration,
+        CheckpointFacts(
+            iteration=state.iteration,
+            optimizer=_kind(state.optimizer),
+            layout=_layout(),
+            versions=package_versions(),
+        ),
         _sharded_state(state, models, optimizer),
-        optimizer_kind=_kind(state.optimizer),
-        layout=current_layout(),
-        content_metadata=METADATA,
+        content_metadata=SHARDING,
         # While updates are skipped the weights may be beyond recovery, and the user will need an older checkpoint.
         may_prune=state.spikes.skipped_in_row == 0,
     )
@@ -116,7 +120,7 @@ def load_checkpoint(path: Path, facts: CheckpointFacts, state: TrainingState) ->
         UserError: the checkpoint has another format, or is of another model or the other kind of optimizer.
     """
     _check_kind(path, facts, state.optimizer)
-    same_layout = facts.layout == current_layout()
+    same_layout = facts.layout == _layout()
     models = _models(state)
     optimizer = OptimizerState(state.optimizer, models, loading=True)
     wanted = _sharded_state(state, models, optimizer)
@@ -140,7 +144,7 @@ def load_checkpoint(path: Path, facts: CheckpointFacts, state: TrainingState) ->
         set_rng_state(loaded["rng_state"])
 
 
-def current_layout() -> dict[str, int]:
+def _layout() -> dict[str, int]:
     """Sizes of the process grid that this process is in."""
     return {
         "world": dist.get_world_size(),
@@ -205,7 +209,7 @@ def _kind(optimizer: MegatronOptimizer) -> str:
 
 
 def _check_kind(path: Path, facts: CheckpointFacts, optimizer: MegatronOptimizer) -> None:
-    """Refuse what cannot be loaded: each of Megatron-Core's two kinds of optimizer reads only its own state."""
+    """Refuse another format, and the other kind of optimizer: Megatron-Core's two kinds read only their own state."""
     if facts.format_version != FORMAT_VERSION:
         raise UserError(
             f"checkpoint {path}",

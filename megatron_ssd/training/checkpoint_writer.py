@@ -11,6 +11,7 @@ progress at a time. Children die with their rank, so a restarted run never meets
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
 import multiprocessing.util
@@ -33,7 +34,6 @@ from torch.distributed.checkpoint import CheckpointException
 
 from megatron_ssd.artifacts.atomic import fsync_path
 from megatron_ssd.artifacts.hashing import sha256_file
-from megatron_ssd.artifacts.manifest import package_versions
 from megatron_ssd.config.training import CheckpointConfig
 from megatron_ssd.process import die_with_parent
 from megatron_ssd.runtime.versions import save_options
@@ -62,22 +62,26 @@ class CheckpointWriter:
 
     def save(
         self,
-        iteration: int,
+        facts: CheckpointFacts,
         state: dict[str, Any],
         *,
-        optimizer_kind: str,
-        layout: dict[str, int],
         content_metadata: dict[str, Any],
-        may_prune: bool = True,
+        may_prune: bool,
     ) -> None:
         """Write ``state``; returns when it is published, or, with ``save_async``, when the model may change again.
+
+        Args:
+            facts: content of ``checkpoint.json``, except for its ``files``.
+            state: sharded tensors and objects of this rank.
+            content_metadata: how Megatron-Core sharded ``state``.
+            may_prune: whether superfluous checkpoints are removed afterwards.
 
         Raises:
             OSError: (ENOSPC) the disk is full.
             CheckpointException: a writer failed, here or on another rank.
         """
         self.finish()
-        partial = partial_path(self._folder, iteration)
+        partial = partial_path(self._folder, facts.iteration)
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed while writing it
             partial.mkdir(parents=True)
@@ -88,14 +92,7 @@ class CheckpointWriter:
             if request.async_fn is not None:  # None on a rank that has nothing to write
                 write = functools.partial(_write_and_hash, request.async_fn, partial, dist.get_rank(), digests)
                 request = request._replace(async_fn=write)
-            facts = functools.partial(
-                CheckpointFacts,
-                iteration=iteration,
-                optimizer=optimizer_kind,
-                layout=layout,
-                versions=package_versions(),
-            )
-            request.add_finalize_fn(functools.partial(self._publish, partial, iteration, digests, facts, may_prune))
+            request.add_finalize_fn(functools.partial(self._publish, partial, digests, facts, may_prune))
             if self._config.save_async:
                 self._queue.schedule_async_request(request)
             else:
@@ -118,14 +115,7 @@ class CheckpointWriter:
                 state, str(partial), async_sharded_save=True, content_metadata=content_metadata, **save_options()
             )
 
-    def _publish(
-        self,
-        partial: Path,
-        iteration: int,
-        digests: _ResultFile,
-        facts: Callable[..., CheckpointFacts],
-        may_prune: bool,
-    ) -> None:
+    def _publish(self, partial: Path, digests: _ResultFile, facts: CheckpointFacts, may_prune: bool) -> None:
         """Write ``checkpoint.json``, force everything to disk and rename. Runs on every rank."""
         gathered: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(gathered, digests.get())
@@ -136,10 +126,10 @@ class CheckpointWriter:
                 path.name: FileFacts(bytes=path.stat().st_size, sha256=known.get(path.name) or sha256_file(path))
                 for path in paths
             }
-            facts(files=files).write(partial)
+            dataclasses.replace(facts, files=files).write(partial)
             for path in [*paths, partial]:
                 fsync_path(path)
-            partial.rename(checkpoint_path(self._folder, iteration))
+            partial.rename(checkpoint_path(self._folder, facts.iteration))
             fsync_path(self._folder)
             if may_prune:
                 prune(self._folder, self._config)

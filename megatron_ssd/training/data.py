@@ -47,7 +47,7 @@ class Batch:
     """One micro batch on the device, each tensor [B, S], or [1, B * S] with packing.
 
     Under context parallelism it holds the tokens of this rank only. ``packed_seq_params`` (``PackedSequences``)
-    describes the segments of all ranks; without it every sequence is plainly causal.
+    describes the segments of all ranks; if it is None, each sequence is one segment.
     """
 
     tokens: Tensor
@@ -91,7 +91,7 @@ class BatchSource:
 
     @property
     def batches_in_pass(self) -> int:
-        """Global batches that hold the first epoch."""
+        """Number of global batches in the first epoch."""
         return -(-self.dataset.num_sequences(0) // self.training.global_batch_size)
 
     def micro_batches(self, iteration: int) -> Iterator[Batch]:
@@ -108,7 +108,7 @@ class BatchSource:
     def normalizer(self, iteration: int) -> float:
         """Sum of all loss weights of the global batch of ``iteration``, by which loss and gradient are divided.
 
-        From the index alone, so that every rank knows it without communication.
+        It depends on the index alone, so every rank knows it without communication.
         """
         # Rounded once: the built-in sum rounds differently from Python 3.12 on.
         return math.fsum(self.dataset.sequence_weight(*at) for at in self._global_batch(iteration))

@@ -5,7 +5,7 @@ of a micro batch that is padding otherwise. Alone, a sample cannot attend to ano
 rotary positions that do not restart, or a context-parallel split that mixes up positions make the two losses differ.
 The test changes nothing: no gradient, no random number, no state.
 
-It cannot detect an error that affects the first sample of a sequence in the same way in both.
+It cannot detect an error that changes the loss of a sample by the same amount in both cases.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _first_sequences(source: BatchSource) -> tuple[list[PackedSequence], list[_S
 
 
 def _numbered(sequences: list[PackedSequence], samples: list[_Sample]) -> list[PackedSequence]:
-    """The packed sequences, with the number of the sample instead of a loss weight where one of ``samples`` is."""
+    """The packed sequences with sample numbers as loss weights: 1, 2, ... for ``samples``, 0 for all other tokens."""
     marked = [each | {"loss_weights": np.zeros_like(each["loss_weights"])} for each in sequences]
     for number, sample in enumerate(samples, start=1):
         packed = sequences[sample.sequence]

@@ -49,8 +49,8 @@ class LossSpikeDetector:
     """Detects non-finite losses and loss spikes.
 
     The same losses give the same counters on every rank; the counters are part of a checkpoint. ``seen`` counts finite
-    losses, which is the number of updates. ``mean`` is the plain mean of the first losses, after that an exponential
-    one.
+    losses, which is the number of updates. ``mean`` is the mean of the first losses, and after that their exponential
+    moving average.
     """
 
     spike_factor: float

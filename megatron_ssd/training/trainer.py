@@ -1,4 +1,4 @@
-"""The trainer: runs the training loop on one rank.
+"""Runs the training loop on one rank.
 
     for each iteration:
         run the micro batches forward and backward, divide by the weight of the global batch
@@ -62,7 +62,7 @@ class Trainer:
         """Run to ``train_iters``; the last iteration is always saved.
 
         Args:
-            loggers: those of rank 0; the other ranks have none.
+            loggers: the metrics loggers on rank 0; empty on other ranks.
 
         Raises:
             KeyboardInterrupt: a stop was requested before the last iteration; the state is saved.

@@ -9,22 +9,20 @@ import pytest
 
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
+from tests.helpers.paths import CODEFORCES, RSTAR, needs
+from tests.helpers.scripts import run_script
 
-from .conftest import ROOT, SMALL_BASE, Loop
-from .test_bad_input import start
-
-DATA = ROOT.parent / "shared" / "data"
-PROBLEMS, BENCHMARK = DATA / "rstar_coder_seed_sft", DATA / "lcb_schema" / "codeforces_408.jsonl"
+from .conftest import SMALL_BASE, Loop
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (PROBLEMS.is_dir() and BENCHMARK.is_file()), reason="needs ../shared/data beside the project")
+@needs(RSTAR, CODEFORCES)
 def test_the_loop_ends_with_a_report(loop: Loop, finished: Path, tmp_path: Path) -> None:
     assert finished  # the base model exists already
     run_dir = tmp_path / "run"
-    done = start(
-        "launch/pipeline.py", "+experiment=demo", "problems=rstar_coder", f"problems.path={PROBLEMS}",
-        "problems.limit=64", "contamination.on_hit=drop", "benchmark=livecodebench", f"benchmark.path={BENCHMARK}",
+    done = run_script(
+        "launch/pipeline.py", "+experiment=demo", "problems=rstar_coder", f"problems.path={RSTAR}",
+        "problems.limit=64", "contamination.on_hit=drop", "benchmark=livecodebench", f"benchmark.path={CODEFORCES}",
         "benchmark.limit=32",
         f"base.base_dir={loop.base_dir}", f"base.overrides={list(SMALL_BASE)}", f"run_dir={run_dir}",
     )  # fmt: skip
@@ -37,13 +35,13 @@ def test_the_loop_ends_with_a_report(loop: Loop, finished: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not BENCHMARK.is_file(), reason="needs ../shared/data beside the project")
+@needs(CODEFORCES)
 def test_the_full_benchmark_is_graded_in_one_run(loop: Loop, finished: Path, tmp_path: Path) -> None:
     assert finished  # the base model exists already
     (model,) = loop.base_dir.glob("*/export")
-    done = start(
+    done = run_script(
         "launch/evaluate.py", "+experiment=demo", f"model.path={model}", "benchmark=livecodebench",
-        f"benchmark.path={BENCHMARK}", "evaluation.models=[base]", "evaluation.num_samples=5",
+        f"benchmark.path={CODEFORCES}", "evaluation.models=[base]", "evaluation.num_samples=5",
         "evaluation.temperatures=[1.0]", "evaluation.top_ps=[0.8]", "prompt.template=code", f"run_dir={tmp_path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

@@ -16,9 +16,8 @@ from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.generation.plan import request_seed
 from megatron_ssd.problems.stage import read_problems
 from megatron_ssd.process import UNDER_PIPELINE
-
-from .conftest import ROOT
-from .test_kill import samples
+from tests.helpers.jsonl import samples_by_key
+from tests.helpers.paths import ROOT
 
 NUM_PROBLEMS, NUM_SAMPLES = 60, 4
 RUN = (
@@ -66,11 +65,11 @@ def test_killed_workers_are_resumed_by_a_different_number_of_workers(tiny_hf_mod
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     pair = start("launch/generate.py", *where, log=log, launcher=torchrun)
     partial = run_dir / "samples.partial"
-    while len(samples(partial)) < stop_at:
+    while len(samples_by_key(partial)) < stop_at:
         assert pair.poll() is None, f"ended before it could be killed:\n{log.read_text()[-6000:]}"
         time.sleep(0.005)
     kill_tree(pair.pid)
-    kept = samples(partial)
+    kept = samples_by_key(partial)
     assert stop_at <= len(kept) < len(planned)
     assert {path.name for path in partial.glob("*.jsonl")} == {"worker-0-of-2.jsonl", "worker-1-of-2.jsonl"}
 
@@ -80,7 +79,7 @@ def test_killed_workers_are_resumed_by_a_different_number_of_workers(tiny_hf_mod
         for rank in range(3)
     ]
     assert [worker.wait(timeout=400) for worker in three] == [0, 0, 0], [path.read_text()[-3000:] for path in logs]
-    final = samples(run_dir / "samples")
+    final = samples_by_key(run_dir / "samples")
     assert list(final) == planned
     assert {key: final[key] for key in kept} == kept
     demo_seed = read_manifest(run_dir / "samples").config["seed"]

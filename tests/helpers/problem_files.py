@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import json
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +70,3 @@ def parquet(folder: Path, rows: list[dict[str, Any]]) -> Path:
     folder.mkdir(exist_ok=True, parents=True)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "data-00000-of-00001.parquet")
     return folder
-
-
-def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """A file of JSON lines, gzipped if its name ends in ``.gz``."""
-    data = "".join(json.dumps(one) + "\n" for one in rows).encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    return path

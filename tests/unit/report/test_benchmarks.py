@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.report.benchmarks import read_benchmarks
+from megatron_ssd.report.content import benchmark_rows
+from megatron_ssd.report.data import read_benchmarks
 from megatron_ssd.report.render import run_report
 from megatron_ssd.report.stage import report_stage
 from tests.helpers.report_run import build_run, run_config
 
 
 def test_values_are_written_as_lm_eval_gives_them(published: Path) -> None:
-    humaneval, mmlu = read_benchmarks(published)
+    humaneval, mmlu = benchmark_rows(read_benchmarks(published))
     assert (humaneval.base.value, humaneval.base.interval) == ("75.0", "± 3.4")
     assert (humaneval.difference.value, humaneval.difference.interval) == ("−0.6", "−4.3 to +3.0")  # noqa: RUF001
     assert humaneval.rows_on_hub is None  # as many as published numbers are over
@@ -51,7 +52,7 @@ def test_a_base_alone_has_no_difference(tmp_path: Path) -> None:
     (tmp_path / "general_benchmarks" / "summary.json").write_text(
         json.dumps({"confidence": 0.95, "chat_template": False, "results": [row]})
     )
-    (found,) = read_benchmarks(tmp_path)
+    (found,) = benchmark_rows(read_benchmarks(tmp_path))
     assert found.metric == "acc (strict)"
     assert (found.ssd.interval, found.difference.interval) == ("not measured", "not measured")
 
@@ -67,7 +68,7 @@ def test_a_file_of_another_version_is_one_line(tmp_path: Path) -> None:
 
 def test_results_of_an_older_version_are_named_with_the_fix(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "regression").mkdir()
-    assert read_benchmarks(tmp_path) == ()
+    assert read_benchmarks(tmp_path) is None
     (message,) = caplog.messages
     assert str(tmp_path / "regression") in message
     assert "run launch/general_benchmarks.py" in message

@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE
-from megatron_ssd.report.examples import Example, read_examples
+from megatron_ssd.report.content import Example, example_of
 from megatron_ssd.report.render import run_report
-from tests.helpers.problems_run import NUM_TESTS, RUN, problem, tries, write_evaluation
+from tests.helpers.evaluated_run import evaluate, publish_evaluation
+from tests.helpers.measured import graded_problems
+from tests.helpers.problems_run import NUM_TESTS, RUN, problem, read, tries, write_evaluation
 from tests.helpers.report_run import run_config
-from tests.unit.report.test_not_measured import CASES, evaluate, publish
 
 
 def example(folder: Path, form: str = "stdin") -> Example:
     """Of one problem that the base solves and SSD does not."""
     run = [(problem("abc", "easy", form=form), tries("passed"), tries("wrong_answer"))]
-    return read_examples(folder, write_evaluation(folder, run))[0]
+    return example_of(read(folder, write_evaluation(folder, run)).examples[0])
 
 
 @pytest.mark.parametrize(("form", "is_check"), [("stdin", False), ("checks", True)])
@@ -36,15 +37,14 @@ def test_the_first_failing_test_is_shown_with_its_input(tmp_path: Path, form: st
 
 
 def test_an_evaluation_without_texts_of_its_tests_has_none(tmp_path: Path) -> None:
-    shown = read_examples(tmp_path, write_evaluation(tmp_path, RUN, with_problems=False))
+    pages = read(tmp_path, write_evaluation(tmp_path, RUN, with_problems=False))
     assert not (tmp_path / PROBLEMS_FILE).exists()
-    assert [program.failed for one in shown for program in one.programs] == [None] * 6
+    assert [program.failed for one in pages.examples for program in example_of(one).programs] == [None] * 6
 
 
 def test_the_page_shows_the_input_and_escapes_it(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    summary, found = evaluate(*CASES["one problem a difficulty"])
-    publish(run_dir, summary, found)
+    publish_evaluation(run_dir, *evaluate(graded_problems(3)))
     path = run_dir / "eval" / PROBLEMS_FILE
     path.write_text(path.read_text().replace('"input": "1"', '"input": "<u>1</u>"'))
     for verdicts in (run_dir / "eval" / "verdicts" / "ssd").iterdir():

@@ -10,8 +10,7 @@ import pytest
 
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.dataset import FilterConfig
-from megatron_ssd.report.data import shown_settings
-from megatron_ssd.report.paper import COUNTED, SETTINGS, Deviation, deviations, reference_model
+from megatron_ssd.report.paper import COUNTED, SETTINGS, Deviation, deviations, reference_model, shown_settings
 from tests.helpers.report_run import run_config
 
 
@@ -49,7 +48,7 @@ def test_a_changed_value_differs_and_shows_both() -> None:
     deviation = _one("global batch", _settings(**{"training.global_batch_size": 64}))
     assert dataclasses.asdict(deviation) == {
         "group": "Training", "item": "global batch", "paper": "32 sequences", "this_run": "64 sequences",
-        "same": False, "sure": "several readings",
+        "same": False, "source": "several readings",
     }  # fmt: skip
 
 
@@ -124,7 +123,7 @@ def test_decoding_follows_the_model_and_is_not_invented_where_unpublished() -> N
     assert _one(item, {"model.name": "qwen3_4b_thinking"}).paper == "T 1.1, top-k 20, top-p 0.95"
     assert _one(item, {"model.name": "qwen3_30b"}).paper == "T 1.6, top-k 20, top-p 0.8"
     unpublished = _one(item, {"model.name": "llama31_8b"})
-    assert (unpublished.paper, unpublished.same, unpublished.sure) == ("not published", None, "not published")
+    assert (unpublished.paper, unpublished.same, unpublished.source) == ("not published", None, "not published")
 
 
 def test_other_models_are_held_against_the_main_one() -> None:

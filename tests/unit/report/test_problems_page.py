@@ -189,7 +189,8 @@ def _of_livecodebench(num_problems: int) -> ProblemPages:
     problems = tuple(
         ProblemPage(
             problem_id=f"abc{number}", title=f"Problem {number}", difficulty="hard", date="2025-03-01",
-            half="reporting", statement=Excerpt(text[number * 3000 :][:3000]), starter_code="", has_checks=False,
+            half="reporting", prompt=Excerpt(""), statement=Excerpt(text[number * 3000 :][:3000]), starter_code="",
+            has_checks=False,
             tests={test: (Excerpt.of(text[test * 900 :][:5000], 400), Excerpt("7")) for test in range(12)},
             attempts=tuple(tuple(attempt(index) for index in range(10)) for _ in range(2)),
         )
