@@ -28,15 +28,19 @@ class JsonlWriter:
         self._file = path.open("ab")
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record. It survives a SIGKILL of this process at once, and a power cut after ``close``."""
+        """Append a record. It survives a SIGKILL of this process at once, and a power cut after ``flush``."""
         # One write call per record: the kernel then has complete records only, whenever the process dies.
         self._file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
         self._file.flush()
 
+    def flush(self) -> None:
+        """Force all records to disk."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Force all records to disk and close the file. May be called again."""
         if not self._file.closed:
-            os.fsync(self._file.fileno())
+            self.flush()
             self._file.close()
 
     def __enter__(self) -> Self:
