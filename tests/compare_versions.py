@@ -3,9 +3,9 @@
     python -m tests.compare_versions .venv/bin/python .venv-next/bin/python
 
 Both environments run every case of ``tests.distributed.loss_worker``, dense and with experts, with one process and with
-two. They write losses and gradient norms as JSON, which keeps every bit of a float. Then each environment resumes from a
-checkpoint of the other. The exit status is 1 if a digit differs. ``make test-next`` runs this program; it is not a test
-of the suite, which runs in one environment.
+two. They write losses and gradient norms as JSON, which keeps every bit of a float. Then each environment resumes from
+a checkpoint of the other. The exit status is 1 if a digit differs. ``make test-next`` runs this program; it is not a
+test of the suite, which runs in one environment.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Worker of test_export_layouts: loads Hugging Face folders in several layouts.
 
-It writes these files to ROOT for each layout: ``LAYOUT-RANK.pt`` with the rank's parameters and the number of bytes that
-it read, ``LAYOUT.npy`` with the logits of ROOT/tokens.npy, ``LAYOUT/iter_0000003`` with a checkpoint, and
+It writes these files to ROOT for each layout: ``LAYOUT-RANK.pt`` with the rank's parameters and the number of bytes
+that it read, ``LAYOUT.npy`` with the logits of ROOT/tokens.npy, ``LAYOUT/iter_0000003`` with a checkpoint, and
 ``LAYOUT.json`` with the loss and whether the logits are the same after the weights were loaded from ROOT/NAME-megatron.
 """
 

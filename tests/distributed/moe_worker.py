@@ -49,7 +49,7 @@ ITERATIONS = 3
 
 
 def train(root: Path, name: str) -> None:
-    """Train three iterations. Write loss, gradient norm and tokens per expert of each, and how far each router moved."""
+    """Train three iterations; write loss, gradient norm and tokens per expert of each, and how far routers moved."""
     world_size = dist.get_world_size()
     sizes, moe, changes = CASES[world_size][name]
     parallel = ParallelConfig(world_size=world_size, **sizes)

@@ -72,7 +72,7 @@ def config_of(root: Path, model: str, layout: str) -> RunConfig:
 
 
 def save_and_continue(root: Path, model: str, layout: str) -> None:
-    """Save the checkpoint ``root/MODEL-LAYOUT/iter_...`` of iteration 3, and write the metrics of the next iterations."""
+    """Save a checkpoint of iteration 3 in ``root/MODEL-LAYOUT``, and write the metrics of the next iterations."""
     trainer = build_trainer(config_of(root, model, layout), folder_of(root, model, layout), "cpu")
     for _ in range(SAVED):
         trainer.step()

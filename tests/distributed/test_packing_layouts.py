@@ -1,7 +1,7 @@
 """Tests that a sample in a packed sequence is computed as if it were alone, on every rank of every layout.
 
-The tests compare the queries that attention gets in each layer, after rotation. If they are the same as at the beginning
-of a sequence, position ids restart in each sample, and all earlier layers saw only this sample.
+The tests compare the queries that attention gets in each layer, after rotation. If they are the same as at the
+beginning of a sequence, position ids restart in each sample, and all earlier layers saw only this sample.
 """
 
 from __future__ import annotations

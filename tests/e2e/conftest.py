@@ -16,8 +16,8 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
-# The demo, scaled down so that the loop takes a minute or two. The model learns little, but every path runs. Starting an
-# engine or a training process takes longer than its work here, so there is one of each, except with PARALLEL.
+# The demo, scaled down so that the loop takes a minute or two. The model learns little, but every path runs. Starting
+# an engine or a training process takes longer than its work here, so there is one of each, except with PARALLEL.
 SMALL = (
     "+experiment=demo",
     "parallel=single",
