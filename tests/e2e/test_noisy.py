@@ -1,4 +1,4 @@
-"""The noisy regime and the proxy filter, through the full loop on the real engines."""
+"""Tests for the noisy sampling regime with the proxy filter, through the full loop with the real engines."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.helpers.scripts import run_script
 from .conftest import SMALL, Loop
 
 
-def test_noisy_samples_banded_by_a_proxy(loop: Loop, finished: Path, tmp_path: Path) -> None:
-    (proxy,) = loop.base_dir.glob("*/export")  # the base itself; any model can score
+def test_noisy_samples_are_filtered_by_proxy_score(loop: Loop, finished: Path, tmp_path: Path) -> None:
+    (proxy,) = loop.base_dir.glob("*/export")  # the base model itself, since any model can score
     options = ["sampling=noisy", "filters=none", f"proxy.path={proxy}", "filters.proxy_band=[0.25,0.75]"]
     run_dir = loop.copy(finished, tmp_path / "run", "problems")
     loop.run(run_dir, "--until=dataset", *options)
@@ -24,7 +24,7 @@ def test_noisy_samples_banded_by_a_proxy(loop: Loop, finished: Path, tmp_path: P
     assert samples.config["decoding"]["top_k"] == -1
     scored = read_jsonl(run_dir / "scores" / "scores.jsonl")
     assert len(scored) == samples.counts["samples"] == 64
-    scores = np.array([row["mean_logprob"] for row in scored if row["mean_logprob"] is not None])
+    scores = np.array([score["mean_logprob"] for score in scored if score["mean_logprob"] is not None])
     assert (scores < 0).all()
     low, high = np.quantile(scores, [0.25, 0.75])
     dataset = read_manifest(run_dir / "dataset")

@@ -1,6 +1,6 @@
 """Fine-tuning in a plain loop: transformers' model and ``torch.optim.AdamW``, without this project or Megatron-Core.
 
-    python -m tests.helpers.plain_loop FOLDER
+    python -m tests.helpers.plain_loop FOLDER...
 
 ``FOLDER/plain_loop.json`` is the configuration (the fields of ``PlainRun``); ``FOLDER/plain_curve.json`` receives loss
 and gradient norm of each iteration, the folder ``FOLDER/plain`` the model after the last one.
@@ -82,4 +82,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    for name in sys.argv[1:]:
+        main(Path(name))

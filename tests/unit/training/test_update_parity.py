@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import OptimizerConfig
 from megatron_ssd.dataset.indexed import IndexedWriter
+from megatron_ssd.export import verify
 from megatron_ssd.export.export import run_export
 from tests.helpers.paths import ROOT
 from tests.helpers.plain_loop import PlainRun
@@ -31,6 +33,7 @@ from tests.helpers.training_run import metrics, training_config
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
 
+NAMES = ("qwen3_tied", "qwen3_moe")
 ITERATIONS, VOCAB_SIZE = 20, 512
 LOSS, GRAD_NORM = 5e-6, 5e-5  # relative
 WEIGHTS = 1e-3  # distance between the two results, relative to how far training moved a weight
@@ -48,24 +51,36 @@ def documents() -> list[tuple[list[int], list[int]]]:
     return pairs
 
 
-@pytest.fixture(scope="module", params=["qwen3_tied", "qwen3_moe"])
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
-    """A run folder in which this project and the plain loop have trained the same model on the same documents."""
-    root = tmp_path_factory.mktemp(request.param)
-    base = root / "base"
-    model = write_hf_folder(base, dataclasses.replace(MODELS[request.param], vocab_size=VOCAB_SIZE))
-    for file in tiny_tokenizer.iterdir():
-        if file.name != "config.json":
-            (base / file.name).write_bytes(file.read_bytes())
-    config = training_config(
-        root, objective="sft", model=model, optimizer=OPTIMIZER,
-        training={"train_iters": ITERATIONS, "global_batch_size": 4, "micro_batch_size": 2, "seq_length": 64},
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> dict[str, Path]:
+    """Model -> a run folder in which this project and the plain loop have trained it on the same documents."""
+    roots = {name: tmp_path_factory.mktemp(name) for name in NAMES}
+    for name, root in roots.items():
+        base = root / "base"
+        model = write_hf_folder(base, dataclasses.replace(MODELS[name], vocab_size=VOCAB_SIZE))
+        for file in tiny_tokenizer.iterdir():
+            if file.name != "config.json":
+                (base / file.name).write_bytes(file.read_bytes())
+        config = training_config(
+            root, objective="sft", model=model, optimizer=OPTIMIZER,
+            training={"train_iters": ITERATIONS, "global_batch_size": 4, "micro_batch_size": 2, "seq_length": 64},
+        )  # fmt: skip
+        write_pairs(root)
+        run_train(config)
+        with mock.patch.object(verify, "MAX_PARAMETERS", 0):  # the weights are compared below, not logits
+            run_export(config)
+        plain_run(config).save(root)
+    # In one process of its own: transformers must not see the CPU adaptation for Megatron-Core.
+    subprocess.run(
+        [sys.executable, "-m", "tests.helpers.plain_loop", *map(str, roots.values())],
+        check=True, cwd=ROOT, timeout=300,
     )  # fmt: skip
-    write_pairs(root)
-    run_train(config)
-    run_export(config)
-    run_plain_loop(root, config)
-    return root
+    return roots
+
+
+@pytest.fixture(params=NAMES)
+def run(request: pytest.FixtureRequest, runs: dict[str, Path]) -> Path:
+    return runs[request.param]
 
 
 def write_pairs(run_dir: Path) -> None:
@@ -76,17 +91,16 @@ def write_pairs(run_dir: Path) -> None:
     stage.publish(counts={"documents": len(documents())})
 
 
-def run_plain_loop(root: Path, config: RunConfig) -> None:
-    """In its own process: transformers must not see the CPU adaptation for Megatron-Core."""
+def plain_run(config: RunConfig) -> PlainRun:
+    """What the plain loop has to do."""
     assert config.model is not None
     assert config.model.path is not None
     optimizer = config.optimizer
-    PlainRun(
+    return PlainRun(
         model=config.model.path, documents=documents(), train_iters=ITERATIONS, lr=optimizer.lr,
         min_lr=optimizer.min_lr, lr_warmup_iters=optimizer.lr_warmup_iters, weight_decay=optimizer.weight_decay,
         betas=(optimizer.adam_beta1, optimizer.adam_beta2), eps=optimizer.adam_eps, clip_grad=optimizer.clip_grad,
-    ).save(root)  # fmt: skip
-    subprocess.run([sys.executable, "-m", "tests.helpers.plain_loop", str(root)], check=True, cwd=ROOT, timeout=300)
+    )  # fmt: skip
 
 
 def test_losses_and_gradient_norms_agree(run: Path) -> None:
