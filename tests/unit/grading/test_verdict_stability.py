@@ -6,13 +6,13 @@ from benchmarks.grading import busy, changed_verdicts, grade
 from benchmarks.grading_cases import stability_problems, stability_programs
 from megatron_ssd.config.evaluation import SandboxConfig
 
-LIMITS = SandboxConfig(cpu_seconds=0.25, memory_mib=256, output_mib=1)
+LIMITS = SandboxConfig(cpu_seconds=0.15, memory_mib=256, output_mib=1)
 
 
 def test_the_same_verdicts_idle_and_busy():
     programs = stability_programs(33, LIMITS)
     idle, _ = grade(stability_problems(), programs, LIMITS)
-    with busy(4):
+    with busy(2):
         loaded, _ = grade(stability_problems(), programs, LIMITS)
     assert changed_verdicts(idle, loaded) == []
     assert {verdict.status for verdict in idle} == {
