@@ -121,7 +121,7 @@ def read_model_config(folder: Path) -> ModelConfig:
 
 
 def _pieces(tensor: FullTensor, weights: HFWeights, model: ModelConfig) -> Iterator[Tensor]:
-    """The value of a tensor. Gate and up are only concatenated there, and stay in pieces to save memory."""
+    """The value of a tensor, in one piece; gate and up stay two pieces, which saves the memory to concatenate them."""
     if isinstance(tensor.mapping, GateUpMapping):
         yield from map(weights.read, tensor.hf_names)
     else:
@@ -129,7 +129,7 @@ def _pieces(tensor: FullTensor, weights: HFWeights, model: ModelConfig) -> Itera
 
 
 def _hf_dtypes(checkpoint: Path) -> dict[str, torch.dtype]:
-    """Types of the Hugging Face tensors that the checkpoint was converted from; empty for one of training."""
+    """Types of the Hugging Face tensors that the checkpoint was converted from; empty if it is from training."""
     path = checkpoint.parent / DTYPES_FILE
     if not path.is_file():
         return {}

@@ -66,9 +66,9 @@ def save_checkpoint(writer: CheckpointWriter, state: TrainingState) -> None:
 
 
 def choose_checkpoint(folder: Path, on_broken: Literal["error", "previous"]) -> tuple[Path, CheckpointFacts] | None:
-    """The checkpoint to resume from, checked, the same on every rank; None if there is none.
+    """The newest checkpoint, after its files are checked; None if there is none. The same on every rank.
 
-    With ``on_broken=previous`` a broken checkpoint is renamed and the one before it is used.
+    With ``on_broken=previous``, a broken checkpoint is renamed and the one before it is used.
 
     Raises:
         UserError: the newest one is broken and ``on_broken`` is ``error``, or all of them are broken.

@@ -44,7 +44,7 @@ class FileFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFacts:
-    """``checkpoint.json``. ``layout`` is the process grid that wrote it; any other may read it."""
+    """Content of ``checkpoint.json``. ``layout`` is the grid of processes that wrote it; any other grid may read it."""
 
     iteration: int
     optimizer: str  # "distributed" or "non-distributed"; "none" if the checkpoint holds weights only

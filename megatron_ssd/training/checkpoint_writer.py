@@ -179,7 +179,7 @@ def _own_results_queue() -> Iterator[None]:
 def _write_and_hash(
     write: Callable[..., None], folder: Path, rank: int, digests: _ResultFile, *args: Any, **kwargs: Any
 ) -> None:
-    """Megatron-Core's ``write``, then the hashes of this rank's files, read back from the page cache."""
+    """Run Megatron-Core's ``write``, then hash this rank's files, which are still in the page cache."""
     write(*args, **kwargs)
     paths = sorted(folder.glob(f"__{rank}_*"))
     with ThreadPoolExecutor(_HASH_THREADS) as threads:

@@ -1,4 +1,4 @@
-"""The optimizer's state as named tensors, independent of the parallel layout.
+"""Represents the optimizer's state as named tensors, independent of the parallel layout.
 
 Megatron-Core keys every tensor of the state by its parameter's name, but keeps the tensors in a structure that changes
 with the layout: one optimizer for all parameters, or a second one for experts under expert parallelism, with parameter
