@@ -77,9 +77,8 @@ class TestLeftovers:
         source = f"import os, threading\ndef spin():\n    while True: pass\n{start}\nprint(1)"
         assert run(sandbox, source, cpu_seconds=5.0).outputs == ("1\n",)
         assert sandbox._process is not None
-        assert len(psutil.Process(sandbox._process.pid).children(recursive=True)) == 1, (
-            "a process besides the server is left"
-        )
+        processes = psutil.Process(sandbox._process.pid).children(recursive=True)
+        assert len(processes) == 1, "a process besides the server is left"
 
     def test_a_main_thread_that_exits_before_its_thread(self, sandbox: Sandbox):
         source = "import threading\ndef spin():\n    while True: pass\nthreading.Thread(target=spin).start()\n"
