@@ -32,7 +32,7 @@ _FIXES = {
     "sampling": "choose settings with sampling=NAME, for example sampling=qwen3_30b",
     "proxy": "name a smaller model, for example proxy.path=Qwen/Qwen3-0.6B",
 }
-"""What to do about a section that is null, by its name."""
+"""The fix for a section that is null, by its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class RunConfig:
     seed: int = 0
     """Seed of the run: of sampling, data order and initialization."""
     objective: Literal["sft", "pretrain"] = "sft"
-    """``sft`` trains on responses to prompts, ``pretrain`` on whole documents."""
+    """``sft`` trains on responses to prompts, ``pretrain`` on all tokens of documents."""
     dry_run: bool = False
     """Only build the model of each rank without memory and print its layout."""
     replace: bool = False
@@ -87,7 +87,7 @@ class RunConfig:
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     """Output of the sampling stage."""
     worker: WorkerConfig = field(default_factory=WorkerConfig)
-    """Which part of the sampling this process does."""
+    """The part of the sampling that this process does."""
     filters: FilterConfig = field(default_factory=FilterConfig)
     """Which samples are left out of training."""
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
