@@ -105,14 +105,14 @@ def test_a_broken_chat_template_is_named(tiny_tokenizer: Path, tmp_path: Path, k
 
 
 IGNORING = {
-    "nothing": ("{{ '' }}", "renders nothing, whatever the user message says; use the chat template that belongs"),
-    "a comment": ("{# messages #}", "renders nothing, whatever the user message says"),
+    "nothing": ("{{ '' }}", "renders nothing for any content of the user message; use the chat template that belongs"),
+    "a comment": ("{# messages #}", "renders nothing for any content of the user message"),
     "a condition that never holds": ("{% if messages|length > 9 %}{{ messages[0].content }}{% endif %}", "nothing"),
-    "white space": ("{{ '   ' }}", "renders the same, whatever the user message says"),
-    "fixed text": ("<|im_start|>user<|im_end|>", "renders the same, whatever the user message says"),
-    "roles alone": ("{% for m in messages %}{{ m.role }}{% endfor %}", "renders the same, whatever the user message"),
+    "white space": ("{{ '   ' }}", "renders the same for any content of the user message"),
+    "fixed text": ("<|im_start|>user<|im_end|>", "renders the same for any content of the user message"),
+    "roles alone": ("{% for m in messages %}{{ m.role }}{% endfor %}", "renders the same for any content of the user message"),
     "another field": ("{% for m in messages %}{{ m.text }}{% endfor %}x", "renders the same, whatever the user"),
-    "an attribute of the list": ("{{ messages.content }}x", "renders the same, whatever the user message says"),
+    "an attribute of the list": ("{{ messages.content }}x", "renders the same for any content of the user message"),
     "the opening of the answer": ("{% if add_generation_prompt %}assistant{% endif %}", "renders the same, whatever"),
     "messages of another role": (
         "{% for m in messages if m.role == 'human' %}{{ m.content }}{% endfor %}", "renders nothing, whatever the user",
