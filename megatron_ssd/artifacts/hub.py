@@ -187,7 +187,7 @@ def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Pa
         if not named.name.endswith(ending):
             raise UserError(
                 f"{key} = {path}",
-                rule=f"is a file whose name does not end with {endings}",
+                rule=f"its name must end with {endings}",
                 fix="convert it, or rename it",
             )
         return [named]
@@ -200,7 +200,7 @@ def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Pa
         if not files:
             raise UserError(
                 f"{key} = {path}",
-                rule=f"the folder has no file whose name ends with {endings}",
+                rule=f"the folder has no {endings} file",
                 fix=f"point {key} at the folder that does",
             )
         return files

@@ -110,12 +110,12 @@ IGNORING = {
     "a condition that never holds": ("{% if messages|length > 9 %}{{ messages[0].content }}{% endif %}", "nothing"),
     "white space": ("{{ '   ' }}", "renders the same for any content of the user message"),
     "fixed text": ("<|im_start|>user<|im_end|>", "renders the same for any content of the user message"),
-    "roles alone": ("{% for m in messages %}{{ m.role }}{% endfor %}", "renders the same for any content of the user message"),
-    "another field": ("{% for m in messages %}{{ m.text }}{% endfor %}x", "renders the same, whatever the user"),
+    "roles alone": ("{% for m in messages %}{{ m.role }}{% endfor %}", "renders the same for any"),
+    "another field": ("{% for m in messages %}{{ m.text }}{% endfor %}x", "renders the same for any"),
     "an attribute of the list": ("{{ messages.content }}x", "renders the same for any content of the user message"),
-    "the opening of the answer": ("{% if add_generation_prompt %}assistant{% endif %}", "renders the same, whatever"),
+    "the opening of the answer": ("{% if add_generation_prompt %}assistant{% endif %}", "renders the same for any"),
     "messages of another role": (
-        "{% for m in messages if m.role == 'human' %}{{ m.content }}{% endfor %}", "renders nothing, whatever the user",
+        "{% for m in messages if m.role == 'human' %}{{ m.content }}{% endfor %}", "renders nothing for any",
     ),
 }  # fmt: skip
 
