@@ -1,6 +1,6 @@
 """Reads LiveCodeBench's ``code_generation_lite``, limited to a window of contest dates.
 
-Only problems inside the window have their hidden tests decoded: all tests of a release take gigabytes.
+Hidden tests are decoded only for problems inside the window, because all tests of a release take gigabytes.
 """
 
 from __future__ import annotations

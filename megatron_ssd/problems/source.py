@@ -1,10 +1,10 @@
-"""Opens the problems of a run: those to sample on, and the benchmark.
+"""Opens the problems of a run: those to sample, and the benchmark.
 
 Training problems come from rStar-Coder's ``seed_sft``, from any file whose columns are named, or from minicode.
 Answers, verdicts and all other columns are not read: SSD samples its own responses. A problem asks for a function if
 its starter code holds more than white space, otherwise for a program on standard input.
 
-Invariants: order and content follow from the configuration and the files alone; the ids of a benchmark are unique.
+Invariants: order and content depend on the configuration and the files alone; the ids of a benchmark are unique.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Source:
             yield from ((problem, True) for problem in minicode.train_problems(self.world))
             return
         columns = self.section.columns or _RSTAR_CODER
-        if not self.section.only_passed:  # a file without that column can be used as well
+        if not self.section.only_passed:  # then a file without that column can be used
             columns = dataclasses.replace(columns, passed=None)
         for number, row in enumerate(self.table.rows(columns.names), start=1):
             starter_code = _text(row, columns.starter_code)

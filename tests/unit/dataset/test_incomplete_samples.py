@@ -89,10 +89,10 @@ def test_a_changed_shard_is_refused_until_it_is_restored(tmp_path: Path, change:
 
 
 REPEATS: dict[str, tuple[list[list[Sample]], str]] = {
-    "next to each other": ([[numbered(0), numbered(0)], [numbered(1)]], rf"{FIRST}:2 .*is there already: .*{FIRST}:1;"),
+    "next to each other": ([[numbered(0), numbered(0)], [numbered(1)]], rf"{FIRST}:2 .*repeats .*{FIRST}:1;"),
     "in another shard": ([[numbered(0), numbered(1)], [numbered(2), numbered(1)]], rf"{SECOND}:2 .*: .*{FIRST}:2;"),
     "a whole shard": ([[numbered(0), numbered(1)], [numbered(0), numbered(1)]], rf"{SECOND}:1 .*: .*{FIRST}:1;"),
-    "three times": ([[numbered(0)], [numbered(0)], [numbered(0)]], rf"{SECOND}:1 .*already: .*{FIRST}:1;"),
+    "three times": ([[numbered(0)], [numbered(0)], [numbered(0)]], rf"{SECOND}:1 .*repeats .*{FIRST}:1;"),
     "with another response": (
         [[numbered(0)], [numbered(1), dataclasses.replace(numbered(0), response="b\nc")]], rf"{SECOND}:2 .*{FIRST}:1",
     ),
@@ -100,7 +100,7 @@ REPEATS: dict[str, tuple[list[list[Sample]], str]] = {
     "skipped": (
         [[numbered(0)],
          [dataclasses.replace(numbered(0), response="", response_token_ids=[], finish_reason="skipped")]],
-        rf"{SECOND}:1 .*already: .*{FIRST}:1",
+        rf"{SECOND}:1 .*repeats .*{FIRST}:1",
     ),
 }  # fmt: skip
 

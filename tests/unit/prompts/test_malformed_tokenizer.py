@@ -135,10 +135,12 @@ def test_a_chat_template_that_drops_the_system_message_is_refused_only_if_there_
 ) -> None:
     template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
     tokenizer = ChatTokenizer(with_template(tiny_tokenizer, tmp_path / "model", template))
-    with pytest.raises(UserError, match=r"whatever the system message says; leave prompt\.system out, or use a model"):
+    with pytest.raises(
+        UserError, match=r"for any content of the system message; leave prompt\.system out, or use a model"
+    ):
         tokenizer.prompt_ids([SYSTEM, USER])
     assert tokenizer.text(tokenizer.prompt_ids([USER])) == "hello"
-    with pytest.raises(UserError, match="whatever the system message says"):
+    with pytest.raises(UserError, match="for any content of the system message"):
         tokenizer.prompt_ids([SYSTEM, USER])
 
 
