@@ -63,7 +63,7 @@ class LabelledDocument:
 
     @property
     def pieces(self) -> tuple[str, ...]:
-        """The opening fence, then the lines. Borders of pieces are also borders of tokens."""
+        """The opening fence, then the lines. Boundaries of pieces are also boundaries of tokens."""
         return OPENING, *(line.chosen.text for line in self.lines)
 
     @property
