@@ -116,6 +116,12 @@ class RunConfig:
     """Limits of the report."""
 
     def __post_init__(self) -> None:
+        self._check_iterations()
+        self._check_sequence_length()
+        self._check_layers()
+        self._check_samples()
+
+    def _check_iterations(self) -> None:
         micro_batches = self.training.num_microbatches(self.parallel.data_parallel_size)
         stages = self.parallel.pipeline_model_parallel_size
         require(
@@ -132,6 +138,8 @@ class RunConfig:
             rule=f"must be below training.train_iters ({self.training.train_iters})",
             fix="lower optimizer.lr_warmup_iters",
         )
+
+    def _check_sequence_length(self) -> None:
         if self.model is not None:
             self.parallel.check_model(self.model)
             micro_batch_tokens = self.training.micro_batch_size * self.training.seq_length
@@ -157,6 +165,8 @@ class RunConfig:
             rule=f"must be a multiple of {chunks}, the parts that context parallelism splits samples into",
             fix=f"use a multiple of {chunks}, or null",
         )
+
+    def _check_layers(self) -> None:
         require(
             self.cluster.device == "cuda" or not self.precision.transformer_engine,
             "precision.transformer_engine = true",
@@ -178,6 +188,7 @@ class RunConfig:
             fix="leave moe_act out or set moe.grouped_gemm=true",
         )
 
+    def _check_samples(self) -> None:
         require(
             self.filters.length_capped != "mask_end" or self.preprocess.ids == "sampled",
             "filters.length_capped = mask_end",

@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from megatron_ssd.generation.store import (
 )
 from megatron_ssd.problems.stage import read_problems
 from megatron_ssd.process import forget_torchrun
-from megatron_ssd.prompts.prompt import build_prompts, prompts_open_thinking, template_hash
+from megatron_ssd.prompts.prompt import Prompt, build_prompts, prompts_open_thinking, template_hash
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import Problem
 
@@ -136,18 +137,7 @@ def _sample_part(
         worker=config.worker,
     ) as sampler:  # loads while the prompts are made
         tokenizer = _tokenizer(model)
-        missing = [
-            request
-            for request in plan_requests(
-                build_prompts(problems, config.prompt, tokenizer),
-                num_samples=sampling.num_samples,
-                run_seed=config.seed,
-                params=sampling.train,
-                max_tokens=sampling.max_tokens,
-                max_model_len=config.engine.max_model_len,
-            )
-            if request.key not in store
-        ]
+        missing = _missing_requests(config, sampling, build_prompts(problems, config.prompt, tokenizer), store)
         make_sample = functools.partial(
             sample_of,
             tokenizer=tokenizer,
@@ -171,6 +161,20 @@ def _sample_part(
                 stats = sample_all(sampler, requests, record, desc=desc, done_before=num_planned - len(requests))
                 spans.end(_SAMPLING)
                 log.info("samples: sampled %d tokens, %.0f per second", stats.tokens, stats.tokens_per_second)
+
+
+def _missing_requests(
+    config: RunConfig, sampling: SamplingConfig, prompts: Iterable[Prompt], store: SampleStore
+) -> list[Request]:
+    planned = plan_requests(
+        prompts,
+        num_samples=sampling.num_samples,
+        run_seed=config.seed,
+        params=sampling.train,
+        max_tokens=sampling.max_tokens,
+        max_model_len=config.engine.max_model_len,
+    )
+    return [request for request in planned if request.key not in store]
 
 
 def _publish(stage: Stage, store: SampleStore, engine: dict[str, str], *, opens_thinking: bool) -> None:

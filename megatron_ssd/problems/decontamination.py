@@ -235,15 +235,9 @@ def _columns(one: EvaluationSetConfig) -> list[str]:
 
 
 def _set_problems(name: str, one: EvaluationSetConfig) -> Iterator[EvaluationProblem]:
+    fix = f"name the columns of the problems' text in contamination.sets.{name}.columns"
     for number, row in enumerate(_table(name, one).rows(_columns(one)), start=1):
-        texts = [row.values[column] for column in one.columns if row.values[column] is not None]
-        for text in texts:
-            if not isinstance(text, str):
-                raise UserError(
-                    f"{row.where}: {str(text)[:60]!r}",
-                    rule=f"must be text and is a {type(text).__name__}",
-                    fix=f"name the columns of the problems' text in contamination.sets.{name}.columns",
-                )
+        texts = [row.text(column, fix=fix) for column in one.columns]
         id_ = f"row {number}" if one.id is None else str(row.values[one.id])
         yield EvaluationProblem(set_name=name, id=id_, text="\n".join(texts))
 

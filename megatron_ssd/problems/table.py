@@ -41,6 +41,17 @@ class Row:
     where: str
     values: dict[str, Any]
 
+    def text(self, column: str, *, fix: str) -> str:
+        """The text in ``column``, empty if it is null. Raises ``UserError``, with ``fix``, if it is not text."""
+        value = self.values[column]
+        if value is not None and not isinstance(value, str):
+            raise UserError(
+                f"{self.where}: {column} = {str(value)[:60]!r}",
+                rule=f"must be text and is a {type(value).__name__}",
+                fix=fix,
+            )
+        return value or ""
+
 
 @dataclass(frozen=True)
 class Table:
