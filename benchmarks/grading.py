@@ -1,13 +1,15 @@
-"""Measures the checker: speed, agreement with LiveCodeBench's checker, stability of verdicts on a busy machine.
+"""Measures the checker.
 
     python -m benchmarks.grading --problems codeforces_408.jsonl [--official LIVECODEBENCH_CHECKOUT] [--rounds 3]
     python -m benchmarks.grading --stability [--programs 1000]
 
-``--problems`` is a file in LiveCodeBench's columns. Five small programs per problem (``grading_cases``) are graded in
-one run; the table shows programs per second and the peak memory of the host process. With ``--official``, a checkout of
-LiveCodeBench's public code grades the same programs with as many workers, alternating with this checker, and every
-program on which the two disagree is listed. ``--stability`` grades the same programs on an idle machine, then with
-twice as many busy processes as cores beside it, and lists every verdict that changed.
+Speed: ``--problems`` is a file in LiveCodeBench's columns. Five small programs per problem (``grading_cases``) are
+graded in one run. The table shows programs per second and the peak memory of the host process. With ``--official``, a
+checkout of LiveCodeBench's public code grades the same programs with as many workers, alternating with this checker.
+Every program on which the two disagree is listed.
+
+Stability: ``--stability`` grades the same programs on an idle machine, then next to twice as many busy processes as
+cores, and lists every verdict that changed.
 """
 
 from __future__ import annotations
@@ -57,12 +59,12 @@ json.dump({"seconds": seconds, "said": found}, open(sys.argv[2], "w"))
 
 
 def main() -> None:
-    """Measure what was asked for and print a table."""
+    """Measure speed or stability, and print a table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--problems", type=Path, help="problems in LiveCodeBench's columns")
     options.add_argument("--official", type=Path, help="a checkout of LiveCodeBench")
     options.add_argument("--rounds", type=int, default=3, help="rounds of each checker (default 3)")
-    options.add_argument("--stability", action="store_true", help="the same verdicts idle and busy")
+    options.add_argument("--stability", action="store_true", help="compare the verdicts of an idle and a busy machine")
     options.add_argument("--programs", type=int, default=1000, help="programs for --stability (default 1000)")
     arguments = options.parse_args()
     if arguments.stability:
@@ -141,7 +143,7 @@ def busy(count: int) -> Iterator[None]:
 def grade(
     problems: Sequence[Problem], programs: Sequence[Submission], config: SandboxConfig
 ) -> tuple[list[Verdict], float]:
-    """Verdicts, and seconds including the start of the sandboxes."""
+    """Verdicts, and the seconds that they took, including the start of the sandboxes."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         with Grader(problems, config) as grader:
@@ -152,7 +154,7 @@ def grade(
 def grade_officially(
     problems: Sequence[Problem], programs: Sequence[Submission], checkout: Path, workers: int
 ) -> tuple[dict[tuple[str, int], str], float]:
-    """LiveCodeBench's complaint about each program ("" if it passes), and seconds without the start of Python."""
+    """LiveCodeBench's error message for each program ("" if it passes), and seconds without the start of Python."""
     by_problem: dict[str, list[Submission]] = {problem.id: [] for problem in problems}
     for program in programs:
         by_problem[program.problem_id].append(program)

@@ -1,4 +1,4 @@
-r"""Compares this checker with LiveCodeBench's, program by program, on problems with known answers.
+r"""Compares this checker with LiveCodeBench's, program by program.
 
     python -m benchmarks.grading_agreement --official LIVECODEBENCH_CHECKOUT \
         [--leetcode test_leetcode.json] [--codecontests code_eval_code_contests.jsonl] \
@@ -7,9 +7,9 @@ r"""Compares this checker with LiveCodeBench's, program by program, on problems 
 ``--official`` is a checkout of LiveCodeBench's public code, of which ``lcb_runner/evaluation`` is enough. The files are
 rllm's LeetCode rows with their solutions, SandboxFusion's CodeContests sample, and any file in LiveCodeBench's columns.
 Each problem gets the programs of ``agreement_cases``, one of each kind: solutions and mutants of them if there are
-solutions, and programs that look up the answer and print or return it in different ways. The table counts per kind how
-many programs pass both checkers, fail both, and get different verdicts. Every difference is listed, with the reason if
-its kind has a known one; the exit status is 1 if a difference has none.
+solutions, and programs that look up the known answer and print or return it in different ways. The table counts per
+kind how many programs pass both checkers, fail both, and get different verdicts. Every difference is listed. The table
+has the reason of each kind whose difference is known; the exit status is 1 if there is another difference.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _OUTCOMES = ("both pass", "both fail", "only here", "only there")
 
 
 def main() -> int:
-    """Grade on both sides, print the table and the differences."""
+    """Grade with both checkers, then print the table and the differences."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--official", type=Path, required=True, help="a checkout of LiveCodeBench")
     options.add_argument("--leetcode", type=Path, help="rllm's test_leetcode.json")
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def function_cases(leetcode: Path | None) -> list[Case]:
-    """Cases of methods."""
+    """Cases in which the program is a method."""
     found: list[Case] = []
     for problem, solution in leetcode_functions(leetcode) if leetcode else ():
         found += _cases(problem, function_programs(problem, solution))
@@ -59,7 +59,7 @@ def function_cases(leetcode: Path | None) -> list[Case]:
 
 
 def stdin_cases(codecontests: Path | None, lcb: Path | None) -> list[Case]:
-    """Cases of programs that read and print."""
+    """Cases in which the program reads standard input and prints."""
     problems = list(code_contests(codecontests)) if codecontests else []
     if lcb:
         section = BenchmarkConfig(name="livecodebench", path=str(lcb))
