@@ -1,11 +1,11 @@
 """Runs lm-eval on vLLM, in a process of its own. No other module imports lm-eval.
 
 Prompts, few-shot examples, filters, metrics and sampling parameters are those of lm-eval's tasks. Three exceptions:
-- Programs that the model wrote do not run here. Code tasks are asked and filtered, but not scored. lm-eval's
-  ``code_eval``, which their modules load and call at import, is replaced, and any other task that is marked as running
-  such programs is refused.
+- Programs that the model wrote do not run here. Answers to code tasks are generated and filtered, but not scored.
+  lm-eval's ``code_eval``, which their modules load and call at import, is replaced. Any other task that is marked as
+  running such programs is refused.
 - Each sampled answer has its own seed, from (run seed, prompt, number). So other requests and restarts do not change an
-  answer, and two models share their noise.
+  answer, and two models sample with the same seeds.
 - A prompt that lm-eval would truncate is refused.
 """
 
@@ -48,7 +48,7 @@ from megatron_ssd.process import connection_to_parent
 # lm-eval's own seeds (its DEFAULT_RANDOM_SEED and DEFAULT_OTHER_SEED), which choose few-shot examples.
 _PYTHON_SEED, _OTHER_SEED = 0, 1234
 _ANSWER_TOKENS = 256  # if a task does not say: the default of lm-eval's vLLM model
-_NO_STDERR = 0  # lm-eval computes no error bars; the stage does, over all parts
+_NO_STDERR = 0  # the stage computes standard errors, over all parts
 
 
 def serve(connection: Connection) -> None:
@@ -83,7 +83,7 @@ def load_tasks(spec: HarnessSpec, names: Sequence[str], scratch: Path) -> dict[s
     Args:
         spec: the settings.
         names: tasks and groups.
-        scratch: an empty folder for copies of local data; not needed afterwards.
+        scratch: an empty folder for copies of local data, which is not needed after the call.
 
     Raises:
         UserError: a task does not exist, its data cannot be loaded, or it cannot be used here.
@@ -133,7 +133,7 @@ def _load(spec: HarnessSpec, manager: Any, name: str, names: list[str]) -> dict[
 
 
 class _NoCodeEval:
-    """Answers the trial call at import, and fails on every later call."""
+    """Accepts the trial calls at import and fails on every later call."""
 
     importing = True
 
@@ -324,7 +324,7 @@ def _open_model(spec: HarnessSpec) -> Any:
 
 
 def _run_task(spec: HarnessSpec, name: str, tasks: dict[str, Any], model: Any) -> list[dict[str, Any]]:
-    """The share of this process in a task, as JSON of ``DocumentResult``."""
+    """The part of this process in a task, as JSON of ``DocumentResult``."""
     random.seed(_PYTHON_SEED)
     np.random.seed(_OTHER_SEED)
     torch.manual_seed(_OTHER_SEED)

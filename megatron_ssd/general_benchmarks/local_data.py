@@ -61,7 +61,7 @@ def write_task(folder: Path, name: str, own: Mapping[str, Any], *, include: Path
     Args:
         folder: where to write it.
         name: the task.
-        own: lm-eval's YAML, with its includes merged.
+        own: lm-eval's own YAML, with its includes merged.
         include: the path of that YAML.
         data: file or folder.
 
@@ -102,7 +102,7 @@ def write_subjects(
     evaluated = _evaluated(next(iter(own.values()))[0])
     written = []
     for subject, by_split in sorted(rows.items()):
-        if evaluated not in by_split:  # only few-shot examples
+        if evaluated not in by_split:  # the subject has only few-shot examples
             continue
         paths = {split: [folder / f"{group}-{subject}-{split}.jsonl"] for split in by_split}
         for split, lines in by_split.items():
