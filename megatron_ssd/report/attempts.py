@@ -1,4 +1,4 @@
-"""Reads every problem of the benchmark with the attempts of base and SSD, each at its best setting.
+"""Reads every problem of the benchmark with the attempts of both models, each at its best setting.
 
 Attempts come from ``eval/generations`` and ``eval/verdicts``, tests and statements from ``eval/problems.jsonl``. Texts
 are cut while they are read, so that memory holds at most ``MOST_KEPT`` characters of each part of a response.

@@ -1,4 +1,4 @@
-"""Writes the report of a run: ``report/summary.json``, ``report.html`` and ``problems.html``."""
+"""Writes the report of a run to ``run_dir/report``."""
 
 from __future__ import annotations
 
