@@ -79,11 +79,11 @@ def scalar(value):
     "exits": _METHOD + "import sys\n        sys.exit(0)",
 }
 WHY = {
-    "open(0)": "there open is bound before it is patched, and reads the checker's own standard input",
-    "exit(1) at the end": "a status other than 0 is a runtime error here; there SystemExit is caught",
-    "buffer.readline": "there sys.stdin.buffer.readline always returns the first line",
-    "NumPy array": "there an array of one number is as true as that number; here it is not a plain value",
-    "equals everything": "there the object's own __eq__ is called",
+    "open(0)": "LiveCodeBench does not patch this open, which reads the checker's own standard input",
+    "exit(1) at the end": "LiveCodeBench catches SystemExit; here a status other than 0 is a runtime error",
+    "buffer.readline": "LiveCodeBench's sys.stdin.buffer.readline always returns the first line",
+    "NumPy array": "LiveCodeBench takes an array of one number for true or false; here it is not a plain value",
+    "equals everything": "LiveCodeBench calls the object's own __eq__",
 }
 
 

@@ -46,15 +46,15 @@ started = time.perf_counter()
 results, metadata = evaluate_generations(work["samples"], work["programs"], num_process_evaluate=work["workers"],
                                          timeout=work["seconds"])
 seconds = time.perf_counter() - started
-def said(tests, facts):
+def complaint(tests, facts):
     try:  # as pass_k_utils counts
         right = bool(numpy.all(numpy.array(tests) > 0))
     except ValueError:
         right = False
     return "" if right else str(facts.get("error_message") or facts or "failed")[:200]
 
-found = {index: [said(*one) for one in zip(rows, metadata[index])] for index, rows in results.items()}
-json.dump({"seconds": seconds, "said": found}, open(sys.argv[2], "w"))
+found = {index: [complaint(*one) for one in zip(rows, metadata[index])] for index, rows in results.items()}
+json.dump({"seconds": seconds, "complaints": found}, open(sys.argv[2], "w"))
 """
 
 
@@ -80,12 +80,12 @@ def speed(path: Path, official: Path | None, rounds: int) -> None:
     problems = read_benchmark(BenchmarkConfig(name="livecodebench", path=str(path)))
     programs = trivial_programs(problems)
     workers = len(os.sched_getaffinity(0))
-    ours, theirs, said = list[float](), list[float](), dict[tuple[str, int], str]()
+    ours, theirs, complaints = list[float](), list[float](), dict[tuple[str, int], str]()
     for _ in range(rounds):
         verdicts, seconds = grade(problems, programs, SandboxConfig(cpu_seconds=OFFICIAL_SECONDS))
         ours.append(len(programs) / seconds)
         if official is not None:
-            said, seconds = grade_officially(problems, programs, official, workers)
+            complaints, seconds = grade_officially(problems, programs, official, workers)
             theirs.append(len(programs) / seconds)
     tests = sum(len(problem.tests) for problem in problems)
     print(f"{len(problems)} problems with {tests} tests, {len(programs)} programs, {workers} workers, {rounds} rounds")
@@ -97,7 +97,7 @@ def speed(path: Path, official: Path | None, rounds: int) -> None:
     print(f"host process: at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB of memory")
     print(", ".join(f"{count} {status}" for status, count in Counter(v.status for v in verdicts).most_common()))
     if official is not None:
-        different = [v for v in verdicts if v.passed == bool(said[v.problem_id, v.sample_index])]
+        different = [v for v in verdicts if v.passed == bool(complaints[v.problem_id, v.sample_index])]
         print(f"{len(different)} of {len(verdicts)} programs get different verdicts")
         for verdict in different:
             print(f"  {verdict.problem_id} {verdict.sample_index}: {verdict.status} here ({verdict.detail})")
@@ -110,7 +110,7 @@ def stability(count: int) -> None:
     num_busy = 2 * len(os.sched_getaffinity(0))
     with busy(num_busy):
         loaded, loaded_seconds = grade(stability_problems(), programs, STABILITY_LIMITS)
-    print(f"{count} programs: {idle_seconds:.0f} s idle, {loaded_seconds:.0f} s beside {num_busy} busy processes")
+    print(f"{count} programs: {idle_seconds:.0f} s idle, {loaded_seconds:.0f} s next to {num_busy} busy processes")
     print(", ".join(f"{number} {status}" for status, number in Counter(v.status for v in idle).most_common()))
     changed = changed_verdicts(idle, loaded)
     print(f"{len(changed)} verdicts changed")
@@ -171,20 +171,20 @@ def grade_officially(
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder) / "asked.json", Path(folder) / "answered.json"
         asked.write_text(json.dumps(work))
-        with (Path(folder) / "words").open("w+b") as words:
+        with (Path(folder) / "stderr").open("w+b") as stderr:
             done = subprocess.run([sys.executable, "-c", _OFFICIAL, str(asked), str(answered)], check=False, cwd=folder,
                                   env={**os.environ, "PYTHONPATH": str(checkout)}, stdout=subprocess.DEVNULL,
-                                  stderr=words)  # fmt: skip
+                                  stderr=stderr)  # fmt: skip
             if done.returncode != 0:
-                words.seek(0)
-                sys.exit(f"LiveCodeBench's checker failed:\n{words.read()[-2000:].decode(errors='replace')}")
+                stderr.seek(0)
+                sys.exit(f"LiveCodeBench's checker failed:\n{stderr.read()[-2000:].decode(errors='replace')}")
         found = json.loads(answered.read_text())
-    said = {
+    complaints = {
         program.key: complaint
         for index, rows in enumerate(by_problem.values())
-        for program, complaint in zip(rows, found["said"][str(index)], strict=True)
+        for program, complaint in zip(rows, found["complaints"][str(index)], strict=True)
     }
-    return said, found["seconds"]
+    return complaints, found["seconds"]
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from megatron_ssd.problems.livecodebench import read_benchmark
 from megatron_ssd.schema import Problem
 
 Case = tuple[Problem, str, Submission]  # problem, kind, program
-_OUTCOMES = ("both pass", "both fail", "only here", "only there")
+_OUTCOMES = ("both pass", "both fail", "only here", "only LCB")
 
 
 def main() -> int:
@@ -80,11 +80,11 @@ def compare(cases: Sequence[Case], official: Path) -> int:
     programs = [program for _, _, program in cases]
     sandbox = SandboxConfig(cpu_seconds=OFFICIAL_SECONDS, packages=("numpy", "sortedcontainers"))
     verdicts, _ = grade(problems, programs, sandbox)
-    said, _ = grade_officially(problems, programs, official, len(os.sched_getaffinity(0)))
+    complaints, _ = grade_officially(problems, programs, official, len(os.sched_getaffinity(0)))
     counts: dict[str, Counter[str]] = {}
     differences, num_unexplained = [], 0
     for (problem, kind, program), verdict in zip(cases, verdicts, strict=True):
-        complaint = said[program.key]
+        complaint = complaints[program.key]
         outcome = _OUTCOMES[
             0 if verdict.passed and not complaint else 2 if verdict.passed else 3 if not complaint else 1
         ]
@@ -92,11 +92,11 @@ def compare(cases: Sequence[Case], official: Path) -> int:
         if verdict.passed == bool(complaint):
             num_unexplained += kind not in WHY
             here = "passed" if verdict.passed else f"{verdict.status} ({verdict.detail})"
-            differences.append(f"{problem.id}, {kind}: {here} here, {complaint or 'passed'} there")
+            differences.append(f"{problem.id}, {kind}: {here} here, LiveCodeBench: {complaint or 'passed'}")
     print(f"{len(problems)} problems, {len(programs)} programs")
     print(f"{'':34}" + "".join(f"{name:>12}" for name in _OUTCOMES))
     for kind, count in {**counts, "all": sum(counts.values(), Counter())}.items():
-        why = WHY.get(kind.partition(": ")[2], "") if count["only here"] + count["only there"] else ""
+        why = WHY.get(kind.partition(": ")[2], "") if count["only here"] + count["only LCB"] else ""
         print(f"{kind:34}" + "".join(f"{count[name]:12}" for name in _OUTCOMES) + (f"  {why}" if why else ""))
     print(f"{len(differences)} differences, {num_unexplained} without a known reason")
     for line in differences:

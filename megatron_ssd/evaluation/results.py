@@ -113,7 +113,7 @@ class BestCell:
     """How much a model gains by the choice of its best cell: the score of that cell on each half.
 
     ``grid_mean`` is the mean over all cells on each half. The halves contain different problems, so these means may
-    differ; None if nothing was measured there.
+    differ; None if nothing was measured on a half.
     """
 
     model: ModelName

@@ -116,7 +116,7 @@ def beside_grid(found: Measurements, sampling: SamplingConfig) -> GridCell | Non
 
 
 def best_of_grid(found: Measurements, model: ModelName) -> BestCell:
-    """The chosen cell on each half, the mean over the grid there, and the score of a naive choice."""
+    """The chosen cell on each half, the mean over the grid on each half, and the score of a naive choice."""
     best, naive = found.best(model), found.best(model, found.all_problems)
     halves: dict[Half, Mask] = {"selection": found.halves.selection, "report": found.halves.report}
     return BestCell(

@@ -165,11 +165,11 @@ def _without_code_eval() -> Iterator[None]:
 def _write_local(spec: HarnessSpec, manager: Any, name: str, folder: Path) -> list[str]:
     """Write the YAML of a task with local data, or of a group's tasks; returns the files to load."""
     leaves = {leaf: manager.task_index[leaf].yaml_path for leaf in _leaves(manager.task_index, name)}
-    own = {leaf: (load_yaml(path, resolve_func=False), path) for leaf, path in leaves.items()}
+    originals = {leaf: (load_yaml(path, resolve_func=False), path) for leaf, path in leaves.items()}
     data = spec.config.data[name]
-    if list(own) != [name]:
-        return write_subjects(folder, name, own, data=data)
-    config, path = own[name]
+    if list(originals) != [name]:
+        return write_subjects(folder, name, originals, data=data)
+    config, path = originals[name]
     return [write_task(folder, name, config, include=path, data=data)]
 
 
@@ -203,9 +203,9 @@ def _set_up(spec: HarnessSpec, name: str, leaf: str, task: Any) -> None:
             rule="runs programs that the model wrote, and is not one of the tasks that are graded in the sandbox",
             fix="leave it out; docs/guides/general_benchmarks.md lists the supported tasks",
         )
-    own, asked = task.get_config("num_fewshot"), spec.config.num_fewshot.get(name)
-    task.set_config(key="num_fewshot", value=(own or 0) if asked is None else asked)
-    if own == 0 and asked:
+    default, asked = task.get_config("num_fewshot"), spec.config.num_fewshot.get(name)
+    task.set_config(key="num_fewshot", value=(default or 0) if asked is None else asked)
+    if default == 0 and asked:
         raise UserError(
             f"general_benchmarks.num_fewshot.{name} = {asked}",
             rule="lm-eval defines this task without examples",
@@ -245,8 +245,8 @@ def _check_examples(spec: HarnessSpec, name: str, task: Any) -> None:
 
 
 def _cap_answers(spec: HarnessSpec, leaf: str, task: Any) -> None:
-    own = normalize_gen_kwargs(task.get_config("generation_kwargs"), _ANSWER_TOKENS)["max_gen_toks"]
-    length, limit = min(own, spec.config.max_gen_toks or own), spec.engine.settings.max_model_len
+    default = normalize_gen_kwargs(task.get_config("generation_kwargs"), _ANSWER_TOKENS)["max_gen_toks"]
+    length, limit = min(default, spec.config.max_gen_toks or default), spec.engine.settings.max_model_len
     if length >= limit:
         raise UserError(
             f"engine.max_model_len = {limit}",

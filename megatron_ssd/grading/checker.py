@@ -2,7 +2,7 @@
 
 The program runs in a sandbox; its outputs are compared on the host.
 
-Time limits must hold under load. A test may use ``cpu_seconds`` of CPU time. On a busy machine the same work costs more
+Time limits must work under load. A test may use ``cpu_seconds`` of CPU time. On a busy machine the same work costs more
 CPU time, so the limit of the first run is twice as high. If a program stays within ``cpu_seconds`` or exceeds twice as
 much, that run decides. If it is between the two, or reaches the wall-clock limit, the result is ``inconclusive``: the
 program runs once more, while no other program runs, with ``cpu_seconds`` as its limit, and that run decides.

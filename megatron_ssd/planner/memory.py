@@ -4,12 +4,12 @@ The dry run counts the parameters. The rest are formulas:
 
 =============  =========================================================================================================
 weights        parameters x 2 bytes (bf16) or 4 (fp32)
-FP8 weights    of every product in FP8 layers, beside the bf16 ones: one row-wise and one column-wise copy, kept over
+FP8 weights    of every product in FP8 layers, next to the bf16 ones: one row-wise and one column-wise copy, kept over
                micro batches, 1 byte each, with scales
 gradients      parameters x 4 bytes, or 2 with optimizer.main_grads_dtype=bf16: all of them on every rank
 optimizer      fp32 copy (bf16 training) and two moments, 12 bytes per parameter. The distributed optimizer shards them
                over the data-parallel ranks (experts: over the ranks that hold the same experts). precision_aware
-               narrows each; beside bf16 weights it keeps only the lower 16 bits of an fp32 copy
+               narrows each; with bf16 weights it keeps only the lower 16 bits of an fp32 copy
 EMA            parameters x 4 bytes
 activations    what the layers keep for the backward pass x micro batches in flight on the pipeline stage
 working set    what the widest layer needs at once in the backward pass, exchange of tokens included
@@ -308,7 +308,7 @@ def kept_bytes(tensors: tuple[Kept, ...], precision: PrecisionConfig, *, imbalan
 def working_bytes(
     model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig, moe: MoeConfig, *, imbalance: float = 1.0
 ) -> float:
-    """Bytes per token that a layer needs beside what it keeps: gradients in flight, exchange buffers.
+    """Bytes per token that a layer needs in addition to what it keeps: gradients in flight, exchange buffers.
 
     The widest moment of the backward pass: gradients of the products' inputs and outputs, and for experts the tokens
     before and after the exchange. Recomputed tensors count too.

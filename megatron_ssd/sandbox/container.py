@@ -210,7 +210,7 @@ def find_package(name: str) -> Package:
             f"evaluation.sandbox.packages: {name}", rule=reason, fix="install it, or leave it out of the list"
         )
     path = Path(str(next(iter(spec.submodule_search_locations or ()), spec.origin))).absolute()
-    # Wheels have shared libraries in a folder beside the package, which is named after the distribution.
+    # Wheels have shared libraries in a folder next to the package, which is named after the distribution.
     distributions = {name, *_distributions().get(name, ())}
     wanted = {f"{distribution}.libs".lower() for distribution in distributions}
     libraries = sorted(other for other in path.parent.glob("*.libs") if other.name.lower() in wanted)

@@ -9,7 +9,7 @@ Each worker has its own bubblewrap container with a small fork server inside. Wi
   size, open files and, on Linux 5.14 or later, threads. The server is process 1 of its namespace, so a program cannot
   signal it.
 - Expected outputs never enter the container: results come out and the host compares them. Assert scripts hold expected
-  values. They run in their own process beside the program's (``inside.checks``) and are never in its memory.
+  values. They run in their own process next to the program's (``inside.checks``) and are never in its memory.
 - The container dies with the thread that started it.
 
 Not covered:
@@ -49,7 +49,7 @@ from megatron_ssd.schema import ProblemForm
 log = logging.getLogger(__name__)
 
 _START_SECONDS = 60.0
-_SLACK_SECONDS = 30.0  # added to a request's own wall limits before its server counts as dead
+_SLACK_SECONDS = 30.0  # added to the wall limits of a request before its server is considered dead
 _VALUE = '{"value": '  # how a program's process begins a line with a result
 _DETAIL_CHARACTERS = 300
 
@@ -140,7 +140,7 @@ class Sandbox(AbstractContextManager["Sandbox"]):
             process = self._process or self.start()
             assert process.stdin is not None
             send(process.stdin.fileno(), request)
-            if is_checked:  # as a message of their own, see ``inside.server``
+            if is_checked:  # as a separate message, see ``inside.server``
                 send(process.stdin.fileno(), {"scripts": list(inputs)})
             facts = _receive(process, limits.wall_seconds * len(inputs) + _SLACK_SECONDS)
             return _interpret(facts, program, len(inputs), limits)
@@ -250,7 +250,7 @@ def _parse_results(text: str, *, trusted: bool) -> tuple[list[str], dict[str, st
 
 
 def _shown(detail: str) -> str:
-    """``detail`` as one short line that any file and terminal can hold."""
+    """``detail`` as one short line that is safe in any file and terminal."""
     line = " ".join(detail[: 10 * _DETAIL_CHARACTERS].split())[:_DETAIL_CHARACTERS]
     return "".join(c if c.isprintable() else "\ufffd" for c in line)
 
