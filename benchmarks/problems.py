@@ -32,13 +32,14 @@ _SENTENCES, _SENTENCES_PER_TEXT = 200_000, 22
 _CHILD = """
 import json, logging, sys, time
 import datasketch, pyarrow.parquet
-from megatron_ssd.config.build import build_config
+from megatron_ssd.config.build import build
+from megatron_ssd.config.run import RunConfig
 from megatron_ssd.problems.stage import run_problems
 
 def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key + ":"))
 
-config = build_config(json.loads(sys.argv[1]))
+config = build(RunConfig, json.loads(sys.argv[1]))
 base = status("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # from here on VmHWM is the peak of the stage
 started, cpu = time.perf_counter(), time.process_time()

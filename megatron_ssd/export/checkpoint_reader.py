@@ -1,8 +1,8 @@
 """Reads a Megatron-Core checkpoint of any layout, one full tensor at a time.
 
 ``.metadata`` has the offset of each piece of each tensor in the ``.distcp`` files. A tensor is assembled from its
-pieces; optimizer state and other layers are not read. Each piece is compared with the checksum (CRC-32) that
-``torch.save`` stored with it, which ``torch.load`` does not do.
+pieces; nothing else is read. Each piece is compared with the checksum (CRC-32) that ``torch.save`` stored with it,
+which ``torch.load`` does not do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,14 +26,6 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.export.full_model import FullModel, FullTensor
 from megatron_ssd.models.hf_checkpoint import refuse_weights
 from megatron_ssd.models.hf_weights import Shape
-from megatron_ssd.training.checkpoint_folder import (
-    FACTS_FILE,
-    BrokenCheckpointError,
-    checkpoint_path,
-    list_checkpoints,
-    read_facts,
-    reading,
-)
 from megatron_ssd.training.ema import PREFIX as EMA_PREFIX
 
 _EMA = f"{EMA_PREFIX}."
@@ -53,17 +44,18 @@ _UNREADABLE = (
 
 
 class CheckpointReader:
-    """The weights in checkpoint folder ``path``. Opening reads the metadata only.
+    """The weights in checkpoint folder ``path``. Opening reads the metadata only, and compares it with ``full``.
 
     Args:
         path: ``iter_...``.
+        full: names and shapes of the model's tensors.
         weights: ``ema`` for the moving average of the weights.
 
     Raises:
-        UserError: the checkpoint cannot be read or has no such weights.
+        UserError: the checkpoint cannot be read, has no such weights, or is of another model.
     """
 
-    def __init__(self, path: Path, *, weights: Weights = "model") -> None:
+    def __init__(self, path: Path, full: FullModel, *, weights: Weights = "model") -> None:
         self.path = path
         self._prefix = prefix = _EMA if weights == "ema" else ""
         self._metadata = _read_metadata(path)
@@ -80,18 +72,15 @@ class CheckpointReader:
                 fix="export the weights themselves (weights=model), or train with training.ema_decay set",
             )
         self._chunks: dict[str, dict[Shape, list[ChunkStorageMetadata]]] = {}
+        self._check(full)
 
     def dtype(self, tensor: FullTensor) -> torch.dtype:
         """Type of a tensor in the checkpoint."""
         dtype: torch.dtype = self._tensors[tensor.key].properties.dtype
         return dtype
 
-    def check(self, full: FullModel) -> None:
-        """Compare names and shapes with ``full``.
-
-        Raises:
-            UserError: names the missing, unknown or misshapen tensors, the first few of each.
-        """
+    def _check(self, full: FullModel) -> None:
+        """Raise ``UserError`` for missing, unknown and misshapen tensors. It names the first few of each."""
         expected = {tensor.key: tensor for tensor in full.tensors}
         misshapen = [
             f"{key} has shape {list(found)} and the model needs {[*tensor.num_leading, *tensor.shape]}"
@@ -173,46 +162,6 @@ def _overlap(chunk: ChunkStorageMetadata, tensor: FullTensor) -> tuple[list[int]
     return list(offsets), tuple(inside)
 
 
-def find_checkpoint(folder: Path, iteration: int | None) -> Path:
-    """The checkpoint of ``iteration`` in ``folder``, or the newest, with its files checked by name and size.
-
-    Raises:
-        UserError: there is no such checkpoint, or a file of it is missing or has another size.
-    """
-    found = dict(list_checkpoints(folder))
-    if not found:
-        raise UserError(f"folder {folder}", rule="has no checkpoint (iter_...)",
-                        fix="run launch/train.py to its first checkpoint, or name another folder")  # fmt: skip
-    if iteration is not None and iteration not in found:
-        raise UserError(
-            f"iteration = {iteration}",
-            rule=f"{folder} has no {checkpoint_path(folder, iteration).name}",
-            fix=f"choose one of {', '.join(map(str, sorted(found)))}",
-        )
-    path = found[max(found) if iteration is None else iteration]
-    check_files(path)
-    return path
-
-
-def keep_checkpoint(path: Path) -> AbstractContextManager[None]:
-    """Context manager: inside it, no concurrent training run removes checkpoint ``path``."""
-    return reading(path) if (path / FACTS_FILE).is_file() else nullcontext()
-
-
-def check_files(path: Path) -> None:
-    """Compare names and sizes of a checkpoint's files with its ``checkpoint.json``, if it has one.
-
-    Raises:
-        UserError: a file is missing or has another size.
-    """
-    if not (path / FACTS_FILE).is_file():
-        return  # for example Megatron-LM's; damage shows when its files are read
-    try:
-        read_facts(path)
-    except BrokenCheckpointError as error:
-        raise UserError(error.what, rule=error.rule, fix="use another checkpoint") from None
-
-
 def _fits(found: Shape, tensor: FullTensor) -> bool:
     expected = (*tensor.num_leading, *tensor.shape)
     return found == expected or (tensor.padded and found[1:] == expected[1:] and found[0] >= expected[0])
@@ -229,7 +178,10 @@ def _read_metadata(path: Path) -> Metadata:
 
 
 class _FileSlice(io.RawIOBase):
-    """``length`` bytes of ``file`` from ``offset`` on, as a read-only file."""
+    """``length`` bytes of ``file`` from ``offset`` on, as a read-only file.
+
+    torch's own class for this cannot seek from the end, which ``zipfile`` does.
+    """
 
     def __init__(self, file: io.FileIO, offset: int, length: int) -> None:
         super().__init__()

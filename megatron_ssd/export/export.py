@@ -1,9 +1,10 @@
 """Exports a run's checkpoint as a Hugging Face folder, run_dir/export.
 
-One process does it, for a checkpoint of any layout: tensors are read from the checkpoint's files one at a time, split
-by their parameter mappings, and written in the type in which they were trained.
+One process exports a checkpoint of any layout: it reads one tensor at a time from the checkpoint's files, splits it by
+its parameter mapping, and writes it in the type in which it was trained.
 
-Memory: a few times the largest tensor. Comparing logits, which only small models do, adds the model twice in fp32.
+Memory is a few times the largest tensor. Comparing logits, which is done for small models only, adds the model twice in
+fp32.
 
 A killed export keeps its complete files. The next one recognises them by name, size and header and does not write them
 again.
@@ -25,13 +26,13 @@ from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError
 from megatron_ssd.export.assets import Assets, find_assets
-from megatron_ssd.export.checkpoint_reader import find_checkpoint, keep_checkpoint
 from megatron_ssd.export.stage import export_stage
 from megatron_ssd.export.state_dict_adapter import open_adapter
 from megatron_ssd.export.verify import compare_logits
 from megatron_ssd.models.families import FAMILIES
 from megatron_ssd.models.transformer_config import DTYPES
 from megatron_ssd.runtime.device import prepare_device
+from megatron_ssd.training.checkpoint_folder import find_checkpoint, reading
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def run_export(config: RunConfig) -> None:
     work = stage.begin()
     write_assets(find_assets(config, model), work, model, dtype)
     log.info("export: reading %s", checkpoint)
-    with keep_checkpoint(checkpoint):
+    with reading(checkpoint):
         adapter = open_adapter(checkpoint, model, weights=options.weights, dtype=dtype)
         shards = adapter.write(work, max_shard_bytes=options.max_shard_bytes)
         adapter.check_folder(work)
@@ -68,8 +69,8 @@ def run_export(config: RunConfig) -> None:
 def write_assets(assets: Assets, folder: Path, model: ModelConfig, dtype: torch.dtype) -> None:
     """Write tokenizer, ``config.json`` and ``generation_config.json`` to ``folder``.
 
-    A model trained from another's weights takes them from there, unchanged but for the type. For a model trained from
-    random weights the configuration is written from ``model``.
+    A model that was trained from a base takes them from the base, unchanged except for the type. For a model that was
+    trained from random weights, the configuration is made from ``model``.
 
     Raises:
         UserError: ``model`` and the base's ``config.json`` differ, or the tokenizer is larger than the model.

@@ -2,8 +2,8 @@
 
     python -m megatron_ssd.export.reference FOLDER TOKENS.npy LOGITS.npy
 
-It runs in its own process, without Megatron-Core and without this project's patches, so that the logits are what a user
-of the folder gets.
+It runs in a separate process, without Megatron-Core and without this project's patches, so that the logits are those
+that a user of the folder gets.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM
 
 
 def reference_logits(folder: Path, tokens_BS: NDArray[np.int64]) -> NDArray[np.float32]:
     """Logits [B, S, V] of ``tokens_BS``."""
-    from transformers import AutoModelForCausalLM
-
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         logits_BSV: NDArray[np.float32] = model(torch.from_numpy(tokens_BS)).logits.numpy()

@@ -1,4 +1,7 @@
-"""Identity of the export stage: what decides the content of ``run_dir/export``. Does not need torch."""
+"""Identity of the export stage: what decides the content of ``run_dir/export``.
+
+The module does not import torch.
+"""
 
 from __future__ import annotations
 

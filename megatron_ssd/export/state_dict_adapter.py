@@ -30,7 +30,7 @@ class StateDictAdapter:
     """Hugging Face tensors, made on request from a checkpoint.
 
     Args:
-        reader: an opened checkpoint, already checked against ``full``.
+        reader: an opened checkpoint of the model ``full``.
         full: names, keys and shapes.
         dtype_of: the type in which a parameter is written.
         dtypes: types of single Hugging Face tensors that differ from it.
@@ -129,12 +129,8 @@ def open_adapter(
         UserError: the checkpoint cannot be read, has no moving average, or is of another model.
     """
     full = full_model(model)
-    trained = CheckpointReader(checkpoint)
-    trained.check(full)
-    reader = trained
-    if weights == "ema":
-        reader = CheckpointReader(checkpoint, weights="ema")
-        reader.check(full)
+    trained = CheckpointReader(checkpoint, full)
+    reader = CheckpointReader(checkpoint, full, weights="ema") if weights == "ema" else trained
     return StateDictAdapter(reader, full, dtype_of=lambda tensor: dtype or trained.dtype(tensor), dtypes=dtypes)
 
 

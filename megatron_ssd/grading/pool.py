@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_ssd.artifacts.jsonl import JsonlWriter, iter_jsonl, truncate_partial_line
+from megatron_ssd.artifacts.jsonl import FileCursor, JsonlWriter, iter_complete_records
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.grading.checker import Checker, CheckResult
@@ -191,8 +191,7 @@ def read_verdicts(path: Path) -> dict[tuple[str, int], Verdict]:
     """The complete records of a verdict file by (problem id, sample index); empty if there is no file yet."""
     if not path.exists():
         return {}
-    truncate_partial_line(path)
-    verdicts = (Verdict.from_json(record) for record in iter_jsonl(path))
+    verdicts = (Verdict.from_json(record) for record, _ in iter_complete_records(path, FileCursor()))
     return {(verdict.problem_id, verdict.sample_index): verdict for verdict in verdicts}
 
 

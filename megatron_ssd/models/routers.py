@@ -1,4 +1,4 @@
-"""Controls the training of a mixture of experts' routers."""
+"""Controls how the routers of a mixture of experts are trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Padding for vocabularies that the tensor parallel size does not divide.
+"""Pads vocabularies that the tensor parallel size does not divide.
 
 The embedding and the output layer get extra rows, up to a multiple of the tensor parallel size. Invariants:
 
@@ -49,7 +49,7 @@ def _zero_padding(weight: Tensor, vocab_size: int) -> None:
 
 
 class _LogitMask:
-    """Forward hook of the output layer.
+    """Forward hook of the output layer that masks padded logits.
 
     It uses the lowest finite number: a rank whose logits are all minus infinity has no softmax.
     """

@@ -1,4 +1,4 @@
-"""Data sheets of NVIDIA GPUs."""
+"""Figures from the data sheets of NVIDIA GPUs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Checks that this machine can run a configuration, before anything is built.
 
-Each check but ``check_hardware`` and ``check_device`` is a pure function of a configuration and a device.
+Except for ``check_device`` and ``check_hardware``, each check is a pure function of its arguments.
 """
 
 from __future__ import annotations

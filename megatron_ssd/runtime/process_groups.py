@@ -18,9 +18,8 @@ from megatron.core import parallel_state
 from torch.distributed import distributed_c10d
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.config.parallel import Device, ParallelConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.runtime.device import Device
 
 T = TypeVar("T")
 
@@ -45,7 +44,7 @@ def process_groups(parallel: ParallelConfig, *, device: Device) -> Iterator[None
 def fake_process_group(parallel: ParallelConfig, *, rank: int) -> Iterator[None]:
     """Act as rank ``rank`` of ``parallel.world_size`` processes that do not exist: collectives return at once.
 
-    For building a model on the meta device as that rank does; nothing can be computed.
+    Serves to build a model on the meta device as that rank does; nothing can be computed.
     """
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=parallel.world_size)
     try:
@@ -57,7 +56,7 @@ def fake_process_group(parallel: ParallelConfig, *, rank: int) -> Iterator[None]
 
 @contextmanager
 def joined_processes(device: Device) -> Iterator[None]:
-    """Initialise torch.distributed. Once per process: torchrun's rendezvous cannot be used again."""
+    """Initialise torch.distributed. Enter it once per process: torchrun's rendezvous cannot be used again."""
     _join(device)
     try:
         yield
@@ -76,7 +75,7 @@ def megatron_grid(parallel: ParallelConfig, *, create_gloo_process_groups: bool)
         yield
     finally:
         parallel_state.destroy_model_parallel()
-        # Megatron-Core only forgets its groups; torch keeps them, each with threads of its own.
+        # Megatron-Core only forgets its groups; torch keeps them, each with its own threads.
         for group in set(distributed_c10d._world.pg_map) - existing:
             dist.destroy_process_group(group)
 

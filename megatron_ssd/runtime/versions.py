@@ -20,7 +20,7 @@ from megatron.core.dist_checkpointing.serialization import load, save
 from megatron.core.transformer.moe.router import TopKRouter
 from torch.distributed import checkpoint
 
-# Warnings of a release to its developers, or of torch to a release. Users of this project cannot act on them.
+# Warnings for the developers of Megatron-Core. Users of this project cannot act on them.
 _WARNINGS = (
     "`sequence_parallel` is set to `True`, but tensor model parallel",
     "The .grad attribute of a Tensor that is not a leaf",

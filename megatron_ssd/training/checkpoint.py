@@ -27,6 +27,7 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch.distributed.checkpoint import CheckpointException
 
 from megatron_ssd.artifacts.atomic import move_aside
+from megatron_ssd.artifacts.manifest import package_versions
 from megatron_ssd.errors import UserError
 from megatron_ssd.runtime.process_groups import on_rank_zero
 from megatron_ssd.runtime.versions import load_options
@@ -40,7 +41,7 @@ from megatron_ssd.training.checkpoint_folder import (
     reading,
 )
 from megatron_ssd.training.checkpoint_writer import CheckpointWriter
-from megatron_ssd.training.optimizer_state import METADATA, OptimizerState
+from megatron_ssd.training.optimizer_state import SHARDING, OptimizerState
 from megatron_ssd.training.step import TrainingState
 
 log = logging.getLogger(__name__)
@@ -51,20 +52,23 @@ def save_checkpoint(writer: CheckpointWriter, state: TrainingState) -> None:
     models = _models(state)
     optimizer = OptimizerState(state.optimizer, models, loading=False)
     writer.save(
-        state.iteration,
+        CheckpointFacts(
+            iteration=state.iteration,
+            optimizer=_kind(state.optimizer),
+            layout=_layout(),
+            versions=package_versions(),
+        ),
         _sharded_state(state, models, optimizer),
-        optimizer_kind=_kind(state.optimizer),
-        layout=current_layout(),
-        content_metadata=METADATA,
+        content_metadata=SHARDING,
         # While updates are skipped the weights may be beyond recovery, and the user will need an older checkpoint.
         may_prune=state.spikes.skipped_in_row == 0,
     )
 
 
 def choose_checkpoint(folder: Path, on_broken: Literal["error", "previous"]) -> tuple[Path, CheckpointFacts] | None:
-    """The checkpoint to resume from, checked, the same on every rank; None if there is none.
+    """The newest checkpoint, after its files are checked; None if there is none. The same on every rank.
 
-    With ``on_broken=previous`` a broken checkpoint is renamed and the one before it is used.
+    With ``on_broken=previous``, a broken checkpoint is renamed and the one before it is used.
 
     Raises:
         UserError: the newest one is broken and ``on_broken`` is ``error``, or all of them are broken.
@@ -116,7 +120,7 @@ def load_checkpoint(path: Path, facts: CheckpointFacts, state: TrainingState) ->
         UserError: the checkpoint has another format, or is of another model or the other kind of optimizer.
     """
     _check_kind(path, facts, state.optimizer)
-    same_layout = facts.layout == current_layout()
+    same_layout = facts.layout == _layout()
     models = _models(state)
     optimizer = OptimizerState(state.optimizer, models, loading=True)
     wanted = _sharded_state(state, models, optimizer)
@@ -140,7 +144,7 @@ def load_checkpoint(path: Path, facts: CheckpointFacts, state: TrainingState) ->
         set_rng_state(loaded["rng_state"])
 
 
-def current_layout() -> dict[str, int]:
+def _layout() -> dict[str, int]:
     """Sizes of the process grid that this process is in."""
     return {
         "world": dist.get_world_size(),
@@ -175,7 +179,7 @@ def rng_state() -> bytes:
     """The RNG states of this process: Python's, numpy's, torch's and those of Megatron-Core's tracker.
 
     No part of training draws random numbers today (weights come from streams of their own, data order from seed and
-    epoch, and there is no dropout). They are saved so that a layer which does would resume correctly.
+    epoch, and there is no dropout). They are saved so that a layer that draws some would resume correctly.
     """
     # As arrays: Megatron-Core 0.19 has torch pickle tensors in a way that 0.16 cannot read.
     return pickle.dumps(
@@ -205,7 +209,7 @@ def _kind(optimizer: MegatronOptimizer) -> str:
 
 
 def _check_kind(path: Path, facts: CheckpointFacts, optimizer: MegatronOptimizer) -> None:
-    """Refuse what cannot be loaded: each of Megatron-Core's two kinds of optimizer reads only its own state."""
+    """Refuse another format, and the other kind of optimizer: Megatron-Core's two kinds read only their own state."""
     if facts.format_version != FORMAT_VERSION:
         raise UserError(
             f"checkpoint {path}",

@@ -15,9 +15,9 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,22 +44,18 @@ class FileFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFacts:
-    """``checkpoint.json``. ``layout`` is the process grid that wrote it; any other may read it."""
+    """Content of ``checkpoint.json``. ``layout`` is the grid of processes that wrote it; any other grid may read it."""
 
     iteration: int
     optimizer: str  # "distributed" or "non-distributed"; "none" if the checkpoint holds weights only
     layout: dict[str, int]
     versions: dict[str, str]
-    files: dict[str, FileFacts]
+    files: dict[str, FileFacts] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
-
-    def write(self, folder: Path) -> None:
-        """Write ``folder/checkpoint.json``."""
-        write_atomically(folder / FACTS_FILE, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
 
 class BrokenCheckpointError(UserError):
-    """A checkpoint that is not what was written."""
+    """A checkpoint whose files differ from those that were written."""
 
     def __init__(self, what: str, *, rule: str, fix: str = "") -> None:
         super().__init__(
@@ -87,6 +83,21 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
     """The last of ``list_checkpoints``; None if there is none."""
     return max(list_checkpoints(folder), default=None)
+
+
+def write_facts(path: Path, facts: CheckpointFacts, *, hashes: Mapping[str, str]) -> None:
+    """Write ``path/checkpoint.json``: ``facts``, with the size and hash of every other file in ``path``.
+
+    Args:
+        hashes: SHA-256 of files by name, if it is known already; other files are hashed.
+    """
+    files = {
+        file.name: FileFacts(bytes=file.stat().st_size, sha256=hashes.get(file.name) or sha256_file(file))
+        for file in sorted(path.iterdir())
+        if file.name != FACTS_FILE
+    }
+    text = json.dumps(dataclasses.asdict(dataclasses.replace(facts, files=files)), indent=1)
+    write_atomically(path / FACTS_FILE, text + "\n")
 
 
 def read_facts(path: Path) -> CheckpointFacts:
@@ -128,7 +139,7 @@ def check_content(path: Path, facts: CheckpointFacts, names: Sequence[str]) -> N
     """Compare the content of the files ``names`` with their hashes, which reads all of it.
 
     Raises:
-        BrokenCheckpointError: a file is not what was written.
+        BrokenCheckpointError: a file has another content.
     """
     for name in names:
         try:
@@ -147,16 +158,57 @@ def remove_leftovers(folder: Path) -> None:
         shutil.rmtree(path)
 
 
+def find_checkpoint(folder: Path, iteration: int | None) -> Path:
+    """The checkpoint of ``iteration`` in ``folder``, by default the newest, after ``check_files``.
+
+    Raises:
+        UserError: there is no such checkpoint, or a file of it is missing or has another size.
+    """
+    found = dict(list_checkpoints(folder))
+    if not found:
+        raise UserError(f"folder {folder}", rule="has no checkpoint (iter_...)",
+                        fix="run launch/train.py to its first checkpoint, or name another folder")  # fmt: skip
+    if iteration is not None and iteration not in found:
+        raise UserError(
+            f"iteration = {iteration}",
+            rule=f"{folder} has no {checkpoint_path(folder, iteration).name}",
+            fix=f"choose one of {', '.join(map(str, sorted(found)))}",
+        )
+    path = found[max(found) if iteration is None else iteration]
+    check_files(path)
+    return path
+
+
+def check_files(path: Path) -> None:
+    """Compare names and sizes of a checkpoint's files with its ``checkpoint.json``, if it has one.
+
+    Raises:
+        UserError: a file is missing or has another size.
+    """
+    if not (path / FACTS_FILE).is_file():
+        return  # for example Megatron-LM's; damage shows when its files are read
+    try:
+        read_facts(path)
+    except BrokenCheckpointError as error:
+        raise UserError(error.what, rule=error.rule, fix="use another checkpoint") from None
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """While entered, no training run prunes checkpoint ``path``."""
+    """While entered, no training run prunes checkpoint ``path``.
+
+    A checkpoint without ``checkpoint.json`` is not locked: it is not of a training run.
+    """
+    if not (path / FACTS_FILE).is_file():
+        yield
+        return
     with (path / FACTS_FILE).open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         yield
 
 
 def superfluous(iterations: Sequence[int], config: CheckpointConfig) -> list[int]:
-    """Those of ``iterations`` (ascending) that ``keep_last`` and ``keep_every`` do not keep; never the last."""
+    """Those of the ascending ``iterations`` that neither ``keep_last`` nor ``keep_every`` keeps; never the last."""
     if config.keep_last is None:
         return []
     older = iterations[: -config.keep_last]
@@ -166,7 +218,7 @@ def superfluous(iterations: Sequence[int], config: CheckpointConfig) -> list[int
 def prune(folder: Path, config: CheckpointConfig) -> None:
     """Remove superfluous checkpoints. Each is renamed first, so that a killed run never leaves part of a checkpoint.
 
-    One that is being read stays until the next call.
+    A checkpoint that is being read is kept until the next call.
     """
     found = dict(list_checkpoints(folder))
     for iteration in superfluous(sorted(found), config):

@@ -33,17 +33,15 @@ from torch.distributed.checkpoint import CheckpointException
 
 from megatron_ssd.artifacts.atomic import fsync_path
 from megatron_ssd.artifacts.hashing import sha256_file
-from megatron_ssd.artifacts.manifest import package_versions
 from megatron_ssd.config.training import CheckpointConfig
 from megatron_ssd.process import die_with_parent
 from megatron_ssd.runtime.versions import save_options
 from megatron_ssd.training.checkpoint_folder import (
-    FACTS_FILE,
     CheckpointFacts,
-    FileFacts,
     checkpoint_path,
     partial_path,
     prune,
+    write_facts,
 )
 
 _NO_SPACE = 1 << 16  # bytes; with less free space, a failed write is attributed to a full disk
@@ -62,22 +60,26 @@ class CheckpointWriter:
 
     def save(
         self,
-        iteration: int,
+        facts: CheckpointFacts,
         state: dict[str, Any],
         *,
-        optimizer_kind: str,
-        layout: dict[str, int],
         content_metadata: dict[str, Any],
-        may_prune: bool = True,
+        may_prune: bool,
     ) -> None:
         """Write ``state``; returns when it is published, or, with ``save_async``, when the model may change again.
+
+        Args:
+            facts: content of ``checkpoint.json``, except for its ``files``.
+            state: sharded tensors and objects of this rank.
+            content_metadata: how Megatron-Core sharded ``state``.
+            may_prune: whether superfluous checkpoints are removed afterwards.
 
         Raises:
             OSError: (ENOSPC) the disk is full.
             CheckpointException: a writer failed, here or on another rank.
         """
         self.finish()
-        partial = partial_path(self._folder, iteration)
+        partial = partial_path(self._folder, facts.iteration)
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed while writing it
             partial.mkdir(parents=True)
@@ -88,14 +90,7 @@ class CheckpointWriter:
             if request.async_fn is not None:  # None on a rank that has nothing to write
                 write = functools.partial(_write_and_hash, request.async_fn, partial, dist.get_rank(), digests)
                 request = request._replace(async_fn=write)
-            facts = functools.partial(
-                CheckpointFacts,
-                iteration=iteration,
-                optimizer=optimizer_kind,
-                layout=layout,
-                versions=package_versions(),
-            )
-            request.add_finalize_fn(functools.partial(self._publish, partial, iteration, digests, facts, may_prune))
+            request.add_finalize_fn(functools.partial(self._publish, partial, digests, facts, may_prune))
             if self._config.save_async:
                 self._queue.schedule_async_request(request)
             else:
@@ -118,28 +113,15 @@ class CheckpointWriter:
                 state, str(partial), async_sharded_save=True, content_metadata=content_metadata, **save_options()
             )
 
-    def _publish(
-        self,
-        partial: Path,
-        iteration: int,
-        digests: _ResultFile,
-        facts: Callable[..., CheckpointFacts],
-        may_prune: bool,
-    ) -> None:
+    def _publish(self, partial: Path, digests: _ResultFile, facts: CheckpointFacts, may_prune: bool) -> None:
         """Write ``checkpoint.json``, force everything to disk and rename. Runs on every rank."""
         gathered: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(gathered, digests.get())
         if dist.get_rank() == 0:
-            known = {name: digest for each in gathered for name, digest in each.items()}
-            paths = sorted(path for path in partial.iterdir() if path.name != FACTS_FILE)
-            files = {
-                path.name: FileFacts(bytes=path.stat().st_size, sha256=known.get(path.name) or sha256_file(path))
-                for path in paths
-            }
-            facts(files=files).write(partial)
-            for path in [*paths, partial]:
+            write_facts(partial, facts, hashes={name: digest for each in gathered for name, digest in each.items()})
+            for path in [*partial.iterdir(), partial]:
                 fsync_path(path)
-            partial.rename(checkpoint_path(self._folder, iteration))
+            partial.rename(checkpoint_path(self._folder, facts.iteration))
             fsync_path(self._folder)
             if may_prune:
                 prune(self._folder, self._config)
@@ -197,7 +179,7 @@ def _own_results_queue() -> Iterator[None]:
 def _write_and_hash(
     write: Callable[..., None], folder: Path, rank: int, digests: _ResultFile, *args: Any, **kwargs: Any
 ) -> None:
-    """Megatron-Core's ``write``, then the hashes of this rank's files, read back from the page cache."""
+    """Run Megatron-Core's ``write``, then hash this rank's files, which are still in the page cache."""
     write(*args, **kwargs)
     paths = sorted(folder.glob(f"__{rank}_*"))
     with ThreadPoolExecutor(_HASH_THREADS) as threads:

@@ -1,4 +1,4 @@
-"""Micro batches of one process, as a function of the iteration number alone.
+"""Makes the micro batches of one process, as a function of the iteration number alone.
 
 Packed sequences (without packing: one sample each) have a global order that the data set fixes from (seed, epoch).
 Iteration i (from 1) takes the ``global_batch_size`` sequences after the first (i - 1) x ``global_batch_size``; each
@@ -32,13 +32,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.config.parallel import Device, ParallelConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.indexed import DATASET_NAME
 from megatron_ssd.dataset.packed_dataset import PackedDataset, PackedSequence
 from megatron_ssd.errors import UserError
-from megatron_ssd.runtime.device import Device
 from megatron_ssd.runtime.packed_sequences import local_positions, make_packed_sequences
 
 
@@ -47,7 +46,7 @@ class Batch:
     """One micro batch on the device, each tensor [B, S], or [1, B * S] with packing.
 
     Under context parallelism it holds the tokens of this rank only. ``packed_seq_params`` (``PackedSequences``)
-    describes the segments of all ranks; without it every sequence is plainly causal.
+    describes the segments of all ranks; if it is None, each sequence is one segment.
     """
 
     tokens: Tensor
@@ -91,7 +90,7 @@ class BatchSource:
 
     @property
     def batches_in_pass(self) -> int:
-        """Global batches that hold the first epoch."""
+        """Number of global batches in the first epoch."""
         return -(-self.dataset.num_sequences(0) // self.training.global_batch_size)
 
     def micro_batches(self, iteration: int) -> Iterator[Batch]:
@@ -108,7 +107,7 @@ class BatchSource:
     def normalizer(self, iteration: int) -> float:
         """Sum of all loss weights of the global batch of ``iteration``, by which loss and gradient are divided.
 
-        From the index alone, so that every rank knows it without communication.
+        It depends on the index alone, so every rank knows it without communication.
         """
         # Rounded once: the built-in sum rounds differently from Python 3.12 on.
         return math.fsum(self.dataset.sequence_weight(*at) for at in self._global_batch(iteration))

@@ -1,7 +1,7 @@
 """Logs the metrics of each iteration.
 
-``metrics.jsonl`` has one line per iteration and each iteration once: after a resume the lines past the checkpoint are
-cut off, and those iterations run, and are written, again.
+``metrics.jsonl`` has exactly one line per iteration: a resume cuts off the lines after the checkpoint, and those
+iterations run and are logged again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from megatron_ssd.artifacts.jsonl import JsonlWriter, iter_jsonl, truncate_partial_line
+from megatron_ssd.artifacts.jsonl import FileCursor, JsonlWriter, iter_complete_records
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.errors import require
 from megatron_ssd.progress import progress
@@ -81,7 +81,7 @@ class MetricsLogger(Protocol):
         """Make everything durable; called before each checkpoint."""
 
     def close(self) -> None:
-        """End."""
+        """Write what is left and release files; called once, at the end."""
 
 
 class JsonlLogger:
@@ -114,7 +114,7 @@ class TensorBoardLogger:
 
     Args:
         done: iterations of the checkpoint that training resumes from; later events of an earlier start are purged.
-        interval: log every so many iterations, and every one that validates.
+        interval: number of iterations per logged one; an iteration that validates is always logged.
     """
 
     def __init__(self, folder: Path, *, done: int, interval: int) -> None:
@@ -144,7 +144,7 @@ class WandbLogger:
         run_id: the same for every start of one training run.
         folder: where the client keeps its files.
         settings: shown as the run's configuration.
-        interval: log every so many iterations, and every one that validates.
+        interval: number of iterations per logged one; an iteration that validates is always logged.
     """
 
     def __init__(self, project: str, *, run_id: str, folder: Path, settings: dict[str, Any], interval: int) -> None:
@@ -168,7 +168,7 @@ class WandbLogger:
 
 
 class ProgressLogger:
-    """Moves the progress bar, warns of what an operator should look at, and notes the stage's time."""
+    """Updates the progress bar, warns of skipped updates and loss spikes, and records the time that the stage took."""
 
     def __init__(self, stage: Stage, *, done: int, train_iters: int) -> None:
         self._stage = stage
@@ -198,7 +198,7 @@ class ProgressLogger:
             log.info("iteration %d: validation loss %.4f", metrics.iteration, metrics.validation_loss)
 
     def flush(self) -> None:
-        """Note the time spent so far."""
+        """Record the time spent so far."""
         self._stage.note_time()
 
     def close(self) -> None:
@@ -225,10 +225,10 @@ def _cut_after(path: Path, done: int) -> None:
     """Cut ``path`` back to iterations up to ``done``."""
     if not path.exists():
         return
-    truncate_partial_line(path)
-    kept = sum(1 for record in iter_jsonl(path) if record["iteration"] <= done)
+    cursor, end = FileCursor(), 0
+    for record, _ in iter_complete_records(path, cursor):
+        if record["iteration"] <= done:
+            end = cursor.offset
     with path.open("rb+") as file:
-        for _ in range(kept):
-            file.readline()
-        file.truncate(file.tell())
+        file.truncate(end)
         os.fsync(file.fileno())

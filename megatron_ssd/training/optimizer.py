@@ -1,4 +1,4 @@
-"""Builds AdamW with its learning-rate schedule on Megatron-Core's optimizers."""
+"""Wraps Megatron-Core's AdamW and its learning-rate schedule."""
 
 from __future__ import annotations
 

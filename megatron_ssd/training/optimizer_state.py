@@ -1,13 +1,13 @@
-"""The optimizer's state as named tensors, independent of the parallel layout.
+"""Represents the optimizer's state as named tensors, independent of the parallel layout.
 
 Megatron-Core keys every tensor of the state by its parameter's name, but keeps the tensors in a structure that changes
 with the layout: one optimizer for all parameters, or a second one for experts under expert parallelism, with parameter
-groups beside them. A checkpoint of this project holds the tensors alone. The rest is either configuration, which the
+groups next to them. A checkpoint of this project holds the tensors alone. The rest is either configuration, which the
 loading optimizer has already, or the number of updates, which is the same for all parameters.
 
 Megatron-Core 0.16 expects TransformerEngine's or apex's Adam, which count steps per group. PyTorch's AdamW, which it
-uses if neither is installed, counts per parameter. Saving and loading its state needs three adaptations, made here;
-other optimizers are not touched.
+uses if neither is installed, counts per parameter. Saving and loading its state needs three adaptations, which this
+module makes; it changes nothing for other optimizers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
 # The only form of the distributed optimizer's state that every other layout can load.
-METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+SHARDING = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
 
 class OptimizerState:
@@ -37,7 +37,7 @@ class OptimizerState:
 
     def __init__(self, optimizer: MegatronOptimizer, models: dict[str, Any], *, loading: bool) -> None:
         self._optimizer = optimizer
-        self._state_dict = optimizer.sharded_state_dict(models, is_loading=loading, metadata=METADATA)
+        self._state_dict = optimizer.sharded_state_dict(models, is_loading=loading, metadata=SHARDING)
         self.tensors: dict[str, Any] = {}
         _map_leaves(self._state_dict, self._collect)
 
@@ -113,7 +113,7 @@ def _adams(optimizer: MegatronOptimizer) -> Iterator[Any]:
 
 
 def _set_updates(state: dict[str, Any], updates: int) -> None:
-    """Write the number of updates where Megatron-Core's optimizers read it: in the groups, or beside the state."""
+    """Write the number of updates where Megatron-Core's optimizers read it: in the groups, or next to the state."""
     state = state.get("optimizer", state)
     for group in state["param_groups"]:
         group["step"] = updates

@@ -1,7 +1,8 @@
 """Identity of the training stage: what decides the content of ``run_dir/checkpoints``.
 
-Needs neither torch nor Megatron-Core, so that the pipeline can ask whether the stage is up to date. The parallel layout
-is not part of the identity: it affects how numbers round, not what is trained, and a run may resume under another one.
+The module does not import torch or Megatron-Core, so that the pipeline can check quickly whether the stage is up to
+date. The parallel layout is not part of the identity: it affects rounding, not what is trained, and a run may resume
+under another layout.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _NOT_TRAINED = (
 
 
 def training_stage(config: RunConfig) -> Stage:
-    """The stage ``checkpoints`` of this configuration, unopened.
+    """The stage that writes ``run_dir/checkpoints``.
 
     Raises:
         UserError: there is no data set, or no base model to start from.

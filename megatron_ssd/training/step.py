@@ -1,4 +1,4 @@
-"""One training step: one update of the weights from a global batch.
+"""Runs one training step: one update of the weights from a global batch.
 
 The loss is cross-entropy, weighted by token and summed. Sums, not means, leave a micro batch. Loss and gradients are
 divided once, by the weight of the global batch (``BatchSource.normalizer``), so that no split into micro batches,
@@ -49,8 +49,8 @@ class LossSpikeDetector:
     """Detects non-finite losses and loss spikes.
 
     The same losses give the same counters on every rank; the counters are part of a checkpoint. ``seen`` counts finite
-    losses, which is the number of updates. ``mean`` is the plain mean of the first losses, after that an exponential
-    one.
+    losses, which is the number of updates. ``mean`` is the mean of the first losses, and after that their exponential
+    moving average.
     """
 
     spike_factor: float

@@ -1,4 +1,4 @@
-"""A user error is one line with the value, the rule and the fix, and no finished work is lost."""
+"""Tests for user errors: each is one line with the value, the rule and the fix, and does not destroy finished work."""
 
 from __future__ import annotations
 
@@ -11,20 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT, SMALL, Loop
+from tests.helpers.paths import ROOT
+from tests.helpers.scripts import run_script
 
-
-def start(script: str, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run an entry point as a user would."""
-    environment = {**os.environ, **({"PATH": path} if path is not None else {})}
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments],
-        capture_output=True, text=True, timeout=600, check=False, env=environment,
-    )  # fmt: skip
+from .conftest import SMALL, Loop
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str, status: int = 2) -> None:
-    """The run ended with ``status`` and one error line that contains ``parts``, without a traceback."""
+    """Check that a run ended with ``status`` and one error line that contains ``parts``, without a traceback."""
     assert done.returncode == status, done.stderr[-3000:]
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr[-3000:]
@@ -33,32 +27,32 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str, status:
         assert part in errors[0]
 
 
-@pytest.mark.parametrize("script", ["launch/train.py", "launch/pipeline.py"])  # the others: tests/unit/cli
+@pytest.mark.parametrize("script", ["launch/train.py", "launch/pipeline.py"])  # other scripts: tests/unit/cli
 def test_an_unknown_key(script: str) -> None:
-    done = start(script, "+experiment=demo", "training.train_iter=3")
+    done = run_script(script, "+experiment=demo", "training.train_iter=3")
     assert_one_line(done, "training.train_iter = 3", "no such key", "did you mean training.train_iters?")
 
 
 def test_a_traceback_is_printed_on_request() -> None:
-    done = start("launch/generate.py", "seed=x", "--traceback")
+    done = run_script("launch/generate.py", "seed=x", "--traceback")
     assert "Traceback" in done.stderr
     assert "seed = 'x'" in done.stderr
 
 
 def test_a_missing_model_folder(tmp_path: Path) -> None:
-    done = start("launch/generate.py", *SMALL, f"run_dir={tmp_path}/run", f"model.path={tmp_path}/nowhere")
+    done = run_script("launch/generate.py", *SMALL, f"run_dir={tmp_path}/run", f"model.path={tmp_path}/nowhere")
     assert_one_line(done, f"{tmp_path}/nowhere")
     assert not (tmp_path / "run" / "samples").exists()
 
 
 def test_model_path_replaces_the_pipelines_own_base_model(tmp_path: Path) -> None:
     named = [*SMALL, f"base.base_dir={tmp_path}/base", f"run_dir={tmp_path}/run", "--until=problems"]
-    assert_one_line(start("launch/pipeline.py", *named, f"model.path={tmp_path}/nope"),
+    assert_one_line(run_script("launch/pipeline.py", *named, f"model.path={tmp_path}/nope"),
                     f"model.path = {tmp_path}/nope", "does not exist")  # fmt: skip
     assert not list(tmp_path.iterdir())  # reported before any work
     mine = tmp_path / "mine"
     mine.mkdir()
-    done = start("launch/pipeline.py", *named, f"model.path={mine}")
+    done = run_script("launch/pipeline.py", *named, f"model.path={mine}")
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"the base model is model.path = {mine}; base.experiment = demo_base is not used" in done.stderr
     assert (tmp_path / "run" / "problems").is_dir()
@@ -66,15 +60,15 @@ def test_model_path_replaces_the_pipelines_own_base_model(tmp_path: Path) -> Non
 
 
 def test_training_without_cuda_says_what_is_missing(tmp_path: Path) -> None:
-    done = start("launch/train.py", "+model=qwen3_30b", f"run_dir={tmp_path}/run")
+    done = run_script("launch/train.py", "+model=qwen3_30b", f"run_dir={tmp_path}/run")
     assert_one_line(done, "cluster.device = cuda", "GPU", "dry_run=true")
 
 
 def test_missing_problems_are_reported_before_any_work(tmp_path: Path) -> None:
     named = ["problems=rstar_coder", f"problems.path={tmp_path}/no_rows", f"base.base_dir={tmp_path}/base"]
-    assert_one_line(start("launch/pipeline.py", *SMALL, *named, f"run_dir={tmp_path}/run"), f"{tmp_path}/no_rows")
+    assert_one_line(run_script("launch/pipeline.py", *SMALL, *named, f"run_dir={tmp_path}/run"), f"{tmp_path}/no_rows")
     named = ["benchmark=livecodebench", f"benchmark.path={tmp_path}/no.jsonl", f"base.base_dir={tmp_path}/base"]
-    assert_one_line(start("launch/pipeline.py", *SMALL, *named, f"run_dir={tmp_path}/run"), f"{tmp_path}/no.jsonl")
+    assert_one_line(run_script("launch/pipeline.py", *SMALL, *named, f"run_dir={tmp_path}/run"), f"{tmp_path}/no.jsonl")
     assert not list(tmp_path.iterdir())
 
 
@@ -82,17 +76,19 @@ def test_missing_problems_are_reported_before_any_work(tmp_path: Path) -> None:
 def test_a_run_dir_that_cannot_be_made(tmp_path: Path, below: str) -> None:
     (tmp_path / "FILE").write_text("mine")
     run_dir = tmp_path / below
-    assert_one_line(start("launch/problems.py", *SMALL, f"run_dir={run_dir}"), str(run_dir), "use another run_dir")
+    assert_one_line(run_script("launch/problems.py", *SMALL, f"run_dir={run_dir}"), str(run_dir), "use another run_dir")
     assert (tmp_path / "FILE").read_text() == "mine"
 
 
-def test_no_bubblewrap(tmp_path: Path) -> None:
+def test_a_missing_bubblewrap(tmp_path: Path) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
     for name in ("git", "g++", "gcc", "env"):
         if (found := shutil.which(name)) is not None:
             (tools / name).symlink_to(found)
-    done = start("launch/pipeline.py", *SMALL, f"run_dir={tmp_path}/run", f"base.base_dir={tmp_path}", path=str(tools))
+    done = run_script(
+        "launch/pipeline.py", *SMALL, f"run_dir={tmp_path}/run", f"base.base_dir={tmp_path}", path=str(tools)
+    )
     assert_one_line(done, "evaluation.sandbox.kind = bubblewrap", "bwrap is not on PATH", "install")
     assert not list(tmp_path.glob("*/dataset*"))  # reported before any work
 
@@ -102,27 +98,26 @@ def test_a_broken_line_in_the_samples(loop: Loop, finished: Path, tmp_path: Path
     shard = sorted((run_dir / "samples").glob("*.jsonl"))[1]
     lines = shard.read_text().splitlines(keepends=True)
     shard.write_text("".join([*lines[:2], lines[2][:40] + "\n", *lines[3:]]))
-    done = start("tools/preprocess_data.py", *SMALL, f"run_dir={run_dir}")
+    done = run_script("tools/preprocess_data.py", *SMALL, f"run_dir={run_dir}")
     assert_one_line(done, f"{shard.name}:3", "JSON", "fix that line")
     shard.write_text("".join(lines[:2] + lines[3:]))
-    done = start("tools/preprocess_data.py", *SMALL, f"run_dir={run_dir}")
+    done = run_script("tools/preprocess_data.py", *SMALL, f"run_dir={run_dir}")
     assert_one_line(done, f"{shard.name} has {len(lines) - 1} of them", "were published", "put the files back")
     shard.write_text("".join(lines))  # fixed: the same command resumes
-    again = start("tools/preprocess_data.py", *SMALL, f"run_dir={run_dir}")
+    again = run_script("tools/preprocess_data.py", *SMALL, f"run_dir={run_dir}")
     assert again.returncode == 0, again.stderr[-3000:]
 
 
 def test_a_wrong_vocabulary_size(finished: Path, loop: Loop, tmp_path: Path) -> None:
     run_dir = loop.copy(finished, tmp_path / "run", "samples", "dataset")
     base = next(loop.base_dir.glob("*/export"))
-    done = start("launch/train.py", *SMALL, f"run_dir={run_dir}", f"model.path={base}",
-                 "model.vocab_size=256")  # fmt: skip
+    done = run_script("launch/train.py", *SMALL, f"run_dir={run_dir}", f"model.path={base}", "model.vocab_size=256")
     assert_one_line(done, "model.vocab_size = 256", "holds token id", "make the data set again")
     assert not list(run_dir.glob("checkpoints*/iter_*"))
 
 
 def test_a_full_disk(finished: Path) -> None:
-    """On a full file system of 1 MiB: one line, the samples are kept, and with free space the same command succeeds."""
+    """On a full file system of 1 MiB. The samples are kept, and the same command succeeds once there is free space."""
     preprocess = " ".join([sys.executable, str(ROOT / "tools/preprocess_data.py"), *SMALL, "run_dir=/mnt"])
     program = f"""
         cp -r {finished}/samples /mnt/

@@ -1,16 +1,16 @@
-"""SIGKILL in each stage, then the same command again: the output is complete, and no finished work is repeated."""
+"""Tests that each stage resumes after SIGKILL: its output is complete, and no finished work is repeated."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 
 from megatron_ssd.artifacts.hashing import sha256_file
 from megatron_ssd.artifacts.manifest import FILE_NAME, manifest_json, read_manifest
+from tests.helpers.jsonl import complete_records, samples_by_key, write_jsonl
 
 from .conftest import PARALLEL, Loop
 
@@ -18,21 +18,8 @@ SHARD_BYTES = "export.max_shard_bytes=100000"
 WORKERS = "preprocess.num_workers=2"
 
 
-def records(path: Path) -> list[dict[str, Any]]:
-    """The complete records of a JSONL file whose last line may be cut."""
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
-
-
-def samples(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """The records of every file below ``folder``, by problem and sample index."""
-    found = [record for path in sorted(folder.glob("*.jsonl")) for record in records(path)]
-    by_key = {(record["problem_id"], record["sample_index"]): record for record in found}
-    assert len(by_key) == len(found), "a sample was written twice"
-    return by_key
-
-
 def snapshot(folder: Path, pattern: str) -> dict[str, tuple[int, int]]:
-    """Name -> (inode, time of the last write): changes when a file is written again."""
+    """Name -> (inode, time of the last write), which changes if a file is written again."""
     stats = {path: path.stat() for path in folder.rglob(pattern) if path.is_file()}
     return {path.relative_to(folder).as_posix(): (s.st_ino, s.st_mtime_ns) for path, s in stats.items()}
 
@@ -48,12 +35,12 @@ def tensors(folder: Path) -> dict[str, bytes]:
 
 def multiply_samples(folder: Path, times: int) -> None:
     """Repeat the published samples ``times`` times under new problem ids, so that converting them takes a while."""
-    originals = [record for path in sorted(folder.glob("*.jsonl")) for record in records(path)]
+    originals = [record for path in sorted(folder.glob("*.jsonl")) for record in complete_records(path)]
     for path in folder.glob("*.jsonl"):
         path.unlink()
     for number in range(times):
         copies = [{**record, "problem_id": f"{record['problem_id']}-{number}"} for record in originals]
-        (folder / f"shard-{number:05}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in copies))
+        write_jsonl(folder / f"shard-{number:05}.jsonl", copies)
     files = sorted(folder.glob("*.jsonl"))
     outputs = [{"path": f.name, "sha256": sha256_file(f), "bytes": f.stat().st_size} for f in files]
     manifest = dataclasses.replace(read_manifest(folder), outputs=outputs, counts={"samples": len(originals) * times})
@@ -63,14 +50,14 @@ def multiply_samples(folder: Path, times: int) -> None:
 def test_sampling(loop: Loop, finished: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     partial = run_dir / "samples.partial"
-    loop.kill_when(run_dir, lambda: len(samples(partial)) >= 8, "--until=samples")
-    kept = samples(partial)
+    loop.kill_when(run_dir, lambda: len(samples_by_key(partial)) >= 8, "--until=samples")
+    kept = samples_by_key(partial)
     assert len(kept) >= 8
     assert not (run_dir / "samples").exists()
     loop.run(run_dir, "--until=samples")
-    final = samples(run_dir / "samples")
+    final = samples_by_key(run_dir / "samples")
     assert {key: final[key] for key in kept} == kept
-    reference = samples(finished / "samples")
+    reference = samples_by_key(finished / "samples")
     assert final.keys() == reference.keys()
     assert {key: record["seed"] for key, record in final.items()} == {
         key: record["seed"] for key, record in reference.items()
@@ -85,7 +72,7 @@ def test_preprocessing(loop: Loop, finished: Path, tmp_path: Path) -> None:
     loop.kill_when(run_dir, lambda: len(list(parts.glob("*.json"))) >= 3, "--until=dataset", WORKERS)
     done = sorted(parts.glob("*.json"))
     assert 3 <= len(done) < 300
-    # A mark that only survives if the finished part is reused: one additional sample.
+    # One additional sample, which is counted only if the finished part is reused.
     counts = json.loads(done[0].read_text())
     done[0].write_text(json.dumps({**counts, "samples": counts["samples"] + 1}))
     loop.run(run_dir, "--until=dataset")
@@ -99,15 +86,17 @@ def test_preprocessing(loop: Loop, finished: Path, tmp_path: Path) -> None:
 def test_training(loop: Loop, finished: Path, tmp_path: Path) -> None:
     run_dir = loop.copy(finished, tmp_path / "run", "samples", "dataset")
     partial = run_dir / "checkpoints.partial"
-    loop.kill_when(run_dir, lambda: len(records(partial / "metrics.jsonl")) >= 5, "--until=checkpoints", *PARALLEL)
+    loop.kill_when(
+        run_dir, lambda: len(complete_records(partial / "metrics.jsonl")) >= 5, "--until=checkpoints", *PARALLEL
+    )
     checkpoint = snapshot(partial / "iter_0000004", "*")
-    assert checkpoint, "the checkpoint of iteration 4 was not there"
+    assert checkpoint, "there is no checkpoint of iteration 4"
     again = loop.run(run_dir, "--until=checkpoints", *PARALLEL)
     assert "resuming from iteration" in again.stderr
     assert snapshot(run_dir / "checkpoints" / "iter_0000004", "*") == checkpoint
-    metrics = [records(folder / "checkpoints" / "metrics.jsonl") for folder in (run_dir, finished)]
+    metrics = [complete_records(folder / "checkpoints" / "metrics.jsonl") for folder in (run_dir, finished)]
     losses = [[(record["iteration"], record["loss"], record["grad_norm"]) for record in found] for found in metrics]
-    assert losses[0] == losses[1]  # bitwise, in order, each iteration once
+    assert losses[0] == losses[1]  # bitwise, with each iteration once and in order
 
 
 def test_export(loop: Loop, finished: Path, tmp_path: Path) -> None:
@@ -127,18 +116,21 @@ def test_export(loop: Loop, finished: Path, tmp_path: Path) -> None:
 def test_evaluation(loop: Loop, finished: Path, tmp_path: Path) -> None:
     run_dir = loop.copy(finished, tmp_path / "run", "samples", "dataset", "checkpoints", "export")
     partial = run_dir / "eval.partial" / "generations" / "base"
-    loop.kill_when(run_dir, lambda: sum(len(records(path)) for path in partial.glob("*.jsonl")) >= 10, "--until=eval")
-    kept = {path.name: records(path) for path in partial.glob("*.jsonl")}
+    loop.kill_when(
+        run_dir, lambda: sum(len(complete_records(path)) for path in partial.glob("*.jsonl")) >= 10, "--until=eval"
+    )
+    kept = {path.name: complete_records(path) for path in partial.glob("*.jsonl")}
     loop.run(run_dir, "--until=eval")
     generations, verdicts = (run_dir / "eval" / kind for kind in ("generations", "verdicts"))
     for name, before in kept.items():
-        after = records(generations / "base" / name)
+        after = complete_records(generations / "base" / name)
         assert all(record in after for record in before), "a finished response was sampled again"
     for model in ("base", "ssd"):
         for path in (generations / model).glob("*.jsonl"):
-            sampled = {(record["problem_id"], record["sample_index"]) for record in records(path)}
+            sampled = {(record["problem_id"], record["sample_index"]) for record in complete_records(path)}
             graded = [
-                (record["problem_id"], record["sample_index"]) for record in records(verdicts / model / path.name)
+                (record["problem_id"], record["sample_index"])
+                for record in complete_records(verdicts / model / path.name)
             ]
             assert len(sampled) == 12 * 5
             assert sorted(graded) == sorted(sampled)

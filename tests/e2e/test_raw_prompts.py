@@ -1,4 +1,4 @@
-"""Prompts without a chat template, from the problems to the data set on the real engine."""
+"""Tests for prompts without a chat template, from the problems to the data set, with the real engine."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.dataset.indexed import DATASET_NAME, open_indexed
 from megatron_ssd.problems.stage import read_problems
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
+from tests.helpers.paths import ROOT
 
-from .conftest import ROOT, SMALL, Loop
+from .conftest import SMALL, Loop
 
 
 def test_raw_prompts_are_sampled_and_trained_on_as_plain_text(loop: Loop, finished: Path, tmp_path: Path) -> None:

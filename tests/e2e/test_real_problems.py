@@ -1,4 +1,4 @@
-"""The same stages on real competitive-programming problems, from sampling to a report with its limits."""
+"""Tests for the pipeline on real competitive-programming problems."""
 
 from __future__ import annotations
 
@@ -9,22 +9,20 @@ import pytest
 
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
+from tests.helpers.paths import CODEFORCES, RSTAR, needs
+from tests.helpers.scripts import run_script
 
-from .conftest import ROOT, SMALL_BASE, Loop
-from .test_bad_input import start
-
-DATA = ROOT.parent / "shared" / "data"
-PROBLEMS, BENCHMARK = DATA / "rstar_coder_seed_sft", DATA / "lcb_schema" / "codeforces_408.jsonl"
+from .conftest import SMALL_BASE, Loop
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (PROBLEMS.is_dir() and BENCHMARK.is_file()), reason="needs ../shared/data beside the project")
-def test_the_loop_ends_with_a_report(loop: Loop, finished: Path, tmp_path: Path) -> None:
+@needs(RSTAR, CODEFORCES)
+def test_the_pipeline_ends_with_a_report_that_states_its_limits(loop: Loop, finished: Path, tmp_path: Path) -> None:
     assert finished  # the base model exists already
     run_dir = tmp_path / "run"
-    done = start(
-        "launch/pipeline.py", "+experiment=demo", "problems=rstar_coder", f"problems.path={PROBLEMS}",
-        "problems.limit=64", "contamination.on_hit=drop", "benchmark=livecodebench", f"benchmark.path={BENCHMARK}",
+    done = run_script(
+        "launch/pipeline.py", "+experiment=demo", "problems=rstar_coder", f"problems.path={RSTAR}",
+        "problems.limit=64", "contamination.on_hit=drop", "benchmark=livecodebench", f"benchmark.path={CODEFORCES}",
         "benchmark.limit=32",
         f"base.base_dir={loop.base_dir}", f"base.overrides={list(SMALL_BASE)}", f"run_dir={run_dir}",
     )  # fmt: skip
@@ -37,20 +35,20 @@ def test_the_loop_ends_with_a_report(loop: Loop, finished: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not BENCHMARK.is_file(), reason="needs ../shared/data beside the project")
+@needs(CODEFORCES)
 def test_the_full_benchmark_is_graded_in_one_run(loop: Loop, finished: Path, tmp_path: Path) -> None:
     assert finished  # the base model exists already
     (model,) = loop.base_dir.glob("*/export")
-    done = start(
+    done = run_script(
         "launch/evaluate.py", "+experiment=demo", f"model.path={model}", "benchmark=livecodebench",
-        f"benchmark.path={BENCHMARK}", "evaluation.models=[base]", "evaluation.num_samples=5",
+        f"benchmark.path={CODEFORCES}", "evaluation.models=[base]", "evaluation.num_samples=5",
         "evaluation.temperatures=[1.0]", "evaluation.top_ps=[0.8]", "prompt.template=code", f"run_dir={tmp_path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     manifest = read_manifest(tmp_path / "eval")
     assert manifest.counts["problems"] == 408
     programs = {path.stem: read_jsonl(path) for path in (tmp_path / "eval" / "verdicts" / "base").glob("*.jsonl")}
-    assert len(programs) == 3  # the default decode, that of the training data, and the cell
-    for rows in programs.values():
-        assert len({(row["problem_id"], row["sample_index"]) for row in rows}) == len(rows) == 408 * 5
-        assert not [row for row in rows if row["status"] == "infrastructure_error"]
+    assert len(programs) == 3  # the default setting, that of the training data, and the one cell of the grid
+    for verdicts in programs.values():
+        assert len({(each["problem_id"], each["sample_index"]) for each in verdicts}) == len(verdicts) == 408 * 5
+        assert not [each for each in verdicts if each["status"] == "infrastructure_error"]

@@ -1,23 +1,29 @@
-"""Rows in LiveCodeBench's format, and a benchmark of such rows."""
+"""Benchmarks in LiveCodeBench's format."""
 
 from __future__ import annotations
 
+import base64
 import json
+import pickle
+import zlib
 from pathlib import Path
 from typing import Any
 
-from megatron_ssd.config.build import build_config
+from megatron_ssd.config.build import build
+from megatron_ssd.config.run import RunConfig
 from megatron_ssd.problems.source import load_benchmark
 from megatron_ssd.schema import Problem
 
 
 def benchmark(path: Path, **settings: Any) -> list[Problem]:
-    config = build_config({"benchmark": {"name": "livecodebench", "path": str(path), **settings}})
+    """The problems that the file or folder ``path`` holds; ``settings`` go to the section ``benchmark``."""
+    config = build(RunConfig, {"benchmark": {"name": "livecodebench", "path": str(path), **settings}})
     assert config.benchmark is not None
     return load_benchmark(config.benchmark, config.minicode)
 
 
 def lcb_row(number: int, date: str = "2025-02-03", **changes: Any) -> dict[str, Any]:
+    """A row of a problem that reads a number and prints ok."""
     stdin = json.dumps([{"input": f"{number}\n", "output": "ok\n", "testtype": "stdin"}])
     row = {
         "question_title": f"Title {number}",
@@ -35,6 +41,6 @@ def lcb_row(number: int, date: str = "2025-02-03", **changes: Any) -> dict[str, 
     return {**row, **changes}
 
 
-def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+def encode_tests(value: Any) -> str:
+    """``value`` in the encoding of LiveCodeBench's hidden tests."""
+    return base64.b64encode(zlib.compress(pickle.dumps(value, protocol=4))).decode()

@@ -1,8 +1,19 @@
-"""Where the tests find the project, and data that is beside it."""
+"""The project's folder, and public data beside it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = ROOT.parent / "shared"  # public data and models, beside the project; tests that need them skip without
+DATA = ROOT.parent / "shared" / "data"  # tests that need it are skipped without it
+HUMANEVAL = DATA / "humaneval" / "HumanEval.jsonl.gz"
+MBPP = DATA / "mbpp" / "mbpp.jsonl"
+RSTAR = DATA / "rstar_coder_seed_sft"
+CODEFORCES = DATA / "lcb_schema" / "codeforces_408.jsonl"
+
+
+def needs(*paths: Path) -> pytest.MarkDecorator:
+    """Skips a test unless all ``paths`` exist."""
+    return pytest.mark.skipif(not all(path.exists() for path in paths), reason=f"needs {', '.join(map(str, paths))}")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pyarrow.parquet
 
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import Manifest, read_manifest
-from megatron_ssd.config.build import build_config
+from megatron_ssd.config.build import build
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.problems.stage import read_problems, run_problems
 from megatron_ssd.schema import Problem
@@ -41,7 +39,7 @@ def config_of(
         "contamination": contamination,
         "benchmark": benchmark,
     }
-    return build_config({key: value for key, value in values.items() if value is not None})
+    return build(RunConfig, {key: value for key, value in values.items() if value is not None})
 
 
 def choose(config: RunConfig) -> Chosen:
@@ -72,10 +70,3 @@ def parquet(folder: Path, rows: list[dict[str, Any]]) -> Path:
     folder.mkdir(exist_ok=True, parents=True)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "data-00000-of-00001.parquet")
     return folder
-
-
-def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """A file of JSON lines, gzipped if its name ends in ``.gz``."""
-    data = "".join(json.dumps(one) + "\n" for one in rows).encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    return path

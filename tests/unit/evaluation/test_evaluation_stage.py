@@ -25,7 +25,8 @@ from megatron_ssd.problems import minicode
 from megatron_ssd.process import REPORT_FOLLOWS
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.sandbox.sandbox import Sandbox
-from tests.helpers.lcb_rows import jsonl, lcb_row
+from tests.helpers.jsonl import write_jsonl
+from tests.helpers.lcb_rows import lcb_row
 from tests.helpers.oracle import MINICODE, N, Oracle, sampler_of, summary_of
 from tests.helpers.programs import function_problem
 
@@ -205,8 +206,8 @@ def test_raw_prompts_are_decoded_without_a_chat_template(config: RunConfig, tmp_
 
 def test_flawed_problems_are_graded_unless_dropped(config: RunConfig, tmp_path: Path):
     rows = [lcb_row(1), lcb_row(2, question_id="arc185_c"), lcb_row(3)]
-    complete = str(jsonl(tmp_path / "complete.jsonl", rows))
-    sound = str(jsonl(tmp_path / "sound.jsonl", [rows[0], rows[2]]))
+    complete = str(write_jsonl(tmp_path / "complete.jsonl", rows))
+    sound = str(write_jsonl(tmp_path / "sound.jsonl", [rows[0], rows[2]]))
 
     def benchmark_hash(path: str, **settings: str) -> str:
         section = BenchmarkConfig(name="livecodebench", path=path, **settings)  # type: ignore[arg-type]

@@ -24,7 +24,8 @@ from megatron_ssd.general_benchmarks import processes
 from megatron_ssd.general_benchmarks.code_tasks import CODE_TASKS
 from megatron_ssd.general_benchmarks.processes import HarnessSpec
 from megatron_ssd.generation.vllm_engine import VllmSpec
-from tests.helpers.benchmark_rows import FILES, needs_data, rows_of, write_rows
+from tests.helpers.benchmark_rows import FILES, needs_data, rows_of
+from tests.helpers.jsonl import write_jsonl
 from tests.helpers.paths import ROOT
 
 pytestmark = [
@@ -44,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("data")
     rows = {task: rows_of(task, 2) for task in FILES}
     rows["mmlu"] = [row for name in SUBJECTS for row in rows_of("mmlu", 2, keep=lambda r, n=name: r["subject"] == n)]
-    return {task: str(write_rows(folder / f"{task}.jsonl", of_task)) for task, of_task in rows.items()}
+    return {task: str(write_jsonl(folder / f"{task}.jsonl", of_task)) for task, of_task in rows.items()}
 
 
 def spec_of(data: dict[str, str], **settings: Any) -> HarnessSpec:

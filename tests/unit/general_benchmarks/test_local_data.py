@@ -19,7 +19,7 @@ from megatron_ssd.general_benchmarks.local_data import (
     write_subjects,
     write_task,
 )
-from tests.helpers.benchmark_rows import write_rows
+from tests.helpers.jsonl import write_jsonl
 
 OWN = {"test_split": "test", "fewshot_split": "dev", "dataset_name": "anatomy"}
 QUESTION = {"question": "q", "choices": ["1", "2", "3", "4"], "answer": 0}
@@ -38,7 +38,7 @@ def files_of(config: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def test_a_file_is_the_evaluated_split_and_no_other_is_needed(tmp_path: Path) -> None:
-    config = written(tmp_path, write_rows(tmp_path / "rows.jsonl", [QUESTION]))
+    config = written(tmp_path, write_jsonl(tmp_path / "rows.jsonl", [QUESTION]))
     assert config["include"] == "/lm_eval/some.yaml"
     assert (config["dataset_path"], config["dataset_name"]) == ("json", None)
     assert files_of(config) == {"test": ["rows.jsonl"]}
@@ -48,7 +48,7 @@ def test_a_file_is_the_evaluated_split_and_no_other_is_needed(tmp_path: Path) ->
 
 def test_a_task_without_a_test_split_is_evaluated_on_its_validation_split(tmp_path: Path) -> None:
     own = {"validation_split": "validation", "training_split": "train"}
-    config = written(tmp_path, write_rows(tmp_path / "rows.jsonl", [QUESTION]), own)
+    config = written(tmp_path, write_jsonl(tmp_path / "rows.jsonl", [QUESTION]), own)
     assert files_of(config) == {"validation": ["rows.jsonl"]}
     assert config["training_split"] is None
 
@@ -69,14 +69,14 @@ def test_names_of_files_in_a_folder_begin_with_their_split(tmp_path: Path) -> No
 
 def test_a_folder_without_the_evaluated_split_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
-    write_rows(tmp_path / "rows" / "dev.jsonl", [QUESTION])
+    write_jsonl(tmp_path / "rows" / "dev.jsonl", [QUESTION])
     with pytest.raises(UserError, match=r"no file of the split test, .*; name it test\.jsonl"):
         written(tmp_path, tmp_path / "rows")
 
 
 def test_file_formats_cannot_be_mixed(tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
-    write_rows(tmp_path / "rows" / "test.jsonl", [QUESTION])
+    write_jsonl(tmp_path / "rows" / "test.jsonl", [QUESTION])
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([QUESTION]), tmp_path / "rows" / "dev.parquet")
     with pytest.raises(UserError, match="more than one kind"):
         check_data("mmlu", str(tmp_path / "rows"))
@@ -86,8 +86,8 @@ def test_a_group_is_divided_by_subject(tmp_path: Path) -> None:
     rows = [{"subject": subject, **QUESTION, "question": f"{subject} {n}"}
             for n in range(3) for subject in ("virology", "anatomy")]  # fmt: skip
     (tmp_path / "rows").mkdir()
-    write_rows(tmp_path / "rows" / "test.jsonl", rows)
-    write_rows(tmp_path / "rows" / "dev.jsonl", [{"subject": "anatomy", **QUESTION}, {"subject": "law", **QUESTION}])
+    write_jsonl(tmp_path / "rows" / "test.jsonl", rows)
+    write_jsonl(tmp_path / "rows" / "dev.jsonl", [{"subject": "anatomy", **QUESTION}, {"subject": "law", **QUESTION}])
     own = {f"mmlu_{name}": ({**OWN, "dataset_name": name}, Path(f"/{name}.yaml"))
            for name in ("anatomy", "law", "virology")}  # fmt: skip
     paths = write_subjects(tmp_path, "mmlu", own, data=str(tmp_path / "rows"))
@@ -102,7 +102,7 @@ def test_a_group_is_divided_by_subject(tmp_path: Path) -> None:
 
 
 def test_an_unknown_subject_is_named_with_its_row(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", [{"subject": "anatomi", **QUESTION}])
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"subject": "anatomi", **QUESTION}])
     with pytest.raises(UserError, match=r"rows.jsonl:1: subject = anatomi: is not a subject of mmlu"):
         write_subjects(tmp_path, "mmlu", {"mmlu_anatomy": (OWN, Path("/a.yaml"))}, data=str(path))
 
@@ -121,7 +121,7 @@ def test_an_unknown_subject_is_named_with_its_row(tmp_path: Path) -> None:
     ],
 )
 def test_a_missing_column_is_named(tmp_path: Path, task: str, row: dict[str, Any], message: str) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", [row])
+    path = write_jsonl(tmp_path / "rows.jsonl", [row])
     with pytest.raises(UserError, match=rf"rows.jsonl:1 .*has no column {message}; the Hub's columns for {task} are"):
         check_data(task, str(path))
 
@@ -133,7 +133,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 def test_the_identity_is_the_content(tmp_path: Path) -> None:
     paths = [
-        write_rows(tmp_path / name, [QUESTION] * n) for name, n in (("a.jsonl", 1), ("b.jsonl", 1), ("c.jsonl", 2))
+        write_jsonl(tmp_path / name, [QUESTION] * n) for name, n in (("a.jsonl", 1), ("b.jsonl", 1), ("c.jsonl", 2))
     ]
     one, same, other = (data_identity("mmlu", str(path)) for path in paths)
     assert one == same != other

@@ -22,7 +22,7 @@ from megatron_ssd.grading.pool import Grader, Submission
 from megatron_ssd.problems.humaneval import read_humaneval_plus
 from megatron_ssd.problems.mbpp import read_mbpp_plus
 from megatron_ssd.schema import Problem, TestCase
-from tests.unit.grading.test_real_programs import HUMANEVAL, needs_humaneval
+from tests.helpers.paths import HUMANEVAL, needs
 
 HUB_HEAD = """import numpy as np
 from math import inf
@@ -153,7 +153,7 @@ def inputs_of(test: str) -> list[list[Any]]:
     return found
 
 
-@needs_humaneval
+@needs(HUMANEVAL)
 @pytest.mark.parametrize("layout", ["inputs", "hub"])
 def test_humanevals_rows_in_both_layouts(tmp_path: Path, layout: str):
     """Canonical solutions pass; with every return value wrapped they do not."""

@@ -19,15 +19,10 @@ from megatron_ssd.problems.humaneval import read_humaneval
 from megatron_ssd.problems.leetcode import read_leetcode
 from megatron_ssd.problems.mbpp import read_mbpp
 from megatron_ssd.schema import Problem, Verdict
-from tests.helpers.paths import SHARED
+from tests.helpers.paths import DATA, HUMANEVAL, MBPP, needs
 from tests.helpers.programs import sample
 
-DATA = SHARED / "data"
 LEETCODE = DATA / "rllm_code" / "test_leetcode.json"
-
-
-HUMANEVAL = DATA / "humaneval" / "HumanEval.jsonl.gz"
-MBPP = DATA / "mbpp" / "mbpp.jsonl"
 # LeetCode has this package, and LiveCodeBench's checker the name.
 NO_PACKAGE = "ModuleNotFoundError: No module named 'sortedcontainers'"
 NO_NAME = "NameError: name 'ascii_lowercase' is not defined"
@@ -35,10 +30,6 @@ USUAL_IMPORTS = "".join(
     f"from {module} import *\n"
     for module in ("typing", "collections", "itertools", "functools", "heapq", "bisect", "math")
 )
-
-needs_leetcode = pytest.mark.skipif(not LEETCODE.is_file(), reason=f"needs {LEETCODE}")
-needs_humaneval = pytest.mark.skipif(not HUMANEVAL.is_file(), reason=f"needs {HUMANEVAL}")
-needs_mbpp = pytest.mark.skipif(not MBPP.is_file(), reason=f"needs {MBPP}")
 
 
 def humaneval() -> list[tuple[Problem, str]]:
@@ -84,7 +75,7 @@ def not_passed(verdicts: list[Verdict]) -> list[tuple[str, str, str]]:
     return [(verdict.problem_id, verdict.status, verdict.detail) for verdict in verdicts if not verdict.passed]
 
 
-@needs_humaneval
+@needs(HUMANEVAL)
 def test_humaneval_solutions(solutions: list[tuple[Problem, str]], humaneval_grader: Grader, tmp_path: Path):
     submissions = [Submission(problem_id=problem.id, sample_index=0, source=source) for problem, source in solutions]
     verdicts = humaneval_grader.grade_programs(submissions, tmp_path / "verdicts.jsonl")
@@ -92,7 +83,7 @@ def test_humaneval_solutions(solutions: list[tuple[Problem, str]], humaneval_gra
     assert len(verdicts) == 164
 
 
-@needs_mbpp
+@needs(MBPP)
 def test_mbpp_solutions(tmp_path: Path):
     verdicts = grade(mbpp(), tmp_path)
     assert not_passed(verdicts) == []
@@ -104,7 +95,7 @@ def leetcode(head: str = "") -> list[tuple[Problem, str]]:
     return [(problem, head + row["solutions"]) for problem, row in zip(read_leetcode(LEETCODE), rows, strict=True)]
 
 
-@needs_leetcode
+@needs(LEETCODE)
 def test_leetcode_solutions_by_their_own_checks(tmp_path: Path):
     """One of the two hundred wants a package that the default leaves out."""
     assert not_passed(grade(leetcode(), tmp_path / "default")) == [("127", "runtime_error", NO_PACKAGE)]
@@ -112,7 +103,7 @@ def test_leetcode_solutions_by_their_own_checks(tmp_path: Path):
     assert (not_passed(verdicts), len(verdicts)) == ([], 200)
 
 
-@needs_leetcode
+@needs(LEETCODE)
 def test_leetcode_solutions_without_livecodebenchs_prelude(tmp_path: Path):
     """LeetCode imports these names for them. Four need a name that the usual imports do not provide."""
     plain = SandboxConfig(packages=("sortedcontainers",), prelude="none")
@@ -140,20 +131,20 @@ def check_rates(rates: dict[str, tuple[int, int]], *, operator: float, off_by_on
         assert failed >= bound * count, rates
 
 
-@needs_humaneval
+@needs(HUMANEVAL)
 def test_mutated_solutions_of_some_problems_fail(tmp_path: Path):
     check_rates(kill_rates(humaneval()[::8], tmp_path), operator=0.8, off_by_one=0.8)
 
 
 @pytest.mark.slow
-@needs_humaneval
-@needs_mbpp
+@needs(HUMANEVAL)
+@needs(MBPP)
 def test_mutated_solutions_fail(tmp_path: Path):
     check_rates(kill_rates(humaneval(), tmp_path / "humaneval"), operator=0.91, off_by_one=0.89)
     check_rates(kill_rates(mbpp(), tmp_path / "mbpp"), operator=0.88, off_by_one=0.78)
 
 
-@needs_humaneval
+@needs(HUMANEVAL)
 @pytest.mark.parametrize(
     ("problem_id", "right", "wrong"),
     [
@@ -180,7 +171,7 @@ def test_a_slip_of_the_pen_fails(
     assert verdict.status == "wrong_answer"
 
 
-@needs_leetcode
+@needs(LEETCODE)
 def test_leetcode_solutions_by_their_values(tmp_path: Path):
     problems, samples = [], []
     for problem, solution in leetcode_functions(LEETCODE):

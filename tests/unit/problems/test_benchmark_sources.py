@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import pickle
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,12 @@ import pytest
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.livecodebench import decode_tests
 from megatron_ssd.schema import TestCase
-from tests.helpers.lcb_rows import benchmark, jsonl, lcb_row
-from tests.helpers.paths import SHARED
-
-DATA = SHARED / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data beside the project")
+from tests.helpers.jsonl import write_jsonl
+from tests.helpers.lcb_rows import benchmark, encode_tests, lcb_row
+from tests.helpers.paths import CODEFORCES, needs
 
 
-def packed(value: Any) -> str:
-    return base64.b64encode(zlib.compress(pickle.dumps(value, protocol=4))).decode()
-
-
-@pytest.mark.parametrize("encode", [lambda text: text, packed], ids=["json", "pickle"])
+@pytest.mark.parametrize("encode", [lambda text: text, encode_tests], ids=["json", "pickle"])
 def test_both_encodings_of_hidden_tests_give_the_same(encode: Any) -> None:
     text = json.dumps([{"input": "1\n", "output": "é\n", "testtype": "stdin"}])
     assert decode_tests(encode(text), where="f:1", form="stdin") == [TestCase(input="1\n", output="é\n")]
@@ -40,9 +33,9 @@ class _Attack:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (packed(_Attack()), "names posix.mkdir"),
-        (packed(["not", "text"]), "holds a list instead of text"),
-        (packed("[{]"), "JSONDecodeError"),
+        (encode_tests(_Attack()), "names posix.mkdir"),
+        (encode_tests(["not", "text"]), "holds a list instead of text"),
+        (encode_tests("[{]"), "JSONDecodeError"),
         ("@@@", "does not hold test cases"),
         (base64.b64encode(b"no zlib").decode(), "does not hold test cases"),
         (base64.b64encode(zlib.compress(b"\x80\x04")).decode(), "does not hold test cases"),
@@ -64,9 +57,9 @@ def test_function_problems_carry_name_and_tests_in_order(tmp_path: Path) -> None
         starter_code="class Solution:",
         metadata='{"func_name": "solve"}',
         public_test_cases=json.dumps(tests[:1]),
-        private_test_cases=packed(json.dumps(tests[1:])),
+        private_test_cases=encode_tests(json.dumps(tests[1:])),
     )
-    (problem,) = benchmark(jsonl(tmp_path / "test.jsonl", [row]))
+    (problem,) = benchmark(write_jsonl(tmp_path / "test.jsonl", [row]))
     assert (problem.form, problem.function_name, problem.date) == ("function", "solve", "2025-02-03")
     assert [test.input for test in problem.tests] == ["0\n[1]", "1\n[1]", "2\n[1]"]
 
@@ -75,15 +68,15 @@ def test_window_includes_both_ends_and_undated_tests_stay_unread(tmp_path: Path)
     days = ["2025-01-31", "2025-02-01", "2025-02-15", "2025-05-31", "2025-06-01"]
     rows = [lcb_row(number, date=day) for number, day in enumerate(days)]
     rows[0]["private_test_cases"] = "unreadable, and outside the window"
-    path = jsonl(tmp_path / "test.jsonl", rows)
+    path = write_jsonl(tmp_path / "test.jsonl", rows)
     found = benchmark(path, start_date="2025-02-01", end_date="2025-05-31")
     assert [problem.date for problem in found] == days[1:4]
     assert [problem.date for problem in benchmark(path, start_date="2025-02-01", limit=2)] == days[1:3]
 
 
 def test_folder_of_releases_is_read_in_order(tmp_path: Path) -> None:
-    jsonl(tmp_path / "test2.jsonl", [lcb_row(2)])
-    jsonl(tmp_path / "test.jsonl", [lcb_row(1)])
+    write_jsonl(tmp_path / "test2.jsonl", [lcb_row(2)])
+    write_jsonl(tmp_path / "test.jsonl", [lcb_row(1)])
     assert [problem.id for problem in benchmark(tmp_path)] == ["abc_1", "abc_2"]
 
 
@@ -107,19 +100,19 @@ def test_bad_benchmarks_say_what_is_wrong(
     tmp_path: Path, rows: list[dict[str, Any]], settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        benchmark(jsonl(tmp_path / "test.jsonl", rows), **settings)
+        benchmark(write_jsonl(tmp_path / "test.jsonl", rows), **settings)
     assert "\n" not in str(caught.value)
 
 
 def test_broken_line_names_file_and_line(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "test.jsonl", [lcb_row(1), lcb_row(2)])
+    path = write_jsonl(tmp_path / "test.jsonl", [lcb_row(1), lcb_row(2)])
     path.write_text(path.read_text()[:-20])
     with pytest.raises(UserError, match=r"test.jsonl:2"):
         benchmark(path)
 
 
-@needs_data
+@needs(CODEFORCES)
 def test_real_benchmark_file_reads_whole() -> None:
-    problems = benchmark(DATA / "lcb_schema" / "codeforces_408.jsonl")
+    problems = benchmark(CODEFORCES)
     assert len(problems) == 408
     assert all(problem.tests for problem in problems)

@@ -16,12 +16,10 @@ from hypothesis import strategies as st
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.decontamination import ContaminationIndex, EvaluationProblem, words
-from tests.helpers.paths import SHARED
-from tests.helpers.problem_files import choose, config_of, jsonl, parquet, rstar_row
+from tests.helpers.jsonl import write_jsonl
+from tests.helpers.paths import CODEFORCES, DATA, HUMANEVAL, MBPP, RSTAR, needs
+from tests.helpers.problem_files import choose, config_of, parquet, rstar_row
 
-DATA = SHARED / "data"
-HUMANEVAL = DATA / "humaneval" / "HumanEval.jsonl.gz"
-needs_data = pytest.mark.skipif(not HUMANEVAL.is_file(), reason="needs ../shared/data beside the project")
 PROMPT = '''def close_pair(numbers, threshold):
     """Say whether any two of the given numbers are closer to each other than the threshold that is given.
     >>> close_pair([1.0, 2.0], 0.5)
@@ -118,7 +116,7 @@ def test_names_of_a_signature_do_not_count() -> None:
     assert words("def add(a: int, b=2): return a + b") == words("def plus(x: int, y=2): return x + y")
 
 
-@needs_data
+@needs(HUMANEVAL)
 @pytest.mark.parametrize("change", ["nothing", "white space", "names", "names and white space", "names in a story"])
 def test_humaneval_planted_in_the_training_set_is_caught_whole(tmp_path: Path, change: str) -> None:
     with gzip.open(HUMANEVAL) as lines:
@@ -151,7 +149,7 @@ def _changed(problem: dict[str, Any], change: str) -> str:
     return text
 
 
-@needs_data
+@needs(DATA)
 @pytest.mark.parametrize("change", ["nothing", "white space", "story"])
 @pytest.mark.parametrize(
     ("name", "file", "column"),
@@ -167,17 +165,17 @@ def test_other_sets_planted_in_the_training_set_are_caught_whole(
     assert missed == []
 
 
-@needs_data
+@needs(DATA)
 def test_real_training_problems_are_accused_only_of_what_they_hold(tmp_path: Path) -> None:
     sets = {
         "humaneval": {"path": str(HUMANEVAL), "columns": ["prompt"], "id": "task_id"},
-        "mbpp": {"path": str(DATA / "mbpp" / "mbpp.jsonl"), "columns": ["text"], "id": "task_id"},
+        "mbpp": {"path": str(MBPP), "columns": ["text"], "id": "task_id"},
         "aime": {"path": str(DATA / "aime" / "qwq_aime24.jsonl"), "columns": ["prompt"]},
         "aime25": {"path": str(DATA / "aime" / "qwq_aime25.jsonl"), "columns": ["prompt"]},
         "livecodebench": {"path": str(DATA / "lcb" / "qwq_livecodebench_v5_prompts.jsonl"), "columns": ["prompt"],
                           "id": "question_id"},
     }  # fmt: skip
-    config = config_of(tmp_path / "run", DATA / "rstar_coder_seed_sft", contamination={"sets": sets, "on_hit": "drop"})
+    config = config_of(tmp_path / "run", RSTAR, contamination={"sets": sets, "on_hit": "drop"})
     chosen = choose(config)
     # Read one by one: four are the benchmark's problem word for word, without its examples, and seed_1296 is 3517 with
     # one more condition.
@@ -191,7 +189,7 @@ def test_real_training_problems_are_accused_only_of_what_they_hold(tmp_path: Pat
 
 def test_contamination_is_refused_by_name_and_kept_if_configured(tmp_path: Path) -> None:
     path = parquet(tmp_path / "rows", [rstar_row(1, PROMPT), rstar_row(2, "Print the sum of two numbers.")])
-    sets = {"mine": {"path": str(jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])), "columns": ["text"]}}
+    sets = {"mine": {"path": str(write_jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])), "columns": ["text"]}}
     with pytest.raises(UserError, match="seed_1, which shares 100% with mine's row 1") as caught:
         choose(config_of(tmp_path / "run", path, contamination={"sets": sets}))
     assert "\n" not in str(caught.value)
@@ -203,7 +201,7 @@ def test_contamination_is_refused_by_name_and_kept_if_configured(tmp_path: Path)
 
 def test_dropped_problems_are_counted_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = parquet(tmp_path / "rows", [rstar_row(1, PROMPT), rstar_row(2, "Print the sum of two numbers.")])
-    sets = {"mine": {"path": str(jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])), "columns": ["text"]}}
+    sets = {"mine": {"path": str(write_jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])), "columns": ["text"]}}
     with caplog.at_level("INFO"):
         choose(config_of(tmp_path / "run", path, contamination={"sets": sets, "on_hit": "drop"}))
     assert "dropped 1 that are in evaluation sets (contamination.on_hit=drop" in caplog.text
@@ -212,7 +210,7 @@ def test_dropped_problems_are_counted_in_the_log(tmp_path: Path, caplog: pytest.
 
 def test_each_fix_in_the_error_works_in_the_same_folder(tmp_path: Path) -> None:
     path = parquet(tmp_path / "rows", [rstar_row(1, PROMPT), rstar_row(2, "Print the sum of two numbers.")])
-    file = jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])
+    file = write_jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])
     wrong = {"mine": {"path": str(file), "columns": ["prompt"]}}
     right = {"mine": {"path": str(file), "columns": ["text"]}}
     run_dir = tmp_path / "run"
@@ -228,17 +226,16 @@ def test_each_fix_in_the_error_works_in_the_same_folder(tmp_path: Path) -> None:
 
 def test_what_the_limit_leaves_out_is_not_held_against_a_run(tmp_path: Path) -> None:
     path = parquet(tmp_path / "rows", [rstar_row(1, "Print the sum of two numbers."), rstar_row(2, PROMPT)])
-    sets = {"mine": {"path": str(jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])), "columns": ["text"]}}
+    sets = {"mine": {"path": str(write_jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])), "columns": ["text"]}}
     chosen = choose(config_of(tmp_path / "run", path, contamination={"sets": sets}, limit=1))
     assert chosen.manifest.counts["contaminated_and_kept"] == 0
 
 
-@needs_data
+@needs(RSTAR, CODEFORCES)
 def test_the_runs_own_benchmark_is_always_a_set(tmp_path: Path) -> None:
-    benchmark = {"name": "livecodebench", "path": str(DATA / "lcb_schema" / "codeforces_408.jsonl")}
-    rows = DATA / "rstar_coder_seed_sft"
+    benchmark = {"name": "livecodebench", "path": str(CODEFORCES)}
     with pytest.raises(UserError, match="with livecodebench's cf_"):
-        choose(config_of(tmp_path / "run", rows, benchmark=benchmark))
-    chosen = choose(config_of(tmp_path / "clean", rows, benchmark=benchmark, contamination={"on_hit": "drop"}))
+        choose(config_of(tmp_path / "run", RSTAR, benchmark=benchmark))
+    chosen = choose(config_of(tmp_path / "clean", RSTAR, benchmark=benchmark, contamination={"on_hit": "drop"}))
     assert chosen.manifest.dropped == {"duplicate": 550, "contaminated": 408}
     assert len(chosen.problems) == 350

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
-from megatron_ssd.config.build import build_config
+from megatron_ssd.config.build import build
+from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.problems.decontamination import evaluation_set_hashes
 from megatron_ssd.problems.errata import apply_errata, flaw_of, slug
 from megatron_ssd.schema import Problem
-from tests.helpers.lcb_rows import benchmark, jsonl, lcb_row
+from tests.helpers.jsonl import write_jsonl
+from tests.helpers.lcb_rows import benchmark, lcb_row
 
 LEETCODE = {"platform": "leetcode"}
 
@@ -28,7 +30,7 @@ def problems(tmp_path: Path) -> list[Problem]:
         lcb_row(4, question_id="arc189_a"),
         lcb_row(5, question_id="1873_A", question_title="Find the Peaks", platform="codeforces"),
     ]
-    return benchmark(jsonl(tmp_path / "test.jsonl", rows))
+    return benchmark(write_jsonl(tmp_path / "test.jsonl", rows))
 
 
 def test_flaws_are_known_by_id_or_leetcodes_title(problems: list[Problem]) -> None:
@@ -83,10 +85,10 @@ def test_the_problems_themselves_are_as_before(problems: list[Problem]) -> None:
 
 
 def test_training_problems_are_chosen_alike_whatever_counts(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "test.jsonl", [lcb_row(1)])
+    path = write_jsonl(tmp_path / "test.jsonl", [lcb_row(1)])
     sections: list[dict[str, Any]] = [{}, {"errata": "keep"}, {"errata": "drop"}]
     configs = [
-        build_config({"benchmark": {"name": "livecodebench", "path": str(path), **section}}) for section in sections
+        build(RunConfig, {"benchmark": {"name": "livecodebench", "path": str(path), **section}}) for section in sections
     ]
     hashes = [evaluation_set_hashes(config.contamination, config.benchmark, config.minicode) for config in configs]
     window = {"name": "livecodebench", "limit": None, "start_date": None, "end_date": None}
@@ -103,4 +105,4 @@ def test_training_problems_are_chosen_alike_whatever_counts(tmp_path: Path) -> N
 )
 def test_wrong_choices_are_one_line(section: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_config({"benchmark": section})
+        build(RunConfig, {"benchmark": section})

@@ -21,7 +21,8 @@ import pytest
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.decontamination import Decontaminator, evaluation_set_hashes
-from tests.helpers.problem_files import COLUMNS, choose, config_of, jsonl, parquet, row, rstar_row
+from tests.helpers.jsonl import write_jsonl
+from tests.helpers.problem_files import COLUMNS, choose, config_of, parquet, row, rstar_row
 
 GOOD = json.dumps(row("Print the sum of two numbers.", name="good"))
 
@@ -288,7 +289,7 @@ def test_a_path_without_a_file_is_one_line(tmp_path: Path, kind: str, reader: st
     make, message = PATHS[kind]
     path = tmp_path / "rows.jsonl"
     make(path)
-    good = jsonl(tmp_path / "good.jsonl", [rstar_row(1, "A problem.")])
+    good = write_jsonl(tmp_path / "good.jsonl", [rstar_row(1, "A problem.")])
     sets = {"mine": {"path": str(path), "columns": ["text"]}} if reader == "contamination" else {}
     benchmark = {"name": "livecodebench", "path": str(path)} if reader == "benchmark" else None
     source = path if reader == "problems" else good
@@ -307,7 +308,7 @@ def test_a_file_with_another_ending_is_one_line(tmp_path: Path) -> None:
 def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, reader: str) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may read everything")
-    path = jsonl(tmp_path / "rows.jsonl", [rstar_row(1, "A problem.")])
+    path = write_jsonl(tmp_path / "rows.jsonl", [rstar_row(1, "A problem.")])
     path.chmod(0)
     sets = {"mine": {"path": str(path), "columns": ["question"]}} if reader == "contamination" else {}
     config = config_of(tmp_path / "run", path, contamination={"sets": sets})
@@ -315,7 +316,7 @@ def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, reader: str) ->
 
 
 def test_a_disk_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = jsonl(tmp_path / "rows.jsonl", [rstar_row(1, "A problem.")])
+    path = write_jsonl(tmp_path / "rows.jsonl", [rstar_row(1, "A problem.")])
     opened = Path.open
 
     def fail(other: Path, *arguments: Any, **more: Any) -> Any:

@@ -13,8 +13,8 @@ import pytest
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.livecodebench import COLUMNS
-from tests.helpers.lcb_rows import benchmark, jsonl, lcb_row
-from tests.unit.problems.test_benchmark_sources import packed
+from tests.helpers.jsonl import write_jsonl
+from tests.helpers.lcb_rows import benchmark, encode_tests, lcb_row
 
 TESTS = json.dumps([{"input": "1\n", "output": "2\n", "testtype": "stdin"}])
 
@@ -29,7 +29,7 @@ def _tests(**changes: Any) -> str:
 
 # Name -> (column, value, what the one line says after file, row and column).
 VALUES: dict[str, tuple[str, Any, str]] = {
-    "tests cut": ("private_test_cases", packed(TESTS)[:-9], "hold test cases"),
+    "tests cut": ("private_test_cases", encode_tests(TESTS)[:-9], "hold test cases"),
     "tests no base64": ("private_test_cases", "%%%", "hold test cases"),
     "tests no ASCII": ("private_test_cases", "é", "hold test cases"),
     "tests no zlib": ("private_test_cases", _encoded(b"no zlib"), "hold test cases"),
@@ -38,8 +38,8 @@ VALUES: dict[str, tuple[str, Any, str]] = {
     "tests pickle cut": ("private_test_cases", _encoded(zlib.compress(pickle.dumps(TESTS)[:-5])), "hold test cases"),
     "tests pickle of nothing": ("private_test_cases", _encoded(zlib.compress(b".")), "hold test cases"),
     "tests pickle that calls": ("private_test_cases", _encoded(zlib.compress(b"cos\nsystem\n.")), "os.system"),
-    "tests pickle of a number": ("private_test_cases", packed(7), "holds a int instead of text"),
-    "tests pickle of no JSON": ("private_test_cases", packed("[{"), "hold test cases"),
+    "tests pickle of a number": ("private_test_cases", encode_tests(7), "holds a int instead of text"),
+    "tests pickle of no JSON": ("private_test_cases", encode_tests("[{"), "hold test cases"),
     "tests null": ("private_test_cases", None, "hold test cases"),
     "tests a number": ("public_test_cases", 7, "hold test cases"),
     "tests a list": ("public_test_cases", [], "hold test cases"),
@@ -87,30 +87,34 @@ def _refused(path: Path, message: str, **settings: Any) -> None:
 @pytest.mark.parametrize("kind", VALUES)
 def test_a_broken_value_is_named_with_its_row(tmp_path: Path, kind: str) -> None:
     column, value, message = VALUES[kind]
-    path = jsonl(tmp_path / "test.jsonl", [lcb_row(1), lcb_row(2) | {column: value}])
+    path = write_jsonl(tmp_path / "test.jsonl", [lcb_row(1), lcb_row(2) | {column: value}])
     _refused(path, rf"test\.jsonl:2.*{message}")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in VALUES if kind.startswith(("test", "metadata", "text"))])
 def test_what_lies_outside_the_window_is_not_decoded(tmp_path: Path, kind: str) -> None:
     column, value, _ = VALUES[kind]
-    path = jsonl(tmp_path / "test.jsonl", [lcb_row(1), lcb_row(2, date="2024-01-01") | {column: value}])
+    path = write_jsonl(tmp_path / "test.jsonl", [lcb_row(1), lcb_row(2, date="2024-01-01") | {column: value}])
     assert [problem.id for problem in benchmark(path, start_date="2025-01-01")] == ["abc_1"]
 
 
 @pytest.mark.parametrize("column", COLUMNS)
 def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
     rows = [lcb_row(1), {name: value for name, value in lcb_row(2).items() if name != column}]
-    _refused(jsonl(tmp_path / "test.jsonl", rows), rf"test\.jsonl:2 .*has no column {column}; benchmark\.path needs")
+    _refused(
+        write_jsonl(tmp_path / "test.jsonl", rows), rf"test\.jsonl:2 .*has no column {column}; benchmark\.path needs"
+    )
 
 
 @pytest.mark.parametrize("key", ["start_date", "end_date"])
 @pytest.mark.parametrize("date", ["", "May", "2025-13-01", "2025-02-01T00:00:00+25:00"])
 def test_a_window_that_is_no_date_is_named(tmp_path: Path, key: str, date: str) -> None:
-    _refused(jsonl(tmp_path / "test.jsonl", [lcb_row(1)]), rf"benchmark\.{key} = .*is not an ISO date", **{key: date})
+    _refused(
+        write_jsonl(tmp_path / "test.jsonl", [lcb_row(1)]), rf"benchmark\.{key} = .*is not an ISO date", **{key: date}
+    )
 
 
 def test_null_where_text_may_be_missing_is_empty_text(tmp_path: Path) -> None:
     row = lcb_row(1) | {"starter_code": None, "question_title": None, "metadata": None, "difficulty": None}
-    (problem,) = benchmark(jsonl(tmp_path / "test.jsonl", [row]))
+    (problem,) = benchmark(write_jsonl(tmp_path / "test.jsonl", [row]))
     assert (problem.form, problem.starter_code, problem.title, problem.difficulty) == ("stdin", "", "", None)

@@ -13,11 +13,9 @@ from hypothesis import strategies as st
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.selection import normalise
-from tests.helpers.paths import SHARED
-from tests.helpers.problem_files import COLUMNS, Chosen, choose, config_of, jsonl, parquet, row, rstar_row
-
-DATA = SHARED / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data beside the project")
+from tests.helpers.jsonl import write_jsonl
+from tests.helpers.paths import RSTAR, needs
+from tests.helpers.problem_files import COLUMNS, Chosen, choose, config_of, parquet, row, rstar_row
 
 
 def of_rows(tmp_path: Path, rows: list[dict[str, Any]], **problems: Any) -> Chosen:
@@ -68,7 +66,7 @@ def test_a_numbered_id_may_be_another_problems_own(tmp_path: Path) -> None:
 
 def test_a_hit_belongs_to_the_row_that_it_is_of_and_not_to_another_of_its_id(tmp_path: Path) -> None:
     text = "Count the boats that came home this evening, and print their number with the sum of their loads in tons."
-    sets = {"mine": {"path": str(jsonl(tmp_path / "eval.jsonl", [{"text": text}])), "columns": ["text"]}}
+    sets = {"mine": {"path": str(write_jsonl(tmp_path / "eval.jsonl", [{"text": text}])), "columns": ["text"]}}
     rows = [rstar_row(1, "a"), rstar_row(1, text), rstar_row(1, "b")]
     chosen = of_rows(tmp_path, rows, contamination={"sets": sets, "on_hit": "drop"})
     assert [problem.id for problem in chosen.problems] == ["seed_1", "seed_1#3"]
@@ -77,14 +75,14 @@ def test_a_hit_belongs_to_the_row_that_it_is_of_and_not_to_another_of_its_id(tmp
 
 
 def test_any_columns_serve(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "mine.jsonl.gz", [row("x", name="first", starter="def f(): ..."), row("y", ok=False)])
+    path = write_jsonl(tmp_path / "mine.jsonl.gz", [row("x", name="first", starter="def f(): ..."), row("y", ok=False)])
     section = {"name": "rows", "columns": COLUMNS, "only_passed": True}
     (problem,) = choose(config_of(tmp_path / "run", path, **section)).problems
     assert (problem.id, problem.statement, problem.form, problem.source) == ("first", "x", "function", "rows")
 
 
 def test_without_an_id_column_problems_are_named_after_their_rows(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "mine.jsonl", [row("x"), row("x"), row("y")])
+    path = write_jsonl(tmp_path / "mine.jsonl", [row("x"), row("x"), row("y")])
     chosen = choose(config_of(tmp_path / "run", path, name="rows", columns={"statement": "text"}))
     assert [problem.id for problem in chosen.problems] == ["row-1", "row-3"]
 
@@ -134,9 +132,9 @@ def test_rows_are_neither_lost_nor_repeated(tmp_path_factory: pytest.TempPathFac
     assert len(chosen.problems) + len(chosen.dropped) == len(rows)
 
 
-@needs_data
+@needs(RSTAR)
 def test_real_training_problems_are_758_after_deduplication(tmp_path: Path) -> None:
-    chosen = choose(config_of(tmp_path / "run", DATA / "rstar_coder_seed_sft"))
+    chosen = choose(config_of(tmp_path / "run", RSTAR))
     assert chosen.manifest.counts["rows"] == 1308
     assert chosen.manifest.dropped == {"duplicate": 550}
     assert len({problem.id for problem in chosen.problems}) == len(chosen.problems) == 758

@@ -10,7 +10,8 @@ import pytest
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.table import open_table
-from tests.helpers.problem_files import choose, config_of, jsonl, parquet, row
+from tests.helpers.jsonl import write_jsonl
+from tests.helpers.problem_files import choose, config_of, parquet, row
 
 ROWS = [row("one"), row("two")]
 
@@ -25,8 +26,8 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
     listed = tmp_path / "rows.json"
     listed.write_text(json.dumps(ROWS))
     files = [
-        jsonl(tmp_path / "a.jsonl", ROWS),
-        jsonl(tmp_path / "a.jsonl.gz", ROWS),
+        write_jsonl(tmp_path / "a.jsonl", ROWS),
+        write_jsonl(tmp_path / "a.jsonl.gz", ROWS),
         parquet(tmp_path / "p", ROWS),
         listed,
     ]
@@ -34,13 +35,13 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_read_in_the_order_of_its_files(tmp_path: Path) -> None:
-    jsonl(tmp_path / "b.jsonl", [row("second")])
-    jsonl(tmp_path / "a.jsonl.gz", [row("first")])
+    write_jsonl(tmp_path / "b.jsonl", [row("second")])
+    write_jsonl(tmp_path / "a.jsonl.gz", [row("first")])
     assert [one["text"] for one in read(tmp_path)] == ["first", "second"]
 
 
 def test_a_line_of_ten_megabytes_is_a_row_like_any_other(tmp_path: Path) -> None:
-    assert len(read(jsonl(tmp_path / "a.jsonl", [row("x" * 10_000_000)]))[0]["text"]) == 10_000_000
+    assert len(read(write_jsonl(tmp_path / "a.jsonl", [row("x" * 10_000_000)]))[0]["text"]) == 10_000_000
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

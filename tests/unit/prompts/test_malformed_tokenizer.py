@@ -10,7 +10,7 @@ import pytest
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.prompts.tokenizer import ChatTokenizer, fast_tokenizer
-from tests.unit.prompts.test_prompts import with_template
+from tests.helpers.tokenizer_folders import with_template
 
 USER = {"role": "user", "content": "hello"}
 SYSTEM = {"role": "system", "content": "be brief"}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from megatron_ssd.prompts import prompt
 from megatron_ssd.prompts.prompt import build_prompts, render_messages, template_hash
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import Problem
+from tests.helpers.tokenizer_folders import with_template
 
 STDIN = Problem(id="p", source="test", statement="Add <a> & {{ b }}.", form="stdin")
 FUNCTION = Problem(
@@ -24,16 +23,6 @@ FUNCTION = Problem(
 @pytest.fixture(scope="module")
 def tokenizer(tiny_tokenizer: Path) -> ChatTokenizer:
     return ChatTokenizer(tiny_tokenizer)
-
-
-def with_template(source: Path, target: Path, template: object) -> Path:
-    """A copy of a tokenizer folder with another chat template, or none."""
-    shutil.copytree(source, target)
-    path = target / "tokenizer_config.json"
-    config = json.loads(path.read_text())
-    del config["chat_template"]
-    path.write_text(json.dumps(config if template is None else {**config, "chat_template": template}))
-    return target
 
 
 def test_statement_is_used_unchanged() -> None:

@@ -9,9 +9,10 @@ import pytest
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE
 from megatron_ssd.report.content import Example, example_of
 from megatron_ssd.report.render import run_report
+from tests.helpers.evaluated_run import evaluate, publish_evaluation
+from tests.helpers.measured import graded_problems
 from tests.helpers.problems_run import NUM_TESTS, RUN, problem, read, tries, write_evaluation
 from tests.helpers.report_run import run_config
-from tests.unit.report.test_not_measured import CASES, evaluate, publish
 
 
 def example(folder: Path, form: str = "stdin") -> Example:
@@ -43,8 +44,7 @@ def test_an_evaluation_without_texts_of_its_tests_has_none(tmp_path: Path) -> No
 
 def test_the_page_shows_the_input_and_escapes_it(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    summary, found = evaluate(*CASES["one problem a difficulty"])
-    publish(run_dir, summary, found)
+    publish_evaluation(run_dir, *evaluate(graded_problems(3)))
     path = run_dir / "eval" / PROBLEMS_FILE
     path.write_text(path.read_text().replace('"input": "1"', '"input": "<u>1</u>"'))
     for verdicts in (run_dir / "eval" / "verdicts" / "ssd").iterdir():

@@ -9,35 +9,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from megatron_ssd.artifacts.jsonl import JsonlWriter
-from megatron_ssd.config.evaluation import EvaluationConfig
-from megatron_ssd.config.generation import SamplingConfig, SamplingParams
-from megatron_ssd.evaluation.diversity import Diversity
-from megatron_ssd.evaluation.grid import Measurements, grid_cells, settings_of, split_halves
-from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, write_problems
-from megatron_ssd.evaluation.results import EvaluationResults, ModelName, write_json
+from megatron_ssd.evaluation.grid import split_halves
 from megatron_ssd.evaluation.tables import score_tables
-from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.report.render import run_report
-from megatron_ssd.schema import Problem, Verdict
-from tests.helpers.measured import results_of
+from megatron_ssd.schema import Problem
+from tests.helpers.evaluated_run import SAMPLING, Fails, evaluate, publish_evaluation
 from tests.helpers.programs import function_problem
-from tests.helpers.report_run import build_run, run_config, sample_of
+from tests.helpers.report_run import build_run, run_config
 
-Fails = Callable[[ModelName, SamplingParams, Problem], bool]
-
-GRID = EvaluationConfig(temperatures=(1.0, 2.0), top_ps=(0.8,))
-SAMPLING = SamplingConfig(train=SamplingParams(temperature=1.5, top_k=20, top_p=0.6),
-                          eval=SamplingParams(temperature=1.0, top_k=20, top_p=0.8),
-                          default=SamplingParams(temperature=0.7, top_k=20, top_p=0.8))  # fmt: skip
-N = 5
 BAD = re.compile(r"(?<![A-Za-z])(?:[Nn]a[Nn]|None|[Ii]nf(?:inity)?|undefined)(?![A-Za-z])")
 
 
@@ -51,52 +36,6 @@ def of(*difficulties: str | None) -> list[Problem]:
 def on_reporting_half(problems: Sequence[Problem]) -> set[str]:
     report = split_halves(problems).report
     return {problem.id for problem, there in zip(problems, report, strict=True) if there}
-
-
-def evaluate(problems: Sequence[Problem], fails: Fails) -> tuple[EvaluationResults, Measurements]:
-    """What the evaluation makes of verdicts by chance, of which some are missing."""
-    rng = np.random.default_rng(0)
-    models: tuple[ModelName, ...] = ("base", "ssd")
-
-    def verdict(model: ModelName, decoding: SamplingParams, problem: Problem, index: int) -> Verdict:
-        passed = rng.random() < (0.7 if model == "ssd" else 0.4)
-        status = "infrastructure_error" if fails(model, decoding, problem) else "passed" if passed else "wrong_answer"
-        failed = 0 if status == "wrong_answer" else None
-        return Verdict(problem_id=problem.id, sample_index=index, status=status, failed_test=failed, tests_total=3)  # type: ignore[arg-type]
-
-    found = Measurements(
-        problems=problems,
-        cells=grid_cells(GRID, SAMPLING),
-        verdicts={
-            model: {
-                one.label: [verdict(model, one, problem, index) for problem in problems for index in range(N)]
-                for one in settings_of(model, GRID, SAMPLING)
-            }
-            for model in models
-        },
-        ks=(1, 5),
-        num_samples=N,
-        bootstrap=Bootstrap(num_resamples=200),
-    )
-    empty = Diversity(distinct=None, distinct_passing=None, num_solved=0)
-    return results_of(found, SAMPLING, diversity=empty), found
-
-
-def publish(run_dir: Path, results: EvaluationResults, found: Measurements) -> None:
-    """A run of which the evaluation found ``found``."""
-    build_run(run_dir)
-    folder = run_dir / "eval"
-    write_json(folder / "summary.json", results)
-    write_problems(folder / PROBLEMS_FILE, found.problems, found.halves)
-    for score in results.headline:
-        name = f"{score.model}/{score.decoding}.jsonl"
-        for kind in ("generations", "verdicts"):
-            (folder / kind / name).unlink(missing_ok=True)
-        with JsonlWriter(folder / "verdicts" / name) as verdicts, JsonlWriter(folder / "generations" / name) as samples:
-            for verdict in found.verdicts[score.model][score.decoding]:
-                verdicts.write(verdict.to_json())
-                written = sample_of(verdict.problem_id, verdict.sample_index, "```python\nx = 1\n```", "stop", 9)
-                samples.write(written.to_json())
 
 
 MIXED = of(*("easy", "medium", "hard") * 4)
@@ -133,7 +72,7 @@ def test_no_output_of_a_run_holds_a_number_that_is_none(
 ) -> None:
     run_dir = tmp_path / "run"
     results, found = evaluate(*CASES[case])
-    publish(run_dir, results, found)
+    publish_evaluation(run_dir, results, found)
     run_report(run_config(run_dir))
     seen = {"the table of the evaluation": score_tables(results), "the terminal": capsys.readouterr().out}
     for name in ("eval/summary.json", "report/summary.json"):
@@ -149,7 +88,7 @@ def test_no_output_of_a_run_holds_a_number_that_is_none(
 
 def test_a_score_that_is_missing_is_said_to_be_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = tmp_path / "run"
-    publish(run_dir, *evaluate(*CASES["judge fails on what is reported of SSD"]))
+    publish_evaluation(run_dir, *evaluate(*CASES["judge fails on what is reported of SSD"]))
     run_report(run_config(run_dir))
     assert "not measured" in capsys.readouterr().out
     result = json.loads((run_dir / "report" / "summary.json").read_text())["result"]
@@ -174,7 +113,7 @@ def test_iterations_without_a_finite_loss_are_counted_and_not_drawn(tmp_path: Pa
 
 def test_one_problem_is_said_to_tell_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = tmp_path / "run"
-    publish(run_dir, *evaluate(*CASES["two problems"]))
+    publish_evaluation(run_dir, *evaluate(*CASES["two problems"]))
     run_report(run_config(run_dir))
     shown = json.loads((run_dir / "report" / "summary.json").read_text())
     assert shown["measured"].startswith("Measured on 1 problem of")

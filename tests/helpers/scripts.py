@@ -1,0 +1,18 @@
+"""Runs the project's scripts in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from tests.helpers.paths import ROOT
+
+
+def run_script(script: str, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run an entry point to its end, as a user would; ``path`` replaces the environment variable PATH."""
+    environment = {**os.environ, **({"PATH": path} if path is not None else {})}
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments],
+        capture_output=True, text=True, timeout=600, check=False, env=environment,
+    )  # fmt: skip
