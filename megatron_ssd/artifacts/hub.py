@@ -40,12 +40,12 @@ def open_model(path: str | None, revision: str | None = None, *, key: str = _KEY
 
     Args:
         path: a folder, or a Hub id such as ``Qwen/Qwen3-4B-Instruct-2507``.
-        revision: commit of the Hub repository. A local folder with a revision is not hashed: the user
-            vouches for it.
-        key: what the user calls it.
+        revision: commit of the Hub repository. A local folder with a revision is not hashed: the revision is
+            believed.
+        key: the configuration key of ``path``, for messages.
 
     Raises:
-        UserError: there is nothing, the folder is not a Hugging Face model, or its config has an invalid value.
+        UserError: there is no such model, the folder is not a Hugging Face model, or its config has an invalid value.
     """
     folder, revision = locate_model(path, revision, key=key)
     _check_has_config(folder, path, key=key)
@@ -68,7 +68,7 @@ def locate_model(path: str | None, revision: str | None = None, *, key: str = _K
     Args:
         path: a folder or a Hub id, which is downloaded if it is not on this machine yet.
         revision: the Hub's commit; None for the newest.
-        key: the user's name for it, for messages.
+        key: the configuration key of ``path``, for messages.
 
     Raises:
         UserError: there is no such model.
@@ -85,7 +85,7 @@ def locate_model(path: str | None, revision: str | None = None, *, key: str = _K
 
 
 def model_folder(path: str | None, revision: str | None = None, *, key: str = _KEY) -> Path:
-    """The folder of a model, as ``locate_model`` finds it, which has a config.
+    """The folder of a model, found as by ``locate_model``, after a check that it has a config.
 
     Raises:
         UserError: there is no such model, or the folder has no ``config.json``.
@@ -96,7 +96,7 @@ def model_folder(path: str | None, revision: str | None = None, *, key: str = _K
 
 
 def _check_has_config(folder: Path, path: str | None, *, key: str) -> None:
-    """``path`` is what the user wrote, which may be a Hub id."""
+    """Raise ``UserError`` if ``folder``, which the user named as ``path``, has no config."""
     if not (folder / _CONFIG).is_file():
         raise UserError(f"{key} = {path}", rule=f"has no {_CONFIG}", fix=f"set {key} to a Hugging Face model's folder")
 
@@ -129,7 +129,7 @@ def _size(folder: Path, config: dict[str, Any], name: str) -> int:
 
 def _end_token_ids(folder: Path, config: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
     """The ids that end a response: those of the generation config, otherwise of the model config."""
-    generation = read_json_object(folder / _GENERATION, missing="") if (folder / _GENERATION).is_file() else {}
+    generation = read_json_object(folder / _GENERATION) if (folder / _GENERATION).is_file() else {}
     for name, source in ((_GENERATION, generation), (_CONFIG, config)):
         value = source.get("eos_token_id")
         if value is None:
@@ -144,22 +144,22 @@ def _end_token_ids(folder: Path, config: dict[str, Any], vocab_size: int) -> tup
         return tuple(ids)
     raise UserError(
         f"model folder {folder}",
-        rule="names no eos_token_id in generation_config.json or config.json, so no response would ever end",
+        rule="names no eos_token_id in generation_config.json or config.json, so a response would never end",
         fix="add eos_token_id to generation_config.json",
     )
 
 
 def read_hf_config(folder: Path) -> dict[str, Any]:
     """Content of the folder's ``config.json``. Raises ``UserError`` if it is missing or not a JSON object."""
-    return read_json_object(folder / _CONFIG, missing="name a Hugging Face model's folder")
+    return read_json_object(folder / _CONFIG)
 
 
-def read_json_object(path: Path, *, missing: str) -> dict[str, Any]:
-    """Content of a model's JSON file. Raises ``UserError``, with the fix ``missing`` if the file does not exist."""
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Content of a model's JSON file. Raises ``UserError`` if it is missing or not a JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"file {path}", rule="does not exist", fix=missing) from None
+        raise UserError(f"file {path}", rule="does not exist", fix="copy it from the model again") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"file {path}", rule=f"is not JSON ({error})", fix="copy it from the model again") from None
     if not isinstance(content, dict):
@@ -174,20 +174,20 @@ def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Pa
 
     Args:
         path: a file, a folder (searched with its subfolders), or ``owner/name``.
-        key: the configuration key it came from, for messages.
+        key: the configuration key of ``path``, for messages.
         ending: the ending of the files' names, for example ``.parquet``, or several.
 
     Raises:
-        UserError: there is nothing, a file's name has another ending, the folder has no such file, or one of them is a
-            broken link.
+        UserError: nothing is at ``path``, a file's name has another ending, the folder has no such file, or one of them
+            is a broken link.
     """
     named = Path(path).expanduser()
-    kinds = ending if isinstance(ending, str) else " or *".join(ending)
+    endings = ending if isinstance(ending, str) else " or ".join(ending)
     if named.is_file():
         if not named.name.endswith(ending):
             raise UserError(
                 f"{key} = {path}",
-                rule=f"is not a *{kinds} file by its name",
+                rule=f"its name must end with {endings}",
                 fix="convert it, or rename it",
             )
         return [named]
@@ -200,7 +200,7 @@ def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Pa
         if not files:
             raise UserError(
                 f"{key} = {path}",
-                rule=f"the folder has no *{kinds} file",
+                rule=f"the folder has no {endings} file",
                 fix=f"point {key} at the folder that does",
             )
         return files

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from megatron_ssd.cli.compose import CONFIG_DIR, base_run, compose_config, compose_values, groups, values_of_tool
 from megatron_ssd.cli.print_config import OPTION, Parser, as_yaml, every_key, every_key_of_tool, wants_all
-from megatron_ssd.config.build import build, build_config
+from megatron_ssd.config.build import build
 from megatron_ssd.config.reference import help_text
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import MissingModelError, Requeue, UserError
@@ -30,7 +30,7 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_REQUEUE = os.EX_TEMPFAIL
 _TRACEBACK_VARIABLE = "MEGATRON_SSD_TRACEBACK"
-# Megatron-Core warns so at every import and load. Which layers run is a choice of ``precision``, and logged.
+# Megatron-Core gives these warnings at every import and load. The layers are a choice of ``precision``, and logged.
 _EXPECTED_WARNINGS = (
     "Transformer Engine and Apex are not installed",
     "Apex is not installed",
@@ -52,7 +52,7 @@ def main(stage: Callable[[RunConfig], None], *, description: str, argv: list[str
 
 
 def main_of_tool(run: Callable[[T], None], config: type[T], *, description: str | None) -> None:
-    """The same for a tool that has no groups: its ``KEY=VALUE`` arguments make one small dataclass, ``config``."""
+    """Run a tool that has no groups: its ``KEY=VALUE`` arguments are the fields of one small dataclass, ``config``."""
     tool_parser = Parser(description=description, epilog=help_text(config))
     tool_parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     arguments = tool_parser.parse_intermixed_args()
@@ -140,7 +140,7 @@ def prints_config(arguments: argparse.Namespace) -> bool:
     if not arguments.print_config:
         return False
     values = compose_values(arguments.overrides, arguments.config_dir.resolve())
-    print(every_key(build_config(values)) if wants_all(arguments) else as_yaml(values), end="")
+    print(every_key(build(RunConfig, values)) if wants_all(arguments) else as_yaml(values), end="")
     return True
 
 

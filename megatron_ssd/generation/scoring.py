@@ -2,7 +2,7 @@
 
 Nothing is dropped here; ``filters.proxy_band`` uses the scores later. The proxy reads the sample's messages in its own
 chat template (or as plain text, by ``prompt.mode``) and the response in its own tokens, so it may be of any family. A
-response that does not fit the context after its prompt is scored up to where it fits.
+response that does not fit into the context after its prompt is scored as far as it fits.
 
 Output: ``scores.jsonl``, one ``schema.ResponseScore`` per sample, in the order of the samples.
 """
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hub import ModelFolder, open_model
-from megatron_ssd.artifacts.jsonl import JsonlWriter, iter_jsonl, truncate_partial_line
+from megatron_ssd.artifacts.jsonl import FileCursor, JsonlWriter, iter_complete_records
 from megatron_ssd.artifacts.samples import SCORES, iter_samples, sample_shards, samples_manifest
 from megatron_ssd.artifacts.stage import SECONDS_BETWEEN_NOTES, Stage
 from megatron_ssd.config.generation import PromptConfig, ProxyConfig
@@ -36,7 +36,7 @@ from megatron_ssd.schema import ResponseScore, Sample
 log = logging.getLogger(__name__)
 
 SCORES_FILE = "scores.jsonl"
-_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the scores, for the choice of a band
+_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the scores, to help choose a band
 
 
 def scores_stage(config: RunConfig) -> Stage:
@@ -61,10 +61,8 @@ def run_score(config: RunConfig) -> None:
     engine = engine_facts(config.engine)
     run_dir, work = Path(config.run_dir), stage.begin()
     path = work / SCORES_FILE
-    truncate_partial_line(path)
     order = _keys(run_dir)
-    scores = [ResponseScore.from_json(record) for record in iter_jsonl(path)] if path.exists() else []
-    done = {score.key: score for score in scores}
+    done = _finished(path)
     if len(done) < len(order):
         done |= _score_missing(config, stage, model, path, done=done, total=len(order))
     ordered = [done[key] for key in order]
@@ -84,15 +82,23 @@ def run_score(config: RunConfig) -> None:
     )
 
 
+def _finished(path: Path) -> dict[tuple[str, int], ResponseScore]:
+    """The scores of earlier starts, by key."""
+    if not path.exists():
+        return {}
+    scores = (ResponseScore.from_json(record) for record, _ in iter_complete_records(path, FileCursor()))
+    return {score.key: score for score in scores}
+
+
 def _keys(run_dir: Path) -> list[tuple[str, int]]:
-    """The key of every sample, in order. Raises ``UserError`` if one comes twice."""
+    """The key of every sample, in order. Raises ``UserError`` if one is repeated."""
     keys: dict[tuple[str, int], None] = {}
     for shard in sample_shards(run_dir):
         for number, sample in enumerate(iter_samples(shard), start=1):
             if sample.key in keys:
                 raise UserError(
                     f"{shard}:{number} with sample {sample.sample_index} of problem {sample.problem_id!r}",
-                    rule="comes twice",
+                    rule="is repeated",
                     fix=f"correct the wrong line, or remove {shard.parent} and sample again",
                 )
             keys[sample.key] = None
@@ -108,7 +114,7 @@ def _score_missing(
     done: dict[tuple[str, int], ResponseScore],
     total: int,
 ) -> dict[tuple[str, int], ResponseScore]:
-    """Score what ``done`` lacks, append it to ``path`` as it comes, and return it."""
+    """Score the samples that ``done`` lacks; append each score to ``path`` and return them all."""
     engine = dataclasses.replace(config.engine, max_model_len=_max_model_len(config, model))
     found: dict[tuple[str, int], ResponseScore] = {}
     bar: tqdm[None] = progress(total=total, initial=len(done), desc="scoring", unit="response")
@@ -148,7 +154,7 @@ def _score_missing(
 def _request(
     sample: Sample, prompt: PromptConfig, tokenizer: ChatTokenizer, *, max_model_len: int
 ) -> ScoreRequest | None:
-    """The sample as the proxy reads it; None if there is no response, or no room for one."""
+    """The request for a sample, in the proxy's tokens; None if there is no response, or no room for one."""
     prompt_token_ids = prompt_ids(sample.messages, prompt, tokenizer)
     response = tokenizer.response_ids(sample.response)[: max(0, max_model_len - len(prompt_token_ids))]
     if not response:

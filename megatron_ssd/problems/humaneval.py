@@ -1,7 +1,7 @@
 """Reads HumanEval and evalplus's HumanEval+ as problems with assert scripts.
 
-A script of HumanEval is the prompt (its imports and helper functions, which some checks use), the row's ``test``, the
-function taken from the program, and the call of ``check``.
+A script of HumanEval consists of the prompt (some checks use its imports and helper functions), the row's ``test``, the
+function from the program, and the call of ``check``.
 
 HumanEval+ (github.com/evalplus/evalplus) has two layouts. On the Hub, ``evalplus/humanevalplus`` has a column ``test``,
 a script that compares with listed results. The released ``HumanEvalPlus.jsonl`` has ``base_input`` and ``plus_input``
@@ -19,21 +19,21 @@ from pathlib import Path
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.assert_scripts import (
     check_texts,
-    checked_script,
     first_columns,
     parse_quietly,
     read_rows,
+    script_tests,
     unique,
 )
 from megatron_ssd.problems.table import Row
-from megatron_ssd.schema import Problem, TestCase
+from megatron_ssd.schema import Problem
 
 COLUMNS = ("task_id", "prompt", "entry_point", "test")
 _PLUS_TEXTS = ("task_id", "prompt", "canonical_solution", "entry_point")
 _PLUS_INPUTS = ("base_input", "plus_input")
 _HUB_COMPARES = "assertion("  # every script of the Hub's layout calls this
 
-# What evalplus's evaluation does with one input, rewritten. ``find_zero`` (HumanEval/32) has many right answers:
+# A rewrite of what evalplus's evaluation does with one input. ``find_zero`` (HumanEval/32) has many right answers:
 # polynomials are checked by their value.
 _COMPARE = """
 import copy as _copy, json as _json, numpy as _numpy
@@ -138,7 +138,7 @@ def _with_scripts(row: Row, scripts: list[str]) -> Problem:
         form="checks",
         starter_code=row.values["prompt"],
         function_name=row.values["entry_point"],
-        tests=tuple(TestCase(input=checked_script(row.where, script), output="") for script in scripts),
+        tests=script_tests(row, scripts),
     )
 
 

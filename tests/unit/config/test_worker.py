@@ -6,15 +6,16 @@ import re
 
 import pytest
 
-from megatron_ssd.config.build import build_config
+from megatron_ssd.config.build import build
 from megatron_ssd.config.generation import WorkerConfig
+from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 
 
 def test_the_default_is_a_single_worker() -> None:
-    worker = build_config({}).worker.resolved({})
+    worker = build(RunConfig, {}).worker.resolved({})
     assert worker.is_alone
     assert list("abc")[worker.share] == list("abc")
     assert worker.label == "worker 0 of 1"
@@ -54,7 +55,7 @@ def test_shares_are_a_partition_into_equal_parts(world: int) -> None:
 )
 def test_contradictions_are_one_line(values: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
-        build_config({"worker": values})
+        build(RunConfig, {"worker": values})
     assert "\n" not in str(caught.value)
 
 
