@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.generation.engine import Completion, Request, Sampler
@@ -25,6 +25,22 @@ def request(
         params=params or SamplingParams(),
         max_tokens=max_tokens,
     )
+
+
+class CountedRequests:
+    """Iterates over ``requests``, and counts in ``num_read`` how many were read."""
+
+    def __init__(self, requests: Iterable[Request]) -> None:
+        self.num_read = 0
+        self._requests = iter(requests)
+
+    def __iter__(self) -> Iterator[Request]:
+        return self
+
+    def __next__(self) -> Request:
+        one = next(self._requests)
+        self.num_read += 1
+        return one
 
 
 def draw(sampler: Sampler, requests: Sequence[Request]) -> dict[tuple[str, int], Completion]:

@@ -1,4 +1,4 @@
-"""Opens a model folder or a snapshot of the Hub."""
+"""Tests how a model folder or a snapshot of the Hub is opened."""
 
 from __future__ import annotations
 

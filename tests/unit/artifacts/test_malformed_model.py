@@ -1,4 +1,4 @@
-"""Incomplete or corrupt model folders: one line that names the file, before an engine starts."""
+"""Tests the error messages for incomplete or corrupt model folders."""
 
 from __future__ import annotations
 

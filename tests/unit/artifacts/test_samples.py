@@ -1,4 +1,4 @@
-"""The fast sample reader reads what the writer writes, and names file and line of a broken record."""
+"""Tests the fast reader of samples against the writer, and its error messages."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Time spans: overlaps count once, and those of a killed process are kept."""
+"""Tests the time spans that a stage records."""
 
 from __future__ import annotations
 

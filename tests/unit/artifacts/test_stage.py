@@ -1,4 +1,4 @@
-"""A stage is published atomically, reused while it is current, and never overwritten silently."""
+"""Tests that a stage is published atomically, reused while it is current, and never overwritten silently."""
 
 from __future__ import annotations
 

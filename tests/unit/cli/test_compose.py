@@ -1,4 +1,4 @@
-"""Every shipped YAML composes, and invalid overrides give one clear line."""
+"""Tests that every YAML file of the project composes, and the error messages for invalid overrides."""
 
 from __future__ import annotations
 

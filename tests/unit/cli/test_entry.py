@@ -1,4 +1,4 @@
-"""An entry point ends with one line and an exit status on user errors, disk errors and interruption."""
+"""Tests what an entry point prints and its exit status."""
 
 from __future__ import annotations
 

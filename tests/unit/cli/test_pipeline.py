@@ -1,4 +1,4 @@
-"""What the pipeline passes to the stages that it starts."""
+"""Tests which environment variables the pipeline sets for its stages."""
 
 from __future__ import annotations
 

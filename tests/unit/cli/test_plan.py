@@ -1,4 +1,4 @@
-"""The planner's text and the recipes' table; every rank of every recipe is laid out."""
+"""Tests the planner's text, and that every recipe fits its GPUs."""
 
 import sys
 from pathlib import Path

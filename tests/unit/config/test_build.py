@@ -1,4 +1,4 @@
-"""YAML values become frozen dataclasses, or one line that says what is wrong."""
+"""Tests how YAML values become frozen dataclasses, and the error messages for invalid values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling parameters and engine settings: validation, and which of them identify the samples."""
+"""Tests the checks of sampling and engine settings, and which of them identify the samples."""
 
 from __future__ import annotations
 

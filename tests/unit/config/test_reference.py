@@ -1,4 +1,4 @@
-"""Every configuration key has a type, a default and a description."""
+"""Tests that every configuration key has a type, a default and a description."""
 
 from __future__ import annotations
 

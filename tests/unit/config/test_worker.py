@@ -1,4 +1,4 @@
-"""Worker rank and count: from the configuration, else from torchrun; contradictions are one line."""
+"""Tests where a worker's rank and the number of workers come from."""
 
 from __future__ import annotations
 

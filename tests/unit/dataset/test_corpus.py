@@ -1,4 +1,4 @@
-"""The small world's base data: tokenizer and Megatron corpus, published and current."""
+"""Tests the tokenizer and the corpus of minicode's base model."""
 
 from __future__ import annotations
 

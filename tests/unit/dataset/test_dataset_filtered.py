@@ -1,4 +1,4 @@
-"""Filters within the preprocessing stage: over all shards, by any number of workers, killed and resumed."""
+"""Tests filters in the dataset stage, with several shards, several workers and interruptions."""
 
 import dataclasses
 from collections.abc import Iterator

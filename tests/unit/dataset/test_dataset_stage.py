@@ -1,4 +1,4 @@
-"""The stage as a whole: exact ids, counted reasons, and what a killed run leaves to do."""
+"""Tests the dataset stage: token ids, counts, workers, and how an interrupted run resumes."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A pair of files that Megatron-LM's own tool made becomes a run's data set, and is trained on."""
+"""Tests data sets that Megatron-LM's own tool wrote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reasons, counts and trained ids of single samples, and that a first pass finds the same reasons."""
+"""Tests reasons, counts and trained token ids of single samples, also in the first pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each filter by itself, and the order in which reasons are given."""
+"""Tests each filter by itself, and which reason is given if several apply."""
 
 import sys
 import warnings

@@ -1,4 +1,4 @@
-"""Samples that are not what was published: shards gone or cut, samples twice, a folder of another stage."""
+"""Tests that samples are refused if they are not the ones that were published."""
 
 from __future__ import annotations
 

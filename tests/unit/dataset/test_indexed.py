@@ -1,4 +1,4 @@
-"""The bytes of .bin and .idx, written out, and held against Megatron-Core's own classes."""
+"""Tests the bytes of .bin and .idx files, and compares them with those of Megatron-Core."""
 
 import struct
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""tools/inspect_dataset.py: what it shows, and that it names whatever does not belong together."""
+"""Tests what ``tools/inspect_dataset.py`` prints, and which inconsistencies it finds."""
 
 from __future__ import annotations
 

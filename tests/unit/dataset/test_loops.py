@@ -1,4 +1,4 @@
-"""The loop detector against its definition, written out."""
+"""Tests the loop detector against a direct implementation of its definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards of samples and manifests that a disk, an editor or another version has spoilt: one line with file and row."""
+"""Tests the error messages for corrupt samples and manifests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packed sequences: every id, label and loss weight is where it belongs, for every packing mode."""
+"""Tests the token ids, labels and loss weights of packed sequences in every packing mode."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The invariants in packing's module docstring, over random lengths."""
+"""Tests the invariants of ``dataset.packing`` with random lengths."""
 
 import itertools
 

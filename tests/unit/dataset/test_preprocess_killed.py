@@ -1,4 +1,4 @@
-"""SIGKILL of tools/preprocess_data.py and its workers, then the same command again."""
+"""Tests that ``tools/preprocess_data.py`` resumes after a SIGKILL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The response's text read again: which ids that gives, and how a difference is told."""
+"""Tests the token ids of responses that are tokenized again, and how differences are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filters that need the whole set: each by itself, and one after another."""
+"""Tests filters that compare a sample with the other samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks over processes: each once, samples counted, errors passed on, no process left behind."""
+"""Tests how tasks are distributed over processes."""
 
 from __future__ import annotations
 

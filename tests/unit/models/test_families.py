@@ -1,4 +1,4 @@
-"""config.json in both directions, against files of transformers and variants found on the Hub."""
+"""Tests how a model's configuration is read from and written to ``config.json``."""
 
 import dataclasses
 from pathlib import Path

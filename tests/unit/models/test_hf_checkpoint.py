@@ -1,4 +1,4 @@
-"""Loading Hugging Face folders into GPTModel in one process: exact weights, equal logits, clear errors."""
+"""Tests loading Hugging Face folders into Megatron-Core's GPTModel in one process."""
 
 import dataclasses
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Parameter mappings and those of the families, without a model."""
+"""Tests the parameter mappings of the model families, without a model."""
 
 import dataclasses
 

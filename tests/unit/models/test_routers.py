@@ -1,4 +1,4 @@
-"""The auxiliary loss has its coefficient under any loss normalization; statistics of the expert load."""
+"""Tests the coefficient of the auxiliary loss, and the statistics of expert load."""
 
 from pathlib import Path
 

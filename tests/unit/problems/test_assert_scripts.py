@@ -1,4 +1,4 @@
-"""HumanEval, MBPP and LeetCode rows as problems, and what is wrong with broken ones."""
+"""Tests how rows of HumanEval, MBPP and LeetCode become problems, and the error messages for invalid rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading benchmarks, with real files where they are there and broken ones made here."""
+"""Tests how LiveCodeBench's files are read."""
 
 from __future__ import annotations
 

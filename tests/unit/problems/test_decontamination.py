@@ -1,4 +1,4 @@
-"""Evaluation problems hidden among training problems are found, and unrelated ones are not accused."""
+"""Tests that copies of evaluation problems are found among training problems, and that unrelated ones are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LiveCodeBench's errata: which problems they name, and what becomes of those."""
+"""Tests which problems LiveCodeBench's errata name, and how those problems count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a file of training problems or of an evaluation set.
+"""Tests unusual and corrupt files of training problems and evaluation sets.
 
 Each case ends in one line that names the value, the rule and the fix, or in rows that are left out and counted.
 """

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a row of LiveCodeBench's: one line with file, row and column."""
+"""Tests the error messages for invalid rows of LiveCodeBench."""
 
 from __future__ import annotations
 

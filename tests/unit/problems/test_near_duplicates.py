@@ -1,4 +1,4 @@
-"""Near duplicates against the similarity counted out, and through every growth of the table."""
+"""Tests the search for near duplicates against a direct computation of the similarity."""
 
 from __future__ import annotations
 

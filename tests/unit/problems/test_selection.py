@@ -1,4 +1,4 @@
-"""Which rows become problems, in which order, and what is recorded of the others."""
+"""Tests which rows become problems, in which order, and what is recorded about the others."""
 
 from __future__ import annotations
 

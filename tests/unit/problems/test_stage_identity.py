@@ -1,4 +1,4 @@
-"""What a changed setting is called when it meets problems that were chosen with another."""
+"""Tests the error message for problems that were chosen with another configuration."""
 
 from pathlib import Path
 

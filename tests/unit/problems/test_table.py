@@ -1,4 +1,4 @@
-"""Files of every kind are read alike, and a broken one is one line that names the file and the line."""
+"""Tests reading tables of every file format, and the error messages for broken ones."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Prompt token ids in the two chat formats of the supported models, and as plain text.
+"""Tests the token ids of prompts in the chat formats of the supported models, and as plain text.
 
-The tokenizer has one id per byte, so the expected ids follow from the text; the templates are small ones
-of the same kind as Qwen3's and Llama 3.1's.
+The tokenizer has one id per byte, so that the expected ids follow from the text; the templates are short versions of
+those of Qwen3 and Llama 3.1.
 """
 
 from __future__ import annotations

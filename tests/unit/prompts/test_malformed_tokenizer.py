@@ -1,4 +1,4 @@
-"""Corrupt tokenizers, and chat templates that drop the question: one line, before an engine starts."""
+"""Tests the error messages for corrupt tokenizers and for chat templates that drop a message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From problems to messages and token ids."""
+"""Tests how problems become messages and token ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doctor: its findings, suggested fixes and exit status."""
+"""Tests the doctor's findings, suggested fixes and exit status."""
 
 import json
 import os

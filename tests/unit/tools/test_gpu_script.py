@@ -1,4 +1,4 @@
-"""The GPU script on a CPU with tiny models: it prints its table and lists the skipped cases."""
+"""Tests the GPU measurement script on a CPU with tiny models."""
 
 import json
 import os

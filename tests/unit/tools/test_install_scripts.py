@@ -1,4 +1,4 @@
-"""The shell scripts behind make: which Python, which torch, which system packages, and their one-line errors."""
+"""Tests the shell scripts that install Python packages and system packages."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The lock files, setup.py and the imports in the code agree."""
+"""Tests that the lock files, setup.py and the imports in the code agree."""
 
 import ast
 import itertools

@@ -1,4 +1,4 @@
-"""The SLURM scripts start the right commands. srun and scontrol are faked."""
+"""Tests which commands the SLURM scripts start, with fake versions of srun and scontrol."""
 
 import os
 import subprocess

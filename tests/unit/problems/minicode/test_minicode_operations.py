@@ -1,4 +1,4 @@
-"""The table of operations keeps its promises."""
+"""Tests that minicode's operations are what their table says."""
 
 from __future__ import annotations
 

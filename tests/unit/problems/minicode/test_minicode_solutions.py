@@ -1,4 +1,4 @@
-"""Programs of the world: right ones pass, traps fail, and labels say what the grammar allows."""
+"""Tests minicode's programs and the labels of their tokens."""
 
 from __future__ import annotations
 

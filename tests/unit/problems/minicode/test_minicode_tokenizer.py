@@ -1,4 +1,4 @@
-"""The tokenizer: one set of ids in sentencepiece and in Hugging Face, nothing lost on the way."""
+"""Tests that minicode's tokenizer gives the same ids in sentencepiece and in Hugging Face."""
 
 from __future__ import annotations
 

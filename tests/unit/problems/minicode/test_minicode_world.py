@@ -1,4 +1,4 @@
-"""Problems, their separation, and the corpus with its slips."""
+"""Tests minicode's problems, their splits, and its noisy corpus."""
 
 from __future__ import annotations
 
