@@ -17,7 +17,7 @@ def request(
     params: SamplingParams | None = None,
     max_tokens: int = 8,
 ) -> Request:
-    """The request with the key ("p", number); its seed is its number unless said otherwise."""
+    """The request with the key ("p", number); its seed is ``number`` by default."""
     return Request(
         prompt=Prompt(problem_id="p", messages=[], token_ids=list(prompt_token_ids)),
         sample_index=number,
@@ -43,7 +43,7 @@ class CountedRequests:
         return one
 
 
-def draw(sampler: Sampler, requests: Sequence[Request]) -> dict[tuple[str, int], Completion]:
+def sample_all(sampler: Sampler, requests: Sequence[Request]) -> dict[tuple[str, int], Completion]:
     """The completion of every request, by key; each must come once."""
     return by_key(sampler.sample(requests), expected=len(requests))
 

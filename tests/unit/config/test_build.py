@@ -19,7 +19,7 @@ TINY = {
 }  # fmt: skip
 
 
-def test_no_values_give_every_default() -> None:
+def test_without_values_every_key_has_its_default() -> None:
     assert build_config({}) == RunConfig()
 
 
@@ -83,7 +83,7 @@ def test_lists_become_tuples_and_integers_floats() -> None:
         ({"prompt": {"mode": "raw", "enable_thinking": False}}, ["prompt.enable_thinking = false", "prompt.mode=chat"]),
     ],
 )  # fmt: skip
-def test_a_wrong_value_is_one_line_with_key_value_rule_and_fix(values: dict[str, Any], parts: list[str]) -> None:
+def test_an_invalid_value_is_one_line_with_key_value_rule_and_fix(values: dict[str, Any], parts: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         build_config(values)
     message = str(caught.value)

@@ -15,7 +15,7 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.generation.engine import Request
 from megatron_ssd.generation.engine_pool import EnginePool
 from tests.helpers.fake_engine import CRASH_ONCE_SEED, CRASH_SEED, FakeSpec, tokens_of
-from tests.helpers.requests import CountedRequests, draw
+from tests.helpers.requests import CountedRequests, sample_all
 from tests.helpers.requests import request as make_request
 
 pytestmark = pytest.mark.usefixtures("engine_logs")
@@ -44,13 +44,13 @@ def two_engines() -> Iterator[EnginePool]:
 def test_every_request_is_answered_once_with_its_own_tokens(two_engines: EnginePool) -> None:
     requests = [request(number) for number in range(200)]
     expected = {one.key: tokens_of(one) for one in requests}
-    assert draw(two_engines, requests) == expected
-    assert draw(two_engines, requests[::-1]) == expected
+    assert sample_all(two_engines, requests) == expected
+    assert sample_all(two_engines, requests[::-1]) == expected
 
 
 def test_long_prompts_in_both_directions_do_not_deadlock(two_engines: EnginePool) -> None:
     requests = [request(number, prompt_length=200_000) for number in range(40)]
-    assert len(draw(two_engines, requests)) == 40
+    assert len(sample_all(two_engines, requests)) == 40
 
 
 def test_no_requests_give_no_completions(two_engines: EnginePool) -> None:
@@ -96,8 +96,8 @@ def test_a_dead_engine_is_restarted_and_no_request_is_lost(
     requests = [request(number, seed=CRASH_ONCE_SEED if number == 90 else None) for number in range(200)]
     spec = FakeSpec(marker=str(tmp_path / "crashed"))
     with open_pool(spec, size=size, max_in_flight=8, max_restarts=1) as pool:
-        assert draw(pool, requests) == {one.key: tokens_of(one) for one in requests}
-        assert len(draw(pool, requests[:20])) == 20
+        assert sample_all(pool, requests) == {one.key: tokens_of(one) for one in requests}
+        assert len(sample_all(pool, requests[:20])) == 20
     (warning,) = [record.getMessage() for record in caplog.records]
     assert re.search(
         r"status 3 died \(some library's chatter\); it is restarted \(1 of engine\.max_restarts = 1\)", warning
@@ -110,7 +110,7 @@ def test_an_engine_killed_while_idle_is_restarted() -> None:
     with open_pool(FakeSpec(), size=2, max_in_flight=8, max_restarts=1) as pool:
         pool.wait_ready()
         os.kill(pool._engines[1].pid, signal.SIGKILL)
-        assert draw(pool, requests) == {one.key: tokens_of(one) for one in requests}
+        assert sample_all(pool, requests) == {one.key: tokens_of(one) for one in requests}
 
 
 def test_a_request_that_kills_every_engine_ends_the_run_and_is_named() -> None:

@@ -26,11 +26,11 @@ def changed(config: RunConfig, section: str, **values: Any) -> RunConfig:
 
 def test_every_planned_sample_is_recorded(config: RunConfig) -> None:
     sampler = generate(config)
-    drawn = {request.key: tokens_of(request) for request in sampler.drawn}
+    sampled = {request.key: tokens_of(request) for request in sampler.requests}
     records = samples(config)
-    assert len(records) == len(drawn) == 60
+    assert len(records) == len(sampled) == 60
     for sample in records:
-        completion = drawn[sample.key]
+        completion = sampled[sample.key]
         assert sample.response_token_ids == completion.token_ids
         assert sample.finish_reason == completion.finish_reason
         assert sample.seed == request_seed(5, sample.problem_id, sample.sample_index)
@@ -68,7 +68,7 @@ def test_a_stopped_run_resumes_and_samples_nothing_twice(config: RunConfig, stop
     with pytest.raises(KeyboardInterrupt):
         generate(config, FakeSampler(stop_after=stop_after))
     again = generate(config)
-    assert len(again.drawn) == 60 - stop_after
+    assert len(again.requests) == 60 - stop_after
     manifests = [read_manifest(Path(c.run_dir) / "samples") for c in (config, elsewhere(config, "uninterrupted"))]
     assert manifests[0].content_hash == manifests[1].content_hash
 
@@ -77,7 +77,7 @@ def test_the_configuration_may_change_before_the_first_sample(config: RunConfig)
     with pytest.raises(KeyboardInterrupt):
         generate(changed(config, "sampling", max_tokens=13), FakeSampler(stop_after=0))
     assert (Path(config.run_dir) / "samples.partial" / "worker-0-of-1.spans.json").is_file()
-    assert len(generate(config).drawn) == 60
+    assert len(generate(config).requests) == 60
     assert not list(Path(config.run_dir).glob("*.replaced-*"))
 
 
@@ -93,7 +93,7 @@ def test_an_incomplete_last_line_is_sampled_again(config: RunConfig) -> None:
         generate(config, FakeSampler(stop_after=20))
     (file,) = (Path(config.run_dir) / "samples.partial").glob("worker-*.jsonl")
     file.write_bytes(file.read_bytes()[:-30])
-    assert len(generate(config).drawn) == 41
+    assert len(generate(config).requests) == 41
     assert len(samples(config)) == 60
 
 
@@ -101,14 +101,14 @@ def test_a_run_killed_before_publishing_needs_no_engine(config: RunConfig) -> No
     run_problems(config)
     with patch.object(stage.Stage, "publish", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         generate(config)
-    assert generate(config).drawn == []
+    assert generate(config).requests == []
     assert len(samples(config)) == 60
 
 
 def test_a_finished_run_is_up_to_date(config: RunConfig) -> None:
     generate(config)
     assert stage.samples_stage(config).is_current()
-    assert generate(config).drawn == []
+    assert generate(config).requests == []
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_prompts_that_do_not_fit_are_recorded_as_skipped(config: RunConfig) -> N
     records = samples(small)
     skipped = [sample for sample in records if sample.finish_reason == "skipped"]
     assert len(records) == 60
-    assert 0 < len(skipped) == 60 - len(sampler.drawn) < 60
+    assert 0 < len(skipped) == 60 - len(sampler.requests) < 60
     assert all(sample.skip_reason and not sample.response and not sample.response_token_ids for sample in skipped)
     assert read_manifest(Path(small.run_dir) / "samples").counts["skipped"] == len(skipped)
 

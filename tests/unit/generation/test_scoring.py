@@ -121,7 +121,7 @@ def test_an_interrupted_run_resumes_and_scores_nothing_twice(
     partial = Path(config.run_dir) / "scores.partial" / SCORES_FILE
     kept = read_jsonl(partial)
     with partial.open("ab") as file:
-        file.write(b'{"problem_id": "torn')
+        file.write(b'{"problem_id": "part')
     again = score(config, monkeypatch)
     assert {request.key[0] for request in again.requests}.isdisjoint(record["problem_id"] for record in kept)
     assert len(published(config)) == 6

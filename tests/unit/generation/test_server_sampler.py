@@ -20,7 +20,7 @@ from megatron_ssd.generation.server_protocol import server_version
 from megatron_ssd.generation.vllm_server import ServerSampler
 from tests.helpers.fake_engine import END, tokens_of
 from tests.helpers.fake_server import Answer, FakeServer, completion
-from tests.helpers.requests import CountedRequests, draw, request
+from tests.helpers.requests import CountedRequests, request, sample_all
 
 BUSY: Answer = (503, {"error": {"message": "busy"}})
 
@@ -52,7 +52,7 @@ def requests(count: int) -> list[Request]:
 def check_answers(sampler: ServerSampler, wanted: list[Request]) -> None:
     """Check that every request is answered once, with its own tokens."""
     with closing(sampler):
-        completions = draw(sampler, wanted)
+        completions = sample_all(sampler, wanted)
     assert completions == {request.key: tokens_of(request) for request in wanted}
 
 
@@ -74,12 +74,11 @@ def test_requests_contain_every_setting_that_determines_the_tokens(model: ModelF
         with closing(sampler(model, server)) as one:
             list(one.sample(wanted))
     body = server.bodies[1]
-    said = {key: body[key] for key in ("model", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
-                                       "stop_token_ids", "return_token_ids")}  # fmt: skip
-    assert said == {
+    settings = {
         "model": "tiny", "seed": 0, "temperature": 1.5, "top_k": 20, "top_p": 0.8, "min_p": 0.1,
         "repetition_penalty": 1.1, "stop_token_ids": [END], "return_token_ids": True,
     }  # fmt: skip
+    assert {key: body[key] for key in settings} == settings
     assert body["max_tokens"] == 6  # what the prompt leaves of the context
 
 

@@ -151,10 +151,10 @@ def test_files_of_all_workers_count_and_updates_read_only_new_records(tmp_path: 
     assert store.num_missing == 15
     assert KEYS[5] in store
     assert KEYS[4] not in store
-    first.write_bytes(first.read_bytes() + b'{"torn')
+    first.write_bytes(first.read_bytes() + b'{"part')
     store.update()
     assert store.num_missing == 15
-    first.write_bytes(first.read_bytes().removesuffix(b'{"torn'))
+    first.write_bytes(first.read_bytes().removesuffix(b'{"part'))
     append(first, KEYS[:5])
     store.update()
     assert store.num_missing == 10

@@ -36,7 +36,7 @@ from megatron_ssd.generation.vllm_engine import VllmSpec, _reason
 from megatron_ssd.generation.vllm_server import ServerSampler
 from megatron_ssd.process import die_with_parent
 from tests.helpers.paths import ROOT
-from tests.helpers.requests import draw, request
+from tests.helpers.requests import request, sample_all
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM (make venv)"),
@@ -89,24 +89,26 @@ def requests(count: int, *, params: SamplingParams = HOT, max_tokens: int = 24) 
 
 def test_a_request_gives_the_same_tokens_whatever_else_is_in_flight(pool: EnginePool) -> None:
     wanted = requests(100)
-    first = draw(pool, wanted)
-    assert draw(pool, wanted[::-1]) == first
-    few = draw(pool, wanted[3::9])
+    first = sample_all(pool, wanted)
+    assert sample_all(pool, wanted[::-1]) == first
+    few = sample_all(pool, wanted[3::9])
     assert all(first[key] == completion for key, completion in few.items())
     mixed = [*requests(20, params=SamplingParams(temperature=0.0)), *wanted[50:]]
-    assert all(first[key] == done for key, done in draw(pool, mixed).items() if key in {w.key for w in wanted[50:]})
+    assert all(
+        first[key] == done for key, done in sample_all(pool, mixed).items() if key in {w.key for w in wanted[50:]}
+    )
 
 
 def test_another_seed_gives_other_tokens(pool: EnginePool) -> None:
     wanted = requests(40)
-    first = draw(pool, wanted)
-    second = draw(pool, [dataclasses.replace(request, seed=request.seed + 1) for request in wanted])
+    first = sample_all(pool, wanted)
+    second = sample_all(pool, [dataclasses.replace(request, seed=request.seed + 1) for request in wanted])
     assert sum(first[key].token_ids == second[key].token_ids for key in first) < 5
 
 
 def test_responses_end_with_an_end_token_exactly_if_the_model_stopped(pool: EnginePool, model: ModelFolder) -> None:
     # Without truncation and at this temperature the random model samples nearly uniformly, so some responses end.
-    completions = draw(pool, requests(200, params=SamplingParams(temperature=2.0), max_tokens=100)).values()
+    completions = sample_all(pool, requests(200, params=SamplingParams(temperature=2.0), max_tokens=100)).values()
     ends = {*model.end_token_ids, *STOPS}
     assert {completion.finish_reason for completion in completions} == {"stop", "length"}
     assert {completion.token_ids[-1] for completion in completions if completion.finish_reason == "stop"} == ends
@@ -119,12 +121,12 @@ def test_responses_end_with_an_end_token_exactly_if_the_model_stopped(pool: Engi
             assert len(completion.token_ids) == 100
 
 
-def test_samples_that_share_a_prompt_equal_samples_drawn_alone(pool: EnginePool) -> None:
+def test_samples_that_share_a_prompt_equal_samples_of_single_requests(pool: EnginePool) -> None:
     # The prompt fills four blocks, which later samples find in the prefix cache; no other prompt evicts them.
     prompt = [3 + offset % 97 for offset in range(70)]
     wanted = [request(number, prompt_token_ids=prompt, params=HOT, max_tokens=24) for number in range(40)]
-    together = draw(pool, wanted)
-    alone = {key: one for request in wanted[::8] for key, one in draw(pool, [request]).items()}
+    together = sample_all(pool, wanted)
+    alone = {key: one for request in wanted[::8] for key, one in sample_all(pool, [request]).items()}
     assert all(together[key] == completion for key, completion in alone.items())
     assert len({tuple(completion.token_ids) for completion in together.values()}) > 30
 
@@ -133,7 +135,7 @@ def test_min_p_of_one_is_greedy(pool: EnginePool) -> None:
     # The first request's prompt is the padding token, whose embedding is zero: all logits are equal there.
     wanted = requests(21, params=SamplingParams(temperature=2.0, min_p=1.0), max_tokens=8)[1:]
     greedy = requests(21, params=SamplingParams(temperature=0.0), max_tokens=8)[1:]
-    assert draw(pool, wanted) == draw(pool, greedy)
+    assert sample_all(pool, wanted) == sample_all(pool, greedy)
 
 
 def test_scores_are_the_means_of_transformers_log_softmax(pool: EnginePool, model: ModelFolder) -> None:
@@ -160,14 +162,14 @@ def test_scores_are_the_means_of_transformers_log_softmax(pool: EnginePool, mode
 
 def test_responses_end_with_the_context(pool: EnginePool) -> None:
     longest = request(1, prompt_token_ids=[9] * 255, params=HOT, max_tokens=50)
-    (completion,) = draw(pool, [longest]).values()
+    (completion,) = sample_all(pool, [longest]).values()
     assert len(completion.token_ids) == 1
 
 
 @pytest.mark.parametrize("penalty", [1.0, 2.0])
 def test_greedy_responses_equal_those_of_transformers(pool: EnginePool, model: ModelFolder, penalty: float) -> None:
     wanted = requests(12, params=SamplingParams(temperature=0.0, repetition_penalty=penalty), max_tokens=8)
-    drawn = draw(pool, wanted)
+    completions = sample_all(pool, wanted)
     reference = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32)
     ends = [*model.end_token_ids, *STOPS]
     for one in wanted:
@@ -177,7 +179,7 @@ def test_greedy_responses_equal_those_of_transformers(pool: EnginePool, model: M
                 prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False,
                 repetition_penalty=penalty, eos_token_id=ends,
             )  # fmt: skip
-        assert drawn[one.key].token_ids == ids[0, prompt.shape[1] :].tolist()
+        assert completions[one.key].token_ids == ids[0, prompt.shape[1] :].tolist()
 
 
 def test_a_killed_engine_is_restarted_and_every_request_is_answered_once(
@@ -194,7 +196,7 @@ def test_a_killed_engine_is_restarted_and_every_request_is_answered_once(
     assert "engine process with status -9 died" in caplog.text
     assert "1 of engine.max_restarts = 3" in caplog.text
     # A response does not depend on which engine gave it.
-    assert draw(pool, wanted[::7]) == {request.key: received[request.key] for request in wanted[::7]}
+    assert sample_all(pool, wanted[::7]) == {request.key: received[request.key] for request in wanted[::7]}
     assert pool._engines[0].is_ready
 
 
@@ -304,12 +306,12 @@ def test_a_server_gives_the_same_completions_as_an_engine_of_this_project(
     hot = SamplingParams(temperature=2.0, top_k=300, top_p=0.95, min_p=0.01, repetition_penalty=1.1)
     wanted = requests(80, params=hot, max_tokens=100)
     long = request(99, prompt_token_ids=[9] * 199, params=hot, max_tokens=50)
-    expected = draw(pool, [*wanted, dataclasses.replace(long, max_tokens=1)])
+    expected = sample_all(pool, [*wanted, dataclasses.replace(long, max_tokens=1)])
     with served(url, model) as sampler:
-        drawn = draw(sampler, [*wanted, long])
-        assert draw(sampler, wanted[::-3]) == {one.key: drawn[one.key] for one in wanted[::-3]}
-    assert drawn == expected  # the long one ends with the context of 200
-    ends = {completion.token_ids[-1] for completion in drawn.values() if completion.finish_reason == "stop"}
+        completions = sample_all(sampler, [*wanted, long])
+        assert sample_all(sampler, wanted[::-3]) == {one.key: completions[one.key] for one in wanted[::-3]}
+    assert completions == expected  # the long one ends with the context of 200
+    ends = {completion.token_ids[-1] for completion in completions.values() if completion.finish_reason == "stop"}
     assert ends == {*model.end_token_ids, *STOPS}
 
 
@@ -331,7 +333,7 @@ def test_a_server_of_another_model_or_a_shorter_context_is_refused(
 
 def test_a_request_that_the_server_refuses_ends_with_its_message(url: str, model: ModelFolder) -> None:
     with served(url, model) as sampler, pytest.raises(UserError, match=r"refused with status 400: .*99999"):
-        draw(sampler, [request(1, prompt_token_ids=[99999])])
+        sample_all(sampler, [request(1, prompt_token_ids=[99999])])
 
 
 def test_manifests_name_backend_version_and_endpoints(url: str) -> None:

