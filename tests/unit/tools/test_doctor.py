@@ -3,20 +3,12 @@
 import json
 import os
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.helpers.executables import write_executable
 from tools import doctor
 from tools.doctor import Finding
-
-
-def write_program(folder: Path, name: str, body: str) -> None:
-    """An executable shell script ``name`` in ``folder``."""
-    folder.mkdir(exist_ok=True)
-    path = folder / name
-    path.write_text(f"#!/bin/sh\n{body}\n")
-    path.chmod(0o755)
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
@@ -103,7 +95,7 @@ def test_missing_bubblewrap(monkeypatch, tmp_path):
 
 
 def test_a_bubblewrap_that_cannot_start_a_sandbox_is_a_problem_with_its_message(monkeypatch, tmp_path):
-    write_program(tmp_path / "bin", "bwrap", "echo 'bwrap: No permissions to create new namespace' >&2; exit 1")
+    write_executable(tmp_path / "bin" / "bwrap", "echo 'bwrap: No permissions to create new namespace' >&2; exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     finding = doctor.check_bubblewrap()
     assert finding.status == "problem"

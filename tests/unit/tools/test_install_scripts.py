@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.executables import write_executable
 from tests.helpers.paths import ROOT
 
 
@@ -20,8 +21,7 @@ def programs(tmp_path):
         (folder / tool).symlink_to(shutil.which(tool))
 
     def write(name: str, body: str) -> Path:
-        (folder / name).write_text(f"#!{shutil.which('sh')}\n{body}\n")
-        (folder / name).chmod(0o755)
+        write_executable(folder / name, body)
         return folder
 
     return write

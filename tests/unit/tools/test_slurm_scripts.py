@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+from tests.helpers.executables import write_executable
 from tests.helpers.paths import ROOT
 
 
@@ -12,10 +13,8 @@ from tests.helpers.paths import ROOT
 def cluster(tmp_path):
     """Runs a script of launch/slurm with fake srun and scontrol; returns (exit status, arguments of srun, stderr)."""
     programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, body in {"srun": 'printf "%s\\n" "$@"', "scontrol": "printf 'node7\\nnode8\\n'"}.items():
-        (programs / name).write_text(f"#!/bin/sh\n{body}\n")
-        (programs / name).chmod(0o755)
+    write_executable(programs / "srun", 'printf "%s\\n" "$@"')
+    write_executable(programs / "scontrol", "printf 'node7\\nnode8\\n'")
 
     def start(script: str, *arguments: str, **variables: str) -> tuple[int, list[str], str]:
         environment = {"PATH": f"{programs}:/usr/bin:/bin", **variables}
@@ -89,8 +88,8 @@ def test_training_uses_the_first_node_and_the_allocations_world_size(cluster):
 
 @pytest.mark.parametrize(("status", "requeued"), [(75, True), (1, False), (130, False)])
 def test_training_that_saved_for_the_scheduler_is_requeued(cluster, tmp_path, status, requeued):
-    (tmp_path / "bin" / "srun").write_text(f"#!/bin/sh\nexit {status}\n")
-    (tmp_path / "bin" / "scontrol").write_text('#!/bin/sh\necho "scontrol $*"\n')
+    write_executable(tmp_path / "bin" / "srun", f"exit {status}")
+    write_executable(tmp_path / "bin" / "scontrol", 'echo "scontrol $*"')
     ended, lines, _ = cluster("train.sbatch", SLURM_JOB_ID="7", SLURM_JOB_NODELIST="node7", SLURM_NNODES="1")
     assert ended == status
     assert ("scontrol requeue 7" in lines) is requeued
