@@ -1,10 +1,11 @@
-"""Train in two environments, and compare every loss and gradient norm bitwise.
+"""Compares training in two environments bitwise.
 
-python -m tests.compare_versions .venv/bin/python .venv-next/bin/python
+    python -m tests.compare_versions .venv/bin/python .venv-next/bin/python
 
-Runs every case of ``tests.distributed.loss_worker``, dense and with experts, with one process and with two. Both write
-their curves as JSON, which keeps every bit of a float. Then each resumes from a checkpoint of the other. The exit
-status is 1 if a digit differs. Not a test of the suite, which runs in one environment; ``make test-next`` runs it.
+Both environments run every case of ``tests.distributed.loss_worker``, dense and with experts, with one process and with
+two. They write losses and gradient norms as JSON, which keeps every bit of a float. Then each environment resumes from
+a checkpoint of the other. The exit status is 1 if a digit differs. ``make test-next`` runs this program; it is not a
+test of the suite, which runs in one environment.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _TRAIN = (
 
 
 def run(python: str, *arguments: str) -> str:
-    """Standard output of ``python`` started at the root of the project; its errors end this program."""
+    """Run ``python`` at the root of the project and return its standard output; an error of it ends this program."""
     command = ["timeout", "500", python, "-W", "ignore", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -45,7 +46,7 @@ def run(python: str, *arguments: str) -> str:
 
 
 def curves(python: str, root: Path) -> dict[str, list[dict[str, Any]]]:
-    """Case -> its iterations, trained by this interpreter."""
+    """Train every case with the interpreter ``python``; returns case -> its iterations."""
     folder = root / "loss_worker"
     folder.mkdir(parents=True)
     run(python, "-c", _DATASET, str(folder))
@@ -56,7 +57,7 @@ def curves(python: str, root: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def resumed(first: str, second: str, root: Path) -> str:
-    """What differs if ``second`` runs the second half of a run of ``first``; empty if nothing does."""
+    """The first difference if ``second`` runs the second half of a run of ``first``; empty if there is none."""
     root.mkdir()
     run(first, "-c", _DATASET, str(root))
     run(first, "-c", _TRAIN, str(root))
@@ -70,12 +71,12 @@ def resumed(first: str, second: str, root: Path) -> str:
 
 
 def _exact(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The columns that do not depend on time."""
+    """The metrics that do not depend on time."""
     return [{name: record[name] for name in ("loss", "grad_norm", "learning_rate", "samples")} for record in records]
 
 
 def difference(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> str:
-    """The first number that differs; empty if none does."""
+    """The first number that differs; empty if there is none."""
     if len(one) != len(other):
         return f"{len(one)} and {len(other)} iterations"
     for iteration, (record, record_of_other) in enumerate(zip(one, other, strict=True), start=1):
@@ -99,11 +100,11 @@ def main(pythons: list[str]) -> int:
     first, second = found
     assert first.keys() == second.keys(), "the same worker wrote different cases"
     differences = {case: difference(first[case], second[case]) for case in first}
-    for case, said in differences.items():
+    for case, text in differences.items():
         last = first[case][-1]
-        print(f"{case:40} loss {last['loss']:.17g}  grad norm {last['grad_norm']:.17g}  {said or 'equal'}")
-    for name, said in resumes.items():
-        print(f"{name:40} {said or 'equal'}")
+        print(f"{case:40} loss {last['loss']:.17g}  grad norm {last['grad_norm']:.17g}  {text or 'equal'}")
+    for name, text in resumes.items():
+        print(f"{name:40} {text or 'equal'}")
     differing = sum(map(bool, [*differences.values(), *resumes.values()]))
     records = sum(map(len, first.values()))
     verdict = f"{differing} differ" if differing else "all bits equal"

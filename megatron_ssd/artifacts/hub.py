@@ -96,7 +96,7 @@ def model_folder(path: str | None, revision: str | None = None, *, key: str = _K
 
 
 def _check_has_config(folder: Path, path: str | None, *, key: str) -> None:
-    """``path`` is what the user wrote, which may be a Hub id."""
+    """Raise ``UserError`` if ``folder``, which the user named as ``path``, has no config."""
     if not (folder / _CONFIG).is_file():
         raise UserError(f"{key} = {path}", rule=f"has no {_CONFIG}", fix=f"set {key} to a Hugging Face model's folder")
 
@@ -129,7 +129,7 @@ def _size(folder: Path, config: dict[str, Any], name: str) -> int:
 
 def _end_token_ids(folder: Path, config: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
     """The ids that end a response: those of the generation config, otherwise of the model config."""
-    generation = read_json_object(folder / _GENERATION, missing="") if (folder / _GENERATION).is_file() else {}
+    generation = read_json_object(folder / _GENERATION) if (folder / _GENERATION).is_file() else {}
     for name, source in ((_GENERATION, generation), (_CONFIG, config)):
         value = source.get("eos_token_id")
         if value is None:
@@ -151,15 +151,15 @@ def _end_token_ids(folder: Path, config: dict[str, Any], vocab_size: int) -> tup
 
 def read_hf_config(folder: Path) -> dict[str, Any]:
     """Content of the folder's ``config.json``. Raises ``UserError`` if it is missing or not a JSON object."""
-    return read_json_object(folder / _CONFIG, missing="name a Hugging Face model's folder")
+    return read_json_object(folder / _CONFIG)
 
 
-def read_json_object(path: Path, *, missing: str) -> dict[str, Any]:
-    """Content of a model's JSON file. Raises ``UserError``, with the fix ``missing`` if the file does not exist."""
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Content of a model's JSON file. Raises ``UserError`` if it is missing or not a JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"file {path}", rule="does not exist", fix=missing) from None
+        raise UserError(f"file {path}", rule="does not exist", fix="copy it from the model again") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"file {path}", rule=f"is not JSON ({error})", fix="copy it from the model again") from None
     if not isinstance(content, dict):

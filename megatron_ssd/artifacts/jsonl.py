@@ -24,7 +24,7 @@ class JsonlWriter:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        truncate_partial_line(path)
+        _truncate_partial_line(path)
         self._file = path.open("ab")
 
     def write(self, record: dict[str, Any]) -> None:
@@ -35,11 +35,10 @@ class JsonlWriter:
 
     def flush(self) -> None:
         """Force all records to disk."""
-        self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Flush and close."""
+        """Force all records to disk and close the file. May be called again."""
         if not self._file.closed:
             self.flush()
             self._file.close()
@@ -56,13 +55,12 @@ class JsonlWriter:
             self._file.close()  # the user should see the error itself, not a second one from fsync
 
 
-def truncate_partial_line(path: Path) -> int:
-    """Remove an incomplete last line from ``path``; returns the number of bytes removed (0 if there is no file)."""
+def _truncate_partial_line(path: Path) -> None:
+    """Remove an incomplete last line from ``path``, if there is such a file."""
     if not path.exists():
-        return 0
-    size = path.stat().st_size
+        return
     with path.open("rb+") as file:
-        end = size
+        end = file.seek(0, os.SEEK_END)
         while end > 0:
             start = max(0, end - _BLOCK)
             file.seek(start)
@@ -72,7 +70,6 @@ def truncate_partial_line(path: Path) -> int:
                 break
             end = start
         file.truncate(end)
-    return size - end
 
 
 def iter_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -99,7 +96,7 @@ class FileCursor:
 
 
 def iter_complete_records(path: Path, cursor: FileCursor) -> Iterator[tuple[dict[str, Any], int]]:
-    """Records after ``cursor``, with their offsets, of a file that another process may be writing.
+    """Records after ``cursor``, with their offsets, of a file that is being written or whose writer was killed.
 
     A last line without its newline is left for the next call. ``cursor`` advances with each record.
 

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import megatron_ssd
 from megatron_ssd.artifacts.hashing import hash_json
-from megatron_ssd.config.build import build_config
+from megatron_ssd.config.build import build
 from megatron_ssd.config.run import BaseConfig, RunConfig
 from megatron_ssd.errors import ConfigError
 
@@ -39,7 +39,7 @@ def groups(config_dir: Path = CONFIG_DIR) -> dict[str, list[str]]:
 
 def compose_config(overrides: Sequence[str], config_dir: Path = CONFIG_DIR) -> RunConfig:
     """The checked configuration that ``overrides`` ask for. Raises ``ConfigError``."""
-    return build_config(compose_values(overrides, config_dir))
+    return build(RunConfig, compose_values(overrides, config_dir))
 
 
 def compose_values(overrides: Sequence[str], config_dir: Path = CONFIG_DIR) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from megatron_ssd.cli.compose import CONFIG_DIR, base_run, compose_config, compose_values, groups, values_of_tool
 from megatron_ssd.cli.print_config import OPTION, Parser, as_yaml, every_key, every_key_of_tool, wants_all
-from megatron_ssd.config.build import build, build_config
+from megatron_ssd.config.build import build
 from megatron_ssd.config.reference import help_text
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import MissingModelError, Requeue, UserError
@@ -140,7 +140,7 @@ def prints_config(arguments: argparse.Namespace) -> bool:
     if not arguments.print_config:
         return False
     values = compose_values(arguments.overrides, arguments.config_dir.resolve())
-    print(every_key(build_config(values)) if wants_all(arguments) else as_yaml(values), end="")
+    print(every_key(build(RunConfig, values)) if wants_all(arguments) else as_yaml(values), end="")
     return True
 
 

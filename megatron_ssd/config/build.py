@@ -29,11 +29,6 @@ _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 _MOST_NAMED = 3  # suggestions; more do not help
 
 
-def build_config(values: dict[str, Any]) -> RunConfig:
-    """The configuration of a run. Raises ``ConfigError``."""
-    return build(RunConfig, values)
-
-
 def build(section: type[T], values: dict[str, Any]) -> T:
     """Check ``values`` and make a frozen ``section`` from them.
 

@@ -9,8 +9,6 @@ from typing import Any, Literal
 
 from megatron_ssd.errors import ConfigError, require
 
-Device = Literal["cuda", "cpu"]  # cluster.device
-
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:

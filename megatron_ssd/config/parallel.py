@@ -9,6 +9,8 @@ from typing import Literal
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.errors import require
 
+Device = Literal["cuda", "cpu"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
@@ -134,7 +136,7 @@ class ParallelConfig:
 class ClusterConfig:
     """The machine."""
 
-    device: Literal["cuda", "cpu"] = "cuda"
+    device: Device = "cuda"
     """Device of training and sampling. It is never guessed."""
     threads_per_process: int = 1
     """CPU threads per training process, on device ``cpu``."""

@@ -95,11 +95,6 @@ class IndexedWriter:
         self._lengths, self._boundaries = array("i"), array("q", [0])  # no Python object per sequence
         self._file = _unfinished(prefix, ".bin").open("wb", buffering=_BUFFER)
 
-    @property
-    def num_documents(self) -> int:
-        """Number of documents so far."""
-        return len(self._boundaries) - 1
-
     def add(self, *sequences: Sequence[int] | NDArray[Any]) -> None:
         """Append one document. Raises ``UserError`` if an id is outside the vocabulary."""
         for sequence in sequences:

@@ -18,13 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.config.parallel import Device, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.export.state_dict_adapter import StateDictAdapter
 from megatron_ssd.models.build import build_model
 from megatron_ssd.process import run_child
-from megatron_ssd.runtime.device import Device
 from megatron_ssd.runtime.process_groups import process_groups
 
 log = logging.getLogger(__name__)

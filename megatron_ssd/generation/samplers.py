@@ -8,7 +8,8 @@ import os
 from collections.abc import Iterator, Sequence
 
 from megatron_ssd.artifacts.hub import ModelFolder
-from megatron_ssd.config.generation import Device, EngineConfig, WorkerConfig
+from megatron_ssd.config.generation import EngineConfig, WorkerConfig
+from megatron_ssd.config.parallel import Device
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.engine_pool import EnginePool
 from megatron_ssd.generation.server_protocol import server_version

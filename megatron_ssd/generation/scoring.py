@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hub import ModelFolder, open_model
-from megatron_ssd.artifacts.jsonl import JsonlWriter, iter_jsonl, truncate_partial_line
+from megatron_ssd.artifacts.jsonl import FileCursor, JsonlWriter, iter_complete_records
 from megatron_ssd.artifacts.samples import SCORES, iter_samples, sample_shards, samples_manifest
 from megatron_ssd.artifacts.stage import SECONDS_BETWEEN_NOTES, Stage
 from megatron_ssd.config.generation import PromptConfig, ProxyConfig
@@ -61,10 +61,8 @@ def run_score(config: RunConfig) -> None:
     engine = engine_facts(config.engine)
     run_dir, work = Path(config.run_dir), stage.begin()
     path = work / SCORES_FILE
-    truncate_partial_line(path)
     order = _keys(run_dir)
-    scores = [ResponseScore.from_json(record) for record in iter_jsonl(path)] if path.exists() else []
-    done = {score.key: score for score in scores}
+    done = _finished(path)
     if len(done) < len(order):
         done |= _score_missing(config, stage, model, path, done=done, total=len(order))
     ordered = [done[key] for key in order]
@@ -82,6 +80,14 @@ def run_score(config: RunConfig) -> None:
         counts={"samples": len(order), "scored": len(scored)},
         facts={"mean_logprob_quantiles": quantiles},
     )
+
+
+def _finished(path: Path) -> dict[tuple[str, int], ResponseScore]:
+    """The scores of earlier starts, by key."""
+    if not path.exists():
+        return {}
+    scores = (ResponseScore.from_json(record) for record, _ in iter_complete_records(path, FileCursor()))
+    return {score.key: score for score in scores}
 
 
 def _keys(run_dir: Path) -> list[tuple[str, int]]:

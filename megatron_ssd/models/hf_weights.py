@@ -110,7 +110,7 @@ def _weight_files(folder: Path) -> Iterator[tuple[Path, set[str]]]:
     if not index.is_file():
         yield _existing(folder / WEIGHTS_FILE), set()
         return
-    weight_map = read_json_object(index, missing="download the model again").get("weight_map")
+    weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"file {index}", rule="has no weight_map", fix="download the model again")
     pairs = sorted((str(file), str(name)) for name, file in weight_map.items())

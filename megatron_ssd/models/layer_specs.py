@@ -1,4 +1,4 @@
-"""Layer specs: TransformerEngine's, or local layers that run with and without CUDA."""
+"""Chooses the layer spec: TransformerEngine's, or that of local layers, which run with or without CUDA."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shared by the readers of benchmarks that test programs with assert scripts."""
+"""Helpers for reading benchmarks whose tests are assert scripts."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import ast
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.table import Row, Table, open_table
-from megatron_ssd.schema import Problem
+from megatron_ssd.schema import Problem, TestCase
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
@@ -50,37 +49,21 @@ def parse_quietly(text: str) -> ast.Module:
         return ast.parse(text)
 
 
-def checked_script(where: str, script: str) -> str:
-    """Returns ``script``. Raises ``UserError`` if it is not Python."""
-    try:
-        parse_quietly(script)
-    except (SyntaxError, ValueError) as error:
-        raise UserError(where, rule=f"its checks are not Python ({error})", fix="download the file again") from None
-    return script
-
-
-def tree_of(text: str, where: str) -> ast.Module:
-    """The syntax tree of ``text``. Raises ``UserError`` if it is not Python."""
+def parse(text: str, where: str) -> ast.Module:
+    """The syntax tree of ``text``. Raises ``UserError`` with ``where`` if it is not Python."""
     try:
         return parse_quietly(text)
     except (SyntaxError, ValueError) as error:
         raise UserError(where, rule=f"contains text that is not Python ({error})", fix="fix that row") from None
 
 
-def names_in(text: str, where: str, context: type[Any]) -> set[str]:
-    """Names that ``text`` reads (``ast.Load``) or sets (``ast.Store``)."""
-    return {n.id for n in ast.walk(tree_of(text, where)) if isinstance(n, ast.Name) and isinstance(n.ctx, context)}
-
-
-def defined_in(code: str, where: str) -> set[str]:
-    """Functions, classes and variables at the top level of ``code``."""
-    found: set[str] = set()
-    for node in tree_of(code, where).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found.add(node.name)
-        elif isinstance(node, ast.Assign):
-            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-    return found
+def script_tests(row: Row, scripts: Iterable[str]) -> tuple[TestCase, ...]:
+    """A test per script. Raises ``UserError`` if a script is not Python."""
+    tests = []
+    for script in scripts:
+        parse(script, row.where)
+        tests.append(TestCase(input=script, output=""))
+    return tuple(tests)
 
 
 def _table(path: Path, columns_fix: str) -> Table:

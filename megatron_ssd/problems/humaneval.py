@@ -19,14 +19,14 @@ from pathlib import Path
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.assert_scripts import (
     check_texts,
-    checked_script,
     first_columns,
     parse_quietly,
     read_rows,
+    script_tests,
     unique,
 )
 from megatron_ssd.problems.table import Row
-from megatron_ssd.schema import Problem, TestCase
+from megatron_ssd.schema import Problem
 
 COLUMNS = ("task_id", "prompt", "entry_point", "test")
 _PLUS_TEXTS = ("task_id", "prompt", "canonical_solution", "entry_point")
@@ -138,7 +138,7 @@ def _with_scripts(row: Row, scripts: list[str]) -> Problem:
         form="checks",
         starter_code=row.values["prompt"],
         function_name=row.values["entry_point"],
-        tests=tuple(TestCase(input=checked_script(row.where, script), output="") for script in scripts),
+        tests=script_tests(row, scripts),
     )
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.problems.assert_scripts import checked_script, read_rows, unique
+from megatron_ssd.problems.assert_scripts import read_rows, script_tests, unique
 from megatron_ssd.problems.table import Row
-from megatron_ssd.schema import Problem, TestCase
+from megatron_ssd.schema import Problem
 
 COLUMNS = ("problem", "tests")
 
@@ -42,7 +42,7 @@ def _problem(identity: str, row: Row) -> Problem:
         statement=str(row.values["problem"]),
         form="checks",
         starter_code="class Solution:",
-        tests=(TestCase(input=checked_script(row.where, script), output=""),),
+        tests=script_tests(row, [script]),
     )
 
 

@@ -6,8 +6,8 @@ tests use and that neither they nor Python define comes from the reference ``cod
 script imports it, otherwise the program must define it.
 
 MBPP+ has one script per problem, the column ``test`` of ``evalplus/mbppplus`` on the Hub. It imports NumPy, which
-``evaluation.sandbox.packages`` must name. The released ``MbppPlus.jsonl`` is not read: by a list of tasks in evalplus's
-code, its inputs stand for types that JSON lacks.
+``evaluation.sandbox.packages`` must name. The released ``MbppPlus.jsonl`` is not read: evalplus's code has a list of
+tasks whose inputs stand for types that JSON lacks.
 """
 
 from __future__ import annotations
@@ -15,22 +15,15 @@ from __future__ import annotations
 import ast
 import builtins
 from pathlib import Path
+from typing import Any
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.problems.assert_scripts import (
-    check_texts,
-    checked_script,
-    defined_in,
-    names_in,
-    read_rows,
-    tree_of,
-    unique,
-)
+from megatron_ssd.problems.assert_scripts import check_texts, first_columns, parse, read_rows, script_tests, unique
 from megatron_ssd.problems.table import Row
-from megatron_ssd.schema import Problem, TestCase
+from megatron_ssd.schema import Problem
 
 COLUMNS = ("task_id", "code", "test_list")
-_OF_VERSION = (("text", "test_setup_code"), ("prompt", "test_imports"))  # the full set, the sanitised one
+_FULL_COLUMNS, _SANITISED_COLUMNS = ("text", "test_setup_code"), ("prompt", "test_imports")
 _PLUS_COLUMNS = ("task_id", "prompt", "code", "test")
 
 
@@ -40,15 +33,8 @@ def read_mbpp(path: Path) -> list[Problem]:
     Raises:
         UserError: the file or a row cannot be read, or an id is repeated.
     """
-    full, sanitised = ((*COLUMNS, *more) for more in _OF_VERSION)
-    try:
-        rows = list(read_rows(path, full))
-    except UserError as error:
-        try:
-            rows = list(read_rows(path, sanitised))
-        except UserError:
-            raise error from None
-    return unique(map(_problem, rows), path)
+    more = _SANITISED_COLUMNS if "test_imports" in first_columns(path) else _FULL_COLUMNS
+    return unique(map(_problem, read_rows(path, (*COLUMNS, *more))), path)
 
 
 def read_mbpp_plus(path: Path) -> list[Problem]:
@@ -68,22 +54,21 @@ def _problem(row: Row) -> Problem:
     if not isinstance(code, str):
         raise UserError(f"{row.where}: code", rule="must be the reference solution's text", fix="fix that row")
     imports, setup = "\n".join(values.get("test_imports") or ()), values.get("test_setup_code") or ""
-    used = names_in("\n".join([setup, *asserts]), row.where, ast.Load)
-    own = names_in(f"{imports}\n{setup}", row.where, ast.Store) | _imported(imports, row.where).keys()
+    used = _names("\n".join([setup, *asserts]), row.where, ast.Load)
+    own = _names(f"{imports}\n{setup}", row.where, ast.Store) | _imported(imports, row.where).keys()
     reference_imports = _imported(code, row.where)
-    defined = defined_in(code, row.where)
+    defined = _defined(code, row.where)
     head = [imports, *(reference_imports[name] for name in sorted(used & reference_imports.keys() - own - defined))]
     required = {
         name for name in used - own if name in defined or not (hasattr(builtins, name) or name in reference_imports)
     }
     head += [f"{name} = __program__.{name}" for name in sorted(required)]
-    scripts = [checked_script(row.where, "\n".join([*head, setup, text, ""])) for text in asserts]
     return Problem(
         id=str(values["task_id"]),
         source="mbpp",
         statement=str(values.get("text") or values.get("prompt") or ""),
         form="checks",
-        tests=tuple(TestCase(input=script, output="") for script in scripts),
+        tests=script_tests(row, ("\n".join([*head, setup, text, ""]) for text in asserts)),
     )
 
 
@@ -91,7 +76,7 @@ def _plus_problem(row: Row) -> Problem:
     check_texts(row, _PLUS_COLUMNS[1:])
     code, test = row.values["code"], row.values["test"]
     # The script's own functions, such as a reference to compare with, are not taken from the program.
-    required = (defined_in(code, row.where) & names_in(test, row.where, ast.Load)) - defined_in(test, row.where)
+    required = (_defined(code, row.where) & _names(test, row.where, ast.Load)) - _defined(test, row.where)
     if not required:
         raise UserError(f"{row.where}: test", rule="calls no function of the reference code", fix="fix that row")
     head = "".join(f"{name} = __program__.{name}\n" for name in sorted(required))
@@ -100,14 +85,30 @@ def _plus_problem(row: Row) -> Problem:
         source="mbpp",
         statement=row.values["prompt"],
         form="checks",
-        tests=(TestCase(input=checked_script(row.where, head + test), output=""),),
+        tests=script_tests(row, [head + test]),
     )
+
+
+def _names(text: str, where: str, context: type[Any]) -> set[str]:
+    """Names that ``text`` reads (``ast.Load``) or sets (``ast.Store``)."""
+    return {n.id for n in ast.walk(parse(text, where)) if isinstance(n, ast.Name) and isinstance(n.ctx, context)}
+
+
+def _defined(code: str, where: str) -> set[str]:
+    """Functions, classes and variables at the top level of ``code``."""
+    found: set[str] = set()
+    for node in parse(code, where).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return found
 
 
 def _imported(code: str, where: str) -> dict[str, str]:
     """Name -> the statement that imports it, at the top level of ``code``."""
     found: dict[str, str] = {}
-    for node in tree_of(code, where).body:
+    for node in parse(code, where).body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names:
                 found[alias.asname or alias.name.partition(".")[0]] = ast.unparse(node)

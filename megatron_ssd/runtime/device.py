@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
 
 import torch
 
 from megatron_ssd.config.model import MoeConfig
-from megatron_ssd.config.parallel import ClusterConfig
+from megatron_ssd.config.parallel import ClusterConfig, Device
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.runtime import cpu
 from megatron_ssd.runtime.hardware import check_device, check_hardware
 from megatron_ssd.runtime.versions import quiet_megatron
-
-Device = Literal["cuda", "cpu"]
 
 
 def prepare_device(

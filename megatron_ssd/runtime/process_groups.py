@@ -18,9 +18,8 @@ from megatron.core import parallel_state
 from torch.distributed import distributed_c10d
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.config.parallel import Device, ParallelConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.runtime.device import Device
 
 T = TypeVar("T")
 
@@ -76,7 +75,7 @@ def megatron_grid(parallel: ParallelConfig, *, create_gloo_process_groups: bool)
         yield
     finally:
         parallel_state.destroy_model_parallel()
-        # Megatron-Core only forgets its groups; torch keeps them, each with threads of its own.
+        # Megatron-Core only forgets its groups; torch keeps them, each with its own threads.
         for group in set(distributed_c10d._world.pg_map) - existing:
             dist.destroy_process_group(group)
 

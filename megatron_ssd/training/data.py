@@ -1,4 +1,4 @@
-"""Micro batches of one process, as a function of the iteration number alone.
+"""Makes the micro batches of one process, as a function of the iteration number alone.
 
 Packed sequences (without packing: one sample each) have a global order that the data set fixes from (seed, epoch).
 Iteration i (from 1) takes the ``global_batch_size`` sequences after the first (i - 1) x ``global_batch_size``; each
@@ -32,13 +32,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.config.parallel import Device, ParallelConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.indexed import DATASET_NAME
 from megatron_ssd.dataset.packed_dataset import PackedDataset, PackedSequence
 from megatron_ssd.errors import UserError
-from megatron_ssd.runtime.device import Device
 from megatron_ssd.runtime.packed_sequences import local_positions, make_packed_sequences
 
 

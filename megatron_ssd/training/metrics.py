@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from megatron_ssd.artifacts.jsonl import JsonlWriter, iter_jsonl, truncate_partial_line
+from megatron_ssd.artifacts.jsonl import FileCursor, JsonlWriter, iter_complete_records
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.errors import require
 from megatron_ssd.progress import progress
@@ -225,10 +225,10 @@ def _cut_after(path: Path, done: int) -> None:
     """Cut ``path`` back to iterations up to ``done``."""
     if not path.exists():
         return
-    truncate_partial_line(path)
-    kept = sum(1 for record in iter_jsonl(path) if record["iteration"] <= done)
+    cursor, end = FileCursor(), 0
+    for record, _ in iter_complete_records(path, cursor):
+        if record["iteration"] <= done:
+            end = cursor.offset
     with path.open("rb+") as file:
-        for _ in range(kept):
-            file.readline()
-        file.truncate(file.tell())
+        file.truncate(end)
         os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""One training step: one update of the weights from a global batch.
+"""Runs one training step: one update of the weights from a global batch.
 
 The loss is cross-entropy, weighted by token and summed. Sums, not means, leave a micro batch. Loss and gradients are
 divided once, by the weight of the global batch (``BatchSource.normalizer``), so that no split into micro batches,

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import megatron_facts
 from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.parallel import Device
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.dataset.packed_dataset import PackedDataset
 from megatron_ssd.errors import Requeue
-from megatron_ssd.runtime.device import Device
 from megatron_ssd.runtime.process_groups import on_rank_zero, process_groups
 from megatron_ssd.training.checkpoint_folder import list_checkpoints, read_facts, remove_leftovers
 from megatron_ssd.training.metrics import (

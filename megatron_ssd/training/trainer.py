@@ -22,12 +22,11 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_ssd.artifacts.hub import model_folder
 from megatron_ssd.config.model import ModelConfig, MoeConfig
-from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.config.parallel import Device, ParallelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.hf_checkpoint import load_hf_weights
-from megatron_ssd.runtime.device import Device
 from megatron_ssd.training.checkpoint import choose_checkpoint, load_checkpoint, save_checkpoint
 from megatron_ssd.training.checkpoint_writer import CheckpointWriter
 from megatron_ssd.training.data import BatchSource, batch_source, open_dataset
@@ -59,7 +58,7 @@ class Trainer:
     _recent: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
 
     def train(self, loggers: Sequence[MetricsLogger], shutdown: GracefulShutdown) -> None:
-        """Run to ``train_iters``; the last iteration is always saved.
+        """Train to iteration ``train_iters``, which is always saved.
 
         Args:
             loggers: the metrics loggers on rank 0; empty on other ranks.

@@ -20,7 +20,10 @@ from tests.helpers.training_run import CPU, EXACT, write_dataset
 
 @pytest.fixture(scope="session")
 def distributed_runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``FOLDER/WORKER`` has the files of each worker whose tests were collected. One process is this one."""
+    """A folder in which ``WORKER`` has the files of each worker whose tests were collected.
+
+    The cases of one process run in this process.
+    """
     root = tmp_path_factory.mktemp("distributed")
     names = dict.fromkeys(getattr(item.module, "WORKER", None) for item in request.session.items)
     workers = {name: importlib.import_module(f"tests.distributed.{name}") for name in names if name is not None}

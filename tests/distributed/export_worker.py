@@ -1,8 +1,8 @@
-"""Loads Hugging Face folders in several layouts, computes logits, and writes what each rank holds.
+"""Worker of test_export_layouts: loads Hugging Face folders in several layouts.
 
-Files in ROOT per layout: ``LAYOUT-RANK.pt`` with the rank's parameters and the number of bytes that it read,
-``LAYOUT.npy`` with the logits of ROOT/tokens.npy, ``LAYOUT/iter_0000003`` with a checkpoint, and ``LAYOUT.json`` with
-the loss and whether the logits are the same after the weights were loaded from ROOT/NAME-megatron.
+It writes these files to ROOT for each layout: ``LAYOUT-RANK.pt`` with the rank's parameters and the number of bytes
+that it read, ``LAYOUT.npy`` with the logits of ROOT/tokens.npy, ``LAYOUT/iter_0000003`` with a checkpoint, and
+``LAYOUT.json`` with the loss and whether the logits are the same after the weights were loaded from ROOT/NAME-megatron.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ WORLD_SIZES = (2,)
 
 
 def prepare(root: Path) -> None:
-    """For each model a Hugging Face folder, its conversion and transformers' logits."""
+    """Write each model's Hugging Face folder, its conversion to Megatron-Core, and transformers' logits of it."""
     for name in NAMES:
         write_hf_folder(root / name, MODELS[name], max_shard_size="20KB")
         run_convert(
@@ -61,7 +61,7 @@ def prepare(root: Path) -> None:
 
 
 def run_cases(root: Path) -> None:
-    """All layouts."""
+    """Run all layouts."""
     tokens_BS = torch.from_numpy(np.load(root / "tokens.npy"))
     for layout in LAYOUTS:
         run_layout(root, layout, tokens_BS)
@@ -95,7 +95,7 @@ def run_layout(root: Path, layout: str, tokens_BS: Tensor) -> None:
 
 
 def load_converted(chunks: list[GPTModel], path: Path) -> None:
-    """Load with Megatron-Core, over parameters that were set to NaN."""
+    """Load a checkpoint with Megatron-Core, after setting all parameters to NaN."""
     with torch.no_grad():
         for chunk in chunks:
             for parameter in chunk.parameters():
@@ -126,7 +126,7 @@ def summed_loss(chunks: list[GPTModel], tokens_BS: Tensor) -> float | None:
 
 
 def forward(chunks: list[GPTModel], tokens_BS: Tensor, labels_BS: Tensor | None) -> list[Tensor]:
-    """Outputs of the last pipeline stage from Megatron-Core's schedule; empty on the other stages."""
+    """Run Megatron-Core's schedule and return the outputs of the last pipeline stage; empty on the other stages."""
 
     def step(batches: Iterator[None], chunk: GPTModel) -> tuple[Tensor, Callable[..., Tensor]]:
         positions_BS = torch.arange(tokens_BS.shape[1]).expand_as(tokens_BS)

@@ -1,4 +1,7 @@
-"""Trains the same models on the same data in several layouts, and writes the curves as MODEL-DATA-LAYOUT.json."""
+"""Worker of test_loss_curves: trains the same models on the same data in several layouts.
+
+It writes the curves as MODEL-DATA-LAYOUT.json.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +80,7 @@ CASES: dict[tuple[str, str], list[str]] = {
 
 
 def run_cases(root: Path) -> None:
-    """All cases of this number of processes; those of one layout share its process groups."""
+    """Run all cases of this number of processes; those of one layout share its process groups."""
     world_size = dist.get_world_size()
     for layout, sizes in LAYOUTS[world_size].items():
         parallel = ParallelConfig(world_size=world_size, **sizes)

@@ -1,4 +1,7 @@
-"""Trains one step in several layouts, and writes the bytes of weights, gradients and optimizer as CASE-RANK.json."""
+"""Worker of test_memory: trains one step in several layouts, and measures the memory that is then allocated.
+
+It writes the bytes of weights, gradients and optimizer state as CASE-RANK.json.
+"""
 
 from __future__ import annotations
 
@@ -48,13 +51,13 @@ def case_config(world_size: int, name: str, root: Path) -> RunConfig:
 
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:
-    """Memory of ``tensors``, each storage once."""
+    """Memory of ``tensors`` in bytes, in which each storage counts once."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
     return sum(storage.nbytes() for storage in storages.values())
 
 
 def measure(trainer: Any) -> dict[str, int]:
-    """Bytes on this rank after a step."""
+    """Bytes of weights, gradients and optimizer state on this rank after a step."""
     buffers = [buffer for chunk in trainer.state.chunks for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)]
     parameters = [parameter.data for chunk in trainer.state.chunks for parameter in chunk.parameters()]
     inner = [optimizer.optimizer for optimizer in trainer.state.optimizer.chained_optimizers]
@@ -73,7 +76,7 @@ def measure(trainer: Any) -> dict[str, int]:
 
 
 def run_cases(root: Path) -> None:
-    """All cases of this number of processes."""
+    """Run all cases of this number of processes."""
     size = dist.get_world_size()
     for case in CASES[size]:
         config = case_config(size, case, root)

@@ -1,4 +1,7 @@
-"""Trains a small mixture of experts with several settings, and writes the measurements as CASE.json."""
+"""Worker of test_moe: trains a small mixture of experts with several settings.
+
+It writes the measurements as CASE.json.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ ITERATIONS = 3
 
 
 def train(root: Path, name: str) -> None:
-    """Three iterations; loss, gradient norm, gradient and change of the routing weights, and tokens per expert."""
+    """Train three iterations; write loss, gradient norm and tokens per expert of each, and how far routers moved."""
     world_size = dist.get_world_size()
     sizes, moe, changes = CASES[world_size][name]
     parallel = ParallelConfig(world_size=world_size, **sizes)
@@ -58,18 +61,18 @@ def train(root: Path, name: str) -> None:
         assert MOE.num_experts is not None
         counter = ExpertLoadCounter(trainer.state.chunks, num_layers=MOE.num_hidden_layers, num_experts=MOE.num_experts)
         before = {router.layer_number: router.weight.detach().clone() for router in routers(trainer.state.chunks)}
-        rows = []
+        curve = []
         for _ in range(ITERATIONS):
             counter.start()
             metrics = trainer.step()
-            rows.append({"loss": metrics.loss, "grad_norm": metrics.grad_norm, "counts": counter.counts().tolist()})
+            curve.append({"loss": metrics.loss, "grad_norm": metrics.grad_norm, "counts": counter.counts().tolist()})
         after = {router.layer_number: router.weight.detach() for router in routers(trainer.state.chunks)}
     moved = [float((after[layer] - before[layer]).abs().max()) for layer in after]
     if dist.get_rank() == 0:
-        (root / f"{name}.json").write_text(json.dumps({"rows": rows, "moved": moved}))
+        (root / f"{name}.json").write_text(json.dumps({"iterations": curve, "moved": moved}))
 
 
 def run_cases(root: Path) -> None:
-    """All cases of this number of processes."""
+    """Run all cases of this number of processes."""
     for name in CASES[dist.get_world_size()]:
         train(root, name)

@@ -1,4 +1,7 @@
-"""Examines packed sequences inside the model, and the packing self-test; writes LAYOUT-RANK.json."""
+"""Worker of test_packing_layouts: records what the model computes for packed sequences in several layouts.
+
+It also runs the packing self-test, and writes LAYOUT-RANK.json.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +43,8 @@ LAYOUTS: dict[int, dict[str, tuple[ModelConfig, dict[str, Any]]]] = {
 THIRD = 2  # slot of the examined sample
 
 
-def look(root: Path, model: ModelConfig, parallel: ParallelConfig) -> dict[str, Any]:
-    """What this rank computes for the third sample of a packed sequence; the test compares it."""
+def examine(root: Path, model: ModelConfig, parallel: ParallelConfig) -> dict[str, Any]:
+    """What this rank computes for the third sample of a packed sequence, for the test to compare."""
     config = training_config(
         root, model=model, parallel=parallel, training={"micro_batch_size": 2, "segment_multiple": 4}
     )
@@ -64,7 +67,10 @@ def look(root: Path, model: ModelConfig, parallel: ParallelConfig) -> dict[str, 
 def third_queries(
     trainer: Trainer, dataset: PackedDataset, sequences: list[PackedSequence], parallel: ParallelConfig
 ) -> list[list[Tensor]]:
-    """Rotated queries of the sample, per sequence and layer of this rank; each is the second of two."""
+    """Rotated queries of the third sample, per sequence and layer of this rank.
+
+    Each sequence is the second of two in its micro batch.
+    """
     modules = [m for chunk in trainer.state.chunks for m in chunk.modules() if isinstance(m, SegmentAttention)]
     seen: dict[SegmentAttention, list[Tensor]] = {module: [] for module in modules}
     handles = [m.register_forward_pre_hook(lambda module, inputs: seen[module].append(inputs[0])) for m in modules]
@@ -87,7 +93,7 @@ def third_queries(
 
 
 def message_with_a_leak(trainer: Trainer) -> str:
-    """The self-test's error if all tokens of a micro batch are one segment."""
+    """The self-test's error message if all tokens of a micro batch are one segment; empty if it finds no error."""
     with one_segment():
         try:
             check_packing(trainer.state, trainer.source, EXACT)
@@ -97,9 +103,9 @@ def message_with_a_leak(trainer: Trainer) -> str:
 
 
 def run_cases(root: Path) -> None:
-    """All layouts of this number of processes."""
+    """Run all layouts of this number of processes."""
     for name, (model, sizes) in LAYOUTS[dist.get_world_size()].items():
         layout = ParallelConfig(world_size=dist.get_world_size(), **sizes)
         with megatron_grid(layout, create_gloo_process_groups=True):
-            facts = look(root, model, layout)
+            facts = examine(root, model, layout)
         (root / f"{name}-{dist.get_rank()}.json").write_text(json.dumps(facts))

@@ -1,4 +1,7 @@
-"""Resumes under another layout, and skips iterations whose numbers are not finite; leaves what came after as JSON."""
+"""Worker of test_resume_layouts: resumes training under another layout, and skips non-finite iterations.
+
+It writes the metrics of the iterations as JSON.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ SKIPPING = [
 
 
 def config_of(root: Path, model: str, layout: str) -> RunConfig:
-    """A run that uses every state that a checkpoint holds."""
+    """The configuration of a run that uses every kind of state in a checkpoint."""
     world_size, sizes = (1, {}) if layout == ONE else (2, LAYOUTS[layout])
     return training_config(
         root,
@@ -69,20 +72,20 @@ def config_of(root: Path, model: str, layout: str) -> RunConfig:
 
 
 def save_and_continue(root: Path, model: str, layout: str) -> None:
-    """Leave ``root/MODEL-LAYOUT/iter_...`` of iteration 3 and what came after it."""
+    """Save a checkpoint of iteration 3 in ``root/MODEL-LAYOUT``, and write the metrics of the next iterations."""
     trainer = build_trainer(config_of(root, model, layout), folder_of(root, model, layout), "cpu")
     for _ in range(SAVED):
         trainer.step()
     save_checkpoint(trainer.writer, trainer.state)
-    _note(root, f"{model}-{layout}", _continue(trainer))
+    _write(root, f"{model}-{layout}", _continue(trainer))
     trainer.writer.finish()
 
 
 def resume(root: Path, model: str, saved: str, layout: str) -> None:
-    """Load the checkpoint of layout ``saved`` under ``layout``, and leave what came after it."""
+    """Load the checkpoint of layout ``saved`` under ``layout``, and write the metrics of the next iterations."""
     trainer = build_trainer(config_of(root, model, layout), folder_of(root, model, saved), "cpu")
     assert trainer.state.iteration == SAVED
-    _note(root, f"{model}-{saved}-{layout}", _continue(trainer))
+    _write(root, f"{model}-{saved}-{layout}", _continue(trainer))
 
 
 def folder_of(root: Path, model: str, layout: str) -> Path:
@@ -90,14 +93,14 @@ def folder_of(root: Path, model: str, layout: str) -> Path:
 
 
 def _continue(trainer: Trainer) -> list[dict[str, Any]]:
-    """The rest of the iterations, and the norm of the EMA."""
-    rows = [trainer.step().to_json() for _ in range(ITERATIONS - trainer.state.iteration)]
+    """Train to the last iteration; returns the metrics of each iteration and the norm of the EMA."""
+    records = [trainer.step().to_json() for _ in range(ITERATIONS - trainer.state.iteration)]
     assert trainer.state.ema is not None
-    return [*rows, {"ema": _ema_norm(trainer)}]
+    return [*records, {"ema": _ema_norm(trainer)}]
 
 
 def _ema_norm(trainer: Trainer) -> float:
-    """Norm of the EMA over the whole model, from what each rank would save."""
+    """Norm of the EMA over the full model, from the shards that each rank would save."""
     assert trainer.state.ema is not None
     models = {str(number): model.sharded_state_dict() for number, model in enumerate(trainer.state.models)}
     shards: dict[str, Any] = {"ema": trainer.state.ema.sharded_state_dict(models)}
@@ -120,19 +123,19 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Poisoned(BatchSource):
-    """Loss weights of NaN in one iteration, on the last rank only."""
+    """A batch source whose loss weights are NaN in one iteration, on the last rank only."""
 
     iteration: int
 
     def micro_batches(self, iteration: int) -> Iterator[Batch]:
-        """The batches, one iteration of them poisoned."""
+        """The batches of ``iteration``, poisoned if it is the chosen one."""
         for batch in super().micro_batches(iteration):
             bad = iteration == self.iteration and dist.get_rank() == dist.get_world_size() - 1
             yield dataclasses.replace(batch, loss_weights=batch.loss_weights * math.nan) if bad else batch
 
 
 def poison(trainer: Trainer, iteration: int) -> None:
-    """Make ``iteration`` give NaN."""
+    """Make the loss of ``iteration`` NaN."""
     fields = {each.name: getattr(trainer.source, each.name) for each in dataclasses.fields(trainer.source)}
     trainer.source = Poisoned(**fields, iteration=iteration)
 
@@ -148,27 +151,28 @@ def tensors(trainer: Trainer) -> list[Tensor]:
 
 
 def skip(root: Path, model: str, layout: str) -> None:
-    """Three iterations, the second of them poisoned; leave what each rank saw."""
+    """Train three iterations, the second of them poisoned, and write what each rank observed."""
     trainer = build_trainer(config_of(root, model, layout), root / "none", "cpu")
     poison(trainer, 2)
-    rows = [trainer.step()]
+    records = [trainer.step()]
     before = tensors(trainer)
-    rows.append(trainer.step())
+    records.append(trainer.step())
     untouched = all(map(torch.equal, before, tensors(trainer)))
-    rows.append(trainer.step())
+    records.append(trainer.step())
     changed = not all(map(torch.equal, before, tensors(trainer)))
     seen: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(seen, {"skipped": [row.skipped for row in rows], "untouched": untouched, "changed": changed})
-    _note(root, f"skip-{model}-{layout}", seen)
+    skipped = [record.skipped for record in records]
+    dist.all_gather_object(seen, {"skipped": skipped, "untouched": untouched, "changed": changed})
+    _write(root, f"skip-{model}-{layout}", seen)
 
 
-def _note(root: Path, name: str, value: Any) -> None:
+def _write(root: Path, name: str, value: Any) -> None:
     if dist.get_rank() == 0:
         (root / f"{name}.json").write_text(json.dumps(value))
 
 
 def run_cases(root: Path) -> None:
-    """All cases of this number of processes, each with its own process groups."""
+    """Run all cases of this number of processes, each with its own process groups."""
 
     def grid(model: str, layout: str) -> AbstractContextManager[None]:
         return megatron_grid(config_of(root, model, layout).parallel, create_gloo_process_groups=True)

@@ -1,6 +1,6 @@
-"""Two real processes: each rank reads its shards, logits equal those of one process, and the checkpoint converts back.
+"""Tests for the loading and export of Hugging Face weights in layouts of two processes.
 
-The offsets of shards come from Megatron-Core (``sharded_state_dict``), not from this project's mappings.
+The expected offsets of shards come from Megatron-Core (``sharded_state_dict``), not from this project's mappings.
 """
 
 import json
@@ -31,13 +31,13 @@ TOLERANCE = 5e-6
 
 @pytest.fixture(scope="module")
 def loaded(root: Path) -> Path:
-    """Results of two processes for the Hugging Face folders and their conversions."""
+    """The worker's results for the Hugging Face folders and their conversions."""
     return root
 
 
 @pytest.fixture(scope="module")
 def full(loaded: Path) -> dict[str, dict[tuple[object, ...], Tensor]]:
-    """Model -> (key, layer and expert) -> the full parameter, as one process loads it."""
+    """Model -> (key, layer, expert) -> the full parameter, as one process loads it."""
     with process_groups(ONE, device=prepare_device(ClusterConfig(device="cpu"))):
         return {name: full_parameters(loaded / name, name) for name in NAMES}
 
@@ -107,7 +107,7 @@ def test_logits_equal_transformers(loaded: Path, layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_converted_checkpoint_gives_the_same_logits(loaded: Path, layout: str) -> None:
+def test_a_converted_checkpoint_gives_the_same_logits(loaded: Path, layout: str) -> None:
     assert json.loads((loaded / f"{layout}.json").read_text())["same_when_converted"] is True
 
 
@@ -122,7 +122,7 @@ def test_padding_does_not_change_the_loss(loaded: Path, layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_checkpoint_converts_back_to_the_folder(loaded: Path, layout: str, tmp_path: Path) -> None:
+def test_a_checkpoint_converts_back_to_the_hugging_face_folder(loaded: Path, layout: str, tmp_path: Path) -> None:
     name, _ = LAYOUTS[layout]
     back = tmp_path / "back"
     megatron_to_hf(

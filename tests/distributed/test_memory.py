@@ -1,4 +1,4 @@
-"""The planned weights, gradients and optimizer state equal what every rank allocates."""
+"""Tests that the planned weights, gradients and optimizer state equal what every rank allocates."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Mixtures of experts in real processes: routing options, dispatchers, frozen routers, the logged load.
+"""Tests for the training of mixtures of experts in real processes.
 
-fp32, three iterations on the CPU; tolerances as in test_loss_curves. Not covered: grouped GEMM and DeepEP's dispatcher,
-which are CUDA kernels.
+The runs are three iterations of fp32 on the CPU, with tolerances as in test_loss_curves. Not covered: grouped GEMM and
+DeepEP's dispatcher, which are CUDA kernels.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def measured(root: Path) -> dict[str, Any]:
     ],
 )
 def test_a_layout_changes_neither_losses_nor_expert_load(measured: dict[str, Any], case: str, expected: str) -> None:
-    rows, wanted = measured[case]["rows"], measured[expected]["rows"]
-    assert [r["loss"] for r in rows] == pytest.approx([r["loss"] for r in wanted], rel=LOSS_TOLERANCE)
-    assert [r["grad_norm"] for r in rows] == pytest.approx([r["grad_norm"] for r in wanted], rel=GRAD_NORM_TOLERANCE)
-    assert [r["counts"] for r in rows] == [r["counts"] for r in wanted]
+    curve, wanted = measured[case]["iterations"], measured[expected]["iterations"]
+    assert [m["loss"] for m in curve] == pytest.approx([m["loss"] for m in wanted], rel=LOSS_TOLERANCE)
+    assert [m["grad_norm"] for m in curve] == pytest.approx([m["grad_norm"] for m in wanted], rel=GRAD_NORM_TOLERANCE)
+    assert [m["counts"] for m in curve] == [m["counts"] for m in wanted]
 
 
 def test_dispatchers_give_bitwise_equal_losses(measured: dict[str, Any]) -> None:
-    losses = [[row["loss"] for row in measured[case]["rows"]] for case in ("alltoall_ep2", "allgather_ep2")]
+    losses = [[m["loss"] for m in measured[case]["iterations"]] for case in ("alltoall_ep2", "allgather_ep2")]
     assert losses[0] == losses[1]
 
 
@@ -56,21 +56,22 @@ def test_dispatchers_give_bitwise_equal_losses(measured: dict[str, Any]) -> None
 def test_loads_add_up_to_tokens_times_experts_per_token(measured: dict[str, Any], case: str) -> None:
     training = training_config(Path("unused"), model=MOE).training
     assigned = training.global_batch_size * training.seq_length * (MOE.num_experts_per_tok or 0)
-    rows = measured[case]["rows"]
-    assert len(rows) == ITERATIONS
-    for row in rows:
-        assert [sum(layer) for layer in row["counts"]] == [assigned] * MOE.num_hidden_layers
+    curve = measured[case]["iterations"]
+    assert len(curve) == ITERATIONS
+    for iteration in curve:
+        assert [sum(layer) for layer in iteration["counts"]] == [assigned] * MOE.num_hidden_layers
 
 
 def test_a_frozen_router_does_not_change(measured: dict[str, Any]) -> None:
     for case in ("frozen", "frozen_ep2"):
         assert measured[case]["moved"] == [0.0] * MOE.num_hidden_layers
     assert min(measured["plain"]["moved"]) > 0
-    assert measured["frozen"]["rows"][0]["loss"] == measured["plain"]["rows"][0]["loss"]
-    assert measured["frozen"]["rows"][0]["grad_norm"] < measured["plain"]["rows"][0]["grad_norm"]
+    frozen, plain = measured["frozen"]["iterations"][0], measured["plain"]["iterations"][0]
+    assert frozen["loss"] == plain["loss"]
+    assert frozen["grad_norm"] < plain["grad_norm"]
 
 
-def test_the_auxiliary_loss_changes_gradients_and_not_the_reported_loss(measured: dict[str, Any]) -> None:
-    first, plain = measured["aux"]["rows"][0], measured["plain"]["rows"][0]
+def test_the_auxiliary_loss_changes_gradients_but_not_the_reported_loss(measured: dict[str, Any]) -> None:
+    first, plain = measured["aux"]["iterations"][0], measured["plain"]["iterations"][0]
     assert first["loss"] == plain["loss"]
     assert first["grad_norm"] > plain["grad_norm"] * 1.01

@@ -1,7 +1,7 @@
-"""A sample in a packed sequence is computed as if it were alone, on every rank of every layout.
+"""Tests that a sample in a packed sequence is computed as if it were alone, on every rank of every layout.
 
-The tests compare the queries that attention gets in each layer, after rotation. They are the same as at the beginning
-of a sequence, so position ids restart in each sample, and all earlier layers saw only this sample.
+The tests compare the queries that attention gets in each layer, after rotation. If they are the same as at the
+beginning of a sequence, position ids restart in each sample, and all earlier layers saw only this sample.
 """
 
 from __future__ import annotations
@@ -32,4 +32,4 @@ def test_a_sample_of_a_packed_sequence_equals_the_sample_alone(root: Path, world
         assert facts["neighbours"] < (ROUNDING if model is MOE else 1e-30)
         assert facts["leak"].startswith("training.self_test: sample ")
         assert "in a packed sequence and" in facts["leak"]
-        assert facts["leak"] == ranks[0]["leak"], "every rank raises the same"
+        assert facts["leak"] == ranks[0]["leak"], "ranks raised different errors"

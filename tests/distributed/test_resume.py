@@ -1,4 +1,4 @@
-"""A killed or stopped training run resumes, and ends with exactly the numbers of an uninterrupted run."""
+"""Tests that a killed or stopped training run resumes with exactly the numbers of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the
 
 
 def start(run_dir: Path, layout: str, *more: str) -> subprocess.Popen[str]:
-    """``launch/train.py`` under torchrun, whose workers end with it."""
+    """Start ``launch/train.py`` under torchrun, whose workers end with it."""
     command = [sys.executable, "-m", "megatron_ssd.cli.ranks", "--standalone", "--nproc-per-node=2",
                "launch/train.py", *OVERRIDES, *more, f"parallel={layout}", f"run_dir={run_dir}"]  # fmt: skip
     environment = {**os.environ, UNDER_PIPELINE: "1", "OMP_NUM_THREADS": "1"}
@@ -44,13 +44,13 @@ def finish(run_dir: Path, layout: str, *more: str) -> list[tuple[float, float, s
     with start(run_dir, layout, *more) as process:
         _, errors = process.communicate(timeout=200)
         assert process.returncode == 0, errors[-3000:]
-    rows = metrics(run_dir)
-    assert [row["iteration"] for row in rows] == list(range(1, ITERATIONS + 1))
-    return [(row["loss"], row["grad_norm"], row["samples"]) for row in rows]
+    records = metrics(run_dir)
+    assert [record["iteration"] for record in records] == list(range(1, ITERATIONS + 1))
+    return [(record["loss"], record["grad_norm"], record["samples"]) for record in records]
 
 
 def interrupt(run_dir: Path, layout: str, when: Callable[[], bool], number: signal.Signals, *more: str) -> int:
-    """Start, wait for ``when``, send the signal, and return the exit status."""
+    """Start training, send the signal once ``when`` returns True, and return the exit status."""
     with start(run_dir, layout, *more) as process:
         deadline = time.monotonic() + 150
         while not when():
@@ -73,14 +73,15 @@ def iterations(run_dir: Path) -> int:
 
 
 def saved(folder: Path) -> dict[str, int]:
-    """Checkpoint -> when it was written."""
+    """Checkpoint -> the time at which it was written."""
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("iter_???????")}
 
 
-def test_a_killed_and_twice_stopped_run_resumes_exactly_and_closely_under_another_layout(tmp_path: Path) -> None:
-    """Killed during an asynchronous save, stopped by a scheduler, stopped at the keyboard; under the other layout once.
+def test_a_killed_and_stopped_run_resumes_exactly_and_closely_under_another_layout(tmp_path: Path) -> None:
+    """The run is killed during an asynchronous save, stopped by a scheduler, and stopped at the keyboard.
 
-    One test, because every start of training costs several seconds.
+    After the kill, a copy of it resumes under another layout. This is one test, because every start of training takes
+    several seconds.
     """
     for name in ("uninterrupted", "broken"):
         write_dataset(tmp_path / name)
@@ -98,8 +99,8 @@ def test_a_killed_and_twice_stopped_run_resumes_exactly_and_closely_under_anothe
         done = iterations(broken)
         is_further = lambda done=done: iterations(broken) > done + 3  # noqa: E731
         assert interrupt(broken, "dp2", is_further, number, "checkpoint.save_async=true") == status
-        rows = metrics(broken, "checkpoints.partial")
-        assert max(saved(work(broken))) == f"iter_{rows[-1]['iteration']:07d}", "the last iteration was not saved"
+        last = metrics(broken, "checkpoints.partial")[-1]["iteration"]
+        assert max(saved(work(broken))) == f"iter_{last:07d}", "the last iteration was not saved"
     assert finish(broken, "dp2", "checkpoint.save_async=true") == expected
     assert before.items() <= saved(broken / "checkpoints").items(), "a finished checkpoint was written again"
     assert not list((broken / "checkpoints").glob("*.partial"))

@@ -1,7 +1,7 @@
-"""Training resumes under another layout, and no rank updates if one of them has non-finite numbers.
+"""Tests that training resumes under another layout, and that a non-finite number on one rank skips the update on all.
 
-fp32. The largest relative differences measured over three more iterations were 7e-8 (loss), 2e-7 (gradient norm) and
-2e-10 (norm of the EMA); the tolerance is about ten times the second.
+The runs are in fp32. The largest relative differences measured over three more iterations were 7e-8 (loss), 2e-7
+(gradient norm) and 2e-10 (norm of the EMA); the tolerance is about ten times the second.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="several proce
 
 @pytest.fixture(scope="module")
 def resumed(root: Path) -> Path:
-    """Every case: the worker's, and those that one process resumes."""
+    """The results of every case: those of the worker, and those that one process resumes here."""
     with process_groups(ParallelConfig(), device=prepare_device(CPU, EXACT)):
         for model, saved, layout in CHANGES:
             if layout == ONE:

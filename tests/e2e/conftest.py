@@ -1,4 +1,4 @@
-"""One small base model and one finished run, made once by the real pipeline and shared by all end-to-end tests."""
+"""Fixtures of the end-to-end tests, which share one small base model and one complete run of the pipeline."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
-# The demo, scaled down until the loop takes a minute or two. The model learns little; every path runs. Starting an
-# engine or a training process costs more than what it does here, so there is one of each, except with PARALLEL.
+# The demo, scaled down so that the loop takes a minute or two. The model learns little, but every path runs. Starting
+# an engine or a training process takes longer than its work here, so there is one of each, except with PARALLEL.
 SMALL = (
     "+experiment=demo",
     "parallel=single",
@@ -48,7 +48,7 @@ SMALL_BASE = (
 
 @dataclass(frozen=True)
 class Loop:
-    """Starts the pipeline in its own folder."""
+    """Starts the pipeline with the base model in ``base_dir``."""
 
     base_dir: Path
 
@@ -58,13 +58,13 @@ class Loop:
         return [sys.executable, str(ROOT / "launch/pipeline.py"), *SMALL, *base, f"run_dir={run_dir}", *extra]
 
     def run(self, run_dir: Path, *extra: str) -> subprocess.CompletedProcess[str]:
-        """Run to the end; fails the test with the pipeline's output if it does not succeed."""
+        """Run the pipeline to its end. If it fails, the test fails with its output."""
         done = subprocess.run(self.command(run_dir, *extra), capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
         return done
 
     def kill_when(self, run_dir: Path, ready: Callable[[], bool], *extra: str) -> None:
-        """Start the pipeline, wait until ``ready``, SIGKILL it, and wait until all of its processes are gone."""
+        """Start the pipeline, kill it once ``ready`` returns True, and wait until all of its processes are gone."""
         log = run_dir.with_name(f"{run_dir.name}.killed.log")
         with log.open("w") as output:
             process = subprocess.Popen(
@@ -82,14 +82,14 @@ class Loop:
             time.sleep(0.05)
 
     def copy(self, finished: Path, run_dir: Path, *stages: str) -> Path:
-        """A run folder in which ``stages`` are already published, as ``finished`` has them."""
+        """Copy the published ``stages`` of ``finished`` to ``run_dir``, and return ``run_dir``."""
         for stage in stages:
             shutil.copytree(finished / stage, run_dir / stage)
         return run_dir
 
 
 def _alive_in_session(session: int) -> bool:
-    """Whether any process started by the pipeline is still alive (zombies do not count)."""
+    """Whether any process of the session is still alive (zombies do not count)."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -103,7 +103,7 @@ def _alive_in_session(session: int) -> bool:
 
 @pytest.fixture(scope="session")
 def loop(tmp_path_factory: pytest.TempPathFactory) -> Loop:
-    """The pipeline with a base model that is trained on first use."""
+    """The pipeline, with a base model that is trained on first use."""
     return Loop(Path(os.environ.get("MEGATRON_SSD_TEST_BASE", tmp_path_factory.mktemp("base"))))
 
 

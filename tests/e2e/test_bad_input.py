@@ -1,4 +1,4 @@
-"""A user error is one line with the value, the rule and the fix, and no finished work is lost."""
+"""Tests for user errors: each is one line with the value, the rule and the fix, and does not destroy finished work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .conftest import SMALL, Loop
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str, status: int = 2) -> None:
-    """The run ended with ``status`` and one error line that contains ``parts``, without a traceback."""
+    """Check that a run ended with ``status`` and one error line that contains ``parts``, without a traceback."""
     assert done.returncode == status, done.stderr[-3000:]
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr[-3000:]
@@ -27,7 +27,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str, status:
         assert part in errors[0]
 
 
-@pytest.mark.parametrize("script", ["launch/train.py", "launch/pipeline.py"])  # the others: tests/unit/cli
+@pytest.mark.parametrize("script", ["launch/train.py", "launch/pipeline.py"])  # other scripts: tests/unit/cli
 def test_an_unknown_key(script: str) -> None:
     done = run_script(script, "+experiment=demo", "training.train_iter=3")
     assert_one_line(done, "training.train_iter = 3", "no such key", "did you mean training.train_iters?")
@@ -80,7 +80,7 @@ def test_a_run_dir_that_cannot_be_made(tmp_path: Path, below: str) -> None:
     assert (tmp_path / "FILE").read_text() == "mine"
 
 
-def test_no_bubblewrap(tmp_path: Path) -> None:
+def test_a_missing_bubblewrap(tmp_path: Path) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
     for name in ("git", "g++", "gcc", "env"):
@@ -117,7 +117,7 @@ def test_a_wrong_vocabulary_size(finished: Path, loop: Loop, tmp_path: Path) -> 
 
 
 def test_a_full_disk(finished: Path) -> None:
-    """On a full file system of 1 MiB: one line, the samples are kept, and with free space the same command succeeds."""
+    """On a full file system of 1 MiB. The samples are kept, and the same command succeeds once there is free space."""
     preprocess = " ".join([sys.executable, str(ROOT / "tools/preprocess_data.py"), *SMALL, "run_dir=/mnt"])
     program = f"""
         cp -r {finished}/samples /mnt/

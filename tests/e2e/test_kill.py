@@ -1,4 +1,4 @@
-"""SIGKILL in each stage, then the same command again: the output is complete, and no finished work is repeated."""
+"""Tests that each stage resumes after SIGKILL: its output is complete, and no finished work is repeated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORKERS = "preprocess.num_workers=2"
 
 
 def snapshot(folder: Path, pattern: str) -> dict[str, tuple[int, int]]:
-    """Name -> (inode, time of the last write): changes when a file is written again."""
+    """Name -> (inode, time of the last write), which changes if a file is written again."""
     stats = {path: path.stat() for path in folder.rglob(pattern) if path.is_file()}
     return {path.relative_to(folder).as_posix(): (s.st_ino, s.st_mtime_ns) for path, s in stats.items()}
 
@@ -72,7 +72,7 @@ def test_preprocessing(loop: Loop, finished: Path, tmp_path: Path) -> None:
     loop.kill_when(run_dir, lambda: len(list(parts.glob("*.json"))) >= 3, "--until=dataset", WORKERS)
     done = sorted(parts.glob("*.json"))
     assert 3 <= len(done) < 300
-    # A mark that only survives if the finished part is reused: one additional sample.
+    # One additional sample, which is counted only if the finished part is reused.
     counts = json.loads(done[0].read_text())
     done[0].write_text(json.dumps({**counts, "samples": counts["samples"] + 1}))
     loop.run(run_dir, "--until=dataset")
@@ -90,13 +90,13 @@ def test_training(loop: Loop, finished: Path, tmp_path: Path) -> None:
         run_dir, lambda: len(complete_records(partial / "metrics.jsonl")) >= 5, "--until=checkpoints", *PARALLEL
     )
     checkpoint = snapshot(partial / "iter_0000004", "*")
-    assert checkpoint, "the checkpoint of iteration 4 was not there"
+    assert checkpoint, "there is no checkpoint of iteration 4"
     again = loop.run(run_dir, "--until=checkpoints", *PARALLEL)
     assert "resuming from iteration" in again.stderr
     assert snapshot(run_dir / "checkpoints" / "iter_0000004", "*") == checkpoint
     metrics = [complete_records(folder / "checkpoints" / "metrics.jsonl") for folder in (run_dir, finished)]
     losses = [[(record["iteration"], record["loss"], record["grad_norm"]) for record in found] for found in metrics]
-    assert losses[0] == losses[1]  # bitwise, in order, each iteration once
+    assert losses[0] == losses[1]  # bitwise, with each iteration once and in order
 
 
 def test_export(loop: Loop, finished: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The noisy regime and the proxy filter, through the full loop on the real engines."""
+"""Tests for the noisy sampling regime with the proxy filter, through the full loop with the real engines."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from megatron_ssd.artifacts.manifest import read_manifest
 from .conftest import Loop
 
 
-def test_noisy_samples_banded_by_a_proxy(loop: Loop, finished: Path, tmp_path: Path) -> None:
-    (proxy,) = loop.base_dir.glob("*/export")  # the base itself; any model can score
+def test_noisy_samples_are_filtered_by_proxy_score(loop: Loop, finished: Path, tmp_path: Path) -> None:
+    (proxy,) = loop.base_dir.glob("*/export")  # the base model itself, since any model can score
     options = ["sampling=noisy", "filters=none", f"proxy.path={proxy}", "filters.proxy_band=[0.25,0.75]"]
     loop.run(tmp_path, *options)
     samples = read_manifest(tmp_path / "samples")
@@ -22,7 +22,7 @@ def test_noisy_samples_banded_by_a_proxy(loop: Loop, finished: Path, tmp_path: P
     assert samples.config["decoding"]["top_k"] == -1
     scored = read_jsonl(tmp_path / "scores" / "scores.jsonl")
     assert len(scored) == samples.counts["samples"] == 64
-    scores = np.array([row["mean_logprob"] for row in scored if row["mean_logprob"] is not None])
+    scores = np.array([score["mean_logprob"] for score in scored if score["mean_logprob"] is not None])
     assert (scores < 0).all()
     low, high = np.quantile(scores, [0.25, 0.75])
     dataset = read_manifest(tmp_path / "dataset")

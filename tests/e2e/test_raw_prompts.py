@@ -1,4 +1,4 @@
-"""Prompts without a chat template, from the problems to the data set on the real engine."""
+"""Tests for prompts without a chat template, from the problems to the data set, with the real engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same stages on real competitive-programming problems, from sampling to a report with its limits."""
+"""Tests for the pipeline on real competitive-programming problems."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .conftest import SMALL_BASE, Loop
 
 @pytest.mark.slow
 @needs(RSTAR, CODEFORCES)
-def test_the_loop_ends_with_a_report(loop: Loop, finished: Path, tmp_path: Path) -> None:
+def test_the_pipeline_ends_with_a_report_that_states_its_limits(loop: Loop, finished: Path, tmp_path: Path) -> None:
     assert finished  # the base model exists already
     run_dir = tmp_path / "run"
     done = run_script(
@@ -48,7 +48,7 @@ def test_the_full_benchmark_is_graded_in_one_run(loop: Loop, finished: Path, tmp
     manifest = read_manifest(tmp_path / "eval")
     assert manifest.counts["problems"] == 408
     programs = {path.stem: read_jsonl(path) for path in (tmp_path / "eval" / "verdicts" / "base").glob("*.jsonl")}
-    assert len(programs) == 3  # the default decode, that of the training data, and the cell
-    for rows in programs.values():
-        assert len({(row["problem_id"], row["sample_index"]) for row in rows}) == len(rows) == 408 * 5
-        assert not [row for row in rows if row["status"] == "infrastructure_error"]
+    assert len(programs) == 3  # the default setting, that of the training data, and the one cell of the grid
+    for verdicts in programs.values():
+        assert len({(each["problem_id"], each["sample_index"]) for each in verdicts}) == len(verdicts) == 408 * 5
+        assert not [each for each in verdicts if each["status"] == "infrastructure_error"]

@@ -1,4 +1,4 @@
-"""Real engines: two workers are killed, three others resume in parallel, and every sample is written once."""
+"""Tests that sampling with the real engine can be resumed by a different number of workers."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ RUN = (
     "sampling.max_tokens=64",
     "engine.data_parallel_size=1",
     "engine.max_model_len=256",
-    "engine.max_num_seqs=8",  # few at a time, so that there is time to kill
+    "engine.max_num_seqs=8",  # few at a time, so that there is time to kill the workers
     "generation.shard_rows=100",
 )
 
 
 def start(script: str, *arguments: str, log: Path, launcher: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
-    """Start ``script`` with its output in ``log``. It ends with the test."""
+    """Start ``script`` and append its output to ``log``."""
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, *launcher, str(ROOT / script), *RUN, *arguments],
@@ -44,7 +44,7 @@ def start(script: str, *arguments: str, log: Path, launcher: tuple[str, ...] = (
 
 
 def kill_tree(root: int) -> None:
-    """SIGKILL a process and its descendants, as on a machine that fails."""
+    """Kill a process and its descendants with SIGKILL, as on a machine that fails."""
     processes = [psutil.Process(root), *psutil.Process(root).children(recursive=True)]
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -61,7 +61,7 @@ def test_killed_workers_are_resumed_by_a_different_number_of_workers(tiny_hf_mod
 
     seed = random.SystemRandom().randrange(10**6)
     stop_at = random.Random(seed).randrange(1, len(planned) * 3 // 4)
-    print(f"seed {seed}: two workers are killed once {stop_at} of {len(planned)} samples are there")
+    print(f"seed {seed}: two workers are killed once {stop_at} of {len(planned)} samples are written")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     pair = start("launch/generate.py", *where, log=log, launcher=torchrun)
     partial = run_dir / "samples.partial"
@@ -83,7 +83,7 @@ def test_killed_workers_are_resumed_by_a_different_number_of_workers(tiny_hf_mod
     assert list(final) == planned
     assert {key: final[key] for key in kept} == kept
     demo_seed = read_manifest(run_dir / "samples").config["seed"]
-    assert all(row["seed"] == request_seed(demo_seed, *key) for key, row in final.items())
+    assert all(sample["seed"] == request_seed(demo_seed, *key) for key, sample in final.items())
     output = "".join(path.read_text() for path in logs)
     assert output.count("samples: published") == 1
     assert output.count("is done with its part") + output.count("samples: up to date") == 2

@@ -9,14 +9,15 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from megatron_ssd.config.build import build_config
+from megatron_ssd.config.build import build
+from megatron_ssd.config.run import RunConfig
 from megatron_ssd.problems.source import load_benchmark
 from megatron_ssd.schema import Problem
 
 
 def benchmark(path: Path, **settings: Any) -> list[Problem]:
     """The problems in the file or folder ``path``; ``settings`` are keys of the section ``benchmark``."""
-    config = build_config({"benchmark": {"name": "livecodebench", "path": str(path), **settings}})
+    config = build(RunConfig, {"benchmark": {"name": "livecodebench", "path": str(path), **settings}})
     assert config.benchmark is not None
     return load_benchmark(config.benchmark, config.minicode)
 

@@ -11,7 +11,7 @@ import pyarrow.parquet
 
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import Manifest, read_manifest
-from megatron_ssd.config.build import build_config
+from megatron_ssd.config.build import build
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.problems.stage import read_problems, run_problems
 from megatron_ssd.schema import Problem
@@ -40,7 +40,7 @@ def config_of(
         "contamination": contamination,
         "benchmark": benchmark,
     }
-    return build_config({key: value for key, value in values.items() if value is not None})
+    return build(RunConfig, {key: value for key, value in values.items() if value is not None})
 
 
 def choose(config: RunConfig) -> Chosen:

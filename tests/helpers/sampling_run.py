@@ -9,7 +9,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from megatron_ssd.artifacts.jsonl import read_jsonl
-from megatron_ssd.config.build import build_config
+from megatron_ssd.config.build import build
 from megatron_ssd.config.generation import WorkerConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.generation import stage
@@ -60,7 +60,8 @@ def run_config(model: Path, run_dir: Path) -> RunConfig:
         "num_key_value_heads": 1, "head_dim": 32, "intermediate_size": 128, "vocab_size": 512,
         "max_position_embeddings": 256, "path": str(model),
     }  # fmt: skip
-    return build_config(
+    return build(
+        RunConfig,
         {
             "run_dir": str(run_dir),
             "seed": 5,
@@ -74,7 +75,7 @@ def run_config(model: Path, run_dir: Path) -> RunConfig:
             "training": {"seq_length": 128},
             "cluster": {"device": "cpu"},
             "precision": {"transformer_engine": False},
-        }
+        },
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config
-from megatron_ssd.config.build import build_config
+from megatron_ssd.config.build import build
 from megatron_ssd.config.dataset import InspectConfig
 from megatron_ssd.config.export import ConvertConfig
 from megatron_ssd.config.grading import GradeConfig
@@ -38,7 +38,7 @@ def test_a_script_lists_every_key_with_the_value_its_stage_uses(
     overrides = ["+experiment=demo", f"run_dir={tmp_path}/run", "optimizer.lr=3e-4"]
     values = yaml.safe_load(_shown(script, [*overrides, "--print-config=all"], monkeypatch, capsys))
     assert set(values) == {field.name for field in dataclasses.fields(RunConfig)}
-    assert build_config(values) == compose_config(overrides)
+    assert build(RunConfig, values) == compose_config(overrides)
     assert not list(tmp_path.iterdir())
 
 

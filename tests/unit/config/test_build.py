@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_ssd.config import build
-from megatron_ssd.config.build import RENAMED, build_config
+from megatron_ssd.config.build import RENAMED, build, keys_at
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError
 
@@ -20,16 +19,16 @@ TINY = {
 
 
 def test_without_values_every_key_has_its_default() -> None:
-    assert build_config({}) == RunConfig()
+    assert build(RunConfig, {}) == RunConfig()
 
 
 def test_the_result_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        build_config({}).seed = 1  # type: ignore[misc]
+        build(RunConfig, {}).seed = 1  # type: ignore[misc]
 
 
 def test_lists_become_tuples_and_integers_floats() -> None:
-    temperatures = build_config({"evaluation": {"temperatures": [1, 1.5], "top_ps": [1]}}).evaluation.temperatures
+    temperatures = build(RunConfig, {"evaluation": {"temperatures": [1, 1.5], "top_ps": [1]}}).evaluation.temperatures
     assert temperatures == (1.0, 1.5)
     assert isinstance(temperatures[0], float)
 
@@ -85,7 +84,7 @@ def test_lists_become_tuples_and_integers_floats() -> None:
 )  # fmt: skip
 def test_an_invalid_value_is_one_line_with_key_value_rule_and_fix(values: dict[str, Any], parts: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        build_config(values)
+        build(RunConfig, values)
     message = str(caught.value)
     assert "\n" not in message
     for part in parts:
@@ -108,9 +107,9 @@ def test_a_renamed_key_is_refused_with_its_new_name(
         "old_section": "optimizer",
         "contamination.sets.mine.old": "contamination.sets.mine.path",
     }
-    monkeypatch.setattr(build, "RENAMED", table)
+    monkeypatch.setattr("megatron_ssd.config.build.RENAMED", table)
     with pytest.raises(ConfigError) as caught:
-        build_config(values)
+        build(RunConfig, values)
     assert "there is no such key" in str(caught.value)
     assert str(caught.value).endswith(fix)
 
@@ -118,7 +117,7 @@ def test_a_renamed_key_is_refused_with_its_new_name(
 def test_new_names_exist_and_old_ones_do_not() -> None:
     def exists(key: str) -> bool:
         *section, name = key.split(".")
-        return name in build.keys_at(section)
+        return name in keys_at(section)
 
     assert [new for new in RENAMED.values() if not exists(new)] == []
     assert [old for old in RENAMED if exists(old)] == []
@@ -138,7 +137,7 @@ def test_new_names_exist_and_old_ones_do_not() -> None:
 def test_by_default_every_k_that_the_samples_allow_is_measured(
     evaluation: dict[str, Any], measured: tuple[int, ...]
 ) -> None:
-    assert build_config({"evaluation": evaluation}).evaluation.measured_ks == measured
+    assert build(RunConfig, {"evaluation": evaluation}).evaluation.measured_ks == measured
 
 
 @pytest.mark.parametrize(
@@ -149,6 +148,6 @@ def test_by_default_every_k_that_the_samples_allow_is_measured(
     ],
 )
 def test_parameters_are_counted_from_the_model_shape(changes: dict[str, Any], expected: int) -> None:
-    model = build_config({"model": {**TINY, **changes}}).model
+    model = build(RunConfig, {"model": {**TINY, **changes}}).model
     assert model is not None
     assert model.num_parameters() == expected

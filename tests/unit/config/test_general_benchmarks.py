@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from megatron_ssd.config.build import build_config
+from megatron_ssd.config.build import build
+from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError
 
 
 def test_no_task_runs_by_default() -> None:
-    assert build_config({}).general_benchmarks.tasks == ()
+    assert build(RunConfig, {}).general_benchmarks.tasks == ()
 
 
 @pytest.mark.parametrize(
@@ -33,15 +34,15 @@ def test_no_task_runs_by_default() -> None:
 )
 def test_invalid_values_are_named(section: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_config({"general_benchmarks": section})
+        build(RunConfig, {"general_benchmarks": section})
 
 
 def test_the_server_backend_is_refused() -> None:
     engine = {"backend": "server", "endpoints": ["http://host:8000/v1"]}
     with pytest.raises(ConfigError, match=r"general_benchmarks.tasks = \['mmlu'\]: lm-eval runs on engines of its own"):
-        build_config({"engine": engine, "general_benchmarks": {"tasks": ["mmlu"]}})
+        build(RunConfig, {"engine": engine, "general_benchmarks": {"tasks": ["mmlu"]}})
 
 
 def test_the_old_section_name_is_refused_with_the_new_one() -> None:
     with pytest.raises(ConfigError, match=r"did you mean general_benchmarks\?"):
-        build_config({"regression": {"tasks": ["mmlu"]}})
+        build(RunConfig, {"regression": {"tasks": ["mmlu"]}})

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from megatron_ssd.config.build import build_config
+from megatron_ssd.config.build import build
 from megatron_ssd.config.generation import EngineConfig, SamplingParams
+from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError
 
 SERVER = {"backend": "server", "endpoints": ["http://a:8000/v1"]}
@@ -44,7 +45,7 @@ def test_labels_show_the_enabled_parameters(params: SamplingParams, label: str) 
 )  # fmt: skip
 def test_invalid_values_are_one_line(section: str, values: dict[str, Any], parts: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        build_config({section: values})
+        build(RunConfig, {section: values})
     message = str(caught.value)
     assert "\n" not in message
     for part in parts:
@@ -53,7 +54,7 @@ def test_invalid_values_are_one_line(section: str, values: dict[str, Any], parts
 
 def test_engine_options_are_passed_through() -> None:
     options = {"quantization": "fp8", "compilation_config": {"level": 3}, "swap": [1, None]}
-    assert build_config({"engine": {"options": options}}).engine.options == options
+    assert build(RunConfig, {"engine": {"options": options}}).engine.options == options
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from megatron_ssd.config.build import build_config
+from megatron_ssd.config.build import build
 from megatron_ssd.config.generation import WorkerConfig
+from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError
 from tests.helpers.errors import one_line_error
 
@@ -15,7 +16,7 @@ TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE
 
 
 def test_the_default_is_a_single_worker() -> None:
-    worker = build_config({}).worker.resolved({})
+    worker = build(RunConfig, {}).worker.resolved({})
     assert worker.is_alone
     assert list("abc")[worker.share] == list("abc")
     assert worker.label == "worker 0 of 1"
@@ -55,7 +56,7 @@ def test_shares_are_a_partition_into_equal_parts(world: int) -> None:
 )
 def test_contradictions_are_one_line(values: dict[str, int], message: str) -> None:
     with one_line_error(re.escape(message), ConfigError):
-        build_config({"worker": values})
+        build(RunConfig, {"worker": values})
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_leetcode(tmp_path: Path, as_text: Callable[[Any], Any]):
     [
         (read_humaneval, [HUMANEVAL, HUMANEVAL], "'t/0': is repeated"),
         (read_humaneval, [], "rows.jsonl: is empty"),
-        (read_humaneval, [{**HUMANEVAL, "test": "def check("}], "rows.jsonl:1: its checks are not Python"),
+        (read_humaneval, [{**HUMANEVAL, "test": "def check("}], "rows.jsonl:1: contains text that is not Python"),
         (read_humaneval, [{**HUMANEVAL, "prompt": 3}], "prompt = '3': must be text"),
         (read_humaneval, [MBPP], "no column prompt"),
         (read_mbpp, [HUMANEVAL], "no column"),

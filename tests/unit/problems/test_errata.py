@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
-from megatron_ssd.config.build import build_config
+from megatron_ssd.config.build import build
+from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.problems.decontamination import evaluation_set_hashes
 from megatron_ssd.problems.errata import apply_errata, flaw_of, slug
@@ -87,7 +88,7 @@ def test_the_errata_setting_does_not_change_which_training_problems_are_chosen(t
     path = write_jsonl(tmp_path / "test.jsonl", [lcb_row(1)])
     sections: list[dict[str, Any]] = [{}, {"errata": "keep"}, {"errata": "drop"}]
     configs = [
-        build_config({"benchmark": {"name": "livecodebench", "path": str(path), **section}}) for section in sections
+        build(RunConfig, {"benchmark": {"name": "livecodebench", "path": str(path), **section}}) for section in sections
     ]
     hashes = [evaluation_set_hashes(config.contamination, config.benchmark, config.minicode) for config in configs]
     window = {"name": "livecodebench", "limit": None, "start_date": None, "end_date": None}
@@ -106,4 +107,4 @@ def test_the_errata_setting_does_not_change_which_training_problems_are_chosen(t
 )
 def test_invalid_settings_are_one_line(section: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_config({"benchmark": section})
+        build(RunConfig, {"benchmark": section})

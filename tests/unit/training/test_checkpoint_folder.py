@@ -10,13 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ssd.artifacts.atomic import move_aside
-from megatron_ssd.artifacts.hashing import sha256_file
 from megatron_ssd.config.training import CheckpointConfig
 from megatron_ssd.training.checkpoint_folder import (
     FACTS_FILE,
     BrokenCheckpointError,
     CheckpointFacts,
-    FileFacts,
     check_content,
     checkpoint_path,
     list_checkpoints,
@@ -26,6 +24,7 @@ from megatron_ssd.training.checkpoint_folder import (
     reading,
     remove_leftovers,
     superfluous,
+    write_facts,
 )
 
 
@@ -35,10 +34,8 @@ def make(folder: Path, iteration: int) -> Path:
     path.mkdir(parents=True)
     for name in ("__0_0.distcp", ".metadata"):
         (path / name).write_bytes(f"{iteration} {name}".encode())
-    files = {
-        file.name: FileFacts(bytes=file.stat().st_size, sha256=sha256_file(file)) for file in sorted(path.iterdir())
-    }
-    CheckpointFacts(iteration=iteration, optimizer="non-distributed", layout={}, versions={}, files=files).write(path)
+    facts = CheckpointFacts(iteration=iteration, optimizer="non-distributed", layout={}, versions={})
+    write_facts(path, facts, hashes={})
     return path
 
 
