@@ -23,7 +23,7 @@ from megatron_ssd.schema import Sample
 from tests.helpers.samples_run import EOS, SHARDS, documents, numbered, publish_samples, run_config
 
 
-def test_documents_are_the_sampled_ids(tmp_path: Path) -> None:
+def test_documents_have_the_sampled_ids(tmp_path: Path) -> None:
     publish_samples(tmp_path, SHARDS)
     run_preprocess(run_config(tmp_path))
     kept = [SHARDS[0][0], SHARDS[0][1], SHARDS[1][1], SHARDS[1][2]]

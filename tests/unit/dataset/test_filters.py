@@ -33,7 +33,7 @@ def reason_for(one: Sample, **filters: object) -> str | None:
         (PROGRAM, None),
     ],
 )
-def test_the_papers_minimal_filters(response: str, reason: str | None) -> None:
+def test_the_filters_of_the_paper(response: str, reason: str | None) -> None:
     assert reason_for(sample(response)) == reason
 
 

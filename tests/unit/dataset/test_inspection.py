@@ -49,7 +49,7 @@ def show(capsys: pytest.CaptureFixture[str], **keys: Any) -> str:
     return capsys.readouterr().out
 
 
-def test_counts_lengths_and_ids(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_counts_lengths_and_ids_are_shown(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = show(capsys, run_dir=str(run_dir), examples=1)
     for part in ("3, pairs of [prompt, response]", "uint16, all below 512",
                  "1 of the responses sampled have no end token",
@@ -152,7 +152,7 @@ def test_hashes_can_be_left_out(run_dir: Path, capsys: pytest.CaptureFixture[str
     assert "without hashes" in show(capsys, run_dir=str(run_dir), hashes=False)
 
 
-def test_a_data_set_that_megatron_lm_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_data_set_of_megatron_lm_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = [[[1, 2, 3, 70000]], [[4], [5, 70000]]]
     prefix = write_megatron_texts(tmp_path / "text_document", texts, vocab_size=100_000)
     shown = show(capsys, path=str(prefix))
@@ -162,7 +162,7 @@ def test_a_data_set_that_megatron_lm_wrote(tmp_path: Path, capsys: pytest.Captur
     assert "no loss" not in shown
 
 
-def test_the_script(run_dir: Path) -> None:
+def test_the_script_prints_the_result_or_one_line(run_dir: Path) -> None:
     script = "tools/inspect_dataset.py"
     done = run_script(script, f"run_dir={run_dir}")
     assert (done.returncode, done.stderr) == (0, "")

@@ -78,7 +78,7 @@ def test_an_epoch_contains_each_sample_once_with_its_targets(
 
 
 @pytest.mark.parametrize("packing", ["none", "greedy"])
-def test_locate_walks_through_epochs_in_any_order(
+def test_locate_finds_the_sequences_of_all_epochs_in_any_order(
     tmp_path: Path, random_pairs: list[tuple[list[int], list[int]]], packing: str
 ) -> None:
     prefix = write_pairs(tmp_path / "data", random_pairs)
@@ -88,7 +88,7 @@ def test_locate_walks_through_epochs_in_any_order(
     assert open_dataset(prefix, packing=packing).locate(len(expected) - 1) == expected[-1]
 
 
-def test_overlong_policies(tmp_path: Path) -> None:
+def test_overlong_samples_are_dropped_truncated_or_an_error(tmp_path: Path) -> None:
     prefix = write_pairs(tmp_path / "data", [([1] * 4, [2] * 30), ([1] * 20, [2]), ([1], [2])])
     dropped = open_dataset(prefix)
     assert (dropped.counts["samples"], dropped.counts["overlong"], dropped.counts["no_target"]) == (1, 2, 0)
@@ -171,7 +171,7 @@ def test_held_out_documents_are_in_one_split_and_depend_only_on_the_seed(
     assert short < validation
 
 
-def test_nothing_left_after_holding_out_is_named(tmp_path: Path) -> None:
+def test_a_data_set_without_training_samples_is_named(tmp_path: Path) -> None:
     prefix = write_pairs(tmp_path / "data", [([1, 2], [3])])
     with pytest.raises(UserError, match=r"no sample is left.*validation_fraction"):
         open_dataset(prefix, validation_fraction=0.5)
@@ -185,11 +185,11 @@ def test_the_report_counts_overlong_samples(tmp_path: Path) -> None:
     assert report.padded_efficiency == pytest.approx(15 / 48)
 
 
-def test_largest_id(tmp_path: Path) -> None:
+def test_the_largest_token_id(tmp_path: Path) -> None:
     assert open_dataset(write_pairs(tmp_path / "data", [([1, 99], [2])])).max_token_id() == 99
 
 
-def test_wrong_objective_is_named(tmp_path: Path) -> None:
+def test_a_wrong_objective_is_named(tmp_path: Path) -> None:
     prefix = write_pairs(tmp_path / "data", [([1], [2])])
     with pytest.raises(UserError, match=r"every document has 2 sequences.*set objective=sft"):
         open_dataset(prefix, objective="pretrain")

@@ -69,7 +69,7 @@ def test_no_two_sequences_could_be_merged(lengths: np.ndarray, packing: PackingM
     assert all(a + b > SEQ_LENGTH for a, b in itertools.pairwise(used))
 
 
-def test_greedy_wastes_little() -> None:
+def test_greedy_packing_wastes_few_tokens() -> None:
     lengths = np.random.default_rng(0).integers(20, 120, 5000)
     assert packing_report(lengths, seq_length=512, packing="greedy").efficiency > 0.98
 

@@ -69,7 +69,9 @@ def test_the_tokenizer_hash_covers_the_files_that_determine_ids(tiny_tokenizer: 
         ([1], [], (0, 1)),
     ],
 )
-def test_difference(sampled: list[int], again: list[int], expected: tuple[int, int] | None) -> None:
+def test_the_first_and_last_difference_are_found(
+    sampled: list[int], again: list[int], expected: tuple[int, int] | None
+) -> None:
     assert Difference.between(sampled, again) == expected
 
 

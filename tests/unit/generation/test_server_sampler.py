@@ -98,7 +98,9 @@ def test_requests_are_read_only_a_little_ahead(model: ModelFolder) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_busy_server_is_asked_again(model: ModelFolder, status: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_requests_are_sent_again_to_a_busy_server(
+    model: ModelFolder, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
     with serve(model, lambda number, body: (status, BUSY[1]) if number % 5 == 0 else None) as server:
         check_answers(sampler(model, server), requests(40))
     assert len(server.bodies) > 40

@@ -76,7 +76,7 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-def test_samples_come_back_as_written(tmp_path: Path) -> None:
+def test_samples_are_read_as_written(tmp_path: Path) -> None:
     path = tmp_path / "one.jsonl"
     write(path, KEYS)
     assert [Sample.from_json(record) for record in read_jsonl(path)] == [sample(key) for key in KEYS]
@@ -222,7 +222,7 @@ with worker_lock(Path(sys.argv[1]), WorkerConfig(rank=1, world=2)):
 """
 
 
-def test_a_worker_lock_is_held_while_the_worker_lives(tmp_path: Path) -> None:
+def test_a_worker_lock_is_held_until_the_worker_ends(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLD_LOCK, str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as process:

@@ -87,7 +87,7 @@ def requests(count: int, *, params: SamplingParams = HOT, max_tokens: int = 24) 
     ]
 
 
-def test_a_request_gives_the_same_tokens_whatever_else_is_in_flight(pool: EnginePool) -> None:
+def test_tokens_do_not_depend_on_other_requests_in_flight(pool: EnginePool) -> None:
     wanted = requests(100)
     first = sample_all(pool, wanted)
     assert sample_all(pool, wanted[::-1]) == first
@@ -160,7 +160,7 @@ def test_scores_are_the_means_of_transformers_log_softmax(pool: EnginePool, mode
         assert scores[one.key] == pytest.approx(expected, abs=1e-5)
 
 
-def test_responses_end_with_the_context(pool: EnginePool) -> None:
+def test_responses_end_at_the_end_of_the_context(pool: EnginePool) -> None:
     longest = request(1, prompt_token_ids=[9] * 255, params=HOT, max_tokens=50)
     (completion,) = sample_all(pool, [longest]).values()
     assert len(completion.token_ids) == 1
@@ -200,7 +200,7 @@ def test_a_killed_engine_is_restarted_and_every_request_is_answered_once(
     assert pool._engines[0].is_ready
 
 
-def test_engines_that_cannot_start_say_why_in_one_line(model: ModelFolder, tmp_path: Path) -> None:
+def test_engines_that_cannot_start_give_the_reason_in_one_line(model: ModelFolder, tmp_path: Path) -> None:
     for file in model.path.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = tmp_path / "model.safetensors"

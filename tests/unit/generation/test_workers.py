@@ -150,7 +150,7 @@ def test_other_workers_do_not_change_a_dead_workers_file(config: RunConfig) -> N
         ((0, 1), r"worker\.world = 1: worker 0 of 2 is at work"),
     ],
 )
-def test_the_same_worker_and_other_worlds_are_refused_while_one_lives(
+def test_the_same_worker_and_other_numbers_of_workers_are_refused_while_one_runs(
     config: RunConfig, alone: dict[str, bytes], other: tuple[int, int], message: str
 ) -> None:
     def meanwhile() -> None:
@@ -162,7 +162,7 @@ def test_the_same_worker_and_other_worlds_are_refused_while_one_lives(
     assert shards(config) == alone
 
 
-def test_another_worker_may_start_and_end_meanwhile(config: RunConfig, alone: dict[str, bytes]) -> None:
+def test_another_worker_may_start_and_end_while_one_runs(config: RunConfig, alone: dict[str, bytes]) -> None:
     other = FakeSampler()
     meanwhile = FakeSampler(meanwhile=lambda: generate(worker(config, 1, 2), other))
     generate(worker(config, 0, 2), meanwhile)

@@ -45,12 +45,12 @@ def test_a_humaneval_script_checks_the_function_with_the_names_of_the_prompt(tmp
         namespace_of(problem, 0, {"inc": lambda x: x})
 
 
-def test_a_prompt_that_ends_in_a_bare_def_line(tmp_path: Path):
+def test_a_prompt_may_end_with_the_def_line(tmp_path: Path):
     (problem,) = read_humaneval(written(tmp_path, {**HUMANEVAL, "prompt": "def inc(x):\n"}))
     namespace_of(problem, 0, {"inc": lambda x: x + 1})
 
 
-def test_gzipped_rows(tmp_path: Path):
+def test_gzipped_rows_are_read(tmp_path: Path):
     assert len(read_humaneval(write_jsonl(tmp_path / "rows.jsonl.gz", [HUMANEVAL]))) == 1
 
 
@@ -88,7 +88,7 @@ def test_an_mbpp_script_gets_the_names_of_its_reference_from_the_program(tmp_pat
     assert namespace_of(problem, 1, {"sum": lambda root: 1, "Node": object})["sys"] is sys
 
 
-def test_sanitised_mbpp(tmp_path: Path):
+def test_rows_of_sanitised_mbpp_are_read(tmp_path: Path):
     row = {
         "task_id": 8, "prompt": "p", "code": "def f(x): return x", "test_imports": ["import math"],
         "test_list": ["assert math.isclose(f(1), 1)"],
@@ -98,7 +98,7 @@ def test_sanitised_mbpp(tmp_path: Path):
 
 
 @pytest.mark.parametrize("as_text", [json.dumps, repr, dict])
-def test_leetcode(tmp_path: Path, as_text: Callable[[Any], Any]):
+def test_rows_of_leetcode_are_read(tmp_path: Path, as_text: Callable[[Any], Any]):
     tests = {"functional": "def check(candidate):\n    assert candidate(x=1) == 2\ncheck(Solution().inc)"}
     (problem,) = read_leetcode(written(tmp_path, {"problem": "p", "tests": as_text(tests)}))
     namespace_of(problem, 0, {"Solution": lambda: type("S", (), {"inc": lambda self, x: x + 1})()})
@@ -118,11 +118,11 @@ def test_leetcode(tmp_path: Path, as_text: Callable[[Any], Any]):
         (read_leetcode, [{"problem": "p", "tests": "x"}], "rows.jsonl:1: tests: must contain functional"),
     ],
 )  # fmt: skip
-def test_broken_files(tmp_path: Path, read: Callable[[Path], Any], rows: list[dict[str, Any]], message: str):
+def test_broken_files_are_named(tmp_path: Path, read: Callable[[Path], Any], rows: list[dict[str, Any]], message: str):
     with pytest.raises(UserError, match=message):
         read(written(tmp_path, *rows))
 
 
-def test_a_missing_file(tmp_path: Path):
+def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(UserError, match="is not a file"):
         read_humaneval(tmp_path / "none.jsonl")

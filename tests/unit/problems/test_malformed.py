@@ -234,7 +234,7 @@ def test_unusual_rows_are_read_or_left_out_and_counted(tmp_path: Path, kind: str
     assert len(chosen.dropped) == sum(dropped.values())
 
 
-def test_a_parquet_file_with_a_column_twice_is_named(tmp_path: Path) -> None:
+def test_a_parquet_file_with_a_repeated_column_is_named(tmp_path: Path) -> None:
     arrays = [pyarrow.array(["x"]), pyarrow.array(["y"]), pyarrow.array(["z"]), pyarrow.array([""])]
     table = pyarrow.Table.from_arrays(arrays, ["question", "question", "question_id", "starter_code"])
     (tmp_path / "rows").mkdir()

@@ -87,7 +87,7 @@ def test_probe_reports_the_last_line_also_of_a_crash():
     assert doctor.probe("raise ValueError('why')") == (False, "ValueError: why")
 
 
-def test_missing_bubblewrap(monkeypatch, tmp_path):
+def test_a_missing_bubblewrap_is_a_problem(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     finding = doctor.check_bubblewrap()
     assert (finding.status, finding.demo) == ("problem", True)

@@ -42,7 +42,7 @@ def test_a_python_without_an_interpreter_is_skipped(programs):
     assert (found.returncode, found.stdout.strip()) == (0, str(folder / "python3"))
 
 
-def test_no_python_is_one_line_with_the_fix(programs):
+def test_a_missing_python_is_one_line_with_the_fix(programs):
     folder = programs("python3", "exit 1")
     done = run(["bash", "-c", ". tools/python.sh; find_python"], folder)
     assert done.returncode == 1
