@@ -168,5 +168,5 @@ def test_invalid_overrides_are_one_line(overrides: list[str], parts: list[str]) 
 
 
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
+    with pytest.raises(ConfigError, match=r"has no config\.yaml"):
         compose_config([], tmp_path)

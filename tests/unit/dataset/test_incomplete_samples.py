@@ -45,10 +45,10 @@ def _lines(path: Path) -> list[bytes]:
 
 
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "deleted": (lambda path: path.unlink(), rf"{SECOND}: does not exist, and the manifest beside it counts \d+ bytes"),
+    "deleted": (lambda path: path.unlink(), rf"{SECOND}: does not exist, and its manifest lists it with \d+ bytes"),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), rf"{SECOND}: does not exist"),
     "a link to nothing": (lambda path: (path.unlink(), path.symlink_to("nothing")), rf"{SECOND}: does not exist"),
-    "empty": (lambda path: path.write_bytes(b""), rf"{SECOND}: is empty, and the manifest beside it counts"),
+    "empty": (lambda path: path.write_bytes(b""), rf"{SECOND}: is empty, and its manifest lists it"),
     "without its last line": (
         lambda path: path.write_bytes(b"".join(_lines(path)[:-1])),
         rf"samples: are 5, and 6 were published; {SECOND} has 2 of them in \d+ bytes, and \d+ bytes were pub",
@@ -90,10 +90,10 @@ def test_a_changed_shard_is_refused_until_it_is_restored(tmp_path: Path, change:
 
 
 REPEATS: dict[str, tuple[list[list[Sample]], str]] = {
-    "next to each other": ([[numbered(0), numbered(0)], [numbered(1)]], rf"{FIRST}:2 .*is there already: .*{FIRST}:1;"),
+    "next to each other": ([[numbered(0), numbered(0)], [numbered(1)]], rf"{FIRST}:2 .*repeats .*{FIRST}:1;"),
     "in another shard": ([[numbered(0), numbered(1)], [numbered(2), numbered(1)]], rf"{SECOND}:2 .*: .*{FIRST}:2;"),
     "an entire shard": ([[numbered(0), numbered(1)], [numbered(0), numbered(1)]], rf"{SECOND}:1 .*: .*{FIRST}:1;"),
-    "three times": ([[numbered(0)], [numbered(0)], [numbered(0)]], rf"{SECOND}:1 .*already: .*{FIRST}:1;"),
+    "three times": ([[numbered(0)], [numbered(0)], [numbered(0)]], rf"{SECOND}:1 .*repeats .*{FIRST}:1;"),
     "with another response": (
         [[numbered(0)], [numbered(1), dataclasses.replace(numbered(0), response="b\nc")]], rf"{SECOND}:2 .*{FIRST}:1",
     ),
@@ -101,7 +101,7 @@ REPEATS: dict[str, tuple[list[list[Sample]], str]] = {
     "skipped": (
         [[numbered(0)],
          [dataclasses.replace(numbered(0), response="", response_token_ids=[], finish_reason="skipped")]],
-        rf"{SECOND}:1 .*already: .*{FIRST}:1",
+        rf"{SECOND}:1 .*repeats .*{FIRST}:1",
     ),
 }  # fmt: skip
 
@@ -147,7 +147,7 @@ def test_samples_of_another_stage_are_refused(tmp_path: Path, stage: str) -> Non
     publish_samples(tmp_path, SHARDS)
     manifest = tmp_path / "samples" / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "stage": stage}))
-    _refused(run_config(tmp_path), rf"manifest.json: was written by the stage '{stage}', and must be by 'samples'")
+    _refused(run_config(tmp_path), rf"manifest.json: was written by the stage '{stage}', and must be from 'samples'")
 
 
 @pytest.mark.parametrize("name", ["shard-" + "x" * 300 + ".jsonl", "shard-\0.jsonl", "shard-\ud800.jsonl"])

@@ -136,9 +136,9 @@ def move_a_pointer(folder: Path) -> None:
         (lambda folder: (folder / "ids.jsonl").unlink(), r"ids.jsonl: is missing"),
         (lambda folder: (folder / "ids.jsonl").write_text("{}\n"), r"ids.jsonl: has 3 bytes; \d+ were published"),
         (lambda folder: rewrite_manifest(folder, counts={"documents": 4}),
-         r"samples.idx: counts 3 documents where the manifest has 4"),
+         r"samples.idx: counts 3 documents but the manifest has 4"),
         (lambda folder: rewrite_manifest(folder, counts={"response_tokens": 1}),
-         r"samples.idx: counts \d+ response tokens where the manifest has 1"),
+         r"samples.idx: counts \d+ response tokens but the manifest has 1"),
     ],
 )  # fmt: skip
 def test_inconsistent_files_are_named(run_dir: Path, damage: Any, match: str) -> None:

@@ -19,8 +19,8 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.generation.store import (
     Key,
     SampleStore,
-    live_workers,
     remove_worker_files,
+    running_workers,
     shard_plan,
     span_file,
     worker_file,
@@ -197,7 +197,7 @@ def test_a_shard_without_exactly_its_samples_is_refused(tmp_path: Path, keys: li
 def test_unplanned_and_repeated_records_are_named_by_file_and_line(tmp_path: Path) -> None:
     append(tmp_path / "worker-0-of-2.jsonl", KEYS[:3])
     append(tmp_path / "worker-1-of-3.jsonl", [KEYS[8], KEYS[2]])
-    with pytest.raises(UserError, match=r"worker-1-of-3\.jsonl:2 with sample \('p1', 0\): .* comes twice"):
+    with pytest.raises(UserError, match=r"worker-1-of-3\.jsonl:2 with sample \('p1', 0\): .* is repeated"):
         shards_of(tmp_path)
     with pytest.raises(UserError, match=r"worker-0-of-2\.jsonl:1 with sample \('p0', 0\): .*not planned"):
         shards_of(tmp_path, KEYS[1:])
@@ -228,18 +228,18 @@ def test_a_worker_lock_is_held_until_the_worker_ends(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "locked\n"
-        assert live_workers(tmp_path) == [tmp_path / "worker-1-of-2.jsonl"]
-        with pytest.raises(UserError, match=r"worker 1 of 2 is at work already"), worker_lock(tmp_path, worker(1, 2)):
+        assert running_workers(tmp_path) == [tmp_path / "worker-1-of-2.jsonl"]
+        with pytest.raises(UserError, match=r"worker 1 of 2 is already running"), worker_lock(tmp_path, worker(1, 2)):
             pass
         with pytest.raises(UserError, match=r"set worker\.world=2"), worker_lock(tmp_path, worker(1, 3)):
             pass
         with worker_lock(tmp_path, worker(0, 2)):
-            assert len(live_workers(tmp_path)) == 2
+            assert len(running_workers(tmp_path)) == 2
         process.kill()
         process.wait()
-    assert live_workers(tmp_path) == []
+    assert running_workers(tmp_path) == []
     with worker_lock(tmp_path, worker(1, 3)):
-        assert live_workers(tmp_path) == [tmp_path / "worker-1-of-3.jsonl"]
+        assert running_workers(tmp_path) == [tmp_path / "worker-1-of-3.jsonl"]
 
 
 def test_file_names_contain_rank_and_world(tmp_path: Path) -> None:

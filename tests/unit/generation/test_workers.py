@@ -52,7 +52,7 @@ def test_the_last_worker_publishes_what_a_single_worker_would(
     caplog.set_level(logging.INFO)
     first = generate(worker(config, 0, 2))
     assert (
-        f"worker 0 of 2 is done with its part; {NUM_SAMPLES - len(first.requests)} samples are still missing"
+        f"worker 0 of 2 has finished its part; {NUM_SAMPLES - len(first.requests)} samples are still missing"
         in caplog.text
     )
     assert not (Path(config.run_dir) / "samples").exists()
@@ -145,9 +145,9 @@ def test_other_workers_do_not_change_a_dead_workers_file(config: RunConfig) -> N
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ((0, 2), r"worker\.rank = 0: worker 0 of 2 is at work already in .*samples\.partial; "),
-        ((1, 3), r"worker\.world = 3: worker 0 of 2 is at work in .*; set worker\.world=2"),
-        ((0, 1), r"worker\.world = 1: worker 0 of 2 is at work"),
+        ((0, 2), r"worker\.rank = 0: worker 0 of 2 is already running in .*samples\.partial; "),
+        ((1, 3), r"worker\.world = 3: worker 0 of 2 is running in .*; set worker\.world=2"),
+        ((0, 1), r"worker\.world = 1: worker 0 of 2 is running"),
     ],
 )
 def test_the_same_worker_and_other_numbers_of_workers_are_refused_while_one_runs(

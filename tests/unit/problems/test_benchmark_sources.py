@@ -94,7 +94,7 @@ def test_a_folder_of_releases_is_read_in_order(tmp_path: Path) -> None:
             {},
             r"test.jsonl:1 .*has no column question_title.*benchmark.path needs LiveCodeBench",
         ),
-        ([lcb_row(1), lcb_row(2, metadata="{")], {}, r"test.jsonl:2: metadata: is not JSON"),
+        ([lcb_row(1), lcb_row(2, metadata="{")], {}, r"test.jsonl:2: metadata: is not a JSON object"),
         ([lcb_row(1, contest_date="soon")], {}, r"test.jsonl:1: contest_date 'soon'"),
         ([], {}, r"test.jsonl: is empty"),
     ],

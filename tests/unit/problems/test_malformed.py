@@ -102,8 +102,8 @@ UNREADABLE: dict[str, tuple[str, bytes, str]] = {
     "parquet with its pages wiped": ("a.parquet", PARQUET[:4] + b"\xff" * 400 + PARQUET[404:], "not a complete"),
     "parquet of text that is not UTF-8": ("a.parquet", PARQUET.replace(b"number 7.", b"number \xff."),
                                          "not a complete parquet"),
-    "another ending": ("a.csv", b"text\nx\n", r"has no \*\.parquet or \*\.jsonl or"),
-    "an ending in capitals": ("a.JSONL", _lines(GOOD), r"has no \*\.parquet or \*\.jsonl or"),
+    "another ending": ("a.csv", b"text\nx\n", r"has no \.parquet or \.jsonl or"),
+    "an ending in capitals": ("a.JSONL", _lines(GOOD), r"has no \.parquet or \.jsonl or"),
     "wrong columns": ("a.jsonl", b'{"question": "x"}\n', r"a\.jsonl:1 with columns question: has no column"),
     "an object without columns": ("a.jsonl", b"{}\n", r"a\.jsonl:1 with columns none: has no column"),
     "column gone in a later row": ("a.jsonl", _lines(GOOD, '{"x": "y"}'), r"a\.jsonl:2 .*has no column"),
@@ -275,9 +275,12 @@ def _named_pipe(path: Path) -> None:
 PATHS: dict[str, tuple[Callable[[Path], None], str]] = {
     "nothing": (_nothing, "rows.jsonl: does not exist"),
     "a link to nothing": (_link_to_nothing, "rows.jsonl: does not exist"),
-    "a folder with a file's name": (_empty_folder, r"rows.jsonl: the folder has no \*\.parquet"),
+    "a folder with a file's name": (
+        _empty_folder,
+        r"rows.jsonl: the folder has no \.parquet",
+    ),
     "a link to nothing in a folder": (_folder_with_a_broken_link, "b.jsonl: is a broken link"),
-    "a folder in a folder": (_folder_of_a_folder, r"the folder has no \*\.parquet"),
+    "a folder in a folder": (_folder_of_a_folder, r"the folder has no \.parquet"),
     "a named pipe": (_named_pipe, "rows.jsonl: does not exist"),
 }
 
@@ -299,7 +302,8 @@ def test_a_path_without_a_file_is_one_line(tmp_path: Path, kind: str, reader: st
 def test_a_file_with_another_ending_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text\nx\n")
     _refused(
-        config_of(tmp_path / "run", tmp_path / "rows.csv"), r"problems\.path = .*rows\.csv: is not a \*\.parquet or"
+        config_of(tmp_path / "run", tmp_path / "rows.csv"),
+        r"problems\.path = .*rows\.csv: its name must end with \.parquet or",
     )
 
 

@@ -103,17 +103,17 @@ def test_a_broken_chat_template_is_named(tiny_tokenizer: Path, tmp_path: Path, k
 
 
 IGNORING = {
-    "nothing": ("{{ '' }}", "renders nothing, whatever the user message says; use the chat template that belongs"),
-    "a comment": ("{# messages #}", "renders nothing, whatever the user message says"),
+    "nothing": ("{{ '' }}", "renders nothing for any content of the user message; use the chat template that belongs"),
+    "a comment": ("{# messages #}", "renders nothing for any content of the user message"),
     "a condition that never holds": ("{% if messages|length > 9 %}{{ messages[0].content }}{% endif %}", "nothing"),
-    "white space": ("{{ '   ' }}", "renders the same, whatever the user message says"),
-    "fixed text": ("<|im_start|>user<|im_end|>", "renders the same, whatever the user message says"),
-    "roles alone": ("{% for m in messages %}{{ m.role }}{% endfor %}", "renders the same, whatever the user message"),
-    "another field": ("{% for m in messages %}{{ m.text }}{% endfor %}x", "renders the same, whatever the user"),
-    "an attribute of the list": ("{{ messages.content }}x", "renders the same, whatever the user message says"),
-    "the opening of the answer": ("{% if add_generation_prompt %}assistant{% endif %}", "renders the same, whatever"),
+    "white space": ("{{ '   ' }}", "renders the same for any content of the user message"),
+    "fixed text": ("<|im_start|>user<|im_end|>", "renders the same for any content of the user message"),
+    "roles alone": ("{% for m in messages %}{{ m.role }}{% endfor %}", "renders the same for any"),
+    "another field": ("{% for m in messages %}{{ m.text }}{% endfor %}x", "renders the same for any"),
+    "an attribute of the list": ("{{ messages.content }}x", "renders the same for any content of the user message"),
+    "the opening of the answer": ("{% if add_generation_prompt %}assistant{% endif %}", "renders the same for any"),
     "messages of another role": (
-        "{% for m in messages if m.role == 'human' %}{{ m.content }}{% endfor %}", "renders nothing, whatever the user",
+        "{% for m in messages if m.role == 'human' %}{{ m.content }}{% endfor %}", "renders nothing for any",
     ),
 }  # fmt: skip
 
@@ -132,10 +132,12 @@ def test_a_chat_template_that_drops_the_system_message_is_refused_only_if_there_
 ) -> None:
     template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
     tokenizer = ChatTokenizer(with_template(tiny_tokenizer, tmp_path / "model", template))
-    with pytest.raises(UserError, match=r"whatever the system message says; leave prompt\.system out, or use a model"):
+    with pytest.raises(
+        UserError, match=r"for any content of the system message; leave prompt\.system out, or use a model"
+    ):
         tokenizer.prompt_ids([SYSTEM, USER])
     assert tokenizer.text(tokenizer.prompt_ids([USER])) == "hello"
-    with pytest.raises(UserError, match="whatever the system message says"):
+    with pytest.raises(UserError, match="for any content of the system message"):
         tokenizer.prompt_ids([SYSTEM, USER])
 
 
