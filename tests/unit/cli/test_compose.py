@@ -1,4 +1,4 @@
-"""Every shipped YAML composes, and invalid overrides give one clear line."""
+"""Tests that every YAML file of the project composes, and the error messages for invalid overrides."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_scale_is_applied_by_its_experiment_and_problems(path: Path) -> No
 
 
 @pytest.mark.parametrize(("name", "parameters"), _PARAMETERS.items())
-def test_shapes_have_the_published_parameter_counts(name: str, parameters: int) -> None:
+def test_models_have_the_published_parameter_counts(name: str, parameters: int) -> None:
     model = compose_config([f"+model={name}"]).model
     assert model is not None
     assert model.num_parameters() == parameters
