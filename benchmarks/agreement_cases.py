@@ -1,7 +1,7 @@
-"""Programs for comparing two checkers on real problems: solutions, mutants of them, and programs with all answers.
+"""Makes programs for comparing two checkers on real problems.
 
-If there is no solution, a program that looks up its answer replaces it; its kind says what it does with the answer.
-``WHY`` explains the kinds on which this checker and LiveCodeBench's are known to differ.
+Programs are solutions, mutants of solutions, and programs that look up the answer. The kind of the latter says what
+they do with the answer. ``WHY`` explains the kinds on which this checker and LiveCodeBench's are known to differ.
 """
 
 from __future__ import annotations
@@ -79,23 +79,23 @@ def scalar(value):
     "exits": _METHOD + "import sys\n        sys.exit(0)",
 }
 WHY = {
-    "open(0)": "there open is bound before it is patched, and reads the checker's own standard input",
-    "exit(1) at the end": "a status other than 0 is a runtime error here; there SystemExit is caught",
-    "buffer.readline": "there sys.stdin.buffer.readline always returns the first line",
-    "NumPy array": "there an array of one number counts as true or false by that number; here it is not a plain value",
-    "equals everything": "there the object's own __eq__ is called",
+    "open(0)": "LiveCodeBench does not patch this open, which reads the checker's own standard input",
+    "exit(1) at the end": "LiveCodeBench catches SystemExit; here a status other than 0 is a runtime error",
+    "buffer.readline": "LiveCodeBench's sys.stdin.buffer.readline always returns the first line",
+    "NumPy array": "LiveCodeBench takes an array of one number for true or false; here it is not a plain value",
+    "equals everything": "LiveCodeBench calls the object's own __eq__",
 }
 
 
 def stdin_programs(problem: Problem) -> Iterator[tuple[str, str]]:
-    """(kind, program) for a problem that reads and prints."""
+    """(kind, program) for a problem whose programs read standard input and print."""
     answers = json.dumps({test.input.strip(): test.output for test in problem.tests})
     for kind, body in STDIN_KINDS.items():
         yield kind, _READ.format(answers=answers) + body
 
 
 def function_programs(problem: Problem, solution: str | None = None) -> Iterator[tuple[str, str]]:
-    """(kind, program) for a problem of a method, with mutants of ``solution`` if there is one."""
+    """(kind, program) for a problem whose programs are methods, with mutants of ``solution`` if there is one."""
     calls = [[json.loads(line) for line in test.input.split("\n")] for test in problem.tests]
     answers = json.dumps({json.dumps(a): json.loads(t.output) for a, t in zip(calls, problem.tests, strict=True)})
     for kind, body in FUNCTION_KINDS.items():
@@ -106,7 +106,7 @@ def function_programs(problem: Problem, solution: str | None = None) -> Iterator
 
 
 def leetcode_functions(path: Path) -> Iterator[tuple[Problem, str]]:
-    """(problem, solution) of rllm's LeetCode rows whose assertions are calls with literal values."""
+    """(problem, solution) of each of rllm's LeetCode rows whose assertions call the method with literals only."""
     for number, row in enumerate(json.loads(path.read_text()), start=1):
         problem = _function_problem(str(number), row)
         if problem is not None:

@@ -1,13 +1,14 @@
-"""Conversion speed, compared with ``cp``, and peak memory, on random models of about 2 GB.
+"""Measures the conversion of random models of about 2 GB.
 
     python -m benchmarks.convert [--gigabytes 2] [--rounds 3] [--folder DIR]
 
-For a dense model and a mixture of experts, Hugging Face folders of random bytes are written in several files. Each
-round then runs ``cp -r`` of the folder, conversion to a Megatron-Core checkpoint, ``cp -r`` of the checkpoint, and
-conversion back, so that all meet the same state of the disk and its cache. Every time includes forcing the output to
-disk. Each conversion runs in a fresh process. Its peak memory counts anonymous pages, less those in use after all
-imports; pages of mapped files are not counted, because the kernel can drop them. The table shows the fastest round.
-Files were just written, so both ``cp`` and the conversion read them from the page cache as far as memory allows.
+The table shows speed, compared with ``cp``, and peak memory. For a dense model and a mixture of experts, the script
+writes a Hugging Face folder of random bytes in several files. Each round then runs ``cp -r`` of the folder, conversion
+to a Megatron-Core checkpoint, ``cp -r`` of the checkpoint, and conversion back, so that all find the disk and its cache
+in the same state. Every time includes forcing the output to disk. Each conversion runs in a fresh process. Its peak
+memory counts anonymous pages, less those in use after all imports; pages of mapped files are not counted, because the
+kernel can drop them. The table shows the fastest round. Files were just written, so both ``cp`` and the conversion read
+them from the page cache as far as memory allows.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ print(json.dumps({"seconds": time.perf_counter() - started, "memory": memory}))
 
 @dataclass
 class Row:
-    """One line of the table; the best round so far."""
+    """One row of the table: the best round so far."""
 
     model: str
     what: str
@@ -85,7 +86,7 @@ def models(gigabytes: float) -> list[ModelConfig]:
 
 
 def write_model(folder: Path, model: ModelConfig, *, max_shard_bytes: int = 500 * MB) -> tuple[int, int]:
-    """Write random bytes as bf16 weights; (bytes of all tensors, bytes of the largest)."""
+    """Write random bytes as bf16 weights. Returns the bytes of all tensors and of the largest."""
     folder.mkdir()
     family = FAMILIES[model.model_type]
     (folder / "config.json").write_text(json.dumps(family.to_hf_config(model, dtype="bfloat16")))
@@ -104,7 +105,7 @@ def write_model(folder: Path, model: ModelConfig, *, max_shard_bytes: int = 500 
 
 
 def peak_memory(action: Callable[[], None]) -> int:
-    """Bytes of anonymous memory that this process gains at most while ``action`` runs, sampled every millisecond."""
+    """Peak of the anonymous memory that ``action`` adds to this process, in bytes, sampled every millisecond."""
     base, stopped = _anonymous_bytes(), threading.Event()
     peak = base
 
@@ -157,7 +158,7 @@ def convert(direction: str, hf: Path, megatron: Path) -> dict[str, float]:
 
 
 def measure(model: ModelConfig, folder: Path, rounds: int) -> list[Row]:
-    """All rows of one model."""
+    """The rows of one model."""
     hf, megatron, back, scratch = (folder / name for name in ("hf", "megatron", "back", "copy"))
     total, largest = write_model(hf, model)
     label = f"{model.name}, {total / 1e9:.2f} GB, largest tensor {largest / MB:.0f} MB"

@@ -1,14 +1,14 @@
-"""Cases of benchmarks.gpu_measure: models, precision and sequence lengths, for a GPU and in tiny form for a CPU.
+"""Lists the training runs that ``benchmarks.gpu_measure`` measures.
 
 The parts, in the order of the table:
 
-    specs      local layers against TransformerEngine's, bf16: losses of the same steps
-    fp8        FP8 recipes against bf16: losses over 200 steps, step time
-    recompute  packed sequences of 65,536 tokens: memory and tokens/s by recompute mode
+    specs      Megatron-Core's local layers and TransformerEngine's in bf16: losses of the same steps
+    fp8        FP8 recipes and bf16: losses over 200 steps, step time
+    recompute  packed sequences of 65,536 tokens: memory and tokens/s of each recompute mode
     speed      utilisation, and Hugging Face Transformers with the same model in the same run
 
-Models fit one GPU: Qwen3-1.7B's shape, and some layers of Qwen3-30B-A3B. Long sequences use a vocabulary of 32,768,
-because the logits are not split here.
+Models fit one GPU: Qwen3-1.7B's shape, and four layers of Qwen3-30B-A3B. Long sequences use a vocabulary of 32,768,
+because the logits are not split over GPUs here. Each run has a tiny form for a CPU.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ class Case:
 
     @property
     def needs_cuda(self) -> bool:
-        """Whether a CPU cannot run it: TransformerEngine's layers."""
+        """Whether a CPU cannot run it, because it has TransformerEngine's layers."""
         return self.precision.transformer_engine and self.reference is None
 
 
 def cases(part: str, *, tiny: bool, device: str = "cuda") -> list[Case]:
-    """The runs of ``part``, in order. ``tiny`` ones take seconds on a CPU."""
+    """The runs of ``part``, in order. If they are ``tiny``, they take seconds on a CPU."""
     dense, moe = (TINY_DENSE, TINY_MOE) if tiny else (DENSE, MOE)
     made = {"specs": _specs, "fp8": _fp8, "recompute": _recompute, "speed": _speed}[part](dense, moe)
     return [_shrink(case, device) for case in made] if tiny else made
@@ -143,5 +143,5 @@ def _shrink(case: Case, device: str) -> Case:
     recomputes_norms = numbers.recompute == "selective" and "layernorm" in numbers.recompute_modules
     if device == "cuda" or not case.needs_cuda or numbers.fp8 or recomputes_norms:
         return small
-    stand_in = dataclasses.replace(numbers, transformer_engine=False)
-    return dataclasses.replace(small, name=f"{case.name} [local]", precision=stand_in)
+    local = dataclasses.replace(numbers, transformer_engine=False)
+    return dataclasses.replace(small, name=f"{case.name} [local]", precision=local)

@@ -1,12 +1,13 @@
-"""Measures training on one GPU, part by part, writes JSON and prints one table.
+"""Measures training on one GPU.
 
     python -m benchmarks.gpu_measure --part speed --out docs/results
     python -m benchmarks.gpu_measure --table --out docs/results
     python -m benchmarks.gpu_measure --part specs --device cpu --tiny --out /tmp/smoke    # seconds, without a GPU
 
-Each run uses the trainer of ``launch/train.py`` on arithmetic progressions, which a model learns within a hundred
-steps. A run that does not fit, or that the device does not support, becomes a record with the reason, and the part
-continues. Each peak of torch's allocator is printed with the planner's prediction, without its reserve.
+A part is a list of runs (``gpu_cases``), whose results are written as JSON. Each run uses the trainer of
+``launch/train.py`` on arithmetic progressions, which a model learns within a hundred steps. If a run does not fit, or
+if the device does not support it, its record has the reason, and the part continues. Each peak of torch's allocator is
+printed with the planner's prediction, without its reserve.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def main() -> None:
     options.add_argument("--table", action="store_true", help="print the table of the parts in --out")
     options.add_argument("--out", type=Path, required=True, help="folder of gpu-PART.json")
     options.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    options.add_argument("--tiny", action="store_true", help="tiny models, as in tests")
+    options.add_argument("--tiny", action="store_true", help="use tiny models, as the tests do")
     arguments = options.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.part:
@@ -61,14 +62,14 @@ def main() -> None:
 
 def run_part(part: str, out: Path, *, device: Device, tiny: bool) -> None:
     """Run every case of ``part`` and write ``gpu-PART.json`` after each."""
-    rows: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch, joined_processes(prepare_device(ClusterConfig(device=device))):
         for case in cases(part, tiny=tiny, device=device):
-            row = {"part": part, "case": case.name, "device": device_name(device), "torch": torch.__version__}
-            row |= _guarded(case, Path(scratch), device)
-            rows.append(row)
-            (out / f"gpu-{part}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-            print(_line(row), flush=True)
+            record = {"part": part, "case": case.name, "device": device_name(device), "torch": torch.__version__}
+            record |= _guarded(case, Path(scratch), device)
+            records.append(record)
+            (out / f"gpu-{part}.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+            print(_line(record), flush=True)
             gc.collect()
             if device == "cuda":
                 torch.cuda.empty_cache()
@@ -106,8 +107,8 @@ def run_trainer(case: Case, scratch: Path, device: Device) -> dict[str, Any]:
         dataset = trainer.source.dataset
         steps = [trainer.step() for _ in range(case.steps)]
         parameters = sum(p.numel() for chunk in trainer.state.chunks for p in chunk.parameters())
-    rows = [dataset.locate(row) for row in range(WARM_UP * case.global_batch_size, case.steps * case.global_batch_size)]
-    segments = [int(length) for row in rows for length in dataset.lengths_in_sequence(*row)]
+    measured = range(WARM_UP * case.global_batch_size, case.steps * case.global_batch_size)
+    segments = [int(length) for index in measured for length in dataset.lengths_in_sequence(*dataset.locate(index))]
     seconds = [step.seconds for step in steps[WARM_UP:]]
     return {
         "parameters": parameters,
@@ -211,21 +212,21 @@ def predicted_bytes(config: RunConfig) -> float:
 
 
 def write_progressions(run_dir: Path, case: Case) -> None:
-    """Write arithmetic progressions, as long as a sequence without packing, else an eighth of it or less."""
+    """Write arithmetic progressions: as long as a sequence without packing, else at most an eighth of one."""
     from megatron_ssd.artifacts.stage import Stage
     from megatron_ssd.dataset.indexed import IndexedWriter
 
     random = np.random.default_rng(0)
-    vocabulary = min(case.model.vocab_size, 1024)  # few ids, learned soon
-    rows = case.global_batch_size * min(case.steps, 20)
+    vocabulary = min(case.model.vocab_size, 1024)  # few ids, so that the model learns them soon
+    num_sequences = case.global_batch_size * min(case.steps, 20)
     stage = Stage(name="dataset", run_dir=run_dir, config={"case": case.name}, inputs={})
     with IndexedWriter(stage.begin() / "samples", vocab_size=case.model.vocab_size) as writer:
-        for _ in range(rows if case.packing == "none" else rows * 12):
+        for _ in range(num_sequences if case.packing == "none" else num_sequences * 12):
             longest = case.seq_length // 8
             length = case.seq_length + 1 if case.packing == "none" else int(random.integers(longest // 4, longest))
             start, step = random.integers(vocabulary), random.integers(1, 8)
             writer.add(((start + step * np.arange(length)) % vocabulary).tolist())
-    stage.publish(counts={"documents": rows})
+    stage.publish(counts={"documents": num_sequences})
 
 
 def device_name(device: Device) -> str:
@@ -239,33 +240,33 @@ def table(out: Path) -> str:
     for part in PARTS:
         path = out / f"gpu-{part}.json"
         if path.exists():
-            rows = json.loads(path.read_text(encoding="utf-8"))
-            lines += [f"{part} ({rows[0]['device']})", *(f"  {_line(row, rows)}" for row in rows)]
+            records = json.loads(path.read_text(encoding="utf-8"))
+            lines += [f"{part} ({records[0]['device']})", *(f"  {_line(record, records)}" for record in records)]
     return "\n".join(lines)
 
 
-def _line(row: dict[str, Any], rows: list[dict[str, Any]] | None = None) -> str:
-    head = f"{row['case']:52s} "
-    why = row.get("skipped") or row.get("failed")
+def _line(record: dict[str, Any], records: list[dict[str, Any]] | None = None) -> str:
+    head = f"{record['case']:52s} "
+    why = record.get("skipped") or record.get("failed")
     if why:
-        return f"{head}{'skipped' if row.get('skipped') else 'FAILED'}: {why}"
-    parts = [f"{row['tokens_per_second']:>10,.0f} tokens/s", f"{row['tflops']:7.1f} TFLOP/s"]
-    if row["mfu"] is not None:
-        parts.append(f"MFU {row['mfu']:.1%}")
-    if row["peak_gb"] is not None:
-        predicted = f" (predicted {row['predicted_gb']:.1f})" if "predicted_gb" in row else ""
-        parts.append(f"peak {row['peak_gb']:.1f} GB{predicted}")
-    parts.append(f"loss {row['losses'][-1]:.4f}{_gap(row, rows or [])}")
+        return f"{head}{'skipped' if record.get('skipped') else 'FAILED'}: {why}"
+    parts = [f"{record['tokens_per_second']:>10,.0f} tokens/s", f"{record['tflops']:7.1f} TFLOP/s"]
+    if record["mfu"] is not None:
+        parts.append(f"MFU {record['mfu']:.1%}")
+    if record["peak_gb"] is not None:
+        predicted = f" (predicted {record['predicted_gb']:.1f})" if "predicted_gb" in record else ""
+        parts.append(f"peak {record['peak_gb']:.1f} GB{predicted}")
+    parts.append(f"loss {record['losses'][-1]:.4f}{_gap(record, records or [])}")
     return head + "  ".join(parts)
 
 
-def _gap(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+def _gap(record: dict[str, Any], records: list[dict[str, Any]]) -> str:
     """Largest and last relative difference from the losses of the part's first run of the same model."""
-    model = row["case"].split()[0]
-    first = next((other for other in rows if other["case"].split()[0] == model and "losses" in other), row)
-    if first is row or row["part"] not in ("specs", "fp8"):
+    model = record["case"].split()[0]
+    first = next((other for other in records if other["case"].split()[0] == model and "losses" in other), record)
+    if first is record or record["part"] not in ("specs", "fp8"):
         return ""
-    gaps = [abs(a - b) / max(abs(b), 1e-9) for a, b in zip(row["losses"], first["losses"], strict=True)]
+    gaps = [abs(a - b) / max(abs(b), 1e-9) for a, b in zip(record["losses"], first["losses"], strict=True)]
     return f" (from the first: at most {max(gaps):.2%}, at the end {gaps[-1]:.2%})"
 
 

@@ -1,13 +1,15 @@
-"""Measures the checker: speed, agreement with LiveCodeBench's checker, stability of verdicts on a busy machine.
+"""Measures the checker.
 
     python -m benchmarks.grading --problems codeforces_408.jsonl [--official LIVECODEBENCH_CHECKOUT] [--rounds 3]
     python -m benchmarks.grading --stability [--programs 1000]
 
-``--problems`` is a file in LiveCodeBench's columns. Five small programs per problem (``grading_cases``) are graded in
-one run; the table shows programs per second and the peak memory of the host process. With ``--official``, a checkout of
-LiveCodeBench's public code grades the same programs with as many workers, alternating with this checker, and every
-program on which the two disagree is listed. ``--stability`` grades the same programs on an idle machine, then with
-twice as many busy processes as cores beside it, and lists every verdict that changed.
+Speed: ``--problems`` is a file in LiveCodeBench's columns. Five small programs per problem (``grading_cases``) are
+graded in one run. The table shows programs per second and the peak memory of the host process. With ``--official``, a
+checkout of LiveCodeBench's public code grades the same programs with as many workers, alternating with this checker.
+Every program on which the two disagree is listed.
+
+Stability: ``--stability`` grades the same programs on an idle machine, then next to twice as many busy processes as
+cores, and lists every verdict that changed.
 """
 
 from __future__ import annotations
@@ -44,25 +46,25 @@ started = time.perf_counter()
 results, metadata = evaluate_generations(work["samples"], work["programs"], num_process_evaluate=work["workers"],
                                          timeout=work["seconds"])
 seconds = time.perf_counter() - started
-def said(tests, facts):
+def complaint(tests, facts):
     try:  # as pass_k_utils counts
         right = bool(numpy.all(numpy.array(tests) > 0))
     except ValueError:
         right = False
     return "" if right else str(facts.get("error_message") or facts or "failed")[:200]
 
-found = {index: [said(*one) for one in zip(rows, metadata[index])] for index, rows in results.items()}
-json.dump({"seconds": seconds, "said": found}, open(sys.argv[2], "w"))
+found = {index: [complaint(*one) for one in zip(rows, metadata[index])] for index, rows in results.items()}
+json.dump({"seconds": seconds, "complaints": found}, open(sys.argv[2], "w"))
 """
 
 
 def main() -> None:
-    """Measure what was asked for and print a table."""
+    """Measure speed or stability, and print a table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--problems", type=Path, help="problems in LiveCodeBench's columns")
     options.add_argument("--official", type=Path, help="a checkout of LiveCodeBench")
     options.add_argument("--rounds", type=int, default=3, help="rounds of each checker (default 3)")
-    options.add_argument("--stability", action="store_true", help="the same verdicts idle and busy")
+    options.add_argument("--stability", action="store_true", help="compare the verdicts of an idle and a busy machine")
     options.add_argument("--programs", type=int, default=1000, help="programs for --stability (default 1000)")
     arguments = options.parse_args()
     if arguments.stability:
@@ -78,12 +80,12 @@ def speed(path: Path, official: Path | None, rounds: int) -> None:
     problems = read_benchmark(BenchmarkConfig(name="livecodebench", path=str(path)))
     programs = trivial_programs(problems)
     workers = len(os.sched_getaffinity(0))
-    ours, theirs, said = list[float](), list[float](), dict[tuple[str, int], str]()
+    ours, theirs, complaints = list[float](), list[float](), dict[tuple[str, int], str]()
     for _ in range(rounds):
         verdicts, seconds = grade(problems, programs, SandboxConfig(cpu_seconds=OFFICIAL_SECONDS))
         ours.append(len(programs) / seconds)
         if official is not None:
-            said, seconds = grade_officially(problems, programs, official, workers)
+            complaints, seconds = grade_officially(problems, programs, official, workers)
             theirs.append(len(programs) / seconds)
     tests = sum(len(problem.tests) for problem in problems)
     print(f"{len(problems)} problems with {tests} tests, {len(programs)} programs, {workers} workers, {rounds} rounds")
@@ -95,7 +97,7 @@ def speed(path: Path, official: Path | None, rounds: int) -> None:
     print(f"host process: at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB of memory")
     print(", ".join(f"{count} {status}" for status, count in Counter(v.status for v in verdicts).most_common()))
     if official is not None:
-        different = [v for v in verdicts if v.passed == bool(said[v.problem_id, v.sample_index])]
+        different = [v for v in verdicts if v.passed == bool(complaints[v.problem_id, v.sample_index])]
         print(f"{len(different)} of {len(verdicts)} programs get different verdicts")
         for verdict in different:
             print(f"  {verdict.problem_id} {verdict.sample_index}: {verdict.status} here ({verdict.detail})")
@@ -108,7 +110,7 @@ def stability(count: int) -> None:
     num_busy = 2 * len(os.sched_getaffinity(0))
     with busy(num_busy):
         loaded, loaded_seconds = grade(stability_problems(), programs, STABILITY_LIMITS)
-    print(f"{count} programs: {idle_seconds:.0f} s idle, {loaded_seconds:.0f} s beside {num_busy} busy processes")
+    print(f"{count} programs: {idle_seconds:.0f} s idle, {loaded_seconds:.0f} s next to {num_busy} busy processes")
     print(", ".join(f"{number} {status}" for status, number in Counter(v.status for v in idle).most_common()))
     changed = changed_verdicts(idle, loaded)
     print(f"{len(changed)} verdicts changed")
@@ -141,7 +143,7 @@ def busy(count: int) -> Iterator[None]:
 def grade(
     problems: Sequence[Problem], programs: Sequence[Submission], config: SandboxConfig
 ) -> tuple[list[Verdict], float]:
-    """Verdicts, and seconds including the start of the sandboxes."""
+    """Verdicts, and the seconds that they took, including the start of the sandboxes."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         with Grader(problems, config) as grader:
@@ -152,7 +154,7 @@ def grade(
 def grade_officially(
     problems: Sequence[Problem], programs: Sequence[Submission], checkout: Path, workers: int
 ) -> tuple[dict[tuple[str, int], str], float]:
-    """LiveCodeBench's complaint about each program ("" if it passes), and seconds without the start of Python."""
+    """LiveCodeBench's error message for each program ("" if it passes), and seconds without the start of Python."""
     by_problem: dict[str, list[Submission]] = {problem.id: [] for problem in problems}
     for program in programs:
         by_problem[program.problem_id].append(program)
@@ -169,20 +171,20 @@ def grade_officially(
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder) / "asked.json", Path(folder) / "answered.json"
         asked.write_text(json.dumps(work))
-        with (Path(folder) / "words").open("w+b") as words:
+        with (Path(folder) / "stderr").open("w+b") as stderr:
             done = subprocess.run([sys.executable, "-c", _OFFICIAL, str(asked), str(answered)], check=False, cwd=folder,
                                   env={**os.environ, "PYTHONPATH": str(checkout)}, stdout=subprocess.DEVNULL,
-                                  stderr=words)  # fmt: skip
+                                  stderr=stderr)  # fmt: skip
             if done.returncode != 0:
-                words.seek(0)
-                sys.exit(f"LiveCodeBench's checker failed:\n{words.read()[-2000:].decode(errors='replace')}")
+                stderr.seek(0)
+                sys.exit(f"LiveCodeBench's checker failed:\n{stderr.read()[-2000:].decode(errors='replace')}")
         found = json.loads(answered.read_text())
-    said = {
+    complaints = {
         program.key: complaint
         for index, rows in enumerate(by_problem.values())
-        for program, complaint in zip(rows, found["said"][str(index)], strict=True)
+        for program, complaint in zip(rows, found["complaints"][str(index)], strict=True)
     }
-    return said, found["seconds"]
+    return complaints, found["seconds"]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-r"""Compares this checker with LiveCodeBench's, program by program, on problems with known answers.
+r"""Compares this checker with LiveCodeBench's, program by program.
 
     python -m benchmarks.grading_agreement --official LIVECODEBENCH_CHECKOUT \
         [--leetcode test_leetcode.json] [--codecontests code_eval_code_contests.jsonl] \
@@ -7,9 +7,9 @@ r"""Compares this checker with LiveCodeBench's, program by program, on problems 
 ``--official`` is a checkout of LiveCodeBench's public code, of which ``lcb_runner/evaluation`` is enough. The files are
 rllm's LeetCode rows with their solutions, SandboxFusion's CodeContests sample, and any file in LiveCodeBench's columns.
 Each problem gets the programs of ``agreement_cases``, one of each kind: solutions and mutants of them if there are
-solutions, and programs that look up the answer and print or return it in different ways. The table counts per kind how
-many programs pass both checkers, fail both, and get different verdicts. Every difference is listed, with the reason if
-its kind has a known one; the exit status is 1 if a difference has none.
+solutions, and programs that look up the known answer and print or return it in different ways. The table counts per
+kind how many programs pass both checkers, fail both, and get different verdicts. Every difference is listed. The table
+has the reason of each kind whose difference is known; the exit status is 1 if there is another difference.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from megatron_ssd.problems.livecodebench import read_benchmark
 from megatron_ssd.schema import Problem
 
 Case = tuple[Problem, str, Submission]  # problem, kind, program
-_OUTCOMES = ("both pass", "both fail", "only here", "only there")
+_OUTCOMES = ("both pass", "both fail", "only here", "only LCB")
 
 
 def main() -> int:
-    """Grade on both sides, print the table and the differences."""
+    """Grade with both checkers, then print the table and the differences."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--official", type=Path, required=True, help="a checkout of LiveCodeBench")
     options.add_argument("--leetcode", type=Path, help="rllm's test_leetcode.json")
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def function_cases(leetcode: Path | None) -> list[Case]:
-    """Cases of methods."""
+    """Cases in which the program is a method."""
     found: list[Case] = []
     for problem, solution in leetcode_functions(leetcode) if leetcode else ():
         found += _cases(problem, function_programs(problem, solution))
@@ -59,7 +59,7 @@ def function_cases(leetcode: Path | None) -> list[Case]:
 
 
 def stdin_cases(codecontests: Path | None, lcb: Path | None) -> list[Case]:
-    """Cases of programs that read and print."""
+    """Cases in which the program reads standard input and prints."""
     problems = list(code_contests(codecontests)) if codecontests else []
     if lcb:
         section = BenchmarkConfig(name="livecodebench", path=str(lcb))
@@ -80,11 +80,11 @@ def compare(cases: Sequence[Case], official: Path) -> int:
     programs = [program for _, _, program in cases]
     sandbox = SandboxConfig(cpu_seconds=OFFICIAL_SECONDS, packages=("numpy", "sortedcontainers"))
     verdicts, _ = grade(problems, programs, sandbox)
-    said, _ = grade_officially(problems, programs, official, len(os.sched_getaffinity(0)))
+    complaints, _ = grade_officially(problems, programs, official, len(os.sched_getaffinity(0)))
     counts: dict[str, Counter[str]] = {}
     differences, num_unexplained = [], 0
     for (problem, kind, program), verdict in zip(cases, verdicts, strict=True):
-        complaint = said[program.key]
+        complaint = complaints[program.key]
         outcome = _OUTCOMES[
             0 if verdict.passed and not complaint else 2 if verdict.passed else 3 if not complaint else 1
         ]
@@ -92,11 +92,11 @@ def compare(cases: Sequence[Case], official: Path) -> int:
         if verdict.passed == bool(complaint):
             num_unexplained += kind not in WHY
             here = "passed" if verdict.passed else f"{verdict.status} ({verdict.detail})"
-            differences.append(f"{problem.id}, {kind}: {here} here, {complaint or 'passed'} there")
+            differences.append(f"{problem.id}, {kind}: {here} here, LiveCodeBench: {complaint or 'passed'}")
     print(f"{len(problems)} problems, {len(programs)} programs")
     print(f"{'':34}" + "".join(f"{name:>12}" for name in _OUTCOMES))
     for kind, count in {**counts, "all": sum(counts.values(), Counter())}.items():
-        why = WHY.get(kind.partition(": ")[2], "") if count["only here"] + count["only there"] else ""
+        why = WHY.get(kind.partition(": ")[2], "") if count["only here"] + count["only LCB"] else ""
         print(f"{kind:34}" + "".join(f"{count[name]:12}" for name in _OUTCOMES) + (f"  {why}" if why else ""))
     print(f"{len(differences)} differences, {num_unexplained} without a known reason")
     for line in differences:

@@ -1,4 +1,4 @@
-"""Artificial problems and programs for measuring the checker: small models' programs, programs close to a limit."""
+"""Makes artificial cases for measuring the checker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.grading.pool import Submission
 from megatron_ssd.schema import Problem, ProblemForm, TestCase
 
-# Read something, print something: right for a few problems, wrong for the others.
+# As small models write them: each reads something and prints something, which is right for a few problems.
 TRIVIAL = (
     "import sys\ndata = sys.stdin.read().split()\nprint(data[0] if data else '')",
     "import sys\nsys.stdout.write(sys.stdin.read())",
@@ -24,7 +24,7 @@ _FORMS: tuple[ProblemForm, ...] = ("stdin", "function", "checks")
 
 
 def trivial_programs(problems: Sequence[Problem]) -> list[Submission]:
-    """Five per problem; a comment makes each program different."""
+    """Five programs per problem. A comment makes each program different."""
     return [
         Submission(problem_id=problem.id, sample_index=index, source=f"{source}\n# {problem.id}\n")
         for problem in problems
@@ -33,7 +33,7 @@ def trivial_programs(problems: Sequence[Problem]) -> list[Submission]:
 
 
 def stability_problems() -> list[Problem]:
-    """One of each form; the answer is always 7."""
+    """One problem of each form. The answer is always 7."""
     tests = {
         "stdin": TestCase(input="0\n", output="7\n"),
         "function": TestCase(input="0", output="7"),
@@ -48,7 +48,8 @@ def stability_problems() -> list[Problem]:
 def stability_programs(count: int, limits: SandboxConfig = STABILITY_LIMITS, *, seed: int = 0) -> list[Submission]:
     """Programs whose verdicts a busy machine might change, mixed with ordinary ones.
 
-    Two of eleven use 0.5 to 0.7 of the CPU limit, one 1.3 to 1.8 of it: fixed work, measured on this machine first.
+    Two of eleven use 0.5 to 0.7 of the CPU limit, and one uses 1.3 to 1.8 of it: a fixed number of loops, from a
+    measurement of this machine's speed.
     """
     rng, loops = random.Random(seed), _loops_per_second()
     budget, memory = loops * limits.cpu_seconds, limits.memory_mib
@@ -75,7 +76,7 @@ def stability_programs(count: int, limits: SandboxConfig = STABILITY_LIMITS, *, 
 
 
 def _loops_per_second() -> float:
-    """Speed of an empty loop in a function, the fastest of five tries."""
+    """Speed of an empty loop in a function: the fastest of five runs."""
     count, best = 2_000_000, float("inf")
     for _ in range(5):
         started = time.process_time()

@@ -1,7 +1,8 @@
-"""Mutates right programs in one spot. Some mutants still compute the same; tests say how many must be detected.
+"""Mutates correct programs.
 
-There are three kinds: ``operator`` (+ for -, < for <=, and for or, ...) and ``off_by_one`` (an integer one higher),
-both at the middle one of the possible nodes, and ``return`` (every value inside a list), which every check must detect.
+There are three kinds of mutants. ``operator`` (+ for -, < for <=, and for or, ...) and ``off_by_one`` (an integer one
+higher) change the middle one of the possible nodes; some of them still compute the same, and the tests say how many
+must be detected. ``return`` puts every returned value inside a list, which every check must detect.
 """
 
 from __future__ import annotations

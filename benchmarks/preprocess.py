@@ -1,17 +1,18 @@
-"""Compares preprocessing with the method of Megatron-LM's own tool, in speed and memory.
+"""Compares preprocessing with the method of Megatron-LM's own tool.
 
     python -m benchmarks.preprocess [--samples 12000] [--rounds 3] [--workers 2] [--profile OUT.txt]
 
-The input is samples as the sampling stage writes them. Their text is cut from the source files of Python's standard
-library (responses of 200 to 2,000 tokens, long-tailed); the tokenizer is a byte-level BPE of 32,000 entries trained on
-them. The reference works as Megatron-LM's ``tools/preprocess_data.py`` does: a ``multiprocessing.Pool`` whose
-initializer loads the Hugging Face tokenizer, ``imap`` over the lines with a chunk size of 32, ``json.loads`` and
-``tokenizer.encode`` of each prompt and response, and ``IndexedDatasetBuilder`` in the parent. This project's side is
-the complete stage with filters, hashes and manifest: once with the ids as sampled, once with retokenized responses.
+One table shows speed, another peak memory. The input is samples as the sampling stage writes them. Their text is cut
+from the source files of Python's standard library (responses of 200 to 2,000 tokens, long-tailed); the tokenizer is a
+byte-level BPE of 32,000 entries trained on them. The reference works as Megatron-LM's ``tools/preprocess_data.py``
+does: a ``multiprocessing.Pool`` whose initializer loads the Hugging Face tokenizer, ``imap`` over the lines with a
+chunk size of 32, ``json.loads`` and ``tokenizer.encode`` of each prompt and response, and ``IndexedDatasetBuilder`` in
+the parent. This project's side is the complete stage with filters, hashes and manifest: once with the ids as sampled,
+once with retokenized responses.
 
-Each side runs in a process that has its imports done, and the sides alternate, so that changes in the machine's speed
+Each side runs in a process that has done its imports. The sides alternate, so that changes in the machine's speed
 affect all of them. The table has medians; ratios are medians over rounds. CPU time depends less than wall time on other
-load: the reference has one more computing process, so on a busy machine it gets a larger share. Memory is the resident
+load: the reference has one more busy process, so on a busy machine it gets a larger share. Memory is the resident
 memory of the parent and its workers together, sampled every 20 ms, in a new process per side.
 """
 
@@ -22,30 +23,27 @@ import itertools
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 
 from benchmarks.preprocess_samples import SHARD_SAMPLES, VOCAB_SIZE, publish, write_run
+from benchmarks.sides import Side, serve
 
-ROOT = Path(__file__).parents[1]
 REFERENCE, SAMPLED, RETOKENIZED = "Megatron-LM's method", "ids as sampled", "retokenized"
 MEMORY_SAMPLES = (10_000, 100_000)
 MB = 1_000_000
 
 
 def main() -> None:
-    """Prepare, measure, print both tables."""
+    """Make the samples, measure, and print both tables."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--samples", type=int, default=12000, help="samples per run (default 12000)")
     options.add_argument("--rounds", type=int, default=3, help="runs of each side (default 3)")
@@ -55,7 +53,7 @@ def main() -> None:
     options.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = options.parse_args()
     if arguments.side:
-        _serve(arguments.side, arguments.folder, arguments.workers)
+        serve(lambda: nullcontext(_runner(arguments.side, arguments.folder, arguments.workers)))
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -68,7 +66,7 @@ def main() -> None:
 
 def _measure_speed(folder: Path, tokens: int, samples: int, rounds: int, workers: int) -> None:
     """Start every side, alternate between them, and print a table."""
-    sides = {name: _Side(name, folder, workers) for name in (REFERENCE, SAMPLED, RETOKENIZED)}
+    sides = {name: _start(name, folder, workers) for name in (REFERENCE, SAMPLED, RETOKENIZED)}
     try:
         for side in sides.values():
             side.run()  # warm-up
@@ -100,7 +98,7 @@ def _measure_memory(folder: Path, workers: int) -> None:
         publish(run_dir / "run", list(itertools.islice(itertools.cycle(files), samples // SHARD_SAMPLES)), samples)
         (run_dir / "tokenizer").symlink_to(folder / "tokenizer")
         for name, found in peaks.items():
-            side = _Side(name, run_dir, workers)
+            side = _start(name, run_dir, workers)
             try:
                 with _PeakMemory(side.pid) as memory:
                     side.run()
@@ -140,73 +138,15 @@ def _resident(process: psutil.Process) -> int:
         return 0
 
 
-class Cost(NamedTuple):
-    """Seconds by the clock, and of all processor cores together."""
-
-    seconds: float
-    cpu_seconds: float
+def _start(name: str, folder: Path, workers: int) -> Side:
+    return Side("benchmarks.preprocess", name, ["--folder", str(folder), "--workers", str(workers)])
 
 
-def _cpu_seconds() -> float:
-    """Of this process and of the workers that have ended."""
-    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-class _Side:
-    """A process that runs once for each line on its standard input."""
-
-    def __init__(self, name: str, folder: Path, workers: int) -> None:
-        command = [sys.executable, "-m", "benchmarks.preprocess", "--side", name, "--folder", str(folder)]
-        self._process = subprocess.Popen(
-            [*command, "--workers", str(workers)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None if os.environ.get("VERBOSE") else subprocess.DEVNULL,
-            text=True,
-        )
-        assert self._process.stdout is not None
-        if self._process.stdout.readline() != "ready\n":
-            sys.exit(f"{name} did not start; VERBOSE=1 shows why")
-
-    @property
-    def pid(self) -> int:
-        """Of the process that has the workers as children."""
-        return self._process.pid
-
-    def run(self) -> Cost:
-        """The cost of one run."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        seconds, cpu_seconds = self._process.stdout.readline().split()
-        return Cost(float(seconds), float(cpu_seconds))
-
-    def stop(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-
-
-def _serve(side: str, folder: Path, workers: int) -> None:
-    """Answer each line of standard input with the seconds of one run."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # the output of libraries must not be taken for an answer
-    run = _reference(folder, workers) if side == REFERENCE else _stage(folder, workers, side)
-    print("ready", file=answers, flush=True)
-    for _ in sys.stdin:
-        started, cpu_before = time.perf_counter(), _cpu_seconds()
-        run()
-        print(time.perf_counter() - started, _cpu_seconds() - cpu_before, file=answers, flush=True)
-
-
-_tokenizer: Any = None  # of a worker of the reference
+_tokenizer: Any = None  # in a worker of the reference
 
 
 def _load_tokenizer(folder: Path) -> None:
-    """Initializer of a worker of the reference."""
+    """Initialize a worker of the reference."""
     global _tokenizer
     from transformers import AutoTokenizer
 
@@ -221,6 +161,10 @@ def _encode(line: str) -> tuple[list[int], list[int]]:
     response = _tokenizer.encode(record["response"])
     response.append(_tokenizer.eos_token_id)
     return prompt + response, [len(prompt), len(response)]
+
+
+def _runner(side: str, folder: Path, workers: int) -> Callable[[], None]:
+    return _reference(folder, workers) if side == REFERENCE else _stage(folder, workers, side)
 
 
 def _reference(folder: Path, workers: int) -> Callable[[], None]:
@@ -281,7 +225,7 @@ def _config(folder: Path, workers: int, side: str) -> Any:
 
 
 def _profile(folder: Path, path: Path) -> None:
-    """Functions of one run of each mode in one process, by their own time."""
+    """Write the functions of one run of each mode in one process, sorted by their own time."""
     import cProfile
     import pstats
 

@@ -1,4 +1,4 @@
-"""Synthetic samples for measuring preprocessing: real code of Python's standard library, cut at random."""
+"""Makes samples for measuring preprocessing, from code of Python's standard library that is cut at random."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_run(folder: Path, num_samples: int) -> int:
 
 
 def _source() -> str:
-    """Some megabytes of code, the same for one version of Python."""
+    """Some megabytes of code, always the same for one version of Python."""
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     return "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files)[:_SOURCE_CHARACTERS]
 
@@ -69,7 +69,7 @@ def _record(tokenizer: Any, number: int, prompt: list[int], response: list[int],
 
 
 def publish(run_dir: Path, files: list[Path], num_samples: int) -> None:
-    """Publish files as the samples of a run; a file may be used for several shards, each with its own problems."""
+    """Publish ``files`` as the samples of a run. A file may be in several shards, whose problem ids then differ."""
     from megatron_ssd.artifacts.stage import Stage
 
     stage = Stage(name="samples", run_dir=run_dir, config={}, inputs={})

@@ -1,13 +1,13 @@
-"""Measures time and memory of the problems stage on an artificial data set of 600,000 rows.
+"""Measures the problems stage on an artificial data set of 600,000 rows.
 
     python -m benchmarks.problems [--rows 600000] [--folder DIR]
 
-The rows have rStar-Coder's columns in parquet files of 50,000: statements of about 1.5 KB, one row in ten a repetition
-with changed white space, one in fifty with two changed sentences. The evaluation set has 1,500 problems, 100 of which
-are in the training rows. Each line of the table is the complete stage with hashing and publishing, in its own process.
-Peak memory is the kernel's count (VmHWM) minus the memory of the process after all imports. Texts are all statements as
-UTF-8, the memory that they would need at once. Core seconds say more than seconds on a machine with other work; rows/s
-is computed from seconds.
+The rows have rStar-Coder's columns, in parquet files of 50,000 rows. Statements have about 1.5 KB. One row in ten
+repeats an earlier one with changed white space, one in fifty repeats one with two changed sentences. The evaluation set
+has 1,500 problems, 100 of which are in the training rows. Each row of the table is a run of the complete stage, with
+hashing and publishing, in its own process. Peak memory is the kernel's count (VmHWM) minus the memory of the process
+after all imports. ``texts`` is the size of all statements in UTF-8, the memory that they would need at once. Core
+seconds depend less than seconds on other work on the machine; rows/s is computed from seconds.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ print(json.dumps({"seconds": seconds, "cpu": cpu, "memory": status("VmHWM") - ba
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """An artificial data set; ``text_bytes`` is the size of its statements."""
+    """An artificial data set. ``text_bytes`` is the size of its statements."""
 
     folder: Path
     rows: int
@@ -59,7 +59,7 @@ class Data:
 
 
 class Texts:
-    """Makes statements of sentences from a pool; the evaluation set has its own pool."""
+    """Makes statements from a pool of sentences. The evaluation set has its own pool."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -83,7 +83,7 @@ class Texts:
 
 
 def write_rows(folder: Path, rows: int, planted: list[str]) -> Data:
-    """``rows`` training rows in parquet files below ``folder``."""
+    """Write ``rows`` training rows, with the evaluation problems ``planted`` among them, to parquet files."""
     folder.mkdir()
     texts, chooser, text_bytes = Texts(0), random.Random(1), 0
     earlier: list[list[str]] = []  # some of the statements, to repeat
@@ -115,7 +115,7 @@ def write_rows(folder: Path, rows: int, planted: list[str]) -> Data:
 
 
 def measure(data: Data, run_dir: Path, **sections: Any) -> dict[str, float]:
-    """Seconds, processor seconds and peak memory of one run of the stage in a fresh process."""
+    """Seconds, CPU seconds and peak memory of one run of the stage in a fresh process."""
     problems = {"name": "rstar_coder", "path": str(data.folder), **sections.pop("problems", {})}
     values = {"run_dir": str(run_dir), "problems": problems, **sections}
     done = subprocess.run(

@@ -1,12 +1,13 @@
-"""Sampling speed of the pipeline compared with bare ``LLM.generate``, on the same prompts, seeds and settings.
+"""Compares the speed of the sampling stage with that of bare ``LLM.generate``.
 
     python -m benchmarks.sampling [--rounds 3] [--problems 1000] [--max-tokens 256]
 
-A tiny Qwen3 (random weights, written by transformers) samples one response for each problem of the small world.
-``launch/generate.py`` runs unchanged: requests and results cross process borders, and every response is decoded to text
-and written to disk as soon as it ends. ``LLM.generate`` gets all prompts at once and keeps the results in memory. Both
-use one engine on both cores with the same engine settings and environment, and load it again in each round. They
-alternate, and loading does not count. The same seeds must give the same number of tokens, otherwise the script stops.
+A tiny Qwen3 (random weights, written by transformers) samples one response per minicode problem. Both sides have the
+same prompts, seeds and settings. ``launch/generate.py`` runs unchanged: requests and results are sent between
+processes, and every response is decoded to text and written to disk as soon as it ends. ``LLM.generate`` gets all
+prompts at once and keeps the results in memory. Both use one engine on both cores with the same engine settings and
+environment, and load it again in each round. They alternate, and loading does not count. The script stops unless the
+same seeds give the same number of tokens.
 The table gives medians, and the median over rounds of the ratio within each round.
 """
 
@@ -22,7 +23,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.train_step import ROOT, SHAPE
+from benchmarks.sides import ROOT
+from benchmarks.train_step import SHAPE
 
 MAX_MODEL_LEN, MAX_NUM_SEQS = 1024, 256
 _BARE = """
@@ -41,7 +43,7 @@ print(json.dumps({"tokens": sum(len(result.outputs[0].token_ids) for result in r
 
 
 def main() -> None:
-    """Prepare, run both sides alternately, print the table."""
+    """Make the model, run both sides alternately, and print the table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=3, help="rounds (default 3)")
     options.add_argument("--problems", type=int, default=1000, help="prompts per round (default 1000)")
@@ -68,7 +70,7 @@ def main() -> None:
 
 
 def _make_model(folder: Path) -> None:
-    """Random weights and the small world's tokenizer as a Hugging Face folder."""
+    """Write a Hugging Face folder with random weights and minicode's tokenizer."""
     import torch
     import transformers
 

@@ -1,18 +1,19 @@
-"""Compares training speed with a plain Hugging Face Transformers loop, on the same weights, samples and two cores.
+"""Compares training speed on two cores with a plain Hugging Face Transformers loop.
 
     python -m benchmarks.train_step [--rounds 7] [--profile OUT.txt]
 
-Both sides fine-tune one tiny Qwen3 (random weights, written by transformers) on the same samples with AdamW, clipping
-and loss on the response tokens. The reference is a simple loop: pad each batch to its longest sample,
+Both sides fine-tune a tiny Qwen3 with the same random weights, written by transformers, on the same samples, with
+AdamW, clipping and loss on the response tokens. The reference is a simple loop: pad each batch to its longest sample,
 ``model(...).loss``, ``loss.backward()``, ``torch.optim.AdamW(fused=True)``, one process with two threads, with
 ``scaled_dot_product_attention``. This trainer runs as in production, once as one process with two threads and once as
 two data-parallel processes of one thread. On both sides fp32 matrix products may round to bf16 internally
-(``precision=cpu``). The reference runs in bf16 too, and the ratio is relative to the faster of its two runs.
+(``precision=cpu``). The reference also runs in bf16, and the ratio is relative to the faster of its two runs.
 
-There are two sets of samples: in ``equal`` every sample fills a sequence and packing gains nothing; in ``long-tailed``
-lengths are log-normal, and this trainer packs (``best_fit``) what the reference pads. Speed is tokens of samples per
-second, without padding, over the same samples. All sides stay loaded and alternate within each round, so that a change
-of the machine's speed affects all. The table shows medians, and the median over rounds of the ratio within a round.
+There are two sets of samples. In ``equal``, every sample fills a sequence, and packing gains nothing. In
+``long-tailed``, lengths are log-normal, and this trainer packs (``best_fit``) what the reference pads. Speed is tokens
+of samples per second, without padding, over the same samples. All sides stay loaded and alternate within each round, so
+that a change of the machine's speed affects all. The table shows medians, and the median over rounds of the ratio
+within a round.
 """
 
 from __future__ import annotations
@@ -20,12 +21,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +30,8 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.sides import Side, serve
+
 SEQ_LENGTH, BATCH, MICRO_BATCH = 256, 32, 16
 STEPS = 8  # batches of the reference per measurement
 LAYOUTS = ("one process", "two processes")
@@ -46,7 +44,7 @@ SHAPE: dict[str, Any] = {
 
 
 def main() -> None:
-    """Prepare, measure, print the table."""
+    """Make the samples, measure, and print the table of each case."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=7, help="measurements of each side (default 7)")
     options.add_argument("--profile", type=Path, help="also write a profile of one process of this trainer here")
@@ -54,7 +52,8 @@ def main() -> None:
     options.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = options.parse_args()
     if arguments.side:
-        _serve(arguments.side, arguments.folder)
+        open_side = _reference if arguments.side in REFERENCES else _trainer
+        serve(lambda: open_side(arguments.folder, arguments.side))
         return
     with tempfile.TemporaryDirectory() as scratch:
         for case in ("equal", "long-tailed"):
@@ -96,12 +95,12 @@ def _prepare(folder: Path, case: str) -> list[int]:
 
 
 def _measure(case: str, folder: Path, lengths: list[int], rounds: int) -> None:
-    """Start every side, measure them alternately, and print one table."""
-    sides = {name: _Side(name, folder) for name in (*REFERENCES, *LAYOUTS)}
+    """Start every side, measure them alternately, and print a table."""
+    sides = {name: _start(name, folder) for name in (*REFERENCES, *LAYOUTS)}
     try:
         for side in sides.values():
-            side.measure()  # warm-up: compiles and allocates
-        seconds = [{name: side.measure() for name, side in sides.items()} for _ in range(rounds)]
+            side.run()  # warm-up: compiles and allocates
+        seconds = [{name: side.run().seconds for name, side in sides.items()} for _ in range(rounds)]
     finally:
         for side in sides.values():
             side.stop()
@@ -114,63 +113,19 @@ def _measure(case: str, folder: Path, lengths: list[int], rounds: int) -> None:
         print(f"{name:22}{statistics.median(own):10,.0f}{min(own):10,.0f}{max(own):10,.0f}{ratio:8.2f}")
 
 
-class _Side:
-    """The processes of one side; each runs once over the samples per line of standard input."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        count = 2 if name == "two processes" else 1
-        command = [sys.executable, "-m", "benchmarks.train_step", "--side", name, "--folder", str(folder)]
-        self._processes = [
-            subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=_environment(rank, count),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=None if os.environ.get("VERBOSE") else subprocess.DEVNULL,
-                text=True,
-            )
-            for rank in range(count)
-        ]
-        for process in self._processes:
-            assert process.stdout is not None
-            if process.stdout.readline() != "ready\n":
-                sys.exit(f"{name} did not start; VERBOSE=1 shows why")
-
-    def measure(self) -> float:
-        """Seconds that the slowest process took."""
-        for process in self._processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        return max(float(process.stdout.readline()) for process in self._processes if process.stdout)
-
-    def stop(self) -> None:
-        """Stop the processes."""
-        for process in self._processes:
-            process.kill()
-            process.wait()
+def _start(name: str, folder: Path) -> Side:
+    count = 2 if name == "two processes" else 1
+    environments = [_environment(rank, count) for rank in range(count)]
+    return Side("benchmarks.train_step", name, ["--folder", str(folder)], environments)
 
 
 def _environment(rank: int, count: int) -> dict[str, str]:
     """Environment variables of torchrun for several processes; one process needs none."""
     threads = {"OMP_NUM_THREADS": str(2 // count)}
     if count == 1:
-        return {**os.environ, **threads}
-    grid = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29577}
-    return {**os.environ, **threads, **{key: str(value) for key, value in grid.items()}}
-
-
-def _serve(side: str, folder: Path) -> None:
-    """Answer each line of standard input with the seconds of one run over the samples."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # output of libraries must not be read as an answer
-    with _reference(folder, side) if side in REFERENCES else _trainer(folder, side) as run_once:
-        print("ready", file=answers, flush=True)
-        for _ in sys.stdin:
-            started = time.perf_counter()
-            run_once()
-            print(time.perf_counter() - started, file=answers, flush=True)
+        return threads
+    return {**threads, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}  # fmt: skip
 
 
 @contextmanager
@@ -259,7 +214,7 @@ def _config(folder: Path, *, world_size: int) -> Any:
 
 
 def _profile(folder: Path, path: Path) -> None:
-    """Write the operators of one run over the samples in one process, by their own time."""
+    """Write the operators of one run over the samples in one process, sorted by their own time."""
     import torch
 
     with _trainer(folder, "one process") as run_once:

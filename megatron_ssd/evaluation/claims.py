@@ -2,8 +2,8 @@
 
 Each claim becomes differences that are above zero if it holds, measured on the reporting half. A claim is ``shown`` if
 the interval of each difference is above zero, ``not shown`` if one is below, and otherwise ``unclear``. A claim that
-this run cannot test is not listed. Evidence is words and numbers, never a NaN: a score that is missing because the
-checker failed is called not measured.
+this run cannot test is not listed. Evidence contains no NaN: a score that is missing because the checker failed is
+called not measured.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from megatron_ssd.grading.metrics import Estimate, Scores
 from megatron_ssd.text_table import NOT_MEASURED, counted, signed
 
 _PAPERS_K = 5  # the larger k of the paper's tables
-_FEWEST = 2  # problems that an interval over problems needs: the interval of one problem always has no width
-_NONE: Scores = np.empty(0)
+_MIN_PROBLEMS = 2  # the interval of a single problem has no width
+_NO_SCORES: Scores = np.empty(0)
 RULE = (
     "shown: the interval of the difference is above zero; not shown: it is below zero; unclear: it contains zero, or "
     "fewer than two problems were measured. A claim of a larger gain also needs the gain itself to be above zero. "
@@ -36,8 +36,8 @@ def check_claims(found: Measurements, sampling: SamplingConfig) -> list[Claim]:
 
 
 def status_of(*differences: Estimate) -> ClaimStatus:
-    """The status of a claim. NaN bounds (the checker failed everywhere) and too few problems are unclear."""
-    if any(difference.num_problems < _FEWEST for difference in differences):
+    """The status of a claim, which is unclear if bounds are NaN (the checker failed) or problems are too few."""
+    if any(difference.num_problems < _MIN_PROBLEMS for difference in differences):
         return "unclear"
     if all(difference.low > 0 for difference in differences):
         return "shown"
@@ -108,15 +108,15 @@ class _Claims:
             return []
         gains = [gain for _, gain in measured]
         ahead = f"ahead in {sum(gain > 0 for gain in gains)} of {counted(len(gains), 'cell')}"
-        said = [f"{ahead}, by {signed(min(gains))} to {signed(max(gains))}"]
+        sentences = [f"{ahead}, by {signed(min(gains))} to {signed(max(gains))}"]
         half = _mean(self._scores("base", self._found.best("base"), self._first)) / 2
         broken, others = ([gain for base, gain in measured if (base < half) == low] for low in (True, False))
         if broken and others:
-            said.append(
+            sentences.append(
                 f"mean {signed(fmean(broken))} in the {counted(len(broken), 'cell')} where the base has less than half "
                 f"of its best, {signed(fmean(others))} in the other {len(others)}"
             )
-        return said
+        return sentences
 
     def _more_at_large_k(self) -> Claim:
         gains = {k: self._gain(k) for k in (self._first, self._last)}
@@ -134,7 +134,7 @@ class _Claims:
         """Empty if the reporting half has too few easy or hard problems for an interval."""
         gain, report = self._gain(self._first), self._found.halves.report
         by_name = {name: gain[mask[report]] for name, mask in self._found.difficulties.items()}
-        if any(np.count_nonzero(~np.isnan(by_name.get(name, _NONE))) < _FEWEST for name in ("easy", "hard")):
+        if any(np.count_nonzero(~np.isnan(by_name.get(name, _NO_SCORES))) < _MIN_PROBLEMS for name in ("easy", "hard")):
             return []
         difference = self._found.bootstrap.contrast(by_name["hard"], by_name["easy"])
         listed = ", ".join(f"{name} {_signed(values)}" for name, values in by_name.items() if len(values))

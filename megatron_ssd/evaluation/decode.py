@@ -38,11 +38,11 @@ class DecodeJob:
     """The decoding of one model.
 
     Args:
-        name: for the progress bar.
+        name: the model's name in logs and progress bars.
         model: the model's folder.
         problems: the benchmark.
         settings: every setting, with distinct labels.
-        folder: of the files.
+        folder: where the files are.
         max_model_len: longest prompt plus response, in tokens.
         stop_token_ids: ids that end a response besides the model's own.
         seed: the seed of the run.
@@ -74,8 +74,8 @@ class DecodeJob:
         stores = {setting: self._store(setting, keys) for setting in self.settings}
         assert len({setting.label for setting in stores}) == len(stores), "two settings share a label"
         if any(store.num_missing for store in stores.values()):
-            with start_sampler(self.model) as sampler:  # loads while the prompts are made
-                self._draw(sampler, stores, note)
+            with start_sampler(self.model) as sampler:  # the engine loads while the prompts are made
+                self._generate(sampler, stores, note)
         else:
             log.info("eval: every response of %s is complete", self.name)
         for store in stores.values():
@@ -94,12 +94,12 @@ class DecodeJob:
 
     def planned(self, setting: SamplingParams) -> Callable[[dict[str, Any]], bool]:
         """Whether a record of an earlier evaluation is one that this job would generate under ``setting``."""
-        drawn_from = {"model_revision": self.model.revision, "sampling_hash": self._sampling_hash(setting)}
+        expected = {"model_revision": self.model.revision, "sampling_hash": self._sampling_hash(setting)}
         by_key = {request.key: request for request in self._requests(setting)}
 
         def is_planned(record: dict[str, Any]) -> bool:
             request = by_key.get((record.get("problem_id", ""), record.get("sample_index", -1)))
-            return request is not None and record == record | drawn_from | {
+            return request is not None and record == record | expected | {
                 "seed": request.seed,
                 "prompt_token_ids": request.prompt_token_ids,
                 "skip_reason": request.skip_reason,
@@ -130,7 +130,7 @@ class DecodeJob:
     def _sampling_hash(self, setting: SamplingParams) -> str:
         return sampling_hash(setting, self.evaluation.max_tokens, self.stop_token_ids)
 
-    def _draw(self, sampler: Sampler, stores: dict[SamplingParams, SampleStore], note: Callable[[], None]) -> None:
+    def _generate(self, sampler: Sampler, stores: dict[SamplingParams, SampleStore], note: Callable[[], None]) -> None:
         hashes = {setting: self._sampling_hash(setting) for setting in stores}
         missing = [
             request
@@ -162,4 +162,4 @@ class DecodeJob:
             requests = [request for request in missing if not request.skip_reason]
             done_before = len(stores) * len(self.problems) * self.evaluation.num_samples - len(requests)
             stats = sample_all(sampler, requests, record, desc=f"decoding {self.name}", done_before=done_before)
-        log.info("eval: %s drew %d tokens, %.0f per second", self.name, stats.tokens, stats.tokens_per_second)
+        log.info("eval: %s generated %d tokens, %.0f per second", self.name, stats.tokens, stats.tokens_per_second)

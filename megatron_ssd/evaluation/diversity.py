@@ -1,11 +1,11 @@
 """Counts the distinct programs that a model writes for a problem.
 
 Two programs count as one if Python parses them to the same tree, ignoring formatting, comments and docstrings. Names
-count, so a renamed variable makes another program: this measures the variety of the texts, not of the algorithms.
+count, so a renamed variable makes another program: the result measures the variety of texts, not of algorithms.
 
 Programs are untrusted text; they are parsed here, never run. A program that did not compile, that Python does not parse
-here, or that is longer than ``_LONGEST`` is compared by its text, ignoring white space. Deep nesting and long numbers
-are harmless: the parser has its own limits, and the tree is walked without recursion.
+here, or that is longer than ``_MAX_CHARACTERS`` is compared by its text, ignoring white space. Deep nesting and long
+numbers are harmless: the parser has its own limits, and the tree is walked without recursion.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 
 from megatron_ssd.schema import Verdict
 
-_LONGEST = 1 << 16  # characters; parsing takes time and memory in proportion
+_MAX_CHARACTERS = 1 << 16  # parsing takes time and memory in proportion
 _SCOPES = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-_UNSEEN = frozenset({"ctx", "kind", "type_comment"})  # follow from the rest of the tree, or from how it is spelled
+_IGNORED = frozenset({"ctx", "kind", "type_comment"})  # fields that follow from the rest of the tree or from spelling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class Diversity:
 
 
 class NormalForms:
-    """The normal forms of programs. Remembers every text that it has seen, as a hash."""
+    """Computes the normal forms of programs, each text once. Texts are kept as hashes."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, bytes] = {}
@@ -49,7 +49,7 @@ class NormalForms:
 
         Args:
             source: the program.
-            compiles: false if it is known not to compile; it is not parsed then.
+            compiles: false if it is known not to compile; then it is not parsed.
         """
         key = _digest(f"{compiles:d}{source}")
         if key not in self._known:
@@ -57,7 +57,11 @@ class NormalForms:
         return self._known[key]
 
     def diversity(self, programs: Iterable[tuple[Verdict, str | None]]) -> Diversity:
-        """The diversity of (verdict, program) of all samples of one setting; None if the response has no program."""
+        """The diversity of all samples of one setting.
+
+        Args:
+            programs: (verdict, program) of each sample; the program is None if the response has none.
+        """
         every, passing = defaultdict[str, set[bytes]](set), defaultdict[str, set[bytes]](set)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about escapes in the programs
@@ -73,24 +77,24 @@ class NormalForms:
 
 def normal_form(source: str) -> bytes:
     """A hash of the tree of the program, or of its text if Python does not parse it."""
-    if len(source) > _LONGEST:
+    if len(source) > _MAX_CHARACTERS:
         return _text_form(source)
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # ValueError: null bytes, lone surrogates
         return _text_form(source)
-    return _digest("tree " + "".join(_spelled(tree)))
+    return _digest("tree " + "".join(_serialized(tree)))
 
 
-def _spelled(tree: ast.AST) -> list[str]:
-    """The tree in prefix order. Nodes have their kind and lists their length, so different trees never look alike."""
+def _serialized(tree: ast.AST) -> list[str]:
+    """The tree in prefix order, with the kind of each node and the length of each list, so that it is unambiguous."""
     parts: list[str] = []
     waiting: list[Any] = [tree]
     while waiting:
         item = waiting.pop()
         if isinstance(item, ast.AST):
             parts.append(f"{type(item).__name__}(")
-            waiting.extend(_without_docstring(item, name) for name in reversed(item._fields) if name not in _UNSEEN)
+            waiting.extend(_without_docstring(item, name) for name in reversed(item._fields) if name not in _IGNORED)
         elif isinstance(item, list):
             parts.append(f"[{len(item)}")
             waiting.extend(reversed(item))

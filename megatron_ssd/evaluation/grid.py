@@ -1,13 +1,13 @@
-"""The decode grid: chooses the best cell of a model without favouring it.
+"""The decode grid, from which the best cell of each model is chosen without selection bias.
 
 Invariants:
 - Base and tuned model have the same grid: ``temperatures`` x ``top_ks`` x ``top_ps``. If none is configured, it is the
   three named settings (default, training decode, evaluation decode).
-- Beside the grid the base is measured at its default decode and at the decode that made the training data, and the
-  tuned model at its configured evaluation decode.
+- Outside the grid, the base is also measured at its default decode and at the training decode, and the tuned model at
+  its configured evaluation decode.
 - The best cell of a grid is the one with the highest pass@1 on the selection half; ties go to the first. Reported
-  scores are measured on the other half, which took no part in the choice.
-- The halves depend on the ids and difficulties of the problems only.
+  scores are measured on the other half, which is not used for the choice.
+- The halves depend only on the ids and difficulties of the problems.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from megatron_ssd.grading.metrics import Bootstrap, Estimate, Mask, Scores, prob
 from megatron_ssd.schema import Problem, Verdict
 
 UNRATED = "unrated"  # the difficulty of problems that have none
-_ORDER = {"easy": 0, "medium": 1, "hard": 2}  # the usual names in their usual order, any others after them
+_ORDER = {"easy": 0, "medium": 1, "hard": 2}  # any other names come after them
 
 
 def grid_cells(config: EvaluationConfig, sampling: SamplingConfig) -> tuple[SamplingParams, ...]:
@@ -43,7 +43,7 @@ def grid_cells(config: EvaluationConfig, sampling: SamplingConfig) -> tuple[Samp
 
 
 def settings_of(model: ModelName, config: EvaluationConfig, sampling: SamplingConfig) -> tuple[SamplingParams, ...]:
-    """Every setting that ``model`` is decoded with: the grid first, then the settings beside it."""
+    """Every setting that ``model`` is decoded with: the grid first, then the settings outside it."""
     named = [sampling.default, sampling.train] if model == "base" else [sampling.eval]
     return tuple(dict.fromkeys([*grid_cells(config, sampling), *named]))
 
@@ -67,7 +67,7 @@ class Halves:
 
 
 def split_halves(problems: Sequence[Problem]) -> Halves:
-    """Sort the problems of each difficulty by the hash of their ids, and deal them alternately to the two halves.
+    """Sort the problems of each difficulty by the hash of their ids, and assign them alternately to the two halves.
 
     Raises:
         UserError: there are fewer than two problems.

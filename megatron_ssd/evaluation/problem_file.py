@@ -1,7 +1,7 @@
-"""``eval/problems.jsonl``: the problems, for readers of verdicts.
+"""The file ``eval/problems.jsonl``, which shows the problems to readers of verdicts.
 
-A record has the statement, the half of the problem, and the beginning and the end of every test. Full tests stay with
-the benchmark: those of LiveCodeBench have megabytes each. Grading does not use this file.
+A record has the statement, the half of the problem, and the beginning and the end of every test. The full tests are
+only in the benchmark, because one of LiveCodeBench can have megabytes. Grading does not use this file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Half = Literal["selection", "reporting"]
 
 
 class Excerpt(NamedTuple):
-    """A text without its middle, of which ``left_out`` characters are missing; a complete text is in ``head``.
+    """A text without ``left_out`` characters in its middle; a complete text is in ``head``.
 
     In JSON, a complete text is a string, and an excerpt is a list of the three fields.
     """

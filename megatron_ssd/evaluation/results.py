@@ -1,6 +1,6 @@
-"""The results of an evaluation: ``eval/summary.json`` as types, with JSON both ways.
+"""The results of an evaluation as dataclasses, which ``eval/summary.json`` contains.
 
-Each dataclass is one JSON object with the same keys. Scores are shares in [0, 1]; a dictionary over k has the k of
+Each dataclass is a JSON object with the same keys. Scores are shares in [0, 1]; a dictionary over k has the k of
 pass@k as its keys. A number that could not be measured, because the checker itself failed, is NaN here and null in the
 file.
 """
@@ -40,7 +40,7 @@ class SsdGain(Estimate):
 class Score:
     """One model under one decode setting, measured on the reporting half.
 
-    ``decoding`` is the label of the setting. ``ssd_gain`` is None for SSD itself, and where only the base was measured.
+    ``decoding`` is the label of the setting. ``ssd_gain`` is None for SSD itself, and if only the base was measured.
     """
 
     key: str
@@ -110,10 +110,10 @@ class NaiveChoice(Estimate):
 
 @dataclass(frozen=True, kw_only=True)
 class BestCell:
-    """How much the choice of a model's best cell flatters it: the score of that cell on each half.
+    """How much a model gains by the choice of its best cell: the score of that cell on each half.
 
     ``grid_mean`` is the mean over all cells on each half. The halves contain different problems, so these means may
-    differ; None if nothing was measured there.
+    differ; None if nothing was measured on a half.
     """
 
     model: ModelName

@@ -1,4 +1,4 @@
-"""Reuses the results of earlier evaluations of a run that were moved aside because a setting changed.
+"""Reuses the results of earlier evaluations, which were moved aside because a setting changed.
 
 A response is reused if everything that determines it is unchanged: model, prompt, seed, sampling parameters, limits and
 engine. So a wider grid, more samples per problem, other statistics or another selection of problems generates only what
@@ -30,7 +30,7 @@ def verdict_path(folder: Path, name: ModelName, setting: SamplingParams) -> Path
 def reuse_results(stage: Stage, jobs: Mapping[ModelName, DecodeJob]) -> int:
     """Copy valid results from the folders that were moved aside into the work folder, starting with the newest.
 
-    Skips a setting that has a file in the work folder already. If it is killed, the next call does the rest.
+    Skips a setting that already has a file in the work folder. After a kill, the next call copies the rest.
 
     Args:
         stage: the stage, after ``begin``.
@@ -95,7 +95,7 @@ class _Target:
         return new
 
     def finish(self) -> None:
-        """Give the file its name, if any record was copied."""
+        """Rename the file to its final name if it has a record, else remove it."""
         if self.keys:
             self._temporary.replace(self._path)
         else:

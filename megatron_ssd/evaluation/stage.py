@@ -1,7 +1,8 @@
-"""The evaluation stage: results of base and tuned model in run_dir/eval.
+"""The evaluation stage, which measures base and tuned model.
 
-It decodes the benchmark with each model under every setting, runs the programs and computes the results. Each step
-resumes an earlier start. The sandbox is tested before the first response is generated.
+It decodes the benchmark with each model under every setting, runs the programs and writes the results to
+``run_dir/eval``. Each step resumes what an earlier run of it left. The sandbox is tested before the first response is
+generated.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from megatron_ssd.artifacts.hub import ModelFolder, open_model
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.manifest import check_outputs, read_manifest
 from megatron_ssd.artifacts.stage import SECONDS_BETWEEN_NOTES, Stage
-from megatron_ssd.config.generation import SamplingConfig, SamplingParams
+from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.decode import DecodeJob, OpenSampler
@@ -52,18 +53,18 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
 
     Args:
         config: the run.
-        sampler: starts an engine on a model; tests pass another than vLLM.
+        sampler: starts an engine on a model; tests replace vLLM by another.
 
     Raises:
         UserError: a section, a model, the benchmark or the sandbox is missing or cannot be used.
     """
-    sampling, (problems, errata), models = _sampling(config), _benchmark(config), _models(config)
+    sampling, (problems, errata), models = needed(config.sampling, "sampling"), _benchmark(config), _models(config)
     stage = _stage(config, problems, models)
     if stage.is_current():
         return
     if errata.line:
         log.info("eval: %s", errata.line)
-    split_halves(problems)  # reports errors before hours of work
+    split_halves(problems)  # raises errors now, not after hours of decoding
     engine = engine_facts(config.engine)
     tokenizer = ChatTokenizer(next(iter(models.values())).path)
     opens_thinking = prompts_open_thinking(problems, config.prompt, tokenizer)
@@ -126,7 +127,7 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
 
 
 def evaluation_stage(config: RunConfig) -> Stage:
-    """The stage as ``config`` identifies it: same models, problems, prompts, settings, seed and limits.
+    """The stage, identified by models, problems, prompts, settings, seed and limits of ``config``.
 
     Raises:
         UserError: a section that evaluation needs is missing, or benchmark or models cannot be read.
@@ -135,7 +136,7 @@ def evaluation_stage(config: RunConfig) -> Stage:
 
 
 def _stage(config: RunConfig, problems: Sequence[Problem], models: dict[ModelName, ModelFolder]) -> Stage:
-    evaluation, sampling = config.evaluation, _sampling(config)
+    evaluation, sampling = config.evaluation, needed(config.sampling, "sampling")
     inputs = {"benchmark": hash_json([problem.to_json() for problem in problems]),
               "template": template_hash(config.prompt), **model_inputs(config, models)}  # fmt: skip
     return Stage(
@@ -219,16 +220,12 @@ def _benchmark(config: RunConfig) -> tuple[list[Problem], Errata]:
     return apply_errata(load_benchmark(section, config.minicode), section.errata)
 
 
-def _sampling(config: RunConfig) -> SamplingConfig:
-    return needed(config.sampling, "sampling")
-
-
 def _models(config: RunConfig) -> dict[ModelName, ModelFolder]:
     return {name: evaluated_model(config, name) for name in config.evaluation.models}
 
 
 def model_inputs(config: RunConfig, models: Mapping[ModelName, ModelFolder]) -> dict[str, str]:
-    """Role -> content hash of ``models``, for the identity of a stage that measures them."""
+    """Role -> content hash of each model, for the identity of a stage that measures them."""
     inputs = {"model": models["base"].revision} if "base" in models else {}
     if "ssd" in models:
         inputs["export"] = read_manifest(Path(config.run_dir) / "export").content_hash
@@ -236,7 +233,7 @@ def model_inputs(config: RunConfig, models: Mapping[ModelName, ModelFolder]) -> 
 
 
 def evaluated_model(config: RunConfig, name: ModelName) -> ModelFolder:
-    """Base or tuned model of the run. Raises ``UserError`` if it is not named or not exported."""
+    """The base or tuned model of the run. Raises ``UserError`` if it is not named or not exported."""
     if name == "base":
         model = needed(config.model, "model")
         return open_model(model.path, model.revision)

@@ -1,14 +1,15 @@
 """Computes the results of an evaluation from its scores.
 
-About choosing and the effective temperature:
-- A best cell looks better on the half that chose it than it is. So each model's best cell is shown on both halves,
-  beside what choosing and reporting on the same problems would have claimed. The halves contain different problems, so
-  the means over all cells are shown too: a fall of the best cell beyond their difference is due to the choice.
+Notes on selection bias and on the effective temperature:
+- On the half that chose it, a best cell looks better than it is. So each model's best cell is shown on both halves,
+  next to the score that choosing and reporting on the same problems would have given. The halves contain different
+  problems, so the means over all cells are shown too: what the best cell loses beyond their difference is due to the
+  choice.
 - A model that learned from samples drawn at ``T_train`` is decoded at ``T_eval``. The two multiply, ``T_eff = T_train x
   T_eval``, as far as training reaches p ** (1 / T_train) on the tokens that the training decode keeps (arXiv
   2604.01193, which finds that T_eff alone explains much of its sweep of the two, with a peak near 1.2). The base was
-  not trained on such samples: its T_eff is ``T_eval``. T_eff does not cover truncation, so only settings with the same
-  top-k and top-p are comparable.
+  not trained on such samples, so its T_eff is ``T_eval``. T_eff does not cover truncation, so only settings with the
+  same top-k and top-p are comparable.
 """
 
 from __future__ import annotations
@@ -63,11 +64,11 @@ def summarise(
 
     Args:
         found: all scores.
-        sampling: names the settings beside the grid.
+        sampling: names the settings outside the grid.
         finish_reasons: model -> label -> finish reason -> responses.
         diversity: model -> label -> distinct programs.
         engine: name and version.
-        sandbox: its kind.
+        sandbox: the kind of sandbox.
         prompt_opens_thinking: whether prompts end inside a thinking block.
         errata: of the benchmark.
     """
@@ -115,7 +116,7 @@ def beside_grid(found: Measurements, sampling: SamplingConfig) -> GridCell | Non
 
 
 def best_of_grid(found: Measurements, model: ModelName) -> BestCell:
-    """The chosen cell on each half, the mean over the grid there, and the score of a naive choice."""
+    """The chosen cell on each half, the mean over the grid on each half, and the score of a naive choice."""
     best, naive = found.best(model), found.best(model, found.all_problems)
     halves: dict[Half, Mask] = {"selection": found.halves.selection, "report": found.halves.report}
     return BestCell(
@@ -203,7 +204,7 @@ def _effective_temperature(found: Measurements, sampling: SamplingConfig) -> Eff
 
 
 def _grid_mean(found: Measurements, model: ModelName, where: Mask) -> float | None:
-    """The mean over the cells that were measured there; None if none was."""
+    """The mean over the cells that were measured on the problems of ``where`` [P]; None if none was."""
     scores: list[Estimate] = [found.pass_at_1(model, cell, where) for cell in found.cells]
     known = [score.value for score in scores if score.is_known]
     return fmean(known) if known else None

@@ -51,7 +51,7 @@ class Assets:
 
     @property
     def content_hash(self) -> str:
-        """Hash of everything that is read from here."""
+        """Hash of all files that the export reads."""
         files = [*self.files, *([self.base / "config.json"] if self.base else [])]
         return hash_json([[path.name, sha256_file(path)] for path in files])
 

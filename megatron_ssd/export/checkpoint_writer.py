@@ -13,7 +13,6 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,19 +38,11 @@ _FILE_BYTES = 4_000_000_000  # size at which a new file starts
 _SMALL = 1 << 16  # bytes; shorter writes are copied for the hash
 
 
-@dataclass(frozen=True)
-class WrittenFile:
-    """Size and SHA-256 of a file, computed while writing it."""
-
-    bytes: int
-    sha256: str
-
-
 def write_checkpoint(
     folder: Path,
     full: FullModel,
     pieces_of: Callable[[FullTensor], Iterable[Tensor]],
-) -> dict[str, WrittenFile]:
+) -> dict[str, str]:
     """Write every tensor of ``full``, and the objects that Megatron-Core loads with them, to the new ``folder``.
 
     Args:
@@ -61,7 +52,7 @@ def write_checkpoint(
             write. Called once per tensor, in order.
 
     Returns:
-        The large files by name.
+        SHA-256 of the large files by name, computed while they are written.
 
     Raises:
         OSError: the disk is full.
@@ -69,25 +60,25 @@ def write_checkpoint(
     folder.mkdir(parents=True)
     tensors: dict[str, Any] = {}
     results: list[WriteResult] = []
-    files: dict[str, WrittenFile] = {}
+    hashes: dict[str, str] = {}
     todo = list(full.tensors)
     bar: Any = progress(desc=f"writing {folder.name}", unit="weight", total=len(todo))
     with bar:
         while todo:
-            name = f"__0_{len(files)}.distcp"
+            name = f"__0_{len(hashes)}.distcp"
             with _HashedFile(folder / name) as file:
-                if not files:
+                if not hashes:
                     results += _write_objects(file, name, full.object_keys)
                 while todo and file.tell() < _FILE_BYTES:
                     tensor = todo.pop(0)
                     results += _write_tensor(file, name, tensor, pieces_of(tensor), tensors)
                     bar.update()
-            files[name] = WrittenFile(file.tell(), file.hexdigest())
+            hashes[name] = file.hexdigest()
     objects = {key: BytesStorageMetadata() for key in full.object_keys}
     FileSystemWriter(folder).finish(Metadata(state_dict_metadata={**tensors, **objects}), [results])
     torch.save({}, folder / "common.pt")  # the state common to all ranks, which weights alone do not have
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))
-    return files
+    return hashes
 
 
 def _write_tensor(

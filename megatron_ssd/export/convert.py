@@ -23,14 +23,13 @@ import torch
 from torch import Tensor
 
 from megatron_ssd.artifacts.atomic import atomic_folder, write_atomically
-from megatron_ssd.artifacts.hashing import sha256_file
 from megatron_ssd.artifacts.hub import model_folder, read_hf_config
 from megatron_ssd.artifacts.manifest import package_versions
 from megatron_ssd.config.export import ConvertConfig
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.export.assets import copy_all_assets
-from megatron_ssd.export.checkpoint_writer import WrittenFile, write_checkpoint
+from megatron_ssd.export.checkpoint_writer import write_checkpoint
 from megatron_ssd.export.full_model import FullTensor, full_model
 from megatron_ssd.export.state_dict_adapter import open_adapter
 from megatron_ssd.models.families import FAMILIES
@@ -39,11 +38,11 @@ from megatron_ssd.models.hf_checkpoint import check_weights
 from megatron_ssd.models.hf_weights import HFWeights
 from megatron_ssd.training.checkpoint_folder import (
     CheckpointFacts,
-    FileFacts,
     check_files,
     checkpoint_path,
     find_checkpoint,
     reading,
+    write_facts,
 )
 
 log = logging.getLogger(__name__)
@@ -74,8 +73,9 @@ def hf_to_megatron(config: ConvertConfig) -> None:
         check_weights(weights, model, full.hf_shapes)
         dtypes = {name: str(weights.dtype(name)).removeprefix("torch.") for name in full.hf_shapes}
         checkpoint = checkpoint_path(work, 0)
-        files = write_checkpoint(checkpoint, full, lambda tensor: _pieces(tensor, weights, model))
-        _write_facts(checkpoint, files)
+        hashes = write_checkpoint(checkpoint, full, lambda tensor: _pieces(tensor, weights, model))
+        facts = CheckpointFacts(iteration=0, optimizer="none", layout={}, versions=package_versions())
+        write_facts(checkpoint, facts, hashes=hashes)
         copy_all_assets(folder, work / ASSETS)
         write_atomically(work / DTYPES_FILE, json.dumps(dtypes, indent=0) + "\n")
     log.info("converted %d weights to %s", len(dtypes), config.megatron)
@@ -121,7 +121,7 @@ def read_model_config(folder: Path) -> ModelConfig:
 
 
 def _pieces(tensor: FullTensor, weights: HFWeights, model: ModelConfig) -> Iterator[Tensor]:
-    """The value of a tensor. Gate and up are only concatenated there, and stay in pieces to save memory."""
+    """The value of a tensor, in one piece; gate and up stay two pieces, which saves the memory to concatenate them."""
     if isinstance(tensor.mapping, GateUpMapping):
         yield from map(weights.read, tensor.hf_names)
     else:
@@ -129,7 +129,7 @@ def _pieces(tensor: FullTensor, weights: HFWeights, model: ModelConfig) -> Itera
 
 
 def _hf_dtypes(checkpoint: Path) -> dict[str, torch.dtype]:
-    """Types of the Hugging Face tensors that the checkpoint was converted from; empty for one of training."""
+    """Types of the Hugging Face tensors that the checkpoint was converted from; empty if it is from training."""
     path = checkpoint.parent / DTYPES_FILE
     if not path.is_file():
         return {}
@@ -148,24 +148,6 @@ def _find_checkpoint(folder: Path, iteration: int | None) -> Path:
                         fix=f"leave it out, or name {folder.parent}")  # fmt: skip
     check_files(folder)
     return folder
-
-
-def _write_facts(checkpoint: Path, files: dict[str, WrittenFile]) -> None:
-    """Write ``checkpoint.json`` as training does; hashes of the large files are known from writing them."""
-    small = {path.name for path in checkpoint.iterdir()} - files.keys()
-    CheckpointFacts(
-        iteration=0,
-        optimizer="none",
-        layout={},
-        versions=package_versions(),
-        files={
-            **{name: FileFacts(bytes=file.bytes, sha256=file.sha256) for name, file in files.items()},
-            **{
-                name: FileFacts(bytes=(checkpoint / name).stat().st_size, sha256=sha256_file(checkpoint / name))
-                for name in sorted(small)
-            },
-        },
-    ).write(checkpoint)
 
 
 def _set_dtype(path: Path, dtypes: set[torch.dtype]) -> None:

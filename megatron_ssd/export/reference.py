@@ -2,7 +2,7 @@
 
     python -m megatron_ssd.export.reference FOLDER TOKENS.npy LOGITS.npy
 
-It runs in a process of its own, without Megatron-Core and without this project's patches, so that the logits are those
+It runs in a separate process, without Megatron-Core and without this project's patches, so that the logits are those
 that a user of the folder gets.
 """
 

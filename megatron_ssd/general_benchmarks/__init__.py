@@ -1,1 +1,1 @@
-"""General benchmarks of lm-eval: did tuning harm anything else?"""
+"""General benchmarks: tasks of lm-eval that show whether tuning harmed other abilities."""

@@ -1,8 +1,8 @@
 """Grades lm-eval tasks whose answers are programs.
 
 The program is the text that lm-eval would have run. HumanEval and MBPP are checked by their own assertions, as in
-``tools/grade.py``. A program of CRUXEval ends with the assertion that contains the model's answer, and passes if it
-gets past it.
+``tools/grade.py``. A program of CRUXEval ends with an assertion about the model's answer, and passes if that assertion
+holds.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def problem_id(document: DocumentResult) -> str:
 
 
 def submissions_of(task: str, documents: Sequence[DocumentResult]) -> list[Submission]:
-    """Every program of ``documents``, as it runs."""
+    """Every program of ``documents``, in the form in which it runs."""
     return [
         Submission(problem_id=problem_id(document), sample_index=index, source=_program(task, text))
         for document in documents

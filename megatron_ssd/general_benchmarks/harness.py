@@ -1,11 +1,11 @@
 """Runs lm-eval on vLLM, in a process of its own. No other module imports lm-eval.
 
 Prompts, few-shot examples, filters, metrics and sampling parameters are those of lm-eval's tasks. Three exceptions:
-- Programs that the model wrote do not run here. Code tasks are asked and filtered, but not scored. lm-eval's
-  ``code_eval``, which their modules load and call at import, is replaced, and any other task that is marked as running
-  such programs is refused.
+- Programs that the model wrote do not run here. Answers to code tasks are generated and filtered, but not scored.
+  lm-eval's ``code_eval``, which their modules load and call at import, is replaced. Any other task that is marked as
+  running such programs is refused.
 - Each sampled answer has its own seed, from (run seed, prompt, number). So other requests and restarts do not change an
-  answer, and two models share their noise.
+  answer, and two models sample with the same seeds.
 - A prompt that lm-eval would truncate is refused.
 """
 
@@ -48,7 +48,7 @@ from megatron_ssd.process import connection_to_parent
 # lm-eval's own seeds (its DEFAULT_RANDOM_SEED and DEFAULT_OTHER_SEED), which choose few-shot examples.
 _PYTHON_SEED, _OTHER_SEED = 0, 1234
 _ANSWER_TOKENS = 256  # if a task does not say: the default of lm-eval's vLLM model
-_NO_STDERR = 0  # lm-eval computes no error bars; the stage does, over all parts
+_NO_STDERR = 0  # the stage computes standard errors, over all parts
 
 
 def serve(connection: Connection) -> None:
@@ -83,7 +83,7 @@ def load_tasks(spec: HarnessSpec, names: Sequence[str], scratch: Path) -> dict[s
     Args:
         spec: the settings.
         names: tasks and groups.
-        scratch: an empty folder for copies of local data; not needed afterwards.
+        scratch: an empty folder for copies of local data, which is not needed after the call.
 
     Raises:
         UserError: a task does not exist, its data cannot be loaded, or it cannot be used here.
@@ -133,7 +133,7 @@ def _load(spec: HarnessSpec, manager: Any, name: str, names: list[str]) -> dict[
 
 
 class _NoCodeEval:
-    """Answers the trial call at import, and fails on every later call."""
+    """Accepts the trial calls at import and fails on every later call."""
 
     importing = True
 
@@ -165,11 +165,11 @@ def _without_code_eval() -> Iterator[None]:
 def _write_local(spec: HarnessSpec, manager: Any, name: str, folder: Path) -> list[str]:
     """Write the YAML of a task with local data, or of a group's tasks; returns the files to load."""
     leaves = {leaf: manager.task_index[leaf].yaml_path for leaf in _leaves(manager.task_index, name)}
-    own = {leaf: (load_yaml(path, resolve_func=False), path) for leaf, path in leaves.items()}
+    originals = {leaf: (load_yaml(path, resolve_func=False), path) for leaf, path in leaves.items()}
     data = spec.config.data[name]
-    if list(own) != [name]:
-        return write_subjects(folder, name, own, data=data)
-    config, path = own[name]
+    if list(originals) != [name]:
+        return write_subjects(folder, name, originals, data=data)
+    config, path = originals[name]
     return [write_task(folder, name, config, include=path, data=data)]
 
 
@@ -203,9 +203,9 @@ def _set_up(spec: HarnessSpec, name: str, leaf: str, task: Any) -> None:
             rule="runs programs that the model wrote, and is not one of the tasks that are graded in the sandbox",
             fix="leave it out; docs/guides/general_benchmarks.md lists the supported tasks",
         )
-    own, asked = task.get_config("num_fewshot"), spec.config.num_fewshot.get(name)
-    task.set_config(key="num_fewshot", value=(own or 0) if asked is None else asked)
-    if own == 0 and asked:
+    default, asked = task.get_config("num_fewshot"), spec.config.num_fewshot.get(name)
+    task.set_config(key="num_fewshot", value=(default or 0) if asked is None else asked)
+    if default == 0 and asked:
         raise UserError(
             f"general_benchmarks.num_fewshot.{name} = {asked}",
             rule="lm-eval defines this task without examples",
@@ -245,8 +245,8 @@ def _check_examples(spec: HarnessSpec, name: str, task: Any) -> None:
 
 
 def _cap_answers(spec: HarnessSpec, leaf: str, task: Any) -> None:
-    own = normalize_gen_kwargs(task.get_config("generation_kwargs"), _ANSWER_TOKENS)["max_gen_toks"]
-    length, limit = min(own, spec.config.max_gen_toks or own), spec.engine.settings.max_model_len
+    default = normalize_gen_kwargs(task.get_config("generation_kwargs"), _ANSWER_TOKENS)["max_gen_toks"]
+    length, limit = min(default, spec.config.max_gen_toks or default), spec.engine.settings.max_model_len
     if length >= limit:
         raise UserError(
             f"engine.max_model_len = {limit}",
@@ -324,7 +324,7 @@ def _open_model(spec: HarnessSpec) -> Any:
 
 
 def _run_task(spec: HarnessSpec, name: str, tasks: dict[str, Any], model: Any) -> list[dict[str, Any]]:
-    """The share of this process in a task, as JSON of ``DocumentResult``."""
+    """The part of this process in a task, as JSON of ``DocumentResult``."""
     random.seed(_PYTHON_SEED)
     np.random.seed(_OTHER_SEED)
     torch.manual_seed(_OTHER_SEED)

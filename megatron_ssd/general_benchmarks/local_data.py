@@ -55,39 +55,39 @@ def rows_on_hub(task: str) -> int | None:
     return rows
 
 
-def write_task(folder: Path, name: str, own: Mapping[str, Any], *, include: Path, data: str) -> str:
+def write_task(folder: Path, name: str, original: Mapping[str, Any], *, include: Path, data: str) -> str:
     """Write the YAML of a task that reads ``data``; returns its path.
 
     Args:
         folder: where to write it.
         name: the task.
-        own: lm-eval's YAML, with its includes merged.
+        original: lm-eval's YAML, with its includes merged.
         include: the path of that YAML.
         data: file or folder.
 
     Raises:
         UserError: a folder has no file of the evaluated split, or files are of different kinds.
     """
-    files = _files(name, own, data)
-    return _write(folder, name, own, include, files)
+    files = _files(name, original, data)
+    return _write(folder, name, original, include, files)
 
 
 def write_subjects(
-    folder: Path, group: str, own: Mapping[str, tuple[Mapping[str, Any], Path]], *, data: str
+    folder: Path, group: str, originals: Mapping[str, tuple[Mapping[str, Any], Path]], *, data: str
 ) -> list[str]:
     """Write a YAML and row files for each task of a group that has rows in ``data``; returns the YAML paths.
 
     Args:
         folder: where to write them.
         group: the group's name.
-        own: task -> its YAML and the path of that, as in ``write_task``.
+        originals: task -> its YAML and the path of that YAML, as in ``write_task``.
         data: file or folder with a column ``subject``.
 
     Raises:
         UserError: a row lacks the column, or names a subject that no task has.
     """
-    by_subject = {str(config.get("dataset_name")): name for name, (config, _) in own.items()}
-    files = _files(group, next(iter(own.values()))[0], data)
+    by_subject = {str(config.get("dataset_name")): name for name, (config, _) in originals.items()}
+    files = _files(group, next(iter(originals.values()))[0], data)
     rows: dict[str, dict[str, list[str]]] = {}
     for split, names in files.items():
         for row in _table(group, names).rows(_COLUMNS["mmlu"]):
@@ -99,20 +99,20 @@ def write_subjects(
                     fix=f"the {len(by_subject)} subjects are {', '.join(sorted(by_subject)[:3])} and so on",
                 )
             rows.setdefault(subject, {}).setdefault(split, []).append(json.dumps(row.values) + "\n")
-    evaluated = _evaluated(next(iter(own.values()))[0])
+    evaluated = _evaluated(next(iter(originals.values()))[0])
     written = []
     for subject, by_split in sorted(rows.items()):
-        if evaluated not in by_split:  # only few-shot examples
+        if evaluated not in by_split:  # the subject has only few-shot examples
             continue
         paths = {split: [folder / f"{group}-{subject}-{split}.jsonl"] for split in by_split}
         for split, lines in by_split.items():
             write_atomically(paths[split][0], "".join(lines))
         name = by_subject[subject]
-        written.append(_write(folder, name, own[name][0], own[name][1], paths))
+        written.append(_write(folder, name, originals[name][0], originals[name][1], paths))
     return written
 
 
-def _write(folder: Path, name: str, own: Mapping[str, Any], include: Path, files: Mapping[str, list[Path]]) -> str:
+def _write(folder: Path, name: str, original: Mapping[str, Any], include: Path, files: Mapping[str, list[Path]]) -> str:
     (kind,) = {"parquet" if file.suffix == ".parquet" else "json" for names in files.values() for file in names}
     changed = {
         "include": str(include),
@@ -124,17 +124,17 @@ def _write(folder: Path, name: str, own: Mapping[str, Any], include: Path, files
             "cache_dir": str(folder / "cache"),
         },
         # lm-eval must not load a missing split; ``harness`` reports tasks that need one.
-        **{key: None for key in _SPLITS if own.get(key) is not None and own[key] not in files},
+        **{key: None for key in _SPLITS if original.get(key) is not None and original[key] not in files},
     }
     path = folder / f"{name}.yaml"
     write_atomically(path, yaml.safe_dump(changed, sort_keys=False))
     return str(path)
 
 
-def _files(task: str, own: Mapping[str, Any], data: str) -> dict[str, list[Path]]:
+def _files(task: str, original: Mapping[str, Any], data: str) -> dict[str, list[Path]]:
     """Split -> files, with the split names of lm-eval's YAML."""
-    evaluated = _evaluated(own)
-    names = {str(own[key]) for key in _SPLITS if own.get(key) is not None}
+    evaluated = _evaluated(original)
+    names = {str(original[key]) for key in _SPLITS if original.get(key) is not None}
     files = {split: [Path(f).resolve() for f in table.files] for split, table in _by_split(task, data).items()}
     if "" in files:
         return {evaluated: files[""]}
@@ -148,8 +148,8 @@ def _files(task: str, own: Mapping[str, Any], data: str) -> dict[str, list[Path]
     return found
 
 
-def _evaluated(own: Mapping[str, Any]) -> str:
-    return str(own.get("test_split") or own.get("validation_split"))
+def _evaluated(original: Mapping[str, Any]) -> str:
+    return str(original.get("test_split") or original.get("validation_split"))
 
 
 def _by_split(task: str, data: str) -> dict[str, Table]:

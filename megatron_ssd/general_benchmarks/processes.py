@@ -30,9 +30,9 @@ class HarnessSpec:
     Args:
         engine: how to start vLLM.
         index: number of this process.
-        world: how many processes share the documents of each task.
-        tasks: names, in the order in which they run.
-        code_tasks: those whose answers are programs; lm-eval asks and filters, and does not score them.
+        world: number of processes that share the documents of each task.
+        tasks: their names, in the order in which they run.
+        code_tasks: tasks whose answers are programs, which lm-eval generates and filters but does not score.
         config: the section of the run.
         seed: the seed of the run.
         enable_thinking: for chat templates that have this switch.
@@ -50,7 +50,7 @@ class HarnessSpec:
     out: Path
 
     def part(self, task: str) -> Path:
-        """The part of this process of ``task``."""
+        """The file of this process's part of ``task``."""
         return part_path(self.out, task, self.index, self.world)
 
 
@@ -72,7 +72,7 @@ def lm_eval_version() -> str:
 
 
 def run_harness(specs: Sequence[HarnessSpec], *, note: Callable[[], object]) -> None:
-    """Run every process to its end. Their output, progress and warnings, goes to standard error.
+    """Run every process to its end. Its output goes to standard error.
 
     Args:
         specs: one per process.
@@ -97,7 +97,7 @@ def run_harness(specs: Sequence[HarnessSpec], *, note: Callable[[], object]) -> 
 
 
 def _finish(child: ChildProcess) -> None:
-    """Receive the result. Raises ``UserError`` if it is an error, or if the process died without one."""
+    """Receive the result. Raises ``UserError`` if it is one, or if the process died."""
     try:
         child.receive()
     except ChildDeathError as death:
@@ -109,7 +109,7 @@ def _finish(child: ChildProcess) -> None:
 
 
 def _environment(spec: HarnessSpec) -> dict[str, str]:
-    """As for every engine, except that data sets may be downloaded and libraries must not run a model's programs."""
+    """The environment of an engine, with downloads of data sets, and without programs of a model in libraries."""
     environment = spec.engine.environment(spec.index)
     if not set(spec.tasks) <= spec.config.data.keys() and "HF_HUB_OFFLINE" not in os.environ:
         del environment["HF_HUB_OFFLINE"]

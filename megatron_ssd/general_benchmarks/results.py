@@ -1,4 +1,4 @@
-"""The results of general benchmarks, computed from the scores of documents: ``summary.json`` as types.
+"""Computes the results of general benchmarks from the scores of documents.
 
 The value of a task is the mean over its documents, and its standard error is that of a mean. A group weights its tasks
 by their size, which is again the mean over all documents; its standard error pools the variances of its tasks, and is
@@ -26,7 +26,7 @@ DocumentKey = tuple[str, int]  # leaf task, document
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentResult:
-    """One document of a task as lm-eval asked, filtered and scored it.
+    """One document of a task, with the answers and scores that lm-eval gives it.
 
     ``task`` is the leaf if a group was asked for. ``scores`` has each metric that is a mean over documents. A code task
     has no scores, but ``programs`` to run and ``ks`` of pass@k. ``answers`` are the unfiltered answers of the model.
@@ -45,7 +45,7 @@ class DocumentResult:
 
     @property
     def key(self) -> DocumentKey:
-        """What is unique in a task."""
+        """Identifies the document in a task."""
         return self.task, self.doc_id
 
 
@@ -157,7 +157,7 @@ def _stderr(scores: Mapping[DocumentKey, float]) -> float | None:
 
 
 def _difference(one: MetricScores, bootstrap: Bootstrap) -> Estimate | None:
-    """SSD minus base, paired by document; None if one of them was not measured."""
+    """SSD minus base, paired by document; None if one model was not measured."""
     if len(one.by_model) < 2:
         return None
     base, ssd = (one.by_model[model] for model in ("base", "ssd"))

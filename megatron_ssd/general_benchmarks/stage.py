@@ -1,8 +1,8 @@
-"""The general-benchmarks stage: runs lm-eval's tasks into run_dir/general_benchmarks.
+"""The general-benchmarks stage, which measures base and tuned model on tasks of lm-eval.
 
-For each model, lm-eval asks and scores in its own processes (``harness``), one per engine, which share the documents.
-Programs that the models wrote then run in the sandbox. The stage publishes ``summary.json``,
-``samples/MODEL/TASK.jsonl`` and, for code tasks, ``verdicts/MODEL/TASK.jsonl``.
+For each model, lm-eval runs in its own processes (``harness``), one per engine, which share the documents. Programs
+that the models wrote then run in the sandbox. The stage publishes ``summary.json``, ``samples/MODEL/TASK.jsonl`` and,
+for code tasks, ``verdicts/MODEL/TASK.jsonl`` in ``run_dir/general_benchmarks``.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ Documents = dict[ModelName, list[DocumentResult]]
 
 
 def general_benchmarks_stage(config: RunConfig) -> Stage:
-    """The stage as ``config`` identifies it: same models, tasks, data, settings and seed.
+    """The stage, identified by models, tasks, data, settings and seed of ``config``.
 
     Raises:
         UserError: no task is named, lm-eval is not installed, or a model or data file is missing.
@@ -82,7 +82,7 @@ def run_general_benchmarks(config: RunConfig) -> None:
         check_data(task, path)
     if CODE_TASKS.intersection(section.tasks):
         with Sandbox(config.evaluation.sandbox) as sandbox:
-            sandbox.start()  # reports errors now, not after hours of decoding
+            sandbox.start()  # raises errors now, not after hours of decoding
     work = stage.begin()
     for name, model in models.items():
         run_harness(_specs(config, name, model, work), note=lambda: stage.note_time(every=SECONDS_BETWEEN_NOTES))
@@ -214,7 +214,7 @@ def _write_samples(path: Path, documents: Sequence[DocumentResult], *, with_text
 
 
 def _warn(results: Sequence[MetricResult]) -> None:
-    """Log which results cover another number of documents than published numbers do."""
+    """Log each result that covers another number of documents than published numbers do."""
     for one in results:
         if one.rows_on_hub is not None and one.rows != one.rows_on_hub:
             log.warning("%s: %s covers %d rows, and published numbers cover %d", NAME, one.task, one.rows,

@@ -1,1 +1,1 @@
-"""Grading: checks one program, many programs in workers, and files of completions."""
+"""Grading: checks programs against the tests of problems."""

@@ -2,10 +2,10 @@
 
 The program runs in a sandbox; its outputs are compared on the host.
 
-Time limits must hold under load. A test may use ``cpu_seconds`` of CPU time. On a busy machine the same work costs more
-CPU time, so the first run gets twice the limit. A program that stays within the limit, or uses up twice the limit, is
-decided by that run. Anything between, and anything that met the wall-clock limit, is ``inconclusive``: the program runs
-once more, while no other program does, with the limit itself, and that run counts.
+Time limits must work under load. A test may use ``cpu_seconds`` of CPU time. On a busy machine the same work costs more
+CPU time, so the limit of the first run is twice as high. If a program stays within ``cpu_seconds`` or exceeds twice as
+much, that run decides. If it is between the two, or reaches the wall-clock limit, the result is ``inconclusive``: the
+program runs once more, while no other program runs, with ``cpu_seconds`` as its limit, and that run decides.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _KNOWN_GOOD = Program(source="def f(x):\n    return x\n", form="function", funct
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """The result of a program. ``by_test`` as in ``Verdict``; ``inconclusive`` as the module describes."""
+    """The result of a program. See ``Verdict`` for ``by_test``, and the module for ``inconclusive``."""
 
     status: VerdictStatus
     tests_passed: int = 0
@@ -77,7 +77,7 @@ class Checker(AbstractContextManager["Checker"]):
     def check(self, problem: Problem, source: str, *, alone: bool = False) -> CheckResult:
         """Run ``source`` on the tests of ``problem``.
 
-        ``alone`` promises that no other program runs; the result is then never inconclusive.
+        ``alone`` says that no other program is running; then the result is never inconclusive.
 
         Raises:
             UserError: the sandbox cannot start on this machine.
@@ -100,7 +100,7 @@ class Checker(AbstractContextManager["Checker"]):
             source=source,
             form=problem.form,
             function_name=problem.function_name,
-            # As in LiveCodeBench's checker, whatever the starter code is.
+            # As in LiveCodeBench's checker, which does not look at the starter code.
             class_name="Solution" if "class Solution" in source else None,
         )
         results: list[_TestResult] = []
@@ -120,7 +120,7 @@ class Checker(AbstractContextManager["Checker"]):
     def _results(
         self, problem: Problem, tests: Sequence[TestCase], execution: Execution, *, alone: bool
     ) -> list[_TestResult]:
-        """Results of all tests that ran, or up to the first failure if the others do not matter."""
+        """Results of all tests that ran, or of those up to the first failure if only that one matters."""
         results: list[_TestResult] = []
         for output, test in zip(execution.outputs, tests, strict=False):
             difference = self._difference(problem, output, test)
@@ -150,7 +150,7 @@ class Checker(AbstractContextManager["Checker"]):
         )
 
     def _is_healthy(self) -> bool:
-        """Whether a program that is known to be right runs."""
+        """Whether a program that is known to be correct passes."""
         try:
             return self._sandbox.execute(_KNOWN_GOOD, ["1"], self._limits(_LOAD_FACTOR)).outputs == ("1",)
         except SandboxBrokenError:
@@ -160,7 +160,7 @@ class Checker(AbstractContextManager["Checker"]):
         self.close()
 
     def close(self) -> None:
-        """End the sandbox."""
+        """Stop the sandbox."""
         self._sandbox.close()
 
 

@@ -1,19 +1,21 @@
-"""Compares a program's output with the expected one by LiveCodeBench's rules, so scores match published ones.
+"""Compares a program's output with the expected one by LiveCodeBench's rules.
+
+Scores are therefore comparable with published ones.
 
 Standard output:
 1. White space around the output is removed, then around each line. The number of lines must be the same.
-2. A line is right if it is the expected text, character by character.
-3. Otherwise it is right if both lines, split at white space, consist of the same number of decimal numbers that are
+2. A line is correct if it is the expected text, character by character.
+3. Otherwise it is correct if both lines, split at white space, consist of the same number of decimal numbers that are
    equal one by one: 3 equals 3.0 and 3e0, with any number of digits. There is no tolerance, and a line with a word is
    text.
 
-Results of functions are right if Python finds them equal to the expected JSON value: 1 equals 1.0 and true, and
+Results of functions are correct if Python finds them equal to the expected JSON value: 1 equals 1.0 and true, and
 closeness does not count. A tuple counts as a list only at the outermost level. Plain values are compared; a program's
 own ``__eq__`` is never called.
 
-Programs write what is compared here, so they must not control its cost. No set, and no dictionary with keys other than
-text, is ever built: its hashes could all collide, and JSON has none, so such a value is always unequal. An output with
-another number of lines or words is not split.
+The compared texts are written by programs, which must not control the cost of comparing them. A set, or a dictionary
+with other keys than text, is never built: its hashes could all collide. JSON has no such values, so they are always
+unequal. An output with another number of lines or words is not split.
 
 With a ``tolerance`` above 0, which LiveCodeBench does not have, numbers also agree if they differ by at most that much,
 relative to the expected number, or absolute if it is below 1. Numbers that the expected output writes as integers must
@@ -29,7 +31,7 @@ from typing import Any
 
 from megatron_ssd.sandbox.inside.values import decode
 
-_LONGEST_INT = 4000  # Python refuses to read longer ones; decimals compare as exactly
+_LONGEST_INT = 4000  # Python refuses to read longer ones; decimals are compared just as exactly
 _SHOWN = 60
 # An encoded value that equals the expected one is at most this much longer (other ways to write numbers, tuples).
 _LENGTH_FACTOR, _EXTRA_LENGTH = 64, 1 << 16

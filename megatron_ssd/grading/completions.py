@@ -50,7 +50,7 @@ def read_submissions(path: Path, problems: Mapping[str, Problem]) -> Iterator[Su
 
 
 def program_of(key: str, text: str, problem: Problem) -> str | None:
-    """The program in ``text``, which a line has under ``key``, by the module's rules. None if there is no program."""
+    """The program in ``text``, the value of ``key`` in a line; see the module. None if there is no program."""
     if key == "code":
         return text if text.strip() else None
     source = extract_code(text)

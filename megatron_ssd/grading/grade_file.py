@@ -1,4 +1,4 @@
-"""Grades a file of completions; the code of ``tools/grade.py``.
+"""Grades a file of completions, for ``tools/grade.py``.
 
 The folder of verdicts and summary is a stage like any other: written as ``OUT.partial``, resumed after a SIGKILL, and
 published in one step with a manifest that has the hashes of both files.

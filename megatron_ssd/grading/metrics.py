@@ -1,11 +1,11 @@
-"""Statistics of scores over problems: pass@k, bootstrap intervals, sign tests.
+"""Computes statistics of scores over problems: pass@k, bootstrap intervals, sign tests.
 
 Scores of a model under one setting are an array over problems [P], NaN if a problem has too few samples for k. All
 uncertainty is over problems: samples of the same problem are not independent, and pass@k over them is already an exact
 mean. Intervals are percentile bootstrap intervals and depend only on data, confidence and seed. If all problems have
 the same score, the interval has no width, which says nothing about other problems.
 
-A difference also gets a sign test, which assumes less: it counts the problems on which one of two is ahead, by any
+A difference also has a sign test, which assumes less: it counts the problems on which one of two is ahead, by any
 amount.
 """
 
@@ -24,7 +24,7 @@ from megatron_ssd.schema import Verdict
 
 Scores = npt.NDArray[np.float64]  # [P]
 Mask = npt.NDArray[np.bool_]  # [P]
-_CHUNK = 2_000_000  # drawn indices held at a time
+_CHUNK = 2_000_000  # drawn indices that are in memory at a time
 _TIE = 1e-9  # pass@k of equal shares of different numbers of programs differs by rounding
 
 
@@ -60,7 +60,7 @@ class Bootstrap:
     seed: int = 0
 
     def mean(self, scores: Scores) -> Estimate:
-        """Mean of ``scores`` [P] over the problems that have one. All values are NaN if none has."""
+        """Mean of ``scores`` [P] over the problems that have a score. All values are NaN if none has."""
         known = scores[~np.isnan(scores)]
         return self._estimate(known.mean() if len(known) else np.nan, self._means(known, 0), len(known))
 

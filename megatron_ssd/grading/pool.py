@@ -1,11 +1,11 @@
-"""Grades programs on all cores, streaming and resumable.
+"""Grades programs on all cores.
 
 Invariants:
-- A program that has a record in the verdict file is never graded again.
-- Identical programs of one problem run once, over all files of a ``Grader``; all of them get that result.
-- An inconclusive result (see ``checker``) is not written; the result of its second run, alone, is.
+- A program that has a record in the verdict file is never graded again, so a killed run can resume.
+- Identical programs of one problem run once, over all files of a ``Grader``, and share the result.
+- An inconclusive result (see ``checker``) is not written. The result of the second run, alone, is written instead.
 - ``infrastructure_error`` is written only if the checker failed, and says nothing about the program.
-- At most ``WINDOW`` programs are in memory at a time, but all verdicts and results.
+- At most ``WINDOW`` programs are in memory at a time. All verdicts and results are.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Submission:
 
     @property
     def key(self) -> tuple[str, int]:
-        """Its key in a verdict file: (problem id, sample index)."""
+        """The key in a verdict file: (problem id, sample index)."""
         return self.problem_id, self.sample_index
 
 
@@ -71,7 +71,7 @@ class Grader(AbstractContextManager["Grader"]):
         self._results: dict[Key, CheckResult] = {}
         self._local = threading.local()
         self._checkers = [Checker(config)]  # the first is for second runs; the others belong to the pool's threads
-        self._checkers[0].start()  # fails now, not after hours of decoding
+        self._checkers[0].start()  # raises errors now, not after hours of decoding
         self._pool = ThreadPoolExecutor(config.workers or len(os.sched_getaffinity(0)))
 
     def grade(
@@ -141,7 +141,10 @@ class Grader(AbstractContextManager["Grader"]):
         return key, result
 
     def _check(self, key: Key, source: str) -> CheckResult:
-        """Runs in a thread of the pool, which has its own checker: a container dies with the thread that started it."""
+        """Check a program in a thread of the pool.
+
+        Each thread has its own checker, because a container dies with the thread that started it.
+        """
         if not hasattr(self._local, "checker"):
             self._local.checker = Checker(self._config)
             self._checkers.append(self._local.checker)
@@ -149,7 +152,7 @@ class Grader(AbstractContextManager["Grader"]):
         return checker.check(self._problems[key[0]], source)
 
     def source_of(self, sample: Sample) -> str | None:
-        """The program in the response of ``sample``, None if there is none."""
+        """The program in the response of ``sample``; None if there is none."""
         return extract_code(sample.response, prompt_opens_thinking=self._prompt_opens_thinking)
 
     def _submission(self, sample: Sample) -> Submission:
@@ -178,7 +181,7 @@ class Grader(AbstractContextManager["Grader"]):
         self.close()
 
     def close(self) -> None:
-        """Cancel programs that have not started and end every container."""
+        """Cancel programs that have not started, and stop every container."""
         self._pool.shutdown(cancel_futures=True)
         for checker in self._checkers:
             checker.close()

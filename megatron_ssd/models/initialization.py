@@ -1,4 +1,4 @@
-"""Random initial weights that do not depend on the layout.
+"""Draws random initial weights that do not depend on the layout.
 
 Megatron-Core draws weights rank by rank, so that one seed gives different weights for different layouts. Here each
 parameter of the full model is drawn from its own stream, keyed by (seed, name, layer, expert), and every rank keeps its

@@ -1,4 +1,4 @@
-"""Padding for vocabularies that the tensor parallel size does not divide.
+"""Pads vocabularies that the tensor parallel size does not divide.
 
 The embedding and the output layer get extra rows, up to a multiple of the tensor parallel size. Invariants:
 

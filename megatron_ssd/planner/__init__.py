@@ -1,1 +1,1 @@
-"""Planner: what a training run will need, computed before it starts."""
+"""Planner: predicts what a training run needs before it starts."""

@@ -1,7 +1,7 @@
-"""Lays a model out without GPUs: every rank's part is built on the meta device, under a fake process group.
+"""Builds every rank's part of a model without GPUs, on the meta device, under a fake process group.
 
 Parameters are counted from what was built, not from the configuration's formula. A shard is identified by its name and
-its offset in the full parameter, and counts once however many ranks hold it.
+its offset in the full parameter, and is counted once even if several ranks hold it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from megatron_ssd.runtime.process_groups import fake_process_group
 
 @dataclass(frozen=True, kw_only=True)
 class RankReport:
-    """What one rank would hold."""
+    """The parameters that one rank would hold."""
 
     rank: int
     tensor_rank: int
@@ -65,7 +65,7 @@ class LayoutReport:
 def run_dry(config: RunConfig) -> None:
     """Build every rank of ``config.parallel`` and print what each would hold. Needs no GPU and no torchrun.
 
-    Under torchrun, rank 0 does it for all.
+    Under torchrun, only rank 0 does this.
     """
     if int(os.environ.get("RANK", "0")) != 0:
         return
@@ -95,7 +95,7 @@ def lay_out(
     precision: PrecisionConfig,
     moe: MoeConfig = MoeConfig(),  # noqa: B008 - frozen
 ) -> LayoutReport:
-    """Build ``model`` as each rank of ``parallel`` would, without memory.
+    """Build ``model`` as each rank of ``parallel`` would, without allocating memory.
 
     The layers are Megatron-Core's own. TransformerEngine's hold the same parameters (with FP8 too, whose weights are
     bf16) and cannot be built without CUDA.
@@ -122,7 +122,7 @@ def _build_rank(
     *,
     fp8: Fp8Config | None,
 ) -> RankReport:
-    """Report on ``rank``, and add the sizes of its shards to ``shards``."""
+    """The report of ``rank``; the sizes of its shards are added to ``shards``."""
     with fake_process_group(parallel, rank=rank):
         chunks = build_model(model, parallel, precision, moe=moe, device="meta")
         for chunk in chunks:

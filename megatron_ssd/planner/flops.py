@@ -2,15 +2,15 @@
 
 A product of [m, k] and [k, n] is 2 m k n operations; its backward pass takes two such products. Only matrix products
 count: projections, scores and weighted values of attention, router, experts, output layer. Norms, softmax, activations
-and rotary embedding (below one per cent at these widths) do not count. Neither does recomputation, so that utilisation
-by this count is of useful work.
+and rotary embedding (below one per cent at these widths) do not count. Recomputation does not count either, so that
+utilisation by this count is that of useful work.
 
-Attention is counted as the causal half, with the diagonal, and per packed segment: n (n + 1) / 2 pairs of a query and
-a key for a segment of n tokens. A mixture of experts counts the experts that a token goes to.
+Attention is counted as the causal half, with the diagonal, per packed segment: n (n + 1) / 2 pairs of a query and a key
+for a segment of n tokens. Of a mixture of experts, only the experts that a token is routed to count.
 
-Worked, for one token of Qwen3-30B-A3B: a layer's projections hold 2048 x (4096 + 2 x 512) + 4096 x 2048 = 18.9 M
+For example, one token of Qwen3-30B-A3B: a layer's projections hold 2048 x (4096 + 2 x 512) + 4096 x 2048 = 18.9 M
 weights, its router 0.26 M, its eight experts 8 x 3 x 2048 x 768 = 37.7 M; 48 layers and the output layer of 311 M make
-3.04 G weights, 18.2 GFLOP forward and backward, before attention's pairs.
+3.04 G weights, 18.2 GFLOP forward and backward, without attention's pairs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterable
 
 from megatron_ssd.config.model import ModelConfig
 
-_PASSES = 3  # forward, and two in backward, in products of the same size
+_PASSES = 3  # one forward and two backward, in products of the same size
 
 
 def flops_of(model: ModelConfig, segment_lengths: Iterable[int]) -> float:
@@ -36,7 +36,7 @@ def flops_of(model: ModelConfig, segment_lengths: Iterable[int]) -> float:
 
 
 def active_weights(model: ModelConfig) -> int:
-    """Weights that multiply one token: not the embedding (a look-up), and of the experts only the chosen ones."""
+    """Weights that one token is multiplied by: without the embedding (a look-up) and the experts not chosen."""
     q_size = model.num_attention_heads * model.head_dim
     kv_size = model.num_key_value_heads * model.head_dim
     projections = model.hidden_size * (2 * q_size + 2 * kv_size)

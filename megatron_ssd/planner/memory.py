@@ -1,15 +1,15 @@
-"""Predicts the memory of one GPU, part by part, from the number of parameters that its rank holds.
+"""Predicts the memory of one GPU from the number of parameters that its rank holds.
 
-Parameters are counted from what the dry run builds. The rest is formulas:
+The dry run counts the parameters. The rest are formulas:
 
 =============  =========================================================================================================
 weights        parameters x 2 bytes (bf16) or 4 (fp32)
-FP8 weights    of every product in FP8 layers, beside the bf16 ones: one row-wise and one column-wise copy, kept over
+FP8 weights    of every product in FP8 layers, next to the bf16 ones: one row-wise and one column-wise copy, kept over
                micro batches, 1 byte each, with scales
 gradients      parameters x 4 bytes, or 2 with optimizer.main_grads_dtype=bf16: all of them on every rank
 optimizer      fp32 copy (bf16 training) and two moments, 12 bytes per parameter. The distributed optimizer shards them
                over the data-parallel ranks (experts: over the ranks that hold the same experts). precision_aware
-               narrows each; beside bf16 weights it keeps only the lower 16 bits of an fp32 copy
+               narrows each; with bf16 weights it keeps only the lower 16 bits of an fp32 copy
 EMA            parameters x 4 bytes
 activations    what the layers keep for the backward pass x micro batches in flight on the pipeline stage
 working set    what the widest layer needs at once in the backward pass, exchange of tokens included
@@ -18,12 +18,13 @@ logits         on the last stage, in bf16 and as the fp32 softmax: 6 bytes x voc
 reserve        CUDA context, NCCL, cuBLAS and TransformerEngine workspaces, allocator: an assumption, see below
 =============  =========================================================================================================
 
-Activations are listed tensor by tensor, as autograd keeps them: bytes per token of a micro batch on one rank, and
-the recompute modules that would drop the tensor. There are two lists. The one for Megatron-Core's own layers is tested
-against what autograd saves on a CPU. The one for TransformerEngine's layers is read from its source and that of
-Megatron-Core, and has not been measured yet.
+Activations are listed tensor by tensor, as autograd keeps them: bytes per token of a micro batch on one rank, and the
+recompute modules that would drop the tensor. There are two lists. The one for Megatron-Core's own layers is tested
+against what autograd saves on a CPU. The one for TransformerEngine's layers comes from reading its source and that of
+Megatron-Core.
 
-The expert load ``IMBALANCE`` is assumed. The sum is an estimate that has not been compared with a run on a GPU.
+The expert load ``IMBALANCE`` is an assumption. The sum has been compared with runs on one GPU only
+(docs/results/gpu.md).
 
 Letters: h hidden size, q and g widths of all query and of all key heads of a rank, f feed-forward width of a rank,
 k experts per token, sp ranks that share a sequence outside of attention (tensor size under sequence parallelism, or 1).
@@ -148,7 +149,7 @@ def _fp8_weight_bytes(fp8: Fp8Config | None) -> float:
 
 
 def layers_in_flight(model: ModelConfig, parallel: ParallelConfig, *, stage: int, num_microbatches: int) -> int:
-    """Most layers x micro batches that pipeline stage ``stage`` holds for the backward pass.
+    """The most layers x micro batches that pipeline stage ``stage`` holds for the backward pass.
 
     1F1B: stage r of p starts p - r micro batches before its first backward pass. Interleaved over v virtual stages:
     2 (p - r - 1) + (v - 1) p + 1 chunks (Megatron-Core's ``get_pp_rank_microbatches``).
@@ -307,7 +308,7 @@ def kept_bytes(tensors: tuple[Kept, ...], precision: PrecisionConfig, *, imbalan
 def working_bytes(
     model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig, moe: MoeConfig, *, imbalance: float = 1.0
 ) -> float:
-    """Bytes per token that a layer needs beside what it keeps: gradients in flight, exchange buffers.
+    """Bytes per token that a layer needs in addition to what it keeps: gradients in flight, exchange buffers.
 
     The widest moment of the backward pass: gradients of the products' inputs and outputs, and for experts the tokens
     before and after the exchange. Recomputed tensors count too.

@@ -1,6 +1,6 @@
-"""Describes what a run will take: memory, iterations, epochs, operations, hours.
+"""Describes what a run needs: memory, iterations, epochs, operations, hours.
 
-Memory is that of the fullest rank, in 10^9 bytes. Nothing here runs a model or needs a GPU.
+Memory is that of the rank that needs the most, in 10^9 bytes. Nothing here runs a model or needs a GPU.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def recompute_modes(model: ModelConfig, precision: PrecisionConfig, *, grouped_g
 
 
 def memory_text(config: RunConfig, layout: LayoutReport) -> str:
-    """The memory of the fullest rank by part, and the total under other recompute modes."""
+    """The memory of the rank that needs the most, by part, and the total under other recompute modes."""
     model = needed(config.model, "model")
     memory = worst_rank(config, layout)
     lines = [

@@ -1,1 +1,1 @@
-"""The report of a run: ``summary.json`` for programs, ``report.html`` and ``problems.html`` for people."""
+"""Report: shows the results of a run."""

@@ -1,4 +1,4 @@
-"""Reads every problem of the benchmark with the attempts of base and SSD, each at its best setting.
+"""Reads every problem of the benchmark with the attempts of both models, each at its best setting.
 
 Attempts come from ``eval/generations`` and ``eval/verdicts``, tests and statements from ``eval/problems.jsonl``. Texts
 are cut while they are read, so that memory holds at most ``MOST_KEPT`` characters of each part of a response.
@@ -14,7 +14,7 @@ from typing import Literal
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, Excerpt, ShortProblem, read_problems
-from megatron_ssd.evaluation.results import EvaluationResults, ModelName, Score
+from megatron_ssd.evaluation.results import EvaluationResults, Score
 from megatron_ssd.progress import progress
 from megatron_ssd.prompts.extract import extract_code
 from megatron_ssd.schema import FinishReason, Sample, Verdict, VerdictStatus
@@ -128,8 +128,7 @@ def read_problem_pages(folder: Path, scores: EvaluationResults, *, prompt_opens_
     known = read_problems(kept) if kept.is_file() else {}
     attempts, prompts = [], dict[str, str]()
     for score in columns:
-        reader = _Reader(folder, score.model, score.decoding, prompt_opens_thinking)
-        attempts.append(reader.read(prompts))
+        attempts.append(_read_attempts(folder, score, prompts, prompt_opens_thinking=prompt_opens_thinking))
         if unmatched := attempts[-1].keys() ^ scores.difficulties.keys():
             raise _mismatch(
                 folder,
@@ -145,53 +144,47 @@ def read_problem_pages(folder: Path, scores: EvaluationResults, *, prompt_opens_
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Reads the files of one model under one setting."""
+def _read_attempts(
+    folder: Path, score: Score, prompts: dict[str, str], *, prompt_opens_thinking: bool
+) -> dict[str, tuple[Attempt, ...]]:
+    """Attempts by problem id, in the order of their index; adds the prompt of each problem to ``prompts``."""
+    name = f"{score.model}/{score.decoding}.jsonl"
+    graded = (Verdict.from_json(record) for record in iter_jsonl(folder / "verdicts" / name))
+    verdicts = {(verdict.problem_id, verdict.sample_index): verdict for verdict in graded}
+    attempts: defaultdict[str, list[Attempt]] = defaultdict(list)
+    records = iter_jsonl(folder / "generations" / name)
+    for record in progress(records, desc=f"reading programs of {score.model}", unit="program", total=len(verdicts)):
+        sample = Sample.from_json(record)
+        verdict = verdicts.pop(sample.key, None)
+        if verdict is None:
+            raise _mismatch(folder / "verdicts" / name, f"no verdict on sample {sample.key}")
+        program = extract_code(sample.response, prompt_opens_thinking=prompt_opens_thinking)
+        attempts[sample.problem_id].append(_attempt(sample, verdict, program))
+        if sample.problem_id not in prompts:
+            prompts[sample.problem_id] = "\n\n".join(message["content"] for message in sample.messages)
+    if verdicts:
+        raise _mismatch(folder / "verdicts" / name, f"no response to verdict {min(verdicts)}")
+    return {key: tuple(sorted(own, key=lambda attempt: attempt.sample_index)) for key, own in attempts.items()}
 
-    folder: Path
-    model: ModelName
-    decoding: str
-    prompt_opens_thinking: bool
 
-    def read(self, prompts: dict[str, str]) -> dict[str, tuple[Attempt, ...]]:
-        """Attempts by problem id, in the order of their index; puts each problem's prompt into ``prompts``."""
-        name = f"{self.model}/{self.decoding}.jsonl"
-        graded = (Verdict.from_json(record) for record in iter_jsonl(self.folder / "verdicts" / name))
-        verdicts = {(verdict.problem_id, verdict.sample_index): verdict for verdict in graded}
-        attempts: defaultdict[str, list[Attempt]] = defaultdict(list)
-        records = iter_jsonl(self.folder / "generations" / name)
-        for record in progress(records, desc=f"reading programs of {self.model}", unit="program", total=len(verdicts)):
-            sample = Sample.from_json(record)
-            verdict = verdicts.pop(sample.key, None)
-            if verdict is None:
-                raise _mismatch(self.folder / "verdicts" / name, f"no verdict on sample {sample.key}")
-            attempts[sample.problem_id].append(self._attempt(sample, verdict))
-            if sample.problem_id not in prompts:
-                prompts[sample.problem_id] = "\n\n".join(message["content"] for message in sample.messages)
-        if verdicts:
-            raise _mismatch(self.folder / "verdicts" / name, f"no response to verdict {min(verdicts)}")
-        return {key: tuple(sorted(own, key=lambda attempt: attempt.sample_index)) for key, own in attempts.items()}
-
-    def _attempt(self, sample: Sample, verdict: Verdict) -> Attempt:
-        program = extract_code(sample.response, prompt_opens_thinking=self.prompt_opens_thinking)
-        before, after = sample.response, ""
-        if program is not None:  # extraction keeps lines unchanged, so the response contains the program
-            before, _, after = sample.response.rpartition(program)
-        return Attempt(
-            sample_index=sample.sample_index,
-            status=verdict.status,
-            tests_passed=verdict.tests_passed,
-            tests_total=verdict.tests_total,
-            by_test=verdict.by_test,
-            failed_test=verdict.failed_test,
-            detail=Excerpt.of(verdict.detail, _DETAIL_CHARACTERS),
-            finish_reason=sample.finish_reason,
-            num_tokens=len(sample.response_token_ids),
-            before=Excerpt.of(before, MOST_KEPT),
-            program=None if program is None else Excerpt.of(program, MOST_KEPT),
-            after=Excerpt.of(after, MOST_KEPT),
-        )
+def _attempt(sample: Sample, verdict: Verdict, program: str | None) -> Attempt:
+    before, after = sample.response, ""
+    if program is not None:  # extraction keeps lines unchanged, so the response contains the program
+        before, _, after = sample.response.rpartition(program)
+    return Attempt(
+        sample_index=sample.sample_index,
+        status=verdict.status,
+        tests_passed=verdict.tests_passed,
+        tests_total=verdict.tests_total,
+        by_test=verdict.by_test,
+        failed_test=verdict.failed_test,
+        detail=Excerpt.of(verdict.detail, _DETAIL_CHARACTERS),
+        finish_reason=sample.finish_reason,
+        num_tokens=len(sample.response_token_ids),
+        before=Excerpt.of(before, MOST_KEPT),
+        program=None if program is None else Excerpt.of(program, MOST_KEPT),
+        after=Excerpt.of(after, MOST_KEPT),
+    )
 
 
 def _page(

@@ -1,4 +1,4 @@
-"""Formats numbers, names and text of unknown origin for the pages."""
+"""Formats values for the pages."""
 
 from __future__ import annotations
 

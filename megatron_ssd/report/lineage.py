@@ -1,7 +1,8 @@
-"""Traces the scores back to the base model, from the inputs in each manifest to the folder that published them.
+"""Traces the scores back to the base model.
 
-Each input hash must be the content hash of an existing folder, whose files must exist with the sizes in its manifest.
-Contents are not hashed again. A broken link is reported, never skipped.
+The trace goes from the inputs in each manifest to the folders that published them. Each input hash must be the content
+hash of an existing folder, whose files must exist with the sizes in its manifest. Contents are not hashed again. A
+broken link is reported, never skipped.
 """
 
 from __future__ import annotations

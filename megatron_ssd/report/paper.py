@@ -70,7 +70,7 @@ class PaperSetting:
 
 @dataclass(frozen=True, kw_only=True)
 class Deviation:
-    """A setting of the paper beside this run's.
+    """A setting of the paper next to this run's.
 
     ``same`` says whether this run has the paper's values, or those of one source if sources conflict; None if there is
     nothing to compare with.
@@ -190,7 +190,7 @@ def _counted(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
 
 
 def _further_filters(flat: Mapping[str, Any]) -> str:
-    """The filter settings that differ from their defaults and have no line of their own in the report."""
+    """The filter settings that differ from their defaults and are not shown one by one in the report."""
     shown = {key for setting in SETTINGS for key in setting.keys}
     defaults = flatten({"filters": dataclasses.asdict(FilterConfig())})
     changed = [
@@ -223,7 +223,7 @@ def model_title(name: str) -> str:
 
 
 def deviations(settings: Mapping[str, Any]) -> tuple[Deviation, ...]:
-    """Every setting of the paper with the run's own. ``settings`` maps dotted configuration keys to values."""
+    """Every setting of the paper next to the run's. ``settings`` maps dotted configuration keys to values."""
     model = reference_model(settings)
     return tuple(_compare(setting, settings, model) for setting in SETTINGS)
 

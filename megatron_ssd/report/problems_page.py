@@ -1,4 +1,4 @@
-"""Renders ``problems.html``: every problem of the benchmark with what base and SSD wrote.
+"""Renders ``problems.html``, which shows every problem of the benchmark with the attempts of both models.
 
 The list is plain markup, escaped by Jinja, and needs no script. The problems themselves are packed blocks that one
 small script unpacks and inserts as text. The page's Content-Security-Policy names that script and the style by

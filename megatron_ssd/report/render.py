@@ -1,17 +1,34 @@
-"""Writes the report of a run: ``report/summary.json``, ``report.html`` and ``problems.html``."""
+"""Writes the report of a run to ``run_dir/report``.
+
+``summary.json`` has the results for other programs. Scores are shares in [0, 1], and null if they were not measured.
+``base`` and ``ssd`` have each model at its best setting, and ``headline`` has all four scores of the table. A score has
+``pass@K`` with ``value``, ``low`` and ``high``, the same by difficulty, and n. ``ssd_ahead_by`` has the differences
+with their sign tests, and ``diversity`` the distinct programs per problem. Then come ``decoding`` (the grid, the effect
+of choosing from it, scores over T_eff), ``claims``, ``deviations``, ``problems`` (reasons for dropping, and evaluation
+problems among them), ``sampling``, ``stages``, ``lineage`` and ``benchmarks`` (as in the page's table).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.report.data import gather
+from megatron_ssd.evaluation.results import EvaluationResults, Score, to_json
+from megatron_ssd.grading.metrics import Estimate
+from megatron_ssd.report.content import benchmark_rows, measure_sentence, notice, result_sentence
+from megatron_ssd.report.data import ReportData, gather
 from megatron_ssd.report.page import render
+from megatron_ssd.report.paper import deviations
 from megatron_ssd.report.problems_page import render_problems
 from megatron_ssd.report.stage import print_report, report_stage
-from megatron_ssd.report.summary import summarise
+
+# What summary.json has of each manifest.
+_STAGE_FACTS = ("engine", "packages", "seconds", "created", "counts", "dropped", "host", "code_version")
 
 
 def run_report(config: RunConfig) -> None:
@@ -31,9 +48,74 @@ def run_report(config: RunConfig) -> None:
             page_mib=config.report.page_mib,
         )
         work = stage.begin()
-        summary = json.dumps(summarise(data), indent=2, ensure_ascii=False, allow_nan=False)
+        summary = json.dumps(_summary(data), indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(work / "summary.json", summary + "\n")
         write_atomically(work / "report.html", render(data))
         write_atomically(work / "problems.html", problems_page)
         stage.publish(counts={"examples": len(data.problem_pages.examples), "claims": len(data.scores.claims)})
     print_report(Path(config.run_dir))
+
+
+def _summary(data: ReportData) -> dict[str, Any]:
+    """The content of ``summary.json``."""
+    scores = data.scores
+    return {
+        "run": data.run_name,
+        "result": result_sentence(scores),
+        "measured": measure_sentence(scores, data.settings),
+        "notice": notice(data.settings),
+        "confidence": scores.confidence,
+        "base": _headline_json(scores, scores.score("base_best")),
+        "ssd": _headline_json(scores, scores.score("ssd_best")),
+        "headline": [_headline_json(scores, score) for score in scores.headline],
+        "decoding": to_json(
+            {name: getattr(scores, name) for name in ("grid", "beside_grid", "best_of_grid", "effective_temperature")}
+        ),
+        "errata": {"line": scores.errata.line, **dataclasses.asdict(scores.errata)},
+        "claim_rule": scores.claim_rule,
+        "claims": [dataclasses.asdict(claim) for claim in scores.claims],
+        "deviations": [dataclasses.asdict(deviation) for deviation in deviations(data.settings)],
+        "problems": dataclasses.asdict(data.problems),
+        "sampling": _sampling(data),
+        "stages": {
+            stage: {name: getattr(manifest, name) for name in _STAGE_FACTS}
+            for stage, manifest in data.manifests.items()
+        },
+        "settings": data.settings,
+        "lineage": {"complete": data.lineage.is_complete, **dataclasses.asdict(data.lineage)},
+        "benchmarks": [dataclasses.asdict(row) for row in benchmark_rows(data.benchmarks)],
+    }
+
+
+def _headline_json(results: EvaluationResults, score: Score) -> dict[str, Any]:
+    setting = results.setting(score)
+    return {
+        "key": score.key,
+        "title": score.title,
+        "model": score.model,
+        "decoding": score.decoding,
+        "n": {"problems": score.num_problems, "samples_per_problem": score.num_samples},
+        **_by_k(score.overall),
+        "by_difficulty": {
+            name: {"problems": score.problems_by_difficulty.get(name), **_by_k(values)}
+            for name, values in score.by_difficulty.items()
+        },
+        "diversity": {**dataclasses.asdict(setting.diversity), "no_code": setting.no_code},
+        "ssd_ahead_by": None if score.ssd_gain is None else _by_k(score.ssd_gain),
+    }
+
+
+def _by_k(values: Mapping[int, Estimate]) -> dict[str, Any]:
+    return {f"pass@{k}": to_json(estimate) for k, estimate in values.items()}
+
+
+def _sampling(data: ReportData) -> dict[str, Any]:
+    lengths = sorted(data.sampling.lengths)
+    return {
+        "num_samples": data.sampling.num_samples,
+        "num_kept": data.sampling.num_kept,
+        "finish_reasons": data.sampling.finish_reasons,
+        "skip_reasons": data.sampling.skip_reasons,
+        "dropped": data.sampling.dropped,
+        "median_response_tokens": lengths[len(lengths) // 2] if lengths else None,
+    }

@@ -1,4 +1,4 @@
-"""Colors of the report for light and dark pages.
+"""Defines the colors of the report.
 
 Invariants, which the tests check:
 - text on its background has a WCAG contrast of at least 4.5 to 1 in both schemes;

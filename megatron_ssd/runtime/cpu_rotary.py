@@ -1,4 +1,4 @@
-"""Rotary position embedding in few passes over memory, for machines without CUDA.
+"""Computes rotary position embeddings in few passes over memory, for machines without CUDA.
 
 Without TransformerEngine, Megatron-Core rotates with a dozen element-wise operators per call and splits packed
 sequences into segments to do so. Here cosine and sine are computed once per batch and looked up by position, which

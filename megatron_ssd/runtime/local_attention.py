@@ -1,6 +1,6 @@
-"""Core attention without TransformerEngine: causal within segments, under context parallelism too.
+"""Computes core attention without TransformerEngine: causal within segments, also under context parallelism.
 
-It serves the local layer spec. Attention within packed sequences is computed segment by segment, several segments of
+The local layer spec uses it. Attention within packed sequences is computed segment by segment, several segments of
 about the same length at a time; no score matrix of a full sequence is ever allocated. Under context parallelism the
 keys and values of all ranks are gathered, and each rank computes its own queries.
 

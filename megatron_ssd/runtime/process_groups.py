@@ -75,7 +75,7 @@ def megatron_grid(parallel: ParallelConfig, *, create_gloo_process_groups: bool)
         yield
     finally:
         parallel_state.destroy_model_parallel()
-        # Megatron-Core only forgets its groups; torch keeps them, each with threads of its own.
+        # Megatron-Core only forgets its groups; torch keeps them, each with its own threads.
         for group in set(distributed_c10d._world.pg_map) - existing:
             dist.destroy_process_group(group)
 

@@ -1,1 +1,1 @@
-"""A container with nothing in it but a program: what runs untrusted code, and what it is kept from."""
+"""Sandbox: runs untrusted programs without access to the machine."""

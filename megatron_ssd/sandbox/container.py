@@ -1,14 +1,14 @@
-"""Command lines that start a container, with the files that it shows to programs.
+"""Builds the command lines that start a container.
 
 Programs run as the user ``nobody``, inside the container and, if the machine allows it, outside as well. Machines
 differ in what they allow, so there are several launch modes, and the first that starts is used (``launch_modes``):
 
 - If root starts it, bubblewrap itself runs as nobody. This needs user namespaces for every user, and Python and this
   code must be readable by every user.
-- Else root makes the container without a user namespace. Its server stays root, with the capabilities that it needs to
-  start and to kill processes of nobody, and each child becomes nobody before anything else. This needs CAP_SYS_ADMIN.
-- Else programs are nobody inside, without any capability, but own root's files outside. Of those files the container
-  shows only the system's and Python's, read-only. A warning is logged.
+- Otherwise root makes the container without a user namespace. Its server stays root, with the capabilities that it
+  needs to start and to kill processes of nobody, and each child first becomes nobody. This needs CAP_SYS_ADMIN.
+- Otherwise programs are nobody inside, without any capability, but they are root outside. Of root's files, the
+  container shows only the system's and Python's, read-only. A warning is logged.
 - If another user starts it, programs are nobody inside and that user outside.
 """
 
@@ -34,11 +34,11 @@ from megatron_ssd.errors import UserError
 NOBODY = 65534
 ENVIRONMENT = {
     "PATH": "/usr/bin",
-    # A program that prints a set prints the same in every run.
+    # A program that prints a set prints the same text in every run.
     "PYTHONHASHSEED": "0",
     # Symbols are bound before the forks.
     "LD_BIND_NOW": "1",
-    # A thread pool would not fit the limits, and CPU time is counted over all threads.
+    # A thread pool would exceed the limits, and CPU time is counted over all threads.
     **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
 }
 
@@ -138,7 +138,7 @@ def _python() -> Path:
 
 
 def _content(packages: Iterable[Package]) -> Iterator[str]:
-    """Arguments that fill the container: the system, Python, the named packages and the server, nothing else."""
+    """Arguments that show the container the system, Python, the named packages and the server, and nothing else."""
     for pair in ENVIRONMENT.items():
         yield from ("--setenv", *pair)
     shown = [Path("/usr")]
@@ -148,7 +148,7 @@ def _content(packages: Iterable[Package]) -> Iterator[str]:
     hidden = list(dict.fromkeys(_installed_in(shown)))
     parts = [path for package in packages for path in package.paths]
     server = (_PACKAGE_ROOT / _RUNNER, _ROOT_INSIDE / _RUNNER)
-    # Bubblewrap would make parent folders readable for its own user alone.
+    # Bubblewrap would make parent folders readable only for its own user.
     parents = dict.fromkeys(
         p for path in (*shown, *parts, server[1], Path("/dev/null"), _LOADER_CACHE) for p in path.parents[-2::-1]
     )
@@ -210,7 +210,7 @@ def find_package(name: str) -> Package:
             f"evaluation.sandbox.packages: {name}", rule=reason, fix="install it, or leave it out of the list"
         )
     path = Path(str(next(iter(spec.submodule_search_locations or ()), spec.origin))).absolute()
-    # Wheels have shared libraries in a folder beside the package, which is named after the distribution.
+    # Wheels have shared libraries in a folder next to the package, which is named after the distribution.
     distributions = {name, *_distributions().get(name, ())}
     wanted = {f"{distribution}.libs".lower() for distribution in distributions}
     libraries = sorted(other for other in path.parent.glob("*.libs") if other.name.lower() in wanted)

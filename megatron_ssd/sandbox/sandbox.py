@@ -1,6 +1,6 @@
-"""Runs untrusted programs in a container: one bubblewrap container per worker, with a small fork server inside.
+"""Runs untrusted programs in a container.
 
-With ``kind=bubblewrap``:
+Each worker has its own bubblewrap container with a small fork server inside. With ``kind=bubblewrap``:
 - There is no network. Of the machine's files only the system's, Python's and the named packages' are visible,
   read-only. Nothing is writable, and the kernel's own stores (System V memory, message queues, keys) are refused, so a
   program leaves nothing behind for the next one. The environment is empty. A program has its own process-id namespace,
@@ -9,13 +9,13 @@ With ``kind=bubblewrap``:
   size, open files and, on Linux 5.14 or later, threads. The server is process 1 of its namespace, so a program cannot
   signal it.
 - Expected outputs never enter the container: results come out and the host compares them. Assert scripts hold expected
-  values. They run in their own process beside the program's (``inside.checks``) and are never in its memory.
+  values. They run in their own process next to the program's (``inside.checks``) and are never in its memory.
 - The container dies with the thread that started it.
 
 Not covered:
 - Bugs of the kernel, and of CPython as far as they reach the kernel. Side channels.
-- Programs of one container share its namespaces and, one after another, its memory image: each starts as a copy of the
-  same server. A program that broke the server would be noticed only if the server then stopped answering.
+- Programs of one container share its namespaces, and each starts as a copy of the same server. A program that broke the
+  server would be noticed only if the server then stopped answering.
 - Open memory files do not count towards a program's address space: it can have ``OPEN_FILES`` of them, each up to the
   output limit, and as many again in transit through a socket.
 - A program can read what every user can read under /usr and in Python's own folder, except for packages installed
@@ -23,10 +23,10 @@ Not covered:
 
 Programs have Python's standard library and the packages in ``evaluation.sandbox.packages``.
 
-With ``kind=rlimit_only`` the same server runs as an ordinary process of this user: limits catch honest mistakes, and
-nothing is isolated.
+With ``kind=rlimit_only`` the same server runs as an ordinary process of this user: limits stop programs that use too
+much, but nothing is isolated.
 
-Machines: Linux 5.3 or later on x86-64 or AArch64.
+The machine needs Linux 5.3 or later on x86-64 or AArch64.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from megatron_ssd.schema import ProblemForm
 log = logging.getLogger(__name__)
 
 _START_SECONDS = 60.0
-_SLACK_SECONDS = 30.0  # added to a request's own wall limits before its server counts as dead
+_SLACK_SECONDS = 30.0  # added to the wall limits of a request before its server is considered dead
 _VALUE = '{"value": '  # how a program's process begins a line with a result
 _DETAIL_CHARACTERS = 300
 
@@ -68,7 +68,7 @@ class SandboxBrokenError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """Source text and its entry: as ``__main__``, a function or a method of ``class_name``, or assert scripts."""
+    """Source text, and how to run it: as ``__main__``, through a function or method, or through assert scripts."""
 
     source: str
     form: ProblemForm
@@ -105,7 +105,7 @@ class Execution:
 
 
 class Sandbox(AbstractContextManager["Sandbox"]):
-    """One container. It starts at first use, and again after it broke. Not thread-safe.
+    """One container. It starts at its first use, and again after it broke. Not thread-safe.
 
     Raises:
         UserError: bubblewrap is configured but missing, or cannot make a container on this machine.
@@ -140,7 +140,7 @@ class Sandbox(AbstractContextManager["Sandbox"]):
             process = self._process or self.start()
             assert process.stdin is not None
             send(process.stdin.fileno(), request)
-            if is_checked:  # as a message of their own, see ``inside.server``
+            if is_checked:  # as a separate message, see ``inside.server``
                 send(process.stdin.fileno(), {"scripts": list(inputs)})
             facts = _receive(process, limits.wall_seconds * len(inputs) + _SLACK_SECONDS)
             return _interpret(facts, program, len(inputs), limits)
@@ -175,7 +175,7 @@ class Sandbox(AbstractContextManager["Sandbox"]):
         self.close()
 
     def close(self) -> None:
-        """End the container, if there is one."""
+        """Stop the container, if there is one."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
@@ -212,7 +212,7 @@ def _receive(process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]
 
 
 def _interpret(facts: dict[str, Any], program: Program, num_inputs: int, limits: Limits) -> Execution:
-    """Turns the server's facts into an execution. Everything that the program can write is treated as text."""
+    """The execution that the server's facts describe. Everything that the program can write is treated as text."""
     values, error = _parse_results(facts["results"], trusted=program.form == "checks")
     ending, detail = _ending(facts, error, limits)
     outputs, cpu = [facts["stdout"]], [facts["cpu_total"]]
@@ -250,7 +250,7 @@ def _parse_results(text: str, *, trusted: bool) -> tuple[list[str], dict[str, st
 
 
 def _shown(detail: str) -> str:
-    """``detail`` as one short line that any file and terminal can hold."""
+    """``detail`` as one short line that is safe in any file and terminal."""
     line = " ".join(detail[: 10 * _DETAIL_CHARACTERS].split())[:_DETAIL_CHARACTERS]
     return "".join(c if c.isprintable() else "\ufffd" for c in line)
 

@@ -66,9 +66,9 @@ def save_checkpoint(writer: CheckpointWriter, state: TrainingState) -> None:
 
 
 def choose_checkpoint(folder: Path, on_broken: Literal["error", "previous"]) -> tuple[Path, CheckpointFacts] | None:
-    """The checkpoint to resume from, checked, the same on every rank; None if there is none.
+    """The newest checkpoint, after its files are checked; None if there is none. The same on every rank.
 
-    With ``on_broken=previous`` a broken checkpoint is renamed and the one before it is used.
+    With ``on_broken=previous``, a broken checkpoint is renamed and the one before it is used.
 
     Raises:
         UserError: the newest one is broken and ``on_broken`` is ``error``, or all of them are broken.
@@ -178,8 +178,8 @@ def _sharded_state(state: TrainingState, models: dict[str, Any], optimizer: Opti
 def rng_state() -> bytes:
     """The RNG states of this process: Python's, numpy's, torch's and those of Megatron-Core's tracker.
 
-    No part of training draws random numbers today (weights come from streams of their own, data order from seed and
-    epoch, and there is no dropout). They are saved so that a layer which does would resume correctly.
+    No part of training draws random numbers today (weights come from separate streams, data order from seed and
+    epoch, and there is no dropout). They are saved so that a layer that draws some would resume correctly.
     """
     # As arrays: Megatron-Core 0.19 has torch pickle tensors in a way that 0.16 cannot read.
     return pickle.dumps(

@@ -15,7 +15,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +44,7 @@ class FileFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFacts:
-    """``checkpoint.json``. ``layout`` is the process grid that wrote it; any other may read it."""
+    """Content of ``checkpoint.json``. ``layout`` is the grid of processes that wrote it; any other grid may read it."""
 
     iteration: int
     optimizer: str  # "distributed" or "non-distributed"; "none" if the checkpoint holds weights only
@@ -52,10 +52,6 @@ class CheckpointFacts:
     versions: dict[str, str]
     files: dict[str, FileFacts] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
-
-    def write(self, folder: Path) -> None:
-        """Write ``folder/checkpoint.json``."""
-        write_atomically(folder / FACTS_FILE, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
 
 class BrokenCheckpointError(UserError):
@@ -87,6 +83,21 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
     """The last of ``list_checkpoints``; None if there is none."""
     return max(list_checkpoints(folder), default=None)
+
+
+def write_facts(path: Path, facts: CheckpointFacts, *, hashes: Mapping[str, str]) -> None:
+    """Write ``path/checkpoint.json``: ``facts``, with the size and hash of every other file in ``path``.
+
+    Args:
+        hashes: SHA-256 of files by name, if it is known already; other files are hashed.
+    """
+    files = {
+        file.name: FileFacts(bytes=file.stat().st_size, sha256=hashes.get(file.name) or sha256_file(file))
+        for file in sorted(path.iterdir())
+        if file.name != FACTS_FILE
+    }
+    text = json.dumps(dataclasses.asdict(dataclasses.replace(facts, files=files)), indent=1)
+    write_atomically(path / FACTS_FILE, text + "\n")
 
 
 def read_facts(path: Path) -> CheckpointFacts:

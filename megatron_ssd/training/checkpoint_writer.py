@@ -11,7 +11,6 @@ progress at a time. Children die with their rank, so a restarted run never meets
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import functools
 import multiprocessing.util
@@ -38,12 +37,11 @@ from megatron_ssd.config.training import CheckpointConfig
 from megatron_ssd.process import die_with_parent
 from megatron_ssd.runtime.versions import save_options
 from megatron_ssd.training.checkpoint_folder import (
-    FACTS_FILE,
     CheckpointFacts,
-    FileFacts,
     checkpoint_path,
     partial_path,
     prune,
+    write_facts,
 )
 
 _NO_SPACE = 1 << 16  # bytes; with less free space, a failed write is attributed to a full disk
@@ -58,7 +56,7 @@ class CheckpointWriter:
         self._config = config
         self._queue = AsyncCallsQueue()
         # Runs in every child that multiprocessing forks from now on, and in their children.
-        multiprocessing.util.register_after_fork(self, _die_with_parent)
+        multiprocessing.util.register_after_fork(self, lambda _: die_with_parent())
 
     def save(
         self,
@@ -120,14 +118,8 @@ class CheckpointWriter:
         gathered: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(gathered, digests.get())
         if dist.get_rank() == 0:
-            known = {name: digest for each in gathered for name, digest in each.items()}
-            paths = sorted(path for path in partial.iterdir() if path.name != FACTS_FILE)
-            files = {
-                path.name: FileFacts(bytes=path.stat().st_size, sha256=known.get(path.name) or sha256_file(path))
-                for path in paths
-            }
-            dataclasses.replace(facts, files=files).write(partial)
-            for path in [*paths, partial]:
+            write_facts(partial, facts, hashes={name: digest for each in gathered for name, digest in each.items()})
+            for path in [*partial.iterdir(), partial]:
                 fsync_path(path)
             partial.rename(checkpoint_path(self._folder, facts.iteration))
             fsync_path(self._folder)
@@ -187,15 +179,11 @@ def _own_results_queue() -> Iterator[None]:
 def _write_and_hash(
     write: Callable[..., None], folder: Path, rank: int, digests: _ResultFile, *args: Any, **kwargs: Any
 ) -> None:
-    """Megatron-Core's ``write``, then the hashes of this rank's files, read back from the page cache."""
+    """Run Megatron-Core's ``write``, then hash this rank's files, which are still in the page cache."""
     write(*args, **kwargs)
     paths = sorted(folder.glob(f"__{rank}_*"))
     with ThreadPoolExecutor(_HASH_THREADS) as threads:
         digests.put(dict(zip((path.name for path in paths), threads.map(sha256_file, paths), strict=True)))
-
-
-def _die_with_parent(_: CheckpointWriter) -> None:
-    die_with_parent()
 
 
 @contextmanager

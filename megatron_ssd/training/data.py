@@ -1,4 +1,4 @@
-"""Micro batches of one process, as a function of the iteration number alone.
+"""Makes the micro batches of one process, as a function of the iteration number alone.
 
 Packed sequences (without packing: one sample each) have a global order that the data set fixes from (seed, epoch).
 Iteration i (from 1) takes the ``global_batch_size`` sequences after the first (i - 1) x ``global_batch_size``; each

@@ -1,7 +1,7 @@
-"""Exponential moving average (EMA) of the weights.
+"""Keeps an exponential moving average (EMA) of the weights.
 
 After the n-th applied update, ema(n) = decay x ema(n - 1) + (1 - decay) x weights(n), with ema(0) the weights that
-training started from. It is held in fp32 beside this rank's parameters, 4 bytes each. A checkpoint stores it under the
+training started from. It is in fp32, which takes 4 bytes per parameter of this rank. A checkpoint stores it under the
 parameters' keys with the prefix ``ema.``, so that it is resharded and exported like them.
 """
 

@@ -105,7 +105,7 @@ class ExpertLoadCounter:
 
 
 def expert_load(counts_LE: Tensor) -> dict[str, Any]:
-    """Columns of the metrics. Every layer has tokens.
+    """Columns of the metrics; every layer must have tokens.
 
     Loads are relative to the mean of their layer: 1 is an even spread, 0 an expert without tokens. Layers are counted
     from 0.

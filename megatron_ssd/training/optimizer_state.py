@@ -1,8 +1,8 @@
-"""The optimizer's state as named tensors, independent of the parallel layout.
+"""Represents the optimizer's state as named tensors, independent of the parallel layout.
 
 Megatron-Core keys every tensor of the state by its parameter's name, but keeps the tensors in a structure that changes
 with the layout: one optimizer for all parameters, or a second one for experts under expert parallelism, with parameter
-groups beside them. A checkpoint of this project holds the tensors alone. The rest is either configuration, which the
+groups next to them. A checkpoint of this project holds the tensors alone. The rest is either configuration, which the
 loading optimizer has already, or the number of updates, which is the same for all parameters.
 
 Megatron-Core 0.16 expects TransformerEngine's or apex's Adam, which count steps per group. PyTorch's AdamW, which it
@@ -113,7 +113,7 @@ def _adams(optimizer: MegatronOptimizer) -> Iterator[Any]:
 
 
 def _set_updates(state: dict[str, Any], updates: int) -> None:
-    """Write the number of updates where Megatron-Core's optimizers read it: in the groups, or beside the state."""
+    """Write the number of updates where Megatron-Core's optimizers read it: in the groups, or next to the state."""
     state = state.get("optimizer", state)
     for group in state["param_groups"]:
         group["step"] = updates

@@ -15,6 +15,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +45,16 @@ class _Sample:
     alone: PackedSequence
 
 
+class _Difference(NamedTuple):
+    """Mean losses of a sample, ordered by ``excess``: their difference divided by the allowed one."""
+
+    excess: float
+    document: int
+    packed: float
+    alone: float
+    allowed: float
+
+
 @torch.no_grad()
 def check_packing(state: TrainingState, source: BatchSource, precision: PrecisionConfig) -> None:
     """Compare a few samples of the first sequences, packed and alone. Every rank must call this.
@@ -58,21 +69,21 @@ def check_packing(state: TrainingState, source: BatchSource, precision: Precisio
         micro_batches.append([_mark(sample.alone, sample.alone["loss_weights"] > 0, number), *empty])
     sums = sample_losses(state, source, micro_batches, num_samples=len(samples))
     counts = [int((sample.alone["loss_weights"] > 0).sum()) for sample in samples]
-    worst = (-1.0, "", 0.0, 0.0, 0.0)
+    differences = []
     for number, (sample, count) in enumerate(zip(samples, counts, strict=True)):
         packed, alone = float(sums[0, number]) / count, float(sums[number + 1, number]) / count
         allowed = tolerance(precision, alone, count)
         excess = abs(packed - alone) / allowed
-        worst = max(
-            worst, (excess if math.isfinite(excess) else math.inf, str(sample.document), packed, alone, allowed)
-        )
+        excess = excess if math.isfinite(excess) else math.inf
+        differences.append(_Difference(excess, sample.document, packed, alone, allowed))
+    worst = max(differences)
     _raise_worst(worst)
     if dist.get_rank() == 0:
         log.info(
             "self-test: %d samples have the same loss packed and alone: they differ by at most %.1e (allowed: %.1e)",
             len(samples),
-            abs(worst[2] - worst[3]),
-            worst[4],
+            abs(worst.packed - worst.alone),
+            worst.allowed,
         )
 
 
@@ -170,16 +181,17 @@ def _sample_sums(
     return losses, sums
 
 
-def _raise_worst(worst: tuple[float, str, float, float, float]) -> None:
-    """Agree on the worst sample of all replicas, and raise on every rank if it is beyond tolerance."""
-    everywhere: list[tuple[float, str, float, float, float]] = [worst] * dist.get_world_size()
+def _raise_worst(worst: _Difference) -> None:
+    """Raise ``UserError`` on every rank if the worst sample of any rank differs by more than is allowed."""
+    everywhere = [worst] * dist.get_world_size()
     dist.all_gather_object(everywhere, worst)
-    excess, document, packed, alone, allowed = max(everywhere)
-    if excess > 1:
+    worst = max(everywhere)
+    if worst.excess > 1:
         raise UserError(
-            f"training.self_test: sample {document} has loss {packed:.6g} in a packed sequence and {alone:.6g} alone",
-            rule=f"rounding explains a difference of {allowed:.1e} only; packed samples attend to each other, or their "
-            "positions are wrong in this layout",
+            f"training.self_test: sample {worst.document} has loss {worst.packed:.6g} in a packed sequence and "
+            f"{worst.alone:.6g} alone",
+            rule=f"rounding explains a difference of {worst.allowed:.1e} only; packed samples attend to each other, or "
+            "their positions are wrong in this layout",
             fix="set training.packing=none or another parallel layout, and report this; training.self_test=false "
             "skips this test",
         )

@@ -58,7 +58,7 @@ class Trainer:
     _recent: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
 
     def train(self, loggers: Sequence[MetricsLogger], shutdown: GracefulShutdown) -> None:
-        """Run to ``train_iters``; the last iteration is always saved.
+        """Train to iteration ``train_iters``, which is always saved.
 
         Args:
             loggers: the metrics loggers on rank 0; empty on other ranks.

@@ -1,1 +1,1 @@
-"""What runs inside the sandbox: a fork server with its children. Standard library only."""
+"""The code inside the sandbox: a fork server with its children. It uses only the standard library."""

@@ -2,7 +2,7 @@
 
 A script is trusted text of a benchmark. It calls the program's functions through ``__program__`` (see ``remote``). Its
 own names and expected values are never in the program's process. A script passes only if its last statement has run
-here. Nothing that the program prints, patches or exits can cause that.
+here, which nothing that the program prints, patches or exits can cause.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Messages over a descriptor: frames of a 4-byte big-endian length and JSON.
+"""Sends messages over a descriptor, each a 4-byte big-endian length followed by JSON.
 
 Nothing is read ahead, so a child can read the next message from a descriptor that it shares.
 """

@@ -1,4 +1,4 @@
-"""Prepares the interpreter of which every program is a copy: packages, preimported names, warm caches."""
+"""Prepares the interpreter that every program starts as a copy of."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WARM_UP_PROGRAMS = (
 
 
 class NamedPackages(MetaPathFinder):
-    """Finds the top-level packages that the host named, and no other package beside them.
+    """Finds the top-level packages that the host named, and no other package in the same folder.
 
     Args:
         folders: name -> the folder that the package is in.
@@ -48,9 +48,8 @@ class NamedPackages(MetaPathFinder):
 def preimport() -> None:
     """Add the names of LiveCodeBench's prelude to the builtins, where every program finds them.
 
-    A copy for each program would cost a millisecond per program.
-
-    ``threading`` is not among them, and this server does not import it: its work after a fork doubles a fork's cost.
+    Adding them to the names of each program would take a millisecond per program. ``threading`` is not among them, and
+    this server does not import it, because its work after a fork doubles the cost of a fork.
     """
     modules: dict[str, ModuleType] = {name: importlib.import_module(name) for name in STAR_IMPORTED}
     builtin = vars(importlib.import_module("builtins"))
@@ -66,7 +65,7 @@ def preimport() -> None:
 def warm_up() -> None:
     """Fill caches and specialise byte code in the server, once, instead of in every program.
 
-    Each page that a child writes to is copied. Such copies are most of a short program's cost; this saves a third.
+    Each page that a child writes to is copied. Such copies are most of the cost of a short program; this saves a third.
     """
     request = {"form": "function", "function_name": "f", "class_name": None, "inputs": ["[1, 2]"] * 10}
     for source in (*_WARM_UP_PROGRAMS, *_WARM_UP_PROGRAMS) * 5:

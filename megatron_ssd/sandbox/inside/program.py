@@ -1,4 +1,4 @@
-"""Runs one program inside its process: as ``__main__``, or through calls of its functions."""
+"""Runs one program inside its process, as ``__main__`` or through calls of its functions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def limit_process(request: dict[str, Any], max_threads: int | None = None) -> No
 
     Args:
         request: the limits of this program.
-        max_threads: for all processes of this user together; None if processes outside this container count too.
+        max_threads: for all processes of this user together; None if that would count processes outside the container.
     """
     total_cpu = int(request["cpu_seconds"] * request["num_inputs"]) + 2
     for what, limit in (

@@ -1,4 +1,4 @@
-"""Lets checks call functions and use objects of a program in another process.
+"""Lets checks use the functions of a program in another process.
 
 Plain values are passed by value, in both directions: an argument that the program changes in place does not change for
 the checks. Everything else stays in its process and is represented by a number and a ``Remote``. A ``Remote`` equals
@@ -29,7 +29,7 @@ class ProgramEndedError(Exception):
 
 
 class BrokenCheckError(Exception):
-    """The checks ask for something impossible, which is the benchmark's fault."""
+    """The checks ask for something impossible, which is an error of the benchmark."""
 
 
 class Link:
@@ -53,7 +53,7 @@ class Link:
         return None if answer.get("ready") is True else answer
 
     def ask(self, operation: str, *arguments: Any) -> Any:
-        """Run an operation in the program's process. Raises what it raised there."""
+        """Run an operation in the program's process. Raises the exception that it raised there."""
         message = {"do": operation, "with": [encode(value, _number_of) for value in arguments]}
         try:
             send(self._descriptor, message)

@@ -1,6 +1,6 @@
-"""The system-call filter of programs.
+"""The filter of system calls for programs.
 
-It refuses new processes (threads are allowed), new program images, every system call that touches another process, and
+It refuses new processes (threads are allowed), new program images, every system call that affects another process, and
 the kernel's stores that outlive a process (System V memory, semaphores and queues, POSIX queues, keys). A process
 cannot become dumpable again, so a crash does not reach the machine's core handler. RLIMIT_NPROC is not enough
 against new processes: it does not bind root, and before Linux 5.14 it also counts what the same user runs elsewhere.
@@ -31,7 +31,7 @@ _REFUSED = {
                 194, 190, 186, 180, 217, 218, 219, 241, 280, 282),
 }  # fmt: skip
 _CLONE, _CLONE3 = {"x86_64": 56, "aarch64": 220}, 435
-_PRLIMIT = {"x86_64": 302, "aarch64": 261}  # allowed only for the caller itself, which is process 0
+_PRLIMIT = {"x86_64": 302, "aarch64": 261}  # allowed only for the caller itself, whose process id is 0 here
 _PRCTL = {"x86_64": 157, "aarch64": 167}  # refused for PR_SET_DUMPABLE
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
@@ -90,5 +90,5 @@ class Seccomp:
             raise OSError(ctypes.get_errno(), "capset")
 
     def enter(self) -> None:
-        """Filter this process from now on. It cannot be undone."""
+        """Filter the system calls of this process from now on. This cannot be undone."""
         self.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._header)

@@ -1,17 +1,17 @@
-"""The fork server: reads requests from standard input and answers on standard output (``frames``).
+"""The fork server, which runs each program in a child process.
 
-A request holds one program and its inputs. For each request the server forks a child. The child sets its own limits,
-gives up the right to make processes, and runs the program: a ``function`` program on all inputs one after another, a
-``stdin`` program as ``__main__`` on its one input. A program of the form ``checks`` gets a second child, which runs the
-checks and is the only process that holds them: it reads them itself, as the message after the request, so that no
-memory that the program's process is copied from contains them. The server watches the children from outside, kills
-them, and reports bare facts. It never compiles, imports or decodes anything that a program made, and it holds no
-expected output. The host interprets the facts.
+It reads requests from standard input and answers on standard output (``frames``). A request has one program and its
+inputs. For each request the server forks a child. The child sets its own limits, gives up the right to make processes,
+and runs the program: a ``function`` program on all inputs one after another, a ``stdin`` program as ``__main__`` on its
+one input. A program of the form ``checks`` has a second child, which runs the checks and is the only process that has
+them: it reads them itself, as the message after the request, so that they are never in memory that the program's
+process is a copy of. The server watches the children from outside, kills them, and reports facts, which the host
+interprets. It never compiles, imports or decodes anything that a program made, and it has no expected output.
 
 Invariants:
-- One program runs at a time, and no process of it survives; it cannot make processes (``seccomp``).
-- The server enforces limits through the children's CPU clocks. What a program does to its own timers or signal handlers
-  does not matter. RLIMIT_CPU is the second line of defence.
+- One program runs at a time, and none of its processes survives. It cannot make processes (``seccomp``).
+- The server enforces limits through the children's CPU clocks, which a program cannot influence by its own timers or
+  signal handlers. RLIMIT_CPU is a second limit.
 - A program's output is in a memory file of bounded size. Its results go through a pipe that is read up to the same
   bound.
 """
@@ -47,7 +47,7 @@ from megatron_ssd.sandbox.inside.seccomp import PR_SET_DUMPABLE, PR_SET_NO_NEW_P
 RECURSION_LIMIT = 50_000  # as in LiveCodeBench's checker
 _CHECKED_FD = 4  # the checks' channel to the program
 _SMALLEST_WAIT_MS = 5
-_MS_TO_DIE = 1000  # how long a process may outlive a partner that failed
+_MS_TO_DIE = 1000  # how long a process may run after its partner failed
 
 
 class Server:

@@ -1,9 +1,11 @@
-"""Encodes Python values as JSON without loss, and decodes untrusted ones to plain data.
+"""Converts Python values to JSON without loss.
+
+The other direction is safe for untrusted JSON, because it makes plain data only.
 
 Scalars and lists are encoded as themselves, anything else as an object with one key, its type: ``{"tuple": [1, 2]}``. A
 subclass is encoded as its base (a named tuple as a tuple, a Counter as a dictionary) and a NumPy scalar as a Python
-number, so the reading side never calls a method that a program wrote. Pickle is not safe: what it can build is hard to
-bound.
+number, so the reading side never calls a method that a program wrote. Pickle is not safe, because the objects that it
+can build are hard to limit.
 """
 
 from __future__ import annotations
