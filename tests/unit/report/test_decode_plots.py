@@ -149,14 +149,13 @@ def test_a_cell_that_was_not_measured_says_so() -> None:
     assert any("not measured" in plot.text for plot in plots)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     st.lists(st.sampled_from([0.0, 0.6, 1.0, 1.3, 2.0]), min_size=1, max_size=6, unique=True),
     st.lists(st.sampled_from([-1, 10, 20]), min_size=1, max_size=3, unique=True),
     st.lists(st.sampled_from([0.5, 0.7, 0.8, 0.95, 1.0]), min_size=1, max_size=5, unique=True),
     st.sampled_from([0.0, 1.0]),
 )
-@settings(max_examples=30)
 def test_any_grid_is_drawn_completely(
     temperatures: list[float], top_ks: list[int], top_ps: list[float], scale: float
 ) -> None:
