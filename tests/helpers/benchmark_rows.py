@@ -1,4 +1,4 @@
-"""A few rows of the real benchmarks, read from public data beside the checkout, in the Hub's columns."""
+"""Rows of public benchmarks in the Hub's columns, read from the data beside the checkout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILES = {
     "humaneval": HUMANEVAL,
     "mbpp": MBPP,
     "cruxeval_output": DATA / "cruxeval" / "cruxeval.jsonl",
-    "aime25": DATA / "aime" / "qwen25math_aime24.jsonl",  # different problems, in the columns of that task
+    "aime25": DATA / "aime" / "qwen25math_aime24.jsonl",  # other problems, in the columns of aime25
     "mmlu": DATA / "mmlu" / "mmlu_sample_200.jsonl",
 }
 

@@ -6,20 +6,20 @@ from megatron_ssd.schema import Problem, Sample, TestCase
 
 
 def function_problem(identity: str = "double", *, tests: int = 3, difficulty: str = "easy") -> Problem:
-    """``f(x)`` returns twice ``x``."""
+    """A problem whose solution is a function ``f`` that returns twice its argument."""
     cases = tuple(TestCase(input=str(x), output=str(2 * x)) for x in range(1, tests + 1))
     return Problem(id=identity, source="test", statement="Double it.", form="function", function_name="f",
                    difficulty=difficulty, tests=cases)  # fmt: skip
 
 
 def stdin_problem(identity: str = "sum", *, tests: int = 3) -> Problem:
-    """Reads two integers and prints their sum."""
+    """A problem whose solution reads two integers and prints their sum."""
     cases = tuple(TestCase(input=f"{x} {x + 1}\n", output=f"{2 * x + 1}\n") for x in range(tests))
     return Problem(id=identity, source="test", statement="Add them.", form="stdin", tests=cases)
 
 
 def sample(source: str, *, problem: str = "double", index: int = 0, fenced: bool = True) -> Sample:
-    """A response that holds ``source``."""
+    """A sample whose response contains ``source``."""
     response = f"```python\n{source}\n```" if fenced else source
     return Sample(problem_id=problem, sample_index=index, messages=[], prompt_token_ids=[], response=response,
                   response_token_ids=[], finish_reason="stop", seed=0, sampling_hash="", model_revision="")  # fmt: skip

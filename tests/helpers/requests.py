@@ -17,7 +17,7 @@ def request(
     params: SamplingParams | None = None,
     max_tokens: int = 8,
 ) -> Request:
-    """The request with the key ("p", number); its seed is its number unless said otherwise."""
+    """The request with the key ("p", number), whose seed is its number by default."""
     return Request(
         prompt=Prompt(problem_id="p", messages=[], token_ids=list(prompt_token_ids)),
         sample_index=number,
@@ -28,14 +28,14 @@ def request(
 
 
 def draw(sampler: Sampler, requests: Sequence[Request]) -> dict[tuple[str, int], Completion]:
-    """The completion of every request, by key; each must come once."""
+    """Sample all requests; returns the completions by key and fails unless there is one per request."""
     return by_key(sampler.sample(requests), expected=len(requests))
 
 
 def by_key(
     answers: Iterable[tuple[Request, Completion]], *, expected: int | None = None
 ) -> dict[tuple[str, int], Completion]:
-    """Completions by the key of their request; none may come twice."""
+    """Completions by the key of their request; fails if a key occurs twice."""
     pairs = list(answers)
     assert len({request.key for request, _ in pairs}) == len(pairs) == (len(pairs) if expected is None else expected)
     return {request.key: completion for request, completion in pairs}

@@ -1,4 +1,4 @@
-"""A tiny data set and configuration for tests that train."""
+"""A tiny training run for tests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CPU = ClusterConfig(device="cpu")
 
 
 def write_dataset(run_dir: Path, *, vocab_size: int = VOCAB_SIZE, num_documents: int = 200) -> None:
-    """Publish ``run_dir/dataset``: arithmetic progressions modulo ``vocab_size``, as pretraining documents."""
+    """Publish ``run_dir/dataset`` with arithmetic progressions modulo ``vocab_size`` as pretraining documents."""
     stage = Stage(name="dataset", run_dir=run_dir, config={"documents": num_documents}, inputs={})
     random = np.random.default_rng(0)
     with IndexedWriter(stage.begin() / "samples", vocab_size=vocab_size) as writer:
@@ -42,9 +42,9 @@ def write_dataset(run_dir: Path, *, vocab_size: int = VOCAB_SIZE, num_documents:
 
 
 def training_config(run_dir: Path, **changes: Any) -> RunConfig:
-    """Pretrain ``DENSE`` in ten iterations.
+    """A configuration that pretrains ``DENSE`` for ten iterations.
 
-    ``changes``: sections by name; ``training`` and ``checkpoint`` as dictionaries of fields.
+    ``changes`` are sections by name, of which ``training`` and ``checkpoint`` are dictionaries of changed fields.
     """
     training = {"train_iters": 10, "global_batch_size": 8, "micro_batch_size": 2, "seq_length": 64,
                 "packing": "greedy", "tensorboard": False}  # fmt: skip
