@@ -32,7 +32,7 @@ class Chosen:
 def config_of(
     run_dir: Path, path: Path, *, contamination: Any = None, benchmark: Any = None, **problems: Any
 ) -> RunConfig:
-    """A configuration that reads problems from ``path``, with rStar-Coder's columns unless ``problems`` names others."""
+    """A configuration that reads ``path``, which has rStar-Coder's columns unless ``problems`` names others."""
     values = {
         "run_dir": str(run_dir),
         "problems": {"name": "rstar_coder", "path": str(path), **problems},
