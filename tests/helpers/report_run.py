@@ -81,6 +81,16 @@ def change_summary(run_dir: Path, change: Callable[[dict[str, Any]], object]) ->
     path.write_text(json.dumps(summary))
 
 
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """The published ``report/summary.json``."""
+    return json.loads((run_dir / "report" / "summary.json").read_text())  # type: ignore[no-any-return]
+
+
+def read_page(run_dir: Path) -> str:
+    """The published ``report/report.html``."""
+    return (run_dir / "report" / "report.html").read_text()
+
+
 def _publish(
     run_dir: Path, name: str, inputs: dict[str, str], *, seconds: float, fill: Any = None, **facts: Any
 ) -> Manifest:
