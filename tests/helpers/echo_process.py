@@ -1,4 +1,4 @@
-"""A child process that sends back what it receives: strings with a prefix, other objects unchanged."""
+"""A child process that sends back what it receives, strings with a prefix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tuning in a plain loop: transformers' model and ``torch.optim.AdamW``, without this project or Megatron-Core.
+"""Fine-tuning in a plain loop with transformers' model, without code of this project or Megatron-Core.
 
     python -m tests.helpers.plain_loop FOLDER
 
