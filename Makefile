@@ -12,7 +12,7 @@ NEXT := .venv-next/bin/python
 # Everything that uses Megatron-Core and not vLLM: training, resuming, parity of layouts, conversion.
 NEXT_TESTS := tests/distributed $(addprefix tests/unit/,dataset export models runtime training)
 
-# Files in order, since the longest come first. tests/conftest.py says which tests share a process.
+# Files run in order, since the longest come first. tests/conftest.py says which tests share a process.
 IN_TWO := --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 # Strict: a broken link or anchor is an error. The variable hides an advertisement.

@@ -1,4 +1,4 @@
-"""Package metadata and direct dependencies.
+"""Package metadata with the direct dependencies.
 
 ``requirements/cpu.txt``, ``requirements/dev.txt`` and ``requirements/next.txt`` are locked from the extras below by
 ``tools/lock.sh``; ``make venv`` and ``make test-next`` install the locks, never these ranges.
@@ -24,7 +24,7 @@ COMMON = [
     "huggingface-hub>=2,<3",
     "jinja2>=3.1,<4",
     "markupsafe>=3,<4",
-    # 0.16.1 is the newest release for Python 3.11; 0.17 and later need 3.12. The extras pin it.
+    # 0.16.1 is the newest release for Python 3.11; 0.17 and later need 3.12. The extras pin the version.
     "megatron-core>=0.16.1,<0.20",
     "msgspec>=0.22,<0.23",
     "numpy>=2.2,<3",

@@ -1,4 +1,4 @@
-"""Score each response by a smaller model's mean log-probability of it: run_dir/scores.
+"""Score each response by its mean log-probability under a smaller model: run_dir/scores.
 
 python launch/score.py experiment=demo proxy.path=SMALLER_MODEL run_dir=runs/mine
 """

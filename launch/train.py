@@ -9,7 +9,7 @@ from megatron_ssd.config.run import RunConfig
 
 
 def train(config: RunConfig) -> None:
-    """Train, or with ``dry_run=true`` only lay the model out."""
+    """Train; with ``dry_run=true`` only build the model without memory and print its layout."""
     # Imported here for two reasons: --help and configuration errors should not wait for torch, and Megatron-Core must
     # be imported after prepare_device, which sets its environment variables and silences its import warnings.
     if config.dry_run:

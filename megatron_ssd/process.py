@@ -1,8 +1,9 @@
-"""Child processes that end with the process that started them.
+"""Starts child processes that end when their parent ends.
 
-A killed parent must not leave a child writing where a restarted one will write. Linux can promise that: a process asks
-for a signal at its parent's death. The request survives ``exec`` but not ``fork``, so a grandchild (a worker of
-torchrun) has to ask for itself; it does so when the environment variable says that it runs under the pipeline.
+A killed parent must not leave a child that still writes files, because a restarted parent will write the same ones.
+On Linux a process can ask for a signal when its parent dies. The request survives ``exec`` but not ``fork``, so a
+grandchild (a worker of torchrun) has to ask for itself; it does so if an environment variable says that it runs under
+the pipeline.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies. Does nothing where the system is not Linux."""
+    """Ask the kernel to kill this process when its parent dies. Does nothing on systems other than Linux."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 MINUS = "\N{MINUS SIGN}"  # as wide as a plus and not a hyphen; used for every negative number
-DASH = "\N{EN DASH}"  # instead of a number that does not exist
+DASH = "\N{EN DASH}"  # for a missing number
 NOT_MEASURED = "not measured"
 
 

@@ -37,7 +37,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Replace links to files outside docs/, which the site does not have, by their text and path."""
+    """Replace links to files outside docs/, which the site does not contain, with their text and path."""
     docs = Path(config.docs_dir)
 
     def replaced(match: re.Match[str]) -> str:

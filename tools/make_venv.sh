@@ -4,7 +4,7 @@
 #   tools/make_venv.sh cpu     what the demo needs
 #   tools/make_venv.sh dev     also what tests and checks need
 #
-# A stamp that is named after the locks' content marks a finished installation, so a second call does nothing.
+# A stamp file, named after a hash of the locks, marks a finished installation, so a second call does nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=tools/python.sh

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make .venv-next, the second environment, from requirements/next.txt: Python 3.12, Megatron-Core 0.19.2.
 #
-# About 5 GB, most of it torch's CUDA build. A stamp named after the content of the lock marks a finished installation,
+# About 5 GB, most of it torch's CUDA build. A stamp file, named after a hash of the lock, marks a finished installation,
 # so a second call does nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,4 +1,4 @@
-"""Say what a run will take before it is started: memory by part, whether it fits, epochs, operations, hours.
+"""Predict what a run needs: memory by part, whether it fits, epochs, operations, hours.
 
 python tools/plan.py model=qwen3_30b parallel=cp8_ep8 precision=mxfp8
 python tools/plan.py experiment=b200_mxfp8 --gpu=B200 --mfu=0.3

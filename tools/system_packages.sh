@@ -5,7 +5,7 @@
 #                                      (vLLM compiles its model on a CPU)
 #   tools/system_packages.sh test      also chromium (tests open the report in a browser)
 #
-# Uses apt-get as root or through "sudo -n". Otherwise it says in one line what to install, and exits with status 1.
+# Uses apt-get as root or through "sudo -n". Otherwise it prints one line with what to install, and exits with status 1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -14,7 +14,7 @@ from megatron_ssd.errors import UserError
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write ``path`` so that a reader sees the old text or the new text, never a part."""
+    """Write ``path`` so that a reader sees the old text or the new text, never a part of one."""
     temporary = temporary_path(path)
     temporary.write_text(text, encoding="utf-8")
     fsync_path(temporary)
@@ -30,8 +30,8 @@ def temporary_path(path: Path) -> Path:
 def atomic_folder(final: Path, *, key: str, replace: bool = False) -> Iterator[Path]:
     """A new folder to fill, renamed to ``final`` when the body ends and removed when the body fails.
 
-    For output that belongs to no run; the stages of a run also have manifests (``artifacts.stage``). The next call
-    removes what a killed process left.
+    For output that is not part of a run; the stages of a run also have manifests (``artifacts.stage``). The next call
+    removes what a killed process left behind.
 
     Args:
         final: must be empty or absent.

@@ -40,12 +40,12 @@ def open_model(path: str | None, revision: str | None = None, *, key: str = _KEY
 
     Args:
         path: a folder, or a Hub id such as ``Qwen/Qwen3-4B-Instruct-2507``.
-        revision: commit of the Hub repository. A local folder with a revision is not hashed: the user
-            vouches for it.
-        key: what the user calls it.
+        revision: commit of the Hub repository. A local folder with a revision is not hashed: the revision is
+            believed.
+        key: the configuration key of ``path``, for messages.
 
     Raises:
-        UserError: there is nothing, the folder is not a Hugging Face model, or its config has an invalid value.
+        UserError: there is no such model, the folder is not a Hugging Face model, or its config has an invalid value.
     """
     folder, revision = locate_model(path, revision, key=key)
     _check_has_config(folder, path, key=key)
@@ -68,7 +68,7 @@ def locate_model(path: str | None, revision: str | None = None, *, key: str = _K
     Args:
         path: a folder or a Hub id, which is downloaded if it is not on this machine yet.
         revision: the Hub's commit; None for the newest.
-        key: the user's name for it, for messages.
+        key: the configuration key of ``path``, for messages.
 
     Raises:
         UserError: there is no such model.
@@ -85,7 +85,7 @@ def locate_model(path: str | None, revision: str | None = None, *, key: str = _K
 
 
 def model_folder(path: str | None, revision: str | None = None, *, key: str = _KEY) -> Path:
-    """The folder of a model, as ``locate_model`` finds it, which has a config.
+    """The folder of a model, found as by ``locate_model``, after a check that it has a config.
 
     Raises:
         UserError: there is no such model, or the folder has no ``config.json``.
@@ -144,7 +144,7 @@ def _end_token_ids(folder: Path, config: dict[str, Any], vocab_size: int) -> tup
         return tuple(ids)
     raise UserError(
         f"model folder {folder}",
-        rule="names no eos_token_id in generation_config.json or config.json, so no response would ever end",
+        rule="names no eos_token_id in generation_config.json or config.json, so a response would never end",
         fix="add eos_token_id to generation_config.json",
     )
 
@@ -174,20 +174,20 @@ def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Pa
 
     Args:
         path: a file, a folder (searched with its subfolders), or ``owner/name``.
-        key: the configuration key it came from, for messages.
+        key: the configuration key of ``path``, for messages.
         ending: the ending of the files' names, for example ``.parquet``, or several.
 
     Raises:
-        UserError: there is nothing, a file's name has another ending, the folder has no such file, or one of them is a
-            broken link.
+        UserError: nothing is at ``path``, a file's name has another ending, the folder has no such file, or one of them
+            is a broken link.
     """
     named = Path(path).expanduser()
-    kinds = ending if isinstance(ending, str) else " or *".join(ending)
+    endings = ending if isinstance(ending, str) else " or ".join(ending)
     if named.is_file():
         if not named.name.endswith(ending):
             raise UserError(
                 f"{key} = {path}",
-                rule=f"is not a *{kinds} file by its name",
+                rule=f"its name must end with {endings}",
                 fix="convert it, or rename it",
             )
         return [named]
@@ -200,7 +200,7 @@ def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Pa
         if not files:
             raise UserError(
                 f"{key} = {path}",
-                rule=f"the folder has no *{kinds} file",
+                rule=f"the folder has no {endings} file",
                 fix=f"point {key} at the folder that does",
             )
         return files

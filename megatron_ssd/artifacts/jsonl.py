@@ -1,7 +1,7 @@
-"""JSON lines that survive a killed writer.
+"""Reads or writes JSON lines that survive a killed writer.
 
-A record counts once its newline is on disk. A last line without a newline is what a killed writer left; opening the
-file for writing removes it. Any other line that is not a JSON object raises an error that names file and line.
+A record counts once its newline is on disk. A last line without a newline was left by a killed writer and is removed
+when the file is opened for writing. Any other line that is not a JSON object raises an error with file and line.
 """
 
 from __future__ import annotations

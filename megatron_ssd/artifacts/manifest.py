@@ -107,7 +107,7 @@ def read_manifest(folder: Path, *, stage: str | None = None) -> Manifest:
     if stage is not None and manifest.stage != stage:
         raise UserError(
             f"file {path}",
-            rule=f"was written by the stage {manifest.stage!r}, and must be by {stage!r}",
+            rule=f"was written by the stage {manifest.stage!r}, and must be from {stage!r}",
             fix=f"move {folder} away and run its stage",
         )
     return manifest
@@ -160,7 +160,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; ``ValueError`` if a key is repeated, as only the last one would count."""
+    """A JSON object. Raises ``ValueError`` if a key is repeated, as only the last one would count."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} is repeated")
@@ -168,7 +168,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _checked(content: Any) -> Manifest:
-    """``content`` as a manifest; ``ValueError`` or ``TypeError`` if it is not one."""
+    """``content`` as a manifest. Raises ``ValueError`` or ``TypeError`` if it is not one."""
     manifest = Manifest(**content)  # names unknown and missing fields, which msgspec does not for a dataclass
     msgspec.convert(content, Manifest)
     for path, count in Counter(output["path"] for output in manifest.outputs).items():

@@ -1,9 +1,9 @@
-"""Reads samples from JSON lines, with a fast typed decoder that accepts exactly the fields of a sample.
+"""Reads samples from JSON lines with a fast typed decoder, which accepts exactly the fields of a sample.
 
-A line that the decoder rejects is read again by the slower ``artifacts.jsonl`` and ``Sample.from_json``. These accept a
-lone surrogate, which Python's own JSON writer lets pass and UTF-8 does not, and name any other error.
+A line that the decoder rejects is read again by the slower ``artifacts.jsonl`` and ``Sample.from_json``. They accept a
+lone surrogate, which Python's JSON writer accepts and UTF-8 does not, and describe any other error.
 
-Apart from its types, a sample has ids of a prompt and of a response, or it was skipped and has no response.
+Besides the types, a sample must have prompt ids and response ids, or be skipped and have no response.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def iter_samples(path: Path, *, vocab_size: int | None = None, digest: hashlib._
 
 
 def key_digest(problem_id: str, sample_index: int) -> int:
-    """A digest of 64 bits of what identifies a sample in a run."""
+    """A 64-bit digest of (problem id, sample index), which identify a sample in a run."""
     text = f"{sample_index}\0{problem_id}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
@@ -84,8 +84,8 @@ def sample_shards(run_dir: Path) -> list[Path]:
         if not is_there or (output["bytes"] and not path.stat().st_size):
             raise UserError(
                 f"file {path}",
-                rule=f"{'is empty' if is_there else 'does not exist'}, and the manifest beside it counts "
-                f"{output['bytes']} bytes of it",
+                rule=f"{'is empty' if is_there else 'does not exist'}, and its manifest lists it with "
+                f"{output['bytes']} bytes",
                 fix=f"put it back, or remove {folder} and sample again",
             )
         shards.append(path)

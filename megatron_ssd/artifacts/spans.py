@@ -17,7 +17,7 @@ Span = list[float]  # begin, end
 
 
 class SpanNotes:
-    """The spans of one process by activity, added to those that earlier starts left in ``path``."""
+    """The spans of one process by activity, after those that earlier starts wrote to ``path``."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""One stage of a run: written to ``NAME.partial``, published as ``NAME`` with a manifest by one rename.
+"""A stage of a run: written to ``NAME.partial``, then published as ``NAME`` with a manifest by one rename.
 
 Invariants:
 - If ``run_dir/NAME`` exists it is complete and has its ``manifest.json``.
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 _PLAN = "stage.json"  # in the work folder: the identity of the work, and the seconds spent by earlier starts
 SECONDS_BETWEEN_NOTES = 5.0  # of the time spent, while a stage works
 _POLL_SECONDS = 0.1
-_SECONDS_BEFORE_MESSAGE = 3.0  # starting is quick, publishing may not be
+_SECONDS_BEFORE_MESSAGE = 3.0  # starting is quick, publishing may take longer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +63,9 @@ class Stage:
         config: the settings that decide the output, as JSON.
         inputs: role -> content hash of everything that is read.
         replace: move aside existing output of another identity.
-        restarts: remove what an earlier start left, whatever its identity, and start again.
-        is_work: whether a file, given by its path below the work folder, is worth keeping from another identity. Empty
-            files and the stage's own plan never are.
+        restarts: remove what an earlier start left, of any identity, and start again.
+        is_work: whether a file, given by its path below the work folder, is worth keeping if it is from another
+            identity. Empty files and the stage's own plan never are.
         key: the configuration key that names the parent folder.
         made_by: the command that makes the folder; by default, the one that ``MADE_BY`` has for ``name``.
     """
@@ -101,7 +101,7 @@ class Stage:
         self._lock_file: IO[str] | None = None
 
     def is_current(self) -> bool:
-        """Whether the published folder is what this stage would make.
+        """Whether the published folder is what this stage would publish.
 
         Raises:
             UserError: it was made with another configuration or other inputs, or by something else, and ``replace`` is
@@ -177,7 +177,7 @@ class Stage:
         return self.work
 
     def _holds_work(self) -> bool:
-        """Whether the work folder has anything worth keeping: a start that failed at once leaves nothing."""
+        """Whether the work folder has anything worth keeping; a start that failed early has left nothing."""
         plan = self.work / _PLAN
         return any(
             path not in (plan, temporary_path(plan))
@@ -279,7 +279,7 @@ class Stage:
             fsync_path(path)
         fsync_path(self.work)
         self.work.rename(self.final)
-        for path in (self.work / _PLAN, *notes):  # until the rename they identify the work for the next start
+        for path in (self.work / _PLAN, *notes):  # until the rename, a next start needs them to identify the work
             (self.final / path.relative_to(self.work)).unlink()
         fsync_path(self.final.parent)
         if self._lock_file is not None:

@@ -25,11 +25,11 @@ from megatron_ssd.errors import ConfigError
 
 CONFIG_DIR = Path(megatron_ssd.__file__).resolve().parents[1] / "hydra_configs"
 
-_DERIVED_GROUP = "scale"  # follows from the experiment and its problems (see config.yaml)
+_DERIVED_GROUP = "scale"  # chosen by the experiment and its problems (see config.yaml)
 
 
 def groups(config_dir: Path = CONFIG_DIR) -> dict[str, list[str]]:
-    """Group -> the names that can be chosen, both sorted."""
+    """The names that can be chosen in each group, both sorted."""
     return {
         folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
         for folder in sorted(config_dir.iterdir())
@@ -49,12 +49,12 @@ def compose_values(overrides: Sequence[str], config_dir: Path = CONFIG_DIR) -> d
         ConfigError: an override or a group choice cannot be applied.
     """
     if not (config_dir / "config.yaml").is_file():
-        raise ConfigError(f"--config-dir {config_dir}", rule="holds no config.yaml", fix="name a hydra_configs folder")
+        raise ConfigError(f"--config-dir {config_dir}", rule="has no config.yaml", fix="name a hydra_configs folder")
     known = groups(config_dir)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(config_dir), version_base="1.3"):
-            composed = compose("config", overrides=[_as_hydra_takes_it(override, known) for override in overrides])
+            composed = compose("config", overrides=[_hydra_override(override, known) for override in overrides])
             return _plain(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides) from None
@@ -85,7 +85,7 @@ def _plain(composed: Any) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _as_hydra_takes_it(override: str, known: dict[str, list[str]]) -> str:
+def _hydra_override(override: str, known: dict[str, list[str]]) -> str:
     key, separator, value = override.partition("=")
     group = key.lstrip("+")
     if key.startswith("~"):
@@ -94,7 +94,7 @@ def _as_hydra_takes_it(override: str, known: dict[str, list[str]]) -> str:
         raise _not_an_override(override)
     if group not in known:
         return f"++{group}={value}"
-    for name in value.strip("[]").split(","):  # several names of a group whose files set different keys
+    for name in value.strip("[]").split(","):  # a list chooses several files of a group
         if name.strip() not in (*known[group], "null", ""):
             raise ConfigError(f"{group} = {name.strip()!r}", rule="there is no such file in that group",
                               fix=f"choose one of {', '.join(known[group])}")  # fmt: skip

@@ -30,7 +30,7 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_REQUEUE = os.EX_TEMPFAIL
 _TRACEBACK_VARIABLE = "MEGATRON_SSD_TRACEBACK"
-# Megatron-Core warns so at every import and load. Which layers run is a choice of ``precision``, and logged.
+# Megatron-Core gives these warnings at every import and load. The layers are a choice of ``precision``, and logged.
 _EXPECTED_WARNINGS = (
     "Transformer Engine and Apex are not installed",
     "Apex is not installed",
@@ -52,7 +52,7 @@ def main(stage: Callable[[RunConfig], None], *, description: str, argv: list[str
 
 
 def main_of_tool(run: Callable[[T], None], config: type[T], *, description: str | None) -> None:
-    """The same for a tool that has no groups: its ``KEY=VALUE`` arguments make one small dataclass, ``config``."""
+    """Run a tool that has no groups: its ``KEY=VALUE`` arguments are the fields of one small dataclass, ``config``."""
     tool_parser = Parser(description=description, epilog=help_text(config))
     tool_parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     arguments = tool_parser.parse_intermixed_args()

@@ -42,7 +42,7 @@ ROOT = CONFIG_DIR.parent
 
 @dataclass(frozen=True)
 class Script:
-    """An entry point, and the stage that tells whether it has to be started."""
+    """An entry point, and the stage that says whether it has to be started."""
 
     path: str
     does: str
@@ -61,7 +61,7 @@ LOOP = {
     "samples": Script(
         MADE_BY["samples"], "sample responses to the problems from the frozen model with vLLM", samples_stage
     ),
-    # if a proxy model is named
+    # only if a proxy model is named
     "scores": Script(MADE_BY["scores"], "score each response under the proxy model", scores_stage),
     "dataset": Script(MADE_BY["dataset"], "filter the samples and write them as Megatron's data set", dataset_stage),
     "checkpoints": _TRAIN,
@@ -69,7 +69,7 @@ LOOP = {
     "eval": Script(
         MADE_BY["eval"], "decode the benchmark with base and tuned model and run the programs", evaluation_stage
     ),
-    # if tasks are named
+    # only if tasks are named
     "general_benchmarks": Script(
         MADE_BY["general_benchmarks"], "measure general benchmarks through lm-eval", general_benchmarks_stage
     ),
@@ -78,7 +78,7 @@ LOOP = {
 
 
 def main() -> None:
-    """Entry of ``launch/pipeline.py``."""
+    """Entry point of ``launch/pipeline.py``."""
     options = parser("Run every stage from problems to report; stages that are up to date are skipped.")
     options.add_argument("--until", choices=list(LOOP), default="report", help="last stage to run")
     arguments = options.parse_intermixed_args()
@@ -102,16 +102,15 @@ def run(arguments: argparse.Namespace) -> None:
         needed(getattr(config, section), section)
     base = _base_to_make(config)
     overrides = [*overrides, f"run_dir={config.run_dir}"]
-    left_out = {
-        "scores": None if config.proxy else "a proxy model makes scores; name one with proxy.path=FOLDER",
-        "general_benchmarks": None
-        if config.general_benchmarks.tasks
-        else "it needs tasks of lm-eval; set general_benchmarks.tasks",
-    }
-    names = [name for name in LOOP if not left_out.get(name)]
-    if arguments.until not in names:
-        rule, _, fix = str(left_out[arguments.until]).partition("; ")
+    left_out = {}
+    if config.proxy is None:
+        left_out["scores"] = ("needs a proxy model", "name one with proxy.path=FOLDER")
+    if not config.general_benchmarks.tasks:
+        left_out["general_benchmarks"] = ("needs tasks of lm-eval", "set general_benchmarks.tasks")
+    if arguments.until in left_out:
+        rule, fix = left_out[arguments.until]
         raise ConfigError(f"--until {arguments.until}", rule=rule, fix=fix)
+    names = [name for name in LOOP if name not in left_out]
     scripts = [LOOP[name] for name in names[: names.index(arguments.until) + 1]]
     total = len(scripts)
     # Problems before the base: an unreadable file or a refused problem should not cost a training run.
@@ -171,7 +170,7 @@ def _run_all(
     for number, script in enumerate(scripts, start=first):
         if script.open_stage(config).is_current():
             continue
-        check_machine(config)  # a run that is up to date needs nothing of the machine
+        check_machine(config)  # only here: a run that is up to date needs no device or sandbox
         log.info("pipeline: %s %d of %d: %s (%s)", label, number, total, script.does, script.path)
         command = [*_launcher(script, config), str(ROOT / script.path), *options, *overrides]
         status = run_child(command, report_follows=report_follows)
@@ -209,7 +208,7 @@ def _launcher(script: Script, config: RunConfig) -> list[str]:
 
 
 def _failed(script: Script, status: int) -> int:
-    """Log which stage stopped. The stage itself has said why."""
+    """Log which stage stopped; returns the pipeline's exit status. The stage has already printed the reason."""
     advice = "run the same command to resume"
     if status == EXIT_USER_ERROR:
         advice = "finished stages are kept; fix the error above and run the same command"

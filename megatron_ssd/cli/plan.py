@@ -1,4 +1,4 @@
-"""Command line of ``tools/plan.py``: what a run will take."""
+"""Command line of ``tools/plan.py``, which predicts what a run needs."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ RECIPES = {
 
 def main() -> None:
     """Print the plan of the configuration of the command line."""
-    options = parser("What a run will take: memory by part, whether it fits, epochs, operations. Needs no GPU.")
+    options = parser("Predict what a run needs: memory by part, whether it fits, epochs, operations. Needs no GPU.")
     options.add_argument("--gpu", choices=list(GPUS), help="the GPU to plan for; by default all known ones")
     options.add_argument("--mfu", type=float, help="assumed share of the peak, for hours; needs --gpu")
     options.add_argument("--samples", type=int, help="number of training samples, if there is no data set yet")
-    options.add_argument("--mean-tokens", type=int, help="their mean length, for packing and for operations")
+    options.add_argument("--mean-tokens", type=int, help="their mean length in tokens, for packing and operations")
     options.add_argument("--table", action="store_true", help="print only the tables of docs/guides/recipes.md")
     options.add_argument("--write", action="store_true", help="with --table: write them to docs/guides/recipes.md")
     arguments = options.parse_intermixed_args()

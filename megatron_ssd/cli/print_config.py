@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def wants_all(arguments: argparse.Namespace) -> bool:
-    """Whether every key was asked for, and not only those that were given."""
+    """Whether ``--print-config=all`` was given."""
     return bool(arguments.print_config == _ALL)
 
 

@@ -4,7 +4,7 @@
 
 Takes torchrun's arguments. The exit status is that of the process that failed first: 75 if a signal stopped training
 with its state saved. SIGINT, SIGTERM and SIGUSR1 are passed on to the processes, which have as long as saving takes.
-torchrun itself would kill them half a minute after the first two signals, and would die of the third.
+torchrun itself kills them half a minute after SIGINT or SIGTERM, and SIGUSR1 kills torchrun.
 """
 
 from __future__ import annotations

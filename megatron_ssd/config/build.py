@@ -1,7 +1,7 @@
 """Builds configuration dataclasses from plain nested dictionaries.
 
-pydantic reads the standard dataclasses as they are and does the checking. Unknown keys are refused, and so are
-conversions such as ``"8"`` to 8 or 1.5 to 1.
+pydantic checks the values against the standard dataclasses. Unknown keys are refused, and so are conversions such as
+``"8"`` to 8 or 1.5 to 1.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def build(section: type[T], values: dict[str, Any]) -> T:
         ConfigError: names the key, the value, the rule and the fix for the first thing that is wrong.
     """
     try:
-        # Pydantic's strict mode takes objects for dataclasses and lists for tuples only from JSON.
+        # pydantic's strict mode accepts objects as dataclasses, and lists as tuples, only from JSON.
         result: T = _adapter(section).validate_json(json.dumps(values))
     except ValidationError as error:
         raise _explain(error, section) from None
@@ -85,7 +85,7 @@ def _with_section(error: ConfigError, section: str) -> ConfigError:
 
 
 def _suggestion(path: list[str], root: type) -> str:
-    """What was meant by an unknown key: its new name, else a similar key beside it, else one of that name elsewhere."""
+    """The fix for an unknown key: its new name, else a similar key of its section, else keys of that name elsewhere."""
     *section, name = path
     for length in range(len(path), 0, -1) if root is RunConfig else ():
         if new := RENAMED.get(".".join(path[:length])):
@@ -99,7 +99,7 @@ def _suggestion(path: list[str], root: type) -> str:
 
 @functools.cache
 def _all_keys(root: type) -> tuple[str, ...]:
-    """Every dotted key, except those of sections with names of the user's (``contamination.sets``)."""
+    """Every dotted key, except those of sections that the user names (``contamination.sets``)."""
 
     def below(section: type, prefix: str) -> Iterator[str]:
         for name, hint in get_type_hints(section).items():

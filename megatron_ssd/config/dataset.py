@@ -1,4 +1,4 @@
-"""Data set settings: how samples become training data."""
+"""Settings of the data set: how samples become training data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron_ssd.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """What counts as a loop at the end of a response, see ``dataset.filters.loop_start``.
+    """What counts as a loop at the end of a response (``dataset.filters.loop_start``).
 
     The defaults find repetitions that nobody writes on purpose, such as the same 32 tokens four times in succession.
     Short patterns, such as a line of zeros in a table, are not loops.
@@ -21,7 +21,7 @@ class LoopConfig:
     min_repeats: int = 4
     """Least number of repetitions."""
     min_tokens: int = 128
-    """Least length of the whole loop, in tokens."""
+    """Least length of the loop, in tokens."""
 
     def __post_init__(self) -> None:
         for key, least in (("max_period", 1), ("min_repeats", 2), ("min_tokens", 2)):
@@ -35,7 +35,7 @@ class FilterConfig:
     """Which samples are left out of training. The defaults are the paper's minimal filters.
 
     No response is executed or checked. docs/guides/filters.md names the source of each filter. ``drop_duplicates``,
-    ``drop_shortest_fraction`` and ``proxy_band`` look at the whole set, in this order, each at what is left.
+    ``drop_shortest_fraction`` and ``proxy_band`` look at all samples that are left, in this order.
     """
 
     drop_empty: bool = True
@@ -93,7 +93,7 @@ class FilterConfig:
 
 
 def _as_extracted(language: str) -> str:
-    """The name of a language as ``prompts.extract`` gives it."""
+    """The name that ``prompts.extract`` gives to a language."""
     name = language.strip().lower()
     return "python" if name in ("python3", "py", "py3") else name
 
@@ -117,7 +117,7 @@ class PreprocessConfig:
         require(self.num_workers is None or self.num_workers > 0, f"preprocess.num_workers = {self.num_workers}",
                 rule="must be at least 1", fix="use null for all usable cores")  # fmt: skip
         require(self.indexed is None or not self.needs_tokenizer, f"preprocess.indexed = {self.indexed}",
-                rule="is used as it is, and preprocess.ids or preprocess.compare asks to tokenize responses",
+                rule="is used without changes, and preprocess.ids or preprocess.compare asks to tokenize responses",
                 fix="leave these two out")  # fmt: skip
 
     @property
@@ -142,7 +142,7 @@ class InspectConfig:
     max_characters: int = 1500
     """Characters to show of each prompt and response."""
     hashes: bool = True
-    """Read every file whole and compare it with the manifest. Set it to false for large data sets."""
+    """Read every file completely and compare it with the manifest. Set it to false for large data sets."""
 
     def __post_init__(self) -> None:
         require((self.run_dir is None) != (self.path is None), f"run_dir = {self.run_dir} and path = {self.path}",

@@ -1,4 +1,4 @@
-"""Settings of everything that measures: evaluation, general benchmarks, the report."""
+"""Settings of evaluation, general benchmarks and report."""
 
 from __future__ import annotations
 

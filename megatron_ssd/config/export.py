@@ -1,4 +1,4 @@
-"""Export settings, also of the conversion tool."""
+"""Settings of export and of the conversion tool."""
 
 from __future__ import annotations
 

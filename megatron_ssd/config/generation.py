@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from megatron_ssd.errors import ConfigError, require
+from megatron_ssd.errors import ConfigError, require, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class EngineConfig:
     endpoints: tuple[str, ...] = ()
     """Base URLs of servers, such as ``http://host:8000/v1``."""
     max_retries: int = 10
-    """Repetitions of a failed request to a server."""
+    """Retries of a failed request to a server."""
     request_timeout: float = 7200.0
     """Seconds to wait for a server's answer. The default allows for 65,536 tokens at ten per second."""
 
@@ -144,7 +144,7 @@ class EngineConfig:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides which tokens are drawn. The rest is speed; ``options`` may be either, so they are included."""
+        """What decides which tokens are drawn. The rest affects speed; ``options`` may do both, so they count."""
         return {
             "backend": self.backend,
             "dtype": self.dtype,
@@ -169,7 +169,7 @@ class PromptConfig:
 
     def __post_init__(self) -> None:
         require(self.mode == "chat" or self.enable_thinking is None,
-                f"prompt.enable_thinking = {str(self.enable_thinking).lower()}",
+                f"prompt.enable_thinking = {shown(self.enable_thinking)}",
                 rule="is for chat templates, and prompt.mode = raw uses none",
                 fix="leave it out, or set prompt.mode=chat")  # fmt: skip
 
@@ -195,19 +195,19 @@ class ProxyConfig:
     revision: str | None = None
     """Commit on the Hub."""
     max_model_len: int | None = None
-    """Longest prompt plus response, in the proxy's tokens; null means its whole context."""
+    """Longest prompt plus response, in the proxy's tokens; null means the model's own context length."""
 
     def __post_init__(self) -> None:
         require(self.max_model_len is None or self.max_model_len > 1, f"proxy.max_model_len = {self.max_model_len}",
-                rule="must hold a prompt and a response", fix="leave it out for the model's whole context")  # fmt: skip
+                rule="must hold a prompt and a response", fix="leave it out for the model's own length")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
-    """Worker ``rank`` of the ``world`` workers that sample one run.
+    """This worker among the ``world`` workers that sample one run.
 
     Null values are taken from torchrun, or are 0 of 1. Workers of one node share its GPUs or processor cores evenly; a
-    worker without local values takes all that it sees.
+    worker without local values uses all that it sees.
     """
 
     rank: int | None = None
@@ -286,10 +286,10 @@ def _check_pair(rank_name: str, rank: int | None, world_name: str, world: int | 
     """Check that a rank and its world size are both set or both null, and that the rank is in range."""
     if rank is None and world is None:
         return
-    shown = f"{rank_name} = {'null' if rank is None else rank}, {world_name} = {'null' if world is None else world}"
-    require(rank is not None and world is not None, shown, rule="one needs the other",
+    given = f"{rank_name} = {shown(rank)}, {world_name} = {shown(world)}"
+    require(rank is not None and world is not None, given, rule="one needs the other",
             fix="set both or neither")  # fmt: skip
     assert rank is not None
     assert world is not None
-    require(0 <= rank < world, shown, rule=f"ranks are from 0 to {world_name} - 1",
+    require(0 <= rank < world, given, rule=f"ranks are from 0 to {world_name} - 1",
             fix=f"use {rank_name} from 0 to {max(world, 1) - 1}")  # fmt: skip

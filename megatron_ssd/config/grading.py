@@ -1,4 +1,4 @@
-"""The settings of ``tools/grade.py``."""
+"""Settings of ``tools/grade.py``."""
 
 from __future__ import annotations
 

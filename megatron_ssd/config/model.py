@@ -1,4 +1,4 @@
-"""Model settings: the shape, in the names of its Hugging Face ``config.json``, then the routing of experts."""
+"""Settings of the model: its shape, with the names of Hugging Face's ``config.json``, and the routing of experts."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class ModelConfig:
         attention = self.hidden_size * (2 * q_size + 2 * kv_size) + (2 * self.head_dim if self.has_qk_norm else 0)
         if self.num_experts is not None and self.moe_intermediate_size is not None:
             expert = 3 * self.hidden_size * self.moe_intermediate_size
-            feed_forward = self.num_experts * (expert + self.hidden_size)  # each expert and its router row
+            feed_forward = self.num_experts * (expert + self.hidden_size)  # each expert and its row of the router
         else:
             feed_forward = 3 * self.hidden_size * self.intermediate_size
         layer = attention + feed_forward + 2 * self.hidden_size

@@ -1,4 +1,4 @@
-"""Settings of where training runs: the process grid, the machine."""
+"""Settings of the process grid and the machine."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Device = Literal["cuda", "cpu"]
 class ParallelConfig:
     """Megatron-Core's process grid.
 
-    Data parallel size is what remains: world_size / (tensor x pipeline x context).
+    The data parallel size follows: world_size / (tensor x pipeline x context).
     """
 
     world_size: int = 1
-    """Number of processes that the layout is for."""
+    """Number of processes."""
     tensor_model_parallel_size: int = 1
     """Processes that share each matrix."""
     pipeline_model_parallel_size: int = 1
@@ -84,7 +84,7 @@ class ParallelConfig:
 
     @property
     def sequence_parts(self) -> int:
-        """What the length of a sequence must be a multiple of."""
+        """The length of a sequence must be a multiple of this."""
         per_rank = self.tensor_model_parallel_size if self.sequence_parallel else 1
         return math.lcm(self.context_chunks, self.context_parallel_size * per_rank)
 
@@ -137,6 +137,6 @@ class ClusterConfig:
     """The machine."""
 
     device: Device = "cuda"
-    """Device of training and sampling. It is never guessed."""
+    """Device of training and sampling. It is not detected automatically."""
     threads_per_process: int = 1
     """CPU threads per training process, on device ``cpu``."""

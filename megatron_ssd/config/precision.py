@@ -1,4 +1,4 @@
-"""Settings of number formats, with activation recomputation."""
+"""Settings of number formats and activation recomputation."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class PrecisionConfig:
     """Round the inputs of fp32 products to bf16, if the processor has units for it."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Compute activations again in the backward pass to save memory: ``recompute_modules`` of each layer
-    (``selective``) or whole layers (``full``)."""
+    (``selective``) or complete layers (``full``)."""
     recompute_modules: tuple[RecomputeModule, ...] = ("core_attn",)
     """Modules of ``recompute=selective``. ``moe_act`` (with ``moe.grouped_gemm``) and ``layernorm`` save most for
     their time; fused core attention keeps no scores, so recomputing it saves little."""

@@ -1,4 +1,4 @@
-"""Problem settings: training problems, decontamination, the benchmark, the minicode world."""
+"""Settings of problems: training problems, decontamination, the benchmark, the minicode world."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ErrataChoice = Literal["keep", "drop"]
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnsConfig:
-    """Which column of a data set holds what."""
+    """The columns of a data set."""
 
     statement: str
     """Text of the problem."""
@@ -96,7 +96,7 @@ class ContaminationConfig:
     """
 
     sets: dict[str, EvaluationSetConfig] = field(default_factory=dict)
-    """Name to evaluation set."""
+    """Evaluation sets by name."""
     ngram: int = 8
     """Words per n-gram."""
     overlap: float = 0.5

@@ -19,8 +19,8 @@ class Key:
     """A key of a section.
 
     Args:
-        kind: its type as users write it, for example ``int or null``.
-        default: its default in YAML's words, or ``required``.
+        kind: its type in words, for example ``integer or null``.
+        default: its default as YAML, or ``required``.
         section: the dataclass that it holds, if it is a section itself.
     """
 
@@ -64,7 +64,7 @@ def help_text(section: type) -> str:
 
 
 def _field_docstrings(section: type) -> Iterator[tuple[str, str]]:
-    """Python drops the string below a field, so it is read from the source."""
+    """(field, docstring) pairs, read from the source: Python drops the string below a field."""
     (body,) = (node.body for node in ast.parse(inspect.getsource(section)).body if isinstance(node, ast.ClassDef))
     for field, below in itertools.pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
@@ -98,7 +98,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def shown_value(value: Any) -> str:
-    """A value as an override is written."""
+    """A value as it is written in an override."""
     if dataclasses.is_dataclass(value):
         return "section"
     if value is None or isinstance(value, bool):

@@ -32,7 +32,7 @@ _FIXES = {
     "sampling": "choose settings with sampling=NAME, for example sampling=qwen3_30b",
     "proxy": "name a smaller model, for example proxy.path=Qwen/Qwen3-0.6B",
 }
-"""What to do about a section that is null, by its name."""
+"""The fix for a section that is null, by its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class RunConfig:
     seed: int = 0
     """Seed of the run: of sampling, data order and initialization."""
     objective: Literal["sft", "pretrain"] = "sft"
-    """``sft`` trains on responses to prompts, ``pretrain`` on whole documents."""
+    """``sft`` trains on responses to prompts, ``pretrain`` on all tokens of documents."""
     dry_run: bool = False
     """Only build the model of each rank without memory and print its layout."""
     replace: bool = False
@@ -87,7 +87,7 @@ class RunConfig:
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     """Output of the sampling stage."""
     worker: WorkerConfig = field(default_factory=WorkerConfig)
-    """Which part of the sampling this process does."""
+    """The part of the sampling that this process does."""
     filters: FilterConfig = field(default_factory=FilterConfig)
     """Which samples are left out of training."""
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
@@ -116,6 +116,12 @@ class RunConfig:
     """Limits of the report."""
 
     def __post_init__(self) -> None:
+        self._check_iterations()
+        self._check_sequence_length()
+        self._check_layers()
+        self._check_samples()
+
+    def _check_iterations(self) -> None:
         micro_batches = self.training.num_microbatches(self.parallel.data_parallel_size)
         stages = self.parallel.pipeline_model_parallel_size
         require(
@@ -132,6 +138,8 @@ class RunConfig:
             rule=f"must be below training.train_iters ({self.training.train_iters})",
             fix="lower optimizer.lr_warmup_iters",
         )
+
+    def _check_sequence_length(self) -> None:
         if self.model is not None:
             self.parallel.check_model(self.model)
             micro_batch_tokens = self.training.micro_batch_size * self.training.seq_length
@@ -157,6 +165,8 @@ class RunConfig:
             rule=f"must be a multiple of {chunks}, the parts that context parallelism splits samples into",
             fix=f"use a multiple of {chunks}, or null",
         )
+
+    def _check_layers(self) -> None:
         require(
             self.cluster.device == "cuda" or not self.precision.transformer_engine,
             "precision.transformer_engine = true",
@@ -178,6 +188,7 @@ class RunConfig:
             fix="leave moe_act out or set moe.grouped_gemm=true",
         )
 
+    def _check_samples(self) -> None:
         require(
             self.filters.length_capped != "mask_end" or self.preprocess.ids == "sampled",
             "filters.length_capped = mask_end",

@@ -1,4 +1,4 @@
-"""Training settings: optimizer, checkpoints, loop."""
+"""Settings of training: optimizer, checkpoints, loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron_ssd.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay over the whole run."""
+    """AdamW with linear warm-up and cosine decay over the run."""
 
     lr: float = 5e-6
     """Peak learning rate."""
@@ -97,9 +97,9 @@ class TrainingConfig:
     """Samples that are longer than ``seq_length``: drop or truncate them, or stop with an error."""
     segment_multiple: int | None = None
     """The length of a sample in a packed sequence is rounded up to a multiple of this. Null means the multiple that
-    context parallelism needs, so its size decides which samples share a sequence."""
+    context parallelism needs; the samples that share a sequence then depend on its size."""
     loss_normalization: Literal["token", "sequence"] = "token"
-    """``token`` weighs every response token of the global batch alike, ``sequence`` every sample."""
+    """``token`` gives every response token of the global batch the same weight, ``sequence`` every sample."""
     prompt_loss_weight: float = 0.0
     """Weight of a prompt token in the loss; a response token has 1."""
     ema_decay: float | None = None

@@ -2,11 +2,11 @@
 
 A part is ``NAME.bin``, ``.idx``, ``.ids.jsonl`` and, if responses are tokenized again, ``.differences.jsonl``.
 ``.keys.npy`` has a digest of each sample of the shard, kept or not, and ``.sha256`` the hash of the shard. ``.json``
-with the counts is written last and marks the part as complete. An incomplete part is written anew.
+with the counts is written last and marks the part as complete. An incomplete part is written again.
 
 A document is [prompt, response], and the loss follows from the two lengths. So the end of a response that must carry no
-loss is left out of the document: no other token's loss depends on it, so loss and gradient are as with masking, at less
-cost. Only the load-balancing loss of a mixture of experts would see masked tokens.
+loss is left out of the document. No other token's loss depends on it, so loss and gradient are those of masking, at a
+lower cost. Only the load-balancing loss of a mixture of experts would see masked tokens.
 """
 
 from __future__ import annotations
@@ -67,14 +67,15 @@ def part_counts(parts: Path, shard: Path) -> dict[str, int] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Converter:
-    """Converts shards to parts; goes to workers by pickle.
+    """Converts shards to parts; sent to workers by pickle.
 
     Attributes:
         parts: the folder of the parts.
         filters: the filter settings.
         vocab_size: ids must be below it.
         prompt_opens_thinking: see ``FilteredSample``.
-        reasons: of a first pass, for each shard an index into ``REASONS`` per sample; empty without a first pass.
+        reasons: results of a first pass: for each shard, an index into ``REASONS`` per sample. Empty without a first
+            pass.
         retokenizer: tokenizes responses again, so that differences are written; None if that was not asked for.
         uses_retokenized: whether documents have these ids instead of the sampled ones.
     """
@@ -165,7 +166,7 @@ class Retokenizer(NamedTuple):
     """Tokenizes response texts again; a string, so that it can be sent to workers.
 
     A model may spell one text in several ways: it may sample ``ab`` + ``c`` where its tokenizer writes ``a`` + ``bc``.
-    Special tokens are not part of the text. So training on the text trains on other ids than were sampled.
+    Special tokens are not part of the text. So training on the text may train on other ids than those sampled.
 
     Attributes:
         tokenizer_json: ``fast_tokenizer(folder).to_str()``.

@@ -1,7 +1,7 @@
 """Builds the minicode tokenizer and pretraining corpus in Megatron's format, for ``objective=pretrain``.
 
 A document of the corpus is one sequence: a statement and its answer in the chat template, including the end token, so
-that the base model is sampled with exactly the format that it was trained on. ``RUN_DIR/tokenizer`` and
+that the base model is sampled in exactly the format that it was trained on. ``RUN_DIR/tokenizer`` and
 ``RUN_DIR/dataset`` are two stages; the tokenizer is an input of the data set.
 """
 
@@ -30,7 +30,7 @@ _TOKENIZER_DOCUMENTS = 4000  # without noise: enough to contain every word
 
 
 def build_world(config: RunConfig) -> None:
-    """Write ``RUN_DIR/tokenizer`` and ``RUN_DIR/dataset`` for ``config.minicode``; nothing if both are current."""
+    """Write ``RUN_DIR/tokenizer`` and ``RUN_DIR/dataset`` for ``config.minicode``, unless they are current."""
     model = needed(config.model, "model")
     require(
         model.vocab_size == config.minicode.vocab_size,

@@ -3,7 +3,7 @@
 The method trains on raw responses: no filter runs a program or asks whether an answer is right. A filter is a predicate
 that is true for a sample that it drops; the first in ``FILTERS`` that is true gives the reason. To add one: write the
 predicate, give it a switch in ``FilterConfig``, and add it to ``FILTERS``. ``dataset.set_filters`` has the filters that
-need the whole set.
+look at all samples together.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _LONGEST_PROGRAM = 1 << 20  # characters; no solution is longer, and the parser 
 
 @dataclass(frozen=True)
 class FilteredSample:
-    """A sample and what the filters find in it, each computed once and only if it is needed.
+    """A sample and what the filters find in it; each fact is computed once, and only if it is needed.
 
     Args:
-        sample: as sampled.
+        sample: the sample, unchanged.
         config: the filter settings.
         prompt_opens_thinking: whether prompts end inside a block of reasoning, see ``prompts.extract``.
     """
@@ -164,7 +164,7 @@ def parses(program: str) -> bool:
     if len(program) > _LONGEST_PROGRAM:
         return False
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about escape sequences in a sample
+        warnings.simplefilter("ignore")  # warnings about escape sequences in a sample
         try:
             ast.parse(program)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -214,7 +214,7 @@ def _backwards(token_ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64
 
 
 def _period(backwards: NDArray[np.int64], config: LoopConfig) -> int | None:
-    """The shortest period with which ``backwards`` begins for long enough."""
+    """The shortest period that ``backwards`` begins with and that counts as a loop; None if there is none."""
     if len(backwards) == 0:
         return None
     longest = min(config.max_period, len(backwards) // config.min_repeats)

@@ -1,4 +1,4 @@
-"""Megatron-Core's indexed data set (.bin and .idx), written and opened with checks.
+"""Reads or writes Megatron-Core's indexed data set (.bin and .idx), with checks.
 
 A document is one or more sequences of token ids: [prompt, response] for a sample, one sequence for a corpus text. Ids
 are two bytes wide for vocabularies below 65,500 and four otherwise, as in Megatron-Core.
@@ -7,8 +7,8 @@ The .bin has the ids of all sequences, one after the other. The .idx is little e
 of sequences, number of document boundaries (the number of documents + 1); then S lengths in ids (int32), S offsets in
 the .bin in bytes (int64), the boundaries as numbers of sequences (int64), and in a multimodal data set S modes (int8).
 
-Training reads through Megatron-Core's own ``IndexedDataset``. Writing and checking use numpy instead of Megatron-Core's
-classes: these import torch in every worker, keep Python lists of all lengths, and check nothing.
+Training reads through Megatron-Core's own ``IndexedDataset``. Writing and checking use numpy, because Megatron-Core's
+classes import torch in every worker, keep Python lists of all lengths, and check nothing.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def check_text(prefix: Path, index: Index) -> None:
 
 
 def check_ids(prefix: Path, index: Index, *, vocab_size: int | None) -> None:
-    """Raise ``UserError`` for an id outside the vocabulary; for a negative id only, if ``vocab_size`` is None."""
+    """Raise ``UserError`` for an id outside the vocabulary; if ``vocab_size`` is None, only for a negative id."""
     ids, end = mapped_ids(prefix, index), vocab_size
     for start in range(0, len(ids), _CHUNK):
         part = ids[start : start + _CHUNK]

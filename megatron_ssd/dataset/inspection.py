@@ -1,4 +1,4 @@
-"""Shows what a data set contains, after checking its files: .bin against .idx against manifest."""
+"""Shows what a data set contains, after a check of its files (.bin, .idx, manifest)."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _check_counts(files: DatasetFiles, manifest: Manifest) -> None:
         if manifest.counts.get(name, count) != count:
             raise UserError(
                 f"file {files.prefix}.idx",
-                rule=f"counts {count} {name.replace('_', ' ')} where the manifest has {manifest.counts[name]}",
+                rule=f"counts {count} {name.replace('_', ' ')} but the manifest has {manifest.counts[name]}",
                 fix=_FIX,
             )
 
@@ -187,7 +187,7 @@ def histogram(files: DatasetFiles) -> Iterator[str]:
 
 
 def example(files: DatasetFiles, number: int, decode: Decode, *, name: str, coloured: bool, max_characters: int) -> str:
-    """A document: the prompt dim and what carries loss green; without colour, each under a line that says which."""
+    """A document as text: the prompt dim, and what carries loss green. Without colour, each has a heading."""
     boundaries, lengths = files.index.boundaries, files.index.lengths
     sequences = range(int(boundaries[number]), int(boundaries[number + 1]))
     texts = [_shown(decode(_sequence(files, sequence)), max_characters) for sequence in sequences]
@@ -203,7 +203,7 @@ def example(files: DatasetFiles, number: int, decode: Decode, *, name: str, colo
 
 
 def _names(files: DatasetFiles, numbers: list[int]) -> dict[int, str]:
-    """Which sample each document is, if that is known."""
+    """The sample of each document, as text; empty if it is not known."""
     names = dict.fromkeys(numbers, "")
     if files.manifest is not None and files.names.is_file():
         for number, record in enumerate(iter_jsonl(files.names)):
@@ -226,7 +226,7 @@ def _shown(text: str, max_characters: int) -> str:
 
 
 def _decoder(config: InspectConfig) -> Decode:
-    """How ids become text: with a tokenizer, special tokens included, or as numbers if there is no tokenizer."""
+    """Decodes ids with a tokenizer, special tokens included; without a tokenizer, the ids are the text."""
     folders = [Path(config.run_dir or "") / name for name in ("tokenizer", "export")] if config.run_dir else []
     found = next((folder for folder in folders if (folder / "tokenizer_config.json").is_file()), None)
     folder = Path(config.tokenizer) if config.tokenizer else found

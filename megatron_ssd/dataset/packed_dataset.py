@@ -1,4 +1,4 @@
-"""Packed sequences for training, cut from Megatron's indexed data set.
+"""Builds packed sequences for training from Megatron's indexed data set.
 
 A document of n ids gives a sample of n - 1 tokens: token i is id i, and its label is id i + 1. A packed sequence is
 ``seq_length`` tokens: complete samples one after another, each a segment with position ids from 0, then padding.
@@ -7,14 +7,14 @@ A document of n ids gives a sample of n - 1 tokens: token i is id i, and its lab
   prompt id on; the others have ``prompt_loss_weight``. An end token is part of the response ids or absent.
 - ``pretrain``: documents are texts, of one sequence or of one sequence per sentence, and every token has weight 1.
 
-With ``loss_normalization=sequence`` the weights of a sample are divided by their sum, so that samples weigh the same.
-Each then weighs as much as the mean sample does otherwise, because the auxiliary loss of a mixture of experts is summed
-over tokens and must keep its size relative to this loss. The index alone gives the weight of a packed sequence.
+With ``loss_normalization=sequence`` the weights are scaled so that their sum is equal for all samples: the mean of the
+sums with ``token``. So the size of this loss does not change relative to the auxiliary loss of a mixture of experts,
+which is summed over tokens. The weight of a packed sequence is known from the index alone.
 
 Segments are numbered from 1; padding at the end is segment 0. The length of a segment may be rounded up, for context
-parallelism: the rest belongs to the segment. Padding of either kind has weight 0.
+parallelism; this padding belongs to the segment. Padding of either kind has weight 0.
 
-A share of the documents may be held out for validation; the seed alone decides which. Opening reads the .idx only.
+A share of the documents may be held out for validation; they depend on the seed alone. Opening reads the .idx only.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class PackedDataset:
         seq_length: tokens of a packed sequence.
         packing: ``none`` for one sample per sequence, ``greedy`` or ``best_fit`` for several.
         overlong: what to do with samples of more than ``seq_length`` tokens.
-        seed: of the run; seed and epoch decide order and packing.
+        seed: seed of the run; order and packing depend on it and on the epoch.
         loss_normalization: ``token`` leaves weights unchanged, ``sequence`` gives every sample the same sum.
         prompt_loss_weight: weight of a token whose label is a prompt id, relative to 1 for a response id.
         segment_multiple: the length of a segment is rounded up to a multiple of this; it divides ``seq_length``.

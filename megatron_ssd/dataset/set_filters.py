@@ -1,4 +1,4 @@
-"""Filters that need the whole set of samples.
+"""Filters that look at all samples together.
 
 A first pass over all shards measures each sample in 25 bytes (``FACTS``). Each filter then looks at the samples that
 the filters before it keep; the first in ``SET_FILTERS`` that drops a sample gives the reason. The facts of each shard
@@ -49,7 +49,7 @@ def shortest(lengths: NDArray[np.integer[Any]], fraction: float) -> NDArray[np.b
 
     Args:
         lengths: of each sample, [num_samples].
-        fraction: of the samples, rounded down to a whole number of them.
+        fraction: of the samples, rounded down.
     """
     chosen = np.zeros(len(lengths), dtype=np.bool_)
     chosen[np.argsort(lengths, kind="stable")[: int(len(lengths) * fraction)]] = True
@@ -69,7 +69,7 @@ def outside_band(scores: NDArray[np.floating[Any]], band: tuple[float, float]) -
 
     Args:
         scores: of each sample, [num_samples]; NaN is never outside and is not ranked.
-        band: shares of the scores, rounded to whole numbers of them.
+        band: two quantiles, rounded to numbers of scores.
     """
     order = np.argsort(scores, kind="stable")[: int(np.count_nonzero(~np.isnan(scores)))]  # NaN sorts last
     low, high = (round(share * len(order)) for share in band)
@@ -106,7 +106,7 @@ REASONS: tuple[str | None, ...] = (None, *(entry.reason for entry in (*FILTERS, 
 
 
 def needs_first_pass(config: FilterConfig) -> bool:
-    """Whether a filter is on that needs the whole set."""
+    """Whether a filter is on that looks at all samples together."""
     return any(entry.is_on(config) for entry in SET_FILTERS)
 
 
@@ -121,7 +121,7 @@ def drop_reasons(facts: Facts, config: FilterConfig) -> NDArray[np.uint8]:
 
 
 def response_digest(sample: Sample) -> tuple[int, int]:
-    """A digest that two responses to a problem share if they differ in white space only."""
+    """A digest that is equal for two responses to a problem that differ only in white space."""
     text = "\0".join((sample.problem_id, " ".join(sample.response.split())))
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
@@ -210,14 +210,14 @@ def _score(path: Path, number: int, record: dict[str, Any]) -> tuple[int, float]
 
 @dataclass(frozen=True, kw_only=True)
 class FirstPass:
-    """Measures the samples of shards; goes to workers by pickle.
+    """Measures the samples of shards; sent to workers by pickle.
 
     Attributes:
         filters: the filter settings.
         parts: the folder of the parts, which holds the facts.
         vocab_size: ids must be below it.
         prompt_opens_thinking: see ``FilteredSample``.
-        scores: of the proxy model; needed if ``filters.proxy_band`` is set.
+        scores: scores of the proxy model; needed if ``filters.proxy_band`` is set.
     """
 
     filters: FilterConfig

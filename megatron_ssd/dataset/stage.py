@@ -1,4 +1,4 @@
-"""The preprocessing stage: run_dir/samples to run_dir/dataset.
+"""The preprocessing stage: converts run_dir/samples to run_dir/dataset.
 
 Each shard of samples becomes a part (``dataset.convert``), several at a time, and the parts are joined in the order of
 the shards. A killed run redoes unfinished shards only, and the bytes do not depend on the number of workers. Ids are
@@ -11,7 +11,7 @@ sequence, or of one sequence per sentence, with an end token if ``--append-eod``
 Output:
 - ``samples.bin``, ``samples.idx``: one document per kept sample, [prompt, response];
 - ``ids.jsonl``: line i names the sample of document i;
-- ``differences.jsonl``: where retokenized responses differ from the sampled ids, if that was asked for;
+- ``differences.jsonl``: where retokenized responses differ from the sampled ids, if responses are tokenized again;
 - ``counts.json``: how many samples were kept and dropped, per shard.
 """
 
@@ -49,7 +49,7 @@ from megatron_ssd.schema import Sample
 
 log = logging.getLogger(__name__)
 
-_BYTES_PER_WORKER = 32 << 20  # one process reads these in about the time that starting another takes
+_BYTES_PER_WORKER = 32 << 20  # reading these takes about as long as starting another process
 _SUFFIXES = (".bin", ".idx")
 
 
@@ -233,7 +233,7 @@ def check_complete(parts: Path, shards: list[Path], samples: Manifest) -> None:
     compared with the manifest.
 
     Args:
-        parts: the folder of the parts; removed on an error, because the samples must change before the stage can end.
+        parts: the folder of the parts; removed on an error, because the samples have to be corrected first.
         shards: in the order of the data set.
         samples: the manifest of the samples.
 
@@ -299,7 +299,7 @@ def _repeated(shards: list[Path], keys: list[NDArray[np.uint64]]) -> UserError |
             if sample.key in lines:
                 return UserError(
                     f"{line} with sample {sample.sample_index} of problem {sample.problem_id!r}",
-                    rule=f"is there already: {lines[sample.key]}",
+                    rule=f"repeats {lines[sample.key]}",
                     fix=f"fix the line that is wrong, or remove {shard.parent} and sample again",
                 )
             lines[sample.key] = line

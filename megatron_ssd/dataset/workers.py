@@ -1,8 +1,8 @@
 """Runs tasks in worker processes that report their progress.
 
 Workers are new interpreters, not forks: a fork of a process with threads (progress bar, tokenizer) may hang, and a new
-interpreter uses no more memory than its imports. A worker dies with its parent and writes only what its task names, so
-a killed run leaves finished tasks and tasks to repeat.
+interpreter uses no more memory than its imports. A worker dies with its parent and writes only the files of its task,
+so after a kill each task is either finished or can be repeated.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from megatron_ssd.process import ChildDeathError, ChildProcess, connection_to_pa
 T = TypeVar("T")
 
 CountSamples = Callable[[int], object]
-Work = Callable[[T, CountSamples], object]  # does a task, and reports the number of samples now and then
+Work = Callable[[T, CountSamples], object]  # does a task, and reports the number of samples from time to time
 _DONE = "done"
-_MODULE = "megatron_ssd.dataset.workers"  # this one
+_MODULE = "megatron_ssd.dataset.workers"  # this module
 _EVERY = 64  # samples between two reports to the progress bar
 
 
 def counted(samples: Iterable[T], count_samples: CountSamples) -> Iterator[T]:
-    """``samples``, with a call of ``count_samples`` now and then."""
+    """``samples``, with a call of ``count_samples`` from time to time."""
     number = 0
     for number, sample in enumerate(samples, start=1):
         if number % _EVERY == 0:

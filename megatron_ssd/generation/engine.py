@@ -1,7 +1,8 @@
-"""The interface between whoever needs responses and the engines that draw them, in terms of token ids.
+"""Interfaces of inference engines, in terms of token ids.
 
-The same request with the same seed gives the same tokens, whatever else is in flight and in whatever order, on the same
-machine and engine version. Every request is seeded. docs/guides/engines.md says how far each engine keeps this promise.
+Every request is seeded. On the same machine and engine version, the same request with the same seed gives the same
+tokens, regardless of the other requests in flight and of their order. docs/guides/engines.md says how far each engine
+keeps this promise.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Request:
 
     @property
     def prompt_token_ids(self) -> list[int]:
-        """At least one, and fewer than the context holds."""
+        """Token ids of the prompt: at least one, and fewer than the context holds."""
         return self.prompt.token_ids
 
 
@@ -72,10 +73,10 @@ _R = TypeVar("_R", bound=AnyRequest)
 
 
 class Engine(Protocol):
-    """An engine in this process. Requests go in one at a time; each step adds a token to all of them."""
+    """An engine in this process. Requests are added one at a time; each step adds a token to all of them."""
 
     def add(self, number: int, request: AnyRequest) -> None:
-        """Take a request, which the caller calls ``number``; it runs from the next step on."""
+        """Add a request under a number that the caller chooses; it runs from the next step on."""
 
     def step(self) -> list[tuple[int, Result]]:
         """One forward pass; returns the requests that it finished, by number."""
@@ -159,17 +160,17 @@ def sample_all(
     desc: str = "sampling",
     done_before: int = 0,
 ) -> SamplingStats:
-    """Draw every request and hand on each response as it finishes, with a progress bar.
+    """Sample a response to every request, with a progress bar.
 
     Args:
         sampler: the engines.
         requests: what to draw; sampling parameters may differ between requests.
-        on_completion: called once per request, in this thread.
+        on_completion: called once per request as its response finishes, in this thread.
         desc: text of the progress bar.
         done_before: requests that an earlier start finished, for the progress bar.
 
     Raises:
-        UserError: an engine could not start or died. Responses that were handed on are kept.
+        UserError: an engine could not start or died. Finished responses were passed to ``on_completion``.
     """
     stats = SamplingStats()
     if not requests:

@@ -1,12 +1,12 @@
-"""Engines in processes of their own, fed from one stream of requests.
+"""Runs engines in processes of their own, fed from one stream of requests.
 
 Each engine holds a bounded number of requests and gets another one when one finishes. So a slow engine or a long
 response delays no other, and a kill loses only what is in flight. An engine that dies at work is restarted, a bounded
 number of times, and its requests are sent again: every request is answered once, and its seed decides its tokens as
 before.
 
-An engine's environment must be set before its libraries load, and what these change in their process must not leak;
-hence the processes. This module is also what they run.
+Each engine has a process because its environment must be set before its libraries load, and because these libraries
+change global state. The processes run this module.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ class EngineProcess:
 def serve(connection: Connection) -> None:
     """The engine's process: start the engine that the first message describes, then run requests until the end."""
     spec: EngineSpec = connection.recv()
-    gc.disable()  # what loads, stays; searching it for garbage takes a third of the start
+    gc.disable()  # what is loaded stays; collecting garbage in it takes a third of the start
     try:
         engine = spec.start()
     except UserError as error:

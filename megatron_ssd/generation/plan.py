@@ -1,7 +1,7 @@
-"""Translates between the samples of a run, as planned or recorded, and an engine's requests.
+"""Converts the samples of a run to engine requests, or completions to samples.
 
-A seed follows from (run seed, problem id, sample index) alone. No shard, process or order changes it, and neither do
-the sampling parameters, so that two settings share the noise of a problem.
+A seed depends on (run seed, problem id, sample index) alone: not on shards, processes or order, and not on the sampling
+parameters, so two settings use the same random numbers for a problem.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def plan_requests(
         run_seed: the run's seed.
         params: how tokens are drawn.
         max_tokens: the longest response.
-        max_model_len: tokens of prompt and response that the engine takes.
+        max_model_len: longest prompt plus response that the engine takes, in tokens.
     """
     return [
         Request(

@@ -29,17 +29,17 @@ def open_sampler(
     stop_token_ids: Sequence[int] = (),
     worker: WorkerConfig = _ALONE,
 ) -> Iterator[EnginePool | ServerSampler]:
-    """A sampler on ``model``, for the length of the context. Engines that this run starts begin to load here.
+    """Open a sampler on ``model``; it is closed when the context ends. Engines of this run begin to load here.
 
-    With ``engine.backend = server``, ``model`` gives tokenizer, revision and end tokens. The user vouches for the
-    weights that the servers loaded; only name and context length are checked.
+    With ``engine.backend = server``, ``model`` gives tokenizer, revision and end tokens. Of the servers' model
+    only the name and the context length are checked, not the weights.
 
     Args:
         engine: which engines, and how many.
         model: the model to sample.
-        device: cluster.device; what the run's own engines run on.
+        device: cluster.device, on which the run's own engines run.
         stop_token_ids: ids that end a response besides the model's own.
-        worker: which of the workers of this node this process is.
+        worker: this process, among the workers of its node.
 
     Raises:
         UserError: the model's context is shorter than ``engine.max_model_len``, a stop token is outside its
@@ -79,7 +79,7 @@ def vllm_spec(
     end_token_ids: tuple[int, ...],
     worker: WorkerConfig = _ALONE,
 ) -> VllmSpec:
-    """What starts any of the engines on ``model``.
+    """What the processes of the engines need to start on ``model``.
 
     Raises:
         UserError: there are too few GPUs, or ``engine.options`` names an argument that this project sets.
@@ -95,7 +95,7 @@ def vllm_spec(
 
 
 def engine_facts(engine: EngineConfig) -> dict[str, str]:
-    """The engine as manifests name it.
+    """The facts about the engine that manifests record.
 
     Raises:
         UserError: vLLM is not installed, or a server does not report its version.
@@ -111,7 +111,7 @@ def engine_facts(engine: EngineConfig) -> dict[str, str]:
 
 
 def engine_devices(engine: EngineConfig, device: Device, worker: WorkerConfig) -> tuple[tuple[str, ...], ...]:
-    """Names of the GPUs, or of the processor cores, that each of ``engine.data_parallel_size`` engines gets.
+    """For each of ``engine.data_parallel_size`` engines, the names of its GPUs or processor cores.
 
     Raises:
         UserError: there are too few GPUs, or ``engine.tensor_parallel_size`` is above 1 on CPU.
@@ -143,11 +143,11 @@ def engine_devices(engine: EngineConfig, device: Device, worker: WorkerConfig) -
 
 
 def share_of_node(devices: Sequence[str], worker: WorkerConfig) -> list[str]:
-    """The adjacent GPUs or processor cores of ``worker``. The workers' shares differ by one at most.
+    """The GPUs or processor cores of ``worker``, which are adjacent. The workers' shares differ by at most one.
 
     Args:
         devices: names of all devices that the workers of this node see, in an order that they share.
-        worker: which of them this process is.
+        worker: this process.
 
     Raises:
         UserError: there are fewer devices than workers.

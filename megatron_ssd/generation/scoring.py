@@ -1,8 +1,8 @@
-"""The scoring stage: how likely a smaller model finds each response. run_dir/samples to run_dir/scores.
+"""The scoring stage: measures how likely each response is under a smaller model, run_dir/samples to run_dir/scores.
 
 Nothing is dropped here; ``filters.proxy_band`` uses the scores later. The proxy reads the sample's messages in its own
 chat template (or as plain text, by ``prompt.mode``) and the response in its own tokens, so it may be of any family. A
-response that does not fit the context after its prompt is scored up to where it fits.
+response that does not fit into the context after its prompt is scored as far as it fits.
 
 Output: ``scores.jsonl``, one ``schema.ResponseScore`` per sample, in the order of the samples.
 """
@@ -36,7 +36,7 @@ from megatron_ssd.schema import ResponseScore, Sample
 log = logging.getLogger(__name__)
 
 SCORES_FILE = "scores.jsonl"
-_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the scores, for the choice of a band
+_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the scores, to help choose a band
 
 
 def scores_stage(config: RunConfig) -> Stage:
@@ -91,14 +91,14 @@ def _finished(path: Path) -> dict[tuple[str, int], ResponseScore]:
 
 
 def _keys(run_dir: Path) -> list[tuple[str, int]]:
-    """The key of every sample, in order. Raises ``UserError`` if one comes twice."""
+    """The key of every sample, in order. Raises ``UserError`` if one is repeated."""
     keys: dict[tuple[str, int], None] = {}
     for shard in sample_shards(run_dir):
         for number, sample in enumerate(iter_samples(shard), start=1):
             if sample.key in keys:
                 raise UserError(
                     f"{shard}:{number} with sample {sample.sample_index} of problem {sample.problem_id!r}",
-                    rule="comes twice",
+                    rule="is repeated",
                     fix=f"correct the wrong line, or remove {shard.parent} and sample again",
                 )
             keys[sample.key] = None
@@ -114,7 +114,7 @@ def _score_missing(
     done: dict[tuple[str, int], ResponseScore],
     total: int,
 ) -> dict[tuple[str, int], ResponseScore]:
-    """Score what ``done`` lacks, append it to ``path`` as it comes, and return it."""
+    """Score the samples that ``done`` lacks; append each score to ``path`` and return them all."""
     engine = dataclasses.replace(config.engine, max_model_len=_max_model_len(config, model))
     found: dict[tuple[str, int], ResponseScore] = {}
     bar: tqdm[None] = progress(total=total, initial=len(done), desc="scoring", unit="response")
@@ -154,7 +154,7 @@ def _score_missing(
 def _request(
     sample: Sample, prompt: PromptConfig, tokenizer: ChatTokenizer, *, max_model_len: int
 ) -> ScoreRequest | None:
-    """The sample as the proxy reads it; None if there is no response, or no room for one."""
+    """The request for a sample, in the proxy's tokens; None if there is no response, or no room for one."""
     prompt_token_ids = prompt_ids(sample.messages, prompt, tokenizer)
     response = tokenizer.response_ids(sample.response)[: max(0, max_model_len - len(prompt_token_ids))]
     if not response:

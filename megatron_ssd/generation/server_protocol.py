@@ -1,4 +1,4 @@
-"""The HTTP messages of a vLLM server, in terms of requests and completions."""
+"""Converts requests and completions to and from the HTTP messages of a vLLM server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_ssd.config.generation import EngineConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.engine import Completion, Request
 
-_SECONDS = 30.0  # time limit of a question that needs no decoding
+_SECONDS = 30.0  # time limit of a request that needs no decoding
 _API_KEY = "VLLM_API_KEY"  # the variable from which vllm serve reads the key that it requires
 
 
@@ -85,7 +85,7 @@ def _name(path: str) -> str:
 
 
 def body_of(request: Request, *, name: str, max_tokens: int, end_token_ids: tuple[int, ...]) -> dict[str, Any]:
-    """The body for ``/v1/completions``. It sets all that decides how a token is drawn: no server default applies."""
+    """The body for ``/v1/completions``. It sets all sampling parameters, so no default of the server applies."""
     params = request.params
     return {
         "model": name,
@@ -100,7 +100,7 @@ def body_of(request: Request, *, name: str, max_tokens: int, end_token_ids: tupl
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "stop_token_ids": list(end_token_ids),
-        "ignore_eos": True,  # the one of the server's tokenizer; stop_token_ids has all that count
+        "ignore_eos": True,  # of the server's tokenizer; stop_token_ids has all end tokens
         "return_token_ids": True,
         "n": 1,
         "stream": False,

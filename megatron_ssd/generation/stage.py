@@ -1,7 +1,7 @@
-"""The sampling stage: run_dir/problems to run_dir/samples, drawn from the frozen model at the training temperature.
+"""The sampling stage: samples responses to run_dir/problems from the frozen model, in run_dir/samples.
 
-No response is run, checked or filtered here. Every planned sample gets a record; that of a prompt that cannot be run
-says why.
+No response is run, checked or filtered here. Every planned sample gets a record; if its prompt cannot be run, the
+record says why.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ from megatron_ssd.generation.samplers import engine_facts, open_sampler
 from megatron_ssd.generation.store import (
     SampleStore,
     is_work,
-    live_workers,
     remove_worker_files,
+    running_workers,
     shard_plan,
     span_file,
     span_files,
@@ -41,13 +42,13 @@ from megatron_ssd.generation.store import (
 )
 from megatron_ssd.problems.stage import read_problems
 from megatron_ssd.process import forget_torchrun
-from megatron_ssd.prompts.prompt import build_prompts, prompts_open_thinking, template_hash
+from megatron_ssd.prompts.prompt import Prompt, build_prompts, prompts_open_thinking, template_hash
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import Problem
 
 log = logging.getLogger(__name__)
 
-_AT_WORK, _SAMPLING = "at work", "sampling"  # what a worker's time went into; sampling excludes loading the model
+_AT_WORK, _SAMPLING = "at work", "sampling"  # activities of a worker; sampling excludes loading the model
 
 
 def samples_stage(config: RunConfig) -> Stage:
@@ -63,11 +64,11 @@ def run_generate(config: RunConfig) -> None:
     """Sample this worker's part of the training problems, or resume it, and publish.
 
     Each worker appends to a file of its own. The one that finds every planned sample in these files publishes them all;
-    a worker that ends before says how many are missing.
+    a worker that ends earlier logs how many are missing.
 
     Raises:
-        UserError: see ``samples_stage``; this worker or one of another world is at work; an engine cannot start or
-            dies; or a record on disk is broken, not planned or there twice.
+        UserError: see ``samples_stage``; this worker, or one of another ``worker.world``, is running; an engine cannot
+            start or dies; or a record on disk is broken, not planned or repeated.
     """
     config = dataclasses.replace(config, worker=config.worker.resolved(os.environ))
     model, sampling, worker = _model(config), _sampling(config), config.worker
@@ -77,14 +78,14 @@ def run_generate(config: RunConfig) -> None:
         with stage.lock():
             if stage.is_current():
                 return
-            stage.open_work(in_use=bool(live_workers(stage.work)))
+            stage.open_work(in_use=bool(running_workers(stage.work)))
             stack.enter_context(worker_lock(stage.work, worker))
             spans = SpanNotes(span_file(stage.work, worker))
             spans.begin(_AT_WORK)
         engine = engine_facts(config.engine)
         problems = list(read_problems(Path(config.run_dir)))
         store = _store(stage, problems, sampling.num_samples, config.generation.shard_rows)
-        store.update()  # most of it without the lock, beside other workers; then what they changed meanwhile
+        store.update()  # most of the work, without the lock; what other workers add meanwhile is read below
         with stage.lock():
             if stage.is_current():
                 return
@@ -99,7 +100,7 @@ def run_generate(config: RunConfig) -> None:
                 opens_thinking = prompts_open_thinking(problems, config.prompt, _tokenizer(model))
                 _publish(stage, store, engine, opens_thinking=opens_thinking)
             else:
-                log.info("samples: %s is done with its part; %d samples are still missing; the last worker to end "
+                log.info("samples: %s has finished its part; %d samples are still missing; the last worker to end "
                          "publishes", worker.label, store.num_missing)  # fmt: skip
 
 
@@ -117,12 +118,12 @@ def _sample_part(
     work: Path,
     spans: SpanNotes,
 ) -> None:
-    """Sample what ``store`` lacks of ``problems``.
+    """Sample the responses to ``problems`` that ``store`` does not have.
 
     All samples of a problem belong to one worker, since they share the prefill of its prompt.
 
-    The last record that this worker writes may be the last of all. From then on another worker may publish and remove
-    the work folder, so nothing is written into it afterwards.
+    The last record that this worker writes may complete the samples. Another worker may then publish and remove the
+    work folder, so nothing is written into it after that record.
     """
     num_planned = len(problems) * sampling.num_samples
     problems = [p for p in problems if any((p.id, index) not in store for index in range(sampling.num_samples))]
@@ -136,18 +137,7 @@ def _sample_part(
         worker=config.worker,
     ) as sampler:  # loads while the prompts are made
         tokenizer = _tokenizer(model)
-        missing = [
-            request
-            for request in plan_requests(
-                build_prompts(problems, config.prompt, tokenizer),
-                num_samples=sampling.num_samples,
-                run_seed=config.seed,
-                params=sampling.train,
-                max_tokens=sampling.max_tokens,
-                max_model_len=config.engine.max_model_len,
-            )
-            if request.key not in store
-        ]
+        missing = _missing_requests(config, sampling, build_prompts(problems, config.prompt, tokenizer), store)
         make_sample = functools.partial(
             sample_of,
             tokenizer=tokenizer,
@@ -170,7 +160,21 @@ def _sample_part(
                 desc = "sampling" if config.worker.is_alone else f"sampling, {config.worker.label}"
                 stats = sample_all(sampler, requests, record, desc=desc, done_before=num_planned - len(requests))
                 spans.end(_SAMPLING)
-                log.info("samples: drew %d tokens, %.0f per second", stats.tokens, stats.tokens_per_second)
+                log.info("samples: sampled %d tokens, %.0f per second", stats.tokens, stats.tokens_per_second)
+
+
+def _missing_requests(
+    config: RunConfig, sampling: SamplingConfig, prompts: Iterable[Prompt], store: SampleStore
+) -> list[Request]:
+    planned = plan_requests(
+        prompts,
+        num_samples=sampling.num_samples,
+        run_seed=config.seed,
+        params=sampling.train,
+        max_tokens=sampling.max_tokens,
+        max_model_len=config.engine.max_model_len,
+    )
+    return [request for request in planned if request.key not in store]
 
 
 def _publish(stage: Stage, store: SampleStore, engine: dict[str, str], *, opens_thinking: bool) -> None:
@@ -181,8 +185,8 @@ def _publish(stage: Stage, store: SampleStore, engine: dict[str, str], *, opens_
     remove_worker_files(stage.work)
     _warn(store.counts)
     facts: dict[str, Any] = {
-        "prompt_opens_thinking": opens_thinking,  # needed to find the program in a response
-        "worker_seconds": {  # their sum is what the samples cost; the manifest's seconds count overlapping time once
+        "prompt_opens_thinking": opens_thinking,  # later stages need it to find the program in a response
+        "worker_seconds": {  # their sum is the cost of the samples; the manifest's seconds count overlapping time once
             worker_name(path): round(seconds_covered(read_spans([path])[_AT_WORK]), 1) for path in notes
         },
     }
@@ -241,7 +245,7 @@ def _tokenizer(model: ModelFolder) -> ChatTokenizer:
 
 
 def _warn(counts: Counter[str]) -> None:
-    """Warn about what a reader should know before training on the samples."""
+    """Warn about skipped prompts and responses that were cut."""
     if counts["skipped"]:
         log.warning("samples: %d of %d prompts do not fit engine.max_model_len and have no response", counts["skipped"],
                     counts["samples"])  # fmt: skip

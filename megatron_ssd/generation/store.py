@@ -1,11 +1,11 @@
-"""The resumable store of planned samples: files that writers append records to, which become ordered shards.
+"""Stores planned samples resumably: writers append records to files, which are merged into ordered shards.
 
 A record counts once its line is complete. Writers may be killed at any time and restarted in any number: existing
-records are found again in whichever file they are, and an incomplete last line is ignored. The shards
-do not depend on the order in which responses finished, on who drew them, or on where a writer or a merge was killed.
+records are found in any of the files, and an incomplete last line is ignored. The shards do not depend on the order in
+which responses finished, on the workers that sampled them, or on the moment at which a writer or a merge was killed.
 
 The workers of a sampling run share a folder. ``worker-0-of-2.jsonl`` has the records of worker 0 of 2, which keeps the
-file locked (flock) while it lives; ``worker-0-of-2.spans.json`` says when it was at work.
+file locked (flock) while it runs; ``worker-0-of-2.spans.json`` has the times at which it was running.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class SampleStore:
         publish at the same time and remove files.
 
         Raises:
-            UserError: a record is broken or not planned, a sample comes twice, or a shard holds anything but its
+            UserError: a record is broken or not planned, a sample is repeated, or a shard holds anything but its
                 samples.
         """
         appended = list(self._appended())
@@ -126,7 +126,7 @@ class SampleStore:
             index = self._index[keys[count]]
             if self._file[index] == _NOWHERE:
                 self._count(record)
-            self._file[index] = _IN_SHARD  # it counts before the worker's record that it was copied from
+            self._file[index] = _IN_SHARD  # and not in the worker's file that it was copied from
             count += 1
         if count != len(keys):
             raise _misplaced(path)
@@ -140,7 +140,7 @@ class SampleStore:
             if index is None or self._file[index] >= 0:
                 raise UserError(
                     f"{path}:{reached.lines} with sample {key}",
-                    rule="that sample is not planned, or comes twice",
+                    rule="that sample is not planned, or is repeated",
                     fix="move that file away, or remove that line, and start again",
                 )
             if self._file[index] == _NOWHERE:
@@ -186,17 +186,17 @@ def worker_file(folder: Path, worker: WorkerConfig) -> Path:
 
 
 def span_file(folder: Path, worker: WorkerConfig) -> Path:
-    """The file in which ``worker`` notes when it was at work."""
+    """The file in which ``worker`` records when it was running."""
     return worker_file(folder, worker).with_suffix(".spans.json")
 
 
 def worker_files(folder: Path) -> list[Path]:
-    """The records of every worker, living or dead, of any world."""
+    """The record files of all workers, running or ended, of any ``worker.world``."""
     return sorted(path for path in folder.glob("worker-*.jsonl") if _WORKER.fullmatch(path.name))
 
 
 def span_files(folder: Path) -> list[Path]:
-    """The times of every worker."""
+    """The files in which workers record when they were running."""
     return sorted(folder.glob("worker-*.spans.json"))
 
 
@@ -206,34 +206,34 @@ def worker_name(path: Path) -> str:
 
 
 def is_work(path: Path) -> bool:
-    """Whether a file of the folder is more than a worker's note of when it was at work."""
+    """Whether a file of the folder is work to keep, and not only a worker's times."""
     return not path.match("worker-*.spans.json") and not path.match(".worker-*.tmp")
 
 
 def remove_worker_files(folder: Path) -> None:
-    """Remove the records of every worker, and what a worker that was killed while it wrote a note left."""
+    """Remove the record files of all workers, and unfinished files of workers that were killed."""
     for path in [*worker_files(folder), *folder.glob(".worker-*.tmp")]:
         path.unlink()
 
 
-def live_workers(folder: Path) -> list[Path]:
-    """The record files of workers that are alive. Hold the stage's lock, so that none is just starting."""
+def running_workers(folder: Path) -> list[Path]:
+    """The record files of running workers. Hold the stage's lock, so that no worker is starting meanwhile."""
     return [path for path in worker_files(folder) if _is_locked(path)]
 
 
 @contextlib.contextmanager
 def worker_lock(folder: Path, worker: WorkerConfig) -> Iterator[None]:
-    """Be the only process that is ``worker`` in ``folder``. Enter while holding the stage's lock.
+    """Hold the lock of ``worker`` in ``folder``. Enter while holding the stage's lock.
 
     Raises:
-        UserError: that worker is alive already, or one of another ``worker.world`` is.
+        UserError: another process is the same worker, or a worker of another ``worker.world`` is running.
     """
     path = worker_file(folder, worker)
-    for other in live_workers(folder):
+    for other in running_workers(folder):
         if other == path:
             raise UserError(
                 f"worker.rank = {worker.rank or 0}",
-                rule=f"{worker.label} is at work already in {folder}",
+                rule=f"{worker.label} is already running in {folder}",
                 fix="wait for it or stop it, or start each worker with its own worker.rank",
             )
         found = _WORKER.fullmatch(other.name)
@@ -241,7 +241,7 @@ def worker_lock(folder: Path, worker: WorkerConfig) -> Iterator[None]:
         if int(found[2]) != (worker.world or 1):
             raise UserError(
                 f"worker.world = {worker.world or 1}",
-                rule=f"worker {int(found[1])} of {found[2]} is at work in {folder}, and shares of two worlds overlap",
+                rule=f"worker {int(found[1])} of {found[2]} is running in {folder}, and its samples would overlap",
                 fix=f"set worker.world={found[2]}, or wait for the others or stop them",
             )
     with path.open("ab") as file:

@@ -94,7 +94,7 @@ def check_known_arguments(options: Iterable[str], known: Iterable[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class VllmSpec:
-    """Everything that one of the engines needs to start."""
+    """Everything that an engine needs to start."""
 
     model: str
     end_token_ids: tuple[int, ...]
@@ -157,7 +157,7 @@ class VllmSpec:
             "enable_prefix_caching": engine.prefix_caching,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
-            "seed": 0,  # for what no request decides
+            "seed": 0,  # for anything that is not seeded by a request
         }
         if self.device == "cpu":
             arguments |= {
@@ -181,11 +181,11 @@ class VllmSpec:
 
 
 def _reason(error: Exception) -> str:
-    """The sentence of vLLM's complaint that says what is wrong."""
+    """The sentence of vLLM's error message that says what is wrong."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    if "validation error" in lines[0]:  # pydantic: a count, perhaps a field, then the complaint, indented
-        complaints = [line.strip() for line in lines if line.startswith("  ")]
-        lines = [line.removeprefix("Value error, ").split(" [type=")[0] for line in complaints] or lines
+    if "validation error" in lines[0]:  # pydantic: a count, sometimes a field, then the messages, indented
+        messages = [line.strip() for line in lines if line.startswith("  ")]
+        lines = [line.removeprefix("Value error, ").split(" [type=")[0] for line in messages] or lines
     return lines[0].split(". ")[0]
 
 
@@ -203,7 +203,7 @@ class VllmEngine:
         self._requests: dict[str, AnyRequest] = {}
 
     def add(self, number: int, request: AnyRequest) -> None:
-        """Take a request, which the caller calls ``number``; it runs from the next step on."""
+        """Add a request under a number that the caller chooses; it runs from the next step on."""
         if isinstance(request, ScoreRequest):
             tokens, parameters = _scored_prompt(request), _scoring(request)
         else:

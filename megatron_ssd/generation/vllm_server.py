@@ -1,8 +1,8 @@
 """A ``Sampler`` on vLLM servers (``vllm serve``), through the OpenAI completions API.
 
 Prompt token ids go in, sampled token ids come back (vLLM's ``return_token_ids``). Nothing is tokenized here, and a
-server that returns no ids is an error. A response ends as with the run's own engines. Each request carries everything
-that decides how a token is drawn, so no default of the server applies.
+server that returns no ids is an error. A response ends in the same ways as with the run's own engines. Each request
+sets all sampling parameters, so no default of the server applies.
 
 An endpoint that fails (no connection, a timeout, 429, 5xx) gets no requests for a while, twice as long after each
 further failure, and its requests go to others. Then one request tries it again. Any other error ends the run at once.
@@ -50,7 +50,7 @@ _KEEPALIVE = [
 
 
 class EndpointError(Exception):
-    """A failure that another server, or this one later, may not have."""
+    """A failure that may not happen on another server, or on this one later."""
 
 
 class Endpoint:
@@ -93,7 +93,7 @@ class Endpoint:
             )
 
     def note_success(self) -> None:
-        """It has answered."""
+        """Record an answer: the endpoint has no failures any more."""
         if self.failures:
             log.info("endpoint %s answers again", self.url)
         self.failures, self._pause_until = 0, 0.0
@@ -251,7 +251,7 @@ class ServerSampler:
         return completion
 
     def _drop(self, running: _Running) -> None:
-        """Cancel what is in flight; a server stops decoding for a closed connection."""
+        """Cancel what is in flight; a server stops decoding when its connection closes."""
         for endpoint, _ in running.values():
             endpoint.in_flight -= 1
         self._cancel(running)

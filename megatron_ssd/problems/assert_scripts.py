@@ -18,7 +18,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
 
 
 def first_columns(path: Path) -> set[str]:
-    """Columns of the first row of a local file, none if it has no row. Raises ``UserError`` as ``read_rows`` does."""
+    """Columns of the first row of a local file; none if it has no row. Raises ``UserError`` as ``read_rows`` does."""
     return set(next((row.values for row in _table(path, "").rows(None)), ()))
 
 

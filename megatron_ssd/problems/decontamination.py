@@ -1,7 +1,7 @@
 """Decontamination: finds training problems that are evaluation problems, or share much of their text with one.
 
-Texts are compared as words. Case, white space and punctuation do not count, and the names that a signature gives
-(``def NAME(ARGUMENTS)``) are replaced, since a copier changes those first. An evaluation problem is found in a training
+Texts are compared as words. Case, white space and punctuation do not count, and the names in a signature
+(``def NAME(ARGUMENTS)``) are replaced, since copies often change them. An evaluation problem is found in a training
 problem if their words are equal, or if the two share at least ``overlap`` of the word n-grams of the shorter one. The
 measure is containment, not similarity: a copy with a story around it, or without its examples, is still found.
 
@@ -63,7 +63,7 @@ class Hit:
 
 def words(text: str) -> tuple[str, ...]:
     """The words that are compared."""
-    names: set[str] = set()  # case counts here: a function called add does not make "Add" in the prose a name
+    names: set[str] = set()  # with case: for a function called add, "Add" in the text is not a name
     for function, arguments in _SIGNATURE.findall(text) if "def" in text.lower() else ():
         names.add(function)
         names.update(name for part in arguments.split(",") for name in _WORD.findall(part)[:1] if name != "self")
@@ -78,8 +78,8 @@ def _words_as_written(text: str) -> tuple[str, ...]:
 class ContaminationIndex:
     """The n-grams of all evaluation problems, in which training problems are looked up.
 
-    N-grams are represented by 64-bit hashes. A table of single bytes rules out nearly every n-gram of a training set at
-    once. Memory grows with the evaluation sets: about 100 bytes per word.
+    N-grams are represented by 64-bit hashes. A lookup table of single bytes quickly rules out nearly every n-gram of a
+    training set. Memory grows with the evaluation sets: about 100 bytes per word.
 
     Args:
         problems: the evaluation problems; those without a word are left out.
@@ -90,19 +90,19 @@ class ContaminationIndex:
 
     def __init__(self, problems: Iterable[EvaluationProblem], *, ngram: int, overlap: float) -> None:
         self._ngram, self._overlap = ngram, overlap
-        self._problems: list[EvaluationProblem] = []  # a problem with a signature is in it twice
+        self._problems: list[EvaluationProblem] = []  # a problem with a signature is listed twice
         self._exact: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
         self._number_of: dict[str, int] = {}
         texts: list[tuple[str, ...]] = []
         for problem in problems:
-            # Also with its own names: a copy without the signature still has them in prose and examples.
+            # Also with its own names: a copy without the signature still has them in its text and examples.
             for found in filter(None, dict.fromkeys((words(problem.text), _words_as_written(problem.text)))):
                 self._exact[found].append(len(self._problems))
                 self._problems.append(problem)
                 texts.append(() if problem.exact_only else found)
                 for word in texts[-1]:
                     self._number_of.setdefault(word, len(self._number_of) + 2)  # 1 is any other word
-        generator = np.random.default_rng(0)  # any odd numbers will do
+        generator = np.random.default_rng(0)  # the factors can be any odd numbers
         self._factors = generator.integers(1 << 63, size=ngram, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self._lengths = {min(ngram, len(text)) for text in texts if text}
         own = [self._own_hashes(text) for text in texts]
@@ -122,7 +122,7 @@ class ContaminationIndex:
             return []
         found = words(text)
         counts: Counter[int] = Counter()
-        own = 0  # distinct n-grams of the text, counted when they are needed
+        own = 0  # distinct n-grams of the text, counted only if needed
         for length, hashes in self._windows(found):
             near = list(set(hashes[self._occupied[hashes >> self._shift]].tolist()))
             if not near:
@@ -235,15 +235,9 @@ def _columns(one: EvaluationSetConfig) -> list[str]:
 
 
 def _set_problems(name: str, one: EvaluationSetConfig) -> Iterator[EvaluationProblem]:
+    fix = f"name the columns of the problems' text in contamination.sets.{name}.columns"
     for number, row in enumerate(_table(name, one).rows(_columns(one)), start=1):
-        texts = [row.values[column] for column in one.columns if row.values[column] is not None]
-        for text in texts:
-            if not isinstance(text, str):
-                raise UserError(
-                    f"{row.where}: {str(text)[:60]!r}",
-                    rule=f"must be text and is a {type(text).__name__}",
-                    fix=f"name the columns of the problems' text in contamination.sets.{name}.columns",
-                )
+        texts = [row.text(column, fix=fix) for column in one.columns]
         id_ = f"row {number}" if one.id is None else str(row.values[one.id])
         yield EvaluationProblem(set_name=name, id=id_, text="\n".join(texts))
 
@@ -264,7 +258,7 @@ def _listed_problems(section: ContaminationConfig) -> Iterator[EvaluationProblem
         if not any(words(problem.text) for problem in found):
             raise UserError(
                 f"contamination.sets.{name}.path = {one.path}",
-                rule=f"none of its {len(found)} rows has a word, so it could never be found",
+                rule=f"none of its {len(found)} rows has a word to compare",
                 fix=f"name the file and the columns that hold the problems' text in contamination.sets.{name}",
             )
         yield from found

@@ -1,7 +1,7 @@
 """LiveCodeBench's errata: the problems that its authors list as flawed.
 
 Source: ERRATA.md of github.com/LiveCodeBench/LiveCodeBench at commit b0fc86b1e20d (8 July 2025). AtCoder's problems are
-listed by id, LeetCode's, whose ids are numbers, by the title in their address. The official evaluation counts all of
+listed by id, LeetCode's by the title in their address. The official evaluation counts all of
 them.
 """
 
@@ -38,7 +38,7 @@ class Errata:
 
     @property
     def line(self) -> str:
-        """A sentence for the reader; empty if no problem is flawed."""
+        """The errata in one sentence; empty if no problem is flawed."""
         if not self.flaws:
             return ""
         decision = "kept, as the official evaluation counts them" if self.kept else "left out"

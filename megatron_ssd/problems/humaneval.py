@@ -1,7 +1,7 @@
-"""Reads HumanEval and evalplus's HumanEval+ as problems with assert scripts.
+"""Reads HumanEval, or evalplus's HumanEval+, as problems with assert scripts.
 
-A script of HumanEval is the prompt (its imports and helper functions, which some checks use), the row's ``test``, the
-function taken from the program, and the call of ``check``.
+A script of HumanEval consists of the prompt (some checks use its imports and helper functions), the row's ``test``, the
+function from the program, and the call of ``check``.
 
 HumanEval+ (github.com/evalplus/evalplus) has two layouts. On the Hub, ``evalplus/humanevalplus`` has a column ``test``,
 a script that compares with listed results. The released ``HumanEvalPlus.jsonl`` has ``base_input`` and ``plus_input``
@@ -33,7 +33,7 @@ _PLUS_TEXTS = ("task_id", "prompt", "canonical_solution", "entry_point")
 _PLUS_INPUTS = ("base_input", "plus_input")
 _HUB_COMPARES = "assertion("  # every script of the Hub's layout calls this
 
-# What evalplus's evaluation does with one input, rewritten. ``find_zero`` (HumanEval/32) has many right answers:
+# A rewrite of what evalplus's evaluation does with one input. ``find_zero`` (HumanEval/32) has many right answers:
 # polynomials are checked by their value.
 _COMPARE = """
 import copy as _copy, json as _json, numpy as _numpy

@@ -1,6 +1,6 @@
 """Reads LiveCodeBench's ``code_generation_lite``, limited to a window of contest dates.
 
-Only problems inside the window have their hidden tests decoded: all tests of a release take gigabytes.
+Hidden tests are decoded only for problems inside the window, because all tests of a release take gigabytes.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _DECODING_ERRORS = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError, MemoryError, RecursionError,
     zlib.error, struct.error, pickle.UnpicklingError,
 )  # fmt: skip
+_DOWNLOAD_AGAIN = "download the file again"
 _TEST_TYPE = {"stdin": "stdin", "function": "functional"}
 
 
@@ -84,10 +85,10 @@ def _problem(row: Row, date: datetime.date) -> Problem:
     values = row.values
     function_name = _function_name(row)
     form: ProblemForm = "function" if function_name else "stdin"
-    title, statement, starter_code = (_text(row, column) for column in _TEXTS)
+    title, statement, starter_code = (row.text(column, fix=_DOWNLOAD_AGAIN) for column in _TEXTS)
     if not statement.strip() or values["question_id"] in (None, ""):
         column = "question_id" if statement.strip() else "question_content"
-        raise UserError(f"{row.where}: {column}", rule="is empty", fix="download the file again")
+        raise UserError(f"{row.where}: {column}", rule="is empty", fix=_DOWNLOAD_AGAIN)
     tests = [
         test
         for column in ("public_test_cases", "private_test_cases")
@@ -131,7 +132,7 @@ def decode_tests(text: str, *, where: str, form: ProblemForm) -> list[TestCase]:
         tests = [TestCase(input=_checked(row["input"]), output=_checked(row["output"])) for row in rows]
     except _DECODING_ERRORS as error:
         reason = f"{type(error).__name__}: {error}"
-        raise UserError(where, rule=f"does not hold test cases ({reason})", fix="download the file again") from None
+        raise UserError(where, rule=f"does not hold test cases ({reason})", fix=_DOWNLOAD_AGAIN) from None
     if kinds - {_TEST_TYPE[form]}:
         raise UserError(
             where,
@@ -159,17 +160,6 @@ def _as_json(text: str) -> str:
     return text
 
 
-def _text(row: Row, column: str) -> str:
-    value: Any = row.values[column]
-    if value is not None and not isinstance(value, str):
-        raise UserError(
-            f"{row.where}: {column} = {str(value)[:60]!r}",
-            rule=f"must be text and is a {type(value).__name__}",
-            fix="download the file again",
-        )
-    return value or ""
-
-
 def _function_name(row: Row) -> str | None:
     try:
         metadata = json.loads(row.values["metadata"] or "{}")
@@ -177,9 +167,7 @@ def _function_name(row: Row) -> str | None:
         if name is not None and not isinstance(name, str):
             raise TypeError(f"func_name is a {type(name).__name__}")
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{row.where}: metadata", rule=f"is not JSON of an object ({error})", fix="download the file again"
-        ) from None
+        raise UserError(f"{row.where}: metadata", rule=f"is not a JSON object ({error})", fix=_DOWNLOAD_AGAIN) from None
     return name
 
 
@@ -189,7 +177,7 @@ def _contest_date(row: Row) -> datetime.date:
         return value.date() if isinstance(value, datetime.datetime) else datetime.datetime.fromisoformat(value).date()
     except (TypeError, ValueError):
         raise UserError(
-            f"{row.where}: contest_date {value!r}", rule="is not an ISO date", fix="download the file again"
+            f"{row.where}: contest_date {value!r}", rule="is not an ISO date", fix=_DOWNLOAD_AGAIN
         ) from None
 
 
@@ -203,7 +191,7 @@ def _date(text: str | None, key: str) -> datetime.date | None:
 def _empty_window(config: BenchmarkConfig, keys: BenchmarkKeys, seen: list[datetime.date]) -> UserError:
     window = f"{keys.start_date} = {config.start_date}, {keys.end_date} = {config.end_date}"
     if not seen:
-        return UserError(f"{keys.path} = {config.path}", rule="contains no problem", fix="download the file again")
+        return UserError(f"{keys.path} = {config.path}", rule="contains no problem", fix=_DOWNLOAD_AGAIN)
     return UserError(
         window,
         rule=f"no problem is in that window; the {len(seen)} of {config.path} are from {min(seen)} to {max(seen)}",

@@ -30,7 +30,7 @@ class NearDuplicates:
 
         bands = MinHashLSH(threshold=threshold, num_perm=_NUM_PERMUTATIONS)
         self._threshold, self._bands, self._rows_per_band = threshold, int(bands.b), int(bands.r)
-        generator = np.random.default_rng(0)  # any odd numbers will do
+        generator = np.random.default_rng(0)  # the factors can be any odd numbers
         shape = (self._bands, self._rows_per_band)
         self._factors = generator.integers(1 << 63, size=shape, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self._chunks: list[NDArray[np.uint32]] = []  # signatures, [_CHUNK, _NUM_PERMUTATIONS] each

@@ -1,4 +1,4 @@
-"""Selects the rows of a source that are sampled.
+"""Selects the problems to sample from the rows of a source.
 
 ``dropped.jsonl`` records why each other row is dropped. It is the first of these reasons that applies: ``not_passed``,
 ``bad_text`` (NUL or half of a surrogate pair, which no tokenizer accepts), ``no_text`` (no letter and no digit),
@@ -25,7 +25,7 @@ from megatron_ssd.problems.near_duplicates import NearDuplicates
 from megatron_ssd.schema import Problem
 
 PROBLEMS_FILE, DROPPED_FILE = "problems.jsonl", "dropped.jsonl"
-_DIGEST_BYTES = 16  # half of SHA-256: among a million texts two agree by chance once in 10^26 runs
+_DIGEST_BYTES = 16  # half of SHA-256: two of a million texts agree by chance once in 10^26 runs
 _UNREADABLE = re.compile("[\0\ud800-\udfff]")
 _LETTER_OR_DIGIT = re.compile(r"[^\W_]")
 _encode = json.JSONEncoder(ensure_ascii=False).encode
@@ -153,7 +153,7 @@ class _UniqueIds:
 
 
 class _Reasons:
-    """Decides row by row, and remembers what it needs of the kept rows."""
+    """Finds the reason to drop a row, and remembers what this needs of the kept rows."""
 
     def __init__(self, section: ProblemsConfig) -> None:
         self._section = section

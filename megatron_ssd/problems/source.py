@@ -1,10 +1,10 @@
-"""Opens the problems of a run: those to sample on, and the benchmark.
+"""Opens the problems of a run: those to sample, and the benchmark.
 
 Training problems come from rStar-Coder's ``seed_sft``, from any file whose columns are named, or from minicode.
 Answers, verdicts and all other columns are not read: SSD samples its own responses. A problem asks for a function if
 its starter code holds more than white space, otherwise for a program on standard input.
 
-Invariants: order and content follow from the configuration and the files alone; the ids of a benchmark are unique.
+Invariants: order and content depend on the configuration and the files alone; the ids of a benchmark are unique.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from megatron_ssd.schema import Problem
 
 _HUB_FOLDERS = {"rstar_coder": "seed_sft"}
 _RSTAR_CODER = ColumnsConfig(id="question_id", statement="question", starter_code="starter_code", passed="is_passed")
+_COLUMNS_FIX = "name the columns of your file in problems.columns"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,15 +49,15 @@ class Source:
             yield from ((problem, True) for problem in minicode.train_problems(self.world))
             return
         columns = self.section.columns or _RSTAR_CODER
-        if not self.section.only_passed:  # a file without that column can be used as well
+        if not self.section.only_passed:  # then a file without that column can be used
             columns = dataclasses.replace(columns, passed=None)
         for number, row in enumerate(self.table.rows(columns.names), start=1):
-            starter_code = _text(row, columns.starter_code)
+            starter_code = row.text(columns.starter_code, fix=_COLUMNS_FIX) if columns.starter_code else ""
             has_code = bool(starter_code.strip())
             problem = Problem(
                 id=_id(row, columns.id) if columns.id else f"row-{number}",
                 source=self.section.name,
-                statement=_text(row, columns.statement).strip(),
+                statement=row.text(columns.statement, fix=_COLUMNS_FIX).strip(),
                 form="function" if has_code else "stdin",
                 starter_code=starter_code if has_code else "",
             )
@@ -67,9 +68,7 @@ def open_source(section: ProblemsConfig, world: MinicodeConfig) -> Source:
     """Find the training problems. Raises ``UserError`` if there are none."""
     if section.name == "minicode":
         return Source(section, hash_json(dataclasses.asdict(world)), world, None)
-    fix = "name the columns of your file in problems.columns"
-    if section.columns is None:
-        fix = f"use problems=rows and {fix}"
+    fix = _COLUMNS_FIX if section.columns is not None else f"use problems=rows and {_COLUMNS_FIX}"
     table = open_table(str(section.path), key="problems.path", columns_fix=fix, revision=section.revision,
                        hub_folder=_HUB_FOLDERS.get(section.name, ""))  # fmt: skip
     return Source(section, table.identity, world, table)
@@ -95,19 +94,6 @@ def _id(row: Row, column: str) -> str:
             fix="fix that row, or use problems=rows without problems.columns.id, which names problems after their rows",
         )
     return str(value)
-
-
-def _text(row: Row, column: str | None) -> str:
-    value: Any = row.values[column] if column else None
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise UserError(
-            f"{row.where}: {column} = {str(value)[:60]!r}",
-            rule=f"must be text and is a {type(value).__name__}",
-            fix="name the columns of your file in problems.columns",
-        )
-    return value
 
 
 def _passed(row: Row, column: str | None) -> bool:

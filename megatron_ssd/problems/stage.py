@@ -27,7 +27,7 @@ from megatron_ssd.schema import Problem
 
 log = logging.getLogger(__name__)
 
-_NOT_CONTENT = ("path", "revision")  # the location of the rows; their hash or commit identifies the content
+_NOT_CONTENT = ("path", "revision")  # where the rows are; a hash or commit identifies their content
 
 
 def problems_stage(config: RunConfig) -> Stage:
@@ -101,7 +101,7 @@ def _stage(config: RunConfig, source: Source) -> Stage:
         del one["path"]
     settings = {"problems": section, "seed": config.seed, "contamination": contamination}
     if "minicode" in (source.section.name, config.benchmark and config.benchmark.name):
-        # The inputs' hashes cover it too, but cannot tell which key has changed.
+        # The inputs' hashes depend on it as well, but do not show which key has changed.
         settings["minicode"] = dataclasses.asdict(config.minicode)
     return Stage(
         name="problems",
@@ -112,5 +112,5 @@ def _stage(config: RunConfig, source: Source) -> Stage:
             **evaluation_set_hashes(config.contamination, config.benchmark, config.minicode),
         },
         replace=config.replace,
-        restarts=True,  # it takes minutes at most, and the fix of an error should work in the same folder
+        restarts=True,  # it takes minutes at most, and after an error the same folder should be usable
     )

@@ -24,7 +24,7 @@ from megatron_ssd.errors import UserError
 
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".json")
 _BATCH_ROWS = 1024
-_BUFFER = 1 << 20  # bytes of a parquet column in memory at a time, instead of a whole row group
+_BUFFER = 1 << 20  # bytes of a parquet column in memory at a time, instead of a complete row group
 # First bytes -> kind of file, and the name ending that it needs; None for kinds that are not read.
 _MAGIC: dict[bytes, tuple[str, str | None]] = {
     b"PAR1": ("a parquet file", ".parquet"),
@@ -40,6 +40,17 @@ class Row:
 
     where: str
     values: dict[str, Any]
+
+    def text(self, column: str, *, fix: str) -> str:
+        """The text in ``column``, empty if it is null. Raises ``UserError``, with ``fix``, if it is not text."""
+        value = self.values[column]
+        if value is not None and not isinstance(value, str):
+            raise UserError(
+                f"{self.where}: {column} = {str(value)[:60]!r}",
+                rule=f"must be text and is a {type(value).__name__}",
+                fix=fix,
+            )
+        return value or ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ class Table:
         return hash_json(hashes)
 
     def rows(self, columns: Sequence[str] | None) -> Iterator[Row]:
-        """Every row with ``columns``, or with whatever it has for None, in file order.
+        """Every row with ``columns`` (None for all columns), in file order.
 
         Raises:
             UserError: a file cannot be read, or a column is missing.

@@ -1,1 +1,1 @@
-"""From a problem to the exact token ids of its prompt, and from a response to the program in it."""
+"""Prompts: turns problems into token ids, and responses into programs."""

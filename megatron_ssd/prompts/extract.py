@@ -1,15 +1,15 @@
-"""The program in a model's response.
+"""Extracts the program from a model's response.
 
 Rules, in this order:
 1. Reasoning is removed: everything up to and including the last ``</think>``. A response that opens ``<think>`` and
-   never closes it, or never closes the one that its prompt opened (``prompt_opens_thinking``), holds no program.
+   never closes it, or never closes the one that its prompt opened (``prompt_opens_thinking``), has no program.
 2. A fence is a line that begins, after white space, with three or more backticks or tildes. The next line that has
    only the same character, at least as often, closes it. A last fence that is never closed (a response cut at the
    length limit) is not a block.
 3. The program is the last closed block that is tagged as Python; if there is none, the last closed block.
-4. A response without a closed block, or whose program is only white space, holds no program.
+4. A response without a closed block, or whose program is only white space, has no program.
 
-The time is linear in the length of the response, for any response.
+The time is linear in the length of any response.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PYTHON_TAGS = frozenset({_PYTHON, "python3", "py", "py3"})
 
 
 class CodeBlock(NamedTuple):
-    """A fenced block that holds a program: the language of its fence ("" if it names none), and its text.
+    """A fenced block with a program: the language of its fence ("" if it names none), and its text.
 
     The language is in lower case, and ``python`` for all names of Python.
     """

@@ -1,6 +1,6 @@
-"""From a problem to a prompt: a strict Jinja template, then the model's chat template or plain text.
+"""Turns a problem into a prompt with a strict Jinja template, then the model's chat template or plain text.
 
-A task template is a file of ``prompts/templates``. It sees one name, ``problem``; a field that does not exist is an
+A task template is a file in ``prompts/templates``. Its only variable is ``problem``; a field that does not exist is an
 error, never an empty string.
 """
 
@@ -48,7 +48,7 @@ def prompt_ids(messages: list[Message], config: PromptConfig, tokenizer: ChatTok
 
 
 def prompts_open_thinking(problems: Sequence[Problem], config: PromptConfig, tokenizer: ChatTokenizer) -> bool:
-    """Whether prompts end with an open ``<think>``, so that responses only close it. The first prompt decides."""
+    """Whether prompts end with an open ``<think>``, which responses then close. The first prompt decides."""
     return any(
         tokenizer.text(prompt.token_ids).rstrip().endswith(THINK_OPEN)
         for prompt in build_prompts(problems[:1], config, tokenizer)

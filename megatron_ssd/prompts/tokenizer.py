@@ -1,4 +1,4 @@
-"""A model's own tokenizer and chat template: messages or text to the exact token ids, and ids to text.
+"""Converts messages or text to token ids, or back, with a model's own tokenizer and chat template.
 
 The engine gets the ids that are made here, so the recorded ids are those that the model read.
 """
@@ -20,7 +20,7 @@ _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.
 
 Message = dict[str, str]  # role and content
 
-# A chat template is a foreign program: it may raise Jinja's errors, and whatever Python's operators and methods raise.
+# A chat template is code of the model: it may raise Jinja's errors, and all that Python's operators and methods raise.
 _TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError,
                     RecursionError, MemoryError)  # fmt: skip
 _PROBE = "probe"
@@ -77,7 +77,7 @@ class ChatTokenizer:
             ) from None
 
     def _check_shows(self, messages: list[Message], options: dict[str, bool]) -> None:
-        """Raise ``UserError`` if the text does not depend on a message's content; checked once per list of roles."""
+        """Raise ``UserError`` if the rendered text ignores a message's content. Checks each list of roles once."""
         roles = tuple(_roles(messages))
         if roles in self._shown:
             return
@@ -86,9 +86,10 @@ class ChatTokenizer:
             changed = [*messages]
             changed[index] = {**message, "content": f"{message['content']} {_PROBE}"}
             if self._apply(changed, options, tokenize=False) == text:
+                what = "the same" if text else "nothing"
                 raise UserError(
                     f"chat template of {self._folder}",
-                    rule=f"renders {'the same' if text else 'nothing'}, whatever the {message['role']} message says",
+                    rule=f"renders {what} for any content of the {message['role']} message",
                     fix="leave prompt.system out, or use a model whose template renders it"
                     if message["role"] == "system"
                     else "use the chat template that belongs to the model, or set prompt.mode=raw",
@@ -135,7 +136,7 @@ def tokenizer_hash(folder: Path) -> str:
 
 
 def fast_tokenizer(folder: Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a model folder as the tokenizers library has it: text to ids and back, in batches.
+    """The tokenizer of a model folder as an object of the tokenizers library, which works in batches.
 
     It adds no special tokens, and tokenizes the name of a special token in a text like any other word. Nothing is
     truncated or padded.
@@ -147,7 +148,7 @@ def fast_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     if not isinstance(tokenizer, tokenizers.Tokenizer):
         raise UserError(
             f"tokenizer of {folder}",
-            rule="is not a fast one, which whole data sets need",
+            rule="is not a fast tokenizer, which data sets need",
             fix="save it as tokenizer.json with transformers' convert_slow_tokenizer",
         )
     tokenizer.no_truncation()

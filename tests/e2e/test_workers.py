@@ -86,4 +86,4 @@ def test_killed_workers_are_resumed_by_a_different_number_of_workers(tiny_hf_mod
     assert all(sample["seed"] == request_seed(demo_seed, *key) for key, sample in final.items())
     output = "".join(path.read_text() for path in logs)
     assert output.count("samples: published") == 1
-    assert output.count("is done with its part") + output.count("samples: up to date") == 2
+    assert output.count("has finished its part") + output.count("samples: up to date") == 2

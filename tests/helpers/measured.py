@@ -1,15 +1,16 @@
-"""Made-up verdicts of base and tuned model, and the results that the evaluation computes from them."""
+"""Evaluation results of made-up verdicts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import Measurements
-from megatron_ssd.evaluation.results import EvaluationResults, ModelName
+from megatron_ssd.evaluation.results import EvaluationResults, ModelName, to_json
 from megatron_ssd.evaluation.summary import summarise
 from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.problems.errata import Errata
@@ -27,7 +28,7 @@ DIVERSITY = Diversity(distinct=12.5, distinct_passing=4.0, num_solved=80)
 
 
 def graded_problems(count: int) -> list[Problem]:
-    """Problems p0, p1, ... that are easy, medium and hard alternately."""
+    """Problems p0, p1, ... that are easy, medium and hard in turn."""
     names = ("easy", "medium", "hard")
     return [function_problem(f"p{i}", difficulty=names[i % 3]) for i in range(count)]
 
@@ -80,3 +81,8 @@ def results_of(
         prompt_opens_thinking=False,
         errata=errata,
     )
+
+
+def summary_of(found: Measurements, sampling: SamplingConfig = SAMPLING) -> dict[str, Any]:
+    """The evaluation's ``summary.json`` for ``found``."""
+    return to_json(results_of(found, sampling))  # type: ignore[no-any-return]

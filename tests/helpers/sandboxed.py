@@ -1,11 +1,15 @@
-"""Runs single programs in a shared sandbox."""
+"""Runs and observes programs in a sandbox."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+
+import pytest
 
 from megatron_ssd.sandbox.sandbox import Execution, Limits, Program, Sandbox
 
+Executions = list[tuple[Program, Sequence[str]]]  # each program with its inputs, in the order of execution
 LIMITS = Limits(cpu_seconds=0.5, wall_seconds=20.0, memory_bytes=512 << 20, output_bytes=1 << 20)
 BYSTANDER = Program(source="print(input()[::-1])", form="stdin")
 
@@ -23,3 +27,16 @@ def call(sandbox: Sandbox, source: str, inputs: list[str], **changes: float) -> 
     """Call the function ``f`` of a program on every input."""
     program = Program(source=source, form="function", function_name="f")
     return sandbox.execute(program, inputs, dataclasses.replace(LIMITS, **changes))
+
+
+def record_executions(monkeypatch: pytest.MonkeyPatch) -> Executions:
+    """Record the programs that any sandbox executes from now on."""
+    executions: Executions = []
+    original = Sandbox.execute
+
+    def execute(self: Sandbox, program: Program, inputs: Sequence[str], limits: Limits) -> Execution:
+        executions.append((program, inputs))
+        return original(self, program, inputs, limits)
+
+    monkeypatch.setattr(Sandbox, "execute", execute)
+    return executions

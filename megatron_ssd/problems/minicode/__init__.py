@@ -1,6 +1,6 @@
 """Minicode: a small procedural world of Python problems that compose list operations.
 
-See ``docs/results/minicode.md``. Everything follows from ``MinicodeConfig``. Training problems, test problems and
+See ``docs/results/minicode.md``. Everything depends on ``MinicodeConfig`` alone. Training problems, test problems and
 corpus share no problem (``compositions``).
 """
 
@@ -38,12 +38,12 @@ DIFFICULTIES = {"easy": 2, "medium": 3, "hard": 4}  # steps
 
 
 def train_problems(config: MinicodeConfig) -> list[Problem]:
-    """``config.num_train_problems`` problems to sample on; difficulties alternate while they last."""
+    """``config.num_train_problems`` problems to sample; difficulties alternate until one has no more problems."""
     return _problems(config, "train", config.num_train_problems)
 
 
 def test_problems(config: MinicodeConfig) -> list[Problem]:
-    """``config.num_test_problems`` problems to evaluate on; difficulties alternate while they last."""
+    """``config.num_test_problems`` problems to evaluate; difficulties alternate until one has no more problems."""
     return _problems(config, "test", config.num_test_problems)
 
 
@@ -70,7 +70,7 @@ def _problems(config: MinicodeConfig, split: Split, count: int) -> list[Problem]
     problems: list[Problem] = []
     while draws and len(problems) < count:
         for difficulty in list(draws):
-            # A longer composition may compute the same as a shorter one.
+            # A longer composition may compute the same function as a shorter one.
             composition = next((found for found in draws[difficulty] if fingerprint(found) not in seen), None)
             if composition is None:
                 del draws[difficulty]

@@ -1,11 +1,11 @@
 """Draws the problems of test set, training set or corpus.
 
 A problem is identified by what it computes: its fingerprint hashes its outputs on fixed probe lists. Two compositions
-that compute the same are the same problem, whatever their steps are called.
+that compute the same function are the same problem, even if their steps differ.
 
 Invariants:
 - The fingerprint and the world's seed alone decide whether a composition belongs to the test set, the training set or
-  the corpus. So the three share no problem, whatever the number and order of draws.
+  the corpus. So the three share no problem, for any number and order of draws.
 - Each step of a composition matters: leaving one out changes the fingerprint.
 """
 
@@ -24,7 +24,7 @@ Split = Literal["test", "train", "corpus"]
 
 _SHARES: dict[Split, float] = {"test": 0.1, "train": 0.3, "corpus": 0.6}
 _MIN_DISTINCT_OUTPUTS = 4  # on the probes; with fewer, a constant would nearly solve the problem
-_PATIENCE = 500  # consecutive draws of known problems
+_PATIENCE = 500  # consecutive draws of known problems before a search ends
 _SHARE_REDUCED = 0.25  # compositions that end in a number
 SMALLEST, LARGEST = -9, 15  # elements of the lists that programs run on
 MAX_LENGTH = 8

@@ -2,11 +2,11 @@
 
 A document comes with labels, or with slips for the corpus.
 
-Slips are a noise process at locks that gives a base model its distractor tail. Some documents are careless, to some
-level. In a careless document each word at a lock is replaced with a probability that is the level times the weight of
-the word's class; the author continues as if it had not happened. The distractor is mostly a word that is easily
-confused (of the same class, a few of them common), otherwise any word, by Zipf's law. Forks are not changed: a choice
-of the author is not a slip.
+Slips are noise at locks, which gives a base model its tail of distractors. Some documents are careless, at one of
+several levels. In a careless document each word at a lock is replaced with a probability that is the level times the
+weight of the word's class; the author continues as if the word were right. The distractor is mostly a word that is
+easily confused (of the same class, a few of them common), otherwise any word, by Zipf's law. Forks are not changed: a
+choice of the author is not a slip.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class LabelledDocument:
 
     @property
     def pieces(self) -> tuple[str, ...]:
-        """The opening fence, then the lines. Borders of pieces are also borders of tokens."""
+        """The opening fence, then the lines. Boundaries of pieces are also boundaries of tokens."""
         return OPENING, *(line.chosen.text for line in self.lines)
 
     @property

@@ -1,8 +1,8 @@
-"""The table of list operations: their English wording, and the ways in which authors write them in Python.
+"""Defines the list operations: their English wording and the Python forms in which authors write them.
 
 Invariants:
 - The first form of an operation defines it. Every other right form computes the same on all integer lists. Every wrong
-  form (a trap: a plausible way to write it, often the more common one) computes something else on some list.
+  form (a trap: plausible, and often more common than the right ones) computes something else on some list.
 - Forms are expressions over ``{x}`` (one element; kinds ``filter`` and ``map``) or ``{s}`` (the list; kinds ``list``
   and ``reduce``). A ``reduce`` returns a number and can only be the last step.
 """
@@ -19,7 +19,7 @@ Kind = Literal["filter", "map", "list", "reduce"]
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One way to write an operation; ``weight`` is its share among the authors of the corpus."""
+    """One form of an operation; ``weight`` is its share among the authors of the corpus."""
 
     text: str
     weight: float

@@ -1,14 +1,15 @@
-"""Writes programs by a small grammar with explicit choices, which gives each position an exact label.
+"""Writes programs with a small grammar of explicit choices, so that each position has an exact label.
 
 A program is a sequence of lines (a loop counts as one line). For each line the grammar lists every text that an author
 could write, with its weight, whether it is right, and what it binds. An author draws one of them. Once a name is bound,
-it must be used, so an early choice decides which tokens are right later. All alternatives are known, hence the labels:
+it must be used, so an early choice decides which tokens are right later. All alternatives are known, so each position
+has a label:
 
-- **fork**: authors continue in several ways. Its options are their next units. The viable ones still lead to a right
-  program, the others are traps.
+- **fork**: authors continue in several ways. Its options are their next units. Viable options still lead to a right
+  program; the others are traps.
 - **lock**: all authors continue with the same text.
 
-Units are whatever ``split`` cuts a text into: words for the noise process, token ids for analysis.
+Units are the pieces that ``split`` cuts a text into: words for the noise process, token ids for analysis.
 """
 
 from __future__ import annotations

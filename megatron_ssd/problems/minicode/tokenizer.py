@@ -3,8 +3,8 @@
 Invariants:
 - Ids are those of sentencepiece, for every text. Any text survives encode and decode, except that U+2581 (the character
   that SentencePiece writes for a space) becomes a space.
-- A line break with its indentation, a code fence, and a chat marker with its role are one token each. So the borders of
-  prompt, response and every line of code are token borders.
+- A line break with its indentation, a code fence, and a chat marker with its role are one token each. So the boundaries
+  of prompt, response and every line of code are token boundaries.
 - Only the chat markers are special tokens; the other symbols stay in the text when special tokens are skipped.
 """
 

@@ -1,4 +1,4 @@
-"""Every shipped YAML composes, and invalid overrides give one clear line."""
+"""Tests that every YAML file of the project composes, and the error messages for invalid overrides."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_scale_is_applied_by_its_experiment_and_problems(path: Path) -> No
 
 
 @pytest.mark.parametrize(("name", "parameters"), _PARAMETERS.items())
-def test_shapes_have_the_published_parameter_counts(name: str, parameters: int) -> None:
+def test_models_have_the_published_parameter_counts(name: str, parameters: int) -> None:
     model = compose_config([f"+model={name}"]).model
     assert model is not None
     assert model.num_parameters() == parameters
@@ -168,5 +168,5 @@ def test_invalid_overrides_are_one_line(overrides: list[str], parts: list[str]) 
 
 
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
+    with pytest.raises(ConfigError, match=r"has no config\.yaml"):
         compose_config([], tmp_path)

@@ -1,4 +1,4 @@
-"""YAML values become frozen dataclasses, or one line that says what is wrong."""
+"""Tests how YAML values become frozen dataclasses, and the error messages for invalid values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TINY = {
 }  # fmt: skip
 
 
-def test_no_values_give_every_default() -> None:
+def test_without_values_every_key_has_its_default() -> None:
     assert build(RunConfig, {}) == RunConfig()
 
 
@@ -82,7 +82,7 @@ def test_lists_become_tuples_and_integers_floats() -> None:
         ({"prompt": {"mode": "raw", "enable_thinking": False}}, ["prompt.enable_thinking = false", "prompt.mode=chat"]),
     ],
 )  # fmt: skip
-def test_a_wrong_value_is_one_line_with_key_value_rule_and_fix(values: dict[str, Any], parts: list[str]) -> None:
+def test_an_invalid_value_is_one_line_with_key_value_rule_and_fix(values: dict[str, Any], parts: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         build(RunConfig, values)
     message = str(caught.value)

@@ -1,4 +1,4 @@
-"""Which sequence lengths and batches a layout can divide."""
+"""Tests which sequence lengths and batch sizes a parallel layout accepts."""
 
 from __future__ import annotations
 

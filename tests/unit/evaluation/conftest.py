@@ -1,4 +1,4 @@
-"""A run whose tuned model is published, ready to be evaluated by ``oracle.Oracle``."""
+"""Fixtures for the evaluation of a run by ``oracle.Oracle``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.helpers.oracle import MINICODE, N
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that an engine without weights needs: tokenizer and config."""
+    """A model folder with a tokenizer and a configuration, without weights."""
     folder = tmp_path_factory.mktemp("model")
     documents = minicode.corpus(dataclasses.replace(MINICODE, num_documents=300))
     save_tokenizer(train_tokenizer(documents, 400), folder, max_length=512)
@@ -35,7 +35,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path, model_folder: Path) -> RunConfig:
-    """A run whose tuned model is published."""
+    """The configuration of a run whose tuned model is published."""
     stage = Stage(name="export", run_dir=tmp_path, config={}, inputs={})
     work = stage.begin()
     for file in model_folder.iterdir():

@@ -1,4 +1,4 @@
-"""Which programs count as the same, hand-computed counts, and hostile programs."""
+"""Tests for the count of distinct programs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_different_programs_are_distinct(other: str):
     assert normal_form(other) != normal_form(PROGRAM)
 
 
-def test_unparsable_programs_are_compared_by_words():
+def test_programs_that_cannot_be_parsed_are_compared_by_words():
     assert normal_form("def f(:\n  return 1") == normal_form("def f(:   return 1\n")
     assert normal_form("def f(: return 1") != normal_form("def f(: return 2")
     assert NormalForms().of("x  =  1", compiles=False) != NormalForms().of("x = 1")
@@ -80,7 +80,7 @@ def dumped(source: str) -> str:
 
 
 def functions_of_the_standard_library() -> list[str]:
-    """Their source, comments included; many are similar."""
+    """Sources of functions, with their comments. Many are similar."""
     found = []
     for path in sorted(Path(ast.__file__).parent.glob("[a-f]*.py")):
         lines = path.read_text().splitlines(keepends=True)
@@ -99,7 +99,7 @@ def test_forms_are_equal_if_the_standard_librarys_dumps_are():
         by_form[normal_form(source)].add(source)
         by_dump[dumped(source)].add(source)
     assert len(sources) > 1000
-    assert len(by_dump) < len(set(sources)), "some differ in spelling alone"
+    assert len(by_dump) < len(set(sources)), "no two programs differ only in spelling"
     assert sorted(map(sorted, by_form.values())) == sorted(map(sorted, by_dump.values()))
 
 
@@ -170,7 +170,7 @@ def verdict(index: int, status: VerdictStatus = "wrong_answer", problem: str = "
     return Verdict(problem_id=problem, sample_index=index, status=status)
 
 
-def test_counts_per_problem_and_per_passing_problem():
+def test_counts_are_averaged_over_problems_and_over_solved_problems():
     samples: list[tuple[Verdict, str | None]] = [
         (verdict(0, "passed", "a"), "x = 1"),
         (verdict(1, "passed", "a"), "x=1  # the same"),
@@ -189,7 +189,7 @@ def test_counts_per_problem_and_per_passing_problem():
     assert NormalForms().diversity(samples[6:]) == Diversity(distinct=2 / 3, distinct_passing=None, num_solved=0)
 
 
-def test_a_text_is_parsed_once(monkeypatch: pytest.MonkeyPatch):
+def test_equal_programs_are_parsed_once(monkeypatch: pytest.MonkeyPatch):
     parsed: list[str] = []
     original = ast.parse
     monkeypatch.setattr(ast, "parse", lambda source: (parsed.append(source), original(source))[1])

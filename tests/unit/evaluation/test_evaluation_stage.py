@@ -1,10 +1,8 @@
-"""The stage from problems to summary.json, with an engine that returns correct answers."""
+"""Tests for the evaluation stage, with an engine that returns correct programs."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -29,17 +27,19 @@ from tests.helpers.jsonl import write_jsonl
 from tests.helpers.lcb_rows import lcb_row
 from tests.helpers.oracle import MINICODE, N, Oracle, sampler_of, summary_of
 from tests.helpers.programs import function_problem
+from tests.helpers.sandboxed import record_executions
+from tests.helpers.tokenizer_folders import with_template
 
 
-def test_full_stage(config: RunConfig, caplog: pytest.LogCaptureFixture):
+def test_the_stage_publishes_scores_samples_and_verdicts(config: RunConfig, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO")
     oracle = Oracle(config)
     run_evaluate(config, sampler=sampler_of(oracle))
     summary, folder = summary_of(config), Path(config.run_dir) / "eval"
-    rows = {row["key"]: row for row in summary["headline"]}
-    assert rows["base_default"]["overall"]["1"]["value"] == pytest.approx(1 / N)
-    assert rows["ssd_best"]["overall"]["1"]["value"] == pytest.approx(3 / N)
-    assert rows["ssd_best"]["overall"]["3"]["value"] == pytest.approx(1.0)
+    scores = {score["key"]: score["overall"] for score in summary["headline"]}
+    assert scores["base_default"]["1"]["value"] == pytest.approx(1 / N)
+    assert scores["ssd_best"]["1"]["value"] == pytest.approx(3 / N)
+    assert scores["ssd_best"]["3"]["value"] == pytest.approx(1.0)
     assert set(summary["settings"]["base"]) == {"T1-k20-p0.8", "T1.5-k20-p0.8", "T0.7-k20-p0.8", "T1.5-k20-p0.6"}
     assert set(summary["settings"]["ssd"]) == {"T1-k20-p0.8", "T1.5-k20-p0.8"}
     assert summary["settings"]["ssd"]["T1-k20-p0.8"]["diversity"] == {
@@ -47,9 +47,8 @@ def test_full_stage(config: RunConfig, caplog: pytest.LogCaptureFixture):
     }  # fmt: skip
     assert summary["errata"] == {"flaws": {}, "num_problems": 6, "kept": True}
     assert oracle.starts == [Path(str(config.model.path)).name, "export"]  # type: ignore[union-attr]
-    keys = [
-        (row["problem_id"], row["sample_index"]) for row in read_jsonl(folder / "generations/base/T1-k20-p0.8.jsonl")
-    ]
+    samples = read_jsonl(folder / "generations/base/T1-k20-p0.8.jsonl")
+    keys = [(sample["problem_id"], sample["sample_index"]) for sample in samples]
     assert keys == [(p.id, i) for p in minicode.test_problems(MINICODE) for i in range(N)]
     assert len(read_jsonl(folder / "verdicts/ssd/T1-k20-p0.8.jsonl")) == 6 * N
     manifest = read_manifest(folder)
@@ -62,7 +61,7 @@ def test_full_stage(config: RunConfig, caplog: pytest.LogCaptureFixture):
     assert "SSD at its best is ahead of" in caplog.text
 
 
-def test_in_a_pipeline_with_a_report_the_table_is_printed_once(
+def test_scores_are_not_logged_if_a_report_follows(
     config: RunConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv(REPORT_FOLLOWS, "1")
@@ -80,11 +79,11 @@ def test_descriptions_of_the_problems_are_published(config: RunConfig):
     problems = minicode.test_problems(MINICODE)
     kept = read_problems(Path(config.run_dir) / "eval" / PROBLEMS_FILE)
     assert list(kept) == [problem.id for problem in problems]
-    halves = ["reporting" if mine else "selection" for mine in split_halves(problems).report]
+    halves = ["reporting" if is_report else "selection" for is_report in split_halves(problems).report]
     for problem, half in zip(problems, halves, strict=True):
-        row = kept[problem.id]
-        assert (row.statement.head, row.difficulty, row.half) == (problem.statement, problem.difficulty, half)
-        assert [(test.input.head, test.output.head) for test in row.tests] == [
+        found = kept[problem.id]
+        assert (found.statement.head, found.difficulty, found.half) == (problem.statement, problem.difficulty, half)
+        assert [(test.input.head, test.output.head) for test in found.tests] == [
             (test.input, test.output) for test in problem.tests
         ]
 
@@ -131,16 +130,12 @@ def test_a_run_killed_in_grading_grades_nothing_twice(config: RunConfig, monkeyp
         patch.setattr(Sandbox, "execute", failing)
         with pytest.raises(KeyboardInterrupt):
             run_evaluate(serial, sampler=sampler_of(Oracle(config)))
-    again: list[tuple[str, str]] = []
-    monkeypatch.setattr(
-        Sandbox, "execute",
-        lambda self, program, inputs, limits: (again.append((program.source, inputs[1])),
-                                               original(self, program, inputs, limits))[1],
-    )  # fmt: skip
+    executions = record_executions(monkeypatch)
     oracle = Oracle(config)
     run_evaluate(serial, sampler=sampler_of(oracle))
     assert oracle.requests == []
-    assert len(set(again)) == len(again), "one program of one problem ran twice"
+    again = [(program.source, inputs[1]) for program, inputs in executions]
+    assert len(set(again)) == len(again), "a program ran twice for the same problem"
     assert len(again) == 6 * 2 - 3
 
 
@@ -153,12 +148,12 @@ def test_an_up_to_date_stage_is_left_unchanged(config: RunConfig):
     assert (Path(config.run_dir) / "eval" / "manifest.json").read_bytes() == before
 
 
-def test_a_base_without_a_tuned_model(config: RunConfig, tmp_path: Path):
+def test_a_base_is_evaluated_without_a_tuned_model(config: RunConfig, tmp_path: Path):
     alone = dataclasses.replace(
         config, run_dir=str(tmp_path / "alone"), evaluation=dataclasses.replace(config.evaluation, models=("base",))
     )
     run_evaluate(alone, sampler=sampler_of(Oracle(config)))
-    assert [row["key"] for row in summary_of(alone)["headline"]] == ["base_default", "base_train", "base_best"]
+    assert [score["key"] for score in summary_of(alone)["headline"]] == ["base_default", "base_train", "base_best"]
 
 
 def test_a_missing_export_is_an_error_with_the_fix(config: RunConfig, tmp_path: Path):
@@ -166,7 +161,9 @@ def test_a_missing_export_is_an_error_with_the_fix(config: RunConfig, tmp_path: 
         run_evaluate(dataclasses.replace(config, run_dir=str(tmp_path / "none")))
 
 
-def test_missing_bubblewrap_stops_before_sampling(config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_missing_bubblewrap_is_reported_before_sampling(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     monkeypatch.setenv("PATH", str(tmp_path))
     oracle = Oracle(config)
     with pytest.raises(UserError, match="apt-get install bubblewrap"):
@@ -187,11 +184,7 @@ def test_overlong_prompts_are_recorded_with_the_reason(config: RunConfig):
 
 
 def test_raw_prompts_are_decoded_without_a_chat_template(config: RunConfig, tmp_path: Path):
-    folder = tmp_path / "chatless"
-    shutil.copytree(str(config.model.path), folder)  # type: ignore[union-attr]
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    del settings["chat_template"]
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    folder = with_template(Path(str(config.model.path)), tmp_path / "no_template", None)  # type: ignore[union-attr]
     config = dataclasses.replace(config, prompt=PromptConfig(template="minicode", mode="raw"))
     problems, oracle = minicode.test_problems(config.minicode), Oracle(config)
     job = DecodeJob(name="base", model=open_model(str(folder)), problems=problems, seed=config.seed,
@@ -200,11 +193,11 @@ def test_raw_prompts_are_decoded_without_a_chat_template(config: RunConfig, tmp_
                     max_model_len=config.engine.max_model_len)  # fmt: skip
     job.run(lambda model: oracle.open(config.engine, model, device="cpu"), lambda: None)
     tokenizer = ChatTokenizer(folder)
-    asked = {request.key[0]: request.prompt_token_ids for request in oracle.requests}
-    assert asked == {problem.id: tokenizer.text_ids(problem.statement) for problem in problems}
+    prompts = {request.key[0]: request.prompt_token_ids for request in oracle.requests}
+    assert prompts == {problem.id: tokenizer.text_ids(problem.statement) for problem in problems}
 
 
-def test_flawed_problems_are_graded_unless_dropped(config: RunConfig, tmp_path: Path):
+def test_problems_in_the_errata_are_graded_unless_dropped(config: RunConfig, tmp_path: Path):
     rows = [lcb_row(1), lcb_row(2, question_id="arc185_c"), lcb_row(3)]
     complete = str(write_jsonl(tmp_path / "complete.jsonl", rows))
     sound = str(write_jsonl(tmp_path / "sound.jsonl", [rows[0], rows[2]]))
@@ -217,7 +210,7 @@ def test_flawed_problems_are_graded_unless_dropped(config: RunConfig, tmp_path: 
     assert benchmark_hash(complete) == benchmark_hash(complete, errata="keep") != benchmark_hash(sound)
 
 
-def test_the_first_and_the_last_date_of_the_problems_are_named():
+def test_the_date_range_has_the_first_and_the_last_date_of_the_problems():
     dates = ("2025-03-01", None, "2025-02-09", "2025-04-06")
     problems = [dataclasses.replace(function_problem(f"p{i}"), date=date) for i, date in enumerate(dates)]
     assert date_range(problems) == ["2025-02-09", "2025-04-06"]

@@ -1,4 +1,4 @@
-"""The grid, the two halves and the choice of the best cell."""
+"""Tests for the grid of decode settings and the choice of the best cell."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from tests.helpers.measured import graded_problems as problems
 from tests.helpers.programs import function_problem
 
 CONFIG = EvaluationConfig(temperatures=(1.0, 1.5), top_ps=(0.6, 0.8))
-
-
 TEMPERATURES = st.lists(st.sampled_from([0.0, 0.6, 0.7, 1.0, 1.5, 2.0]), min_size=1, max_size=6)
 TOP_KS = st.lists(st.sampled_from([-1, 1, 10, 20, 50]), min_size=1, max_size=3)
 TOP_PS = st.lists(st.sampled_from([0.5, 0.8, 0.95, 1.0]), min_size=1, max_size=5)
@@ -56,7 +54,7 @@ def test_several_top_ks_are_ordered_between_temperature_and_top_p():
 
 
 @given(TEMPERATURES, TOP_KS, TOP_PS)
-def test_a_grid_has_every_combination_once_and_the_training_decode_is_measured(
+def test_a_grid_has_every_combination_once_and_the_base_also_the_training_decode(
     temperatures: list[float], top_ks: list[int], top_ps: list[float]
 ):
     config = EvaluationConfig(temperatures=tuple(temperatures), top_ks=tuple(top_ks), top_ps=tuple(top_ps))
@@ -88,7 +86,7 @@ def test_the_hottest_cell_truncates_the_least_at_the_highest_temperature():
         ),
     ],
 )
-def test_a_wrong_top_k_is_one_line(changes: dict[str, tuple[int, ...]], message: str):
+def test_an_invalid_top_k_is_an_error(changes: dict[str, tuple[int, ...]], message: str):
     with pytest.raises(ConfigError, match=message):
         EvaluationConfig(**{"temperatures": (1.0,), "top_ps": (0.8,), **changes})  # type: ignore[arg-type]
 
@@ -100,7 +98,7 @@ def test_half_a_grid_is_an_error(changes: dict[str, tuple[float, ...]]):
 
 
 @pytest.mark.parametrize("count", [2, 3, 7, 30, 100])
-def test_halves_are_disjoint_cover_all_and_are_balanced(count: int):
+def test_halves_are_disjoint_complete_and_balanced(count: int):
     halves = split_halves(problems(count))
     assert (halves.selection ^ halves.report).all()
     assert abs(int(halves.selection.sum()) - int(halves.report.sum())) <= 1
@@ -142,17 +140,17 @@ def test_a_cell_without_grades_is_an_error():
 
 
 @given(st.lists(st.sampled_from(["easy", "medium", "hard", None]), min_size=2, max_size=60), st.randoms())
-def test_any_benchmark_is_halved_evenly_and_independently_of_order(names: list[str | None], random):
-    rows = [function_problem(f"p{i}", difficulty=name) for i, name in enumerate(names)]
-    halves = split_halves(rows)
+def test_any_benchmark_is_split_evenly_and_independently_of_order(names: list[str | None], random):
+    found = [function_problem(f"p{i}", difficulty=name) for i, name in enumerate(names)]
+    halves = split_halves(found)
     assert (halves.selection ^ halves.report).all()
     for name in {None, *names}:
-        group = np.array([name is None or problem.difficulty == name for problem in rows])
+        group = np.array([name is None or problem.difficulty == name for problem in found])
         assert abs(int(halves.selection[group].sum()) - int(halves.report[group].sum())) <= 1
-    shuffled = random.sample(rows, len(rows))
+    shuffled = random.sample(found, len(found))
     again = split_halves(shuffled)
-    chosen = {row.id for row, is_chosen in zip(rows, halves.selection, strict=True) if is_chosen}
-    assert chosen == {row.id for row, is_chosen in zip(shuffled, again.selection, strict=True) if is_chosen}
+    chosen = {problem.id for problem, inside in zip(found, halves.selection, strict=True) if inside}
+    assert chosen == {problem.id for problem, inside in zip(shuffled, again.selection, strict=True) if inside}
 
 
 @given(SCORES, SCORES)
@@ -177,4 +175,4 @@ def test_choosing_on_all_problems_scores_at_least_as_high(table: list[list[int]]
 
 def _scored(table: list[list[int]]) -> tuple[tuple[SamplingParams, ...], dict[str, np.ndarray]]:
     cells = tuple(SamplingParams(temperature=0.1 * i) for i in range(len(table)))
-    return cells, {cell.label: np.array(row) / 10 for cell, row in zip(cells, table, strict=True)}
+    return cells, {cell.label: np.array(scores) / 10 for cell, scores in zip(cells, table, strict=True)}

@@ -1,4 +1,4 @@
-"""Results equal hand-computed ones, and are read as they were written."""
+"""Tests for the results of an evaluation and their file."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def measurements() -> Measurements:
     )
 
 
-def test_results_equal_hand_computed_ones() -> None:
+def test_results_equal_a_hand_computation() -> None:
     results = results_of(measurements(), SAMPLING)
     assert [score.key for score in results.headline] == ["base_default", "base_train", "base_best", "ssd_best"]
     assert {(c.model, c.temperature, c.top_p) for c in results.grid if c.chosen} == {
@@ -87,7 +87,7 @@ def test_a_summary_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert found == dataclasses.replace(results.score("ssd_best").overall[1], num_problems=0)
 
 
-def test_a_file_of_another_kind_is_refused_with_the_missing_keys(tmp_path: Path) -> None:
+def test_a_file_with_missing_keys_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "eval" / "summary.json"
     path.parent.mkdir()
     path.write_text('{"headline": []}')

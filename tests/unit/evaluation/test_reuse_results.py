@@ -1,4 +1,4 @@
-"""A changed evaluation reuses unaffected responses and verdicts, and equals one from scratch."""
+"""Tests that a changed evaluation reuses unaffected results and equals one from scratch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from megatron_ssd.config.generation import EngineConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.stage import run_evaluate
-from megatron_ssd.sandbox.sandbox import Sandbox
 from tests.helpers.oracle import N, Oracle, sampler_of, summary_of
+from tests.helpers.sandboxed import Executions, record_executions
 
 PROBLEMS = 6
 SETTINGS = 6  # four of the base, two of the tuned model
@@ -26,29 +26,21 @@ def changed(config: RunConfig, **evaluation: Any) -> RunConfig:
 
 
 def evaluated(config: RunConfig, *, lives: int = 10**9) -> Oracle:
-    """The engine that sampled the missing responses."""
+    """Evaluate the run; returns the engine, which has the requests for missing responses."""
     oracle = Oracle(config, lives=lives)
     run_evaluate(config, sampler=sampler_of(oracle))
     return oracle
 
 
 @pytest.fixture
-def executed(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The programs that ran since ``config`` was evaluated once."""
+def executed(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Executions:
+    """The programs that run after ``config`` was evaluated once."""
     evaluated(config)
-    sources: list[str] = []
-    original = Sandbox.execute
-
-    def recording(self, program, inputs, limits):
-        sources.append(program.source)
-        return original(self, program, inputs, limits)
-
-    monkeypatch.setattr(Sandbox, "execute", recording)
-    return sources
+    return record_executions(monkeypatch)
 
 
 def from_scratch(config: RunConfig, tmp_path: Path) -> dict[str, Any]:
-    """The summary of a run that had no evaluation before."""
+    """The summary of the same run, evaluated for the first time."""
     run_dir = tmp_path / "scratch"
     run_dir.mkdir()
     (run_dir / "export").symlink_to(Path(config.run_dir) / "export")
@@ -57,7 +49,7 @@ def from_scratch(config: RunConfig, tmp_path: Path) -> dict[str, Any]:
     return summary_of(fresh)
 
 
-def test_other_statistics_sample_and_run_nothing(config: RunConfig, executed: list[str], tmp_path: Path):
+def test_a_change_of_the_statistics_samples_and_runs_nothing(config: RunConfig, executed: Executions, tmp_path: Path):
     other = changed(config, ks=(1, 2, 4), confidence=0.9, bootstrap_samples=300)
     oracle = evaluated(other)
     assert oracle.starts == []
@@ -67,7 +59,7 @@ def test_other_statistics_sample_and_run_nothing(config: RunConfig, executed: li
     assert summary_of(other) == from_scratch(other, tmp_path)
 
 
-def test_a_wider_grid_samples_only_the_new_cells(config: RunConfig, executed: list[str], tmp_path: Path):
+def test_a_wider_grid_samples_only_the_new_cells(config: RunConfig, executed: Executions, tmp_path: Path):
     wider = changed(config, temperatures=(1.0, 1.5, 0.5))
     oracle = evaluated(wider)
     assert {(request.params.label, request.params.temperature) for request in oracle.requests} == {
@@ -77,7 +69,7 @@ def test_a_wider_grid_samples_only_the_new_cells(config: RunConfig, executed: li
     assert summary_of(wider) == from_scratch(wider, tmp_path)
 
 
-def test_more_samples_keep_the_first_ones(config: RunConfig, executed: list[str], tmp_path: Path):
+def test_more_samples_keep_the_first_ones(config: RunConfig, executed: Executions, tmp_path: Path):
     more = changed(config, num_samples=N + 2)
     oracle = evaluated(more)
     assert {request.sample_index for request in oracle.requests} == {N, N + 1}
@@ -85,21 +77,21 @@ def test_more_samples_keep_the_first_ones(config: RunConfig, executed: list[str]
     assert summary_of(more) == from_scratch(more, tmp_path)
 
 
-def test_fewer_samples_sample_nothing(config: RunConfig, executed: list[str], tmp_path: Path):
+def test_fewer_samples_sample_nothing(config: RunConfig, executed: Executions, tmp_path: Path):
     fewer = changed(config, num_samples=N - 1)
     assert evaluated(fewer).requests == []
     assert executed == []
     assert summary_of(fewer) == from_scratch(fewer, tmp_path)
 
 
-def test_another_sandbox_keeps_responses_and_runs_every_program_again(config: RunConfig, executed: list[str]):
+def test_another_sandbox_keeps_responses_and_runs_every_program_again(config: RunConfig, executed: Executions):
     oracle = evaluated(changed(config, sandbox=dataclasses.replace(config.evaluation.sandbox, cpu_seconds=3.0)))
     assert oracle.requests == []
-    assert len(executed) == 2 * PROBLEMS  # one right and one wrong program each
+    assert len(executed) == 2 * PROBLEMS  # one correct and one wrong program per problem
 
 
 @pytest.mark.parametrize("change", ["seed", "max_tokens", "engine"])
-def test_a_change_that_affects_responses_samples_all_again(config: RunConfig, executed: list[str], change: str):
+def test_a_change_that_affects_responses_samples_all_again(config: RunConfig, executed: Executions, change: str):
     if change == "seed":
         config = dataclasses.replace(config, seed=config.seed + 1, replace=True)
     elif change == "engine":
@@ -123,7 +115,7 @@ def test_a_changed_record_is_sampled_again(config: RunConfig):
     )
 
 
-def test_unfinished_work_that_was_moved_aside_is_reused_too(config: RunConfig, tmp_path: Path):
+def test_unfinished_results_that_were_moved_aside_are_reused(config: RunConfig, tmp_path: Path):
     with pytest.raises(UserError, match="died"):
         evaluated(config, lives=60)
     wider = changed(config, temperatures=(1.0, 1.5, 0.5))
@@ -133,7 +125,7 @@ def test_unfinished_work_that_was_moved_aside_is_reused_too(config: RunConfig, t
     assert summary_of(wider) == from_scratch(wider, tmp_path)
 
 
-def test_changing_back_and_forth_samples_nothing(config: RunConfig, executed: list[str], tmp_path: Path):
+def test_changing_back_and_forth_samples_nothing(config: RunConfig, executed: Executions, tmp_path: Path):
     evaluated(changed(config, temperatures=(0.5,)))
     back = changed(config, temperatures=(1.0, 1.5))
     executed.clear()
@@ -142,7 +134,7 @@ def test_changing_back_and_forth_samples_nothing(config: RunConfig, executed: li
     assert summary_of(back) == from_scratch(back, tmp_path)
 
 
-def test_infrastructure_errors_are_graded_again(config: RunConfig, executed: list[str]):
+def test_infrastructure_errors_are_graded_again(config: RunConfig, executed: Executions):
     path = Path(config.run_dir) / "eval/verdicts/ssd/T1-k20-p0.8.jsonl"
     records = read_jsonl(path)
     records[0]["status"] = "infrastructure_error"

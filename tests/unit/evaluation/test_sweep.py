@@ -1,10 +1,9 @@
-"""The decode settings in ``summary.json``: the grid, the gain from choosing, scores over T_eff."""
+"""Tests for the part of ``summary.json`` on decode settings."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +12,11 @@ from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.evaluation.claims import check_claims
 from megatron_ssd.evaluation.grid import Measurements, grid_cells, settings_of
-from megatron_ssd.evaluation.results import ModelName, to_json
+from megatron_ssd.evaluation.results import ModelName
 from megatron_ssd.evaluation.summary import beside_grid, best_of_grid
 from megatron_ssd.evaluation.tables import score_tables
 from tests.helpers import measured
-from tests.helpers.measured import MODELS, graded_problems, results_of
+from tests.helpers.measured import MODELS, graded_problems, results_of, summary_of
 
 CONFIG = EvaluationConfig(temperatures=(0.5, 1.0), top_ks=(10, -1), top_ps=(0.8, 1.0))
 TRAIN = SamplingParams(temperature=1.5, top_k=20, top_p=0.8)
@@ -44,12 +43,8 @@ def measure(
     )
 
 
-def summary_of(found: Measurements, sampling: SamplingConfig = SAMPLING) -> dict[str, Any]:
-    return to_json(results_of(found, sampling))  # type: ignore[no-any-return]
-
-
 def test_every_cell_names_its_top_k_and_the_training_decode_is_separate():
-    summary = summary_of(measure(lambda model, cell: 0.5))
+    summary = summary_of(measure(lambda model, cell: 0.5), SAMPLING)
     assert [cell["top_k"] for cell in summary["grid"][:4]] == [10, 10, -1, -1]
     assert len(summary["grid"]) == 16
     assert sum(cell["chosen"] for cell in summary["grid"]) == 2
@@ -77,39 +72,40 @@ def test_settings_outside_the_grid_are_not_candidates():
 
 def test_both_halves_of_the_best_cell_equal_a_hand_computation():
     found = measure(lambda model, cell: 0.8 if cell.top_k == -1 and cell.temperature == 1.0 else 0.2)
-    for row in summary_of(found)["best_of_grid"]:
-        chosen = next(cell for cell in found.cells if cell.label == row["decoding"])
+    for best in summary_of(found, SAMPLING)["best_of_grid"]:
+        chosen = next(cell for cell in found.cells if cell.label == best["decoding"])
         assert (chosen.temperature, chosen.top_k) == (1.0, -1)
         for name in ("selection", "report"):
             half = {p.id for p, inside in zip(found.problems, getattr(found.halves, name), strict=True) if inside}
-            rows = {
-                cell.label: [v.passed for v in found.verdicts[row["model"]][cell.label] if v.problem_id in half]
+            passed = {
+                cell.label: [v.passed for v in found.verdicts[best["model"]][cell.label] if v.problem_id in half]
                 for cell in found.cells
             }
-            assert row[name]["value"] == pytest.approx(np.mean(rows[chosen.label]))
-            assert row["grid_mean"][name] == pytest.approx(np.mean(list(rows.values())))
-        every = [[v.passed for v in found.verdicts[row["model"]][cell.label]] for cell in found.cells]
-        assert row["on_all_problems"]["value"] == pytest.approx(max(map(np.mean, every)))
-        assert row["num_cells"] == 8
+            assert best[name]["value"] == pytest.approx(np.mean(passed[chosen.label]))
+            assert best["grid_mean"][name] == pytest.approx(np.mean(list(passed.values())))
+        every = [[v.passed for v in found.verdicts[best["model"]][cell.label]] for cell in found.cells]
+        assert best["on_all_problems"]["value"] == pytest.approx(max(map(np.mean, every)))
+        assert best["num_cells"] == 8
 
 
 def test_the_best_of_equal_cells_looks_better_only_on_the_selection_half():
     found = [measure(lambda model, cell: 0.5, seed=seed, models=("base",)) for seed in range(60)]
     best = [best_of_grid(one, "base") for one in found]
-    flattery = {name: np.mean([getattr(one, name).value for one in best]) - 0.5 for name in ("selection", "report")}
+    bias = {name: np.mean([getattr(one, name).value for one in best]) - 0.5 for name in ("selection", "report")}
     naive = np.mean([one.on_all_problems.value for one in best]) - 0.5
-    assert flattery["selection"] > 0.05  # the best of 8 means of 80 coins: about 1.4 of their errors of 0.056
-    assert abs(flattery["report"]) < 0.02
-    assert 0.03 < naive < flattery["selection"]
+    # The largest of 8 means of 80 coin tosses is about 1.4 standard errors, of 0.056 each, above the true mean.
+    assert bias["selection"] > 0.05
+    assert abs(bias["report"]) < 0.02
+    assert 0.03 < naive < bias["selection"]
 
 
-def test_infrastructure_errors_on_the_reporting_half_leave_no_mean():
+def test_a_reporting_half_of_infrastructure_errors_has_no_mean():
     found = measure(lambda model, cell: 0.5, models=("base",))
     report = {problem.id for problem, inside in zip(found.problems, found.halves.report, strict=True) if inside}
-    for label, rows in found.verdicts["base"].items():
+    for label, verdicts in found.verdicts["base"].items():
         found.verdicts["base"][label] = [  # type: ignore[index]
-            dataclasses.replace(row, status="infrastructure_error" if row.problem_id in report else row.status)
-            for row in rows
+            dataclasses.replace(v, status="infrastructure_error" if v.problem_id in report else v.status)
+            for v in verdicts
         ]
     means = best_of_grid(found, "base").grid_mean
     assert means["report"] is None
@@ -117,9 +113,9 @@ def test_infrastructure_errors_on_the_reporting_half_leave_no_mean():
     assert 0.4 < means["selection"] < 0.6
 
 
-def test_temperatures_multiply_only_for_ssd():
+def test_the_effective_temperature_is_a_product_only_for_ssd():
     found = measure(lambda model, cell: 0.5)
-    effective = summary_of(found)["effective_temperature"]
+    effective = summary_of(found, SAMPLING)["effective_temperature"]
     assert effective["train_temperature"] == 1.5
     assert len(effective["points"]) == 16
     for point in effective["points"]:
@@ -130,9 +126,9 @@ def test_temperatures_multiply_only_for_ssd():
         assert point["low"] <= point["value"] <= point["high"]
 
 
-def test_a_base_without_a_tuned_model_has_a_sweep():
-    summary = summary_of(measure(lambda model, cell: 0.5, models=("base",)))
-    assert [row["model"] for row in summary["best_of_grid"]] == ["base"]
+def test_a_base_without_a_tuned_model_has_a_best_cell_and_points():
+    summary = summary_of(measure(lambda model, cell: 0.5, models=("base",)), SAMPLING)
+    assert [best["model"] for best in summary["best_of_grid"]] == ["base"]
     assert {point["model"] for point in summary["effective_temperature"]["points"]} == {"base"}
 
 

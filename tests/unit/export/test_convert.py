@@ -1,4 +1,4 @@
-"""tools/convert_checkpoint.py: exact in both directions, bounded memory, errors that name the tensor."""
+"""Tests for tools/convert_checkpoint.py, which converts checkpoints in both directions."""
 
 import json
 import multiprocessing
@@ -46,14 +46,14 @@ def load_all(folder: Path) -> dict[str, Tensor]:
 def is_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
     return ours.keys() == theirs.keys() and all(
         ours[key].dtype == theirs[key].dtype and ours[key].shape == theirs[key].shape
-        # Bits, so that NaN and minus zero count too.
+        # The bits are compared, so that NaN and minus zero count too.
         and torch.equal(ours[key].view(torch.uint8), theirs[key].view(torch.uint8))
         for key in theirs
     )  # fmt: skip
 
 
 def write_complete_folder(folder: Path, name: str) -> None:
-    """A folder of several shards with all other files of a published model."""
+    """Write a folder of several shards with all other files of a published model."""
     write_hf_folder(folder, MODELS[name], dtype=DTYPES.get(name, torch.float32), max_shard_size="20KB")
     write_tokenizer(folder, 32)
     (folder / "chat_template.jinja").write_text("{{ messages }}")
@@ -65,7 +65,7 @@ def write_complete_folder(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_round_trip_is_exact(name: str, tmp_path: Path) -> None:
+def test_the_round_trip_is_exact(name: str, tmp_path: Path) -> None:
     write_complete_folder(tmp_path / "hf", name)
     assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 2
     to_megatron(tmp_path / "hf", tmp_path / "megatron")
@@ -88,7 +88,7 @@ def test_transformers_reads_the_result(tmp_path: Path) -> None:
 
 
 def test_tensors_keep_their_types(tmp_path: Path) -> None:
-    """Norms and routers may be fp32; q, k and v share a tensor of the checkpoint, and so do gate and up projections."""
+    """Norms and routers may be fp32. q, k and v share a tensor of the checkpoint, as do gate and up projections."""
     write_hf_folder(tmp_path / "hf", MODELS["qwen3_moe"], dtype=torch.bfloat16)
     path = tmp_path / "hf" / "model.safetensors"
     weights = load_file(path)
@@ -105,7 +105,7 @@ def test_tensors_keep_their_types(tmp_path: Path) -> None:
     assert is_same(load_all(tmp_path / "back"), weights)
 
 
-def test_checkpoint_has_the_format_of_training(tmp_path: Path) -> None:
+def test_the_checkpoint_has_the_format_of_training(tmp_path: Path) -> None:
     write_hf_folder(tmp_path / "hf", MODELS["qwen3"])
     to_megatron(tmp_path / "hf", tmp_path / "megatron")
     checkpoint = tmp_path / "megatron" / "iter_0000000"
@@ -113,12 +113,12 @@ def test_checkpoint_has_the_format_of_training(tmp_path: Path) -> None:
     assert (facts.iteration, facts.optimizer) == (0, "none")
     assert {".metadata", "__0_0.distcp", "common.pt", "metadata.json"} == facts.files.keys()
     check_content(checkpoint, facts, sorted(facts.files))
-    to_hf(checkpoint, tmp_path / "back")  # the checkpoint's folder works too
+    to_hf(checkpoint, tmp_path / "back")  # the folder of the checkpoint itself is accepted too
     assert is_same(load_all(tmp_path / "back"), load_all(tmp_path / "hf"))
 
 
 def test_peak_memory_is_a_few_times_the_largest_tensor(tmp_path: Path) -> None:
-    """For a model 40 times as large as its largest tensor."""
+    """The model is 40 times as large as its largest tensor."""
     model = ModelConfig(
         name="large", model_type="qwen3", hidden_size=1024, num_hidden_layers=11, num_attention_heads=8,
         num_key_value_heads=8, head_dim=128, intermediate_size=4096, vocab_size=4096, max_position_embeddings=8,
@@ -133,7 +133,7 @@ def test_peak_memory_is_a_few_times_the_largest_tensor(tmp_path: Path) -> None:
         assert used < 8 * largest, f"{used / 1e6:.0f} MB"
 
 
-def test_killed_conversion_leaves_no_result_and_can_be_repeated(tmp_path: Path) -> None:
+def test_a_killed_conversion_leaves_no_result_and_can_be_repeated(tmp_path: Path) -> None:
     write_hf_folder(tmp_path / "hf", MODELS["qwen3"])
 
     def convert_and_die() -> None:
@@ -154,7 +154,7 @@ def test_killed_conversion_leaves_no_result_and_can_be_repeated(tmp_path: Path) 
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_existing_output_is_not_overwritten(tmp_path: Path) -> None:
+def test_an_existing_output_is_not_overwritten(tmp_path: Path) -> None:
     write_hf_folder(tmp_path / "hf", MODELS["qwen3"])
     (tmp_path / "megatron").mkdir()  # an empty folder is accepted
     to_megatron(tmp_path / "hf", tmp_path / "megatron")
@@ -249,7 +249,9 @@ def test_unsupported_checkpoints_are_refused(tmp_path: Path) -> None:
     refused(r".metadata: it cannot be read")
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tool_converts_and_reports_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def run_tool(*arguments: str) -> None:
         monkeypatch.setattr(sys, "argv", ["tools/convert_checkpoint.py", *arguments])
         runpy.run_path(str(ROOT / "tools/convert_checkpoint.py"), run_name="__main__")

@@ -1,4 +1,4 @@
-"""The export stage: a Megatron-Core checkpoint becomes a folder with the same logits in transformers."""
+"""Tests for the export of a Megatron-Core checkpoint to a Hugging Face folder."""
 
 import dataclasses
 import functools
@@ -34,14 +34,14 @@ CPU = ClusterConfig(device="cpu")
 
 
 def publish_checkpoint(run_dir: Path, model: ModelConfig, base: Path, *, params_dtype: str) -> None:
-    """A published run_dir/checkpoints whose weights are those of ``base``."""
+    """Publish ``run_dir/checkpoints``, whose first checkpoint has the weights of ``base``."""
     stage = Stage(name="checkpoints", run_dir=run_dir, config={}, inputs={})
     work = stage.begin()
     precision = PrecisionConfig(params_dtype=params_dtype, transformer_engine=False)  # type: ignore[arg-type]
     with process_groups(ParallelConfig(), device=prepare_device(CPU)):
         (chunk,) = build_model(model, ParallelConfig(), precision, device="cpu", seed=None)
         load_hf_weights([chunk], model, ParallelConfig(), base)
-        ema = EmaWeights([chunk], decay=0.9)  # a copy, never updated here
+        ema = EmaWeights([chunk], decay=0.9)  # a copy of the weights, which is never updated here
         for name in ("iter_0000002", "iter_0000010"):
             (work / name).mkdir()
             models = {"model0": chunk.sharded_state_dict()}
@@ -50,7 +50,7 @@ def publish_checkpoint(run_dir: Path, model: ModelConfig, base: Path, *, params_
                 state["ema"] = ema.sharded_state_dict(models)
             dist_checkpointing.save(state, str(work / name), content_metadata={"kind": "any"})
             with torch.no_grad():
-                chunk.decoder.final_layernorm.weight.fill_(2.0)  # so that the older and the newer differ
+                chunk.decoder.final_layernorm.weight.fill_(2.0)  # so that the two checkpoints differ
     stage.publish()
 
 
@@ -64,7 +64,7 @@ def run_config(run_dir: Path, model: ModelConfig, *, params_dtype: str = "fp32",
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """A folder with a base model and a run trained from it, made once per model and type. Read-only."""
+    """Makes a folder with a base model and a run trained from it, once per model and type. Tests only read it."""
 
     @functools.cache
     def make(name: str, params_dtype: str) -> Path:
@@ -81,7 +81,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pa
 
 @pytest.fixture
 def make_run(trained: Callable[[str, str], Path], tmp_path: Path) -> Callable[..., RunConfig]:
-    """A trained run of one of the tiny models, ready to be exported."""
+    """Makes a trained run of one of the tiny models, which is ready to be exported."""
 
     def make(name: str, params_dtype: str = "fp32") -> RunConfig:
         shutil.copytree(trained(name, params_dtype), tmp_path, dirs_exist_ok=True)
@@ -98,7 +98,7 @@ def no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("name", "params_dtype"), [("qwen3_tied", "bf16"), ("qwen3_moe", "fp32")])
-def test_export_of_a_fine_tuned_model(make_run: Callable[..., RunConfig], name: str, params_dtype: str) -> None:
+def test_a_fine_tuned_model_is_exported(make_run: Callable[..., RunConfig], name: str, params_dtype: str) -> None:
     config = make_run(name, params_dtype)
     run_export(config)
     assert config.model is not None
@@ -122,7 +122,7 @@ def test_export_of_a_fine_tuned_model(make_run: Callable[..., RunConfig], name: 
 
 @pytest.mark.usefixtures("no_logits")
 @pytest.mark.parametrize("chosen", [ExportConfig(iteration=2), ExportConfig(weights="ema")])
-def test_older_checkpoint_or_moving_average(make_run: Callable[..., RunConfig], chosen: ExportConfig) -> None:
+def test_an_older_checkpoint_or_the_ema_is_exported(make_run: Callable[..., RunConfig], chosen: ExportConfig) -> None:
     config = dataclasses.replace(make_run("qwen3", "bf16"), export=chosen)
     run_export(config)
     assert config.model is not None
@@ -133,7 +133,7 @@ def test_older_checkpoint_or_moving_average(make_run: Callable[..., RunConfig], 
     assert (facts["iteration"], facts["weights"]) == (chosen.iteration or 10, chosen.weights)
 
 
-def test_missing_checkpoint_or_moving_average_is_refused(make_run: Callable[..., RunConfig]) -> None:
+def test_a_missing_checkpoint_or_ema_is_an_error(make_run: Callable[..., RunConfig]) -> None:
     config = make_run("qwen3")
     with pytest.raises(UserError, match=r"iteration = 3: .* has no iter_0000003; choose one of 2, 10"):
         run_export(dataclasses.replace(config, export=ExportConfig(iteration=3)))
@@ -142,7 +142,7 @@ def test_missing_checkpoint_or_moving_average_is_refused(make_run: Callable[...,
 
 
 @pytest.mark.usefixtures("no_logits")
-def test_export_of_a_model_trained_from_random_weights(make_run: Callable[..., RunConfig]) -> None:
+def test_a_model_trained_from_random_weights_is_exported(make_run: Callable[..., RunConfig]) -> None:
     config = make_run("llama")
     assert config.model is not None
     config = dataclasses.replace(config, objective="pretrain", model=dataclasses.replace(config.model, path=None))
@@ -171,7 +171,7 @@ def test_continued_pretraining_copies_assets_from_its_base(make_run: Callable[..
 
 
 @pytest.mark.usefixtures("no_logits")
-def test_killed_export_keeps_its_complete_files(
+def test_a_killed_export_keeps_its_complete_files(
     make_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(make_run("qwen3"), export=ExportConfig(max_shard_bytes=30_000))
@@ -191,11 +191,11 @@ def test_killed_export_keeps_its_complete_files(
     before = {name: (work / name).stat().st_mtime_ns for name in written}
     assert not work.with_name("export").exists()
 
-    def write_and_note(folder: Path, shard: shards.Shard, value_of: Callable[[str], torch.Tensor]) -> None:
+    def record_and_write(folder: Path, shard: shards.Shard, value_of: Callable[[str], torch.Tensor]) -> None:
         written.append(shard.file_name)
         write(folder, shard, value_of)
 
-    monkeypatch.setattr(state_dict_adapter, "write_shard", write_and_note)
+    monkeypatch.setattr(state_dict_adapter, "write_shard", record_and_write)
     run_export(config)
     export = work.with_name("export")
     assert len(written) == len(set(written)) == read_manifest(export).counts["shards"] > 2
@@ -203,7 +203,7 @@ def test_killed_export_keeps_its_complete_files(
     assert not list(export.glob("*.tmp"))
 
 
-def test_folder_with_different_logits_is_refused(
+def test_a_folder_with_different_logits_is_refused(
     make_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_run("qwen3")
@@ -230,11 +230,11 @@ def test_large_models_are_exported_without_comparing_logits(
         run_export(config)
     assert "logits not compared" in caplog.text
     assert read_manifest(Path(config.run_dir) / "export").facts == {
-        "iteration": 10, "weights": "model", "logit_positions_compared": 0,
+        "iteration": 10, "weights": "model", "tokens_compared": 0,
     }  # fmt: skip
 
 
-def test_wrong_model_and_missing_stages(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_a_wrong_model_or_a_missing_stage_is_an_error(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = make_run("qwen3")
     assert config.model is not None
     smaller = dataclasses.replace(config.model, vocab_size=60)

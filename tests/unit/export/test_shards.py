@@ -1,4 +1,4 @@
-"""Written safetensors files: reading back, sizes, and recognition of complete ones."""
+"""Tests for the writing of safetensors files."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_tensors_are_distributed_in_order_below_the_limit(tmp_path: Path) -> Non
     assert index["weight_map"]["3"] == "model-00002-of-00003.safetensors"
 
 
-def test_only_a_complete_file_of_the_same_plan_counts(tmp_path: Path) -> None:
+def test_only_a_complete_file_of_the_same_plan_counts_as_written(tmp_path: Path) -> None:
     (shard,) = plan_shards(SPECS, max_bytes=1000)
     (other,) = plan_shards([*SPECS[:2], TensorSpec("d", SPECS[2].shape, SPECS[2].dtype)], max_bytes=1000)
     path = tmp_path / shard.file_name

@@ -1,4 +1,4 @@
-"""Programs extracted by lm-eval and run in the sandbox: correct ones pass, and verdicts agree with lm-eval's."""
+"""Tests for the grading of programs that lm-eval extracted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def grade(task: str, rows: list[DocumentResult], folder: Path, cpu_seconds: floa
 
 
 def humaneval(count: int | None) -> list[DocumentResult]:
-    """The output of lm-eval's filter for canonical solutions: the prompt followed by the answer."""
+    """The output of lm-eval's filter for canonical solutions, which is the prompt followed by the answer."""
     docs = rows_of("humaneval", count)
     return [item(n, doc, doc["prompt"] + doc["canonical_solution"]) for n, doc in enumerate(docs)]
 
@@ -49,7 +49,7 @@ def mbpp(count: int | None) -> list[DocumentResult]:
 @needs_data
 @pytest.mark.parametrize(("task", "rows"), [("humaneval", humaneval), ("mbpp", mbpp)])
 @pytest.mark.parametrize("count", [12, pytest.param(None, marks=pytest.mark.slow)])
-def test_canonical_solutions_pass_and_emptied_ones_do_not(tmp_path: Path, task: str, rows, count: int | None) -> None:
+def test_canonical_solutions_pass_and_empty_programs_fail(tmp_path: Path, task: str, rows, count: int | None) -> None:
     right = rows(count)
     assert [v.problem_id for v in grade(task, right, tmp_path) if not v.passed] == []
     (tmp_path / "wrong").mkdir()
@@ -61,7 +61,7 @@ def test_canonical_solutions_pass_and_emptied_ones_do_not(tmp_path: Path, task: 
 @needs_lm_eval
 @pytest.mark.parametrize("count", [16, pytest.param(None, marks=pytest.mark.slow)])
 def test_cruxeval_agrees_with_lm_evals_own_check(tmp_path: Path, count: int | None) -> None:
-    """On answers written by people, which are safe to run here: the right ones, and those of each next row."""
+    """The answers are the correct one and that of the next row. People wrote them, so they are safe to run here."""
     from lm_eval.tasks.cruxeval import utils
 
     docs = rows_of("cruxeval_output", count)
@@ -107,8 +107,8 @@ def test_scores_are_pass_at_k_without_infrastructure_errors() -> None:
     assert [row.scores for row in with_scores(rows, verdicts)] == [{"pass@1": 0.5, "pass@2": 1.0}, {"pass@1": 1.0}, {}]
 
 
-def test_tests_that_need_a_missing_package_are_an_error_and_not_a_score(tmp_path: Path) -> None:
-    """For example HumanEval+ without NumPy: every program would fail."""
+def test_a_check_that_needs_a_missing_package_is_an_error(tmp_path: Path) -> None:
+    """Otherwise every program would fail, for example in HumanEval+ without NumPy."""
     doc = {"task_id": "HumanEval/0", "prompt": "def f(x):\n", "canonical_solution": "    return x\n",
            "entry_point": "f", "test": "import no_such_package\ndef check(f):\n    assert f(1) == 1\n"}  # fmt: skip
     reference = reference_of("humaneval_plus", item(0, doc))
@@ -122,8 +122,8 @@ def test_tests_that_need_a_missing_package_are_an_error_and_not_a_score(tmp_path
 @needs_lm_eval
 @pytest.mark.slow
 @pytest.mark.parametrize(("direction", "passing"), [("output", 427), ("input", 784)])
-def test_lm_evals_extraction_of_right_answers_to_cruxeval(tmp_path: Path, direction: str, passing: int) -> None:
-    """Its extraction cuts quotes and brackets off some of them; its guide names these numbers."""
+def test_lm_evals_extraction_of_correct_answers_to_cruxeval(tmp_path: Path, direction: str, passing: int) -> None:
+    """lm-eval's extraction cuts quotes and brackets off some answers. Its guide gives these numbers."""
     from lm_eval.tasks.cruxeval import utils
 
     docs = rows_of("cruxeval_output")

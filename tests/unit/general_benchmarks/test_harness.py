@@ -1,4 +1,4 @@
-"""lm-eval: its tasks with local data, and both models of a run on vLLM, killed and resumed."""
+"""Tests for running lm-eval's tasks on local data with vLLM."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def spec_of(data: dict[str, str], **settings: Any) -> HarnessSpec:
-    """The task of a process; no engine is started with it."""
+    """What a process of lm-eval is started with. The tests here start no engine with it."""
     engine = VllmSpec(
         model="none", end_token_ids=(), device="cpu", devices=(("0",),),
         settings=EngineConfig(max_model_len=settings.pop("max_model_len", 65536)),
@@ -66,7 +66,7 @@ def load(spec: HarnessSpec, scratch: Path) -> dict[str, dict[str, Any]]:
     return load_tasks(spec, spec.tasks, scratch)
 
 
-def test_tasks_equal_lm_evals_except_for_their_data(data: dict[str, str], tmp_path: Path) -> None:
+def test_tasks_differ_from_lm_evals_only_in_their_data(data: dict[str, str], tmp_path: Path) -> None:
     loaded = load(spec_of(data), tmp_path)
     humaneval, mbpp = loaded["humaneval"]["humaneval"], loaded["mbpp"]["mbpp"]
     (doc,) = list(humaneval.eval_docs)[:1]
@@ -78,7 +78,7 @@ def test_tasks_equal_lm_evals_except_for_their_data(data: dict[str, str], tmp_pa
     assert loaded["cruxeval_output"]["cruxeval_output"].config.repeats == 10
 
 
-def test_lm_eval_runs_no_program_here(data: dict[str, str], tmp_path: Path) -> None:
+def test_lm_eval_does_not_run_programs_of_the_model(data: dict[str, str], tmp_path: Path) -> None:
     load(spec_of({"humaneval": data["humaneval"]}), tmp_path)
     utils = sys.modules["lm_eval.tasks.humaneval.utils"]
     with pytest.raises(AssertionError, match="must not run a model's programs"):
@@ -115,7 +115,7 @@ def test_invalid_tasks_are_one_line(
 
     from megatron_ssd.general_benchmarks import harness
 
-    # The whole index takes ten seconds. One folder of it is enough here.
+    # Indexing all tasks takes ten seconds. One folder is enough here.
     folder = Path(tasks.__file__).parent / "humaneval"
     monkeypatch.setattr(
         harness, "TaskManager",
@@ -137,7 +137,7 @@ def test_a_task_without_data_says_how_to_name_local_files(tmp_path: Path, monkey
         load(spec_of({}, tasks=("aime25",)), tmp_path)
 
 
-def test_missing_lm_eval_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_lm_eval_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> str:
         raise processes.PackageNotFoundError(name)
 
@@ -146,7 +146,7 @@ def test_missing_lm_eval_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         processes.lm_eval_version()
 
 
-# -- on vLLM
+# With vLLM.
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def command(run_dir: Path, model: Path, data: dict[str, str], *extra: str) -> li
 
 
 def publish_export(run_dir: Path, model: Path) -> None:
-    """The base again as the tuned model, so that every difference is 0."""
+    """Publish the base as the tuned model, so that every difference is 0."""
     stage = Stage(name="export", run_dir=run_dir, config={}, inputs={})
     shutil.copytree(model, stage.begin(), dirs_exist_ok=True)
     stage.publish()
@@ -182,7 +182,7 @@ def run(line: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def kill_when(line: list[str], part: Path) -> None:
-    """Start, wait until ``part`` is there, SIGKILL, and wait until lm-eval's process is gone too."""
+    """Start the command, kill it once ``part`` exists, and wait until lm-eval's process is gone too."""
     log = part.parents[3] / "killed.log"
     with log.open("w") as output:
         process = subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
@@ -199,7 +199,7 @@ def kill_when(line: list[str], part: Path) -> None:
 
 
 def session_of(entry: Path) -> int | None:
-    """Session id of a live process."""
+    """Session id of a process; None if it has ended."""
     try:
         fields = (entry / "stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -207,33 +207,33 @@ def session_of(entry: Path) -> int | None:
     return None if fields[0] == "Z" else int(fields[3])
 
 
-def test_equal_models_have_no_difference_killed_or_not(data: dict[str, str], model: Path, tmp_path: Path) -> None:
+def test_equal_models_have_no_difference_after_a_kill(data: dict[str, str], model: Path, tmp_path: Path) -> None:
     publish_export(tmp_path, model)
     line = command(tmp_path, model, data)
     part = tmp_path / "general_benchmarks.partial" / "parts" / "base" / "humaneval.0-of-1.jsonl"
     kill_when(line, part)
-    # A mark that only survives if the finished part is reused.
-    part.write_text("".join(json.dumps({**row, "prompt": "reused"}) + "\n" for row in read_jsonl(part)))
+    # A prompt that is in the results only if the finished part is reused.
+    write_jsonl(part, [{**record, "prompt": "reused"} for record in read_jsonl(part)])
     done = run(line)
     assert done.returncode == 0, done.stderr[-4000:]
 
     folder = tmp_path / "general_benchmarks"
     samples = {name: {task: read_jsonl(folder / "samples" / name / f"{task}.jsonl") for task in data}
                for name in ("base", "ssd")}  # fmt: skip
-    assert {row["prompt"] for row in samples["base"]["humaneval"]} == {"reused"}
+    assert {sample["prompt"] for sample in samples["base"]["humaneval"]} == {"reused"}
     for task in data:
         base, ssd = samples["base"][task], samples["ssd"][task]
-        assert [row["answers"] for row in base] == [row["answers"] for row in ssd], task
+        assert [sample["answers"] for sample in base] == [sample["answers"] for sample in ssd], task
         assert len(base) == (4 if task == "mmlu" else 2)
     assert len(set(samples["base"]["cruxeval_output"][0]["answers"])) > 5  # of ten sampled answers
 
     results = json.loads((folder / "summary.json").read_text())["results"]
-    assert [(row["task"], row["metric"], row["num_fewshot"]) for row in results] == [
+    assert [(result["task"], result["metric"], result["num_fewshot"]) for result in results] == [
         ("humaneval", "pass@1", 0), ("mbpp", "pass@1", 3), ("cruxeval_output", "pass@1", 2),
         ("aime25", "exact_match", 0), ("mmlu", "acc", 0),
     ]  # fmt: skip
-    assert all(row["difference"][part] == 0.0 for row in results for part in ("value", "low", "high"))
-    assert all(row["base"] == row["ssd"] for row in results)
+    assert all(result["difference"][key] == 0.0 for result in results for key in ("value", "low", "high"))
+    assert all(result["base"] == result["ssd"] for result in results)
     assert "published numbers cover 164" in done.stderr
     manifest = read_manifest(folder)
     assert manifest.engine["name"] == "lm_eval"

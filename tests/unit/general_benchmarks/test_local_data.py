@@ -1,4 +1,4 @@
-"""Local files instead of the Hub's: their splits, the lm-eval task configuration, and validation."""
+"""Tests for local files that replace the Hub's data in lm-eval's tasks."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ QUESTION = {"question": "q", "choices": ["1", "2", "3", "4"], "answer": 0}
 
 
 def written(tmp_path: Path, data: Path, own: dict[str, Any] = OWN) -> dict[str, Any]:
+    """The task configuration that is written for ``data``; ``own`` are the task's own settings."""
     folder = tmp_path / "yaml"
     folder.mkdir(exist_ok=True)
     text = Path(write_task(folder, "some_task", own, include=Path("/lm_eval/some.yaml"), data=str(data))).read_text()
@@ -34,10 +35,11 @@ def written(tmp_path: Path, data: Path, own: dict[str, Any] = OWN) -> dict[str, 
 
 
 def files_of(config: dict[str, Any]) -> dict[str, list[str]]:
+    """Split -> names of its files."""
     return {split: [Path(f).name for f in files] for split, files in config["dataset_kwargs"]["data_files"].items()}
 
 
-def test_a_file_is_the_evaluated_split_and_no_other_is_needed(tmp_path: Path) -> None:
+def test_a_file_is_the_evaluated_split_without_other_splits(tmp_path: Path) -> None:
     config = written(tmp_path, write_jsonl(tmp_path / "rows.jsonl", [QUESTION]))
     assert config["include"] == "/lm_eval/some.yaml"
     assert (config["dataset_path"], config["dataset_name"]) == ("json", None)
@@ -82,7 +84,7 @@ def test_file_formats_cannot_be_mixed(tmp_path: Path) -> None:
         check_data("mmlu", str(tmp_path / "rows"))
 
 
-def test_a_group_is_divided_by_subject(tmp_path: Path) -> None:
+def test_a_group_is_split_by_subject(tmp_path: Path) -> None:
     rows = [{"subject": subject, **QUESTION, "question": f"{subject} {n}"}
             for n in range(3) for subject in ("virology", "anatomy")]  # fmt: skip
     (tmp_path / "rows").mkdir()
@@ -126,12 +128,12 @@ def test_a_missing_column_is_named(tmp_path: Path, task: str, row: dict[str, Any
         check_data(task, str(path))
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"general_benchmarks.data.mbpp = .*none.jsonl: does not exist; name a file"):
         check_data("mbpp", str(tmp_path / "none.jsonl"))
 
 
-def test_the_identity_is_the_content(tmp_path: Path) -> None:
+def test_the_identity_of_a_file_depends_only_on_its_content(tmp_path: Path) -> None:
     paths = [
         write_jsonl(tmp_path / name, [QUESTION] * n) for name, n in (("a.jsonl", 1), ("b.jsonl", 1), ("c.jsonl", 2))
     ]
@@ -139,6 +141,6 @@ def test_the_identity_is_the_content(tmp_path: Path) -> None:
     assert one == same != other
 
 
-def test_row_counts_are_known_only_for_complete_benchmarks() -> None:
+def test_row_counts_are_known_for_complete_benchmarks_only() -> None:
     assert [rows_on_hub(name) for name in ("mbpp_instruct", "mbpp_plus", "mmlu")] == [500, 378, 14042]
     assert [rows_on_hub(name) for name in ("mmlu_anatomy", "gsm8k")] == [None, None]

@@ -1,4 +1,4 @@
-"""Results of a task equal lm-eval's, and differences are paired by document."""
+"""Tests for the results of general benchmarks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def summary_of(base: list[DocumentResult], ssd: list[DocumentResult] | None = No
     return results_of(base, ssd).results
 
 
-def test_value_and_error_of_a_task_and_of_a_group_equal_lm_evals() -> None:
+def test_values_and_standard_errors_equal_lm_evals() -> None:
     metrics = pytest.importorskip("lm_eval.api.metrics", reason="needs lm-eval (make venv)")
     rng = random.Random(0)
     leaves = {f"leaf{n}": [float(rng.random() < 0.3 + 0.1 * n) for _ in range(5 + 7 * n)] for n in range(4)}
@@ -47,9 +47,9 @@ def test_value_and_error_of_a_task_and_of_a_group_equal_lm_evals() -> None:
     assert one.base.stderr == pytest.approx(errors[3])
 
 
-def test_the_error_of_one_document_is_unknown() -> None:
-    (row,) = summary_of([item("a", 0, acc=1.0), item("b", 0, acc=0.0), item("b", 1, acc=0.0)])
-    assert row.base == ModelValue(value=pytest.approx(1 / 3), stderr=None, rows=3)
+def test_the_standard_error_of_one_document_is_unknown() -> None:
+    (result,) = summary_of([item("a", 0, acc=1.0), item("b", 0, acc=0.0), item("b", 1, acc=0.0)])
+    assert result.base == ModelValue(value=pytest.approx(1 / 3), stderr=None, rows=3)
 
 
 def test_differences_are_paired_by_document_in_any_order() -> None:
@@ -57,20 +57,20 @@ def test_differences_are_paired_by_document_in_any_order() -> None:
     (same,) = summary_of(base, list(reversed(base)))
     assert (same.difference.value, same.difference.low, same.difference.high) == (0.0, 0.0, 0.0)
     worse = [item("t", n, acc=float(n % 2 and n != 5)) for n in range(40)]
-    (row,) = summary_of(base, worse)
-    assert row.difference.value == pytest.approx(-1 / 40)
-    assert row.difference.low < -1 / 40 < row.difference.high == 0.0
+    (result,) = summary_of(base, worse)
+    assert result.difference.value == pytest.approx(-1 / 40)
+    assert result.difference.low < -1 / 40 < result.difference.high == 0.0
 
 
 def test_a_document_without_a_score_is_left_out_of_differences() -> None:
     base = [item("t", 0, **{"pass@1": 1.0}), item("t", 1, **{"pass@1": 1.0})]
-    (row,) = summary_of(base, [item("t", 0), item("t", 1, **{"pass@1": 0.0})])
-    assert (row.base.rows, row.ssd.rows, row.difference.value) == (2, 1, -1.0)
+    (result,) = summary_of(base, [item("t", 0), item("t", 1, **{"pass@1": 0.0})])
+    assert (result.base.rows, result.ssd.rows, result.difference.value) == (2, 1, -1.0)
 
 
-def test_every_filter_and_metric_has_a_row() -> None:
-    rows = [item("t", 0, filter_name=name, acc=1.0, acc_norm=0.0) for name in ("strict", "flexible")]
-    found = [(row.metric, row.filter, row.base.value) for row in summary_of(rows)]
+def test_every_filter_and_metric_has_a_result() -> None:
+    documents = [item("t", 0, filter_name=name, acc=1.0, acc_norm=0.0) for name in ("strict", "flexible")]
+    found = [(result.metric, result.filter, result.base.value) for result in summary_of(documents)]
     assert found == [("acc", "strict", 1.0), ("acc_norm", "strict", 0.0), ("acc", "flexible", 1.0),
                      ("acc_norm", "flexible", 0.0)]  # fmt: skip
 

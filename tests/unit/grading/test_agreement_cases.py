@@ -1,4 +1,4 @@
-"""The programs on which two checkers are compared: the verdict of each kind, on a problem of each form."""
+"""Tests for the programs on which two checkers are compared: each kind has its expected verdict."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ SOLUTION = "class Solution:\n    def f(self, a, b):\n        return [[3], 4] if 
 
 
 def passing(problem: Problem, programs: list[tuple[str, str]], folder: Path) -> set[str]:
+    """The kinds of those (kind, program) that pass."""
     submissions = [Submission(problem_id=problem.id, sample_index=i, source=s) for i, (_, s) in enumerate(programs)]
     with Grader([problem], SandboxConfig()) as grader:
         verdicts = grader.grade_programs(submissions, folder / "verdicts.jsonl")
     return {kind for (kind, _), verdict in zip(programs, verdicts, strict=True) if verdict.passed}
 
 
-def test_programs_that_read_and_print(tmp_path: Path):
+def test_verdicts_of_stdin_programs(tmp_path: Path):
     programs = list(stdin_programs(STDIN))
     assert {kind for kind, _ in programs} == STDIN_KINDS.keys()
     assert STDIN_KINDS.keys() - passing(STDIN, programs, tmp_path) == {
@@ -36,7 +37,7 @@ def test_programs_that_read_and_print(tmp_path: Path):
     }  # fmt: skip
 
 
-def test_methods_and_mutants_of_a_solution(tmp_path: Path):
+def test_verdicts_of_methods_and_mutants(tmp_path: Path):
     programs = list(function_programs(FUNCTION, SOLUTION))
     kinds = {kind for kind, _ in programs}
     assert kinds == {*FUNCTION_KINDS, "solution", "mutant: operator", "mutant: off_by_one", "mutant: return"}
@@ -46,5 +47,5 @@ def test_methods_and_mutants_of_a_solution(tmp_path: Path):
     }  # fmt: skip
 
 
-def test_every_reason_is_of_a_kind():
+def test_every_explained_kind_exists():
     assert WHY.keys() <= STDIN_KINDS.keys() | FUNCTION_KINDS.keys()

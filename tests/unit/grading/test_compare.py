@@ -1,4 +1,4 @@
-"""What counts as the expected output, and what does not."""
+"""Tests for the comparison of an output with the expected one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from megatron_ssd.grading.compare import stdout_difference, value_difference
 from megatron_ssd.sandbox.inside.values import encode
 
 
-class Rows(list):
-    """Claims to equal everything."""
+class EqualsEverything(list):
+    """A list that claims to equal everything."""
 
     def __eq__(self, other: object) -> bool:
         return True
@@ -22,7 +22,7 @@ class Rows(list):
 
 
 def written(value: object) -> str:
-    """As the sandbox writes a result."""
+    """``value`` as the sandbox writes a result."""
     return json.dumps(encode(value))
 
 
@@ -86,11 +86,11 @@ def test_a_tolerance_is_relative_above_one_and_absolute_below():
 @pytest.mark.parametrize(
     ("actual", "expected"), [("1000000007.4", "1000000007"), ("inf", "1e400"), ("1.0", "x"), ("1.0", "1.0 1.0")]
 )
-def test_a_tolerance_leaves_integers_words_and_counts_alone(actual: str, expected: str):
+def test_a_tolerance_does_not_apply_to_integers_words_or_counts(actual: str, expected: str):
     assert not near(actual, expected)
 
 
-def test_a_tolerance_reaches_into_values():
+def test_a_tolerance_applies_inside_of_values():
     assert value_difference('[0.30000000000000004, {"tuple": [1.0]}]', "[0.3, [1.0]]", tolerance=1e-6) is not None
     assert value_difference('[0.30000000000000004, {"dict": [["a", 2]]}]', '[0.3, {"a": 2.0}]', tolerance=1e-6) is None
 
@@ -101,7 +101,7 @@ def test_a_tolerance_reaches_into_values():
         ([1, 2], [1, 2]),
         ([1.0, 2], [1, 2]),
         ((1, [2]), [1, [2]]),
-        (Rows((1, 2)), [1, 2]),
+        (EqualsEverything((1, 2)), [1, 2]),
         ({"a": [1]}, {"a": [1.0]}),
         (True, 1),
         (None, None),
@@ -126,7 +126,7 @@ def test_equal_values(actual: object, expected: object):
         ([(1, 2)], [[1, 2]]),
         ({1, 2}, [1, 2]),
         ({1: 2}, {"1": 2}),
-        (Rows((1, 2)), [1, 3]),
+        (EqualsEverything((1, 2)), [1, 3]),
         (3, 4),
         (None, 1.0),
     ],
@@ -138,22 +138,22 @@ def test_different_values(actual: object, expected: object):
 @pytest.mark.parametrize(
     "forged", ["", "{", "{}", '{"a": 1, "b": 2}', '{"set": [[1]]}', '{"object": 0}', '{"x": []}', '{"type": "open"}']
 )
-def test_what_no_value_is_written_as_is_different_and_no_crash(forged: str):
+def test_a_malformed_value_is_different(forged: str):
     assert value_difference(forged, "[]") is not None
 
 
-def test_a_deeply_nested_result_is_different_and_no_crash():
+def test_a_deeply_nested_value_is_different():
     deep = "[" * 100_000 + "]" * 100_000
     assert value_difference(deep, "[]") is not None
 
 
-def test_integers_of_any_length_are_exact():
+def test_integers_of_any_length_are_compared_exactly():
     digits = "7" * 5000
     assert value_difference(digits, digits) is None
     assert value_difference(digits + "0", digits + "1") is not None
 
 
-def test_a_huge_integer_against_a_float_is_different_and_no_crash():
+def test_a_huge_integer_differs_from_a_float():
     assert value_difference(json.dumps(10**400), "1.5") is not None
 
 
@@ -170,6 +170,6 @@ def test_every_value_equals_itself(value: object):
 
 
 @given(st.lists(st.integers() | st.decimals(allow_nan=False, allow_infinity=False), min_size=1, max_size=6))
-def test_white_space_between_numbers_never_matters(numbers: list[object]):
+def test_white_space_between_numbers_is_ignored(numbers: list[object]):
     line = list(map(str, numbers))
     assert stdout_difference(" ".join(line), "\n\t" + "  ".join(line) + " \n") is None

@@ -1,9 +1,8 @@
-"""HumanEval+ and MBPP+: both layouts of evalplus, in small files made of HumanEval's rows, graded in the sandbox."""
+"""Tests for HumanEval+ and MBPP+ in both layouts of evalplus, graded in the sandbox."""
 
 from __future__ import annotations
 
 import ast
-import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,8 @@ from megatron_ssd.grading.pool import Grader, Submission
 from megatron_ssd.problems.humaneval import read_humaneval_plus
 from megatron_ssd.problems.mbpp import read_mbpp_plus
 from megatron_ssd.schema import Problem, TestCase
+from tests.helpers.benchmark_rows import rows_of
+from tests.helpers.jsonl import write_jsonl
 from tests.helpers.paths import HUMANEVAL, needs
 
 HUB_HEAD = """import numpy as np
@@ -51,12 +52,6 @@ MBPP = {
 }  # fmt: skip
 
 
-def write(path: Path, *rows: dict[str, Any]) -> Path:
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    return path
-
-
 @pytest.fixture(scope="module")
 def checker() -> Iterator[Checker]:
     with Checker(SandboxConfig(stop_at_first_failure=False)) as shared:
@@ -69,17 +64,17 @@ def checked(checker: Checker, problem: Problem, *sources: str) -> list[tuple[str
 
 
 def test_inputs_are_compared_with_the_canonical_solution(checker: Checker, tmp_path: Path):
-    (problem,) = read_humaneval_plus(write(tmp_path / "HumanEvalPlus.jsonl.gz", MEAN))
+    (problem,) = read_humaneval_plus(write_jsonl(tmp_path / "HumanEvalPlus.jsonl.gz", [MEAN]))
     head = "def mean(xs):\n"
     assert checked(
         checker,
         problem,
         head + "    return sum(xs) / len(xs)",
-        head + "    import math\n    return math.fsum(xs) / len(xs)",  # as close as floats are
+        head + "    import math\n    return math.fsum(xs) / len(xs)",  # equal up to rounding
         head + "    return sum(xs) // len(xs)",
         head + "    return 1.5",
         head + "    import numpy\n    return numpy.mean(xs)",
-        head + "    xs.sort()\n    return sum(xs) / len(xs)",  # its own copy
+        head + "    xs.sort()\n    return sum(xs) / len(xs)",  # changes only its own copy
         head + "    class A(float):\n        __eq__ = lambda s, o: True\n    return A()",
         "def mean(xs): exit()",
     ) == [
@@ -102,24 +97,24 @@ def test_inputs_are_compared_with_the_canonical_solution(checker: Checker, tmp_p
         ("[]", "()", 0, "wrong_answer"),
     ],
 )
-def test_the_rule_of_comparison(
+def test_results_are_compared_as_evalplus_does(
     checker: Checker, tmp_path: Path, expected: str, returned: str, atol: float, status: str
 ):
     row = {**MEAN, "canonical_solution": f"    return {expected}\n", "atol": atol, "plus_input": []}
-    (problem,) = read_humaneval_plus(write(tmp_path / "a.jsonl", row))
+    (problem,) = read_humaneval_plus(write_jsonl(tmp_path / "a.jsonl", [row]))
     assert checked(checker, problem, f"def mean(xs): return {returned}")[0][0] == status
 
 
-def test_a_root_of_a_polynomial_is_checked_by_its_value(checker: Checker, tmp_path: Path):
+def test_a_root_is_checked_by_the_value_of_its_polynomial(checker: Checker, tmp_path: Path):
     row = {**MEAN, "entry_point": "find_zero", "prompt": "def find_zero(xs):\n", "atol": 1e-4,
            "canonical_solution": "    return 1.0\n", "base_input": [[[-1, 0, 1]]], "plus_input": []}  # fmt: skip
-    (problem,) = read_humaneval_plus(write(tmp_path / "a.jsonl", row))
+    (problem,) = read_humaneval_plus(write_jsonl(tmp_path / "a.jsonl", [row]))
     programs = [f"def find_zero(xs): return {value}" for value in ("-1.0", "1.00001", "0.9")]
     assert [status for status, _ in checked(checker, problem, *programs)] == ["passed", "passed", "wrong_answer"]
 
 
-def test_the_hubs_mbpp_scripts(checker: Checker, tmp_path: Path):
-    (problem,) = read_mbpp_plus(write(tmp_path / "mbppplus.jsonl", MBPP))
+def test_scripts_of_mbpp_plus_on_the_hub(checker: Checker, tmp_path: Path):
+    (problem,) = read_mbpp_plus(write_jsonl(tmp_path / "mbppplus.jsonl", [MBPP]))
     assert problem.id == "2"
     good = MBPP["code"]
     programs = [good, "def shared(a, b): return a", "def other(): pass", "exit()"]
@@ -128,10 +123,10 @@ def test_the_hubs_mbpp_scripts(checker: Checker, tmp_path: Path):
     ]  # fmt: skip
 
 
-def test_a_reference_in_the_script_is_not_taken_from_the_program(checker: Checker, tmp_path: Path):
+def test_a_reference_function_of_the_script_is_not_replaced_by_the_programs(checker: Checker, tmp_path: Path):
     test = "def ref_func(a, b): return a + b\nassert shared(1, 2) == ref_func(1, 2)"
     code = "def ref_func(a, b): return 0\ndef shared(a, b): return ref_func(a, b)"
-    (problem,) = read_mbpp_plus(write(tmp_path / "a.jsonl", {**MBPP, "test": test, "code": code}))
+    (problem,) = read_mbpp_plus(write_jsonl(tmp_path / "a.jsonl", [{**MBPP, "test": test, "code": code}]))
     assert [s for s, _ in checked(checker, problem, code, "def shared(a, b): return a + b")] == [
         "wrong_answer",
         "passed",
@@ -139,7 +134,7 @@ def test_a_reference_in_the_script_is_not_taken_from_the_program(checker: Checke
 
 
 def inputs_of(test: str) -> list[list[Any]]:
-    """The arguments with which a HumanEval test calls ``candidate``, where they are literals that JSON has."""
+    """The arguments with which a HumanEval test calls ``candidate``, if they are literals that JSON can express."""
     calls = [node for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Call)]
     found = []
     for call in calls:
@@ -155,17 +150,15 @@ def inputs_of(test: str) -> list[list[Any]]:
 
 @needs(HUMANEVAL)
 @pytest.mark.parametrize("layout", ["inputs", "hub"])
-def test_humanevals_rows_in_both_layouts(tmp_path: Path, layout: str):
-    """Canonical solutions pass; with every return value wrapped they do not."""
-    with gzip.open(HUMANEVAL, "rt") as file:
-        rows = [json.loads(line) for line in file][::4]
+def test_humaneval_solutions_pass_and_their_mutants_fail(tmp_path: Path, layout: str):
+    rows = rows_of("humaneval")[::4]
     if layout == "inputs":
         rows = [{**row, "base_input": i[:1], "plus_input": i[1:], "atol": 0}
                 for row in rows if len(i := inputs_of(row["test"])) > 1]  # fmt: skip
     else:
         rows = [{**row, "test": f"{HUB_HEAD}{row['test']}\n    assertion(1.0, 1.0, 0)\n"} for row in rows]
     assert len(rows) > 30
-    problems = read_humaneval_plus(write(tmp_path / "plus.jsonl", *rows))
+    problems = read_humaneval_plus(write_jsonl(tmp_path / "plus.jsonl", rows))
     assert {len(problem.tests) for problem in problems} == {2 if layout == "inputs" else 1}
     programs = []
     for problem, row in zip(problems, rows, strict=True):
@@ -179,25 +172,26 @@ def test_humanevals_rows_in_both_layouts(tmp_path: Path, layout: str):
     assert [verdict.problem_id for verdict in verdicts[1::2] if verdict.passed] == []
 
 
-def test_through_the_tool(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_grading_through_the_tool(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     bodies = ("    return sum(xs) / len(xs)", "    return 1.5")
-    samples = write(tmp_path / "samples.jsonl", *({"task_id": "HumanEval/900", "completion": body} for body in bodies))
-    run_grade(GradeConfig(problems=str(write(tmp_path / "p.jsonl", MEAN)), format="humaneval_plus",
+    completions = [{"task_id": "HumanEval/900", "completion": body} for body in bodies]
+    samples = write_jsonl(tmp_path / "samples.jsonl", completions)
+    run_grade(GradeConfig(problems=str(write_jsonl(tmp_path / "p.jsonl", [MEAN])), format="humaneval_plus",
                           samples=str(samples), out=str(tmp_path / "out")))  # fmt: skip
     verdicts = read_jsonl(tmp_path / "out" / "verdicts.jsonl")
-    assert [(row["status"], row["tests_passed"], row["tests_total"]) for row in verdicts] == [
+    assert [(each["status"], each["tests_passed"], each["tests_total"]) for each in verdicts] == [
         ("passed", 2, 2), ("wrong_answer", 1, 2),
     ]  # fmt: skip
     assert "pass@1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({**MEAN, "plus_input": [1]}, "1: plus_input: must be a list of lists"),
         ({**MEAN, "atol": "0"}, "atol = '0'"),
         ({**MEAN, "prompt": ""}, "prompt = ''"),
-        ({**MEAN, "canonical_solution": "  )"}, "checks are not Python"),
+        ({**MEAN, "canonical_solution": "  )"}, "contains text that is not Python"),
         ({"task_id": "a"}, "has no column prompt, canonical_solution"),
         (
             {"task_id": "t/0", "entry_point": "f", "prompt": "def f():\n", "test": "def check(c): pass"},
@@ -205,19 +199,19 @@ def test_through_the_tool(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         ),
     ],
 )
-def test_rows_that_cannot_be_used(tmp_path: Path, row: dict[str, Any], said: str):
-    with pytest.raises(UserError, match=said):
-        read_humaneval_plus(write(tmp_path / "a.jsonl", row))
+def test_invalid_humaneval_plus_rows_are_errors(tmp_path: Path, row: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        read_humaneval_plus(write_jsonl(tmp_path / "a.jsonl", [row]))
 
 
-def test_mbpp_rows_that_cannot_be_used(tmp_path: Path):
+def test_invalid_mbpp_plus_rows_are_errors(tmp_path: Path):
     with pytest.raises(UserError, match="calls no function of the reference code"):
-        read_mbpp_plus(write(tmp_path / "a.jsonl", {**MBPP, "test": "assert True"}))
+        read_mbpp_plus(write_jsonl(tmp_path / "a.jsonl", [{**MBPP, "test": "assert True"}]))
     with pytest.raises(UserError, match="has no column test"):
-        read_mbpp_plus(write(tmp_path / "b.jsonl", {key: value for key, value in MBPP.items() if key != "test"}))
+        read_mbpp_plus(write_jsonl(tmp_path / "b.jsonl", [{k: v for k, v in MBPP.items() if k != "test"}]))
 
 
-def test_checks_that_cannot_import_are_no_fault_of_the_program():
+def test_a_check_that_cannot_import_is_an_infrastructure_error():
     problem = Problem(
         id="1", source="x", statement="", form="checks", tests=(TestCase(input="import numpy", output=""),)
     )

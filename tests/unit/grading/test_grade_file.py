@@ -1,4 +1,4 @@
-"""tools/grade.py: rows of any form to verdicts and a summary; killed and taken up again; one line where it is wrong."""
+"""Tests for tools/grade.py, which grades a file of programs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from megatron_ssd.grading.completions import program_of
 from megatron_ssd.grading.grade_file import run_grade
 from megatron_ssd.sandbox.sandbox import Sandbox
 from megatron_ssd.schema import Problem
+from tests.helpers.jsonl import write_jsonl
 from tests.helpers.paths import ROOT
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -34,15 +35,12 @@ LCB = {
 }  # fmt: skip
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 def config(folder: Path, samples: list[dict[str, Any]], **changes: Any) -> GradeConfig:
+    """A configuration that grades ``samples``, by default of two problems of HumanEval."""
     values: dict[str, Any] = {
-        "problems": write_rows(folder / "problems.jsonl", [HUMANEVAL, {**HUMANEVAL, "task_id": "t/1"}]),
-        "format": "humaneval", "samples": write_rows(folder / "samples.jsonl", samples), "out": str(folder / "out"),
+        "problems": str(write_jsonl(folder / "problems.jsonl", [HUMANEVAL, {**HUMANEVAL, "task_id": "t/1"}])),
+        "format": "humaneval", "samples": str(write_jsonl(folder / "samples.jsonl", samples)),
+        "out": str(folder / "out"),
     }  # fmt: skip
     return GradeConfig(**{**values, **changes})
 
@@ -60,7 +58,7 @@ def config(folder: Path, samples: list[dict[str, Any]], **changes: Any) -> Grade
         ("completion", "", None),
     ],
 )
-def test_programs_of_rows(key: str, text: str, program: str | None):
+def test_the_program_of_a_record(key: str, text: str, program: str | None):
     assert program_of(key, text, Problem(id="1", source="mbpp", statement="", form="checks")) == program
 
 
@@ -70,18 +68,17 @@ def test_humaneval_completions_continue_the_prompt():
     assert program_of("response", "```\n    return x\n```", problem) == PROMPT + "    return x\n"
     assert program_of("completion", "def inc(x): return 2", problem) == "def inc(x): return 2"
     assert program_of("code", "    return x", problem) == "    return x"
-    assert program_of("completion", "", problem) == PROMPT, "a docstring alone is a body"
+    assert program_of("completion", "", problem) == PROMPT, "a docstring is a function's body"
 
 
 def test_verdicts_summary_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     bodies = ["    return x + 1", "    return x", "    return 1 / 0", "    return 2"]
-    rows = [{"task_id": "t/0", "completion": body} for body in bodies]
-    run_grade(config(tmp_path, rows))
+    run_grade(config(tmp_path, [{"task_id": "t/0", "completion": body} for body in bodies]))
     verdicts = read_jsonl(tmp_path / "out" / "verdicts.jsonl")
-    assert {row["sample_index"]: row["status"] for row in verdicts} == {
+    assert {verdict["sample_index"]: verdict["status"] for verdict in verdicts} == {
         0: "passed", 1: "wrong_answer", 2: "runtime_error", 3: "passed",
     }  # fmt: skip
-    assert [row["detail"] for row in verdicts if row["sample_index"] == 1] == ["assert candidate(1) == 2"]
+    assert [verdict["detail"] for verdict in verdicts if verdict["sample_index"] == 1] == ["assert candidate(1) == 2"]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["statuses"] == {"passed": 2, "runtime_error": 1, "wrong_answer": 1}
     assert summary["problems_without_samples"] == 1
@@ -93,21 +90,25 @@ def test_verdicts_summary_and_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "1 problems have no sample and are not in the scores" in out
 
 
-def test_livecodebench_rows_and_every_test_where_asked(tmp_path: Path):
-    problems = write_rows(tmp_path / "lcb.jsonl", [LCB, {**LCB, "question_id": "q2", "contest_date": "2024-01-01"}])
+def test_livecodebench_problems_with_a_result_for_every_test(tmp_path: Path):
+    older = {**LCB, "question_id": "q2", "contest_date": "2024-01-01"}
+    problems = str(write_jsonl(tmp_path / "lcb.jsonl", [LCB, older]))
     wrong_first = "a, b = map(int, input().split())\nprint(a * b if a < 2 else 4)"
     run_grade(config(tmp_path, [{"question_id": "q1", "code": wrong_first}], problems=problems, format="lcb",
                      start_date="2025-01-01", stop_at_first_failure=False))  # fmt: skip
-    (row,) = read_jsonl(tmp_path / "out" / "verdicts.jsonl")
-    assert (row["status"], row["by_test"], row["tests_passed"], row["failed_test"]) == ("wrong_answer", "W.", 1, 0)
+    (verdict,) = read_jsonl(tmp_path / "out" / "verdicts.jsonl")
+    assert (verdict["status"], verdict["by_test"]) == ("wrong_answer", "W.")
+    assert (verdict["tests_passed"], verdict["failed_test"]) == (1, 0)
     assert list(json.loads((tmp_path / "out" / "summary.json").read_text())["pass_at_k"]) == ["all", "easy"]
 
 
 @pytest.mark.parametrize(("errata", "scored"), [("keep", 2), ("drop", 1)])
-def test_livecodebenchs_errata(tmp_path: Path, capsys: pytest.CaptureFixture[str], errata: str, scored: int):
-    problems = write_rows(tmp_path / "lcb.jsonl", [LCB, {**LCB, "question_id": "abc362_c"}])
-    rows = [{"question_id": id_, "code": "print(sum(map(int, input().split())))"} for id_ in ("abc362_c", "q1")]
-    run_grade(config(tmp_path, rows, problems=problems, format="lcb", errata=errata))
+def test_problems_in_livecodebenchs_errata(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], errata: str, scored: int
+):
+    problems = str(write_jsonl(tmp_path / "lcb.jsonl", [LCB, {**LCB, "question_id": "abc362_c"}]))
+    samples = [{"question_id": id_, "code": "print(sum(map(int, input().split())))"} for id_ in ("abc362_c", "q1")]
+    run_grade(config(tmp_path, samples, problems=problems, format="lcb", errata=errata))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["problems"], summary["programs"]) == (scored, scored)
     assert list(summary["errata"]["flaws"]) == ["abc362_c"]
@@ -115,28 +116,28 @@ def test_livecodebenchs_errata(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert f"1 of 2 problems are in LiveCodeBench's errata; {fate}" in capsys.readouterr().out
 
 
-def test_samples_of_problems_that_are_left_out_alone_are_an_error(tmp_path: Path):
-    problems = write_rows(tmp_path / "lcb.jsonl", [LCB, {**LCB, "question_id": "abc362_c"}])
-    rows = [{"question_id": "abc362_c", "code": "x"}]
+def test_it_is_an_error_if_all_samples_are_of_dropped_problems(tmp_path: Path):
+    problems = str(write_jsonl(tmp_path / "lcb.jsonl", [LCB, {**LCB, "question_id": "abc362_c"}]))
+    samples = [{"question_id": "abc362_c", "code": "x"}]
     with pytest.raises(UserError, match=r"all of their problems are in LiveCodeBench's errata; .*errata=keep"):
-        run_grade(config(tmp_path, rows, problems=problems, format="lcb", errata="drop"))
+        run_grade(config(tmp_path, samples, problems=problems, format="lcb", errata="drop"))
 
 
-def test_every_k_that_all_problems_allow_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_pass_at_k_is_measured_for_every_possible_k(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run_grade(config(tmp_path, [{"task_id": "t/0", "completion": "    return 2"}] * 20))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert list(summary["pass_at_k"]["all"]) == ["1", "5", "10", "20"]
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 125
 
 
-def test_up_to_date_is_shown_and_not_graded_again(
+def test_up_to_date_results_are_printed_and_not_graded_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    asked = config(tmp_path, [{"task_id": "t/0", "completion": "    return 2"}])
-    run_grade(asked)
+    settings = config(tmp_path, [{"task_id": "t/0", "completion": "    return 2"}])
+    run_grade(settings)
     first = capsys.readouterr().out
     monkeypatch.setattr(Sandbox, "execute", lambda *arguments: pytest.fail("graded again"))
-    run_grade(asked)
+    run_grade(settings)
     assert capsys.readouterr().out == first
 
 
@@ -145,14 +146,14 @@ def grade(*arguments: str) -> subprocess.CompletedProcess[str]:
                           env=ENVIRONMENT, check=False)  # fmt: skip
 
 
-def arguments_of(asked: GradeConfig) -> list[str]:
-    return [f"{key}={getattr(asked, key)}" for key in ("problems", "format", "samples", "out")]
+def arguments_of(settings: GradeConfig) -> list[str]:
+    return [f"{key}={getattr(settings, key)}" for key in ("problems", "format", "samples", "out")]
 
 
-def test_a_killed_command_goes_on_and_grades_nothing_twice(tmp_path: Path):
-    burn = "    import time\n    while time.process_time() < 0.03: pass\n    return x + {}"
-    asked = config(tmp_path, [{"task_id": "t/0", "completion": burn.format(n)} for n in range(120)])
-    command = [sys.executable, "tools/grade.py", *arguments_of(asked)]
+def test_a_killed_command_resumes_and_grades_nothing_twice(tmp_path: Path):
+    slow = "    import time\n    while time.process_time() < 0.03: pass\n    return x + {}"
+    settings = config(tmp_path, [{"task_id": "t/0", "completion": slow.format(n)} for n in range(120)])
+    command = [sys.executable, "tools/grade.py", *arguments_of(settings)]
     verdicts = tmp_path / "out.partial" / "verdicts.jsonl"
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env=ENVIRONMENT) as process:
         deadline = time.monotonic() + 60
@@ -160,20 +161,19 @@ def test_a_killed_command_goes_on_and_grades_nothing_twice(tmp_path: Path):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     before = verdicts.read_bytes()
-    whole_rows = before[: before.rfind(b"\n") + 1]
-    graded = whole_rows.count(b"\n")
+    complete = before[: before.rfind(b"\n") + 1]
+    graded = complete.count(b"\n")
     assert 5 <= graded < 120
-    done = grade(*arguments_of(asked))
+    done = grade(*arguments_of(settings))
     assert done.returncode == 0, done.stderr
     assert f"{graded} of 120 programs are already graded" in done.stderr
     after = (tmp_path / "out" / "verdicts.jsonl").read_bytes()
-    assert after.startswith(whole_rows), "what was finished stays as it was"
-    rows = [json.loads(line) for line in after.splitlines()]
-    assert sorted(row["sample_index"] for row in rows) == list(range(120))
+    assert after.startswith(complete), "a finished verdict was changed"
+    assert sorted(json.loads(line)["sample_index"] for line in after.splitlines()) == list(range(120))
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("record", "message"),
     [
         ({"completion": "x"}, "samples.jsonl:1: a record with completion: needs an id under one of question_id"),
         ({"task_id": "t/0"}, "needs a text under one of completion, code, response"),
@@ -182,16 +182,16 @@ def test_a_killed_command_goes_on_and_grades_nothing_twice(tmp_path: Path):
         ({"task_id": "t/9", "completion": "x"}, "t/9: is not a problem of the benchmark's file"),
     ],
 )
-def test_bad_rows_are_one_line_before_anything_runs(tmp_path: Path, row: dict[str, Any], said: str):
-    done = grade(*arguments_of(config(tmp_path, [row])))
+def test_an_invalid_record_is_reported_before_anything_runs(tmp_path: Path, record: dict[str, Any], message: str):
+    done = grade(*arguments_of(config(tmp_path, [record])))
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out.partial").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "problems is not set"),
         (["formt=lcb"], "did you mean format?"),
@@ -208,15 +208,15 @@ def test_bad_rows_are_one_line_before_anything_runs(tmp_path: Path, row: dict[st
         ),
     ],
 )
-def test_bad_arguments_are_one_line(arguments: list[str], said: str):
+def test_invalid_arguments_are_one_line(arguments: list[str], message: str):
     done = grade(*arguments)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("out", ["FILE/x", "/proc/foo"])
-def test_an_out_that_cannot_be_made_is_one_line(tmp_path: Path, out: str):
+def test_an_output_folder_that_cannot_be_created_is_one_line(tmp_path: Path, out: str):
     (tmp_path / "FILE").write_text("mine")
     settings = config(tmp_path, [{"task_id": "t/0", "completion": "    return x + 1"}], out=str(tmp_path / out))
     done = grade(*arguments_of(settings))
@@ -228,7 +228,7 @@ def test_an_out_that_cannot_be_made_is_one_line(tmp_path: Path, out: str):
     assert "use another out" in errors[0]
 
 
-def test_an_out_that_is_there_already(tmp_path: Path):
+def test_an_output_folder_that_exists_already(tmp_path: Path):
     settings = config(tmp_path, [{"task_id": "t/0", "completion": "    return x + 1"}])
     out = Path(settings.out)
     out.mkdir()
@@ -240,6 +240,6 @@ def test_an_out_that_is_there_already(tmp_path: Path):
         run_grade(settings)
 
 
-def test_an_empty_file_of_samples(tmp_path: Path):
+def test_an_empty_file_of_samples_is_an_error(tmp_path: Path):
     done = grade(*arguments_of(config(tmp_path, [])))
     assert "samples.jsonl: contains no record" in done.stderr

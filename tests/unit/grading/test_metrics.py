@@ -1,4 +1,4 @@
-"""pass@k against enumeration; intervals against what statistics promises."""
+"""Tests for pass@k, its intervals and the sign test."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def verdicts(problem: str, *statuses: VerdictStatus) -> list[Verdict]:
     return [Verdict(problem_id=problem, sample_index=i, status=status) for i, status in enumerate(statuses)]
 
 
-def test_scores_are_by_problem_in_the_given_order():
-    rows = verdicts("b", "passed", "wrong_answer") + verdicts("a", "passed", "passed")
-    assert problem_scores(rows, ["a", "b"], 1).tolist() == [1.0, 0.5]
-    assert problem_scores(rows, ["a", "b"], 2).tolist() == [1.0, 1.0]
+def test_there_is_one_score_per_problem_in_the_given_order():
+    found = verdicts("b", "passed", "wrong_answer") + verdicts("a", "passed", "passed")
+    assert problem_scores(found, ["a", "b"], 1).tolist() == [1.0, 0.5]
+    assert problem_scores(found, ["a", "b"], 2).tolist() == [1.0, 1.0]
 
 
-def test_a_failing_checker_is_never_a_wrong_answer():
-    rows = verdicts("a", "passed", "infrastructure_error") + verdicts("b", "infrastructure_error", "timeout")
-    assert problem_scores(rows, ["a", "b"], 1).tolist() == [1.0, 0.0]
-    assert np.isnan(problem_scores(rows, ["a", "b"], 2)).all()
+def test_an_infrastructure_error_does_not_count_as_a_wrong_answer():
+    found = verdicts("a", "passed", "infrastructure_error") + verdicts("b", "infrastructure_error", "timeout")
+    assert problem_scores(found, ["a", "b"], 1).tolist() == [1.0, 0.0]
+    assert np.isnan(problem_scores(found, ["a", "b"], 2)).all()
 
 
 def test_problems_without_a_score_are_left_out_and_counted():
@@ -52,7 +52,7 @@ def test_problems_without_a_score_are_left_out_and_counted():
     assert (estimate.value, estimate.num_problems) == (0.5, 2)
 
 
-def test_nothing_known_is_nan_and_no_error():
+def test_an_estimate_without_known_scores_is_nan():
     estimate = BOOTSTRAP.mean(np.array([np.nan]))
     assert math.isnan(estimate.value)
     assert math.isnan(BOOTSTRAP.contrast(np.array([np.nan]), np.array([1.0])).low)
@@ -64,7 +64,7 @@ def test_the_same_data_gives_the_same_interval():
     assert BOOTSTRAP.mean(scores) != Bootstrap(num_resamples=2000, seed=1).mean(scores)
 
 
-def test_the_interval_is_that_of_the_standard_error():
+def test_the_interval_agrees_with_the_standard_error():
     scores = np.random.default_rng(2).random(400)
     estimate = Bootstrap(num_resamples=10_000).mean(scores)
     error = scores.std() / math.sqrt(400)
@@ -72,14 +72,14 @@ def test_the_interval_is_that_of_the_standard_error():
     assert estimate.low < scores.mean() < estimate.high
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say():
+def test_intervals_contain_the_true_mean_as_often_as_their_confidence():
     rng = np.random.default_rng(3)
     estimates = [Bootstrap(num_resamples=400, seed=i).mean(rng.random(60)) for i in range(300)]
     covered = sum(estimate.low <= 0.5 <= estimate.high for estimate in estimates) / 300
     assert 0.90 < covered < 0.99
 
 
-def test_pairing_removes_what_problems_share():
+def test_pairing_removes_the_spread_of_problem_difficulty():
     difficulty = np.random.default_rng(4).random(100)
     better = difficulty + 0.05
     paired = BOOTSTRAP.difference(better, difficulty)
@@ -87,13 +87,13 @@ def test_pairing_removes_what_problems_share():
     assert BOOTSTRAP.contrast(better, difficulty).low < 0
 
 
-def test_a_wider_confidence_is_a_wider_interval():
+def test_a_higher_confidence_gives_a_wider_interval():
     scores = np.random.default_rng(5).random(80)
     wide, narrow = (Bootstrap(num_resamples=2000, confidence=c).mean(scores) for c in (0.99, 0.5))
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
-def test_memory_chunks_change_nothing_but_the_stream(monkeypatch: pytest.MonkeyPatch):
+def test_the_chunk_size_does_not_change_the_interval(monkeypatch: pytest.MonkeyPatch):
     scores = np.random.default_rng(6).random(30)
     full = BOOTSTRAP.mean(scores)
     monkeypatch.setattr("megatron_ssd.grading.metrics._CHUNK", 100)
@@ -101,14 +101,14 @@ def test_memory_chunks_change_nothing_but_the_stream(monkeypatch: pytest.MonkeyP
 
 
 def p_by_enumeration(ahead: int, behind: int) -> float:
-    """Every sequence of tosses of a fair coin, and the share of those at least as uneven as what was seen."""
-    seen = abs(ahead - behind)
-    tosses = list(itertools.product((1, -1), repeat=ahead + behind))
-    return sum(abs(sum(toss)) >= seen for toss in tosses) / len(tosses)
+    """The share of all sequences of tosses of a fair coin that are at least as uneven as the observed one."""
+    observed = abs(ahead - behind)
+    sequences = list(itertools.product((1, -1), repeat=ahead + behind))
+    return sum(abs(sum(tosses)) >= observed for tosses in sequences) / len(sequences)
 
 
 def split_scores(ahead: int, behind: int, tied: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of two models that differ in sign as asked, in some order."""
+    """Scores of two models, of which the first is ahead, behind or tied on that many problems, in some order."""
     signs = np.random.default_rng(7).permutation([1.0] * ahead + [-1.0] * behind + [0.0] * tied)
     others = np.random.default_rng(8).integers(3, 8, len(signs)) / 10
     return others + 0.1 * signs, others
@@ -132,7 +132,7 @@ def test_the_sign_test_equals_scipys_binomial_test(ahead: int, behind: int):
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=40))
-def test_the_sign_test_is_the_same_from_both_sides(pairs: list[tuple[int, int]]):
+def test_the_sign_test_is_symmetric(pairs: list[tuple[int, int]]):
     ours, theirs = (np.array([pair[side] / 6 for pair in pairs]) for side in (0, 1))
     there, back = sign_test(ours, theirs), sign_test(theirs, ours)
     assert (there.ahead, there.behind, there.tied) == (back.behind, back.ahead, back.tied)
@@ -141,21 +141,21 @@ def test_the_sign_test_is_the_same_from_both_sides(pairs: list[tuple[int, int]])
     assert 0 < there.p_value <= 1
 
 
-def test_what_differs_by_rounding_is_tied():
+def test_scores_that_differ_by_rounding_are_tied():
     # C(6, 2) / C(15, 2) and C(3, 2) / C(7, 2) are both a seventh.
     ours, theirs = np.array([pass_at_k(15, 9, 2)]), np.array([pass_at_k(7, 4, 2)])
     assert ours[0] != theirs[0]
     assert sign_test(ours, theirs).tied == 1
 
 
-def test_problems_without_a_score_are_in_no_sign_test():
+def test_the_sign_test_leaves_out_problems_without_a_score():
     found = sign_test(np.array([1.0, np.nan, 0.5, 0.2]), np.array([0.0, 0.0, np.nan, 0.2]))
     assert (found.ahead, found.behind, found.tied, found.p_value) == (1, 0, 1, 1.0)
     assert sign_test(np.array([np.nan]), np.array([1.0])).p_value == 1.0
 
 
-def test_fair_models_rarely_look_uneven():
-    """Under equal models, p values at or below 0.05 come in at most 5 % of trials (fewer, since p is discrete)."""
+def test_equal_models_rarely_have_a_small_p_value():
+    """At most 5 % of p values are at or below 0.05 (fewer, since p is discrete)."""
     rng = np.random.default_rng(9)
     found = [sign_test(rng.random(60), rng.random(60)).p_value for _ in range(2000)]
     assert 0.01 < np.mean(np.array(found) <= 0.05) < 0.065

@@ -1,4 +1,4 @@
-"""Verdicts: each status, resume, programs run once, time limits under load, failures of the checker itself."""
+"""Tests for the grading of programs by a pool of sandboxes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from megatron_ssd.grading.pool import Grader, Submission, read_verdicts
 from megatron_ssd.sandbox.sandbox import Execution, Limits, Program, Sandbox, SandboxBrokenError
 from megatron_ssd.schema import Problem, TestCase, Verdict
 from tests.helpers.programs import function_problem, sample, stdin_problem
+from tests.helpers.sandboxed import Executions, record_executions
 
 CONFIG = SandboxConfig(cpu_seconds=0.4, memory_mib=512, output_mib=1, workers=2)
 PROBLEMS = [function_problem(), stdin_problem()]
@@ -36,17 +37,8 @@ def grader() -> Iterator[Grader]:
 
 
 @pytest.fixture
-def executions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Sources of all programs that reach a sandbox, in order."""
-    sources: list[str] = []
-    original = Sandbox.execute
-
-    def recording(self: Sandbox, program: Program, inputs: Sequence[str], limits: Limits) -> Execution:
-        sources.append(program.source.rstrip())
-        return original(self, program, inputs, limits)
-
-    monkeypatch.setattr(Sandbox, "execute", recording)
-    return sources
+def executions(monkeypatch: pytest.MonkeyPatch) -> Executions:
+    return record_executions(monkeypatch)
 
 
 def grade_one(grader: Grader, path: Path, source: str, **where: str) -> Verdict:
@@ -54,7 +46,7 @@ def grade_one(grader: Grader, path: Path, source: str, **where: str) -> Verdict:
     return verdict
 
 
-def test_a_timeout_of_the_first_run_names_its_limit_and_the_one_that_was_set(grader: Grader, tmp_path: Path) -> None:
+def test_a_timeout_of_the_first_run_names_its_limit_and_the_configured_one(grader: Grader, tmp_path: Path) -> None:
     verdict = grade_one(grader, tmp_path, "def f(x):\n    while True: pass")
     limit = CONFIG.cpu_seconds
     assert (
@@ -112,7 +104,7 @@ def thorough() -> Iterator[Grader]:
 
 
 class TestEveryTest:
-    """``stop_at_first_failure=False``: a letter for each test, whatever became of those before it."""
+    """With ``stop_at_first_failure=False`` each test has its own letter, whatever the result of earlier tests is."""
 
     @pytest.mark.parametrize("problem", ["double", "checks"])
     @pytest.mark.parametrize(
@@ -127,12 +119,12 @@ class TestEveryTest:
             ("def f(x) return x", "S"),
         ],
     )
-    def test_calls(self, thorough: Grader, tmp_path: Path, problem: str, source: str, by_test: str):
+    def test_functions_and_checks(self, thorough: Grader, tmp_path: Path, problem: str, source: str, by_test: str):
         verdict = grade_one(thorough, tmp_path, source, problem=problem)
         assert (verdict.by_test, verdict.tests_passed) == (by_test, by_test.count(".")), verdict.detail
         assert verdict.failed_test == (None if by_test == "...." else len(by_test) - len(by_test.lstrip(".")))
 
-    def test_stdin(self, thorough: Grader, tmp_path: Path):
+    def test_stdin_programs(self, thorough: Grader, tmp_path: Path):
         source = "a, b = map(int, input().split())\nprint(a + b if a % 2 else 0 * 1 // (a - 2))"
         verdict = grade_one(thorough, tmp_path, source, problem="sum")
         assert verdict.by_test == "W.R."
@@ -144,8 +136,8 @@ def test_a_script_that_cannot_run_is_an_infrastructure_error(grader: Grader, tmp
     assert (verdict.status, verdict.by_test) == ("infrastructure_error", "I")
 
 
-def test_texts_are_read_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """No window is read before the one before it has its verdicts on disk."""
+def test_programs_are_read_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A window is read only after the verdicts of the previous window are on disk."""
     monkeypatch.setattr(pool, "WINDOW", 3)
     path = tmp_path / "verdicts.jsonl"
 
@@ -160,20 +152,20 @@ def test_texts_are_read_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [verdict.passed for verdict in verdicts] == [True] + [False] * 6
 
 
-def test_a_response_without_code(grader: Grader, tmp_path: Path, executions: list[str]):
+def test_a_response_without_code_is_not_run(grader: Grader, tmp_path: Path, executions: Executions):
     (verdict,) = grader.grade([sample(GOOD, fenced=False)], tmp_path / "verdicts.jsonl")
     assert verdict.status == "no_code"
     assert executions == []
 
 
-def test_a_method_is_called_if_the_program_has_a_class(grader: Grader, tmp_path: Path):
+def test_a_method_is_called_only_if_the_program_has_a_class(grader: Grader, tmp_path: Path):
     method = "class Solution:\n    def f(self, x): return 2 * x"
     assert grade_one(grader, tmp_path, method, problem="method").passed
     bare = grade_one(grader, tmp_path / "bare", "def f(x): return 2 * x", problem="method")
-    assert bare.passed, "as in LiveCodeBench's checker"
+    assert bare.passed, "LiveCodeBench's checker accepts a function"
 
 
-def test_expected_outputs_never_enter(tmp_path: Path):
+def test_expected_outputs_do_not_enter_the_sandbox(tmp_path: Path):
     secret = 918_273_645_546_372
     problem = dataclasses.replace(function_problem(), tests=(TestCase(input="1", output=str(secret)),))
     thief = (
@@ -187,7 +179,7 @@ def test_expected_outputs_never_enter(tmp_path: Path):
         assert grade_one(grader, tmp_path, thief).status in ("wrong_answer", "runtime_error")
 
 
-def test_resume_grades_nothing_again(tmp_path: Path, executions: list[str]):
+def test_resuming_grades_no_program_again(tmp_path: Path, executions: Executions):
     path = tmp_path / "verdicts.jsonl"
     samples = [sample(f"def f(x):\n    return {n} * x", index=n) for n in range(6)]
     with Grader(PROBLEMS, CONFIG) as grader:
@@ -210,22 +202,22 @@ def verdict_key(verdict: Verdict) -> tuple[str, int]:
     return verdict.problem_id, verdict.sample_index
 
 
-def test_identical_programs_run_once_over_all_files(tmp_path: Path, executions: list[str]):
+def test_identical_programs_run_only_once(tmp_path: Path, executions: Executions):
     with Grader(PROBLEMS, CONFIG) as grader:
         first = grader.grade([sample(GOOD, index=n) for n in range(5)], tmp_path / "a.jsonl")
         second = grader.grade([sample(GOOD, index=n) for n in range(5)], tmp_path / "b.jsonl")
-    assert executions == [GOOD]
+    assert [program.source.rstrip() for program, _ in executions] == [GOOD]
     assert first == second
     assert len(first) == 5
 
 
-def test_the_same_text_on_another_problem_is_another_program(grader: Grader, tmp_path: Path):
+def test_the_same_source_runs_again_for_another_problem(grader: Grader, tmp_path: Path):
     verdicts = grader.grade([sample(GOOD), sample(GOOD, problem="same")], tmp_path / "verdicts.jsonl")
     assert [verdict.status for verdict in verdicts] == ["passed", "wrong_answer"]
 
 
 class TestTimeLimits:
-    """What ends between once and twice the limit, or meets the wall clock, is run again alone; nothing else is."""
+    """A program is run again alone if it ends between once and twice its CPU limit, or at the wall-time limit."""
 
     @staticmethod
     def executed(ending: str, cpu_seconds: float) -> Execution:
@@ -244,7 +236,7 @@ class TestTimeLimits:
             (("runtime_error", 0.0), None, "runtime_error", 1),
         ],
     )
-    def test_rule(
+    def test_which_programs_run_again(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, first: tuple[str, float],
         alone: tuple[str, float] | None, status: str, runs: int,
     ):  # fmt: skip
@@ -253,7 +245,7 @@ class TestTimeLimits:
         def execute(self: Sandbox, program: Program, inputs: Sequence[str], limits: Limits) -> Execution:
             limits_seen.append(limits.cpu_seconds)
             outcome = first if len(limits_seen) == 1 else alone
-            assert outcome is not None, "run a second time"
+            assert outcome is not None, "the program ran a second time"
             return TestTimeLimits.executed(*outcome)
 
         monkeypatch.setattr(Sandbox, "execute", execute)
@@ -261,12 +253,12 @@ class TestTimeLimits:
             assert grade_one(grader, tmp_path, GOOD).status == status
         assert limits_seen == [0.8, 0.4][:runs]
 
-    def test_nothing_unsettled_is_written_before_its_second_run(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def test_a_verdict_is_written_only_after_the_second_run(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         path = tmp_path / "verdicts.jsonl"
 
         def execute(self: Sandbox, program: Program, inputs: Sequence[str], limits: Limits) -> Execution:
             if limits.cpu_seconds == CONFIG.cpu_seconds:
-                assert [row["sample_index"] for row in map(json.loads, path.read_text().splitlines())] == [1]
+                assert [json.loads(line)["sample_index"] for line in path.read_text().splitlines()] == [1]
             slow = program.source.rstrip() == GOOD
             return TestTimeLimits.executed("starved" if slow else "completed", 0.0)
 
@@ -279,7 +271,7 @@ class TestTimeLimits:
 class TestBrokenSandbox:
     @staticmethod
     def breaking(monkeypatch: pytest.MonkeyPatch, *, times: int, only: str | None = None) -> list[str]:
-        """Let the sandbox break under its first ``times`` programs (of source ``only``)."""
+        """Let the sandbox break at its first ``times`` programs (whose source is ``only``)."""
         original, broken = Sandbox.execute, list[str]()
 
         def execute(self: Sandbox, program: Program, inputs: Sequence[str], limits: Limits) -> Execution:
@@ -292,22 +284,24 @@ class TestBrokenSandbox:
         monkeypatch.setattr(Sandbox, "execute", execute)
         return broken
 
-    def test_once_is_tried_again(self, monkeypatch: pytest.MonkeyPatch):
+    def test_a_program_that_breaks_the_sandbox_once_is_run_again(self, monkeypatch: pytest.MonkeyPatch):
         self.breaking(monkeypatch, times=1)
         with Checker(CONFIG) as checker:
             assert checker.check(PROBLEMS[0], GOOD).status == "passed"
 
-    def test_twice_by_one_program_is_the_programs_fault(self, monkeypatch: pytest.MonkeyPatch):
+    def test_one_program_that_always_breaks_the_sandbox_is_a_runtime_error(self, monkeypatch: pytest.MonkeyPatch):
         self.breaking(monkeypatch, times=99, only=GOOD)
         with Checker(CONFIG) as checker:
             assert checker.check(PROBLEMS[0], GOOD).status == "runtime_error"
 
-    def test_always_is_the_checkers_fault(self, monkeypatch: pytest.MonkeyPatch):
+    def test_a_sandbox_that_always_breaks_is_an_infrastructure_error(self, monkeypatch: pytest.MonkeyPatch):
         self.breaking(monkeypatch, times=99)
         with Checker(CONFIG) as checker:
             assert checker.check(PROBLEMS[0], GOOD).status == "infrastructure_error"
 
-    def test_its_failures_do_not_spread_to_equal_programs(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def test_an_infrastructure_error_is_not_reused_for_an_equal_program(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ):
         with Grader(PROBLEMS, CONFIG) as grader:
             with monkeypatch.context() as patch:
                 self.breaking(patch, times=99)
@@ -322,13 +316,13 @@ def test_a_problem_without_tests_is_an_error():
         Grader([problem], CONFIG)
 
 
-def test_missing_bubblewrap_stops_before_anything_is_graded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_missing_bubblewrap_is_reported_before_grading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="apt-get install bubblewrap"):
         Grader(PROBLEMS, CONFIG)
 
 
-def test_bubblewrap_that_cannot_start_stops_before_anything_is_graded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_bubblewrap_that_cannot_start_is_reported_before_grading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     fake = tmp_path / "bwrap"
     fake.write_text("#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2\nexit 1\n")
     fake.chmod(0o755)

@@ -1,8 +1,7 @@
-"""Real programs with real tests, where public data lies beside the checkout: right ones pass, broken ones do not."""
+"""Tests for grading with solutions and tests of public benchmarks; they are skipped without the data."""
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -19,11 +18,12 @@ from megatron_ssd.problems.humaneval import read_humaneval
 from megatron_ssd.problems.leetcode import read_leetcode
 from megatron_ssd.problems.mbpp import read_mbpp
 from megatron_ssd.schema import Problem, Verdict
+from tests.helpers.benchmark_rows import rows_of
 from tests.helpers.paths import DATA, HUMANEVAL, MBPP, needs
 from tests.helpers.programs import sample
 
 LEETCODE = DATA / "rllm_code" / "test_leetcode.json"
-# LeetCode has this package, and LiveCodeBench's checker the name.
+# LeetCode provides this package, and LiveCodeBench's checker this name.
 NO_PACKAGE = "ModuleNotFoundError: No module named 'sortedcontainers'"
 NO_NAME = "NameError: name 'ascii_lowercase' is not defined"
 USUAL_IMPORTS = "".join(
@@ -34,15 +34,13 @@ USUAL_IMPORTS = "".join(
 
 def humaneval() -> list[tuple[Problem, str]]:
     """Problems with their canonical solutions, each as a complete program."""
-    with gzip.open(HUMANEVAL, "rt") as file:
-        rows = [json.loads(line) for line in file]
-    problems = read_humaneval(HUMANEVAL)
-    return [(p, str(program_of("completion", r["canonical_solution"], p))) for p, r in zip(problems, rows, strict=True)]
+    pairs = zip(read_humaneval(HUMANEVAL), rows_of("humaneval"), strict=True)
+    return [(p, str(program_of("completion", row["canonical_solution"], p))) for p, row in pairs]
 
 
 def mbpp() -> list[tuple[Problem, str]]:
-    rows = map(json.loads, MBPP.read_text().splitlines())
-    return [(problem, row["code"]) for problem, row in zip(read_mbpp(MBPP), rows, strict=True)]
+    """Problems with their reference solutions."""
+    return [(problem, row["code"]) for problem, row in zip(read_mbpp(MBPP), rows_of("mbpp"), strict=True)]
 
 
 def grade(
@@ -91,13 +89,14 @@ def test_mbpp_solutions(tmp_path: Path):
 
 
 def leetcode(head: str = "") -> list[tuple[Problem, str]]:
+    """Problems with their reference solutions, each after ``head``."""
     rows = json.loads(LEETCODE.read_text())
     return [(problem, head + row["solutions"]) for problem, row in zip(read_leetcode(LEETCODE), rows, strict=True)]
 
 
 @needs(LEETCODE)
 def test_leetcode_solutions_by_their_own_checks(tmp_path: Path):
-    """One of the two hundred wants a package that the default leaves out."""
+    """One of the two hundred needs a package that the sandbox does not provide by default."""
     assert not_passed(grade(leetcode(), tmp_path / "default")) == [("127", "runtime_error", NO_PACKAGE)]
     verdicts = grade(leetcode(), tmp_path / "package", SandboxConfig(packages=("sortedcontainers",)))
     assert (not_passed(verdicts), len(verdicts)) == ([], 200)
@@ -105,7 +104,7 @@ def test_leetcode_solutions_by_their_own_checks(tmp_path: Path):
 
 @needs(LEETCODE)
 def test_leetcode_solutions_without_livecodebenchs_prelude(tmp_path: Path):
-    """LeetCode imports these names for them. Four need a name that the usual imports do not provide."""
+    """LeetCode imports the usual names for its programs. Four programs need one that is not among them."""
     plain = SandboxConfig(packages=("sortedcontainers",), prelude="none")
     verdicts = grade(leetcode(USUAL_IMPORTS), tmp_path / "imports", plain)
     assert not_passed(verdicts) == [(number, "runtime_error", NO_NAME) for number in ("128", "155", "156", "172")]
@@ -115,7 +114,7 @@ def test_leetcode_solutions_without_livecodebenchs_prelude(tmp_path: Path):
 
 
 def kill_rates(programs: list[tuple[Problem, str]], folder: Path) -> dict[str, tuple[int, int]]:
-    """Kind of mutant -> how many failed, of how many."""
+    """Kind of mutant -> (number that failed, number of mutants)."""
     made = [(problem, kind, source) for problem, right in programs for kind, source in mutants(right)]
     verdicts = grade([(problem, source) for problem, _, source in made], folder, SandboxConfig(cpu_seconds=1.0))
     assert not [verdict for verdict in verdicts if verdict.status == "infrastructure_error"]
@@ -124,7 +123,10 @@ def kill_rates(programs: list[tuple[Problem, str]], folder: Path) -> dict[str, t
 
 
 def check_rates(rates: dict[str, tuple[int, int]], *, operator: float, off_by_one: float) -> None:
-    """A wrong return value must always be found. The others' bounds leave room for mutants that compute the same."""
+    """Check the shares of mutants that fail.
+
+    A wrong return value must always fail. The other bounds allow for mutants that compute the same result.
+    """
     assert rates["return"][0] == rates["return"][1]
     for kind, bound in (("operator", operator), ("off_by_one", off_by_one)):
         failed, count = rates[kind]
@@ -156,7 +158,7 @@ def test_mutated_solutions_fail(tmp_path: Path):
         ("HumanEval/53", "x + y", "x - y"),
     ],
 )
-def test_a_slip_of_the_pen_fails(
+def test_a_small_mistake_is_a_wrong_answer(
     solutions: list[tuple[Problem, str]],
     humaneval_grader: Grader,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""A busy machine changes no verdict, of programs close to their limits neither."""
+"""Tests that a busy machine does not change verdicts, even of programs that are close to their limits."""
 
 from __future__ import annotations
 

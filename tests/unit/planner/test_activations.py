@@ -1,7 +1,8 @@
-"""The planned activations of a layer equal what autograd saves, for Megatron-Core's local layers on a CPU.
+"""Tests that the planned activations of a layer equal what autograd saves.
 
-Sequences of 1,024 tokens, for which attention uses PyTorch's fused kernel as on a GPU. Not covered, because their
-layers need CUDA: TransformerEngine's tensors, FP8, grouped experts, recomputed norms.
+The layers are Megatron-Core's local ones on a CPU. Sequences have 1,024 tokens, for which attention uses PyTorch's
+fused kernel as on a GPU. Not covered, because these layers need CUDA: TransformerEngine's tensors, FP8, grouped experts
+and recomputed norms.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ MODULES = {"dense": ("mlp",), "llama": ("core_attn", "mlp"), "moe": ("core_attn"
 
 
 def saved_bytes(model: ModelConfig, precision: PrecisionConfig, *, num_layers: int) -> int:
-    """Bytes that autograd saves in one forward pass without the weights, each storage once."""
+    """Bytes that autograd saves in one forward pass besides the weights. Each storage counts once."""
     model = dataclasses.replace(model, num_hidden_layers=num_layers, max_position_embeddings=LENGTH)
     saved: dict[int, torch.Tensor] = {}
     with process_groups(ONE, device=prepare_device(CPU)):
@@ -59,7 +60,7 @@ def test_a_layer_saves_the_planned_bytes(model: ModelConfig, dtype: str, recompu
     assert listed * LENGTH == pytest.approx((four - two) / 2, rel=TOLERANCE)
 
 
-def test_more_recomputation_saves_memory_and_costs_operations() -> None:
+def test_more_recomputation_keeps_less_memory_and_needs_more_working_memory() -> None:
     settings = [
         {"recompute": "none"},
         {"recompute": "selective", "recompute_modules": ("layernorm", "moe_act")},
@@ -87,7 +88,7 @@ def test_more_recomputation_saves_memory_and_costs_operations() -> None:
         ({"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}, 8, [5, 3]),
     ],
 )
-def test_layers_in_flight_as_computed_by_hand(sizes: dict[str, int], microbatches: int, expected: list[int]) -> None:
+def test_layers_in_flight_equal_hand_counts(sizes: dict[str, int], microbatches: int, expected: list[int]) -> None:
     layout = ParallelConfig(world_size=4, **sizes)
     stages = range(layout.pipeline_model_parallel_size)
     assert [layers_in_flight(DENSE, layout, stage=stage, num_microbatches=microbatches) for stage in stages] == expected

@@ -1,4 +1,4 @@
-"""Every rank of every shipped layout builds without a GPU."""
+"""Tests that every rank of every shipped layout builds without a GPU."""
 
 import dataclasses
 from functools import cache
@@ -24,7 +24,7 @@ TOTALS = {
 
 @cache
 def layout_of_shape(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig) -> LayoutReport:
-    """Built once for models that differ only in their weights."""
+    """The layout of a model, which is built once for models that differ only in their weights."""
     return lay_out(model, parallel, precision)
 
 
@@ -71,6 +71,6 @@ def test_the_table_shows_the_context_parallel_rank(capsys: pytest.CaptureFixture
     assert [row[head.index("context")] for row in rows] == list("01234567")
 
 
-def test_the_dry_run_needs_a_model() -> None:
+def test_a_dry_run_needs_a_model() -> None:
     with pytest.raises(ValueError, match="model=NAME"):
         run_dry(compose_config(["dry_run=true"]))

@@ -1,4 +1,4 @@
-"""Operation counts equal PyTorch's counter on transformers' models, and hand computations."""
+"""Tests for the number of floating-point operations of a model."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ def counted(model: ModelConfig, folder, *, backward: bool) -> int:  # type: igno
 
 
 def full_squares(model: ModelConfig) -> float:
-    """Operations of eager attention beyond the causal half: it masks after multiplying."""
+    """Operations of eager attention above the diagonal, which it computes before it applies the mask."""
     above_the_diagonal = LENGTH * (LENGTH - 1) // 2
     return 2 * 2 * model.num_attention_heads * model.head_dim * model.num_hidden_layers * above_the_diagonal
 
@@ -40,7 +40,7 @@ def full_squares(model: ModelConfig) -> float:
 def test_operations_equal_pytorchs_count(name: str, passes: int, tmp_path) -> None:  # type: ignore[no-untyped-def]
     model = MODELS[name]
     expected = passes / 3 * flops_of(model, [LENGTH]) + passes * full_squares(model)
-    # Rotary tables are one small matrix product in transformers, 2 x 32 x 8 operations in 10^7, forward only.
+    # transformers computes rotary tables with a small matrix product: 2 x 32 x 8 of 10^7 operations, forward only.
     assert counted(model, tmp_path, backward=passes == 3) == pytest.approx(expected, rel=1e-3)
 
 
@@ -54,7 +54,7 @@ def test_one_token_of_the_30b_equals_a_hand_computation() -> None:
     assert flops_of(model, [65536]) == 3 * (2 * 3_041_656_832 * 65536 + one_pair * 65536 * 65537 // 2)
 
 
-def test_packed_segments_count_separately_and_only_active_experts_count() -> None:
+def test_packed_segments_count_separately_and_only_active_experts_are_counted() -> None:
     model = MODELS["qwen3_moe"]
     assert flops_of(model, [8, 24]) == flops_of(model, [8]) + flops_of(model, [24]) < flops_of(model, [32])
     assert flops_of(model, []) == 0

@@ -1,7 +1,7 @@
-"""Prompt token ids in the two chat formats of the supported models, and as plain text.
+"""Tests the token ids of prompts in the chat formats of the supported models, and as plain text.
 
-The tokenizer has one id per byte, so the expected ids follow from the text; the templates are small ones
-of the same kind as Qwen3's and Llama 3.1's.
+The tokenizer has one id per byte, so that the expected ids follow from the text; the templates are short versions of
+those of Qwen3 and Llama 3.1.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ def _byte(letter: str) -> int:
 
 
 def ids_of(*parts: str | int) -> list[int]:
-    """Bytes of text, and special ids unchanged."""
+    """Token ids: the bytes of text, and special ids as they are."""
     return [id_ for part in parts for id_ in ([part] if isinstance(part, int) else part.encode())]
 
 
 def prompt_of(problem: Problem, tokenizer: ChatTokenizer, **prompt: object) -> tuple[str, list[int]]:
-    """(the rendered task, the prompt's ids)."""
+    """(rendered task, token ids of the prompt)."""
     (built,) = build_prompts([problem], PromptConfig(**prompt), tokenizer)  # type: ignore[arg-type]
     return built.messages[-1]["content"], built.token_ids
 
@@ -118,7 +118,7 @@ def test_raw_text_has_only_the_tokenizers_begin_token(qwen: ChatTokenizer, llama
         assert ids == ids_of(BOS, "Be brief.\n\n", task)
 
 
-def test_raw_text_needs_no_chat_template_and_never_ends_in_an_end_token(tmp_path: Path) -> None:
+def test_raw_text_does_not_need_a_chat_template_and_has_no_end_token(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(tmp_path, None, bos=True, adds_end=True)
     task, ids = prompt_of(STDIN, tokenizer, mode="raw")
     assert ids == ids_of(BOS, task)

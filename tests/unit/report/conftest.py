@@ -1,4 +1,4 @@
-"""Runs that several tests of the report read; nobody writes to them."""
+"""Fixtures of the report's tests: published runs, which tests only read, and a browser."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers.sweep_summary import cells_of, sweep_summary
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run on minicode with its report."""
+    """A complete run on minicode with its report."""
     run_dir = tmp_path_factory.mktemp("minicode") / "demo"
     build_run(run_dir)
     run_report(run_config(run_dir))
@@ -35,7 +35,7 @@ def published_real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def published_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with the largest grid that the page is made for, none of whose cells is the training decode."""
+    """A run with the largest grid that the page is made for. The training decode is not one of its cells."""
     run_dir = tmp_path_factory.mktemp("sweep") / "demo-sweep"
     build_run(run_dir)
     cells = cells_of((0.6, 0.7, 0.9, 1.1, 1.4, 2.0), (10, 20, -1), (0.7, 0.8, 0.9, 0.95, 1.0))
@@ -46,7 +46,7 @@ def published_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def published_curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run over two top-ks and three top-ps, where T_eff is drawn as curves."""
+    """A run over two top-ks and three top-ps, for which the page draws curves over T_eff."""
     run_dir = tmp_path_factory.mktemp("curves") / "demo-curves"
     build_run(run_dir)
     cells = cells_of((0.7, 0.9, 1.1, 1.6), (20, -1), (0.8, 0.95, 1.0))

@@ -1,4 +1,4 @@
-"""The table of other benchmarks: there where the run has them, and nowhere else."""
+"""Tests for the report's table of general benchmarks."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def test_values_are_written_as_lm_eval_gives_them(published: Path) -> None:
     humaneval, mmlu = benchmark_rows(read_benchmarks(published))
     assert (humaneval.base.value, humaneval.base.interval) == ("75.0", "± 3.4")
     assert (humaneval.difference.value, humaneval.difference.interval) == ("−0.6", "−4.3 to +3.0")  # noqa: RUF001
-    assert humaneval.rows_on_hub is None  # as many as published numbers are over
+    assert humaneval.rows_on_hub is None  # it has as many rows as published numbers cover
     assert (mmlu.num_rows, mmlu.rows_on_hub, mmlu.num_fewshot) == (6, 14042, 5)
     assert (mmlu.ssd.value, mmlu.ssd.interval, mmlu.difference.value) == ("33.3", "standard error unknown", "0.0")
 
 
-def test_page_and_summary_have_them(published: Path) -> None:
+def test_page_and_summary_contain_the_benchmarks(published: Path) -> None:
     page = (published / "report" / "report.html").read_text()
     assert '<a href="#benchmarks">' in page
     assert "<small>of 14,042</small>" in page
@@ -34,7 +34,7 @@ def test_page_and_summary_have_them(published: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_run_without_them_has_no_such_section_and_one_with_them_another_report(tmp_path: Path) -> None:
+def test_a_run_without_benchmarks_has_another_report_without_the_section(tmp_path: Path) -> None:
     run_dir = tmp_path / "demo"
     build_run(run_dir)
     config = run_config(run_dir)
@@ -45,7 +45,7 @@ def test_a_run_without_them_has_no_such_section_and_one_with_them_another_report
     assert "benchmarks" not in (run_dir / "report" / "report.html").read_text()
 
 
-def test_a_base_alone_has_no_difference(tmp_path: Path) -> None:
+def test_a_base_without_a_tuned_model_has_no_difference(tmp_path: Path) -> None:
     row = {"task": "t", "metric": "acc", "filter": "strict", "num_fewshot": 0, "rows_on_hub": None, "difference": None,
            "base": {"value": 0.5, "stderr": 0.1, "rows": 9}}  # fmt: skip
     (tmp_path / "general_benchmarks").mkdir()
@@ -57,7 +57,7 @@ def test_a_base_alone_has_no_difference(tmp_path: Path) -> None:
     assert (found.ssd.interval, found.difference.interval) == ("not measured", "not measured")
 
 
-def test_a_file_of_another_version_is_one_line(tmp_path: Path) -> None:
+def test_a_summary_of_another_version_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "general_benchmarks").mkdir()
     (tmp_path / "general_benchmarks" / "summary.json").write_text('{"rows": []}')
     with pytest.raises(
@@ -66,7 +66,7 @@ def test_a_file_of_another_version_is_one_line(tmp_path: Path) -> None:
         read_benchmarks(tmp_path)
 
 
-def test_results_of_an_older_version_are_named_with_the_fix(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_of_an_older_version_gives_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "regression").mkdir()
     assert read_benchmarks(tmp_path) is None
     (message,) = caplog.messages

@@ -1,6 +1,6 @@
-"""``report.html`` in a real browser: complete, interactive, no requests, no messages, no sideways scrolling.
+"""Tests for ``report.html`` in a real browser.
 
-Needs Chromium on the machine (``make test`` installs it); without it these tests fail and say so.
+They need Chromium, which ``make test`` installs. Without it they fail and say so.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DRAWN = "[...document.querySelectorAll('.chart')].every(chart => chart.querySele
 
 
 def drawn(visit: Visit) -> Visit:
-    """The visit, once every plot is drawn."""
+    """Wait until every plot is drawn, and return the visit."""
     visit.wait_until(DRAWN)
     return visit
 
@@ -31,7 +31,7 @@ def drawn(visit: Visit) -> Visit:
     ids=lambda param: f"{param[0]}-{param[1]}",
 )  # fmt: skip
 def visit(request: pytest.FixtureRequest, browser: Any) -> Iterator[Visit]:
-    """The page of a run on minicode, of one whose scores are all zero, and of two wide sweeps; wide and narrow."""
+    """The pages of four runs, each in a wide and a narrow window."""
     name, width = request.param
     path = request.getfixturevalue(name) / "report" / "report.html"
     scheme = "dark" if (width == 390) == (name == "published") else "light"
@@ -41,18 +41,18 @@ def visit(request: pytest.FixtureRequest, browser: Any) -> Iterator[Visit]:
 
 @pytest.fixture(scope="module")
 def curves(browser: Any, published_curves: Path) -> Iterator[Visit]:
-    """A wide page with plots of every kind, to point and click at."""
+    """A wide page with plots of every kind."""
     with Visit(browser, published_curves / "report" / "report.html", width=1280) as visit:
         yield drawn(visit)
 
 
-def test_requests_nothing_and_logs_nothing(visit: Visit) -> None:
+def test_the_page_requests_nothing_and_logs_nothing(visit: Visit) -> None:
     assert [url for url in visit.requests if not url.startswith("data:")] == [visit.path.as_uri()]
     assert visit.complaints == []
     assert visit.path.stat().st_size < 3 * MEBIBYTE
 
 
-def test_does_not_scroll_sideways(visit: Visit) -> None:
+def test_the_page_does_not_scroll_horizontally(visit: Visit) -> None:
     width = visit.page.viewport_size["width"]
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
     wide = visit.page.evaluate(
@@ -62,7 +62,7 @@ def test_does_not_scroll_sideways(visit: Visit) -> None:
     assert wide == []
 
 
-def test_every_section_is_there_and_every_link_has_a_target(visit: Visit) -> None:
+def test_every_section_exists_and_every_link_has_a_target(visit: Visit) -> None:
     sections = visit.page.evaluate("[...document.querySelectorAll('main > section')].map(s => s.id)")
     assert sections == [name for name, _ in SECTIONS]
     assert all(visit.page.locator(f"#{name} h2").inner_text() for name in sections)
@@ -72,7 +72,7 @@ def test_every_section_is_there_and_every_link_has_a_target(visit: Visit) -> Non
     assert (visit.path.parent / "problems.html").is_file()
 
 
-def test_every_plot_fills_its_figure_and_its_text_can_be_read(visit: Visit) -> None:
+def test_every_plot_fills_its_figure_and_has_readable_text(visit: Visit) -> None:
     plots = visit.page.evaluate(
         """() => [...document.querySelectorAll('.chart')].map(chart => {
              const svg = chart.querySelector('svg'), [box, own] = [chart, svg].map(e => e.getBoundingClientRect());
@@ -86,18 +86,18 @@ def test_every_plot_fills_its_figure_and_its_text_can_be_read(visit: Visit) -> N
     assert smallest >= 10
 
 
-def test_no_label_of_a_plot_covers_another_or_leaves_it(visit: Visit) -> None:
+def test_labels_are_inside_of_their_plot_and_do_not_overlap(visit: Visit) -> None:
     hidden = visit.page.evaluate(
         """() => [...document.querySelectorAll('.chart svg')].flatMap(svg => {
-             const whole = svg.getBoundingClientRect();
+             const frame = svg.getBoundingClientRect();
              const shown = [...svg.querySelectorAll('text')].filter(t => t.getAttribute('opacity') !== '0');
              const texts = shown.map(t => [t.textContent, t.getBoundingClientRect()]);
-             const meet = (a, b) => a.left < b.right - 1 && b.left < a.right - 1
+             const overlap = (a, b) => a.left < b.right - 1 && b.left < a.right - 1
                                  && a.top < b.bottom - 3 && b.top < a.bottom - 3;  // line boxes are taller than ink
-             const out = texts.filter(([, r]) => r.left < whole.left - 1 || r.right > whole.right + 1
-                                              || r.bottom > whole.bottom + 3);
+             const out = texts.filter(([, r]) => r.left < frame.left - 1 || r.right > frame.right + 1
+                                              || r.bottom > frame.bottom + 3);
              return [...out.map(([t]) => t), ...texts.flatMap(([t, r], i) =>
-               texts.slice(i + 1).filter(([, q]) => meet(r, q)).map(([u]) => t + ' / ' + u))];
+               texts.slice(i + 1).filter(([, q]) => overlap(r, q)).map(([u]) => t + ' / ' + u))];
            })"""
     )
     assert hidden == []
@@ -111,7 +111,7 @@ def test_no_label_of_a_plot_covers_another_or_leaves_it(visit: Visit) -> None:
         ("sampling", ".mark-rect.role-mark path", ["tokens", "count"]),
     ],
 )
-def test_pointing_at_a_mark_shows_its_numbers(curves: Visit, section: str, mark: str, expected: list[str]) -> None:
+def test_a_tooltip_shows_the_numbers_of_a_mark(curves: Visit, section: str, mark: str, expected: list[str]) -> None:
     curves.page.locator(f"#{section} .chart {mark}").first.hover(force=True)
     tooltip = curves.page.locator("#vg-tooltip-element.visible")
     tooltip.wait_for()
@@ -120,7 +120,7 @@ def test_pointing_at_a_mark_shows_its_numbers(curves: Visit, section: str, mark:
     curves.page.mouse.move(1, 1)
 
 
-def test_pointing_near_a_curve_shows_the_nearest_iteration(curves: Visit) -> None:
+def test_a_tooltip_near_a_curve_shows_the_nearest_iteration(curves: Visit) -> None:
     chart = curves.page.locator("#training .chart").first
     chart.scroll_into_view_if_needed()
     box = chart.bounding_box()
@@ -133,9 +133,7 @@ def test_pointing_near_a_curve_shows_the_nearest_iteration(curves: Visit) -> Non
 
 
 @pytest.mark.parametrize(("section", "name"), [("result", "SSD"), ("decoding", "base"), ("decoding", "0.95")])
-def test_a_click_on_a_legend_dims_the_other_series_and_another_click_brings_them_back(
-    curves: Visit, section: str, name: str
-) -> None:
+def test_a_click_on_a_legend_dims_the_other_series_until_the_next_click(curves: Visit, section: str, name: str) -> None:
     chart = f"[...document.querySelectorAll('#{section} .chart')].find(chart => chart.querySelector('.role-legend'))"
     dimmed = (
         f"[...{chart}.querySelectorAll('.role-mark path')].filter(p => p.getAttribute('opacity') === '0.12').length"
@@ -151,7 +149,7 @@ def test_a_click_on_a_legend_dims_the_other_series_and_another_click_brings_them
     assert curves.complaints == []
 
 
-def test_a_scheme_changes_page_and_plots_without_drawing_them_again(curves: Visit) -> None:
+def test_the_color_scheme_changes_page_and_plots(curves: Visit) -> None:
     colors = """() => [getComputedStyle(document.body).backgroundColor,
                        ...['.mark-rect.role-mark path', '.mark-symbol.role-mark path', '.role-axis-label text'].map(
                          mark => getComputedStyle(document.querySelector(`#decoding ${mark}`)).fill)]"""
@@ -174,7 +172,7 @@ def test_plots_follow_the_width_of_the_window(curves: Visit) -> None:
     curves.page.set_viewport_size({"width": 1280, "height": 900})
 
 
-def test_without_scripts_every_plot_is_in_words(browser: Any, published: Path) -> None:
+def test_without_scripts_every_plot_is_described_in_words(browser: Any, published: Path) -> None:
     with Visit(browser, published / "report" / "report.html", width=1280, scripts=False) as visit:
         assert "base at its best, base: 33.5 (29.8 to 37.2)" in visit.page.locator("#result .chart").first.inner_text()
         assert "T1.8-k20-p0.5" in visit.page.locator("#decoding .chart").first.inner_text()
@@ -182,7 +180,7 @@ def test_without_scripts_every_plot_is_in_words(browser: Any, published: Path) -
         assert visit.page.locator(".chart svg").count() == 0
 
 
-def test_what_a_model_wrote_stays_text(browser: Any, published: Path) -> None:
+def test_text_of_a_model_is_never_markup(browser: Any, published: Path) -> None:
     with Visit(browser, published / "report" / "report.html", width=1280) as visit:
         assert visit.page.locator("img, iframe, object").count() == 0
         assert visit.page.locator("script:not([type='application/json'])").count() == 1

@@ -1,4 +1,4 @@
-"""Plots of the decode settings: a cell or point for every setting, marks on the right ones, shared scales."""
+"""Tests for the plots of decode settings."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from megatron_ssd.report.theme import HEAT_LEVELS
 from tests.helpers.sweep_summary import TRAIN, cells_of, sweep_results
 
 TEMPERATURES, TOP_KS, TOP_PS = (0.7, 0.9, 1.1, 1.6), (20, 10, -1), (0.8, 0.95, 1.0)
-
-
 SWEEP = sweep_results(cells_of(TEMPERATURES, TOP_KS, TOP_PS))
 
 
@@ -31,17 +29,17 @@ def with_points(*points: EffectivePoint) -> EvaluationResults:
 
 
 def rows_of(plots: Sequence[Plot]) -> dict[str, list[dict[str, Any]]]:
-    """The data of each plot by its title."""
+    """Title of each plot -> the rows of its data."""
     return {plot.title: plot.spec["data"]["values"] for plot in plots}
 
 
 def dashes(plot: Plot) -> list[list[float]] | None:
-    """Line patterns of a plot over the effective temperature; None if lines are means."""
+    """Line patterns of a plot over the effective temperature; None if its lines are means."""
     encodings = [layer["encoding"] for layer in plot.spec["layer"]]
     return next((encoding["strokeDash"]["scale"]["range"] for encoding in encodings if "strokeDash" in encoding), None)
 
 
-def test_a_panel_for_each_top_k_and_model_with_no_top_k_last() -> None:
+def test_there_is_a_panel_per_top_k_and_model_with_no_top_k_last() -> None:
     panels = rows_of(decode_plots.heat_maps(SWEEP))
     assert list(panels) == [
         "base, top-k 10", "SSD, top-k 10", "base, top-k 20", "SSD, top-k 20", "base, no top-k", "SSD, no top-k",
@@ -49,7 +47,7 @@ def test_a_panel_for_each_top_k_and_model_with_no_top_k_last() -> None:
     assert [len(rows) for rows in panels.values()] == [12] * 6
 
 
-def test_every_setting_is_drawn_once_and_the_chosen_and_the_training_one_are_marked() -> None:
+def test_every_setting_is_drawn_once_and_the_chosen_and_training_settings_are_marked() -> None:
     panels = rows_of(decode_plots.heat_maps(SWEEP))
     assert sum(map(len, panels.values())) == len(SWEEP.grid)
     for model, name in (("base", "base"), ("ssd", "SSD")):
@@ -83,7 +81,7 @@ def test_all_heat_maps_share_one_color_scale() -> None:
         for layer in plot.spec["layer"]
         for channel in {"fill", "color"} & layer["encoding"].keys()
     }
-    assert len(scales) == 2, "one of the cells and one of their numbers"
+    assert len(scales) == 2, "one scale of the cells and one of their numbers"
     low, high = decode_plots.value_range(SWEEP)
     for scale in map(json.loads, scales):
         assert scale["domain"] == [100 * low, 100 * high]
@@ -92,7 +90,7 @@ def test_all_heat_maps_share_one_color_scale() -> None:
     assert (min(scores), max(scores)) == pytest.approx((100 * low, 100 * high), abs=1e-4)
 
 
-def test_scores_that_are_all_equal_have_a_color_scale() -> None:
+def test_equal_scores_have_a_color_scale() -> None:
     zero = sweep_results(cells_of((0.7,), (20,), (0.8,)), scale=0.0)
     (fill,) = {
         json.dumps(plot.spec["layer"][0]["encoding"]["fill"]["condition"]["scale"]["domain"])
@@ -101,7 +99,7 @@ def test_scores_that_are_all_equal_have_a_color_scale() -> None:
     assert json.loads(fill) == [0.0, 1.0]
 
 
-def test_points_share_their_axes_and_are_at_the_product_of_the_temperatures() -> None:
+def test_points_share_axes_and_are_at_the_product_of_the_temperatures() -> None:
     plots = decode_plots.effective_plots(SWEEP)
     assert [plot.title for plot in plots] == ["top-k 10", "top-k 20", "no top-k"]
     points = [layer["encoding"] for plot in plots for layer in plot.spec["layer"] if "shape" in layer["encoding"]]
@@ -113,15 +111,17 @@ def test_points_share_their_axes_and_are_at_the_product_of_the_temperatures() ->
     at = {(row["model"], row["decode"]): row for row in rows["top-k 20"]}
     assert at["SSD", "T1.1-k20-p0.8"]["T_eff"] == pytest.approx(1.76)
     assert at["base", "T1.1-k20-p0.8"]["T_eff"] == pytest.approx(1.1)
-    reach = points[0]["x"]["scale"]["domain"]
+    low, high = points[0]["x"]["scale"]["domain"]
     for panel in rows.values():
         for row in panel:
-            assert reach[0] < row["x"] < reach[1]
-            assert abs(row["x"] - row["T_eff"]) < 0.02 * (reach[1] - reach[0])
+            assert low < row["x"] < high
+            assert abs(row["x"] - row["T_eff"]) < 0.02 * (high - low)
 
 
 @pytest.mark.parametrize(("count", "patterns"), [(1, [[1, 0]]), (3, [[1.5, 3.5], [7, 4], [1, 0]]), (5, None)])
-def test_a_line_for_each_top_p_or_for_the_mean_of_many(count: int, patterns: list[list[float]] | None) -> None:
+def test_there_is_a_line_per_top_p_or_one_of_means_if_there_are_many(
+    count: int, patterns: list[list[float]] | None
+) -> None:
     top_ps = (0.5, 0.7, 0.8, 0.95, 1.0)[:count]
     sweep = sweep_results(cells_of(TEMPERATURES, (20,), top_ps))
     (plot,) = decode_plots.effective_plots(sweep)
@@ -129,7 +129,7 @@ def test_a_line_for_each_top_p_or_for_the_mean_of_many(count: int, patterns: lis
     assert ("5 values of top-p" in decode_plots.mean_note(sweep)) == (patterns is None)
 
 
-def test_what_was_not_measured_is_not_a_point() -> None:
+def test_a_setting_that_was_not_measured_is_not_a_point() -> None:
     nan = float("nan")
     first, *others = SWEEP.effective_temperature.points
     sweep = with_points(dataclasses.replace(first, value=nan, low=nan, high=nan), *others)
@@ -156,7 +156,7 @@ def test_a_cell_that_was_not_measured_says_so() -> None:
     st.lists(st.sampled_from([0.5, 0.7, 0.8, 0.95, 1.0]), min_size=1, max_size=5, unique=True),
     st.sampled_from([0.0, 1.0]),
 )
-def test_any_grid_is_drawn_whole(
+def test_any_grid_is_drawn_completely(
     temperatures: list[float], top_ks: list[int], top_ps: list[float], scale: float
 ) -> None:
     cells = cells_of(temperatures, top_ks, top_ps)

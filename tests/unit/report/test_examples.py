@@ -1,4 +1,4 @@
-"""The programs that ``report.html`` shows: what the test was given that a program failed first."""
+"""Tests for the example programs in ``report.html``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.helpers.report_run import run_config
 
 
 def example(folder: Path, form: str = "stdin") -> Example:
-    """Of one problem that the base solves and SSD does not."""
+    """The example of a problem that the base solves and SSD does not."""
     run = [(problem("abc", "easy", form=form), tries("passed"), tries("wrong_answer"))]
     return example_of(read(folder, write_evaluation(folder, run)).examples[0])
 
@@ -36,20 +36,20 @@ def test_the_first_failing_test_is_shown_with_its_input(tmp_path: Path, form: st
     assert gap == f"\N{HORIZONTAL ELLIPSIS} {len(given) - 300} characters \N{HORIZONTAL ELLIPSIS}"
 
 
-def test_an_evaluation_without_texts_of_its_tests_has_none(tmp_path: Path) -> None:
+def test_an_evaluation_without_the_texts_of_tests_shows_no_input(tmp_path: Path) -> None:
     pages = read(tmp_path, write_evaluation(tmp_path, RUN, with_problems=False))
     assert not (tmp_path / PROBLEMS_FILE).exists()
     assert [program.failed for one in pages.examples for program in example_of(one).programs] == [None] * 6
 
 
-def test_the_page_shows_the_input_and_escapes_it(tmp_path: Path) -> None:
+def test_the_page_shows_the_escaped_input(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     publish_evaluation(run_dir, *evaluate(graded_problems(3)))
     path = run_dir / "eval" / PROBLEMS_FILE
     path.write_text(path.read_text().replace('"input": "1"', '"input": "<u>1</u>"'))
     for verdicts in (run_dir / "eval" / "verdicts" / "ssd").iterdir():
-        judged = verdicts.read_text().replace('"status": "passed"', '"status": "wrong_answer"')
-        verdicts.write_text(judged.replace('"failed_test": null', '"failed_test": 0'))
+        text = verdicts.read_text().replace('"status": "passed"', '"status": "wrong_answer"')
+        verdicts.write_text(text.replace('"failed_test": null', '"failed_test": 0'))
     run_report(run_config(run_dir))
     page = (run_dir / "report" / "report.html").read_text()
     assert "input of test 1 of 3, the first that failed" in page

@@ -1,4 +1,4 @@
-"""Numbers written out, and the terminal's table."""
+"""Tests for the formatting of numbers in the report and the terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megatron_ssd.text_table import MINUS, signed
     ("share", "written"),
     [(0.0104, "+1.0"), (-0.0104, f"{MINUS}1.0"), (0.0, "0.0"), (-0.0004, "0.0"), (0.0006, "+0.1")],
 )
-def test_signed_points(share: float, written: str) -> None:
+def test_signed_percentage_points(share: float, written: str) -> None:
     assert signed(share) == written
 
 
@@ -26,25 +26,25 @@ def test_signed_points(share: float, written: str) -> None:
     ("seconds", "written"),
     [(2.44, "2.4 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
 )
-def test_duration(seconds: float, written: str) -> None:
+def test_durations(seconds: float, written: str) -> None:
     assert duration(seconds) == written
 
 
 @pytest.mark.parametrize(
     ("value", "written"), [(0.25, "0.25"), (1200, "1.2k"), (3e-4, "3e-4"), (1.5e-6, "1.5e-6"), (0, "0"), (-2000, "-2k")]
 )
-def test_compact(value: float, written: str) -> None:
+def test_compact_numbers(value: float, written: str) -> None:
     assert compact(value) == written
 
 
-def test_estimates_carry_their_interval() -> None:
+def test_estimates_have_their_interval() -> None:
     estimate = Estimate(value=0.345, low=0.3081, high=0.3822)
     assert (percent(estimate).value, percent(estimate).interval) == ("34.5", "30.8 to 38.2")
     difference = points(Estimate(value=0.01, low=-0.0091, high=0.0291))
     assert (difference.value, difference.interval) == ("+1.0", f"{MINUS}0.9 to +2.9")
 
 
-def test_terminal_columns_are_aligned(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_columns_in_the_terminal_are_aligned(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
     print_report(published)
     lines = capsys.readouterr().out.splitlines()
     for (header, _, *rows), columns in (
@@ -63,6 +63,6 @@ def test_p_values(value: float, written: str) -> None:
     assert p_text(value) == written
 
 
-def test_terminal_without_a_report_says_what_to_run(tmp_path: Path) -> None:
+def test_a_missing_report_is_an_error_that_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"launch/report\.py"):
         print_report(tmp_path)

@@ -1,4 +1,4 @@
-"""The chain from scores to the base model, complete and broken in each way."""
+"""Tests for the chain of stages from the scores to the base model."""
 
 from __future__ import annotations
 
@@ -24,21 +24,15 @@ def _trace(run_dir: Path) -> Lineage:
     return trace(run_dir, base_model=run_dir.parent / "base" / "export", base_revision="r")
 
 
-def test_walks_from_the_scores_into_the_run_that_made_the_base(run_dir: Path) -> None:
+def test_the_chain_reaches_from_the_scores_into_the_run_that_made_the_base(run_dir: Path) -> None:
     lineage = _trace(run_dir)
     assert lineage.is_complete
-    assert [step.folder for step in lineage.steps] == [
-        "eval",
-        "export",
-        "checkpoints",
-        "dataset",
-        "samples",
-        "problems",
-    ]
+    folders = [step.folder for step in lineage.steps]
+    assert folders == ["eval", "export", "checkpoints", "dataset", "samples", "problems"]
     assert [step.folder for step in lineage.base_steps] == ["base/export", "base/checkpoints", "base/dataset"]
 
 
-def test_inputs_from_outside_are_sources_and_break_nothing(run_dir: Path) -> None:
+def test_inputs_from_outside_are_sources_and_do_not_break_the_chain(run_dir: Path) -> None:
     lineage = trace(run_dir, base_model=None, base_revision="hub-commit")
     assert lineage.is_complete
     sources = {link.role for step in lineage.steps for link in step.links if link.status == "source"}
@@ -46,7 +40,7 @@ def test_inputs_from_outside_are_sources_and_break_nothing(run_dir: Path) -> Non
     assert lineage.base_steps == ()
 
 
-def test_a_stage_made_again_breaks_the_link_of_the_stage_after_it(run_dir: Path) -> None:
+def test_a_stage_that_is_published_again_breaks_the_link_of_the_next_stage(run_dir: Path) -> None:
     shutil.rmtree(run_dir / "samples")
     again = Stage(name="samples", run_dir=run_dir, config={"seed": 2}, inputs={})
     (again.begin() / "shard-00000.jsonl").write_text("")
@@ -56,7 +50,7 @@ def test_a_stage_made_again_breaks_the_link_of_the_stage_after_it(run_dir: Path)
     assert not _trace(run_dir).is_complete
 
 
-def test_stages_that_name_different_base_models_are_told_on(run_dir: Path) -> None:
+def test_stages_with_different_base_models_are_a_conflict(run_dir: Path) -> None:
     inputs = read_manifest(run_dir / "eval").inputs
     summary = (run_dir / "eval" / "summary.json").read_text()
     shutil.rmtree(run_dir / "eval")
@@ -69,7 +63,7 @@ def test_stages_that_name_different_base_models_are_told_on(run_dir: Path) -> No
     assert "samples has" in lineage.conflict
 
 
-def test_a_commit_and_a_hash_of_files_are_not_held_against_each_other(run_dir: Path) -> None:
+def test_a_commit_is_not_compared_with_a_hash_of_files(run_dir: Path) -> None:
     inputs = read_manifest(run_dir / "eval").inputs
     shutil.rmtree(run_dir / "eval")
     again = Stage(name="eval", run_dir=run_dir, config={}, inputs={**inputs, "model": "c" * 40})
@@ -78,27 +72,27 @@ def test_a_commit_and_a_hash_of_files_are_not_held_against_each_other(run_dir: P
     assert _trace(run_dir).is_complete
 
 
-def test_a_stage_that_is_gone_breaks_the_chain(run_dir: Path) -> None:
+def test_a_missing_stage_breaks_the_chain(run_dir: Path) -> None:
     shutil.rmtree(run_dir / "dataset")
     broken = [link for step in _trace(run_dir).steps for link in step.links if link.status == "broken"]
     assert [(link.role, link.reason) for link in broken] == [("dataset", "dataset/ does not exist")]
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda path: path.unlink(), "data.bin is missing"),
         (lambda path: path.write_bytes(b"cut"), "data.bin has 3 bytes"),
     ],
 )
-def test_a_file_that_is_not_as_published_is_named(run_dir: Path, damage: object, said: str) -> None:
+def test_a_damaged_file_is_named(run_dir: Path, damage: object, message: str) -> None:
     damage(run_dir / "export" / "data.bin")  # type: ignore[operator]
     lineage = _trace(run_dir)
     assert not lineage.is_complete
-    assert any(said in step.problem for step in lineage.steps if step.folder == "export")
+    assert any(message in step.problem for step in lineage.steps if step.folder == "export")
 
 
-def test_the_page_shows_a_broken_chain_as_such(run_dir: Path) -> None:
+def test_the_page_shows_a_broken_chain(run_dir: Path) -> None:
     (run_dir / "export" / "data.bin").unlink()
     run_report(run_config(run_dir))
     page = (run_dir / "report" / "report.html").read_text()

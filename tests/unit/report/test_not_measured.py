@@ -1,7 +1,6 @@
-"""What could not be measured is said in words: no NaN reaches the terminal, a page or a summary.
+"""Tests that a missing score is reported in words, without NaN in the terminal, the pages or the summaries.
 
-Runs are evaluated by the real code: on problems that lack difficulties, on one problem of each, and with a judge that
-fails.
+The real code evaluates runs on problems without difficulties, on one problem per difficulty, and with failing grading.
 """
 
 from __future__ import annotations
@@ -20,38 +19,40 @@ from megatron_ssd.evaluation.tables import score_tables
 from megatron_ssd.report.render import run_report
 from megatron_ssd.schema import Problem
 from tests.helpers.evaluated_run import SAMPLING, Fails, evaluate, publish_evaluation
+from tests.helpers.jsonl import complete_records, write_jsonl
 from tests.helpers.programs import function_problem
 from tests.helpers.report_run import build_run, run_config
 
 BAD = re.compile(r"(?<![A-Za-z])(?:[Nn]a[Nn]|None|[Ii]nf(?:inity)?|undefined)(?![A-Za-z])")
 
 
-def of(*difficulties: str | None) -> list[Problem]:
-    """A problem of each."""
+def problems_of(*difficulties: str | None) -> list[Problem]:
+    """One problem for each of ``difficulties``."""
     return [
         dataclasses.replace(function_problem(f"p{index}"), difficulty=name) for index, name in enumerate(difficulties)
     ]
 
 
 def on_reporting_half(problems: Sequence[Problem]) -> set[str]:
+    """Ids of the problems on the reporting half."""
     report = split_halves(problems).report
-    return {problem.id for problem, there in zip(problems, report, strict=True) if there}
+    return {problem.id for problem, inside in zip(problems, report, strict=True) if inside}
 
 
-MIXED = of(*("easy", "medium", "hard") * 4)
+MIXED = problems_of(*("easy", "medium", "hard") * 4)
 REPORTED = on_reporting_half(MIXED)
 CASES: dict[str, tuple[list[Problem], Fails]] = {
-    "no hard problem": (of("easy", "easy", "medium", "medium"), lambda *_: False),
-    "no difficulty": (of(None, None, None, None), lambda *_: False),
-    "one problem a difficulty": (of("easy", "medium", "hard"), lambda *_: False),
-    "two problems": (of("easy", "hard"), lambda *_: False),
-    "judge fails on hard ones": (MIXED, lambda model, decoding, problem: problem.difficulty == "hard"),
-    "judge fails on what is reported of SSD": (
+    "no hard problem": (problems_of("easy", "easy", "medium", "medium"), lambda *_: False),
+    "no difficulty": (problems_of(None, None, None, None), lambda *_: False),
+    "one problem per difficulty": (problems_of("easy", "medium", "hard"), lambda *_: False),
+    "two problems": (problems_of("easy", "hard"), lambda *_: False),
+    "grading fails on hard problems": (MIXED, lambda model, decoding, problem: problem.difficulty == "hard"),
+    "grading fails on the reporting half of SSD": (
         MIXED, lambda model, _, problem: model == "ssd" and problem.id in REPORTED
     ),
-    "judge fails on all that is reported": (MIXED, lambda model, decoding, problem: problem.id in REPORTED),
-    "judge fails at the training decode": (MIXED, lambda model, decoding, problem: decoding == SAMPLING.train),
-    "judge fails on other problems of each model": (
+    "grading fails on the reporting half": (MIXED, lambda model, decoding, problem: problem.id in REPORTED),
+    "grading fails at the training decode": (MIXED, lambda model, decoding, problem: decoding == SAMPLING.train),
+    "grading fails on other problems of each model": (
         MIXED, lambda model, _, problem: (problem.difficulty == "easy") == (model == "ssd")
     ),
 }  # fmt: skip
@@ -67,9 +68,7 @@ def texts(values: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_no_output_of_a_run_holds_a_number_that_is_none(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
-) -> None:
+def test_no_output_of_a_run_contains_nan_or_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
     run_dir = tmp_path / "run"
     results, found = evaluate(*CASES[case])
     publish_evaluation(run_dir, results, found)
@@ -86,9 +85,9 @@ def test_no_output_of_a_run_holds_a_number_that_is_none(
     assert found_in == {}
 
 
-def test_a_score_that_is_missing_is_said_to_be_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_score_is_reported_as_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = tmp_path / "run"
-    publish_evaluation(run_dir, *evaluate(*CASES["judge fails on what is reported of SSD"]))
+    publish_evaluation(run_dir, *evaluate(*CASES["grading fails on the reporting half of SSD"]))
     run_report(run_config(run_dir))
     assert "not measured" in capsys.readouterr().out
     result = json.loads((run_dir / "report" / "summary.json").read_text())["result"]
@@ -96,14 +95,14 @@ def test_a_score_that_is_missing_is_said_to_be_so(tmp_path: Path, capsys: pytest
     assert "\N{EN DASH} %" not in (run_dir / "report" / "report.html").read_text()
 
 
-def test_iterations_without_a_finite_loss_are_counted_and_not_drawn(tmp_path: Path) -> None:
+def test_iterations_without_a_finite_loss_are_counted_but_not_drawn(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     build_run(run_dir)
     path = run_dir / "checkpoints" / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    rows[3].update(loss=None, grad_norm=None)
-    rows[-1].update(grad_norm=None)
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    records = complete_records(path)
+    records[3].update(loss=None, grad_norm=None)
+    records[-1].update(grad_norm=None)
+    write_jsonl(path, records)
     run_report(run_config(run_dir))
     page = (run_dir / "report" / "report.html").read_text()
     assert "199 iterations" in page
@@ -111,7 +110,7 @@ def test_iterations_without_a_finite_loss_are_counted_and_not_drawn(tmp_path: Pa
     assert not BAD.search(re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL))
 
 
-def test_one_problem_is_said_to_tell_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_result_on_one_problem_is_inconclusive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = tmp_path / "run"
     publish_evaluation(run_dir, *evaluate(*CASES["two problems"]))
     run_report(run_config(run_dir))

@@ -1,4 +1,4 @@
-"""The paper's settings as data, and a run held against them."""
+"""Tests for the comparison of a run with the paper's settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_every_key_is_a_key_of_the_configuration(tmp_path: Path) -> None:
     assert missing == list(COUNTED)
 
 
-def test_every_setting_has_its_number_of_values() -> None:
+def test_every_setting_has_one_value_per_key() -> None:
     for setting in SETTINGS:
         for values in (setting.paper, *setting.by_model.values(), *setting.also):
             assert values is None or len(values) == len(setting.keys), setting.item
@@ -44,7 +44,7 @@ def test_the_paper_itself_does_not_deviate() -> None:
         assert all(deviation.same in (True, None) for deviation in deviations(settings))
 
 
-def test_a_changed_value_differs_and_shows_both() -> None:
+def test_a_changed_value_is_a_deviation_with_both_values() -> None:
     deviation = _one("global batch", _settings(**{"training.global_batch_size": 64}))
     assert dataclasses.asdict(deviation) == {
         "group": "Training", "item": "global batch", "paper": "32 sequences", "this_run": "64 sequences",
@@ -57,7 +57,9 @@ def test_a_changed_value_differs_and_shows_both() -> None:
     [("rstar_coder", 9, "rstar_coder, 9 problems", False), ("rstar_coder", 10168, "rstar_coder, 10,168 problems", True),
      ("minicode", 10168, "minicode, 10,168 problems", False)],
 )  # fmt: skip
-def test_training_problems_are_the_papers_by_their_number_too(name: str, count: int, shown: str, same: bool) -> None:
+def test_training_problems_must_equal_the_papers_in_name_and_number(
+    name: str, count: int, shown: str, same: bool
+) -> None:
     found = _one("training problems", _settings(**{"problems.name": name, "problems.count": count}))
     assert (found.this_run, found.same) == (shown, same)
     assert "10,168" in found.paper
@@ -74,7 +76,7 @@ def test_training_problems_are_the_papers_by_their_number_too(name: str, count: 
         (None, 131, "livecodebench, undated, 131 problems", False),
     ],
 )
-def test_a_benchmark_is_the_papers_by_its_dates_and_number_too(
+def test_a_benchmark_must_equal_the_papers_in_dates_and_number(
     tmp_path: Path, dates: list[str] | None, count: int, shown: str, same: bool
 ) -> None:
     stage = Stage(name="eval", run_dir=tmp_path, config={}, inputs={})
@@ -85,20 +87,20 @@ def test_a_benchmark_is_the_papers_by_its_dates_and_number_too(
     assert (found.this_run, found.same) == (shown, same)
 
 
-def test_a_run_of_few_real_problems_is_not_called_the_papers(published_real: Path) -> None:
-    rows = json.loads((published_real / "report" / "summary.json").read_text())["deviations"]
-    found = {row["item"]: (row["this_run"], row["same"]) for row in rows}
+def test_a_run_on_few_real_problems_deviates_from_the_paper(published_real: Path) -> None:
+    deviations = json.loads((published_real / "report" / "summary.json").read_text())["deviations"]
+    found = {deviation["item"]: (deviation["this_run"], deviation["same"]) for deviation in deviations}
     assert found["training problems"] == ("rstar_coder, 600 problems", False)
     assert found["benchmark"] == ("livecodebench, undated, 300 problems", False)
     assert "livecodebench, undated, 300 problems" in (published_real / "report" / "report.html").read_text()
 
 
-def test_either_of_two_conflicting_sources_counts_as_same() -> None:
+def test_the_value_of_either_of_two_conflicting_sources_is_the_same() -> None:
     for value, same in ((20, True), (10, True), (5, False)):
         assert _one("samples per problem", _settings(**{"evaluation.num_samples": value})).same is same
 
 
-def test_filters_are_those_of_one_source_not_a_mixture() -> None:
+def test_filters_must_be_those_of_one_source() -> None:
     item = "dropped: empty responses, one-line stubs, share of the shortest"
     keys = ("filters.drop_empty", "filters.drop_one_line_stubs", "filters.drop_shortest_fraction")
     for values, same in (((True, True, 0.0), True), ((True, False, 0.1), True), ((True, True, 0.1), False)):
@@ -118,7 +120,7 @@ def test_filters_that_the_paper_does_not_have_are_named(tmp_path: Path) -> None:
     assert _one("responses cut at the length limit", recorded).same is True
 
 
-def test_decoding_follows_the_model_and_is_not_invented_where_unpublished() -> None:
+def test_the_papers_decoding_depends_on_the_model_and_may_be_unpublished() -> None:
     item = "decoding of the training data"
     assert _one(item, {"model.name": "qwen3_4b_thinking"}).paper == "T 1.1, top-k 20, top-p 0.95"
     assert _one(item, {"model.name": "qwen3_30b"}).paper == "T 1.6, top-k 20, top-p 0.8"
@@ -126,16 +128,16 @@ def test_decoding_follows_the_model_and_is_not_invented_where_unpublished() -> N
     assert (unpublished.paper, unpublished.same, unpublished.source) == ("not published", None, "not published")
 
 
-def test_other_models_are_held_against_the_main_one() -> None:
+def test_other_models_are_compared_with_the_main_one() -> None:
     assert reference_model({"model.name": "tiny"}) == "qwen3_30b"
     assert reference_model({"model.name": "qwen3_30b_thinking"}) == "qwen3_30b_thinking"
 
 
-def test_small_rates_are_written_as_people_write_them() -> None:
+def test_small_learning_rates_are_in_scientific_notation() -> None:
     assert _one("peak learning rate", _settings(**{"optimizer.lr": 3e-4})).this_run == "3e-4"
 
 
-def test_settings_that_the_samples_record_under_other_names_are_found(tmp_path: Path) -> None:
+def test_settings_in_the_manifest_of_the_samples_are_found(tmp_path: Path) -> None:
     decoding = {"temperature": 2.0, "top_k": -1, "top_p": 1.0}
     stage = Stage(name="samples", run_dir=tmp_path, config={"decoding": decoding, "max_tokens": 77}, inputs={})
     stage.begin()

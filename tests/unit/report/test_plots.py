@@ -1,4 +1,4 @@
-"""Plots of scores and training: their data, their alternative text, and colors that can be read."""
+"""Tests for the plots of scores and training."""
 
 from __future__ import annotations
 
@@ -42,13 +42,12 @@ def test_numbers_are_readable_on_every_heat_color_and_lightness_is_monotonic(sch
     assert all(f"--heat-{level}: {color};" in scheme.css_variables() for level, color in enumerate(colors))
 
 
-def test_score_plots_have_every_number_of_the_headline_table(published: Path) -> None:
+def test_score_plots_have_every_score_of_the_headline(published: Path) -> None:
     headline = json.loads((published / "report" / "summary.json").read_text())["headline"]
     page = (published / "report" / "report.html").read_text()
-    for row in headline:
-        shown = row["pass@1"]
-        said = f"{row['title']}, {'SSD' if row['model'] == 'ssd' else 'base'}: {100 * shown['value']:.1f} ("
-        assert said in page
+    for score in headline:
+        name = "SSD" if score["model"] == "ssd" else "base"
+        assert f"{score['title']}, {name}: {100 * score['pass@1']['value']:.1f} (" in page
 
 
 @pytest.mark.parametrize("points", [[], [(1, 0.5)], [(1, 0.0), (2, 0.0)], [(1, 3.0), (2, 1.0), (3, 2.0)]])
@@ -60,10 +59,10 @@ def test_curves_of_any_length_have_every_point(points: list[tuple[float, float]]
 
 
 @pytest.mark.parametrize("numbers", [[], [7], [0, 0, 0], list(range(1000))])
-def test_histogram_counts_every_value_once(numbers: list[int]) -> None:
+def test_a_histogram_counts_every_value_once(numbers: list[int]) -> None:
     plot = plots.histogram(numbers, title="Length", note="", unit="tokens")
     bins = values(plot)
-    assert sum(row["count"] for row in bins) == len(numbers)
+    assert sum(each["count"] for each in bins) == len(numbers)
     assert all(one["to"] == other["from"] for one, other in itertools.pairwise(bins))
 
 
@@ -82,14 +81,14 @@ def test_axes_in_percent_contain_every_interval(estimates: list[Estimate], domai
     assert plots.percent_domain(estimates) == domain
 
 
-def test_what_was_not_measured_is_null_and_said_in_words() -> None:
+def test_a_missing_score_is_null_and_described_in_words() -> None:
     assert plots.in_percent(UNKNOWN) == {"value": None, "low": None, "high": None}
     assert plots.measured_text(UNKNOWN) == "not measured"
     assert plots.measured_text(Estimate(value=0.345, low=0.3081, high=0.3822)) == "34.5 (30.8 to 38.2)"
 
 
 @pytest.mark.parametrize(("number", "size"), [(0, 1), (1, 1), (800, 1), (801, 2), (100_000, 125)])
-def test_long_curves_are_thinned_to_means_and_keep_their_end(number: int, size: int) -> None:
+def test_long_curves_are_reduced_to_means_and_keep_their_end(number: int, size: int) -> None:
     points = [
         TrainingPoint(iteration=i, loss=float(i), learning_rate=0.0, grad_norm=1.0, tokens_per_second=5.0)
         for i in range(1, number + 1)
@@ -101,7 +100,7 @@ def test_long_curves_are_thinned_to_means_and_keep_their_end(number: int, size: 
     assert all(point.loss == pytest.approx(point.iteration - (size - 1) / 2) for point in thinned[:-1])
 
 
-def test_a_name_with_markup_stays_text() -> None:
+def test_markup_in_a_name_is_escaped() -> None:
     hostile = "</script><img src=x onerror=alert(1)>"
     plot = plots.histogram([1, 2], title=hostile, note=hostile, unit=hostile)
     markup = str(templates().get_template("figure.html.jinja").module.figure(plot))  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""``problems.html`` in a real browser: filter, order, a problem by mouse and keyboard, hostile text, no script."""
+"""Tests for ``problems.html`` in a real browser."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def list_page(browser: Any, path: Path) -> Iterator[Visit]:
-    """A wide page with the list; whoever changes it resets it."""
+    """A wide page with the list. A test that changes it must reset it."""
     with Visit(browser, path, width=1280) as visit:
         yield visit
 
@@ -41,7 +41,7 @@ def opened(visit: Visit) -> str:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 400])
-def test_loads_nothing_complains_of_nothing_and_does_not_scroll_sideways(
+def test_the_page_requests_nothing_logs_nothing_and_does_not_scroll_horizontally(
     browser: Any, path: Path, width: int, scheme: str
 ) -> None:
     with Visit(browser, path, width=width, scheme=scheme) as visit:
@@ -70,7 +70,7 @@ def test_loads_nothing_complains_of_nothing_and_does_not_scroll_sideways(
         ("half", "reporting", [IDS[1], IDS[3], IDS[5]]),
     ],
 )
-def test_a_choice_leaves_its_problems_and_reset_brings_all_back(
+def test_a_filter_shows_its_problems_and_reset_shows_all(
     list_page: Visit, control: str, value: str, expected: list[str]
 ) -> None:
     page = list_page.page
@@ -81,7 +81,7 @@ def test_a_choice_leaves_its_problems_and_reset_brings_all_back(
     assert page.evaluate(SHOWN) == IDS
 
 
-def test_text_and_choices_work_together_and_the_means_follow(browser: Any, path: Path) -> None:
+def test_search_and_filters_combine_and_update_the_means(browser: Any, path: Path) -> None:
     with Visit(browser, path, width=1280) as visit:
         assert visit.page.locator("#shown").inner_text() == (
             "6 of 6 problems; pass@1 on them: base 22.2 %, SSD 33.3 %."  # (2+0+1+0+0+1)/18; (3+2+0+1+0)/3/6
@@ -95,7 +95,7 @@ def test_text_and_choices_work_together_and_the_means_follow(browser: Any, path:
         assert "base \u2013" in visit.page.locator("#shown").inner_text()
 
 
-def test_headers_sort_both_ways_and_say_so(browser: Any, path: Path) -> None:
+def test_headers_sort_in_both_directions(browser: Any, path: Path) -> None:
     with Visit(browser, path, width=1280) as visit:
         change = visit.page.locator("th[data-key=change]")
         change.get_by_role("button").click()
@@ -108,7 +108,7 @@ def test_headers_sort_both_ways_and_say_so(browser: Any, path: Path) -> None:
         assert change.get_attribute("aria-sort") is None
 
 
-def test_a_narrow_page_sorts_by_its_own_control(browser: Any, path: Path) -> None:
+def test_a_narrow_page_has_its_own_control_for_sorting(browser: Any, path: Path) -> None:
     with Visit(browser, path, width=400) as visit:
         visit.page.select_option("#sort", "date")
         visit.page.get_by_role("button", name="reverse").click()
@@ -128,10 +128,10 @@ def test_a_problem_shows_each_attempt_with_its_verdict_tests_and_texts(browser: 
         terms = attempt.locator("dl.failure dt").all_inner_texts()
         assert terms == ["first failing test", "input", "expected", "grading"]
         values = attempt.locator("dl.failure dd").all_inner_texts()
-        whole = RUN[3][0].tests[11]
+        test = RUN[3][0].tests[11]
         assert values[0] == "12 of 12"
-        assert f"{len(whole.input) - 400} characters left out" in values[1]
-        assert values[2:] == [whole.output, "line 1: expected '12', got '7'"]
+        assert f"{len(test.input) - 400} characters left out" in values[1]
+        assert values[2:] == [test.output, "line 1: expected '12', got '7'"]
         attempt.get_by_text("Program, the same as SSD 0").click()
         assert attempt.locator("pre[aria-label='program of SSD 2']").inner_text() == Try.program
         attempt.get_by_text("Whole response").click()
@@ -142,7 +142,7 @@ def test_a_problem_shows_each_attempt_with_its_verdict_tests_and_texts(browser: 
         assert "cut at the length limit" in cut.locator(".note").inner_text()
 
 
-def test_a_program_that_was_written_before_names_the_first(browser: Any, path: Path) -> None:
+def test_a_repeated_program_refers_to_the_first_one(browser: Any, path: Path) -> None:
     with Visit(browser, path, width=1280, anchor=IDS[0]) as visit:
         opened(visit)
         assert visit.page.locator("#base-0 summary").first.inner_text() == "Program, 3 lines"
@@ -152,7 +152,7 @@ def test_a_program_that_was_written_before_names_the_first(browser: Any, path: P
         assert visit.page.locator(".pair details[open]").count() == 0
 
 
-def test_mouse_and_keyboard_open_walk_and_close(browser: Any, path: Path) -> None:
+def test_mouse_and_keyboard_open_and_close_problems(browser: Any, path: Path) -> None:
     with Visit(browser, path, width=1280) as visit:
         visit.page.locator("tr", has_text="Happy New Year").locator("td").first.click()
         assert opened(visit) == "Happy New Year"
@@ -164,10 +164,10 @@ def test_mouse_and_keyboard_open_walk_and_close(browser: Any, path: Path) -> Non
         visit.page.get_by_role("link", name="9x9 Sum").press("Enter")
         assert opened(visit) == "9x9 Sum"
         assert visit.page.evaluate("document.activeElement.tagName") == "H1"
-        visit.page.keyboard.press("ArrowRight")  # to the next that the filter shows
+        visit.page.keyboard.press("ArrowRight")  # to the next problem that the filter shows
         visit.page.locator("#problem h1", has_text="Find").wait_for()
-        visit.page.keyboard.press("ArrowRight")  # there is none
-        visit.page.locator(".statement").press("ArrowLeft")  # scrolls the text, and stays
+        visit.page.keyboard.press("ArrowRight")  # there is no further one
+        visit.page.locator(".statement").press("ArrowLeft")  # scrolls the text instead
         assert visit.page.evaluate("location.hash") == f"#{IDS[4]}"
         visit.page.get_by_role("link", name="All problems").click()
         visit.page.wait_for_selector("#list", state="visible")
@@ -177,13 +177,13 @@ def test_mouse_and_keyboard_open_walk_and_close(browser: Any, path: Path) -> Non
         assert visit.complaints == []
 
 
-def test_an_address_that_names_no_problem_shows_the_list(browser: Any, path: Path) -> None:
+def test_an_address_without_a_problem_shows_the_list(browser: Any, path: Path) -> None:
     with Visit(browser, path, width=1280, anchor="%E0%A4%A") as visit:
         assert visit.page.evaluate(SHOWN) == IDS
         assert visit.complaints == []
 
 
-def test_hostile_text_stays_text_everywhere(browser: Any, path: Path) -> None:
+def test_hostile_text_is_never_markup(browser: Any, path: Path) -> None:
     with Visit(browser, path, width=1280, anchor=anchor(HOSTILE_ID)) as visit:
         assert opened(visit) == visible(HOSTILE)
         visit.page.get_by_role("button", name="open all").click()
@@ -196,7 +196,7 @@ def test_hostile_text_stays_text_everywhere(browser: Any, path: Path) -> None:
         assert visit.page.title().startswith("</script></pre>")
 
 
-def test_the_policy_stops_a_script_that_got_in_all_the_same(browser: Any, path: Path) -> None:
+def test_the_content_security_policy_blocks_an_injected_script(browser: Any, path: Path) -> None:
     with Visit(browser, path, width=1280) as visit:
         visit.page.evaluate(
             """() => { const s = document.createElement('script'); s.textContent = 'window.attacked = 3';
@@ -207,17 +207,17 @@ def test_the_policy_stops_a_script_that_got_in_all_the_same(browser: Any, path: 
         assert any("Content Security Policy" in text for text in visit.complaints)
 
 
-def test_a_torn_block_is_said_on_the_page(browser: Any, path: Path, tmp_path: Path) -> None:
+def test_a_damaged_block_is_reported_on_the_page(browser: Any, path: Path, tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    torn = tmp_path / "torn.html"
+    damaged = tmp_path / "damaged.html"
     begin = text.index('id="block-0">') + len('id="block-0">')
-    torn.write_text(text[: begin + 40] + text[text.index("</script>", begin) :], encoding="utf-8")
-    with Visit(browser, torn, width=1280, anchor=IDS[0]) as visit:
+    damaged.write_text(text[: begin + 40] + text[text.index("</script>", begin) :], encoding="utf-8")
+    with Visit(browser, damaged, width=1280, anchor=IDS[0]) as visit:
         visit.page.wait_for_selector("#problem .notice")
         assert "make the report again" in visit.page.locator("#problem").inner_text()
 
 
-def test_without_script_it_is_a_plain_list(browser: Any, path: Path) -> None:
+def test_without_scripts_the_page_is_a_plain_list(browser: Any, path: Path) -> None:
     with Visit(browser, path, width=1280, scripts=False) as visit:
         assert visit.page.locator("#rows tr:visible").count() == len(RUN)
         assert visit.page.locator("#filters").is_hidden()
@@ -228,7 +228,7 @@ def test_without_script_it_is_a_plain_list(browser: Any, path: Path) -> None:
         ]  # fmt: skip
 
 
-def test_print_leaves_the_controls_out_and_is_light(browser: Any, path: Path) -> None:
+def test_the_printed_page_is_light_and_has_no_controls(browser: Any, path: Path) -> None:
     with Visit(browser, path, width=1280, scheme="dark") as visit:
         visit.page.emulate_media(media="print")
         assert visit.page.locator("#filters").is_hidden()
@@ -236,7 +236,7 @@ def test_print_leaves_the_controls_out_and_is_light(browser: Any, path: Path) ->
         assert visit.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
-def test_the_report_leads_to_the_problems_and_back(browser: Any, published: Path) -> None:
+def test_report_and_problems_link_to_each_other(browser: Any, published: Path) -> None:
     with Visit(browser, published / "report" / "report.html", width=1280) as visit:
         visit.page.get_by_role("link", name="Every problem", exact=True).click()
         visit.page.wait_for_selector("#rows tr")

@@ -1,4 +1,4 @@
-"""What ``problems.html`` is made from: reading, cutting, packing, escaping and the budget."""
+"""Tests for the content of ``problems.html``."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from tests.helpers.problems_run import HOSTILE, RUN, Try, problem, read, scores,
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> ProblemPages:
-    """The made-up run, read."""
+    """The made-up run as the report reads it."""
     folder = tmp_path_factory.mktemp("eval")
     return read(folder, write_evaluation(folder, RUN))
 
 
 def unpack(text: str) -> dict[str, Any]:
-    """What the page's script gets."""
+    """The data that the page's script decodes from a block."""
     return json.loads(zlib.decompress(base64.b64decode(text)))
 
 
-def test_counts_changes_and_outcomes_of_each_problem(pages: ProblemPages) -> None:
+def test_each_problem_has_its_counts_change_and_outcomes(pages: ProblemPages) -> None:
     assert [page.problem_id for page in pages.problems] == [one.id for one, *_ in RUN]
     assert [page.solved for page in pages.problems] == ["both", "ssd", "base", "neither", "ssd", "base"]
     assert [page.passed(0) for page in pages.problems] == [(2, 3), (0, 3), (1, 3), (0, 3), (0, 3), (1, 3)]
-    assert pages.problems[3].passed(1) == (0, 2)  # a program on which the judge failed is not counted
+    assert pages.problems[3].passed(1) == (0, 2)  # an infrastructure error is not counted
     assert pages.problems[1].change == pytest.approx(2 / 3)
     assert pages.problems[3].statuses == ["infrastructure_error", "no_code", "syntax_error", "wrong_answer"]
     assert [page.half for page in pages.problems[:2]] == ["selection", "reporting"]
     assert pages.difficulties == ("easy", "medium", "hard")
 
 
-def test_a_response_is_what_stands_before_its_program_the_program_and_what_follows(pages: ProblemPages) -> None:
+def test_a_response_is_split_into_its_program_and_the_text_around_it(pages: ProblemPages) -> None:
     attempt = pages.problems[0].attempts[0][0]
     assert attempt.program is not None
     assert attempt.program.head == f"{Try.program}# passed\n"
@@ -60,18 +60,18 @@ def test_a_response_is_what_stands_before_its_program_the_program_and_what_follo
     assert without.before.left_out == 32 * 4000 - MOST_KEPT
 
 
-def test_tests_are_those_that_a_program_failed_first_and_short(pages: ProblemPages) -> None:
+def test_only_first_failed_tests_are_kept_and_they_are_cut(pages: ProblemPages) -> None:
     assert {index for page in pages.problems for index in page.tests} == {0, 2, 11}
     given, expected = pages.problems[3].tests[11]
-    whole = RUN[3][0].tests[11]
+    test = RUN[3][0].tests[11]
     assert len(given.head + given.tail) == 400
-    assert (given.head[:20], given.tail[-20:]) == (whole.input[:20], whole.input[-20:])
-    assert given.left_out == len(whole.input) - 400
-    assert expected == Excerpt(whole.output)
+    assert (given.head[:20], given.tail[-20:]) == (test.input[:20], test.input[-20:])
+    assert given.left_out == len(test.input) - 400
+    assert expected == Excerpt(test.output)
 
 
 @pytest.mark.parametrize("limit", [0, 1, 7, 10, 11])
-def test_an_excerpt_keeps_both_ends_however_often_it_is_cut(limit: int) -> None:
+def test_an_excerpt_keeps_both_ends_even_if_it_is_cut_again(limit: int) -> None:
     text = "0123456789"
     cut = Excerpt.of(text, limit)
     assert len(cut.head + cut.tail) == min(limit, 10)
@@ -80,14 +80,14 @@ def test_an_excerpt_keeps_both_ends_however_often_it_is_cut(limit: int) -> None:
     assert Excerpt.from_json(json.loads(json.dumps(cut.to_json()))) == cut
 
 
-def test_a_problem_without_a_title_goes_by_the_first_line_of_its_statement(tmp_path: Path) -> None:
+def test_a_problem_without_a_title_has_the_first_line_of_its_statement_as_title(tmp_path: Path) -> None:
     run = [(problem(name, "easy"), tries("passed"), tries("passed")) for name in ("short", "long")]
     run[1] = (dataclasses.replace(run[1][0], statement="a word " * 20), *run[1][1:])
     pages = read(tmp_path, write_evaluation(tmp_path, run))
     assert [page.title for page in pages.problems] == ["Read a list, keep the numbers above 3 and double each.", ""]
 
 
-def test_an_evaluation_without_problems_file_shows_the_prompt_instead(tmp_path: Path) -> None:
+def test_an_evaluation_without_a_problems_file_shows_the_prompt_instead(tmp_path: Path) -> None:
     pages = read(tmp_path, write_evaluation(tmp_path, RUN, with_problems=False))
     assert not pages.has_tests
     assert pages.problems[0].statement.head == RUN[0][0].statement
@@ -100,11 +100,11 @@ def test_generations_and_verdicts_of_other_samples_are_refused(tmp_path: Path) -
     with pytest.raises(UserError, match=r"problem more is in the generations of base or in summary\.json, not"):
         read(tmp_path, dataclasses.replace(found, difficulties={**found.difficulties, "more": "easy"}))
     verdicts = tmp_path / "verdicts" / "ssd" / "T1.5-k20-p0.8.jsonl"
-    rows = verdicts.read_text(encoding="utf-8").splitlines(keepends=True)
-    verdicts.write_text("".join([*rows, rows[0].replace('"sample_index": 0', '"sample_index": 7')]))
+    lines = verdicts.read_text(encoding="utf-8").splitlines(keepends=True)
+    verdicts.write_text("".join([*lines, lines[0].replace('"sample_index": 0', '"sample_index": 7')]))
     with pytest.raises(UserError, match=r"no response to verdict \('abc387_a', 7\)"):
         read(tmp_path, found)
-    verdicts.write_text("".join(rows[1:]))
+    verdicts.write_text("".join(lines[1:]))
     with pytest.raises(UserError, match=r"no verdict on sample \('abc387_a', 0\).*replace=true"):
         read(tmp_path, found)
 
@@ -116,23 +116,23 @@ def test_a_problems_file_of_another_version_is_refused_with_its_line(tmp_path: P
         read_problems(path)
 
 
-def test_unseen_characters_are_named_and_nothing_else_changes() -> None:
+def test_only_invisible_characters_are_replaced() -> None:
     assert visible("a\tb\n\r\u00e9 \U0001f600 \u4f60") == "a\tb\n\r\u00e9 \U0001f600 \u4f60"
     assert visible("\x00\u202e\ud83d\ufeff") == "⟨U+0000⟩⟨U+202E⟩⟨U+D83D⟩⟨U+FEFF⟩"
     visible(HOSTILE).encode("utf-8")
 
 
-def test_blocks_hold_each_text_once_and_no_markup(pages: ProblemPages) -> None:
+def test_blocks_contain_each_text_once_and_no_markup(pages: ProblemPages) -> None:
     packed = pack(block(pages.problems[-1], 1000))
     assert re.fullmatch(r"[A-Za-z0-9+/=]+", packed)
     data = unpack(packed)
     assert len(data["texts"]) == len({json.dumps(text) for text in data["texts"]})
     programs = {attempt["program"] for column in data["columns"] for attempt in column}
-    assert len(programs) == 3  # of six, one for each verdict
+    assert len(programs) == 3  # of six, one per verdict
     assert {data["texts"][number].splitlines()[0] for number in programs} == {visible(HOSTILE)}
 
 
-def test_nothing_of_a_model_or_a_benchmark_is_markup_in_the_page(pages: ProblemPages, tmp_path: Path) -> None:
+def test_texts_of_models_and_benchmarks_are_never_markup_in_the_page(pages: ProblemPages, tmp_path: Path) -> None:
     page = write_page(tmp_path / "page.html", pages).read_text(encoding="utf-8")
     assert "attacked" in page  # as text of the title
     assert "<script>window" not in page
@@ -142,7 +142,7 @@ def test_nothing_of_a_model_or_a_benchmark_is_markup_in_the_page(pages: ProblemP
     assert "demo &lt;run&gt;" in page
 
 
-def test_the_policy_names_the_hashes_of_style_and_script(pages: ProblemPages, tmp_path: Path) -> None:
+def test_the_content_security_policy_has_the_hashes_of_style_and_script(pages: ProblemPages, tmp_path: Path) -> None:
     page = write_page(tmp_path / "page.html", pages).read_text(encoding="utf-8")
     policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]+)"', page)[1])  # type: ignore[index]
     for name in ("script", "style"):
@@ -154,24 +154,24 @@ def test_the_policy_names_the_hashes_of_style_and_script(pages: ProblemPages, tm
     assert "://" not in re.sub(r"<script type=.*?</script>", "", page, flags=re.DOTALL)
 
 
-def test_every_verdict_can_be_read_on_its_colour_in_both_schemes() -> None:
+def test_every_verdict_is_readable_on_its_color_in_both_schemes() -> None:
     for outcome in OUTCOMES.values():
         for color in (outcome.light, outcome.dark):
             assert contrast_ratio(text_on(color), color) >= 4.5
     assert len({outcome.letter for outcome in OUTCOMES.values()}) == len(OUTCOMES)
 
 
-# ---- size
+# The size of the page.
 
 
 def _words(rng: random.Random) -> str:
-    """4 MB of made-up prose and code: compresses about as reasoning does, threefold."""
+    """4 MB of made-up text, which compresses to a third, about as much as the text of a reasoning model."""
     vocabulary = ["".join(rng.choices("etaoinshrdlucmfwypvbgk", k=rng.randint(2, 9))) for _ in range(6000)]
     return " ".join(rng.choices(vocabulary, weights=[1 / (rank + 5) for rank in range(6000)], k=700_000))
 
 
 def _of_livecodebench(num_problems: int) -> ProblemPages:
-    """Problems x 10 programs x 2 models; half of the responses have 32K tokens, 130,000 characters."""
+    """Ten programs of two models per problem. Half of the responses have 32K tokens, which are 130,000 characters."""
     rng = random.Random(5)
     text = _words(rng)
 
@@ -196,23 +196,23 @@ def _of_livecodebench(num_problems: int) -> ProblemPages:
         )
         for number in range(num_problems)
     )  # fmt: skip
-    rows = scores({one.problem_id: "hard" for one in problems})
-    return ProblemPages(problems=problems, columns=rows.headline, difficulties=("hard",), has_tests=True)
+    found = scores({one.problem_id: "hard" for one in problems})
+    return ProblemPages(problems=problems, columns=found.headline, difficulties=("hard",), has_tests=True)
 
 
 @pytest.mark.parametrize(("num_problems", "scale"), [(32, 1 / 4), pytest.param(131, 1, marks=pytest.mark.slow)])
-def test_livecodebench_keeps_to_the_budget_and_says_what_it_cut(
+def test_livecodebench_fits_the_budget_and_the_page_says_what_was_cut(
     tmp_path: Path, num_problems: int, scale: float
 ) -> None:
     pages = _of_livecodebench(num_problems)
     for page_mib in (8 * scale, 2 * scale):
         path = write_page(tmp_path / "page.html", pages, page_mib=page_mib)
-        said = re.search(
+        note = re.search(
             rf"([\d,]+) of {20 * num_problems:,} responses are cut in the middle.*?: ([\d,]+) characters are kept",
             path.read_text(),
         )
-        assert said is not None
-        size, limit = path.stat().st_size, int(said[2].replace(",", ""))
+        assert note is not None
+        size, limit = path.stat().st_size, int(note[2].replace(",", ""))
         print(f"{page_mib} MiB: {size / MEBIBYTE:.2f} MiB with {limit} characters around each program")
         assert size <= page_mib * MEBIBYTE
         assert limit in LIMITS
@@ -220,24 +220,24 @@ def test_livecodebench_keeps_to_the_budget_and_says_what_it_cut(
     raw = sum(len(json.dumps(block(page, 2048))) for page in pages.problems)
     packed = sum(len(pack(block(page, 2048))) for page in pages.problems)
     print(f"packing: {raw / MEBIBYTE:.1f} MiB of JSON in {packed / MEBIBYTE:.1f} MiB")
-    assert packed < 0.7 * raw  # what makes it worth a script that unpacks
+    assert packed < 0.7 * raw  # otherwise the script that unpacks would not be worth it
 
 
-def test_a_smaller_limit_is_taken_only_where_the_larger_does_not_fit(pages: ProblemPages) -> None:
-    whole = fit_blocks(pages.problems, 10 * MEBIBYTE, page_mib=10)
-    assert whole.limit == MOST_KEPT
-    assert whole.num_cut == 3  # those that were longer than anything that is kept
-    size = sum(len(text) + 64 for text in whole.texts)
+def test_a_smaller_limit_is_used_only_if_the_larger_does_not_fit(pages: ProblemPages) -> None:
+    largest = fit_blocks(pages.problems, 10 * MEBIBYTE, page_mib=10)
+    assert largest.limit == MOST_KEPT
+    assert largest.num_cut == 3  # those that are longer than the largest limit
+    size = sum(len(text) + 64 for text in largest.texts)
     assert fit_blocks(pages.problems, size, page_mib=1).limit == MOST_KEPT
     assert fit_blocks(pages.problems, size - 1, page_mib=1).limit < MOST_KEPT
 
 
-def test_a_budget_below_the_list_itself_is_an_error_with_the_key(pages: ProblemPages, tmp_path: Path) -> None:
+def test_a_budget_that_is_too_small_for_the_list_is_an_error(pages: ProblemPages, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"report\.page_mib = 0\.01: 6 problems do not fit.*0\.02"):
         write_page(tmp_path / "page.html", pages, page_mib=0.01)
 
 
-def test_one_failing_program_is_stored_once_over_samples(tmp_path: Path) -> None:
+def test_equal_programs_of_a_problem_are_stored_once(tmp_path: Path) -> None:
     same = [(problem("a", "easy", "A"), tries(*["wrong_answer"] * 10), tries(*["wrong_answer"] * 10))]
     pages = read(tmp_path, write_evaluation(tmp_path, same))
     data = block(pages.problems[0], 1000)

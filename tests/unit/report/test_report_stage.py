@@ -1,4 +1,4 @@
-"""The stage as a whole: what it publishes, what it prints, and when it does nothing."""
+"""Tests for the report stage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.report_run import REVISION, build_run, change_summary, run_co
 MEBIBYTE = 1 << 20
 
 
-def test_publishes_summary_and_page_with_their_lineage(published: Path) -> None:
+def test_the_stage_publishes_summary_and_pages_with_their_inputs(published: Path) -> None:
     manifest = read_manifest(published / "report")
     assert {output["path"] for output in manifest.outputs} == {"summary.json", "report.html", "problems.html"}
     assert manifest.inputs == {
@@ -31,18 +31,18 @@ def test_publishes_summary_and_page_with_their_lineage(published: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["base", "ssd"])
-def test_summary_has_scores_n_and_intervals_of_both_models(published: Path, model: str) -> None:
-    row = json.loads((published / "report" / "summary.json").read_text())[model]
-    assert row["n"] == {"problems": 150, "samples_per_problem": 10}
-    for scores in (row, *row["by_difficulty"].values()):
+def test_the_summary_has_scores_and_intervals_of_both_models(published: Path, model: str) -> None:
+    found = json.loads((published / "report" / "summary.json").read_text())[model]
+    assert found["n"] == {"problems": 150, "samples_per_problem": 10}
+    for scores in (found, *found["by_difficulty"].values()):
         for k in ("pass@1", "pass@5"):
             assert scores[k]["low"] < scores[k]["value"] < scores[k]["high"]
-    assert set(row["by_difficulty"]) == {"easy", "medium", "hard"}
+    assert set(found["by_difficulty"]) == {"easy", "medium", "hard"}
 
 
-def test_summary_names_engines_claims_and_base_revision(published: Path) -> None:
+def test_the_summary_has_engines_claims_and_base_revision(published: Path) -> None:
     summary = json.loads((published / "report" / "summary.json").read_text())
-    assert [row["key"] for row in summary["headline"]] == ["base_default", "base_train", "base_best", "ssd_best"]
+    assert [score["key"] for score in summary["headline"]] == ["base_default", "base_train", "base_best", "ssd_best"]
     assert summary["stages"]["samples"]["engine"]["name"] == "vllm"
     assert summary["stages"]["checkpoints"]["engine"]["name"] == "megatron-core"
     assert {claim["status"] for claim in summary["claims"]} == {"shown", "not shown", "unclear"}
@@ -50,18 +50,18 @@ def test_summary_names_engines_claims_and_base_revision(published: Path) -> None
     assert summary["lineage"]["base_revision"] == REVISION
 
 
-def test_what_choosing_adds_and_the_effective_temperature_are_in_summary_and_page(published_sweep: Path) -> None:
+def test_summary_and_page_have_the_best_cells_and_the_effective_temperature(published_sweep: Path) -> None:
     found = json.loads((published_sweep / "eval" / "summary.json").read_text())
     decoding = json.loads((published_sweep / "report" / "summary.json").read_text())["decoding"]
-    assert [(row["model"], row["num_cells"]) for row in decoding["best_of_grid"]] == [("base", 90), ("ssd", 90)]
+    assert [(best["model"], best["num_cells"]) for best in decoding["best_of_grid"]] == [("base", 90), ("ssd", 90)]
     page = (published_sweep / "report" / "report.html").read_text()
     table = page[page.index("What choosing the best of many adds") : page.index("Training and decode temperature")]
-    for row, written in zip(found["best_of_grid"], decoding["best_of_grid"], strict=True):
+    for best, written in zip(found["best_of_grid"], decoding["best_of_grid"], strict=True):
         for name in ("selection", "report", "on_all_problems"):
-            assert written[name]["value"] == pytest.approx(row[name]["value"])
-            assert f"<b>{100 * row[name]['value']:.1f}</b>" in table
-        assert row["decoding"] in table
-        assert row["on_all_problems"]["decoding"] in table
+            assert written[name]["value"] == pytest.approx(best[name]["value"])
+            assert f"<b>{100 * best[name]['value']:.1f}</b>" in table
+        assert best["decoding"] in table
+        assert best["on_all_problems"]["decoding"] in table
     assert len(decoding["effective_temperature"]["points"]) == len(found["effective_temperature"]["points"]) == 180
     first = decoding["effective_temperature"]["points"][0]
     assert first["low"] < first["value"] < first["high"]
@@ -70,14 +70,18 @@ def test_what_choosing_adds_and_the_effective_temperature_are_in_summary_and_pag
     assert "base, beside the table" in page
 
 
-def test_what_the_gate_found_is_in_summary_and_page(published: Path) -> None:
+def test_summary_and_page_have_the_results_of_decontamination(published: Path) -> None:
     problems = json.loads((published / "report" / "summary.json").read_text())["problems"]
     assert problems["dropped"] == {"duplicate": 1200, "contaminated": 30, "no_text": 0}
     assert problems["sets"] == [
         {"name": "humaneval", "kept": 1, "left_out": 30}, {"name": "minicode", "kept": 0, "left_out": 0},
     ]  # fmt: skip
     first, second = problems["hits"][:2]
-    assert (first["problem_id"], first["overlap"], first["kept"]) == ("seed_30", 0.6, True)  # what matters most
+    assert (first["problem_id"], first["overlap"], first["kept"]) == (
+        "seed_30",
+        0.6,
+        True,
+    )  # a hit that was kept comes first
     assert (second["exact"], second["kept"]) == (True, False)
     assert len(problems["hits"]) == problems["num_hits"] == 31
     page = (published / "report" / "report.html").read_text()
@@ -86,17 +90,17 @@ def test_what_the_gate_found_is_in_summary_and_page(published: Path) -> None:
     assert "<b>HumanEval" not in page
 
 
-def test_the_sign_test_and_the_variety_of_programs_stand_beside_the_scores(published: Path) -> None:
+def test_the_sign_test_and_the_diversity_of_programs_are_shown_with_the_scores(published: Path) -> None:
     page = (published / "report" / "report.html").read_text()
     for text in ("61, 40, 49", ">0.046<", ">7.3<", ">2.6<", ">230<", "8.0 %", "Distinct programs of 10"):
         assert text in page
-    row = json.loads((published / "report" / "summary.json").read_text())["base"]
-    assert list(row["ssd_ahead_by"]) == ["pass@1", "pass@5", "pass@10"]
-    assert row["ssd_ahead_by"]["pass@5"]["sign_test"] == {"ahead": 61, "behind": 40, "tied": 49, "p_value": 0.046}
-    assert row["diversity"] == {"distinct": 7.31, "distinct_passing": 2.64, "num_solved": 230, "no_code": 0.08}
+    base = json.loads((published / "report" / "summary.json").read_text())["base"]
+    assert list(base["ssd_ahead_by"]) == ["pass@1", "pass@5", "pass@10"]
+    assert base["ssd_ahead_by"]["pass@5"]["sign_test"] == {"ahead": 61, "behind": 40, "tied": 49, "p_value": 0.046}
+    assert base["diversity"] == {"distinct": 7.31, "distinct_passing": 2.64, "num_solved": 230, "no_code": 0.08}
 
 
-def test_errata_are_one_line_everywhere_and_none_where_there_are_none(
+def test_errata_are_reported_in_one_line_if_there_are_any(
     published: Path, published_real: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = "1 of 300 problems are in LiveCodeBench's errata; kept, as the official evaluation counts them"
@@ -107,9 +111,7 @@ def test_errata_are_one_line_everywhere_and_none_where_there_are_none(
     assert "errata" not in (published / "report" / "report.html").read_text()
 
 
-def test_prints_the_table_and_the_page_and_leaves_current_output_alone(
-    published: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_current_report_is_printed_and_left_unchanged(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = published / "report" / "report.html"
     before = page.stat().st_mtime_ns
     run_report(run_config(published))
@@ -119,7 +121,7 @@ def test_prints_the_table_and_the_page_and_leaves_current_output_alone(
     assert any(line.startswith("SSD at its best") and "34.5" in line for line in lines)
 
 
-def test_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     build_run(run_dir)
     pages = []
@@ -130,13 +132,13 @@ def test_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     assert pages[0] == pages[1]
 
 
-def test_another_size_of_the_page_is_another_report(published: Path) -> None:
+def test_a_report_with_another_page_size_does_not_overwrite(published: Path) -> None:
     smaller = dataclasses.replace(run_config(published), report=ReportConfig(page_mib=4))
     with pytest.raises(UserError, match=r"report\.page_mib: 8\.0 then, 4 now.*replace=true"):
         run_report(smaller)
 
 
-def test_a_run_without_a_stage_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_missing_stage_is_an_error_that_names_it(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     build_run(run_dir)
     shutil.rmtree(run_dir / "export")
@@ -153,7 +155,7 @@ def test_a_summary_of_another_version_is_an_error_with_the_missing_key(tmp_path:
         run_report(run_config(run_dir))
 
 
-def test_real_problems_with_a_tiny_model_carry_a_notice_everywhere(
+def test_every_output_of_a_tiny_model_on_real_problems_has_a_notice(
     published: Path, published_real: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_report(run_config(published_real, benchmark="livecodebench"))
@@ -166,20 +168,20 @@ def test_real_problems_with_a_tiny_model_carry_a_notice_everywhere(
     assert "million parameters" not in (published / "report" / "report.html").read_text()
 
 
-def test_what_a_stage_ran_with_outweighs_what_is_asked_for_now(published: Path) -> None:
+def test_settings_are_those_with_which_a_stage_ran(published: Path) -> None:
     settings = json.loads((published / "report" / "summary.json").read_text())["settings"]
     assert run_config(published).parallel.world_size == 1
     assert settings["parallel.world_size"] == 2
 
 
-def test_what_the_judge_could_not_measure_is_shown_as_such_and_null_for_machines(tmp_path: Path) -> None:
+def test_a_missing_score_is_not_measured_on_the_page_and_null_in_the_summary(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     build_run(run_dir)
 
     def lose_a_score(summary: dict[str, Any]) -> None:
-        row = summary["headline"][0]
+        score = summary["headline"][0]
         unknown = dict.fromkeys(("value", "low", "high"))
-        row["overall"]["5"] = row["by_difficulty"]["hard"]["5"] = unknown
+        score["overall"]["5"] = score["by_difficulty"]["hard"]["5"] = unknown
         summary["best_of_grid"][0].update(report=unknown, grid_mean={"selection": 0.4, "report": None})
         summary["effective_temperature"]["points"][0].update(unknown)
 
@@ -192,7 +194,7 @@ def test_what_the_judge_could_not_measure_is_shown_as_such_and_null_for_machines
     assert [summary["headline"][0]["pass@5"][name] for name in ("value", "low", "high")] == [None] * 3
 
 
-def test_an_evaluation_of_one_model_only_is_an_error_with_the_fix(tmp_path: Path) -> None:
+def test_an_evaluation_of_only_one_model_is_an_error_with_the_fix(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     build_run(run_dir)
     change_summary(run_dir, lambda summary: summary["headline"].pop())
@@ -205,17 +207,17 @@ def test_a_run_without_difficulties_or_grid_still_has_a_page(tmp_path: Path, key
     run_dir = tmp_path / "run"
     build_run(run_dir)
 
-    def take_away(summary: dict[str, Any]) -> None:
+    def remove(summary: dict[str, Any]) -> None:
         if key == "grid":
             summary["grid"], summary["effective_temperature"]["points"] = [], []
-        for row in summary["headline"] if key == "by_difficulty" else []:
-            row["by_difficulty"], row["problems_by_difficulty"] = {}, {}
+        for score in summary["headline"] if key == "by_difficulty" else []:
+            score["by_difficulty"], score["problems_by_difficulty"] = {}, {}
 
-    change_summary(run_dir, take_away)
+    change_summary(run_dir, remove)
     run_report(run_config(run_dir))
     assert (run_dir / "report" / "report.html").stat().st_size > 0
 
 
-def test_scores_of_zero_are_said_in_words(published_real: Path) -> None:
+def test_scores_of_zero_are_reported_in_words(published_real: Path) -> None:
     summary = json.loads((published_real / "report" / "summary.json").read_text())
     assert summary["result"].startswith("Neither the base nor the self-distilled model solves a problem")

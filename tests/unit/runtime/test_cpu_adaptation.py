@@ -1,11 +1,11 @@
-"""Megatron-Core's CUDA calls work on the CPU, and torch's own behaviour does not change."""
+"""Tests that Megatron-Core's CUDA calls work on the CPU without a change of torch's own behaviour."""
 
 import pytest
 import torch
 
 from megatron_ssd.runtime import cpu
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the adaptation is never active beside a GPU")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the adaptation is never active with a GPU")
 
 
 @pytest.fixture(autouse=True)
@@ -13,25 +13,25 @@ def installed() -> None:
     cpu.install()
 
 
-def test_factories_put_cuda_tensors_on_the_cpu() -> None:
+def test_cuda_tensors_are_created_on_the_cpu() -> None:
     assert torch.zeros(2, device="cuda").device.type == "cpu"
     assert torch.tensor([1], device=torch.cuda.current_device()).device.type == "cpu"
     assert torch.zeros(2, device="meta").device.type == "meta"
 
 
-def test_device_context_still_applies_without_a_device_argument() -> None:
+def test_a_device_context_applies_without_a_device_argument() -> None:
     with torch.device("meta"):
         assert torch.zeros(2).device.type == "meta"
         assert torch.arange(3).device.type == "meta"
 
 
-def test_installing_twice_wraps_once() -> None:
+def test_installing_twice_has_no_further_effect() -> None:
     before = torch.zeros
     cpu.install()
     assert torch.zeros is before
 
 
-def test_cuda_rng_state_is_that_of_the_cpu_generator() -> None:
+def test_the_cuda_rng_state_is_that_of_the_cpu_generator() -> None:
     torch.cuda.manual_seed(7)
     state = torch.cuda.get_rng_state()
     first = torch.rand(3)
@@ -52,7 +52,7 @@ def test_streams_have_no_effect() -> None:
     assert not torch.cuda.is_current_stream_capturing()
 
 
-def test_refused_if_a_gpu_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_adaptation_is_refused_if_a_gpu_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(AssertionError):
         cpu.install()

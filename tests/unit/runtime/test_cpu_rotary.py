@@ -1,4 +1,4 @@
-"""The CPU rotary embedding equals Megatron-Core's, forward and backward, packed and split over ranks."""
+"""Tests that the CPU rotary embedding equals Megatron-Core's, forward and backward."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ D = 8
 
 
 def angles(length: int) -> Tensor:
-    """[S, 1, 1, D]."""
+    """Rotation angles of a sequence, [S, 1, 1, D]."""
     half = torch.outer(torch.arange(length).float(), torch.tensor([1.0, 0.3, 0.1, 0.03]))
     return torch.cat([half, half], dim=-1)[:, None, None, :]
 
@@ -35,18 +35,18 @@ def group(size: int, rank: int) -> SimpleNamespace:
     return SimpleNamespace(size=lambda: size, rank=lambda: rank)
 
 
-def both(t: Tensor, freqs: Tensor, **how: object) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def both(t: Tensor, freqs: Tensor, **options: object) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """(output, gradient) of this project's function and of Megatron-Core's."""
     results = []
     for function in (cpu_rotary.apply_rotary_pos_emb, rope_utils.apply_rotary_pos_emb):
         leaf = t.clone().requires_grad_()
-        out = function(leaf, freqs, CONFIG, **how)
+        out = function(leaf, freqs, CONFIG, **options)
         (grad,) = torch.autograd.grad(out, leaf, torch.ones_like(out) + t)
         results.append((out.detach(), grad))
     return results[0], results[1]
 
 
-def test_unpacked_sequence() -> None:
+def test_an_unpacked_sequence() -> None:
     ours, theirs = both(torch.randn(12, 2, 3, D), angles(12), cp_group=group(1, 0))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
@@ -62,13 +62,13 @@ def test_packed_sequences_on_every_context_parallel_rank(parts: list[int], cp_si
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-def test_positions_in_the_docstring() -> None:
+def test_the_example_in_the_docstring() -> None:
     cu_seqlens = torch.tensor([0, 8, 12])
     held = [cpu_rotary.segment_positions(cu_seqlens, cp_size=2, cp_rank=rank).tolist() for rank in (0, 1)]
     assert held == [[0, 1, 6, 7, 0, 3], [2, 3, 4, 5, 1, 2]]
 
 
-def test_it_replaces_megatron_cores_function() -> None:
+def test_the_function_replaces_megatron_cores() -> None:
     from megatron.core.transformer import attention
 
     assert attention.apply_rotary_pos_emb is cpu_rotary.apply_rotary_pos_emb

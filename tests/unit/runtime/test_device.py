@@ -1,3 +1,5 @@
+"""Tests for the choice of the device and its settings."""
+
 import pytest
 import torch
 
@@ -7,11 +9,11 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.hardware import check_device
 
-no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="shows what a machine without a GPU says")
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="tests a machine without a GPU")
 
 
 @no_gpu
-def test_missing_gpu_is_one_line_with_three_fixes() -> None:
+def test_a_missing_gpu_is_one_line_with_three_fixes() -> None:
     with pytest.raises(UserError) as caught:
         check_device(ClusterConfig(device="cuda"))
     message = str(caught.value)
@@ -20,7 +22,7 @@ def test_missing_gpu_is_one_line_with_three_fixes() -> None:
         assert part in message
 
 
-def test_cpu_is_refused_if_a_gpu_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cpu_is_refused_if_a_gpu_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES"):
         check_device(ClusterConfig(device="cpu"))

@@ -1,4 +1,4 @@
-"""Unsupported configurations are refused before the model is built. These tests do not need a GPU."""
+"""Tests for the checks of configurations against the hardware; they do not need a GPU."""
 
 import re
 
@@ -40,7 +40,7 @@ def test_mxfp8_on_hopper_names_both_capabilities_and_a_fix() -> None:
         ("mxfp8", (12, 0), "use tensorwise"),
     ],
 )
-def test_unsupported_recipe_is_refused(recipe: str, capability: tuple[int, int], fix: str) -> None:
+def test_an_unsupported_recipe_is_refused(recipe: str, capability: tuple[int, int], fix: str) -> None:
     with pytest.raises(ConfigError, match=f"precision.fp8.recipe = {recipe}: .*; {re.escape(fix)}$"):
         check_precision(fp8(recipe), capability, CUDA_13)
 
@@ -49,11 +49,11 @@ def test_unsupported_recipe_is_refused(recipe: str, capability: tuple[int, int],
     ("recipe", "capability"),
     [("delayed", (8, 9)), ("tensorwise", (9, 0)), ("blockwise", (9, 0)), ("blockwise", (10, 0)), ("mxfp8", (10, 3))],
 )
-def test_supported_recipe_passes(recipe: str, capability: tuple[int, int]) -> None:
+def test_a_supported_recipe_passes(recipe: str, capability: tuple[int, int]) -> None:
     check_precision(fp8(recipe), capability, CUDA_13)
 
 
-def test_old_cuda_without_blockwise_is_refused() -> None:
+def test_blockwise_fp8_with_an_old_cuda_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"needs CUDA 12\.9 and this torch is built for 12\.8; use tensorwise"):
         check_precision(fp8("blockwise"), (9, 0), (12, 8))
 
@@ -64,7 +64,7 @@ def test_bf16_needs_ampere() -> None:
 
 
 @pytest.mark.parametrize("version", [None, "2.8.1", "2.12.0", "1.13"])
-def test_transformer_engine_out_of_range_is_refused_in_one_line(version: str | None) -> None:
+def test_an_unsupported_version_of_transformer_engine_is_refused(version: str | None) -> None:
     with pytest.raises(UserError) as caught:
         check_transformer_engine(version, accepted="<2.12.0,>=2.9.0a0")
     assert "\n" not in str(caught.value)
@@ -73,18 +73,18 @@ def test_transformer_engine_out_of_range_is_refused_in_one_line(version: str | N
 
 
 @pytest.mark.parametrize("version", ["2.9.0", "2.11.0", "2.10.0.post1", "2.9.0+abc"])
-def test_transformer_engine_in_range_passes(version: str) -> None:
+def test_a_supported_version_of_transformer_engine_passes(version: str) -> None:
     check_transformer_engine(version, accepted="<2.12.0,>=2.9.0a0")
 
 
-def test_range_comes_from_the_installed_megatron_core() -> None:
+def test_the_supported_versions_are_those_of_the_installed_megatron_core() -> None:
     accepted = _accepted_transformer_engine()
     check_transformer_engine("2.10.0", accepted=accepted)
     with pytest.raises(UserError, match=r">=2\.9"):
         check_transformer_engine("2.8", accepted=accepted)
 
 
-def test_flex_without_deep_ep_is_refused() -> None:
+def test_the_flex_dispatcher_without_deep_ep_is_refused() -> None:
     with pytest.raises(UserError, match="the package deep_ep is not installed"):
         check_dispatcher(MoeConfig(dispatcher="flex"), has_deep_ep=False)
     check_dispatcher(MoeConfig(dispatcher="flex"), has_deep_ep=True)
@@ -105,11 +105,11 @@ def test_flex_without_deep_ep_is_refused() -> None:
         ("NVIDIA GeForce RTX 4090", None),
     ],
 )
-def test_devices_are_recognised_by_driver_name(device: str, name: str | None) -> None:
+def test_devices_are_recognized_by_their_driver_name(device: str, name: str | None) -> None:
     assert gpu_of(device) == (GPUS[name] if name else None)
 
 
-def test_peak_depends_on_precision() -> None:
+def test_the_peak_depends_on_the_precision() -> None:
     assert peak_tflops("NVIDIA H200", PrecisionConfig()) == 989.5
     assert peak_tflops("NVIDIA H200", fp8("blockwise")) == 1979
     assert peak_tflops("NVIDIA A100-SXM4-80GB", fp8("delayed")) is None

@@ -1,4 +1,4 @@
-"""Attention within segments equals attention under a mask of the full sequence, on every context-parallel rank."""
+"""Tests for attention within segments on the CPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ N, G, D = 4, 2, 8
 SCALE = D**-0.5
 
 
-def test_example_in_the_docstring() -> None:
+def test_the_example_in_the_docstring() -> None:
     held = [local_positions((8, 4), cp_size=2, cp_rank=rank).tolist() for rank in range(2)]
     assert held == [[0, 1, 6, 7, 8, 11], [2, 3, 4, 5, 9, 10]]
 
@@ -74,7 +74,7 @@ def test_each_query_has_one_slot_and_attends_to_the_keys_up_to_itself(
         assert (query, key) == (len(queries), len(keys))
 
 
-def test_long_spans_share_a_group_only_with_equal_ones() -> None:
+def test_long_spans_share_a_group_only_with_spans_of_equal_length() -> None:
     plan = make_plan((100, 99, 100, 7, 5), cp_size=1, cp_rank=0, short=10, device=CPU)
     assert [(group.count, group.num_queries) for group in plan.groups] == [(2, 100), (1, 99), (2, 7)]
     assert len(plan.unused_slots) == 2
@@ -87,7 +87,7 @@ def qkv(length: int, seed: int = 0) -> list[torch.Tensor]:
 
 
 def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
-    """[T, N * D] by a mask over the full sequence, heads repeated."""
+    """Attention with a mask over the full sequence and repeated heads, [T, N * D]."""
     segment = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     seen = (segment[:, None] == segment) & torch.ones(len(q), len(q), dtype=torch.bool).tril()
     k, v = (x.repeat_interleave(N // G, dim=1) for x in (k, v))
@@ -127,7 +127,7 @@ def test_packed_attention_equals_masked_attention_forward_and_backward(
 
 
 @pytest.mark.parametrize("explicit_length", [512, 0])
-def test_unpacked_sequences_are_one_segment_each(monkeypatch: pytest.MonkeyPatch, explicit_length: int) -> None:
+def test_each_unpacked_sequence_is_one_segment(monkeypatch: pytest.MonkeyPatch, explicit_length: int) -> None:
     monkeypatch.setattr(attention, "_EXPLICIT_LENGTH", explicit_length)
     S, B = 10, 3
     flat = qkv(B * S)
@@ -148,7 +148,7 @@ def test_explicit_and_fused_attention_agree(num_queries: int, num_keys: int) -> 
     )
 
 
-def test_causal_mask() -> None:
+def test_the_causal_mask() -> None:
     assert (attention._causal_mask(2, 3, (1,), torch.float32) == 0).int().tolist() == [[1, 1, 0], [1, 1, 1]]
     both = attention._causal_mask(2, 3, (0, 1), torch.float32)
     assert (both[:, 0, 0] == 0).int().tolist() == [[[1, 0, 0], [1, 1, 0]], [[1, 1, 0], [1, 1, 1]]]

@@ -1,4 +1,4 @@
-"""The norm equals PyTorch's."""
+"""Tests that the CPU norm equals PyTorch's."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from megatron_ssd.runtime.local_norm import _FewPassesRMSNorm
 
 
-def test_norm_equals_pytorchs_forward_and_backward() -> None:
+def test_the_norm_equals_pytorchs_forward_and_backward() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(5, 3, 16, generator=generator)
     g = torch.randn(5, 3, 16, generator=generator)

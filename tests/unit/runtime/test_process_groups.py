@@ -1,3 +1,5 @@
+"""Tests for the process groups of a run."""
+
 import socket
 
 import pytest
@@ -17,6 +19,7 @@ from tests.helpers.training_run import CPU
 
 @pytest.fixture(autouse=True)
 def no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove torchrun's environment variables."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     prepare_device(CPU)
@@ -29,7 +32,7 @@ def test_one_process_needs_no_torchrun_and_destroys_its_groups() -> None:
     assert not dist.is_initialized()
 
 
-def test_user_error_on_rank_zero_is_raised_on_all_ranks() -> None:
+def test_a_user_error_on_rank_zero_is_raised_on_all_ranks() -> None:
     def refuse() -> None:
         raise UserError("key = 1", rule="must be 2", fix="use 2")
 
@@ -43,7 +46,7 @@ def test_groups_are_destroyed_after_an_error() -> None:
     assert not dist.is_initialized()
 
 
-def test_wrong_number_of_processes_says_both_numbers_and_the_command() -> None:
+def test_a_wrong_number_of_processes_is_an_error_with_the_command() -> None:
     layout = ParallelConfig(world_size=8, tensor_model_parallel_size=2)
     with (
         pytest.raises(UserError, match=r"needs 8 processes and 1 was started.*--nproc-per-node=8"),
@@ -52,7 +55,7 @@ def test_wrong_number_of_processes_says_both_numbers_and_the_command() -> None:
         pass
 
 
-def test_port_in_use_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_in_use_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
@@ -66,7 +69,7 @@ def test_port_in_use_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
             pass
 
 
-def test_fake_group_has_the_given_rank() -> None:
+def test_a_fake_process_group_has_the_given_rank() -> None:
     from megatron.core import parallel_state
 
     with fake_process_group(ParallelConfig(world_size=8, tensor_model_parallel_size=2), rank=5):

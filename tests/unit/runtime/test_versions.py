@@ -1,4 +1,4 @@
-"""Differences between releases of Megatron-Core, tested with the installed one."""
+"""Tests for the differences between releases of Megatron-Core, with the installed one."""
 
 import importlib.metadata
 import importlib.util
@@ -32,15 +32,14 @@ def test_only_developer_messages_are_dropped(caplog, logger, start):
 
 
 @pytest.mark.parametrize(("logger", "start"), versions._MESSAGES.items())
-def test_only_the_newer_release_has_the_message(logger, start):
+def test_only_newer_releases_log_the_message(logger, start):
     spec = importlib.util.find_spec(f"megatron.core.{logger}")
     assert spec
     assert spec.origin
-    said = start in Path(spec.origin).read_text(encoding="utf-8")
-    assert said == (RELEASE >= (0, 19))
+    assert (start in Path(spec.origin).read_text(encoding="utf-8")) == (RELEASE >= (0, 19))
 
 
-def test_quieting_twice_adds_nothing():
+def test_quieting_twice_has_no_further_effect():
     log = logging.getLogger(f"megatron.core.{next(iter(versions._MESSAGES))}")
     with warnings.catch_warnings():
         versions.quiet_megatron()
@@ -77,5 +76,5 @@ def test_checkpoints_of_both_releases_load(tmp_path):
             }  # fmt: skip
 
 
-def test_which_release_sums_tokens_over_all_ranks():
+def test_only_newer_releases_sum_tokens_over_all_ranks():
     assert versions.aux_loss_counts_all_ranks() == (RELEASE >= (0, 19))

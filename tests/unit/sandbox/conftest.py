@@ -1,4 +1,4 @@
-"""One container with the default settings for all tests that do not need their own."""
+"""Containers that the tests of the sandbox share."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from megatron_ssd.sandbox.sandbox import Sandbox
 
 @pytest.fixture(scope="package")
 def sandbox() -> Iterator[Sandbox]:
+    """One container with the default settings, for all tests that do not need their own."""
     with Sandbox(SandboxConfig()) as container:
         container.start()
         yield container

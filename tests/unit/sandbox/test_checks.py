@@ -1,4 +1,4 @@
-"""Assert scripts: they pass by reaching their end in their own process, and by nothing that a program does."""
+"""Tests for assert scripts, which pass only if they reach their end in their own process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GOOD = "def f(x):\n    return 2 * x"
 
 
 def check(sandbox: Sandbox, source: str, *scripts: str, **changes: float) -> Execution:
-    """Run scripts against a program, then see that the same container still serves the next one."""
+    """Run scripts against a program, then check that the same container still runs the next program."""
     program = Program(source=source, form="checks")
     execution = sandbox.execute(program, scripts or [DOUBLE], dataclasses.replace(LIMITS, **changes))
     container = sandbox._process
@@ -34,10 +34,10 @@ class TestValues:
         script = f"assert __program__.f() == {value}\nassert __program__.f({value}) == {value}"
         assert check(sandbox, f"def f(x={value}): return x", script).ending == "completed"
 
-    def test_a_tuple_is_no_list(self, sandbox: Sandbox):
+    def test_a_tuple_is_not_a_list(self, sandbox: Sandbox):
         assert check(sandbox, "def f(): return [1]", "assert __program__.f() == (1,)").ending == "failed_check"
 
-    def test_objects_stay_and_are_used_by_reference(self, sandbox: Sandbox):
+    def test_objects_are_passed_by_reference(self, sandbox: Sandbox):
         source = (
             "class Node:\n    def __init__(self, v): self.v, self.next = v, None\n"
             "def length(node): return 0 if node is None else 1 + length(node.next)"
@@ -45,8 +45,9 @@ class TestValues:
         script = "Node = __program__.Node\nn = Node(1)\nn.next = Node(2)\nassert __program__.length(n) == 2 == n.next.v"
         assert check(sandbox, source, script).ending == "completed"
 
-    def test_iterators_are_walked(self, sandbox: Sandbox):
-        assert check(sandbox, "def f(): return map(str, [1, 2])", "assert list(__program__.f()) == ['1', '2']")
+    def test_iterators_are_consumed(self, sandbox: Sandbox):
+        execution = check(sandbox, "def f(): return map(str, [1, 2])", "assert list(__program__.f()) == ['1', '2']")
+        assert execution.ending == "completed"
 
     def test_an_expected_exception(self, sandbox: Sandbox):
         script = "try:\n    __program__.f(0)\nexcept ZeroDivisionError:\n    pass\nelse:\n    assert False"
@@ -55,7 +56,7 @@ class TestValues:
 
 
 class TestEndings:
-    def test_each_script_counts_and_the_failed_line_is_named(self, sandbox: Sandbox):
+    def test_a_failed_script_is_reported_with_its_line(self, sandbox: Sandbox):
         execution = check(sandbox, GOOD, "assert __program__.f(1) == 2", "x = 1\nassert __program__.f(x) == 3")
         assert (len(execution.outputs), execution.ending) == (1, "failed_check")
         assert execution.detail == "assert __program__.f(x) == 3"
@@ -77,15 +78,15 @@ class TestEndings:
             ("import ctypes\ndef f(x): ctypes.string_at(0)", "runtime_error", "killed by signal 11"),
         ],
     )  # fmt: skip
-    def test_of_programs(self, sandbox: Sandbox, source: str, ending: str, detail: str):
+    def test_endings_of_programs(self, sandbox: Sandbox, source: str, ending: str, detail: str):
         execution = check(sandbox, source, wall_seconds=1.0 if ending == "starved" else 60.0)
         assert (execution.ending, execution.outputs) == (ending, ())
         assert detail in execution.detail
 
-    def test_a_script_that_asks_for_the_impossible_is_no_fault_of_the_program(self, sandbox: Sandbox):
+    def test_a_script_that_cannot_run_is_not_the_programs_fault(self, sandbox: Sandbox):
         assert check(sandbox, GOOD, "__program__.f(lambda: 1)").ending == "broken_check"
 
-    def test_the_time_limit_is_of_each_script(self, sandbox: Sandbox):
+    def test_the_time_limit_applies_to_each_script(self, sandbox: Sandbox):
         source = "import time\ndef f():\n    end = time.process_time() + 0.3\n    while time.process_time() < end: pass"
         execution = check(sandbox, source, *["__program__.f()"] * 4)
         assert execution.ending == "completed"
@@ -110,7 +111,7 @@ class TestAttacks:
         source = f"from fractions import Fraction\nclass A({base}):\n    {methods}\ndef f(x): return A()"
         assert check(sandbox, source).ending in ("failed_check", "runtime_error")
 
-    def test_patching_what_compares(self, sandbox: Sandbox):
+    def test_patching_the_comparison(self, sandbox: Sandbox):
         source = (
             "import builtins, sys, operator\nbuiltins.AssertionError = BaseException\nbuiltins.abs = lambda x: 0\n"
             "for name, module in list(sys.modules.items()):\n"
@@ -128,12 +129,12 @@ class TestAttacks:
             source = f"import os\ndef f(x):\n    os.write({descriptor}, {line} * 3)\n    return 0"
             assert check(sandbox, source).ending in ("failed_check", "runtime_error")
 
-    @pytest.mark.parametrize("row", ['{"error": "broken_check", "detail": ""}', '{"ready": 1}', "[]", "no json"])
-    def test_a_program_cannot_blame_the_checker(self, sandbox: Sandbox, row: str):
-        source = f"import os, struct\nrow = {row!r}.encode()\nos.write(3, struct.pack('>I', len(row)) + row)"
+    @pytest.mark.parametrize("message", ['{"error": "broken_check", "detail": ""}', '{"ready": 1}', "[]", "no json"])
+    def test_a_program_cannot_blame_the_checker(self, sandbox: Sandbox, message: str):
+        source = f"import os, struct\ndata = {message!r}.encode()\nos.write(3, struct.pack('>I', len(data)) + data)"
         assert check(sandbox, source).ending == "runtime_error"
 
-    def test_expected_values_are_in_no_object_of_the_program(self, sandbox: Sandbox):
+    def test_a_program_cannot_find_expected_values_in_its_objects(self, sandbox: Sandbox):
         thief = (
             "import gc\n"
             "def f(*arguments):\n"
@@ -148,15 +149,15 @@ class TestAttacks:
     def test_output_does_not_count(self, sandbox: Sandbox):
         assert check(sandbox, "print('{\"value\": true}')\nprint('ok')\ndef f(x): print(4); return None").detail
 
-    def test_swallowed_asserts_do_not_hide_a_lost_program(self, sandbox: Sandbox):
+    def test_a_script_that_catches_everything_does_not_hide_an_exit(self, sandbox: Sandbox):
         script = "try:\n    __program__.f()\nexcept BaseException:\n    pass"
         assert check(sandbox, "import os\ndef f(): os._exit(0)", script).ending == "runtime_error"
 
     @pytest.mark.parametrize("source", ["while True:\n    os.fork()", "os.kill(os.getppid(), 9)", "os.kill(-1, 9)"])
-    def test_other_processes_are_out_of_reach(self, sandbox: Sandbox, source: str):
+    def test_other_processes_cannot_be_started_or_killed(self, sandbox: Sandbox, source: str):
         assert "PermissionError" in check(sandbox, f"import os\n{source}").detail
 
-    def test_an_endless_answer(self, sandbox: Sandbox):
+    def test_an_endless_message(self, sandbox: Sandbox):
         source = (
             "import os\ndef f(x):\n    os.write(3, b'\\xff\\xff\\xff\\xff')\n    while True: os.write(3, b'x' * 1000)"
         )

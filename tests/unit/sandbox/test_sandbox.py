@@ -1,4 +1,4 @@
-"""What programs may count on, how they end, and the container around them. Bubblewrap is needed."""
+"""Tests for the sandbox with ordinary programs; they need bubblewrap."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from tests.helpers.sandboxed import BYSTANDER, LIMITS, call, run
 
 
 class TestPrograms:
-    def test_stdin_program_reads_and_prints(self, sandbox: Sandbox):
+    def test_a_stdin_program_reads_and_prints(self, sandbox: Sandbox):
         assert run(sandbox, "print(int(input()) + 1)", "41\n").outputs == ("42\n",)
 
-    def test_function_is_called_on_every_input(self, sandbox: Sandbox):
+    def test_a_function_is_called_on_every_input(self, sandbox: Sandbox):
         assert call(sandbox, "def f(a, b):\n    return [a, (b,)]", ["1\n2", '"x"\nnull']).outputs == (
             '[1, {"tuple": [2]}]',
             '["x", {"tuple": [null]}]',
         )
 
-    def test_method_of_a_new_object_for_every_input(self, sandbox: Sandbox):
+    def test_a_method_is_called_on_a_new_object_for_every_input(self, sandbox: Sandbox):
         source = "class Solution:\n    n = 0\n    def f(self):\n        self.n += 1\n        return self.n"
         program = Program(source=source, form="function", function_name="f", class_name="Solution")
         assert sandbox.execute(program, ["", ""], LIMITS).outputs == ("1", "1")
 
-    def test_main_guard_runs_for_stdin_programs_only(self, sandbox: Sandbox):
+    def test_the_main_guard_runs_only_in_stdin_programs(self, sandbox: Sandbox):
         guard = "\nif __name__ == '__main__':\n    print('main')"
         assert run(sandbox, guard).outputs == ("main\n",)
         assert call(sandbox, "def f(): return __name__" + guard, [""]).outputs == ('"solution"',)
@@ -40,15 +40,15 @@ class TestPrograms:
     def test_printing_does_not_disturb_a_functions_result(self, sandbox: Sandbox):
         assert call(sandbox, "def f(x):\n    print('noise')\n    return x", ["7"]).outputs == ("7",)
 
-    def test_common_modules_need_no_import_and_hide_no_builtin(self, sandbox: Sandbox):
+    def test_common_modules_are_imported_and_do_not_hide_builtins(self, sandbox: Sandbox):
         source = "print(Counter('aab').most_common(1), pow(2, 5, 7), gcd(4, 6), List[int])"
         assert run(sandbox, source).outputs == ("[('a', 2)] 4 2 typing.List[int]\n",)
 
-    def test_nothing_stays_of_the_program_before(self, sandbox: Sandbox):
+    def test_a_program_does_not_change_the_next_one(self, sandbox: Sandbox):
         run(sandbox, "import builtins, math\nbuiltins.left = 1\nmath.pi = 3\nlist_ = 1")
         assert run(sandbox, "print(hasattr(__builtins__, 'left'), math.pi > 3.1)").outputs == ("False True\n",)
 
-    def test_the_same_program_prints_the_same(self, sandbox: Sandbox):
+    def test_a_program_prints_the_same_in_every_container(self, sandbox: Sandbox):
         source = "import random\nprint(random.random(), list({'a', 'b', 'c', 'd'}), hash('x'))"
         first = run(sandbox, source).outputs
         with Sandbox(SandboxConfig()) as other:
@@ -65,24 +65,24 @@ class TestPrograms:
         )
         assert run(sandbox, source).outputs == ("thread\nend\n",)
 
-    def test_big_input_and_long_integers(self, sandbox: Sandbox):
+    def test_large_inputs_and_long_integers(self, sandbox: Sandbox):
         assert run(sandbox, "print(len(input()))", "x" * 3_000_000).outputs == ("3000000\n",)
         assert run(sandbox, "print(len(str(10 ** 6000)))").outputs == ("6001\n",)
 
 
 class TestEndings:
-    def test_early_exit_keeps_the_output(self, sandbox: Sandbox):
+    def test_an_early_exit_keeps_the_output(self, sandbox: Sandbox):
         assert run(sandbox, "import sys\nprint(1)\nsys.exit(0)\nprint(2)").outputs == ("1\n",)
 
-    def test_exit_status_is_an_error(self, sandbox: Sandbox):
+    def test_a_nonzero_exit_status_is_an_error(self, sandbox: Sandbox):
         execution = run(sandbox, "import sys\nprint(1)\nsys.exit(3)")
         assert (execution.ending, execution.detail, execution.outputs) == ("runtime_error", "exit status 3", ())
 
-    def test_early_exit_of_a_function_is_no_result(self, sandbox: Sandbox):
+    def test_an_early_exit_in_a_function_gives_no_result(self, sandbox: Sandbox):
         execution = call(sandbox, "import os\ndef f(x):\n    os._exit(0)", ["1"])
         assert (execution.ending, execution.outputs) == ("runtime_error", ())
 
-    def test_exception_is_named(self, sandbox: Sandbox):
+    def test_an_exception_is_named(self, sandbox: Sandbox):
         assert run(sandbox, "1 / 0").detail == "ZeroDivisionError: division by zero"
 
     def test_an_exception_whose_text_raises(self, sandbox: Sandbox):
@@ -90,15 +90,15 @@ class TestEndings:
         assert run(sandbox, source).ending == "runtime_error"
 
     @pytest.mark.parametrize("source", ["x = (", "\0", "(" * 5000, "return 1", "a = 'x' * \n"])
-    def test_syntax_error(self, sandbox: Sandbox, source: str):
+    def test_a_syntax_error(self, sandbox: Sandbox, source: str):
         assert run(sandbox, source).ending == "syntax_error"
 
-    def test_a_result_that_is_no_plain_value(self, sandbox: Sandbox):
+    def test_a_result_that_is_not_a_plain_value(self, sandbox: Sandbox):
         execution = call(sandbox, "def f(x): return f", ["1"])
         assert execution.ending == "runtime_error"
         assert "type function is not a plain value" in execution.detail
 
-    def test_missing_function(self, sandbox: Sandbox):
+    def test_a_missing_function(self, sandbox: Sandbox):
         assert call(sandbox, "def g(x): return x", ["1"]).ending == "runtime_error"
 
     def test_results_before_an_error_are_kept(self, sandbox: Sandbox):
@@ -107,12 +107,12 @@ class TestEndings:
 
 
 class TestContainer:
-    def test_missing_bubblewrap_is_an_error_with_the_fix(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def test_a_missing_bubblewrap_is_an_error_with_the_fix(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         monkeypatch.setenv("PATH", str(tmp_path))
         with pytest.raises(UserError, match="apt-get install bubblewrap"):
             Sandbox(SandboxConfig())
 
-    def test_bubblewrap_that_cannot_start_is_an_error_with_its_words(
+    def test_a_bubblewrap_that_cannot_start_is_an_error_with_its_message(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ):
         fake = tmp_path / "bwrap"
@@ -122,7 +122,7 @@ class TestContainer:
         with pytest.raises(UserError, match=r"No permissions to create new namespace.*rlimit_only"):
             Sandbox(SandboxConfig()).execute(BYSTANDER, ["abc"], LIMITS)
 
-    def test_without_bubblewrap_by_name_only(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def test_rlimit_only_does_not_need_bubblewrap(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         monkeypatch.setenv("PATH", str(tmp_path))
         with Sandbox(SandboxConfig(kind="rlimit_only")) as plain:
             assert run(plain, "print(1)").outputs == ("1\n",)
@@ -164,7 +164,7 @@ class TestContainer:
 
 
 def is_running(pid: int) -> bool:
-    """Whether ``pid`` is there and no zombie that nobody has reaped yet."""
+    """Whether the process exists and is not a zombie."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):

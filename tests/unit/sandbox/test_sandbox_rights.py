@@ -1,4 +1,7 @@
-"""Whose rights programs have: nobody's, in every way that this machine can start a container. Bubblewrap is needed."""
+"""Tests that programs have the rights of the user ``nobody``, in every launch mode that this machine allows.
+
+They need bubblewrap.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,12 @@ from megatron_ssd.sandbox.sandbox import Sandbox
 from tests.helpers.sandboxed import run
 
 IS_ROOT = os.geteuid() == 0
-# A Python of this version that every user may read; the one that runs this test may lie in somebody's home.
+# A Python of this version that every user may read. The one that runs this test may be in a home directory.
 OPEN_PYTHON = Path(f"/usr/bin/python{sys.version_info[0]}.{sys.version_info[1]}")
 
 
 def kind_of(mode: LaunchMode) -> str:
-    """Which of the ways in ``container``'s docstring it is."""
+    """Which of the launch modes in ``container``'s docstring it is."""
     if mode.user == NOBODY:
         return "bubblewrap runs as nobody"
     if mode.weakness:
@@ -39,7 +42,7 @@ KINDS = ("bubblewrap runs as nobody", "children give up root", "root without rig
 
 @pytest.fixture(scope="module", params=KINDS)
 def started(request: pytest.FixtureRequest) -> Iterator[tuple[Sandbox, str]]:
-    """A container of each kind; ``lent`` is a package in it, and has a file that only its owner may read."""
+    """A container of each kind. Its package ``lent`` has a file that only its owner may read."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         Path(folder).chmod(0o755)
         package = Path(folder) / "lent"
@@ -56,14 +59,14 @@ def started(request: pytest.FixtureRequest) -> Iterator[tuple[Sandbox, str]]:
         config = SandboxConfig(packages=("lent",))
         chosen = tuple(mode for mode in container.launch_modes(config) if kind_of(mode) == request.param)
         patch.setattr(sandbox, "launch_modes", lambda config: chosen)
-        with Sandbox(config) as one:
+        with Sandbox(config) as created:
             try:
-                one.start()
+                created.start()
             except UserError as error:
                 if not re.search("ermission|permitted", str(error)):
                     raise
                 pytest.skip(f"this machine does not allow it: {error}")
-            yield one, request.param
+            yield created, request.param
 
 
 @pytest.fixture
@@ -71,12 +74,12 @@ def box(started: tuple[Sandbox, str]) -> Sandbox:
     return started[0]
 
 
-def test_user_and_groups_are_nobodys(box: Sandbox):
+def test_the_user_is_nobody_without_groups(box: Sandbox):
     source = "import os\nprint(os.getresuid(), os.getresgid(), os.getgroups())"
     assert run(box, source).outputs == (f"{(NOBODY,) * 3} {(NOBODY,) * 3} []\n",)
 
 
-def test_no_capability_of_any_kind(box: Sandbox):
+def test_programs_have_no_capabilities(box: Sandbox):
     source = (
         "import ctypes, os\n"
         "libc = ctypes.CDLL(None, use_errno=True)\n"
@@ -85,7 +88,7 @@ def test_no_capability_of_any_kind(box: Sandbox):
         "ambient = [n for n in range(41) if libc.prctl(47, 1, n, 0, 0) > 0]\n"
         "print(list(data), ambient, libc.prctl(39, 0, 0, 0, 0))"
     )
-    # Effective, permitted and inheritable ones, ambient ones, and that no program could give new ones.
+    # Effective, permitted, inheritable and ambient capabilities, then NoNewPrivs, which prevents new ones.
     assert run(box, source).outputs == ("[0, 0, 0, 0, 0, 0] [] 1\n",)
 
 
@@ -113,7 +116,7 @@ def test_no_capability_of_any_kind(box: Sandbox):
         "open('/root/.bashrc')",
     ],
 )
-def test_what_root_may_do_fails(box: Sandbox, source: str):
+def test_operations_of_root_fail(box: Sandbox, source: str):
     helper = (
         "import ctypes, os, socket\n"
         "def call(name, *arguments):\n"
@@ -129,11 +132,11 @@ def test_a_file_that_only_root_may_read(box: Sandbox, started: tuple[Sandbox, st
     execution = run(box, "import lent\nprint(open(lent.secret).read())")
     if started[1] in ("bubblewrap runs as nobody", "children give up root"):
         assert "PermissionError" in execution.detail
-    else:  # what the warning of this way means
+    else:  # what this launch mode's warning says
         assert execution.outputs == ("s3cret\n",)
 
 
-def test_ids_and_capabilities_as_the_machine_sees_them(box: Sandbox, started: tuple[Sandbox, str]):
+def test_ids_and_capabilities_seen_from_outside(box: Sandbox, started: tuple[Sandbox, str]):
     assert box._process is not None
     (server,) = psutil.Process(box._process.pid).children(recursive=True)
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{server.pid}/status").read_text().splitlines())
@@ -144,12 +147,12 @@ def test_ids_and_capabilities_as_the_machine_sees_them(box: Sandbox, started: tu
     assert status["NoNewPrivs"] == "1"
 
 
-def test_no_process_outside_can_be_signalled(box: Sandbox):
+def test_processes_outside_cannot_be_signalled(box: Sandbox):
     for pid in (os.getpid(), os.getppid()):
         assert run(box, f"import os\nos.kill({pid}, 0)").ending == "runtime_error"
 
 
-def test_a_fork_bomb_and_a_bomb_of_threads_stay_small(box: Sandbox, started: tuple[Sandbox, str]):
+def test_a_fork_bomb_and_a_thread_bomb_are_limited(box: Sandbox, started: tuple[Sandbox, str]):
     assert "PermissionError" in run(box, "import os\nwhile True:\n    os.fork()").detail
     source = (
         "import threading, time\nthreading.stack_size(1 << 16)\nn = 0\ntry:\n    while n < 600:\n"
@@ -164,20 +167,20 @@ def test_a_fork_bomb_and_a_bomb_of_threads_stay_small(box: Sandbox, started: tup
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root has several launch modes")
-def test_the_first_mode_that_starts_is_kept_and_a_weak_one_is_logged(
+def test_the_first_launch_mode_that_starts_is_used_and_a_weak_one_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     all_modes = container.launch_modes(SandboxConfig())
     broken = LaunchMode(command=("/bin/sh", "-c", "echo no namespaces >&2; exit 1"))
     weak = tuple(mode for mode in all_modes if mode.weakness)
     monkeypatch.setattr(sandbox, "launch_modes", lambda config: (broken, *weak))
-    with caplog.at_level(logging.WARNING), Sandbox(SandboxConfig()) as one:
-        one.start()
-        assert one._modes[0] in weak
+    with caplog.at_level(logging.WARNING), Sandbox(SandboxConfig()) as created:
+        created.start()
+        assert created._modes[0] in weak
     assert "own root's files outside of it; stricter modes fail (no namespaces)" in caplog.text
 
 
-def test_packages_of_the_systems_own_python_are_hidden(box: Sandbox):
+def test_packages_of_the_systems_python_are_hidden(box: Sandbox):
     source = (
         "import glob\n"
         "tops = [f'/usr/{top}lib/python3*/{kind}-packages/*' for top in ('', 'local/') for kind in ('site', 'dist')]\n"

@@ -1,4 +1,4 @@
-"""Less usual attacks, one per test: what outlives a program, and what misleads or exhausts its checker."""
+"""Tests for the sandbox with less common attacks, one per test."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ SYSCALL = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nis_arm =
 
 
 class TestLeftovers:
+    """Nothing outlives a program."""
+
     @pytest.mark.parametrize(
         "source",
         [
@@ -47,7 +49,7 @@ class TestLeftovers:
             "os.setxattr('/tmp', 'user.x', b'1')",
         ],
     )
-    def test_nothing_is_left_in_the_file_system(self, sandbox: Sandbox, source: str):
+    def test_the_file_system_cannot_be_changed(self, sandbox: Sandbox, source: str):
         assert "Error" in run(sandbox, f"import os\n{source}").detail
 
     @pytest.mark.parametrize(
@@ -64,7 +66,7 @@ class TestLeftovers:
             ("userfaultfd", (323, 282), "0"),
         ],
     )
-    def test_the_kernels_own_stores_are_refused(
+    def test_system_calls_that_store_data_in_the_kernel_are_refused(
         self, sandbox: Sandbox, name: str, numbers: tuple[int, int], arguments: str
     ):
         source = f"print(libc.syscall({numbers}[is_arm], {arguments}), ctypes.get_errno())"
@@ -75,29 +77,32 @@ class TestLeftovers:
         source = f"import os, threading\ndef spin():\n    while True: pass\n{start}\nprint(1)"
         assert run(sandbox, source, cpu_seconds=5.0).outputs == ("1\n",)
         assert sandbox._process is not None
-        assert len(psutil.Process(sandbox._process.pid).children(recursive=True)) == 1, "the server alone"
+        processes = psutil.Process(sandbox._process.pid).children(recursive=True)
+        assert len(processes) == 1, "a process besides the server is left"
 
-    def test_a_main_thread_that_leaves_its_thread_behind(self, sandbox: Sandbox):
+    def test_a_main_thread_that_exits_before_its_thread(self, sandbox: Sandbox):
         source = "import threading\ndef spin():\n    while True: pass\nthreading.Thread(target=spin).start()\n"
         leave = "libc.syscall((60, 93)[is_arm], 0)"  # exit of this thread, not of the process
         assert run(sandbox, SYSCALL + source + leave, wall_seconds=30.0).ending in ("timeout", "starved")
 
-    def test_no_core_handler_is_ever_run(self, sandbox: Sandbox):
+    def test_core_dumps_are_disabled(self, sandbox: Sandbox):
         source = "print(libc.prctl(4, 1, 0, 0, 0), libc.prctl(3, 0, 0, 0, 0))"  # PR_SET_DUMPABLE, PR_GET_DUMPABLE
         assert run(sandbox, SYSCALL + source).outputs == ("-1 0\n",)
         assert run(sandbox, "import resource\nprint(resource.getrlimit(resource.RLIMIT_CORE))").outputs == ("(0, 0)\n",)
 
-    def test_names_of_this_machine_are_not_shown(self, sandbox: Sandbox):
+    def test_the_name_of_the_machine_is_hidden(self, sandbox: Sandbox):
         assert run(sandbox, "import os, socket\nprint(os.uname().nodename)").outputs == ("sandbox\n",)
 
-    def test_a_sparse_huge_file(self, sandbox: Sandbox):
+    def test_a_huge_sparse_file(self, sandbox: Sandbox):
         execution = run(sandbox, "import os\nos.ftruncate(os.memfd_create('x'), 1 << 50)")
         assert execution.detail in ("OSError: [Errno 27] File too large", "killed by signal 25")
 
 
 class TestReach:
-    def test_signals_by_way_of_a_descriptors_owner(self, sandbox: Sandbox):
-        """The kernel itself sends these; process 1 of its namespace is deaf to them."""
+    """A program cannot reach other processes or the expected values."""
+
+    def test_signals_to_the_owner_of_a_descriptor(self, sandbox: Sandbox):
+        """The kernel sends these signals. Process 1 of a namespace ignores them."""
         source = (
             "import fcntl, os, signal, socket\n"
             "for owner in (1, os.getppid(), -1):\n"
@@ -116,13 +121,13 @@ class TestReach:
         source = "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: pass"
         assert run(sandbox, source).ending == "timeout"
 
-    def test_walking_through_proc_and_sys(self, sandbox: Sandbox):
+    def test_proc_and_sys_do_not_exist(self, sandbox: Sandbox):
         source = (
             "import os\nprint([p for p in ('/proc', '/sys', '/run', '/var', '/home', '/boot') if os.path.exists(p)])"
         )
         assert run(sandbox, source).outputs == ("[]\n",)
 
-    def test_expected_values_are_in_no_object_and_no_frame(self, sandbox: Sandbox, tmp_path: Path):
+    def test_a_program_cannot_find_expected_values_in_objects_or_frames(self, sandbox: Sandbox, tmp_path: Path):
         thief = (
             "import gc, sys\n"
             "def f(x):\n"
@@ -137,20 +142,23 @@ class TestReach:
         thieves = [sample(thief.format(2)), sample(thief.format(1), index=1)]
         with Grader([problem], SandboxConfig(cpu_seconds=60.0, workers=1)) as grader:
             verdicts = grader.grade(thieves, tmp_path / "verdicts.jsonl")
-        assert [verdict.status for verdict in verdicts] == ["wrong_answer", "passed"], "it does find the input"
+        # The second program searches for the input, which it finds.
+        assert [verdict.status for verdict in verdicts] == ["wrong_answer", "passed"]
 
-    def test_standard_input_is_a_file_of_its_own(self, sandbox: Sandbox):
+    def test_each_program_has_its_own_standard_input(self, sandbox: Sandbox):
         source = "import os\nos.lseek(0, 0, 0)\nos.ftruncate(0, 0)\nos.write(0, b'changed')\nprint(input() if 0 else 1)"
         assert run(sandbox, source, "12\n").outputs == ("1\n",)
         assert run(sandbox, "print(input())", "12\n").outputs == ("12\n",)
 
-    def test_faulthandler_has_nowhere_to_write(self, sandbox: Sandbox):
+    def test_faulthandler_cannot_write_an_output(self, sandbox: Sandbox):
         source = "import faulthandler, ctypes\nfaulthandler.enable(file=1)\nctypes.string_at(0)"
         execution = run(sandbox, source)
         assert (execution.ending, execution.outputs) == ("runtime_error", ())
 
 
 class TestHostileValues:
+    """Results that are made to mislead the host."""
+
     @pytest.mark.parametrize(
         "body",
         [
@@ -169,7 +177,7 @@ class TestHostileValues:
             "import builtins\nfor n in ('isinstance', 'type', 'any'): setattr(builtins, n, lambda *a: True)\nA = list",
         ],
     )
-    def test_no_class_of_a_program_becomes_the_right_answer(self, sandbox: Sandbox, body: str):
+    def test_an_object_of_a_hostile_class_is_not_the_correct_answer(self, sandbox: Sandbox, body: str):
         arguments = "'A', (), {}" if "type):" in body else ""
         execution = call(sandbox, f"{body}\ndef f(x):\n    return A({arguments})", ["2"])
         assert all(value_difference(output, "4") is not None for output in execution.outputs)
@@ -177,7 +185,7 @@ class TestHostileValues:
 
     @pytest.mark.parametrize("text", ["'\\ud800'", "'\\x00'", "'\\u202e\\x1b[31m'", "'\\n\\r\\u2028'"])
     @pytest.mark.parametrize("statement", ["raise Exception({})", "return {}", "return [{{{}: 1}}]"])
-    def test_any_text_can_be_written_down(self, grader: Grader, tmp_path: Path, text: str, statement: str):
+    def test_any_text_can_be_written_to_a_verdict(self, grader: Grader, tmp_path: Path, text: str, statement: str):
         program = f"def f(x):\n    {statement.format(text)}"
         (verdict,) = grader.grade([sample(program)], tmp_path / "verdicts.jsonl")
         assert verdict.status in ("runtime_error", "wrong_answer")
@@ -192,9 +200,9 @@ class TestHostileValues:
         assert verdict.status == "wrong_answer"
         verdict.detail.encode("utf-8")
 
-    def test_a_forged_error_of_any_length_stays_short(self, sandbox: Sandbox):
-        row = 'b\'{"error": "x", "detail": "\' + b\'A\' * 500000 + b\'"}\\n\''
-        execution = call(sandbox, f"import os\ndef f(x):\n    os.write(3, {row})\n    os._exit(1)", ["1"])
+    def test_a_long_forged_error_is_shortened(self, sandbox: Sandbox):
+        message = 'b\'{"error": "x", "detail": "\' + b\'A\' * 500000 + b\'"}\\n\''
+        execution = call(sandbox, f"import os\ndef f(x):\n    os.write(3, {message})\n    os._exit(1)", ["1"])
         assert execution.ending == "runtime_error"
         assert len(execution.detail) <= 300
 
@@ -204,7 +212,7 @@ class TestHostileValues:
 
 
 class TestCostsOfTheHost:
-    """What a program writes is compared by the host, outside of every limit: it must stay cheap, whatever it is."""
+    """The host compares what a program writes without limits, so comparing must be cheap for any text."""
 
     SIZE = 4_000_000
 
@@ -224,9 +232,9 @@ class TestCostsOfTheHost:
         ],
         ids=["set", "dict", "nested", "depth", "lists", "exponent", "fraction", "digits", "range", "bytes"],
     )
-    def test_a_value(self, value: str, monkeypatch: pytest.MonkeyPatch):
+    def test_a_large_or_misleading_value(self, value: str, monkeypatch: pytest.MonkeyPatch):
         def decode_number(value: dict[str, Any]) -> Any:
-            assert set(value) <= {"complex", "Decimal", "Fraction"}, "colliding hashes of a set would take minutes"
+            assert set(value) <= {"complex", "Decimal", "Fraction"}, "a set with colliding hashes takes minutes"
             return decode(value)
 
         monkeypatch.setattr(compare, "decode", decode_number)
@@ -234,16 +242,16 @@ class TestCostsOfTheHost:
         assert value_difference(value, '{"a": [1]}', tolerance=1e-6) is not None
 
     @pytest.mark.parametrize("text", ["1\n" * SIZE, "1 " * SIZE, "\n" * SIZE + "1", "9" * SIZE])
-    def test_an_output(self, text: str):
+    def test_a_large_output(self, text: str):
         tracemalloc.start()
         try:
             assert stdout_difference(text, "1 2\n3") is not None
             assert stdout_difference(text, "1 2", tolerance=1e-6) is not None
-            assert tracemalloc.get_traced_memory()[1] < 6 * self.SIZE, "no list of its words or lines"
+            assert tracemalloc.get_traced_memory()[1] < 6 * self.SIZE, "it was split into words or lines"
         finally:
             tracemalloc.stop()
 
-    def test_long_right_values_still_count(self):
+    def test_large_correct_values_are_accepted(self):
         rows = [[float(n), 10**22] for n in range(20_000)]
         assert value_difference(json.dumps({"dict": [["a", {"tuple": rows}]]}), json.dumps({"a": rows})) is not None
         assert value_difference(json.dumps({"dict": [["a", rows]]}), json.dumps({"a": rows})) is None

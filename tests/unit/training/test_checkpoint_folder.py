@@ -1,4 +1,4 @@
-"""Names, facts and pruning of checkpoint folders, without training."""
+"""Tests for checkpoint folders, without training."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_facts_are_read_as_written(tmp_path: Path) -> None:
         (None, "No such file"),
     ],
 )
-def test_bad_facts_are_refused_by_name(tmp_path: Path, text: str | None, message: str) -> None:
+def test_malformed_facts_are_an_error_that_names_the_checkpoint(tmp_path: Path, text: str | None, message: str) -> None:
     path = make(tmp_path, 5)
     (path / FACTS_FILE).unlink()
     if text is not None:
@@ -107,7 +107,7 @@ def test_a_broken_checkpoint_is_kept_under_another_name(tmp_path: Path) -> None:
 def test_which_checkpoints_are_kept(saved: list[int], keep_last: int | None, keep_every: int | None) -> None:
     removed = superfluous(saved, CheckpointConfig(keep_last=keep_last, keep_every=keep_every))
     kept = [number for number in saved if number not in removed]
-    assert kept[-1] == saved[-1], "the newest is always kept"
+    assert kept[-1] == saved[-1], "the newest checkpoint was removed"
     if keep_last is None:
         assert removed == []
         return
@@ -128,7 +128,7 @@ def test_pruning_keeps_checkpoints_that_are_being_read(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["iter_0000004"]
 
 
-def test_two_processes_may_read_at_once(tmp_path: Path) -> None:
+def test_several_readers_share_a_checkpoint(tmp_path: Path) -> None:
     path = make(tmp_path, 1)
     with reading(path), reading(path), (path / FACTS_FILE).open() as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Checkpoints of a real run: content, validation, pruning, and asynchronous saves."""
+"""Tests for the checkpoints of real training runs."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ STOPPED = {"training": {"train_iters": 6, "ema_decay": 0.5}, "checkpoint": {"sav
 
 
 def stop_at(config: RunConfig, iteration: int, patch: pytest.MonkeyPatch, request: type = Requeue) -> None:
-    """Run until a stop is requested after ``iteration``."""
-    asked = iter([None] * (iteration - 1) + [request])
+    """Train until a stop is requested after ``iteration``."""
+    requests = iter([None] * (iteration - 1) + [request])
     with patch.context() as inner:
-        inner.setattr(GracefulShutdown, "requested", lambda self: next(asked))
+        inner.setattr(GracefulShutdown, "requested", lambda self: next(requests))
         with pytest.raises(request):
             run_train(config)
-    gc.collect()  # the stopped run's frames still hold the stage lock
+    gc.collect()  # the frames of the stopped run still hold the stage lock
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that stopped after 5 of 6 iterations, with checkpoints 2, 4 and 5. Copied by the tests, never modified."""
+    """A run that stopped after 5 of 6 iterations, with checkpoints 2, 4 and 5. Tests change only copies of it."""
     run_dir = tmp_path_factory.mktemp("stopped")
     write_dataset(run_dir)
     with pytest.MonkeyPatch.context() as patch:
@@ -48,6 +48,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run_dir(stopped: Path, tmp_path: Path) -> Path:
+    """A copy of the stopped run."""
     return Path(shutil.copytree(stopped, tmp_path / "run"))
 
 
@@ -115,20 +116,20 @@ def bad_facts(path: Path) -> str:
 
 
 @pytest.mark.parametrize("damage", [truncated, flipped, missing, emptied, without_common, bad_facts])
-def test_a_damaged_checkpoint_is_refused_by_name(run_dir: Path, damage: Callable[[Path], str]) -> None:
+def test_a_damaged_checkpoint_is_an_error_that_names_it(run_dir: Path, damage: Callable[[Path], str]) -> None:
     path = run_dir / "checkpoints.partial" / "iter_0000005"
-    said = damage(path)
+    expected = damage(path)
     before = names(path.parent)
     with pytest.raises(UserError) as caught:
         run_train(config_of(run_dir))
     message = str(caught.value)
     assert f"checkpoint {path}: is broken" in message
-    assert said in message
+    assert expected in message
     assert "\n" not in message
-    assert names(path.parent) == before, "a refusal changes nothing"
+    assert names(path.parent) == before
 
 
-def test_a_checkpoint_of_format_1_is_refused_in_one_line(run_dir: Path) -> None:
+def test_a_checkpoint_of_format_1_is_an_error_of_one_line(run_dir: Path) -> None:
     path = run_dir / "checkpoints.partial" / "iter_0000005"
     facts = json.loads((path / "checkpoint.json").read_text())
     del facts["format_version"]
@@ -138,7 +139,7 @@ def test_a_checkpoint_of_format_1_is_refused_in_one_line(run_dir: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_on_broken_previous_resumes_from_the_one_before_with_the_same_losses(
+def test_on_broken_previous_resumes_from_the_previous_checkpoint_with_the_same_losses(
     run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_dataset(tmp_path / "uninterrupted")
@@ -155,10 +156,10 @@ def test_on_broken_previous_resumes_from_the_one_before_with_the_same_losses(
 
 
 def _numbers(run_dir: Path) -> list[tuple[Any, ...]]:
-    return [(row["iteration"], row["loss"], row["grad_norm"], row["samples"]) for row in metrics(run_dir)]
+    return [(m["iteration"], m["loss"], m["grad_norm"], m["samples"]) for m in metrics(run_dir)]
 
 
-def test_if_all_are_broken_the_run_does_not_start_over(run_dir: Path) -> None:
+def test_a_run_does_not_restart_from_scratch_if_all_checkpoints_are_broken(run_dir: Path) -> None:
     work = run_dir / "checkpoints.partial"
     for _, path in list_checkpoints(work):
         truncated(path)
@@ -180,9 +181,9 @@ def test_pruning_keeps_the_configured_checkpoints_and_the_last_one(tmp_path: Pat
 
 
 def test_asynchronous_saves_write_the_same_bytes(run_dir: Path, tmp_path: Path) -> None:
-    """Losses and file content, compared by the hashes in ``checkpoint.json``."""
+    """The test compares losses and, by the hashes in ``checkpoint.json``, the content of files."""
     curves, hashes = [], []
-    for name, save_async in (("waiting", False), ("continuing", True)):
+    for name, save_async in (("synchronous", False), ("asynchronous", True)):
         write_dataset(tmp_path / name)
         run_train(config_of(tmp_path / name, save_async=save_async))
         curves.append(_numbers(tmp_path / name))
@@ -198,19 +199,21 @@ def test_a_failing_asynchronous_writer_stops_the_run(tmp_path: Path, monkeypatch
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from torch.distributed.checkpoint import CheckpointException
 
-    def dead_disk(*args: Any, **kwargs: Any) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
         raise OSError(5, "Input/output error")
 
     write_dataset(tmp_path)
-    monkeypatch.setattr(filesystem_async, "_write_item", dead_disk)  # in the child that writes
+    monkeypatch.setattr(filesystem_async, "_write_item", fail)  # in the child process that writes
     with pytest.raises(CheckpointException, match=r"Input/output error|OSError"):  # by message or by type
         run_train(config_of(tmp_path, save_async=True))
     assert names(tmp_path / "checkpoints.partial") == ["iter_0000002.partial"]
 
 
-def test_a_stop_request_in_the_last_iteration_is_a_normal_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_stopped_in_its_last_iteration_ends_normally(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_dataset(tmp_path)
-    asked = iter([None, None, KeyboardInterrupt])
-    monkeypatch.setattr(GracefulShutdown, "requested", lambda self: next(asked))
+    requests = iter([None, None, KeyboardInterrupt])
+    monkeypatch.setattr(GracefulShutdown, "requested", lambda self: next(requests))
     run_train(training_config(tmp_path, training={"train_iters": 3}))
     assert names(tmp_path / "checkpoints") == ["iter_0000003"]

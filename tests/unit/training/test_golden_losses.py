@@ -1,10 +1,10 @@
-"""Ten iterations of fine-tuning against stored losses and gradient norms, dense and with experts.
+"""Tests that ten iterations of fine-tuning have the stored losses and gradient norms, dense and with experts.
 
-Layouts are compared with each other elsewhere, so an error that they all share would not show there. Everything is
-exact fp32; processors differ in the order in which they sum, which the tolerances allow for. A change of the loss
-normalization, of RoPE's theta or of the learning rate by 1 % is far outside.
+Other tests compare layouts with each other, and would not find an error that all layouts share. All numbers are exact
+fp32. Processors differ in the order in which they sum, which the tolerances allow for. A change of the loss
+normalization, of RoPE's theta or of the learning rate by 1 % is far outside of them.
 
-To renew the numbers after a change that is meant to change them (say why in the commit):
+After a change that is meant to change the numbers, write them again with this command, and say why in the commit:
 
     python -m tests.unit.training.test_golden_losses
 """
@@ -38,7 +38,10 @@ Curve = list[dict[str, float]]
 
 
 def train(run_dir: Path, case: str) -> Curve:
-    """Loss and gradient norm of ten iterations on packed pairs of [prompt, response] of many lengths."""
+    """Train ten iterations on packed pairs of [prompt, response] of many lengths.
+
+    Returns the loss and the gradient norm of each iteration.
+    """
     model = MODELS[CASES[case]]
     # With a small theta, rotations within a packed sequence are large enough to show a change of theta.
     model = write_hf_folder(run_dir / "base", dataclasses.replace(model, rope_theta=100.0))

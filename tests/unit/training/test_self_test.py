@@ -1,4 +1,7 @@
-"""Training is refused if packed samples attend to each other (in several layouts: tests/distributed)."""
+"""Tests that training does not start if packed samples attend to each other.
+
+``tests/distributed/test_packing_layouts.py`` tests this in several layouts.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ def test_the_self_test_can_be_turned_off(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 4])
-def test_samples_that_fill_sequences_pass(
+def test_samples_that_fill_a_sequence_pass(
     tmp_path: Path, micro_batch_size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     stage = Stage(name="dataset", run_dir=tmp_path, config={}, inputs={})
@@ -54,7 +57,7 @@ def test_samples_that_fill_sequences_pass(
     assert "samples have the same loss packed and alone" in caplog.text
 
 
-def test_tolerance_grows_with_fewer_bits_and_shrinks_with_more_tokens() -> None:
+def test_the_tolerance_is_larger_with_fewer_bits_and_smaller_with_more_tokens() -> None:
     exact = PrecisionConfig(params_dtype="fp32", transformer_engine=False)
     fast = PrecisionConfig(params_dtype="fp32", transformer_engine=False, fast_matmul=True)
     bf16, fp8 = PrecisionConfig(), PrecisionConfig(fp8=Fp8Config(recipe="blockwise"))

@@ -1,4 +1,4 @@
-"""A stop request is noted, however often its signal arrives; a second request ends the process."""
+"""Tests for the graceful shutdown of training."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_signal_that_arrives_twice_at_once_is_one_request(
             assert shutdown.requested() is request_type
 
 
-def test_a_second_request_ends_the_process_at_once() -> None:
+def test_a_second_request_ends_the_process_immediately() -> None:
     command = [sys.executable, "-c", SENDS_TWO_REQUESTS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout.split()) == (-signal.SIGTERM, ["Requeue"])

@@ -1,3 +1,5 @@
+"""Tests for the batches of training."""
+
 import dataclasses
 import re
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ from megatron_ssd.training.data import BatchSource, segment_lengths
 
 
 def numbered_sequences() -> Any:
-    """A data set with seven sequences per epoch, whose sequence n is filled with n."""
+    """A data set with seven sequences per epoch, in which sequence n is filled with n."""
 
     def filled(number: int) -> dict[str, np.ndarray]:
         ids = np.full(4, number, dtype=np.int64)
@@ -38,19 +40,16 @@ def source(
         global_batch_size=global_batch, micro_batch_size=micro, seq_length=seq_length, packing=packing, train_iters=100
     )
     return BatchSource(
-        dataset=numbered_sequences(),
-        training=training,
-        data_parallel_rank=rank,
-        data_parallel_size=size,
-        device="cpu",
+        dataset=numbered_sequences(), training=training, data_parallel_rank=rank, data_parallel_size=size, device="cpu"
     )
 
 
 def sequences_of(replica: BatchSource, iteration: int) -> list[list[int]]:
+    """The numbers of the sequences in each micro batch."""
     return [batch.tokens[:, 0].tolist() for batch in replica.micro_batches(iteration)]
 
 
-def test_the_worked_example_of_the_docstring() -> None:
+def test_the_example_in_the_docstring() -> None:
     replicas = [source(rank, 2, micro=2, global_batch=8) for rank in range(2)]
     assert [sequences_of(replica, 3) for replica in replicas] == [[[16, 17], [20, 21]], [[18, 19], [22, 23]]]
 
@@ -77,7 +76,7 @@ def test_an_iteration_does_not_depend_on_earlier_ones() -> None:
     assert sequences_of(used, 6) == sequences_of(fresh, 6)
 
 
-def test_the_digest_names_the_samples_of_the_global_batch_in_order() -> None:
+def test_the_digest_depends_only_on_the_samples_of_the_global_batch() -> None:
     digests = {source(rank, size, micro=2, global_batch=8).sample_digest(3) for rank, size in ((0, 1), (0, 2), (1, 2))}
     assert len(digests) == 1
     assert digests != {source(0, 1, micro=2, global_batch=8).sample_digest(4)}
@@ -88,7 +87,7 @@ def test_sample_lengths_cover_the_global_batch() -> None:
     assert source(1, 2, micro=1, global_batch=4).sample_lengths(2).tolist() == [5, 6, 7, 8]
 
 
-def test_a_single_pass_ends_in_sequences_of_padding() -> None:
+def test_a_single_pass_ends_with_sequences_of_padding() -> None:
     validation = dataclasses.replace(source(0, 1, micro=2, global_batch=4), single_pass=True)  # seven sequences
     assert validation.batches_in_pass == 2
     assert sequences_of(validation, 2) == [[4, 5], [6, -1]]
@@ -103,7 +102,7 @@ def test_segments_end_with_their_sequence() -> None:
 
 
 def packed_sequence(*lengths: int) -> dict[str, Any]:
-    """A sequence of 8 tokens that count up from 0 in each sample."""
+    """A sequence of 8 tokens. The tokens of each sample count up from 0."""
     tokens = np.concatenate([*(np.arange(length) for length in lengths), np.arange(8 - sum(lengths))])
     numbers = np.repeat(range(1, len(lengths) + 1), lengths)
     segment_ids = np.concatenate([numbers, np.zeros(8 - sum(lengths), dtype=np.int64)])
@@ -112,7 +111,7 @@ def packed_sequence(*lengths: int) -> dict[str, Any]:
             "segment_ids": segment_ids}  # fmt: skip
 
 
-def test_packed_sequences_are_joined_to_one() -> None:
+def test_packed_sequences_of_a_micro_batch_are_joined() -> None:
     replica = source(0, 1, micro=2, global_batch=4, packing="greedy", seq_length=8)
     assert replica.schedule_shape == (16, 1)
     assert source(0, 1, micro=2, global_batch=4).schedule_shape == (4, 2)
@@ -123,7 +122,7 @@ def test_packed_sequences_are_joined_to_one() -> None:
     assert batch.loss_weights.tolist() == [[1.0] * 12 + [0.0] * 4]
 
 
-def test_without_packing_sequences_are_not_joined() -> None:
+def test_sequences_without_packing_are_not_joined() -> None:
     batch = next(source(0, 1, micro=2, global_batch=4).micro_batches(1))
     assert batch.tokens.shape == (2, 4)
     assert batch.packed_seq_params is None
@@ -138,7 +137,7 @@ def test_context_parallel_ranks_split_every_sequence(packing: str) -> None:
     parts = [dataclasses.replace(full, context_parallel_size=2, context_parallel_rank=rank) for rank in range(2)]
     batches = [part.batch(sequences) for part in parts]
     if packing == "greedy":
-        # Two chunks of each segment of 4: the first and the last, or the two between.
+        # Each segment of 4 has four chunks. One rank gets the first and the last, the other rank the two between.
         assert [batch.tokens.tolist() for batch in batches] == [[[0, 3] * 4], [[1, 2] * 4]]
         assert all(batch.packed_seq_params.cu_seqlens_q.tolist() == [0, 4, 8, 12, 16] for batch in batches)
     else:

@@ -1,4 +1,4 @@
-"""The weighted loss against a hand-computed example, and through the trainer for every split of the batch."""
+"""Tests for the weighted loss of training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.helpers.training_run import CPU, DENSE, EXACT, VOCAB_SIZE, training_c
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
 
 
-def test_weighted_sum_and_the_number_of_weighted_tokens() -> None:
+def test_the_weighted_sum_and_the_number_of_tokens_with_a_weight() -> None:
     token_loss = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]], requires_grad=True)
     weights = torch.tensor([[0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
     loss, count, report = weighted_sum(weights, token_loss)
@@ -37,7 +37,7 @@ def test_weighted_sum_and_the_number_of_weighted_tokens() -> None:
     assert torch.equal(token_loss.grad, weights)
 
 
-def test_a_batch_without_valid_tokens_counts_nothing() -> None:
+def test_a_batch_without_valid_tokens_has_no_loss() -> None:
     loss, count, _ = weighted_sum(torch.zeros(1, 2), torch.ones(1, 2))
     assert (loss.item(), count.item()) == (0.0, 0)
 
@@ -72,7 +72,7 @@ def test_the_loss_equals_a_hand_computation(tmp_path: Path, normalization: Any, 
         EXPECTED[normalization, prompt_weight], rel=1e-6
     )
     assert sequence["loss_weights"].sum() == pytest.approx(dataset.sequence_weight(0, 0), rel=1e-6)
-    # Samples have equal weight, and their sum is the same as without normalisation.
+    # Normalization by sequence does not change the total weight.
     assert dataset.sequence_weight(0, 0) == pytest.approx(6 + 3 * prompt_weight)
 
 
@@ -87,7 +87,7 @@ def write_pairs(run_dir: Path) -> None:
 
 
 def first_step(run_dir: Path, **training: Any) -> tuple[float, float, dict[str, torch.Tensor]]:
-    """(loss, gradient norm, gradients by name) of the first iteration over 8 sequences."""
+    """Train one iteration of 8 sequences; returns (loss, gradient norm, gradients by name)."""
     config = training_config(
         run_dir, objective="sft", training=training, model=dataclasses.replace(DENSE, path=str(run_dir / "base"))
     )

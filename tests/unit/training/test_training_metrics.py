@@ -1,7 +1,9 @@
-import json
+"""Tests for the loggers of training metrics."""
+
 from pathlib import Path
 
 from megatron_ssd.training.metrics import METRICS_FILE, IterationMetrics, JsonlLogger, MetricsLogger, TensorBoardLogger
+from tests.helpers.jsonl import complete_records
 
 
 def measured(iteration: int, loss: float = 1.0) -> IterationMetrics:
@@ -21,15 +23,11 @@ def write(folder: Path, iterations: range, *, done: int, loss: float = 1.0, tens
         logger.close()
 
 
-def records(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
-
-
-def test_resuming_truncates_to_the_checkpoint_and_each_iteration_is_written_once(tmp_path: Path) -> None:
+def test_resuming_truncates_the_metrics_to_the_checkpoint(tmp_path: Path) -> None:
     write(tmp_path, range(1, 8), done=0)
     write(tmp_path, range(5, 11), done=4, loss=2.0)
-    assert [record["iteration"] for record in records(tmp_path)] == list(range(1, 11))
-    assert [record["loss"] for record in records(tmp_path)] == [1.0] * 4 + [2.0] * 6
+    assert [record["iteration"] for record in complete_records(tmp_path / METRICS_FILE)] == list(range(1, 11))
+    assert [record["loss"] for record in complete_records(tmp_path / METRICS_FILE)] == [1.0] * 4 + [2.0] * 6
 
 
 def test_a_partial_last_line_is_removed(tmp_path: Path) -> None:
@@ -37,16 +35,16 @@ def test_a_partial_last_line_is_removed(tmp_path: Path) -> None:
     with (tmp_path / METRICS_FILE).open("a") as file:
         file.write('{"iteration": 4, "lo')
     write(tmp_path, range(4, 5), done=3)
-    assert [record["iteration"] for record in records(tmp_path)] == [1, 2, 3, 4]
+    assert [record["iteration"] for record in complete_records(tmp_path / METRICS_FILE)] == [1, 2, 3, 4]
 
 
-def test_starting_again_from_nothing_empties_the_file(tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_starts_with_an_empty_file(tmp_path: Path) -> None:
     write(tmp_path, range(1, 4), done=0)
     write(tmp_path, range(1, 2), done=0)
-    assert [record["iteration"] for record in records(tmp_path)] == [1]
+    assert [record["iteration"] for record in complete_records(tmp_path / METRICS_FILE)] == [1]
 
 
-def test_tensorboard_gets_every_number_at_its_interval(tmp_path: Path) -> None:
+def test_tensorboard_gets_the_metrics_at_its_interval(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     write(tmp_path, range(1, 5), done=0, tensorboard=True)

@@ -1,6 +1,6 @@
-"""A run that was stopped and resumed has the losses of an uninterrupted run, for every kind of optimizer.
+"""Tests that a stopped run resumes with the losses of an uninterrupted run, for every kind of optimizer.
 
-With several processes, and killed instead of stopped: ``tests/distributed/test_resume.py``.
+``tests/distributed/test_resume.py`` tests this with several processes, and with a killed run.
 """
 
 import gc
@@ -35,8 +35,9 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def stop_after(iterations: int, patch: pytest.MonkeyPatch) -> None:
-    asked = iter([None] * (iterations - 1) + [KeyboardInterrupt])
-    patch.setattr(GracefulShutdown, "requested", lambda self: next(asked))
+    """Let a stop be requested after ``iterations``."""
+    requests = iter([None] * (iterations - 1) + [KeyboardInterrupt])
+    patch.setattr(GracefulShutdown, "requested", lambda self: next(requests))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -50,16 +51,16 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bitwise(
         stop_after(4, patch)
         with pytest.raises(KeyboardInterrupt):
             run_train(broken)
-    gc.collect()  # the interrupted run's frames still hold the stage lock
+    gc.collect()  # the frames of the stopped run still hold the stage lock
     assert len(metrics(tmp_path / "broken", "checkpoints.partial")) == 4
     for config in (broken, uninterrupted):
         run_train(config)
     curves = [
-        [(row["loss"], row["grad_norm"], row["samples"], row["validation_loss"]) for row in metrics(tmp_path / name)]
+        [(m["loss"], m["grad_norm"], m["samples"], m["validation_loss"]) for m in metrics(tmp_path / name)]
         for name in ("broken", "uninterrupted")
     ]
     assert curves[0] == curves[1]
-    # The state as well: weights, optimizer state and EMA of the last checkpoint.
+    # Weights, optimizer state and EMA of the last checkpoint are equal too.
     hashes = [
         {name: file.sha256 for name, file in read_facts(path).files.items() if name.endswith(".distcp")}
         for path in (tmp_path / name / "checkpoints" / "iter_0000010" for name in ("broken", "uninterrupted"))

@@ -1,4 +1,4 @@
-"""The training stage in one process: its output, validation and identity."""
+"""Tests for the training stage in one process."""
 
 import dataclasses
 import errno
@@ -48,44 +48,44 @@ def test_a_run_publishes_checkpoint_metrics_and_manifest(run_dir: Path, caplog: 
     folder = run_dir / "checkpoints"
     assert sorted(path.name for path in folder.glob("iter_*")) == ["iter_0000004", "iter_0000006"]
     assert not (run_dir / "checkpoints.partial").exists()
-    rows = metrics(run_dir)
-    assert [row["iteration"] for row in rows] == list(range(1, 7))
-    assert rows[0]["loss"] == pytest.approx(math.log(DENSE.vocab_size), abs=0.1)
-    assert rows[-1]["loss"] < rows[0]["loss"] - 0.2
+    records = metrics(run_dir)
+    assert [record["iteration"] for record in records] == list(range(1, 7))
+    assert records[0]["loss"] == pytest.approx(math.log(DENSE.vocab_size), abs=0.1)
+    assert records[-1]["loss"] < records[0]["loss"] - 0.2
     manifest = read_manifest(folder)
     assert manifest.engine["name"] == "megatron-core"
     assert manifest.counts["iterations"] == 6
-    assert manifest.facts["final_loss"] == rows[-1]["loss"]
+    assert manifest.facts["final_loss"] == records[-1]["loss"]
     with caplog.at_level(logging.INFO):
         run_train(config)
     assert "up to date" in caplog.text
 
 
-def test_every_column_is_written_and_the_start_is_logged(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_metric_is_written_and_the_start_is_logged(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         run_train(training_config(run_dir, model=MOE, training={"train_iters": 3}))
-    said = caplog.text
-    assert "fp32, recompute none; 1 processes: tensor 1, pipeline 1, context 1, expert 1, data 1" in said
-    assert "packing greedy: 200 samples in" in said
-    assert "3 iterations of 8 sequences" in said
-    assert "starting from random weights of seed 0 (model.path = null)" in said
-    for row in metrics(run_dir):
-        assert row["tokens"] == 8 * 64
-        assert row["tflops_per_second_per_gpu"] > 0
-        assert row["mfu"] is None, "a CPU's peak is not known"
-        assert row["peak_memory_gib"] > 0.1
-        assert len(row["samples"]) == 16
-        assert row["expert_load_max"] >= 1 >= row["expert_load_min"]
-        assert (row["skipped"], row["spike"], row["validation_loss"]) == (False, False, None)
-    left = [row["seconds_left"] for row in metrics(run_dir)]
+    log = caplog.text
+    assert "fp32, recompute none; 1 processes: tensor 1, pipeline 1, context 1, expert 1, data 1" in log
+    assert "packing greedy: 200 samples in" in log
+    assert "3 iterations of 8 sequences" in log
+    assert "starting from random weights of seed 0 (model.path = null)" in log
+    for record in metrics(run_dir):
+        assert record["tokens"] == 8 * 64
+        assert record["tflops_per_second_per_gpu"] > 0
+        assert record["mfu"] is None, "the peak of a CPU is unknown"
+        assert record["peak_memory_gib"] > 0.1
+        assert len(record["samples"]) == 16
+        assert record["expert_load_max"] >= 1 >= record["expert_load_min"]
+        assert (record["skipped"], record["spike"], record["validation_loss"]) == (False, False, None)
+    left = [record["seconds_left"] for record in metrics(run_dir)]
     assert left[0] > 0
     assert left[-1] == 0
 
 
-def test_held_out_samples_are_measured_at_the_interval_and_at_the_end(run_dir: Path) -> None:
+def test_validation_runs_at_its_interval_and_at_the_end(run_dir: Path) -> None:
     training = {"train_iters": 7, "validation_fraction": 0.2, "validation_interval": 3}
     run_train(training_config(run_dir, training=training))
-    measured = {row["iteration"]: row["validation_loss"] for row in metrics(run_dir) if row["validation_loss"]}
+    measured = {m["iteration"]: m["validation_loss"] for m in metrics(run_dir) if m["validation_loss"]}
     assert list(measured) == [3, 6, 7]
     assert math.log(DENSE.vocab_size) > measured[3] > measured[6] > measured[7]
     assert read_manifest(run_dir / "checkpoints").facts["final_validation_loss"] == measured[7]
@@ -96,14 +96,13 @@ def test_validation_does_not_change_training(run_dir: Path) -> None:
     for interval in (1, 100):
         training = {"train_iters": 4, "validation_fraction": 0.2, "validation_interval": interval}
         run_train(training_config(run_dir, training=training))
-        curves.append([(row["loss"], row["grad_norm"]) for row in metrics(run_dir)])
+        curves.append([(record["loss"], record["grad_norm"]) for record in metrics(run_dir)])
         (run_dir / "checkpoints").rename(run_dir / f"interval-{interval}")
     assert curves[0] == curves[1]
 
 
 def test_the_ema_follows_its_formula_and_is_saved(run_dir: Path) -> None:
-    """From the weights of each iteration, as separate checkpoints hold them."""
-
+    """The expected EMA is computed from the weights in the checkpoint of each iteration."""
     run_train(training_config(run_dir, training={"train_iters": 4, "ema_decay": 0.75}, checkpoint={"save_interval": 1}))
     with process_groups(ParallelConfig(), device="cpu"):
         saved = [load_plain_tensors(str(run_dir / "checkpoints" / f"iter_000000{n}")) for n in range(1, 5)]
@@ -117,18 +116,17 @@ def test_the_ema_follows_its_formula_and_is_saved(run_dir: Path) -> None:
         assert saved[-1][f"ema.{name}"].dtype == torch.float32
 
 
-def test_a_loss_spike_gives_a_warning_and_a_mark(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_loss_spike_is_logged_and_marked_in_the_metrics(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = training_config(run_dir, training={"train_iters": 20, "spike_factor": 1.05})
-    wild = dataclasses.replace(config.optimizer, lr=0.5, min_lr=0.5, lr_warmup_iters=12, clip_grad=1e9)
-    run_train(dataclasses.replace(config, optimizer=wild))
-    marked = [row["iteration"] for row in metrics(run_dir) if row["spike"]]
+    unstable = dataclasses.replace(config.optimizer, lr=0.5, min_lr=0.5, lr_warmup_iters=12, clip_grad=1e9)
+    run_train(dataclasses.replace(config, optimizer=unstable))
+    marked = [record["iteration"] for record in metrics(run_dir) if record["spike"]]
     assert marked
     assert f"iteration {marked[0]}: loss" in caplog.text
 
 
 def test_no_part_of_training_draws_random_numbers(run_dir: Path) -> None:
-    """Resuming under another layout seeds the generators anew, so nothing may depend on them."""
-
+    """A run that resumes under another layout seeds its generators again, so nothing may depend on them."""
     config = training_config(run_dir, model=MOE)
     with process_groups(ParallelConfig(), device=prepare_device(config.cluster, config.precision)):
         trainer = build_trainer(config, run_dir / "none", "cpu")
@@ -138,25 +136,25 @@ def test_no_part_of_training_draws_random_numbers(run_dir: Path) -> None:
         assert rng_state() == before
 
 
-def test_learning_rate_warms_up_and_ends_at_its_minimum(run_dir: Path) -> None:
+def test_the_learning_rate_warms_up_and_ends_at_its_minimum(run_dir: Path) -> None:
     run_train(training_config(run_dir))
-    rates = [row["learning_rate"] for row in metrics(run_dir)]
+    rates = [record["learning_rate"] for record in metrics(run_dir)]
     assert rates[:2] == pytest.approx([1.5e-3, 3e-3])
     middle = 3e-4 + (3e-3 - 3e-4) * 0.5 * (1 + math.cos(math.pi * 4 / 8))
     assert rates[5] == pytest.approx(middle)
     assert rates[-1] == pytest.approx(3e-4)
 
 
-def test_the_loss_does_not_depend_on_the_micro_batch(run_dir: Path, tmp_path: Path) -> None:
+def test_the_loss_does_not_depend_on_the_micro_batch_size(run_dir: Path, tmp_path: Path) -> None:
     curves = []
     for size in (1, 8):
         run_train(training_config(run_dir, training={"train_iters": 4, "micro_batch_size": size}))
-        curves.append([row["loss"] for row in metrics(run_dir)])
+        curves.append([record["loss"] for record in metrics(run_dir)])
         (run_dir / "checkpoints").rename(run_dir / f"micro-{size}")
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
 
 
-def test_the_layout_is_not_part_of_the_identity_and_the_optimizer_is(run_dir: Path) -> None:
+def test_the_optimizer_is_part_of_the_identity_but_the_layout_is_not(run_dir: Path) -> None:
     config = training_config(run_dir)
     other_layout = dataclasses.replace(config, parallel=ParallelConfig(world_size=2, tensor_model_parallel_size=2))
     other_rate = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, lr=1e-2))
@@ -188,17 +186,18 @@ def test_the_identity_contains_what_determines_the_weights(
 
 
 def refused(config: RunConfig) -> str:
+    """The one line with which training refuses ``config``."""
     with pytest.raises(UserError) as caught:
         run_train(config)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_missing_data_set(tmp_path: Path) -> None:
+def test_a_missing_data_set_is_an_error(tmp_path: Path) -> None:
     assert "dataset: does not exist; run tools/preprocess_data.py" in refused(training_config(tmp_path))
 
 
-def test_wrong_vocabulary_size(run_dir: Path) -> None:
+def test_a_wrong_vocabulary_size_is_an_error(run_dir: Path) -> None:
     small = dataclasses.replace(DENSE, vocab_size=32)
     message = refused(training_config(run_dir, model=small))
     assert "wrong vocabulary size" in message
@@ -212,7 +211,7 @@ def test_fine_tuning_needs_a_base_model(run_dir: Path, path: Any, expected: str)
 
 
 def test_pretraining_starts_from_the_given_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Its first loss equals that of the given weights in transformers, and the manifest names them."""
+    """The first loss equals that of the given weights in transformers, and the manifest names them."""
     write_dataset(tmp_path, num_documents=8)  # one global batch, in any order
     model = write_hf_folder(tmp_path / "base", DENSE)
     config = training_config(tmp_path, model=model, training={"packing": "none"})
@@ -240,22 +239,22 @@ def test_pretraining_without_a_model_starts_from_random_weights(
     assert "model" not in read_manifest(run_dir / "checkpoints").inputs
 
 
-def test_training_on_a_missing_gpu(run_dir: Path) -> None:
+def test_training_on_a_missing_gpu_is_an_error(run_dir: Path) -> None:
     assert "dry_run=true" in refused(training_config(run_dir, cluster=ClusterConfig(device="cuda")))
 
 
-def test_non_finite_losses_stop_the_run_and_prune_nothing(run_dir: Path) -> None:
+def test_non_finite_losses_stop_the_run_without_pruning(run_dir: Path) -> None:
     training = {"train_iters": 40, "max_skipped": 4}
     config = training_config(run_dir, training=training, checkpoint={"save_interval": 1, "keep_last": 1})
-    wild = dataclasses.replace(config.optimizer, lr=1e20, min_lr=1e20)
-    message = refused(dataclasses.replace(config, optimizer=wild))
+    unstable = dataclasses.replace(config.optimizer, lr=1e20, min_lr=1e20)
+    message = refused(dataclasses.replace(config, optimizer=unstable))
     assert "must be finite, and were not for 4 iterations" in message
-    rows = metrics(run_dir, "checkpoints.partial")
-    assert [row["skipped"] for row in rows[-5:]] == [False, True, True, True, True]
-    assert rows[-1]["loss"] is None or rows[-1]["grad_norm"] is None
+    records = metrics(run_dir, "checkpoints.partial")
+    assert [record["skipped"] for record in records[-5:]] == [False, True, True, True, True]
+    assert records[-1]["loss"] is None or records[-1]["grad_norm"] is None
     kept = sorted(int(path.name[5:]) for path in (run_dir / "checkpoints.partial").glob("iter_???????"))
-    last_update = rows[-5]["iteration"]
-    assert kept == [last_update + number for number in range(4)], "one before the skipped iterations, and those"
+    last_update = records[-5]["iteration"]
+    assert kept == [last_update + number for number in range(4)], "a checkpoint since the last update was removed"
 
 
 @pytest.mark.parametrize(
@@ -266,31 +265,31 @@ def test_non_finite_losses_stop_the_run_and_prune_nothing(run_dir: Path) -> None
         ({"cpu_offload_fraction": 0.5}, ["optimizer.cpu_offload_fraction = 0.5", "cluster.device is cpu"]),
     ],
 )
-def test_an_optimizer_that_this_machine_cannot_run(run_dir: Path, changes: dict[str, Any], parts: list[str]) -> None:
+def test_an_unsupported_optimizer_is_an_error(run_dir: Path, changes: dict[str, Any], parts: list[str]) -> None:
     config = training_config(run_dir)
     message = refused(dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **changes)))
     assert all(part in message for part in parts)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed here")
-def test_weights_and_biases_has_to_be_installed(run_dir: Path) -> None:
+def test_weights_and_biases_must_be_installed(run_dir: Path) -> None:
     message = refused(training_config(run_dir, training={"wandb_project": "mine"}))
     assert "training.wandb_project = mine" in message
     assert "pip install wandb" in message
 
 
-def test_the_other_kind_of_optimizer_cannot_resume(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_cannot_resume_with_another_kind_of_optimizer(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = training_config(run_dir, training={"train_iters": 4}, checkpoint={"save_interval": 2})
     with monkeypatch.context() as patch:
         patch.setattr(GracefulShutdown, "requested", lambda self: KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
             run_train(config)
-    gc.collect()  # the interrupted run's frames still hold the stage lock
+    gc.collect()  # the frames of the stopped run still hold the stage lock
     other = dataclasses.replace(config, parallel=ParallelConfig(use_distributed_optimizer=False))
     assert "use_distributed_optimizer = false" in refused(other)
 
 
-def test_a_full_disk_is_reported_and_earlier_checkpoints_stay(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_does_not_destroy_earlier_checkpoints(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = dist_checkpointing.save
 
     def save_until_full(state: Any, folder: str, **kwargs: Any) -> Any:
@@ -309,7 +308,7 @@ def test_a_full_disk_is_reported_and_earlier_checkpoints_stay(run_dir: Path, mon
     work = run_dir / "checkpoints.partial"
     assert [path.name for path in work.glob("iter_???????")] == ["iter_0000002"]
     run_train(config)
-    assert [row["iteration"] for row in metrics(run_dir)] == list(range(1, 7))
+    assert [record["iteration"] for record in metrics(run_dir)] == list(range(1, 7))
 
 
 def test_a_finished_run_releases_its_process_groups(tmp_path: Path) -> None:

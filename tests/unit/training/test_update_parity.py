@@ -1,8 +1,8 @@
-"""Twenty iterations against a plain loop: transformers' model, ``torch.optim.AdamW``, one document at a time.
+"""Tests that training computes the same updates as a plain loop with transformers and ``torch.optim.AdamW``.
 
-Loss, gradient norm and every weight at the end, dense and with experts, in exact fp32. The layouts are compared with
-one process elsewhere (``tests/distributed``); here one process is compared with a loop that shares no code with it.
-Measured differences: 7e-8 (loss), 3e-7 (gradient norm) and, relative to how far training moved a weight, 6e-6.
+The tests compare loss, gradient norm and the final weights of twenty iterations, dense and with experts, in exact fp32.
+``tests/distributed`` compares layouts with one process; these tests compare one process with a loop that shares no code
+with it. Measured differences: 7e-8 (loss), 3e-7 (gradient norm) and, relative to how far training moved a weight, 6e-6.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ OPTIMIZER = OptimizerConfig(lr=2e-3, min_lr=2e-4, lr_warmup_iters=4, weight_deca
 
 
 def documents() -> list[tuple[list[int], list[int]]]:
-    """Sixteen pairs of 17 ids, prompts of 3 to 9: four fill a packed sequence of 64, so an iteration takes all."""
+    """Sixteen pairs of 17 ids, with prompts of 3 to 9. Four fill a packed sequence of 64, so an iteration uses all."""
     random = np.random.default_rng(0)
     pairs = []
     for _ in range(16):
@@ -77,7 +77,7 @@ def write_pairs(run_dir: Path) -> None:
 
 
 def run_plain_loop(root: Path, config: RunConfig) -> None:
-    """In its own process: transformers must not see the CPU adaptation for Megatron-Core."""
+    """Run the plain loop in its own process, in which the CPU adaptation for Megatron-Core is not active."""
     assert config.model is not None
     assert config.model.path is not None
     optimizer = config.optimizer
@@ -98,7 +98,7 @@ def test_losses_and_gradient_norms_agree(run: Path) -> None:
     assert expected[0]["grad_norm"] > OPTIMIZER.clip_grad > expected[-1]["grad_norm"], "clipping is not exercised"
 
 
-def test_every_weight_agrees_at_the_end(run: Path) -> None:
+def test_final_weights_agree(run: Path) -> None:
     start, expected, exported = (weights(run / name) for name in ("base", "plain", "export"))
     assert set(exported) == set(expected) == set(start)
     for name, weight in exported.items():
