@@ -80,5 +80,5 @@ def test_invalid_files_and_settings_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"texts.bin: token 9 has id 12, outside the vocabulary of 12"):
         run_preprocess(config_of(tmp_path / "run", prefix, "model.vocab_size=12"))
     assert not (tmp_path / "run" / "dataset.partial").exists()
-    with pytest.raises(ConfigError, match=r"preprocess.indexed = .*is used as it is"):
+    with pytest.raises(ConfigError, match=r"preprocess.indexed = .*is used without changes"):
         config_of(tmp_path / "run", prefix, "preprocess.compare=true")
