@@ -1,4 +1,4 @@
-"""Child processes that end with the process that started them.
+"""Starts child processes that end when their parent ends.
 
 A killed parent must not leave a child that still writes files, because a restarted parent will write the same ones.
 On Linux a process can ask for a signal when its parent dies. The request survives ``exec`` but not ``fork``, so a

@@ -1,4 +1,4 @@
-"""Reads samples from JSON lines, with a fast typed decoder that accepts exactly the fields of a sample.
+"""Reads samples from JSON lines with a fast typed decoder, which accepts exactly the fields of a sample.
 
 A line that the decoder rejects is read again by the slower ``artifacts.jsonl`` and ``Sample.from_json``. They accept a
 lone surrogate, which Python's JSON writer accepts and UTF-8 does not, and describe any other error.

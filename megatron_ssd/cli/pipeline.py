@@ -102,16 +102,15 @@ def run(arguments: argparse.Namespace) -> None:
         needed(getattr(config, section), section)
     base = _base_to_make(config)
     overrides = [*overrides, f"run_dir={config.run_dir}"]
-    left_out = {
-        "scores": None if config.proxy else "a proxy model makes scores; name one with proxy.path=FOLDER",
-        "general_benchmarks": None
-        if config.general_benchmarks.tasks
-        else "it needs tasks of lm-eval; set general_benchmarks.tasks",
-    }
-    names = [name for name in LOOP if not left_out.get(name)]
-    if arguments.until not in names:
-        rule, _, fix = str(left_out[arguments.until]).partition("; ")
+    left_out = {}
+    if config.proxy is None:
+        left_out["scores"] = ("needs a proxy model", "name one with proxy.path=FOLDER")
+    if not config.general_benchmarks.tasks:
+        left_out["general_benchmarks"] = ("needs tasks of lm-eval", "set general_benchmarks.tasks")
+    if arguments.until in left_out:
+        rule, fix = left_out[arguments.until]
         raise ConfigError(f"--until {arguments.until}", rule=rule, fix=fix)
+    names = [name for name in LOOP if name not in left_out]
     scripts = [LOOP[name] for name in names[: names.index(arguments.until) + 1]]
     total = len(scripts)
     # Problems before the base: an unreadable file or a refused problem should not cost a training run.

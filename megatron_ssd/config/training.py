@@ -99,7 +99,7 @@ class TrainingConfig:
     """The length of a sample in a packed sequence is rounded up to a multiple of this. Null means the multiple that
     context parallelism needs; the samples that share a sequence then depend on its size."""
     loss_normalization: Literal["token", "sequence"] = "token"
-    """``token`` weighs every response token of the global batch alike, ``sequence`` every sample."""
+    """``token`` gives every response token of the global batch the same weight, ``sequence`` every sample."""
     prompt_loss_weight: float = 0.0
     """Weight of a prompt token in the loss; a response token has 1."""
     ema_decay: float | None = None

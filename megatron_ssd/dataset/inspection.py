@@ -1,4 +1,4 @@
-"""Checks the files of a data set (.bin, .idx, manifest) and shows what it contains."""
+"""Shows what a data set contains, after a check of its files (.bin, .idx, manifest)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packed sequences for training, cut from Megatron's indexed data set.
+"""Builds packed sequences for training from Megatron's indexed data set.
 
 A document of n ids gives a sample of n - 1 tokens: token i is id i, and its label is id i + 1. A packed sequence is
 ``seq_length`` tokens: complete samples one after another, each a segment with position ids from 0, then padding.

@@ -1,4 +1,4 @@
-"""The preprocessing stage: run_dir/samples to run_dir/dataset.
+"""The preprocessing stage: converts run_dir/samples to run_dir/dataset.
 
 Each shard of samples becomes a part (``dataset.convert``), several at a time, and the parts are joined in the order of
 the shards. A killed run redoes unfinished shards only, and the bytes do not depend on the number of workers. Ids are

@@ -1,4 +1,4 @@
-"""The scoring stage: how likely a smaller model finds each response. run_dir/samples to run_dir/scores.
+"""The scoring stage: measures how likely each response is under a smaller model, run_dir/samples to run_dir/scores.
 
 Nothing is dropped here; ``filters.proxy_band`` uses the scores later. The proxy reads the sample's messages in its own
 chat template (or as plain text, by ``prompt.mode``) and the response in its own tokens, so it may be of any family. A

@@ -1,4 +1,4 @@
-"""The HTTP messages of a vLLM server, in terms of requests and completions."""
+"""Converts requests and completions to and from the HTTP messages of a vLLM server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sampling stage: run_dir/problems to run_dir/samples, drawn from the frozen model at the training temperature.
+"""The sampling stage: samples responses to run_dir/problems from the frozen model, in run_dir/samples.
 
 No response is run, checked or filtered here. Every planned sample gets a record; if its prompt cannot be run, the
 record says why.

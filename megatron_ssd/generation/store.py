@@ -1,4 +1,4 @@
-"""The resumable store of planned samples: files that writers append records to, which become ordered shards.
+"""Stores planned samples resumably: writers append records to files, which are merged into ordered shards.
 
 A record counts once its line is complete. Writers may be killed at any time and restarted in any number: existing
 records are found in any of the files, and an incomplete last line is ignored. The shards do not depend on the order in

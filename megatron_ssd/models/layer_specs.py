@@ -52,7 +52,7 @@ def _local_layer(config: TransformerConfig) -> ModuleSpec:
             self_attention=attention,
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
-            mlp=_local_experts() if config.num_moe_experts else _local_mlp(),
+            mlp=_local_mlp(config),
             mlp_bda=get_bias_dropout_add,
             # Checkpoint keys of TransformerEngine's fused layers, so that one checkpoint serves both specs.
             sharded_state_dict_keys_map={
@@ -63,14 +63,10 @@ def _local_layer(config: TransformerConfig) -> ModuleSpec:
     )
 
 
-def _local_mlp() -> ModuleSpec:
-    return ModuleSpec(
-        module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-    )
-
-
-def _local_experts() -> ModuleSpec:
-    """Experts as separate MLPs, because the grouped form needs CUDA kernels."""
-    mlp = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-    experts = ModuleSpec(module=SequentialMLP, submodules=mlp)
+def _local_mlp(config: TransformerConfig) -> ModuleSpec:
+    """One MLP, or experts as separate MLPs, because the grouped form needs CUDA kernels."""
+    linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    if not config.num_moe_experts:
+        return ModuleSpec(module=MLP, submodules=linears)
+    experts = ModuleSpec(module=SequentialMLP, submodules=linears)
     return ModuleSpec(module=MoELayer, submodules=MoESubmodules(experts=experts))

@@ -1,4 +1,4 @@
-"""Reads HumanEval and evalplus's HumanEval+ as problems with assert scripts.
+"""Reads HumanEval, or evalplus's HumanEval+, as problems with assert scripts.
 
 A script of HumanEval consists of the prompt (some checks use its imports and helper functions), the row's ``test``, the
 function from the program, and the call of ``check``.

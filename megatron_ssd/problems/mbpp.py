@@ -1,9 +1,9 @@
-"""Reads MBPP and evalplus's MBPP+ as problems with assert scripts.
+"""Reads MBPP, or evalplus's MBPP+, as problems with assert scripts.
 
 MBPP has one script per assertion of ``test_list``: the imports of the tests, the names that the program must define,
 ``test_setup_code`` and the assertion. The set-up runs after the program, as tasks 367 and 927 need it. A name that the
-tests use and that neither they nor Python define comes from the reference ``code``: if the reference imports it, the
-script imports it, otherwise the program must define it.
+tests use, and that neither the tests nor Python define, comes from the reference ``code``: if the reference imports it,
+the script imports it; otherwise the program must define it.
 
 MBPP+ has one script per problem, the column ``test`` of ``evalplus/mbppplus`` on the Hub. It imports NumPy, which
 ``evaluation.sandbox.packages`` must name. The released ``MbppPlus.jsonl`` is not read: evalplus's code has a list of

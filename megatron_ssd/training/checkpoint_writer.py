@@ -56,7 +56,7 @@ class CheckpointWriter:
         self._config = config
         self._queue = AsyncCallsQueue()
         # Runs in every child that multiprocessing forks from now on, and in their children.
-        multiprocessing.util.register_after_fork(self, _die_with_parent)
+        multiprocessing.util.register_after_fork(self, lambda _: die_with_parent())
 
     def save(
         self,
@@ -184,10 +184,6 @@ def _write_and_hash(
     paths = sorted(folder.glob(f"__{rank}_*"))
     with ThreadPoolExecutor(_HASH_THREADS) as threads:
         digests.put(dict(zip((path.name for path in paths), threads.map(sha256_file, paths), strict=True)))
-
-
-def _die_with_parent(_: CheckpointWriter) -> None:
-    die_with_parent()
 
 
 @contextmanager

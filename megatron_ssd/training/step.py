@@ -55,7 +55,6 @@ class LossSpikeDetector:
 
     spike_factor: float
     max_skipped: int
-    skipped: int = 0
     skipped_in_row: int = 0
     seen: int = 0
     mean: float = 0.0
@@ -71,7 +70,6 @@ class LossSpikeDetector:
 
     def skip(self) -> None:
         """Count an iteration without update."""
-        self.skipped += 1
         self.skipped_in_row += 1
 
     @property
@@ -91,12 +89,11 @@ class LossSpikeDetector:
 
     def state_dict(self) -> dict[str, Any]:
         """The counters."""
-        return {"skipped": self.skipped, "skipped_in_row": self.skipped_in_row, "seen": self.seen, "mean": self.mean}
+        return {"skipped_in_row": self.skipped_in_row, "seen": self.seen, "mean": self.mean}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore saved counters."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        self.skipped_in_row, self.seen, self.mean = state["skipped_in_row"], state["seen"], state["mean"]
 
 
 @dataclass

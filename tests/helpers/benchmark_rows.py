@@ -1,4 +1,4 @@
-"""Rows of public benchmarks in the Hub's columns, read from the data beside the checkout."""
+"""Rows of real benchmarks in the columns of the Hub."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 def rows_of(task: str, count: int | None = None, *, keep: Callable[[Row], bool] = lambda row: True) -> list[Row]:
-    """The first rows of a benchmark for which ``keep`` holds."""
+    """The first rows of a benchmark for which ``keep`` returns True."""
     path = FILES[task]
     text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
     return [row for row in map(json.loads, text.splitlines()) if keep(row)][:count]

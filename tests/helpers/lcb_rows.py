@@ -16,7 +16,7 @@ from megatron_ssd.schema import Problem
 
 
 def benchmark(path: Path, **settings: Any) -> list[Problem]:
-    """The problems in the file or folder ``path``; ``settings`` are further keys of the section ``benchmark``."""
+    """The problems in the file or folder ``path``; ``settings`` are keys of the section ``benchmark``."""
     config = build(RunConfig, {"benchmark": {"name": "livecodebench", "path": str(path), **settings}})
     assert config.benchmark is not None
     return load_benchmark(config.benchmark, config.minicode)

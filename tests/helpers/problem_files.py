@@ -15,6 +15,7 @@ from megatron_ssd.config.build import build
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.problems.stage import read_problems, run_problems
 from megatron_ssd.schema import Problem
+from tests.helpers.jsonl import write_jsonl
 
 COLUMNS = {"statement": "text", "id": "name", "starter_code": "starter", "passed": "ok"}
 
@@ -63,6 +64,11 @@ def rstar_row(number: int, question: str | None, starter_code: str | None = None
 def row(text: Any, **more: Any) -> dict[str, Any]:
     """A row in ``COLUMNS``."""
     return {"text": text, "name": f"p{abs(hash(str(text))) % 10**6}", "starter": None, "ok": True, **more}
+
+
+def evaluation_set(path: Path, text: str) -> dict[str, Any]:
+    """Write a set with one problem to ``path``; returns ``contamination.sets`` with it, under the name ``mine``."""
+    return {"mine": {"path": str(write_jsonl(path, [{"text": text}])), "columns": ["text"]}}
 
 
 def parquet(folder: Path, rows: list[dict[str, Any]]) -> Path:

@@ -19,7 +19,7 @@ def stdin_problem(identity: str = "sum", *, tests: int = 3) -> Problem:
 
 
 def sample(source: str, *, problem: str = "double", index: int = 0, fenced: bool = True) -> Sample:
-    """A sample whose response contains ``source``."""
+    """A response with the program ``source``."""
     response = f"```python\n{source}\n```" if fenced else source
     return Sample(problem_id=problem, sample_index=index, messages=[], prompt_token_ids=[], response=response,
                   response_token_ids=[], finish_reason="stop", seed=0, sampling_hash="", model_revision="")  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.generation.engine import Completion, Request, Sampler
@@ -17,7 +17,7 @@ def request(
     params: SamplingParams | None = None,
     max_tokens: int = 8,
 ) -> Request:
-    """The request with the key ("p", number), whose seed is its number by default."""
+    """The request with the key ("p", number); its seed is ``number`` by default."""
     return Request(
         prompt=Prompt(problem_id="p", messages=[], token_ids=list(prompt_token_ids)),
         sample_index=number,
@@ -27,8 +27,24 @@ def request(
     )
 
 
-def draw(sampler: Sampler, requests: Sequence[Request]) -> dict[tuple[str, int], Completion]:
-    """Sample all requests; returns the completions by key and fails unless there is one per request."""
+class CountedRequests:
+    """Iterates over ``requests``, and counts in ``num_read`` how many were read."""
+
+    def __init__(self, requests: Iterable[Request]) -> None:
+        self.num_read = 0
+        self._requests = iter(requests)
+
+    def __iter__(self) -> Iterator[Request]:
+        return self
+
+    def __next__(self) -> Request:
+        one = next(self._requests)
+        self.num_read += 1
+        return one
+
+
+def sample_all(sampler: Sampler, requests: Sequence[Request]) -> dict[tuple[str, int], Completion]:
+    """The completion of every request, by key; each must come once."""
     return by_key(sampler.sample(requests), expected=len(requests))
 
 

@@ -1,4 +1,4 @@
-"""Published samples for tests of the data set."""
+"""Samples and scores as the input of the dataset stage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EOS = 2
 
 
 def numbered(number: int, response: str = "a\nb", finish_reason: FinishReason = "stop") -> Sample:
-    """A sample of problem ``number``, whose token ids contain the number."""
+    """The sample of problem ``p{number}``, with ids that depend on ``number``."""
     ids = [10 + number, 11, 12, *([EOS] if finish_reason == "stop" else [])]
     return Sample(problem_id=f"p{number}", sample_index=0, messages=[], prompt_token_ids=[1, 10 + number],
                   response=response, response_token_ids=ids, finish_reason=finish_reason, seed=0, sampling_hash="",
@@ -33,7 +33,7 @@ SHARDS = [
 
 
 def publish_samples(run_dir: Path, shards: list[list[Sample]], facts: dict[str, object] | None = None) -> None:
-    """Publish ``run_dir/samples`` with one file per shard."""
+    """Publish the samples stage with these samples in each shard."""
     stage = Stage(name="samples", run_dir=run_dir, config={}, inputs={})
     work = stage.begin()
     for number, records in enumerate(shards):
@@ -51,7 +51,7 @@ def run_config(
     preprocess: PreprocessConfig | None = None,
     **filters: object,
 ) -> RunConfig:
-    """A configuration that makes a data set of ``run_dir/samples``; ``filters`` are fields of ``FilterConfig``."""
+    """A run that converts the published samples with these filters."""
     path = None if model_path is None else str(model_path)
     model = ModelConfig(name="m", path=path, model_type="qwen3", hidden_size=8,
                         num_hidden_layers=1, num_attention_heads=1,
@@ -63,13 +63,13 @@ def run_config(
 
 
 def documents(run_dir: Path) -> list[tuple[list[int], list[int]]]:
-    """The pairs of [prompt ids, response ids] in the published data set."""
+    """The published [prompt, response] pairs, as token ids."""
     dataset = open_indexed(run_dir / "dataset" / "samples")
     return [(dataset[i].tolist(), dataset[i + 1].tolist()) for i in range(0, len(dataset), 2)]
 
 
 def publish_scores(run_dir: Path, records: list[dict[str, object]], samples: str | None = None) -> None:
-    """Publish ``run_dir/scores`` with ``records`` in two files; ``samples`` is the hash of the scored samples."""
+    """Publish the scores stage with these records, in reverse order; ``samples`` is the hash of its input."""
     inputs = {} if samples is None else {"samples": samples}
     stage = Stage(name="scores", run_dir=run_dir, config={}, inputs=inputs)
     work = stage.begin()
@@ -82,7 +82,7 @@ def publish_scores(run_dir: Path, records: list[dict[str, object]], samples: str
 
 
 def sample(response: str = "", finish_reason: FinishReason = "stop", token_ids: tuple[int, ...] = (2,)) -> Sample:
-    """A sample of the problem "p"."""
+    """Sample 0 of the problem ``p``."""
     return Sample(problem_id="p", sample_index=0, messages=[], prompt_token_ids=[1], response=response,
                   response_token_ids=list(token_ids), finish_reason=finish_reason, seed=0, sampling_hash="",
                   model_revision="")  # fmt: skip

@@ -1,4 +1,4 @@
-"""A small run of the sampling stage, with an engine that does not need a model."""
+"""A small run of the sampling stage."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class FakeSampler:
     stop_after: int | None = None
     meanwhile: Callable[[], object] | None = None
     at_end: Callable[[], object] | None = None
-    drawn: list[Request] = dataclasses.field(default_factory=list)
+    requests: list[Request] = dataclasses.field(default_factory=list)
 
     def wait_ready(self) -> None:
         pass
 
     def sample(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Completion]]:
         for request in sorted(requests, key=lambda request: request.seed):  # not the order of the plan
-            if len(self.drawn) == self.stop_after:
+            if len(self.requests) == self.stop_after:
                 raise KeyboardInterrupt
-            if self.meanwhile is not None and len(self.drawn) == 1:
+            if self.meanwhile is not None and len(self.requests) == 1:
                 self.meanwhile()
-            self.drawn.append(request)
+            self.requests.append(request)
             yield request, tokens_of(request)
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Child processes: messages in both directions, errors, unexpected exits, and children that end with their parent."""
+"""Tests child processes: their messages, errors, unexpected exits, and that they end with their parent."""
 
 from __future__ import annotations
 

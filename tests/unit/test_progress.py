@@ -1,4 +1,4 @@
-"""The text of progress lines."""
+"""Tests the text of progress lines."""
 
 import pytest
 

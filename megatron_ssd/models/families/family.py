@@ -1,4 +1,4 @@
-"""Definition of a model family: how Hugging Face's form maps to Megatron-Core's.
+"""Defines a model family: how Hugging Face's form maps to Megatron-Core's.
 
 A Hugging Face ``config.json`` has more keys than ``ModelConfig``. Keys that both have must agree. A key that only the
 file has must have the one supported value (``fixed``), or not affect the forward pass.

@@ -1,4 +1,4 @@
-"""Hashes of large files are cached, and a changed file is hashed again."""
+"""Tests the cache of hashes of large files."""
 
 from __future__ import annotations
 

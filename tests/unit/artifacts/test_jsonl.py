@@ -1,4 +1,4 @@
-"""JSON lines: a partial last line is truncated, a broken line is reported by file and line."""
+"""Tests reading and writing files of JSON lines, also files that were cut or are still growing."""
 
 from __future__ import annotations
 

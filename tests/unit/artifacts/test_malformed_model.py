@@ -1,4 +1,4 @@
-"""Incomplete or corrupt model folders: one line that names the file, before an engine starts."""
+"""Tests the error messages for incomplete or corrupt model folders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_ssd.artifacts.hub import open_model
-from megatron_ssd.errors import UserError
+from tests.helpers.errors import one_line_error
 
 CONFIG = {"vocab_size": 512, "max_position_embeddings": 256, "eos_token_id": 7}
 NOT_JSON = {
@@ -17,28 +17,32 @@ NOT_JSON = {
     "cut": b'{"vocab_size": 5',
     "python literal": b"{'vocab_size': 5}",
     "UTF-16": "{}".encode("utf-16"),
-    "no UTF-8": b'{"a": "\xff"}',
+    "not UTF-8": b'{"a": "\xff"}',
     "NUL bytes": b"\0" * 64,
     "deep nesting": b"[" * 100_000,
     "mark of UTF-8": b"\xef\xbb\xbf{}",
     "a number of 5,000 digits": b'{"vocab_size": ' + b"1" * 5000 + b"}",
 }
-NO_OBJECT = {"list": [], "a config in a list": [{}], "null": None, "number": 7, "text": "config", "truth value": True,
-             "NaN": float("nan"), "fraction": 0.5}  # fmt: skip
-NO_SIZE = {"text": "512", "null": None, "fraction": 512.5, "whole fraction": 512.0, "negative": -1, "zero": 0,
-           "truth value": True, "list": [512], "object": {"value": 512}, "NaN": float("nan"),
-           "Infinity": float("inf"), "2^31": 2**31, "4,000 digits": 10**4000}  # fmt: skip
-NO_END = {"text": "7", "a word": "</s>", "no ids": [], "negative": -1, "at the vocabulary's end": 512, "2^63": 2**63,
-          "truth value": True, "false": False, "object": {"id": 7}, "fraction": 7.0, "NaN": float("nan"),
-          "text among ids": [7, "8"], "null among ids": [7, None], "negative among ids": [7, -1],
-          "beyond among ids": [7, 512], "truth value among ids": [True], "ids in a list": [[7]]}  # fmt: skip
+NOT_OBJECTS = {
+    "list": [], "a config in a list": [{}], "null": None, "number": 7, "text": "config", "truth value": True,
+    "NaN": float("nan"), "fraction": 0.5,
+}  # fmt: skip
+INVALID_SIZES = {
+    "text": "512", "null": None, "fraction": 512.5, "a whole number as a float": 512.0, "negative": -1, "zero": 0,
+    "truth value": True, "list": [512], "object": {"value": 512}, "NaN": float("nan"), "Infinity": float("inf"),
+    "2^31": 2**31, "4,000 digits": 10**4000,
+}  # fmt: skip
+INVALID_END_IDS = {
+    "text": "7", "a word": "</s>", "no ids": [], "negative": -1, "at the vocabulary's end": 512, "2^63": 2**63,
+    "truth value": True, "false": False, "object": {"id": 7}, "fraction": 7.0, "NaN": float("nan"),
+    "text among ids": [7, "8"], "null among ids": [7, None], "negative among ids": [7, -1],
+    "too large among ids": [7, 512], "truth value among ids": [True], "ids in a list": [[7]],
+}  # fmt: skip
 
 
 def _refused(folder: Path, message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+    with one_line_error(message):
         open_model(str(folder))
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("kind", NOT_JSON)
@@ -49,26 +53,26 @@ def test_a_config_that_is_not_json_is_named(tmp_path: Path, name: str, kind: str
     _refused(tmp_path, rf"{name}: is not JSON.*; copy it from the model again")
 
 
-@pytest.mark.parametrize("kind", NO_OBJECT)
+@pytest.mark.parametrize("kind", NOT_OBJECTS)
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 def test_a_config_that_is_not_an_object_is_named(tmp_path: Path, name: str, kind: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    (tmp_path / name).write_text(json.dumps(NO_OBJECT[kind]))
+    (tmp_path / name).write_text(json.dumps(NOT_OBJECTS[kind]))
     _refused(tmp_path, rf"/{name} with .*: is not a JSON object; copy it from the model again")
 
 
-@pytest.mark.parametrize("kind", NO_SIZE)
+@pytest.mark.parametrize("kind", INVALID_SIZES)
 @pytest.mark.parametrize("name", ["vocab_size", "max_position_embeddings"])
 def test_an_invalid_size_is_named(tmp_path: Path, name: str, kind: str) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, name: NO_SIZE[kind]}))
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, name: INVALID_SIZES[kind]}))
     _refused(tmp_path, rf"/config.json with {name} = .*: must be a whole number from 1 to 2147483647; use the config")
 
 
-@pytest.mark.parametrize("kind", NO_END)
+@pytest.mark.parametrize("kind", INVALID_END_IDS)
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 def test_an_invalid_end_token_id_is_named(tmp_path: Path, name: str, kind: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    (tmp_path / name).write_text(json.dumps({**CONFIG, "eos_token_id": NO_END[kind]}))
+    (tmp_path / name).write_text(json.dumps({**CONFIG, "eos_token_id": INVALID_END_IDS[kind]}))
     _refused(tmp_path, rf"/{name} with eos_token_id = .*: must be a token id, .* from 0 to vocab_size - 1 = 511; give")
 
 
@@ -102,5 +106,4 @@ def test_a_model_without_end_token_ids_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("missing", CONFIG)
 def test_a_missing_value_that_sampling_needs_is_named(tmp_path: Path, missing: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({key: value for key, value in CONFIG.items() if key != missing}))
-    with pytest.raises(UserError, match=rf"{missing}"):
-        open_model(str(tmp_path))
+    _refused(tmp_path, missing)

@@ -1,4 +1,4 @@
-"""The fast sample reader reads what the writer writes, and names file and line of a broken record."""
+"""Tests the fast reader of samples against the writer, and its error messages."""
 
 import dataclasses
 import json
@@ -13,12 +13,13 @@ from megatron_ssd.artifacts.jsonl import JsonlWriter, iter_jsonl
 from megatron_ssd.artifacts.samples import iter_samples
 from megatron_ssd.errors import UserError
 from megatron_ssd.schema import Sample
+from tests.helpers.jsonl import write_jsonl
 
 SAMPLE = Sample(problem_id="p", sample_index=0, messages=[{"role": "user", "content": "c"}], prompt_token_ids=[1],
                 response="r", response_token_ids=[2, 3], finish_reason="stop", seed=1, sampling_hash="h",
                 model_revision="m")  # fmt: skip
 
-# With lone surrogates, which are not UTF-8 but which Python's JSON writes and reads.
+# Includes lone surrogates, which are not valid UTF-8 but which Python's JSON writes and reads.
 any_text = st.text(st.characters(codec=None, exclude_categories=()), max_size=20)
 ids = st.lists(st.integers(0, 1 << 20), max_size=5)
 samples = st.builds(
@@ -55,8 +56,7 @@ def test_samples_are_read_as_written(tmp_path_factory: pytest.TempPathFactory, w
 def test_a_field_with_a_default_may_be_missing(tmp_path: Path) -> None:
     record = SAMPLE.to_json()
     del record["skip_reason"]
-    (tmp_path / "s.jsonl").write_text(json.dumps(record) + "\n")
-    assert list(iter_samples(tmp_path / "s.jsonl")) == [SAMPLE]
+    assert list(iter_samples(write_jsonl(tmp_path / "s.jsonl", [record]))) == [SAMPLE]
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,9 @@ def test_a_field_with_a_default_may_be_missing(tmp_path: Path) -> None:
 )
 def test_a_line_that_is_not_a_sample_is_named(tmp_path: Path, change: dict[str, Any], match: str) -> None:
     records = [SAMPLE.to_json(), SAMPLE.to_json() | change]
-    (tmp_path / "s.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    path = write_jsonl(tmp_path / "s.jsonl", records)
     with pytest.raises(UserError, match=match):
-        list(iter_samples(tmp_path / "s.jsonl"))
+        list(iter_samples(path))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Time spans: overlaps count once, and those of a killed process are kept."""
+"""Tests the time spans that a stage records."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from megatron_ssd.artifacts.spans import SpanNotes, read_spans, seconds_covered
 
 
-def test_overlaps_count_once_and_gaps_not_at_all() -> None:
+def test_overlaps_count_once_and_gaps_do_not_count() -> None:
     assert seconds_covered([]) == 0
     assert seconds_covered([[5, 8], [1, 3], [2, 4], [6, 7]]) == 3 + 3
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)).map(sorted)))
-def test_covered_seconds_are_counted_second_by_second(spans: list[list[float]]) -> None:
+def test_covered_seconds_equal_a_count_of_single_seconds(spans: list[list[float]]) -> None:
     seconds = {second for begin, end in spans for second in range(int(begin), int(end))}
     assert seconds_covered(spans) == len(seconds)
 
@@ -42,7 +42,7 @@ def test_spans_of_every_start_are_kept_by_activity(tmp_path: Path) -> None:
     assert read_spans([path]) == {"work": [[100, 109], [200, 200]], "sampling": [[103, 107]]}
 
 
-def test_spans_shortly_after_the_last_one_are_left_out(tmp_path: Path) -> None:
+def test_the_file_is_not_written_more_often_than_configured(tmp_path: Path) -> None:
     notes = SpanNotes(tmp_path / "notes.json")
     notes.begin("work")
     before = read_spans([tmp_path / "notes.json"])

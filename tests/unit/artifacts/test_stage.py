@@ -1,4 +1,4 @@
-"""A stage is published atomically, reused while it is current, and never overwritten silently."""
+"""Tests that a stage is published atomically, reused while it is current, and never overwritten silently."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) ->
         make(tmp_path, {"t": 2.0}).is_current()
 
 
-def test_replace_moves_aside_and_deletes_nothing(tmp_path: Path) -> None:
+def test_replace_moves_the_folder_aside_and_deletes_nothing(tmp_path: Path) -> None:
     publish(tmp_path, "old")
     assert not make(tmp_path, {"t": 2.0}, replace=True).is_current()
     assert (tmp_path / "samples.replaced-1" / "part.txt").read_text() == "old"
@@ -72,7 +72,7 @@ def test_begin_resumes_the_same_configuration_and_refuses_another(tmp_path: Path
 
 
 def begin_and_leave(run_dir: Path, *files: str, text: str = "1", **settings: Any) -> None:
-    """A process that began, wrote ``files`` and died."""
+    """Begin the stage and write ``files``, as a process that is killed before it publishes."""
     work = make(run_dir, **settings).begin()
     for name in files:
         (work / name).parent.mkdir(exist_ok=True)
@@ -126,7 +126,7 @@ def test_an_empty_folder_is_used_and_a_non_empty_one_is_not(tmp_path: Path) -> N
         make(tmp_path).is_current()
     assert not make(tmp_path, replace=True).is_current()
     assert (tmp_path / "samples.replaced-1" / "part.txt").is_file()
-    assert make(tmp_path).replaced() == []  # nothing in it says which configuration made it
+    assert make(tmp_path).replaced() == []  # without a manifest its configuration is not known
 
 
 @pytest.mark.parametrize("below", ["FILE", "FILE/x", "/proc/nope", "x" * 300])
@@ -138,7 +138,7 @@ def test_an_impossible_run_dir_is_one_line(tmp_path: Path, below: str) -> None:
     assert (tmp_path / "FILE").read_text() == "mine"
 
 
-def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
     stage = make(tmp_path)
     stage.begin()
     program = (
@@ -187,12 +187,12 @@ def test_internal_files_are_not_outputs(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["manifest.json", "part.txt"]
 
 
-def test_durations_of_all_starts_add_up(tmp_path: Path) -> None:
+def test_the_durations_of_all_starts_are_added(tmp_path: Path) -> None:
     stage = make(tmp_path)
     stage.begin()
     stage._seconds_before = 100.0
     stage.note_time()
-    del stage  # releases the lock, as the end of a process does
+    del stage  # releases the lock, like the end of a process
     again = make(tmp_path)
     again.begin()
     assert again.publish().seconds >= 100.0

@@ -1,4 +1,4 @@
-"""An entry point ends with one line and an exit status on user errors, disk errors and interruption."""
+"""Tests what an entry point prints and its exit status."""
 
 from __future__ import annotations
 
@@ -141,13 +141,13 @@ def test_the_pipeline_prints_its_configuration_and_starts_nothing(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("status", "promised"), [(1, True), (2, False), (-9, True)])
+@pytest.mark.parametrize(("status", "can_resume"), [(1, True), (2, False), (-9, True)])
 def test_the_pipeline_suggests_resuming_unless_the_user_must_fix_something(
-    caplog: pytest.LogCaptureFixture, status: int, promised: bool
+    caplog: pytest.LogCaptureFixture, status: int, can_resume: bool
 ) -> None:
     assert pipeline._failed(pipeline.LOOP["samples"], status) == (status if status > 0 else 137)
-    assert ("run the same command to resume" in caplog.text) is promised
-    assert ("fix the error above" in caplog.text) is not promised
+    assert ("run the same command to resume" in caplog.text) is can_resume
+    assert ("fix the error above" in caplog.text) is not can_resume
 
 
 def test_print_config_shows_the_composed_yaml_and_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,7 +160,7 @@ def test_options_may_come_between_overrides(capsys: pytest.CaptureFixture[str]) 
     assert "seed: 77" in capsys.readouterr().out
 
 
-def test_help_lists_groups(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_configuration_groups(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         entry.main(lambda _: None, description="What it does.", argv=["--help"])
     assert caught.value.code == 0

@@ -1,4 +1,4 @@
-"""What the pipeline passes to the stages that it starts."""
+"""Tests which environment variables the pipeline sets for its stages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pathlib.Path(sys.argv[0]).with_suffix(".txt").write_text(
 
 
 @pytest.mark.parametrize(("follows", "seen"), [(True, "11"), (False, "10")])
-def test_stages_are_told_whether_the_report_follows(tmp_path: Path, follows: bool, seen: str) -> None:
+def test_stages_know_whether_the_report_follows(tmp_path: Path, follows: bool, seen: str) -> None:
     script = tmp_path / "stage.py"
     script.write_text(WRITES_ENVIRONMENT)
     stage = Script(
@@ -32,7 +32,7 @@ def test_stages_are_told_whether_the_report_follows(tmp_path: Path, follows: boo
     assert script.with_suffix(".txt").read_text() == seen
 
 
-def test_a_nested_pipeline_decides_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nested_pipeline_sets_its_own_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "stage.py"
     script.write_text(WRITES_ENVIRONMENT)
     monkeypatch.setenv(REPORT_FOLLOWS, "1")

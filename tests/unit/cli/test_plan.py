@@ -1,4 +1,4 @@
-"""The planner's text and the recipes' table; every rank of every recipe is laid out."""
+"""Tests the planner's text, and that every recipe fits its GPUs."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.helpers.training_run import write_dataset
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_rank_of_a_recipe_builds_and_fits_its_gpus_memory(name: str) -> None:
+def test_every_rank_of_a_recipe_fits_into_the_memory_of_its_gpu(name: str) -> None:
     config, layout = recipe_layout(name)
     assert config.model is not None
     assert config.training.seq_length == 65536
@@ -72,7 +72,7 @@ def test_the_plan_reads_an_existing_data_set(
         (["--gpu=A100", "--mfu=0.3", "precision=fp8_tensorwise"], "no FP8 units"),
     ],
 )
-def test_invalid_plans_are_one_line(
+def test_invalid_arguments_are_one_line(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:

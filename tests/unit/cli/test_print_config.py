@@ -1,4 +1,4 @@
-"""``--print-config=all`` lists every key of every script, with the value that the stage would use."""
+"""Tests that ``--print-config=all`` lists every key of a script with the value that the script would use."""
 
 from __future__ import annotations
 

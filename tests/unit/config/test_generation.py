@@ -1,4 +1,4 @@
-"""Sampling parameters and engine settings: validation, and which of them identify the samples."""
+"""Tests the checks of sampling and engine settings, and which of them identify the samples."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import pytest
 from megatron_ssd.config.build import build
 from megatron_ssd.config.generation import EngineConfig, SamplingParams
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.errors import ConfigError
+from tests.helpers.errors import config_error
 
 SERVER = {"backend": "server", "endpoints": ["http://a:8000/v1"]}
 
 
 @pytest.mark.parametrize(
-    ("decoding", "label"),
+    ("params", "label"),
     [
         (SamplingParams(temperature=1.5, top_k=20, top_p=0.8), "T1.5-k20-p0.8"),
         (SamplingParams(min_p=0.05), "T1-k-1-p1-minp0.05"),
         (SamplingParams(min_p=0.1, repetition_penalty=1.05), "T1-k-1-p1-minp0.1-rep1.05"),
     ],
 )
-def test_labels_show_the_enabled_parameters(decoding: SamplingParams, label: str) -> None:
-    assert decoding.label == label
+def test_labels_show_the_enabled_parameters(params: SamplingParams, label: str) -> None:
+    assert params.label == label
 
 
 @pytest.mark.parametrize(
@@ -43,13 +43,9 @@ def test_labels_show_the_enabled_parameters(decoding: SamplingParams, label: str
         ("engine", {**SERVER, "options": {"quantization": "fp8"}}, ["engine.options", "vllm serve"]),
     ],
 )  # fmt: skip
-def test_wrong_values_are_one_line(section: str, values: dict[str, Any], parts: list[str]) -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_invalid_values_are_one_line(section: str, values: dict[str, Any], parts: list[str]) -> None:
+    with config_error(*parts):
         build(RunConfig, {section: values})
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
 
 
 def test_engine_options_are_passed_through() -> None:

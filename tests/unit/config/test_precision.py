@@ -1,4 +1,4 @@
-"""Precision, recomputation and expert settings: validation, and what reaches Megatron-Core."""
+"""Tests the checks of precision, recomputation and expert settings, and what Megatron-Core receives."""
 
 import dataclasses
 from typing import Any

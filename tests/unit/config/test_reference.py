@@ -1,4 +1,4 @@
-"""Every configuration key has a type, a default and a description."""
+"""Tests that every configuration key has a type, a default and a description."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_every_key_is_described(root: type) -> None:
 
 
 def below(section: type, prefix: str) -> Iterator[tuple[str, Key]]:
-    """Every key of a section and of its nested sections."""
+    """Every key of a section and of the sections in it, with its full name."""
     for key in keys_of(section):
         yield f"{prefix}{key.name}", key
         if key.section is not None:

@@ -1,4 +1,4 @@
-"""Worker rank and count: from the configuration, else from torchrun; contradictions are one line."""
+"""Tests where a worker's rank and the number of workers come from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from megatron_ssd.config.build import build
 from megatron_ssd.config.generation import WorkerConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError
+from tests.helpers.errors import one_line_error
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 
@@ -54,9 +55,8 @@ def test_shares_are_a_partition_into_equal_parts(world: int) -> None:
     ],
 )
 def test_contradictions_are_one_line(values: dict[str, int], message: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+    with one_line_error(re.escape(message), ConfigError):
         build(RunConfig, {"worker": values})
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The small world's base data: tokenizer and Megatron corpus, published and current."""
+"""Tests the tokenizer and the corpus of minicode's base model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _config(run_dir: Path) -> RunConfig:
     return RunConfig(run_dir=str(run_dir), model=MODEL, minicode=world, training=TrainingConfig(seq_length=256))
 
 
-def test_corpus_holds_the_documents_as_a_chat(tmp_path: Path) -> None:
+def test_the_corpus_contains_the_documents_as_chats(tmp_path: Path) -> None:
     config = _config(tmp_path)
     build_world(config)
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer" / "tokenizer.model"))
@@ -44,14 +44,14 @@ def test_corpus_holds_the_documents_as_a_chat(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "dataset").counts["tokens"] == int(dataset.sequence_lengths.sum())
 
 
-def test_second_build_does_nothing(tmp_path: Path) -> None:
+def test_a_second_build_does_nothing(tmp_path: Path) -> None:
     build_world(_config(tmp_path))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     build_world(_config(tmp_path))
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_vocabulary_must_be_the_model_s(tmp_path: Path) -> None:
+def test_the_vocabulary_must_have_the_models_size(tmp_path: Path) -> None:
     config = dataclasses.replace(_config(tmp_path), model=dataclasses.replace(MODEL, vocab_size=640))
     with pytest.raises(UserError, match=r"minicode\.vocab_size = 512: must be model\.vocab_size \(640\)"):
         build_world(config)

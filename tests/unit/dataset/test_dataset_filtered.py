@@ -1,4 +1,4 @@
-"""Filters within the preprocessing stage: over all shards, by any number of workers, killed and resumed."""
+"""Tests filters in the dataset stage, with several shards, several workers and interruptions."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ LOOP = LoopConfig(min_repeats=2, min_tokens=4)
 MANY = [
     [
         numbered(0, "Two\n```python\nx = 1\n```"),
-        numbered(1, "Two\n\n```python\nx  = 1\n```"),  # another problem's
+        numbered(1, "Two\n\n```python\nx  = 1\n```"),  # the same program for another problem
         dataclasses.replace(numbered(0, "Two\n\n```python\nx  = 1\n```"), sample_index=1),
         dataclasses.replace(
             numbered(2, "On\nand on and on", "length"), response_token_ids=[20, 21, 22, 23, 22, 23, 22]
@@ -35,7 +35,7 @@ MANY = [
 
 
 def kept(run_dir: Path) -> list[tuple[str, int]]:
-    return [(row["problem_id"], row["sample_index"]) for row in read_jsonl(run_dir / "dataset" / "ids.jsonl")]
+    return [(record["problem_id"], record["sample_index"]) for record in read_jsonl(run_dir / "dataset" / "ids.jsonl")]
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -54,7 +54,7 @@ def test_every_filter_together_over_all_shards(tmp_path: Path, num_workers: int)
     assert documents(tmp_path)[2] == ([1, 12], [20, 21])
 
 
-def test_there_is_no_first_pass_without_a_set_filter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_set_filter_there_is_no_first_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FirstPass, "measure", lambda *args: pytest.fail("samples were measured"))
     publish_samples(tmp_path, MANY)
     run_preprocess(run_config(tmp_path, loop=LOOP, drop_no_code=True, drop_loops=True))
@@ -79,10 +79,10 @@ def test_a_band_of_scores_over_all_shards(tmp_path: Path) -> None:
     publish_samples(tmp_path, MANY)
     with pytest.raises(UserError, match=r"filters\.proxy_band: needs the scores"):
         run_preprocess(run_config(tmp_path, proxy_band=(0.2, 0.8)))
-    scored = [row for shard in MANY for row in shard if row.problem_id != "p6"]
-    rows = [{"problem_id": row.problem_id, "sample_index": row.sample_index, "mean_logprob": -number}
-            for number, row in enumerate(scored)]  # fmt: skip
-    publish_scores(tmp_path, rows)
+    scored = [sample for shard in MANY for sample in shard if sample.problem_id != "p6"]
+    scores = [{"problem_id": sample.problem_id, "sample_index": sample.sample_index, "mean_logprob": -number}
+              for number, sample in enumerate(scored)]  # fmt: skip
+    publish_scores(tmp_path, scores)
     run_preprocess(run_config(tmp_path, proxy_band=(0.2, 0.8)))
     manifest = read_manifest(tmp_path / "dataset")
     assert manifest.dropped == {"skipped": 1, "no_proxy_score": 1, "outside_proxy_band": 2}
@@ -103,14 +103,14 @@ def test_a_killed_first_pass_resumes_with_the_unmeasured_shard(tmp_path: Path, m
     measured: list[str] = []
     measure = FirstPass.measure
 
-    def die_in_second(first_pass: FirstPass, rows: Iterator[Sample]) -> Facts:
-        found = list(rows)
+    def stop_in_second_shard(first_pass: FirstPass, samples: Iterator[Sample]) -> Facts:
+        found = list(samples)
         measured.append(found[0].problem_id)
         if len(measured) == 2:
             raise KeyboardInterrupt
         return measure(first_pass, found)
 
-    monkeypatch.setattr(FirstPass, "measure", die_in_second)
+    monkeypatch.setattr(FirstPass, "measure", stop_in_second_shard)
     with pytest.raises(KeyboardInterrupt):
         run_preprocess(config)
     run_preprocess(config)

@@ -1,9 +1,10 @@
-"""The stage as a whole: exact ids, counted reasons, and what a killed run leaves to do."""
+"""Tests the dataset stage: token ids, counts, workers, and how an interrupted run resumes."""
 
 import dataclasses
 import json
 from pathlib import Path
 from typing import Literal
+from unittest.mock import patch
 
 import pytest
 from tokenizers import Tokenizer
@@ -22,13 +23,18 @@ from megatron_ssd.schema import Sample
 from tests.helpers.samples_run import EOS, SHARDS, documents, numbered, publish_samples, run_config
 
 
-def test_documents_are_the_sampled_ids(tmp_path: Path) -> None:
+def test_documents_have_the_sampled_ids(tmp_path: Path) -> None:
     publish_samples(tmp_path, SHARDS)
     run_preprocess(run_config(tmp_path))
     kept = [SHARDS[0][0], SHARDS[0][1], SHARDS[1][1], SHARDS[1][2]]
     assert documents(tmp_path) == [(s.prompt_token_ids, s.response_token_ids) for s in kept]
-    assert [row["problem_id"] for row in read_jsonl(tmp_path / "dataset" / "ids.jsonl")] == ["p0", "p1", "p4", "p5"]
-    assert documents(tmp_path)[1][1][-1] != EOS  # cut at the cap: nothing is added
+    assert [record["problem_id"] for record in read_jsonl(tmp_path / "dataset" / "ids.jsonl")] == [
+        "p0",
+        "p1",
+        "p4",
+        "p5",
+    ]
+    assert documents(tmp_path)[1][1][-1] != EOS  # cut at the length cap: no end token is added
 
 
 def test_manifest_counts_and_lineage(tmp_path: Path) -> None:
@@ -48,29 +54,29 @@ def test_manifest_counts_and_lineage(tmp_path: Path) -> None:
 def test_shortest_fraction_is_taken_over_all_shards(tmp_path: Path) -> None:
     publish_samples(tmp_path, SHARDS)
     run_preprocess(run_config(tmp_path, drop_shortest_fraction=0.5))
-    assert [row["problem_id"] for row in read_jsonl(tmp_path / "dataset" / "ids.jsonl")] == ["p4", "p5"]
+    assert [record["problem_id"] for record in read_jsonl(tmp_path / "dataset" / "ids.jsonl")] == ["p4", "p5"]
     assert read_manifest(tmp_path / "dataset").dropped == {"empty": 1, "one_line_stub": 1, "shortest": 2}
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5])
-def test_a_killed_run_goes_on_with_the_unfinished_shard(
+def test_a_killed_run_resumes_with_the_unfinished_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fraction: float
 ) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for run_dir in (whole, killed):
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    for run_dir in (uninterrupted, killed):
         publish_samples(run_dir, SHARDS)
-    run_preprocess(run_config(whole, drop_shortest_fraction=fraction))
+    run_preprocess(run_config(uninterrupted, drop_shortest_fraction=fraction))
 
     added = []
     add = IndexedWriter.add
 
-    def die_in_second_shard(writer: IndexedWriter, *sequences: list[int]) -> None:
+    def stop_in_second_shard(writer: IndexedWriter, *sequences: list[int]) -> None:
         if sequences[0][-1] == 15:
             raise KeyboardInterrupt
         added.append(sequences[0][-1])
         add(writer, *sequences)
 
-    monkeypatch.setattr(IndexedWriter, "add", die_in_second_shard)
+    monkeypatch.setattr(IndexedWriter, "add", stop_in_second_shard)
     with pytest.raises(KeyboardInterrupt):
         run_preprocess(run_config(killed, drop_shortest_fraction=fraction))
     assert not (killed / "dataset").exists()
@@ -80,15 +86,13 @@ def test_a_killed_run_goes_on_with_the_unfinished_shard(
     monkeypatch.setattr(IndexedWriter, "add", lambda writer, *s: (added.append(s[0][-1]), add(writer, *s)))
     run_preprocess(run_config(killed, drop_shortest_fraction=fraction))
     assert not set(added) & set(in_first_shard)
-    assert read_manifest(killed / "dataset").outputs == read_manifest(whole / "dataset").outputs
+    assert read_manifest(killed / "dataset").outputs == read_manifest(uninterrupted / "dataset").outputs
 
 
 def test_a_run_killed_before_publishing_only_publishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_samples(tmp_path, SHARDS)
-    with monkeypatch.context() as patch:
-        patch.setattr(Stage, "publish", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run_preprocess(run_config(tmp_path))
+    with patch.object(Stage, "publish", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        run_preprocess(run_config(tmp_path))
     monkeypatch.setattr(convert, "iter_samples", lambda *args, **kwargs: pytest.fail("samples were read again"))
     run_preprocess(run_config(tmp_path))
     assert read_manifest(tmp_path / "dataset").counts["documents"] == 4
@@ -102,7 +106,7 @@ def test_a_second_run_does_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert "dataset: up to date" in caplog.text
 
 
-def test_broken_line_is_named(tmp_path: Path) -> None:
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
     publish_samples(tmp_path, SHARDS)
     shard = tmp_path / "samples" / "shard-00001.jsonl"
     lines = shard.read_text().splitlines()
@@ -113,11 +117,11 @@ def test_broken_line_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"shard-00001.jsonl:2.*unknown or missing"):
         run_preprocess(run_config(tmp_path))
     shard.write_text("\n".join(lines) + "\n")
-    run_preprocess(run_config(tmp_path))  # the first shard was kept, and the mended one is read
+    run_preprocess(run_config(tmp_path))  # the first shard is reused, and the fixed one is read
     assert read_manifest(tmp_path / "dataset").counts["samples"] == 6
 
 
-def test_wrong_vocabulary_missing_samples_and_nothing_left(tmp_path: Path) -> None:
+def test_missing_samples_a_wrong_vocabulary_and_no_sample_left_are_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run launch/generate\.py"):
         run_preprocess(run_config(tmp_path))
     publish_samples(tmp_path, SHARDS)
@@ -131,7 +135,7 @@ def test_wrong_vocabulary_missing_samples_and_nothing_left(tmp_path: Path) -> No
         run_preprocess(run_config(other))
 
 
-WORD_LENGTH = 2  # letters of the token that the sampled response has spelled out
+WORD_LENGTH = 2  # letters of the word that is written in single letters
 
 
 def _is_word(tokenizer: Tokenizer, id_: int) -> bool:
@@ -140,7 +144,7 @@ def _is_word(tokenizer: Tokenizer, id_: int) -> bool:
 
 
 def tokenized_shards(folder: Path) -> tuple[list[list[Sample]], int]:
-    """Five shards of responses as ``folder``'s tokenizer writes them, but for one in the second; the end token's id."""
+    """Five shards with the tokenizer's ids, except for one word of ``p3`` in single letters; and the end token's id."""
     tokenizer = fast_tokenizer(folder)
     end = tokenizer.token_to_id("<|im_end|>")
     texts = [f"```python\nx = {number}\nprint(x)\n```" for number in range(10)]
@@ -149,11 +153,11 @@ def tokenized_shards(folder: Path) -> tuple[list[list[Sample]], int]:
                             response_token_ids=[*tokenizer.encode(text, add_special_tokens=False).ids, end])
         for number, text in enumerate(texts)
     ]  # fmt: skip
-    whole = samples[3].response_token_ids
-    place, word = next((i, tokenizer.id_to_token(id_)) for i, id_ in enumerate(whole) if _is_word(tokenizer, id_))
+    ids = samples[3].response_token_ids
+    index, word = next((i, tokenizer.id_to_token(id_)) for i, id_ in enumerate(ids) if _is_word(tokenizer, id_))
     letters = [tokenizer.token_to_id(letter) for letter in word]
     assert len(letters) == WORD_LENGTH
-    samples[3] = dataclasses.replace(samples[3], response_token_ids=[*whole[:place], *letters, *whole[place + 1 :]])
+    samples[3] = dataclasses.replace(samples[3], response_token_ids=[*ids[:index], *letters, *ids[index + 1 :]])
     samples[4] = dataclasses.replace(samples[4], finish_reason="length",
                                      response_token_ids=samples[4].response_token_ids[:-1])  # fmt: skip
     return [samples[start : start + 2] for start in range(0, 10, 2)], end
@@ -176,11 +180,11 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(
     assert found[0].identity == found[1].identity == found[2].identity
 
 
-def test_sampled_ids_stay_and_the_report_says_where_the_text_reads_differently(
+def test_sampled_ids_are_kept_and_differences_from_retokenized_ids_are_recorded(
     tmp_path: Path, tiny_tokenizer: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shards, end = tokenized_shards(tiny_tokenizer)
-    samples = [row for rows in shards for row in rows]
+    samples = [sample for shard in shards for sample in shard]
     kept = {}
     for ids in ("sampled", "retokenized"):
         run_dir = tmp_path / ids
@@ -191,23 +195,23 @@ def test_sampled_ids_stay_and_the_report_says_where_the_text_reads_differently(
         kept[ids] = [response for _, response in documents(run_dir)]
         (difference,) = read_jsonl(run_dir / "dataset" / "differences.jsonl")
         assert (difference["problem_id"], difference["sample_index"]) == ("p3", 0)
-        place = difference["position"]
-        assert difference["sampled"] == samples[3].response_token_ids[max(0, place - 4) : place + 5]
+        start = difference["position"]
+        assert difference["sampled"] == samples[3].response_token_ids[max(0, start - 4) : start + 5]
         assert difference["differing_tokens"] == WORD_LENGTH
         assert difference["retokenized_tokens"] == difference["sampled_tokens"] - WORD_LENGTH + 1
         manifest = read_manifest(run_dir / "dataset")
         assert (manifest.counts["differing_samples"], manifest.counts["differing_tokens"]) == (1, WORD_LENGTH)
         assert manifest.inputs["model_tokenizer"]
         assert "1 of 10 responses differ from what was sampled, in 2 tokens" in caplog.text
-    assert kept["sampled"] == [row.response_token_ids for row in samples]
+    assert kept["sampled"] == [sample.response_token_ids for sample in samples]
     again = kept["retokenized"]
     assert again[:3] + again[4:] == kept["sampled"][:3] + kept["sampled"][4:]
     assert len(again[3]) == len(kept["sampled"][3]) - WORD_LENGTH + 1
     assert again[3][-1] == end
-    assert again[4][-1] != end  # cut at the cap: the model did not stop
+    assert again[4][-1] != end  # cut at the length cap: the model did not stop
 
 
-def test_without_a_tokenizer_there_is_no_report(tmp_path: Path) -> None:
+def test_a_comparison_needs_a_tokenizer(tmp_path: Path) -> None:
     publish_samples(tmp_path, SHARDS)
     with pytest.raises(UserError, match=r"model.path = null"):
         run_preprocess(run_config(tmp_path, preprocess=PreprocessConfig(compare=True)))
@@ -218,7 +222,7 @@ def test_without_a_tokenizer_there_is_no_report(tmp_path: Path) -> None:
         )
 
 
-def test_a_worker_that_fails_stops_the_run_and_leaves_what_is_finished(tmp_path: Path) -> None:
+def test_a_worker_that_fails_stops_the_run_and_finished_shards_are_kept(tmp_path: Path) -> None:
     shards = [[numbered(number)] for number in range(6)]
     publish_samples(tmp_path, shards)
     broken = tmp_path / "samples" / "shard-00005.jsonl"
@@ -228,15 +232,13 @@ def test_a_worker_that_fails_stops_the_run_and_leaves_what_is_finished(tmp_path:
     with pytest.raises(UserError, match=r"shard-00005.jsonl:1"):
         run_preprocess(config)
     done = sorted((tmp_path / "dataset.partial" / "parts").glob("shard-*.json"))
-    assert len(done) >= 4  # the last is given out when at most one other is still at work
+    assert len(done) >= 4  # the last shard starts when at most one other is unfinished
     finished = done[0].with_suffix(".bin")
     before = finished.stat().st_mtime_ns
     broken.write_text(line)
-    again = run_config(tmp_path, preprocess=PreprocessConfig(num_workers=1))  # another number goes on all the same
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataset_stage, "_join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run_preprocess(again)
+    again = run_config(tmp_path, preprocess=PreprocessConfig(num_workers=1))  # resumes with another number
+    with patch.object(dataset_stage, "_join", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        run_preprocess(again)
     assert finished.stat().st_mtime_ns == before
     run_preprocess(again)
-    assert [prompt for prompt, _ in documents(tmp_path)] == [row[0].prompt_token_ids for row in shards]
+    assert [prompt for prompt, _ in documents(tmp_path)] == [shard[0].prompt_token_ids for shard in shards]

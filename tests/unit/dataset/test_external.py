@@ -1,11 +1,10 @@
-"""A pair of files that Megatron-LM's own tool made becomes a run's data set, and is trained on."""
+"""Tests data sets that Megatron-LM's own tool wrote."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.cli.compose import compose_config
@@ -15,17 +14,17 @@ from megatron_ssd.dataset.inspection import run_inspect
 from megatron_ssd.dataset.stage import dataset_stage, run_preprocess
 from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.training.data import open_dataset
+from tests.helpers.megatron_texts import write_megatron_texts
 
 TEXTS = [[5, 6, 7, 8, 2], [9, 2], [10, 11, 12, 2]]
 
 
-def write_texts(prefix: Path, *, vocab_size: int = 512, sentences: int = 1) -> Path:
-    """As tools/preprocess_data.py of Megatron-LM does: a document a text, one sequence or ``sentences`` of them."""
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(vocab_size))
-    for ids in TEXTS:
-        builder.add_document(ids, [1] * (sentences - 1) + [len(ids) - sentences + 1])
-    builder.finalize(f"{prefix}.idx")
-    return prefix
+def write_texts(prefix: Path, *, vocab_size: int = 512, sentences: tuple[int, ...] = (1, 1, 1)) -> Path:
+    """Write ``TEXTS`` like Megatron-LM; ``sentences`` has the number of sentences of each text."""
+    texts = [
+        [*([id_] for id_ in ids[: count - 1]), ids[count - 1 :]] for ids, count in zip(TEXTS, sentences, strict=True)
+    ]
+    return write_megatron_texts(prefix, texts, vocab_size=vocab_size)
 
 
 def config_of(run_dir: Path, prefix: Path, *overrides: str) -> RunConfig:
@@ -33,13 +32,11 @@ def config_of(run_dir: Path, prefix: Path, *overrides: str) -> RunConfig:
                            f"run_dir={run_dir}", f"preprocess.indexed={prefix}", *overrides])  # fmt: skip
 
 
-@pytest.mark.parametrize(("vocab_size", "sentences"), [(512, 1), (70000, 1), (512, 2)])
+@pytest.mark.parametrize(("vocab_size", "sentences"), [(512, (1, 1, 1)), (70000, (1, 1, 1)), (512, (1, 2, 3))])
 def test_texts_are_published_inspected_and_trained_on(
-    tmp_path: Path, vocab_size: int, sentences: int, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, vocab_size: int, sentences: tuple[int, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     prefix = write_texts(tmp_path / "my_text_document", vocab_size=vocab_size, sentences=sentences)
-    if sentences == 2:
-        write_texts_of_any_length(prefix)
     config = config_of(tmp_path / "run", prefix)
     run_preprocess(config)
     assert dataset_stage(config).is_current()
@@ -47,24 +44,14 @@ def test_texts_are_published_inspected_and_trained_on(
     assert manifest.counts == {"documents": 3, "tokens": 11}
     assert [output["path"] for output in manifest.outputs] == ["samples.bin", "samples.idx"]
     dataset = open_dataset(config, config.model)
-    rows = sorted(
-        [*row["tokens"][: int(row["loss_weights"].sum())].tolist(), 2]
-        for row in (dataset.sequence(0, index) for index in range(dataset.num_sequences(0)))
-    )
-    assert rows == sorted(TEXTS)
+    sequences = [dataset.sequence(0, index) for index in range(dataset.num_sequences(0))]
+    texts = [[*packed["tokens"][: int(packed["loss_weights"].sum())].tolist(), 2] for packed in sequences]
+    assert sorted(texts) == sorted(TEXTS)
     run_inspect(InspectConfig(run_dir=str(tmp_path / "run")))
     assert "3, " in capsys.readouterr().out
 
 
-def write_texts_of_any_length(prefix: Path) -> None:
-    """Texts of one sentence, two and three."""
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(512))
-    for number, ids in enumerate(TEXTS):
-        builder.add_document(ids, [len(ids)] if number == 0 else [1] * number + [len(ids) - number])
-    builder.finalize(f"{prefix}.idx")
-
-
-def test_texts_are_no_pairs(tmp_path: Path) -> None:
+def test_texts_are_refused_for_fine_tuning(tmp_path: Path) -> None:
     config = config_of(tmp_path / "run", write_texts(tmp_path / "texts"), "objective=sft")
     run_preprocess(config)
     with pytest.raises(UserError, match=r"must be pairs of \[prompt, response\].*set objective=pretrain"):
@@ -72,13 +59,13 @@ def test_texts_are_no_pairs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".bin", ".idx"])
-def test_a_path_may_have_its_ending(tmp_path: Path, ending: str) -> None:
+def test_the_path_may_include_the_file_ending(tmp_path: Path, ending: str) -> None:
     prefix = write_texts(tmp_path / "texts")
     run_preprocess(config_of(tmp_path / "run", Path(f"{prefix}{ending}")))
     assert dataset_stage(config_of(tmp_path / "run", prefix)).is_current()
 
 
-def test_other_files_are_another_data_set(tmp_path: Path) -> None:
+def test_changed_files_are_an_error(tmp_path: Path) -> None:
     prefix = write_texts(tmp_path / "texts")
     run_preprocess(config_of(tmp_path / "run", prefix))
     write_texts(prefix, vocab_size=70000)
@@ -86,12 +73,12 @@ def test_other_files_are_another_data_set(tmp_path: Path) -> None:
         dataset_stage(config_of(tmp_path / "run", prefix)).is_current()
 
 
-def test_what_cannot_be_taken_is_one_line(tmp_path: Path) -> None:
+def test_invalid_files_and_settings_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing.idx: does not exist; set preprocess.indexed"):
         run_preprocess(config_of(tmp_path / "run", tmp_path / "nothing"))
     prefix = write_texts(tmp_path / "texts")
     with pytest.raises(UserError, match=r"texts.bin: token 9 has id 12, outside the vocabulary of 12"):
         run_preprocess(config_of(tmp_path / "run", prefix, "model.vocab_size=12"))
     assert not (tmp_path / "run" / "dataset.partial").exists()
-    with pytest.raises(ConfigError, match=r"preprocess.indexed = .*is used as it is"):
+    with pytest.raises(ConfigError, match=r"preprocess.indexed = .*is used without changes"):
         config_of(tmp_path / "run", prefix, "preprocess.compare=true")

@@ -1,4 +1,4 @@
-"""Reasons, counts and trained ids of single samples, and that a first pass finds the same reasons."""
+"""Tests reasons, counts and trained token ids of single samples, also in the first pass."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def test_dropped_samples_count_as_responses() -> None:
     }  # fmt: skip
 
 
-def test_a_prompt_that_was_not_run_has_no_response() -> None:
+def test_a_skipped_prompt_has_no_response() -> None:
     assert filtered(sample(finish_reason="skipped")).counts("skipped") == {DROPPED + "skipped": 1}
 
 
-def test_keep_keeps_the_loop() -> None:
+def test_by_default_the_loop_is_kept() -> None:
     assert trained(filtered(LOOPING)) == LOOPING.response_token_ids
 
 
@@ -74,7 +74,7 @@ def test_mask_end_changes_nothing_else() -> None:
     assert "end_masked" not in one.counts(None)
 
 
-def test_the_reason_of_a_first_pass_counts_instead_of_the_samples_own() -> None:
+def test_the_reason_of_the_first_pass_counts_instead_of_the_samples_own() -> None:
     assert filtered(sample("pass")).reason == "one_line_stub"
     assert DROPPED + "one_line_stub" not in filtered(sample("pass")).counts(None)
     assert filtered(sample(PROGRAM)).counts("shortest")[DROPPED + "shortest"] == 1
@@ -89,7 +89,7 @@ def test_a_first_pass_finds_the_same_reasons(tmp_path: Path, filters: dict[str, 
     assert [REASONS[index] for index in reasons] == [filtered(one, **filters).reason for one in samples]
 
 
-def test_every_count_is_among_those_that_the_data_set_begins_with() -> None:
+def test_every_count_is_in_the_list_of_counts() -> None:
     for one in (LOOPING, CUT, sample(PROGRAM)):
         assert set(filtered(one, length_capped="mask_end", mask_end_tokens=1).counts(None)) <= set(COUNTED)
 
@@ -101,10 +101,10 @@ def test_a_first_pass_can_be_pickled(tmp_path: Path) -> None:
     assert len(pickle.dumps(scored)) < 2000
 
 
-def test_scores_are_found_by_sample_whatever_their_order(tmp_path: Path) -> None:
-    rows = [{"problem_id": f"p{number}", "sample_index": index, "mean_logprob": -number - index / 4, "more": 1}
-            for number in range(5) for index in range(2)]  # fmt: skip
-    publish_scores(tmp_path, [*rows, {"problem_id": "q", "sample_index": 0, "mean_logprob": None}])
+def test_scores_in_any_order_are_found_by_sample(tmp_path: Path) -> None:
+    records = [{"problem_id": f"p{number}", "sample_index": index, "mean_logprob": -number - index / 4, "more": 1}
+               for number in range(5) for index in range(2)]  # fmt: skip
+    publish_scores(tmp_path, [*records, {"problem_id": "q", "sample_index": 0, "mean_logprob": None}])
     scores = read_scores(tmp_path)
     one = sample(PROGRAM)
     assert scores.of(dataclasses.replace(one, problem_id="p3", sample_index=1)) == -3.25

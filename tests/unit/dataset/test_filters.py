@@ -1,4 +1,4 @@
-"""Each filter by itself, and the order in which reasons are given."""
+"""Tests each filter by itself, and which reason is given if several apply."""
 
 import sys
 import warnings
@@ -11,13 +11,14 @@ from megatron_ssd.config.dataset import FilterConfig, LoopConfig
 from megatron_ssd.dataset.filters import FilteredSample, parses
 from megatron_ssd.errors import ConfigError
 from megatron_ssd.schema import Sample
+from tests.helpers.errors import one_line_error
 from tests.helpers.samples_run import PROGRAM, sample
 
-NOTHING = {"drop_empty": False, "drop_one_line_stubs": False}
+OFF = {"drop_empty": False, "drop_one_line_stubs": False}
 
 
-def reason_for(row: Sample, **filters: object) -> str | None:
-    return FilteredSample(row, FilterConfig(**filters)).reason  # type: ignore[arg-type]
+def reason_for(one: Sample, **filters: object) -> str | None:
+    return FilteredSample(one, FilterConfig(**filters)).reason  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -32,14 +33,14 @@ def reason_for(row: Sample, **filters: object) -> str | None:
         (PROGRAM, None),
     ],
 )
-def test_the_papers_minimal_filters(response: str, reason: str | None) -> None:
+def test_the_filters_of_the_paper(response: str, reason: str | None) -> None:
     assert reason_for(sample(response)) == reason
 
 
-def test_filters_can_be_off_but_what_was_never_run_always_goes() -> None:
-    assert reason_for(sample(""), **NOTHING) is None
-    assert reason_for(sample("pass"), **NOTHING) is None
-    assert reason_for(sample("", finish_reason="skipped"), **NOTHING) == "skipped"
+def test_filters_can_be_off_but_skipped_prompts_are_always_dropped() -> None:
+    assert reason_for(sample(""), **OFF) is None
+    assert reason_for(sample("pass"), **OFF) is None
+    assert reason_for(sample("", finish_reason="skipped"), **OFF) == "skipped"
 
 
 def test_token_bounds_are_inclusive() -> None:
@@ -48,14 +49,14 @@ def test_token_bounds_are_inclusive() -> None:
     assert lengths == {1: "too_few_tokens", 2: None, 3: None, 4: "too_many_tokens"}
 
 
-def test_responses_cut_at_the_length_cap_stay_unless_asked_for() -> None:
+def test_responses_at_the_length_cap_are_dropped_only_if_configured() -> None:
     cut = sample("a = 1\nb =", finish_reason="length")
     assert reason_for(cut) is None
     assert reason_for(cut, length_capped="drop") == "length_capped"
     assert reason_for(sample("a = 1\nb = 2"), length_capped="drop") is None
 
 
-def test_only_what_was_cut_can_loop() -> None:
+def test_only_responses_at_the_length_cap_are_checked_for_loops() -> None:
     loop = {"drop_loops": True, "loop": LoopConfig(min_repeats=2, min_tokens=4)}
     ids = (7, 8, 7, 8, 7)
     assert reason_for(sample("a\nb", finish_reason="length", token_ids=ids), **loop) == "looping"
@@ -64,7 +65,7 @@ def test_only_what_was_cut_can_loop() -> None:
     assert reason_for(sample("a\nb", finish_reason="length", token_ids=ids), **{**loop, "drop_loops": False}) is None
 
 
-def test_a_response_of_which_nothing_carries_loss_goes() -> None:
+def test_a_response_without_a_trained_token_is_dropped() -> None:
     mask = {"length_capped": "mask_end", "loop": LoopConfig(min_repeats=2, min_tokens=4), "mask_end_tokens": 3}
     assert reason_for(sample("a\nb", finish_reason="length", token_ids=(7, 7, 7, 7)), **mask) == "all_masked"
     assert reason_for(sample("a\nb", finish_reason="length", token_ids=(1, 2, 3)), **mask) == "all_masked"
@@ -85,23 +86,22 @@ def test_a_response_of_which_nothing_carries_loss_goes() -> None:
     ],
 )
 def test_filters_on_the_program(response: str, reason: str | None) -> None:
-    asked = {"drop_no_code": True, "languages": ("python",), "drop_unparsable": True}
-    found = reason_for(sample(response + "\nwords"), **asked)
-    assert found == reason
+    filters = {"drop_no_code": True, "languages": ("python",), "drop_unparsable": True}
+    assert reason_for(sample(response + "\nwords"), **filters) == reason
 
 
-def test_filters_on_the_program_leave_alone_what_has_none() -> None:
+def test_filters_on_the_program_keep_responses_without_one() -> None:
     assert reason_for(sample("Two\nlines."), languages=("python",), drop_unparsable=True) is None
     assert reason_for(sample("```\nx = 1\n```\nwords"), languages=("", "python")) is None
 
 
-def test_a_program_in_reasoning_that_the_prompt_opened_is_none() -> None:
+def test_a_program_in_the_reasoning_does_not_count() -> None:
     config = FilterConfig(drop_no_code=True)
     assert FilteredSample(sample(PROGRAM), config, prompt_opens_thinking=True).reason == "no_code"
     assert FilteredSample(sample(f"so\n</think>\n{PROGRAM}"), config, prompt_opens_thinking=True).reason is None
 
 
-def test_the_first_that_holds_gives_the_reason() -> None:
+def test_the_first_filter_that_applies_gives_the_reason() -> None:
     assert reason_for(sample("", finish_reason="length"), length_capped="drop", drop_no_code=True) == "empty"
     assert reason_for(sample("a\nb", finish_reason="length"), length_capped="drop", drop_no_code=True) == (
         "length_capped"
@@ -127,11 +127,11 @@ def test_the_first_that_holds_gives_the_reason() -> None:
     ],
     ids=lambda program: program[:12].strip(),
 )
-def test_what_the_parser_gives_up_on_is_no_python(program: str) -> None:
+def test_programs_that_the_parser_refuses_do_not_parse(program: str) -> None:
     assert not parses(program)
 
 
-def test_odd_but_valid_programs_are_python_and_say_nothing() -> None:
+def test_unusual_valid_programs_parse_without_warnings() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert parses("import re\nre.match('\\d', x)\nassert (1, 'x')\nif x is 1: pass")
@@ -140,7 +140,7 @@ def test_odd_but_valid_programs_are_python_and_say_nothing() -> None:
 
 
 @given(st.text(max_size=200))
-def test_parsing_any_text_ends_in_yes_or_no(program: str) -> None:
+def test_parsing_gives_a_result_for_any_text(program: str) -> None:
     try:
         compile(program, "", "exec", flags=0x400, dont_inherit=True)  # ast.PyCF_ONLY_AST
     except (SyntaxError, ValueError):
@@ -162,9 +162,8 @@ def test_parsing_any_text_ends_in_yes_or_no(program: str) -> None:
     ],
 )
 def test_wrong_settings_are_one_line(filters: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
+    with one_line_error(message, ConfigError):
         FilterConfig(**filters)  # type: ignore[arg-type]
-    assert "\n" not in str(caught.value)
 
 
 def test_wrong_bounds_of_a_loop_are_named() -> None:

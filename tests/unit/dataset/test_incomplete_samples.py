@@ -1,13 +1,15 @@
-"""Samples that are not what was published: shards gone or cut, samples twice, a folder of another stage."""
+"""Tests that samples are refused if they are not the ones that were published."""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,10 +18,11 @@ from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.dataset import PreprocessConfig
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.dataset.convert import keys_file
+from megatron_ssd.dataset import stage as dataset_stage
+from megatron_ssd.dataset.convert import Converter, keys_file
 from megatron_ssd.dataset.stage import run_preprocess
-from megatron_ssd.errors import UserError
 from megatron_ssd.schema import Sample
+from tests.helpers.errors import one_line_error
 from tests.helpers.samples_run import SHARDS, documents, numbered, publish_samples, run_config
 
 FIRST, SECOND = "shard-00000.jsonl", "shard-00001.jsonl"
@@ -31,10 +34,8 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 def _refused(config: RunConfig, message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+    with one_line_error(message):
         run_preprocess(config)
-    assert "\n" not in str(caught.value)
-    del caught
     gc.collect()  # the error's frames hold the stage and its lock
     assert not (Path(config.run_dir) / "dataset").exists()
 
@@ -44,10 +45,10 @@ def _lines(path: Path) -> list[bytes]:
 
 
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "gone": (lambda path: path.unlink(), rf"{SECOND}: does not exist, and its manifest lists it with \d+ bytes"),
+    "deleted": (lambda path: path.unlink(), rf"{SECOND}: does not exist, and its manifest lists it with \d+ bytes"),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), rf"{SECOND}: does not exist"),
     "a link to nothing": (lambda path: (path.unlink(), path.symlink_to("nothing")), rf"{SECOND}: does not exist"),
-    "emptied": (lambda path: path.write_bytes(b""), rf"{SECOND}: is empty, and its manifest lists it"),
+    "empty": (lambda path: path.write_bytes(b""), rf"{SECOND}: is empty, and its manifest lists it"),
     "without its last line": (
         lambda path: path.write_bytes(b"".join(_lines(path)[:-1])),
         rf"samples: are 5, and 6 were published; {SECOND} has 2 of them in \d+ bytes, and \d+ bytes were pub",
@@ -56,11 +57,11 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: path.write_bytes(b"".join(_lines(path)[1:])), rf"are 5, and 6 were published; {SECOND} has 2 of",
     ),
     "one line left": (lambda path: path.write_bytes(_lines(path)[0]), rf"are 4, and 6 were published; {SECOND} has 1"),
-    "another letter": (
+    "a changed letter": (
         lambda path: path.write_bytes(path.read_bytes().replace(b'"pass"', b'"past"', 1)),
         rf"{SECOND}: is not what was published: its SHA-256 differs from the manifest's; put it back",
     ),
-    "a line more": (
+    "an additional line": (
         lambda path: path.write_bytes(path.read_bytes() + json.dumps(numbered(9).to_json()).encode()),
         rf"are 7, and 6 were published; {SECOND} has 4",
     ),
@@ -70,14 +71,14 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize(
     ("change", "mode"),
     [*((change, "one process") for change in CHANGES),
-     *((change, mode) for change in ("another letter", "a line more") for mode in ("two processes", "a first pass"))],
+     *itertools.product(("a changed letter", "an additional line"), ("two processes", "a first pass"))],
 )  # fmt: skip
 def test_a_changed_shard_is_refused_until_it_is_restored(tmp_path: Path, change: str, mode: str) -> None:
     publish_samples(tmp_path, SHARDS)
     shard = tmp_path / "samples" / SECOND
     before = shard.read_bytes()
-    spoil, message = CHANGES[change]
-    spoil(shard)
+    apply, message = CHANGES[change]
+    apply(shard)
     config = run_config(tmp_path, **MODES[mode])
     _refused(config, message)
     if shard.is_dir():
@@ -91,7 +92,7 @@ def test_a_changed_shard_is_refused_until_it_is_restored(tmp_path: Path, change:
 REPEATS: dict[str, tuple[list[list[Sample]], str]] = {
     "next to each other": ([[numbered(0), numbered(0)], [numbered(1)]], rf"{FIRST}:2 .*repeats .*{FIRST}:1;"),
     "in another shard": ([[numbered(0), numbered(1)], [numbered(2), numbered(1)]], rf"{SECOND}:2 .*: .*{FIRST}:2;"),
-    "a whole shard": ([[numbered(0), numbered(1)], [numbered(0), numbered(1)]], rf"{SECOND}:1 .*: .*{FIRST}:1;"),
+    "an entire shard": ([[numbered(0), numbered(1)], [numbered(0), numbered(1)]], rf"{SECOND}:1 .*: .*{FIRST}:1;"),
     "three times": ([[numbered(0)], [numbered(0)], [numbered(0)]], rf"{SECOND}:1 .*repeats .*{FIRST}:1;"),
     "with another response": (
         [[numbered(0)], [numbered(1), dataclasses.replace(numbered(0), response="b\nc")]], rf"{SECOND}:2 .*{FIRST}:1",
@@ -116,27 +117,25 @@ def test_a_repeated_sample_is_named_with_both_lines(tmp_path: Path, kind: str, m
     _refused(run_config(tmp_path, **MODES[mode]), message)
 
 
-def test_other_samples_of_a_problem_and_numbers_in_its_name_are_no_repeats(tmp_path: Path) -> None:
+def test_samples_with_similar_keys_are_not_repeats(tmp_path: Path) -> None:
     names = [("p", 11), ("p1", 1), ("1p", 1), ("p", 1), ("", 1), ("\0p", 1), ("p\0", 1)]
-    rows = [dataclasses.replace(numbered(0), problem_id=name, sample_index=index) for name, index in names]
-    publish_samples(tmp_path, [rows[:3], rows[3:]])
+    samples = [dataclasses.replace(numbered(0), problem_id=name, sample_index=index) for name, index in names]
+    publish_samples(tmp_path, [samples[:3], samples[3:]])
     run_preprocess(run_config(tmp_path))
     assert len(documents(tmp_path)) == len(names)
 
 
-def test_two_samples_that_share_a_digest_by_chance_are_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_that_share_a_digest_by_chance_are_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("megatron_ssd.dataset.convert.key_digest", lambda problem_id, index: 7)
     publish_samples(tmp_path / "two", [[numbered(0), numbered(1)], [numbered(2)]])
     run_preprocess(run_config(tmp_path / "two"))
     assert len(documents(tmp_path / "two")) == 3
 
 
-def test_digests_take_eight_bytes_a_sample(tmp_path: Path) -> None:
+def test_digests_take_eight_bytes_per_sample(tmp_path: Path) -> None:
     publish_samples(tmp_path, SHARDS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("megatron_ssd.dataset.stage.check_complete", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run_preprocess(run_config(tmp_path))
+    with patch.object(dataset_stage, "check_complete", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        run_preprocess(run_config(tmp_path))
     keys = np.load(keys_file(tmp_path / "dataset.partial" / "parts", Path(FIRST)))
     assert (keys.dtype, keys.shape) == (np.uint64, (3,))
     run_preprocess(run_config(tmp_path))
@@ -152,7 +151,7 @@ def test_samples_of_another_stage_are_refused(tmp_path: Path, stage: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["shard-" + "x" * 300 + ".jsonl", "shard-\0.jsonl", "shard-\ud800.jsonl"])
-def test_a_shard_of_a_name_that_no_file_has_is_named(tmp_path: Path, name: str) -> None:
+def test_a_shard_with_an_impossible_file_name_is_named(tmp_path: Path, name: str) -> None:
     publish_samples(tmp_path, SHARDS)
     path = tmp_path / "samples" / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -161,13 +160,13 @@ def test_a_shard_of_a_name_that_no_file_has_is_named(tmp_path: Path, name: str) 
     _refused(run_config(tmp_path), r"shard-.*\.jsonl: does not exist")
 
 
-def test_a_shard_that_was_published_empty_is_no_loss(tmp_path: Path) -> None:
+def test_a_shard_may_be_empty_if_it_was_published_so(tmp_path: Path) -> None:
     publish_samples(tmp_path, [[numbered(0)], [], [numbered(1)]])
     run_preprocess(run_config(tmp_path))
     assert len(documents(tmp_path)) == 2
 
 
-def test_samples_that_nobody_counted_are_refused(tmp_path: Path) -> None:
+def test_samples_without_a_count_in_their_manifest_are_refused(tmp_path: Path) -> None:
     publish_samples(tmp_path, SHARDS)
     path = tmp_path / "samples" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "counts": {}}))
@@ -186,12 +185,8 @@ def test_a_shard_that_changed_since_it_was_measured_is_refused(tmp_path: Path) -
     config = run_config(tmp_path, drop_shortest_fraction=0.5)
     shard = tmp_path / "samples" / SECOND
     before = shard.read_bytes()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "megatron_ssd.dataset.convert.Converter.write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
-        with pytest.raises(KeyboardInterrupt):
-            run_preprocess(config)
+    with patch.object(Converter, "write", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        run_preprocess(config)
     for changed in (_lines(shard)[0], before + json.dumps(numbered(9).to_json()).encode()):
         shard.write_bytes(changed)
         _refused(config, rf"{SECOND}: has changed since an earlier start")

@@ -1,4 +1,4 @@
-"""The bytes of .bin and .idx, written out, and held against Megatron-Core's own classes."""
+"""Tests the bytes of .bin and .idx files, and compares them with those of Megatron-Core."""
 
 import struct
 from pathlib import Path
@@ -11,11 +11,12 @@ from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, Indexe
 
 from megatron_ssd.dataset.indexed import IndexedWriter, id_type, join_indexed, open_indexed, read_index, read_indexed
 from megatron_ssd.errors import UserError
+from tests.helpers.megatron_texts import write_megatron_texts
 
 DOCUMENTS = [([5, 6, 7], [8, 9]), ([258], [])]
-HEADER = "4d4d494449445800 00  0100000000000000 {code}  0400000000000000  0300000000000000"  # 4 sequences, 3 borders
+HEADER = "4d4d494449445800 00  0100000000000000 {code}  0400000000000000  0300000000000000"  # 4 sequences, 3 indices
 LENGTHS = "03000000 02000000 01000000 00000000"
-BORDERS = "0000000000000000 0200000000000000 0400000000000000"
+DOCUMENT_INDICES = "0000000000000000 0200000000000000 0400000000000000"
 GOLDEN = {  # vocabulary: (.bin, id type, offsets)
     65499: ("0500 0600 0700 0800 0900 0201", "08",
             "0000000000000000 0600000000000000 0a00000000000000 0c00000000000000"),
@@ -31,7 +32,7 @@ def test_the_bytes_of_two_documents(tmp_path: Path, vocab_size: int) -> None:
         for prompt, response in DOCUMENTS:
             writer.add(prompt, response)
     assert (tmp_path / "data.bin").read_bytes() == bytes.fromhex(ids)
-    golden = bytes.fromhex(" ".join([HEADER.format(code=code), LENGTHS, offsets, BORDERS]))
+    golden = bytes.fromhex(" ".join([HEADER.format(code=code), LENGTHS, offsets, DOCUMENT_INDICES]))
     assert (tmp_path / "data.idx").read_bytes() == golden
     (tmp_path / "literal.bin").write_bytes(bytes.fromhex(ids))
     (tmp_path / "literal.idx").write_bytes(golden)
@@ -40,7 +41,7 @@ def test_the_bytes_of_two_documents(tmp_path: Path, vocab_size: int) -> None:
     assert dataset.document_indices.tolist() == [0, 2, 4]
 
 
-def test_the_width_of_an_id_is_the_one_that_megatron_core_chooses() -> None:
+def test_the_id_type_is_the_one_that_megatron_core_chooses() -> None:
     for vocab_size in (1, 512, 32000, 65499, 65500, 65536, 151936):
         assert id_type(vocab_size) == DType.optimal_dtype(vocab_size)
 
@@ -50,24 +51,21 @@ documents = st.lists(st.lists(st.lists(st.integers(0, 299), max_size=6), max_siz
 
 @settings(max_examples=40)
 @given(documents=documents, cut=st.integers(0, 8), vocab_size=st.sampled_from([300, 70000]))
-def test_any_documents_are_what_megatron_cores_builder_writes_whole_or_joined(
+def test_files_written_at_once_or_joined_equal_those_of_megatron_core(
     tmp_path_factory: pytest.TempPathFactory, documents: list[list[list[int]]], cut: int, vocab_size: int
 ) -> None:
     folder = tmp_path_factory.mktemp("data")
-    builder = IndexedDatasetBuilder(str(folder / "megatron.bin"), dtype=DType.optimal_dtype(vocab_size))
-    for sequences in documents:
-        builder.add_document([id_ for sequence in sequences for id_ in sequence], [len(s) for s in sequences])
-    builder.finalize(str(folder / "megatron.idx"))
-    for name, part in (("whole", documents), ("first", documents[:cut]), ("second", documents[cut:])):
+    write_megatron_texts(folder / "megatron", documents, vocab_size=vocab_size)
+    for name, part in (("complete", documents), ("first", documents[:cut]), ("second", documents[cut:])):
         with IndexedWriter(folder / name, vocab_size=vocab_size) as writer:
             for sequences in part:
                 writer.add(*sequences)
     join_indexed([folder / "first", folder / "second"], folder / "joined")
     for ending in ("bin", "idx"):
         expected = (folder / f"megatron.{ending}").read_bytes()
-        assert (folder / f"whole.{ending}").read_bytes() == expected
+        assert (folder / f"complete.{ending}").read_bytes() == expected
         assert (folder / f"joined.{ending}").read_bytes() == expected
-    index = read_index(folder / "whole.idx")
+    index = read_index(folder / "complete.idx")
     assert index.num_documents == len(documents)
     assert index.lengths.tolist() == [len(sequence) for sequences in documents for sequence in sequences]
 
@@ -81,14 +79,14 @@ def test_missing_and_broken_files_are_one_line(tmp_path: Path) -> None:
     Path(f"{prefix}.bin").write_bytes(b"12")
     with pytest.raises(UserError, match="has 2 bytes, but its index counts 8"):
         open_indexed(prefix)
-    for rubbish in (b"", b"rubbish", b"rubbish" * 9):
-        Path(f"{prefix}.idx").write_bytes(rubbish)
+    for junk in (b"", b"junk", b"junk" * 9):
+        Path(f"{prefix}.idx").write_bytes(junk)
         with pytest.raises(UserError, match="not a complete Megatron index"):
             open_indexed(prefix)
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "match"),
+    ("offset", "value", "match"),
     [
         (17, struct.pack("<B", 7), "type 7 is not a type of token ids"),
         (34, struct.pack("<i", -3), "negative length"),
@@ -99,13 +97,13 @@ def test_missing_and_broken_files_are_one_line(tmp_path: Path) -> None:
         (34 + 4 * 12 + 16, struct.pack("<q", 3), "do not rise from 0 to the 4 sequences"),
     ],
 )
-def test_an_index_that_contradicts_itself_is_named(tmp_path: Path, place: int, value: bytes, match: str) -> None:
+def test_an_index_that_contradicts_itself_is_named(tmp_path: Path, offset: int, value: bytes, match: str) -> None:
     with IndexedWriter(tmp_path / "data", vocab_size=1000) as writer:
         for prompt, response in DOCUMENTS:
             writer.add(prompt, response)
     path = tmp_path / "data.idx"
     content = bytearray(path.read_bytes())
-    content[place : place + len(value)] = value
+    content[offset : offset + len(value)] = value
     path.write_bytes(content)
     with pytest.raises(UserError, match=match):
         read_indexed(tmp_path / "data")
@@ -129,7 +127,7 @@ def test_a_data_set_without_a_token_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("modes", [[0, 0], [0, 1]])
-def test_of_multimodal_data_sets_text_alone_opens(tmp_path: Path, modes: list[int]) -> None:
+def test_a_multimodal_data_set_opens_only_if_it_is_all_text(tmp_path: Path, modes: list[int]) -> None:
     builder = IndexedDatasetBuilder(str(tmp_path / "data.bin"), dtype=np.int32, multimodal=True)
     builder.add_document(np.array([1, 2, 3]), [2, 1], modes)
     builder.finalize(str(tmp_path / "data.idx"))

@@ -1,17 +1,15 @@
-"""tools/inspect_dataset.py: what it shows, and that it names whatever does not belong together."""
+"""Tests what ``tools/inspect_dataset.py`` prints, and which inconsistencies it finds."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from megatron_ssd.artifacts.hashing import sha256_file
 from megatron_ssd.artifacts.manifest import FILE_NAME, manifest_json, read_manifest
@@ -21,7 +19,8 @@ from megatron_ssd.dataset.indexed import IndexedWriter
 from megatron_ssd.dataset.inspection import run_inspect
 from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.prompts.tokenizer import fast_tokenizer
-from tests.helpers.paths import ROOT
+from tests.helpers.megatron_texts import write_megatron_texts
+from tests.helpers.scripts import run_script
 
 PAIRS = [("solve it", "x = 1"), ("again", "\x1b[31my = 2"), ("more", "")]
 
@@ -50,7 +49,7 @@ def show(capsys: pytest.CaptureFixture[str], **keys: Any) -> str:
     return capsys.readouterr().out
 
 
-def test_counts_lengths_and_ids(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_counts_lengths_and_ids_are_shown(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = show(capsys, run_dir=str(run_dir), examples=1)
     for part in ("3, pairs of [prompt, response]", "uint16, all below 512",
                  "1 of the responses sampled have no end token",
@@ -61,7 +60,7 @@ def test_counts_lengths_and_ids(run_dir: Path, capsys: pytest.CaptureFixture[str
     assert str(numbers[0]) in shown.split("[prompt, no loss]")[1]  # no tokenizer: ids
 
 
-def test_examples_are_decoded_with_marks_and_cannot_steer_a_terminal(
+def test_examples_are_decoded_with_marks_and_without_control_characters(
     run_dir: Path, tiny_tokenizer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shown = show(capsys, run_dir=str(run_dir), tokenizer=str(tiny_tokenizer), examples=3)
@@ -72,7 +71,7 @@ def test_examples_are_decoded_with_marks_and_cannot_steer_a_terminal(
     assert "solve it" in show(capsys, run_dir=str(run_dir))
 
 
-def test_a_terminal_gets_colours_unless_it_wants_none(
+def test_a_terminal_gets_colours_unless_no_color_is_set(
     run_dir: Path, tiny_tokenizer: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -82,13 +81,15 @@ def test_a_terminal_gets_colours_unless_it_wants_none(
     assert "\x1b" not in show(capsys, **keys)
 
 
-def test_long_texts_lose_their_middle(run_dir: Path, tiny_tokenizer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_middle_of_long_texts_is_left_out(
+    run_dir: Path, tiny_tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shown = show(capsys, run_dir=str(run_dir), tokenizer=str(tiny_tokenizer), max_characters=4, examples=1)
     assert "sol\n... 4 characters ...\nt" in shown
 
 
 def rewrite_manifest(folder: Path, **changes: Any) -> None:
-    """Change the manifest, and let it know sizes and hashes as they now are."""
+    """Change fields of the manifest, and update its sizes and hashes."""
     outputs = [{"path": o["path"], "sha256": sha256_file(folder / o["path"]),
                 "bytes": (folder / o["path"]).stat().st_size} for o in read_manifest(folder).outputs]  # fmt: skip
     manifest = dataclasses.replace(read_manifest(folder), outputs=outputs, **changes)
@@ -101,7 +102,7 @@ def flip_a_bit(folder: Path) -> None:
     (folder / "samples.bin").write_bytes(content)
 
 
-def too_large_an_id(folder: Path) -> None:
+def write_too_large_an_id(folder: Path) -> None:
     content = bytearray((folder / "samples.bin").read_bytes())
     content[2:4] = b"\x00\x02"
     (folder / "samples.bin").write_bytes(content)
@@ -130,7 +131,7 @@ def move_a_pointer(folder: Path) -> None:
         (cut_the_bin, r"samples.bin: has \d+ bytes, but its index counts"),
         (move_a_pointer, r"samples.idx: sequence 1 begins at byte"),
         (flip_a_bit, r"samples.bin: is not what was published: its SHA-256 differs"),
-        (too_large_an_id, r"samples.bin: token 1 has id 512, outside the vocabulary of 512"),
+        (write_too_large_an_id, r"samples.bin: token 1 has id 512, outside the vocabulary of 512"),
         (drop_a_name, r"ids.jsonl: has 2 lines for 3 documents"),
         (lambda folder: (folder / "ids.jsonl").unlink(), r"ids.jsonl: is missing"),
         (lambda folder: (folder / "ids.jsonl").write_text("{}\n"), r"ids.jsonl: has 3 bytes; \d+ were published"),
@@ -140,7 +141,7 @@ def move_a_pointer(folder: Path) -> None:
          r"samples.idx: counts \d+ response tokens but the manifest has 1"),
     ],
 )  # fmt: skip
-def test_what_does_not_belong_together_is_named(run_dir: Path, damage: Any, match: str) -> None:
+def test_inconsistent_files_are_named(run_dir: Path, damage: Any, match: str) -> None:
     damage(run_dir / "dataset")
     with pytest.raises(UserError, match=match):
         run_inspect(InspectConfig(run_dir=str(run_dir)))
@@ -151,30 +152,25 @@ def test_hashes_can_be_left_out(run_dir: Path, capsys: pytest.CaptureFixture[str
     assert "without hashes" in show(capsys, run_dir=str(run_dir), hashes=False)
 
 
-def test_a_pair_that_megatron_lm_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    builder = IndexedDatasetBuilder(str(tmp_path / "text_document.bin"), dtype=np.int32)
-    builder.add_document(np.array([1, 2, 3, 70000]), [4])
-    builder.add_document(np.array([4, 5, 70000]), [1, 2])
-    builder.finalize(str(tmp_path / "text_document.idx"))
-    shown = show(capsys, path=str(tmp_path / "text_document"))
+def test_a_data_set_of_megatron_lm_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [[[1, 2, 3, 70000]], [[4], [5, 70000]]]
+    prefix = write_megatron_texts(tmp_path / "text_document", texts, vocab_size=100_000)
+    shown = show(capsys, path=str(prefix))
     for part in ("2, 3 sequences", "int32, largest 70,000", "there is no manifest", "document 1: 1 + 2 tokens",
                  "[loss]\n1 2 3 70000", "4 to         7           1"):  # fmt: skip
         assert part in shown, shown
     assert "no loss" not in shown
 
 
-def test_the_tool_itself(run_dir: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "tools/inspect_dataset.py", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-    done = run(f"run_dir={run_dir}")
+def test_the_script_prints_the_result_or_one_line(run_dir: Path) -> None:
+    script = "tools/inspect_dataset.py"
+    done = run_script(script, f"run_dir={run_dir}")
     assert (done.returncode, done.stderr) == (0, "")
     assert "3, pairs" in done.stdout
     cut_the_bin(run_dir / "dataset")
-    done = run(f"run_dir={run_dir}")
+    done = run_script(script, f"run_dir={run_dir}")
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1
-    assert "run_dir" in run("--help").stdout
+    assert "run_dir" in run_script(script, "--help").stdout
     with pytest.raises(ConfigError, match="one of them must name the data set"):
         InspectConfig()

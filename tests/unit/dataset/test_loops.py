@@ -1,4 +1,4 @@
-"""The loop detector against its definition, written out."""
+"""Tests the loop detector against a direct implementation of its definition."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from megatron_ssd.dataset.filters import loop_start
 
 
 def by_definition(ids: list[int], config: LoopConfig) -> int | None:
+    """Start of the loop with the shortest period that is long enough."""
     for period in range(1, config.max_period + 1):
         length = min(period, len(ids))
         while length < len(ids) and ids[-1 - length] == ids[-1 - length + period]:
@@ -38,7 +39,7 @@ endings = st.builds(
 @example(ids=[], config=LoopConfig())
 @example(ids=[1], config=LoopConfig(min_tokens=2, min_repeats=2))
 @example(ids=[1, 1], config=LoopConfig(min_tokens=2, min_repeats=2))
-def test_the_loop_is_the_definitions(ids: list[int], config: LoopConfig) -> None:
+def test_the_start_of_the_loop_equals_the_definition(ids: list[int], config: LoopConfig) -> None:
     assert loop_start(ids, config) == by_definition(ids, config)
 
 
@@ -49,7 +50,7 @@ def test_a_loop_is_found_wherever_its_last_repeat_is_cut(unit: list[int], cut: i
     assert loop_start(ids, LoopConfig()) == before
 
 
-def test_what_is_too_short_too_rare_or_too_long_a_period_is_no_loop() -> None:
+def test_bounds_of_length_repeats_and_period() -> None:
     head = list(range(1000, 1100))
     config = LoopConfig(max_period=10, min_repeats=3, min_tokens=12)
     assert loop_start(head + [1] * 11, config) is None
@@ -60,8 +61,8 @@ def test_what_is_too_short_too_rare_or_too_long_a_period_is_no_loop() -> None:
     assert loop_start(head + [1] * 50 + [2], config) is None
 
 
-def test_the_defaults_on_a_response_of_the_longest_kind() -> None:
-    """Random ids, one paragraph again and again, a constant, and the worst case: near misses at every period."""
+def test_the_defaults_with_very_long_responses() -> None:
+    """Random ids, a repeated paragraph, a constant, and the worst case: almost a loop at every period."""
     generator = np.random.default_rng(0)
     text = generator.integers(0, 50_000, 65_536)
     assert loop_start(text, LoopConfig()) is None
@@ -73,11 +74,11 @@ def test_the_defaults_on_a_response_of_the_longest_kind() -> None:
     assert loop_start(near, LoopConfig()) is None
 
 
-def test_lists_and_arrays_are_alike() -> None:
+def test_lists_and_arrays_give_the_same_result() -> None:
     ids = [1, 2, 3] + [4, 5] * 70
     assert loop_start(ids, LoopConfig()) == loop_start(np.array(ids), LoopConfig()) == 3
 
 
 @pytest.mark.parametrize("length", range(5))
-def test_short_responses_hold_no_loop(length: int) -> None:
+def test_short_responses_have_no_loop(length: int) -> None:
     assert loop_start([7] * length, LoopConfig()) is None

@@ -1,14 +1,14 @@
-"""Packed sequences: every id, label and loss weight is where it belongs, for every packing mode."""
+"""Tests the token ids, labels and loss weights of packed sequences in every packing mode."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
 from megatron_ssd.dataset.indexed import IndexedWriter
 from megatron_ssd.dataset.packed_dataset import PackedDataset
 from megatron_ssd.errors import UserError
+from tests.helpers.megatron_texts import write_megatron_texts
 
 VOCAB = 100
 SEQ_LENGTH = 16
@@ -38,7 +38,7 @@ def random_pairs() -> list[tuple[list[int], list[int]]]:
     ]
 
 
-def test_one_sample_by_hand(tmp_path: Path) -> None:
+def test_one_sample_equals_a_hand_computation(tmp_path: Path) -> None:
     dataset = open_dataset(write_pairs(tmp_path / "data", [([5, 6, 7], [8, 9])]), seq_length=6, pad_id=1)
     packed = dataset.sequence(0, 0)
     assert packed["tokens"].tolist() == [5, 6, 7, 8, 1, 1]
@@ -49,7 +49,7 @@ def test_one_sample_by_hand(tmp_path: Path) -> None:
     assert packed["loss_weights"].dtype == np.float32
 
 
-def test_pretraining_weighs_every_token(tmp_path: Path) -> None:
+def test_pretraining_has_loss_on_every_token(tmp_path: Path) -> None:
     with IndexedWriter(tmp_path / "data", vocab_size=VOCAB) as writer:
         writer.add([3, 4, 5])
     packed = open_dataset(tmp_path / "data", objective="pretrain", seq_length=4).sequence(0, 0)
@@ -58,7 +58,7 @@ def test_pretraining_weighs_every_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packing", ["none", "greedy", "best_fit"])
-def test_an_epoch_holds_each_sample_once_with_its_targets(
+def test_an_epoch_contains_each_sample_once_with_its_targets(
     tmp_path: Path, random_pairs: list[tuple[list[int], list[int]]], packing: str
 ) -> None:
     dataset = open_dataset(write_pairs(tmp_path / "data", random_pairs), packing=packing)
@@ -78,7 +78,7 @@ def test_an_epoch_holds_each_sample_once_with_its_targets(
 
 
 @pytest.mark.parametrize("packing", ["none", "greedy"])
-def test_locate_walks_through_epochs_in_any_order(
+def test_locate_finds_the_sequences_of_all_epochs_in_any_order(
     tmp_path: Path, random_pairs: list[tuple[list[int], list[int]]], packing: str
 ) -> None:
     prefix = write_pairs(tmp_path / "data", random_pairs)
@@ -88,11 +88,11 @@ def test_locate_walks_through_epochs_in_any_order(
     assert open_dataset(prefix, packing=packing).locate(len(expected) - 1) == expected[-1]
 
 
-def test_overlong_policies(tmp_path: Path) -> None:
+def test_overlong_samples_are_dropped_truncated_or_an_error(tmp_path: Path) -> None:
     prefix = write_pairs(tmp_path / "data", [([1] * 4, [2] * 30), ([1] * 20, [2]), ([1], [2])])
     dropped = open_dataset(prefix)
     assert (dropped.counts["samples"], dropped.counts["overlong"], dropped.counts["no_target"]) == (1, 2, 0)
-    cut = open_dataset(prefix, overlong="truncate")  # the second sample is left with nothing to learn
+    cut = open_dataset(prefix, overlong="truncate")  # no token with loss is left of the second sample
     assert (cut.counts["samples"], cut.counts["overlong"], cut.counts["no_target"]) == (2, 2, 1)
     assert cut.counts["target_tokens"] == (SEQ_LENGTH - 3) + 1
     with pytest.raises(UserError, match=r"2 samples are longer \(document 0: 33 tokens\)"):
@@ -111,7 +111,7 @@ def test_empty_responses_are_not_samples(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packing", ["greedy", "best_fit"])
-def test_lengths_are_rounded_up_without_loss_on_the_rest(
+def test_samples_are_padded_to_a_multiple_without_loss_on_the_padding(
     tmp_path: Path, random_pairs: list[tuple[list[int], list[int]]], packing: str
 ) -> None:
     dataset = open_dataset(write_pairs(tmp_path / "data", random_pairs), packing=packing, segment_multiple=4)
@@ -135,7 +135,9 @@ def test_lengths_are_rounded_up_without_loss_on_the_rest(
     assert sorted(seen) == list(range(len(random_pairs)))
 
 
-def test_one_sample_alone_and_no_sample(tmp_path: Path, random_pairs: list[tuple[list[int], list[int]]]) -> None:
+def test_a_sequence_of_one_sample_and_an_empty_sequence(
+    tmp_path: Path, random_pairs: list[tuple[list[int], list[int]]]
+) -> None:
     dataset = open_dataset(write_pairs(tmp_path / "data", random_pairs), packing="greedy")
     packed, alone = dataset.sequence(0, 0), dataset.single_sample_sequence(0, 0, 1)
     where = packed["segment_ids"] == 2
@@ -146,7 +148,7 @@ def test_one_sample_alone_and_no_sample(tmp_path: Path, random_pairs: list[tuple
     assert empty["loss_weights"].sum() == empty["segment_ids"].sum() == 0
 
 
-def test_held_out_documents_are_in_one_part_and_depend_on_the_seed_alone(
+def test_held_out_documents_are_in_one_split_and_depend_only_on_the_seed(
     tmp_path: Path, random_pairs: list[tuple[list[int], list[int]]]
 ) -> None:
     prefix = write_pairs(tmp_path / "data", random_pairs)
@@ -155,9 +157,9 @@ def test_held_out_documents_are_in_one_part_and_depend_on_the_seed_alone(
         dataset = open_dataset(prefix, validation_fraction=0.2, split=split, **changes)
         assert dataset.counts["held_out"] == 8
         assert dataset.counts["documents"] == 40
-        rows = [dataset.samples_in_sequence(0, index).tolist() for index in range(dataset.num_sequences(0))]
-        assert dataset.counts["samples"] == sum(map(len, rows))
-        return {document for packed in rows for document in packed}
+        sequences = [dataset.samples_in_sequence(0, index).tolist() for index in range(dataset.num_sequences(0))]
+        assert dataset.counts["samples"] == sum(map(len, sequences))
+        return {document for sequence in sequences for document in sequence}
 
     train, validation = documents("train"), documents("validation")
     assert len(validation) == 8
@@ -169,13 +171,13 @@ def test_held_out_documents_are_in_one_part_and_depend_on_the_seed_alone(
     assert short < validation
 
 
-def test_nothing_left_after_holding_out_is_named(tmp_path: Path) -> None:
+def test_a_data_set_without_training_samples_is_named(tmp_path: Path) -> None:
     prefix = write_pairs(tmp_path / "data", [([1, 2], [3])])
     with pytest.raises(UserError, match=r"no sample is left.*validation_fraction"):
         open_dataset(prefix, validation_fraction=0.5)
 
 
-def test_the_report_counts_what_was_left_out(tmp_path: Path) -> None:
+def test_the_report_counts_overlong_samples(tmp_path: Path) -> None:
     prefix = write_pairs(tmp_path / "data", [([1] * 4, [2] * 30), ([1] * 4, [2] * 5), ([1] * 3, [2] * 4), ([1], [2])])
     report = open_dataset(prefix, packing="best_fit").packing_report()
     assert (report.samples, report.overlong, report.tokens, report.sequences) == (3, 1, 8 + 6 + 1, 1)
@@ -183,27 +185,14 @@ def test_the_report_counts_what_was_left_out(tmp_path: Path) -> None:
     assert report.padded_efficiency == pytest.approx(15 / 48)
 
 
-def test_largest_id(tmp_path: Path) -> None:
+def test_the_largest_token_id(tmp_path: Path) -> None:
     assert open_dataset(write_pairs(tmp_path / "data", [([1, 99], [2])])).max_token_id() == 99
 
 
-def test_wrong_objective_is_named(tmp_path: Path) -> None:
+def test_a_wrong_objective_is_named(tmp_path: Path) -> None:
     prefix = write_pairs(tmp_path / "data", [([1], [2])])
     with pytest.raises(UserError, match=r"every document has 2 sequences.*set objective=sft"):
         open_dataset(prefix, objective="pretrain")
-
-
-def megatron_lm_pair(prefix: Path, documents: list[list[list[int]]], *, vocab_size: int) -> Path:
-    """As Megatron-LM's tools/preprocess_data.py writes texts: one sequence each, or one a sentence, then the end id."""
-    end = vocab_size - 1
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(vocab_size))
-    for sentences in documents:
-        ids = [id_ for sentence in sentences for id_ in sentence] + [end]  # --append-eod
-        lengths = [len(sentence) for sentence in sentences]
-        lengths[-1] += 1
-        builder.add_document(ids, lengths)
-    builder.finalize(f"{prefix}.idx")
-    return prefix
 
 
 @pytest.mark.parametrize("vocab_size", [100, 150000])
@@ -211,8 +200,9 @@ def megatron_lm_pair(prefix: Path, documents: list[list[list[int]]], *, vocab_si
 def test_texts_and_sentences_that_megatron_lm_wrote_are_trained_on(
     tmp_path: Path, vocab_size: int, packing: str
 ) -> None:
-    documents = [[[1, 2, 3]], [[4], [5, 6], [7, 8]], [[vocab_size - 2] * 5, [9]]]
-    prefix = megatron_lm_pair(tmp_path / "text_document", documents, vocab_size=vocab_size)
+    end = vocab_size - 1
+    documents = [[[1, 2, 3, end]], [[4], [5, 6], [7, 8, end]], [[vocab_size - 2] * 5, [9, end]]]
+    prefix = write_megatron_texts(tmp_path / "text_document", documents, vocab_size=vocab_size)
     dataset = open_dataset(prefix, objective="pretrain", packing=packing)
     seen = {}
     for index in range(dataset.num_sequences(0)):
@@ -221,9 +211,9 @@ def test_texts_and_sentences_that_megatron_lm_wrote_are_trained_on(
             where = packed["segment_ids"] == segment
             assert (packed["loss_weights"][where] == 1).all()
             seen[document] = [*packed["tokens"][where].tolist(), packed["labels"][where][-1]]
-    expected = [[id_ for sentence in sentences for id_ in sentence] + [vocab_size - 1] for sentences in documents]
+    expected = [[id_ for sentence in sentences for id_ in sentence] for sentences in documents]
     assert [seen[document] for document in range(3)] == expected
-    assert dataset.max_token_id() == vocab_size - 1
+    assert dataset.max_token_id() == end
     with pytest.raises(
         UserError, match=r"pairs of \[prompt, response\].*document 0 has 1 sequence.*objective=pretrain"
     ):

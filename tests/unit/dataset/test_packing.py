@@ -1,4 +1,4 @@
-"""The invariants in packing's module docstring, over random lengths."""
+"""Tests the invariants of ``dataset.packing`` with random lengths."""
 
 import itertools
 
@@ -65,11 +65,11 @@ def test_order_and_packing_differ_between_epochs_and_seeds(packing: PackingMode)
 def test_no_two_sequences_could_be_merged(lengths: np.ndarray, packing: PackingMode, seed: int) -> None:
     plan = plan_epoch(lengths, seq_length=SEQ_LENGTH, packing=packing, seed=seed, epoch=0)
     used = sorted(int(lengths[plan.sequence(i)].sum()) for i in range(plan.num_sequences))
-    # The sequence that opened later holds only samples that did not fit the earlier one.
+    # A later sequence contains only samples that did not fit into an earlier one.
     assert all(a + b > SEQ_LENGTH for a, b in itertools.pairwise(used))
 
 
-def test_greedy_wastes_little() -> None:
+def test_greedy_packing_wastes_few_tokens() -> None:
     lengths = np.random.default_rng(0).integers(20, 120, 5000)
     assert packing_report(lengths, seq_length=512, packing="greedy").efficiency > 0.98
 
@@ -84,7 +84,7 @@ def test_best_fit_fills_99_percent_with_long_tailed_lengths(median: float, sigma
     assert packing_report(lengths, seq_length=65536, packing="best_fit", multiple=16).efficiency > 0.985
 
 
-def test_the_report_by_hand() -> None:
+def test_the_report_equals_a_hand_computation() -> None:
     report = packing_report(np.array([6, 4, 8, 3, 20]), seq_length=10, packing="best_fit")
     assert (report.samples, report.overlong, report.tokens, report.sequences) == (4, 1, 21, 3)
     assert report.efficiency == pytest.approx(21 / 30)

@@ -1,4 +1,4 @@
-"""SIGKILL of tools/preprocess_data.py and its workers, then the same command again."""
+"""Tests that ``tools/preprocess_data.py`` resumes after a SIGKILL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_ssd.artifacts.manifest import read_manifest
 from tests.helpers.paths import ROOT
 from tests.helpers.samples_run import numbered, publish_samples
 
-SHARDS, ROWS = 40, 200
+SHARDS, SHARD_SIZE = 40, 200
 
 
 def start(run_dir: Path, workers: int) -> subprocess.Popen[bytes]:
@@ -24,13 +24,13 @@ def start(run_dir: Path, workers: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def test_workers_stop_and_the_next_start_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
+def test_workers_end_with_the_script_and_the_next_start_gives_the_same_bytes(tmp_path: Path) -> None:
+    killed, uninterrupted = tmp_path / "killed", tmp_path / "uninterrupted"
     shards = [
-        [dataclasses.replace(numbered(row % 50), problem_id=f"p{shard}-{row}") for row in range(ROWS)]
+        [dataclasses.replace(numbered(i % 50), problem_id=f"p{shard}-{i}") for i in range(SHARD_SIZE)]
         for shard in range(SHARDS)
     ]
-    for run_dir in (killed, whole):
+    for run_dir in (killed, uninterrupted):
         publish_samples(run_dir, shards)
     process = start(killed, workers=3)
     parts, deadline = killed / "dataset.partial" / "parts", time.monotonic() + 120
@@ -47,12 +47,12 @@ def test_workers_stop_and_the_next_start_ends_with_the_same_bytes(tmp_path: Path
 
     done = sorted(parts.glob("*.json"))
     assert 3 <= len(done) < SHARDS
-    # A mark that only survives if the finished part is taken as it is: one more sample than there was.
+    # One sample is added to the counts of a finished part: the sum shows it only if the part is reused.
     counts = json.loads(done[0].read_text())
     done[0].write_text(json.dumps({**counts, "samples": counts["samples"] + 1}))
     assert start(killed, workers=2).wait() == 0
-    assert start(whole, workers=1).wait() == 0
-    resumed, reference = (read_manifest(run_dir / "dataset") for run_dir in (killed, whole))
-    assert resumed.counts["samples"] == reference.counts["samples"] + 1 == SHARDS * ROWS + 1
+    assert start(uninterrupted, workers=1).wait() == 0
+    resumed, reference = (read_manifest(run_dir / "dataset") for run_dir in (killed, uninterrupted))
+    assert resumed.counts["samples"] == reference.counts["samples"] + 1 == SHARDS * SHARD_SIZE + 1
     for name in ("samples.bin", "samples.idx", "ids.jsonl"):
-        assert (killed / "dataset" / name).read_bytes() == (whole / "dataset" / name).read_bytes()
+        assert (killed / "dataset" / name).read_bytes() == (uninterrupted / "dataset" / name).read_bytes()

@@ -1,7 +1,8 @@
-"""The response's text read again: which ids that gives, and how a difference is told."""
+"""Tests the token ids of responses that are tokenized again, and how differences are reported."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -15,23 +16,22 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.problems.minicode.documents import corpus
 from megatron_ssd.prompts.tokenizer import ChatTokenizer, fast_tokenizer, tokenizer_hash
 from megatron_ssd.schema import FinishReason, Sample
+from tests.helpers.samples_run import sample as make_sample
 
 
 def sample(response: str, ids: list[int], finish_reason: FinishReason = "stop") -> Sample:
-    return Sample(problem_id="p", sample_index=3, messages=[], prompt_token_ids=[1], response=response,
-                  response_token_ids=ids, finish_reason=finish_reason, seed=0, sampling_hash="",
-                  model_revision="")  # fmt: skip
+    return dataclasses.replace(make_sample(response, finish_reason, tuple(ids)), sample_index=3)
 
 
-def test_canonical_ids_come_back_with_the_end_token_where_the_model_stopped(tiny_tokenizer: Path) -> None:
+def test_retokenized_ids_have_the_end_token_exactly_if_the_model_stopped(tiny_tokenizer: Path) -> None:
     tokenizer = fast_tokenizer(tiny_tokenizer)
     end = tokenizer.token_to_id("<|im_end|>")
     responses = [document.response for document in itertools.islice(corpus(MinicodeConfig(num_documents=9)), 9)]
     ids = [tokenizer.encode(response, add_special_tokens=False).ids for response in responses]
-    samples = [sample(text, [*row, end]) for text, row in zip(responses, ids, strict=True)]
+    samples = [sample(text, [*own, end]) for text, own in zip(responses, ids, strict=True)]
     samples.append(sample(responses[0], ids[0], "length"))
     again = Retokenizer(tokenizer.to_str()).response_ids(samples)
-    assert again == [row.response_token_ids for row in samples]
+    assert again == [one.response_token_ids for one in samples]
 
 
 def test_the_name_of_a_special_token_is_text(tiny_tokenizer: Path) -> None:
@@ -47,7 +47,7 @@ def test_text_that_cannot_be_tokenized_is_named(tiny_tokenizer: Path) -> None:
         retokenizer.response_ids([sample("fine", [1]), sample("ab\ud83d", [1])])
 
 
-def test_the_hash_is_of_the_files_that_decide_ids(tiny_tokenizer: Path, tmp_path: Path) -> None:
+def test_the_tokenizer_hash_covers_the_files_that_determine_ids(tiny_tokenizer: Path, tmp_path: Path) -> None:
     for file in tiny_tokenizer.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"weights")
@@ -69,7 +69,9 @@ def test_the_hash_is_of_the_files_that_decide_ids(tiny_tokenizer: Path, tmp_path
         ([1], [], (0, 1)),
     ],
 )
-def test_difference(sampled: list[int], again: list[int], expected: tuple[int, int] | None) -> None:
+def test_the_first_and_last_difference_are_found(
+    sampled: list[int], again: list[int], expected: tuple[int, int] | None
+) -> None:
     assert Difference.between(sampled, again) == expected
 
 
@@ -77,7 +79,7 @@ ids = st.lists(st.integers(0, 3), max_size=12)
 
 
 @given(sampled=ids, again=ids)
-def test_a_difference_leaves_out_what_is_common(sampled: list[int], again: list[int]) -> None:
+def test_a_difference_excludes_the_common_beginning_and_end(sampled: list[int], again: list[int]) -> None:
     found = Difference.between(sampled, again)
     if found is None:
         assert sampled == again
@@ -89,10 +91,9 @@ def test_a_difference_leaves_out_what_is_common(sampled: list[int], again: list[
     assert sampled[len(sampled) - rest :] == again[len(again) - rest :]
 
 
-def test_a_line_of_the_report() -> None:
+def test_the_record_of_a_difference() -> None:
     sampled, again = list(range(100, 120)), [*range(100, 110), 7, *range(112, 120)]
-    row = Difference(10, 2).record(sample("r", sampled), again)
-    assert row == {
+    assert Difference(10, 2).record(sample("r", sampled), again) == {
         "problem_id": "p", "sample_index": 3, "position": 10,
         "sampled": [106, 107, 108, 109, 110, 111, 112, 113, 114],
         "retokenized": [106, 107, 108, 109, 7, 112, 113, 114, 115],

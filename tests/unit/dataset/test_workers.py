@@ -1,4 +1,4 @@
-"""Tasks over processes: each once, samples counted, errors passed on, no process left behind."""
+"""Tests how tasks are distributed over processes."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ list(run_tasks(write_for_ever, [Path(name) for name in sys.argv[1:]], num_worker
 
 @pytest.mark.parametrize(("num_workers", "processes"), [(1, 1), (2, 2), (9, 5)])
 def test_every_task_is_done_once(tmp_path: Path, num_workers: int, processes: int) -> None:
-    tasks, rows = [tmp_path / name for name in "abcde"], []
-    done = list(run_tasks(worker_tasks.note_process, tasks, num_workers=num_workers, count_samples=rows.append))
+    tasks, counts = [tmp_path / name for name in "abcde"], []
+    done = list(run_tasks(worker_tasks.note_process, tasks, num_workers=num_workers, count_samples=counts.append))
     assert sorted(done) == tasks
-    assert sum(rows) == 3 * len(tasks)
+    assert sum(counts) == 3 * len(tasks)
     numbers = {int(task.read_text()) for task in tasks}
     assert len(numbers) <= processes
     assert (os.getpid() in numbers) == (num_workers == 1)
@@ -47,7 +47,7 @@ def test_a_task_that_fails_stops_the_rest_with_its_own_error(tmp_path: Path, num
     assert not psutil.Process().children()
 
 
-def test_a_full_disk_stays_what_it_is(tmp_path: Path) -> None:
+def test_the_error_of_a_full_disk_is_passed_on(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left") as caught:
         list(run_tasks(worker_tasks.fill_disk, [tmp_path / "a", tmp_path / "b"], num_workers=2, count_samples=print))
     assert caught.value.errno == 28
@@ -59,9 +59,9 @@ def test_a_killed_worker_is_named(tmp_path: Path) -> None:
         list(run_tasks(worker_tasks.die, [tmp_path / "a", tmp_path / "b"], num_workers=2, count_samples=print))
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 60
-    while not holds():
+    while not condition():
         assert time.monotonic() < end, "waited for a minute"
         time.sleep(0.02)
 

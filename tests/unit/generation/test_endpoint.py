@@ -1,4 +1,4 @@
-"""When an endpoint gets requests, and how long it pauses after a failure."""
+"""Tests when an endpoint gets requests, and how long it pauses after a failure."""
 
 from __future__ import annotations
 

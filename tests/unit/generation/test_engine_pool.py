@@ -1,11 +1,10 @@
-"""Engines in processes: every request is answered once, whatever happens to them."""
+"""Tests that every request to a pool of engines is answered once, also if engines die."""
 
 from __future__ import annotations
 
 import os
 import re
 import signal
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,14 +15,10 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.generation.engine import Request
 from megatron_ssd.generation.engine_pool import EnginePool
 from tests.helpers.fake_engine import CRASH_ONCE_SEED, CRASH_SEED, FakeSpec, tokens_of
-from tests.helpers.requests import draw
+from tests.helpers.requests import CountedRequests, sample_all
 from tests.helpers.requests import request as make_request
 
-
-@pytest.fixture(autouse=True)
-def _logs_stay_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The output of a dead engine is kept in a file; here in the folder of the test."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+pytestmark = pytest.mark.usefixtures("engine_logs")
 
 
 def request(number: int, *, prompt_length: int = 3, seed: int | None = None) -> Request:
@@ -35,7 +30,7 @@ def open_pool(spec: FakeSpec, **settings: int) -> closing[EnginePool]:
 
 
 def keep(pool: EnginePool, requests: list[Request], received: list[Request]) -> None:
-    """Note the requests that were answered, also if the pool fails later."""
+    """Append the answered requests to ``received``, also those before a failure of the pool."""
     for one, _ in pool.sample(requests):
         received.append(one)
 
@@ -46,16 +41,16 @@ def two_engines() -> Iterator[EnginePool]:
         yield pool
 
 
-def test_every_request_is_answered_once_as_drawn(two_engines: EnginePool) -> None:
+def test_every_request_is_answered_once_with_its_own_tokens(two_engines: EnginePool) -> None:
     requests = [request(number) for number in range(200)]
     expected = {one.key: tokens_of(one) for one in requests}
-    assert draw(two_engines, requests) == expected
-    assert draw(two_engines, requests[::-1]) == expected
+    assert sample_all(two_engines, requests) == expected
+    assert sample_all(two_engines, requests[::-1]) == expected
 
 
 def test_long_prompts_in_both_directions_do_not_deadlock(two_engines: EnginePool) -> None:
     requests = [request(number, prompt_length=200_000) for number in range(40)]
-    assert len(draw(two_engines, requests)) == 40
+    assert len(sample_all(two_engines, requests)) == 40
 
 
 def test_no_requests_give_no_completions(two_engines: EnginePool) -> None:
@@ -63,23 +58,16 @@ def test_no_requests_give_no_completions(two_engines: EnginePool) -> None:
 
 
 def test_requests_are_read_only_a_little_ahead_and_closing_ends_the_processes() -> None:
-    taken = 0
-
-    def stream() -> Iterator[Request]:
-        nonlocal taken
-        for number in range(100):
-            taken += 1
-            yield request(number)
-
+    requests = CountedRequests(request(number) for number in range(100))
     with open_pool(FakeSpec(), size=2, max_in_flight=5, max_restarts=0) as pool:
-        next(iter(pool.sample(stream())))
-        assert taken < 30
+        next(iter(pool.sample(requests)))
+        assert requests.num_read < 30
         processes = [engine.pid for engine in pool._engines]
         assert all(Path(f"/proc/{pid}").exists() for pid in processes)
     assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
 
 
-def test_engine_that_cannot_start_says_why() -> None:
+def test_an_engine_that_cannot_start_gives_the_reason() -> None:
     with (
         pytest.raises(UserError, match="fake engine: was told to refuse; tell it otherwise"),
         open_pool(FakeSpec(refuses=True), size=2, max_in_flight=4, max_restarts=0) as pool,
@@ -87,7 +75,7 @@ def test_engine_that_cannot_start_says_why() -> None:
         list(pool.sample([request(1)]))
 
 
-def test_engine_that_dies_is_one_line_with_its_output_kept() -> None:
+def test_an_engine_that_dies_gives_one_line_and_its_output_is_kept() -> None:
     requests = [request(number, seed=CRASH_SEED if number == 50 else None) for number in range(100)]
     received: list[Request] = []
     with (
@@ -108,8 +96,8 @@ def test_a_dead_engine_is_restarted_and_no_request_is_lost(
     requests = [request(number, seed=CRASH_ONCE_SEED if number == 90 else None) for number in range(200)]
     spec = FakeSpec(marker=str(tmp_path / "crashed"))
     with open_pool(spec, size=size, max_in_flight=8, max_restarts=1) as pool:
-        assert draw(pool, requests) == {one.key: tokens_of(one) for one in requests}
-        assert len(draw(pool, requests[:20])) == 20
+        assert sample_all(pool, requests) == {one.key: tokens_of(one) for one in requests}
+        assert len(sample_all(pool, requests[:20])) == 20
     (warning,) = [record.getMessage() for record in caplog.records]
     assert re.search(
         r"status 3 died \(some library's chatter\); it is restarted \(1 of engine\.max_restarts = 1\)", warning
@@ -122,7 +110,7 @@ def test_an_engine_killed_while_idle_is_restarted() -> None:
     with open_pool(FakeSpec(), size=2, max_in_flight=8, max_restarts=1) as pool:
         pool.wait_ready()
         os.kill(pool._engines[1].pid, signal.SIGKILL)
-        assert draw(pool, requests) == {one.key: tokens_of(one) for one in requests}
+        assert sample_all(pool, requests) == {one.key: tokens_of(one) for one in requests}
 
 
 def test_a_request_that_kills_every_engine_ends_the_run_and_is_named() -> None:
@@ -137,7 +125,7 @@ def test_a_request_that_kills_every_engine_ends_the_run_and_is_named() -> None:
     assert {one.sample_index for one in received} == set(range(50))
 
 
-def test_an_engine_that_does_not_start_again_ends_the_run(tmp_path: Path) -> None:
+def test_an_engine_that_cannot_be_restarted_ends_the_run(tmp_path: Path) -> None:
     requests = [request(number, seed=CRASH_ONCE_SEED if number == 20 else None) for number in range(100)]
     spec = FakeSpec(marker=str(tmp_path / "crashed"), refuses_with_marker=True)
     with (

@@ -1,4 +1,4 @@
-"""The sampling stage, with an engine that needs no model."""
+"""Tests the sampling stage with an engine that does not need a model."""
 
 from __future__ import annotations
 
@@ -17,25 +17,20 @@ from megatron_ssd.generation.plan import request_seed
 from megatron_ssd.problems.stage import run_problems
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from tests.helpers.fake_engine import tokens_of
-from tests.helpers.sampling_run import FakeSampler, elsewhere, generate, run_config, samples
-
-
-@pytest.fixture
-def config(tiny_hf_model: Path, tmp_path: Path) -> RunConfig:
-    return run_config(tiny_hf_model, tmp_path / "run")
+from tests.helpers.sampling_run import FakeSampler, elsewhere, generate, samples
 
 
 def changed(config: RunConfig, section: str, **values: Any) -> RunConfig:
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
 
 
-def test_every_planned_sample_is_recorded_as_drawn(config: RunConfig) -> None:
+def test_every_planned_sample_is_recorded(config: RunConfig) -> None:
     sampler = generate(config)
-    drawn = {request.key: tokens_of(request) for request in sampler.drawn}
+    sampled = {request.key: tokens_of(request) for request in sampler.requests}
     records = samples(config)
-    assert len(records) == len(drawn) == 60
+    assert len(records) == len(sampled) == 60
     for sample in records:
-        completion = drawn[sample.key]
+        completion = sampled[sample.key]
         assert sample.response_token_ids == completion.token_ids
         assert sample.finish_reason == completion.finish_reason
         assert sample.seed == request_seed(5, sample.problem_id, sample.sample_index)
@@ -68,37 +63,37 @@ def test_raw_prompts_are_the_text_of_the_task(config: RunConfig) -> None:
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 37, 59])
-def test_a_stopped_run_resumes_and_draws_nothing_twice(config: RunConfig, stop_after: int) -> None:
-    generate(elsewhere(config, "whole"))
+def test_a_stopped_run_resumes_and_samples_nothing_twice(config: RunConfig, stop_after: int) -> None:
+    generate(elsewhere(config, "uninterrupted"))
     with pytest.raises(KeyboardInterrupt):
         generate(config, FakeSampler(stop_after=stop_after))
     again = generate(config)
-    assert len(again.drawn) == 60 - stop_after
-    manifests = [read_manifest(Path(c.run_dir) / "samples") for c in (config, elsewhere(config, "whole"))]
+    assert len(again.requests) == 60 - stop_after
+    manifests = [read_manifest(Path(c.run_dir) / "samples") for c in (config, elsewhere(config, "uninterrupted"))]
     assert manifests[0].content_hash == manifests[1].content_hash
 
 
-def test_a_start_that_drew_nothing_leaves_no_work(config: RunConfig) -> None:
+def test_the_configuration_may_change_before_the_first_sample(config: RunConfig) -> None:
     with pytest.raises(KeyboardInterrupt):
         generate(changed(config, "sampling", max_tokens=13), FakeSampler(stop_after=0))
     assert (Path(config.run_dir) / "samples.partial" / "worker-0-of-1.spans.json").is_file()
-    assert len(generate(config).drawn) == 60
+    assert len(generate(config).requests) == 60
     assert not list(Path(config.run_dir).glob("*.replaced-*"))
 
 
-def test_a_start_that_drew_one_sample_keeps_it(config: RunConfig) -> None:
+def test_the_configuration_may_not_change_after_the_first_sample(config: RunConfig) -> None:
     with pytest.raises(KeyboardInterrupt):
         generate(changed(config, "sampling", max_tokens=13), FakeSampler(stop_after=1))
     with pytest.raises(UserError, match=r"max_tokens: 13 then, 12 now"):
         generate(config)
 
 
-def test_a_torn_last_line_is_drawn_again(config: RunConfig) -> None:
+def test_an_incomplete_last_line_is_sampled_again(config: RunConfig) -> None:
     with pytest.raises(KeyboardInterrupt):
         generate(config, FakeSampler(stop_after=20))
     (file,) = (Path(config.run_dir) / "samples.partial").glob("worker-*.jsonl")
     file.write_bytes(file.read_bytes()[:-30])
-    assert len(generate(config).drawn) == 41
+    assert len(generate(config).requests) == 41
     assert len(samples(config)) == 60
 
 
@@ -106,27 +101,27 @@ def test_a_run_killed_before_publishing_needs_no_engine(config: RunConfig) -> No
     run_problems(config)
     with patch.object(stage.Stage, "publish", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         generate(config)
-    assert generate(config).drawn == []
+    assert generate(config).requests == []
     assert len(samples(config)) == 60
 
 
-def test_finished_run_is_up_to_date(config: RunConfig) -> None:
+def test_a_finished_run_is_up_to_date(config: RunConfig) -> None:
     generate(config)
     assert stage.samples_stage(config).is_current()
-    assert generate(config).drawn == []
+    assert generate(config).requests == []
 
 
 @pytest.mark.parametrize(
     ("section", "values"),
     [("sampling", {"max_tokens": 13}), ("prompt", {"system": "Hi."})],
 )
-def test_another_configuration_is_another_run(config: RunConfig, section: str, values: dict[str, Any]) -> None:
+def test_another_configuration_needs_another_run_dir(config: RunConfig, section: str, values: dict[str, Any]) -> None:
     generate(config)
     with pytest.raises(UserError, match="another run_dir"):
         stage.samples_stage(changed(config, section, **values)).is_current()
 
 
-def test_speed_settings_do_not_make_another_run(config: RunConfig) -> None:
+def test_settings_that_only_change_the_speed_may_change(config: RunConfig) -> None:
     generate(config)
     assert stage.samples_stage(changed(config, "engine", data_parallel_size=4, max_num_seqs=8)).is_current()
 
@@ -139,12 +134,12 @@ def test_prompts_that_do_not_fit_are_recorded_as_skipped(config: RunConfig) -> N
     records = samples(small)
     skipped = [sample for sample in records if sample.finish_reason == "skipped"]
     assert len(records) == 60
-    assert 0 < len(skipped) == 60 - len(sampler.drawn) < 60
+    assert 0 < len(skipped) == 60 - len(sampler.requests) < 60
     assert all(sample.skip_reason and not sample.response and not sample.response_token_ids for sample in skipped)
     assert read_manifest(Path(small.run_dir) / "samples").counts["skipped"] == len(skipped)
 
 
-def test_tokenizer_of_another_model_is_refused(config: RunConfig, tiny_hf_model: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_model_is_refused(config: RunConfig, tiny_hf_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "narrow"
     folder.mkdir()
     for file in tiny_hf_model.iterdir():
@@ -155,7 +150,7 @@ def test_tokenizer_of_another_model_is_refused(config: RunConfig, tiny_hf_model:
         generate(changed(config, "model", path=str(folder)))
 
 
-def test_other_problems_are_another_run(config: RunConfig) -> None:
+def test_changed_problems_are_an_error(config: RunConfig) -> None:
     generate(config)
     other = dataclasses.replace(changed(config, "minicode", seed=1), replace=True)
     run_problems(other)
@@ -163,18 +158,18 @@ def test_other_problems_are_another_run(config: RunConfig) -> None:
         stage.samples_stage(config).is_current()
 
 
-def test_problems_come_first(config: RunConfig) -> None:
+def test_missing_problems_are_an_error(config: RunConfig) -> None:
     with pytest.raises(UserError, match=r"problems: does not exist; run launch/problems\.py"):
         stage.run_generate(config)
 
 
 @pytest.mark.parametrize("section", ["model", "sampling"])
-def test_missing_section_is_named(config: RunConfig, section: str) -> None:
+def test_a_missing_section_is_named(config: RunConfig, section: str) -> None:
     run_problems(config)
     with pytest.raises(UserError, match=f"^{section} = null"):
         stage.run_generate(dataclasses.replace(config, **{section: None}))
 
 
-def test_missing_model_folder_is_named(config: RunConfig) -> None:
+def test_a_missing_model_folder_is_named(config: RunConfig) -> None:
     with pytest.raises(UserError, match=r"model\.path = /nowhere: does not exist"):
         stage.run_generate(changed(config, "model", path="/nowhere"))

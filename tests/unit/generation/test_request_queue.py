@@ -1,14 +1,12 @@
-"""The queue of requests that wait for an engine."""
+"""Tests the queue of requests that wait for an engine."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ssd.generation.engine import Request, RequestQueue
-from tests.helpers.requests import request
+from megatron_ssd.generation.engine import RequestQueue
+from tests.helpers.requests import CountedRequests, request
 
 
 def test_returned_requests_come_first_and_are_counted() -> None:
@@ -26,19 +24,12 @@ def test_returned_requests_come_first_and_are_counted() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=20))
 def test_no_request_is_lost_or_read_ahead(steps: list[tuple[int, int]]) -> None:
-    read = 0
-
-    def stream() -> Iterator[Request]:
-        nonlocal read
-        for number in range(60):
-            read += 1
-            yield request(number)
-
-    queue, answered, asked = RequestQueue(stream()), [], 0
+    requests = CountedRequests(request(number) for number in range(60))
+    queue, answered, num_taken = RequestQueue(requests), [], 0
     for count, failed in steps:
         taken = queue.take(count)
-        asked += count
-        assert read <= min(60, asked)
+        num_taken += count
+        assert requests.num_read <= min(60, num_taken)
         queue.put_back(taken[:failed])
         answered += taken[failed:]
     while rest := queue.take(7):

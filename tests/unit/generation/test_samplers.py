@@ -1,4 +1,4 @@
-"""What a sampler refuses before it starts an engine, and how workers share the devices of a node."""
+"""Tests which settings a sampler refuses, and how the workers of a node share its devices."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_each_device_belongs_to_one_worker(world: int, more: int, before: int) -
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_a_worker_without_local_numbers_has_the_whole_node() -> None:
+def test_a_worker_without_a_local_rank_uses_all_devices() -> None:
     assert share_of_node(["a", "b"], WorkerConfig()) == ["a", "b"]
     assert share_of_node(["a", "b"], WorkerConfig(rank=1, world=2)) == ["a", "b"]
     assert share_of_node([], WorkerConfig()) == []

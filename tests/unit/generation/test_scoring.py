@@ -1,18 +1,16 @@
-"""The scoring stage: a score for every sample, resumed where it stopped, in the proxy's own tokens."""
+"""Tests the scoring stage with an engine that does not need a model."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from megatron_ssd.artifacts.jsonl import JsonlWriter, read_jsonl
+from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
-from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.generation import EngineConfig, ProxyConfig
 from megatron_ssd.config.parallel import ClusterConfig
 from megatron_ssd.config.precision import PrecisionConfig
@@ -23,30 +21,30 @@ from megatron_ssd.generation.engine import ScoreRequest
 from megatron_ssd.generation.scoring import SCORES_FILE, run_score
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import ResponseScore, Sample
+from tests.helpers.jsonl import write_jsonl
+from tests.helpers.samples_run import publish_samples
 
 RESPONSES = ["return xs", "", "x = 1\nreturn x", "  \n", "<|im_end|> is text here", "return sorted(xs)" * 60]
 
 
 class FakeSampler:
-    """Scores a response by its length; after ``stop_after`` of them it stops as Ctrl-C would."""
+    """Scores a response by its length, and stops like Ctrl-C after ``stop_after`` responses."""
 
     def __init__(self, stop_after: int | None = None) -> None:
-        self.asked: list[ScoreRequest] = []
+        self.requests: list[ScoreRequest] = []
         self._stop_after = stop_after
 
     def score(self, requests: Iterable[ScoreRequest]) -> Iterator[tuple[ScoreRequest, float]]:
         for request in requests:
-            if len(self.asked) == self._stop_after:
+            if len(self.requests) == self._stop_after:
                 raise KeyboardInterrupt
-            self.asked.append(request)
+            self.requests.append(request)
             yield request, -float(len(request.response_token_ids))
 
 
 @pytest.fixture
 def config(tmp_path: Path, tiny_hf_model: Path) -> RunConfig:
     run_dir = tmp_path / "run"
-    stage = Stage(name="samples", run_dir=run_dir, config={}, inputs={})
-    work = stage.begin()
     samples = [
         Sample(
             problem_id=f"p{number}", sample_index=0, messages=[{"role": "user", "content": f"task {number}"}],
@@ -55,11 +53,7 @@ def config(tmp_path: Path, tiny_hf_model: Path) -> RunConfig:
         )
         for number, response in enumerate(RESPONSES)
     ]  # fmt: skip
-    for shard in range(2):
-        with JsonlWriter(work / f"shard-{shard:05}.jsonl") as writer:
-            for record in samples[3 * shard : 3 * shard + 3]:
-                writer.write(record.to_json())
-    stage.publish(counts={"samples": len(samples)})
+    publish_samples(run_dir, [samples[:3], samples[3:]])
     return RunConfig(
         run_dir=str(run_dir),
         proxy=ProxyConfig(path=str(tiny_hf_model), max_model_len=200),
@@ -92,10 +86,10 @@ def test_every_sample_has_a_score_in_order(config: RunConfig, monkeypatch: pytes
     assert manifest.facts["mean_logprob_quantiles"]["1"] == max(
         -record.num_tokens for record in scores if record.num_tokens
     )
-    assert len(sampler.asked) == 5
+    assert len(sampler.requests) == 5
 
 
-def test_the_log_has_the_scores_in_words(
+def test_the_log_summarises_the_scores(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"):
@@ -105,17 +99,17 @@ def test_the_log_has_the_scores_in_words(
     assert f", 100% up to {highest:.2f}\n" in caplog.text
 
 
-def test_the_proxy_reads_its_own_tokens(
+def test_the_proxy_uses_its_own_tokenizer(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, tiny_hf_model: Path
 ) -> None:
-    asked = {request.key[0]: request for request in score(config, monkeypatch).asked}
+    requests = {request.key[0]: request for request in score(config, monkeypatch).requests}
     tokenizer = ChatTokenizer(tiny_hf_model)
-    assert asked["p0"].prompt_token_ids == tokenizer.prompt_ids([{"role": "user", "content": "task 0"}])
-    assert tokenizer.text(asked["p2"].response_token_ids) == RESPONSES[2]
-    # A response that spells a marker is text: the marker's id would end the turn.
-    assert tokenizer.text(asked["p4"].response_token_ids) == RESPONSES[4]
-    # What does not fit after the prompt is not read.
-    longest = asked["p5"]
+    assert requests["p0"].prompt_token_ids == tokenizer.prompt_ids([{"role": "user", "content": "task 0"}])
+    assert tokenizer.text(requests["p2"].response_token_ids) == RESPONSES[2]
+    # The name of a special token in a response is text; its id would end the message.
+    assert tokenizer.text(requests["p4"].response_token_ids) == RESPONSES[4]
+    # The end of a response that does not fit into the context is left out.
+    longest = requests["p5"]
     assert len(longest.prompt_token_ids) + len(longest.response_token_ids) == 200
 
 
@@ -127,19 +121,18 @@ def test_an_interrupted_run_resumes_and_scores_nothing_twice(
     partial = Path(config.run_dir) / "scores.partial" / SCORES_FILE
     kept = read_jsonl(partial)
     with partial.open("ab") as file:
-        file.write(b'{"problem_id": "torn')
+        file.write(b'{"problem_id": "part')
     again = score(config, monkeypatch)
-    assert {request.key[0] for request in again.asked}.isdisjoint(record["problem_id"] for record in kept)
+    assert {request.key[0] for request in again.requests}.isdisjoint(record["problem_id"] for record in kept)
     assert len(published(config)) == 6
-    assert not score(config, monkeypatch).asked  # up to date
+    assert not score(config, monkeypatch).requests  # up to date
 
 
-def test_samples_without_any_response(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_without_responses_have_no_score(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = sorted((Path(config.run_dir) / "samples").glob("shard-*.jsonl"))
     for shard in shards:
-        records = [{**record, "response": ""} for record in read_jsonl(shard)]
-        shard.write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert not score(config, monkeypatch).asked
+        write_jsonl(shard, [{**record, "response": ""} for record in read_jsonl(shard)])
+    assert not score(config, monkeypatch).requests
     assert all(record.mean_logprob is None for record in published(config))
     assert read_manifest(Path(config.run_dir) / "scores").counts == {"samples": 6, "scored": 0}
 

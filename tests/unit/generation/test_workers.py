@@ -1,4 +1,4 @@
-"""Workers that share a run: every sample is drawn once, whoever dies and resumes, and nothing shows who drew it."""
+"""Tests that several workers share a run, also after some of them were killed."""
 
 from __future__ import annotations
 
@@ -32,21 +32,16 @@ from tests.helpers.sampling_run import (
 )
 
 
-@pytest.fixture
-def config(tiny_hf_model: Path, tmp_path: Path) -> RunConfig:
-    return run_config(tiny_hf_model, tmp_path / "run")
-
-
 @pytest.fixture(scope="module")
 def alone(tiny_hf_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The shards of a run that a single worker made without a stop."""
+    """The shards of an uninterrupted run of a single worker."""
     config = run_config(tiny_hf_model, tmp_path_factory.mktemp("alone") / "run")
     generate(config)
     return shards(config)
 
 
 def shards(config: RunConfig) -> dict[str, bytes]:
-    """What was published beside the manifest."""
+    """The published files except the manifest."""
     files = sorted((Path(config.run_dir) / "samples").iterdir())
     return {path.name: path.read_bytes() for path in files if path.name != "manifest.json"}
 
@@ -57,19 +52,19 @@ def test_the_last_worker_publishes_what_a_single_worker_would(
     caplog.set_level(logging.INFO)
     first = generate(worker(config, 0, 2))
     assert (
-        f"worker 0 of 2 has finished its part; {NUM_SAMPLES - len(first.drawn)} samples are still missing"
+        f"worker 0 of 2 has finished its part; {NUM_SAMPLES - len(first.requests)} samples are still missing"
         in caplog.text
     )
     assert not (Path(config.run_dir) / "samples").exists()
     second = generate(worker(config, 1, 2))
-    keys = [{request.key for request in sampler.drawn} for sampler in (first, second)]
+    keys = [{request.key for request in sampler.requests} for sampler in (first, second)]
     assert [len(some) for some in keys] == [NUM_SAMPLES // 2] * 2
     assert not {problem for problem, _ in keys[0]} & {problem for problem, _ in keys[1]}
     assert shards(config) == alone
     assert not (Path(config.run_dir) / "samples.partial").exists()
 
 
-def test_the_manifest_says_who_worked_and_is_current_for_any_number(config: RunConfig) -> None:
+def test_the_manifest_lists_the_workers_and_is_current_for_any_number_of_them(config: RunConfig) -> None:
     generate(worker(config, 1, 2))
     generate(worker(config, 0, 2))
     manifest = read_manifest(Path(config.run_dir) / "samples")
@@ -77,29 +72,29 @@ def test_the_manifest_says_who_worked_and_is_current_for_any_number(config: RunC
     assert manifest.facts["tokens_per_second"] > 0
     assert manifest.counts["samples"] == NUM_SAMPLES
     assert stage.samples_stage(config).is_current()
-    assert generate(worker(config, 2, 3)).drawn == []
+    assert generate(worker(config, 2, 3)).requests == []
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Workers of one world, started one after the other, each stopped after so many responses."""
+    """Workers of one group, started one after the other; each is stopped after some responses."""
 
     world: int
     stops: tuple[tuple[int, int], ...]  # rank, responses
-    torn: int  # bytes of a row that a kill left at the end of one of the files
+    partial: int  # bytes of an incomplete record that a kill left at the end of a file
 
 
 def groups() -> st.SearchStrategy[Group]:
     def of(world: int) -> st.SearchStrategy[Group]:
         stops = st.lists(st.tuples(st.integers(0, world - 1), st.integers(0, 25)), max_size=3)
-        return st.builds(Group, world=st.just(world), stops=stops.map(tuple), torn=st.integers(0, 300))
+        return st.builds(Group, world=st.just(world), stops=stops.map(tuple), partial=st.integers(0, 300))
 
     return st.integers(1, 5).flatmap(of)
 
 
 @given(history=st.lists(groups(), max_size=3), world=st.integers(1, 7), order=st.randoms(use_true_random=False))
 @settings(max_examples=10)
-def test_any_workers_that_were_stopped_anywhere_add_up(
+def test_any_interrupted_workers_together_make_a_complete_run(
     history: list[Group],
     world: int,
     order: random.Random,
@@ -108,43 +103,43 @@ def test_any_workers_that_were_stopped_anywhere_add_up(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     config = run_config(tiny_hf_model, tmp_path_factory.mktemp("workers") / "run")
-    drawn = []
+    requests = []
     for group in history:
         for rank, stop in group.stops:
             sampler = FakeSampler(stop_after=stop)
             with contextlib.suppress(KeyboardInterrupt):
                 generate(worker(config, rank, group.world), sampler)
-            drawn += sampler.drawn
-        tear(config, group.torn, order)
+            requests += sampler.requests
+        append_partial_record(config, group.partial, order)
     ranks = list(range(world))
     order.shuffle(ranks)
     for rank in ranks:
-        drawn += generate(worker(config, rank, world)).drawn
+        requests += generate(worker(config, rank, world)).requests
     assert shards(config) == alone
-    assert len({request.key for request in drawn}) == len(drawn) == NUM_SAMPLES
-    assert all(row.seed == request_seed(5, row.problem_id, row.sample_index) for row in samples(config))
+    assert len({request.key for request in requests}) == len(requests) == NUM_SAMPLES
+    assert all(one.seed == request_seed(5, *one.key) for one in samples(config))
 
 
-def tear(config: RunConfig, size: int, order: random.Random) -> None:
-    """Leave the beginning of a row at the end of a worker's file."""
+def append_partial_record(config: RunConfig, size: int, order: random.Random) -> None:
+    """Append the beginning of a record to a worker's file."""
     files = sorted((Path(config.run_dir) / "samples.partial").glob("worker-*.jsonl"))
-    whole = [path for path in files if path.read_bytes().endswith(b"\n")]
-    if whole:
-        path = order.choice(whole)
-        row = path.read_bytes().splitlines()[0]
-        path.write_bytes(path.read_bytes() + row[: min(size, len(row) - 1)])
+    complete = [path for path in files if path.read_bytes().endswith(b"\n")]
+    if complete:
+        path = order.choice(complete)
+        record = path.read_bytes().splitlines()[0]
+        path.write_bytes(path.read_bytes() + record[: min(size, len(record) - 1)])
 
 
-def test_the_torn_end_of_a_dead_workers_file_is_not_touched_by_others(config: RunConfig) -> None:
+def test_other_workers_do_not_change_a_dead_workers_file(config: RunConfig) -> None:
     with pytest.raises(KeyboardInterrupt):
         generate(worker(config, 0, 2), FakeSampler(stop_after=5))
     (path,) = (Path(config.run_dir) / "samples.partial").glob("worker-*.jsonl")
-    torn = path.read_bytes()[:-20]
-    path.write_bytes(torn)
+    partial = path.read_bytes()[:-20]
+    path.write_bytes(partial)
     generate(worker(config, 1, 2))
-    assert path.read_bytes() == torn  # it might be another machine's, and alive
+    assert path.read_bytes() == partial  # its worker might be alive on another machine
     again = generate(worker(config, 0, 2))
-    assert len(again.drawn) == NUM_SAMPLES // 2 - 4
+    assert len(again.requests) == NUM_SAMPLES // 2 - 4
 
 
 @pytest.mark.parametrize(
@@ -155,7 +150,7 @@ def test_the_torn_end_of_a_dead_workers_file_is_not_touched_by_others(config: Ru
         ((0, 1), r"worker\.world = 1: worker 0 of 2 is running"),
     ],
 )
-def test_the_same_worker_and_other_worlds_are_refused_while_one_lives(
+def test_the_same_worker_and_other_numbers_of_workers_are_refused_while_one_runs(
     config: RunConfig, alone: dict[str, bytes], other: tuple[int, int], message: str
 ) -> None:
     def meanwhile() -> None:
@@ -167,16 +162,16 @@ def test_the_same_worker_and_other_worlds_are_refused_while_one_lives(
     assert shards(config) == alone
 
 
-def test_another_worker_may_start_and_end_meanwhile(config: RunConfig, alone: dict[str, bytes]) -> None:
-    colleague = FakeSampler()
-    meanwhile = FakeSampler(meanwhile=lambda: generate(worker(config, 1, 2), colleague))
+def test_another_worker_may_start_and_end_while_one_runs(config: RunConfig, alone: dict[str, bytes]) -> None:
+    other = FakeSampler()
+    meanwhile = FakeSampler(meanwhile=lambda: generate(worker(config, 1, 2), other))
     generate(worker(config, 0, 2), meanwhile)
-    assert len(colleague.drawn) + len(meanwhile.drawn) == NUM_SAMPLES
+    assert len(other.requests) + len(meanwhile.requests) == NUM_SAMPLES
     assert shards(config) == alone
 
 
 @pytest.mark.parametrize("replace", [False, True])
-def test_work_of_another_configuration_is_not_moved_from_under_the_living(config: RunConfig, replace: bool) -> None:
+def test_work_that_another_worker_uses_is_not_moved_aside(config: RunConfig, replace: bool) -> None:
     prompt = dataclasses.replace(config.prompt, system="Hi.")
     other = dataclasses.replace(worker(config, 1, 2), prompt=prompt, replace=replace)
 
@@ -189,16 +184,16 @@ def test_work_of_another_configuration_is_not_moved_from_under_the_living(config
     assert len(samples(config)) == NUM_SAMPLES
 
 
-def test_a_worker_ends_well_if_another_published_its_last_record(config: RunConfig, alone: dict[str, bytes]) -> None:
+def test_a_worker_succeeds_if_another_one_published_its_last_record(config: RunConfig, alone: dict[str, bytes]) -> None:
     generate(worker(config, 0, 3))
     generate(worker(config, 1, 3))
-    # Between the last row of worker 2 and its last look, worker 1 looks and finds everything there.
+    # After worker 2 wrote its last record, worker 1 is the first to see that no sample is missing.
     generate(worker(config, 2, 3), FakeSampler(at_end=lambda: generate(worker(config, 1, 3))))
     assert shards(config) == alone
     assert not (Path(config.run_dir) / "samples.partial").exists()
 
 
-def test_a_worker_that_starts_while_others_publish_finds_it_published(
+def test_a_worker_that_starts_while_others_publish_finds_the_samples(
     config: RunConfig, alone: dict[str, bytes]
 ) -> None:
     make_store = stage._store
@@ -210,13 +205,13 @@ def test_a_worker_that_starts_while_others_publish_finds_it_published(
 
     generate(worker(config, 1, 2))
     with patch.object(stage, "_store", publish_first):  # after worker 1 locked its file, before it reads
-        assert generate(worker(config, 1, 2)).drawn == []
+        assert generate(worker(config, 1, 2)).requests == []
     assert shards(config) == alone
 
 
 @contextlib.contextmanager
 def killed_at(step: int) -> Iterator[list[str]]:
-    """Stop at the ``step``-th change that is made to the disk, before it is made; gives the changes so far."""
+    """Raise KeyboardInterrupt just before change number ``step`` of the disk; yields the changes before it."""
     changes: list[str] = []
 
     def counted(name: str, real: object) -> object:
@@ -234,7 +229,9 @@ def killed_at(step: int) -> Iterator[list[str]]:
         yield changes
 
 
-def test_after_a_kill_at_any_step_of_publishing_any_worker_finishes(config: RunConfig, alone: dict[str, bytes]) -> None:
+def test_any_worker_can_finish_after_a_kill_at_any_step_of_publishing(
+    config: RunConfig, alone: dict[str, bytes]
+) -> None:
     """Kill the last worker at its first change to the disk, its second, and so on until it ends."""
     ready = elsewhere(config, "ready")
     generate(worker(ready, 0, 2))
@@ -249,13 +246,13 @@ def test_after_a_kill_at_any_step_of_publishing_any_worker_finishes(config: RunC
                 generate(worker(run, 1, 2))
         except KeyboardInterrupt:
             resumed = generate(worker(run, step % 3, 3))
-            assert resumed.drawn == []
+            assert resumed.requests == []
             assert {name: data for name, data in shards(run).items() if name in alone} == alone
             spans = {f"worker-{rank}-of-2.spans.json" for rank in range(2)}
-            assert set(shards(run)) - set(alone) <= {"stage.json", *spans}  # of a kill just after publishing
+            assert set(shards(run)) - set(alone) <= {"stage.json", *spans}  # left by a kill just after publishing
         else:
             seen = changes
             break
     assert shards(run) == alone
-    # Three shards, the manifest, the stage's plan, two notes of time; then the rename.
+    # Three shards, the manifest, stage.json and two files of time spans; then the folder is renamed.
     assert (seen.count("replace"), seen.count("rename")) == (3 + 1 + 1 + 2, 1)

@@ -191,7 +191,7 @@ def test_grading_through_the_tool(tmp_path: Path, capsys: pytest.CaptureFixture[
         ({**MEAN, "plus_input": [1]}, "1: plus_input: must be a list of lists"),
         ({**MEAN, "atol": "0"}, "atol = '0'"),
         ({**MEAN, "prompt": ""}, "prompt = ''"),
-        ({**MEAN, "canonical_solution": "  )"}, "checks are not Python"),
+        ({**MEAN, "canonical_solution": "  )"}, "contains text that is not Python"),
         ({"task_id": "a"}, "has no column prompt, canonical_solution"),
         (
             {"task_id": "t/0", "entry_point": "f", "prompt": "def f():\n", "test": "def check(c): pass"},

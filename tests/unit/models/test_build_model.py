@@ -1,3 +1,5 @@
+"""Tests a model's parameter count and initial weights."""
+
 import dataclasses
 
 import pytest

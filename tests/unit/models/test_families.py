@@ -1,4 +1,4 @@
-"""config.json in both directions, against files of transformers and variants found on the Hub."""
+"""Tests how a model's configuration is read from and written to ``config.json``."""
 
 import dataclasses
 from pathlib import Path
@@ -31,13 +31,13 @@ def test_config_round_trip_through_transformers(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "llama_scaled"])
-def test_folder_written_by_transformers_passes(name: str, tmp_path: Path) -> None:
+def test_a_folder_written_by_transformers_is_accepted(name: str, tmp_path: Path) -> None:
     model = write_hf_folder(tmp_path, MODELS[name])
     FAMILIES[model.model_type].check_hf_config(read_hf_config(tmp_path), model, source=SOURCE)
 
 
-def test_older_llama_files_pass() -> None:
-    """Older files: no head_dim, rope scaling beside theta, no key for tied embeddings."""
+def test_older_llama_files_are_accepted() -> None:
+    """Older files have no head_dim and no key for tied embeddings, and have rope scaling beside theta."""
     model = dataclasses.replace(MODELS["llama_scaled"], head_dim=8)
     values = to_hf(model)
     del values["head_dim"], values["tie_word_embeddings"]
@@ -47,7 +47,7 @@ def test_older_llama_files_pass() -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("vocab_size", 65), ("rope_theta", 1e6), ("num_experts", 8), ("tie_word_embeddings", True)]
 )
-def test_error_names_the_key_and_both_values(key: str, value: Any) -> None:
+def test_a_difference_is_named_with_key_and_both_values(key: str, value: Any) -> None:
     model = MODELS["qwen3_moe"]
     with pytest.raises(UserError, match=rf"model.{key} = {getattr(model, key)}: folder/config.json says {value}"):
         FAMILIES["qwen3_moe"].check_hf_config({**to_hf(model), key: value}, model, source=SOURCE)
@@ -80,7 +80,7 @@ def test_unsupported_values_are_refused(key: str, value: Any) -> None:
         )
 
 
-def test_wrong_family_and_missing_key() -> None:
+def test_a_wrong_family_and_a_missing_key_are_errors() -> None:
     with pytest.raises(UserError, match="says 'llama'"):
         FAMILIES["qwen3"].check_hf_config(to_hf(MODELS["llama"]), MODELS["qwen3"], source=SOURCE)
     values = to_hf(MODELS["qwen3"])
@@ -90,7 +90,7 @@ def test_wrong_family_and_missing_key() -> None:
 
 
 def test_harmless_keys_are_accepted() -> None:
-    """As transformers 5 writes it: rope_parameters, layer types, null for unset values."""
+    """A file of transformers 5 has rope_parameters, layer types, and null for unset values."""
     model = MODELS["qwen3"]
     values = to_hf(model)
     del values["rope_theta"], values["rope_scaling"]
@@ -109,9 +109,9 @@ def test_defaults_equal_those_of_transformers(model_type: str) -> None:
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
              "intermediate_size": 96, "vocab_size": 64, "max_position_embeddings": 64}  # fmt: skip
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
-    said = {"model_type": model_type, **shape, **(experts if model_type == "qwen3_moe" else {})}
-    theirs = transformers.AutoConfig.for_model(**said)
-    ours = FAMILIES[model_type].from_hf_config(said, source=SOURCE)
+    values = {"model_type": model_type, **shape, **(experts if model_type == "qwen3_moe" else {})}
+    theirs = transformers.AutoConfig.for_model(**values)
+    ours = FAMILIES[model_type].from_hf_config(values, source=SOURCE)
     head_dim = getattr(theirs, "head_dim", None) or 64 // 4
     assert (ours["head_dim"], ours["rope_theta"]) == (head_dim, theirs.rope_parameters["rope_theta"])
     for key in ("tie_word_embeddings", "rms_norm_eps", *(["norm_topk_prob"] if model_type == "qwen3_moe" else [])):

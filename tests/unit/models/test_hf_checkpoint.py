@@ -1,4 +1,4 @@
-"""Loading Hugging Face folders into GPTModel in one process: exact weights, equal logits, clear errors."""
+"""Tests loading Hugging Face folders into Megatron-Core's GPTModel in one process."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -64,7 +64,7 @@ def test_round_trip_is_exact(name: str, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def references(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder per model, each with transformers' logits of ``TOKENS_BS``."""
+    """One folder per model, with transformers' logits of ``TOKENS_BS``."""
     root = tmp_path_factory.mktemp("references")
     for name, model in MODELS.items():
         write_hf_folder(root / name, model)
@@ -86,13 +86,13 @@ def test_logits_equal_transformers(references: Path, name: str) -> None:
 
 
 def test_logits_differ_without_rope_scaling(references: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the parity test above would not detect missing scaling."""
+    """Without a difference the test above would not detect missing scaling."""
     monkeypatch.setattr(Family, "check_hf_config", lambda *args, **kwargs: None)
     unscaled = dataclasses.replace(MODELS["llama_scaled"], rope_scaling=None)
     assert logit_difference(references, "llama_scaled", unscaled) > 100 * TOLERANCE
 
 
-def test_bf16_folder_into_fp32_and_back_is_exact(tmp_path: Path) -> None:
+def test_weights_of_a_bf16_folder_are_exact_in_fp32(tmp_path: Path) -> None:
     model = write_hf_folder(tmp_path, MODELS["qwen3"], dtype=torch.bfloat16)
     chunk = load(model)
     parameter = chunk.embedding.word_embeddings.weight
@@ -133,7 +133,7 @@ def test_a_tied_folder_may_contain_the_output_layer_too(tmp_path: Path) -> None:
     load(model)
 
 
-def test_wrong_vocabulary_size(tmp_path: Path) -> None:
+def test_a_wrong_vocabulary_size_is_named(tmp_path: Path) -> None:
     model = write_hf_folder(tmp_path, MODELS["qwen3"])
     with pytest.raises(UserError, match=r"model.vocab_size = 128: .*config.json says 64"):
         load(dataclasses.replace(model, vocab_size=128))

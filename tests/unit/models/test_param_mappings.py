@@ -1,4 +1,4 @@
-"""Parameter mappings and those of the families, without a model."""
+"""Tests the parameter mappings of the model families, without a model."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ MODEL = dataclasses.replace(MODELS["qwen3"], num_attention_heads=8, num_key_valu
 QKV = QkvMapping("qkv", ("q", "k", "v"), shard_dim=0)
 
 
-def test_qkv_row_order() -> None:
+def test_the_order_of_the_rows_of_qkv() -> None:
     model = dataclasses.replace(MODEL, num_attention_heads=4, num_key_value_heads=2, head_dim=2)
     q, k, v = torch.arange(8).view(8, 1), torch.arange(10, 14).view(4, 1), torch.arange(20, 24).view(4, 1)
     assert QKV.merge([q, k, v], model).flatten().tolist() == [0, 1, 2, 3, 10, 11, 20, 21, 4, 5, 6, 7, 12, 13, 22, 23]
@@ -69,7 +69,7 @@ def test_both_layer_specs_have_mappings(name: str) -> None:
 
 
 def test_both_layer_specs_use_the_same_hf_weights() -> None:
-    """TransformerEngine's grouped experts and fused norms, compared with the names of the local layers."""
+    """Compares names of TransformerEngine's grouped experts and fused norms with those of the local layers."""
     mappings = FAMILIES["qwen3_moe"].mappings
     pairs = {
         "decoder.layers.1.input_layernorm.weight": "decoder.layers.1.self_attention.linear_qkv.layer_norm_weight",
@@ -87,7 +87,7 @@ def test_both_layer_specs_use_the_same_hf_weights() -> None:
         )  # fmt: skip
 
 
-def test_unknown_parameter_raises_with_its_name() -> None:
+def test_an_unknown_parameter_is_named() -> None:
     with pytest.raises(UnmappedWeightError, match=r"decoder\.layers\.0\.self_attention\.linear_qkv\.bias"):
         find_mapping(FAMILIES["qwen3"].mappings, "decoder.layers.0.self_attention.linear_qkv.bias")
 

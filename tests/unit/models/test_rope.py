@@ -1,4 +1,4 @@
-"""Scaled rotary frequencies equal those of transformers, also for constants other than Llama's."""
+"""Tests that scaled rotary frequencies equal those of transformers."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The auxiliary loss has its coefficient under any loss normalization; statistics of the expert load."""
+"""Tests the coefficient of the auxiliary loss, and the statistics of expert load."""
 
 from pathlib import Path
 
@@ -21,10 +21,10 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the
 
 
 def last_router(root: Path, coefficient: float, normalization: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(gradient of the last layer's routing weights in iteration 1, gradient of the auxiliary loss alone).
+    """Two gradients of the last layer's routing weights in iteration 1: of the total loss and of the auxiliary loss.
 
     The second is computed from the router's inputs: experts x sum of (share of assignments x mean probability),
-    in the mean over micro batches.
+    averaged over micro batches.
     """
     inputs: list[torch.Tensor] = []
     config = training_config(

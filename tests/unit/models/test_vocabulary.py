@@ -1,4 +1,4 @@
-"""Vocabulary padding on one rank: masked logits, zero rows and gradients."""
+"""Tests that a padded vocabulary changes neither loss nor gradients."""
 
 from collections.abc import Iterator
 

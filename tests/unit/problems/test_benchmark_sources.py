@@ -1,4 +1,4 @@
-"""Loading benchmarks, with real files where they are there and broken ones made here."""
+"""Tests how LiveCodeBench's files are read."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import pytest
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.livecodebench import decode_tests
 from megatron_ssd.schema import TestCase
+from tests.helpers.errors import one_line_error
 from tests.helpers.jsonl import write_jsonl
 from tests.helpers.lcb_rows import benchmark, encode_tests, lcb_row
 from tests.helpers.paths import CODEFORCES, needs
 
 
 @pytest.mark.parametrize("encode", [lambda text: text, encode_tests], ids=["json", "pickle"])
-def test_both_encodings_of_hidden_tests_give_the_same(encode: Any) -> None:
+def test_both_encodings_of_hidden_tests_give_the_same_tests(encode: Any) -> None:
     text = json.dumps([{"input": "1\n", "output": "é\n", "testtype": "stdin"}])
     assert decode_tests(encode(text), where="f:1", form="stdin") == [TestCase(input="1\n", output="é\n")]
 
@@ -43,14 +44,16 @@ class _Attack:
         ('[{"input": "1", "output": "2", "testtype": "functional"}]', "functional tests"),
     ],
 )
-def test_bad_hidden_tests_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str) -> None:
+def test_invalid_hidden_tests_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         decode_tests(text, where="file:3: private_test_cases", form="stdin")
     assert not (tmp_path / "attacked").exists()
 
 
-def test_function_problems_carry_name_and_tests_in_order(tmp_path: Path) -> None:
+def test_function_problems_have_a_function_name_and_tests_in_order(tmp_path: Path) -> None:
     tests = [{"input": f"{n}\n[1]", "output": "2", "testtype": "functional"} for n in range(3)]
     row = lcb_row(
         1,
@@ -64,7 +67,7 @@ def test_function_problems_carry_name_and_tests_in_order(tmp_path: Path) -> None
     assert [test.input for test in problem.tests] == ["0\n[1]", "1\n[1]", "2\n[1]"]
 
 
-def test_window_includes_both_ends_and_undated_tests_stay_unread(tmp_path: Path) -> None:
+def test_the_window_includes_both_ends_and_tests_outside_it_are_not_decoded(tmp_path: Path) -> None:
     days = ["2025-01-31", "2025-02-01", "2025-02-15", "2025-05-31", "2025-06-01"]
     rows = [lcb_row(number, date=day) for number, day in enumerate(days)]
     rows[0]["private_test_cases"] = "unreadable, and outside the window"
@@ -74,7 +77,7 @@ def test_window_includes_both_ends_and_undated_tests_stay_unread(tmp_path: Path)
     assert [problem.date for problem in benchmark(path, start_date="2025-02-01", limit=2)] == days[1:3]
 
 
-def test_folder_of_releases_is_read_in_order(tmp_path: Path) -> None:
+def test_a_folder_of_releases_is_read_in_order(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "test2.jsonl", [lcb_row(2)])
     write_jsonl(tmp_path / "test.jsonl", [lcb_row(1)])
     assert [problem.id for problem in benchmark(tmp_path)] == ["abc_1", "abc_2"]
@@ -96,15 +99,14 @@ def test_folder_of_releases_is_read_in_order(tmp_path: Path) -> None:
         ([], {}, r"test.jsonl: is empty"),
     ],
 )
-def test_bad_benchmarks_say_what_is_wrong(
+def test_invalid_benchmarks_are_one_line(
     tmp_path: Path, rows: list[dict[str, Any]], settings: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+    with one_line_error(message):
         benchmark(write_jsonl(tmp_path / "test.jsonl", rows), **settings)
-    assert "\n" not in str(caught.value)
 
 
-def test_broken_line_names_file_and_line(tmp_path: Path) -> None:
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "test.jsonl", [lcb_row(1), lcb_row(2)])
     path.write_text(path.read_text()[:-20])
     with pytest.raises(UserError, match=r"test.jsonl:2"):
@@ -112,7 +114,7 @@ def test_broken_line_names_file_and_line(tmp_path: Path) -> None:
 
 
 @needs(CODEFORCES)
-def test_real_benchmark_file_reads_whole() -> None:
+def test_a_real_benchmark_file_is_read_completely() -> None:
     problems = benchmark(CODEFORCES)
     assert len(problems) == 408
     assert all(problem.tests for problem in problems)

@@ -1,4 +1,4 @@
-"""Evaluation problems hidden among training problems are found, and unrelated ones are not accused."""
+"""Tests that copies of evaluation problems are found among training problems, and that unrelated ones are not."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.decontamination import ContaminationIndex, EvaluationProblem, words
-from tests.helpers.jsonl import write_jsonl
+from tests.helpers.errors import one_line_error
 from tests.helpers.paths import CODEFORCES, DATA, HUMANEVAL, MBPP, RSTAR, needs
-from tests.helpers.problem_files import choose, config_of, parquet, rstar_row
+from tests.helpers.problem_files import choose, config_of, evaluation_set, parquet, rstar_row
 
 PROMPT = '''def close_pair(numbers, threshold):
     """Say whether any two of the given numbers are closer to each other than the threshold that is given.
@@ -31,9 +31,9 @@ STORY = """Long ago, in a village by the sea, the fishermen counted their boats 
 To decide it they asked the traveller who had come with the caravan, and she told them what to do as follows."""
 
 
-def index(*texts: str, **how: Any) -> ContaminationIndex:
+def index(*texts: str, **settings: Any) -> ContaminationIndex:
     problems = [EvaluationProblem(set_name="set", id=str(number), text=text) for number, text in enumerate(texts)]
-    return ContaminationIndex(problems, **{"ngram": 8, "overlap": 0.5, **how})
+    return ContaminationIndex(problems, **{"ngram": 8, "overlap": 0.5, **settings})
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_planted_problem_is_found(planted: str) -> None:
     assert hit.overlap > 0.5
 
 
-def test_equal_words_are_exact_whatever_their_number() -> None:
+def test_texts_with_equal_words_are_exact_copies() -> None:
     (hit,) = index("Sort it.").hits("train", "  sort   IT ")
     assert hit.exact
     assert hit.overlap == 1.0
@@ -81,13 +81,13 @@ def test_a_copy_without_its_signature_is_found() -> None:
     assert hit.overlap == 1.0
 
 
-def test_a_short_phrase_of_an_evaluation_problem_accuses_nobody() -> None:
+def test_a_short_phrase_of_an_evaluation_problem_is_not_a_hit() -> None:
     assert index(PROMPT).hits("train", "Say whether any two of the given numbers are closer to each other.") == []
 
 
 @settings(max_examples=50)
 @given(st.data())
-def test_the_filter_loses_no_ngram(data: st.DataObject) -> None:
+def test_every_shared_ngram_is_found(data: st.DataObject) -> None:
     word = st.sampled_from("abcdefgh")
     evaluation = data.draw(st.lists(st.lists(word, min_size=1, max_size=12), min_size=1, max_size=5))
     training = data.draw(st.lists(word, max_size=40))
@@ -99,7 +99,7 @@ def test_the_filter_loses_no_ngram(data: st.DataObject) -> None:
         assert (str(number) in found) == (bool(ours & theirs) or training == text)
 
 
-def test_shared_phrases_are_no_hit() -> None:
+def test_shared_phrases_are_not_a_hit() -> None:
     ours = "The first line contains a single integer n. Find the largest sum of a path in the tree."
     theirs = "The first line contains a single integer n. Count the ways to tile a board with dominoes."
     assert index(theirs).hits("train", ours) == []
@@ -118,12 +118,12 @@ def test_names_of_a_signature_do_not_count() -> None:
 
 @needs(HUMANEVAL)
 @pytest.mark.parametrize("change", ["nothing", "white space", "names", "names and white space", "names in a story"])
-def test_humaneval_planted_in_the_training_set_is_caught_whole(tmp_path: Path, change: str) -> None:
+def test_every_problem_of_humaneval_that_is_planted_is_found(tmp_path: Path, change: str) -> None:
     with gzip.open(HUMANEVAL) as lines:
         problems = [json.loads(line) for line in lines]
     planted = [rstar_row(number, _changed(problem, change)) for number, problem in enumerate(problems)]
-    innocent = [rstar_row(1000 + number, f"Print {number} stars, a row for each divisor.") for number in range(50)]
-    rows = planted + innocent
+    unrelated = [rstar_row(1000 + number, f"Print {number} stars, a row for each divisor.") for number in range(50)]
+    rows = planted + unrelated
     random.Random(0).shuffle(rows)
     sets = {"humaneval": {"path": str(HUMANEVAL), "columns": ["prompt"], "id": "task_id"}}
     path = parquet(tmp_path / "rows", rows)
@@ -156,9 +156,7 @@ def _changed(problem: dict[str, Any], change: str) -> str:
     [("mbpp", "mbpp/mbpp.jsonl", "text"), ("aime", "aime/qwen25math_aime24.jsonl", "problem"),
      ("aime", "aime/qwq_aime25.jsonl", "prompt")],
 )  # fmt: skip
-def test_other_sets_planted_in_the_training_set_are_caught_whole(
-    name: str, file: str, column: str, change: str
-) -> None:
+def test_every_problem_of_other_sets_that_is_planted_is_found(name: str, file: str, column: str, change: str) -> None:
     rows = read_jsonl(DATA / file)
     found = index(*(row[column] for row in rows))
     missed = [row[column] for row in rows if not found.hits("train", _changed({"prompt": row[column]}, change))]
@@ -166,7 +164,7 @@ def test_other_sets_planted_in_the_training_set_are_caught_whole(
 
 
 @needs(DATA)
-def test_real_training_problems_are_accused_only_of_what_they_hold(tmp_path: Path) -> None:
+def test_hits_among_real_training_problems_are_real_copies(tmp_path: Path) -> None:
     sets = {
         "humaneval": {"path": str(HUMANEVAL), "columns": ["prompt"], "id": "task_id"},
         "mbpp": {"path": str(MBPP), "columns": ["text"], "id": "task_id"},
@@ -177,8 +175,8 @@ def test_real_training_problems_are_accused_only_of_what_they_hold(tmp_path: Pat
     }  # fmt: skip
     config = config_of(tmp_path / "run", RSTAR, contamination={"sets": sets, "on_hit": "drop"})
     chosen = choose(config)
-    # Read one by one: four are the benchmark's problem word for word, without its examples, and seed_1296 is 3517 with
-    # one more condition.
+    # Checked by hand: four are copies of the benchmark's problem without its examples, and seed_1296 is 3517 with one
+    # more condition.
     assert {(hit["problem_id"], hit["set_name"], hit["evaluation_id"]) for hit in chosen.hits} == {
         ("seed_1301", "livecodebench", "3525"), ("seed_1303", "livecodebench", "3535"),
         ("seed_1306", "livecodebench", "3543"), ("seed_1296", "livecodebench", "3517"),
@@ -189,10 +187,9 @@ def test_real_training_problems_are_accused_only_of_what_they_hold(tmp_path: Pat
 
 def test_contamination_is_refused_by_name_and_kept_if_configured(tmp_path: Path) -> None:
     path = parquet(tmp_path / "rows", [rstar_row(1, PROMPT), rstar_row(2, "Print the sum of two numbers.")])
-    sets = {"mine": {"path": str(write_jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])), "columns": ["text"]}}
-    with pytest.raises(UserError, match="seed_1, which shares 100% with mine's row 1") as caught:
+    sets = evaluation_set(tmp_path / "eval.jsonl", PROMPT)
+    with one_line_error("seed_1, which shares 100% with mine's row 1"):
         choose(config_of(tmp_path / "run", path, contamination={"sets": sets}))
-    assert "\n" not in str(caught.value)
     allowed = choose(config_of(tmp_path / "max_hits", path, contamination={"sets": sets, "max_hits": 1}))
     assert (len(allowed.problems), allowed.manifest.counts["contaminated_and_kept"]) == (2, 1)
     kept = choose(config_of(tmp_path / "keep", path, contamination={"sets": sets, "on_hit": "keep"}))
@@ -201,7 +198,7 @@ def test_contamination_is_refused_by_name_and_kept_if_configured(tmp_path: Path)
 
 def test_dropped_problems_are_counted_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = parquet(tmp_path / "rows", [rstar_row(1, PROMPT), rstar_row(2, "Print the sum of two numbers.")])
-    sets = {"mine": {"path": str(write_jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])), "columns": ["text"]}}
+    sets = evaluation_set(tmp_path / "eval.jsonl", PROMPT)
     with caplog.at_level("INFO"):
         choose(config_of(tmp_path / "run", path, contamination={"sets": sets, "on_hit": "drop"}))
     assert "dropped 1 that are in evaluation sets (contamination.on_hit=drop" in caplog.text
@@ -210,9 +207,8 @@ def test_dropped_problems_are_counted_in_the_log(tmp_path: Path, caplog: pytest.
 
 def test_each_fix_in_the_error_works_in_the_same_folder(tmp_path: Path) -> None:
     path = parquet(tmp_path / "rows", [rstar_row(1, PROMPT), rstar_row(2, "Print the sum of two numbers.")])
-    file = write_jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])
-    wrong = {"mine": {"path": str(file), "columns": ["prompt"]}}
-    right = {"mine": {"path": str(file), "columns": ["text"]}}
+    right = evaluation_set(tmp_path / "eval.jsonl", PROMPT)
+    wrong = {"mine": {**right["mine"], "columns": ["prompt"]}}
     run_dir = tmp_path / "run"
     with pytest.raises(UserError, match=r"contamination\.sets\.mine\.columns"):
         choose(config_of(run_dir, path, contamination={"sets": wrong}))
@@ -224,15 +220,15 @@ def test_each_fix_in_the_error_works_in_the_same_folder(tmp_path: Path) -> None:
     assert not (run_dir / "problems.partial").exists()
 
 
-def test_what_the_limit_leaves_out_is_not_held_against_a_run(tmp_path: Path) -> None:
+def test_contaminated_problems_beyond_the_limit_do_not_count(tmp_path: Path) -> None:
     path = parquet(tmp_path / "rows", [rstar_row(1, "Print the sum of two numbers."), rstar_row(2, PROMPT)])
-    sets = {"mine": {"path": str(write_jsonl(tmp_path / "eval.jsonl", [{"text": PROMPT}])), "columns": ["text"]}}
+    sets = evaluation_set(tmp_path / "eval.jsonl", PROMPT)
     chosen = choose(config_of(tmp_path / "run", path, contamination={"sets": sets}, limit=1))
     assert chosen.manifest.counts["contaminated_and_kept"] == 0
 
 
 @needs(RSTAR, CODEFORCES)
-def test_the_runs_own_benchmark_is_always_a_set(tmp_path: Path) -> None:
+def test_the_benchmark_of_the_run_is_always_an_evaluation_set(tmp_path: Path) -> None:
     benchmark = {"name": "livecodebench", "path": str(CODEFORCES)}
     with pytest.raises(UserError, match="with livecodebench's cf_"):
         choose(config_of(tmp_path / "run", RSTAR, benchmark=benchmark))

@@ -1,4 +1,4 @@
-"""LiveCodeBench's errata: which problems they name, and what becomes of those."""
+"""Tests which problems LiveCodeBench's errata name, and how those problems count."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEETCODE = {"platform": "leetcode"}
 
 @pytest.fixture
 def problems(tmp_path: Path) -> list[Problem]:
-    """Three that the errata name and two that only look like it."""
+    """Three problems in the errata, and two that only resemble them."""
     rows = [
         lcb_row(1, question_id="abc362_c"),
         lcb_row(2, question_id="3413", question_title="Most Frequent IDs", **LEETCODE),
@@ -50,7 +50,7 @@ def test_flaws_are_known_by_id_or_leetcodes_title(problems: list[Problem]) -> No
         ("  Alice's  (2nd) -- Walk ", "alices-2nd-walk"),
     ],
 )
-def test_titles_as_leetcode_writes_them_in_addresses(title: str, written: str) -> None:
+def test_titles_become_the_slugs_of_leetcodes_addresses(title: str, written: str) -> None:
     assert slug(title) == written
 
 
@@ -70,21 +70,21 @@ def test_flawed_problems_count_unless_they_are_dropped(problems: list[Problem]) 
     assert errata.line == "3 of 5 problems are in LiveCodeBench's errata; left out"
 
 
-def test_nothing_is_said_where_nothing_is_flawed(problems: list[Problem]) -> None:
+def test_without_flawed_problems_there_is_no_line(problems: list[Problem]) -> None:
     assert apply_errata(problems[2:3], "drop")[1].line == ""
 
 
-def test_nothing_left_is_an_error(problems: list[Problem]) -> None:
+def test_dropping_every_problem_is_an_error(problems: list[Problem]) -> None:
     with pytest.raises(UserError, match=r"all 2 problems are in LiveCodeBench's errata; .*errata=keep"):
         apply_errata(problems[:2], "drop")
 
 
-def test_the_problems_themselves_are_as_before(problems: list[Problem]) -> None:
-    """Their hash tells which verdicts still hold; an entry more in the errata must not undo them."""
+def test_errata_do_not_change_the_problems(problems: list[Problem]) -> None:
+    """Verdicts are reused by the hash of their problem, so that a new entry in the errata must not change it."""
     assert all(set(problem.metadata) == {"platform", "contest_id"} for problem in problems)
 
 
-def test_training_problems_are_chosen_alike_whatever_counts(tmp_path: Path) -> None:
+def test_the_errata_setting_does_not_change_which_training_problems_are_chosen(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "test.jsonl", [lcb_row(1)])
     sections: list[dict[str, Any]] = [{}, {"errata": "keep"}, {"errata": "drop"}]
     configs = [
@@ -93,7 +93,9 @@ def test_training_problems_are_chosen_alike_whatever_counts(tmp_path: Path) -> N
     hashes = [evaluation_set_hashes(config.contamination, config.benchmark, config.minicode) for config in configs]
     window = {"name": "livecodebench", "limit": None, "start_date": None, "end_date": None}
     assert hashes[0] == hashes[1] == hashes[2]
-    assert hashes[0]["benchmark"] == hash_json([window, hash_json([sha256_file(path)])]), "as before there were errata"
+    assert hashes[0]["benchmark"] == hash_json([window, hash_json([sha256_file(path)])]), (
+        "the hash of versions without errata"
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,6 +105,6 @@ def test_training_problems_are_chosen_alike_whatever_counts(tmp_path: Path) -> N
         ({"name": "livecodebench", "path": "x", "errata": "some"}, "benchmark.errata = 'some'"),
     ],
 )
-def test_wrong_choices_are_one_line(section: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_one_line(section: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(RunConfig, {"benchmark": section})

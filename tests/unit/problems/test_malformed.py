@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a file of training problems or of an evaluation set.
+"""Tests unusual and corrupt files of training problems and evaluation sets.
 
 Each case ends in one line that names the value, the rule and the fix, or in rows that are left out and counted.
 """
@@ -21,6 +21,7 @@ import pytest
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.decontamination import Decontaminator, evaluation_set_hashes
+from tests.helpers.errors import one_line_error
 from tests.helpers.jsonl import write_jsonl
 from tests.helpers.problem_files import COLUMNS, choose, config_of, parquet, row, rstar_row
 
@@ -45,7 +46,7 @@ def _with(**changes: Any) -> bytes:
 PARQUET = _parquet(*(row(f"Print the number {number}.", name=f"p{number}") for number in range(200)))
 NESTED = "[" * 100_000
 
-# What cannot be read at all, by whoever reads it: name -> (file name, content, what the one line says).
+# Files that every reader refuses: name -> (file name, content, message).
 UNREADABLE: dict[str, tuple[str, bytes, str]] = {
     "no content": ("a.jsonl", b"", r"a\.jsonl: is empty; download it again"),
     "gzip without content": ("a.jsonl.gz", b"", r"a\.jsonl\.gz: is empty"),
@@ -71,18 +72,18 @@ UNREADABLE: dict[str, tuple[str, bytes, str]] = {
     "NUL bytes": ("a.jsonl", b"\0" * 64 + b"\n", r"a\.jsonl:1: is not JSON"),
     "NUL bytes at the end": ("a.jsonl", _lines(GOOD, b"\0" * 64), r"a\.jsonl:2: is not JSON"),
     "UTF-16": ("a.jsonl", (GOOD + "\n").encode("utf-16"), r"a\.jsonl: is UTF-16 text.*save it as UTF-8"),
-    "UTF-16 the other way": ("a.jsonl", b"\xfe\xff" + GOOD.encode("utf-16-be"), r"a\.jsonl: is UTF-16 text"),
+    "UTF-16 big-endian": ("a.jsonl", b"\xfe\xff" + GOOD.encode("utf-16-be"), r"a\.jsonl: is UTF-16 text"),
     "UTF-16 without a mark": ("a.jsonl", (GOOD + "\n").encode("utf-16-le"), r"a\.jsonl:1: is not JSON"),
     "UTF-16 in a list": ("a.json", f"[{GOOD}]".encode("utf-16"), r"a\.json: is UTF-16 text"),
     "binary": ("a.jsonl", bytes(range(256)), r"a\.jsonl:1: is not JSON"),
     "gzip under another name": ("a.jsonl", gzip.compress(_lines(GOOD)), r"is a gzip file.*ends with \.jsonl\.gz"),
     "parquet under another name": ("a.jsonl", PARQUET, r"is a parquet file.*ends with \.parquet"),
-    "lines under parquet's name": ("a.parquet", _lines(GOOD), r"a\.parquet: is not a complete parquet"),
+    "lines under the name of parquet": ("a.parquet", _lines(GOOD), r"a\.parquet: is not a complete parquet"),
     "truncated gzip": ("a.jsonl.gz", gzip.compress(_lines(*[GOOD] * 99))[:-30], r"a\.jsonl\.gz:\d+: is not a complete"),
-    "gzip that is none": ("a.jsonl.gz", b"plain text\n", r"a\.jsonl\.gz:1: is not a complete gzip"),
+    "text under the name of gzip": ("a.jsonl.gz", b"plain text\n", r"a\.jsonl\.gz:1: is not a complete gzip"),
     "gzip without its end": ("a.jsonl.gz", gzip.compress(b"")[:-4], r"a\.jsonl\.gz:1: is not a complete gzip"),
     "gzip with a wrong sum": ("a.jsonl.gz", gzip.compress(_lines(GOOD))[:-8] + b"\0" * 8, "not a complete gzip"),
-    "gzip with junk behind": ("a.jsonl.gz", gzip.compress(_lines(GOOD)) + b"junk", r"not a complete gzip"),
+    "gzip with junk at its end": ("a.jsonl.gz", gzip.compress(_lines(GOOD)) + b"junk", r"not a complete gzip"),
     "gzip of nonsense": ("a.jsonl.gz", b"\x1f\x8b\x08\x00" + b"\xff" * 40, r"a\.jsonl\.gz:1: is not a complete gzip"),
     "gzip of a cut line": ("a.jsonl.gz", gzip.compress(_lines(GOOD, GOOD)[:-9]), r"a\.jsonl\.gz:2: is not JSON"),
     "json object": ("a.json", GOOD.encode(), r"a\.json: does not contain a list of rows"),
@@ -93,13 +94,13 @@ UNREADABLE: dict[str, tuple[str, bytes, str]] = {
     "json without content": ("a.json", b"", r"a\.json: is empty"),
     "json of white space": ("a.json", b" \n", r"a\.json: is not JSON"),
     "json of deep nesting": ("a.json", NESTED.encode(), r"a\.json: is not JSON"),
-    "parquet that is none": ("a.parquet", b"PAR1 no", r"a\.parquet: is not a complete parquet"),
+    "text under the name of parquet": ("a.parquet", b"PAR1 no", r"a\.parquet: is not a complete parquet"),
     "parquet without content": ("a.parquet", b"", r"a\.parquet: is empty"),
     "parquet cut at its last byte": ("a.parquet", PARQUET[:-1], "not a complete parquet"),
     "parquet cut in its footer": ("a.parquet", PARQUET[:-200], "not a complete parquet"),
     "parquet cut in half": ("a.parquet", PARQUET[: len(PARQUET) // 2], "not a complete parquet"),
     "parquet with its pages wiped": ("a.parquet", PARQUET[:4] + b"\xff" * 400 + PARQUET[404:], "not a complete"),
-    "parquet of text that is no UTF-8": ("a.parquet", PARQUET.replace(b"number 7.", b"number \xff."),
+    "parquet of text that is not UTF-8": ("a.parquet", PARQUET.replace(b"number 7.", b"number \xff."),
                                          "not a complete parquet"),
     "another ending": ("a.csv", b"text\nx\n", r"has no \.parquet or \.jsonl or"),
     "an ending in capitals": ("a.JSONL", _lines(GOOD), r"has no \.parquet or \.jsonl or"),
@@ -118,7 +119,7 @@ UNREADABLE: dict[str, tuple[str, bytes, str]] = {
     "text of a parquet file is a date": ("a.parquet", _parquet(row(datetime(2025, 1, 1))), "must be text and is a d"),
 }  # fmt: skip
 
-# What only training problems have columns for.
+# Files that are refused only as training problems.
 UNUSABLE: dict[str, tuple[str, bytes, str]] = {
     "blank lines only": ("a.jsonl", b"\n \n\t\r\n", "none of its 0 rows is left"),
     "empty gzip": ("a.jsonl.gz", gzip.compress(b""), "none of its 0 rows is left"),
@@ -143,10 +144,10 @@ UNUSABLE: dict[str, tuple[str, bytes, str]] = {
     "id is infinite": ("a.jsonl", _with(name=float("inf")), "name = 'inf': an id must be text or a whole number"),
     "id is a list": ("a.jsonl", _with(name=["a"]), "an id must be text or a whole number"),
     "id is a truth value": ("a.jsonl", _with(name=True), "an id must be text or a whole number"),
-    "id is no text at all": ("a.jsonl", _with(name=""), "an id must be text or a whole number"),
+    "id is empty text": ("a.jsonl", _with(name=""), "an id must be text or a whole number"),
 }  # fmt: skip
 
-# What is read, with what is left out of it: name -> (file name, content, ids that are kept, reasons that are counted).
+# Files that are read: name -> (file name, content, ids of the kept rows, counts of the reasons for the others).
 COUNTED: dict[str, tuple[str, bytes, list[str], dict[str, int]]] = {
     "mark of UTF-8": ("a.jsonl", b"\xef\xbb\xbf" + _lines(GOOD), ["good"], {}),
     "Windows line ends": ("a.jsonl", GOOD.encode() + b"\r\n\r\n" + GOOD.encode() + b"\r\n", ["good"], {"duplicate": 1}),
@@ -188,10 +189,8 @@ def hashes(config: RunConfig) -> dict[str, str]:
 
 
 def _refused(config: Any, message: str, action: Callable[[Any], object] = choose) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+    with one_line_error(message):
         action(config)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("kind", [*UNREADABLE, *UNUSABLE])
@@ -218,14 +217,14 @@ def test_an_evaluation_set_that_cannot_be_read_is_one_line(tmp_path: Path, kind:
 
 
 @pytest.mark.parametrize("content", [b"\n\n", b'{"text": null, "name": 1}\n', b'{"text": " ?! ", "name": 1}\n'])
-def test_an_evaluation_set_without_a_word_would_find_nothing_and_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_an_evaluation_set_without_words_is_refused(tmp_path: Path, content: bytes) -> None:
     sets = {"mine": {"path": str(_file_in(tmp_path / "set", "a.jsonl", content)), "columns": ["text"]}}
     config = config_of(tmp_path / "run", tmp_path, contamination={"sets": sets})
     _refused(config, r"contamination\.sets\.mine\.path = .*none of its \d rows has a word", decontaminator)
 
 
 @pytest.mark.parametrize("kind", COUNTED)
-def test_odd_rows_are_read_or_left_out_and_counted(tmp_path: Path, kind: str) -> None:
+def test_unusual_rows_are_read_or_left_out_and_counted(tmp_path: Path, kind: str) -> None:
     name, content, ids, dropped = COUNTED[kind]
     chosen = choose(
         config_of(tmp_path / "run", _file_in(tmp_path / "rows", name, content), name="rows", columns=COLUMNS)
@@ -235,7 +234,7 @@ def test_odd_rows_are_read_or_left_out_and_counted(tmp_path: Path, kind: str) ->
     assert len(chosen.dropped) == sum(dropped.values())
 
 
-def test_a_parquet_file_with_a_column_twice_is_named(tmp_path: Path) -> None:
+def test_a_parquet_file_with_a_repeated_column_is_named(tmp_path: Path) -> None:
     arrays = [pyarrow.array(["x"]), pyarrow.array(["y"]), pyarrow.array(["z"]), pyarrow.array([""])]
     table = pyarrow.Table.from_arrays(arrays, ["question", "question", "question_id", "starter_code"])
     (tmp_path / "rows").mkdir()
@@ -243,13 +242,13 @@ def test_a_parquet_file_with_a_column_twice_is_named(tmp_path: Path) -> None:
     _refused(config_of(tmp_path / "run", tmp_path / "rows"), "has more than one column question")
 
 
-def test_rstar_coders_own_columns_are_not_to_be_named(tmp_path: Path) -> None:
+def test_missing_columns_of_rstar_coder_suggest_another_reader(tmp_path: Path) -> None:
     folder = parquet(tmp_path / "rows", [{"question": "q"}])
     _refused(config_of(tmp_path / "run", folder), "no column question_id, starter_code; use problems=rows and name")
 
 
 def _nothing(path: Path) -> None:
-    """Leave it away."""
+    """Create nothing."""
 
 
 def _link_to_nothing(path: Path) -> None:
@@ -309,7 +308,7 @@ def test_a_file_with_another_ending_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reader", ["problems", "contamination"])
-def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, reader: str) -> None:
+def test_a_file_without_read_permission_is_one_line(tmp_path: Path, reader: str) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may read everything")
     path = write_jsonl(tmp_path / "rows.jsonl", [rstar_row(1, "A problem.")])

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a row of LiveCodeBench's: one line with file, row and column."""
+"""Tests the error messages for invalid rows of LiveCodeBench."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from megatron_ssd.errors import UserError
 from megatron_ssd.problems.livecodebench import COLUMNS
+from tests.helpers.errors import one_line_error
 from tests.helpers.jsonl import write_jsonl
 from tests.helpers.lcb_rows import benchmark, encode_tests, lcb_row
 
@@ -27,19 +27,19 @@ def _tests(**changes: Any) -> str:
     return json.dumps([{"input": "1\n", "output": "2\n", "testtype": "stdin"} | changes])
 
 
-# Name -> (column, value, what the one line says after file, row and column).
+# Name -> (column, value, the message after file, row and column).
 VALUES: dict[str, tuple[str, Any, str]] = {
     "tests cut": ("private_test_cases", encode_tests(TESTS)[:-9], "hold test cases"),
-    "tests no base64": ("private_test_cases", "%%%", "hold test cases"),
-    "tests no ASCII": ("private_test_cases", "é", "hold test cases"),
-    "tests no zlib": ("private_test_cases", _encoded(b"no zlib"), "hold test cases"),
+    "tests not base64": ("private_test_cases", "%%%", "hold test cases"),
+    "tests not ASCII": ("private_test_cases", "é", "hold test cases"),
+    "tests not zlib": ("private_test_cases", _encoded(b"no zlib"), "hold test cases"),
     "tests zlib cut": ("private_test_cases", _encoded(zlib.compress(pickle.dumps(TESTS))[:-5]), "hold test cases"),
-    "tests no pickle": ("private_test_cases", _encoded(zlib.compress(b"no pickle")), "hold test cases"),
+    "tests not pickle": ("private_test_cases", _encoded(zlib.compress(b"no pickle")), "hold test cases"),
     "tests pickle cut": ("private_test_cases", _encoded(zlib.compress(pickle.dumps(TESTS)[:-5])), "hold test cases"),
-    "tests pickle of nothing": ("private_test_cases", _encoded(zlib.compress(b".")), "hold test cases"),
+    "tests pickle without content": ("private_test_cases", _encoded(zlib.compress(b".")), "hold test cases"),
     "tests pickle that calls": ("private_test_cases", _encoded(zlib.compress(b"cos\nsystem\n.")), "os.system"),
     "tests pickle of a number": ("private_test_cases", encode_tests(7), "holds a int instead of text"),
-    "tests pickle of no JSON": ("private_test_cases", encode_tests("[{"), "hold test cases"),
+    "tests pickle of broken JSON": ("private_test_cases", encode_tests("[{"), "hold test cases"),
     "tests null": ("private_test_cases", None, "hold test cases"),
     "tests a number": ("public_test_cases", 7, "hold test cases"),
     "tests a list": ("public_test_cases", [], "hold test cases"),
@@ -47,18 +47,18 @@ VALUES: dict[str, tuple[str, Any, str]] = {
     "tests of a number": ("public_test_cases", "7", "hold test cases"),
     "tests of numbers": ("public_test_cases", "[1]", "hold test cases"),
     "tests nested deep": ("public_test_cases", "[" * 100_000, "hold test cases"),
-    "tests none": ("public_test_cases", "[]", "has no test"),
+    "tests an empty list": ("public_test_cases", "[]", "has no test"),
     "test without output": ("public_test_cases", '[{"input": "1", "testtype": "stdin"}]', "KeyError: 'output'"),
     "test without type": ("public_test_cases", '[{"input": "1", "output": "2"}]', "KeyError: 'testtype'"),
     "test input a number": ("public_test_cases", _tests(input=1), "input and output are text, and one is a int"),
     "test output null": ("public_test_cases", _tests(output=None), "input and output are text, and one is a NoneType"),
     "test of another type": ("public_test_cases", _tests(testtype="functional"), "holds functional tests"),
-    "test of no type": ("public_test_cases", _tests(testtype=None), "holds None tests"),
+    "test of type null": ("public_test_cases", _tests(testtype=None), "holds None tests"),
     "test type a list": ("public_test_cases", _tests(testtype=[]), "hold test cases"),
     "date null": ("contest_date", None, "is not an ISO date"),
     "date a word": ("contest_date", "soon", "is not an ISO date"),
-    "date that there is not": ("contest_date", "2025-02-30T00:00:00", "is not an ISO date"),
-    "date of another order": ("contest_date", "03.02.2025", "is not an ISO date"),
+    "date that does not exist": ("contest_date", "2025-02-30T00:00:00", "is not an ISO date"),
+    "date in another order": ("contest_date", "03.02.2025", "is not an ISO date"),
     "date a number": ("contest_date", 1738540800, "is not an ISO date"),
     "date a list": ("contest_date", ["2025-02-03"], "is not an ISO date"),
     "metadata cut": ("metadata", '{"func_name": "f', "is not a JSON object"),
@@ -78,10 +78,8 @@ VALUES: dict[str, tuple[str, Any, str]] = {
 
 
 def _refused(path: Path, message: str, **settings: Any) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+    with one_line_error(message):
         benchmark(path, **settings)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("kind", VALUES)
@@ -92,7 +90,7 @@ def test_a_broken_value_is_named_with_its_row(tmp_path: Path, kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", [kind for kind in VALUES if kind.startswith(("test", "metadata", "text"))])
-def test_what_lies_outside_the_window_is_not_decoded(tmp_path: Path, kind: str) -> None:
+def test_rows_outside_the_window_are_not_decoded(tmp_path: Path, kind: str) -> None:
     column, value, _ = VALUES[kind]
     path = write_jsonl(tmp_path / "test.jsonl", [lcb_row(1), lcb_row(2, date="2024-01-01") | {column: value}])
     assert [problem.id for problem in benchmark(path, start_date="2025-01-01")] == ["abc_1"]
@@ -108,13 +106,13 @@ def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
 
 @pytest.mark.parametrize("key", ["start_date", "end_date"])
 @pytest.mark.parametrize("date", ["", "May", "2025-13-01", "2025-02-01T00:00:00+25:00"])
-def test_a_window_that_is_no_date_is_named(tmp_path: Path, key: str, date: str) -> None:
+def test_a_window_that_is_not_a_date_is_named(tmp_path: Path, key: str, date: str) -> None:
     _refused(
         write_jsonl(tmp_path / "test.jsonl", [lcb_row(1)]), rf"benchmark\.{key} = .*is not an ISO date", **{key: date}
     )
 
 
-def test_null_where_text_may_be_missing_is_empty_text(tmp_path: Path) -> None:
+def test_null_in_an_optional_column_is_empty_text(tmp_path: Path) -> None:
     row = lcb_row(1) | {"starter_code": None, "question_title": None, "metadata": None, "difficulty": None}
     (problem,) = benchmark(write_jsonl(tmp_path / "test.jsonl", [row]))
     assert (problem.form, problem.starter_code, problem.title, problem.difficulty) == ("stdin", "", "", None)

@@ -1,4 +1,4 @@
-"""Near duplicates against the similarity counted out, and through every growth of the table."""
+"""Tests the search for near duplicates against a direct computation of the similarity."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _similarity(one: list[str], other: list[str]) -> float:
 
 
 @pytest.mark.parametrize(("changed", "found"), [(0, True), (1, True), (30, False), (120, False)])
-def test_a_text_is_found_by_its_similarity(changed: int, found: bool) -> None:
+def test_a_text_is_found_if_it_is_similar_enough(changed: int, found: bool) -> None:
     texts = _texts(20)
     kept = NearDuplicates(0.8)
     for name, text in enumerate(texts, start=100):
@@ -53,7 +53,7 @@ def test_the_first_of_several_is_named() -> None:
     assert kept.find_or_add(second, 9) == 3
 
 
-def test_short_texts_are_one_shingle() -> None:
+def test_a_short_text_is_a_single_shingle() -> None:
     kept = NearDuplicates(0.8)
     assert kept.find_or_add("sort it", 1) is None
     assert kept.find_or_add("Sort, it!", 2) == 1

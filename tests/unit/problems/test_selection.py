@@ -1,4 +1,4 @@
-"""Which rows become problems, in which order, and what is recorded of the others."""
+"""Tests which rows become problems, in which order, and what is recorded about the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.problems.selection import normalise
 from tests.helpers.jsonl import write_jsonl
 from tests.helpers.paths import RSTAR, needs
-from tests.helpers.problem_files import COLUMNS, Chosen, choose, config_of, parquet, row, rstar_row
+from tests.helpers.problem_files import COLUMNS, Chosen, choose, config_of, evaluation_set, parquet, row, rstar_row
 
 
 def of_rows(tmp_path: Path, rows: list[dict[str, Any]], **problems: Any) -> Chosen:
@@ -64,9 +64,9 @@ def test_a_numbered_id_may_be_another_problems_own(tmp_path: Path) -> None:
     assert [problem.id for problem in of_rows(tmp_path, rows).problems] == ["x", "x#2", "x#2#2", "x#3"]
 
 
-def test_a_hit_belongs_to_the_row_that_it_is_of_and_not_to_another_of_its_id(tmp_path: Path) -> None:
+def test_a_hit_belongs_to_its_row_and_not_to_another_row_with_the_same_id(tmp_path: Path) -> None:
     text = "Count the boats that came home this evening, and print their number with the sum of their loads in tons."
-    sets = {"mine": {"path": str(write_jsonl(tmp_path / "eval.jsonl", [{"text": text}])), "columns": ["text"]}}
+    sets = evaluation_set(tmp_path / "eval.jsonl", text)
     rows = [rstar_row(1, "a"), rstar_row(1, text), rstar_row(1, "b")]
     chosen = of_rows(tmp_path, rows, contamination={"sets": sets, "on_hit": "drop"})
     assert [problem.id for problem in chosen.problems] == ["seed_1", "seed_1#3"]
@@ -74,7 +74,7 @@ def test_a_hit_belongs_to_the_row_that_it_is_of_and_not_to_another_of_its_id(tmp
     assert chosen.dropped == [{"row": 2, "id": "seed_1#2", "reason": "contaminated"}]
 
 
-def test_any_columns_serve(tmp_path: Path) -> None:
+def test_the_names_of_the_columns_are_configurable(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "mine.jsonl.gz", [row("x", name="first", starter="def f(): ..."), row("y", ok=False)])
     section = {"name": "rows", "columns": COLUMNS, "only_passed": True}
     (problem,) = choose(config_of(tmp_path / "run", path, **section)).problems
@@ -87,7 +87,7 @@ def test_without_an_id_column_problems_are_named_after_their_rows(tmp_path: Path
     assert [problem.id for problem in chosen.problems] == ["row-1", "row-3"]
 
 
-def test_the_shuffled_order_goes_by_text_and_seed_and_not_by_place(tmp_path: Path) -> None:
+def test_the_shuffled_order_does_not_depend_on_the_order_of_the_rows(tmp_path: Path) -> None:
     rows = [rstar_row(number, f"problem {number}") for number in range(40)]
     orders = []
     for name, order in (("a", rows), ("b", rows[::-1])):
@@ -98,7 +98,7 @@ def test_the_shuffled_order_goes_by_text_and_seed_and_not_by_place(tmp_path: Pat
     assert orders[0] != [f"seed_{number}" for number in range(10)]
 
 
-def test_one_line_says_whether_two_people_have_the_same_prompts(tmp_path: Path) -> None:
+def test_the_selection_hash_is_equal_exactly_for_equal_prompts(tmp_path: Path) -> None:
     def line(name: str, rows: list[dict[str, Any]]) -> str:
         chosen = choose(config_of(tmp_path / name, parquet(tmp_path / f"rows-{name}", rows)))
         return str(chosen.manifest.facts["selection"]).partition("selection ")[2]
@@ -109,7 +109,7 @@ def test_one_line_says_whether_two_people_have_the_same_prompts(tmp_path: Path) 
     assert line("again", rows) != line("with code", [rstar_row(1, "a b", "def f(x):"), rstar_row(2, "c")])
 
 
-def test_near_duplicates_name_the_row_that_stays(tmp_path: Path) -> None:
+def test_near_duplicates_name_the_row_that_is_kept(tmp_path: Path) -> None:
     words = random.Random(0).choices(string.ascii_lowercase, k=300)
     nearly = [*words[:-2], "lambda", "mu"]
     rows = [rstar_row(1, " ".join(words)), rstar_row(2, "something else"), rstar_row(3, " ".join(nearly))]

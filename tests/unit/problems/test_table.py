@@ -1,4 +1,4 @@
-"""Files of every kind are read alike, and a broken one is one line that names the file and the line."""
+"""Tests reading tables of every file format, and the error messages for broken ones."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from megatron_ssd.errors import UserError
 from megatron_ssd.problems.table import open_table
+from tests.helpers.errors import one_line_error
 from tests.helpers.jsonl import write_jsonl
 from tests.helpers.problem_files import choose, config_of, parquet, row
 
@@ -40,7 +40,7 @@ def test_a_folder_is_read_in_the_order_of_its_files(tmp_path: Path) -> None:
     assert [one["text"] for one in read(tmp_path)] == ["first", "second"]
 
 
-def test_a_line_of_ten_megabytes_is_a_row_like_any_other(tmp_path: Path) -> None:
+def test_a_line_may_have_ten_megabytes(tmp_path: Path) -> None:
     assert len(read(write_jsonl(tmp_path / "a.jsonl", [row("x" * 10_000_000)]))[0]["text"]) == 10_000_000
 
 
@@ -52,6 +52,5 @@ def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: p
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(HfApi, "dataset_info", refuse)
-    with pytest.raises(UserError, match=r"Hub did not serve it .*no route to host") as caught:
+    with one_line_error(r"Hub did not serve it .*no route to host"):
         choose(config_of(tmp_path / "run", Path("someone/some-data")))
-    assert "\n" not in str(caught.value)

@@ -1,7 +1,7 @@
-"""Prompt token ids in the two chat formats of the supported models, and as plain text.
+"""Tests the token ids of prompts in the chat formats of the supported models, and as plain text.
 
-The tokenizer has one id per byte, so the expected ids follow from the text; the templates are small ones
-of the same kind as Qwen3's and Llama 3.1's.
+The tokenizer has one id per byte, so that the expected ids follow from the text; the templates are short versions of
+those of Qwen3 and Llama 3.1.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FUNCTION = Problem(id="f", source="test", statement="Add.", form="function", sta
 
 
 def byte_tokenizer(folder: Path, template: str | None, *, bos: bool, adds_end: bool = False) -> ChatTokenizer:
-    """A tokenizer with the ids of bytes and ``SPECIAL``; adds BOS before a text if it has one, as Llama's does."""
+    """A tokenizer with one id per byte and ``SPECIAL``; with ``bos`` it begins a text with BOS, as Llama's does."""
     vocabulary = {letter: _byte(letter) for letter in pre_tokenizers.ByteLevel.alphabet()}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -60,18 +60,18 @@ def byte_tokenizer(folder: Path, template: str | None, *, bos: bool, adds_end: b
 
 
 def _byte(letter: str) -> int:
-    """ByteLevel writes bytes that are not visible ASCII as letters: Latin-1 ones as themselves, others from U+0100."""
+    """The byte that ByteLevel writes as ``letter``: bytes that are not visible in Latin-1 are letters from U+0100."""
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return ord(letter) if ord(letter) in kept else [byte for byte in range(256) if byte not in kept][ord(letter) - 256]
 
 
 def ids_of(*parts: str | int) -> list[int]:
-    """Bytes of text, and special ids unchanged."""
+    """Token ids of text, which are its bytes, and of special tokens."""
     return [id_ for part in parts for id_ in ([part] if isinstance(part, int) else part.encode())]
 
 
 def prompt_of(problem: Problem, tokenizer: ChatTokenizer, **prompt: object) -> tuple[str, list[int]]:
-    """(the rendered task, the prompt's ids)."""
+    """(rendered task, token ids of the prompt)."""
     (built,) = build_prompts([problem], PromptConfig(**prompt), tokenizer)  # type: ignore[arg-type]
     return built.messages[-1]["content"], built.token_ids
 
@@ -118,7 +118,7 @@ def test_raw_text_has_only_the_tokenizers_begin_token(qwen: ChatTokenizer, llama
         assert ids == ids_of(BOS, "Be brief.\n\n", task)
 
 
-def test_raw_text_needs_no_chat_template_and_never_ends_in_an_end_token(tmp_path: Path) -> None:
+def test_raw_text_does_not_need_a_chat_template_and_has_no_end_token(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(tmp_path, None, bos=True, adds_end=True)
     task, ids = prompt_of(STDIN, tokenizer, mode="raw")
     assert ids == ids_of(BOS, task)

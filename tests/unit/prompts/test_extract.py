@@ -1,4 +1,4 @@
-"""Each rule of ``prompts.extract``, one test per property."""
+"""Tests how the program is extracted from a response."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Corrupt tokenizers, and chat templates that drop the question: one line, before an engine starts."""
+"""Tests the error messages for corrupt tokenizers and for chat templates that drop a message."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import pytest
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.prompts.tokenizer import ChatTokenizer, fast_tokenizer
+from tests.helpers.errors import one_line_error
 from tests.helpers.tokenizer_folders import with_template
 
 USER = {"role": "user", "content": "hello"}
 SYSTEM = {"role": "system", "content": "be brief"}
 NOT_JSON = {
     "empty": b"", "cut": b'{"version": "1.', "python literal": b"{'version': 5}", "UTF-16": "{}".encode("utf-16"),
-    "no UTF-8": b'{"a": "\xff"}', "NUL bytes": b"\0" * 64, "deep nesting": b"[" * 100_000, "list": b"[]",
+    "not UTF-8": b'{"a": "\xff"}', "NUL bytes": b"\0" * 64, "deep nesting": b"[" * 100_000, "list": b"[]",
     "null": b"null", "number": b"7", "text": b'"x"', "truth value": b"true", "a huge number": b"1" * 5000,
 }  # fmt: skip
 
@@ -27,15 +28,14 @@ def test_a_corrupt_tokenizer_is_named(tiny_tokenizer: Path, tmp_path: Path, name
     folder = tmp_path / "model"
     shutil.copytree(tiny_tokenizer, folder)
     (folder / name).write_bytes(NOT_JSON[kind])
-    with pytest.raises(UserError, match=r"model folder .*has no tokenizer that loads") as caught:
+    with one_line_error(r"model folder .*has no tokenizer that loads"):
         ChatTokenizer(folder)
-    assert "\n" not in str(caught.value)
 
 
 FIELDS = {
     "a model that is a number": ("tokenizer.json", {"model": 7}),
-    "a model of no kind": ("tokenizer.json", {"model": {"type": "nothing"}}),
-    "a pre-tokenizer of no kind": ("tokenizer.json", {"pre_tokenizer": {"type": "nothing"}}),
+    "a model of an unknown type": ("tokenizer.json", {"model": {"type": "nothing"}}),
+    "a pre-tokenizer of an unknown type": ("tokenizer.json", {"pre_tokenizer": {"type": "nothing"}}),
     "added tokens null": ("tokenizer.json", {"added_tokens": None}),
     "added tokens of text": ("tokenizer.json", {"added_tokens": ["a"]}),
     "a merge of a token that is not there": ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0},
@@ -44,7 +44,7 @@ FIELDS = {
     "a negative id": ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}),
     "an empty map of classes": ("tokenizer_config.json", {"auto_map": [7]}),
     "a class that is a number": ("tokenizer_config.json", {"tokenizer_class": 7}),
-    "tokens by no id": ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "y"}}}),
+    "an id that is not a number": ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "y"}}}),
     "an end token that is a list": ("tokenizer_config.json", {"eos_token": ["a"]}),
 }  # fmt: skip
 
@@ -55,9 +55,8 @@ def test_a_tokenizer_with_an_invalid_field_is_named(tiny_tokenizer: Path, tmp_pa
     shutil.copytree(tiny_tokenizer, tmp_path / "model")
     path = tmp_path / "model" / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    with pytest.raises(UserError, match=r"model folder .*has no tokenizer that loads \(.+\)") as caught:
+    with one_line_error(r"model folder .*has no tokenizer that loads \(.+\)"):
         ChatTokenizer(tmp_path / "model")
-    assert "\n" not in str(caught.value)
 
 
 def test_a_tokenizer_without_tokens_is_named(tiny_tokenizer: Path, tmp_path: Path) -> None:
@@ -84,24 +83,23 @@ REFUSING = {
     "division by zero": "{{ 1 / 0 }}",
     "not in the list": "{{ [].index(1) }}",
     "no such key": "{{ {}.pop('x') }}",
-    "no number": "{{ '%d' % 'x' }}",
+    "not a number": "{{ '%d' % 'x' }}",
     "a number too large": "{{ 10.0 ** 400 }}",
     "a range too large": "{{ range(10 ** 9) | list }}",
     "calls itself": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "text too large": "{{ 'x' * (2 ** 62) }}",
-    "an attribute it must not have": "{{ ''.__class__.__mro__ }}",
+    "a forbidden attribute": "{{ ''.__class__.__mro__ }}",
     "refuses": "{{ raise_exception('not\nthese') }}",
-    "no text": 7,
-    "templates by name, none the default": [{"name": "tools", "template": "x"}],
+    "not text": 7,
+    "named templates without a default": [{"name": "tools", "template": "x"}],
 }
 
 
 @pytest.mark.parametrize("kind", REFUSING)
 def test_a_broken_chat_template_is_named(tiny_tokenizer: Path, tmp_path: Path, kind: str) -> None:
     tokenizer = ChatTokenizer(with_template(tiny_tokenizer, tmp_path / "model", REFUSING[kind]))
-    with pytest.raises(UserError, match=r"chat template of .*refuses messages of \['user'\] \(.+\)") as caught:
+    with one_line_error(r"chat template of .*refuses messages of \['user'\] \(.+\)"):
         tokenizer.prompt_ids([USER])
-    assert "\n" not in str(caught.value)
 
 
 IGNORING = {
@@ -124,10 +122,9 @@ IGNORING = {
 def test_a_chat_template_that_drops_the_question_is_refused(tiny_tokenizer: Path, tmp_path: Path, kind: str) -> None:
     template, message = IGNORING[kind]
     tokenizer = ChatTokenizer(with_template(tiny_tokenizer, tmp_path / "model", template))
-    for _ in range(2):  # and again on the second call
-        with pytest.raises(UserError, match=rf"chat template of .*{message}") as caught:
+    for _ in range(2):  # also on the second call
+        with one_line_error(rf"chat template of .*{message}"):
             tokenizer.prompt_ids([USER])
-        assert "\n" not in str(caught.value)
 
 
 def test_a_chat_template_that_drops_the_system_message_is_refused_only_if_there_is_one(

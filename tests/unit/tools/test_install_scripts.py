@@ -1,4 +1,4 @@
-"""The shell scripts behind make: which Python, which torch, which system packages, and their one-line errors."""
+"""Tests the shell scripts that install Python packages and system packages."""
 
 import os
 import shutil
@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.executables import write_executable
 from tests.helpers.paths import ROOT
 
 
 @pytest.fixture
 def programs(tmp_path):
-    """A folder of fake programs: programs(name, body) writes one. PATH has only this folder and a few basic tools."""
+    """``programs(name, body)`` writes a fake program; returns its folder, which also contains a few basic tools."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for tool in ("bash", "grep", "tail", "id", "cat", "sh", "dirname"):
         (folder / tool).symlink_to(shutil.which(tool))
 
     def write(name: str, body: str) -> Path:
-        (folder / name).write_text(f"#!{shutil.which('sh')}\n{body}\n")
-        (folder / name).chmod(0o755)
+        write_executable(folder / name, body)
         return folder
 
     return write
@@ -35,14 +35,14 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_a_python_of_another_version_is_passed_over(programs):
+def test_a_python_without_an_interpreter_is_skipped(programs):
     programs("python3.11", "exit 127")  # a shim without an interpreter
     folder = programs("python3", f'exec {sys.executable} "$@"')
     found = run(["bash", "-c", ". tools/python.sh; find_python"], folder)
     assert (found.returncode, found.stdout.strip()) == (0, str(folder / "python3"))
 
 
-def test_no_python_is_one_line_with_the_fix(programs):
+def test_a_missing_python_is_one_line_with_the_fix(programs):
     folder = programs("python3", "exit 1")
     done = run(["bash", "-c", ". tools/python.sh; find_python"], folder)
     assert done.returncode == 1

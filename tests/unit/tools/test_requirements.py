@@ -1,4 +1,4 @@
-"""The lock files, setup.py and the imports in the code agree."""
+"""Tests that the lock files, setup.py and the imports in the code agree."""
 
 import ast
 import itertools
@@ -36,7 +36,7 @@ def lines_of(name: str) -> list[str]:
 
 
 def locked(name: str) -> dict[str, str]:
-    """Package -> exact version."""
+    """Exact version of every package."""
     return {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines_of(name)}
 
 
@@ -59,7 +59,7 @@ def test_only_the_cpu_build_of_torch_is_locked():
 
 
 def test_apex_is_not_a_requirement():
-    # The package of that name on PyPI is not NVIDIA's.
+    # The package with that name on PyPI is not NVIDIA's.
     everything = itertools.chain(COMMON, *EXTRAS.values(), *map(lines_of, (*LOCKS, "gpu")))
     assert "apex" not in {canonicalize_name(Requirement(line).name) for line in everything}
 

@@ -1,21 +1,20 @@
-"""The SLURM scripts start the right commands. srun and scontrol are faked."""
+"""Tests which commands the SLURM scripts start, with fake versions of srun and scontrol."""
 
 import os
 import subprocess
 
 import pytest
 
+from tests.helpers.executables import write_executable
 from tests.helpers.paths import ROOT
 
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Run a script of launch/slurm with srun and scontrol that only print; returns (exit status, arguments, stderr)."""
+    """Runs a script of launch/slurm with fake srun and scontrol; returns (exit status, arguments of srun, stderr)."""
     programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, body in {"srun": 'printf "%s\\n" "$@"', "scontrol": "printf 'node7\\nnode8\\n'"}.items():
-        (programs / name).write_text(f"#!/bin/sh\n{body}\n")
-        (programs / name).chmod(0o755)
+    write_executable(programs / "srun", 'printf "%s\\n" "$@"')
+    write_executable(programs / "scontrol", "printf 'node7\\nnode8\\n'")
 
     def start(script: str, *arguments: str, **variables: str) -> tuple[int, list[str], str]:
         environment = {"PATH": f"{programs}:/usr/bin:/bin", **variables}
@@ -35,7 +34,7 @@ def test_an_array_task_runs_its_line(cluster, tmp_path):
     ]  # fmt: skip
 
 
-def test_an_array_task_without_a_line_stops_before_anything_starts(cluster, tmp_path):
+def test_an_array_task_without_a_line_starts_nothing(cluster, tmp_path):
     (tmp_path / "runs.txt").write_text("+model=tiny\n")
     status, arguments, error = cluster("evaluate.sbatch", "runs.txt", SLURM_ARRAY_TASK_ID="2")
     assert (status, arguments) == (2, [])
@@ -43,7 +42,7 @@ def test_an_array_task_without_a_line_stops_before_anything_starts(cluster, tmp_
 
 
 @pytest.mark.parametrize(("stage", "array"), [("generate", "--array=0-N"), ("evaluate", "--array=1-N")])
-def test_outside_an_array_the_script_says_how_to_submit(cluster, tmp_path, stage, array):
+def test_outside_an_array_the_script_explains_how_to_submit_one(cluster, tmp_path, stage, array):
     (tmp_path / "runs.txt").write_text("+model=tiny\n")
     status, arguments, error = cluster(f"{stage}.sbatch", "runs.txt")
     assert status != 0
@@ -89,8 +88,8 @@ def test_training_uses_the_first_node_and_the_allocations_world_size(cluster):
 
 @pytest.mark.parametrize(("status", "requeued"), [(75, True), (1, False), (130, False)])
 def test_training_that_saved_for_the_scheduler_is_requeued(cluster, tmp_path, status, requeued):
-    (tmp_path / "bin" / "srun").write_text(f"#!/bin/sh\nexit {status}\n")
-    (tmp_path / "bin" / "scontrol").write_text('#!/bin/sh\necho "scontrol $*"\n')
+    write_executable(tmp_path / "bin" / "srun", f"exit {status}")
+    write_executable(tmp_path / "bin" / "scontrol", 'echo "scontrol $*"')
     ended, lines, _ = cluster("train.sbatch", SLURM_JOB_ID="7", SLURM_JOB_NODELIST="node7", SLURM_NNODES="1")
     assert ended == status
     assert ("scontrol requeue 7" in lines) is requeued

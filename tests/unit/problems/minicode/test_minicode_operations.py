@@ -1,4 +1,4 @@
-"""The table of operations keeps its promises."""
+"""Tests that minicode's operations are what their table says."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LISTS = [[], *(random_list(random.Random(f"lists {number}"), min_length=1) for 
 def _outcome(operation: Operation, form: Form, xs: list[int]) -> Any:
     try:
         return compiled(operation, form)(list(xs))
-    except (ValueError, IndexError) as error:  # of nothing
+    except (ValueError, IndexError) as error:  # the operation does not accept an empty list
         return type(error)
 
 
@@ -30,12 +30,12 @@ def test_right_forms_agree_and_wrong_forms_differ_somewhere(operation: Operation
 
 
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=lambda operation: operation.name)
-def test_kind_says_what_a_form_speaks_of(operation: Operation) -> None:
+def test_the_placeholders_of_a_form_fit_its_kind(operation: Operation) -> None:
     for form in operation.forms:
         assert ("{x}" in form.text) == operation.is_elementwise
         assert ("{s}" in form.text) != operation.is_elementwise
 
 
-def test_names_and_wordings_tell_the_operations_apart() -> None:
+def test_names_and_wordings_are_unique() -> None:
     assert all(name == operation.name for name, operation in OPERATIONS.items())
     assert len({operation.wording for operation in OPERATIONS.values()}) == len(OPERATIONS)

@@ -1,4 +1,4 @@
-"""Programs of the world: right ones pass, traps fail, and labels say what the grammar allows."""
+"""Tests minicode's programs and the labels of their tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONFIG = MinicodeConfig(seed=11, num_train_problems=45, num_test_problems=45, nu
 
 
 def _all_programs(composition: Composition) -> list[tuple[str, bool]]:
-    """Every program that the grammar has for ``composition``, with whether all its choices are right."""
+    """Every program that the grammar allows for ``composition``, and whether all its choices are right."""
     finished: list[tuple[str, bool]] = []
     open_ends = [(option.text, option.right, option.after, composition) for option in line_options(None, composition)]
     while open_ends:
@@ -61,17 +61,17 @@ def test_most_trapped_programs_fail_their_tests() -> None:
                 code = document.response.removeprefix("```python\n").removesuffix(FENCE)
                 outcomes.append(_passes(code, problem))
     assert len(outcomes) > 30
-    assert sum(outcomes) / len(outcomes) < 0.35  # what follows a trap may hide it
+    assert sum(outcomes) / len(outcomes) < 0.35  # later steps may hide a trap
 
 
-def test_names_once_bound_are_locks() -> None:
+def test_names_are_locks_once_they_are_bound() -> None:
     steps = (OPERATIONS["square"], OPERATIONS["even"], OPERATIONS["reverse"])
     rng = random.Random(0)
     for _ in range(40):
         document = labelled(steps, rng)
         positions = list(document.positions(documents.words))
         names = [position for position in positions if str(position.unit).strip() in ("x", "n", "v")]
-        # The element's name is chosen once; a fork on a later one is about the expression, never about the name.
+        # The element's name is chosen once; a later fork is about the expression, never about the name.
         assert all({str(unit).strip() for unit in later.options}.isdisjoint({"x", "n", "v"} - {str(later.unit).strip()})
                    for later in names[1:] if later.kind == "fork")  # fmt: skip
 
@@ -85,7 +85,7 @@ def test_a_trap_is_a_fork_with_one_viable_option() -> None:
     assert trap.kind == "fork"
     assert trap.options == {"set", "dict"}
     assert trap.viable == {"dict"}
-    # The program is lost from here: what follows is still written in one way, and nothing of it is viable.
+    # From here on the program is wrong: there is one way to write it to the end, which is not viable.
     after = positions[positions.index(trap) + 1]
     assert after.kind == "lock"
     assert after.viable == frozenset()
@@ -102,7 +102,7 @@ def test_labels_cover_the_response_exactly() -> None:
             assert (position.kind == "fork") == (len(position.options) > 1)
 
 
-def test_same_author_writes_the_same_program() -> None:
+def test_the_same_author_writes_the_same_program() -> None:
     problem = minicode.test_problems(CONFIG)[0]
     assert minicode.document_with_labels(problem, 5) == minicode.document_with_labels(problem, 5)
     written = {minicode.document_with_labels(problem, author).response for author in range(20)}

@@ -1,4 +1,4 @@
-"""The tokenizer: one set of ids in sentencepiece and in Hugging Face, nothing lost on the way."""
+"""Tests that minicode's tokenizer gives the same ids in sentencepiece and in Hugging Face."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tokenizer(folder: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def test_vocabulary_is_as_asked(processor: Any, tokenizer: Any) -> None:
+def test_the_vocabulary_has_the_configured_size(processor: Any, tokenizer: Any) -> None:
     assert processor.vocab_size() == len(tokenizer) == 512
     assert tokenizer.eos_token == END
     assert (
@@ -53,14 +53,14 @@ def test_training_is_repeatable(folder: Path) -> None:
 
 @settings(max_examples=300)
 @given(text=_PLAIN | _CODE)
-def test_any_text_survives_and_both_agree(processor: Any, tokenizer: Any, text: str) -> None:
+def test_both_tokenizers_agree_on_any_text_and_restore_it(processor: Any, tokenizer: Any, text: str) -> None:
     ids = processor.encode(text)
     assert tokenizer.encode(text, add_special_tokens=False) == ids
     assert processor.decode(ids) == text
     assert tokenizer.decode(ids) == text
 
 
-def test_noisy_documents_encode_alike(processor: Any, tokenizer: Any) -> None:
+def test_both_tokenizers_agree_on_noisy_documents(processor: Any, tokenizer: Any) -> None:
     noisy = MinicodeConfig(seed=2, num_documents=300, noise=2.0)
     for document in minicode.corpus(noisy):
         text = chat_text(document)
@@ -68,7 +68,7 @@ def test_noisy_documents_encode_alike(processor: Any, tokenizer: Any) -> None:
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_chat_template_is_what_the_corpus_is_written_in(tokenizer: Any) -> None:
+def test_the_corpus_is_written_in_the_chat_template(tokenizer: Any) -> None:
     document = Document("keep even numbers", "```python\ndef f(xs):\n    return xs\n```")
     user = {"role": "user", "content": document.prompt}
     prompt = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
@@ -83,7 +83,7 @@ def test_skipping_special_tokens_keeps_the_layout(tokenizer: Any) -> None:
     assert tokenizer.decode(tokenizer.encode(response + END), skip_special_tokens=True) == response
 
 
-def test_labelled_pieces_are_bordered_by_tokens(processor: Any) -> None:
+def test_every_labelled_unit_is_a_token(processor: Any) -> None:
     for problem in minicode.test_problems(CONFIG):
         document = minicode.document_with_labels(problem, 1)
         units = [position.unit for position in document.positions(processor.encode)]
@@ -97,6 +97,6 @@ def test_common_words_are_single_tokens(processor: Any) -> None:
     assert {"def", "return", "sorted"} <= {piece.strip("\u2581") for piece in pieces}
 
 
-def test_a_vocabulary_without_room_is_refused() -> None:
+def test_a_vocabulary_that_is_too_small_is_refused() -> None:
     with pytest.raises(UserError, match=r"minicode\.vocab_size = 200"):
         train_tokenizer(minicode.corpus(CONFIG), 200)

@@ -1,4 +1,4 @@
-"""Problems, their separation, and the corpus with its slips."""
+"""Tests minicode's problems, their splits, and its noisy corpus."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_corpus_documents_belong_to_the_corpus() -> None:
         assert is_sound(composition)
 
 
-def test_a_composition_that_computes_the_same_is_the_same_problem() -> None:
+def test_compositions_that_compute_the_same_are_the_same_problem() -> None:
     assert fingerprint((OPERATIONS["negate"], OPERATIONS["square"])) == fingerprint((OPERATIONS["square"],))
     assert fingerprint((OPERATIONS["sort"], OPERATIONS["even"])) == fingerprint(
         (OPERATIONS["even"], OPERATIONS["sort"])
@@ -66,7 +66,7 @@ def test_shares_of_the_splits() -> None:
     assert found.count("train") / len(found) == pytest.approx(0.3, abs=0.04)
 
 
-def test_worlds_follow_from_their_seed() -> None:
+def test_problems_and_corpus_depend_only_on_the_seed() -> None:
     assert minicode.test_problems(CONFIG) == minicode.test_problems(CONFIG)
     assert list(minicode.corpus(CONFIG)) == list(minicode.corpus(CONFIG))
     other = dataclasses.replace(CONFIG, seed=8)
@@ -75,7 +75,7 @@ def test_worlds_follow_from_their_seed() -> None:
     assert minicode.test_problems(fewer) == minicode.test_problems(CONFIG)[:30]
 
 
-def test_problems_are_whole() -> None:
+def test_problems_are_complete() -> None:
     problems = minicode.test_problems(CONFIG)
     assert [problem.difficulty for problem in problems[:4]] == ["easy", "medium", "hard", "easy"]
     for problem in problems:
@@ -94,19 +94,19 @@ def test_labels_are_refused_for_other_problems() -> None:
 
 def test_slips_occur_only_at_locks_and_at_the_stated_rate() -> None:
     rng = random.Random(3)
-    struck = locks = 0
+    num_slips = num_locks = 0
     for _ in range(1500):
         lines = write_program(draw(rng, 3, "corpus", 0), rng)
         positions = [position for line in lines for position in documents.label(line, documents.words)]
-        spoilt = documents.words(documents.write_with_slips(lines, rng, 1.0))
-        if len(spoilt) != len(positions):  # a slip may join its neighbour: x and y read xy
+        written = documents.words(documents.write_with_slips(lines, rng, 1.0))
+        if len(written) != len(positions):  # a slip may join two words: x and y become xy
             continue
-        for position, word in zip(positions, spoilt, strict=True):
+        for position, word in zip(positions, written, strict=True):
             changed = word != position.unit
             assert not changed or position.kind == "lock"
-            struck += changed
-            locks += position.kind == "lock"
-    assert 0.036 < struck / locks < 0.10
+            num_slips += changed
+            num_locks += position.kind == "lock"
+    assert 0.036 < num_slips / num_locks < 0.10
 
 
 def test_no_slips_at_scale_zero() -> None:
@@ -122,7 +122,7 @@ def test_words_join_to_the_text() -> None:
     assert documents.words("x <= 10)\n        ") == ("x", " <=", " 10", ")", "\n        ")
 
 
-def test_asking_for_more_problems_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_problems_than_exist_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minicode, "DIFFICULTIES", {"easy": 1})
     with pytest.raises(UserError, match=r"minicode\.num_test_problems = 90: this world has \d of them; ask for fewer"):
         minicode.test_problems(CONFIG)

@@ -1,4 +1,4 @@
-"""Validation of the general_benchmarks section."""
+"""Tests the checks of the section ``general_benchmarks``."""
 
 from __future__ import annotations
 
