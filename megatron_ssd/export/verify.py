@@ -49,7 +49,7 @@ def compare_logits(folder: Path, adapter: StateDictAdapter, *, device: Device) -
     parameters = model.num_parameters()
     if parameters > MAX_PARAMETERS:
         log.info("export: logits not compared: %d parameters, over the limit of %d", parameters, MAX_PARAMETERS)
-        return {"logit_positions_compared": 0}
+        return {"tokens_compared": 0}
     generator = np.random.default_rng(0)
     tokens_BS = generator.integers(model.vocab_size, size=(_BATCH, min(_LENGTH, model.max_position_embeddings)))
     ours_BSV = _megatron_logits(adapter, tokens_BS, device=device)
@@ -62,7 +62,7 @@ def compare_logits(folder: Path, adapter: StateDictAdapter, *, device: Device) -
             rule=f"its logits differ from the trained model's by {difference:.2e} (largest logit {largest:.2f})",
             fix="report it with the model's config.json: the parameter mappings or the model's layers are wrong for it",
         )
-    return {"logit_positions_compared": tokens_BS.size, "max_logit_difference": difference, "largest_logit": largest}
+    return {"tokens_compared": tokens_BS.size, "max_logit_difference": difference, "largest_logit": largest}
 
 
 def _megatron_logits(adapter: StateDictAdapter, tokens_BS: NDArray[np.int64], *, device: Device) -> NDArray[np.float32]:

@@ -178,7 +178,7 @@ def _sharded_state(state: TrainingState, models: dict[str, Any], optimizer: Opti
 def rng_state() -> bytes:
     """The RNG states of this process: Python's, numpy's, torch's and those of Megatron-Core's tracker.
 
-    No part of training draws random numbers today (weights come from streams of their own, data order from seed and
+    No part of training draws random numbers today (weights come from separate streams, data order from seed and
     epoch, and there is no dropout). They are saved so that a layer that draws some would resume correctly.
     """
     # As arrays: Megatron-Core 0.19 has torch pickle tensors in a way that 0.16 cannot read.

@@ -51,7 +51,7 @@ class IterationMetrics:
     spike: bool = False  # see training.spike_factor
     validation_loss: float | None = None  # if measured in this iteration, after the update
     samples: str = ""  # short hash of the sample numbers in the global batch, in order
-    experts: dict[str, Any] | None = None  # the load of the experts; written as columns of their own
+    experts: dict[str, Any] | None = None  # the load of the experts; written as separate columns
 
     def to_json(self) -> dict[str, Any]:
         """One record of ``metrics.jsonl``."""

@@ -230,7 +230,7 @@ def test_large_models_are_exported_without_comparing_logits(
         run_export(config)
     assert "logits not compared" in caplog.text
     assert read_manifest(Path(config.run_dir) / "export").facts == {
-        "iteration": 10, "weights": "model", "logit_positions_compared": 0,
+        "iteration": 10, "weights": "model", "tokens_compared": 0,
     }  # fmt: skip
 
 
