@@ -169,7 +169,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _checked(content: Any) -> Manifest:
     """``content`` as a manifest. Raises ``ValueError`` or ``TypeError`` if it is not one."""
-    manifest = Manifest(**content)  # names unknown and missing fields, which msgspec does not for a dataclass
+    manifest = Manifest(**content)  # its error names unknown and missing fields, unlike msgspec's
     msgspec.convert(content, Manifest)
     for path, count in Counter(output["path"] for output in manifest.outputs).items():
         if count > 1 or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:

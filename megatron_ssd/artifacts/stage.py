@@ -40,7 +40,7 @@ from megatron_ssd.errors import UserError
 log = logging.getLogger(__name__)
 
 _PLAN = "stage.json"  # in the work folder: the identity of the work, and the seconds spent by earlier starts
-SECONDS_BETWEEN_NOTES = 5.0  # of the time spent, while a stage works
+SECONDS_BETWEEN_NOTES = 5.0  # while a stage works, it records the time spent this often
 _POLL_SECONDS = 0.1
 _SECONDS_BEFORE_MESSAGE = 3.0  # starting is quick, publishing may take longer
 

@@ -73,8 +73,8 @@ def run(spec: HarnessSpec) -> None:
         loaded = load_tasks(spec, missing, Path(scratch))  # reports errors of tasks before the model loads
     model = _open_model(spec) if missing else None
     for name, tasks in loaded.items():
-        rows = _run_task(spec, name, tasks, model)
-        write_atomically(spec.part(name), "".join(json.dumps(row, default=str) + "\n" for row in rows))
+        documents = _run_task(spec, name, tasks, model)
+        write_atomically(spec.part(name), "".join(json.dumps(one, default=str) + "\n" for one in documents))
 
 
 def load_tasks(spec: HarnessSpec, names: Sequence[str], scratch: Path) -> dict[str, dict[str, Any]]:

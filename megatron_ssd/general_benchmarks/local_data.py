@@ -1,7 +1,7 @@
 """Makes lm-eval tasks read local files instead of data sets on the Hub.
 
 The YAML includes lm-eval's own and changes only the source of the rows; prompts, filters and metrics stay the same. A
-file of a group (MMLU) is split by its column ``subject``, which is the name of the data set on the Hub.
+file of a group (MMLU) is split by its column ``subject``, whose values are the names of the data sets on the Hub.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.table import ENDINGS, Table, open_table
+
+T = TypeVar("T")
 
 SUBJECT = "subject"
 _SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
@@ -40,7 +42,7 @@ def check_data(task: str, path: str) -> None:
     Raises:
         UserError: there is no file, a file cannot be read, or a row lacks one of the Hub's columns.
     """
-    for _ in _open(task, path).rows(_of_family(_COLUMNS, task, ())):
+    for _ in _open(task, path).rows(_of_family(_COLUMNS, task) or ()):
         pass
 
 
@@ -51,8 +53,7 @@ def data_identity(task: str, path: str) -> str:
 
 def rows_on_hub(task: str) -> int | None:
     """The number of rows of the split on the Hub, which published numbers are over; None if it is not known."""
-    rows: int | None = None if task.startswith("mmlu_") else _of_family(_ROWS, task, None)
-    return rows
+    return None if task.startswith("mmlu_") else _of_family(_ROWS, task)
 
 
 def write_task(folder: Path, name: str, original: Mapping[str, Any], *, include: Path, data: str) -> str:
@@ -181,11 +182,11 @@ def _table(task: str, files: Iterable[Path]) -> Table:
 
 
 def _columns_fix(task: str) -> str:
-    columns = _of_family(_COLUMNS, task, ())
+    columns = _of_family(_COLUMNS, task)
     return f"the Hub's columns for {task} are {', '.join(columns)}" if columns else "use the Hub's columns"
 
 
-def _of_family(table: Mapping[str, Any], task: str, default: Any) -> Any:
+def _of_family(entries: Mapping[str, T], task: str) -> T | None:
     """The entry of the longest name that ``task`` equals or begins with: humaneval for humaneval_instruct."""
-    names = [name for name in table if task == name or task.startswith(f"{name}_")]
-    return table[max(names, key=len)] if names else default
+    names = [name for name in entries if task == name or task.startswith(f"{name}_")]
+    return entries[max(names, key=len)] if names else None

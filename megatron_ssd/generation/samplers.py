@@ -128,7 +128,7 @@ def engine_devices(engine: EngineConfig, device: Device, worker: WorkerConfig) -
         per_engine = max(1, len(cores) // size)
         cores *= size  # more engines than cores share them
         return tuple(tuple(cores[i * per_engine :][:per_engine]) for i in range(size))
-    import torch  # seconds; imported only to count GPUs
+    import torch  # takes seconds, and is needed only to count GPUs
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]

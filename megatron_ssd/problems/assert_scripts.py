@@ -37,9 +37,8 @@ def unique(problems: Iterable[Problem], path: Path) -> list[Problem]:
 def check_texts(row: Row, columns: Sequence[str]) -> None:
     """Raise ``UserError`` if a column of ``row`` is not text, or is empty."""
     for name in columns:
-        value = row.values[name]
-        if not isinstance(value, str) or not value.strip():
-            raise UserError(f"{row.where}: {name} = {str(value)[:60]!r}", rule="must be text", fix="fix that row")
+        if not row.text(name, fix="fix that row").strip():
+            raise UserError(f"{row.where}: {name} = {row.values[name]!r}", rule="must not be empty", fix="fix that row")
 
 
 def parse_quietly(text: str) -> ast.Module:

@@ -13,7 +13,7 @@ FILES = {
     "humaneval": HUMANEVAL,
     "mbpp": MBPP,
     "cruxeval_output": DATA / "cruxeval" / "cruxeval.jsonl",
-    "aime25": DATA / "aime" / "qwen25math_aime24.jsonl",  # different problems, in the columns of that task
+    "aime25": DATA / "aime" / "qwen25math_aime24.jsonl",  # other problems, in the columns of aime25
     "mmlu": DATA / "mmlu" / "mmlu_sample_200.jsonl",
 }
 

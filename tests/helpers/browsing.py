@@ -1,4 +1,4 @@
-"""Opens a page in a real browser and records its requests and console messages."""
+"""Visits of a page in a real browser."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FLAGS = (
 
 
 def chromium() -> str:
-    """Path of Chromium; fails the test if there is none."""
+    """Path of Chromium. If there is none, the test fails."""
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if executable is None:
         pytest.fail("no Chromium on PATH: run `make test`, or `apt-get install chromium`")
@@ -24,7 +24,7 @@ def chromium() -> str:
 
 
 class Visit:
-    """A page that was opened once, with its requests and its console messages."""
+    """An open page with its requests and its console messages."""
 
     def __init__(
         self, browser: Any, path: Path, *, width: int, scheme: str = "light", anchor: str = "", scripts: bool = True
@@ -42,7 +42,7 @@ class Visit:
         self.page.goto(path.as_uri() + (f"#{anchor}" if anchor else ""))
 
     def wait_until(self, expression: str) -> None:
-        """Wait until a JavaScript expression is true; Playwright's own wait needs ``eval``, which pages forbid."""
+        """Wait until a JavaScript expression is true. Playwright's own wait needs ``eval``, which the pages forbid."""
         deadline = time.monotonic() + 30
         while not self.page.evaluate(expression):
             assert time.monotonic() < deadline, f"still not true: {expression}"

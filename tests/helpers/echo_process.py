@@ -1,4 +1,4 @@
-"""A child process that returns what it receives: strings with a prefix, exceptions unchanged."""
+"""A child process that sends back what it receives, strings with a prefix."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from megatron_ssd.errors import UserError
+from megatron_ssd.errors import ConfigError, UserError
 
 
 @contextlib.contextmanager
@@ -17,3 +17,13 @@ def one_line_error(match: str, kind: type[UserError] = UserError) -> Iterator[No
         yield
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000
+
+
+@contextlib.contextmanager
+def config_error(*parts: str) -> Iterator[None]:
+    """Expect a ``ConfigError`` of one line that contains every one of ``parts``."""
+    with pytest.raises(ConfigError) as caught:
+        yield
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)

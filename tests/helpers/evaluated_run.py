@@ -1,4 +1,4 @@
-"""A run of the report's tests with the results of an evaluation of made-up verdicts."""
+"""A run with evaluation results of made-up verdicts, for tests of the report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NUM_SAMPLES = 5
 def evaluate(
     problems: Sequence[Problem], fails: Fails = lambda model, params, problem: False
 ) -> tuple[EvaluationResults, Measurements]:
-    """Results of random verdicts; grading fails where ``fails`` returns True."""
+    """Results of random verdicts. Grading fails for the programs for which ``fails`` returns True."""
     rng = np.random.default_rng(0)
 
     def verdict(model: ModelName, params: SamplingParams, problem: Problem, index: int) -> Verdict:
@@ -59,7 +59,7 @@ def evaluate(
 
 
 def publish_evaluation(run_dir: Path, results: EvaluationResults, found: Measurements) -> None:
-    """Publish the run of ``build_run``, with these results and the programs of their best settings."""
+    """Publish the run of ``build_run`` with these results and a program for each verdict of the headline."""
     build_run(run_dir)
     folder = run_dir / "eval"
     write_json(folder / "summary.json", results)

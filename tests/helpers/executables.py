@@ -1,4 +1,4 @@
-"""Fake programs for tests of scripts."""
+"""Fake programs on PATH."""
 
 from __future__ import annotations
 

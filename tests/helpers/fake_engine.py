@@ -1,4 +1,4 @@
-"""An engine without a model, importable by the child process that runs it."""
+"""An engine without a model, which a child process can import."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_ssd.generation.engine import Completion, Request
 
 END = 1
 CRASH_SEED = 666  # a request with this seed crashes its engine
-CRASH_ONCE_SEED = 667  # and so does this one, if the engine's marker does not exist yet
+CRASH_ONCE_SEED = 667  # a request with this seed crashes its engine if the engine's marker does not exist yet
 
 
 def tokens_of_prompt(prompt: list[int], seed: int, max_tokens: int) -> tuple[list[int], Literal["stop", "length"]]:
@@ -53,7 +53,7 @@ class FakeEngine:
 
 @dataclass(frozen=True)
 class FakeSpec:
-    """Starts a ``FakeEngine``, or refuses to: always, or if the file ``marker`` exists."""
+    """Starts a ``FakeEngine``, or refuses to start one: always, or only if the file ``marker`` exists."""
 
     refuses: bool = False
     marker: str | None = None

@@ -1,4 +1,4 @@
-"""A completions server without a model: it responds like vLLM, or fails on request, on its own port."""
+"""A completions server without a model, which responds like vLLM or fails on request."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Answer = tuple[int, dict[str, Any]]
 
 
 class FakeServer:
-    """Serves one model from a thread.
+    """Serves one model from a thread, on its own port.
 
     Args:
-        root: the model folder that it reports.
-        behaviour: given the number of an earlier request and its body, the response to send instead of a completion;
-            None for a completion.
-        seconds: how long a completion takes.
+        root: The model folder that the server reports.
+        behaviour: Called with the number of a request, from 0, and its body. Returns the response to send instead of a
+            completion, or None for a completion.
+        seconds: The time that a completion takes.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class FakeServer:
 
 
 def completion(body: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """The answer to ``body``, with ``changes`` to its choice."""
+    """The response to ``body``, with ``changes`` to its choice."""
     ids, reason = tokens_of_prompt(body["prompt"], body["seed"], body["max_tokens"])
     choice = {
         "token_ids": ids,

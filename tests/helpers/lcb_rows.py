@@ -1,4 +1,4 @@
-"""Benchmarks in LiveCodeBench's format."""
+"""Rows of benchmarks in LiveCodeBench's format."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def benchmark(path: Path, **settings: Any) -> list[Problem]:
 
 
 def lcb_row(number: int, date: str = "2025-02-03", **changes: Any) -> dict[str, Any]:
-    """A row of a problem that reads a number and prints ok."""
+    """The row of a problem whose programs read a number and print ok."""
     stdin = json.dumps([{"input": f"{number}\n", "output": "ok\n", "testtype": "stdin"}])
     row = {
         "question_title": f"Title {number}",

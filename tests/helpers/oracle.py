@@ -22,7 +22,7 @@ N = 4
 
 
 class Oracle:
-    """A ``Sampler`` that returns correct programs, for the tuned model more often. Fails after ``lives`` answers."""
+    """A ``Sampler`` that returns correct programs, more of them for the tuned model. Fails after ``lives`` answers."""
 
     def __init__(self, config: RunConfig, *, lives: int = 10**9) -> None:
         self.requests: list[Request] = []
@@ -62,4 +62,5 @@ def sampler_of(oracle: Oracle) -> OpenSampler:
 
 
 def summary_of(config: RunConfig) -> dict:
+    """The published ``eval/summary.json``."""
     return json.loads((Path(config.run_dir) / "eval" / "summary.json").read_text())

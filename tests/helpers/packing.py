@@ -1,4 +1,4 @@
-"""A packing defect for tests: attention and position ids that span samples."""
+"""A defect in packing, with which attention and position ids span samples."""
 
 from __future__ import annotations
 

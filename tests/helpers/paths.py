@@ -1,4 +1,4 @@
-"""The project's folder, and public data beside it."""
+"""Paths of the project and of the public data beside it."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ CODEFORCES = DATA / "lcb_schema" / "codeforces_408.jsonl"
 
 
 def needs(*paths: Path) -> pytest.MarkDecorator:
-    """Skips a test unless all ``paths`` exist."""
+    """A mark that skips a test unless all ``paths`` exist."""
     return pytest.mark.skipif(not all(path.exists() for path in paths), reason=f"needs {', '.join(map(str, paths))}")

@@ -1,9 +1,9 @@
-"""Fine-tuning in a plain loop: transformers' model and ``torch.optim.AdamW``, without this project or Megatron-Core.
+"""Fine-tuning in a plain loop with transformers' model, without code of this project or Megatron-Core.
 
     python -m tests.helpers.plain_loop FOLDER...
 
-``FOLDER/plain_loop.json`` is the configuration (the fields of ``PlainRun``); ``FOLDER/plain_curve.json`` receives loss
-and gradient norm of each iteration, the folder ``FOLDER/plain`` the model after the last one.
+``FOLDER/plain_loop.json`` is the configuration, which has the fields of ``PlainRun``. The program writes the loss and
+the gradient norm of each iteration to ``FOLDER/plain_curve.json``, and the trained model to ``FOLDER/plain``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 @dataclass(frozen=True)
 class PlainRun:
-    """Every iteration takes all ``documents``, pairs of [prompt ids, response ids]; the loss counts response ids."""
+    """A run in which every iteration uses all ``documents``.
+
+    Documents are pairs of [prompt ids, response ids]. Only response ids count in the loss.
+    """
 
     model: str
     documents: list[tuple[list[int], list[int]]]
@@ -34,22 +37,25 @@ class PlainRun:
     clip_grad: float
 
     def learning_rate(self, iteration: int) -> float:
-        """Linear warm-up, then cosine decay, for iterations from 1."""
+        """Linear warm-up followed by cosine decay; ``iteration`` counts from 1."""
         if iteration <= self.lr_warmup_iters:
             return self.lr * iteration / self.lr_warmup_iters
         progress = (iteration - self.lr_warmup_iters) / (self.train_iters - self.lr_warmup_iters)
         return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def save(self, folder: Path) -> None:
-        """Write the input of ``main``."""
+        """Write the configuration that ``main`` reads."""
         (folder / "plain_loop.json").write_text(json.dumps(asdict(self)))
 
 
 def train(run: PlainRun) -> tuple[list[dict[str, float]], PreTrainedModel]:
-    """(loss and gradient norm of each iteration, the trained model), in fp32 with one document per forward pass."""
+    """Train in fp32 with one document per forward pass.
+
+    Returns the loss and the gradient norm of each iteration, and the trained model.
+    """
     torch.set_num_threads(1)  # a second thread does not help such a small model
     model = AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32)
-    # The usual groups: vectors, here the weights of norms, do not decay.
+    # As usual, vectors do not decay. Here these are the weights of norms.
     groups = [
         {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": run.weight_decay},
         {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},

@@ -1,4 +1,4 @@
-"""Small data sets of problems, and the stage that reads them."""
+"""Small data sets for the stage that chooses problems."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Chosen:
 def config_of(
     run_dir: Path, path: Path, *, contamination: Any = None, benchmark: Any = None, **problems: Any
 ) -> RunConfig:
-    """rStar-Coder's columns unless ``problems`` names others."""
+    """A configuration that reads ``path``, which has rStar-Coder's columns unless ``problems`` names others."""
     values = {
         "run_dir": str(run_dir),
         "problems": {"name": "rstar_coder", "path": str(path), **problems},

@@ -1,4 +1,4 @@
-"""An ``eval`` folder with problems of every outcome and hostile texts, for tests of ``problems.html``."""
+"""An ``eval`` folder with problems of every outcome, for tests of ``problems.html``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DETAILS: dict[VerdictStatus, str] = {
     "timeout": "took more than 10 s of CPU time", "memory": "MemoryError", "syntax_error": "invalid syntax (line 2)",
     "no_code": "no fenced program in the response", "infrastructure_error": "the sandbox could not be started",
 }  # fmt: skip
-# Ends the element that holds it, runs a script, loads a picture, hides and reorders text, is not UTF-8.
+# Ends its HTML element, runs a script, loads an image, hides and reorders text, and is not valid UTF-8.
 HOSTILE = (
     "</script></pre><script>window.attacked = 1</script><img src=x onerror='window.attacked = 2'>"
     "<!--<script>\x00\u202e\u2066\u2028\ud83d\u200b &lt; {{ 7 * 7 }}"
@@ -40,7 +40,7 @@ NUM_TESTS = 12
 
 @dataclass(frozen=True)
 class Try:
-    """A program to generate: its verdict, the first failed test, and its text."""
+    """A program to generate, with its verdict and its first failed test."""
 
     status: VerdictStatus
     failed: int = 2
@@ -50,12 +50,12 @@ class Try:
 
 
 def tries(*statuses: VerdictStatus, program: str = Try.program) -> list[Try]:
-    """One of each."""
+    """One program for each status."""
     return [Try(status, program=f"{program}# {status}\n") for status in statuses]
 
 
 def problem(problem_id: str, difficulty: str, title: str = "", *, form: str = "stdin") -> Problem:
-    """With tests of some length."""
+    """A problem whose tests have different lengths."""
     rng = random.Random(problem_id)
     tests = tuple(
         TestCase(input=" ".join(str(rng.randrange(100)) for _ in range(40 * (index + 1))), output=str(rng.random()))
@@ -68,11 +68,11 @@ def problem(problem_id: str, difficulty: str, title: str = "", *, form: str = "s
     )  # fmt: skip
 
 
-# problem -> what the base wrote, what SSD wrote
 W: VerdictStatus = "wrong_answer"
 T: VerdictStatus = "timeout"
 R: VerdictStatus = "runtime_error"
 _LONG = Try("no_code", program="", around="So let me think about it again. " * 4000, finish="length")
+# Each problem with the programs of the base and those of SSD.
 RUN: list[tuple[Problem, list[Try], list[Try]]] = [
     (problem("abc387_a", "easy", "Happy New Year"), tries("passed", "passed", W), tries("passed", "passed", "passed")),
     (problem("abc387_b", "easy", "9x9 Sum", form="function"), tries(W, W, "memory"), tries("passed", W, "passed")),
@@ -88,7 +88,7 @@ RUN: list[tuple[Problem, list[Try], list[Try]]] = [
 def write_evaluation(
     folder: Path, run: Sequence[tuple[Problem, list[Try], list[Try]]], *, with_problems: bool = True
 ) -> EvaluationResults:
-    """Write generations, verdicts and problems as the evaluation does; returns the scores that go with them."""
+    """Write generations, verdicts and problems as the evaluation does; returns matching scores."""
     for column, (model, label) in enumerate(DECODINGS.items()):
         with (
             JsonlWriter(folder / "generations" / model / f"{label}.jsonl") as generations,
@@ -123,12 +123,12 @@ def scores(difficulties: dict[str, str]) -> EvaluationResults:
 
 
 def read(folder: Path, found: EvaluationResults) -> ProblemPages:
-    """The folder as the report reads it."""
+    """The content of ``problems.html`` that the report reads from the folder."""
     return read_problem_pages(folder, found, prompt_opens_thinking=False)
 
 
 def write_page(path: Path, pages: ProblemPages, *, page_mib: float = 8.0) -> Path:
-    """``problems.html`` at ``path``."""
+    """Write ``problems.html`` to ``path``."""
     page = render_problems(pages, run_name="demo <run>", code_version="1.0", page_mib=page_mib)
     path.write_text(page, encoding="utf-8")
     return path

@@ -6,14 +6,14 @@ from megatron_ssd.schema import Problem, Sample, TestCase
 
 
 def function_problem(identity: str = "double", *, tests: int = 3, difficulty: str = "easy") -> Problem:
-    """``f(x)`` returns twice ``x``."""
+    """A problem whose solution is a function ``f`` that returns twice its argument."""
     cases = tuple(TestCase(input=str(x), output=str(2 * x)) for x in range(1, tests + 1))
     return Problem(id=identity, source="test", statement="Double it.", form="function", function_name="f",
                    difficulty=difficulty, tests=cases)  # fmt: skip
 
 
 def stdin_problem(identity: str = "sum", *, tests: int = 3) -> Problem:
-    """Reads two integers and prints their sum."""
+    """A problem whose solution reads two integers and prints their sum."""
     cases = tuple(TestCase(input=f"{x} {x + 1}\n", output=f"{2 * x + 1}\n") for x in range(tests))
     return Problem(id=identity, source="test", statement="Add them.", form="stdin", tests=cases)
 

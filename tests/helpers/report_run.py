@@ -1,4 +1,4 @@
-"""A small run, published through the real Stage API, for tests of the report."""
+"""A small published run for tests of the report."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from megatron_ssd.config.training import OptimizerConfig, TrainingConfig
 from megatron_ssd.schema import Sample, Verdict
 from tests.helpers.sweep_summary import cells_of, sweep_summary
 
-REVISION = "6f1d0c9a44be0d27" * 4  # as long as the hash of a model folder
+REVISION = "6f1d0c9a44be0d27" * 4  # has the length of a model folder's hash
 VLLM = {"name": "vllm", "version": "0.32.0"}
 MEGATRON = {"name": "megatron-core", "version": "0.16.1"}
 DIFFICULTIES = ("easy", "medium", "hard")
 TEMPERATURES, TOP_PS = (0.8, 1.0, 1.2, 1.5, 1.8), (0.5, 0.6, 0.8, 1.0)
-# A program that is markup unless the page escapes it.
+# A program with markup, which the page must escape.
 HOSTILE = "def f(xs):\n    # </pre><script>alert(1)</script> <img src='http://example.com/x.png'>\n    return xs"
 NO_ERRATA: dict[str, Any] = {"flaws": {}, "num_problems": 300, "kept": True}
 _BEST = {"base": "T1.8-k20-p0.5", "ssd": "T1.5-k20-p0.6"}
 
 
 def run_config(run_dir: Path, *, benchmark: str = "minicode") -> RunConfig:
-    """The configuration that goes with ``build_run``."""
+    """The configuration of the run that ``build_run`` publishes."""
     real = benchmark != "minicode"
     return RunConfig(
         run_dir=str(run_dir),
@@ -79,6 +79,16 @@ def change_summary(run_dir: Path, change: Callable[[dict[str, Any]], object]) ->
     summary = json.loads(path.read_text())
     change(summary)
     path.write_text(json.dumps(summary))
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """The published ``report/summary.json``."""
+    return json.loads((run_dir / "report" / "summary.json").read_text())  # type: ignore[no-any-return]
+
+
+def read_page(run_dir: Path) -> str:
+    """The published ``report/report.html``."""
+    return (run_dir / "report" / "report.html").read_text()
 
 
 def _publish(

@@ -51,7 +51,7 @@ def sample_all(sampler: Sampler, requests: Sequence[Request]) -> dict[tuple[str,
 def by_key(
     answers: Iterable[tuple[Request, Completion]], *, expected: int | None = None
 ) -> dict[tuple[str, int], Completion]:
-    """Completions by the key of their request; none may come twice."""
+    """Completions by the key of their request; fails if a key occurs twice."""
     pairs = list(answers)
     assert len({request.key for request, _ in pairs}) == len(pairs) == (len(pairs) if expected is None else expected)
     return {request.key: completion for request, completion in pairs}

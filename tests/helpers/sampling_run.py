@@ -23,9 +23,9 @@ NUM_SAMPLES = 60
 
 @dataclasses.dataclass
 class FakeSampler:
-    """Samples in this process, and stops like Ctrl-C after ``stop_after`` completions.
+    """Samples in this process, and is interrupted after ``stop_after`` completions as by Ctrl-C.
 
-    ``meanwhile`` is called between the first two completions, ``at_end`` when the engines are released.
+    It calls ``meanwhile`` between the first two completions, and ``at_end`` when the engines are released.
     """
 
     stop_after: int | None = None
@@ -54,7 +54,7 @@ class FakeSampler:
 
 
 def run_config(model: Path, run_dir: Path) -> RunConfig:
-    """Thirty problems, two samples of each, in shards of 25 records."""
+    """A configuration that draws two samples for each of thirty problems, in shards of 25 records."""
     shape = {
         "name": "tiny", "model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
         "num_key_value_heads": 1, "head_dim": 32, "intermediate_size": 128, "vocab_size": 512,
@@ -80,7 +80,7 @@ def run_config(model: Path, run_dir: Path) -> RunConfig:
 
 
 def generate(config: RunConfig, sampler: FakeSampler | None = None) -> FakeSampler:
-    """Choose the problems and run the stage with ``sampler``; returns it."""
+    """Choose the problems, run the sampling stage with ``sampler``, and return ``sampler``."""
     sampler = sampler or FakeSampler()
     run_problems(config)
     with (
@@ -99,7 +99,7 @@ def worker(config: RunConfig, rank: int, world: int) -> RunConfig:
 def samples(config: RunConfig) -> list[Sample]:
     """The published samples, in order."""
     shards = sorted((Path(config.run_dir) / "samples").glob("shard-*.jsonl"))
-    return [Sample.from_json(row) for shard in shards for row in read_jsonl(shard)]
+    return [Sample.from_json(record) for shard in shards for record in read_jsonl(shard)]
 
 
 def elsewhere(config: RunConfig, name: str) -> RunConfig:

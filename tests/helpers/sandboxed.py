@@ -1,4 +1,4 @@
-"""Runs and observes programs in a sandbox."""
+"""Runs of programs in a sandbox."""
 
 from __future__ import annotations
 

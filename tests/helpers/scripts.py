@@ -1,4 +1,4 @@
-"""Runs the project's scripts in processes of their own."""
+"""Runs the project's scripts as a user would."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.helpers.paths import ROOT
 
 
 def run_script(script: str, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run an entry point to its end, as a user would; ``path`` replaces the environment variable PATH."""
+    """Run a script in its own process to its end; ``path`` replaces the environment variable PATH."""
     environment = {**os.environ, **({"PATH": path} if path is not None else {})}
     return subprocess.run(
         [sys.executable, str(ROOT / script), *arguments],

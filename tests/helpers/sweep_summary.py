@@ -1,4 +1,4 @@
-"""The part on decode settings of a made-up ``eval/summary.json``: scores that peak at a T_eff, with noise."""
+"""The part of a made-up ``eval/summary.json`` on decode settings, whose scores peak at one T_eff."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sweep_summary(
     train: SamplingParams = TRAIN,
     scale: float = 1.0,
 ) -> dict[str, Any]:
-    """The keys ``grid`` to ``effective_temperature``. ``best``: model -> label chosen."""
+    """The keys ``grid`` to ``effective_temperature``; ``best`` maps a model to the label of its chosen cell."""
     rng = random.Random(3)
     selection, report = (
         {(model, cell): scale * _score(model, cell, train, rng) for model in MODELS for cell in (*cells, train)}
@@ -64,7 +64,7 @@ def sweep_summary(
 def sweep_results(
     cells: Sequence[SamplingParams], *, train: SamplingParams = TRAIN, scale: float = 1.0
 ) -> EvaluationResults:
-    """Results with only the output of ``sweep_summary``; without ``cells`` they have no cell."""
+    """Results that contain only the output of ``sweep_summary``; they are empty if ``cells`` is."""
     empty = {"grid": [], "beside_grid": None, "best_of_grid": [],
              "effective_temperature": {"train_temperature": train.temperature, "points": []}}  # fmt: skip
     summary = {

@@ -1,4 +1,4 @@
-"""Tiny Hugging Face models, written by transformers, and their configurations."""
+"""Tiny Hugging Face models, which transformers writes."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ def write_tokenizer(folder: Path, size: int) -> None:
 
 
 def save_reference_logits(root: Path, names: Iterable[str], tokens_BS: torch.Tensor) -> None:
-    """Write ``root/tokens.npy``, and for each folder in ``root`` transformers' fp32 logits of it as ``logits.npy``.
+    """Write ``root/tokens.npy``, and transformers' fp32 logits of each model as ``root/NAME/logits.npy``.
 
-    It runs in its own process, without the CPU adaptation for Megatron-Core.
+    The logits are computed in another process, in which the CPU adaptation for Megatron-Core is not active.
     """
     np.save(root / "tokens.npy", tokens_BS.numpy())
     command = [sys.executable, "-c", _REFERENCE_SCRIPT, str(root), *names]
-    # One thread: the models are tiny, and more threads would only wait for each other.
+    # The models are too small for several threads.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=300)
 

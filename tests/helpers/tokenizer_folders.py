@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def with_template(source: Path, target: Path, template: object) -> Path:
-    """A copy of the folder ``source`` with another chat template; without one if ``template`` is None."""
+    """Copy the folder ``source`` to ``target`` with another chat template, or without one if ``template`` is None."""
     shutil.copytree(source, target)
     path = target / "tokenizer_config.json"
     config = json.loads(path.read_text())

@@ -16,12 +16,12 @@ from megatron_ssd.runtime.process_groups import joined_processes
 from tests.helpers.paths import ROOT
 from tests.helpers.training_run import CPU, EXACT
 
-_SECONDS = 800  # a hang, not a measure of speed
+_SECONDS = 800  # only a hang takes as long
 
 
 def run_workers(names: Sequence[str], root: Path, *, world_size: int) -> None:
-    """Run ``run_cases(ROOT/NAME)`` of each worker module under torchrun; fails with the workers' own messages."""
-    # timeout(1) ends torchrun so that it ends its workers; Python's own time-out would leave them behind.
+    """Run ``run_cases(ROOT/NAME)`` of each worker module under torchrun; fails with the error messages of workers."""
+    # timeout(1) lets torchrun end its workers. Python's own timeout would leave them running.
     command = ["timeout", str(_SECONDS), sys.executable, "-m", "torch.distributed.run", "--standalone",
                f"--nproc-per-node={world_size}", "-m", "tests.helpers.torchrun", str(root), *names]  # fmt: skip
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,9 +1,10 @@
-"""A tiny data set and configuration for tests that train."""
+"""A tiny training run for tests."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,29 @@ EXACT = PrecisionConfig(params_dtype="fp32", transformer_engine=False)
 CPU = ClusterConfig(device="cpu")
 
 
-def write_dataset(run_dir: Path, *, vocab_size: int = VOCAB_SIZE, num_documents: int = 200) -> None:
-    """Publish ``run_dir/dataset``: arithmetic progressions modulo ``vocab_size``, as pretraining documents."""
-    stage = Stage(name="dataset", run_dir=run_dir, config={"documents": num_documents}, inputs={})
-    random = np.random.default_rng(0)
+def publish_documents(run_dir: Path, documents: Sequence[Sequence[list[int]]], *, vocab_size: int = VOCAB_SIZE) -> None:
+    """Publish ``run_dir/dataset``; a document is [token ids] for pretraining, or [prompt ids, response ids]."""
+    stage = Stage(name="dataset", run_dir=run_dir, config={"documents": len(documents)}, inputs={})
     with IndexedWriter(stage.begin() / "samples", vocab_size=vocab_size) as writer:
-        for _ in range(num_documents):
-            start, step, length = random.integers(vocab_size), random.integers(1, 5), random.integers(8, 48)
-            writer.add(((start + step * np.arange(length)) % vocab_size).tolist())
-    stage.publish(counts={"documents": num_documents})
+        for document in documents:
+            writer.add(*document)
+    stage.publish(counts={"documents": len(documents)})
+
+
+def write_dataset(run_dir: Path, *, vocab_size: int = VOCAB_SIZE, num_documents: int = 200) -> None:
+    """Publish ``run_dir/dataset`` with arithmetic progressions modulo ``vocab_size`` as pretraining documents."""
+    random = np.random.default_rng(0)
+    documents = []
+    for _ in range(num_documents):
+        start, step, length = random.integers(vocab_size), random.integers(1, 5), random.integers(8, 48)
+        documents.append([((start + step * np.arange(length)) % vocab_size).tolist()])
+    publish_documents(run_dir, documents, vocab_size=vocab_size)
 
 
 def training_config(run_dir: Path, **changes: Any) -> RunConfig:
-    """Pretrain ``DENSE`` in ten iterations.
+    """A configuration that pretrains ``DENSE`` for ten iterations.
 
-    ``changes``: sections by name; ``training`` and ``checkpoint`` as dictionaries of fields.
+    ``changes`` are sections by name, of which ``training`` and ``checkpoint`` are dictionaries of changed fields.
     """
     training = {"train_iters": 10, "global_batch_size": 4, "micro_batch_size": 2, "seq_length": 64,
                 "packing": "greedy", "tensorboard": False}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Tasks for workers in tests; workers import them by name."""
+"""Tasks for worker processes, which import them by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_ssd.errors import UserError
 
 
 def note_process(task: Path, count_samples: CountSamples) -> None:
-    """Write the process id to ``task``; counts three samples."""
+    """Write the process id to ``task``, and count three samples."""
     count_samples(2)
     task.write_text(str(os.getpid()))
     count_samples(1)
@@ -25,17 +25,17 @@ def fail_on_b(task: Path, count_samples: CountSamples) -> None:
 
 
 def fill_disk(task: Path, count_samples: CountSamples) -> None:
-    """Fail like on a full disk."""
+    """Fail as on a full disk."""
     raise OSError(28, "No space left on device", str(task))
 
 
 def die(task: Path, count_samples: CountSamples) -> None:
-    """End like a process killed by the kernel's out-of-memory killer."""
+    """End as if the kernel's out-of-memory killer had killed the process."""
     os.kill(os.getpid(), 9)
 
 
 def write_for_ever(task: Path, count_samples: CountSamples) -> None:
-    """Write to ``task`` again and again, without reporting."""
+    """Write to ``task`` for a minute, without counting samples."""
     for number in range(3000):
         task.write_text(f"{os.getpid()} {number}")
         time.sleep(0.02)

@@ -1,5 +1,5 @@
-// Draws every plot of the page with Vega-Embed, which is bundled in front of this script. It fetches nothing: data is
-// in the specifications, and expressions are interpreted (ast), so that the page's policy need not allow eval.
+// Draws every plot of the page with Vega-Embed, which is bundled before this script. It fetches nothing: the data is in
+// the specifications. Expressions are interpreted (ast), so that the page's policy need not allow eval.
 const options = {
   actions: false, ast: true, defaultStyle: false, mode: "vega-lite", renderer: "svg",
   tooltip: { disableDefaultStyle: true },

@@ -1,4 +1,4 @@
-// The list's filter and order, and the view of one problem. Every text from data goes in as text, never as markup.
+// Filters and sorts the list, and shows one problem. Texts from data are inserted as text, never as markup.
 "use strict";
 (() => {
   const $ = (id) => document.getElementById(id);
@@ -77,7 +77,7 @@
       const button = el("button", { type: "button" }, ...head.childNodes);
       button.addEventListener("click", () => {
         const key = head.dataset.key;
-        const first = key !== "name" && key !== "difficulty"; // scores, dates: the highest first
+        const first = key !== "name" && key !== "difficulty"; // scores and dates: highest first
         order.descending = order.key === key ? !order.descending : first;
         order.key = key;
         sort();
@@ -108,7 +108,7 @@
     return JSON.parse(await new Response(stream).text());
   }
 
-  // A text as a list of nodes; a cut is named.
+  // A text as a list of nodes, with a note where it was cut.
   function nodes(text) {
     if (typeof text === "string") return [text];
     const [head, leftOut, tail] = text;
@@ -190,7 +190,7 @@
   const letters = Object.fromEntries(Object.entries(words.letters).map(([letter, name]) => [name, letter]));
   const mark = (name) => (name === "passed" ? "" : letters[name]);
 
-  // The squares that this problem has.
+  // Explains the squares that this problem has.
   function legend(attempts) {
     const used = new Set(attempts.flatMap((attempt) => [attempt.status, ...[...attempt.cells].map((letter) => words.letters[letter])]));
     const items = Object.entries(words.statuses).filter(([name]) => used.has(name));
@@ -290,7 +290,7 @@
         ? "This browser cannot unpack the programs: it has no DecompressionStream. Use a browser of 2023 or later."
         : `This problem cannot be unpacked: ${error.message}. The file is damaged; make the report again.`)];
     }
-    if (opened !== row) return; // another was asked for meanwhile
+    if (opened !== row) return; // another problem was opened in the meantime
     $("problem").replaceChildren(...view);
     scrollTo(0, 0);
     $("problem").querySelector("h1")?.focus({ preventScroll: true });
@@ -299,7 +299,7 @@
   addEventListener("hashchange", show);
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select")) return;
-    const step = event.target.closest("pre") ? 0 : { ArrowLeft: -1, ArrowRight: 1 }[event.key]; // a pre scrolls by them
+    const step = event.target.closest("pre") ? 0 : { ArrowLeft: -1, ArrowRight: 1 }[event.key]; // these keys scroll a pre
     if (opened && event.key === "Escape") location.hash = "";
     else if (opened && step && neighbour(opened, step)) location.hash = neighbour(opened, step).dataset.anchor;
     else if (!opened && event.key === "/") { event.preventDefault(); $("text").focus(); }

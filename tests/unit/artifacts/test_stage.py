@@ -192,7 +192,7 @@ def test_the_durations_of_all_starts_are_added(tmp_path: Path) -> None:
     stage.begin()
     stage._seconds_before = 100.0
     stage.note_time()
-    del stage  # releases the lock, as the end of a process does
+    del stage  # releases the lock, like the end of a process
     again = make(tmp_path)
     again.begin()
     assert again.publish().seconds >= 100.0

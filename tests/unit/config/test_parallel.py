@@ -27,7 +27,7 @@ def config(parallel: dict[str, Any], **training: Any) -> RunConfig:
         ({"world_size": 8, "context_parallel_size": 8}, 16),
         ({"world_size": 2, "tensor_model_parallel_size": 2}, 1),
         ({"world_size": 2, "tensor_model_parallel_size": 2, "sequence_parallel": True}, 2),
-        # The part of one of two context-parallel ranks is divided by four again.
+        # Each of two context-parallel ranks divides its part by four again.
         ({"world_size": 8, "tensor_model_parallel_size": 4, "context_parallel_size": 2, "sequence_parallel": True}, 8),
         ({"world_size": 6, "tensor_model_parallel_size": 3, "context_parallel_size": 2, "sequence_parallel": True}, 12),
     ],

@@ -135,7 +135,7 @@ def test_missing_samples_a_wrong_vocabulary_and_no_sample_left_are_errors(tmp_pa
         run_preprocess(run_config(other))
 
 
-WORD_LENGTH = 2  # letters of the word that is split into tokens of one letter
+WORD_LENGTH = 2  # letters of the word that is written in single letters
 
 
 def _is_word(tokenizer: Tokenizer, id_: int) -> bool:
@@ -144,7 +144,7 @@ def _is_word(tokenizer: Tokenizer, id_: int) -> bool:
 
 
 def tokenized_shards(folder: Path) -> tuple[list[list[Sample]], int]:
-    """(five shards of responses with the tokenizer's ids, except for a split word in ``p3``; the end token's id)."""
+    """Five shards with the tokenizer's ids, except for one word of ``p3`` in single letters; and the end token's id."""
     tokenizer = fast_tokenizer(folder)
     end = tokenizer.token_to_id("<|im_end|>")
     texts = [f"```python\nx = {number}\nprint(x)\n```" for number in range(10)]

@@ -20,7 +20,7 @@ TEXTS = [[5, 6, 7, 8, 2], [9, 2], [10, 11, 12, 2]]
 
 
 def write_texts(prefix: Path, *, vocab_size: int = 512, sentences: tuple[int, ...] = (1, 1, 1)) -> Path:
-    """Write ``TEXTS`` like Megatron-LM, each in so many sentences."""
+    """Write ``TEXTS`` like Megatron-LM; ``sentences`` has the number of sentences of each text."""
     texts = [
         [*([id_] for id_ in ids[: count - 1]), ids[count - 1 :]] for ids, count in zip(TEXTS, sentences, strict=True)
     ]

@@ -103,7 +103,7 @@ def test_a_first_pass_can_be_pickled(tmp_path: Path) -> None:
 
 def test_scores_in_any_order_are_found_by_sample(tmp_path: Path) -> None:
     records = [{"problem_id": f"p{number}", "sample_index": index, "mean_logprob": -number - index / 4, "more": 1}
-            for number in range(5) for index in range(2)]  # fmt: skip
+               for number in range(5) for index in range(2)]  # fmt: skip
     publish_scores(tmp_path, [*records, {"problem_id": "q", "sample_index": 0, "mean_logprob": None}])
     scores = read_scores(tmp_path)
     one = sample(PROGRAM)

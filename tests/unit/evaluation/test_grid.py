@@ -1,4 +1,4 @@
-"""Tests for the grid of decode settings and the choice of the best cell."""
+"""Tests for the grid of decode settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests for the results of an evaluation and their file."""
+"""Tests for the results of an evaluation."""
 
 from __future__ import annotations
 

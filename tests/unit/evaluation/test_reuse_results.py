@@ -1,4 +1,4 @@
-"""Tests that a changed evaluation reuses unaffected results and equals one from scratch."""
+"""Tests that a changed evaluation reuses the results that the change does not affect."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM (make venv)"),
     pytest.mark.usefixtures("engine_logs"),
 ]
-STOPS = (17, 400)  # further ids that end a response, in every test here
+STOPS = (17, 400)  # additional end tokens of every test here
 HOT = SamplingParams(temperature=2.0, top_k=20, top_p=0.9)
 SECONDS = 300  # to start on a busy machine
 START_ALL = """

@@ -187,7 +187,7 @@ def test_work_that_another_worker_uses_is_not_moved_aside(config: RunConfig, rep
 def test_a_worker_succeeds_if_another_one_published_its_last_record(config: RunConfig, alone: dict[str, bytes]) -> None:
     generate(worker(config, 0, 3))
     generate(worker(config, 1, 3))
-    # After worker 2's last record, and before it checks for missing samples, worker 1 finds that none is missing.
+    # After worker 2 wrote its last record, worker 1 is the first to see that no sample is missing.
     generate(worker(config, 2, 3), FakeSampler(at_end=lambda: generate(worker(config, 1, 3))))
     assert shards(config) == alone
     assert not (Path(config.run_dir) / "samples.partial").exists()
@@ -211,7 +211,7 @@ def test_a_worker_that_starts_while_others_publish_finds_the_samples(
 
 @contextlib.contextmanager
 def killed_at(step: int) -> Iterator[list[str]]:
-    """Raise KeyboardInterrupt instead of change number ``step`` of the disk; yields the changes so far."""
+    """Raise KeyboardInterrupt just before change number ``step`` of the disk; yields the changes before it."""
     changes: list[str] = []
 
     def counted(name: str, real: object) -> object:

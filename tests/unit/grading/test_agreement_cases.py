@@ -1,4 +1,4 @@
-"""Tests for the programs on which two checkers are compared: each kind has its expected verdict."""
+"""Tests for the verdicts of the programs on which two checkers are compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests for pass@k, its intervals and the sign test."""
+"""Tests for the statistics of pass@k."""
 
 from __future__ import annotations
 

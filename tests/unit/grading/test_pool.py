@@ -16,6 +16,7 @@ from megatron_ssd.grading.checker import Checker
 from megatron_ssd.grading.pool import Grader, Submission, read_verdicts
 from megatron_ssd.sandbox.sandbox import Execution, Limits, Program, Sandbox, SandboxBrokenError
 from megatron_ssd.schema import Problem, TestCase, Verdict
+from tests.helpers.executables import write_executable
 from tests.helpers.programs import function_problem, sample, stdin_problem
 from tests.helpers.sandboxed import Executions, record_executions
 
@@ -323,9 +324,7 @@ def test_a_missing_bubblewrap_is_reported_before_grading(monkeypatch: pytest.Mon
 
 
 def test_a_bubblewrap_that_cannot_start_is_reported_before_grading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    fake = tmp_path / "bwrap"
-    fake.write_text("#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2\nexit 1\n")
-    fake.chmod(0o755)
+    write_executable(tmp_path / "bwrap", "echo 'bwrap: setting up uid map: Permission denied' >&2\nexit 1")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="uid map: Permission denied"):
         Grader(PROBLEMS, CONFIG)

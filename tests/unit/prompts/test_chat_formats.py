@@ -41,7 +41,7 @@ FUNCTION = Problem(id="f", source="test", statement="Add.", form="function", sta
 
 
 def byte_tokenizer(folder: Path, template: str | None, *, bos: bool, adds_end: bool = False) -> ChatTokenizer:
-    """A tokenizer with the ids of bytes and ``SPECIAL``; adds BOS before a text if it has one, as Llama's does."""
+    """A tokenizer with one id per byte and ``SPECIAL``; with ``bos`` it begins a text with BOS, as Llama's does."""
     vocabulary = {letter: _byte(letter) for letter in pre_tokenizers.ByteLevel.alphabet()}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -60,13 +60,13 @@ def byte_tokenizer(folder: Path, template: str | None, *, bos: bool, adds_end: b
 
 
 def _byte(letter: str) -> int:
-    """ByteLevel writes bytes that are not visible ASCII as letters: Latin-1 ones as themselves, others from U+0100."""
+    """The byte that ByteLevel writes as ``letter``: bytes that are not visible in Latin-1 are letters from U+0100."""
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return ord(letter) if ord(letter) in kept else [byte for byte in range(256) if byte not in kept][ord(letter) - 256]
 
 
 def ids_of(*parts: str | int) -> list[int]:
-    """Token ids: the bytes of text, and special ids as they are."""
+    """Token ids of text, which are its bytes, and of special tokens."""
     return [id_ for part in parts for id_ in ([part] if isinstance(part, int) else part.encode())]
 
 

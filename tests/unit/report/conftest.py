@@ -1,4 +1,4 @@
-"""Fixtures of the report's tests: published runs, which tests only read, and a browser."""
+"""Fixtures of the report's tests. Runs whose fixture has session scope are only read."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ from megatron_ssd.report.render import run_report
 from tests.helpers.browsing import FLAGS, chromium
 from tests.helpers.report_run import build_run, change_summary, run_config
 from tests.helpers.sweep_summary import cells_of, sweep_summary
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A run on minicode without a report, which the test may change."""
+    build_run(tmp_path / "run")
+    return tmp_path / "run"
 
 
 @pytest.fixture(scope="session")

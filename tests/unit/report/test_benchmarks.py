@@ -13,7 +13,7 @@ from megatron_ssd.report.content import benchmark_rows
 from megatron_ssd.report.data import read_benchmarks
 from megatron_ssd.report.render import run_report
 from megatron_ssd.report.stage import report_stage
-from tests.helpers.report_run import build_run, run_config
+from tests.helpers.report_run import read_page, read_summary, run_config
 
 
 def test_values_are_written_as_lm_eval_gives_them(published: Path) -> None:
@@ -26,23 +26,21 @@ def test_values_are_written_as_lm_eval_gives_them(published: Path) -> None:
 
 
 def test_page_and_summary_contain_the_benchmarks(published: Path) -> None:
-    page = (published / "report" / "report.html").read_text()
+    page = read_page(published)
     assert '<a href="#benchmarks">' in page
     assert "<small>of 14,042</small>" in page
-    assert [row["task"] for row in json.loads((published / "report" / "summary.json").read_text())["benchmarks"]] == [
+    assert [row["task"] for row in read_summary(published)["benchmarks"]] == [
         "humaneval", "mmlu"
     ]  # fmt: skip
 
 
-def test_a_run_without_benchmarks_has_another_report_without_the_section(tmp_path: Path) -> None:
-    run_dir = tmp_path / "demo"
-    build_run(run_dir)
+def test_a_run_without_benchmarks_has_another_report_without_the_section(run_dir: Path) -> None:
     config = run_config(run_dir)
     with_them = report_stage(config).identity
     shutil.rmtree(run_dir / "general_benchmarks")
     assert report_stage(config).identity != with_them
     run_report(config)
-    assert "benchmarks" not in (run_dir / "report" / "report.html").read_text()
+    assert "benchmarks" not in read_page(run_dir)
 
 
 def test_a_base_without_a_tuned_model_has_no_difference(tmp_path: Path) -> None:

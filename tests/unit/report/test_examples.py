@@ -12,7 +12,7 @@ from megatron_ssd.report.render import run_report
 from tests.helpers.evaluated_run import evaluate, publish_evaluation
 from tests.helpers.measured import graded_problems
 from tests.helpers.problems_run import NUM_TESTS, RUN, problem, read, tries, write_evaluation
-from tests.helpers.report_run import run_config
+from tests.helpers.report_run import read_page, run_config
 
 
 def example(folder: Path, form: str = "stdin") -> Example:
@@ -51,7 +51,7 @@ def test_the_page_shows_the_escaped_input(tmp_path: Path) -> None:
         text = verdicts.read_text().replace('"status": "passed"', '"status": "wrong_answer"')
         verdicts.write_text(text.replace('"failed_test": null', '"failed_test": 0'))
     run_report(run_config(run_dir))
-    page = (run_dir / "report" / "report.html").read_text()
+    page = read_page(run_dir)
     assert "input of test 1 of 3, the first that failed" in page
     assert "&lt;u&gt;1&lt;/u&gt;" in page
     assert "<u>1</u>" not in page

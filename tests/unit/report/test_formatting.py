@@ -1,4 +1,4 @@
-"""Tests for the formatting of numbers in the report and the terminal."""
+"""Tests for the formatting of numbers."""
 
 from __future__ import annotations
 

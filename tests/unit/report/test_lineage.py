@@ -11,13 +11,7 @@ from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.report.lineage import Lineage, trace
 from megatron_ssd.report.render import run_report
-from tests.helpers.report_run import build_run, run_config
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    build_run(tmp_path / "run")
-    return tmp_path / "run"
+from tests.helpers.report_run import read_page, run_config
 
 
 def _trace(run_dir: Path) -> Lineage:
@@ -95,6 +89,6 @@ def test_a_damaged_file_is_named(run_dir: Path, damage: object, message: str) ->
 def test_the_page_shows_a_broken_chain(run_dir: Path) -> None:
     (run_dir / "export" / "data.bin").unlink()
     run_report(run_config(run_dir))
-    page = (run_dir / "report" / "report.html").read_text()
+    page = read_page(run_dir)
     assert "The chain is broken." in page
     assert "broken: data.bin is missing" in page

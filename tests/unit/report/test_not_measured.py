@@ -21,7 +21,7 @@ from megatron_ssd.schema import Problem
 from tests.helpers.evaluated_run import SAMPLING, Fails, evaluate, publish_evaluation
 from tests.helpers.jsonl import complete_records, write_jsonl
 from tests.helpers.programs import function_problem
-from tests.helpers.report_run import build_run, run_config
+from tests.helpers.report_run import read_page, read_summary, run_config
 
 BAD = re.compile(r"(?<![A-Za-z])(?:[Nn]a[Nn]|None|[Ii]nf(?:inity)?|undefined)(?![A-Za-z])")
 
@@ -90,21 +90,19 @@ def test_a_missing_score_is_reported_as_not_measured(tmp_path: Path, capsys: pyt
     publish_evaluation(run_dir, *evaluate(*CASES["grading fails on the reporting half of SSD"]))
     run_report(run_config(run_dir))
     assert "not measured" in capsys.readouterr().out
-    result = json.loads((run_dir / "report" / "summary.json").read_text())["result"]
+    result = read_summary(run_dir)["result"]
     assert result == ("Not measured: grading failed on every problem of the reporting half (SSD at its best).")
-    assert "\N{EN DASH} %" not in (run_dir / "report" / "report.html").read_text()
+    assert "\N{EN DASH} %" not in read_page(run_dir)
 
 
-def test_iterations_without_a_finite_loss_are_counted_but_not_drawn(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    build_run(run_dir)
+def test_iterations_without_a_finite_loss_are_counted_but_not_drawn(run_dir: Path) -> None:
     path = run_dir / "checkpoints" / "metrics.jsonl"
     records = complete_records(path)
     records[3].update(loss=None, grad_norm=None)
     records[-1].update(grad_norm=None)
     write_jsonl(path, records)
     run_report(run_config(run_dir))
-    page = (run_dir / "report" / "report.html").read_text()
+    page = read_page(run_dir)
     assert "199 iterations" in page
     assert "not finite and no weight changed: 2 iterations." in page
     assert not BAD.search(re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL))
@@ -114,7 +112,7 @@ def test_a_result_on_one_problem_is_inconclusive(tmp_path: Path, capsys: pytest.
     run_dir = tmp_path / "run"
     publish_evaluation(run_dir, *evaluate(*CASES["two problems"]))
     run_report(run_config(run_dir))
-    shown = json.loads((run_dir / "report" / "summary.json").read_text())
+    shown = read_summary(run_dir)
     assert shown["measured"].startswith("Measured on 1 problem of")
     assert shown["result"].endswith("on one problem, from which nothing follows.")
     assert {claim["status"] for claim in shown["claims"]} == {"unclear"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.report.paper import COUNTED, SETTINGS, Deviation, deviations, reference_model, shown_settings
-from tests.helpers.report_run import run_config
+from tests.helpers.report_run import read_page, read_summary, run_config
 
 
 def _settings(**values: object) -> dict[str, object]:
@@ -88,11 +87,11 @@ def test_a_benchmark_must_equal_the_papers_in_dates_and_number(
 
 
 def test_a_run_on_few_real_problems_deviates_from_the_paper(published_real: Path) -> None:
-    deviations = json.loads((published_real / "report" / "summary.json").read_text())["deviations"]
-    found = {deviation["item"]: (deviation["this_run"], deviation["same"]) for deviation in deviations}
+    listed = read_summary(published_real)["deviations"]
+    found = {deviation["item"]: (deviation["this_run"], deviation["same"]) for deviation in listed}
     assert found["training problems"] == ("rstar_coder, 600 problems", False)
     assert found["benchmark"] == ("livecodebench, undated, 300 problems", False)
-    assert "livecodebench, undated, 300 problems" in (published_real / "report" / "report.html").read_text()
+    assert "livecodebench, undated, 300 problems" in read_page(published_real)
 
 
 def test_the_value_of_either_of_two_conflicting_sources_is_the_same() -> None:

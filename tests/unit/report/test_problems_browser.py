@@ -166,7 +166,7 @@ def test_mouse_and_keyboard_open_and_close_problems(browser: Any, path: Path) ->
         assert visit.page.evaluate("document.activeElement.tagName") == "H1"
         visit.page.keyboard.press("ArrowRight")  # to the next problem that the filter shows
         visit.page.locator("#problem h1", has_text="Find").wait_for()
-        visit.page.keyboard.press("ArrowRight")  # there is no further one
+        visit.page.keyboard.press("ArrowRight")  # does nothing, since it is the last one
         visit.page.locator(".statement").press("ArrowLeft")  # scrolls the text instead
         assert visit.page.evaluate("location.hash") == f"#{IDS[4]}"
         visit.page.get_by_role("link", name="All problems").click()

@@ -15,7 +15,7 @@ from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.config.evaluation import ReportConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.report.render import run_report
-from tests.helpers.report_run import REVISION, build_run, change_summary, run_config
+from tests.helpers.report_run import REVISION, change_summary, read_page, read_summary, run_config
 
 MEBIBYTE = 1 << 20
 
@@ -32,7 +32,7 @@ def test_the_stage_publishes_summary_and_pages_with_their_inputs(published: Path
 
 @pytest.mark.parametrize("model", ["base", "ssd"])
 def test_the_summary_has_scores_and_intervals_of_both_models(published: Path, model: str) -> None:
-    found = json.loads((published / "report" / "summary.json").read_text())[model]
+    found = read_summary(published)[model]
     assert found["n"] == {"problems": 150, "samples_per_problem": 10}
     for scores in (found, *found["by_difficulty"].values()):
         for k in ("pass@1", "pass@5"):
@@ -41,7 +41,7 @@ def test_the_summary_has_scores_and_intervals_of_both_models(published: Path, mo
 
 
 def test_the_summary_has_engines_claims_and_base_revision(published: Path) -> None:
-    summary = json.loads((published / "report" / "summary.json").read_text())
+    summary = read_summary(published)
     assert [score["key"] for score in summary["headline"]] == ["base_default", "base_train", "base_best", "ssd_best"]
     assert summary["stages"]["samples"]["engine"]["name"] == "vllm"
     assert summary["stages"]["checkpoints"]["engine"]["name"] == "megatron-core"
@@ -52,9 +52,9 @@ def test_the_summary_has_engines_claims_and_base_revision(published: Path) -> No
 
 def test_summary_and_page_have_the_best_cells_and_the_effective_temperature(published_sweep: Path) -> None:
     found = json.loads((published_sweep / "eval" / "summary.json").read_text())
-    decoding = json.loads((published_sweep / "report" / "summary.json").read_text())["decoding"]
+    decoding = read_summary(published_sweep)["decoding"]
     assert [(best["model"], best["num_cells"]) for best in decoding["best_of_grid"]] == [("base", 90), ("ssd", 90)]
-    page = (published_sweep / "report" / "report.html").read_text()
+    page = read_page(published_sweep)
     table = page[page.index("What choosing the best of many adds") : page.index("Training and decode temperature")]
     for best, written in zip(found["best_of_grid"], decoding["best_of_grid"], strict=True):
         for name in ("selection", "report", "on_all_problems"):
@@ -71,7 +71,7 @@ def test_summary_and_page_have_the_best_cells_and_the_effective_temperature(publ
 
 
 def test_summary_and_page_have_the_results_of_decontamination(published: Path) -> None:
-    problems = json.loads((published / "report" / "summary.json").read_text())["problems"]
+    problems = read_summary(published)["problems"]
     assert problems["dropped"] == {"duplicate": 1200, "contaminated": 30, "no_text": 0}
     assert problems["sets"] == [
         {"name": "humaneval", "kept": 1, "left_out": 30}, {"name": "minicode", "kept": 0, "left_out": 0},
@@ -84,17 +84,17 @@ def test_summary_and_page_have_the_results_of_decontamination(published: Path) -
     )  # a hit that was kept comes first
     assert (second["exact"], second["kept"]) == (True, False)
     assert len(problems["hits"]) == problems["num_hits"] == 31
-    page = (published / "report" / "report.html").read_text()
+    page = read_page(published)
     for text in ("selection 0123456789abcdef", "1,200", "seed_30", "&lt;b&gt;HumanEval/30", "60 %", "20 of 31 hits"):
         assert text in page
     assert "<b>HumanEval" not in page
 
 
 def test_the_sign_test_and_the_diversity_of_programs_are_shown_with_the_scores(published: Path) -> None:
-    page = (published / "report" / "report.html").read_text()
+    page = read_page(published)
     for text in ("61, 40, 49", ">0.046<", ">7.3<", ">2.6<", ">230<", "8.0 %", "Distinct programs of 10"):
         assert text in page
-    base = json.loads((published / "report" / "summary.json").read_text())["base"]
+    base = read_summary(published)["base"]
     assert list(base["ssd_ahead_by"]) == ["pass@1", "pass@5", "pass@10"]
     assert base["ssd_ahead_by"]["pass@5"]["sign_test"] == {"ahead": 61, "behind": 40, "tied": 49, "p_value": 0.046}
     assert base["diversity"] == {"distinct": 7.31, "distinct_passing": 2.64, "num_solved": 230, "no_code": 0.08}
@@ -106,9 +106,9 @@ def test_errata_are_reported_in_one_line_if_there_are_any(
     line = "1 of 300 problems are in LiveCodeBench's errata; kept, as the official evaluation counts them"
     run_report(run_config(published_real, benchmark="livecodebench"))
     assert line in capsys.readouterr().out.splitlines()
-    assert html.escape(line).replace("&#x27;", "&#39;") in (published_real / "report" / "report.html").read_text()
-    assert json.loads((published_real / "report" / "summary.json").read_text())["errata"]["line"] == line
-    assert "errata" not in (published / "report" / "report.html").read_text()
+    assert html.escape(line).replace("&#x27;", "&#39;") in read_page(published_real)
+    assert read_summary(published_real)["errata"]["line"] == line
+    assert "errata" not in read_page(published)
 
 
 def test_a_current_report_is_printed_and_left_unchanged(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,9 +121,7 @@ def test_a_current_report_is_printed_and_left_unchanged(published: Path, capsys:
     assert any(line.startswith("SSD at its best") and "34.5" in line for line in lines)
 
 
-def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    build_run(run_dir)
+def test_the_same_run_gives_the_same_bytes(run_dir: Path) -> None:
     pages = []
     for _ in range(2):
         run_report(run_config(run_dir))
@@ -138,18 +136,14 @@ def test_a_report_with_another_page_size_does_not_overwrite(published: Path) -> 
         run_report(smaller)
 
 
-def test_a_missing_stage_is_an_error_that_names_it(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    build_run(run_dir)
+def test_a_missing_stage_is_an_error_that_names_it(run_dir: Path) -> None:
     shutil.rmtree(run_dir / "export")
     with pytest.raises(UserError, match=r"export: (has no manifest\.json|does not exist); run launch/export\.py"):
         run_report(run_config(run_dir))
     assert not (run_dir / "report").exists()
 
 
-def test_a_summary_of_another_version_is_an_error_with_the_missing_key(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    build_run(run_dir)
+def test_a_summary_of_another_version_is_an_error_with_the_missing_key(run_dir: Path) -> None:
     change_summary(run_dir, lambda summary: summary.pop("headline"))
     with pytest.raises(UserError, match="headline"):
         run_report(run_config(run_dir))
@@ -160,23 +154,21 @@ def test_every_output_of_a_tiny_model_on_real_problems_has_a_notice(
 ) -> None:
     run_report(run_config(published_real, benchmark="livecodebench"))
     printed = capsys.readouterr().out
-    page = (published_real / "report" / "report.html").read_text()
-    summary = json.loads((published_real / "report" / "summary.json").read_text())
+    page = read_page(published_real)
+    summary = read_summary(published_real)
     for text in (printed, page, summary["notice"]):
         assert "million parameters" in text
         assert "nothing useful" in text
-    assert "million parameters" not in (published / "report" / "report.html").read_text()
+    assert "million parameters" not in read_page(published)
 
 
 def test_settings_are_those_with_which_a_stage_ran(published: Path) -> None:
-    settings = json.loads((published / "report" / "summary.json").read_text())["settings"]
+    settings = read_summary(published)["settings"]
     assert run_config(published).parallel.world_size == 1
     assert settings["parallel.world_size"] == 2
 
 
-def test_a_missing_score_is_not_measured_on_the_page_and_null_in_the_summary(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    build_run(run_dir)
+def test_a_missing_score_is_not_measured_on_the_page_and_null_in_the_summary(run_dir: Path) -> None:
 
     def lose_a_score(summary: dict[str, Any]) -> None:
         score = summary["headline"][0]
@@ -187,25 +179,21 @@ def test_a_missing_score_is_not_measured_on_the_page_and_null_in_the_summary(tmp
 
     change_summary(run_dir, lose_a_score)
     run_report(run_config(run_dir))
-    page = (run_dir / "report" / "report.html").read_text()
+    page = read_page(run_dir)
     assert "not measured" in page
     assert "nan" not in page.lower().split()
     summary = json.loads((run_dir / "report" / "summary.json").read_text(), parse_constant=pytest.fail)
     assert [summary["headline"][0]["pass@5"][name] for name in ("value", "low", "high")] == [None] * 3
 
 
-def test_an_evaluation_of_only_one_model_is_an_error_with_the_fix(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    build_run(run_dir)
+def test_an_evaluation_of_only_one_model_is_an_error_with_the_fix(run_dir: Path) -> None:
     change_summary(run_dir, lambda summary: summary["headline"].pop())
     with pytest.raises(UserError, match="has no ssd_best; evaluate both"):
         run_report(run_config(run_dir))
 
 
 @pytest.mark.parametrize("key", ["by_difficulty", "grid"])
-def test_a_run_without_difficulties_or_grid_still_has_a_page(tmp_path: Path, key: str) -> None:
-    run_dir = tmp_path / "run"
-    build_run(run_dir)
+def test_a_run_without_difficulties_or_grid_still_has_a_page(run_dir: Path, key: str) -> None:
 
     def remove(summary: dict[str, Any]) -> None:
         if key == "grid":
@@ -219,5 +207,5 @@ def test_a_run_without_difficulties_or_grid_still_has_a_page(tmp_path: Path, key
 
 
 def test_scores_of_zero_are_reported_in_words(published_real: Path) -> None:
-    summary = json.loads((published_real / "report" / "summary.json").read_text())
+    summary = read_summary(published_real)
     assert summary["result"].startswith("Neither the base nor the self-distilled model solves a problem")

@@ -1,4 +1,4 @@
-"""Tests for the choice of the device and its settings."""
+"""Tests for the preparation of the device."""
 
 import pytest
 import torch

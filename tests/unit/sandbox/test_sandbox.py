@@ -13,6 +13,7 @@ import pytest
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.sandbox.sandbox import Program, Sandbox, SandboxBrokenError
+from tests.helpers.executables import write_executable
 from tests.helpers.paths import ROOT
 from tests.helpers.sandboxed import BYSTANDER, LIMITS, call, run
 
@@ -115,9 +116,7 @@ class TestContainer:
     def test_a_bubblewrap_that_cannot_start_is_an_error_with_its_message(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ):
-        fake = tmp_path / "bwrap"
-        fake.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
-        fake.chmod(0o755)
+        write_executable(tmp_path / "bwrap", "echo 'bwrap: No permissions to create new namespace' >&2\nexit 1")
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         with pytest.raises(UserError, match=r"No permissions to create new namespace.*rlimit_only"):
             Sandbox(SandboxConfig()).execute(BYSTANDER, ["abc"], LIMITS)

@@ -14,7 +14,7 @@ from tests.helpers.paths import ROOT
 
 @pytest.fixture
 def programs(tmp_path):
-    """``programs(name, body)`` writes a fake program; returns the folder, which has also a few basic tools."""
+    """``programs(name, body)`` writes a fake program; returns its folder, which also contains a few basic tools."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for tool in ("bash", "grep", "tail", "id", "cat", "sh", "dirname"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import re
@@ -19,6 +18,7 @@ from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import Requeue, UserError
 from megatron_ssd.training.checkpoint_folder import list_checkpoints, read_facts
 from megatron_ssd.training.shutdown import GracefulShutdown
+from tests.helpers.stopped_training import train_until_stopped
 from tests.helpers.training_run import metrics, training_config, write_dataset
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
@@ -26,23 +26,12 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the
 STOPPED = {"training": {"train_iters": 6, "ema_decay": 0.5}, "checkpoint": {"save_interval": 2}}
 
 
-def stop_at(config: RunConfig, iteration: int, patch: pytest.MonkeyPatch, request: type = Requeue) -> None:
-    """Train until a stop is requested after ``iteration``."""
-    requests = iter([None] * (iteration - 1) + [request])
-    with patch.context() as inner:
-        inner.setattr(GracefulShutdown, "requested", lambda self: next(requests))
-        with pytest.raises(request):
-            run_train(config)
-    gc.collect()  # the frames of the stopped run still hold the stage lock
-
-
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that stopped after 5 of 6 iterations, with checkpoints 2, 4 and 5. Tests change only copies of it."""
     run_dir = tmp_path_factory.mktemp("stopped")
     write_dataset(run_dir)
-    with pytest.MonkeyPatch.context() as patch:
-        stop_at(training_config(run_dir, **_copy(STOPPED)), 5, patch)
+    train_until_stopped(training_config(run_dir, **_copy(STOPPED)), iteration=5, request=Requeue)
     return run_dir
 
 

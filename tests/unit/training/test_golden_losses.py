@@ -22,11 +22,9 @@ import pytest
 import torch
 
 from launch.train import train as run_train
-from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.training import OptimizerConfig
-from megatron_ssd.dataset.indexed import IndexedWriter
 from tests.helpers.tiny_hf import MODELS, write_hf_folder
-from tests.helpers.training_run import metrics, training_config
+from tests.helpers.training_run import metrics, publish_documents, training_config
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
 
@@ -46,13 +44,12 @@ def train(run_dir: Path, case: str) -> Curve:
     # With a small theta, rotations within a packed sequence are large enough to show a change of theta.
     model = write_hf_folder(run_dir / "base", dataclasses.replace(model, rope_theta=100.0))
     random = np.random.default_rng(0)
-    stage = Stage(name="dataset", run_dir=run_dir, config={}, inputs={})
-    with IndexedWriter(stage.begin() / "samples", vocab_size=model.vocab_size) as writer:
-        for length in random.integers(12, 48, size=120):
-            start, step, border = random.integers(model.vocab_size), random.integers(1, 5), random.integers(2, 9)
-            ids = ((start + step * np.arange(length)) % model.vocab_size).tolist()
-            writer.add(ids[:border], ids[border:])
-    stage.publish(counts={"documents": 120})
+    documents = []
+    for length in random.integers(12, 48, size=120):
+        start, step, border = random.integers(model.vocab_size), random.integers(1, 5), random.integers(2, 9)
+        ids = ((start + step * np.arange(length)) % model.vocab_size).tolist()
+        documents.append((ids[:border], ids[border:]))
+    publish_documents(run_dir, documents, vocab_size=model.vocab_size)
     config = training_config(
         run_dir, objective="sft", model=model,
         optimizer=OptimizerConfig(lr=3e-3, min_lr=3e-4, lr_warmup_iters=2),

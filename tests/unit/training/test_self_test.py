@@ -13,13 +13,11 @@ import pytest
 import torch
 
 from launch.train import train as run_train
-from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.precision import Fp8Config, PrecisionConfig
-from megatron_ssd.dataset.indexed import IndexedWriter
 from megatron_ssd.errors import UserError
 from megatron_ssd.training.self_test import tolerance
 from tests.helpers.packing import one_segment
-from tests.helpers.training_run import metrics, training_config, write_dataset
+from tests.helpers.training_run import metrics, publish_documents, training_config, write_dataset
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
 
@@ -47,11 +45,7 @@ def test_the_self_test_can_be_turned_off(tmp_path: Path) -> None:
 def test_samples_that_fill_a_sequence_pass(
     tmp_path: Path, micro_batch_size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stage = Stage(name="dataset", run_dir=tmp_path, config={}, inputs={})
-    with IndexedWriter(stage.begin() / "samples", vocab_size=64) as writer:
-        for start in range(6):
-            writer.add(((start + np.arange(65)) % 64).tolist())
-    stage.publish(counts={})
+    publish_documents(tmp_path, [[((start + np.arange(65)) % 64).tolist()] for start in range(6)])
     with caplog.at_level(logging.INFO):
         run_train(training_config(tmp_path, training={"train_iters": 3, "micro_batch_size": micro_batch_size}))
     assert "samples have the same loss packed and alone" in caplog.text

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.dataset.indexed import IndexedWriter
 from megatron_ssd.dataset.packed_dataset import PackedDataset
@@ -20,7 +19,7 @@ from megatron_ssd.runtime.process_groups import process_groups
 from megatron_ssd.training.step import weighted_sum
 from megatron_ssd.training.trainer import build_trainer
 from tests.helpers.tiny_hf import write_hf_folder
-from tests.helpers.training_run import CPU, DENSE, EXACT, VOCAB_SIZE, training_config
+from tests.helpers.training_run import CPU, DENSE, EXACT, VOCAB_SIZE, publish_documents, training_config
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
 
@@ -78,12 +77,11 @@ def test_the_loss_equals_a_hand_computation(tmp_path: Path, normalization: Any, 
 
 def write_pairs(run_dir: Path) -> None:
     """Publish ``run_dir/dataset`` with prompts and responses of very different lengths."""
-    stage = Stage(name="dataset", run_dir=run_dir, config={}, inputs={})
     random = np.random.default_rng(0)
-    with IndexedWriter(stage.begin() / "samples", vocab_size=VOCAB_SIZE) as writer:
-        for _ in range(60):
-            writer.add(*(random.integers(1, VOCAB_SIZE, random.integers(2, size)).tolist() for size in (12, 40)))
-    stage.publish(counts={})
+    publish_documents(
+        run_dir,
+        [[random.integers(1, VOCAB_SIZE, random.integers(2, size)).tolist() for size in (12, 40)] for _ in range(60)],
+    )
 
 
 def first_step(run_dir: Path, **training: Any) -> tuple[float, float, dict[str, torch.Tensor]]:

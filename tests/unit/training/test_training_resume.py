@@ -3,7 +3,6 @@
 ``tests/distributed/test_resume.py`` tests this with several processes, and with a killed run.
 """
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.training.checkpoint_folder import read_facts
-from megatron_ssd.training.shutdown import GracefulShutdown
+from tests.helpers.stopped_training import train_until_stopped
 from tests.helpers.training_run import MOE, metrics, training_config, write_dataset
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
@@ -34,24 +33,12 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def stop_after(iterations: int, patch: pytest.MonkeyPatch) -> None:
-    """Let a stop be requested after ``iterations``."""
-    requests = iter([None] * (iterations - 1) + [KeyboardInterrupt])
-    patch.setattr(GracefulShutdown, "requested", lambda self: next(requests))
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_run_equals_the_uninterrupted_one_bitwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_a_resumed_run_equals_the_uninterrupted_one_bitwise(tmp_path: Path, kind: str) -> None:
     for name in ("uninterrupted", "broken"):
         write_dataset(tmp_path / name)
     uninterrupted, broken = (training_config(tmp_path / name, **KINDS[kind]) for name in ("uninterrupted", "broken"))
-    with monkeypatch.context() as patch:
-        stop_after(4, patch)
-        with pytest.raises(KeyboardInterrupt):
-            run_train(broken)
-    gc.collect()  # the frames of the stopped run still hold the stage lock
+    train_until_stopped(broken, iteration=4)
     assert len(metrics(tmp_path / "broken", "checkpoints.partial")) == 4
     for config in (broken, uninterrupted):
         run_train(config)

@@ -27,9 +27,9 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
 from megatron_ssd.training.checkpoint import rng_state
-from megatron_ssd.training.shutdown import GracefulShutdown
 from megatron_ssd.training.stage import training_stage
 from megatron_ssd.training.trainer import build_trainer
+from tests.helpers.stopped_training import train_until_stopped
 from tests.helpers.tiny_hf import write_hf_folder
 from tests.helpers.training_run import DENSE, MOE, metrics, training_config, write_dataset
 
@@ -278,13 +278,9 @@ def test_weights_and_biases_must_be_installed(run_dir: Path) -> None:
     assert "pip install wandb" in message
 
 
-def test_a_run_cannot_resume_with_another_kind_of_optimizer(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_cannot_resume_with_another_kind_of_optimizer(run_dir: Path) -> None:
     config = training_config(run_dir, training={"train_iters": 4}, checkpoint={"save_interval": 2})
-    with monkeypatch.context() as patch:
-        patch.setattr(GracefulShutdown, "requested", lambda self: KeyboardInterrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run_train(config)
-    gc.collect()  # the frames of the stopped run still hold the stage lock
+    train_until_stopped(config, iteration=1)
     other = dataclasses.replace(config, parallel=ParallelConfig(use_distributed_optimizer=False))
     assert "use_distributed_optimizer = false" in refused(other)
 

@@ -20,16 +20,14 @@ import torch
 from safetensors.torch import load_file
 
 from launch.train import train as run_train
-from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import OptimizerConfig
-from megatron_ssd.dataset.indexed import IndexedWriter
 from megatron_ssd.export import verify
 from megatron_ssd.export.export import run_export
 from tests.helpers.paths import ROOT
 from tests.helpers.plain_loop import PlainRun
 from tests.helpers.tiny_hf import MODELS, write_hf_folder
-from tests.helpers.training_run import metrics, training_config
+from tests.helpers.training_run import metrics, publish_documents, training_config
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
 
@@ -65,7 +63,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> dict
             root, objective="sft", model=model, optimizer=OPTIMIZER,
             training={"train_iters": ITERATIONS, "global_batch_size": 4, "micro_batch_size": 2, "seq_length": 64},
         )  # fmt: skip
-        write_pairs(root)
+        publish_documents(root, documents(), vocab_size=VOCAB_SIZE)
         run_train(config)
         with mock.patch.object(verify, "MAX_PARAMETERS", 0):  # the weights are compared below, not logits
             run_export(config)
@@ -83,16 +81,8 @@ def run(request: pytest.FixtureRequest, runs: dict[str, Path]) -> Path:
     return runs[request.param]
 
 
-def write_pairs(run_dir: Path) -> None:
-    stage = Stage(name="dataset", run_dir=run_dir, config={}, inputs={})
-    with IndexedWriter(stage.begin() / "samples", vocab_size=VOCAB_SIZE) as writer:
-        for prompt, response in documents():
-            writer.add(prompt, response)
-    stage.publish(counts={"documents": len(documents())})
-
-
 def plain_run(config: RunConfig) -> PlainRun:
-    """What the plain loop has to do."""
+    """The configuration of the plain loop."""
     assert config.model is not None
     assert config.model.path is not None
     optimizer = config.optimizer

@@ -16,7 +16,7 @@ _LISTS = [[], *(random_list(random.Random(f"lists {number}"), min_length=1) for 
 def _outcome(operation: Operation, form: Form, xs: list[int]) -> Any:
     try:
         return compiled(operation, form)(list(xs))
-    except (ValueError, IndexError) as error:  # of an empty list
+    except (ValueError, IndexError) as error:  # the operation does not accept an empty list
         return type(error)
 
 
