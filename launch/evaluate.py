@@ -1,4 +1,4 @@
-"""Evaluate base and tuned model on the benchmark: run_dir/eval.
+"""Evaluate a run's models on the benchmark: run_dir/eval.
 
 python launch/evaluate.py experiment=demo model.path=BASE run_dir=runs/mine
 """

@@ -1,4 +1,4 @@
-"""Run general benchmarks on base and tuned model with lm-eval: run_dir/general_benchmarks.
+"""Run general benchmarks on a run's models with lm-eval: run_dir/general_benchmarks.
 
 python launch/general_benchmarks.py experiment=demo general_benchmarks.tasks=[mmlu] model.path=BASE run_dir=runs/mine
 """

@@ -1,4 +1,4 @@
-"""Choose and decontaminate the training problems: run_dir/problems.
+"""Choose the training problems: run_dir/problems. They are decontaminated.
 
 python launch/problems.py experiment=demo run_dir=runs/mine
 """

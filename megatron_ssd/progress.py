@@ -1,4 +1,4 @@
-"""Progress bars with rate and time left, for terminals and log files."""
+"""Progress bars for terminals or log files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds the minicode world of the demo's base model: run_dir/tokenizer and the corpus in run_dir/dataset.
+"""Builds the minicode world of the demo's base model: run_dir/tokenizer, run_dir/dataset.
 
 python tools/build_minicode.py experiment=demo_base run_dir=runs/base/mine
 """

@@ -1,4 +1,6 @@
-"""Hooks of mkdocs.yml: the configuration reference, links to source files, and a check that pages load nothing remote.
+"""Hooks of mkdocs.yml that make the documentation complete without a network.
+
+They add the configuration reference, turn links to source files into text, and refuse pages that load anything remote.
 
 make docs
 """

@@ -1,4 +1,4 @@
-"""Reports what can run on this machine, what cannot and why, and how to fix it.
+"""Reports what can run on this machine, with a fix for what cannot.
 
 python tools/doctor.py           a table; exit status 0 if the demo can run here, otherwise 1
 python tools/doctor.py --json    the same for programs

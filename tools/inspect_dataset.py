@@ -1,4 +1,4 @@
-"""Check the files of a data set and show what it contains. An error gives one line and exit status 2.
+"""Show what a data set contains, after checking its files. An error gives one line and exit status 2.
 
 python tools/inspect_dataset.py run_dir=runs/mine tokenizer=models/qwen3
 python tools/inspect_dataset.py path=data/my_text_document examples=0    # files that Megatron-LM's tool made

@@ -1,4 +1,4 @@
-"""Filter samples and write them as Megatron .bin/.idx: run_dir/dataset.
+"""Write filtered samples as Megatron .bin/.idx: run_dir/dataset.
 
 python tools/preprocess_data.py experiment=demo run_dir=runs/mine
 """

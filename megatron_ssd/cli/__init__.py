@@ -1,1 +1,1 @@
-"""Command lines: YAML and overrides in, one checked ``RunConfig`` out. The only package that knows Hydra."""
+"""Command lines, which give one checked ``RunConfig``. The only package that knows Hydra."""

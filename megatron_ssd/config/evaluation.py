@@ -1,4 +1,4 @@
-"""Settings of evaluation, general benchmarks and report."""
+"""Settings of the stages that measure a model."""
 
 from __future__ import annotations
 

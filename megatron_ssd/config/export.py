@@ -1,4 +1,4 @@
-"""Settings of export and of the conversion tool."""
+"""Settings of writing models as Hugging Face folders."""
 
 from __future__ import annotations
 

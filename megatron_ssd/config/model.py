@@ -1,4 +1,4 @@
-"""Settings of the model: its shape, with the names of Hugging Face's ``config.json``, and the routing of experts."""
+"""Settings of the model, with the names of Hugging Face's ``config.json``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of the process grid and the machine."""
+"""Settings of where training runs."""
 
 from __future__ import annotations
 

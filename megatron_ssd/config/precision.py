@@ -1,4 +1,4 @@
-"""Settings of number formats and activation recomputation."""
+"""Settings that exchange exactness, memory or time for another: number formats, recomputation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds the minicode tokenizer and pretraining corpus in Megatron's format, for ``objective=pretrain``.
+"""Builds minicode's pretraining corpus in Megatron's format, with its tokenizer, for ``objective=pretrain``.
 
 A document of the corpus is one sequence: a statement and its answer in the chat template, including the end token, so
 that the base model is sampled in exactly the format that it was trained on. ``RUN_DIR/tokenizer`` and

@@ -1,4 +1,4 @@
-"""Reads or writes Megatron-Core's indexed data set (.bin and .idx), with checks.
+"""Reads or writes Megatron-Core's indexed data set (.bin with its .idx), with checks.
 
 A document is one or more sequences of token ids: [prompt, response] for a sample, one sequence for a corpus text. Ids
 are two bytes wide for vocabularies below 65,500 and four otherwise, as in Megatron-Core.

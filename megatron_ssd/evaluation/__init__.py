@@ -1,1 +1,1 @@
-"""Evaluation: pass@k of the base model and of the tuned model over the decode grid."""
+"""Evaluation: pass@k of the base model compared with the tuned one over the decode grid."""

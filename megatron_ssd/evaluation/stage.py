@@ -1,4 +1,4 @@
-"""The evaluation stage, which measures base and tuned model.
+"""The evaluation stage, which measures the tuned model beside its base.
 
 It decodes the benchmark with each model under every setting, runs the programs and writes the results to
 ``run_dir/eval``. Each step resumes what an earlier run of it left. The sandbox is tested before the first response is

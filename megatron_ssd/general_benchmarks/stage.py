@@ -1,4 +1,4 @@
-"""The general-benchmarks stage, which measures base and tuned model on tasks of lm-eval.
+"""The general-benchmarks stage, which measures the tuned model beside its base on tasks of lm-eval.
 
 For each model, lm-eval runs in its own processes (``harness``), one per engine, which share the documents. Programs
 that the models wrote then run in the sandbox. The stage publishes ``summary.json``, ``samples/MODEL/TASK.jsonl`` and,

@@ -1,1 +1,1 @@
-"""Sampling: which responses to draw, the engines that draw them, and the store that keeps them."""
+"""Sampling: draws responses with vLLM into a resumable store."""

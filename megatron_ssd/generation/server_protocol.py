@@ -1,4 +1,4 @@
-"""Converts requests and completions to and from the HTTP messages of a vLLM server."""
+"""The HTTP messages of a vLLM server, in terms of requests or completions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opens the problems of a run: those to sample, and the benchmark.
+"""Opens the problems that a run samples or evaluates.
 
 Training problems come from rStar-Coder's ``seed_sft``, from any file whose columns are named, or from minicode.
 Answers, verdicts and all other columns are not read: SSD samples its own responses. A problem asks for a function if

@@ -1,1 +1,1 @@
-"""Prompts: turns problems into token ids, and responses into programs."""
+"""Prompts: what a model reads for a problem, as token ids. Also finds the program in a response."""

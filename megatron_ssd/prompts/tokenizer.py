@@ -1,4 +1,4 @@
-"""Converts messages or text to token ids, or back, with a model's own tokenizer and chat template.
+"""Converts messages or text to token ids, or back, as a model's own chat template says.
 
 The engine gets the ids that are made here, so the recorded ids are those that the model read.
 """

@@ -1,4 +1,4 @@
-"""Wraps Megatron-Core's AdamW and its learning-rate schedule."""
+"""Wraps Megatron-Core's AdamW with its learning-rate schedule."""
 
 from __future__ import annotations
 

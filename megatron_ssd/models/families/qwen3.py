@@ -1,4 +1,4 @@
-"""Qwen3, dense: grouped-query attention with query and key norms, SwiGLU."""
+"""Qwen3, dense: grouped-query attention with query-key norms, SwiGLU."""
 
 from megatron_ssd.models.families.family import Family
 from megatron_ssd.models.families.mappings import ATTENTION, DENSE_MLP, EMBEDDING_AND_FINAL_NORM, QK_NORM

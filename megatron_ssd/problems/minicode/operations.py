@@ -1,4 +1,4 @@
-"""Defines the list operations: their English wording and the Python forms in which authors write them.
+"""Defines the list operations: their English wording, with the Python forms in which authors write them.
 
 Invariants:
 - The first form of an operation defines it. Every other right form computes the same on all integer lists. Every wrong
