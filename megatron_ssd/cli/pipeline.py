@@ -170,7 +170,8 @@ def _run_all(
     for number, script in enumerate(scripts, start=first):
         if script.open_stage(config).is_current():
             continue
-        check_machine(config)  # only here: a run that is up to date needs no device or sandbox
+        if not ran:  # once, and not for a run that is up to date, which needs no device or sandbox
+            check_machine(config)
         log.info("pipeline: %s %d of %d: %s (%s)", label, number, total, script.does, script.path)
         command = [*_launcher(script, config), str(ROOT / script.path), *options, *overrides]
         status = run_child(command, report_follows=report_follows)
