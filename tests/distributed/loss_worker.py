@@ -19,7 +19,7 @@ from megatron_ssd.runtime.process_groups import megatron_grid
 from megatron_ssd.training.trainer import build_trainer
 from tests.helpers.training_run import DENSE, MOE, training_config
 
-ITERATIONS = 3
+ITERATIONS = 2
 MODELS = {"dense": DENSE, "untied": dataclasses.replace(DENSE, tie_word_embeddings=False), "moe": MOE}
 # Packed samples start at multiples of 4 in all layouts, as context parallelism over two ranks requires.
 DATA: dict[str, dict[str, Any]] = {
