@@ -164,7 +164,7 @@ def _run_all(
     report_follows: bool = False,
 ) -> list[Script]:
     """Start each script whose output is not up to date, and return these. Exits at the first that fails."""
-    ran = []
+    ran: list[Script] = []
     config = compose_config(overrides, config_dir)
     options = [] if config_dir == CONFIG_DIR else [f"--config-dir={config_dir}"]
     for number, script in enumerate(scripts, start=first):
