@@ -21,7 +21,7 @@ _GIVEN, _ALL = "given", "all"
 
 
 class Parser(argparse.ArgumentParser):
-    """Has ``--print-config`` and ``--print-config=all``. An argument after the bare option is an override."""
+    """Has ``--print-config`` and ``--print-config=all``. Any other argument after the option is an override."""
 
     def __init__(self, *, description: str | None, epilog: str) -> None:
         super().__init__(description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -30,8 +30,12 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does it, with a value for the bare option."""
-        given = sys.argv[1:] if args is None else args
-        return super().parse_known_args([f"{OPTION}={_GIVEN}" if a == OPTION else a for a in given], namespace)
+        left = list(sys.argv[1:] if args is None else args)
+        if OPTION in left:
+            at = left.index(OPTION)
+            value = _ALL if left[at + 1 : at + 2] == [_ALL] else _GIVEN
+            left[at : at + (2 if value == _ALL else 1)] = [f"{OPTION}={value}"]
+        return super().parse_known_args(left, namespace)
 
 
 def wants_all(arguments: argparse.Namespace) -> bool:

@@ -57,6 +57,7 @@ def test_keys_of_null_sections_are_comments(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shown = _shown(Path("launch/generate.py"), ["--print-config=all"], monkeypatch, capsys)
+    assert _shown(Path("launch/generate.py"), ["--print-config", "all"], monkeypatch, capsys) == shown
     assert yaml.safe_load(shown)["sampling"] is None
     for line in ("proxy.path=VALUE, required", "proxy.revision=null", "sampling.train.temperature=1.0",
                  "sampling.default.top_k=20",
