@@ -30,12 +30,13 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does it, with a value for the bare option."""
-        left = list(sys.argv[1:] if args is None else args)
-        if OPTION in left:
-            at = left.index(OPTION)
-            value = _ALL if left[at + 1 : at + 2] == [_ALL] else _GIVEN
-            left[at : at + (2 if value == _ALL else 1)] = [f"{OPTION}={value}"]
-        return super().parse_known_args(left, namespace)
+        given: list[str] = []
+        for argument in sys.argv[1:] if args is None else args:
+            if argument == _ALL and given[-1:] == [f"{OPTION}={_GIVEN}"]:
+                given[-1] = f"{OPTION}={_ALL}"
+            else:
+                given.append(f"{OPTION}={_GIVEN}" if argument == OPTION else argument)
+        return super().parse_known_args(given, namespace)
 
 
 def wants_all(arguments: argparse.Namespace) -> bool:
