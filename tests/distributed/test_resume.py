@@ -16,6 +16,7 @@ import torch
 
 from megatron_ssd.process import UNDER_PIPELINE
 from tests.helpers.paths import ROOT
+from tests.helpers.preloaded import fresh_interpreters
 from tests.helpers.training_run import metrics, write_dataset
 
 ITERATIONS, SAVE_INTERVAL = 20, 4
@@ -85,7 +86,8 @@ def test_a_killed_and_stopped_run_resumes_exactly_and_closely_under_another_layo
     """
     for name in ("uninterrupted", "broken"):
         write_dataset(tmp_path / name)
-    expected = finish(tmp_path / "uninterrupted", "dp2")
+    with fresh_interpreters():
+        expected = finish(tmp_path / "uninterrupted", "dp2")
 
     broken = tmp_path / "broken"
     first = work(broken) / f"iter_{SAVE_INTERVAL:07d}"

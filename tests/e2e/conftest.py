@@ -17,6 +17,7 @@ import pytest
 
 from tests.helpers.jsonl import complete_records, samples_by_key
 from tests.helpers.paths import ROOT
+from tests.helpers.preloaded import fresh_interpreters
 
 # The demo, scaled down so that the loop takes a minute or two. The model learns little, but every path runs. Starting
 # an engine or a training process takes longer than its work here, so there is one of each, except with PARALLEL.
@@ -126,10 +127,14 @@ class Interrupted:
 
 @pytest.fixture(scope="session")
 def interrupted(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
-    """The run that the end-to-end tests share, so that engines start as rarely as possible."""
+    """The run that the end-to-end tests share, so that engines start as rarely as possible.
+
+    Every stage of it runs in a fresh interpreter at least once.
+    """
     run_dir = tmp_path_factory.mktemp("finished") / "run"
     partial = run_dir / "samples.partial"
-    loop.kill_when(run_dir, lambda: len(samples_by_key(partial)) >= 8)
+    with fresh_interpreters():
+        loop.kill_when(run_dir, lambda: len(samples_by_key(partial)) >= 8)
     assert not (run_dir / "samples").exists()
     samples = samples_by_key(partial)
     loop.run(run_dir, "--until=export", *PARALLEL)
@@ -138,7 +143,8 @@ def interrupted(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Interru
     loop.kill_when(run_dir, lambda: sum(len(complete_records(path)) for path in base.glob("*.jsonl")) >= 10)
     assert not (run_dir / "eval").exists()
     generations = {path.name: complete_records(path) for path in base.glob("*.jsonl")}
-    loop.run(run_dir)
+    with fresh_interpreters():
+        loop.run(run_dir)
     return Interrupted(run_dir, samples, generations)
 
 
