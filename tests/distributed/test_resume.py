@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from megatron_ssd.process import UNDER_PIPELINE
+from tests.helpers.devices import without_gpu
 from tests.helpers.paths import ROOT
 from tests.helpers.preloaded import fresh_interpreters
 from tests.helpers.training_run import metrics, write_dataset
@@ -29,7 +29,7 @@ OVERRIDES = [
     f"training.train_iters={ITERATIONS}", f"checkpoint.save_interval={SAVE_INTERVAL}", "training.global_batch_size=4",
     "training.micro_batch_size=2", "training.seq_length=64", "training.packing=greedy", "training.tensorboard=false",
 ]  # fmt: skip
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
+pytestmark = without_gpu
 
 
 def start(run_dir: Path, layout: str, *more: str) -> subprocess.Popen[str]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.jsonl import complete_records, samples_by_key
+from tests.helpers.killed import kill_when
 from tests.helpers.paths import ROOT
 from tests.helpers.preloaded import fresh_interpreters
 
@@ -68,40 +67,13 @@ class Loop:
 
     def kill_when(self, run_dir: Path, ready: Callable[[], bool], *extra: str) -> None:
         """Start the pipeline, kill it once ``ready`` returns True, and wait until all of its processes are gone."""
-        log = run_dir.with_name(f"{run_dir.name}.killed.log")
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                self.command(run_dir, *extra), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
-            deadline = time.monotonic() + 600
-            while not ready():
-                assert process.poll() is None, f"ended before it could be killed:\n{log.read_text()[-6000:]}"
-                assert time.monotonic() < deadline, f"the state was never reached:\n{log.read_text()[-6000:]}"
-                time.sleep(0.002)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        while _alive_in_session(process.pid):
-            assert time.monotonic() < deadline, "a stage outlived the killed pipeline"
-            time.sleep(0.05)
+        kill_when(self.command(run_dir, *extra), ready, run_dir.with_name(f"{run_dir.name}.killed.log"))
 
     def copy(self, finished: Path, run_dir: Path, *stages: str) -> Path:
         """Copy the published ``stages`` of ``finished`` to ``run_dir``, and return ``run_dir``."""
         for stage in stages:
             shutil.copytree(finished / stage, run_dir / stage)
         return run_dir
-
-
-def _alive_in_session(session: int) -> bool:
-    """Whether any process of the session is still alive (zombies do not count)."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if int(fields[3]) == session and fields[0] != "Z":
-                return True
-    return False
 
 
 @pytest.fixture(scope="session")
