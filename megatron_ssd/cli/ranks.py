@@ -21,6 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 _ONE_THREAD = "1"  # each process sets its own number later; a value keeps torchrun from warning that it chose one
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_ONE_NODE = "--standalone"
 _SIGNALS_OPTION = "--signals-to-handle"
 
 
@@ -31,6 +32,8 @@ def main() -> None:
     for number in _PASSED_ON:
         signal.signal(number, _pass_on)
     arguments = sys.argv[1:]
+    if _ONE_NODE in arguments:  # the host's own name may not resolve, and torchrun would wait minutes for it
+        arguments = ["--local-addr=127.0.0.1", *arguments]  # an address given after it counts instead
     if _SIGNALS_OPTION in run.get_args_parser().format_help():  # later versions of torch
         arguments = [f"{_SIGNALS_OPTION}=SIGHUP,SIGQUIT", *arguments]
     try:
