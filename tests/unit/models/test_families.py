@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import transformers
 
-from megatron_ssd.artifacts.hub import read_hf_config
+from megatron_ssd.artifacts.hf_config import read_hf_config
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.models.families import FAMILIES
