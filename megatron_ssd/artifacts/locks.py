@@ -23,7 +23,7 @@ def try_lock(file: IO[Any], *, shared: bool = False) -> bool:
 
 
 def wait_for_shared_lock(file: IO[Any]) -> None:
-    """Lock an open file together with other readers, after a process that has locked it for itself. See ``try_lock``."""
+    """Lock an open file with other readers, after any process that has it for itself. See ``try_lock``."""
     _flock(file, fcntl.LOCK_SH)
 
 

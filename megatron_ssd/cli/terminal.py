@@ -21,8 +21,10 @@ EXIT_READER_LEFT = 128 + signal.SIGPIPE  # as a shell reports a program that the
 @contextlib.contextmanager
 def any_output() -> Iterator[None]:
     """Show what the encoding of the output lacks as escapes; exit quietly if the reader of the output has left."""
-    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # None: it was closed before the start
-    sys.stderr = sys.stderr or sys.stdout
+    if sys.stdout is None:  # it was closed before the start
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
+    if sys.stderr is None:
+        sys.stderr = sys.stdout
     streams = [sys.stdout, sys.stderr]
     for stream in streams:
         if isinstance(stream, io.TextIOWrapper):
@@ -49,7 +51,7 @@ def _flush(streams: list[TextIO]) -> None:
 
 
 def _drop_unread(streams: list[TextIO]) -> bool:
-    """Whether a stream has lost its reader. What is left in it is dropped, of which Python would complain at its end."""
+    """Whether a stream has lost its reader. Its content is dropped; else Python would complain at its end."""
     left = [stream for stream in streams if _reader_left(stream)]
     for stream in left:
         nowhere = os.open(os.devnull, os.O_WRONLY)
