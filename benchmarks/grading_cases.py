@@ -52,6 +52,8 @@ def stability_programs(count: int, limits: SandboxConfig = STABILITY_LIMITS, *, 
     measurement of this machine's speed.
     """
     rng, loops = random.Random(seed), _loops_per_second()
+    assert limits.cpu_seconds is not None
+    assert limits.memory_mib is not None
     budget, memory = loops * limits.cpu_seconds, limits.memory_mib
     makers: tuple[Callable[[], str], ...] = (
         lambda: "return 7",

@@ -30,10 +30,10 @@ class GradeConfig:
     """lcb: last contest date of the window."""
     errata: ErrataChoice = BenchmarkConfig.errata
     """lcb: ``keep`` counts the flawed problems that LiveCodeBench's authors name, ``drop`` leaves them out."""
-    cpu_seconds: float = SandboxConfig.cpu_seconds
-    """CPU time per test."""
-    memory_mib: int = SandboxConfig.memory_mib
-    """Address space per program."""
+    cpu_seconds: float | None = SandboxConfig.cpu_seconds
+    """CPU time per test; null means the benchmark's own limit."""
+    memory_mib: int | None = SandboxConfig.memory_mib
+    """Address space per program; null means the benchmark's own limit."""
     output_mib: int = SandboxConfig.output_mib
     """Output per program."""
     workers: int | None = SandboxConfig.workers
@@ -46,8 +46,9 @@ class GradeConfig:
     """Relative tolerance for numbers. 0 compares exactly, as LiveCodeBench does."""
     packages: tuple[str, ...] = SandboxConfig.packages
     """Packages that programs and checks may import besides the standard library, such as [numpy,sortedcontainers]."""
-    prelude: Literal["lcb", "none"] = SandboxConfig.prelude
-    """``lcb``, the names that LiveCodeBench's checker puts before a program, or ``none``."""
+    prelude: Literal["lcb", "none"] | None = SandboxConfig.prelude
+    """``lcb``, the names that LiveCodeBench's checker puts before a program, or ``none``; null means the benchmark's
+    own."""
     replace: bool = False
     """Move aside what another command left at ``out``."""
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.grading.compare import stdout_difference, value_difference
+from megatron_ssd.grading.rules import Rules, configured_rules, rules_of
 from megatron_ssd.sandbox.sandbox import Ending, Execution, Limits, Program, Sandbox, SandboxBrokenError
 from megatron_ssd.schema import Problem, TestCase, VerdictStatus
 
@@ -95,7 +96,8 @@ class Checker(AbstractContextManager["Checker"]):
             return CheckResult(status="infrastructure_error", detail=str(error))
 
     def _attempt(self, problem: Problem, source: str, alone: bool) -> CheckResult:
-        limits = self._limits(1.0 if alone else _LOAD_FACTOR)
+        rules = configured_rules(problem.source, self._config)
+        limits = self._limits(rules, 1.0 if alone else _LOAD_FACTOR)
         program = Program(
             source=source,
             form=problem.form,
@@ -110,15 +112,15 @@ class Checker(AbstractContextManager["Checker"]):
             batch = problem.tests[len(results) :][: 1 if problem.form == "stdin" else None]
             execution = self._sandbox.execute(program, [test.input for test in batch], limits)
             cpu += execution.cpu_total
-            is_slow |= any(seconds > self._config.cpu_seconds for seconds in execution.cpu_seconds)
-            results += self._results(problem, batch, execution, alone=alone)
+            is_slow |= any(seconds > rules.cpu_seconds for seconds in execution.cpu_seconds)
+            results += self._results(problem, batch, execution, rules, alone=alone)
             failed = results[-1].status != "passed"
             if (failed and self._config.stop_at_first_failure) or results[-1].status == "syntax_error":
                 break
         return _summarise(results, cpu, inconclusive=not alone and (is_slow or any(r.is_starved for r in results)))
 
     def _results(
-        self, problem: Problem, tests: Sequence[TestCase], execution: Execution, *, alone: bool
+        self, problem: Problem, tests: Sequence[TestCase], execution: Execution, rules: Rules, *, alone: bool
     ) -> list[_TestResult]:
         """Results of all tests that ran, or of those up to the first failure if only that one matters."""
         results: list[_TestResult] = []
@@ -130,7 +132,7 @@ class Checker(AbstractContextManager["Checker"]):
         if execution.ending != "completed":
             detail = execution.detail
             if execution.ending == "timeout" and not alone:
-                detail += f" ({_LOAD_FACTOR:g} x cpu_seconds = {self._config.cpu_seconds:g}: the limit of a first run)"
+                detail += f" ({_LOAD_FACTOR:g} x cpu_seconds = {rules.cpu_seconds:g}: the limit of a first run)"
             results.append(_TestResult(_STATUS[execution.ending], detail, execution.ending == "starved"))
         return results
 
@@ -140,19 +142,19 @@ class Checker(AbstractContextManager["Checker"]):
         differ = value_difference if problem.form == "function" else stdout_difference
         return differ(output, test.output, tolerance=self._config.tolerance)
 
-    def _limits(self, factor: float) -> Limits:
-        cpu_seconds = factor * self._config.cpu_seconds
+    def _limits(self, rules: Rules, factor: float) -> Limits:
+        cpu_seconds = factor * rules.cpu_seconds
         return Limits(
             cpu_seconds=cpu_seconds,
             wall_seconds=_WALL_FACTOR * cpu_seconds + _WALL_EXTRA_SECONDS,
-            memory_bytes=self._config.memory_mib << 20,
+            memory_bytes=rules.memory_mib << 20,
             output_bytes=self._config.output_mib << 20,
         )
 
     def _is_healthy(self) -> bool:
         """Whether a program that is known to be correct passes."""
         try:
-            return self._sandbox.execute(_KNOWN_GOOD, ["1"], self._limits(_LOAD_FACTOR)).outputs == ("1",)
+            return self._sandbox.execute(_KNOWN_GOOD, ["1"], self._limits(rules_of(""), _LOAD_FACTOR)).outputs == ("1",)
         except SandboxBrokenError:
             return False
 

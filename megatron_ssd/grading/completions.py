@@ -56,7 +56,7 @@ def program_of(key: str, text: str, problem: Problem) -> str | None:
     source = extract_code(text)
     if source is None and key == "completion":
         source = text
-    if source is None or problem.source != "humaneval":
+    if source is None or problem.source not in ("humaneval", "humaneval_plus"):
         return source if source and source.strip() else None
     return program_from_completion(problem, source)
 

@@ -28,10 +28,8 @@ from megatron_ssd.grading.completions import count_samples, read_submissions
 from megatron_ssd.grading.metrics import Bootstrap, problem_scores
 from megatron_ssd.grading.pool import Grader, read_verdicts
 from megatron_ssd.problems.errata import Errata, apply_errata
-from megatron_ssd.problems.humaneval import read_humaneval, read_humaneval_plus
-from megatron_ssd.problems.leetcode import read_leetcode
+from megatron_ssd.problems.formats import read_format
 from megatron_ssd.problems.livecodebench import BenchmarkKeys, read_benchmark
-from megatron_ssd.problems.mbpp import read_mbpp, read_mbpp_plus
 from megatron_ssd.progress import progress
 from megatron_ssd.schema import Problem, Verdict
 from megatron_ssd.text_table import aligned
@@ -81,14 +79,7 @@ def read_problems(config: GradeConfig) -> list[Problem]:
         section = BenchmarkConfig(name="livecodebench", path=config.problems, start_date=config.start_date,
                                   end_date=config.end_date)  # fmt: skip
         return read_benchmark(section, BenchmarkKeys("problems", "start_date", "end_date"))
-    readers = {
-        "humaneval": read_humaneval,
-        "humaneval_plus": read_humaneval_plus,
-        "mbpp": read_mbpp,
-        "mbpp_plus": read_mbpp_plus,
-        "leetcode": read_leetcode,
-    }
-    return readers[config.format](Path(config.problems))
+    return read_format(config.format, Path(config.problems))
 
 
 def summarise(problems: Mapping[str, Problem], verdicts: Sequence[Verdict]) -> dict[str, Any]:

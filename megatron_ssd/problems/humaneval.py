@@ -63,7 +63,7 @@ def read_humaneval(path: Path) -> list[Problem]:
     Raises:
         UserError: the file or a row cannot be read, or an id is repeated.
     """
-    return unique(map(_problem, read_rows(path, COLUMNS)), path)
+    return unique((_problem(row, "humaneval") for row in read_rows(path, COLUMNS)), path)
 
 
 def read_humaneval_plus(path: Path) -> list[Problem]:
@@ -75,7 +75,7 @@ def read_humaneval_plus(path: Path) -> list[Problem]:
     columns = first_columns(path)
     if "test" not in columns or not columns.isdisjoint(_PLUS_INPUTS):
         return unique(map(_plus_problem, read_rows(path, (*_PLUS_TEXTS, *_PLUS_INPUTS, "atol"))), path)
-    problems = read_humaneval(path)
+    problems = unique((_problem(row, "humaneval_plus") for row in read_rows(path, COLUMNS)), path)
     for problem in problems:
         if _HUB_COMPARES not in problem.tests[0].input:
             raise UserError(
@@ -104,12 +104,12 @@ def program_from_completion(problem: Problem, completion: str) -> str:
     return completion if defines_entry_point else problem.starter_code + completion
 
 
-def _problem(row: Row) -> Problem:
+def _problem(row: Row, source: str) -> Problem:
     check_texts(row, COLUMNS)
     entry = row.values["entry_point"]
     prompt = _with_body(row.values["prompt"])
     script = f"{prompt}\n{row.values['test']}\n{entry} = __program__.{entry}\ncheck({entry})\n"
-    return _with_scripts(row, [script])
+    return _with_scripts(row, source, [script])
 
 
 def _plus_problem(row: Row) -> Problem:
@@ -127,13 +127,13 @@ def _plus_problem(row: Row) -> Problem:
             f"_REFERENCE, _CANDIDATE = {entry}, __program__.{entry}\n"
         )
         scripts.append(f"{values['prompt']}{values['canonical_solution']}\n{head}{_COMPARE}")
-    return _with_scripts(row, scripts)
+    return _with_scripts(row, "humaneval_plus", scripts)
 
 
-def _with_scripts(row: Row, scripts: list[str]) -> Problem:
+def _with_scripts(row: Row, source: str, scripts: list[str]) -> Problem:
     return Problem(
         id=row.values["task_id"],
-        source="humaneval",
+        source=source,
         statement=row.values["prompt"],
         form="checks",
         starter_code=row.values["prompt"],

@@ -82,7 +82,7 @@ def _plus_problem(row: Row) -> Problem:
     head = "".join(f"{name} = __program__.{name}\n" for name in sorted(required))
     return Problem(
         id=str(row.values["task_id"]),
-        source="mbpp",
+        source="mbpp_plus",
         statement=row.values["prompt"],
         form="checks",
         tests=script_tests(row, [head + test]),

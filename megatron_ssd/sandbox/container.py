@@ -96,7 +96,8 @@ def launch_modes(config: SandboxConfig) -> tuple[LaunchMode, ...]:
         UserError: bubblewrap is configured but missing, or a package is not installed.
     """
     packages = [find_package(name) for name in config.packages]
-    settings = Settings(prelude=config.prelude, packages={package.name: str(package.folder) for package in packages})
+    folders = {package.name: str(package.folder) for package in packages}
+    settings = Settings(prelude=config.prelude or "lcb", packages=folders)
     if config.kind == "rlimit_only":
         return (LaunchMode(command=_server(_PACKAGE_ROOT, settings)),)
     bwrap = shutil.which("bwrap")
