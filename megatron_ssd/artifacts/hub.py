@@ -5,27 +5,24 @@ Does not need torch.
 
 from __future__ import annotations
 
-import json
 import re
-import reprlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from megatron_ssd.artifacts.hashing import hash_folder
+from megatron_ssd.artifacts.hf_config import CONFIG, config_size, end_token_ids, read_hf_config
 from megatron_ssd.errors import MissingModelError, UserError
 
 _KEY = "model.path"
-_CONFIG, _GENERATION = "config.json", "generation_config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_LARGEST = (1 << 31) - 1  # token ids and lengths are 32 bits wide
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFolder:
     """A Hugging Face model on this machine.
 
-    ``revision`` is the commit if one was named or the Hub gave one, otherwise the hash of all files.
+    ``revision`` is the commit if one was named or the Hub gave one, otherwise the hash of all files. ``end_token_ids``
+    end a response.
     """
 
     path: Path
@@ -50,15 +47,13 @@ def open_model(path: str | None, revision: str | None = None, *, key: str = _KEY
     folder, revision = locate_model(path, revision, key=key)
     _check_has_config(folder, path, key=key)
     config = read_hf_config(folder)
-    vocab_size = _size(folder, config, "vocab_size")
-    max_position_embeddings = _size(folder, config, "max_position_embeddings")
-    end_token_ids = _end_token_ids(folder, config, vocab_size)
+    vocab_size = config_size(folder, config, "vocab_size")
     return ModelFolder(
         path=folder,
         revision=revision or hash_folder(folder),
         vocab_size=vocab_size,
-        max_position_embeddings=max_position_embeddings,
-        end_token_ids=end_token_ids,
+        max_position_embeddings=config_size(folder, config, "max_position_embeddings"),
+        end_token_ids=end_token_ids(folder, config, vocab_size=vocab_size),
     )
 
 
@@ -97,8 +92,8 @@ def model_folder(path: str | None, revision: str | None = None, *, key: str = _K
 
 def _check_has_config(folder: Path, path: str | None, *, key: str) -> None:
     """Raise ``UserError`` if ``folder``, which the user named as ``path``, has no config."""
-    if not (folder / _CONFIG).is_file():
-        raise UserError(f"{key} = {path}", rule=f"has no {_CONFIG}", fix=f"set {key} to a Hugging Face model's folder")
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{key} = {path}", rule=f"has no {CONFIG}", fix=f"set {key} to a Hugging Face model's folder")
 
 
 def _download(path: str, revision: str | None, *, key: str) -> Path:
@@ -111,62 +106,6 @@ def _download(path: str, revision: str | None, *, key: str) -> Path:
         return Path(snapshot_download(path, revision=revision, ignore_patterns=["*.pth", "*.bin", "original/*"]))
     except (OSError, ValueError, HTTPError) as error:
         raise hub_error(path, key=key, error=error) from error
-
-
-def _size(folder: Path, config: dict[str, Any], name: str) -> int:
-    """The positive integer ``name`` of the model's config."""
-    path, fix = folder / _CONFIG, "use the config.json of a causal model"
-    if name not in config:
-        raise UserError(f"file {path}", rule=f"has no {name!r}", fix=fix)
-    value = config[name]
-    if type(value) is not int or not 1 <= value <= _LARGEST:  # a bool is an int, but not a size
-        raise UserError(
-            f"file {path} with {name} = {reprlib.repr(value)}", rule=f"must be a whole number from 1 to {_LARGEST}",
-            fix=fix,
-        )  # fmt: skip
-    return value
-
-
-def _end_token_ids(folder: Path, config: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
-    """The ids that end a response: those of the generation config, otherwise of the model config."""
-    generation = read_json_object(folder / _GENERATION) if (folder / _GENERATION).is_file() else {}
-    for name, source in ((_GENERATION, generation), (_CONFIG, config)):
-        value = source.get("eos_token_id")
-        if value is None:
-            continue
-        ids = value if isinstance(value, list) else [value]
-        if not ids or not all(type(id_) is int and 0 <= id_ < vocab_size for id_ in ids):
-            raise UserError(
-                f"file {folder / name} with eos_token_id = {reprlib.repr(value)}",
-                rule=f"must be a token id, or a list of at least one, from 0 to vocab_size - 1 = {vocab_size - 1}",
-                fix="give the ids that end a response of this model",
-            )
-        return tuple(ids)
-    raise UserError(
-        f"model folder {folder}",
-        rule="names no eos_token_id in generation_config.json or config.json, so a response would never end",
-        fix="add eos_token_id to generation_config.json",
-    )
-
-
-def read_hf_config(folder: Path) -> dict[str, Any]:
-    """Content of the folder's ``config.json``. Raises ``UserError`` if it is missing or not a JSON object."""
-    return read_json_object(folder / _CONFIG)
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Content of a model's JSON file. Raises ``UserError`` if it is missing or not a JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"file {path}", rule="does not exist", fix="copy it from the model again") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"file {path}", rule=f"is not JSON ({error})", fix="copy it from the model again") from None
-    if not isinstance(content, dict):
-        raise UserError(
-            f"file {path} with {reprlib.repr(content)}", rule="is not a JSON object", fix="copy it from the model again"
-        )
-    return content
 
 
 def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Path] | None:

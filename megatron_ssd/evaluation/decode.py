@@ -111,6 +111,7 @@ class DecodeJob:
     def _tokenizer(self) -> ChatTokenizer:
         tokenizer = ChatTokenizer(self.model.path)
         tokenizer.check_fits(self.model.vocab_size)
+        tokenizer.check_ends(self.model.end_token_ids)
         return tokenizer
 
     @cached_property

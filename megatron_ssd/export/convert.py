@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from megatron_ssd.artifacts.atomic import atomic_folder, write_atomically
-from megatron_ssd.artifacts.hub import model_folder, read_hf_config
+from megatron_ssd.artifacts.hf_config import read_hf_config
+from megatron_ssd.artifacts.hub import model_folder
 from megatron_ssd.artifacts.manifest import package_versions
 from megatron_ssd.config.export import ConvertConfig
 from megatron_ssd.config.model import ModelConfig

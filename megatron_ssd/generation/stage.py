@@ -98,7 +98,8 @@ def run_generate(config: RunConfig) -> None:
             store.update()
             if store.num_missing == 0:
                 opens_thinking = prompts_open_thinking(problems, config.prompt, _tokenizer(model))
-                _publish(stage, store, engine, opens_thinking=opens_thinking)
+                ends = sorted({*model.end_token_ids, *sampling.stop_token_ids})
+                _publish(stage, store, engine, opens_thinking=opens_thinking, end_token_ids=ends)
             else:
                 log.info("samples: %s has finished its part; %d samples are still missing; the last worker to end "
                          "publishes", worker.label, store.num_missing)  # fmt: skip
@@ -177,7 +178,9 @@ def _missing_requests(
     return [request for request in planned if request.key not in store]
 
 
-def _publish(stage: Stage, store: SampleStore, engine: dict[str, str], *, opens_thinking: bool) -> None:
+def _publish(
+    stage: Stage, store: SampleStore, engine: dict[str, str], *, opens_thinking: bool, end_token_ids: list[int]
+) -> None:
     """Merge the workers' files and publish, while holding the stage's lock."""
     notes = span_files(stage.work)
     spans = read_spans(notes)
@@ -186,6 +189,7 @@ def _publish(stage: Stage, store: SampleStore, engine: dict[str, str], *, opens_
     _warn(store.counts)
     facts: dict[str, Any] = {
         "prompt_opens_thinking": opens_thinking,  # later stages need it to find the program in a response
+        "end_token_ids": end_token_ids,
         "worker_seconds": {  # their sum is the cost of the samples; the manifest's seconds count overlapping time once
             worker_name(path): round(seconds_covered(read_spans([path])[_AT_WORK]), 1) for path in notes
         },
@@ -241,6 +245,7 @@ def _tokenizer(model: ModelFolder) -> ChatTokenizer:
     """The model's tokenizer, loaded once per process."""
     tokenizer = ChatTokenizer(model.path)
     tokenizer.check_fits(model.vocab_size)
+    tokenizer.check_ends(model.end_token_ids)
     return tokenizer
 
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_ssd.config.evaluation import SandboxConfig
+from megatron_ssd.prompts.extract import ExtractionRule
 
 Prelude = Literal["lcb", "none"]
-ExtractionRule = Literal["lcb", "entry_point", "last_block"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

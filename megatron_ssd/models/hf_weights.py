@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from megatron_ssd.artifacts.hub import read_json_object
+from megatron_ssd.artifacts.hf_config import read_json_object
 from megatron_ssd.errors import UserError
 
 Shape = tuple[int, ...]

@@ -54,8 +54,3 @@ def _problem(row: Row, source: str) -> Problem:
         tests=script_tests(row, [f"{values['test']}\ncheck({entry})"]),
         metadata={} if canonical is None else {"canonical_solution": values["prompt"] + canonical},
     )
-
-
-def program_from_completion(problem: Problem, completion: str) -> str:
-    """The program to run: the prompt followed by ``completion``, which may be a body or a whole function."""
-    return problem.starter_code + completion

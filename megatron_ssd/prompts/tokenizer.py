@@ -124,6 +124,16 @@ class ChatTokenizer:
                 fix="use the tokenizer that belongs to these weights",
             )
 
+    def check_ends(self, end_token_ids: Sequence[int]) -> None:
+        """Raise ``UserError`` unless the tokenizer's end token is among the ids that end a response."""
+        id_ = self._tokenizer.eos_token_id
+        if id_ is not None and id_ not in end_token_ids:
+            raise UserError(
+                f"tokenizer of {self._folder} with the end token {self._tokenizer.eos_token} ({id_})",
+                rule=f"responses end at the ids {list(end_token_ids)} only, so they would run past it",
+                fix="add the id to eos_token_id in the model's generation_config.json",
+            )
+
 
 def _roles(messages: list[Message]) -> list[str]:
     return [message["role"] for message in messages]

@@ -11,6 +11,7 @@ import pytest
 from megatron_ssd.artifacts.hub import open_model
 from megatron_ssd.errors import UserError
 from tests.helpers.errors import one_line_error
+from tests.helpers.tiny_hf import write_tokenizer
 
 CONFIG = {"vocab_size": 512, "max_position_embeddings": 256, "eos_token_id": 7}
 
@@ -25,13 +26,31 @@ def model(folder: Path, config: dict[str, Any], generation: dict[str, Any] | Non
 
 @pytest.mark.parametrize(
     ("generation", "expected"),
-    [(None, (7,)), ({}, (7,)), ({"eos_token_id": 3}, (3,)), ({"eos_token_id": [5, 3]}, (5, 3))],
+    [(None, (7,)), ({}, (7,)), ({"eos_token_id": 3}, (3, 7)), ({"eos_token_id": [5, 7]}, (5, 7))],
 )
-def test_end_tokens_come_from_the_generation_config_first(
+def test_end_tokens_are_those_of_both_configs(
     tmp_path: Path, generation: dict[str, Any] | None, expected: tuple[int, ...]
 ) -> None:
     found = open_model(str(model(tmp_path, CONFIG, generation)))
     assert (found.end_token_ids, found.vocab_size, found.max_position_embeddings) == (expected, 512, 256)
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda config: config,
+        lambda config: {**config, "eos_token": {"content": config["eos_token"], "special": True}},
+        lambda config: {key: value for key, value in config.items() if key != "eos_token"},  # in the file of its own
+    ],
+)
+def test_the_tokenizers_end_token_ends_a_response_whatever_the_configs_say(tmp_path: Path, rename: Any) -> None:
+    write_tokenizer(tmp_path, 9)  # its end token is 1
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": config["eos_token"]}))
+    path.write_text(json.dumps(rename(config)))
+    assert open_model(str(model(tmp_path, CONFIG, {"eos_token_id": 0}))).end_token_ids == (0, 7, 1)
+    assert open_model(str(model(tmp_path, {**CONFIG, "eos_token_id": None}, {}))).end_token_ids == (1,)
 
 
 def test_the_revision_is_the_content_hash_unless_given(tmp_path: Path) -> None:

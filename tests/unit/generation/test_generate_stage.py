@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -39,7 +41,15 @@ def test_every_planned_sample_is_recorded(config: RunConfig) -> None:
     assert len({sample.sampling_hash for sample in records}) == len({sample.model_revision for sample in records}) == 1
 
 
+def end_of(config: RunConfig) -> int:
+    assert config.model is not None
+    generation = json.loads((Path(str(config.model.path)) / "generation_config.json").read_text())
+    (end,) = generation["eos_token_id"]
+    return int(end)
+
+
 def test_manifest_counts_and_lineage(config: RunConfig) -> None:
+    config = changed(config, "sampling", stop_token_ids=(17,))
     generate(config)
     manifest = read_manifest(Path(config.run_dir) / "samples")
     records = samples(config)
@@ -50,6 +60,18 @@ def test_manifest_counts_and_lineage(config: RunConfig) -> None:
     assert set(manifest.inputs) == {"model", "problems", "template"}
     assert manifest.inputs["model"] == records[0].model_revision
     assert manifest.facts["prompt_opens_thinking"] is False
+    assert manifest.facts["end_token_ids"] == [end_of(config), 17]
+
+
+def test_the_base_models_configs_do_not_hide_the_tokenizers_end_token(config: RunConfig, tmp_path: Path) -> None:
+    assert config.model is not None
+    folder = tmp_path / "fine-tuned"
+    shutil.copytree(str(config.model.path), folder)
+    for name in ("config.json", "generation_config.json"):
+        values = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**values, "eos_token_id": 0}))
+    generate(changed(config, "model", path=str(folder)))
+    assert read_manifest(Path(config.run_dir) / "samples").facts["end_token_ids"] == [0, end_of(config)]
 
 
 def test_raw_prompts_are_the_text_of_the_task(config: RunConfig) -> None:

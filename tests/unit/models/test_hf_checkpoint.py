@@ -1,6 +1,7 @@
 """Tests loading Hugging Face folders into Megatron-Core's GPTModel in one process."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -68,6 +69,10 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("references")
     for name, model in MODELS.items():
         write_hf_folder(root / name, model)
+    # A file with both spellings of the rotary embedding.
+    path = root / "llama_scaled" / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "rope_scaling": values["rope_parameters"]}))
     save_reference_logits(root, MODELS, TOKENS_BS)
     return root
 
