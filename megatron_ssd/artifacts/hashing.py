@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,26 @@ def hash_files(folder: Path, files: Iterable[Path]) -> str:
     return hash_json([[path.relative_to(folder).as_posix(), remembered_sha256(path)] for path in sorted(files)])
 
 
+def cache_folder() -> Path:
+    """``~/.cache/megatron_ssd`` (``$XDG_CACHE_HOME``), for what can be made again.
+
+    A folder that only lasts as long as this process if there is no home, or it belongs to another user.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "megatron_ssd"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+            return folder
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        pass
+    return Path(_short_lived_cache().name)
+
+
+@functools.cache
+def _short_lived_cache() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="megatron-ssd-cache-")  # removed at the end of the process
+
+
 def remembered_sha256(path: Path) -> str:
     """``sha256_file``, cached for large files in ``~/.cache/megatron_ssd`` (``$XDG_CACHE_HOME``).
 
@@ -52,9 +73,7 @@ def remembered_sha256(path: Path) -> str:
     if status.st_size < _CACHED_FROM:
         return sha256_file(path)
     identity = [str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    note = _note(hash_json(identity))
-    if note is None:
-        return sha256_file(path)
+    note = cache_folder() / "sha256" / hash_json(identity)
     with contextlib.suppress(OSError, ValueError):  # ValueError: bytes that are not ASCII
         if _DIGEST.fullmatch(digest := note.read_text(encoding="ascii")):
             return digest
@@ -68,12 +87,3 @@ def remembered_sha256(path: Path) -> str:
         with contextlib.suppress(OSError):
             unfinished.unlink()  # on a full disk, what was written of it
     return digest
-
-
-def _note(name: str) -> Path | None:
-    """The file that caches a hash; None if this user has no home and no ``$XDG_CACHE_HOME``."""
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        return None
-    return cache / "megatron_ssd" / "sha256" / name

@@ -119,8 +119,9 @@ def test_a_cache_that_cannot_be_used_is_not_missed(
     monkeypatch.setenv("HOME", str(home))
     break_home(home, monkeypatch)
     try:
-        with path.open("rb"), without_privileges(path):
+        with without_privileges(path):
             assert hashing.remembered_sha256(path) == expected
+            (hashing.cache_folder() / "anything").write_text("can be written")
     finally:
         if home.is_dir():
             home.chmod(0o700)

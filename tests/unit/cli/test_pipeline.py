@@ -51,7 +51,7 @@ def test_a_stage_gets_the_run_dir_of_the_pipeline(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(module, "start_logging", lambda: None)
     monkeypatch.setattr(pipeline, "check_machine", lambda config: None)
     monkeypatch.setattr(pipeline, "run_child", lambda command, *, report_follows: started.append(command) or 0)
-    overrides = ["experiment=demo", text_override("run_dir", str(tmp_path / name))]
+    overrides = ["experiment=demo", f"model.path={tmp_path}", text_override("run_dir", str(tmp_path / name))]
     monkeypatch.setattr("sys.argv", ["pipeline.py", *overrides, "--until=problems"])
     pipeline.main()
     _, script, *arguments = started[0]
