@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from megatron_ssd.artifacts.hashing import hash_folder
 from megatron_ssd.artifacts.hf_config import CONFIG, config_size, end_token_ids, read_hf_config
@@ -112,7 +112,7 @@ def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Pa
     """Files of a data set, sorted by path; None if ``path`` is not a local path and looks like a Hub id.
 
     Args:
-        path: a file, a folder (searched with its subfolders), or ``owner/name``.
+        path: a file, a folder (searched with its subfolders, without hidden ones), or ``owner/name``.
         key: the configuration key of ``path``, for messages.
         ending: the ending of the files' names, for example ``.parquet``, or several.
 
@@ -131,7 +131,9 @@ def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Pa
             )
         return [named]
     if named.is_dir():
-        found = sorted(file for file in named.rglob("*") if file.name.endswith(ending))
+        found = sorted(
+            file for file in named.rglob("*") if file.name.endswith(ending) and not is_hidden(file.relative_to(named))
+        )
         for file in found:
             if file.is_symlink() and not file.exists():
                 raise UserError(f"{file}", rule="is a broken link", fix=f"download {path} again")
@@ -146,6 +148,15 @@ def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Pa
     if is_hub_id(path):
         return None
     raise UserError(f"{key} = {path}", rule="does not exist", fix=f"set {key} to a file, a folder or a Hub id")
+
+
+def is_hidden(path: PurePath) -> bool:
+    """Whether a name in the relative ``path`` begins with a dot, as what editors, git and downloads leave behind does.
+
+    Such files are copies or notes, such as ``.ipynb_checkpoints/rows-checkpoint.jsonl`` and ``._rows.jsonl``, and no
+    data.
+    """
+    return any(part.startswith(".") for part in path.parts)
 
 
 def is_hub_id(path: str) -> bool:
