@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from megatron_ssd.artifacts.hashing import hash_files
 from megatron_ssd.artifacts.hf_config import CONFIG, config_size, end_token_ids, read_hf_config
@@ -106,7 +106,7 @@ def model_files(folder: Path) -> list[Path]:
     """The files of ``model_hash``, sorted."""
     patterns = (*_CONFIGS, *TOKENIZER_FILES, *BESIDE_TOKENIZER, f"{TEMPLATE_FOLDER}/*", *_WEIGHTS)
     found = {path for pattern in patterns for path in folder.glob(pattern)}
-    return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
+    return sorted(path for path in found if path.is_file() and not is_hidden(path.relative_to(folder)))
 
 
 def _check_model(folder: Path, path: str | None, *, key: str) -> None:
@@ -133,7 +133,7 @@ def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Pa
     """Files of a data set, sorted by path; None if ``path`` is not a local path and looks like a Hub id.
 
     Args:
-        path: a file, a folder (searched with its subfolders), or ``owner/name``.
+        path: a file, a folder (searched with its subfolders, without hidden ones), or ``owner/name``.
         key: the configuration key of ``path``, for messages.
         ending: the ending of the files' names, for example ``.parquet``, or several.
 
@@ -153,7 +153,9 @@ def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Pa
         refuse_lfs_pointer(named)
         return [named]
     if named.is_dir():
-        found = sorted(file for file in named.rglob("*") if file.name.endswith(ending))
+        found = sorted(
+            file for file in named.rglob("*") if file.name.endswith(ending) and not is_hidden(file.relative_to(named))
+        )
         for file in found:
             if file.is_symlink() and not file.exists():
                 raise UserError(f"{file}", rule="is a broken link", fix=f"download {path} again")
@@ -178,6 +180,15 @@ def local_path(path: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise UserError(f"path {path}", rule="there is no such home folder", fix="write the complete path") from None
+
+
+def is_hidden(path: PurePath) -> bool:
+    """Whether a name in the relative ``path`` begins with a dot, as what editors, git and downloads leave behind does.
+
+    Such files are copies or notes, such as ``.ipynb_checkpoints/rows-checkpoint.jsonl`` and ``._rows.jsonl``, and no
+    data.
+    """
+    return any(part.startswith(".") for part in path.parts)
 
 
 def is_hub_id(path: str) -> bool:

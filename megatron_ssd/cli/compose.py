@@ -35,8 +35,8 @@ _DERIVED_GROUP = "scale"  # chosen by the experiment and its problems (see confi
 def groups(config_dir: Path = CONFIG_DIR) -> dict[str, list[str]]:
     """The names that can be chosen in each group, both sorted."""
     return {
-        folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
-        for folder in sorted(config_dir.iterdir())
+        folder.name: sorted(path.stem for path in folder.glob("[!.]*.yaml"))
+        for folder in sorted(config_dir.glob("[!.]*"))
         if folder.is_dir() and folder.name != _DERIVED_GROUP
     }
 

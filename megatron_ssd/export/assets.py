@@ -73,7 +73,7 @@ def copy_all_assets(source: Path, target: Path) -> None:
     target.mkdir(exist_ok=True)
     for path in sorted(source.iterdir()):
         if path.is_dir() and path.name == TEMPLATE_FOLDER:
-            shutil.copytree(path, target / path.name)
+            shutil.copytree(path, target / path.name, ignore=shutil.ignore_patterns(".*"))
         elif path.is_file() and not any(path.match(pattern) for pattern in _NOT_ASSETS):
             shutil.copyfile(path, target / path.name)
 

@@ -12,14 +12,14 @@ import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import pyarrow
 import pyarrow.parquet
 
 from megatron_ssd.artifacts.hashing import hash_json, remembered_sha256
-from megatron_ssd.artifacts.hub import find_files, hub_error
+from megatron_ssd.artifacts.hub import find_files, hub_error, is_hidden
 from megatron_ssd.errors import UserError
 
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".json")
@@ -155,7 +155,7 @@ def open_table(path: str, *, key: str, columns_fix: str, revision: str | None = 
     """Find the data set at ``path``.
 
     Args:
-        path: a file, a folder (searched with its subfolders), or a Hub id.
+        path: a file, a folder (searched with its subfolders, without hidden ones), or a Hub id.
         key: the configuration key of ``path``, for messages.
         columns_fix: the fix in the error for a missing column.
         revision: branch or commit of the Hub repository.
@@ -173,7 +173,11 @@ def open_table(path: str, *, key: str, columns_fix: str, revision: str | None = 
     try:
         commit = HfApi().dataset_info(path, revision=revision).sha
         pattern = f"datasets/{path}/{hub_folder + '/' if hub_folder else ''}**"
-        names = sorted(name for name in HfFileSystem().glob(pattern, revision=commit) if name.endswith(ENDINGS))
+        names = sorted(
+            name
+            for name in HfFileSystem().glob(pattern, revision=commit)
+            if name.endswith(ENDINGS) and not is_hidden(PurePosixPath(name))
+        )
         if not names:
             raise FileNotFoundError(f"no {' or '.join(ENDINGS)} file in it")
         return Table(files=tuple(names), revision=commit, columns_fix=columns_fix)

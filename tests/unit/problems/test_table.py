@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,6 +40,31 @@ def test_a_folder_is_read_in_the_order_of_its_files(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "b.jsonl", [row("second")])
     write_jsonl(tmp_path / "a.jsonl.gz", [row("first")])
     assert [one["text"] for one in read(tmp_path)] == ["first", "second"]
+
+
+HIDDEN = (".ipynb_checkpoints/a-checkpoint.jsonl", ".git/objects/b.parquet", ".cache/huggingface/c.json", "._a.jsonl",
+          "deep/er/.old/d.jsonl", "deep/.#e.jsonl.gz")  # fmt: skip
+
+
+def test_hidden_files_and_folders_are_no_data(tmp_path: Path) -> None:
+    folder = tmp_path / ".data"  # named by the user, so it is read
+    for name in HIDDEN:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("not rows")
+    write_jsonl(folder / "a.jsonl", [row("first")])
+    write_jsonl(folder / "deep" / "b.jsonl", [row("second")])
+    assert [one["text"] for one in read(folder)] == ["first", "second"]
+    assert [one["text"] for one in read(write_jsonl(folder / ".c.jsonl", [row("named")]))] == ["named"]
+
+
+def test_hidden_files_on_the_hub_are_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfApi, HfFileSystem
+
+    there = [f"datasets/someone/some-data@abc/{name}" for name in ("a.jsonl", *HIDDEN)]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(HfApi, "dataset_info", lambda *_, **__: SimpleNamespace(sha="abc"))
+    monkeypatch.setattr(HfFileSystem, "glob", lambda *_, **__: there)
+    assert open_table("someone/some-data", key="problems.path", columns_fix="").files == (there[0],)
 
 
 def test_a_line_may_have_ten_megabytes(tmp_path: Path) -> None:
