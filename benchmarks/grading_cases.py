@@ -37,7 +37,7 @@ def stability_problems() -> list[Problem]:
     tests = {
         "stdin": TestCase(input="0\n", output="7\n"),
         "function": TestCase(input="0", output="7"),
-        "checks": TestCase(input="assert __program__.f(0) == 7", output=""),
+        "checks": TestCase(input="assert f(0) == 7", output=""),
     }
     return [
         Problem(id=form, source="made", statement="", form=form, function_name="f", tests=(tests[form],))
@@ -52,6 +52,8 @@ def stability_programs(count: int, limits: SandboxConfig = STABILITY_LIMITS, *, 
     measurement of this machine's speed.
     """
     rng, loops = random.Random(seed), _loops_per_second()
+    assert limits.cpu_seconds is not None
+    assert limits.memory_mib is not None
     budget, memory = loops * limits.cpu_seconds, limits.memory_mib
     makers: tuple[Callable[[], str], ...] = (
         lambda: "return 7",

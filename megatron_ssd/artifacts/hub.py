@@ -5,27 +5,31 @@ Does not need torch.
 
 from __future__ import annotations
 
-import json
 import re
-import reprlib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
 
-from megatron_ssd.artifacts.hashing import hash_folder
+from megatron_ssd.artifacts.hashing import hash_files
+from megatron_ssd.artifacts.hf_config import CONFIG, config_size, end_token_ids, read_hf_config
+from megatron_ssd.artifacts.lfs import refuse_lfs_pointer
 from megatron_ssd.errors import MissingModelError, UserError
 
 _KEY = "model.path"
-_CONFIG, _GENERATION = "config.json", "generation_config.json"
+# Names of the files that make a model what it is. Any other may change: a licence, notes of a download, a .git folder.
+TOKENIZER_FILES = ("tokenizer*", "vocab.*", "merges.txt", "*.tiktoken", "spiece.model")
+BESIDE_TOKENIZER = ("special_tokens_map.json", "added_tokens.json", "chat_template*")
+TEMPLATE_FOLDER = "additional_chat_templates"
+_CONFIGS = (CONFIG, "generation_config.json", "*quant*_config.json", "quantize_config.json")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json", "*.pt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_LARGEST = (1 << 31) - 1  # token ids and lengths are 32 bits wide
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFolder:
     """A Hugging Face model on this machine.
 
-    ``revision`` is the commit if one was named or the Hub gave one, otherwise the hash of all files.
+    ``revision`` is the commit if one was named or the Hub gave one, otherwise ``model_hash``.
+    ``end_token_ids`` end a response.
     """
 
     path: Path
@@ -48,17 +52,15 @@ def open_model(path: str | None, revision: str | None = None, *, key: str = _KEY
         UserError: there is no such model, the folder is not a Hugging Face model, or its config has an invalid value.
     """
     folder, revision = locate_model(path, revision, key=key)
-    _check_has_config(folder, path, key=key)
+    _check_model(folder, path, key=key)
     config = read_hf_config(folder)
-    vocab_size = _size(folder, config, "vocab_size")
-    max_position_embeddings = _size(folder, config, "max_position_embeddings")
-    end_token_ids = _end_token_ids(folder, config, vocab_size)
+    vocab_size = config_size(folder, config, "vocab_size")
     return ModelFolder(
         path=folder,
-        revision=revision or hash_folder(folder),
+        revision=revision or model_hash(folder),
         vocab_size=vocab_size,
-        max_position_embeddings=max_position_embeddings,
-        end_token_ids=end_token_ids,
+        max_position_embeddings=config_size(folder, config, "max_position_embeddings"),
+        end_token_ids=end_token_ids(folder, config, vocab_size=vocab_size),
     )
 
 
@@ -77,7 +79,7 @@ def locate_model(path: str | None, revision: str | None = None, *, key: str = _K
         raise MissingModelError(
             f"{key} = null", rule="this needs a trained model", fix=f"set {key} to a Hugging Face folder"
         )
-    folder = Path(path).expanduser()
+    folder = local_path(path)
     if not folder.is_dir():
         folder = _download(path, revision, key=key)
         revision = folder.name  # snapshots are kept under their commit
@@ -88,17 +90,31 @@ def model_folder(path: str | None, revision: str | None = None, *, key: str = _K
     """The folder of a model, found as by ``locate_model``, after a check that it has a config.
 
     Raises:
-        UserError: there is no such model, or the folder has no ``config.json``.
+        UserError: there is no such model, or the folder has no ``config.json`` or a Git LFS pointer.
     """
     folder, _ = locate_model(path, revision, key=key)
-    _check_has_config(folder, path, key=key)
+    _check_model(folder, path, key=key)
     return folder
 
 
-def _check_has_config(folder: Path, path: str | None, *, key: str) -> None:
-    """Raise ``UserError`` if ``folder``, which the user named as ``path``, has no config."""
-    if not (folder / _CONFIG).is_file():
-        raise UserError(f"{key} = {path}", rule=f"has no {_CONFIG}", fix=f"set {key} to a Hugging Face model's folder")
+def model_hash(folder: Path) -> str:
+    """Hash of the files that decide what a model computes: configs, tokenizer, chat templates and weights."""
+    return hash_files(folder, model_files(folder))
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of ``model_hash``, sorted."""
+    patterns = (*_CONFIGS, *TOKENIZER_FILES, *BESIDE_TOKENIZER, f"{TEMPLATE_FOLDER}/*", *_WEIGHTS)
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    return sorted(path for path in found if path.is_file() and not is_hidden(path.relative_to(folder)))
+
+
+def _check_model(folder: Path, path: str | None, *, key: str) -> None:
+    """Raise ``UserError`` if ``folder``, which the user named as ``path``, has no config or was not downloaded."""
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{key} = {path}", rule=f"has no {CONFIG}", fix=f"set {key} to a Hugging Face model's folder")
+    for file in model_files(folder):
+        refuse_lfs_pointer(file)
 
 
 def _download(path: str, revision: str | None, *, key: str) -> Path:
@@ -113,75 +129,19 @@ def _download(path: str, revision: str | None, *, key: str) -> Path:
         raise hub_error(path, key=key, error=error) from error
 
 
-def _size(folder: Path, config: dict[str, Any], name: str) -> int:
-    """The positive integer ``name`` of the model's config."""
-    path, fix = folder / _CONFIG, "use the config.json of a causal model"
-    if name not in config:
-        raise UserError(f"file {path}", rule=f"has no {name!r}", fix=fix)
-    value = config[name]
-    if type(value) is not int or not 1 <= value <= _LARGEST:  # a bool is an int, but not a size
-        raise UserError(
-            f"file {path} with {name} = {reprlib.repr(value)}", rule=f"must be a whole number from 1 to {_LARGEST}",
-            fix=fix,
-        )  # fmt: skip
-    return value
-
-
-def _end_token_ids(folder: Path, config: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
-    """The ids that end a response: those of the generation config, otherwise of the model config."""
-    generation = read_json_object(folder / _GENERATION) if (folder / _GENERATION).is_file() else {}
-    for name, source in ((_GENERATION, generation), (_CONFIG, config)):
-        value = source.get("eos_token_id")
-        if value is None:
-            continue
-        ids = value if isinstance(value, list) else [value]
-        if not ids or not all(type(id_) is int and 0 <= id_ < vocab_size for id_ in ids):
-            raise UserError(
-                f"file {folder / name} with eos_token_id = {reprlib.repr(value)}",
-                rule=f"must be a token id, or a list of at least one, from 0 to vocab_size - 1 = {vocab_size - 1}",
-                fix="give the ids that end a response of this model",
-            )
-        return tuple(ids)
-    raise UserError(
-        f"model folder {folder}",
-        rule="names no eos_token_id in generation_config.json or config.json, so a response would never end",
-        fix="add eos_token_id to generation_config.json",
-    )
-
-
-def read_hf_config(folder: Path) -> dict[str, Any]:
-    """Content of the folder's ``config.json``. Raises ``UserError`` if it is missing or not a JSON object."""
-    return read_json_object(folder / _CONFIG)
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Content of a model's JSON file. Raises ``UserError`` if it is missing or not a JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"file {path}", rule="does not exist", fix="copy it from the model again") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"file {path}", rule=f"is not JSON ({error})", fix="copy it from the model again") from None
-    if not isinstance(content, dict):
-        raise UserError(
-            f"file {path} with {reprlib.repr(content)}", rule="is not a JSON object", fix="copy it from the model again"
-        )
-    return content
-
-
 def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Path] | None:
     """Files of a data set, sorted by path; None if ``path`` is not a local path and looks like a Hub id.
 
     Args:
-        path: a file, a folder (searched with its subfolders), or ``owner/name``.
+        path: a file, a folder (searched with its subfolders, without hidden ones), or ``owner/name``.
         key: the configuration key of ``path``, for messages.
         ending: the ending of the files' names, for example ``.parquet``, or several.
 
     Raises:
         UserError: nothing is at ``path``, a file's name has another ending, the folder has no such file, or one of them
-            is a broken link.
+            is a broken link or a Git LFS pointer.
     """
-    named = Path(path).expanduser()
+    named = local_path(path)
     endings = ending if isinstance(ending, str) else " or ".join(ending)
     if named.is_file():
         if not named.name.endswith(ending):
@@ -190,9 +150,12 @@ def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Pa
                 rule=f"its name must end with {endings}",
                 fix="convert it, or rename it",
             )
+        refuse_lfs_pointer(named)
         return [named]
     if named.is_dir():
-        found = sorted(file for file in named.rglob("*") if file.name.endswith(ending))
+        found = sorted(
+            file for file in named.rglob("*") if file.name.endswith(ending) and not is_hidden(file.relative_to(named))
+        )
         for file in found:
             if file.is_symlink() and not file.exists():
                 raise UserError(f"{file}", rule="is a broken link", fix=f"download {path} again")
@@ -203,10 +166,29 @@ def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Pa
                 rule=f"the folder has no {endings} file",
                 fix=f"point {key} at the folder that does",
             )
+        for file in files:
+            refuse_lfs_pointer(file)
         return files
     if is_hub_id(path):
         return None
     raise UserError(f"{key} = {path}", rule="does not exist", fix=f"set {key} to a file, a folder or a Hub id")
+
+
+def local_path(path: str) -> Path:
+    """``path`` with the home folder in place of ``~``. Raises ``UserError`` if the user has none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"path {path}", rule="there is no such home folder", fix="write the complete path") from None
+
+
+def is_hidden(path: PurePath) -> bool:
+    """Whether a name in the relative ``path`` begins with a dot, as what editors, git and downloads leave behind does.
+
+    Such files are copies or notes, such as ``.ipynb_checkpoints/rows-checkpoint.jsonl`` and ``._rows.jsonl``, and no
+    data.
+    """
+    return any(part.startswith(".") for part in path.parts)
 
 
 def is_hub_id(path: str) -> bool:

@@ -16,10 +16,10 @@ class SandboxConfig:
 
     kind: Literal["bubblewrap", "rlimit_only"] = "bubblewrap"
     """``bubblewrap`` isolates programs; ``rlimit_only`` bounds their resources and isolates nothing."""
-    cpu_seconds: float = 10.0
-    """CPU time per test."""
-    memory_mib: int = 1024
-    """Address space per program."""
+    cpu_seconds: float | None = None
+    """CPU time per test; null means the benchmark's own limit, see ``grading/rules.py``."""
+    memory_mib: int | None = None
+    """Address space per program; null means the benchmark's own limit."""
     output_mib: int = 16
     """Output per program."""
     workers: int | None = None
@@ -31,9 +31,9 @@ class SandboxConfig:
     packages: tuple[str, ...] = ("numpy",)
     """Packages of this environment that programs may import besides the standard library. LiveCodeBench's own
     environment has NumPy."""
-    prelude: Literal["lcb", "none"] = "lcb"
+    prelude: Literal["lcb", "none"] | None = None
     """Names that programs find without importing them: ``lcb``, those that LiveCodeBench's checker puts before every
-    program, or ``none``."""
+    program, or ``none``; null means what the benchmark's own checker does."""
 
     def __post_init__(self) -> None:
         for name in self.packages:

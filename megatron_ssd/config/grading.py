@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_ssd.config.evaluation import SandboxConfig
-from megatron_ssd.config.problems import BenchmarkConfig, ErrataChoice
+from megatron_ssd.config.problems import BenchmarkSetConfig, ErrataChoice
 from megatron_ssd.errors import require, shown
 
 GradeFormat = Literal["lcb", "humaneval", "mbpp", "leetcode", "humaneval_plus", "mbpp_plus"]
@@ -28,12 +28,12 @@ class GradeConfig:
     """lcb: first contest date of the window, such as 2025-02-01."""
     end_date: str | None = None
     """lcb: last contest date of the window."""
-    errata: ErrataChoice = BenchmarkConfig.errata
+    errata: ErrataChoice = BenchmarkSetConfig.errata
     """lcb: ``keep`` counts the flawed problems that LiveCodeBench's authors name, ``drop`` leaves them out."""
-    cpu_seconds: float = SandboxConfig.cpu_seconds
-    """CPU time per test."""
-    memory_mib: int = SandboxConfig.memory_mib
-    """Address space per program."""
+    cpu_seconds: float | None = SandboxConfig.cpu_seconds
+    """CPU time per test; null means the benchmark's own limit."""
+    memory_mib: int | None = SandboxConfig.memory_mib
+    """Address space per program; null means the benchmark's own limit."""
     output_mib: int = SandboxConfig.output_mib
     """Output per program."""
     workers: int | None = SandboxConfig.workers
@@ -46,8 +46,9 @@ class GradeConfig:
     """Relative tolerance for numbers. 0 compares exactly, as LiveCodeBench does."""
     packages: tuple[str, ...] = SandboxConfig.packages
     """Packages that programs and checks may import besides the standard library, such as [numpy,sortedcontainers]."""
-    prelude: Literal["lcb", "none"] = SandboxConfig.prelude
-    """``lcb``, the names that LiveCodeBench's checker puts before a program, or ``none``."""
+    prelude: Literal["lcb", "none"] | None = SandboxConfig.prelude
+    """``lcb``, the names that LiveCodeBench's checker puts before a program, or ``none``; null means the benchmark's
+    own."""
     replace: bool = False
     """Move aside what another command left at ``out``."""
 

@@ -157,8 +157,8 @@ class MoeConfig:
     """Type of routing probabilities."""
     aux_loss_coeff: float = 0.0
     """Coefficient of the load-balancing loss of the Switch Transformer (arXiv 2101.03961, eq. 4): its mean over
-    micro batches, summed over layers, however the cross-entropy is normalized. Prompt and padding tokens count as
-    response tokens do."""
+    micro batches, summed over layers, however the cross-entropy is normalized. Prompt tokens count as response
+    tokens do, padding does not count."""
     freeze_router: bool = False
     """Do not train the router."""
     dispatcher: Literal["alltoall", "allgather", "flex"] = "alltoall"

@@ -12,7 +12,7 @@ sums with ``token``. So the size of this loss does not change relative to the au
 which is summed over tokens. The weight of a packed sequence is known from the index alone.
 
 Segments are numbered from 1; padding at the end is segment 0. The length of a segment may be rounded up, for context
-parallelism; this padding belongs to the segment. Padding of either kind has weight 0.
+parallelism; this padding belongs to the segment. Padding of either kind has weight 0, and is true in ``padding_mask``.
 
 A share of the documents may be held out for validation; they depend on the seed alone. Opening reads the .idx only.
 """
@@ -139,8 +139,8 @@ class PackedDataset:
     def sequence(self, epoch: int, index: int) -> PackedSequence:
         """A packed sequence.
 
-        The columns ``tokens``, ``labels``, ``position_ids``, ``segment_ids`` (int64) and ``loss_weights`` (float32)
-        each have shape [seq_length].
+        The columns ``tokens``, ``labels``, ``position_ids``, ``segment_ids`` (int64), ``loss_weights`` (float32) and
+        ``padding_mask`` (bool) each have shape [seq_length].
         """
         return self._lay_out(self._plan(epoch).sequence(index).tolist())
 
@@ -172,12 +172,13 @@ class PackedDataset:
         size = self._seq_length
         tokens, labels = np.full(size, self._pad_id, dtype=np.int64), np.full(size, self._pad_id, dtype=np.int64)
         position_ids, segment_ids = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
-        loss_weights = np.zeros(size, dtype=np.float32)
+        loss_weights, padding_mask = np.zeros(size, dtype=np.float32), np.ones(size, dtype=bool)
         start = 0
         for segment, sample in enumerate(samples, start=1):
             ids = self._ids(sample)
             length, padded = int(self._lengths[sample]), int(self._padded_lengths[sample])
             tokens[start : start + length], labels[start : start + length] = ids[:length], ids[1 : length + 1]
+            padding_mask[start : start + length] = False
             position_ids[start : start + padded], segment_ids[start : start + padded] = np.arange(padded), segment
             response = start + int(self._unscored[sample])
             loss_weights[start:response] = self._prompt_loss_weight / self._divisors[sample]
@@ -191,6 +192,7 @@ class PackedDataset:
             "loss_weights": loss_weights,
             "position_ids": position_ids,
             "segment_ids": segment_ids,
+            "padding_mask": padding_mask,
         }
 
     def _documents_of(self, split: str, validation_fraction: float, num_documents: int) -> NDArray[np.int64]:

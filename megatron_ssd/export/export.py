@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from megatron_ssd.artifacts.atomic import write_atomically
-from megatron_ssd.artifacts.hub import read_hf_config
+from megatron_ssd.artifacts.hf_config import read_hf_config
 from megatron_ssd.artifacts.manifest import megatron_facts
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed

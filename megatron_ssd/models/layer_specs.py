@@ -16,6 +16,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from megatron_ssd.models.routers import Router
 from megatron_ssd.runtime.local_attention import SegmentAttention
 from megatron_ssd.runtime.local_norm import RMSNorm
 
@@ -25,10 +26,21 @@ def block_spec(
 ) -> TransformerBlockSubmodules:
     """The layers of this rank's virtual pipeline stage ``vp_stage``, and the norm after the last layer."""
     if transformer_engine:
-        return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+        block = get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+        return with_own_router(block) if config.num_moe_experts else block
     layer = _local_layer(config)
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
+
+
+def with_own_router(block: TransformerBlockSubmodules) -> TransformerBlockSubmodules:
+    """``block``, the layers of a mixture of experts, with this project's router in place of Megatron-Core's."""
+    for layer in block.layer_specs:
+        mlp = layer.submodules.mlp
+        # A ModuleSpec in Megatron-Core 0.16, a functools.partial in 0.19.
+        submodules = mlp.submodules if isinstance(mlp, ModuleSpec) else mlp.keywords["submodules"]
+        submodules.router = Router
+    return block
 
 
 def _local_layer(config: TransformerConfig) -> ModuleSpec:
@@ -69,4 +81,4 @@ def _local_mlp(config: TransformerConfig) -> ModuleSpec:
     if not config.num_moe_experts:
         return ModuleSpec(module=MLP, submodules=linears)
     experts = ModuleSpec(module=SequentialMLP, submodules=linears)
-    return ModuleSpec(module=MoELayer, submodules=MoESubmodules(experts=experts))
+    return ModuleSpec(module=MoELayer, submodules=MoESubmodules(experts=experts, router=Router))

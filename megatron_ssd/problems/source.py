@@ -1,10 +1,10 @@
-"""Opens the problems that a run samples or evaluates.
+"""Opens the problems that a run samples.
 
-Training problems come from rStar-Coder's ``seed_sft``, from any file whose columns are named, or from minicode.
+They come from rStar-Coder's ``seed_sft``, from any file whose columns are named, or from minicode.
 Answers, verdicts and all other columns are not read: SSD samples its own responses. A problem asks for a function if
-its starter code holds more than white space, otherwise for a program on standard input.
+its starter code holds more than white space or a word for null, otherwise for a program on standard input.
 
-Invariants: order and content depend on the configuration and the files alone; the ids of a benchmark are unique.
+Order and content depend on the configuration and the files alone.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron_ssd.artifacts.hashing import hash_json
-from megatron_ssd.config.problems import BenchmarkConfig, ColumnsConfig, MinicodeConfig, ProblemsConfig
+from megatron_ssd.config.problems import ColumnsConfig, MinicodeConfig, ProblemsConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.problems import livecodebench, minicode
-from megatron_ssd.problems.table import Row, Table, open_table
+from megatron_ssd.problems import minicode
+from megatron_ssd.problems.table import Row, Table, is_null, open_table
 from megatron_ssd.schema import Problem
 
 _HUB_FOLDERS = {"rstar_coder": "seed_sft"}
@@ -52,12 +52,13 @@ class Source:
         if not self.section.only_passed:  # then a file without that column can be used
             columns = dataclasses.replace(columns, passed=None)
         for number, row in enumerate(self.table.rows(columns.names), start=1):
-            starter_code = row.text(columns.starter_code, fix=_COLUMNS_FIX) if columns.starter_code else ""
+            starter_code = row.optional_text(columns.starter_code, fix=_COLUMNS_FIX) if columns.starter_code else ""
+            statement = row.text(columns.statement, fix=_COLUMNS_FIX).strip()
             has_code = bool(starter_code.strip())
             problem = Problem(
                 id=_id(row, columns.id) if columns.id else f"row-{number}",
                 source=self.section.name,
-                statement=row.text(columns.statement, fix=_COLUMNS_FIX).strip(),
+                statement="" if is_null(statement) else statement,
                 form="function" if has_code else "stdin",
                 starter_code=starter_code if has_code else "",
             )
@@ -74,20 +75,9 @@ def open_source(section: ProblemsConfig, world: MinicodeConfig) -> Source:
     return Source(section, table.identity, world, table)
 
 
-def load_benchmark(section: BenchmarkConfig, world: MinicodeConfig) -> list[Problem]:
-    """Evaluation problems with their tests, including those in the errata (see ``errata.apply_errata``).
-
-    Raises:
-        UserError: the benchmark cannot be read, or its window is empty.
-    """
-    if section.name == "livecodebench":
-        return livecodebench.read_benchmark(section)
-    return minicode.test_problems(world)[: section.limit]
-
-
 def _id(row: Row, column: str) -> str:
     value: Any = row.values[column]
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+    if isinstance(value, bool) or not isinstance(value, str | int) or is_null(value):
         raise UserError(
             f"{row.where}: {column} = {str(value)[:60]!r}",
             rule="an id must be text or a whole number",
@@ -97,11 +87,13 @@ def _id(row: Row, column: str) -> str:
 
 
 def _passed(row: Row, column: str | None) -> bool:
-    value: bool | None = row.values[column] if column else True
-    if not isinstance(value, bool | None):
+    value = row.values[column] if column else True
+    if is_null(value):
+        return False
+    if not isinstance(value, bool):
         raise UserError(
             f"{row.where}: {column} = {str(value)[:60]!r}",
             rule="must be true or false",
             fix="name another column in problems.columns.passed",
         )
-    return bool(value)
+    return value

@@ -6,7 +6,6 @@ number. docs/reference/versions.md lists what else differs.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import io
 import logging
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.serialization import load, save
-from megatron.core.transformer.moe.router import TopKRouter
 from torch.distributed import checkpoint
 
 # Warnings for the developers of Megatron-Core. Users of this project cannot act on them.
@@ -93,13 +91,3 @@ def _common_state_among_tensors(path: Path) -> Any:
     checkpoint.load(found, storage_reader=checkpoint.FileSystemReader(path), no_dist=True)
     value = found[key]
     return (torch.load(value, weights_only=True) if isinstance(value, io.BytesIO) else value)[0]
-
-
-@functools.cache
-def aux_loss_counts_all_ranks() -> bool:
-    """Whether the router multiplies its auxiliary loss by the tokens of all tensor and context parallel ranks.
-
-    0.16 counts those of its own rank alone, so that the loss weighs too little with several ranks; 0.19 fixes it. Only
-    the source of the method tells which.
-    """
-    return "self.tp_cp_group.size()" in inspect.getsource(TopKRouter.attach_and_log_load_balancing_loss)

@@ -45,14 +45,16 @@ from megatron_ssd.runtime.packed_sequences import local_positions, make_packed_s
 class Batch:
     """One micro batch on the device, each tensor [B, S], or [1, B * S] with packing.
 
-    Under context parallelism it holds the tokens of this rank only. ``packed_seq_params`` (``PackedSequences``)
-    describes the segments of all ranks; if it is None, each sequence is one segment.
+    Under context parallelism it holds the tokens of this rank only. ``padding_mask`` is true for padding.
+    ``packed_seq_params`` (``PackedSequences``) describes the segments of all ranks; if it is None, each sequence is one
+    segment.
     """
 
     tokens: Tensor
     labels: Tensor
     loss_weights: Tensor
     position_ids: Tensor
+    padding_mask: Tensor
     packed_seq_params: Any | None
 
 

@@ -1,8 +1,8 @@
 """Measures the performance of each iteration.
 
-Expert loads count tokens as the routers see them, prompts and padding included. In each layer they add up to the tokens
-of the global batch x experts per token, in any layout. A forward pass without gradients (validation, the first pass of
-recomputed layers) is not counted, so that each token counts once.
+Expert loads count the tokens of samples as the routers assign them, prompts included and padding left out. In each
+layer they add up to these tokens of the global batch x experts per token, in any layout. A forward pass without
+gradients (validation, the first pass of recomputed layers) is not counted, so that each token counts once.
 
 Shape suffixes: T tokens of a rank, L layers of the full model, E experts of a layer.
 """
@@ -95,12 +95,12 @@ class ExpertLoadCounter:
         dist.all_reduce(counts_LE)
         return counts_LE.cpu()
 
-    def _count(self, router: Any, inputs: Any, outputs: tuple[Tensor, Tensor]) -> None:
+    def _count(self, router: Any, inputs: tuple[Tensor, Tensor], outputs: tuple[Tensor, Tensor]) -> None:
         if not torch.is_grad_enabled():
             return
-        _, routing_map_TE = outputs
+        (_, padding_mask), (_, routing_map_TE) = inputs, outputs
         layer = router.layer_number - 1
-        counts_E = routing_map_TE.sum(dim=0)
+        counts_E = (routing_map_TE & ~padding_mask.reshape(-1, 1)).sum(dim=0)
         self._counts[layer] = self._counts[layer] + counts_E if layer in self._counts else counts_E
 
 

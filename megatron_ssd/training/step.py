@@ -31,9 +31,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_ssd.config.model import MoeConfig
-from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.models.routers import set_aux_loss_coefficient
+from megatron_ssd.models.routers import router_padding_mask, set_aux_loss_coefficient
 from megatron_ssd.training.data import Batch, BatchSource
 from megatron_ssd.training.ema import EmaWeights
 from megatron_ssd.training.optimizer import clip_and_step, global_grad_norm, normalize_gradients
@@ -129,12 +128,7 @@ class StepResult:
 
 
 def run_step(
-    state: TrainingState,
-    schedule: OptimizerParamScheduler,
-    source: BatchSource,
-    *,
-    moe: MoeConfig,
-    parallel: ParallelConfig,
+    state: TrainingState, schedule: OptimizerParamScheduler, source: BatchSource, *, moe: MoeConfig
 ) -> StepResult:
     """Run the iteration after ``state.iteration`` and count it."""
     iteration = state.iteration + 1
@@ -143,9 +137,8 @@ def run_step(
     state.optimizer.zero_grad()
     normalizer = source.normalizer(iteration)
     normalize_gradients(state.chunks, normalizer)
-    set_aux_loss_coefficient(
-        state.chunks, moe.aux_loss_coeff, parallel, normalizer=normalizer, num_tokens=source.tokens_per_iteration
-    )
+    num_micro_batches = source.training.global_batch_size // source.training.micro_batch_size
+    set_aux_loss_coefficient(state.chunks, moe.aux_loss_coeff * normalizer / num_micro_batches)
     loss, valid_tokens = run_micro_batches(state, source, iteration, forward_only=False)
     schedule.step(increment=1)
     grad_norm = global_grad_norm(state.optimizer)
@@ -203,6 +196,7 @@ def forward_step(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[Tens
         None,  # attention is causal within sequences or segments
         labels=batch.labels,
         packed_seq_params=batch.packed_seq_params,
+        padding_mask=router_padding_mask(batch.padding_mask, model.module),
     )
     return token_loss_BS, functools.partial(weighted_sum, batch.loss_weights)
 

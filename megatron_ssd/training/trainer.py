@@ -22,7 +22,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_ssd.artifacts.hub import model_folder
 from megatron_ssd.config.model import ModelConfig, MoeConfig
-from megatron_ssd.config.parallel import Device, ParallelConfig
+from megatron_ssd.config.parallel import Device
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.models.build import build_model
@@ -53,7 +53,6 @@ class Trainer:
     meter: ThroughputMeter
     training: TrainingConfig
     moe: MoeConfig
-    parallel: ParallelConfig
     save_interval: int
     _recent: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
 
@@ -91,7 +90,7 @@ class Trainer:
     def step(self) -> IterationMetrics:
         """One iteration: forward, backward, update, measurements."""
         self.meter.start()
-        result = run_step(self.state, self.schedule, self.source, moe=self.moe, parallel=self.parallel)
+        result = run_step(self.state, self.schedule, self.source, moe=self.moe)
         return self.meter.stop(self.state.iteration, result)
 
     def _is_due(self, interval: int) -> bool:
@@ -155,6 +154,5 @@ def build_trainer(config: RunConfig, work: Path, device: Device) -> Trainer:
         meter=ThroughputMeter(model, config.precision, state.chunks, source),
         training=training,
         moe=config.moe,
-        parallel=parallel,
         save_interval=config.checkpoint.save_interval,
     )

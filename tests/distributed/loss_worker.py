@@ -62,6 +62,7 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
         "tp2_dp2": SP2,
         "ep2_pp2": {**EP2, **PP2},
         "tp2_ep2_etp2": {**SP2, **EP2, **ETP2},
+        "tp2_etp2_pp2": {**SP2, **ETP2, **PP2},
     },
 }
 _DENSE = ["tp2", "tp2_sp", "pp2", "vpp2", "cp2", "dp2", "dp2_distributed_optimizer",
@@ -78,7 +79,7 @@ CASES: dict[tuple[str, str], list[str]] = {
     ("untied", "packed"): ["one", "pp4"],
     ("moe", "packed"): ["one", *_EXPERTS],
     ("moe", "unpacked"): ["one", *_EXPERTS_UNPACKED],
-    ("moe", "aux"): ["one", "ep2", "cp2", "tp2_ep2", "ep2_pp2"],
+    ("moe", "aux"): ["one", "ep2", "cp2", "tp2_ep2", "ep2_pp2", "tp2_etp2_pp2"],
 }
 
 

@@ -62,10 +62,12 @@ def train(root: Path, name: str) -> None:
         counter = ExpertLoadCounter(trainer.state.chunks, num_layers=MOE.num_hidden_layers, num_experts=MOE.num_experts)
         before = {router.layer_number: router.weight.detach().clone() for router in routers(trainer.state.chunks)}
         curve = []
-        for _ in range(ITERATIONS):
+        for iteration in range(1, ITERATIONS + 1):
             counter.start()
             metrics = trainer.step()
-            curve.append({"loss": metrics.loss, "grad_norm": metrics.grad_norm, "counts": counter.counts().tolist()})
+            tokens = int(trainer.source.sample_lengths(iteration).sum())
+            measured = {"loss": metrics.loss, "grad_norm": metrics.grad_norm, "sample_tokens": tokens}
+            curve.append({**measured, "counts": counter.counts().tolist()})
         after = {router.layer_number: router.weight.detach() for router in routers(trainer.state.chunks)}
     moved = [float((after[layer] - before[layer]).abs().max()) for layer in after]
     if dist.get_rank() == 0:

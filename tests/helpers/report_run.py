@@ -15,7 +15,7 @@ from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ClusterConfig
 from megatron_ssd.config.precision import PrecisionConfig
-from megatron_ssd.config.problems import BenchmarkConfig, ProblemsConfig
+from megatron_ssd.config.problems import BenchmarkConfig, BenchmarkSetConfig, ProblemsConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import OptimizerConfig, TrainingConfig
 from megatron_ssd.schema import Sample, Verdict
@@ -43,7 +43,8 @@ def run_config(run_dir: Path, *, benchmark: str = "minicode") -> RunConfig:
             tie_word_embeddings=True, path=str(run_dir.parent / "base" / "export"),
         ),
         problems=ProblemsConfig(name="rstar_coder", path="rows") if real else ProblemsConfig(name="minicode"),
-        benchmark=BenchmarkConfig(name="livecodebench", path="rows") if real else BenchmarkConfig(name="minicode"),
+        benchmark=BenchmarkConfig(sets={benchmark: BenchmarkSetConfig(
+            format="livecodebench" if real else "minicode", path="rows" if real else None)}),
         sampling=SamplingConfig(train=SamplingParams(temperature=1.5, top_k=20, top_p=0.6),
                                 eval=SamplingParams(temperature=1.5, top_k=20, top_p=0.8), max_tokens=96),
         precision=PrecisionConfig(params_dtype="fp32", transformer_engine=False),
@@ -233,7 +234,8 @@ def _summary(scale: float) -> dict[str, Any]:
         "claim_rule": "shown: the interval of the difference lies above zero; unclear: it holds zero.",
         "settings": {
             model: {label: {"outcomes": {"wrong_answer": 1760, "passed": 1000 + 20 * len(model), "no_code": 240},
-                            "no_code": 0.08, "diversity": _diversity(scale), "overall": {}, "by_difficulty": {},
+                            "no_code": 0.08, "no_code_causes": {"no fence": 200, "empty block": 40},
+                            "diversity": _diversity(scale), "overall": {}, "by_difficulty": {},
                             "finish_reasons": {"stop": 3000},
                             "n": {"problems": 300, "samples": 3000, "left_out": 0}} for label in labels}
             for model, labels in {"base": [row[3] for row in rows[:3]], "ssd": [_BEST["ssd"]]}.items()

@@ -12,19 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_ssd.config.model import ModelConfig, RopeScalingConfig
+from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.models.families.mappings import ParamMapping, VocabularyMapping
+from megatron_ssd.models.families.rope import read_rope
 
 # Keys that ModelConfig and config.json share, for every family.
 _SHARED_KEYS = (
     "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "intermediate_size", "vocab_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
 )  # fmt: skip
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _SHARED_FIXED = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
 # transformers' defaults for keys that config.json may lack, mostly in older files.
 _SHARED_DEFAULTS = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6}
-_DEFAULT_ROPE_THETA = 10_000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +50,19 @@ class Family:
 
     def all_mappings(self, model: ModelConfig) -> tuple[ParamMapping, ...]:
         """All mappings. With tied embeddings the last pipeline stage's output layer is a copy of the embedding."""
-        output = "model.embed_tokens.weight" if model.tie_word_embeddings else "lm_head.weight"
+        output = EMBEDDING if model.tie_word_embeddings else HEAD
         return (*self.mappings, VocabularyMapping("output_layer.weight", (output,), shard_dim=0))
 
     def ignored_hf_names(self, model: ModelConfig) -> set[str]:
-        """Weights that a folder may have and that transformers does not read either.
+        """Weights that a folder may have and that no parameter is made of.
 
-        These are a copy of tied embeddings, and rotary frequencies, which older versions saved with the weights.
+        These are a copy of tied embeddings (``check_tied_head`` compares it), and rotary frequencies, which older
+        versions of transformers saved with the weights and no version reads.
         """
         frequencies = {
             f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(model.num_hidden_layers)
         }
-        return {"model.rotary_emb.inv_freq", *frequencies, *(("lm_head.weight",) if model.tie_word_embeddings else ())}
+        return {"model.rotary_emb.inv_freq", *frequencies, *((HEAD,) if model.tie_word_embeddings else ())}
 
     def to_hf_config(self, model: ModelConfig, *, dtype: str) -> dict[str, Any]:
         """``config.json`` of ``model`` in a form that transformers 4, transformers 5 and vLLM read."""
@@ -90,10 +92,9 @@ class Family:
             UserError: it needs something that is not supported here, or a key is missing.
         """
         self._check_fixed(values, source)
-        rope = {**(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}
         given = {key: value for key, value in values.items() if value is not None}
         known = {**_SHARED_DEFAULTS, **self.defaults, **given}
-        known["rope_theta"] = rope.get("rope_theta", values.get("rope_theta")) or _DEFAULT_ROPE_THETA
+        known["rope_theta"], scaling = read_rope(values, source=source)
         known.setdefault("num_experts", values.get("num_local_experts"))
         if {"hidden_size", "num_attention_heads"} <= known.keys():
             known.setdefault("num_key_value_heads", known["num_attention_heads"])
@@ -102,7 +103,6 @@ class Family:
         missing = [key for key in required if known.get(key) is None]
         if missing:
             raise UserError(f"file {source}", rule=f"has no {missing[0]}", fix="use the model's own config.json")
-        scaling = _rope_scaling(rope, default_length=known["max_position_embeddings"], source=source)
         return {**{key: known[key] for key in required}, "rope_scaling": scaling}
 
     def _check_fixed(self, values: Mapping[str, Any], source: Path) -> None:
@@ -111,11 +111,6 @@ class Family:
             if values.get(key) not in (None, supported):
                 raise UserError(f"{source}: {key} = {values[key]!r}", rule=f"only {supported!r} is supported",
                                 fix="use a model without it")  # fmt: skip
-        rope = values.get("rope_parameters") or {}
-        factor = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))
-        if factor not in (None, 1):
-            raise UserError(f"{source}: partial_rotary_factor = {factor}", rule="only 1.0 is supported",
-                            fix="use a model without it")  # fmt: skip
         other = set(values.get("layer_types") or ()) - {"full_attention"}
         if other:
             raise UserError(f"{source}: layer_types has {sorted(other)}", rule="only full_attention is supported",
@@ -140,19 +135,3 @@ class Family:
                     rule=f"{source} says {theirs}",
                     fix="choose the model group for model.path, or set the key to the folder's value",
                 )
-
-
-def _rope_scaling(rope: Mapping[str, Any], *, default_length: int, source: Path) -> RopeScalingConfig | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise UserError(f"{source}: rope_type = {kind!r}", rule="only default and llama3 are supported",
-                        fix="use a model without it")  # fmt: skip
-    known = {"original_max_position_embeddings": default_length, **rope}
-    keys = [key.name for key in dataclasses.fields(RopeScalingConfig)]
-    missing = [key for key in keys if known.get(key) is None]
-    if missing:
-        raise UserError(f"{source}: rope_type = 'llama3'", rule=f"{missing[0]} is missing",
-                        fix="use the model's own config.json")  # fmt: skip
-    return RopeScalingConfig(**{key: known[key] for key in keys})

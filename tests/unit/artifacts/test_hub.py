@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from megatron_ssd.artifacts.hub import open_model
+from megatron_ssd.artifacts.hub import model_folder, open_model
 from megatron_ssd.errors import UserError
 from tests.helpers.errors import one_line_error
+from tests.helpers.lfs import LFS_POINTER
+from tests.helpers.tiny_hf import write_tokenizer
 
 CONFIG = {"vocab_size": 512, "max_position_embeddings": 256, "eos_token_id": 7}
 
@@ -25,13 +27,31 @@ def model(folder: Path, config: dict[str, Any], generation: dict[str, Any] | Non
 
 @pytest.mark.parametrize(
     ("generation", "expected"),
-    [(None, (7,)), ({}, (7,)), ({"eos_token_id": 3}, (3,)), ({"eos_token_id": [5, 3]}, (5, 3))],
+    [(None, (7,)), ({}, (7,)), ({"eos_token_id": 3}, (3, 7)), ({"eos_token_id": [5, 7]}, (5, 7))],
 )
-def test_end_tokens_come_from_the_generation_config_first(
+def test_end_tokens_are_those_of_both_configs(
     tmp_path: Path, generation: dict[str, Any] | None, expected: tuple[int, ...]
 ) -> None:
     found = open_model(str(model(tmp_path, CONFIG, generation)))
     assert (found.end_token_ids, found.vocab_size, found.max_position_embeddings) == (expected, 512, 256)
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda config: config,
+        lambda config: {**config, "eos_token": {"content": config["eos_token"], "special": True}},
+        lambda config: {key: value for key, value in config.items() if key != "eos_token"},  # in the file of its own
+    ],
+)
+def test_the_tokenizers_end_token_ends_a_response_whatever_the_configs_say(tmp_path: Path, rename: Any) -> None:
+    write_tokenizer(tmp_path, 9)  # its end token is 1
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": config["eos_token"]}))
+    path.write_text(json.dumps(rename(config)))
+    assert open_model(str(model(tmp_path, CONFIG, {"eos_token_id": 0}))).end_token_ids == (0, 7, 1)
+    assert open_model(str(model(tmp_path, {**CONFIG, "eos_token_id": None}, {}))).end_token_ids == (1,)
 
 
 def test_the_revision_is_the_content_hash_unless_given(tmp_path: Path) -> None:
@@ -89,3 +109,36 @@ def test_the_revision_of_a_hub_snapshot_is_its_commit(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda path, **settings: str(snapshot))
     assert open_model("someone/model", "main").revision == "0123abcd"
+
+
+def test_the_revision_depends_on_what_the_model_computes_alone(tmp_path: Path) -> None:
+    folder = model(tmp_path / "model", CONFIG)
+    write_tokenizer(folder, 9)
+    (folder / "additional_chat_templates").mkdir()
+    before = open_model(str(folder)).revision
+    for name in (".cache/huggingface/download/model.safetensors.metadata", ".git/HEAD", "README.md", "runs/events",
+                 ".model.safetensors.tmp", "manifest.json", "training_args.bin"):  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("new")
+        assert open_model(str(folder)).revision == before, name
+    for name in ("model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "merges.txt",
+                 "chat_template.jinja", "additional_chat_templates/tools.jinja", "tokenizer.model", "vocab.json",
+                 "added_tokens.json", "hf_quant_config.json", "generation_config.json"):  # fmt: skip
+        (folder / name).write_text("{}")
+        after = open_model(str(folder)).revision
+        assert after != before, name
+        before = after
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "tokenizer.model", "config.json"])
+def test_a_model_that_git_lfs_did_not_download_is_refused(tmp_path: Path, name: str) -> None:
+    folder = model(tmp_path / "model", CONFIG)
+    (folder / name).write_text(LFS_POINTER)
+    for opening in (open_model, model_folder):
+        with one_line_error(f"{name}: is a Git LFS pointer"):
+            opening(str(folder))
+
+
+def test_a_user_without_home_folder_is_told_so() -> None:
+    with one_line_error("there is no such home folder"):
+        open_model("~no-such-user/model")

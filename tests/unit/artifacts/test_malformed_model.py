@@ -84,11 +84,13 @@ def test_an_invalid_end_token_id_is_named(tmp_path: Path, name: str, kind: str) 
         ({}, {"eos_token_id": None}, (7,)),
         ({"eos_token_id": None}, {"eos_token_id": [0, 511]}, (0, 511)),
         ({"eos_token_id": -1}, {"eos_token_id": 3}, (3,)),
-        ({"eos_token_id": [3, 3]}, None, (3, 3)),
+        ({"eos_token_id": [3, 3]}, None, (3,)),
+        ({}, {"eos_token_id": [0, 7]}, (0, 7)),
+        ({}, {"eos_token_id": 0}, (0, 7)),
         ({"text_config": {"eos_token_id": "x", "vocab_size": []}}, None, (7,)),
     ],
 )
-def test_end_token_ids_come_from_the_generation_config_or_else_the_config(
+def test_end_token_ids_are_those_of_both_configs(
     tmp_path: Path, config: dict[str, Any], generation: dict[str, Any] | None, expected: tuple[int, ...]
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **config}))

@@ -46,6 +46,7 @@ def test_one_sample_equals_a_hand_computation(tmp_path: Path) -> None:
     assert packed["loss_weights"].tolist() == [0, 0, 1, 1, 0, 0]
     assert packed["position_ids"].tolist() == [0, 1, 2, 3, 0, 1]
     assert packed["segment_ids"].tolist() == [1, 1, 1, 1, 0, 0]
+    assert packed["padding_mask"].tolist() == [False] * 4 + [True] * 2
     assert packed["loss_weights"].dtype == np.float32
 
 

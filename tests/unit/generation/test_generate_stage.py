@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,7 +19,8 @@ from megatron_ssd.generation.plan import request_seed
 from megatron_ssd.problems.stage import run_problems
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from tests.helpers.fake_engine import tokens_of
-from tests.helpers.sampling_run import FakeSampler, elsewhere, generate, samples
+from tests.helpers.sampling_run import FakeSampler, elsewhere, generate, samples, worker
+from tests.helpers.tokenizer_folders import with_template
 
 
 def changed(config: RunConfig, section: str, **values: Any) -> RunConfig:
@@ -39,7 +42,15 @@ def test_every_planned_sample_is_recorded(config: RunConfig) -> None:
     assert len({sample.sampling_hash for sample in records}) == len({sample.model_revision for sample in records}) == 1
 
 
+def end_of(config: RunConfig) -> int:
+    assert config.model is not None
+    generation = json.loads((Path(str(config.model.path)) / "generation_config.json").read_text())
+    (end,) = generation["eos_token_id"]
+    return int(end)
+
+
 def test_manifest_counts_and_lineage(config: RunConfig) -> None:
+    config = changed(config, "sampling", stop_token_ids=(17,))
     generate(config)
     manifest = read_manifest(Path(config.run_dir) / "samples")
     records = samples(config)
@@ -50,6 +61,32 @@ def test_manifest_counts_and_lineage(config: RunConfig) -> None:
     assert set(manifest.inputs) == {"model", "problems", "template"}
     assert manifest.inputs["model"] == records[0].model_revision
     assert manifest.facts["prompt_opens_thinking"] is False
+    assert manifest.facts["end_token_ids"] == [end_of(config), 17]
+
+
+def test_the_base_models_configs_do_not_hide_the_tokenizers_end_token(config: RunConfig, tmp_path: Path) -> None:
+    assert config.model is not None
+    folder = tmp_path / "fine-tuned"
+    shutil.copytree(str(config.model.path), folder)
+    for name in ("config.json", "generation_config.json"):
+        values = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**values, "eos_token_id": 0}))
+    generate(changed(config, "model", path=str(folder)))
+    assert read_manifest(Path(config.run_dir) / "samples").facts["end_token_ids"] == [0, end_of(config)]
+
+
+def test_workers_and_resumes_of_a_run_see_the_same_time(config: RunConfig, tmp_path: Path) -> None:
+    assert config.model is not None
+    dated = "{{ strftime_now('%S.%f') }} {{ messages[0].content }}"
+    folder = with_template(Path(str(config.model.path)), tmp_path / "dated", dated)
+    config = changed(config, "model", path=str(folder))
+    for rank in range(2):
+        stage._tokenizer.cache_clear()  # each worker is a process
+        generate(worker(config, rank, 2))
+    tokenizer = ChatTokenizer(folder)
+    assert len({tokenizer.text(sample.prompt_token_ids).split()[0] for sample in samples(config)}) == 1
+    facts = read_manifest(Path(config.run_dir) / "samples").facts
+    assert facts["prompt_time"] == (Path(config.run_dir) / "prompt_time.txt").read_text().strip()
 
 
 def test_raw_prompts_are_the_text_of_the_task(config: RunConfig) -> None:

@@ -1,5 +1,6 @@
 """Tests how a model's configuration is read from and written to ``config.json``."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import pytest
 import transformers
 
-from megatron_ssd.artifacts.hub import read_hf_config
+from megatron_ssd.artifacts.hf_config import read_hf_config
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.models.families import FAMILIES
+from tests.helpers.errors import one_line_error
 from tests.helpers.tiny_hf import MODELS, write_hf_folder
 
 SOURCE = Path("folder/config.json")
@@ -123,3 +125,54 @@ def test_rope_scaling_needs_all_four_numbers() -> None:
     del values["rope_scaling"]["low_freq_factor"]
     with pytest.raises(UserError, match=r"rope_type = 'llama3': low_freq_factor is missing"):
         FAMILIES["llama"].from_hf_config(values, source=SOURCE)
+
+
+_SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
+          "intermediate_size": 96, "vocab_size": 64, "max_position_embeddings": 64}  # fmt: skip
+_NUMBERS = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_ROPES: dict[str, dict[str, Any] | None] = {
+    "null": None, "empty": {}, "default": {"rope_type": "default"}, "old default": {"type": "default"},
+    "theta": {"rope_type": "default", "rope_theta": 5e6}, "theta alone": {"rope_theta": 5e6},
+    "llama3": {"rope_type": "llama3", **_NUMBERS}, "old llama3": {"type": "llama3", **_NUMBERS},
+    "llama3 with its length": {"rope_type": "llama3", "original_max_position_embeddings": 32, **_NUMBERS},
+    "yarn": {"rope_type": "yarn", "factor": 4.0}, "old yarn": {"type": "yarn", "factor": 4.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("parameters", _ROPES)
+@pytest.mark.parametrize("scaling", _ROPES)
+def test_a_rotary_embedding_is_that_of_transformers_or_refused(scaling: str, parameters: str) -> None:
+    for theta in ({}, {"rope_theta": 1e6}, {"rope_theta": 5e6}):
+        values = {"model_type": "llama", **_SHAPE, "rope_scaling": _ROPES[scaling],
+                  "rope_parameters": _ROPES[parameters], **theta}  # fmt: skip
+        theirs = transformers.AutoConfig.for_model(**copy.deepcopy(values)).rope_parameters
+        try:
+            ours = FAMILIES["llama"].from_hf_config(values, source=SOURCE)
+        except UserError:
+            # Refused: a type that is not supported, or two dictionaries that differ.
+            assert theirs["rope_type"] == "yarn" or (_ROPES[scaling] and _ROPES[parameters])
+            continue
+        assert ours["rope_theta"] == theirs["rope_theta"]
+        found = ours["rope_scaling"]
+        assert theirs["rope_type"] == ("default" if found is None else "llama3")
+        if found is not None:
+            assert dataclasses.asdict(found).items() <= theirs.items()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # transformers and vLLM would use YaRN, the trainer none
+        {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "yarn", "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6}, "rope_scaling": {"type": "default"}},
+        {"rope_scaling": {"rope_type": "llama3", "type": "default", **_NUMBERS}},
+        # vLLM, and not transformers, reads the length beside the dictionary
+        {"rope_scaling": {"rope_type": "llama3", **_NUMBERS}, "original_max_position_embeddings": 32},
+        {"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+        {"rotary_pct": 0.5},
+        {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 5e6}}},
+    ],
+)
+def test_a_rotary_embedding_that_programs_read_differently_is_refused(changes: dict[str, Any]) -> None:
+    with one_line_error(str(SOURCE)):
+        FAMILIES["llama"].from_hf_config({"model_type": "llama", **_SHAPE, **changes}, source=SOURCE)

@@ -129,3 +129,10 @@ def test_ids_outside_the_models_vocabulary_are_refused(tokenizer: ChatTokenizer)
     tokenizer.check_fits(512)
     with pytest.raises(UserError, match=r"ids up to 511: the model's vocabulary has 511 entries"):
         tokenizer.check_fits(511)
+
+
+def test_an_end_token_that_does_not_end_responses_is_refused(tokenizer: ChatTokenizer) -> None:
+    end = tokenizer._tokenizer.eos_token_id
+    tokenizer.check_ends((3, end))
+    with one_line_error(rf"\({end}\): responses end at the ids \[3\] only, .*; add the id to eos_token_id"):
+        tokenizer.check_ends((3,))

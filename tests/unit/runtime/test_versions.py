@@ -75,7 +75,3 @@ def test_checkpoints_of_both_releases_load(tmp_path):
             assert dist_checkpointing.load(dict(wanted), str(folder), **versions.load_options(folder)) == {
                 "of rank": 7, **common
             }  # fmt: skip
-
-
-def test_only_newer_releases_sum_tokens_over_all_ranks():
-    assert versions.aux_loss_counts_all_ranks() == (RELEASE >= (0, 19))

@@ -20,7 +20,7 @@ def numbered_sequences() -> Any:
     def filled(number: int) -> dict[str, np.ndarray]:
         ids = np.full(4, number, dtype=np.int64)
         return {"tokens": ids, "labels": ids, "loss_weights": np.ones(4, dtype=np.float32), "position_ids": ids,
-                "segment_ids": np.ones(4, dtype=np.int64)}  # fmt: skip
+                "segment_ids": np.ones(4, dtype=np.int64), "padding_mask": np.zeros(4, dtype=bool)}  # fmt: skip
 
     return SimpleNamespace(
         sequence=lambda epoch, index: filled(epoch * 7 + index),
@@ -108,7 +108,7 @@ def packed_sequence(*lengths: int) -> dict[str, Any]:
     segment_ids = np.concatenate([numbers, np.zeros(8 - sum(lengths), dtype=np.int64)])
     weights = (segment_ids > 0).astype(np.float32)
     return {"tokens": tokens, "labels": tokens + 1, "loss_weights": weights, "position_ids": tokens,
-            "segment_ids": segment_ids}  # fmt: skip
+            "segment_ids": segment_ids, "padding_mask": segment_ids == 0}  # fmt: skip
 
 
 def test_packed_sequences_of_a_micro_batch_are_joined() -> None:
@@ -120,6 +120,7 @@ def test_packed_sequences_of_a_micro_batch_are_joined() -> None:
     assert batch.packed_seq_params.cu_seqlens_q.tolist() == [0, 3, 8, 12, 16]
     assert batch.packed_seq_params.max_seqlen_q == 5
     assert batch.loss_weights.tolist() == [[1.0] * 12 + [0.0] * 4]
+    assert batch.padding_mask.tolist() == [[False] * 12 + [True] * 4]
 
 
 def test_sequences_without_packing_are_not_joined() -> None:

@@ -1,0 +1,72 @@
+"""The rules under which the programs of each benchmark run, those of its official checker.
+
+Sources, read as facts from the public code:
+- ``openai/human-eval``, ``execution.py`` and ``evaluation.py``: empty names, Python's own recursion limit, 3 s.
+- ``evalplus/evalplus``, ``eval/__init__.py``: the same names and recursion limit, 4 GB of memory, 60 s for all inputs
+  of a test.
+- ``LiveCodeBench/LiveCodeBench``, ``testing_util.py``: names that are imported before a program, a recursion limit of
+  50,000, and 6 s per test, the default of its command.
+- MBPP has no checker of its own. Program, set-up and assertions run one after another in plain Python.
+
+The official checkers measure wall time. Here all seconds are CPU time, so a busy machine changes no verdict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_ssd.config.evaluation import SandboxConfig
+from megatron_ssd.prompts.extract import ExtractionRule
+
+Prelude = Literal["lcb", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How the programs of one benchmark are found and run.
+
+    ``prelude`` are the names that a program has without imports, ``max_int_digits`` is Python's limit for conversions
+    of integers to text (0 for none), ``cpu_seconds`` are CPU seconds per test, ``memory_mib`` is MiB of address space,
+    and ``extraction`` is the rule that finds the program in a response.
+    """
+
+    prelude: Prelude
+    recursion_limit: int
+    max_int_digits: int
+    cpu_seconds: float
+    memory_mib: int
+    extraction: ExtractionRule
+
+
+_GENERAL = Rules(
+    prelude="lcb", recursion_limit=50_000, max_int_digits=0, cpu_seconds=10.0, memory_mib=1024, extraction="last_block"
+)
+_LCB = dataclasses.replace(_GENERAL, cpu_seconds=6.0, extraction="lcb")
+_HUMANEVAL, _MBPP, _PLUS = (
+    Rules(prelude="none", recursion_limit=1000, max_int_digits=sys.int_info.default_max_str_digits,
+          cpu_seconds=seconds, memory_mib=4096, extraction="entry_point")
+    for seconds in (3.0, 10.0, 60.0)
+)  # fmt: skip
+_RULES = {
+    "livecodebench": _LCB,
+    "leetcode": _LCB,
+    "humaneval": _HUMANEVAL,
+    "humaneval_plus": _PLUS,
+    "mbpp": _MBPP,
+    "mbpp_plus": _PLUS,
+}
+
+
+def rules_of(source: str) -> Rules:
+    """The rules of problems whose ``Problem.source`` is ``source``. Sources that are no benchmark have common ones."""
+    return _RULES.get(source, _GENERAL)
+
+
+def configured_rules(source: str, config: SandboxConfig) -> Rules:
+    """The rules of ``source``, except for those that ``config`` sets."""
+    keys = ("prelude", "cpu_seconds", "memory_mib")
+    chosen = {key: value for key in keys if (value := getattr(config, key)) is not None}
+    return dataclasses.replace(rules_of(source), **chosen)
