@@ -41,6 +41,7 @@ from megatron_ssd.problems.benchmarks import load_benchmarks
 from megatron_ssd.problems.errata import Errata
 from megatron_ssd.process import report_follows
 from megatron_ssd.progress import progress
+from megatron_ssd.prompts.clock import RunClock
 from megatron_ssd.prompts.prompt import prompts_open_thinking, template_hash
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import Problem, Sample, Verdict
@@ -66,7 +67,8 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
         log.info("eval: %s", errata.line)
     split_halves(problems)  # raises errors now, not after hours of decoding
     engine = engine_facts(config.engine)
-    tokenizer = ChatTokenizer(next(iter(models.values())).path)
+    clock = RunClock(Path(config.run_dir))
+    tokenizer = ChatTokenizer(next(iter(models.values())).path, clock)
     opens_thinking = prompts_open_thinking(problems, config.prompt, tokenizer)
     with Grader(problems, config.evaluation.sandbox, prompt_opens_thinking=opens_thinking) as grader:
         work = stage.begin()
@@ -82,6 +84,7 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
                 max_model_len=config.engine.max_model_len,
                 stop_token_ids=sampling.stop_token_ids,
                 seed=config.seed,
+                clock=clock,
             )
             for name, model in models.items()
         }
@@ -120,7 +123,9 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
     write_json(work / "summary.json", results)
     write_problems(work / PROBLEMS_FILE, problems, found.halves)
     facts = {"engine": engine, "sandbox": results.sandbox, "prompt_opens_thinking": opens_thinking}
-    _publish(stage, problems, verdicts, engine, {**facts, "dates": date_range(problems)})
+    ends = {name: sorted({*model.end_token_ids, *sampling.stop_token_ids}) for name, model in models.items()}
+    facts |= {"dates": date_range(problems), "end_token_ids": ends, **clock.facts}
+    _publish(stage, problems, verdicts, engine, facts)
     # The report prints the same tables, without the claims.
     tables = "" if report_follows() else score_tables(results)
     log.info("eval:\n%s", "\n\n".join(filter(None, [tables, claim_lines(results)])))

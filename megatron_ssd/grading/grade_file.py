@@ -25,6 +25,7 @@ from megatron_ssd.config.grading import GradeConfig
 from megatron_ssd.config.problems import BenchmarkSetConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.grading.completions import count_samples, read_submissions
+from megatron_ssd.grading.extraction import no_code_causes
 from megatron_ssd.grading.metrics import Bootstrap, problem_scores
 from megatron_ssd.grading.pool import Grader, read_verdicts
 from megatron_ssd.grading.references import FLAWED
@@ -106,6 +107,7 @@ def summarise(problems: Mapping[str, Problem], verdicts: Sequence[Verdict]) -> d
         "samples_per_problem": [min(samples.values()), max(samples.values())],
         "statuses": dict(sorted(Counter(verdict.status for verdict in verdicts).items())),
         "flawed": {v.problem_id: v.detail for v in verdicts if v.detail.startswith(FLAWED)},
+        "no_code_causes": no_code_causes(verdicts),
         "confidence": bootstrap.confidence,
         "pass_at_k": {
             name: {
@@ -128,7 +130,9 @@ def table(summary: dict[str, Any]) -> str:
     each = str(low) if low == high else f"{low} to {high}"
     share = f"{100 * summary['confidence']:g} % intervals over problems"
     text = [*aligned(lines), "", f"per cent of {num_problems} problems, {each} programs each; {share}"]
-    text.append(", ".join(f"{count} {status.replace('_', ' ')}" for status, count in summary["statuses"].items()))
+    text.append(_counts({status.replace("_", " "): count for status, count in summary["statuses"].items()}))
+    if summary.get("no_code_causes"):  # folders of earlier versions lack it
+        text.append(f"no code: {_counts(summary['no_code_causes'])}")
     if "errata" in summary and (line := Errata(**summary["errata"]).line):  # folders of earlier versions lack it
         text.append(line)
     text += [f"{problem_id}: {flaw}; it is not in the scores" for problem_id, flaw in summary.get("flawed", {}).items()]
@@ -137,6 +141,10 @@ def table(summary: dict[str, Any]) -> str:
     if summary["statuses"].get("infrastructure_error"):
         text.append("programs with infrastructure error are not in the scores: the checker failed, not the program")
     return "\n".join(text)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def _cells(estimate: dict[str, Any]) -> tuple[str, str]:
