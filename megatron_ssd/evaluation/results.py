@@ -168,10 +168,10 @@ class SettingScores:
 class EvaluationResults:
     """Everything that the evaluation stage measured on one benchmark.
 
-    ``benchmark`` is its name in the configuration, ``format`` that of its file. ``headline`` has the base at its default
-    decode, at the training decode and at its best, and SSD at its best. ``beside_grid`` is the base at the training
-    decode, if that is not a cell of the grid. ``settings`` maps model -> label -> scores. ``difficulties`` maps the id
-    of each problem to its difficulty.
+    ``benchmark`` is its name in the configuration, ``format`` that of its file. ``headline`` has the base at its
+    default decode, at the training decode and at its best, and SSD at its best. ``beside_grid`` is the base at the
+    training decode, if that is not a cell of the grid. ``settings`` maps model -> label -> scores. ``difficulties``
+    maps the id of each problem to its difficulty.
     """
 
     benchmark: str
@@ -235,10 +235,12 @@ def read_results(path: Path) -> EvaluationResults:
     try:
         results = from_json(path.read_text(encoding="utf-8"), EvaluationResults)
     except ValueError as error:
+        folder = path.parents[1]
         raise UserError(
             f"file {path}",
             rule=f"is not an evaluation summary of this version ({error})",
-            fix="run launch/evaluate.py again with replace=true, which reuses its responses",
+            fix=f"rename {folder} to {folder.name}.replaced-1 and run launch/evaluate.py again, which reuses its "
+            "responses",
         ) from None
     missing = {"base_default", "base_train", "base_best", "ssd_best"} - {score.key for score in results.headline}
     if missing:

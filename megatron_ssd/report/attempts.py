@@ -1,7 +1,7 @@
 """Reads every problem of the benchmark with the attempts of both models, each at its best setting.
 
-Attempts come from ``generations`` and ``verdicts`` in ``eval/NAME``, tests and statements from ``problems.jsonl``. Texts
-are cut while they are read, so that memory holds at most ``MOST_KEPT`` characters of each part of a response.
+Attempts come from ``generations`` and ``verdicts`` in ``eval/NAME``, tests and statements from ``problems.jsonl``.
+Texts are cut while they are read, so that memory holds at most ``MOST_KEPT`` characters of each part of a response.
 """
 
 from __future__ import annotations

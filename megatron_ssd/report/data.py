@@ -157,17 +157,21 @@ def read_evaluation(run_dir: Path) -> list[EvaluationResults]:
         UserError: the stage was not published, is from another version, or a file of it cannot be read.
     """
     folder = run_dir / "eval"
-    measured = read_manifest(folder).facts.get("benchmarks")
-    if measured is None:
-        raise UserError(f"folder {folder}", rule="is from a version in which an evaluation had one benchmark",
-                        fix="run launch/evaluate.py again with replace=true, which reuses its responses")  # fmt: skip
-    return [read_results(folder / name / SUMMARY_FILE) for name in measured]
+    return [read_results(folder / name / SUMMARY_FILE) for name in read_manifest(folder).facts["benchmarks"]]
 
 
 def read_manifests(run_dir: Path) -> dict[str, Manifest]:
-    """The manifest of every stage before the report, in the order in which they run."""
+    """The manifest of every stage before the report, in the order in which they run.
+
+    Raises:
+        UserError: a stage was not published, or the evaluation is from another version.
+    """
     optional = (BENCHMARKS,) if (run_dir / BENCHMARKS).is_dir() else ()
-    return {stage: read_manifest(run_dir / stage) for stage in (*STAGES, *optional)}
+    manifests = {stage: read_manifest(run_dir / stage) for stage in (*STAGES, *optional)}
+    if "benchmarks" not in manifests["eval"].facts:
+        raise UserError(f"folder {run_dir / 'eval'}", rule="is from a version without a folder for each benchmark",
+                        fix="run launch/evaluate.py again with replace=true, which reuses its responses")  # fmt: skip
+    return manifests
 
 
 def read_problem_facts(folder: Path, manifest: Manifest) -> ProblemFacts:

@@ -4,9 +4,9 @@
 ``benchmarks`` has a section for each benchmark: ``base`` and ``ssd`` are each model at its best setting, and
 ``headline`` has all four scores of the table. A score has ``pass@K`` with ``value``, ``low`` and ``high``, the same on
 the base tests of HumanEval+ and MBPP+, the same by difficulty, and n. ``ssd_ahead_by`` has the differences with their
-sign tests, and ``diversity`` the distinct programs per problem. Then come ``decoding`` (the grid, the effect of choosing
-from it, scores over T_eff) and ``claims``. The rest is about the run: ``deviations``, ``problems`` (reasons for
-dropping, and evaluation problems among them), ``sampling``, ``stages``, ``lineage`` and ``general_benchmarks``.
+sign tests, and ``diversity`` the distinct programs per problem. Then come ``decoding`` (the grid, the effect of
+choosing from it, scores over T_eff) and ``claims``. The rest is about the run: ``deviations``, ``problems`` (reasons
+for dropping, and evaluation problems among them), ``sampling``, ``stages``, ``lineage`` and ``general_benchmarks``.
 """
 
 from __future__ import annotations
