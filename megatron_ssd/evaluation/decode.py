@@ -24,6 +24,7 @@ from megatron_ssd.config.generation import PromptConfig, SamplingParams
 from megatron_ssd.generation.engine import Completion, Request, Sampler, sample_all
 from megatron_ssd.generation.plan import plan_requests, sample_of, sampling_hash
 from megatron_ssd.generation.store import Key, SampleStore
+from megatron_ssd.prompts.clock import RunClock
 from megatron_ssd.prompts.prompt import Prompt, build_prompts
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import Problem, Sample
@@ -47,6 +48,7 @@ class DecodeJob:
         max_model_len: longest prompt plus response, in tokens.
         stop_token_ids: ids that end a response besides the model's own.
         seed: the seed of the run.
+        clock: the time of the run, for prompts.
     """
 
     model_name: str
@@ -59,6 +61,7 @@ class DecodeJob:
     max_model_len: int
     stop_token_ids: tuple[int, ...]
     seed: int
+    clock: RunClock
 
     def open_stores(self) -> dict[SamplingParams, SampleStore]:
         """The samples of each setting, as far as there are any."""
@@ -114,7 +117,7 @@ class DecodeJob:
 
     @cached_property
     def _tokenizer(self) -> ChatTokenizer:
-        tokenizer = ChatTokenizer(self.model.path)
+        tokenizer = ChatTokenizer(self.model.path, self.clock)
         tokenizer.check_fits(self.model.vocab_size)
         tokenizer.check_ends(self.model.end_token_ids)
         return tokenizer

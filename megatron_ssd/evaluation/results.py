@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -151,7 +151,7 @@ class SettingScores:
     """One model under one decode setting, measured on all problems.
 
     ``base_tests`` is as in ``Score``. ``outcomes`` counts verdicts by status, ``no_code`` is the share of responses
-    without a program.
+    without a program, and ``no_code_causes`` counts those by cause (none in files of earlier versions).
     """
 
     overall: dict[int, Estimate]
@@ -161,6 +161,7 @@ class SettingScores:
     finish_reasons: dict[str, int]
     outcomes: dict[str, int]
     no_code: float
+    no_code_causes: dict[str, int] = field(default_factory=dict)
     diversity: Diversity
 
 

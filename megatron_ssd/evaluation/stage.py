@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -39,6 +40,7 @@ from megatron_ssd.grading.rules import configured_rules
 from megatron_ssd.problems.benchmarks import Benchmark, load_benchmarks
 from megatron_ssd.process import report_follows
 from megatron_ssd.progress import progress
+from megatron_ssd.prompts.clock import RunClock
 from megatron_ssd.prompts.prompt import prompts_open_thinking, template_hash
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.sandbox.sandbox import Sandbox
@@ -66,13 +68,14 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
             log.info("eval: %s: %s", benchmark.name, benchmark.errata.line)
         split_halves(benchmark.problems)  # raises errors now, not after hours of decoding
     engine = engine_facts(config.engine)
-    tokenizer = ChatTokenizer(next(iter(models.values())).path)
+    clock = RunClock(Path(config.run_dir))
+    tokenizer = ChatTokenizer(next(iter(models.values())).path, clock)
     opens_thinking = prompts_open_thinking(benchmarks[0].problems, config.prompt, tokenizer)
     with Sandbox(config.evaluation.sandbox) as sandbox:
         sandbox.start()  # raises errors now as well
     work = stage.begin()
     jobs = {
-        benchmark.name: {name: _job(config, benchmark, name, model, work) for name, model in models.items()}
+        benchmark.name: {name: _job(config, benchmark, name, model, work, clock) for name, model in models.items()}
         for benchmark in benchmarks
     }
 
@@ -95,7 +98,8 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
         results.append(_summarise(config, benchmark, graded, engine=engine, prompt_opens_thinking=opens_thinking))
         write_json(work / benchmark.name / SUMMARY_FILE, results[-1])
         write_problems(work / benchmark.name / PROBLEMS_FILE, benchmark.problems, split_halves(benchmark.problems))
-    _publish(stage, benchmarks, results)
+    ends = {name: sorted({*model.end_token_ids, *sampling.stop_token_ids}) for name, model in models.items()}
+    _publish(stage, benchmarks, results, {"end_token_ids": ends, **clock.facts})
     # The report prints the same tables, without the claims.
     tables = "" if report_follows() else "\n\n".join(map(score_tables, results))
     log.info("eval:\n%s", "\n\n".join(filter(None, [tables, *map(claim_lines, results)])))
@@ -135,7 +139,9 @@ def _stage(config: RunConfig, benchmarks: Sequence[Benchmark], models: dict[Mode
     )
 
 
-def _job(config: RunConfig, benchmark: Benchmark, name: ModelName, model: ModelFolder, work: Path) -> DecodeJob:
+def _job(
+    config: RunConfig, benchmark: Benchmark, name: ModelName, model: ModelFolder, work: Path, clock: RunClock
+) -> DecodeJob:
     sampling = needed(config.sampling, "sampling")
     return DecodeJob(
         model_name=name,
@@ -148,6 +154,7 @@ def _job(config: RunConfig, benchmark: Benchmark, name: ModelName, model: ModelF
         max_model_len=config.engine.max_model_len,
         stop_token_ids=sampling.stop_token_ids,
         seed=config.seed,
+        clock=clock,
     )
 
 
@@ -216,7 +223,9 @@ def _summarise(
     )
 
 
-def _publish(stage: Stage, benchmarks: Sequence[Benchmark], results: Sequence[EvaluationResults]) -> None:
+def _publish(
+    stage: Stage, benchmarks: Sequence[Benchmark], results: Sequence[EvaluationResults], facts: dict[str, Any]
+) -> None:
     outcomes = Counter[str]()
     for one in results:
         for by_label in one.settings.values():
@@ -228,6 +237,7 @@ def _publish(stage: Stage, benchmarks: Sequence[Benchmark], results: Sequence[Ev
             "eval: the checker itself failed on %d of %d programs, which are left out", failures, outcomes.total()
         )
     facts = {
+        **facts,
         "engine": results[0].engine,
         "sandbox": results[0].sandbox,
         "prompt_opens_thinking": results[0].prompt_opens_thinking,

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ssd.artifacts.hashing import hash_folder
-from megatron_ssd.artifacts.hub import open_model
+from megatron_ssd.artifacts.hub import model_hash, open_model
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.config.build import build
@@ -22,6 +21,7 @@ from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, read_problems
 from megatron_ssd.evaluation.stage import date_range, evaluation_stage, run_evaluate
 from megatron_ssd.problems import minicode
 from megatron_ssd.process import REPORT_FOLLOWS
+from megatron_ssd.prompts.clock import RunClock
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.sandbox.sandbox import Sandbox
 from tests.helpers.jsonl import write_jsonl
@@ -57,7 +57,7 @@ def test_the_stage_publishes_scores_samples_and_verdicts(config: RunConfig, capl
     assert manifest.counts["programs"] == 6 * N * 6
     assert manifest.facts["sandbox"] == "bubblewrap"
     assert manifest.facts["benchmarks"] == {"minicode": {"format": "minicode", "problems": 6, "dates": None}}
-    assert manifest.inputs["model"] == hash_folder(Path(str(config.model.path)))  # type: ignore[union-attr]
+    assert manifest.inputs["model"] == model_hash(Path(str(config.model.path)))  # type: ignore[union-attr]
     assert manifest.inputs["export"] == read_manifest(Path(config.run_dir) / "export").content_hash
     assert "SSD at its best is ahead of" in caplog.text
 
@@ -211,7 +211,7 @@ def test_raw_prompts_are_decoded_without_a_chat_template(config: RunConfig, tmp_
     job = DecodeJob(model_name="base", model=open_model(str(folder)), problems=problems, seed=config.seed,
                     settings=[SamplingParams(temperature=1.0)], folder=tmp_path / "drawn", stop_token_ids=(),
                     evaluation=config.evaluation, prompt=config.prompt,
-                    max_model_len=config.engine.max_model_len)  # fmt: skip
+                    max_model_len=config.engine.max_model_len, clock=RunClock(tmp_path))  # fmt: skip
     decode([job], lambda model: oracle.open(config.engine, model, device="cpu"), lambda: None)
     tokenizer = ChatTokenizer(folder)
     prompts = {request.key[0]: request.prompt_token_ids for request in oracle.requests}

@@ -24,6 +24,7 @@ from megatron_ssd.general_benchmarks import processes
 from megatron_ssd.general_benchmarks.code_tasks import CODE_TASKS
 from megatron_ssd.general_benchmarks.processes import HarnessSpec
 from megatron_ssd.generation.vllm_engine import VllmSpec
+from megatron_ssd.prompts.clock import RunClock
 from tests.helpers.benchmark_rows import FILES, needs_data, rows_of
 from tests.helpers.jsonl import write_jsonl
 from tests.helpers.paths import ROOT
@@ -57,7 +58,7 @@ def spec_of(data: dict[str, str], **settings: Any) -> HarnessSpec:
     code_tasks = settings.pop("code_tasks", tuple(CODE_TASKS))
     config = GeneralBenchmarksConfig(tasks=settings.pop("tasks", tuple(data)), data=data, **settings)
     return HarnessSpec(engine=engine, index=0, world=1, tasks=config.tasks, code_tasks=code_tasks, config=config,
-                       seed=0, enable_thinking=None, out=Path("none"))  # fmt: skip
+                       seed=0, enable_thinking=None, clock=RunClock(Path("none")), out=Path("none"))  # fmt: skip
 
 
 def load(spec: HarnessSpec, scratch: Path) -> dict[str, dict[str, Any]]:
