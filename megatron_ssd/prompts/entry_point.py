@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-_COST_PER_CHARACTER = 40  # characters given to the parser per character of text; ordinary text needs less than 10
+_COST_PER_CHARACTER = 16  # characters given to the parser per character of text; ordinary text needs 2 to 4
 _INCOMPLETE = 0  # instead of the number of a line
 _ALLOW_INCOMPLETE: int = codeop.PyCF_ALLOW_INCOMPLETE_INPUT  # type: ignore[attr-defined]
 _STAR, _FUTURE = "*", "__future__"  # bound by imports from or of them
