@@ -30,9 +30,9 @@ from pathlib import Path
 
 from benchmarks.grading_cases import STABILITY_LIMITS, stability_problems, stability_programs, trivial_programs
 from megatron_ssd.config.evaluation import SandboxConfig
-from megatron_ssd.config.problems import BenchmarkConfig
+from megatron_ssd.config.problems import BenchmarkSetConfig
 from megatron_ssd.grading.pool import Grader, Submission
-from megatron_ssd.problems.livecodebench import read_benchmark
+from megatron_ssd.problems.livecodebench import BenchmarkKeys, read_benchmark
 from megatron_ssd.schema import Problem, Verdict
 
 OFFICIAL_SECONDS = 6  # the default of LiveCodeBench's own command
@@ -77,7 +77,7 @@ def main() -> None:
 
 def speed(path: Path, official: Path | None, rounds: int) -> None:
     """Print programs per second, and the disagreements with the official checker."""
-    problems = read_benchmark(BenchmarkConfig(name="livecodebench", path=str(path)))
+    problems = read_benchmark(BenchmarkSetConfig(format="livecodebench", path=str(path)), BenchmarkKeys.of("grading"))
     programs = trivial_programs(problems)
     workers = len(os.sched_getaffinity(0))
     ours, theirs, complaints = list[float](), list[float](), dict[tuple[str, int], str]()

@@ -24,9 +24,9 @@ from pathlib import Path
 from benchmarks.agreement_cases import WHY, code_contests, function_programs, leetcode_functions, stdin_programs
 from benchmarks.grading import OFFICIAL_SECONDS, grade, grade_officially
 from megatron_ssd.config.evaluation import SandboxConfig
-from megatron_ssd.config.problems import BenchmarkConfig
+from megatron_ssd.config.problems import BenchmarkSetConfig
 from megatron_ssd.grading.pool import Submission
-from megatron_ssd.problems.livecodebench import read_benchmark
+from megatron_ssd.problems.livecodebench import BenchmarkKeys, read_benchmark
 from megatron_ssd.schema import Problem
 
 Case = tuple[Problem, str, Submission]  # problem, kind, program
@@ -62,8 +62,10 @@ def stdin_cases(codecontests: Path | None, lcb: Path | None) -> list[Case]:
     """Cases in which the program reads standard input and prints."""
     problems = list(code_contests(codecontests)) if codecontests else []
     if lcb:
-        section = BenchmarkConfig(name="livecodebench", path=str(lcb))
-        problems += [problem for problem in read_benchmark(section) if problem.form == "stdin"]
+        section = BenchmarkSetConfig(format="livecodebench", path=str(lcb))
+        problems += [
+            problem for problem in read_benchmark(section, BenchmarkKeys.of("grading")) if problem.form == "stdin"
+        ]
     return [case for problem in problems for case in _cases(problem, stdin_programs(problem))]
 
 

@@ -21,8 +21,13 @@ from megatron_ssd.errors import ConfigError, shown
 T = TypeVar("T")
 
 # Keys and sections of RunConfig that had another name: "old.dotted.key": "new.dotted.key". A name that changed by a
-# letter or two needs no entry: the nearest known key is suggested anyway.
-RENAMED: dict[str, str] = {"regression": "general_benchmarks"}
+# letter or two needs no entry: the nearest known key is suggested anyway. A star stands for each name that the user
+# gave in that section.
+RENAMED: dict[str, str] = {
+    "regression": "general_benchmarks",
+    "benchmark.name": "benchmark.sets.*.format",
+    **{f"benchmark.{key}": f"benchmark.sets.*.{key}" for key in ("path", "limit", "start_date", "end_date", "errata")},
+}
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}  # making one takes longer than using it
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
@@ -39,7 +44,7 @@ def build(section: type[T], values: dict[str, Any]) -> T:
         # pydantic's strict mode accepts objects as dataclasses, and lists as tuples, only from JSON.
         result: T = _adapter(section).validate_json(json.dumps(values))
     except ValidationError as error:
-        raise _explain(error, section) from None
+        raise _explain(error, section, values) from None
     return result
 
 
@@ -57,7 +62,7 @@ def _make_strict(section: type) -> None:
             _make_strict(inner)
 
 
-def _explain(error: ValidationError, root: type) -> ConfigError:
+def _explain(error: ValidationError, root: type, values: dict[str, Any]) -> ConfigError:
     """One line for the first error. An unknown key comes before all others: it may be why another one is missing."""
     errors = error.errors()
     first = next((one for one in errors if one["type"] in _UNKNOWN_KEY), errors[0])
@@ -67,7 +72,7 @@ def _explain(error: ValidationError, root: type) -> ConfigError:
     if isinstance(cause, ConfigError):
         return _with_section(cause, key)
     if first["type"] in _UNKNOWN_KEY:
-        return ConfigError(f"{key} = {shown(value)}", rule="there is no such key", fix=_suggestion(path, root))
+        return ConfigError(f"{key} = {shown(value)}", rule="there is no such key", fix=_suggestion(path, root, values))
     if first["type"] in ("missing", "missing_keyword_only_argument"):
         return ConfigError(f"{key} is not set", rule="it has no default", fix=f"add {key}=VALUE")
     if first["type"] in ("tuple_type", "list_type") and isinstance(value, str | int | float):
@@ -84,17 +89,29 @@ def _with_section(error: ConfigError, section: str) -> ConfigError:
     return ConfigError(f"{section}.{error.what}", rule=error.rule, fix=error.fix)
 
 
-def _suggestion(path: list[str], root: type) -> str:
+def _suggestion(path: list[str], root: type, values: dict[str, Any]) -> str:
     """The fix for an unknown key: its new name, else a similar key of its section, else keys of that name elsewhere."""
     *section, name = path
     for length in range(len(path), 0, -1) if root is RunConfig else ():
         if new := RENAMED.get(".".join(path[:length])):
-            return f"did you mean {'.'.join([new, *path[length:]])}?"
+            meant = [".".join([one, *path[length:]]) for one in _with_names(new, values)]
+            return f"did you mean {' or '.join(meant)}?"
     known = keys_at(section, root)
     elsewhere = [key for key in _all_keys(root) if key.rpartition(".")[2] == name]
     near = [".".join([*section, key]) for key in difflib.get_close_matches(name, known, n=1)]
     meant = near or (elsewhere if len(elsewhere) <= _MOST_NAMED else [])
     return f"did you mean {' or '.join(meant)}?" if meant else f"known are {', '.join(sorted(known))}"
+
+
+def _with_names(key: str, values: dict[str, Any]) -> list[str]:
+    """``key`` for each name that ``values`` have in the place of its star; NAME if they have none."""
+    section, star, rest = key.partition("*")
+    if not star:
+        return [key]
+    named: Any = values
+    for part in section.rstrip(".").split("."):
+        named = (named or {}).get(part)
+    return [f"{section}{name}{rest}" for name in named or ("NAME",)]
 
 
 @functools.cache

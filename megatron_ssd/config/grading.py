@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_ssd.config.evaluation import SandboxConfig
-from megatron_ssd.config.problems import BenchmarkConfig, ErrataChoice
+from megatron_ssd.config.problems import BenchmarkSetConfig, ErrataChoice
 from megatron_ssd.errors import require, shown
 
 GradeFormat = Literal["lcb", "humaneval", "mbpp", "leetcode", "humaneval_plus", "mbpp_plus"]
@@ -28,7 +28,7 @@ class GradeConfig:
     """lcb: first contest date of the window, such as 2025-02-01."""
     end_date: str | None = None
     """lcb: last contest date of the window."""
-    errata: ErrataChoice = BenchmarkConfig.errata
+    errata: ErrataChoice = BenchmarkSetConfig.errata
     """lcb: ``keep`` counts the flawed problems that LiveCodeBench's authors name, ``drop`` leaves them out."""
     cpu_seconds: float | None = SandboxConfig.cpu_seconds
     """CPU time per test; null means the benchmark's own limit."""

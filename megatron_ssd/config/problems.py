@@ -1,13 +1,17 @@
-"""Settings of problems: training problems, decontamination, the benchmark, the minicode world."""
+"""Settings of problems: training problems, decontamination, benchmarks, the minicode world."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from megatron_ssd.errors import require
 
 ErrataChoice = Literal["keep", "drop"]
+BenchmarkFormat = Literal["minicode", "livecodebench", "humaneval", "humaneval_plus", "mbpp", "mbpp_plus"]
+
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,7 @@ class EvaluationSetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ContaminationConfig:
-    """Decontamination of training problems. The run's own benchmark is always an evaluation set.
+    """Decontamination of training problems. The run's own benchmarks are always evaluation sets.
 
     A training problem is a hit if its text equals an evaluation problem's, or if the two share at least ``overlap`` of
     the word n-grams of the shorter one, apart from white space, case and the names of functions and arguments.
@@ -121,30 +125,56 @@ class ContaminationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
-    """Evaluation problems."""
+class BenchmarkSetConfig:
+    """One benchmark."""
 
-    name: Literal["minicode", "livecodebench"]
-    """Benchmark."""
+    format: BenchmarkFormat
+    """Format of its file."""
     path: str | None = None
     """Local file or folder, or Hub id. minicode has none."""
+    revision: str | None = None
+    """Commit of the Hub repository."""
     limit: int | None = None
     """Number of problems to use; null uses all."""
     start_date: str | None = None
-    """First contest date (ISO) of the window."""
+    """First contest date (ISO) of the window; only LiveCodeBench has dates."""
     end_date: str | None = None
     """Last contest date (ISO) of the window."""
     errata: ErrataChoice = "keep"
     """``keep`` counts the flawed problems that LiveCodeBench's authors name. ``drop`` leaves them out of the
     problems that ``limit`` selects."""
 
-    def __post_init__(self) -> None:
-        require(self.limit is None or self.limit > 0, f"benchmark.limit = {self.limit}", rule="must be positive",
+    def check(self, key: str) -> None:
+        """Raise ``ConfigError`` for a value that does not fit the format; ``key`` names this section."""
+        require(self.limit is None or self.limit > 0, f"{key}.limit = {self.limit}", rule="must be positive",
                 fix="leave it out to use every problem")  # fmt: skip
-        require(self.name == "minicode" or self.path is not None, "benchmark.path = null",
-                rule=f"benchmark={self.name} has no default path", fix="set benchmark.path=FILE")  # fmt: skip
-        require(self.errata == "keep" or self.name == "livecodebench", f"benchmark.errata = {self.errata}",
-                rule=f"LiveCodeBench has errata, and this is {self.name}", fix="leave it out")  # fmt: skip
+        require(self.format == "minicode" or self.path is not None, f"{key}.path = null",
+                rule=f"{self.format} has no default path", fix=f"set {key}.path=FILE")  # fmt: skip
+        for name in ("path", "revision"):
+            require(self.format != "minicode" or getattr(self, name) is None, f"{key}.{name} = {getattr(self, name)}",
+                    rule="minicode is made from its seed, not read from a file", fix="leave it out")  # fmt: skip
+        for name, default in (("start_date", None), ("end_date", None), ("errata", "keep")):
+            value = getattr(self, name)
+            require(value == default or self.format == "livecodebench", f"{key}.{name} = {value}",
+                    rule=f"only LiveCodeBench has {'errata' if name == 'errata' else 'dates'}, and this is "
+                    f"{self.format}", fix="leave it out")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Evaluation problems: one benchmark, or several side by side."""
+
+    sets: dict[str, BenchmarkSetConfig] = field(default_factory=dict)
+    """Benchmarks by name. The results of each are in ``eval/NAME``."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.sets), "benchmark.sets = {}", rule="must hold at least one benchmark",
+                fix="choose one with benchmark=NAME, or several with benchmark=[NAME,NAME]")  # fmt: skip
+        for name, one in self.sets.items():
+            require(_FOLDER_NAME.fullmatch(name) is not None, f"benchmark.sets.{name}",
+                    rule="the name of a benchmark is also that of a folder",
+                    fix="use letters, digits, underscores, dots and dashes, with a letter or digit first")  # fmt: skip
+            one.check(f"benchmark.sets.{name}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,8 +37,8 @@ from megatron_ssd.generation.engine import Sampler
 from megatron_ssd.generation.samplers import engine_facts, open_sampler
 from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.grading.pool import Grader
-from megatron_ssd.problems.errata import Errata, apply_errata
-from megatron_ssd.problems.source import load_benchmark
+from megatron_ssd.problems.benchmarks import load_benchmarks
+from megatron_ssd.problems.errata import Errata
 from megatron_ssd.process import report_follows
 from megatron_ssd.progress import progress
 from megatron_ssd.prompts.prompt import prompts_open_thinking, template_hash
@@ -217,7 +217,11 @@ def date_range(problems: Sequence[Problem]) -> list[str] | None:
 def _benchmark(config: RunConfig) -> tuple[list[Problem], Errata]:
     """The problems that are evaluated, and the errata of the benchmark."""
     section = needed(config.benchmark, "benchmark")
-    return apply_errata(load_benchmark(section, config.minicode), section.errata)
+    if len(section.sets) > 1:
+        raise UserError(f"benchmark.sets = {', '.join(section.sets)}", rule="one at a time can be evaluated so far",
+                        fix="choose one with benchmark=NAME")  # fmt: skip
+    (benchmark,) = load_benchmarks(section, config.minicode)
+    return benchmark.problems, benchmark.errata
 
 
 def _models(config: RunConfig) -> dict[ModelName, ModelFolder]:

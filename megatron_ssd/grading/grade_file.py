@@ -22,7 +22,7 @@ from megatron_ssd.artifacts.hashing import hash_json, sha256_file
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.evaluation import default_ks
 from megatron_ssd.config.grading import GradeConfig
-from megatron_ssd.config.problems import BenchmarkConfig
+from megatron_ssd.config.problems import BenchmarkSetConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.grading.completions import count_samples, read_submissions
 from megatron_ssd.grading.metrics import Bootstrap, problem_scores
@@ -76,7 +76,7 @@ def run_grade(config: GradeConfig) -> None:
 def read_problems(config: GradeConfig) -> list[Problem]:
     """The problems of the benchmark's file. Raises ``UserError``."""
     if config.format == "lcb":
-        section = BenchmarkConfig(name="livecodebench", path=config.problems, start_date=config.start_date,
+        section = BenchmarkSetConfig(format="livecodebench", path=config.problems, start_date=config.start_date,
                                   end_date=config.end_date)  # fmt: skip
         return read_benchmark(section, BenchmarkKeys("problems", "start_date", "end_date"))
     return read_format(config.format, Path(config.problems))

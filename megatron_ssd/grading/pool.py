@@ -24,17 +24,18 @@ from megatron_ssd.artifacts.jsonl import FileCursor, JsonlWriter, iter_complete_
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.grading.checker import Checker, CheckResult
-from megatron_ssd.prompts.extract import extract_code
+from megatron_ssd.grading.extraction import program_of_response
+from megatron_ssd.prompts.extract import Extraction
 from megatron_ssd.schema import Problem, Sample, Verdict
 
 WINDOW = 2048
 Key = tuple[str, str]  # problem id, hash of the program
-_EMPTY = CheckResult(status="no_code", detail="no fenced program in the response")
+_EMPTY = CheckResult(status="no_code")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """One program to grade. ``source`` is None if there is no program, and ``note`` may say why."""
+    """One program to grade. ``source`` is None if there is no program, and ``note`` then says why."""
 
     problem_id: str
     sample_index: int
@@ -53,7 +54,7 @@ class Grader(AbstractContextManager["Grader"]):
     Args:
         problems: with their tests.
         config: sandbox kind, limits and number of workers.
-        prompt_opens_thinking: see ``extract_code``.
+        prompt_opens_thinking: see ``extract_program``.
 
     Raises:
         UserError: a problem has no test, or the sandbox cannot start.
@@ -153,15 +154,20 @@ class Grader(AbstractContextManager["Grader"]):
 
     def source_of(self, sample: Sample) -> str | None:
         """The program in the response of ``sample``; None if there is none."""
-        return extract_code(sample.response, prompt_opens_thinking=self._prompt_opens_thinking)
+        return self._extraction(sample).program
+
+    def _extraction(self, sample: Sample) -> Extraction:
+        problem = self._problems[sample.problem_id]
+        return program_of_response(problem, sample.response, prompt_opens_thinking=self._prompt_opens_thinking)
 
     def _submission(self, sample: Sample) -> Submission:
+        found = self._extraction(sample)
         skipped = sample.finish_reason == "skipped"
         return Submission(
             problem_id=sample.problem_id,
             sample_index=sample.sample_index,
-            source=self.source_of(sample),
-            note=f"not run: {sample.skip_reason}" if skipped else "",
+            source=found.program,
+            note=f"not run: {sample.skip_reason}" if skipped else found.cause or "",
         )
 
     def _verdict(self, program: Submission, result: CheckResult) -> Verdict:

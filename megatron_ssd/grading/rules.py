@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_ssd.config.evaluation import SandboxConfig
+from megatron_ssd.prompts.extract import ExtractionRule
 
 Prelude = Literal["lcb", "none"]
-ExtractionRule = Literal["lcb", "entry_point", "last_block"]
 _PLAIN_RECURSION, _LCB_RECURSION = 1000, 50_000
 
 

@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.config.problems import BenchmarkConfig, ContaminationConfig, EvaluationSetConfig, MinicodeConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.problems.livecodebench import benchmark_table
+from megatron_ssd.problems.benchmarks import load_problems, source_hashes
 from megatron_ssd.problems.selection import json_line
-from megatron_ssd.problems.source import load_benchmark
 from megatron_ssd.problems.table import Table, open_table
 from megatron_ssd.schema import Problem
 
@@ -165,7 +164,7 @@ class ContaminationIndex:
 
 
 class Decontaminator:
-    """Looks up problems in the evaluation sets of a run, its own benchmark included, and collects the hits.
+    """Looks up problems in the evaluation sets of a run, its own benchmarks included, and collects the hits.
 
     Raises:
         UserError: a set cannot be read.
@@ -216,12 +215,8 @@ def evaluation_set_hashes(
     """Role -> hash of every evaluation set that a ``Decontaminator`` reads."""
     found = {f"evaluation set {name}": hash_json([_table(name, one).identity, *_columns(one)])
              for name, one in section.sets.items()}  # fmt: skip
-    if benchmark is not None:
-        # Flawed problems are looked up whether they count or not.
-        window = {key: value for key, value in dataclasses.asdict(benchmark).items() if key not in ("path", "errata")}
-        content = dataclasses.asdict(world) if benchmark.name == "minicode" else benchmark_table(benchmark).identity
-        found["benchmark"] = hash_json([window, content])
-    return found
+    # Flawed problems are looked up whether they count or not.
+    return found | {f"benchmark {name}": identity for name, identity in source_hashes(benchmark, world)}
 
 
 def _table(name: str, one: EvaluationSetConfig) -> Table:
@@ -243,13 +238,12 @@ def _set_problems(name: str, one: EvaluationSetConfig) -> Iterator[EvaluationPro
 
 
 def _benchmark_problems(benchmark: BenchmarkConfig | None, world: MinicodeConfig) -> Iterator[EvaluationProblem]:
-    if benchmark is None:
-        return
-    # All minicode problems consist of the same phrases; two of them are the same problem only if all words are equal.
-    exact_only = benchmark.name == "minicode"
-    for problem in load_benchmark(benchmark, world):
-        text = f"{problem.statement}\n{problem.starter_code}" if exact_only else problem.statement
-        yield EvaluationProblem(set_name=benchmark.name, id=problem.id, text=text, exact_only=exact_only)
+    for name, one in benchmark.sets.items() if benchmark else ():
+        # All minicode problems consist of the same phrases; two of them are the same only if all words are equal.
+        exact_only = one.format == "minicode"
+        for problem in load_problems(name, one, world):
+            text = f"{problem.statement}\n{problem.starter_code}" if exact_only else problem.statement
+            yield EvaluationProblem(set_name=name, id=problem.id, text=text, exact_only=exact_only)
 
 
 def _listed_problems(section: ContaminationConfig) -> Iterator[EvaluationProblem]:

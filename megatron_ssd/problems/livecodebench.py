@@ -12,9 +12,9 @@ import json
 import pickle
 import struct
 import zlib
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Self
 
-from megatron_ssd.config.problems import BenchmarkConfig
+from megatron_ssd.config.problems import BenchmarkSetConfig
 from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.problems.table import Row, Table, open_table
 from megatron_ssd.schema import Problem, ProblemForm, TestCase
@@ -36,21 +36,23 @@ _TEST_TYPE = {"stdin": "stdin", "function": "functional"}
 class BenchmarkKeys(NamedTuple):
     """The configuration keys of the file and of the window, for messages."""
 
-    path: str = "benchmark.path"
-    start_date: str = "benchmark.start_date"
-    end_date: str = "benchmark.end_date"
+    path: str
+    start_date: str
+    end_date: str
+
+    @classmethod
+    def of(cls, section: str) -> Self:
+        """The keys in ``section``."""
+        return cls(*(f"{section}.{name}" for name in cls._fields))
 
 
-RUN_KEYS = BenchmarkKeys()
-
-
-def benchmark_table(config: BenchmarkConfig, keys: BenchmarkKeys = RUN_KEYS) -> Table:
+def benchmark_table(config: BenchmarkSetConfig, keys: BenchmarkKeys) -> Table:
     """The benchmark's files, local or on the Hub. Raises ``UserError`` if there are none."""
     fix = f"{keys.path} needs LiveCodeBench's code_generation_lite: {', '.join(COLUMNS)}"
-    return open_table(str(config.path), key=keys.path, columns_fix=fix)
+    return open_table(str(config.path), key=keys.path, columns_fix=fix, revision=config.revision)
 
 
-def read_benchmark(config: BenchmarkConfig, keys: BenchmarkKeys = RUN_KEYS) -> list[Problem]:
+def read_benchmark(config: BenchmarkSetConfig, keys: BenchmarkKeys) -> list[Problem]:
     """The problems of the window in file order, at most ``config.limit`` of them, with public and private tests.
 
     Raises:
@@ -188,7 +190,7 @@ def _date(text: str | None, key: str) -> datetime.date | None:
         raise ConfigError(f"{key} = {text}", rule="is not an ISO date", fix="write it as 2025-02-01") from None
 
 
-def _empty_window(config: BenchmarkConfig, keys: BenchmarkKeys, seen: list[datetime.date]) -> UserError:
+def _empty_window(config: BenchmarkSetConfig, keys: BenchmarkKeys, seen: list[datetime.date]) -> UserError:
     window = f"{keys.start_date} = {config.start_date}, {keys.end_date} = {config.end_date}"
     if not seen:
         return UserError(f"{keys.path} = {config.path}", rule="contains no problem", fix=_DOWNLOAD_AGAIN)

@@ -1,10 +1,10 @@
-"""Opens the problems that a run samples or evaluates.
+"""Opens the problems that a run samples.
 
-Training problems come from rStar-Coder's ``seed_sft``, from any file whose columns are named, or from minicode.
+They come from rStar-Coder's ``seed_sft``, from any file whose columns are named, or from minicode.
 Answers, verdicts and all other columns are not read: SSD samples its own responses. A problem asks for a function if
 its starter code holds more than white space, otherwise for a program on standard input.
 
-Invariants: order and content depend on the configuration and the files alone; the ids of a benchmark are unique.
+Order and content depend on the configuration and the files alone.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron_ssd.artifacts.hashing import hash_json
-from megatron_ssd.config.problems import BenchmarkConfig, ColumnsConfig, MinicodeConfig, ProblemsConfig
+from megatron_ssd.config.problems import ColumnsConfig, MinicodeConfig, ProblemsConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.problems import livecodebench, minicode
+from megatron_ssd.problems import minicode
 from megatron_ssd.problems.table import Row, Table, open_table
 from megatron_ssd.schema import Problem
 
@@ -72,17 +72,6 @@ def open_source(section: ProblemsConfig, world: MinicodeConfig) -> Source:
     table = open_table(str(section.path), key="problems.path", columns_fix=fix, revision=section.revision,
                        hub_folder=_HUB_FOLDERS.get(section.name, ""))  # fmt: skip
     return Source(section, table.identity, world, table)
-
-
-def load_benchmark(section: BenchmarkConfig, world: MinicodeConfig) -> list[Problem]:
-    """Evaluation problems with their tests, including those in the errata (see ``errata.apply_errata``).
-
-    Raises:
-        UserError: the benchmark cannot be read, or its window is empty.
-    """
-    if section.name == "livecodebench":
-        return livecodebench.read_benchmark(section)
-    return minicode.test_problems(world)[: section.limit]
 
 
 def _id(row: Row, column: str) -> str:

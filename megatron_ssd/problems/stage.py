@@ -100,7 +100,8 @@ def _stage(config: RunConfig, source: Source) -> Stage:
     for one in contamination["sets"].values():
         del one["path"]
     settings = {"problems": section, "seed": config.seed, "contamination": contamination}
-    if "minicode" in (source.section.name, config.benchmark and config.benchmark.name):
+    formats = [one.format for one in config.benchmark.sets.values()] if config.benchmark else []
+    if "minicode" in (source.section.name, *formats):
         # The inputs' hashes depend on it as well, but do not show which key has changed.
         settings["minicode"] = dataclasses.asdict(config.minicode)
     return Stage(

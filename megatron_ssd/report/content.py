@@ -141,16 +141,16 @@ def measure_sentence(scores: EvaluationResults, settings: Mapping[str, Any]) -> 
     cells = sum(cell.model == "ssd" for cell in scores.grid)
     problems, others = (counted(number, "problem") for number in (ssd.num_problems, scores.selection_problems))
     return (
-        f"Measured on {problems} of {settings.get('benchmark.name')} with {ssd.num_samples} programs per problem, each "
-        f"run against hidden tests. For each model, \u201cat its best\u201d is the best of the same {cells} decode "
-        f"settings by pass@{scores.ks[0]} on the other {others}; scores are reported on the half on which nothing was "
-        f"chosen. Intervals are {confidence_text(scores.confidence)} intervals over problems."
+        f"Measured on {problems} of {settings.get('benchmark.format')} with {ssd.num_samples} programs per problem, "
+        f"each run against hidden tests. For each model, \u201cat its best\u201d is the best of the same {cells} "
+        f"decode settings by pass@{scores.ks[0]} on the other {others}; scores are reported on the half on which "
+        f"nothing was chosen. Intervals are {confidence_text(scores.confidence)} intervals over problems."
     )
 
 
 def notice(settings: Mapping[str, Any]) -> str:
     """A warning that the scores of a tiny model on real problems mean nothing; empty for other runs."""
-    real = [key for key in ("problems.name", "benchmark.name") if settings.get(key) != "minicode"]
+    real = [key for key in ("problems.name", "benchmark.format") if settings.get(key) != "minicode"]
     num_parameters = settings.get("model.num_parameters")
     if not real or num_parameters is None or num_parameters >= _USEFUL_PARAMETERS:
         return ""

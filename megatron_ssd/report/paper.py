@@ -31,7 +31,12 @@ _MODEL_TITLES = {
     "llama31_8b": "Llama-3.1-8B-Instruct",
 }
 WINDOWS = {"v6": ("2025-02-01", "2025-05-31"), "v5": ("2024-08-01", "2025-02-01")}  # contest dates, both included
-COUNTED = ("problems.count", "benchmark.window", "benchmark.count")  # what stages found; not keys of the configuration
+COUNTED = (
+    "problems.count",
+    "benchmark.format",
+    "benchmark.window",
+    "benchmark.count",
+)  # what stages found; not keys of the configuration
 _FACT_KEYS = ("seed", "minicode.seed", "model.name", "cluster.device")
 _DROP_NOTHING = ("filters.loop.", "filters.mask_end_tokens")  # settings that only say how an end is detected
 _RECORDED_AS = {  # stage -> (prefix in its manifest, prefix in the configuration)
@@ -89,7 +94,7 @@ SETTINGS: tuple[PaperSetting, ...] = (
                  keys=("problems.name", "problems.count"), wording="{}, {} problems", paper=("rstar_coder", 10168),
                  remark="rStar-Coder seed_sft, about 10,168 after exact deduplication; the count is disputed"),
     PaperSetting(group="Problems", item="benchmark", source="authors",
-                 keys=("benchmark.name", "benchmark.window", "benchmark.count"), wording="{}, {}, {} problems",
+                 keys=("benchmark.format", "benchmark.window", "benchmark.count"), wording="{}, {}, {} problems",
                  paper=("livecodebench", "v6 window", 131), also=(("livecodebench", "v5 window", 279),),
                  remark="LiveCodeBench v6 (February to May 2025, 131 problems) and v5 (August 2024 to 1 February 2025, "
                         "279 problems)"),
@@ -172,6 +177,9 @@ def shown_settings(config: RunConfig, manifests: Mapping[str, Manifest]) -> dict
         flat.update({_configuration_key(stage, key): value for key, value in recorded.items()})
     flat["filters.further"] = _further_filters(flat)
     flat |= _counted(manifests)
+    flat["benchmark.format"] = (
+        next((one.format for one in config.benchmark.sets.values()), None) if config.benchmark else None
+    )
     wanted = [*_FACT_KEYS, *(key for setting in SETTINGS for key in setting.keys)]
     parameters = config.model.num_parameters() if config.model is not None else None
     return {**{key: flat.get(key) for key in wanted}, "model.num_parameters": parameters}

@@ -67,7 +67,11 @@ def test_training_without_cuda_says_what_is_missing(tmp_path: Path) -> None:
 def test_missing_problems_are_reported_before_any_work(tmp_path: Path) -> None:
     named = ["problems=rstar_coder", f"problems.path={tmp_path}/no_rows", f"base.base_dir={tmp_path}/base"]
     assert_one_line(run_script("launch/pipeline.py", *SMALL, *named, f"run_dir={tmp_path}/run"), f"{tmp_path}/no_rows")
-    named = ["benchmark=livecodebench", f"benchmark.path={tmp_path}/no.jsonl", f"base.base_dir={tmp_path}/base"]
+    named = [
+        "benchmark=livecodebench",
+        f"benchmark.sets.livecodebench.path={tmp_path}/no.jsonl",
+        f"base.base_dir={tmp_path}/base",
+    ]
     assert_one_line(run_script("launch/pipeline.py", *SMALL, *named, f"run_dir={tmp_path}/run"), f"{tmp_path}/no.jsonl")
     assert not list(tmp_path.iterdir())
 

@@ -22,8 +22,8 @@ def test_the_pipeline_ends_with_a_report_that_states_its_limits(loop: Loop, fini
     run_dir = tmp_path / "run"
     done = run_script(
         "launch/pipeline.py", "+experiment=demo", "problems=rstar_coder", f"problems.path={RSTAR}",
-        "problems.limit=64", "contamination.on_hit=drop", "benchmark=livecodebench", f"benchmark.path={CODEFORCES}",
-        "benchmark.limit=32",
+        "problems.limit=64", "contamination.on_hit=drop", "benchmark=livecodebench",
+        f"benchmark.sets.livecodebench.path={CODEFORCES}", "benchmark.sets.livecodebench.limit=32",
         f"base.base_dir={loop.base_dir}", f"base.overrides={list(SMALL_BASE)}", f"run_dir={run_dir}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
@@ -41,7 +41,7 @@ def test_the_full_benchmark_is_graded_in_one_run(loop: Loop, finished: Path, tmp
     (model,) = loop.base_dir.glob("*/export")
     done = run_script(
         "launch/evaluate.py", "+experiment=demo", f"model.path={model}", "benchmark=livecodebench",
-        f"benchmark.path={CODEFORCES}", "evaluation.models=[base]", "evaluation.num_samples=5",
+        f"benchmark.sets.livecodebench.path={CODEFORCES}", "evaluation.models=[base]", "evaluation.num_samples=5",
         "evaluation.temperatures=[1.0]", "evaluation.top_ps=[0.8]", "prompt.template=code", f"run_dir={tmp_path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

@@ -11,15 +11,20 @@ from typing import Any
 
 from megatron_ssd.config.build import build
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.problems.source import load_benchmark
+from megatron_ssd.problems.benchmarks import load_problems
 from megatron_ssd.schema import Problem
 
 
 def benchmark(path: Path, **settings: Any) -> list[Problem]:
-    """The problems in the file or folder ``path``; ``settings`` are keys of the section ``benchmark``."""
-    config = build(RunConfig, {"benchmark": {"name": "livecodebench", "path": str(path), **settings}})
+    """The problems in the file or folder ``path``; ``settings`` are further keys of the benchmark."""
+    config = build(RunConfig, {"benchmark": lcb_section(path, **settings)})
     assert config.benchmark is not None
-    return load_benchmark(config.benchmark, config.minicode)
+    return load_problems("livecodebench", config.benchmark.sets["livecodebench"], config.minicode)
+
+
+def lcb_section(path: Path, **settings: Any) -> dict[str, Any]:
+    """The section ``benchmark`` for the file or folder ``path``."""
+    return {"sets": {"livecodebench": {"format": "livecodebench", "path": str(path), **settings}}}
 
 
 def lcb_row(number: int, date: str = "2025-02-03", **changes: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ClusterConfig
 from megatron_ssd.config.precision import PrecisionConfig
-from megatron_ssd.config.problems import BenchmarkConfig, ProblemsConfig
+from megatron_ssd.config.problems import BenchmarkConfig, BenchmarkSetConfig, ProblemsConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import OptimizerConfig, TrainingConfig
 from megatron_ssd.schema import Sample, Verdict
@@ -43,7 +43,8 @@ def run_config(run_dir: Path, *, benchmark: str = "minicode") -> RunConfig:
             tie_word_embeddings=True, path=str(run_dir.parent / "base" / "export"),
         ),
         problems=ProblemsConfig(name="rstar_coder", path="rows") if real else ProblemsConfig(name="minicode"),
-        benchmark=BenchmarkConfig(name="livecodebench", path="rows") if real else BenchmarkConfig(name="minicode"),
+        benchmark=BenchmarkConfig(sets={benchmark: BenchmarkSetConfig(
+            format="livecodebench" if real else "minicode", path="rows" if real else None)}),
         sampling=SamplingConfig(train=SamplingParams(temperature=1.5, top_k=20, top_p=0.6),
                                 eval=SamplingParams(temperature=1.5, top_k=20, top_p=0.8), max_tokens=96),
         precision=PrecisionConfig(params_dtype="fp32", transformer_engine=False),

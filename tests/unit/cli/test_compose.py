@@ -17,9 +17,13 @@ from tests.helpers.errors import config_error
 _COMPANIONS = {
     ("cluster", "cpu"): ["precision=fp32"],
     ("problems", "rows"): ["problems.path=rows.jsonl", "problems.columns.statement=text"],
-    ("benchmark", "livecodebench"): ["benchmark.path=problems.jsonl"],
-    ("benchmark", "livecodebench_v5"): ["benchmark.path=problems.jsonl"],
-    ("benchmark", "livecodebench_v6"): ["benchmark.path=problems.jsonl"],
+    ("benchmark", "livecodebench"): ["benchmark.sets.livecodebench.path=problems.jsonl"],
+    ("benchmark", "livecodebench_v5"): ["benchmark.sets.livecodebench_v5.path=problems.jsonl"],
+    ("benchmark", "livecodebench_v6"): ["benchmark.sets.livecodebench_v6.path=problems.jsonl"],
+    ("benchmark", "humaneval"): ["benchmark.sets.humaneval.path=problems.jsonl"],
+    ("benchmark", "humaneval_plus"): ["benchmark.sets.humaneval_plus.path=problems.jsonl"],
+    ("benchmark", "mbpp"): ["benchmark.sets.mbpp.path=problems.jsonl"],
+    ("benchmark", "mbpp_plus"): ["benchmark.sets.mbpp_plus.path=problems.jsonl"],
     **{
         ("contamination", name): [f"contamination.sets.{name}.path=problems.jsonl"]
         for name in ("humaneval", "mbpp", "aime", "livecodebench")
@@ -157,7 +161,21 @@ def test_the_demos_run_folder_depends_on_its_problems() -> None:
         (["run_dir=${nothing.here}"], ["nothing.here"]),
         (["contamination=[humaneval,human]"], ["contamination = 'human'", "choose one of aime, humaneval"]),
         (["contamination=mbpp"], ["contamination.sets.mbpp.path = null", "set contamination.sets.mbpp.path to a file"]),
-        (["benchmark=livecodebench"], ["benchmark.path = null", "set benchmark.path=FILE"]),
+        (
+            ["benchmark=livecodebench"],
+            ["benchmark.sets.livecodebench.path = null", "set benchmark.sets.livecodebench.path=FILE"],
+        ),
+        (
+            ["benchmark=[livecodebench,mbpp_plus]", "benchmark.path=x"],
+            ["benchmark.path = 'x'", "mean benchmark.sets.livecodebench.path or benchmark.sets.mbpp_plus.path?"],
+        ),
+        (["benchmark.limit=3"], ["benchmark.limit = 3", "did you mean benchmark.sets.NAME.limit?"]),
+        (["benchmark.sets.-b.format=minicode"], ["benchmark.sets.-b", "of a folder"]),
+        (["benchmark.sets.mine.path=x"], ["benchmark.sets.mine.format is not set"]),
+        (
+            ["benchmark=mbpp_plus", "benchmark.sets.mbpp_plus.path=x", "benchmark.sets.mbpp_plus.end_date=2025-01-01"],
+            ["only LiveCodeBench has dates"],
+        ),
     ],
 )
 def test_invalid_overrides_are_one_line(overrides: list[str], parts: list[str]) -> None:

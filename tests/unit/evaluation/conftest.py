@@ -14,7 +14,7 @@ from megatron_ssd.config.generation import EngineConfig, PromptConfig, SamplingC
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ClusterConfig
 from megatron_ssd.config.precision import PrecisionConfig
-from megatron_ssd.config.problems import BenchmarkConfig
+from megatron_ssd.config.problems import BenchmarkConfig, BenchmarkSetConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.problems import minicode
 from megatron_ssd.problems.minicode.tokenizer import save_tokenizer, train_tokenizer
@@ -48,7 +48,7 @@ def config(tmp_path: Path, model_folder: Path) -> RunConfig:
             num_key_value_heads=1, head_dim=16, intermediate_size=32, vocab_size=400, max_position_embeddings=131072,
             path=str(model_folder),
         ),
-        benchmark=BenchmarkConfig(name="minicode"),
+        benchmark=BenchmarkConfig(sets={"minicode": BenchmarkSetConfig(format="minicode")}),
         minicode=MINICODE,
         prompt=PromptConfig(template="minicode"),
         sampling=SamplingConfig(train=SamplingParams(temperature=1.5, top_k=20, top_p=0.6),

@@ -11,6 +11,7 @@ from megatron_ssd.artifacts.hashing import hash_folder
 from megatron_ssd.artifacts.hub import open_model
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
+from megatron_ssd.config.build import build
 from megatron_ssd.config.generation import EngineConfig, PromptConfig, SamplingParams
 from megatron_ssd.config.problems import BenchmarkConfig
 from megatron_ssd.config.run import RunConfig
@@ -24,7 +25,7 @@ from megatron_ssd.process import REPORT_FOLLOWS
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.sandbox.sandbox import Sandbox
 from tests.helpers.jsonl import write_jsonl
-from tests.helpers.lcb_rows import lcb_row
+from tests.helpers.lcb_rows import lcb_row, lcb_section
 from tests.helpers.oracle import MINICODE, N, Oracle, sampler_of, summary_of
 from tests.helpers.programs import function_problem
 from tests.helpers.sandboxed import record_executions
@@ -199,11 +200,11 @@ def test_raw_prompts_are_decoded_without_a_chat_template(config: RunConfig, tmp_
 
 def test_problems_in_the_errata_are_graded_unless_dropped(config: RunConfig, tmp_path: Path):
     rows = [lcb_row(1), lcb_row(2, question_id="arc185_c"), lcb_row(3)]
-    complete = str(write_jsonl(tmp_path / "complete.jsonl", rows))
-    sound = str(write_jsonl(tmp_path / "sound.jsonl", [rows[0], rows[2]]))
+    complete = write_jsonl(tmp_path / "complete.jsonl", rows)
+    sound = write_jsonl(tmp_path / "sound.jsonl", [rows[0], rows[2]])
 
-    def benchmark_hash(path: str, **settings: str) -> str:
-        section = BenchmarkConfig(name="livecodebench", path=path, **settings)  # type: ignore[arg-type]
+    def benchmark_hash(path: Path, **settings: str) -> str:
+        section = build(BenchmarkConfig, lcb_section(path, **settings))
         return evaluation_stage(dataclasses.replace(config, benchmark=section)).inputs["benchmark"]
 
     assert benchmark_hash(complete, errata="drop") == benchmark_hash(sound) == benchmark_hash(sound, errata="drop")

@@ -59,16 +59,14 @@ def config(folder: Path, samples: list[dict[str, Any]], **changes: Any) -> Grade
     ],
 )
 def test_the_program_of_a_record(key: str, text: str, program: str | None):
-    assert program_of(key, text, Problem(id="1", source="mbpp", statement="", form="checks")) == program
+    assert program_of(key, text, Problem(id="1", source="mbpp", statement="", form="checks")).program == program
 
 
 def test_humaneval_completions_continue_the_prompt():
     problem = Problem(id="1", source="humaneval", statement="", form="checks", starter_code=PROMPT, function_name="inc")
-    assert program_of("completion", "    return x + 1", problem) == PROMPT + "    return x + 1"
-    assert program_of("response", "```\n    return x\n```", problem) == PROMPT + "    return x\n"
-    assert program_of("completion", "def inc(x): return 2", problem) == "def inc(x): return 2"
-    assert program_of("code", "    return x", problem) == "    return x"
-    assert program_of("completion", "", problem) == PROMPT, "a docstring is a function's body"
+    for completion in ("    return x + 1", "def inc(x): return 2", "", "    return (x"):
+        assert program_of("completion", completion, problem).program == PROMPT + completion
+    assert program_of("code", "    return x", problem).program == "    return x"
 
 
 def test_verdicts_summary_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -176,7 +174,7 @@ def test_a_killed_command_resumes_and_grades_nothing_twice(tmp_path: Path):
     ("record", "message"),
     [
         ({"completion": "x"}, "samples.jsonl:1: a record with completion: needs an id under one of question_id"),
-        ({"task_id": "t/0"}, "needs a text under one of completion, code, response"),
+        ({"task_id": "t/0"}, "needs a text under one of completion, response, code"),
         ({"task_id": "t/0", "completion": "x", "code": "y"}, "has a text under completion and code, and only one"),
         ({"task_id": "t/0", "completion": ["x"]}, "must be text"),
         ({"task_id": "t/9", "completion": "x"}, "t/9: is not a problem of the benchmark's file"),
@@ -240,6 +238,9 @@ def test_an_output_folder_that_exists_already(tmp_path: Path):
         run_grade(settings)
 
 
-def test_an_empty_file_of_samples_is_an_error(tmp_path: Path):
-    done = grade(*arguments_of(config(tmp_path, [])))
-    assert "samples.jsonl: contains no record" in done.stderr
+@pytest.mark.parametrize(("content", "rule"), [("", "is empty"), ("\n\n", "contains no record")])
+def test_a_file_without_samples_is_an_error(tmp_path: Path, content: str, rule: str):
+    settings = config(tmp_path, [])
+    Path(settings.samples).write_text(content)
+    with pytest.raises(UserError, match=rf"samples\.jsonl: {rule}"):
+        run_grade(settings)

@@ -35,7 +35,7 @@ USUAL_IMPORTS = "".join(
 def humaneval() -> list[tuple[Problem, str]]:
     """Problems with their canonical solutions, each as a complete program."""
     pairs = zip(read_humaneval(HUMANEVAL), rows_of("humaneval"), strict=True)
-    return [(p, str(program_of("completion", row["canonical_solution"], p))) for p, row in pairs]
+    return [(p, str(program_of("completion", row["canonical_solution"], p).program)) for p, row in pairs]
 
 
 def mbpp() -> list[tuple[Problem, str]]:

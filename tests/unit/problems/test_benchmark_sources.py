@@ -87,12 +87,12 @@ def test_a_folder_of_releases_is_read_in_order(tmp_path: Path) -> None:
     ("rows", "settings", "message"),
     [
         ([lcb_row(1)], {"start_date": "2030-01-01"}, "no problem is in that window.*2025-02-03 to 2025-02-03"),
-        ([lcb_row(1)], {"end_date": "May"}, "benchmark.end_date = May: is not an ISO date"),
+        ([lcb_row(1)], {"end_date": "May"}, "benchmark.sets.livecodebench.end_date = May: is not an ISO date"),
         ([lcb_row(1), lcb_row(1)], {}, r"test.jsonl:2: question_id 'abc_1': is repeated"),
         (
             [{"question_id": "x"}],
             {},
-            r"test.jsonl:1 .*has no column question_title.*benchmark.path needs LiveCodeBench",
+            r"test.jsonl:1 .*has no column question_title.*benchmark.sets.livecodebench.path needs LiveCodeBench",
         ),
         ([lcb_row(1), lcb_row(2, metadata="{")], {}, r"test.jsonl:2: metadata: is not a JSON object"),
         ([lcb_row(1, contest_date="soon")], {}, r"test.jsonl:1: contest_date 'soon'"),

@@ -17,6 +17,7 @@ from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.decontamination import ContaminationIndex, EvaluationProblem, words
 from tests.helpers.errors import one_line_error
+from tests.helpers.lcb_rows import lcb_section
 from tests.helpers.paths import CODEFORCES, DATA, HUMANEVAL, MBPP, RSTAR, needs
 from tests.helpers.problem_files import choose, config_of, evaluation_set, parquet, rstar_row
 
@@ -229,7 +230,7 @@ def test_contaminated_problems_beyond_the_limit_do_not_count(tmp_path: Path) -> 
 
 @needs(RSTAR, CODEFORCES)
 def test_the_benchmark_of_the_run_is_always_an_evaluation_set(tmp_path: Path) -> None:
-    benchmark = {"name": "livecodebench", "path": str(CODEFORCES)}
+    benchmark = lcb_section(CODEFORCES)
     with pytest.raises(UserError, match="with livecodebench's cf_"):
         choose(config_of(tmp_path / "run", RSTAR, benchmark=benchmark))
     chosen = choose(config_of(tmp_path / "clean", RSTAR, benchmark=benchmark, contamination={"on_hit": "drop"}))

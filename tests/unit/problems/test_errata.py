@@ -15,7 +15,7 @@ from megatron_ssd.problems.decontamination import evaluation_set_hashes
 from megatron_ssd.problems.errata import apply_errata, flaw_of, slug
 from megatron_ssd.schema import Problem
 from tests.helpers.jsonl import write_jsonl
-from tests.helpers.lcb_rows import benchmark, lcb_row
+from tests.helpers.lcb_rows import benchmark, lcb_row, lcb_section
 
 LEETCODE = {"platform": "leetcode"}
 
@@ -87,24 +87,20 @@ def test_errata_do_not_change_the_problems(problems: list[Problem]) -> None:
 def test_the_errata_setting_does_not_change_which_training_problems_are_chosen(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "test.jsonl", [lcb_row(1)])
     sections: list[dict[str, Any]] = [{}, {"errata": "keep"}, {"errata": "drop"}]
-    configs = [
-        build(RunConfig, {"benchmark": {"name": "livecodebench", "path": str(path), **section}}) for section in sections
-    ]
+    configs = [build(RunConfig, {"benchmark": lcb_section(path, **section)}) for section in sections]
     hashes = [evaluation_set_hashes(config.contamination, config.benchmark, config.minicode) for config in configs]
-    window = {"name": "livecodebench", "limit": None, "start_date": None, "end_date": None}
+    window = {"format": "livecodebench", "limit": None, "start_date": None, "end_date": None}
     assert hashes[0] == hashes[1] == hashes[2]
-    assert hashes[0]["benchmark"] == hash_json([window, hash_json([sha256_file(path)])]), (
-        "the hash of versions without errata"
-    )
+    assert hashes[0]["benchmark livecodebench"] == hash_json([window, hash_json([sha256_file(path)])])
 
 
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"name": "minicode", "errata": "drop"}, "benchmark.errata = drop: LiveCodeBench has errata, and this is mini"),
-        ({"name": "livecodebench", "path": "x", "errata": "some"}, "benchmark.errata = 'some'"),
+        ({"format": "minicode", "errata": "drop"}, "benchmark.sets.any.errata = drop: only LiveCodeBench has errata"),
+        ({"format": "livecodebench", "path": "x", "errata": "some"}, "benchmark.sets.any.errata = 'some'"),
     ],
 )
 def test_invalid_settings_are_one_line(section: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build(RunConfig, {"benchmark": section})
+        build(RunConfig, {"benchmark": {"sets": {"any": section}}})

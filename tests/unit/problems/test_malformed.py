@@ -23,6 +23,7 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.problems.decontamination import Decontaminator, evaluation_set_hashes
 from tests.helpers.errors import one_line_error
 from tests.helpers.jsonl import write_jsonl
+from tests.helpers.lcb_rows import lcb_section
 from tests.helpers.problem_files import COLUMNS, choose, config_of, parquet, row, rstar_row
 
 GOOD = json.dumps(row("Print the sum of two numbers.", name="good"))
@@ -293,7 +294,7 @@ def test_a_path_without_a_file_is_one_line(tmp_path: Path, kind: str, reader: st
     make(path)
     good = write_jsonl(tmp_path / "good.jsonl", [rstar_row(1, "A problem.")])
     sets = {"mine": {"path": str(path), "columns": ["text"]}} if reader == "contamination" else {}
-    benchmark = {"name": "livecodebench", "path": str(path)} if reader == "benchmark" else None
+    benchmark = lcb_section(path) if reader == "benchmark" else None
     source = path if reader == "problems" else good
     config = config_of(tmp_path / "run", source, contamination={"sets": sets}, benchmark=benchmark)
     _refused(config, message)

@@ -100,7 +100,8 @@ def test_rows_outside_the_window_are_not_decoded(tmp_path: Path, kind: str) -> N
 def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
     rows = [lcb_row(1), {name: value for name, value in lcb_row(2).items() if name != column}]
     _refused(
-        write_jsonl(tmp_path / "test.jsonl", rows), rf"test\.jsonl:2 .*has no column {column}; benchmark\.path needs"
+        write_jsonl(tmp_path / "test.jsonl", rows),
+        rf"test\.jsonl:2 .*has no column {column}; benchmark.sets.livecodebench\.path needs",
     )
 
 
@@ -108,7 +109,9 @@ def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
 @pytest.mark.parametrize("date", ["", "May", "2025-13-01", "2025-02-01T00:00:00+25:00"])
 def test_a_window_that_is_not_a_date_is_named(tmp_path: Path, key: str, date: str) -> None:
     _refused(
-        write_jsonl(tmp_path / "test.jsonl", [lcb_row(1)]), rf"benchmark\.{key} = .*is not an ISO date", **{key: date}
+        write_jsonl(tmp_path / "test.jsonl", [lcb_row(1)]),
+        rf"livecodebench\.{key} = .*is not an ISO date",
+        **{key: date},
     )
 
 

@@ -1,0 +1,81 @@
+"""Opens the benchmarks that a run evaluates.
+
+Invariants: order and content of the problems depend on the configuration and the files alone; ids are unique within a
+benchmark.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_ssd.artifacts.hashing import hash_json, remembered_sha256
+from megatron_ssd.config.problems import BenchmarkConfig, BenchmarkSetConfig, MinicodeConfig
+from megatron_ssd.problems import livecodebench, minicode
+from megatron_ssd.problems.errata import Errata, apply_errata
+from megatron_ssd.problems.formats import read_format
+from megatron_ssd.problems.livecodebench import BenchmarkKeys
+from megatron_ssd.schema import Problem
+
+_NOT_CONTENT = ("path", "revision", "errata")  # where the file is, and whether its flawed problems count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """A benchmark as it is evaluated: the problems that count, in order, and the errata of all of them."""
+
+    name: str
+    format: str
+    problems: list[Problem]
+    errata: Errata
+
+    @property
+    def identity(self) -> str:
+        """Hash of the problems with their tests."""
+        return hash_json([problem.to_json() for problem in self.problems])
+
+
+def load_benchmarks(config: BenchmarkConfig, world: MinicodeConfig) -> list[Benchmark]:
+    """Every benchmark of the run. Raises what ``load_problems`` and ``apply_errata`` raise."""
+    return [_benchmark(name, one, world) for name, one in config.sets.items()]
+
+
+def load_problems(name: str, one: BenchmarkSetConfig, world: MinicodeConfig) -> list[Problem]:
+    """The problems of the benchmark ``name`` with their tests, including those in the errata.
+
+    Raises:
+        UserError: the benchmark cannot be read, or its window is empty.
+    """
+    if one.format == "minicode":
+        return minicode.test_problems(world)[: one.limit]
+    if one.format == "livecodebench":
+        return livecodebench.read_benchmark(one, _keys(name))
+    return read_format(one.format, Path(str(one.path)))[: one.limit]
+
+
+def source_hashes(config: BenchmarkConfig | None, world: MinicodeConfig) -> Iterator[tuple[str, str]]:
+    """(name, hash of what its problems are read from) of each benchmark, without reading the problems.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    for name, one in config.sets.items() if config else ():
+        window = {key: value for key, value in dataclasses.asdict(one).items() if key not in _NOT_CONTENT}
+        if one.format == "minicode":
+            content: object = dataclasses.asdict(world)
+        elif one.format == "livecodebench":
+            content = livecodebench.benchmark_table(one, _keys(name)).identity
+        else:
+            content = remembered_sha256(Path(str(one.path)))
+        yield name, hash_json([window, content])
+
+
+def _benchmark(name: str, one: BenchmarkSetConfig, world: MinicodeConfig) -> Benchmark:
+    problems, errata = apply_errata(load_problems(name, one, world), one.errata)
+    return Benchmark(name=name, format=one.format, problems=problems, errata=errata)
+
+
+def _keys(name: str) -> BenchmarkKeys:
+    return BenchmarkKeys.of(f"benchmark.sets.{name}")

@@ -1,0 +1,230 @@
+"""Finds the definition of a function, with what it needs, in a text of prose with Python in it.
+
+The rules, in effect those of evalplus's sanitizer (``sanitize.py`` of github.com/evalplus/evalplus):
+1. A region is a run of lines that parses as Python and cannot be extended. Fences are not looked for: their lines do
+   not parse, except within a string, where they belong to the program.
+2. The region of the program is the longest one that binds the name at its top level. Regions after the end of
+   reasoning come first.
+3. The program is each statement of that region that binds the name, or a name that the program needs. All other
+   statements, such as calls and assertions that show how to use it, are left out.
+4. A name that the region does not bind is taken from the nearest region before it, else after it, that binds it. So a
+   helper may stand in a block of its own.
+
+The sanitizer looks at one region only, and reads neither decorated functions nor statements such as ``try`` that bind
+a name. The definition that it finds is always found here.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import codeop
+import symtable
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+_COST_PER_CHARACTER = 40  # characters given to the parser per character of text; ordinary text needs less than 10
+_INCOMPLETE = 0  # instead of the number of a line
+_ALLOW_INCOMPLETE: int = codeop.PyCF_ALLOW_INCOMPLETE_INPUT  # type: ignore[attr-defined]
+_STAR, _FUTURE = "*", "__future__"  # bound by imports from or of them
+
+
+class Definition(NamedTuple):
+    """A program that defines the function; its ``from __future__`` imports are separate, as they must come first."""
+
+    program: str
+    future_imports: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """The statements on the lines from ``start`` to before ``end``: one, or several that share a line.
+
+    ``binds`` are the names that they bind at the top level, ``needs`` those that they or their functions read there.
+    """
+
+    start: int
+    end: int
+    binds: frozenset[str]
+    needs: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Region:
+    start: int
+    end: int
+    size: int  # lines that are not blank
+    units: tuple[_Unit, ...]
+
+    def binding(self, name: str) -> list[_Unit]:
+        return [unit for unit in self.units if name in unit.binds]
+
+
+def definition_of(text: str, name: str, also: frozenset[str] = frozenset(), *, after: str) -> Definition | None:
+    """The program in ``text`` that binds ``name`` at its top level; None if no region does. The time is linear.
+
+    Args:
+        text: any text.
+        name: of the function.
+        also: names that are kept too if the text binds them.
+        after: the end of reasoning. Regions after the last line with this text come first; a line of a region that has
+            it does not count.
+    """
+    lines = _clean(text).split("\n")
+    regions = list(_Reader(lines).regions())
+    inside = {number for region in regions for number in range(region.start, region.end)}
+    mark = max((number for number, line in enumerate(lines) if after in line and number not in inside), default=-1)
+    defining = [index for index, region in enumerate(regions) if region.binding(name)]
+    if not defining:
+        return None
+    chosen = max(defining, key=lambda index: (regions[index].start > mark, regions[index].size))
+    kept = _needed(regions, chosen, [name, *sorted(also)])
+    futures = tuple(f"{line}\n" for unit in kept if _FUTURE in unit.binds for line in lines[unit.start : unit.end])
+    program: list[str] = []
+    for region in regions:
+        if not kept.isdisjoint(region.units):
+            left_out = {
+                number
+                for unit in region.units
+                if unit not in kept or _FUTURE in unit.binds
+                for number in range(unit.start, unit.end)
+            }
+            program += [lines[number] for number in range(region.start, region.end) if number not in left_out]
+    return Definition("".join(f"{line}\n" for line in program), futures)
+
+
+def parses(text: str) -> bool:
+    """Whether ``text`` is Python."""
+    return isinstance(_parse(text), ast.Module)
+
+
+def _clean(text: str) -> str:
+    """``text`` with the line ends that the parser counts, and without characters that no program can have."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd")
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _needed(regions: Sequence[_Region], chosen: int, names: list[str]) -> set[_Unit]:
+    """Each unit that binds one of ``names``, or a name that such a unit needs."""
+    others = [*reversed(regions[:chosen]), *regions[chosen + 1 :]]
+    kept = {unit for mark in (_STAR, _FUTURE) for unit in regions[chosen].binding(mark)}
+    seen: set[str] = set()
+    waiting = [*names, *(name for unit in kept for name in unit.needs)]
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        units = regions[chosen].binding(name)
+        if not units and not hasattr(builtins, name):
+            units = next((found for wanted in (name, _STAR) for one in others if (found := one.binding(wanted))), [])
+        kept.update(units)
+        waiting += (needed for unit in units for needed in unit.needs)
+    return kept
+
+
+class _Reader:
+    """Splits ``lines`` into regions; the total length of what it parses is at most a multiple of their length."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self._lines = lines
+        self._budget = _COST_PER_CHARACTER * (sum(map(len, lines)) + len(lines))
+
+    def regions(self) -> Iterator[_Region]:
+        start = 0
+        while start < len(self._lines) and self._budget > 0:
+            if not self._lines[start] or self._lines[start][0].isspace():  # no statement begins here
+                start += 1
+                continue
+            end, tree = self._longest(start)
+            if tree.body:
+                size = sum(1 for line in self._lines[start:end] if line.strip())
+                yield _Region(start, end, size, tuple(self._units(start, tree)))
+            start = max(end, start + 1)
+
+    def _longest(self, start: int) -> tuple[int, ast.Module]:
+        """The end of the longest run of lines from ``start`` that parses, and its tree.
+
+        The run is doubled as long as more lines may repair it, and then cut before each error. So a line of prose
+        costs its own length only.
+        """
+        size, last = 1, len(self._lines)
+        while True:
+            end = min(start + size, last)
+            parsed = self._parse(start, end, is_cut=end < last)
+            is_final = isinstance(parsed, int) and parsed != _INCOMPLETE
+            if is_final or end == last or self._budget <= 0:
+                break
+            size *= 2
+        while isinstance(parsed, int) and self._budget > 0:
+            end = min(end - 1, start + parsed - 1)
+            parsed = self._parse(start, end)
+        return (start, ast.Module([], [])) if isinstance(parsed, int) else (end, parsed)
+
+    def _parse(self, start: int, end: int, *, is_cut: bool = False) -> ast.Module | int:
+        text = self._text(start, end)
+        self._budget -= len(text) + 1
+        return _parse(text, is_cut=is_cut)
+
+    def _units(self, start: int, tree: ast.Module) -> Iterator[_Unit]:
+        """The units of the region that begins at line ``start``."""
+        spans: list[tuple[int, int, frozenset[str]]] = []
+        for node in tree.body:
+            first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", ()))])
+            begin, end, marks = start + first - 1, start + (node.end_lineno or first), _marks(node)
+            if spans and begin < spans[-1][1]:
+                begin, before, others = spans.pop()
+                end, marks = max(end, before), marks | others
+            spans.append((begin, end, marks))
+        for begin, end, marks in spans:
+            binds, needs = _names(self._text(begin, end))
+            yield _Unit(begin, end, binds | marks, needs)
+
+    def _text(self, start: int, end: int) -> str:
+        return "\n".join(self._lines[start:end])
+
+
+def _parse(text: str, *, is_cut: bool = False) -> ast.Module | int:
+    """The tree of ``text``, or the number of the line with an error, from 1.
+
+    ``_INCOMPLETE`` if ``is_cut``, and lines that are added may repair the error.
+    """
+    flags = ast.PyCF_ONLY_AST | (_ALLOW_INCOMPLETE if is_cut else 0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = compile(text, "<response>", "exec", flags, dont_inherit=True)
+    except SyntaxError as error:
+        if is_cut and error.msg == "incomplete input":
+            return _INCOMPLETE
+        return max(error.lineno or 1, 1)
+    except (ValueError, RecursionError, MemoryError):  # a null character, or too deeply nested
+        return text.count("\n") + 1
+    assert isinstance(tree, ast.Module)
+    return tree
+
+
+def _names(text: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The names that statements bind at the top level, and those that they and their functions read there."""
+    try:
+        table = symtable.symtable(text, "<response>", "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # it cannot run either
+        return frozenset(), frozenset()
+    symbols = table.get_symbols()
+    binds = {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
+    needs = {symbol.get_name() for symbol in symbols if symbol.is_referenced()}
+    tables = table.get_children()
+    while tables:
+        inner = tables.pop()
+        needs |= {symbol.get_name() for symbol in inner.get_symbols() if symbol.is_global()}
+        tables += inner.get_children()
+    return frozenset(binds), frozenset(needs)
+
+
+def _marks(node: ast.stmt) -> frozenset[str]:
+    """What stands for the names of an import whose names are unknown or mean nothing."""
+    if not isinstance(node, ast.ImportFrom):
+        return frozenset()
+    return frozenset({name for name in (node.module, node.names[0].name) if name in (_STAR, _FUTURE)})
