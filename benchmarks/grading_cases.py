@@ -37,7 +37,7 @@ def stability_problems() -> list[Problem]:
     tests = {
         "stdin": TestCase(input="0\n", output="7\n"),
         "function": TestCase(input="0", output="7"),
-        "checks": TestCase(input="assert __program__.f(0) == 7", output=""),
+        "checks": TestCase(input="assert f(0) == 7", output=""),
     }
     return [
         Problem(id=form, source="made", statement="", form=form, function_name="f", tests=(tests[form],))

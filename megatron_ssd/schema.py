@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from megatron_ssd.errors import UserError
 
-ProblemForm = Literal["stdin", "function", "checks"]
+ProblemForm = Literal["stdin", "function", "checks", "evalplus"]
 FinishReason = Literal["stop", "length", "skipped"]
 VerdictStatus = Literal[
     "passed", "wrong_answer", "runtime_error", "timeout", "memory", "syntax_error", "no_code", "infrastructure_error"
@@ -47,7 +47,9 @@ class TestCase(_Record):
 
     For ``stdin`` problems both are raw text. For ``function`` problems ``input`` is one JSON value per argument,
     joined by newlines, and ``output`` is one JSON value (LiveCodeBench's convention). For ``checks`` problems ``input``
-    is a Python script of assertions that reaches the program as ``__program__``, and ``output`` is empty.
+    is a Python script of assertions that runs behind the program, in its names. For ``evalplus`` problems ``input`` is
+    the Python literal of a list of lists of arguments, on which the program's function must agree with the canonical
+    solution in the problem's ``metadata``. For both, ``output`` is empty.
     """
 
     __test__ = False  # not a pytest class

@@ -49,14 +49,18 @@ def hash_folder(folder: Path) -> str:
     return hash_json([[path.relative_to(folder).as_posix(), remembered_sha256(path)] for path in files])
 
 
+def cache_folder() -> Path:
+    """``~/.cache/megatron_ssd`` (``$XDG_CACHE_HOME``), for what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "megatron_ssd"
+
+
 def remembered_sha256(path: Path) -> str:
     """``sha256_file``, cached for large files in ``~/.cache/megatron_ssd`` (``$XDG_CACHE_HOME``)."""
     status = path.stat()
     if status.st_size < _CACHED_FROM:
         return sha256_file(path)
     identity = [str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    note = home / "megatron_ssd" / "sha256" / hash_json(identity)
+    note = cache_folder() / "sha256" / hash_json(identity)
     if note.is_file() and len(digest := note.read_text(encoding="ascii")) == hashlib.sha256().digest_size * 2:
         return digest
     digest = sha256_file(path)

@@ -10,21 +10,26 @@ program runs once more, while no other program runs, with ``cpu_seconds`` as its
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import operator
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.grading.compare import stdout_difference, value_difference
+from megatron_ssd.grading.references import SECONDS_FOR_ALL, CanonicalRun, References
 from megatron_ssd.grading.rules import Rules, configured_rules, rules_of
-from megatron_ssd.sandbox.sandbox import Ending, Execution, Limits, Program, Sandbox, SandboxBrokenError
+from megatron_ssd.sandbox.execution import Ending, Execution, Failure
+from megatron_ssd.sandbox.sandbox import Limits, Program, Sandbox, SandboxBrokenError
 from megatron_ssd.schema import Problem, TestCase, VerdictStatus
 
 log = logging.getLogger(__name__)
 
 _LOAD_FACTOR = 2.0
 _WALL_FACTOR, _WALL_EXTRA_SECONDS = 4.0, 5.0  # the wall-clock limit, for programs that wait instead of computing
+_OUTPUT_FACTOR, _EXTRA_OUTPUT = 6, 1 << 16  # bytes per expected character, which JSON may escape, and for white space
 _STATUS: dict[Ending, VerdictStatus] = {
     "completed": "passed",
     "runtime_error": "runtime_error",
@@ -33,7 +38,6 @@ _STATUS: dict[Ending, VerdictStatus] = {
     "memory": "memory",
     "syntax_error": "syntax_error",
     "failed_check": "wrong_answer",
-    "broken_check": "infrastructure_error",
 }
 _LETTERS: dict[VerdictStatus, str] = {
     "passed": ".", "wrong_answer": "W", "runtime_error": "R", "timeout": "T", "memory": "M", "syntax_error": "S",
@@ -65,10 +69,16 @@ class _TestResult:
 
 
 class Checker(AbstractContextManager["Checker"]):
-    """Checks programs one after another in its own sandbox. Not thread-safe."""
+    """Checks programs one after another in its own sandbox. Not thread-safe.
 
-    def __init__(self, config: SandboxConfig) -> None:
+    Args:
+        config: sandbox and limits.
+        references: canonical solutions, which several checkers may share.
+    """
+
+    def __init__(self, config: SandboxConfig, references: References | None = None) -> None:
         self._config = config
+        self._references = references or References()
         self._sandbox = Sandbox(config)
 
     def start(self) -> None:
@@ -97,64 +107,100 @@ class Checker(AbstractContextManager["Checker"]):
 
     def _attempt(self, problem: Problem, source: str, alone: bool) -> CheckResult:
         rules = configured_rules(problem.source, self._config)
-        limits = self._limits(rules, 1.0 if alone else _LOAD_FACTOR)
         program = Program(
             source=source,
             form=problem.form,
             function_name=problem.function_name,
             # As in LiveCodeBench's checker, which does not look at the starter code.
             class_name="Solution" if "class Solution" in source else None,
+            prelude=rules.prelude,
+            recursion_limit=rules.recursion_limit,
+            max_int_digits=rules.max_int_digits,
         )
+        canonical = self._references.find(problem, program, self._sandbox)
+        if canonical is not None and canonical.flaw:
+            return CheckResult(status="infrastructure_error", detail=canonical.flaw)
+        if canonical is not None and problem.form == "checks":
+            rules = dataclasses.replace(rules, cpu_seconds=canonical.script_seconds(rules.cpu_seconds))
+        return self._run_tests(problem, program, rules, canonical, alone)
+
+    def _run_tests(
+        self, problem: Problem, program: Program, rules: Rules, canonical: CanonicalRun | None, alone: bool
+    ) -> CheckResult:
+        """Run the program on tests until one fails, or on all of them."""
         results: list[_TestResult] = []
         cpu, is_slow = 0.0, False
+        factor = 1.0 if alone else _LOAD_FACTOR
         while len(results) < len(problem.tests):
-            # Each test of a stdin program runs in its own process; other programs run all remaining tests in one.
-            batch = problem.tests[len(results) :][: 1 if problem.form == "stdin" else None]
-            execution = self._sandbox.execute(program, [test.input for test in batch], limits)
+            rest = problem.tests[len(results) :]
+            # Scripts run one after another in one process, functions on all remaining tests, others on one test.
+            batch = rest if problem.form in ("checks", "function") else rest[:1]
+            if problem.form == "evalplus":
+                assert canonical is not None
+                reference = canonical.reference(problem, len(results), at_least=self._config.cpu_seconds, factor=factor)
+                limits = self._limits(dataclasses.replace(rules, cpu_seconds=SECONDS_FOR_ALL), factor, batch)
+                execution = self._sandbox.compare(program, reference, limits)
+                allowed = [seconds / factor for seconds in reference.cpu_seconds]
+                is_slow |= execution.cpu_total > SECONDS_FOR_ALL or any(
+                    map(operator.gt, execution.cpu_seconds, allowed)
+                )
+            else:
+                execution = self._sandbox.execute(
+                    program, [test.input for test in batch], self._limits(rules, factor, batch),
+                    go_on=problem.form == "checks" and not self._config.stop_at_first_failure,
+                )  # fmt: skip
+                is_slow |= any(seconds > rules.cpu_seconds for seconds in execution.cpu_seconds)
             cpu += execution.cpu_total
-            is_slow |= any(seconds > rules.cpu_seconds for seconds in execution.cpu_seconds)
-            results += self._results(problem, batch, execution, rules, alone=alone)
+            results += self._results(problem, batch, execution, alone=alone)
             failed = results[-1].status != "passed"
             if (failed and self._config.stop_at_first_failure) or results[-1].status == "syntax_error":
                 break
+            if problem.form == "checks":
+                results += [results[-1]] * (len(problem.tests) - len(results))
         return _summarise(results, cpu, inconclusive=not alone and (is_slow or any(r.is_starved for r in results)))
 
     def _results(
-        self, problem: Problem, tests: Sequence[TestCase], execution: Execution, rules: Rules, *, alone: bool
+        self, problem: Problem, tests: Sequence[TestCase], execution: Execution, *, alone: bool
     ) -> list[_TestResult]:
         """Results of all tests that ran, or of those up to the first failure if only that one matters."""
         results: list[_TestResult] = []
         for output, test in zip(execution.outputs, tests, strict=False):
-            difference = self._difference(problem, output, test)
-            results.append(_TestResult("passed") if difference is None else _TestResult("wrong_answer", difference))
-            if difference is not None and self._config.stop_at_first_failure:
+            results.append(self._result(problem, output, test))
+            if results[-1].status != "passed" and self._config.stop_at_first_failure:
                 return results
         if execution.ending != "completed":
             detail = execution.detail
             if execution.ending == "timeout" and not alone:
-                detail += f" ({_LOAD_FACTOR:g} x cpu_seconds = {rules.cpu_seconds:g}: the limit of a first run)"
+                detail += f" ({_LOAD_FACTOR:g} times its limit, as in every first run)"
             results.append(_TestResult(_STATUS[execution.ending], detail, execution.ending == "starved"))
         return results
 
-    def _difference(self, problem: Problem, output: str, test: TestCase) -> str | None:
-        if problem.form == "checks":
-            return None  # the script compares
+    def _result(self, problem: Problem, output: str | Failure, test: TestCase) -> _TestResult:
+        if isinstance(output, Failure):
+            return _TestResult(_STATUS[output.ending], output.detail)
+        if problem.form not in ("stdin", "function"):
+            return _TestResult("passed")  # it was compared in the sandbox
         differ = value_difference if problem.form == "function" else stdout_difference
-        return differ(output, test.output, tolerance=self._config.tolerance)
+        difference = differ(output, test.output, tolerance=self._config.tolerance)
+        return _TestResult("passed") if difference is None else _TestResult("wrong_answer", difference)
 
-    def _limits(self, rules: Rules, factor: float) -> Limits:
+    def _limits(self, rules: Rules, factor: float, tests: Sequence[TestCase]) -> Limits:
+        """The limits of one run, with room for the expected outputs of ``tests``."""
         cpu_seconds = factor * rules.cpu_seconds
+        expected = sum(len(test.output) for test in tests)
         return Limits(
             cpu_seconds=cpu_seconds,
             wall_seconds=_WALL_FACTOR * cpu_seconds + _WALL_EXTRA_SECONDS,
             memory_bytes=rules.memory_mib << 20,
-            output_bytes=self._config.output_mib << 20,
+            output_bytes=max(self._config.output_mib << 20, _OUTPUT_FACTOR * expected + _EXTRA_OUTPUT),
         )
 
     def _is_healthy(self) -> bool:
         """Whether a program that is known to be correct passes."""
         try:
-            return self._sandbox.execute(_KNOWN_GOOD, ["1"], self._limits(rules_of(""), _LOAD_FACTOR)).outputs == ("1",)
+            return self._sandbox.execute(_KNOWN_GOOD, ["1"], self._limits(rules_of(""), _LOAD_FACTOR, ())).outputs == (
+                "1",
+            )
         except SandboxBrokenError:
             return False
 

@@ -26,16 +26,21 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from decimal import Decimal, DecimalException
+from fractions import Fraction
 from typing import Any
-
-from megatron_ssd.sandbox.inside.values import decode
 
 _LONGEST_INT = 4000  # Python refuses to read longer ones; decimals are compared just as exactly
 _SHOWN = 60
 # An encoded value that equals the expected one is at most this much longer (other ways to write numbers, tuples).
 _LENGTH_FACTOR, _EXTRA_LENGTH = 64, 1 << 16
-_NUMBERS = ("complex", "Decimal", "Fraction")
+_NUMBERS: dict[str, Callable[[Any], Any]] = {
+    "int": lambda digits: int(digits, 16),
+    "complex": lambda parts: complex(*parts),
+    "Decimal": Decimal,
+    "Fraction": lambda parts: Fraction(*map(_plain, parts)),
+}
 
 
 def stdout_difference(actual: str, expected: str, *, tolerance: float = 0.0) -> str | None:
@@ -118,7 +123,7 @@ def _plain(value: Any, *, is_outermost: bool = False) -> Any:
     if name == "tuple" and is_outermost:
         return _plain(list(content))
     if name in _NUMBERS:
-        return decode(value)
+        return _NUMBERS[name](content)
     raise ValueError(f"no JSON value equals a {name}")
 
 

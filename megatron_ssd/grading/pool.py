@@ -25,6 +25,7 @@ from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.grading.checker import Checker, CheckResult
 from megatron_ssd.grading.extraction import program_of_response
+from megatron_ssd.grading.references import References
 from megatron_ssd.prompts.extract import Extraction
 from megatron_ssd.schema import Problem, Sample, Verdict
 
@@ -71,7 +72,9 @@ class Grader(AbstractContextManager["Grader"]):
         self._prompt_opens_thinking = prompt_opens_thinking
         self._results: dict[Key, CheckResult] = {}
         self._local = threading.local()
-        self._checkers = [Checker(config)]  # the first is for second runs; the others belong to the pool's threads
+        self._references = References()
+        # The first checker is for second runs. The others belong to the pool's threads.
+        self._checkers = [Checker(config, self._references)]
         self._checkers[0].start()  # raises errors now, not after hours of decoding
         self._pool = ThreadPoolExecutor(config.workers or len(os.sched_getaffinity(0)))
 
@@ -147,7 +150,7 @@ class Grader(AbstractContextManager["Grader"]):
         Each thread has its own checker, because a container dies with the thread that started it.
         """
         if not hasattr(self._local, "checker"):
-            self._local.checker = Checker(self._config)
+            self._local.checker = Checker(self._config, self._references)
             self._checkers.append(self._local.checker)
         checker: Checker = self._local.checker
         return checker.check(self._problems[key[0]], source)

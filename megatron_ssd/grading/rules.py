@@ -14,6 +14,7 @@ The official checkers measure wall time. Here all seconds are CPU time, so a bus
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,31 +22,32 @@ from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.prompts.extract import ExtractionRule
 
 Prelude = Literal["lcb", "none"]
-_PLAIN_RECURSION, _LCB_RECURSION = 1000, 50_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """How the programs of one benchmark are found and run.
 
-    ``prelude`` are the names that a program has without imports. ``cpu_seconds`` are CPU seconds per test,
-    ``memory_mib`` is MiB of address space, and ``extraction`` is the rule that finds the program in a response.
+    ``prelude`` are the names that a program has without imports, ``max_int_digits`` is Python's limit for conversions
+    of integers to text (0 for none), ``cpu_seconds`` are CPU seconds per test, ``memory_mib`` is MiB of address space,
+    and ``extraction`` is the rule that finds the program in a response.
     """
 
     prelude: Prelude
     recursion_limit: int
+    max_int_digits: int
     cpu_seconds: float
     memory_mib: int
     extraction: ExtractionRule
 
 
 _GENERAL = Rules(
-    prelude="lcb", recursion_limit=_LCB_RECURSION, cpu_seconds=10.0, memory_mib=1024, extraction="last_block"
+    prelude="lcb", recursion_limit=50_000, max_int_digits=0, cpu_seconds=10.0, memory_mib=1024, extraction="last_block"
 )
-_LCB = Rules(prelude="lcb", recursion_limit=_LCB_RECURSION, cpu_seconds=6.0, memory_mib=1024, extraction="lcb")
+_LCB = dataclasses.replace(_GENERAL, cpu_seconds=6.0, extraction="lcb")
 _HUMANEVAL, _MBPP, _PLUS = (
-    Rules(prelude="none", recursion_limit=_PLAIN_RECURSION, cpu_seconds=seconds, memory_mib=4096,
-          extraction="entry_point")
+    Rules(prelude="none", recursion_limit=1000, max_int_digits=sys.int_info.default_max_str_digits,
+          cpu_seconds=seconds, memory_mib=4096, extraction="entry_point")
     for seconds in (3.0, 10.0, 60.0)
 )  # fmt: skip
 _RULES = {

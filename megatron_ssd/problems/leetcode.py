@@ -31,8 +31,7 @@ def read_leetcode(path: Path) -> list[Problem]:
 
 def _problem(identity: str, row: Row) -> Problem:
     try:
-        functional = _object(row.values["tests"])["functional"]
-        script = f"Solution = __program__.Solution\n{functional}\n"
+        script = f"{_object(row.values['tests'])['functional']}\n"
     except (ValueError, SyntaxError, KeyError, TypeError):
         raise UserError(f"{row.where}: tests", rule="must contain functional, a check function and its call",
                         fix="fix that row") from None  # fmt: skip

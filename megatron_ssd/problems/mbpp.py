@@ -1,23 +1,20 @@
-"""Reads MBPP, or evalplus's MBPP+, as problems with assert scripts.
+"""Reads MBPP, or MBPP+, as problems with assert scripts.
 
-MBPP has one script per assertion of ``test_list``: the imports of the tests, the names that the program must define,
-``test_setup_code`` and the assertion. The set-up runs after the program, as tasks 367 and 927 need it. A name that the
-tests use, and that neither the tests nor Python define, comes from the reference ``code``: if the reference imports it,
-the script imports it; otherwise the program must define it.
+MBPP has one script per assertion of ``test_list``. They run one after another behind the program, the first of them
+behind the imports of the tests and ``test_setup_code``. The set-up runs after the program, as tasks 367 and 927 need
+it.
 
-MBPP+ has one script per problem, the column ``test`` of ``evalplus/mbppplus`` on the Hub. It imports NumPy, which
-``evaluation.sandbox.packages`` must name. The released ``MbppPlus.jsonl`` is not read: evalplus's code has a list of
-tasks whose inputs stand for types that JSON lacks.
+MBPP+ has two layouts: on the Hub, ``evalplus/mbppplus`` has a column ``test``, one script per problem, which imports
+NumPy; ``MbppPlus.jsonl`` has inputs (``evalplus``).
 """
 
 from __future__ import annotations
 
 import ast
-import builtins
 from pathlib import Path
-from typing import Any
 
 from megatron_ssd.errors import UserError
+from megatron_ssd.problems import evalplus
 from megatron_ssd.problems.assert_scripts import check_texts, first_columns, parse, read_rows, script_tests, unique
 from megatron_ssd.problems.table import Row
 from megatron_ssd.schema import Problem
@@ -38,11 +35,15 @@ def read_mbpp(path: Path) -> list[Problem]:
 
 
 def read_mbpp_plus(path: Path) -> list[Problem]:
-    """The problems of an MBPP+ file in the Hub's layout, one test each.
+    """The problems of an MBPP+ file in either layout, with one test, or two if the inputs are in the file.
 
     Raises:
         UserError: the file or a row cannot be read, or an id is repeated.
     """
+    columns = first_columns(path)
+    if not columns.isdisjoint(evalplus.INPUTS):
+        rows = read_rows(path, evalplus.COLUMNS)
+        return unique((evalplus.read_inputs(row, "mbpp_plus") for row in rows), path)
     return unique(map(_plus_problem, read_rows(path, _PLUS_COLUMNS)), path)
 
 
@@ -53,63 +54,38 @@ def _problem(row: Row) -> Problem:
         raise UserError(f"{row.where}: test_list", rule="must be a list of assertions", fix="fix that row")
     if not isinstance(code, str):
         raise UserError(f"{row.where}: code", rule="must be the reference solution's text", fix="fix that row")
-    imports, setup = "\n".join(values.get("test_imports") or ()), values.get("test_setup_code") or ""
-    used = _names("\n".join([setup, *asserts]), row.where, ast.Load)
-    own = _names(f"{imports}\n{setup}", row.where, ast.Store) | _imported(imports, row.where).keys()
-    reference_imports = _imported(code, row.where)
-    defined = _defined(code, row.where)
-    head = [imports, *(reference_imports[name] for name in sorted(used & reference_imports.keys() - own - defined))]
-    required = {
-        name for name in used - own if name in defined or not (hasattr(builtins, name) or name in reference_imports)
-    }
-    head += [f"{name} = __program__.{name}" for name in sorted(required)]
+    head = "".join(f"{text}\n" for text in (*(values.get("test_imports") or ()), values.get("test_setup_code") or ""))
     return Problem(
         id=str(values["task_id"]),
         source="mbpp",
         statement=str(values.get("text") or values.get("prompt") or ""),
         form="checks",
-        tests=script_tests(row, ("\n".join([*head, setup, text, ""]) for text in asserts)),
+        function_name=_entry_point(code, "\n".join(asserts), row.where),
+        tests=script_tests(row, [head.lstrip("\n") + asserts[0], *asserts[1:]]),
     )
 
 
 def _plus_problem(row: Row) -> Problem:
     check_texts(row, _PLUS_COLUMNS[1:])
     code, test = row.values["code"], row.values["test"]
-    # The script's own functions, such as a reference to compare with, are not taken from the program.
-    required = (_defined(code, row.where) & _names(test, row.where, ast.Load)) - _defined(test, row.where)
-    if not required:
+    entry = _entry_point(code, test, row.where)
+    if entry is None:
         raise UserError(f"{row.where}: test", rule="calls no function of the reference code", fix="fix that row")
-    head = "".join(f"{name} = __program__.{name}\n" for name in sorted(required))
     return Problem(
         id=str(row.values["task_id"]),
         source="mbpp_plus",
         statement=row.values["prompt"],
         form="checks",
-        tests=script_tests(row, [head + test]),
+        function_name=entry,
+        tests=script_tests(row, [test]),
+        metadata={"canonical_solution": code},
     )
 
 
-def _names(text: str, where: str, context: type[Any]) -> set[str]:
-    """Names that ``text`` reads (``ast.Load``) or sets (``ast.Store``)."""
-    return {n.id for n in ast.walk(parse(text, where)) if isinstance(n, ast.Name) and isinstance(n.ctx, context)}
-
-
-def _defined(code: str, where: str) -> set[str]:
-    """Functions, classes and variables at the top level of ``code``."""
-    found: set[str] = set()
-    for node in parse(code, where).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found.add(node.name)
-        elif isinstance(node, ast.Assign):
-            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-    return found
-
-
-def _imported(code: str, where: str) -> dict[str, str]:
-    """Name -> the statement that imports it, at the top level of ``code``."""
-    found: dict[str, str] = {}
-    for node in parse(code, where).body:
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            for alias in node.names:
-                found[alias.asname or alias.name.partition(".")[0]] = ast.unparse(node)
-    return found
+def _entry_point(code: str, test: str, where: str) -> str | None:
+    """The first function or class of the reference ``code`` that ``test`` names; None if it names none."""
+    used = [node.id for node in ast.walk(parse(test, where)) if isinstance(node, ast.Name)]
+    defined = {
+        node.name for node in parse(code, where).body if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    } - {node.name for node in parse(test, where).body if isinstance(node, ast.FunctionDef)}  # fmt: skip
+    return next((name for name in used if name in defined), None)

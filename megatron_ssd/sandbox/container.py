@@ -47,6 +47,7 @@ _RUNNER = Path(__file__).with_name("inside").relative_to(_PACKAGE_ROOT)
 _ROOT_INSIDE = Path("/runner")
 _LOADER_CACHE = Path("/etc/ld.so.cache")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+_STDIN, _STDIN_LINKS = "/dev/stdin", ("/dev/fd/0", "/proc/self/fd/0")
 _SYSTEM_FOLDERS = ("/bin", "/lib", "/lib32", "/lib64", "/sbin")
 _THREADS = 256  # of a program and its checks together, the server included
 _NPROC_PER_NAMESPACE_SINCE = (5, 14)  # the Linux version that counts RLIMIT_NPROC per user namespace
@@ -62,8 +63,8 @@ _FIX_MISSING = (
 class Settings:
     """The server's one argument; see ``inside.server``."""
 
-    prelude: str
     packages: dict[str, str]
+    stdin_path: str
     become: int | None = None
     max_threads: int | None = None
 
@@ -89,17 +90,20 @@ class Package:
     paths: tuple[Path, ...]
 
 
-def launch_modes(config: SandboxConfig) -> tuple[LaunchMode, ...]:
+def launch_modes(config: SandboxConfig, stdin: Path) -> tuple[LaunchMode, ...]:
     """Every mode that may work for this user, the strictest first.
+
+    Args:
+        config: kind of sandbox, and packages.
+        stdin: the file that will have each program's standard input. Programs see it as ``/dev/stdin``, read-only.
 
     Raises:
         UserError: bubblewrap is configured but missing, or a package is not installed.
     """
     packages = [find_package(name) for name in config.packages]
     folders = {package.name: str(package.folder) for package in packages}
-    settings = Settings(prelude=config.prelude or "lcb", packages=folders)
     if config.kind == "rlimit_only":
-        return (LaunchMode(command=_server(_PACKAGE_ROOT, settings)),)
+        return (LaunchMode(command=_server(_PACKAGE_ROOT, Settings(packages=folders, stdin_path=str(stdin)))),)
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         raise UserError(
@@ -107,7 +111,8 @@ def launch_modes(config: SandboxConfig) -> tuple[LaunchMode, ...]:
             rule="untrusted programs run under bubblewrap, and bwrap is not on PATH",
             fix=_FIX_MISSING,
         )
-    content = (*_content(packages), "--")
+    content = (*_content(packages, stdin), "--")
+    settings = Settings(packages=folders, stdin_path=_STDIN)
     with_threads = dataclasses.replace(settings, max_threads=_THREADS if _counts_threads_per_namespace() else None)
     start = (bwrap, "--die-with-parent", "--new-session", "--as-pid-1", "--clearenv", "--hostname", "sandbox",
              *_NAMESPACES, "--cap-drop", "ALL")  # fmt: skip
@@ -138,8 +143,11 @@ def _python() -> Path:
     return Path(getattr(sys, "_base_executable", sys.executable)).resolve()
 
 
-def _content(packages: Iterable[Package]) -> Iterator[str]:
-    """Arguments that show the container the system, Python, the named packages and the server, and nothing else."""
+def _content(packages: Iterable[Package], stdin: Path) -> Iterator[str]:
+    """Arguments that show the container the system, Python, the named packages and the server, and nothing else.
+
+    There is no process file system. The links are for programs that open their standard input by its usual names.
+    """
     for pair in ENVIRONMENT.items():
         yield from ("--setenv", *pair)
     shown = [Path("/usr")]
@@ -150,9 +158,8 @@ def _content(packages: Iterable[Package]) -> Iterator[str]:
     parts = [path for package in packages for path in package.paths]
     server = (_PACKAGE_ROOT / _RUNNER, _ROOT_INSIDE / _RUNNER)
     # Bubblewrap would make parent folders readable only for its own user.
-    parents = dict.fromkeys(
-        p for path in (*shown, *parts, server[1], Path("/dev/null"), _LOADER_CACHE) for p in path.parents[-2::-1]
-    )
+    others = (server[1], Path(_STDIN), *map(Path, _STDIN_LINKS), _LOADER_CACHE)
+    parents = dict.fromkeys(p for path in (*shown, *parts, *others) for p in path.parents[-2::-1])
     for folder in parents:
         if not any(folder.is_relative_to(other) for other in shown):
             yield from ("--dir", str(folder))
@@ -172,6 +179,9 @@ def _content(packages: Iterable[Package]) -> Iterator[str]:
         yield from ("--remount-ro", str(folder))
     for device in _DEVICES:
         yield from ("--dev-bind", device, device)
+    yield from ("--ro-bind", str(stdin), _STDIN)
+    for link in _STDIN_LINKS:
+        yield from ("--symlink", _STDIN, link)
     yield from ("--ro-bind", *map(str, server))
     yield from ("--dir", "/tmp", "--remount-ro", "/", "--chdir", "/")
 

@@ -8,8 +8,8 @@ Each worker has its own bubblewrap container with a small fork server inside. Wi
 - A program is one process (``inside.seccomp`` refuses more) with limits on CPU time, address space, file and output
   size, open files and, on Linux 5.14 or later, threads. The server is process 1 of its namespace, so a program cannot
   signal it.
-- Expected outputs never enter the container: results come out and the host compares them. Assert scripts hold expected
-  values. They run in their own process next to the program's (``inside.checks``) and are never in its memory.
+- Outputs and return values come out, and the host compares them: their expected values never enter the container.
+  Checks run in the program's own process, as in the official checkers (``inside.checks``).
 - The container dies with the thread that started it.
 
 Not covered:
@@ -31,35 +31,33 @@ The machine needs Linux 5.3 or later on x86-64 or AArch64.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import os
+import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.sandbox.container import ENVIRONMENT, LaunchMode, launch_modes
-from megatron_ssd.sandbox.inside.frames import receive, send
+from megatron_ssd.sandbox.execution import Execution, Failure, interpret
+from megatron_ssd.sandbox.inside.frames import receive, send, send_file
 from megatron_ssd.schema import ProblemForm
 
 log = logging.getLogger(__name__)
 
 _START_SECONDS = 60.0
 _SLACK_SECONDS = 30.0  # added to the wall limits of a request before its server is considered dead
-_VALUE = '{"value": '  # how a program's process begins a line with a result
-_DETAIL_CHARACTERS = 300
-
-Ending = Literal[
-    "completed", "runtime_error", "timeout", "starved", "memory", "syntax_error", "failed_check", "broken_check"
-]
-_ERROR_ENDINGS: dict[str, Ending] = {
-    "syntax": "syntax_error", "memory": "memory", "check": "failed_check", "broken_check": "broken_check",
-}  # fmt: skip
-_CHECK_ERRORS = ("check", "broken_check")  # a program cannot write these
+_LOAD_SECONDS = 600.0  # CPU and wall seconds to read a reference, before the program starts
+_REFERENCE_BYTES = 4 << 30  # of a reference's file
 
 
 class SandboxBrokenError(RuntimeError):
@@ -68,17 +66,28 @@ class SandboxBrokenError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """Source text, and how to run it: as ``__main__``, through a function or method, or through assert scripts."""
+    """Source text, how to run it, and what it finds around it (``inside.preparation``).
+
+    It runs as ``__main__`` (``stdin``), through a function or method (``function``), in front of assert scripts
+    (``checks``), or through a function whose results are compared with a reference's (``evalplus``).
+    ``max_int_digits`` is Python's limit for conversions of integers to text, 0 for none.
+    """
 
     source: str
     form: ProblemForm
     function_name: str | None = None
     class_name: str | None = None
+    prelude: Literal["lcb", "none"] = "lcb"
+    recursion_limit: int = 50_000
+    max_int_digits: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """CPU and wall seconds per input; bytes of address space and of output per program."""
+    """CPU and wall seconds per input; bytes of address space and of output per program.
+
+    Scripts and inputs with a reference have one limit of CPU seconds for all of them together.
+    """
 
     cpu_seconds: float
     wall_seconds: float
@@ -87,21 +96,20 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Execution:
-    """What one program did.
+class Reference:
+    """Inputs, and the canonical solution's results on them (``inside.evalplus``).
 
-    ``outputs`` has one entry per finished input, in order: standard output for ``stdin`` programs, a value in the
-    encoding of ``inside.values`` for functions, nothing of interest for each script of ``checks`` that reached its end.
-    ``cpu_seconds`` are the CPU seconds of those inputs. ``ending`` says why it did not finish more: ``starved`` means
-    that the wall limit passed before the CPU limit did, ``failed_check`` that an assertion failed, ``broken_check``
-    that a script asks for something impossible.
+    Args:
+        file: has both, and is read only in sandboxes.
+        rule: one of ``inside.evalplus.RULES``.
+        atol: absolute tolerance.
+        cpu_seconds: limit of CPU seconds for each input.
     """
 
-    outputs: tuple[str, ...]
+    file: Path
+    rule: str
+    atol: float
     cpu_seconds: tuple[float, ...]
-    ending: Ending
-    detail: str = ""
-    cpu_total: float = 0.0
 
 
 class Sandbox(AbstractContextManager["Sandbox"]):
@@ -112,38 +120,89 @@ class Sandbox(AbstractContextManager["Sandbox"]):
     """
 
     def __init__(self, config: SandboxConfig) -> None:
-        self._modes = launch_modes(config)
+        self._stdin = _StdinFile()
+        self._modes = launch_modes(config, self._stdin.path)
         self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
 
-    def execute(self, program: Program, inputs: Sequence[str], limits: Limits) -> Execution:
+    def execute(self, program: Program, inputs: Sequence[str], limits: Limits, *, go_on: bool = False) -> Execution:
         """Run ``program`` on ``inputs``: exactly one for a ``stdin`` program, all of them for a function, the scripts
-        for ``checks``.
+        for ``checks``. With ``go_on``, the scripts after one that failed run as well.
 
         Raises:
             SandboxBrokenError: the container failed during the run. The next call starts a fresh one.
         """
         assert program.form != "stdin" or len(inputs) == 1
-        is_checked = program.form == "checks"
+        interval = limits.cpu_seconds, limits.wall_seconds
+        key = "scripts" if program.form == "checks" else "inputs"
+        if program.form == "stdin":
+            self._stdin.write(inputs[0])
         request = {
-            "source": program.source,
-            "form": program.form,
-            "function_name": program.function_name,
-            "class_name": program.class_name,
-            "inputs": [] if is_checked else list(inputs),
-            "num_inputs": len(inputs),
-            "cpu_seconds": limits.cpu_seconds,
-            "wall_seconds": limits.wall_seconds,
-            "memory_bytes": limits.memory_bytes,
-            "output_bytes": limits.output_bytes,
+            **_request(program, limits),
+            key: [] if program.form == "stdin" else list(inputs),
+            "go_on": go_on,
+            "intervals": [interval] * (1 + (len(inputs) if program.form == "function" or go_on else 0)),
         }
+        return interpret(self._answer(request), program.form, len(inputs))
+
+    def compare(self, program: Program, reference: Reference, limits: Limits) -> Execution:
+        """Run an ``evalplus`` program. Its ``outputs`` are one entry if it passes, else none.
+
+        Raises:
+            SandboxBrokenError: see ``execute``.
+        """
+        request = {
+            **_request(program, limits),
+            "rule": reference.rule,
+            "atol": reference.atol,
+            "intervals": [
+                (_LOAD_SECONDS, _LOAD_SECONDS),
+                *((cpu, limits.wall_seconds) for cpu in (limits.cpu_seconds, *reference.cpu_seconds)),
+            ],
+            "total": (limits.cpu_seconds, limits.wall_seconds),
+        }
+        with reference.file.open("rb") as file:
+            return interpret(self._answer(request, file.fileno()), program.form, 1)
+
+    def make_reference(
+        self, canonical: Program, inputs: str, rule: str, limits: Limits, file: Path
+    ) -> tuple[float, ...] | Failure:
+        """Write inputs and the canonical solution's results on them to ``file``. Returns its CPU seconds for each.
+
+        Args:
+            canonical: the canonical solution.
+            inputs: the Python literal of a list of lists of arguments.
+            rule: see ``Reference``.
+            limits: for all inputs together.
+            file: written by the sandbox, and to be read only in sandboxes.
+
+        Raises:
+            SandboxBrokenError: see ``execute``.
+        """
+        request = {
+            **_request(canonical, dataclasses.replace(limits, output_bytes=_REFERENCE_BYTES)),
+            "form": "reference",
+            "inputs": inputs,
+            "rule": rule,
+            "intervals": [(limits.cpu_seconds, limits.wall_seconds)] * 2,
+        }
+        with file.open("wb") as opened:
+            execution = interpret(self._answer(request, opened.fileno()), "function", 1)
+        if execution.ending != "completed":
+            return Failure(ending=execution.ending, detail=execution.detail)
+        (seconds,) = execution.outputs
+        return tuple(json.loads(str(seconds)))
+
+    def _answer(self, request: dict[str, Any], file: int | None = None) -> dict[str, Any]:
+        """The server's facts about a request. Raises ``SandboxBrokenError``."""
         try:
             process = self._process or self.start()
-            assert process.stdin is not None
-            send(process.stdin.fileno(), request)
-            if is_checked:  # as a separate message, see ``inside.server``
-                send(process.stdin.fileno(), {"scripts": list(inputs)})
-            facts = _receive(process, limits.wall_seconds * len(inputs) + _SLACK_SECONDS)
-            return _interpret(facts, program, len(inputs), limits)
+            assert self._channel is not None
+            send(self._channel.fileno(), {**request, "has_file": file is not None})
+            if file is not None:
+                send_file(self._channel, file)
+            seconds = sum(wall for _, wall in request["intervals"])
+            return _receive(process, seconds + _SLACK_SECONDS)
         except (OSError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
@@ -156,7 +215,7 @@ class Sandbox(AbstractContextManager["Sandbox"]):
         complaints: dict[str, None] = {}
         for mode in self._modes:
             try:
-                self._process = _start(mode)
+                self._process, self._channel = _start(mode)
             except (OSError, ValueError, subprocess.SubprocessError) as error:
                 complaints[str(error)] = None
                 continue
@@ -180,24 +239,55 @@ class Sandbox(AbstractContextManager["Sandbox"]):
             self._process.kill()
             self._process.communicate()
             self._process = None
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
 
 
-def _start(mode: LaunchMode) -> subprocess.Popen[bytes]:
+class _StdinFile:
+    """The file of a program's standard input, which every user can read. It is removed with this object."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.NamedTemporaryFile(prefix="megatron_ssd_stdin_", buffering=0)  # noqa: SIM115
+        os.fchmod(self._file.fileno(), 0o444)
+        self.path = Path(self._file.name)
+
+    def write(self, text: str) -> None:
+        """Replace what is in the file."""
+        self._file.truncate(0)
+        self._file.seek(0)
+        self._file.write(text.encode("utf-8", "surrogatepass"))
+
+
+def _start(mode: LaunchMode) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """A server that answers. Raises ``OSError`` or ``ValueError`` with its last line of output if it does not."""
     as_user: dict[str, Any] = {} if mode.user is None else {"user": mode.user, "group": mode.user, "extra_groups": ()}
-    process = subprocess.Popen(
-        mode.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
-        env=ENVIRONMENT, cwd="/", start_new_session=True, **as_user,
-    )  # fmt: skip
+    channel, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            mode.command, stdin=theirs.fileno(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+            env=ENVIRONMENT, cwd="/", start_new_session=True, **as_user,
+        )  # fmt: skip
     try:
         hello = _receive(process, _START_SECONDS)
     except (OSError, ValueError) as error:
+        channel.close()
         process.kill()
         _, complaint = process.communicate()
         lines = complaint.decode("utf-8", "replace").strip().splitlines() or [str(error)]
         raise ConnectionError(lines[-1]) from None
     assert hello.get("ready") is True
-    return process
+    return process, channel
+
+
+def _request(program: Program, limits: Limits) -> dict[str, Any]:
+    """What every request has."""
+    return {
+        **dataclasses.asdict(program),
+        "memory_bytes": limits.memory_bytes,
+        "output_bytes": limits.output_bytes,
+        "total": None,
+    }
 
 
 def _receive(process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]:
@@ -209,68 +299,3 @@ def _receive(process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]
     if not isinstance(message, dict):
         raise ValueError("the server's answer is not an object")
     return message
-
-
-def _interpret(facts: dict[str, Any], program: Program, num_inputs: int, limits: Limits) -> Execution:
-    """The execution that the server's facts describe. Everything that the program can write is treated as text."""
-    values, error = _parse_results(facts["results"], trusted=program.form == "checks")
-    ending, detail = _ending(facts, error, limits)
-    outputs, cpu = [facts["stdout"]], [facts["cpu_total"]]
-    if program.form != "stdin":
-        outputs = values[:num_inputs]
-        starts = [0.0, *facts["cpu_marks"]]
-        cpu = [end - start for start, end in zip(starts, facts["cpu_marks"], strict=False)]
-        if ending == "completed" and len(outputs) < num_inputs:
-            ending, detail = "runtime_error", "the program ended before its function returned"
-    elif ending != "completed":
-        outputs = []
-    return Execution(
-        outputs=tuple(outputs),
-        cpu_seconds=tuple(cpu[: len(outputs)]),
-        ending=ending,
-        detail=detail,
-        cpu_total=facts["cpu_total"],
-    )
-
-
-def _parse_results(text: str, *, trusted: bool) -> tuple[list[str], dict[str, str] | None]:
-    """The JSON texts of the returned values, and the error that ended the program, if there was one."""
-    values: list[str] = []
-    for line in text[: text.rfind("\n") + 1].split("\n")[:-1]:
-        if line.startswith(_VALUE):
-            values.append(line[len(_VALUE) : -1])
-            continue
-        try:
-            result = json.loads(line)
-            error, detail = str(result["error"]), _shown(str(result["detail"]))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            error, detail = "runtime", "the program wrote into the channel of its results"
-        return values, {"error": "runtime" if error in _CHECK_ERRORS and not trusted else error, "detail": detail}
-    return values, None
-
-
-def _shown(detail: str) -> str:
-    """``detail`` as one short line that is safe in any file and terminal."""
-    line = " ".join(detail[: 10 * _DETAIL_CHARACTERS].split())[:_DETAIL_CHARACTERS]
-    return "".join(c if c.isprintable() else "\ufffd" for c in line)
-
-
-def _ending(facts: dict[str, Any], error: dict[str, str] | None, limits: Limits) -> tuple[Ending, str]:
-    killed, status = facts["killed"], facts["exits"][-1]  # the program's own process is the last
-    if killed == "cpu":
-        return "timeout", f"more than {limits.cpu_seconds:g} s of CPU time"
-    if killed == "wall":
-        return "starved", f"more than {limits.wall_seconds:g} s of wall time"
-    if killed == "output" or len(facts["stdout"].encode("utf-8", "replace")) >= limits.output_bytes:
-        return "runtime_error", f"more than {limits.output_bytes >> 20} MiB of output"
-    if error is not None and (error["error"] != "ended" or error["detail"]):
-        return _ERROR_ENDINGS.get(error["error"], "runtime_error"), error["detail"]
-    if status == -9:
-        return "memory", "killed by the kernel"
-    if status != 0:
-        return "runtime_error", f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-    if error is not None:
-        return "runtime_error", "the program ended before its checks did"
-    if any(facts["exits"]):
-        return "runtime_error", "the program broke the process of its checks"
-    return "completed", ""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from megatron_ssd.sandbox.sandbox import Execution, Limits, Program, Sandbox
+from megatron_ssd.sandbox.execution import Execution
+from megatron_ssd.sandbox.sandbox import Limits, Program, Sandbox
 
 Executions = list[tuple[Program, Sequence[str]]]  # each program with its inputs, in the order of execution
 LIMITS = Limits(cpu_seconds=0.5, wall_seconds=20.0, memory_bytes=512 << 20, output_bytes=1 << 20)
@@ -34,9 +35,11 @@ def record_executions(monkeypatch: pytest.MonkeyPatch) -> Executions:
     executions: Executions = []
     original = Sandbox.execute
 
-    def execute(self: Sandbox, program: Program, inputs: Sequence[str], limits: Limits) -> Execution:
+    def execute(
+        self: Sandbox, program: Program, inputs: Sequence[str], limits: Limits, *, go_on: bool = False
+    ) -> Execution:
         executions.append((program, inputs))
-        return original(self, program, inputs, limits)
+        return original(self, program, inputs, limits, go_on=go_on)
 
     monkeypatch.setattr(Sandbox, "execute", execute)
     return executions

@@ -1,62 +1,95 @@
-"""Runs assert scripts against a program that is in another process.
+"""Runs a program with its checks in one interpreter, as the official checkers do.
 
-A script is trusted text of a benchmark. It calls the program's functions through ``__program__`` (see ``remote``). Its
-own names and expected values are never in the program's process. A script passes only if its last statement has run
-here, which nothing that the program prints, patches or exits can cause.
+A program passes if the text of program and checks runs to its end. The proof is a random word that the server makes
+after it started this process. The word arrives in a pipe, which is empty and closed before any code of the program
+runs. From then on it is only on the interpreter's value stack: in no variable, container, constant or descriptor, so no
+Python code can find it. It is written when the checks have ended. Whatever else the program writes, and however else it
+ends, is no pass.
+
+Everything that untrusted code may replace is bound before that code runs. What is reported after a failure is read as
+text, and can only name the failure.
 """
 
 from __future__ import annotations
 
+import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from megatron_ssd.sandbox.inside.remote import BrokenCheckError, Link, ProgramEndedError
+from megatron_ssd.sandbox.inside.program import RESULTS_FD, describe, report_result
 
-_FILE = "checks.py"
-_PROGRAM_ERRORS = ("syntax", "memory", "runtime")  # what a program may report about itself
+WORD_FD = 4
+WORD_BYTES = 32
+_FILE = "<string>"
+_write: Callable[..., Any] = os.write
+_exec: Callable[..., Any] = exec
 
 
-def run_checks(scripts: Sequence[str], link: Link, report: Callable[[dict[str, Any]], object]) -> int:
-    """Run ``scripts`` one after another, each with its own global names, until one does not reach its end.
+def take_word() -> bytes:
+    """The word of this run. Nothing is left in its pipe, which is closed."""
+    word = os.read(WORD_FD, WORD_BYTES)
+    os.close(WORD_FD)
+    return word
 
-    Returns:
-        The exit status. ``report`` gets a value for each script that passed, and the error of the one that did not.
+
+def run_checks(request: dict[str, Any]) -> int:
+    """Run the program, then its scripts, as one text in one namespace.
+
+    If that fails, each script before the failure is reported as passed, and the failure. With ``go_on``, the later
+    scripts run as well, and are reported in the same way.
     """
+    parts, names = [request["source"], *request["scripts"]], dict[str, Any]()
     try:
-        failure = link.hello()
-        if failure is not None:
-            kind = failure.get("error")
-            report({"error": kind if kind in _PROGRAM_ERRORS else "runtime", "detail": str(failure.get("detail", ""))})
-            return 1
-        for script in scripts:
-            exec(compile(script, _FILE, "exec", dont_inherit=True),
-                 {"__name__": "__checks__", "__program__": link.program})  # fmt: skip
-            if link.ended:
-                raise ProgramEndedError
-            report({"value": True})
-    except ProgramEndedError as error:
-        report({"error": "ended", "detail": str(error)})
-    except (BrokenCheckError, SyntaxError, ImportError) as error:
-        if error is link.raised:
-            report({"error": "runtime", "detail": link.raised_detail})
-        else:
-            report({"error": "broken_check", "detail": f"{type(error).__name__}: {error}"})
-    except MemoryError as error:
-        report({"error": "memory", "detail": str(error) or "MemoryError"})
-    except Exception as error:  # noqa: BLE001 - how a check fails is a finding about the program
-        if error is link.raised:
-            report({"error": "runtime", "detail": link.raised_detail})
-        else:
-            report({"error": "check", "detail": _failure(error, script)})
+        code = compile("\n".join(parts), _FILE, "exec", dont_inherit=True)
+    except BaseException as error:  # noqa: BLE001 - a text that cannot be compiled is a finding about the program
+        report_result({"error": "syntax", "detail": describe(error)})
+        return 1
+    try:
+        # The word is put on the stack first. Then only C code runs, until the program and its checks have ended.
+        _write(RESULTS_FD, take_word() + (_exec(code, names) or b""))
+    except BaseException as error:  # noqa: BLE001 - whatever a program raises is a finding about the program
+        failed = _report_failure(error, parts)
     else:
         return 0
+    for script in request["scripts"][failed + 1 :] if request["go_on"] else ():
+        try:
+            _exec(compile(script, _FILE, "exec", dont_inherit=True), names)
+            report_result({"value": None})
+        except BaseException as error:  # noqa: BLE001
+            _report_failure(error, ["", script])
     return 1
 
 
-def _failure(error: Exception, script: str) -> str:
-    """The line of the script that failed, and how."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == _FILE]
-    line = script.splitlines()[lines[-1] - 1].strip() if lines and lines[-1] else ""
-    name = "" if type(error) is AssertionError else f"{type(error).__name__}: {error}; "
-    return " ".join(f"{name}{line}".split())[:300]
+def _report_failure(error: BaseException, parts: list[str]) -> int:
+    """Report the scripts that passed, and the one that failed. Returns its index.
+
+    Args:
+        error: what the text raised.
+        parts: the texts that were joined to it; the first is the program.
+    """
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == _FILE]
+    lines = [frame.lineno or 0 for frame in frames] or [0]
+    failed = max(_part(lines[0], parts)[0] - 1, 0)
+    part, line = _part(lines[-1], parts)
+    for _ in range(failed if len(parts) > 2 else 0):
+        report_result({"value": None})
+    detail = describe(error)
+    if isinstance(error, MemoryError):
+        report_result({"error": "memory", "detail": detail})
+    elif part == 0:
+        report_result({"error": "runtime", "detail": detail})
+    else:
+        name = "" if type(error) is AssertionError and not str(error) else f"{detail}; "
+        report_result({"error": "check", "detail": f"{name}{line}"})
+    return failed
+
+
+def _part(number: int, parts: list[str]) -> tuple[int, str]:
+    """The index of the part that has line ``number`` of the joined text, and that line."""
+    for index, part in enumerate(parts):
+        lines = part.split("\n")
+        if number <= len(lines):
+            return index, lines[number - 1].strip() if number else ""
+        number -= len(lines)
+    return 0, ""

@@ -1,6 +1,6 @@
 """Sends messages over a descriptor, each a 4-byte big-endian length followed by JSON.
 
-Nothing is read ahead, so a child can read the next message from a descriptor that it shares.
+Over a socket, a message may be followed by an open file.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import socket
 import struct
 import time
 from typing import Any
@@ -26,25 +27,33 @@ def write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def receive(descriptor: int, *, limit: int | None = None, deadline: float | None = None) -> Any:
+def send_file(channel: socket.socket, descriptor: int) -> None:
+    """Give an open file to the other side, which calls ``receive_file``. Raises ``OSError``."""
+    socket.send_fds(channel, [b"f"], [descriptor])
+
+
+def receive_file(channel: socket.socket) -> int:
+    """The descriptor of the file that the other side sent, open here. Raises ``OSError``."""
+    _, (descriptor,), _, _ = socket.recv_fds(channel, 1, 1)
+    return descriptor
+
+
+def receive(descriptor: int, *, deadline: float | None = None) -> Any:
     """The next message; None if the other side has closed, even in the middle of a message.
 
     Args:
         descriptor: a pipe or a socket.
-        limit: bytes of the longest message that is accepted.
         deadline: of ``time.monotonic``.
 
     Raises:
         TimeoutError: the deadline passed.
-        ValueError: the message is not JSON, or longer than ``limit``.
+        ValueError: the message is not JSON.
         RecursionError: it is nested too deeply.
     """
     header = _read(descriptor, 4, deadline)
     if header is None:
         return None
     (length,) = struct.unpack(">I", header)
-    if limit is not None and length > limit:
-        raise ValueError(f"a message of more than {limit} bytes")
     data = _read(descriptor, length, deadline)
     return None if data is None else json.loads(data)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import json
+import sys
+from _sitebuiltins import Quitter
 from collections.abc import Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -19,6 +22,7 @@ STAR_IMPORTED = (
     "functools", "operator", "io", "sys", "json", "typing",
 )  # fmt: skip
 
+_LONGEST_RECURSION = 50_000
 _WARM_UP_PROGRAMS = (
     "def f(xs):\n    return sum(x * 2 for x in xs if x > 1) + len([y for y in xs])\n",
     "class A:\n    def f(self):\n        return sorted({1: 'a'}, key=lambda x: f'{x}')\nA().f()\n",
@@ -45,21 +49,44 @@ class NamedPackages(MetaPathFinder):
         return None if folder is None else PathFinder.find_spec(fullname, [folder])
 
 
-def preimport() -> None:
-    """Add the names of LiveCodeBench's prelude to the builtins, where every program finds them.
+def lcb_names() -> dict[str, Any]:
+    """The names of LiveCodeBench's prelude, without those that Python itself has.
 
-    Adding them to the names of each program would take a millisecond per program. ``threading`` is not among them, and
-    this server does not import it, because its work after a fork doubles the cost of a fork.
+    ``threading`` is not among the modules, and this server does not import it, because its work after a fork doubles
+    the cost of a fork.
     """
     modules: dict[str, ModuleType] = {name: importlib.import_module(name) for name in STAR_IMPORTED}
-    builtin = vars(importlib.import_module("builtins"))
     names: dict[str, Any] = {}
     for name in STAR_IMPORTED:
         module = modules[name]
         public = getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")])
-        names.update({n: getattr(module, n) for n in public if n not in builtin})
+        names.update({n: getattr(module, n) for n in public if not hasattr(builtins, n)})
     del modules["typing"]
-    builtin.update({**names, **modules})
+    return {**names, **modules}
+
+
+class Surroundings:
+    """What a program finds around it: names, and limits of the interpreter.
+
+    The server has LiveCodeBench's names among its builtins, where every program finds them. To add them to the names of
+    each program would take a millisecond. They are removed for programs of other benchmarks.
+    """
+
+    def __init__(self) -> None:
+        self._lcb = lcb_names()
+        self._plain = {name: Quitter(name, "Ctrl-D (i.e. EOF)") for name in ("exit", "quit")}  # as the site module has
+        vars(builtins).update(self._lcb)
+        sys.setrecursionlimit(_LONGEST_RECURSION)
+        sys.set_int_max_str_digits(0)
+
+    def enter(self, request: dict[str, Any]) -> None:
+        """Change this process as ``prelude``, ``recursion_limit`` and ``max_int_digits`` of the request say."""
+        sys.setrecursionlimit(request["recursion_limit"])
+        sys.set_int_max_str_digits(request["max_int_digits"])
+        if request["prelude"] == "none":
+            for name in self._lcb:
+                delattr(builtins, name)
+            vars(builtins).update(self._plain)
 
 
 def warm_up() -> None:

@@ -1,4 +1,4 @@
-"""Runs one program inside its process, as ``__main__`` or through calls of its functions."""
+"""Runs one program inside its process, as ``__main__`` or through calls of its function."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from collections.abc import Callable
 from types import CodeType, ModuleType
 from typing import Any
 
-from megatron_ssd.sandbox.inside.frames import send, write_all
-from megatron_ssd.sandbox.inside.remote import serve_calls
+from megatron_ssd.sandbox.inside.frames import write_all
 from megatron_ssd.sandbox.inside.values import encode
 
 STACK_BYTES = 100 << 20  # less than the 128 MiB that Linux keeps free below every stack
 OPEN_FILES = 32
 RESULTS_FD = 3
-CHECKS_FD = 3  # instead of RESULTS_FD if checks call the program
 _DETAIL_CHARACTERS = 300
 
 
@@ -37,7 +35,7 @@ def limit_process(request: dict[str, Any], max_threads: int | None = None) -> No
         request: the limits of this program.
         max_threads: for all processes of this user together; None if that would count processes outside the container.
     """
-    total_cpu = int(request["cpu_seconds"] * request["num_inputs"]) + 2
+    total_cpu = int(sum(cpu for cpu, _ in request["intervals"])) + 2
     for what, limit in (
         (resource.RLIMIT_CPU, total_cpu),
         (resource.RLIMIT_AS, request["memory_bytes"]),
@@ -53,8 +51,12 @@ def limit_process(request: dict[str, Any], max_threads: int | None = None) -> No
     resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
 
 
-def execute(request: dict[str, Any], report: Callable[[dict[str, Any]], object]) -> int:
-    """Compile and run the program. ``report`` gets its results and its error. Returns the exit status."""
+def execute(request: dict[str, Any], report: Callable[[dict[str, Any]], object] | None = None) -> int:
+    """Compile and run the program. Returns the exit status.
+
+    ``report`` gets its results and its error; None stands for ``report_result``.
+    """
+    report = report or report_result
     module = ModuleType("__main__" if request["form"] == "stdin" else "solution")
     sys.modules[module.__name__] = module
     stage = "syntax"
@@ -75,10 +77,7 @@ def _run(
     if request["form"] == "stdin":
         return _run_main(code, module)
     exec(code, module.__dict__)
-    if request["form"] == "checks":
-        serve_calls(CHECKS_FD, module)
-    else:
-        _call_function(module, request, report)
+    _call_function(module, request, report)
     return 0
 
 
@@ -112,11 +111,6 @@ def _call_function(module: ModuleType, request: dict[str, Any], report: Callable
 def report_result(message: dict[str, Any]) -> None:
     """Write a result or an error as a line for the server."""
     write_all(RESULTS_FD, json.dumps(message).encode() + b"\n")
-
-
-def report_to_checks(message: dict[str, Any]) -> None:
-    """Send an error to the process that holds the checks."""
-    send(CHECKS_FD, message)
 
 
 def describe(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.problems.humaneval import program_from_completion, read_humaneval
+from megatron_ssd.problems.humaneval import read_humaneval
 from megatron_ssd.problems.leetcode import read_leetcode
 from megatron_ssd.problems.mbpp import read_mbpp
 from megatron_ssd.schema import Problem
@@ -30,62 +30,30 @@ def written(folder: Path, *rows: dict[str, Any]) -> Path:
     return write_jsonl(folder / "rows.jsonl", rows)
 
 
-def namespace_of(problem: Problem, test: int, program: dict[str, Any]) -> dict[str, Any]:
-    """The variables of a script after it was run in this process, with the names that ``program`` defines."""
-    names: dict[str, Any] = {"__program__": type("Program", (), {k: staticmethod(v) for k, v in program.items()})}
-    exec(problem.tests[test].input, names)
-    return names
+def run(problem: Problem, program: str) -> None:
+    """Run a program with the scripts of a problem in this process, one after another in the same names."""
+    exec("\n".join([program, *(test.input for test in problem.tests)]), {})
 
 
-def test_a_humaneval_script_checks_the_function_with_the_names_of_the_prompt(tmp_path: Path):
+def test_a_humaneval_script_calls_check_behind_the_program(tmp_path: Path):
     (problem,) = read_humaneval(written(tmp_path, HUMANEVAL))
     assert (problem.id, problem.form, problem.function_name) == ("t/0", "checks", "inc")
-    assert "math" in namespace_of(problem, 0, {"inc": lambda x: x + 1})
+    run(problem, problem.starter_code + "    return math.floor(x + 1.5)")
     with pytest.raises(AssertionError):
-        namespace_of(problem, 0, {"inc": lambda x: x})
-
-
-def test_a_prompt_may_end_with_the_def_line(tmp_path: Path):
-    (problem,) = read_humaneval(written(tmp_path, {**HUMANEVAL, "prompt": "def inc(x):\n"}))
-    namespace_of(problem, 0, {"inc": lambda x: x + 1})
+        run(problem, problem.starter_code + "    return x")
 
 
 def test_gzipped_rows_are_read(tmp_path: Path):
     assert len(read_humaneval(write_jsonl(tmp_path / "rows.jsonl.gz", [HUMANEVAL]))) == 1
 
 
-@pytest.mark.parametrize(
-    ("completion", "is_complete"),
-    [
-        ("    return x + 1", False),
-        ("def inc(x):\n    return x + 1", True),
-        ("import os\n\ndef inc(x): return x", True),
-        ("    def inc(x): return x\n    return inc(x)", False),
-        ("def other(x):\n    return x", False),
-        ("class A:\n    def inc(x): return x", False),
-        ("def inc(x", False),
-        ("\0", False),
-    ],
-)
-def test_a_completion_that_defines_the_entry_point_is_the_complete_program(
-    tmp_path: Path, completion: str, is_complete: bool
-):
-    (problem,) = read_humaneval(written(tmp_path, HUMANEVAL))
-    assert program_from_completion(problem, completion) == (
-        completion if is_complete else HUMANEVAL["prompt"] + completion
-    )
-
-
-def test_an_mbpp_script_gets_the_names_of_its_reference_from_the_program(tmp_path: Path):
+def test_the_set_up_of_mbpp_runs_once_behind_the_program(tmp_path: Path):
     (problem,) = read_mbpp(written(tmp_path, MBPP))
     assert (problem.id, problem.form, len(problem.tests)) == ("7", "checks", 2)
-    names = namespace_of(problem, 0, {"sum": lambda root: 1, "Node": object})
-    assert type(names["root"]) is object
-    assert "sum" in names, "a builtin that the reference defines comes from the program"
-    assert "len" not in names
-    import sys
-
-    assert namespace_of(problem, 1, {"sum": lambda root: 1, "Node": object})["sys"] is sys
+    assert problem.function_name in ("sum", "Node")
+    run(problem, MBPP["code"])
+    with pytest.raises(NameError):
+        run(problem, MBPP["code"].replace("Node", "Other"))
 
 
 def test_rows_of_sanitised_mbpp_are_read(tmp_path: Path):
@@ -94,14 +62,14 @@ def test_rows_of_sanitised_mbpp_are_read(tmp_path: Path):
         "test_list": ["assert math.isclose(f(1), 1)"],
     }  # fmt: skip
     (problem,) = read_mbpp(written(tmp_path, row))
-    namespace_of(problem, 0, {"f": lambda x: 1.0})
+    run(problem, row["code"])
 
 
 @pytest.mark.parametrize("as_text", [json.dumps, repr, dict])
 def test_rows_of_leetcode_are_read(tmp_path: Path, as_text: Callable[[Any], Any]):
     tests = {"functional": "def check(candidate):\n    assert candidate(x=1) == 2\ncheck(Solution().inc)"}
     (problem,) = read_leetcode(written(tmp_path, {"problem": "p", "tests": as_text(tests)}))
-    namespace_of(problem, 0, {"Solution": lambda: type("S", (), {"inc": lambda self, x: x + 1})()})
+    run(problem, "class Solution:\n    def inc(self, x): return x + 1")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.sandbox import container, sandbox
+from megatron_ssd.sandbox import container
 from megatron_ssd.sandbox.container import NOBODY, LaunchMode
 from megatron_ssd.sandbox.sandbox import Sandbox
 from tests.helpers.sandboxed import run
@@ -57,9 +57,8 @@ def started(request: pytest.FixtureRequest) -> Iterator[tuple[Sandbox, str]]:
             patch.setattr(container, "_python", lambda: OPEN_PYTHON)
             patch.setattr(sys, "base_prefix", "/usr")
         config = SandboxConfig(packages=("lent",))
-        chosen = tuple(mode for mode in container.launch_modes(config) if kind_of(mode) == request.param)
-        patch.setattr(sandbox, "launch_modes", lambda config: chosen)
         with Sandbox(config) as created:
+            created._modes = tuple(mode for mode in created._modes if kind_of(mode) == request.param)
             try:
                 created.start()
             except UserError as error:
@@ -167,14 +166,11 @@ def test_a_fork_bomb_and_a_thread_bomb_are_limited(box: Sandbox, started: tuple[
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root has several launch modes")
-def test_the_first_launch_mode_that_starts_is_used_and_a_weak_one_is_logged(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
-    all_modes = container.launch_modes(SandboxConfig())
+def test_the_first_launch_mode_that_starts_is_used_and_a_weak_one_is_logged(caplog: pytest.LogCaptureFixture):
     broken = LaunchMode(command=("/bin/sh", "-c", "echo no namespaces >&2; exit 1"))
-    weak = tuple(mode for mode in all_modes if mode.weakness)
-    monkeypatch.setattr(sandbox, "launch_modes", lambda config: (broken, *weak))
     with caplog.at_level(logging.WARNING), Sandbox(SandboxConfig()) as created:
+        weak = tuple(mode for mode in created._modes if mode.weakness)
+        created._modes = (broken, *weak)
         created.start()
         assert created._modes[0] in weak
     assert "own root's files outside of it; stricter modes fail (no namespaces)" in caplog.text

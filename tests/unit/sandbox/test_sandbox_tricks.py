@@ -7,17 +7,14 @@ import json
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.config.evaluation import SandboxConfig
-from megatron_ssd.grading import compare
 from megatron_ssd.grading.compare import stdout_difference, value_difference
 from megatron_ssd.grading.pool import Grader
-from megatron_ssd.sandbox.inside.values import decode
 from megatron_ssd.sandbox.sandbox import Sandbox
 from megatron_ssd.schema import TestCase
 from tests.helpers.programs import function_problem, sample, stdin_problem
@@ -232,12 +229,7 @@ class TestCostsOfTheHost:
         ],
         ids=["set", "dict", "nested", "depth", "lists", "exponent", "fraction", "digits", "range", "bytes"],
     )
-    def test_a_large_or_misleading_value(self, value: str, monkeypatch: pytest.MonkeyPatch):
-        def decode_number(value: dict[str, Any]) -> Any:
-            assert set(value) <= {"complex", "Decimal", "Fraction"}, "a set with colliding hashes takes minutes"
-            return decode(value)
-
-        monkeypatch.setattr(compare, "decode", decode_number)
+    def test_a_large_or_misleading_value(self, value: str):
         assert value_difference(value, "[1, 2]") is not None
         assert value_difference(value, '{"a": [1]}', tolerance=1e-6) is not None
 
