@@ -83,6 +83,8 @@ class ShortProblem:
     statement: Excerpt
     starter_code: str
     tests: tuple[ShortTest, ...]
+    source: str = ""  # "" in files of earlier versions
+    function_name: str | None = None
 
 
 def write_problems(path: Path, problems: Sequence[Problem], halves: Halves) -> None:
@@ -101,6 +103,8 @@ def write_problems(path: Path, problems: Sequence[Problem], halves: Halves) -> N
                 {name: Excerpt.of(text, TEST_CHARACTERS).to_json() for name, text in test.to_json().items()}
                 for test in problem.tests
             ],
+            "source": problem.source,
+            "function_name": problem.function_name,
         }
         for problem, on_report in zip(problems, halves.report.tolist(), strict=True)
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -147,7 +147,8 @@ class SampleCounts:
 class SettingScores:
     """One model under one decode setting, measured on all problems.
 
-    ``outcomes`` counts verdicts by status, ``no_code`` is the share of responses without a program.
+    ``outcomes`` counts verdicts by status, ``no_code`` is the share of responses without a program, and
+    ``no_code_causes`` counts those by cause (none in files of earlier versions).
     """
 
     overall: dict[int, Estimate]
@@ -156,6 +157,7 @@ class SettingScores:
     finish_reasons: dict[str, int]
     outcomes: dict[str, int]
     no_code: float
+    no_code_causes: dict[str, int] = field(default_factory=dict)
     diversity: Diversity
 
 

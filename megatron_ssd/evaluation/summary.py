@@ -38,6 +38,7 @@ from megatron_ssd.evaluation.results import (
     SettingScores,
     SsdGain,
 )
+from megatron_ssd.grading.extraction import no_code_causes
 from megatron_ssd.grading.metrics import Bootstrap, Estimate, Mask, Scores, sign_test
 from megatron_ssd.problems.errata import Errata
 
@@ -222,6 +223,7 @@ def _setting(
         finish_reasons=dict(finish_reasons),
         outcomes=dict(outcomes.most_common()),
         no_code=outcomes["no_code"] / len(verdicts),
+        no_code_causes=no_code_causes(verdicts),
         diversity=diversity,
     )
 

@@ -25,6 +25,7 @@ from megatron_ssd.config.grading import GradeConfig
 from megatron_ssd.config.problems import BenchmarkSetConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.grading.completions import count_samples, read_submissions
+from megatron_ssd.grading.extraction import no_code_causes
 from megatron_ssd.grading.metrics import Bootstrap, problem_scores
 from megatron_ssd.grading.pool import Grader, read_verdicts
 from megatron_ssd.problems.errata import Errata, apply_errata
@@ -104,6 +105,7 @@ def summarise(problems: Mapping[str, Problem], verdicts: Sequence[Verdict]) -> d
         "programs": len(verdicts),
         "samples_per_problem": [min(samples.values()), max(samples.values())],
         "statuses": dict(sorted(Counter(verdict.status for verdict in verdicts).items())),
+        "no_code_causes": no_code_causes(verdicts),
         "confidence": bootstrap.confidence,
         "pass_at_k": {
             name: {
@@ -126,7 +128,9 @@ def table(summary: dict[str, Any]) -> str:
     each = str(low) if low == high else f"{low} to {high}"
     share = f"{100 * summary['confidence']:g} % intervals over problems"
     text = [*aligned(lines), "", f"per cent of {num_problems} problems, {each} programs each; {share}"]
-    text.append(", ".join(f"{count} {status.replace('_', ' ')}" for status, count in summary["statuses"].items()))
+    text.append(_counts({status.replace("_", " "): count for status, count in summary["statuses"].items()}))
+    if summary.get("no_code_causes"):  # folders of earlier versions lack it
+        text.append(f"no code: {_counts(summary['no_code_causes'])}")
     if "errata" in summary and (line := Errata(**summary["errata"]).line):  # folders of earlier versions lack it
         text.append(line)
     if summary["problems_without_samples"]:
@@ -134,6 +138,10 @@ def table(summary: dict[str, Any]) -> str:
     if summary["statuses"].get("infrastructure_error"):
         text.append("programs with infrastructure error are not in the scores: the checker failed, not the program")
     return "\n".join(text)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def _cells(estimate: dict[str, Any]) -> tuple[str, str]:

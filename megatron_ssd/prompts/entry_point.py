@@ -92,7 +92,7 @@ def definition_of(text: str, name: str, also: frozenset[str] = frozenset(), *, a
                 for number in range(unit.start, unit.end)
             }
             program += [lines[number] for number in range(region.start, region.end) if number not in left_out]
-    return Definition("".join(f"{line}\n" for line in program), futures)
+    return Definition("\n".join(program).strip("\n"), futures)
 
 
 def parses(text: str) -> bool:

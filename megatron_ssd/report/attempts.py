@@ -7,6 +7,7 @@ are cut while they are read, so that memory holds at most ``MOST_KEPT`` characte
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,8 +16,9 @@ from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, Excerpt, ShortProblem, read_problems
 from megatron_ssd.evaluation.results import EvaluationResults, Score
+from megatron_ssd.grading.rules import rules_of
 from megatron_ssd.progress import progress
-from megatron_ssd.prompts.extract import extract_code
+from megatron_ssd.prompts.extract import extract_program
 from megatron_ssd.schema import FinishReason, Sample, Verdict, VerdictStatus
 
 COLUMNS = ("base_best", "ssd_best")  # keys of the scores that are shown side by side
@@ -32,7 +34,7 @@ Solved = Literal["both", "ssd", "base", "neither"]
 class Attempt:
     """A response and its verdict; the response is ``before``, then ``program``, then ``after``.
 
-    ``program`` is None if none was found; then the whole response is in ``before``.
+    ``program`` is None if there is none, or if it has parts of several blocks; then the response is in ``before``.
     """
 
     sample_index: int
@@ -118,7 +120,7 @@ def read_problem_pages(folder: Path, scores: EvaluationResults, *, prompt_opens_
     Args:
         folder: ``run_dir/eval``.
         scores: names the problems and each model's best setting.
-        prompt_opens_thinking: see ``extract_code``.
+        prompt_opens_thinking: see ``extract_program``.
 
     Raises:
         UserError: a file is missing or broken, or generations and verdicts are not of the same samples.
@@ -128,7 +130,7 @@ def read_problem_pages(folder: Path, scores: EvaluationResults, *, prompt_opens_
     known = read_problems(kept) if kept.is_file() else {}
     attempts, prompts = [], dict[str, str]()
     for score in columns:
-        attempts.append(_read_attempts(folder, score, prompts, prompt_opens_thinking=prompt_opens_thinking))
+        attempts.append(_read_attempts(folder, score, known, prompts, prompt_opens_thinking=prompt_opens_thinking))
         if unmatched := attempts[-1].keys() ^ scores.difficulties.keys():
             raise _mismatch(
                 folder,
@@ -145,7 +147,12 @@ def read_problem_pages(folder: Path, scores: EvaluationResults, *, prompt_opens_
 
 
 def _read_attempts(
-    folder: Path, score: Score, prompts: dict[str, str], *, prompt_opens_thinking: bool
+    folder: Path,
+    score: Score,
+    known: Mapping[str, ShortProblem],
+    prompts: dict[str, str],
+    *,
+    prompt_opens_thinking: bool,
 ) -> dict[str, tuple[Attempt, ...]]:
     """Attempts by problem id, in the order of their index; adds the prompt of each problem to ``prompts``."""
     name = f"{score.model}/{score.decoding}.jsonl"
@@ -158,8 +165,14 @@ def _read_attempts(
         verdict = verdicts.pop(sample.key, None)
         if verdict is None:
             raise _mismatch(folder / "verdicts" / name, f"no verdict on sample {sample.key}")
-        program = extract_code(sample.response, prompt_opens_thinking=prompt_opens_thinking)
-        attempts[sample.problem_id].append(_attempt(sample, verdict, program))
+        kept = known.get(sample.problem_id)
+        found = extract_program(
+            sample.response,
+            rule=rules_of(kept.source if kept else "").extraction,
+            entry_point=kept.function_name if kept else None,
+            prompt_opens_thinking=prompt_opens_thinking,
+        )
+        attempts[sample.problem_id].append(_attempt(sample, verdict, found.program))
         if sample.problem_id not in prompts:
             prompts[sample.problem_id] = "\n\n".join(message["content"] for message in sample.messages)
     if verdicts:
@@ -169,8 +182,10 @@ def _read_attempts(
 
 def _attempt(sample: Sample, verdict: Verdict, program: str | None) -> Attempt:
     before, after = sample.response, ""
-    if program is not None:  # extraction keeps lines unchanged, so the response contains the program
+    if program is not None and program in sample.response:  # lines are unchanged, but some may be left out between them
         before, _, after = sample.response.rpartition(program)
+    else:
+        program = None
     return Attempt(
         sample_index=sample.sample_index,
         status=verdict.status,

@@ -21,6 +21,8 @@ from megatron_ssd.report.data import ReportData, SamplingFacts, thin
 from megatron_ssd.report.formatting import duration, visible
 from megatron_ssd.text_table import DASH, counted
 
+ProgramCounts = dict[ModelName, tuple[int, float]]  # model -> (programs, share of all)
+
 # Below this a model is too small to write a competitive-programming solution.
 _USEFUL_PARAMETERS = 100_000_000
 # Of an example; problems.html and eval/generations have the full texts.
@@ -163,22 +165,27 @@ def notice(settings: Mapping[str, Any]) -> str:
     )
 
 
-def outcomes(scores: EvaluationResults) -> list[tuple[str, dict[ModelName, tuple[int, float]]]]:
-    """(verdict, model -> (programs, share)), the most common first."""
-    best = [scores.score(key) for key in ("base_best", "ssd_best")]
-    by_model = {score.model: scores.setting(score).outcomes for score in best}
-    totals: Counter[str] = Counter()
-    for counts in by_model.values():
-        totals.update(counts)
+def outcomes(scores: EvaluationResults) -> list[tuple[str, ProgramCounts]]:
+    """(verdict, its counts), the most common first; ``no code`` is followed by its causes."""
+    best = {score.model: scores.setting(score) for score in (scores.score(key) for key in ("base_best", "ssd_best"))}
+    totals = {model: sum(setting.outcomes.values()) for model, setting in best.items()}
+    causes = _program_counts({model: setting.no_code_causes for model, setting in best.items()}, totals)
+    found = []
+    for verdict, counts in _program_counts({model: setting.outcomes for model, setting in best.items()}, totals):
+        found.append((verdict.replace("_", " "), counts))
+        if verdict == "no_code":
+            found += [(f"no code: {cause}", each) for cause, each in causes]
+    return found
+
+
+def _program_counts(
+    by_model: dict[ModelName, dict[str, int]], totals: dict[ModelName, int]
+) -> list[tuple[str, ProgramCounts]]:
+    """(name, its counts) of what ``by_model`` counts, the most common first."""
+    names = sum(map(Counter, by_model.values()), Counter[str]())
     return [
-        (
-            verdict.replace("_", " "),
-            {
-                model: (counts.get(verdict, 0), counts.get(verdict, 0) / max(sum(counts.values()), 1))
-                for model, counts in by_model.items()
-            },
-        )
-        for verdict, _ in totals.most_common()
+        (name, {model: (by.get(name, 0), by.get(name, 0) / max(totals[model], 1)) for model, by in by_model.items()})
+        for name, _ in names.most_common()
     ]
 
 

@@ -234,7 +234,8 @@ def _summary(scale: float) -> dict[str, Any]:
         "claim_rule": "shown: the interval of the difference lies above zero; unclear: it holds zero.",
         "settings": {
             model: {label: {"outcomes": {"wrong_answer": 1760, "passed": 1000 + 20 * len(model), "no_code": 240},
-                            "no_code": 0.08, "diversity": _diversity(scale), "overall": {}, "by_difficulty": {},
+                            "no_code": 0.08, "no_code_causes": {"no fence": 200, "empty block": 40},
+                            "diversity": _diversity(scale), "overall": {}, "by_difficulty": {},
                             "finish_reasons": {"stop": 3000},
                             "n": {"problems": 300, "samples": 3000, "left_out": 0}} for label in labels}
             for model, labels in {"base": [row[3] for row in rows[:3]], "ssd": [_BEST["ssd"]]}.items()

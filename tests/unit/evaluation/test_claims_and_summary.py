@@ -201,10 +201,13 @@ def test_every_setting_is_written_in_full():
     found.verdicts["base"]["T1-k20-p0.6"][0] = Verdict(  # type: ignore[index]
         problem_id="p0", sample_index=0, status="infrastructure_error"
     )
-    found.verdicts["base"]["T1-k20-p0.6"][1] = Verdict(problem_id="p0", sample_index=1, status="no_code")  # type: ignore[index]
+    found.verdicts["base"]["T1-k20-p0.6"][1] = Verdict(  # type: ignore[index]
+        problem_id="p0", sample_index=1, status="no_code", detail="no fence"
+    )
     setting = summary_of(found)["settings"]["base"]["T1-k20-p0.6"]
     assert setting["n"] == {"problems": 90, "samples": 2700, "left_out": 1}
     assert setting["no_code"] == pytest.approx(1 / 2700)
+    assert setting["no_code_causes"] == {"no fence": 1}
     assert setting["finish_reasons"] == {"stop": 890, "length": 10}
     assert set(setting["by_difficulty"]) == {"easy", "medium", "hard"}
     assert setting["diversity"] == {"distinct": 12.5, "distinct_passing": 4.0, "num_solved": 80}

@@ -92,7 +92,17 @@ def test_summary_and_page_have_the_results_of_decontamination(published: Path) -
 
 def test_the_sign_test_and_the_diversity_of_programs_are_shown_with_the_scores(published: Path) -> None:
     page = read_page(published)
-    for text in ("61, 40, 49", ">0.046<", ">7.3<", ">2.6<", ">230<", "8.0 %", "Distinct programs of 10"):
+    for text in (
+        "61, 40, 49",
+        ">0.046<",
+        ">7.3<",
+        ">2.6<",
+        ">230<",
+        "8.0 %",
+        "Distinct programs of 10",
+        "no code: no fence",
+        "no code: empty block",
+    ):
         assert text in page
     base = read_summary(published)["base"]
     assert list(base["ssd_ahead_by"]) == ["pass@1", "pass@5", "pass@10"]
