@@ -5,6 +5,7 @@ A converted folder contains
     iter_0000000/     the weights, as a checkpoint that any layout loads
     hf/               every other file of the Hugging Face folder, unchanged
     hf_dtypes.json    the type of each Hugging Face tensor
+    hf_buffers/       tensors that no parameter is made of, such as the rotary frequencies in older folders; if any
 
 so that converting back needs nothing else. Invariants: no tensor changes, including its type; at most two or three of
 the largest tensors are in memory; a folder gets its final name when it is complete. One process on a CPU converts
@@ -32,11 +33,13 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.export.assets import copy_all_assets
 from megatron_ssd.export.checkpoint_writer import write_checkpoint
 from megatron_ssd.export.full_model import FullTensor, full_model
+from megatron_ssd.export.shards import Shard, TensorSpec, write_shard
 from megatron_ssd.export.state_dict_adapter import open_adapter
 from megatron_ssd.models.families import FAMILIES
+from megatron_ssd.models.families.family import HEAD
 from megatron_ssd.models.families.mappings import GateUpMapping
-from megatron_ssd.models.hf_checkpoint import check_weights
-from megatron_ssd.models.hf_weights import HFWeights
+from megatron_ssd.models.hf_checkpoint import check_tied_head, check_weights
+from megatron_ssd.models.hf_weights import WEIGHTS_FILE, HFWeights
 from megatron_ssd.training.checkpoint_folder import (
     CheckpointFacts,
     check_files,
@@ -50,6 +53,7 @@ log = logging.getLogger(__name__)
 
 ASSETS = "hf"
 DTYPES_FILE = "hf_dtypes.json"
+BUFFERS = "hf_buffers"
 
 
 def run_convert(config: ConvertConfig) -> None:
@@ -72,13 +76,15 @@ def hf_to_megatron(config: ConvertConfig) -> None:
         full = full_model(model)
         weights = HFWeights(folder)
         check_weights(weights, model, full.hf_shapes)
-        dtypes = {name: str(weights.dtype(name)).removeprefix("torch.") for name in full.hf_shapes}
+        copies = [HEAD] if check_tied_head(weights, model) else []
+        dtypes = {name: str(weights.dtype(name)).removeprefix("torch.") for name in (*full.hf_shapes, *copies)}
         checkpoint = checkpoint_path(work, 0)
         hashes = write_checkpoint(checkpoint, full, lambda tensor: _pieces(tensor, weights, model))
         facts = CheckpointFacts(iteration=0, optimizer="none", layout={}, versions=package_versions())
         write_facts(checkpoint, facts, hashes=hashes)
         copy_all_assets(folder, work / ASSETS)
         write_atomically(work / DTYPES_FILE, json.dumps(dtypes, indent=0) + "\n")
+        _write_buffers(work / BUFFERS, weights, sorted(weights.names - dtypes.keys()))
     log.info("converted %d weights to %s", len(dtypes), config.megatron)
 
 
@@ -98,7 +104,10 @@ def megatron_to_hf(config: ConvertConfig) -> None:
         )
     model = read_model_config(assets)
     with atomic_folder(Path(config.hf), key="hf", replace=config.replace) as work, reading(checkpoint):
-        adapter = open_adapter(checkpoint, model, weights=config.weights, dtypes=_hf_dtypes(checkpoint))
+        buffers = HFWeights(folder) if (folder := checkpoint.parent / BUFFERS).is_dir() else None
+        adapter = open_adapter(
+            checkpoint, model, weights=config.weights, dtypes=_hf_dtypes(checkpoint), buffers=buffers
+        )
         copy_all_assets(assets, work)
         if assets != own_assets:
             _set_dtype(work / "config.json", {spec.dtype for spec in adapter.specs})
@@ -127,6 +136,13 @@ def _pieces(tensor: FullTensor, weights: HFWeights, model: ModelConfig) -> Itera
         yield from map(weights.read, tensor.hf_names)
     else:
         yield tensor.mapping.merge([weights.read(name) for name in tensor.hf_names], model)
+
+
+def _write_buffers(folder: Path, weights: HFWeights, names: list[str]) -> None:
+    if names:
+        folder.mkdir()
+        specs = tuple(TensorSpec(name, weights.shape(name), weights.dtype(name)) for name in names)
+        write_shard(folder, Shard(WEIGHTS_FILE, specs), weights.read)
 
 
 def _hf_dtypes(checkpoint: Path) -> dict[str, torch.dtype]:

@@ -20,6 +20,7 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.export.checkpoint_reader import CheckpointReader
 from megatron_ssd.export.full_model import FullModel, FullTensor, full_model
 from megatron_ssd.export.shards import Shard, TensorSpec, is_written, plan_shards, write_index, write_shard
+from megatron_ssd.models.families.family import EMBEDDING, HEAD
 from megatron_ssd.models.hf_weights import HFWeights
 from megatron_ssd.progress import progress
 
@@ -33,7 +34,9 @@ class StateDictAdapter:
         reader: an opened checkpoint of the model ``full``.
         full: names, keys and shapes.
         dtype_of: the type in which a parameter is written.
-        dtypes: types of single Hugging Face tensors that differ from it.
+        dtypes: types of single Hugging Face tensors that differ from it. If it has the output layer of a model with
+            tied embeddings, a copy of them is written.
+        buffers: tensors that are not in a checkpoint.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class StateDictAdapter:
         full: FullModel,
         dtype_of: Callable[[FullTensor], torch.dtype],
         dtypes: Mapping[str, torch.dtype] | None = None,
+        buffers: HFWeights | None = None,
     ) -> None:
         self.model: ModelConfig = full.model
         self._reader = reader
@@ -49,18 +53,32 @@ class StateDictAdapter:
         self._dtype_of = dtype_of
         self._dtypes = dtypes or {}
         self._source_of = {name: tensor for tensor in full.tensors for name in tensor.hf_names}
+        self._buffers = buffers
         self._last: tuple[FullTensor, dict[str, Tensor]] | None = None
 
     @property
     def specs(self) -> list[TensorSpec]:
         """Name, shape and type of every tensor, in the order of the model's modules."""
-        return [
+        specs = [
             TensorSpec(name, shape, self._dtypes.get(name, self._dtype_of(self._source_of[name])))
             for name, shape in self._full.hf_shapes.items()
         ]
+        if self._copies_head:
+            specs.append(TensorSpec(HEAD, self._full.hf_shapes[EMBEDDING], self._dtypes[HEAD]))
+        if (found := self._buffers) is not None:
+            specs += [TensorSpec(name, found.shape(name), found.dtype(name)) for name in sorted(found.names)]
+        return specs
+
+    @property
+    def _copies_head(self) -> bool:
+        return HEAD in self._dtypes and HEAD not in self._source_of
 
     def value(self, name: str) -> Tensor:
         """The tensor of a Hugging Face name."""
+        if self._copies_head and name == HEAD:
+            return self.value(EMBEDDING).to(self._dtypes[HEAD])
+        if self._buffers is not None and name in self._buffers.names:
+            return self._buffers.read(name)
         source = self._source_of[name]
         if self._last is None or self._last[0] is not source:
             self._last = None  # free it before the next one is read
@@ -115,6 +133,7 @@ def open_adapter(
     weights: Weights,
     dtype: torch.dtype | None = None,
     dtypes: Mapping[str, torch.dtype] | None = None,
+    buffers: HFWeights | None = None,
 ) -> StateDictAdapter:
     """Open ``checkpoint`` and compare names and shapes with ``model``.
 
@@ -123,7 +142,8 @@ def open_adapter(
         model: its shape.
         weights: the weights or their moving average.
         dtype: type to write; None for the type of the weights (not of their average) in the checkpoint.
-        dtypes: types of single Hugging Face tensors.
+        dtypes: types of single Hugging Face tensors, see ``StateDictAdapter``.
+        buffers: tensors that are not in a checkpoint.
 
     Raises:
         UserError: the checkpoint cannot be read, has no moving average, or is of another model.
@@ -131,7 +151,9 @@ def open_adapter(
     full = full_model(model)
     trained = CheckpointReader(checkpoint, full)
     reader = CheckpointReader(checkpoint, full, weights="ema") if weights == "ema" else trained
-    return StateDictAdapter(reader, full, dtype_of=lambda tensor: dtype or trained.dtype(tensor), dtypes=dtypes)
+    return StateDictAdapter(
+        reader, full, dtype_of=lambda tensor: dtype or trained.dtype(tensor), dtypes=dtypes, buffers=buffers
+    )
 
 
 def _is_equal(spec: TensorSpec, weights: HFWeights, value: Tensor) -> bool:

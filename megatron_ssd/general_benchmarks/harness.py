@@ -315,6 +315,7 @@ def _open_model(spec: HarnessSpec) -> Any:
             pretrained=arguments.pop("model"),
             enable_thinking=spec.enable_thinking,
             think_end_token=spec.config.think_end_token,
+            chat_template_args={"strftime_now": spec.clock.strftime},
             **arguments,
         )
     except UserError:

@@ -19,6 +19,7 @@ from megatron_ssd.config.evaluation import GeneralBenchmarksConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.vllm_engine import VllmSpec
 from megatron_ssd.process import ChildDeathError, ChildProcess
+from megatron_ssd.prompts.clock import RunClock
 
 _POLL_SECONDS = 30.0
 
@@ -36,6 +37,7 @@ class HarnessSpec:
         config: the section of the run.
         seed: the seed of the run.
         enable_thinking: for chat templates that have this switch.
+        clock: the time of the run, for chat templates.
         out: folder of the parts.
     """
 
@@ -47,6 +49,7 @@ class HarnessSpec:
     config: GeneralBenchmarksConfig
     seed: int
     enable_thinking: bool | None
+    clock: RunClock
     out: Path
 
     def part(self, task: str) -> Path:

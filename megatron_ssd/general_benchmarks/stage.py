@@ -50,6 +50,7 @@ from megatron_ssd.generation.samplers import engine_facts, vllm_spec
 from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.grading.pool import Grader
 from megatron_ssd.progress import progress
+from megatron_ssd.prompts.clock import RunClock
 from megatron_ssd.sandbox.sandbox import Sandbox
 
 log = logging.getLogger(__name__)
@@ -112,6 +113,7 @@ def run_general_benchmarks(config: RunConfig) -> None:
         },
         counts={"tasks": len(section.tasks), "rows": num_rows},
         dropped={f"infrastructure_error in {where}": count for where, count in failures.items() if count},
+        facts=RunClock(Path(config.run_dir)).facts,
     )
     log.info("%s:\n%s", NAME, table(results))
 
@@ -164,6 +166,7 @@ def _specs(config: RunConfig, name: ModelName, model: ModelFolder, work: Path) -
             config=config.general_benchmarks,
             seed=config.seed,
             enable_thinking=config.prompt.enable_thinking,
+            clock=RunClock(Path(config.run_dir)),
             out=work / _PARTS / name,
         )
         for index in range(world)

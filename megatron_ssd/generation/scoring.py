@@ -29,6 +29,7 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.generation.engine import ScoreRequest
 from megatron_ssd.generation.samplers import engine_facts, open_sampler
 from megatron_ssd.progress import progress
+from megatron_ssd.prompts.clock import RunClock
 from megatron_ssd.prompts.prompt import prompt_ids
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import ResponseScore, Sample
@@ -78,7 +79,7 @@ def run_score(config: RunConfig) -> None:
     stage.publish(
         engine=engine,
         counts={"samples": len(order), "scored": len(scored)},
-        facts={"mean_logprob_quantiles": quantiles},
+        facts={"mean_logprob_quantiles": quantiles, **RunClock(Path(config.run_dir)).facts},
     )
 
 
@@ -123,7 +124,7 @@ def _score_missing(
         JsonlWriter(path) as writer,
         bar,
     ):
-        tokenizer = ChatTokenizer(model.path)
+        tokenizer = ChatTokenizer(model.path, RunClock(Path(config.run_dir)))
         tokenizer.check_fits(model.vocab_size)
 
         def record(key: tuple[str, int], mean_logprob: float | None, num_tokens: int = 0) -> None:

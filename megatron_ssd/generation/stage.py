@@ -41,7 +41,8 @@ from megatron_ssd.generation.store import (
     worker_name,
 )
 from megatron_ssd.problems.stage import read_problems
-from megatron_ssd.process import forget_torchrun
+from megatron_ssd.process import forget_launcher
+from megatron_ssd.prompts.clock import RunClock
 from megatron_ssd.prompts.prompt import Prompt, build_prompts, prompts_open_thinking, template_hash
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import Problem
@@ -73,7 +74,7 @@ def run_generate(config: RunConfig) -> None:
     config = dataclasses.replace(config, worker=config.worker.resolved(os.environ))
     model, sampling, worker = _model(config), _sampling(config), config.worker
     stage = _stage(config, model)
-    forget_torchrun()  # engines are not ranks; and from here on each worker reports its own errors
+    forget_launcher()  # engines are not ranks; and from here on each worker reports its own errors
     with contextlib.ExitStack() as stack:
         with stage.lock():
             if stage.is_current():
@@ -97,9 +98,14 @@ def run_generate(config: RunConfig) -> None:
             spans.note()
             store.update()
             if store.num_missing == 0:
-                opens_thinking = prompts_open_thinking(problems, config.prompt, _tokenizer(model))
-                ends = sorted({*model.end_token_ids, *sampling.stop_token_ids})
-                _publish(stage, store, engine, opens_thinking=opens_thinking, end_token_ids=ends)
+                tokenizer = _tokenizer(model, Path(config.run_dir))
+                facts = {
+                    # later stages need it to find the program in a response
+                    "prompt_opens_thinking": prompts_open_thinking(problems, config.prompt, tokenizer),
+                    "end_token_ids": sorted({*model.end_token_ids, *sampling.stop_token_ids}),
+                    **RunClock(Path(config.run_dir)).facts,
+                }
+                _publish(stage, store, engine, facts)
             else:
                 log.info("samples: %s has finished its part; %d samples are still missing; the last worker to end "
                          "publishes", worker.label, store.num_missing)  # fmt: skip
@@ -137,7 +143,7 @@ def _sample_part(
         stop_token_ids=sampling.stop_token_ids,
         worker=config.worker,
     ) as sampler:  # loads while the prompts are made
-        tokenizer = _tokenizer(model)
+        tokenizer = _tokenizer(model, Path(config.run_dir))
         missing = _missing_requests(config, sampling, build_prompts(problems, config.prompt, tokenizer), store)
         make_sample = functools.partial(
             sample_of,
@@ -178,18 +184,14 @@ def _missing_requests(
     return [request for request in planned if request.key not in store]
 
 
-def _publish(
-    stage: Stage, store: SampleStore, engine: dict[str, str], *, opens_thinking: bool, end_token_ids: list[int]
-) -> None:
+def _publish(stage: Stage, store: SampleStore, engine: dict[str, str], facts: dict[str, Any]) -> None:
     """Merge the workers' files and publish, while holding the stage's lock."""
     notes = span_files(stage.work)
     spans = read_spans(notes)
     hashes = store.merge()
     remove_worker_files(stage.work)
     _warn(store.counts)
-    facts: dict[str, Any] = {
-        "prompt_opens_thinking": opens_thinking,  # later stages need it to find the program in a response
-        "end_token_ids": end_token_ids,
+    facts |= {
         "worker_seconds": {  # their sum is the cost of the samples; the manifest's seconds count overlapping time once
             worker_name(path): round(seconds_covered(read_spans([path])[_AT_WORK]), 1) for path in notes
         },
@@ -241,9 +243,9 @@ def _model(config: RunConfig) -> ModelFolder:
 
 
 @functools.cache
-def _tokenizer(model: ModelFolder) -> ChatTokenizer:
+def _tokenizer(model: ModelFolder, run_dir: Path) -> ChatTokenizer:
     """The model's tokenizer, loaded once per process."""
-    tokenizer = ChatTokenizer(model.path)
+    tokenizer = ChatTokenizer(model.path, RunClock(run_dir))
     tokenizer.check_fits(model.vocab_size)
     tokenizer.check_ends(model.end_token_ids)
     return tokenizer

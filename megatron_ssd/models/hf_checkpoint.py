@@ -21,10 +21,14 @@ from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.models.families import FAMILIES
+from megatron_ssd.models.families.family import EMBEDDING, HEAD
 from megatron_ssd.models.families.mappings import ParamMapping, VocabularyMapping, all_hf_names, find_mapping
 from megatron_ssd.models.hf_weights import HFWeights, Shape, abbreviate
 from megatron_ssd.models.vocabulary import num_local_tokens
 from megatron_ssd.progress import progress
+from megatron_ssd.runtime.process_groups import on_rank_zero
+
+_ROWS_COMPARED = 4096  # at a time, of an embedding and its copy
 
 
 class MappedParameter(NamedTuple):
@@ -47,7 +51,8 @@ def load_hf_weights(
         How many bytes of weights this rank read.
 
     Raises:
-        UserError: ``config.json`` and ``model`` differ, or weights are missing, unknown or misshapen.
+        UserError: ``config.json`` and ``model`` differ, weights are missing, unknown or misshapen, or the output layer
+            of a model with tied embeddings differs from them.
     """
     family = FAMILIES[model.model_type]
     family.check_hf_config(read_hf_config(folder), model, source=folder / "config.json")
@@ -58,6 +63,7 @@ def load_hf_weights(
         model,
         {name: shape for mapped in parameters for name, shape in _full_hf_shapes(mapped, model, parallel).items()},
     )
+    on_rank_zero(lambda: check_tied_head(weights, model))
     shown = progress(parameters, desc=f"reading {folder.name}", unit="weight") if dist.get_rank() == 0 else parameters
     with torch.no_grad():
         for mapped in shown:
@@ -85,6 +91,32 @@ def check_weights(weights: HFWeights, model: ModelConfig, shapes: dict[str, Shap
         misshapen=misshapen,
         fix="choose the model group for model.path, or download that model again",
     )
+
+
+def check_tied_head(weights: HFWeights, model: ModelConfig) -> bool:
+    """Whether the folder has a copy of the tied embeddings as its output layer; the rest of it was checked.
+
+    Raises:
+        UserError: its values differ. vLLM and transformers use it then, and a model with tied embeddings has none.
+    """
+    if not model.tie_word_embeddings or HEAD not in weights.names:
+        return False
+    starts = range(0, model.vocab_size, _ROWS_COMPARED)
+    if weights.shape(HEAD) != weights.shape(EMBEDDING) or not all(
+        torch.equal(*(_bits(weights.read(name, start=at, stop=at + _ROWS_COMPARED)) for name in (HEAD, EMBEDDING)))
+        for at in starts
+    ):
+        raise UserError(
+            f"folder {weights.folder} with tie_word_embeddings = true",
+            rule=f"its {HEAD} differs from {EMBEDDING}, so programs disagree about the model",
+            fix=f"set tie_word_embeddings to false in its config.json if {HEAD} was trained, otherwise remove {HEAD}",
+        )
+    return True
+
+
+def _bits(values: Tensor) -> Tensor:
+    """The values, exactly: every supported type is a part of fp32."""
+    return values.float().view(torch.int32)
 
 
 def refuse_weights(

@@ -12,17 +12,18 @@ import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import pyarrow
 import pyarrow.parquet
 
 from megatron_ssd.artifacts.hashing import hash_json, remembered_sha256
-from megatron_ssd.artifacts.hub import find_files, hub_error
+from megatron_ssd.artifacts.hub import find_files, hub_error, is_hidden
 from megatron_ssd.errors import UserError
 
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".json")
+_NULL_WORDS = ("", "none", "null", "nan", "nat", "<na>")
 _BATCH_ROWS = 1024
 _BUFFER = 1 << 20  # bytes of a parquet column in memory at a time, instead of a complete row group
 # First bytes -> kind of file, and the name ending that it needs; None for kinds that are not read.
@@ -51,6 +52,15 @@ class Row:
                 fix=fix,
             )
         return value or ""
+
+    def optional_text(self, column: str, *, fix: str) -> str:
+        """As ``text``, and empty as well if the column is missing or has a word for null, such as ``None``."""
+        return "" if is_null(self.values.get(column)) else self.text(column, fix=fix)
+
+
+def is_null(value: Any) -> bool:
+    """Whether ``value`` is null or empty, or what programs write for null: NaN, or a word such as ``None``."""
+    return value is None or value != value or (isinstance(value, str) and value.strip().lower() in _NULL_WORDS)
 
 
 @dataclass(frozen=True)
@@ -155,7 +165,7 @@ def open_table(path: str, *, key: str, columns_fix: str, revision: str | None = 
     """Find the data set at ``path``.
 
     Args:
-        path: a file, a folder (searched with its subfolders), or a Hub id.
+        path: a file, a folder (searched with its subfolders, without hidden ones), or a Hub id.
         key: the configuration key of ``path``, for messages.
         columns_fix: the fix in the error for a missing column.
         revision: branch or commit of the Hub repository.
@@ -173,7 +183,11 @@ def open_table(path: str, *, key: str, columns_fix: str, revision: str | None = 
     try:
         commit = HfApi().dataset_info(path, revision=revision).sha
         pattern = f"datasets/{path}/{hub_folder + '/' if hub_folder else ''}**"
-        names = sorted(name for name in HfFileSystem().glob(pattern, revision=commit) if name.endswith(ENDINGS))
+        names = sorted(
+            name
+            for name in HfFileSystem().glob(pattern, revision=commit)
+            if name.endswith(ENDINGS) and not is_hidden(PurePosixPath(name))
+        )
         if not names:
             raise FileNotFoundError(f"no {' or '.join(ENDINGS)} file in it")
         return Table(files=tuple(names), revision=commit, columns_fix=columns_fix)

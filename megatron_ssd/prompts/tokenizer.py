@@ -5,6 +5,7 @@ The engine gets the ids that are made here, so the recorded ids are those that t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import tokenizers
 
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
 from megatron_ssd.errors import UserError
+from megatron_ssd.prompts.clock import RunClock
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt",
           "merges.txt", "added_tokens.json", "special_tokens_map.json")  # fmt: skip
@@ -24,17 +26,23 @@ Message = dict[str, str]  # role and content
 _TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError,
                     RecursionError, MemoryError)  # fmt: skip
 _PROBE = "probe"
+_RANDOM = re.compile(r"\{[{%](?:(?![}%]\}).)*?(?:\|\s*random\b|\blipsum\s*\()", re.DOTALL)  # inside a tag of Jinja
 
 
 class ChatTokenizer:
     """The Hugging Face tokenizer of a model folder, with its chat template if it has one.
 
+    Args:
+        folder: of the model.
+        clock: the time that the chat template sees; None for tokenizers outside of a run, which see the time now.
+
     Raises:
         UserError: the folder has no tokenizer that loads, or one without tokens.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, clock: RunClock | None = None) -> None:
         self._tokenizer = _load(folder)
+        self._time = {} if clock is None else {"strftime_now": clock.strftime}
         self._folder = folder
         vocabulary = self._tokenizer.get_vocab()
         if not vocabulary:
@@ -50,7 +58,8 @@ class ChatTokenizer:
             enable_thinking: passed to the chat template if it is not None; Qwen3's templates use it.
 
         Raises:
-            UserError: there is no chat template, it refuses the messages, or it does not render one of them.
+            UserError: there is no chat template, it draws at random, it refuses the messages, or it does not render one
+                of them.
         """
         if not self._tokenizer.chat_template:
             raise UserError(
@@ -58,6 +67,12 @@ class ChatTokenizer:
                 rule="has no chat template, so messages cannot become a prompt",
                 fix="set prompt.mode=raw, use an instruction-tuned model, or add chat_template to its "
                 "tokenizer_config.json",
+            )
+        if _RANDOM.search(str(self._tokenizer.chat_template)):
+            raise UserError(
+                f"chat template of {self._folder}",
+                rule="draws at random, so the same messages have different prompts",
+                fix="remove the filter random or lipsum() from it",
             )
         options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         self._check_shows(messages, options)
@@ -67,7 +82,7 @@ class ChatTokenizer:
         """The messages in the chat template, as ids or as text."""
         try:
             return self._tokenizer.apply_chat_template(
-                messages, tokenize=tokenize, add_generation_prompt=True, return_dict=False, **options
+                messages, tokenize=tokenize, add_generation_prompt=True, return_dict=False, **self._time, **options
             )
         except _TEMPLATE_ERRORS as error:
             raise UserError(

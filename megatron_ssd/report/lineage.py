@@ -103,7 +103,7 @@ def _published(run_dir: Path, base_model: Path | None) -> Iterator[tuple[Path, M
     """Every published folder that may be part of the chain."""
     runs = [run_dir] if base_model is None else [run_dir, base_model.parent]
     for run in runs:
-        for path in sorted(run.glob(f"*/{FILE_NAME}")):
+        for path in sorted(run.glob(f"[!.]*/{FILE_NAME}")):
             if not path.parent.suffix:  # skips work in progress and output that was moved aside
                 yield path.parent, read_manifest(path.parent)
 

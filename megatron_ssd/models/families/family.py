@@ -22,6 +22,7 @@ _SHARED_KEYS = (
     "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "intermediate_size", "vocab_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
 )  # fmt: skip
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _SHARED_FIXED = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
 # transformers' defaults for keys that config.json may lack, mostly in older files.
 _SHARED_DEFAULTS = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6}
@@ -49,18 +50,19 @@ class Family:
 
     def all_mappings(self, model: ModelConfig) -> tuple[ParamMapping, ...]:
         """All mappings. With tied embeddings the last pipeline stage's output layer is a copy of the embedding."""
-        output = "model.embed_tokens.weight" if model.tie_word_embeddings else "lm_head.weight"
+        output = EMBEDDING if model.tie_word_embeddings else HEAD
         return (*self.mappings, VocabularyMapping("output_layer.weight", (output,), shard_dim=0))
 
     def ignored_hf_names(self, model: ModelConfig) -> set[str]:
-        """Weights that a folder may have and that transformers does not read either.
+        """Weights that a folder may have and that no parameter is made of.
 
-        These are a copy of tied embeddings, and rotary frequencies, which older versions saved with the weights.
+        These are a copy of tied embeddings (``check_tied_head`` compares it), and rotary frequencies, which older
+        versions of transformers saved with the weights and no version reads.
         """
         frequencies = {
             f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(model.num_hidden_layers)
         }
-        return {"model.rotary_emb.inv_freq", *frequencies, *(("lm_head.weight",) if model.tie_word_embeddings else ())}
+        return {"model.rotary_emb.inv_freq", *frequencies, *((HEAD,) if model.tie_word_embeddings else ())}
 
     def to_hf_config(self, model: ModelConfig, *, dtype: str) -> dict[str, Any]:
         """``config.json`` of ``model`` in a form that transformers 4, transformers 5 and vLLM read."""

@@ -25,6 +25,7 @@ from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.export.convert import run_convert
 from megatron_ssd.training.checkpoint_folder import check_content, read_facts
+from tests.helpers.errors import one_line_error
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_hf import MODELS, write_hf_folder, write_tokenizer
 
@@ -103,6 +104,32 @@ def test_tensors_keep_their_types(tmp_path: Path) -> None:
     to_megatron(tmp_path / "hf", tmp_path / "megatron")
     to_hf(tmp_path / "megatron", tmp_path / "back", verify=True)
     assert is_same(load_all(tmp_path / "back"), weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_copies_of_tied_embeddings_and_rotary_frequencies_come_back(tmp_path: Path, dtype: torch.dtype) -> None:
+    write_hf_folder(tmp_path / "hf", MODELS["qwen3_odd_tied"], dtype=torch.bfloat16, max_shard_size="20KB")
+    path = max((tmp_path / "hf").glob("*.safetensors"))
+    more = {"lm_head.weight": load_all(tmp_path / "hf")["model.embed_tokens.weight"].to(dtype),
+            "model.layers.2.self_attn.rotary_emb.inv_freq": torch.rand(8)}  # fmt: skip
+    save_file({**load_file(path), **more}, path, metadata={"format": "pt"})
+    index = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())
+    index["weight_map"] |= dict.fromkeys(more, path.name)
+    (tmp_path / "hf" / "model.safetensors.index.json").write_text(json.dumps(index))
+    to_megatron(tmp_path / "hf", tmp_path / "megatron")
+    to_hf(tmp_path / "megatron", tmp_path / "back", verify=True, max_shard_bytes=30_000)
+    assert is_same(load_all(tmp_path / "back"), load_all(tmp_path / "hf"))
+    written = json.loads((tmp_path / "back" / "model.safetensors.index.json").read_text())
+    assert written["weight_map"].keys() == index["weight_map"].keys()
+
+
+def test_an_output_layer_that_differs_from_the_tied_embeddings_is_refused(tmp_path: Path) -> None:
+    write_hf_folder(tmp_path / "hf", MODELS["qwen3_tied"])
+    path = tmp_path / "hf" / "model.safetensors"
+    weights = load_file(path)
+    save_file({**weights, "lm_head.weight": weights["model.embed_tokens.weight"] + 1}, path, metadata={"format": "pt"})
+    with one_line_error(r"its lm_head.weight differs from model.embed_tokens.weight, so .*; set tie_word_embeddings"):
+        to_megatron(tmp_path / "hf", tmp_path / "megatron")
 
 
 def test_the_checkpoint_has_the_format_of_training(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from megatron_ssd.generation.plan import request_seed
 from megatron_ssd.problems.stage import run_problems
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from tests.helpers.fake_engine import tokens_of
-from tests.helpers.sampling_run import FakeSampler, elsewhere, generate, samples
+from tests.helpers.sampling_run import FakeSampler, elsewhere, generate, samples, worker
+from tests.helpers.tokenizer_folders import with_template
 
 
 def changed(config: RunConfig, section: str, **values: Any) -> RunConfig:
@@ -72,6 +73,20 @@ def test_the_base_models_configs_do_not_hide_the_tokenizers_end_token(config: Ru
         (folder / name).write_text(json.dumps({**values, "eos_token_id": 0}))
     generate(changed(config, "model", path=str(folder)))
     assert read_manifest(Path(config.run_dir) / "samples").facts["end_token_ids"] == [0, end_of(config)]
+
+
+def test_workers_and_resumes_of_a_run_see_the_same_time(config: RunConfig, tmp_path: Path) -> None:
+    assert config.model is not None
+    dated = "{{ strftime_now('%S.%f') }} {{ messages[0].content }}"
+    folder = with_template(Path(str(config.model.path)), tmp_path / "dated", dated)
+    config = changed(config, "model", path=str(folder))
+    for rank in range(2):
+        stage._tokenizer.cache_clear()  # each worker is a process
+        generate(worker(config, rank, 2))
+    tokenizer = ChatTokenizer(folder)
+    assert len({tokenizer.text(sample.prompt_token_ids).split()[0] for sample in samples(config)}) == 1
+    facts = read_manifest(Path(config.run_dir) / "samples").facts
+    assert facts["prompt_time"] == (Path(config.run_dir) / "prompt_time.txt").read_text().strip()
 
 
 def test_raw_prompts_are_the_text_of_the_task(config: RunConfig) -> None:

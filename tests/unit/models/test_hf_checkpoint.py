@@ -23,6 +23,7 @@ from megatron_ssd.models.hf_checkpoint import load_hf_weights, map_parameters
 from megatron_ssd.models.hf_weights import HFWeights
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
+from tests.helpers.errors import one_line_error
 from tests.helpers.tiny_hf import MODELS, save_reference_logits, write_hf_folder
 
 PARALLEL = ParallelConfig()
@@ -132,10 +133,18 @@ def test_many_missing_weights_are_counted(tmp_path: Path) -> None:
         load(model)
 
 
-def test_a_tied_folder_may_contain_the_output_layer_too(tmp_path: Path) -> None:
-    model = write_hf_folder(tmp_path, MODELS["qwen3_tied"])
-    change_weights(tmp_path, lambda weights: weights.update({"lm_head.weight": torch.zeros(64, 32)}))
-    load(model)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_output_layer_of_a_tied_folder_must_be_a_copy_of_the_embedding(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = write_hf_folder(tmp_path, MODELS["qwen3_tied"], dtype=dtype)
+    head = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"].clone()
+    for copy in (head, head.float()):
+        change_weights(tmp_path, lambda weights, copy=copy: weights.update({"lm_head.weight": copy}))
+        load(model)
+    head[-1, -1] *= 1.5
+    for changed in (head, head[:-1].clone()):
+        change_weights(tmp_path, lambda weights, head=changed: weights.update({"lm_head.weight": head}))
+        with one_line_error("tie_word_embeddings = true: its lm_head.weight differs from model.embed_tokens.weight"):
+            load(model)
 
 
 def test_a_wrong_vocabulary_size_is_named(tmp_path: Path) -> None:

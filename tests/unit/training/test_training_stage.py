@@ -18,7 +18,7 @@ from torch.distributed.checkpoint import CheckpointException
 from transformers import Qwen3ForCausalLM
 
 from launch.train import train as run_train
-from megatron_ssd.artifacts.hashing import hash_folder
+from megatron_ssd.artifacts.hub import model_hash
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.run import RunConfig
@@ -29,11 +29,12 @@ from megatron_ssd.runtime.process_groups import process_groups
 from megatron_ssd.training.checkpoint import rng_state
 from megatron_ssd.training.stage import training_stage
 from megatron_ssd.training.trainer import build_trainer
+from tests.helpers.devices import without_gpu
 from tests.helpers.stopped_training import train_until_stopped
 from tests.helpers.tiny_hf import write_hf_folder
 from tests.helpers.training_run import DENSE, MOE, metrics, training_config, write_dataset
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
+pytestmark = without_gpu
 
 
 @pytest.fixture
@@ -218,7 +219,7 @@ def test_pretraining_starts_from_the_given_model(tmp_path: Path, caplog: pytest.
     with caplog.at_level(logging.INFO):
         run_train(config)
     assert f"starting from the weights of model.path = {tmp_path / 'base'}" in caplog.text
-    assert read_manifest(tmp_path / "checkpoints").inputs["model"] == hash_folder(tmp_path / "base")
+    assert read_manifest(tmp_path / "checkpoints").inputs["model"] == model_hash(tmp_path / "base")
     documents = open_indexed(tmp_path / "dataset" / "samples")
     total, count = 0.0, 0
     with torch.no_grad():
