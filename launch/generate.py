@@ -9,4 +9,4 @@ from megatron_ssd.cli.entry import main
 from megatron_ssd.generation.stage import run_generate
 
 if __name__ == "__main__":
-    main(run_generate, description=__doc__)
+    main(run_generate, description=__doc__, takes_ranks=True)

@@ -26,4 +26,4 @@ def train(config: RunConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(train, description=__doc__)
+    main(train, description=__doc__, takes_ranks=True)

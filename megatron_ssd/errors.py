@@ -31,6 +31,10 @@ class ConfigError(UserError):
     """A configuration key or value is wrong."""
 
 
+class NotTextError(ConfigError):
+    """The value of a key that takes text is something else, such as a list or a number."""
+
+
 class MissingModelError(UserError):
     """A stage needs ``model.path`` and it is null."""
 

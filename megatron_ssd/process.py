@@ -22,8 +22,12 @@ from typing import IO, Any
 
 import megatron_ssd
 
-_OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
-                "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT")  # fmt: skip
+# Variables with which a launcher tells a process its rank: torchrun (PET_ are its own options), SLURM and MPI.
+_OF_LAUNCHERS = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
+    "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
+_PREFIXES_OF_LAUNCHERS = ("TORCHELASTIC_", "PET_", "SLURM_", "OMPI_", "PMI_", "PMIX_", "MPI_", "MV2_")
 UNDER_PIPELINE = "MEGATRON_SSD_DIE_WITH_PARENT"
 REPORT_FOLLOWS = "MEGATRON_SSD_REPORT_FOLLOWS"  # set for the stages of a pipeline that ends with the report's table
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -41,16 +45,26 @@ def die_with_parent_if_asked() -> None:
         die_with_parent()
 
 
-def this_package() -> dict[str, str]:
-    """The environment that lets a child process import this package, installed or not."""
+def child_environment() -> dict[str, str]:
+    """The environment for a child process that is not a rank of the launcher that started this process.
+
+    The child imports this package, installed or not. It does not import from its working directory, where a folder
+    ``vllm/`` would hide the installed package; so empty entries of PYTHONPATH, which mean that directory, are left out.
+    """
     root = str(Path(megatron_ssd.__file__).parents[1])
-    return {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    path = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    kept = {name: value for name, value in os.environ.items() if not _is_of_launcher(name)}
+    return {**kept, "PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
 
 
-def forget_torchrun() -> None:
-    """Remove torchrun's variables from the environment, so that no child process acts as one of its ranks."""
-    for name in [*_OF_TORCHRUN, *(name for name in os.environ if name.startswith("TORCHELASTIC_"))]:
-        os.environ.pop(name, None)
+def forget_launcher() -> None:
+    """Remove the launcher's variables from the environment, so that this process does not act as a rank."""
+    for name in filter(_is_of_launcher, list(os.environ)):
+        del os.environ[name]
+
+
+def _is_of_launcher(name: str) -> bool:
+    return name in _OF_LAUNCHERS or name.startswith(_PREFIXES_OF_LAUNCHERS)
 
 
 def report_follows() -> bool:
@@ -64,7 +78,7 @@ def run_child(command: Sequence[str], *, report_follows: bool = False) -> int:
     Ctrl-C reaches the child as well, which is in the same process group. ``KeyboardInterrupt`` is raised here after
     the child has saved its work and ended.
     """
-    environment = {**os.environ, UNDER_PIPELINE: "1", REPORT_FOLLOWS: "1" if report_follows else ""}
+    environment = {**child_environment(), UNDER_PIPELINE: "1", REPORT_FOLLOWS: "1" if report_follows else ""}
     with subprocess.Popen(command, env=environment, preexec_fn=die_with_parent) as child:
         try:
             return child.wait()
@@ -108,7 +122,7 @@ class ChildProcess:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, str(theirs.fileno())],
-                env={**os.environ, **this_package(), **(environment or {})},
+                env={**child_environment(), **(environment or {})},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,

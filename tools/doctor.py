@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -236,6 +237,8 @@ def table(findings: list[Finding], versions: dict[str, str]) -> str:
 
 def main() -> int:
     """Print the diagnosis and return the exit status."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly if the output's reader leaves (| head)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     arguments = parser.parse_args()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_ssd.artifacts.locks import try_lock
 from megatron_ssd.errors import UserError
 
 
@@ -51,11 +51,8 @@ def atomic_folder(final: Path, *, key: str, replace: bool = False) -> Iterator[P
         final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_name(final.name + ".partial")
     with final.with_name(f".{final.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{key} = {final}", rule="another process is working on it",
-                            fix="wait for it or stop it") from None  # fmt: skip
+        if not try_lock(lock):
+            raise UserError(f"{key} = {final}", rule="another process is working on it", fix="wait for it or stop it")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:

@@ -11,10 +11,11 @@ import functools
 import hashlib
 import json
 import os
+import re
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-from megatron_ssd.errors import UserError
 
 
 def hash_json(value: Any) -> str:
@@ -23,6 +24,7 @@ def hash_json(value: Any) -> str:
 
 
 _CACHED_FROM = 64 << 20  # bytes; below this, reading is as fast as the cache
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def sha256_file(path: Path) -> str:
@@ -37,36 +39,51 @@ def _sha256_file(path: Path, mtime_ns: int, size: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_folder(folder: Path) -> str:
-    """Hash of every file below ``folder`` by relative path and content, except manifests.
-
-    Raises:
-        UserError: ``folder`` does not exist.
-    """
-    if not folder.is_dir():
-        raise UserError(f"folder {folder}", rule="does not exist", fix="check the path, or run the stage that makes it")
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
-    return hash_json([[path.relative_to(folder).as_posix(), remembered_sha256(path)] for path in files])
+def hash_files(folder: Path, files: Iterable[Path]) -> str:
+    """Hash of ``files``, which are below ``folder``, by relative path and content."""
+    return hash_json([[path.relative_to(folder).as_posix(), remembered_sha256(path)] for path in sorted(files)])
 
 
 def cache_folder() -> Path:
-    """``~/.cache/megatron_ssd`` (``$XDG_CACHE_HOME``), for what can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "megatron_ssd"
+    """``~/.cache/megatron_ssd`` (``$XDG_CACHE_HOME``), for what can be made again.
+
+    A folder that only lasts as long as this process if there is no home, or it belongs to another user.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "megatron_ssd"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+            return folder
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        pass
+    return Path(_short_lived_cache().name)
+
+
+@functools.cache
+def _short_lived_cache() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="megatron-ssd-cache-")  # removed at the end of the process
 
 
 def remembered_sha256(path: Path) -> str:
-    """``sha256_file``, cached for large files in ``~/.cache/megatron_ssd`` (``$XDG_CACHE_HOME``)."""
+    """``sha256_file``, cached for large files in ``~/.cache/megatron_ssd`` (``$XDG_CACHE_HOME``).
+
+    A cache that cannot be read or written costs only time.
+    """
     status = path.stat()
     if status.st_size < _CACHED_FROM:
         return sha256_file(path)
     identity = [str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     note = cache_folder() / "sha256" / hash_json(identity)
-    if note.is_file() and len(digest := note.read_text(encoding="ascii")) == hashlib.sha256().digest_size * 2:
-        return digest
+    with contextlib.suppress(OSError, ValueError):  # ValueError: bytes that are not ASCII
+        if _DIGEST.fullmatch(digest := note.read_text(encoding="ascii")):
+            return digest
     digest = sha256_file(path)
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs only time
+    unfinished = note.with_name(f"{note.name}.{os.getpid()}")
+    try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = note.with_name(f"{note.name}.{os.getpid()}")
         unfinished.write_text(digest, encoding="ascii")
         unfinished.replace(note)
+    except OSError:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()  # on a full disk, what was written of it
     return digest

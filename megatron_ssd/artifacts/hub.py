@@ -9,11 +9,18 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from megatron_ssd.artifacts.hashing import hash_folder
+from megatron_ssd.artifacts.hashing import hash_files
 from megatron_ssd.artifacts.hf_config import CONFIG, config_size, end_token_ids, read_hf_config
+from megatron_ssd.artifacts.lfs import refuse_lfs_pointer
 from megatron_ssd.errors import MissingModelError, UserError
 
 _KEY = "model.path"
+# Names of the files that make a model what it is. Any other may change: a licence, notes of a download, a .git folder.
+TOKENIZER_FILES = ("tokenizer*", "vocab.*", "merges.txt", "*.tiktoken", "spiece.model")
+BESIDE_TOKENIZER = ("special_tokens_map.json", "added_tokens.json", "chat_template*")
+TEMPLATE_FOLDER = "additional_chat_templates"
+_CONFIGS = (CONFIG, "generation_config.json", "*quant*_config.json", "quantize_config.json")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json", "*.pt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -21,8 +28,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 class ModelFolder:
     """A Hugging Face model on this machine.
 
-    ``revision`` is the commit if one was named or the Hub gave one, otherwise the hash of all files. ``end_token_ids``
-    end a response.
+    ``revision`` is the commit if one was named or the Hub gave one, otherwise ``model_hash``.
+    ``end_token_ids`` end a response.
     """
 
     path: Path
@@ -45,12 +52,12 @@ def open_model(path: str | None, revision: str | None = None, *, key: str = _KEY
         UserError: there is no such model, the folder is not a Hugging Face model, or its config has an invalid value.
     """
     folder, revision = locate_model(path, revision, key=key)
-    _check_has_config(folder, path, key=key)
+    _check_model(folder, path, key=key)
     config = read_hf_config(folder)
     vocab_size = config_size(folder, config, "vocab_size")
     return ModelFolder(
         path=folder,
-        revision=revision or hash_folder(folder),
+        revision=revision or model_hash(folder),
         vocab_size=vocab_size,
         max_position_embeddings=config_size(folder, config, "max_position_embeddings"),
         end_token_ids=end_token_ids(folder, config, vocab_size=vocab_size),
@@ -72,7 +79,7 @@ def locate_model(path: str | None, revision: str | None = None, *, key: str = _K
         raise MissingModelError(
             f"{key} = null", rule="this needs a trained model", fix=f"set {key} to a Hugging Face folder"
         )
-    folder = Path(path).expanduser()
+    folder = local_path(path)
     if not folder.is_dir():
         folder = _download(path, revision, key=key)
         revision = folder.name  # snapshots are kept under their commit
@@ -83,17 +90,31 @@ def model_folder(path: str | None, revision: str | None = None, *, key: str = _K
     """The folder of a model, found as by ``locate_model``, after a check that it has a config.
 
     Raises:
-        UserError: there is no such model, or the folder has no ``config.json``.
+        UserError: there is no such model, or the folder has no ``config.json`` or a Git LFS pointer.
     """
     folder, _ = locate_model(path, revision, key=key)
-    _check_has_config(folder, path, key=key)
+    _check_model(folder, path, key=key)
     return folder
 
 
-def _check_has_config(folder: Path, path: str | None, *, key: str) -> None:
-    """Raise ``UserError`` if ``folder``, which the user named as ``path``, has no config."""
+def model_hash(folder: Path) -> str:
+    """Hash of the files that decide what a model computes: configs, tokenizer, chat templates and weights."""
+    return hash_files(folder, model_files(folder))
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of ``model_hash``, sorted."""
+    patterns = (*_CONFIGS, *TOKENIZER_FILES, *BESIDE_TOKENIZER, f"{TEMPLATE_FOLDER}/*", *_WEIGHTS)
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    return sorted(path for path in found if path.is_file() and not is_hidden(path.relative_to(folder)))
+
+
+def _check_model(folder: Path, path: str | None, *, key: str) -> None:
+    """Raise ``UserError`` if ``folder``, which the user named as ``path``, has no config or was not downloaded."""
     if not (folder / CONFIG).is_file():
         raise UserError(f"{key} = {path}", rule=f"has no {CONFIG}", fix=f"set {key} to a Hugging Face model's folder")
+    for file in model_files(folder):
+        refuse_lfs_pointer(file)
 
 
 def _download(path: str, revision: str | None, *, key: str) -> Path:
@@ -118,9 +139,9 @@ def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Pa
 
     Raises:
         UserError: nothing is at ``path``, a file's name has another ending, the folder has no such file, or one of them
-            is a broken link.
+            is a broken link or a Git LFS pointer.
     """
-    named = Path(path).expanduser()
+    named = local_path(path)
     endings = ending if isinstance(ending, str) else " or ".join(ending)
     if named.is_file():
         if not named.name.endswith(ending):
@@ -129,6 +150,7 @@ def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Pa
                 rule=f"its name must end with {endings}",
                 fix="convert it, or rename it",
             )
+        refuse_lfs_pointer(named)
         return [named]
     if named.is_dir():
         found = sorted(
@@ -144,10 +166,20 @@ def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Pa
                 rule=f"the folder has no {endings} file",
                 fix=f"point {key} at the folder that does",
             )
+        for file in files:
+            refuse_lfs_pointer(file)
         return files
     if is_hub_id(path):
         return None
     raise UserError(f"{key} = {path}", rule="does not exist", fix=f"set {key} to a file, a folder or a Hub id")
+
+
+def local_path(path: str) -> Path:
+    """``path`` with the home folder in place of ``~``. Raises ``UserError`` if the user has none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"path {path}", rule="there is no such home folder", fix="write the complete path") from None
 
 
 def is_hidden(path: PurePath) -> bool:

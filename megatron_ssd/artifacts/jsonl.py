@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from megatron_ssd.artifacts.lfs import refuse_lfs_pointer
 from megatron_ssd.errors import UserError
 
 _BLOCK = 1 << 16
@@ -127,6 +128,7 @@ def parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def _broken(path: Path, number: int, line: bytes, reason: str) -> UserError:
+    refuse_lfs_pointer(path)
     shown = line[:60].decode("utf-8", "replace").strip()
     return UserError(
         f"{path}:{number}: {shown!r}",

@@ -201,14 +201,20 @@ def megatron_facts() -> dict[str, str]:
 
 @functools.cache
 def code_version() -> str:
-    """Package version, with the git commit if the package runs from a checkout."""
+    """Package version, with the git commit if the package runs from a checkout; ``unknown`` if git does not tell it."""
     root = Path(megatron_ssd.__file__).resolve().parents[1]
-    described = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    commit = described.stdout.strip() if described.returncode == 0 and (root / ".git").exists() else ""
-    return f"{megatron_ssd.__version__}+{commit}" if commit else megatron_ssd.__version__
+    if not (root / ".git").exists():
+        return megatron_ssd.__version__
+    # Inside a hook of git, its variables name another repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True, text=True, check=True, env=environment,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):  # no git, or one that refuses the folder of another user
+        commit = "unknown"
+    return f"{megatron_ssd.__version__}+{commit}"
 
 
 def host_facts() -> dict[str, Any]:

@@ -13,7 +13,6 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import shutil
@@ -34,6 +33,7 @@ from megatron_ssd.artifacts.atomic import (
     write_atomically,
 )
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
+from megatron_ssd.artifacts.locks import try_lock
 from megatron_ssd.artifacts.manifest import Manifest
 from megatron_ssd.errors import UserError
 
@@ -128,7 +128,7 @@ class Stage:
             UserError: another process is working on this stage, or the folder holds work of another identity.
         """
         self._lock_file = self._open_lock()
-        if not _try_lock(self._lock_file):
+        if not try_lock(self._lock_file):
             raise self._busy()
         return self.open_work()
 
@@ -140,7 +140,7 @@ class Stage:
         """
         with self._open_lock() as lock:
             started, logged = time.monotonic(), False
-            while not _try_lock(lock):
+            while not try_lock(lock):
                 if not logged and time.monotonic() - started > _SECONDS_BEFORE_MESSAGE:
                     log.info("%s: waiting for another process that is starting or publishing", self.name)
                     logged = True
@@ -297,12 +297,3 @@ class Stage:
             raise UserError(f"folder {folder}", rule=why, fix=fix)
         aside = move_aside(folder, "replaced")
         log.warning("%s: this %s; moved to %s", self.name, why, aside)
-
-
-def _try_lock(file: IO[str]) -> bool:
-    """Lock the file unless another process holds its lock; released when this process closes the file or ends."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -6,6 +6,8 @@ YAML has, and the dataclasses refuse a key that does not exist. ``model=tiny`` a
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +15,8 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,7 +25,7 @@ import megatron_ssd
 from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.config.build import build
 from megatron_ssd.config.run import BaseConfig, RunConfig
-from megatron_ssd.errors import ConfigError
+from megatron_ssd.errors import ConfigError, NotTextError
 
 CONFIG_DIR = Path(megatron_ssd.__file__).resolve().parents[1] / "hydra_configs"
 
@@ -39,7 +43,22 @@ def groups(config_dir: Path = CONFIG_DIR) -> dict[str, list[str]]:
 
 def compose_config(overrides: Sequence[str], config_dir: Path = CONFIG_DIR) -> RunConfig:
     """The checked configuration that ``overrides`` ask for. Raises ``ConfigError``."""
-    return build(RunConfig, compose_values(overrides, config_dir))
+    try:
+        return build(RunConfig, compose_values(overrides, config_dir))
+    except NotTextError as error:  # for example run_dir=[1], which is a list
+        values = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+        key = error.what.partition(" = ")[0]
+        fix = _advice(key, values[key]) if key in values else error.fix
+        raise ConfigError(error.what, rule=error.rule, fix=fix) from None
+
+
+def text_override(key: str, text: str) -> str:
+    """``KEY=VALUE`` that gives ``key`` exactly this text, whatever characters it has.
+
+    A pair of braces after a dollar would be an interpolation; a backslash before it keeps it as it is.
+    """
+    literal = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
+    return f"{key}={QuotedString(literal, Quote.single).with_quotes()}"
 
 
 def compose_values(overrides: Sequence[str], config_dir: Path = CONFIG_DIR) -> dict[str, Any]:
@@ -76,7 +95,7 @@ def base_run(base: BaseConfig, config_dir: Path) -> tuple[list[str], Path]:
     overrides = [f"experiment={base.experiment}", *base.overrides]
     settings = asdict(compose_config(overrides, config_dir))
     run_dir = Path(base.base_dir) / hash_json({**settings, "run_dir": None})[:12]
-    return [*overrides, f"run_dir={run_dir}"], run_dir
+    return [*overrides, text_override("run_dir", str(run_dir))], run_dir
 
 
 def _plain(composed: Any) -> dict[str, Any]:
@@ -93,12 +112,35 @@ def _hydra_override(override: str, known: dict[str, list[str]]) -> str:
     if not separator:
         raise _not_an_override(override)
     if group not in known:
+        _check_grammar(group, value)
         return f"++{group}={value}"
     for name in value.strip("[]").split(","):  # a list chooses several files of a group
         if name.strip() not in (*known[group], "null", ""):
             raise ConfigError(f"{group} = {name.strip()!r}", rule="there is no such file in that group",
                               fix=f"choose one of {', '.join(known[group])}")  # fmt: skip
     return f"{group}={value}"
+
+
+def _check_grammar(key: str, value: str) -> None:
+    """Raise ``ConfigError`` if ``value`` is not one value in Hydra's grammar, as a path with ``=`` or ``,`` is not."""
+    parser = OverridesParser.create()
+    try:
+        parser.parse_override(f"++{key}=0")
+    except HydraException:
+        return  # the key is wrong, and Hydra will say how
+    try:
+        if not parser.parse_override(f"++{key}={value}").is_sweep_override():
+            return
+        rule = "is a list of runs in Hydra's grammar"
+    except HydraException:
+        rule = "has a character with a meaning in Hydra's grammar"
+    raise ConfigError(f"argument {f'{key}={value}'!r}", rule=rule, fix=_advice(key, value))
+
+
+def _advice(key: str, value: str) -> str:
+    override = text_override(key, value)
+    typed = shlex.quote(override) if set(override) & set('"$`\\!') else f'"{override}"'  # the second is easier to read
+    return f"if the value is text, quote it for Hydra and for the shell: {typed}"
 
 
 def _not_an_override(argument: str) -> ConfigError:

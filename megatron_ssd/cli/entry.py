@@ -1,12 +1,14 @@
 """Runs stages or tools from the command line.
 
 Exit status: 0 done, 2 a user error (one line on standard error), 75 stopped by SIGTERM or SIGUSR1 with the state saved
-(EX_TEMPFAIL: a scheduler should start it again), 130 interrupted at the keyboard, 1 anything else.
+(EX_TEMPFAIL: a scheduler should start it again), 130 interrupted at the keyboard, 141 the reader of the output has left
+(``| head``), 1 anything else.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import logging
 import os
@@ -18,11 +20,12 @@ from typing import TypeVar
 
 from megatron_ssd.cli.compose import CONFIG_DIR, base_run, compose_config, compose_values, groups, values_of_tool
 from megatron_ssd.cli.print_config import OPTION, Parser, as_yaml, every_key, every_key_of_tool, wants_all
+from megatron_ssd.cli.terminal import any_output
 from megatron_ssd.config.build import build
 from megatron_ssd.config.reference import help_text
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import MissingModelError, Requeue, UserError
-from megatron_ssd.process import UNDER_PIPELINE, die_with_parent_if_asked
+from megatron_ssd.process import UNDER_PIPELINE, die_with_parent_if_asked, forget_launcher
 
 T = TypeVar("T")
 
@@ -38,21 +41,30 @@ _EXPECTED_WARNINGS = (
 )
 
 
-def main(stage: Callable[[RunConfig], None], *, description: str, argv: list[str] | None = None) -> None:
+@any_output()
+def main(
+    stage: Callable[[RunConfig], None], *, description: str, argv: list[str] | None = None, takes_ranks: bool = False
+) -> None:
     """Run ``stage`` with the configuration of the command line. Exits the process if that fails.
 
     Args:
         stage: takes the checked configuration.
         description: first paragraph of ``--help``.
         argv: arguments in place of ``sys.argv[1:]``.
+        takes_ranks: whether a launcher such as torchrun may start several of these processes as its ranks. Otherwise
+            its variables are left over from another command, and ignored.
     """
     die_with_parent_if_asked()
+    if not takes_ranks:
+        forget_launcher()
     arguments = parser(description).parse_intermixed_args(argv)
     run_guarded(lambda: _run(stage, arguments), traceback=arguments.traceback)
 
 
+@any_output()
 def main_of_tool(run: Callable[[T], None], config: type[T], *, description: str | None) -> None:
     """Run a tool that has no groups: its ``KEY=VALUE`` arguments are the fields of one small dataclass, ``config``."""
+    forget_launcher()
     tool_parser = Parser(description=description, epilog=help_text(config))
     tool_parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     arguments = tool_parser.parse_intermixed_args()
@@ -155,6 +167,7 @@ def start_logging() -> None:
 def _stop(line: str, status: int) -> None:
     # Under torchrun every process raises the same error; one line is enough.
     if line and int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        sys.stdout.flush()
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
         print(line, file=sys.stderr, flush=True)
     sys.exit(status)

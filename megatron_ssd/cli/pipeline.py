@@ -18,8 +18,9 @@ from pathlib import Path
 from megatron_ssd.artifacts.hub import locate_model
 from megatron_ssd.artifacts.manifest import MADE_BY
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.cli.compose import CONFIG_DIR, base_run, compose_config
+from megatron_ssd.cli.compose import CONFIG_DIR, base_run, compose_config, text_override
 from megatron_ssd.cli.entry import EXIT_USER_ERROR, parser, prints_config, run_guarded, start_logging
+from megatron_ssd.cli.terminal import EXIT_READER_LEFT, any_output
 from megatron_ssd.config.run import BaseConfig, RunConfig, needed
 from megatron_ssd.dataset.corpus import world_stage
 from megatron_ssd.dataset.stage import dataset_stage
@@ -30,7 +31,7 @@ from megatron_ssd.general_benchmarks.stage import general_benchmarks_stage
 from megatron_ssd.generation.scoring import scores_stage
 from megatron_ssd.generation.stage import samples_stage
 from megatron_ssd.problems.stage import problems_stage
-from megatron_ssd.process import run_child
+from megatron_ssd.process import forget_launcher, run_child
 from megatron_ssd.report.stage import print_report, report_stage
 from megatron_ssd.sandbox.sandbox import Sandbox
 from megatron_ssd.training.stage import training_stage
@@ -77,8 +78,10 @@ LOOP = {
 }
 
 
+@any_output()
 def main() -> None:
     """Entry point of ``launch/pipeline.py``."""
+    forget_launcher()
     options = parser("Run every stage from problems to report; stages that are up to date are skipped.")
     options.add_argument("--until", choices=list(LOOP), default="report", help="last stage to run")
     arguments = options.parse_intermixed_args()
@@ -101,7 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
     for section in ("model", "problems", "benchmark", "sampling"):
         needed(getattr(config, section), section)
     base = _base_to_make(config)
-    overrides = [*overrides, f"run_dir={config.run_dir}"]
+    overrides = [*overrides, text_override("run_dir", config.run_dir)]
     left_out = {}
     if config.proxy is None:
         left_out["scores"] = ("needs a proxy model", "name one with proxy.path=FOLDER")
@@ -118,7 +121,7 @@ def run(arguments: argparse.Namespace) -> None:
              "; a base model is made or found before the second" if base else "")  # fmt: skip
     _run_all("stage", scripts[:1], overrides, config_dir, total=total)
     if base is not None:
-        overrides = [*overrides, f"model.path={_make_base(base, config_dir)}"]
+        overrides = [*overrides, text_override("model.path", str(_make_base(base, config_dir)))]
     to_report = arguments.until == "report"
     started_scripts = _run_all(
         "stage", scripts[1:], overrides, config_dir, first=2, total=total, report_follows=to_report
@@ -175,6 +178,8 @@ def _run_all(
         log.info("pipeline: %s %d of %d: %s (%s)", label, number, total, script.does, script.path)
         command = [*_launcher(script, config), str(ROOT / script.path), *options, *overrides]
         status = run_child(command, report_follows=report_follows)
+        if status == EXIT_READER_LEFT:
+            sys.exit(status)
         if status != 0:
             sys.exit(_failed(script, status))
         ran.append(script)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config
 from megatron_ssd.cli.entry import parser, prints_config, run_guarded, start_logging
+from megatron_ssd.cli.terminal import any_output
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import require
 from megatron_ssd.planner.memory import worst_rank
 from megatron_ssd.planner.plan import Samples, fits_text, hours, memory_text, recipe_tables, run_text
+from megatron_ssd.process import forget_launcher
 from megatron_ssd.runtime.gpus import GPUS
 
 if TYPE_CHECKING:
@@ -30,8 +32,10 @@ RECIPES = {
 }
 
 
+@any_output()
 def main() -> None:
     """Print the plan of the configuration of the command line."""
+    forget_launcher()
     options = parser("Predict what a run needs: memory by part, whether it fits, epochs, operations. Needs no GPU.")
     options.add_argument("--gpu", choices=list(GPUS), help="the GPU to plan for; by default all known ones")
     options.add_argument("--mfu", type=float, help="assumed share of the peak, for hours; needs --gpu")

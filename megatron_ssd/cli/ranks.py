@@ -21,6 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 _ONE_THREAD = "1"  # each process sets its own number later; a value keeps torchrun from warning that it chose one
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_ONE_NODE = "--standalone"
 _SIGNALS_OPTION = "--signals-to-handle"
 
 
@@ -30,14 +31,21 @@ def main() -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     for number in _PASSED_ON:
         signal.signal(number, _pass_on)
-    arguments = sys.argv[1:]
-    if _SIGNALS_OPTION in run.get_args_parser().format_help():  # later versions of torch
-        arguments = [f"{_SIGNALS_OPTION}=SIGHUP,SIGQUIT", *arguments]
     try:
-        run.main(arguments)
+        run.main(torchrun_arguments(sys.argv[1:]))
     except ChildFailedError as error:
         _, first = error.get_first_failure()
         sys.exit(first.exitcode if first.exitcode > 0 else 128 - first.exitcode)
+
+
+def torchrun_arguments(arguments: list[str]) -> list[str]:
+    """``arguments`` for the installed torchrun, after those that this module adds; what the caller gives counts."""
+    added = []
+    if _ONE_NODE in arguments:  # the host's own name may not resolve, and torchrun would wait minutes for it
+        added.append("--local-addr=127.0.0.1")
+    if _SIGNALS_OPTION in run.get_args_parser().format_help():  # later versions of torch
+        added.append(f"{_SIGNALS_OPTION}=SIGHUP,SIGQUIT")
+    return [*added, *arguments]
 
 
 def _pass_on(number: int, frame: FrameType | None) -> None:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from megatron_ssd.config.reference import section_in
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.errors import ConfigError, shown
+from megatron_ssd.errors import ConfigError, NotTextError, shown
 
 T = TypeVar("T")
 
@@ -78,7 +78,8 @@ def _explain(error: ValidationError, root: type, values: dict[str, Any]) -> Conf
     if first["type"] in ("tuple_type", "list_type") and isinstance(value, str | int | float):
         return ConfigError(f"{key} = {shown(value)}", rule="must be a list", fix=f"write {key}=[{value}]")
     rule = first["msg"][0].lower() + first["msg"][1:]
-    return ConfigError(f"{key} = {shown(value)}", rule=rule, fix=f"give {key} a value of that kind")
+    kind = NotTextError if first["type"] == "string_type" else ConfigError
+    return kind(f"{key} = {shown(value)}", rule=rule, fix=f"give {key} a value of that kind")
 
 
 def _with_section(error: ConfigError, section: str) -> ConfigError:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_ssd.artifacts.lfs import refuse_lfs_pointer
 from megatron_ssd.errors import UserError
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ def read_indexed(prefix: Path, *, fix: str = "run tools/preprocess_data.py first
         path = Path(f"{prefix}{suffix}")
         if not path.is_file():
             raise UserError(f"file {path}", rule="does not exist", fix=fix)
+        refuse_lfs_pointer(path)
     index = read_index(Path(f"{prefix}.idx"))
     found = Path(f"{prefix}.bin").stat().st_size
     if found != index.num_bytes:

@@ -11,20 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
-from megatron_ssd.artifacts.hub import model_folder
+from megatron_ssd.artifacts.hub import BESIDE_TOKENIZER, TEMPLATE_FOLDER, TOKENIZER_FILES, model_folder
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 
-_TOKENIZER_PATTERNS = ("tokenizer*", "vocab.*", "merges.txt", "*.tiktoken")
-_OTHER_PATTERNS = (
-    "special_tokens_map.json", "added_tokens.json", "chat_template*", "generation_config.json", "LICENSE*", "NOTICE*",
-    "USE_POLICY*",
-)  # fmt: skip
+_OTHER_FILES = (*BESIDE_TOKENIZER, "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
 # Weights in any format, and this project's records of how a folder was made.
 _NOT_ASSETS = ("*.safetensors", "*.index.json", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf",
                "manifest.json", ".*")  # fmt: skip
-_ASSET_FOLDERS = ("additional_chat_templates",)
 
 
 @dataclass(frozen=True)
@@ -41,14 +36,14 @@ class Assets:
         Raises:
             UserError: there are no tokenizer files.
         """
-        found = _matching(self.tokenizer, _TOKENIZER_PATTERNS)
+        found = _matching(self.tokenizer, TOKENIZER_FILES)
         if not found:
             raise UserError(
                 f"folder {self.tokenizer}",
                 rule="has no tokenizer files",
                 fix="download the model again" if self.base else "make the tokenizer with tools/build_minicode.py",
             )
-        return sorted({*found, *_matching(self.tokenizer, _OTHER_PATTERNS)})
+        return sorted({*found, *_matching(self.tokenizer, _OTHER_FILES)})
 
     @property
     def content_hash(self) -> str:
@@ -78,7 +73,7 @@ def copy_all_assets(source: Path, target: Path) -> None:
     """Copy every file of a Hugging Face folder that is not weights."""
     target.mkdir(exist_ok=True)
     for path in sorted(source.iterdir()):
-        if path.is_dir() and path.name in _ASSET_FOLDERS:
+        if path.is_dir() and path.name == TEMPLATE_FOLDER:
             shutil.copytree(path, target / path.name, ignore=shutil.ignore_patterns(".*"))
         elif path.is_file() and not any(path.match(pattern) for pattern in _NOT_ASSETS):
             shutil.copyfile(path, target / path.name)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from megatron_ssd.artifacts.atomic import write_atomically
+from megatron_ssd.artifacts.hub import local_path
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.table import ENDINGS, Table, open_table
 
@@ -156,7 +157,7 @@ def _evaluated(original: Mapping[str, Any]) -> str:
 def _by_split(task: str, data: str) -> dict[str, Table]:
     """Split -> its files; the split is "" if ``data`` is a file."""
     table = _open(task, data)
-    if Path(data).expanduser().is_file():
+    if local_path(data).is_file():
         return {"": table}
     splits: dict[str, list[Path]] = {}
     for name in map(Path, table.files):
@@ -166,7 +167,7 @@ def _by_split(task: str, data: str) -> dict[str, Table]:
 
 def _open(task: str, data: str) -> Table:
     key = f"general_benchmarks.data.{task}"
-    if not Path(data).expanduser().exists():
+    if not local_path(data).exists():
         raise UserError(f"{key} = {data}", rule="does not exist",
                         fix="name a file or a folder, or leave it out to read the Hub")  # fmt: skip
     table = open_table(data, key=key, columns_fix=_columns_fix(task))

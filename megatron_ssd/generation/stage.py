@@ -41,7 +41,7 @@ from megatron_ssd.generation.store import (
     worker_name,
 )
 from megatron_ssd.problems.stage import read_problems
-from megatron_ssd.process import forget_torchrun
+from megatron_ssd.process import forget_launcher
 from megatron_ssd.prompts.clock import RunClock
 from megatron_ssd.prompts.prompt import Prompt, build_prompts, prompts_open_thinking, template_hash
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
@@ -74,7 +74,7 @@ def run_generate(config: RunConfig) -> None:
     config = dataclasses.replace(config, worker=config.worker.resolved(os.environ))
     model, sampling, worker = _model(config), _sampling(config), config.worker
     stage = _stage(config, model)
-    forget_torchrun()  # engines are not ranks; and from here on each worker reports its own errors
+    forget_launcher()  # engines are not ranks; and from here on each worker reports its own errors
     with contextlib.ExitStack() as stack:
         with stage.lock():
             if stage.is_current():

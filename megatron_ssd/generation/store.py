@@ -11,7 +11,6 @@ file locked (flock) while it runs; ``worker-0-of-2.spans.json`` has the times at
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -23,6 +22,7 @@ from typing import Any
 
 from megatron_ssd.artifacts.atomic import fsync_path
 from megatron_ssd.artifacts.jsonl import FileCursor, iter_complete_records
+from megatron_ssd.artifacts.locks import try_lock
 from megatron_ssd.config.generation import WorkerConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.progress import progress
@@ -231,11 +231,7 @@ def worker_lock(folder: Path, worker: WorkerConfig) -> Iterator[None]:
     path = worker_file(folder, worker)
     for other in running_workers(folder):
         if other == path:
-            raise UserError(
-                f"worker.rank = {worker.rank or 0}",
-                rule=f"{worker.label} is already running in {folder}",
-                fix="wait for it or stop it, or start each worker with its own worker.rank",
-            )
+            raise _is_running(worker, folder)
         found = _WORKER.fullmatch(other.name)
         assert found is not None
         if int(found[2]) != (worker.world or 1):
@@ -245,14 +241,19 @@ def worker_lock(folder: Path, worker: WorkerConfig) -> Iterator[None]:
                 fix=f"set worker.world={found[2]}, or wait for the others or stop them",
             )
     with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not try_lock(file):
+            raise _is_running(worker, folder)
         yield
+
+
+def _is_running(worker: WorkerConfig, folder: Path) -> UserError:
+    return UserError(
+        f"worker.rank = {worker.rank or 0}",
+        rule=f"{worker.label} is already running in {folder}",
+        fix="wait for it or stop it, or start each worker with its own worker.rank",
+    )
 
 
 def _is_locked(path: Path) -> bool:
     with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not try_lock(file, shared=True)

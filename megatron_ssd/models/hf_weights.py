@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_ssd.artifacts.hf_config import read_json_object
+from megatron_ssd.artifacts.lfs import refuse_lfs_pointer
 from megatron_ssd.errors import UserError
 
 Shape = tuple[int, ...]
@@ -99,6 +100,7 @@ def _open_slices(path: Path) -> dict[str, Any]:
         file = safe_open(path, framework="pt")
         return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
     except SafetensorError as error:
+        refuse_lfs_pointer(path)
         raise UserError(
             f"file {path}", rule=f"is not a complete safetensors file ({error})", fix="download or export it again"
         ) from None

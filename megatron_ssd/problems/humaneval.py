@@ -43,7 +43,7 @@ def read_humaneval_plus(path: Path) -> list[Problem]:
 def _problem(row: Row, source: str) -> Problem:
     check_texts(row, list(row.values))
     values, entry = row.values, row.values["entry_point"]
-    canonical = values.get("canonical_solution")
+    canonical = row.optional_text("canonical_solution", fix="fix that row")
     return Problem(
         id=values["task_id"],
         source=source,
@@ -52,5 +52,5 @@ def _problem(row: Row, source: str) -> Problem:
         starter_code=values["prompt"],
         function_name=entry,
         tests=script_tests(row, [f"{values['test']}\ncheck({entry})"]),
-        metadata={} if canonical is None else {"canonical_solution": values["prompt"] + canonical},
+        metadata={} if not canonical else {"canonical_solution": values["prompt"] + canonical},
     )

@@ -10,13 +10,14 @@ import datetime
 import io
 import json
 import pickle
+import re
 import struct
 import zlib
 from typing import Any, NamedTuple, NoReturn, Self
 
 from megatron_ssd.config.problems import BenchmarkSetConfig
 from megatron_ssd.errors import ConfigError, UserError
-from megatron_ssd.problems.table import Row, Table, open_table
+from megatron_ssd.problems.table import Row, Table, is_null, open_table
 from megatron_ssd.schema import Problem, ProblemForm, TestCase
 
 COLUMNS = (
@@ -29,6 +30,9 @@ _DECODING_ERRORS = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError, MemoryError, RecursionError,
     zlib.error, struct.error, pickle.UnpicklingError,
 )  # fmt: skip
+_NUMBER, _COMPACT_DATE = re.compile(r"\d+(\.\d*)?(e\+\d\d)?"), re.compile(r"(19|20)\d{6}")
+_MOST_SECONDS = 1e11  # the year 5138; a larger number counts milliseconds, or still smaller units
+_FIRST_YEAR = 2000
 _DOWNLOAD_AGAIN = "download the file again"
 _TEST_TYPE = {"stdin": "stdin", "function": "functional"}
 
@@ -87,8 +91,8 @@ def _problem(row: Row, date: datetime.date) -> Problem:
     values = row.values
     function_name = _function_name(row)
     form: ProblemForm = "function" if function_name else "stdin"
-    title, statement, starter_code = (row.text(column, fix=_DOWNLOAD_AGAIN) for column in _TEXTS)
-    if not statement.strip() or values["question_id"] in (None, ""):
+    title, statement, starter_code = (row.optional_text(column, fix=_DOWNLOAD_AGAIN) for column in _TEXTS)
+    if not statement.strip() or is_null(values["question_id"]):
         column = "question_id" if statement.strip() else "question_content"
         raise UserError(f"{row.where}: {column}", rule="is empty", fix=_DOWNLOAD_AGAIN)
     tests = [
@@ -108,10 +112,10 @@ def _problem(row: Row, date: datetime.date) -> Problem:
         form=form,
         starter_code=starter_code,
         function_name=function_name,
-        difficulty=values["difficulty"],
+        difficulty=None if is_null(values["difficulty"]) else values["difficulty"],
         date=date.isoformat(),
         tests=tuple(tests),
-        metadata={"platform": values["platform"], "contest_id": values["contest_id"]},
+        metadata={name: None if is_null(values[name]) else values[name] for name in ("platform", "contest_id")},
     )
 
 
@@ -164,8 +168,8 @@ def _as_json(text: str) -> str:
 
 def _function_name(row: Row) -> str | None:
     try:
-        metadata = json.loads(row.values["metadata"] or "{}")
-        name = metadata.get("func_name")
+        text = row.values["metadata"]
+        name = None if is_null(text) else json.loads(text).get("func_name")
         if name is not None and not isinstance(name, str):
             raise TypeError(f"func_name is a {type(name).__name__}")
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -176,11 +180,40 @@ def _function_name(row: Row) -> str | None:
 def _contest_date(row: Row) -> datetime.date:
     value = row.values["contest_date"]
     try:
-        return value.date() if isinstance(value, datetime.datetime) else datetime.datetime.fromisoformat(value).date()
-    except (TypeError, ValueError):
+        return as_date(value)
+    except (TypeError, ValueError, ArithmeticError, OSError):
         raise UserError(
-            f"{row.where}: contest_date {value!r}", rule="is not an ISO date", fix=_DOWNLOAD_AGAIN
+            f"{row.where}: contest_date {value!r}",
+            rule="is not an ISO date, and no time since 1970 in seconds or milliseconds",
+            fix=_DOWNLOAD_AGAIN,
         ) from None
+
+
+def as_date(value: Any) -> datetime.date:
+    """The day of a date, a time, ISO text, or a number of seconds or smaller units since 1970.
+
+    Numbers, and times with a zone, are days of UTC. The size of a number tells its unit. A number before the year 2000
+    is a count of something else.
+
+    Raises:
+        TypeError, ValueError, ArithmeticError, OSError: ``value`` is none of them.
+    """
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        text = str(value).strip()
+        if not _NUMBER.fullmatch(text) or _COMPACT_DATE.fullmatch(text):
+            return as_date(datetime.datetime.fromisoformat(text))
+        seconds = float(text)
+        while seconds >= _MOST_SECONDS:
+            seconds /= 1000
+        found = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+        if found.year < _FIRST_YEAR:
+            raise ValueError(f"{found} is before {_FIRST_YEAR}")
+        return found.date()
+    if isinstance(value, datetime.datetime):
+        return (value if value.tzinfo is None else value.astimezone(datetime.UTC)).date()
+    if isinstance(value, datetime.date):
+        return value
+    raise TypeError(f"{type(value).__name__} is not a date")
 
 
 def _date(text: str | None, key: str) -> datetime.date | None:

@@ -54,7 +54,8 @@ def _problem(row: Row) -> Problem:
         raise UserError(f"{row.where}: test_list", rule="must be a list of assertions", fix="fix that row")
     if not isinstance(code, str):
         raise UserError(f"{row.where}: code", rule="must be the reference solution's text", fix="fix that row")
-    head = "".join(f"{text}\n" for text in (*(values.get("test_imports") or ()), values.get("test_setup_code") or ""))
+    setup = row.optional_text("test_setup_code", fix="fix that row")
+    head = "".join(f"{text}\n" for text in (*(values.get("test_imports") or ()), setup))
     return Problem(
         id=str(values["task_id"]),
         source="mbpp",

@@ -2,7 +2,7 @@
 
 They come from rStar-Coder's ``seed_sft``, from any file whose columns are named, or from minicode.
 Answers, verdicts and all other columns are not read: SSD samples its own responses. A problem asks for a function if
-its starter code holds more than white space, otherwise for a program on standard input.
+its starter code holds more than white space or a word for null, otherwise for a program on standard input.
 
 Order and content depend on the configuration and the files alone.
 """
@@ -17,7 +17,7 @@ from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.config.problems import ColumnsConfig, MinicodeConfig, ProblemsConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems import minicode
-from megatron_ssd.problems.table import Row, Table, open_table
+from megatron_ssd.problems.table import Row, Table, is_null, open_table
 from megatron_ssd.schema import Problem
 
 _HUB_FOLDERS = {"rstar_coder": "seed_sft"}
@@ -52,12 +52,13 @@ class Source:
         if not self.section.only_passed:  # then a file without that column can be used
             columns = dataclasses.replace(columns, passed=None)
         for number, row in enumerate(self.table.rows(columns.names), start=1):
-            starter_code = row.text(columns.starter_code, fix=_COLUMNS_FIX) if columns.starter_code else ""
+            starter_code = row.optional_text(columns.starter_code, fix=_COLUMNS_FIX) if columns.starter_code else ""
+            statement = row.text(columns.statement, fix=_COLUMNS_FIX).strip()
             has_code = bool(starter_code.strip())
             problem = Problem(
                 id=_id(row, columns.id) if columns.id else f"row-{number}",
                 source=self.section.name,
-                statement=row.text(columns.statement, fix=_COLUMNS_FIX).strip(),
+                statement="" if is_null(statement) else statement,
                 form="function" if has_code else "stdin",
                 starter_code=starter_code if has_code else "",
             )
@@ -76,7 +77,7 @@ def open_source(section: ProblemsConfig, world: MinicodeConfig) -> Source:
 
 def _id(row: Row, column: str) -> str:
     value: Any = row.values[column]
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+    if isinstance(value, bool) or not isinstance(value, str | int) or is_null(value):
         raise UserError(
             f"{row.where}: {column} = {str(value)[:60]!r}",
             rule="an id must be text or a whole number",
@@ -86,11 +87,13 @@ def _id(row: Row, column: str) -> str:
 
 
 def _passed(row: Row, column: str | None) -> bool:
-    value: bool | None = row.values[column] if column else True
-    if not isinstance(value, bool | None):
+    value = row.values[column] if column else True
+    if is_null(value):
+        return False
+    if not isinstance(value, bool):
         raise UserError(
             f"{row.where}: {column} = {str(value)[:60]!r}",
             rule="must be true or false",
             fix="name another column in problems.columns.passed",
         )
-    return bool(value)
+    return value

@@ -23,6 +23,7 @@ from megatron_ssd.artifacts.hub import find_files, hub_error, is_hidden
 from megatron_ssd.errors import UserError
 
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".json")
+_NULL_WORDS = ("", "none", "null", "nan", "nat", "<na>")
 _BATCH_ROWS = 1024
 _BUFFER = 1 << 20  # bytes of a parquet column in memory at a time, instead of a complete row group
 # First bytes -> kind of file, and the name ending that it needs; None for kinds that are not read.
@@ -51,6 +52,15 @@ class Row:
                 fix=fix,
             )
         return value or ""
+
+    def optional_text(self, column: str, *, fix: str) -> str:
+        """As ``text``, and empty as well if the column is missing or has a word for null, such as ``None``."""
+        return "" if is_null(self.values.get(column)) else self.text(column, fix=fix)
+
+
+def is_null(value: Any) -> bool:
+    """Whether ``value`` is null or empty, or what programs write for null: NaN, or a word such as ``None``."""
+    return value is None or value != value or (isinstance(value, str) and value.strip().lower() in _NULL_WORDS)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ Invariants:
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import logging
 import re
@@ -23,6 +22,7 @@ from typing import Any
 
 from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hashing import sha256_file
+from megatron_ssd.artifacts.locks import try_lock, wait_for_shared_lock
 from megatron_ssd.config.training import CheckpointConfig
 from megatron_ssd.errors import UserError
 
@@ -203,7 +203,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
         return
     with (path / FACTS_FILE).open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
+        wait_for_shared_lock(file)
         yield
 
 
@@ -234,9 +234,5 @@ def prune(folder: Path, config: CheckpointConfig) -> None:
 def _is_read(path: Path) -> bool:
     if not (path / FACTS_FILE).exists():
         return False
-    with (path / FACTS_FILE).open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    with (path / FACTS_FILE).open("rb+") as file:
+        return not try_lock(file)

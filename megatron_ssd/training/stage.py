@@ -11,8 +11,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from megatron_ssd.artifacts.hashing import hash_folder
-from megatron_ssd.artifacts.hub import model_folder
+from megatron_ssd.artifacts.hub import model_folder, model_hash
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.run import RunConfig, needed
@@ -34,7 +33,7 @@ def training_stage(config: RunConfig) -> Stage:
     run_dir = Path(config.run_dir)
     inputs = {"dataset": read_manifest(run_dir / "dataset").content_hash}
     if config.trains_from_base:
-        inputs["model"] = hash_folder(model_folder(model.path, model.revision))
+        inputs["model"] = model_hash(model_folder(model.path, model.revision))
     settings = {
         "model": _without(model, "path", "revision", "name"),
         "objective": config.objective,

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.process import ChildDeathError, ChildProcess
+from megatron_ssd.process import ChildDeathError, ChildProcess, run_child
 from tests.helpers.paths import ROOT
 
 MODULE = "tests.helpers.echo_process"
@@ -72,3 +72,26 @@ def test_a_child_dies_with_its_killed_parent() -> None:
             return
         time.sleep(0.05)
     pytest.fail("the child outlived its parent")
+
+
+def test_children_do_not_import_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("psutil", "tests"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", str(tmp_path / "mine"), ""]))  # empty: the working directory
+    assert run_child([sys.executable, "-c", "import psutil, sys; assert sys.argv == ['-c']"]) == 0
+    assert run_child([sys.executable, "-c", f"import sys; sys.exit({str(tmp_path / 'mine')!r} not in sys.path)"]) == 0
+    with closing(ChildProcess(MODULE)) as child:
+        child.send("a")
+        assert child.receive() == "a"
+
+
+def test_children_are_not_ranks_of_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID",
+                    "PET_NNODES", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")  # fmt: skip
+    for name in of_launchers:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    code = f"import os; assert os.environ.keys() & {{'WANDB_PROJECT', *{of_launchers!r}}} == {{'WANDB_PROJECT'}}"
+    assert run_child([sys.executable, "-c", code]) == 0

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from megatron_ssd.artifacts.hub import open_model
+from megatron_ssd.artifacts.hub import model_folder, open_model
 from megatron_ssd.errors import UserError
 from tests.helpers.errors import one_line_error
+from tests.helpers.lfs import LFS_POINTER
 from tests.helpers.tiny_hf import write_tokenizer
 
 CONFIG = {"vocab_size": 512, "max_position_embeddings": 256, "eos_token_id": 7}
@@ -108,3 +109,36 @@ def test_the_revision_of_a_hub_snapshot_is_its_commit(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda path, **settings: str(snapshot))
     assert open_model("someone/model", "main").revision == "0123abcd"
+
+
+def test_the_revision_depends_on_what_the_model_computes_alone(tmp_path: Path) -> None:
+    folder = model(tmp_path / "model", CONFIG)
+    write_tokenizer(folder, 9)
+    (folder / "additional_chat_templates").mkdir()
+    before = open_model(str(folder)).revision
+    for name in (".cache/huggingface/download/model.safetensors.metadata", ".git/HEAD", "README.md", "runs/events",
+                 ".model.safetensors.tmp", "manifest.json", "training_args.bin"):  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("new")
+        assert open_model(str(folder)).revision == before, name
+    for name in ("model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "merges.txt",
+                 "chat_template.jinja", "additional_chat_templates/tools.jinja", "tokenizer.model", "vocab.json",
+                 "added_tokens.json", "hf_quant_config.json", "generation_config.json"):  # fmt: skip
+        (folder / name).write_text("{}")
+        after = open_model(str(folder)).revision
+        assert after != before, name
+        before = after
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "tokenizer.model", "config.json"])
+def test_a_model_that_git_lfs_did_not_download_is_refused(tmp_path: Path, name: str) -> None:
+    folder = model(tmp_path / "model", CONFIG)
+    (folder / name).write_text(LFS_POINTER)
+    for opening in (open_model, model_folder):
+        with one_line_error(f"{name}: is a Git LFS pointer"):
+            opening(str(folder))
+
+
+def test_a_user_without_home_folder_is_told_so() -> None:
+    with one_line_error("there is no such home folder"):
+        open_model("~no-such-user/model")

@@ -14,7 +14,10 @@ from megatron_ssd.artifacts.jsonl import (
     iter_complete_records,
     read_jsonl,
 )
+from megatron_ssd.artifacts.samples import iter_samples
 from megatron_ssd.errors import UserError
+from tests.helpers.errors import one_line_error
+from tests.helpers.lfs import LFS_POINTER
 
 _records = st.lists(
     st.dictionaries(st.text(max_size=5), st.text() | st.integers() | st.booleans(), max_size=3), max_size=8
@@ -99,3 +102,11 @@ def test_a_broken_record_of_a_growing_file_is_named_by_its_line(tmp_path: Path) 
     path.write_text('{"a": 1}\n[2]\n')
     with pytest.raises(UserError, match=r"records\.jsonl:2: .*not an object"):
         list(iter_complete_records(path, cursor))
+
+
+def test_lines_that_git_lfs_did_not_download_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    path.write_text(LFS_POINTER)
+    for read in (read_jsonl, lambda path: list(iter_samples(path))):
+        with one_line_error("samples.jsonl: is a Git LFS pointer"):
+            read(path)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -11,10 +14,13 @@ from typing import Any
 
 import pytest
 
-from megatron_ssd.artifacts.hashing import hash_folder
-from megatron_ssd.artifacts.manifest import read_manifest
+import megatron_ssd
+from megatron_ssd.artifacts.atomic import atomic_folder
+from megatron_ssd.artifacts.manifest import code_version, read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.errors import UserError
+from tests.helpers.errors import one_line_error
+from tests.helpers.paths import ROOT
 
 
 def make(run_dir: Path, config: dict[str, Any] | None = None, replace: bool = False) -> Stage:
@@ -203,10 +209,32 @@ def test_a_folder_without_manifest_is_an_error(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
-def test_a_folder_hash_covers_names_and_content(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("1")
-    first = hash_folder(tmp_path)
-    (tmp_path / "a").rename(tmp_path / "b")
-    second = hash_folder(tmp_path)
-    (tmp_path / "b").write_text("22")
-    assert len({first, second, hash_folder(tmp_path)}) == 3
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for start in (make(tmp_path).begin, make(tmp_path).lock().__enter__,
+                  atomic_folder(tmp_path / "out", key="out").__enter__):  # fmt: skip
+        with one_line_error(f"does not lock it .{os.strerror(number)}.; mount it with locks"):
+            start()
+
+
+def test_a_stage_publishes_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code_version.cache_clear()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    stage = make(tmp_path)
+    stage.begin()
+    in_checkout = (ROOT / ".git").exists()
+    assert stage.publish().code_version == megatron_ssd.__version__ + ("+unknown" if in_checkout else "")
+    code_version.cache_clear()
+
+
+def test_the_code_version_is_that_of_this_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code_version.cache_clear()
+    expected = code_version()
+    code_version.cache_clear()
+    monkeypatch.setenv("GIT_DIR", str(tmp_path))  # as in a hook of another repository
+    assert code_version() == expected
+    code_version.cache_clear()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from megatron_ssd.cli.compose import CONFIG_DIR, compose_config, groups
+from megatron_ssd.cli.compose import CONFIG_DIR, compose_config, groups, text_override
 from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.errors import ConfigError
 from megatron_ssd.evaluation.grid import grid_cells
@@ -186,3 +189,25 @@ def test_invalid_overrides_are_one_line(overrides: list[str], parts: list[str]) 
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no config\.yaml"):
         compose_config([], tmp_path)
+
+
+NAMES = st.text(st.sampled_from("=,()[]{}'\"\\$ \u00eb\u65e5:#~&;%+-.1x/"), min_size=1, max_size=8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(NAMES)
+def test_any_text_can_be_given_as_an_override(name: str) -> None:
+    assert compose_config([text_override("run_dir", name)]).run_dir == name
+
+
+@pytest.mark.parametrize("name", ["a=b", "a,b", "run (1)", "[1]", "run[1]", "{a}", "{a:1}", "\u00eb", "1", "a#b"])
+def test_the_error_for_text_without_quotes_shows_it_with_quotes(name: str) -> None:
+    with config_error(f"""quote it for Hydra and for the shell: "run_dir='{name}'\""""):
+        compose_config([f"run_dir={name}"])
+
+
+def test_text_that_the_shell_would_change_is_shown_in_its_quotes() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_config(["run_dir=it's"])
+    (typed,) = shlex.split(str(caught.value).rpartition("shell: ")[2])
+    assert compose_config([typed]).run_dir == "it's"

@@ -1,15 +1,19 @@
-"""Tests which environment variables the pipeline sets for its stages."""
+"""Tests what the pipeline passes on to its stages: environment variables and overrides."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.cli.compose import CONFIG_DIR
+from megatron_ssd.cli import entry, pipeline
+from megatron_ssd.cli.compose import CONFIG_DIR, text_override
 from megatron_ssd.cli.pipeline import Script, _run_all
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.errors import UserError
 from megatron_ssd.process import REPORT_FOLLOWS, UNDER_PIPELINE, run_child
 
 WRITES_ENVIRONMENT = f"""
@@ -38,3 +42,43 @@ def test_a_nested_pipeline_sets_its_own_variable(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv(REPORT_FOLLOWS, "1")
     assert run_child([sys.executable, str(script)]) == 0
     assert script.with_suffix(".txt").read_text() == "10"
+
+
+@pytest.mark.parametrize("name", ["a=b", "a,b", "run (1)", "[1]", "{a}", "it's", "\u00eb", "a\\", "${x}"])
+def test_a_stage_gets_the_run_dir_of_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    started: list[list[str]] = []
+    for module in (entry, pipeline):
+        monkeypatch.setattr(module, "start_logging", lambda: None)
+    monkeypatch.setattr(pipeline, "check_machine", lambda config: None)
+    monkeypatch.setattr(pipeline, "run_child", lambda command, *, report_follows: started.append(command) or 0)
+    overrides = ["experiment=demo", f"model.path={tmp_path}", text_override("run_dir", str(tmp_path / name))]
+    monkeypatch.setattr("sys.argv", ["pipeline.py", *overrides, "--until=problems"])
+    pipeline.main()
+    _, script, *arguments = started[0]
+    assert script.endswith("launch/problems.py")
+    seen = []
+    entry.main(seen.append, description="", argv=arguments)
+    assert [config.run_dir for config in seen] == [str(tmp_path / name)]
+
+
+def test_the_pipeline_and_its_stages_ignore_a_launcher_that_did_not_start_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        entry.main(act_as_rank, description="", argv=[], takes_ranks=True)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(SystemExit):
+        entry.main(act_alone, description="", argv=[])
+    assert capsys.readouterr().err == "error: a: b; c\n"
+
+
+def act_as_rank(config: RunConfig) -> None:
+    assert config.worker.resolved(os.environ).label == "worker 1 of 2"
+    raise UserError("a", rule="b", fix="c")
+
+
+def act_alone(config: RunConfig) -> None:
+    assert config.worker.resolved(os.environ).is_alone
+    raise UserError("a", rule="b", fix="c")

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ssd.artifacts.hashing import hash_folder
-from megatron_ssd.artifacts.hub import open_model
+from megatron_ssd.artifacts.hub import model_hash, open_model
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.config.build import build
@@ -58,7 +57,7 @@ def test_the_stage_publishes_scores_samples_and_verdicts(config: RunConfig, capl
     assert manifest.counts["programs"] == 6 * N * 6
     assert manifest.facts["sandbox"] == "bubblewrap"
     assert manifest.facts["dates"] is None
-    assert manifest.inputs["model"] == hash_folder(Path(str(config.model.path)))  # type: ignore[union-attr]
+    assert manifest.inputs["model"] == model_hash(Path(str(config.model.path)))  # type: ignore[union-attr]
     assert manifest.inputs["export"] == read_manifest(Path(config.run_dir) / "export").content_hash
     assert "SSD at its best is ahead of" in caplog.text
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import json
 import os
 import zlib
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from megatron_ssd.errors import UserError
@@ -118,3 +121,38 @@ def test_a_real_benchmark_file_is_read_completely() -> None:
     problems = benchmark(CODEFORCES)
     assert len(problems) == 408
     assert all(problem.tests for problem in problems)
+
+
+_DAY = datetime.datetime(2025, 2, 1, tzinfo=datetime.UTC)
+_EPOCH = int(_DAY.timestamp())
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "2025-02-01", "2025-02-01T00:00:00", "2025-02-01 23:59:59.999", "2025-02-01T00:00:00Z", "20250201", 20250201,
+        "2025-02-01T00:00:00+00:00", "2025-01-31T19:00:00-05:00", _EPOCH, _EPOCH * 1000, _EPOCH * 10**6, _EPOCH * 10**9,
+        float(_EPOCH * 1000), str(_EPOCH), str(_EPOCH * 1000), _EPOCH + 86_399,
+    ],
+)  # fmt: skip
+def test_a_contest_date_may_have_any_form(tmp_path: Path, date: Any) -> None:
+    path = write_jsonl(tmp_path / "test.jsonl", [lcb_row(1, contest_date=date), lcb_row(2, "2025-01-31")])
+    for window in ({"start_date": "2025-02-01"}, {"start_date": "2025-02-01", "end_date": "2025-02-01"}):
+        assert [(problem.id, problem.date) for problem in benchmark(path, **window)] == [("abc_1", "2025-02-01")]
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [pyarrow.date32(), pyarrow.date64(), *(pyarrow.timestamp(unit) for unit in ("s", "ms", "us", "ns")),
+     pyarrow.timestamp("ms", tz="UTC"), pyarrow.timestamp("us", tz="America/New_York")],
+    ids=str,
+)  # fmt: skip
+def test_a_contest_date_may_have_any_type_of_parquet(tmp_path: Path, type_: pyarrow.DataType) -> None:
+    rows = [lcb_row(1, contest_date=_DAY), lcb_row(2, contest_date=_DAY - datetime.timedelta(days=1))]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    days = pyarrow.array(columns.pop("contest_date"), pyarrow.timestamp("s", tz="UTC"))
+    naive = days.cast(pyarrow.timestamp("s")) if getattr(type_, "tz", None) is None else days
+    table = pyarrow.table({**columns, "contest_date": naive.cast(type_)})
+    pyarrow.parquet.write_table(table, tmp_path / "test.parquet")
+    (problem,) = benchmark(tmp_path / "test.parquet", start_date="2025-02-01")
+    assert (problem.id, problem.date) == ("abc_1", "2025-02-01")

@@ -59,7 +59,10 @@ VALUES: dict[str, tuple[str, Any, str]] = {
     "date a word": ("contest_date", "soon", "is not an ISO date"),
     "date that does not exist": ("contest_date", "2025-02-30T00:00:00", "is not an ISO date"),
     "date in another order": ("contest_date", "03.02.2025", "is not an ISO date"),
-    "date a number": ("contest_date", 1738540800, "is not an ISO date"),
+    "date a number of days": ("contest_date", 20122, "is not an ISO date"),
+    "date true": ("contest_date", True, "is not an ISO date"),
+    "date infinite": ("contest_date", float("inf"), "is not an ISO date"),
+    "date not a number": ("contest_date", float("nan"), "is not an ISO date"),
     "date a list": ("contest_date", ["2025-02-03"], "is not an ISO date"),
     "metadata cut": ("metadata", '{"func_name": "f', "is not a JSON object"),
     "metadata a list": ("metadata", "[1]", "is not a JSON object"),
@@ -73,6 +76,8 @@ VALUES: dict[str, tuple[str, Any, str]] = {
     "title an object": ("question_title", {}, "must be text and is a dict"),
     "id null": ("question_id", None, "is empty"),
     "id empty": ("question_id", "", "is empty"),
+    "id not a number": ("question_id", float("nan"), "is empty"),
+    "text a word for null": ("question_content", "nan", "is empty"),
     "id of an earlier row": ("question_id", "abc_1", "is repeated"),
 }  # fmt: skip
 
@@ -115,7 +120,8 @@ def test_a_window_that_is_not_a_date_is_named(tmp_path: Path, key: str, date: st
     )
 
 
-def test_null_in_an_optional_column_is_empty_text(tmp_path: Path) -> None:
-    row = lcb_row(1) | {"starter_code": None, "question_title": None, "metadata": None, "difficulty": None}
+@pytest.mark.parametrize("null", [None, float("nan"), "None", "nan", "NaN", "null", "<NA>", ""])
+def test_null_in_an_optional_column_is_empty_text(tmp_path: Path, null: Any) -> None:
+    row = lcb_row(1) | dict.fromkeys(("starter_code", "question_title", "metadata", "difficulty"), null)
     (problem,) = benchmark(write_jsonl(tmp_path / "test.jsonl", [row]))
     assert (problem.form, problem.starter_code, problem.title, problem.difficulty) == ("stdin", "", "", None)

@@ -33,6 +33,12 @@ def test_the_form_follows_the_starter_code(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("null", [float("nan"), "None", "nan", "NaN ", "null", "NULL", "<NA>"])
+def test_what_programs_write_for_null_is_no_starter_code(tmp_path: Path, null: Any) -> None:
+    rows = [rstar_row(1, "p", null), *([rstar_row(2, null)] if isinstance(null, str) else [])]
+    assert [(problem.form, problem.starter_code) for problem in of_rows(tmp_path, rows).problems] == [("stdin", "")]
+
+
 def test_every_row_is_kept_or_recorded_with_its_reason(tmp_path: Path) -> None:
     rows = [
         rstar_row(1, "a b"), rstar_row(2, "a  b"), rstar_row(3, " "), rstar_row(4, None), rstar_row(5, "nul\0"),

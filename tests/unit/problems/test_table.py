@@ -12,6 +12,7 @@ import pytest
 from megatron_ssd.problems.table import open_table
 from tests.helpers.errors import one_line_error
 from tests.helpers.jsonl import write_jsonl
+from tests.helpers.lfs import LFS_POINTER
 from tests.helpers.problem_files import choose, config_of, parquet, row
 
 ROWS = [row("one"), row("two")]
@@ -80,3 +81,11 @@ def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(HfApi, "dataset_info", refuse)
     with one_line_error(r"Hub did not serve it .*no route to host"):
         choose(config_of(tmp_path / "run", Path("someone/some-data")))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.jsonl.gz", "a.json"])
+def test_a_file_that_git_lfs_did_not_download_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(LFS_POINTER)
+    for path in (tmp_path, tmp_path / name):
+        with one_line_error(f"{name}: is a Git LFS pointer"):
+            read(path)

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint import CheckpointException
 from transformers import Qwen3ForCausalLM
 
 from launch.train import train as run_train
-from megatron_ssd.artifacts.hashing import hash_folder
+from megatron_ssd.artifacts.hub import model_hash
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.run import RunConfig
@@ -218,7 +218,7 @@ def test_pretraining_starts_from_the_given_model(tmp_path: Path, caplog: pytest.
     with caplog.at_level(logging.INFO):
         run_train(config)
     assert f"starting from the weights of model.path = {tmp_path / 'base'}" in caplog.text
-    assert read_manifest(tmp_path / "checkpoints").inputs["model"] == hash_folder(tmp_path / "base")
+    assert read_manifest(tmp_path / "checkpoints").inputs["model"] == model_hash(tmp_path / "base")
     documents = open_indexed(tmp_path / "dataset" / "samples")
     total, count = 0.0, 0
     with torch.no_grad():
