@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from megatron_ssd.config.problems import MinicodeConfig
 from megatron_ssd.problems.minicode.documents import corpus
 from megatron_ssd.problems.minicode.tokenizer import save_tokenizer, train_tokenizer
+from tests.helpers import preloaded
 
 VOCAB_SIZE = 512
 TOGETHER = ("tests/distributed", "tests/e2e")
@@ -32,6 +34,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return next((folder for folder in TOGETHER if path.startswith(f"{folder}/")), path)
 
     return ByFixture(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forks() -> Iterator[None]:
+    """Imports take a quarter of the suite's time, so scripts run as forks of a process that has done them."""
+    with preloaded.forks():
+        yield
+
+
+@pytest.fixture
+def fresh_interpreters() -> Iterator[None]:
+    """Start fresh interpreters in this test."""
+    with preloaded.fresh_interpreters():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,13 +17,13 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.distributed.loss_worker import CASES, ITERATIONS
+from tests.helpers.devices import without_gpu
 
 LOSS_TOLERANCE, GRAD_NORM_TOLERANCE = 1e-6, 1e-5
 WORKER = "loss_worker"
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="several processes on one GPU are not this test")
+pytestmark = without_gpu
 
 Curve = list[dict[str, float]]
 

@@ -6,17 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from megatron_ssd.planner.dry_run import lay_out
 from megatron_ssd.planner.memory import all_ranks
 from tests.distributed.memory_worker import CASES, case_config
+from tests.helpers.devices import without_gpu
 
 # Buffers of the distributed optimizer are padded so that every rank's share starts on a boundary: a few hundred values
 # of these tiny models' 10^5.
 TOLERANCE = 0.02
 WORKER = "memory_worker"
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="several processes on one GPU are not this test")
+pytestmark = without_gpu
 
 
 @pytest.mark.parametrize(("world_size", "case"), [(size, name) for size, cases in CASES.items() for name in cases])

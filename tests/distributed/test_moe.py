@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.distributed.moe_worker import CASES, ITERATIONS
+from tests.helpers.devices import without_gpu
 from tests.helpers.training_run import MOE
 
 LOSS_TOLERANCE, GRAD_NORM_TOLERANCE = 1e-6, 5e-6
 WORKER = "moe_worker"
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="several processes on one GPU are not this test")
+pytestmark = without_gpu
 
 
 @pytest.fixture(scope="module")

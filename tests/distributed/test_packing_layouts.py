@@ -10,14 +10,14 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.distributed.packing_worker import LAYOUTS
+from tests.helpers.devices import without_gpu
 from tests.helpers.training_run import MOE
 
 WORKER = "packing_worker"
 ROUNDING = 1e-5  # of queries, which are normalised to about 1
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="several processes on one GPU are not this test")
+pytestmark = without_gpu
 
 
 @pytest.mark.parametrize(("world_size", "layout"), [(size, name) for size, names in LAYOUTS.items() for name in names])

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from megatron_ssd.process import UNDER_PIPELINE
+from tests.helpers.devices import without_gpu
 from tests.helpers.paths import ROOT
+from tests.helpers.preloaded import fresh_interpreters
 from tests.helpers.training_run import metrics, write_dataset
 
 ITERATIONS, SAVE_INTERVAL = 20, 4
@@ -28,7 +29,7 @@ OVERRIDES = [
     f"training.train_iters={ITERATIONS}", f"checkpoint.save_interval={SAVE_INTERVAL}", "training.global_batch_size=4",
     "training.micro_batch_size=2", "training.seq_length=64", "training.packing=greedy", "training.tensorboard=false",
 ]  # fmt: skip
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
+pytestmark = without_gpu
 
 
 def start(run_dir: Path, layout: str, *more: str) -> subprocess.Popen[str]:
@@ -85,7 +86,8 @@ def test_a_killed_and_stopped_run_resumes_exactly_and_closely_under_another_layo
     """
     for name in ("uninterrupted", "broken"):
         write_dataset(tmp_path / name)
-    expected = finish(tmp_path / "uninterrupted", "dp2")
+    with fresh_interpreters():
+        expected = finish(tmp_path / "uninterrupted", "dp2")
 
     broken = tmp_path / "broken"
     first = work(broken) / f"iter_{SAVE_INTERVAL:07d}"

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
 from tests.distributed.resume_worker import CHANGES, ONE, SKIPPING, resume
+from tests.helpers.devices import without_gpu
 from tests.helpers.training_run import CPU, EXACT
 
 TOLERANCE = 2e-6
 WORKER = "resume_worker"
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="several processes on one GPU are not this test")
+pytestmark = without_gpu
 
 
 @pytest.fixture(scope="module")

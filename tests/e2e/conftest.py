@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,9 @@ from typing import Any
 import pytest
 
 from tests.helpers.jsonl import complete_records, samples_by_key
+from tests.helpers.killed import kill_when
 from tests.helpers.paths import ROOT
+from tests.helpers.preloaded import fresh_interpreters
 
 # The demo, scaled down so that the loop takes a minute or two. The model learns little, but every path runs. Starting
 # an engine or a training process takes longer than its work here, so there is one of each, except with PARALLEL.
@@ -67,40 +67,13 @@ class Loop:
 
     def kill_when(self, run_dir: Path, ready: Callable[[], bool], *extra: str) -> None:
         """Start the pipeline, kill it once ``ready`` returns True, and wait until all of its processes are gone."""
-        log = run_dir.with_name(f"{run_dir.name}.killed.log")
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                self.command(run_dir, *extra), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
-            deadline = time.monotonic() + 600
-            while not ready():
-                assert process.poll() is None, f"ended before it could be killed:\n{log.read_text()[-6000:]}"
-                assert time.monotonic() < deadline, f"the state was never reached:\n{log.read_text()[-6000:]}"
-                time.sleep(0.002)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        while _alive_in_session(process.pid):
-            assert time.monotonic() < deadline, "a stage outlived the killed pipeline"
-            time.sleep(0.05)
+        kill_when(self.command(run_dir, *extra), ready, run_dir.with_name(f"{run_dir.name}.killed.log"))
 
     def copy(self, finished: Path, run_dir: Path, *stages: str) -> Path:
         """Copy the published ``stages`` of ``finished`` to ``run_dir``, and return ``run_dir``."""
         for stage in stages:
             shutil.copytree(finished / stage, run_dir / stage)
         return run_dir
-
-
-def _alive_in_session(session: int) -> bool:
-    """Whether any process of the session is still alive (zombies do not count)."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if int(fields[3]) == session and fields[0] != "Z":
-                return True
-    return False
 
 
 @pytest.fixture(scope="session")
@@ -126,19 +99,24 @@ class Interrupted:
 
 @pytest.fixture(scope="session")
 def interrupted(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
-    """The run that the end-to-end tests share, so that engines start as rarely as possible."""
+    """The run that the end-to-end tests share, so that engines start as rarely as possible.
+
+    Every stage of it runs in a fresh interpreter at least once.
+    """
     run_dir = tmp_path_factory.mktemp("finished") / "run"
     partial = run_dir / "samples.partial"
-    loop.kill_when(run_dir, lambda: len(samples_by_key(partial)) >= 8)
+    with fresh_interpreters():
+        loop.kill_when(run_dir, lambda: len(samples_by_key(partial)) >= 8)
     assert not (run_dir / "samples").exists()
     samples = samples_by_key(partial)
     loop.run(run_dir, "--until=export", *PARALLEL)
 
-    base = run_dir / "eval.partial" / "generations" / "base"
+    base = run_dir / "eval.partial" / "minicode" / "generations" / "base"
     loop.kill_when(run_dir, lambda: sum(len(complete_records(path)) for path in base.glob("*.jsonl")) >= 10)
     assert not (run_dir / "eval").exists()
     generations = {path.name: complete_records(path) for path in base.glob("*.jsonl")}
-    loop.run(run_dir)
+    with fresh_interpreters():
+        loop.run(run_dir)
     return Interrupted(run_dir, samples, generations)
 
 

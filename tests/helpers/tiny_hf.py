@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from megatron_ssd.config.model import ModelConfig, RopeScalingConfig
+from megatron_ssd.export.reference import reference_logits
 from tests.helpers.paths import ROOT
 
 _SHAPE: dict[str, Any] = {
@@ -93,19 +94,17 @@ def save_reference_logits(root: Path, names: Iterable[str], tokens_BS: torch.Ten
     The logits are computed in another process, in which the CPU adaptation for Megatron-Core is not active.
     """
     np.save(root / "tokens.npy", tokens_BS.numpy())
-    command = [sys.executable, "-c", _REFERENCE_SCRIPT, str(root), *names]
+    command = [sys.executable, "-m", "tests.helpers.tiny_hf", str(root), *names]
     # The models are too small for several threads.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=300)
 
 
-_REFERENCE_SCRIPT = """
-import sys
-from pathlib import Path
-import numpy as np
-from megatron_ssd.export.reference import reference_logits
+def main(root: Path, names: Iterable[str]) -> None:
+    """Write the logits of these models."""
+    for name in names:
+        np.save(root / name / "logits.npy", reference_logits(root / name, np.load(root / "tokens.npy")))
 
-root = Path(sys.argv[1])
-for name in sys.argv[2:]:
-    np.save(root / name / "logits.npy", reference_logits(root / name, np.load(root / "tokens.npy")))
-"""
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

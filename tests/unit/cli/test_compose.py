@@ -173,7 +173,7 @@ def test_the_demos_run_folder_depends_on_its_problems() -> None:
             ["benchmark.path = 'x'", "mean benchmark.sets.livecodebench.path or benchmark.sets.mbpp_plus.path?"],
         ),
         (["benchmark.limit=3"], ["benchmark.limit = 3", "did you mean benchmark.sets.NAME.limit?"]),
-        (["benchmark.sets.-b.format=minicode"], ["benchmark.sets.-b", "of a folder"]),
+        (["benchmark.sets._b.format=minicode"], ["benchmark.sets._b", "of a folder"]),
         (["benchmark.sets.mine.path=x"], ["benchmark.sets.mine.format is not set"]),
         (
             ["benchmark=mbpp_plus", "benchmark.sets.mbpp_plus.path=x", "benchmark.sets.mbpp_plus.end_date=2025-01-01"],

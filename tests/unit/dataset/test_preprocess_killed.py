@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from megatron_ssd.artifacts.manifest import read_manifest
 from tests.helpers.paths import ROOT
@@ -24,6 +25,7 @@ def start(run_dir: Path, workers: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.usefixtures("fresh_interpreters")
 def test_workers_end_with_the_script_and_the_next_start_gives_the_same_bytes(tmp_path: Path) -> None:
     killed, uninterrupted = tmp_path / "killed", tmp_path / "uninterrupted"
     shards = [

@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,9 @@ from megatron_ssd.generation.vllm_engine import VllmSpec
 from megatron_ssd.prompts.clock import RunClock
 from tests.helpers.benchmark_rows import FILES, needs_data, rows_of
 from tests.helpers.jsonl import write_jsonl
+from tests.helpers.killed import kill_when
 from tests.helpers.paths import ROOT
+from tests.helpers.preloaded import fresh_interpreters
 
 pytestmark = [
     needs_data,
@@ -182,37 +182,12 @@ def run(line: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True, timeout=800, check=False)
 
 
-def kill_when(line: list[str], part: Path) -> None:
-    """Start the command, kill it once ``part`` exists, and wait until lm-eval's process is gone too."""
-    log = part.parents[3] / "killed.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-    deadline = time.monotonic() + 600
-    while not part.exists():
-        assert process.poll() is None, log.read_text()[-4000:]
-        assert time.monotonic() < deadline, log.read_text()[-4000:]
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    while any(session_of(entry) == process.pid for entry in Path("/proc").glob("[0-9]*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def session_of(entry: Path) -> int | None:
-    """Session id of a process; None if it has ended."""
-    try:
-        fields = (entry / "stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] == "Z" else int(fields[3])
-
-
 def test_equal_models_have_no_difference_after_a_kill(data: dict[str, str], model: Path, tmp_path: Path) -> None:
     publish_export(tmp_path, model)
     line = command(tmp_path, model, data)
     part = tmp_path / "general_benchmarks.partial" / "parts" / "base" / "humaneval.0-of-1.jsonl"
-    kill_when(line, part)
+    with fresh_interpreters():
+        kill_when(line, part.exists, tmp_path / "killed.log")
     # A prompt that is in the results only if the finished part is reused.
     write_jsonl(part, [{**record, "prompt": "reused"} for record in read_jsonl(part)])
     done = run(line)

@@ -45,15 +45,6 @@ pytestmark = [
 STOPS = (17, 400)  # additional end tokens of every test here
 HOT = SamplingParams(temperature=2.0, top_k=20, top_p=0.9)
 SECONDS = 300  # to start on a busy machine
-START_ALL = """
-import pickle, sys
-from megatron_ssd.errors import UserError
-for spec in pickle.load(sys.stdin.buffer):
-    try:
-        spec.start()
-    except UserError as error:
-        print("refused:", error)
-"""
 
 
 def engine_config(**settings: Any) -> EngineConfig:
@@ -215,8 +206,10 @@ def test_engines_that_cannot_start_give_the_reason_in_one_line(model: ModelFolde
         spec(dataclasses.replace(model, path=tmp_path)),
     ]
     environment = {**os.environ, **specs[0].environment(0)}
-    done = subprocess.run([sys.executable, "-c", START_ALL], input=pickle.dumps(specs), cwd=ROOT, env=environment,
-                          capture_output=True, check=True)  # fmt: skip
+    command = [sys.executable, "-m", "tests.helpers.start_engines"]
+    done = subprocess.run(
+        command, input=pickle.dumps(specs), cwd=ROOT, env=environment, capture_output=True, check=True
+    )
     errors = [line for line in done.stdout.decode().splitlines() if line.startswith("refused:")]
     for error, expected in zip(errors, [
         r"engine\.options\.max_num_seq: is not an argument .* did you mean max_num_seqs",
@@ -265,7 +258,7 @@ def url(model: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "--kv-cache-memory-bytes", str(1 << 28),
     ]  # fmt: skip
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1",
-                   "OMP_WAIT_POLICY": "passive"}  # fmt: skip
+                   "VLLM_WORKER_MULTIPROCESSING_METHOD": "fork"}  # fmt: skip
     with (
         log.open("wb") as output,
         subprocess.Popen(

@@ -19,12 +19,13 @@ from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
 from megatron_ssd.training.meter import ExpertLoadCounter, expert_load
 from megatron_ssd.training.trainer import build_trainer
+from tests.helpers.devices import without_gpu
 from tests.helpers.training_run import CPU, EXACT, MOE, training_config, write_dataset
 
 ONE = ParallelConfig()
 NUM_EXPERTS = MOE.num_experts or 0
 NO_CLIPPING = OptimizerConfig(lr=1e-3, min_lr=1e-4, lr_warmup_iters=2, clip_grad=1e9)
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
+pytestmark = without_gpu
 
 
 class Measured(NamedTuple):

@@ -17,6 +17,7 @@ from megatron_ssd.models.build import build_model
 from megatron_ssd.planner.memory import kept_bytes, layer_tensors, layers_in_flight, working_bytes
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
+from tests.helpers.devices import without_gpu
 from tests.helpers.training_run import CPU, DENSE, EXACT, MOE
 
 LENGTH = 1024
@@ -47,7 +48,7 @@ def saved_bytes(model: ModelConfig, precision: PrecisionConfig, *, num_layers: i
         return sum(t.untyped_storage().nbytes() for pointer, t in saved.items() if pointer not in weights)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="measures on the CPU, which a GPU's presence forbids")
+@without_gpu
 @pytest.mark.parametrize("model", [DENSE, LLAMA, MOE], ids=lambda model: model.name)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])

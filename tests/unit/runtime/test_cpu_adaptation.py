@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from megatron_ssd.runtime import cpu
+from tests.helpers.devices import without_gpu
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the adaptation is never active with a GPU")
+pytestmark = without_gpu
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from megatron_ssd.config.parallel import ClusterConfig
 from megatron_ssd.runtime.device import prepare_device
+from tests.helpers.devices import NEEDS_NO_GPU
 
 if torch.cuda.is_available():
-    pytest.skip("the adaptation is for machines without CUDA", allow_module_level=True)
+    pytest.skip(NEEDS_NO_GPU, allow_module_level=True)
 prepare_device(ClusterConfig(device="cpu"))
 
 from megatron.core.models.common.embeddings import rope_utils  # noqa: E402

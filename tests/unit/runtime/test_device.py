@@ -8,11 +8,10 @@ from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.hardware import check_device
+from tests.helpers.devices import without_gpu
 
-no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="tests a machine without a GPU")
 
-
-@no_gpu
+@without_gpu
 def test_a_missing_gpu_is_one_line_with_three_fixes() -> None:
     with pytest.raises(UserError) as caught:
         check_device(ClusterConfig(device="cuda"))
@@ -28,7 +27,7 @@ def test_the_cpu_is_refused_if_a_gpu_is_visible(monkeypatch: pytest.MonkeyPatch)
         check_device(ClusterConfig(device="cpu"))
 
 
-@no_gpu
+@without_gpu
 @pytest.mark.parametrize(("fast", "expected"), [(False, "highest"), (True, "medium")])
 def test_matrix_products_are_exact_by_default(fast: bool, expected: str) -> None:
     precision = PrecisionConfig(params_dtype="fp32", fast_matmul=fast, transformer_engine=False)

@@ -16,6 +16,7 @@ from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.runtime import versions
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
+from tests.helpers.devices import without_gpu
 from tests.helpers.training_run import CPU
 
 RELEASE = tuple(map(int, importlib.metadata.version("megatron-core").split(".")[:2]))
@@ -54,7 +55,7 @@ def test_this_release_accepts_the_save_options():
     assert options == ({"async_strategy": "mcore"} if RELEASE >= (0, 19) else {})
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="joins its group with gloo")
+@without_gpu
 def test_checkpoints_of_both_releases_load(tmp_path):
     common = {"lr": 0.5, "step": torch.tensor(3)}
     among = {"common_state": ShardedObject("common_state", common, (1,), (0,), replica_id=0)}

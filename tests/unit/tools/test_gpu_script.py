@@ -7,16 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks import gpu_measure
 from benchmarks.gpu_cases import PARTS, cases
 from benchmarks.gpu_measure import case_config
+from tests.helpers.devices import without_gpu
 from tests.helpers.executables import write_executable
 from tests.helpers.paths import ROOT
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="shows what the script does without a GPU")
+@without_gpu
 def test_the_script_prints_its_table_without_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from launch.train import train as run_train
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import Requeue, UserError
 from megatron_ssd.training.checkpoint_folder import list_checkpoints, read_facts
 from megatron_ssd.training.shutdown import GracefulShutdown
+from tests.helpers.devices import without_gpu
 from tests.helpers.stopped_training import train_until_stopped
 from tests.helpers.training_run import metrics, training_config, write_dataset
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
+pytestmark = without_gpu
 
 STOPPED = {"training": {"train_iters": 6, "ema_decay": 0.5}, "checkpoint": {"save_interval": 2}}
 

@@ -19,14 +19,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from launch.train import train as run_train
 from megatron_ssd.config.training import OptimizerConfig
+from tests.helpers.devices import without_gpu
 from tests.helpers.tiny_hf import MODELS, write_hf_folder
 from tests.helpers.training_run import metrics, publish_documents, training_config
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
+pytestmark = without_gpu
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 CASES = {"dense": "qwen3_tied", "moe": "qwen3_moe"}

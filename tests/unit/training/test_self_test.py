@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from launch.train import train as run_train
 from megatron_ssd.config.precision import Fp8Config, PrecisionConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.training.self_test import tolerance
+from tests.helpers.devices import without_gpu
 from tests.helpers.packing import one_segment
 from tests.helpers.training_run import metrics, publish_documents, training_config, write_dataset
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
+pytestmark = without_gpu
 
 
 def test_a_leak_stops_training_before_the_first_iteration(tmp_path: Path) -> None:

@@ -18,10 +18,9 @@ from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
 from megatron_ssd.training.step import weighted_sum
 from megatron_ssd.training.trainer import build_trainer
+from tests.helpers.devices import without_gpu
 from tests.helpers.tiny_hf import write_hf_folder
 from tests.helpers.training_run import CPU, DENSE, EXACT, VOCAB_SIZE, publish_documents, training_config
-
-no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
 
 
 def test_the_weighted_sum_and_the_number_of_tokens_with_a_weight() -> None:
@@ -97,7 +96,7 @@ def first_step(run_dir: Path, **training: Any) -> tuple[float, float, dict[str, 
     return metrics.loss, metrics.grad_norm, gradients
 
 
-@no_cuda
+@without_gpu
 @pytest.mark.parametrize("packing", ["none", "greedy"])
 @pytest.mark.parametrize("normalization", ["token", "sequence"])
 def test_micro_batches_do_not_change_the_gradients(tmp_path: Path, normalization: str, packing: str) -> None:

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from launch.train import train as run_train
 from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.training.checkpoint_folder import read_facts
+from tests.helpers.devices import without_gpu
 from tests.helpers.stopped_training import train_until_stopped
 from tests.helpers.training_run import MOE, metrics, training_config, write_dataset
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
+pytestmark = without_gpu
 
 BF16 = PrecisionConfig(params_dtype="bf16", transformer_engine=False)
 NON_DISTRIBUTED = ParallelConfig(use_distributed_optimizer=False)

@@ -29,11 +29,12 @@ from megatron_ssd.runtime.process_groups import process_groups
 from megatron_ssd.training.checkpoint import rng_state
 from megatron_ssd.training.stage import training_stage
 from megatron_ssd.training.trainer import build_trainer
+from tests.helpers.devices import without_gpu
 from tests.helpers.stopped_training import train_until_stopped
 from tests.helpers.tiny_hf import write_hf_folder
 from tests.helpers.training_run import DENSE, MOE, metrics, training_config, write_dataset
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
+pytestmark = without_gpu
 
 
 @pytest.fixture

@@ -24,12 +24,13 @@ from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import OptimizerConfig
 from megatron_ssd.export import verify
 from megatron_ssd.export.export import run_export
+from tests.helpers.devices import without_gpu
 from tests.helpers.paths import ROOT
 from tests.helpers.plain_loop import PlainRun
 from tests.helpers.tiny_hf import MODELS, write_hf_folder
 from tests.helpers.training_run import metrics, publish_documents, training_config
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="trains on the CPU, which a GPU's presence forbids")
+pytestmark = without_gpu
 
 NAMES = ("qwen3_tied", "qwen3_moe")
 ITERATIONS, VOCAB_SIZE = 20, 512
