@@ -1,8 +1,9 @@
-"""Decodes the benchmark with one model under all its settings, with one start of the engine.
+"""Decodes the benchmarks with one model under all its settings, with one start of the engine.
 
-Each setting has a file, ``LABEL.jsonl``, with one ``schema.Sample`` per response. Samples are appended as they finish;
-a complete file is sorted into the order of the plan by one rename. Finished samples are never generated again. Sample
-``i`` of a problem has the same seed under every setting and for both models.
+Each benchmark has a folder, and each setting has a file in it, ``LABEL.jsonl``, with one ``schema.Sample`` per
+response. Samples are appended as they finish; a complete file is sorted into the order of the plan by one rename.
+Finished samples are never generated again. Sample ``i`` of a problem has the same seed under every setting and for both
+models.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from megatron_ssd.generation.store import Key, SampleStore
 from megatron_ssd.prompts.clock import RunClock
 from megatron_ssd.prompts.prompt import Prompt, build_prompts
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
-from megatron_ssd.schema import Problem
+from megatron_ssd.schema import Problem, Sample
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +37,10 @@ StartSampler = Callable[[ModelFolder], AbstractContextManager[Sampler]]  # the s
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeJob:
-    """The decoding of one model.
+    """The decoding of one benchmark with one model.
 
     Args:
-        name: the model's name in logs and progress bars.
+        model_name: the model's name in logs and progress bars.
         model: the model's folder.
         problems: the benchmark.
         settings: every setting, with distinct labels.
@@ -50,7 +51,7 @@ class DecodeJob:
         clock: the time of the run, for prompts.
     """
 
-    name: str
+    model_name: str
     model: ModelFolder
     problems: Sequence[Problem]
     settings: Sequence[SamplingParams]
@@ -62,28 +63,32 @@ class DecodeJob:
     seed: int
     clock: RunClock
 
-    def run(self, start_sampler: StartSampler, note: Callable[[], None]) -> None:
-        """Generate the missing samples; starts an engine only if there are any.
-
-        Args:
-            start_sampler: starts the engine on a model, for the duration of its context.
-            note: called after each response.
-
-        Raises:
-            UserError: an engine cannot start or dies, or the tokenizer does not fit the model.
-        """
-        num_samples = self.evaluation.num_samples
-        keys = [(problem.id, index) for problem in self.problems for index in range(num_samples)]
+    def open_stores(self) -> dict[SamplingParams, SampleStore]:
+        """The samples of each setting, as far as there are any."""
+        keys = [(problem.id, index) for problem in self.problems for index in range(self.evaluation.num_samples)]
         stores = {setting: self._store(setting, keys) for setting in self.settings}
         assert len({setting.label for setting in stores}) == len(stores), "two settings share a label"
-        if any(store.num_missing for store in stores.values()):
-            with start_sampler(self.model) as sampler:  # the engine loads while the prompts are made
-                self._generate(sampler, stores, note)
-        else:
-            log.info("eval: every response of %s is complete", self.name)
-        for store in stores.values():
-            store.update()
-            store.merge()
+        return stores
+
+    def missing(self, stores: dict[SamplingParams, SampleStore]) -> list[Request]:
+        """The requests that have no sample in ``stores``."""
+        return [
+            request
+            for setting, store in stores.items()
+            if store.num_missing
+            for request in self._requests(setting)
+            if request.key not in store
+        ]
+
+    def sample_of(self, request: Request, completion: Completion | None) -> Sample:
+        """The record of one of the job's requests; ``completion`` is None if its prompt cannot be run."""
+        return sample_of(
+            request,
+            completion,
+            tokenizer=self._tokenizer,
+            sampling_hash=self._sampling_hash(request.params),
+            model_revision=self.model.revision,
+        )
 
     def _store(self, setting: SamplingParams, keys: Sequence[Key]) -> SampleStore:
         path = self.path(setting)
@@ -134,36 +139,49 @@ class DecodeJob:
     def _sampling_hash(self, setting: SamplingParams) -> str:
         return sampling_hash(setting, self.evaluation.max_tokens, self.stop_token_ids)
 
-    def _generate(self, sampler: Sampler, stores: dict[SamplingParams, SampleStore], note: Callable[[], None]) -> None:
-        hashes = {setting: self._sampling_hash(setting) for setting in stores}
-        missing = [
-            request
-            for setting, store in stores.items()
-            if store.num_missing
-            for request in self._requests(setting)
-            if request.key not in store
-        ]
-        with contextlib.ExitStack() as stack:
-            writers = {
-                setting: stack.enter_context(JsonlWriter(self.path(setting)))
-                for setting in {request.params for request in missing}
-            }
 
-            def record(request: Request, completion: Completion | None) -> None:
-                sample = sample_of(
-                    request,
-                    completion,
-                    tokenizer=self._tokenizer,
-                    sampling_hash=hashes[request.params],
-                    model_revision=self.model.revision,
-                )
-                writers[request.params].write(sample.to_json())
-                note()
+def decode(jobs: Sequence[DecodeJob], start_sampler: StartSampler, note: Callable[[], None]) -> None:
+    """Generate the missing samples of one model; starts an engine only if there are any.
 
-            for request in missing:
-                if request.skip_reason:
-                    record(request, None)
-            requests = [request for request in missing if not request.skip_reason]
-            done_before = len(stores) * len(self.problems) * self.evaluation.num_samples - len(requests)
-            stats = sample_all(sampler, requests, record, desc=f"decoding {self.name}", done_before=done_before)
-        log.info("eval: %s generated %d tokens, %.0f per second", self.name, stats.tokens, stats.tokens_per_second)
+    Args:
+        jobs: the model's benchmarks.
+        start_sampler: starts the engine on a model, for the duration of its context.
+        note: called after each response.
+
+    Raises:
+        UserError: an engine cannot start or dies, or the tokenizer does not fit the model.
+    """
+    opened = [(job, job.open_stores()) for job in jobs]
+    every = [store for _, stores in opened for store in stores.values()]
+    if any(store.num_missing for store in every):
+        with start_sampler(jobs[0].model) as sampler:  # the engine loads while the prompts are made
+            _generate(sampler, opened, note)
+    else:
+        log.info("eval: every response of %s is complete", jobs[0].model_name)
+    for store in every:
+        store.update()
+        store.merge()
+
+
+def _generate(
+    sampler: Sampler, opened: Sequence[tuple[DecodeJob, dict[SamplingParams, SampleStore]]], note: Callable[[], None]
+) -> None:
+    """All benchmarks in one call of the engine, so that it is busy until the last response of the last one."""
+    missing = {request: job for job, stores in opened for request in job.missing(stores)}
+    with contextlib.ExitStack() as stack:
+        paths = {job.path(request.params) for request, job in missing.items()}
+        writers = {path: stack.enter_context(JsonlWriter(path)) for path in sorted(paths)}
+
+        def record(request: Request, completion: Completion | None) -> None:
+            job = missing[request]
+            writers[job.path(request.params)].write(job.sample_of(request, completion).to_json())
+            note()
+
+        for request in missing:
+            if request.skip_reason:
+                record(request, None)
+        requests = [request for request in missing if not request.skip_reason]
+        total = sum(len(stores) * len(job.problems) * job.evaluation.num_samples for job, stores in opened)
+        name = opened[0][0].model_name
+        stats = sample_all(sampler, requests, record, desc=f"decoding {name}", done_before=total - len(requests))
+    log.info("eval: %s generated %d tokens, %.0f per second", name, stats.tokens, stats.tokens_per_second)

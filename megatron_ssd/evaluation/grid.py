@@ -28,8 +28,10 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.results import ModelName
 from megatron_ssd.grading.metrics import Bootstrap, Estimate, Mask, Scores, problem_scores
 from megatron_ssd.schema import Problem, Verdict
+from megatron_ssd.text_table import counted
 
 UNRATED = "unrated"  # the difficulty of problems that have none
+_EXTENDED = ("humaneval_plus", "mbpp_plus")
 _ORDER = {"easy": 0, "medium": 1, "hard": 2}  # any other names come after them
 
 
@@ -74,9 +76,9 @@ def split_halves(problems: Sequence[Problem]) -> Halves:
     """
     if len(problems) < 2:
         raise UserError(
-            f"benchmark with {len(problems)} problem",
+            f"benchmark with {counted(len(problems), 'problem')}",
             rule="settings are chosen on one half of the problems and reported on the other",
-            fix="use at least two problems, for example with a larger benchmark.limit",
+            fix="use at least two problems, for example with a larger limit",
         )
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for index, problem in enumerate(problems):
@@ -161,6 +163,19 @@ class Measurements:
             self._scores[key] = problem_scores(self.verdicts[model][label], ids, k)
         return self._scores[key]
 
+    @cached_property
+    def has_base_tests(self) -> bool:
+        """Whether the first of two tests is that of the benchmark that this one extends (HumanEval+, MBPP+)."""
+        return all(problem.source in _EXTENDED and len(problem.tests) == 2 for problem in self.problems)
+
+    def base_tests_by_k(self, model: ModelName, label: str, where: Mask) -> dict[int, Estimate] | None:
+        """pass@k on the base tests alone for the problems of ``where`` [P]; None if there are no such tests."""
+        if not self.has_base_tests:
+            return None
+        ids, verdicts = [problem.id for problem in self.problems], self.verdicts[model][label]
+        passed = {k: problem_scores(verdicts, ids, k, passed=_passes_base_tests) for k in self.ks}
+        return {k: self.bootstrap.mean(scores[where]) for k, scores in passed.items()}
+
     def best(self, model: ModelName, where: Mask | None = None) -> SamplingParams:
         """The best cell by pass@1 (or the smallest k that was measured).
 
@@ -186,3 +201,7 @@ class Measurements:
             for name, mask in self.difficulties.items()
             if (mask & where).any()
         }
+
+
+def _passes_base_tests(verdict: Verdict) -> bool:
+    return verdict.by_test[:1] == "."

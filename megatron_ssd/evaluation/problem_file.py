@@ -1,4 +1,4 @@
-"""The file ``eval/problems.jsonl``, which shows the problems to readers of verdicts.
+"""The file ``problems.jsonl`` of a benchmark, which shows the problems to readers of verdicts.
 
 A record has the statement, the half of the problem, and the beginning and the end of every test. The full tests are
 only in the benchmark, because one of LiveCodeBench can have megabytes. Grading does not use this file.

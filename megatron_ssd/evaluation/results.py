@@ -1,4 +1,4 @@
-"""The results of an evaluation as dataclasses, which ``eval/summary.json`` contains.
+"""The results of one benchmark as dataclasses, which ``eval/NAME/summary.json`` contains.
 
 Each dataclass is a JSON object with the same keys. Scores are shares in [0, 1]; a dictionary over k has the k of
 pass@k as its keys. A number that could not be measured, because the checker itself failed, is NaN here and null in the
@@ -26,6 +26,7 @@ ClaimStatus = Literal["shown", "not shown", "unclear"]
 Half = Literal["selection", "report"]
 T = TypeVar("T")
 
+SUMMARY_FILE = "summary.json"
 _INTERVAL = ("value", "low", "high")
 
 
@@ -40,7 +41,8 @@ class SsdGain(Estimate):
 class Score:
     """One model under one decode setting, measured on the reporting half.
 
-    ``decoding`` is the label of the setting. ``ssd_gain`` is None for SSD itself, and if only the base was measured.
+    ``decoding`` is the label of the setting. ``base_tests`` has pass@k on the tests of the benchmark that HumanEval+ or
+    MBPP+ extends; None for any other benchmark. ``ssd_gain`` is None for SSD itself, and if only the base was measured.
     """
 
     key: str
@@ -50,6 +52,7 @@ class Score:
     num_problems: int
     num_samples: int
     overall: dict[int, Estimate]
+    base_tests: dict[int, Estimate] | None
     by_difficulty: dict[str, dict[int, Estimate]]
     problems_by_difficulty: dict[str, int]
     ssd_gain: dict[int, SsdGain] | None
@@ -147,11 +150,12 @@ class SampleCounts:
 class SettingScores:
     """One model under one decode setting, measured on all problems.
 
-    ``outcomes`` counts verdicts by status, ``no_code`` is the share of responses without a program, and
-    ``no_code_causes`` counts those by cause (none in files of earlier versions).
+    ``base_tests`` is as in ``Score``. ``outcomes`` counts verdicts by status, ``no_code`` is the share of responses
+    without a program, and ``no_code_causes`` counts those by cause (none in files of earlier versions).
     """
 
     overall: dict[int, Estimate]
+    base_tests: dict[int, Estimate] | None
     by_difficulty: dict[str, dict[int, Estimate]]
     n: SampleCounts
     finish_reasons: dict[str, int]
@@ -163,13 +167,16 @@ class SettingScores:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResults:
-    """Everything that the evaluation stage measured.
+    """Everything that the evaluation stage measured on one benchmark.
 
-    ``headline`` has the base at its default decode, at the training decode and at its best, and SSD at its best.
-    ``beside_grid`` is the base at the training decode, if that is not a cell of the grid. ``settings`` maps model ->
-    label -> scores. ``difficulties`` maps the id of each problem to its difficulty.
+    ``benchmark`` is its name in the configuration, ``format`` that of its file. ``headline`` has the base at its
+    default decode, at the training decode and at its best, and SSD at its best. ``beside_grid`` is the base at the
+    training decode, if that is not a cell of the grid. ``settings`` maps model -> label -> scores. ``difficulties``
+    maps the id of each problem to its difficulty.
     """
 
+    benchmark: str
+    format: str
     headline: tuple[Score, ...]
     grid: tuple[GridCell, ...]
     beside_grid: GridCell | None
@@ -219,7 +226,7 @@ def from_json(text: str, kind: type[T]) -> T:
 
 
 def read_results(path: Path) -> EvaluationResults:
-    """Read ``eval/summary.json`` of an evaluation of both models.
+    """Read ``summary.json`` of a benchmark on which both models were evaluated.
 
     Raises:
         UserError: the file is missing, is from another version, or covers one model only.
@@ -229,11 +236,12 @@ def read_results(path: Path) -> EvaluationResults:
     try:
         results = from_json(path.read_text(encoding="utf-8"), EvaluationResults)
     except ValueError as error:
+        folder = path.parents[1]
         raise UserError(
             f"file {path}",
             rule=f"is not an evaluation summary of this version ({error})",
-            fix=f"rename {path.parent} to {path.parent.name}.replaced-1 and run launch/evaluate.py again, which reuses "
-            "its responses",
+            fix=f"rename {folder} to {folder.name}.replaced-1 and run launch/evaluate.py again, which reuses its "
+            "responses",
         ) from None
     missing = {"base_default", "base_train", "base_best", "ssd_best"} - {score.key for score in results.headline}
     if missing:

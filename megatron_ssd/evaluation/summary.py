@@ -40,7 +40,7 @@ from megatron_ssd.evaluation.results import (
 )
 from megatron_ssd.grading.extraction import no_code_causes
 from megatron_ssd.grading.metrics import Bootstrap, Estimate, Mask, Scores, sign_test
-from megatron_ssd.problems.errata import Errata
+from megatron_ssd.problems.benchmarks import Benchmark
 
 _TITLES = {
     "base_default": "base at its default decode",
@@ -54,27 +54,29 @@ def summarise(
     found: Measurements,
     sampling: SamplingConfig,
     *,
+    benchmark: Benchmark,
     finish_reasons: Mapping[ModelName, Mapping[str, Mapping[str, int]]],
     diversity: Mapping[ModelName, Mapping[str, Diversity]],
     engine: dict[str, str],
     sandbox: str,
     prompt_opens_thinking: bool,
-    errata: Errata,
 ) -> EvaluationResults:
     """All results.
 
     Args:
         found: all scores.
+        benchmark: what was measured.
         sampling: names the settings outside the grid.
         finish_reasons: model -> label -> finish reason -> responses.
         diversity: model -> label -> distinct programs.
         engine: name and version.
         sandbox: the kind of sandbox.
         prompt_opens_thinking: whether prompts end inside a thinking block.
-        errata: of the benchmark.
     """
     best = {model: found.best(model) for model in found.verdicts}
     return EvaluationResults(
+        benchmark=benchmark.name,
+        format=benchmark.format,
         headline=_headline(found, sampling),
         grid=tuple(
             _cell(found, model, cell, sampling, chosen=cell == best[model])
@@ -102,7 +104,7 @@ def summarise(
         engine=engine,
         sandbox=sandbox,
         prompt_opens_thinking=prompt_opens_thinking,
-        errata=errata,
+        errata=benchmark.errata,
     )
 
 
@@ -162,6 +164,7 @@ def _score(found: Measurements, key: str, model: ModelName, label: str) -> Score
         num_problems=int(report.sum()),
         num_samples=found.num_samples,
         overall=found.by_k(model, label, report),
+        base_tests=found.base_tests_by_k(model, label, report),
         by_difficulty=found.by_difficulty(model, label, report),
         problems_by_difficulty={
             name: int((mask & report).sum()) for name, mask in found.difficulties.items() if (mask & report).any()
@@ -218,6 +221,7 @@ def _setting(
     outcomes = Counter[str](verdict.status for verdict in verdicts)
     return SettingScores(
         overall=found.by_k(model, label, found.all_problems),
+        base_tests=found.base_tests_by_k(model, label, found.all_problems),
         by_difficulty=found.by_difficulty(model, label, found.all_problems),
         n=SampleCounts(problems=len(found.problems), samples=len(verdicts), left_out=outcomes["infrastructure_error"]),
         finish_reasons=dict(finish_reasons),

@@ -64,11 +64,14 @@ def split_cells(test: SignTest) -> list[str]:
 def score_tables(results: EvaluationResults) -> str:
     """The scores of the headline and the lead of SSD over each setting of the base, in per cent and points.
 
-    With more than two k, only the first and the last have their interval, so that a line fits a terminal.
+    The last column has the base tests of HumanEval+ and MBPP+. With more than two k, only the first and the last have
+    their interval, so that a line fits a terminal.
     """
     ks, last = results.ks, results.headline[-1]
     shown = ends(ks)
     columns = [text for k in ks for text in ([f"pass@{k}", "interval"] if k in shown else [f"pass@{k}"])]
+    if last.base_tests:
+        columns.append(f"pass@{ks[0]}, base tests")
     tables = [aligned([["setting", "decoding", *columns], *(_scores(score, shown) for score in results.headline)])]
     gains = [(score.title, score.ssd_gain) for score in results.headline if score.ssd_gain]
     if gains:
@@ -78,8 +81,8 @@ def score_tables(results: EvaluationResults) -> str:
     rule = "-" * max(len(line) for table in tables for line in table)
     lines = [line for header, *rows in tables for line in (header, rule, *rows, "")]
     basis = (
-        f"per cent of {counted(last.num_problems, 'problem')} x {last.num_samples} programs, the half on which nothing "
-        f"was chosen; {confidence_text(results.confidence)} intervals"
+        f"{results.benchmark}: per cent of {counted(last.num_problems, 'problem')} x {last.num_samples} programs, the "
+        f"half on which nothing was chosen; {confidence_text(results.confidence)} intervals"
     )
     if gains:
         basis += (
@@ -91,7 +94,8 @@ def score_tables(results: EvaluationResults) -> str:
 
 def claim_lines(results: EvaluationResults) -> str:
     """Each claim with its status, and its evidence below."""
-    return "\n".join(f"{claim.status:9}  {claim.text}\n           {claim.evidence}" for claim in results.claims)
+    lines = [f"{claim.status:9}  {claim.text}\n           {claim.evidence}" for claim in results.claims]
+    return "\n".join([f"claims, on {results.benchmark}:", *lines] if lines else [])
 
 
 def _scores(score: Score, shown: tuple[int, ...]) -> list[str]:
@@ -99,6 +103,8 @@ def _scores(score: Score, shown: tuple[int, ...]) -> list[str]:
     for k, estimate in score.overall.items():
         measured = percent(estimate)
         cells += [measured.value, measured.interval] if k in shown else [measured.value]
+    if score.base_tests:
+        cells.append(percent(next(iter(score.base_tests.values()))).value)
     return cells
 
 

@@ -12,7 +12,7 @@ amount.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -139,16 +139,25 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - miss
 
 
-def problem_scores(verdicts: Iterable[Verdict], problem_ids: Sequence[str], k: int) -> Scores:
+def problem_scores(
+    verdicts: Iterable[Verdict],
+    problem_ids: Sequence[str],
+    k: int,
+    *,
+    passed: Callable[[Verdict], bool] = lambda verdict: verdict.passed,
+) -> Scores:
     """pass@k of each problem [P], in the order of ``problem_ids``.
 
     Samples on which the checker failed are left out, not counted as wrong. A problem with fewer than k others is NaN.
+    ``passed`` says which of the others count as passing.
     """
     index_of = {problem_id: index for index, problem_id in enumerate(problem_ids)}
     counted = np.zeros(len(index_of), dtype=int)
-    passed = np.zeros(len(index_of), dtype=int)
+    successes = np.zeros(len(index_of), dtype=int)
     for verdict in verdicts:
         if verdict.status != "infrastructure_error":
             counted[index_of[verdict.problem_id]] += 1
-            passed[index_of[verdict.problem_id]] += verdict.passed
-    return np.array([pass_at_k(int(n), int(c), k) if n >= k else np.nan for n, c in zip(counted, passed, strict=True)])
+            successes[index_of[verdict.problem_id]] += passed(verdict)
+    return np.array(
+        [pass_at_k(int(n), int(c), k) if n >= k else np.nan for n, c in zip(counted, successes, strict=True)]
+    )

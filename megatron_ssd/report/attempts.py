@@ -1,7 +1,7 @@
 """Reads every problem of the benchmark with the attempts of both models, each at its best setting.
 
-Attempts come from ``eval/generations`` and ``eval/verdicts``, tests and statements from ``eval/problems.jsonl``. Texts
-are cut while they are read, so that memory holds at most ``MOST_KEPT`` characters of each part of a response.
+Attempts come from ``generations`` and ``verdicts`` in ``eval/NAME``, tests and statements from ``problems.jsonl``.
+Texts are cut while they are read, so that memory holds at most ``MOST_KEPT`` characters of each part of a response.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class ProblemPages:
     problems: tuple[ProblemPage, ...]
     columns: tuple[Score, ...]
     difficulties: tuple[str, ...]  # from easy to hard
-    has_tests: bool  # False for an evaluation that was published without eval/problems.jsonl
+    has_tests: bool  # False for an evaluation that was published without problems.jsonl
 
     @property
     def examples(self) -> tuple[ProblemPage, ...]:
@@ -114,13 +114,12 @@ class ProblemPages:
         return tuple(first[name] for name in self.difficulties if name in first)[:_EXAMPLES]
 
 
-def read_problem_pages(folder: Path, scores: EvaluationResults, *, prompt_opens_thinking: bool) -> ProblemPages:
-    """Read each problem of the published ``eval`` folder.
+def read_problem_pages(folder: Path, scores: EvaluationResults) -> ProblemPages:
+    """Read each problem of a benchmark.
 
     Args:
-        folder: ``run_dir/eval``.
+        folder: ``run_dir/eval/NAME``.
         scores: names the problems and each model's best setting.
-        prompt_opens_thinking: see ``extract_program``.
 
     Raises:
         UserError: a file is missing or broken, or generations and verdicts are not of the same samples.
@@ -130,7 +129,9 @@ def read_problem_pages(folder: Path, scores: EvaluationResults, *, prompt_opens_
     known = read_problems(kept) if kept.is_file() else {}
     attempts, prompts = [], dict[str, str]()
     for score in columns:
-        attempts.append(_read_attempts(folder, score, known, prompts, prompt_opens_thinking=prompt_opens_thinking))
+        attempts.append(
+            _read_attempts(folder, score, known, prompts, prompt_opens_thinking=scores.prompt_opens_thinking)
+        )
         if unmatched := attempts[-1].keys() ^ scores.difficulties.keys():
             raise _mismatch(
                 folder,

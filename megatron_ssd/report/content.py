@@ -50,6 +50,7 @@ class HeadlineRow:
     model: ModelName
     decoding: str
     scores: dict[int, Measured]
+    base_tests: dict[int, Measured]  # empty for a benchmark that extends no other
     gains: dict[int, Measured]  # empty for SSD itself
     split: tuple[str, str]  # of the first k: problems ahead, behind and tied, and the p value; dashes for SSD itself
 
@@ -114,6 +115,7 @@ def headline_rows(scores: EvaluationResults) -> dict[str, HeadlineRow]:
             model=score.model,
             decoding=score.decoding,
             scores={k: percent(estimate) for k, estimate in score.overall.items()},
+            base_tests={k: percent(estimate) for k, estimate in (score.base_tests or {}).items()},
             gains={k: points(estimate) for k, estimate in (score.ssd_gain or {}).items()},
             split=_split(score),
         )
@@ -137,32 +139,37 @@ def result_sentence(scores: EvaluationResults) -> str:
     return f"{first} {_difference_sentence(base, scores)}"
 
 
-def measure_sentence(scores: EvaluationResults, settings: Mapping[str, Any]) -> str:
+def measure_sentence(scores: EvaluationResults) -> str:
     """What was measured, on which half, and how the settings were chosen."""
     ssd = scores.score("ssd_best")
     cells = sum(cell.model == "ssd" for cell in scores.grid)
     problems, others = (counted(number, "problem") for number in (ssd.num_problems, scores.selection_problems))
     return (
-        f"Measured on {problems} of {settings.get('benchmark.format')} with {ssd.num_samples} programs per problem, "
+        f"Measured on {problems} of {scores.benchmark} with {ssd.num_samples} programs per problem, "
         f"each run against hidden tests. For each model, \u201cat its best\u201d is the best of the same {cells} "
         f"decode settings by pass@{scores.ks[0]} on the other {others}; scores are reported on the half on which "
         f"nothing was chosen. Intervals are {confidence_text(scores.confidence)} intervals over problems."
     )
 
 
-def notice(settings: Mapping[str, Any]) -> str:
+def notice(settings: Mapping[str, Any], benchmarks: Iterable[EvaluationResults]) -> str:
     """A warning that the scores of a tiny model on real problems mean nothing; empty for other runs."""
-    real = [key for key in ("problems.name", "benchmark.format") if settings.get(key) != "minicode"]
+    real = [f"{settings['problems.name']} (problems)"] if settings.get("problems.name") != "minicode" else []
+    real += [f"{one.benchmark} (benchmark)" for one in benchmarks if one.format != "minicode"]
     num_parameters = settings.get("model.num_parameters")
     if not real or num_parameters is None or num_parameters >= _USEFUL_PARAMETERS:
         return ""
-    what = " and ".join(f"{settings.get(key)} ({key.split('.')[0]})" for key in real)
     return (
-        f"This run used real competitive-programming problems, {what}, with a model of "
+        f"This run used real programming problems, {' and '.join(real)}, with a model of "
         f"{num_parameters / 1e6:.1f} million parameters. A model of that size writes nothing useful there. The scores "
         f"below say nothing about self-distillation; the page shows that the whole path runs, from problems to graded "
         f"programs."
     )
+
+
+def remarks(scores: EvaluationResults) -> list[str]:
+    """What a reader must know about the problems of the benchmark, a sentence each."""
+    return [scores.errata.line] if scores.errata.line else []
 
 
 def outcomes(scores: EvaluationResults) -> list[tuple[str, ProgramCounts]]:
@@ -291,9 +298,10 @@ def run_facts(data: ReportData) -> list[tuple[str, str]]:
     """(name, value) of what the run was made with; a fact that is not known is left out."""
     host = data.manifests["eval"].host
     packages = {name: version for m in data.manifests.values() for name, version in m.packages.items()}
+    world = data.settings.get("minicode.seed")
     facts = [
         ("model", str(data.settings.get("model.name"))),
-        ("seed", f"{data.settings.get('seed')} (run), {data.settings.get('minicode.seed')} (minicode world)"),
+        ("seed", f"{data.settings.get('seed')}{'' if world is None else f' (run), {world} (minicode world)'}"),
         ("device", str(data.settings.get("cluster.device"))),
         ("host", ", ".join(f"{name} {value}" for name, value in host.items())),
         ("packages", ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))),

@@ -18,7 +18,7 @@ from megatron_ssd.artifacts.manifest import Manifest, read_manifest
 from megatron_ssd.artifacts.samples import iter_samples, sample_shards
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.evaluation.results import EvaluationResults, from_json, read_results
+from megatron_ssd.evaluation.results import SUMMARY_FILE, EvaluationResults, from_json, read_results
 from megatron_ssd.general_benchmarks.results import NAME as BENCHMARKS
 from megatron_ssd.general_benchmarks.results import SUMMARY, BenchmarkResults
 from megatron_ssd.problems import decontamination
@@ -98,17 +98,24 @@ class SamplingFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluatedBenchmark:
+    """The results of one benchmark, and its problems with the attempts of both models."""
+
+    scores: EvaluationResults
+    pages: ProblemPages
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportData:
     """Everything that the pages and ``summary.json`` show."""
 
     run_name: str
-    scores: EvaluationResults
+    benchmarks: tuple[EvaluatedBenchmark, ...]
     problems: ProblemFacts
     training: tuple[TrainingPoint, ...]
     num_skipped: int  # iterations without a finite loss or gradient, which updated nothing
     sampling: SamplingFacts
-    problem_pages: ProblemPages
-    benchmarks: BenchmarkResults | None  # None if the stage was not run
+    general_benchmarks: BenchmarkResults | None  # None if the stage was not run
     lineage: Lineage
     manifests: dict[str, Manifest]  # by stage, in the order in which they ran
     settings: dict[str, Any]  # dotted key -> value, as the stages ran with it
@@ -122,31 +129,49 @@ def gather(config: RunConfig) -> ReportData:
     """
     run_dir = Path(config.run_dir)
     manifests = read_manifests(run_dir)
-    scores = read_results(run_dir / "eval" / "summary.json")
+    results = read_evaluation(run_dir)
     training, num_skipped = read_training(run_dir / "checkpoints" / "metrics.jsonl")
     sampling = read_sampling(sample_shards(run_dir), manifests)
     base_model = Path(config.model.path) if config.model is not None and config.model.path is not None else None
     return ReportData(
         run_name=run_dir.resolve().name,
-        scores=scores,
+        benchmarks=tuple(
+            EvaluatedBenchmark(scores=scores, pages=read_problem_pages(run_dir / "eval" / scores.benchmark, scores))
+            for scores in results
+        ),
         problems=read_problem_facts(run_dir / "problems", manifests["problems"]),
         training=training,
         num_skipped=num_skipped,
         sampling=sampling,
-        problem_pages=read_problem_pages(
-            run_dir / "eval", scores, prompt_opens_thinking=manifests["eval"].facts["prompt_opens_thinking"]
-        ),
-        benchmarks=read_benchmarks(run_dir),
+        general_benchmarks=read_benchmarks(run_dir),
         lineage=trace(run_dir, base_model=base_model, base_revision=sampling.model_revision),
         manifests=manifests,
         settings=shown_settings(config, manifests),
     )
 
 
+def read_evaluation(run_dir: Path) -> list[EvaluationResults]:
+    """The results of every benchmark that the evaluation stage measured, in the order of the configuration.
+
+    Raises:
+        UserError: the stage was not published, is from another version, or a file of it cannot be read.
+    """
+    folder = run_dir / "eval"
+    return [read_results(folder / name / SUMMARY_FILE) for name in read_manifest(folder).facts["benchmarks"]]
+
+
 def read_manifests(run_dir: Path) -> dict[str, Manifest]:
-    """The manifest of every stage before the report, in the order in which they run."""
+    """The manifest of every stage before the report, in the order in which they run.
+
+    Raises:
+        UserError: a stage was not published, or the evaluation is from another version.
+    """
     optional = (BENCHMARKS,) if (run_dir / BENCHMARKS).is_dir() else ()
-    return {stage: read_manifest(run_dir / stage) for stage in (*STAGES, *optional)}
+    manifests = {stage: read_manifest(run_dir / stage) for stage in (*STAGES, *optional)}
+    if "benchmarks" not in manifests["eval"].facts:
+        raise UserError(f"folder {run_dir / 'eval'}", rule="is from a version without a folder for each benchmark",
+                        fix="run launch/evaluate.py again with replace=true, which reuses its responses")  # fmt: skip
+    return manifests
 
 
 def read_problem_facts(folder: Path, manifest: Manifest) -> ProblemFacts:

@@ -49,3 +49,8 @@ def visible(text: str) -> str:
 def anchor(problem_id: str) -> str:
     """The part of a problem's address after ``#``."""
     return quote(visible(problem_id), safe="")
+
+
+def problems_page(benchmark: str) -> str:
+    """The file name of the page with every problem of ``benchmark``."""
+    return f"problems-{benchmark}.html"

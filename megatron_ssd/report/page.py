@@ -18,25 +18,28 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from megatron_ssd.evaluation.results import EvaluationResults
 from megatron_ssd.evaluation.tables import UNKNOWN, confidence_text, ends, percent
 from megatron_ssd.problems.decontamination import HITS_FILE
 from megatron_ssd.report import content, decode_plots, plots
-from megatron_ssd.report.data import ReportData, thin
-from megatron_ssd.report.formatting import MODEL_TITLES, anchor, duration
+from megatron_ssd.report.data import EvaluatedBenchmark, ReportData, thin
+from megatron_ssd.report.formatting import MODEL_TITLES, anchor, duration, problems_page
 from megatron_ssd.report.theme import DARK, HEAT_LEVELS, LIGHT
 
 SHOWN_HITS = 20
-SECTIONS = (
+BENCHMARK_SECTIONS = (
     ("result", "Result"),
     ("difficulty", "By difficulty"),
     ("decoding", "Decode settings"),
     ("claims", "Claims"),
+    ("examples", "Programs"),
+)
+SECTIONS = (
     ("benchmarks", "General benchmarks"),
     ("problems", "Problems"),
     ("sampling", "Training data"),
     ("training", "Training"),
     ("deviations", "Deviations"),
-    ("examples", "Programs"),
     ("run", "The run"),
     ("lineage", "Lineage"),
 )
@@ -45,7 +48,6 @@ SECTIONS = (
 def render(data: ReportData) -> str:
     """The complete page."""
     environment = templates()
-    scores = data.scores
     script = chart_script()
     page = environment.get_template("report.html.jinja").render(
         data=data,
@@ -53,30 +55,16 @@ def render(data: ReportData) -> str:
         script=Markup(script),
         policy=content_policy(script),
         lineage=data.lineage,
-        benchmarks=content.benchmark_rows(data.benchmarks),
-        examples=[content.example_of(problem) for problem in data.problem_pages.examples],
+        benchmarks=[_benchmark(one) for one in data.benchmarks],
+        benchmark_sections=BENCHMARK_SECTIONS,
+        general_benchmarks=content.benchmark_rows(data.general_benchmarks),
         duration=duration,
         anchor=anchor,
-        sections=[section for section in SECTIONS if section[0] != "benchmarks" or data.benchmarks],
+        sections=[section for section in SECTIONS if section[0] != "benchmarks" or data.general_benchmarks],
         titles=MODEL_TITLES,
         code_version=data.manifests["eval"].code_version,
         heading=f"Simple self-distillation, {data.run_name}",
-        result=content.result_sentence(scores),
-        measure=content.measure_sentence(scores, data.settings),
-        notice=content.notice(data.settings),
-        confidence=confidence_text(scores.confidence),
-        ks=scores.ks,
-        rows=content.headline_rows(scores),
-        ssd=scores.score("ssd_best"),
-        best_cells=[
-            (
-                best,
-                {name: percent(getattr(best, name)) for name in ("selection", "report", "on_all_problems")},
-                [UNKNOWN.value if mean is None else f"{100 * mean:.1f}" for mean in best.grid_mean.values()],
-            )
-            for best in scores.best_of_grid
-        ],
-        train_temperature=f"{scores.effective_temperature.train_temperature:g}",
+        notice=content.notice(data.settings, [one.scores for one in data.benchmarks]),
         problems_dropped=[
             (reason.replace("_", " "), count) for reason, count in Counter(data.problems.dropped).most_common() if count
         ],
@@ -85,13 +73,41 @@ def render(data: ReportData) -> str:
         finish_reasons=content.finish_rows(data.sampling),
         dropped=content.dropped_rows(data.sampling),
         training_note=content.training_note(data),
-        outcomes=content.outcomes(scores),
         stages=content.stage_rows(data),
         facts=content.run_facts(data),
         plots=_plots(data),
         **content.paper_comparison(data.settings),
     )
     return page.lstrip()
+
+
+def _benchmark(one: EvaluatedBenchmark) -> dict[str, Any]:
+    """What the page shows of one benchmark."""
+    scores = one.scores
+    return {
+        "name": scores.benchmark,
+        "scores": scores,
+        "problems_page": problems_page(scores.benchmark),
+        "result": content.result_sentence(scores),
+        "measure": content.measure_sentence(scores),
+        "remarks": content.remarks(scores),
+        "confidence": confidence_text(scores.confidence),
+        "ks": scores.ks,
+        "rows": content.headline_rows(scores),
+        "ssd": scores.score("ssd_best"),
+        "best_cells": [
+            (
+                best,
+                {name: percent(getattr(best, name)) for name in ("selection", "report", "on_all_problems")},
+                [UNKNOWN.value if mean is None else f"{100 * mean:.1f}" for mean in best.grid_mean.values()],
+            )
+            for best in scores.best_of_grid
+        ],
+        "train_temperature": f"{scores.effective_temperature.train_temperature:g}",
+        "outcomes": content.outcomes(scores),
+        "examples": [content.example_of(problem) for problem in one.pages.examples],
+        "plots": _score_plots(scores),
+    }
 
 
 def templates() -> Environment:
@@ -133,12 +149,10 @@ def _hash_source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode()}'"
 
 
-def _plots(data: ReportData) -> dict[str, Any]:
-    scores = data.scores
+def _score_plots(scores: EvaluationResults) -> dict[str, Any]:
     base, ssd = scores.score("base_best"), scores.score("ssd_best")
     difficulty_ks = ends(tuple(base.overall)) if base.by_difficulty else ()
     low, high = decode_plots.value_range(scores)
-    points, _ = thin(data.training)
     return {
         "scores": [plots.score_intervals(scores.headline, k) for k in ends(scores.ks)],
         "difficulty": [plots.by_difficulty(base, ssd, k) for k in difficulty_ks],
@@ -147,6 +161,12 @@ def _plots(data: ReportData) -> dict[str, Any]:
         "heat_colors": ", ".join(f"var(--heat-{level})" for level in range(HEAT_LEVELS)),
         "effective": decode_plots.effective_plots(scores),
         "mean_note": decode_plots.mean_note(scores),
+    }
+
+
+def _plots(data: ReportData) -> dict[str, Any]:
+    points, _ = thin(data.training)
+    return {
         "lengths": plots.histogram(
             data.sampling.lengths, title="Length of a response", note="responses by number of tokens", unit="tokens"
         ),

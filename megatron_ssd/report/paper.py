@@ -172,14 +172,12 @@ def shown_settings(config: RunConfig, manifests: Mapping[str, Manifest]) -> dict
     The manifest of a stage takes precedence over ``config``: it records the settings that the stage ran with.
     """
     flat = flatten(dataclasses.asdict(config))
+    del flat["minicode.seed"]  # the stages that use it record it
     for stage, manifest in manifests.items():
         recorded = flatten({**manifest.config, "parallel": manifest.facts.get("parallel", {})})
         flat.update({_configuration_key(stage, key): value for key, value in recorded.items()})
     flat["filters.further"] = _further_filters(flat)
     flat |= _counted(manifests)
-    flat["benchmark.format"] = (
-        next((one.format for one in config.benchmark.sets.values()), None) if config.benchmark else None
-    )
     wanted = [*_FACT_KEYS, *(key for setting in SETTINGS for key in setting.keys)]
     parameters = config.model.num_parameters() if config.model is not None else None
     return {**{key: flat.get(key) for key in wanted}, "model.num_parameters": parameters}
@@ -191,9 +189,11 @@ def _counted(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
     if "problems" in manifests:
         found["problems.count"] = manifests["problems"].counts["problems"]
     if "eval" in manifests:
-        facts = manifests["eval"].facts
-        found["benchmark.count"] = manifests["eval"].counts["problems"]
-        found["benchmark.window"] = window_title(facts["dates"]) if "dates" in facts else "dates not recorded"
+        measured = list(manifests["eval"].facts["benchmarks"].values())
+        # The paper has LiveCodeBench alone, so other benchmarks are compared only if that is missing.
+        one = next((one for one in measured if one["format"] == "livecodebench"), measured[0])
+        found["benchmark.format"], found["benchmark.count"] = one["format"], one["problems"]
+        found["benchmark.window"] = window_title(one["dates"])
     return found
 
 

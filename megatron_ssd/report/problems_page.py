@@ -1,4 +1,4 @@
-"""Renders ``problems.html``, which shows every problem of the benchmark with the attempts of both models.
+"""Renders ``problems-NAME.html``, which shows every problem of the benchmark with the attempts of both models.
 
 The list is plain markup, escaped by Jinja, and needs no script. The problems themselves are packed blocks that one
 small script unpacks and inserts as text. The page's Content-Security-Policy names that script and the style by
@@ -91,7 +91,7 @@ class ListEntry:
     keys: dict[str, float | str]
 
 
-def render_problems(pages: ProblemPages, *, run_name: str, code_version: str, page_mib: float) -> str:
+def render_problems(pages: ProblemPages, *, benchmark: str, run_name: str, code_version: str, page_mib: float) -> str:
     """The complete page, of at most ``page_mib`` MiB.
 
     Raises:
@@ -108,6 +108,7 @@ def render_problems(pages: ProblemPages, *, run_name: str, code_version: str, pa
             style=styles,
             script=Markup(script),
             policy=content_policy(script, styles),
+            benchmark=benchmark,
             run_name=visible(run_name),
             code_version=code_version,
             columns=pages.columns,
@@ -121,7 +122,7 @@ def render_problems(pages: ProblemPages, *, run_name: str, code_version: str, pa
             outcomes=OUTCOMES,
             words=_words(),
             blocks=[Markup(text) for text in blocks.texts],
-            kept=_cut_note(blocks),
+            kept=_cut_note(blocks, benchmark),
         ).lstrip()
 
     shell = page(Blocks(texts=(), limit=0, num_cut=1, num_responses=len(pages.problems)))
@@ -165,14 +166,14 @@ def _words() -> dict[str, Any]:
     }
 
 
-def _cut_note(blocks: Blocks) -> str:
+def _cut_note(blocks: Blocks, benchmark: str) -> str:
     """A sentence on what was cut."""
     if not blocks.num_cut:
         return "Every response is here in full."
     return (
         f"{blocks.num_cut:,} of {blocks.num_responses:,} responses are cut in the middle to keep this file small: "
         f"{blocks.limit:,} characters are kept before and after each program, and {kept_of_program(blocks.limit):,} of "
-        f"the program itself; each cut says how many are missing. Whole responses are in eval/generations."
+        f"the program itself; each cut says how many are missing. Whole responses are in eval/{benchmark}/generations."
     )
 
 

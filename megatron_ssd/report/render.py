@@ -1,11 +1,12 @@
 """Writes the report of a run to ``run_dir/report``.
 
 ``summary.json`` has the results for other programs. Scores are shares in [0, 1], and null if they were not measured.
-``base`` and ``ssd`` have each model at its best setting, and ``headline`` has all four scores of the table. A score has
-``pass@K`` with ``value``, ``low`` and ``high``, the same by difficulty, and n. ``ssd_ahead_by`` has the differences
-with their sign tests, and ``diversity`` the distinct programs per problem. Then come ``decoding`` (the grid, the effect
-of choosing from it, scores over T_eff), ``claims``, ``deviations``, ``problems`` (reasons for dropping, and evaluation
-problems among them), ``sampling``, ``stages``, ``lineage`` and ``benchmarks`` (as in the page's table).
+``benchmarks`` has a section for each benchmark: ``base`` and ``ssd`` are each model at its best setting, and
+``headline`` has all four scores of the table. A score has ``pass@K`` with ``value``, ``low`` and ``high``, the same on
+the base tests of HumanEval+ and MBPP+, the same by difficulty, and n. ``ssd_ahead_by`` has the differences with their
+sign tests, and ``diversity`` the distinct programs per problem. Then come ``decoding`` (the grid, the effect of
+choosing from it, scores over T_eff) and ``claims``. The rest is about the run: ``deviations``, ``problems`` (reasons
+for dropping, and evaluation problems among them), ``sampling``, ``stages``, ``lineage`` and ``general_benchmarks``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from megatron_ssd.evaluation.results import EvaluationResults, Score, to_json
 from megatron_ssd.grading.metrics import Estimate
 from megatron_ssd.report.content import benchmark_rows, measure_sentence, notice, result_sentence
 from megatron_ssd.report.data import ReportData, gather
+from megatron_ssd.report.formatting import problems_page
 from megatron_ssd.report.page import render
 from megatron_ssd.report.paper import deviations
 from megatron_ssd.report.problems_page import render_problems
@@ -32,7 +34,7 @@ _STAGE_FACTS = ("engine", "packages", "seconds", "created", "counts", "dropped",
 
 
 def run_report(config: RunConfig) -> None:
-    """Publish the report unless it is up to date, and print its headline table.
+    """Publish the report unless it is up to date, and print its headline tables.
 
     Raises:
         UserError: a stage before it was not published, or one of its files cannot be read.
@@ -41,29 +43,52 @@ def run_report(config: RunConfig) -> None:
     stage = report_stage(config)
     if not stage.is_current():
         data = gather(config)
-        problems_page = render_problems(
-            data.problem_pages,
-            run_name=data.run_name,
-            code_version=data.manifests["eval"].code_version,
-            page_mib=config.report.page_mib,
-        )
         work = stage.begin()
         summary = json.dumps(_summary(data), indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(work / "summary.json", summary + "\n")
         write_atomically(work / "report.html", render(data))
-        write_atomically(work / "problems.html", problems_page)
-        stage.publish(counts={"examples": len(data.problem_pages.examples), "claims": len(data.scores.claims)})
+        for one in data.benchmarks:
+            page = render_problems(
+                one.pages,
+                benchmark=one.scores.benchmark,
+                run_name=data.run_name,
+                code_version=data.manifests["eval"].code_version,
+                page_mib=config.report.page_mib,
+            )
+            write_atomically(work / problems_page(one.scores.benchmark), page)
+        stage.publish(
+            counts={
+                "examples": sum(len(one.pages.examples) for one in data.benchmarks),
+                "claims": sum(len(one.scores.claims) for one in data.benchmarks),
+            }
+        )
     print_report(Path(config.run_dir))
 
 
 def _summary(data: ReportData) -> dict[str, Any]:
     """The content of ``summary.json``."""
-    scores = data.scores
     return {
         "run": data.run_name,
+        "notice": notice(data.settings, [one.scores for one in data.benchmarks]),
+        "benchmarks": {one.scores.benchmark: _benchmark(one.scores) for one in data.benchmarks},
+        "deviations": [dataclasses.asdict(deviation) for deviation in deviations(data.settings)],
+        "problems": dataclasses.asdict(data.problems),
+        "sampling": _sampling(data),
+        "stages": {
+            stage: {name: getattr(manifest, name) for name in _STAGE_FACTS}
+            for stage, manifest in data.manifests.items()
+        },
+        "settings": data.settings,
+        "lineage": {"complete": data.lineage.is_complete, **dataclasses.asdict(data.lineage)},
+        "general_benchmarks": [dataclasses.asdict(row) for row in benchmark_rows(data.general_benchmarks)],
+    }
+
+
+def _benchmark(scores: EvaluationResults) -> dict[str, Any]:
+    return {
+        "format": scores.format,
         "result": result_sentence(scores),
-        "measured": measure_sentence(scores, data.settings),
-        "notice": notice(data.settings),
+        "measured": measure_sentence(scores),
         "confidence": scores.confidence,
         "base": _headline_json(scores, scores.score("base_best")),
         "ssd": _headline_json(scores, scores.score("ssd_best")),
@@ -74,16 +99,6 @@ def _summary(data: ReportData) -> dict[str, Any]:
         "errata": {"line": scores.errata.line, **dataclasses.asdict(scores.errata)},
         "claim_rule": scores.claim_rule,
         "claims": [dataclasses.asdict(claim) for claim in scores.claims],
-        "deviations": [dataclasses.asdict(deviation) for deviation in deviations(data.settings)],
-        "problems": dataclasses.asdict(data.problems),
-        "sampling": _sampling(data),
-        "stages": {
-            stage: {name: getattr(manifest, name) for name in _STAGE_FACTS}
-            for stage, manifest in data.manifests.items()
-        },
-        "settings": data.settings,
-        "lineage": {"complete": data.lineage.is_complete, **dataclasses.asdict(data.lineage)},
-        "benchmarks": [dataclasses.asdict(row) for row in benchmark_rows(data.benchmarks)],
     }
 
 
@@ -96,6 +111,7 @@ def _headline_json(results: EvaluationResults, score: Score) -> dict[str, Any]:
         "decoding": score.decoding,
         "n": {"problems": score.num_problems, "samples_per_problem": score.num_samples},
         **_by_k(score.overall),
+        "base_tests": None if score.base_tests is None else _by_k(score.base_tests),
         "by_difficulty": {
             name: {"problems": score.problems_by_difficulty.get(name), **_by_k(values)}
             for name, values in score.by_difficulty.items()

@@ -8,9 +8,8 @@ from pathlib import Path
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.evaluation.results import read_results
 from megatron_ssd.evaluation.tables import score_tables
-from megatron_ssd.report.data import read_manifests
+from megatron_ssd.report.data import read_evaluation, read_manifests
 from megatron_ssd.report.paper import shown_settings
 
 
@@ -41,7 +40,7 @@ def print_report(run_dir: Path) -> None:
     if not path.is_file():
         raise UserError(f"file {path}", rule="does not exist", fix="run launch/report.py to its end")
     notice = json.loads(path.read_text(encoding="utf-8"))["notice"]
-    results = read_results(run_dir / "eval" / "summary.json")
-    lines = [*([notice, ""] if notice else []), score_tables(results)]
-    lines += [results.errata.line] if results.errata.line else []
+    lines = [notice, ""] if notice else []
+    for results in read_evaluation(run_dir):
+        lines += [score_tables(results), *([results.errata.line] if results.errata.line else []), ""]
     print("\n".join([*lines, f"report: {run_dir / 'report' / 'report.html'}"]), flush=True)

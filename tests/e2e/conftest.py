@@ -111,7 +111,7 @@ def interrupted(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Interru
     samples = samples_by_key(partial)
     loop.run(run_dir, "--until=export", *PARALLEL)
 
-    base = run_dir / "eval.partial" / "generations" / "base"
+    base = run_dir / "eval.partial" / "minicode" / "generations" / "base"
     loop.kill_when(run_dir, lambda: sum(len(complete_records(path)) for path in base.glob("*.jsonl")) >= 10)
     assert not (run_dir / "eval").exists()
     generations = {path.name: complete_records(path) for path in base.glob("*.jsonl")}

@@ -109,7 +109,7 @@ def test_export(loop: Loop, finished: Path, tmp_path: Path) -> None:
 
 
 def test_evaluation(interrupted: Interrupted) -> None:
-    generations, verdicts = (interrupted.run_dir / "eval" / kind for kind in ("generations", "verdicts"))
+    generations, verdicts = (interrupted.run_dir / "eval" / "minicode" / kind for kind in ("generations", "verdicts"))
     assert sum(map(len, interrupted.generations.values())) >= 10
     for name, before in interrupted.generations.items():
         after = complete_records(generations / "base" / name)

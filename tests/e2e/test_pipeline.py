@@ -35,13 +35,14 @@ def test_each_stage_names_the_output_of_the_previous_stage(finished: Path) -> No
 
 def test_the_summary_has_scores_of_base_and_ssd_with_intervals(finished: Path) -> None:
     summary = json.loads((finished / "report" / "summary.json").read_text())
-    for model in (summary["base"], summary["ssd"]):
+    scores = summary["benchmarks"]["minicode"]
+    for model in (scores["base"], scores["ssd"]):
         assert model["n"] == {"problems": 6, "samples_per_problem": 5}  # the reporting half
         for metric in ("pass@1", "pass@5"):
             assert 0 <= model[metric]["low"] <= model[metric]["value"] <= model[metric]["high"] <= 1
         assert set(model["by_difficulty"]) == DIFFICULTIES
         assert all({"problems", "pass@1", "pass@5"} <= set(scores) for scores in model["by_difficulty"].values())
-    titles = [row["title"] for row in summary["headline"]]
+    titles = [row["title"] for row in scores["headline"]]
     assert titles == [
         "base at its default decode",
         "base at the training decode",

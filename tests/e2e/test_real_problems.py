@@ -47,7 +47,10 @@ def test_the_full_benchmark_is_graded_in_one_run(loop: Loop, finished: Path, tmp
     assert done.returncode == 0, done.stderr[-4000:]
     manifest = read_manifest(tmp_path / "eval")
     assert manifest.counts["problems"] == 408
-    programs = {path.stem: read_jsonl(path) for path in (tmp_path / "eval" / "verdicts" / "base").glob("*.jsonl")}
+    programs = {
+        path.stem: read_jsonl(path)
+        for path in (tmp_path / "eval" / "livecodebench" / "verdicts" / "base").glob("*.jsonl")
+    }
     assert len(programs) == 3  # the default setting, that of the training data, and the one cell of the grid
     for verdicts in programs.values():
         assert len({(each["problem_id"], each["sample_index"]) for each in verdicts}) == len(verdicts) == 408 * 5

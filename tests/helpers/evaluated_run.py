@@ -17,7 +17,7 @@ from megatron_ssd.evaluation.results import EvaluationResults, ModelName, write_
 from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.schema import Problem, Verdict
 from tests.helpers.measured import MODELS, results_of
-from tests.helpers.report_run import build_run, sample_of
+from tests.helpers.report_run import benchmark_folder, build_run, sample_of
 
 Fails = Callable[[ModelName, SamplingParams, Problem], bool]
 
@@ -61,7 +61,7 @@ def evaluate(
 def publish_evaluation(run_dir: Path, results: EvaluationResults, found: Measurements) -> None:
     """Publish the run of ``build_run`` with these results and a program for each verdict of the headline."""
     build_run(run_dir)
-    folder = run_dir / "eval"
+    folder = benchmark_folder(run_dir)
     write_json(folder / "summary.json", results)
     write_problems(folder / PROBLEMS_FILE, found.problems, found.halves)
     for score in results.headline:

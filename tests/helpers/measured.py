@@ -13,6 +13,7 @@ from megatron_ssd.evaluation.grid import Measurements
 from megatron_ssd.evaluation.results import EvaluationResults, ModelName, to_json
 from megatron_ssd.evaluation.summary import summarise
 from megatron_ssd.grading.metrics import Bootstrap
+from megatron_ssd.problems.benchmarks import Benchmark
 from megatron_ssd.problems.errata import Errata
 from megatron_ssd.schema import Problem, Verdict
 from tests.helpers.programs import function_problem
@@ -79,7 +80,7 @@ def results_of(
         engine={"name": "test", "version": "1"},
         sandbox="bubblewrap",
         prompt_opens_thinking=False,
-        errata=errata,
+        benchmark=Benchmark(name="minicode", format="minicode", problems=list(found.problems), errata=errata),
     )
 
 

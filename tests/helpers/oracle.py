@@ -62,5 +62,5 @@ def sampler_of(oracle: Oracle) -> OpenSampler:
 
 
 def summary_of(config: RunConfig) -> dict:
-    """The published ``eval/summary.json``."""
-    return json.loads((Path(config.run_dir) / "eval" / "summary.json").read_text())
+    """The published ``eval/minicode/summary.json``."""
+    return json.loads((Path(config.run_dir) / "eval" / "minicode" / "summary.json").read_text())

@@ -113,8 +113,8 @@ def scores(difficulties: dict[str, str]) -> EvaluationResults:
         headline=tuple(
             Score(
                 key=f"{model}_best", title=f"{model} at its best", model=model, decoding=label, num_problems=3,
-                num_samples=3, overall={1: half}, by_difficulty={n: {1: half} for n in ("easy", "medium", "hard")},
-                problems_by_difficulty={}, ssd_gain=None,
+                num_samples=3, overall={1: half}, base_tests=None, problems_by_difficulty={}, ssd_gain=None,
+                by_difficulty={n: {1: half} for n in ("easy", "medium", "hard")},
             )
             for model, label in DECODINGS.items()
         ),
@@ -124,12 +124,12 @@ def scores(difficulties: dict[str, str]) -> EvaluationResults:
 
 def read(folder: Path, found: EvaluationResults) -> ProblemPages:
     """The content of ``problems.html`` that the report reads from the folder."""
-    return read_problem_pages(folder, found, prompt_opens_thinking=False)
+    return read_problem_pages(folder, found)
 
 
 def write_page(path: Path, pages: ProblemPages, *, page_mib: float = 8.0) -> Path:
     """Write ``problems.html`` to ``path``."""
-    page = render_problems(pages, run_name="demo <run>", code_version="1.0", page_mib=page_mib)
+    page = render_problems(pages, benchmark="minicode", run_name="demo <run>", code_version="1.0", page_mib=page_mib)
     path.write_text(page, encoding="utf-8")
     return path
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_ssd.artifacts.jsonl import JsonlWriter
-from megatron_ssd.artifacts.manifest import Manifest
+from megatron_ssd.artifacts.manifest import Manifest, read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.config.model import ModelConfig
@@ -54,10 +54,14 @@ def run_config(run_dir: Path, *, benchmark: str = "minicode") -> RunConfig:
     )  # fmt: skip
 
 
-def build_run(run_dir: Path, *, scale: float = 1.0) -> None:
-    """Publish every stage from problems to eval. ``scale`` multiplies every score; 0 is a model that solves nothing."""
+def build_run(run_dir: Path, *, scale: float = 1.0, benchmarks: Sequence[str] = ("minicode",)) -> None:
+    """Publish every stage from problems to eval, with the same results on each of ``benchmarks``.
+
+    ``scale`` multiplies every score; 0 is a model that solves nothing.
+    """
+    hashes = {f"benchmark {name}": "b" * 64 for name in benchmarks}
     base = _publish_base(run_dir.parent / "base")
-    problems = _publish(run_dir, "problems", {"source": "a" * 64, "benchmark": "b" * 64}, seconds=0.4,
+    problems = _publish(run_dir, "problems", {"source": "a" * 64, **hashes}, seconds=0.4,
                         fill=_write_hits, dropped={"duplicate": 1200, "contaminated": 30, "no_text": 0},
                         counts={"rows": 1831, "problems": 600, "contaminated_and_kept": 1},
                         facts={"selection": "minicode aaaaaaaaaaaa: 600 of 1831 rows, selection 0123456789abcdef",
@@ -69,14 +73,15 @@ def build_run(run_dir: Path, *, scale: float = 1.0) -> None:
     export = _publish(
         run_dir, "export", {"checkpoints": checkpoints.content_hash, "assets": "e" * 64}, engine=MEGATRON, seconds=6.1
     )
-    _publish_eval(run_dir, {"model": base.content_hash, "export": export.content_hash, "benchmark": "b" * 64}, scale)
+    evaluated = {"model": base.content_hash, "export": export.content_hash, **hashes}
+    _publish_eval(run_dir, evaluated, scale, benchmarks)
     _publish(run_dir, "general_benchmarks", {"model": base.content_hash, "export": export.content_hash}, seconds=71.0,
              fill=_write_benchmarks, counts={"tasks": 2, "rows": 14206})  # fmt: skip
 
 
 def change_summary(run_dir: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the evaluation results of ``run_dir``. This breaks the lineage of the run."""
-    path = run_dir / "eval" / "summary.json"
+    """Change the evaluation results of ``run_dir`` on its first benchmark. This breaks the lineage of the run."""
+    path = benchmark_folder(run_dir) / "summary.json"
     summary = json.loads(path.read_text())
     change(summary)
     path.write_text(json.dumps(summary))
@@ -85,6 +90,17 @@ def change_summary(run_dir: Path, change: Callable[[dict[str, Any]], object]) ->
 def read_summary(run_dir: Path) -> dict[str, Any]:
     """The published ``report/summary.json``."""
     return json.loads((run_dir / "report" / "summary.json").read_text())  # type: ignore[no-any-return]
+
+
+def benchmark_folder(run_dir: Path) -> Path:
+    """The folder of the run's first benchmark."""
+    folder = run_dir / "eval"
+    return folder / str(next(iter(read_manifest(folder).facts["benchmarks"])))
+
+
+def read_scores(run_dir: Path) -> dict[str, Any]:
+    """The part of ``report/summary.json`` on the run's first benchmark."""
+    return dict(next(iter(read_summary(run_dir)["benchmarks"].values())))
 
 
 def read_page(run_dir: Path) -> str:
@@ -167,22 +183,28 @@ def _publish_checkpoints(run_dir: Path, base_hash: str, dataset_hash: str) -> Ma
                     counts={"iterations": 200}, facts={"epochs": 1.07, "parallel": {"world_size": 2}})  # fmt: skip
 
 
-def _publish_eval(run_dir: Path, inputs: dict[str, str], scale: float) -> None:
-    def fill(work: Path) -> None:
-        (work / "summary.json").write_text(json.dumps(_summary(scale)))
+def _publish_eval(run_dir: Path, inputs: dict[str, str], scale: float, benchmarks: Sequence[str]) -> None:
+    def fill_benchmark(work: Path) -> None:
+        work.mkdir()
+        (work / "summary.json").write_text(json.dumps(_summary(work.name, scale)))
         for model, label in _BEST.items():
             with (
                 JsonlWriter(work / "generations" / model / f"{label}.jsonl") as generations,
                 JsonlWriter(work / "verdicts" / model / f"{label}.jsonl") as verdicts,
             ):
-                for problem_id in _summary(scale)["difficulties"]:
+                for problem_id in _summary(work.name, scale)["difficulties"]:
                     code = HOSTILE if model == "base" else "def f(xs):\n    return [x * 2 for x in xs if x > 3]"
                     generations.write(sample_of(problem_id, 0, code, "stop", 20).to_json())
                     verdicts.write(_verdict(problem_id, passed=model == "ssd" and scale > 0).to_json())
 
+    def fill(work: Path) -> None:
+        for name in benchmarks:
+            fill_benchmark(work / name)
+
+    described = {name: {"format": name, "problems": 300, "dates": None} for name in benchmarks}
     _publish(run_dir, "eval", inputs, fill=fill, engine=VLLM, seconds=262.0,
              counts={"problems": 300, "programs": 123_000},
-             facts={"prompt_opens_thinking": False, "dates": None})  # fmt: skip
+             facts={"prompt_opens_thinking": False, "benchmarks": described})  # fmt: skip
 
 
 def sample_of(problem_id: str, index: int, response: str, finish: Any, length: int) -> Sample:
@@ -203,7 +225,7 @@ def _verdict(problem_id: str, *, passed: bool) -> Verdict:
                    failed_test=2, detail="expected [8, 10], got [4, 5]")  # fmt: skip
 
 
-def _summary(scale: float) -> dict[str, Any]:
+def _summary(benchmark: str, scale: float) -> dict[str, Any]:
     rows = (
         ("base_default", "base at its default decode", "base", "T1-k20-p0.8", 0.276, 0.542),
         ("base_train", "base at the training decode", "base", "T1.5-k20-p0.6", 0.318, 0.644),
@@ -211,6 +233,8 @@ def _summary(scale: float) -> dict[str, Any]:
         ("ssd_best", "SSD at its best", "ssd", _BEST["ssd"], 0.345, 0.680),
     )
     return {
+        "benchmark": benchmark,
+        "format": benchmark,
         "headline": [_row(*row[:4], row[4] * scale, row[5] * scale, scale) for row in rows],
         **sweep_summary(cells_of(TEMPERATURES, (20,), TOP_PS), best=_BEST, scale=scale,
                         train=SamplingParams(temperature=1.5, top_k=20, top_p=0.6)),
@@ -236,7 +260,7 @@ def _summary(scale: float) -> dict[str, Any]:
             model: {label: {"outcomes": {"wrong_answer": 1760, "passed": 1000 + 20 * len(model), "no_code": 240},
                             "no_code": 0.08, "no_code_causes": {"no fence": 200, "empty block": 40},
                             "diversity": _diversity(scale), "overall": {}, "by_difficulty": {},
-                            "finish_reasons": {"stop": 3000},
+                            "base_tests": None, "finish_reasons": {"stop": 3000},
                             "n": {"problems": 300, "samples": 3000, "left_out": 0}} for label in labels}
             for model, labels in {"base": [row[3] for row in rows[:3]], "ssd": [_BEST["ssd"]]}.items()
         },
@@ -256,6 +280,7 @@ def _row(key: str, title: str, model: str, decoding: str, at_1: float, at_5: flo
         "key": key, "title": title, "model": model, "decoding": decoding, "num_problems": 150, "num_samples": 10,
         "overall": {"1": _estimate(at_1, 0.019 * scale), "5": _estimate(at_5, 0.022 * scale),
                     "10": _estimate(at_10, 0.024 * scale)},
+        "base_tests": None,
         "by_difficulty": {
             name: {"1": _estimate(at_1 * factor, 0.033 * scale),
                    "5": _estimate(min(at_5 * factor, 0.96), 0.035 * scale),

@@ -69,6 +69,7 @@ def sweep_results(
              "effective_temperature": {"train_temperature": train.temperature, "points": []}}  # fmt: skip
     summary = {
         **(sweep_summary(cells, train=train, scale=scale) if cells else empty),
+        "benchmark": "minicode", "format": "minicode",
         "headline": [], "claims": [], "claim_rule": "", "settings": {}, "difficulties": {}, "engine": {},
         "confidence": 0.95, "bootstrap_samples": 100, "num_problems": 6, "selection_problems": 3, "num_samples": 3,
         "sandbox": "bubblewrap", "prompt_opens_thinking": False,

@@ -173,7 +173,7 @@ def test_the_demos_run_folder_depends_on_its_problems() -> None:
             ["benchmark.path = 'x'", "mean benchmark.sets.livecodebench.path or benchmark.sets.mbpp_plus.path?"],
         ),
         (["benchmark.limit=3"], ["benchmark.limit = 3", "did you mean benchmark.sets.NAME.limit?"]),
-        (["benchmark.sets.-b.format=minicode"], ["benchmark.sets.-b", "of a folder"]),
+        (["benchmark.sets._b.format=minicode"], ["benchmark.sets._b", "of a folder"]),
         (["benchmark.sets.mine.path=x"], ["benchmark.sets.mine.format is not set"]),
         (
             ["benchmark=mbpp_plus", "benchmark.sets.mbpp_plus.path=x", "benchmark.sets.mbpp_plus.end_date=2025-01-01"],
@@ -211,3 +211,10 @@ def test_text_that_the_shell_would_change_is_shown_in_its_quotes() -> None:
         compose_config(["run_dir=it's"])
     (typed,) = shlex.split(str(caught.value).rpartition("shell: ")[2])
     assert compose_config([typed]).run_dir == "it's"
+
+
+def test_hidden_files_and_folders_are_no_choices(tmp_path: Path) -> None:
+    for name in ("model/tiny.yaml", "model/._tiny.yaml", ".ipynb_checkpoints/tiny.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a: 1")
+    assert groups(tmp_path) == {"model": ["tiny"]}

@@ -12,10 +12,10 @@ from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.config.build import build
 from megatron_ssd.config.generation import EngineConfig, PromptConfig, SamplingParams
-from megatron_ssd.config.problems import BenchmarkConfig
-from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.problems import BenchmarkConfig, BenchmarkSetConfig
+from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError
-from megatron_ssd.evaluation.decode import DecodeJob
+from megatron_ssd.evaluation.decode import DecodeJob, decode
 from megatron_ssd.evaluation.grid import split_halves
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, read_problems
 from megatron_ssd.evaluation.stage import date_range, evaluation_stage, run_evaluate
@@ -36,7 +36,7 @@ def test_the_stage_publishes_scores_samples_and_verdicts(config: RunConfig, capl
     caplog.set_level("INFO")
     oracle = Oracle(config)
     run_evaluate(config, sampler=sampler_of(oracle))
-    summary, folder = summary_of(config), Path(config.run_dir) / "eval"
+    summary, folder = summary_of(config), Path(config.run_dir) / "eval" / "minicode"
     scores = {score["key"]: score["overall"] for score in summary["headline"]}
     assert scores["base_default"]["1"]["value"] == pytest.approx(1 / N)
     assert scores["ssd_best"]["1"]["value"] == pytest.approx(3 / N)
@@ -52,14 +52,35 @@ def test_the_stage_publishes_scores_samples_and_verdicts(config: RunConfig, capl
     keys = [(sample["problem_id"], sample["sample_index"]) for sample in samples]
     assert keys == [(p.id, i) for p in minicode.test_problems(MINICODE) for i in range(N)]
     assert len(read_jsonl(folder / "verdicts/ssd/T1-k20-p0.8.jsonl")) == 6 * N
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder.parent)
     assert manifest.engine["name"] == "vllm"
     assert manifest.counts["programs"] == 6 * N * 6
     assert manifest.facts["sandbox"] == "bubblewrap"
-    assert manifest.facts["dates"] is None
+    assert manifest.facts["end_token_ids"] == {"base": [2], "ssd": [2]}
+    assert manifest.facts["benchmarks"] == {"minicode": {"format": "minicode", "problems": 6, "dates": None}}
     assert manifest.inputs["model"] == model_hash(Path(str(config.model.path)))  # type: ignore[union-attr]
     assert manifest.inputs["export"] == read_manifest(Path(config.run_dir) / "export").content_hash
     assert "SSD at its best is ahead of" in caplog.text
+
+
+def test_several_benchmarks_are_decoded_with_one_start_of_each_engine(config: RunConfig, tmp_path: Path):
+    benchmarks = {"other": BenchmarkSetConfig(format="minicode", limit=2), **needed(config.benchmark, "benchmark").sets}
+    both = dataclasses.replace(config, benchmark=BenchmarkConfig(sets=benchmarks))
+    first, second = Oracle(config, lives=50), Oracle(config)
+    with pytest.raises(UserError, match="died"):
+        run_evaluate(both, sampler=sampler_of(first))
+    run_evaluate(both, sampler=sampler_of(second))
+    assert len(first.requests) + len(second.requests) == (6 + 2) * N * 6, "no response is drawn twice"
+    assert [len(oracle.starts) for oracle in (first, second)] == [1, 2]
+    folder = Path(config.run_dir) / "eval"
+    assert list(read_manifest(folder).facts["benchmarks"]) == ["other", "minicode"]
+    alone = dataclasses.replace(config, run_dir=str(tmp_path / "alone"))
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "export").symlink_to(tmp_path / "export")
+    run_evaluate(alone, sampler=sampler_of(Oracle(config)))
+    assert summary_of(both) == summary_of(alone), "a benchmark has the results that it has alone"
+    ids = [problem.id for problem in minicode.test_problems(MINICODE)]
+    assert set(read_problems(folder / "other" / PROBLEMS_FILE)) == set(ids[:2])
 
 
 def test_scores_are_not_logged_if_a_report_follows(
@@ -78,7 +99,7 @@ def test_scores_are_not_logged_if_a_report_follows(
 def test_descriptions_of_the_problems_are_published(config: RunConfig):
     run_evaluate(config, sampler=sampler_of(Oracle(config)))
     problems = minicode.test_problems(MINICODE)
-    kept = read_problems(Path(config.run_dir) / "eval" / PROBLEMS_FILE)
+    kept = read_problems(Path(config.run_dir) / "eval" / "minicode" / PROBLEMS_FILE)
     assert list(kept) == [problem.id for problem in problems]
     halves = ["reporting" if is_report else "selection" for is_report in split_halves(problems).report]
     for problem, half in zip(problems, halves, strict=True):
@@ -179,7 +200,7 @@ def test_overlong_prompts_are_recorded_with_the_reason(config: RunConfig):
     assert oracle.requests == []
     setting = summary_of(narrow)["settings"]["base"]["T1-k20-p0.8"]
     assert setting["finish_reasons"] == {"skipped": 6 * N}
-    verdict = read_jsonl(Path(narrow.run_dir) / "eval/verdicts/base/T1-k20-p0.8.jsonl")[0]
+    verdict = read_jsonl(Path(narrow.run_dir) / "eval/minicode/verdicts/base/T1-k20-p0.8.jsonl")[0]
     assert verdict["status"] == "no_code"
     assert "max_model_len" in verdict["detail"]
 
@@ -188,11 +209,11 @@ def test_raw_prompts_are_decoded_without_a_chat_template(config: RunConfig, tmp_
     folder = with_template(Path(str(config.model.path)), tmp_path / "no_template", None)  # type: ignore[union-attr]
     config = dataclasses.replace(config, prompt=PromptConfig(template="minicode", mode="raw"))
     problems, oracle = minicode.test_problems(config.minicode), Oracle(config)
-    job = DecodeJob(name="base", model=open_model(str(folder)), problems=problems, seed=config.seed,
+    job = DecodeJob(model_name="base", model=open_model(str(folder)), problems=problems, seed=config.seed,
                     settings=[SamplingParams(temperature=1.0)], folder=tmp_path / "drawn", stop_token_ids=(),
                     evaluation=config.evaluation, prompt=config.prompt,
                     max_model_len=config.engine.max_model_len, clock=RunClock(tmp_path))  # fmt: skip
-    job.run(lambda model: oracle.open(config.engine, model, device="cpu"), lambda: None)
+    decode([job], lambda model: oracle.open(config.engine, model, device="cpu"), lambda: None)
     tokenizer = ChatTokenizer(folder)
     prompts = {request.key[0]: request.prompt_token_ids for request in oracle.requests}
     assert prompts == {problem.id: tokenizer.text_ids(problem.statement) for problem in problems}
@@ -205,7 +226,7 @@ def test_problems_in_the_errata_are_graded_unless_dropped(config: RunConfig, tmp
 
     def benchmark_hash(path: Path, **settings: str) -> str:
         section = build(BenchmarkConfig, lcb_section(path, **settings))
-        return evaluation_stage(dataclasses.replace(config, benchmark=section)).inputs["benchmark"]
+        return evaluation_stage(dataclasses.replace(config, benchmark=section)).inputs["benchmark livecodebench"]
 
     assert benchmark_hash(complete, errata="drop") == benchmark_hash(sound) == benchmark_hash(sound, errata="drop")
     assert benchmark_hash(complete) == benchmark_hash(complete, errata="keep") != benchmark_hash(sound)

@@ -88,8 +88,8 @@ def test_a_summary_of_an_earlier_version_is_read(tmp_path: Path) -> None:
 
 
 def test_a_file_with_missing_keys_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "eval" / "summary.json"
-    path.parent.mkdir()
+    path = tmp_path / "eval" / "minicode" / "summary.json"
+    path.parent.mkdir(parents=True)
     path.write_text('{"headline": []}')
-    with pytest.raises(UserError, match=r"missing required field `grid`.*rename .*eval to eval\.replaced-1"):
+    with pytest.raises(UserError, match=r"missing required field `benchmark`.*rename .*eval to eval\.replaced-1"):
         read_results(path)

@@ -103,7 +103,7 @@ def test_a_change_that_affects_responses_samples_all_again(config: RunConfig, ex
 
 def test_a_changed_record_is_sampled_again(config: RunConfig):
     evaluated(config)
-    path = Path(config.run_dir) / "eval/generations/base/T1-k20-p0.8.jsonl"
+    path = Path(config.run_dir) / "eval/minicode/generations/base/T1-k20-p0.8.jsonl"
     records = read_jsonl(path)
     records[0]["seed"] += 1
     records[1]["prompt_token_ids"] = records[1]["prompt_token_ids"][1:]
@@ -134,8 +134,21 @@ def test_changing_back_and_forth_samples_nothing(config: RunConfig, executed: Ex
     assert summary_of(back) == from_scratch(back, tmp_path)
 
 
+def test_responses_of_a_version_without_a_folder_for_each_benchmark_are_reused(config: RunConfig):
+    evaluated(config)
+    folder = Path(config.run_dir) / "eval"
+    for path in list((folder / "minicode").iterdir()):
+        path.rename(folder / path.name)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["inputs"]["benchmark"] = manifest["inputs"].pop("benchmark minicode")
+    del manifest["config"]["rules"]
+    manifest["identity"] = "of another version"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert evaluated(dataclasses.replace(config, replace=True)).requests == []
+
+
 def test_infrastructure_errors_are_graded_again(config: RunConfig, executed: Executions):
-    path = Path(config.run_dir) / "eval/verdicts/ssd/T1-k20-p0.8.jsonl"
+    path = Path(config.run_dir) / "eval/minicode/verdicts/ssd/T1-k20-p0.8.jsonl"
     records = read_jsonl(path)
     records[0]["status"] = "infrastructure_error"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -68,8 +68,8 @@ def test_every_section_exists_and_every_link_has_a_target(visit: Visit) -> None:
     assert all(visit.page.locator(f"#{name} h2").inner_text() for name in sections)
     links = visit.page.evaluate("[...document.querySelectorAll('a')].map(a => a.getAttribute('href'))")
     assert [link for link in links if link.startswith("#")] == [f"#{name}" for name in sections]
-    assert {link.partition("#")[0] for link in links if not link.startswith("#")} == {"problems.html"}
-    assert (visit.path.parent / "problems.html").is_file()
+    assert {link.partition("#")[0] for link in links if not link.startswith("#")} == {"problems-minicode.html"}
+    assert (visit.path.parent / "problems-minicode.html").is_file()
 
 
 def test_every_plot_fills_its_figure_and_has_readable_text(visit: Visit) -> None:

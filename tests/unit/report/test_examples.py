@@ -45,9 +45,9 @@ def test_an_evaluation_without_the_texts_of_tests_shows_no_input(tmp_path: Path)
 def test_the_page_shows_the_escaped_input(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     publish_evaluation(run_dir, *evaluate(graded_problems(3)))
-    path = run_dir / "eval" / PROBLEMS_FILE
+    path = run_dir / "eval" / "minicode" / PROBLEMS_FILE
     path.write_text(path.read_text().replace('"input": "1"', '"input": "<u>1</u>"'))
-    for verdicts in (run_dir / "eval" / "verdicts" / "ssd").iterdir():
+    for verdicts in (run_dir / "eval" / "minicode" / "verdicts" / "ssd").iterdir():
         text = verdicts.read_text().replace('"status": "passed"', '"status": "wrong_answer"')
         verdicts.write_text(text.replace('"failed_test": null', '"failed_test": 0'))
     run_report(run_config(run_dir))

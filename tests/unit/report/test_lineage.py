@@ -30,7 +30,7 @@ def test_inputs_from_outside_are_sources_and_do_not_break_the_chain(run_dir: Pat
     lineage = trace(run_dir, base_model=None, base_revision="hub-commit")
     assert lineage.is_complete
     sources = {link.role for step in lineage.steps for link in step.links if link.status == "source"}
-    assert sources == {"assets", "benchmark", "model", "source", "template"}
+    assert sources == {"assets", "benchmark minicode", "model", "source", "template"}
     assert lineage.base_steps == ()
 
 
@@ -46,7 +46,7 @@ def test_a_stage_that_is_published_again_breaks_the_link_of_the_next_stage(run_d
 
 def test_stages_with_different_base_models_are_a_conflict(run_dir: Path) -> None:
     inputs = read_manifest(run_dir / "eval").inputs
-    summary = (run_dir / "eval" / "summary.json").read_text()
+    summary = (run_dir / "eval" / "minicode" / "summary.json").read_text()
     shutil.rmtree(run_dir / "eval")
     again = Stage(name="eval", run_dir=run_dir, config={}, inputs={**inputs, "model": "f" * 64})
     (again.begin() / "summary.json").write_text(summary)

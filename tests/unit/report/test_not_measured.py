@@ -21,7 +21,7 @@ from megatron_ssd.schema import Problem
 from tests.helpers.evaluated_run import SAMPLING, Fails, evaluate, publish_evaluation
 from tests.helpers.jsonl import complete_records, write_jsonl
 from tests.helpers.programs import function_problem
-from tests.helpers.report_run import read_page, read_summary, run_config
+from tests.helpers.report_run import read_page, read_scores, run_config
 
 BAD = re.compile(r"(?<![A-Za-z])(?:[Nn]a[Nn]|None|[Ii]nf(?:inity)?|undefined)(?![A-Za-z])")
 
@@ -74,9 +74,9 @@ def test_no_output_of_a_run_contains_nan_or_none(tmp_path: Path, capsys: pytest.
     publish_evaluation(run_dir, results, found)
     run_report(run_config(run_dir))
     seen = {"the table of the evaluation": score_tables(results), "the terminal": capsys.readouterr().out}
-    for name in ("eval/summary.json", "report/summary.json"):
+    for name in ("eval/minicode/summary.json", "report/summary.json"):
         seen[name] = "\n".join(texts(json.loads((run_dir / name).read_text(), parse_constant=pytest.fail)))
-    for name in ("report.html", "problems.html"):
+    for name in ("report.html", "problems-minicode.html"):
         page = (run_dir / "report" / name).read_text()
         seen[name] = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)
     assert "SSD at its best" in seen["the terminal"]
@@ -90,7 +90,7 @@ def test_a_missing_score_is_reported_as_not_measured(tmp_path: Path, capsys: pyt
     publish_evaluation(run_dir, *evaluate(*CASES["grading fails on the reporting half of SSD"]))
     run_report(run_config(run_dir))
     assert "not measured" in capsys.readouterr().out
-    result = read_summary(run_dir)["result"]
+    result = read_scores(run_dir)["result"]
     assert result == ("Not measured: grading failed on every problem of the reporting half (SSD at its best).")
     assert "\N{EN DASH} %" not in read_page(run_dir)
 
@@ -112,7 +112,7 @@ def test_a_result_on_one_problem_is_inconclusive(tmp_path: Path, capsys: pytest.
     run_dir = tmp_path / "run"
     publish_evaluation(run_dir, *evaluate(*CASES["two problems"]))
     run_report(run_config(run_dir))
-    shown = read_summary(run_dir)
+    shown = read_scores(run_dir)
     assert shown["measured"].startswith("Measured on 1 problem of")
     assert shown["result"].endswith("on one problem, from which nothing follows.")
     assert {claim["status"] for claim in shown["claims"]} == {"unclear"}

@@ -15,7 +15,7 @@ from megatron_ssd.report import plots
 from megatron_ssd.report.data import TrainingPoint, thin
 from megatron_ssd.report.page import templates
 from megatron_ssd.report.theme import DARK, HEAT_LEVELS, LIGHT, Scheme, contrast_ratio, heat_color, text_on
-from tests.helpers.report_run import read_page, read_summary
+from tests.helpers.report_run import read_page, read_scores
 
 TEXT_CONTRAST = 4.5
 UNKNOWN = Estimate(value=math.nan, low=math.nan, high=math.nan)
@@ -44,7 +44,7 @@ def test_numbers_are_readable_on_every_heat_color_and_lightness_is_monotonic(sch
 
 
 def test_score_plots_have_every_score_of_the_headline(published: Path) -> None:
-    headline = read_summary(published)["headline"]
+    headline = read_scores(published)["headline"]
     page = read_page(published)
     for score in headline:
         name = "SSD" if score["model"] == "ssd" else "base"

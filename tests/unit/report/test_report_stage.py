@@ -15,14 +15,14 @@ from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.config.evaluation import ReportConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.report.render import run_report
-from tests.helpers.report_run import REVISION, change_summary, read_page, read_summary, run_config
+from tests.helpers.report_run import REVISION, change_summary, read_page, read_scores, read_summary, run_config
 
 MEBIBYTE = 1 << 20
 
 
 def test_the_stage_publishes_summary_and_pages_with_their_inputs(published: Path) -> None:
     manifest = read_manifest(published / "report")
-    assert {output["path"] for output in manifest.outputs} == {"summary.json", "report.html", "problems.html"}
+    assert {output["path"] for output in manifest.outputs} == {"summary.json", "report.html", "problems-minicode.html"}
     assert manifest.inputs == {
         stage: read_manifest(published / stage).content_hash
         for stage in ("problems", "samples", "dataset", "checkpoints", "export", "eval", "general_benchmarks")
@@ -32,7 +32,7 @@ def test_the_stage_publishes_summary_and_pages_with_their_inputs(published: Path
 
 @pytest.mark.parametrize("model", ["base", "ssd"])
 def test_the_summary_has_scores_and_intervals_of_both_models(published: Path, model: str) -> None:
-    found = read_summary(published)[model]
+    found = read_scores(published)[model]
     assert found["n"] == {"problems": 150, "samples_per_problem": 10}
     for scores in (found, *found["by_difficulty"].values()):
         for k in ("pass@1", "pass@5"):
@@ -41,18 +41,18 @@ def test_the_summary_has_scores_and_intervals_of_both_models(published: Path, mo
 
 
 def test_the_summary_has_engines_claims_and_base_revision(published: Path) -> None:
-    summary = read_summary(published)
-    assert [score["key"] for score in summary["headline"]] == ["base_default", "base_train", "base_best", "ssd_best"]
+    summary, scores = read_summary(published), read_scores(published)
+    assert [score["key"] for score in scores["headline"]] == ["base_default", "base_train", "base_best", "ssd_best"]
     assert summary["stages"]["samples"]["engine"]["name"] == "vllm"
     assert summary["stages"]["checkpoints"]["engine"]["name"] == "megatron-core"
-    assert {claim["status"] for claim in summary["claims"]} == {"shown", "not shown", "unclear"}
+    assert {claim["status"] for claim in scores["claims"]} == {"shown", "not shown", "unclear"}
     assert summary["lineage"]["complete"] is True
     assert summary["lineage"]["base_revision"] == REVISION
 
 
 def test_summary_and_page_have_the_best_cells_and_the_effective_temperature(published_sweep: Path) -> None:
-    found = json.loads((published_sweep / "eval" / "summary.json").read_text())
-    decoding = read_summary(published_sweep)["decoding"]
+    found = json.loads((published_sweep / "eval" / "minicode" / "summary.json").read_text())
+    decoding = read_scores(published_sweep)["decoding"]
     assert [(best["model"], best["num_cells"]) for best in decoding["best_of_grid"]] == [("base", 90), ("ssd", 90)]
     page = read_page(published_sweep)
     table = page[page.index("What choosing the best of many adds") : page.index("Training and decode temperature")]
@@ -104,7 +104,7 @@ def test_the_sign_test_and_the_diversity_of_programs_are_shown_with_the_scores(p
         "no code: empty block",
     ):
         assert text in page
-    base = read_summary(published)["base"]
+    base = read_scores(published)["base"]
     assert list(base["ssd_ahead_by"]) == ["pass@1", "pass@5", "pass@10"]
     assert base["ssd_ahead_by"]["pass@5"]["sign_test"] == {"ahead": 61, "behind": 40, "tied": 49, "p_value": 0.046}
     assert base["diversity"] == {"distinct": 7.31, "distinct_passing": 2.64, "num_solved": 230, "no_code": 0.08}
@@ -117,7 +117,7 @@ def test_errata_are_reported_in_one_line_if_there_are_any(
     run_report(run_config(published_real, benchmark="livecodebench"))
     assert line in capsys.readouterr().out.splitlines()
     assert html.escape(line).replace("&#x27;", "&#39;") in read_page(published_real)
-    assert read_summary(published_real)["errata"]["line"] == line
+    assert read_scores(published_real)["errata"]["line"] == line
     assert "errata" not in read_page(published)
 
 
@@ -135,7 +135,7 @@ def test_the_same_run_gives_the_same_bytes(run_dir: Path) -> None:
     pages = []
     for _ in range(2):
         run_report(run_config(run_dir))
-        pages.append([(run_dir / "report" / name).read_bytes() for name in ("report.html", "problems.html")])
+        pages.append([(run_dir / "report" / name).read_bytes() for name in ("report.html", "problems-minicode.html")])
         shutil.rmtree(run_dir / "report")
     assert pages[0] == pages[1]
 
@@ -193,7 +193,8 @@ def test_a_missing_score_is_not_measured_on_the_page_and_null_in_the_summary(run
     assert "not measured" in page
     assert "nan" not in page.lower().split()
     summary = json.loads((run_dir / "report" / "summary.json").read_text(), parse_constant=pytest.fail)
-    assert [summary["headline"][0]["pass@5"][name] for name in ("value", "low", "high")] == [None] * 3
+    headline = summary["benchmarks"]["minicode"]["headline"]
+    assert [headline[0]["pass@5"][name] for name in ("value", "low", "high")] == [None] * 3
 
 
 def test_an_evaluation_of_only_one_model_is_an_error_with_the_fix(run_dir: Path) -> None:
@@ -217,5 +218,5 @@ def test_a_run_without_difficulties_or_grid_still_has_a_page(run_dir: Path, key:
 
 
 def test_scores_of_zero_are_reported_in_words(published_real: Path) -> None:
-    summary = read_summary(published_real)
+    summary = read_scores(published_real)
     assert summary["result"].startswith("Neither the base nor the self-distilled model solves a problem")
