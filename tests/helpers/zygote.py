@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import gc
 import importlib
+import io
 import os
 import pickle
 import runpy
@@ -108,20 +109,29 @@ def _become(command: Command, descriptors: list[int]) -> NoReturn:
     use_forks(ours)
     for number in _IGNORED:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    _set_descriptors(descriptors, command.descriptors)
+    _install(descriptors, command.descriptors)
     os.chdir(command.folder)
     _set_environment(command.environment)
     _run(command.words[1:])
 
 
-def _set_descriptors(descriptors: list[int], numbers: list[int]) -> None:
-    """Give the descriptors these numbers."""
+def _install(descriptors: list[int], numbers: list[int]) -> None:
+    """Give the descriptors these numbers, of which the first three are the standard streams."""
     moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, FREE_NUMBERS) for descriptor in descriptors]
     for descriptor in descriptors:
         os.close(descriptor)
     for descriptor, number in zip(moved, numbers, strict=True):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):  # a stream knows whether its file can seek
+        old = getattr(sys, name)
+        new = io.TextIOWrapper(
+            open(number, "wb" if number else "rb", closefd=False),  # noqa: SIM115
+            encoding=old.encoding, errors=old.errors, line_buffering=old.line_buffering or os.isatty(number),
+            write_through=old.write_through,
+        )  # fmt: skip
+        setattr(sys, name, new)
+        setattr(sys, f"__{name}__", new)
 
 
 def _set_environment(environment: Mapping[str, str]) -> None:

@@ -22,6 +22,9 @@ atexit.register(print, "at exit")
 handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD)]
 print(__name__, __file__, sys.argv, sys.path[:2], os.getcwd(), sorted(os.environ.items()))
 print(handlers, threading.active_count())
+for stream in (sys.stdin, sys.stdout, sys.stderr):
+    print(stream.encoding, stream.errors, stream.seekable(), stream.isatty(), stream.line_buffering)
+sys.stdout.reconfigure(errors="backslashreplace")
 print(os.getpgid(0) == os.getpid(), os.getsid(0) == os.getpid(), sorted(map(int, os.listdir("/proc/self/fd")))[:4])
 print(sys.stdin.read(), file=sys.stderr)
 """
