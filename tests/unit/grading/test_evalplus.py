@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,21 +9,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks.mutants import mutants
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.config.grading import GradeConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.grading.checker import Checker
 from megatron_ssd.grading.grade_file import run_grade
-from megatron_ssd.grading.pool import Grader, Submission
 from megatron_ssd.problems.humaneval import read_humaneval_plus
 from megatron_ssd.problems.mbpp import read_mbpp_plus
 from megatron_ssd.sandbox.sandbox import Sandbox
 from megatron_ssd.schema import Problem
-from tests.helpers.benchmark_rows import rows_of
 from tests.helpers.jsonl import write_jsonl
-from tests.helpers.paths import HUMANEVAL, needs
 
 HUB_HEAD = """import numpy as np
 from math import inf
@@ -53,14 +48,16 @@ MBPP = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def checker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checker]:
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of references for this module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield from _checker()
+        yield
 
 
-def _checker() -> Iterator[Checker]:
+@pytest.fixture(scope="module")
+def checker() -> Iterator[Checker]:
     with Checker(SandboxConfig(stop_at_first_failure=False)) as shared:
         yield shared
 
@@ -142,6 +139,21 @@ def test_an_expected_float_makes_all_later_results_approximate(checker: Checker,
     near = "def mean(xs): return [1, 0.5 + 1e-9] if isinstance(xs[0], list) else xs[0]"
     assert checked(checker, integers_last, near) == [("passed", "..")]
     assert checked(checker, integers_first, near) == [("wrong_answer", "W.")]
+
+
+@pytest.mark.parametrize(
+    "attack",
+    ["numpy.allclose = lambda *a, **k: True", "builtins.zip = enumerate = lambda *a, **k: ()",
+     "for o in gc.get_objects():\n    if isinstance(o, list) and [[0.1, 0.2, 0.3]] in o: o.clear()",
+     "for o in gc.get_objects():\n    if isinstance(o, zip | enumerate): list(o)",
+     "os.write(3, b'\\n' * 20 + b'0' * 32)\nos._exit(0)"],
+)  # fmt: skip
+@pytest.mark.parametrize("where", ["{}\ndef mean(xs): return 1.4", "def mean(xs):\n    {}\n    return 1.4"])
+def test_attacks_on_the_comparison(checker: Checker, tmp_path: Path, attack: str, where: str):
+    head = "import builtins, gc, numpy, os\n"
+    source = head + where.format(attack.replace("\n", "\n    ") if "def" in where[:4] else attack)
+    (result,) = checked(checker, problem_with(tmp_path), source)
+    assert result[0] in ("wrong_answer", "runtime_error")
 
 
 def test_the_canonical_solution_has_time_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -231,45 +243,6 @@ def test_mbpp_plus_converts_inputs_and_compares_as_evalplus_does(
     passed, failed = checked(checker, problem, f"{head}    return {right}", f"{head}    return {wrong}")
     assert passed == ("passed", "..")
     assert failed[0] in ("wrong_answer", "runtime_error")
-
-
-def inputs_of(test: str) -> list[list[Any]]:
-    """The arguments with which a HumanEval test calls ``candidate``, if they are literals that JSON can express."""
-    calls = [node for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Call)]
-    found = []
-    for call in calls:
-        if getattr(call.func, "id", "") == "candidate":
-            try:
-                arguments = [ast.literal_eval(argument) for argument in call.args]
-            except ValueError:
-                continue
-            if json.loads(json.dumps(arguments)) == arguments:
-                found.append(arguments)
-    return found
-
-
-@needs(HUMANEVAL)
-@pytest.mark.parametrize("layout", ["inputs", "hub"])
-def test_humaneval_solutions_pass_and_their_mutants_fail(tmp_path: Path, layout: str):
-    rows = rows_of("humaneval")[::4]
-    if layout == "inputs":
-        rows = [{**row, "base_input": i[:1], "plus_input": i[1:], "atol": 0}
-                for row in rows if len(i := inputs_of(row["test"])) > 1]  # fmt: skip
-    else:
-        rows = [{**row, "test": f"{HUB_HEAD}{row['test']}\n    assertion(1.0, 1.0, 0)\n"} for row in rows]
-    assert len(rows) > 30
-    problems = read_humaneval_plus(write_jsonl(tmp_path / "plus.jsonl", rows))
-    assert {len(problem.tests) for problem in problems} == {2 if layout == "inputs" else 1}
-    programs = []
-    for problem, row in zip(problems, rows, strict=True):
-        right = problem.starter_code + row["canonical_solution"]
-        wrong = dict(mutants(right))["return"]
-        for index, source in enumerate((right, wrong)):
-            programs.append(Submission(problem_id=problem.id, sample_index=index, source=source))
-    with Grader(problems, SandboxConfig()) as grader:
-        verdicts = grader.grade_programs(programs, tmp_path / "verdicts.jsonl")
-    assert [verdict.problem_id for verdict in verdicts[::2] if not verdict.passed] == []
-    assert [verdict.problem_id for verdict in verdicts[1::2] if verdict.passed] == []
 
 
 def test_grading_through_the_tool(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

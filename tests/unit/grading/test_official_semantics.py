@@ -107,6 +107,9 @@ PRINTS = ("import contextlib, io, sys", "o = io.StringIO()", "with contextlib.re
         (body("a = [1]", "assert candidate([a, a])"), "def f(a): return a[0] is a[1]", "passed"),
         # What the program prints and reads.
         (body(*PRINTS), "def f(x): print(x)", "passed"),
+        (H["test"], "def f(x):\n    print(chr(0xD800))\n    return x + 1", "passed"),
+        (H["test"], "import sys\ndef f(x): return x + 1 + len(sys.stdin.read())", "runtime_error"),
+        (H["test"], "def f(x):\n    try:\n        input()\n    except OSError:\n        return x + 1", "passed"),
         (body("import io, sys", "sys.stdout = o = io.StringIO()", "candidate(1)", "assert o.getvalue() == '1\\n'"),
          "def f(x): print(x)", "passed"),
         (body("import builtins", "builtins.input = lambda: '5'", "assert candidate(1) == 6"),
