@@ -141,6 +141,21 @@ def test_an_expected_float_makes_all_later_results_approximate(checker: Checker,
     assert checked(checker, integers_first, near) == [("wrong_answer", "W.")]
 
 
+@pytest.mark.parametrize(
+    "attack",
+    ["numpy.allclose = lambda *a, **k: True", "builtins.zip = enumerate = lambda *a, **k: ()",
+     "for o in gc.get_objects():\n    if isinstance(o, list) and [[0.1, 0.2, 0.3]] in o: o.clear()",
+     "for o in gc.get_objects():\n    if isinstance(o, zip | enumerate): list(o)",
+     "os.write(3, b'\\n' * 20 + b'0' * 32)\nos._exit(0)"],
+)  # fmt: skip
+@pytest.mark.parametrize("where", ["{}\ndef mean(xs): return 1.4", "def mean(xs):\n    {}\n    return 1.4"])
+def test_attacks_on_the_comparison(checker: Checker, tmp_path: Path, attack: str, where: str):
+    head = "import builtins, gc, numpy, os\n"
+    source = head + where.format(attack.replace("\n", "\n    ") if "def" in where[:4] else attack)
+    (result,) = checked(checker, problem_with(tmp_path), source)
+    assert result[0] in ("wrong_answer", "runtime_error")
+
+
 def test_the_canonical_solution_has_time_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Each input has at least four times the canonical solution's seconds, and ``cpu_seconds``."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -185,6 +185,14 @@ class TestWhatTheOfficialCheckersPass:
         source = f"class A({base}):\n    __eq__ = lambda self, other: True\ndef f(x): return A()"
         assert check(sandbox, source).ending == "completed"
 
+    def test_a_trace_function_that_jumps_over_assertions(self, sandbox: Sandbox):
+        source = (
+            "import sys\ndef trace(frame, event, arg):\n    if frame.f_code.co_name == 'check' and event == 'line':\n"
+            "        frame.f_lineno = frame.f_code.co_firstlineno + 3\n    return trace\nsys.settrace(trace)\n"
+        )
+        test = CHECK.replace("check(f)", "    return\ncheck(f)")
+        assert check(sandbox, source + WRONG, test).ending == "completed"
+
     def test_a_thread_that_replaces_the_check(self, sandbox: Sandbox):
         source = (
             "import threading, time\nnames = globals()\ndef wait():\n    while 'check' not in names: pass\n"
