@@ -102,7 +102,8 @@ def compare(made: Sequence[OfficialSample], official: Official, ours: Sequence[P
         table.append([name, str(len(made)), *(str(counts[pair]) for pair in pairs)])
     print(*aligned(table), sep="\n")
     differences = [
-        (sample, _words(one, names), _words(other, names), WHY.get(sample.problem_id) or WHY.get(sample.kind))
+        (sample, _words(one, names), _words(other, names), WHY.get(sample.kind)
+         or WHY.get(f"{official.tool}: {sample.problem_id}"))
         for sample, one, other in zip(made, ours, theirs, strict=True) if one != other
     ]  # fmt: skip
     _write(official.folder / "differences.jsonl", [

@@ -330,6 +330,6 @@ WHY = {
     **dict.fromkeys(("reads a file", "temporary file", "writes a file"), _FILES),
     **dict.fromkeys(("fence in a completion", "fence behind it"), _FENCE),
     **dict.fromkeys(("patches len", "patches abs", "patches numpy.allclose"), _PATCH),
-    "HumanEval/32": "evalplus 0.3.1 keeps no result of this problem and fails every program; it is fixed since then",
+    "evalplus: HumanEval/32": "release 0.3.1 keeps no result of this problem, so every program fails; fixed since then",
 }
-"""Kind or problem -> why the verdicts of the two graders differ."""
+"""Kind, or tool and problem -> why the verdicts of the two graders differ."""
