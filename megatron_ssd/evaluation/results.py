@@ -172,7 +172,7 @@ class EvaluationResults:
     ``benchmark`` is its name in the configuration, ``format`` that of its file. ``headline`` has the base at its
     default decode, at the training decode and at its best, and SSD at its best. ``beside_grid`` is the base at the
     training decode, if that is not a cell of the grid. ``settings`` maps model -> label -> scores. ``difficulties``
-    maps the id of each problem to its difficulty.
+    maps the id of each problem to its difficulty, ``flawed`` that of a problem that does not count to the reason.
     """
 
     benchmark: str
@@ -195,6 +195,16 @@ class EvaluationResults:
     sandbox: str
     prompt_opens_thinking: bool
     errata: Errata
+    flawed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader must know about the problems, a sentence each."""
+        lines = [self.errata.line] if self.errata.line else []
+        if self.flawed:
+            some = f"{len(self.flawed)} of {self.num_problems} problems cannot be solved and"
+            lines.append(f"{some} do not count, since their own solutions fail their tests: {', '.join(self.flawed)}")
+        return lines
 
     @property
     def ks(self) -> tuple[int, ...]:

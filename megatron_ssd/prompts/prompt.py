@@ -2,8 +2,8 @@
 
 A task template is a file in ``prompts/templates``. Its only variable is ``problem``; a field that does not exist is an
 error, never an empty string. ``prompt.template`` names it, except for the prompts of base models (``prompt.mode=raw``)
-for HumanEval and MBPP, which are code to continue: ``completion``, HumanEval's own prompt, or MBPP's task and assertions
-as a docstring.
+for HumanEval and MBPP. Those are code to continue, ``completion``: HumanEval's own prompt, or MBPP's task and
+assertions as a docstring.
 """
 
 from __future__ import annotations
