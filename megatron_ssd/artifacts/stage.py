@@ -2,10 +2,12 @@
 
 Invariants:
 - If ``run_dir/NAME`` exists it is complete and has its ``manifest.json``.
-- A stage is current if the identity in its manifest, a hash of (config, inputs), is the one asked for.
-- Work left in ``NAME.partial`` is resumed by the same identity only; other work is refused or, with ``replace``, moved
-  aside under a name that says so. Nothing is deleted, except unfinished work of a stage that does not resume
-  (``restarts``) and folders in which nothing is finished yet (``is_work``).
+- A stage is current if its manifest has the config and the inputs that are asked for. Config holds only what the output
+  depends on, and a key that is null may be missing: a key that was added later does not matter to a run that does not
+  use it.
+- Work left in ``NAME.partial`` is resumed with the same config and inputs only; other work is refused or, with
+  ``replace``, moved aside under a name that says so. Nothing is deleted, except unfinished work of a stage that does
+  not resume (``restarts``) and folders in which nothing is finished yet (``is_work``).
 - One process works on a stage (``begin`` to ``publish``), or several processes do, and each holds the stage's lock
   (``lock``) while it inspects the folders, opens the work folder or publishes.
 """
@@ -34,7 +36,7 @@ from megatron_ssd.artifacts.atomic import (
 )
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
 from megatron_ssd.artifacts.locks import try_lock
-from megatron_ssd.artifacts.manifest import Manifest
+from megatron_ssd.artifacts.manifest import Manifest, keys_that_are_set
 from megatron_ssd.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -61,6 +63,7 @@ class Stage:
         name: folder name, for example ``samples``.
         run_dir: the folder of the run.
         config: the settings that decide the output, as JSON.
+        unused: dotted keys that do not decide the output, although earlier versions recorded them in ``config``.
         inputs: role -> content hash of everything that is read.
         replace: move aside existing output of another identity.
         restarts: remove what an earlier start left, of any identity, and start again.
@@ -77,6 +80,7 @@ class Stage:
         run_dir: Path,
         config: dict[str, Any],
         inputs: dict[str, str],
+        unused: Collection[str] = (),
         replace: bool = False,
         restarts: bool = False,
         is_work: Callable[[Path], bool] = lambda path: True,
@@ -89,6 +93,7 @@ class Stage:
         # Convert through JSON, so that tuples and lists of the same values have the same identity.
         self.config: dict[str, Any] = json.loads(json.dumps(config))
         self.inputs = inputs
+        self._unused = frozenset(unused)
         self.identity = hash_json({"stage": name, "config": self.config, "inputs": inputs})
         self._replace = replace
         self._restarts = restarts
@@ -115,7 +120,7 @@ class Stage:
             self._move_aside(self.final, f"exists and was not made by {self._made_by}")
             return False
         published = manifests.read_manifest(self.final)
-        if published.identity == self.identity:
+        if self._is_same(published.config, published.inputs):
             log.info("%s: up to date (%s)", self.name, self.final)
             return True
         self._move_aside(self.final, self._made_with_another(published.config, published.inputs))
@@ -161,7 +166,7 @@ class Stage:
             shutil.rmtree(self.work, ignore_errors=True)
         if self.work.exists() and plan.is_file():
             earlier = json.loads(plan.read_text(encoding="utf-8"))
-            if earlier["identity"] == self.identity:
+            if self._is_same(earlier["config"], earlier["inputs"]):
                 self._seconds_before = earlier["seconds"]
                 log.info("%s: %s %s", self.name, "joining other processes in" if in_use else "resuming in", self.work)
             elif in_use:
@@ -175,6 +180,11 @@ class Stage:
         self._started = time.monotonic()
         self.note_time()
         return self.work
+
+    def _is_same(self, config: dict[str, Any], inputs: dict[str, str]) -> bool:
+        """Whether the output of an earlier start, which recorded these, is what this stage would make."""
+        earlier = keys_that_are_set(config, unused=self._unused)
+        return earlier == keys_that_are_set(self.config) and inputs == self.inputs
 
     def _holds_work(self) -> bool:
         """Whether the work folder has anything worth keeping; a start that failed early has left nothing."""
@@ -288,7 +298,8 @@ class Stage:
         return manifest
 
     def _made_with_another(self, config: dict[str, Any], inputs: dict[str, str]) -> str:
-        return f"was made with another {manifests.describe_difference(config, self.config, inputs, self.inputs)}"
+        difference = manifests.describe_difference(config, self.config, inputs, self.inputs, unused=self._unused)
+        return f"was made with another {difference}"
 
     def _move_aside(self, folder: Path, why: str) -> None:
         """Rename ``folder``, which is not what this stage makes; refuse if ``replace`` is off."""

@@ -23,12 +23,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 import megatron_ssd
 from megatron_ssd.artifacts.hashing import hash_json
+from megatron_ssd.artifacts.manifest import keys_that_are_set
 from megatron_ssd.config.build import build
 from megatron_ssd.config.run import BaseConfig, RunConfig
 from megatron_ssd.errors import ConfigError, NotTextError
 
 CONFIG_DIR = Path(megatron_ssd.__file__).resolve().parents[1] / "hydra_configs"
 
+# Sections on which a base model depends. The others belong to stages that are not run for it.
+_OF_BASE = ("objective", "seed", "model", "minicode", "parallel", "precision", "cluster", "moe", "optimizer",
+            "training", "checkpoint", "export")  # fmt: skip
 _DERIVED_GROUP = "scale"  # chosen by the experiment and its problems (see config.yaml)
 
 
@@ -94,7 +98,8 @@ def base_run(base: BaseConfig, config_dir: Path) -> tuple[list[str], Path]:
     """(overrides, run_dir) of the run that makes a base model. Equal configurations share one run_dir."""
     overrides = [f"experiment={base.experiment}", *base.overrides]
     settings = asdict(compose_config(overrides, config_dir))
-    run_dir = Path(base.base_dir) / hash_json({**settings, "run_dir": None})[:12]
+    used = keys_that_are_set({section: settings[section] for section in _OF_BASE})
+    run_dir = Path(base.base_dir) / hash_json(used)[:12]
     return [*overrides, text_override("run_dir", str(run_dir))], run_dir
 
 

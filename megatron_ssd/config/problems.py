@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from megatron_ssd.errors import require
 
@@ -197,6 +197,14 @@ class MinicodeConfig:
     """Tests per problem."""
     noise: float = 1.0
     """Scale of the errors in the corpus; 0 is a corpus without errors."""
+
+    def of_problems(self, split: Literal["train", "test"]) -> dict[str, Any]:
+        """The keys that decide the training or test problems."""
+        return {key: getattr(self, key) for key in ("seed", f"num_{split}_problems", "tests_per_problem")}
+
+    def of_corpus(self) -> dict[str, Any]:
+        """The keys that decide the corpus and its tokenizer."""
+        return {key: getattr(self, key) for key in ("seed", "num_documents", "vocab_size", "noise")}
 
     def __post_init__(self) -> None:
         for key in ("num_train_problems", "num_test_problems", "num_documents", "tests_per_problem"):

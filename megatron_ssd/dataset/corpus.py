@@ -63,8 +63,9 @@ def _corpus_stage(config: RunConfig) -> Stage:
     return Stage(
         name="dataset",
         run_dir=run_dir,
-        config=dataclasses.asdict(config.minicode),
+        config=config.minicode.of_corpus(),
         inputs={"tokenizer": read_manifest(run_dir / "tokenizer").content_hash},
+        unused=("num_train_problems", "num_test_problems", "tests_per_problem"),
         replace=config.replace,
     )
 

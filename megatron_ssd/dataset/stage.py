@@ -100,6 +100,9 @@ def dataset_stage(config: RunConfig) -> Stage:
     if config.preprocess.indexed is not None:
         source, vocab_size = prefix_of(config.preprocess.indexed), _model(config).vocab_size
         return _indexed_stage(run_dir, source, vocab_size=vocab_size, replace=config.replace)
+    filters = dataclasses.asdict(config.filters)
+    if config.filters.length_capped != "mask_end":
+        del filters["mask_end_tokens"]
     settings = {"ids": config.preprocess.ids, "compare": config.preprocess.compare}
     inputs = {"samples": samples_manifest(run_dir).content_hash}
     if config.filters.proxy_band:
@@ -110,11 +113,12 @@ def dataset_stage(config: RunConfig) -> Stage:
         name="dataset",
         run_dir=run_dir,
         config={
-            "filters": dataclasses.asdict(config.filters),
+            "filters": filters,
             "preprocess": settings,
             "vocab_size": _model(config).vocab_size,
         },
         inputs=inputs,
+        unused=() if "mask_end_tokens" in filters else ("filters.mask_end_tokens",),
         replace=config.replace,
     )
 

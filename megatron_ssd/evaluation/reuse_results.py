@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ssd.artifacts.jsonl import FileCursor, JsonlWriter, iter_complete_records
+from megatron_ssd.artifacts.manifest import keys_that_are_set
 from megatron_ssd.artifacts.stage import Replaced, Stage
 from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.evaluation.decode import DecodeJob
@@ -130,4 +131,5 @@ def _key(record: dict[str, Any]) -> Key:
 
 
 def _same(earlier: Replaced, stage: Stage, section: str) -> bool:
-    return bool(earlier.config.get(section) == stage.config[section])
+    then, now = (keys_that_are_set({section: config.get(section)}) for config in (earlier.config, stage.config))
+    return then == now

@@ -28,6 +28,7 @@ from megatron_ssd.grading.completions import count_samples, read_submissions
 from megatron_ssd.grading.extraction import no_code_causes
 from megatron_ssd.grading.metrics import Bootstrap, problem_scores
 from megatron_ssd.grading.pool import Grader, read_verdicts
+from megatron_ssd.grading.references import FLAWED
 from megatron_ssd.problems.errata import Errata, apply_errata
 from megatron_ssd.problems.formats import read_format
 from megatron_ssd.problems.livecodebench import BenchmarkKeys, read_benchmark
@@ -105,6 +106,7 @@ def summarise(problems: Mapping[str, Problem], verdicts: Sequence[Verdict]) -> d
         "programs": len(verdicts),
         "samples_per_problem": [min(samples.values()), max(samples.values())],
         "statuses": dict(sorted(Counter(verdict.status for verdict in verdicts).items())),
+        "flawed": {v.problem_id: v.detail for v in verdicts if v.detail.startswith(FLAWED)},
         "no_code_causes": no_code_causes(verdicts),
         "confidence": bootstrap.confidence,
         "pass_at_k": {
@@ -133,6 +135,7 @@ def table(summary: dict[str, Any]) -> str:
         text.append(f"no code: {_counts(summary['no_code_causes'])}")
     if "errata" in summary and (line := Errata(**summary["errata"]).line):  # folders of earlier versions lack it
         text.append(line)
+    text += [f"{problem_id}: {flaw}; it is not in the scores" for problem_id, flaw in summary.get("flawed", {}).items()]
     if summary["problems_without_samples"]:
         text.append(f"{summary['problems_without_samples']} problems have no sample and are not in the scores")
     if summary["statuses"].get("infrastructure_error"):

@@ -81,8 +81,8 @@ class References:
     """Canonical runs by problem, for any number of threads."""
 
     def __init__(self) -> None:
-        self._runs: dict[str, CanonicalRun] = {}
-        self._locks: dict[str, threading.Lock] = {}
+        self._runs: dict[int, tuple[Problem, CanonicalRun]] = {}  # by identity, since benchmarks may share ids
+        self._locks: dict[int, threading.Lock] = {}
 
     def find(self, problem: Problem, program: Program, sandbox: Sandbox) -> CanonicalRun | None:
         """The canonical run of a problem, from memory, from the cache, or made now; None if it has no solution.
@@ -99,13 +99,13 @@ class References:
         source = problem.metadata.get("canonical_solution")
         if source is None:
             return None
-        with self._locks.setdefault(problem.id, threading.Lock()):
-            if problem.id not in self._runs:
-                canonical = dataclasses.replace(program, source=source)
-                self._runs[problem.id] = run = _cached_run(problem, canonical, sandbox)
+        with self._locks.setdefault(id(problem), threading.Lock()):
+            if id(problem) not in self._runs:
+                run = _cached_run(problem, dataclasses.replace(program, source=source), sandbox)
+                self._runs[id(problem)] = problem, run
                 if run.flaw:
                     log.warning("%s: %s", problem.id, run.flaw)
-            return self._runs[problem.id]
+            return self._runs[id(problem)][1]
 
 
 def _cached_run(problem: Problem, canonical: Program, sandbox: Sandbox) -> CanonicalRun:

@@ -71,9 +71,10 @@ def source_hashes(config: BenchmarkConfig | None, world: MinicodeConfig) -> Iter
         UserError: there is no such file.
     """
     for name, one in config.sets.items() if config else ():
-        window = {key: value for key, value in dataclasses.asdict(one).items() if key not in _NOT_CONTENT}
+        section = dataclasses.asdict(one)
+        window = {key: value for key, value in section.items() if key not in _NOT_CONTENT and value is not None}
         if one.format == "minicode":
-            content: object = dataclasses.asdict(world)
+            content: object = world.of_problems("test")
         elif one.format == "livecodebench":
             content = livecodebench.benchmark_table(one, _keys(name)).identity
         else:

@@ -68,7 +68,7 @@ class Source:
 def open_source(section: ProblemsConfig, world: MinicodeConfig) -> Source:
     """Find the training problems. Raises ``UserError`` if there are none."""
     if section.name == "minicode":
-        return Source(section, hash_json(dataclasses.asdict(world)), world, None)
+        return Source(section, hash_json(world.of_problems("train")), world, None)
     fix = _COLUMNS_FIX if section.columns is not None else f"use problems=rows and {_COLUMNS_FIX}"
     table = open_table(str(section.path), key="problems.path", columns_fix=fix, revision=section.revision,
                        hub_folder=_HUB_FOLDERS.get(section.name, ""))  # fmt: skip

@@ -100,10 +100,12 @@ def _stage(config: RunConfig, source: Source) -> Stage:
     for one in contamination["sets"].values():
         del one["path"]
     settings = {"problems": section, "seed": config.seed, "contamination": contamination}
-    formats = [one.format for one in config.benchmark.sets.values()] if config.benchmark else []
-    if "minicode" in (source.section.name, *formats):
-        # The inputs' hashes depend on it as well, but do not show which key has changed.
-        settings["minicode"] = dataclasses.asdict(config.minicode)
+    # The inputs' hashes depend on the world as well, but do not show which key has changed.
+    world = config.minicode.of_problems("train") if source.section.name == "minicode" else {}
+    if config.benchmark and any(one.format == "minicode" for one in config.benchmark.sets.values()):
+        world |= config.minicode.of_problems("test")
+    settings["minicode"] = world
+    others = dataclasses.asdict(config.minicode).keys() - world.keys()
     return Stage(
         name="problems",
         run_dir=Path(config.run_dir),
@@ -112,6 +114,7 @@ def _stage(config: RunConfig, source: Source) -> Stage:
             "source": source.revision,
             **evaluation_set_hashes(config.contamination, config.benchmark, config.minicode),
         },
+        unused={f"minicode.{key}" for key in others},
         replace=config.replace,
         restarts=True,  # it takes minutes at most, and after an error the same folder should be usable
     )

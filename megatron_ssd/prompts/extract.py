@@ -85,7 +85,8 @@ def extract_program(
     if rule == "lcb":
         found = _between_last_fences(response)
     elif rule == "entry_point" and entry_point is not None:
-        found = _defined(response, entry_point, prompt, tested_names)
+        reasoning = response[: -len(answer)] if (answer := _answer(response, prompt_opens_thinking)) else ""
+        found = _defined(response, entry_point, prompt, tested_names, reasoning)
     else:
         return _extraction(_last_block(response, prompt_opens_thinking))
     if found.program is None and _answer(response, prompt_opens_thinking) is None:
@@ -118,8 +119,8 @@ def _between_last_fences(response: str) -> Extraction:
     return Extraction(program=program) if program.strip() else Extraction(cause="empty block")
 
 
-def _defined(response: str, entry_point: str, prompt: str, tested_names: frozenset[str]) -> Extraction:
-    found = definition_of(response, entry_point, tested_names, after=_THINK_CLOSE)
+def _defined(response: str, entry_point: str, prompt: str, tested_names: frozenset[str], reasoning: str) -> Extraction:
+    found = definition_of(response, entry_point, also=tested_names, reasoning=reasoning)
     if found is not None:
         # A prompt without a docstring ends in a bare ``def`` line.
         front = next((text for text in (prompt, f"{prompt}    pass\n") if parses(text)), "")

@@ -293,9 +293,10 @@ def run_facts(data: ReportData) -> list[tuple[str, str]]:
     """(name, value) of what the run was made with; a fact that is not known is left out."""
     host = data.manifests["eval"].host
     packages = {name: version for m in data.manifests.values() for name, version in m.packages.items()}
+    world = data.settings.get("minicode.seed")
     facts = [
         ("model", str(data.settings.get("model.name"))),
-        ("seed", f"{data.settings.get('seed')} (run), {data.settings.get('minicode.seed')} (minicode world)"),
+        ("seed", f"{data.settings.get('seed')}{'' if world is None else f' (run), {world} (minicode world)'}"),
         ("device", str(data.settings.get("cluster.device"))),
         ("host", ", ".join(f"{name} {value}" for name, value in host.items())),
         ("packages", ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))),

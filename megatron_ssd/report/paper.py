@@ -172,6 +172,7 @@ def shown_settings(config: RunConfig, manifests: Mapping[str, Manifest]) -> dict
     The manifest of a stage takes precedence over ``config``: it records the settings that the stage ran with.
     """
     flat = flatten(dataclasses.asdict(config))
+    del flat["minicode.seed"]  # the stages that use it record it
     for stage, manifest in manifests.items():
         recorded = flatten({**manifest.config, "parallel": manifest.facts.get("parallel", {})})
         flat.update({_configuration_key(stage, key): value for key, value in recorded.items()})

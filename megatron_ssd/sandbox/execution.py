@@ -73,7 +73,7 @@ def interpret(facts: dict[str, Any], form: ProblemForm, num_inputs: int) -> Exec
             end = _runtime_error("the program ended before its function returned")
     elif facts["reached_end"] and stopped is None:
         outputs, end = [""] * num_inputs, None
-    elif form == "checks" and failure is not None:
+    elif form == "checks" and any(isinstance(result, Failure) for result in results[:num_inputs]):
         outputs, end = results[:num_inputs], stopped
         if end is None and isinstance(outputs[-1], Failure):
             end = outputs.pop()  # type: ignore[assignment]

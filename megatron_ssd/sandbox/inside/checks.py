@@ -77,7 +77,7 @@ def _report_failure(error: BaseException, parts: list[str]) -> int:
     detail = describe(error)
     if isinstance(error, MemoryError):
         report_result({"error": "memory", "detail": detail})
-    elif part == 0:
+    elif part == 0 or isinstance(error, NameError):  # the program has no such name
         report_result({"error": "runtime", "detail": detail})
     else:
         name = "" if type(error) is AssertionError and not str(error) else f"{detail}; "

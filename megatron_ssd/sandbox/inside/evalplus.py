@@ -54,7 +54,7 @@ def make_reference(request: dict[str, Any]) -> int:
 def run_inputs(request: dict[str, Any]) -> int:
     """Run the program, then its function on each input. A line is written before each of these steps."""
     with open(REFERENCE_FD, "rb") as raw, gzip.open(raw) as file:
-        inputs, expected = pickle.load(file)
+        inputs, expected = map(tuple, pickle.load(file))  # tuples, which the program cannot empty
     # NumPy is needed for closeness only, and must not be imported in the program's time.
     allclose = _allclose() if request["atol"] or any(map(_is_floats, expected)) else None
     _write(RESULTS_FD, b"\n")
@@ -80,7 +80,7 @@ def _compare_all(code: Any, request: dict[str, Any], inputs: Any, expected: Any,
     """An empty text if every result agrees. Raises ``WrongResultError``, or what the program raises."""
     names = dict[str, Any]()
     exec(code, names)
-    function, agrees, atol = names[request["function_name"]], RULES[request["rule"]], request["atol"]
+    function, agrees, atol, compared = names[request["function_name"]], RULES[request["rule"]], request["atol"], 0
     for number, (arguments, wanted) in enumerate(zip(inputs, expected, strict=True), start=1):
         _write(RESULTS_FD, b"\n")
         result = function(*arguments)
@@ -94,6 +94,9 @@ def _compare_all(code: Any, request: dict[str, Any], inputs: Any, expected: Any,
             )  # fmt: skip
         if not right:
             raise WrongResultError(f"input {number}: {_shown(arguments, result, wanted)}")
+        compared += 1
+    if compared != len(inputs):
+        raise WrongResultError(f"only {compared} of {len(inputs)} inputs were compared")
     return b""
 
 

@@ -18,6 +18,7 @@ Invariants:
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import platform
@@ -60,6 +61,7 @@ class Server:
         self._surroundings, self._stdin_path = surroundings, stdin_path
         self._become, self._max_threads = become, max_threads
         self._null = os.open(os.devnull, os.O_RDWR)
+        self._unreadable = os.open(os.devnull, os.O_WRONLY)  # to read it is an OSError, as under the official checkers
         for descriptor in (0, 1, 2):
             os.dup2(self._null, descriptor)
         self._seccomp = Seccomp()
@@ -74,7 +76,7 @@ class Server:
             file: the descriptor of a reference's results, closed here.
         """
         form, null = request["form"], self._null
-        files = [null, null, null]
+        files = [self._unreadable if form in _PROVEN else null, null, null]
         if form == "stdin":
             files[:2] = os.open(self._stdin_path, os.O_RDONLY), os.memfd_create("stdout")
         results_read, results_write = os.pipe()
@@ -91,7 +93,7 @@ class Server:
             if size == request["output_bytes"] and not facts["killed"]:
                 facts = {**facts, "killed": "output", "limit": size}
         finally:
-            for descriptor in {*files, results_read, word_write} - {null}:
+            for descriptor in {*files, results_read, word_write} - {null, self._unreadable}:
                 os.close(descriptor)
         return {
             **facts,
@@ -192,6 +194,8 @@ def serve(settings: str) -> None:
             the arguments of ``Server``.
     """
     chosen = json.loads(settings)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogatepass")  # the official checkers take any text that a program prints
     requests, replies = socket.socket(fileno=os.dup(0)), os.dup(1)
     surroundings = Surroundings()
     server = Server(surroundings, **{key: chosen[key] for key in ("stdin_path", "become", "max_threads")})

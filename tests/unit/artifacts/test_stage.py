@@ -209,6 +209,20 @@ def test_a_folder_without_manifest_is_an_error(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
+def test_a_key_that_is_null_or_unused_does_not_matter(tmp_path: Path) -> None:
+    stage = make(tmp_path, {"t": 1.5, "limit": None, "old": 3})
+    stage.begin()
+    stage.publish()
+    for config, unused in (({"t": 1.5, "old": 3}, ()), ({"t": 1.5, "old": 3, "new": {"key": None}}, ()),
+                           ({"t": 1.5}, ("old",))):  # fmt: skip
+        again = Stage(name="samples", run_dir=tmp_path, config=config, inputs={"model": "abc"}, unused=unused)
+        assert again.is_current()
+    for config, unused in (({"t": 1.5}, ()), ({"t": 1.5, "old": 3, "limit": 0}, ()), ({"old": 3}, ("old",))):
+        again = Stage(name="samples", run_dir=tmp_path, config=config, inputs={"model": "abc"}, unused=unused)
+        with pytest.raises(UserError, match="was made with another configuration"):
+            again.is_current()
+
+
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def refuse(file: object, operation: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,20 +9,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks.mutants import mutants
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.config.grading import GradeConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.grading.checker import Checker
 from megatron_ssd.grading.grade_file import run_grade
-from megatron_ssd.grading.pool import Grader, Submission
 from megatron_ssd.problems.humaneval import read_humaneval_plus
 from megatron_ssd.problems.mbpp import read_mbpp_plus
-from megatron_ssd.schema import Problem, TestCase
-from tests.helpers.benchmark_rows import rows_of
+from megatron_ssd.sandbox.sandbox import Sandbox
+from megatron_ssd.schema import Problem
 from tests.helpers.jsonl import write_jsonl
-from tests.helpers.paths import HUMANEVAL, needs
 
 HUB_HEAD = """import numpy as np
 from math import inf
@@ -52,6 +48,14 @@ MBPP = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of references for this module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def checker() -> Iterator[Checker]:
     with Checker(SandboxConfig(stop_at_first_failure=False)) as shared:
@@ -75,11 +79,11 @@ def test_inputs_are_compared_with_the_canonical_solution(checker: Checker, tmp_p
         head + "    return 1.5",
         head + "    import numpy\n    return numpy.mean(xs)",
         head + "    xs.sort()\n    return sum(xs) / len(xs)",  # changes only its own copy
-        head + "    class A(float):\n        __eq__ = lambda s, o: True\n    return A()",
+        head + "    class A(float):\n        __eq__ = lambda s, o: True\n    return A()",  # as evalplus does
         "def mean(xs): exit()",
     ) == [
         ("passed", ".."), ("passed", ".."), ("wrong_answer", "WW"), ("wrong_answer", ".W"), ("passed", ".."),
-        ("passed", ".."), ("wrong_answer", "WW"), ("runtime_error", "RR"),
+        ("passed", ".."), ("passed", ".."), ("runtime_error", "RR"),
     ]  # fmt: skip
 
 
@@ -123,53 +127,122 @@ def test_scripts_of_mbpp_plus_on_the_hub(checker: Checker, tmp_path: Path):
     ]  # fmt: skip
 
 
-def test_a_reference_function_of_the_script_is_not_replaced_by_the_programs(checker: Checker, tmp_path: Path):
-    test = "def ref_func(a, b): return a + b\nassert shared(1, 2) == ref_func(1, 2)"
-    code = "def ref_func(a, b): return 0\ndef shared(a, b): return ref_func(a, b)"
-    (problem,) = read_mbpp_plus(write_jsonl(tmp_path / "a.jsonl", [{**MBPP, "test": test, "code": code}]))
-    assert [s for s, _ in checked(checker, problem, code, "def shared(a, b): return a + b")] == [
-        "wrong_answer",
-        "passed",
-    ]
+def problem_with(folder: Path, **changes: Any) -> Problem:
+    (problem,) = read_humaneval_plus(write_jsonl(folder / "a.jsonl", [{**MEAN, **changes}]))
+    return problem
 
 
-def inputs_of(test: str) -> list[list[Any]]:
-    """The arguments with which a HumanEval test calls ``candidate``, if they are literals that JSON can express."""
-    calls = [node for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Call)]
-    found = []
-    for call in calls:
-        if getattr(call.func, "id", "") == "candidate":
-            try:
-                arguments = [ast.literal_eval(argument) for argument in call.args]
-            except ValueError:
-                continue
-            if json.loads(json.dumps(arguments)) == arguments:
-                found.append(arguments)
-    return found
+def test_an_expected_float_makes_all_later_results_approximate(checker: Checker, tmp_path: Path):
+    rows = {"canonical_solution": "    return xs[0]\n", "plus_input": []}
+    integers_last = problem_with(tmp_path, base_input=[[[0.5]], [[[1, 0.5]]]], **rows)
+    integers_first = problem_with(tmp_path, base_input=[[[[1, 0.5]]], [[0.5]]], **rows)
+    near = "def mean(xs): return [1, 0.5 + 1e-9] if isinstance(xs[0], list) else xs[0]"
+    assert checked(checker, integers_last, near) == [("passed", "..")]
+    assert checked(checker, integers_first, near) == [("wrong_answer", "W.")]
 
 
-@needs(HUMANEVAL)
-@pytest.mark.parametrize("layout", ["inputs", "hub"])
-def test_humaneval_solutions_pass_and_their_mutants_fail(tmp_path: Path, layout: str):
-    rows = rows_of("humaneval")[::4]
-    if layout == "inputs":
-        rows = [{**row, "base_input": i[:1], "plus_input": i[1:], "atol": 0}
-                for row in rows if len(i := inputs_of(row["test"])) > 1]  # fmt: skip
-    else:
-        rows = [{**row, "test": f"{HUB_HEAD}{row['test']}\n    assertion(1.0, 1.0, 0)\n"} for row in rows]
-    assert len(rows) > 30
-    problems = read_humaneval_plus(write_jsonl(tmp_path / "plus.jsonl", rows))
-    assert {len(problem.tests) for problem in problems} == {2 if layout == "inputs" else 1}
-    programs = []
-    for problem, row in zip(problems, rows, strict=True):
-        right = problem.starter_code + row["canonical_solution"]
-        wrong = dict(mutants(right))["return"]
-        for index, source in enumerate((right, wrong)):
-            programs.append(Submission(problem_id=problem.id, sample_index=index, source=source))
-    with Grader(problems, SandboxConfig()) as grader:
-        verdicts = grader.grade_programs(programs, tmp_path / "verdicts.jsonl")
-    assert [verdict.problem_id for verdict in verdicts[::2] if not verdict.passed] == []
-    assert [verdict.problem_id for verdict in verdicts[1::2] if verdict.passed] == []
+@pytest.mark.parametrize(
+    "attack",
+    ["numpy.allclose = lambda *a, **k: True", "builtins.zip = enumerate = lambda *a, **k: ()",
+     "for o in gc.get_objects():\n    if isinstance(o, list) and [[0.1, 0.2, 0.3]] in o: o.clear()",
+     "for o in gc.get_objects():\n    if isinstance(o, zip | enumerate): list(o)",
+     "os.write(3, b'\\n' * 20 + b'0' * 32)\nos._exit(0)"],
+)  # fmt: skip
+@pytest.mark.parametrize("where", ["{}\ndef mean(xs): return 1.4", "def mean(xs):\n    {}\n    return 1.4"])
+def test_attacks_on_the_comparison(checker: Checker, tmp_path: Path, attack: str, where: str):
+    head = "import builtins, gc, numpy, os\n"
+    source = head + where.format(attack.replace("\n", "\n    ") if "def" in where[:4] else attack)
+    (result,) = checked(checker, problem_with(tmp_path), source)
+    assert result[0] in ("wrong_answer", "runtime_error")
+
+
+def test_the_canonical_solution_has_time_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each input has at least four times the canonical solution's seconds, and ``cpu_seconds``."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    spin = "    import time\n    end = time.process_time() + xs[0]\n    while time.process_time() < end: pass\n"
+    problem = problem_with(
+        tmp_path, canonical_solution=f"{spin}    return 1\n", base_input=[[[0.1]]] * 3, plus_input=[]
+    )
+    head = "def mean(xs):\n"
+    slower = head + spin.replace("xs[0]", "0.3") + "    return 1"
+    with Checker(SandboxConfig(cpu_seconds=0.1)) as short:
+        assert short.check(problem, head + spin + "    return 1", alone=True).status == "passed"
+        assert short.check(problem, slower, alone=True).status == "passed"
+        late = short.check(problem, slower.replace("0.3", "1"), alone=True)
+        assert (late.status, late.by_test) == ("timeout", "T")
+
+
+def test_a_reference_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made: list[Path] = []
+    original = Sandbox.make_reference
+    monkeypatch.setattr(Sandbox, "make_reference", lambda self, *a: (made.append(a[-1]), original(self, *a))[1])
+    for _ in range(2):
+        with Checker(SandboxConfig()) as fresh:
+            assert fresh.check(problem_with(tmp_path), MEAN["prompt"] + MEAN["canonical_solution"]).status == "passed"
+    assert len(made) == 2, "one for each test"
+
+
+@pytest.mark.parametrize("row", [
+    {**MEAN, "canonical_solution": "    return 1 / 0\n"},
+    {**MEAN, "canonical_solution": "  )"},
+    {**{k: MEAN[k] for k in ("task_id", "prompt", "entry_point", "canonical_solution")},
+     "test": "def check(candidate):\n    assert abs(candidate([1, 2]) - 2) <= 1e-4\n"},
+])  # fmt: skip
+def test_a_problem_whose_canonical_solution_fails_is_flawed(
+    tmp_path: Path, row: dict[str, Any], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    good = {**row, "task_id": "good", "canonical_solution": MEAN["canonical_solution"], "test": "def check(f): f([1])"}
+    samples = [{"task_id": id_, "completion": "    return sum(xs) / len(xs)"} for id_ in (row["task_id"], "good")]
+    paths = {"problems": write_jsonl(tmp_path / "p.jsonl", [row, good]),
+             "samples": write_jsonl(tmp_path / "s.jsonl", samples), "out": tmp_path / "out"}  # fmt: skip
+    run_grade(GradeConfig(format="humaneval_plus", **{key: str(path) for key, path in paths.items()}))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert list(summary["flawed"]) == [row["task_id"]]
+    assert summary["pass_at_k"]["all"]["1"] == {"value": 1.0, "low": 1.0, "high": 1.0, "num_problems": 1}
+    for text in (capsys.readouterr().out, caplog.text):
+        assert f"{row['task_id']}: " in text
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "task_id", "canonical", "inputs", "right", "wrong"),
+    [
+        ("f", "Mbpp/116", "tuple(x)", [[[1, 2]]], "x", "list(x)"),
+        ("f", "Mbpp/63", "type(x[0])(x[0])", [[[[1, 2]]]], "(1, 2)", "[1, 2]"),
+        ("f", "Mbpp/115", "x", [[[[1, 1], [], 3]]], "[{1}, {}, {}]", "[[1], [], 3]"),
+        ("f", "Mbpp/252", "x", [["1+2j"]], "1 + 2j", "1 - 2j"),
+        ("f", "Mbpp/580", "x", [[[1, [2, [3]]]]], "(1, (2, (3,)))", "(1, [2, [3]])"),
+        ("f", "Mbpp/278", "x", [[[1, [2]]]], "(1, (2,))", "[1, [2]]"),
+        ("f", "Mbpp/722", "x", [[{"a": [1]}]], "{'a': (1,)}", "{'a': [1]}"),
+        ("f", "Mbpp/9", "x", [[[1]]], "[1]", "(1,)"),
+        ("similar_elements", "Mbpp/2", "[1, 2]", [[[1]]], "(2, 1, 1)", "[1]"),
+        ("sum_div", "Mbpp/295", "7", [[1]], "0", "1"),
+        ("check_str", "Mbpp/1", "object()", [[1]], "'x'", "None"),
+        ("check_str", "Mbpp/1", "None", [[1]], "False", "True"),
+        ("are_equivalent", "Mbpp/164", "True", [[1]], "None", "1 / 0"),
+        ("surface_Area", "Mbpp/581", "0", [[3]], "0", "1"),
+        ("digit_distance_nums", "Mbpp/558", "0", [[3]], "0", "1"),
+    ],
+)  # fmt: skip
+def test_mbpp_plus_converts_inputs_and_compares_as_evalplus_does(
+    checker: Checker,
+    tmp_path: Path,
+    entry_point: str,
+    task_id: str,
+    canonical: str,
+    inputs: Any,
+    right: str,
+    wrong: str,
+):
+    head = f"def {entry_point}(x):\n"
+    row = {"task_id": task_id, "prompt": '"""Text."""\n', "entry_point": entry_point, "atol": 0,
+           "canonical_solution": f"{head}    return {canonical}\n", "base_input": inputs, "plus_input": {}}  # fmt: skip
+    (problem,) = read_mbpp_plus(write_jsonl(tmp_path / "a.jsonl", [row]))
+    passed, failed = checked(checker, problem, f"{head}    return {right}", f"{head}    return {wrong}")
+    assert passed == ("passed", "..")
+    assert failed[0] in ("wrong_answer", "runtime_error")
 
 
 def test_grading_through_the_tool(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -191,12 +264,7 @@ def test_grading_through_the_tool(tmp_path: Path, capsys: pytest.CaptureFixture[
         ({**MEAN, "plus_input": [1]}, "1: plus_input: must be a list of lists"),
         ({**MEAN, "atol": "0"}, "atol = '0'"),
         ({**MEAN, "prompt": ""}, "prompt = ''"),
-        ({**MEAN, "canonical_solution": "  )"}, "contains text that is not Python"),
         ({"task_id": "a"}, "has no column prompt, canonical_solution"),
-        (
-            {"task_id": "t/0", "entry_point": "f", "prompt": "def f():\n", "test": "def check(c): pass"},
-            "not evalplus's",
-        ),
     ],
 )
 def test_invalid_humaneval_plus_rows_are_errors(tmp_path: Path, row: dict[str, Any], message: str):
@@ -211,11 +279,18 @@ def test_invalid_mbpp_plus_rows_are_errors(tmp_path: Path):
         read_mbpp_plus(write_jsonl(tmp_path / "b.jsonl", [{k: v for k, v in MBPP.items() if k != "test"}]))
 
 
-def test_a_check_that_cannot_import_is_an_infrastructure_error():
-    problem = Problem(
-        id="1", source="x", statement="", form="checks", tests=(TestCase(input="import numpy", output=""),)
-    )
-    with Checker(SandboxConfig(packages=())) as checker:
-        assert checker.check(problem, "x = 1").status == "infrastructure_error"
+def test_the_plus_formats_need_numpy():
     with pytest.raises(UserError, match="must name numpy"):
         GradeConfig(problems="a", format="mbpp_plus", samples="b", out="c", packages=())
+
+
+def test_rows_of_the_hub_with_checks_of_their_own_are_read(checker: Checker, tmp_path: Path):
+    texts = {"prompt": 'def f(x):\n    """One more."""\n', "entry_point": "f"}
+    rows = [
+        {**texts, "task_id": "a", "test": f"{HUB_HEAD}\ndef check(f):\n    assertion(f(1), 2, 0)"},
+        {**texts, "task_id": "b", "test": "def check(candidate):\n    assert abs(candidate(1) - 2) <= 1e-4\n"},
+    ]
+    for problem in read_humaneval_plus(write_jsonl(tmp_path / "a.jsonl", rows)):
+        assert checked(checker, problem, "def f(x): return x + 1", "def f(x): return x") == [
+            ("passed", "."), ("wrong_answer", "W"),
+        ]  # fmt: skip

@@ -16,10 +16,8 @@ import pytest
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.config.grading import GradeConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.grading.completions import program_of
 from megatron_ssd.grading.grade_file import run_grade
 from megatron_ssd.sandbox.sandbox import Sandbox
-from megatron_ssd.schema import Problem
 from tests.helpers.jsonl import write_jsonl
 from tests.helpers.paths import ROOT
 
@@ -43,30 +41,6 @@ def config(folder: Path, samples: list[dict[str, Any]], **changes: Any) -> Grade
         "out": str(folder / "out"),
     }  # fmt: skip
     return GradeConfig(**{**values, **changes})
-
-
-@pytest.mark.parametrize(
-    ("key", "text", "program"),
-    [
-        ("code", "x = 1", "x = 1"),
-        ("code", "```python\nx\n```", "```python\nx\n```"),
-        ("code", " \n", None),
-        ("response", "no fence", None),
-        ("response", "<think>a</think>```python\ny = 2\n```", "y = 2\n"),
-        ("completion", "y = 2", "y = 2"),
-        ("completion", "Here:\n```\ny = 2\n```", "y = 2\n"),
-        ("completion", "", None),
-    ],
-)
-def test_the_program_of_a_record(key: str, text: str, program: str | None):
-    assert program_of(key, text, Problem(id="1", source="mbpp", statement="", form="checks")).program == program
-
-
-def test_humaneval_completions_continue_the_prompt():
-    problem = Problem(id="1", source="humaneval", statement="", form="checks", starter_code=PROMPT, function_name="inc")
-    for completion in ("    return x + 1", "def inc(x): return 2", "", "    return (x"):
-        assert program_of("completion", completion, problem).program == PROMPT + completion
-    assert program_of("code", "    return x", problem).program == "    return x"
 
 
 def test_verdicts_summary_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -235,12 +209,4 @@ def test_an_output_folder_that_exists_already(tmp_path: Path):
     with pytest.raises(
         UserError, match=r"exists and was not made by tools/grade\.py; use another out, or set replace=true"
     ):
-        run_grade(settings)
-
-
-@pytest.mark.parametrize(("content", "rule"), [("", "is empty"), ("\n\n", "contains no record")])
-def test_a_file_without_samples_is_an_error(tmp_path: Path, content: str, rule: str):
-    settings = config(tmp_path, [])
-    Path(settings.samples).write_text(content)
-    with pytest.raises(UserError, match=rf"samples\.jsonl: {rule}"):
         run_grade(settings)

@@ -1,10 +1,19 @@
-"""Tests how the program is extracted from a response."""
+"""Tests how the program is extracted from a response under ``last_block`` or ``lcb``."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from megatron_ssd.prompts.extract import CodeBlock, extract_block, extract_code
+from megatron_ssd.prompts.extract import (
+    CodeBlock,
+    Extraction,
+    ExtractionRule,
+    extract_block,
+    extract_code,
+    extract_program,
+)
 
 FENCED = "Here:\n```python\nprint(1)\n```\nDone."
 
@@ -86,3 +95,83 @@ def test_the_block_has_the_extracted_code():
 def test_lines_that_are_almost_fences_take_linear_time(line: str):
     """With backtracking, one of these lines would take minutes."""
     assert extract_code(f"{line}\n```python\nx\n```\n") == "x\n"
+
+
+AB = "a, b = map(int, input().split())\nprint(a + b)"
+BEHIND = ["", " done", ".", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "</s>", " ```"]
+
+
+def program(response: str, rule: ExtractionRule = "lcb", **options: bool) -> str | None:
+    return extract_program(response, rule=rule, **options).program
+
+
+@pytest.mark.parametrize("behind", BEHIND)
+def test_anything_may_stand_behind_a_closing_fence(behind: str):
+    for rest in ("", "\nThat is all.", "\n```python\ncut"):
+        response = f"```python\n{AB}\n```{behind}{rest}"
+        assert "```python" in rest or program(response) == AB
+        if "`" not in behind:
+            assert extract_code(response) == f"{AB}\n"
+
+
+def test_a_tag_behind_a_fence_does_not_close_a_block():
+    text = '"""\n```python\nf(1)\n"""\n'
+    assert extract_code(f"```python\n{text}```") == text
+    assert extract_code("```\na\n``` python\nb\n```") == "a\n``` python\nb\n"
+
+
+@pytest.mark.parametrize(
+    "line", ["x = '</think>'", "# strip </think>", "t = '<think>'", '"""\n</think>\n"""', "<think>"]
+)
+@pytest.mark.parametrize(
+    "before", ["", "So.\n</think>\n", "<think>\nSo.</think>\n", "<think>\n```\ndraft\n```\n</think>\n"]
+)
+def test_marks_of_reasoning_in_a_program_belong_to_it(line: str, before: str):
+    response = f"{before}```python\n{AB}\n{line}\n```\nIt removes all before </think> and <think>."
+    assert program(response) == f"{AB}\n{line}"
+    assert extract_code(response) == f"{AB}\n{line}\n"
+
+
+def test_livecodebench_looks_at_fences_alone():
+    assert program("```python\nfirst\n```\nso\n```\n8\n```") == "8"
+    assert program("```a\nx\n```b\nprose\n```python") == "prose"
+    assert program("<think>\n```python\ndraft\n```\nhm") == "draft"
+    assert program("```\ndraft\n```\nhm", prompt_opens_thinking=True) == "draft"
+    assert program("  Use ```x``` or ```y\nz\nend```.") == "z"
+    assert program("~~~python\nx\n~~~") is None
+
+
+@pytest.mark.parametrize(
+    ("response", "cause"),
+    [
+        ("", "empty response"),
+        (" \n", "empty response"),
+        ("print(1)", "no fence"),
+        ("```python\ncut", "fence not closed"),
+        ("```python\n \n```", "empty block"),
+        ("<think>\nLet me", "reasoning not closed"),
+        ("<think>\n```python\ncut", "reasoning not closed"),
+    ],
+)
+@pytest.mark.parametrize("rule", ["lcb", "last_block"])
+def test_the_cause_if_there_is_no_program(response: str, cause: str, rule: ExtractionRule):
+    assert extract_program(response, rule=rule) == Extraction(cause=cause)  # type: ignore[arg-type]
+
+
+LINES = st.lists(
+    st.sampled_from(["x = 1", "", "```", "```python", "~~~", "``` done", "<think>", "</think>", "\x00\ud800"])
+)
+
+
+@given(LINES, st.sampled_from(["lcb", "last_block"]), st.booleans())
+def test_a_program_is_lines_of_the_response_or_there_is_a_cause(lines: list[str], rule: ExtractionRule, opens: bool):
+    response = "\n".join(lines)
+    found = extract_program(response, rule=rule, prompt_opens_thinking=opens)
+    assert (found.program is None) != (found.cause is None)
+    assert found.program is None or (found.program in response and found.program.strip())
+
+
+@given(LINES, st.lists(st.sampled_from(["x = 1", "", "# ~~~", "t = '<think></think>'"])), st.booleans())
+def test_a_program_behind_any_text_is_found(before: list[str], lines: list[str], closes: bool):
+    text = "\n".join([*before, "```python", *lines, "y = 2", "``` done", *(["So be it."] if closes else [])])
+    assert program(text) == "\n".join([*lines, "y = 2"])

@@ -11,8 +11,8 @@ import pytest
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.sandbox.container import find_package
-from megatron_ssd.sandbox.sandbox import Sandbox
-from tests.helpers.sandboxed import call, run
+from megatron_ssd.sandbox.sandbox import Program, Sandbox
+from tests.helpers.sandboxed import LIMITS, call, run
 
 LONG_LIMITS = {"cpu_seconds": 20.0, "wall_seconds": 100.0}
 
@@ -107,14 +107,6 @@ def test_a_package_may_be_a_single_file(tmp_path: Path, monkeypatch: pytest.Monk
         assert "No module named" in run(container, "import other_module").detail
 
 
-@pytest.fixture(scope="module")
-def without_prelude() -> Iterator[Sandbox]:
-    """A container in which programs have no names but those that they import."""
-    with Sandbox(SandboxConfig(prelude="none")) as container:
-        container.start()
-        yield container
-
-
 class TestPrelude:
     NAMES = "ascii_lowercase, Counter, heappush, bisect_left, sqrt, lru_cache, List, reduce, datetime.date, gcd"
 
@@ -126,7 +118,6 @@ class TestPrelude:
         assert run(sandbox, "print(time)").outputs == ("<class 'datetime.time'>\n",)
 
     @pytest.mark.parametrize("name", [name.strip() for name in NAMES.split(",")] + ["math", "sys", "typing"])
-    def test_without_a_prelude_no_name_is_imported(self, name: str, without_prelude: Sandbox):
-        assert run(without_prelude, name).detail.startswith(
-            f"NameError: name '{name.partition('.')[0]}' is not defined"
-        )
+    def test_without_a_prelude_no_name_is_imported(self, name: str, sandbox: Sandbox):
+        execution = sandbox.execute(Program(source=name, form="stdin", prelude="none"), [""], LIMITS)
+        assert execution.detail.startswith(f"NameError: name '{name.partition('.')[0]}' is not defined")

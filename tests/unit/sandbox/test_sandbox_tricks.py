@@ -119,10 +119,12 @@ class TestReach:
         assert run(sandbox, source).ending == "timeout"
 
     def test_proc_and_sys_do_not_exist(self, sandbox: Sandbox):
+        """Only the names of standard input are there."""
         source = (
-            "import os\nprint([p for p in ('/proc', '/sys', '/run', '/var', '/home', '/boot') if os.path.exists(p)])"
+            "import os\nprint([p for p in ('/sys', '/run', '/var', '/home', '/boot') if os.path.exists(p)],\n"
+            "      [file for _, _, files in os.walk('/proc') for file in files], os.listdir('/proc'))"
         )
-        assert run(sandbox, source).outputs == ("[]\n",)
+        assert run(sandbox, source).outputs == ("[] ['0'] ['self']\n",)
 
     def test_a_program_cannot_find_expected_values_in_objects_or_frames(self, sandbox: Sandbox, tmp_path: Path):
         thief = (
@@ -143,8 +145,11 @@ class TestReach:
         assert [verdict.status for verdict in verdicts] == ["wrong_answer", "passed"]
 
     def test_each_program_has_its_own_standard_input(self, sandbox: Sandbox):
-        source = "import os\nos.lseek(0, 0, 0)\nos.ftruncate(0, 0)\nos.write(0, b'changed')\nprint(input() if 0 else 1)"
-        assert run(sandbox, source, "12\n").outputs == ("1\n",)
+        changes = ("ftruncate(0, 0)", "write(0, b'changed')", "open('/dev/stdin', os.O_WRONLY)", "fchmod(0, 0o777)",
+                   "unlink('/dev/stdin')", "chmod('/dev/stdin', 0)")  # fmt: skip
+        for change in changes:
+            assert "Error" in run(sandbox, f"import os\nos.{change}", "12\n").detail, change
+        assert run(sandbox, "import os\nos.lseek(0, 0, 2)", "12\n").ending == "completed"
         assert run(sandbox, "print(input())", "12\n").outputs == ("12\n",)
 
     def test_faulthandler_cannot_write_an_output(self, sandbox: Sandbox):
