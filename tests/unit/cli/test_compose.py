@@ -207,3 +207,10 @@ def test_text_that_the_shell_would_change_is_shown_in_its_quotes() -> None:
         compose_config(["run_dir=it's"])
     (typed,) = shlex.split(str(caught.value).rpartition("shell: ")[2])
     assert compose_config([typed]).run_dir == "it's"
+
+
+def test_hidden_files_and_folders_are_no_choices(tmp_path: Path) -> None:
+    for name in ("model/tiny.yaml", "model/._tiny.yaml", ".ipynb_checkpoints/tiny.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a: 1")
+    assert groups(tmp_path) == {"model": ["tiny"]}
