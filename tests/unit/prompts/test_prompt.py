@@ -1,6 +1,6 @@
-
-
-COMPLETED = Problem(id="c", source="humaneval_plus", statement="def f(x):\n", form="evalplus", starter_code="def f(x):\n")
+COMPLETED = Problem(
+    id="c", source="humaneval_plus", statement="def f(x):\n", form="evalplus", starter_code="def f(x):\n"
+)
 ASSERTED = Problem(
     id="a", source="mbpp", statement="Double x.", form="checks", metadata={"assertions": "assert double(1) == 2"}
 )
