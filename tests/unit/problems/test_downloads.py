@@ -21,7 +21,8 @@ from tests.helpers.errors import one_line_error
 from tests.helpers.jsonl import write_jsonl
 from tests.helpers.paths import DATA, HUMANEVAL, MBPP, needs
 
-ROW = {"task_id": "HumanEval/0", "prompt": "def f(x):\n    \"\"\"x.\"\"\"\n", "entry_point": "f", "test": "def check(f):\n    assert f(1) == 1\n"}  # fmt: skip
+ROW = {"task_id": "HumanEval/0", "prompt": 'def f(x):\n    """x."""\n', "entry_point": "f",
+       "test": "def check(f):\n    assert f(1) == 1\n"}  # fmt: skip
 KEY = "benchmark.sets.humaneval.path"
 CONFIG = build(BenchmarkConfig, {"sets": {"humaneval": {"format": "humaneval"}}})
 WORLD = MinicodeConfig()
