@@ -20,6 +20,7 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.grading.metrics import Estimate, SignTest
 from megatron_ssd.problems.errata import Errata
+from megatron_ssd.text_table import counted
 
 ModelName = Literal["base", "ssd"]
 ClaimStatus = Literal["shown", "not shown", "unclear"]
@@ -202,8 +203,10 @@ class EvaluationResults:
         """What a reader must know about the problems, a sentence each."""
         lines = [self.errata.line] if self.errata.line else []
         if self.flawed:
-            some = f"{len(self.flawed)} of {self.num_problems} problems cannot be solved and"
-            lines.append(f"{some} do not count, since their own solutions fail their tests: {', '.join(self.flawed)}")
+            lines.append(
+                f"not counted, because their own solutions fail their tests: {', '.join(self.flawed)} "
+                f"({len(self.flawed)} of {counted(self.num_problems, 'problem')})"
+            )
         return lines
 
     @property
