@@ -109,6 +109,9 @@ def _become(command: Command, descriptors: list[int]) -> NoReturn:
     for number in _IGNORED:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     _set_descriptors(descriptors, command.descriptors)
+    # Those of the first process may be files, in which a position can be asked for; these may be pipes.
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - until the process ends
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     os.chdir(command.folder)
     _set_environment(command.environment)
     _run(command.words[1:])
