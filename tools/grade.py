@@ -3,7 +3,8 @@
 python tools/grade.py format=humaneval problems=HumanEval.jsonl.gz samples=samples.jsonl out=runs/humaneval-grades
 python tools/grade.py format=lcb problems=data/lcb start_date=2025-02-01 samples=samples.jsonl out=runs/lcb-grades
 
-Each line of samples has question_id, task_id or problem_id, and completion, code or response (docs/guides/grading.md).
+Each line of samples has question_id, task_id or problem_id, and completion, response, code or solution: see
+docs/guides/grading.md.
 If it is killed, the same command resumes and grades nothing twice.
 """
 

@@ -52,6 +52,13 @@ class SandboxConfig:
         return {key: value for key, value in asdict(self).items() if key != "workers"}
 
 
+# Task of lm-eval -> the benchmark (``benchmark=NAME``) that the evaluation stage measures instead.
+_BENCHMARKS = {
+    **dict.fromkeys(("humaneval", "humaneval_64", "humaneval_instruct", "humaneval_64_instruct"), "humaneval"),
+    "humaneval_plus": "humaneval_plus",
+    **dict.fromkeys(("mbpp", "mbpp_instruct"), "mbpp"),
+    **dict.fromkeys(("mbpp_plus", "mbpp_plus_instruct"), "mbpp_plus"),
+}
 KS = (1, 5, 10, 20)  # of pass@k by default
 
 
@@ -154,6 +161,10 @@ class GeneralBenchmarksConfig:
     """Publish prompts and answers with the scores."""
 
     def __post_init__(self) -> None:
+        for name in self.tasks:
+            require(name not in _BENCHMARKS, f"general_benchmarks.tasks: {name}",
+                    rule="is a benchmark of the evaluation stage, which has the official rules and prompts of its own",
+                    fix=f"use benchmark={_BENCHMARKS.get(name)}")  # fmt: skip
         require(len(set(self.tasks)) == len(self.tasks), f"general_benchmarks.tasks = {list(self.tasks)}",
                 rule="names a task twice", fix="name it once")  # fmt: skip
         for key in ("data", "num_fewshot"):

@@ -131,11 +131,14 @@ class BenchmarkSetConfig:
     format: BenchmarkFormat
     """Format of its file."""
     path: str | None = None
-    """Local file or folder, or Hub id. minicode has none."""
+    """Local file; for LiveCodeBench also a folder or Hub id. Null downloads the published file of HumanEval,
+    HumanEval+, MBPP or MBPP+. minicode has none."""
     revision: str | None = None
-    """Commit of the Hub repository."""
+    """LiveCodeBench: commit of the Hub repository."""
     limit: int | None = None
     """Number of problems to use; null uses all."""
+    split: Literal["test", "all"] = "test"
+    """MBPP: ``test`` are tasks 11 to 510, on which published numbers are measured; ``all`` are those of the file."""
     start_date: str | None = None
     """First contest date (ISO) of the window; only LiveCodeBench has dates."""
     end_date: str | None = None
@@ -148,16 +151,15 @@ class BenchmarkSetConfig:
         """Raise ``ConfigError`` for a value that does not fit the format; ``key`` names this section."""
         require(self.limit is None or self.limit > 0, f"{key}.limit = {self.limit}", rule="must be positive",
                 fix="leave it out to use every problem")  # fmt: skip
-        require(self.format == "minicode" or self.path is not None, f"{key}.path = null",
-                rule=f"{self.format} has no default path", fix=f"set {key}.path=FILE")  # fmt: skip
-        for name in ("path", "revision"):
-            require(self.format != "minicode" or getattr(self, name) is None, f"{key}.{name} = {getattr(self, name)}",
-                    rule="minicode is made from its seed, not read from a file", fix="leave it out")  # fmt: skip
-        for name, default in (("start_date", None), ("end_date", None), ("errata", "keep")):
+        require(self.format != "livecodebench" or self.path is not None, f"{key}.path = null",
+                rule="livecodebench has no default path", fix=f"set {key}.path=FILE")  # fmt: skip
+        require(self.format != "minicode" or self.path is None, f"{key}.path = {self.path}",
+                rule="minicode is made from its seed, not read from a file", fix="leave it out")  # fmt: skip
+        for name, owner in (("revision", "livecodebench"), ("start_date", "livecodebench"),
+                            ("end_date", "livecodebench"), ("errata", "livecodebench"), ("split", "mbpp")):  # fmt: skip
             value = getattr(self, name)
-            require(value == default or self.format == "livecodebench", f"{key}.{name} = {value}",
-                    rule=f"only LiveCodeBench has {'errata' if name == 'errata' else 'dates'}, and this is "
-                    f"{self.format}", fix="leave it out")  # fmt: skip
+            require(value == getattr(BenchmarkSetConfig, name) or self.format == owner, f"{key}.{name} = {value}",
+                    rule=f"is for {owner}, and this is {self.format}", fix="leave it out")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.grading.metrics import Estimate, SignTest
 from megatron_ssd.problems.errata import Errata
+from megatron_ssd.text_table import counted
 
 ModelName = Literal["base", "ssd"]
 ClaimStatus = Literal["shown", "not shown", "unclear"]
@@ -172,7 +173,7 @@ class EvaluationResults:
     ``benchmark`` is its name in the configuration, ``format`` that of its file. ``headline`` has the base at its
     default decode, at the training decode and at its best, and SSD at its best. ``beside_grid`` is the base at the
     training decode, if that is not a cell of the grid. ``settings`` maps model -> label -> scores. ``difficulties``
-    maps the id of each problem to its difficulty.
+    maps the id of each problem to its difficulty, ``flawed`` that of a problem that does not count to the reason.
     """
 
     benchmark: str
@@ -195,6 +196,18 @@ class EvaluationResults:
     sandbox: str
     prompt_opens_thinking: bool
     errata: Errata
+    flawed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader must know about the problems, a sentence each."""
+        lines = [self.errata.line] if self.errata.line else []
+        if self.flawed:
+            lines.append(
+                f"not counted, because their own solutions fail their tests: {', '.join(self.flawed)} "
+                f"({len(self.flawed)} of {counted(self.num_problems, 'problem')})"
+            )
+        return lines
 
     @property
     def ks(self) -> tuple[int, ...]:

@@ -30,12 +30,14 @@ from megatron_ssd.evaluation.grid import Measurements, grid_cells, settings_of, 
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, write_problems
 from megatron_ssd.evaluation.results import SUMMARY_FILE, EvaluationResults, ModelName, write_json
 from megatron_ssd.evaluation.reuse_results import reuse_results, verdict_path
+from megatron_ssd.evaluation.solutions import EVALPLUS_IDS, solution_path, write_solutions
 from megatron_ssd.evaluation.summary import summarise
 from megatron_ssd.evaluation.tables import claim_lines, score_tables
 from megatron_ssd.generation.engine import Sampler
 from megatron_ssd.generation.samplers import engine_facts, open_sampler
 from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.grading.pool import Grader
+from megatron_ssd.grading.references import is_flawed
 from megatron_ssd.grading.rules import configured_rules
 from megatron_ssd.problems.benchmarks import Benchmark, load_benchmarks
 from megatron_ssd.process import report_follows
@@ -92,14 +94,15 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
     for name in models:
         of_model = [by_model[name] for by_model in jobs.values()]
         decode(of_model, start_sampler, lambda: stage.note_time(every=SECONDS_BETWEEN_NOTES))
-    results = []
+    results, failures = [], 0
     for benchmark in benchmarks:
         graded = _grade(config, benchmark, jobs[benchmark.name], stage, prompt_opens_thinking=opens_thinking)
+        failures += graded.failures
         results.append(_summarise(config, benchmark, graded, engine=engine, prompt_opens_thinking=opens_thinking))
         write_json(work / benchmark.name / SUMMARY_FILE, results[-1])
         write_problems(work / benchmark.name / PROBLEMS_FILE, benchmark.problems, split_halves(benchmark.problems))
     ends = {name: sorted({*model.end_token_ids, *sampling.stop_token_ids}) for name, model in models.items()}
-    _publish(stage, benchmarks, results, {"end_token_ids": ends, **clock.facts})
+    _publish(stage, benchmarks, results, failures, {"end_token_ids": ends, **clock.facts})
     # The report prints the same tables, without the claims.
     tables = "" if report_follows() else "\n\n".join(map(score_tables, results))
     log.info("eval:\n%s", "\n\n".join(filter(None, [tables, *map(claim_lines, results)])))
@@ -166,6 +169,12 @@ class _Graded:
     finish_reasons: dict[ModelName, dict[str, Counter[str]]]
     diversity: dict[ModelName, dict[str, Diversity]]
 
+    @property
+    def failures(self) -> int:
+        """Programs on which the checker itself failed."""
+        every = (one for by_label in self.verdicts.values() for verdicts in by_label.values() for one in verdicts)
+        return sum(one.status == "infrastructure_error" and not is_flawed(one) for one in every)
+
 
 def _grade(
     config: RunConfig,
@@ -191,9 +200,12 @@ def _grade(
             path = verdict_path(stage.work / benchmark.name, name, setting)
             verdicts = grader.grade(samples, path, bar.update)
             graded.verdicts[name][setting.label] = verdicts
-            graded.diversity[name][setting.label] = forms.diversity(
-                zip(verdicts, map(grader.source_of, samples), strict=True)
-            )
+            programs = [grader.source_of(sample) for sample in samples]
+            graded.diversity[name][setting.label] = forms.diversity(zip(verdicts, programs, strict=True))
+            if benchmark.format in EVALPLUS_IDS:
+                write_solutions(
+                    solution_path(stage.work / benchmark.name, name, setting), benchmark.format, samples, programs
+                )
             graded.finish_reasons[name][setting.label] = Counter(sample.finish_reason for sample in samples)
             stage.note_time()
     return graded
@@ -224,14 +236,17 @@ def _summarise(
 
 
 def _publish(
-    stage: Stage, benchmarks: Sequence[Benchmark], results: Sequence[EvaluationResults], facts: dict[str, Any]
+    stage: Stage,
+    benchmarks: Sequence[Benchmark],
+    results: Sequence[EvaluationResults],
+    failures: int,
+    facts: dict[str, Any],
 ) -> None:
     outcomes = Counter[str]()
     for one in results:
         for by_label in one.settings.values():
             for setting in by_label.values():
                 outcomes.update(setting.outcomes)
-    failures = outcomes["infrastructure_error"]
     if failures:
         log.warning(
             "eval: the checker itself failed on %d of %d programs, which are left out", failures, outcomes.total()

@@ -40,6 +40,7 @@ from megatron_ssd.evaluation.results import (
 )
 from megatron_ssd.grading.extraction import no_code_causes
 from megatron_ssd.grading.metrics import Bootstrap, Estimate, Mask, Scores, sign_test
+from megatron_ssd.grading.references import is_flawed
 from megatron_ssd.problems.benchmarks import Benchmark
 
 _TITLES = {
@@ -105,6 +106,13 @@ def summarise(
         sandbox=sandbox,
         prompt_opens_thinking=prompt_opens_thinking,
         errata=benchmark.errata,
+        flawed={
+            verdict.problem_id: verdict.detail
+            for by_label in found.verdicts.values()
+            for verdicts in by_label.values()
+            for verdict in verdicts
+            if is_flawed(verdict)
+        },
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
 from megatron_ssd.artifacts.hub import BESIDE_TOKENIZER, TEMPLATE_FOLDER, TOKENIZER_FILES, model_folder
@@ -76,6 +77,14 @@ def copy_all_assets(source: Path, target: Path) -> None:
             shutil.copytree(path, target / path.name, ignore=shutil.ignore_patterns(".*"))
         elif path.is_file() and not any(path.match(pattern) for pattern in _NOT_ASSETS):
             shutil.copyfile(path, target / path.name)
+
+
+def set_dtype(values: dict[str, Any], dtype: str) -> None:
+    """Set the type of the weights in ``values``, the content of ``config.json``, under each name that it has there.
+
+    transformers 5 writes ``dtype``, transformers 4 ``torch_dtype``; both read both.
+    """
+    values |= dict.fromkeys([name for name in ("dtype", "torch_dtype") if name in values] or ["torch_dtype"], dtype)
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> set[Path]:

@@ -30,7 +30,7 @@ from megatron_ssd.artifacts.manifest import package_versions
 from megatron_ssd.config.export import ConvertConfig
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.export.assets import copy_all_assets
+from megatron_ssd.export.assets import copy_all_assets, set_dtype
 from megatron_ssd.export.checkpoint_writer import write_checkpoint
 from megatron_ssd.export.full_model import FullTensor, full_model
 from megatron_ssd.export.shards import Shard, TensorSpec, write_shard
@@ -172,6 +172,5 @@ def _set_dtype(path: Path, dtypes: set[torch.dtype]) -> None:
     if len(dtypes) != 1:
         return
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    key = "torch_dtype" if "torch_dtype" in values else "dtype"  # transformers 4 and 5
-    values[key] = str(next(iter(dtypes))).removeprefix("torch.")
+    set_dtype(values, str(next(iter(dtypes))).removeprefix("torch."))
     write_atomically(path, json.dumps(values, indent=2) + "\n")

@@ -25,7 +25,7 @@ from megatron_ssd.artifacts.manifest import megatron_facts
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError
-from megatron_ssd.export.assets import Assets, find_assets
+from megatron_ssd.export.assets import Assets, find_assets, set_dtype
 from megatron_ssd.export.stage import export_stage
 from megatron_ssd.export.state_dict_adapter import open_adapter
 from megatron_ssd.export.verify import compare_logits
@@ -84,8 +84,7 @@ def write_assets(assets: Assets, folder: Path, model: ModelConfig, dtype: torch.
     else:
         values = read_hf_config(assets.base)
         family.check_hf_config(values, model, source=assets.base / "config.json")
-        # transformers 5 writes dtype, transformers 4 torch_dtype; both read both.
-        values["dtype" if "dtype" in values else "torch_dtype"] = dtype_name
+        set_dtype(values, dtype_name)
     _write_json(folder / "config.json", values)
 
 

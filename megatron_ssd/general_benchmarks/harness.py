@@ -1,9 +1,8 @@
 """Runs lm-eval on vLLM, in a process of its own. No other module imports lm-eval.
 
 Prompts, few-shot examples, filters, metrics and sampling parameters are those of lm-eval's tasks. Three exceptions:
-- Programs that the model wrote do not run here. Answers to code tasks are generated and filtered, but not scored.
-  lm-eval's ``code_eval``, which their modules load and call at import, is replaced. Any other task that is marked as
-  running such programs is refused.
+- Programs that the model wrote do not run here. Answers to code tasks are generated and filtered, but not scored. Any
+  other task that is marked as running such programs is refused.
 - Each sampled answer has its own seed, from (run seed, prompt, number). So other requests and restarts do not change an
   answer, and two models sample with the same seeds.
 - A prompt that lm-eval would truncate is refused.
@@ -25,7 +24,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import evaluate
 import lm_eval.tasks
 import numpy as np
 import torch
@@ -113,8 +111,7 @@ def _manager(names: Sequence[str]) -> Any:
 
 def _load(spec: HarnessSpec, manager: Any, name: str, names: list[str]) -> dict[str, Any]:
     try:
-        with _without_code_eval():
-            loaded = manager.load(names)
+        loaded = manager.load(names)
     except UserError:
         raise
     except Exception as error:
@@ -130,36 +127,6 @@ def _load(spec: HarnessSpec, manager: Any, name: str, names: list[str]) -> dict[
     for leaf, task in tasks.items():
         _set_up(spec, name, leaf, task)
     return tasks
-
-
-class _NoCodeEval:
-    """Accepts the trial calls at import and fails on every later call."""
-
-    importing = True
-
-    def compute(self, **arguments: Any) -> tuple[dict[str, float], dict[str, Any]]:
-        """Run nothing."""
-        assert self.importing, "lm-eval must not run a model's programs here"
-        return {}, {}
-
-
-@contextlib.contextmanager
-def _without_code_eval() -> Iterator[None]:
-    """Modules that are imported inside get a ``code_eval`` that runs nothing.
-
-    lm-eval's HumanEval and MBPP load ``code_eval`` of the package evaluate from the Hub, and call it once at import.
-    """
-    original, instead = evaluate.load, _NoCodeEval()
-
-    def load(path: str, *arguments: Any, **options: Any) -> Any:
-        return instead if path == "code_eval" else original(path, *arguments, **options)
-
-    evaluate.load = load
-    try:
-        yield
-    finally:
-        evaluate.load = original
-        instead.importing = False
 
 
 def _write_local(spec: HarnessSpec, manager: Any, name: str, folder: Path) -> list[str]:

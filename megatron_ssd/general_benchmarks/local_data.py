@@ -24,17 +24,13 @@ SUBJECT = "subject"
 _SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
 # The Hub's columns that lm-eval's task, or the checker of its programs, reads.
 _COLUMNS = {
-    "humaneval": ("task_id", "prompt", "entry_point", "test"),
-    "mbpp": ("task_id", "text", "code", "test_list", "test_setup_code"),
-    "mbpp_plus": ("task_id", "prompt", "code", "test_list", "test_imports"),
     "cruxeval": ("id", "code", "input", "output"),
     "aime": ("Question", "Answer"),
     "aime24": ("Problem", "Answer"),
     "aime25": ("problem", "answer"),
     "mmlu": (SUBJECT, "question", "choices", "answer"),
 }
-_ROWS = {"humaneval": 164, "humaneval_plus": 164, "mbpp": 500, "mbpp_plus": 378, "cruxeval": 800, "aime": 933,
-         "aime24": 30, "aime25": 30, "mmlu": 14042}  # fmt: skip
+_ROWS = {"cruxeval": 800, "aime": 933, "aime24": 30, "aime25": 30, "mmlu": 14042}
 
 
 def check_data(task: str, path: str) -> None:
@@ -188,6 +184,6 @@ def _columns_fix(task: str) -> str:
 
 
 def _of_family(entries: Mapping[str, T], task: str) -> T | None:
-    """The entry of the longest name that ``task`` equals or begins with: humaneval for humaneval_instruct."""
+    """The entry of the longest name that ``task`` equals or begins with: cruxeval for cruxeval_output."""
     names = [name for name in entries if task == name or task.startswith(f"{name}_")]
     return entries[max(names, key=len)] if names else None

@@ -28,9 +28,7 @@ from megatron_ssd.evaluation.results import ModelName, write_json
 from megatron_ssd.evaluation.stage import evaluated_model, model_inputs
 from megatron_ssd.general_benchmarks.code_tasks import (
     CODE_TASKS,
-    check_reference,
     problems_of,
-    reference_of,
     submissions_of,
     with_scores,
 )
@@ -148,7 +146,7 @@ def _models(config: RunConfig) -> dict[ModelName, ModelFolder]:
     """The models to measure. Raises ``UserError`` if no task is named or a model is missing."""
     if not config.general_benchmarks.tasks:
         raise ConfigError("general_benchmarks.tasks = []", rule="this stage needs names of lm-eval tasks",
-                          fix="for example general_benchmarks.tasks=[humaneval,mmlu]")  # fmt: skip
+                          fix="for example general_benchmarks.tasks=[cruxeval_output,mmlu]")  # fmt: skip
     return {name: evaluated_model(config, name) for name in _MODELS if name in config.evaluation.models}
 
 
@@ -191,15 +189,11 @@ def _grade(sandbox: SandboxConfig, task: str, documents: Documents, work: Path, 
     ``failures`` receives the number of programs on which the checker itself failed.
     """
     first = next(iter(documents.values()))
-    problems = problems_of(task, first, work / _PARTS / f"{task}.problems.jsonl")
+    problems = problems_of(first)
     scored: Documents = {}
     with Grader(problems, sandbox) as grader:
-        reference = reference_of(task, first[0])
-        if reference is not None:
-            (verdict,) = grader.grade_programs([reference], work / _PARTS / f"{task}.reference.jsonl")
-            check_reference(task, verdict)
         for name, of_model in documents.items():
-            programs = submissions_of(task, of_model)
+            programs = submissions_of(of_model)
             bar: tqdm[None] = progress(total=len(programs), desc=f"grading {task}, {name}", unit="program")
             with bar:
                 verdicts = grader.grade_programs(programs, work / "verdicts" / name / f"{task}.jsonl", bar.update)

@@ -29,7 +29,7 @@ from megatron_ssd.artifacts.hashing import cache_folder, hash_json
 from megatron_ssd.errors import UserError
 from megatron_ssd.sandbox.execution import Failure
 from megatron_ssd.sandbox.sandbox import Limits, Program, Reference, Sandbox
-from megatron_ssd.schema import Problem
+from megatron_ssd.schema import Problem, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -144,3 +144,8 @@ def _run(problem: Problem, canonical: Program, sandbox: Sandbox, folder: Path) -
             return {"flaw": f"{FLAWED} ({result.detail})", "seconds": []}
         seconds.append(result)
     return {"flaw": "", "seconds": seconds}
+
+
+def is_flawed(verdict: Verdict) -> bool:
+    """Whether a program was not graded because its problem is flawed."""
+    return verdict.status == "infrastructure_error" and verdict.detail.startswith(FLAWED)

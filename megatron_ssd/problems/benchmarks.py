@@ -13,12 +13,15 @@ from pathlib import Path
 
 from megatron_ssd.artifacts.hashing import hash_json, remembered_sha256
 from megatron_ssd.config.problems import BenchmarkConfig, BenchmarkSetConfig, MinicodeConfig
+from megatron_ssd.errors import UserError
 from megatron_ssd.problems import livecodebench, minicode
+from megatron_ssd.problems.downloads import RELEASES, released_file
 from megatron_ssd.problems.errata import Errata, apply_errata
 from megatron_ssd.problems.formats import read_format
 from megatron_ssd.problems.livecodebench import BenchmarkKeys
 from megatron_ssd.schema import Problem
 
+_MBPP_TEST = range(11, 511)
 _NOT_CONTENT = ("path", "revision", "errata")  # where the file is, and whether its flawed problems count
 
 
@@ -52,7 +55,13 @@ def load_problems(name: str, one: BenchmarkSetConfig, world: MinicodeConfig) -> 
         return minicode.test_problems(world)[: one.limit]
     if one.format == "livecodebench":
         return livecodebench.read_benchmark(one, _keys(name))
-    return read_format(one.format, Path(str(one.path)))[: one.limit]
+    problems = read_format(one.format, _file(name, one))
+    if one.format == "mbpp" and one.split == "test":
+        problems = [problem for problem in problems if problem.id.isdigit() and int(problem.id) in _MBPP_TEST]
+    if not problems:
+        raise UserError(f"benchmark.sets.{name}.split = {one.split}", rule="the file has no task from 11 to 510",
+                        fix="use split=all")  # fmt: skip
+    return problems[: one.limit]
 
 
 def source_hashes(config: BenchmarkConfig | None, world: MinicodeConfig) -> Iterator[tuple[str, str]]:
@@ -69,13 +78,25 @@ def source_hashes(config: BenchmarkConfig | None, world: MinicodeConfig) -> Iter
         elif one.format == "livecodebench":
             content = livecodebench.benchmark_table(one, _keys(name)).identity
         else:
-            content = remembered_sha256(Path(str(one.path)))
+            content = RELEASES[one.format].sha256 if one.path is None else remembered_sha256(_file(name, one))
         yield name, hash_json([window, content])
 
 
 def _benchmark(name: str, one: BenchmarkSetConfig, world: MinicodeConfig) -> Benchmark:
     problems, errata = apply_errata(load_problems(name, one, world), one.errata)
     return Benchmark(name=name, format=one.format, problems=problems, errata=errata)
+
+
+def _file(name: str, one: BenchmarkSetConfig) -> Path:
+    """The local file of a benchmark that is not minicode or LiveCodeBench."""
+    key = f"benchmark.sets.{name}.path"
+    if one.path is None:
+        return released_file(one.format, key=key)
+    path = Path(one.path).expanduser()
+    if not path.is_file():
+        raise UserError(f"{key} = {one.path}", rule="is not a file",
+                        fix="name the file of the benchmark, or leave it out to download it")  # fmt: skip
+    return path
 
 
 def _keys(name: str) -> BenchmarkKeys:

@@ -43,10 +43,11 @@ def read_inputs(row: Row, source: str) -> Problem:
     values, entry, atol = row.values, row.values["entry_point"], row.values["atol"]
     if isinstance(atol, bool) or not isinstance(atol, int | float):
         raise UserError(f"{row.where}: atol = {atol!r}", rule="must be a number", fix="fix that row")
+    text, _, assertion = values["prompt"].strip('" \n').partition("\nassert ")  # of a docstring, for MBPP+
     return Problem(
         id=values["task_id"],
         source=source,
-        statement=values["prompt"],
+        statement=text if source == "mbpp_plus" else values["prompt"],
         form="evalplus",
         starter_code=values["prompt"] if source == "humaneval_plus" else "",
         function_name=entry,
@@ -55,6 +56,7 @@ def read_inputs(row: Row, source: str) -> Problem:
             "canonical_solution": values["prompt"] + values["canonical_solution"],
             "rule": _RULES[source].get(entry, "equal"),
             "atol": atol,
+            **({"assertions": f"assert {assertion}"} if source == "mbpp_plus" else {}),
         },
     )
 

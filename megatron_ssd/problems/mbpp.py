@@ -6,6 +6,8 @@ it.
 
 MBPP+ has two layouts: on the Hub, ``evalplus/mbppplus`` has a column ``test``, one script per problem, which imports
 NumPy; ``MbppPlus.jsonl`` has inputs (``evalplus``).
+
+A problem's ``metadata`` has the assertions that a prompt shows, since the text of a task does not name its function.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def read_mbpp_plus(path: Path) -> list[Problem]:
     if not columns.isdisjoint(evalplus.INPUTS):
         rows = read_rows(path, evalplus.COLUMNS)
         return unique((evalplus.read_inputs(row, "mbpp_plus") for row in rows), path)
-    return unique(map(_plus_problem, read_rows(path, _PLUS_COLUMNS)), path)
+    more = ("test_list",) if "test_list" in columns else ()
+    return unique(map(_plus_problem, read_rows(path, (*_PLUS_COLUMNS, *more))), path)
 
 
 def _problem(row: Row) -> Problem:
@@ -63,6 +66,7 @@ def _problem(row: Row) -> Problem:
         form="checks",
         function_name=_entry_point(code, "\n".join(asserts), row.where),
         tests=script_tests(row, [head.lstrip("\n") + asserts[0], *asserts[1:]]),
+        metadata={"assertions": "\n".join(asserts)},
     )
 
 
@@ -72,6 +76,7 @@ def _plus_problem(row: Row) -> Problem:
     entry = _entry_point(code, test, row.where)
     if entry is None:
         raise UserError(f"{row.where}: test", rule="calls no function of the reference code", fix="fix that row")
+    first, *_ = row.values.get("test_list") or [f"assert callable({entry})"]  # evalplus's prompts show the first
     return Problem(
         id=str(row.values["task_id"]),
         source="mbpp_plus",
@@ -79,7 +84,7 @@ def _plus_problem(row: Row) -> Problem:
         form="checks",
         function_name=entry,
         tests=script_tests(row, [test]),
-        metadata={"canonical_solution": code},
+        metadata={"canonical_solution": code, "assertions": str(first)},
     )
 
 

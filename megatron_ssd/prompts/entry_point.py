@@ -12,7 +12,8 @@ The rules, in effect those of evalplus's sanitizer (``sanitize.py`` of github.co
 5. A name that the region does not bind is taken from the nearest region before it, else after it, that binds it. So a
    helper may stand in a block of its own.
 
-The sanitizer has neither 4 nor 5, and keeps all imports. A program that passes as it finds it also passes here.
+The sanitizer has neither 4 nor 5, knows no reasoning, and keeps all imports. A program that passes as it finds it in
+an answer also passes here.
 """
 
 from __future__ import annotations
@@ -61,19 +62,17 @@ class _Region:
     end: int
     size: int  # lines that are not blank
     units: tuple[_Unit, ...]
+    by_name: dict[str, list[_Unit]]  # name -> the units that bind it
 
     def binding(self, name: str) -> list[_Unit]:
         """Each import of ``name``, and its first definition; if there is none, all that binds it."""
-        first = next((unit for unit in self.units if name in unit.defines), None)
-        return [
-            unit
-            for unit in self.units
-            if name in unit.imports or (unit is first if first is not None else name in unit.binds)
-        ]
+        units = self.by_name.get(name, [])
+        first = next((unit for unit in units if name in unit.defines), None)
+        return [unit for unit in units if first is None or unit is first or name in unit.imports]
 
     def rank(self, name: str) -> tuple[bool, int]:
         """Of several regions that bind ``name``, the one with the greatest rank is chosen."""
-        return any(name in unit.defines for unit in self.units), self.size
+        return any(name in unit.defines for unit in self.by_name[name]), self.size
 
 
 def definition_of(
@@ -90,7 +89,7 @@ def definition_of(
     lines = _clean(text).split("\n")
     answer = _clean(reasoning).count("\n")
     regions = list(_Reader(lines).regions())
-    defining = [index for index, region in enumerate(regions) if region.binding(name)]
+    defining = [index for index, region in enumerate(regions) if name in region.by_name]
     if not defining:
         return None
     chosen = max(defining, key=lambda index: (regions[index].start >= answer, *regions[index].rank(name)))
@@ -122,7 +121,9 @@ def _clean(text: str) -> str:
 
 def _needed(regions: Sequence[_Region], chosen: int, names: list[str]) -> set[_Unit]:
     """Each unit that binds one of ``names``, or a name that such a unit needs."""
-    others = [*reversed(regions[:chosen]), *regions[chosen + 1 :]]
+    nearest: dict[str, _Region] = {}
+    for region in [*regions[:chosen:-1], *regions[:chosen]]:  # a later one replaces the one before
+        nearest.update(dict.fromkeys(region.by_name, region))
     kept = {unit for mark in (_STAR, _FUTURE) for unit in regions[chosen].binding(mark)}
     seen: set[str] = set()
     waiting = [*names, *(name for unit in kept for name in unit.needs)]
@@ -133,7 +134,8 @@ def _needed(regions: Sequence[_Region], chosen: int, names: list[str]) -> set[_U
         seen.add(name)
         units = regions[chosen].binding(name)
         if not units and not hasattr(builtins, name):
-            units = next((found for wanted in (name, _STAR) for one in others if (found := one.binding(wanted))), [])
+            other = nearest.get(name) or nearest.get(_STAR)
+            units = other.binding(name) or other.binding(_STAR) if other else []
         kept.update(units)
         waiting += (needed for unit in units for needed in unit.needs)
     return kept
@@ -155,7 +157,12 @@ class _Reader:
             end, tree = self._longest(start)
             if tree.body:
                 size = sum(1 for line in self._lines[start:end] if line.strip())
-                yield _Region(start, end, size, tuple(self._units(start, tree)))
+                units = tuple(self._units(start, tree))
+                by_name: dict[str, list[_Unit]] = {}
+                for unit in units:
+                    for name in unit.binds | unit.imports:
+                        by_name.setdefault(name, []).append(unit)
+                yield _Region(start, end, size, units, by_name)
             start = max(end, start + 1)
 
     def _longest(self, start: int) -> tuple[int, ast.Module]:
@@ -187,11 +194,13 @@ class _Reader:
         spans: list[tuple[int, int, list[ast.stmt]]] = []
         for node in tree.body:
             first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", ()))])
-            begin, end, nodes = start + first - 1, start + (node.end_lineno or first), [node]
-            if spans and begin < spans[-1][1]:
-                begin, before, others = spans.pop()
-                end, nodes = max(end, before), [*others, node]
-            spans.append((begin, end, nodes))
+            begin, end = start + first - 1, start + (node.end_lineno or first)
+            if not spans or begin >= spans[-1][1]:
+                spans.append((begin, end, [node]))
+            else:
+                begin, before, nodes = spans.pop()
+                nodes.append(node)
+                spans.append((begin, max(end, before), nodes))
         for begin, end, nodes in spans:
             binds, needs = _names(self._text(begin, end))
             defines, imports = ({name for node in nodes for name in find(node)} for find in (_defined, _imported))
@@ -215,8 +224,8 @@ def _parse(text: str, *, is_cut: bool = False) -> ast.Module | int:
         if is_cut and error.msg == "incomplete input":
             return _INCOMPLETE
         return max(error.lineno or 1, 1)
-    except (ValueError, RecursionError, MemoryError):  # a null character, or too deeply nested
-        return text.count("\n") + 1
+    except (ValueError, RecursionError, MemoryError):  # too deep, without the number of a line: half may do
+        return text.count("\n") // 2 + 1
     assert isinstance(tree, ast.Module)
     return tree
 

@@ -22,6 +22,7 @@ The time is linear in the length of any response.
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -126,10 +127,16 @@ def _defined(response: str, entry_point: str, prompt: str, tested_names: frozens
         return Extraction(program="".join([*found.future_imports, front and f"{front}\n", found.program]))
     if prompt:
         blocks = [block.text for block in reversed(_fenced_blocks(response)[0])]
-        for body in (*blocks[:1], response):
+        for body in (*blocks[:1], response, _indented(response)):
             if body.lstrip("\r\n")[:1].isspace() and parses(prompt + body):
                 return Extraction(program=prompt + body)
     return Extraction(cause="no entry point")
+
+
+def _indented(completion: str) -> str:
+    """``completion`` up to the first line that leaves the function: a base model goes on with other code."""
+    lines = completion.splitlines(keepends=True)
+    return "".join(itertools.takewhile(lambda line: not line.strip() or line[0].isspace(), lines))
 
 
 def _last_block(response: str, prompt_opens_thinking: bool) -> CodeBlock | NoProgram:

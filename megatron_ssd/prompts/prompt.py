@@ -1,7 +1,9 @@
 """Turns a problem into a prompt with a strict Jinja template, then the model's chat template or plain text.
 
 A task template is a file in ``prompts/templates``. Its only variable is ``problem``; a field that does not exist is an
-error, never an empty string.
+error, never an empty string. ``prompt.template`` names it, except for the prompts of base models (``prompt.mode=raw``)
+for HumanEval and MBPP. Those are code to continue, ``completion``: HumanEval's own prompt, or MBPP's task and
+assertions as a docstring.
 """
 
 from __future__ import annotations
@@ -13,15 +15,17 @@ from pathlib import Path
 
 import jinja2
 
-from megatron_ssd.artifacts.hashing import sha256_file
+from megatron_ssd.artifacts.hashing import hash_json, sha256_file
 from megatron_ssd.config.generation import PromptConfig
 from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.prompts.extract import THINK_OPEN
 from megatron_ssd.prompts.tokenizer import ChatTokenizer, Message
-from megatron_ssd.schema import Problem
+from megatron_ssd.schema import Problem, ProblemForm
 
 _FOLDER = Path(__file__).parent / "templates"
 _ENDING = ".jinja"
+_COMPLETION = "completion"
+_COMPLETED: tuple[ProblemForm, ...] = ("checks", "evalplus")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +65,12 @@ def render_messages(problem: Problem, config: PromptConfig) -> list[Message]:
     Raises:
         UserError: there is no such template, or it uses a field that problems do not have.
     """
+    name = _COMPLETION if config.mode == "raw" and problem.form in _COMPLETED else config.template
     try:
-        content = _template(config.template).render(problem=problem)
+        content = _template(name).render(problem=problem)
     except jinja2.TemplateError as error:
         raise UserError(
-            f"{_path(config.template)} with problem {problem.id}",
+            f"{_path(name)} with problem {problem.id}",
             rule=f"cannot be rendered ({error})",
             fix="correct the template; it sees the fields of megatron_ssd.schema.Problem as problem.NAME",
         ) from None
@@ -80,7 +85,8 @@ def raw_text(messages: list[Message]) -> str:
 
 def template_hash(config: PromptConfig) -> str:
     """Hash of the template's text, for the identity of what is made with it."""
-    return sha256_file(_path(config.template))
+    own = sha256_file(_path(config.template))
+    return own if config.mode == "chat" else hash_json([own, sha256_file(_path(_COMPLETION))])
 
 
 def _path(name: str) -> Path:

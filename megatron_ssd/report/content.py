@@ -167,11 +167,6 @@ def notice(settings: Mapping[str, Any], benchmarks: Iterable[EvaluationResults])
     )
 
 
-def remarks(scores: EvaluationResults) -> list[str]:
-    """What a reader must know about the problems of the benchmark, a sentence each."""
-    return [scores.errata.line] if scores.errata.line else []
-
-
 def outcomes(scores: EvaluationResults) -> list[tuple[str, ProgramCounts]]:
     """(verdict, its counts), the most common first; ``no code`` is followed by its causes."""
     best = {score.model: scores.setting(score) for score in (scores.score(key) for key in ("base_best", "ssd_best"))}

@@ -90,7 +90,7 @@ def _benchmark(one: EvaluatedBenchmark) -> dict[str, Any]:
         "problems_page": problems_page(scores.benchmark),
         "result": content.result_sentence(scores),
         "measure": content.measure_sentence(scores),
-        "remarks": content.remarks(scores),
+        "remarks": scores.remarks,
         "confidence": confidence_text(scores.confidence),
         "ks": scores.ks,
         "rows": content.headline_rows(scores),

@@ -97,6 +97,7 @@ def _benchmark(scores: EvaluationResults) -> dict[str, Any]:
             {name: getattr(scores, name) for name in ("grid", "beside_grid", "best_of_grid", "effective_temperature")}
         ),
         "errata": {"line": scores.errata.line, **dataclasses.asdict(scores.errata)},
+        "flawed": scores.flawed,
         "claim_rule": scores.claim_rule,
         "claims": [dataclasses.asdict(claim) for claim in scores.claims],
     }

@@ -42,5 +42,5 @@ def print_report(run_dir: Path) -> None:
     notice = json.loads(path.read_text(encoding="utf-8"))["notice"]
     lines = [notice, ""] if notice else []
     for results in read_evaluation(run_dir):
-        lines += [score_tables(results), *([results.errata.line] if results.errata.line else []), ""]
+        lines += [score_tables(results), *results.remarks, ""]
     print("\n".join([*lines, f"report: {run_dir / 'report' / 'report.html'}"]), flush=True)

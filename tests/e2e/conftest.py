@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.jsonl import complete_records, samples_by_key
+from tests.helpers.jsonl import complete_records, samples_by_key, write_jsonl
 from tests.helpers.killed import kill_when
 from tests.helpers.paths import ROOT
 from tests.helpers.preloaded import fresh_interpreters
@@ -50,14 +50,17 @@ SMALL_BASE = (
 
 @dataclass(frozen=True)
 class Loop:
-    """Starts the pipeline with the base model in ``base_dir``."""
+    """Starts the pipeline with the base model in ``base_dir``, on minicode and on the few problems of ``plus``."""
 
     base_dir: Path
+    plus: Path
 
     def command(self, run_dir: Path, *extra: str) -> list[str]:
         """The pipeline's command line for ``run_dir``."""
         base = [f"base.base_dir={self.base_dir}", f"base.overrides={list(SMALL_BASE)}"]
-        return [sys.executable, str(ROOT / "launch/pipeline.py"), *SMALL, *base, f"run_dir={run_dir}", *extra]
+        benchmarks = ["benchmark=[minicode,humaneval_plus]", f"benchmark.sets.humaneval_plus.path={self.plus}"]
+        script = str(ROOT / "launch/pipeline.py")
+        return [sys.executable, script, *SMALL, *base, *benchmarks, f"run_dir={run_dir}", *extra]
 
     def run(self, run_dir: Path, *extra: str) -> subprocess.CompletedProcess[str]:
         """Run the pipeline to its end. If it fails, the test fails with its output."""
@@ -79,7 +82,21 @@ class Loop:
 @pytest.fixture(scope="session")
 def loop(tmp_path_factory: pytest.TempPathFactory) -> Loop:
     """The pipeline, with a base model that is trained on first use."""
-    return Loop(Path(os.environ.get("MEGATRON_SSD_TEST_BASE", tmp_path_factory.mktemp("base"))))
+    base = Path(os.environ.get("MEGATRON_SSD_TEST_BASE", tmp_path_factory.mktemp("base")))
+    return Loop(base, write_jsonl(tmp_path_factory.mktemp("benchmark") / "plus.jsonl", map(_plus_row, range(4))))
+
+
+def _plus_row(number: int) -> dict[str, Any]:
+    """A row in evalplus's layout of HumanEval+."""
+    return {
+        "task_id": f"HumanEval/{number}",
+        "prompt": f'def add_{number}(x: int) -> int:\n    """Return the sum of the argument and {number}."""\n',
+        "canonical_solution": f"    return x + {number}\n",
+        "entry_point": f"add_{number}",
+        "base_input": [[1]],
+        "plus_input": [[2], [-3]],
+        "atol": 0,
+    }
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,21 @@ def test_the_summary_has_scores_of_base_and_ssd_with_intervals(finished: Path) -
     ]
 
 
+def test_a_second_benchmark_is_measured_and_shown_beside_the_first(finished: Path) -> None:
+    folder, report = finished / "eval" / "humaneval_plus", finished / "report"
+    scores = json.loads((report / "summary.json").read_text())["benchmarks"]["humaneval_plus"]
+    assert scores["ssd"]["n"] == {"problems": 2, "samples_per_problem": 5}
+    assert scores["ssd"]["base_tests"]["pass@1"]["num_problems"] == 2
+    assert scores["flawed"] == {}
+    page = (report / "report.html").read_text()
+    assert all(text in page for text in ('id="together"', 'id="minicode-result"', 'id="humaneval_plus-result"'))
+    assert all((report / f"problems-{name}.html").is_file() for name in ("minicode", "humaneval_plus"))
+    for model in ("base", "ssd"):
+        for path in (folder / "generations" / model).glob("*.jsonl"):
+            solutions = [json.loads(line) for line in (folder / "solutions" / model / path.name).open()]
+            assert [one["task_id"] for one in solutions] == [f"HumanEval/{n}" for n in range(4) for _ in range(5)]
+
+
 def test_training_wrote_every_iteration_once(finished: Path) -> None:
     records = [json.loads(line) for line in (finished / "checkpoints" / "metrics.jsonl").open()]
     assert [record["iteration"] for record in records] == list(range(1, 9))

@@ -143,7 +143,9 @@ def _fork_exec(
         _adopt_orphans(True)  # the fork's own parent ends at once
         try:
             socket.send_fds(_zygote, [pickle.dumps(command)], [*standard, *kept])
-            return int(_zygote.recv(MAX_BYTES))
+            pid = _zygote.recv(MAX_BYTES)
+            assert pid, "the zygote has ended; it printed why on the standard error of pytest's process"
+            return int(pid)
         finally:
             _adopt_orphans(False)
 

@@ -47,14 +47,15 @@ _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # a zygote ends with
 def main(descriptor: int) -> NoReturn:
     """Import everything, then serve the process at the other end of a connection."""
     sys.path[:] = [entry for entry in sys.path if entry not in {str(ROOT), *_import_path(os.environ)}]
+    gc.disable()  # what is imported stays
     quiet_megatron()
     for name in _MODULES:
         importlib.import_module(name)
     for name in _OPTIONAL:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    gc.collect()
     gc.freeze()  # a collection would copy every page
+    gc.enable()
     _serve(socket.socket(fileno=descriptor))
 
 
@@ -70,11 +71,14 @@ def _serve(commands: socket.socket) -> NoReturn:
         reader, writer = os.pipe()
         middle = os.fork()
         if middle == 0:  # it ends at once, so that its child becomes one of the process that asked
+            middle = os.getpid()
             pid = os.fork()
             if pid == 0:
                 os.close(reader)
                 os.close(writer)
                 commands.close()
+                while os.getppid() == middle:
+                    time.sleep(0.001)
                 _become(pickle.loads(message), descriptors)
             os.write(writer, str(pid).encode())
             os._exit(0)
@@ -86,8 +90,8 @@ def _serve(commands: socket.socket) -> NoReturn:
 
 def _become(command: Command, descriptors: list[int]) -> NoReturn:
     """Be the process of ``command`` until it ends."""
-    while os.getppid() != command.parent:
-        time.sleep(0.001)
+    if os.getppid() != command.parent:  # it has ended
+        os._exit(1)
     if command.new_session:
         os.setsid()
     elif command.process_group >= 0:
@@ -105,6 +109,9 @@ def _become(command: Command, descriptors: list[int]) -> NoReturn:
     for number in _IGNORED:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     _set_descriptors(descriptors, command.descriptors)
+    # Those of the first process may be files, in which a position can be asked for; these may be pipes.
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - until the process ends
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     os.chdir(command.folder)
     _set_environment(command.environment)
     _run(command.words[1:])

@@ -50,7 +50,8 @@ def test_arguments_environment_folder_and_streams(tmp_path: Path, options: dict[
 
 @pytest.mark.parametrize(
     "end",
-    ["pass", "sys.exit(75)", "sys.exit()", "sys.exit('message')", "os._exit(3)", "os.abort()",
+    ["pass", "sys.stderr.reconfigure(errors='replace')",
+     "sys.exit(75)", "sys.exit()", "sys.exit('message')", "os._exit(3)", "os.abort()",
      "raise KeyboardInterrupt", "raise ValueError('message')",
      "os.kill(os.getpid(), signal.SIGTERM)", "os.kill(os.getpid(), signal.SIGINT)"],
 )  # fmt: skip

@@ -23,10 +23,6 @@ _COMPANIONS = {
     ("benchmark", "livecodebench"): ["benchmark.sets.livecodebench.path=problems.jsonl"],
     ("benchmark", "livecodebench_v5"): ["benchmark.sets.livecodebench_v5.path=problems.jsonl"],
     ("benchmark", "livecodebench_v6"): ["benchmark.sets.livecodebench_v6.path=problems.jsonl"],
-    ("benchmark", "humaneval"): ["benchmark.sets.humaneval.path=problems.jsonl"],
-    ("benchmark", "humaneval_plus"): ["benchmark.sets.humaneval_plus.path=problems.jsonl"],
-    ("benchmark", "mbpp"): ["benchmark.sets.mbpp.path=problems.jsonl"],
-    ("benchmark", "mbpp_plus"): ["benchmark.sets.mbpp_plus.path=problems.jsonl"],
     **{
         ("contamination", name): [f"contamination.sets.{name}.path=problems.jsonl"]
         for name in ("humaneval", "mbpp", "aime", "livecodebench")
@@ -177,7 +173,7 @@ def test_the_demos_run_folder_depends_on_its_problems() -> None:
         (["benchmark.sets.mine.path=x"], ["benchmark.sets.mine.format is not set"]),
         (
             ["benchmark=mbpp_plus", "benchmark.sets.mbpp_plus.path=x", "benchmark.sets.mbpp_plus.end_date=2025-01-01"],
-            ["only LiveCodeBench has dates"],
+            ["is for livecodebench, and this is mbpp_plus"],
         ),
     ],
 )
@@ -211,3 +207,10 @@ def test_text_that_the_shell_would_change_is_shown_in_its_quotes() -> None:
         compose_config(["run_dir=it's"])
     (typed,) = shlex.split(str(caught.value).rpartition("shell: ")[2])
     assert compose_config([typed]).run_dir == "it's"
+
+
+def test_hidden_files_and_folders_are_no_choices(tmp_path: Path) -> None:
+    for name in ("model/tiny.yaml", "model/._tiny.yaml", ".ipynb_checkpoints/tiny.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a: 1")
+    assert groups(tmp_path) == {"model": ["tiny"]}

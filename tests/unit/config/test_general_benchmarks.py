@@ -20,9 +20,11 @@ def test_no_task_runs_by_default() -> None:
     [
         ({"tasks": ["mmlu", "mmlu"]}, "names a task twice"),
         (
-            {"tasks": ["mmlu"], "data": {"mbpp": "rows.jsonl"}},
-            r"general_benchmarks.data.mbpp: is for a task that is not run",
+            {"tasks": ["mmlu"], "data": {"aime25": "rows.jsonl"}},
+            r"general_benchmarks.data.aime25: is for a task that is not run",
         ),
+        ({"tasks": ["mmlu", "mbpp_plus"]}, r"tasks: mbpp_plus: is a benchmark of the .*use benchmark=mbpp_plus"),
+        ({"tasks": ["humaneval_instruct"]}, r"tasks: humaneval_instruct: .*use benchmark=humaneval"),
         ({"limit": 0}, "general_benchmarks.limit = 0: must be positive"),
         ({"max_gen_toks": -1}, "general_benchmarks.max_gen_toks = -1: must be positive"),
         (

@@ -56,6 +56,7 @@ def test_the_stage_publishes_scores_samples_and_verdicts(config: RunConfig, capl
     assert manifest.engine["name"] == "vllm"
     assert manifest.counts["programs"] == 6 * N * 6
     assert manifest.facts["sandbox"] == "bubblewrap"
+    assert manifest.facts["end_token_ids"] == {"base": [2], "ssd": [2]}
     assert manifest.facts["benchmarks"] == {"minicode": {"format": "minicode", "problems": 6, "dates": None}}
     assert manifest.inputs["model"] == model_hash(Path(str(config.model.path)))  # type: ignore[union-attr]
     assert manifest.inputs["export"] == read_manifest(Path(config.run_dir) / "export").content_hash

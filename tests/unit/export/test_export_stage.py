@@ -22,6 +22,7 @@ from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.export import shards, state_dict_adapter, verify
+from megatron_ssd.export.assets import set_dtype
 from megatron_ssd.export.export import run_export
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.hf_checkpoint import load_hf_weights
@@ -249,3 +250,17 @@ def test_a_wrong_model_or_a_missing_stage_is_an_error(make_run: Callable[..., Ru
         run_export(dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(tmp_path / "none"))))
     with pytest.raises(UserError, match=r"run launch/train\.py"):
         run_export(dataclasses.replace(config, run_dir=str(tmp_path / "empty")))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"dtype": "float32", "torch_dtype": "float32"}, {"dtype": "bfloat16", "torch_dtype": "bfloat16"}),
+        ({"dtype": "float32"}, {"dtype": "bfloat16"}),
+        ({"torch_dtype": "float32"}, {"torch_dtype": "bfloat16"}),
+        ({}, {"torch_dtype": "bfloat16"}),
+    ],
+)
+def test_the_type_is_set_under_every_name(before: dict[str, str], after: dict[str, str]) -> None:
+    set_dtype(before, "bfloat16")
+    assert before == after

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 from pathlib import Path
 
 import pytest
 
 from megatron_ssd.config.evaluation import SandboxConfig
-from megatron_ssd.errors import UserError
 from megatron_ssd.general_benchmarks.code_tasks import (
-    check_reference,
     problems_of,
-    reference_of,
     submissions_of,
     with_scores,
 )
@@ -30,31 +26,9 @@ def item(number: int, doc: Row, *programs: str, ks: tuple[int, ...] = (1,)) -> D
                    programs=list(programs), ks=list(ks), num_fewshot=0)  # fmt: skip
 
 
-def grade(task: str, rows: list[DocumentResult], folder: Path, cpu_seconds: float = 5.0) -> list[Verdict]:
-    problems = problems_of(task, rows, folder / "problems.jsonl")
-    with Grader(problems, SandboxConfig(cpu_seconds=cpu_seconds)) as grader:
-        return grader.grade_programs(submissions_of(task, rows), folder / "verdicts.jsonl")
-
-
-def humaneval(count: int | None) -> list[DocumentResult]:
-    """The output of lm-eval's filter for canonical solutions, which is the prompt followed by the answer."""
-    docs = rows_of("humaneval", count)
-    return [item(n, doc, doc["prompt"] + doc["canonical_solution"]) for n, doc in enumerate(docs)]
-
-
-def mbpp(count: int | None) -> list[DocumentResult]:
-    return [item(n, doc, doc["code"]) for n, doc in enumerate(rows_of("mbpp", count))]
-
-
-@needs_data
-@pytest.mark.parametrize(("task", "rows"), [("humaneval", humaneval), ("mbpp", mbpp)])
-@pytest.mark.parametrize("count", [12, pytest.param(None, marks=pytest.mark.slow)])
-def test_canonical_solutions_pass_and_empty_programs_fail(tmp_path: Path, task: str, rows, count: int | None) -> None:
-    right = rows(count)
-    assert [v.problem_id for v in grade(task, right, tmp_path) if not v.passed] == []
-    (tmp_path / "wrong").mkdir()
-    wrong = [dataclasses.replace(row, programs=["import sys\nsys.exit(0)\n"]) for row in right]
-    assert [v.problem_id for v in grade(task, wrong, tmp_path / "wrong") if v.passed] == []
+def grade(rows: list[DocumentResult], folder: Path, cpu_seconds: float = 5.0) -> list[Verdict]:
+    with Grader(problems_of(rows), SandboxConfig(cpu_seconds=cpu_seconds)) as grader:
+        return grader.grade_programs(submissions_of(rows), folder / "verdicts.jsonl")
 
 
 @needs_data
@@ -70,7 +44,7 @@ def test_cruxeval_agrees_with_lm_evals_own_check(tmp_path: Path, count: int | No
     programs = utils.build_predictions_output(answers, docs)
     rows = [item(n, doc, *texts) for n, (doc, texts) in enumerate(zip(docs, programs, strict=True))]
     theirs = [utils.check_correctness(text) for texts in programs for text in texts]
-    ours = [verdict.passed for verdict in grade("cruxeval_output", rows, tmp_path)]
+    ours = [verdict.passed for verdict in grade(rows, tmp_path)]
     assert ours == theirs
     assert 0 < sum(ours) < len(ours)
 
@@ -83,14 +57,14 @@ def crux(number: int, answer: str) -> DocumentResult:
 def test_a_cruxeval_program_passes_only_if_it_reaches_the_end(tmp_path: Path) -> None:
     answers = ["1", "2", "1 or print('reached the end')", "__import__('os')._exit(0)", "exit()", "(", "1\nwhile 1: 0"]
     rows = [crux(n, answer) for n, answer in enumerate(answers)]
-    statuses = [verdict.status for verdict in grade("cruxeval_output", rows, tmp_path, cpu_seconds=0.3)]
+    statuses = [verdict.status for verdict in grade(rows, tmp_path, cpu_seconds=0.3)]
     assert statuses == ["passed", "runtime_error", "passed", "wrong_answer", "wrong_answer", "syntax_error", "timeout"]
 
 
 def test_programs_cannot_write_to_the_machine(tmp_path: Path) -> None:
     path = tmp_path / "written"
     row = crux(0, f"open({str(path)!r}, 'w').write('x')")
-    (verdict,) = grade("cruxeval_output", [row], tmp_path)
+    (verdict,) = grade([row], tmp_path)
     assert not verdict.passed
     assert not path.exists()
 
@@ -107,17 +81,6 @@ def test_scores_are_pass_at_k_without_infrastructure_errors() -> None:
     assert [row.scores for row in with_scores(rows, verdicts)] == [{"pass@1": 0.5, "pass@2": 1.0}, {"pass@1": 1.0}, {}]
 
 
-def test_a_check_that_needs_a_missing_package_is_an_error(tmp_path: Path) -> None:
-    """Otherwise every program would fail, for example in HumanEval+ without NumPy."""
-    doc = {"task_id": "HumanEval/0", "prompt": "def f(x):\n", "canonical_solution": "    return x\n",
-           "entry_point": "f", "test": "import no_such_package\ndef check(f):\n    assert f(1) == 1\n"}  # fmt: skip
-    reference = reference_of("humaneval_plus", item(0, doc))
-    assert reference is not None
-    (found,) = grade("humaneval_plus", [item(0, doc, str(reference.source))], tmp_path)
-    with pytest.raises(UserError, match=r"humaneval_plus: its own solution .*no_such_package.*need evaluation"):
-        check_reference("humaneval_plus", found)
-
-
 @needs_data
 @needs_lm_eval
 @pytest.mark.slow
@@ -130,5 +93,5 @@ def test_lm_evals_extraction_of_correct_answers_to_cruxeval(tmp_path: Path, dire
     answers = [[f" assert f({doc['input']}) == {doc['output']}\n"] for doc in docs]
     programs = getattr(utils, f"build_predictions_{direction}")(answers, docs)
     rows = [item(n, doc, *texts) for n, (doc, texts) in enumerate(zip(docs, programs, strict=True))]
-    verdicts = grade(f"cruxeval_{direction}", rows, tmp_path)
+    verdicts = grade(rows, tmp_path)
     assert (sum(verdict.passed for verdict in verdicts), len(verdicts)) == (passing, 800)

@@ -112,10 +112,7 @@ def test_an_unknown_subject_is_named_with_its_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "row", "message"),
     [
-        ("humaneval", {"task_id": "a", "prompt": "p", "test": "t"}, "entry_point"),
-        ("humaneval_instruct", {"task_id": "a", "prompt": "p", "test": "t"}, "entry_point"),
-        ("mbpp", {"task_id": 11, "prompt": "p", "code": "c", "test": []}, "text, test_list, test_setup_code"),
-        ("mbpp_plus", {"task_id": 11, "prompt": "p", "code": "c", "test_list": []}, "test_imports"),
+        ("cruxeval_output", {"id": "a", "code": "c", "input": "1"}, "output"),
         ("cruxeval_input", {"code": "c", "input": "1", "output": "1"}, "id"),
         ("aime24", {"problem": "p", "answer": "1"}, "Problem, Answer"),
         ("aime25", {"prompt": "p", "answer": 1}, "problem"),
@@ -129,8 +126,8 @@ def test_a_missing_column_is_named(tmp_path: Path, task: str, row: dict[str, Any
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"general_benchmarks.data.mbpp = .*none.jsonl: does not exist; name a file"):
-        check_data("mbpp", str(tmp_path / "none.jsonl"))
+    with pytest.raises(UserError, match=r"general_benchmarks.data.aime25 = .*none.jsonl: does not exist; name a file"):
+        check_data("aime25", str(tmp_path / "none.jsonl"))
 
 
 def test_the_identity_of_a_file_depends_only_on_its_content(tmp_path: Path) -> None:
@@ -142,5 +139,5 @@ def test_the_identity_of_a_file_depends_only_on_its_content(tmp_path: Path) -> N
 
 
 def test_row_counts_are_known_for_complete_benchmarks_only() -> None:
-    assert [rows_on_hub(name) for name in ("mbpp_instruct", "mbpp_plus", "mmlu")] == [500, 378, 14042]
+    assert [rows_on_hub(name) for name in ("cruxeval_input_cot", "aime25", "mmlu")] == [800, 30, 14042]
     assert [rows_on_hub(name) for name in ("mmlu_anatomy", "gsm8k")] == [None, None]

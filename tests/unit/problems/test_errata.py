@@ -89,7 +89,7 @@ def test_the_errata_setting_does_not_change_which_training_problems_are_chosen(t
     sections: list[dict[str, Any]] = [{}, {"errata": "keep"}, {"errata": "drop"}]
     configs = [build(RunConfig, {"benchmark": lcb_section(path, **section)}) for section in sections]
     hashes = [evaluation_set_hashes(config.contamination, config.benchmark, config.minicode) for config in configs]
-    window = {"format": "livecodebench", "limit": None, "start_date": None, "end_date": None}
+    window = {"format": "livecodebench", "limit": None, "split": "test", "start_date": None, "end_date": None}
     assert hashes[0] == hashes[1] == hashes[2]
     assert hashes[0]["benchmark livecodebench"] == hash_json([window, hash_json([sha256_file(path)])])
 
@@ -97,7 +97,7 @@ def test_the_errata_setting_does_not_change_which_training_problems_are_chosen(t
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"format": "minicode", "errata": "drop"}, "benchmark.sets.any.errata = drop: only LiveCodeBench has errata"),
+        ({"format": "minicode", "errata": "drop"}, "benchmark.sets.any.errata = drop: is for livecodebench"),
         ({"format": "livecodebench", "path": "x", "errata": "some"}, "benchmark.sets.any.errata = 'some'"),
     ],
 )

@@ -149,7 +149,7 @@ def test_a_cell_that_was_not_measured_says_so() -> None:
     assert any("not measured" in plot.text for plot in plots)
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     st.lists(st.sampled_from([0.0, 0.6, 1.0, 1.3, 2.0]), min_size=1, max_size=6, unique=True),
     st.lists(st.sampled_from([-1, 10, 20]), min_size=1, max_size=3, unique=True),

@@ -15,7 +15,15 @@ from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.config.evaluation import ReportConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.report.render import run_report
-from tests.helpers.report_run import REVISION, change_summary, read_page, read_scores, read_summary, run_config
+from tests.helpers.report_run import (
+    REVISION,
+    build_run,
+    change_summary,
+    read_page,
+    read_scores,
+    read_summary,
+    run_config,
+)
 
 MEBIBYTE = 1 << 20
 
@@ -119,6 +127,37 @@ def test_errata_are_reported_in_one_line_if_there_are_any(
     assert html.escape(line).replace("&#x27;", "&#39;") in read_page(published_real)
     assert read_scores(published_real)["errata"]["line"] == line
     assert "errata" not in read_page(published)
+
+
+def test_several_benchmarks_are_shown_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir, names = tmp_path / "run", ("humaneval_plus", "minicode")
+    build_run(run_dir, benchmarks=names)
+
+    def extend(summary: dict[str, Any]) -> None:
+        summary["flawed"] = {"HumanEval/32": "its canonical solution fails"}
+        for score in summary["headline"]:
+            score["base_tests"] = {"1": {"value": 0.777, "low": 0.7, "high": 0.8}}
+
+    change_summary(run_dir, extend)
+    run_report(run_config(run_dir))
+    printed, page, scores = capsys.readouterr().out, read_page(run_dir), read_summary(run_dir)["benchmarks"]
+    assert list(scores) == list(names)
+    assert [one["base_tests"] is None for one in (scores[name]["ssd"] for name in names)] == [False, True]
+    assert scores["humaneval_plus"]["ssd"]["base_tests"]["pass@1"]["value"] == 0.777
+    for text in (printed, page):
+        assert "77.7" in text
+        assert "HumanEval/32 (1 of 300 problems)" in text
+        assert all(name in text for name in names)
+    assert {f"problems-{name}.html" for name in names} < {path.name for path in (run_dir / "report").iterdir()}
+
+
+def test_an_evaluation_of_a_version_with_one_benchmark_is_refused(run_dir: Path) -> None:
+    path = run_dir / "eval" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["facts"] = {"dates": None}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"eval: is from a version without a folder .*launch/evaluate\.py again"):
+        run_report(run_config(run_dir))
 
 
 def test_a_current_report_is_printed_and_left_unchanged(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
