@@ -14,7 +14,7 @@ gets the program inside.
 machine. A sample whose verdicts differ is given to the official tool again, alone and with five times the seconds. The
 table counts the samples that pass both, fail both, and get different verdicts, for base and plus tests. Every kind of
 difference is listed with its known reason; the exit status is 1 if a difference has none. ``OUT/differences.jsonl``
-has the differing samples.
+has the differing samples. The official verdicts are kept in ``OUT``, and the same command asks for no verdict twice.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import dataclasses
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -101,7 +102,8 @@ def compare(made: Sequence[OfficialSample], official: Official, ours: Sequence[P
         table.append([name, str(len(made)), *(str(counts[pair]) for pair in pairs)])
     print(*aligned(table), sep="\n")
     differences = [
-        (sample, _words(one, names), _words(other, names), WHY.get(sample.problem_id) or WHY.get(sample.kind))
+        (sample, _words(one, names), _words(other, names), WHY.get(sample.kind)
+         or WHY.get(f"{official.tool}: {sample.problem_id}"))
         for sample, one, other in zip(made, ours, theirs, strict=True) if one != other
     ]  # fmt: skip
     _write(official.folder / "differences.jsonl", [
@@ -125,10 +127,10 @@ def grade(official: Official, made: Sequence[OfficialSample]) -> list[Passed]:
     out = official.folder
     out.mkdir(parents=True, exist_ok=True)
     problems, lines = out / "problems.jsonl", out / "samples.jsonl"
+    shutil.rmtree(out / "grades", ignore_errors=True)  # of an earlier version of this grader
     _write(problems, official.rows)
     _write(lines, [{"task_id": sample.problem_id, sample.key: sample.text} for sample in made])
-    run_grade(GradeConfig(format=official.format, problems=str(problems), samples=str(lines), out=str(out / "grades"),
-                          replace=True))  # fmt: skip
+    run_grade(GradeConfig(format=official.format, problems=str(problems), samples=str(lines), out=str(out / "grades")))
     verdicts = read_verdicts(out / "grades" / VERDICTS)
     both = len(official.scores) == 2
     found, seen = list[Passed](), Counter[str]()

@@ -323,11 +323,13 @@ ANSWERS = {
 
 _GUARD = "the official tools take this function or module away, since nothing else protects the machine"
 _FILES = "the official tools let programs use files; the sandbox has none for them"
+_PATCH = "the official tool's own code calls the patched function"
 _FENCE = "a completion that is no program, but has a fence, is read as an answer here"
 WHY = {
     **dict.fromkeys(("imports resource", "os.environ", "os.getcwd", "os.system"), _GUARD),
     **dict.fromkeys(("reads a file", "temporary file", "writes a file"), _FILES),
     **dict.fromkeys(("fence in a completion", "fence behind it"), _FENCE),
-    "patches len": "the official tool's own code calls the patched function",
+    **dict.fromkeys(("patches len", "patches abs", "patches numpy.allclose"), _PATCH),
+    "evalplus: HumanEval/32": "release 0.3.1 keeps no result of this problem, so every program fails; fixed since then",
 }
-"""Kind or problem -> why the verdicts of the two graders differ."""
+"""Kind, or tool and problem -> why the verdicts of the two graders differ."""

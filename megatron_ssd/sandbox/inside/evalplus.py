@@ -78,7 +78,7 @@ def run_inputs(request: dict[str, Any]) -> int:
 
 def _compare_all(code: Any, request: dict[str, Any], inputs: Any, expected: Any, allclose: Any) -> bytes:
     """An empty text if every result agrees. Raises ``WrongResultError``, or what the program raises."""
-    names = dict[str, Any]()
+    names, total = dict[str, Any](), len(inputs)  # a program may replace len
     exec(code, names)
     function, agrees, atol, compared = names[request["function_name"]], RULES[request["rule"]], request["atol"], 0
     for number, (arguments, wanted) in enumerate(zip(inputs, expected, strict=True), start=1):
@@ -95,8 +95,8 @@ def _compare_all(code: Any, request: dict[str, Any], inputs: Any, expected: Any,
         if not right:
             raise WrongResultError(f"input {number}: {_shown(arguments, result, wanted)}")
         compared += 1
-    if compared != len(inputs):
-        raise WrongResultError(f"only {compared} of {len(inputs)} inputs were compared")
+    if compared != total:
+        raise WrongResultError(f"only {compared} of {total} inputs were compared")
     return b""
 
 

@@ -80,10 +80,11 @@ def test_inputs_are_compared_with_the_canonical_solution(checker: Checker, tmp_p
         head + "    import numpy\n    return numpy.mean(xs)",
         head + "    xs.sort()\n    return sum(xs) / len(xs)",  # changes only its own copy
         head + "    class A(float):\n        __eq__ = lambda s, o: True\n    return A()",  # as evalplus does
+        "import builtins\nsize = len\nbuiltins.len = None\ndef mean(xs): return sum(xs) / size(xs)",
         "def mean(xs): exit()",
     ) == [
         ("passed", ".."), ("passed", ".."), ("wrong_answer", "WW"), ("wrong_answer", ".W"), ("passed", ".."),
-        ("passed", ".."), ("passed", ".."), ("runtime_error", "RR"),
+        ("passed", ".."), ("passed", ".."), ("passed", ".."), ("runtime_error", "RR"),
     ]  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def locked(name: str) -> dict[str, str]:
     return {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines_of(name)}
 
 
-@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("name", [*LOCKS, "official"])
 def test_every_line_of_a_lock_file_pins_one_version(name):
     lines = lines_of(name)
     assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+]+", line)] == []
@@ -89,6 +89,11 @@ def test_the_second_environment_differs_only_in_torchs_build_and_megatron_core()
     assert differing == {"torch", "triton", "megatron-core"}
     assert first["torch"].removesuffix("+cpu") == second["torch"]
     assert {name for name in second.keys() - first.keys() if not name.startswith(("nvidia-", "cuda-"))} == set()
+
+
+def test_the_official_graders_share_versions_with_the_first_environment():
+    first, third = locked("cpu") | locked("dev"), locked("official")
+    assert {name for name in first.keys() & third.keys() if first[name] != third[name]} == set()
 
 
 def test_gpu_pins_equal_those_of_setup():
