@@ -21,7 +21,7 @@ class GradeConfig:
     format: GradeFormat
     """Format of the benchmark."""
     samples: str
-    """JSONL file with question_id, task_id or problem_id, and completion, code or response."""
+    """JSONL file, also gzipped: question_id, task_id or problem_id, and completion, response, code or solution."""
     out: str
     """Folder for verdicts.jsonl, summary.json and manifest.json."""
     start_date: str | None = None

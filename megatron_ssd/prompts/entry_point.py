@@ -12,7 +12,8 @@ The rules, in effect those of evalplus's sanitizer (``sanitize.py`` of github.co
 5. A name that the region does not bind is taken from the nearest region before it, else after it, that binds it. So a
    helper may stand in a block of its own.
 
-The sanitizer has neither 4 nor 5, and keeps all imports. A program that passes as it finds it also passes here.
+The sanitizer has neither 4 nor 5, knows no reasoning, and keeps all imports. A program that passes as it finds it in
+an answer also passes here.
 """
 
 from __future__ import annotations
