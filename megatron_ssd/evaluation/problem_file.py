@@ -19,6 +19,7 @@ from megatron_ssd.evaluation.grid import Halves
 from megatron_ssd.schema import Problem, ProblemForm
 
 PROBLEMS_FILE = "problems.jsonl"
+CHECKED: tuple[ProblemForm, ...] = ("checks", "evalplus")  # forms whose tests have no expected output
 TEST_CHARACTERS = 400  # of an input or an output
 STATEMENT_CHARACTERS = 20_000
 
@@ -92,7 +93,8 @@ def write_problems(path: Path, problems: Sequence[Problem], halves: Halves) -> N
     records = [
         {
             "id": problem.id,
-            "title": problem.title,
+            # Texts of HumanEval and MBPP make no good title; the names of their functions do.
+            "title": problem.title or (problem.function_name or "" if problem.form in CHECKED else ""),
             "form": problem.form,
             "difficulty": problem.difficulty,
             "date": problem.date,

@@ -141,9 +141,8 @@ class Checker(AbstractContextManager["Checker"]):
                 limits = self._limits(dataclasses.replace(rules, cpu_seconds=SECONDS_FOR_ALL), factor, batch)
                 execution = self._sandbox.compare(program, reference, limits)
                 allowed = [seconds / factor for seconds in reference.cpu_seconds]
-                is_slow |= execution.cpu_total > SECONDS_FOR_ALL or any(
-                    map(operator.gt, execution.cpu_seconds, allowed)
-                )
+                is_slow |= execution.cpu_total > SECONDS_FOR_ALL
+                is_slow |= any(map(operator.gt, execution.cpu_seconds, allowed))
             else:
                 execution = self._sandbox.execute(
                     program, [test.input for test in batch], self._limits(rules, factor, batch),
@@ -155,7 +154,7 @@ class Checker(AbstractContextManager["Checker"]):
             failed = results[-1].status != "passed"
             if (failed and self._config.stop_at_first_failure) or results[-1].status == "syntax_error":
                 break
-            if problem.form == "checks":
+            if problem.form == "checks":  # a process that died cannot run the remaining scripts
                 results += [results[-1]] * (len(problem.tests) - len(results))
         return _summarise(results, cpu, inconclusive=not alone and (is_slow or any(r.is_starved for r in results)))
 
@@ -198,9 +197,8 @@ class Checker(AbstractContextManager["Checker"]):
     def _is_healthy(self) -> bool:
         """Whether a program that is known to be correct passes."""
         try:
-            return self._sandbox.execute(_KNOWN_GOOD, ["1"], self._limits(rules_of(""), _LOAD_FACTOR, ())).outputs == (
-                "1",
-            )
+            limits = self._limits(rules_of("livecodebench"), _LOAD_FACTOR, ())
+            return self._sandbox.execute(_KNOWN_GOOD, ["1"], limits).outputs == ("1",)
         except SandboxBrokenError:
             return False
 

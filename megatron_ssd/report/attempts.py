@@ -14,7 +14,7 @@ from typing import Literal
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.errors import UserError
-from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, Excerpt, ShortProblem, read_problems
+from megatron_ssd.evaluation.problem_file import CHECKED, PROBLEMS_FILE, Excerpt, ShortProblem, read_problems
 from megatron_ssd.evaluation.results import EvaluationResults, Score
 from megatron_ssd.grading.rules import rules_of
 from megatron_ssd.progress import progress
@@ -68,7 +68,7 @@ class ProblemPage:
     statement: Excerpt
     starter_code: str
     tests: dict[int, tuple[Excerpt, Excerpt]]  # index -> (input, expected output)
-    has_checks: bool  # the input of a test is a script of assertions, and nothing is expected of its output
+    has_checks: bool  # the input of a test is a script of assertions or a list of arguments, without an expected output
     attempts: tuple[tuple[Attempt, ...], ...]
 
     def passed(self, column: int) -> tuple[int, int]:
@@ -219,7 +219,7 @@ def _page(
         statement=kept.statement if kept else shown_prompt,
         starter_code=kept.starter_code if kept else "",
         tests={index: (test.input, test.output) for index, test in tests.items()},
-        has_checks=kept is not None and kept.form == "checks",
+        has_checks=kept is not None and kept.form in CHECKED,
         attempts=tuple(attempts),
     )
 

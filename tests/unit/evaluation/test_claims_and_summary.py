@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Callable
 
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 
 from megatron_ssd.config.evaluation import EvaluationConfig
-from megatron_ssd.config.generation import SamplingParams
+from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.evaluation.claims import check_claims, status_of
 from megatron_ssd.evaluation.grid import Measurements, grid_cells, settings_of
-from megatron_ssd.evaluation.results import ModelName
+from megatron_ssd.evaluation.results import EvaluationResults, ModelName, from_json, to_json
 from megatron_ssd.evaluation.tables import claim_lines, score_tables
-from megatron_ssd.grading.metrics import Estimate
-from megatron_ssd.schema import Problem, Verdict
+from megatron_ssd.grading.metrics import Bootstrap, Estimate
+from megatron_ssd.grading.references import FLAWED
+from megatron_ssd.schema import Problem, TestCase, Verdict, VerdictStatus
 from megatron_ssd.text_table import MINUS
 from tests.helpers import measured
 from tests.helpers.measured import MODELS, SAMPLING, graded_problems, results_of, summary_of
@@ -253,3 +255,32 @@ def test_the_score_of_problems_without_verdicts_is_null():
         "high": None,
         "num_problems": 0,
     }
+
+
+def test_base_tests_have_a_score_of_their_own_and_flawed_problems_are_named():
+    two = (TestCase(input="[[1]]", output=""), TestCase(input="[[2]]", output=""))
+    problems = [
+        Problem(id=f"HumanEval/{n}", source="humaneval_plus", statement="", form="evalplus", tests=two)
+        for n in range(3)
+    ]
+    outcomes: list[tuple[VerdictStatus, str, str]] = [
+        ("wrong_answer", ".W", ""), ("passed", "..", ""), ("infrastructure_error", "", f"{FLAWED} (it raises)"),
+    ]  # fmt: skip
+    verdicts = [
+        Verdict(problem_id=problem.id, sample_index=0, status=status, by_test=by_test, detail=detail)
+        for problem, (status, by_test, detail) in zip(problems, outcomes, strict=True)
+    ]
+    cell = SamplingParams(temperature=1.0)
+    found = Measurements(problems=problems, cells=[cell], verdicts={"base": {cell.label: verdicts}}, ks=(1,),
+                         num_samples=1, bootstrap=Bootstrap(num_resamples=20))  # fmt: skip
+    both = SamplingConfig(train=cell, eval=cell, default=cell)
+    results = results_of(found, both)
+    scores = results.settings["base"][cell.label]
+    assert scores.overall[1].value == 0.5
+    assert scores.base_tests is not None
+    assert scores.base_tests[1].value == 1.0
+    assert list(results.flawed) == ["HumanEval/2"]
+    assert results.remarks == [
+        "not counted, because their own solutions fail their tests: HumanEval/2 (1 of 3 problems)"
+    ]
+    assert from_json(json.dumps(to_json(results)), EvaluationResults).flawed == results.flawed
