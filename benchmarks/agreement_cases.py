@@ -80,7 +80,6 @@ def scalar(value):
 }
 WHY = {
     "open(0)": "LiveCodeBench does not patch this open, which reads the checker's own standard input",
-    "exit(1) at the end": "LiveCodeBench catches SystemExit; here a status other than 0 is a runtime error",
     "buffer.readline": "LiveCodeBench's sys.stdin.buffer.readline always returns the first line",
     "NumPy array": "LiveCodeBench takes an array of one number for true or false; here it is not a plain value",
     "equals everything": "LiveCodeBench calls the object's own __eq__",

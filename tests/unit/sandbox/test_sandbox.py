@@ -75,8 +75,12 @@ class TestEndings:
     def test_an_early_exit_keeps_the_output(self, sandbox: Sandbox):
         assert run(sandbox, "import sys\nprint(1)\nsys.exit(0)\nprint(2)").outputs == ("1\n",)
 
-    def test_a_nonzero_exit_status_is_an_error(self, sandbox: Sandbox):
-        execution = run(sandbox, "import sys\nprint(1)\nsys.exit(3)")
+    @pytest.mark.parametrize("status", ["1", "3", "'text'", "None"])
+    def test_any_exit_status_keeps_the_output_as_in_the_official_checker(self, sandbox: Sandbox, status: str):
+        assert run(sandbox, f"import sys\nprint(1)\nsys.exit({status})\nprint(2)").outputs == ("1\n",)
+
+    def test_an_exit_without_the_interpreter_is_an_error(self, sandbox: Sandbox):
+        execution = run(sandbox, "import os\nprint(1, flush=True)\nos._exit(3)")
         assert (execution.ending, execution.detail, execution.outputs) == ("runtime_error", "exit status 3", ())
 
     def test_an_early_exit_in_a_function_gives_no_result(self, sandbox: Sandbox):
