@@ -34,6 +34,7 @@ _FOR_ENGINES = {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}  # read wh
 _UNSET = ("OMP_NUM_THREADS",)  # a fork sets its own number
 # The interpreter or a library reads these when it starts. A command with other values needs a fresh interpreter.
 _READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "HF_HOME")
+_SET_BY_FORK = {"PYTHONPATH", "PYTHONSAFEPATH"}
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 _fork_exec_fresh = subprocess._fork_exec  # type: ignore[attr-defined]
@@ -157,7 +158,7 @@ def _is_python(words: Sequence[str]) -> bool:
 
 
 def _starts_alike(environment: Mapping[str, str]) -> bool:
-    names = {name for name in {*environment, *os.environ} if name.startswith(_READ_AT_START)} - {"PYTHONPATH"}
+    names = {name for name in {*environment, *os.environ} if name.startswith(_READ_AT_START)} - _SET_BY_FORK
     return all(environment.get(name) == os.environ.get(name) for name in names)
 
 

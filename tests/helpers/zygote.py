@@ -159,12 +159,12 @@ def _run(words: list[str]) -> NoReturn:
     try:
         if words[0] == "-m":
             sys.argv = words[1:]
-            sys.path.insert(0, str(Path.cwd()))
+            _search_first(Path.cwd())
             sys.modules.pop(words[1], None)
             runpy._run_module_as_main(words[1])  # type: ignore[attr-defined]
         else:
             sys.argv = words
-            sys.path.insert(0, str(Path(words[0]).resolve().parent))
+            _search_first(Path(words[0]).resolve().parent)
             main.__file__ = words[0]
             exec(compile(Path(words[0]).read_bytes(), words[0], "exec"), main.__dict__)
     except SystemExit as end:
@@ -177,6 +177,11 @@ def _run(words: list[str]) -> NoReturn:
         sys.excepthook(type(error), error, error.__traceback__)
         _end(1)
     _end(0)
+
+
+def _search_first(folder: Path) -> None:
+    if not os.environ.get("PYTHONSAFEPATH"):
+        sys.path.insert(0, str(folder))
 
 
 def _end(code: object) -> NoReturn:

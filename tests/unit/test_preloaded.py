@@ -35,10 +35,13 @@ def script(tmp_path: Path, text: str) -> list[str]:
     return [sys.executable, str(tmp_path / "script.py")]
 
 
+@pytest.mark.parametrize("variables", [{}, {"PYTHONSAFEPATH": "1"}])
 @pytest.mark.parametrize("options", [{}, {"start_new_session": True}, {"process_group": 0}])
-def test_arguments_environment_folder_and_streams(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_arguments_environment_folder_and_streams(
+    tmp_path: Path, options: dict[str, Any], variables: dict[str, str]
+) -> None:
     command = [*script(tmp_path, DESCRIBE), "first", "--second=ä"]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "packages"), "MINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "packages"), "MINE": "1", **variables}
 
     def run() -> tuple[int, str, str]:
         done = subprocess.run(command, input="typed", capture_output=True, text=True, cwd=tmp_path, env=environment,
