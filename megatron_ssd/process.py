@@ -121,7 +121,7 @@ class ChildProcess:
         self.connection, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno())],
+                [sys.executable, "-u", "-m", module, str(theirs.fileno())],  # a killed child's last lines are not lost
                 env={**child_environment(), **(environment or {})},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,

@@ -17,6 +17,7 @@ import ctypes
 import fcntl
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -34,7 +35,7 @@ _FOR_ENGINES = {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}  # read wh
 _UNSET = ("OMP_NUM_THREADS",)  # a fork sets its own number
 # The interpreter or a library reads these when it starts. A command with other values needs a fresh interpreter.
 _READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "HF_HOME")
-_SET_BY_FORK = {"PYTHONPATH", "PYTHONSAFEPATH"}
+_SET_BY_FORK = {"PYTHONPATH", "PYTHONSAFEPATH", "PYTHONUNBUFFERED"}
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 _fork_exec_fresh = subprocess._fork_exec  # type: ignore[attr-defined]
@@ -51,6 +52,7 @@ class Command:
         descriptors: the numbers that it has for the descriptors that are sent along.
         parent: process id of its parent.
         process_group: as for ``subprocess.Popen``; -1 for the parent's.
+        ignored_signals: those that its parent ignores.
     """
 
     words: list[str]
@@ -61,6 +63,7 @@ class Command:
     dies_with_parent: bool
     new_session: bool
     process_group: int
+    ignored_signals: list[int]
 
 
 @contextlib.contextmanager
@@ -137,6 +140,7 @@ def _fork_exec(
         words=words, environment=dict(variables), folder=os.path.abspath(cwd or "."),  # noqa: PTH100
         descriptors=[0, 1, 2, *kept], parent=os.getpid(), dies_with_parent=prepare is not None,
         new_session=new_session, process_group=process_group,
+        ignored_signals=[one for one in signal.valid_signals() if signal.getsignal(one) == signal.SIG_IGN],
     )  # fmt: skip
     with _lock:
         if _zygote is None:

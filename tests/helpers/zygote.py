@@ -108,14 +108,16 @@ def _become(command: Command, descriptors: list[int]) -> NoReturn:
     theirs.close()
     use_forks(ours)
     for number in _IGNORED:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    _install(descriptors, command.descriptors)
+        handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN if number in command.ignored_signals else handler)
+    unbuffered = command.words[1] == "-u" or command.environment.get("PYTHONUNBUFFERED")
+    _install(descriptors, command.descriptors, buffered=not unbuffered)
     os.chdir(command.folder)
     _set_environment(command.environment)
     _run(command.words[1:])
 
 
-def _install(descriptors: list[int], numbers: list[int]) -> None:
+def _install(descriptors: list[int], numbers: list[int], *, buffered: bool) -> None:
     """Give the descriptors these numbers, of which the first three are the standard streams."""
     moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, FREE_NUMBERS) for descriptor in descriptors]
     for descriptor in descriptors:
@@ -126,9 +128,9 @@ def _install(descriptors: list[int], numbers: list[int]) -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):  # a stream knows whether its file can seek
         old = getattr(sys, name)
         new = io.TextIOWrapper(
-            open(number, "wb" if number else "rb", closefd=False),  # noqa: SIM115
-            encoding=old.encoding, errors=old.errors, line_buffering=old.line_buffering or os.isatty(number),
-            write_through=old.write_through,
+            open(number, "wb" if number else "rb", buffering=-1 if buffered or number == 0 else 0, closefd=False),  # noqa: SIM115
+            encoding=old.encoding, errors=old.errors, write_through=not buffered,
+            line_buffering=buffered and (name == "stderr" or os.isatty(number)),
         )  # fmt: skip
         setattr(sys, name, new)
         setattr(sys, f"__{name}__", new)
@@ -150,9 +152,7 @@ def _import_path(environment: Mapping[str, str]) -> list[str]:
 
 def _run(words: list[str]) -> NoReturn:
     """Run ``[-u] -m MODULE ARGUMENT...`` or ``[-u] SCRIPT ARGUMENT...`` as the interpreter does, and end."""
-    if words[0] == "-u":
-        words = words[1:]
-        sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+    words = words[words[0] == "-u" :]
     main = types.ModuleType("__main__")
     main.__builtins__ = builtins  # type: ignore[attr-defined]
     sys.modules["__main__"] = main

@@ -24,6 +24,7 @@ print(__name__, __file__, sys.argv, sys.path[:2], os.getcwd(), sorted(os.environ
 print(handlers, threading.active_count())
 for stream in (sys.stdin, sys.stdout, sys.stderr):
     print(stream.encoding, stream.errors, stream.seekable(), stream.isatty(), stream.line_buffering)
+    print(stream.write_through, type(stream.buffer).__name__)
 sys.stdout.reconfigure(errors="backslashreplace")
 print(os.getpgid(0) == os.getpid(), os.getsid(0) == os.getpid(), sorted(map(int, os.listdir("/proc/self/fd")))[:4])
 print(sys.stdin.read(), file=sys.stderr)
@@ -35,7 +36,7 @@ def script(tmp_path: Path, text: str) -> list[str]:
     return [sys.executable, str(tmp_path / "script.py")]
 
 
-@pytest.mark.parametrize("variables", [{}, {"PYTHONSAFEPATH": "1"}])
+@pytest.mark.parametrize("variables", [{}, {"PYTHONSAFEPATH": "1"}, {"PYTHONUNBUFFERED": ""}])
 @pytest.mark.parametrize("options", [{}, {"start_new_session": True}, {"process_group": 0}])
 def test_arguments_environment_folder_and_streams(
     tmp_path: Path, options: dict[str, Any], variables: dict[str, str]

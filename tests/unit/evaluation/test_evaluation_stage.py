@@ -140,11 +140,11 @@ def test_a_killed_run_resumes_and_samples_nothing_twice(config: RunConfig, tmp_p
 def test_a_run_killed_in_grading_grades_nothing_twice(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
     original, executed = Sandbox.execute, list[str]()
 
-    def failing(self, program, inputs, limits):
+    def failing(self, program, inputs, limits, **options):
         if len(executed) == 3:
             raise KeyboardInterrupt
         executed.append(program.source)
-        return original(self, program, inputs, limits)
+        return original(self, program, inputs, limits, **options)
 
     serial = dataclasses.replace(config, evaluation=dataclasses.replace(
         config.evaluation, sandbox=dataclasses.replace(config.evaluation.sandbox, workers=1)))  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from megatron_ssd.report.page import SECTIONS
+from megatron_ssd.report.page import BENCHMARK_SECTIONS, SECTIONS
 from tests.helpers.browsing import Visit
 
 MEBIBYTE = 1 << 20
@@ -64,12 +64,13 @@ def test_the_page_does_not_scroll_horizontally(visit: Visit) -> None:
 
 def test_every_section_exists_and_every_link_has_a_target(visit: Visit) -> None:
     sections = visit.page.evaluate("[...document.querySelectorAll('main > section')].map(s => s.id)")
-    assert sections == [name for name, _ in SECTIONS]
+    benchmark = "livecodebench" if sections[0].startswith("livecodebench") else "minicode"
+    assert sections == [*(f"{benchmark}-{name}" for name, _ in BENCHMARK_SECTIONS), *(name for name, _ in SECTIONS)]
     assert all(visit.page.locator(f"#{name} h2").inner_text() for name in sections)
     links = visit.page.evaluate("[...document.querySelectorAll('a')].map(a => a.getAttribute('href'))")
     assert [link for link in links if link.startswith("#")] == [f"#{name}" for name in sections]
-    assert {link.partition("#")[0] for link in links if not link.startswith("#")} == {"problems-minicode.html"}
-    assert (visit.path.parent / "problems-minicode.html").is_file()
+    assert {link.partition("#")[0] for link in links if not link.startswith("#")} == {f"problems-{benchmark}.html"}
+    assert (visit.path.parent / f"problems-{benchmark}.html").is_file()
 
 
 def test_every_plot_fills_its_figure_and_has_readable_text(visit: Visit) -> None:
@@ -106,8 +107,8 @@ def test_labels_are_inside_of_their_plot_and_do_not_overlap(visit: Visit) -> Non
 @pytest.mark.parametrize(
     ("section", "mark", "expected"),
     [
-        ("result", ".mark-symbol.role-mark path", ["base at its default decode", "27.6", "23.9 to 31.3"]),
-        ("decoding", ".mark-rect.role-mark path", ["T0.7-k20-p0.8", "score, %"]),
+        ("minicode-result", ".mark-symbol.role-mark path", ["base at its default decode", "27.6", "23.9 to 31.3"]),
+        ("minicode-decoding", ".mark-rect.role-mark path", ["T0.7-k20-p0.8", "score, %"]),
         ("sampling", ".mark-rect.role-mark path", ["tokens", "count"]),
     ],
 )
@@ -132,7 +133,9 @@ def test_a_tooltip_near_a_curve_shows_the_nearest_iteration(curves: Visit) -> No
     curves.page.mouse.move(1, 1)
 
 
-@pytest.mark.parametrize(("section", "name"), [("result", "SSD"), ("decoding", "base"), ("decoding", "0.95")])
+@pytest.mark.parametrize(
+    ("section", "name"), [("minicode-result", "SSD"), ("minicode-decoding", "base"), ("minicode-decoding", "0.95")]
+)
 def test_a_click_on_a_legend_dims_the_other_series_until_the_next_click(curves: Visit, section: str, name: str) -> None:
     chart = f"[...document.querySelectorAll('#{section} .chart')].find(chart => chart.querySelector('.role-legend'))"
     dimmed = (
@@ -152,7 +155,7 @@ def test_a_click_on_a_legend_dims_the_other_series_until_the_next_click(curves: 
 def test_the_color_scheme_changes_page_and_plots(curves: Visit) -> None:
     colors = """() => [getComputedStyle(document.body).backgroundColor,
                        ...['.mark-rect.role-mark path', '.mark-symbol.role-mark path', '.role-axis-label text'].map(
-                         mark => getComputedStyle(document.querySelector(`#decoding ${mark}`)).fill)]"""
+                         mark => getComputedStyle(document.querySelector(`#minicode-decoding ${mark}`)).fill)]"""
     light = curves.page.evaluate(colors)
     curves.page.emulate_media(color_scheme="dark")
     dark = curves.page.evaluate(colors)
@@ -174,8 +177,11 @@ def test_plots_follow_the_width_of_the_window(curves: Visit) -> None:
 
 def test_without_scripts_every_plot_is_described_in_words(browser: Any, published: Path) -> None:
     with Visit(browser, published / "report" / "report.html", width=1280, scripts=False) as visit:
-        assert "base at its best, base: 33.5 (29.8 to 37.2)" in visit.page.locator("#result .chart").first.inner_text()
-        assert "T1.8-k20-p0.5" in visit.page.locator("#decoding .chart").first.inner_text()
+        assert (
+            "base at its best, base: 33.5 (29.8 to 37.2)"
+            in visit.page.locator("#minicode-result .chart").first.inner_text()
+        )
+        assert "T1.8-k20-p0.5" in visit.page.locator("#minicode-decoding .chart").first.inner_text()
         assert "Scripts are off" in visit.page.locator("noscript").inner_text()
         assert visit.page.locator(".chart svg").count() == 0
 
@@ -184,7 +190,7 @@ def test_text_of_a_model_is_never_markup(browser: Any, published: Path) -> None:
     with Visit(browser, published / "report" / "report.html", width=1280) as visit:
         assert visit.page.locator("img, iframe, object").count() == 0
         assert visit.page.locator("script:not([type='application/json'])").count() == 1
-        assert "<script>alert(1)</script>" in visit.page.locator("#examples").inner_text()
+        assert "<script>alert(1)</script>" in visit.page.locator("#minicode-examples").inner_text()
         visit.page.evaluate(
             "() => { const s = document.createElement('script'); s.textContent = 'window.attacked = 1';"
             " document.body.append(s); }"

@@ -244,6 +244,6 @@ def test_report_and_problems_link_to_each_other(browser: Any, published: Path) -
         visit.page.get_by_role("link", name="easy-001").click()
         assert "0/1 passed" in visit.page.locator("#problem .scores").inner_text()
         visit.page.get_by_role("link", name="Report of demo").click()
-        visit.page.locator("#examples").get_by_role("link", name="hard-000").click()
+        visit.page.locator("#minicode-examples").get_by_role("link", name="hard-000").click()
         assert opened(visit) == "hard-000"
         assert visit.complaints == []
