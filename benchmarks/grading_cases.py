@@ -45,11 +45,18 @@ def stability_problems() -> list[Problem]:
     ]
 
 
-def stability_programs(count: int, limits: SandboxConfig = STABILITY_LIMITS, *, seed: int = 0) -> list[Submission]:
+def stability_programs(
+    count: int,
+    limits: SandboxConfig = STABILITY_LIMITS,
+    *,
+    below: tuple[float, float] = (0.5, 0.7),
+    above: tuple[float, float] = (1.3, 1.8),
+    seed: int = 0,
+) -> list[Submission]:
     """Programs whose verdicts a busy machine might change, mixed with ordinary ones.
 
-    Two of eleven use 0.5 to 0.7 of the CPU limit, and one uses 1.3 to 1.8 of it: a fixed number of loops, from a
-    measurement of this machine's speed.
+    Two of eleven use a share of the CPU limit from the range ``below``, and one from ``above``: a fixed number of
+    loops, from a measurement of this machine's speed.
     """
     rng, loops = random.Random(seed), _loops_per_second()
     assert limits.cpu_seconds is not None
@@ -57,8 +64,8 @@ def stability_programs(count: int, limits: SandboxConfig = STABILITY_LIMITS, *, 
     budget, memory = loops * limits.cpu_seconds, limits.memory_mib
     makers: tuple[Callable[[], str], ...] = (
         lambda: "return 7",
-        lambda: f"for _ in range({int(budget * rng.uniform(0.5, 0.7))}): pass",
-        lambda: f"for _ in range({int(budget * rng.uniform(1.3, 1.8))}): pass",
+        lambda: f"for _ in range({int(budget * rng.uniform(*below))}): pass",
+        lambda: f"for _ in range({int(budget * rng.uniform(*above))}): pass",
         lambda: "1 / 0",
         lambda: f"x = bytearray({int(memory * rng.uniform(0.1, 0.5))} << 20)",
         lambda: f"x = bytearray({int(memory * rng.uniform(1.1, 2))} << 20)",
@@ -66,7 +73,7 @@ def stability_programs(count: int, limits: SandboxConfig = STABILITY_LIMITS, *, 
         lambda: "import threading; t = threading.Thread(target=sum, args=(range(10000),)); t.start(); t.join()",
         lambda: "return 8",
         lambda: "while True: pass",
-        lambda: f"for _ in range({int(budget * rng.uniform(0.5, 0.7))}): pass",
+        lambda: f"for _ in range({int(budget * rng.uniform(*below))}): pass",
     )
     programs = []
     for index in range(count):
