@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from megatron_ssd.errors import UserError
 
 ProblemForm = Literal["stdin", "function", "checks", "evalplus"]
+CHECKED_FORMS: tuple[ProblemForm, ...] = ("checks", "evalplus")  # their tests have no expected output
 FinishReason = Literal["stop", "length", "skipped"]
 VerdictStatus = Literal[
     "passed", "wrong_answer", "runtime_error", "timeout", "memory", "syntax_error", "no_code", "infrastructure_error"

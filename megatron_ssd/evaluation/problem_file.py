@@ -16,10 +16,9 @@ from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.grid import Halves
-from megatron_ssd.schema import Problem, ProblemForm
+from megatron_ssd.schema import CHECKED_FORMS, Problem, ProblemForm
 
 PROBLEMS_FILE = "problems.jsonl"
-CHECKED: tuple[ProblemForm, ...] = ("checks", "evalplus")  # forms whose tests have no expected output
 TEST_CHARACTERS = 400  # of an input or an output
 STATEMENT_CHARACTERS = 20_000
 
@@ -94,7 +93,7 @@ def write_problems(path: Path, problems: Sequence[Problem], halves: Halves) -> N
         {
             "id": problem.id,
             # Texts of HumanEval and MBPP make no good title; the names of their functions do.
-            "title": problem.title or (problem.function_name or "" if problem.form in CHECKED else ""),
+            "title": problem.title or (problem.function_name or "" if problem.form in CHECKED_FORMS else ""),
             "form": problem.form,
             "difficulty": problem.difficulty,
             "date": problem.date,

@@ -2,8 +2,8 @@
 
 A response is reused if everything that determines it is unchanged: model, prompt, seed, sampling parameters, limits and
 engine. So a wider grid, more samples per problem, other statistics or another selection of problems generates only what
-is new. A verdict is reused with its response if the tests of the problems, the rules
-of the benchmark and the sandbox are the same.
+is new. A verdict is reused with its response if the tests of the problems, the
+rules of the benchmark and the sandbox are the same.
 """
 
 from __future__ import annotations

@@ -198,9 +198,10 @@ def _grade(
         for name, setting in settings:
             samples = [Sample.from_json(record) for record in iter_jsonl(jobs[name].path(setting))]
             path = verdict_path(stage.work / benchmark.name, name, setting)
-            verdicts = grader.grade(samples, path, bar.update)
+            submissions = [grader.submission(sample) for sample in samples]
+            verdicts = grader.grade_programs(submissions, path, bar.update)
             graded.verdicts[name][setting.label] = verdicts
-            programs = [grader.source_of(sample) for sample in samples]
+            programs = [submission.source for submission in submissions]
             graded.diversity[name][setting.label] = forms.diversity(zip(verdicts, programs, strict=True))
             if benchmark.format in EVALPLUS_IDS:
                 write_solutions(

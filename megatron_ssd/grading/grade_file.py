@@ -28,7 +28,7 @@ from megatron_ssd.grading.completions import count_samples, read_submissions
 from megatron_ssd.grading.extraction import no_code_causes
 from megatron_ssd.grading.metrics import Bootstrap, problem_scores
 from megatron_ssd.grading.pool import Grader, read_verdicts
-from megatron_ssd.grading.references import FLAWED
+from megatron_ssd.grading.references import is_flawed
 from megatron_ssd.problems.errata import Errata, apply_errata
 from megatron_ssd.problems.formats import read_format
 from megatron_ssd.problems.livecodebench import BenchmarkKeys, read_benchmark
@@ -106,7 +106,7 @@ def summarise(problems: Mapping[str, Problem], verdicts: Sequence[Verdict]) -> d
         "programs": len(verdicts),
         "samples_per_problem": [min(samples.values()), max(samples.values())],
         "statuses": dict(sorted(Counter(verdict.status for verdict in verdicts).items())),
-        "flawed": {v.problem_id: v.detail for v in verdicts if v.detail.startswith(FLAWED)},
+        "flawed": {v.problem_id: v.detail for v in verdicts if is_flawed(v)},
         "no_code_causes": no_code_causes(verdicts),
         "confidence": bootstrap.confidence,
         "pass_at_k": {

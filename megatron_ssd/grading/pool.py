@@ -26,7 +26,6 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.grading.checker import Checker, CheckResult
 from megatron_ssd.grading.extraction import program_of_response
 from megatron_ssd.grading.references import References
-from megatron_ssd.prompts.extract import Extraction
 from megatron_ssd.schema import Problem, Sample, Verdict
 
 WINDOW = 2048
@@ -78,22 +77,16 @@ class Grader(AbstractContextManager["Grader"]):
         self._checkers[0].start()  # raises errors now, not after hours of decoding
         self._pool = ThreadPoolExecutor(config.workers or len(os.sched_getaffinity(0)))
 
-    def grade(
-        self, samples: Iterable[Sample], path: Path, advance: Callable[[int], object] = lambda count: None
-    ) -> list[Verdict]:
-        """Verdicts of ``samples``, in their order; see ``grade_programs``.
-
-        Args:
-            samples: of one model and setting.
-            path: the JSONL file of their verdicts.
-            advance: called with the number of samples that got their verdict.
-        """
-        return self.grade_programs(map(self._submission, samples), path, advance)
-
     def grade_programs(
         self, programs: Iterable[Submission], path: Path, advance: Callable[[int], object] = lambda count: None
     ) -> list[Verdict]:
-        """Verdicts of ``programs``, in their order; those that ``path`` lacks are computed and appended."""
+        """Verdicts of ``programs``, in their order; those that ``path`` lacks are computed and appended.
+
+        Args:
+            programs: of one model and setting.
+            path: the JSONL file of their verdicts.
+            advance: called with the number of programs that got their verdict.
+        """
         verdicts, order = read_verdicts(path), list[tuple[str, int]]()
         programs = iter(programs)
         with JsonlWriter(path) as writer:
@@ -155,16 +148,10 @@ class Grader(AbstractContextManager["Grader"]):
         checker: Checker = self._local.checker
         return checker.check(self._problems[key[0]], source)
 
-    def source_of(self, sample: Sample) -> str | None:
-        """The program in the response of ``sample``; None if there is none."""
-        return self._extraction(sample).program
-
-    def _extraction(self, sample: Sample) -> Extraction:
+    def submission(self, sample: Sample) -> Submission:
+        """The program in the response of ``sample``, by the rule of its benchmark."""
         problem = self._problems[sample.problem_id]
-        return program_of_response(problem, sample.response, prompt_opens_thinking=self._prompt_opens_thinking)
-
-    def _submission(self, sample: Sample) -> Submission:
-        found = self._extraction(sample)
+        found = program_of_response(problem, sample.response, prompt_opens_thinking=self._prompt_opens_thinking)
         skipped = sample.finish_reason == "skipped"
         return Submission(
             problem_id=sample.problem_id,

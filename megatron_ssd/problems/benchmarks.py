@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_ssd.artifacts.hashing import hash_json, remembered_sha256
+from megatron_ssd.artifacts.hub import local_path
 from megatron_ssd.config.problems import BenchmarkConfig, BenchmarkSetConfig, MinicodeConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems import livecodebench, minicode
@@ -92,7 +93,7 @@ def _file(name: str, one: BenchmarkSetConfig) -> Path:
     key = f"benchmark.sets.{name}.path"
     if one.path is None:
         return released_file(one.format, key=key)
-    path = Path(one.path).expanduser()
+    path = local_path(one.path)
     if not path.is_file():
         raise UserError(f"{key} = {one.path}", rule="is not a file",
                         fix="name the file of the benchmark, or leave it out to download it")  # fmt: skip

@@ -20,12 +20,11 @@ from megatron_ssd.config.generation import PromptConfig
 from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.prompts.extract import THINK_OPEN
 from megatron_ssd.prompts.tokenizer import ChatTokenizer, Message
-from megatron_ssd.schema import Problem, ProblemForm
+from megatron_ssd.schema import CHECKED_FORMS, Problem
 
 _FOLDER = Path(__file__).parent / "templates"
 _ENDING = ".jinja"
 _COMPLETION = "completion"
-_COMPLETED: tuple[ProblemForm, ...] = ("checks", "evalplus")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +64,7 @@ def render_messages(problem: Problem, config: PromptConfig) -> list[Message]:
     Raises:
         UserError: there is no such template, or it uses a field that problems do not have.
     """
-    name = _COMPLETION if config.mode == "raw" and problem.form in _COMPLETED else config.template
+    name = _COMPLETION if config.mode == "raw" and problem.form in CHECKED_FORMS else config.template
     try:
         content = _template(name).render(problem=problem)
     except jinja2.TemplateError as error:

@@ -14,12 +14,12 @@ from typing import Literal
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.errors import UserError
-from megatron_ssd.evaluation.problem_file import CHECKED, PROBLEMS_FILE, Excerpt, ShortProblem, read_problems
+from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, Excerpt, ShortProblem, read_problems
 from megatron_ssd.evaluation.results import EvaluationResults, Score
 from megatron_ssd.grading.rules import rules_of
 from megatron_ssd.progress import progress
 from megatron_ssd.prompts.extract import extract_program
-from megatron_ssd.schema import FinishReason, Sample, Verdict, VerdictStatus
+from megatron_ssd.schema import CHECKED_FORMS, FinishReason, Sample, Verdict, VerdictStatus
 
 COLUMNS = ("base_best", "ssd_best")  # keys of the scores that are shown side by side
 MOST_KEPT = 32_768  # characters of the text before a program, of the program, and of the text after it
@@ -219,7 +219,7 @@ def _page(
         statement=kept.statement if kept else shown_prompt,
         starter_code=kept.starter_code if kept else "",
         tests={index: (test.input, test.output) for index, test in tests.items()},
-        has_checks=kept is not None and kept.form in CHECKED,
+        has_checks=kept is not None and kept.form in CHECKED_FORMS,
         attempts=tuple(attempts),
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from megatron_ssd.schema import ProblemForm
+from megatron_ssd.schema import CHECKED_FORMS, ProblemForm
 
 _VALUE = '{"value": '  # how a program's process begins a line with a result
 _DETAIL_CHARACTERS = 300
@@ -59,7 +59,7 @@ def interpret(facts: dict[str, Any], form: ProblemForm, num_inputs: int) -> Exec
         KeyError, TypeError: the facts are incomplete.
     """
     total, marks = facts["cpu_total"], facts["cpu_marks"]
-    results = _parse_results(facts["results"], has_checks=form in ("checks", "evalplus"))
+    results = _parse_results(facts["results"], has_checks=form in CHECKED_FORMS)
     values = list(itertools.takewhile(lambda result: isinstance(result, str), results))
     stopped, failure = _stopped(facts), next((r for r in results if isinstance(r, Failure)), None)
     end = stopped or failure or _exit(facts)

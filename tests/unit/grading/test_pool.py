@@ -42,7 +42,7 @@ def executions(monkeypatch: pytest.MonkeyPatch) -> Executions:
 
 
 def grade_one(grader: Grader, path: Path, source: str, **where: str) -> Verdict:
-    (verdict,) = grader.grade([sample(source, **where)], path / "verdicts.jsonl")  # type: ignore[arg-type]
+    (verdict,) = grader.grade_programs(map(grader.submission, [sample(source, **where)]), path / "verdicts.jsonl")  # type: ignore[arg-type]
     return verdict
 
 
@@ -148,7 +148,9 @@ def test_programs_are_read_in_windows(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_response_without_code_is_not_run(grader: Grader, tmp_path: Path, executions: Executions):
-    (verdict,) = grader.grade([sample(GOOD, fenced=False)], tmp_path / "verdicts.jsonl")
+    (verdict,) = grader.grade_programs(
+        map(grader.submission, [sample(GOOD, fenced=False)]), tmp_path / "verdicts.jsonl"
+    )
     assert verdict.status == "no_code"
     assert executions == []
 
@@ -178,13 +180,13 @@ def test_resuming_grades_no_program_again(tmp_path: Path, executions: Executions
     path = tmp_path / "verdicts.jsonl"
     samples = [sample(f"def f(x):\n    return {n} * x", index=n) for n in range(6)]
     with Grader(PROBLEMS, CONFIG) as grader:
-        first = grader.grade(samples[:4], path)
+        first = grader.grade_programs(map(grader.submission, samples[:4]), path)
     before = path.read_bytes()
     path.write_bytes(before + b'{"problem_id": "double", "sample')  # what a killed writer leaves
     executions.clear()
     advanced: list[int] = []
     with Grader(PROBLEMS, CONFIG) as grader:
-        verdicts = grader.grade(samples, path, advanced.append)
+        verdicts = grader.grade_programs(map(grader.submission, samples), path, advanced.append)
     assert len(executions) == 2
     assert verdicts[:4] == first
     assert [verdict.sample_index for verdict in verdicts if verdict.passed] == [2]
@@ -199,15 +201,21 @@ def verdict_key(verdict: Verdict) -> tuple[str, int]:
 
 def test_identical_programs_run_only_once(tmp_path: Path, executions: Executions):
     with Grader(PROBLEMS, CONFIG) as grader:
-        first = grader.grade([sample(GOOD, index=n) for n in range(5)], tmp_path / "a.jsonl")
-        second = grader.grade([sample(GOOD, index=n) for n in range(5)], tmp_path / "b.jsonl")
+        first = grader.grade_programs(
+            map(grader.submission, [sample(GOOD, index=n) for n in range(5)]), tmp_path / "a.jsonl"
+        )
+        second = grader.grade_programs(
+            map(grader.submission, [sample(GOOD, index=n) for n in range(5)]), tmp_path / "b.jsonl"
+        )
     assert [program.source.rstrip() for program, _ in executions] == [GOOD]
     assert first == second
     assert len(first) == 5
 
 
 def test_the_same_source_runs_again_for_another_problem(grader: Grader, tmp_path: Path):
-    verdicts = grader.grade([sample(GOOD), sample(GOOD, problem="same")], tmp_path / "verdicts.jsonl")
+    verdicts = grader.grade_programs(
+        map(grader.submission, [sample(GOOD), sample(GOOD, problem="same")]), tmp_path / "verdicts.jsonl"
+    )
     assert [verdict.status for verdict in verdicts] == ["passed", "wrong_answer"]
 
 
@@ -259,7 +267,9 @@ class TestTimeLimits:
 
         monkeypatch.setattr(Sandbox, "execute", execute)
         with Grader(PROBLEMS, CONFIG) as grader:
-            verdicts = grader.grade([sample(GOOD), sample(GOOD + "  # other", index=1)], path)
+            verdicts = grader.grade_programs(
+                map(grader.submission, [sample(GOOD), sample(GOOD + "  # other", index=1)]), path
+            )
         assert [verdict.status for verdict in verdicts] == ["timeout", "passed"]
 
 
@@ -301,7 +311,9 @@ class TestBrokenSandbox:
             with monkeypatch.context() as patch:
                 self.breaking(patch, times=99)
                 assert grade_one(grader, tmp_path, GOOD).status == "infrastructure_error"
-            (verdict,) = grader.grade([sample(GOOD, index=1)], tmp_path / "other.jsonl")
+            (verdict,) = grader.grade_programs(
+                map(grader.submission, [sample(GOOD, index=1)]), tmp_path / "other.jsonl"
+            )
         assert verdict.passed
 
 

@@ -182,6 +182,6 @@ def test_leetcode_solutions_by_their_values(tmp_path: Path):
         samples.append(sample("class Solution:\n    pass", problem=problem.id, index=1))
     assert len(problems) > 180
     with Grader(problems, SandboxConfig(packages=("sortedcontainers",))) as grader:
-        verdicts = grader.grade(samples, tmp_path / "verdicts.jsonl")
+        verdicts = grader.grade_programs(map(grader.submission, samples), tmp_path / "verdicts.jsonl")
     assert not_passed(verdicts[::2]) == []
     assert {verdict.status for verdict in verdicts[1::2]} == {"runtime_error"}

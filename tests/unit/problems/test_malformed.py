@@ -311,7 +311,7 @@ def test_a_file_with_another_ending_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("reader", ["problems", "contamination"])
 def test_a_file_without_read_permission_is_one_line(tmp_path: Path, reader: str) -> None:
     if os.geteuid() == 0:
-        pytest.skip("root may read everything")
+        pytest.skip("root may read everything: run it as another user")
     path = write_jsonl(tmp_path / "rows.jsonl", [rstar_row(1, "A problem.")])
     path.chmod(0)
     sets = {"mine": {"path": str(path), "columns": ["question"]}} if reader == "contamination" else {}

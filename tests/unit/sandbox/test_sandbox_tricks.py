@@ -140,7 +140,7 @@ class TestReach:
         problem = dataclasses.replace(function_problem(), tests=(test,))
         thieves = [sample(thief.format(2)), sample(thief.format(1), index=1)]
         with Grader([problem], SandboxConfig(cpu_seconds=60.0, workers=1)) as grader:
-            verdicts = grader.grade(thieves, tmp_path / "verdicts.jsonl")
+            verdicts = grader.grade_programs(map(grader.submission, thieves), tmp_path / "verdicts.jsonl")
         # The second program searches for the input, which it finds.
         assert [verdict.status for verdict in verdicts] == ["wrong_answer", "passed"]
 
@@ -189,7 +189,7 @@ class TestHostileValues:
     @pytest.mark.parametrize("statement", ["raise Exception({})", "return {}", "return [{{{}: 1}}]"])
     def test_any_text_can_be_written_to_a_verdict(self, grader: Grader, tmp_path: Path, text: str, statement: str):
         program = f"def f(x):\n    {statement.format(text)}"
-        (verdict,) = grader.grade([sample(program)], tmp_path / "verdicts.jsonl")
+        (verdict,) = grader.grade_programs(map(grader.submission, [sample(program)]), tmp_path / "verdicts.jsonl")
         assert verdict.status in ("runtime_error", "wrong_answer")
         (record,) = read_jsonl(tmp_path / "verdicts.jsonl")
         assert record["detail"] == verdict.detail
@@ -198,7 +198,9 @@ class TestHostileValues:
 
     def test_printed_bytes_that_are_not_text(self, grader: Grader, tmp_path: Path):
         program = "import sys\nsys.stdout.buffer.write(bytes(range(256)) * 3)"
-        (verdict,) = grader.grade([sample(program, problem="sum")], tmp_path / "verdicts.jsonl")
+        (verdict,) = grader.grade_programs(
+            map(grader.submission, [sample(program, problem="sum")]), tmp_path / "verdicts.jsonl"
+        )
         assert verdict.status == "wrong_answer"
         verdict.detail.encode("utf-8")
 
