@@ -36,6 +36,11 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes after their argument: two processes must give one name, and compressed bytes contain the time."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Run tests that share an expensive fixture in the same process: a file, or a folder of ``TOGETHER``."""
     from xdist.scheduler import LoadScopeScheduling
