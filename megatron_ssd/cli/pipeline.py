@@ -48,6 +48,7 @@ class Script:
     path: str
     does: str
     open_stage: Callable[[RunConfig], Stage]
+    needs: tuple[str, ...] = ("model",)  # sections without a default that it reads
     torchrun: bool = False  # one process per device of the layout
 
 
@@ -57,7 +58,10 @@ _WORLD = Script(MADE_BY["tokenizer"], "make the small world: its tokenizer and a
 BASE = [_WORLD, _TRAIN, _EXPORT]
 LOOP = {
     "problems": Script(
-        MADE_BY["problems"], "choose the problems to sample and compare them with the benchmark", problems_stage
+        MADE_BY["problems"],
+        "choose the problems to sample and compare them with the benchmark",
+        problems_stage,
+        needs=("problems",),
     ),
     "samples": Script(
         MADE_BY["samples"], "sample responses to the problems from the frozen model with vLLM", samples_stage
@@ -68,7 +72,10 @@ LOOP = {
     "checkpoints": _TRAIN,
     "export": _EXPORT,
     "eval": Script(
-        MADE_BY["eval"], "decode the benchmark with base and tuned model and run the programs", evaluation_stage
+        MADE_BY["eval"],
+        "decode the benchmark with base and tuned model and run the programs",
+        evaluation_stage,
+        needs=("model", "benchmark"),
     ),
     # only if tasks are named
     "general_benchmarks": Script(
@@ -101,9 +108,6 @@ def run(arguments: argparse.Namespace) -> None:
     overrides: list[str] = arguments.overrides
     config_dir = arguments.config_dir.resolve()
     config = compose_config(overrides, config_dir)
-    for section in ("model", "problems", "benchmark", "sampling"):
-        needed(getattr(config, section), section)
-    base = _base_to_make(config)
     overrides = [*overrides, text_override("run_dir", config.run_dir)]
     left_out = {}
     if config.proxy is None:
@@ -115,6 +119,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--until {arguments.until}", rule=rule, fix=fix)
     names = [name for name in LOOP if name not in left_out]
     scripts = [LOOP[name] for name in names[: names.index(arguments.until) + 1]]
+    for section in dict.fromkeys(section for script in scripts for section in script.needs):
+        needed(getattr(config, section), section)
+    base = _base_to_make(config) if len(scripts) > 1 else None
     total = len(scripts)
     # Problems before the base: an unreadable file or a refused problem should not cost a training run.
     log.info("pipeline: %s to %s, %d stages in %s%s", names[0], arguments.until, total, config.run_dir,
@@ -174,7 +181,9 @@ def _run_all(
         if script.open_stage(config).is_current():
             continue
         if not ran:  # once, and not for a run that is up to date, which needs no device or sandbox
-            check_machine(config)
+            check_run_dir(config)
+            if total > 1:  # choosing the problems, the only step that can be alone, needs no device or sandbox
+                check_machine(config)
         log.info("pipeline: %s %d of %d: %s (%s)", label, number, total, script.does, script.path)
         command = [*_launcher(script, config), str(ROOT / script.path), *options, *overrides]
         status = run_child(command, report_follows=report_follows)
@@ -187,7 +196,7 @@ def _run_all(
 
 
 def check_machine(config: RunConfig) -> None:
-    """Raise ``UserError`` for the first thing that is missing: device, sandbox or a writable run folder."""
+    """Raise ``UserError`` for the first thing that is missing: device or sandbox."""
     from megatron_ssd.runtime.hardware import (  # here, because torch takes seconds to import
         check_device,
         check_hardware,
@@ -198,6 +207,10 @@ def check_machine(config: RunConfig) -> None:
         check_hardware(config.precision, config.moe)
     with Sandbox(config.evaluation.sandbox) as sandbox:
         sandbox.start()
+
+
+def check_run_dir(config: RunConfig) -> None:
+    """Raise ``UserError`` if the run folder cannot be written."""
     folder = Path(config.run_dir)
     existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
     if not existing.is_dir():

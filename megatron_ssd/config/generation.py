@@ -48,11 +48,11 @@ class SamplingParams:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Sampling parameters of SSD, and the base model's default."""
+    """Sampling parameters of SSD, and the base model's default. Without a group they are the authors' example."""
 
-    train: SamplingParams
+    train: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=1.5, top_k=20, top_p=0.8))
     """Sampling parameters of the training data (T_train, rho_train)."""
-    eval: SamplingParams
+    eval: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=0.7, top_k=20, top_p=0.8))
     """Sampling parameters of the tuned model (T_eval, rho_eval)."""
     default: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=0.7, top_k=20, top_p=0.8))
     """Sampling parameters of the base model by default."""
@@ -70,6 +70,14 @@ class SamplingConfig:
                 fix="the paper uses 1")  # fmt: skip
         require(all(id_ >= 0 for id_ in self.stop_token_ids), f"sampling.stop_token_ids = {list(self.stop_token_ids)}",
                 rule="token ids are not negative", fix="name ids of the model's vocabulary")  # fmt: skip
+
+    @property
+    def label(self) -> str:
+        """The three settings, for a log line, which says so if they are the authors' example."""
+        names = ("train", "eval", "default")
+        labels = ", ".join(f"{name} {getattr(self, name).label}" for name in names)
+        is_example = all(getattr(self, name) == getattr(SamplingConfig(), name) for name in names)
+        return f"{labels} (the example of the paper's authors)" if is_example else labels
 
 
 @dataclass(frozen=True, kw_only=True)

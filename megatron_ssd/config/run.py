@@ -29,7 +29,6 @@ _FIXES = {
     "model": "choose one with model=NAME, for example model=qwen3_30b",
     "problems": "choose a source with problems=NAME, for example problems=rstar_coder",
     "benchmark": "choose one with benchmark=NAME, for example benchmark=livecodebench_v6",
-    "sampling": "choose settings with sampling=NAME, for example sampling=qwen3_30b",
     "proxy": "name a smaller model, for example proxy.path=Qwen/Qwen3-0.6B",
 }
 """The fix for a section that is null, by its name."""
@@ -70,7 +69,7 @@ class RunConfig:
     """Training problems."""
     benchmark: BenchmarkConfig | None = None
     """Evaluation problems."""
-    sampling: SamplingConfig | None = None
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """Sampling parameters of training data and evaluation."""
     base: BaseConfig | None = None
     """Base model that the pipeline makes if ``model.path`` is null."""

@@ -61,7 +61,7 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
     Raises:
         UserError: a section, a model, a benchmark or the sandbox is missing or cannot be used.
     """
-    sampling, benchmarks, models = needed(config.sampling, "sampling"), _benchmarks(config), _models(config)
+    sampling, benchmarks, models = config.sampling, _benchmarks(config), _models(config)
     stage = _stage(config, benchmarks, models)
     if stage.is_current():
         return
@@ -69,6 +69,7 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
         if benchmark.errata.line:
             log.info("eval: %s: %s", benchmark.name, benchmark.errata.line)
         split_halves(benchmark.problems)  # raises errors now, not after hours of decoding
+    log.info("eval: sampling: %s", sampling.label)
     engine = engine_facts(config.engine)
     clock = RunClock(Path(config.run_dir))
     tokenizer = ChatTokenizer(next(iter(models.values())).path, clock)
@@ -118,7 +119,7 @@ def evaluation_stage(config: RunConfig) -> Stage:
 
 
 def _stage(config: RunConfig, benchmarks: Sequence[Benchmark], models: dict[ModelName, ModelFolder]) -> Stage:
-    evaluation, sampling = config.evaluation, needed(config.sampling, "sampling")
+    evaluation, sampling = config.evaluation, config.sampling
     hashes = {f"benchmark {benchmark.name}": benchmark.identity for benchmark in benchmarks}
     return Stage(
         name="eval",
@@ -145,7 +146,7 @@ def _stage(config: RunConfig, benchmarks: Sequence[Benchmark], models: dict[Mode
 def _job(
     config: RunConfig, benchmark: Benchmark, name: ModelName, model: ModelFolder, work: Path, clock: RunClock
 ) -> DecodeJob:
-    sampling = needed(config.sampling, "sampling")
+    sampling = config.sampling
     return DecodeJob(
         model_name=name,
         model=model,
@@ -215,7 +216,7 @@ def _grade(
 def _summarise(
     config: RunConfig, benchmark: Benchmark, graded: _Graded, *, engine: dict[str, str], prompt_opens_thinking: bool
 ) -> EvaluationResults:
-    sampling = needed(config.sampling, "sampling")
+    sampling = config.sampling
     found = Measurements(
         problems=benchmark.problems,
         cells=grid_cells(config.evaluation, sampling),

@@ -72,7 +72,7 @@ def run_generate(config: RunConfig) -> None:
             start or dies; or a record on disk is broken, not planned or repeated.
     """
     config = dataclasses.replace(config, worker=config.worker.resolved(os.environ))
-    model, sampling, worker = _model(config), _sampling(config), config.worker
+    model, sampling, worker = _model(config), config.sampling, config.worker
     stage = _stage(config, model)
     forget_launcher()  # engines are not ranks; and from here on each worker reports its own errors
     with contextlib.ExitStack() as stack:
@@ -83,6 +83,7 @@ def run_generate(config: RunConfig) -> None:
             stack.enter_context(worker_lock(stage.work, worker))
             spans = SpanNotes(span_file(stage.work, worker))
             spans.begin(_AT_WORK)
+        log.info("samples: sampling: %s", sampling.label)
         engine = engine_facts(config.engine)
         problems = list(read_problems(Path(config.run_dir)))
         store = _store(stage, problems, sampling.num_samples, config.generation.shard_rows)
@@ -209,7 +210,7 @@ def _publish(stage: Stage, store: SampleStore, engine: dict[str, str], facts: di
 
 
 def _stage(config: RunConfig, model: ModelFolder) -> Stage:
-    sampling = _sampling(config)
+    sampling = config.sampling
     return Stage(
         name=SAMPLES,
         run_dir=Path(config.run_dir),
@@ -231,10 +232,6 @@ def _stage(config: RunConfig, model: ModelFolder) -> Stage:
         replace=config.replace,
         is_work=is_work,
     )
-
-
-def _sampling(config: RunConfig) -> SamplingConfig:
-    return needed(config.sampling, "sampling")
 
 
 def _model(config: RunConfig) -> ModelFolder:
