@@ -12,8 +12,8 @@ is below the k-th largest:
 - The sums are the same to the last bit. Masked logits have probability 0, which adds nothing. torch adds a row in as
   many partial sums as a vector register has numbers; the window keeps each logit in its partial sum, because its length
   differs from the vocabulary's by a multiple of ``_LANES``.
-- If logits that equal the k-th largest may be outside the window, vLLM's own function masks that row. It also masks rows
-  without top-k.
+- If logits that equal the k-th largest may be outside the window, vLLM's own function masks that row. It also masks
+  rows without top-k.
 
 A processor runs before vLLM's own top-k and top-p, which must be off. A request states its settings in
 ``SamplingParams(extra_args={"top_k": ..., "top_p": ...})``.

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config, groups, text_override
 from megatron_ssd.config.dataset import FilterConfig
+from megatron_ssd.config.generation import SamplingConfig
 from megatron_ssd.errors import ConfigError
 from megatron_ssd.evaluation.grid import grid_cells
 from tests.helpers.errors import config_error
@@ -83,16 +84,24 @@ def test_a_model_selects_its_layout_and_the_command_line_wins() -> None:
 
 def test_a_sampling_group_overrides_that_of_an_experiment() -> None:
     sampling = compose_config(["+experiment=demo", "sampling=noisy"]).sampling
-    assert sampling is not None
     assert (sampling.train.temperature, sampling.train.top_k, sampling.train.top_p) == (2.0, -1, 1.0)
     assert sampling.max_tokens == 96
+
+
+def test_a_run_that_chooses_no_sampling_uses_the_authors_example() -> None:
+    example = compose_config([]).sampling
+    assert example == SamplingConfig() == compose_config(["sampling=null"]).sampling
+    assert example.train.label == "T1.5-k20-p0.8"
+    assert "the example of the paper's authors" in example.label
+    hotter = compose_config(["sampling.train.temperature=1.2"]).sampling
+    assert hotter.train.label == "T1.2-k20-p0.8"
+    assert "authors" not in hotter.label
 
 
 @pytest.mark.parametrize("overrides", [["+model=qwen3_30b"], ["+experiment=demo"]])
 def test_a_sweep_replaces_the_grid_of_an_experiment_and_the_command_line_wins(overrides: list[str]) -> None:
     wide = compose_config([*overrides, "+sweep=paper"])
     assert wide.evaluation.top_ks == (10, 20, -1)
-    assert wide.sampling is not None
     cells = grid_cells(wide.evaluation, wide.sampling)
     assert len(cells) == 54
     assert wide.evaluation.num_samples == compose_config(overrides).evaluation.num_samples
@@ -104,7 +113,6 @@ def test_the_papers_sweep_contains_every_published_decode() -> None:
     evaluation = compose_config(["+sweep=paper"]).evaluation
     for name in ("qwen3_4b_instruct", "qwen3_4b_thinking", "qwen3_30b", "ablation_best"):
         sampling = compose_config([f"sampling={name}"]).sampling
-        assert sampling is not None
         cells = grid_cells(evaluation, sampling)
         assert {sampling.train, sampling.eval, sampling.default} <= set(cells), name
 
