@@ -3,8 +3,8 @@
     python -m benchmarks.truncation [FOLDER ...] [--rounds 5] [--batch 64] [--tokens 16]
 
 Without folders, two models with the shapes of SmolLM2-135M (vocabulary 49,152) and Qwen2.5-Coder-0.5B (151,936) are
-written with random weights. One engine per model decodes a batch; the three sides alternate in it, so a load of the
-machine affects all of them. All sides keep the 20 most likely tokens at temperature 1.5, and top-p is 0.8.
+written with random weights. One engine per model decodes a batch; the three sides alternate in it, so that a load of
+the machine affects all of them. Prompts are code if the folder has a tokenizer. All sides keep the 20 most likely tokens at temperature 1.5, and top-p is 0.8.
 The script stops unless the two sides with top-p draw the same tokens.
 The table gives medians, and the median over rounds of the ratio to the side without top-p.
 """
@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from megatron_ssd.artifacts.hub import open_model
 from megatron_ssd.config.generation import EngineConfig, SamplingParams
 from megatron_ssd.generation.engine import Completion, Request
@@ -26,7 +28,7 @@ from megatron_ssd.generation.samplers import vllm_spec
 from megatron_ssd.generation.vllm_engine import VllmEngine
 from megatron_ssd.prompts.prompt import Prompt
 
-PROMPT_TOKENS = 32
+CODE = 'def part_{0}(values: list[int]) -> list[int]:\n    """Return the values that {0} divides, sorted."""\n'
 WITHOUT = "top-k alone"
 SIDES = {WITHOUT: (1.0, True), "top-k and top-p, vLLM's own": (0.8, False), "top-k and top-p": (0.8, True)}
 _SHAPES = {
@@ -75,6 +77,7 @@ def _compare(folder: Path, *, rounds: int, batch: int, tokens: int) -> None:
     spec = vllm_spec(settings, model, device="cpu", end_token_ids=())
     os.environ.update(spec.environment(0))
     engine = spec.start()
+    prompts = _prompts(folder, model.vocab_size, batch)
     speeds: dict[str, list[float]] = {side: [] for side in SIDES}
     for number in range(rounds + 1):
         drawn = {}
@@ -82,7 +85,7 @@ def _compare(folder: Path, *, rounds: int, batch: int, tokens: int) -> None:
             params = SamplingParams(temperature=1.5, top_k=20, top_p=top_p)
             engine._truncates = ours
             started = time.perf_counter()
-            drawn[side] = _decode(engine, model.vocab_size, params, batch=batch, tokens=tokens)
+            drawn[side] = _decode(engine, prompts, params, tokens=tokens)
             if number:  # the first round warms up
                 drawn_tokens = sum(map(len, drawn[side].values()))
                 speeds[side].append(drawn_tokens / (time.perf_counter() - started))
@@ -97,12 +100,19 @@ def _compare(folder: Path, *, rounds: int, batch: int, tokens: int) -> None:
               f"{ratio:8.2f}")  # fmt: skip
 
 
+def _prompts(folder: Path, vocab_size: int, count: int) -> list[list[int]]:
+    """Token ids: of code if the folder has a tokenizer, else made up."""
+    if (file := folder / "tokenizer.json").is_file():
+        tokenizer = Tokenizer.from_file(str(file))
+        return [tokenizer.encode(CODE.format(number)).ids for number in range(count)]
+    return [[(number * 997 + index * 31) % vocab_size for index in range(32)] for number in range(count)]
+
+
 def _decode(
-    engine: VllmEngine, vocab_size: int, params: SamplingParams, *, batch: int, tokens: int
+    engine: VllmEngine, prompts: list[list[int]], params: SamplingParams, *, tokens: int
 ) -> dict[int, list[int]]:
-    """The tokens of each response. All run from the first step to the last."""
-    for number in range(batch):
-        prompt = [(number * 997 + index * 31) % vocab_size for index in range(PROMPT_TOKENS)]
+    """The tokens of each response. All are decoded together."""
+    for number, prompt in enumerate(prompts):
         engine.add(
             number,
             Request(
@@ -114,7 +124,7 @@ def _decode(
             ),
         )
     drawn: dict[int, list[int]] = {}
-    while len(drawn) < batch:
+    while len(drawn) < len(prompts):
         for number, result in engine.step():
             assert isinstance(result, Completion)
             drawn[number] = result.token_ids

@@ -123,7 +123,7 @@ def _hydra_override(override: str, known: dict[str, list[str]]) -> str:
         if name.strip() not in (*known[group], "null", ""):
             raise ConfigError(f"{group} = {name.strip()!r}", rule="there is no such file in that group",
                               fix=f"choose one of {', '.join(known[group])}")  # fmt: skip
-    return f"{group}={value}"
+    return f"~{group}" if value == "null" else f"{group}={value}"  # Hydra has no other way to choose none
 
 
 def _check_grammar(key: str, value: str) -> None:

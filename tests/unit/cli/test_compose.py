@@ -88,6 +88,11 @@ def test_a_sampling_group_overrides_that_of_an_experiment() -> None:
     assert sampling.max_tokens == 96
 
 
+def test_null_chooses_no_file_of_a_group() -> None:
+    assert compose_config(["experiment=demo", "benchmark=null"]).benchmark is None
+    assert compose_config(["experiment=demo", "+problems=null"]).problems is None
+
+
 def test_a_run_that_chooses_no_sampling_uses_the_authors_example() -> None:
     example = compose_config([]).sampling
     assert example == SamplingConfig() == compose_config(["sampling=null"]).sampling
