@@ -4,7 +4,8 @@
 
 Without folders, two models with the shapes of SmolLM2-135M (vocabulary 49,152) and Qwen2.5-Coder-0.5B (151,936) are
 written with random weights. One engine per model decodes a batch; the three sides alternate in it, so that a load of
-the machine affects all of them. Prompts are code if the folder has a tokenizer. All sides keep the 20 most likely tokens at temperature 1.5, and top-p is 0.8.
+the machine affects all of them. Prompts are code if the folder has a tokenizer. All sides keep the 20 most likely
+tokens at temperature 1.5, and top-p is 0.8.
 The script stops unless the two sides with top-p draw the same tokens.
 The table gives medians, and the median over rounds of the ratio to the side without top-p.
 """
