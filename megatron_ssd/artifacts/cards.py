@@ -91,12 +91,6 @@ def samples_card(config: RunConfig) -> str:
     return _card(data, f"Samples of {run_dir.resolve().name}", sections)
 
 
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; the first row is its header."""
-    header, *others = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([header, "|" + " --- |" * len(rows[0]), *others])
-
-
 def _card(data: ModelCardData | DatasetCardData, title: str, sections: Mapping[str, str]) -> str:
     body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items())
     return f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{body}\n"
@@ -105,8 +99,9 @@ def _card(data: ModelCardData | DatasetCardData, title: str, sections: Mapping[s
 def _stages(run_dir: Path, stages: Sequence[str] = _STAGES) -> str:
     """A table of the published stages: command, counts, settings, programs."""
     published = [(stage, run_dir / stage) for stage in stages if (run_dir / stage / FILE_NAME).is_file()]
-    header = ["command", "made", "left out", "settings", "with"]
-    return markdown_table([header, *(_stage(stage, read_manifest(folder)) for stage, folder in published)])
+    rows = [["command", "made", "left out", "settings", "with"], ["---"] * 5]
+    rows += [_stage(stage, read_manifest(folder)) for stage, folder in published]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _stage(stage: str, manifest: Manifest) -> list[str]:

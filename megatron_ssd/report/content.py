@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_ssd.evaluation.checkpoints import CheckpointScores
 from megatron_ssd.evaluation.problem_file import Excerpt
 from megatron_ssd.evaluation.results import EvaluationResults, ModelName, Score
 from megatron_ssd.evaluation.tables import UNKNOWN, Measured, confidence_text, percent, points, split_cells
@@ -273,21 +272,6 @@ def benchmark_rows(results: BenchmarkResults | None) -> list[BenchmarkRow]:
             difference=UNKNOWN if result.difference is None else points(result.difference),
         )
         for result in (results.results if results else ())
-    ]
-
-
-def checkpoint_rows(
-    found: CheckpointScores | None,
-) -> list[tuple[str, ModelName, Measured, dict[int, Measured]]]:
-    """(iteration, model, score on the selection half, pass@k on the reporting half); empty if there are none."""
-    return [
-        (
-            "base" if one.model == "base" else f"{one.iteration:,}",
-            one.model,
-            percent(one.selection),
-            {k: percent(estimate) for k, estimate in one.report.items()},
-        )
-        for one in (found.scores if found else ())
     ]
 
 

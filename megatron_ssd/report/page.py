@@ -59,6 +59,7 @@ def render(data: ReportData) -> str:
         benchmark_sections=BENCHMARK_SECTIONS,
         general_benchmarks=content.benchmark_rows(data.general_benchmarks),
         duration=duration,
+        percent=percent,
         anchor=anchor,
         sections=[section for section in SECTIONS if section[0] != "benchmarks" or data.general_benchmarks],
         titles=MODEL_TITLES,
@@ -105,8 +106,7 @@ def _benchmark(one: EvaluatedBenchmark) -> dict[str, Any]:
         ],
         "train_temperature": f"{scores.effective_temperature.train_temperature:g}",
         "outcomes": content.outcomes(scores),
-        "checkpoints": content.checkpoint_rows(one.checkpoints),
-        "checkpoint_decoding": one.checkpoints.decoding if one.checkpoints else "",
+        "checkpoints": one.checkpoints,
         "examples": [content.example_of(problem) for problem in one.pages.examples],
         "plots": _score_plots(scores) | {"checkpoints": _checkpoint_plots(one)},
     }

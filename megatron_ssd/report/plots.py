@@ -117,7 +117,8 @@ def over_training(found: CheckpointScores, base: Score, k: int) -> Plot:
     )
     bars = points.mark_rule(strokeWidth=1.25, strokeOpacity=0.6).encode(y="low:Q", y2="high:Q")
     level = chart_of([in_percent(best)]).encode(
-        y=alt.Y("value:Q", scale=scale), tooltip=[alt.Tooltip("value:Q", title="base at its best, %", format=".1f")]
+        y=alt.Y("value:Q", title=None, scale=scale),
+        tooltip=[alt.Tooltip("value:Q", title="base at its best, %", format=".1f")],
     )
     band = level.mark_rect(color="var(--base)", opacity=0.12).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
     line = level.mark_rule(color="var(--base)", strokeDash=[7, 4], strokeWidth=1.5)

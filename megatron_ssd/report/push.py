@@ -21,7 +21,7 @@ from huggingface_hub import HfApi, ModelCard, get_token
 from huggingface_hub.errors import HTTPError
 
 from megatron_ssd.artifacts.atomic import write_atomically
-from megatron_ssd.artifacts.cards import CARD, markdown_table, samples_card
+from megatron_ssd.artifacts.cards import CARD, samples_card
 from megatron_ssd.artifacts.hf_config import GENERATION_CONFIG, generation_config
 from megatron_ssd.artifacts.hub import is_hub_id
 from megatron_ssd.artifacts.manifest import FILE_NAME, Manifest, check_outputs, read_manifest
@@ -31,9 +31,9 @@ from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError, UserError, shown
 from megatron_ssd.evaluation.results import EvaluationResults
-from megatron_ssd.evaluation.tables import confidence_text, percent, points
+from megatron_ssd.evaluation.tables import score_tables
 from megatron_ssd.report.data import read_evaluation
-from megatron_ssd.text_table import DASH, aligned, counted
+from megatron_ssd.text_table import aligned, counted
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,10 @@ def make_folder(config: RunConfig) -> Path:
     work = stage.begin()
     linked = {one["path"]: one["sha256"] for one in manifest.outputs if one["path"] not in own}
     for name in linked:
-        _link(source / name, work / name)
+        try:
+            os.link(source / name, work / name)
+        except OSError:  # a file system without links
+            shutil.copyfile(source / name, work / name)
     for name, text in own.items():
         write_atomically(work / name, text)
     stage.publish(known_hashes=linked)
@@ -119,36 +122,11 @@ def _own_files(export: Path, results: list[EvaluationResults], push: PushConfig)
     best = next(cell for cell in results[0].grid if cell.model == "ssd" and cell.chosen)
     chosen = SamplingParams(**{field.name: getattr(best, field.name) for field in fields(SamplingParams)})
     source = f"`{GENERATION_CONFIG}` has {chosen.label}, the best setting on {results[0].benchmark}."
-    card.text = "\n\n".join([card.text.rstrip(), "## Scores", source, *map(_scores, results)]) + "\n"
+    tables = [f"```\n{score_tables(one)}\n```" for one in results]
+    remarks = [f"{remark[:1].upper()}{remark[1:]}." for one in results for remark in one.remarks]
+    card.text = "\n\n".join([card.text.rstrip(), "## Scores", source, *tables, *remarks]) + "\n"
     values = json.dumps(generation_config(export, chosen), indent=2) + "\n"
     return {CARD: str(card), GENERATION_CONFIG: values}
-
-
-def _scores(results: EvaluationResults) -> str:
-    """A section on one benchmark: the headline with its intervals, and how far the model is ahead of its base."""
-    rows = [["setting", "decoding", *(f"pass@{k}" for k in results.ks), "tuned model is ahead by"]]
-    for score in results.headline:
-        measured = [percent(estimate) for estimate in score.overall.values()]
-        gain = points(next(iter(score.ssd_gain.values()))) if score.ssd_gain else None
-        cells = [f"{one.value} ({one.interval})" for one in measured]
-        rows.append([score.title, score.decoding, *cells, f"{gain.value} ({gain.interval})" if gain else DASH])
-    last = results.headline[-1]
-    basis = (
-        f"Percent of {counted(last.num_problems, 'problem')} with {last.num_samples} programs each, on the half of the "
-        f"problems on which no setting was chosen, with {confidence_text(results.confidence)} intervals. Differences "
-        f"are in points of pass@{results.ks[0]}, paired by problem."
-    )
-    remarks = [f"{line[:1].upper()}{line[1:]}." for line in results.remarks]
-    return "\n\n".join([f"### {results.benchmark}", markdown_table(rows), " ".join([basis, *remarks])])
-
-
-def _link(source: Path, target: Path) -> None:
-    """A hard link, or a copy if the file system has no links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        log.info("push: %s cannot be linked, and is copied", source)
-        shutil.copyfile(source, target)
 
 
 def _upload(folder: Path, push: PushConfig) -> None:
@@ -159,13 +137,7 @@ def _upload(folder: Path, push: PushConfig) -> None:
     api = HfApi()
     try:
         api.create_repo(repo, repo_type=kind, private=push.private, exist_ok=True)
-        is_private = bool(api.repo_info(repo, repo_type=kind).private)
-        if is_private != push.private:
-            raise UserError(
-                f"push.private = {shown(push.private)}",
-                rule=f"{repo} exists and is {'private' if is_private else 'public'}",
-                fix=f"set push.private={shown(is_private)}, or change the repository's settings on the Hub",
-            )
+        _check_visibility(push, is_private=bool(api.repo_info(repo, repo_type=kind).private))
         commit = api.upload_folder(
             repo_id=repo, repo_type=kind, folder_path=folder, commit_message=f"Upload {push.what} with megatron-ssd"
         )
@@ -179,3 +151,13 @@ def _upload(folder: Path, push: PushConfig) -> None:
             fix=f"check network, token and name, {_RESUME}; {folder} is complete",
         ) from None
     log.info("push: uploaded to %s", commit.commit_url)
+
+
+def _check_visibility(push: PushConfig, *, is_private: bool) -> None:
+    """Raise ``UserError`` if the repository existed and is not what ``push.private`` says."""
+    if is_private != push.private:
+        raise UserError(
+            f"push.private = {shown(push.private)}",
+            rule=f"{push.repo} exists and is {'private' if is_private else 'public'}",
+            fix=f"set push.private={shown(is_private)}, or change the repository's settings on the Hub",
+        )
