@@ -25,7 +25,7 @@ from megatron_ssd.config.run import BaseConfig, RunConfig, needed
 from megatron_ssd.dataset.corpus import world_stage
 from megatron_ssd.dataset.stage import dataset_stage
 from megatron_ssd.errors import ConfigError, UserError
-from megatron_ssd.evaluation.stage import evaluation_stage
+from megatron_ssd.evaluation.checkpoints import Evaluations
 from megatron_ssd.export.stage import export_stage
 from megatron_ssd.general_benchmarks.stage import general_benchmarks_stage
 from megatron_ssd.generation.scoring import scores_stage
@@ -47,7 +47,7 @@ class Script:
 
     path: str
     does: str
-    open_stage: Callable[[RunConfig], Stage]
+    open_stage: Callable[[RunConfig], Stage | Evaluations]
     needs: tuple[str, ...] = ("model",)  # sections without a default that it reads
     torchrun: bool = False  # one process per device of the layout
 
@@ -64,7 +64,10 @@ LOOP = {
         needs=("problems",),
     ),
     "samples": Script(
-        MADE_BY["samples"], "sample responses to the problems from the frozen model with vLLM", samples_stage
+        MADE_BY["samples"],
+        "sample responses to the problems from the frozen model with vLLM",
+        samples_stage,
+        needs=("model", "sampling"),
     ),
     # only if a proxy model is named
     "scores": Script(MADE_BY["scores"], "score each response under the proxy model", scores_stage),
@@ -74,8 +77,8 @@ LOOP = {
     "eval": Script(
         MADE_BY["eval"],
         "decode the benchmark with base and tuned model and run the programs",
-        evaluation_stage,
-        needs=("model", "benchmark"),
+        Evaluations,
+        needs=("model", "benchmark", "sampling"),
     ),
     # only if tasks are named
     "general_benchmarks": Script(

@@ -48,7 +48,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Sampling parameters of SSD, and the base model's default. Without a group they are the authors' example."""
+    """Sampling parameters of SSD, and the base model's default. The defaults are the authors' example."""
 
     train: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=1.5, top_k=20, top_p=0.8))
     """Sampling parameters of the training data (T_train, rho_train)."""

@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 
 from megatron_ssd.config.dataset import FilterConfig, PreprocessConfig
 from megatron_ssd.config.evaluation import EvaluationConfig, GeneralBenchmarksConfig, ReportConfig
-from megatron_ssd.config.export import ExportConfig
+from megatron_ssd.config.export import ExportConfig, PushConfig
 from megatron_ssd.config.generation import (
     EngineConfig,
     GenerationConfig,
@@ -29,6 +29,7 @@ _FIXES = {
     "model": "choose one with model=NAME, for example model=qwen3_30b",
     "problems": "choose a source with problems=NAME, for example problems=rstar_coder",
     "benchmark": "choose one with benchmark=NAME, for example benchmark=livecodebench_v6",
+    "sampling": "choose settings with sampling=NAME, for example sampling=qwen3_30b",
     "proxy": "name a smaller model, for example proxy.path=Qwen/Qwen3-0.6B",
 }
 """The fix for a section that is null, by its name."""
@@ -60,7 +61,8 @@ class RunConfig:
     objective: Literal["sft", "pretrain"] = "sft"
     """``sft`` trains on responses to prompts, ``pretrain`` on all tokens of documents."""
     dry_run: bool = False
-    """Only build the model of each rank without memory and print its layout."""
+    """``launch/train.py`` only builds the model of each rank without memory and prints its layout; ``launch/push.py``
+    only lists the files."""
     replace: bool = False
     """Let a stage move aside output that was made with another configuration."""
     model: ModelConfig | None = None
@@ -69,7 +71,7 @@ class RunConfig:
     """Training problems."""
     benchmark: BenchmarkConfig | None = None
     """Evaluation problems."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: SamplingConfig | None = None
     """Sampling parameters of training data and evaluation."""
     base: BaseConfig | None = None
     """Base model that the pipeline makes if ``model.path`` is null."""
@@ -113,6 +115,8 @@ class RunConfig:
     """Other benchmarks through lm-eval."""
     report: ReportConfig = field(default_factory=ReportConfig)
     """Limits of the report."""
+    push: PushConfig = field(default_factory=PushConfig)
+    """What is uploaded to the Hugging Face Hub."""
 
     def __post_init__(self) -> None:
         self._check_iterations()

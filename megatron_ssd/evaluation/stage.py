@@ -61,7 +61,7 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
     Raises:
         UserError: a section, a model, a benchmark or the sandbox is missing or cannot be used.
     """
-    sampling, benchmarks, models = config.sampling, _benchmarks(config), _models(config)
+    sampling, benchmarks, models = needed(config.sampling, "sampling"), _benchmarks(config), _models(config)
     stage = _stage(config, benchmarks, models)
     if stage.is_current():
         return
@@ -119,13 +119,15 @@ def evaluation_stage(config: RunConfig) -> Stage:
 
 
 def _stage(config: RunConfig, benchmarks: Sequence[Benchmark], models: dict[ModelName, ModelFolder]) -> Stage:
-    evaluation, sampling = config.evaluation, config.sampling
+    evaluation, sampling = config.evaluation, needed(config.sampling, "sampling")
     hashes = {f"benchmark {benchmark.name}": benchmark.identity for benchmark in benchmarks}
+    settings = dataclasses.asdict(evaluation)
+    del settings["checkpoints"]  # the other checkpoints are evaluated in runs of their own
     return Stage(
         name="eval",
         run_dir=Path(config.run_dir),
         config={
-            **dataclasses.asdict(evaluation),
+            **settings,
             "ks": list(evaluation.measured_ks),
             "sandbox": evaluation.sandbox.identity,
             "rules": {
@@ -146,7 +148,7 @@ def _stage(config: RunConfig, benchmarks: Sequence[Benchmark], models: dict[Mode
 def _job(
     config: RunConfig, benchmark: Benchmark, name: ModelName, model: ModelFolder, work: Path, clock: RunClock
 ) -> DecodeJob:
-    sampling = config.sampling
+    sampling = needed(config.sampling, "sampling")
     return DecodeJob(
         model_name=name,
         model=model,
@@ -216,7 +218,7 @@ def _grade(
 def _summarise(
     config: RunConfig, benchmark: Benchmark, graded: _Graded, *, engine: dict[str, str], prompt_opens_thinking: bool
 ) -> EvaluationResults:
-    sampling = config.sampling
+    sampling = needed(config.sampling, "sampling")
     found = Measurements(
         problems=benchmark.problems,
         cells=grid_cells(config.evaluation, sampling),

@@ -72,7 +72,7 @@ def run_generate(config: RunConfig) -> None:
             start or dies; or a record on disk is broken, not planned or repeated.
     """
     config = dataclasses.replace(config, worker=config.worker.resolved(os.environ))
-    model, sampling, worker = _model(config), config.sampling, config.worker
+    model, sampling, worker = _model(config), _sampling(config), config.worker
     stage = _stage(config, model)
     forget_launcher()  # engines are not ranks; and from here on each worker reports its own errors
     with contextlib.ExitStack() as stack:
@@ -210,7 +210,7 @@ def _publish(stage: Stage, store: SampleStore, engine: dict[str, str], facts: di
 
 
 def _stage(config: RunConfig, model: ModelFolder) -> Stage:
-    sampling = config.sampling
+    sampling = _sampling(config)
     return Stage(
         name=SAMPLES,
         run_dir=Path(config.run_dir),
@@ -232,6 +232,10 @@ def _stage(config: RunConfig, model: ModelFolder) -> Stage:
         replace=config.replace,
         is_work=is_work,
     )
+
+
+def _sampling(config: RunConfig) -> SamplingConfig:
+    return needed(config.sampling, "sampling")
 
 
 def _model(config: RunConfig) -> ModelFolder:

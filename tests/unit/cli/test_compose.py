@@ -84,6 +84,7 @@ def test_a_model_selects_its_layout_and_the_command_line_wins() -> None:
 
 def test_a_sampling_group_overrides_that_of_an_experiment() -> None:
     sampling = compose_config(["+experiment=demo", "sampling=noisy"]).sampling
+    assert sampling is not None
     assert (sampling.train.temperature, sampling.train.top_k, sampling.train.top_p) == (2.0, -1, 1.0)
     assert sampling.max_tokens == 96
 
@@ -91,14 +92,17 @@ def test_a_sampling_group_overrides_that_of_an_experiment() -> None:
 def test_null_chooses_no_file_of_a_group() -> None:
     assert compose_config(["experiment=demo", "benchmark=null"]).benchmark is None
     assert compose_config(["experiment=demo", "+problems=null"]).problems is None
+    assert compose_config(["sampling=null"]).sampling is None
 
 
 def test_a_run_that_chooses_no_sampling_uses_the_authors_example() -> None:
     example = compose_config([]).sampling
-    assert example == SamplingConfig() == compose_config(["sampling=null"]).sampling
+    assert example is not None
+    assert example == SamplingConfig()
     assert example.train.label == "T1.5-k20-p0.8"
     assert "the example of the paper's authors" in example.label
     hotter = compose_config(["sampling.train.temperature=1.2"]).sampling
+    assert hotter is not None
     assert hotter.train.label == "T1.2-k20-p0.8"
     assert "authors" not in hotter.label
 
@@ -106,6 +110,7 @@ def test_a_run_that_chooses_no_sampling_uses_the_authors_example() -> None:
 @pytest.mark.parametrize("overrides", [["+model=qwen3_30b"], ["+experiment=demo"]])
 def test_a_sweep_replaces_the_grid_of_an_experiment_and_the_command_line_wins(overrides: list[str]) -> None:
     wide = compose_config([*overrides, "+sweep=paper"])
+    assert wide.sampling is not None
     assert wide.evaluation.top_ks == (10, 20, -1)
     cells = grid_cells(wide.evaluation, wide.sampling)
     assert len(cells) == 54
@@ -118,6 +123,7 @@ def test_the_papers_sweep_contains_every_published_decode() -> None:
     evaluation = compose_config(["+sweep=paper"]).evaluation
     for name in ("qwen3_4b_instruct", "qwen3_4b_thinking", "qwen3_30b", "ablation_best"):
         sampling = compose_config([f"sampling={name}"]).sampling
+        assert sampling is not None
         cells = grid_cells(evaluation, sampling)
         assert {sampling.train, sampling.eval, sampling.default} <= set(cells), name
 
