@@ -18,12 +18,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import megatron_ssd
 from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.artifacts.manifest import keys_that_are_set
+from megatron_ssd.cli.model_section import fit_sequence_length, model_section
 from megatron_ssd.config.build import build
 from megatron_ssd.config.run import BaseConfig, RunConfig
 from megatron_ssd.errors import ConfigError, NotTextError
@@ -78,7 +79,15 @@ def compose_values(overrides: Sequence[str], config_dir: Path = CONFIG_DIR) -> d
     try:
         with initialize_config_dir(config_dir=str(config_dir), version_base="1.3"):
             composed = compose("config", overrides=[_hydra_override(override, known) for override in overrides])
-            return _plain(composed)
+            model = OmegaConf.select(composed, "model")
+            if isinstance(model, DictConfig):
+                # Before interpolations are resolved: run_dir has the model's name.
+                for key, value in model_section(_plain(model)).items():
+                    if key not in model:
+                        OmegaConf.update(composed, f"model.{key}", value, force_add=True)
+            values = _plain(composed)
+            fit_sequence_length(values)
+            return values
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides) from None
 

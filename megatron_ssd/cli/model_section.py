@@ -1,0 +1,62 @@
+"""Fills the configuration with what the model named by ``model.path`` decides.
+
+A model's own ``config.json`` is the truth: it gives each shape that is not set, and a shape that is set must agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from megatron_ssd.artifacts.hf_config import read_json_object
+from megatron_ssd.artifacts.hub import locate_config
+from megatron_ssd.config.model import ModelConfig, RopeScalingConfig
+from megatron_ssd.config.training import TrainingConfig
+from megatron_ssd.models.architectures import contradiction, from_hf_config
+
+_REQUIRED = {key.name for key in dataclasses.fields(ModelConfig) if key.default is dataclasses.MISSING} - {"name"}
+
+
+def model_section(given: dict[str, Any]) -> dict[str, Any]:
+    """The section ``model``, with the name and the shapes that its path gives.
+
+    A folder on this machine is always read. The file of a Hub id is downloaded if a shape is missing; a complete
+    section, as in ``hydra_configs/model``, needs no network, and is compared when the weights are read.
+
+    Args:
+        given: the section in the YAML files and on the command line.
+
+    Raises:
+        UserError: there is no such model, it is not supported, or a key of ``given`` contradicts its file.
+    """
+    path = given.get("path")
+    if not isinstance(path, str):
+        return given
+    source = locate_config(path, given.get("revision"), may_download=not given.keys() >= _REQUIRED)
+    if source is None:
+        return given
+    shapes = from_hf_config(read_json_object(source), source=source)
+    for key, theirs in shapes.items():
+        if key in given and _plain(given[key]) != _plain(theirs):
+            raise contradiction(key, given[key], theirs, source)
+    name = re.sub(r"[^\w.-]", "_", path.rstrip("/").rpartition("/")[2]) or "model"
+    return {"name": name, **given, **{key: _plain(value) for key, value in shapes.items()}}
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML has it, with the defaults of a rotary scaling."""
+    if isinstance(value, RopeScalingConfig):
+        return dataclasses.asdict(value)
+    return {**dataclasses.asdict(RopeScalingConfig()), **value} if isinstance(value, dict) else value
+
+
+def fit_sequence_length(values: dict[str, Any]) -> None:
+    """Set ``training.seq_length`` to the model's context if it is not set and its default is longer."""
+    model, training = values.get("model"), values.get("training", {})
+    if not isinstance(model, dict) or not isinstance(training, dict) or "seq_length" in training:
+        return
+    limits = [model.get(key) for key in ("max_position_embeddings", "sliding_window")]
+    longest = min([TrainingConfig.seq_length, *(limit for limit in limits if isinstance(limit, int))])
+    if longest < TrainingConfig.seq_length:
+        values["training"] = {**training, "seq_length": longest}
