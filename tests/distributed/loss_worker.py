@@ -21,13 +21,8 @@ from tests.helpers.tiny_hf import drawn_model
 from tests.helpers.training_run import DENSE, MOE, VOCAB_SIZE, training_config
 
 ITERATIONS = 2
-MODELS = {
-    "dense": DENSE,
-    "untied": dataclasses.replace(DENSE, tie_word_embeddings=False),
-    "moe": MOE,
-    "qwen2": drawn_model("qwen2", "qwen2", vocab_size=VOCAB_SIZE, num_hidden_layers=4),
-    "mistral": drawn_model("mistral", "mistral", vocab_size=VOCAB_SIZE, num_hidden_layers=4),
-}
+DRAWN = {name: drawn_model(name, name, vocab_size=VOCAB_SIZE, num_hidden_layers=4) for name in ("qwen2", "mistral")}
+MODELS = {"dense": DENSE, "untied": dataclasses.replace(DENSE, tie_word_embeddings=False), "moe": MOE, **DRAWN}
 # Packed samples start at multiples of 4 in all layouts, as context parallelism over two ranks requires.
 DATA: dict[str, dict[str, Any]] = {
     "packed": {"training": {"packing": "greedy", "segment_multiple": 4}},
