@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 import megatron_ssd
 from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.artifacts.manifest import keys_that_are_set
-from megatron_ssd.cli.model_section import fit_sequence_length, model_section
+from megatron_ssd.cli.model_section import fit_context, model_section
 from megatron_ssd.config.build import build
 from megatron_ssd.config.run import BaseConfig, RunConfig
 from megatron_ssd.errors import ConfigError, NotTextError
@@ -86,7 +86,7 @@ def compose_values(overrides: Sequence[str], config_dir: Path = CONFIG_DIR) -> d
                     if key not in model:
                         OmegaConf.update(composed, f"model.{key}", value, force_add=True)
             values = _plain(composed)
-            fit_sequence_length(values)
+            fit_context(values)
             return values
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides) from None

@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron_ssd.artifacts.hf_config import read_json_object
 from megatron_ssd.artifacts.hub import locate_config
+from megatron_ssd.config.generation import EngineConfig
 from megatron_ssd.config.model import ModelConfig, RopeScalingConfig
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.models.architectures import contradiction, from_hf_config
@@ -51,12 +52,22 @@ def _plain(value: Any) -> Any:
     return {**dataclasses.asdict(RopeScalingConfig()), **value} if isinstance(value, dict) else value
 
 
-def fit_sequence_length(values: dict[str, Any]) -> None:
-    """Set ``training.seq_length`` to the model's context if it is not set and its default is longer."""
-    model, training = values.get("model"), values.get("training", {})
-    if not isinstance(model, dict) or not isinstance(training, dict) or "seq_length" in training:
+def fit_context(values: dict[str, Any]) -> None:
+    """Shorten defaults in ``values``, a composed configuration, that are longer than the model's context.
+
+    They are ``training.seq_length`` and ``engine.max_model_len``, where they are not set. Only training is limited by a
+    sliding window.
+    """
+    model = values.get("model")
+    if not isinstance(model, dict):
         return
-    limits = [model.get(key) for key in ("max_position_embeddings", "sliding_window")]
-    longest = min([TrainingConfig.seq_length, *(limit for limit in limits if isinstance(limit, int))])
-    if longest < TrainingConfig.seq_length:
-        values["training"] = {**training, "seq_length": longest}
+    context, window = (model.get(key) for key in ("max_position_embeddings", "sliding_window"))
+    _shorten(values, "training", "seq_length", TrainingConfig.seq_length, context, window)
+    _shorten(values, "engine", "max_model_len", EngineConfig.max_model_len, context)
+
+
+def _shorten(values: dict[str, Any], section: str, key: str, default: int, *limits: Any) -> None:
+    given = values.get(section, {})
+    longest = min([default, *(limit for limit in limits if isinstance(limit, int))])
+    if isinstance(given, dict) and key not in given and longest < default:
+        values[section] = {**given, key: longest}

@@ -36,7 +36,7 @@ def test_a_path_alone_gives_every_shape(name: str, tmp_path: Path) -> None:
     config = compose_config([f"model.path='{path.removeprefix('model.path=')}'"])
     assert config.model == dataclasses.replace(MODELS[name], name="any_name", path=str(tmp_path / "any name"))
     assert config.run_dir == "runs/any_name"
-    assert config.training.seq_length == MODELS[name].max_position_embeddings
+    assert config.training.seq_length == config.engine.max_model_len == MODELS[name].max_position_embeddings
 
 
 def test_a_shape_that_agrees_may_be_set_and_another_is_refused_by_its_name(tmp_path: Path) -> None:
