@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import reprlib
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.errors import UserError
 
-CONFIG = "config.json"
-_GENERATION, _TOKENIZER = "generation_config.json", "tokenizer.json"
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+_TOKENIZER = "tokenizer.json"
 _NAMES_OF_TOKENS = ("tokenizer_config.json", "special_tokens_map.json")
 _LARGEST = (1 << 31) - 1  # token ids and lengths are 32 bits wide
 
@@ -69,7 +72,7 @@ def end_token_ids(folder: Path, config: dict[str, Any], *, vocab_size: int) -> t
         UserError: no file names an end token, or the first that does names something else than ids of the vocabulary.
     """
     named = {
-        _GENERATION: _optional(folder / _GENERATION).get("eos_token_id"),
+        GENERATION_CONFIG: _optional(folder / GENERATION_CONFIG).get("eos_token_id"),
         CONFIG: config.get("eos_token_id"),
         _TOKENIZER: _tokenizer_end_id(folder),
     }
@@ -77,8 +80,8 @@ def end_token_ids(folder: Path, config: dict[str, Any], *, vocab_size: int) -> t
     if not given:
         raise UserError(
             f"model folder {folder}",
-            rule=f"names no eos_token_id in {_GENERATION} or {CONFIG}, so a response would never end",
-            fix=f"add eos_token_id to {_GENERATION}",
+            rule=f"names no eos_token_id in {GENERATION_CONFIG} or {CONFIG}, so a response would never end",
+            fix=f"add eos_token_id to {GENERATION_CONFIG}",
         )
     first = next(iter(given))
     if not given[first] or not all(_is_id(id_, vocab_size) for id_ in given[first]):
@@ -88,6 +91,31 @@ def end_token_ids(folder: Path, config: dict[str, Any], *, vocab_size: int) -> t
             fix="give the ids that end a response of this model",
         )
     return tuple(dict.fromkeys(id_ for ids in given.values() for id_ in ids if _is_id(id_, vocab_size)))
+
+
+def generation_config(folder: Path, params: SamplingParams, stop_token_ids: Sequence[int] = ()) -> dict[str, Any]:
+    """The content of ``generation_config.json`` with which ``params`` are the defaults of the model in ``folder``.
+
+    It also names every token that ends a response, as vLLM's server and transformers know no others. What else the
+    folder's own file has stays.
+
+    Args:
+        folder: of the model.
+        params: the default sampling parameters.
+        stop_token_ids: ids that end a response besides the model's own.
+
+    Raises:
+        UserError: the model names no end token, or an invalid one.
+    """
+    config = read_hf_config(folder)
+    ends = end_token_ids(folder, config, vocab_size=config_size(folder, config, "vocab_size"))
+    return {
+        **_optional(folder / GENERATION_CONFIG),
+        "do_sample": params.temperature > 0,
+        **asdict(params),
+        "top_k": max(params.top_k, 0),  # where -1 is off here, 0 is off in transformers
+        "eos_token_id": list(dict.fromkeys([*ends, *stop_token_ids])),
+    }
 
 
 def _is_id(value: object, vocab_size: int) -> bool:

@@ -1,12 +1,14 @@
 """Fills the configuration with what the model named by ``model.path`` decides.
 
-A model's own ``config.json`` is the truth: it gives each shape that is not set, and a shape that is set must agree.
+A model's own ``config.json`` is the truth. It replaces the shapes of the YAML files, such as those of an experiment's
+model, and a shape on the command line must agree with it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Collection
 from typing import Any
 
 from megatron_ssd.artifacts.hf_config import read_json_object
@@ -16,33 +18,38 @@ from megatron_ssd.config.model import ModelConfig, RopeScalingConfig
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.models.architectures import contradiction, from_hf_config
 
+_NOT_SHAPES = ("name", "path", "revision", "initializer_range")
 _REQUIRED = {key.name for key in dataclasses.fields(ModelConfig) if key.default is dataclasses.MISSING} - {"name"}
 
 
-def model_section(given: dict[str, Any]) -> dict[str, Any]:
-    """The section ``model``, with the name and the shapes that its path gives.
+def model_section(given: dict[str, Any], overridden: Collection[str]) -> dict[str, Any]:
+    """The section ``model``, with the shapes that its path gives, and a name if it has none.
 
-    A folder on this machine is always read. The file of a Hub id is downloaded if a shape is missing; a complete
-    section, as in ``hydra_configs/model``, needs no network, and is compared when the weights are read.
+    A folder on this machine is always read. The file of a Hub id is downloaded if the path is on the command line or a
+    shape is missing. So the files of ``hydra_configs/model`` need no network; they are compared with the model when its
+    weights are read.
 
     Args:
         given: the section in the YAML files and on the command line.
+        overridden: its keys on the command line.
 
     Raises:
-        UserError: there is no such model, it is not supported, or a key of ``given`` contradicts its file.
+        UserError: there is no such model, it is not supported, or an overridden key contradicts its file.
     """
     path = given.get("path")
     if not isinstance(path, str):
         return given
-    source = locate_config(path, given.get("revision"), may_download=not given.keys() >= _REQUIRED)
+    needs_file = "path" in overridden or not given.keys() >= _REQUIRED
+    source = locate_config(path, given.get("revision"), may_download=needs_file)
     if source is None:
         return given
     shapes = from_hf_config(read_json_object(source), source=source)
     for key, theirs in shapes.items():
-        if key in given and _plain(given[key]) != _plain(theirs):
+        if key in overridden and _plain(given[key]) != _plain(theirs):
             raise contradiction(key, given[key], theirs, source)
     name = re.sub(r"[^\w.-]", "_", path.rstrip("/").rpartition("/")[2]) or "model"
-    return {"name": name, **given, **{key: _plain(value) for key, value in shapes.items()}}
+    kept = {key: value for key, value in given.items() if key in _NOT_SHAPES or key in overridden}
+    return {"name": name, **kept, **{key: _plain(value) for key, value in shapes.items()}}
 
 
 def _plain(value: Any) -> Any:

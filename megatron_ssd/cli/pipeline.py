@@ -25,7 +25,7 @@ from megatron_ssd.config.run import BaseConfig, RunConfig, needed
 from megatron_ssd.dataset.corpus import world_stage
 from megatron_ssd.dataset.stage import dataset_stage
 from megatron_ssd.errors import ConfigError, UserError
-from megatron_ssd.evaluation.stage import evaluation_stage
+from megatron_ssd.evaluation.checkpoints import Evaluations
 from megatron_ssd.export.stage import export_stage
 from megatron_ssd.general_benchmarks.stage import general_benchmarks_stage
 from megatron_ssd.generation.scoring import scores_stage
@@ -49,7 +49,7 @@ class Script:
 
     path: str
     does: str
-    open_stage: Callable[[RunConfig], Stage]
+    open_stage: Callable[[RunConfig], Stage | Evaluations]
     torchrun: bool = False  # one process per device of the layout
 
 
@@ -69,9 +69,7 @@ LOOP = {
     "dataset": Script(MADE_BY["dataset"], "filter the samples and write them as Megatron's data set", dataset_stage),
     "checkpoints": _TRAIN,
     "export": _EXPORT,
-    "eval": Script(
-        MADE_BY["eval"], "decode the benchmark with base and tuned model and run the programs", evaluation_stage
-    ),
+    "eval": Script(MADE_BY["eval"], "decode the benchmark with base and tuned model and run the programs", Evaluations),
     # only if tasks are named
     "general_benchmarks": Script(
         MADE_BY["general_benchmarks"], "measure general benchmarks through lm-eval", general_benchmarks_stage

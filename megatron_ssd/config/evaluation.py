@@ -77,6 +77,9 @@ class EvaluationConfig:
 
     models: tuple[Literal["base", "ssd"], ...] = ("base", "ssd")
     """Models to evaluate. ``[base]`` measures a base that has no tuned model yet."""
+    checkpoints: Literal["last", "all"] = "last"
+    """``last`` evaluates the exported checkpoint. ``all`` also exports and evaluates each other one, at the setting
+    ``sampling.eval`` only."""
 
     num_samples: int = 10
     """Programs per problem and cell."""
@@ -110,6 +113,9 @@ class EvaluationConfig:
         require(bool(self.models) and len(set(self.models)) == len(self.models),
                 f"evaluation.models = {list(self.models)}", rule="must name base, ssd or both, each once",
                 fix="use [base,ssd]")  # fmt: skip
+        require(self.checkpoints == "last" or "ssd" in self.models, f"evaluation.checkpoints = {self.checkpoints}",
+                rule=f"measures tuned models, and evaluation.models = {list(self.models)}",
+                fix="add ssd to evaluation.models")  # fmt: skip
         require(self.bootstrap_samples > 0, f"evaluation.bootstrap_samples = {self.bootstrap_samples}",
                 rule="must be positive", fix="use 10000")  # fmt: skip
         require(self.max_tokens > 0, f"evaluation.max_tokens = {self.max_tokens}", rule="must be positive",

@@ -30,6 +30,21 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PushConfig:
+    """What ``launch/push.py`` uploads to the Hugging Face Hub."""
+
+    what: Literal["model", "samples"] = "model"
+    """``model`` is the exported model, ``samples`` are the responses that were sampled for training."""
+    repo: str | None = None
+    """Repository on the Hub, ``OWNER/NAME``. It is made if it does not exist."""
+    private: bool = True
+    """Only its owner sees the repository. One that exists already must be what this says."""
+    base_model: str | None = None
+    """Hub id of the base, for the card. Null means ``model.path``, if that was a Hub id when the model was
+    exported."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
     """What ``tools/convert_checkpoint.py`` does."""
 

@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 
 from megatron_ssd.config.dataset import FilterConfig, PreprocessConfig
 from megatron_ssd.config.evaluation import EvaluationConfig, GeneralBenchmarksConfig, ReportConfig
-from megatron_ssd.config.export import ExportConfig
+from megatron_ssd.config.export import ExportConfig, PushConfig
 from megatron_ssd.config.generation import (
     EngineConfig,
     GenerationConfig,
@@ -61,7 +61,8 @@ class RunConfig:
     objective: Literal["sft", "pretrain"] = "sft"
     """``sft`` trains on responses to prompts, ``pretrain`` on all tokens of documents."""
     dry_run: bool = False
-    """Only build the model of each rank without memory and print its layout."""
+    """``launch/train.py`` only builds the model of each rank without memory and prints its layout; ``launch/push.py``
+    only lists the files."""
     replace: bool = False
     """Let a stage move aside output that was made with another configuration."""
     model: ModelConfig | None = None
@@ -114,6 +115,8 @@ class RunConfig:
     """Other benchmarks through lm-eval."""
     report: ReportConfig = field(default_factory=ReportConfig)
     """Limits of the report."""
+    push: PushConfig = field(default_factory=PushConfig)
+    """What is uploaded to the Hugging Face Hub."""
 
     def __post_init__(self) -> None:
         self._check_iterations()

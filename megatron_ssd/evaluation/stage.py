@@ -120,11 +120,13 @@ def evaluation_stage(config: RunConfig) -> Stage:
 def _stage(config: RunConfig, benchmarks: Sequence[Benchmark], models: dict[ModelName, ModelFolder]) -> Stage:
     evaluation, sampling = config.evaluation, needed(config.sampling, "sampling")
     hashes = {f"benchmark {benchmark.name}": benchmark.identity for benchmark in benchmarks}
+    settings = dataclasses.asdict(evaluation)
+    del settings["checkpoints"]  # the other checkpoints are evaluated in runs of their own
     return Stage(
         name="eval",
         run_dir=Path(config.run_dir),
         config={
-            **dataclasses.asdict(evaluation),
+            **settings,
             "ks": list(evaluation.measured_ks),
             "sandbox": evaluation.sandbox.identity,
             "rules": {

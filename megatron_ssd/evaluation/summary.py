@@ -87,7 +87,7 @@ def summarise(
         beside_grid=beside_grid(found, sampling),
         best_of_grid=tuple(best_of_grid(found, model) for model in found.verdicts),
         effective_temperature=_effective_temperature(found, sampling),
-        claims=tuple(check_claims(found, sampling)) if "ssd" in found.verdicts else (),
+        claims=tuple(check_claims(found, sampling)) if {"base", "ssd"} <= found.verdicts.keys() else (),
         claim_rule=RULE,
         settings={
             model: {

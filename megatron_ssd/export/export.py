@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from megatron_ssd.artifacts.atomic import write_atomically
-from megatron_ssd.artifacts.hf_config import read_hf_config
+from megatron_ssd.artifacts.cards import CARD, model_card
+from megatron_ssd.artifacts.hf_config import GENERATION_CONFIG, generation_config, read_hf_config
 from megatron_ssd.artifacts.manifest import megatron_facts
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
@@ -31,6 +32,7 @@ from megatron_ssd.export.state_dict_adapter import open_adapter
 from megatron_ssd.export.verify import compare_logits
 from megatron_ssd.models.architectures import check_hf_config, to_hf_config
 from megatron_ssd.models.transformer_config import DTYPES
+from megatron_ssd.process import connection_to_parent
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.training.checkpoint_folder import find_checkpoint, reading
 
@@ -52,7 +54,11 @@ def run_export(config: RunConfig) -> None:
     device = prepare_device(config.cluster)
     checkpoint = find_checkpoint(Path(config.run_dir) / "checkpoints", options.iteration)
     work = stage.begin()
-    write_assets(find_assets(config, model), work, model, dtype)
+    assets = find_assets(config, model)
+    write_assets(assets, work, model, dtype)
+    iteration = int(checkpoint.name.removeprefix("iter_"))
+    if assets.base is not None and config.objective == "sft":
+        _describe(config, assets.base, work, iteration)
     log.info("export: reading %s", checkpoint)
     with reading(checkpoint):
         adapter = open_adapter(checkpoint, model, weights=options.weights, dtype=dtype)
@@ -62,7 +68,7 @@ def run_export(config: RunConfig) -> None:
     stage.publish(
         engine=megatron_facts(),
         counts={"weights": len(adapter.specs), "parameters": model.num_parameters(), "shards": len(shards)},
-        facts={"iteration": int(checkpoint.name.removeprefix("iter_")), "weights": options.weights, **facts},
+        facts={"iteration": iteration, "weights": options.weights, **facts},
     )
 
 
@@ -79,13 +85,26 @@ def write_assets(assets: Assets, folder: Path, model: ModelConfig, dtype: torch.
     dtype_name = str(dtype).removeprefix("torch.")
     if assets.base is None:
         special_tokens = _special_tokens(assets.tokenizer, model)
-        _write_json(folder / "generation_config.json", special_tokens)
+        _write_json(folder / GENERATION_CONFIG, special_tokens)
         values = {**to_hf_config(model, dtype=dtype_name), **special_tokens}
     else:
         values = read_hf_config(assets.base)
         check_hf_config(values, model, source=assets.base / "config.json")
         set_dtype(values, dtype_name)
     _write_json(folder / "config.json", values)
+
+
+def _describe(config: RunConfig, base: Path, folder: Path, iteration: int) -> None:
+    """Write the card of a tuned model, and its configured decode settings in ``generation_config.json``."""
+    if config.sampling is None:
+        log.info("export: sampling = null: %s is that of the base", GENERATION_CONFIG)
+    else:
+        values = generation_config(folder, config.sampling.eval, config.sampling.stop_token_ids)
+        _write_json(folder / GENERATION_CONFIG, values)
+    model = needed(config.model, "model")
+    exported = {"iteration": iteration, "weights": config.export.weights, "type": config.precision.params_dtype,
+                "parameters": f"{model.num_parameters():,}"}  # fmt: skip
+    write_atomically(folder / CARD, model_card(config, base, exported=exported))
 
 
 def _special_tokens(folder: Path, model: ModelConfig) -> dict[str, int | None]:
@@ -104,3 +123,12 @@ def _special_tokens(folder: Path, model: ModelConfig) -> dict[str, int | None]:
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(values, indent=2) + "\n")
+
+
+if __name__ == "__main__":  # for a stage that has no other use for torch (``evaluation.checkpoints``)
+    with connection_to_parent() as parent:
+        try:
+            run_export(parent.recv())
+            parent.send(None)
+        except UserError as error:
+            parent.send(error)

@@ -22,7 +22,10 @@ def export_stage(config: RunConfig) -> Stage:
     Raises:
         UserError: no model is named, or there is no checkpoint, base folder or tokenizer.
     """
-    model, run_dir = needed(config.model, "model"), Path(config.run_dir)
+    model, run_dir, sampling = needed(config.model, "model"), Path(config.run_dir), config.sampling
+    decode = None  # what generation_config.json has, beside what it takes from the base
+    if config.objective == "sft" and sampling is not None:
+        decode = {**dataclasses.asdict(sampling.eval), "stop_token_ids": list(sampling.stop_token_ids)}
     return Stage(
         name="export",
         run_dir=run_dir,
@@ -30,6 +33,7 @@ def export_stage(config: RunConfig) -> Stage:
             "model": {key: value for key, value in dataclasses.asdict(model).items() if key not in _NAMES_ONLY},
             "params_dtype": config.precision.params_dtype,
             "objective": config.objective,
+            "decode": decode,
             **dataclasses.asdict(config.export),
         },
         inputs={

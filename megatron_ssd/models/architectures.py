@@ -144,7 +144,7 @@ def contradiction(key: str, ours: object, theirs: object, source: Path) -> UserE
     return UserError(
         f"model.{key} = {ours}",
         rule=f"{source} says {theirs}",
-        fix=f"leave out model.{key}, or the model group that sets it: the file describes the model",
+        fix=f"leave out model.{key}, or what sets it: the file describes the model",
     )
 
 

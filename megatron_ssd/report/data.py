@@ -18,6 +18,7 @@ from megatron_ssd.artifacts.manifest import Manifest, read_manifest
 from megatron_ssd.artifacts.samples import iter_samples, sample_shards
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
+from megatron_ssd.evaluation.checkpoints import CheckpointScores, read_checkpoints
 from megatron_ssd.evaluation.results import SUMMARY_FILE, EvaluationResults, from_json, read_results
 from megatron_ssd.general_benchmarks.results import NAME as BENCHMARKS
 from megatron_ssd.general_benchmarks.results import SUMMARY, BenchmarkResults
@@ -99,10 +100,14 @@ class SamplingFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedBenchmark:
-    """The results of one benchmark, and its problems with the attempts of both models."""
+    """The results of one benchmark, and its problems with the attempts of both models.
+
+    ``checkpoints`` is None if only the exported checkpoint was measured.
+    """
 
     scores: EvaluationResults
     pages: ProblemPages
+    checkpoints: CheckpointScores | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +141,11 @@ def gather(config: RunConfig) -> ReportData:
     return ReportData(
         run_name=run_dir.resolve().name,
         benchmarks=tuple(
-            EvaluatedBenchmark(scores=scores, pages=read_problem_pages(run_dir / "eval" / scores.benchmark, scores))
+            EvaluatedBenchmark(
+                scores=scores,
+                pages=read_problem_pages(run_dir / "eval" / scores.benchmark, scores),
+                checkpoints=read_checkpoints(run_dir, scores),
+            )
             for scores in results
         ),
         problems=read_problem_facts(run_dir / "problems", manifests["problems"]),

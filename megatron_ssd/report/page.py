@@ -59,6 +59,7 @@ def render(data: ReportData) -> str:
         benchmark_sections=BENCHMARK_SECTIONS,
         general_benchmarks=content.benchmark_rows(data.general_benchmarks),
         duration=duration,
+        percent=percent,
         anchor=anchor,
         sections=[section for section in SECTIONS if section[0] != "benchmarks" or data.general_benchmarks],
         titles=MODEL_TITLES,
@@ -105,8 +106,9 @@ def _benchmark(one: EvaluatedBenchmark) -> dict[str, Any]:
         ],
         "train_temperature": f"{scores.effective_temperature.train_temperature:g}",
         "outcomes": content.outcomes(scores),
+        "checkpoints": one.checkpoints,
         "examples": [content.example_of(problem) for problem in one.pages.examples],
-        "plots": _score_plots(scores),
+        "plots": _score_plots(scores) | {"checkpoints": _checkpoint_plots(one)},
     }
 
 
@@ -162,6 +164,12 @@ def _score_plots(scores: EvaluationResults) -> dict[str, Any]:
         "effective": decode_plots.effective_plots(scores),
         "mean_note": decode_plots.mean_note(scores),
     }
+
+
+def _checkpoint_plots(one: EvaluatedBenchmark) -> list[plots.Plot]:
+    if one.checkpoints is None:
+        return []
+    return [plots.over_training(one.checkpoints, one.scores.score("base_best"), k) for k in ends(one.scores.ks)]
 
 
 def _plots(data: ReportData) -> dict[str, Any]:

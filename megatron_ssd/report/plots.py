@@ -13,6 +13,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
+from megatron_ssd.evaluation.checkpoints import CheckpointScores
 from megatron_ssd.evaluation.results import Score
 from megatron_ssd.evaluation.tables import percent
 from megatron_ssd.grading.metrics import Estimate
@@ -97,6 +98,37 @@ def curve(
         text = f"{title}: {compact(begin)} at iteration {first:,}, {compact(end)} at iteration {last:,}"
     chart = alt.layer(base.mark_line(color="var(--ink)"), nearest.add_params(hover))
     return plot(chart, title, height=180, text=text, note=note)
+
+
+def over_training(found: CheckpointScores, base: Score, k: int) -> Plot:
+    """pass@k of each checkpoint over its iteration, with intervals; a line with a band is the base at its best."""
+    best = base.overall[k]
+    rows = [
+        {"iteration": one.iteration, "model": MODEL_TITLES[one.model], "score": measured_text(one.report[k]),
+         **in_percent(one.report[k])}
+        for one in found.scores
+    ]  # fmt: skip
+    scale = alt.Scale(domain=percent_domain([best, *(one.report[k] for one in found.scores)]), nice=4, zero=False)
+    points = chart_of(rows).encode(
+        x=alt.X("iteration:Q", scale=alt.Scale(nice=False, padding=12), axis=alt.Axis(grid=False, tickCount=6)),
+        y=alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=4)),
+        color=model_color(),
+        tooltip=["model:N", alt.Tooltip("iteration:Q", format=","), alt.Tooltip("score:N", title=f"pass@{k}, %")],
+    )
+    bars = points.mark_rule(strokeWidth=1.25, strokeOpacity=0.6).encode(y="low:Q", y2="high:Q")
+    level = chart_of([in_percent(best)]).encode(
+        y=alt.Y("value:Q", title=None, scale=scale),
+        tooltip=[alt.Tooltip("value:Q", title="base at its best, %", format=".1f")],
+    )
+    band = level.mark_rect(color="var(--base)", opacity=0.12).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
+    line = level.mark_rule(color="var(--base)", strokeDash=[7, 4], strokeWidth=1.5)
+    chart = alt.layer(band, line, points.mark_line(), bars, model_points(points, 65))
+    values = [f"{row['model']} at iteration {row['iteration']:,}: {row['score']}" for row in rows]
+    text = (
+        f"pass@{k} in percent over training, at {found.decoding}. {'; '.join(values)}. "
+        f"The base at its best, {base.decoding}: {measured_text(best)}."
+    )
+    return plot(chart, f"pass@{k} over training", height=210, text=text, note="percent; dashed: the base at its best")
 
 
 def histogram(values: Sequence[int], *, title: str, note: str, unit: str) -> Plot:

@@ -5,7 +5,8 @@
 ``headline`` has all four scores of the table. A score has ``pass@K`` with ``value``, ``low`` and ``high``, the same on
 the base tests of HumanEval+ and MBPP+, the same by difficulty, and n. ``ssd_ahead_by`` has the differences with their
 sign tests, and ``diversity`` the distinct programs per problem. Then come ``decoding`` (the grid, the effect of
-choosing from it, scores over T_eff) and ``claims``. The rest is about the run: ``deviations``, ``problems`` (reasons
+choosing from it, scores over T_eff), ``claims`` and ``checkpoints`` (scores over training, null if only the last
+checkpoint was measured). The rest is about the run: ``deviations``, ``problems`` (reasons
 for dropping, and evaluation problems among them), ``sampling``, ``stages``, ``lineage`` and ``general_benchmarks``.
 """
 
@@ -70,7 +71,10 @@ def _summary(data: ReportData) -> dict[str, Any]:
     return {
         "run": data.run_name,
         "notice": notice(data.settings, [one.scores for one in data.benchmarks]),
-        "benchmarks": {one.scores.benchmark: _benchmark(one.scores) for one in data.benchmarks},
+        "benchmarks": {
+            one.scores.benchmark: {**_benchmark(one.scores), "checkpoints": to_json(one.checkpoints)}
+            for one in data.benchmarks
+        },
         "deviations": [dataclasses.asdict(deviation) for deviation in deviations(data.settings)],
         "problems": dataclasses.asdict(data.problems),
         "sampling": _sampling(data),

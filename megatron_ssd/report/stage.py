@@ -8,6 +8,7 @@ from pathlib import Path
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
+from megatron_ssd.evaluation.checkpoints import FOLDER, checkpoint_manifests
 from megatron_ssd.evaluation.tables import score_tables
 from megatron_ssd.report.data import read_evaluation, read_manifests
 from megatron_ssd.report.paper import shown_settings
@@ -25,7 +26,10 @@ def report_stage(config: RunConfig) -> Stage:
         name="report",
         run_dir=run_dir,
         config={**shown_settings(config, manifests), "report.page_mib": config.report.page_mib},
-        inputs={stage: manifest.content_hash for stage, manifest in manifests.items()},
+        inputs={
+            **{stage: manifest.content_hash for stage, manifest in manifests.items()},
+            **{f"{FOLDER} {number}": one.content_hash for number, one in checkpoint_manifests(run_dir).items()},
+        },
         replace=config.replace,
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_ssd.artifacts.cards import model_card
 from megatron_ssd.artifacts.jsonl import JsonlWriter
 from megatron_ssd.artifacts.manifest import Manifest, read_manifest
 from megatron_ssd.artifacts.stage import Stage
@@ -71,8 +72,9 @@ def build_run(run_dir: Path, *, scale: float = 1.0, benchmarks: Sequence[str] = 
                        counts={"documents": 486}, dropped={"skipped": 6, "empty": 41, "one_line_stub": 67})  # fmt: skip
     checkpoints = _publish_checkpoints(run_dir, base.content_hash, dataset.content_hash)
     export = _publish(
-        run_dir, "export", {"checkpoints": checkpoints.content_hash, "assets": "e" * 64}, engine=MEGATRON, seconds=6.1
-    )
+        run_dir, "export", {"checkpoints": checkpoints.content_hash, "assets": "e" * 64}, engine=MEGATRON, seconds=6.1,
+        fill=lambda work: _write_export(work, run_config(run_dir)), facts={"iteration": 200},
+    )  # fmt: skip
     evaluated = {"model": base.content_hash, "export": export.content_hash, **hashes}
     _publish_eval(run_dir, evaluated, scale, benchmarks)
     _publish(run_dir, "general_benchmarks", {"model": base.content_hash, "export": export.content_hash}, seconds=71.0,
@@ -140,6 +142,13 @@ def _write_benchmarks(work: Path) -> None:
          "difference": {"value": 0.0, "low": 0.0, "high": 0.0}, **common},
     ]  # fmt: skip
     (work / "summary.json").write_text(json.dumps({"confidence": 0.95, "chat_template": False, "results": rows}))
+
+
+def _write_export(work: Path, config: RunConfig) -> None:
+    (work / "config.json").write_text(json.dumps({"vocab_size": 512, "eos_token_id": 2}))
+    (work / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 5], "temperature": 1.5}))
+    base = Path(config.run_dir).parent / "base"
+    (work / "README.md").write_text(model_card(config, base, exported={"iteration": 200}))
 
 
 def _publish_base(folder: Path) -> Manifest:

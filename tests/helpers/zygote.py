@@ -35,7 +35,7 @@ from tests.helpers.preloaded import FREE_NUMBERS, MAX_BYTES, Command, connection
 _MODULES = (
     "torch.distributed.run", "torch.utils.tensorboard", "transformers.models.auto.modeling_auto",
     "megatron_ssd.training.train", "megatron_ssd.export.stage", "megatron_ssd.export.reference",
-    "megatron_ssd.generation.stage", "megatron_ssd.evaluation.stage", "megatron_ssd.report.stage",
+    "megatron_ssd.generation.stage", "megatron_ssd.evaluation.checkpoints", "megatron_ssd.report.stage",
     "megatron_ssd.cli.pipeline",
 )  # fmt: skip
 _OPTIONAL = (

@@ -47,10 +47,20 @@ def test_a_shape_that_agrees_may_be_set_and_another_is_refused_by_its_name(tmp_p
         ("model.rope_scaling=null", "rope_scaling"),
         ("model.rope_scaling.factor=4", "rope_scaling"),
         ("model.model_type=qwen3", "model_type"),
-        ("model=tiny", "model_type"),
     ):
         with one_line_error(rf"^model\.{key} = .*: {tmp_path}/model/config.json says .*; leave out model.{key}"):
             compose_config([override, path])
+
+
+def test_the_file_replaces_the_shapes_of_the_yaml_files(tmp_path: Path) -> None:
+    path = write_config(tmp_path / "mine", MODELS["llama_scaled"])
+    for yaml in ("experiment=demo", "model=tiny_moe"):
+        model = compose_config([yaml, path]).model
+        assert model is not None
+        assert model == dataclasses.replace(MODELS["llama_scaled"], name=model.name, path=str(tmp_path / "mine"))
+    scaled = compose_config(["model=llama31_8b", write_config(tmp_path / "other", MODELS["llama_scaled_odd"])]).model
+    assert scaled is not None
+    assert scaled.rope_scaling == MODELS["llama_scaled_odd"].rope_scaling
 
 
 def test_sequences_are_as_long_as_the_model_allows_unless_they_are_set(tmp_path: Path) -> None:

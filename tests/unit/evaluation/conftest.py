@@ -40,7 +40,7 @@ def config(tmp_path: Path, model_folder: Path) -> RunConfig:
     work = stage.begin()
     for file in model_folder.iterdir():
         (work / file.name).write_bytes(file.read_bytes())
-    stage.publish()
+    stage.publish(facts={"iteration": 6})
     return RunConfig(
         run_dir=str(tmp_path),
         model=ModelConfig(

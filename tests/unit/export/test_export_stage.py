@@ -12,10 +12,13 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing
 from safetensors.torch import load_file
+from transformers import GenerationConfig
 
+from megatron_ssd.artifacts.hub import open_model
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.export import ExportConfig
+from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
@@ -24,6 +27,7 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.export import shards, state_dict_adapter, verify
 from megatron_ssd.export.assets import set_dtype
 from megatron_ssd.export.export import run_export
+from megatron_ssd.export.stage import export_stage
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.hf_checkpoint import load_hf_weights
 from megatron_ssd.runtime.device import prepare_device
@@ -119,6 +123,36 @@ def test_a_fine_tuned_model_is_exported(make_run: Callable[..., RunConfig], name
     assert manifest.facts["max_logit_difference"] < 5e-6
     assert manifest.engine["name"] == "megatron-core"
     assert manifest.inputs["checkpoints"] == read_manifest(Path(config.run_dir) / "checkpoints").content_hash
+
+
+@pytest.mark.usefixtures("no_logits")
+@pytest.mark.parametrize("greedy", [False, True])
+def test_an_export_has_the_configured_decode_settings_and_a_card(
+    make_run: Callable[..., RunConfig], greedy: bool
+) -> None:
+    evaluated = SamplingParams(temperature=0.0 if greedy else 1.1, top_k=-1 if greedy else 20, top_p=0.8)
+    sampling = SamplingConfig(train=SamplingParams(), eval=evaluated, stop_token_ids=(7, 1))
+    config = dataclasses.replace(make_run("qwen3"), sampling=sampling)
+    assert config.model is not None
+    base, export = Path(str(config.model.path)), Path(config.run_dir) / "export"
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": 5, "temperature": 0.6, "max_length": 90}))
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\nThe base.")
+    run_export(config)
+    read = GenerationConfig.from_pretrained(export)
+    assert (read.do_sample, read.temperature, read.top_k, read.top_p) == (
+        not greedy, evaluated.temperature, 0 if greedy else 20, 0.8
+    )  # fmt: skip
+    assert (read.repetition_penalty, read.max_length) == (1.0, 90)
+    assert read.eos_token_id == [5, 1, 7]
+    assert open_model(str(export)).end_token_ids == (5, 1, 7)
+    card = (export / "README.md").read_text()
+    assert "license: apache-2.0" in card
+    assert "iteration = 10" in card
+    assert str(base.parent) not in card
+    assert export_stage(config).is_current()
+    hotter = dataclasses.replace(sampling, eval=SamplingParams(temperature=1.5))
+    with pytest.raises(UserError, match=r"export: was made with another configuration \(decode\.temperature"):
+        export_stage(dataclasses.replace(config, sampling=hotter)).is_current()
 
 
 @pytest.mark.usefixtures("no_logits")

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import pickle
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,7 +27,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from megatron_ssd.artifacts.hf_config import read_hf_config
 from megatron_ssd.artifacts.hub import ModelFolder, open_model
+from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.generation import EngineConfig, SamplingParams
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.engine import Request, ScoreRequest
@@ -37,6 +40,7 @@ from megatron_ssd.generation.vllm_server import ServerSampler
 from megatron_ssd.process import die_with_parent
 from tests.helpers.paths import ROOT
 from tests.helpers.requests import request, sample_all
+from tests.helpers.scripts import run_script
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM (make venv)"),
@@ -54,8 +58,30 @@ def engine_config(**settings: Any) -> EngineConfig:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_hf_model: Path) -> ModelFolder:
-    return open_model(str(tiny_hf_model))
+def model(tiny_hf_model: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """The export of a run whose only checkpoint is the untrained base, to be decoded at ``HOT``."""
+    run_dir = tmp_path_factory.mktemp("exported") / "run"
+    converted = run_dir.with_name("converted")
+    done = run_script("tools/convert_checkpoint.py", "direction=hf_to_megatron", f"hf={tiny_hf_model}",
+                      f"megatron={converted}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    stage = Stage(name="checkpoints", run_dir=run_dir, config={}, inputs={})
+    shutil.move(converted / "iter_0000000", stage.begin())
+    stage.publish()
+    values = {key: f"{getattr(HOT, key)}" for key in ("temperature", "top_k", "top_p")}
+    sampling = [f"sampling.{name}.{key}={value}" for name in ("train", "eval") for key, value in values.items()]
+    shape = read_hf_config(tiny_hf_model)
+    sizes = [f"model.{key}={shape[key]}" for key in (
+        "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+        "intermediate_size", "vocab_size", "max_position_embeddings")]  # fmt: skip
+    done = run_script(
+        "launch/export.py", f"run_dir={run_dir}", "cluster=cpu", "precision=cpu", "model.name=tiny",
+        "model.model_type=qwen3", "model.tie_word_embeddings=true", "training.seq_length=128",
+        f"model.rope_theta={shape['rope_parameters']['rope_theta']}", f"model.path={tiny_hf_model}", *sizes, *sampling,
+        f"sampling.stop_token_ids={list(STOPS)}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return open_model(str(run_dir / "export"))
 
 
 @pytest.fixture(scope="module")
@@ -306,6 +332,24 @@ def test_a_server_gives_the_same_completions_as_an_engine_of_this_project(
     assert completions == expected  # the long one ends with the context of 200
     ends = {completion.token_ids[-1] for completion in completions.values() if completion.finish_reason == "stop"}
     assert ends == {*model.end_token_ids, *STOPS}
+
+
+def test_a_chat_request_is_decoded_with_the_settings_of_the_export(url: str, model: ModelFolder) -> None:
+    def ask(**settings: Any) -> dict[str, Any]:
+        messages = [{"role": "user", "content": "Double each number."}]
+        body = {"model": "some-name", "messages": messages, "max_tokens": 60, "return_token_ids": True, **settings}
+        answer = httpx2.post(f"{url}/chat/completions", json=body, timeout=SECONDS, trust_env=False)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json()["choices"][0])
+
+    named = {"temperature": HOT.temperature, "top_k": HOT.top_k, "top_p": HOT.top_p}
+    answers = [ask(seed=seed) for seed in range(20)]
+    assert [one["token_ids"] for one in answers] == [ask(seed=seed, **named)["token_ids"] for seed in range(20)]
+    assert answers[0]["message"]["content"]
+    ends = {one["token_ids"][-1] for one in answers if one["finish_reason"] == "stop"}
+    assert ends <= set(model.end_token_ids)
+    assert set(STOPS) < set(model.end_token_ids)
+    assert ask(seed=1, temperature=0.0)["token_ids"] != answers[1]["token_ids"]
 
 
 def test_a_server_of_another_model_or_a_shorter_context_is_refused(

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
+from megatron_ssd.evaluation.checkpoints import CheckpointScore, CheckpointScores
 from megatron_ssd.grading.metrics import Estimate
 from megatron_ssd.report import plots
 from megatron_ssd.report.data import TrainingPoint, thin
 from megatron_ssd.report.page import templates
 from megatron_ssd.report.theme import DARK, HEAT_LEVELS, LIGHT, Scheme, contrast_ratio, heat_color, text_on
+from tests.helpers.evaluated_run import evaluate
+from tests.helpers.programs import function_problem
 from tests.helpers.report_run import read_page, read_scores
 
 TEXT_CONTRAST = 4.5
@@ -57,6 +60,20 @@ def test_curves_of_any_length_have_every_point(points: list[tuple[float, float]]
     assert [(row["iteration"], row["value"]) for row in values(plot)] == points
     assert plot.text == plot.spec["description"]
     assert ("nothing was logged" in plot.text) == (not points)
+
+
+def test_the_plot_over_training_has_every_checkpoint_and_the_base_at_its_best() -> None:
+    problems = [function_problem(f"p{number}") for number in range(8)]
+    base = evaluate(problems)[0].score("base_best")
+    scores = [CheckpointScore(iteration=iteration, model="ssd" if iteration else "base", selection=UNKNOWN,
+                              report={1: UNKNOWN if iteration == 500 else Estimate(value=0.5, low=0.4, high=0.6)})
+              for iteration in (0, 250, 500)]  # fmt: skip
+    plot = plots.over_training(CheckpointScores(decoding="T1-k20-p0.8", scores=tuple(scores)), base, 1)
+    rows = [row for layer in plot.spec["layer"] for row in layer["data"]["values"]]
+    points = {row["iteration"]: (row["model"], row["value"]) for row in rows if "iteration" in row}
+    assert points == {0: ("base", 50.0), 250: ("SSD", 50.0), 500: ("SSD", None)}
+    for text in ("base at iteration 0: 50.0 (40.0 to 60.0)", "SSD at iteration 500: not measured", base.decoding):
+        assert text in plot.text
 
 
 @pytest.mark.parametrize("numbers", [[], [7], [0, 0, 0], list(range(1000))])
