@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -86,6 +87,13 @@ MODELS = {
     "qwen2_tied_drawn": drawn_model("qwen2_tied_drawn", "qwen2", tie_word_embeddings=True),
     "mistral_drawn": drawn_model("mistral_drawn", "mistral", tie_word_embeddings=False),
 }  # fmt: skip
+
+
+def write_hf_config(folder: Path, model: ModelConfig) -> str:
+    """Write ``config.json`` of ``model`` without weights to ``folder``, and return the override with its path."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(to_hf_config(model, dtype="float32")))
+    return f"model.path={folder}"
 
 
 def write_hf_folder(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shlex
 from pathlib import Path
@@ -16,23 +15,14 @@ from safetensors.torch import load_file
 
 from megatron_ssd.artifacts.hub import model_folder
 from megatron_ssd.cli.compose import compose_config
-from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.models.architectures import to_hf_config
 from tests.helpers.errors import one_line_error
-from tests.helpers.tiny_hf import MODELS, write_hf_folder, write_tokenizer
-
-
-def write_config(folder: Path, model: ModelConfig, **changes: Any) -> str:
-    folder.mkdir(exist_ok=True)
-    values = {**to_hf_config(model, dtype="float32"), **changes}
-    (folder / "config.json").write_text(json.dumps(values))
-    return f"model.path={folder}"
+from tests.helpers.tiny_hf import MODELS, write_hf_config, write_hf_folder, write_tokenizer
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_path_alone_gives_every_shape(name: str, tmp_path: Path) -> None:
-    path = write_config(tmp_path / "any name", MODELS[name])
+    path = write_hf_config(tmp_path / "any name", MODELS[name])
     config = compose_config([f"model.path='{path.removeprefix('model.path=')}'"])
     assert config.model == dataclasses.replace(MODELS[name], name="any_name", path=str(tmp_path / "any name"))
     assert config.run_dir == "runs/any_name"
@@ -40,7 +30,7 @@ def test_a_path_alone_gives_every_shape(name: str, tmp_path: Path) -> None:
 
 
 def test_a_shape_that_agrees_may_be_set_and_another_is_refused_by_its_name(tmp_path: Path) -> None:
-    path = write_config(tmp_path / "model", MODELS["llama_scaled"])
+    path = write_hf_config(tmp_path / "model", MODELS["llama_scaled"])
     assert compose_config([path, "model.hidden_size=32", "model.rope_scaling.factor=8"]).model is not None
     for override, key in (
         ("model.hidden_size=64", "hidden_size"),
@@ -53,18 +43,18 @@ def test_a_shape_that_agrees_may_be_set_and_another_is_refused_by_its_name(tmp_p
 
 
 def test_the_file_replaces_the_shapes_of_the_yaml_files(tmp_path: Path) -> None:
-    path = write_config(tmp_path / "mine", MODELS["llama_scaled"])
+    path = write_hf_config(tmp_path / "mine", MODELS["llama_scaled"])
     for yaml in ("experiment=demo", "model=tiny_moe"):
         model = compose_config([yaml, path]).model
         assert model is not None
         assert model == dataclasses.replace(MODELS["llama_scaled"], name=model.name, path=str(tmp_path / "mine"))
-    scaled = compose_config(["model=llama31_8b", write_config(tmp_path / "other", MODELS["llama_scaled_odd"])]).model
+    scaled = compose_config(["model=llama31_8b", write_hf_config(tmp_path / "other", MODELS["llama_scaled_odd"])]).model
     assert scaled is not None
     assert scaled.rope_scaling == MODELS["llama_scaled_odd"].rope_scaling
 
 
 def test_sequences_are_as_long_as_the_model_allows_unless_they_are_set(tmp_path: Path) -> None:
-    path = write_config(tmp_path, dataclasses.replace(MODELS["mistral_drawn"], sliding_window=64))
+    path = write_hf_config(tmp_path, dataclasses.replace(MODELS["mistral_drawn"], sliding_window=64))
     assert compose_config([path]).training.seq_length == 64
     assert compose_config([path, "training.seq_length=48"]).training.seq_length == 48
     with one_line_error(r"training.seq_length = 128: a sliding window is not supported, and the model's has 64 tokens"):
@@ -80,7 +70,7 @@ def test_of_a_hub_id_only_the_config_is_downloaded(tmp_path: Path, monkeypatch: 
 
     def download(path: str, **settings: Any) -> str:
         asked.append((path, settings["revision"], settings["allow_patterns"]))
-        write_config(tmp_path / "0123abcd", MODELS["qwen2_drawn"])
+        write_hf_config(tmp_path / "0123abcd", MODELS["qwen2_drawn"])
         return str(tmp_path / "0123abcd")
 
     monkeypatch.chdir(tmp_path)
