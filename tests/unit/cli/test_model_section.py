@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file
 
 from megatron_ssd.artifacts.hub import model_folder
@@ -113,4 +112,4 @@ def test_weights_of_pytorch_are_refused_with_a_command_that_converts_them(
     converted = load_file(new / "model.safetensors")
     assert converted.keys() == weights.keys()
     assert all(torch.equal(converted[name], weights[name]) for name in weights)
-    assert len(transformers.AutoTokenizer.from_pretrained(new)) == 32
+    assert (new / "tokenizer.json").is_file()

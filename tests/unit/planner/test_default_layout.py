@@ -12,7 +12,7 @@ from megatron_ssd.planner.layout import count_layout
 from tests.helpers.tiny_hf import MODELS
 from tests.helpers.training_run import EXACT
 
-H100 = 85e9
+H100, H200 = 85e9, 150e9
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,9 @@ def sizes(parallel: ParallelConfig) -> tuple[int, int, int, int, int]:
 def test_a_small_model_is_not_split_and_a_large_one_is() -> None:
     small = choose_layout(compose_config(["model=smollm2_135m"]), num_gpus=8, gpu_bytes=H100)
     assert sizes(small.config.parallel) == (8, 1, 1, 1, 1)
-    large = choose_layout(compose_config(["model=qwen3_32b"]), num_gpus=8, gpu_bytes=H100)
+    large = choose_layout(compose_config(["model=qwen3_32b"]), num_gpus=8, gpu_bytes=H200)
     assert sizes(large.config.parallel)[1:] != (1, 1, 1, 1)
-    assert large.memory <= H100
+    assert large.memory <= H200
     experts = choose_layout(compose_config(["model=qwen3_30b", "parallel=single"]), num_gpus=8, gpu_bytes=180e9)
     assert experts.config.parallel.expert_model_parallel_size > 1
 
@@ -65,7 +65,7 @@ def test_gpus_that_do_not_divide_the_work_stay_idle() -> None:
 
 def test_recomputation_is_used_only_where_nothing_fits_without_it() -> None:
     choices = [
-        choose_layout(compose_config([f"model={name}"]), num_gpus=8, gpu_bytes=H100)
+        choose_layout(compose_config([f"model={name}"]), num_gpus=8, gpu_bytes=H200)
         for name in ("smollm2_135m", "qwen3_32b")
     ]
     assert [choice.config.precision.recompute != "none" for choice in choices] == [False, True]
