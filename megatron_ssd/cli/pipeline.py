@@ -18,7 +18,7 @@ from pathlib import Path
 from megatron_ssd.artifacts.hub import locate_model
 from megatron_ssd.artifacts.manifest import MADE_BY
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.cli.compose import CONFIG_DIR, base_run, compose_config, text_override
+from megatron_ssd.cli.compose import CONFIG_DIR, base_run, compose_config, compose_values, text_override
 from megatron_ssd.cli.entry import EXIT_USER_ERROR, parser, prints_config, run_guarded, start_logging
 from megatron_ssd.cli.terminal import EXIT_READER_LEFT, any_output
 from megatron_ssd.config.run import BaseConfig, RunConfig, needed
@@ -30,9 +30,11 @@ from megatron_ssd.export.stage import export_stage
 from megatron_ssd.general_benchmarks.stage import general_benchmarks_stage
 from megatron_ssd.generation.scoring import scores_stage
 from megatron_ssd.generation.stage import samples_stage
+from megatron_ssd.planner.default_layout import choose_layout
 from megatron_ssd.problems.stage import problems_stage
 from megatron_ssd.process import forget_launcher, run_child
 from megatron_ssd.report.stage import print_report, report_stage
+from megatron_ssd.runtime.gpus import visible_gpu_bytes
 from megatron_ssd.sandbox.sandbox import Sandbox
 from megatron_ssd.training.stage import training_stage
 
@@ -112,6 +114,9 @@ def run(arguments: argparse.Namespace) -> None:
     config_dir = arguments.config_dir.resolve()
     config = compose_config(overrides, config_dir)
     overrides = [*overrides, text_override("run_dir", config.run_dir)]
+    given = compose_values(overrides, config_dir)
+    if not given.get("parallel"):
+        overrides += _default_layout(config, keep_micro_batch="micro_batch_size" in given.get("training", {}))
     left_out = {}
     if config.proxy is None:
         left_out["scores"] = ("needs a proxy model", "name one with proxy.path=FOLDER")
@@ -139,6 +144,17 @@ def run(arguments: argparse.Namespace) -> None:
     if to_report and LOOP["report"] not in started_scripts:
         print_report(Path(config.run_dir))  # otherwise the stage has printed it
     log.info("pipeline: all %d stages done in %.0f s", total, time.monotonic() - started)
+
+
+def _default_layout(config: RunConfig, *, keep_micro_batch: bool) -> list[str]:
+    """Overrides with the layout for this machine, which is logged; none for one process."""
+    gpus = visible_gpu_bytes() if config.cluster.device == "cuda" else []
+    if not gpus:
+        log.info("pipeline: training in one process; parallel=NAME chooses another layout")
+        return []
+    choice = choose_layout(config, num_gpus=len(gpus), gpu_bytes=min(gpus), keep_micro_batch=keep_micro_batch)
+    log.info("pipeline: training on %s of %.0f GB; parallel=NAME chooses another layout", choice, min(gpus) / 1e9)
+    return choice.overrides
 
 
 def _base_to_make(config: RunConfig) -> BaseConfig | None:

@@ -94,7 +94,7 @@ class EngineConfig:
     data_parallel_size: int = 1
     """Engines, each on its share of the GPUs or processor cores, fed from one queue."""
     max_model_len: int = 131072
-    """Longest prompt plus response, in tokens."""
+    """Longest prompt plus response, in tokens. If it is not set, a model with a shorter context gets its context."""
     max_num_seqs: int = 256
     """Sequences that an engine decodes at a time; about as many requests are sent to each server."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"

@@ -15,6 +15,7 @@ from megatron_ssd.cli.pipeline import Script, _run_all
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.process import REPORT_FOLLOWS, UNDER_PIPELINE, run_child
+from tests.helpers.tiny_hf import MODELS, write_hf_config
 
 WRITES_ENVIRONMENT = f"""
 import os, pathlib, sys
@@ -51,7 +52,8 @@ def test_a_stage_gets_the_run_dir_of_the_pipeline(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(module, "start_logging", lambda: None)
     monkeypatch.setattr(pipeline, "check_machine", lambda config: None)
     monkeypatch.setattr(pipeline, "run_child", lambda command, *, report_follows: started.append(command) or 0)
-    overrides = ["experiment=demo", f"model.path={tmp_path}", text_override("run_dir", str(tmp_path / name))]
+    path = write_hf_config(tmp_path, MODELS["qwen3"])
+    overrides = ["experiment=demo", path, text_override("run_dir", str(tmp_path / name))]
     monkeypatch.setattr("sys.argv", ["pipeline.py", *overrides, "--until=problems"])
     pipeline.main()
     _, script, *arguments = started[0]
