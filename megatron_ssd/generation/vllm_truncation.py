@@ -85,12 +85,9 @@ def truncate(logits_BV: torch.Tensor, k_B: torch.Tensor | None, p_B: torch.Tenso
         ``logits_BV``, with minus infinity for what is masked: equal to what vLLM's ``apply_top_k_top_p`` returns.
     """
     vocab_size = logits_BV.shape[1]
-    if k_B is None or p_B is None:
-        return apply_top_k_top_p(logits_BV, k_B, p_B)
-    length = int(k_B.masked_fill(k_B == vocab_size, 0).max()) + _SPARE
-    length += (vocab_size - length) % _LANES
-    if length >= vocab_size:
-        return apply_top_k_top_p(logits_BV, k_B, p_B)
+    if k_B is None or p_B is None or (length := _window_length(k_B, vocab_size)) >= vocab_size:
+        masked_BV: torch.Tensor = apply_top_k_top_p(logits_BV, k_B, p_B)
+        return masked_BV
     window_BW, ids_BW = (found.flip(1) for found in logits_BV.topk(length, dim=1))
     kth_B1 = window_BW.gather(1, (length - k_B.long()).clamp(min=0).unsqueeze(1))
     lowest_B = window_BW[:, 0]
@@ -110,6 +107,12 @@ def truncate(logits_BV: torch.Tensor, k_B: torch.Tensor | None, p_B: torch.Tenso
     return logits_BV
 
 
+def _window_length(k_B: torch.Tensor, vocab_size: int) -> int:
+    """Logits in a window that holds the k largest of each row that has a top-k."""
+    length = int(k_B.masked_fill(k_B == vocab_size, 0).max()) + _SPARE
+    return length + (vocab_size - length) % _LANES
+
+
 def _largest_ids(row_V: np.ndarray, count: int) -> np.ndarray:
     """Ids [count] of the largest logits of a row, in the order that ``row_V.sort()`` of torch gives them.
 
@@ -127,7 +130,7 @@ def _largest_ids(row_V: np.ndarray, count: int) -> np.ndarray:
         low = np.flatnonzero(numbers_N[1:] >= numbers_N[0]) + 1
         high = np.flatnonzero(numbers_N[1:] <= numbers_N[0])[::-1] + 1
         pairs = min(len(low), len(high))
-        pairs = np.count_nonzero(low[:pairs] < high[:pairs])
+        pairs = int(np.count_nonzero(low[:pairs] < high[:pairs]))
         start = min([*low[pairs : pairs + 1], *high[max(pairs - 1, 0) : pairs]])
         if len(ids_N) - start < count:
             _exchange(numbers_N, 0, median)
@@ -136,7 +139,8 @@ def _largest_ids(row_V: np.ndarray, count: int) -> np.ndarray:
         numbers_N[high[:pairs]], ids_N[high[:pairs]] = numbers_N[low[:pairs]], ids_N[low[:pairs]]
         numbers_N, ids_N = numbers_N[start:], ids_N[start:]
     order_N = torch.from_numpy(numbers_N).sort().indices.numpy()
-    return ids_N[order_N[-count:]]
+    largest: np.ndarray = ids_N[order_N[-count:]]
+    return largest
 
 
 def _exchange(array: np.ndarray, one: int, other: int) -> None:
