@@ -31,6 +31,7 @@ from megatron_ssd.general_benchmarks.stage import general_benchmarks_stage
 from megatron_ssd.generation.scoring import scores_stage
 from megatron_ssd.generation.stage import samples_stage
 from megatron_ssd.planner.default_layout import choose_layout
+from megatron_ssd.planner.memory import GB
 from megatron_ssd.problems.stage import problems_stage
 from megatron_ssd.process import forget_launcher, run_child
 from megatron_ssd.report.stage import print_report, report_stage
@@ -135,13 +136,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _default_layout(config: RunConfig, *, keep_micro_batch: bool) -> list[str]:
-    """Overrides with the layout for this machine, which is logged; none for one process."""
+    """Overrides with the layout for this machine, which is logged."""
     gpus = visible_gpu_bytes() if config.cluster.device == "cuda" else []
     if not gpus:
         log.info("pipeline: training in one process; parallel=NAME chooses another layout")
-        return []
+        return ["parallel.use_distributed_optimizer=false"]  # it only copies the state of one process
     choice = choose_layout(config, num_gpus=len(gpus), gpu_bytes=min(gpus), keep_micro_batch=keep_micro_batch)
-    log.info("pipeline: training on %s of %.0f GB; parallel=NAME chooses another layout", choice, min(gpus) / 1e9)
+    log.info("pipeline: training on %s of %.0f GB; parallel=NAME chooses another layout", choice, min(gpus) / GB)
     return choice.overrides
 
 
