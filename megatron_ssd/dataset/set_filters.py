@@ -102,7 +102,7 @@ SET_FILTERS = (
 )
 
 # Index 0 is for samples that are kept.
-REASONS: tuple[str | None, ...] = (None, *(entry.reason for entry in (*FILTERS, *SET_FILTERS)))
+REASONS: tuple[str | None, ...] = (None, *FILTERS, *(entry.reason for entry in SET_FILTERS))
 
 
 def needs_first_pass(config: FilterConfig) -> bool:
