@@ -16,9 +16,8 @@ from megatron_ssd.config.precision import PrecisionConfig, RecomputeModule
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.packing import PackingReport
-from megatron_ssd.planner.flops import flops_of
+from megatron_ssd.planner.flops import GPUS, Gpu, flops_of
 from megatron_ssd.planner.memory import GB, IMBALANCE, RankMemory, worst_rank
-from megatron_ssd.runtime.gpus import GPUS, Gpu
 
 if TYPE_CHECKING:
     from megatron_ssd.planner.dry_run import LayoutReport
@@ -147,7 +146,7 @@ def iteration_flops(model: ModelConfig, training: TrainingConfig, samples: Sampl
 
 def hours(config: RunConfig, samples: Samples | None, gpu: Gpu, mfu: float) -> float:
     """Duration of the run at an assumed share ``mfu`` of the dense peak of ``gpu`` in the precision of the products."""
-    peak = gpu.fp8_tflops if config.precision.fp8 else gpu.bf16_tflops
+    peak = gpu.peak_tflops(config.precision)
     assert peak is not None
     flops = iteration_flops(needed(config.model, "model"), config.training, samples)
     seconds = flops / (mfu * peak * 1e12 * config.parallel.world_size)
