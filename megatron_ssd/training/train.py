@@ -33,9 +33,8 @@ from megatron_ssd.training.metrics import (
 )
 from megatron_ssd.training.optimizer import check_optimizer
 from megatron_ssd.training.self_test import check_packing
-from megatron_ssd.training.shutdown import GracefulShutdown
 from megatron_ssd.training.stage import training_stage
-from megatron_ssd.training.trainer import Trainer, build_trainer
+from megatron_ssd.training.trainer import GracefulShutdown, Trainer, build_trainer
 
 log = logging.getLogger(__name__)
 
