@@ -107,11 +107,18 @@ class CheckpointWriter:
             self._queue.maybe_finalize_async_calls(blocking=True)
 
     def _request(self, state: dict[str, Any], partial: Path, content_metadata: dict[str, Any]) -> Any:
-        """Megatron-Core's plan of the save: which rank writes what."""
-        with _own_results_queue():
+        """Megatron-Core's plan of the save: which rank writes what, with a ``_ResultFile`` for the results.
+
+        Its own queue is one more process per rank, which takes seconds to start and outlives a killed run.
+        """
+        before = filesystem_async._results_queue
+        filesystem_async._results_queue = _ResultFile()
+        try:
             return dist_checkpointing.save(
                 state, str(partial), async_sharded_save=True, content_metadata=content_metadata, **save_options()
             )
+        finally:
+            filesystem_async._results_queue = before
 
     def _publish(self, partial: Path, digests: _ResultFile, facts: CheckpointFacts, may_prune: bool) -> None:
         """Write ``checkpoint.json``, force everything to disk and rename. Runs on every rank."""
@@ -160,20 +167,6 @@ class _ResultFile:
         except queue.Empty:
             return {}
         return value
-
-
-@contextmanager
-def _own_results_queue() -> Iterator[None]:
-    """Make Megatron-Core plan a save with a ``_ResultFile`` for its results.
-
-    Its own queue is one more process per rank, which takes seconds to start and outlives a killed run.
-    """
-    before = filesystem_async._results_queue
-    filesystem_async._results_queue = _ResultFile()
-    try:
-        yield
-    finally:
-        filesystem_async._results_queue = before
 
 
 def _write_and_hash(

@@ -31,7 +31,7 @@ from megatron_ssd.config.model import ModelConfig, MoeConfig
 from megatron_ssd.config.parallel import Device
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.config.training import TrainingConfig
-from megatron_ssd.errors import Requeue
+from megatron_ssd.errors import Requeue, UserError
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.hf_checkpoint import load_hf_weights
 from megatron_ssd.training.checkpoint import choose_checkpoint, load_checkpoint, save_checkpoint
@@ -91,7 +91,11 @@ class Trainer:
             for logger in loggers:
                 logger.log(metrics)
             self.writer.poll()
-            self._check_spikes()
+            try:
+                self.state.spikes.check(self.state.iteration)
+            except UserError:
+                self.writer.finish()  # a save in progress is older than the bad iterations, and the user will need it
+                raise
             stopping = shutdown.requested()
             if stopping or self._is_due(self.save_interval):
                 for logger in loggers:
@@ -116,11 +120,6 @@ class Trainer:
         if self.validation_source is None or not self._is_due(self.training.validation_interval):
             return metrics
         return dataclasses.replace(metrics, validation_loss=validation_loss(self.state, self.validation_source))
-
-    def _check_spikes(self) -> None:
-        if self.state.spikes.is_stuck:
-            self.writer.finish()  # a save in progress is from before the bad iterations, and the user will need it
-        self.state.spikes.check(self.state.iteration)
 
     def _seconds_left(self) -> float:
         left = self.training.train_iters - self.state.iteration
