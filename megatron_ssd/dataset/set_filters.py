@@ -40,11 +40,15 @@ Facts = NDArray[np.void]  # [num_samples] of FACTS
 
 
 class SetFilter(NamedTuple):
-    """The name that the manifest counts, which samples it drops, and whether the configuration turns it on."""
+    """The name that the manifest counts, the key of ``FilterConfig`` that turns it on, and which samples it drops."""
 
     reason: str
+    key: str
     drops: Callable[[Facts, FilterConfig], NDArray[np.bool_]]
-    is_on: Callable[[FilterConfig], bool]
+
+    def is_on(self, config: FilterConfig) -> bool:
+        """Whether the configuration turns the filter on."""
+        return bool(getattr(config, self.key))
 
 
 def shortest(lengths: NDArray[np.integer[Any]], fraction: float) -> NDArray[np.bool_]:
@@ -82,25 +86,17 @@ def outside_band(scores: NDArray[np.floating[Any]], band: tuple[float, float]) -
 
 
 SET_FILTERS = (
-    SetFilter(
-        "duplicate",
-        lambda facts, config: repeats(facts["digest_high"], facts["digest_low"]),
-        lambda config: config.drop_duplicates,
-    ),
+    SetFilter("duplicate", "drop_duplicates", lambda facts, config: repeats(facts["digest_high"], facts["digest_low"])),
     SetFilter(
         "shortest",
+        "drop_shortest_fraction",
         lambda facts, config: shortest(facts["characters"], config.drop_shortest_fraction),
-        lambda config: config.drop_shortest_fraction > 0,
     ),
-    SetFilter(
-        "no_proxy_score",
-        lambda facts, config: np.isnan(facts["score"]),
-        lambda config: config.proxy_band is not None,
-    ),
+    SetFilter("no_proxy_score", "proxy_band", lambda facts, config: np.isnan(facts["score"])),
     SetFilter(
         "outside_proxy_band",
+        "proxy_band",
         lambda facts, config: outside_band(facts["score"], config.proxy_band or (0.0, 1.0)),
-        lambda config: config.proxy_band is not None,
     ),
 )
 
