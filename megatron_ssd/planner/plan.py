@@ -22,17 +22,7 @@ from megatron_ssd.planner.memory import GB, IMBALANCE, RankMemory, worst_rank
 if TYPE_CHECKING:
     from megatron_ssd.planner.dry_run import LayoutReport
 
-_PARTS = {
-    "weights": "weights",
-    "fp8_weights": "FP8 weights",
-    "gradients": "gradients",
-    "optimizer": "optimizer",
-    "ema": "EMA of the weights",
-    "activations": "activations",
-    "working_set": "working set",
-    "logits": "logits",
-    "reserve": "reserve",
-}
+_LABELS = {"fp8_weights": "FP8 weights", "ema": "EMA of the weights"}  # others are the names of the fields
 
 
 @dataclass(frozen=True)
@@ -88,8 +78,9 @@ def memory_text(config: RunConfig, layout: LayoutReport) -> str:
         "",
         "memory of the fullest GPU                GB",
     ]
-    parts = {label: getattr(memory, part) for part, label in _PARTS.items()} | {"total": memory.total}
-    lines += [f"  {label:34s} {value / GB:8.1f}" for label, value in parts.items() if value]
+    for part, value in (dataclasses.asdict(memory) | {"total": memory.total}).items():
+        if value:
+            lines.append(f"  {_LABELS.get(part, part.replace('_', ' ')):34s} {value / GB:8.1f}")
     lines += ["", "with recompute                           activations   working set      total"]
     for precision in recompute_modes(model, config.precision, grouped_gemm=config.moe.grouped_gemm):
         other = worst_rank(dataclasses.replace(config, precision=precision), layout)
