@@ -35,10 +35,9 @@ _NO_MXFP8_FROM = (12, 0)
 def check_device(cluster: ClusterConfig) -> None:
     """Raise ``UserError`` if ``cluster.device`` is cuda without a GPU, or cpu while a GPU is visible."""
     if cluster.device == "cuda" and not torch.cuda.is_available():
-        what = "no CUDA device is visible to" if torch.version.cuda else "there is no CUDA in"
         raise UserError(
             "cluster.device = cuda",
-            rule=f"needs an NVIDIA GPU, and {what} torch {torch.__version__}",
+            rule=f"needs an NVIDIA GPU, and {_what_is_missing()}",
             fix="run on a GPU machine, check the layout with dry_run=true, or try the small CPU run with "
             "experiment=demo",
         )
@@ -48,6 +47,12 @@ def check_device(cluster: ClusterConfig) -> None:
             rule="Megatron-Core uses any GPU that it sees, and one is visible on this machine",
             fix="set cluster.device=cuda, or hide the GPU with CUDA_VISIBLE_DEVICES=''",
         )
+
+
+def _what_is_missing() -> str:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    return f"no CUDA device is visible to torch {torch.__version__}"
 
 
 def check_precision(precision: PrecisionConfig, capability: Capability, cuda: Capability) -> None:
