@@ -22,6 +22,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from megatron_ssd.artifacts.jsonl import FileCursor, JsonlWriter, iter_complete_records
 from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import require
 from megatron_ssd.progress import progress
 from megatron_ssd.training.step import StepResult
@@ -125,19 +126,22 @@ class WandbLogger:
     """Logs to a run of Weights & Biases, which a restart resumes under the same id.
 
     Args:
-        project: the project that the run appears in.
+        config: shown as the run's configuration; the client keeps its files in ``run_dir``. An iteration that validates
+            is always logged, and of others every ``training.log_interval``-th.
         run_id: the same for every start of one training run.
-        folder: where the client keeps its files.
-        settings: shown as the run's configuration.
-        interval: number of iterations per logged one; an iteration that validates is always logged.
     """
 
-    def __init__(self, project: str, *, run_id: str, folder: Path, settings: dict[str, Any], interval: int) -> None:
+    def __init__(self, config: RunConfig, *, run_id: str) -> None:
         # By name, because wandb is an optional package without types here.
         self._run: Any = importlib.import_module("wandb").init(
-            project=project, id=run_id, resume="allow", dir=str(folder), config=settings, name=folder.resolve().name
+            project=config.training.wandb_project,
+            id=run_id,
+            resume="allow",
+            dir=config.run_dir,
+            config=dataclasses.asdict(config),
+            name=Path(config.run_dir).resolve().name,
         )
-        self._interval = interval
+        self._interval = config.training.log_interval
 
     def log(self, metrics: IterationMetrics) -> None:
         """Add one iteration. The client ignores one that was logged before the resume."""

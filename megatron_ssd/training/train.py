@@ -144,15 +144,7 @@ def _loggers(config: RunConfig, stage: Stage, *, done: int) -> list[MetricsLogge
     if training.tensorboard:
         loggers.append(TensorBoardLogger(stage.work / "tensorboard", done=done, interval=training.log_interval))
     if training.wandb_project is not None:
-        loggers.append(
-            WandbLogger(
-                training.wandb_project,
-                run_id=stage.identity[:16],
-                folder=Path(config.run_dir),
-                settings=dataclasses.asdict(config),
-                interval=training.log_interval,
-            )
-        )
+        loggers.append(WandbLogger(config, run_id=stage.identity[:16]))
     loggers.append(ProgressLogger(stage, done=done, train_iters=training.train_iters))
     return loggers
 
