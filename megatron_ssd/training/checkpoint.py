@@ -41,7 +41,7 @@ from megatron_ssd.training.checkpoint_folder import (
     reading,
 )
 from megatron_ssd.training.checkpoint_writer import CheckpointWriter
-from megatron_ssd.training.optimizer_state import SHARDING, OptimizerState
+from megatron_ssd.training.optimizer_state import OptimizerState
 from megatron_ssd.training.step import TrainingState
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,6 @@ def save_checkpoint(writer: CheckpointWriter, state: TrainingState) -> None:
             versions=package_versions(),
         ),
         _sharded_state(state, models, optimizer),
-        content_metadata=SHARDING,
         # While updates are skipped the weights may be beyond recovery, and the user will need an older checkpoint.
         may_prune=state.spikes.skipped_in_row == 0,
     )

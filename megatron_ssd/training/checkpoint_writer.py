@@ -43,6 +43,7 @@ from megatron_ssd.training.checkpoint_folder import (
     prune,
     write_facts,
 )
+from megatron_ssd.training.optimizer_state import SHARDING
 
 _NO_SPACE = 1 << 16  # bytes; with less free space, a failed write is attributed to a full disk
 _HASH_THREADS = 2  # Megatron-Core writes two files per rank
@@ -58,20 +59,12 @@ class CheckpointWriter:
         # Runs in every child that multiprocessing forks from now on, and in their children.
         multiprocessing.util.register_after_fork(self, lambda _: die_with_parent())
 
-    def save(
-        self,
-        facts: CheckpointFacts,
-        state: dict[str, Any],
-        *,
-        content_metadata: dict[str, Any],
-        may_prune: bool,
-    ) -> None:
+    def save(self, facts: CheckpointFacts, state: dict[str, Any], *, may_prune: bool) -> None:
         """Write ``state``; returns when it is published, or, with ``save_async``, when the model may change again.
 
         Args:
             facts: content of ``checkpoint.json``, except for its ``files``.
             state: sharded tensors and objects of this rank.
-            content_metadata: how Megatron-Core sharded ``state``.
             may_prune: whether superfluous checkpoints are removed afterwards.
 
         Raises:
@@ -85,7 +78,7 @@ class CheckpointWriter:
             partial.mkdir(parents=True)
         dist.barrier()
         with _name_full_disk(self._folder):
-            request = self._request(state, partial, content_metadata)
+            request = self._request(state, partial)
             digests = _ResultFile()
             if request.async_fn is not None:  # None on a rank that has nothing to write
                 write = functools.partial(_write_and_hash, request.async_fn, partial, dist.get_rank(), digests)
@@ -106,7 +99,7 @@ class CheckpointWriter:
         with _name_full_disk(self._folder):
             self._queue.maybe_finalize_async_calls(blocking=True)
 
-    def _request(self, state: dict[str, Any], partial: Path, content_metadata: dict[str, Any]) -> Any:
+    def _request(self, state: dict[str, Any], partial: Path) -> Any:
         """Megatron-Core's plan of the save: which rank writes what, with a ``_ResultFile`` for the results.
 
         Its own queue is one more process per rank, which takes seconds to start and outlives a killed run.
@@ -115,7 +108,7 @@ class CheckpointWriter:
         filesystem_async._results_queue = _ResultFile()
         try:
             return dist_checkpointing.save(
-                state, str(partial), async_sharded_save=True, content_metadata=content_metadata, **save_options()
+                state, str(partial), async_sharded_save=True, content_metadata=SHARDING, **save_options()
             )
         finally:
             filesystem_async._results_queue = before
