@@ -86,7 +86,11 @@ class Converter(ShardPass):
                 samples, responses = [sample for sample, _ in batch], [response for _, response in batch]
                 if self.tokenizer_json is not None and differences is not None:
                     retokenized = retokenize(self.tokenizer_json, samples)
-                    _compare(samples, retokenized, differences, counts)
+                    for sample, ids_again in zip(samples, retokenized, strict=True):
+                        if found := Difference.between(sample.response_token_ids, ids_again):
+                            counts["differing_samples"] += 1
+                            counts["differing_tokens"] += found.length
+                            differences.write(found.record(sample, ids_again))
                     responses = retokenized if self.uses_retokenized else responses
                 for sample, response in zip(samples, responses, strict=True):
                     writer.add(sample.prompt_token_ids, response)
@@ -127,18 +131,6 @@ class Converter(ShardPass):
         path = self.file(shard, f".{name}")
         path.unlink(missing_ok=True)  # left by a killed start
         return JsonlWriter(path)
-
-
-def _compare(
-    samples: list[Sample], retokenized: list[list[int]], differences: JsonlWriter, counts: Counter[str]
-) -> None:
-    """Write and count the differences between the sampled and the retokenized ids of a batch."""
-    for sample, ids in zip(samples, retokenized, strict=True):
-        found = Difference.between(sample.response_token_ids, ids)
-        counts["differing_samples"] += found is not None
-        counts["differing_tokens"] += found.length if found else 0
-        if found:
-            differences.write(found.record(sample, ids))
 
 
 def retokenize(tokenizer_json: str, samples: Sequence[Sample]) -> list[list[int]]:
