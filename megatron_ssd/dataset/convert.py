@@ -42,7 +42,8 @@ IDS, DIFFERENCES = "ids.jsonl", "differences.jsonl"
 KEYS = ".keys.npy"  # the key digests of the samples of the shard, in order, [num_samples]
 _COUNTS = ".json"
 
-_NAMES = ("samples", "documents", "prompt_tokens", "response_tokens", *COUNTED)
+_COUNTED = ("samples", "documents", "prompt_tokens", "response_tokens", *COUNTED)
+_OF_DIFFERENCES = ("differing_samples", "differing_tokens")
 _CONTEXT = 4  # ids shown on either side of a difference
 _BATCH = 8  # responses tokenized at once; more do not fit the cache of a core
 
@@ -76,7 +77,8 @@ class Converter(ShardPass):
         Raises:
             UserError: a line is not a sample, or an id is outside the vocabulary.
         """
-        counts, keys = Counter(dict.fromkeys(_NAMES, 0)), array("Q")
+        names = (*_COUNTED, *(_OF_DIFFERENCES if self.tokenizer_json else ()))
+        counts, keys = Counter(dict.fromkeys(names, 0)), array("Q")
         with ExitStack() as files:
             writer = files.enter_context(IndexedWriter(self.file(shard, ""), vocab_size=self.vocab_size))
             ids = files.enter_context(self._jsonl(shard, IDS))
