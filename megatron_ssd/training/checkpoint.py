@@ -108,8 +108,8 @@ def _check_together(path: Path) -> CheckpointFacts:
         found = broken
     every: list[BrokenCheckpointError | None] = [None] * dist.get_world_size()
     dist.all_gather_object(every, found)
-    for broken in filter(None, every):
-        raise broken
+    for error in filter(None, every):
+        raise error
     return facts
 
 
