@@ -68,11 +68,6 @@ class RankMemory:
     reserve: float = RESERVE
 
     @property
-    def state(self) -> float:
-        """What is allocated between iterations."""
-        return self.weights + self.fp8_weights + self.gradients + self.optimizer + self.ema
-
-    @property
     def total(self) -> float:
         """The peak of an iteration."""
         return float(sum(getattr(self, field.name) for field in fields(self)))
