@@ -37,11 +37,10 @@ from megatron_ssd.models.hf_checkpoint import load_hf_weights
 from megatron_ssd.training.checkpoint import choose_checkpoint, load_checkpoint, save_checkpoint
 from megatron_ssd.training.checkpoint_writer import CheckpointWriter
 from megatron_ssd.training.data import BatchSource, batch_source, open_dataset
-from megatron_ssd.training.ema import EmaWeights
 from megatron_ssd.training.meter import ThroughputMeter
 from megatron_ssd.training.metrics import IterationMetrics, MetricsLogger
 from megatron_ssd.training.optimizer import build_optimizer, build_schedule, wrap_chunks
-from megatron_ssd.training.step import LossSpikeDetector, TrainingState, run_step, validation_loss
+from megatron_ssd.training.step import EmaWeights, LossSpikeDetector, TrainingState, run_step, validation_loss
 
 _RECENT = 50  # iterations whose pace gives the time left
 # What a signal asks for: the user wants the run to end, or a scheduler wants the machine and will start the run again.

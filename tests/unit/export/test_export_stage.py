@@ -28,7 +28,7 @@ from megatron_ssd.models.build import build_model
 from megatron_ssd.models.hf_checkpoint import load_hf_weights
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
-from megatron_ssd.training.ema import EmaWeights
+from megatron_ssd.training.step import EmaWeights
 from tests.helpers.tiny_hf import MODELS, write_hf_folder, write_tokenizer
 
 CPU = ClusterConfig(device="cpu")
