@@ -73,8 +73,8 @@ def memory_text(config: RunConfig, layout: LayoutReport) -> str:
     model = needed(config.model, "model")
     memory = worst_rank(config, layout)
     lines = [
-        f"{model.name}: {_layout_name(config.parallel)}, {_numbers_name(config.precision)}, "
-        f"recompute {_recompute_name(config.precision)}",
+        f"{model.name}: {config.parallel.world_size} GPUs, {layout_name(config.parallel)}, "
+        f"{numbers_name(config.precision)}, recompute {recompute_name(config.precision)}",
         "",
         "memory of the fullest GPU                GB",
     ]
@@ -85,7 +85,7 @@ def memory_text(config: RunConfig, layout: LayoutReport) -> str:
     for precision in recompute_modes(model, config.precision, grouped_gemm=config.moe.grouped_gemm):
         other = worst_rank(dataclasses.replace(config, precision=precision), layout)
         lines.append(
-            f"  {_recompute_name(precision):38s} {other.activations / GB:11.1f}   {other.working_set / GB:11.1f}"
+            f"  {recompute_name(precision):38s} {other.activations / GB:11.1f}   {other.working_set / GB:11.1f}"
             f"   {other.total / GB:8.1f}"
         )
     load = f"assumes {IMBALANCE} times the mean expert load on the busiest rank; " if model.is_moe else ""
@@ -155,12 +155,11 @@ def recipe_tables(recipes: Mapping[str, tuple[RunConfig, LayoutReport, str]]) ->
     lines = [_table_row(columns), _table_row(["---"] * 5 + ["---:"] * (len(columns) - 5))]
     for name, (config, layout, gpu) in recipes.items():
         memory = worst_rank(config, layout)
-        count, sizes = _layout_name(config.parallel).split(" GPUs, ")
         rest = memory.working_set + memory.ema + memory.reserve
         figures = [memory.weights + memory.fp8_weights, memory.gradients, memory.optimizer, memory.activations,
                    memory.logits, rest, memory.total]  # fmt: skip
-        cells = [f"`{name}`", f"{count} x {gpu}", sizes, _numbers_name(config.precision),
-                 _recompute_name(config.precision)]  # fmt: skip
+        cells = [f"`{name}`", f"{config.parallel.world_size} x {gpu}", layout_name(config.parallel),
+                 numbers_name(config.precision), recompute_name(config.precision)]  # fmt: skip
         cells += [f"{figure / GB:.1f}" for figure in figures]
         lines.append(_table_row([*cells, f"{GPUS[gpu].memory_gb:g}"]))
     modes = ["none", "selective (layernorm, moe_act)", "selective (layernorm, moe)", "full"]
@@ -180,21 +179,21 @@ def _table_row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _layout_name(p: ParallelConfig) -> str:
-    """For example ``8 GPUs, TP1 CP8 EP8 PP1 DP1``."""
+def layout_name(p: ParallelConfig) -> str:
+    """For example ``TP1 CP8 EP8 PP1 DP1``."""
     sizes = {"TP": p.tensor_model_parallel_size, "CP": p.context_parallel_size, "EP": p.expert_model_parallel_size,
              "PP": p.pipeline_model_parallel_size, "DP": p.data_parallel_size}  # fmt: skip
     if p.virtual_pipeline_model_parallel_size:
         sizes["VPP"] = p.virtual_pipeline_model_parallel_size
-    return f"{p.world_size} GPUs, " + " ".join(f"{name}{size}" for name, size in sizes.items())
+    return " ".join(f"{name}{size}" for name, size in sizes.items())
 
 
-def _numbers_name(precision: PrecisionConfig) -> str:
+def numbers_name(precision: PrecisionConfig) -> str:
     """For example ``bf16 with FP8 mxfp8``."""
     return precision.params_dtype + (f" with FP8 {precision.fp8.recipe}" if precision.fp8 else "")
 
 
-def _recompute_name(precision: PrecisionConfig) -> str:
+def recompute_name(precision: PrecisionConfig) -> str:
     """For example ``selective (layernorm, moe)``."""
     if precision.recompute == "selective":
         return f"selective ({', '.join(precision.recompute_modules)})"

@@ -20,6 +20,7 @@ from megatron_ssd.config.parallel import Device
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.dataset.packed_dataset import PackedDataset
 from megatron_ssd.errors import Requeue
+from megatron_ssd.planner.plan import layout_name, numbers_name, recompute_name
 from megatron_ssd.runtime.process_groups import on_rank_zero, process_groups
 from megatron_ssd.training.checkpoint_folder import list_checkpoints, read_facts, remove_leftovers
 from megatron_ssd.training.metrics import (
@@ -105,19 +106,12 @@ def _announce(config: RunConfig, trainer: Trainer) -> None:
     """Log what will run. Which layers are used was logged when they were built."""
     precision, parallel, training = config.precision, config.parallel, config.training
     log.info(
-        "training: %s%s, recompute %s; %d processes: tensor %d%s, pipeline %d%s, context %d, expert %d, data %d, "
-        "%s optimizer",
-        precision.params_dtype,
-        f" with FP8 ({precision.fp8.recipe})" if precision.fp8 else "",
-        precision.recompute,
+        "training: %s, recompute %s; %d processes: %s%s, %s optimizer",
+        numbers_name(precision),
+        recompute_name(precision),
         parallel.world_size,
-        parallel.tensor_model_parallel_size,
-        " with sequence" if parallel.sequence_parallel else "",
-        parallel.pipeline_model_parallel_size,
-        f" x {virtual} virtual" if (virtual := parallel.virtual_pipeline_model_parallel_size) else "",
-        parallel.context_parallel_size,
-        parallel.expert_model_parallel_size,
-        parallel.data_parallel_size,
+        layout_name(parallel),
+        " with sequence parallelism" if parallel.sequence_parallel else "",
         "distributed" if parallel.use_distributed_optimizer else "non-distributed",
     )
     dataset, done = trainer.source.dataset, trainer.state.iteration
