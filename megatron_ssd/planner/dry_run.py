@@ -23,6 +23,7 @@ from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.initialization import local_shards
 from megatron_ssd.models.vocabulary import padded_vocab_size
+from megatron_ssd.planner.plan import iteration_text
 from megatron_ssd.progress import progress
 from megatron_ssd.runtime import cpu
 from megatron_ssd.runtime.process_groups import fake_process_group
@@ -71,16 +72,12 @@ def run_dry(config: RunConfig) -> None:
         return
     model = needed(config.model, "model")
     report = lay_out(model, config.parallel, config.precision, config.moe)
-    training, parallel = config.training, config.parallel
+    parallel = config.parallel
     padding = _padding(model, parallel)
     assert report.num_parameters == model.num_parameters() + padding, (report.num_parameters, padding)
     print(f"{model.name}: {parallel.world_size} processes, {config.precision.params_dtype}")
     print(report.table() + (f", {padding:,} of them to pad the vocabulary" if padding else ""))
-    print(
-        f"per iteration: {training.global_batch_size} sequences of {training.seq_length} tokens in "
-        f"{training.num_microbatches(parallel.data_parallel_size)} micro batches on each of "
-        f"{parallel.data_parallel_size} replicas"
-    )
+    print(iteration_text(config.training, parallel))
 
 
 def _padding(model: ModelConfig, parallel: ParallelConfig) -> int:

@@ -111,11 +111,9 @@ def fits(memory: RankMemory, gpu: str) -> bool:
 def run_text(config: RunConfig, samples: Samples | None) -> str:
     """Iterations, tokens, epochs and operations of the run."""
     model, training = needed(config.model, "model"), config.training
-    replicas = config.parallel.data_parallel_size
     sequences = training.train_iters * training.global_batch_size
     lines = [
-        f"per iteration: {training.global_batch_size} sequences of {training.seq_length:,} tokens, in "
-        f"{training.num_microbatches(replicas)} micro batches on each of {replicas} replicas",
+        iteration_text(training, config.parallel),
         f"the run: {training.train_iters:,} iterations, {sequences:,} sequences, "
         f"{sequences * training.seq_length:,} tokens, packing {training.packing}",
     ]
@@ -126,6 +124,15 @@ def run_text(config: RunConfig, samples: Samples | None) -> str:
     flops = iteration_flops(model, training, samples)
     lines.append(f"operations: {flops / 1e15:.2f} x 10^15 per iteration, forward and backward")
     return "\n".join(lines)
+
+
+def iteration_text(training: TrainingConfig, parallel: ParallelConfig) -> str:
+    """What one iteration consists of."""
+    replicas = parallel.data_parallel_size
+    return (
+        f"per iteration: {training.global_batch_size} sequences of {training.seq_length:,} tokens, in "
+        f"{training.num_microbatches(replicas)} micro batches on each of {replicas} replicas"
+    )
 
 
 def iteration_flops(model: ModelConfig, training: TrainingConfig, samples: Samples | None) -> float:
