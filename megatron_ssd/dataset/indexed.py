@@ -22,7 +22,6 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -81,7 +80,7 @@ def id_type(vocab_size: int) -> np.dtype[Any]:
 
 
 class IndexedWriter:
-    """Writes ``prefix.bin`` and ``prefix.idx``. Both get their names in ``finish``, the index last.
+    """Writes ``prefix.bin`` and ``prefix.idx``. Both get their names at the end of the context, the index last.
 
     Args:
         prefix: path without suffix; its folder exists.
@@ -119,24 +118,17 @@ class IndexedWriter:
             fix="name the model whose tokenizer made these ids",
         )
 
-    def finish(self) -> None:
-        """Force both files to disk and give them their names."""
-        self._file.close()
-        lengths = np.asarray(self._lengths, dtype=np.int32)
-        index = Index(self._dtype, lengths, _offsets(lengths, self._dtype.itemsize), np.asarray(self._boundaries))
-        _write_index(_unfinished(self._prefix, ".idx"), self._dtype, lambda: [index])
-        _publish(self._prefix)
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.finish()
-        else:
-            self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        """Force both files to disk and give them their names, unless there was an error."""
+        self._file.close()
+        if kind is None:
+            lengths = np.asarray(self._lengths, dtype=np.int32)
+            index = Index(self._dtype, lengths, _offsets(lengths, self._dtype.itemsize), np.asarray(self._boundaries))
+            _write_index(_unfinished(self._prefix, ".idx"), self._dtype, lambda: [index])
+            _publish(self._prefix)
 
 
 def join_indexed(parts: Sequence[Path], prefix: Path) -> None:
