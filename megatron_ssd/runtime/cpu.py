@@ -24,11 +24,8 @@ from megatron_ssd.runtime.local_layers import apply_rotary_pos_emb
 
 # Factory functions that Megatron-Core calls with a literal device="cuda".
 _FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "tensor", "zeros")
-_CUDA_TYPE_NAMES = {
-    "torch.FloatTensor": "torch.cuda.FloatTensor",
-    "torch.BFloat16Tensor": "torch.cuda.BFloat16Tensor",
-    "torch.HalfTensor": "torch.cuda.HalfTensor",
-}
+_TYPES = ("FloatTensor", "HalfTensor", "BFloat16Tensor")
+_CUDA_TYPE_NAMES = {f"torch.{name}": f"torch.cuda.{name}" for name in _TYPES}
 
 _installed = False
 
@@ -143,7 +140,7 @@ def _patch_tensors() -> None:
     Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     torch.nn.Module.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     # isinstance checks against these names at import time and in Float16Module.
-    for name in ("FloatTensor", "HalfTensor", "BFloat16Tensor"):
+    for name in _TYPES:
         setattr(torch.cuda, name, getattr(torch, name))
 
 

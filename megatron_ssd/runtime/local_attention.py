@@ -160,20 +160,14 @@ class SegmentAttention(torch.nn.Module):
             k_WGD, v_WGD = gathered.index_select(0, plan.key_of_slot).chunk(2, dim=-1)
         q_sizes = [group.count * group.num_queries for group in plan.groups]
         k_sizes = [group.count * group.num_keys for group in plan.groups]
-        contexts = [
-            _attend_group(group, q, k, v, scale=self.scale)
-            for group, q, k, v in zip(
-                plan.groups, q_UND.split(q_sizes), k_WGD.split(k_sizes), v_WGD.split(k_sizes), strict=True
-            )
-        ]
+        parts = zip(plan.groups, q_UND.split(q_sizes), k_WGD.split(k_sizes), v_WGD.split(k_sizes), strict=True)
+        contexts = []
+        for group, q, k, v in parts:
+            q_BQND = q.unflatten(0, (group.count, group.num_queries))
+            k_BKGD, v_BKGD = (x.unflatten(0, (group.count, group.num_keys)) for x in (k, v))
+            context_BNQD = _attend(q_BQND, k_BKGD, v_BKGD, offsets=group.offsets, scale=self.scale)
+            contexts.append(context_BNQD.transpose(1, 2).flatten(2).flatten(0, 1))
         return plan.from_slots(torch.cat(contexts))
-
-
-def _attend_group(group: SpanGroup, q_UND: Tensor, k_WGD: Tensor, v_WGD: Tensor, *, scale: float) -> Tensor:
-    """[U, N * D] of the slots of one group."""
-    q_BQND = q_UND.unflatten(0, (group.count, group.num_queries))
-    k_BKGD, v_BKGD = (x.unflatten(0, (group.count, group.num_keys)) for x in (k_WGD, v_WGD))
-    return _attend(q_BQND, k_BKGD, v_BKGD, offsets=group.offsets, scale=scale).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def _attend(q_BQND: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, *, offsets: tuple[int, ...], scale: float) -> Tensor:

@@ -89,14 +89,8 @@ def megatron_grid(parallel: ParallelConfig, *, create_gloo_process_groups: bool)
 
 def model_parallel_sizes(parallel: ParallelConfig) -> dict[str, Any]:
     """The sizes of ``parallel`` as keyword arguments, which Megatron-Core's groups and ``TransformerConfig`` share."""
-    return {
-        "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
-        "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
-        "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
-        "context_parallel_size": parallel.context_parallel_size,
-        "expert_model_parallel_size": parallel.expert_model_parallel_size,
-        "expert_tensor_parallel_size": parallel.expert_tensor_parallel_size,
-    }
+    kinds = ("tensor_model", "pipeline_model", "virtual_pipeline_model", "context", "expert_model", "expert_tensor")
+    return {name: getattr(parallel, name) for name in (f"{kind}_parallel_size" for kind in kinds)}
 
 
 def on_rank_zero(action: Callable[[], T]) -> T:
