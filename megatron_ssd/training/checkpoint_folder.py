@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 FACTS_FILE = "checkpoint.json"
 FORMAT_VERSION = 2  # of the training state in a checkpoint; checkpoints without this number have format 1
 _NAME = re.compile(r"iter_(\d{7,})")
-_PARTIAL, _PRUNED = ".partial", ".pruned"
+PARTIAL, _PRUNED = ".partial", ".pruned"  # endings of checkpoints that are being written or removed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +66,6 @@ def _broken(path: Path, reason: str) -> BrokenCheckpointError:
 def checkpoint_path(folder: Path, iteration: int) -> Path:
     """Path of the checkpoint of ``iteration``."""
     return folder / f"iter_{iteration:07d}"
-
-
-def partial_path(folder: Path, iteration: int) -> Path:
-    """Path that the checkpoint of ``iteration`` is written to before it is renamed."""
-    return folder / f"iter_{iteration:07d}{_PARTIAL}"
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -144,7 +139,7 @@ def check_content(path: Path, facts: CheckpointFacts, names: Sequence[str]) -> N
 
 def remove_leftovers(folder: Path) -> None:
     """Remove checkpoints that a killed run left partially written or partially removed."""
-    for path in [*folder.glob(f"iter_*{_PARTIAL}"), *folder.glob(f"iter_*{_PRUNED}")]:
+    for path in [*folder.glob(f"iter_*{PARTIAL}"), *folder.glob(f"iter_*{_PRUNED}")]:
         shutil.rmtree(path)
 
 
@@ -216,7 +211,7 @@ def prune(folder: Path, config: CheckpointConfig) -> None:
         if _is_read(path):
             log.info("checkpoints: %s is being read and is kept for now", path.name)
             continue
-        pruned = path.with_name(path.name + _PRUNED)
+        pruned = path.with_suffix(_PRUNED)
         path.rename(pruned)
         shutil.rmtree(pruned)
 

@@ -37,9 +37,9 @@ from megatron_ssd.config.training import CheckpointConfig
 from megatron_ssd.process import die_with_parent
 from megatron_ssd.runtime.versions import save_options
 from megatron_ssd.training.checkpoint_folder import (
+    PARTIAL,
     CheckpointFacts,
     checkpoint_path,
-    partial_path,
     prune,
     write_facts,
 )
@@ -72,7 +72,7 @@ class CheckpointWriter:
             CheckpointException: a writer failed, here or on another rank.
         """
         self.finish()
-        partial = partial_path(self._folder, facts.iteration)
+        partial = checkpoint_path(self._folder, facts.iteration).with_suffix(PARTIAL)
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed while writing it
             partial.mkdir(parents=True)
