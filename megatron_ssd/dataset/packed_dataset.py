@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.indexed import largest_id, mapped_ids, open_indexed, read_indexed
-from megatron_ssd.dataset.packing import PackingPlan, PackingReport, plan_epoch, round_up
+from megatron_ssd.dataset.packing import PackingReport, plan_epoch, round_up
 from megatron_ssd.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,6 @@ class PackedDataset:
         self._prefix = prefix
         self._dataset = open_indexed(prefix)
         self._training = training
-        self._seed = seed
         self._sequences_before: list[int] = [0]  # of all epochs before epoch i
 
         boundaries = self._document_boundaries(objective)
@@ -93,8 +92,11 @@ class PackedDataset:
         if training.loss_normalization == "sequence":
             self._divisors = weights / weights.mean()
         self._sample_weights = weights / self._divisors
-        # A cache per instance: a cache on the method would keep every data set alive.
-        self._plan = functools.lru_cache(maxsize=2)(self._make_plan)
+        plan = functools.partial(
+            plan_epoch, self._padded_lengths, seq_length=training.seq_length, packing=training.packing, seed=seed
+        )
+        # A cache per instance: a cache on a method would keep every data set alive.
+        self._plan = functools.lru_cache(maxsize=2)(lambda epoch: plan(epoch=epoch))
 
     def num_sequences(self, epoch: int) -> int:
         """Number of packed sequences in ``epoch``."""
@@ -162,8 +164,9 @@ class PackedDataset:
         loss_weights, padding_mask = np.zeros(size, dtype=np.float32), np.ones(size, dtype=bool)
         start = 0
         for segment, sample in enumerate(samples, start=1):
-            ids = self._ids(sample)
             length, padded = int(self._lengths[sample]), int(self._padded_lengths[sample])
+            # The sequences of a document are contiguous, and the last token's label is one id more.
+            ids = self._dataset.get(int(self._firsts[sample]), length=length + 1)
             tokens[start : start + length], labels[start : start + length] = ids[:length], ids[1 : length + 1]
             padding_mask[start : start + length] = False
             position_ids[start : start + padded], segment_ids[start : start + padded] = np.arange(padded), segment
@@ -250,14 +253,3 @@ class PackedDataset:
             log.info("dataset: %d samples over %d tokens: %s", is_overlong.sum(), seq_length, overlong)
         self._documents = documents[kept]
         self._firsts, self._lengths, self._unscored = firsts[kept], lengths[kept], unscored[kept]
-
-    def _make_plan(self, epoch: int) -> PackingPlan:
-        training = self._training
-        return plan_epoch(
-            self._padded_lengths, seq_length=training.seq_length, packing=training.packing, seed=self._seed, epoch=epoch
-        )
-
-    def _ids(self, sample: int) -> NDArray[np.int64]:
-        """The ids of a sample's tokens and the label of the last one; the sequences of a document are contiguous."""
-        ids: NDArray[np.int64] = self._dataset.get(int(self._firsts[sample]), length=int(self._lengths[sample]) + 1)
-        return ids

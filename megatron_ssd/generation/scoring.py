@@ -64,7 +64,10 @@ def run_score(config: RunConfig) -> None:
     run_dir, work = Path(config.run_dir), stage.begin()
     path = work / SCORES_FILE
     order = _keys(run_dir)
-    done = _finished(path)
+    done: dict[tuple[str, int], ResponseScore] = {}
+    if path.exists():
+        scores = (ResponseScore.from_json(record) for record, _ in iter_complete_records(path, FileCursor()))
+        done = {score.key: score for score in scores}
     if len(done) < len(order):
         engine_config = dataclasses.replace(config.engine, max_model_len=max_model_len)
         done |= _score_missing(config, engine_config, stage, model, path, done=done, total=len(order))
@@ -83,14 +86,6 @@ def run_score(config: RunConfig) -> None:
         counts={"samples": len(order), "scored": len(scored)},
         facts={"mean_logprob_quantiles": quantiles, **RunClock(Path(config.run_dir)).facts},
     )
-
-
-def _finished(path: Path) -> dict[tuple[str, int], ResponseScore]:
-    """The scores of earlier starts, by key."""
-    if not path.exists():
-        return {}
-    scores = (ResponseScore.from_json(record) for record, _ in iter_complete_records(path, FileCursor()))
-    return {score.key: score for score in scores}
 
 
 def _keys(run_dir: Path) -> list[tuple[str, int]]:

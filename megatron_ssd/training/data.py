@@ -86,11 +86,6 @@ class BatchSource:
         return self.training.num_microbatches(self.data_parallel_size)
 
     @property
-    def tokens_per_iteration(self) -> int:
-        """Tokens of a global batch, padding included."""
-        return self.training.global_batch_size * self.training.seq_length
-
-    @property
     def batches_in_pass(self) -> int:
         """Number of global batches in the first epoch."""
         return -(-self.dataset.num_sequences(0) // self.training.global_batch_size)

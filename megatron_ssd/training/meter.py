@@ -50,7 +50,8 @@ class ThroughputMeter:
     def stop(self, iteration: int, result: StepResult) -> IterationMetrics:
         """End an iteration."""
         seconds = time.perf_counter() - self._started
-        gpus, tokens = dist.get_world_size(), self._source.tokens_per_iteration
+        training, gpus = self._source.training, dist.get_world_size()
+        tokens = training.global_batch_size * training.seq_length
         rate = tokens / seconds
         tflops = flops_of(self._model, self._source.sample_lengths(iteration).tolist()) / seconds / gpus / 1e12
         return IterationMetrics(

@@ -149,7 +149,11 @@ def _publish(config: RunConfig, stage: Stage, dataset: PackedDataset) -> None:
     validation = [record["validation_loss"] for record in records if record["validation_loss"] is not None]
     epochs, consumed = dataset.locate(config.training.train_iters * config.training.global_batch_size)
     stage.publish(
-        known_hashes=_checkpoint_hashes(stage.work),
+        known_hashes={  # of the checkpoints' files, which were hashed when they were written
+            f"{path.name}/{name}": file.sha256
+            for _, path in list_checkpoints(stage.work)
+            for name, file in read_facts(path).files.items()
+        },
         engine=megatron_facts(),
         counts={
             "iterations": len(records),
@@ -167,12 +171,3 @@ def _publish(config: RunConfig, stage: Stage, dataset: PackedDataset) -> None:
             "parallel": dataclasses.asdict(config.parallel),
         },
     )
-
-
-def _checkpoint_hashes(work: Path) -> dict[str, str]:
-    """Path below ``work`` -> SHA-256 of the checkpoints' files, which were hashed when they were written."""
-    return {
-        f"{path.name}/{name}": file.sha256
-        for _, path in list_checkpoints(work)
-        for name, file in read_facts(path).files.items()
-    }

@@ -86,7 +86,9 @@ class Trainer:
             now = time.perf_counter()
             self._recent.append(now - started)
             started = now
-            metrics = dataclasses.replace(metrics, seconds_left=self._seconds_left())
+            left = self.training.train_iters - self.state.iteration
+            seconds_left = round(left * sum(self._recent) / len(self._recent), 1)
+            metrics = dataclasses.replace(metrics, seconds_left=seconds_left)
             for logger in loggers:
                 logger.log(metrics)
             self.writer.poll()
@@ -119,10 +121,6 @@ class Trainer:
         if self.validation_source is None or not self._is_due(self.training.validation_interval):
             return metrics
         return dataclasses.replace(metrics, validation_loss=validation_loss(self.state, self.validation_source))
-
-    def _seconds_left(self) -> float:
-        left = self.training.train_iters - self.state.iteration
-        return round(left * sum(self._recent) / len(self._recent), 1)
 
 
 def build_trainer(config: RunConfig, work: Path, device: Device) -> Trainer:
