@@ -76,6 +76,7 @@ class PackedDataset:
         self._prefix = prefix
         self._dataset = open_indexed(prefix)
         self._training = training
+        self._seed = seed
         self._sequences_before: list[int] = [0]  # of all epochs before epoch i
 
         boundaries = self._document_boundaries(objective)
