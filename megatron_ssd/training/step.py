@@ -270,14 +270,11 @@ def validation_loss(state: TrainingState, source: BatchSource) -> float:
 
 def _agree(finite: bool, device: str) -> tuple[bool, float]:
     """(whether every rank saw finite numbers, the largest peak memory of any rank)."""
-    numbers = torch.tensor([float(not finite), _peak_memory_gib(device)], dtype=torch.double, device=device)
+    if device == "cuda":
+        gib = torch.cuda.max_memory_allocated() / 2**30
+    else:
+        gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    numbers = torch.tensor([float(not finite), gib], dtype=torch.double, device=device)
     dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
     bad, peak = numbers.tolist()
     return bad == 0.0, peak
-
-
-def _peak_memory_gib(device: str) -> float:
-    """Peak memory of this process: device memory on a GPU, resident set size on a CPU."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
