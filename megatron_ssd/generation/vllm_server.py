@@ -176,7 +176,9 @@ class ServerSampler:
                     if completion is not None:
                         yield request, completion
         finally:
-            self._drop(running)
+            for endpoint, _ in running.values():
+                endpoint.in_flight -= 1
+            self._cancel(running)  # a server stops decoding when its connection closes
 
     def score(self, requests: Iterable[ScoreRequest]) -> Iterator[tuple[ScoreRequest, float]]:
         """Not supported. Raises ``UserError``."""
@@ -249,12 +251,6 @@ class ServerSampler:
             return None
         endpoint.note_success()
         return completion
-
-    def _drop(self, running: _Running) -> None:
-        """Cancel what is in flight; a server stops decoding when its connection closes."""
-        for endpoint, _ in running.values():
-            endpoint.in_flight -= 1
-        self._cancel(running)
 
     def close(self) -> None:
         """Close the connections. May be called again."""

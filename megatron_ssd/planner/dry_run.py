@@ -73,17 +73,12 @@ def run_dry(config: RunConfig) -> None:
     model = needed(config.model, "model")
     report = lay_out(model, config.parallel, config.precision, config.moe)
     parallel = config.parallel
-    padding = _padding(model, parallel)
+    num_padding_tokens = padded_vocab_size(model, parallel) - model.vocab_size
+    padding = num_padding_tokens * model.hidden_size * (1 if model.tie_word_embeddings else 2)
     assert report.num_parameters == model.num_parameters() + padding, (report.num_parameters, padding)
     print(f"{model.name}: {parallel.world_size} processes, {config.precision.params_dtype}")
     print(report.table() + (f", {padding:,} of them to pad the vocabulary" if padding else ""))
     print(iteration_text(config.training, parallel))
-
-
-def _padding(model: ModelConfig, parallel: ParallelConfig) -> int:
-    """Parameters that pad the vocabulary to a multiple of the tensor parallel size."""
-    num_tokens = padded_vocab_size(model, parallel) - model.vocab_size
-    return num_tokens * model.hidden_size * (1 if model.tie_word_embeddings else 2)
 
 
 def lay_out(

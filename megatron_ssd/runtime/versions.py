@@ -75,14 +75,10 @@ def load_options(path: Path) -> dict[str, Any]:
 
     class CommonStateAmongTensors(TorchCommonLoadStrategy):
         def load_common(self, checkpoint_dir: str | Path) -> Any:
-            return _common_state_among_tensors(Path(checkpoint_dir))
+            key = ShardedObject("common_state", None, (1,), (0,)).unique_key
+            found: dict[str, Any] = {key: io.BytesIO()}
+            checkpoint.load(found, storage_reader=checkpoint.FileSystemReader(checkpoint_dir), no_dist=True)
+            value = found[key]
+            return (torch.load(value, weights_only=True) if isinstance(value, io.BytesIO) else value)[0]
 
     return {"common_strategy": CommonStateAmongTensors()}
-
-
-def _common_state_among_tensors(path: Path) -> Any:
-    key = ShardedObject("common_state", None, (1,), (0,)).unique_key
-    found: dict[str, Any] = {key: io.BytesIO()}
-    checkpoint.load(found, storage_reader=checkpoint.FileSystemReader(path), no_dist=True)
-    value = found[key]
-    return (torch.load(value, weights_only=True) if isinstance(value, io.BytesIO) else value)[0]
