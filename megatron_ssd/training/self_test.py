@@ -100,11 +100,9 @@ def _first_sequences(source: BatchSource) -> tuple[list[PackedSequence], list[_S
     """The sequences of the first micro batch; the last and the second sample of the first and the last sequence."""
     dataset, count = source.dataset, source.training.micro_batch_size
     located = [dataset.locate(number) for number in range(count)]
-    chosen: dict[tuple[int, int], None] = {}  # ordered
-    for sequence in (0, count - 1):
-        last = len(dataset.samples_in_sequence(*located[sequence])) - 1
-        for slot in (last, min(1, last)):
-            chosen[sequence, slot] = None
+    last = {sequence: len(dataset.samples_in_sequence(*located[sequence])) - 1 for sequence in (0, count - 1)}
+    # A dictionary, in order and without repeats.
+    chosen = dict.fromkeys((sequence, slot) for sequence in last for slot in (last[sequence], min(1, last[sequence])))
     samples = [
         _Sample(
             document=int(dataset.samples_in_sequence(*located[sequence])[slot]),
