@@ -19,7 +19,7 @@ from torch.distributed import distributed_c10d
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_ssd.config.parallel import Device, ParallelConfig
-from megatron_ssd.errors import UserError
+from megatron_ssd.errors import UserError, require
 
 T = TypeVar("T")
 
@@ -36,13 +36,13 @@ def process_groups(parallel: ParallelConfig, *, device: Device) -> Iterator[None
         UserError: the number of processes is not ``parallel.world_size``, or the rendezvous port is taken.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != parallel.world_size:
-        raise UserError(
-            f"parallel.world_size = {parallel.world_size}",
-            rule=f"the layout needs {parallel.world_size} processes and {started} "
-            f"{'was' if started == 1 else 'were'} started",
-            fix=f"start it with torchrun --nproc-per-node={parallel.world_size} (times the number of nodes)",
-        )
+    require(
+        started == parallel.world_size,
+        f"parallel.world_size = {parallel.world_size}",
+        rule=f"the layout needs {parallel.world_size} processes and {started} "
+        f"{'was' if started == 1 else 'were'} started",
+        fix=f"start it with torchrun --nproc-per-node={parallel.world_size} (times the number of nodes)",
+    )
     with joined_processes(device), megatron_grid(parallel, create_gloo_process_groups=True):
         yield
 

@@ -37,7 +37,7 @@ from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.indexed import DATASET_NAME
 from megatron_ssd.dataset.packed_dataset import PackedDataset, PackedSequence
-from megatron_ssd.errors import UserError
+from megatron_ssd.errors import require
 from megatron_ssd.runtime.packed_sequences import local_positions, make_packed_sequences
 
 
@@ -170,12 +170,12 @@ def open_dataset(
         split=split,
     )
     largest = dataset.max_token_id() if split == "train" else 0
-    if largest >= model.vocab_size:
-        raise UserError(
-            f"model.vocab_size = {model.vocab_size}",
-            rule=f"wrong vocabulary size: the data set in {config.run_dir}/dataset holds token id {largest}",
-            fix="train the model whose tokenizer made the data set, or make the data set again for this model",
-        )
+    require(
+        largest < model.vocab_size,
+        f"model.vocab_size = {model.vocab_size}",
+        rule=f"wrong vocabulary size: the data set in {config.run_dir}/dataset holds token id {largest}",
+        fix="train the model whose tokenizer made the data set, or make the data set again for this model",
+    )
     return dataset
 
 
