@@ -36,7 +36,6 @@ from megatron_ssd.artifacts.hub import locate_model
 from megatron_ssd.artifacts.manifest import Manifest, format_counts, megatron_facts
 from megatron_ssd.artifacts.samples import iter_samples, sample_shards, samples_manifest
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.dataset.convert import DIFFERENCES, IDS, KEYS, Converter, part_counts
 from megatron_ssd.dataset.filters import DROPPED
@@ -66,7 +65,8 @@ def run_preprocess(config: RunConfig) -> None:
     if stage.is_current():
         return
     if config.preprocess.indexed is not None:
-        _import_indexed(stage, prefix_of(config.preprocess.indexed), vocab_size=_model(config).vocab_size)
+        model = needed(config.model, "model")
+        _import_indexed(stage, prefix_of(config.preprocess.indexed), vocab_size=model.vocab_size)
         return
     samples, shards = samples_manifest(Path(config.run_dir)), sample_shards(Path(config.run_dir))
     work = stage.begin()
@@ -106,7 +106,7 @@ def dataset_stage(config: RunConfig) -> Stage:
         return Stage(
             name="dataset",
             run_dir=run_dir,
-            config={"vocab_size": _model(config).vocab_size},
+            config={"vocab_size": needed(config.model, "model").vocab_size},
             inputs={"indexed": hash_json(hashes)},
             replace=config.replace,
         )
@@ -122,7 +122,7 @@ def dataset_stage(config: RunConfig) -> Stage:
     return Stage(
         name="dataset",
         run_dir=run_dir,
-        config={"filters": filters, "preprocess": settings, "vocab_size": _model(config).vocab_size},
+        config={"filters": filters, "preprocess": settings, "vocab_size": needed(config.model, "model").vocab_size},
         inputs=inputs,
         unused=() if "mask_end_tokens" in filters else ("filters.mask_end_tokens",),
         replace=config.replace,
@@ -146,12 +146,8 @@ def _import_indexed(stage: Stage, source: Path, *, vocab_size: int) -> None:
     stage.publish(engine=megatron_facts(), counts=counts)
 
 
-def _model(config: RunConfig) -> ModelConfig:
-    return needed(config.model, "model")
-
-
 def _model_folder(config: RunConfig) -> Path:
-    model = _model(config)
+    model = needed(config.model, "model")
     folder, _ = locate_model(model.path, model.revision)
     return folder
 
@@ -167,7 +163,7 @@ def _write_parts(config: RunConfig, stage: Stage, parts: Path, shards: list[Path
     settings: dict[str, Any] = {
         "parts": parts,
         "filters": config.filters,
-        "vocab_size": _model(config).vocab_size,
+        "vocab_size": needed(config.model, "model").vocab_size,
         "prompt_opens_thinking": bool(samples.facts.get("prompt_opens_thinking")),
     }
     needs_tokenizer = config.preprocess.needs_tokenizer

@@ -26,7 +26,6 @@ from megatron_ssd.generation.engine import Completion, Request, RequestQueue, Sc
 from megatron_ssd.generation.server_protocol import (
     body_of,
     completion_of,
-    described,
     headers,
     message_of,
     served_models,
@@ -144,7 +143,7 @@ class ServerSampler:
             cards = served_models(endpoint.url)
             name = served_name(endpoint.url, cards, self._model, max_model_len=self._engine.max_model_len)
             if name is None:
-                others[endpoint] = described(cards)
+                others[endpoint] = ", ".join(f"{card.get('id')} from {card.get('root')}" for card in cards)
             else:
                 endpoint.served_name = name
         self._endpoints = [endpoint for endpoint in self._endpoints if endpoint not in others]

@@ -36,7 +36,7 @@ from megatron_ssd.training.checkpoint_folder import (
     BrokenCheckpointError,
     CheckpointFacts,
     check_content,
-    newest_checkpoint,
+    list_checkpoints,
     read_facts,
     reading,
 )
@@ -73,8 +73,8 @@ def choose_checkpoint(folder: Path, on_broken: Literal["error", "previous"]) -> 
         UserError: the newest one is broken and ``on_broken`` is ``error``, or all of them are broken.
     """
     oldest_broken = None
-    while (newest := on_rank_zero(lambda: newest_checkpoint(folder))) is not None:
-        _, path = newest
+    while found := on_rank_zero(lambda: list_checkpoints(folder)):
+        _, path = found[-1]
         try:
             return path, _check_together(path)
         except BrokenCheckpointError as broken:

@@ -73,11 +73,6 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for path in folder.glob("iter_*") if (match := _NAME.fullmatch(path.name)))
 
 
-def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
-    """The last of ``list_checkpoints``; None if there is none."""
-    return max(list_checkpoints(folder), default=None)
-
-
 def write_facts(path: Path, facts: CheckpointFacts, *, hashes: Mapping[str, str]) -> None:
     """Write ``path/checkpoint.json``: ``facts``, with the size and hash of every other file in ``path``.
 
