@@ -96,7 +96,7 @@ def test_only_one_process_of_a_node_prints(monkeypatch: pytest.MonkeyPatch, caps
 def test_the_pipeline_logs_each_step_and_separates_the_base(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(pipeline, "start_logging", lambda: None)
+    monkeypatch.setattr(entry, "start_logging", lambda: None)
     monkeypatch.setattr(pipeline, "check_machine", lambda config: None)
     monkeypatch.setattr(pipeline, "run_child", lambda command, *, report_follows: 0)
     scripts = {**pipeline.LOOP}

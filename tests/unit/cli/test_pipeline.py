@@ -47,8 +47,7 @@ def test_a_nested_pipeline_sets_its_own_variable(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("name", ["a=b", "a,b", "run (1)", "[1]", "{a}", "it's", "\u00eb", "a\\", "${x}"])
 def test_a_stage_gets_the_run_dir_of_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     started: list[list[str]] = []
-    for module in (entry, pipeline):
-        monkeypatch.setattr(module, "start_logging", lambda: None)
+    monkeypatch.setattr(entry, "start_logging", lambda: None)
     monkeypatch.setattr(pipeline, "check_machine", lambda config: None)
     monkeypatch.setattr(pipeline, "run_child", lambda command, *, report_follows: started.append(command) or 0)
     overrides = ["experiment=demo", f"model.path={tmp_path}", text_override("run_dir", str(tmp_path / name))]
