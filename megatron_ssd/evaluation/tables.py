@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_ssd.evaluation.results import EvaluationResults, Score, SsdGain
+from megatron_ssd.formatting import DASH, NOT_MEASURED, aligned, counted, signed
 from megatron_ssd.grading.metrics import Estimate, SignTest
-from megatron_ssd.text_table import DASH, NOT_MEASURED, aligned, counted, signed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,9 +21,10 @@ from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.evaluation import default_ks
-from megatron_ssd.config.grading import GradeConfig
 from megatron_ssd.config.problems import BenchmarkSetConfig
+from megatron_ssd.config.tools import GradeConfig
 from megatron_ssd.errors import UserError
+from megatron_ssd.formatting import aligned
 from megatron_ssd.grading.completions import count_samples, read_submissions
 from megatron_ssd.grading.extraction import no_code_causes
 from megatron_ssd.grading.metrics import Bootstrap, problem_scores
@@ -34,7 +35,6 @@ from megatron_ssd.problems.formats import read_format
 from megatron_ssd.problems.livecodebench import BenchmarkKeys, read_benchmark
 from megatron_ssd.progress import progress
 from megatron_ssd.schema import Problem, Verdict
-from megatron_ssd.text_table import aligned
 
 log = logging.getLogger(__name__)
 

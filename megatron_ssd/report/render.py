@@ -23,8 +23,7 @@ from megatron_ssd.evaluation.results import EvaluationResults, Score, to_json
 from megatron_ssd.grading.metrics import Estimate
 from megatron_ssd.report.content import benchmark_rows, measure_sentence, notice, result_sentence
 from megatron_ssd.report.data import ReportData, gather
-from megatron_ssd.report.formatting import problems_page
-from megatron_ssd.report.page import render
+from megatron_ssd.report.page import problems_page, render
 from megatron_ssd.report.paper import deviations
 from megatron_ssd.report.problems_page import render_problems
 from megatron_ssd.report.stage import print_report, report_stage
@@ -128,11 +127,8 @@ def _by_k(values: Mapping[int, Estimate]) -> dict[str, Any]:
 
 def _sampling(data: ReportData) -> dict[str, Any]:
     lengths = sorted(data.sampling.lengths)
+    names = ("num_samples", "num_kept", "finish_reasons", "skip_reasons", "dropped")
     return {
-        "num_samples": data.sampling.num_samples,
-        "num_kept": data.sampling.num_kept,
-        "finish_reasons": data.sampling.finish_reasons,
-        "skip_reasons": data.sampling.skip_reasons,
-        "dropped": data.sampling.dropped,
+        **{name: getattr(data.sampling, name) for name in names},
         "median_response_tokens": lengths[len(lengths) // 2] if lengths else None,
     }
