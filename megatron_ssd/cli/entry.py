@@ -43,41 +43,33 @@ _EXPECTED_WARNINGS = (
 )
 
 
-def main(
-    stage: Callable[[RunConfig], None], *, description: str, argv: list[str] | None = None, takes_ranks: bool = False
-) -> None:
+def main(stage: Callable[[RunConfig], None], *, description: str, takes_ranks: bool = False) -> None:
     """Run ``stage`` with the configuration of the command line. Exits the process if that fails.
 
     Args:
         stage: takes the checked configuration.
         description: first paragraph of ``--help``.
-        argv: arguments in place of ``sys.argv[1:]``.
         takes_ranks: whether a launcher such as torchrun may start several of these processes as its ranks. Otherwise
             its variables are left over from another command, and ignored.
     """
     die_with_parent_if_asked()
-    run_command(parser(description), lambda arguments: _run(stage, arguments), argv=argv, takes_ranks=takes_ranks)
+    run_command(parser(description), lambda arguments: _run(stage, arguments), takes_ranks=takes_ranks)
 
 
 @any_output()
 def run_command(
-    options: argparse.ArgumentParser,
-    action: Callable[[argparse.Namespace], None],
-    *,
-    argv: list[str] | None = None,
-    takes_ranks: bool = False,
+    options: argparse.ArgumentParser, action: Callable[[argparse.Namespace], None], *, takes_ranks: bool = False
 ) -> None:
     """Run ``action`` with the arguments of the command line, or print the configuration if they ask for that.
 
     Args:
         options: made by ``parser``.
         action: takes the parsed arguments.
-        argv: see ``main``.
         takes_ranks: see ``main``.
     """
     if not takes_ranks:
         forget_launcher()
-    arguments = options.parse_intermixed_args(argv)
+    arguments = options.parse_intermixed_args()
 
     def act() -> None:
         if arguments.print_config:

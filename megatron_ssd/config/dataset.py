@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from megatron_ssd.config.reference import require_key
+from megatron_ssd.config.reference import require_key, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +108,7 @@ class PreprocessConfig:
     """Processes; null means one per usable core, and fewer for little work."""
 
     def __post_init__(self) -> None:
-        require_key(self, "num_workers", self.num_workers is None or self.num_workers > 0, rule="must be at least 1",
-                    fix="use null for all usable cores")  # fmt: skip
+        require_positive(self, "num_workers", fix="use null for all usable cores")
         require_key(self, "indexed", self.indexed is None or not self.needs_tokenizer, fix="leave these two out",
                     rule="is used without changes, and preprocess.ids or preprocess.compare asks to tokenize responses",
                     )  # fmt: skip

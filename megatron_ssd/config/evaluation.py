@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from megatron_ssd.config.generation import SamplingParams
-from megatron_ssd.config.reference import require_key
+from megatron_ssd.config.reference import require_key, require_positive
 from megatron_ssd.errors import require
 
 
@@ -40,10 +40,8 @@ class SandboxConfig:
         for name in self.packages:
             require_key(self, "packages", name.isidentifier(), fix="use names such as numpy",
                         rule=f"{name!r} is not a name that programs can import")  # fmt: skip
-        for key in ("cpu_seconds", "memory_mib", "output_mib", "workers"):
-            value = getattr(self, key)
-            require_key(self, key, value is None or value > 0, rule="must be positive",
-                        fix="leave it out for the default")  # fmt: skip
+        limits = ("cpu_seconds", "memory_mib", "output_mib", "workers")
+        require_positive(self, *limits, fix="leave it out for the default")
         require_key(self, "tolerance", 0 <= self.tolerance < 1, rule="must be at least 0 and below 1",
                     fix="0 is LiveCodeBench's rule, 1e-6 is usual")  # fmt: skip
 
@@ -99,9 +97,9 @@ class EvaluationConfig:
     """How programs are executed and checked."""
 
     def __post_init__(self) -> None:
-        for key, fix in (("num_samples", "use 10"), ("bootstrap_samples", "use 10000"),
-                         ("max_tokens", "the authors' code uses 32768")):  # fmt: skip
-            require_key(self, key, getattr(self, key) > 0, rule="must be positive", fix=fix)
+        require_positive(self, "num_samples", fix="use 10")
+        require_positive(self, "bootstrap_samples", fix="use 10000")
+        require_positive(self, "max_tokens", fix="the authors' code uses 32768")
         known = self.ks is None or (bool(self.ks) and min(self.ks) >= 1 and max(self.ks) <= self.num_samples)
         require_key(self, "ks", known, fix="raise evaluation.num_samples or drop the larger k",
                     rule=f"each k must be between 1 and evaluation.num_samples ({self.num_samples})")  # fmt: skip
@@ -165,10 +163,7 @@ class GeneralBenchmarksConfig:
             for name in getattr(self, key):
                 require(name in self.tasks, f"general_benchmarks.{key}.{name}", rule="is for a task that is not run",
                         fix=f"add {name} to general_benchmarks.tasks, or leave this out")  # fmt: skip
-        for key in ("limit", "max_gen_toks"):
-            value = getattr(self, key)
-            require_key(self, key, value is None or value > 0, rule="must be positive",
-                        fix="leave it out for the task's own value")  # fmt: skip
+        require_positive(self, "limit", "max_gen_toks", fix="leave it out for the task's own value")
         for name, number in self.num_fewshot.items():
             require(number >= 0, f"general_benchmarks.num_fewshot.{name} = {number}", rule="must not be negative",
                     fix="leave it out for the task's own value")  # fmt: skip
@@ -182,4 +177,4 @@ class ReportConfig:
     """Size of ``report/problems.html``, which keeps as much of each response as fits."""
 
     def __post_init__(self) -> None:
-        require_key(self, "page_mib", self.page_mib > 0, rule="must be positive", fix="8 is the default")
+        require_positive(self, "page_mib", fix="8 is the default")

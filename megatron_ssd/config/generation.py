@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from megatron_ssd.config.reference import require_key
-from megatron_ssd.errors import ConfigError, require, shown
+from megatron_ssd.config.reference import require_key, require_positive
+from megatron_ssd.errors import require, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,8 @@ class SamplingConfig:
     """Token ids that end a response, in addition to the model's own end tokens."""
 
     def __post_init__(self) -> None:
-        require_key(self, "max_tokens", self.max_tokens > 0, rule="must be positive", fix="the paper's code uses 65536")
-        require_key(self, "num_samples", self.num_samples > 0, rule="must be positive", fix="the paper uses 1")
+        require_positive(self, "max_tokens", fix="the paper's code uses 65536")
+        require_positive(self, "num_samples", fix="the paper uses 1")
         require_key(self, "stop_token_ids", all(id_ >= 0 for id_ in self.stop_token_ids),
                     rule="token ids are not negative", fix="name ids of the model's vocabulary")  # fmt: skip
 
@@ -110,14 +110,13 @@ class EngineConfig:
     """Seconds to wait for a server's answer. The default allows for 65,536 tokens at ten per second."""
 
     def __post_init__(self) -> None:
-        for key in ("tensor_parallel_size", "data_parallel_size", "max_model_len", "max_num_seqs", "kv_cache_gib"):
-            require_key(self, key, getattr(self, key) > 0, rule="must be at least 1", fix="use a positive number")
+        sizes = ("tensor_parallel_size", "data_parallel_size", "max_model_len", "max_num_seqs", "kv_cache_gib")
+        require_positive(self, *sizes, fix="use at least 1")
         for key in ("max_restarts", "max_retries"):
             require_key(self, key, getattr(self, key) >= 0, rule="must not be negative", fix="use 0 for none")
         require_key(self, "gpu_memory_utilization", 0 < self.gpu_memory_utilization <= 1,
                     rule="must be above 0 and at most 1", fix="use 0.9")  # fmt: skip
-        require_key(self, "request_timeout", self.request_timeout > 0, rule="must be positive",
-                    fix="use the seconds that the longest response may take")  # fmt: skip
+        require_positive(self, "request_timeout", fix="use the seconds that the longest response may take")
         self._check_endpoints()
 
     def _check_endpoints(self) -> None:
@@ -172,7 +171,7 @@ class GenerationConfig:
     """Samples per file."""
 
     def __post_init__(self) -> None:
-        require_key(self, "shard_rows", self.shard_rows > 0, rule="must be at least 1", fix="use 2000")
+        require_positive(self, "shard_rows", fix="use 2000")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,16 +258,9 @@ def _pair_from(environment: Mapping[str, str], rank_name: str, world_name: str) 
 
 def _number_from(environment: Mapping[str, str], name: str) -> int | None:
     text = environment.get(name)
-    if text is None:
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise ConfigError(
-            f"environment variable {name} = {text!r}",
-            rule="is not a whole number",
-            fix="unset it, or set worker.rank and worker.world",
-        ) from None
+    require(text is None or text.lstrip("-").isdecimal(), f"environment variable {name} = {text!r}",
+            rule="is not a whole number", fix="unset it, or set worker.rank and worker.world")  # fmt: skip
+    return None if text is None else int(text)
 
 
 def _check_pair(rank_name: str, rank: int | None, world_name: str, world: int | None) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.reference import require_key
+from megatron_ssd.config.reference import require_key, require_positive
 from megatron_ssd.errors import require
 
 Device = Literal["cuda", "cpu"]
@@ -40,9 +40,9 @@ class ParallelConfig:
     """Split optimizer state over data parallel replicas."""
 
     def __post_init__(self) -> None:
-        for key in ("world_size", "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size",
-                    "expert_model_parallel_size", "expert_tensor_parallel_size"):  # fmt: skip
-            require_key(self, key, getattr(self, key) > 0, rule="must be at least 1", fix="use 1 to split nothing")
+        require_positive(self, "world_size", "tensor_model_parallel_size", "pipeline_model_parallel_size",
+                         "context_parallel_size", "expert_model_parallel_size", "expert_tensor_parallel_size",
+                         fix="use 1 to split nothing")  # fmt: skip
         dense = self._model_size
         require_key(self, "world_size", self.world_size % dense == 0,
                     rule=f"must be a multiple of tensor x pipeline x context parallel size ({dense})",

@@ -7,7 +7,7 @@ from typing import Literal
 
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ParallelConfig
-from megatron_ssd.config.reference import require_key
+from megatron_ssd.config.reference import require_key, require_positive
 from megatron_ssd.errors import require
 
 Fp8Recipe = Literal["delayed", "tensorwise", "blockwise", "mxfp8"]
@@ -41,8 +41,7 @@ class Fp8Config:
     def __post_init__(self) -> None:
         for key in ("margin", "bf16_layers_at_start", "bf16_layers_at_end"):
             require_key(self, key, getattr(self, key) >= 0, rule="must not be negative", fix="use 0")
-        require_key(self, "amax_history_len", self.amax_history_len > 0, rule="must be at least 1",
-                    fix="1024 is TransformerEngine's default")  # fmt: skip
+        require_positive(self, "amax_history_len", fix="1024 is TransformerEngine's default")
         for key in ("margin", "amax_history_len", "amax_compute_algo"):
             default = getattr(Fp8Config, key)
             require_key(self, key, self.recipe == "delayed" or getattr(self, key) == default,

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from megatron_ssd.config.reference import require_key
+from megatron_ssd.config.reference import require_key, require_positive
 from megatron_ssd.errors import require
 
 ErrataChoice = Literal["keep", "drop"]
@@ -63,8 +63,7 @@ class ProblemsConfig:
     """Number of problems to use; null uses all."""
 
     def __post_init__(self) -> None:
-        require_key(self, "limit", self.limit is None or self.limit > 0, rule="must be positive",
-                    fix="leave it out to use every problem")  # fmt: skip
+        require_positive(self, "limit", fix="leave it out to use every problem")
         require_key(self, "path", self.name == "minicode" or self.path is not None, fix="set problems.path=FOLDER",
                     rule=f"problems={self.name} has no default path")  # fmt: skip
         columns = "null" if self.columns is None else list(self.columns.names)
@@ -118,7 +117,7 @@ class ContaminationConfig:
     """If there are more: ``refuse`` stops the run, ``drop`` drops and counts them, ``keep`` only reports them."""
 
     def __post_init__(self) -> None:
-        require_key(self, "ngram", self.ngram > 0, rule="must be at least 1", fix="use 8")
+        require_positive(self, "ngram", fix="use 8")
         require_key(self, "overlap", 0 < self.overlap <= 1, rule="must be above 0 and at most 1", fix="use 0.5")
         require_key(self, "max_hits", self.max_hits >= 0, rule="must not be negative", fix="0 refuses the first hit")
 
@@ -147,8 +146,7 @@ class BenchmarkSetConfig:
     problems that ``limit`` selects."""
 
     def __post_init__(self) -> None:
-        require_key(self, "limit", self.limit is None or self.limit > 0, rule="must be positive",
-                    fix="leave it out to use every problem")  # fmt: skip
+        require_positive(self, "limit", fix="leave it out to use every problem")
         require_key(self, "path", self.format != "livecodebench" or self.path is not None,
                     rule="livecodebench has no default path", fix="set it to a file, a folder or a Hub id")  # fmt: skip
         require_key(self, "path", self.format != "minicode" or self.path is None, fix="leave it out",
@@ -204,7 +202,7 @@ class MinicodeConfig:
         return {key: getattr(self, key) for key in ("seed", "num_documents", "vocab_size", "noise")}
 
     def __post_init__(self) -> None:
-        for key in ("num_train_problems", "num_test_problems", "num_documents", "tests_per_problem"):
-            require_key(self, key, getattr(self, key) > 0, rule="must be at least 1", fix="use a positive number")
+        counts = ("num_train_problems", "num_test_problems", "num_documents", "tests_per_problem")
+        require_positive(self, *counts, fix="use at least 1")
         require_key(self, "noise", 0 <= self.noise <= 2, rule="must be between 0 and 2",
                     fix="use 1, or 0 for a corpus without errors")  # fmt: skip

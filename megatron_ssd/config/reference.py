@@ -63,6 +63,13 @@ def require_key(section: object, key: str, condition: bool, *, rule: str, fix: s
     require(condition, f"{key} = {shown_value(getattr(section, key))}", rule=rule, fix=fix)
 
 
+def require_positive(section: object, *keys: str, fix: str) -> None:
+    """Raise ``ConfigError`` about the first of ``keys`` that is not above 0; null is allowed."""
+    for key in keys:
+        value = getattr(section, key)
+        require_key(section, key, value is None or value > 0, rule="must be positive", fix=fix)
+
+
 def help_text(section: type) -> str:
     """The keys of a tool's section as lines for ``--help``."""
     lines = ["Keys (required ones first):"]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.config.problems import BenchmarkSetConfig, ErrataChoice
-from megatron_ssd.config.reference import require_key
+from megatron_ssd.config.reference import require_key, require_positive
 from megatron_ssd.config.training import Weights
 from megatron_ssd.errors import require, shown
 
@@ -97,7 +97,7 @@ class ConvertConfig:
     """Move aside what is at the output path."""
 
     def __post_init__(self) -> None:
-        require_key(self, "max_shard_bytes", self.max_shard_bytes > 0, rule="must be positive", fix="use 5000000000")
+        require_positive(self, "max_shard_bytes", fix="use 5000000000")
         if self.direction == "hf_to_megatron":
             for key in ("hf_assets", "iteration", "weights", "verify"):
                 require_key(self, key, getattr(self, key) == getattr(ConvertConfig, key),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_ssd.config.reference import require_key
+from megatron_ssd.config.reference import require_key, require_positive
 from megatron_ssd.errors import require
 
 Weights = Literal["model", "ema"]
@@ -46,11 +46,10 @@ class OptimizerConfig:
     """Fraction of the optimizer's state that is kept in host memory."""
 
     def __post_init__(self) -> None:
-        require_key(self, "lr", self.lr > 0, rule="must be positive", fix="the paper's peak is 5e-6")
+        require_positive(self, "lr", fix="the paper's peak is 5e-6")
         require_key(self, "min_lr", 0 <= self.min_lr <= self.lr, rule=f"must be between 0 and optimizer.lr ({self.lr})",
                     fix="lower optimizer.min_lr")  # fmt: skip
-        require_key(self, "clip_grad", self.clip_grad > 0, rule="must be positive",
-                    fix="use a large number to clip nothing")  # fmt: skip
+        require_positive(self, "clip_grad", fix="use a large number to clip nothing")
         require_key(self, "cpu_offload_fraction", 0 <= self.cpu_offload_fraction <= 1, rule="must be in [0, 1]",
                     fix="0 keeps the state on the device, 1 moves all of it")  # fmt: skip
         for key in ("main_params_dtype", "main_grads_dtype", "exp_avg_dtype", "exp_avg_sq_dtype"):
@@ -75,9 +74,7 @@ class CheckpointConfig:
     """If the newest checkpoint is broken: ``error`` stops, ``previous`` resumes from the one before."""
 
     def __post_init__(self) -> None:
-        for key in ("save_interval", "keep_last", "keep_every"):
-            value = getattr(self, key)
-            require_key(self, key, value is None or value > 0, rule="must be at least 1", fix="use a positive number")
+        require_positive(self, "save_interval", "keep_last", "keep_every", fix="use at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +121,8 @@ class TrainingConfig:
     """Project in Weights & Biases; null is off."""
 
     def __post_init__(self) -> None:
-        for key in ("train_iters", "global_batch_size", "micro_batch_size", "seq_length", "validation_interval",
-                    "max_skipped", "log_interval"):  # fmt: skip
-            require_key(self, key, getattr(self, key) > 0, rule="must be at least 1", fix="use a positive number")
+        require_positive(self, "train_iters", "global_batch_size", "micro_batch_size", "seq_length",
+                         "validation_interval", "max_skipped", "log_interval", fix="use at least 1")  # fmt: skip
         multiple = self.segment_multiple
         require_key(self, "segment_multiple", multiple is None or (multiple > 0 and self.seq_length % multiple == 0),
                     rule=f"must be positive and divide training.seq_length ({self.seq_length})",
@@ -165,6 +161,6 @@ class ExportConfig:
     set."""
 
     def __post_init__(self) -> None:
-        require_key(self, "max_shard_bytes", self.max_shard_bytes > 0, rule="must be positive", fix="use 5000000000")
+        require_positive(self, "max_shard_bytes", fix="use 5000000000")
         require_key(self, "iteration", self.iteration is None or self.iteration >= 0, rule="must not be negative",
                     fix="leave it out for the newest checkpoint")  # fmt: skip

@@ -208,9 +208,9 @@ def read_training(path: Path) -> tuple[tuple[TrainingPoint, ...], int]:
     return points, len(records) - len(points)
 
 
-def thin(points: Sequence[TrainingPoint], limit: int = MOST_POINTS) -> tuple[list[TrainingPoint], int]:
-    """At most ``limit`` points, each the mean of as many consecutive ones, and how many those are."""
-    size = max(1, math.ceil(len(points) / limit))
+def thin(points: Sequence[TrainingPoint]) -> tuple[list[TrainingPoint], int]:
+    """At most ``MOST_POINTS`` points, each the mean of as many consecutive ones, and how many those are."""
+    size = max(1, math.ceil(len(points) / MOST_POINTS))
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     averaged = [field.name for field in dataclasses.fields(TrainingPoint) if field.name != "iteration"]
     return [
