@@ -29,8 +29,8 @@ from megatron_ssd.grading.extraction import no_code_causes
 from megatron_ssd.grading.metrics import Bootstrap, problem_scores
 from megatron_ssd.grading.pool import Grader, read_verdicts
 from megatron_ssd.grading.references import is_flawed
+from megatron_ssd.problems.assert_scripts import read_assert_scripts
 from megatron_ssd.problems.errata import Errata, apply_errata
-from megatron_ssd.problems.formats import read_format
 from megatron_ssd.problems.livecodebench import BenchmarkKeys, read_benchmark
 from megatron_ssd.progress import progress
 from megatron_ssd.schema import Problem, Verdict
@@ -81,7 +81,7 @@ def read_problems(config: GradeConfig) -> list[Problem]:
         section = BenchmarkSetConfig(format="livecodebench", path=config.problems, start_date=config.start_date,
                                   end_date=config.end_date)  # fmt: skip
         return read_benchmark(section, BenchmarkKeys("problems", "start_date", "end_date"))
-    return read_format(config.format, Path(config.problems))
+    return read_assert_scripts(config.format, Path(config.problems))
 
 
 def summarise(problems: Mapping[str, Problem], verdicts: Sequence[Verdict]) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from megatron_ssd.artifacts.hub import local_path
 from megatron_ssd.config.problems import BenchmarkConfig, BenchmarkSetConfig, MinicodeConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems import livecodebench, minicode
+from megatron_ssd.problems.assert_scripts import read_assert_scripts
 from megatron_ssd.problems.downloads import RELEASES, released_file
 from megatron_ssd.problems.errata import Errata, apply_errata
-from megatron_ssd.problems.formats import read_format
 from megatron_ssd.problems.livecodebench import BenchmarkKeys
 from megatron_ssd.schema import Problem
 
@@ -56,7 +56,7 @@ def load_problems(name: str, one: BenchmarkSetConfig, world: MinicodeConfig) -> 
         return minicode.test_problems(world)[: one.limit]
     if one.format == "livecodebench":
         return livecodebench.read_benchmark(one, _keys(name))
-    problems = read_format(one.format, _file(name, one))
+    problems = read_assert_scripts(one.format, _file(name, one))
     if one.format == "mbpp" and one.split == "test":
         problems = [problem for problem in problems if problem.id.isdigit() and int(problem.id) in _MBPP_TEST]
     if not problems:

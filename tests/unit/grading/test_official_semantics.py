@@ -13,7 +13,7 @@ import pytest
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.grading.checker import Checker
-from megatron_ssd.problems.formats import read_format
+from megatron_ssd.problems.assert_scripts import read_assert_scripts
 from megatron_ssd.schema import Problem, TestCase
 from tests.helpers.jsonl import write_jsonl
 
@@ -36,7 +36,7 @@ def plain() -> Iterator[Checker]:
 
 
 def problem_of(folder: Path, name: str, row: dict[str, Any]) -> Problem:
-    (problem,) = read_format(name, write_jsonl(folder / "rows.jsonl", [row]))
+    (problem,) = read_assert_scripts(name, write_jsonl(folder / "rows.jsonl", [row]))
     return problem
 
 
