@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_ssd.grading.completions import ID_KEYS
+from megatron_ssd.grading.grade_file import ID_KEYS
 from megatron_ssd.problems.assert_scripts import FORMATS, read_assert_scripts
 from megatron_ssd.problems.table import open_table
 from megatron_ssd.prompts.extract import Extraction, ExtractionRule, extract_program

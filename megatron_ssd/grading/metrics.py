@@ -12,6 +12,7 @@ amount.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -161,3 +162,10 @@ def problem_scores(
     return np.array(
         [pass_at_k(int(n), int(c), k) if n >= k else np.nan for n, c in zip(counted, successes, strict=True)]
     )
+
+
+def no_code_causes(verdicts: Iterable[Verdict]) -> dict[str, int]:
+    """Number of verdicts ``no_code`` by cause, the most frequent cause first."""
+    details = (verdict.detail for verdict in verdicts if verdict.status == "no_code")
+    causes = Counter(detail.partition(":")[0] for detail in details)  # "not run: ..." has a reason of its own
+    return dict(sorted(causes.items(), key=lambda item: (-item[1], item[0])))

@@ -24,8 +24,8 @@ from megatron_ssd.artifacts.jsonl import FileCursor, JsonlWriter, iter_complete_
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.grading.checker import Checker, CheckResult
-from megatron_ssd.grading.extraction import program_of_response
 from megatron_ssd.grading.references import References
+from megatron_ssd.grading.rules import program_of_response
 from megatron_ssd.schema import Problem, Sample, Verdict
 
 WINDOW = 2048

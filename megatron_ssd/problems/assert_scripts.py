@@ -6,9 +6,9 @@
   the program, as tasks 367 and 927 need it.
 - HumanEval+ and MBPP+ have two layouts. On the Hub, a row has a column ``test``, one script, which imports NumPy.
   EvalPlus's own files have inputs (``evalplus``).
-- LeetCode rows with a ``check`` function are those of rllm's test set. ``tests`` is an object, or the text of one. Its
-  ``functional`` defines ``check(candidate)`` and calls it with a method of a new ``Solution``. The rows have no id, so a
-  problem is named after its row.
+- LeetCode has rows with a ``check`` function, as in rllm's test set. ``tests`` is an object, or the text of one. Its
+  ``functional`` defines ``check(candidate)`` and calls it with a method of a new ``Solution``. The rows have no id, so
+  a problem is named after its row.
 
 A problem of MBPP has the assertions that a prompt shows in its ``metadata``, since the text of a task does not name its
 function.

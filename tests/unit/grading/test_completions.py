@@ -11,8 +11,8 @@ import pytest
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.grading.completions import count_samples, program_of, read_submissions
-from megatron_ssd.grading.extraction import no_code_causes
+from megatron_ssd.grading.grade_file import count_samples, program_of, read_submissions
+from megatron_ssd.grading.metrics import no_code_causes
 from megatron_ssd.grading.pool import Grader
 from megatron_ssd.problems.assert_scripts import read_assert_scripts
 from megatron_ssd.schema import Problem, TestCase

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from megatron_ssd.config.evaluation import SandboxConfig
-from megatron_ssd.grading.completions import program_of
+from megatron_ssd.grading.grade_file import program_of
 from megatron_ssd.grading.pool import Grader, Submission
 from megatron_ssd.grading.references import FLAWED
 from megatron_ssd.problems.assert_scripts import read_assert_scripts

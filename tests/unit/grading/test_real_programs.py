@@ -12,7 +12,7 @@ import pytest
 from benchmarks.agreement_cases import leetcode_functions
 from benchmarks.mutants import mutants
 from megatron_ssd.config.evaluation import SandboxConfig
-from megatron_ssd.grading.completions import program_of
+from megatron_ssd.grading.grade_file import program_of
 from megatron_ssd.grading.pool import Grader, Submission
 from megatron_ssd.problems.assert_scripts import read_assert_scripts
 from megatron_ssd.schema import Problem, Verdict
