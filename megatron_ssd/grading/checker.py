@@ -16,6 +16,7 @@ import operator
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.grading.compare import stdout_difference, value_difference
@@ -23,7 +24,7 @@ from megatron_ssd.grading.references import SECONDS_FOR_ALL, CanonicalRun, Refer
 from megatron_ssd.grading.rules import Rules, configured_rules, rules_of
 from megatron_ssd.sandbox.execution import Ending, Execution, Failure
 from megatron_ssd.sandbox.sandbox import Limits, Program, Sandbox, SandboxBrokenError
-from megatron_ssd.schema import Problem, TestCase, VerdictStatus
+from megatron_ssd.schema import Problem, TestCase, Verdict, VerdictStatus
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +47,10 @@ _LETTERS: dict[VerdictStatus, str] = {
 _KNOWN_GOOD = Program(source="def f(x):\n    return x\n", form="function", function_name="f")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckResult:
-    """The result of a program. See ``Verdict`` for ``by_test``, and the module for ``inconclusive``."""
+class CheckResult(NamedTuple):
+    """The verdict on a program, as on sample 0 of its problem; see the module for ``inconclusive``."""
 
-    status: VerdictStatus
-    tests_passed: int = 0
-    failed_test: int | None = None
-    detail: str = ""
-    cpu_seconds: float = 0.0
-    by_test: str = ""
+    verdict: Verdict
     inconclusive: bool = False
 
 
@@ -102,8 +97,9 @@ class Checker(AbstractContextManager["Checker"]):
         except SandboxBrokenError as error:
             # Twice in a row is the program's fault, unless the checker fails without it too.
             if self._is_healthy():
-                return CheckResult(status="runtime_error", failed_test=0, detail=f"broke its sandbox twice ({error})")
-            return CheckResult(status="infrastructure_error", detail=str(error))
+                detail = f"broke its sandbox twice ({error})"
+                return CheckResult(verdict_of(problem, "runtime_error", failed_test=0, detail=detail))
+            return CheckResult(verdict_of(problem, "infrastructure_error", detail=str(error)))
 
     def _attempt(self, problem: Problem, source: str, alone: bool) -> CheckResult:
         rules = configured_rules(problem.source, self._config)
@@ -119,7 +115,7 @@ class Checker(AbstractContextManager["Checker"]):
         )
         canonical = self._references.find(problem, program, self._sandbox)
         if canonical is not None and canonical.flaw:
-            return CheckResult(status="infrastructure_error", detail=canonical.flaw)
+            return CheckResult(verdict_of(problem, "infrastructure_error", detail=canonical.flaw))
         if canonical is not None and problem.form == "checks":
             rules = dataclasses.replace(rules, cpu_seconds=canonical.script_seconds(rules.cpu_seconds))
         return self._run_tests(problem, program, rules, canonical, alone)
@@ -156,7 +152,8 @@ class Checker(AbstractContextManager["Checker"]):
                 break
             if problem.form == "checks":  # a process that died cannot run the remaining scripts
                 results += [results[-1]] * (len(problem.tests) - len(results))
-        return _summarise(results, cpu, inconclusive=not alone and (is_slow or any(r.is_starved for r in results)))
+        inconclusive = not alone and (is_slow or any(result.is_starved for result in results))
+        return CheckResult(_summarise(problem, results, cpu), inconclusive)
 
     def _results(
         self, problem: Problem, tests: Sequence[TestCase], execution: Execution, *, alone: bool
@@ -210,15 +207,20 @@ class Checker(AbstractContextManager["Checker"]):
         self._sandbox.close()
 
 
-def _summarise(results: Sequence[_TestResult], cpu_seconds: float, *, inconclusive: bool) -> CheckResult:
+def verdict_of(problem: Problem, status: VerdictStatus, **facts: Any) -> Verdict:
+    """The verdict on sample 0 of a problem; ``facts`` are further fields."""
+    return Verdict(problem_id=problem.id, sample_index=0, status=status, tests_total=len(problem.tests), **facts)
+
+
+def _summarise(problem: Problem, results: Sequence[_TestResult], cpu_seconds: float) -> Verdict:
     failures = [index for index, result in enumerate(results) if result.status != "passed"]
     first = results[failures[0]] if failures else _TestResult("passed")
-    return CheckResult(
-        status=first.status,
+    return verdict_of(
+        problem,
+        first.status,
         tests_passed=len(results) - len(failures),
         failed_test=failures[0] if failures else None,
         detail=first.detail,
-        cpu_seconds=cpu_seconds,
+        cpu_seconds=round(cpu_seconds, 4),
         by_test="".join(_LETTERS[result.status] for result in results),
-        inconclusive=inconclusive,
     )

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from tqdm import tqdm
 
@@ -187,10 +188,7 @@ def summarise(problems: Mapping[str, Problem], verdicts: Sequence[Verdict]) -> d
         groups[name] = np.array([problems[problem_id].difficulty == name for problem_id in ids])
     ks = default_ks(min(samples.values()))
     scores = {k: problem_scores(verdicts, ids, k) for k in ks}
-    estimates = {
-        name: {str(k): bootstrap.mean(scores[k][mask]) for k in ks} for name, mask in groups.items()
-    }  # fmt: skip
-    return {
+    summary = {
         "problems": len(problems),
         "problems_without_samples": len(problems) - len(ids),
         "programs": len(verdicts),
@@ -199,13 +197,10 @@ def summarise(problems: Mapping[str, Problem], verdicts: Sequence[Verdict]) -> d
         "flawed": {v.problem_id: v.detail for v in verdicts if is_flawed(v)},
         "no_code_causes": no_code_causes(verdicts),
         "confidence": bootstrap.confidence,
-        "pass_at_k": {
-            name: {
-                k: {**estimate.interval_json(), "num_problems": estimate.num_problems} for k, estimate in by_k.items()
-            }
-            for name, by_k in estimates.items()
-        },
+        "pass_at_k": {name: {k: bootstrap.mean(scores[k][mask]) for k in ks} for name, mask in groups.items()},
     }
+    found: dict[str, Any] = json.loads(msgspec.json.encode(summary))  # an estimate that is NaN is null
+    return found
 
 
 def table(summary: dict[str, Any]) -> str:

@@ -46,11 +46,6 @@ class Estimate:
         """Whether anything was measured."""
         return not math.isnan(self.value)
 
-    def interval_json(self) -> dict[str, float | None]:
-        """Value and interval; null if nothing could be measured, since JSON has no NaN."""
-        values = {"value": self.value, "low": self.low, "high": self.high}
-        return {name: None if math.isnan(value) else value for name, value in values.items()}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bootstrap:

@@ -63,7 +63,7 @@ def checker() -> Iterator[Checker]:
 
 def checked(checker: Checker, problem: Problem, *sources: str) -> list[tuple[str, str]]:
     """(status, letters of the tests) of each program."""
-    return [(result.status, result.by_test) for result in (checker.check(problem, source) for source in sources)]
+    return [(found.status, found.by_test) for found in (checker.check(problem, source).verdict for source in sources)]
 
 
 def test_inputs_are_compared_with_the_canonical_solution(checker: Checker, tmp_path: Path):
@@ -166,9 +166,9 @@ def test_the_canonical_solution_has_time_of_its_own(tmp_path: Path, monkeypatch:
     head = "def mean(xs):\n"
     slower = head + spin.replace("xs[0]", "0.3") + "    return 1"
     with Checker(SandboxConfig(cpu_seconds=0.1)) as short:
-        assert short.check(problem, head + spin + "    return 1", alone=True).status == "passed"
-        assert short.check(problem, slower, alone=True).status == "passed"
-        late = short.check(problem, slower.replace("0.3", "1"), alone=True)
+        assert short.check(problem, head + spin + "    return 1", alone=True).verdict.status == "passed"
+        assert short.check(problem, slower, alone=True).verdict.status == "passed"
+        late = short.check(problem, slower.replace("0.3", "1"), alone=True).verdict
         assert (late.status, late.by_test) == ("timeout", "T")
 
 
@@ -179,7 +179,10 @@ def test_a_reference_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Sandbox, "make_reference", lambda self, *a: (made.append(a[-1]), original(self, *a))[1])
     for _ in range(2):
         with Checker(SandboxConfig()) as fresh:
-            assert fresh.check(problem_with(tmp_path), MEAN["prompt"] + MEAN["canonical_solution"]).status == "passed"
+            assert (
+                fresh.check(problem_with(tmp_path), MEAN["prompt"] + MEAN["canonical_solution"]).verdict.status
+                == "passed"
+            )
     assert len(made) == 2, "one for each test"
 
 
