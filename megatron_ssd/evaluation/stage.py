@@ -8,6 +8,7 @@ tested before the first response is generated.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hub import ModelFolder, open_model
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.manifest import check_outputs, read_manifest
@@ -30,7 +32,6 @@ from megatron_ssd.evaluation.grid import Measurements, grid_cells, settings_of, 
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, write_problems
 from megatron_ssd.evaluation.results import SUMMARY_FILE, EvaluationResults, ModelName, write_json
 from megatron_ssd.evaluation.reuse_results import reuse_results, verdict_path
-from megatron_ssd.evaluation.solutions import EVALPLUS_IDS, solution_path, write_solutions
 from megatron_ssd.evaluation.summary import summarise
 from megatron_ssd.evaluation.tables import claim_lines, score_tables
 from megatron_ssd.generation.engine import Sampler
@@ -49,6 +50,9 @@ from megatron_ssd.sandbox.sandbox import Sandbox
 from megatron_ssd.schema import Problem, Sample, Verdict
 
 log = logging.getLogger(__name__)
+
+# Format -> how evalplus's ids of its tasks begin.
+_EVALPLUS_IDS = {"humaneval": "HumanEval/", "humaneval_plus": "HumanEval/", "mbpp_plus": "Mbpp/"}
 
 
 def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> None:
@@ -203,13 +207,27 @@ def _grade(
             graded.verdicts[name][setting.label] = verdicts
             programs = [submission.source for submission in submissions]
             graded.diversity[name][setting.label] = forms.diversity(zip(verdicts, programs, strict=True))
-            if benchmark.format in EVALPLUS_IDS:
-                write_solutions(
-                    solution_path(stage.work / benchmark.name, name, setting), benchmark.format, samples, programs
-                )
+            if benchmark.format in _EVALPLUS_IDS:
+                solutions = stage.work / benchmark.name / "solutions" / name / f"{setting.label}.jsonl"
+                _write_solutions(solutions, benchmark.format, samples, programs)
             graded.finish_reasons[name][setting.label] = Counter(sample.finish_reason for sample in samples)
             stage.note_time()
     return graded
+
+
+def _write_solutions(path: Path, format_: str, samples: Sequence[Sample], programs: Sequence[str | None]) -> None:
+    """Write programs in evalplus's format, so that anybody can grade them with evalplus itself.
+
+    Several lines of a task are its samples in their order. A response without a program has an empty solution, since
+    evalplus asks for every task.
+    """
+    start = _EVALPLUS_IDS[format_]
+    lines = [
+        json.dumps({"task_id": start + sample.problem_id.removeprefix(start), "solution": program or ""}) + "\n"
+        for sample, program in zip(samples, programs, strict=True)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, "".join(lines))
 
 
 def _summarise(
