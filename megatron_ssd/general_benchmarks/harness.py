@@ -36,7 +36,8 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.errors import UserError
-from megatron_ssd.general_benchmarks.local_data import write_subjects, write_task
+from megatron_ssd.general_benchmarks.code_tasks import CODE_TASKS
+from megatron_ssd.general_benchmarks.local_data import write_tasks
 from megatron_ssd.general_benchmarks.processes import HarnessSpec
 from megatron_ssd.general_benchmarks.results import DocumentResult
 from megatron_ssd.generation.plan import request_seed
@@ -133,11 +134,7 @@ def _write_local(spec: HarnessSpec, manager: Any, name: str, folder: Path) -> li
     """Write the YAML of a task with local data, or of a group's tasks; returns the files to load."""
     leaves = {leaf: manager.task_index[leaf].yaml_path for leaf in _leaves(manager.task_index, name)}
     originals = {leaf: (load_yaml(path, resolve_func=False), path) for leaf, path in leaves.items()}
-    data = spec.config.data[name]
-    if list(originals) != [name]:
-        return write_subjects(folder, name, originals, data=data)
-    config, path = originals[name]
-    return [write_task(folder, name, config, include=path, data=data)]
+    return write_tasks(folder, name, originals, data=spec.config.data[name])
 
 
 def _leaves(index: Any, name: str) -> list[str]:
@@ -163,7 +160,7 @@ def _check_group(name: str, group: Any) -> None:
 
 def _set_up(spec: HarnessSpec, name: str, leaf: str, task: Any) -> None:
     """Set few-shot number and seed as lm-eval's ``simple_evaluate`` does, and remove the metrics of code tasks."""
-    is_code = name in spec.code_tasks
+    is_code = name in CODE_TASKS
     if getattr(task, "UNSAFE_CODE", False) and not is_code:
         raise UserError(
             f"general_benchmarks.tasks: {leaf}",

@@ -160,7 +160,6 @@ def _specs(config: RunConfig, name: ModelName, model: ModelFolder, work: Path) -
             index=index,
             world=world,
             tasks=config.general_benchmarks.tasks,
-            code_tasks=tuple(sorted(CODE_TASKS)),
             config=config.general_benchmarks,
             seed=config.seed,
             enable_thinking=config.prompt.enable_thinking,
