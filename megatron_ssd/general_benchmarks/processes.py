@@ -114,8 +114,4 @@ def _environment(spec: HarnessSpec) -> dict[str, str]:
     environment = spec.engine.environment(spec.index)
     if not set(spec.tasks) <= spec.config.data.keys() and "HF_HUB_OFFLINE" not in os.environ:
         del environment["HF_HUB_OFFLINE"]
-    return {
-        **environment,
-        "HF_ALLOW_CODE_EVAL": "0",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    }
+    return {**environment, "HF_ALLOW_CODE_EVAL": "0", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}

@@ -26,12 +26,7 @@ from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError
 from megatron_ssd.evaluation.results import ModelName, write_json
 from megatron_ssd.evaluation.stage import evaluated_model, model_inputs
-from megatron_ssd.general_benchmarks.code_tasks import (
-    CODE_TASKS,
-    problems_of,
-    submissions_of,
-    with_scores,
-)
+from megatron_ssd.general_benchmarks.code_tasks import CODE_TASKS, problems_of, submissions_of, with_scores
 from megatron_ssd.general_benchmarks.local_data import check_data, data_identity
 from megatron_ssd.general_benchmarks.processes import HarnessSpec, lm_eval_version, part_path, run_harness
 from megatron_ssd.general_benchmarks.results import (
