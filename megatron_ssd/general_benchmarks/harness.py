@@ -122,8 +122,10 @@ def _load(spec: HarnessSpec, manager: Any, name: str, names: list[str]) -> dict[
             rule=f"lm-eval cannot load it ({type(error).__name__}: {reason})",
             fix=f"check the network, or set general_benchmarks.data.{name} to local files in the Hub's columns",
         ) from error
-    for group in loaded["groups"].values():
-        _check_group(name, group)
+    metrics = (metric for group in loaded["groups"].values() for metric in group.aggregate_metric_list or ())
+    if not all(metric.weight_by_size for metric in metrics):
+        raise UserError(f"general_benchmarks.tasks: {name}", rule="is a group that does not weight its tasks by size",
+                        fix="name the tasks themselves")  # fmt: skip
     tasks: dict[str, Any] = loaded["tasks"]
     for leaf, task in tasks.items():
         _set_up(spec, name, leaf, task)
@@ -146,16 +148,6 @@ def _leaves(index: Any, name: str) -> list[str]:
         return [name]
     members = [member if isinstance(member, str) else member["task"] for member in entry.cfg["task"]]
     return [leaf for member in members for leaf in _leaves(index, member)]
-
-
-def _check_group(name: str, group: Any) -> None:
-    for metric in group.aggregate_metric_list or ():
-        if not metric.weight_by_size:
-            raise UserError(
-                f"general_benchmarks.tasks: {name}",
-                rule="is a group that does not weight its tasks by their size",
-                fix="name the tasks themselves",
-            )
 
 
 def _set_up(spec: HarnessSpec, name: str, leaf: str, task: Any) -> None:
@@ -323,8 +315,9 @@ def _document_result(task: Any, leaf: str, sample: dict[str, Any]) -> dict[str, 
         for metric in sample["metrics"]
         if not is_code and aggregation.get(metric, mean) is mean and isinstance(sample[metric], int | float | np.number)
     }
-    filtered = sample["filtered_resps"]
-    programs = [text for texts in filtered for text in _texts(texts)] if is_code else []
+    programs: list[str] = []
+    for texts in sample["filtered_resps"] if is_code else ():  # a filter gives one text or several
+        programs += [texts] if isinstance(texts, str) else texts
     result = DocumentResult(
         task=leaf,
         doc_id=sample["doc_id"],
@@ -338,10 +331,6 @@ def _document_result(task: Any, leaf: str, sample: dict[str, Any]) -> dict[str, 
         num_fewshot=task.get_config("num_fewshot"),
     )
     return dataclasses.asdict(result)
-
-
-def _texts(filtered: Any) -> Sequence[str]:
-    return [filtered] if isinstance(filtered, str) else filtered
 
 
 if __name__ == "__main__":

@@ -43,7 +43,11 @@ class Benchmark:
 
 def load_benchmarks(config: BenchmarkConfig, world: MinicodeConfig) -> list[Benchmark]:
     """Every benchmark of the run. Raises what ``load_problems`` and ``apply_errata`` raise."""
-    return [_benchmark(name, one, world) for name, one in config.sets.items()]
+    benchmarks = []
+    for name, one in config.sets.items():
+        problems, errata = apply_errata(load_problems(name, one, world), one.errata)
+        benchmarks.append(Benchmark(name=name, format=one.format, problems=problems, errata=errata))
+    return benchmarks
 
 
 def load_problems(name: str, one: BenchmarkSetConfig, world: MinicodeConfig) -> list[Problem]:
@@ -81,11 +85,6 @@ def source_hashes(config: BenchmarkConfig | None, world: MinicodeConfig) -> Iter
         else:
             content = RELEASES[one.format].sha256 if one.path is None else remembered_sha256(_file(name, one))
         yield name, hash_json([window, content])
-
-
-def _benchmark(name: str, one: BenchmarkSetConfig, world: MinicodeConfig) -> Benchmark:
-    problems, errata = apply_errata(load_problems(name, one, world), one.errata)
-    return Benchmark(name=name, format=one.format, problems=problems, errata=errata)
 
 
 def _file(name: str, one: BenchmarkSetConfig) -> Path:
