@@ -41,7 +41,7 @@ def texts(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The canonical solution as each kind of sample: its key and its text."""
     if "code" in row:
         whole = row["code"]
-    elif row["entry_point"] in row["canonical_solution"].partition("(")[0]:  # MBPP+ has whole functions
+    elif row["task_id"].startswith("Mbpp/"):  # its solutions are whole functions
         whole = row["canonical_solution"]
     else:
         yield "completion", row["canonical_solution"]
