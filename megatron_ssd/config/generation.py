@@ -258,7 +258,7 @@ def _pair_from(environment: Mapping[str, str], rank_name: str, world_name: str) 
 
 def _number_from(environment: Mapping[str, str], name: str) -> int | None:
     text = environment.get(name)
-    require(text is None or text.lstrip("-").isdecimal(), f"environment variable {name} = {text!r}",
+    require(text is None or re.fullmatch(r"-?[0-9]+", text) is not None, f"environment variable {name} = {text!r}",
             rule="is not a whole number", fix="unset it, or set worker.rank and worker.world")  # fmt: skip
     return None if text is None else int(text)
 

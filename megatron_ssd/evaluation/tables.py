@@ -36,13 +36,11 @@ def percent(estimate: Estimate) -> Measured:
     )
 
 
-def points(estimate: Estimate) -> Measured:
-    """A difference of shares as signed percentage points."""
-    if not estimate.is_known:
+def points(estimate: Estimate | None) -> Measured:
+    """A difference of shares as signed percentage points; None for one that was not measured."""
+    if estimate is None or not estimate.is_known:
         return UNKNOWN
-    return Measured(
-        value=signed(estimate.value), interval=f"{signed(estimate.low)} to {signed(estimate.high)}"
-    )  # fmt: skip
+    return Measured(value=signed(estimate.value), interval=f"{signed(estimate.low)} to {signed(estimate.high)}")
 
 
 def confidence_text(confidence: float) -> str:

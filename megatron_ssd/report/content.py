@@ -15,7 +15,7 @@ from megatron_ssd.evaluation.problem_file import Excerpt
 from megatron_ssd.evaluation.results import EvaluationResults, ModelName, Score
 from megatron_ssd.evaluation.tables import UNKNOWN, Measured, confidence_text, percent, points, split_cells
 from megatron_ssd.formatting import DASH, counted, duration, visible
-from megatron_ssd.general_benchmarks.results import BenchmarkResults, ModelValue
+from megatron_ssd.general_benchmarks.results import ModelValue
 from megatron_ssd.grading.metrics import SignTest
 from megatron_ssd.report import paper
 from megatron_ssd.report.attempts import Attempt, ProblemPage
@@ -39,20 +39,6 @@ FINISH_REASONS = {
     "length": "cut at the length limit",
     "skipped": "not run",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkRow:
-    """One metric of one task: value with standard error of each model, and the difference in points."""
-
-    task: str
-    metric: str
-    num_rows: int
-    rows_on_hub: int | None  # if it is known and differs
-    num_fewshot: int
-    base: Measured
-    ssd: Measured
-    difference: Measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,21 +201,14 @@ def stage_rows(data: ReportData) -> list[dict[str, str]]:
     ]
 
 
-def benchmark_rows(results: BenchmarkResults | None) -> list[BenchmarkRow]:
-    """The table of general benchmarks; empty if the stage was not run."""
-    return [
-        BenchmarkRow(
-            task=result.task,
-            metric=result.title,
-            num_rows=result.rows,
-            rows_on_hub=None if result.rows_on_hub == result.rows else result.rows_on_hub,
-            num_fewshot=result.num_fewshot,
-            base=_with_stderr(result.base),
-            ssd=_with_stderr(result.ssd),
-            difference=UNKNOWN if result.difference is None else points(result.difference),
-        )
-        for result in (results.results if results else ())
-    ]
+def with_stderr(found: ModelValue | None) -> Measured:
+    """The value of a general benchmark in percent, with its standard error."""
+    if found is None:
+        return UNKNOWN
+    return Measured(
+        value=f"{found.value * 100:.1f}",
+        interval="standard error unknown" if found.stderr is None else f"\N{PLUS-MINUS SIGN} {found.stderr * 100:.1f}",
+    )
 
 
 def example_of(problem: ProblemPage) -> Example:
@@ -261,15 +240,6 @@ def run_facts(data: ReportData) -> list[tuple[str, str]]:
         ("all stages", duration(sum(m.seconds for m in data.manifests.values()))),
     ]
     return [(name, value) for name, value in facts if value]
-
-
-def _with_stderr(found: ModelValue | None) -> Measured:
-    if found is None:
-        return UNKNOWN
-    return Measured(
-        value=f"{found.value * 100:.1f}",
-        interval="standard error unknown" if found.stderr is None else f"\N{PLUS-MINUS SIGN} {found.stderr * 100:.1f}",
-    )
 
 
 def _first_program(model: ModelName, problem: ProblemPage, attempt: Attempt) -> Program:

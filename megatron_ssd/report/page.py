@@ -57,7 +57,7 @@ def render(data: ReportData) -> str:
         lineage=data.lineage,
         benchmarks=[_benchmark(one) for one in data.benchmarks],
         benchmark_sections=BENCHMARK_SECTIONS,
-        general_benchmarks=content.benchmark_rows(data.general_benchmarks),
+        general_benchmarks=data.general_benchmarks.results if data.general_benchmarks else (),
         sections=[section for section in SECTIONS if section[0] != "benchmarks" or data.general_benchmarks],
         titles=MODEL_TITLES,
         code_version=data.manifests["eval"].code_version,
@@ -108,7 +108,7 @@ def templates() -> Environment:
         loader=PackageLoader("megatron_ssd.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    for function in (anchor, duration, percent, points, visible, content.split_text):
+    for function in (anchor, duration, percent, points, visible, content.split_text, content.with_stderr):
         environment.filters[function.__name__] = function
     return environment
 

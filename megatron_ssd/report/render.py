@@ -20,7 +20,7 @@ from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.evaluation.results import EvaluationResults, Score, write_json
 from megatron_ssd.grading.metrics import Estimate
-from megatron_ssd.report.content import benchmark_rows, measure_sentence, notice, result_sentence
+from megatron_ssd.report.content import measure_sentence, notice, result_sentence
 from megatron_ssd.report.data import ReportData, gather
 from megatron_ssd.report.page import problems_page, render
 from megatron_ssd.report.paper import deviations
@@ -77,7 +77,7 @@ def _summary(data: ReportData) -> dict[str, Any]:
         },
         "settings": data.settings,
         "lineage": {"complete": data.lineage.is_complete, **dataclasses.asdict(data.lineage)},
-        "general_benchmarks": benchmark_rows(data.general_benchmarks),
+        "general_benchmarks": data.general_benchmarks.results if data.general_benchmarks else (),
     }
 
 
