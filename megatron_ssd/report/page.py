@@ -54,12 +54,10 @@ def render(data: ReportData) -> str:
         style=style(environment),
         script=Markup(script),
         policy=content_policy(script),
-        lineage=data.lineage,
         benchmarks=[_benchmark(one) for one in data.benchmarks],
         benchmark_sections=BENCHMARK_SECTIONS,
         general_benchmarks=data.general_benchmarks.results if data.general_benchmarks else (),
         sections=[section for section in SECTIONS if section[0] != "benchmarks" or data.general_benchmarks],
-        titles=MODEL_TITLES,
         code_version=data.manifests["eval"].code_version,
         heading=f"Simple self-distillation, {data.run_name}",
         notice=content.notice(data.settings, [one.scores for one in data.benchmarks]),
@@ -108,6 +106,7 @@ def templates() -> Environment:
         loader=PackageLoader("megatron_ssd.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.globals["titles"] = MODEL_TITLES
     for function in (anchor, duration, percent, points, visible, content.split_text, content.with_stderr):
         environment.filters[function.__name__] = function
     return environment

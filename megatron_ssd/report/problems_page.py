@@ -94,7 +94,6 @@ def render_problems(pages: ProblemPages, *, benchmark: str, run_name: str, code_
             run_name=run_name,
             code_version=code_version,
             columns=pages.columns,
-            titles=MODEL_TITLES,
             entries=[_entry(problem, pages.difficulties) for problem in pages.problems],
             difficulties=pages.difficulties,
             halves=sorted({problem.half for problem in pages.problems} - {""}),
