@@ -67,7 +67,7 @@ def run(spec: HarnessSpec) -> None:
     Raises:
         UserError: a task is unknown or cannot be used, its data cannot be loaded, or the engine cannot start.
     """
-    missing = [name for name in spec.tasks if not spec.part(name).exists()]
+    missing = [name for name in spec.config.tasks if not spec.part(name).exists()]
     with tempfile.TemporaryDirectory(prefix="megatron-ssd-tasks-") as scratch:
         loaded = load_tasks(spec, missing, Path(scratch))  # reports errors of tasks before the model loads
     model = _open_model(spec) if missing else None
