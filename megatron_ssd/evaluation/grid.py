@@ -171,7 +171,7 @@ class Measurements:
         if any(problem.source not in _EXTENDED or len(problem.tests) != 2 for problem in self.problems):
             return None
         ids, verdicts = [problem.id for problem in self.problems], self.verdicts[model][label]
-        passed = {k: problem_scores(verdicts, ids, k, passed=_passes_base_tests) for k in self.ks}
+        passed = {k: problem_scores(verdicts, ids, k, passed=lambda one: one.by_test[:1] == ".") for k in self.ks}
         return {k: self.bootstrap.mean(scores[where]) for k, scores in passed.items()}
 
     def best(self, model: ModelName, where: Mask | None = None) -> SamplingParams:
@@ -199,7 +199,3 @@ class Measurements:
             for name, mask in self.difficulties.items()
             if (mask & where).any()
         }
-
-
-def _passes_base_tests(verdict: Verdict) -> bool:
-    return verdict.by_test[:1] == "."
