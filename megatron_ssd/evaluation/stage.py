@@ -236,11 +236,8 @@ def _publish(
     failures: int,
     facts: dict[str, Any],
 ) -> None:
-    outcomes = Counter[str]()
-    for one in results:
-        for by_label in one.settings.values():
-            for setting in by_label.values():
-                outcomes.update(setting.outcomes)
+    settings = (setting for one in results for by_label in one.settings.values() for setting in by_label.values())
+    outcomes = sum((Counter(setting.outcomes) for setting in settings), Counter[str]())
     if failures:
         log.warning(
             "eval: the checker itself failed on %d of %d programs, which are left out", failures, outcomes.total()
