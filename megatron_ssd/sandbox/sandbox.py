@@ -66,7 +66,7 @@ class SandboxBrokenError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """Source text, how to run it, and what it finds around it (``inside.server``).
+    """Source text, how to run it, and what it finds around it (``inside.preparation``).
 
     It runs as ``__main__`` (``stdin``), through a function or method (``function``), in front of assert scripts
     (``checks``), or through a function whose results are compared with a reference's (``evalplus``).

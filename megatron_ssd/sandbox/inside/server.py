@@ -17,9 +17,7 @@ Invariants:
 
 from __future__ import annotations
 
-import builtins
 import gc
-import importlib
 import io
 import json
 import os
@@ -30,16 +28,13 @@ import signal
 import socket
 import sys
 import time
-from _sitebuiltins import Quitter
 from collections.abc import Callable, Mapping, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
 from typing import Any
 
 from megatron_ssd.sandbox.inside.checks import WORD_BYTES, run_checks
 from megatron_ssd.sandbox.inside.evalplus import make_reference, run_inputs
 from megatron_ssd.sandbox.inside.frames import receive, send
+from megatron_ssd.sandbox.inside.preparation import NamedPackages, Surroundings, warm_up
 from megatron_ssd.sandbox.inside.program import RESULTS_FD, execute, give_up_root, limit_process
 from megatron_ssd.sandbox.inside.seccomp import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, Seccomp
 
@@ -49,83 +44,21 @@ _RUN: Mapping[str, Callable[[dict[str, Any]], int]] = {
 _PROVEN = ("checks", "evalplus", "reference")  # forms that have the random word
 _SMALLEST_WAIT_MS = 5
 
-# LiveCodeBench's checker (``import_string`` in its testing_util.py) puts ``from M import *`` for each of these before a
-# program, in this order, then ``import M`` for all but typing. A builtin is never hidden.
-_STAR_IMPORTED = (
-    "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics", "itertools",
-    "functools", "operator", "io", "sys", "json", "typing",
-)  # fmt: skip
-
-_LONGEST_RECURSION = 50_000
-_WARM_UP_PROGRAMS = (
-    "def f(xs):\n    return sum(x * 2 for x in xs if x > 1) + len([y for y in xs])\n",
-    "class A:\n    def f(self):\n        return sorted({1: 'a'}, key=lambda x: f'{x}')\nA().f()\n",
-    "1 / 0",
-    "x = (",
-)
-
-
-class NamedPackages(MetaPathFinder):
-    """Finds the top-level packages that the host named, and no other package in the same folder.
-
-    Args:
-        folders: name -> the folder that the package is in.
-    """
-
-    def __init__(self, folders: Mapping[str, str]) -> None:
-        self._folders = dict(folders)
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """As ``importlib`` calls it. Python finds the modules inside a package by itself."""
-        folder = self._folders.get(fullname)
-        return None if folder is None else PathFinder.find_spec(fullname, [folder])
-
-
-class Surroundings:
-    """What a program finds around it: names, and limits of the interpreter.
-
-    The server has LiveCodeBench's names among its builtins, where every program finds them. To add them to the names of
-    each program would take a millisecond. They are removed for programs of other benchmarks.
-    """
-
-    def __init__(self) -> None:
-        # ``threading`` is not among the modules, and this server does not import it, because its work after a fork
-        # doubles the cost of a fork.
-        modules: dict[str, ModuleType] = {name: importlib.import_module(name) for name in _STAR_IMPORTED}
-        self._lcb: dict[str, Any] = {}
-        for module in modules.values():
-            public = getattr(module, "__all__", [name for name in vars(module) if not name.startswith("_")])
-            self._lcb |= {name: getattr(module, name) for name in public if not hasattr(builtins, name)}
-        del modules["typing"]
-        self._lcb |= modules
-        self._plain = {name: Quitter(name, "Ctrl-D (i.e. EOF)") for name in ("exit", "quit")}  # as the site module has
-        vars(builtins).update(self._lcb)
-        sys.setrecursionlimit(_LONGEST_RECURSION)
-        sys.set_int_max_str_digits(0)
-
-    def enter(self, request: dict[str, Any]) -> None:
-        """Change this process as ``prelude``, ``recursion_limit`` and ``max_int_digits`` of the request say."""
-        sys.setrecursionlimit(request["recursion_limit"])
-        sys.set_int_max_str_digits(request["max_int_digits"])
-        if request["prelude"] == "none":
-            for name in self._lcb:
-                delattr(builtins, name)
-            vars(builtins).update(self._plain)
-
 
 class Server:
     """Runs programs, each in a child process of its own.
 
     Args:
+        surroundings: what a child enters first.
         stdin_path: the file that has the standard input of the next program.
         become: the user and group that every child switches to.
         max_threads: see ``limit_process``.
     """
 
-    def __init__(self, *, stdin_path: str, become: int | None, max_threads: int | None) -> None:
-        self._surroundings, self._stdin_path = Surroundings(), stdin_path
+    def __init__(
+        self, surroundings: Surroundings, *, stdin_path: str, become: int | None, max_threads: int | None
+    ) -> None:
+        self._surroundings, self._stdin_path = surroundings, stdin_path
         self._become, self._max_threads = become, max_threads
         self._null = os.open(os.devnull, os.O_RDWR)
         self._unreadable = os.open(os.devnull, os.O_WRONLY)  # to read it is an OSError, as under the official checkers
@@ -253,17 +186,6 @@ def _read_results(
             return results, cpu_marks[1:], "", 0
 
 
-def warm_up() -> None:
-    """Fill caches and specialise byte code in the server, once, instead of in every program.
-
-    Each page that a child writes to is copied. Such copies are most of the cost of a short program; this saves a third.
-    """
-    request = {"form": "function", "function_name": "f", "class_name": None, "inputs": ["[1, 2]"] * 10}
-    for source in (*_WARM_UP_PROGRAMS, *_WARM_UP_PROGRAMS) * 5:
-        execute({**request, "source": source}, json.dumps)
-        execute({**request, "source": source, "form": "stdin"}, json.dumps)
-
-
 def serve(settings: str) -> None:
     """Answer requests until standard input ends.
 
@@ -275,7 +197,8 @@ def serve(settings: str) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogatepass")  # the official checkers take any text that a program prints
     requests, replies = socket.socket(fileno=os.dup(0)), os.dup(1)
-    server = Server(**{key: chosen[key] for key in ("stdin_path", "become", "max_threads")})
+    surroundings = Surroundings()
+    server = Server(surroundings, **{key: chosen[key] for key in ("stdin_path", "become", "max_threads")})
     # Process 1 of a namespace ignores signals from inside unless it handles them; Python handles SIGINT.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.meta_path.append(NamedPackages(chosen["packages"]))
