@@ -1,4 +1,4 @@
-"""The rules under which the programs of each benchmark run, those of its official checker.
+"""The rules of each benchmark's official checker, from finding the program in a response to running it.
 
 Sources, read as facts from the public code:
 - ``openai/human-eval``, ``execution.py`` and ``evaluation.py``: empty names, Python's own recursion limit, 3 s.
@@ -17,14 +17,18 @@ The official checkers measure wall time. Here all seconds are CPU time, so a bus
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from megatron_ssd.config.evaluation import SandboxConfig
-from megatron_ssd.prompts.extract import ExtractionRule
+from megatron_ssd.prompts.extract import Extraction, ExtractionRule, extract_program
+from megatron_ssd.schema import Problem
 
 Prelude = Literal["lcb", "none"]
+_CALLED = re.compile(r"\b([^\W\d]\w*)\(")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,3 +79,30 @@ def configured_rules(source: str, config: SandboxConfig) -> Rules:
     keys = ("prelude", "cpu_seconds", "memory_mib")
     chosen = {key: value for key in keys if (value := getattr(config, key)) is not None}
     return dataclasses.replace(rules_of(source), **chosen)
+
+
+def program_of_response(problem: Problem, response: str, *, prompt_opens_thinking: bool = False) -> Extraction:
+    """The program in a chat model's ``response`` to ``problem``; see ``prompts.extract``."""
+    return extract_program(
+        response,
+        rule=rules_of(problem.source).extraction,
+        entry_point=problem.function_name,
+        prompt=prompt_of(problem),
+        tested_names=_tested_names(problem),
+        prompt_opens_thinking=prompt_opens_thinking,
+    )
+
+
+def prompt_of(problem: Problem) -> str:
+    """The start of the program that ``problem`` gives: HumanEval's prompt. Other starter code is not run."""
+    return problem.starter_code if rules_of(problem.source).extraction == "entry_point" else ""
+
+
+def _tested_names(problem: Problem) -> frozenset[str]:
+    """Names that the assert scripts call: MBPP has tests that need a class of the program besides its function."""
+    return _called_names(tuple(test.input for test in problem.tests)) if problem.form == "checks" else frozenset()
+
+
+@lru_cache(maxsize=1024)
+def _called_names(scripts: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(name for script in scripts for name in _CALLED.findall(script))

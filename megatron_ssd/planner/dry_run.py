@@ -105,49 +105,37 @@ def lay_out(
     local = dataclasses.replace(precision, transformer_engine=False, fp8=None, recompute="none")
     moe = dataclasses.replace(moe, dispatcher="alltoall")  # DeepEP's is a CUDA library
     shards: dict[tuple[object, ...], int] = {}
-    ranks = tuple(
-        _build_rank(rank, model, parallel, local, moe, shards, fp8=precision.fp8)
-        for rank in progress(range(parallel.world_size), desc="laying out", unit="rank")
-    )
-    return LayoutReport(ranks=ranks, num_parameters=sum(shards.values()))
-
-
-def _build_rank(
-    rank: int,
-    model: ModelConfig,
-    parallel: ParallelConfig,
-    precision: PrecisionConfig,
-    moe: MoeConfig,
-    shards: dict[tuple[object, ...], int],
-    *,
-    fp8: Fp8Config | None,
-) -> RankReport:
-    """The report of ``rank``; the sizes of its shards are added to ``shards``."""
-    with fake_process_group(parallel, rank=rank):
-        chunks = build_model(model, parallel, precision, moe=moe, device="meta")
-        for chunk in chunks:
-            for shard in local_shards(chunk):
-                shards[shard.key, shard.global_offset, shard.local_shape] = math.prod(shard.local_shape)
-        return RankReport(
-            rank=rank,
-            tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
-            pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
-            context_rank=parallel_state.get_context_parallel_rank(),
-            expert_rank=parallel_state.get_expert_model_parallel_rank(),
-            data_rank=parallel_state.get_data_parallel_rank(),
-            num_parameters=_count(chunks, lambda _: True),
-            num_expert_parameters=_count(chunks, lambda parameter: not getattr(parameter, "allreduce", True)),
-            num_frozen_parameters=_count(chunks, lambda parameter: not parameter.requires_grad),
-            num_fp8_weights=0 if fp8 is None else _count_fp8_weights(chunks, fp8, model.num_hidden_layers),
-        )
+    ranks = []
+    for rank in progress(range(parallel.world_size), desc="laying out", unit="rank"):
+        with fake_process_group(parallel, rank=rank):
+            chunks = build_model(model, parallel, local, moe=moe, device="meta")
+            for chunk in chunks:
+                for shard in local_shards(chunk):
+                    shards[shard.key, shard.global_offset, shard.local_shape] = math.prod(shard.local_shape)
+            report = RankReport(
+                rank=rank,
+                tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+                pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+                context_rank=parallel_state.get_context_parallel_rank(),
+                expert_rank=parallel_state.get_expert_model_parallel_rank(),
+                data_rank=parallel_state.get_data_parallel_rank(),
+                num_parameters=_count(chunks, lambda _: True),
+                num_expert_parameters=_count(chunks, lambda parameter: not getattr(parameter, "allreduce", True)),
+                num_frozen_parameters=_count(chunks, lambda parameter: not parameter.requires_grad),
+                num_fp8_weights=_count_fp8_weights(chunks, precision.fp8, model.num_hidden_layers),
+            )
+        ranks.append(report)
+    return LayoutReport(ranks=tuple(ranks), num_parameters=sum(shards.values()))
 
 
 def _count(chunks: Iterable[nn.Module], wanted: Callable[[nn.Parameter], bool]) -> int:
     return sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters() if wanted(parameter))
 
 
-def _count_fp8_weights(chunks: Iterable[nn.Module], fp8: Fp8Config, num_layers: int) -> int:
+def _count_fp8_weights(chunks: Iterable[nn.Module], fp8: Fp8Config | None, num_layers: int) -> int:
     """Weights of projections and experts in the FP8 layers. Router and output layer stay in bf16."""
+    if fp8 is None:
+        return 0
     in_fp8 = range(fp8.bf16_layers_at_start, num_layers - fp8.bf16_layers_at_end)
     return sum(
         parameter.numel()

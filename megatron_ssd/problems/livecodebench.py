@@ -73,7 +73,7 @@ def read_benchmark(config: BenchmarkSetConfig, keys: BenchmarkKeys) -> list[Prob
             continue
         problem = _problem(row, date)
         if problem.id in problems:
-            raise UserError(f"{row.where}: question_id {problem.id!r}", rule="is repeated", fix="name each file once")
+            raise row.error("question_id", "is repeated", fix="name each file once")
         problems[problem.id] = problem
     if not problems:
         raise _empty_window(config, keys, seen)
@@ -88,22 +88,14 @@ class _TextUnpickler(pickle.Unpickler):
 
 
 def _problem(row: Row, date: datetime.date) -> Problem:
-    values = row.values
-    function_name = _function_name(row)
+    values, function_name = row.values, _function_name(row)
     form: ProblemForm = "function" if function_name else "stdin"
     title, statement, starter_code = (row.optional_text(column, fix=_DOWNLOAD_AGAIN) for column in _TEXTS)
     if not statement.strip() or is_null(values["question_id"]):
-        column = "question_id" if statement.strip() else "question_content"
-        raise UserError(f"{row.where}: {column}", rule="is empty", fix=_DOWNLOAD_AGAIN)
-    tests = [
-        test
-        for column in ("public_test_cases", "private_test_cases")
-        for test in decode_tests(values[column], where=f"{row.where}: {column}", form=form)
-    ]
+        raise row.error("question_id" if statement.strip() else "question_content", "is empty", fix=_DOWNLOAD_AGAIN)
+    tests = [test for column in ("public_test_cases", "private_test_cases") for test in decode_tests(row, column, form)]
     if not tests:
-        raise UserError(
-            f"{row.where}: {values['question_id']}", rule="has no test, so no program could fail", fix="remove that row"
-        )
+        raise row.error("question_id", "has no test, so no program could fail", fix="remove that row")
     return Problem(
         id=str(values["question_id"]),
         source="livecodebench",
@@ -119,32 +111,24 @@ def _problem(row: Row, date: datetime.date) -> Problem:
     )
 
 
-def decode_tests(text: str, *, where: str, form: ProblemForm) -> list[TestCase]:
+def decode_tests(row: Row, column: str, form: ProblemForm) -> list[TestCase]:
     """Test cases of one column: JSON text, or base64 of zlib of a pickle of that text.
 
     The pickle comes from the network and is read by an unpickler that can build only plain values.
 
-    Args:
-        text: the value of the column.
-        where: file, line and column, for messages.
-        form: the form of the problem. Tests of another form are an error.
-
     Raises:
-        UserError: the text cannot be decoded, or a test does not have the problem's form.
+        UserError: the text cannot be decoded, or a test does not have ``form``, the form of the problem.
     """
     try:
-        rows = json.loads(_as_json(text))
-        kinds = {row["testtype"] for row in rows}
-        tests = [TestCase(input=_checked(row["input"]), output=_checked(row["output"])) for row in rows]
+        rows = json.loads(_as_json(row.values[column]))
+        kinds = {one["testtype"] for one in rows}
+        tests = [TestCase(input=_checked(one["input"]), output=_checked(one["output"])) for one in rows]
     except _DECODING_ERRORS as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(where, rule=f"does not hold test cases ({reason})", fix=_DOWNLOAD_AGAIN) from None
+        rule = f"does not hold test cases ({type(error).__name__}: {error})"
+        raise row.error(column, rule, fix=_DOWNLOAD_AGAIN) from None
     if kinds - {_TEST_TYPE[form]}:
-        raise UserError(
-            where,
-            rule=f"holds {', '.join(sorted(map(str, kinds)))} tests, and metadata.func_name makes it a {form} problem",
-            fix="fix metadata.func_name or the tests",
-        )
+        rule = f"holds {', '.join(sorted(map(str, kinds)))} tests, and metadata.func_name makes it a {form} problem"
+        raise row.error(column, rule, fix="fix metadata.func_name or the tests")
     return tests
 
 
@@ -173,20 +157,16 @@ def _function_name(row: Row) -> str | None:
         if name is not None and not isinstance(name, str):
             raise TypeError(f"func_name is a {type(name).__name__}")
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{row.where}: metadata", rule=f"is not a JSON object ({error})", fix=_DOWNLOAD_AGAIN) from None
+        raise row.error("metadata", f"is not a JSON object ({error})", fix=_DOWNLOAD_AGAIN) from None
     return name
 
 
 def _contest_date(row: Row) -> datetime.date:
-    value = row.values["contest_date"]
     try:
-        return as_date(value)
+        return as_date(row.values["contest_date"])
     except (TypeError, ValueError, ArithmeticError, OSError):
-        raise UserError(
-            f"{row.where}: contest_date {value!r}",
-            rule="is not an ISO date, and no time since 1970 in seconds or milliseconds",
-            fix=_DOWNLOAD_AGAIN,
-        ) from None
+        rule = "is not an ISO date, and is not a time since 1970 in seconds or milliseconds"
+        raise row.error("contest_date", rule, fix=_DOWNLOAD_AGAIN) from None
 
 
 def as_date(value: Any) -> datetime.date:

@@ -36,7 +36,7 @@ def problems_stage(config: RunConfig) -> Stage:
     Raises:
         UserError: no source is named, or a file does not exist.
     """
-    return _stage(config, _source(config))
+    return _stage(config, open_source(needed(config.problems, "problems"), config.minicode))
 
 
 def run_problems(config: RunConfig) -> None:
@@ -45,7 +45,7 @@ def run_problems(config: RunConfig) -> None:
     Raises:
         UserError: a row or an evaluation set cannot be read, no problem is left, or too many are contaminated.
     """
-    source = _source(config)
+    source = open_source(needed(config.problems, "problems"), config.minicode)
     stage = _stage(config, source)
     if stage.is_current():
         return
@@ -79,11 +79,6 @@ def run_problems(config: RunConfig) -> None:
 def read_problems(run_dir: Path) -> Iterator[Problem]:
     """The published problems of a run, in order. Raises ``UserError`` if the stage has not run."""
     return (Problem.from_json(row) for row in iter_jsonl(run_dir / "problems" / PROBLEMS_FILE))
-
-
-def _source(config: RunConfig) -> Source:
-    section = needed(config.problems, "problems")
-    return open_source(section, config.minicode)
 
 
 def _line(source: Source, selection: Selection) -> str:

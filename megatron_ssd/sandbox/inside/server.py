@@ -189,7 +189,7 @@ def serve(settings: str) -> None:
     """Answer requests until standard input ends.
 
     Args:
-        settings: JSON of ``container.Settings``: ``packages``, name -> folder of those that programs may import, and
+        settings: a JSON object: ``packages``, name -> folder of those that programs may import, and
             the arguments of ``Server``.
     """
     chosen = json.loads(settings)

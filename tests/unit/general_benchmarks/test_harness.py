@@ -20,7 +20,6 @@ from megatron_ssd.config.evaluation import GeneralBenchmarksConfig
 from megatron_ssd.config.generation import EngineConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.general_benchmarks import processes
-from megatron_ssd.general_benchmarks.code_tasks import CODE_TASKS
 from megatron_ssd.general_benchmarks.processes import HarnessSpec
 from megatron_ssd.generation.vllm_engine import VllmSpec
 from megatron_ssd.prompts.clock import RunClock
@@ -56,9 +55,8 @@ def spec_of(data: dict[str, str], **settings: Any) -> HarnessSpec:
         model="none", end_token_ids=(), device="cpu", devices=(("0",),),
         settings=EngineConfig(max_model_len=settings.pop("max_model_len", 65536)),
     )  # fmt: skip
-    code_tasks = settings.pop("code_tasks", tuple(CODE_TASKS))
     config = GeneralBenchmarksConfig(tasks=settings.pop("tasks", tuple(data)), data=data, **settings)
-    return HarnessSpec(engine=engine, index=0, world=1, tasks=config.tasks, code_tasks=code_tasks, config=config,
+    return HarnessSpec(engine=engine, index=0, world=1, tasks=config.tasks, config=config,
                        seed=0, enable_thinking=None, clock=RunClock(Path("none")), out=Path("none"))  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.grading.checker import Checker
-from megatron_ssd.problems.formats import read_format
+from megatron_ssd.problems.assert_scripts import read_assert_scripts
 from megatron_ssd.schema import Problem, TestCase
 from tests.helpers.jsonl import write_jsonl
 
@@ -36,12 +36,12 @@ def plain() -> Iterator[Checker]:
 
 
 def problem_of(folder: Path, name: str, row: dict[str, Any]) -> Problem:
-    (problem,) = read_format(name, write_jsonl(folder / "rows.jsonl", [row]))
+    (problem,) = read_assert_scripts(name, write_jsonl(folder / "rows.jsonl", [row]))
     return problem
 
 
 def humaneval(checker: Checker, folder: Path, test: str, program: str) -> str:
-    return checker.check(problem_of(folder, "humaneval", {**H, "test": test}), program).status
+    return checker.check(problem_of(folder, "humaneval", {**H, "test": test}), program).verdict.status
 
 
 def body(*lines: str) -> str:
@@ -149,13 +149,13 @@ def test_a_completion_that_is_a_function_has_the_names_of_the_prompt(checker: Ch
      "def g(): return f(1)\nassert g() == [1]"],
 )  # fmt: skip
 def test_mbpp_assertions_make_names(checker: Checker, tmp_path: Path, test: str):
-    assert checker.check(problem_of(tmp_path, "mbpp", {**M, "test_list": [test]}), M["code"]).status == "passed"
+    assert checker.check(problem_of(tmp_path, "mbpp", {**M, "test_list": [test]}), M["code"]).verdict.status == "passed"
 
 
 def test_mbpp_assertions_share_their_names(checker: Checker, tmp_path: Path):
     problem = problem_of(tmp_path, "mbpp", {**M, "test_setup_code": "n = [2]", "test_list": [
         "n.append(3)\nout = f(n[0])", "assert out == [1, 1] and n == [2, 3]", "assert f(1) == [2]"]})  # fmt: skip
-    result = checker.check(problem, M["code"])
+    result = checker.check(problem, M["code"]).verdict
     assert (result.status, result.by_test, result.failed_test) == ("wrong_answer", "..W", 2)
 
 
@@ -183,7 +183,7 @@ def test_without_a_prelude_python_has_exit_and_quit(plain: Checker, source: str)
     problem = Problem(id="1", source="livecodebench", statement="", form="stdin",
                       tests=(TestCase(input="3 4\n", output="7\n"),))  # fmt: skip
     program = "a, b = map(int, input().split())\nprint(a + b)\n"
-    assert plain.check(problem, program + source).status == "passed"
+    assert plain.check(problem, program + source).verdict.status == "passed"
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_without_a_prelude_python_has_exit_and_quit(plain: Checker, source: str)
 def test_standard_input_has_its_usual_names(checker: Checker, read: str):
     test = TestCase(input="3 4\n", output="7\n")
     problem = Problem(id="1", source="livecodebench", statement="", form="stdin", tests=(test,) * 2)
-    assert checker.check(problem, f"print(sum(map(int, {read})))").status == "passed"
+    assert checker.check(problem, f"print(sum(map(int, {read})))").verdict.status == "passed"
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_standard_input_has_its_usual_names(checker: Checker, read: str):
 def test_an_output_may_be_as_long_as_the_expected_one(plain: Checker, output: str, program: str):
     problem = Problem(id="1", source="livecodebench", statement="", form="stdin",
                       tests=(TestCase(input="", output=output),))  # fmt: skip
-    assert plain.check(problem, program).status == "passed"
+    assert plain.check(problem, program).verdict.status == "passed"
 
 
 @pytest.mark.parametrize(
@@ -218,8 +218,8 @@ def test_an_output_may_be_as_long_as_the_expected_one(plain: Checker, output: st
 def test_a_long_result_of_a_function(plain: Checker, expected: str, expression: str):
     problem = Problem(id="1", source="livecodebench", statement="", form="function", function_name="f",
                       tests=(TestCase(input="1", output=expected),))  # fmt: skip
-    assert plain.check(problem, f"def f(x): return {expression}").status == "passed"
-    assert plain.check(problem, f"def f(x): return [{expression}]").status == "wrong_answer"
+    assert plain.check(problem, f"def f(x): return {expression}").verdict.status == "passed"
+    assert plain.check(problem, f"def f(x): return [{expression}]").verdict.status == "wrong_answer"
 
 
 def test_one_container_serves_several_benchmarks(checker: Checker, tmp_path: Path):
@@ -227,7 +227,7 @@ def test_one_container_serves_several_benchmarks(checker: Checker, tmp_path: Pat
     deep = "def f(x): return 2 if x == 0 else f(x - 1)\n"
     row = problem_of(tmp_path, "humaneval", H)
     statuses = [
-        checker.check(problem, source).status
+        checker.check(problem, source).verdict.status
         for _ in range(2)
         for problem, source in ((lcb, f"{deep}print(int(sqrt(f(9000) ** 2)))"), (row, f"{deep}print(sqrt(4))"))
     ]
@@ -239,6 +239,6 @@ def test_configured_limits_and_names_replace_the_benchmarks_own(tmp_path: Path):
     spin = "def f(x):\n    while True: pass"
     with Checker(config) as checker:
         row = problem_of(tmp_path, "humaneval", H)
-        assert checker.check(row, "def f(x): return int(sqrt(4))").status == "passed"
-        result = checker.check(row, spin, alone=True)
+        assert checker.check(row, "def f(x): return int(sqrt(4))").verdict.status == "passed"
+        result = checker.check(row, spin, alone=True).verdict
         assert (result.status, result.detail) == ("timeout", "more than 0.3 s of CPU time")
