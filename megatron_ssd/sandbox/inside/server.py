@@ -61,7 +61,6 @@ class Server:
         self._surroundings, self._stdin_path = surroundings, stdin_path
         self._become, self._max_threads = become, max_threads
         self._null = os.open(os.devnull, os.O_RDWR)
-        self._unreadable = os.open(os.devnull, os.O_WRONLY)  # to read it is an OSError, as under the official checkers
         for descriptor in (0, 1, 2):
             os.dup2(self._null, descriptor)
         self._seccomp = Seccomp()
@@ -76,7 +75,7 @@ class Server:
             file: the descriptor of a reference's results, closed here.
         """
         form, null = request["form"], self._null
-        files = [self._unreadable if form in _PROVEN else null, null, null]
+        files = [null, null, null]
         if form == "stdin":
             files[:2] = os.open(self._stdin_path, os.O_RDONLY), os.memfd_create("stdout")
         results_read, results_write = os.pipe()
@@ -93,7 +92,7 @@ class Server:
             if size == request["output_bytes"] and not facts["killed"]:
                 facts = {**facts, "killed": "output", "limit": size}
         finally:
-            for descriptor in {*files, results_read, word_write} - {null, self._unreadable}:
+            for descriptor in {*files, results_read, word_write} - {null}:
                 os.close(descriptor)
         return {
             **facts,
