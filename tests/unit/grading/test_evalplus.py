@@ -81,8 +81,12 @@ def test_inputs_are_compared_with_the_canonical_solution(checker: Checker, tmp_p
         head + "    class A(float):\n        __eq__ = lambda s, o: True\n    return A()",  # as evalplus does
         "import builtins\nsize = len\nbuiltins.len = None\ndef mean(xs): return sum(xs) / size(xs)",
         "def mean(xs): exit()",
+        "import sys\nsys.stdout.close()\ndef mean(xs):\n    print(xs)\n    return sum(xs) / len(xs)",
+        head + "    print(1)\n    return sum(xs) / len(xs) if sys.stdout.getvalue() == '1\\n' else 0\nimport sys",
+        *(f"g = lambda n: n and g(n - 1)\n{head}    g({n})\n    return sum(xs) / len(xs)" for n in (966, 967)),
     ) == [
         ("passed", ".."), ("passed", ".."), ("wrong_answer", "WW"), ("wrong_answer", ".W"), ("passed", ".."),
+        ("passed", ".."), ("passed", ".."), ("passed", ".."), ("runtime_error", "RR"),
         ("passed", ".."), ("passed", ".."), ("passed", ".."), ("runtime_error", "RR"),
     ]  # fmt: skip
 

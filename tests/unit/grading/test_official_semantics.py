@@ -69,7 +69,8 @@ PRINTS = ("import contextlib, io, sys", "o = io.StringIO()", "with contextlib.re
         (H["test"], "def f(x: List[int]): return x + 1", "runtime_error"),
         (H["test"], "def f(x): return len(re.findall('a', 'a' * (x + 1)))", "runtime_error"),
         (body("assert candidate(1500) == 1500"), "def f(x): return x if x == 0 else 1 + f(x - 1)", "runtime_error"),
-        (body("assert candidate(700) == 700"), "def f(x): return x if x == 0 else 1 + f(x - 1)", "passed"),
+        (body("assert candidate(981) == 981"), "def f(x): return x if x == 0 else 1 + f(x - 1)", "passed"),
+        (body("assert candidate(982) == 982"), "def f(x): return x if x == 0 else 1 + f(x - 1)", "runtime_error"),
         (body("assert candidate(1) == 'builtins'"), "def f(x): return __name__", "passed"),
         (body("assert candidate(1)"), "def f(x): return str(10 ** 5000)", "runtime_error"),
         # Arguments keep their type.
@@ -115,6 +116,12 @@ PRINTS = ("import contextlib, io, sys", "o = io.StringIO()", "with contextlib.re
         (body("import builtins", "builtins.input = lambda: '5'", "assert candidate(1) == 6"),
          "def f(x): return x + int(input())", "passed"),
         (body("assert len(candidate('a')) == 20_000_000"), "def f(x): return x * 20_000_000", "passed"),
+        (H["test"], "import sys\nsys.stdout.buffer.write(b'x')\ndef f(x): return x + 1", "runtime_error"),
+        (H["test"], "import sys\nprint(5)\ndef f(x): return x + int('5\\n' in sys.stdout.getvalue())", "passed"),
+        (H["test"], "import sys\nassert not sys.stdin.readable()\ndef f(x): return x + 1 + len(open(0).read())",
+         "passed"),
+        (H["test"], "import sys\ndef f(x): return x + 1 + len(list(sys.stdin))", "runtime_error"),
+        (H["test"], "copyright, credits, license\ndef f(x): return x + 1", "passed"),
         # Early ends.
         (H["test"], "def f(x): exit()", "runtime_error"),
         (H["test"], "def f(x) return x", "syntax_error"),
@@ -150,6 +157,25 @@ def test_mbpp_assertions_share_their_names(checker: Checker, tmp_path: Path):
         "n.append(3)\nout = f(n[0])", "assert out == [1, 1] and n == [2, 3]", "assert f(1) == [2]"]})  # fmt: skip
     result = checker.check(problem, M["code"]).verdict
     assert (result.status, result.by_test, result.failed_test) == ("wrong_answer", "..W", 2)
+
+
+def test_mbpp_runs_as_in_plain_python(checker: Checker, tmp_path: Path):
+    def status(program: str, test: str) -> str:
+        return checker.check(problem_of(tmp_path, "mbpp", {**M, "test_list": [test]}), program).status
+
+    deep = "def f(x): return x if x == 0 else 1 + f(x - 1)"
+    assert [status(deep, f"assert f({depth}) == {depth}") for depth in (998, 999)] == ["passed", "runtime_error"]
+    assert status("import sys\ndef f(x): return sys.stdout.buffer.write(x)", "assert f(b'a') == 1") == "passed"
+    assert status("def f(x): return input()", "try: f(1)\nexcept EOFError: pass") == "passed"
+
+
+@pytest.mark.parametrize("end", ["return", "if a:\n    return\nprint(5)", "try:\n    return\nexcept: print(5)"])
+def test_a_program_on_standard_input_may_return_at_its_end(checker: Checker, end: str):
+    problem = Problem(id="1", source="livecodebench", statement="", form="stdin",
+                      tests=(TestCase(input="3 4\n", output="7\n"),))  # fmt: skip
+    program = "from math import *\na, b = map(int, input().split())\ndef g(): return floor(a) + b\nprint(g())\n"
+    assert checker.check(problem, program + end).status == "passed"
+    assert checker.check(problem, f"{program}def f(:\n{end}").status == "syntax_error"
 
 
 @pytest.mark.parametrize("source", ["exit()", "quit()", "def main():\n    exit()\nmain()"])
