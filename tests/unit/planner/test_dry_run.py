@@ -8,7 +8,7 @@ from launch.train import train
 from megatron_ssd.cli.compose import compose_config, groups
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.planner.dry_run import lay_out, run_dry
-from tests.helpers.training_run import DENSE, MOE
+from tests.helpers.training_run import DEEP, DENSE, MOE
 
 TOTALS = {
     "qwen3_30b": 30_532_122_624,
@@ -36,7 +36,7 @@ def test_every_rank_of_a_shipped_model_builds_and_the_total_is_exact(name: str) 
     ("model", "sizes"),
     [
         (DENSE, {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "context_parallel_size": 2}),
-        (DENSE, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
+        (DEEP, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
         (MOE, {"expert_model_parallel_size": 4, "pipeline_model_parallel_size": 2}),
         (MOE, {"tensor_model_parallel_size": 2, "sequence_parallel": True, "expert_tensor_parallel_size": 2}),
     ],
