@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,23 @@ def write_atomically(path: Path, text: str) -> None:
 def temporary_path(path: Path) -> Path:
     """The name under which ``write_atomically`` writes ``path``."""
     return path.with_name(f".{path.name}.tmp")
+
+
+@contextlib.contextmanager
+def cache_entry(path: Path) -> Iterator[Path]:
+    """A new path at which to write a file or a folder, renamed to ``path`` when the body ends, and removed if it fails.
+
+    Any number of processes may write the same entry at a time; a folder that is there already stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        yield unfinished
+        if not path.is_dir():
+            unfinished.rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -16,11 +16,12 @@ from megatron_ssd.errors import MissingModelError, UserError
 
 _KEY = "model.path"
 # Names of the files that make a model what it is. Any other may change: a licence, notes of a download, a .git folder.
-TOKENIZER_FILES = ("tokenizer*", "vocab.*", "merges.txt", "*.tiktoken", "spiece.model")
+TOKENIZER_FILES = ("tokenizer*.json", "tokenizer.model*", "vocab.*", "merges.txt", "*.tiktoken", "spiece.model")
 BESIDE_TOKENIZER = ("special_tokens_map.json", "added_tokens.json", "chat_template*")
 TEMPLATE_FOLDER = "additional_chat_templates"
 _CONFIGS = (CONFIG, "generation_config.json", "*quant*_config.json", "quantize_config.json")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json", "*.pt")
+_NOT_WEIGHTS = ("optimizer.pt", "scheduler.pt", "scaler.pt")  # a trainer's state beside them
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -106,7 +107,11 @@ def model_files(folder: Path) -> list[Path]:
     """The files of ``model_hash``, sorted."""
     patterns = (*_CONFIGS, *TOKENIZER_FILES, *BESIDE_TOKENIZER, f"{TEMPLATE_FOLDER}/*", *_WEIGHTS)
     found = {path for pattern in patterns for path in folder.glob(pattern)}
-    return sorted(path for path in found if path.is_file() and not is_hidden(path.relative_to(folder)))
+    return sorted(
+        path
+        for path in found
+        if path.is_file() and path.name not in _NOT_WEIGHTS and not is_hidden(path.relative_to(folder))
+    )
 
 
 def _check_model(folder: Path, path: str | None, *, key: str) -> None:

@@ -13,10 +13,10 @@ from megatron_ssd.cli.terminal import any_output
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import require
+from megatron_ssd.planner.flops import GPUS
 from megatron_ssd.planner.memory import worst_rank
 from megatron_ssd.planner.plan import Samples, fits_text, hours, memory_text, recipe_tables, run_text
 from megatron_ssd.process import forget_launcher
-from megatron_ssd.runtime.gpus import GPUS
 
 if TYPE_CHECKING:
     from megatron_ssd.planner.dry_run import LayoutReport

@@ -16,24 +16,13 @@ from megatron_ssd.config.precision import PrecisionConfig, RecomputeModule
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.packing import PackingReport
-from megatron_ssd.planner.flops import flops_of
+from megatron_ssd.planner.flops import GPUS, Gpu, flops_of
 from megatron_ssd.planner.memory import GB, IMBALANCE, RankMemory, worst_rank
-from megatron_ssd.runtime.gpus import GPUS, Gpu
 
 if TYPE_CHECKING:
     from megatron_ssd.planner.dry_run import LayoutReport
 
-_PARTS = {
-    "weights": "weights",
-    "fp8_weights": "FP8 weights",
-    "gradients": "gradients",
-    "optimizer": "optimizer",
-    "ema": "EMA of the weights",
-    "activations": "activations",
-    "working_set": "working set",
-    "logits": "logits",
-    "reserve": "reserve",
-}
+_LABELS = {"fp8_weights": "FP8 weights", "ema": "EMA of the weights"}  # others are the names of the fields
 
 
 @dataclass(frozen=True)
@@ -89,8 +78,9 @@ def memory_text(config: RunConfig, layout: LayoutReport) -> str:
         "",
         "memory of the fullest GPU                GB",
     ]
-    parts = {label: getattr(memory, part) for part, label in _PARTS.items()} | {"total": memory.total}
-    lines += [f"  {label:34s} {value / GB:8.1f}" for label, value in parts.items() if value]
+    for part, value in (dataclasses.asdict(memory) | {"total": memory.total}).items():
+        if value:
+            lines.append(f"  {_LABELS.get(part, part.replace('_', ' ')):34s} {value / GB:8.1f}")
     lines += ["", "with recompute                           activations   working set      total"]
     for precision in recompute_modes(model, config.precision, grouped_gemm=config.moe.grouped_gemm):
         other = worst_rank(dataclasses.replace(config, precision=precision), layout)
@@ -147,7 +137,7 @@ def iteration_flops(model: ModelConfig, training: TrainingConfig, samples: Sampl
 
 def hours(config: RunConfig, samples: Samples | None, gpu: Gpu, mfu: float) -> float:
     """Duration of the run at an assumed share ``mfu`` of the dense peak of ``gpu`` in the precision of the products."""
-    peak = gpu.fp8_tflops if config.precision.fp8 else gpu.bf16_tflops
+    peak = gpu.peak_tflops(config.precision)
     assert peak is not None
     flops = iteration_flops(needed(config.model, "model"), config.training, samples)
     seconds = flops / (mfu * peak * 1e12 * config.parallel.world_size)

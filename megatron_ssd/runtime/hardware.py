@@ -16,7 +16,8 @@ from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.config.parallel import ClusterConfig
 from megatron_ssd.config.precision import Fp8Recipe, PrecisionConfig
 from megatron_ssd.errors import UserError, require
-from megatron_ssd.runtime.gpus import Capability
+
+Capability = tuple[int, int]  # of a device, or a version of CUDA
 
 _OLDEST_TRANSFORMER_ENGINE = "2.9"  # that Megatron-Core 0.16.1 accepts
 

@@ -35,7 +35,14 @@ def process_groups(parallel: ParallelConfig, *, device: Device) -> Iterator[None
     Raises:
         UserError: the number of processes is not ``parallel.world_size``, or the rendezvous port is taken.
     """
-    _check_world_size(parallel)
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != parallel.world_size:
+        raise UserError(
+            f"parallel.world_size = {parallel.world_size}",
+            rule=f"the layout needs {parallel.world_size} processes and {started} "
+            f"{'was' if started == 1 else 'were'} started",
+            fix=f"start it with torchrun --nproc-per-node={parallel.world_size} (times the number of nodes)",
+        )
     with joined_processes(device), megatron_grid(parallel, create_gloo_process_groups=True):
         yield
 
@@ -108,17 +115,6 @@ def on_rank_zero(action: Callable[[], T]) -> T:
     if isinstance(result, UserError):
         raise result
     return cast(T, result)
-
-
-def _check_world_size(parallel: ParallelConfig) -> None:
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != parallel.world_size:
-        raise UserError(
-            f"parallel.world_size = {parallel.world_size}",
-            rule=f"the layout needs {parallel.world_size} processes and {started} "
-            f"{'was' if started == 1 else 'were'} started",
-            fix=f"start it with torchrun --nproc-per-node={parallel.world_size} (times the number of nodes)",
-        )
 
 
 def _join(device: Device) -> None:

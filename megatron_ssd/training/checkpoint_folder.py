@@ -57,12 +57,10 @@ class CheckpointFacts:
 class BrokenCheckpointError(UserError):
     """A checkpoint whose files differ from those that were written."""
 
-    def __init__(self, what: str, *, rule: str, fix: str = "") -> None:
-        super().__init__(
-            what,
-            rule=rule,
-            fix=fix or "set checkpoint.on_broken=previous to resume from the one before it, or remove it",
-        )
+
+def _broken(path: Path, reason: str) -> BrokenCheckpointError:
+    fix = "set checkpoint.on_broken=previous to resume from the one before it, or remove it"
+    return BrokenCheckpointError(f"checkpoint {path}", rule=f"is broken: {reason}", fix=fix)
 
 
 def checkpoint_path(folder: Path, iteration: int) -> Path:
@@ -109,22 +107,16 @@ def read_facts(path: Path) -> CheckpointFacts:
     try:
         facts = _facts_of(json.loads((path / FACTS_FILE).read_text(encoding="utf-8")))
     except OSError as error:
-        raise BrokenCheckpointError(f"checkpoint {path}", rule=f"is broken: {FACTS_FILE}: {error.strerror}") from None
+        raise _broken(path, f"{FACTS_FILE}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BrokenCheckpointError(
-            f"checkpoint {path}", rule=f"is broken: {FACTS_FILE} cannot be parsed ({error!r})"
-        ) from None
+        raise _broken(path, f"{FACTS_FILE} cannot be parsed ({error!r})") from None
     if checkpoint_path(path.parent, facts.iteration) != path:
-        raise BrokenCheckpointError(
-            f"checkpoint {path}", rule=f"is broken: {FACTS_FILE} names iteration {facts.iteration}"
-        )
+        raise _broken(path, f"{FACTS_FILE} names iteration {facts.iteration}")
     for name, file in facts.files.items():
         if not (path / name).is_file():
-            raise BrokenCheckpointError(f"checkpoint {path}", rule=f"is broken: {name} is missing")
+            raise _broken(path, f"{name} is missing")
         if (found := (path / name).stat().st_size) != file.bytes:
-            raise BrokenCheckpointError(
-                f"checkpoint {path}", rule=f"is broken: {name} has {found} bytes and {file.bytes} were written"
-            )
+            raise _broken(path, f"{name} has {found} bytes and {file.bytes} were written")
     return facts
 
 
@@ -145,11 +137,9 @@ def check_content(path: Path, facts: CheckpointFacts, names: Sequence[str]) -> N
         try:
             found = sha256_file(path / name)
         except OSError as error:
-            raise BrokenCheckpointError(f"checkpoint {path}", rule=f"is broken: {name}: {error.strerror}") from None
+            raise _broken(path, f"{name}: {error.strerror}") from None
         if found != facts.files[name].sha256:
-            raise BrokenCheckpointError(
-                f"checkpoint {path}", rule=f"is broken: {name} is not what was written (its SHA-256 differs)"
-            )
+            raise _broken(path, f"{name} is not what was written (its SHA-256 differs)")
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -166,18 +166,12 @@ def open_dataset(
     Raises:
         UserError: there is none, it has another objective or vocabulary, or no sample is left.
     """
-    training = config.training
     dataset = PackedDataset(
         Path(config.run_dir) / "dataset" / DATASET_NAME,
+        config.training,
         objective=config.objective,
-        seq_length=training.seq_length,
-        packing=training.packing,
-        overlong=training.overlong,
         seed=config.seed,
-        loss_normalization=training.loss_normalization,
-        prompt_loss_weight=training.prompt_loss_weight,
         segment_multiple=config.segment_multiple,
-        validation_fraction=training.validation_fraction,
         split=split,
     )
     largest = dataset.max_token_id() if split == "train" else 0

@@ -18,7 +18,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.training import OptimizerConfig
 from megatron_ssd.errors import require
-from megatron_ssd.training.optimizer_state import allocate_state
+from megatron_ssd.training.optimizer_state import allocate_state, pytorch_adams
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}
 
@@ -160,10 +160,9 @@ def _use_fused_kernels(optimizer: MegatronOptimizer) -> None:
 
     TransformerEngine's and apex's Adam, which Megatron-Core prefers if they are installed, are always fused.
     """
-    for inner in optimizer.chained_optimizers:
-        if isinstance(inner.optimizer, torch.optim.AdamW):
-            for group in inner.optimizer.param_groups:
-                group["fused"], group["foreach"] = True, False
+    for adam in pytorch_adams(optimizer):
+        for group in adam.param_groups:
+            group["fused"], group["foreach"] = True, False
 
 
 def build_schedule(

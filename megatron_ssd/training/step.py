@@ -71,14 +71,9 @@ class LossSpikeDetector:
         """Count an iteration without update."""
         self.skipped_in_row += 1
 
-    @property
-    def is_stuck(self) -> bool:
-        """Whether the last ``max_skipped`` iterations were all skipped."""
-        return self.skipped_in_row >= self.max_skipped
-
     def check(self, iteration: int) -> None:
         """Raise ``UserError`` if the last ``max_skipped`` iterations were all skipped."""
-        if self.is_stuck:
+        if self.skipped_in_row >= self.max_skipped:
             raise UserError(
                 f"training.max_skipped = {self.max_skipped}",
                 rule=f"loss and gradient must be finite, and were not for {self.skipped_in_row} iterations up to "
@@ -119,12 +114,12 @@ class StepResult:
     """Result of a step, the same on every rank."""
 
     loss: float  # weighted mean over the global batch, before the update; may not be finite
-    grad_norm: float  # L2, before clipping
+    grad_norm: float  # L2 over the full model, before clipping
     learning_rate: float
     valid_tokens: int  # tokens with a non-zero loss weight
-    skipped: bool
-    spike: bool
-    peak_memory_gib: float  # the largest of any rank
+    skipped: bool  # loss or gradient was not finite, and nothing was updated
+    spike: bool  # see training.spike_factor
+    peak_memory_gib: float  # the largest of any process: device memory on a GPU, resident set size on a CPU
 
 
 def run_step(

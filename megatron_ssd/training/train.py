@@ -33,9 +33,8 @@ from megatron_ssd.training.metrics import (
 )
 from megatron_ssd.training.optimizer import check_optimizer
 from megatron_ssd.training.self_test import check_packing
-from megatron_ssd.training.shutdown import GracefulShutdown
 from megatron_ssd.training.stage import training_stage
-from megatron_ssd.training.trainer import Trainer, build_trainer
+from megatron_ssd.training.trainer import GracefulShutdown, Trainer, build_trainer
 
 log = logging.getLogger(__name__)
 
@@ -145,15 +144,7 @@ def _loggers(config: RunConfig, stage: Stage, *, done: int) -> list[MetricsLogge
     if training.tensorboard:
         loggers.append(TensorBoardLogger(stage.work / "tensorboard", done=done, interval=training.log_interval))
     if training.wandb_project is not None:
-        loggers.append(
-            WandbLogger(
-                training.wandb_project,
-                run_id=stage.identity[:16],
-                folder=Path(config.run_dir),
-                settings=dataclasses.asdict(config),
-                interval=training.log_interval,
-            )
-        )
+        loggers.append(WandbLogger(config, run_id=stage.identity[:16]))
     loggers.append(ProgressLogger(stage, done=done, train_iters=training.train_iters))
     return loggers
 

@@ -19,7 +19,8 @@ from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.dataset import PreprocessConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.dataset import stage as dataset_stage
-from megatron_ssd.dataset.convert import Converter, keys_file
+from megatron_ssd.dataset.convert import KEYS, Converter
+from megatron_ssd.dataset.set_filters import part_file
 from megatron_ssd.dataset.stage import run_preprocess
 from megatron_ssd.schema import Sample
 from tests.helpers.errors import one_line_error
@@ -136,7 +137,7 @@ def test_digests_take_eight_bytes_per_sample(tmp_path: Path) -> None:
     publish_samples(tmp_path, SHARDS)
     with patch.object(dataset_stage, "check_complete", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         run_preprocess(run_config(tmp_path))
-    keys = np.load(keys_file(tmp_path / "dataset.partial" / "parts", Path(FIRST)))
+    keys = np.load(part_file(tmp_path / "dataset.partial" / "parts", Path(FIRST), KEYS))
     assert (keys.dtype, keys.shape) == (np.uint64, (3,))
     run_preprocess(run_config(tmp_path))
     assert not list((tmp_path / "dataset").rglob("*.npy"))

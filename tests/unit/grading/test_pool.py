@@ -292,17 +292,17 @@ class TestBrokenSandbox:
     def test_a_program_that_breaks_the_sandbox_once_is_run_again(self, monkeypatch: pytest.MonkeyPatch):
         self.breaking(monkeypatch, times=1)
         with Checker(CONFIG) as checker:
-            assert checker.check(PROBLEMS[0], GOOD).status == "passed"
+            assert checker.check(PROBLEMS[0], GOOD).verdict.status == "passed"
 
     def test_one_program_that_always_breaks_the_sandbox_is_a_runtime_error(self, monkeypatch: pytest.MonkeyPatch):
         self.breaking(monkeypatch, times=99, only=GOOD)
         with Checker(CONFIG) as checker:
-            assert checker.check(PROBLEMS[0], GOOD).status == "runtime_error"
+            assert checker.check(PROBLEMS[0], GOOD).verdict.status == "runtime_error"
 
     def test_a_sandbox_that_always_breaks_is_an_infrastructure_error(self, monkeypatch: pytest.MonkeyPatch):
         self.breaking(monkeypatch, times=99)
         with Checker(CONFIG) as checker:
-            assert checker.check(PROBLEMS[0], GOOD).status == "infrastructure_error"
+            assert checker.check(PROBLEMS[0], GOOD).verdict.status == "infrastructure_error"
 
     def test_an_infrastructure_error_is_not_reused_for_an_equal_program(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
