@@ -8,11 +8,11 @@ tested before the first response is generated.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ from megatron_ssd.evaluation.results import SUMMARY_FILE, EvaluationResults, Mod
 from megatron_ssd.evaluation.reuse_results import reuse_results, verdict_path
 from megatron_ssd.evaluation.summary import summarise
 from megatron_ssd.evaluation.tables import claim_lines, score_tables
-from megatron_ssd.generation.engine import Sampler
 from megatron_ssd.generation.samplers import engine_facts, open_sampler
 from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.grading.pool import Grader
@@ -83,16 +82,10 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
         benchmark.name: {name: _job(config, benchmark, name, model, work, clock) for name, model in models.items()}
         for benchmark in benchmarks
     }
-
-    def start_sampler(model: ModelFolder) -> AbstractContextManager[Sampler]:
-        return sampler(
-            config.engine,
-            model,
-            device=config.cluster.device,
-            stop_token_ids=sampling.stop_token_ids,
-            worker=config.worker,
-        )
-
+    start_sampler = functools.partial(
+        sampler, config.engine, device=config.cluster.device, stop_token_ids=sampling.stop_token_ids,
+        worker=config.worker,
+    )  # fmt: skip
     reuse_results(stage, jobs)
     for name in models:
         of_model = [by_model[name] for by_model in jobs.values()]
@@ -243,11 +236,8 @@ def _publish(
     failures: int,
     facts: dict[str, Any],
 ) -> None:
-    outcomes = Counter[str]()
-    for one in results:
-        for by_label in one.settings.values():
-            for setting in by_label.values():
-                outcomes.update(setting.outcomes)
+    settings = (setting for one in results for by_label in one.settings.values() for setting in by_label.values())
+    outcomes = sum((Counter(setting.outcomes) for setting in settings), Counter[str]())
     if failures:
         log.warning(
             "eval: the checker itself failed on %d of %d programs, which are left out", failures, outcomes.total()

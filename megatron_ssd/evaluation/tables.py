@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from megatron_ssd.evaluation.results import EvaluationResults, Score, SsdGain
@@ -29,20 +29,18 @@ def ends(ks: Sequence[int]) -> tuple[int, ...]:
 
 def percent(estimate: Estimate) -> Measured:
     """A share in percent with one decimal."""
-    if not estimate.is_known:
-        return UNKNOWN
-    return Measured(
-        value=f"{estimate.value * 100:.1f}", interval=f"{estimate.low * 100:.1f} to {estimate.high * 100:.1f}"
-    )
+    return _measured(estimate, lambda share: f"{share * 100:.1f}")
 
 
 def points(estimate: Estimate) -> Measured:
     """A difference of shares as signed percentage points."""
+    return _measured(estimate, signed)
+
+
+def _measured(estimate: Estimate, show: Callable[[float], str]) -> Measured:
     if not estimate.is_known:
         return UNKNOWN
-    return Measured(
-        value=signed(estimate.value), interval=f"{signed(estimate.low)} to {signed(estimate.high)}"
-    )  # fmt: skip
+    return Measured(value=show(estimate.value), interval=f"{show(estimate.low)} to {show(estimate.high)}")
 
 
 def confidence_text(confidence: float) -> str:

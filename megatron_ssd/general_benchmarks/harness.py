@@ -67,7 +67,7 @@ def run(spec: HarnessSpec) -> None:
     Raises:
         UserError: a task is unknown or cannot be used, its data cannot be loaded, or the engine cannot start.
     """
-    missing = [name for name in spec.tasks if not spec.part(name).exists()]
+    missing = [name for name in spec.config.tasks if not spec.part(name).exists()]
     with tempfile.TemporaryDirectory(prefix="megatron-ssd-tasks-") as scratch:
         loaded = load_tasks(spec, missing, Path(scratch))  # reports errors of tasks before the model loads
     model = _open_model(spec) if missing else None
@@ -286,7 +286,10 @@ def _run_task(spec: HarnessSpec, name: str, tasks: dict[str, Any], model: Any) -
     np.random.seed(_OTHER_SEED)
     torch.manual_seed(_OTHER_SEED)
     model.asked.clear()
-    shares = {leaf: _share(spec, task) for leaf, task in tasks.items()}
+    shares = {}
+    for leaf, task in tasks.items():
+        count = len(task.eval_docs)
+        shares[leaf] = list(range(min(count, spec.config.limit or count)))[spec.index :: spec.world]
     ours = {leaf: tasks[leaf] for leaf, share in shares.items() if share}
     if not ours:
         return []
@@ -300,11 +303,6 @@ def _run_task(spec: HarnessSpec, name: str, tasks: dict[str, Any], model: Any) -
         confirm_run_unsafe_code=True,  # no program runs: see ``_set_up``
     )
     return [_document_result(ours[leaf], leaf, sample) for leaf in ours for sample in results["samples"][leaf]]
-
-
-def _share(spec: HarnessSpec, task: Any) -> list[int]:
-    count = len(task.eval_docs)
-    return list(range(min(count, spec.config.limit or count)))[spec.index :: spec.world]
 
 
 def _document_result(task: Any, leaf: str, sample: dict[str, Any]) -> dict[str, Any]:

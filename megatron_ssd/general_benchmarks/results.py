@@ -95,9 +95,9 @@ class BenchmarkResults:
 
 
 def results_of(
-    task: str, documents: Mapping[ModelName, Sequence[DocumentResult]], num_fewshot: int, bootstrap: Bootstrap
+    task: str, documents: Mapping[ModelName, Sequence[DocumentResult]], bootstrap: Bootstrap
 ) -> list[MetricResult]:
-    """The result of every metric that lm-eval scored, by filter. ``num_fewshot`` is the task's number of examples."""
+    """The result of every metric that lm-eval scored, by filter."""
     found: dict[tuple[str, str], dict[ModelName, dict[DocumentKey, float]]] = {}
     for model, of_model in documents.items():
         for document in of_model:
@@ -108,7 +108,7 @@ def results_of(
             task=task,
             metric=metric,
             filter=name,
-            num_fewshot=num_fewshot,
+            num_fewshot=next(iter(documents.values()))[0].num_fewshot,
             rows_on_hub=rows_on_hub(task),
             **{model: _value(scores) for model, scores in by_model.items()},
             difference=_difference(by_model, bootstrap),

@@ -89,7 +89,7 @@ def run_general_benchmarks(config: RunConfig) -> None:
         num_rows += len({document.key for document in first})
         if task in CODE_TASKS:
             documents = _grade(config.evaluation.sandbox, task, documents, work, failures)
-        results += results_of(task, documents, first[0].num_fewshot, bootstrap)
+        results += results_of(task, documents, bootstrap)
         for name, of_model in documents.items():
             _write_samples(work / "samples" / name / f"{task}.jsonl", of_model, with_text=section.log_samples)
         stage.note_time()
@@ -155,7 +155,6 @@ def _specs(config: RunConfig, name: ModelName, model: ModelFolder, work: Path) -
             engine=engine,
             index=index,
             world=world,
-            tasks=config.general_benchmarks.tasks,
             config=config.general_benchmarks,
             seed=config.seed,
             enable_thinking=config.prompt.enable_thinking,
@@ -164,7 +163,7 @@ def _specs(config: RunConfig, name: ModelName, model: ModelFolder, work: Path) -
         )
         for index in range(world)
     ]
-    missing = [spec for spec in specs if not all(spec.part(task).exists() for task in spec.tasks)]
+    missing = [spec for spec in specs if not all(spec.part(task).exists() for task in spec.config.tasks)]
     (work / _PARTS / name).mkdir(parents=True, exist_ok=True)
     if missing:
         log.info("%s: %s of the %s model", NAME, ", ".join(config.general_benchmarks.tasks), name)

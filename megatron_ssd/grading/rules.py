@@ -83,12 +83,13 @@ def configured_rules(source: str, config: SandboxConfig) -> Rules:
 
 def program_of_response(problem: Problem, response: str, *, prompt_opens_thinking: bool = False) -> Extraction:
     """The program in a chat model's ``response`` to ``problem``; see ``prompts.extract``."""
+    scripts = tuple(test.input for test in problem.tests) if problem.form == "checks" else ()
     return extract_program(
         response,
         rule=rules_of(problem.source).extraction,
         entry_point=problem.function_name,
         prompt=prompt_of(problem),
-        tested_names=_tested_names(problem),
+        tested_names=_called_names(scripts),
         prompt_opens_thinking=prompt_opens_thinking,
     )
 
@@ -98,11 +99,7 @@ def prompt_of(problem: Problem) -> str:
     return problem.starter_code if rules_of(problem.source).extraction == "entry_point" else ""
 
 
-def _tested_names(problem: Problem) -> frozenset[str]:
-    """Names that the assert scripts call: MBPP has tests that need a class of the program besides its function."""
-    return _called_names(tuple(test.input for test in problem.tests)) if problem.form == "checks" else frozenset()
-
-
 @lru_cache(maxsize=1024)
 def _called_names(scripts: tuple[str, ...]) -> frozenset[str]:
+    """Names that assert scripts call: MBPP has tests that need a class of the program besides its function."""
     return frozenset(name for script in scripts for name in _CALLED.findall(script))

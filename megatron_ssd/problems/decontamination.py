@@ -70,10 +70,6 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(_NAME if word in names else word.lower() for word in found) if names else tuple(map(str.lower, found))
 
 
-def _words_as_written(text: str) -> tuple[str, ...]:
-    return tuple(map(str.lower, _WORD.findall(text)))
-
-
 class ContaminationIndex:
     """The n-grams of all evaluation problems, in which training problems are looked up.
 
@@ -95,7 +91,8 @@ class ContaminationIndex:
         texts: list[tuple[str, ...]] = []
         for problem in problems:
             # Also with its own names: a copy without the signature still has them in its text and examples.
-            for found in filter(None, dict.fromkeys((words(problem.text), _words_as_written(problem.text)))):
+            as_written = tuple(map(str.lower, _WORD.findall(problem.text)))
+            for found in filter(None, dict.fromkeys((words(problem.text), as_written))):
                 self._exact[found].append(len(self._problems))
                 self._problems.append(problem)
                 texts.append(() if problem.exact_only else found)

@@ -20,7 +20,7 @@ from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.decontamination import HITS_FILE, Decontaminator, evaluation_set_hashes
-from megatron_ssd.problems.selection import PROBLEMS_FILE, Selection, select
+from megatron_ssd.problems.selection import PROBLEMS_FILE, select
 from megatron_ssd.problems.source import Source, open_source
 from megatron_ssd.progress import progress
 from megatron_ssd.schema import Problem
@@ -62,7 +62,11 @@ def run_problems(config: RunConfig) -> None:
             fix="name a data set that contains problems, or relax the problems section",
         )
     hits = decontaminator.report(work, kept=selection.ids)
-    line = _line(source, selection)
+    # The line that two people compare.
+    line = (
+        f"{source.section.name} {source.revision[:12]}: {len(selection.ids)} of {selection.rows} rows, "
+        f"selection {selection.digest[:16]}"
+    )
     log.info("problems: %s; dropped %s", line, format_counts(selection.dropped))
     if config.contamination.on_hit == "drop":
         log.info("problems: dropped %d that are in evaluation sets (contamination.on_hit=drop; %s)",
@@ -79,14 +83,6 @@ def run_problems(config: RunConfig) -> None:
 def read_problems(run_dir: Path) -> Iterator[Problem]:
     """The published problems of a run, in order. Raises ``UserError`` if the stage has not run."""
     return (Problem.from_json(row) for row in iter_jsonl(run_dir / "problems" / PROBLEMS_FILE))
-
-
-def _line(source: Source, selection: Selection) -> str:
-    """The line that two people compare."""
-    return (
-        f"{source.section.name} {source.revision[:12]}: {len(selection.ids)} of {selection.rows} rows, "
-        f"selection {selection.digest[:16]}"
-    )
 
 
 def _stage(config: RunConfig, source: Source) -> Stage:

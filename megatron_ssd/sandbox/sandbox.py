@@ -49,7 +49,7 @@ from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.sandbox.container import ENVIRONMENT, LaunchMode, launch_modes
 from megatron_ssd.sandbox.execution import Execution, Failure, interpret
-from megatron_ssd.sandbox.inside.frames import receive, send, send_file, write_all
+from megatron_ssd.sandbox.inside.frames import receive, send, write_all
 from megatron_ssd.schema import ProblemForm
 
 log = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ class Sandbox(AbstractContextManager["Sandbox"]):
             assert self._channel is not None
             send(self._channel.fileno(), {**request, "has_file": file is not None})
             if file is not None:
-                send_file(self._channel, file)
+                socket.send_fds(self._channel, [b"f"], [file])
             seconds = sum(wall for _, wall in request["intervals"])
             return _receive(process, seconds + _SLACK_SECONDS)
         except (OSError, KeyError, TypeError, ValueError) as error:

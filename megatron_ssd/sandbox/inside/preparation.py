@@ -18,7 +18,7 @@ from megatron_ssd.sandbox.inside.program import execute
 
 # LiveCodeBench's checker (``import_string`` in its testing_util.py) puts ``from M import *`` for each of these before a
 # program, in this order, then ``import M`` for all but typing. A builtin is never hidden.
-STAR_IMPORTED = (
+_STAR_IMPORTED = (
     "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics", "itertools",
     "functools", "operator", "io", "sys", "json", "typing",
 )  # fmt: skip
@@ -50,22 +50,6 @@ class NamedPackages(MetaPathFinder):
         return None if folder is None else PathFinder.find_spec(fullname, [folder])
 
 
-def lcb_names() -> dict[str, Any]:
-    """The names of LiveCodeBench's prelude, without those that Python itself has.
-
-    ``threading`` is not among the modules, and this server does not import it, because its work after a fork doubles
-    the cost of a fork.
-    """
-    modules: dict[str, ModuleType] = {name: importlib.import_module(name) for name in STAR_IMPORTED}
-    names: dict[str, Any] = {}
-    for name in STAR_IMPORTED:
-        module = modules[name]
-        public = getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")])
-        names.update({n: getattr(module, n) for n in public if not hasattr(builtins, n)})
-    del modules["typing"]
-    return {**names, **modules}
-
-
 class Surroundings:
     """What a program finds around it: names, and limits of the interpreter.
 
@@ -74,7 +58,15 @@ class Surroundings:
     """
 
     def __init__(self) -> None:
-        self._lcb = lcb_names()
+        # ``threading`` is not among the modules, and this server does not import it, because its work after a fork
+        # doubles the cost of a fork.
+        modules: dict[str, ModuleType] = {name: importlib.import_module(name) for name in _STAR_IMPORTED}
+        self._lcb: dict[str, Any] = {}
+        for module in modules.values():
+            public = getattr(module, "__all__", [name for name in vars(module) if not name.startswith("_")])
+            self._lcb |= {name: getattr(module, name) for name in public if not hasattr(builtins, name)}
+        del modules["typing"]
+        self._lcb |= modules
         vars(builtins).update(self._lcb)
         sys.setrecursionlimit(_LONGEST_RECURSION)
         sys.set_int_max_str_digits(0)

@@ -33,7 +33,7 @@ from typing import Any
 
 from megatron_ssd.sandbox.inside.checks import WORD_BYTES, run_checks
 from megatron_ssd.sandbox.inside.evalplus import make_reference, run_inputs
-from megatron_ssd.sandbox.inside.frames import receive, receive_file, send
+from megatron_ssd.sandbox.inside.frames import receive, send
 from megatron_ssd.sandbox.inside.preparation import NamedPackages, Surroundings, warm_up
 from megatron_ssd.sandbox.inside.program import RESULTS_FD, execute, give_up_root, limit_process
 from megatron_ssd.sandbox.inside.seccomp import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, Seccomp
@@ -206,5 +206,5 @@ def serve(settings: str) -> None:
     gc.freeze()  # so children do not copy pages only to mark objects
     send(replies, {"ready": True, "pid": os.getpid(), "python": platform.python_version()})
     while (request := receive(requests.fileno())) is not None:
-        file = receive_file(requests) if request["has_file"] else None
-        send(replies, server.run(request, file))
+        files = socket.recv_fds(requests, 1, 1)[1] if request["has_file"] else [None]  # it follows the message
+        send(replies, server.run(request, files[0]))

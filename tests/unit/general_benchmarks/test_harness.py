@@ -56,14 +56,14 @@ def spec_of(data: dict[str, str], **settings: Any) -> HarnessSpec:
         settings=EngineConfig(max_model_len=settings.pop("max_model_len", 65536)),
     )  # fmt: skip
     config = GeneralBenchmarksConfig(tasks=settings.pop("tasks", tuple(data)), data=data, **settings)
-    return HarnessSpec(engine=engine, index=0, world=1, tasks=config.tasks, config=config,
+    return HarnessSpec(engine=engine, index=0, world=1, config=config,
                        seed=0, enable_thinking=None, clock=RunClock(Path("none")), out=Path("none"))  # fmt: skip
 
 
 def load(spec: HarnessSpec, scratch: Path) -> dict[str, dict[str, Any]]:
     from megatron_ssd.general_benchmarks.harness import load_tasks
 
-    return load_tasks(spec, spec.tasks, scratch)
+    return load_tasks(spec, spec.config.tasks, scratch)
 
 
 def test_tasks_differ_from_lm_evals_only_in_their_data(data: dict[str, str], tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def item(leaf: str, number: int, *, filter_name: str = "none", **scores: float) 
 
 
 def summary_of(base: list[DocumentResult], ssd: list[DocumentResult] | None = None) -> list[MetricResult]:
-    return results_of("t", {"base": base} if ssd is None else {"base": base, "ssd": ssd}, 0,
+    return results_of("t", {"base": base} if ssd is None else {"base": base, "ssd": ssd},
                       Bootstrap(num_resamples=500))  # fmt: skip
 
 
