@@ -92,7 +92,7 @@ def _lay_out(config: RunConfig) -> LayoutReport:
     # after run_command has silenced its import warnings.
     from megatron_ssd.planner.dry_run import lay_out
 
-    return lay_out(_model(config), config.parallel, config.precision, config.moe)
+    return lay_out(_model(config), config.parallel, config.moe)
 
 
 @cache
