@@ -1,30 +1,22 @@
-"""Writes programs with a small grammar of explicit choices, so that each position has an exact label.
+"""Writes programs with a small grammar of explicit choices.
 
 A program is a sequence of lines (a loop counts as one line). For each line the grammar lists every text that an author
 could write, with its weight, whether it is right, and what it binds. An author draws one of them. Once a name is bound,
-it must be used, so an early choice decides which tokens are right later. All alternatives are known, so each position
-has a label:
-
-- **fork**: authors continue in several ways. Its options are their next units. Viable options still lead to a right
-  program; the others are traps.
-- **lock**: all authors continue with the same text.
-
-Units are the pieces that ``split`` cuts a text into: words for the noise process, token ids for analysis.
+it must be used, so an early choice decides which words are right later. All alternatives are known, so it is known
+where a program has a fork, at which authors continue in several ways, and where a lock, at which all authors continue
+with the same text. A fork is a trap if some of its options make the program wrong.
 """
 
 from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from megatron_ssd.problems.minicode.operations import Form, Operation
+from megatron_ssd.problems.minicode.operations import Operation
 
 Composition = tuple[Operation, ...]
-PositionKind = Literal["fork", "lock", "other"]
-Split = Callable[[str], Sequence[Hashable]]
 
 INDENT = "\n    "
 FENCE = "\n```"
@@ -32,6 +24,12 @@ PARAMETERS = {"xs": 0.6, "nums": 0.4}
 ELEMENTS = {"x": 0.7, "n": 0.3}
 FRESH_NAMES = ("ys", "zs", "ws", "vs")
 SHAPES = {"comprehension": 0.6, "lambda": 0.25, "loop": 0.15}
+_APPLIED = {
+    ("filter", "comprehension"): "[{element} for {element} in {source} if {body}]",
+    ("filter", "lambda"): "list(filter(lambda {element}: {body}, {source}))",
+    ("map", "comprehension"): "[{body} for {element} in {source}]",
+    ("map", "lambda"): "list(map(lambda {element}: {body}, {source}))",
+}
 SHARE_FRESH = 0.5  # authors who bind each result to a new name; the others rebind the parameter
 SHARE_NESTED = 0.25  # two steps in one expression, if the grammar allows it
 SHARE_RETURNED = 0.8  # the last step is written after ``return``; otherwise it is bound and returned on the next line
@@ -76,16 +74,6 @@ class Line:
         return line_options(self.frame, self.rest)
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
-    """A labelled unit. ``options`` are what authors write here; with ``viable`` ones the line can still be right."""
-
-    kind: PositionKind
-    unit: Hashable
-    options: frozenset[Hashable] = frozenset()
-    viable: frozenset[Hashable] = frozenset()
-
-
 def line_options(frame: Frame | None, rest: Composition) -> tuple[Option, ...]:
     """Options of the next line. ``rest`` are the remaining steps; if there are none, the bound name is returned."""
     if frame is None:
@@ -103,17 +91,6 @@ def write_program(composition: Composition, rng: random.Random) -> tuple[Line, .
         lines.append(Line(frame, rest, _draw(frame, rest, rng)))
         frame, rest = lines[-1].chosen.after, rest[lines[-1].chosen.consumed :]
     return tuple(lines)
-
-
-def label(line: Line, split: Split) -> Iterator[Position]:
-    """Label the units of ``line``."""
-    alive = [(tuple(split(option.text)), option.right) for option in line.options]
-    for index, unit in enumerate(split(line.chosen.text)):
-        following = frozenset(units[index] for units, _ in alive)
-        viable = frozenset(units[index] for units, right in alive if right)
-        yield Position("fork" if len(following) > 1 else "lock", unit, following, viable)
-        if len(following) > 1:
-            alive = [(units, right) for units, right in alive if units[index] == unit]
 
 
 def _draw(frame: Frame | None, rest: Composition, rng: random.Random) -> Option:
@@ -143,7 +120,8 @@ def _expressions(frame: Frame, step: Operation) -> Iterator[_Expression]:
             continue
         for element, share in _elements(frame):
             for shape in ("comprehension", "lambda"):
-                text = _apply(step, form, shape, element, frame.source)
+                body = form.text.format(x=element)
+                text = _APPLIED[step.kind, shape].format(element=element, body=body, source=frame.source)
                 yield _Expression(text, form.weight * share * SHAPES[shape], form.right, element)
 
 
@@ -206,17 +184,6 @@ def _loops(frame: Frame, step: Operation) -> Iterator[Option]:
             )
             text = f"{target} = []{INDENT}for {element} in {frame.source}:{body}{INDENT}"
             yield Option(text, form.weight * share * scale, form.right, 1, _bind(frame, target, True, element))
-
-
-def _apply(step: Operation, form: Form, shape: str, element: str, source: str) -> str:
-    body = form.text.format(x=element)
-    if step.kind == "filter":
-        if shape == "lambda":
-            return f"list(filter(lambda {element}: {body}, {source}))"
-        return f"[{element} for {element} in {source} if {body}]"
-    if shape == "lambda":
-        return f"list(map(lambda {element}: {body}, {source}))"
-    return f"[{body} for {element} in {source}]"
 
 
 def _elements(frame: Frame) -> Sequence[tuple[str, float]]:
