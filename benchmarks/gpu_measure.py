@@ -199,12 +199,13 @@ def predicted_bytes(config: RunConfig) -> float:
     """The planner's total without its reserve, which covers memory outside torch's allocator."""
     assert config.model is not None
     # One process holds every parameter, and all but the embedding are used in matrix products.
-    model = config.model
+    model, num_layers = config.model, config.model.num_hidden_layers
     embeddings = model.vocab_size * model.hidden_size * (1 if model.tie_word_embeddings else 2)
+    of_layer = (model.num_parameters() - embeddings) // num_layers
     rank = RankReport(
         rank=0, tensor_rank=0, pipeline_rank=0, context_rank=0, expert_rank=0, data_rank=0,
         num_parameters=model.num_parameters(),
-        num_fp8_weights=model.num_parameters() - embeddings if config.precision.fp8 else 0,
+        num_product_weights=(of_layer,) * num_layers,
     )  # fmt: skip
     (memory,) = all_ranks(config, LayoutReport(ranks=(rank,), num_parameters=rank.num_parameters))
     return memory.total - memory.reserve

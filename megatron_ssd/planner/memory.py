@@ -103,7 +103,7 @@ def _rank_memory(config: RunConfig, model: ModelConfig, rank: RankReport) -> Ran
     trained = rank.num_parameters - rank.num_frozen_parameters
     return RankMemory(
         weights=rank.num_parameters * _BYTES[precision.params_dtype],
-        fp8_weights=rank.num_fp8_weights * _fp8_weight_bytes(precision.fp8),
+        fp8_weights=_num_fp8_weights(rank, precision.fp8) * _fp8_weight_bytes(precision.fp8),
         gradients=trained * _BYTES[optimizer.main_grads_dtype],
         optimizer=optimizer_bytes(rank, parallel, optimizer, params_dtype=precision.params_dtype),
         ema=0.0 if config.training.ema_decay is None else rank.num_parameters * 4.0,
@@ -138,6 +138,13 @@ def _state_bytes(optimizer: OptimizerConfig, params_dtype: str) -> int:
         return moments  # the parameter is its own fp32 copy
     remainder_only = optimizer.precision_aware and optimizer.main_params_dtype == "fp32"
     return moments + (2 if remainder_only else _BYTES[optimizer.main_params_dtype])
+
+
+def _num_fp8_weights(rank: RankReport, fp8: Fp8Config | None) -> int:
+    if fp8 is None:
+        return 0
+    layers = rank.num_product_weights
+    return sum(layers[fp8.bf16_layers_at_start : len(layers) - fp8.bf16_layers_at_end])
 
 
 def _fp8_weight_bytes(fp8: Fp8Config | None) -> float:
