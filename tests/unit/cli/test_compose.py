@@ -159,11 +159,8 @@ def test_the_demos_run_folder_depends_on_its_problems() -> None:
         (["seed={"], ["seed={"]),
         (["run_dir=${nothing.here}"], ["nothing.here"]),
         (["contamination=[humaneval,human]"], ["contamination = 'human'", "choose one of aime, humaneval"]),
-        (["contamination=mbpp"], ["contamination.sets.mbpp.path = null", "set contamination.sets.mbpp.path to a file"]),
-        (
-            ["benchmark=livecodebench"],
-            ["benchmark.sets.livecodebench.path = null", "set benchmark.sets.livecodebench.path=FILE"],
-        ),
+        (["contamination=mbpp"], ["contamination.sets.mbpp.path = null", "set it to a file"]),
+        (["benchmark=livecodebench"], ["benchmark.sets.livecodebench.path = null", "set it to a file"]),
         (
             ["benchmark=[livecodebench,mbpp_plus]", "benchmark.path=x"],
             ["benchmark.path = 'x'", "mean benchmark.sets.livecodebench.path or benchmark.sets.mbpp_plus.path?"],

@@ -11,7 +11,7 @@ import pytest
 
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.config.evaluation import SandboxConfig
-from megatron_ssd.config.grading import GradeConfig
+from megatron_ssd.config.tools import GradeConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.grading.checker import Checker
 from megatron_ssd.grading.grade_file import run_grade
