@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_ssd.formatting import aligned
 from megatron_ssd.grading.grade_file import ID_KEYS
 from megatron_ssd.problems.assert_scripts import FORMATS, read_assert_scripts
 from megatron_ssd.problems.table import open_table
 from megatron_ssd.prompts.extract import Extraction, ExtractionRule, extract_program
 from megatron_ssd.schema import Problem
-from megatron_ssd.text_table import aligned
 
 RULES: tuple[ExtractionRule, ...] = ("last_block", "lcb", "entry_point")
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ssd.artifacts.lfs import refuse_lfs_pointer
+from megatron_ssd.artifacts.hub import refuse_lfs_pointer
 from megatron_ssd.errors import UserError
 
 if TYPE_CHECKING:

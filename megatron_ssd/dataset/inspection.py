@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.manifest import FILE_NAME, Manifest, check_outputs, read_manifest
-from megatron_ssd.config.dataset import InspectConfig
+from megatron_ssd.config.tools import InspectConfig
 from megatron_ssd.dataset.convert import IDS
 from megatron_ssd.dataset.indexed import (
     DATASET_NAME,

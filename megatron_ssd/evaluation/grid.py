@@ -26,9 +26,9 @@ from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.results import ModelName
+from megatron_ssd.formatting import counted
 from megatron_ssd.grading.metrics import Bootstrap, Estimate, Mask, Scores, problem_scores
 from megatron_ssd.schema import Problem, Verdict
-from megatron_ssd.text_table import counted
 
 UNRATED = "unrated"  # the difficulty of problems that have none
 _EXTENDED = ("humaneval_plus", "mbpp_plus")

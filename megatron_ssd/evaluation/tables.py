@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from megatron_ssd.evaluation.results import EvaluationResults, Score, SsdGain
+from megatron_ssd.formatting import DASH, NOT_MEASURED, aligned, counted, signed
 from megatron_ssd.grading.metrics import Estimate, SignTest
-from megatron_ssd.text_table import DASH, NOT_MEASURED, aligned, counted, signed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,9 @@ def percent(estimate: Estimate) -> Measured:
     return _measured(estimate, lambda share: f"{share * 100:.1f}")
 
 
-def points(estimate: Estimate) -> Measured:
-    """A difference of shares as signed percentage points."""
-    return _measured(estimate, signed)
+def points(estimate: Estimate | None) -> Measured:
+    """A difference of shares as signed percentage points; None for one that was not measured."""
+    return UNKNOWN if estimate is None else _measured(estimate, signed)
 
 
 def _measured(estimate: Estimate, show: Callable[[float], str]) -> Measured:

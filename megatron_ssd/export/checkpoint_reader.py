@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 
-from megatron_ssd.config.export import Weights
+from megatron_ssd.config.training import Weights
 from megatron_ssd.errors import UserError
 from megatron_ssd.export.full_model import FullModel, FullTensor
 from megatron_ssd.models.hf_checkpoint import refuse_weights

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from megatron_ssd.evaluation.results import ModelName
+from megatron_ssd.formatting import MINUS, aligned
 from megatron_ssd.general_benchmarks.local_data import rows_on_hub
 from megatron_ssd.grading.metrics import Bootstrap, Estimate
-from megatron_ssd.text_table import MINUS, aligned
 
 NAME, SUMMARY = "general_benchmarks", "summary.json"  # the folder of the stage, and the file in it
 NO_FILTER = "none"  # lm-eval's name for an answer that was not filtered

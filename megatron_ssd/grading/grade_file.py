@@ -30,9 +30,10 @@ from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.evaluation import default_ks
-from megatron_ssd.config.grading import GradeConfig
 from megatron_ssd.config.problems import BenchmarkSetConfig
+from megatron_ssd.config.tools import GradeConfig
 from megatron_ssd.errors import UserError
+from megatron_ssd.formatting import aligned
 from megatron_ssd.grading.metrics import Bootstrap, no_code_causes, problem_scores
 from megatron_ssd.grading.pool import Grader, Submission, read_verdicts
 from megatron_ssd.grading.references import is_flawed
@@ -44,7 +45,6 @@ from megatron_ssd.progress import progress
 from megatron_ssd.prompts.entry_point import parses
 from megatron_ssd.prompts.extract import Extraction
 from megatron_ssd.schema import Problem, Verdict
-from megatron_ssd.text_table import aligned
 
 log = logging.getLogger(__name__)
 

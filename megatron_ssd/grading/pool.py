@@ -10,7 +10,6 @@ Invariants:
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import os
@@ -20,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from megatron_ssd.artifacts.jsonl import FileCursor, JsonlWriter, iter_complete_records
 from megatron_ssd.config.evaluation import SandboxConfig
@@ -95,7 +96,7 @@ class Grader(AbstractContextManager["Grader"]):
                 for verdict, is_new in self._grade_window(window, verdicts):
                     if is_new:
                         writer.write(verdict.to_json())
-                        verdicts[verdict.problem_id, verdict.sample_index] = verdict
+                        verdicts[verdict.key] = verdict
                     advance(1)
         return [verdicts[key] for key in order]
 
@@ -112,12 +113,12 @@ class Grader(AbstractContextManager["Grader"]):
                 yield verdicts[program.key], False
             elif program.source is None:
                 found = verdict_of(self._problems[program.problem_id], "no_code", detail=program.note)
-                yield dataclasses.replace(found, sample_index=program.sample_index), True
+                yield replace(found, sample_index=program.sample_index), True
             else:
                 waiting.setdefault(key, []).append(program)
         for key, result in self._check_all({key: programs[0].source or "" for key, programs in waiting.items()}):
             for program in waiting[key]:
-                yield dataclasses.replace(result, sample_index=program.sample_index), True
+                yield replace(result, sample_index=program.sample_index), True
 
     def _check_all(self, sources: dict[Key, str]) -> Iterator[tuple[Key, Verdict]]:
         """Results as soon as they are final. Each is remembered, except those in which the checker failed."""
@@ -176,4 +177,4 @@ def read_verdicts(path: Path) -> dict[tuple[str, int], Verdict]:
     if not path.exists():
         return {}
     verdicts = (Verdict.from_json(record) for record, _ in iter_complete_records(path, FileCursor()))
-    return {(verdict.problem_id, verdict.sample_index): verdict for verdict in verdicts}
+    return {verdict.key: verdict for verdict in verdicts}

@@ -10,7 +10,6 @@ keeps of it), never the texts.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -19,6 +18,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from megatron_ssd.config.problems import ProblemsConfig
 from megatron_ssd.problems.near_duplicates import NearDuplicates
@@ -86,7 +87,7 @@ def select(
             if reason is None:
                 unique = _unique(problem.id, times_seen)
                 if problem.tests or unique != problem.id:
-                    problem = dataclasses.replace(problem, id=unique, tests=())
+                    problem = replace(problem, id=unique, tests=())
                 reason = {"reason": "contaminated"} if is_contaminated(problem) else None
             if reason is not None:
                 counts[reason["reason"]] += 1

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from megatron_ssd.config.problems import MinicodeConfig
 from megatron_ssd.dataset.convert import Difference, retokenize
@@ -20,7 +20,7 @@ from tests.helpers.samples_run import sample as make_sample
 
 
 def sample(response: str, ids: list[int], finish_reason: FinishReason = "stop") -> Sample:
-    return dataclasses.replace(make_sample(response, finish_reason, tuple(ids)), sample_index=3)
+    return replace(make_sample(response, finish_reason, tuple(ids)), sample_index=3)
 
 
 def test_retokenized_ids_have_the_end_token_exactly_if_the_model_stopped(tiny_tokenizer: Path) -> None:

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.export import ExportConfig
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.training import ExportConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.export import shards, state_dict_adapter, verify
 from megatron_ssd.export.assets import set_dtype

@@ -11,7 +11,7 @@ import pytest
 
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.config.evaluation import SandboxConfig
-from megatron_ssd.config.grading import GradeConfig
+from megatron_ssd.config.tools import GradeConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.grading.checker import Checker
 from megatron_ssd.grading.grade_file import run_grade
@@ -119,6 +119,13 @@ def test_a_root_is_checked_by_the_value_of_its_polynomial(checker: Checker, tmp_
     (problem,) = read_assert_scripts("humaneval_plus", write_jsonl(tmp_path / "a.jsonl", [row]))
     programs = [f"def find_zero(xs): return {value}" for value in ("-1.0", "1.00001", "0.9")]
     assert [status for status, _ in checked(checker, problem, *programs)] == ["passed", "passed", "wrong_answer"]
+    # evalplus passes these attacks too: its comparison calls the functions, and its frame has the expected values.
+    head = "import builtins, math, sys\ndef find_zero(xs):\n    "
+    attacks = ["math.pow = lambda *a: 0", "builtins.abs = lambda *a: 0", "builtins.sum = lambda *a: 0", "xs[:] = [0]",
+               "return sys._getframe(1).f_locals['wanted']"]  # fmt: skip
+    assert (
+        checked(checker, problem, *(f"{head}{attack}\n    return 0.5" for attack in attacks)) == [("passed", "..")] * 5
+    )
 
 
 def test_scripts_of_mbpp_plus_on_the_hub(checker: Checker, tmp_path: Path):

@@ -161,7 +161,7 @@ def test_mbpp_assertions_share_their_names(checker: Checker, tmp_path: Path):
 
 def test_mbpp_runs_as_in_plain_python(checker: Checker, tmp_path: Path):
     def status(program: str, test: str) -> str:
-        return checker.check(problem_of(tmp_path, "mbpp", {**M, "test_list": [test]}), program).status
+        return checker.check(problem_of(tmp_path, "mbpp", {**M, "test_list": [test]}), program).verdict.status
 
     deep = "def f(x): return x if x == 0 else 1 + f(x - 1)"
     assert [status(deep, f"assert f({depth}) == {depth}") for depth in (998, 999)] == ["passed", "runtime_error"]
@@ -174,8 +174,8 @@ def test_a_program_on_standard_input_may_return_at_its_end(checker: Checker, end
     problem = Problem(id="1", source="livecodebench", statement="", form="stdin",
                       tests=(TestCase(input="3 4\n", output="7\n"),))  # fmt: skip
     program = "from math import *\na, b = map(int, input().split())\ndef g(): return floor(a) + b\nprint(g())\n"
-    assert checker.check(problem, program + end).status == "passed"
-    assert checker.check(problem, f"{program}def f(:\n{end}").status == "syntax_error"
+    assert checker.check(problem, program + end).verdict.status == "passed"
+    assert checker.check(problem, f"{program}def f(:\n{end}").verdict.status == "syntax_error"
 
 
 @pytest.mark.parametrize("source", ["exit()", "quit()", "def main():\n    exit()\nmain()"])
