@@ -49,16 +49,13 @@ class Server:
     """Runs programs, each in a child process of its own.
 
     Args:
-        surroundings: what a child enters first.
         stdin_path: the file that has the standard input of the next program.
         become: the user and group that every child switches to.
         max_threads: see ``limit_process``.
     """
 
-    def __init__(
-        self, surroundings: Surroundings, *, stdin_path: str, become: int | None, max_threads: int | None
-    ) -> None:
-        self._surroundings, self._stdin_path = surroundings, stdin_path
+    def __init__(self, *, stdin_path: str, become: int | None, max_threads: int | None) -> None:
+        self._surroundings, self._stdin_path = Surroundings(), stdin_path
         self._become, self._max_threads = become, max_threads
         self._null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
@@ -189,15 +186,14 @@ def serve(settings: str) -> None:
     """Answer requests until standard input ends.
 
     Args:
-        settings: a JSON object: ``packages``, name -> folder of those that programs may import, and
-            the arguments of ``Server``.
+        settings: a JSON object: ``packages``, name -> folder of those that programs may import, and the arguments of
+            ``Server``.
     """
     chosen = json.loads(settings)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogatepass")  # the official checkers take any text that a program prints
     requests, replies = socket.socket(fileno=os.dup(0)), os.dup(1)
-    surroundings = Surroundings()
-    server = Server(surroundings, **{key: chosen[key] for key in ("stdin_path", "become", "max_threads")})
+    server = Server(**{key: chosen[key] for key in ("stdin_path", "become", "max_threads")})
     # Process 1 of a namespace ignores signals from inside unless it handles them; Python handles SIGINT.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.meta_path.append(NamedPackages(chosen["packages"]))
