@@ -51,7 +51,8 @@ def test_noisy_samples_are_filtered_by_proxy_score(loop: Loop, finished: Path, m
     low, high = np.quantile(scores, [0.25, 0.75])
     dataset = read_manifest(run_dir / "dataset")
     assert dataset.counts["documents"] == ((scores >= low) & (scores <= high)).sum()
-    assert dataset.dropped == {"outside_proxy_band": 64 - dataset.counts["documents"]}
+    dropped = {"outside_proxy_band": len(scores) - dataset.counts["documents"], "no_proxy_score": 64 - len(scores)}
+    assert dataset.dropped == {reason: count for reason, count in dropped.items() if count}
     assert 0 < dataset.counts["no_code"] <= 64
     loop.copy(finished, run_dir, "checkpoints", "export", "eval")
     options = [*OPTIONS, f"proxy.path={model}", BAND]

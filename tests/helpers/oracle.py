@@ -15,9 +15,7 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.decode import OpenSampler
 from megatron_ssd.generation.engine import Completion, Request
 from megatron_ssd.problems import minicode
-from megatron_ssd.problems.minicode.documents import OPENING
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
-from tests.helpers.minicode_programs import is_right, program_of, text_of
 
 MINICODE = MinicodeConfig(num_test_problems=6)
 N = 4
@@ -54,8 +52,8 @@ class Oracle:
         text = "```python\ndef f(xs):\n    return None\n```"
         if index < self._share:
             problem = self._problems[problem_id]
-            programs = (program_of(problem, author) for author in range(1000))
-            text = OPENING + next(text_of(lines) for lines in programs if is_right(lines))
+            labelled = (minicode.document_with_labels(problem, seed) for seed in range(1000))
+            text = next(document.response for document in labelled if document.is_right)
         return [*self._tokenizer(text, add_special_tokens=False)["input_ids"], 2]
 
 

@@ -10,13 +10,23 @@ import json
 import random
 
 from megatron_ssd.config.problems import MinicodeConfig
-from megatron_ssd.errors import require
+from megatron_ssd.errors import UserError, require
 from megatron_ssd.problems.minicode.compositions import Split, draw_distinct, fingerprint, random_list, run
-from megatron_ssd.problems.minicode.documents import corpus, statement
-from megatron_ssd.problems.minicode.solutions import Composition
+from megatron_ssd.problems.minicode.documents import LabelledDocument, corpus, labelled, statement
+from megatron_ssd.problems.minicode.operations import OPERATIONS
+from megatron_ssd.problems.minicode.solutions import Composition, Position
 from megatron_ssd.schema import Problem, TestCase
 
-__all__ = ["DIFFICULTIES", "corpus", "test_problems", "train_problems"]
+__all__ = [
+    "DIFFICULTIES",
+    "LabelledDocument",
+    "Position",
+    "composition_of",
+    "corpus",
+    "document_with_labels",
+    "test_problems",
+    "train_problems",
+]
 
 DIFFICULTIES = {"easy": 2, "medium": 3, "hard": 4}  # steps
 
@@ -29,6 +39,18 @@ def train_problems(config: MinicodeConfig) -> list[Problem]:
 def test_problems(config: MinicodeConfig) -> list[Problem]:
     """``config.num_test_problems`` problems to evaluate; difficulties alternate until one has no more problems."""
     return _problems(config, "test", config.num_test_problems)
+
+
+def document_with_labels(problem: Problem, seed: int) -> LabelledDocument:
+    """One author's answer to a minicode problem, with a label for each position."""
+    return labelled(composition_of(problem), random.Random(f"minicode author {seed} {problem.id}"))
+
+
+def composition_of(problem: Problem) -> Composition:
+    """The steps of a minicode problem. Raises ``UserError`` for any other problem."""
+    if "steps" not in problem.metadata:
+        raise UserError(f"problem {problem.id}", rule="is not a minicode problem", fix="labels exist for minicode only")
+    return tuple(OPERATIONS[name] for name in problem.metadata["steps"])
 
 
 def _problems(config: MinicodeConfig, split: Split, count: int) -> list[Problem]:

@@ -1,5 +1,7 @@
 """Writes minicode documents: a problem's statement with one author's answer.
 
+A document comes with labels, or with slips for the corpus.
+
 Slips are noise at locks, which gives a base model its tail of distractors. Some documents are careless, at one of
 several levels. In a careless document each word at a lock is replaced with a probability that is the level times the
 weight of the word's class; the author continues as if the word were right. The distractor is mostly a word that is
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 
 from megatron_ssd.config.problems import MinicodeConfig
 from megatron_ssd.problems.minicode.compositions import draw
-from megatron_ssd.problems.minicode.solutions import Composition, Line, write_program
+from megatron_ssd.problems.minicode.solutions import Composition, Line, Position, Split, label, write_program
 
 OPENING = "```python\n"
 _LENGTHS = {1: 0.1, 2: 0.3, 3: 0.35, 4: 0.25}  # steps per corpus document
@@ -52,9 +54,38 @@ class Document:
     response: str
 
 
+@dataclass(frozen=True, slots=True)
+class LabelledDocument:
+    """A document without slips. Each piece of the response is cut into labelled units by itself."""
+
+    prompt: str
+    lines: tuple[Line, ...]
+
+    @property
+    def response(self) -> str:
+        """The complete answer."""
+        return OPENING + "".join(line.chosen.text for line in self.lines)
+
+    @property
+    def is_right(self) -> bool:
+        """Whether no trap was written."""
+        return all(line.chosen.right for line in self.lines)
+
+    def positions(self, split: Split) -> Iterator[Position]:
+        """A label for each unit of the response; the opening fence is ``other``."""
+        yield from (Position("other", unit) for unit in split(OPENING))
+        for line in self.lines:
+            yield from label(line, split)
+
+
 def statement(composition: Composition) -> str:
     """The problem in English: one imperative per step, in order."""
     return ", ".join(step.wording for step in composition)
+
+
+def labelled(composition: Composition, rng: random.Random) -> LabelledDocument:
+    """One author's answer to ``composition``."""
+    return LabelledDocument(statement(composition), write_program(composition, rng))
 
 
 def corpus(config: MinicodeConfig) -> Iterator[Document]:
@@ -79,24 +110,13 @@ def write_with_slips(lines: tuple[Line, ...], rng: random.Random, scale: float) 
     return "".join(word for line in lines for word in _slips(line, rng, level))
 
 
-def forks(line: Line) -> set[int]:
-    """Indices of the words of ``line`` at which authors continue in several ways."""
-    alive, found = [words(option.text) for option in line.options], set[int]()
-    for index, word in enumerate(words(line.chosen.text)):
-        same = [option for option in alive if option[index] == word]
-        if len(same) < len(alive):
-            found.add(index)
-            alive = same
-    return found
-
-
 def _slips(line: Line, rng: random.Random, level: float) -> list[str]:
     written = list(words(line.chosen.text))
     struck = [index for index, word in enumerate(written) if rng.random() < level * _weight(word)]
     if struck:
-        at_forks = forks(line)
+        labels = list(label(line, words))
         for index in struck:
-            if index not in at_forks:
+            if labels[index].kind == "lock":
                 written[index] = _distractor(written[index], rng)
     return written
 

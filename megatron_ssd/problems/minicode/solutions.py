@@ -1,22 +1,30 @@
-"""Writes programs with a small grammar of explicit choices.
+"""Writes programs with a small grammar of explicit choices, so that each position has an exact label.
 
 A program is a sequence of lines (a loop counts as one line). For each line the grammar lists every text that an author
 could write, with its weight, whether it is right, and what it binds. An author draws one of them. Once a name is bound,
-it must be used, so an early choice decides which words are right later. All alternatives are known, so it is known
-where a program has a fork, at which authors continue in several ways, and where a lock, at which all authors continue
-with the same text. A fork is a trap if some of its options make the program wrong.
+it must be used, so an early choice decides which tokens are right later. All alternatives are known, so each position
+has a label:
+
+- **fork**: authors continue in several ways. Its options are their next units. Viable options still lead to a right
+  program; the others are traps.
+- **lock**: all authors continue with the same text.
+
+Units are the pieces that ``split`` cuts a text into: words for the noise process, token ids for analysis.
 """
 
 from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from megatron_ssd.problems.minicode.operations import Operation
 
 Composition = tuple[Operation, ...]
+PositionKind = Literal["fork", "lock", "other"]
+Split = Callable[[str], Sequence[Hashable]]
 
 INDENT = "\n    "
 FENCE = "\n```"
@@ -74,6 +82,16 @@ class Line:
         return line_options(self.frame, self.rest)
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A labelled unit. ``options`` are what authors write here; with ``viable`` ones the line can still be right."""
+
+    kind: PositionKind
+    unit: Hashable
+    options: frozenset[Hashable] = frozenset()
+    viable: frozenset[Hashable] = frozenset()
+
+
 def line_options(frame: Frame | None, rest: Composition) -> tuple[Option, ...]:
     """Options of the next line. ``rest`` are the remaining steps; if there are none, the bound name is returned."""
     if frame is None:
@@ -91,6 +109,17 @@ def write_program(composition: Composition, rng: random.Random) -> tuple[Line, .
         lines.append(Line(frame, rest, _draw(frame, rest, rng)))
         frame, rest = lines[-1].chosen.after, rest[lines[-1].chosen.consumed :]
     return tuple(lines)
+
+
+def label(line: Line, split: Split) -> Iterator[Position]:
+    """Label the units of ``line``."""
+    alive = [(tuple(split(option.text)), option.right) for option in line.options]
+    for index, unit in enumerate(split(line.chosen.text)):
+        following = frozenset(units[index] for units, _ in alive)
+        viable = frozenset(units[index] for units, right in alive if right)
+        yield Position("fork" if len(following) > 1 else "lock", unit, following, viable)
+        if len(following) > 1:
+            alive = [(units, right) for units, right in alive if units[index] == unit]
 
 
 def _draw(frame: Frame | None, rest: Composition, rng: random.Random) -> Option:

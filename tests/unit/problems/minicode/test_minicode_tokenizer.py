@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from megatron_ssd.config.problems import MinicodeConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems import minicode
-from megatron_ssd.problems.minicode.documents import OPENING, Document
+from megatron_ssd.problems.minicode.documents import Document
 from megatron_ssd.problems.minicode.tokenizer import END, chat_text, save_tokenizer, train_tokenizer
-from tests.helpers.minicode_programs import program_of
 
 CONFIG = MinicodeConfig(seed=2, num_documents=1500, noise=0.0, num_test_problems=30)
 _PLAIN = st.text(st.characters(exclude_characters="\u2581\x00", exclude_categories=["Cs"]))
@@ -84,10 +83,11 @@ def test_skipping_special_tokens_keeps_the_layout(tokenizer: Any) -> None:
     assert tokenizer.decode(tokenizer.encode(response + END), skip_special_tokens=True) == response
 
 
-def test_tokens_end_where_lines_end(processor: Any) -> None:
+def test_every_labelled_unit_is_a_token(processor: Any) -> None:
     for problem in minicode.test_problems(CONFIG):
-        pieces = [OPENING, *(line.chosen.text for line in program_of(problem, 1))]
-        assert [id_ for piece in pieces for id_ in processor.encode(piece)] == processor.encode("".join(pieces))
+        document = minicode.document_with_labels(problem, 1)
+        units = [position.unit for position in document.positions(processor.encode)]
+        assert units == processor.encode(document.response)
 
 
 def test_common_words_are_single_tokens(processor: Any) -> None:

@@ -16,14 +16,13 @@ from megatron_ssd.problems.minicode.documents import statement
 from megatron_ssd.problems.minicode.operations import OPERATIONS
 from megatron_ssd.problems.minicode.solutions import write_program
 from megatron_ssd.schema import Problem
-from tests.helpers.minicode_programs import composition_of
 
 CONFIG = MinicodeConfig(seed=7, num_train_problems=300, num_test_problems=90, num_documents=400)
 
 
 def test_the_three_sets_share_no_problem() -> None:
     fingerprints = {
-        split: {fingerprint(composition_of(problem)) for problem in problems}
+        split: {fingerprint(minicode.composition_of(problem)) for problem in problems}
         for split, problems in (("train", minicode.train_problems(CONFIG)), ("test", minicode.test_problems(CONFIG)))
     }
     rng = random.Random(0)
@@ -80,7 +79,7 @@ def test_problems_are_complete() -> None:
     problems = minicode.test_problems(CONFIG)
     assert [problem.difficulty for problem in problems[:4]] == ["easy", "medium", "hard", "easy"]
     for problem in problems:
-        steps = composition_of(problem)
+        steps = minicode.composition_of(problem)
         assert len(steps) == minicode.DIFFICULTIES[problem.difficulty or ""]
         assert problem.statement == statement(steps)
         assert len(problem.tests) == CONFIG.tests_per_problem
@@ -88,20 +87,25 @@ def test_problems_are_complete() -> None:
         assert Problem.from_json(problem.to_json()) == problem
 
 
+def test_labels_are_refused_for_other_problems() -> None:
+    with pytest.raises(UserError, match="is not a minicode problem"):
+        minicode.document_with_labels(Problem(id="p", source="s", statement="", form="stdin"), 0)
+
+
 def test_slips_occur_only_at_locks_and_at_the_stated_rate() -> None:
     rng = random.Random(3)
     num_slips = num_locks = 0
     for _ in range(1500):
         lines = write_program(draw(rng, 3, "corpus", 0), rng)
-        right = [word for line in lines for word in documents.words(line.chosen.text)]
-        at_forks = [n in documents.forks(line) for line in lines for n in range(len(documents.words(line.chosen.text)))]
+        positions = [position for line in lines for position in documents.label(line, documents.words)]
         written = documents.words(documents.write_with_slips(lines, rng, 1.0))
-        if len(written) != len(right):  # a slip may join two words: x and y become xy
+        if len(written) != len(positions):  # a slip may join two words: x and y become xy
             continue
-        for is_fork, word, other in zip(at_forks, right, written, strict=True):
-            assert not is_fork or word == other
-            num_slips += word != other
-            num_locks += not is_fork
+        for position, word in zip(positions, written, strict=True):
+            changed = word != position.unit
+            assert not changed or position.kind == "lock"
+            num_slips += changed
+            num_locks += position.kind == "lock"
     assert 0.036 < num_slips / num_locks < 0.10
 
 
