@@ -26,14 +26,14 @@ from megatron_ssd.artifacts.hf_config import GENERATION_CONFIG, generation_confi
 from megatron_ssd.artifacts.hub import is_hub_id
 from megatron_ssd.artifacts.manifest import FILE_NAME, Manifest, check_outputs, read_manifest
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.export import PushConfig
 from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.training import PushConfig
 from megatron_ssd.errors import ConfigError, UserError, shown
 from megatron_ssd.evaluation.results import EvaluationResults
 from megatron_ssd.evaluation.tables import score_tables
+from megatron_ssd.formatting import aligned, counted
 from megatron_ssd.report.data import read_evaluation
-from megatron_ssd.text_table import aligned, counted
 
 log = logging.getLogger(__name__)
 

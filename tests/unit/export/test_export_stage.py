@@ -17,12 +17,12 @@ from transformers import GenerationConfig
 from megatron_ssd.artifacts.hub import open_model
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.export import ExportConfig
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.training import ExportConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.export import shards, state_dict_adapter, verify
 from megatron_ssd.export.assets import set_dtype
@@ -32,7 +32,7 @@ from megatron_ssd.models.build import build_model
 from megatron_ssd.models.hf_checkpoint import load_hf_weights
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
-from megatron_ssd.training.ema import EmaWeights
+from megatron_ssd.training.step import EmaWeights
 from tests.helpers.tiny_hf import MODELS, write_hf_folder, write_tokenizer
 
 CPU = ClusterConfig(device="cpu")

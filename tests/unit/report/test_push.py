@@ -15,8 +15,8 @@ from huggingface_hub import constants
 
 from megatron_ssd.artifacts.cards import model_card
 from megatron_ssd.artifacts.manifest import read_manifest
-from megatron_ssd.config.export import PushConfig
 from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.training import PushConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.report.push import run_push
 from megatron_ssd.schema import Sample
