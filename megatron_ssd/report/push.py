@@ -86,6 +86,7 @@ def make_folder(config: RunConfig) -> Path:
     work = stage.begin()
     linked = {one["path"]: one["sha256"] for one in manifest.outputs if one["path"] not in own}
     for name in linked:
+        (work / name).parent.mkdir(exist_ok=True)
         try:
             os.link(source / name, work / name)
         except OSError:  # a file system without links
