@@ -343,8 +343,8 @@ def test_a_chat_request_is_decoded_with_the_settings_of_the_export(url: str, mod
         return dict(answer.json()["choices"][0])
 
     named = {"temperature": HOT.temperature, "top_k": HOT.top_k, "top_p": HOT.top_p}
-    answers = [ask(seed=seed) for seed in range(20)]
-    assert [one["token_ids"] for one in answers] == [ask(seed=seed, **named)["token_ids"] for seed in range(20)]
+    answers = [ask(seed=seed) for seed in range(6)]
+    assert [one["token_ids"] for one in answers] == [ask(seed=seed, **named)["token_ids"] for seed in range(6)]
     assert answers[0]["message"]["content"]
     ends = {one["token_ids"][-1] for one in answers if one["finish_reason"] == "stop"}
     assert ends <= set(model.end_token_ids)
