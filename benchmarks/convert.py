@@ -32,7 +32,7 @@ import torch
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.export.full_model import full_model
 from megatron_ssd.export.shards import TensorSpec, plan_shards, write_index, write_shard
-from megatron_ssd.models.families import FAMILIES
+from megatron_ssd.models.architectures import to_hf_config
 
 MB = 1_000_000
 _SHAPE: dict[str, Any] = {
@@ -88,8 +88,7 @@ def models(gigabytes: float) -> list[ModelConfig]:
 def write_model(folder: Path, model: ModelConfig, *, max_shard_bytes: int = 500 * MB) -> tuple[int, int]:
     """Write random bytes as bf16 weights. Returns the bytes of all tensors and of the largest."""
     folder.mkdir()
-    family = FAMILIES[model.model_type]
-    (folder / "config.json").write_text(json.dumps(family.to_hf_config(model, dtype="bfloat16")))
+    (folder / "config.json").write_text(json.dumps(to_hf_config(model, dtype="bfloat16")))
     specs = {name: TensorSpec(name, shape, torch.bfloat16) for name, shape in full_model(model).hf_shapes.items()}
 
     def value(name: str) -> torch.Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import os
+import random
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from tests.helpers import preloaded
 
 VOCAB_SIZE = 512
 TOGETHER = ("tests/distributed", "tests/e2e")
+# Of the shapes that tests.helpers.tiny_hf draws; set here, so that all processes of a test run draw the same.
+SEED = os.environ.setdefault("MEGATRON_SSD_TEST_SEED", str(random.randrange(2**32)))
 
 # Nothing is timed in tests, since the machine may be busy.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -51,6 +55,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return next((folder for folder in TOGETHER if path.startswith(f"{folder}/")), path)
 
     return ByFixture(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how to draw the same shapes again if a test failed."""
+    if terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"):
+        terminalreporter.write_line(f"model shapes were drawn with MEGATRON_SSD_TEST_SEED={SEED}")
 
 
 @pytest.fixture(scope="session", autouse=True)

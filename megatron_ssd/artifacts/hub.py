@@ -6,8 +6,10 @@ Does not need torch.
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Literal
 
 from megatron_ssd.artifacts.hashing import hash_files
 from megatron_ssd.artifacts.hf_config import CONFIG, config_size, end_token_ids, read_hf_config
@@ -83,7 +85,31 @@ def locate_model(path: str | None, revision: str | None = None, *, key: str = _K
     if not folder.is_dir():
         folder = _download(path, revision, key=key)
         revision = folder.name  # snapshots are kept under their commit
+        if not any(folder.glob("*.safetensors")):
+            raise UserError(
+                f"{key} = {path}",
+                rule="the Hub has no safetensors of it, or not all of its files were downloaded",
+                fix=f"download it again, or run {convert_command(path)} and set {key} to the new folder",
+            )
     return folder, revision
+
+
+def locate_config(path: str, revision: str | None = None, *, may_download: bool = True) -> Path | None:
+    """``config.json`` of a model, found without its weights.
+
+    Args:
+        path: a folder or a Hub id.
+        revision: the Hub's commit; None for the newest.
+        may_download: whether the file of a Hub id is downloaded; if not, the answer for anything but a folder is None.
+
+    Raises:
+        UserError: there is no such model, or its weights are in a form that is not read.
+    """
+    folder = local_path(path)
+    if folder.is_dir():
+        _check_model(folder, path, key=_KEY)
+        return folder / CONFIG
+    return _download(path, revision, key=_KEY, only=CONFIG) / CONFIG if may_download else None
 
 
 def model_folder(path: str | None, revision: str | None = None, *, key: str = _KEY) -> Path:
@@ -110,21 +136,49 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def _check_model(folder: Path, path: str | None, *, key: str) -> None:
-    """Raise ``UserError`` if ``folder``, which the user named as ``path``, has no config or was not downloaded."""
+    """Raise ``UserError`` if ``folder``, which the user named as ``path``, has no config or weights of another form."""
     if not (folder / CONFIG).is_file():
         raise UserError(f"{key} = {path}", rule=f"has no {CONFIG}", fix=f"set {key} to a Hugging Face model's folder")
     for file in model_files(folder):
         refuse_lfs_pointer(file)
+    other = next(folder.glob("pytorch_model*.bin"), None)
+    if other is not None and not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{key} = {path}",
+            rule=f"has its weights as {other.name}, and only safetensors are read",
+            fix=f"run {convert_command(str(path))} and set {key} to the new folder",
+        )
 
 
-def _download(path: str, revision: str | None, *, key: str) -> Path:
+def convert_command(path: str) -> str:
+    """The command that writes a model that transformers loads, with its tokenizer, in the files that are read here."""
+    return (
+        'python -c "import sys, transformers as t; old, new = sys.argv[1:]; '
+        "t.AutoModelForCausalLM.from_pretrained(old, dtype='auto').save_pretrained(new); "
+        f't.AutoTokenizer.from_pretrained(old).save_pretrained(new)" {shlex.quote(path)} NEW_FOLDER'
+    )
+
+
+def _download(path: str, revision: str | None, *, key: str, only: str | None = None) -> Path:
+    """The folder of a Hub snapshot. Raises ``UserError``.
+
+    Args:
+        path: a Hub id.
+        revision: its commit; None for the newest.
+        key: the configuration key of ``path``, for messages.
+        only: the one file to download; None for all that are read here.
+    """
     if not is_hub_id(path):
         raise UserError(f"{key} = {path}", rule="does not exist", fix=f"set {key} to a folder or a Hub id")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError
 
     try:
-        return Path(snapshot_download(path, revision=revision, ignore_patterns=["*.pth", "*.bin", "original/*"]))
+        return Path(
+            snapshot_download(
+                path, revision=revision, allow_patterns=only, ignore_patterns=["*.pth", "*.bin", "original/*"]
+            )
+        )
     except (OSError, ValueError, HTTPError) as error:
         raise hub_error(path, key=key, error=error) from error
 
@@ -196,11 +250,12 @@ def is_hub_id(path: str) -> bool:
     return _HUB_ID.fullmatch(path) is not None
 
 
-def hub_error(path: str, *, key: str, error: Exception) -> UserError:
+def hub_error(path: str, *, key: str, error: Exception, repo_type: Literal["model", "dataset"] = "model") -> UserError:
     """The error to report if ``path`` is not a local path and the Hub does not serve it either."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(
         f"{key} = {path}",
         rule=f"is not on this machine, and the Hugging Face Hub did not serve it ({type(error).__name__}: {reason})",
-        fix=f"check the spelling and the network, or download it and set {key} to the folder",
+        fix="check the spelling, or on a machine with a network run "
+        f"hf download {path} --repo-type {repo_type} --local-dir FOLDER and set {key} to the folder",
     )

@@ -18,12 +18,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import megatron_ssd
 from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.artifacts.manifest import keys_that_are_set
+from megatron_ssd.cli.model_section import fit_context, model_section
 from megatron_ssd.config.build import build
 from megatron_ssd.config.run import BaseConfig, RunConfig
 from megatron_ssd.errors import ConfigError, NotTextError
@@ -78,9 +79,29 @@ def compose_values(overrides: Sequence[str], config_dir: Path = CONFIG_DIR) -> d
     try:
         with initialize_config_dir(config_dir=str(config_dir), version_base="1.3"):
             composed = compose("config", overrides=[_hydra_override(override, known) for override in overrides])
-            return _plain(composed)
+            _fill_model(composed, overrides)  # before interpolations are resolved: run_dir has the model's name
+            values = _plain(composed)
+            fit_context(values)
+            return values
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides) from None
+
+
+def _fill_model(composed: DictConfig, overrides: Sequence[str]) -> None:
+    """Give ``composed`` the section of the model that ``model.path`` names."""
+    section = composed.get("model")
+    if not isinstance(section, DictConfig):
+        return
+    keys = (override.lstrip("+").partition("=")[0] for override in overrides)
+    overridden = {key.split(".")[1] for key in keys if key.startswith("model.")}
+    given = _plain(section)
+    filled = model_section(given, overridden)
+    OmegaConf.set_struct(section, False)
+    for key in given.keys() - filled.keys():
+        del section[key]
+    for key in filled:
+        if key not in given or given[key] != filled[key]:  # others may be text with a dollar, which stays escaped
+            section[key] = filled[key]
 
 
 def values_of_tool(arguments: Sequence[str]) -> dict[str, Any]:
@@ -123,7 +144,7 @@ def _hydra_override(override: str, known: dict[str, list[str]]) -> str:
         if name.strip() not in (*known[group], "null", ""):
             raise ConfigError(f"{group} = {name.strip()!r}", rule="there is no such file in that group",
                               fix=f"choose one of {', '.join(known[group])}")  # fmt: skip
-    return f"{group}={value}"
+    return f"~{group}" if value == "null" else f"{group}={value}"  # Hydra has no other way to choose none
 
 
 def _check_grammar(key: str, value: str) -> None:

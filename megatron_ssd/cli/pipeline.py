@@ -18,7 +18,7 @@ from pathlib import Path
 from megatron_ssd.artifacts.hub import locate_model
 from megatron_ssd.artifacts.manifest import MADE_BY
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.cli.compose import CONFIG_DIR, base_run, compose_config, text_override
+from megatron_ssd.cli.compose import CONFIG_DIR, base_run, compose_config, compose_values, text_override
 from megatron_ssd.cli.entry import EXIT_USER_ERROR, parser, prints_config, run_guarded, start_logging
 from megatron_ssd.cli.terminal import EXIT_READER_LEFT, any_output
 from megatron_ssd.config.run import BaseConfig, RunConfig, needed
@@ -30,9 +30,11 @@ from megatron_ssd.export.stage import export_stage
 from megatron_ssd.general_benchmarks.stage import general_benchmarks_stage
 from megatron_ssd.generation.scoring import scores_stage
 from megatron_ssd.generation.stage import samples_stage
+from megatron_ssd.planner.default_layout import choose_layout
 from megatron_ssd.problems.stage import problems_stage
 from megatron_ssd.process import forget_launcher, run_child
 from megatron_ssd.report.stage import print_report, report_stage
+from megatron_ssd.runtime.gpus import visible_gpu_bytes
 from megatron_ssd.sandbox.sandbox import Sandbox
 from megatron_ssd.training.stage import training_stage
 
@@ -48,6 +50,7 @@ class Script:
     path: str
     does: str
     open_stage: Callable[[RunConfig], Stage | Evaluations]
+    needs: tuple[str, ...] = ("model",)  # sections without a default that it reads
     torchrun: bool = False  # one process per device of the layout
 
 
@@ -57,17 +60,28 @@ _WORLD = Script(MADE_BY["tokenizer"], "make the small world: its tokenizer and a
 BASE = [_WORLD, _TRAIN, _EXPORT]
 LOOP = {
     "problems": Script(
-        MADE_BY["problems"], "choose the problems to sample and compare them with the benchmark", problems_stage
+        MADE_BY["problems"],
+        "choose the problems to sample and compare them with the benchmark",
+        problems_stage,
+        needs=("problems",),
     ),
     "samples": Script(
-        MADE_BY["samples"], "sample responses to the problems from the frozen model with vLLM", samples_stage
+        MADE_BY["samples"],
+        "sample responses to the problems from the frozen model with vLLM",
+        samples_stage,
+        needs=("model", "sampling"),
     ),
     # only if a proxy model is named
     "scores": Script(MADE_BY["scores"], "score each response under the proxy model", scores_stage),
     "dataset": Script(MADE_BY["dataset"], "filter the samples and write them as Megatron's data set", dataset_stage),
     "checkpoints": _TRAIN,
     "export": _EXPORT,
-    "eval": Script(MADE_BY["eval"], "decode the benchmark with base and tuned model and run the programs", Evaluations),
+    "eval": Script(
+        MADE_BY["eval"],
+        "decode the benchmark with base and tuned model and run the programs",
+        Evaluations,
+        needs=("model", "benchmark", "sampling"),
+    ),
     # only if tasks are named
     "general_benchmarks": Script(
         MADE_BY["general_benchmarks"], "measure general benchmarks through lm-eval", general_benchmarks_stage
@@ -99,10 +113,10 @@ def run(arguments: argparse.Namespace) -> None:
     overrides: list[str] = arguments.overrides
     config_dir = arguments.config_dir.resolve()
     config = compose_config(overrides, config_dir)
-    for section in ("model", "problems", "benchmark", "sampling"):
-        needed(getattr(config, section), section)
-    base = _base_to_make(config)
     overrides = [*overrides, text_override("run_dir", config.run_dir)]
+    given = compose_values(overrides, config_dir)
+    if not given.get("parallel"):
+        overrides += _default_layout(config, keep_micro_batch="micro_batch_size" in given.get("training", {}))
     left_out = {}
     if config.proxy is None:
         left_out["scores"] = ("needs a proxy model", "name one with proxy.path=FOLDER")
@@ -113,6 +127,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--until {arguments.until}", rule=rule, fix=fix)
     names = [name for name in LOOP if name not in left_out]
     scripts = [LOOP[name] for name in names[: names.index(arguments.until) + 1]]
+    for section in dict.fromkeys(section for script in scripts for section in script.needs):
+        needed(getattr(config, section), section)
+    base = _base_to_make(config) if len(scripts) > 1 else None
     total = len(scripts)
     # Problems before the base: an unreadable file or a refused problem should not cost a training run.
     log.info("pipeline: %s to %s, %d stages in %s%s", names[0], arguments.until, total, config.run_dir,
@@ -127,6 +144,17 @@ def run(arguments: argparse.Namespace) -> None:
     if to_report and LOOP["report"] not in started_scripts:
         print_report(Path(config.run_dir))  # otherwise the stage has printed it
     log.info("pipeline: all %d stages done in %.0f s", total, time.monotonic() - started)
+
+
+def _default_layout(config: RunConfig, *, keep_micro_batch: bool) -> list[str]:
+    """Overrides with the layout for this machine, which is logged; none for one process."""
+    gpus = visible_gpu_bytes() if config.cluster.device == "cuda" else []
+    if not gpus:
+        log.info("pipeline: training in one process; parallel=NAME chooses another layout")
+        return []
+    choice = choose_layout(config, num_gpus=len(gpus), gpu_bytes=min(gpus), keep_micro_batch=keep_micro_batch)
+    log.info("pipeline: training on %s of %.0f GB; parallel=NAME chooses another layout", choice, min(gpus) / 1e9)
+    return choice.overrides
 
 
 def _base_to_make(config: RunConfig) -> BaseConfig | None:
@@ -172,7 +200,9 @@ def _run_all(
         if script.open_stage(config).is_current():
             continue
         if not ran:  # once, and not for a run that is up to date, which needs no device or sandbox
-            check_machine(config)
+            check_run_dir(config)
+            if total > 1:  # choosing the problems, the only step that can be alone, needs no device or sandbox
+                check_machine(config)
         log.info("pipeline: %s %d of %d: %s (%s)", label, number, total, script.does, script.path)
         command = [*_launcher(script, config), str(ROOT / script.path), *options, *overrides]
         status = run_child(command, report_follows=report_follows)
@@ -185,7 +215,7 @@ def _run_all(
 
 
 def check_machine(config: RunConfig) -> None:
-    """Raise ``UserError`` for the first thing that is missing: device, sandbox or a writable run folder."""
+    """Raise ``UserError`` for the first thing that is missing: device or sandbox."""
     from megatron_ssd.runtime.hardware import (  # here, because torch takes seconds to import
         check_device,
         check_hardware,
@@ -196,6 +226,10 @@ def check_machine(config: RunConfig) -> None:
         check_hardware(config.precision, config.moe)
     with Sandbox(config.evaluation.sandbox) as sandbox:
         sandbox.start()
+
+
+def check_run_dir(config: RunConfig) -> None:
+    """Raise ``UserError`` if the run folder cannot be written."""
     folder = Path(config.run_dir)
     existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
     if not existing.is_dir():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config
 from megatron_ssd.cli.entry import parser, prints_config, run_guarded, start_logging
@@ -13,13 +12,11 @@ from megatron_ssd.cli.terminal import any_output
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import require
+from megatron_ssd.planner.layout import LayoutReport
 from megatron_ssd.planner.memory import worst_rank
 from megatron_ssd.planner.plan import Samples, fits_text, hours, memory_text, recipe_tables, run_text
 from megatron_ssd.process import forget_launcher
 from megatron_ssd.runtime.gpus import GPUS
-
-if TYPE_CHECKING:
-    from megatron_ssd.planner.dry_run import LayoutReport
 
 DOCUMENT = CONFIG_DIR.parent / "docs" / "guides" / "recipes.md"
 BEGIN, END = "<!-- table: python tools/plan.py --table --write -->", "<!-- end of table -->"

@@ -48,11 +48,11 @@ class SamplingParams:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Sampling parameters of SSD, and the base model's default."""
+    """Sampling parameters of SSD, and the base model's default. The defaults are the authors' example."""
 
-    train: SamplingParams
+    train: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=1.5, top_k=20, top_p=0.8))
     """Sampling parameters of the training data (T_train, rho_train)."""
-    eval: SamplingParams
+    eval: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=0.7, top_k=20, top_p=0.8))
     """Sampling parameters of the tuned model (T_eval, rho_eval)."""
     default: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=0.7, top_k=20, top_p=0.8))
     """Sampling parameters of the base model by default."""
@@ -71,6 +71,14 @@ class SamplingConfig:
         require(all(id_ >= 0 for id_ in self.stop_token_ids), f"sampling.stop_token_ids = {list(self.stop_token_ids)}",
                 rule="token ids are not negative", fix="name ids of the model's vocabulary")  # fmt: skip
 
+    @property
+    def label(self) -> str:
+        """The three settings, for a log line, which says so if they are the authors' example."""
+        names = ("train", "eval", "default")
+        labels = ", ".join(f"{name} {getattr(self, name).label}" for name in names)
+        is_example = all(getattr(self, name) == getattr(SamplingConfig(), name) for name in names)
+        return f"{labels} (the example of the paper's authors)" if is_example else labels
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
@@ -86,7 +94,7 @@ class EngineConfig:
     data_parallel_size: int = 1
     """Engines, each on its share of the GPUs or processor cores, fed from one queue."""
     max_model_len: int = 131072
-    """Longest prompt plus response, in tokens."""
+    """Longest prompt plus response, in tokens. If it is not set, a model with a shorter context gets its context."""
     max_num_seqs: int = 256
     """Sequences that an engine decodes at a time; about as many requests are sent to each server."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"

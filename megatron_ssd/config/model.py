@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 from megatron_ssd.errors import require
 
-ModelType = Literal["qwen3", "qwen3_moe", "llama"]
+ModelType = Literal["llama", "mistral", "qwen2", "qwen3", "qwen3_moe"]
+RopeType = Literal["llama3", "linear"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScalingConfig:
-    """Llama 3.1 frequency scaling of rotary embeddings (``rope_type: llama3``)."""
+    """Frequency scaling of rotary embeddings."""
 
+    rope_type: RopeType = "llama3"
+    """``llama3`` scales long wavelengths only, as Llama 3.1 does; ``linear`` scales all, and uses only ``factor``."""
     factor: float = 8.0
-    """Factor of the longest wavelengths."""
+    """Factor of the scaled wavelengths."""
     low_freq_factor: float = 1.0
     """Wavelengths above original context / this are scaled by ``factor``."""
     high_freq_factor: float = 4.0
@@ -24,6 +27,8 @@ class RopeScalingConfig:
     """Context of the model before scaling."""
 
     def __post_init__(self) -> None:
+        require(self.factor >= 1, f"model.rope_scaling.factor = {self.factor}", rule="must be at least 1",
+                fix="copy it from the model's config.json")  # fmt: skip
         require(
             0 < self.low_freq_factor < self.high_freq_factor,
             f"model.rope_scaling.low_freq_factor = {self.low_freq_factor}",
@@ -62,6 +67,9 @@ class ModelConfig:
     """Base of the rotary embedding."""
     rope_scaling: RopeScalingConfig | None = None
     """Scaling of the rotary embedding."""
+    sliding_window: int | None = None
+    """Tokens that a layer attends to; null is all. Training attends to all, so ``training.seq_length`` must not be
+    longer."""
     tie_word_embeddings: bool = False
     """Use the input embedding as output layer."""
     initializer_range: float = 0.02
@@ -75,8 +83,9 @@ class ModelConfig:
     norm_topk_prob: bool = True
     """Normalize the weights of a token's experts to a sum of 1."""
     path: str | None = None
-    """Local Hugging Face folder or Hub id. Null means random weights, which only ``objective=pretrain`` allows; with
-    a path, pretraining starts from that model's weights."""
+    """Local Hugging Face folder or Hub id. Its ``config.json`` gives every shape that is not set, and must agree with
+    those that are. Null means random weights, which only ``objective=pretrain`` allows; with a path, pretraining
+    starts from that model's weights."""
     revision: str | None = None
     """Commit on the Hub."""
 
@@ -93,6 +102,9 @@ class ModelConfig:
         )
         require(self.head_dim % 2 == 0, f"model.head_dim = {self.head_dim}", rule="must be even (rotary embedding)",
                 fix="copy it from the model's config.json")  # fmt: skip
+        window = self.sliding_window
+        require(window is None or window > 0, f"model.sliding_window = {window}", rule="must be positive",
+                fix="copy it from config.json, or use null for a model without a window")  # fmt: skip
         moe = (self.num_experts, self.num_experts_per_tok, self.moe_intermediate_size)
         is_moe = self.model_type == "qwen3_moe"
         require(
@@ -114,12 +126,6 @@ class ModelConfig:
                 rule="a single expert with norm_topk_prob=true always weighs 1, which Megatron-Core does not build",
                 fix="use a model with more experts for each token, or with norm_topk_prob=false",
             )
-        require(
-            self.rope_scaling is None or self.model_type == "llama",
-            f"model.rope_scaling = {self.rope_scaling and asdict(self.rope_scaling)}",
-            rule="llama3 scaling is known for model_type llama only",
-            fix="remove model.rope_scaling",
-        )
 
     @property
     def is_moe(self) -> bool:
@@ -127,15 +133,26 @@ class ModelConfig:
         return self.num_experts is not None
 
     @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequence that training computes as the model does."""
+        return min(self.max_position_embeddings, self.sliding_window or self.max_position_embeddings)
+
+    @property
     def has_qk_norm(self) -> bool:
         """Whether queries and keys are normalised per head (the Qwen3 family)."""
         return self.model_type in ("qwen3", "qwen3_moe")
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Whether the projections of queries, keys and values have a bias (the Qwen2 family)."""
+        return self.model_type == "qwen2"
 
     def num_parameters(self) -> int:
         """Parameters of the full model, counted from the shape; tied embeddings count once."""
         q_size = self.num_attention_heads * self.head_dim
         kv_size = self.num_key_value_heads * self.head_dim
-        attention = self.hidden_size * (2 * q_size + 2 * kv_size) + (2 * self.head_dim if self.has_qk_norm else 0)
+        attention = self.hidden_size * (2 * q_size + 2 * kv_size)
+        attention += (2 * self.head_dim if self.has_qk_norm else 0) + (q_size + 2 * kv_size if self.has_qkv_bias else 0)
         if self.num_experts is not None and self.moe_intermediate_size is not None:
             expert = 3 * self.hidden_size * self.moe_intermediate_size
             feed_forward = self.num_experts * (expert + self.hidden_size)  # each expert and its row of the router

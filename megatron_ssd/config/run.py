@@ -153,6 +153,12 @@ class RunConfig:
                 rule=f"must be at most model.max_position_embeddings ({self.model.max_position_embeddings})",
                 fix="lower training.seq_length",
             )
+            require(
+                self.training.seq_length <= self.model.longest_sequence,
+                f"training.seq_length = {self.training.seq_length}",
+                rule=f"a sliding window is not supported, and the model's has {self.model.sliding_window} tokens",
+                fix=f"use at most {self.model.sliding_window}, which the window covers",
+            )
         parts = self.parallel.sequence_parts
         require(
             self.training.seq_length % parts == 0,

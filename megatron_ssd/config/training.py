@@ -89,7 +89,7 @@ class TrainingConfig:
     micro_batch_size: int = 1
     """Sequences per forward pass of a replica."""
     seq_length: int = 65536
-    """Tokens per sequence."""
+    """Tokens per sequence. If it is not set, a model with a shorter context gets sequences of its context."""
     packing: Literal["none", "greedy", "best_fit"] = "none"
     """``none`` gives each sample a sequence of its own. ``greedy`` packs samples into a sequence in random order,
     each blind to the others; ``best_fit`` sorts them by length and wastes less."""

@@ -69,6 +69,7 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
         if benchmark.errata.line:
             log.info("eval: %s: %s", benchmark.name, benchmark.errata.line)
         split_halves(benchmark.problems)  # raises errors now, not after hours of decoding
+    log.info("eval: sampling: %s", sampling.label)
     engine = engine_facts(config.engine)
     clock = RunClock(Path(config.run_dir))
     tokenizer = ChatTokenizer(next(iter(models.values())).path, clock)

@@ -35,11 +35,10 @@ from megatron_ssd.export.checkpoint_writer import write_checkpoint
 from megatron_ssd.export.full_model import FullTensor, full_model
 from megatron_ssd.export.shards import Shard, TensorSpec, write_shard
 from megatron_ssd.export.state_dict_adapter import open_adapter
-from megatron_ssd.models.families import FAMILIES
-from megatron_ssd.models.families.family import HEAD
-from megatron_ssd.models.families.mappings import GateUpMapping
+from megatron_ssd.models.architectures import from_hf_config
 from megatron_ssd.models.hf_checkpoint import check_tied_head, check_weights
 from megatron_ssd.models.hf_weights import WEIGHTS_FILE, HFWeights
+from megatron_ssd.models.mappings import HEAD, GateUpMapping
 from megatron_ssd.training.checkpoint_folder import (
     CheckpointFacts,
     check_files,
@@ -119,15 +118,8 @@ def megatron_to_hf(config: ConvertConfig) -> None:
 
 def read_model_config(folder: Path) -> ModelConfig:
     """The model that ``folder``'s ``config.json`` describes. Raises ``UserError`` if it is not supported."""
-    values = read_hf_config(folder)
-    model_type = values.get("model_type")
-    if model_type not in FAMILIES:
-        raise UserError(
-            f"{folder / 'config.json'}: model_type = {model_type!r}",
-            rule=f"supported are {', '.join(FAMILIES)}",
-            fix="use a model of one of these families",
-        )
-    return ModelConfig(name=folder.name, **FAMILIES[model_type].from_hf_config(values, source=folder / "config.json"))
+    values = from_hf_config(read_hf_config(folder), source=folder / "config.json")
+    return ModelConfig(name=folder.name, **values)
 
 
 def _pieces(tensor: FullTensor, weights: HFWeights, model: ModelConfig) -> Iterator[Tensor]:

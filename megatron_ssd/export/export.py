@@ -30,7 +30,7 @@ from megatron_ssd.export.assets import Assets, find_assets, set_dtype
 from megatron_ssd.export.stage import export_stage
 from megatron_ssd.export.state_dict_adapter import open_adapter
 from megatron_ssd.export.verify import compare_logits
-from megatron_ssd.models.families import FAMILIES
+from megatron_ssd.models.architectures import check_hf_config, to_hf_config
 from megatron_ssd.models.transformer_config import DTYPES
 from megatron_ssd.process import connection_to_parent
 from megatron_ssd.runtime.device import prepare_device
@@ -82,14 +82,14 @@ def write_assets(assets: Assets, folder: Path, model: ModelConfig, dtype: torch.
         UserError: ``model`` and the base's ``config.json`` differ, or the tokenizer is larger than the model.
     """
     assets.copy_to(folder)
-    family, dtype_name = FAMILIES[model.model_type], str(dtype).removeprefix("torch.")
+    dtype_name = str(dtype).removeprefix("torch.")
     if assets.base is None:
         special_tokens = _special_tokens(assets.tokenizer, model)
         _write_json(folder / GENERATION_CONFIG, special_tokens)
-        values = {**family.to_hf_config(model, dtype=dtype_name), **special_tokens}
+        values = {**to_hf_config(model, dtype=dtype_name), **special_tokens}
     else:
         values = read_hf_config(assets.base)
-        family.check_hf_config(values, model, source=assets.base / "config.json")
+        check_hf_config(values, model, source=assets.base / "config.json")
         set_dtype(values, dtype_name)
     _write_json(folder / "config.json", values)
 

@@ -18,9 +18,9 @@ from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.models.build import build_model
-from megatron_ssd.models.families.mappings import ParamMapping
 from megatron_ssd.models.hf_checkpoint import map_parameters
 from megatron_ssd.models.hf_weights import Shape
+from megatron_ssd.models.mappings import ParamMapping
 from megatron_ssd.runtime import cpu
 from megatron_ssd.runtime.process_groups import fake_process_group
 

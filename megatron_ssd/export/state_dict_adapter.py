@@ -20,8 +20,8 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.export.checkpoint_reader import CheckpointReader
 from megatron_ssd.export.full_model import FullModel, FullTensor, full_model
 from megatron_ssd.export.shards import Shard, TensorSpec, is_written, plan_shards, write_index, write_shard
-from megatron_ssd.models.families.family import EMBEDDING, HEAD
 from megatron_ssd.models.hf_weights import HFWeights
+from megatron_ssd.models.mappings import EMBEDDING, HEAD
 from megatron_ssd.progress import progress
 
 log = logging.getLogger(__name__)

@@ -51,7 +51,8 @@ def compare_logits(folder: Path, adapter: StateDictAdapter, *, device: Device) -
         log.info("export: logits not compared: %d parameters, over the limit of %d", parameters, MAX_PARAMETERS)
         return {"tokens_compared": 0}
     generator = np.random.default_rng(0)
-    tokens_BS = generator.integers(model.vocab_size, size=(_BATCH, min(_LENGTH, model.max_position_embeddings)))
+    length = min(_LENGTH, model.longest_sequence)
+    tokens_BS = generator.integers(model.vocab_size, size=(_BATCH, length))
     ours_BSV = _megatron_logits(adapter, tokens_BS, device=device)
     theirs_BSV = _transformers_logits(folder, tokens_BS)
     difference, largest = float(np.abs(ours_BSV - theirs_BSV).max()), float(np.abs(theirs_BSV).max())

@@ -64,8 +64,9 @@ def open_sampler(
     else:
         spec = vllm_spec(engine, model, device=device, end_token_ids=end_token_ids, worker=worker)
         count = engine.data_parallel_size
-        log.info("vllm: starting %d engine%s on %s%s", count, "s" if count > 1 else "", model.path,
-                 "; the first use on a machine compiles a kernel" if device == "cpu" else "")  # fmt: skip
+        log.info("vllm: starting %d engine%s on %s%s%s", count, "s" if count > 1 else "", model.path,
+                 "; the first use on a machine compiles a kernel" if device == "cpu" else "",
+                 "; top-k and top-p without sorting the vocabulary" if spec.truncates else "")  # fmt: skip
         sampler = EnginePool(spec, size=count, max_in_flight=engine.max_in_flight, max_restarts=engine.max_restarts)
     with contextlib.closing(sampler):
         yield sampler

@@ -83,6 +83,7 @@ def run_generate(config: RunConfig) -> None:
             stack.enter_context(worker_lock(stage.work, worker))
             spans = SpanNotes(span_file(stage.work, worker))
             spans.begin(_AT_WORK)
+        log.info("samples: sampling: %s", sampling.label)
         engine = engine_facts(config.engine)
         problems = list(read_problems(Path(config.run_dir)))
         store = _store(stage, problems, sampling.num_samples, config.generation.shard_rows)

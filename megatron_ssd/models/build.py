@@ -120,14 +120,16 @@ def _build_chunk(
 
 
 def scaled_frequencies(inv_freq: Tensor, scaling: RopeScalingConfig) -> Tensor:
-    """Rotary frequencies ``inv_freq`` [head_dim / 2], in radians per token, scaled as in Llama 3.1.
+    """Rotary frequencies ``inv_freq`` [head_dim / 2], in radians per token, scaled.
 
-    Wavelengths below ``original / high_freq_factor`` tokens stay, those above ``original / low_freq_factor`` grow by
-    ``factor``, and those between are interpolated. Megatron-Core's ``RotaryEmbedding`` can scale too, but only with the
-    constants of Llama 3.1 itself.
+    ``linear`` divides all of them by ``factor``. With ``llama3``, wavelengths below ``original / high_freq_factor``
+    tokens stay, those above ``original / low_freq_factor`` grow by ``factor``, and those between are interpolated.
+    Megatron-Core's ``RotaryEmbedding`` can scale too, but only with the constants of Llama 3.1 itself.
 
-    Source: transformers, ``modeling_rope_utils``, ``rope_type: llama3``.
+    Source: transformers, ``modeling_rope_utils``, ``rope_type: linear`` and ``rope_type: llama3``.
     """
+    if scaling.rope_type == "linear":
+        return inv_freq / scaling.factor
     original = scaling.original_max_position_embeddings
     rotations = original / (2 * math.pi / inv_freq)  # over the original context
     low, high = scaling.low_freq_factor, scaling.high_freq_factor

@@ -20,10 +20,18 @@ from megatron_ssd.artifacts.hf_config import read_hf_config
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.models.families import FAMILIES
-from megatron_ssd.models.families.family import EMBEDDING, HEAD
-from megatron_ssd.models.families.mappings import ParamMapping, VocabularyMapping, all_hf_names, find_mapping
+from megatron_ssd.models.architectures import check_hf_config
 from megatron_ssd.models.hf_weights import HFWeights, Shape, abbreviate
+from megatron_ssd.models.mappings import (
+    EMBEDDING,
+    HEAD,
+    ParamMapping,
+    VocabularyMapping,
+    all_hf_names,
+    find_mapping,
+    ignored_hf_names,
+    parameter_mappings,
+)
 from megatron_ssd.models.vocabulary import num_local_tokens
 from megatron_ssd.progress import progress
 from megatron_ssd.runtime.process_groups import on_rank_zero
@@ -54,8 +62,7 @@ def load_hf_weights(
         UserError: ``config.json`` and ``model`` differ, weights are missing, unknown or misshapen, or the output layer
             of a model with tied embeddings differs from them.
     """
-    family = FAMILIES[model.model_type]
-    family.check_hf_config(read_hf_config(folder), model, source=folder / "config.json")
+    check_hf_config(read_hf_config(folder), model, source=folder / "config.json")
     weights = HFWeights(folder)
     parameters = [mapped for chunk in model_chunks for mapped in map_parameters(chunk, model)]
     check_weights(
@@ -77,8 +84,7 @@ def check_weights(weights: HFWeights, model: ModelConfig, shapes: dict[str, Shap
     Raises:
         UserError: names the missing, unknown or misshapen weights, the first few of each.
     """
-    family = FAMILIES[model.model_type]
-    expected = all_hf_names(family.all_mappings(model), model)
+    expected = all_hf_names(model)
     misshapen = [
         f"{name} has shape {list(weights.shape(name))} and the model needs {list(shape)}"
         for name, shape in sorted(shapes.items())
@@ -87,7 +93,7 @@ def check_weights(weights: HFWeights, model: ModelConfig, shapes: dict[str, Shap
     refuse_weights(
         f"folder {weights.folder}",
         missing=expected - weights.names,
-        unknown=weights.names - expected - family.ignored_hf_names(model),
+        unknown=weights.names - expected - ignored_hf_names(model),
         misshapen=misshapen,
         fix="choose the model group for model.path, or download that model again",
     )
@@ -131,7 +137,7 @@ def refuse_weights(
 
 def map_parameters(chunk: GPTModel, model: ModelConfig) -> Iterator[MappedParameter]:
     """Each parameter of this rank's ``chunk`` with the Hugging Face weights of its global layer and expert."""
-    mappings = FAMILIES[model.model_type].all_mappings(model)
+    mappings = parameter_mappings(model)
     for name, parameter in chunk.named_parameters():
         mapping, numbers = find_mapping(mappings, name)
         if "layer" in numbers:

@@ -22,8 +22,8 @@ def initialize_weights(chunks: Sequence[GPTModel], *, seed: int, vocab_size: int
     """Fill every parameter of this rank's ``chunks`` in place.
 
     Matrices are normal with ``init_method_std``, divided by sqrt(2 x layers) for those that write to the residual
-    stream, as in GPT-2 and Megatron-LM. Norm weights are one. Rows beyond ``vocab_size``, which pad a vocabulary (see
-    ``models.vocabulary``), are zero.
+    stream, as in GPT-2 and Megatron-LM. Norm weights are one, biases zero. Rows beyond ``vocab_size``, which pad a
+    vocabulary (see ``models.vocabulary``), are zero.
     """
     with torch.no_grad():
         for chunk in chunks:
@@ -44,6 +44,8 @@ def _full_parameter(shard: ShardedTensor, chunk: GPTModel, seed: int, vocab_size
     shape = shard.global_shape[shard.prepend_axis_num :]
     if "norm" in shard.key:
         return torch.ones(shape)
+    if shard.key.endswith(".bias"):
+        return torch.zeros(shape)
     std = chunk.config.init_method_std
     if "linear_proj" in shard.key or "linear_fc2" in shard.key:
         std /= math.sqrt(2 * chunk.config.num_layers)

@@ -25,9 +25,10 @@ def transformer_config(
 ) -> TransformerConfig:
     """Shape, layout and precision of one model in Megatron-Core's form.
 
-    All supported families have pre-norm RMSNorm, SwiGLU, grouped-query attention, rotary embedding, no bias and no
-    dropout. The loss is a sum over tokens (``calculate_per_token_loss``), so Megatron-Core does not average:
-    ``normalize_gradients`` of training divides once, by the weight of the global batch.
+    All supported models have pre-norm RMSNorm, SwiGLU, grouped-query attention, rotary embedding, no dropout, and no
+    bias except in the projections of queries, keys and values. The loss is a sum over tokens
+    (``calculate_per_token_loss``), so Megatron-Core does not average: ``normalize_gradients`` of training divides once,
+    by the weight of the global batch.
     """
     dtype = DTYPES[precision.params_dtype]
     interleaved = parallel.virtual_pipeline_model_parallel_size is not None
@@ -44,6 +45,7 @@ def transformer_config(
         gated_linear_unit=True,
         activation_func=F.silu,
         add_bias_linear=False,
+        add_qkv_bias=model.has_qkv_bias,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         attention_softmax_in_fp32=True,

@@ -10,7 +10,6 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from megatron.core import parallel_state
@@ -23,43 +22,10 @@ from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.initialization import local_shards
 from megatron_ssd.models.vocabulary import padded_vocab_size
+from megatron_ssd.planner.layout import LayoutReport, RankReport
 from megatron_ssd.progress import progress
 from megatron_ssd.runtime import cpu
 from megatron_ssd.runtime.process_groups import fake_process_group
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankReport:
-    """The parameters that one rank would hold."""
-
-    rank: int
-    tensor_rank: int
-    pipeline_rank: int
-    context_rank: int
-    expert_rank: int
-    data_rank: int
-    num_parameters: int
-    num_expert_parameters: int = 0  # those that differ between the ranks of expert parallelism
-    num_frozen_parameters: int = 0
-    num_fp8_weights: int = 0  # weights of FP8 products
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayoutReport:
-    """Every rank, and the parameters of the full model."""
-
-    ranks: tuple[RankReport, ...]
-    num_parameters: int
-
-    def table(self) -> str:
-        """The report as text, one line per rank."""
-        lines = ["rank  tensor  pipeline  context  expert  data        parameters"]
-        lines += [
-            f"{r.rank:4d}  {r.tensor_rank:6d}  {r.pipeline_rank:8d}  {r.context_rank:7d}  {r.expert_rank:6d}  "
-            f"{r.data_rank:4d}  {r.num_parameters:16,d}"
-            for r in self.ranks
-        ]
-        return "\n".join([*lines, f"full model, each parameter once: {self.num_parameters:,}"])
 
 
 def run_dry(config: RunConfig) -> None:

@@ -34,16 +34,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 from megatron_ssd.config.model import ModelConfig, MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import Fp8Config, PrecisionConfig, RecomputeModule
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.config.training import OptimizerConfig
-
-if TYPE_CHECKING:
-    from megatron_ssd.planner.dry_run import LayoutReport, RankReport
+from megatron_ssd.planner.layout import LayoutReport, RankReport
 
 GB = 1e9  # as data sheets count
 RESERVE = 5 * GB  # about 1 for the CUDA context, 1 to 2 for NCCL's buffers; the rest for allocator fragmentation

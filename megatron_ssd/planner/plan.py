@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ParallelConfig
@@ -17,11 +16,9 @@ from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.packing import PackingReport
 from megatron_ssd.planner.flops import flops_of
+from megatron_ssd.planner.layout import LayoutReport
 from megatron_ssd.planner.memory import GB, IMBALANCE, RankMemory, worst_rank
 from megatron_ssd.runtime.gpus import GPUS, Gpu
-
-if TYPE_CHECKING:
-    from megatron_ssd.planner.dry_run import LayoutReport
 
 _PARTS = {
     "weights": "weights",
@@ -84,8 +81,8 @@ def memory_text(config: RunConfig, layout: LayoutReport) -> str:
     model = needed(config.model, "model")
     memory = worst_rank(config, layout)
     lines = [
-        f"{model.name}: {_layout_name(config.parallel)}, {_numbers_name(config.precision)}, "
-        f"recompute {_recompute_name(config.precision)}",
+        f"{model.name}: {layout_name(config.parallel)}, {_numbers_name(config.precision)}, "
+        f"recompute {recompute_name(config.precision)}",
         "",
         "memory of the fullest GPU                GB",
     ]
@@ -95,7 +92,7 @@ def memory_text(config: RunConfig, layout: LayoutReport) -> str:
     for precision in recompute_modes(model, config.precision, grouped_gemm=config.moe.grouped_gemm):
         other = worst_rank(dataclasses.replace(config, precision=precision), layout)
         lines.append(
-            f"  {_recompute_name(precision):38s} {other.activations / GB:11.1f}   {other.working_set / GB:11.1f}"
+            f"  {recompute_name(precision):38s} {other.activations / GB:11.1f}   {other.working_set / GB:11.1f}"
             f"   {other.total / GB:8.1f}"
         )
     load = f"assumes {IMBALANCE} times the mean expert load on the busiest rank; " if model.is_moe else ""
@@ -165,12 +162,12 @@ def recipe_tables(recipes: Mapping[str, tuple[RunConfig, LayoutReport, str]]) ->
     lines = [_table_row(columns), _table_row(["---"] * 5 + ["---:"] * (len(columns) - 5))]
     for name, (config, layout, gpu) in recipes.items():
         memory = worst_rank(config, layout)
-        count, sizes = _layout_name(config.parallel).split(" GPUs, ")
+        count, sizes = layout_name(config.parallel).split(" GPUs, ")
         rest = memory.working_set + memory.ema + memory.reserve
         figures = [memory.weights + memory.fp8_weights, memory.gradients, memory.optimizer, memory.activations,
                    memory.logits, rest, memory.total]  # fmt: skip
         cells = [f"`{name}`", f"{count} x {gpu}", sizes, _numbers_name(config.precision),
-                 _recompute_name(config.precision)]  # fmt: skip
+                 recompute_name(config.precision)]  # fmt: skip
         cells += [f"{figure / GB:.1f}" for figure in figures]
         lines.append(_table_row([*cells, f"{GPUS[gpu].memory_gb:g}"]))
     modes = ["none", "selective (layernorm, moe_act)", "selective (layernorm, moe)", "full"]
@@ -190,7 +187,7 @@ def _table_row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _layout_name(p: ParallelConfig) -> str:
+def layout_name(p: ParallelConfig) -> str:
     """For example ``8 GPUs, TP1 CP8 EP8 PP1 DP1``."""
     sizes = {"TP": p.tensor_model_parallel_size, "CP": p.context_parallel_size, "EP": p.expert_model_parallel_size,
              "PP": p.pipeline_model_parallel_size, "DP": p.data_parallel_size}  # fmt: skip
@@ -204,7 +201,7 @@ def _numbers_name(precision: PrecisionConfig) -> str:
     return precision.params_dtype + (f" with FP8 {precision.fp8.recipe}" if precision.fp8 else "")
 
 
-def _recompute_name(precision: PrecisionConfig) -> str:
+def recompute_name(precision: PrecisionConfig) -> str:
     """For example ``selective (layernorm, moe)``."""
     if precision.recompute == "selective":
         return f"selective ({', '.join(precision.recompute_modules)})"

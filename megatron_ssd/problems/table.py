@@ -192,7 +192,7 @@ def open_table(path: str, *, key: str, columns_fix: str, revision: str | None = 
             raise FileNotFoundError(f"no {' or '.join(ENDINGS)} file in it")
         return Table(files=tuple(names), revision=commit, columns_fix=columns_fix)
     except (OSError, HTTPError) as error:
-        raise hub_error(path, key=key, error=error) from error
+        raise hub_error(path, key=key, error=error, repo_type="dataset") from error
 
 
 def _check_first_bytes(name: str, stream: IO[bytes]) -> None:

@@ -120,6 +120,9 @@ def _between_last_fences(response: str) -> Extraction:
 
 
 def _defined(response: str, entry_point: str, prompt: str, tested_names: frozenset[str], reasoning: str) -> Extraction:
+    # Before any other definition: a base model that goes on after the function often writes the same one again.
+    if prompt and (body := _indented(response)).strip() and parses(prompt + body):
+        return Extraction(program=prompt + body)
     found = definition_of(response, entry_point, also=tested_names, reasoning=reasoning)
     if found is not None:
         # A prompt without a docstring ends in a bare ``def`` line.
@@ -127,7 +130,7 @@ def _defined(response: str, entry_point: str, prompt: str, tested_names: frozens
         return Extraction(program="".join([*found.future_imports, front and f"{front}\n", found.program]))
     if prompt:
         blocks = [block.text for block in reversed(_fenced_blocks(response)[0])]
-        for body in (*blocks[:1], response, _indented(response)):
+        for body in (*blocks[:1], response):
             if body.lstrip("\r\n")[:1].isspace() and parses(prompt + body):
                 return Extraction(program=prompt + body)
     return Extraction(cause="no entry point")

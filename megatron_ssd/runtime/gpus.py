@@ -1,7 +1,9 @@
-"""Figures from the data sheets of NVIDIA GPUs."""
+"""Describes NVIDIA GPUs: figures of the data sheets, memory of those in this machine."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 from dataclasses import dataclass
 
 from megatron_ssd.config.precision import PrecisionConfig
@@ -54,3 +56,15 @@ def peak_tflops(device_name: str, precision: PrecisionConfig) -> float | None:
     if gpu is None or precision.params_dtype != "bf16":
         return None
     return gpu.fp8_tflops if precision.fp8 else gpu.bf16_tflops
+
+
+def visible_gpu_bytes() -> list[float]:
+    """Memory of each GPU that this process may use, without torch; empty if there is none."""
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = len(found) if visible is None else len([name for name in visible.split(",") if name.strip()])
+    return [float(mebibytes) * 2**20 for mebibytes in found[:count]]

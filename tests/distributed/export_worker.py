@@ -43,6 +43,10 @@ LAYOUTS = {
     "tp2_ep2": ("qwen3_moe", {**TP2, **EP2, "sequence_parallel": True}),
     "tp2_etp2": ("qwen3_moe", {**TP2, "expert_tensor_parallel_size": 2, "sequence_parallel": True}),
     "pp2_moe": ("qwen3_moe", PP2),
+    "tp2_qwen2": ("qwen2_drawn", TP2),
+    "pp2_qwen2": ("qwen2_tied_drawn", PP2),
+    "tp2_mistral": ("mistral_drawn", TP2),
+    "pp2_mistral": ("mistral_drawn", PP2),
 }
 PRECISION = PrecisionConfig(params_dtype="fp32", transformer_engine=False)
 NAMES = sorted({name for name, _ in LAYOUTS.values()})

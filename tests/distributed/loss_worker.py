@@ -17,10 +17,12 @@ from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.runtime.process_groups import megatron_grid
 from megatron_ssd.training.trainer import build_trainer
-from tests.helpers.training_run import DENSE, MOE, training_config
+from tests.helpers.tiny_hf import drawn_model
+from tests.helpers.training_run import DENSE, MOE, VOCAB_SIZE, training_config
 
 ITERATIONS = 2
-MODELS = {"dense": DENSE, "untied": dataclasses.replace(DENSE, tie_word_embeddings=False), "moe": MOE}
+DRAWN = {name: drawn_model(name, name, vocab_size=VOCAB_SIZE, num_hidden_layers=4) for name in ("qwen2", "mistral")}
+MODELS = {"dense": DENSE, "untied": dataclasses.replace(DENSE, tie_word_embeddings=False), "moe": MOE, **DRAWN}
 # Packed samples start at multiples of 4 in all layouts, as context parallelism over two ranks requires.
 DATA: dict[str, dict[str, Any]] = {
     "packed": {"training": {"packing": "greedy", "segment_multiple": 4}},
@@ -77,6 +79,8 @@ CASES: dict[tuple[str, str], list[str]] = {
     ("dense", "unpacked"): ["one", *_DENSE_UNPACKED],
     ("dense", "sequence"): ["one", "dp2_distributed_optimizer", "cp2", "tp2_pp2"],
     ("untied", "packed"): ["one", "pp4"],
+    ("qwen2", "packed"): ["one", "tp2_sp", "pp2", "cp2", "tp2_pp2"],
+    ("mistral", "packed"): ["one", "tp2", "cp2_pp2"],
     ("moe", "packed"): ["one", *_EXPERTS],
     ("moe", "unpacked"): ["one", *_EXPERTS_UNPACKED],
     ("moe", "aux"): ["one", "ep2", "cp2", "tp2_ep2", "ep2_pp2", "tp2_etp2_pp2"],

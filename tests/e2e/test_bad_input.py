@@ -13,6 +13,7 @@ import pytest
 
 from tests.helpers.paths import ROOT
 from tests.helpers.scripts import run_script
+from tests.helpers.tiny_hf import MODELS, write_hf_config
 
 from .conftest import SMALL, Loop
 
@@ -46,16 +47,16 @@ def test_a_missing_model_folder(tmp_path: Path) -> None:
 
 
 def test_model_path_replaces_the_pipelines_own_base_model(tmp_path: Path) -> None:
-    named = [*SMALL, f"base.base_dir={tmp_path}/base", f"run_dir={tmp_path}/run", "--until=problems"]
+    named = [*SMALL, f"base.base_dir={tmp_path}/base", f"run_dir={tmp_path}/run", "--until=samples"]
     assert_one_line(run_script("launch/pipeline.py", *named, f"model.path={tmp_path}/nope"),
                     f"model.path = {tmp_path}/nope", "does not exist")  # fmt: skip
     assert not list(tmp_path.iterdir())  # reported before any work
     mine = tmp_path / "mine"
-    mine.mkdir()
+    write_hf_config(mine, MODELS["qwen3"])
     done = run_script("launch/pipeline.py", *named, f"model.path={mine}")
-    assert done.returncode == 0, done.stderr[-3000:]
     assert f"the base model is model.path = {mine}; base.experiment = demo_base is not used" in done.stderr
     assert (tmp_path / "run" / "problems").is_dir()
+    assert done.returncode == 2  # the folder is empty
     assert not (tmp_path / "base").exists()
 
 
@@ -112,11 +113,11 @@ def test_a_broken_line_in_the_samples(loop: Loop, finished: Path, tmp_path: Path
     assert again.returncode == 0, again.stderr[-3000:]
 
 
-def test_a_wrong_vocabulary_size(finished: Path, loop: Loop, tmp_path: Path) -> None:
+def test_another_vocabulary_size_than_the_models(finished: Path, loop: Loop, tmp_path: Path) -> None:
     run_dir = loop.copy(finished, tmp_path / "run", "samples", "dataset")
     base = next(loop.base_dir.glob("*/export"))
     done = run_script("launch/train.py", *SMALL, f"run_dir={run_dir}", f"model.path={base}", "model.vocab_size=256")
-    assert_one_line(done, "model.vocab_size = 256", "holds token id", "make the data set again")
+    assert_one_line(done, "model.vocab_size = 256", "config.json says 512", "leave out model.vocab_size")
     assert not list(run_dir.glob("checkpoints*/iter_*"))
 
 

@@ -25,7 +25,7 @@ ONE, LENGTH = ParallelConfig(), 48
 
 @pytest.mark.parametrize("fused", [False, True], ids=["local", "TransformerEngine"])
 @pytest.mark.parametrize("grouped", [True, False], ids=["grouped", "sequential"])
-@pytest.mark.parametrize("name", ["qwen3_tied", "qwen3_moe", "llama_scaled"])
+@pytest.mark.parametrize("name", ["qwen3_tied", "qwen3_moe", "llama_scaled", "qwen2_drawn", "mistral_drawn"])
 def test_logits_equal_transformers(
     name: str, grouped: bool, fused: bool, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

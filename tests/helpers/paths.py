@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ HUMANEVAL = DATA / "humaneval" / "HumanEval.jsonl.gz"
 MBPP = DATA / "mbpp" / "mbpp.jsonl"
 RSTAR = DATA / "rstar_coder_seed_sft"
 CODEFORCES = DATA / "lcb_schema" / "codeforces_408.jsonl"
+# Folders of Hugging Face models, for tests of the whole loop.
+REAL_MODELS = [Path(path) for path in os.environ.get("MEGATRON_SSD_TEST_MODELS", "").split(":") if path]
 
 
 def needs(*paths: Path) -> pytest.MarkDecorator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from megatron_ssd.config.model import ModelConfig, RopeScalingConfig
+from megatron_ssd.config.model import ModelConfig, ModelType, RopeScalingConfig
 from megatron_ssd.export.reference import reference_logits
+from megatron_ssd.models.architectures import to_hf_config
 from tests.helpers.paths import ROOT
 
 _SHAPE: dict[str, Any] = {
@@ -32,6 +34,34 @@ _ODD: dict[str, Any] = {**_SHAPE, "vocab_size": 63}  # not divisible by an even 
 _OTHER_SCALING = RopeScalingConfig(
     factor=4.0, low_freq_factor=0.5, high_freq_factor=2.0, original_max_position_embeddings=64
 )
+
+
+def drawn_model(name: str, model_type: ModelType, **fixed: Any) -> ModelConfig:
+    """A dense model with a random shape that two-way tensor and pipeline parallelism can split.
+
+    The shape follows from the name and from MEGATRON_SSD_TEST_SEED, which tests/conftest.py sets.
+    """
+    random = np.random.default_rng([int(os.environ["MEGATRON_SSD_TEST_SEED"]), *name.encode()])
+
+    def draw(low: int, high: int) -> int:
+        return int(random.integers(low, high + 1))
+
+    groups, head_dim = 2 * draw(1, 2), 2 * draw(2, 8)
+    heads = groups * draw(1, 2)
+    scalings = [
+        None,
+        RopeScalingConfig(rope_type="linear", factor=draw(1, 8)),
+        RopeScalingConfig(factor=draw(1, 8), original_max_position_embeddings=2 ** draw(4, 8)),
+    ]
+    shape: dict[str, Any] = {
+        "hidden_size": heads * (head_dim if model_type == "qwen2" else 2 * draw(2, 8)),
+        "num_hidden_layers": 2 * draw(1, 2), "num_attention_heads": heads, "num_key_value_heads": groups,
+        "head_dim": head_dim, "intermediate_size": 2 * draw(8, 40), "vocab_size": draw(64, 99),
+        "max_position_embeddings": 512, "rms_norm_eps": (1e-5, 1e-6)[draw(0, 1)], "rope_theta": 10.0 ** draw(4, 6),
+        "rope_scaling": scalings[draw(0, 2)], "tie_word_embeddings": bool(draw(0, 1)),
+    }  # fmt: skip
+    return ModelConfig(name=name, model_type=model_type, **shape | fixed)
+
 
 MODELS = {
     "qwen3": ModelConfig(name="qwen3", model_type="qwen3", **_SHAPE),
@@ -49,29 +79,30 @@ MODELS = {
     "llama_scaled_odd": ModelConfig(
         name="llama_scaled_odd", model_type="llama", rope_scaling=_OTHER_SCALING, **_SHAPE | {"rope_theta": 5e5}
     ),
+    "llama_linear": ModelConfig(
+        name="llama_linear", model_type="llama", **_SHAPE,
+        rope_scaling=RopeScalingConfig(rope_type="linear", factor=4.0),
+    ),
+    "qwen2_drawn": drawn_model("qwen2_drawn", "qwen2", tie_word_embeddings=False),
+    "qwen2_tied_drawn": drawn_model("qwen2_tied_drawn", "qwen2", tie_word_embeddings=True),
+    "mistral_drawn": drawn_model("mistral_drawn", "mistral", tie_word_embeddings=False),
 }  # fmt: skip
 
-_CLASSES = {
-    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
-    "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
-    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-}
+
+def write_hf_config(folder: Path, model: ModelConfig) -> str:
+    """Write ``config.json`` of ``model`` without weights to ``folder``, and return the override with its path."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(to_hf_config(model, dtype="float32")))
+    return f"model.path={folder}"
 
 
 def write_hf_folder(
     folder: Path, model: ModelConfig, *, dtype: torch.dtype = torch.float32, max_shard_size: str = "5GB"
 ) -> ModelConfig:
     """Save random weights of ``model`` to ``folder`` and return ``model`` with that path. No weight is all ones."""
-    config_class, model_class = _CLASSES[model.model_type]
-    values = dataclasses.asdict(model)
-    rope = {"rope_theta": values.pop("rope_theta"), "rope_type": "default"}
-    scaling = values.pop("rope_scaling")
-    if scaling:
-        rope |= {**scaling, "rope_type": "llama3"}
-    for key in ("name", "path", "revision", "model_type"):
-        del values[key]
+    config = transformers.AutoConfig.for_model(**to_hf_config(model, dtype=str(dtype).removeprefix("torch.")))
     torch.manual_seed(0)
-    hf_model = model_class(config_class(**values, rope_parameters=rope)).to(dtype)
+    hf_model = transformers.AutoModelForCausalLM.from_config(config).to(dtype)
     with torch.no_grad():
         for weight in hf_model.parameters():
             weight.add_(torch.randn_like(weight) * 0.1)

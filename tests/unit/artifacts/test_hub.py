@@ -106,6 +106,7 @@ def test_the_revision_of_a_hub_snapshot_is_its_commit(tmp_path: Path, monkeypatc
     import huggingface_hub
 
     snapshot = model(tmp_path / "0123abcd", CONFIG)
+    (snapshot / "model.safetensors").write_bytes(b"weights")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda path, **settings: str(snapshot))
     assert open_model("someone/model", "main").revision == "0123abcd"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config, groups, text_override
 from megatron_ssd.config.dataset import FilterConfig
+from megatron_ssd.config.generation import SamplingConfig
 from megatron_ssd.errors import ConfigError
 from megatron_ssd.evaluation.grid import grid_cells
 from tests.helpers.errors import config_error
@@ -29,19 +30,35 @@ _COMPANIONS = {
     },
 }
 _SHIPPED = [(group, name) for group, names in groups().items() for name in names]
+# The published numbers of parameters.
 _PARAMETERS = {
     "qwen3_4b_instruct": 4_022_468_096,
     "qwen3_4b_thinking": 4_022_468_096,
     "qwen3_30b": 30_532_122_624,
     "qwen3_30b_thinking": 30_532_122_624,
     "llama31_8b": 8_030_261_248,
+    "qwen25_coder_0.5b": 494_032_768,
+    "qwen25_coder_1.5b": 1_543_714_304,
+    "qwen25_coder_3b": 3_085_938_688,
+    "qwen25_coder_7b": 7_615_616_512,
+    "qwen25_coder_14b": 14_770_033_664,
+    "qwen25_coder_32b": 32_763_876_352,
+    "qwen3_0.6b": 596_049_920,
+    "qwen3_1.7b": 1_720_574_976,
+    "qwen3_4b": 4_022_468_096,
+    "qwen3_8b": 8_190_735_360,
+    "qwen3_14b": 14_768_307_200,
+    "qwen3_32b": 32_762_123_264,
+    "smollm2_135m": 134_515_008,
+    "smollm2_360m": 361_821_120,
+    "smollm2_1.7b": 1_711_376_384,
 }
 
 
 def test_the_shipped_groups_are_found() -> None:
     assert {"model", "parallel", "precision", "sampling", "problems", "benchmark", "contamination", "optimizer",
             "cluster", "experiment", "filters", "sweep"} == set(groups())  # fmt: skip
-    assert set(_PARAMETERS) | {"tiny", "tiny_moe"} <= set(groups()["model"])
+    assert set(_PARAMETERS) | {"tiny", "tiny_moe"} == set(groups()["model"])
 
 
 @pytest.mark.parametrize(("group", "name"), _SHIPPED, ids=["/".join(each) for each in _SHIPPED])
@@ -51,6 +68,7 @@ def test_every_shipped_yaml_composes(group: str, name: str) -> None:
     if group == "model":
         assert config.model is not None
         assert config.model.name == name
+        assert config.model.num_parameters() == _PARAMETERS.get(name, config.model.num_parameters())
 
 
 @pytest.mark.parametrize("path", sorted((CONFIG_DIR / "scale").glob("*.yaml")), ids=lambda path: path.stem)
@@ -61,13 +79,6 @@ def test_every_scale_is_applied_by_its_experiment_and_problems(path: Path) -> No
     if inherited := re.search(r"^  - (\S+)$", text, re.MULTILINE):
         text = path.with_name(f"{inherited[1]}.yaml").read_text() + text
     assert re.findall(r"train_iters: (\d+)", text)[-1] == str(iterations)
-
-
-@pytest.mark.parametrize(("name", "parameters"), _PARAMETERS.items())
-def test_models_have_the_published_parameter_counts(name: str, parameters: int) -> None:
-    model = compose_config([f"+model={name}"]).model
-    assert model is not None
-    assert model.num_parameters() == parameters
 
 
 @pytest.mark.parametrize("overrides", [["model=tiny"], ["experiment=demo", "seed=3"], ["filters=none"]])
@@ -88,11 +99,29 @@ def test_a_sampling_group_overrides_that_of_an_experiment() -> None:
     assert sampling.max_tokens == 96
 
 
+def test_null_chooses_no_file_of_a_group() -> None:
+    assert compose_config(["experiment=demo", "benchmark=null"]).benchmark is None
+    assert compose_config(["experiment=demo", "+problems=null"]).problems is None
+    assert compose_config(["sampling=null"]).sampling is None
+
+
+def test_a_run_that_chooses_no_sampling_uses_the_authors_example() -> None:
+    example = compose_config([]).sampling
+    assert example is not None
+    assert example == SamplingConfig()
+    assert example.train.label == "T1.5-k20-p0.8"
+    assert "the example of the paper's authors" in example.label
+    hotter = compose_config(["sampling.train.temperature=1.2"]).sampling
+    assert hotter is not None
+    assert hotter.train.label == "T1.2-k20-p0.8"
+    assert "authors" not in hotter.label
+
+
 @pytest.mark.parametrize("overrides", [["+model=qwen3_30b"], ["+experiment=demo"]])
 def test_a_sweep_replaces_the_grid_of_an_experiment_and_the_command_line_wins(overrides: list[str]) -> None:
     wide = compose_config([*overrides, "+sweep=paper"])
-    assert wide.evaluation.top_ks == (10, 20, -1)
     assert wide.sampling is not None
+    assert wide.evaluation.top_ks == (10, 20, -1)
     cells = grid_cells(wide.evaluation, wide.sampling)
     assert len(cells) == 54
     assert wide.evaluation.num_samples == compose_config(overrides).evaluation.num_samples

@@ -15,6 +15,7 @@ from megatron_ssd.cli.pipeline import Script, _run_all
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.process import REPORT_FOLLOWS, UNDER_PIPELINE, run_child
+from tests.helpers.tiny_hf import MODELS, write_hf_config
 
 WRITES_ENVIRONMENT = f"""
 import os, pathlib, sys
@@ -51,7 +52,8 @@ def test_a_stage_gets_the_run_dir_of_the_pipeline(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(module, "start_logging", lambda: None)
     monkeypatch.setattr(pipeline, "check_machine", lambda config: None)
     monkeypatch.setattr(pipeline, "run_child", lambda command, *, report_follows: started.append(command) or 0)
-    overrides = ["experiment=demo", f"model.path={tmp_path}", text_override("run_dir", str(tmp_path / name))]
+    path = write_hf_config(tmp_path, MODELS["qwen3"])
+    overrides = ["experiment=demo", path, text_override("run_dir", str(tmp_path / name))]
     monkeypatch.setattr("sys.argv", ["pipeline.py", *overrides, "--until=problems"])
     pipeline.main()
     _, script, *arguments = started[0]
@@ -59,6 +61,33 @@ def test_a_stage_gets_the_run_dir_of_the_pipeline(tmp_path: Path, monkeypatch: p
     seen = []
     entry.main(seen.append, description="", argv=arguments)
     assert [config.run_dir for config in seen] == [str(tmp_path / name)]
+
+
+@pytest.mark.parametrize("chosen", [["problems=minicode"], ["experiment=demo"]], ids=["alone", "with a base"])
+def test_problems_alone_need_no_other_section_and_make_no_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: list[str]
+) -> None:
+    monkeypatch.setattr(pipeline, "start_logging", lambda: None)
+    where = [f"base.base_dir={tmp_path}/base"] if "experiment=demo" in chosen else []
+    small = ["minicode.num_train_problems=4", "minicode.num_test_problems=4", f"run_dir={tmp_path}/run"]
+    monkeypatch.setattr("sys.argv", ["pipeline.py", *chosen, *where, *small, "--until=problems"])
+    pipeline.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert (tmp_path / "run" / "problems" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(("until", "missing"), [("samples", "model"), ("report", "benchmark")])
+def test_a_section_that_a_later_stage_reads_is_needed_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], until: str, missing: str
+) -> None:
+    monkeypatch.setattr(pipeline, "start_logging", lambda: None)
+    models = ["model=tiny"] if missing != "model" else []
+    overrides = ["problems=minicode", *models, f"run_dir={tmp_path}/run", f"--until={until}"]
+    monkeypatch.setattr("sys.argv", ["pipeline.py", *overrides])
+    with pytest.raises(SystemExit):
+        pipeline.main()
+    assert capsys.readouterr().err.startswith(f"error: {missing} = null: ")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_pipeline_and_its_stages_ignore_a_launcher_that_did_not_start_them(

@@ -58,10 +58,9 @@ def test_keys_of_null_sections_are_comments(
 ) -> None:
     shown = _shown(Path("launch/generate.py"), ["--print-config=all"], monkeypatch, capsys)
     assert _shown(Path("launch/generate.py"), ["--print-config", "all"], monkeypatch, capsys) == shown
-    assert yaml.safe_load(shown)["sampling"] is None
-    for line in ("proxy.path=VALUE, required", "proxy.revision=null", "sampling.train.temperature=1.0",
-                 "sampling.default.top_k=20",
-                 "sampling.stop_token_ids=[]", "problems.deduplicate=true", "problems.columns.id=null"):  # fmt: skip
+    assert yaml.safe_load(shown)["proxy"] is None
+    for line in ("proxy.path=VALUE, required", "proxy.revision=null", "model.rope_theta=1000000.0",
+                 "benchmark.sets={}", "problems.deduplicate=true", "problems.columns.id=null"):  # fmt: skip
         assert f"#   {line}\n" in shown, shown
 
 

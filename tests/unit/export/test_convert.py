@@ -213,8 +213,8 @@ def test_unsupported_folders_are_refused(tmp_path: Path) -> None:
     config = (hf / "config.json").read_bytes()
     for change, match in (
         ({"attention_bias": True}, "attention_bias = True"),
-        ({"model_type": "gemma3"}, r"model_type = 'gemma3': supported are qwen3, qwen3_moe, llama"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config is set"),
+        ({"model_type": "gemma3"}, r"model_type = 'gemma3': supported are llama, mistral, qwen2, qwen3, qwen3_moe"),
+        ({"quantization_config": {"bits": 4}}, "quantised weights"),
         ({"vocab_size": 65}, r"2 weight\(s\) misshapen: lm_head.weight has shape \[64, 32\] and .* needs \[65, 32\]"),
         ({"num_hidden_layers": 3}, r"11 weight\(s\) unknown: model.layers.3"),
     ):

@@ -17,8 +17,8 @@ from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.errors import UserError
+from megatron_ssd.models import hf_checkpoint
 from megatron_ssd.models.build import build_model
-from megatron_ssd.models.families import Family
 from megatron_ssd.models.hf_checkpoint import load_hf_weights, map_parameters
 from megatron_ssd.models.hf_weights import HFWeights
 from megatron_ssd.runtime.device import prepare_device
@@ -28,8 +28,8 @@ from tests.helpers.tiny_hf import MODELS, save_reference_logits, write_hf_folder
 
 PARALLEL = ParallelConfig()
 TOKENS_BS = torch.randint(63, (2, 256), generator=torch.Generator().manual_seed(0))
-# Measured: at most 1.9e-6 over all models below, with logits up to 2.4.
-TOLERANCE = 5e-6
+# Relative to the largest logit. Measured: at most 2.4e-6 over the fixed models and forty drawn ones.
+TOLERANCE = 1e-5
 
 
 def precision_of(params_dtype: Literal["fp32", "bf16"]) -> PrecisionConfig:
@@ -82,7 +82,8 @@ def logit_difference(references: Path, name: str, model: ModelConfig) -> float:
     chunk = load(dataclasses.replace(model, path=str(references / name)))
     with torch.no_grad():
         logits_BSV = chunk.eval()(TOKENS_BS, torch.arange(TOKENS_BS.shape[1]).expand_as(TOKENS_BS), None)
-    return float(np.abs(logits_BSV.numpy() - np.load(references / name / "logits.npy")).max())
+    expected_BSV = np.load(references / name / "logits.npy")
+    return float(np.abs(logits_BSV.numpy() - expected_BSV).max() / np.abs(expected_BSV).max())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -91,11 +92,12 @@ def test_logits_equal_transformers(references: Path, name: str) -> None:
     assert difference < TOLERANCE, f"largest difference {difference:.2e}"
 
 
-def test_logits_differ_without_rope_scaling(references: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["llama_scaled", "llama_linear"])
+def test_logits_differ_without_rope_scaling(references: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a difference the test above would not detect missing scaling."""
-    monkeypatch.setattr(Family, "check_hf_config", lambda *args, **kwargs: None)
-    unscaled = dataclasses.replace(MODELS["llama_scaled"], rope_scaling=None)
-    assert logit_difference(references, "llama_scaled", unscaled) > 100 * TOLERANCE
+    monkeypatch.setattr(hf_checkpoint, "check_hf_config", lambda *args, **kwargs: None)
+    unscaled = dataclasses.replace(MODELS[name], rope_scaling=None)
+    assert logit_difference(references, name, unscaled) > 100 * TOLERANCE
 
 
 def test_weights_of_a_bf16_folder_are_exact_in_fp32(tmp_path: Path) -> None:

@@ -1,12 +1,11 @@
-"""Tests the parameter mappings of the model families, without a model."""
+"""Tests the parameter mappings, without a model."""
 
 import dataclasses
 
 import pytest
 import torch
 
-from megatron_ssd.models.families import FAMILIES
-from megatron_ssd.models.families.mappings import (
+from megatron_ssd.models.mappings import (
     DirectMapping,
     GateUpMapping,
     ParamMapping,
@@ -15,6 +14,7 @@ from megatron_ssd.models.families.mappings import (
     VocabularyMapping,
     all_hf_names,
     find_mapping,
+    parameter_mappings,
 )
 from tests.helpers.tiny_hf import MODELS
 
@@ -38,13 +38,14 @@ def test_the_order_of_the_rows_of_qkv() -> None:
     ],
 )
 @pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("columns", [(6,), ()], ids=["matrix", "bias"])
 def test_split_undoes_merge_and_slices_merge_to_shards(
-    mapping: ParamMapping, rows: tuple[int, ...], parts: int
+    mapping: ParamMapping, rows: tuple[int, ...], parts: int, columns: tuple[int, ...]
 ) -> None:
-    tensors = [torch.randn(count, 6) for count in rows]
+    tensors = [torch.randn(count, *columns) for count in rows]
     full = mapping.merge(tensors, MODEL)
     assert all(map(torch.equal, mapping.split(full, MODEL), tensors))
-    assert mapping.hf_shapes(tuple(full.shape), MODEL) == tuple((count, 6) for count in rows)
+    assert mapping.hf_shapes(tuple(full.shape), MODEL) == tuple((count, *columns) for count in rows)
     slices = [mapping.merge([tensor.chunk(parts)[part] for tensor in tensors], MODEL) for part in range(parts)]
     if not isinstance(mapping, GateUpMapping):  # each rank concatenates its two slices, so shards are not contiguous
         assert torch.equal(torch.cat(slices), full)
@@ -63,14 +64,14 @@ def test_split_undoes_merge_and_slices_merge_to_shards(
     ],
 )
 def test_both_layer_specs_have_mappings(name: str) -> None:
-    mapping, numbers = find_mapping(FAMILIES["qwen3_moe"].mappings, name)
+    mapping, numbers = find_mapping(parameter_mappings(MODELS["qwen3_moe"]), name)
     assert numbers == ({"layer": 11, "expert": 7} if "experts" in name else {"layer": 11})
     assert all("layers.11." in hf_name for hf_name in mapping.hf_names(numbers))
 
 
 def test_both_layer_specs_use_the_same_hf_weights() -> None:
     """Compares names of TransformerEngine's grouped experts and fused norms with those of the local layers."""
-    mappings = FAMILIES["qwen3_moe"].mappings
+    mappings = parameter_mappings(MODELS["qwen3_moe"])
     pairs = {
         "decoder.layers.1.input_layernorm.weight": "decoder.layers.1.self_attention.linear_qkv.layer_norm_weight",
         "decoder.layers.1.mlp.experts.local_experts.3.linear_fc1.weight":
@@ -89,20 +90,12 @@ def test_both_layer_specs_use_the_same_hf_weights() -> None:
 
 def test_an_unknown_parameter_is_named() -> None:
     with pytest.raises(UnmappedWeightError, match=r"decoder\.layers\.0\.self_attention\.linear_qkv\.bias"):
-        find_mapping(FAMILIES["qwen3"].mappings, "decoder.layers.0.self_attention.linear_qkv.bias")
+        find_mapping(parameter_mappings(MODELS["qwen3"]), "decoder.layers.0.self_attention.linear_qkv.bias")
 
 
 def test_number_of_hugging_face_weights() -> None:
     moe = MODELS["qwen3_moe"]
-    names = all_hf_names(FAMILIES["qwen3_moe"].all_mappings(moe), moe)
+    names = all_hf_names(moe)
     assert len(names) == 3 + 4 * (4 + 2 + 2 + 1 + 4 * 3)  # projections, q/k norms, norms, router, experts
     tied = MODELS["llama_tied"]
-    assert "lm_head.weight" not in all_hf_names(FAMILIES["llama"].all_mappings(tied), tied)
-
-
-def test_every_model_type_has_a_family() -> None:
-    from typing import get_args
-
-    from megatron_ssd.config.model import ModelType
-
-    assert set(get_args(ModelType)) == set(FAMILIES)
+    assert "lm_head.weight" not in all_hf_names(tied)

@@ -29,9 +29,11 @@ from megatron_ssd.errors import UserError
 
 Shape = tuple[int, ...]
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
 
 class UnmappedWeightError(UserError):
-    """A parameter without a mapping in its model family."""
+    """A parameter without a mapping."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class VocabularyMapping(DirectMapping):
 
 
 class QkvMapping(ParamMapping):
-    """Query, key and value projections in one parameter, interleaved by key/value group.
+    """Query, key and value projections, or their biases, in one parameter, interleaved by key/value group.
 
     Megatron-Core stores the rows of group 0 first: its queries, its key, its value; then group 1. With 4 query heads, 2
     groups and head dimension d the rows are q0 q1 k0 v0 q2 q3 k1 v1, d of each.
@@ -172,20 +174,9 @@ def find_mapping(mappings: Iterable[ParamMapping], name: str) -> Match:
             return Match(mapping, numbers)
     raise UnmappedWeightError(
         f"Megatron-Core parameter {name}",
-        rule="the model family has no mapping for it",
-        fix="add a mapping to the family in megatron_ssd/models/families",
+        rule="no mapping is known for it",
+        fix="add a mapping to megatron_ssd/models/mappings.py",
     )
-
-
-def all_hf_names(mappings: Iterable[ParamMapping], model: ModelConfig) -> set[str]:
-    """Names of all Hugging Face tensors of the full model."""
-    return {
-        name
-        for mapping in mappings
-        for layer in range(model.num_hidden_layers if "{layer}" in mapping.megatron else 1)
-        for expert in range((model.num_experts or 0) if mapping.is_expert else 1)
-        for name in mapping.hf_names({"layer": layer, "expert": expert})
-    }
 
 
 # Where the local layer spec and TransformerEngine's spec name a parameter differently, there is a mapping for each. A
@@ -194,7 +185,7 @@ _MEGATRON = "decoder.layers.{layer}"
 _HF = "model.layers.{layer}"
 
 EMBEDDING_AND_FINAL_NORM = (
-    VocabularyMapping("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), shard_dim=0),
+    VocabularyMapping("embedding.word_embeddings.weight", (EMBEDDING,), shard_dim=0),
     DirectMapping("decoder.final_layernorm.weight", ("model.norm.weight",)),
 )
 
@@ -207,6 +198,14 @@ ATTENTION = (
         shard_dim=0,
     ),
     DirectMapping(f"{_MEGATRON}.self_attention.linear_proj.weight", (f"{_HF}.self_attn.o_proj.weight",), shard_dim=1),
+)
+
+QKV_BIAS = (
+    QkvMapping(
+        f"{_MEGATRON}.self_attention.linear_qkv.bias",
+        (f"{_HF}.self_attn.q_proj.bias", f"{_HF}.self_attn.k_proj.bias", f"{_HF}.self_attn.v_proj.bias"),
+        shard_dim=0,
+    ),
 )
 
 QK_NORM = (
@@ -247,3 +246,39 @@ EXPERTS = (
         )
     ),
 )
+
+
+def parameter_mappings(model: ModelConfig) -> tuple[ParamMapping, ...]:
+    """The mappings of all parameters of ``model``.
+
+    With tied embeddings the last pipeline stage's output layer is a copy of the embedding.
+    """
+    return (
+        *EMBEDDING_AND_FINAL_NORM,
+        *ATTENTION,
+        *(QKV_BIAS if model.has_qkv_bias else ()),
+        *(QK_NORM if model.has_qk_norm else ()),
+        *(EXPERTS if model.is_moe else DENSE_MLP),
+        VocabularyMapping("output_layer.weight", (EMBEDDING if model.tie_word_embeddings else HEAD,), shard_dim=0),
+    )
+
+
+def all_hf_names(model: ModelConfig) -> set[str]:
+    """Names of all Hugging Face tensors of the full model."""
+    return {
+        name
+        for mapping in parameter_mappings(model)
+        for layer in range(model.num_hidden_layers if "{layer}" in mapping.megatron else 1)
+        for expert in range((model.num_experts or 0) if mapping.is_expert else 1)
+        for name in mapping.hf_names({"layer": layer, "expert": expert})
+    }
+
+
+def ignored_hf_names(model: ModelConfig) -> set[str]:
+    """Weights that a folder may have and that no parameter is made of.
+
+    These are a copy of tied embeddings (``check_tied_head`` compares it), and rotary frequencies, which older versions
+    of transformers saved with the weights and no version reads.
+    """
+    frequencies = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(model.num_hidden_layers)}
+    return {"model.rotary_emb.inv_freq", *frequencies, *((HEAD,) if model.tie_word_embeddings else ())}

@@ -1,4 +1,4 @@
-"""Reads the rotary embedding that a ``config.json`` describes, as transformers and vLLM read it.
+"""Translates the rotary embedding of a ``config.json`` as transformers and vLLM read it.
 
 transformers 5 writes ``rope_parameters``, older versions wrote ``rope_scaling`` with ``rope_theta`` beside it. In a
 file with both dictionaries ``rope_scaling`` counts alone, and the theta in ``rope_parameters`` is lost. Such a file is
@@ -9,18 +9,22 @@ Source: transformers, ``modeling_rope_utils``, ``RotaryEmbeddingConfigMixin``; v
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_ssd.config.model import RopeScalingConfig
+from megatron_ssd.config.model import RopeScalingConfig, RopeType
 from megatron_ssd.errors import UserError
 
 _DEFAULT_THETA = 10_000.0
 _DICTIONARIES = ("rope_scaling", "rope_parameters")  # the first that is not empty counts
 _PARTIAL = ("partial_rotary_factor", "rotary_pct", "rotary_emb_fraction")  # vLLM reads all three
 _LENGTH = "original_max_position_embeddings"
+# The numbers that describe a scaling, by its type.
+_KEYS: dict[RopeType, tuple[str, ...]] = {
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", _LENGTH),
+    "linear": ("factor",),
+}
 
 
 class Rope(NamedTuple):
@@ -44,9 +48,17 @@ def read_rope(values: Mapping[str, Any], *, source: Path) -> Rope:
     if found[0] != found[-1]:
         raise _contradiction(source, f"rope_scaling says {found[0]}", f"rope_parameters says {found[-1]}")
     scaling = found[0].scaling
-    if scaling is not None and values.get(_LENGTH) not in (None, scaling.original_max_position_embeddings):
+    length = None if scaling is None or scaling.rope_type == "linear" else scaling.original_max_position_embeddings
+    if length is not None and values.get(_LENGTH) not in (None, length):
         raise _contradiction(source, f"{_LENGTH} = {values[_LENGTH]}", f"{given[0]} says {scaling}")
     return found[0]
+
+
+def write_rope(scaling: RopeScalingConfig | None) -> dict[str, Any] | None:
+    """``rope_scaling`` of ``config.json``."""
+    if scaling is None:
+        return None
+    return {"rope_type": scaling.rope_type, **{key: getattr(scaling, key) for key in _KEYS[scaling.rope_type]}}
 
 
 def _read(values: Mapping[str, Any], rope: Mapping[str, Any], source: Path) -> Rope:
@@ -55,16 +67,15 @@ def _read(values: Mapping[str, Any], rope: Mapping[str, Any], source: Path) -> R
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return Rope(theta, None)
-    if kind != "llama3":
-        raise UserError(f"{source}: rope_type = {kind!r}", rule="only default and llama3 are supported",
+    if kind not in tuple(_KEYS):
+        raise UserError(f"{source}: rope_type = {kind!r}", rule=f"only default, {', '.join(_KEYS)} are supported",
                         fix="use a model without it")  # fmt: skip
     known = {_LENGTH: values.get("max_position_embeddings"), **rope}
-    keys = [key.name for key in dataclasses.fields(RopeScalingConfig)]
-    missing = [key for key in keys if known.get(key) is None]
+    missing = [key for key in _KEYS[kind] if known.get(key) is None]
     if missing:
-        raise UserError(f"{source}: rope_type = 'llama3'", rule=f"{missing[0]} is missing",
+        raise UserError(f"{source}: rope_type = {kind!r}", rule=f"{missing[0]} is missing",
                         fix="use the model's own config.json")  # fmt: skip
-    return Rope(theta, RopeScalingConfig(**{key: known[key] for key in keys}))
+    return Rope(theta, RopeScalingConfig(rope_type=kind, **{key: known[key] for key in _KEYS[kind]}))
 
 
 def _check(rope: Any, where: str) -> None:
