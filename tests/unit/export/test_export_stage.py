@@ -135,7 +135,9 @@ def test_an_export_has_the_configured_decode_settings_and_a_card(
     config = dataclasses.replace(make_run("qwen3"), sampling=sampling)
     assert config.model is not None
     base, export = Path(str(config.model.path)), Path(config.run_dir) / "export"
-    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": 5, "temperature": 0.6, "max_length": 90}))
+    (base / "generation_config.json").write_text(json.dumps({
+        "_from_model_config": True, "eos_token_id": 5, "temperature": 0.6, "max_length": 90,
+    }))  # fmt: skip
     (base / "README.md").write_text("---\nlicense: apache-2.0\n---\nThe base.")
     run_export(config)
     read = GenerationConfig.from_pretrained(export)
@@ -144,6 +146,7 @@ def test_an_export_has_the_configured_decode_settings_and_a_card(
     )  # fmt: skip
     assert (read.repetition_penalty, read.max_length) == (1.0, 90)
     assert read.eos_token_id == [5, 1, 7]
+    assert not read._from_model_config
     assert open_model(str(export)).end_token_ids == (5, 1, 7)
     card = (export / "README.md").read_text()
     assert "license: apache-2.0" in card
