@@ -7,7 +7,6 @@ from typing import Literal, TypeVar
 
 from megatron_ssd.config.dataset import FilterConfig, PreprocessConfig
 from megatron_ssd.config.evaluation import EvaluationConfig, GeneralBenchmarksConfig, ReportConfig
-from megatron_ssd.config.export import ExportConfig, PushConfig
 from megatron_ssd.config.generation import (
     EngineConfig,
     GenerationConfig,
@@ -20,7 +19,7 @@ from megatron_ssd.config.model import ModelConfig, MoeConfig
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.problems import BenchmarkConfig, ContaminationConfig, MinicodeConfig, ProblemsConfig
-from megatron_ssd.config.training import CheckpointConfig, OptimizerConfig, TrainingConfig
+from megatron_ssd.config.training import CheckpointConfig, ExportConfig, OptimizerConfig, PushConfig, TrainingConfig
 from megatron_ssd.errors import ConfigError, require
 
 _T = TypeVar("_T")

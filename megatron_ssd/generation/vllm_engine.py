@@ -1,4 +1,4 @@
-"""vLLM's offline engine as an ``Engine``. Nothing else imports vLLM.
+"""vLLM's offline engine as an ``Engine``. Besides ``vllm_truncation``, nothing else imports vLLM.
 
 The engine runs in this process (one that ``EnginePool`` started for it). It is stepped explicitly, so that each
 response is passed on in the step that ends it. Token ids go in and come out; vLLM loads no tokenizer.
@@ -57,6 +57,8 @@ _OWN_ON_CPU = {
     "max_num_batched_tokens": "engine.max_model_len",
     "enable_chunked_prefill": "",
 }
+_OF_MODEL = ("hf_overrides", "hf_config_path")
+_TRUNCATION = "megatron_ssd.generation.vllm_truncation:TopKTopP"
 
 
 def vllm_version() -> str:
@@ -68,9 +70,18 @@ def vllm_version() -> str:
 
 
 def check_own_arguments(options: Iterable[str], device: Device) -> None:
-    """Raise ``UserError`` if ``engine.options`` names an argument that this project sets on ``device``."""
+    """Raise ``UserError`` if ``engine.options`` names an argument that this project sets on ``device``.
+
+    So do arguments that change the model: training and export would not see the change.
+    """
     own = {**_OWN_ARGUMENTS, **(_OWN_ON_CPU if device == "cpu" else {})}
     for name in options:
+        if name in _OF_MODEL:
+            raise UserError(
+                f"engine.options.{name}",
+                rule="would change the model, for example its rope, for sampling and not for training",
+                fix="change config.json in a copy of the model's folder, and set model.path to the copy",
+            )
         if name in own:
             raise UserError(
                 f"engine.options.{name}",
@@ -169,6 +180,14 @@ class VllmSpec:
             }
         return {**arguments, **engine.options}
 
+    @property
+    def truncates(self) -> bool:
+        """Whether the engine has ``vllm_truncation``: on a GPU vLLM sorts no vocabulary.
+
+        vLLM has no logits processors with speculative decoding.
+        """
+        return self.device == "cpu" and not self.settings.options.get("speculative_config")
+
     def _fix(self, reason: str) -> str:
         if "KV cache" in reason or "memory" in reason.lower():
             size = f"engine.kv_cache_gib (now {self.settings.kv_cache_gib})"
@@ -197,8 +216,14 @@ class VllmEngine:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         spec.check_installation()
+        arguments = {**spec.arguments(), **_TOKENS_ALONE}
+        if spec.truncates:
+            arguments["logits_processors"] = [*arguments.get("logits_processors", ()), _TRUNCATION]
         gc.freeze()  # vLLM collects several times while it starts, and the modules imported by now stay
-        self._engine = LLMEngine.from_engine_args(EngineArgs(**spec.arguments(), **_TOKENS_ALONE))
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        self._truncates = spec.truncates
+        if self._truncates:
+            _check_truncation()
         self._end_token_ids = list(spec.end_token_ids)
         self._requests: dict[str, AnyRequest] = {}
 
@@ -227,10 +252,12 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         params = request.params
+        truncation: dict[str, Any] = {"top_k": params.top_k, "top_p": params.top_p}
+        if self._truncates and params.temperature > 0:
+            truncation = {"extra_args": truncation}
         return SamplingParams(
+            **truncation,
             temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
             min_p=params.min_p,
             repetition_penalty=params.repetition_penalty,
             max_tokens=request.max_tokens,
@@ -238,6 +265,18 @@ class VllmEngine:
             stop_token_ids=self._end_token_ids,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+
+def _check_truncation() -> None:
+    """Raise ``UserError`` if vLLM has not made the processor: it would ignore top-k and top-p without a word."""
+    from megatron_ssd.generation.vllm_truncation import TopKTopP
+
+    if not TopKTopP.started:
+        raise UserError(
+            f"vLLM {vllm_version()}",
+            rule=f"has not started the logits processor {_TRUNCATION}",
+            fix="use the vLLM that make venv installs, without engine.options that move the model to other processes",
         )
 
 

@@ -88,26 +88,17 @@ def extract_program(
         reasoning = response[: -len(answer)] if (answer := _answer(response, prompt_opens_thinking)) else ""
         found = _defined(response, entry_point, prompt, tested_names, reasoning)
     else:
-        return _extraction(_last_block(response, prompt_opens_thinking))
+        block = _last_block(response, prompt_opens_thinking)
+        return Extraction(program=block.text) if isinstance(block, CodeBlock) else Extraction(cause=block)
     if found.program is None and _answer(response, prompt_opens_thinking) is None:
         return Extraction(cause="reasoning not closed")
     return found
-
-
-def extract_code(response: str, *, prompt_opens_thinking: bool = False) -> str | None:
-    """The program that ``response`` offers under the general rule, or None if there is none."""
-    block = extract_block(response, prompt_opens_thinking=prompt_opens_thinking)
-    return None if block is None else block.text
 
 
 def extract_block(response: str, *, prompt_opens_thinking: bool = False) -> CodeBlock | None:
     """The block that holds the program under the general rule, or None if there is none."""
     found = _last_block(response, prompt_opens_thinking)
     return found if isinstance(found, CodeBlock) else None
-
-
-def _extraction(found: CodeBlock | NoProgram) -> Extraction:
-    return Extraction(program=found.text) if isinstance(found, CodeBlock) else Extraction(cause=found)
 
 
 def _between_last_fences(response: str) -> Extraction:
@@ -120,6 +111,9 @@ def _between_last_fences(response: str) -> Extraction:
 
 
 def _defined(response: str, entry_point: str, prompt: str, tested_names: frozenset[str], reasoning: str) -> Extraction:
+    # Before any other definition: a base model that goes on after the function often writes the same one again.
+    if prompt and (body := _indented(response)).strip() and parses(prompt + body):
+        return Extraction(program=prompt + body)
     found = definition_of(response, entry_point, also=tested_names, reasoning=reasoning)
     if found is not None:
         # A prompt without a docstring ends in a bare ``def`` line.
@@ -127,7 +121,7 @@ def _defined(response: str, entry_point: str, prompt: str, tested_names: frozens
         return Extraction(program="".join([*found.future_imports, front and f"{front}\n", found.program]))
     if prompt:
         blocks = [block.text for block in reversed(_fenced_blocks(response)[0])]
-        for body in (*blocks[:1], response, _indented(response)):
+        for body in (*blocks[:1], response):
             if body.lstrip("\r\n")[:1].isspace() and parses(prompt + body):
                 return Extraction(program=prompt + body)
     return Extraction(cause="no entry point")

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ssd.cli.compose import CONFIG_DIR, compose_config, groups, text_override
+from megatron_ssd.cli.compose import CONFIG_DIR, compose_config, groups, text_override, values_of_tool
 from megatron_ssd.config.dataset import FilterConfig
+from megatron_ssd.config.generation import SamplingConfig
 from megatron_ssd.errors import ConfigError
 from megatron_ssd.evaluation.grid import grid_cells
 from tests.helpers.errors import config_error
@@ -98,11 +99,29 @@ def test_a_sampling_group_overrides_that_of_an_experiment() -> None:
     assert sampling.max_tokens == 96
 
 
+def test_null_chooses_no_file_of_a_group() -> None:
+    assert compose_config(["experiment=demo", "benchmark=null"]).benchmark is None
+    assert compose_config(["experiment=demo", "+problems=null"]).problems is None
+    assert compose_config(["sampling=null"]).sampling is None
+
+
+def test_a_run_that_chooses_no_sampling_uses_the_authors_example() -> None:
+    example = compose_config([]).sampling
+    assert example is not None
+    assert example == SamplingConfig()
+    assert example.train.label == "T1.5-k20-p0.8"
+    assert "the example of the paper's authors" in example.label
+    hotter = compose_config(["sampling.train.temperature=1.2"]).sampling
+    assert hotter is not None
+    assert hotter.train.label == "T1.2-k20-p0.8"
+    assert "authors" not in hotter.label
+
+
 @pytest.mark.parametrize("overrides", [["+model=qwen3_30b"], ["+experiment=demo"]])
 def test_a_sweep_replaces_the_grid_of_an_experiment_and_the_command_line_wins(overrides: list[str]) -> None:
     wide = compose_config([*overrides, "+sweep=paper"])
-    assert wide.evaluation.top_ks == (10, 20, -1)
     assert wide.sampling is not None
+    assert wide.evaluation.top_ks == (10, 20, -1)
     cells = grid_cells(wide.evaluation, wide.sampling)
     assert len(cells) == 54
     assert wide.evaluation.num_samples == compose_config(overrides).evaluation.num_samples
@@ -169,11 +188,8 @@ def test_the_demos_run_folder_depends_on_its_problems() -> None:
         (["seed={"], ["seed={"]),
         (["run_dir=${nothing.here}"], ["nothing.here"]),
         (["contamination=[humaneval,human]"], ["contamination = 'human'", "choose one of aime, humaneval"]),
-        (["contamination=mbpp"], ["contamination.sets.mbpp.path = null", "set contamination.sets.mbpp.path to a file"]),
-        (
-            ["benchmark=livecodebench"],
-            ["benchmark.sets.livecodebench.path = null", "set benchmark.sets.livecodebench.path=FILE"],
-        ),
+        (["contamination=mbpp"], ["contamination.sets.mbpp.path = null", "set it to a file"]),
+        (["benchmark=livecodebench"], ["benchmark.sets.livecodebench.path = null", "set it to a file"]),
         (
             ["benchmark=[livecodebench,mbpp_plus]", "benchmark.path=x"],
             ["benchmark.path = 'x'", "mean benchmark.sets.livecodebench.path or benchmark.sets.mbpp_plus.path?"],
@@ -217,6 +233,13 @@ def test_text_that_the_shell_would_change_is_shown_in_its_quotes() -> None:
         compose_config(["run_dir=it's"])
     (typed,) = shlex.split(str(caught.value).rpartition("shell: ")[2])
     assert compose_config([typed]).run_dir == "it's"
+
+
+def test_an_argument_that_is_not_text_in_the_locale_is_one_line() -> None:
+    for compose in (values_of_tool, compose_config):
+        with pytest.raises(ConfigError) as caught:
+            compose(["run_dir='o\udcc3'"])
+        assert "\n" not in str(caught.value)
 
 
 def test_hidden_files_and_folders_are_no_choices(tmp_path: Path) -> None:

@@ -12,10 +12,8 @@ import yaml
 
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config
 from megatron_ssd.config.build import build
-from megatron_ssd.config.dataset import InspectConfig
-from megatron_ssd.config.export import ConvertConfig
-from megatron_ssd.config.grading import GradeConfig
 from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.tools import ConvertConfig, GradeConfig, InspectConfig
 
 _ROOT = CONFIG_DIR.parent
 _OF_A_RUN = [*sorted(path.relative_to(_ROOT) for path in (_ROOT / "launch").glob("*.py")),
@@ -58,10 +56,9 @@ def test_keys_of_null_sections_are_comments(
 ) -> None:
     shown = _shown(Path("launch/generate.py"), ["--print-config=all"], monkeypatch, capsys)
     assert _shown(Path("launch/generate.py"), ["--print-config", "all"], monkeypatch, capsys) == shown
-    assert yaml.safe_load(shown)["sampling"] is None
-    for line in ("proxy.path=VALUE, required", "proxy.revision=null", "sampling.train.temperature=1.0",
-                 "sampling.default.top_k=20",
-                 "sampling.stop_token_ids=[]", "problems.deduplicate=true", "problems.columns.id=null"):  # fmt: skip
+    assert yaml.safe_load(shown)["proxy"] is None
+    for line in ("proxy.path=VALUE, required", "proxy.revision=null", "model.rope_theta=1000000.0",
+                 "benchmark.sets={}", "problems.deduplicate=true", "problems.columns.id=null"):  # fmt: skip
         assert f"#   {line}\n" in shown, shown
 
 

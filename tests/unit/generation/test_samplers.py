@@ -63,6 +63,12 @@ def test_options_that_the_project_sets_are_refused(model: ModelFolder, name: str
     check_refused(model, rf"engine\.options\.{name}: .* sets itself; {instead}", options={name: 1})
 
 
+@pytest.mark.parametrize("name", ["hf_overrides", "hf_config_path"])
+def test_options_that_change_the_model_are_refused(model: ModelFolder, name: str) -> None:
+    options = {name: {"rope_theta": 5.0}}
+    check_refused(model, rf"engine\.options\.{name}: would change the model, .* set model\.path", options=options)
+
+
 def test_stop_tokens_outside_the_vocabulary_are_refused(model: ModelFolder) -> None:
     check_refused(model, r"stop_token_ids = \[512\]: .* ends at 511", stop_token_ids=(512,))
 

@@ -80,6 +80,8 @@ def test_the_longest_definition_and_the_first_in_it_count_as_in_the_sanitizer():
         "from __future__ import annotations\n\ndef f(x: int) -> int:\n    return x + one()\n",
         "```python\n    return x + one()\n```",
         "    return x + one()\n",
+        "    return x + one()\n\n\ndef f(x):\n    return 0\n",
+        "\n    return x + one()\n# Tests\nassert f(1) == 3\n",
     ],
 )
 def test_the_prompt_runs_in_front(response: str):

@@ -2,8 +2,8 @@
 
 The tests compare loss, gradient norm and the final weights of twenty iterations, dense, with experts and with biases,
 in exact fp32. ``tests/distributed`` compares layouts with one process; these tests compare one process with a loop that
-shares no code with it. Measured differences: 7e-8 (loss), 3e-7 (gradient norm) and, relative to how far training moved a
-weight, 6e-6.
+shares no code with it. Measured differences: 7e-8 (loss), 3e-7 (gradient norm) and, relative to how far training moved
+a weight, 6e-6.
 """
 
 from __future__ import annotations
