@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
     log.info("pipeline: %s to %s, %d stages in %s%s", names[0], arguments.until, total, config.run_dir,
              "; a base model is made or found before the second" if base else "")  # fmt: skip
     given = compose_values(overrides, config_dir)
-    if _TRAIN in scripts and not given.get("parallel"):
+    if LOOP["checkpoints"] in scripts and not given.get("parallel"):
         overrides += _default_layout(config, keep_micro_batch="micro_batch_size" in given.get("training", {}))
     _run_all("stage", scripts[:1], overrides, config_dir, total=total)
     if base is not None:
