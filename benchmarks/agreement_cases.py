@@ -45,6 +45,13 @@ print(answers['\\n'.join(lines).strip()])""",
     "raises at the end": _FIND + "print(answer)\nraise ValueError",
     "name without import": _FIND + "print(answer + os.sep[:0])",
     "exit(1) at the end": _FIND + "print(answer)\nsys.exit(1)",
+    "return at the end": _FIND + "print(answer)\nreturn",
+    "lines of sys.stdin": "print(answers['\\n'.join(line.rstrip('\\n') for line in sys.stdin).strip()])",
+    "stdout.buffer": _FIND + "sys.stdout.buffer.write(answer.encode())",
+    "global": "answer = ''\ndef read():\n    global answer\n    answer += answers[sys.stdin.read().strip()]\n\n"
+    "read()\nprint(answer)",
+    "class Solution": "class Solution:\n    def run(self):\n        print(answers[sys.stdin.read().strip()])\n\n"
+    "Solution().run()",
     "buffer.readline": """
 lines = [sys.stdin.buffer.readline()]
 while lines[-1] and len(lines) < 100000:
@@ -76,11 +83,17 @@ def scalar(value):
     "equals everything": "class A:\n    __eq__ = lambda self, other: True\n    __hash__ = None\n"
     + _METHOD
     + "return A()",
+    "state in self": _METHOD + "self.n = getattr(self, 'n', 0) + 1\n        return value if self.n == 1 else None",
     "exits": _METHOD + "import sys\n        sys.exit(0)",
 }
 WHY = {
     "open(0)": "LiveCodeBench does not patch this open, which reads the checker's own standard input",
     "buffer.readline": "LiveCodeBench's sys.stdin.buffer.readline always returns the first line",
+    "lines of sys.stdin": "LiveCodeBench's sys.stdin has no iterator",
+    "stdout.buffer": "LiveCodeBench's sys.stdout is a text without a buffer",
+    "global": "LiveCodeBench makes the program the body of a function, so its names are not global",
+    "class Solution": "LiveCodeBench makes the program the body of a function, and looks for the class outside of it",
+    "state in self": "LiveCodeBench calls the method of one object on all tests, this checker on a new one each time",
     "NumPy array": "LiveCodeBench takes an array of one number for true or false; here it is not a plain value",
     "equals everything": "LiveCodeBench calls the object's own __eq__",
 }

@@ -43,7 +43,7 @@ _SHAPE: dict[str, Any] = {
 _CHILD = """
 import json, sys, time
 from benchmarks.convert import peak_memory
-from megatron_ssd.config.export import ConvertConfig
+from megatron_ssd.config.tools import ConvertConfig
 from megatron_ssd.export.convert import run_convert
 from megatron_ssd.runtime import cpu
 

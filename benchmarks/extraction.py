@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_ssd.grading.completions import ID_KEYS
-from megatron_ssd.problems.formats import READERS, read_format
+from megatron_ssd.formatting import aligned
+from megatron_ssd.grading.grade_file import ID_KEYS
+from megatron_ssd.problems.assert_scripts import FORMATS, read_assert_scripts
 from megatron_ssd.problems.table import open_table
 from megatron_ssd.prompts.extract import Extraction, ExtractionRule, extract_program
 from megatron_ssd.schema import Problem
-from megatron_ssd.text_table import aligned
 
 RULES: tuple[ExtractionRule, ...] = ("last_block", "lcb", "entry_point")
 
@@ -40,10 +40,10 @@ def main() -> None:
     """Print a table with a line for each rule."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("samples", type=Path, nargs="+")
-    parser.add_argument("--format", choices=READERS)
+    parser.add_argument("--format", choices=FORMATS)
     parser.add_argument("--problems", type=Path)
     options = parser.parse_args()
-    problems = read_format(options.format, options.problems) if options.problems else []
+    problems = read_assert_scripts(options.format, options.problems) if options.problems else []
     found = list(extractions(options.samples, {problem.id: problem for problem in problems}))
     table = [["rule", "responses", "programs", "other than last_block", "causes of no program"]]
     for rule in RULES:

@@ -31,11 +31,10 @@ from megatron_ssd.config.parallel import ClusterConfig, Device, ParallelConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import CheckpointConfig, OptimizerConfig, TrainingConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.planner.flops import flops_of
+from megatron_ssd.planner.flops import flops_of, peak_tflops
 from megatron_ssd.planner.layout import LayoutReport, RankReport
 from megatron_ssd.planner.memory import GB, all_ranks
 from megatron_ssd.runtime.device import prepare_device
-from megatron_ssd.runtime.gpus import peak_tflops
 from megatron_ssd.runtime.hardware import check_precision
 from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
 
@@ -200,12 +199,13 @@ def predicted_bytes(config: RunConfig) -> float:
     """The planner's total without its reserve, which covers memory outside torch's allocator."""
     assert config.model is not None
     # One process holds every parameter, and all but the embedding are used in matrix products.
-    model = config.model
+    model, num_layers = config.model, config.model.num_hidden_layers
     embeddings = model.vocab_size * model.hidden_size * (1 if model.tie_word_embeddings else 2)
+    of_layer = (model.num_parameters() - embeddings) // num_layers
     rank = RankReport(
         rank=0, tensor_rank=0, pipeline_rank=0, context_rank=0, expert_rank=0, data_rank=0,
         num_parameters=model.num_parameters(),
-        num_fp8_weights=model.num_parameters() - embeddings if config.precision.fp8 else 0,
+        num_product_weights=(of_layer,) * num_layers,
     )  # fmt: skip
     (memory,) = all_ranks(config, LayoutReport(ranks=(rank,), num_parameters=rank.num_parameters))
     return memory.total - memory.reserve

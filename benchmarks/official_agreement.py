@@ -36,10 +36,10 @@ from benchmarks.official_kinds import ANSWERS, WHY
 from benchmarks.official_samples import OfficialSample, samples
 from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.artifacts.jsonl import iter_jsonl
-from megatron_ssd.config.grading import GradeConfig, GradeFormat
+from megatron_ssd.config.tools import GradeConfig, GradeFormat
+from megatron_ssd.formatting import aligned
 from megatron_ssd.grading.grade_file import VERDICTS, run_grade
 from megatron_ssd.grading.pool import read_verdicts
-from megatron_ssd.text_table import aligned
 
 Passed = tuple[bool, ...]  # the base score, and for evalplus's files the plus score
 SCORES = {"humaneval": ("HumanEval",), "humaneval_plus": ("HumanEval", "HumanEval+"), "mbpp_plus": ("MBPP", "MBPP+")}

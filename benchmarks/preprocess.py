@@ -35,7 +35,7 @@ from typing import Any
 import psutil
 
 from benchmarks.preprocess_samples import SHARD_SAMPLES, VOCAB_SIZE, publish, write_run
-from benchmarks.sides import Side, serve
+from benchmarks.sides import Side, alternate, serve
 
 REFERENCE, SAMPLED, RETOKENIZED = "Megatron-LM's method", "ids as sampled", "retokenized"
 MEMORY_SAMPLES = (10_000, 100_000)
@@ -67,13 +67,7 @@ def main() -> None:
 def _measure_speed(folder: Path, tokens: int, samples: int, rounds: int, workers: int) -> None:
     """Start every side, alternate between them, and print a table."""
     sides = {name: _start(name, folder, workers) for name in (REFERENCE, SAMPLED, RETOKENIZED)}
-    try:
-        for side in sides.values():
-            side.run()  # warm-up
-        runs = [{name: side.run() for name, side in sides.items()} for _ in range(rounds)]
-    finally:
-        for side in sides.values():
-            side.stop()
+    runs = alternate(sides, rounds)
     print(f"\n{samples:,} samples, {tokens:,} tokens, {workers} workers, {rounds} rounds")
     print(
         f"{'':22}{'samples/s':>10}{'lowest':>10}{'highest':>10}{'tokens/s':>14}{'ratio':>8}{'ms/sample':>12}{'ratio':>8}"

@@ -24,7 +24,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.sides import ROOT
-from benchmarks.train_step import SHAPE
+from benchmarks.train_step import SHAPE, write_model
 
 MAX_MODEL_LEN, MAX_NUM_SEQS = 1024, 256
 _BARE = """
@@ -71,22 +71,17 @@ def main() -> None:
 
 def _make_model(folder: Path) -> None:
     """Write a Hugging Face folder with random weights and minicode's tokenizer."""
-    import torch
     import transformers
 
     from megatron_ssd.config.problems import MinicodeConfig
     from megatron_ssd.problems.minicode.documents import corpus
     from megatron_ssd.problems.minicode.tokenizer import save_tokenizer, train_tokenizer
 
-    torch.manual_seed(0)
-    shape = {key: value for key, value in SHAPE.items() if key != "rope_theta"}
-    rope = {"rope_theta": SHAPE["rope_theta"], "rope_type": "default"}
     folder.mkdir()
     trained = train_tokenizer(corpus(MinicodeConfig(num_documents=2000)), SHAPE["vocab_size"])
     save_tokenizer(trained, folder, max_length=SHAPE["max_position_embeddings"])
     end = transformers.AutoTokenizer.from_pretrained(folder).eos_token_id
-    config = transformers.Qwen3Config(**shape, rope_parameters=rope, eos_token_id=end, bos_token_id=None)
-    transformers.Qwen3ForCausalLM(config).save_pretrained(folder)
+    write_model(folder, eos_token_id=end, bos_token_id=None)
 
 
 def _pipeline(folder: Path, *, problems: int, max_tokens: int) -> tuple[int, float]:

@@ -74,6 +74,17 @@ class Side:
             process.wait()
 
 
+def alternate(sides: Mapping[str, Side], rounds: int) -> list[dict[str, Cost]]:
+    """The cost of each side in each round, after one run of each to warm up. Stops the sides."""
+    try:
+        for side in sides.values():
+            side.run()  # compiles and allocates
+        return [{name: side.run() for name, side in sides.items()} for _ in range(rounds)]
+    finally:
+        for side in sides.values():
+            side.stop()
+
+
 def serve(prepare: Callable[[], AbstractContextManager[Callable[[], object]]]) -> None:
     """Answer each line of standard input with the cost of one call of the function that ``prepare`` makes."""
     answers = os.fdopen(os.dup(1), "w")

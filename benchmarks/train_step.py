@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.sides import Side, serve
+from benchmarks.sides import Side, alternate, serve
 
 SEQ_LENGTH, BATCH, MICRO_BATCH = 256, 32, 16
 STEPS = 8  # batches of the reference per measurement
@@ -66,10 +66,6 @@ def main() -> None:
 
 def _prepare(folder: Path, case: str) -> list[int]:
     """Write weights, samples and this trainer's data set; return the samples' lengths in tokens."""
-    import torch
-    import transformers
-    from transformers.utils.logging import disable_progress_bar
-
     from megatron_ssd.artifacts.stage import Stage
     from megatron_ssd.dataset.indexed import IndexedWriter
 
@@ -85,26 +81,29 @@ def _prepare(folder: Path, case: str) -> list[int]:
             writer.add(sample[: len(sample) // 4], sample[len(sample) // 4 :])
     stage.publish(counts={"documents": count})
     (folder / "samples.json").write_text(json.dumps(samples))
+    write_model(folder / "base")
+    return [int(length) for length in lengths]
+
+
+def write_model(folder: Path, **tokens: int | None) -> None:
+    """Write a Qwen3 of ``SHAPE`` with random weights, and with these special tokens in its config."""
+    import torch
+    import transformers
+    from transformers.utils.logging import disable_progress_bar
+
     disable_progress_bar()
     torch.manual_seed(0)
     shape = {key: value for key, value in SHAPE.items() if key != "rope_theta"}
     rope = {"rope_theta": SHAPE["rope_theta"], "rope_type": "default"}
-    model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**shape, rope_parameters=rope))
-    model.save_pretrained(folder / "base")
-    return [int(length) for length in lengths]
+    config = transformers.Qwen3Config(**shape, rope_parameters=rope, **tokens)
+    transformers.Qwen3ForCausalLM(config).save_pretrained(folder)
 
 
 def _measure(case: str, folder: Path, lengths: list[int], rounds: int) -> None:
     """Start every side, measure them alternately, and print a table."""
     sides = {name: _start(name, folder) for name in (*REFERENCES, *LAYOUTS)}
-    try:
-        for side in sides.values():
-            side.run()  # warm-up: compiles and allocates
-        seconds = [{name: side.run().seconds for name, side in sides.items()} for _ in range(rounds)]
-    finally:
-        for side in sides.values():
-            side.stop()
-    speeds = [{name: sum(lengths) / value for name, value in one.items()} for one in seconds]
+    costs = alternate(sides, rounds)
+    speeds = [{name: sum(lengths) / cost.seconds for name, cost in one.items()} for one in costs]
     print(f"\n{case}: {len(lengths)} samples of {min(lengths)} to {max(lengths)} tokens, {sum(lengths):,} in all")
     print(f"{'':22}{'tokens/s':>10}{'lowest':>10}{'highest':>10}{'ratio':>8}")
     for name in sides:

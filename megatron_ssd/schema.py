@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
+
+import msgspec
 
 from megatron_ssd.errors import UserError
 
@@ -16,34 +16,28 @@ VerdictStatus = Literal[
 ]
 
 
-class _Record:
-    """Conversion of a dataclass to and from JSON; unknown and missing fields are errors."""
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A record of a JSON lines file."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries and lists, ready for ``json.dumps``."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+        record: dict[str, Any] = msgspec.to_builtins(self)
+        return record
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Self:
-        """The record in ``record``. Raises ``UserError`` if a field is unknown or missing."""
-        fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        required = {
-            name
-            for name, f in fields.items()
-            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        }
-        wrong = sorted(set(record) ^ set(fields) & (set(record) | required))
-        if wrong:
+        """The record in ``record``. Raises ``UserError`` if a field is unknown, missing or of another type."""
+        try:
+            return msgspec.convert(record, cls)
+        except msgspec.ValidationError as error:
             raise UserError(
                 f"{cls.__name__} record with fields {sorted(record)}",
-                rule=f"the fields {wrong} are unknown or missing",
+                rule=f"{str(error)[0].lower()}{str(error)[1:]}",
                 fix="make the file again with this version of the stage that wrote it",
-            )
-        return cls(**record)
+            ) from None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TestCase(_Record):
+class TestCase(_Record, frozen=True, kw_only=True):
     """One hidden test.
 
     For ``stdin`` problems both are raw text. For ``function`` problems ``input`` is one JSON value per argument,
@@ -59,8 +53,7 @@ class TestCase(_Record):
     output: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem(_Record):
+class Problem(_Record, frozen=True, kw_only=True):
     """A programming problem. ``id`` is unique within its source and stable across runs."""
 
     id: str
@@ -73,22 +66,22 @@ class Problem(_Record):
     difficulty: str | None = None
     date: str | None = None  # ISO date of the contest, if known
     tests: tuple[TestCase, ...] = ()
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dictionaries and lists; avoids a deep copy, which would take most of the time of writing a problem."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**fields, "tests": [test.to_json() for test in self.tests]}
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Self:
-        """The problem in ``record``, with its tests. Raises ``UserError`` if a field is unknown or missing."""
-        tests = tuple(TestCase.from_json(test) for test in record.get("tests", ()))
-        return super(Problem, cls).from_json({**record, "tests": tests})
+    metadata: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample(_Record):
+class _OfSample(_Record, frozen=True, kw_only=True):
+    """A record of one sample."""
+
+    problem_id: str
+    sample_index: Annotated[int, msgspec.Meta(ge=0)]
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """(problem id, sample index), unique in a run."""
+        return self.problem_id, self.sample_index
+
+
+class Sample(_OfSample, frozen=True, kw_only=True):
     """One response of the frozen model, with everything needed to reproduce it.
 
     ``response_token_ids`` are the ids as sampled, never a retokenization of ``response``. They end with an
@@ -96,8 +89,6 @@ class Sample(_Record):
     has ``finish_reason == "skipped"``, an empty response, and the reason in ``skip_reason``.
     """
 
-    problem_id: str
-    sample_index: int
     messages: list[dict[str, str]]
     prompt_token_ids: list[int]
     response: str
@@ -108,32 +99,18 @@ class Sample(_Record):
     model_revision: str
     skip_reason: str = ""
 
-    @property
-    def key(self) -> tuple[str, int]:
-        """(problem id, sample index), unique in a run."""
-        return self.problem_id, self.sample_index
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResponseScore(_Record):
+class ResponseScore(_OfSample, frozen=True, kw_only=True):
     """Mean natural log-probability of a response under a proxy model, over the proxy's ``num_tokens`` tokens.
 
     ``mean_logprob`` is None if there is no response to score.
     """
 
-    problem_id: str
-    sample_index: int
     mean_logprob: float | None
     num_tokens: int = 0
 
-    @property
-    def key(self) -> tuple[str, int]:
-        """(problem id, sample index) of the sample."""
-        return self.problem_id, self.sample_index
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict(_Record):
+class Verdict(_OfSample, frozen=True, kw_only=True):
     """The outcome of running one program against the tests of its problem.
 
     ``infrastructure_error`` means that the checker failed; it never counts as wrong. ``by_test`` has one letter per
@@ -141,8 +118,6 @@ class Verdict(_Record):
     ``S`` syntax error, ``I`` infrastructure error.
     """
 
-    problem_id: str
-    sample_index: int
     status: VerdictStatus
     tests_passed: int = 0
     tests_total: int = 0

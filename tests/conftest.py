@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import json
@@ -43,6 +44,13 @@ def pytest_collection() -> Generator[None, object, object]:
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Name bytes after their argument: two processes must give one name, and compressed bytes contain the time."""
     return argname if isinstance(val, bytes) else None
+
+
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """Fork the processes that run tests from one that has imported the libraries, instead of importing in each."""
+    started = contextlib.ExitStack()
+    started.enter_context(preloaded.forks())
+    config.add_cleanup(started.close)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from megatron_ssd.cli.entry import EXIT_INTERRUPTED, main_of_tool
-from megatron_ssd.config.export import ConvertConfig
+from megatron_ssd.config.tools import ConvertConfig
 from megatron_ssd.export.convert import run_convert
 
 

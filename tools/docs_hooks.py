@@ -20,11 +20,9 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from megatron_ssd.config.dataset import InspectConfig  # noqa: E402  (MkDocs does not put the checkout on the path)
-from megatron_ssd.config.export import ConvertConfig  # noqa: E402
-from megatron_ssd.config.grading import GradeConfig  # noqa: E402
-from megatron_ssd.config.reference import Key, keys_of  # noqa: E402
+from megatron_ssd.config.reference import Key, keys_of  # noqa: E402  (MkDocs does not put the checkout on the path)
 from megatron_ssd.config.run import RunConfig  # noqa: E402
+from megatron_ssd.config.tools import ConvertConfig, GradeConfig, InspectConfig  # noqa: E402
 
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)#\s]+)(#[^)]*)?\)")
 _REMOTE = re.compile(r"""<(?:script|img|iframe)[^>]*\ssrc=["']?(https?:)?//|<link[^>]*\shref=["']?(https?:)?//|"""

@@ -9,7 +9,7 @@ If it is killed, the same command resumes and grades nothing twice.
 """
 
 from megatron_ssd.cli.entry import main_of_tool
-from megatron_ssd.config.grading import GradeConfig
+from megatron_ssd.config.tools import GradeConfig
 from megatron_ssd.grading.grade_file import run_grade
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ python tools/inspect_dataset.py path=data/my_text_document examples=0    # files
 """
 
 from megatron_ssd.cli.entry import main_of_tool
-from megatron_ssd.config.dataset import InspectConfig
+from megatron_ssd.config.tools import InspectConfig
 from megatron_ssd.dataset.inspection import run_inspect
 
 if __name__ == "__main__":

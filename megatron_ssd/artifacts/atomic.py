@@ -1,15 +1,17 @@
-"""Writes files or folders atomically: they appear complete or not at all."""
+"""Keeps files consistent when processes die or work at the same time: atomic writes, locks."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
-from megatron_ssd.artifacts.locks import try_lock
 from megatron_ssd.errors import UserError
 
 
@@ -24,6 +26,23 @@ def write_atomically(path: Path, text: str) -> None:
 def temporary_path(path: Path) -> Path:
     """The name under which ``write_atomically`` writes ``path``."""
     return path.with_name(f".{path.name}.tmp")
+
+
+@contextlib.contextmanager
+def cache_entry(path: Path) -> Iterator[Path]:
+    """A new path at which to write a file or a folder, renamed to ``path`` when the body ends, and removed if it fails.
+
+    Any number of processes may write the same entry at a time; a folder that is there already stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        yield unfinished
+        if not path.is_dir():
+            unfinished.rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -43,11 +62,9 @@ def atomic_folder(final: Path, *, key: str, replace: bool = False) -> Iterator[P
     """
     final = final.absolute()
     with folder_errors(key, final):
-        in_use = not is_absent_or_empty(final)
-    if in_use and not replace:
-        raise UserError(f"{key} = {final}", rule="exists and is not empty",
-                        fix="name another folder, or set replace=true to move this one aside")  # fmt: skip
-    with folder_errors(key, final):
+        if not is_absent_or_empty(final) and not replace:
+            raise UserError(f"{key} = {final}", rule="exists and is not empty",
+                            fix="name another folder, or set replace=true to move this one aside")  # fmt: skip
         final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_name(final.name + ".partial")
     with final.with_name(f".{final.name}.lock").open("w") as lock:
@@ -111,3 +128,36 @@ def fsync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def try_lock(file: IO[Any], *, shared: bool = False) -> bool:
+    """Lock an open file unless another process holds its lock. Closing the file or ending the process releases it.
+
+    Args:
+        file: the file; for a lock that is not shared, open for writing, because NFS needs that.
+        shared: whether other processes may hold shared locks at the same time.
+
+    Raises:
+        UserError: the file system has no locks.
+    """
+    return _flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+
+
+def wait_for_shared_lock(file: IO[Any]) -> None:
+    """Lock an open file with other readers, after any process that has it for itself. See ``try_lock``."""
+    _flock(file, fcntl.LOCK_SH)
+
+
+def _flock(file: IO[Any], operation: int) -> bool:
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UserError(
+            f"file {Path(file.name).absolute()}",
+            rule=f"its file system does not lock it ({error.strerror})",
+            fix="mount it with locks (Lustre: -o flock; NFS: start lockd, or -o local_lock=flock on a single node), or "
+            "use a folder on another file system",
+        ) from None
+    return True

@@ -124,8 +124,8 @@ def _base_name(config: RunConfig) -> str:
         name = f"[{hub_id}](https://huggingface.co/{hub_id})"
     for stage in ("samples", "checkpoints"):
         if (Path(config.run_dir) / stage / FILE_NAME).is_file():
-            revision = read_manifest(Path(config.run_dir) / stage).inputs.get("model")
-            return f"{name}, revision or content hash `{revision}`"
+            inputs = read_manifest(Path(config.run_dir) / stage).inputs
+            return f"{name}, revision or content hash `{inputs['model']}`" if "model" in inputs else name
     return name
 
 

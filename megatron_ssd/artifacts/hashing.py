@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from megatron_ssd.artifacts.atomic import cache_entry
+
 
 def hash_json(value: Any) -> str:
     """Hash of a JSON value; it does not depend on the order of keys."""
@@ -78,12 +80,6 @@ def remembered_sha256(path: Path) -> str:
         if _DIGEST.fullmatch(digest := note.read_text(encoding="ascii")):
             return digest
     digest = sha256_file(path)
-    unfinished = note.with_name(f"{note.name}.{os.getpid()}")
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError), cache_entry(note) as unfinished:
         unfinished.write_text(digest, encoding="ascii")
-        unfinished.replace(note)
-    except OSError:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()  # on a full disk, what was written of it
     return digest

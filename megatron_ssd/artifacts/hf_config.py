@@ -109,8 +109,10 @@ def generation_config(folder: Path, params: SamplingParams, stop_token_ids: Sequ
     """
     config = read_hf_config(folder)
     ends = end_token_ids(folder, config, vocab_size=config_size(folder, config, "vocab_size"))
+    # With ``_from_model_config``, transformers may replace all of it by values of config.json.
+    kept = {key: value for key, value in _optional(folder / GENERATION_CONFIG).items() if not key.startswith("_")}
     return {
-        **_optional(folder / GENERATION_CONFIG),
+        **kept,
         "do_sample": params.temperature > 0,
         **asdict(params),
         "top_k": max(params.top_k, 0),  # where -1 is off here, 0 is off in transformers

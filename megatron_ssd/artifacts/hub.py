@@ -13,16 +13,17 @@ from typing import Literal
 
 from megatron_ssd.artifacts.hashing import hash_files
 from megatron_ssd.artifacts.hf_config import CONFIG, config_size, end_token_ids, read_hf_config
-from megatron_ssd.artifacts.lfs import refuse_lfs_pointer
 from megatron_ssd.errors import MissingModelError, UserError
 
 _KEY = "model.path"
 # Names of the files that make a model what it is. Any other may change: a licence, notes of a download, a .git folder.
-TOKENIZER_FILES = ("tokenizer*", "vocab.*", "merges.txt", "*.tiktoken", "spiece.model")
+TOKENIZER_FILES = ("tokenizer*.json", "tokenizer.model*", "vocab.*", "merges.txt", "*.tiktoken", "spiece.model")
 BESIDE_TOKENIZER = ("special_tokens_map.json", "added_tokens.json", "chat_template*")
 TEMPLATE_FOLDER = "additional_chat_templates"
 _CONFIGS = (CONFIG, "generation_config.json", "*quant*_config.json", "quantize_config.json")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json", "*.pt")
+_NOT_WEIGHTS = ("optimizer.pt", "scheduler.pt", "scaler.pt")  # a trainer's state beside them
+_FIRST_BYTES_OF_POINTER = b"version https://git-lfs.github.com/spec/"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -132,7 +133,11 @@ def model_files(folder: Path) -> list[Path]:
     """The files of ``model_hash``, sorted."""
     patterns = (*_CONFIGS, *TOKENIZER_FILES, *BESIDE_TOKENIZER, f"{TEMPLATE_FOLDER}/*", *_WEIGHTS)
     found = {path for pattern in patterns for path in folder.glob(pattern)}
-    return sorted(path for path in found if path.is_file() and not is_hidden(path.relative_to(folder)))
+    return sorted(
+        path
+        for path in found
+        if path.is_file() and path.name not in _NOT_WEIGHTS and not is_hidden(path.relative_to(folder))
+    )
 
 
 def _check_model(folder: Path, path: str | None, *, key: str) -> None:
@@ -197,35 +202,42 @@ def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Pa
     """
     named = local_path(path)
     endings = ending if isinstance(ending, str) else " or ".join(ending)
-    if named.is_file():
-        if not named.name.endswith(ending):
-            raise UserError(
-                f"{key} = {path}",
-                rule=f"its name must end with {endings}",
-                fix="convert it, or rename it",
-            )
-        refuse_lfs_pointer(named)
-        return [named]
-    if named.is_dir():
-        found = sorted(
-            file for file in named.rglob("*") if file.name.endswith(ending) and not is_hidden(file.relative_to(named))
+    if not named.exists():
+        if is_hub_id(path):
+            return None
+        raise UserError(f"{key} = {path}", rule="does not exist", fix=f"set {key} to a file, a folder or a Hub id")
+    if named.is_file() and not named.name.endswith(ending):
+        raise UserError(f"{key} = {path}", rule=f"its name must end with {endings}", fix="convert it, or rename it")
+    found = [named] if named.is_file() else [file for file in named.rglob("*") if file.name.endswith(ending)]
+    found = sorted(file for file in found if not is_hidden(file.relative_to(named)))
+    for file in found:
+        if not file.exists():
+            raise UserError(f"{file}", rule="is a broken link", fix=f"download {path} again")
+    files = [file for file in found if file.is_file()]
+    if not files:
+        rule = f"the folder has no {endings} file"
+        raise UserError(f"{key} = {path}", rule=rule, fix=f"point {key} at the folder that does")
+    for file in files:
+        refuse_lfs_pointer(file)
+    return files
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raise ``UserError`` if the file is a Git LFS pointer, which a clone without Git LFS has in place of a large file.
+
+    Says nothing about a file that cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            is_pointer = file.read(len(_FIRST_BYTES_OF_POINTER)) == _FIRST_BYTES_OF_POINTER
+    except OSError:
+        return
+    if is_pointer:
+        raise UserError(
+            f"file {path}",
+            rule="is a Git LFS pointer, which stands for a file that was not downloaded",
+            fix="run git lfs pull in its folder, or download the file itself",
         )
-        for file in found:
-            if file.is_symlink() and not file.exists():
-                raise UserError(f"{file}", rule="is a broken link", fix=f"download {path} again")
-        files = [file for file in found if file.is_file()]
-        if not files:
-            raise UserError(
-                f"{key} = {path}",
-                rule=f"the folder has no {endings} file",
-                fix=f"point {key} at the folder that does",
-            )
-        for file in files:
-            refuse_lfs_pointer(file)
-        return files
-    if is_hub_id(path):
-        return None
-    raise UserError(f"{key} = {path}", rule="does not exist", fix=f"set {key} to a file, a folder or a Hub id")
 
 
 def local_path(path: str) -> Path:

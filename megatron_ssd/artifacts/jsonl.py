@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from megatron_ssd.artifacts.lfs import refuse_lfs_pointer
+from megatron_ssd.artifacts.hub import refuse_lfs_pointer
 from megatron_ssd.errors import UserError
 
 _BLOCK = 1 << 16

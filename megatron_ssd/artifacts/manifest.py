@@ -221,8 +221,8 @@ def code_version() -> str:
     try:
         commit = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True, text=True, check=True, env=environment,
-        ).stdout.strip()  # fmt: skip
+            capture_output=True, encoding="utf-8", errors="replace", check=True, env=environment,
+        ).stdout.strip() or "unknown"  # fmt: skip
     except (OSError, subprocess.CalledProcessError):  # no git, or one that refuses the folder of another user
         commit = "unknown"
     return f"{megatron_ssd.__version__}+{commit}"

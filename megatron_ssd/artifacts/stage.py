@@ -32,10 +32,10 @@ from megatron_ssd.artifacts.atomic import (
     is_absent_or_empty,
     move_aside,
     temporary_path,
+    try_lock,
     write_atomically,
 )
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
-from megatron_ssd.artifacts.locks import try_lock
 from megatron_ssd.artifacts.manifest import Manifest, keys_that_are_set
 from megatron_ssd.errors import UserError
 
@@ -228,15 +228,8 @@ class Stage:
         if time.monotonic() - self._noted < every:
             return
         self._noted = time.monotonic()
-        text = json.dumps(
-            {
-                "identity": self.identity,
-                "config": self.config,
-                "inputs": self.inputs,
-                "seconds": self._seconds(),
-            }
-        )
-        write_atomically(self.work / _PLAN, text)
+        plan = {"identity": self.identity, "config": self.config, "inputs": self.inputs, "seconds": self._seconds()}
+        write_atomically(self.work / _PLAN, json.dumps(plan))
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._started
@@ -262,8 +255,8 @@ class Stage:
         """
         named = self.work / manifests.FILE_NAME
         not_output = {self.work / _PLAN, named, temporary_path(named), *notes}
-        files = sorted(path for path in self.work.rglob("*") if path.is_file() and path not in not_output)
-        names = [path.relative_to(self.work).as_posix() for path in files]
+        paths = sorted(path for path in self.work.rglob("*") if path.is_file() and path not in not_output)
+        files = {path.relative_to(self.work).as_posix(): path for path in paths}
         known = known_hashes or {}
         manifest = Manifest(
             stage=self.name,
@@ -272,7 +265,7 @@ class Stage:
             inputs=self.inputs,
             outputs=[
                 {"path": name, "sha256": known.get(name) or sha256_file(path), "bytes": path.stat().st_size}
-                for name, path in zip(names, files, strict=True)
+                for name, path in files.items()
             ],
             counts=counts or {},
             dropped=dropped or {},
@@ -285,9 +278,8 @@ class Stage:
             seconds=round(self._seconds() if seconds is None else seconds, 3),
         )
         write_atomically(named, manifests.manifest_json(manifest))
-        for path in files:
+        for path in [*paths, self.work]:
             fsync_path(path)
-        fsync_path(self.work)
         self.work.rename(self.final)
         for path in (self.work / _PLAN, *notes):  # until the rename, a next start needs them to identify the work
             (self.final / path.relative_to(self.work)).unlink()

@@ -20,6 +20,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 import megatron_ssd
 from megatron_ssd.artifacts.hashing import hash_json
@@ -111,7 +112,7 @@ def values_of_tool(arguments: Sequence[str]) -> dict[str, Any]:
             raise _not_an_override(argument)
     try:
         return _plain(OmegaConf.from_dotlist(list(arguments)))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, YAMLError) as error:
         raise _explain(error, arguments) from None
 
 

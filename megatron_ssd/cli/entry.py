@@ -10,19 +10,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from megatron_ssd.cli.compose import CONFIG_DIR, base_run, compose_config, compose_values, groups, values_of_tool
-from megatron_ssd.cli.print_config import OPTION, Parser, as_yaml, every_key, every_key_of_tool, wants_all
 from megatron_ssd.cli.terminal import any_output
 from megatron_ssd.config.build import build
-from megatron_ssd.config.reference import help_text
+from megatron_ssd.config.reference import as_yaml, every_key, every_key_of_tool, help_text
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import MissingModelError, Requeue, UserError
 from megatron_ssd.process import UNDER_PIPELINE, die_with_parent_if_asked, forget_launcher
@@ -33,6 +33,8 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_REQUEUE = os.EX_TEMPFAIL
 _TRACEBACK_VARIABLE = "MEGATRON_SSD_TRACEBACK"
+_PRINT = "--print-config"
+_GIVEN, _ALL = "given", "all"
 # Megatron-Core gives these warnings at every import and load. The layers are a choice of ``precision``, and logged.
 _EXPECTED_WARNINGS = (
     "Transformer Engine and Apex are not installed",
@@ -41,38 +43,55 @@ _EXPECTED_WARNINGS = (
 )
 
 
-@any_output()
-def main(
-    stage: Callable[[RunConfig], None], *, description: str, argv: list[str] | None = None, takes_ranks: bool = False
-) -> None:
+def main(stage: Callable[[RunConfig], None], *, description: str, takes_ranks: bool = False) -> None:
     """Run ``stage`` with the configuration of the command line. Exits the process if that fails.
 
     Args:
         stage: takes the checked configuration.
         description: first paragraph of ``--help``.
-        argv: arguments in place of ``sys.argv[1:]``.
         takes_ranks: whether a launcher such as torchrun may start several of these processes as its ranks. Otherwise
             its variables are left over from another command, and ignored.
     """
     die_with_parent_if_asked()
+    run_command(parser(description), lambda arguments: _run(stage, arguments), takes_ranks=takes_ranks)
+
+
+@any_output()
+def run_command(
+    options: argparse.ArgumentParser, action: Callable[[argparse.Namespace], None], *, takes_ranks: bool = False
+) -> None:
+    """Run ``action`` with the arguments of the command line, or print the configuration if they ask for that.
+
+    Args:
+        options: made by ``parser``.
+        action: takes the parsed arguments.
+        takes_ranks: see ``main``.
+    """
     if not takes_ranks:
         forget_launcher()
-    arguments = parser(description).parse_intermixed_args(argv)
-    run_guarded(lambda: _run(stage, arguments), traceback=arguments.traceback)
+    arguments = options.parse_intermixed_args()
+
+    def act() -> None:
+        if arguments.print_config:
+            values = compose_values(arguments.overrides, arguments.config_dir.resolve())
+            print(every_key(build(RunConfig, values)) if arguments.print_config == _ALL else as_yaml(values), end="")
+            return
+        start_logging()
+        action(arguments)
+
+    run_guarded(act, traceback=arguments.traceback)
 
 
 @any_output()
 def main_of_tool(run: Callable[[T], None], config: type[T], *, description: str | None) -> None:
     """Run a tool that has no groups: its ``KEY=VALUE`` arguments are the fields of one small dataclass, ``config``."""
     forget_launcher()
-    tool_parser = Parser(description=description, epilog=help_text(config))
-    tool_parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    arguments = tool_parser.parse_intermixed_args()
+    arguments = _Parser(description=description, epilog=help_text(config)).parse_intermixed_args()
 
     def act() -> None:
         values = values_of_tool(arguments.overrides)
         if arguments.print_config:
-            print(every_key_of_tool(config, values) if wants_all(arguments) else as_yaml(values), end="")
+            print(every_key_of_tool(config, values) if arguments.print_config == _ALL else as_yaml(values), end="")
             return
         start_logging()
         run(build(config, values))
@@ -80,16 +99,31 @@ def main_of_tool(run: Callable[[T], None], config: type[T], *, description: str 
     run_guarded(act)
 
 
-def parser(description: str) -> Parser:
+class _Parser(argparse.ArgumentParser):
+    """Takes overrides, and ``--print-config`` or ``--print-config=all`` before, between or after them."""
+
+    def __init__(self, *, description: str | None, epilog: str) -> None:
+        super().__init__(description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for example seed=1 run_dir=runs/mine")
+        self.add_argument(_PRINT, choices=[_GIVEN, _ALL], metavar=_ALL, help="print what was given and stop; "
+                          f"{_PRINT}=all prints every key with its value, defaults included, as YAML")  # fmt: skip
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it, with a value for the bare option."""
+        pairs = itertools.pairwise([*(sys.argv[1:] if args is None else args), ""])
+        named = [f"{_PRINT}={_GIVEN}" if one == _PRINT and after != _ALL else one for one, after in pairs]
+        return super().parse_known_args(named, namespace)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
     """The options that stages, the pipeline and the planner share."""
     listing = "\n".join(f"  {group:12} {', '.join(names)}" for group, names in groups().items())
-    result = Parser(
+    result = _Parser(
         description=description,
         epilog=f"Groups and their choices (GROUP=NAME):\n{listing}\n\n"
         "A plus in front of a group or key is allowed and changes nothing.\n"
-        f"Any key can be set as SECTION.KEY=VALUE; {OPTION}=all lists every key with its value, defaults included.",
+        f"Any key can be set as SECTION.KEY=VALUE; {_PRINT}=all lists every key with its value, defaults included.",
     )
-    result.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides, e.g. model=tiny seed=1")
     result.add_argument("--config-dir", type=Path, default=CONFIG_DIR, help="folder of the YAML groups")
     result.add_argument("--traceback", action="store_true", help="show where in the code an error was raised")
     return result
@@ -120,11 +154,8 @@ def run_guarded(action: Callable[[], None], *, traceback: bool = False) -> None:
 
 
 def _run(stage: Callable[[RunConfig], None], arguments: argparse.Namespace) -> None:
-    if prints_config(arguments):
-        return
     config_dir = arguments.config_dir.resolve()
     config = compose_config(arguments.overrides, config_dir)
-    start_logging()
     try:
         stage(config)
     except MissingModelError as error:
@@ -145,15 +176,6 @@ def _with_base_named(error: MissingModelError, config: RunConfig, config_dir: Pa
             "for example with --until samples, or set model.path to a Hugging Face folder"
         )
     return MissingModelError(error.what, rule=error.rule, fix=fix)
-
-
-def prints_config(arguments: argparse.Namespace) -> bool:
-    """Print the configuration if ``--print-config`` asks for it, and return whether it did."""
-    if not arguments.print_config:
-        return False
-    values = compose_values(arguments.overrides, arguments.config_dir.resolve())
-    print(every_key(build(RunConfig, values)) if wants_all(arguments) else as_yaml(values), end="")
-    return True
 
 
 def start_logging() -> None:

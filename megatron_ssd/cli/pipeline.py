@@ -19,8 +19,8 @@ from megatron_ssd.artifacts.hub import locate_model
 from megatron_ssd.artifacts.manifest import MADE_BY
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.cli.compose import CONFIG_DIR, base_run, compose_config, compose_values, text_override
-from megatron_ssd.cli.entry import EXIT_USER_ERROR, parser, prints_config, run_guarded, start_logging
-from megatron_ssd.cli.terminal import EXIT_READER_LEFT, any_output
+from megatron_ssd.cli.entry import EXIT_USER_ERROR, parser, run_command
+from megatron_ssd.cli.terminal import EXIT_READER_LEFT
 from megatron_ssd.config.run import BaseConfig, RunConfig, needed
 from megatron_ssd.dataset.corpus import world_stage
 from megatron_ssd.dataset.stage import dataset_stage
@@ -30,11 +30,11 @@ from megatron_ssd.export.stage import export_stage
 from megatron_ssd.general_benchmarks.stage import general_benchmarks_stage
 from megatron_ssd.generation.scoring import scores_stage
 from megatron_ssd.generation.stage import samples_stage
-from megatron_ssd.planner.default_layout import choose_layout
+from megatron_ssd.planner.default_layout import choose_layout, visible_gpu_bytes
+from megatron_ssd.planner.memory import GB
 from megatron_ssd.problems.stage import problems_stage
-from megatron_ssd.process import forget_launcher, run_child
+from megatron_ssd.process import run_child
 from megatron_ssd.report.stage import print_report, report_stage
-from megatron_ssd.runtime.gpus import visible_gpu_bytes
 from megatron_ssd.sandbox.sandbox import Sandbox
 from megatron_ssd.training.stage import training_stage
 
@@ -50,54 +50,51 @@ class Script:
     path: str
     does: str
     open_stage: Callable[[RunConfig], Stage | Evaluations]
-    needs: tuple[str, ...] = ("model",)  # sections without a default that it reads
+    needs: tuple[str, ...]  # sections without a default that it reads
     torchrun: bool = False  # one process per device of the layout
 
 
-_TRAIN = Script(MADE_BY["checkpoints"], "train on the data set with Megatron-Core", training_stage, torchrun=True)
-_EXPORT = Script(MADE_BY["export"], "write the trained weights as a Hugging Face folder", export_stage)
-_WORLD = Script(MADE_BY["tokenizer"], "make the small world: its tokenizer and a corpus to train on", world_stage)
-BASE = [_WORLD, _TRAIN, _EXPORT]
-LOOP = {
-    "problems": Script(
-        MADE_BY["problems"],
-        "choose the problems to sample and compare them with the benchmark",
-        problems_stage,
-        needs=("problems",),
-    ),
-    "samples": Script(
-        MADE_BY["samples"],
-        "sample responses to the problems from the frozen model with vLLM",
-        samples_stage,
-        needs=("model", "sampling"),
-    ),
-    # only if a proxy model is named
-    "scores": Script(MADE_BY["scores"], "score each response under the proxy model", scores_stage),
-    "dataset": Script(MADE_BY["dataset"], "filter the samples and write them as Megatron's data set", dataset_stage),
-    "checkpoints": _TRAIN,
-    "export": _EXPORT,
-    "eval": Script(
-        MADE_BY["eval"],
-        "decode the benchmark with base and tuned model and run the programs",
-        Evaluations,
-        needs=("model", "benchmark", "sampling"),
-    ),
-    # only if tasks are named
-    "general_benchmarks": Script(
-        MADE_BY["general_benchmarks"], "measure general benchmarks through lm-eval", general_benchmarks_stage
-    ),
-    "report": Script(MADE_BY["report"], "compare base and tuned model and write the report", report_stage),
+_MODEL = ("model",)
+_SCRIPTS = {
+    name: Script(MADE_BY[name], does, open_stage, needs, torchrun=name == "checkpoints")
+    for name, does, open_stage, needs in (
+        ("tokenizer", "make the small world: its tokenizer and a corpus to train on", world_stage, ()),
+        (
+            "problems",
+            "choose the problems to sample and compare them with the benchmark",
+            problems_stage,
+            ("problems",),
+        ),
+        (
+            "samples",
+            "sample responses to the problems from the frozen model with vLLM",
+            samples_stage,
+            ("model", "sampling"),
+        ),
+        ("scores", "score each response under the proxy model", scores_stage, _MODEL),  # only if one is named
+        ("dataset", "filter the samples and write them as Megatron's data set", dataset_stage, _MODEL),
+        ("checkpoints", "train on the data set with Megatron-Core", training_stage, _MODEL),
+        ("export", "write the trained weights as a Hugging Face folder", export_stage, _MODEL),
+        (
+            "eval",
+            "decode the benchmark with base and tuned model and run the programs",
+            Evaluations,
+            ("model", "benchmark", "sampling"),
+        ),
+        # only if tasks are named
+        ("general_benchmarks", "measure general benchmarks through lm-eval", general_benchmarks_stage, _MODEL),
+        ("report", "compare base and tuned model and write the report", report_stage, _MODEL),
+    )
 }
+BASE = [_SCRIPTS[name] for name in ("tokenizer", "checkpoints", "export")]
+LOOP = {name: script for name, script in _SCRIPTS.items() if name != "tokenizer"}
 
 
-@any_output()
 def main() -> None:
     """Entry point of ``launch/pipeline.py``."""
-    forget_launcher()
     options = parser("Run every stage from problems to report; stages that are up to date are skipped.")
     options.add_argument("--until", choices=list(LOOP), default="report", help="last stage to run")
-    arguments = options.parse_intermixed_args()
-    run_guarded(lambda: run(arguments), traceback=arguments.traceback)
+    run_command(options, run)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -106,17 +103,11 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: something is missing that a later stage needs. It is raised before the first stage.
     """
-    if prints_config(arguments):
-        return
-    start_logging()
     started = time.monotonic()
     overrides: list[str] = arguments.overrides
     config_dir = arguments.config_dir.resolve()
     config = compose_config(overrides, config_dir)
     overrides = [*overrides, text_override("run_dir", config.run_dir)]
-    given = compose_values(overrides, config_dir)
-    if not given.get("parallel"):
-        overrides += _default_layout(config, keep_micro_batch="micro_batch_size" in given.get("training", {}))
     left_out = {}
     if config.proxy is None:
         left_out["scores"] = ("needs a proxy model", "name one with proxy.path=FOLDER")
@@ -134,26 +125,27 @@ def run(arguments: argparse.Namespace) -> None:
     # Problems before the base: an unreadable file or a refused problem should not cost a training run.
     log.info("pipeline: %s to %s, %d stages in %s%s", names[0], arguments.until, total, config.run_dir,
              "; a base model is made or found before the second" if base else "")  # fmt: skip
+    given = compose_values(overrides, config_dir)
+    if LOOP["checkpoints"] in scripts and not given.get("parallel"):
+        overrides += _default_layout(config, keep_micro_batch="micro_batch_size" in given.get("training", {}))
     _run_all("stage", scripts[:1], overrides, config_dir, total=total)
     if base is not None:
         overrides = [*overrides, text_override("model.path", str(_make_base(base, config_dir)))]
     to_report = arguments.until == "report"
-    started_scripts = _run_all(
-        "stage", scripts[1:], overrides, config_dir, first=2, total=total, report_follows=to_report
-    )
-    if to_report and LOOP["report"] not in started_scripts:
+    ran = _run_all("stage", scripts[1:], overrides, config_dir, first=2, total=total, report_follows=to_report)
+    if to_report and LOOP["report"] not in ran:
         print_report(Path(config.run_dir))  # otherwise the stage has printed it
     log.info("pipeline: all %d stages done in %.0f s", total, time.monotonic() - started)
 
 
 def _default_layout(config: RunConfig, *, keep_micro_batch: bool) -> list[str]:
-    """Overrides with the layout for this machine, which is logged; none for one process."""
+    """Overrides with the layout for this machine, which is logged."""
     gpus = visible_gpu_bytes() if config.cluster.device == "cuda" else []
     if not gpus:
         log.info("pipeline: training in one process; parallel=NAME chooses another layout")
-        return []
+        return ["parallel.use_distributed_optimizer=false"]  # it only copies the state of one process
     choice = choose_layout(config, num_gpus=len(gpus), gpu_bytes=min(gpus), keep_micro_batch=keep_micro_batch)
-    log.info("pipeline: training on %s of %.0f GB; parallel=NAME chooses another layout", choice, min(gpus) / 1e9)
+    log.info("pipeline: training on %s of %.0f GB; parallel=NAME chooses another layout", choice, min(gpus) / GB)
     return choice.overrides
 
 

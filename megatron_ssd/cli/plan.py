@@ -7,16 +7,14 @@ from functools import cache
 from pathlib import Path
 
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config
-from megatron_ssd.cli.entry import parser, prints_config, run_guarded, start_logging
-from megatron_ssd.cli.terminal import any_output
+from megatron_ssd.cli.entry import parser, run_command
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import require
+from megatron_ssd.planner.flops import GPUS
 from megatron_ssd.planner.layout import LayoutReport
 from megatron_ssd.planner.memory import worst_rank
 from megatron_ssd.planner.plan import Samples, fits_text, hours, memory_text, recipe_tables, run_text
-from megatron_ssd.process import forget_launcher
-from megatron_ssd.runtime.gpus import GPUS
 
 DOCUMENT = CONFIG_DIR.parent / "docs" / "guides" / "recipes.md"
 BEGIN, END = "<!-- table: python tools/plan.py --table --write -->", "<!-- end of table -->"
@@ -29,10 +27,8 @@ RECIPES = {
 }
 
 
-@any_output()
 def main() -> None:
     """Print the plan of the configuration of the command line."""
-    forget_launcher()
     options = parser("Predict what a run needs: memory by part, whether it fits, epochs, operations. Needs no GPU.")
     options.add_argument("--gpu", choices=list(GPUS), help="the GPU to plan for; by default all known ones")
     options.add_argument("--mfu", type=float, help="assumed share of the peak, for hours; needs --gpu")
@@ -40,21 +36,16 @@ def main() -> None:
     options.add_argument("--mean-tokens", type=int, help="their mean length in tokens, for packing and operations")
     options.add_argument("--table", action="store_true", help="print only the tables of docs/guides/recipes.md")
     options.add_argument("--write", action="store_true", help="with --table: write them to docs/guides/recipes.md")
-    arguments = options.parse_intermixed_args()
-    run_guarded(lambda: _run(arguments), traceback=arguments.traceback)
+    run_command(options, _run)
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    start_logging()
-    if arguments.table:
-        text = table()
-        if arguments.write:
-            DOCUMENT.write_text(with_table(DOCUMENT.read_text(encoding="utf-8"), text), encoding="utf-8")
-        else:
-            print(text)
-        return
-    if not prints_config(arguments):
+    if not arguments.table:
         _print_plan(compose_config(arguments.overrides, arguments.config_dir.resolve()), arguments)
+    elif arguments.write:
+        DOCUMENT.write_text(with_table(DOCUMENT.read_text(encoding="utf-8"), table()), encoding="utf-8")
+    else:
+        print(table())
 
 
 def _print_plan(config: RunConfig, arguments: argparse.Namespace) -> None:
@@ -95,10 +86,10 @@ def _model(config: RunConfig) -> ModelConfig:
 
 def _lay_out(config: RunConfig) -> LayoutReport:
     # Imported here for two reasons: --help and errors should not wait for torch, and Megatron-Core must be imported
-    # after start_logging, which silences its import warnings.
+    # after run_command has silenced its import warnings.
     from megatron_ssd.planner.dry_run import lay_out
 
-    return lay_out(_model(config), config.parallel, config.precision, config.moe)
+    return lay_out(_model(config), config.parallel, config.moe)
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from megatron_ssd.errors import require
+from megatron_ssd.config.reference import require_key, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +25,8 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         for key, least in (("max_period", 1), ("min_repeats", 2), ("min_tokens", 2)):
-            value = getattr(self, key)
-            require(value >= least, f"filters.loop.{key} = {value}", rule=f"must be at least {least}",
-                    fix=f"use {getattr(LoopConfig, key)}")  # fmt: skip
+            require_key(self, key, getattr(self, key) >= least, rule=f"must be at least {least}",
+                        fix=f"use {getattr(LoopConfig, key)}")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,24 +71,19 @@ class FilterConfig:
     """What counts as a loop."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.drop_shortest_fraction < 1, f"filters.drop_shortest_fraction = {self.drop_shortest_fraction}",
-                rule="must be in [0, 1)", fix="the authors' code uses 0.1, the paper 0")  # fmt: skip
-        require(self.min_response_tokens >= 0, f"filters.min_response_tokens = {self.min_response_tokens}",
-                rule="must not be negative", fix="0 sets no bound")  # fmt: skip
-        require(self.max_response_tokens is None or self.max_response_tokens >= max(self.min_response_tokens, 1),
-                f"filters.max_response_tokens = {self.max_response_tokens}",
-                rule=f"must be at least 1 and filters.min_response_tokens ({self.min_response_tokens})",
-                fix="null sets no bound")  # fmt: skip
+        require_key(self, "drop_shortest_fraction", 0 <= self.drop_shortest_fraction < 1, rule="must be in [0, 1)",
+                    fix="the authors' code uses 0.1, the paper 0")  # fmt: skip
+        for key, fix in (("min_response_tokens", "0 sets no bound"), ("mask_end_tokens", "0 masks loops only")):
+            require_key(self, key, getattr(self, key) >= 0, rule="must not be negative", fix=fix)
+        least, most = self.min_response_tokens, self.max_response_tokens
+        require_key(self, "max_response_tokens", most is None or most >= max(least, 1), fix="null sets no bound",
+                    rule=f"must be at least 1 and filters.min_response_tokens ({least})")  # fmt: skip
         low, high = self.proxy_band or (0.0, 1.0)
-        require(0 <= low < high <= 1, f"filters.proxy_band = [{low}, {high}]",
-                rule="must be two quantiles, 0 <= low < high <= 1",
-                fix="[0.1, 0.9] drops a tenth at each end, null drops none")  # fmt: skip
-        require(self.mask_end_tokens >= 0, f"filters.mask_end_tokens = {self.mask_end_tokens}",
-                rule="must not be negative", fix="0 masks loops only")  # fmt: skip
+        require_key(self, "proxy_band", 0 <= low < high <= 1, rule="must be two quantiles, 0 <= low < high <= 1",
+                    fix="[0.1, 0.9] drops a tenth at each end, null drops none")  # fmt: skip
         wrong = [name for name in self.languages if name != _as_extracted(name)]
-        require(not wrong, f"filters.languages = {list(self.languages)}",
-                rule=f"names are in lower case, and Python's is python; wrong are {wrong}",
-                fix=f"write {[_as_extracted(name) for name in self.languages]}")  # fmt: skip
+        require_key(self, "languages", not wrong, fix=f"write {[_as_extracted(name) for name in self.languages]}",
+                    rule=f"names are in lower case, and Python's is python; wrong are {wrong}")  # fmt: skip
 
 
 def _as_extracted(language: str) -> str:
@@ -114,36 +108,12 @@ class PreprocessConfig:
     """Processes; null means one per usable core, and fewer for little work."""
 
     def __post_init__(self) -> None:
-        require(self.num_workers is None or self.num_workers > 0, f"preprocess.num_workers = {self.num_workers}",
-                rule="must be at least 1", fix="use null for all usable cores")  # fmt: skip
-        require(self.indexed is None or not self.needs_tokenizer, f"preprocess.indexed = {self.indexed}",
-                rule="is used without changes, and preprocess.ids or preprocess.compare asks to tokenize responses",
-                fix="leave these two out")  # fmt: skip
+        require_positive(self, "num_workers", fix="use null for all usable cores")
+        require_key(self, "indexed", self.indexed is None or not self.needs_tokenizer, fix="leave these two out",
+                    rule="is used without changes, and preprocess.ids or preprocess.compare asks to tokenize responses",
+                    )  # fmt: skip
 
     @property
     def needs_tokenizer(self) -> bool:
         """Whether any response is tokenized again."""
         return self.compare or self.ids == "retokenized"
-
-
-@dataclass(frozen=True, kw_only=True)
-class InspectConfig:
-    """What ``tools/inspect_dataset.py`` shows."""
-
-    run_dir: str | None = None
-    """Run whose ``dataset/`` is shown."""
-    path: str | None = None
-    """Path of a .bin and .idx without extension, in place of a run."""
-    tokenizer: str | None = None
-    """Folder of the tokenizer that decodes the examples. Null means the run's own ``tokenizer/`` or ``export/``;
-    without one, ids are shown."""
-    examples: int = 2
-    """Number of documents to show, spread over the data set."""
-    max_characters: int = 1500
-    """Characters to show of each prompt and response."""
-    hashes: bool = True
-    """Read every file completely and compare it with the manifest. Set it to false for large data sets."""
-
-    def __post_init__(self) -> None:
-        require((self.run_dir is None) != (self.path is None), f"run_dir = {self.run_dir} and path = {self.path}",
-                rule="one of them must name the data set", fix="use run_dir=RUN or path=FOLDER/NAME")  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from megatron_ssd.config.generation import SamplingParams
+from megatron_ssd.config.reference import require_key, require_positive
 from megatron_ssd.errors import require
 
 
@@ -37,14 +38,12 @@ class SandboxConfig:
 
     def __post_init__(self) -> None:
         for name in self.packages:
-            require(name.isidentifier(), f"evaluation.sandbox.packages = {list(self.packages)}",
-                    rule=f"{name!r} is not a name that programs can import", fix="use names such as numpy")  # fmt: skip
-        for key in ("cpu_seconds", "memory_mib", "output_mib", "workers"):
-            value = getattr(self, key)
-            require(value is None or value > 0, f"evaluation.sandbox.{key} = {value}", rule="must be positive",
-                    fix="leave it out for the default")  # fmt: skip
-        require(0 <= self.tolerance < 1, f"evaluation.sandbox.tolerance = {self.tolerance}",
-                rule="must be at least 0 and below 1", fix="0 is LiveCodeBench's rule, 1e-6 is usual")  # fmt: skip
+            require_key(self, "packages", name.isidentifier(), fix="use names such as numpy",
+                        rule=f"{name!r} is not a name that programs can import")  # fmt: skip
+        limits = ("cpu_seconds", "memory_mib", "output_mib", "workers")
+        require_positive(self, *limits, fix="leave it out for the default")
+        require_key(self, "tolerance", 0 <= self.tolerance < 1, rule="must be at least 0 and below 1",
+                    fix="0 is LiveCodeBench's rule, 1e-6 is usual")  # fmt: skip
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -101,27 +100,19 @@ class EvaluationConfig:
     """How programs are executed and checked."""
 
     def __post_init__(self) -> None:
-        require(self.num_samples > 0, f"evaluation.num_samples = {self.num_samples}", rule="must be positive",
-                fix="use 10")  # fmt: skip
-        require(
-            self.ks is None or (bool(self.ks) and min(self.ks) >= 1 and max(self.ks) <= self.num_samples),
-            f"evaluation.ks = {list(self.ks or ())}",
-            rule=f"each k must be between 1 and evaluation.num_samples ({self.num_samples})",
-            fix="raise evaluation.num_samples or drop the larger k",
-        )
+        require_positive(self, "num_samples", fix="use 10")
+        require_positive(self, "bootstrap_samples", fix="use 10000")
+        require_positive(self, "max_tokens", fix="the authors' code uses 32768")
+        known = self.ks is None or (bool(self.ks) and min(self.ks) >= 1 and max(self.ks) <= self.num_samples)
+        require_key(self, "ks", known, fix="raise evaluation.num_samples or drop the larger k",
+                    rule=f"each k must be between 1 and evaluation.num_samples ({self.num_samples})")  # fmt: skip
         self._check_grid()
-        require(bool(self.models) and len(set(self.models)) == len(self.models),
-                f"evaluation.models = {list(self.models)}", rule="must name base, ssd or both, each once",
-                fix="use [base,ssd]")  # fmt: skip
-        require(self.checkpoints == "last" or "ssd" in self.models, f"evaluation.checkpoints = {self.checkpoints}",
-                rule=f"measures tuned models, and evaluation.models = {list(self.models)}",
-                fix="add ssd to evaluation.models")  # fmt: skip
-        require(self.bootstrap_samples > 0, f"evaluation.bootstrap_samples = {self.bootstrap_samples}",
-                rule="must be positive", fix="use 10000")  # fmt: skip
-        require(self.max_tokens > 0, f"evaluation.max_tokens = {self.max_tokens}", rule="must be positive",
-                fix="the authors' code uses 32768")  # fmt: skip
-        require(0 < self.confidence < 1, f"evaluation.confidence = {self.confidence}", rule="must be in (0, 1)",
-                fix="use 0.95")  # fmt: skip
+        require_key(self, "models", bool(self.models) and len(set(self.models)) == len(self.models),
+                    rule="must name base, ssd or both, each once", fix="use [base,ssd]")  # fmt: skip
+        require_key(self, "checkpoints", self.checkpoints == "last" or "ssd" in self.models,
+                    rule=f"measures tuned models, and evaluation.models = {list(self.models)}",
+                    fix="add ssd to evaluation.models")  # fmt: skip
+        require_key(self, "confidence", 0 < self.confidence < 1, rule="must be in (0, 1)", fix="use 0.95")
 
     @property
     def measured_ks(self) -> tuple[int, ...]:
@@ -135,11 +126,12 @@ class EvaluationConfig:
             rule="make the grid together, so set both or neither",
             fix="add the missing one, for example evaluation.top_ps=[0.8]",
         )
-        named = f"evaluation.top_ks = {list(self.top_ks)}"
-        require(bool(self.top_ks), named, rule="must hold at least one top-k", fix="use [20], or [-1] for none")
-        require(bool(self.temperatures) or self.top_ks == EvaluationConfig.top_ks, named,
-                rule="makes the grid together with evaluation.temperatures and evaluation.top_ps, and both are empty",
-                fix="set all three, for example evaluation.temperatures=[0.7,1.0] evaluation.top_ps=[0.8]")  # fmt: skip
+        require_key(self, "top_ks", bool(self.top_ks), rule="must hold at least one top-k",
+                    fix="use [20], or [-1] for none")  # fmt: skip
+        require_key(self, "top_ks", bool(self.temperatures) or self.top_ks == EvaluationConfig.top_ks,
+                    rule="makes the grid together with evaluation.temperatures and evaluation.top_ps, which are empty",
+                    fix="set all three, for example evaluation.temperatures=[0.7,1.0] evaluation.top_ps=[0.8]"
+                    )  # fmt: skip
         for temperature, top_k, top_p in itertools.product(self.temperatures, self.top_ks, self.top_ps):
             SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
 
@@ -171,16 +163,13 @@ class GeneralBenchmarksConfig:
             require(name not in _BENCHMARKS, f"general_benchmarks.tasks: {name}",
                     rule="is a benchmark of the evaluation stage, which has the official rules and prompts of its own",
                     fix=f"use benchmark={_BENCHMARKS.get(name)}")  # fmt: skip
-        require(len(set(self.tasks)) == len(self.tasks), f"general_benchmarks.tasks = {list(self.tasks)}",
-                rule="names a task twice", fix="name it once")  # fmt: skip
+        require_key(self, "tasks", len(set(self.tasks)) == len(self.tasks), rule="names a task twice",
+                    fix="name it once")  # fmt: skip
         for key in ("data", "num_fewshot"):
             for name in getattr(self, key):
                 require(name in self.tasks, f"general_benchmarks.{key}.{name}", rule="is for a task that is not run",
                         fix=f"add {name} to general_benchmarks.tasks, or leave this out")  # fmt: skip
-        for key in ("limit", "max_gen_toks"):
-            value = getattr(self, key)
-            require(value is None or value > 0, f"general_benchmarks.{key} = {value}", rule="must be positive",
-                    fix="leave it out for the task's own value")  # fmt: skip
+        require_positive(self, "limit", "max_gen_toks", fix="leave it out for the task's own value")
         for name, number in self.num_fewshot.items():
             require(number >= 0, f"general_benchmarks.num_fewshot.{name} = {number}", rule="must not be negative",
                     fix="leave it out for the task's own value")  # fmt: skip
@@ -194,6 +183,4 @@ class ReportConfig:
     """Size of ``report/problems.html``, which keeps as much of each response as fits."""
 
     def __post_init__(self) -> None:
-        require(
-            self.page_mib > 0, f"report.page_mib = {self.page_mib}", rule="must be positive", fix="8 is the default"
-        )
+        require_positive(self, "page_mib", fix="8 is the default")

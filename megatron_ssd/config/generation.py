@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from megatron_ssd.errors import ConfigError, require, shown
+from megatron_ssd.config.reference import require_key, require_positive
+from megatron_ssd.errors import require, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,16 +28,16 @@ class SamplingParams:
     off."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.temperature <= 2, f"temperature = {self.temperature}",
-                rule="must be between 0 (greedy) and vLLM's limit, 2", fix="the paper uses 1.1 to 2.0")  # fmt: skip
-        require(self.top_k == -1 or self.top_k > 0, f"top_k = {self.top_k}", rule="must be -1 (off) or positive",
-                fix="the paper uses 20; -1 is what vLLM also calls 0")  # fmt: skip
-        require(0 < self.top_p <= 1, f"top_p = {self.top_p}", rule="must be above 0 and at most 1",
-                fix="use 1.0 for no nucleus truncation")  # fmt: skip
-        require(0 <= self.min_p <= 1, f"min_p = {self.min_p}", rule="must be between 0 (off) and 1",
-                fix="the paper uses none")  # fmt: skip
-        require(0 < self.repetition_penalty <= 2, f"repetition_penalty = {self.repetition_penalty}",
-                rule="must be above 0 and at most 2", fix="use 1.0 for no penalty")  # fmt: skip
+        require_key(self, "temperature", 0 <= self.temperature <= 2, fix="the paper uses 1.1 to 2.0",
+                    rule="must be between 0 (greedy) and vLLM's limit, 2")  # fmt: skip
+        require_key(self, "top_k", self.top_k == -1 or self.top_k > 0, rule="must be -1 (off) or positive",
+                    fix="the paper uses 20; -1 is what vLLM also calls 0")  # fmt: skip
+        require_key(self, "top_p", 0 < self.top_p <= 1, rule="must be above 0 and at most 1",
+                    fix="use 1.0 for no nucleus truncation")  # fmt: skip
+        require_key(self, "min_p", 0 <= self.min_p <= 1, rule="must be between 0 (off) and 1",
+                    fix="the paper uses none")  # fmt: skip
+        require_key(self, "repetition_penalty", 0 < self.repetition_penalty <= 2, rule="must be above 0 and at most 2",
+                    fix="use 1.0 for no penalty")  # fmt: skip
 
     @property
     def label(self) -> str:
@@ -64,12 +65,10 @@ class SamplingConfig:
     """Token ids that end a response, in addition to the model's own end tokens."""
 
     def __post_init__(self) -> None:
-        require(self.max_tokens > 0, f"sampling.max_tokens = {self.max_tokens}", rule="must be positive",
-                fix="the paper's code uses 65536")  # fmt: skip
-        require(self.num_samples > 0, f"sampling.num_samples = {self.num_samples}", rule="must be positive",
-                fix="the paper uses 1")  # fmt: skip
-        require(all(id_ >= 0 for id_ in self.stop_token_ids), f"sampling.stop_token_ids = {list(self.stop_token_ids)}",
-                rule="token ids are not negative", fix="name ids of the model's vocabulary")  # fmt: skip
+        require_positive(self, "max_tokens", fix="the paper's code uses 65536")
+        require_positive(self, "num_samples", fix="the paper uses 1")
+        require_key(self, "stop_token_ids", all(id_ >= 0 for id_ in self.stop_token_ids),
+                    rule="token ids are not negative", fix="name ids of the model's vocabulary")  # fmt: skip
 
     @property
     def label(self) -> str:
@@ -119,16 +118,13 @@ class EngineConfig:
     """Seconds to wait for a server's answer. The default allows for 65,536 tokens at ten per second."""
 
     def __post_init__(self) -> None:
-        for key in ("tensor_parallel_size", "data_parallel_size", "max_model_len", "max_num_seqs", "kv_cache_gib"):
-            value = getattr(self, key)
-            require(value > 0, f"engine.{key} = {value}", rule="must be at least 1", fix="use a positive number")
+        sizes = ("tensor_parallel_size", "data_parallel_size", "max_model_len", "max_num_seqs", "kv_cache_gib")
+        require_positive(self, *sizes, fix="use at least 1")
         for key in ("max_restarts", "max_retries"):
-            value = getattr(self, key)
-            require(value >= 0, f"engine.{key} = {value}", rule="must not be negative", fix="use 0 for none")
-        require(0 < self.gpu_memory_utilization <= 1, f"engine.gpu_memory_utilization = {self.gpu_memory_utilization}",
-                rule="must be above 0 and at most 1", fix="use 0.9")  # fmt: skip
-        require(self.request_timeout > 0, f"engine.request_timeout = {self.request_timeout}",
-                rule="must be positive", fix="use the seconds that the longest response may take")  # fmt: skip
+            require_key(self, key, getattr(self, key) >= 0, rule="must not be negative", fix="use 0 for none")
+        require_key(self, "gpu_memory_utilization", 0 < self.gpu_memory_utilization <= 1,
+                    rule="must be above 0 and at most 1", fix="use 0.9")  # fmt: skip
+        require_positive(self, "request_timeout", fix="use the seconds that the longest response may take")
         self._check_endpoints()
 
     def _check_endpoints(self) -> None:
@@ -141,9 +137,8 @@ class EngineConfig:
                     rule="is not the base URL of an OpenAI-compatible server",
                     fix="write http://HOST:PORT/v1")  # fmt: skip
         require(len(set(self.endpoints)) == len(self.endpoints), named, rule="lists a server twice", fix="list it once")
-        require(not self.options or self.backend == "vllm", f"engine.options = {self.options}",
-                rule="are for engines that this run starts, and engine.backend = server",
-                fix="pass them to vllm serve instead")  # fmt: skip
+        require_key(self, "options", not self.options or self.backend == "vllm", fix="pass them to vllm serve instead",
+                    rule="are for engines that this run starts, and engine.backend = server")  # fmt: skip
 
     @property
     def max_in_flight(self) -> int:
@@ -153,12 +148,7 @@ class EngineConfig:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides which tokens are drawn. The rest affects speed; ``options`` may do both, so they count."""
-        return {
-            "backend": self.backend,
-            "dtype": self.dtype,
-            "max_model_len": self.max_model_len,
-            "options": self.options,
-        }
+        return {key: getattr(self, key) for key in ("backend", "dtype", "max_model_len", "options")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,10 +166,9 @@ class PromptConfig:
     """Passed to chat templates that support it; null leaves it out."""
 
     def __post_init__(self) -> None:
-        require(self.mode == "chat" or self.enable_thinking is None,
-                f"prompt.enable_thinking = {shown(self.enable_thinking)}",
-                rule="is for chat templates, and prompt.mode = raw uses none",
-                fix="leave it out, or set prompt.mode=chat")  # fmt: skip
+        require_key(self, "enable_thinking", self.mode == "chat" or self.enable_thinking is None,
+                    rule="is for chat templates, and prompt.mode = raw uses none",
+                    fix="leave it out, or set prompt.mode=chat")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,8 +179,7 @@ class GenerationConfig:
     """Samples per file."""
 
     def __post_init__(self) -> None:
-        require(self.shard_rows > 0, f"generation.shard_rows = {self.shard_rows}", rule="must be at least 1",
-                fix="use 2000")  # fmt: skip
+        require_positive(self, "shard_rows", fix="use 2000")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,8 +194,9 @@ class ProxyConfig:
     """Longest prompt plus response, in the proxy's tokens; null means the model's own context length."""
 
     def __post_init__(self) -> None:
-        require(self.max_model_len is None or self.max_model_len > 1, f"proxy.max_model_len = {self.max_model_len}",
-                rule="must hold a prompt and a response", fix="leave it out for the model's own length")  # fmt: skip
+        longest = self.max_model_len
+        require_key(self, "max_model_len", longest is None or longest > 1, rule="must hold a prompt and a response",
+                    fix="leave it out for the model's own length")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,10 +220,9 @@ class WorkerConfig:
         _check_pair("worker.rank", self.rank, "worker.world", self.world)
         _check_pair("worker.local_rank", self.local_rank, "worker.local_world", self.local_world)
         if self.local_world is not None:
-            require(self.local_world <= (self.world or 1) and self.rank is not None,
-                    f"worker.local_world = {self.local_world}",
-                    rule=f"must be at most worker.world ({self.world or 1})",
-                    fix="set worker.rank and worker.world for the run, the local ones for this node")  # fmt: skip
+            require_key(self, "local_world", self.local_world <= (self.world or 1) and self.rank is not None,
+                        rule=f"must be at most worker.world ({self.world or 1})",
+                        fix="set worker.rank and worker.world for the run, the local ones for this node")  # fmt: skip
 
     @property
     def share(self) -> slice:
@@ -278,26 +266,16 @@ def _pair_from(environment: Mapping[str, str], rank_name: str, world_name: str) 
 
 def _number_from(environment: Mapping[str, str], name: str) -> int | None:
     text = environment.get(name)
-    if text is None:
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise ConfigError(
-            f"environment variable {name} = {text!r}",
-            rule="is not a whole number",
-            fix="unset it, or set worker.rank and worker.world",
-        ) from None
+    require(text is None or re.fullmatch(r"-?[0-9]+", text) is not None, f"environment variable {name} = {text!r}",
+            rule="is not a whole number", fix="unset it, or set worker.rank and worker.world")  # fmt: skip
+    return None if text is None else int(text)
 
 
 def _check_pair(rank_name: str, rank: int | None, world_name: str, world: int | None) -> None:
     """Check that a rank and its world size are both set or both null, and that the rank is in range."""
-    if rank is None and world is None:
-        return
     given = f"{rank_name} = {shown(rank)}, {world_name} = {shown(world)}"
-    require(rank is not None and world is not None, given, rule="one needs the other",
-            fix="set both or neither")  # fmt: skip
-    assert rank is not None
-    assert world is not None
+    if rank is None or world is None:
+        require(rank is world, given, rule="one needs the other", fix="set both or neither")
+        return
     require(0 <= rank < world, given, rule=f"ranks are from 0 to {world_name} - 1",
             fix=f"use {rank_name} from 0 to {max(world, 1) - 1}")  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.reference import require_key, require_positive
 from megatron_ssd.errors import require
 
 Device = Literal["cuda", "cpu"]
@@ -39,43 +40,36 @@ class ParallelConfig:
     """Split optimizer state over data parallel replicas."""
 
     def __post_init__(self) -> None:
-        for key in ("world_size", "tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size",
-                    "expert_model_parallel_size", "expert_tensor_parallel_size"):  # fmt: skip
-            value = getattr(self, key)
-            require(value > 0, f"parallel.{key} = {value}", rule="must be at least 1", fix="use 1 to split nothing")
-        dense = self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
-        require(
-            self.world_size % dense == 0,
-            f"parallel.world_size = {self.world_size}",
-            rule=f"must be a multiple of tensor x pipeline x context parallel size ({dense})",
-            fix=f"start a multiple of {dense} processes or lower one of the sizes",
-        )
+        require_positive(self, "world_size", "tensor_model_parallel_size", "pipeline_model_parallel_size",
+                         "context_parallel_size", "expert_model_parallel_size", "expert_tensor_parallel_size",
+                         fix="use 1 to split nothing")  # fmt: skip
+        dense = self._model_size
+        require_key(self, "world_size", self.world_size % dense == 0,
+                    rule=f"must be a multiple of tensor x pipeline x context parallel size ({dense})",
+                    fix=f"start a multiple of {dense} processes or lower one of the sizes")  # fmt: skip
         expert = self.expert_model_parallel_size * self.expert_tensor_parallel_size * self.pipeline_model_parallel_size
-        require(
-            self.world_size % expert == 0,
-            f"parallel.expert_model_parallel_size = {self.expert_model_parallel_size}",
-            rule=f"expert x expert-tensor x pipeline size ({expert}) must divide world_size ({self.world_size})",
-            fix="lower parallel.expert_model_parallel_size",
-        )
-        require(
-            not self.sequence_parallel or self.tensor_model_parallel_size > 1,
-            "parallel.sequence_parallel = true",
-            rule=f"needs tensor_model_parallel_size > 1 (it is {self.tensor_model_parallel_size})",
-            fix="set parallel.sequence_parallel=false or raise parallel.tensor_model_parallel_size",
-        )
-        require(
-            self.virtual_pipeline_model_parallel_size is None or self.pipeline_model_parallel_size > 1,
-            f"parallel.virtual_pipeline_model_parallel_size = {self.virtual_pipeline_model_parallel_size}",
-            rule="needs pipeline_model_parallel_size > 1",
-            fix="remove it or raise parallel.pipeline_model_parallel_size",
-        )
+        require_key(self, "expert_model_parallel_size", self.world_size % expert == 0,
+                    rule=f"expert x expert-tensor x pipeline size ({expert}) must divide parallel.world_size "
+                    f"({self.world_size})", fix="lower parallel.expert_model_parallel_size")  # fmt: skip
+        require_key(self, "sequence_parallel", not self.sequence_parallel or self.tensor_model_parallel_size > 1,
+                    rule=f"needs tensor_model_parallel_size > 1 (it is {self.tensor_model_parallel_size})",
+                    fix="set parallel.sequence_parallel=false or raise parallel.tensor_model_parallel_size"
+                    )  # fmt: skip
+        virtual = self.virtual_pipeline_model_parallel_size
+        require_key(self, "virtual_pipeline_model_parallel_size",
+                    virtual is None or self.pipeline_model_parallel_size > 1,
+                    rule="needs pipeline_model_parallel_size > 1",
+                    fix="remove it or raise parallel.pipeline_model_parallel_size")  # fmt: skip
+
+    @property
+    def _model_size(self) -> int:
+        """Processes that share one replica of the dense part of the model."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
 
     @property
     def data_parallel_size(self) -> int:
         """Replicas of the dense part of the model."""
-        return self.world_size // (
-            self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
-        )
+        return self.world_size // self._model_size
 
     @property
     def context_chunks(self) -> int:
@@ -90,11 +84,8 @@ class ParallelConfig:
 
     def check_model(self, model: ModelConfig) -> None:
         """Raise ``ConfigError`` if ``model`` cannot be split this way."""
-        tp, pp, ep = (
-            self.tensor_model_parallel_size,
-            self.pipeline_model_parallel_size,
-            self.expert_model_parallel_size,
-        )
+        tp, pp = self.tensor_model_parallel_size, self.pipeline_model_parallel_size
+        ep = self.expert_model_parallel_size
         for key in ("num_attention_heads", "num_key_value_heads"):
             value = getattr(model, key)
             require(

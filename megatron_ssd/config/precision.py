@@ -7,6 +7,7 @@ from typing import Literal
 
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.config.reference import require_key, require_positive
 from megatron_ssd.errors import require
 
 Fp8Recipe = Literal["delayed", "tensorwise", "blockwise", "mxfp8"]
@@ -39,25 +40,17 @@ class Fp8Config:
 
     def __post_init__(self) -> None:
         for key in ("margin", "bf16_layers_at_start", "bf16_layers_at_end"):
-            value = getattr(self, key)
-            require(value >= 0, f"precision.fp8.{key} = {value}", rule="must not be negative", fix="use 0")
-        require(self.amax_history_len > 0, f"precision.fp8.amax_history_len = {self.amax_history_len}",
-                rule="must be at least 1", fix="1024 is TransformerEngine's default")  # fmt: skip
+            require_key(self, key, getattr(self, key) >= 0, rule="must not be negative", fix="use 0")
+        require_positive(self, "amax_history_len", fix="1024 is TransformerEngine's default")
         for key in ("margin", "amax_history_len", "amax_compute_algo"):
-            value, default = getattr(self, key), type(self).__dataclass_fields__[key].default
-            require(
-                self.recipe == "delayed" or value == default,
-                f"precision.fp8.{key} = {value}",
-                rule=f"belongs to recipe delayed, and the recipe is {self.recipe}",
-                fix=f"remove it or set precision.fp8.recipe=delayed (default {default})",
-            )
-        require(
-            self.recipe != "delayed" or self.num_bf16_layers == 0,
-            f"precision.fp8.bf16_layers_at_start = {self.bf16_layers_at_start}, "
-            f"bf16_layers_at_end = {self.bf16_layers_at_end}",
-            rule="delayed scaling uses one FP8 context for all layers, so none can stay in bf16",
-            fix="set both to 0, or use precision.fp8.recipe=tensorwise",
-        )
+            default = getattr(Fp8Config, key)
+            require_key(self, key, self.recipe == "delayed" or getattr(self, key) == default,
+                        rule=f"belongs to recipe delayed, and the recipe is {self.recipe}",
+                        fix=f"remove it or set precision.fp8.recipe=delayed (default {default})")  # fmt: skip
+        for key in ("bf16_layers_at_start", "bf16_layers_at_end"):
+            require_key(self, key, self.recipe != "delayed" or getattr(self, key) == 0,
+                        rule="delayed scaling uses one FP8 context for all layers, so none can stay in bf16",
+                        fix="set it to 0, or use precision.fp8.recipe=tensorwise")  # fmt: skip
 
     @property
     def num_bf16_layers(self) -> int:
@@ -90,34 +83,22 @@ class PrecisionConfig:
     """FP8 products; null is off."""
 
     def __post_init__(self) -> None:
-        require(
-            self.fp8 is None or self.transformer_engine,
-            "precision.transformer_engine = false",
-            rule="FP8 products are TransformerEngine's",
-            fix="set precision.transformer_engine=true or precision.fp8=null",
-        )
-        require(
-            self.fp8 is None or self.params_dtype == "bf16",
-            f"precision.params_dtype = {self.params_dtype}",
-            rule="FP8 products need bf16 weights",
-            fix="set precision.params_dtype=bf16 or precision.fp8=null",
-        )
-        require(bool(self.recompute_modules), "precision.recompute_modules = []", rule="must name at least one",
-                fix="use [core_attn], or precision.recompute=none")  # fmt: skip
-        again = {"layernorm", "moe_act"} & set(self.recompute_modules)
-        require(
-            self.recompute != "selective" or self.transformer_engine or not again,
-            f"precision.recompute_modules = {list(self.recompute_modules)}",
-            rule="Megatron-Core recomputes layernorm and moe_act with TransformerEngine only, and "
-            "precision.transformer_engine = false",
-            fix="leave them out, or use precision.recompute=full",
-        )
-        require(
-            self.recompute != "selective" or self.fp8 is None or self.fp8.recipe != "delayed" or not again,
-            f"precision.recompute_modules = {list(self.recompute_modules)}",
-            rule="under delayed scaling neither layernorm nor moe_act can be recomputed",
-            fix="use [core_attn], or precision.fp8.recipe=tensorwise",
-        )
+        require_key(self, "transformer_engine", self.fp8 is None or self.transformer_engine,
+                    rule="FP8 products are TransformerEngine's",
+                    fix="set precision.transformer_engine=true or precision.fp8=null")  # fmt: skip
+        require_key(self, "params_dtype", self.fp8 is None or self.params_dtype == "bf16",
+                    rule="FP8 products need bf16 weights",
+                    fix="set precision.params_dtype=bf16 or precision.fp8=null")  # fmt: skip
+        require_key(self, "recompute_modules", bool(self.recompute_modules), rule="must name at least one",
+                    fix="use [core_attn], or precision.recompute=none")  # fmt: skip
+        again = self.recompute == "selective" and not {"layernorm", "moe_act"}.isdisjoint(self.recompute_modules)
+        require_key(self, "recompute_modules", self.transformer_engine or not again,
+                    rule="Megatron-Core recomputes layernorm and moe_act with TransformerEngine only, and "
+                    "precision.transformer_engine = false",
+                    fix="leave them out, or use precision.recompute=full")  # fmt: skip
+        require_key(self, "recompute_modules", self.fp8 is None or self.fp8.recipe != "delayed" or not again,
+                    rule="under delayed scaling neither layernorm nor moe_act can be recomputed",
+                    fix="use [core_attn], or precision.fp8.recipe=tensorwise")  # fmt: skip
 
     def check_model(self, model: ModelConfig, parallel: ParallelConfig, *, micro_batch_tokens: int) -> None:
         """Raise ``ConfigError`` if ``model`` cannot be computed in these formats under ``parallel``.

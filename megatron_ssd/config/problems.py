@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from megatron_ssd.config.reference import require_key, require_positive
 from megatron_ssd.errors import require
 
 ErrataChoice = Literal["keep", "drop"]
@@ -62,21 +63,20 @@ class ProblemsConfig:
     """Number of problems to use; null uses all."""
 
     def __post_init__(self) -> None:
-        require(self.limit is None or self.limit > 0, f"problems.limit = {self.limit}", rule="must be positive",
-                fix="leave it out to use every problem")  # fmt: skip
-        require(self.name == "minicode" or self.path is not None, "problems.path = null",
-                rule=f"problems={self.name} has no default path", fix="set problems.path=FOLDER")  # fmt: skip
+        require_positive(self, "limit", fix="leave it out to use every problem")
+        require_key(self, "path", self.name == "minicode" or self.path is not None, fix="set problems.path=FOLDER",
+                    rule=f"problems={self.name} has no default path")  # fmt: skip
         columns = "null" if self.columns is None else list(self.columns.names)
-        require((self.name == "rows") == (self.columns is not None), f"problems.columns = {columns}",
+        require((self.name == "rows") == (self.columns is not None), f"columns = {columns}",
                 rule="is required by problems=rows and used by no other source",
                 fix="set problems.columns.statement=COLUMN with problems=rows, and leave it out otherwise")  # fmt: skip
-        require(self.near_duplicates is None or 0 < self.near_duplicates <= 1,
-                f"problems.near_duplicates = {self.near_duplicates}", rule="must be above 0 and at most 1",
-                fix="0.8 is a usual value; null removes exact duplicates only")  # fmt: skip
+        require_key(self, "near_duplicates", self.near_duplicates is None or 0 < self.near_duplicates <= 1,
+                    rule="must be above 0 and at most 1",
+                    fix="0.8 is a usual value; null removes exact duplicates only")  # fmt: skip
         passed = self.name == "rstar_coder" or (self.columns is not None and self.columns.passed is not None)
-        require(not self.only_passed or passed, "problems.only_passed = true",
-                rule="needs a column that says whether a row passed",
-                fix="name it in problems.columns.passed, or set problems.only_passed=false")  # fmt: skip
+        require_key(self, "only_passed", not self.only_passed or passed,
+                    rule="needs a column that says whether a row passed",
+                    fix="name it in problems.columns.passed, or set problems.only_passed=false")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,12 @@ class EvaluationSetConfig:
     """Columns whose texts, joined, are a problem."""
     id: str | None = None
     """Column of the problem's id; null names a problem after its row."""
+
+    def __post_init__(self) -> None:
+        require_key(self, "path", self.path is not None, rule="this set has no default path",
+                    fix="set it to a file, a folder or a Hub id")  # fmt: skip
+        require_key(self, "columns", bool(self.columns), rule="must name the columns that hold a problem's text",
+                    fix="set it, for example to [prompt]")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,17 +117,9 @@ class ContaminationConfig:
     """If there are more: ``refuse`` stops the run, ``drop`` drops and counts them, ``keep`` only reports them."""
 
     def __post_init__(self) -> None:
-        require(self.ngram > 0, f"contamination.ngram = {self.ngram}", rule="must be at least 1", fix="use 8")
-        require(0 < self.overlap <= 1, f"contamination.overlap = {self.overlap}",
-                rule="must be above 0 and at most 1", fix="use 0.5")  # fmt: skip
-        for name, one in self.sets.items():
-            key = f"contamination.sets.{name}"
-            require(one.path is not None, f"{key}.path = null", rule="this set has no default path",
-                    fix=f"set {key}.path to a file, a folder or a Hub id")  # fmt: skip
-            require(bool(one.columns), f"{key}.columns = []", rule="must name the columns that hold a problem's text",
-                    fix=f"set {key}.columns, for example to [prompt]")  # fmt: skip
-        require(self.max_hits >= 0, f"contamination.max_hits = {self.max_hits}", rule="must not be negative",
-                fix="0 refuses the first hit")  # fmt: skip
+        require_positive(self, "ngram", fix="use 8")
+        require_key(self, "overlap", 0 < self.overlap <= 1, rule="must be above 0 and at most 1", fix="use 0.5")
+        require_key(self, "max_hits", self.max_hits >= 0, rule="must not be negative", fix="0 refuses the first hit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,19 +145,17 @@ class BenchmarkSetConfig:
     """``keep`` counts the flawed problems that LiveCodeBench's authors name. ``drop`` leaves them out of the
     problems that ``limit`` selects."""
 
-    def check(self, key: str) -> None:
-        """Raise ``ConfigError`` for a value that does not fit the format; ``key`` names this section."""
-        require(self.limit is None or self.limit > 0, f"{key}.limit = {self.limit}", rule="must be positive",
-                fix="leave it out to use every problem")  # fmt: skip
-        require(self.format != "livecodebench" or self.path is not None, f"{key}.path = null",
-                rule="livecodebench has no default path", fix=f"set {key}.path=FILE")  # fmt: skip
-        require(self.format != "minicode" or self.path is None, f"{key}.path = {self.path}",
-                rule="minicode is made from its seed, not read from a file", fix="leave it out")  # fmt: skip
+    def __post_init__(self) -> None:
+        require_positive(self, "limit", fix="leave it out to use every problem")
+        require_key(self, "path", self.format != "livecodebench" or self.path is not None,
+                    rule="livecodebench has no default path", fix="set it to a file, a folder or a Hub id")  # fmt: skip
+        require_key(self, "path", self.format != "minicode" or self.path is None, fix="leave it out",
+                    rule="minicode is made from its seed, not read from a file")  # fmt: skip
         for name, owner in (("revision", "livecodebench"), ("start_date", "livecodebench"),
                             ("end_date", "livecodebench"), ("errata", "livecodebench"), ("split", "mbpp")):  # fmt: skip
-            value = getattr(self, name)
-            require(value == getattr(BenchmarkSetConfig, name) or self.format == owner, f"{key}.{name} = {value}",
-                    rule=f"is for {owner}, and this is {self.format}", fix="leave it out")  # fmt: skip
+            is_default = getattr(self, name) == getattr(BenchmarkSetConfig, name)
+            require_key(self, name, is_default or self.format == owner, fix="leave it out",
+                        rule=f"is for {owner}, and this is {self.format}")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,13 +166,12 @@ class BenchmarkConfig:
     """Benchmarks by name. The results of each are in ``eval/NAME``."""
 
     def __post_init__(self) -> None:
-        require(bool(self.sets), "benchmark.sets = {}", rule="must hold at least one benchmark",
-                fix="choose one with benchmark=NAME, or several with benchmark=[NAME,NAME]")  # fmt: skip
-        for name, one in self.sets.items():
+        require_key(self, "sets", bool(self.sets), rule="must hold at least one benchmark",
+                    fix="choose one with benchmark=NAME, or several with benchmark=[NAME,NAME]")  # fmt: skip
+        for name in self.sets:
             require(_FOLDER_NAME.fullmatch(name) is not None, f"benchmark.sets.{name}",
                     rule="the name of a benchmark is also that of a folder",
                     fix="use letters, digits, underscores, dots and dashes, with a letter or digit first")  # fmt: skip
-            one.check(f"benchmark.sets.{name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,8 +202,7 @@ class MinicodeConfig:
         return {key: getattr(self, key) for key in ("seed", "num_documents", "vocab_size", "noise")}
 
     def __post_init__(self) -> None:
-        for key in ("num_train_problems", "num_test_problems", "num_documents", "tests_per_problem"):
-            value = getattr(self, key)
-            require(value > 0, f"minicode.{key} = {value}", rule="must be at least 1", fix="use a positive number")
-        require(0 <= self.noise <= 2, f"minicode.noise = {self.noise}", rule="must be between 0 and 2",
-                fix="use 1, or 0 for a corpus without errors")  # fmt: skip
+        counts = ("num_train_problems", "num_test_problems", "num_documents", "tests_per_problem")
+        require_positive(self, *counts, fix="use at least 1")
+        require_key(self, "noise", 0 <= self.noise <= 2, rule="must be between 0 and 2",
+                    fix="use 1, or 0 for a corpus without errors")  # fmt: skip

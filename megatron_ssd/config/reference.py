@@ -1,4 +1,4 @@
-"""Describes every configuration key for help texts."""
+"""Describes configuration keys: in help texts, in errors, as YAML."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import json
 import textwrap
 import types
 from collections.abc import Iterator
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from megatron_ssd.errors import require
 
 REQUIRED = "required"
 
@@ -51,6 +56,18 @@ def section_in(hint: Any) -> type | None:
     """The dataclass in a type such as ``ModelConfig | None`` or ``dict[str, EvaluationSetConfig]``, if there is one."""
     parts = (hint, *get_args(hint))
     return next((part for part in parts if isinstance(part, type) and dataclasses.is_dataclass(part)), None)
+
+
+def require_key(section: object, key: str, condition: bool, *, rule: str, fix: str) -> None:
+    """Raise ``ConfigError`` about ``key`` unless ``condition`` holds; ``config.build`` adds the section's name."""
+    require(condition, f"{key} = {shown_value(getattr(section, key))}", rule=rule, fix=fix)
+
+
+def require_positive(section: object, *keys: str, fix: str) -> None:
+    """Raise ``ConfigError`` about the first of ``keys`` that is not above 0; null is allowed."""
+    for key in keys:
+        value = getattr(section, key)
+        require_key(section, key, value is None or value > 0, rule="must be positive", fix=fix)
 
 
 def help_text(section: type) -> str:
@@ -108,3 +125,51 @@ def shown_value(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {shown_value(inner)}" for key, inner in value.items()) + "}"
     return str(value) if value != "" else "''"
+
+
+def as_yaml(values: dict[str, Any]) -> str:
+    """Nested dictionaries as YAML, in their order; tuples become lists."""
+    return yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False, allow_unicode=True, width=120)
+
+
+def every_key(config: Any) -> str:
+    """A configuration as YAML that gives the same one when it is read again.
+
+    Sections that are null have no keys in it; comments list the keys that they could have.
+    """
+    text = as_yaml(dataclasses.asdict(config))
+    if unset := list(_keys_of_null_sections(config)):
+        text += "# These sections are null. They could hold, with these defaults:\n"
+        text += "".join(f"#   {line}\n" for line in unset)
+    return text
+
+
+def every_key_of_tool(config: type, given: dict[str, Any]) -> str:
+    """The keys of a tool: what was given, else the default. Required keys that were not given are null."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)} | given
+    missing = [name for name, value in defaults.items() if value is dataclasses.MISSING]
+    text = as_yaml(defaults | dict.fromkeys(missing))
+    return text + (f"# Required, these have no default: {', '.join(missing)}\n" if missing else "")
+
+
+def _keys_of_null_sections(config: Any, prefix: str = "") -> Iterator[str]:
+    for key in keys_of(type(config)):
+        value, name = getattr(config, key.name), f"{prefix}{key.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _keys_of_null_sections(value, f"{name}.")
+        elif value is None and key.section is not None:
+            yield from _defaults(key.section, f"{name}.")
+
+
+def _defaults(section: type, prefix: str) -> Iterator[str]:
+    """``KEY=DEFAULT`` of every key below a section."""
+    factories = {field.name: field.default_factory for field in dataclasses.fields(section)}
+    for key in keys_of(section):
+        name, factory = f"{prefix}{key.name}", factories[key.name]
+        made = None if factory is dataclasses.MISSING else factory()
+        if dataclasses.is_dataclass(made) and not isinstance(made, type):
+            yield from (f"{name}.{inner}={shown_value(value)}" for inner, value in dataclasses.asdict(made).items())
+        elif key.section is not None and made is None:
+            yield from _defaults(key.section, f"{name}.")
+        else:
+            yield f"{name}=VALUE, required" if key.default == REQUIRED else f"{name}={key.default}"

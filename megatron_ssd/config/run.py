@@ -7,7 +7,6 @@ from typing import Literal, TypeVar
 
 from megatron_ssd.config.dataset import FilterConfig, PreprocessConfig
 from megatron_ssd.config.evaluation import EvaluationConfig, GeneralBenchmarksConfig, ReportConfig
-from megatron_ssd.config.export import ExportConfig, PushConfig
 from megatron_ssd.config.generation import (
     EngineConfig,
     GenerationConfig,
@@ -20,7 +19,7 @@ from megatron_ssd.config.model import ModelConfig, MoeConfig
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.problems import BenchmarkConfig, ContaminationConfig, MinicodeConfig, ProblemsConfig
-from megatron_ssd.config.training import CheckpointConfig, OptimizerConfig, TrainingConfig
+from megatron_ssd.config.training import CheckpointConfig, ExportConfig, OptimizerConfig, PushConfig, TrainingConfig
 from megatron_ssd.errors import ConfigError, require
 
 _T = TypeVar("_T")
@@ -94,7 +93,7 @@ class RunConfig:
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     """How samples become a data set."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    """The process grid."""
+    """The process grid. If no key is set, the pipeline chooses a grid for the GPUs of this machine."""
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     """Number formats and recomputation."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

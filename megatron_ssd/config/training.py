@@ -1,11 +1,14 @@
-"""Settings of training: optimizer, checkpoints, loop."""
+"""Settings of training: optimizer, loop, checkpoints, export."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_ssd.config.reference import require_key, require_positive
 from megatron_ssd.errors import require
+
+Weights = Literal["model", "ema"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +46,16 @@ class OptimizerConfig:
     """Fraction of the optimizer's state that is kept in host memory."""
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, f"optimizer.lr = {self.lr}", rule="must be positive", fix="the paper's peak is 5e-6")
-        require(0 <= self.min_lr <= self.lr, f"optimizer.min_lr = {self.min_lr}",
-                rule=f"must be between 0 and optimizer.lr ({self.lr})", fix="lower optimizer.min_lr")  # fmt: skip
-        require(self.clip_grad > 0, f"optimizer.clip_grad = {self.clip_grad}", rule="must be positive",
-                fix="use a large number to clip nothing")  # fmt: skip
-        require(0 <= self.cpu_offload_fraction <= 1, f"optimizer.cpu_offload_fraction = {self.cpu_offload_fraction}",
-                rule="must be in [0, 1]", fix="0 keeps the state on the device, 1 moves all of it")  # fmt: skip
+        require_positive(self, "lr", fix="the paper's peak is 5e-6")
+        require_key(self, "min_lr", 0 <= self.min_lr <= self.lr, rule=f"must be between 0 and optimizer.lr ({self.lr})",
+                    fix="lower optimizer.min_lr")  # fmt: skip
+        require_positive(self, "clip_grad", fix="use a large number to clip nothing")
+        require_key(self, "cpu_offload_fraction", 0 <= self.cpu_offload_fraction <= 1, rule="must be in [0, 1]",
+                    fix="0 keeps the state on the device, 1 moves all of it")  # fmt: skip
         for key in ("main_params_dtype", "main_grads_dtype", "exp_avg_dtype", "exp_avg_sq_dtype"):
-            value = getattr(self, key)
-            require(value == "fp32" or self.precision_aware, f"optimizer.{key} = {value}",
-                    rule="needs optimizer.precision_aware = true", fix="set it, or leave the type at fp32")  # fmt: skip
+            require_key(self, key, getattr(self, key) == "fp32" or self.precision_aware,
+                        rule="needs optimizer.precision_aware = true",
+                        fix="set it, or leave the type at fp32")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +74,7 @@ class CheckpointConfig:
     """If the newest checkpoint is broken: ``error`` stops, ``previous`` resumes from the one before."""
 
     def __post_init__(self) -> None:
-        for key in ("save_interval", "keep_last", "keep_every"):
-            value = getattr(self, key)
-            require(value is None or value > 0, f"checkpoint.{key} = {value}", rule="must be at least 1",
-                    fix="use a positive number")  # fmt: skip
+        require_positive(self, "save_interval", "keep_last", "keep_every", fix="use at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,23 +121,20 @@ class TrainingConfig:
     """Project in Weights & Biases; null is off."""
 
     def __post_init__(self) -> None:
-        for key in ("train_iters", "global_batch_size", "micro_batch_size", "seq_length", "validation_interval",
-                    "max_skipped", "log_interval"):  # fmt: skip
-            value = getattr(self, key)
-            require(value > 0, f"training.{key} = {value}", rule="must be at least 1", fix="use a positive number")
+        require_positive(self, "train_iters", "global_batch_size", "micro_batch_size", "seq_length",
+                         "validation_interval", "max_skipped", "log_interval", fix="use at least 1")  # fmt: skip
         multiple = self.segment_multiple
-        require(multiple is None or (multiple > 0 and self.seq_length % multiple == 0),
-                f"training.segment_multiple = {multiple}",
-                rule=f"must be positive and divide training.seq_length ({self.seq_length})",
-                fix="use a power of two, or null")  # fmt: skip
-        require(0 <= self.prompt_loss_weight <= 1, f"training.prompt_loss_weight = {self.prompt_loss_weight}",
-                rule="must be in [0, 1]", fix="0 trains on responses only, as the paper does")  # fmt: skip
-        require(0 <= self.validation_fraction < 1, f"training.validation_fraction = {self.validation_fraction}",
-                rule="must be in [0, 1)", fix="0 holds nothing out")  # fmt: skip
-        require(self.ema_decay is None or 0 < self.ema_decay < 1, f"training.ema_decay = {self.ema_decay}",
-                rule="must be between 0 and 1", fix="0.999 is a usual value; null keeps no average")  # fmt: skip
-        require(self.spike_factor > 1, f"training.spike_factor = {self.spike_factor}", rule="must be above 1",
-                fix="2 reports a loss of twice its moving average")  # fmt: skip
+        require_key(self, "segment_multiple", multiple is None or (multiple > 0 and self.seq_length % multiple == 0),
+                    rule=f"must be positive and divide training.seq_length ({self.seq_length})",
+                    fix="use a power of two, or null")  # fmt: skip
+        require_key(self, "prompt_loss_weight", 0 <= self.prompt_loss_weight <= 1, rule="must be in [0, 1]",
+                    fix="0 trains on responses only, as the paper does")  # fmt: skip
+        require_key(self, "validation_fraction", 0 <= self.validation_fraction < 1, rule="must be in [0, 1)",
+                    fix="0 holds nothing out")  # fmt: skip
+        require_key(self, "ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, rule="must be between 0 and 1",
+                    fix="0.999 is a usual value; null keeps no average")  # fmt: skip
+        require_key(self, "spike_factor", self.spike_factor > 1, rule="must be above 1",
+                    fix="2 reports a loss of twice its moving average")  # fmt: skip
 
     def num_microbatches(self, data_parallel_size: int) -> int:
         """Micro batches per data parallel replica and iteration."""
@@ -150,3 +146,36 @@ class TrainingConfig:
             fix=f"use a multiple of {per_step}",
         )
         return self.global_batch_size // per_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Which weights are exported, and in files of which size."""
+
+    max_shard_bytes: int = 5_000_000_000
+    """Most bytes of weights per file; a single larger weight gets a file of its own. 5 GB is the Hub's convention."""
+    iteration: int | None = None
+    """Iteration of the checkpoint; null means the newest."""
+    weights: Weights = "model"
+    """``model``, or ``ema``: their exponential moving average, which training keeps if ``training.ema_decay`` is
+    set."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "max_shard_bytes", fix="use 5000000000")
+        require_key(self, "iteration", self.iteration is None or self.iteration >= 0, rule="must not be negative",
+                    fix="leave it out for the newest checkpoint")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushConfig:
+    """What ``launch/push.py`` uploads to the Hugging Face Hub."""
+
+    what: Literal["model", "samples"] = "model"
+    """``model`` is the exported model, ``samples`` are the responses that were sampled for training."""
+    repo: str | None = None
+    """Repository on the Hub, ``OWNER/NAME``. It is made if it does not exist."""
+    private: bool = True
+    """Only its owner sees the repository. One that exists already must be what this says."""
+    base_model: str | None = None
+    """Hub id of the base, for the card. Null means ``model.path``, if that was a Hub id when the model was
+    exported."""

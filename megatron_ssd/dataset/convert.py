@@ -30,62 +30,45 @@ from numpy.typing import NDArray
 from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.jsonl import JsonlWriter
 from megatron_ssd.artifacts.samples import iter_samples, key_digest
-from megatron_ssd.config.dataset import FilterConfig
-from megatron_ssd.dataset.filters import COUNTED, FilteredSample
+from megatron_ssd.dataset.filters import COUNTED
 from megatron_ssd.dataset.indexed import IndexedWriter
-from megatron_ssd.dataset.set_filters import REASONS, hash_file
+from megatron_ssd.dataset.set_filters import HASH, REASONS, ShardPass, part_file
 from megatron_ssd.dataset.workers import CountSamples, counted
 from megatron_ssd.errors import UserError
 from megatron_ssd.prompts.tokenizer import tokenizer_from_json
 from megatron_ssd.schema import Sample
 
 IDS, DIFFERENCES = "ids.jsonl", "differences.jsonl"
+KEYS = ".keys.npy"  # the key digests of the samples of the shard, in order, [num_samples]
+_COUNTS = ".json"
 
 _COUNTED = ("samples", "documents", "prompt_tokens", "response_tokens", *COUNTED)
+_OF_DIFFERENCES = ("differing_samples", "differing_tokens")
 _CONTEXT = 4  # ids shown on either side of a difference
 _BATCH = 8  # responses tokenized at once; more do not fit the cache of a core
 
 
-def part_file(parts: Path, shard: Path, ending: str) -> Path:
-    """A file of the part of ``shard`` in the folder ``parts``."""
-    return parts / f"{shard.stem}{ending}"
-
-
-def keys_file(parts: Path, shard: Path) -> Path:
-    """The file with the key digests of the samples of ``shard``, in order, [num_samples]."""
-    return part_file(parts, shard, ".keys.npy")
-
-
 def part_counts(parts: Path, shard: Path) -> dict[str, int] | None:
     """The counts of the part of ``shard``; None if the part is incomplete."""
-    path = part_file(parts, shard, ".json")
-    if not all(file.exists() for file in (path, keys_file(parts, shard), hash_file(parts, shard))):
+    if not all(part_file(parts, shard, ending).exists() for ending in (_COUNTS, KEYS, HASH)):
         return None
-    counts: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
+    counts: dict[str, int] = json.loads(part_file(parts, shard, _COUNTS).read_text(encoding="utf-8"))
     return counts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Converter:
-    """Converts shards to parts; sent to workers by pickle.
+class Converter(ShardPass):
+    """Converts shards to parts.
 
     Attributes:
-        parts: the folder of the parts.
-        filters: the filter settings.
-        vocab_size: ids must be below it.
-        prompt_opens_thinking: see ``FilteredSample``.
         reasons: results of a first pass: for each shard, an index into ``REASONS`` per sample. Empty without a first
             pass.
-        retokenizer: tokenizes responses again, so that differences are written; None if that was not asked for.
+        tokenizer_json: see ``retokenize``; if it is given, differences are written.
         uses_retokenized: whether documents have these ids instead of the sampled ones.
     """
 
-    parts: Path
-    filters: FilterConfig
-    vocab_size: int
-    prompt_opens_thinking: bool = False
     reasons: dict[Path, NDArray[np.uint8]] = field(default_factory=dict)
-    retokenizer: Retokenizer | None = None
+    tokenizer_json: str | None = None
     uses_retokenized: bool = False
 
     def write(self, shard: Path, count_samples: CountSamples) -> None:
@@ -94,17 +77,22 @@ class Converter:
         Raises:
             UserError: a line is not a sample, or an id is outside the vocabulary.
         """
-        counts, keys = Counter(dict.fromkeys(_COUNTED, 0)), array("Q")
+        names = (*_COUNTED, *(_OF_DIFFERENCES if self.tokenizer_json else ()))
+        counts, keys = Counter(dict.fromkeys(names, 0)), array("Q")
         with ExitStack() as files:
-            writer = files.enter_context(IndexedWriter(self._file(shard, ""), vocab_size=self.vocab_size))
+            writer = files.enter_context(IndexedWriter(self.file(shard, ""), vocab_size=self.vocab_size))
             ids = files.enter_context(self._jsonl(shard, IDS))
-            differences = files.enter_context(self._jsonl(shard, DIFFERENCES)) if self.retokenizer else None
+            differences = files.enter_context(self._jsonl(shard, DIFFERENCES)) if self.tokenizer_json else None
             kept = self._kept(shard, counts, keys, count_samples)
             while batch := list(itertools.islice(kept, _BATCH)):
                 samples, responses = [sample for sample, _ in batch], [response for _, response in batch]
-                if self.retokenizer is not None and differences is not None:
-                    retokenized = self.retokenizer.response_ids(samples)
-                    _compare(samples, retokenized, differences, counts)
+                if self.tokenizer_json is not None and differences is not None:
+                    retokenized = retokenize(self.tokenizer_json, samples)
+                    for sample, ids_again in zip(samples, retokenized, strict=True):
+                        if found := Difference.between(sample.response_token_ids, ids_again):
+                            counts["differing_samples"] += 1
+                            counts["differing_tokens"] += found.length
+                            differences.write(found.record(sample, ids_again))
                     responses = retokenized if self.uses_retokenized else responses
                 for sample, response in zip(samples, responses, strict=True):
                     writer.add(sample.prompt_token_ids, response)
@@ -112,8 +100,8 @@ class Converter:
                     counts["documents"] += 1
                     counts["prompt_tokens"] += len(sample.prompt_token_ids)
                     counts["response_tokens"] += len(response)
-        np.save(keys_file(self.parts, shard), np.asarray(keys))
-        write_atomically(self._file(shard, ".json"), json.dumps(counts))
+        np.save(self.file(shard, KEYS), np.asarray(keys))
+        write_atomically(self.file(shard, _COUNTS), json.dumps(counts))
 
     def _kept(
         self, shard: Path, counts: Counter[str], keys: array[int], count_samples: CountSamples
@@ -124,7 +112,7 @@ class Converter:
         for sample in counted(iter_samples(shard, vocab_size=self.vocab_size, digest=digest), count_samples):
             if reasons is not None and index == len(reasons):
                 raise self._changed(shard)
-            filtered = FilteredSample(sample, self.filters, self.prompt_opens_thinking)
+            filtered = self.filtered(sample)
             reason = filtered.reason if reasons is None else REASONS[reasons[index]]
             index += 1
             counts.update(filtered.counts(reason))
@@ -135,56 +123,40 @@ class Converter:
         if reasons is not None and index < len(reasons):
             raise self._changed(shard)
         if digest is not None:
-            hash_file(self.parts, shard).write_text(digest.hexdigest(), encoding="ascii")
+            self.file(shard, HASH).write_text(digest.hexdigest(), encoding="ascii")
 
     def _changed(self, shard: Path) -> UserError:
         return UserError(f"file {shard}", rule="has changed since an earlier start of this stage measured it",
                          fix=f"remove {self.parts.parent} and start again")  # fmt: skip
 
-    def _file(self, shard: Path, ending: str) -> Path:
-        return part_file(self.parts, shard, ending)
-
     def _jsonl(self, shard: Path, name: str) -> JsonlWriter:
-        path = self._file(shard, f".{name}")
+        path = self.file(shard, f".{name}")
         path.unlink(missing_ok=True)  # left by a killed start
         return JsonlWriter(path)
 
 
-def _compare(
-    samples: list[Sample], retokenized: list[list[int]], differences: JsonlWriter, counts: Counter[str]
-) -> None:
-    """Write and count the differences between the sampled and the retokenized ids of a batch."""
-    for sample, ids in zip(samples, retokenized, strict=True):
-        found = Difference.between(sample.response_token_ids, ids)
-        counts["differing_samples"] += found is not None
-        counts["differing_tokens"] += found.length if found else 0
-        if found:
-            differences.write(found.record(sample, ids))
-
-
-class Retokenizer(NamedTuple):
-    """Tokenizes response texts again; a string, so that it can be sent to workers.
+def retokenize(tokenizer_json: str, samples: Sequence[Sample]) -> list[list[int]]:
+    """Ids of each response text, followed by the sampled end token if the model stopped by itself.
 
     A model may spell one text in several ways: it may sample ``ab`` + ``c`` where its tokenizer writes ``a`` + ``bc``.
     Special tokens are not part of the text. So training on the text may train on other ids than those sampled.
 
-    Attributes:
-        tokenizer_json: ``fast_tokenizer(folder).to_str()``.
+    Args:
+        tokenizer_json: ``fast_tokenizer(folder).to_str()``, which can be sent to workers.
+        samples: those with the responses.
+
+    Raises:
+        UserError: a response cannot be encoded as UTF-8.
     """
-
-    tokenizer_json: str
-
-    def response_ids(self, samples: Sequence[Sample]) -> list[list[int]]:
-        """Ids of each response text, followed by the sampled end token if the model stopped by itself."""
-        tokenizer = _tokenizer(self.tokenizer_json)
-        try:
-            encoded = tokenizer.encode_batch_fast([sample.response for sample in samples], add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError):
-            raise _not_utf8(samples) from None
-        return [
-            encoding.ids + (sample.response_token_ids[-1:] if sample.finish_reason == "stop" else [])
-            for encoding, sample in zip(encoded, samples, strict=True)
-        ]
+    tokenizer = _tokenizer(tokenizer_json)
+    try:
+        encoded = tokenizer.encode_batch_fast([sample.response for sample in samples], add_special_tokens=False)
+    except (TypeError, UnicodeEncodeError):
+        raise _not_utf8(samples) from None
+    return [
+        encoding.ids + (sample.response_token_ids[-1:] if sample.finish_reason == "stop" else [])
+        for encoding, sample in zip(encoded, samples, strict=True)
+    ]
 
 
 class Difference(NamedTuple):

@@ -16,7 +16,6 @@ import sentencepiece
 from megatron_ssd.artifacts.manifest import megatron_facts, read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.problems import MinicodeConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.dataset.indexed import DATASET_NAME, IndexedWriter
 from megatron_ssd.errors import require
@@ -31,19 +30,35 @@ _TOKENIZER_DOCUMENTS = 4000  # without noise: enough to contain every word
 
 def build_world(config: RunConfig) -> None:
     """Write ``RUN_DIR/tokenizer`` and ``RUN_DIR/dataset`` for ``config.minicode``, unless they are current."""
-    model = needed(config.model, "model")
+    model, world = needed(config.model, "model"), config.minicode
     require(
-        model.vocab_size == config.minicode.vocab_size,
-        f"minicode.vocab_size = {config.minicode.vocab_size}",
+        model.vocab_size == world.vocab_size,
+        f"minicode.vocab_size = {world.vocab_size}",
         rule=f"must be model.vocab_size ({model.vocab_size})",
         fix=f"set minicode.vocab_size={model.vocab_size}",
     )
     stage = _tokenizer_stage(config, model)
     if not stage.is_current():
-        _build_tokenizer(stage, config.minicode, model)
+        work = stage.begin()
+        clean = dataclasses.replace(world, noise=0.0, num_documents=_TOKENIZER_DOCUMENTS)
+        trained = train_tokenizer(corpus(clean), world.vocab_size)
+        save_tokenizer(trained, work, max_length=model.max_position_embeddings)
+        stage.publish(engine={"name": "sentencepiece", "version": sentencepiece.__version__})
     stage = _corpus_stage(config)
     if not stage.is_current():
-        _build_corpus(stage, config.minicode, Path(config.run_dir) / "tokenizer")
+        work = stage.begin()
+        tokenizer = Path(config.run_dir) / "tokenizer" / "tokenizer.model"
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
+        tokens = 0
+        with IndexedWriter(work / DATASET_NAME, vocab_size=world.vocab_size) as writer:
+            documents = progress(corpus(world), total=world.num_documents, desc="writing the corpus", unit="document")
+            for document in documents:
+                ids = processor.encode(chat_text(document))
+                writer.add(ids)
+                tokens += len(ids)
+        log.info("corpus: %d documents, %d tokens", world.num_documents, tokens)
+        counts = {"documents": world.num_documents, "tokens": tokens}
+        stage.publish(engine=megatron_facts(), counts=counts)
 
 
 def world_stage(config: RunConfig) -> Stage:
@@ -67,29 +82,4 @@ def _corpus_stage(config: RunConfig) -> Stage:
         inputs={"tokenizer": read_manifest(run_dir / "tokenizer").content_hash},
         unused=("num_train_problems", "num_test_problems", "tests_per_problem"),
         replace=config.replace,
-    )
-
-
-def _build_tokenizer(stage: Stage, world: MinicodeConfig, model: ModelConfig) -> None:
-    work = stage.begin()
-    clean = dataclasses.replace(world, noise=0.0, num_documents=_TOKENIZER_DOCUMENTS)
-    trained = train_tokenizer(corpus(clean), world.vocab_size)
-    save_tokenizer(trained, work, max_length=model.max_position_embeddings)
-    stage.publish(engine={"name": "sentencepiece", "version": sentencepiece.__version__})
-
-
-def _build_corpus(stage: Stage, world: MinicodeConfig, tokenizer: Path) -> None:
-    work = stage.begin()
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer / "tokenizer.model"))
-    tokens = 0
-    with IndexedWriter(work / DATASET_NAME, vocab_size=world.vocab_size) as writer:
-        documents = progress(corpus(world), total=world.num_documents, desc="writing the corpus", unit="document")
-        for document in documents:
-            ids = processor.encode(chat_text(document))
-            writer.add(ids)
-            tokens += len(ids)
-    log.info("corpus: %d documents, %d tokens", world.num_documents, tokens)
-    stage.publish(
-        engine=megatron_facts(),
-        counts={"documents": world.num_documents, "tokens": tokens},
     )

@@ -1,20 +1,20 @@
 """Filters that look at one sample at a time.
 
 The method trains on raw responses: no filter runs a program or asks whether an answer is right. A filter is a predicate
-that is true for a sample that it drops; the first in ``FILTERS`` that is true gives the reason. To add one: write the
-predicate, give it a switch in ``FilterConfig``, and add it to ``FILTERS``. ``dataset.set_filters`` has the filters that
-look at all samples together.
+that is true for a sample that it drops; the first in ``FILTERS`` that is true gives the reason. To add one, give it a
+key in ``FilterConfig`` and a line in ``FILTERS``. ``dataset.set_filters`` has the filters that look at all samples
+together.
 """
 
 from __future__ import annotations
 
 import ast
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,12 +46,17 @@ class FilteredSample:
     @cached_property
     def reason(self) -> str | None:
         """The name of the first filter that drops the sample; None if it is kept."""
-        return next((entry.reason for entry in FILTERS if entry.is_on(self.config) and entry.drops(self)), None)
+        return next((reason for reason, drops in FILTERS.items() if drops(self)), None)
 
     @cached_property
     def block(self) -> CodeBlock | None:
         """The program in the response."""
         return extract_block(self.sample.response, prompt_opens_thinking=self.prompt_opens_thinking)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of response tokens."""
+        return len(self.sample.response_token_ids)
 
     @property
     def is_length_capped(self) -> bool:
@@ -66,10 +71,9 @@ class FilteredSample:
     @cached_property
     def num_trained(self) -> int:
         """Number of response tokens that carry loss: all, except the masked end of a cut response (``mask_end``)."""
-        length = len(self.sample.response_token_ids)
         if self.config.length_capped != "mask_end" or not self.is_length_capped:
-            return length
-        return self.loop_start if self.loop_start is not None else max(length - self.config.mask_end_tokens, 0)
+            return self.num_tokens
+        return self.loop_start if self.loop_start is not None else max(self.num_tokens - self.config.mask_end_tokens, 0)
 
     def counts(self, reason: str | None) -> dict[str, int]:
         """What the sample adds to the counts of the data set: some of ``COUNTED``, and ``reason`` if it is dropped."""
@@ -81,7 +85,7 @@ class FilteredSample:
                 "length_capped": int(self.is_length_capped),
                 "looping": int(self.loop_start is not None),
             }
-        masked = len(self.sample.response_token_ids) - self.num_trained
+        masked = self.num_tokens - self.num_trained
         if reason is not None:
             counts[DROPPED + reason] = 1
         elif masked:
@@ -89,70 +93,11 @@ class FilteredSample:
         return counts
 
 
-class Filter(NamedTuple):
-    """The name that the manifest counts, the predicate, and whether the configuration turns the filter on."""
-
-    reason: str
-    drops: Callable[[FilteredSample], bool]
-    is_on: Callable[[FilterConfig], bool]
-
-
-def is_skipped(filtered: FilteredSample) -> bool:
-    """Whether the prompt was not run, so that there is no response."""
-    return filtered.sample.finish_reason == "skipped"
-
-
-def is_empty(filtered: FilteredSample) -> bool:
-    """Whether the response is only white space."""
-    return not filtered.sample.response.strip()
-
-
-def is_one_line_stub(filtered: FilteredSample) -> bool:
-    """Whether the response has only one line, not counting blank lines and Markdown fences."""
-    stripped = (line.strip() for line in filtered.sample.response.splitlines())
+def is_one_line_stub(response: str) -> bool:
+    """Whether ``response`` has only one line, not counting blank lines and Markdown fences."""
+    stripped = (line.strip() for line in response.splitlines())
     lines = (line for line in stripped if line and not line.startswith("```"))
     return len(list(itertools.islice(lines, 2))) == 1
-
-
-def is_too_short(filtered: FilteredSample) -> bool:
-    """Whether the response has fewer tokens than the lower bound."""
-    return len(filtered.sample.response_token_ids) < filtered.config.min_response_tokens
-
-
-def is_too_long(filtered: FilteredSample) -> bool:
-    """Whether the response has more tokens than the upper bound."""
-    longest = filtered.config.max_response_tokens
-    return longest is not None and len(filtered.sample.response_token_ids) > longest
-
-
-def is_length_capped(filtered: FilteredSample) -> bool:
-    """Whether the response was cut at the length cap."""
-    return filtered.is_length_capped
-
-
-def is_looping(filtered: FilteredSample) -> bool:
-    """Whether the response was cut in a loop."""
-    return filtered.loop_start is not None
-
-
-def is_all_masked(filtered: FilteredSample) -> bool:
-    """Whether the response was cut and none of it would carry loss."""
-    return filtered.is_length_capped and filtered.num_trained == 0
-
-
-def has_no_code(filtered: FilteredSample) -> bool:
-    """Whether the response contains no program."""
-    return filtered.block is None
-
-
-def is_other_language(filtered: FilteredSample) -> bool:
-    """Whether the fence of the program names a language that was not asked for."""
-    return filtered.block is not None and filtered.block.language not in filtered.config.languages
-
-
-def is_unparsable(filtered: FilteredSample) -> bool:
-    """Whether the response contains a program that is not valid Python for the running version."""
-    return filtered.block is not None and not parses(filtered.block.text)
 
 
 def parses(program: str) -> bool:
@@ -172,19 +117,22 @@ def parses(program: str) -> bool:
     return True
 
 
-FILTERS = (
-    Filter("skipped", is_skipped, lambda config: True),
-    Filter("empty", is_empty, lambda config: config.drop_empty),
-    Filter("one_line_stub", is_one_line_stub, lambda config: config.drop_one_line_stubs),
-    Filter("too_few_tokens", is_too_short, lambda config: config.min_response_tokens > 0),
-    Filter("too_many_tokens", is_too_long, lambda config: config.max_response_tokens is not None),
-    Filter("length_capped", is_length_capped, lambda config: config.length_capped == "drop"),
-    Filter("looping", is_looping, lambda config: config.drop_loops),
-    Filter("all_masked", is_all_masked, lambda config: config.length_capped == "mask_end"),
-    Filter("no_code", has_no_code, lambda config: config.drop_no_code),
-    Filter("other_language", is_other_language, lambda config: bool(config.languages)),
-    Filter("unparsable", is_unparsable, lambda config: config.drop_unparsable),
-)
+# The name that the manifest counts -> whether the sample is dropped. A filter that is turned off drops nothing.
+FILTERS: dict[str, Callable[[FilteredSample], bool]] = {
+    "skipped": lambda it: it.sample.finish_reason == "skipped",
+    "empty": lambda it: it.config.drop_empty and not it.sample.response.strip(),
+    "one_line_stub": lambda it: it.config.drop_one_line_stubs and is_one_line_stub(it.sample.response),
+    "too_few_tokens": lambda it: it.num_tokens < it.config.min_response_tokens,
+    "too_many_tokens": lambda it: it.num_tokens > (it.config.max_response_tokens or math.inf),
+    "length_capped": lambda it: it.config.length_capped == "drop" and it.is_length_capped,
+    "looping": lambda it: it.config.drop_loops and it.loop_start is not None,
+    "all_masked": lambda it: it.config.length_capped == "mask_end" and it.is_length_capped and it.num_trained == 0,
+    "no_code": lambda it: it.config.drop_no_code and it.block is None,
+    "other_language": lambda it: (
+        bool(it.config.languages) and it.block is not None and it.block.language not in it.config.languages
+    ),
+    "unparsable": lambda it: it.config.drop_unparsable and it.block is not None and not parses(it.block.text),
+}
 
 
 def loop_start(token_ids: Sequence[int] | NDArray[np.int64], config: LoopConfig) -> int | None:

@@ -19,16 +19,15 @@ import reprlib
 import shutil
 import struct
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ssd.artifacts.lfs import refuse_lfs_pointer
+from megatron_ssd.artifacts.hub import refuse_lfs_pointer
 from megatron_ssd.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +43,6 @@ _HEADER = struct.Struct("<9sQBQQ")
 _CODES: dict[int, type[np.integer[Any]]] = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64,
                                             8: np.uint16}  # fmt: skip
 _LARGEST_OF_TWO_BYTES = 65500
-_FIX = "make the data set again"
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def id_type(vocab_size: int) -> np.dtype[Any]:
 
 
 class IndexedWriter:
-    """Writes ``prefix.bin`` and ``prefix.idx``. Both get their names in ``finish``, the index last.
+    """Writes ``prefix.bin`` and ``prefix.idx``. Both get their names at the end of the context, the index last.
 
     Args:
         prefix: path without suffix; its folder exists.
@@ -120,24 +118,17 @@ class IndexedWriter:
             fix="name the model whose tokenizer made these ids",
         )
 
-    def finish(self) -> None:
-        """Force both files to disk and give them their names."""
-        self._file.close()
-        lengths = np.asarray(self._lengths, dtype=np.int32)
-        index = Index(self._dtype, lengths, _offsets(lengths, self._dtype.itemsize), np.asarray(self._boundaries))
-        _write_index(_unfinished(self._prefix, ".idx"), self._dtype, lambda: [index])
-        _publish(self._prefix)
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.finish()
-        else:
-            self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        """Force both files to disk and give them their names, unless there was an error."""
+        self._file.close()
+        if kind is None:
+            lengths = np.asarray(self._lengths, dtype=np.int32)
+            index = Index(self._dtype, lengths, _offsets(lengths, self._dtype.itemsize), np.asarray(self._boundaries))
+            _write_index(_unfinished(self._prefix, ".idx"), self._dtype, lambda: [index])
+            _publish(self._prefix)
 
 
 def join_indexed(parts: Sequence[Path], prefix: Path) -> None:
@@ -179,9 +170,7 @@ def read_indexed(prefix: Path, *, fix: str = "run tools/preprocess_data.py first
     index = read_index(Path(f"{prefix}.idx"))
     found = Path(f"{prefix}.bin").stat().st_size
     if found != index.num_bytes:
-        raise UserError(
-            f"file {prefix}.bin", rule=f"has {found} bytes, but its index counts {index.num_bytes}", fix=_FIX
-        )
+        raise _damaged(f"{prefix}.bin", f"has {found} bytes, but its index counts {index.num_bytes}")
     return index
 
 
@@ -232,11 +221,8 @@ def check_ids(prefix: Path, index: Index, *, vocab_size: int | None) -> None:
         part = ids[start : start + _CHUNK]
         for token, outside in ((int(part.argmin()), part.min() < 0), (int(part.argmax()), end and part.max() >= end)):
             if outside:
-                raise UserError(
-                    f"file {prefix}.bin",
-                    rule=f"token {start + token} has id {part[token]}, outside the vocabulary of {end or 'any model'}",
-                    fix=_FIX,
-                )
+                where = f"token {start + token} has id {part[token]}"
+                raise _damaged(f"{prefix}.bin", f"{where}, outside the vocabulary of {end or 'any model'}")
 
 
 def read_index(path: Path) -> Index:
@@ -247,21 +233,27 @@ def read_index(path: Path) -> Index:
             offsets and boundaries contradict each other.
     """
     size = path.stat().st_size
+    incomplete = _damaged(path, f"its {size} bytes are not a complete Megatron index")
     with path.open("rb") as file:
         header = file.read(_HEADER.size)
     if len(header) < _HEADER.size:
-        raise _broken(path, size)
+        raise incomplete
     magic, version, code, num_sequences, num_boundaries = _HEADER.unpack(header)
     expected = _HEADER.size + (4 + 8) * num_sequences + 8 * num_boundaries
     if (magic, version) != (_MAGIC, _VERSION) or size not in (expected, expected + num_sequences) or not num_boundaries:
-        raise _broken(path, size)
+        raise incomplete
     if code not in _CODES:
-        raise UserError(f"file {path}", rule=f"its type {code} is not a type of token ids", fix=_FIX)
-    mapped = np.asarray(np.memmap(path, mode="r"))
-    columns = [("<i4", num_sequences), ("<i8", num_sequences), ("<i8", num_boundaries)]
-    lengths, offsets, boundaries = _columns(mapped, columns)
-    modes = mapped[expected:].view(np.int8) if size > expected else None
-    index = Index(np.dtype(_CODES[code]), lengths, offsets, boundaries, modes)
+        raise _damaged(path, f"its type {code} is not a type of token ids")
+    columns = np.asarray(np.memmap(path, mode="r"))[_HEADER.size :]
+    ends = np.cumsum([4 * num_sequences, 8 * num_sequences, 8 * num_boundaries])
+    lengths, offsets, boundaries, modes = np.split(columns, ends)
+    index = Index(
+        dtype=np.dtype(_CODES[code]),
+        lengths=lengths.view("<i4"),
+        offsets=offsets.view("<i8"),
+        boundaries=boundaries.view("<i8"),
+        modes=modes.view(np.int8) if len(modes) else None,
+    )
     _check(path, index)
     return index
 
@@ -295,39 +287,22 @@ def _offsets(lengths: NDArray[np.int32], itemsize: int) -> NDArray[np.int64]:
     return np.concatenate(([0], ends[:-1])).astype(np.int64) if len(lengths) else ends
 
 
-def _columns(mapped: NDArray[np.uint8], columns: list[tuple[str, int]]) -> Iterator[NDArray[Any]]:
-    """The arrays that follow the header."""
-    start = _HEADER.size
-    for kind, count in columns:
-        end = start + np.dtype(kind).itemsize * count
-        yield mapped[start:end].view(kind)
-        start = end
-
-
 def _check(path: Path, index: Index) -> None:
     """Raise ``UserError`` if lengths, offsets and boundaries contradict each other."""
     if len(index.lengths) and int(index.lengths.min()) < 0:
-        raise UserError(f"file {path}", rule="a sequence has a negative length", fix=_FIX)
+        raise _damaged(path, "a sequence has a negative length")
     expected = _offsets(index.lengths, index.dtype.itemsize)
     wrong = np.flatnonzero(expected != index.offsets)
     if len(wrong):
-        raise UserError(
-            f"file {path}",
-            rule=f"sequence {wrong[0]} begins at byte {index.offsets[wrong[0]]}, but the sequences before it end at "
-            f"{expected[wrong[0]]}",
-            fix=_FIX,
-        )
+        begins, end = index.offsets[wrong[0]], expected[wrong[0]]
+        raise _damaged(path, f"sequence {wrong[0]} begins at byte {begins}, but the sequences before it end at {end}")
     boundaries = index.boundaries
     if boundaries[0] != 0 or boundaries[-1] != len(index.lengths) or (np.diff(boundaries) < 0).any():
-        raise UserError(
-            f"file {path}",
-            rule=f"its document boundaries do not rise from 0 to the {len(index.lengths)} sequences",
-            fix=_FIX,
-        )
+        raise _damaged(path, f"its document boundaries do not rise from 0 to the {len(index.lengths)} sequences")
 
 
-def _broken(path: Path, size: int) -> UserError:
-    return UserError(f"file {path}", rule=f"its {size} bytes are not a complete Megatron index", fix=_FIX)
+def _damaged(path: Path | str, what: str) -> UserError:
+    return UserError(f"file {path}", rule=what, fix="make the data set again")
 
 
 def _unfinished(prefix: Path, suffix: str) -> Path:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.manifest import FILE_NAME, Manifest, check_outputs, read_manifest
-from megatron_ssd.config.dataset import InspectConfig
+from megatron_ssd.config.tools import InspectConfig
 from megatron_ssd.dataset.convert import IDS
 from megatron_ssd.dataset.indexed import (
     DATASET_NAME,
@@ -190,7 +190,8 @@ def example(files: DatasetFiles, number: int, decode: Decode, *, name: str, colo
     """A document as text: the prompt dim, and what carries loss green. Without colour, each has a heading."""
     boundaries, lengths = files.index.boundaries, files.index.lengths
     sequences = range(int(boundaries[number]), int(boundaries[number + 1]))
-    texts = [_shown(decode(_sequence(files, sequence)), max_characters) for sequence in sequences]
+    ids, starts = mapped_ids(files.prefix, files.index), files.index.offsets // files.index.dtype.itemsize
+    texts = [_shown(decode(ids[starts[i] : starts[i] + lengths[i]]), max_characters) for i in sequences]
     sizes = " + ".join(f"{lengths[sequence]:,}" for sequence in sequences)
     lines = [f"document {number}{name}: {sizes} tokens"]
     for index, text in enumerate(texts):
@@ -210,11 +211,6 @@ def _names(files: DatasetFiles, numbers: list[int]) -> dict[int, str]:
             if number in names:
                 names[number] = f", sample {record['sample_index']} of problem {record['problem_id']}"
     return names
-
-
-def _sequence(files: DatasetFiles, sequence: int) -> NDArray[Any]:
-    start = int(files.index.offsets[sequence]) // files.index.dtype.itemsize
-    return mapped_ids(files.prefix, files.index)[start : start + int(files.index.lengths[sequence])]
 
 
 def _shown(text: str, max_characters: int) -> str:

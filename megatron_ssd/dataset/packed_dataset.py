@@ -19,7 +19,6 @@ A share of the documents may be held out for validation; they depend on the seed
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 from pathlib import Path
@@ -28,14 +27,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.indexed import largest_id, mapped_ids, open_indexed, read_indexed
-from megatron_ssd.dataset.packing import PackingMode, PackingPlan, PackingReport, packing_report, plan_epoch, round_up
+from megatron_ssd.dataset.packing import PackingReport, plan_epoch, round_up
 from megatron_ssd.errors import UserError
 
 log = logging.getLogger(__name__)
 
 PackedSequence = dict[str, NDArray[Any]]  # column -> [seq_length]
 
+_PAD_ID = 0
 _SEED_DOMAIN = 0x5E1D  # separates the choice of held-out documents from other random streams of the same run seed
 
 
@@ -44,17 +45,11 @@ class PackedDataset:
 
     Args:
         prefix: path of the data set without suffix.
+        training: how samples are packed and weighted, and how many are held out.
         objective: which tokens carry loss, see the module docstring.
-        seq_length: tokens of a packed sequence.
-        packing: ``none`` for one sample per sequence, ``greedy`` or ``best_fit`` for several.
-        overlong: what to do with samples of more than ``seq_length`` tokens.
         seed: seed of the run; order and packing depend on it and on the epoch.
-        loss_normalization: ``token`` leaves weights unchanged, ``sequence`` gives every sample the same sum.
-        prompt_loss_weight: weight of a token whose label is a prompt id, relative to 1 for a response id.
-        segment_multiple: the length of a segment is rounded up to a multiple of this; it divides ``seq_length``.
-        validation_fraction: share of the documents that is held out for validation.
+        segment_multiple: the length of a segment is rounded up to a multiple of this (``RunConfig.segment_multiple``).
         split: whether this is the training or the validation part.
-        pad_id: the id of padding.
 
     Attributes:
         counts: ``documents`` in the files, ``held_out`` of them for validation, and for the documents of this part:
@@ -69,49 +64,44 @@ class PackedDataset:
     def __init__(
         self,
         prefix: Path,
+        training: TrainingConfig,
         *,
         objective: Literal["sft", "pretrain"],
-        seq_length: int,
-        packing: PackingMode,
-        overlong: Literal["drop", "truncate", "error"],
         seed: int,
-        loss_normalization: Literal["token", "sequence"] = "token",
-        prompt_loss_weight: float = 0.0,
         segment_multiple: int = 1,
-        validation_fraction: float = 0.0,
         split: Literal["train", "validation"] = "train",
-        pad_id: int = 0,
     ) -> None:
-        assert seq_length % segment_multiple == 0, "RunConfig checks it"
-        assert split == "train" or validation_fraction > 0, "nothing is held out"
+        assert training.seq_length % segment_multiple == 0, "RunConfig checks it"
+        assert split == "train" or training.validation_fraction > 0, "nothing is held out"
         self._prefix = prefix
         self._dataset = open_indexed(prefix)
-        self._seq_length = seq_length
-        self._packing = packing
+        self._training = training
         self._seed = seed
-        self._prompt_loss_weight = prompt_loss_weight
-        self._segment_multiple = segment_multiple if packing != "none" else 1
-        self._pad_id = pad_id
         self._sequences_before: list[int] = [0]  # of all epochs before epoch i
 
         boundaries = self._document_boundaries(objective)
-        documents = self._documents_of(split, validation_fraction, len(boundaries) - 1)
+        documents = self._documents_of(split, len(boundaries) - 1)
         sequence_lengths = self._dataset.sequence_lengths.astype(np.int64)
         ids_before = np.concatenate(([0], np.cumsum(sequence_lengths)))[boundaries]
         firsts, num_tokens = boundaries[documents], np.diff(ids_before)[documents] - 1
         unscored = np.maximum(sequence_lengths[firsts] - 1, 0) if objective == "sft" else np.zeros_like(firsts)
-        self._keep(documents, firsts, num_tokens=num_tokens, unscored=unscored, overlong=overlong)
-        self._padded_lengths = round_up(self._lengths, self._segment_multiple)
+        self._keep(documents, firsts, num_tokens=num_tokens, unscored=unscored)
+        self._padded_lengths = round_up(self._lengths, segment_multiple)
         prompts, responses = self._unscored, self._lengths - self._unscored
-        weights = responses + prompt_loss_weight * prompts  # of samples, before normalisation
-        self._divisors = weights / weights.mean() if loss_normalization == "sequence" else np.ones(len(weights))
+        weights = responses + training.prompt_loss_weight * prompts  # of samples, before normalisation
+        self._divisors = np.ones(len(weights))
+        if training.loss_normalization == "sequence":
+            self._divisors = weights / weights.mean()
         self._sample_weights = weights / self._divisors
-        # A cache per instance: a cache on the method would keep every data set alive.
-        self._plan = functools.lru_cache(maxsize=2)(self._make_plan)
+        plan = functools.partial(
+            plan_epoch, self._padded_lengths, seq_length=training.seq_length, packing=training.packing, seed=seed
+        )
+        # A cache per instance: a cache on a method would keep every data set alive.
+        self._plan = functools.lru_cache(maxsize=2)(lambda epoch: plan(epoch=epoch))
 
     def num_sequences(self, epoch: int) -> int:
         """Number of packed sequences in ``epoch``."""
-        return len(self._lengths) if self._packing == "none" else self._plan(epoch).num_sequences
+        return len(self._lengths) if self._training.packing == "none" else self._plan(epoch).num_sequences
 
     def locate(self, consumed: int) -> tuple[int, int]:
         """(epoch, index) of the packed sequence that follows ``consumed`` others since the start of training."""
@@ -154,14 +144,14 @@ class PackedDataset:
 
     def packing_report(self) -> PackingReport:
         """How full the packed sequences of the first epoch are."""
-        report = packing_report(
-            self._lengths,
-            seq_length=self._seq_length,
-            packing=self._packing,
-            seed=self._seed,
-            multiple=self._segment_multiple,
+        return PackingReport(
+            packing=self._training.packing,
+            seq_length=self._training.seq_length,
+            samples=self.counts["samples"],
+            overlong=self.counts["overlong"],
+            tokens=int(self._lengths.sum()),
+            sequences=self.num_sequences(0),
         )
-        return dataclasses.replace(report, overlong=self.counts["overlong"])
 
     def max_token_id(self) -> int:
         """The largest id in the files. Reads the .bin once."""
@@ -169,19 +159,20 @@ class PackedDataset:
 
     def _lay_out(self, samples: list[int]) -> PackedSequence:
         """Samples one after another, then padding."""
-        size = self._seq_length
-        tokens, labels = np.full(size, self._pad_id, dtype=np.int64), np.full(size, self._pad_id, dtype=np.int64)
+        size = self._training.seq_length
+        tokens, labels = np.full(size, _PAD_ID, dtype=np.int64), np.full(size, _PAD_ID, dtype=np.int64)
         position_ids, segment_ids = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
         loss_weights, padding_mask = np.zeros(size, dtype=np.float32), np.ones(size, dtype=bool)
         start = 0
         for segment, sample in enumerate(samples, start=1):
-            ids = self._ids(sample)
             length, padded = int(self._lengths[sample]), int(self._padded_lengths[sample])
+            # The sequences of a document are contiguous, and the last token's label is one id more.
+            ids = self._dataset.get(int(self._firsts[sample]), length=length + 1)
             tokens[start : start + length], labels[start : start + length] = ids[:length], ids[1 : length + 1]
             padding_mask[start : start + length] = False
             position_ids[start : start + padded], segment_ids[start : start + padded] = np.arange(padded), segment
             response = start + int(self._unscored[sample])
-            loss_weights[start:response] = self._prompt_loss_weight / self._divisors[sample]
+            loss_weights[start:response] = self._training.prompt_loss_weight / self._divisors[sample]
             loss_weights[response : start + length] = 1.0 / self._divisors[sample]
             start += padded
         # Padding has rising position ids too, so that position encodings treat it like any other segment.
@@ -195,12 +186,12 @@ class PackedDataset:
             "padding_mask": padding_mask,
         }
 
-    def _documents_of(self, split: str, validation_fraction: float, num_documents: int) -> NDArray[np.int64]:
+    def _documents_of(self, split: str, num_documents: int) -> NDArray[np.int64]:
         """Numbers of the documents of this part."""
         held_out = np.zeros(num_documents, dtype=bool)
-        if validation_fraction:
+        if fraction := self._training.validation_fraction:
             order = np.random.default_rng([_SEED_DOMAIN, self._seed]).permutation(num_documents)
-            held_out[order[: max(1, round(validation_fraction * num_documents))]] = True
+            held_out[order[: max(1, round(fraction * num_documents))]] = True
         self.counts = {"documents": num_documents, "held_out": int(held_out.sum())}
         return np.flatnonzero(held_out if split == "validation" else ~held_out)
 
@@ -232,44 +223,34 @@ class PackedDataset:
         *,
         num_tokens: NDArray[np.int64],
         unscored: NDArray[np.int64],
-        overlong: str,
     ) -> None:
         """Decide which documents are samples, with their lengths and numbers of leading tokens without loss."""
-        is_overlong = num_tokens > self._seq_length
+        seq_length, overlong = self._training.seq_length, self._training.overlong
+        is_overlong = num_tokens > seq_length
         if overlong == "error" and is_overlong.any():
             worst = int(num_tokens.argmax())
             raise UserError(
-                f"training.overlong = error with training.seq_length = {self._seq_length}",
+                f"training.overlong = error with training.seq_length = {seq_length}",
                 rule=f"{is_overlong.sum()} samples are longer "
                 f"(document {documents[worst]}: {num_tokens[worst]} tokens)",
                 fix="raise training.seq_length, or set training.overlong to drop or truncate",
             )
-        lengths = np.minimum(num_tokens, self._seq_length)
-        has_target = lengths > unscored
-        kept = has_target & ~(is_overlong & (overlong == "drop"))
+        lengths = np.minimum(num_tokens, seq_length)
+        has_target, fits = lengths > unscored, ~is_overlong | (overlong != "drop")
+        kept = has_target & fits
         self.counts |= {
             "samples": int(kept.sum()),
             "overlong": int(is_overlong.sum()),
-            "no_target": int((~has_target & ~(is_overlong & (overlong == "drop"))).sum()),
+            "no_target": int((~has_target & fits).sum()),
             "target_tokens": int((lengths - unscored)[kept].sum()),
         }
         if not kept.any():
             raise UserError(
-                f"data set {self._prefix} with training.seq_length = {self._seq_length}",
+                f"data set {self._prefix} with training.seq_length = {seq_length}",
                 rule=f"no sample is left ({self.counts})",
                 fix="raise training.seq_length, set training.overlong=truncate, or check training.validation_fraction",
             )
         if is_overlong.any():
-            log.info("dataset: %d samples over %d tokens: %s", is_overlong.sum(), self._seq_length, overlong)
+            log.info("dataset: %d samples over %d tokens: %s", is_overlong.sum(), seq_length, overlong)
         self._documents = documents[kept]
         self._firsts, self._lengths, self._unscored = firsts[kept], lengths[kept], unscored[kept]
-
-    def _make_plan(self, epoch: int) -> PackingPlan:
-        return plan_epoch(
-            self._padded_lengths, seq_length=self._seq_length, packing=self._packing, seed=self._seed, epoch=epoch
-        )
-
-    def _ids(self, sample: int) -> NDArray[np.int64]:
-        """The ids of a sample's tokens and the label of the last one; the sequences of a document are contiguous."""
-        ids: NDArray[np.int64] = self._dataset.get(int(self._firsts[sample]), length=int(self._lengths[sample]) + 1)
-        return ids

@@ -102,11 +102,7 @@ def _best_fit(order: NDArray[np.int64], lengths: NDArray[np.int64], seq_length: 
 
 @dataclass(frozen=True)
 class PackingReport:
-    """How a packing mode packs the first epoch of a data set.
-
-    ``efficiency`` is the share of the tokens of packed sequences that samples fill; ``padded_efficiency`` is that share
-    with one sample per sequence. ``overlong`` samples do not fit in a sequence and are not counted elsewhere.
-    """
+    """How a packing mode packs the first epoch of a data set; ``overlong`` samples do not fit in a sequence."""
 
     packing: PackingMode
     seq_length: int
@@ -114,8 +110,16 @@ class PackingReport:
     overlong: int
     tokens: int
     sequences: int
-    efficiency: float
-    padded_efficiency: float
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the tokens of packed sequences that samples fill; what rounding adds to a sample is empty."""
+        return self.tokens / (self.sequences * self.seq_length)
+
+    @property
+    def padded_efficiency(self) -> float:
+        """That share with one sample per sequence."""
+        return self.tokens / (self.samples * self.seq_length)
 
     def __str__(self) -> str:
         return (
@@ -123,31 +127,6 @@ class PackingReport:
             f"tokens, {self.efficiency:.1%} filled; one sample per sequence would waste "
             f"{1 - self.padded_efficiency:.1%}; {self.overlong} overlong"
         )
-
-
-def packing_report(
-    lengths: NDArray[np.int64], *, seq_length: int, packing: PackingMode, seed: int = 0, multiple: int = 1
-) -> PackingReport:
-    """Plan the first epoch and report how full its packed sequences are.
-
-    Args:
-        lengths: tokens of each sample, [num_samples], including overlong samples.
-        multiple: lengths in a packed sequence are rounded up to a multiple of this; the rounding counts as empty.
-    """
-    fitting = lengths[lengths <= seq_length]
-    padded = round_up(fitting, multiple)
-    sequences = plan_epoch(padded, seq_length=seq_length, packing=packing, seed=seed, epoch=0).num_sequences
-    tokens = int(fitting.sum())
-    return PackingReport(
-        packing=packing,
-        seq_length=seq_length,
-        samples=len(fitting),
-        overlong=len(lengths) - len(fitting),
-        tokens=tokens,
-        sequences=sequences,
-        efficiency=tokens / max(sequences * seq_length, 1),
-        padded_efficiency=tokens / max(len(fitting) * seq_length, 1),
-    )
 
 
 def round_up(lengths: NDArray[np.int64], multiple: int) -> NDArray[np.int64]:

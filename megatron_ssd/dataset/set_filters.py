@@ -27,6 +27,9 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.progress import progress
 from megatron_ssd.schema import Sample
 
+HASH = ".sha256"  # ending of the file with a shard's SHA-256, which the first pass over the shard writes
+_FACTS = ".facts.npy"
+
 # What the first pass keeps of a sample: the reason of its own filters, as an index into REASONS; the number of
 # characters of the response; the two halves of a digest (see ``response_digest``); the proxy score, NaN if none.
 FACTS = np.dtype(
@@ -37,11 +40,15 @@ Facts = NDArray[np.void]  # [num_samples] of FACTS
 
 
 class SetFilter(NamedTuple):
-    """The name that the manifest counts, which samples it drops, and whether the configuration turns it on."""
+    """The name that the manifest counts, the key of ``FilterConfig`` that turns it on, and which samples it drops."""
 
     reason: str
+    key: str
     drops: Callable[[Facts, FilterConfig], NDArray[np.bool_]]
-    is_on: Callable[[FilterConfig], bool]
+
+    def is_on(self, config: FilterConfig) -> bool:
+        """Whether the configuration turns the filter on."""
+        return bool(getattr(config, self.key))
 
 
 def shortest(lengths: NDArray[np.integer[Any]], fraction: float) -> NDArray[np.bool_]:
@@ -79,30 +86,22 @@ def outside_band(scores: NDArray[np.floating[Any]], band: tuple[float, float]) -
 
 
 SET_FILTERS = (
-    SetFilter(
-        "duplicate",
-        lambda facts, config: repeats(facts["digest_high"], facts["digest_low"]),
-        lambda config: config.drop_duplicates,
-    ),
+    SetFilter("duplicate", "drop_duplicates", lambda facts, config: repeats(facts["digest_high"], facts["digest_low"])),
     SetFilter(
         "shortest",
+        "drop_shortest_fraction",
         lambda facts, config: shortest(facts["characters"], config.drop_shortest_fraction),
-        lambda config: config.drop_shortest_fraction > 0,
     ),
-    SetFilter(
-        "no_proxy_score",
-        lambda facts, config: np.isnan(facts["score"]),
-        lambda config: config.proxy_band is not None,
-    ),
+    SetFilter("no_proxy_score", "proxy_band", lambda facts, config: np.isnan(facts["score"])),
     SetFilter(
         "outside_proxy_band",
+        "proxy_band",
         lambda facts, config: outside_band(facts["score"], config.proxy_band or (0.0, 1.0)),
-        lambda config: config.proxy_band is not None,
     ),
 )
 
 # Index 0 is for samples that are kept.
-REASONS: tuple[str | None, ...] = (None, *(entry.reason for entry in (*FILTERS, *SET_FILTERS)))
+REASONS: tuple[str | None, ...] = (None, *FILTERS, *(entry.reason for entry in SET_FILTERS))
 
 
 def needs_first_pass(config: FilterConfig) -> bool:
@@ -208,22 +207,44 @@ def _score(path: Path, number: int, record: dict[str, Any]) -> tuple[int, float]
         ) from None
 
 
+def part_file(parts: Path, shard: Path, ending: str) -> Path:
+    """A file of the part of ``shard`` in the folder ``parts``."""
+    return parts / f"{shard.stem}{ending}"
+
+
 @dataclass(frozen=True, kw_only=True)
-class FirstPass:
-    """Measures the samples of shards; sent to workers by pickle.
+class ShardPass:
+    """A pass over the samples of shards; sent to workers by pickle.
 
     Attributes:
+        parts: the folder of the parts.
         filters: the filter settings.
-        parts: the folder of the parts, which holds the facts.
         vocab_size: ids must be below it.
         prompt_opens_thinking: see ``FilteredSample``.
+    """
+
+    parts: Path
+    filters: FilterConfig
+    vocab_size: int
+    prompt_opens_thinking: bool = False
+
+    def filtered(self, sample: Sample) -> FilteredSample:
+        """``sample`` for the filters."""
+        return FilteredSample(sample, self.filters, self.prompt_opens_thinking)
+
+    def file(self, shard: Path, ending: str) -> Path:
+        """A file of the part of ``shard``."""
+        return part_file(self.parts, shard, ending)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstPass(ShardPass):
+    """Measures the samples of shards.
+
+    Attributes:
         scores: scores of the proxy model; needed if ``filters.proxy_band`` is set.
     """
 
-    filters: FilterConfig
-    parts: Path
-    vocab_size: int
-    prompt_opens_thinking: bool = False
     scores: Scores | None = None
 
     def run(self, shards: list[Path], *, num_workers: int, total: int | None = None) -> dict[Path, NDArray[np.uint8]]:
@@ -238,40 +259,31 @@ class FirstPass:
             UserError: a line is not a sample, or an id is outside the vocabulary.
         """
         unfinished = [
-            shard for shard in shards if not (self._file(shard).exists() and hash_file(self.parts, shard).exists())
+            shard for shard in shards if not all(self.file(shard, ending).exists() for ending in (_FACTS, HASH))
         ]
         bar: tqdm[Sample] = progress(total=total, desc="measuring", unit="sample")
         with bar:
             for _ in run_tasks(self.write, unfinished, num_workers=num_workers, count_samples=bar.update):
                 pass
-        facts: list[Facts] = [np.load(self._file(shard)) for shard in shards]
+        facts: list[Facts] = [np.load(self.file(shard, _FACTS)) for shard in shards]
         reasons = drop_reasons(np.concatenate(facts), self.filters)
         starts = np.cumsum([len(part) for part in facts])[:-1]
         return dict(zip(shards, np.split(reasons, starts), strict=True))
 
     def write(self, shard: Path, count_samples: CountSamples) -> None:
         """Measure ``shard``."""
-        unfinished = self._file(shard).with_suffix(".tmp.npy")
-        digest = hashlib.sha256()
+        unfinished, digest = self.file(shard, ".facts.tmp.npy"), hashlib.sha256()
         samples = iter_samples(shard, vocab_size=self.vocab_size, digest=digest)
         np.save(unfinished, self.measure(counted(samples, count_samples)))
-        hash_file(self.parts, shard).write_text(digest.hexdigest(), encoding="ascii")
-        unfinished.replace(self._file(shard))
+        self.file(shard, HASH).write_text(digest.hexdigest(), encoding="ascii")
+        unfinished.replace(self.file(shard, _FACTS))
 
     def measure(self, samples: Iterable[Sample]) -> Facts:
         """What the filters need to know of each sample."""
         return np.array([self._facts(sample) for sample in samples], dtype=FACTS)
 
     def _facts(self, sample: Sample) -> tuple[int, int, int, int, float]:
-        reason = FilteredSample(sample, self.filters, self.prompt_opens_thinking).reason
+        reason = self.filtered(sample).reason
         digest = response_digest(sample) if self.filters.drop_duplicates and reason is None else (0, 0)
         score = self.scores.of(sample) if self.scores is not None else float("nan")
         return REASONS.index(reason), len(sample.response), *digest, score
-
-    def _file(self, shard: Path) -> Path:
-        return self.parts / f"{shard.stem}.facts.npy"
-
-
-def hash_file(parts: Path, shard: Path) -> Path:
-    """The file with the SHA-256 of ``shard``, written by the pass that reads the shard first."""
-    return parts / f"{shard.stem}.sha256"

@@ -24,6 +24,7 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,12 +36,11 @@ from megatron_ssd.artifacts.hub import locate_model
 from megatron_ssd.artifacts.manifest import Manifest, format_counts, megatron_facts
 from megatron_ssd.artifacts.samples import iter_samples, sample_shards, samples_manifest
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
-from megatron_ssd.dataset.convert import DIFFERENCES, IDS, Converter, Retokenizer, keys_file, part_counts, part_file
+from megatron_ssd.dataset.convert import DIFFERENCES, IDS, KEYS, Converter, part_counts
 from megatron_ssd.dataset.filters import DROPPED
 from megatron_ssd.dataset.indexed import DATASET_NAME, check_ids, check_text, join_indexed, prefix_of, read_indexed
-from megatron_ssd.dataset.set_filters import FirstPass, hash_file, needs_first_pass, read_scores, scores_manifest
+from megatron_ssd.dataset.set_filters import HASH, FirstPass, needs_first_pass, part_file, read_scores, scores_manifest
 from megatron_ssd.dataset.workers import run_tasks
 from megatron_ssd.errors import UserError
 from megatron_ssd.progress import progress
@@ -65,7 +65,8 @@ def run_preprocess(config: RunConfig) -> None:
     if stage.is_current():
         return
     if config.preprocess.indexed is not None:
-        _import_indexed(stage, prefix_of(config.preprocess.indexed), vocab_size=_model(config).vocab_size)
+        model = needed(config.model, "model")
+        _import_indexed(stage, prefix_of(config.preprocess.indexed), vocab_size=model.vocab_size)
         return
     samples, shards = samples_manifest(Path(config.run_dir)), sample_shards(Path(config.run_dir))
     work = stage.begin()
@@ -94,12 +95,21 @@ def dataset_stage(config: RunConfig) -> Stage:
     """The stage of ``config``: the same samples, filters and ids make the same data set.
 
     Raises:
-        UserError: no model is named, or there are no samples, tokenizer or scores and they are needed.
+        UserError: no model is named; there are no samples, tokenizer or scores and they are needed; or
+            ``preprocess.indexed`` does not name a .bin and .idx that belong together.
     """
     run_dir = Path(config.run_dir)
     if config.preprocess.indexed is not None:
-        source, vocab_size = prefix_of(config.preprocess.indexed), _model(config).vocab_size
-        return _indexed_stage(run_dir, source, vocab_size=vocab_size, replace=config.replace)
+        source = prefix_of(config.preprocess.indexed)
+        read_indexed(source, fix="set preprocess.indexed to the path of a .bin and .idx, without suffix")
+        hashes = [remembered_sha256(Path(f"{source}{suffix}")) for suffix in _SUFFIXES]
+        return Stage(
+            name="dataset",
+            run_dir=run_dir,
+            config={"vocab_size": needed(config.model, "model").vocab_size},
+            inputs={"indexed": hash_json(hashes)},
+            replace=config.replace,
+        )
     filters = dataclasses.asdict(config.filters)
     if config.filters.length_capped != "mask_end":
         del filters["mask_end_tokens"]
@@ -112,31 +122,10 @@ def dataset_stage(config: RunConfig) -> Stage:
     return Stage(
         name="dataset",
         run_dir=run_dir,
-        config={
-            "filters": filters,
-            "preprocess": settings,
-            "vocab_size": _model(config).vocab_size,
-        },
+        config={"filters": filters, "preprocess": settings, "vocab_size": needed(config.model, "model").vocab_size},
         inputs=inputs,
         unused=() if "mask_end_tokens" in filters else ("filters.mask_end_tokens",),
         replace=config.replace,
-    )
-
-
-def _indexed_stage(run_dir: Path, source: Path, *, vocab_size: int, replace: bool = False) -> Stage:
-    """The stage ``dataset`` that publishes ``source``, a path without suffix.
-
-    Raises:
-        UserError: a file is missing, or the two do not belong together.
-    """
-    read_indexed(source, fix="set preprocess.indexed to the path of a .bin and .idx, without suffix")
-    hashes = [remembered_sha256(Path(f"{source}{suffix}")) for suffix in _SUFFIXES]
-    return Stage(
-        name="dataset",
-        run_dir=run_dir,
-        config={"vocab_size": vocab_size},
-        inputs={"indexed": hash_json(hashes)},
-        replace=replace,
     )
 
 
@@ -157,12 +146,8 @@ def _import_indexed(stage: Stage, source: Path, *, vocab_size: int) -> None:
     stage.publish(engine=megatron_facts(), counts=counts)
 
 
-def _model(config: RunConfig) -> ModelConfig:
-    return needed(config.model, "model")
-
-
 def _model_folder(config: RunConfig) -> Path:
-    model = _model(config)
+    model = needed(config.model, "model")
     folder, _ = locate_model(model.path, model.revision)
     return folder
 
@@ -175,26 +160,20 @@ def _write_parts(config: RunConfig, stage: Stage, parts: Path, shards: list[Path
         return
     size, total = sum(shard.stat().st_size for shard in unfinished), samples.counts.get("samples")
     num_workers = config.preprocess.num_workers or min(len(os.sched_getaffinity(0)), 1 + size // _BYTES_PER_WORKER)
-    converter = Converter(
-        parts=parts,
-        filters=config.filters,
-        vocab_size=_model(config).vocab_size,
-        prompt_opens_thinking=bool(samples.facts.get("prompt_opens_thinking")),
-        uses_retokenized=config.preprocess.ids == "retokenized",
-    )
-    if config.preprocess.needs_tokenizer:
-        retokenizer = Retokenizer(fast_tokenizer(_model_folder(config)).to_str())
-        converter = dataclasses.replace(converter, retokenizer=retokenizer)
+    settings: dict[str, Any] = {
+        "parts": parts,
+        "filters": config.filters,
+        "vocab_size": needed(config.model, "model").vocab_size,
+        "prompt_opens_thinking": bool(samples.facts.get("prompt_opens_thinking")),
+    }
+    needs_tokenizer = config.preprocess.needs_tokenizer
+    tokenizer_json = fast_tokenizer(_model_folder(config)).to_str() if needs_tokenizer else None
+    reasons = {}
     if needs_first_pass(config.filters):
-        first_pass = FirstPass(
-            filters=converter.filters,
-            parts=parts,
-            vocab_size=converter.vocab_size,
-            prompt_opens_thinking=converter.prompt_opens_thinking,
-            scores=read_scores(Path(config.run_dir)) if config.filters.proxy_band else None,
-        )
-        reasons = first_pass.run(shards, num_workers=num_workers, total=total)
-        converter = dataclasses.replace(converter, reasons=reasons)
+        scores = read_scores(Path(config.run_dir)) if config.filters.proxy_band else None
+        reasons = FirstPass(**settings, scores=scores).run(shards, num_workers=num_workers, total=total)
+    uses_retokenized = config.preprocess.ids == "retokenized"
+    converter = Converter(**settings, reasons=reasons, tokenizer_json=tokenizer_json, uses_retokenized=uses_retokenized)
     done = sum(found["samples"] for found in counts.values() if found is not None)
     bar: tqdm[Sample] = progress(total=total, initial=done, desc="preprocessing", unit="sample")
     with bar:
@@ -245,7 +224,7 @@ def check_complete(parts: Path, shards: list[Path], samples: Manifest) -> None:
         UserError: there are more or fewer samples than the manifest counts, a sample is repeated, or a shard is not the
             published one.
     """
-    keys = [np.load(keys_file(parts, shard), mmap_mode="r") for shard in shards]
+    keys = [np.load(part_file(parts, shard, KEYS), mmap_mode="r") for shard in shards]
     error = _repeated(shards, keys) or _miscounted(shards, keys, samples) or _altered(parts, shards, samples)
     if error is not None:
         shutil.rmtree(parts)
@@ -277,7 +256,7 @@ def _altered(parts: Path, shards: list[Path], samples: Manifest) -> UserError | 
     """The error for the first shard whose bytes differ from the published ones; None if there is none."""
     published = {output["path"]: output["sha256"] for output in samples.outputs}
     for shard in shards:
-        if hash_file(parts, shard).read_text(encoding="ascii") != published[shard.name]:
+        if part_file(parts, shard, HASH).read_text(encoding="ascii") != published[shard.name]:
             return UserError(
                 f"file {shard}",
                 rule="is not what was published: its SHA-256 differs from the manifest's",

@@ -73,7 +73,9 @@ class Evaluations:
     def is_current(self) -> bool:
         """Whether all are published and up to date. Raises as ``Stage.is_current``."""
         return evaluation_stage(self.config).is_current() and all(
-            export_stage(run).is_current() and evaluation_stage(run).is_current()
+            (Path(run.run_dir) / "checkpoints").exists()  # otherwise its first start is still to come
+            and export_stage(run).is_current()
+            and evaluation_stage(run).is_current()
             for run in checkpoint_runs(self.config).values()
         )
 

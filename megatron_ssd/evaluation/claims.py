@@ -17,8 +17,8 @@ import numpy as np
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.evaluation.grid import Measurements, hottest
 from megatron_ssd.evaluation.results import Claim, ClaimStatus, ModelName
+from megatron_ssd.formatting import NOT_MEASURED, counted, signed
 from megatron_ssd.grading.metrics import Estimate, Scores
-from megatron_ssd.text_table import NOT_MEASURED, counted, signed
 
 _PAPERS_K = 5  # the larger k of the paper's tables
 _MIN_PROBLEMS = 2  # the interval of a single problem has no width

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_ssd.problems.assert_scripts import parse_quietly
 from megatron_ssd.schema import Verdict
 
 _MAX_CHARACTERS = 1 << 16  # parsing takes time and memory in proportion
@@ -63,15 +63,13 @@ class NormalForms:
             programs: (verdict, program) of each sample; the program is None if the response has none.
         """
         every, passing = defaultdict[str, set[bytes]](set), defaultdict[str, set[bytes]](set)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about escapes in the programs
-            for verdict, source in programs:
-                seen = every[verdict.problem_id]
-                if source is not None:
-                    form = self.of(source, compiles=verdict.status != "syntax_error")
-                    seen.add(form)
-                    if verdict.passed:
-                        passing[verdict.problem_id].add(form)
+        for verdict, source in programs:
+            seen = every[verdict.problem_id]
+            if source is not None:
+                form = self.of(source, compiles=verdict.status != "syntax_error")
+                seen.add(form)
+                if verdict.passed:
+                    passing[verdict.problem_id].add(form)
         return Diversity(distinct=_mean_size(every), distinct_passing=_mean_size(passing), num_solved=len(passing))
 
 
@@ -80,7 +78,7 @@ def normal_form(source: str) -> bytes:
     if len(source) > _MAX_CHARACTERS:
         return _text_form(source)
     try:
-        tree = ast.parse(source)
+        tree = parse_quietly(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # ValueError: null bytes, lone surrogates
         return _text_form(source)
     return _digest("tree " + "".join(_serialized(tree)))

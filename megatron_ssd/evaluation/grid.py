@@ -26,9 +26,9 @@ from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.results import ModelName
+from megatron_ssd.formatting import counted
 from megatron_ssd.grading.metrics import Bootstrap, Estimate, Mask, Scores, problem_scores
 from megatron_ssd.schema import Problem, Verdict
-from megatron_ssd.text_table import counted
 
 UNRATED = "unrated"  # the difficulty of problems that have none
 _EXTENDED = ("humaneval_plus", "mbpp_plus")
@@ -163,17 +163,15 @@ class Measurements:
             self._scores[key] = problem_scores(self.verdicts[model][label], ids, k)
         return self._scores[key]
 
-    @cached_property
-    def has_base_tests(self) -> bool:
-        """Whether the first of two tests is that of the benchmark that this one extends (HumanEval+, MBPP+)."""
-        return all(problem.source in _EXTENDED and len(problem.tests) == 2 for problem in self.problems)
-
     def base_tests_by_k(self, model: ModelName, label: str, where: Mask) -> dict[int, Estimate] | None:
-        """pass@k on the base tests alone for the problems of ``where`` [P]; None if there are no such tests."""
-        if not self.has_base_tests:
+        """pass@k on the base tests alone for the problems of ``where`` [P]; None if there are no such tests.
+
+        Of the two tests of HumanEval+ and MBPP+, the first is that of the benchmark that these extend.
+        """
+        if any(problem.source not in _EXTENDED or len(problem.tests) != 2 for problem in self.problems):
             return None
         ids, verdicts = [problem.id for problem in self.problems], self.verdicts[model][label]
-        passed = {k: problem_scores(verdicts, ids, k, passed=_passes_base_tests) for k in self.ks}
+        passed = {k: problem_scores(verdicts, ids, k, passed=lambda one: one.by_test[:1] == ".") for k in self.ks}
         return {k: self.bootstrap.mean(scores[where]) for k, scores in passed.items()}
 
     def best(self, model: ModelName, where: Mask | None = None) -> SamplingParams:
@@ -201,7 +199,3 @@ class Measurements:
             for name, mask in self.difficulties.items()
             if (mask & where).any()
         }
-
-
-def _passes_base_tests(verdict: Verdict) -> bool:
-    return verdict.by_test[:1] == "."

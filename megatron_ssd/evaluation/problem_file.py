@@ -91,21 +91,15 @@ def write_problems(path: Path, problems: Sequence[Problem], halves: Halves) -> N
     """Write the file, one record per problem in their order; ``halves`` are masks over them [P]."""
     records = [
         {
-            "id": problem.id,
+            **{name: value for name, value in problem.to_json().items() if name != "metadata"},
             # Texts of HumanEval and MBPP make no good title; the names of their functions do.
             "title": problem.title or (problem.function_name or "" if problem.form in CHECKED_FORMS else ""),
-            "form": problem.form,
-            "difficulty": problem.difficulty,
-            "date": problem.date,
             "half": "reporting" if on_report else "selection",
             "statement": Excerpt.of(problem.statement, STATEMENT_CHARACTERS).to_json(),
-            "starter_code": problem.starter_code,
             "tests": [
                 {name: Excerpt.of(text, TEST_CHARACTERS).to_json() for name, text in test.to_json().items()}
                 for test in problem.tests
             ],
-            "source": problem.source,
-            "function_name": problem.function_name,
         }
         for problem, on_report in zip(problems, halves.report.tolist(), strict=True)
     ]

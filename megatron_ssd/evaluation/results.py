@@ -18,9 +18,9 @@ import msgspec
 from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.diversity import Diversity
+from megatron_ssd.formatting import counted
 from megatron_ssd.grading.metrics import Estimate, SignTest
-from megatron_ssd.problems.errata import Errata
-from megatron_ssd.text_table import counted
+from megatron_ssd.problems.livecodebench import Errata
 
 ModelName = Literal["base", "ssd"]
 ClaimStatus = Literal["shown", "not shown", "unclear"]

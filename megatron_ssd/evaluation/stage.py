@@ -8,16 +8,17 @@ tested before the first response is generated.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hub import ModelFolder, open_model
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.manifest import check_outputs, read_manifest
@@ -30,10 +31,8 @@ from megatron_ssd.evaluation.grid import Measurements, grid_cells, settings_of, 
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, write_problems
 from megatron_ssd.evaluation.results import SUMMARY_FILE, EvaluationResults, ModelName, write_json
 from megatron_ssd.evaluation.reuse_results import reuse_results, verdict_path
-from megatron_ssd.evaluation.solutions import EVALPLUS_IDS, solution_path, write_solutions
 from megatron_ssd.evaluation.summary import summarise
 from megatron_ssd.evaluation.tables import claim_lines, score_tables
-from megatron_ssd.generation.engine import Sampler
 from megatron_ssd.generation.samplers import engine_facts, open_sampler
 from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.grading.pool import Grader
@@ -49,6 +48,9 @@ from megatron_ssd.sandbox.sandbox import Sandbox
 from megatron_ssd.schema import Problem, Sample, Verdict
 
 log = logging.getLogger(__name__)
+
+# Format -> how evalplus's ids of its tasks begin.
+_EVALPLUS_IDS = {"humaneval": "HumanEval/", "humaneval_plus": "HumanEval/", "mbpp_plus": "Mbpp/"}
 
 
 def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> None:
@@ -81,25 +83,21 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
         benchmark.name: {name: _job(config, benchmark, name, model, work, clock) for name, model in models.items()}
         for benchmark in benchmarks
     }
-
-    def start_sampler(model: ModelFolder) -> AbstractContextManager[Sampler]:
-        return sampler(
-            config.engine,
-            model,
-            device=config.cluster.device,
-            stop_token_ids=sampling.stop_token_ids,
-            worker=config.worker,
-        )
-
+    start_sampler = functools.partial(
+        sampler, config.engine, device=config.cluster.device, stop_token_ids=sampling.stop_token_ids,
+        worker=config.worker,
+    )  # fmt: skip
     reuse_results(stage, jobs)
     for name in models:
         of_model = [by_model[name] for by_model in jobs.values()]
         decode(of_model, start_sampler, lambda: stage.note_time(every=SECONDS_BETWEEN_NOTES))
     results, failures = [], 0
     for benchmark in benchmarks:
-        graded = _grade(config, benchmark, jobs[benchmark.name], stage, prompt_opens_thinking=opens_thinking)
-        failures += graded.failures
-        results.append(_summarise(config, benchmark, graded, engine=engine, prompt_opens_thinking=opens_thinking))
+        found, failed = _grade(
+            config, benchmark, jobs[benchmark.name], stage, engine=engine, prompt_opens_thinking=opens_thinking
+        )
+        failures += failed
+        results.append(found)
         write_json(work / benchmark.name / SUMMARY_FILE, results[-1])
         write_problems(work / benchmark.name / PROBLEMS_FILE, benchmark.problems, split_halves(benchmark.problems))
     ends = {name: sorted({*model.end_token_ids, *sampling.stop_token_ids}) for name, model in models.items()}
@@ -164,35 +162,20 @@ def _job(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Graded:
-    """Verdicts, finish reasons and diversity of a benchmark, each as model -> label of the setting -> value."""
-
-    verdicts: dict[ModelName, dict[str, list[Verdict]]]
-    finish_reasons: dict[ModelName, dict[str, Counter[str]]]
-    diversity: dict[ModelName, dict[str, Diversity]]
-
-    @property
-    def failures(self) -> int:
-        """Programs on which the checker itself failed."""
-        every = (one for by_label in self.verdicts.values() for verdicts in by_label.values() for one in verdicts)
-        return sum(one.status == "infrastructure_error" and not is_flawed(one) for one in every)
-
-
 def _grade(
     config: RunConfig,
     benchmark: Benchmark,
     jobs: dict[ModelName, DecodeJob],
     stage: Stage,
     *,
+    engine: dict[str, str],
     prompt_opens_thinking: bool,
-) -> _Graded:
-    graded = _Graded(
-        verdicts={name: {} for name in jobs},
-        finish_reasons={name: {} for name in jobs},
-        diversity={name: {} for name in jobs},
-    )
-    forms = NormalForms()
+) -> tuple[EvaluationResults, int]:
+    """The results of a benchmark, and the number of programs on which the checker itself failed."""
+    verdicts: dict[ModelName, dict[str, list[Verdict]]] = {name: {} for name in jobs}
+    finish_reasons: dict[ModelName, dict[str, Counter[str]]] = {name: {} for name in jobs}
+    diversity: dict[ModelName, dict[str, Diversity]] = {name: {} for name in jobs}
+    forms, failures = NormalForms(), 0
     settings = [(name, setting) for name, job in jobs.items() for setting in job.settings]
     responses = len(benchmark.problems) * config.evaluation.num_samples * len(settings)
     bar: tqdm[None] = progress(total=responses, desc=f"grading {benchmark.name}", unit="program")
@@ -200,43 +183,53 @@ def _grade(
     with Grader(benchmark.problems, sandbox, prompt_opens_thinking=prompt_opens_thinking) as grader, bar:
         for name, setting in settings:
             samples = [Sample.from_json(record) for record in iter_jsonl(jobs[name].path(setting))]
-            path = verdict_path(stage.work / benchmark.name, name, setting)
             submissions = [grader.submission(sample) for sample in samples]
-            verdicts = grader.grade_programs(submissions, path, bar.update)
-            graded.verdicts[name][setting.label] = verdicts
+            path = verdict_path(stage.work / benchmark.name, name, setting)
+            found = grader.grade_programs(submissions, path, bar.update)
+            failures += sum(one.status == "infrastructure_error" and not is_flawed(one) for one in found)
             programs = [submission.source for submission in submissions]
-            graded.diversity[name][setting.label] = forms.diversity(zip(verdicts, programs, strict=True))
-            if benchmark.format in EVALPLUS_IDS:
-                write_solutions(
-                    solution_path(stage.work / benchmark.name, name, setting), benchmark.format, samples, programs
-                )
-            graded.finish_reasons[name][setting.label] = Counter(sample.finish_reason for sample in samples)
+            if benchmark.format in _EVALPLUS_IDS:
+                solutions = stage.work / benchmark.name / "solutions" / name / f"{setting.label}.jsonl"
+                _write_solutions(solutions, benchmark.format, samples, programs)
+            verdicts[name][setting.label] = found
+            diversity[name][setting.label] = forms.diversity(zip(found, programs, strict=True))
+            finish_reasons[name][setting.label] = Counter(sample.finish_reason for sample in samples)
             stage.note_time()
-    return graded
-
-
-def _summarise(
-    config: RunConfig, benchmark: Benchmark, graded: _Graded, *, engine: dict[str, str], prompt_opens_thinking: bool
-) -> EvaluationResults:
     sampling = needed(config.sampling, "sampling")
-    found = Measurements(
+    measured = Measurements(
         problems=benchmark.problems,
         cells=grid_cells(config.evaluation, sampling),
-        verdicts=graded.verdicts,
+        verdicts=verdicts,
         ks=config.evaluation.measured_ks,
         num_samples=config.evaluation.num_samples,
         bootstrap=Bootstrap.of(config.evaluation, seed=config.seed),
     )
-    return summarise(
-        found,
+    results = summarise(
+        measured,
         sampling,
         benchmark=benchmark,
-        finish_reasons=graded.finish_reasons,
-        diversity=graded.diversity,
+        finish_reasons=finish_reasons,
+        diversity=diversity,
         engine=engine,
-        sandbox=config.evaluation.sandbox.kind,
+        sandbox=sandbox.kind,
         prompt_opens_thinking=prompt_opens_thinking,
     )
+    return results, failures
+
+
+def _write_solutions(path: Path, format_: str, samples: Sequence[Sample], programs: Sequence[str | None]) -> None:
+    """Write programs in evalplus's format, so that anybody can grade them with evalplus itself.
+
+    Several lines of a task are its samples in their order. A response without a program has an empty solution, since
+    evalplus asks for every task.
+    """
+    start = _EVALPLUS_IDS[format_]
+    lines = [
+        json.dumps({"task_id": start + sample.problem_id.removeprefix(start), "solution": program or ""}) + "\n"
+        for sample, program in zip(samples, programs, strict=True)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, "".join(lines))
 
 
 def _publish(
@@ -246,11 +239,8 @@ def _publish(
     failures: int,
     facts: dict[str, Any],
 ) -> None:
-    outcomes = Counter[str]()
-    for one in results:
-        for by_label in one.settings.values():
-            for setting in by_label.values():
-                outcomes.update(setting.outcomes)
+    settings = (setting for one in results for by_label in one.settings.values() for setting in by_label.values())
+    outcomes = sum((Counter(setting.outcomes) for setting in settings), Counter[str]())
     if failures:
         log.warning(
             "eval: the checker itself failed on %d of %d programs, which are left out", failures, outcomes.total()

@@ -38,8 +38,7 @@ from megatron_ssd.evaluation.results import (
     SettingScores,
     SsdGain,
 )
-from megatron_ssd.grading.extraction import no_code_causes
-from megatron_ssd.grading.metrics import Bootstrap, Estimate, Mask, Scores, sign_test
+from megatron_ssd.grading.metrics import Bootstrap, Estimate, Mask, Scores, no_code_causes, sign_test
 from megatron_ssd.grading.references import is_flawed
 from megatron_ssd.problems.benchmarks import Benchmark
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from megatron_ssd.evaluation.results import EvaluationResults, Score, SsdGain
+from megatron_ssd.formatting import DASH, NOT_MEASURED, aligned, counted, signed
 from megatron_ssd.grading.metrics import Estimate, SignTest
-from megatron_ssd.text_table import DASH, NOT_MEASURED, aligned, counted, signed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,20 +29,18 @@ def ends(ks: Sequence[int]) -> tuple[int, ...]:
 
 def percent(estimate: Estimate) -> Measured:
     """A share in percent with one decimal."""
-    if not estimate.is_known:
-        return UNKNOWN
-    return Measured(
-        value=f"{estimate.value * 100:.1f}", interval=f"{estimate.low * 100:.1f} to {estimate.high * 100:.1f}"
-    )
+    return _measured(estimate, lambda share: f"{share * 100:.1f}")
 
 
-def points(estimate: Estimate) -> Measured:
-    """A difference of shares as signed percentage points."""
+def points(estimate: Estimate | None) -> Measured:
+    """A difference of shares as signed percentage points; None for one that was not measured."""
+    return UNKNOWN if estimate is None else _measured(estimate, signed)
+
+
+def _measured(estimate: Estimate, show: Callable[[float], str]) -> Measured:
     if not estimate.is_known:
         return UNKNOWN
-    return Measured(
-        value=signed(estimate.value), interval=f"{signed(estimate.low)} to {signed(estimate.high)}"
-    )  # fmt: skip
+    return Measured(value=show(estimate.value), interval=f"{show(estimate.low)} to {show(estimate.high)}")
 
 
 def confidence_text(confidence: float) -> str:

@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 
-from megatron_ssd.config.export import Weights
+from megatron_ssd.config.training import Weights
 from megatron_ssd.errors import UserError
 from megatron_ssd.export.full_model import FullModel, FullTensor
 from megatron_ssd.models.hf_checkpoint import refuse_weights
 from megatron_ssd.models.hf_weights import Shape
-from megatron_ssd.training.ema import PREFIX as EMA_PREFIX
+from megatron_ssd.training.step import EMA_PREFIX
 
 _EMA = f"{EMA_PREFIX}."
 _NO_WEIGHTS = ("optimizer.", _EMA)  # prefixes of keys that are not the model's

@@ -27,8 +27,8 @@ from megatron_ssd.artifacts.atomic import atomic_folder, write_atomically
 from megatron_ssd.artifacts.hf_config import read_hf_config
 from megatron_ssd.artifacts.hub import model_folder
 from megatron_ssd.artifacts.manifest import package_versions
-from megatron_ssd.config.export import ConvertConfig
 from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.tools import ConvertConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.export.assets import copy_all_assets, set_dtype
 from megatron_ssd.export.checkpoint_writer import write_checkpoint

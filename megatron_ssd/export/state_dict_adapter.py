@@ -14,8 +14,8 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
-from megatron_ssd.config.export import Weights
 from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.training import Weights
 from megatron_ssd.errors import UserError
 from megatron_ssd.export.checkpoint_reader import CheckpointReader
 from megatron_ssd.export.full_model import FullModel, FullTensor, full_model

@@ -7,10 +7,11 @@ that assertion holds.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from megatron_ssd.general_benchmarks.results import NO_FILTER, DocumentResult
-from megatron_ssd.grading.metrics import pass_at_k
+from megatron_ssd.grading.metrics import problem_scores
 from megatron_ssd.grading.pool import Submission
 from megatron_ssd.schema import Problem, TestCase, Verdict
 
@@ -52,15 +53,10 @@ def submissions_of(documents: Sequence[DocumentResult]) -> list[Submission]:
 
 def with_scores(documents: Sequence[DocumentResult], verdicts: Sequence[Verdict]) -> list[DocumentResult]:
     """``documents`` with pass@k for every k that has enough verdicts, without those on which the checker failed."""
-    counts: dict[str, list[int]] = {}
-    for verdict in verdicts:
-        if verdict.status != "infrastructure_error":
-            known = counts.setdefault(verdict.problem_id, [0, 0])
-            known[0] += 1
-            known[1] += verdict.passed
+    ids = [problem_id(document) for document in documents]
+    scores = {k: problem_scores(verdicts, ids, k) for k in {k for document in documents for k in document.ks}}
     scored = []
-    for document in documents:
-        drawn, passed = counts.get(problem_id(document), (0, 0))
-        scores = {f"pass@{k}": pass_at_k(drawn, passed, k) for k in document.ks if k <= drawn}
-        scored.append(dataclasses.replace(document, scores=scores, filter=NO_FILTER))
+    for index, document in enumerate(documents):
+        known = {f"pass@{k}": float(scores[k][index]) for k in document.ks if not math.isnan(scores[k][index])}
+        scored.append(dataclasses.replace(document, scores=known, filter=NO_FILTER))
     return scored

@@ -36,7 +36,8 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.errors import UserError
-from megatron_ssd.general_benchmarks.local_data import write_subjects, write_task
+from megatron_ssd.general_benchmarks.code_tasks import CODE_TASKS
+from megatron_ssd.general_benchmarks.local_data import write_tasks
 from megatron_ssd.general_benchmarks.processes import HarnessSpec
 from megatron_ssd.general_benchmarks.results import DocumentResult
 from megatron_ssd.generation.plan import request_seed
@@ -66,7 +67,7 @@ def run(spec: HarnessSpec) -> None:
     Raises:
         UserError: a task is unknown or cannot be used, its data cannot be loaded, or the engine cannot start.
     """
-    missing = [name for name in spec.tasks if not spec.part(name).exists()]
+    missing = [name for name in spec.config.tasks if not spec.part(name).exists()]
     with tempfile.TemporaryDirectory(prefix="megatron-ssd-tasks-") as scratch:
         loaded = load_tasks(spec, missing, Path(scratch))  # reports errors of tasks before the model loads
     model = _open_model(spec) if missing else None
@@ -121,8 +122,10 @@ def _load(spec: HarnessSpec, manager: Any, name: str, names: list[str]) -> dict[
             rule=f"lm-eval cannot load it ({type(error).__name__}: {reason})",
             fix=f"check the network, or set general_benchmarks.data.{name} to local files in the Hub's columns",
         ) from error
-    for group in loaded["groups"].values():
-        _check_group(name, group)
+    metrics = (metric for group in loaded["groups"].values() for metric in group.aggregate_metric_list or ())
+    if not all(metric.weight_by_size for metric in metrics):
+        raise UserError(f"general_benchmarks.tasks: {name}", rule="is a group that does not weight its tasks by size",
+                        fix="name the tasks themselves")  # fmt: skip
     tasks: dict[str, Any] = loaded["tasks"]
     for leaf, task in tasks.items():
         _set_up(spec, name, leaf, task)
@@ -133,11 +136,7 @@ def _write_local(spec: HarnessSpec, manager: Any, name: str, folder: Path) -> li
     """Write the YAML of a task with local data, or of a group's tasks; returns the files to load."""
     leaves = {leaf: manager.task_index[leaf].yaml_path for leaf in _leaves(manager.task_index, name)}
     originals = {leaf: (load_yaml(path, resolve_func=False), path) for leaf, path in leaves.items()}
-    data = spec.config.data[name]
-    if list(originals) != [name]:
-        return write_subjects(folder, name, originals, data=data)
-    config, path = originals[name]
-    return [write_task(folder, name, config, include=path, data=data)]
+    return write_tasks(folder, name, originals, data=spec.config.data[name])
 
 
 def _leaves(index: Any, name: str) -> list[str]:
@@ -151,19 +150,9 @@ def _leaves(index: Any, name: str) -> list[str]:
     return [leaf for member in members for leaf in _leaves(index, member)]
 
 
-def _check_group(name: str, group: Any) -> None:
-    for metric in group.aggregate_metric_list or ():
-        if not metric.weight_by_size:
-            raise UserError(
-                f"general_benchmarks.tasks: {name}",
-                rule="is a group that does not weight its tasks by their size",
-                fix="name the tasks themselves",
-            )
-
-
 def _set_up(spec: HarnessSpec, name: str, leaf: str, task: Any) -> None:
     """Set few-shot number and seed as lm-eval's ``simple_evaluate`` does, and remove the metrics of code tasks."""
-    is_code = name in spec.code_tasks
+    is_code = name in CODE_TASKS
     if getattr(task, "UNSAFE_CODE", False) and not is_code:
         raise UserError(
             f"general_benchmarks.tasks: {leaf}",
@@ -297,7 +286,10 @@ def _run_task(spec: HarnessSpec, name: str, tasks: dict[str, Any], model: Any) -
     np.random.seed(_OTHER_SEED)
     torch.manual_seed(_OTHER_SEED)
     model.asked.clear()
-    shares = {leaf: _share(spec, task) for leaf, task in tasks.items()}
+    shares = {}
+    for leaf, task in tasks.items():
+        count = len(task.eval_docs)
+        shares[leaf] = list(range(min(count, spec.config.limit or count)))[spec.index :: spec.world]
     ours = {leaf: tasks[leaf] for leaf, share in shares.items() if share}
     if not ours:
         return []
@@ -313,11 +305,6 @@ def _run_task(spec: HarnessSpec, name: str, tasks: dict[str, Any], model: Any) -
     return [_document_result(ours[leaf], leaf, sample) for leaf in ours for sample in results["samples"][leaf]]
 
 
-def _share(spec: HarnessSpec, task: Any) -> list[int]:
-    count = len(task.eval_docs)
-    return list(range(min(count, spec.config.limit or count)))[spec.index :: spec.world]
-
-
 def _document_result(task: Any, leaf: str, sample: dict[str, Any]) -> dict[str, Any]:
     is_code = hasattr(task, "ks")
     aggregation = task.aggregation()
@@ -326,8 +313,9 @@ def _document_result(task: Any, leaf: str, sample: dict[str, Any]) -> dict[str, 
         for metric in sample["metrics"]
         if not is_code and aggregation.get(metric, mean) is mean and isinstance(sample[metric], int | float | np.number)
     }
-    filtered = sample["filtered_resps"]
-    programs = [text for texts in filtered for text in _texts(texts)] if is_code else []
+    programs: list[str] = []
+    for texts in sample["filtered_resps"] if is_code else ():  # a filter gives one text or several
+        programs += [texts] if isinstance(texts, str) else texts
     result = DocumentResult(
         task=leaf,
         doc_id=sample["doc_id"],
@@ -341,10 +329,6 @@ def _document_result(task: Any, leaf: str, sample: dict[str, Any]) -> dict[str, 
         num_fewshot=task.get_config("num_fewshot"),
     )
     return dataclasses.asdict(result)
-
-
-def _texts(filtered: Any) -> Sequence[str]:
-    return [filtered] if isinstance(filtered, str) else filtered
 
 
 if __name__ == "__main__":

@@ -53,61 +53,49 @@ def rows_on_hub(task: str) -> int | None:
     return None if task.startswith("mmlu_") else _of_family(_ROWS, task)
 
 
-def write_task(folder: Path, name: str, original: Mapping[str, Any], *, include: Path, data: str) -> str:
-    """Write the YAML of a task that reads ``data``; returns its path.
-
-    Args:
-        folder: where to write it.
-        name: the task.
-        original: lm-eval's YAML, with its includes merged.
-        include: the path of that YAML.
-        data: file or folder.
-
-    Raises:
-        UserError: a folder has no file of the evaluated split, or files are of different kinds.
-    """
-    files = _files(name, original, data)
-    return _write(folder, name, original, include, files)
-
-
-def write_subjects(
-    folder: Path, group: str, originals: Mapping[str, tuple[Mapping[str, Any], Path]], *, data: str
+def write_tasks(
+    folder: Path, name: str, originals: Mapping[str, tuple[Mapping[str, Any], Path]], *, data: str
 ) -> list[str]:
-    """Write a YAML and row files for each task of a group that has rows in ``data``; returns the YAML paths.
+    """Write the YAML of a task that reads ``data``, or of each task of a group that has rows there; returns the paths.
 
     Args:
-        folder: where to write them.
-        group: the group's name.
-        originals: task -> its YAML and the path of that YAML, as in ``write_task``.
-        data: file or folder with a column ``subject``.
+        folder: where to write them, and the rows of each task of a group.
+        name: the task or the group.
+        originals: task -> lm-eval's YAML, with its includes merged, and the path of that YAML.
+        data: file or folder; for a group with a column ``subject``.
 
     Raises:
-        UserError: a row lacks the column, or names a subject that no task has.
+        UserError: a folder has no file of the evaluated split, files are of different kinds, or a row lacks the column
+            or names a subject that no task has.
     """
-    by_subject = {str(config.get("dataset_name")): name for name, (config, _) in originals.items()}
-    files = _files(group, next(iter(originals.values()))[0], data)
-    rows: dict[str, dict[str, list[str]]] = {}
+    first, _ = next(iter(originals.values()))
+    files = _files(name, first, data)
+    by_task = {name: files} if list(originals) == [name] else _split(folder, name, originals, files)
+    # A subject may have few-shot examples alone.
+    return [_write(folder, task, *originals[task], found) for task, found in by_task.items()
+            if _evaluated(first) in found]  # fmt: skip
+
+
+def _split(
+    folder: Path, group: str, originals: Mapping[str, tuple[Mapping[str, Any], Path]], files: Mapping[str, list[Path]]
+) -> dict[str, dict[str, list[Path]]]:
+    """Task -> split -> the file with its rows, by subject."""
+    task_of = {str(config.get("dataset_name")): task for task, (config, _) in originals.items()}
+    lines: dict[tuple[str, str], list[str]] = {}
     for split, names in files.items():
         for row in _table(group, names).rows(_COLUMNS["mmlu"]):
-            subject = str(row.values.get(SUBJECT))
-            if subject not in by_subject:
-                raise UserError(
-                    f"{row.where}: {SUBJECT} = {subject}",
-                    rule=f"is not a subject of {group}",
-                    fix=f"the {len(by_subject)} subjects are {', '.join(sorted(by_subject)[:3])} and so on",
-                )
-            rows.setdefault(subject, {}).setdefault(split, []).append(json.dumps(row.values) + "\n")
-    evaluated = _evaluated(next(iter(originals.values()))[0])
-    written = []
-    for subject, by_split in sorted(rows.items()):
-        if evaluated not in by_split:  # the subject has only few-shot examples
-            continue
-        paths = {split: [folder / f"{group}-{subject}-{split}.jsonl"] for split in by_split}
-        for split, lines in by_split.items():
-            write_atomically(paths[split][0], "".join(lines))
-        name = by_subject[subject]
-        written.append(_write(folder, name, originals[name][0], originals[name][1], paths))
-    return written
+            subject = str(row.values[SUBJECT])
+            if subject not in task_of:
+                listed = ", ".join(sorted(task_of)[:3])
+                raise row.error(SUBJECT, f"is not a subject of {group}",
+                                fix=f"the {len(task_of)} subjects are {listed} and so on")  # fmt: skip
+            lines.setdefault((subject, split), []).append(json.dumps(row.values) + "\n")
+    found: dict[str, dict[str, list[Path]]] = {}
+    for (subject, split), of_subject in sorted(lines.items()):
+        path = folder / f"{group}-{subject}-{split}.jsonl"
+        write_atomically(path, "".join(of_subject))
+        found.setdefault(task_of[subject], {})[split] = [path]
+    return found
 
 
 def _write(folder: Path, name: str, original: Mapping[str, Any], include: Path, files: Mapping[str, list[Path]]) -> str:

@@ -32,8 +32,6 @@ class HarnessSpec:
         engine: how to start vLLM.
         index: number of this process.
         world: number of processes that share the documents of each task.
-        tasks: their names, in the order in which they run.
-        code_tasks: tasks whose answers are programs, which lm-eval generates and filters but does not score.
         config: the section of the run.
         seed: the seed of the run.
         enable_thinking: for chat templates that have this switch.
@@ -44,8 +42,6 @@ class HarnessSpec:
     engine: VllmSpec
     index: int
     world: int
-    tasks: tuple[str, ...]
-    code_tasks: tuple[str, ...]
     config: GeneralBenchmarksConfig
     seed: int
     enable_thinking: bool | None
@@ -114,10 +110,6 @@ def _finish(child: ChildProcess) -> None:
 def _environment(spec: HarnessSpec) -> dict[str, str]:
     """The environment of an engine, with downloads of data sets, and without programs of a model in libraries."""
     environment = spec.engine.environment(spec.index)
-    if not set(spec.tasks) <= spec.config.data.keys() and "HF_HUB_OFFLINE" not in os.environ:
+    if not set(spec.config.tasks) <= spec.config.data.keys() and "HF_HUB_OFFLINE" not in os.environ:
         del environment["HF_HUB_OFFLINE"]
-    return {
-        **environment,
-        "HF_ALLOW_CODE_EVAL": "0",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    }
+    return {**environment, "HF_ALLOW_CODE_EVAL": "0", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}

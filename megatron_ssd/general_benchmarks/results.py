@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ssd.config.evaluation import GeneralBenchmarksConfig
 from megatron_ssd.evaluation.results import ModelName
+from megatron_ssd.formatting import MINUS, aligned
 from megatron_ssd.general_benchmarks.local_data import rows_on_hub
 from megatron_ssd.grading.metrics import Bootstrap, Estimate
-from megatron_ssd.text_table import MINUS, aligned
 
 NAME, SUMMARY = "general_benchmarks", "summary.json"  # the folder of the stage, and the file in it
 NO_FILTER = "none"  # lm-eval's name for an answer that was not filtered
@@ -47,16 +46,6 @@ class DocumentResult:
     def key(self) -> DocumentKey:
         """Identifies the document in a task."""
         return self.task, self.doc_id
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricScores:
-    """One metric of one task: the score of each document, by model."""
-
-    task: str
-    metric: str
-    filter: str
-    by_model: Mapping[ModelName, Mapping[DocumentKey, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,39 +94,27 @@ class BenchmarkResults:
     results: tuple[MetricResult, ...]
 
 
-def metrics_of(task: str, documents: Mapping[ModelName, Sequence[DocumentResult]]) -> list[MetricScores]:
-    """Every metric that lm-eval scored, by filter."""
+def results_of(
+    task: str, documents: Mapping[ModelName, Sequence[DocumentResult]], bootstrap: Bootstrap
+) -> list[MetricResult]:
+    """The result of every metric that lm-eval scored, by filter."""
     found: dict[tuple[str, str], dict[ModelName, dict[DocumentKey, float]]] = {}
     for model, of_model in documents.items():
         for document in of_model:
             for metric, score in document.scores.items():
                 found.setdefault((metric, document.filter), {}).setdefault(model, {})[document.key] = score
     return [
-        MetricScores(task=task, metric=metric, filter=name, by_model=by_model)
+        MetricResult(
+            task=task,
+            metric=metric,
+            filter=name,
+            num_fewshot=next(iter(documents.values()))[0].num_fewshot,
+            rows_on_hub=rows_on_hub(task),
+            **{model: _value(scores) for model, scores in by_model.items()},
+            difference=_difference(by_model, bootstrap),
+        )
         for (metric, name), by_model in found.items()
     ]
-
-
-def summarise(
-    scores: Sequence[MetricScores], fewshot: Mapping[str, int], config: GeneralBenchmarksConfig, bootstrap: Bootstrap
-) -> BenchmarkResults:
-    """The results of all metrics; ``fewshot`` maps each task to its number of examples."""
-    return BenchmarkResults(
-        confidence=bootstrap.confidence,
-        chat_template=config.chat_template,
-        results=tuple(
-            MetricResult(
-                task=one.task,
-                metric=one.metric,
-                filter=one.filter,
-                num_fewshot=fewshot[one.task],
-                rows_on_hub=rows_on_hub(one.task),
-                **{model: _value(scores) for model, scores in one.by_model.items()},
-                difference=_difference(one, bootstrap),
-            )
-            for one in scores
-        ),
-    )
 
 
 def _value(scores: Mapping[DocumentKey, float]) -> ModelValue:
@@ -156,11 +133,11 @@ def _stderr(scores: Mapping[DocumentKey, float]) -> float | None:
     return float(np.sqrt(pooled / sizes.sum()))
 
 
-def _difference(one: MetricScores, bootstrap: Bootstrap) -> Estimate | None:
+def _difference(by_model: Mapping[ModelName, Mapping[DocumentKey, float]], bootstrap: Bootstrap) -> Estimate | None:
     """SSD minus base, paired by document; None if one model was not measured."""
-    if len(one.by_model) < 2:
+    if len(by_model) < 2:
         return None
-    base, ssd = (one.by_model[model] for model in ("base", "ssd"))
+    base, ssd = by_model["base"], by_model["ssd"]
     shared = sorted(base.keys() & ssd.keys())  # all documents, except those on which the checker failed
     return bootstrap.difference(np.array([ssd[key] for key in shared]), np.array([base[key] for key in shared]))
 

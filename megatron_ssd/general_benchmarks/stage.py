@@ -26,22 +26,16 @@ from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError
 from megatron_ssd.evaluation.results import ModelName, write_json
 from megatron_ssd.evaluation.stage import evaluated_model, model_inputs
-from megatron_ssd.general_benchmarks.code_tasks import (
-    CODE_TASKS,
-    problems_of,
-    submissions_of,
-    with_scores,
-)
+from megatron_ssd.general_benchmarks.code_tasks import CODE_TASKS, problems_of, submissions_of, with_scores
 from megatron_ssd.general_benchmarks.local_data import check_data, data_identity
 from megatron_ssd.general_benchmarks.processes import HarnessSpec, lm_eval_version, part_path, run_harness
 from megatron_ssd.general_benchmarks.results import (
     NAME,
     SUMMARY,
+    BenchmarkResults,
     DocumentResult,
     MetricResult,
-    MetricScores,
-    metrics_of,
-    summarise,
+    results_of,
     table,
 )
 from megatron_ssd.generation.samplers import engine_facts, vllm_spec
@@ -85,23 +79,25 @@ def run_general_benchmarks(config: RunConfig) -> None:
     work = stage.begin()
     for name, model in models.items():
         run_harness(_specs(config, name, model, work), note=lambda: stage.note_time(every=SECONDS_BETWEEN_NOTES))
-    scores, fewshot, num_rows, failures = list[MetricScores](), dict[str, int](), 0, Counter[str]()
+    results, num_rows, failures = list[MetricResult](), 0, Counter[str]()
+    bootstrap = Bootstrap.of(config.evaluation, seed=config.seed)
     for task in section.tasks:
         documents: Documents = {
             name: _read_parts(work / _PARTS / name, task, config.engine.data_parallel_size) for name in models
         }
         first = next(iter(documents.values()))
-        fewshot[task] = first[0].num_fewshot
         num_rows += len({document.key for document in first})
         if task in CODE_TASKS:
             documents = _grade(config.evaluation.sandbox, task, documents, work, failures)
-        scores += metrics_of(task, documents)
+        results += results_of(task, documents, bootstrap)
         for name, of_model in documents.items():
             _write_samples(work / "samples" / name / f"{task}.jsonl", of_model, with_text=section.log_samples)
         stage.note_time()
-    results = summarise(scores, fewshot, section, Bootstrap.of(config.evaluation, seed=config.seed))
-    _warn(results.results)
-    write_json(work / SUMMARY, results)
+    _warn(results)
+    summary = BenchmarkResults(
+        confidence=bootstrap.confidence, chat_template=section.chat_template, results=tuple(results)
+    )
+    write_json(work / SUMMARY, summary)
     shutil.rmtree(work / _PARTS)
     stage.publish(
         engine={
@@ -113,7 +109,7 @@ def run_general_benchmarks(config: RunConfig) -> None:
         dropped={f"infrastructure_error in {where}": count for where, count in failures.items() if count},
         facts=RunClock(Path(config.run_dir)).facts,
     )
-    log.info("%s:\n%s", NAME, table(results))
+    log.info("%s:\n%s", NAME, table(summary))
 
 
 def _stage(config: RunConfig, models: dict[ModelName, ModelFolder]) -> Stage:
@@ -159,8 +155,6 @@ def _specs(config: RunConfig, name: ModelName, model: ModelFolder, work: Path) -
             engine=engine,
             index=index,
             world=world,
-            tasks=config.general_benchmarks.tasks,
-            code_tasks=tuple(sorted(CODE_TASKS)),
             config=config.general_benchmarks,
             seed=config.seed,
             enable_thinking=config.prompt.enable_thinking,
@@ -169,7 +163,7 @@ def _specs(config: RunConfig, name: ModelName, model: ModelFolder, work: Path) -
         )
         for index in range(world)
     ]
-    missing = [spec for spec in specs if not all(spec.part(task).exists() for task in spec.tasks)]
+    missing = [spec for spec in specs if not all(spec.part(task).exists() for task in spec.config.tasks)]
     (work / _PARTS / name).mkdir(parents=True, exist_ok=True)
     if missing:
         log.info("%s: %s of the %s model", NAME, ", ".join(config.general_benchmarks.tasks), name)

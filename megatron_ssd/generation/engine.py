@@ -185,11 +185,7 @@ def sample_all(
             stats.tokens += len(completion.token_ids)
             stats.finish_reasons[completion.finish_reason] += 1
             stats.seconds = time.monotonic() - started
-            bar.set_postfix_str(_postfix(stats), refresh=False)
+            reasons = " ".join(f"{reason} {count}" for reason, count in sorted(stats.finish_reasons.items()))
+            bar.set_postfix_str(f"{stats.tokens_per_second:,.0f} tokens/s, {reasons}", refresh=False)
             bar.update()
     return stats
-
-
-def _postfix(stats: SamplingStats) -> str:
-    reasons = " ".join(f"{reason} {count}" for reason, count in sorted(stats.finish_reasons.items()))
-    return f"{stats.tokens_per_second:,.0f} tokens/s, {reasons}"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from megatron_ssd.artifacts.hub import ModelFolder
 from megatron_ssd.config.generation import EngineConfig, WorkerConfig
 from megatron_ssd.config.parallel import Device
-from megatron_ssd.errors import UserError
+from megatron_ssd.errors import UserError, require
 from megatron_ssd.generation.engine_pool import EnginePool
 from megatron_ssd.generation.server_protocol import server_version
 from megatron_ssd.generation.vllm_engine import VllmSpec, check_own_arguments, vllm_version
@@ -45,18 +45,18 @@ def open_sampler(
         UserError: the model's context is shorter than ``engine.max_model_len``, a stop token is outside its
             vocabulary, or there are too few GPUs. On first use: an engine cannot start, or a server cannot be used.
     """
-    if engine.max_model_len > model.max_position_embeddings:
-        raise UserError(
-            f"engine.max_model_len = {engine.max_model_len}",
-            rule=f"must be at most the model's max_position_embeddings ({model.max_position_embeddings})",
-            fix=f"set engine.max_model_len={model.max_position_embeddings} or less",
-        )
-    if any(id_ >= model.vocab_size for id_ in stop_token_ids):
-        raise UserError(
-            f"sampling.stop_token_ids = {list(stop_token_ids)}",
-            rule=f"must be ids of the model's vocabulary, which ends at {model.vocab_size - 1}",
-            fix="take them from the model's tokenizer",
-        )
+    require(
+        engine.max_model_len <= model.max_position_embeddings,
+        f"engine.max_model_len = {engine.max_model_len}",
+        rule=f"must be at most the model's max_position_embeddings ({model.max_position_embeddings})",
+        fix=f"set engine.max_model_len={model.max_position_embeddings} or less",
+    )
+    require(
+        all(id_ < model.vocab_size for id_ in stop_token_ids),
+        f"sampling.stop_token_ids = {list(stop_token_ids)}",
+        rule=f"must be ids of the model's vocabulary, which ends at {model.vocab_size - 1}",
+        fix="take them from the model's tokenizer",
+    )
     end_token_ids = tuple(dict.fromkeys((*model.end_token_ids, *stop_token_ids)))
     sampler: EnginePool | ServerSampler
     if engine.backend == "server":
@@ -119,12 +119,12 @@ def engine_devices(engine: EngineConfig, device: Device, worker: WorkerConfig) -
     """
     size, per_engine = engine.data_parallel_size, engine.tensor_parallel_size
     if device == "cpu":
-        if per_engine > 1:
-            raise UserError(
-                f"engine.tensor_parallel_size = {per_engine}",
-                rule="must be 1 on CPU, where an engine is one process",
-                fix="set engine.tensor_parallel_size=1 and raise engine.data_parallel_size",
-            )
+        require(
+            per_engine == 1,
+            f"engine.tensor_parallel_size = {per_engine}",
+            rule="must be 1 on CPU, where an engine is one process",
+            fix="set engine.tensor_parallel_size=1 and raise engine.data_parallel_size",
+        )
         cores = share_of_node([str(core) for core in sorted(os.sched_getaffinity(0))], worker)
         per_engine = max(1, len(cores) // size)
         cores *= size  # more engines than cores share them
@@ -134,12 +134,12 @@ def engine_devices(engine: EngineConfig, device: Device, worker: WorkerConfig) -
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
     devices = share_of_node(devices, worker)
-    if len(devices) < size * per_engine:
-        raise UserError(
-            f"engine.data_parallel_size = {size}, engine.tensor_parallel_size = {per_engine}",
-            rule=f"need {size * per_engine} CUDA devices and {len(devices)} are visible",
-            fix="lower them, or set cluster=cpu on a machine without GPUs",
-        )
+    require(
+        len(devices) >= size * per_engine,
+        f"engine.data_parallel_size = {size}, engine.tensor_parallel_size = {per_engine}",
+        rule=f"need {size * per_engine} CUDA devices and {len(devices)} are visible",
+        fix="lower them, or set cluster=cpu on a machine without GPUs",
+    )
     return tuple(tuple(devices[i * per_engine :][:per_engine]) for i in range(size))
 
 

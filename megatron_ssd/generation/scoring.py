@@ -10,6 +10,7 @@ Output: ``scores.jsonl``, one ``schema.ResponseScore`` per sample, in the order 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from megatron_ssd.artifacts.hub import ModelFolder, open_model
 from megatron_ssd.artifacts.jsonl import FileCursor, JsonlWriter, iter_complete_records
 from megatron_ssd.artifacts.samples import SCORES, iter_samples, sample_shards, samples_manifest
 from megatron_ssd.artifacts.stage import SECONDS_BETWEEN_NOTES, Stage
-from megatron_ssd.config.generation import PromptConfig, ProxyConfig
+from megatron_ssd.config.generation import EngineConfig, PromptConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.engine import ScoreRequest
@@ -46,7 +47,8 @@ def scores_stage(config: RunConfig) -> Stage:
     Raises:
         UserError: no proxy is named, it does not exist, or there are no samples.
     """
-    return _stage(config, _open_proxy(config))
+    stage, _, _ = _open(config)
+    return stage
 
 
 def run_score(config: RunConfig) -> None:
@@ -55,17 +57,20 @@ def run_score(config: RunConfig) -> None:
     Raises:
         UserError: see ``scores_stage``; or a record is not a sample, or an engine cannot start or dies.
     """
-    model = _open_proxy(config)
-    stage = _stage(config, model)
+    stage, model, max_model_len = _open(config)
     if stage.is_current():
         return
     engine = engine_facts(config.engine)
     run_dir, work = Path(config.run_dir), stage.begin()
     path = work / SCORES_FILE
     order = _keys(run_dir)
-    done = _finished(path)
+    done: dict[tuple[str, int], ResponseScore] = {}
+    if path.exists():
+        scores = (ResponseScore.from_json(record) for record, _ in iter_complete_records(path, FileCursor()))
+        done = {score.key: score for score in scores}
     if len(done) < len(order):
-        done |= _score_missing(config, stage, model, path, done=done, total=len(order))
+        engine_config = dataclasses.replace(config.engine, max_model_len=max_model_len)
+        done |= _score_missing(config, engine_config, stage, model, path, done=done, total=len(order))
     ordered = [done[key] for key in order]
     write_atomically(path, "".join(json.dumps(score.to_json(), ensure_ascii=False) + "\n" for score in ordered))
     scored = [score.mean_logprob for score in ordered if score.mean_logprob is not None]
@@ -81,14 +86,6 @@ def run_score(config: RunConfig) -> None:
         counts={"samples": len(order), "scored": len(scored)},
         facts={"mean_logprob_quantiles": quantiles, **RunClock(Path(config.run_dir)).facts},
     )
-
-
-def _finished(path: Path) -> dict[tuple[str, int], ResponseScore]:
-    """The scores of earlier starts, by key."""
-    if not path.exists():
-        return {}
-    scores = (ResponseScore.from_json(record) for record, _ in iter_complete_records(path, FileCursor()))
-    return {score.key: score for score in scores}
 
 
 def _keys(run_dir: Path) -> list[tuple[str, int]]:
@@ -108,6 +105,7 @@ def _keys(run_dir: Path) -> list[tuple[str, int]]:
 
 def _score_missing(
     config: RunConfig,
+    engine: EngineConfig,
     stage: Stage,
     model: ModelFolder,
     path: Path,
@@ -116,7 +114,6 @@ def _score_missing(
     total: int,
 ) -> dict[tuple[str, int], ResponseScore]:
     """Score the samples that ``done`` lacks; append each score to ``path`` and return them all."""
-    engine = dataclasses.replace(config.engine, max_model_len=_max_model_len(config, model))
     found: dict[tuple[str, int], ResponseScore] = {}
     bar: tqdm[None] = progress(total=total, initial=len(done), desc="scoring", unit="response")
     with (
@@ -138,7 +135,7 @@ def _score_missing(
             bar.update()
 
         def requests() -> Iterator[ScoreRequest]:
-            for sample in _samples(Path(config.run_dir)):
+            for sample in itertools.chain.from_iterable(map(iter_samples, sample_shards(Path(config.run_dir)))):
                 if sample.key in done:
                     continue
                 request = _request(sample, config.prompt, tokenizer, max_model_len=engine.max_model_len)
@@ -163,34 +160,20 @@ def _request(
     return ScoreRequest(key=sample.key, prompt_token_ids=prompt_token_ids, response_token_ids=response)
 
 
-def _samples(run_dir: Path) -> Iterator[Sample]:
-    for shard in sample_shards(run_dir):
-        yield from iter_samples(shard)
-
-
-def _open_proxy(config: RunConfig) -> ModelFolder:
-    proxy = _proxy(config)
-    return open_model(proxy.path, proxy.revision, key="proxy.path")
-
-
-def _proxy(config: RunConfig) -> ProxyConfig:
-    return needed(config.proxy, "proxy")
-
-
-def _max_model_len(config: RunConfig, model: ModelFolder) -> int:
-    return _proxy(config).max_model_len or model.max_position_embeddings
-
-
-def _stage(config: RunConfig, model: ModelFolder) -> Stage:
-    run_dir = Path(config.run_dir)
-    return Stage(
+def _open(config: RunConfig) -> tuple[Stage, ModelFolder, int]:
+    """(the stage, the proxy, the longest prompt plus response that the proxy takes)."""
+    proxy, run_dir = needed(config.proxy, "proxy"), Path(config.run_dir)
+    model = open_model(proxy.path, proxy.revision, key="proxy.path")
+    max_model_len = proxy.max_model_len or model.max_position_embeddings
+    stage = Stage(
         name=SCORES,
         run_dir=run_dir,
         config={
-            "max_model_len": _max_model_len(config, model),
+            "max_model_len": max_model_len,
             "prompt": {"mode": config.prompt.mode, "enable_thinking": config.prompt.enable_thinking},
             "dtype": config.engine.dtype,
         },
         inputs={"samples": samples_manifest(run_dir).content_hash, "proxy": model.revision},
         replace=config.replace,
     )
+    return stage, model, max_model_len

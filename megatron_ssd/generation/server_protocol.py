@@ -63,11 +63,6 @@ def served_name(url: str, cards: list[dict[str, Any]], model: ModelFolder, *, ma
     return str(card["id"])
 
 
-def described(cards: list[dict[str, Any]]) -> str:
-    """The models of a server, for a message."""
-    return ", ".join(f"{card.get('id')} from {card.get('root')}" for card in cards)
-
-
 def _is(model: ModelFolder, card: dict[str, Any]) -> bool:
     """Whether ``card`` names ``model``: its path, the name of its folder, or its name on the Hub."""
     served = [str(card[key]) for key in ("id", "root") if card.get(key)]

@@ -11,8 +11,6 @@ import dataclasses
 import functools
 import logging
 import os
-from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +41,7 @@ from megatron_ssd.generation.store import (
 from megatron_ssd.problems.stage import read_problems
 from megatron_ssd.process import forget_launcher
 from megatron_ssd.prompts.clock import RunClock
-from megatron_ssd.prompts.prompt import Prompt, build_prompts, prompts_open_thinking, template_hash
+from megatron_ssd.prompts.prompt import build_prompts, prompts_open_thinking, template_hash
 from megatron_ssd.prompts.tokenizer import ChatTokenizer
 from megatron_ssd.schema import Problem
 
@@ -72,7 +70,7 @@ def run_generate(config: RunConfig) -> None:
             start or dies; or a record on disk is broken, not planned or repeated.
     """
     config = dataclasses.replace(config, worker=config.worker.resolved(os.environ))
-    model, sampling, worker = _model(config), _sampling(config), config.worker
+    model, sampling, worker = _model(config), needed(config.sampling, "sampling"), config.worker
     stage = _stage(config, model)
     forget_launcher()  # engines are not ranks; and from here on each worker reports its own errors
     with contextlib.ExitStack() as stack:
@@ -145,7 +143,15 @@ def _sample_part(
         worker=config.worker,
     ) as sampler:  # loads while the prompts are made
         tokenizer = _tokenizer(model, Path(config.run_dir))
-        missing = _missing_requests(config, sampling, build_prompts(problems, config.prompt, tokenizer), store)
+        planned = plan_requests(
+            build_prompts(problems, config.prompt, tokenizer),
+            num_samples=sampling.num_samples,
+            run_seed=config.seed,
+            params=sampling.train,
+            max_tokens=sampling.max_tokens,
+            max_model_len=config.engine.max_model_len,
+        )
+        missing = [request for request in planned if request.key not in store]
         make_sample = functools.partial(
             sample_of,
             tokenizer=tokenizer,
@@ -171,37 +177,29 @@ def _sample_part(
                 log.info("samples: sampled %d tokens, %.0f per second", stats.tokens, stats.tokens_per_second)
 
 
-def _missing_requests(
-    config: RunConfig, sampling: SamplingConfig, prompts: Iterable[Prompt], store: SampleStore
-) -> list[Request]:
-    planned = plan_requests(
-        prompts,
-        num_samples=sampling.num_samples,
-        run_seed=config.seed,
-        params=sampling.train,
-        max_tokens=sampling.max_tokens,
-        max_model_len=config.engine.max_model_len,
-    )
-    return [request for request in planned if request.key not in store]
-
-
 def _publish(stage: Stage, store: SampleStore, engine: dict[str, str], facts: dict[str, Any]) -> None:
     """Merge the workers' files and publish, while holding the stage's lock."""
     notes = span_files(stage.work)
     spans = read_spans(notes)
     hashes = store.merge()
     remove_worker_files(stage.work)
-    _warn(store.counts)
+    counts = store.counts
+    if counts["skipped"]:
+        log.warning("samples: %d of %d prompts do not fit engine.max_model_len and have no response", counts["skipped"],
+                    counts["samples"])  # fmt: skip
+    if counts["length"]:
+        log.warning("samples: %d of %d responses were cut at sampling.max_tokens or engine.max_model_len",
+                    counts["length"], counts["samples"])  # fmt: skip
     facts |= {
         "worker_seconds": {  # their sum is the cost of the samples; the manifest's seconds count overlapping time once
             worker_name(path): round(seconds_covered(read_spans([path])[_AT_WORK]), 1) for path in notes
         },
     }
     if sampling_seconds := seconds_covered(spans.get(_SAMPLING, [])):
-        facts["tokens_per_second"] = round(store.counts["response_tokens"] / sampling_seconds, 1)
+        facts["tokens_per_second"] = round(counts["response_tokens"] / sampling_seconds, 1)
     stage.publish(
         engine=engine,
-        counts=dict(sorted(store.counts.items())),
+        counts=dict(sorted(counts.items())),
         facts=facts,
         known_hashes=hashes,
         notes=notes,
@@ -210,7 +208,7 @@ def _publish(stage: Stage, store: SampleStore, engine: dict[str, str], facts: di
 
 
 def _stage(config: RunConfig, model: ModelFolder) -> Stage:
-    sampling = _sampling(config)
+    sampling = needed(config.sampling, "sampling")
     return Stage(
         name=SAMPLES,
         run_dir=Path(config.run_dir),
@@ -234,10 +232,6 @@ def _stage(config: RunConfig, model: ModelFolder) -> Stage:
     )
 
 
-def _sampling(config: RunConfig) -> SamplingConfig:
-    return needed(config.sampling, "sampling")
-
-
 def _model(config: RunConfig) -> ModelFolder:
     model = needed(config.model, "model")
     return open_model(model.path, model.revision)
@@ -250,13 +244,3 @@ def _tokenizer(model: ModelFolder, run_dir: Path) -> ChatTokenizer:
     tokenizer.check_fits(model.vocab_size)
     tokenizer.check_ends(model.end_token_ids)
     return tokenizer
-
-
-def _warn(counts: Counter[str]) -> None:
-    """Warn about skipped prompts and responses that were cut."""
-    if counts["skipped"]:
-        log.warning("samples: %d of %d prompts do not fit engine.max_model_len and have no response", counts["skipped"],
-                    counts["samples"])  # fmt: skip
-    if counts["length"]:
-        log.warning("samples: %d of %d responses were cut at sampling.max_tokens or engine.max_model_len",
-                    counts["length"], counts["samples"])  # fmt: skip

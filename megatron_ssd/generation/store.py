@@ -20,9 +20,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ssd.artifacts.atomic import fsync_path
+from megatron_ssd.artifacts.atomic import fsync_path, try_lock
 from megatron_ssd.artifacts.jsonl import FileCursor, iter_complete_records
-from megatron_ssd.artifacts.locks import try_lock
 from megatron_ssd.config.generation import WorkerConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.progress import progress
@@ -95,7 +94,8 @@ class SampleStore:
         assert self.num_missing == 0
         paths = list(self._read)  # in the order of their numbers
         hashes = {}
-        for path, keys in progress(self._unfinished(), desc="writing shards", unit="shard"):
+        unfinished = [shard for shard in self._shards if not self._is_finished(*shard)]
+        for path, keys in progress(unfinished, desc="writing shards", unit="shard"):
             indices = [self._index[key] for key in keys]
             hashes[path.name] = _copy_lines(path, [(paths[self._file[i]], self._offset[i]) for i in indices])
             self._finished.add(path)
@@ -103,17 +103,10 @@ class SampleStore:
             fsync_path(folder)  # the names of the shards, before anything that they were made from is removed
         return hashes
 
-    def _unfinished(self) -> list[Shard]:
-        return [
-            (path, keys)
-            for path, keys in self._shards
-            if path not in self._finished and not self._is_in_order(path, keys)
-        ]
-
-    def _is_in_order(self, path: Path, keys: Sequence[Key]) -> bool:
-        """Whether an appended file already is the shard."""
-        if path not in self._read:
-            return False
+    def _is_finished(self, path: Path, keys: Sequence[Key]) -> bool:
+        """Whether a shard was read or written, or an appended file already is the shard."""
+        if path in self._finished or path not in self._read:
+            return path in self._finished
         indices = [self._index[key] for key in keys]
         offsets = [self._offset[i] for i in indices]
         return {self._file[i] for i in indices} <= {self._read[path][0]} and offsets == sorted(offsets)
@@ -230,8 +223,6 @@ def worker_lock(folder: Path, worker: WorkerConfig) -> Iterator[None]:
     """
     path = worker_file(folder, worker)
     for other in running_workers(folder):
-        if other == path:
-            raise _is_running(worker, folder)
         found = _WORKER.fullmatch(other.name)
         assert found is not None
         if int(found[2]) != (worker.world or 1):
@@ -242,16 +233,12 @@ def worker_lock(folder: Path, worker: WorkerConfig) -> Iterator[None]:
             )
     with path.open("ab") as file:
         if not try_lock(file):
-            raise _is_running(worker, folder)
+            raise UserError(
+                f"worker.rank = {worker.rank or 0}",
+                rule=f"{worker.label} is already running in {folder}",
+                fix="wait for it or stop it, or start each worker with its own worker.rank",
+            )
         yield
-
-
-def _is_running(worker: WorkerConfig, folder: Path) -> UserError:
-    return UserError(
-        f"worker.rank = {worker.rank or 0}",
-        rule=f"{worker.label} is already running in {folder}",
-        fix="wait for it or stop it, or start each worker with its own worker.rank",
-    )
 
 
 def _is_locked(path: Path) -> bool:

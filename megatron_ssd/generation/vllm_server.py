@@ -26,7 +26,6 @@ from megatron_ssd.generation.engine import Completion, Request, RequestQueue, Sc
 from megatron_ssd.generation.server_protocol import (
     body_of,
     completion_of,
-    described,
     headers,
     message_of,
     served_models,
@@ -144,7 +143,7 @@ class ServerSampler:
             cards = served_models(endpoint.url)
             name = served_name(endpoint.url, cards, self._model, max_model_len=self._engine.max_model_len)
             if name is None:
-                others[endpoint] = described(cards)
+                others[endpoint] = ", ".join(f"{card.get('id')} from {card.get('root')}" for card in cards)
             else:
                 endpoint.served_name = name
         self._endpoints = [endpoint for endpoint in self._endpoints if endpoint not in others]
@@ -176,7 +175,9 @@ class ServerSampler:
                     if completion is not None:
                         yield request, completion
         finally:
-            self._drop(running)
+            for endpoint, _ in running.values():
+                endpoint.in_flight -= 1
+            self._cancel(running)  # a server stops decoding when its connection closes
 
     def score(self, requests: Iterable[ScoreRequest]) -> Iterator[tuple[ScoreRequest, float]]:
         """Not supported. Raises ``UserError``."""
@@ -249,12 +250,6 @@ class ServerSampler:
             return None
         endpoint.note_success()
         return completion
-
-    def _drop(self, running: _Running) -> None:
-        """Cancel what is in flight; a server stops decoding when its connection closes."""
-        for endpoint, _ in running.values():
-            endpoint.in_flight -= 1
-        self._cancel(running)
 
     def close(self) -> None:
         """Close the connections. May be called again."""

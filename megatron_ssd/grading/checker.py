@@ -15,57 +15,38 @@ import logging
 import operator
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.grading.compare import stdout_difference, value_difference
 from megatron_ssd.grading.references import SECONDS_FOR_ALL, CanonicalRun, References
-from megatron_ssd.grading.rules import Rules, configured_rules, rules_of
+from megatron_ssd.grading.rules import EVALPLUS_CALLS, Rules, configured_rules, rules_of
 from megatron_ssd.sandbox.execution import Ending, Execution, Failure
 from megatron_ssd.sandbox.sandbox import Limits, Program, Sandbox, SandboxBrokenError
-from megatron_ssd.schema import Problem, TestCase, VerdictStatus
+from megatron_ssd.schema import CHECKED_FORMS, Problem, TestCase, Verdict, VerdictStatus
 
 log = logging.getLogger(__name__)
 
 _LOAD_FACTOR = 2.0
 _WALL_FACTOR, _WALL_EXTRA_SECONDS = 4.0, 5.0  # the wall-clock limit, for programs that wait instead of computing
 _OUTPUT_FACTOR, _EXTRA_OUTPUT = 6, 1 << 16  # bytes per expected character, which JSON may escape, and for white space
-_STATUS: dict[Ending, VerdictStatus] = {
-    "completed": "passed",
-    "runtime_error": "runtime_error",
-    "timeout": "timeout",
-    "starved": "timeout",
-    "memory": "memory",
-    "syntax_error": "syntax_error",
-    "failed_check": "wrong_answer",
+# Why a test failed -> the status of its program, and its letter in ``Verdict.by_test``.
+_STATUS: dict[Ending, tuple[VerdictStatus, str]] = {
+    "runtime_error": ("runtime_error", "R"),
+    "timeout": ("timeout", "T"),
+    "starved": ("timeout", "T"),
+    "memory": ("memory", "M"),
+    "syntax_error": ("syntax_error", "S"),
+    "failed_check": ("wrong_answer", "W"),
 }
-_LETTERS: dict[VerdictStatus, str] = {
-    "passed": ".", "wrong_answer": "W", "runtime_error": "R", "timeout": "T", "memory": "M", "syntax_error": "S",
-    "infrastructure_error": "I",
-}  # fmt: skip
 _KNOWN_GOOD = Program(source="def f(x):\n    return x\n", form="function", function_name="f")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckResult:
-    """The result of a program. See ``Verdict`` for ``by_test``, and the module for ``inconclusive``."""
+class CheckResult(NamedTuple):
+    """The verdict on a program, as on sample 0 of its problem; see the module for ``inconclusive``."""
 
-    status: VerdictStatus
-    tests_passed: int = 0
-    failed_test: int | None = None
-    detail: str = ""
-    cpu_seconds: float = 0.0
-    by_test: str = ""
+    verdict: Verdict
     inconclusive: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _TestResult:
-    """The result of one test."""
-
-    status: VerdictStatus
-    detail: str = ""
-    is_starved: bool = False
 
 
 class Checker(AbstractContextManager["Checker"]):
@@ -102,8 +83,9 @@ class Checker(AbstractContextManager["Checker"]):
         except SandboxBrokenError as error:
             # Twice in a row is the program's fault, unless the checker fails without it too.
             if self._is_healthy():
-                return CheckResult(status="runtime_error", failed_test=0, detail=f"broke its sandbox twice ({error})")
-            return CheckResult(status="infrastructure_error", detail=str(error))
+                detail = f"broke its sandbox twice ({error})"
+                return CheckResult(verdict_of(problem, "runtime_error", failed_test=0, detail=detail))
+            return CheckResult(verdict_of(problem, "infrastructure_error", detail=str(error)))
 
     def _attempt(self, problem: Problem, source: str, alone: bool) -> CheckResult:
         rules = configured_rules(problem.source, self._config)
@@ -114,12 +96,13 @@ class Checker(AbstractContextManager["Checker"]):
             # As in LiveCodeBench's checker, which does not look at the starter code.
             class_name="Solution" if "class Solution" in source else None,
             prelude=rules.prelude,
-            recursion_limit=rules.recursion_limit,
+            recursion_limit=rules.recursion_limit - (EVALPLUS_CALLS if problem.form == "evalplus" else 0),
             max_int_digits=rules.max_int_digits,
+            text_streams=rules.text_streams,
         )
         canonical = self._references.find(problem, program, self._sandbox)
         if canonical is not None and canonical.flaw:
-            return CheckResult(status="infrastructure_error", detail=canonical.flaw)
+            return CheckResult(verdict_of(problem, "infrastructure_error", detail=canonical.flaw))
         if canonical is not None and problem.form == "checks":
             rules = dataclasses.replace(rules, cpu_seconds=canonical.script_seconds(rules.cpu_seconds))
         return self._run_tests(problem, program, rules, canonical, alone)
@@ -128,7 +111,7 @@ class Checker(AbstractContextManager["Checker"]):
         self, problem: Problem, program: Program, rules: Rules, canonical: CanonicalRun | None, alone: bool
     ) -> CheckResult:
         """Run the program on tests until one fails, or on all of them."""
-        results: list[_TestResult] = []
+        results: list[Failure | None] = []
         cpu, is_slow = 0.0, False
         factor = 1.0 if alone else _LOAD_FACTOR
         while len(results) < len(problem.tests):
@@ -151,37 +134,38 @@ class Checker(AbstractContextManager["Checker"]):
                 is_slow |= any(seconds > rules.cpu_seconds for seconds in execution.cpu_seconds)
             cpu += execution.cpu_total
             results += self._results(problem, batch, execution, alone=alone)
-            failed = results[-1].status != "passed"
-            if (failed and self._config.stop_at_first_failure) or results[-1].status == "syntax_error":
+            last = results[-1]
+            if last is not None and (self._config.stop_at_first_failure or last.ending == "syntax_error"):
                 break
             if problem.form == "checks":  # a process that died cannot run the remaining scripts
-                results += [results[-1]] * (len(problem.tests) - len(results))
-        return _summarise(results, cpu, inconclusive=not alone and (is_slow or any(r.is_starved for r in results)))
+                results += [last] * (len(problem.tests) - len(results))
+        is_starved = any(failure is not None and failure.ending == "starved" for failure in results)
+        return CheckResult(_summarise(problem, results, cpu), inconclusive=not alone and (is_slow or is_starved))
 
     def _results(
         self, problem: Problem, tests: Sequence[TestCase], execution: Execution, *, alone: bool
-    ) -> list[_TestResult]:
-        """Results of all tests that ran, or of those up to the first failure if only that one matters."""
-        results: list[_TestResult] = []
+    ) -> list[Failure | None]:
+        """The failure, if any, of each test that ran, or of those up to the first one if only that one matters."""
+        results: list[Failure | None] = []
         for output, test in zip(execution.outputs, tests, strict=False):
-            results.append(self._result(problem, output, test))
-            if results[-1].status != "passed" and self._config.stop_at_first_failure:
+            results.append(self._failure(problem, output, test))
+            if results[-1] is not None and self._config.stop_at_first_failure:
                 return results
         if execution.ending != "completed":
             detail = execution.detail
             if execution.ending == "timeout" and not alone:
                 detail += f" ({_LOAD_FACTOR:g} times its limit, as in every first run)"
-            results.append(_TestResult(_STATUS[execution.ending], detail, execution.ending == "starved"))
+            results.append(Failure(ending=execution.ending, detail=detail))
         return results
 
-    def _result(self, problem: Problem, output: str | Failure, test: TestCase) -> _TestResult:
+    def _failure(self, problem: Problem, output: str | Failure, test: TestCase) -> Failure | None:
         if isinstance(output, Failure):
-            return _TestResult(_STATUS[output.ending], output.detail)
-        if problem.form not in ("stdin", "function"):
-            return _TestResult("passed")  # it was compared in the sandbox
+            return output
+        if problem.form in CHECKED_FORMS:
+            return None  # it was compared in the sandbox
         differ = value_difference if problem.form == "function" else stdout_difference
         difference = differ(output, test.output, tolerance=self._config.tolerance)
-        return _TestResult("passed") if difference is None else _TestResult("wrong_answer", difference)
+        return None if difference is None else Failure(ending="failed_check", detail=difference)
 
     def _limits(self, rules: Rules, factor: float, tests: Sequence[TestCase]) -> Limits:
         """The limits of one run, with room for the expected outputs of ``tests``."""
@@ -210,15 +194,19 @@ class Checker(AbstractContextManager["Checker"]):
         self._sandbox.close()
 
 
-def _summarise(results: Sequence[_TestResult], cpu_seconds: float, *, inconclusive: bool) -> CheckResult:
-    failures = [index for index, result in enumerate(results) if result.status != "passed"]
-    first = results[failures[0]] if failures else _TestResult("passed")
-    return CheckResult(
-        status=first.status,
+def verdict_of(problem: Problem, status: VerdictStatus, **facts: Any) -> Verdict:
+    """The verdict on sample 0 of a problem; ``facts`` are further fields."""
+    return Verdict(problem_id=problem.id, sample_index=0, status=status, tests_total=len(problem.tests), **facts)
+
+
+def _summarise(problem: Problem, results: Sequence[Failure | None], cpu_seconds: float) -> Verdict:
+    failures = [(index, failure) for index, failure in enumerate(results) if failure is not None]
+    return verdict_of(
+        problem,
+        _STATUS[failures[0][1].ending][0] if failures else "passed",
         tests_passed=len(results) - len(failures),
-        failed_test=failures[0] if failures else None,
-        detail=first.detail,
-        cpu_seconds=cpu_seconds,
-        by_test="".join(_LETTERS[result.status] for result in results),
-        inconclusive=inconclusive,
+        failed_test=failures[0][0] if failures else None,
+        detail=failures[0][1].detail if failures else "",
+        cpu_seconds=round(cpu_seconds, 4),
+        by_test="".join("." if failure is None else _STATUS[failure.ending][1] for failure in results),
     )

@@ -58,7 +58,7 @@ def value_difference(actual: str, expected_json: str, *, tolerance: float = 0.0)
     """None if the values agree, else one line about the first difference.
 
     Args:
-        actual: a value in the encoding of ``inside.values``, or any text, since programs can write here.
+        actual: a value in the encoding of ``inside.program``, or any text, since programs can write here.
         expected_json: JSON.
         tolerance: see the module docstring.
 
@@ -112,7 +112,7 @@ def _load(text: str) -> Any:
 
 
 def _plain(value: Any, *, is_outermost: bool = False) -> Any:
-    """Decodes a value of ``inside.values`` that may equal a JSON value. Raises ``ValueError`` if it cannot."""
+    """Decodes a value of ``inside.program`` that may equal a JSON value. Raises ``ValueError`` if it cannot."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if not isinstance(value, dict):

@@ -12,6 +12,7 @@ amount.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -44,11 +45,6 @@ class Estimate:
     def is_known(self) -> bool:
         """Whether anything was measured."""
         return not math.isnan(self.value)
-
-    def interval_json(self) -> dict[str, float | None]:
-        """Value and interval; null if nothing could be measured, since JSON has no NaN."""
-        values = {"value": self.value, "low": self.low, "high": self.high}
-        return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,3 +157,10 @@ def problem_scores(
     return np.array(
         [pass_at_k(int(n), int(c), k) if n >= k else np.nan for n, c in zip(counted, successes, strict=True)]
     )
+
+
+def no_code_causes(verdicts: Iterable[Verdict]) -> dict[str, int]:
+    """Number of verdicts ``no_code`` by cause, the most frequent cause first."""
+    details = (verdict.detail for verdict in verdicts if verdict.status == "no_code")
+    causes = Counter(detail.partition(":")[0] for detail in details)  # "not run: ..." has a reason of its own
+    return dict(sorted(causes.items(), key=lambda item: (-item[1], item[0])))

@@ -20,17 +20,18 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from megatron_ssd.artifacts.jsonl import FileCursor, JsonlWriter, iter_complete_records
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.grading.checker import Checker, CheckResult
-from megatron_ssd.grading.extraction import program_of_response
+from megatron_ssd.grading.checker import Checker, CheckResult, verdict_of
 from megatron_ssd.grading.references import References
+from megatron_ssd.grading.rules import program_of_response
 from megatron_ssd.schema import Problem, Sample, Verdict
 
 WINDOW = 2048
 Key = tuple[str, str]  # problem id, hash of the program
-_EMPTY = CheckResult(status="no_code")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,7 @@ class Grader(AbstractContextManager["Grader"]):
                 raise UserError(f"problem {problem.id}", rule="has no test", fix="leave it out of the benchmark")
         self._config = config
         self._prompt_opens_thinking = prompt_opens_thinking
-        self._results: dict[Key, CheckResult] = {}
+        self._results: dict[Key, Verdict] = {}  # of any sample with this program
         self._local = threading.local()
         self._references = References()
         # The first checker is for second runs. The others belong to the pool's threads.
@@ -95,7 +96,7 @@ class Grader(AbstractContextManager["Grader"]):
                 for verdict, is_new in self._grade_window(window, verdicts):
                     if is_new:
                         writer.write(verdict.to_json())
-                        verdicts[verdict.problem_id, verdict.sample_index] = verdict
+                        verdicts[verdict.key] = verdict
                     advance(1)
         return [verdicts[key] for key in order]
 
@@ -107,18 +108,19 @@ class Grader(AbstractContextManager["Grader"]):
         for program in window:
             text = (program.source or "").encode("utf-8", "surrogatepass")
             key = program.problem_id, hashlib.sha256(text).hexdigest()
-            if program.source is None:
-                self._results[key] = _EMPTY
             if program.key in verdicts:
-                self._remember(key, _check_result(verdicts[program.key]))
+                self._remember(key, verdicts[program.key])
                 yield verdicts[program.key], False
+            elif program.source is None:
+                found = verdict_of(self._problems[program.problem_id], "no_code", detail=program.note)
+                yield replace(found, sample_index=program.sample_index), True
             else:
                 waiting.setdefault(key, []).append(program)
         for key, result in self._check_all({key: programs[0].source or "" for key, programs in waiting.items()}):
             for program in waiting[key]:
-                yield self._verdict(program, result), True
+                yield replace(result, sample_index=program.sample_index), True
 
-    def _check_all(self, sources: dict[Key, str]) -> Iterator[tuple[Key, CheckResult]]:
+    def _check_all(self, sources: dict[Key, str]) -> Iterator[tuple[Key, Verdict]]:
         """Results as soon as they are final. Each is remembered, except those in which the checker failed."""
         fresh = [key for key in sources if key not in self._results]
         yield from ((key, self._results[key]) for key in sources if key in self._results)
@@ -127,15 +129,15 @@ class Grader(AbstractContextManager["Grader"]):
             if result.inconclusive:
                 inconclusive.append(key)
             else:
-                yield self._remember(key, result)
+                yield self._remember(key, result.verdict)
         for key in inconclusive:
             result = self._checkers[0].check(self._problems[key[0]], sources[key], alone=True)
-            yield self._remember(key, result)
+            yield self._remember(key, result.verdict)
 
-    def _remember(self, key: Key, result: CheckResult) -> tuple[Key, CheckResult]:
-        if result.status != "infrastructure_error":
-            self._results[key] = result
-        return key, result
+    def _remember(self, key: Key, verdict: Verdict) -> tuple[Key, Verdict]:
+        if verdict.status != "infrastructure_error":
+            self._results[key] = verdict
+        return key, verdict
 
     def _check(self, key: Key, source: str) -> CheckResult:
         """Check a program in a thread of the pool.
@@ -160,19 +162,6 @@ class Grader(AbstractContextManager["Grader"]):
             note=f"not run: {sample.skip_reason}" if skipped else found.cause or "",
         )
 
-    def _verdict(self, program: Submission, result: CheckResult) -> Verdict:
-        return Verdict(
-            problem_id=program.problem_id,
-            sample_index=program.sample_index,
-            status=result.status,
-            tests_passed=result.tests_passed,
-            tests_total=len(self._problems[program.problem_id].tests),
-            failed_test=result.failed_test,
-            detail=program.note or result.detail,
-            cpu_seconds=round(result.cpu_seconds, 4),
-            by_test=result.by_test,
-        )
-
     def __exit__(self, *exception: object) -> None:
         self.close()
 
@@ -188,15 +177,4 @@ def read_verdicts(path: Path) -> dict[tuple[str, int], Verdict]:
     if not path.exists():
         return {}
     verdicts = (Verdict.from_json(record) for record, _ in iter_complete_records(path, FileCursor()))
-    return {(verdict.problem_id, verdict.sample_index): verdict for verdict in verdicts}
-
-
-def _check_result(verdict: Verdict) -> CheckResult:
-    return CheckResult(
-        status=verdict.status,
-        tests_passed=verdict.tests_passed,
-        failed_test=verdict.failed_test,
-        detail=verdict.detail,
-        cpu_seconds=verdict.cpu_seconds,
-        by_test=verdict.by_test,
-    )
+    return {verdict.key: verdict for verdict in verdicts}

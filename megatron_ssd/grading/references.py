@@ -16,15 +16,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import platform
-import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_ssd.artifacts.atomic import cache_entry
 from megatron_ssd.artifacts.hashing import cache_folder, hash_json
 from megatron_ssd.errors import UserError
 from megatron_ssd.sandbox.execution import Failure
@@ -114,18 +113,14 @@ def _cached_run(problem: Problem, canonical: Program, sandbox: Sandbox) -> Canon
     folder = cache_folder() / "references" / hash_json(key)
     facts = folder / _FACTS
     if not facts.is_file():
-        unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.{threading.get_ident()}")
         try:
-            unfinished.mkdir(parents=True)
-            content = _run(problem, canonical, sandbox, unfinished)
-            (unfinished / _FACTS).write_text(json.dumps(content), encoding="utf-8")
-            if not folder.exists():  # another process may have been faster
-                unfinished.rename(folder)
+            with cache_entry(folder) as unfinished:
+                unfinished.mkdir()
+                content = _run(problem, canonical, sandbox, unfinished)
+                (unfinished / _FACTS).write_text(json.dumps(content), encoding="utf-8")
         except OSError as error:
             raise UserError(f"folder {folder.parent}", rule=f"cannot be written ({error.strerror})",
                             fix="set XDG_CACHE_HOME to a folder with free space") from None  # fmt: skip
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
     found: Mapping[str, Any] = json.loads(facts.read_text(encoding="utf-8"))
     return CanonicalRun(flaw=found["flaw"], seconds=tuple(map(tuple, found["seconds"])), folder=folder)
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_ssd.artifacts.hf_config import read_json_object
-from megatron_ssd.artifacts.lfs import refuse_lfs_pointer
+from megatron_ssd.artifacts.hub import refuse_lfs_pointer
 from megatron_ssd.errors import UserError
 
 Shape = tuple[int, ...]

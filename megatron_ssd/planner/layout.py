@@ -13,7 +13,11 @@ from megatron_ssd.config.parallel import ParallelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RankReport:
-    """The parameters that one rank would hold."""
+    """The parameters that one rank would hold.
+
+    ``num_product_weights`` counts the weights of projections and experts in each layer of the full model, which are
+    those of FP8 products. Router and output layer stay in bf16.
+    """
 
     rank: int
     tensor_rank: int
@@ -24,7 +28,7 @@ class RankReport:
     num_parameters: int
     num_expert_parameters: int = 0  # those that differ between the ranks of expert parallelism
     num_frozen_parameters: int = 0
-    num_fp8_weights: int = 0  # weights of FP8 products
+    num_product_weights: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

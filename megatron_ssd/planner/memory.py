@@ -65,11 +65,6 @@ class RankMemory:
     reserve: float = RESERVE
 
     @property
-    def state(self) -> float:
-        """What is allocated between iterations."""
-        return self.weights + self.fp8_weights + self.gradients + self.optimizer + self.ema
-
-    @property
     def total(self) -> float:
         """The peak of an iteration."""
         return float(sum(getattr(self, field.name) for field in fields(self)))
@@ -100,7 +95,7 @@ def _rank_memory(config: RunConfig, model: ModelConfig, rank: RankReport) -> Ran
     trained = rank.num_parameters - rank.num_frozen_parameters
     return RankMemory(
         weights=rank.num_parameters * _BYTES[precision.params_dtype],
-        fp8_weights=rank.num_fp8_weights * _fp8_weight_bytes(precision.fp8),
+        fp8_weights=_num_fp8_weights(rank, precision.fp8) * _fp8_weight_bytes(precision.fp8),
         gradients=trained * _BYTES[optimizer.main_grads_dtype],
         optimizer=optimizer_bytes(rank, parallel, optimizer, params_dtype=precision.params_dtype),
         ema=0.0 if config.training.ema_decay is None else rank.num_parameters * 4.0,
@@ -135,6 +130,13 @@ def _state_bytes(optimizer: OptimizerConfig, params_dtype: str) -> int:
         return moments  # the parameter is its own fp32 copy
     remainder_only = optimizer.precision_aware and optimizer.main_params_dtype == "fp32"
     return moments + (2 if remainder_only else _BYTES[optimizer.main_params_dtype])
+
+
+def _num_fp8_weights(rank: RankReport, fp8: Fp8Config | None) -> int:
+    if fp8 is None:
+        return 0
+    layers = rank.num_product_weights
+    return sum(layers[fp8.bf16_layers_at_start : len(layers) - fp8.bf16_layers_at_end])
 
 
 def _fp8_weight_bytes(fp8: Fp8Config | None) -> float:
@@ -185,6 +187,8 @@ class Widths:
     q: int
     g: int
     heads: int
+    f: int
+    routed: float  # tokens at this rank's experts per token, if evenly spread; 0 without experts
     sp: int
     value_bytes: int  # of weights and activations
     product_bytes: float  # of the input that a matrix product keeps
@@ -192,14 +196,22 @@ class Widths:
     @classmethod
     def of(cls, model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig) -> Widths:
         """Widths of ``model`` under ``parallel``."""
-        tp = parallel.tensor_model_parallel_size
+        tp, etp = parallel.tensor_model_parallel_size, parallel.expert_tensor_parallel_size
+        sp = tp if parallel.sequence_parallel else 1
         value_bytes = 2 if precision.params_dtype == "bf16" else _FP32
+        f, routed = model.intermediate_size // tp, 0.0
+        if model.is_moe:
+            assert model.moe_intermediate_size is not None
+            assert model.num_experts_per_tok is not None
+            f, routed = model.moe_intermediate_size // etp, model.num_experts_per_tok * etp / sp
         return cls(
             h=model.hidden_size,
             q=model.num_attention_heads * model.head_dim // tp,
             g=model.num_key_value_heads * model.head_dim // tp,
             heads=model.num_attention_heads // tp,
-            sp=tp if parallel.sequence_parallel else 1,
+            f=f,
+            routed=routed,
+            sp=sp,
             value_bytes=value_bytes,
             product_bytes=_fp8_bytes(precision) or value_bytes,
         )
@@ -218,20 +230,11 @@ def layer_tensors(
     """What one layer keeps without recomputation."""
     w = Widths.of(model, parallel, precision)
     attention = _attention(w, has_qk_norm=model.has_qk_norm, fused=precision.transformer_engine)
-    if not model.is_moe:
-        f = model.intermediate_size // parallel.tensor_model_parallel_size
-        return (*attention, *_dense(w, f, fused=precision.transformer_engine))
-    assert model.moe_intermediate_size is not None
-    assert model.num_experts is not None
-    assert model.num_experts_per_tok is not None
-    etp = parallel.expert_tensor_parallel_size
-    routed = model.num_experts_per_tok * etp / w.sp  # tokens at this rank's experts per token, if evenly spread
+    if model.num_experts is None:
+        return (*attention, *_dense(w, fused=precision.transformer_engine))
     grouped = precision.transformer_engine and moe.grouped_gemm
-    return (
-        *attention,
-        *_experts(w, model.moe_intermediate_size // etp, routed, num_experts=model.num_experts, grouped=grouped,
-                  fused=precision.transformer_engine),
-    )  # fmt: skip
+    experts = _experts(w, num_experts=model.num_experts, grouped=grouped, fused=precision.transformer_engine)
+    return (*attention, *experts)
 
 
 def _attention(w: Widths, *, has_qk_norm: bool, fused: bool) -> tuple[Kept, ...]:
@@ -252,20 +255,20 @@ def _attention(w: Widths, *, has_qk_norm: bool, fused: bool) -> tuple[Kept, ...]
     return tuple(tensors)
 
 
-def _dense(w: Widths, f: int, *, fused: bool) -> tuple[Kept, ...]:
+def _dense(w: Widths, *, fused: bool) -> tuple[Kept, ...]:
     """Norm, gate and up product, SwiGLU, down product. Unfused SwiGLU also keeps both factors of its product."""
     b = w.value_bytes
     mlp: tuple[RecomputeModule, ...] = ("mlp",)
     return (
         Kept("feed-forward norm: input", w.h * b / w.sp),
         Kept("feed-forward norm: output", w.h * w.product_bytes / w.sp, mlp if fused else ("layernorm",)),
-        Kept("gate and up", 2 * f * b, mlp),
-        Kept("SwiGLU: output", f * w.product_bytes, mlp),
-        *(() if fused else (Kept("SwiGLU: its factors", 2 * f * b, mlp),)),
+        Kept("gate and up", 2 * w.f * b, mlp),
+        Kept("SwiGLU: output", w.f * w.product_bytes, mlp),
+        *(() if fused else (Kept("SwiGLU: its factors", 2 * w.f * b, mlp),)),
     )
 
 
-def _experts(w: Widths, f: int, routed: float, *, num_experts: int, grouped: bool, fused: bool) -> tuple[Kept, ...]:
+def _experts(w: Widths, *, num_experts: int, grouped: bool, fused: bool) -> tuple[Kept, ...]:
     """Norm, router, exchange of tokens, each expert's SwiGLU."""
     b = w.value_bytes
     moe: tuple[RecomputeModule, ...] = ("moe",)
@@ -276,13 +279,13 @@ def _experts(w: Widths, f: int, routed: float, *, num_experts: int, grouped: boo
         Kept("feed-forward norm: input", w.h * b / w.sp),
         Kept("feed-forward norm: output", w.h * b / w.sp, ("layernorm",)),
         Kept("router", router / w.sp, moe),
-        Kept("experts: input", routed * w.h * w.product_bytes, moe, is_routed=True),
-        Kept("experts: gate and up", routed * 2 * f * b, moe, is_routed=True),
-        Kept("experts: SwiGLU output", routed * f * w.product_bytes, act, is_routed=True),
+        Kept("experts: input", w.routed * w.h * w.product_bytes, moe, is_routed=True),
+        Kept("experts: gate and up", w.routed * 2 * w.f * b, moe, is_routed=True),
+        Kept("experts: SwiGLU output", w.routed * w.f * w.product_bytes, act, is_routed=True),
     ]
     if not fused:
         # Both factors of the product, and the product before it is multiplied by the router's probability.
-        tensors.append(Kept("experts: SwiGLU inside", routed * 3 * f * b, moe, is_routed=True))
+        tensors.append(Kept("experts: SwiGLU inside", w.routed * 3 * w.f * b, moe, is_routed=True))
     return tuple(tensors)
 
 
@@ -315,10 +318,5 @@ def working_bytes(
     rebuilt = sum(tensor.bytes_per_token * (imbalance if tensor.is_routed else 1.0) for tensor in tensors)
     rebuilt -= kept_bytes(tensors, precision, imbalance=imbalance)
     if model.is_moe:
-        assert model.moe_intermediate_size is not None
-        assert model.num_experts_per_tok is not None
-        etp = parallel.expert_tensor_parallel_size
-        routed = model.num_experts_per_tok * etp / w.sp * imbalance
-        return rebuilt + routed * (3 * w.h + 3 * model.moe_intermediate_size // etp) * w.value_bytes
-    f = model.intermediate_size // parallel.tensor_model_parallel_size
-    return rebuilt + (2 * w.h + 3 * f) * w.value_bytes
+        return rebuilt + w.routed * imbalance * (3 * w.h + 3 * w.f) * w.value_bytes
+    return rebuilt + (2 * w.h + 3 * w.f) * w.value_bytes

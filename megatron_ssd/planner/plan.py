@@ -15,22 +15,11 @@ from megatron_ssd.config.precision import PrecisionConfig, RecomputeModule
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.packing import PackingReport
-from megatron_ssd.planner.flops import flops_of
+from megatron_ssd.planner.flops import GPUS, Gpu, flops_of
 from megatron_ssd.planner.layout import LayoutReport
 from megatron_ssd.planner.memory import GB, IMBALANCE, RankMemory, worst_rank
-from megatron_ssd.runtime.gpus import GPUS, Gpu
 
-_PARTS = {
-    "weights": "weights",
-    "fp8_weights": "FP8 weights",
-    "gradients": "gradients",
-    "optimizer": "optimizer",
-    "ema": "EMA of the weights",
-    "activations": "activations",
-    "working_set": "working set",
-    "logits": "logits",
-    "reserve": "reserve",
-}
+_LABELS = {"fp8_weights": "FP8 weights", "ema": "EMA of the weights"}  # others are the names of the fields
 
 
 @dataclass(frozen=True)
@@ -81,13 +70,14 @@ def memory_text(config: RunConfig, layout: LayoutReport) -> str:
     model = needed(config.model, "model")
     memory = worst_rank(config, layout)
     lines = [
-        f"{model.name}: {layout_name(config.parallel)}, {_numbers_name(config.precision)}, "
-        f"recompute {recompute_name(config.precision)}",
+        f"{model.name}: {config.parallel.world_size} GPUs, {layout_name(config.parallel)}, "
+        f"{numbers_name(config.precision)}, recompute {recompute_name(config.precision)}",
         "",
         "memory of the fullest GPU                GB",
     ]
-    parts = {label: getattr(memory, part) for part, label in _PARTS.items()} | {"total": memory.total}
-    lines += [f"  {label:34s} {value / GB:8.1f}" for label, value in parts.items() if value]
+    for part, value in (dataclasses.asdict(memory) | {"total": memory.total}).items():
+        if value:
+            lines.append(f"  {_LABELS.get(part, part.replace('_', ' ')):34s} {value / GB:8.1f}")
     lines += ["", "with recompute                           activations   working set      total"]
     for precision in recompute_modes(model, config.precision, grouped_gemm=config.moe.grouped_gemm):
         other = worst_rank(dataclasses.replace(config, precision=precision), layout)
@@ -118,11 +108,9 @@ def fits(memory: RankMemory, gpu: str) -> bool:
 def run_text(config: RunConfig, samples: Samples | None) -> str:
     """Iterations, tokens, epochs and operations of the run."""
     model, training = needed(config.model, "model"), config.training
-    replicas = config.parallel.data_parallel_size
     sequences = training.train_iters * training.global_batch_size
     lines = [
-        f"per iteration: {training.global_batch_size} sequences of {training.seq_length:,} tokens, in "
-        f"{training.num_microbatches(replicas)} micro batches on each of {replicas} replicas",
+        iteration_text(training, config.parallel),
         f"the run: {training.train_iters:,} iterations, {sequences:,} sequences, "
         f"{sequences * training.seq_length:,} tokens, packing {training.packing}",
     ]
@@ -135,6 +123,15 @@ def run_text(config: RunConfig, samples: Samples | None) -> str:
     return "\n".join(lines)
 
 
+def iteration_text(training: TrainingConfig, parallel: ParallelConfig) -> str:
+    """What one iteration consists of."""
+    replicas = parallel.data_parallel_size
+    return (
+        f"per iteration: {training.global_batch_size} sequences of {training.seq_length:,} tokens, in "
+        f"{training.num_microbatches(replicas)} micro batches on each of {replicas} replicas"
+    )
+
+
 def iteration_flops(model: ModelConfig, training: TrainingConfig, samples: Samples | None) -> float:
     """Useful operations of one iteration over full sequences."""
     length = training.seq_length
@@ -144,7 +141,7 @@ def iteration_flops(model: ModelConfig, training: TrainingConfig, samples: Sampl
 
 def hours(config: RunConfig, samples: Samples | None, gpu: Gpu, mfu: float) -> float:
     """Duration of the run at an assumed share ``mfu`` of the dense peak of ``gpu`` in the precision of the products."""
-    peak = gpu.fp8_tflops if config.precision.fp8 else gpu.bf16_tflops
+    peak = gpu.peak_tflops(config.precision)
     assert peak is not None
     flops = iteration_flops(needed(config.model, "model"), config.training, samples)
     seconds = flops / (mfu * peak * 1e12 * config.parallel.world_size)
@@ -162,12 +159,11 @@ def recipe_tables(recipes: Mapping[str, tuple[RunConfig, LayoutReport, str]]) ->
     lines = [_table_row(columns), _table_row(["---"] * 5 + ["---:"] * (len(columns) - 5))]
     for name, (config, layout, gpu) in recipes.items():
         memory = worst_rank(config, layout)
-        count, sizes = layout_name(config.parallel).split(" GPUs, ")
         rest = memory.working_set + memory.ema + memory.reserve
         figures = [memory.weights + memory.fp8_weights, memory.gradients, memory.optimizer, memory.activations,
                    memory.logits, rest, memory.total]  # fmt: skip
-        cells = [f"`{name}`", f"{count} x {gpu}", sizes, _numbers_name(config.precision),
-                 recompute_name(config.precision)]  # fmt: skip
+        cells = [f"`{name}`", f"{config.parallel.world_size} x {gpu}", layout_name(config.parallel),
+                 numbers_name(config.precision), recompute_name(config.precision)]  # fmt: skip
         cells += [f"{figure / GB:.1f}" for figure in figures]
         lines.append(_table_row([*cells, f"{GPUS[gpu].memory_gb:g}"]))
     modes = ["none", "selective (layernorm, moe_act)", "selective (layernorm, moe)", "full"]
@@ -188,15 +184,15 @@ def _table_row(cells: list[str]) -> str:
 
 
 def layout_name(p: ParallelConfig) -> str:
-    """For example ``8 GPUs, TP1 CP8 EP8 PP1 DP1``."""
+    """For example ``TP1 CP8 EP8 PP1 DP1``."""
     sizes = {"TP": p.tensor_model_parallel_size, "CP": p.context_parallel_size, "EP": p.expert_model_parallel_size,
              "PP": p.pipeline_model_parallel_size, "DP": p.data_parallel_size}  # fmt: skip
     if p.virtual_pipeline_model_parallel_size:
         sizes["VPP"] = p.virtual_pipeline_model_parallel_size
-    return f"{p.world_size} GPUs, " + " ".join(f"{name}{size}" for name, size in sizes.items())
+    return " ".join(f"{name}{size}" for name, size in sizes.items())
 
 
-def _numbers_name(precision: PrecisionConfig) -> str:
+def numbers_name(precision: PrecisionConfig) -> str:
     """For example ``bf16 with FP8 mxfp8``."""
     return precision.params_dtype + (f" with FP8 {precision.fp8.recipe}" if precision.fp8 else "")
 

@@ -16,10 +16,9 @@ from megatron_ssd.artifacts.hub import local_path
 from megatron_ssd.config.problems import BenchmarkConfig, BenchmarkSetConfig, MinicodeConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems import livecodebench, minicode
+from megatron_ssd.problems.assert_scripts import read_assert_scripts
 from megatron_ssd.problems.downloads import RELEASES, released_file
-from megatron_ssd.problems.errata import Errata, apply_errata
-from megatron_ssd.problems.formats import read_format
-from megatron_ssd.problems.livecodebench import BenchmarkKeys
+from megatron_ssd.problems.livecodebench import BenchmarkKeys, Errata, apply_errata
 from megatron_ssd.schema import Problem
 
 _MBPP_TEST = range(11, 511)
@@ -43,7 +42,11 @@ class Benchmark:
 
 def load_benchmarks(config: BenchmarkConfig, world: MinicodeConfig) -> list[Benchmark]:
     """Every benchmark of the run. Raises what ``load_problems`` and ``apply_errata`` raise."""
-    return [_benchmark(name, one, world) for name, one in config.sets.items()]
+    benchmarks = []
+    for name, one in config.sets.items():
+        problems, errata = apply_errata(load_problems(name, one, world), one.errata)
+        benchmarks.append(Benchmark(name=name, format=one.format, problems=problems, errata=errata))
+    return benchmarks
 
 
 def load_problems(name: str, one: BenchmarkSetConfig, world: MinicodeConfig) -> list[Problem]:
@@ -56,7 +59,7 @@ def load_problems(name: str, one: BenchmarkSetConfig, world: MinicodeConfig) -> 
         return minicode.test_problems(world)[: one.limit]
     if one.format == "livecodebench":
         return livecodebench.read_benchmark(one, _keys(name))
-    problems = read_format(one.format, _file(name, one))
+    problems = read_assert_scripts(one.format, _file(name, one))
     if one.format == "mbpp" and one.split == "test":
         problems = [problem for problem in problems if problem.id.isdigit() and int(problem.id) in _MBPP_TEST]
     if not problems:
@@ -81,11 +84,6 @@ def source_hashes(config: BenchmarkConfig | None, world: MinicodeConfig) -> Iter
         else:
             content = RELEASES[one.format].sha256 if one.path is None else remembered_sha256(_file(name, one))
         yield name, hash_json([window, content])
-
-
-def _benchmark(name: str, one: BenchmarkSetConfig, world: MinicodeConfig) -> Benchmark:
-    problems, errata = apply_errata(load_problems(name, one, world), one.errata)
-    return Benchmark(name=name, format=one.format, problems=problems, errata=errata)
 
 
 def _file(name: str, one: BenchmarkSetConfig) -> Path:

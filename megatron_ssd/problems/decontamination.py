@@ -70,10 +70,6 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(_NAME if word in names else word.lower() for word in found) if names else tuple(map(str.lower, found))
 
 
-def _words_as_written(text: str) -> tuple[str, ...]:
-    return tuple(map(str.lower, _WORD.findall(text)))
-
-
 class ContaminationIndex:
     """The n-grams of all evaluation problems, in which training problems are looked up.
 
@@ -95,7 +91,8 @@ class ContaminationIndex:
         texts: list[tuple[str, ...]] = []
         for problem in problems:
             # Also with its own names: a copy without the signature still has them in its text and examples.
-            for found in filter(None, dict.fromkeys((words(problem.text), _words_as_written(problem.text)))):
+            as_written = tuple(map(str.lower, _WORD.findall(problem.text)))
+            for found in filter(None, dict.fromkeys((words(problem.text), as_written))):
                 self._exact[found].append(len(self._problems))
                 self._problems.append(problem)
                 texts.append(() if problem.exact_only else found)
@@ -229,14 +226,6 @@ def _columns(one: EvaluationSetConfig) -> list[str]:
     return [*one.columns, *([one.id] if one.id is not None else [])]
 
 
-def _set_problems(name: str, one: EvaluationSetConfig) -> Iterator[EvaluationProblem]:
-    fix = f"name the columns of the problems' text in contamination.sets.{name}.columns"
-    for number, row in enumerate(_table(name, one).rows(_columns(one)), start=1):
-        texts = [row.text(column, fix=fix) for column in one.columns]
-        id_ = f"row {number}" if one.id is None else str(row.values[one.id])
-        yield EvaluationProblem(set_name=name, id=id_, text="\n".join(texts))
-
-
 def _benchmark_problems(benchmark: BenchmarkConfig | None, world: MinicodeConfig) -> Iterator[EvaluationProblem]:
     for name, one in benchmark.sets.items() if benchmark else ():
         # All minicode problems consist of the same phrases; two of them are the same only if all words are equal.
@@ -248,11 +237,13 @@ def _benchmark_problems(benchmark: BenchmarkConfig | None, world: MinicodeConfig
 
 def _listed_problems(section: ContaminationConfig) -> Iterator[EvaluationProblem]:
     for name, one in section.sets.items():
-        found = list(_set_problems(name, one))
-        if not any(words(problem.text) for problem in found):
-            raise UserError(
-                f"contamination.sets.{name}.path = {one.path}",
-                rule=f"none of its {len(found)} rows has a word to compare",
-                fix=f"name the file and the columns that hold the problems' text in contamination.sets.{name}",
-            )
-        yield from found
+        key, number, has_words = f"contamination.sets.{name}", 0, False
+        fix = f"name the columns of the problems' text in {key}.columns"
+        for number, row in enumerate(_table(name, one).rows(_columns(one)), start=1):
+            text = "\n".join(row.text(column, fix=fix) for column in one.columns)
+            has_words |= bool(words(text))
+            id_ = f"row {number}" if one.id is None else str(row.values[one.id])
+            yield EvaluationProblem(set_name=name, id=id_, text=text)
+        if not has_words:
+            raise UserError(f"{key}.path = {one.path}", rule=f"none of its {number} rows has a word to compare",
+                            fix=f"name the file and the columns that hold the problems' text in {key}")  # fmt: skip

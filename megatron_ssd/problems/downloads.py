@@ -6,16 +6,14 @@ Each is pinned by the commit in its address and by its hash. A file is kept in `
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import tempfile
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+from megatron_ssd.artifacts.atomic import cache_entry
 from megatron_ssd.artifacts.hashing import cache_folder, sha256_file
 from megatron_ssd.errors import UserError
 
@@ -76,18 +74,6 @@ def released_file(format_: str, *, key: str) -> Path:
     if (found := hashlib.sha256(content).hexdigest()) != release.sha256:
         raise UserError(f"{key} = null", rule=f"what {release.url} serves has the SHA-256 {found}, and the published "
                         f"file has {release.sha256}", fix=fix)  # fmt: skip
-    _keep(path, content)
+    with cache_entry(path) as unfinished:  # several processes may download at a time
+        unfinished.write_bytes(content)
     return path
-
-
-def _keep(path: Path, content: bytes) -> None:
-    """Write ``path`` in one step, since several processes may download at a time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(name).replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            Path(name).unlink()

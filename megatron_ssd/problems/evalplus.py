@@ -11,14 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from megatron_ssd.errors import UserError
-from megatron_ssd.problems.assert_scripts import check_texts
 from megatron_ssd.problems.table import Row
 from megatron_ssd.schema import Problem, TestCase
 
-INPUTS = ("base_input", "plus_input")
+_INPUTS = ("base_input", "plus_input")
 _TEXTS = ("task_id", "prompt", "canonical_solution", "entry_point")
-COLUMNS = (*_TEXTS, *INPUTS, "atol")
+COLUMNS = (*_TEXTS, *_INPUTS, "atol")
 Convert = Callable[[Any], Any]
 
 # Source -> entry point -> one of ``sandbox.inside.evalplus.RULES``; "equal" for all others.
@@ -37,41 +35,40 @@ _RULES: Mapping[str, Mapping[str, str]] = {
 }  # fmt: skip
 
 
-def read_inputs(row: Row, source: str) -> Problem:
+def read_inputs(row: Row, source: str, _number: int) -> Problem:
     """The problem of one row. ``source`` is humaneval_plus or mbpp_plus. Raises ``UserError``."""
-    check_texts(row, _TEXTS)
-    values, entry, atol = row.values, row.values["entry_point"], row.values["atol"]
+    id_, prompt, solution, entry = map(row.filled_text, _TEXTS)
+    atol, is_mbpp = row.values["atol"], source == "mbpp_plus"
     if isinstance(atol, bool) or not isinstance(atol, int | float):
-        raise UserError(f"{row.where}: atol = {atol!r}", rule="must be a number", fix="fix that row")
-    text, _, assertion = values["prompt"].strip('" \n').partition("\nassert ")  # of a docstring, for MBPP+
+        raise row.error("atol", "must be a number")
+    text, _, assertion = prompt.strip('" \n').partition("\nassert ")  # of a docstring, for MBPP+
     return Problem(
-        id=values["task_id"],
+        id=id_,
         source=source,
-        statement=text if source == "mbpp_plus" else values["prompt"],
+        statement=text if is_mbpp else prompt,
         form="evalplus",
-        starter_code=values["prompt"] if source == "humaneval_plus" else "",
+        starter_code="" if is_mbpp else prompt,
         function_name=entry,
-        tests=tuple(TestCase(input=_literal(row, column, source), output="") for column in INPUTS),
+        tests=tuple(TestCase(input=_literal(row, column, is_mbpp), output="") for column in _INPUTS),
         metadata={
-            "canonical_solution": values["prompt"] + values["canonical_solution"],
+            "canonical_solution": prompt + solution,
             "rule": _RULES[source].get(entry, "equal"),
             "atol": atol,
-            **({"assertions": f"assert {assertion}"} if source == "mbpp_plus" else {}),
+            **({"assertions": f"assert {assertion}"} if is_mbpp else {}),
         },
     )
 
 
-def _literal(row: Row, column: str, source: str) -> str:
+def _literal(row: Row, column: str, is_mbpp: bool) -> str:
     """The inputs of a column as a Python literal, in which ``inf`` and ``nan`` may be used."""
     inputs = row.values[column] or []  # a published row has an empty object instead of a list
     if not isinstance(inputs, list) or not all(isinstance(arguments, list) for arguments in inputs):
-        raise UserError(f"{row.where}: {column}", rule="must be a list of lists of arguments", fix="fix that row")
-    convert = _conversion(row.values["task_id"]) if source == "mbpp_plus" else None
+        raise row.error(column, "must be a list of lists of arguments")
+    convert = _conversion(row.values["task_id"]) if is_mbpp else None
     try:
         return repr(inputs if convert is None else [convert(arguments) for arguments in inputs])
     except (TypeError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(f"{row.where}: {column}", rule=f"has inputs of other types than this task's ({error})",
-                        fix="fix that row") from None  # fmt: skip
+        raise row.error(column, f"has inputs of other types than this task's ({error})") from None
 
 
 def _conversion(task_id: str) -> Convert | None:

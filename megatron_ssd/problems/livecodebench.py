@@ -1,6 +1,11 @@
-"""Reads LiveCodeBench's ``code_generation_lite``, limited to a window of contest dates.
+"""LiveCodeBench's problems, from the rows of ``code_generation_lite`` to the errata of its authors.
 
-Hidden tests are decoded only for problems inside the window, because all tests of a release take gigabytes.
+Hidden tests are decoded only for problems inside the window of contest dates, because all tests of a release take
+gigabytes.
+
+The errata list flawed problems. Source: ERRATA.md of github.com/LiveCodeBench/LiveCodeBench at commit b0fc86b1e20d
+(8 July 2025). AtCoder's problems are listed by id, LeetCode's by the title in their address. The official evaluation
+counts all of them.
 """
 
 from __future__ import annotations
@@ -13,9 +18,11 @@ import pickle
 import re
 import struct
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, Self
 
-from megatron_ssd.config.problems import BenchmarkSetConfig
+from megatron_ssd.config.problems import BenchmarkSetConfig, ErrataChoice
 from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.problems.table import Row, Table, is_null, open_table
 from megatron_ssd.schema import Problem, ProblemForm, TestCase
@@ -35,6 +42,17 @@ _MOST_SECONDS = 1e11  # the year 5138; a larger number counts milliseconds, or s
 _FIRST_YEAR = 2000
 _DOWNLOAD_AGAIN = "download the file again"
 _TEST_TYPE = {"stdin": "stdin", "function": "functional"}
+_BY_FLAW = {
+    "several answers are right, and the tests know one": (
+        "abc311_c", "abc326_d", "abc327_b", "abc333_e", "abc343_a", "abc343_e", "abc362_c", "arc185_c",
+        "find-the-peaks", "find-words-containing-character", "generate-binary-strings-without-adjacent-zeros",
+    ),
+    "interactive, so that no program can pass": ("abc337_e", "abc355_e"),
+    "a test is wrong": (
+        "abc350_c", "arc189_a", "apply-operations-to-make-string-empty", "most-frequent-ids",
+    ),
+}  # fmt: skip
+_FLAWS = {name: flaw for flaw, names in _BY_FLAW.items() for name in names}
 
 
 class BenchmarkKeys(NamedTuple):
@@ -48,6 +66,23 @@ class BenchmarkKeys(NamedTuple):
     def of(cls, section: str) -> Self:
         """The keys in ``section``."""
         return cls(*(f"{section}.{name}" for name in cls._fields))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errata:
+    """The flawed problems of a benchmark of ``num_problems``: ``flaws`` by problem id, and whether they are kept."""
+
+    flaws: dict[str, str]
+    num_problems: int
+    kept: bool
+
+    @property
+    def line(self) -> str:
+        """The errata in one sentence; empty if no problem is flawed."""
+        if not self.flaws:
+            return ""
+        decision = "kept, as the official evaluation counts them" if self.kept else "left out"
+        return f"{len(self.flaws)} of {self.num_problems} problems are in LiveCodeBench's errata; {decision}"
 
 
 def benchmark_table(config: BenchmarkSetConfig, keys: BenchmarkKeys) -> Table:
@@ -73,7 +108,7 @@ def read_benchmark(config: BenchmarkSetConfig, keys: BenchmarkKeys) -> list[Prob
             continue
         problem = _problem(row, date)
         if problem.id in problems:
-            raise UserError(f"{row.where}: question_id {problem.id!r}", rule="is repeated", fix="name each file once")
+            raise row.error("question_id", "is repeated", fix="name each file once")
         problems[problem.id] = problem
     if not problems:
         raise _empty_window(config, keys, seen)
@@ -88,22 +123,14 @@ class _TextUnpickler(pickle.Unpickler):
 
 
 def _problem(row: Row, date: datetime.date) -> Problem:
-    values = row.values
-    function_name = _function_name(row)
+    values, function_name = row.values, _function_name(row)
     form: ProblemForm = "function" if function_name else "stdin"
     title, statement, starter_code = (row.optional_text(column, fix=_DOWNLOAD_AGAIN) for column in _TEXTS)
     if not statement.strip() or is_null(values["question_id"]):
-        column = "question_id" if statement.strip() else "question_content"
-        raise UserError(f"{row.where}: {column}", rule="is empty", fix=_DOWNLOAD_AGAIN)
-    tests = [
-        test
-        for column in ("public_test_cases", "private_test_cases")
-        for test in decode_tests(values[column], where=f"{row.where}: {column}", form=form)
-    ]
+        raise row.error("question_id" if statement.strip() else "question_content", "is empty", fix=_DOWNLOAD_AGAIN)
+    tests = [test for column in ("public_test_cases", "private_test_cases") for test in decode_tests(row, column, form)]
     if not tests:
-        raise UserError(
-            f"{row.where}: {values['question_id']}", rule="has no test, so no program could fail", fix="remove that row"
-        )
+        raise row.error("question_id", "has no test, so no program could fail", fix="remove that row")
     return Problem(
         id=str(values["question_id"]),
         source="livecodebench",
@@ -119,32 +146,24 @@ def _problem(row: Row, date: datetime.date) -> Problem:
     )
 
 
-def decode_tests(text: str, *, where: str, form: ProblemForm) -> list[TestCase]:
+def decode_tests(row: Row, column: str, form: ProblemForm) -> list[TestCase]:
     """Test cases of one column: JSON text, or base64 of zlib of a pickle of that text.
 
     The pickle comes from the network and is read by an unpickler that can build only plain values.
 
-    Args:
-        text: the value of the column.
-        where: file, line and column, for messages.
-        form: the form of the problem. Tests of another form are an error.
-
     Raises:
-        UserError: the text cannot be decoded, or a test does not have the problem's form.
+        UserError: the text cannot be decoded, or a test does not have ``form``, the form of the problem.
     """
     try:
-        rows = json.loads(_as_json(text))
-        kinds = {row["testtype"] for row in rows}
-        tests = [TestCase(input=_checked(row["input"]), output=_checked(row["output"])) for row in rows]
+        rows = json.loads(_as_json(row.values[column]))
+        kinds = {one["testtype"] for one in rows}
+        tests = [TestCase(input=_checked(one["input"]), output=_checked(one["output"])) for one in rows]
     except _DECODING_ERRORS as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(where, rule=f"does not hold test cases ({reason})", fix=_DOWNLOAD_AGAIN) from None
+        rule = f"does not hold test cases ({type(error).__name__}: {error})"
+        raise row.error(column, rule, fix=_DOWNLOAD_AGAIN) from None
     if kinds - {_TEST_TYPE[form]}:
-        raise UserError(
-            where,
-            rule=f"holds {', '.join(sorted(map(str, kinds)))} tests, and metadata.func_name makes it a {form} problem",
-            fix="fix metadata.func_name or the tests",
-        )
+        rule = f"holds {', '.join(sorted(map(str, kinds)))} tests, and metadata.func_name makes it a {form} problem"
+        raise row.error(column, rule, fix="fix metadata.func_name or the tests")
     return tests
 
 
@@ -173,20 +192,16 @@ def _function_name(row: Row) -> str | None:
         if name is not None and not isinstance(name, str):
             raise TypeError(f"func_name is a {type(name).__name__}")
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{row.where}: metadata", rule=f"is not a JSON object ({error})", fix=_DOWNLOAD_AGAIN) from None
+        raise row.error("metadata", f"is not a JSON object ({error})", fix=_DOWNLOAD_AGAIN) from None
     return name
 
 
 def _contest_date(row: Row) -> datetime.date:
-    value = row.values["contest_date"]
     try:
-        return as_date(value)
+        return as_date(row.values["contest_date"])
     except (TypeError, ValueError, ArithmeticError, OSError):
-        raise UserError(
-            f"{row.where}: contest_date {value!r}",
-            rule="is not an ISO date, and no time since 1970 in seconds or milliseconds",
-            fix=_DOWNLOAD_AGAIN,
-        ) from None
+        rule = "is not an ISO date, and is not a time since 1970 in seconds or milliseconds"
+        raise row.error("contest_date", rule, fix=_DOWNLOAD_AGAIN) from None
 
 
 def as_date(value: Any) -> datetime.date:
@@ -232,3 +247,31 @@ def _empty_window(config: BenchmarkSetConfig, keys: BenchmarkKeys, seen: list[da
         rule=f"no problem is in that window; the {len(seen)} of {config.path} are from {min(seen)} to {max(seen)}",
         fix="widen the window or name a newer file",
     )
+
+
+def flaw_of(problem: Problem) -> str | None:
+    """The flaw of ``problem`` according to the errata; None if they do not list it."""
+    if problem.source != "livecodebench":
+        return None
+    name = slug(problem.title) if problem.metadata.get("platform") == "leetcode" else problem.id
+    return _FLAWS.get(name)
+
+
+def slug(title: str) -> str:
+    """``Most Frequent IDs`` as ``most-frequent-ids``."""
+    return "-".join(re.findall(r"[a-z0-9]+", title.lower().replace("'", "")))
+
+
+def apply_errata(problems: Sequence[Problem], choice: ErrataChoice) -> tuple[list[Problem], Errata]:
+    """The problems that count, in their order, and the errata of all problems.
+
+    Raises:
+        UserError: every problem is flawed and left out.
+    """
+    flaws = {problem.id: flaw for problem in problems if (flaw := flaw_of(problem)) is not None}
+    errata = Errata(flaws=flaws, num_problems=len(problems), kept=choice == "keep")
+    counted = [problem for problem in problems if errata.kept or problem.id not in flaws]
+    if problems and not counted:
+        raise UserError("errata = drop", rule=f"all {len(problems)} problems are in LiveCodeBench's errata",
+                        fix="widen the window, or keep them with errata=keep")  # fmt: skip
+    return counted, errata

@@ -10,7 +10,6 @@ keeps of it), never the texts.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -19,6 +18,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from megatron_ssd.config.problems import ProblemsConfig
 from megatron_ssd.problems.near_duplicates import NearDuplicates
@@ -75,7 +76,7 @@ def select(
     """
     spool, dropped_path = folder / ".kept.jsonl", folder / f".{DROPPED_FILE}"
     reasons = _Reasons(section)
-    ids = _UniqueIds()
+    times_seen: dict[str, int] = {}  # each id
     kept: list[_Kept] = []
     counts: Counter[str] = Counter()
     num_rows = offset = 0
@@ -84,9 +85,9 @@ def select(
             digest = text_digest(problem.statement)
             reason = reasons.of(problem, digest, passed=passed, row=num_rows)
             if reason is None:
-                unique = ids.of(problem.id)
+                unique = _unique(problem.id, times_seen)
                 if problem.tests or unique != problem.id:
-                    problem = dataclasses.replace(problem, id=unique, tests=())
+                    problem = replace(problem, id=unique, tests=())
                 reason = {"reason": "contaminated"} if is_contaminated(problem) else None
             if reason is not None:
                 counts[reason["reason"]] += 1
@@ -134,22 +135,16 @@ def _prompt_digest(problem: Problem, text: bytes) -> bytes:
     return hashlib.sha256(text + problem.starter_code.encode()).digest()[:_DIGEST_BYTES]
 
 
-class _UniqueIds:
-    """Numbers repeated ids. A numbered id may already be another problem's own, so it is looked up as well."""
-
-    def __init__(self) -> None:
-        self._times_seen: dict[str, int] = {}
-
-    def of(self, id_: str) -> str:
-        """``id_``, or ``id_#N`` with the first number that makes it unique."""
-        if id_ not in self._times_seen:
-            self._times_seen[id_] = 1
-            return id_
-        number = self._times_seen[id_] + 1
-        while (unique := f"{id_}#{number}") in self._times_seen:
-            number += 1
-        self._times_seen[id_], self._times_seen[unique] = number, 1
-        return unique
+def _unique(id_: str, times_seen: dict[str, int]) -> str:
+    """``id_``, or ``id_#N`` with the first number that makes it unique. ``times_seen`` remembers both."""
+    if id_ not in times_seen:
+        times_seen[id_] = 1
+        return id_
+    number = times_seen[id_] + 1
+    while (unique := f"{id_}#{number}") in times_seen:  # a numbered id may already be another problem's own
+        number += 1
+    times_seen[id_], times_seen[unique] = number, 1
+    return unique
 
 
 class _Reasons:

@@ -15,7 +15,6 @@ from typing import Any
 
 from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.config.problems import ColumnsConfig, MinicodeConfig, ProblemsConfig
-from megatron_ssd.errors import UserError
 from megatron_ssd.problems import minicode
 from megatron_ssd.problems.table import Row, Table, is_null, open_table
 from megatron_ssd.schema import Problem
@@ -78,22 +77,13 @@ def open_source(section: ProblemsConfig, world: MinicodeConfig) -> Source:
 def _id(row: Row, column: str) -> str:
     value: Any = row.values[column]
     if isinstance(value, bool) or not isinstance(value, str | int) or is_null(value):
-        raise UserError(
-            f"{row.where}: {column} = {str(value)[:60]!r}",
-            rule="an id must be text or a whole number",
-            fix="fix that row, or use problems=rows without problems.columns.id, which names problems after their rows",
-        )
+        fix = "fix that row, or use problems=rows without problems.columns.id, which names problems after their rows"
+        raise row.error(column, "an id must be text or a whole number", fix=fix)
     return str(value)
 
 
 def _passed(row: Row, column: str | None) -> bool:
     value = row.values[column] if column else True
-    if is_null(value):
-        return False
-    if not isinstance(value, bool):
-        raise UserError(
-            f"{row.where}: {column} = {str(value)[:60]!r}",
-            rule="must be true or false",
-            fix="name another column in problems.columns.passed",
-        )
-    return value
+    if column and not is_null(value) and not isinstance(value, bool):
+        raise row.error(column, "must be true or false", fix="name another column in problems.columns.passed")
+    return value is True

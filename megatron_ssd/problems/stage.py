@@ -20,7 +20,7 @@ from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.decontamination import HITS_FILE, Decontaminator, evaluation_set_hashes
-from megatron_ssd.problems.selection import PROBLEMS_FILE, Selection, select
+from megatron_ssd.problems.selection import PROBLEMS_FILE, select
 from megatron_ssd.problems.source import Source, open_source
 from megatron_ssd.progress import progress
 from megatron_ssd.schema import Problem
@@ -36,7 +36,7 @@ def problems_stage(config: RunConfig) -> Stage:
     Raises:
         UserError: no source is named, or a file does not exist.
     """
-    return _stage(config, _source(config))
+    return _stage(config, open_source(needed(config.problems, "problems"), config.minicode))
 
 
 def run_problems(config: RunConfig) -> None:
@@ -45,7 +45,7 @@ def run_problems(config: RunConfig) -> None:
     Raises:
         UserError: a row or an evaluation set cannot be read, no problem is left, or too many are contaminated.
     """
-    source = _source(config)
+    source = open_source(needed(config.problems, "problems"), config.minicode)
     stage = _stage(config, source)
     if stage.is_current():
         return
@@ -62,7 +62,11 @@ def run_problems(config: RunConfig) -> None:
             fix="name a data set that contains problems, or relax the problems section",
         )
     hits = decontaminator.report(work, kept=selection.ids)
-    line = _line(source, selection)
+    # The line that two people compare.
+    line = (
+        f"{source.section.name} {source.revision[:12]}: {len(selection.ids)} of {selection.rows} rows, "
+        f"selection {selection.digest[:16]}"
+    )
     log.info("problems: %s; dropped %s", line, format_counts(selection.dropped))
     if config.contamination.on_hit == "drop":
         log.info("problems: dropped %d that are in evaluation sets (contamination.on_hit=drop; %s)",
@@ -79,19 +83,6 @@ def run_problems(config: RunConfig) -> None:
 def read_problems(run_dir: Path) -> Iterator[Problem]:
     """The published problems of a run, in order. Raises ``UserError`` if the stage has not run."""
     return (Problem.from_json(row) for row in iter_jsonl(run_dir / "problems" / PROBLEMS_FILE))
-
-
-def _source(config: RunConfig) -> Source:
-    section = needed(config.problems, "problems")
-    return open_source(section, config.minicode)
-
-
-def _line(source: Source, selection: Selection) -> str:
-    """The line that two people compare."""
-    return (
-        f"{source.section.name} {source.revision[:12]}: {len(selection.ids)} of {selection.rows} rows, "
-        f"selection {selection.digest[:16]}"
-    )
 
 
 def _stage(config: RunConfig, source: Source) -> Stage:

@@ -42,18 +42,25 @@ class Row:
     where: str
     values: dict[str, Any]
 
-    def text(self, column: str, *, fix: str) -> str:
+    def error(self, column: str, rule: str, *, fix: str = "fix that row") -> UserError:
+        """The error for the value in ``column``, which breaks ``rule``."""
+        return UserError(f"{self.where}: {column} = {str(self.values[column])[:60]!r}", rule=rule, fix=fix)
+
+    def text(self, column: str, *, fix: str = "fix that row") -> str:
         """The text in ``column``, empty if it is null. Raises ``UserError``, with ``fix``, if it is not text."""
         value = self.values[column]
         if value is not None and not isinstance(value, str):
-            raise UserError(
-                f"{self.where}: {column} = {str(value)[:60]!r}",
-                rule=f"must be text and is a {type(value).__name__}",
-                fix=fix,
-            )
+            raise self.error(column, f"must be text and is a {type(value).__name__}", fix=fix)
         return value or ""
 
-    def optional_text(self, column: str, *, fix: str) -> str:
+    def filled_text(self, column: str) -> str:
+        """As ``text``. Raises ``UserError`` as well if there is nothing but white space."""
+        text = self.text(column)
+        if not text.strip():
+            raise self.error(column, "must not be empty")
+        return text
+
+    def optional_text(self, column: str, *, fix: str = "fix that row") -> str:
         """As ``text``, and empty as well if the column is missing or has a word for null, such as ``None``."""
         return "" if is_null(self.values.get(column)) else self.text(column, fix=fix)
 
@@ -161,7 +168,9 @@ class Table:
         )
 
 
-def open_table(path: str, *, key: str, columns_fix: str, revision: str | None = None, hub_folder: str = "") -> Table:
+def open_table(
+    path: str, *, key: str, columns_fix: str = "", revision: str | None = None, hub_folder: str = ""
+) -> Table:
     """Find the data set at ``path``.
 
     Args:

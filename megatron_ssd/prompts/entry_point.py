@@ -7,13 +7,13 @@ The rules, in effect those of evalplus's sanitizer (``sanitize.py`` of github.co
    reasoning come first.
 3. The program is the first definition of the function in that region, and of each name that the program needs: a
    function that returns something, a class or an assignment. All other statements, such as calls and assertions that
-   show how to use the function, are left out. Imports of a name are kept too.
+   show how to use the function, are left out. All imports of the region are kept.
 4. A name without such a definition may be bound in another way: by a decorated function, or in a ``try`` statement.
 5. A name that the region does not bind is taken from the nearest region before it, else after it, that binds it. So a
    helper may stand in a block of its own.
 
-The sanitizer has neither 4 nor 5, knows no reasoning, and keeps all imports. A program that passes as it finds it in
-an answer also passes here.
+The sanitizer has neither 4 nor 5, knows no reasoning, and takes the longest region even if it does not define the
+function. A program that passes as it finds it in an answer also passes here.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _needed(regions: Sequence[_Region], chosen: int, names: list[str]) -> set[_U
     nearest: dict[str, _Region] = {}
     for region in [*regions[:chosen:-1], *regions[:chosen]]:  # a later one replaces the one before
         nearest.update(dict.fromkeys(region.by_name, region))
-    kept = {unit for mark in (_STAR, _FUTURE) for unit in regions[chosen].binding(mark)}
+    kept = {unit for unit in regions[chosen].units if unit.imports}
     seen: set[str] = set()
     waiting = [*names, *(name for unit in kept for name in unit.needs)]
     while waiting:

@@ -88,26 +88,17 @@ def extract_program(
         reasoning = response[: -len(answer)] if (answer := _answer(response, prompt_opens_thinking)) else ""
         found = _defined(response, entry_point, prompt, tested_names, reasoning)
     else:
-        return _extraction(_last_block(response, prompt_opens_thinking))
+        block = _last_block(response, prompt_opens_thinking)
+        return Extraction(program=block.text) if isinstance(block, CodeBlock) else Extraction(cause=block)
     if found.program is None and _answer(response, prompt_opens_thinking) is None:
         return Extraction(cause="reasoning not closed")
     return found
-
-
-def extract_code(response: str, *, prompt_opens_thinking: bool = False) -> str | None:
-    """The program that ``response`` offers under the general rule, or None if there is none."""
-    block = extract_block(response, prompt_opens_thinking=prompt_opens_thinking)
-    return None if block is None else block.text
 
 
 def extract_block(response: str, *, prompt_opens_thinking: bool = False) -> CodeBlock | None:
     """The block that holds the program under the general rule, or None if there is none."""
     found = _last_block(response, prompt_opens_thinking)
     return found if isinstance(found, CodeBlock) else None
-
-
-def _extraction(found: CodeBlock | NoProgram) -> Extraction:
-    return Extraction(program=found.text) if isinstance(found, CodeBlock) else Extraction(cause=found)
 
 
 def _between_last_fences(response: str) -> Extraction:

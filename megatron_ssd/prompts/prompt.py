@@ -44,9 +44,12 @@ def build_prompts(problems: Iterable[Problem], config: PromptConfig, tokenizer: 
 
 
 def prompt_ids(messages: list[Message], config: PromptConfig, tokenizer: ChatTokenizer) -> list[int]:
-    """Token ids of a conversation, by ``prompt.mode``. Raises what ``ChatTokenizer`` raises."""
+    """Token ids of a conversation, by ``prompt.mode``. Raises what ``ChatTokenizer`` raises.
+
+    Without a chat template, blank lines separate the messages.
+    """
     if config.mode == "raw":
-        return tokenizer.text_ids(raw_text(messages))
+        return tokenizer.text_ids("\n\n".join(message["content"] for message in messages))
     return tokenizer.prompt_ids(messages, enable_thinking=config.enable_thinking)
 
 
@@ -75,11 +78,6 @@ def render_messages(problem: Problem, config: PromptConfig) -> list[Message]:
         ) from None
     system = [] if config.system is None else [{"role": "system", "content": config.system}]
     return [*system, {"role": "user", "content": content}]
-
-
-def raw_text(messages: list[Message]) -> str:
-    """The conversation without a chat template: the content of each message, separated by blank lines."""
-    return "\n\n".join(message["content"] for message in messages)
 
 
 def template_hash(config: PromptConfig) -> str:

@@ -23,7 +23,6 @@ from megatron_ssd.schema import CHECKED_FORMS, FinishReason, Sample, Verdict, Ve
 
 COLUMNS = ("base_best", "ssd_best")  # keys of the scores that are shown side by side
 MOST_KEPT = 32_768  # characters of the text before a program, of the program, and of the text after it
-_DETAIL_CHARACTERS = 300
 _TITLE_CHARACTERS = 80
 _EXAMPLES = 3
 
@@ -37,13 +36,7 @@ class Attempt:
     ``program`` is None if there is none, or if it has parts of several blocks; then the response is in ``before``.
     """
 
-    sample_index: int
-    status: VerdictStatus
-    tests_passed: int
-    tests_total: int
-    by_test: str
-    failed_test: int | None
-    detail: Excerpt
+    verdict: Verdict
     finish_reason: FinishReason
     num_tokens: int
     before: Excerpt
@@ -73,7 +66,7 @@ class ProblemPage:
 
     def passed(self, column: int) -> tuple[int, int]:
         """Numbers of programs that passed every test and of programs that were graded."""
-        statuses = [attempt.status for attempt in self.attempts[column]]
+        statuses = [attempt.verdict.status for attempt in self.attempts[column]]
         return statuses.count("passed"), len(statuses) - statuses.count("infrastructure_error")
 
     @property
@@ -93,7 +86,7 @@ class ProblemPage:
     @property
     def statuses(self) -> list[VerdictStatus]:
         """Every verdict that occurs, sorted."""
-        return sorted({attempt.status for column in self.attempts for attempt in column})
+        return sorted({attempt.verdict.status for column in self.attempts for attempt in column})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,22 +122,17 @@ def read_problem_pages(folder: Path, scores: EvaluationResults) -> ProblemPages:
     known = read_problems(kept) if kept.is_file() else {}
     attempts, prompts = [], dict[str, str]()
     for score in columns:
-        attempts.append(
-            _read_attempts(folder, score, known, prompts, prompt_opens_thinking=scores.prompt_opens_thinking)
-        )
-        if unmatched := attempts[-1].keys() ^ scores.difficulties.keys():
-            raise _mismatch(
-                folder,
-                f"problem {min(unmatched)} is in the generations of {score.model} or in summary.json, not in both",
-            )
+        own = _read_attempts(folder, score, known, prompts, prompt_opens_thinking=scores.prompt_opens_thinking)
+        if unmatched := own.keys() ^ scores.difficulties.keys():
+            which = f"problem {min(unmatched)} is in the generations of {score.model} or in summary.json, not in both"
+            raise _mismatch(folder, which)
+        attempts.append(own)
     problems = tuple(
         _page(problem_id, difficulty, known.get(problem_id), prompts[problem_id], [own[problem_id] for own in attempts])
         for problem_id, difficulty in scores.difficulties.items()
     )
     named = list(dict.fromkeys([*columns[0].by_difficulty, *scores.difficulties.values()]))
-    return ProblemPages(
-        problems=problems, columns=columns, difficulties=tuple(named), has_tests=bool(known)
-    )  # fmt: skip
+    return ProblemPages(problems=problems, columns=columns, difficulties=tuple(named), has_tests=bool(known))
 
 
 def _read_attempts(
@@ -158,7 +146,7 @@ def _read_attempts(
     """Attempts by problem id, in the order of their index; adds the prompt of each problem to ``prompts``."""
     name = f"{score.model}/{score.decoding}.jsonl"
     graded = (Verdict.from_json(record) for record in iter_jsonl(folder / "verdicts" / name))
-    verdicts = {(verdict.problem_id, verdict.sample_index): verdict for verdict in graded}
+    verdicts = {verdict.key: verdict for verdict in graded}
     attempts: defaultdict[str, list[Attempt]] = defaultdict(list)
     records = iter_jsonl(folder / "generations" / name)
     for record in progress(records, desc=f"reading programs of {score.model}", unit="program", total=len(verdicts)):
@@ -178,7 +166,7 @@ def _read_attempts(
             prompts[sample.problem_id] = "\n\n".join(message["content"] for message in sample.messages)
     if verdicts:
         raise _mismatch(folder / "verdicts" / name, f"no response to verdict {min(verdicts)}")
-    return {key: tuple(sorted(own, key=lambda attempt: attempt.sample_index)) for key, own in attempts.items()}
+    return {key: tuple(sorted(own, key=lambda attempt: attempt.verdict.sample_index)) for key, own in attempts.items()}
 
 
 def _attempt(sample: Sample, verdict: Verdict, program: str | None) -> Attempt:
@@ -188,13 +176,7 @@ def _attempt(sample: Sample, verdict: Verdict, program: str | None) -> Attempt:
     else:
         program = None
     return Attempt(
-        sample_index=sample.sample_index,
-        status=verdict.status,
-        tests_passed=verdict.tests_passed,
-        tests_total=verdict.tests_total,
-        by_test=verdict.by_test,
-        failed_test=verdict.failed_test,
-        detail=Excerpt.of(verdict.detail, _DETAIL_CHARACTERS),
+        verdict=verdict,
         finish_reason=sample.finish_reason,
         num_tokens=len(sample.response_token_ids),
         before=Excerpt.of(before, MOST_KEPT),
@@ -207,7 +189,8 @@ def _page(
     problem_id: str, difficulty: str, kept: ShortProblem | None, prompt: str, attempts: list[tuple[Attempt, ...]]
 ) -> ProblemPage:
     shown_prompt = Excerpt.of(prompt, MOST_KEPT)
-    failed = sorted({a.failed_test for column in attempts for a in column if a.failed_test is not None})
+    failures = {attempt.verdict.failed_test for column in attempts for attempt in column}
+    failed = sorted(index for index in failures if index is not None)
     tests = {index: kept.tests[index] for index in failed if index < len(kept.tests)} if kept else {}
     return ProblemPage(
         problem_id=problem_id,

@@ -14,12 +14,12 @@ from typing import Any
 from megatron_ssd.evaluation.problem_file import Excerpt
 from megatron_ssd.evaluation.results import EvaluationResults, ModelName, Score
 from megatron_ssd.evaluation.tables import UNKNOWN, Measured, confidence_text, percent, points, split_cells
-from megatron_ssd.general_benchmarks.results import BenchmarkResults, ModelValue
+from megatron_ssd.formatting import DASH, counted, duration, visible
+from megatron_ssd.general_benchmarks.results import ModelValue
+from megatron_ssd.grading.metrics import SignTest
 from megatron_ssd.report import paper
 from megatron_ssd.report.attempts import Attempt, ProblemPage
 from megatron_ssd.report.data import ReportData, SamplingFacts, thin
-from megatron_ssd.report.formatting import duration, visible
-from megatron_ssd.text_table import DASH, counted
 
 ProgramCounts = dict[ModelName, tuple[int, float]]  # model -> (programs, share of all)
 
@@ -42,58 +42,18 @@ FINISH_REASONS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadlineRow:
-    """One setting: pass@k in percent, and how far SSD at its best is above it, in points."""
-
-    key: str
-    title: str
-    model: ModelName
-    decoding: str
-    scores: dict[int, Measured]
-    base_tests: dict[int, Measured]  # empty for a benchmark that extends no other
-    gains: dict[int, Measured]  # empty for SSD itself
-    split: tuple[str, str]  # of the first k: problems ahead, behind and tied, and the p value; dashes for SSD itself
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkRow:
-    """One metric of one task: value with standard error of each model, and the difference in points."""
-
-    task: str
-    metric: str
-    num_rows: int
-    rows_on_hub: int | None  # if it is known and differs
-    num_fewshot: int
-    base: Measured
-    ssd: Measured
-    difference: Measured
-
-
-@dataclass(frozen=True, kw_only=True)
-class FailedTest:
-    """The first test that a program fails: its number, counted from 1, of ``total``, and its input.
-
-    If ``is_check``, the input is a script of assertions.
-    """
-
-    number: int
-    total: int
-    input: str
-    is_check: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class Program:
     """The first response of one model, with its verdict.
 
-    ``failed`` is None if no test failed or its text was not kept.
+    ``failed_test`` names the first test that it fails and has its input: a script of assertions, or what the program
+    reads. It is None if no test failed or its text was not kept.
     """
 
     model: ModelName
     response: str
     verdict: str
     detail: str
-    failed: FailedTest | None
+    failed_test: tuple[str, str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,23 +64,6 @@ class Example:
     difficulty: str
     prompt: str
     programs: tuple[Program, ...]
-
-
-def headline_rows(scores: EvaluationResults) -> dict[str, HeadlineRow]:
-    """The headline table by key, in the order in which it is shown."""
-    return {
-        score.key: HeadlineRow(
-            key=score.key,
-            title=score.title,
-            model=score.model,
-            decoding=score.decoding,
-            scores={k: percent(estimate) for k, estimate in score.overall.items()},
-            base_tests={k: percent(estimate) for k, estimate in (score.base_tests or {}).items()},
-            gains={k: points(estimate) for k, estimate in (score.ssd_gain or {}).items()},
-            split=_split(score),
-        )
-        for score in scores.headline
-    }
 
 
 def result_sentence(scores: EvaluationResults) -> str:
@@ -235,7 +178,7 @@ def paper_comparison(settings: Mapping[str, Any]) -> dict[str, Any]:
         "paper": {
             "title": paper.TITLE,
             "reference": paper.REFERENCE,
-            "model": paper.model_title(paper.reference_model(settings)),
+            "model": paper.MODEL_TITLES[paper.reference_model(settings)],
         },
         "deviations": [(group, list(items)) for group, items in itertools.groupby(found, key=lambda d: d.group)],
         "sources": SOURCES,
@@ -258,21 +201,14 @@ def stage_rows(data: ReportData) -> list[dict[str, str]]:
     ]
 
 
-def benchmark_rows(results: BenchmarkResults | None) -> list[BenchmarkRow]:
-    """The table of general benchmarks; empty if the stage was not run."""
-    return [
-        BenchmarkRow(
-            task=result.task,
-            metric=result.title,
-            num_rows=result.rows,
-            rows_on_hub=None if result.rows_on_hub == result.rows else result.rows_on_hub,
-            num_fewshot=result.num_fewshot,
-            base=_with_stderr(result.base),
-            ssd=_with_stderr(result.ssd),
-            difference=UNKNOWN if result.difference is None else points(result.difference),
-        )
-        for result in (results.results if results else ())
-    ]
+def with_stderr(found: ModelValue | None) -> Measured:
+    """The value of a general benchmark in percent, with its standard error."""
+    if found is None:
+        return UNKNOWN
+    return Measured(
+        value=f"{found.value * 100:.1f}",
+        interval="standard error unknown" if found.stderr is None else f"\N{PLUS-MINUS SIGN} {found.stderr * 100:.1f}",
+    )
 
 
 def example_of(problem: ProblemPage) -> Example:
@@ -306,33 +242,21 @@ def run_facts(data: ReportData) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
-def _with_stderr(found: ModelValue | None) -> Measured:
-    if found is None:
-        return UNKNOWN
-    return Measured(
-        value=f"{found.value * 100:.1f}",
-        interval="standard error unknown" if found.stderr is None else f"\N{PLUS-MINUS SIGN} {found.stderr * 100:.1f}",
-    )
-
-
 def _first_program(model: ModelName, problem: ProblemPage, attempt: Attempt) -> Program:
-    failed = None
-    if attempt.failed_test is not None and attempt.failed_test in problem.tests:
-        given = problem.tests[attempt.failed_test][0].shortened(_INPUT_CHARACTERS)
+    failed_test, verdict = None, attempt.verdict
+    if verdict.failed_test is not None and verdict.failed_test in problem.tests:
+        given = problem.tests[verdict.failed_test][0].shortened(_INPUT_CHARACTERS)
         gap = f"\n\u2026 {given.left_out:,} characters \u2026\n" if given.left_out else ""
-        failed = FailedTest(
-            number=attempt.failed_test + 1,
-            total=attempt.tests_total,
-            input=visible(f"{given.head}{gap}{given.tail}"),
-            is_check=problem.has_checks,
-        )
+        kind = "check" if problem.has_checks else "input"
+        title = f"{kind} of test {verdict.failed_test + 1} of {verdict.tests_total}"
+        failed_test = (title, visible(f"{given.head}{gap}{given.tail}"))
     parts = [attempt.before, *([] if attempt.program is None else [attempt.program]), attempt.after]
     return Program(
         model=model,
         response=_beginning(parts, _RESPONSE_CHARACTERS),
-        verdict=attempt.status.replace("_", " "),
-        detail=_beginning([attempt.detail], _DETAIL_CHARACTERS),
-        failed=failed,
+        verdict=verdict.status.replace("_", " "),
+        detail=_beginning([Excerpt(verdict.detail)], _DETAIL_CHARACTERS),
+        failed_test=failed_test,
     )
 
 
@@ -347,11 +271,9 @@ def _beginning(parts: Iterable[Excerpt], limit: int) -> str:
     return visible(text if len(text) <= limit else text[:limit] + "\n\u2026")
 
 
-def _split(score: Score) -> tuple[str, str]:
-    if not score.ssd_gain:
-        return DASH, DASH
-    first = next(iter(score.ssd_gain.values()))
-    *counts, p_value = split_cells(first.sign_test)
+def split_text(test: SignTest) -> tuple[str, str]:
+    """Problems ahead, behind and tied, and the p value of that split; dashes if no problem was measured."""
+    *counts, p_value = split_cells(test)
     return (DASH if DASH in counts else ", ".join(counts)), p_value
 
 

@@ -217,17 +217,14 @@ def read_training(path: Path) -> tuple[tuple[TrainingPoint, ...], int]:
     return points, len(records) - len(points)
 
 
-def thin(points: Sequence[TrainingPoint], limit: int = MOST_POINTS) -> tuple[list[TrainingPoint], int]:
-    """At most ``limit`` points, each the mean of as many consecutive ones, and how many those are."""
-    size = max(1, math.ceil(len(points) / limit))
+def thin(points: Sequence[TrainingPoint]) -> tuple[list[TrainingPoint], int]:
+    """At most ``MOST_POINTS`` points, each the mean of as many consecutive ones, and how many those are."""
+    size = max(1, math.ceil(len(points) / MOST_POINTS))
     groups = [points[start : start + size] for start in range(0, len(points), size)]
+    averaged = [field.name for field in dataclasses.fields(TrainingPoint) if field.name != "iteration"]
     return [
         TrainingPoint(
-            iteration=group[-1].iteration,
-            loss=fmean(p.loss for p in group),
-            learning_rate=fmean(p.learning_rate for p in group),
-            grad_norm=fmean(p.grad_norm for p in group),
-            tokens_per_second=fmean(p.tokens_per_second for p in group),
+            iteration=group[-1].iteration, **{name: fmean(getattr(point, name) for point in group) for name in averaged}
         )
         for group in groups
     ], size

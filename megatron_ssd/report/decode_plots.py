@@ -12,10 +12,9 @@ from typing import Any
 import altair as alt
 
 from megatron_ssd.evaluation.results import EffectivePoint, EvaluationResults, GridCell
+from megatron_ssd.formatting import DASH, NOT_MEASURED
 from megatron_ssd.report import plots
-from megatron_ssd.report.formatting import MODEL_TITLES
-from megatron_ssd.report.theme import HEAT_LEVELS
-from megatron_ssd.text_table import DASH, NOT_MEASURED
+from megatron_ssd.report.theme import HEAT_LEVELS, MODEL_TITLES
 
 _CELL = 37  # pixels, the height of a cell
 _MAX_CURVES = 3  # of one model in a panel; with more, points and their mean are easier to read
@@ -147,9 +146,7 @@ def _heat_row(cell: GridCell) -> dict[str, Any]:
     }
 
 
-def _effective_plot(
-    title: str, rows: list[dict[str, Any]], x: alt.X, y: alt.Y, top_ps: Sequence[float]
-) -> plots.Plot:  # fmt: skip
+def _effective_plot(title: str, rows: list[dict[str, Any]], x: alt.X, y: alt.Y, top_ps: Sequence[float]) -> plots.Plot:
     """Points with intervals, a ring around the chosen ones, and a line for each top-p or for their mean."""
     many = len(top_ps) > _MAX_CURVES
     (only_model, *only_top_p), opacity = plots.legend_choice("model") if many else plots.legend_choice("model", "top_p")
@@ -167,9 +164,8 @@ def _effective_plot(
         legend = alt.Legend(
             title="top-p", orient="bottom", symbolType="stroke", symbolSize=300, symbolStrokeColor="var(--ink)"
         )  # fmt: skip
-        lines = colored.mark_line(strokeWidth=1.5).encode(
-            strokeDash=alt.StrokeDash("top_p:N", scale=scale, legend=legend)
-        )  # fmt: skip
+        dashes = alt.StrokeDash("top_p:N", scale=scale, legend=legend)
+        lines = colored.mark_line(strokeWidth=1.5).encode(strokeDash=dashes)
     points = plots.model_points(colored.encode(tooltip=tooltip), 30 if many else 65)
     # A legend is bound to the parameter of the first layer that has this legend.
     chart = alt.layer(bars.add_params(only_model), lines.add_params(*only_top_p), points, rings)

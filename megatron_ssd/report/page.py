@@ -19,12 +19,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from megatron_ssd.evaluation.results import EvaluationResults
-from megatron_ssd.evaluation.tables import UNKNOWN, confidence_text, ends, percent
+from megatron_ssd.evaluation.tables import confidence_text, ends, percent, points
+from megatron_ssd.formatting import anchor, duration, visible
 from megatron_ssd.problems.decontamination import HITS_FILE
 from megatron_ssd.report import content, decode_plots, plots
 from megatron_ssd.report.data import EvaluatedBenchmark, ReportData, thin
-from megatron_ssd.report.formatting import MODEL_TITLES, anchor, duration, problems_page
-from megatron_ssd.report.theme import DARK, HEAT_LEVELS, LIGHT
+from megatron_ssd.report.theme import DARK, HEAT_LEVELS, LIGHT, MODEL_TITLES
 
 SHOWN_HITS = 20
 BENCHMARK_SECTIONS = (
@@ -54,15 +54,10 @@ def render(data: ReportData) -> str:
         style=style(environment),
         script=Markup(script),
         policy=content_policy(script),
-        lineage=data.lineage,
         benchmarks=[_benchmark(one) for one in data.benchmarks],
         benchmark_sections=BENCHMARK_SECTIONS,
-        general_benchmarks=content.benchmark_rows(data.general_benchmarks),
-        duration=duration,
-        percent=percent,
-        anchor=anchor,
+        general_benchmarks=data.general_benchmarks.results if data.general_benchmarks else (),
         sections=[section for section in SECTIONS if section[0] != "benchmarks" or data.general_benchmarks],
-        titles=MODEL_TITLES,
         code_version=data.manifests["eval"].code_version,
         heading=f"Simple self-distillation, {data.run_name}",
         notice=content.notice(data.settings, [one.scores for one in data.benchmarks]),
@@ -82,6 +77,11 @@ def render(data: ReportData) -> str:
     return page.lstrip()
 
 
+def problems_page(benchmark: str) -> str:
+    """The file name of the page with every problem of ``benchmark``."""
+    return f"problems-{benchmark}.html"
+
+
 def _benchmark(one: EvaluatedBenchmark) -> dict[str, Any]:
     """What the page shows of one benchmark."""
     scores = one.scores
@@ -91,20 +91,9 @@ def _benchmark(one: EvaluatedBenchmark) -> dict[str, Any]:
         "problems_page": problems_page(scores.benchmark),
         "result": content.result_sentence(scores),
         "measure": content.measure_sentence(scores),
-        "remarks": scores.remarks,
         "confidence": confidence_text(scores.confidence),
-        "ks": scores.ks,
-        "rows": content.headline_rows(scores),
+        "base": scores.score("base_best"),
         "ssd": scores.score("ssd_best"),
-        "best_cells": [
-            (
-                best,
-                {name: percent(getattr(best, name)) for name in ("selection", "report", "on_all_problems")},
-                [UNKNOWN.value if mean is None else f"{100 * mean:.1f}" for mean in best.grid_mean.values()],
-            )
-            for best in scores.best_of_grid
-        ],
-        "train_temperature": f"{scores.effective_temperature.train_temperature:g}",
         "outcomes": content.outcomes(scores),
         "checkpoints": one.checkpoints,
         "examples": [content.example_of(problem) for problem in one.pages.examples],
@@ -114,10 +103,14 @@ def _benchmark(one: EvaluatedBenchmark) -> dict[str, Any]:
 
 def templates() -> Environment:
     """The environment of both pages' templates: undefined names are errors, and data is escaped."""
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("megatron_ssd.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.globals["titles"] = MODEL_TITLES
+    for function in (anchor, duration, percent, points, visible, content.split_text, content.with_stderr):
+        environment.filters[function.__name__] = function
+    return environment
 
 
 def source(environment: Environment, name: str) -> str:

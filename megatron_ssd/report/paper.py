@@ -15,7 +15,7 @@ from typing import Any, Literal
 from megatron_ssd.artifacts.manifest import Manifest, flatten
 from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.report.formatting import compact
+from megatron_ssd.formatting import compact
 
 Source = Literal["authors", "several readings", "one report", "sources conflict", "not published"]
 
@@ -23,7 +23,7 @@ TITLE = "Embarrassingly Simple Self-Distillation Improves Code Generation"
 REFERENCE = "arXiv 2604.01193"
 DEFAULT_MODEL = "qwen3_30b"  # the paper's main model: runs of any other model are compared with it
 NOT_PUBLISHED: Source = "not published"
-_MODEL_TITLES = {
+MODEL_TITLES = {  # public names of the paper's models
     "qwen3_4b_instruct": "Qwen3-4B-Instruct-2507",
     "qwen3_4b_thinking": "Qwen3-4B-Thinking-2507",
     "qwen3_30b": "Qwen3-30B-A3B-Instruct-2507",
@@ -31,26 +31,17 @@ _MODEL_TITLES = {
     "llama31_8b": "Llama-3.1-8B-Instruct",
 }
 WINDOWS = {"v6": ("2025-02-01", "2025-05-31"), "v5": ("2024-08-01", "2025-02-01")}  # contest dates, both included
-COUNTED = (
-    "problems.count",
-    "benchmark.format",
-    "benchmark.window",
-    "benchmark.count",
-)  # what stages found; not keys of the configuration
+# What stages found; not keys of the configuration.
+COUNTED = ("problems.count", "benchmark.format", "benchmark.window", "benchmark.count")
 _FACT_KEYS = ("seed", "minicode.seed", "model.name", "cluster.device")
 _DROP_NOTHING = ("filters.loop.", "filters.mask_end_tokens")  # settings that only say how an end is detected
-_RECORDED_AS = {  # stage -> (prefix in its manifest, prefix in the configuration)
-    "samples": (
-        ("decoding.", "sampling.train."),
-        ("max_tokens", "sampling.max_tokens"),
-        ("num_samples", "sampling.num_samples"),
-    ),
-    "eval": (
-        ("decodings.", "sampling."),
-        ("max_tokens", "evaluation.max_tokens"),
-        ("num_samples", "evaluation.num_samples"),
-    ),
-}
+# Stage -> prefix in its manifest -> prefix in the configuration.
+_RECORDED_AS = {
+    "samples": {"decoding.": "sampling.train.", "max_tokens": "sampling.max_tokens",
+                "num_samples": "sampling.num_samples"},
+    "eval": {"decodings.": "sampling.", "max_tokens": "evaluation.max_tokens",
+             "num_samples": "evaluation.num_samples"},
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +204,7 @@ def _further_filters(flat: Mapping[str, Any]) -> str:
 
 def _configuration_key(stage: str, recorded: str) -> str:
     """The configuration key of a setting that the manifest of ``stage`` records as ``recorded``."""
-    for prefix, key in _RECORDED_AS.get(stage, ()):
+    for prefix, key in _RECORDED_AS.get(stage, {}).items():
         if recorded.startswith(prefix):
             return key + recorded.removeprefix(prefix)
     return recorded
@@ -222,12 +213,7 @@ def _configuration_key(stage: str, recorded: str) -> str:
 def reference_model(settings: Mapping[str, Any]) -> str:
     """Name of the paper's model that a run is compared with."""
     name = settings.get("model.name")
-    return name if name in _MODEL_TITLES else DEFAULT_MODEL
-
-
-def model_title(name: str) -> str:
-    """Public name of one of the paper's models."""
-    return _MODEL_TITLES[name]
+    return name if name in MODEL_TITLES else DEFAULT_MODEL
 
 
 def deviations(settings: Mapping[str, Any]) -> tuple[Deviation, ...]:

@@ -16,9 +16,9 @@ import numpy as np
 from megatron_ssd.evaluation.checkpoints import CheckpointScores
 from megatron_ssd.evaluation.results import Score
 from megatron_ssd.evaluation.tables import percent
+from megatron_ssd.formatting import NOT_MEASURED, compact, counted
 from megatron_ssd.grading.metrics import Estimate
-from megatron_ssd.report.formatting import MODEL_TITLES, compact
-from megatron_ssd.text_table import NOT_MEASURED, counted
+from megatron_ssd.report.theme import MODEL_TITLES
 
 _HISTOGRAM_BINS = 30
 _HEADER, _LINE = 26, 20  # pixels: height of a group's name, and of one interval
@@ -79,9 +79,7 @@ def by_difficulty(base: Score, ssd: Score, k: int) -> Plot:
     return _intervals(k, "difficulty", groups)
 
 
-def curve(
-    points: Sequence[tuple[float, float]], *, title: str, note: str = "", from_zero: bool = False
-) -> Plot:  # fmt: skip
+def curve(points: Sequence[tuple[float, float]], *, title: str, note: str = "", from_zero: bool = False) -> Plot:
     """A line over training iterations; ``from_zero`` keeps zero on the axis."""
     base = chart_of([{"iteration": x, "value": float(f"{y:.6g}")} for x, y in points]).encode(
         x=alt.X("iteration:Q", scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(grid=False)),

@@ -23,13 +23,12 @@ from markupsafe import Markup
 
 from megatron_ssd.errors import ConfigError
 from megatron_ssd.evaluation.problem_file import Excerpt
+from megatron_ssd.formatting import DASH, signed, visible
 from megatron_ssd.report.attempts import COLUMNS, MOST_KEPT, Attempt, ProblemPage, ProblemPages
 from megatron_ssd.report.content import FINISH_REASONS
-from megatron_ssd.report.formatting import MODEL_TITLES, anchor, visible
 from megatron_ssd.report.page import content_policy, source, style, templates
-from megatron_ssd.report.theme import text_on
+from megatron_ssd.report.theme import MODEL_TITLES, text_on
 from megatron_ssd.schema import VerdictStatus
-from megatron_ssd.text_table import DASH, signed
 
 MEBIBYTE = 1 << 20
 LIMITS = (MOST_KEPT, 16384, 8192, 4096, 2048, 1024, 512, 256, 128, 0)
@@ -41,6 +40,7 @@ SOLVED = {
     "neither": "solved by neither",
 }
 _MIN_STATEMENT_CHARACTERS = 1000
+_DETAIL_CHARACTERS = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,24 +73,6 @@ OUTCOMES: dict[VerdictStatus, Outcome] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class ListEntry:
-    """A problem in the list. ``scores`` are (passed, graded) of base and SSD; the list is sorted by ``keys``."""
-
-    anchor: str
-    problem_id: str
-    title: str
-    difficulty: str
-    date: str
-    half: str
-    scores: tuple[tuple[int, int], ...]
-    change: str
-    direction: str  # "up", "down" or "": which color the change has
-    solved: str
-    statuses: str
-    keys: dict[str, float | str]
-
-
 def render_problems(pages: ProblemPages, *, benchmark: str, run_name: str, code_version: str, page_mib: float) -> str:
     """The complete page, of at most ``page_mib`` MiB.
 
@@ -109,12 +91,11 @@ def render_problems(pages: ProblemPages, *, benchmark: str, run_name: str, code_
             script=Markup(script),
             policy=content_policy(script, styles),
             benchmark=benchmark,
-            run_name=visible(run_name),
+            run_name=run_name,
             code_version=code_version,
             columns=pages.columns,
-            titles=MODEL_TITLES,
             entries=[_entry(problem, pages.difficulties) for problem in pages.problems],
-            difficulties=[visible(name) for name in pages.difficulties],
+            difficulties=pages.difficulties,
             halves=sorted({problem.half for problem in pages.problems} - {""}),
             dates=any(problem.date for problem in pages.problems),
             has_tests=pages.has_tests,
@@ -131,29 +112,22 @@ def render_problems(pages: ProblemPages, *, benchmark: str, run_name: str, code_
     return page(fit_blocks(pages.problems, max_bytes, page_mib=page_mib))
 
 
-def _entry(problem: ProblemPage, difficulties: tuple[str, ...]) -> ListEntry:
-    scores = tuple(problem.passed(column) for column in range(len(problem.attempts)))
-    change = problem.change
-    shares = [passed / total if total else -1.0 for passed, total in scores]
-    return ListEntry(
-        anchor=anchor(problem.problem_id),
-        problem_id=visible(problem.problem_id),
-        title=visible(problem.title),
-        difficulty=visible(problem.difficulty),
-        date=visible(problem.date),
-        half=problem.half,
-        scores=scores,
-        change=DASH if change is None else signed(change).removesuffix(".0"),
-        direction="" if not change else "up" if change > 0 else "down",
-        solved=problem.solved,
-        statuses=" ".join(problem.statuses),
-        keys={
+def _entry(problem: ProblemPage, difficulties: tuple[str, ...]) -> dict[str, Any]:
+    """A problem in the list: (passed, graded) of base and SSD, their difference, and what the list is sorted by."""
+    scores, change = [problem.passed(column) for column in range(len(COLUMNS))], problem.change
+    base, ssd = (passed / total if total else -1.0 for passed, total in scores)
+    return {
+        "problem": problem,
+        "scores": scores,
+        "change": DASH if change is None else signed(change).removesuffix(".0"),
+        "color": "" if not change else "up" if change > 0 else "down",
+        "keys": {
             "difficulty": difficulties.index(problem.difficulty),
-            "base": round(shares[0], 6),
-            "ssd": round(shares[1], 6),
+            "base": round(base, 6),
+            "ssd": round(ssd, 6),
             "change": -2.0 if change is None else round(change, 6),
         },
-    )
+    }
 
 
 def _words() -> dict[str, Any]:
@@ -256,14 +230,15 @@ class _Texts:
 
 def _attempt(attempt: Attempt, texts: _Texts, limit: int) -> dict[str, Any]:
     before, program, after = _parts(attempt, limit)
+    verdict = attempt.verdict
     return {
-        "index": attempt.sample_index,
-        "status": attempt.status,
-        "passed": attempt.tests_passed,
-        "total": attempt.tests_total,
-        "cells": attempt.by_test,
-        "failed": attempt.failed_test,
-        "detail": texts.add(attempt.detail),
+        "index": verdict.sample_index,
+        "status": verdict.status,
+        "passed": verdict.tests_passed,
+        "total": verdict.tests_total,
+        "cells": verdict.by_test,
+        "failed": verdict.failed_test,
+        "detail": texts.add(Excerpt.of(verdict.detail, _DETAIL_CHARACTERS)),
         "finish": attempt.finish_reason,
         "tokens": attempt.num_tokens,
         "before": texts.add(before),

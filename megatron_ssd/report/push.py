@@ -26,14 +26,14 @@ from megatron_ssd.artifacts.hf_config import GENERATION_CONFIG, generation_confi
 from megatron_ssd.artifacts.hub import is_hub_id
 from megatron_ssd.artifacts.manifest import FILE_NAME, Manifest, check_outputs, read_manifest
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.export import PushConfig
 from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.errors import ConfigError, UserError, shown
+from megatron_ssd.config.training import PushConfig
+from megatron_ssd.errors import UserError, require, shown
 from megatron_ssd.evaluation.results import EvaluationResults
 from megatron_ssd.evaluation.tables import score_tables
+from megatron_ssd.formatting import aligned, counted
 from megatron_ssd.report.data import read_evaluation
-from megatron_ssd.text_table import aligned, counted
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +50,11 @@ def run_push(config: RunConfig) -> None:
             token, or the Hub cannot be reached or refuses.
     """
     push = config.push
-    for key in ("repo", "base_model"):
-        value = getattr(push, key)
-        if not (is_hub_id(value) if value is not None else key != "repo" or config.dry_run):
-            raise ConfigError(f"push.{key} = {shown(value)}", rule="is not an id on the Hub", fix="write OWNER/NAME")
+    require(push.repo is not None or config.dry_run, "push.repo = null", rule="no repository is named",
+            fix="set push.repo=OWNER/NAME, or dry_run=true")  # fmt: skip
+    for key, value in (("repo", push.repo), ("base_model", push.base_model)):
+        require(value is None or is_hub_id(value), f"push.{key} = {value}", rule="is not an id on the Hub",
+                fix="write OWNER/NAME")  # fmt: skip
     folder = make_folder(config)
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     print("\n".join(aligned([[name, f"{size:,} bytes"] for name, size in sorted(files.items())])))
@@ -86,6 +87,7 @@ def make_folder(config: RunConfig) -> Path:
     work = stage.begin()
     linked = {one["path"]: one["sha256"] for one in manifest.outputs if one["path"] not in own}
     for name in linked:
+        (work / name).parent.mkdir(exist_ok=True)
         try:
             os.link(source / name, work / name)
         except OSError:  # a file system without links

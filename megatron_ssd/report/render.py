@@ -13,19 +13,17 @@ for dropping, and evaluation problems among them), ``sampling``, ``stages``, ``l
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.evaluation.results import EvaluationResults, Score, to_json
+from megatron_ssd.evaluation.results import EvaluationResults, Score, write_json
 from megatron_ssd.grading.metrics import Estimate
-from megatron_ssd.report.content import benchmark_rows, measure_sentence, notice, result_sentence
+from megatron_ssd.report.content import measure_sentence, notice, result_sentence
 from megatron_ssd.report.data import ReportData, gather
-from megatron_ssd.report.formatting import problems_page
-from megatron_ssd.report.page import render
+from megatron_ssd.report.page import problems_page, render
 from megatron_ssd.report.paper import deviations
 from megatron_ssd.report.problems_page import render_problems
 from megatron_ssd.report.stage import print_report, report_stage
@@ -45,8 +43,7 @@ def run_report(config: RunConfig) -> None:
     if not stage.is_current():
         data = gather(config)
         work = stage.begin()
-        summary = json.dumps(_summary(data), indent=2, ensure_ascii=False, allow_nan=False)
-        write_atomically(work / "summary.json", summary + "\n")
+        write_json(work / "summary.json", _summary(data))
         write_atomically(work / "report.html", render(data))
         for one in data.benchmarks:
             page = render_problems(
@@ -72,11 +69,10 @@ def _summary(data: ReportData) -> dict[str, Any]:
         "run": data.run_name,
         "notice": notice(data.settings, [one.scores for one in data.benchmarks]),
         "benchmarks": {
-            one.scores.benchmark: {**_benchmark(one.scores), "checkpoints": to_json(one.checkpoints)}
-            for one in data.benchmarks
+            one.scores.benchmark: {**_benchmark(one.scores), "checkpoints": one.checkpoints} for one in data.benchmarks
         },
-        "deviations": [dataclasses.asdict(deviation) for deviation in deviations(data.settings)],
-        "problems": dataclasses.asdict(data.problems),
+        "deviations": deviations(data.settings),
+        "problems": data.problems,
         "sampling": _sampling(data),
         "stages": {
             stage: {name: getattr(manifest, name) for name in _STAGE_FACTS}
@@ -84,7 +80,7 @@ def _summary(data: ReportData) -> dict[str, Any]:
         },
         "settings": data.settings,
         "lineage": {"complete": data.lineage.is_complete, **dataclasses.asdict(data.lineage)},
-        "general_benchmarks": [dataclasses.asdict(row) for row in benchmark_rows(data.general_benchmarks)],
+        "general_benchmarks": data.general_benchmarks.results if data.general_benchmarks else (),
     }
 
 
@@ -97,13 +93,13 @@ def _benchmark(scores: EvaluationResults) -> dict[str, Any]:
         "base": _headline_json(scores, scores.score("base_best")),
         "ssd": _headline_json(scores, scores.score("ssd_best")),
         "headline": [_headline_json(scores, score) for score in scores.headline],
-        "decoding": to_json(
-            {name: getattr(scores, name) for name in ("grid", "beside_grid", "best_of_grid", "effective_temperature")}
-        ),
+        "decoding": {
+            name: getattr(scores, name) for name in ("grid", "beside_grid", "best_of_grid", "effective_temperature")
+        },
         "errata": {"line": scores.errata.line, **dataclasses.asdict(scores.errata)},
         "flawed": scores.flawed,
         "claim_rule": scores.claim_rule,
-        "claims": [dataclasses.asdict(claim) for claim in scores.claims],
+        "claims": scores.claims,
     }
 
 
@@ -127,16 +123,13 @@ def _headline_json(results: EvaluationResults, score: Score) -> dict[str, Any]:
 
 
 def _by_k(values: Mapping[int, Estimate]) -> dict[str, Any]:
-    return {f"pass@{k}": to_json(estimate) for k, estimate in values.items()}
+    return {f"pass@{k}": estimate for k, estimate in values.items()}
 
 
 def _sampling(data: ReportData) -> dict[str, Any]:
     lengths = sorted(data.sampling.lengths)
+    names = ("num_samples", "num_kept", "finish_reasons", "skip_reasons", "dropped")
     return {
-        "num_samples": data.sampling.num_samples,
-        "num_kept": data.sampling.num_kept,
-        "finish_reasons": data.sampling.finish_reasons,
-        "skip_reasons": data.sampling.skip_reasons,
-        "dropped": data.sampling.dropped,
+        **{name: getattr(data.sampling, name) for name in names},
         "median_response_tokens": lengths[len(lengths) // 2] if lengths else None,
     }

@@ -1,4 +1,4 @@
-"""Defines the colors of the report.
+"""Defines the look of the report: the names of the models, its colors.
 
 Invariants, which the tests check:
 - text on its background has a WCAG contrast of at least 4.5 to 1 in both schemes;
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-HEAT_LEVELS = 24
+from megatron_ssd.evaluation.results import ModelName
 
-Rgb = tuple[int, int, int]
+HEAT_LEVELS = 24
+MODEL_TITLES: dict[ModelName, str] = {"base": "base", "ssd": "SSD"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +69,11 @@ def contrast_ratio(one: str, other: str) -> float:
 
 
 def _luminance(color: str) -> float:
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in _rgb(color))]
+    shares = [value / 255 for value in bytes.fromhex(color[1:])]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shares]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def _rgb(color: str) -> Rgb:
-    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
-
-
 def _mix(one: str, other: str, share: float) -> str:
-    mixed = (round(a + (b - a) * share) for a, b in zip(_rgb(one), _rgb(other), strict=True))
-    return "#" + "".join(f"{value:02x}" for value in mixed)
+    pairs = zip(bytes.fromhex(one[1:]), bytes.fromhex(other[1:]), strict=True)
+    return f"#{bytes(round(a + (b - a) * share) for a, b in pairs).hex()}"

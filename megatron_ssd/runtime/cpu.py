@@ -20,15 +20,12 @@ from megatron.core.transformer.moe import moe_utils
 from torch import Tensor
 from torch.utils._device import _device_constructors
 
-from megatron_ssd.runtime.cpu_rotary import apply_rotary_pos_emb
+from megatron_ssd.runtime.local_layers import apply_rotary_pos_emb
 
 # Factory functions that Megatron-Core calls with a literal device="cuda".
 _FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "tensor", "zeros")
-_CUDA_TYPE_NAMES = {
-    "torch.FloatTensor": "torch.cuda.FloatTensor",
-    "torch.BFloat16Tensor": "torch.cuda.BFloat16Tensor",
-    "torch.HalfTensor": "torch.cuda.HalfTensor",
-}
+_TYPES = ("FloatTensor", "HalfTensor", "BFloat16Tensor")
+_CUDA_TYPE_NAMES = {f"torch.{name}": f"torch.cuda.{name}" for name in _TYPES}
 
 _installed = False
 
@@ -47,9 +44,10 @@ def install() -> None:
     _patch_streams()
     _patch_rng_state()
     _patch_tensors()
-    _patch_mixture_of_experts()
     _patch_all_to_all()
     _patch_unequal_parts()
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = None  # the router reads it; 0.16 leaves it undefined without TransformerEngine
     megatron_attention.apply_rotary_pos_emb = apply_rotary_pos_emb
 
 
@@ -142,14 +140,8 @@ def _patch_tensors() -> None:
     Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     torch.nn.Module.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     # isinstance checks against these names at import time and in Float16Module.
-    for name in ("FloatTensor", "HalfTensor", "BFloat16Tensor"):
+    for name in _TYPES:
         setattr(torch.cuda, name, getattr(torch, name))
-
-
-def _patch_mixture_of_experts() -> None:
-    """The router reads ``te_general_gemm``, which 0.16 leaves undefined if TransformerEngine is not installed."""
-    if not hasattr(moe_utils, "te_general_gemm"):
-        moe_utils.te_general_gemm = None
 
 
 def _patch_all_to_all() -> None:

@@ -16,7 +16,8 @@ from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.config.parallel import ClusterConfig
 from megatron_ssd.config.precision import Fp8Recipe, PrecisionConfig
 from megatron_ssd.errors import UserError, require
-from megatron_ssd.runtime.gpus import Capability
+
+Capability = tuple[int, int]  # of a device, or a version of CUDA
 
 _OLDEST_TRANSFORMER_ENGINE = "2.9"  # that Megatron-Core 0.16.1 accepts
 
@@ -33,19 +34,18 @@ _NO_MXFP8_FROM = (12, 0)
 
 def check_device(cluster: ClusterConfig) -> None:
     """Raise ``UserError`` if ``cluster.device`` is cuda without a GPU, or cpu while a GPU is visible."""
-    if cluster.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "cluster.device = cuda",
-            rule=f"needs an NVIDIA GPU, and {_what_is_missing()}",
-            fix="run on a GPU machine, check the layout with dry_run=true, or try the small CPU run with "
-            "experiment=demo",
-        )
-    if cluster.device == "cpu" and torch.cuda.is_available():
-        raise UserError(
-            "cluster.device = cpu",
-            rule="Megatron-Core uses any GPU that it sees, and one is visible on this machine",
-            fix="set cluster.device=cuda, or hide the GPU with CUDA_VISIBLE_DEVICES=''",
-        )
+    require(
+        cluster.device == "cpu" or torch.cuda.is_available(),
+        "cluster.device = cuda",
+        rule=f"needs an NVIDIA GPU, and {_what_is_missing()}",
+        fix="run on a GPU machine, check the layout with dry_run=true, or try the small CPU run with experiment=demo",
+    )
+    require(
+        cluster.device == "cuda" or not torch.cuda.is_available(),
+        "cluster.device = cpu",
+        rule="Megatron-Core uses any GPU that it sees, and one is visible on this machine",
+        fix="set cluster.device=cuda, or hide the GPU with CUDA_VISIBLE_DEVICES=''",
+    )
 
 
 def _what_is_missing() -> str:
@@ -125,12 +125,12 @@ def check_transformer_engine(version: str | None, *, accepted: str | None) -> No
 
 def check_dispatcher(moe: MoeConfig, *, has_deep_ep: bool) -> None:
     """Raise ``UserError`` if the configuration needs DeepEP and it is not installed."""
-    if moe.dispatcher == "flex" and not has_deep_ep:
-        raise UserError(
-            "moe.dispatcher = flex",
-            rule="the package deep_ep is not installed",
-            fix="build DeepEP for this machine, or set moe.dispatcher=alltoall",
-        )
+    require(
+        moe.dispatcher != "flex" or has_deep_ep,
+        "moe.dispatcher = flex",
+        rule="the package deep_ep is not installed",
+        fix="build DeepEP for this machine, or set moe.dispatcher=alltoall",
+    )
 
 
 def check_hardware(precision: PrecisionConfig, moe: MoeConfig) -> None:

@@ -81,6 +81,16 @@ class AttentionPlan:
     unused_slots: Tensor
     key_of_slot: Tensor | None
 
+    def to_slots(self, x_L: Tensor) -> Tensor:
+        """Copy the tokens of this rank to the query slots, [U]."""
+        x_U: Tensor = _Gather.apply(x_L, self.query_of_slot, self.slot_of_query, None)
+        return x_U
+
+    def from_slots(self, x_U: Tensor) -> Tensor:
+        """Copy the query slots back to the tokens of this rank, [L]."""
+        x_L: Tensor = _Gather.apply(x_U, self.slot_of_query, self.query_of_slot, self.unused_slots)
+        return x_L
+
 
 class SegmentAttention(torch.nn.Module):
     """Causal attention within segments, with the interface of Megatron-Core's ``DotProductAttention``.
@@ -142,35 +152,22 @@ class SegmentAttention(torch.nn.Module):
         cp_rank = self.cp_group.rank() if self.cp_size > 1 else 0
         short = _EXPLICIT_LENGTH if q_LND.is_cpu else 0
         plan = make_plan(packed.lengths, cp_size=self.cp_size, cp_rank=cp_rank, short=short, device=q_LND.device)
-        q_UND, k_WGD, v_WGD = self._to_slots(q_LND, k_LGD, v_LGD, plan)
+        q_UND = plan.to_slots(q_LND)
+        if plan.key_of_slot is None:
+            k_WGD, v_WGD = plan.to_slots(k_LGD), plan.to_slots(v_LGD)
+        else:
+            gathered = gather_from_sequence_parallel_region(torch.cat([k_LGD, v_LGD], dim=-1), group=self.cp_group)
+            k_WGD, v_WGD = gathered.index_select(0, plan.key_of_slot).chunk(2, dim=-1)
         q_sizes = [group.count * group.num_queries for group in plan.groups]
         k_sizes = [group.count * group.num_keys for group in plan.groups]
-        contexts = [
-            _attend_group(group, q, k, v, scale=self.scale)
-            for group, q, k, v in zip(
-                plan.groups, q_UND.split(q_sizes), k_WGD.split(k_sizes), v_WGD.split(k_sizes), strict=True
-            )
-        ]
-        context_LE: Tensor = _FromSlots.apply(torch.cat(contexts), plan)
-        return context_LE
-
-    def _to_slots(
-        self, q_LND: Tensor, k_LGD: Tensor, v_LGD: Tensor, plan: AttentionPlan
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of this rank and keys of all ranks, in the order of the groups of ``plan``."""
-        if plan.key_of_slot is None:
-            q, k, v = (_ToSlots.apply(x, plan) for x in (q_LND, k_LGD, v_LGD))
-            return q, k, v
-        gathered = gather_from_sequence_parallel_region(torch.cat([k_LGD, v_LGD], dim=-1), group=self.cp_group)
-        k_WGD, v_WGD = gathered.index_select(0, plan.key_of_slot).chunk(2, dim=-1)
-        return _ToSlots.apply(q_LND, plan), k_WGD, v_WGD
-
-
-def _attend_group(group: SpanGroup, q_UND: Tensor, k_WGD: Tensor, v_WGD: Tensor, *, scale: float) -> Tensor:
-    """[U, N * D] of the slots of one group."""
-    q_BQND = q_UND.unflatten(0, (group.count, group.num_queries))
-    k_BKGD, v_BKGD = (x.unflatten(0, (group.count, group.num_keys)) for x in (k_WGD, v_WGD))
-    return _attend(q_BQND, k_BKGD, v_BKGD, offsets=group.offsets, scale=scale).transpose(1, 2).flatten(2).flatten(0, 1)
+        parts = zip(plan.groups, q_UND.split(q_sizes), k_WGD.split(k_sizes), v_WGD.split(k_sizes), strict=True)
+        contexts = []
+        for group, q, k, v in parts:
+            q_BQND = q.unflatten(0, (group.count, group.num_queries))
+            k_BKGD, v_BKGD = (x.unflatten(0, (group.count, group.num_keys)) for x in (k, v))
+            context_BNQD = _attend(q_BQND, k_BKGD, v_BKGD, offsets=group.offsets, scale=self.scale)
+            contexts.append(context_BNQD.transpose(1, 2).flatten(2).flatten(0, 1))
+        return plan.from_slots(torch.cat(contexts))
 
 
 def _attend(q_BQND: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, *, offsets: tuple[int, ...], scale: float) -> Tensor:
@@ -223,35 +220,22 @@ def _causal_mask(num_queries: int, num_keys: int, offsets: tuple[int, ...], dtyp
     return mask[0, 0, 0] if len(offsets) == 1 else mask
 
 
-class _ToSlots(torch.autograd.Function):
-    """Copies tokens to query slots.
+class _Gather(torch.autograd.Function):
+    """Selects rows, where ``back`` selects the same rows of the gradient.
 
-    Unused slots repeat a token and their gradient is zero, because their outputs are dropped. So the backward pass is a
-    gather, ten times as fast as the scatter-add of PyTorch's own backward.
+    So the backward pass is a gather too, ten times as fast as the scatter-add of PyTorch's own backward. Unused slots
+    repeat a token, but nobody uses their outputs; so their gradient is zero.
     """
 
     @staticmethod
-    def forward(ctx: Any, x_L: Tensor, plan: AttentionPlan) -> Tensor:
-        ctx.plan = plan
-        return x_L.index_select(0, plan.query_of_slot)
+    def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor, unused: Tensor | None) -> Tensor:
+        ctx.back, ctx.unused = back, unused
+        return x.index_select(0, index)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0].index_select(0, ctx.plan.slot_of_query), None
-
-
-class _FromSlots(torch.autograd.Function):
-    """Copies query slots back to tokens."""
-
-    @staticmethod
-    def forward(ctx: Any, x_U: Tensor, plan: AttentionPlan) -> Tensor:
-        ctx.plan = plan
-        return x_U.index_select(0, plan.slot_of_query)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        grad_U = grads[0].index_select(0, ctx.plan.query_of_slot)
-        return grad_U.index_fill_(0, ctx.plan.unused_slots, 0.0), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        grad = grads[0].index_select(0, ctx.back)
+        return grad if ctx.unused is None else grad.index_fill_(0, ctx.unused, 0.0), None, None, None
 
 
 @functools.lru_cache(maxsize=16)

@@ -5,7 +5,8 @@ other. Context parallelism of P ranks cuts each segment into 2P equal chunks and
 which balances causal attention. Megatron-Core's rotary embedding and TransformerEngine expect exactly this order, so
 the length of every segment is a multiple of 2P if P > 1.
 
-Example with P = 2 and segments of 8 and 4 tokens: rank 0 holds 0 1 6 7 and 8 11, rank 1 holds 2 3 4 5 and 9 10.
+Example with P = 2 and segments of 8 and 4 tokens: rank 0 holds 0 1 6 7 and 8 11, rank 1 holds 2 3 4 5 and 9 10. Within
+their segments these are the positions 0 1 6 7 and 0 3, and 2 3 4 5 and 1 2.
 """
 
 from __future__ import annotations
@@ -49,15 +50,17 @@ def make_packed_sequences(lengths: tuple[int, ...], *, cp_size: int, device: tor
 
 def local_positions(lengths: tuple[int, ...], *, cp_size: int, cp_rank: int) -> NDArray[np.int64]:
     """Positions in the sequence of the tokens that a rank holds, in the rank's order: [T / cp_size]."""
-    if cp_size == 1:
-        return np.arange(sum(lengths))
-    parts, start = [], 0
-    for length in lengths:
-        chunk = length // (2 * cp_size)
-        for number in local_chunks(cp_size, cp_rank):
-            parts.append(np.arange(start + number * chunk, start + (number + 1) * chunk))
-        start += length
-    return np.concatenate(parts)
+    starts, held = np.cumsum((0, *lengths[:-1])), np.array(lengths) // cp_size
+    return np.repeat(starts, held) + segment_positions(lengths, cp_size=cp_size, cp_rank=cp_rank)
+
+
+def segment_positions(lengths: tuple[int, ...], *, cp_size: int, cp_rank: int) -> NDArray[np.int64]:
+    """Positions within their segments of the tokens that a rank holds, in the rank's order: [T / cp_size]."""
+    held = [np.arange(length) for length in lengths]
+    if cp_size > 1:
+        chunks = list(local_chunks(cp_size, cp_rank))
+        held = [positions.reshape(2 * cp_size, -1)[chunks].ravel() for positions in held]
+    return np.concatenate(held)
 
 
 def local_chunks(cp_size: int, cp_rank: int) -> tuple[int, int]:

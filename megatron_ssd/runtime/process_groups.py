@@ -19,7 +19,7 @@ from torch.distributed import distributed_c10d
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_ssd.config.parallel import Device, ParallelConfig
-from megatron_ssd.errors import UserError
+from megatron_ssd.errors import UserError, require
 
 T = TypeVar("T")
 
@@ -35,7 +35,14 @@ def process_groups(parallel: ParallelConfig, *, device: Device) -> Iterator[None
     Raises:
         UserError: the number of processes is not ``parallel.world_size``, or the rendezvous port is taken.
     """
-    _check_world_size(parallel)
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    require(
+        started == parallel.world_size,
+        f"parallel.world_size = {parallel.world_size}",
+        rule=f"the layout needs {parallel.world_size} processes and {started} "
+        f"{'was' if started == 1 else 'were'} started",
+        fix=f"start it with torchrun --nproc-per-node={parallel.world_size} (times the number of nodes)",
+    )
     with joined_processes(device), megatron_grid(parallel, create_gloo_process_groups=True):
         yield
 
@@ -82,14 +89,8 @@ def megatron_grid(parallel: ParallelConfig, *, create_gloo_process_groups: bool)
 
 def model_parallel_sizes(parallel: ParallelConfig) -> dict[str, Any]:
     """The sizes of ``parallel`` as keyword arguments, which Megatron-Core's groups and ``TransformerConfig`` share."""
-    return {
-        "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
-        "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
-        "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
-        "context_parallel_size": parallel.context_parallel_size,
-        "expert_model_parallel_size": parallel.expert_model_parallel_size,
-        "expert_tensor_parallel_size": parallel.expert_tensor_parallel_size,
-    }
+    kinds = ("tensor_model", "pipeline_model", "virtual_pipeline_model", "context", "expert_model", "expert_tensor")
+    return {name: getattr(parallel, name) for name in (f"{kind}_parallel_size" for kind in kinds)}
 
 
 def on_rank_zero(action: Callable[[], T]) -> T:
@@ -108,17 +109,6 @@ def on_rank_zero(action: Callable[[], T]) -> T:
     if isinstance(result, UserError):
         raise result
     return cast(T, result)
-
-
-def _check_world_size(parallel: ParallelConfig) -> None:
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != parallel.world_size:
-        raise UserError(
-            f"parallel.world_size = {parallel.world_size}",
-            rule=f"the layout needs {parallel.world_size} processes and {started} "
-            f"{'was' if started == 1 else 'were'} started",
-            fix=f"start it with torchrun --nproc-per-node={parallel.world_size} (times the number of nodes)",
-        )
 
 
 def _join(device: Device) -> None:

@@ -6,10 +6,12 @@ number. docs/reference/versions.md lists what else differs.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import io
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +44,13 @@ def quiet_megatron() -> None:
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     for name, start in _MESSAGES.items():
-        logger = logging.getLogger(f"megatron.core.{name}")
-        if not any(isinstance(each, _DropMessage) for each in logger.filters):
-            logger.addFilter(_DropMessage(start))
+        logging.getLogger(f"megatron.core.{name}").addFilter(_without(start))
 
 
-class _DropMessage(logging.Filter):
-    """Drops messages that start with ``start``."""
-
-    def __init__(self, start: str) -> None:
-        super().__init__()
-        self._start = start
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(self._start)
+@functools.cache  # a logger does not add the same filter twice
+def _without(start: str) -> Callable[[logging.LogRecord], bool]:
+    """A filter that drops messages that start with ``start``."""
+    return lambda record: not record.getMessage().startswith(start)
 
 
 def save_options() -> dict[str, Any]:
@@ -80,14 +75,10 @@ def load_options(path: Path) -> dict[str, Any]:
 
     class CommonStateAmongTensors(TorchCommonLoadStrategy):
         def load_common(self, checkpoint_dir: str | Path) -> Any:
-            return _common_state_among_tensors(Path(checkpoint_dir))
+            key = ShardedObject("common_state", None, (1,), (0,)).unique_key
+            found: dict[str, Any] = {key: io.BytesIO()}
+            checkpoint.load(found, storage_reader=checkpoint.FileSystemReader(checkpoint_dir), no_dist=True)
+            value = found[key]
+            return (torch.load(value, weights_only=True) if isinstance(value, io.BytesIO) else value)[0]
 
     return {"common_strategy": CommonStateAmongTensors()}
-
-
-def _common_state_among_tensors(path: Path) -> Any:
-    key = ShardedObject("common_state", None, (1,), (0,)).unique_key
-    found: dict[str, Any] = {key: io.BytesIO()}
-    checkpoint.load(found, storage_reader=checkpoint.FileSystemReader(path), no_dist=True)
-    value = found[key]
-    return (torch.load(value, weights_only=True) if isinstance(value, io.BytesIO) else value)[0]

@@ -14,7 +14,6 @@ differ in what they allow, so there are several launch modes, and the first that
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
@@ -60,16 +59,6 @@ _FIX_MISSING = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """The server's one argument; see ``inside.server``."""
-
-    packages: dict[str, str]
-    stdin_path: str
-    become: int | None = None
-    max_threads: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchMode:
     """How to start a server: its command line, and the user that runs it (None for the caller).
 
@@ -103,7 +92,7 @@ def launch_modes(config: SandboxConfig, stdin: Path) -> tuple[LaunchMode, ...]:
     packages = [find_package(name) for name in config.packages]
     folders = {package.name: str(package.folder) for package in packages}
     if config.kind == "rlimit_only":
-        return (LaunchMode(command=_server(_PACKAGE_ROOT, Settings(packages=folders, stdin_path=str(stdin)))),)
+        return (LaunchMode(command=_server(_PACKAGE_ROOT, packages=folders, stdin_path=str(stdin))),)
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         raise UserError(
@@ -112,30 +101,33 @@ def launch_modes(config: SandboxConfig, stdin: Path) -> tuple[LaunchMode, ...]:
             fix=_FIX_MISSING,
         )
     content = (*_content(packages, stdin), "--")
-    settings = Settings(packages=folders, stdin_path=_STDIN)
-    with_threads = dataclasses.replace(settings, max_threads=_THREADS if _counts_threads_per_namespace() else None)
+    max_threads = _THREADS if _counts_threads_per_namespace() else None
+    server = functools.partial(_server, _ROOT_INSIDE, packages=folders, stdin_path=_STDIN)
     start = (bwrap, "--die-with-parent", "--new-session", "--as-pid-1", "--clearenv", "--hostname", "sandbox",
              *_NAMESPACES, "--cap-drop", "ALL")  # fmt: skip
     as_nobody = tuple(
-        (*start, *_NOBODY_INSIDE, *more, *content, *_server(_ROOT_INSIDE, with_threads))
+        (*start, *_NOBODY_INSIDE, *more, *content, *server(max_threads=max_threads))
         for more in ((("--disable-userns",),) if _knows_disable_userns(bwrap) else ()) + ((),)
     )
     if os.geteuid() != 0:
         return tuple(LaunchMode(command=command) for command in as_nobody)
-    becoming = dataclasses.replace(settings, become=NOBODY)
     capabilities = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL")
     return (
         *(LaunchMode(command=command, user=NOBODY) for command in as_nobody),
-        LaunchMode(command=(*start, *capabilities, *content, *_server(_ROOT_INSIDE, becoming))),
+        LaunchMode(command=(*start, *capabilities, *content, *server(become=NOBODY))),
         *(LaunchMode(command=command, weakness="own root's files outside of it") for command in as_nobody),
     )
 
 
-def _server(root: Path, settings: Settings) -> tuple[str, ...]:
+def _server(
+    root: Path, *, packages: dict[str, str], stdin_path: str, become: int | None = None, max_threads: int | None = None
+) -> tuple[str, ...]:
+    """The command of a server with its one argument; see ``inside.server.serve``."""
+    settings = {"packages": packages, "stdin_path": stdin_path, "become": become, "max_threads": max_threads}
     # sys.path has neither site packages nor the script's folder.
     options = ("-P", "-s", "-S", "-B", "-X", "utf8")
     main = str(root / _RUNNER / "__main__.py")
-    return (str(_python()), *options, main, json.dumps(dataclasses.asdict(settings)))
+    return (str(_python()), *options, main, json.dumps(settings))
 
 
 def _python() -> Path:

@@ -34,7 +34,7 @@ class Execution:
     """What one program did.
 
     ``outputs`` has one entry per finished input, in order: standard output for ``stdin`` programs, a value in the
-    encoding of ``inside.values`` for functions. For ``checks`` it has one per script, nothing of interest or a
+    encoding of ``inside.program`` for functions. For ``checks`` it has one per script, nothing of interest or a
     ``Failure``, and for ``evalplus`` one if the program passed. ``cpu_seconds`` are the CPU seconds of the inputs, or
     of the whole program if they share a limit. ``ending`` says why it did not finish more: ``starved`` means that the
     wall limit passed before the CPU limit did, ``failed_check`` that a result is wrong.

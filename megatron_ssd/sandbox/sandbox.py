@@ -49,7 +49,7 @@ from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.sandbox.container import ENVIRONMENT, LaunchMode, launch_modes
 from megatron_ssd.sandbox.execution import Execution, Failure, interpret
-from megatron_ssd.sandbox.inside.frames import receive, send, send_file, write_all
+from megatron_ssd.sandbox.inside.frames import receive, send, write_all
 from megatron_ssd.schema import ProblemForm
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,8 @@ class Program:
 
     It runs as ``__main__`` (``stdin``), through a function or method (``function``), in front of assert scripts
     (``checks``), or through a function whose results are compared with a reference's (``evalplus``).
-    ``max_int_digits`` is Python's limit for conversions of integers to text, 0 for none.
+    ``max_int_digits`` is Python's limit for conversions of integers to text, 0 for none. With ``text_streams``, the
+    standard streams are texts instead of files, and standard input cannot be read.
     """
 
     source: str
@@ -80,6 +81,7 @@ class Program:
     prelude: Literal["lcb", "none"] = "lcb"
     recursion_limit: int = 50_000
     max_int_digits: int = 0
+    text_streams: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +202,7 @@ class Sandbox(AbstractContextManager["Sandbox"]):
             assert self._channel is not None
             send(self._channel.fileno(), {**request, "has_file": file is not None})
             if file is not None:
-                send_file(self._channel, file)
+                socket.send_fds(self._channel, [b"f"], [file])
             seconds = sum(wall for _, wall in request["intervals"])
             return _receive(process, seconds + _SLACK_SECONDS)
         except (OSError, KeyError, TypeError, ValueError) as error:

@@ -36,12 +36,12 @@ from megatron_ssd.training.checkpoint_folder import (
     BrokenCheckpointError,
     CheckpointFacts,
     check_content,
-    newest_checkpoint,
+    list_checkpoints,
     read_facts,
     reading,
 )
 from megatron_ssd.training.checkpoint_writer import CheckpointWriter
-from megatron_ssd.training.optimizer_state import SHARDING, OptimizerState
+from megatron_ssd.training.optimizer_state import OptimizerState
 from megatron_ssd.training.step import TrainingState
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,6 @@ def save_checkpoint(writer: CheckpointWriter, state: TrainingState) -> None:
             versions=package_versions(),
         ),
         _sharded_state(state, models, optimizer),
-        content_metadata=SHARDING,
         # While updates are skipped the weights may be beyond recovery, and the user will need an older checkpoint.
         may_prune=state.spikes.skipped_in_row == 0,
     )
@@ -73,22 +72,24 @@ def choose_checkpoint(folder: Path, on_broken: Literal["error", "previous"]) -> 
     Raises:
         UserError: the newest one is broken and ``on_broken`` is ``error``, or all of them are broken.
     """
-    while (newest := on_rank_zero(lambda: newest_checkpoint(folder))) is not None:
-        _, path = newest
+    oldest_broken = None
+    while found := on_rank_zero(lambda: list_checkpoints(folder)):
+        _, path = found[-1]
         try:
             return path, _check_together(path)
         except BrokenCheckpointError as broken:
             if on_broken == "error":
                 raise
+            oldest_broken = path
             aside = on_rank_zero(functools.partial(move_aside, path, "broken"))
             if dist.get_rank() == 0:
                 log.warning("%s %s; moved to %s, resuming from the one before", broken.what, broken.rule, aside)
-            if on_rank_zero(lambda: newest_checkpoint(folder)) is None:
-                raise UserError(
-                    f"checkpoint.on_broken = {on_broken}",
-                    rule=f"there is no checkpoint before {path}, which is broken",
-                    fix="start the same command again to begin from the first iteration",
-                ) from None
+    if oldest_broken is not None:
+        raise UserError(
+            f"checkpoint.on_broken = {on_broken}",
+            rule=f"there is no checkpoint before {oldest_broken}, which is broken",
+            fix="start the same command again to begin from the first iteration",
+        )
     return None
 
 
@@ -107,9 +108,8 @@ def _check_together(path: Path) -> CheckpointFacts:
         found = broken
     every: list[BrokenCheckpointError | None] = [None] * dist.get_world_size()
     dist.all_gather_object(every, found)
-    for broken_or_none in every:
-        if broken_or_none is not None:
-            raise broken_or_none
+    for error in filter(None, every):
+        raise error
     return facts
 
 

@@ -20,9 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_ssd.artifacts.atomic import write_atomically
+from megatron_ssd.artifacts.atomic import try_lock, wait_for_shared_lock, write_atomically
 from megatron_ssd.artifacts.hashing import sha256_file
-from megatron_ssd.artifacts.locks import try_lock, wait_for_shared_lock
 from megatron_ssd.config.training import CheckpointConfig
 from megatron_ssd.errors import UserError
 
@@ -31,7 +30,7 @@ log = logging.getLogger(__name__)
 FACTS_FILE = "checkpoint.json"
 FORMAT_VERSION = 2  # of the training state in a checkpoint; checkpoints without this number have format 1
 _NAME = re.compile(r"iter_(\d{7,})")
-_PARTIAL, _PRUNED = ".partial", ".pruned"
+PARTIAL, _PRUNED = ".partial", ".pruned"  # endings of checkpoints that are being written or removed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +56,10 @@ class CheckpointFacts:
 class BrokenCheckpointError(UserError):
     """A checkpoint whose files differ from those that were written."""
 
-    def __init__(self, what: str, *, rule: str, fix: str = "") -> None:
-        super().__init__(
-            what,
-            rule=rule,
-            fix=fix or "set checkpoint.on_broken=previous to resume from the one before it, or remove it",
-        )
+
+def _broken(path: Path, reason: str) -> BrokenCheckpointError:
+    fix = "set checkpoint.on_broken=previous to resume from the one before it, or remove it"
+    return BrokenCheckpointError(f"checkpoint {path}", rule=f"is broken: {reason}", fix=fix)
 
 
 def checkpoint_path(folder: Path, iteration: int) -> Path:
@@ -70,19 +67,9 @@ def checkpoint_path(folder: Path, iteration: int) -> Path:
     return folder / f"iter_{iteration:07d}"
 
 
-def partial_path(folder: Path, iteration: int) -> Path:
-    """Path that the checkpoint of ``iteration`` is written to before it is renamed."""
-    return folder / f"iter_{iteration:07d}{_PARTIAL}"
-
-
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """(iteration, folder) of every checkpoint below ``folder``, oldest first."""
     return sorted((int(match[1]), path) for path in folder.glob("iter_*") if (match := _NAME.fullmatch(path.name)))
-
-
-def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
-    """The last of ``list_checkpoints``; None if there is none."""
-    return max(list_checkpoints(folder), default=None)
 
 
 def write_facts(path: Path, facts: CheckpointFacts, *, hashes: Mapping[str, str]) -> None:
@@ -109,22 +96,16 @@ def read_facts(path: Path) -> CheckpointFacts:
     try:
         facts = _facts_of(json.loads((path / FACTS_FILE).read_text(encoding="utf-8")))
     except OSError as error:
-        raise BrokenCheckpointError(f"checkpoint {path}", rule=f"is broken: {FACTS_FILE}: {error.strerror}") from None
+        raise _broken(path, f"{FACTS_FILE}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BrokenCheckpointError(
-            f"checkpoint {path}", rule=f"is broken: {FACTS_FILE} cannot be parsed ({error!r})"
-        ) from None
+        raise _broken(path, f"{FACTS_FILE} cannot be parsed ({error!r})") from None
     if checkpoint_path(path.parent, facts.iteration) != path:
-        raise BrokenCheckpointError(
-            f"checkpoint {path}", rule=f"is broken: {FACTS_FILE} names iteration {facts.iteration}"
-        )
+        raise _broken(path, f"{FACTS_FILE} names iteration {facts.iteration}")
     for name, file in facts.files.items():
         if not (path / name).is_file():
-            raise BrokenCheckpointError(f"checkpoint {path}", rule=f"is broken: {name} is missing")
+            raise _broken(path, f"{name} is missing")
         if (found := (path / name).stat().st_size) != file.bytes:
-            raise BrokenCheckpointError(
-                f"checkpoint {path}", rule=f"is broken: {name} has {found} bytes and {file.bytes} were written"
-            )
+            raise _broken(path, f"{name} has {found} bytes and {file.bytes} were written")
     return facts
 
 
@@ -145,16 +126,14 @@ def check_content(path: Path, facts: CheckpointFacts, names: Sequence[str]) -> N
         try:
             found = sha256_file(path / name)
         except OSError as error:
-            raise BrokenCheckpointError(f"checkpoint {path}", rule=f"is broken: {name}: {error.strerror}") from None
+            raise _broken(path, f"{name}: {error.strerror}") from None
         if found != facts.files[name].sha256:
-            raise BrokenCheckpointError(
-                f"checkpoint {path}", rule=f"is broken: {name} is not what was written (its SHA-256 differs)"
-            )
+            raise _broken(path, f"{name} is not what was written (its SHA-256 differs)")
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove checkpoints that a killed run left partially written or partially removed."""
-    for path in [*folder.glob(f"iter_*{_PARTIAL}"), *folder.glob(f"iter_*{_PRUNED}")]:
+    for path in [*folder.glob(f"iter_*{PARTIAL}"), *folder.glob(f"iter_*{_PRUNED}")]:
         shutil.rmtree(path)
 
 
@@ -226,7 +205,7 @@ def prune(folder: Path, config: CheckpointConfig) -> None:
         if _is_read(path):
             log.info("checkpoints: %s is being read and is kept for now", path.name)
             continue
-        pruned = path.with_name(path.name + _PRUNED)
+        pruned = path.with_suffix(_PRUNED)
         path.rename(pruned)
         shutil.rmtree(pruned)
 

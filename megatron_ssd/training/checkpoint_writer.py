@@ -37,12 +37,13 @@ from megatron_ssd.config.training import CheckpointConfig
 from megatron_ssd.process import die_with_parent
 from megatron_ssd.runtime.versions import save_options
 from megatron_ssd.training.checkpoint_folder import (
+    PARTIAL,
     CheckpointFacts,
     checkpoint_path,
-    partial_path,
     prune,
     write_facts,
 )
+from megatron_ssd.training.optimizer_state import SHARDING
 
 _NO_SPACE = 1 << 16  # bytes; with less free space, a failed write is attributed to a full disk
 _HASH_THREADS = 2  # Megatron-Core writes two files per rank
@@ -58,20 +59,12 @@ class CheckpointWriter:
         # Runs in every child that multiprocessing forks from now on, and in their children.
         multiprocessing.util.register_after_fork(self, lambda _: die_with_parent())
 
-    def save(
-        self,
-        facts: CheckpointFacts,
-        state: dict[str, Any],
-        *,
-        content_metadata: dict[str, Any],
-        may_prune: bool,
-    ) -> None:
+    def save(self, facts: CheckpointFacts, state: dict[str, Any], *, may_prune: bool) -> None:
         """Write ``state``; returns when it is published, or, with ``save_async``, when the model may change again.
 
         Args:
             facts: content of ``checkpoint.json``, except for its ``files``.
             state: sharded tensors and objects of this rank.
-            content_metadata: how Megatron-Core sharded ``state``.
             may_prune: whether superfluous checkpoints are removed afterwards.
 
         Raises:
@@ -79,13 +72,13 @@ class CheckpointWriter:
             CheckpointException: a writer failed, here or on another rank.
         """
         self.finish()
-        partial = partial_path(self._folder, facts.iteration)
+        partial = checkpoint_path(self._folder, facts.iteration).with_suffix(PARTIAL)
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed while writing it
             partial.mkdir(parents=True)
         dist.barrier()
         with _name_full_disk(self._folder):
-            request = self._request(state, partial, content_metadata)
+            request = self._request(state, partial)
             digests = _ResultFile()
             if request.async_fn is not None:  # None on a rank that has nothing to write
                 write = functools.partial(_write_and_hash, request.async_fn, partial, dist.get_rank(), digests)
@@ -106,12 +99,19 @@ class CheckpointWriter:
         with _name_full_disk(self._folder):
             self._queue.maybe_finalize_async_calls(blocking=True)
 
-    def _request(self, state: dict[str, Any], partial: Path, content_metadata: dict[str, Any]) -> Any:
-        """Megatron-Core's plan of the save: which rank writes what."""
-        with _own_results_queue():
+    def _request(self, state: dict[str, Any], partial: Path) -> Any:
+        """Megatron-Core's plan of the save: which rank writes what, with a ``_ResultFile`` for the results.
+
+        Its own queue is one more process per rank, which takes seconds to start and outlives a killed run.
+        """
+        before = filesystem_async._results_queue
+        filesystem_async._results_queue = _ResultFile()
+        try:
             return dist_checkpointing.save(
-                state, str(partial), async_sharded_save=True, content_metadata=content_metadata, **save_options()
+                state, str(partial), async_sharded_save=True, content_metadata=SHARDING, **save_options()
             )
+        finally:
+            filesystem_async._results_queue = before
 
     def _publish(self, partial: Path, digests: _ResultFile, facts: CheckpointFacts, may_prune: bool) -> None:
         """Write ``checkpoint.json``, force everything to disk and rename. Runs on every rank."""
@@ -160,20 +160,6 @@ class _ResultFile:
         except queue.Empty:
             return {}
         return value
-
-
-@contextmanager
-def _own_results_queue() -> Iterator[None]:
-    """Make Megatron-Core plan a save with a ``_ResultFile`` for its results.
-
-    Its own queue is one more process per rank, which takes seconds to start and outlives a killed run.
-    """
-    before = filesystem_async._results_queue
-    filesystem_async._results_queue = _ResultFile()
-    try:
-        yield
-    finally:
-        filesystem_async._results_queue = before
 
 
 def _write_and_hash(

@@ -37,7 +37,7 @@ from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.indexed import DATASET_NAME
 from megatron_ssd.dataset.packed_dataset import PackedDataset, PackedSequence
-from megatron_ssd.errors import UserError
+from megatron_ssd.errors import require
 from megatron_ssd.runtime.packed_sequences import local_positions, make_packed_sequences
 
 
@@ -84,11 +84,6 @@ class BatchSource:
     def num_microbatches(self) -> int:
         """Micro batches of this replica per iteration."""
         return self.training.num_microbatches(self.data_parallel_size)
-
-    @property
-    def tokens_per_iteration(self) -> int:
-        """Tokens of a global batch, padding included."""
-        return self.training.global_batch_size * self.training.seq_length
 
     @property
     def batches_in_pass(self) -> int:
@@ -166,27 +161,21 @@ def open_dataset(
     Raises:
         UserError: there is none, it has another objective or vocabulary, or no sample is left.
     """
-    training = config.training
     dataset = PackedDataset(
         Path(config.run_dir) / "dataset" / DATASET_NAME,
+        config.training,
         objective=config.objective,
-        seq_length=training.seq_length,
-        packing=training.packing,
-        overlong=training.overlong,
         seed=config.seed,
-        loss_normalization=training.loss_normalization,
-        prompt_loss_weight=training.prompt_loss_weight,
         segment_multiple=config.segment_multiple,
-        validation_fraction=training.validation_fraction,
         split=split,
     )
     largest = dataset.max_token_id() if split == "train" else 0
-    if largest >= model.vocab_size:
-        raise UserError(
-            f"model.vocab_size = {model.vocab_size}",
-            rule=f"wrong vocabulary size: the data set in {config.run_dir}/dataset holds token id {largest}",
-            fix="train the model whose tokenizer made the data set, or make the data set again for this model",
-        )
+    require(
+        largest < model.vocab_size,
+        f"model.vocab_size = {model.vocab_size}",
+        rule=f"wrong vocabulary size: the data set in {config.run_dir}/dataset holds token id {largest}",
+        fix="train the model whose tokenizer made the data set, or make the data set again for this model",
+    )
     return dataset
 
 

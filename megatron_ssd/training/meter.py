@@ -21,8 +21,7 @@ from torch import Tensor
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.models.routers import routers
-from megatron_ssd.planner.flops import flops_of
-from megatron_ssd.runtime.gpus import peak_tflops
+from megatron_ssd.planner.flops import flops_of, peak_tflops
 from megatron_ssd.training.data import BatchSource
 from megatron_ssd.training.metrics import IterationMetrics
 from megatron_ssd.training.step import StepResult
@@ -51,7 +50,8 @@ class ThroughputMeter:
     def stop(self, iteration: int, result: StepResult) -> IterationMetrics:
         """End an iteration."""
         seconds = time.perf_counter() - self._started
-        gpus, tokens = dist.get_world_size(), self._source.tokens_per_iteration
+        training, gpus = self._source.training, dist.get_world_size()
+        tokens = training.global_batch_size * training.seq_length
         rate = tokens / seconds
         tflops = flops_of(self._model, self._source.sample_lengths(iteration).tolist()) / seconds / gpus / 1e12
         return IterationMetrics(

@@ -22,8 +22,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from megatron_ssd.artifacts.jsonl import FileCursor, JsonlWriter, iter_complete_records
 from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import require
 from megatron_ssd.progress import progress
+from megatron_ssd.training.step import StepResult
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +33,10 @@ METRICS_FILE = "metrics.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class IterationMetrics:
+class IterationMetrics(StepResult):
     """One iteration. A number that is not finite, or was not measured, is written as null."""
 
     iteration: int
-    loss: float  # weighted mean over the global batch, before the update
-    grad_norm: float  # L2 over the full model, before clipping
-    learning_rate: float
-    valid_tokens: int  # tokens with a non-zero loss weight
     tokens: int  # all tokens, padding and prompts included
     tokens_per_second: float  # of ``tokens``, over all processes
     tokens_per_second_per_gpu: float
@@ -46,16 +44,13 @@ class IterationMetrics:
     mfu: float | None = None  # that, as a share of the device's peak; null if the peak is unknown
     seconds: float
     seconds_left: float | None = None
-    peak_memory_gib: float  # the largest of any process: device memory on a GPU, resident set size on a CPU
-    skipped: bool = False  # loss or gradient was not finite, and nothing was updated
-    spike: bool = False  # see training.spike_factor
     validation_loss: float | None = None  # if measured in this iteration, after the update
     samples: str = ""  # short hash of the sample numbers in the global batch, in order
     experts: dict[str, Any] | None = None  # the load of the experts; written as separate columns
 
     def to_json(self) -> dict[str, Any]:
         """One record of ``metrics.jsonl``."""
-        values = dataclasses.asdict(self)
+        values = {"iteration": self.iteration, **dataclasses.asdict(self)}  # a line begins with its number
         values |= values.pop("experts") or {}
         return {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -84,7 +79,7 @@ class MetricsLogger(Protocol):
         """Write what is left and release files; called once, at the end."""
 
 
-class JsonlLogger:
+class JsonlLogger(JsonlWriter):
     """Writes ``folder/metrics.jsonl``.
 
     Args:
@@ -92,21 +87,12 @@ class JsonlLogger:
     """
 
     def __init__(self, folder: Path, *, done: int) -> None:
-        path = folder / METRICS_FILE
-        _cut_after(path, done)
-        self._file = JsonlWriter(path)
+        _cut_after(folder / METRICS_FILE, done)
+        super().__init__(folder / METRICS_FILE)
 
     def log(self, metrics: IterationMetrics) -> None:
         """Append a line."""
-        self._file.write(metrics.to_json())
-
-    def flush(self) -> None:
-        """Force the lines to disk."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        self.write(metrics.to_json())
 
 
 class TensorBoardLogger:
@@ -140,19 +126,22 @@ class WandbLogger:
     """Logs to a run of Weights & Biases, which a restart resumes under the same id.
 
     Args:
-        project: the project that the run appears in.
+        config: shown as the run's configuration; the client keeps its files in ``run_dir``. An iteration that validates
+            is always logged, and of others every ``training.log_interval``-th.
         run_id: the same for every start of one training run.
-        folder: where the client keeps its files.
-        settings: shown as the run's configuration.
-        interval: number of iterations per logged one; an iteration that validates is always logged.
     """
 
-    def __init__(self, project: str, *, run_id: str, folder: Path, settings: dict[str, Any], interval: int) -> None:
+    def __init__(self, config: RunConfig, *, run_id: str) -> None:
         # By name, because wandb is an optional package without types here.
         self._run: Any = importlib.import_module("wandb").init(
-            project=project, id=run_id, resume="allow", dir=str(folder), config=settings, name=folder.resolve().name
+            project=config.training.wandb_project,
+            id=run_id,
+            resume="allow",
+            dir=config.run_dir,
+            config=dataclasses.asdict(config),
+            name=Path(config.run_dir).resolve().name,
         )
-        self._interval = interval
+        self._interval = config.training.log_interval
 
     def log(self, metrics: IterationMetrics) -> None:
         """Add one iteration. The client ignores one that was logged before the resume."""

@@ -18,7 +18,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.training import OptimizerConfig
 from megatron_ssd.errors import require
-from megatron_ssd.training.optimizer_state import allocate_state
+from megatron_ssd.training.optimizer_state import allocate_state, pytorch_adams
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}
 
@@ -107,7 +107,10 @@ def build_optimizer(
         ),
         list(chunks),
     )
-    _use_fused_kernels(optimizer)
+    # Megatron-Core does not request one kernel for all parameters; Adams of other packages always have it.
+    for adam in pytorch_adams(optimizer):
+        for group in adam.param_groups:
+            group["fused"], group["foreach"] = True, False
     allocate_state(optimizer)
     # No grad_scale_func: nothing here scales the loss, and the model would keep the optimizer through it, and with it
     # every process group and its threads, alive until the process ends.
@@ -153,17 +156,6 @@ def _finalize_gradients(
     finalize_model_grads(list(chunks), None, **groups)
     for chunk in chunks:
         chunk.scale_gradients(1.0 / normalizer)
-
-
-def _use_fused_kernels(optimizer: MegatronOptimizer) -> None:
-    """Make PyTorch's AdamW update all parameters in one kernel, which Megatron-Core does not request.
-
-    TransformerEngine's and apex's Adam, which Megatron-Core prefers if they are installed, are always fused.
-    """
-    for inner in optimizer.chained_optimizers:
-        if isinstance(inner.optimizer, torch.optim.AdamW):
-            for group in inner.optimizer.param_groups:
-                group["fused"], group["foreach"] = True, False
 
 
 def build_schedule(

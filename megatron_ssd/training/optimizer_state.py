@@ -68,7 +68,7 @@ class OptimizerState:
 
 def allocate_state(optimizer: MegatronOptimizer) -> None:
     """Give each parameter of PyTorch's AdamW an empty state: saving and loading read it before the first update."""
-    for adam in _adams(optimizer):
+    for adam in pytorch_adams(optimizer):
         for group in adam.param_groups:
             for parameter in group["params"]:
                 adam.state[parameter] = {
@@ -92,7 +92,7 @@ def _loadable(optimizer: MegatronOptimizer) -> Iterator[None]:
         for inner in distributed:
             inner.__dict__.pop("_set_main_param_and_optimizer_states", None)
     # Loading leaves one counter for all parameters, and the fused kernel adds to it once per parameter.
-    for adam in _adams(optimizer):
+    for adam in pytorch_adams(optimizer):
         for state in adam.state.values():
             state["step"] = state["step"].clone()
 
@@ -106,7 +106,8 @@ def _set_with_step(
     original(model_param, {**tensors, "step": inner.optimizer.state[main_param]["step"]})
 
 
-def _adams(optimizer: MegatronOptimizer) -> Iterator[Any]:
+def pytorch_adams(optimizer: MegatronOptimizer) -> Iterator[torch.optim.AdamW]:
+    """The AdamW optimizers of PyTorch that Megatron-Core uses if it finds no other Adam."""
     for inner in optimizer.chained_optimizers:
         if isinstance(inner.optimizer, torch.optim.AdamW):
             yield inner.optimizer

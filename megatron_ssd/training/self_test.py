@@ -65,12 +65,13 @@ def check_packing(state: TrainingState, source: BatchSource, precision: Precisio
     sequences, samples = _first_sequences(source)
     micro_batches = [_numbered(sequences, samples)]
     empty = [source.dataset.empty_sequence()] * (len(sequences) - 1)
-    for number, sample in enumerate(samples, start=1):
-        micro_batches.append([_mark(sample.alone, sample.alone["loss_weights"] > 0, number), *empty])
+    counted = [sample.alone["loss_weights"] > 0 for sample in samples]
+    for number, (sample, where) in enumerate(zip(samples, counted, strict=True), start=1):
+        micro_batches.append([sample.alone | {"loss_weights": number * where.astype(np.float32)}, *empty])
     sums = sample_losses(state, source, micro_batches, num_samples=len(samples))
-    counts = [int((sample.alone["loss_weights"] > 0).sum()) for sample in samples]
     differences = []
-    for number, (sample, count) in enumerate(zip(samples, counts, strict=True)):
+    for number, (sample, where) in enumerate(zip(samples, counted, strict=True)):
+        count = int(where.sum())
         packed, alone = float(sums[0, number]) / count, float(sums[number + 1, number]) / count
         allowed = tolerance(precision, alone, count)
         excess = abs(packed - alone) / allowed
@@ -99,11 +100,9 @@ def _first_sequences(source: BatchSource) -> tuple[list[PackedSequence], list[_S
     """The sequences of the first micro batch; the last and the second sample of the first and the last sequence."""
     dataset, count = source.dataset, source.training.micro_batch_size
     located = [dataset.locate(number) for number in range(count)]
-    chosen: dict[tuple[int, int], None] = {}  # ordered
-    for sequence in (0, count - 1):
-        last = len(dataset.samples_in_sequence(*located[sequence])) - 1
-        for slot in (last, min(1, last)):
-            chosen[sequence, slot] = None
+    last = {sequence: len(dataset.samples_in_sequence(*located[sequence])) - 1 for sequence in (0, count - 1)}
+    # A dictionary, in order and without repeats.
+    chosen = dict.fromkeys((sequence, slot) for sequence in last for slot in (last[sequence], min(1, last[sequence])))
     samples = [
         _Sample(
             document=int(dataset.samples_in_sequence(*located[sequence])[slot]),
@@ -124,10 +123,6 @@ def _numbered(sequences: list[PackedSequence], samples: list[_Sample]) -> list[P
         where = (packed["segment_ids"] == sample.slot + 1) & (packed["loss_weights"] > 0)
         marked[sample.sequence]["loss_weights"][where] = number
     return marked
-
-
-def _mark(sequence: PackedSequence, where: np.ndarray, number: int) -> PackedSequence:
-    return sequence | {"loss_weights": np.where(where, np.float32(number), np.float32(0))}
 
 
 def sample_losses(

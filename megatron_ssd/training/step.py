@@ -16,27 +16,29 @@ from __future__ import annotations
 import functools
 import math
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from torch import Tensor
+from torch import Tensor, nn
 
 from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.models.routers import router_padding_mask, set_aux_loss_coefficient
 from megatron_ssd.training.data import Batch, BatchSource
-from megatron_ssd.training.ema import EmaWeights
 from megatron_ssd.training.optimizer import clip_and_step, global_grad_norm, normalize_gradients
 
+EMA_PREFIX = "ema"
 _WINDOW = 50  # losses that the running mean covers, roughly
 _MIN_LOSSES = 5  # before a spike can be detected
 
@@ -71,14 +73,9 @@ class LossSpikeDetector:
         """Count an iteration without update."""
         self.skipped_in_row += 1
 
-    @property
-    def is_stuck(self) -> bool:
-        """Whether the last ``max_skipped`` iterations were all skipped."""
-        return self.skipped_in_row >= self.max_skipped
-
     def check(self, iteration: int) -> None:
         """Raise ``UserError`` if the last ``max_skipped`` iterations were all skipped."""
-        if self.is_stuck:
+        if self.skipped_in_row >= self.max_skipped:
             raise UserError(
                 f"training.max_skipped = {self.max_skipped}",
                 rule=f"loss and gradient must be finite, and were not for {self.skipped_in_row} iterations up to "
@@ -93,6 +90,53 @@ class LossSpikeDetector:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore saved counters."""
         self.skipped_in_row, self.seen, self.mean = state["skipped_in_row"], state["seen"], state["mean"]
+
+
+class EmaWeights:
+    """An exponential moving average (EMA) of the parameters of ``modules``, which starts as a copy of them.
+
+    After the n-th applied update, ema(n) = decay x ema(n - 1) + (1 - decay) x weights(n), with ema(0) the weights that
+    training started from. It is in fp32, which takes 4 bytes per parameter of this rank. A checkpoint stores it under
+    the parameters' keys with the prefix ``ema.``, so that it is resharded and exported like them.
+
+    Args:
+        modules: this rank's model chunks.
+        decay: in (0, 1).
+
+    Attributes:
+        averages: one per parameter, in the order of ``modules``.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], decay: float) -> None:
+        self._decay = decay
+        self._parameters = [parameter for module in modules for parameter in module.parameters()]
+        # Not ``float()``, which returns fp32 parameters themselves.
+        self.averages = [parameter.detach().to(torch.float32, copy=True) for parameter in self._parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Update the average with the current weights."""
+        for average, parameter in zip(self.averages, self._parameters, strict=True):
+            average.lerp_(parameter.float(), 1.0 - self._decay)
+
+    def sharded_state_dict(self, model_state: dict[str, Any]) -> dict[int, Any]:
+        """The average as Megatron-Core's sharded tensors.
+
+        Args:
+            model_state: the sharded state of the same modules, which gives shapes and offsets.
+        """
+        index = {parameter: number for number, parameter in enumerate(self._parameters)}
+        shards = {
+            index[shard.data]: make_sharded_optimizer_tensor(shard, self.averages[index[shard.data]], EMA_PREFIX)
+            for shard in nested_values(model_state)
+            if isinstance(getattr(shard, "data", None), nn.Parameter)
+        }
+        return dict(sorted(shards.items()))
+
+    def load(self, loaded: dict[int, Tensor]) -> None:
+        """Restore what ``sharded_state_dict`` saved."""
+        for number, average in loaded.items():
+            self.averages[number].copy_(average)
 
 
 @dataclass
@@ -119,12 +163,12 @@ class StepResult:
     """Result of a step, the same on every rank."""
 
     loss: float  # weighted mean over the global batch, before the update; may not be finite
-    grad_norm: float  # L2, before clipping
+    grad_norm: float  # L2 over the full model, before clipping
     learning_rate: float
     valid_tokens: int  # tokens with a non-zero loss weight
-    skipped: bool
-    spike: bool
-    peak_memory_gib: float  # the largest of any rank
+    skipped: bool  # loss or gradient was not finite, and nothing was updated
+    spike: bool  # see training.spike_factor
+    peak_memory_gib: float  # the largest of any process: device memory on a GPU, resident set size on a CPU
 
 
 def run_step(
@@ -226,14 +270,11 @@ def validation_loss(state: TrainingState, source: BatchSource) -> float:
 
 def _agree(finite: bool, device: str) -> tuple[bool, float]:
     """(whether every rank saw finite numbers, the largest peak memory of any rank)."""
-    numbers = torch.tensor([float(not finite), _peak_memory_gib(device)], dtype=torch.double, device=device)
+    if device == "cuda":
+        gib = torch.cuda.max_memory_allocated() / 2**30
+    else:
+        gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    numbers = torch.tensor([float(not finite), gib], dtype=torch.double, device=device)
     dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
     bad, peak = numbers.tolist()
     return bad == 0.0, peak
-
-
-def _peak_memory_gib(device: str) -> float:
-    """Peak memory of this process: device memory on a GPU, resident set size on a CPU."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -20,6 +20,7 @@ from megatron_ssd.config.parallel import Device
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.dataset.packed_dataset import PackedDataset
 from megatron_ssd.errors import Requeue
+from megatron_ssd.planner.plan import layout_name, numbers_name, recompute_name
 from megatron_ssd.runtime.process_groups import on_rank_zero, process_groups
 from megatron_ssd.training.checkpoint_folder import list_checkpoints, read_facts, remove_leftovers
 from megatron_ssd.training.metrics import (
@@ -33,9 +34,8 @@ from megatron_ssd.training.metrics import (
 )
 from megatron_ssd.training.optimizer import check_optimizer
 from megatron_ssd.training.self_test import check_packing
-from megatron_ssd.training.shutdown import GracefulShutdown
 from megatron_ssd.training.stage import training_stage
-from megatron_ssd.training.trainer import Trainer, build_trainer
+from megatron_ssd.training.trainer import GracefulShutdown, Trainer, build_trainer
 
 log = logging.getLogger(__name__)
 
@@ -106,19 +106,12 @@ def _announce(config: RunConfig, trainer: Trainer) -> None:
     """Log what will run. Which layers are used was logged when they were built."""
     precision, parallel, training = config.precision, config.parallel, config.training
     log.info(
-        "training: %s%s, recompute %s; %d processes: tensor %d%s, pipeline %d%s, context %d, expert %d, data %d, "
-        "%s optimizer",
-        precision.params_dtype,
-        f" with FP8 ({precision.fp8.recipe})" if precision.fp8 else "",
-        precision.recompute,
+        "training: %s, recompute %s; %d processes: %s%s, %s optimizer",
+        numbers_name(precision),
+        recompute_name(precision),
         parallel.world_size,
-        parallel.tensor_model_parallel_size,
-        " with sequence" if parallel.sequence_parallel else "",
-        parallel.pipeline_model_parallel_size,
-        f" x {virtual} virtual" if (virtual := parallel.virtual_pipeline_model_parallel_size) else "",
-        parallel.context_parallel_size,
-        parallel.expert_model_parallel_size,
-        parallel.data_parallel_size,
+        layout_name(parallel),
+        " with sequence parallelism" if parallel.sequence_parallel else "",
         "distributed" if parallel.use_distributed_optimizer else "non-distributed",
     )
     dataset, done = trainer.source.dataset, trainer.state.iteration
@@ -145,15 +138,7 @@ def _loggers(config: RunConfig, stage: Stage, *, done: int) -> list[MetricsLogge
     if training.tensorboard:
         loggers.append(TensorBoardLogger(stage.work / "tensorboard", done=done, interval=training.log_interval))
     if training.wandb_project is not None:
-        loggers.append(
-            WandbLogger(
-                training.wandb_project,
-                run_id=stage.identity[:16],
-                folder=Path(config.run_dir),
-                settings=dataclasses.asdict(config),
-                interval=training.log_interval,
-            )
-        )
+        loggers.append(WandbLogger(config, run_id=stage.identity[:16]))
     loggers.append(ProgressLogger(stage, done=done, train_iters=training.train_iters))
     return loggers
 
@@ -164,7 +149,11 @@ def _publish(config: RunConfig, stage: Stage, dataset: PackedDataset) -> None:
     validation = [record["validation_loss"] for record in records if record["validation_loss"] is not None]
     epochs, consumed = dataset.locate(config.training.train_iters * config.training.global_batch_size)
     stage.publish(
-        known_hashes=_checkpoint_hashes(stage.work),
+        known_hashes={  # of the checkpoints' files, which were hashed when they were written
+            f"{path.name}/{name}": file.sha256
+            for _, path in list_checkpoints(stage.work)
+            for name, file in read_facts(path).files.items()
+        },
         engine=megatron_facts(),
         counts={
             "iterations": len(records),
@@ -182,12 +171,3 @@ def _publish(config: RunConfig, stage: Stage, dataset: PackedDataset) -> None:
             "parallel": dataclasses.asdict(config.parallel),
         },
     )
-
-
-def _checkpoint_hashes(work: Path) -> dict[str, str]:
-    """Path below ``work`` -> SHA-256 of the checkpoints' files, which were hashed when they were written."""
-    return {
-        f"{path.name}/{name}": file.sha256
-        for _, path in list_checkpoints(work)
-        for name, file in read_facts(path).files.items()
-    }

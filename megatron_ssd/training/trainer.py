@@ -12,12 +12,18 @@ at the same iteration, after a checkpoint.
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
+from typing import Any, Self
 
+import torch
+import torch.distributed as dist
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_ssd.artifacts.hub import model_folder
@@ -25,19 +31,27 @@ from megatron_ssd.config.model import ModelConfig, MoeConfig
 from megatron_ssd.config.parallel import Device
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.config.training import TrainingConfig
+from megatron_ssd.errors import Requeue, UserError
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.hf_checkpoint import load_hf_weights
 from megatron_ssd.training.checkpoint import choose_checkpoint, load_checkpoint, save_checkpoint
 from megatron_ssd.training.checkpoint_writer import CheckpointWriter
 from megatron_ssd.training.data import BatchSource, batch_source, open_dataset
-from megatron_ssd.training.ema import EmaWeights
 from megatron_ssd.training.meter import ThroughputMeter
 from megatron_ssd.training.metrics import IterationMetrics, MetricsLogger
 from megatron_ssd.training.optimizer import build_optimizer, build_schedule, wrap_chunks
-from megatron_ssd.training.shutdown import GracefulShutdown
-from megatron_ssd.training.step import LossSpikeDetector, TrainingState, run_step, validation_loss
+from megatron_ssd.training.step import EmaWeights, LossSpikeDetector, TrainingState, run_step, validation_loss
 
 _RECENT = 50  # iterations whose pace gives the time left
+# What a signal asks for: the user wants the run to end, or a scheduler wants the machine and will start the run again.
+_REQUEST_OF: dict[int, type[KeyboardInterrupt]] = {
+    signal.SIGINT: KeyboardInterrupt,
+    signal.SIGTERM: Requeue,  # torchrun, and SLURM before it kills
+    signal.SIGUSR1: Requeue,  # SLURM's --signal, some time before its limit
+}
+_CODES: tuple[type[KeyboardInterrupt] | None, ...] = (None, KeyboardInterrupt, Requeue)
+# A terminal and the launcher may both pass on the same request; a signal after this time is a second request.
+_SAME_REQUEST_SECONDS = 1.0
 
 
 @dataclass
@@ -72,11 +86,17 @@ class Trainer:
             now = time.perf_counter()
             self._recent.append(now - started)
             started = now
-            metrics = dataclasses.replace(metrics, seconds_left=self._seconds_left())
+            left = self.training.train_iters - self.state.iteration
+            seconds_left = round(left * sum(self._recent) / len(self._recent), 1)
+            metrics = dataclasses.replace(metrics, seconds_left=seconds_left)
             for logger in loggers:
                 logger.log(metrics)
             self.writer.poll()
-            self._check_spikes()
+            try:
+                self.state.spikes.check(self.state.iteration)
+            except UserError:
+                self.writer.finish()  # a save in progress is older than the bad iterations, and the user will need it
+                raise
             stopping = shutdown.requested()
             if stopping or self._is_due(self.save_interval):
                 for logger in loggers:
@@ -101,15 +121,6 @@ class Trainer:
         if self.validation_source is None or not self._is_due(self.training.validation_interval):
             return metrics
         return dataclasses.replace(metrics, validation_loss=validation_loss(self.state, self.validation_source))
-
-    def _check_spikes(self) -> None:
-        if self.state.spikes.is_stuck:
-            self.writer.finish()  # a save in progress is from before the bad iterations, and the user will need it
-        self.state.spikes.check(self.state.iteration)
-
-    def _seconds_left(self) -> float:
-        left = self.training.train_iters - self.state.iteration
-        return round(left * sum(self._recent) / len(self._recent), 1)
 
 
 def build_trainer(config: RunConfig, work: Path, device: Device) -> Trainer:
@@ -156,3 +167,37 @@ def build_trainer(config: RunConfig, work: Path, device: Device) -> Trainer:
         moe=config.moe,
         save_interval=config.checkpoint.save_interval,
     )
+
+
+class GracefulShutdown:
+    """While entered, SIGINT, SIGTERM and SIGUSR1 do not interrupt; ``requested`` reports them.
+
+    A second request ends this process at once.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._request: type[KeyboardInterrupt] | None = None
+        self._requested_at = 0.0
+        self._handlers: dict[int, Any] = {}
+
+    def requested(self) -> type[KeyboardInterrupt] | None:
+        """The exception to end with if any rank was asked to stop, else None. All ranks must call it in lockstep."""
+        code = torch.tensor([float(_CODES.index(self._request))], device=self._device)
+        dist.all_reduce(code, op=dist.ReduceOp.MAX)
+        return _CODES[int(code.item())]
+
+    def __enter__(self) -> Self:
+        self._handlers = {number: signal.signal(number, self._note) for number in _REQUEST_OF}
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._request is None:
+            self._request, self._requested_at = _REQUEST_OF[number], time.monotonic()
+        elif time.monotonic() - self._requested_at > _SAME_REQUEST_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)

@@ -19,9 +19,9 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from megatron_ssd.config.export import ConvertConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
+from megatron_ssd.config.tools import ConvertConfig
 from megatron_ssd.export.convert import run_convert
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.hf_checkpoint import load_hf_weights

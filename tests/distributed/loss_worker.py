@@ -18,11 +18,17 @@ from megatron_ssd.config.run import RunConfig
 from megatron_ssd.runtime.process_groups import megatron_grid
 from megatron_ssd.training.trainer import build_trainer
 from tests.helpers.tiny_hf import drawn_model
-from tests.helpers.training_run import DENSE, MOE, VOCAB_SIZE, training_config
+from tests.helpers.training_run import DEEP, DENSE, MOE, VOCAB_SIZE, training_config
 
 ITERATIONS = 2
-DRAWN = {name: drawn_model(name, name, vocab_size=VOCAB_SIZE, num_hidden_layers=4) for name in ("qwen2", "mistral")}
-MODELS = {"dense": DENSE, "untied": dataclasses.replace(DENSE, tie_word_embeddings=False), "moe": MOE, **DRAWN}
+DRAWN = {name: drawn_model(name, name, vocab_size=VOCAB_SIZE, num_hidden_layers=2) for name in ("qwen2", "mistral")}
+MODELS = {
+    "dense": DENSE,
+    "deep": DEEP,
+    "untied": dataclasses.replace(DEEP, tie_word_embeddings=False),
+    "moe": MOE,
+    **DRAWN,
+}
 # Packed samples start at multiples of 4 in all layouts, as context parallelism over two ranks requires.
 DATA: dict[str, dict[str, Any]] = {
     "packed": {"training": {"packing": "greedy", "segment_multiple": 4}},
@@ -67,17 +73,19 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
         "tp2_etp2_pp2": {**SP2, **ETP2, **PP2},
     },
 }
-_DENSE = ["tp2", "tp2_sp", "pp2", "vpp2", "cp2", "dp2", "dp2_distributed_optimizer",
-          "tp2_pp2", "pp4", "cp2_tp2", "cp2_pp2", "cp2_dp2", "tp2_dp2"]  # fmt: skip
+_DENSE = ["tp2", "tp2_sp", "pp2", "cp2", "dp2", "dp2_distributed_optimizer",
+          "tp2_pp2", "cp2_tp2", "cp2_pp2", "cp2_dp2", "tp2_dp2"]  # fmt: skip
 _EXPERTS = ["ep2", "tp2_ep2", "tp2_etp2", "cp2", "cp2_ep2", "ep2_pp2", "tp2_ep2_etp2", "dp2_distributed_optimizer"]
 # Every layout trains on packed samples; unpacked ones need each kind of parallelism once.
-_DENSE_UNPACKED = ["tp2_sp", "vpp2", "cp2", "dp2", "tp2_pp2"]
+_DENSE_UNPACKED = ["tp2_sp", "cp2", "dp2", "tp2_pp2"]
 _EXPERTS_UNPACKED = ["ep2", "tp2_etp2", "cp2"]
 # (model, data) -> layouts; they are compared with "one".
 CASES: dict[tuple[str, str], list[str]] = {
     ("dense", "packed"): ["one", *_DENSE],
     ("dense", "unpacked"): ["one", *_DENSE_UNPACKED],
     ("dense", "sequence"): ["one", "dp2_distributed_optimizer", "cp2", "tp2_pp2"],
+    ("deep", "packed"): ["one", "vpp2", "pp4"],
+    ("deep", "unpacked"): ["one", "vpp2"],
     ("untied", "packed"): ["one", "pp4"],
     ("qwen2", "packed"): ["one", "tp2_sp", "pp2", "cp2", "tp2_pp2"],
     ("mistral", "packed"): ["one", "tp2", "cp2_pp2"],

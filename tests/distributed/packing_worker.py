@@ -25,14 +25,14 @@ from megatron_ssd.training.data import segment_lengths
 from megatron_ssd.training.self_test import check_packing, sample_losses
 from megatron_ssd.training.trainer import Trainer, build_trainer
 from tests.helpers.packing import one_segment
-from tests.helpers.training_run import DENSE, EXACT, MOE, training_config
+from tests.helpers.training_run import DEEP, DENSE, EXACT, MOE, training_config
 
 WORLD_SIZES = (1, 2)
 LAYOUTS: dict[int, dict[str, tuple[ModelConfig, dict[str, Any]]]] = {
     1: {"dense_one": (DENSE, {}), "moe_one": (MOE, {})},
     2: {
         "pp2": (DENSE, {"pipeline_model_parallel_size": 2}),
-        "vpp2": (DENSE, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
+        "vpp2": (DEEP, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
         "cp2": (DENSE, {"context_parallel_size": 2}),
         "tp2_sp": (DENSE, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
         "dp2": (DENSE, {}),

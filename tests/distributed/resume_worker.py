@@ -24,7 +24,7 @@ from megatron_ssd.runtime.process_groups import megatron_grid
 from megatron_ssd.training.checkpoint import save_checkpoint
 from megatron_ssd.training.data import Batch, BatchSource
 from megatron_ssd.training.trainer import Trainer, build_trainer
-from tests.helpers.training_run import DENSE, MOE, training_config
+from tests.helpers.training_run import DEEP, DENSE, MOE, training_config
 
 WORLD_SIZES = (1, 2)
 SAVED, ITERATIONS = 3, 6
@@ -39,13 +39,13 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "ep2": {"expert_model_parallel_size": 2},
     "ep2_non_distributed": {"expert_model_parallel_size": 2, "use_distributed_optimizer": False},
 }
-MODELS = {"dense": DENSE, "moe": MOE}
+MODELS = {"dense": DENSE, "deep": DEEP, "moe": MOE}
 # (model, layout that saves, layout that resumes). The test itself resumes in one process.
 CHANGES = [
     ("dense", "dp2", "tp2"),
     ("dense", "tp2", "pp2"),
-    ("dense", "pp2", "pp2_vpp2"),
-    ("dense", "pp2_vpp2", "cp2"),
+    ("deep", "pp2", "pp2_vpp2"),
+    ("deep", "pp2_vpp2", "cp2"),
     ("dense", ONE, "dp2"),
     ("dense", "cp2", ONE),
     ("moe", "dp2", "ep2"),

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_ssd.config.export import ConvertConfig
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
+from megatron_ssd.config.tools import ConvertConfig
 from megatron_ssd.export.convert import megatron_to_hf
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.hf_checkpoint import load_hf_weights

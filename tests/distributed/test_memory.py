@@ -23,7 +23,7 @@ pytestmark = without_gpu
 def test_planned_state_equals_the_allocated_state(root: Path, world_size: int, case: str) -> None:
     config = case_config(world_size, case, root)
     assert config.model is not None
-    layout = lay_out(config.model, config.parallel, config.precision, config.moe)
+    layout = lay_out(config.model, config.parallel, config.moe)
     for rank, planned in enumerate(all_ranks(config, layout)):
         held = json.loads((root / f"{case}-{rank}.json").read_text())
         assert planned.weights == pytest.approx(held["weights"], rel=TOLERANCE)

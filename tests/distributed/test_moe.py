@@ -1,6 +1,6 @@
 """Tests for the training of mixtures of experts in real processes.
 
-The runs are three iterations of fp32 on the CPU, with tolerances as in test_loss_curves. Not covered: grouped GEMM and
+The runs are two iterations of fp32 on the CPU, with tolerances as in test_loss_curves. Not covered: grouped GEMM and
 DeepEP's dispatcher, which are CUDA kernels.
 """
 

@@ -108,12 +108,13 @@ class Interrupted:
     Args:
         run_dir: the run's folder. Its training and export were never interrupted.
         samples: the samples that were there at the first kill, by problem and sample index.
-        generations: the responses of the base that were there at the second kill, by file name.
+        generations: the responses that were there at the second kill, by model and file name. Those of the base were
+            complete.
     """
 
     run_dir: Path
     samples: dict[tuple[str, int], dict[str, Any]]
-    generations: dict[str, list[dict[str, Any]]]
+    generations: dict[str, dict[str, list[dict[str, Any]]]]
 
 
 @pytest.fixture(scope="session")
@@ -130,13 +131,17 @@ def interrupted(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Interru
     samples = samples_by_key(partial)
     loop.run(run_dir, "--until=export", *PARALLEL)
 
-    base = run_dir / "eval.partial" / "minicode" / "generations" / "base"
-    loop.kill_when(run_dir, lambda: sum(len(complete_records(path)) for path in base.glob("*.jsonl")) >= 10)
+    partial = run_dir / "eval.partial" / "minicode" / "generations"
+    loop.kill_when(run_dir, lambda: sum(map(len, _responses(partial / "ssd").values())) >= 10)
     assert not (run_dir / "eval").exists()
-    generations = {path.name: complete_records(path) for path in base.glob("*.jsonl")}
+    generations = {model: _responses(partial / model) for model in ("base", "ssd")}
     with fresh_interpreters():
         loop.run(run_dir)
     return Interrupted(run_dir, samples, generations)
+
+
+def _responses(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    return {path.name: complete_records(path) for path in folder.glob("*.jsonl")}
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,7 @@ def test_killed_workers_are_resumed_by_a_different_number_of_workers(tiny_hf_mod
     partial = run_dir / "samples.partial"
     while len(samples_by_key(partial)) < stop_at:
         assert only.poll() is None, f"ended before it could be killed:\n{log.read_text()[-6000:]}"
-        time.sleep(0.005)
+        time.sleep(0.02)
     kill_tree(only.pid)
     kept = samples_by_key(partial)
     assert stop_at <= len(kept) < len(planned)

@@ -29,8 +29,8 @@ from tests.helpers.training_run import DENSE, EXACT, MOE, training_config
 CUDA = ClusterConfig(device="cuda")
 BF16, LOCAL = PrecisionConfig(), PrecisionConfig(transformer_engine=False)
 # FP8 needs dimensions that are multiples of up to 128, so these are wider than the CPU suite's.
-WIDE: dict[str, Any] = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
-                        "intermediate_size": 512, "max_position_embeddings": 512}  # fmt: skip
+WIDE: dict[str, Any] = {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2,
+                        "head_dim": 64, "intermediate_size": 512, "max_position_embeddings": 512}  # fmt: skip
 WIDE_DENSE = dataclasses.replace(DENSE, **WIDE)
 WIDE_MOE = dataclasses.replace(MOE, **WIDE, moe_intermediate_size=256)
 

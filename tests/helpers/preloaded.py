@@ -1,10 +1,11 @@
-"""Starts the project's Python processes as forks of a process that has imported their libraries.
+"""Starts Python processes as forks of a process that has imported the project's libraries.
 
 A fresh interpreter spends five seconds of CPU time on imports of Megatron-Core and nine on those of vLLM. Inside
-``forks()`` a ``subprocess.Popen`` of one of this interpreter's scripts or modules asks ``tests.helpers.zygote`` for a
-fork instead. The fork gets the arguments, environment, folder, descriptors, session and process group of the command,
-and is a child of the process that called ``Popen``, so that signals, exit statuses and the death of a parent mean what
-they mean for a fresh interpreter. The processes that it starts are forks too.
+``forks()`` a ``subprocess.Popen`` of this interpreter with a script, a module or a program text, or a process that
+``multiprocessing`` spawns, asks ``tests.helpers.zygote`` for a fork instead. The fork gets the arguments, environment,
+folder, descriptors, session and process group of the command, and is a child of the process that starts it, so that
+signals, exit statuses and the death of a parent mean what they mean for a fresh interpreter. The processes that it
+starts are forks too.
 
 Only a fresh interpreter shows whether a script imports what it needs, so each script has a test with
 ``fresh_interpreters()``.
@@ -12,6 +13,7 @@ Only a fresh interpreter shows whether a script imports what it needs, so each s
 
 from __future__ import annotations
 
+import _posixsubprocess
 import contextlib
 import ctypes
 import fcntl
@@ -38,7 +40,7 @@ _READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "OMP_WAIT_POLICY", "CUDA_VISIB
 _SET_BY_FORK = {"PYTHONPATH", "PYTHONSAFEPATH", "PYTHONUNBUFFERED"}
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
-_fork_exec_fresh = subprocess._fork_exec  # type: ignore[attr-defined]
+_fork_exec_fresh = _posixsubprocess.fork_exec
 _lock = threading.Lock()
 _zygote: socket.socket | None = None  # of this process
 
@@ -48,7 +50,8 @@ class Command:
     """A process to start.
 
     Args:
-        words: the interpreter and its arguments.
+        words: script, module or program text with arguments.
+        unbuffered: whether its standard streams are not buffered.
         descriptors: the numbers that it has for the descriptors that are sent along.
         parent: process id of its parent.
         process_group: as for ``subprocess.Popen``; -1 for the parent's.
@@ -56,6 +59,7 @@ class Command:
     """
 
     words: list[str]
+    unbuffered: bool
     environment: dict[str, str]
     folder: str
     descriptors: list[int]
@@ -68,13 +72,16 @@ class Command:
 
 @contextlib.contextmanager
 def forks() -> Iterator[None]:
-    """Use forks inside. The zygote starts with the first of them, and ends here or with this process."""
+    """Use forks inside. The zygote starts with the first of them, and ends here or with this process.
+
+    A process that is a fork itself has its zygote already.
+    """
     global _zygote
-    use_forks(None)
+    use_forks(_zygote)
     try:
         yield
     finally:
-        subprocess._fork_exec = _fork_exec_fresh  # type: ignore[attr-defined]
+        _start_with(_fork_exec_fresh)
         if _zygote is not None:
             _zygote.close()
             _zygote = None
@@ -83,19 +90,25 @@ def forks() -> Iterator[None]:
 @contextlib.contextmanager
 def fresh_interpreters() -> Iterator[None]:
     """Start fresh interpreters inside, which start fresh interpreters themselves."""
-    before = subprocess._fork_exec  # type: ignore[attr-defined]
-    subprocess._fork_exec = _fork_exec_fresh  # type: ignore[attr-defined]
+    before = _posixsubprocess.fork_exec
+    _start_with(_fork_exec_fresh)
     try:
         yield
     finally:
-        subprocess._fork_exec = before  # type: ignore[attr-defined]
+        _start_with(before)
 
 
 def use_forks(zygote: socket.socket | None) -> None:
     """Use forks of ``zygote`` from now on; None to start one when it is needed."""
     global _zygote
     _zygote = zygote
-    subprocess._fork_exec = _fork_exec  # type: ignore[attr-defined]
+    _start_with(_fork_exec)
+
+
+def _start_with(fork_exec: Any) -> None:
+    """Make ``subprocess`` and ``multiprocessing`` start processes with ``fork_exec``."""
+    subprocess._fork_exec = fork_exec  # type: ignore[attr-defined]
+    _posixsubprocess.fork_exec = fork_exec
 
 
 def connection() -> tuple[socket.socket, socket.socket]:
@@ -112,8 +125,8 @@ def _started_zygote() -> socket.socket:
     environment = {name: value for name, value in os.environ.items() if name not in _UNSET} | _FOR_ENGINES
     with theirs, fresh_interpreters():
         subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.zygote", str(theirs.fileno())], env=environment, cwd=ROOT,
-            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            [sys.executable, *_own_options(), "-m", "tests.helpers.zygote", str(theirs.fileno())], env=environment,
+            cwd=ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )  # fmt: skip
     return ours
 
@@ -129,7 +142,8 @@ def _fork_exec(
     words = [os.fsdecode(word) for word in words]
     variables = os.environ if environment is None else dict(os.fsdecode(one).split("=", 1) for one in environment)
     prepare = next((one for one in more if callable(one)), None)
-    if not _is_python(words) or not _starts_alike(variables) or prepare not in (None, die_with_parent):
+    program = _program(words)
+    if not program or not _starts_alike(variables) or prepare not in (None, die_with_parent):
         return _fork_exec_fresh(  # type: ignore[no-any-return]
             words, executables, close_fds, keep, cwd, environment, stdin, p2cwrite, c2pread, stdout, errread, stderr,
             errpipe_read, errpipe_write, restore_signals, new_session, process_group, *more,
@@ -137,7 +151,8 @@ def _fork_exec(
     kept = [number for number in keep if number != errpipe_write]
     standard = [number if given < 0 else given for number, given in enumerate((stdin, stdout, stderr))]
     command = Command(
-        words=words, environment=dict(variables), folder=os.path.abspath(cwd or "."),  # noqa: PTH100
+        words=program, unbuffered="-u" in words[: -len(program)] or bool(variables.get("PYTHONUNBUFFERED")),
+        environment=dict(variables), folder=os.path.abspath(cwd or "."),  # noqa: PTH100
         descriptors=[0, 1, 2, *kept], parent=os.getpid(), dies_with_parent=prepare is not None,
         new_session=new_session, process_group=process_group,
         ignored_signals=[one for one in signal.valid_signals() if signal.getsignal(one) == signal.SIG_IGN],
@@ -155,10 +170,18 @@ def _fork_exec(
             _adopt_orphans(False)
 
 
-def _is_python(words: Sequence[str]) -> bool:
-    """Whether the command is a script or a module of this interpreter, with no options except ``-u``."""
-    script = words[1 + (words[1:2] == ["-u"]) :]
-    return words[0] == sys.executable and bool(script) and (script[0] == "-m" or script[0].endswith(".py"))
+def _program(words: Sequence[str]) -> list[str]:
+    """Script, module or program text with arguments; empty if this is not a command of an interpreter like this one."""
+    rest = list(words[1:])
+    while rest and rest[0] in ("-u", *_own_options()):
+        rest = rest[1:]
+    is_program = rest and (rest[0] in ("-c", "-m") or rest[0].endswith(".py"))
+    return rest if words[0] == sys.executable and is_program else []
+
+
+def _own_options() -> list[str]:
+    """The options that this interpreter was started with."""
+    return list(subprocess._args_from_interpreter_flags())  # type: ignore[attr-defined]
 
 
 def _starts_alike(environment: Mapping[str, str]) -> bool:

@@ -20,10 +20,11 @@ from megatron_ssd.dataset.indexed import IndexedWriter
 
 VOCAB_SIZE = 64
 _SHAPE: dict[str, Any] = {
-    "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
     "intermediate_size": 96, "vocab_size": VOCAB_SIZE, "max_position_embeddings": 128,
 }  # fmt: skip
 DENSE = ModelConfig(name="dense", model_type="qwen3", tie_word_embeddings=True, **_SHAPE)
+DEEP = dataclasses.replace(DENSE, name="deep", num_hidden_layers=4)  # for layouts that cut a model into four parts
 MOE = ModelConfig(
     name="moe", model_type="qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, **_SHAPE
 )

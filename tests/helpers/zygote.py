@@ -39,7 +39,8 @@ _MODULES = (
     "megatron_ssd.cli.pipeline",
 )  # fmt: skip
 _OPTIONAL = (
-    "vllm.v1.engine.llm_engine", "vllm.v1.worker.cpu_worker", "vllm.model_executor.models.qwen3", "altair",
+    "vllm.v1.engine.llm_engine", "vllm.v1.worker.cpu_worker", "vllm.model_executor.models.qwen3",
+    "vllm.entrypoints.openai.api_server", "altair",
 )  # fmt: skip
 _MAX_DESCRIPTORS = 64
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # a zygote ends with its parent, not before
@@ -110,11 +111,10 @@ def _become(command: Command, descriptors: list[int]) -> NoReturn:
     for number in _IGNORED:
         handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         signal.signal(number, signal.SIG_IGN if number in command.ignored_signals else handler)
-    unbuffered = command.words[1] == "-u" or command.environment.get("PYTHONUNBUFFERED")
-    _install(descriptors, command.descriptors, buffered=not unbuffered)
+    _install(descriptors, command.descriptors, buffered=not command.unbuffered)
     os.chdir(command.folder)
     _set_environment(command.environment)
-    _run(command.words[1:])
+    _run(command.words)
 
 
 def _install(descriptors: list[int], numbers: list[int], *, buffered: bool) -> None:
@@ -151,20 +151,23 @@ def _import_path(environment: Mapping[str, str]) -> list[str]:
 
 
 def _run(words: list[str]) -> NoReturn:
-    """Run ``[-u] -m MODULE ARGUMENT...`` or ``[-u] SCRIPT ARGUMENT...`` as the interpreter does, and end."""
-    words = words[words[0] == "-u" :]
+    """Run ``SCRIPT``, ``-m MODULE`` or ``-c TEXT`` with arguments as the interpreter does, and end."""
     main = types.ModuleType("__main__")
     main.__builtins__ = builtins  # type: ignore[attr-defined]
     sys.modules["__main__"] = main
     try:
         if words[0] == "-m":
             sys.argv = words[1:]
-            _search_first(Path.cwd())
+            _search_first(str(Path.cwd()))
             sys.modules.pop(words[1], None)
             runpy._run_module_as_main(words[1])  # type: ignore[attr-defined]
+        elif words[0] == "-c":
+            sys.argv = ["-c", *words[2:]]
+            _search_first("")
+            exec(words[1], main.__dict__)
         else:
             sys.argv = words
-            _search_first(Path(words[0]).resolve().parent)
+            _search_first(str(Path(words[0]).resolve().parent))
             main.__file__ = words[0]
             exec(compile(Path(words[0]).read_bytes(), words[0], "exec"), main.__dict__)
     except SystemExit as end:
@@ -179,9 +182,9 @@ def _run(words: list[str]) -> NoReturn:
     _end(0)
 
 
-def _search_first(folder: Path) -> None:
+def _search_first(folder: str) -> None:
     if not os.environ.get("PYTHONSAFEPATH"):
-        sys.path.insert(0, str(folder))
+        sys.path.insert(0, folder)
 
 
 def _end(code: object) -> NoReturn:

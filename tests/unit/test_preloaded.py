@@ -55,6 +55,46 @@ def test_arguments_environment_folder_and_streams(
     assert run() == expected
 
 
+@pytest.mark.parametrize("variables", [{}, {"PYTHONSAFEPATH": "1"}])
+def test_a_program_text(tmp_path: Path, variables: dict[str, str]) -> None:
+    text = "import sys; print(sys.argv, sys.path[:2], __name__, '__file__' in globals(), sys.stdin.read())"
+
+    def run() -> str:
+        return subprocess.check_output([sys.executable, "-u", "-c", text, "first"], input="typed", text=True,
+                                       cwd=tmp_path, env={**os.environ, **variables})  # fmt: skip
+
+    with fresh_interpreters():
+        expected = run()
+    assert "first" in expected
+    assert run() == expected
+
+
+SPAWNS = """
+import multiprocessing, os, sys
+
+def work(connection):
+    connection.send((__name__, os.getppid(), sys.argv[1:]))
+    sys.exit(3)
+
+if __name__ == "__main__":
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=work, args=(theirs,))
+    process.start()
+    name, parent, arguments = ours.recv()
+    process.join()
+    print(name, parent == os.getpid(), arguments, process.exitcode)
+"""
+
+
+def test_a_process_that_multiprocessing_spawns(tmp_path: Path) -> None:
+    command = [*script(tmp_path, SPAWNS), "first"]
+    with fresh_interpreters():
+        expected = subprocess.check_output(command, text=True)
+    assert expected == "__mp_main__ True ['first'] 3\n"
+    assert subprocess.check_output(command, text=True) == expected
+
+
 @pytest.mark.parametrize(
     "end",
     ["pass", "sys.stderr.reconfigure(errors='replace')",

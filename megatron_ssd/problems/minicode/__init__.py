@@ -11,13 +11,7 @@ import random
 
 from megatron_ssd.config.problems import MinicodeConfig
 from megatron_ssd.errors import UserError, require
-from megatron_ssd.problems.minicode.compositions import (
-    Split,
-    draw_distinct,
-    fingerprint,
-    random_list,
-    run,
-)
+from megatron_ssd.problems.minicode.compositions import Split, draw_distinct, fingerprint, random_list, run
 from megatron_ssd.problems.minicode.documents import LabelledDocument, corpus, labelled, statement
 from megatron_ssd.problems.minicode.operations import OPERATIONS
 from megatron_ssd.problems.minicode.solutions import Composition, Position

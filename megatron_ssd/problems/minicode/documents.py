@@ -62,14 +62,9 @@ class LabelledDocument:
     lines: tuple[Line, ...]
 
     @property
-    def pieces(self) -> tuple[str, ...]:
-        """The opening fence, then the lines. Boundaries of pieces are also boundaries of tokens."""
-        return OPENING, *(line.chosen.text for line in self.lines)
-
-    @property
     def response(self) -> str:
         """The complete answer."""
-        return "".join(self.pieces)
+        return OPENING + "".join(line.chosen.text for line in self.lines)
 
     @property
     def is_right(self) -> bool:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from megatron_ssd.problems.minicode.operations import Form, Operation
+from megatron_ssd.problems.minicode.operations import Operation
 
 Composition = tuple[Operation, ...]
 PositionKind = Literal["fork", "lock", "other"]
@@ -32,6 +32,12 @@ PARAMETERS = {"xs": 0.6, "nums": 0.4}
 ELEMENTS = {"x": 0.7, "n": 0.3}
 FRESH_NAMES = ("ys", "zs", "ws", "vs")
 SHAPES = {"comprehension": 0.6, "lambda": 0.25, "loop": 0.15}
+_APPLIED = {
+    ("filter", "comprehension"): "[{element} for {element} in {source} if {body}]",
+    ("filter", "lambda"): "list(filter(lambda {element}: {body}, {source}))",
+    ("map", "comprehension"): "[{body} for {element} in {source}]",
+    ("map", "lambda"): "list(map(lambda {element}: {body}, {source}))",
+}
 SHARE_FRESH = 0.5  # authors who bind each result to a new name; the others rebind the parameter
 SHARE_NESTED = 0.25  # two steps in one expression, if the grammar allows it
 SHARE_RETURNED = 0.8  # the last step is written after ``return``; otherwise it is bound and returned on the next line
@@ -143,7 +149,8 @@ def _expressions(frame: Frame, step: Operation) -> Iterator[_Expression]:
             continue
         for element, share in _elements(frame):
             for shape in ("comprehension", "lambda"):
-                text = _apply(step, form, shape, element, frame.source)
+                body = form.text.format(x=element)
+                text = _APPLIED[step.kind, shape].format(element=element, body=body, source=frame.source)
                 yield _Expression(text, form.weight * share * SHAPES[shape], form.right, element)
 
 
@@ -206,17 +213,6 @@ def _loops(frame: Frame, step: Operation) -> Iterator[Option]:
             )
             text = f"{target} = []{INDENT}for {element} in {frame.source}:{body}{INDENT}"
             yield Option(text, form.weight * share * scale, form.right, 1, _bind(frame, target, True, element))
-
-
-def _apply(step: Operation, form: Form, shape: str, element: str, source: str) -> str:
-    body = form.text.format(x=element)
-    if step.kind == "filter":
-        if shape == "lambda":
-            return f"list(filter(lambda {element}: {body}, {source}))"
-        return f"[{element} for {element} in {source} if {body}]"
-    if shape == "lambda":
-        return f"list(map(lambda {element}: {body}, {source}))"
-    return f"[{body} for {element} in {source}]"
 
 
 def _elements(frame: Frame) -> Sequence[tuple[str, float]]:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron_ssd.sandbox.inside.checks import take_word
+from megatron_ssd.sandbox.inside.preparation import use_text_streams
 from megatron_ssd.sandbox.inside.program import RESULTS_FD, describe, report_result
 
 REFERENCE_FD = 5
@@ -83,6 +84,7 @@ def _compare_all(code: Any, request: dict[str, Any], inputs: Any, expected: Any,
     function, agrees, atol, compared = names[request["function_name"]], RULES[request["rule"]], request["atol"], 0
     for number, (arguments, wanted) in enumerate(zip(inputs, expected, strict=True), start=1):
         _write(RESULTS_FD, b"\n")
+        use_text_streams()  # for each call new ones, as evalplus does
         result = function(*arguments)
         right = agrees(result, wanted, arguments, atol)
         if request["rule"] != "root":

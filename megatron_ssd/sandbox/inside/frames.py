@@ -1,14 +1,10 @@
-"""Sends messages over a descriptor, each a 4-byte big-endian length followed by JSON.
-
-Over a socket, a message may be followed by an open file.
-"""
+"""Sends messages over a descriptor, each a 4-byte big-endian length followed by JSON."""
 
 from __future__ import annotations
 
 import json
 import os
 import select
-import socket
 import struct
 import time
 from typing import Any
@@ -25,17 +21,6 @@ def write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def send_file(channel: socket.socket, descriptor: int) -> None:
-    """Give an open file to the other side, which calls ``receive_file``. Raises ``OSError``."""
-    socket.send_fds(channel, [b"f"], [descriptor])
-
-
-def receive_file(channel: socket.socket) -> int:
-    """The descriptor of the file that the other side sent, open here. Raises ``OSError``."""
-    _, (descriptor,), _, _ = socket.recv_fds(channel, 1, 1)
-    return descriptor
 
 
 def receive(descriptor: int, *, deadline: float | None = None) -> Any:

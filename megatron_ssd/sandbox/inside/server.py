@@ -33,7 +33,7 @@ from typing import Any
 
 from megatron_ssd.sandbox.inside.checks import WORD_BYTES, run_checks
 from megatron_ssd.sandbox.inside.evalplus import make_reference, run_inputs
-from megatron_ssd.sandbox.inside.frames import receive, receive_file, send
+from megatron_ssd.sandbox.inside.frames import receive, send
 from megatron_ssd.sandbox.inside.preparation import NamedPackages, Surroundings, warm_up
 from megatron_ssd.sandbox.inside.program import RESULTS_FD, execute, give_up_root, limit_process
 from megatron_ssd.sandbox.inside.seccomp import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, Seccomp
@@ -49,19 +49,15 @@ class Server:
     """Runs programs, each in a child process of its own.
 
     Args:
-        surroundings: what a child enters first.
         stdin_path: the file that has the standard input of the next program.
         become: the user and group that every child switches to.
         max_threads: see ``limit_process``.
     """
 
-    def __init__(
-        self, surroundings: Surroundings, *, stdin_path: str, become: int | None, max_threads: int | None
-    ) -> None:
-        self._surroundings, self._stdin_path = surroundings, stdin_path
+    def __init__(self, *, stdin_path: str, become: int | None, max_threads: int | None) -> None:
+        self._surroundings, self._stdin_path = Surroundings(), stdin_path
         self._become, self._max_threads = become, max_threads
         self._null = os.open(os.devnull, os.O_RDWR)
-        self._unreadable = os.open(os.devnull, os.O_WRONLY)  # to read it is an OSError, as under the official checkers
         for descriptor in (0, 1, 2):
             os.dup2(self._null, descriptor)
         self._seccomp = Seccomp()
@@ -76,7 +72,7 @@ class Server:
             file: the descriptor of a reference's results, closed here.
         """
         form, null = request["form"], self._null
-        files = [self._unreadable if form in _PROVEN else null, null, null]
+        files = [null, null, null]
         if form == "stdin":
             files[:2] = os.open(self._stdin_path, os.O_RDONLY), os.memfd_create("stdout")
         results_read, results_write = os.pipe()
@@ -93,7 +89,7 @@ class Server:
             if size == request["output_bytes"] and not facts["killed"]:
                 facts = {**facts, "killed": "output", "limit": size}
         finally:
-            for descriptor in {*files, results_read, word_write} - {null, self._unreadable}:
+            for descriptor in {*files, results_read, word_write} - {null}:
                 os.close(descriptor)
         return {
             **facts,
@@ -190,15 +186,14 @@ def serve(settings: str) -> None:
     """Answer requests until standard input ends.
 
     Args:
-        settings: JSON of ``container.Settings``: ``packages``, name -> folder of those that programs may import, and
-            the arguments of ``Server``.
+        settings: a JSON object: ``packages``, name -> folder of those that programs may import, and the arguments of
+            ``Server``.
     """
     chosen = json.loads(settings)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogatepass")  # the official checkers take any text that a program prints
     requests, replies = socket.socket(fileno=os.dup(0)), os.dup(1)
-    surroundings = Surroundings()
-    server = Server(surroundings, **{key: chosen[key] for key in ("stdin_path", "become", "max_threads")})
+    server = Server(**{key: chosen[key] for key in ("stdin_path", "become", "max_threads")})
     # Process 1 of a namespace ignores signals from inside unless it handles them; Python handles SIGINT.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.meta_path.append(NamedPackages(chosen["packages"]))
@@ -207,5 +202,5 @@ def serve(settings: str) -> None:
     gc.freeze()  # so children do not copy pages only to mark objects
     send(replies, {"ready": True, "pid": os.getpid(), "python": platform.python_version()})
     while (request := receive(requests.fileno())) is not None:
-        file = receive_file(requests) if request["has_file"] else None
-        send(replies, server.run(request, file))
+        files = socket.recv_fds(requests, 1, 1)[1] if request["has_file"] else [None]  # it follows the message
+        send(replies, server.run(request, files[0]))

@@ -1,6 +1,5 @@
 """Tests the fast reader of samples against the writer, and its error messages."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from megatron_ssd.artifacts.jsonl import JsonlWriter, iter_jsonl
 from megatron_ssd.artifacts.samples import iter_samples
@@ -36,7 +36,7 @@ samples = st.builds(
     model_revision=any_text,
 )
 skips = st.builds(
-    lambda sample, prompt, reason: dataclasses.replace(
+    lambda sample, prompt, reason: replace(
         sample, prompt_token_ids=prompt, response="", response_token_ids=[], finish_reason="skipped", skip_reason=reason
     ),
     samples, ids, any_text,
@@ -44,7 +44,7 @@ skips = st.builds(
 
 
 @given(written=st.lists(samples | skips, max_size=4))
-@example(written=[dataclasses.replace(SAMPLE, response="cut \ud83d")])
+@example(written=[replace(SAMPLE, response="cut \ud83d")])
 def test_samples_are_read_as_written(tmp_path_factory: pytest.TempPathFactory, written: list[Sample]) -> None:
     path = tmp_path_factory.mktemp("samples") / "shard.jsonl"
     with JsonlWriter(path) as writer:
@@ -62,7 +62,7 @@ def test_a_field_with_a_default_may_be_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"temperature": 1}, r"s.jsonl:2: the fields \['temperature'\] are unknown or missing"),
+        ({"temperature": 1}, "s.jsonl:2: is not a sample: object contains unknown field `temperature`"),
         (
             {"response_token_ids": [1, "2"]},
             r"s.jsonl:2: is not a sample: expected `int`, got `str`.*response_token_ids",
@@ -81,7 +81,7 @@ def test_a_line_that_is_not_a_sample_is_named(tmp_path: Path, change: dict[str, 
     ("line", "match"), [(b'{"problem', r"s.jsonl:2.*must be one JSON object"), (b"[]", "not an object")]
 )
 def test_a_line_that_is_not_an_object_is_named(tmp_path: Path, line: bytes, match: str) -> None:
-    (tmp_path / "s.jsonl").write_bytes(json.dumps(dataclasses.asdict(SAMPLE)).encode() + b"\n" + line + b"\n")
+    (tmp_path / "s.jsonl").write_bytes(json.dumps(SAMPLE.to_json()).encode() + b"\n" + line + b"\n")
     with pytest.raises(UserError, match=match):
         list(iter_samples(tmp_path / "s.jsonl"))
 

@@ -245,6 +245,16 @@ def test_a_stage_publishes_without_git(tmp_path: Path, monkeypatch: pytest.Monke
     code_version.cache_clear()
 
 
+@pytest.mark.parametrize("script", ["printf '\\351'", "true", "exit 128"])
+def test_a_git_with_an_odd_answer_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    (tmp_path / "git").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    code_version.cache_clear()
+    assert code_version().startswith(megatron_ssd.__version__)
+    code_version.cache_clear()
+
+
 def test_the_code_version_is_that_of_this_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     code_version.cache_clear()
     expected = code_version()

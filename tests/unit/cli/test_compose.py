@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ssd.cli.compose import CONFIG_DIR, compose_config, groups, text_override
+from megatron_ssd.cli.compose import CONFIG_DIR, compose_config, groups, text_override, values_of_tool
 from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.config.generation import SamplingConfig
 from megatron_ssd.errors import ConfigError
@@ -187,11 +187,8 @@ def test_the_demos_run_folder_depends_on_its_problems() -> None:
         (["seed={"], ["seed={"]),
         (["run_dir=${nothing.here}"], ["nothing.here"]),
         (["contamination=[humaneval,human]"], ["contamination = 'human'", "choose one of aime, humaneval"]),
-        (["contamination=mbpp"], ["contamination.sets.mbpp.path = null", "set contamination.sets.mbpp.path to a file"]),
-        (
-            ["benchmark=livecodebench"],
-            ["benchmark.sets.livecodebench.path = null", "set benchmark.sets.livecodebench.path=FILE"],
-        ),
+        (["contamination=mbpp"], ["contamination.sets.mbpp.path = null", "set it to a file"]),
+        (["benchmark=livecodebench"], ["benchmark.sets.livecodebench.path = null", "set it to a file"]),
         (
             ["benchmark=[livecodebench,mbpp_plus]", "benchmark.path=x"],
             ["benchmark.path = 'x'", "mean benchmark.sets.livecodebench.path or benchmark.sets.mbpp_plus.path?"],
@@ -235,6 +232,13 @@ def test_text_that_the_shell_would_change_is_shown_in_its_quotes() -> None:
         compose_config(["run_dir=it's"])
     (typed,) = shlex.split(str(caught.value).rpartition("shell: ")[2])
     assert compose_config([typed]).run_dir == "it's"
+
+
+def test_an_argument_that_is_not_text_in_the_locale_is_one_line() -> None:
+    for compose in (values_of_tool, compose_config):
+        with pytest.raises(ConfigError) as caught:
+            compose(["run_dir='o\udcc3'"])
+        assert "\n" not in str(caught.value)
 
 
 def test_hidden_files_and_folders_are_no_choices(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,22 @@ from megatron_ssd.cli.compose import CONFIG_DIR, base_run
 from megatron_ssd.config.run import BaseConfig, RunConfig
 from megatron_ssd.errors import Requeue, UserError
 from megatron_ssd.process import UNDER_PIPELINE
+from tests.helpers.tiny_hf import MODELS, write_hf_config
 
 
 def _raise(error: BaseException) -> None:
     raise error
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """The entry point with these arguments in place of the command line's."""
+
+    def run(stage: Callable[[RunConfig], None], *arguments: str, description: str = "") -> None:
+        monkeypatch.setattr("sys.argv", ["script", *arguments])
+        entry.main(stage, description=description)
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -52,7 +65,7 @@ def test_under_the_pipeline_an_interruption_is_printed_once(
 
 
 def test_a_stage_without_model_path_suggests_the_configured_base(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    main: Callable[..., None], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     overrides = ["experiment=demo", f"base.base_dir={tmp_path}", f"run_dir={tmp_path}/run"]
     _, run_dir = base_run(BaseConfig(experiment="demo_base", base_dir=str(tmp_path)), CONFIG_DIR)
@@ -66,12 +79,12 @@ def test_a_stage_without_model_path_suggests_the_configured_base(
         if made:
             (run_dir / "export").mkdir(parents=True)
         with pytest.raises(SystemExit):
-            entry.main(stage, description="", argv=overrides)
+            main(stage, *overrides)
         error = capsys.readouterr().err
         assert error.startswith("error: model.path = null: this needs a trained model; ")
         assert fix in error
     with pytest.raises(SystemExit):
-        entry.main(stage, description="", argv=["model=tiny"])
+        main(stage, "model=tiny")
     assert capsys.readouterr().err.endswith("; set model.path to a Hugging Face folder\n")
 
 
@@ -96,9 +109,17 @@ def test_only_one_process_of_a_node_prints(monkeypatch: pytest.MonkeyPatch, caps
 def test_the_pipeline_logs_each_step_and_separates_the_base(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(pipeline, "start_logging", lambda: None)
+    monkeypatch.setattr(entry, "start_logging", lambda: None)
     monkeypatch.setattr(pipeline, "check_machine", lambda config: None)
-    monkeypatch.setattr(pipeline, "run_child", lambda command, *, report_follows: 0)
+    _, run_dir = base_run(BaseConfig(experiment="demo_base", base_dir=str(tmp_path)), CONFIG_DIR)
+
+    def run_child(command: list[str], *, report_follows: bool) -> int:
+        if any(word.endswith("launch/export.py") for word in command):
+            (run_dir / "export").mkdir(parents=True)
+            write_hf_config(run_dir / "export", MODELS["qwen3"])
+        return 0
+
+    monkeypatch.setattr(pipeline, "run_child", run_child)
     scripts = {**pipeline.LOOP}
     for name, script in scripts.items():  # the folders of earlier stages do not exist
         scripts[name] = dataclasses.replace(script, open_stage=_never_current)
@@ -110,7 +131,6 @@ def test_the_pipeline_logs_each_step_and_separates_the_base(
     with caplog.at_level("INFO"):
         pipeline.main()
     messages = [record.getMessage().removeprefix("pipeline: ") for record in caplog.records]
-    _, run_dir = base_run(BaseConfig(experiment="demo_base", base_dir=str(tmp_path)), CONFIG_DIR)
     assert messages[0].startswith(
         f"problems to samples, 2 stages in {tmp_path}/run; a base model is made or found before the second"
     )
@@ -150,26 +170,28 @@ def test_the_pipeline_suggests_resuming_unless_the_user_must_fix_something(
     assert ("fix the error above" in caplog.text) is not can_resume
 
 
-def test_print_config_shows_the_composed_yaml_and_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    entry.main(lambda _: pytest.fail("started"), description="", argv=["+experiment=demo", "--print-config"])
+def test_print_config_shows_the_composed_yaml_and_starts_nothing(
+    main: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(lambda _: pytest.fail("started"), "+experiment=demo", "--print-config")
     assert "temperature: 1.5" in capsys.readouterr().out
 
 
-def test_options_may_come_between_overrides(capsys: pytest.CaptureFixture[str]) -> None:
-    entry.main(lambda _: None, description="", argv=["+experiment=demo", "--print-config", "seed=77"])
+def test_options_may_come_between_overrides(main: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    main(lambda _: None, "+experiment=demo", "--print-config", "seed=77")
     assert "seed: 77" in capsys.readouterr().out
 
 
-def test_help_lists_the_configuration_groups(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_configuration_groups(main: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        entry.main(lambda _: None, description="What it does.", argv=["--help"])
+        main(lambda _: None, "--help", description="What it does.")
     assert caught.value.code == 0
     shown = capsys.readouterr().out
     assert "What it does." in shown
     assert "qwen3_30b" in shown
 
 
-def test_the_stage_gets_the_checked_configuration() -> None:
+def test_the_stage_gets_the_checked_configuration(main: Callable[..., None]) -> None:
     seen = []
-    entry.main(seen.append, description="", argv=["+experiment=demo", "seed=5"])
+    main(seen.append, "+experiment=demo", "seed=5")
     assert seen[0].seed == 5

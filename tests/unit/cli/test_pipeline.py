@@ -48,8 +48,7 @@ def test_a_nested_pipeline_sets_its_own_variable(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("name", ["a=b", "a,b", "run (1)", "[1]", "{a}", "it's", "\u00eb", "a\\", "${x}"])
 def test_a_stage_gets_the_run_dir_of_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     started: list[list[str]] = []
-    for module in (entry, pipeline):
-        monkeypatch.setattr(module, "start_logging", lambda: None)
+    monkeypatch.setattr(entry, "start_logging", lambda: None)
     monkeypatch.setattr(pipeline, "check_machine", lambda config: None)
     monkeypatch.setattr(pipeline, "run_child", lambda command, *, report_follows: started.append(command) or 0)
     path = write_hf_config(tmp_path, MODELS["qwen3"])
@@ -59,7 +58,8 @@ def test_a_stage_gets_the_run_dir_of_the_pipeline(tmp_path: Path, monkeypatch: p
     _, script, *arguments = started[0]
     assert script.endswith("launch/problems.py")
     seen = []
-    entry.main(seen.append, description="", argv=arguments)
+    monkeypatch.setattr("sys.argv", [script, *arguments])
+    entry.main(seen.append, description="")
     assert [config.run_dir for config in seen] == [str(tmp_path / name)]
 
 
@@ -95,11 +95,12 @@ def test_the_pipeline_and_its_stages_ignore_a_launcher_that_did_not_start_them(
 ) -> None:
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["script"])
     with pytest.raises(SystemExit):
-        entry.main(act_as_rank, description="", argv=[], takes_ranks=True)
+        entry.main(act_as_rank, description="", takes_ranks=True)
     assert capsys.readouterr().err == ""
     with pytest.raises(SystemExit):
-        entry.main(act_alone, description="", argv=[])
+        entry.main(act_alone, description="")
     assert capsys.readouterr().err == "error: a: b; c\n"
 
 

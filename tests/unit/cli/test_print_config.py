@@ -12,10 +12,8 @@ import yaml
 
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config
 from megatron_ssd.config.build import build
-from megatron_ssd.config.dataset import InspectConfig
-from megatron_ssd.config.export import ConvertConfig
-from megatron_ssd.config.grading import GradeConfig
 from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.tools import ConvertConfig, GradeConfig, InspectConfig
 
 _ROOT = CONFIG_DIR.parent
 _OF_A_RUN = [*sorted(path.relative_to(_ROOT) for path in (_ROOT / "launch").glob("*.py")),

@@ -46,7 +46,7 @@ def test_every_recipe_reaches_megatron_core(recipe: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"recipe": "tensorwise", "margin": 1}, "precision.fp8.margin = 1: belongs to recipe delayed"),
+        ({"recipe": "tensorwise", "margin": 1}, "margin = 1: belongs to recipe delayed"),
         ({"recipe": "mxfp8", "amax_history_len": 4}, "amax_history_len = 4: belongs to recipe delayed"),
         ({"recipe": "delayed", "bf16_layers_at_end": 1}, "bf16_layers_at_end = 1: delayed scaling"),
         ({"recipe": "blockwise", "bf16_layers_at_start": -1}, "must not be negative"),

@@ -8,11 +8,9 @@ from typing import Literal
 
 import pytest
 
-from megatron_ssd.config.dataset import InspectConfig
-from megatron_ssd.config.export import ConvertConfig
-from megatron_ssd.config.grading import GradeConfig
 from megatron_ssd.config.reference import Key, help_text, keys_of
 from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.tools import ConvertConfig, GradeConfig, InspectConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
@@ -20,15 +21,13 @@ MANY = [
     [
         numbered(0, "Two\n```python\nx = 1\n```"),
         numbered(1, "Two\n\n```python\nx  = 1\n```"),  # the same program for another problem
-        dataclasses.replace(numbered(0, "Two\n\n```python\nx  = 1\n```"), sample_index=1),
-        dataclasses.replace(
-            numbered(2, "On\nand on and on", "length"), response_token_ids=[20, 21, 22, 23, 22, 23, 22]
-        ),
+        replace(numbered(0, "Two\n\n```python\nx  = 1\n```"), sample_index=1),
+        replace(numbered(2, "On\nand on and on", "length"), response_token_ids=[20, 21, 22, 23, 22, 23, 22]),
     ],
     [
         numbered(3, "Two\n```python\nx = (\n```"),
-        dataclasses.replace(numbered(4, "On\nand off", "length"), response_token_ids=[20, 21, 22, 23, 24]),
-        dataclasses.replace(numbered(5, "", "skipped"), response_token_ids=[]),
+        replace(numbered(4, "On\nand off", "length"), response_token_ids=[20, 21, 22, 23, 24]),
+        replace(numbered(5, "", "skipped"), response_token_ids=[]),
         numbered(6, "A longer answer\n```\nint(x)\n```"),
     ],
 ]

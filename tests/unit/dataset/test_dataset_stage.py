@@ -1,12 +1,12 @@
 """Tests the dataset stage: token ids, counts, workers, and how an interrupted run resumes."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Literal
 from unittest.mock import patch
 
 import pytest
+from msgspec.structs import replace
 from tokenizers import Tokenizer
 
 from megatron_ssd.artifacts.jsonl import read_jsonl
@@ -114,7 +114,7 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"shard-00001.jsonl:2"):
         run_preprocess(run_config(tmp_path))
     shard.write_text("\n".join([lines[0], json.dumps({"problem_id": "p"}), lines[2]]) + "\n")
-    with pytest.raises(UserError, match=r"shard-00001.jsonl:2.*unknown or missing"):
+    with pytest.raises(UserError, match=r"shard-00001.jsonl:2.*missing required field"):
         run_preprocess(run_config(tmp_path))
     shard.write_text("\n".join(lines) + "\n")
     run_preprocess(run_config(tmp_path))  # the first shard is reused, and the fixed one is read
@@ -128,7 +128,7 @@ def test_missing_samples_a_wrong_vocabulary_and_no_sample_left_are_errors(tmp_pa
     with pytest.raises(UserError, match=r"token id 12: is outside the vocabulary of model.vocab_size = 12"):
         run_preprocess(run_config(tmp_path, vocab_size=12))
     other = tmp_path / "other"
-    empty = [[dataclasses.replace(sample, response="") for sample in shard] for shard in SHARDS[:2]]
+    empty = [[replace(sample, response="") for sample in shard] for shard in SHARDS[:2]]
     publish_samples(other, empty)
     count = sum(map(len, empty))
     with pytest.raises(UserError, match=f"the filters drop all of them: {count} for empty;"):
@@ -149,7 +149,7 @@ def tokenized_shards(folder: Path) -> tuple[list[list[Sample]], int]:
     end = tokenizer.token_to_id("<|im_end|>")
     texts = [f"```python\nx = {number}\nprint(x)\n```" for number in range(10)]
     samples = [
-        dataclasses.replace(numbered(0), problem_id=f"p{number}", response=text,
+        replace(numbered(0), problem_id=f"p{number}", response=text,
                             response_token_ids=[*tokenizer.encode(text, add_special_tokens=False).ids, end])
         for number, text in enumerate(texts)
     ]  # fmt: skip
@@ -157,8 +157,8 @@ def tokenized_shards(folder: Path) -> tuple[list[list[Sample]], int]:
     index, word = next((i, tokenizer.id_to_token(id_)) for i, id_ in enumerate(ids) if _is_word(tokenizer, id_))
     letters = [tokenizer.token_to_id(letter) for letter in word]
     assert len(letters) == WORD_LENGTH
-    samples[3] = dataclasses.replace(samples[3], response_token_ids=[*ids[:index], *letters, *ids[index + 1 :]])
-    samples[4] = dataclasses.replace(samples[4], finish_reason="length",
+    samples[3] = replace(samples[3], response_token_ids=[*ids[:index], *letters, *ids[index + 1 :]])
+    samples[4] = replace(samples[4], finish_reason="length",
                                      response_token_ids=samples[4].response_token_ids[:-1])  # fmt: skip
     return [samples[start : start + 2] for start in range(0, 10, 2)], end
 

@@ -8,8 +8,8 @@ import pytest
 
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.cli.compose import compose_config
-from megatron_ssd.config.dataset import InspectConfig
 from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.tools import InspectConfig
 from megatron_ssd.dataset.inspection import run_inspect
 from megatron_ssd.dataset.stage import dataset_stage, run_preprocess
 from megatron_ssd.errors import ConfigError, UserError

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from megatron_ssd.config.dataset import FilterConfig, LoopConfig
 from megatron_ssd.dataset.filters import COUNTED, DROPPED, FilteredSample
@@ -107,11 +107,11 @@ def test_scores_in_any_order_are_found_by_sample(tmp_path: Path) -> None:
     publish_scores(tmp_path, [*records, {"problem_id": "q", "sample_index": 0, "mean_logprob": None}])
     scores = read_scores(tmp_path)
     one = sample(PROGRAM)
-    assert scores.of(dataclasses.replace(one, problem_id="p3", sample_index=1)) == -3.25
-    assert np.isnan(scores.of(dataclasses.replace(one, problem_id="p3", sample_index=2)))
-    assert np.isnan(scores.of(dataclasses.replace(one, problem_id="q")))
+    assert scores.of(replace(one, problem_id="p3", sample_index=1)) == -3.25
+    assert np.isnan(scores.of(replace(one, problem_id="p3", sample_index=2)))
+    assert np.isnan(scores.of(replace(one, problem_id="q")))
     found = first_pass(tmp_path, scores, proxy_band=(0.0, 0.5)).measure(
-        [dataclasses.replace(one, problem_id=name) for name in ("p0", "p4", "none")]
+        [replace(one, problem_id=name) for name in ("p0", "p4", "none")]
     )
     assert found["score"][:2].tolist() == [0.0, -4.0]
     assert np.isnan(found["score"][2])

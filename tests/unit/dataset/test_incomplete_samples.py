@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import itertools
 import json
@@ -13,13 +12,15 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.dataset import PreprocessConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.dataset import stage as dataset_stage
-from megatron_ssd.dataset.convert import Converter, keys_file
+from megatron_ssd.dataset.convert import KEYS, Converter
+from megatron_ssd.dataset.set_filters import part_file
 from megatron_ssd.dataset.stage import run_preprocess
 from megatron_ssd.schema import Sample
 from tests.helpers.errors import one_line_error
@@ -95,12 +96,12 @@ REPEATS: dict[str, tuple[list[list[Sample]], str]] = {
     "an entire shard": ([[numbered(0), numbered(1)], [numbered(0), numbered(1)]], rf"{SECOND}:1 .*: .*{FIRST}:1;"),
     "three times": ([[numbered(0)], [numbered(0)], [numbered(0)]], rf"{SECOND}:1 .*repeats .*{FIRST}:1;"),
     "with another response": (
-        [[numbered(0)], [numbered(1), dataclasses.replace(numbered(0), response="b\nc")]], rf"{SECOND}:2 .*{FIRST}:1",
+        [[numbered(0)], [numbered(1), replace(numbered(0), response="b\nc")]], rf"{SECOND}:2 .*{FIRST}:1",
     ),
     "dropped": ([[numbered(0), numbered(0, response="")], [numbered(1)]], rf"{FIRST}:2 .*sample 0 of problem 'p0'"),
     "skipped": (
         [[numbered(0)],
-         [dataclasses.replace(numbered(0), response="", response_token_ids=[], finish_reason="skipped")]],
+         [replace(numbered(0), response="", response_token_ids=[], finish_reason="skipped")]],
         rf"{SECOND}:1 .*repeats .*{FIRST}:1",
     ),
 }  # fmt: skip
@@ -119,7 +120,7 @@ def test_a_repeated_sample_is_named_with_both_lines(tmp_path: Path, kind: str, m
 
 def test_samples_with_similar_keys_are_not_repeats(tmp_path: Path) -> None:
     names = [("p", 11), ("p1", 1), ("1p", 1), ("p", 1), ("", 1), ("\0p", 1), ("p\0", 1)]
-    samples = [dataclasses.replace(numbered(0), problem_id=name, sample_index=index) for name, index in names]
+    samples = [replace(numbered(0), problem_id=name, sample_index=index) for name, index in names]
     publish_samples(tmp_path, [samples[:3], samples[3:]])
     run_preprocess(run_config(tmp_path))
     assert len(documents(tmp_path)) == len(names)
@@ -136,7 +137,7 @@ def test_digests_take_eight_bytes_per_sample(tmp_path: Path) -> None:
     publish_samples(tmp_path, SHARDS)
     with patch.object(dataset_stage, "check_complete", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         run_preprocess(run_config(tmp_path))
-    keys = np.load(keys_file(tmp_path / "dataset.partial" / "parts", Path(FIRST)))
+    keys = np.load(part_file(tmp_path / "dataset.partial" / "parts", Path(FIRST), KEYS))
     assert (keys.dtype, keys.shape) == (np.uint64, (3,))
     run_preprocess(run_config(tmp_path))
     assert not list((tmp_path / "dataset").rglob("*.npy"))

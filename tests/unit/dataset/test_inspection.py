@@ -14,7 +14,7 @@ import pytest
 from megatron_ssd.artifacts.hashing import sha256_file
 from megatron_ssd.artifacts.manifest import FILE_NAME, manifest_json, read_manifest
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.dataset import InspectConfig
+from megatron_ssd.config.tools import InspectConfig
 from megatron_ssd.dataset.indexed import IndexedWriter
 from megatron_ssd.dataset.inspection import run_inspect
 from megatron_ssd.errors import ConfigError, UserError

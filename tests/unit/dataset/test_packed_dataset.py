@@ -1,10 +1,12 @@
 """Tests the token ids, labels and loss weights of packed sequences in every packing mode."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.indexed import IndexedWriter
 from megatron_ssd.dataset.packed_dataset import PackedDataset
 from megatron_ssd.errors import UserError
@@ -21,9 +23,24 @@ def write_pairs(prefix: Path, pairs: list[tuple[list[int], list[int]]]) -> Path:
     return prefix
 
 
-def open_dataset(prefix: Path, **changes: object) -> PackedDataset:
-    settings = {"objective": "sft", "seq_length": SEQ_LENGTH, "packing": "none", "overlong": "drop", "seed": 0}
-    return PackedDataset(prefix, **(settings | changes))  # type: ignore[arg-type]
+def open_dataset(
+    prefix: Path,
+    *,
+    objective: Any = "sft",
+    seed: int = 0,
+    segment_multiple: int = 1,
+    split: Any = "train",
+    seq_length: int = SEQ_LENGTH,
+    **training: Any,
+) -> PackedDataset:
+    return PackedDataset(
+        prefix,
+        TrainingConfig(seq_length=seq_length, **training),
+        objective=objective,
+        seed=seed,
+        segment_multiple=segment_multiple,
+        split=split,
+    )
 
 
 @pytest.fixture
@@ -39,10 +56,10 @@ def random_pairs() -> list[tuple[list[int], list[int]]]:
 
 
 def test_one_sample_equals_a_hand_computation(tmp_path: Path) -> None:
-    dataset = open_dataset(write_pairs(tmp_path / "data", [([5, 6, 7], [8, 9])]), seq_length=6, pad_id=1)
+    dataset = open_dataset(write_pairs(tmp_path / "data", [([5, 6, 7], [8, 9])]), seq_length=6)
     packed = dataset.sequence(0, 0)
-    assert packed["tokens"].tolist() == [5, 6, 7, 8, 1, 1]
-    assert packed["labels"].tolist() == [6, 7, 8, 9, 1, 1]
+    assert packed["tokens"].tolist() == [5, 6, 7, 8, 0, 0]
+    assert packed["labels"].tolist() == [6, 7, 8, 9, 0, 0]
     assert packed["loss_weights"].tolist() == [0, 0, 1, 1, 0, 0]
     assert packed["position_ids"].tolist() == [0, 1, 2, 3, 0, 1]
     assert packed["segment_ids"].tolist() == [1, 1, 1, 1, 0, 0]
@@ -154,7 +171,7 @@ def test_held_out_documents_are_in_one_split_and_depend_only_on_the_seed(
 ) -> None:
     prefix = write_pairs(tmp_path / "data", random_pairs)
 
-    def documents(split: str, **changes: object) -> set[int]:
+    def documents(split: str, **changes: Any) -> set[int]:
         dataset = open_dataset(prefix, validation_fraction=0.2, split=split, **changes)
         assert dataset.counts["held_out"] == 8
         assert dataset.counts["documents"] == 40
@@ -184,6 +201,7 @@ def test_the_report_counts_overlong_samples(tmp_path: Path) -> None:
     assert (report.samples, report.overlong, report.tokens, report.sequences) == (3, 1, 8 + 6 + 1, 1)
     assert report.efficiency == pytest.approx(15 / 16)
     assert report.padded_efficiency == pytest.approx(15 / 48)
+    assert "one sample per sequence would waste 68.8%; 1 overlong" in str(report)
 
 
 def test_the_largest_token_id(tmp_path: Path) -> None:

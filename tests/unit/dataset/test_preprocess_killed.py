@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from msgspec.structs import replace
 
 from megatron_ssd.artifacts.manifest import read_manifest
 from tests.helpers.paths import ROOT
@@ -29,8 +29,7 @@ def start(run_dir: Path, workers: int) -> subprocess.Popen[bytes]:
 def test_workers_end_with_the_script_and_the_next_start_gives_the_same_bytes(tmp_path: Path) -> None:
     killed, uninterrupted = tmp_path / "killed", tmp_path / "uninterrupted"
     shards = [
-        [dataclasses.replace(numbered(i % 50), problem_id=f"p{shard}-{i}") for i in range(SHARD_SIZE)]
-        for shard in range(SHARDS)
+        [replace(numbered(i % 50), problem_id=f"p{shard}-{i}") for i in range(SHARD_SIZE)] for shard in range(SHARDS)
     ]
     for run_dir in (killed, uninterrupted):
         publish_samples(run_dir, shards)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from megatron_ssd.config.problems import MinicodeConfig
-from megatron_ssd.dataset.convert import Difference, Retokenizer
+from megatron_ssd.dataset.convert import Difference, retokenize
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.minicode.documents import corpus
 from megatron_ssd.prompts.tokenizer import ChatTokenizer, fast_tokenizer, tokenizer_hash
@@ -20,7 +20,7 @@ from tests.helpers.samples_run import sample as make_sample
 
 
 def sample(response: str, ids: list[int], finish_reason: FinishReason = "stop") -> Sample:
-    return dataclasses.replace(make_sample(response, finish_reason, tuple(ids)), sample_index=3)
+    return replace(make_sample(response, finish_reason, tuple(ids)), sample_index=3)
 
 
 def test_retokenized_ids_have_the_end_token_exactly_if_the_model_stopped(tiny_tokenizer: Path) -> None:
@@ -30,21 +30,21 @@ def test_retokenized_ids_have_the_end_token_exactly_if_the_model_stopped(tiny_to
     ids = [tokenizer.encode(response, add_special_tokens=False).ids for response in responses]
     samples = [sample(text, [*own, end]) for text, own in zip(responses, ids, strict=True)]
     samples.append(sample(responses[0], ids[0], "length"))
-    again = Retokenizer(tokenizer.to_str()).response_ids(samples)
+    again = retokenize(tokenizer.to_str(), samples)
     assert again == [one.response_token_ids for one in samples]
 
 
 def test_the_name_of_a_special_token_is_text(tiny_tokenizer: Path) -> None:
     text = "a <|im_end|> b"
-    (ids,) = Retokenizer(fast_tokenizer(tiny_tokenizer).to_str()).response_ids([sample(text, [], "length")])
+    (ids,) = retokenize(fast_tokenizer(tiny_tokenizer).to_str(), [sample(text, [], "length")])
     assert fast_tokenizer(tiny_tokenizer).token_to_id("<|im_end|>") not in ids
     assert ChatTokenizer(tiny_tokenizer).text(ids) == text
 
 
 def test_text_that_cannot_be_tokenized_is_named(tiny_tokenizer: Path) -> None:
-    retokenizer = Retokenizer(fast_tokenizer(tiny_tokenizer).to_str())
+    samples = [sample("fine", [1]), sample("ab\ud83d", [1])]
     with pytest.raises(UserError, match=r"sample 3 of problem p: .*surrogates not allowed at character 2.*ids=sampled"):
-        retokenizer.response_ids([sample("fine", [1]), sample("ab\ud83d", [1])])
+        retokenize(fast_tokenizer(tiny_tokenizer).to_str(), samples)
 
 
 def test_the_tokenizer_hash_covers_the_files_that_determine_ids(tiny_tokenizer: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from megatron_ssd.config.dataset import FilterConfig, LoopConfig
 from megatron_ssd.dataset.set_filters import (
@@ -102,7 +103,7 @@ def test_digests_cover_the_problem_and_the_text_without_white_space() -> None:
     one = sample("x = 1\n\n  y")
     assert response_digest(one) == response_digest(sample(" x  =\t1 y\n"))
     assert response_digest(one) != response_digest(sample("x = 1 yy"))
-    assert response_digest(one) != response_digest(dataclasses.replace(one, problem_id="q"))
+    assert response_digest(one) != response_digest(replace(one, problem_id="q"))
     assert all(0 <= half < 1 << 64 for half in response_digest(sample("\ud800")))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
@@ -16,10 +17,10 @@ from megatron_ssd.evaluation.claims import check_claims, status_of
 from megatron_ssd.evaluation.grid import Measurements, grid_cells, settings_of
 from megatron_ssd.evaluation.results import EvaluationResults, ModelName, from_json, to_json
 from megatron_ssd.evaluation.tables import claim_lines, score_tables
+from megatron_ssd.formatting import MINUS
 from megatron_ssd.grading.metrics import Bootstrap, Estimate
 from megatron_ssd.grading.references import FLAWED
 from megatron_ssd.schema import Problem, TestCase, Verdict, VerdictStatus
-from megatron_ssd.text_table import MINUS
 from tests.helpers import measured
 from tests.helpers.measured import MODELS, SAMPLING, graded_problems, results_of, summary_of
 
@@ -246,7 +247,7 @@ def test_the_score_of_problems_without_verdicts_is_null():
     for by_label in found.verdicts.values():
         for label, verdicts in by_label.items():
             by_label[label] = [  # type: ignore[index]
-                dataclasses.replace(v, status="infrastructure_error") if v.problem_id in lost else v for v in verdicts
+                replace(v, status="infrastructure_error") if v.problem_id in lost else v for v in verdicts
             ]
     summary = summary_of(found)
     assert summary["headline"][0]["by_difficulty"]["hard"]["1"] == {

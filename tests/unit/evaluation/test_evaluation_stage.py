@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from megatron_ssd.artifacts.hub import model_hash, open_model
 from megatron_ssd.artifacts.jsonl import read_jsonl
@@ -234,6 +235,6 @@ def test_problems_in_the_errata_are_graded_unless_dropped(config: RunConfig, tmp
 
 def test_the_date_range_has_the_first_and_the_last_date_of_the_problems():
     dates = ("2025-03-01", None, "2025-02-09", "2025-04-06")
-    problems = [dataclasses.replace(function_problem(f"p{i}"), date=date) for i, date in enumerate(dates)]
+    problems = [replace(function_problem(f"p{i}"), date=date) for i, date in enumerate(dates)]
     assert date_range(problems) == ["2025-02-09", "2025-04-06"]
     assert date_range(problems[1:2]) is None

@@ -78,7 +78,7 @@ def test_the_hottest_cell_truncates_the_least_at_the_highest_temperature():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"top_ks": ()}, r"evaluation.top_ks = \[\]: must hold at least one top-k"),
+        ({"top_ks": ()}, r"top_ks = \[\]: must hold at least one top-k"),
         ({"top_ks": (20, 0)}, r"top_k = 0: must be -1 \(off\) or positive; .*-1 is what vLLM also calls 0"),
         (
             {"top_ks": (20, 10), "temperatures": (), "top_ps": ()},

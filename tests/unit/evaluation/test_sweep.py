@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
@@ -104,8 +105,7 @@ def test_a_reporting_half_of_infrastructure_errors_has_no_mean():
     report = {problem.id for problem, inside in zip(found.problems, found.halves.report, strict=True) if inside}
     for label, verdicts in found.verdicts["base"].items():
         found.verdicts["base"][label] = [  # type: ignore[index]
-            dataclasses.replace(v, status="infrastructure_error" if v.problem_id in report else v.status)
-            for v in verdicts
+            replace(v, status="infrastructure_error" if v.problem_id in report else v.status) for v in verdicts
         ]
     means = best_of_grid(found, "base").grid_mean
     assert means["report"] is None

@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from benchmarks.convert import peak_memory, write_model
 from megatron_ssd.cli.compose import values_of_tool
 from megatron_ssd.config.build import build
-from megatron_ssd.config.export import ConvertConfig
 from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.tools import ConvertConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.export.convert import run_convert
 from megatron_ssd.training.checkpoint_folder import check_content, read_facts

@@ -17,12 +17,12 @@ from transformers import GenerationConfig
 from megatron_ssd.artifacts.hub import open_model
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.export import ExportConfig
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.training import ExportConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.export import shards, state_dict_adapter, verify
 from megatron_ssd.export.assets import set_dtype
@@ -32,7 +32,7 @@ from megatron_ssd.models.build import build_model
 from megatron_ssd.models.hf_checkpoint import load_hf_weights
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
-from megatron_ssd.training.ema import EmaWeights
+from megatron_ssd.training.step import EmaWeights
 from tests.helpers.tiny_hf import MODELS, write_hf_folder, write_tokenizer
 
 CPU = ClusterConfig(device="cpu")
@@ -135,7 +135,9 @@ def test_an_export_has_the_configured_decode_settings_and_a_card(
     config = dataclasses.replace(make_run("qwen3"), sampling=sampling)
     assert config.model is not None
     base, export = Path(str(config.model.path)), Path(config.run_dir) / "export"
-    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": 5, "temperature": 0.6, "max_length": 90}))
+    (base / "generation_config.json").write_text(json.dumps({
+        "_from_model_config": True, "eos_token_id": 5, "temperature": 0.6, "max_length": 90,
+    }))  # fmt: skip
     (base / "README.md").write_text("---\nlicense: apache-2.0\n---\nThe base.")
     run_export(config)
     read = GenerationConfig.from_pretrained(export)
@@ -144,6 +146,7 @@ def test_an_export_has_the_configured_decode_settings_and_a_card(
     )  # fmt: skip
     assert (read.repetition_penalty, read.max_length) == (1.0, 90)
     assert read.eos_token_id == [5, 1, 7]
+    assert not read._from_model_config
     assert open_model(str(export)).end_token_ids == (5, 1, 7)
     card = (export / "README.md").read_text()
     assert "license: apache-2.0" in card

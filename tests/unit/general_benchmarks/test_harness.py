@@ -20,7 +20,6 @@ from megatron_ssd.config.evaluation import GeneralBenchmarksConfig
 from megatron_ssd.config.generation import EngineConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.general_benchmarks import processes
-from megatron_ssd.general_benchmarks.code_tasks import CODE_TASKS
 from megatron_ssd.general_benchmarks.processes import HarnessSpec
 from megatron_ssd.generation.vllm_engine import VllmSpec
 from megatron_ssd.prompts.clock import RunClock
@@ -56,16 +55,15 @@ def spec_of(data: dict[str, str], **settings: Any) -> HarnessSpec:
         model="none", end_token_ids=(), device="cpu", devices=(("0",),),
         settings=EngineConfig(max_model_len=settings.pop("max_model_len", 65536)),
     )  # fmt: skip
-    code_tasks = settings.pop("code_tasks", tuple(CODE_TASKS))
     config = GeneralBenchmarksConfig(tasks=settings.pop("tasks", tuple(data)), data=data, **settings)
-    return HarnessSpec(engine=engine, index=0, world=1, tasks=config.tasks, code_tasks=code_tasks, config=config,
+    return HarnessSpec(engine=engine, index=0, world=1, config=config,
                        seed=0, enable_thinking=None, clock=RunClock(Path("none")), out=Path("none"))  # fmt: skip
 
 
 def load(spec: HarnessSpec, scratch: Path) -> dict[str, dict[str, Any]]:
     from megatron_ssd.general_benchmarks.harness import load_tasks
 
-    return load_tasks(spec, spec.tasks, scratch)
+    return load_tasks(spec, spec.config.tasks, scratch)
 
 
 def test_tasks_differ_from_lm_evals_only_in_their_data(data: dict[str, str], tmp_path: Path) -> None:

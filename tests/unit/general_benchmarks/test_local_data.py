@@ -16,8 +16,7 @@ from megatron_ssd.general_benchmarks.local_data import (
     check_data,
     data_identity,
     rows_on_hub,
-    write_subjects,
-    write_task,
+    write_tasks,
 )
 from tests.helpers.jsonl import write_jsonl
 
@@ -29,8 +28,8 @@ def written(tmp_path: Path, data: Path, own: dict[str, Any] = OWN) -> dict[str, 
     """The task configuration that is written for ``data``; ``own`` are the task's own settings."""
     folder = tmp_path / "yaml"
     folder.mkdir(exist_ok=True)
-    text = Path(write_task(folder, "some_task", own, include=Path("/lm_eval/some.yaml"), data=str(data))).read_text()
-    found: dict[str, Any] = yaml.safe_load(text)
+    (path,) = write_tasks(folder, "some_task", {"some_task": (own, Path("/lm_eval/some.yaml"))}, data=str(data))
+    found: dict[str, Any] = yaml.safe_load(Path(path).read_text())
     return found
 
 
@@ -92,7 +91,7 @@ def test_a_group_is_split_by_subject(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rows" / "dev.jsonl", [{"subject": "anatomy", **QUESTION}, {"subject": "law", **QUESTION}])
     own = {f"mmlu_{name}": ({**OWN, "dataset_name": name}, Path(f"/{name}.yaml"))
            for name in ("anatomy", "law", "virology")}  # fmt: skip
-    paths = write_subjects(tmp_path, "mmlu", own, data=str(tmp_path / "rows"))
+    paths = write_tasks(tmp_path, "mmlu", own, data=str(tmp_path / "rows"))
     configs = [yaml.safe_load(Path(path).read_text()) for path in paths]
     assert [config["task"] for config in configs] == ["mmlu_anatomy", "mmlu_virology"]  # law has only examples
     assert [config["include"] for config in configs] == ["/anatomy.yaml", "/virology.yaml"]
@@ -105,8 +104,8 @@ def test_a_group_is_split_by_subject(tmp_path: Path) -> None:
 
 def test_an_unknown_subject_is_named_with_its_row(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{"subject": "anatomi", **QUESTION}])
-    with pytest.raises(UserError, match=r"rows.jsonl:1: subject = anatomi: is not a subject of mmlu"):
-        write_subjects(tmp_path, "mmlu", {"mmlu_anatomy": (OWN, Path("/a.yaml"))}, data=str(path))
+    with pytest.raises(UserError, match=r"rows.jsonl:1: subject = 'anatomi': is not a subject of mmlu"):
+        write_tasks(tmp_path, "mmlu", {"mmlu_anatomy": (OWN, Path("/a.yaml"))}, data=str(path))
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,12 @@ import random
 
 import pytest
 
-from megatron_ssd.config.evaluation import GeneralBenchmarksConfig
 from megatron_ssd.general_benchmarks.results import (
     BenchmarkResults,
     DocumentResult,
     MetricResult,
     ModelValue,
-    metrics_of,
-    summarise,
+    results_of,
     table,
 )
 from megatron_ssd.grading.metrics import Bootstrap
@@ -24,13 +22,9 @@ def item(leaf: str, number: int, *, filter_name: str = "none", **scores: float) 
                    programs=[], ks=[], num_fewshot=0)  # fmt: skip
 
 
-def results_of(base: list[DocumentResult], ssd: list[DocumentResult] | None = None) -> BenchmarkResults:
-    scores = metrics_of("t", {"base": base} if ssd is None else {"base": base, "ssd": ssd})
-    return summarise(scores, {"t": 0}, GeneralBenchmarksConfig(tasks=("t",)), Bootstrap(num_resamples=500))
-
-
-def summary_of(base: list[DocumentResult], ssd: list[DocumentResult] | None = None) -> tuple[MetricResult, ...]:
-    return results_of(base, ssd).results
+def summary_of(base: list[DocumentResult], ssd: list[DocumentResult] | None = None) -> list[MetricResult]:
+    return results_of("t", {"base": base} if ssd is None else {"base": base, "ssd": ssd},
+                      Bootstrap(num_resamples=500))  # fmt: skip
 
 
 def test_values_and_standard_errors_equal_lm_evals() -> None:
@@ -76,7 +70,8 @@ def test_every_filter_and_metric_has_a_result() -> None:
 
 
 def test_the_table_of_a_base_without_a_tuned_model() -> None:
-    text = table(results_of([item("t", n, acc=float(n < 3)) for n in range(4)]))
+    results = summary_of([item("t", n, acc=float(n < 3)) for n in range(4)])
+    text = table(BenchmarkResults(confidence=0.95, chat_template=False, results=tuple(results)))
     header, line, *_ = text.splitlines()
     assert header.split()[:4] == ["task", "metric", "rows", "base"]
     assert line.split() == ["t", "acc", "4", "0.7500", "0.2500", "-", "-", "-"]

@@ -144,5 +144,5 @@ def test_errors_name_what_is_missing(config: RunConfig, tmp_path: Path) -> None:
         run_score(dataclasses.replace(config, proxy=ProxyConfig(path=str(tmp_path / "nowhere"))))
     with pytest.raises(UserError, match=r"samples: does not exist; run launch/generate\.py"):
         run_score(dataclasses.replace(config, run_dir=str(tmp_path / "other")))
-    with pytest.raises(UserError, match=r"proxy.max_model_len = 1"):
+    with pytest.raises(UserError, match=r"max_model_len = 1"):
         ProxyConfig(path="x", max_model_len=1)

@@ -126,7 +126,7 @@ def test_a_file_in_order_is_not_written_again(tmp_path: Path) -> None:
 def test_records_of_another_version_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "one.jsonl"
     path.write_text('{"problem_id": "p0", "sample_index": 0}\n')
-    with pytest.raises(UserError, match="unknown or missing"):
+    with pytest.raises(UserError, match="missing required field"):
         single_file(path)
 
 

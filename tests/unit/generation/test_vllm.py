@@ -27,7 +27,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_ssd.artifacts.hf_config import read_hf_config
 from megatron_ssd.artifacts.hub import ModelFolder, open_model
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.generation import EngineConfig, SamplingParams
@@ -70,15 +69,9 @@ def model(tiny_hf_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Mode
     stage.publish()
     values = {key: f"{getattr(HOT, key)}" for key in ("temperature", "top_k", "top_p")}
     sampling = [f"sampling.{name}.{key}={value}" for name in ("train", "eval") for key, value in values.items()]
-    shape = read_hf_config(tiny_hf_model)
-    sizes = [f"model.{key}={shape[key]}" for key in (
-        "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-        "intermediate_size", "vocab_size", "max_position_embeddings")]  # fmt: skip
     done = run_script(
-        "launch/export.py", f"run_dir={run_dir}", "cluster=cpu", "precision=cpu", "model.name=tiny",
-        "model.model_type=qwen3", "model.tie_word_embeddings=true", "training.seq_length=128",
-        f"model.rope_theta={shape['rope_parameters']['rope_theta']}", f"model.path={tiny_hf_model}", *sizes, *sampling,
-        f"sampling.stop_token_ids={list(STOPS)}",
+        "launch/export.py", f"run_dir={run_dir}", f"model.path={tiny_hf_model}", "cluster=cpu", "precision=cpu",
+        "training.seq_length=128", f"sampling.stop_token_ids={list(STOPS)}", *sampling,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return open_model(str(run_dir / "export"))
@@ -354,8 +347,8 @@ def test_a_chat_request_is_decoded_with_the_settings_of_the_export(url: str, mod
         return dict(answer.json()["choices"][0])
 
     named = {"temperature": HOT.temperature, "top_k": HOT.top_k, "top_p": HOT.top_p}
-    answers = [ask(seed=seed) for seed in range(20)]
-    assert [one["token_ids"] for one in answers] == [ask(seed=seed, **named)["token_ids"] for seed in range(20)]
+    answers = [ask(seed=seed) for seed in range(6)]
+    assert [one["token_ids"] for one in answers] == [ask(seed=seed, **named)["token_ids"] for seed in range(6)]
     assert answers[0]["message"]["content"]
     ends = {one["token_ids"][-1] for one in answers if one["finish_reason"] == "stop"}
     assert ends <= set(model.end_token_ids)

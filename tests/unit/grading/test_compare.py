@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ssd.grading.compare import stdout_difference, value_difference
-from megatron_ssd.sandbox.inside.values import encode
+from megatron_ssd.sandbox.inside.program import encode
 
 
 class EqualsEverything(list):

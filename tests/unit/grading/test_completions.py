@@ -11,10 +11,10 @@ import pytest
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.grading.completions import count_samples, program_of, read_submissions
-from megatron_ssd.grading.extraction import no_code_causes
+from megatron_ssd.grading.grade_file import count_samples, program_of, read_submissions
+from megatron_ssd.grading.metrics import no_code_causes
 from megatron_ssd.grading.pool import Grader
-from megatron_ssd.problems.formats import read_format
+from megatron_ssd.problems.assert_scripts import read_assert_scripts
 from megatron_ssd.schema import Problem, TestCase
 from tests.helpers.jsonl import write_jsonl
 
@@ -95,8 +95,8 @@ def test_the_program_of_a_record(key: str, text: str, program: str | None):
 def problems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Problem]:
     folder = tmp_path_factory.mktemp("problems")
     found = [
-        *read_format("humaneval", write_jsonl(folder / "humaneval.jsonl", [HUMANEVAL, HELPED])),
-        *read_format("mbpp", write_jsonl(folder / "mbpp.jsonl", [MBPP, PAIRS])),
+        *read_assert_scripts("humaneval", write_jsonl(folder / "humaneval.jsonl", [HUMANEVAL, HELPED])),
+        *read_assert_scripts("mbpp", write_jsonl(folder / "mbpp.jsonl", [MBPP, PAIRS])),
         LCB,
     ]
     return {problem.id: problem for problem in found}

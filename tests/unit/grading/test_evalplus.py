@@ -11,12 +11,11 @@ import pytest
 
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.config.evaluation import SandboxConfig
-from megatron_ssd.config.grading import GradeConfig
+from megatron_ssd.config.tools import GradeConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.grading.checker import Checker
 from megatron_ssd.grading.grade_file import run_grade
-from megatron_ssd.problems.humaneval import read_humaneval_plus
-from megatron_ssd.problems.mbpp import read_mbpp_plus
+from megatron_ssd.problems.assert_scripts import read_assert_scripts
 from megatron_ssd.sandbox.sandbox import Sandbox
 from megatron_ssd.schema import Problem
 from tests.helpers.jsonl import write_jsonl
@@ -64,11 +63,11 @@ def checker() -> Iterator[Checker]:
 
 def checked(checker: Checker, problem: Problem, *sources: str) -> list[tuple[str, str]]:
     """(status, letters of the tests) of each program."""
-    return [(result.status, result.by_test) for result in (checker.check(problem, source) for source in sources)]
+    return [(found.status, found.by_test) for found in (checker.check(problem, source).verdict for source in sources)]
 
 
 def test_inputs_are_compared_with_the_canonical_solution(checker: Checker, tmp_path: Path):
-    (problem,) = read_humaneval_plus(write_jsonl(tmp_path / "HumanEvalPlus.jsonl.gz", [MEAN]))
+    (problem,) = read_assert_scripts("humaneval_plus", write_jsonl(tmp_path / "HumanEvalPlus.jsonl.gz", [MEAN]))
     head = "def mean(xs):\n"
     assert checked(
         checker,
@@ -82,8 +81,12 @@ def test_inputs_are_compared_with_the_canonical_solution(checker: Checker, tmp_p
         head + "    class A(float):\n        __eq__ = lambda s, o: True\n    return A()",  # as evalplus does
         "import builtins\nsize = len\nbuiltins.len = None\ndef mean(xs): return sum(xs) / size(xs)",
         "def mean(xs): exit()",
+        "import sys\nsys.stdout.close()\ndef mean(xs):\n    print(xs)\n    return sum(xs) / len(xs)",
+        head + "    print(1)\n    return sum(xs) / len(xs) if sys.stdout.getvalue() == '1\\n' else 0\nimport sys",
+        *(f"g = lambda n: n and g(n - 1)\n{head}    g({n})\n    return sum(xs) / len(xs)" for n in (966, 967)),
     ) == [
         ("passed", ".."), ("passed", ".."), ("wrong_answer", "WW"), ("wrong_answer", ".W"), ("passed", ".."),
+        ("passed", ".."), ("passed", ".."), ("passed", ".."), ("runtime_error", "RR"),
         ("passed", ".."), ("passed", ".."), ("passed", ".."), ("runtime_error", "RR"),
     ]  # fmt: skip
 
@@ -106,20 +109,27 @@ def test_results_are_compared_as_evalplus_does(
     checker: Checker, tmp_path: Path, expected: str, returned: str, atol: float, status: str
 ):
     row = {**MEAN, "canonical_solution": f"    return {expected}\n", "atol": atol, "plus_input": []}
-    (problem,) = read_humaneval_plus(write_jsonl(tmp_path / "a.jsonl", [row]))
+    (problem,) = read_assert_scripts("humaneval_plus", write_jsonl(tmp_path / "a.jsonl", [row]))
     assert checked(checker, problem, f"def mean(xs): return {returned}")[0][0] == status
 
 
 def test_a_root_is_checked_by_the_value_of_its_polynomial(checker: Checker, tmp_path: Path):
     row = {**MEAN, "entry_point": "find_zero", "prompt": "def find_zero(xs):\n", "atol": 1e-4,
            "canonical_solution": "    return 1.0\n", "base_input": [[[-1, 0, 1]]], "plus_input": []}  # fmt: skip
-    (problem,) = read_humaneval_plus(write_jsonl(tmp_path / "a.jsonl", [row]))
+    (problem,) = read_assert_scripts("humaneval_plus", write_jsonl(tmp_path / "a.jsonl", [row]))
     programs = [f"def find_zero(xs): return {value}" for value in ("-1.0", "1.00001", "0.9")]
     assert [status for status, _ in checked(checker, problem, *programs)] == ["passed", "passed", "wrong_answer"]
+    # evalplus passes these attacks too: its comparison calls the functions, and its frame has the expected values.
+    head = "import builtins, math, sys\ndef find_zero(xs):\n    "
+    attacks = ["math.pow = lambda *a: 0", "builtins.abs = lambda *a: 0", "builtins.sum = lambda *a: 0", "xs[:] = [0]",
+               "return sys._getframe(1).f_locals['wanted']"]  # fmt: skip
+    assert (
+        checked(checker, problem, *(f"{head}{attack}\n    return 0.5" for attack in attacks)) == [("passed", "..")] * 5
+    )
 
 
 def test_scripts_of_mbpp_plus_on_the_hub(checker: Checker, tmp_path: Path):
-    (problem,) = read_mbpp_plus(write_jsonl(tmp_path / "mbppplus.jsonl", [MBPP]))
+    (problem,) = read_assert_scripts("mbpp_plus", write_jsonl(tmp_path / "mbppplus.jsonl", [MBPP]))
     assert problem.id == "2"
     good = MBPP["code"]
     programs = [good, "def shared(a, b): return a", "def other(): pass", "exit()"]
@@ -129,7 +139,7 @@ def test_scripts_of_mbpp_plus_on_the_hub(checker: Checker, tmp_path: Path):
 
 
 def problem_with(folder: Path, **changes: Any) -> Problem:
-    (problem,) = read_humaneval_plus(write_jsonl(folder / "a.jsonl", [{**MEAN, **changes}]))
+    (problem,) = read_assert_scripts("humaneval_plus", write_jsonl(folder / "a.jsonl", [{**MEAN, **changes}]))
     return problem
 
 
@@ -167,9 +177,9 @@ def test_the_canonical_solution_has_time_of_its_own(tmp_path: Path, monkeypatch:
     head = "def mean(xs):\n"
     slower = head + spin.replace("xs[0]", "0.3") + "    return 1"
     with Checker(SandboxConfig(cpu_seconds=0.1)) as short:
-        assert short.check(problem, head + spin + "    return 1", alone=True).status == "passed"
-        assert short.check(problem, slower, alone=True).status == "passed"
-        late = short.check(problem, slower.replace("0.3", "1"), alone=True)
+        assert short.check(problem, head + spin + "    return 1", alone=True).verdict.status == "passed"
+        assert short.check(problem, slower, alone=True).verdict.status == "passed"
+        late = short.check(problem, slower.replace("0.3", "1"), alone=True).verdict
         assert (late.status, late.by_test) == ("timeout", "T")
 
 
@@ -180,7 +190,10 @@ def test_a_reference_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Sandbox, "make_reference", lambda self, *a: (made.append(a[-1]), original(self, *a))[1])
     for _ in range(2):
         with Checker(SandboxConfig()) as fresh:
-            assert fresh.check(problem_with(tmp_path), MEAN["prompt"] + MEAN["canonical_solution"]).status == "passed"
+            assert (
+                fresh.check(problem_with(tmp_path), MEAN["prompt"] + MEAN["canonical_solution"]).verdict.status
+                == "passed"
+            )
     assert len(made) == 2, "one for each test"
 
 
@@ -240,7 +253,7 @@ def test_mbpp_plus_converts_inputs_and_compares_as_evalplus_does(
     head = f"def {entry_point}(x):\n"
     row = {"task_id": task_id, "prompt": '"""Text."""\n', "entry_point": entry_point, "atol": 0,
            "canonical_solution": f"{head}    return {canonical}\n", "base_input": inputs, "plus_input": {}}  # fmt: skip
-    (problem,) = read_mbpp_plus(write_jsonl(tmp_path / "a.jsonl", [row]))
+    (problem,) = read_assert_scripts("mbpp_plus", write_jsonl(tmp_path / "a.jsonl", [row]))
     passed, failed = checked(checker, problem, f"{head}    return {right}", f"{head}    return {wrong}")
     assert passed == ("passed", "..")
     assert failed[0] in ("wrong_answer", "runtime_error")
@@ -262,22 +275,24 @@ def test_grading_through_the_tool(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({**MEAN, "plus_input": [1]}, "1: plus_input: must be a list of lists"),
+        ({**MEAN, "plus_input": [1]}, r"1: plus_input = .*: must be a list of lists"),
         ({**MEAN, "atol": "0"}, "atol = '0'"),
         ({**MEAN, "prompt": ""}, "prompt = ''"),
-        ({"task_id": "a"}, "has no column prompt, canonical_solution"),
+        ({"task_id": "a"}, "has no column prompt, entry_point, test"),
     ],
 )
 def test_invalid_humaneval_plus_rows_are_errors(tmp_path: Path, row: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
-        read_humaneval_plus(write_jsonl(tmp_path / "a.jsonl", [row]))
+        read_assert_scripts("humaneval_plus", write_jsonl(tmp_path / "a.jsonl", [row]))
 
 
 def test_invalid_mbpp_plus_rows_are_errors(tmp_path: Path):
     with pytest.raises(UserError, match="calls no function of the reference code"):
-        read_mbpp_plus(write_jsonl(tmp_path / "a.jsonl", [{**MBPP, "test": "assert True"}]))
+        read_assert_scripts("mbpp_plus", write_jsonl(tmp_path / "a.jsonl", [{**MBPP, "test": "assert True"}]))
     with pytest.raises(UserError, match="has no column test"):
-        read_mbpp_plus(write_jsonl(tmp_path / "b.jsonl", [{k: v for k, v in MBPP.items() if k != "test"}]))
+        read_assert_scripts(
+            "mbpp_plus", write_jsonl(tmp_path / "b.jsonl", [{k: v for k, v in MBPP.items() if k != "test"}])
+        )
 
 
 def test_the_plus_formats_need_numpy():
@@ -291,7 +306,7 @@ def test_rows_of_the_hub_with_checks_of_their_own_are_read(checker: Checker, tmp
         {**texts, "task_id": "a", "test": f"{HUB_HEAD}\ndef check(f):\n    assertion(f(1), 2, 0)"},
         {**texts, "task_id": "b", "test": "def check(candidate):\n    assert abs(candidate(1) - 2) <= 1e-4\n"},
     ]
-    for problem in read_humaneval_plus(write_jsonl(tmp_path / "a.jsonl", rows)):
+    for problem in read_assert_scripts("humaneval_plus", write_jsonl(tmp_path / "a.jsonl", rows)):
         assert checked(checker, problem, "def f(x): return x + 1", "def f(x): return x") == [
             ("passed", "."), ("wrong_answer", "W"),
         ]  # fmt: skip

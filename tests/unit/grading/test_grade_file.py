@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from megatron_ssd.artifacts.jsonl import read_jsonl
-from megatron_ssd.config.grading import GradeConfig
+from megatron_ssd.config.tools import GradeConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.grading.grade_file import run_grade
 from megatron_ssd.sandbox.sandbox import Sandbox

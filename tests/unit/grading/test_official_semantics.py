@@ -13,7 +13,7 @@ import pytest
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.grading.checker import Checker
-from megatron_ssd.problems.formats import read_format
+from megatron_ssd.problems.assert_scripts import read_assert_scripts
 from megatron_ssd.schema import Problem, TestCase
 from tests.helpers.jsonl import write_jsonl
 
@@ -36,12 +36,12 @@ def plain() -> Iterator[Checker]:
 
 
 def problem_of(folder: Path, name: str, row: dict[str, Any]) -> Problem:
-    (problem,) = read_format(name, write_jsonl(folder / "rows.jsonl", [row]))
+    (problem,) = read_assert_scripts(name, write_jsonl(folder / "rows.jsonl", [row]))
     return problem
 
 
 def humaneval(checker: Checker, folder: Path, test: str, program: str) -> str:
-    return checker.check(problem_of(folder, "humaneval", {**H, "test": test}), program).status
+    return checker.check(problem_of(folder, "humaneval", {**H, "test": test}), program).verdict.status
 
 
 def body(*lines: str) -> str:
@@ -69,7 +69,8 @@ PRINTS = ("import contextlib, io, sys", "o = io.StringIO()", "with contextlib.re
         (H["test"], "def f(x: List[int]): return x + 1", "runtime_error"),
         (H["test"], "def f(x): return len(re.findall('a', 'a' * (x + 1)))", "runtime_error"),
         (body("assert candidate(1500) == 1500"), "def f(x): return x if x == 0 else 1 + f(x - 1)", "runtime_error"),
-        (body("assert candidate(700) == 700"), "def f(x): return x if x == 0 else 1 + f(x - 1)", "passed"),
+        (body("assert candidate(981) == 981"), "def f(x): return x if x == 0 else 1 + f(x - 1)", "passed"),
+        (body("assert candidate(982) == 982"), "def f(x): return x if x == 0 else 1 + f(x - 1)", "runtime_error"),
         (body("assert candidate(1) == 'builtins'"), "def f(x): return __name__", "passed"),
         (body("assert candidate(1)"), "def f(x): return str(10 ** 5000)", "runtime_error"),
         # Arguments keep their type.
@@ -115,6 +116,12 @@ PRINTS = ("import contextlib, io, sys", "o = io.StringIO()", "with contextlib.re
         (body("import builtins", "builtins.input = lambda: '5'", "assert candidate(1) == 6"),
          "def f(x): return x + int(input())", "passed"),
         (body("assert len(candidate('a')) == 20_000_000"), "def f(x): return x * 20_000_000", "passed"),
+        (H["test"], "import sys\nsys.stdout.buffer.write(b'x')\ndef f(x): return x + 1", "runtime_error"),
+        (H["test"], "import sys\nprint(5)\ndef f(x): return x + int('5\\n' in sys.stdout.getvalue())", "passed"),
+        (H["test"], "import sys\nassert not sys.stdin.readable()\ndef f(x): return x + 1 + len(open(0).read())",
+         "passed"),
+        (H["test"], "import sys\ndef f(x): return x + 1 + len(list(sys.stdin))", "runtime_error"),
+        (H["test"], "copyright, credits, license\ndef f(x): return x + 1", "passed"),
         # Early ends.
         (H["test"], "def f(x): exit()", "runtime_error"),
         (H["test"], "def f(x) return x", "syntax_error"),
@@ -142,14 +149,33 @@ def test_a_completion_that_is_a_function_has_the_names_of_the_prompt(checker: Ch
      "def g(): return f(1)\nassert g() == [1]"],
 )  # fmt: skip
 def test_mbpp_assertions_make_names(checker: Checker, tmp_path: Path, test: str):
-    assert checker.check(problem_of(tmp_path, "mbpp", {**M, "test_list": [test]}), M["code"]).status == "passed"
+    assert checker.check(problem_of(tmp_path, "mbpp", {**M, "test_list": [test]}), M["code"]).verdict.status == "passed"
 
 
 def test_mbpp_assertions_share_their_names(checker: Checker, tmp_path: Path):
     problem = problem_of(tmp_path, "mbpp", {**M, "test_setup_code": "n = [2]", "test_list": [
         "n.append(3)\nout = f(n[0])", "assert out == [1, 1] and n == [2, 3]", "assert f(1) == [2]"]})  # fmt: skip
-    result = checker.check(problem, M["code"])
+    result = checker.check(problem, M["code"]).verdict
     assert (result.status, result.by_test, result.failed_test) == ("wrong_answer", "..W", 2)
+
+
+def test_mbpp_runs_as_in_plain_python(checker: Checker, tmp_path: Path):
+    def status(program: str, test: str) -> str:
+        return checker.check(problem_of(tmp_path, "mbpp", {**M, "test_list": [test]}), program).verdict.status
+
+    deep = "def f(x): return x if x == 0 else 1 + f(x - 1)"
+    assert [status(deep, f"assert f({depth}) == {depth}") for depth in (998, 999)] == ["passed", "runtime_error"]
+    assert status("import sys\ndef f(x): return sys.stdout.buffer.write(x)", "assert f(b'a') == 1") == "passed"
+    assert status("def f(x): return input()", "try: f(1)\nexcept EOFError: pass") == "passed"
+
+
+@pytest.mark.parametrize("end", ["return", "if a:\n    return\nprint(5)", "try:\n    return\nexcept: print(5)"])
+def test_a_program_on_standard_input_may_return_at_its_end(checker: Checker, end: str):
+    problem = Problem(id="1", source="livecodebench", statement="", form="stdin",
+                      tests=(TestCase(input="3 4\n", output="7\n"),))  # fmt: skip
+    program = "from math import *\na, b = map(int, input().split())\ndef g(): return floor(a) + b\nprint(g())\n"
+    assert checker.check(problem, program + end).verdict.status == "passed"
+    assert checker.check(problem, f"{program}def f(:\n{end}").verdict.status == "syntax_error"
 
 
 @pytest.mark.parametrize("source", ["exit()", "quit()", "def main():\n    exit()\nmain()"])
@@ -157,7 +183,7 @@ def test_without_a_prelude_python_has_exit_and_quit(plain: Checker, source: str)
     problem = Problem(id="1", source="livecodebench", statement="", form="stdin",
                       tests=(TestCase(input="3 4\n", output="7\n"),))  # fmt: skip
     program = "a, b = map(int, input().split())\nprint(a + b)\n"
-    assert plain.check(problem, program + source).status == "passed"
+    assert plain.check(problem, program + source).verdict.status == "passed"
 
 
 @pytest.mark.parametrize(
@@ -168,7 +194,7 @@ def test_without_a_prelude_python_has_exit_and_quit(plain: Checker, source: str)
 def test_standard_input_has_its_usual_names(checker: Checker, read: str):
     test = TestCase(input="3 4\n", output="7\n")
     problem = Problem(id="1", source="livecodebench", statement="", form="stdin", tests=(test,) * 2)
-    assert checker.check(problem, f"print(sum(map(int, {read})))").status == "passed"
+    assert checker.check(problem, f"print(sum(map(int, {read})))").verdict.status == "passed"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +206,7 @@ def test_standard_input_has_its_usual_names(checker: Checker, read: str):
 def test_an_output_may_be_as_long_as_the_expected_one(plain: Checker, output: str, program: str):
     problem = Problem(id="1", source="livecodebench", statement="", form="stdin",
                       tests=(TestCase(input="", output=output),))  # fmt: skip
-    assert plain.check(problem, program).status == "passed"
+    assert plain.check(problem, program).verdict.status == "passed"
 
 
 @pytest.mark.parametrize(
@@ -192,8 +218,8 @@ def test_an_output_may_be_as_long_as_the_expected_one(plain: Checker, output: st
 def test_a_long_result_of_a_function(plain: Checker, expected: str, expression: str):
     problem = Problem(id="1", source="livecodebench", statement="", form="function", function_name="f",
                       tests=(TestCase(input="1", output=expected),))  # fmt: skip
-    assert plain.check(problem, f"def f(x): return {expression}").status == "passed"
-    assert plain.check(problem, f"def f(x): return [{expression}]").status == "wrong_answer"
+    assert plain.check(problem, f"def f(x): return {expression}").verdict.status == "passed"
+    assert plain.check(problem, f"def f(x): return [{expression}]").verdict.status == "wrong_answer"
 
 
 def test_one_container_serves_several_benchmarks(checker: Checker, tmp_path: Path):
@@ -201,7 +227,7 @@ def test_one_container_serves_several_benchmarks(checker: Checker, tmp_path: Pat
     deep = "def f(x): return 2 if x == 0 else f(x - 1)\n"
     row = problem_of(tmp_path, "humaneval", H)
     statuses = [
-        checker.check(problem, source).status
+        checker.check(problem, source).verdict.status
         for _ in range(2)
         for problem, source in ((lcb, f"{deep}print(int(sqrt(f(9000) ** 2)))"), (row, f"{deep}print(sqrt(4))"))
     ]
@@ -213,6 +239,6 @@ def test_configured_limits_and_names_replace_the_benchmarks_own(tmp_path: Path):
     spin = "def f(x):\n    while True: pass"
     with Checker(config) as checker:
         row = problem_of(tmp_path, "humaneval", H)
-        assert checker.check(row, "def f(x): return int(sqrt(4))").status == "passed"
-        result = checker.check(row, spin, alone=True)
+        assert checker.check(row, "def f(x): return int(sqrt(4))").verdict.status == "passed"
+        result = checker.check(row, spin, alone=True).verdict
         assert (result.status, result.detail) == ("timeout", "more than 0.3 s of CPU time")

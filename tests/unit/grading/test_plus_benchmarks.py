@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from megatron_ssd.config.evaluation import SandboxConfig
-from megatron_ssd.grading.completions import program_of
+from megatron_ssd.grading.grade_file import program_of
 from megatron_ssd.grading.pool import Grader, Submission
 from megatron_ssd.grading.references import FLAWED
-from megatron_ssd.problems.formats import read_format
+from megatron_ssd.problems.assert_scripts import read_assert_scripts
 from megatron_ssd.schema import Problem
 from tests.helpers.paths import DATA, HUMANEVAL, needs
 
@@ -41,7 +41,7 @@ def texts(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The canonical solution as each kind of sample: its key and its text."""
     if "code" in row:
         whole = row["code"]
-    elif row["entry_point"] in row["canonical_solution"].partition("(")[0]:  # MBPP+ has whole functions
+    elif row["task_id"].startswith("Mbpp/"):  # its solutions are whole functions
         whole = row["canonical_solution"]
     else:
         yield "completion", row["canonical_solution"]
@@ -55,7 +55,7 @@ def check_canonical_solutions(name: str, folder: Path, *, every: int, workers: i
     format_, path, flawed = FILES[name]
     rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()][::every]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    problems = read_format(format_, folder / "rows.jsonl")
+    problems = read_assert_scripts(format_, folder / "rows.jsonl")
     with Grader(problems, SandboxConfig(workers=workers)) as grader:
         verdicts = grader.grade_programs(submissions(problems, rows), folder / "verdicts.jsonl")
     assert {verdict.problem_id for verdict in verdicts if verdict.detail.startswith(FLAWED)} == flawed & {

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from megatron_ssd.config.evaluation import SandboxConfig
 from megatron_ssd.errors import UserError
@@ -24,8 +25,8 @@ from tests.helpers.sandboxed import Executions, record_executions
 CONFIG = SandboxConfig(cpu_seconds=0.4, memory_mib=512, output_mib=1, workers=2)
 PROBLEMS = [function_problem(), stdin_problem()]
 OTHERS = [
-    dataclasses.replace(function_problem("same"), tests=(TestCase(input="0", output="5"),)),
-    dataclasses.replace(function_problem("method"), starter_code="class Solution:\n    def f(self, x: int) -> int:"),
+    replace(function_problem("same"), tests=(TestCase(input="0", output="5"),)),
+    replace(function_problem("method"), starter_code="class Solution:\n    def f(self, x: int) -> int:"),
 ]  # fmt: skip
 GOOD = "def f(x):\n    return 2 * x"
 
@@ -164,7 +165,7 @@ def test_a_method_is_called_only_if_the_program_has_a_class(grader: Grader, tmp_
 
 def test_expected_outputs_do_not_enter_the_sandbox(tmp_path: Path):
     secret = 918_273_645_546_372
-    problem = dataclasses.replace(function_problem(), tests=(TestCase(input="1", output=str(secret)),))
+    problem = replace(function_problem(), tests=(TestCase(input="1", output=str(secret)),))
     thief = (
         "import gc, sys\n"
         "def f(x):\n"
@@ -292,17 +293,17 @@ class TestBrokenSandbox:
     def test_a_program_that_breaks_the_sandbox_once_is_run_again(self, monkeypatch: pytest.MonkeyPatch):
         self.breaking(monkeypatch, times=1)
         with Checker(CONFIG) as checker:
-            assert checker.check(PROBLEMS[0], GOOD).status == "passed"
+            assert checker.check(PROBLEMS[0], GOOD).verdict.status == "passed"
 
     def test_one_program_that_always_breaks_the_sandbox_is_a_runtime_error(self, monkeypatch: pytest.MonkeyPatch):
         self.breaking(monkeypatch, times=99, only=GOOD)
         with Checker(CONFIG) as checker:
-            assert checker.check(PROBLEMS[0], GOOD).status == "runtime_error"
+            assert checker.check(PROBLEMS[0], GOOD).verdict.status == "runtime_error"
 
     def test_a_sandbox_that_always_breaks_is_an_infrastructure_error(self, monkeypatch: pytest.MonkeyPatch):
         self.breaking(monkeypatch, times=99)
         with Checker(CONFIG) as checker:
-            assert checker.check(PROBLEMS[0], GOOD).status == "infrastructure_error"
+            assert checker.check(PROBLEMS[0], GOOD).verdict.status == "infrastructure_error"
 
     def test_an_infrastructure_error_is_not_reused_for_an_equal_program(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -12,11 +12,9 @@ import pytest
 from benchmarks.agreement_cases import leetcode_functions
 from benchmarks.mutants import mutants
 from megatron_ssd.config.evaluation import SandboxConfig
-from megatron_ssd.grading.completions import program_of
+from megatron_ssd.grading.grade_file import program_of
 from megatron_ssd.grading.pool import Grader, Submission
-from megatron_ssd.problems.humaneval import read_humaneval
-from megatron_ssd.problems.leetcode import read_leetcode
-from megatron_ssd.problems.mbpp import read_mbpp
+from megatron_ssd.problems.assert_scripts import read_assert_scripts
 from megatron_ssd.schema import Problem, Verdict
 from tests.helpers.benchmark_rows import rows_of
 from tests.helpers.paths import DATA, HUMANEVAL, MBPP, needs
@@ -34,13 +32,15 @@ USUAL_IMPORTS = "".join(
 
 def humaneval() -> list[tuple[Problem, str]]:
     """Problems with their canonical solutions, each as a complete program."""
-    pairs = zip(read_humaneval(HUMANEVAL), rows_of("humaneval"), strict=True)
+    pairs = zip(read_assert_scripts("humaneval", HUMANEVAL), rows_of("humaneval"), strict=True)
     return [(p, str(program_of("completion", row["canonical_solution"], p).program)) for p, row in pairs]
 
 
 def mbpp() -> list[tuple[Problem, str]]:
     """Problems with their reference solutions."""
-    return [(problem, row["code"]) for problem, row in zip(read_mbpp(MBPP), rows_of("mbpp"), strict=True)]
+    return [
+        (problem, row["code"]) for problem, row in zip(read_assert_scripts("mbpp", MBPP), rows_of("mbpp"), strict=True)
+    ]
 
 
 def grade(
@@ -91,7 +91,10 @@ def test_mbpp_solutions(tmp_path: Path):
 def leetcode(head: str = "") -> list[tuple[Problem, str]]:
     """Problems with their reference solutions, each after ``head``."""
     rows = json.loads(LEETCODE.read_text())
-    return [(problem, head + row["solutions"]) for problem, row in zip(read_leetcode(LEETCODE), rows, strict=True)]
+    return [
+        (problem, head + row["solutions"])
+        for problem, row in zip(read_assert_scripts("leetcode", LEETCODE), rows, strict=True)
+    ]
 
 
 @needs(LEETCODE)

@@ -11,7 +11,7 @@ from megatron_ssd.errors import ConfigError
 from megatron_ssd.models.build import build_model
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
-from tests.helpers.training_run import CPU, DENSE, EXACT, MOE
+from tests.helpers.training_run import CPU, DEEP, DENSE, EXACT, MOE
 
 ONE = ParallelConfig()
 UNTIED_LLAMA = dataclasses.replace(
@@ -31,7 +31,7 @@ def test_parameter_count_equals_the_configured_shape(model: ModelConfig) -> None
 
 
 def test_initial_weights_depend_on_the_seed() -> None:
-    first, again, other = built(DENSE, seed=1), built(DENSE, seed=1), built(DENSE, seed=2)
+    first, again, other = built(DEEP, seed=1), built(DEEP, seed=1), built(DEEP, seed=2)
     name = "decoder.layers.2.mlp.linear_fc1.weight"
     assert torch.equal(first[name], again[name])
     assert not torch.equal(first[name], other[name])
@@ -39,7 +39,7 @@ def test_initial_weights_depend_on_the_seed() -> None:
 
 
 def test_initial_weights_have_the_configured_standard_deviation() -> None:
-    weights = built(DENSE, seed=0)
+    weights = built(DEEP, seed=0)
     assert weights["embedding.word_embeddings.weight"].std().item() == pytest.approx(0.02, rel=0.05)
     assert weights["decoder.layers.0.mlp.linear_fc2.weight"].std().item() == pytest.approx(0.02 / 8**0.5, rel=0.05)
     assert torch.equal(weights["decoder.final_layernorm.weight"], torch.ones(64))

@@ -12,6 +12,7 @@ from torch import Tensor
 from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.training import OptimizerConfig
+from megatron_ssd.dataset import packed_dataset
 from megatron_ssd.models.layer_specs import with_own_router
 from megatron_ssd.models.routers import Router, routers
 from megatron_ssd.models.transformer_config import transformer_config
@@ -37,7 +38,7 @@ class Measured(NamedTuple):
     loss: float
 
 
-def measure(root: Path, coefficient: float, *, pad_id: int = 0, **training: Any) -> Measured:
+def measure(root: Path, coefficient: float, **training: Any) -> Measured:
     """Run iteration 1.
 
     The auxiliary loss is experts x sum of (share of assignments x mean probability) over the tokens that are not
@@ -49,7 +50,6 @@ def measure(root: Path, coefficient: float, *, pad_id: int = 0, **training: Any)
     config = training_config(root, model=model, moe=moe, optimizer=NO_CLIPPING, training=training)
     with process_groups(ONE, device=prepare_device(CPU)):
         trainer = build_trainer(config, root / "none", "cpu")
-        trainer.source.dataset._pad_id = pad_id
         counter = ExpertLoadCounter(trainer.state.chunks, num_layers=MOE.num_hidden_layers, num_experts=NUM_EXPERTS)
         router = list(routers(trainer.state.chunks))[-1]
         router.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()[~args[1]]))
@@ -78,13 +78,15 @@ def test_the_auxiliary_loss_has_its_coefficient_under_either_normalization(tmp_p
 
 
 @pytest.mark.parametrize("packing", ["none", "greedy"])
-def test_padding_changes_neither_loss_nor_gradient_nor_expert_load(tmp_path: Path, packing: str) -> None:
+def test_padding_changes_neither_loss_nor_gradient_nor_expert_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: str
+) -> None:
     write_dataset(tmp_path, num_documents=2)
     size = {"none": 2, "greedy": 1}[packing]  # the iteration holds both samples
-    short, long = (
-        measure(tmp_path, 0.5, pad_id=pad, packing=packing, global_batch_size=size, micro_batch_size=size, seq_length=n)
-        for n, pad in ((96, 0), (512, 37))
-    )
+    sizes = {"packing": packing, "global_batch_size": size, "micro_batch_size": size}
+    short = measure(tmp_path, 0.5, seq_length=96, **sizes)
+    monkeypatch.setattr(packed_dataset, "_PAD_ID", 37)
+    long = measure(tmp_path, 0.5, seq_length=512, **sizes)
     torch.testing.assert_close(long.gradient, short.gradient, rtol=1e-4, atol=1e-7)
     assert long.counts == short.counts
     assert long.loss == pytest.approx(short.loss, rel=1e-6)

@@ -18,7 +18,7 @@ from megatron_ssd.planner.memory import kept_bytes, layer_tensors, layers_in_fli
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
 from tests.helpers.devices import without_gpu
-from tests.helpers.training_run import CPU, DENSE, EXACT, MOE
+from tests.helpers.training_run import CPU, DEEP, DENSE, EXACT, MOE
 
 LENGTH = 1024
 ONE = ParallelConfig()
@@ -92,4 +92,4 @@ def test_more_recomputation_keeps_less_memory_and_needs_more_working_memory() ->
 def test_layers_in_flight_equal_hand_counts(sizes: dict[str, int], microbatches: int, expected: list[int]) -> None:
     layout = ParallelConfig(world_size=4, **sizes)
     stages = range(layout.pipeline_model_parallel_size)
-    assert [layers_in_flight(DENSE, layout, stage=stage, num_microbatches=microbatches) for stage in stages] == expected
+    assert [layers_in_flight(DEEP, layout, stage=stage, num_microbatches=microbatches) for stage in stages] == expected

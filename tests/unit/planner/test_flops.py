@@ -1,4 +1,4 @@
-"""Tests for the number of floating-point operations of a model."""
+"""Tests for the number of floating-point operations of a model, and for the peaks that it is compared with."""
 
 import dataclasses
 
@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_ssd.cli.compose import compose_config
 from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.planner.flops import active_weights, flops_of
+from megatron_ssd.config.precision import Fp8Config, PrecisionConfig
+from megatron_ssd.planner.flops import GPUS, active_weights, flops_of, gpu_of, peak_tflops
 from tests.helpers.tiny_hf import MODELS, write_hf_folder
 
 LENGTH = 32
@@ -61,3 +62,29 @@ def test_packed_segments_count_separately_and_only_active_experts_are_counted() 
     more = dataclasses.replace(model, num_experts=64)
     router = model.num_hidden_layers * model.hidden_size * (64 - 4)
     assert active_weights(more) == active_weights(model) + router
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA B200", "B200"),
+        ("NVIDIA B300 SXM6 AC", "B300"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA GB200", None),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_devices_are_recognized_by_their_driver_name(device: str, name: str | None) -> None:
+    assert gpu_of(device) == (GPUS[name] if name else None)
+
+
+def test_the_peak_depends_on_the_precision() -> None:
+    assert peak_tflops("NVIDIA H200", PrecisionConfig()) == 989.5
+    assert peak_tflops("NVIDIA H200", PrecisionConfig(fp8=Fp8Config(recipe="blockwise"))) == 1979
+    assert peak_tflops("NVIDIA A100-SXM4-80GB", PrecisionConfig(fp8=Fp8Config(recipe="delayed"))) is None
+    assert peak_tflops("NVIDIA H200", PrecisionConfig(params_dtype="fp32")) is None
+    assert peak_tflops("NVIDIA L4", PrecisionConfig()) is None

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.problems.humaneval import read_humaneval
-from megatron_ssd.problems.leetcode import read_leetcode
-from megatron_ssd.problems.mbpp import read_mbpp
+from megatron_ssd.problems.assert_scripts import read_assert_scripts
 from megatron_ssd.schema import Problem
 from tests.helpers.jsonl import write_jsonl
 
@@ -36,7 +34,7 @@ def run(problem: Problem, program: str) -> None:
 
 
 def test_a_humaneval_script_calls_check_behind_the_program(tmp_path: Path):
-    (problem,) = read_humaneval(written(tmp_path, HUMANEVAL))
+    (problem,) = read_assert_scripts("humaneval", written(tmp_path, HUMANEVAL))
     assert (problem.id, problem.form, problem.function_name) == ("t/0", "checks", "inc")
     run(problem, problem.starter_code + "    return math.floor(x + 1.5)")
     with pytest.raises(AssertionError):
@@ -44,11 +42,11 @@ def test_a_humaneval_script_calls_check_behind_the_program(tmp_path: Path):
 
 
 def test_gzipped_rows_are_read(tmp_path: Path):
-    assert len(read_humaneval(write_jsonl(tmp_path / "rows.jsonl.gz", [HUMANEVAL]))) == 1
+    assert len(read_assert_scripts("humaneval", write_jsonl(tmp_path / "rows.jsonl.gz", [HUMANEVAL]))) == 1
 
 
 def test_the_set_up_of_mbpp_runs_once_behind_the_program(tmp_path: Path):
-    (problem,) = read_mbpp(written(tmp_path, MBPP))
+    (problem,) = read_assert_scripts("mbpp", written(tmp_path, MBPP))
     assert (problem.id, problem.form, len(problem.tests)) == ("7", "checks", 2)
     assert problem.function_name in ("sum", "Node")
     run(problem, MBPP["code"])
@@ -61,36 +59,36 @@ def test_rows_of_sanitised_mbpp_are_read(tmp_path: Path):
         "task_id": 8, "prompt": "p", "code": "def f(x): return x", "test_imports": ["import math"],
         "test_list": ["assert math.isclose(f(1), 1)"],
     }  # fmt: skip
-    (problem,) = read_mbpp(written(tmp_path, row))
+    (problem,) = read_assert_scripts("mbpp", written(tmp_path, row))
     run(problem, row["code"])
 
 
 @pytest.mark.parametrize("as_text", [json.dumps, repr, dict])
 def test_rows_of_leetcode_are_read(tmp_path: Path, as_text: Callable[[Any], Any]):
     tests = {"functional": "def check(candidate):\n    assert candidate(x=1) == 2\ncheck(Solution().inc)"}
-    (problem,) = read_leetcode(written(tmp_path, {"problem": "p", "tests": as_text(tests)}))
+    (problem,) = read_assert_scripts("leetcode", written(tmp_path, {"problem": "p", "tests": as_text(tests)}))
     run(problem, "class Solution:\n    def inc(self, x): return x + 1")
 
 
 @pytest.mark.parametrize(
-    ("read", "rows", "message"),
+    ("name", "rows", "message"),
     [
-        (read_humaneval, [HUMANEVAL, HUMANEVAL], "'t/0': is repeated"),
-        (read_humaneval, [], "rows.jsonl: is empty"),
-        (read_humaneval, [{**HUMANEVAL, "test": "def check("}], "rows.jsonl:1: contains text that is not Python"),
-        (read_humaneval, [{**HUMANEVAL, "prompt": 3}], "prompt = '3': must be text"),
-        (read_humaneval, [MBPP], "no column prompt"),
-        (read_mbpp, [HUMANEVAL], "no column"),
-        (read_mbpp, [{**MBPP, "test_list": []}], "test_list: must be a list of assertions"),
-        (read_mbpp, [{**MBPP, "code": "def f("}], "rows.jsonl:1: contains text that is not Python"),
-        (read_leetcode, [{"problem": "p", "tests": "x"}], "rows.jsonl:1: tests: must contain functional"),
+        ("humaneval", [HUMANEVAL, HUMANEVAL], "'t/0': is repeated"),
+        ("humaneval", [], "rows.jsonl: is empty"),
+        ("humaneval", [{**HUMANEVAL, "test": "def check("}], "rows.jsonl:1: contains text that is not Python"),
+        ("humaneval", [{**HUMANEVAL, "prompt": 3}], "prompt = '3': must be text"),
+        ("humaneval", [MBPP], "no column prompt"),
+        ("mbpp", [HUMANEVAL], "no column"),
+        ("mbpp", [{**MBPP, "test_list": []}], r"test_list = '\[\]': must be a list of assertions"),
+        ("mbpp", [{**MBPP, "code": "def f("}], "rows.jsonl:1: contains text that is not Python"),
+        ("leetcode", [{"problem": "p", "tests": "x"}], "rows.jsonl:1: tests = 'x': must contain functional"),
     ],
 )  # fmt: skip
-def test_broken_files_are_named(tmp_path: Path, read: Callable[[Path], Any], rows: list[dict[str, Any]], message: str):
+def test_broken_files_are_named(tmp_path: Path, name: str, rows: list[dict[str, Any]], message: str):
     with pytest.raises(UserError, match=message):
-        read(written(tmp_path, *rows))
+        read_assert_scripts(name, written(tmp_path, *rows))
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(UserError, match="is not a file"):
-        read_humaneval(tmp_path / "none.jsonl")
+        read_assert_scripts("humaneval", tmp_path / "none.jsonl")

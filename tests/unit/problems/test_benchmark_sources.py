@@ -16,6 +16,7 @@ import pytest
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.problems.livecodebench import decode_tests
+from megatron_ssd.problems.table import Row
 from megatron_ssd.schema import TestCase
 from tests.helpers.errors import one_line_error
 from tests.helpers.jsonl import write_jsonl
@@ -26,7 +27,7 @@ from tests.helpers.paths import CODEFORCES, needs
 @pytest.mark.parametrize("encode", [lambda text: text, encode_tests], ids=["json", "pickle"])
 def test_both_encodings_of_hidden_tests_give_the_same_tests(encode: Any) -> None:
     text = json.dumps([{"input": "1\n", "output": "é\n", "testtype": "stdin"}])
-    assert decode_tests(encode(text), where="f:1", form="stdin") == [TestCase(input="1\n", output="é\n")]
+    assert decode_tests(Row("f:1", {"tests": encode(text)}), "tests", "stdin") == [TestCase(input="1\n", output="é\n")]
 
 
 class _Attack:
@@ -52,7 +53,7 @@ def test_invalid_hidden_tests_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
-        decode_tests(text, where="file:3: private_test_cases", form="stdin")
+        decode_tests(Row("file:3", {"private_test_cases": text}), "private_test_cases", "stdin")
     assert not (tmp_path / "attacked").exists()
 
 
@@ -91,14 +92,14 @@ def test_a_folder_of_releases_is_read_in_order(tmp_path: Path) -> None:
     [
         ([lcb_row(1)], {"start_date": "2030-01-01"}, "no problem is in that window.*2025-02-03 to 2025-02-03"),
         ([lcb_row(1)], {"end_date": "May"}, "benchmark.sets.livecodebench.end_date = May: is not an ISO date"),
-        ([lcb_row(1), lcb_row(1)], {}, r"test.jsonl:2: question_id 'abc_1': is repeated"),
+        ([lcb_row(1), lcb_row(1)], {}, r"test.jsonl:2: question_id = 'abc_1': is repeated"),
         (
             [{"question_id": "x"}],
             {},
             r"test.jsonl:1 .*has no column question_title.*benchmark.sets.livecodebench.path needs LiveCodeBench",
         ),
-        ([lcb_row(1), lcb_row(2, metadata="{")], {}, r"test.jsonl:2: metadata: is not a JSON object"),
-        ([lcb_row(1, contest_date="soon")], {}, r"test.jsonl:1: contest_date 'soon'"),
+        ([lcb_row(1), lcb_row(2, metadata="{")], {}, r"test.jsonl:2: metadata = .*: is not a JSON object"),
+        ([lcb_row(1, contest_date="soon")], {}, r"test.jsonl:1: contest_date = 'soon'"),
         ([], {}, r"test.jsonl: is empty"),
     ],
 )

@@ -11,9 +11,14 @@ from megatron_ssd.prompts.extract import (
     Extraction,
     ExtractionRule,
     extract_block,
-    extract_code,
     extract_program,
 )
+
+
+def extract_code(response: str, *, prompt_opens_thinking: bool = False) -> str | None:
+    """The program under the general rule."""
+    return extract_program(response, rule="last_block", prompt_opens_thinking=prompt_opens_thinking).program
+
 
 FENCED = "Here:\n```python\nprint(1)\n```\nDone."
 

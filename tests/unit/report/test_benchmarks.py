@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from megatron_ssd.errors import UserError
-from megatron_ssd.report.content import benchmark_rows
+from megatron_ssd.evaluation.tables import UNKNOWN, Measured, points
+from megatron_ssd.report.content import with_stderr
 from megatron_ssd.report.data import read_benchmarks
 from megatron_ssd.report.render import run_report
 from megatron_ssd.report.stage import report_stage
@@ -17,18 +18,21 @@ from tests.helpers.report_run import read_page, read_summary, run_config
 
 
 def test_values_are_written_as_lm_eval_gives_them(published: Path) -> None:
-    humaneval, mmlu = benchmark_rows(read_benchmarks(published))
-    assert (humaneval.base.value, humaneval.base.interval) == ("75.0", "± 3.4")
-    assert (humaneval.difference.value, humaneval.difference.interval) == ("−0.6", "−4.3 to +3.0")  # noqa: RUF001
-    assert humaneval.rows_on_hub is None  # it has as many rows as published numbers cover
-    assert (mmlu.num_rows, mmlu.rows_on_hub, mmlu.num_fewshot) == (6, 14042, 5)
-    assert (mmlu.ssd.value, mmlu.ssd.interval, mmlu.difference.value) == ("33.3", "standard error unknown", "0.0")
+    found = read_benchmarks(published)
+    assert found is not None
+    humaneval, mmlu = found.results
+    assert with_stderr(humaneval.base) == Measured(value="75.0", interval="± 3.4")
+    assert points(humaneval.difference) == Measured(value="−0.6", interval="−4.3 to +3.0")  # noqa: RUF001
+    assert (mmlu.rows, mmlu.rows_on_hub, mmlu.num_fewshot) == (6, 14042, 5)
+    assert with_stderr(mmlu.ssd) == Measured(value="33.3", interval="standard error unknown")
+    assert points(mmlu.difference).value == "0.0"
 
 
 def test_page_and_summary_contain_the_benchmarks(published: Path) -> None:
     page = read_page(published)
     assert '<a href="#benchmarks">' in page
     assert "<small>of 14,042</small>" in page
+    assert "<small>of 164</small>" not in page  # humaneval has as many rows as published numbers cover
     assert [row["task"] for row in read_summary(published)["general_benchmarks"]] == [
         "humaneval", "mmlu"
     ]  # fmt: skip
@@ -50,9 +54,11 @@ def test_a_base_without_a_tuned_model_has_no_difference(tmp_path: Path) -> None:
     (tmp_path / "general_benchmarks" / "summary.json").write_text(
         json.dumps({"confidence": 0.95, "chat_template": False, "results": [row]})
     )
-    (found,) = benchmark_rows(read_benchmarks(tmp_path))
-    assert found.metric == "acc (strict)"
-    assert (found.ssd.interval, found.difference.interval) == ("not measured", "not measured")
+    results = read_benchmarks(tmp_path)
+    assert results is not None
+    (found,) = results.results
+    assert found.title == "acc (strict)"
+    assert with_stderr(found.ssd) == points(found.difference) == UNKNOWN
 
 
 def test_a_summary_of_another_version_is_an_error(tmp_path: Path) -> None:

@@ -21,15 +21,16 @@ def example(folder: Path, form: str = "stdin") -> Example:
     return example_of(read(folder, write_evaluation(folder, run)).examples[0])
 
 
-@pytest.mark.parametrize(("form", "is_check"), [("stdin", False), ("checks", True)])
-def test_the_first_failing_test_is_shown_with_its_input(tmp_path: Path, form: str, is_check: bool) -> None:
+@pytest.mark.parametrize(("form", "text"), [("stdin", "input"), ("checks", "check")])
+def test_the_first_failing_test_is_shown_with_its_input(tmp_path: Path, form: str, text: str) -> None:
     base, ssd = example(tmp_path, form).programs
-    assert base.failed is None
+    assert base.failed_test is None
     given = problem("abc", "easy").tests[2].input
     assert len(given) > 300
-    assert ssd.failed is not None
-    assert (ssd.failed.number, ssd.failed.total, ssd.failed.is_check) == (3, NUM_TESTS, is_check)
-    head, gap, tail = ssd.failed.input.split("\n")
+    assert ssd.failed_test is not None
+    title, shown = ssd.failed_test
+    assert title == f"{text} of test 3 of {NUM_TESTS}"
+    head, gap, tail = shown.split("\n")
     assert given.startswith(head)
     assert given.endswith(tail)
     assert len(head) + len(tail) == 300
@@ -39,7 +40,7 @@ def test_the_first_failing_test_is_shown_with_its_input(tmp_path: Path, form: st
 def test_an_evaluation_without_the_texts_of_tests_shows_no_input(tmp_path: Path) -> None:
     pages = read(tmp_path, write_evaluation(tmp_path, RUN, with_problems=False))
     assert not (tmp_path / PROBLEMS_FILE).exists()
-    assert [program.failed for one in pages.examples for program in example_of(one).programs] == [None] * 6
+    assert [program.failed_test for one in pages.examples for program in example_of(one).programs] == [None] * 6
 
 
 def test_the_page_shows_the_escaped_input(tmp_path: Path) -> None:

@@ -8,10 +8,9 @@ import pytest
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.tables import p_text, percent, points
+from megatron_ssd.formatting import MINUS, compact, duration, signed
 from megatron_ssd.grading.metrics import Estimate
-from megatron_ssd.report.formatting import compact, duration
 from megatron_ssd.report.stage import print_report
-from megatron_ssd.text_table import MINUS, signed
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ The real code evaluates runs on problems without difficulties, on one problem pe
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from megatron_ssd.evaluation.grid import split_halves
 from megatron_ssd.evaluation.tables import score_tables
@@ -28,9 +28,7 @@ BAD = re.compile(r"(?<![A-Za-z])(?:[Nn]a[Nn]|None|[Ii]nf(?:inity)?|undefined)(?!
 
 def problems_of(*difficulties: str | None) -> list[Problem]:
     """One problem for each of ``difficulties``."""
-    return [
-        dataclasses.replace(function_problem(f"p{index}"), difficulty=name) for index, name in enumerate(difficulties)
-    ]
+    return [replace(function_problem(f"p{index}"), difficulty=name) for index, name in enumerate(difficulties)]
 
 
 def on_reporting_half(problems: Sequence[Problem]) -> set[str]:

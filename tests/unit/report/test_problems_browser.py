@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from megatron_ssd.report.formatting import visible
-from megatron_ssd.report.problems_page import anchor
+from megatron_ssd.formatting import anchor, visible
 from tests.helpers.browsing import Visit
 from tests.helpers.problems_run import HOSTILE, RUN, Try, read, write_evaluation, write_page
 

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.evaluation.problem_file import Excerpt, read_problems
+from megatron_ssd.formatting import anchor, visible
 from megatron_ssd.report.attempts import MOST_KEPT, Attempt, ProblemPage, ProblemPages
-from megatron_ssd.report.formatting import visible
-from megatron_ssd.report.problems_page import LIMITS, MEBIBYTE, OUTCOMES, anchor, block, fit_blocks, pack
+from megatron_ssd.report.problems_page import LIMITS, MEBIBYTE, OUTCOMES, block, fit_blocks, pack
 from megatron_ssd.report.theme import contrast_ratio, text_on
+from megatron_ssd.schema import Verdict
 from tests.helpers.problems_run import HOSTILE, RUN, Try, problem, read, scores, tries, write_evaluation, write_page
 
 
@@ -82,7 +84,7 @@ def test_an_excerpt_keeps_both_ends_even_if_it_is_cut_again(limit: int) -> None:
 
 def test_a_problem_without_a_title_has_the_first_line_of_its_statement_as_title(tmp_path: Path) -> None:
     run = [(problem(name, "easy"), tries("passed"), tries("passed")) for name in ("short", "long")]
-    run[1] = (dataclasses.replace(run[1][0], statement="a word " * 20), *run[1][1:])
+    run[1] = (replace(run[1][0], statement="a word " * 20), *run[1][1:])
     pages = read(tmp_path, write_evaluation(tmp_path, run))
     assert [page.title for page in pages.problems] == ["Read a list, keep the numbers above 3 and double each.", ""]
 
@@ -179,9 +181,12 @@ def _of_livecodebench(num_problems: int) -> ProblemPages:
         length = 130_000 if rng.random() < 0.5 else rng.randrange(4_000, 60_000)
         start = rng.randrange(len(text) - length)
         failed = rng.randrange(40)
+        verdict = Verdict(
+            problem_id="p", sample_index=index, status="wrong_answer", tests_passed=failed, tests_total=43,
+            by_test="." * failed + "W", failed_test=failed, detail=text[start : start + 80],
+        )  # fmt: skip
         return Attempt(
-            sample_index=index, status="wrong_answer", tests_passed=failed, tests_total=43, by_test="." * failed + "W",
-            failed_test=failed, detail=Excerpt(text[start : start + 80]), finish_reason="stop", num_tokens=length // 4,
+            verdict=verdict, finish_reason="stop", num_tokens=length // 4,
             before=Excerpt.of(text[start : start + length], MOST_KEPT),
             program=Excerpt(text[start : start + rng.randrange(600, 3000)]), after=Excerpt(text[start : start + 400]),
         )  # fmt: skip

@@ -15,8 +15,8 @@ from huggingface_hub import constants
 
 from megatron_ssd.artifacts.cards import model_card
 from megatron_ssd.artifacts.manifest import read_manifest
-from megatron_ssd.config.export import PushConfig
 from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.training import PushConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.report.push import run_push
 from megatron_ssd.schema import Sample
@@ -162,7 +162,7 @@ def test_what_cannot_be_uploaded_is_refused_in_one_line(
 
 @pytest.mark.parametrize("changes", [{"repo": None}, {"repo": "no owner"}, {"base_model": "/models/base"}])
 def test_names_that_the_hub_does_not_have_are_refused(run_dir: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"push\.(repo|base_model) = .*write OWNER/NAME"):
+    with pytest.raises(UserError, match=r"push\.(repo|base_model) = .*OWNER/NAME"):
         run_push(pushing(run_dir, **changes))
 
 

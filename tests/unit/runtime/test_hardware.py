@@ -7,7 +7,6 @@ import pytest
 from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.config.precision import Fp8Config, PrecisionConfig
 from megatron_ssd.errors import ConfigError, UserError
-from megatron_ssd.runtime.gpus import GPUS, gpu_of, peak_tflops
 from megatron_ssd.runtime.hardware import (
     _accepted_transformer_engine,
     check_dispatcher,
@@ -89,29 +88,3 @@ def test_the_flex_dispatcher_without_deep_ep_is_refused() -> None:
         check_dispatcher(MoeConfig(dispatcher="flex"), has_deep_ep=False)
     check_dispatcher(MoeConfig(dispatcher="flex"), has_deep_ep=True)
     check_dispatcher(MoeConfig(), has_deep_ep=False)
-
-
-@pytest.mark.parametrize(
-    ("device", "name"),
-    [
-        ("NVIDIA A100-SXM4-80GB", "A100"),
-        ("NVIDIA H100 80GB HBM3", "H100"),
-        ("NVIDIA H200", "H200"),
-        ("NVIDIA B200", "B200"),
-        ("NVIDIA B300 SXM6 AC", "B300"),
-        ("NVIDIA H100 PCIe", None),
-        ("NVIDIA H200 NVL", None),
-        ("NVIDIA GB200", None),
-        ("NVIDIA GeForce RTX 4090", None),
-    ],
-)
-def test_devices_are_recognized_by_their_driver_name(device: str, name: str | None) -> None:
-    assert gpu_of(device) == (GPUS[name] if name else None)
-
-
-def test_the_peak_depends_on_the_precision() -> None:
-    assert peak_tflops("NVIDIA H200", PrecisionConfig()) == 989.5
-    assert peak_tflops("NVIDIA H200", fp8("blockwise")) == 1979
-    assert peak_tflops("NVIDIA A100-SXM4-80GB", fp8("delayed")) is None
-    assert peak_tflops("NVIDIA H200", PrecisionConfig(params_dtype="fp32")) is None
-    assert peak_tflops("NVIDIA L4", PrecisionConfig()) is None

@@ -18,7 +18,12 @@ from megatron_ssd.runtime.local_attention import (
     _fused_attention,
     make_plan,
 )
-from megatron_ssd.runtime.packed_sequences import equal_sequences, local_positions, make_packed_sequences
+from megatron_ssd.runtime.packed_sequences import (
+    equal_sequences,
+    local_positions,
+    make_packed_sequences,
+    segment_positions,
+)
 
 CPU = torch.device("cpu")
 N, G, D = 4, 2, 8
@@ -28,6 +33,8 @@ SCALE = D**-0.5
 def test_the_example_in_the_docstring() -> None:
     held = [local_positions((8, 4), cp_size=2, cp_rank=rank).tolist() for rank in range(2)]
     assert held == [[0, 1, 6, 7, 8, 11], [2, 3, 4, 5, 9, 10]]
+    within = [segment_positions((8, 4), cp_size=2, cp_rank=rank).tolist() for rank in range(2)]
+    assert within == [[0, 1, 6, 7, 0, 3], [2, 3, 4, 5, 1, 2]]
 
 
 def test_packed_seq_params_for_megatron_core() -> None:

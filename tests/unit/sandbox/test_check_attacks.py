@@ -185,6 +185,14 @@ class TestWhatTheOfficialCheckersPass:
         source = f"class A({base}):\n    __eq__ = lambda self, other: True\ndef f(x): return A()"
         assert check(sandbox, source).ending == "completed"
 
+    def test_a_function_that_reads_the_constants_of_its_test(self, sandbox: Sandbox):
+        source = "import sys\ndef f(x):\n    return sys._getframe(1).f_code.co_consts[2 if x == 2 else 4]"
+        assert check(sandbox, source).ending == "completed"
+
+    def test_a_patched_function_that_the_test_calls(self, sandbox: Sandbox):
+        near = "def check(candidate):\n    assert abs(candidate(2) - 4) < 1\ncheck(f)"
+        assert check(sandbox, f"import builtins\nbuiltins.abs = lambda v: 0\n{WRONG}", near).ending == "completed"
+
     def test_a_trace_function_that_jumps_over_assertions(self, sandbox: Sandbox):
         source = (
             "import sys\ndef trace(frame, event, arg):\n    if frame.f_code.co_name == 'check' and event == 'line':\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tracemalloc
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from msgspec.structs import replace
 
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.config.evaluation import SandboxConfig
@@ -137,7 +137,7 @@ class TestReach:
             "    return 2 * x if any(str({} * x) in text for text in seen) else None"
         )
         test = TestCase(input="271828182845904523", output="543656365691809046")
-        problem = dataclasses.replace(function_problem(), tests=(test,))
+        problem = replace(function_problem(), tests=(test,))
         thieves = [sample(thief.format(2)), sample(thief.format(1), index=1)]
         with Grader([problem], SandboxConfig(cpu_seconds=60.0, workers=1)) as grader:
             verdicts = grader.grade_programs(map(grader.submission, thieves), tmp_path / "verdicts.jsonl")

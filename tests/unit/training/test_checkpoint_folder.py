@@ -18,7 +18,6 @@ from megatron_ssd.training.checkpoint_folder import (
     check_content,
     checkpoint_path,
     list_checkpoints,
-    newest_checkpoint,
     prune,
     read_facts,
     reading,
@@ -47,7 +46,7 @@ def test_only_the_final_name_is_a_checkpoint(tmp_path: Path) -> None:
     make(tmp_path, 5)
     for name in ("iter_0000009.partial", "iter_0000008.pruned", "iter_0000007.broken-1", "iter_6", "tensorboard"):
         (tmp_path / name).mkdir()
-    assert newest_checkpoint(tmp_path) == (5, tmp_path / "iter_0000005")
+    assert list_checkpoints(tmp_path)[-1] == (5, tmp_path / "iter_0000005")
     remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "iter_0000005", "iter_0000007.broken-1", "iter_6", "tensorboard",

@@ -12,21 +12,8 @@ import pytest
 import torch.distributed as dist
 
 from megatron_ssd.errors import Requeue
-from megatron_ssd.training.shutdown import GracefulShutdown
+from megatron_ssd.training.trainer import GracefulShutdown
 from tests.helpers.paths import ROOT
-
-SENDS_TWO_REQUESTS = """
-import os, signal
-import torch.distributed as dist
-from megatron_ssd.training import shutdown
-dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-shutdown._SAME_REQUEST_SECONDS = -1.0
-with shutdown.GracefulShutdown("cpu") as request:
-    os.kill(os.getpid(), signal.SIGTERM)
-    print(request.requested().__name__, flush=True)
-    os.kill(os.getpid(), signal.SIGTERM)
-    print("still here", flush=True)
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,7 +30,7 @@ def _one_process() -> Iterator[None]:
 def test_a_signal_that_arrives_twice_at_once_is_one_request(
     number: signal.Signals, request_type: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megatron_ssd.training.shutdown._SAME_REQUEST_SECONDS", 60.0)
+    monkeypatch.setattr("megatron_ssd.training.trainer._SAME_REQUEST_SECONDS", 60.0)
     with GracefulShutdown("cpu") as shutdown:
         assert shutdown.requested() is None
         for _ in range(2):
@@ -52,6 +39,6 @@ def test_a_signal_that_arrives_twice_at_once_is_one_request(
 
 
 def test_a_second_request_ends_the_process_immediately() -> None:
-    command = [sys.executable, "-c", SENDS_TWO_REQUESTS]
+    command = [sys.executable, "-m", "tests.helpers.two_requests"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout.split()) == (-signal.SIGTERM, ["Requeue"])

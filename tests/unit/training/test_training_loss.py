@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from megatron_ssd.config.parallel import ParallelConfig
+from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.indexed import IndexedWriter
 from megatron_ssd.dataset.packed_dataset import PackedDataset
 from megatron_ssd.runtime.device import prepare_device
@@ -57,10 +58,11 @@ def test_the_loss_equals_a_hand_computation(tmp_path: Path, normalization: Any, 
     with IndexedWriter(tmp_path / "samples", vocab_size=VOCAB_SIZE) as writer:
         writer.add([1, 2, 3], [4, 5])
         writer.add([6, 7], [8, 9, 10, 11])
-    dataset = PackedDataset(
-        tmp_path / "samples", objective="sft", seq_length=12, packing="greedy", overlong="error", seed=0,
-        loss_normalization=normalization, prompt_loss_weight=prompt_weight,
+    training = TrainingConfig(
+        seq_length=12, packing="greedy", overlong="error", loss_normalization=normalization,
+        prompt_loss_weight=prompt_weight,
     )  # fmt: skip
+    dataset = PackedDataset(tmp_path / "samples", training, objective="sft", seed=0)
     sequence = dataset.sequence(0, 0)
     # The samples may be in either order: give each token the loss of the id that it predicts.
     loss_of = dict(zip([2, 3, 4, 5, 7, 8, 9, 10, 11], LOSSES, strict=True))

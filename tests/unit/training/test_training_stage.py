@@ -66,7 +66,7 @@ def test_every_metric_is_written_and_the_start_is_logged(run_dir: Path, caplog: 
     with caplog.at_level(logging.INFO):
         run_train(training_config(run_dir, model=MOE, training={"train_iters": 3}))
     log = caplog.text
-    assert "fp32, recompute none; 1 processes: tensor 1, pipeline 1, context 1, expert 1, data 1" in log
+    assert "fp32, recompute none; 1 processes: TP1 CP1 EP1 PP1 DP1, distributed optimizer" in log
     assert "packing greedy: 200 samples in" in log
     assert "3 iterations of 4 sequences" in log
     assert "starting from random weights of seed 0 (model.path = null)" in log

@@ -1,13 +1,14 @@
-"""Formats values for the pages."""
+"""Formats values as text."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from urllib.parse import quote
 
-from megatron_ssd.evaluation.results import ModelName
-
-MODEL_TITLES: dict[ModelName, str] = {"base": "base", "ssd": "SSD"}
+MINUS = "\N{MINUS SIGN}"  # as wide as a plus and not a hyphen; used for every negative number
+DASH = "\N{EN DASH}"  # for a missing number
+NOT_MEASURED = "not measured"
 
 # Controls but for tab and line ends; zero-width and bidirectional marks; line and paragraph separators; surrogates;
 # noncharacters; tag characters.
@@ -15,6 +16,25 @@ _INVISIBLE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
     "\ufff9-\ufffb\ufffe\uffff\U000e0000-\U000e007f]"
 )
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """One line per row; columns are as wide as their widest cell, with two spaces between. Rows have equal length."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def counted(number: int, thing: str) -> str:
+    """``1 problem``, ``1,055 problems``."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
+def signed(share: float) -> str:
+    """A difference of shares in percentage points with its sign; a rounded zero has no sign."""
+    rounded = round(share * 100, 1)
+    if rounded == 0:
+        return "0.0"
+    return f"+{rounded:.1f}" if rounded > 0 else f"{MINUS}{-rounded:.1f}"
 
 
 def duration(seconds: float) -> str:
@@ -49,8 +69,3 @@ def visible(text: str) -> str:
 def anchor(problem_id: str) -> str:
     """The part of a problem's address after ``#``."""
     return quote(visible(problem_id), safe="")
-
-
-def problems_page(benchmark: str) -> str:
-    """The file name of the page with every problem of ``benchmark``."""
-    return f"problems-{benchmark}.html"

@@ -20,7 +20,7 @@ prepare_device(ClusterConfig(device="cpu"))
 
 from megatron.core.models.common.embeddings import rope_utils  # noqa: E402
 
-from megatron_ssd.runtime import cpu_rotary  # noqa: E402
+from megatron_ssd.runtime import local_layers  # noqa: E402
 
 CONFIG = SimpleNamespace(rotary_interleaved=False, multi_latent_attention=False, apply_rope_fusion=False)
 D = 8
@@ -39,7 +39,7 @@ def group(size: int, rank: int) -> SimpleNamespace:
 def both(t: Tensor, freqs: Tensor, **options: object) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """(output, gradient) of this project's function and of Megatron-Core's."""
     results = []
-    for function in (cpu_rotary.apply_rotary_pos_emb, rope_utils.apply_rotary_pos_emb):
+    for function in (local_layers.apply_rotary_pos_emb, rope_utils.apply_rotary_pos_emb):
         leaf = t.clone().requires_grad_()
         out = function(leaf, freqs, CONFIG, **options)
         (grad,) = torch.autograd.grad(out, leaf, torch.ones_like(out) + t)
@@ -63,13 +63,7 @@ def test_packed_sequences_on_every_context_parallel_rank(parts: list[int], cp_si
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-def test_the_example_in_the_docstring() -> None:
-    cu_seqlens = torch.tensor([0, 8, 12])
-    held = [cpu_rotary.segment_positions(cu_seqlens, cp_size=2, cp_rank=rank).tolist() for rank in (0, 1)]
-    assert held == [[0, 1, 6, 7, 0, 3], [2, 3, 4, 5, 1, 2]]
-
-
 def test_the_function_replaces_megatron_cores() -> None:
     from megatron.core.transformer import attention
 
-    assert attention.apply_rotary_pos_emb is cpu_rotary.apply_rotary_pos_emb
+    assert attention.apply_rotary_pos_emb is local_layers.apply_rotary_pos_emb
