@@ -83,17 +83,17 @@ def _compare(folder: Path, *, rounds: int, batch: int, tokens: int) -> None:
     speeds: dict[str, list[tuple[float, float]]] = {side: [] for side in SIDES}
     for number in range(rounds + 1):
         drawn = {}
-        for side, (top_p, ours) in SIDES.items():
+        for side, (top_p, truncates) in SIDES.items():
             params = SamplingParams(temperature=1.5, top_k=20, top_p=top_p)
-            engine._truncates = ours
+            engine._truncates = truncates
             started = time.perf_counter(), time.process_time()
             drawn[side] = _decode(engine, prompts, params, tokens=tokens)
             if number:  # the first round warms up
                 count = sum(map(len, drawn[side].values()))
                 seconds = time.perf_counter() - started[0], time.process_time() - started[1]
                 speeds[side].append((count / seconds[0], count / seconds[1]))
-        _, theirs, own = drawn.values()
-        if theirs != own:
+        _, theirs, ours = drawn.values()
+        if theirs != ours:
             sys.exit("the same seeds gave other tokens than vLLM's own top-k and top-p")
     print(f"\n{folder.name}: vocabulary {model.vocab_size:,}, batches of {batch}, {rounds} rounds")
     print(f"{'':30}{'tokens/s':>10}{'ratio':>8}{'tokens/CPU s':>14}{'ratio':>8}")
