@@ -130,7 +130,7 @@ def _write_prompts(out: Path, prompts: Mapping[str, Sequence[Record]]) -> dict[s
             outcome = "kept"
             if _normal(row["statement"]) in seen:
                 outcome = "duplicate"
-            elif decontaminator.drops(Problem(source="rows", form="function", **row)):
+            elif _is_contaminated(row, decontaminator):
                 outcome = "contaminated"
             seen.add(_normal(row["statement"]))
             found[name][outcome] += 1
@@ -138,6 +138,15 @@ def _write_prompts(out: Path, prompts: Mapping[str, Sequence[Record]]) -> dict[s
                 kept.append(row)
         _write(out / f"{name}.jsonl", kept)
     return found
+
+
+def _is_contaminated(row: Record, decontaminator: Decontaminator) -> bool:
+    """Whether an evaluation problem is found in a prompt.
+
+    The starter code is also left out, since an argument that is called ``a`` hides that word of the statement.
+    """
+    texts = (row, {**row, "starter_code": ""})
+    return any(decontaminator.drops(Problem(source="rows", form="function", **text)) for text in texts)
 
 
 def _mbpp_prompt(row: Record) -> Record:

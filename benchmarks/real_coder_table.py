@@ -86,7 +86,7 @@ class Suite:
 
 def tables(results: Path) -> str:
     """Markdown with the status of every cell, the comparison with published scores, and a table for each set."""
-    parts = [_markdown([["cell", "estimated core hours", "status"], *_status(results)])]
+    parts = [_markdown([["cell", "decoded", "problems", "estimated core hours", "status"], *_status(results)])]
     if ground := list(_ground(results)):
         parts.append(_markdown([["benchmark", "published", "here, greedy"], *ground]))
     head = ["model", "decoding", "problems", "pass@1, %", "minus the base"]
@@ -125,7 +125,8 @@ def is_test_problem(id_: str) -> bool:
 def _status(results: Path) -> Iterator[list[str]]:
     for cell in CELLS:
         done = is_finished(cell, results)
-        yield [cell.name, str(cell.hours), f"{read_summary(cell, results)['core_hours']:.2f} h" if done else "not run"]
+        status = f"{read_summary(cell, results)['core_hours']:.2f} core hours" if done else "not run"
+        yield [cell.name, cell.title, cell.benchmark, str(cell.hours), status]
 
 
 def _ground(results: Path) -> Iterator[list[str]]:
