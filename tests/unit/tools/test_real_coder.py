@@ -123,16 +123,25 @@ def test_every_command_is_a_valid_configuration_and_shares_what_it_should(tmp_pa
     grids = {}
     for cell in (cell.with_learning_rate("1e-5") for cell in CELLS):
         found = commands(cell, models=models, data=tmp_path, runs=tmp_path)
-        assert [command[0] for command in found[-1:]] == ["launch/evaluate.py"]
-        configs = [compose_config([text for text in command[1:] if not text.startswith("--")]) for command in found]
-        assert len({(config.run_dir, config.seed, config.optimizer.lr) for config in configs}) == 1
-        assert (len(configs) == 2) == (cell.training is not None)
-        assert configs[-1].evaluation.models == tuple(cell.decodes.split(","))
-        assert configs[-1].sampling is not None
+        assert [command[0] for command in found] == [
+            *["launch/pipeline.py"] * bool(cell.training),
+            "launch/evaluate.py",
+        ]
+        config = compose_config(found[-1][1:])
+        assert config.evaluation.models == tuple(cell.decodes.split(","))
+        assert config.sampling is not None
         grids[cell.name] = {
-            model: {one.label for one in settings_of(model, configs[-1].evaluation, configs[-1].sampling)}
-            for model in configs[-1].evaluation.models
+            model: {one.label for one in settings_of(model, config.evaluation, config.sampling)}
+            for model in config.evaluation.models
         }
+    training, evaluation = (compose_config([text for text in command[1:] if not text.startswith("--")])
+                            for command in commands(BY_NAME["qwen-ssd-T2"].with_learning_rate("1e-5"), models=models,
+                                                    data=tmp_path, runs=tmp_path))  # fmt: skip
+    assert training.contamination.sets.keys() == {"validation", "codeforces"}
+    assert training.sampling is not None
+    assert evaluation.sampling is not None
+    assert training.sampling.train == evaluation.sampling.train
+    assert (training.run_dir, training.optimizer.lr) == (evaluation.run_dir, 1e-5)
     assert grids["qwen-ground"]["base"] == {"T0-k-1-p1"}
     assert grids["qwen-base-p0.8"]["base"] == {*grids["qwen-ssd-p0.8"]["ssd"], "T1.6-k20-p0.8"}
     assert grids["qwen-base-p1"]["base"] == grids["qwen-ssd-p1"]["ssd"]
