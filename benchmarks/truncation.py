@@ -7,7 +7,8 @@ written with random weights. One engine per model decodes a batch; the three sid
 the machine affects all of them. Prompts are code if the folder has a tokenizer. All sides keep the 20 most likely
 tokens at temperature 1.5, and top-p is 0.8.
 The script stops unless the two sides with top-p draw the same tokens.
-The table gives medians, and the median over rounds of the ratio to the side without top-p.
+The table gives medians by the clock and by the CPU seconds of all threads, each with the median over rounds of the
+ratio to the side without top-p. On a machine with other work, read the second ratio.
 """
 
 from __future__ import annotations
@@ -79,26 +80,31 @@ def _compare(folder: Path, *, rounds: int, batch: int, tokens: int) -> None:
     os.environ.update(spec.environment(0))
     engine = spec.start()
     prompts = _prompts(folder, model.vocab_size, batch)
-    speeds: dict[str, list[float]] = {side: [] for side in SIDES}
+    speeds: dict[str, list[tuple[float, float]]] = {side: [] for side in SIDES}
     for number in range(rounds + 1):
         drawn = {}
-        for side, (top_p, ours) in SIDES.items():
+        for side, (top_p, truncates) in SIDES.items():
             params = SamplingParams(temperature=1.5, top_k=20, top_p=top_p)
-            engine._truncates = ours
-            started = time.perf_counter()
+            engine._truncates = truncates
+            started = time.perf_counter(), time.process_time()
             drawn[side] = _decode(engine, prompts, params, tokens=tokens)
             if number:  # the first round warms up
-                drawn_tokens = sum(map(len, drawn[side].values()))
-                speeds[side].append(drawn_tokens / (time.perf_counter() - started))
-        _, theirs, own = drawn.values()
-        if theirs != own:
+                count = sum(map(len, drawn[side].values()))
+                seconds = time.perf_counter() - started[0], time.process_time() - started[1]
+                speeds[side].append((count / seconds[0], count / seconds[1]))
+        _, theirs, ours = drawn.values()
+        if theirs != ours:
             sys.exit("the same seeds gave other tokens than vLLM's own top-k and top-p")
     print(f"\n{folder.name}: vocabulary {model.vocab_size:,}, batches of {batch}, {rounds} rounds")
-    print(f"{'':30}{'tokens/s':>10}{'lowest':>10}{'highest':>10}{'ratio':>8}")
-    for side, own_speeds in speeds.items():
-        ratio = statistics.median(one / base for one, base in zip(own_speeds, speeds[WITHOUT], strict=True))
-        print(f"{side:30}{statistics.median(own_speeds):10,.0f}{min(own_speeds):10,.0f}{max(own_speeds):10,.0f}"
-              f"{ratio:8.2f}")  # fmt: skip
+    print(f"{'':30}{'tokens/s':>10}{'ratio':>8}{'tokens/CPU s':>14}{'ratio':>8}")
+    for side, rounds_of_side in speeds.items():
+        line = f"{side:30}"
+        for width, own, base in zip(
+            (10, 14), zip(*rounds_of_side, strict=True), zip(*speeds[WITHOUT], strict=True), strict=True
+        ):
+            ratio = statistics.median(one / other for one, other in zip(own, base, strict=True))
+            line += f"{statistics.median(own):{width},.0f}{ratio:8.2f}"
+        print(line)
 
 
 def _prompts(folder: Path, vocab_size: int, count: int) -> list[list[int]]:

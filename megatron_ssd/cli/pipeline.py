@@ -31,6 +31,7 @@ from megatron_ssd.general_benchmarks.stage import general_benchmarks_stage
 from megatron_ssd.generation.scoring import scores_stage
 from megatron_ssd.generation.stage import samples_stage
 from megatron_ssd.planner.default_layout import choose_layout, visible_gpu_bytes
+from megatron_ssd.planner.memory import GB
 from megatron_ssd.problems.stage import problems_stage
 from megatron_ssd.process import run_child
 from megatron_ssd.report.stage import print_report, report_stage
@@ -107,9 +108,6 @@ def run(arguments: argparse.Namespace) -> None:
     config_dir = arguments.config_dir.resolve()
     config = compose_config(overrides, config_dir)
     overrides = [*overrides, text_override("run_dir", config.run_dir)]
-    given = compose_values(overrides, config_dir)
-    if not given.get("parallel"):
-        overrides += _default_layout(config, keep_micro_batch="micro_batch_size" in given.get("training", {}))
     left_out = {}
     if config.proxy is None:
         left_out["scores"] = ("needs a proxy model", "name one with proxy.path=FOLDER")
@@ -127,6 +125,9 @@ def run(arguments: argparse.Namespace) -> None:
     # Problems before the base: an unreadable file or a refused problem should not cost a training run.
     log.info("pipeline: %s to %s, %d stages in %s%s", names[0], arguments.until, total, config.run_dir,
              "; a base model is made or found before the second" if base else "")  # fmt: skip
+    given = compose_values(overrides, config_dir)
+    if LOOP["checkpoints"] in scripts and not given.get("parallel"):
+        overrides += _default_layout(config, keep_micro_batch="micro_batch_size" in given.get("training", {}))
     _run_all("stage", scripts[:1], overrides, config_dir, total=total)
     if base is not None:
         overrides = [*overrides, text_override("model.path", str(_make_base(base, config_dir)))]
@@ -138,13 +139,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _default_layout(config: RunConfig, *, keep_micro_batch: bool) -> list[str]:
-    """Overrides with the layout for this machine, which is logged; none for one process."""
+    """Overrides with the layout for this machine, which is logged."""
     gpus = visible_gpu_bytes() if config.cluster.device == "cuda" else []
     if not gpus:
         log.info("pipeline: training in one process; parallel=NAME chooses another layout")
-        return []
+        return ["parallel.use_distributed_optimizer=false"]  # it only copies the state of one process
     choice = choose_layout(config, num_gpus=len(gpus), gpu_bytes=min(gpus), keep_micro_batch=keep_micro_batch)
-    log.info("pipeline: training on %s of %.0f GB; parallel=NAME chooses another layout", choice, min(gpus) / 1e9)
+    log.info("pipeline: training on %s of %.0f GB; parallel=NAME chooses another layout", choice, min(gpus) / GB)
     return choice.overrides
 
 

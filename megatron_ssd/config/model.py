@@ -83,9 +83,9 @@ class ModelConfig:
     norm_topk_prob: bool = True
     """Normalize the weights of a token's experts to a sum of 1."""
     path: str | None = None
-    """Local Hugging Face folder or Hub id. Its ``config.json`` gives every shape that is not set, and must agree with
-    those that are. Null means random weights, which only ``objective=pretrain`` allows; with a path, pretraining
-    starts from that model's weights."""
+    """Local Hugging Face folder or Hub id. Its ``config.json`` gives the shapes, and those that are set on the command
+    line must agree with it. Null means random weights, which only ``objective=pretrain`` allows; with a path,
+    pretraining starts from that model's weights."""
     revision: str | None = None
     """Commit on the Hub."""
 

@@ -93,7 +93,7 @@ class RunConfig:
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     """How samples become a data set."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    """The process grid."""
+    """The process grid. If no key is set, the pipeline chooses a grid for the GPUs of this machine."""
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     """Number formats and recomputation."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

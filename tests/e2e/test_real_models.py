@@ -22,9 +22,9 @@ _PROBLEMS = [
 ]
 # Of the machine, and of how much is done. Nothing is about the model.
 _SMALL = (
-    "cluster=cpu", "precision=cpu", "sampling=authors_example", "sampling.max_tokens=48", "training.train_iters=2",
+    "cluster=cpu", "precision=cpu", "sampling.max_tokens=32", "training.train_iters=2",
     "training.global_batch_size=2", "training.seq_length=512", "training.packing=best_fit",
-    "optimizer.lr_warmup_iters=1", "engine.kv_cache_gib=1", "evaluation.num_samples=5",
+    "optimizer.lr_warmup_iters=1", "engine.kv_cache_gib=1", "engine.enforce_eager=true", "evaluation.num_samples=2",
     "evaluation.temperatures=[1.0]", "evaluation.top_ps=[0.8]",
 )  # fmt: skip
 

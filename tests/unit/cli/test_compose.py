@@ -101,7 +101,6 @@ def test_a_sampling_group_overrides_that_of_an_experiment() -> None:
 
 def test_null_chooses_no_file_of_a_group() -> None:
     assert compose_config(["experiment=demo", "benchmark=null"]).benchmark is None
-    assert compose_config(["experiment=demo", "+problems=null"]).problems is None
     assert compose_config(["sampling=null"]).sampling is None
 
 

@@ -18,6 +18,7 @@ from megatron_ssd.cli.compose import CONFIG_DIR, base_run
 from megatron_ssd.config.run import BaseConfig, RunConfig
 from megatron_ssd.errors import Requeue, UserError
 from megatron_ssd.process import UNDER_PIPELINE
+from tests.helpers.tiny_hf import MODELS, write_hf_config
 
 
 def _raise(error: BaseException) -> None:
@@ -110,7 +111,15 @@ def test_the_pipeline_logs_each_step_and_separates_the_base(
 ) -> None:
     monkeypatch.setattr(entry, "start_logging", lambda: None)
     monkeypatch.setattr(pipeline, "check_machine", lambda config: None)
-    monkeypatch.setattr(pipeline, "run_child", lambda command, *, report_follows: 0)
+    _, run_dir = base_run(BaseConfig(experiment="demo_base", base_dir=str(tmp_path)), CONFIG_DIR)
+
+    def run_child(command: list[str], *, report_follows: bool) -> int:
+        if any(word.endswith("launch/export.py") for word in command):
+            (run_dir / "export").mkdir(parents=True)
+            write_hf_config(run_dir / "export", MODELS["qwen3"])
+        return 0
+
+    monkeypatch.setattr(pipeline, "run_child", run_child)
     scripts = {**pipeline.LOOP}
     for name, script in scripts.items():  # the folders of earlier stages do not exist
         scripts[name] = dataclasses.replace(script, open_stage=_never_current)
@@ -122,7 +131,6 @@ def test_the_pipeline_logs_each_step_and_separates_the_base(
     with caplog.at_level("INFO"):
         pipeline.main()
     messages = [record.getMessage().removeprefix("pipeline: ") for record in caplog.records]
-    _, run_dir = base_run(BaseConfig(experiment="demo_base", base_dir=str(tmp_path)), CONFIG_DIR)
     assert messages[0].startswith(
         f"problems to samples, 2 stages in {tmp_path}/run; a base model is made or found before the second"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from megatron_ssd.artifacts.hub import model_folder
 from megatron_ssd.cli.compose import compose_config
 from megatron_ssd.errors import UserError
+from megatron_ssd.prompts.tokenizer import fast_tokenizer
 from tests.helpers.errors import one_line_error
 from tests.helpers.tiny_hf import MODELS, write_hf_config, write_hf_folder, write_tokenizer
 
@@ -113,3 +115,11 @@ def test_weights_of_pytorch_are_refused_with_a_command_that_converts_them(
     assert converted.keys() == weights.keys()
     assert all(torch.equal(converted[name], weights[name]) for name in weights)
     assert (new / "tokenizer.json").is_file()
+
+
+def test_a_sentencepiece_model_is_enough_of_a_tokenizer(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    write_hf_config(tmp_path, MODELS["llama"])
+    shutil.copyfile(tiny_tokenizer / "tokenizer.model", tmp_path / "tokenizer.model")
+    tokenizer = fast_tokenizer(model_folder(str(tmp_path)))
+    text = "def add(x):\n    return x + 1\n"
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text

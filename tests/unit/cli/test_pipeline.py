@@ -30,7 +30,7 @@ def test_stages_know_whether_the_report_follows(tmp_path: Path, follows: bool, s
     script = tmp_path / "stage.py"
     script.write_text(WRITES_ENVIRONMENT)
     stage = Script(
-        str(script), "make something up", lambda _: Stage(name="made_up", run_dir=tmp_path, config={}, inputs={})
+        str(script), "make something up", lambda _: Stage(name="made_up", run_dir=tmp_path, config={}, inputs={}), ()
     )
     overrides = ["+experiment=demo", f"run_dir={tmp_path}"]
     assert _run_all("stage", [stage], overrides, CONFIG_DIR, total=1, report_follows=follows) == [stage]
@@ -67,7 +67,7 @@ def test_a_stage_gets_the_run_dir_of_the_pipeline(tmp_path: Path, monkeypatch: p
 def test_problems_alone_need_no_other_section_and_make_no_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: list[str]
 ) -> None:
-    monkeypatch.setattr(pipeline, "start_logging", lambda: None)
+    monkeypatch.setattr(entry, "start_logging", lambda: None)
     where = [f"base.base_dir={tmp_path}/base"] if "experiment=demo" in chosen else []
     small = ["minicode.num_train_problems=4", "minicode.num_test_problems=4", f"run_dir={tmp_path}/run"]
     monkeypatch.setattr("sys.argv", ["pipeline.py", *chosen, *where, *small, "--until=problems"])
@@ -80,7 +80,7 @@ def test_problems_alone_need_no_other_section_and_make_no_base(
 def test_a_section_that_a_later_stage_reads_is_needed_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], until: str, missing: str
 ) -> None:
-    monkeypatch.setattr(pipeline, "start_logging", lambda: None)
+    monkeypatch.setattr(entry, "start_logging", lambda: None)
     models = ["model=tiny"] if missing != "model" else []
     overrides = ["problems=minicode", *models, f"run_dir={tmp_path}/run", f"--until={until}"]
     monkeypatch.setattr("sys.argv", ["pipeline.py", *overrides])

@@ -316,7 +316,18 @@ def test_a_server_gives_the_same_completions_as_an_engine_of_this_project(
     url: str, model: ModelFolder, pool: EnginePool
 ) -> None:
     hot = SamplingParams(temperature=2.0, top_k=300, top_p=0.95, min_p=0.01, repetition_penalty=1.1)
-    wanted = requests(80, params=hot, max_tokens=100)
+    truncations: list[dict[str, Any]] = [
+        {},
+        {"top_k": 20},
+        {"top_k": -1},
+        {"top_p": 1.0},
+        {"top_k": -1, "top_p": 1.0},
+        {"temperature": 0.0},
+    ]
+    wanted = [
+        dataclasses.replace(one, params=dataclasses.replace(hot, **truncations[number % len(truncations)]))
+        for number, one in enumerate(requests(80, params=hot, max_tokens=100))
+    ]
     long = request(99, prompt_token_ids=[9] * 199, params=hot, max_tokens=50)
     expected = sample_all(pool, [*wanted, dataclasses.replace(long, max_tokens=1)])
     with served(url, model) as sampler:

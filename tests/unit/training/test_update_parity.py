@@ -1,8 +1,9 @@
 """Tests that training computes the same updates as a plain loop with transformers and ``torch.optim.AdamW``.
 
-The tests compare loss, gradient norm and the final weights of twenty iterations, dense and with experts, in exact fp32.
-``tests/distributed`` compares layouts with one process; these tests compare one process with a loop that shares no code
-with it. Measured differences: 7e-8 (loss), 3e-7 (gradient norm) and, relative to how far training moved a weight, 6e-6.
+The tests compare loss, gradient norm and the final weights of twenty iterations, dense, with experts and with biases,
+in exact fp32. ``tests/distributed`` compares layouts with one process; these tests compare one process with a loop that
+shares no code with it. Measured differences: 7e-8 (loss), 3e-7 (gradient norm) and, relative to how far training moved
+a weight, 6e-6.
 """
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ from tests.helpers.training_run import metrics, publish_documents, training_conf
 
 pytestmark = without_gpu
 
-NAMES = ("qwen3_tied", "qwen3_moe")
+BASES = {
+    "qwen3_tied": MODELS["qwen3_tied"],
+    "qwen3_moe": MODELS["qwen3_moe"],
+    "qwen2": dataclasses.replace(MODELS["llama"], model_type="qwen2", head_dim=8),
+}
 ITERATIONS, VOCAB_SIZE = 20, 512
 LOSS, GRAD_NORM = 5e-6, 5e-5  # relative
 WEIGHTS = 1e-3  # distance between the two results, relative to how far training moved a weight
@@ -53,10 +58,10 @@ def documents() -> list[tuple[list[int], list[int]]]:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> dict[str, Path]:
     """Model -> a run folder in which this project and the plain loop have trained it on the same documents."""
-    roots = {name: tmp_path_factory.mktemp(name) for name in NAMES}
+    roots = {name: tmp_path_factory.mktemp(name) for name in BASES}
     for name, root in roots.items():
         base = root / "base"
-        model = write_hf_folder(base, dataclasses.replace(MODELS[name], vocab_size=VOCAB_SIZE))
+        model = write_hf_folder(base, dataclasses.replace(BASES[name], vocab_size=VOCAB_SIZE))
         for file in tiny_tokenizer.iterdir():
             if file.name != "config.json":
                 (base / file.name).write_bytes(file.read_bytes())
@@ -77,7 +82,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> dict
     return roots
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=BASES)
 def run(request: pytest.FixtureRequest, runs: dict[str, Path]) -> Path:
     return runs[request.param]
 
