@@ -30,10 +30,7 @@ def test_stages_know_whether_the_report_follows(tmp_path: Path, follows: bool, s
     script = tmp_path / "stage.py"
     script.write_text(WRITES_ENVIRONMENT)
     stage = Script(
-        str(script),
-        "make something up",
-        lambda _: Stage(name="made_up", run_dir=tmp_path, config={}, inputs={}),
-        needs=(),
+        str(script), "make something up", lambda _: Stage(name="made_up", run_dir=tmp_path, config={}, inputs={}), ()
     )
     overrides = ["+experiment=demo", f"run_dir={tmp_path}"]
     assert _run_all("stage", [stage], overrides, CONFIG_DIR, total=1, report_follows=follows) == [stage]
