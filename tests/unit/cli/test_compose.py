@@ -20,6 +20,7 @@ from tests.helpers.errors import config_error
 # Overrides that a group needs: a CPU has no TransformerEngine, and paths have no defaults.
 _COMPANIONS = {
     ("cluster", "cpu"): ["precision=fp32"],
+    ("experiment", "real_coder"): ["problems.path=rows.jsonl"],
     ("problems", "rows"): ["problems.path=rows.jsonl", "problems.columns.statement=text"],
     ("benchmark", "livecodebench"): ["benchmark.sets.livecodebench.path=problems.jsonl"],
     ("benchmark", "livecodebench_v5"): ["benchmark.sets.livecodebench_v5.path=problems.jsonl"],
