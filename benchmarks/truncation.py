@@ -1,6 +1,6 @@
 """Compares the speed of sampling with top-p at real vocabularies: without it, with vLLM's own, with this project's.
 
-    python -m benchmarks.truncation [FOLDER ...] [--rounds 5] [--batch 64] [--tokens 16]
+    python -m benchmarks.truncation [FOLDER ...] [--rounds 5] [--batch 64] [--tokens 40]
 
 Without folders, two models with the shapes of SmolLM2-135M (vocabulary 49,152) and Qwen2.5-Coder-0.5B (151,936) are
 written with random weights. One engine per model decodes a batch; the three sides alternate in it, so that a load of
@@ -51,7 +51,7 @@ def main() -> None:
     options.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="Hugging Face folders")
     options.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")
     options.add_argument("--batch", type=int, default=64, help="responses at a time (default 64)")
-    options.add_argument("--tokens", type=int, default=16, help="tokens per response (default 16)")
+    options.add_argument("--tokens", type=int, default=40, help="tokens per response (default 40)")
     arguments = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folders = arguments.folders or [_make_model(Path(scratch) / name, shape) for name, shape in _SHAPES.items()]
