@@ -38,8 +38,11 @@ def cache_entry(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         yield unfinished
-        if not path.is_dir():
+        try:
             unfinished.rename(path)
+        except OSError:
+            if not path.is_dir():  # otherwise another process was faster
+                raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.unlink(missing_ok=True)
