@@ -228,11 +228,6 @@ def write_json(path: Path, results: Any) -> None:
     write_atomically(path, msgspec.json.format(msgspec.json.encode(results), indent=2).decode() + "\n")
 
 
-def to_json(results: Any) -> Any:
-    """Results, or a part of them, as JSON values."""
-    return json.loads(msgspec.json.encode(results))
-
-
 def from_json(text: str, kind: type[T]) -> T:
     """The opposite of ``write_json``. Raises ``ValueError`` if ``text`` is not JSON or does not fit ``kind``."""
     return msgspec.convert(json.loads(text, object_hook=_nan_for_null), kind, str_keys=True)
