@@ -1,4 +1,4 @@
-"""LiveCodeBench's problems, from the rows of ``code_generation_lite`` to the errata of its authors.
+"""Reads LiveCodeBench's problems from ``code_generation_lite``, with or without those that its errata list.
 
 Hidden tests are decoded only for problems inside the window of contest dates, because all tests of a release take
 gigabytes.
