@@ -184,7 +184,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Widths:
-    """Sizes of one layer on one rank."""
+    """Sizes of one layer on one rank, by the letters of the module."""
 
     h: int
     q: int
