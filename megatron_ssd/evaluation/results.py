@@ -20,7 +20,7 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.formatting import counted
 from megatron_ssd.grading.metrics import Estimate, SignTest
-from megatron_ssd.problems.livecodebench import Errata
+from megatron_ssd.problems.errata import Errata
 
 ModelName = Literal["base", "ssd"]
 ClaimStatus = Literal["shown", "not shown", "unclear"]

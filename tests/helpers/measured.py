@@ -16,7 +16,7 @@ from megatron_ssd.evaluation.results import EvaluationResults, ModelName
 from megatron_ssd.evaluation.summary import summarise
 from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.problems.benchmarks import Benchmark
-from megatron_ssd.problems.livecodebench import Errata
+from megatron_ssd.problems.errata import Errata
 from megatron_ssd.schema import Problem, Verdict
 from tests.helpers.programs import function_problem
 
