@@ -1,6 +1,6 @@
 """Counts what each rule of extraction finds in stored responses.
 
-    python -m benchmarks.extraction eval/generations/base/*.jsonl
+    python -m benchmarks.extraction eval/NAME/generations/base/*.jsonl
     python -m benchmarks.extraction --format humaneval --problems HumanEval.jsonl.gz samples.jsonl
 
 A line of a file has ``response`` and an id. ``entry_point`` needs the problems; it is counted only if they are given.

@@ -31,7 +31,8 @@ from megatron_ssd.config.parallel import ClusterConfig, Device, ParallelConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import CheckpointConfig, OptimizerConfig, TrainingConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.planner.flops import flops_of, peak_tflops
+from megatron_ssd.planner.flops import flops_of
+from megatron_ssd.planner.gpus import peak_tflops
 from megatron_ssd.planner.layout import LayoutReport, RankReport
 from megatron_ssd.planner.memory import GB, all_ranks
 from megatron_ssd.runtime.device import prepare_device

@@ -324,7 +324,7 @@ ANSWERS = {
 _GUARD = "the official tools take this function or module away, since nothing else protects the machine"
 _FILES = "the official tools let programs use files; the sandbox has none for them"
 _PATCH = "the official tool's own code calls the patched function"
-_FENCE = "a completion that is no program, but has a fence, is read as an answer here"
+_FENCE = "a completion that is not a program, but has a fence, is read as an answer here"
 WHY = {
     **dict.fromkeys(("imports resource", "os.environ", "os.getcwd", "os.system"), _GUARD),
     **dict.fromkeys(("reads a file", "temporary file", "writes a file"), _FILES),

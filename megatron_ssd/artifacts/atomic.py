@@ -1,17 +1,16 @@
-"""Keeps files consistent when processes die or work at the same time: atomic writes, locks."""
+"""Writes files and folders so that a reader sees them complete or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
 
+from megatron_ssd.artifacts.locks import try_lock
 from megatron_ssd.errors import UserError
 
 
@@ -38,8 +37,11 @@ def cache_entry(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         yield unfinished
-        if not path.is_dir():
+        try:
             unfinished.rename(path)
+        except OSError:
+            if not path.is_dir():  # otherwise another process was faster
+                raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.unlink(missing_ok=True)
@@ -128,36 +130,3 @@ def fsync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def try_lock(file: IO[Any], *, shared: bool = False) -> bool:
-    """Lock an open file unless another process holds its lock. Closing the file or ending the process releases it.
-
-    Args:
-        file: the file; for a lock that is not shared, open for writing, because NFS needs that.
-        shared: whether other processes may hold shared locks at the same time.
-
-    Raises:
-        UserError: the file system has no locks.
-    """
-    return _flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-
-
-def wait_for_shared_lock(file: IO[Any]) -> None:
-    """Lock an open file with other readers, after any process that has it for itself. See ``try_lock``."""
-    _flock(file, fcntl.LOCK_SH)
-
-
-def _flock(file: IO[Any], operation: int) -> bool:
-    try:
-        fcntl.flock(file, operation)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise UserError(
-            f"file {Path(file.name).absolute()}",
-            rule=f"its file system does not lock it ({error.strerror})",
-            fix="mount it with locks (Lustre: -o flock; NFS: start lockd, or -o local_lock=flock on a single node), or "
-            "use a folder on another file system",
-        ) from None
-    return True

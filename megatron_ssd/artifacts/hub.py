@@ -202,8 +202,8 @@ def find_files(path: str, *, key: str, ending: str | tuple[str, ...]) -> list[Pa
     """
     named = local_path(path)
     endings = ending if isinstance(ending, str) else " or ".join(ending)
-    if not named.exists():
-        if is_hub_id(path):
+    if not (named.is_file() or named.is_dir()):  # a pipe or a device is not a data set
+        if not named.exists() and is_hub_id(path):
             return None
         raise UserError(f"{key} = {path}", rule="does not exist", fix=f"set {key} to a file, a folder or a Hub id")
     if named.is_file() and not named.name.endswith(ending):

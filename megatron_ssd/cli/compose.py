@@ -20,7 +20,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 import megatron_ssd
 from megatron_ssd.artifacts.hashing import hash_json
@@ -175,5 +175,6 @@ def _not_an_override(argument: str) -> ConfigError:
 
 
 def _explain(error: Exception, arguments: Sequence[str]) -> ConfigError:
-    first_line = str(error).strip().splitlines()[0].rstrip(".")
+    reason = error.problem if isinstance(error, MarkedYAMLError) else None  # its text begins with what was read
+    first_line = (reason or str(error)).strip().splitlines()[0].rstrip(".")
     return ConfigError(f"arguments {' '.join(arguments)!r}", rule=first_line, fix="see --help for groups and keys")

@@ -104,7 +104,7 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, *, description: str | None, epilog: str) -> None:
         super().__init__(description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
-        self.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for example seed=1 run_dir=runs/mine")
+        self.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="sets a key; see below")
         self.add_argument(_PRINT, choices=[_GIVEN, _ALL], metavar=_ALL, help="print what was given and stop; "
                           f"{_PRINT}=all prints every key with its value, defaults included, as YAML")  # fmt: skip
 

@@ -30,7 +30,8 @@ from megatron_ssd.export.stage import export_stage
 from megatron_ssd.general_benchmarks.stage import general_benchmarks_stage
 from megatron_ssd.generation.scoring import scores_stage
 from megatron_ssd.generation.stage import samples_stage
-from megatron_ssd.planner.default_layout import choose_layout, visible_gpu_bytes
+from megatron_ssd.planner.default_layout import choose_layout
+from megatron_ssd.planner.gpus import visible_gpu_bytes
 from megatron_ssd.planner.memory import GB
 from megatron_ssd.problems.stage import problems_stage
 from megatron_ssd.process import run_child

@@ -11,7 +11,7 @@ from megatron_ssd.cli.entry import parser, run_command
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import require
-from megatron_ssd.planner.flops import GPUS
+from megatron_ssd.planner.gpus import GPUS
 from megatron_ssd.planner.layout import LayoutReport
 from megatron_ssd.planner.memory import worst_rank
 from megatron_ssd.planner.plan import Samples, fits_text, hours, memory_text, recipe_tables, run_text

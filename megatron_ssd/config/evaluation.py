@@ -180,7 +180,7 @@ class ReportConfig:
     """Limits of the report."""
 
     page_mib: float = 8.0
-    """Size of ``report/problems.html``, which keeps as much of each response as fits."""
+    """Size of ``report/problems-NAME.html``, which keeps as much of each response as fits."""
 
     def __post_init__(self) -> None:
         require_positive(self, "page_mib", fix="8 is the default")

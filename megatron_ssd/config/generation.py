@@ -220,9 +220,11 @@ class WorkerConfig:
         _check_pair("worker.rank", self.rank, "worker.world", self.world)
         _check_pair("worker.local_rank", self.local_rank, "worker.local_world", self.local_world)
         if self.local_world is not None:
-            require_key(self, "local_world", self.local_world <= (self.world or 1) and self.rank is not None,
-                        rule=f"must be at most worker.world ({self.world or 1})",
-                        fix="set worker.rank and worker.world for the run, the local ones for this node")  # fmt: skip
+            # With the section's name, since ``resolved`` makes a section that ``config.build`` does not see.
+            require(self.local_world <= (self.world or 1) and self.rank is not None,
+                    f"worker.local_world = {self.local_world}",
+                    rule=f"must be at most worker.world ({self.world or 1})",
+                    fix="set worker.rank and worker.world for the run, the local ones for this node")  # fmt: skip
 
     @property
     def share(self) -> slice:

@@ -20,7 +20,7 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.formatting import counted
 from megatron_ssd.grading.metrics import Estimate, SignTest
-from megatron_ssd.problems.livecodebench import Errata
+from megatron_ssd.problems.errata import Errata
 
 ModelName = Literal["base", "ssd"]
 ClaimStatus = Literal["shown", "not shown", "unclear"]
@@ -226,11 +226,6 @@ class EvaluationResults:
 def write_json(path: Path, results: Any) -> None:
     """Write results, or a part of them, as JSON that ``from_json`` reads."""
     write_atomically(path, msgspec.json.format(msgspec.json.encode(results), indent=2).decode() + "\n")
-
-
-def to_json(results: Any) -> Any:
-    """Results, or a part of them, as JSON values."""
-    return json.loads(msgspec.json.encode(results))
 
 
 def from_json(text: str, kind: type[T]) -> T:

@@ -93,7 +93,7 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
         decode(of_model, start_sampler, lambda: stage.note_time(every=SECONDS_BETWEEN_NOTES))
     results, failures = [], 0
     for benchmark in benchmarks:
-        found, failed = _grade(
+        found, failed = _measure(
             config, benchmark, jobs[benchmark.name], stage, engine=engine, prompt_opens_thinking=opens_thinking
         )
         failures += failed
@@ -162,7 +162,7 @@ def _job(
     )
 
 
-def _grade(
+def _measure(
     config: RunConfig,
     benchmark: Benchmark,
     jobs: dict[ModelName, DecodeJob],
@@ -171,7 +171,7 @@ def _grade(
     engine: dict[str, str],
     prompt_opens_thinking: bool,
 ) -> tuple[EvaluationResults, int]:
-    """The results of a benchmark, and the number of programs on which the checker itself failed."""
+    """Grade a benchmark. Returns its results, and the number of programs on which the checker itself failed."""
     verdicts: dict[ModelName, dict[str, list[Verdict]]] = {name: {} for name in jobs}
     finish_reasons: dict[ModelName, dict[str, Counter[str]]] = {name: {} for name in jobs}
     diversity: dict[ModelName, dict[str, Diversity]] = {name: {} for name in jobs}

@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ssd.artifacts.atomic import fsync_path, try_lock
+from megatron_ssd.artifacts.atomic import fsync_path
 from megatron_ssd.artifacts.jsonl import FileCursor, iter_complete_records
+from megatron_ssd.artifacts.locks import try_lock
 from megatron_ssd.config.generation import WorkerConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.progress import progress

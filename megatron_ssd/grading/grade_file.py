@@ -39,7 +39,8 @@ from megatron_ssd.grading.pool import Grader, Submission, read_verdicts
 from megatron_ssd.grading.references import is_flawed
 from megatron_ssd.grading.rules import program_of_response, prompt_of
 from megatron_ssd.problems.assert_scripts import read_assert_scripts
-from megatron_ssd.problems.livecodebench import BenchmarkKeys, Errata, apply_errata, read_benchmark
+from megatron_ssd.problems.errata import Errata, apply_errata
+from megatron_ssd.problems.livecodebench import BenchmarkKeys, read_benchmark
 from megatron_ssd.problems.table import open_table
 from megatron_ssd.progress import progress
 from megatron_ssd.prompts.entry_point import parses

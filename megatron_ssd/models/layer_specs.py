@@ -18,7 +18,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from megatron_ssd.models.routers import Router
 from megatron_ssd.runtime.local_attention import SegmentAttention
-from megatron_ssd.runtime.local_layers import RMSNorm
+from megatron_ssd.runtime.local_norm import RMSNorm
 
 
 def block_spec(

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -113,15 +111,3 @@ def _with_memory(config: RunConfig) -> Choice:
 
 def _memory(choice: Choice) -> float:
     return choice.memory
-
-
-def visible_gpu_bytes() -> list[float]:
-    """Memory of each GPU that this process may use, without torch; empty if there is none."""
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        found = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout.split()
-    except (OSError, subprocess.SubprocessError):
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = len(found) if visible is None else len([name for name in visible.split(",") if name.strip()])
-    return [float(mebibytes) * 2**20 for mebibytes in found[:count]]

@@ -27,7 +27,7 @@ The expert load ``IMBALANCE`` is an assumption. The sum has been compared with r
 (docs/results/gpu.md).
 
 Letters: h hidden size, q and g widths of all query and of all key heads of a rank, f feed-forward width of a rank,
-k experts per token, sp ranks that share a sequence outside of attention (tensor size under sequence parallelism, or 1).
+sp ranks that share a sequence outside of attention (tensor size under sequence parallelism, or 1).
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Widths:
-    """Sizes of one layer on one rank."""
+    """Sizes of one layer on one rank, by the letters of the module."""
 
     h: int
     q: int

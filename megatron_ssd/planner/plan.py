@@ -15,7 +15,8 @@ from megatron_ssd.config.precision import PrecisionConfig, RecomputeModule
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.packing import PackingReport
-from megatron_ssd.planner.flops import GPUS, Gpu, flops_of
+from megatron_ssd.planner.flops import flops_of
+from megatron_ssd.planner.gpus import GPUS, Gpu
 from megatron_ssd.planner.layout import LayoutReport
 from megatron_ssd.planner.memory import GB, IMBALANCE, RankMemory, worst_rank
 

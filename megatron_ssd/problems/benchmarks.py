@@ -18,7 +18,8 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.problems import livecodebench, minicode
 from megatron_ssd.problems.assert_scripts import read_assert_scripts
 from megatron_ssd.problems.downloads import RELEASES, released_file
-from megatron_ssd.problems.livecodebench import BenchmarkKeys, Errata, apply_errata
+from megatron_ssd.problems.errata import Errata, apply_errata
+from megatron_ssd.problems.livecodebench import BenchmarkKeys
 from megatron_ssd.schema import Problem
 
 _MBPP_TEST = range(11, 511)

@@ -91,7 +91,7 @@ class ProblemPage:
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemPages:
-    """Everything that ``problems.html`` shows. ``columns`` are the headline scores that ``COLUMNS`` names."""
+    """Everything that ``problems-NAME.html`` shows. ``columns`` are the headline scores that ``COLUMNS`` names."""
 
     problems: tuple[ProblemPage, ...]
     columns: tuple[Score, ...]

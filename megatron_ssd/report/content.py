@@ -25,7 +25,7 @@ ProgramCounts = dict[ModelName, tuple[int, float]]  # model -> (programs, share 
 
 # Below this a model is too small to write a competitive-programming solution.
 _USEFUL_PARAMETERS = 100_000_000
-# Of an example; problems.html and eval/generations have the full texts.
+# Of an example; problems-NAME.html and eval/NAME/generations have the full texts.
 _PROMPT_CHARACTERS, _RESPONSE_CHARACTERS, _DETAIL_CHARACTERS, _INPUT_CHARACTERS = 1500, 2500, 120, 300
 
 SOURCES = {

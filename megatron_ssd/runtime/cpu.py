@@ -20,7 +20,7 @@ from megatron.core.transformer.moe import moe_utils
 from torch import Tensor
 from torch.utils._device import _device_constructors
 
-from megatron_ssd.runtime.local_layers import apply_rotary_pos_emb
+from megatron_ssd.runtime.local_rotary import apply_rotary_pos_emb
 
 # Factory functions that Megatron-Core calls with a literal device="cuda".
 _FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "tensor", "zeros")

@@ -82,7 +82,10 @@ class AttentionPlan:
     key_of_slot: Tensor | None
 
     def to_slots(self, x_L: Tensor) -> Tensor:
-        """Copy the tokens of this rank to the query slots, [U]."""
+        """Copy the tokens of this rank to the query slots, [U].
+
+        The copies in unused slots get no gradient, because ``from_slots`` leaves them out.
+        """
         x_U: Tensor = _Gather.apply(x_L, self.query_of_slot, self.slot_of_query, None)
         return x_U
 
@@ -221,10 +224,10 @@ def _causal_mask(num_queries: int, num_keys: int, offsets: tuple[int, ...], dtyp
 
 
 class _Gather(torch.autograd.Function):
-    """Selects rows, where ``back`` selects the same rows of the gradient.
+    """Copies the rows of ``x`` that ``index`` names; ``back`` names those of the gradient to copy to each row of ``x``.
 
-    So the backward pass is a gather too, ten times as fast as the scatter-add of PyTorch's own backward. Unused slots
-    repeat a token, but nobody uses their outputs; so their gradient is zero.
+    So the backward pass is a copy too, ten times as fast as the scatter-add of PyTorch's own backward. The gradient of
+    the ``unused`` rows of ``x`` is zero, because no row of the output was copied from them.
     """
 
     @staticmethod

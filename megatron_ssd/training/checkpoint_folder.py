@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_ssd.artifacts.atomic import try_lock, wait_for_shared_lock, write_atomically
+from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hashing import sha256_file
+from megatron_ssd.artifacts.locks import try_lock, wait_for_shared_lock
 from megatron_ssd.config.training import CheckpointConfig
 from megatron_ssd.errors import UserError
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.models.routers import routers
-from megatron_ssd.planner.flops import flops_of, peak_tflops
+from megatron_ssd.planner.flops import flops_of
+from megatron_ssd.planner.gpus import peak_tflops
 from megatron_ssd.training.data import BatchSource
 from megatron_ssd.training.metrics import IterationMetrics
 from megatron_ssd.training.step import StepResult

@@ -29,7 +29,11 @@ _SMALL = (
 )  # fmt: skip
 
 
+_SECONDS = 3600  # only a hang takes as long
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(_SECONDS)
 @pytest.mark.skipif(not REAL_MODELS, reason="needs folders of Hugging Face models in MEGATRON_SSD_TEST_MODELS")
 @pytest.mark.parametrize("folder", REAL_MODELS, ids=lambda folder: folder.name)
 def test_a_real_model_goes_through_the_whole_loop(folder: Path, loop: Loop, tmp_path: Path) -> None:
@@ -38,7 +42,7 @@ def test_a_real_model_goes_through_the_whole_loop(folder: Path, loop: Loop, tmp_
     done = run_script(
         "launch/pipeline.py", f"model.path={folder}", "problems=rows", f"problems.path={problems}",
         "problems.columns.statement=statement", "benchmark=humaneval_plus",
-        f"benchmark.sets.humaneval_plus.path={loop.plus}", f"run_dir={run_dir}", *_SMALL,
+        f"benchmark.sets.humaneval_plus.path={loop.plus}", f"run_dir={run_dir}", *_SMALL, timeout=_SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     assert "training in one process" in done.stderr

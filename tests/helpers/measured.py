@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.evaluation.diversity import Diversity
 from megatron_ssd.evaluation.grid import Measurements
-from megatron_ssd.evaluation.results import EvaluationResults, ModelName, to_json
+from megatron_ssd.evaluation.results import EvaluationResults, ModelName
 from megatron_ssd.evaluation.summary import summarise
 from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.problems.benchmarks import Benchmark
-from megatron_ssd.problems.livecodebench import Errata
+from megatron_ssd.problems.errata import Errata
 from megatron_ssd.schema import Problem, Verdict
 from tests.helpers.programs import function_problem
 
@@ -86,4 +88,4 @@ def results_of(
 
 def summary_of(found: Measurements, sampling: SamplingConfig = SAMPLING) -> dict[str, Any]:
     """The evaluation's ``summary.json`` for ``found``."""
-    return to_json(results_of(found, sampling))  # type: ignore[no-any-return]
+    return json.loads(msgspec.json.encode(results_of(found, sampling)))  # type: ignore[no-any-return]

@@ -9,10 +9,15 @@ import sys
 from tests.helpers.paths import ROOT
 
 
-def run_script(script: str, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a script in its own process to its end; ``path`` replaces the environment variable PATH."""
+def run_script(
+    script: str, *arguments: str, path: str | None = None, timeout: int = 600
+) -> subprocess.CompletedProcess[str]:
+    """Run a script in its own process to its end; one that runs for more than ``timeout`` seconds is an error.
+
+    ``path`` replaces the environment variable PATH.
+    """
     environment = {**os.environ, **({"PATH": path} if path is not None else {})}
     return subprocess.run(
         [sys.executable, str(ROOT / script), *arguments],
-        capture_output=True, text=True, timeout=600, check=False, env=environment,
+        capture_output=True, text=True, timeout=timeout, check=False, env=environment,
     )  # fmt: skip

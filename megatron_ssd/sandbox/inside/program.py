@@ -138,7 +138,7 @@ def _run(
 def _run_main(code: CodeType, module: ModuleType) -> int:
     """Run as a script, then do what the interpreter does at exit: join threads, run exit handlers, flush.
 
-    ``sys.exit`` is no error with any status, as in LiveCodeBench's checker: the output decides.
+    ``sys.exit`` is not an error with any status, as in LiveCodeBench's checker: the output decides.
     """
     with contextlib.suppress(SystemExit):
         exec(code, module.__dict__)

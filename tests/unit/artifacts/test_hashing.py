@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ssd.artifacts import hashing
+from megatron_ssd.artifacts.atomic import cache_entry
 
 
 @pytest.fixture
@@ -143,3 +144,17 @@ def without_privileges(path: Path) -> Iterator[None]:
         os.seteuid(0)
         for folder in folders:
             folder.chmod(0o700)
+
+
+def test_the_first_of_two_writers_of_a_cache_entry_wins(tmp_path: Path) -> None:
+    entry = tmp_path / "entry"
+    for name in ("first", "second"):
+        with cache_entry(entry) as late:
+            late.mkdir()
+            (late / name).touch()
+            if name == "first":
+                with cache_entry(entry) as early:
+                    early.mkdir()
+                    (early / "fastest").touch()
+    assert [path.name for path in entry.iterdir()] == ["fastest"]
+    assert list(tmp_path.iterdir()) == [entry]

@@ -208,6 +208,11 @@ def test_invalid_overrides_are_one_line(overrides: list[str], parts: list[str]) 
         compose_config(overrides)
 
 
+def test_a_tools_argument_that_is_not_yaml_is_one_line() -> None:
+    with config_error("packages=[numpy", "expected ',' or ']'"):
+        values_of_tool(["packages=[numpy"])
+
+
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no config\.yaml"):
         compose_config([], tmp_path)

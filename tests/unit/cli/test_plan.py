@@ -8,7 +8,7 @@ import pytest
 from megatron_ssd.cli import plan
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config
 from megatron_ssd.cli.plan import DOCUMENT, RECIPES, recipe_layout, table, with_table
-from megatron_ssd.planner.flops import GPUS
+from megatron_ssd.planner.gpus import GPUS
 from megatron_ssd.planner.memory import worst_rank
 from megatron_ssd.planner.plan import Samples, fits, hours, iteration_flops, run_text
 from megatron_ssd.runtime.hardware import check_precision

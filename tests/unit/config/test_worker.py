@@ -65,6 +65,7 @@ def test_contradictions_are_one_line(values: dict[str, int], message: str) -> No
         ({"WORLD_SIZE": None}, "RANK = 5, WORLD_SIZE = null"),
         ({"RANK": "8"}, "RANK = 8, WORLD_SIZE = 8"),
         ({"LOCAL_WORLD_SIZE": None}, "LOCAL_RANK = 1, LOCAL_WORLD_SIZE = null"),
+        ({"LOCAL_WORLD_SIZE": "9"}, "worker.local_world = 9: must be at most worker.world (8)"),
         ({"RANK": "first"}, "environment variable RANK = 'first': is not a whole number"),
     ],
 )

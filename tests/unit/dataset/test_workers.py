@@ -68,6 +68,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.usefixtures("fresh_interpreters")
 def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
     tasks = [tmp_path / "a", tmp_path / "b"]
     with subprocess.Popen([sys.executable, "-c", PARENT, *map(str, tasks)], cwd=ROOT) as parent:

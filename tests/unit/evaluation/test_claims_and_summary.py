@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 import pytest
 from msgspec.structs import replace
@@ -15,7 +15,7 @@ from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.evaluation.claims import check_claims, status_of
 from megatron_ssd.evaluation.grid import Measurements, grid_cells, settings_of
-from megatron_ssd.evaluation.results import EvaluationResults, ModelName, from_json, to_json
+from megatron_ssd.evaluation.results import EvaluationResults, ModelName, from_json
 from megatron_ssd.evaluation.tables import claim_lines, score_tables
 from megatron_ssd.formatting import MINUS
 from megatron_ssd.grading.metrics import Bootstrap, Estimate
@@ -284,4 +284,4 @@ def test_base_tests_have_a_score_of_their_own_and_flawed_problems_are_named():
     assert results.remarks == [
         "not counted, because their own solutions fail their tests: HumanEval/2 (1 of 3 problems)"
     ]
-    assert from_json(json.dumps(to_json(results)), EvaluationResults).flawed == results.flawed
+    assert from_json(msgspec.json.encode(results).decode(), EvaluationResults).flawed == results.flawed

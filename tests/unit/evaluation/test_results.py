@@ -13,7 +13,7 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.evaluation.grid import Measurements
 from megatron_ssd.evaluation.results import ModelName, read_results, write_json
 from megatron_ssd.grading.metrics import Bootstrap
-from megatron_ssd.problems.livecodebench import Errata
+from megatron_ssd.problems.errata import Errata
 from megatron_ssd.schema import Problem, Verdict
 from tests.helpers.measured import DIVERSITY, MODELS, results_of
 

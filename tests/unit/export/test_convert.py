@@ -55,7 +55,7 @@ def is_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
 
 def write_complete_folder(folder: Path, name: str) -> None:
     """Write a folder of several shards with all other files of a published model."""
-    write_hf_folder(folder, MODELS[name], dtype=DTYPES.get(name, torch.float32), max_shard_size="20KB")
+    write_hf_folder(folder, MODELS[name], dtype=DTYPES.get(name, torch.float32), max_shard_size="4KB")
     write_tokenizer(folder, 32)
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     (folder / "LICENSE").write_text("terms")

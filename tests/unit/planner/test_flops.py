@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from megatron_ssd.cli.compose import compose_config
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.precision import Fp8Config, PrecisionConfig
-from megatron_ssd.planner.flops import GPUS, active_weights, flops_of, gpu_of, peak_tflops
+from megatron_ssd.planner.flops import active_weights, flops_of
+from megatron_ssd.planner.gpus import GPUS, gpu_of, peak_tflops
 from tests.helpers.tiny_hf import MODELS, write_hf_folder
 
 LENGTH = 32

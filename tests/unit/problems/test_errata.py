@@ -12,7 +12,7 @@ from megatron_ssd.config.build import build
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.problems.decontamination import evaluation_set_hashes
-from megatron_ssd.problems.livecodebench import apply_errata, flaw_of, slug
+from megatron_ssd.problems.errata import apply_errata, flaw_of, slug
 from megatron_ssd.schema import Problem
 from tests.helpers.jsonl import write_jsonl
 from tests.helpers.lcb_rows import benchmark, lcb_row, lcb_section

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from megatron_ssd.runtime.local_layers import _FewPassesRMSNorm
+from megatron_ssd.runtime.local_norm import _FewPassesRMSNorm
 
 
 def test_the_norm_equals_pytorchs_forward_and_backward() -> None:

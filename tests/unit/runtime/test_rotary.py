@@ -20,7 +20,7 @@ prepare_device(ClusterConfig(device="cpu"))
 
 from megatron.core.models.common.embeddings import rope_utils  # noqa: E402
 
-from megatron_ssd.runtime import local_layers  # noqa: E402
+from megatron_ssd.runtime import local_rotary  # noqa: E402
 
 CONFIG = SimpleNamespace(rotary_interleaved=False, multi_latent_attention=False, apply_rope_fusion=False)
 D = 8
@@ -39,7 +39,7 @@ def group(size: int, rank: int) -> SimpleNamespace:
 def both(t: Tensor, freqs: Tensor, **options: object) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """(output, gradient) of this project's function and of Megatron-Core's."""
     results = []
-    for function in (local_layers.apply_rotary_pos_emb, rope_utils.apply_rotary_pos_emb):
+    for function in (local_rotary.apply_rotary_pos_emb, rope_utils.apply_rotary_pos_emb):
         leaf = t.clone().requires_grad_()
         out = function(leaf, freqs, CONFIG, **options)
         (grad,) = torch.autograd.grad(out, leaf, torch.ones_like(out) + t)
@@ -66,4 +66,4 @@ def test_packed_sequences_on_every_context_parallel_rank(parts: list[int], cp_si
 def test_the_function_replaces_megatron_cores() -> None:
     from megatron.core.transformer import attention
 
-    assert attention.apply_rotary_pos_emb is local_layers.apply_rotary_pos_emb
+    assert attention.apply_rotary_pos_emb is local_rotary.apply_rotary_pos_emb

@@ -158,11 +158,13 @@ def test_a_fork_bomb_and_a_thread_bomb_are_limited(box: Sandbox, started: tuple[
         "        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n        n += 1\n"
         "except RuntimeError:\n    pass\nprint(n)"
     )
-    (count,) = run(box, source, cpu_seconds=20.0, wall_seconds=100.0).outputs
+    # Enough memory for all threads: one that finds none as it starts keeps Thread.start waiting for it.
+    limits = {"cpu_seconds": 20.0, "wall_seconds": 100.0, "memory_bytes": 4 << 30}
+    (count,) = run(box, source, **limits).outputs
     if started[1] in ("bubblewrap runs as nobody", "another user"):  # RLIMIT_NPROC does not bind root
         assert 0 < int(count) < container._THREADS
     few = source.replace("600", "20")
-    assert run(box, few, cpu_seconds=20.0, wall_seconds=100.0).outputs == ("20\n",)
+    assert run(box, few, **limits).outputs == ("20\n",)
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root has several launch modes")
