@@ -22,6 +22,7 @@ from tests.helpers.paths import ROOT
 NUM_PROBLEMS, NUM_SAMPLES = 60, 4
 RUN = (
     "+experiment=demo",
+    "parallel=single",  # the model has one key-value head
     f"minicode.num_train_problems={NUM_PROBLEMS}",
     "minicode.num_test_problems=2",
     "contamination.on_hit=drop",
