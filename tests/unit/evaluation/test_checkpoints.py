@@ -82,5 +82,5 @@ def test_only_the_exported_checkpoint_is_evaluated_by_default(every: RunConfig) 
 
 
 def test_checkpoints_need_a_tuned_model(config: RunConfig) -> None:
-    with pytest.raises(ConfigError, match="checkpoints = all.*add ssd"):
+    with pytest.raises(ConfigError, match=r"checkpoints = all.*add ssd"):
         dataclasses.replace(config.evaluation, models=("base",), checkpoints="all")
