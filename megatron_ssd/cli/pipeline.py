@@ -24,7 +24,7 @@ from megatron_ssd.cli.terminal import EXIT_READER_LEFT
 from megatron_ssd.config.run import BaseConfig, RunConfig, needed
 from megatron_ssd.dataset.corpus import world_stage
 from megatron_ssd.dataset.stage import dataset_stage
-from megatron_ssd.errors import ConfigError, UserError
+from megatron_ssd.errors import ConfigError, UserError, require
 from megatron_ssd.evaluation.checkpoints import Evaluations
 from megatron_ssd.export.stage import export_stage
 from megatron_ssd.general_benchmarks.stage import general_benchmarks_stage
@@ -108,6 +108,8 @@ def run(arguments: argparse.Namespace) -> None:
     overrides: list[str] = arguments.overrides
     config_dir = arguments.config_dir.resolve()
     config = compose_config(overrides, config_dir)
+    require(not config.dry_run, "dry_run = true", rule="the pipeline runs its stages",
+            fix="use it with launch/train.py or launch/push.py")  # fmt: skip
     overrides = [*overrides, text_override("run_dir", config.run_dir)]
     left_out = {}
     if config.proxy is None:
