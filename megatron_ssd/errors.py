@@ -43,6 +43,11 @@ class Requeue(KeyboardInterrupt):
     """The scheduler asked the run to stop: the state is saved, and the same command resumes it."""
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line; its type if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def shown(value: Any) -> str:
     """A value as YAML and the command line write it: null, true and false; anything else as its ``repr``."""
     if value is None:

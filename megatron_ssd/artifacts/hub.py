@@ -13,7 +13,7 @@ from typing import Literal
 
 from megatron_ssd.artifacts.hashing import hash_files
 from megatron_ssd.artifacts.hf_config import CONFIG, config_size, end_token_ids, read_hf_config
-from megatron_ssd.errors import MissingModelError, UserError
+from megatron_ssd.errors import MissingModelError, UserError, first_line
 
 _KEY = "model.path"
 # Names of the files that make a model what it is. Any other may change: a licence, notes of a download, a .git folder.
@@ -264,10 +264,10 @@ def is_hub_id(path: str) -> bool:
 
 def hub_error(path: str, *, key: str, error: Exception, repo_type: Literal["model", "dataset"] = "model") -> UserError:
     """The error to report if ``path`` is not a local path and the Hub does not serve it either."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(
         f"{key} = {path}",
-        rule=f"is not on this machine, and the Hugging Face Hub did not serve it ({type(error).__name__}: {reason})",
+        rule="is not on this machine, and the Hugging Face Hub did not serve it "
+        f"({type(error).__name__}: {first_line(error)})",
         fix="check the spelling, or on a machine with a network run "
         f"hf download {path} --repo-type {repo_type} --local-dir FOLDER and set {key} to the folder",
     )

@@ -128,9 +128,10 @@ def run(arguments: argparse.Namespace) -> None:
     # Problems before the base: an unreadable file or a refused problem should not cost a training run.
     log.info("pipeline: %s to %s, %d stages in %s%s", names[0], arguments.until, total, config.run_dir,
              "; a base model is made or found before the second" if base else "")  # fmt: skip
-    given = compose_values(overrides, config_dir)
-    if LOOP["checkpoints"] in scripts and not given.get("parallel"):
-        overrides += _default_layout(config, keep_micro_batch="micro_batch_size" in given.get("training", {}))
+    if LOOP["checkpoints"] in scripts:
+        given = compose_values(overrides, config_dir)
+        if not given.get("parallel"):
+            overrides += _default_layout(config, keep_micro_batch="micro_batch_size" in given.get("training", {}))
     _run_all("stage", scripts[:1], overrides, config_dir, total=total)
     if base is not None:
         overrides = [*overrides, text_override("model.path", str(_make_base(base, config_dir)))]

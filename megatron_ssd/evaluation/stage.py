@@ -98,7 +98,7 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
         )
         failures += failed
         results.append(found)
-        write_json(work / benchmark.name / SUMMARY_FILE, results[-1])
+        write_json(work / benchmark.name / SUMMARY_FILE, found)
         write_problems(work / benchmark.name / PROBLEMS_FILE, benchmark.problems, split_halves(benchmark.problems))
     ends = {name: sorted({*model.end_token_ids, *sampling.stop_token_ids}) for name, model in models.items()}
     _publish(stage, benchmarks, results, failures, {"end_token_ids": ends, **clock.facts})

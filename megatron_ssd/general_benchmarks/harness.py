@@ -35,7 +35,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hashing import hash_json
-from megatron_ssd.errors import UserError
+from megatron_ssd.errors import UserError, first_line
 from megatron_ssd.general_benchmarks.code_tasks import CODE_TASKS
 from megatron_ssd.general_benchmarks.local_data import write_tasks
 from megatron_ssd.general_benchmarks.processes import HarnessSpec
@@ -116,10 +116,9 @@ def _load(spec: HarnessSpec, manager: Any, name: str, names: list[str]) -> dict[
     except UserError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"general_benchmarks.tasks: {name}",
-            rule=f"lm-eval cannot load it ({type(error).__name__}: {reason})",
+            rule=f"lm-eval cannot load it ({type(error).__name__}: {first_line(error)})",
             fix=f"check the network, or set general_benchmarks.data.{name} to local files in the Hub's columns",
         ) from error
     metrics = (metric for group in loaded["groups"].values() for metric in group.aggregate_metric_list or ())

@@ -20,7 +20,7 @@ import pyarrow.parquet
 
 from megatron_ssd.artifacts.hashing import hash_json, remembered_sha256
 from megatron_ssd.artifacts.hub import find_files, hub_error, is_hidden
-from megatron_ssd.errors import UserError
+from megatron_ssd.errors import UserError, first_line
 
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".json")
 _NULL_WORDS = ("", "none", "null", "nan", "nat", "<na>")
@@ -158,7 +158,7 @@ class Table:
         except UserError:
             raise
         except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
-            raise _broken(name, f"is not a complete parquet file ({_first_line(error)})") from None
+            raise _broken(name, f"is not a complete parquet file ({_reason(error)})") from None
 
     def _missing(self, where: str, found: Sequence[str], wanted: Sequence[str]) -> UserError:
         return UserError(
@@ -225,9 +225,9 @@ def _json_lines(name: str, stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
                 if line.strip():
                     yield number, json.loads(line)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _broken(f"{name}:{number + 1}", f"is not a complete gzip file ({_first_line(error)})") from None
+        raise _broken(f"{name}:{number + 1}", f"is not a complete gzip file ({_reason(error)})") from None
     except (ValueError, RecursionError) as error:
-        raise _broken(f"{name}:{number}", f"is not JSON ({_first_line(error)})") from None
+        raise _broken(f"{name}:{number}", f"is not JSON ({_reason(error)})") from None
 
 
 def _json_list(name: str, stream: IO[bytes]) -> list[Any]:
@@ -236,7 +236,7 @@ def _json_list(name: str, stream: IO[bytes]) -> list[Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"file {name}",
-            rule=f"is not JSON ({_first_line(error)})",
+            rule=f"is not JSON ({_reason(error)})",
             fix="fix it; a file with one row per line needs a name that ends with .jsonl",
         ) from None
     if not isinstance(values, list):
@@ -252,7 +252,7 @@ def _readable(name: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"file {name}",
-            rule=f"cannot be read ({error.strerror or _first_line(error)})",
+            rule=f"cannot be read ({error.strerror or _reason(error)})",
             fix="check its permissions and the network, or download it again",
         ) from None
 
@@ -261,5 +261,5 @@ def _broken(where: str, rule: str) -> UserError:
     return UserError(where, rule=rule, fix="fix the file or download it again")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def _reason(error: BaseException) -> str:
+    return first_line(error)[:200]

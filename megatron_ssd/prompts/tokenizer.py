@@ -14,7 +14,7 @@ import jinja2
 import tokenizers
 
 from megatron_ssd.artifacts.hashing import hash_json, sha256_file
-from megatron_ssd.errors import UserError
+from megatron_ssd.errors import UserError, first_line
 from megatron_ssd.prompts.clock import RunClock
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt",
@@ -197,9 +197,8 @@ def _load(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # noqa: BLE001 (the tokenizers library raises Exception itself)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"model folder {folder}",
-            rule=f"has no tokenizer that loads ({reason})",
+            rule=f"has no tokenizer that loads ({first_line(error)})",
             fix="put the model's tokenizer files beside its weights",
         ) from None

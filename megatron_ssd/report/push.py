@@ -29,7 +29,7 @@ from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import PushConfig
-from megatron_ssd.errors import UserError, require, shown
+from megatron_ssd.errors import UserError, first_line, require, shown
 from megatron_ssd.evaluation.results import EvaluationResults
 from megatron_ssd.evaluation.tables import score_tables
 from megatron_ssd.formatting import aligned, counted
@@ -146,10 +146,9 @@ def _upload(folder: Path, push: PushConfig) -> None:
     except UserError:
         raise
     except (OSError, ValueError, HTTPError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"push.repo = {repo}",
-            rule=f"the Hub cannot be reached or refuses ({type(error).__name__}: {reason})",
+            rule=f"the Hub cannot be reached or refuses ({type(error).__name__}: {first_line(error)})",
             fix=f"check network, token and name, {_RESUME}; {folder} is complete",
         ) from None
     log.info("push: uploaded to %s", commit.commit_url)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
+
 TOKEN = "hf_of_a_test"
 _COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _PATH = re.compile(r"/api/(models|datasets)/([\w.-]+/[\w.-]+)(?:/(preupload|commit|revision)/main)?")
@@ -99,3 +101,13 @@ def fake_hub() -> Iterator[FakeHub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def refuse_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every download of a snapshot fail as without a network."""
+    import huggingface_hub
+
+    def refuse(path: str, **settings: Any) -> str:
+        raise ConnectionError("no route to host\nand a second line")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)

@@ -11,6 +11,7 @@ import pytest
 from megatron_ssd.artifacts.hub import model_folder, open_model
 from megatron_ssd.errors import UserError
 from tests.helpers.errors import one_line_error
+from tests.helpers.fake_hub import refuse_downloads
 from tests.helpers.lfs import LFS_POINTER
 from tests.helpers.tiny_hf import write_tokenizer
 
@@ -91,13 +92,8 @@ def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:
 
 
 def test_an_unreachable_hub_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    def refuse(path: str, **settings: Any) -> str:
-        raise ConnectionError("no route to host\nand a second line")
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    refuse_downloads(monkeypatch)
     with one_line_error(r"someone/model: .*no route to host"):
         open_model("someone/model")
 

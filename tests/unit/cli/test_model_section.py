@@ -18,6 +18,7 @@ from megatron_ssd.cli.compose import compose_config
 from megatron_ssd.errors import UserError
 from megatron_ssd.prompts.tokenizer import fast_tokenizer
 from tests.helpers.errors import one_line_error
+from tests.helpers.fake_hub import refuse_downloads
 from tests.helpers.tiny_hf import MODELS, write_hf_config, write_hf_folder, write_tokenizer
 
 
@@ -83,13 +84,8 @@ def test_of_a_hub_id_only_the_config_is_downloaded(tmp_path: Path, monkeypatch: 
 
 
 def test_without_a_network_a_hub_id_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    def refuse(path: str, **settings: Any) -> str:
-        raise ConnectionError("no route to host")
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    refuse_downloads(monkeypatch)
     with one_line_error(r"model.path = someone/model: is not on this machine, .*; .*hf download someone/model"):
         compose_config(["model.path=someone/model"])
 

@@ -169,21 +169,21 @@ def test_mbpp_runs_as_in_plain_python(checker: Checker, tmp_path: Path):
     assert status("def f(x): return input()", "try: f(1)\nexcept EOFError: pass") == "passed"
 
 
+SUM = Problem(id="1", source="livecodebench", statement="", form="stdin",
+              tests=(TestCase(input="3 4\n", output="7\n"),))  # fmt: skip
+
+
 @pytest.mark.parametrize("end", ["return", "if a:\n    return\nprint(5)", "try:\n    return\nexcept: print(5)"])
 def test_a_program_on_standard_input_may_return_at_its_end(checker: Checker, end: str):
-    problem = Problem(id="1", source="livecodebench", statement="", form="stdin",
-                      tests=(TestCase(input="3 4\n", output="7\n"),))  # fmt: skip
     program = "from math import *\na, b = map(int, input().split())\ndef g(): return floor(a) + b\nprint(g())\n"
-    assert checker.check(problem, program + end).verdict.status == "passed"
-    assert checker.check(problem, f"{program}def f(:\n{end}").verdict.status == "syntax_error"
+    assert checker.check(SUM, program + end).verdict.status == "passed"
+    assert checker.check(SUM, f"{program}def f(:\n{end}").verdict.status == "syntax_error"
 
 
 @pytest.mark.parametrize("source", ["exit()", "quit()", "def main():\n    exit()\nmain()"])
 def test_without_a_prelude_python_has_exit_and_quit(plain: Checker, source: str):
-    problem = Problem(id="1", source="livecodebench", statement="", form="stdin",
-                      tests=(TestCase(input="3 4\n", output="7\n"),))  # fmt: skip
     program = "a, b = map(int, input().split())\nprint(a + b)\n"
-    assert plain.check(problem, program + source).verdict.status == "passed"
+    assert plain.check(SUM, program + source).verdict.status == "passed"
 
 
 @pytest.mark.parametrize(
