@@ -74,6 +74,7 @@ def rules_of(source: str) -> Rules:
     return _RULES.get(source, _GENERAL)
 
 
+@lru_cache(maxsize=64)
 def configured_rules(source: str, config: SandboxConfig) -> Rules:
     """The rules of ``source``, except for those that ``config`` sets."""
     keys = ("prelude", "cpu_seconds", "memory_mib")

@@ -14,6 +14,7 @@ differ in what they allow, so there are several launch modes, and the first that
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
@@ -23,7 +24,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -213,14 +214,19 @@ def find_package(name: str) -> Package:
             f"evaluation.sandbox.packages: {name}", rule=reason, fix="install it, or leave it out of the list"
         )
     path = Path(str(next(iter(spec.submodule_search_locations or ()), spec.origin))).absolute()
-    # Wheels have shared libraries in a folder next to the package, which is named after the distribution.
-    distributions = {name, *_distributions().get(name, ())}
-    wanted = {f"{distribution}.libs".lower() for distribution in distributions}
-    libraries = sorted(other for other in path.parent.glob("*.libs") if other.name.lower() in wanted)
-    return Package(name=name, folder=path.parent, paths=(path, *libraries))
+    return Package(name=name, folder=path.parent, paths=(path, *_libraries(path)))
 
 
-@functools.cache
-def _distributions() -> Mapping[str, list[str]]:
-    """Top-level name -> its distributions. Reads the metadata of every distribution, which takes a while."""
-    return importlib.metadata.packages_distributions()
+def _libraries(package: Path) -> list[Path]:
+    """Folders next to ``package`` with its shared libraries. Wheels name them after the distribution."""
+    named = package.with_name(f"{package.name}.libs")
+    if named.is_dir():
+        return [named]
+    return sorted(folder for folder in package.parent.glob("*.libs") if _installs(folder.stem, package.name))
+
+
+def _installs(distribution: str, name: str) -> bool:
+    """Whether the installed files of ``distribution`` have the top-level ``name``."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return any(file.parts[0] == name for file in importlib.metadata.files(distribution) or ())
+    return False

@@ -286,7 +286,7 @@ def _start(mode: LaunchMode) -> tuple[subprocess.Popen[bytes], socket.socket]:
 def _request(program: Program, limits: Limits) -> dict[str, Any]:
     """What every request has."""
     return {
-        **dataclasses.asdict(program),
+        **{field: getattr(program, field) for field in Program.__slots__},
         "memory_bytes": limits.memory_bytes,
         "output_bytes": limits.output_bytes,
         "total": None,

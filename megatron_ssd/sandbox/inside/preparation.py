@@ -9,7 +9,6 @@ import json
 import site
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any, NoReturn
@@ -32,7 +31,7 @@ _WARM_UP_PROGRAMS = (
 )
 
 
-class NamedPackages(MetaPathFinder):
+class NamedPackages:
     """Finds the top-level packages that the host named, and no other package in the same folder.
 
     Args:

@@ -9,7 +9,6 @@ limit. A long integer is written in hexadecimal digits, since the time to write 
 
 from __future__ import annotations
 
-import ast
 import atexit
 import contextlib
 import json
@@ -117,6 +116,8 @@ def _compile(source: str, *, may_return: bool) -> CodeType:
     except SyntaxError as error:
         if not may_return or error.msg != "'return' outside function":
             raise
+    import ast  # few programs need it, and each module makes every fork of the server slower
+
     tree, main = ast.parse(source), ast.parse("def wrapped_function(): pass\nwrapped_function()")
     imports: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert isinstance(main.body[0], ast.FunctionDef)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 from typing import Any
 
@@ -40,7 +39,7 @@ class Seccomp:
     """The system-call filter, built once and entered by every child."""
 
     def __init__(self) -> None:
-        machine = platform.machine()
+        machine = os.uname().machine
         if machine not in _REFUSED:
             raise RuntimeError(f"no system-call filter for {machine}; the sandbox knows {', '.join(_REFUSED)}")
         code = self._program(machine)
@@ -71,9 +70,14 @@ class Seccomp:
             (_PRCTL[machine], (jump_equal, 0, 1, PR_SET_DUMPABLE)),
         ):
             code += [(jump_equal, 0, 4, number), (load, 0, 0, 16), passes, (give, 0, 0, refuse), (give, 0, 0, allow)]
-        for number in _REFUSED[machine]:
-            code += [(jump_equal, 0, 1, number), (give, 0, 0, refuse)]
-        code.append((give, 0, 0, allow))
+        # The rest is a binary search: the kernel runs the filter for every number when a process enters it.
+        tree = _search(sorted(_REFUSED[machine]))
+        for index, (number, smaller) in enumerate(tree):
+            left = len(tree) - index
+            code.append(
+                (jump_equal, left, left - 1, number) if smaller is None else (jump_at_least, smaller, 0, number)
+            )
+        code += [(give, 0, 0, allow), (give, 0, 0, refuse)]
         return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
 
     def prctl(self, option: int, *arguments: Any) -> None:
@@ -92,3 +96,12 @@ class Seccomp:
     def enter(self) -> None:
         """Filter the system calls of this process from now on. This cannot be undone."""
         self.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._header)
+
+
+def _search(numbers: list[int]) -> list[tuple[int, int | None]]:
+    """The steps of a binary search: a number, and how many steps follow for smaller ones (None for the last step)."""
+    if len(numbers) == 1:
+        return [(numbers[0], None)]
+    middle = len(numbers) // 2
+    smaller = _search(numbers[:middle])
+    return [(numbers[middle], len(smaller)), *smaller, *_search(numbers[middle:])]

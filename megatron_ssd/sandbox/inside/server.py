@@ -21,7 +21,6 @@ import gc
 import io
 import json
 import os
-import platform
 import random
 import select
 import signal
@@ -200,7 +199,7 @@ def serve(settings: str) -> None:
     warm_up()
     gc.collect()
     gc.freeze()  # so children do not copy pages only to mark objects
-    send(replies, {"ready": True, "pid": os.getpid(), "python": platform.python_version()})
+    send(replies, {"ready": True})
     while (request := receive(requests.fileno())) is not None:
         files = socket.recv_fds(requests, 1, 1)[1] if request["has_file"] else [None]  # it follows the message
         send(replies, server.run(request, files[0]))

@@ -107,6 +107,16 @@ def test_a_package_may_be_a_single_file(tmp_path: Path, monkeypatch: pytest.Monk
         assert "No module named" in run(container, "import other_module").detail
 
 
+def test_shared_libraries_may_have_the_name_of_the_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for folder in ("picture", "better_picture.libs", "other.libs", "better_picture-1.0.dist-info"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "picture/__init__.py").write_text("")
+    (tmp_path / "better_picture-1.0.dist-info/METADATA").write_text("Name: better-picture\nVersion: 1.0\n")
+    (tmp_path / "better_picture-1.0.dist-info/RECORD").write_text("picture/__init__.py,,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_package("picture").paths == (tmp_path / "picture", tmp_path / "better_picture.libs")
+
+
 class TestPrelude:
     NAMES = "ascii_lowercase, Counter, heappush, bisect_left, sqrt, lru_cache, List, reduce, datetime.date, gcd"
 
