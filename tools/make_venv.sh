@@ -29,6 +29,23 @@ ensure_venv() {
     fi
 }
 
+# pip prints several lines per package; a terminal gets a count of packages instead.
+install_requirements() { # FILE
+    if [ -t 1 ]; then
+        PYTHONUNBUFFERED=1 "$python" -m pip install --progress-bar off --no-deps -r "$1" |
+            awk -v total="$(count "$1")" '
+                /^(Collecting|Requirement already)/ { printf "\r%d of %d packages", ++found, total; fflush() }
+                /^Installing collected/ { printf "\nunpacking them"; fflush() }
+                END { print "" }'
+    else
+        "$python" -m pip install --quiet --no-deps -r "$1"
+    fi
+}
+
+count() { # FILE: the number of its packages
+    grep -cE '^[A-Za-z0-9]' "$1"
+}
+
 install() { # LEVEL
     local stamp
     stamp=$(stamp_of "$1")
@@ -39,17 +56,22 @@ install() { # LEVEL
         echo "installing torch and the locked requirements into $venv, about 4 GB; this takes minutes"
         echo "1 of 2: torch"
         install_torch "$python"
-        echo "2 of 2: $(grep -cE '^[A-Za-z0-9]' requirements/cpu.txt) packages of requirements/cpu.txt"
-        "$python" -m pip install --quiet --no-deps -r requirements/cpu.txt
+        echo "2 of 2: $(count requirements/cpu.txt) packages of requirements/cpu.txt"
+        install_requirements requirements/cpu.txt
         "$python" -m pip install --no-deps --no-build-isolation --quiet -e .
     else
-        echo "installing $(grep -cE '^[A-Za-z0-9]' requirements/dev.txt) packages of requirements/dev.txt for tests and checks"
-        "$python" -m pip install --quiet --no-deps -r requirements/dev.txt
+        echo "installing $(count requirements/dev.txt) packages of requirements/dev.txt for tests and checks"
+        install_requirements requirements/dev.txt
     fi
     touch "$stamp"
 }
 
 export PIP_DISABLE_PIP_VERSION_CHECK=1
+exec 9<tools/make_venv.sh
+if ! flock --nonblock 9; then
+    echo "waiting until another command has finished with $venv"
+    flock 9
+fi
 case $level in
     cpu) install cpu ;;
     dev)

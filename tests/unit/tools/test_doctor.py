@@ -34,7 +34,7 @@ def test_an_empty_environment_says_how_to_create_it(monkeypatch):
     installed(monkeypatch, {})
     for check in (doctor.check_beside_torch, doctor.check_sampling, doctor.check_training):
         finding = check()
-        assert (finding.status, finding.fix) == ("problem", "run: make venv")
+        assert (finding.status, finding.fix) == ("problem", doctor.INSTALL)
 
 
 @pytest.mark.parametrize("version", ["0.16.1", "0.19.2", "0.18.0"])
@@ -135,7 +135,12 @@ def test_exit_status_and_json(monkeypatch, capsys, status, code):
 
 
 def test_the_table_shows_the_problem_its_fix_and_the_result():
-    text = doctor.table([Finding("torch", "problem", "not installed", fix="run: make venv", demo=True)], {"a": "1"})
+    text = doctor.table([Finding("torch", "problem", "not installed", fix="run: pip", demo=True)], {"a": "1"})
     assert "versions: a 1" in text
-    assert "-> run: make venv" in text
+    assert "-> run: pip" in text
     assert text.endswith("the demo cannot run here yet, see the problems above")
+
+
+def test_what_the_demo_installs_itself_is_no_obstacle():
+    text = doctor.table([Finding("torch", "problem", "not installed", fix=doctor.INSTALL, demo=True)], {})
+    assert text.endswith("the demo can run here: make demo, which first installs what is missing")
