@@ -43,14 +43,14 @@ class ProblemsConfig:
     """
 
     name: Literal["minicode", "rstar_coder", "rows"]
-    """``rstar_coder`` has fixed columns; ``rows`` is any parquet, JSONL or JSON file with ``columns`` set;
+    """``rstar_coder`` has fixed columns; ``rows`` is any parquet, JSONL or JSON file;
     ``minicode`` is procedural."""
     path: str | None = None
     """Local folder or file, or Hub id. minicode has none."""
     revision: str | None = None
     """Commit of the Hub repository."""
     columns: ColumnsConfig | None = None
-    """Columns of ``rows``."""
+    """Columns of ``rows``; null takes the text and the starter code from columns with usual names."""
     only_passed: bool = False
     """Drop rows that did not pass."""
     deduplicate: bool = True
@@ -66,10 +66,8 @@ class ProblemsConfig:
         require_positive(self, "limit", fix="leave it out to use every problem")
         require_key(self, "path", self.name == "minicode" or self.path is not None, fix="set problems.path=FOLDER",
                     rule=f"problems={self.name} has no default path")  # fmt: skip
-        columns = "null" if self.columns is None else list(self.columns.names)
-        require((self.name == "rows") == (self.columns is not None), f"columns = {columns}",
-                rule="is required by problems=rows and used by no other source",
-                fix="set problems.columns.statement=COLUMN with problems=rows, and leave it out otherwise")  # fmt: skip
+        require(self.columns is None or self.name == "rows", f"columns = {self.columns and list(self.columns.names)}",
+                rule="is only for problems=rows", fix="leave it out, or set problems=rows")  # fmt: skip
         require_key(self, "near_duplicates", self.near_duplicates is None or 0 < self.near_duplicates <= 1,
                     rule="must be above 0 and at most 1",
                     fix="0.8 is a usual value; null removes exact duplicates only")  # fmt: skip

@@ -41,7 +41,7 @@ def test_a_real_model_goes_through_the_whole_loop(folder: Path, loop: Loop, tmp_
     run_dir = tmp_path / "run"
     done = run_script(
         "launch/pipeline.py", f"model.path={folder}", "problems=rows", f"problems.path={problems}",
-        "problems.columns.statement=statement", "benchmark=humaneval_plus",
+        "benchmark=humaneval_plus",
         f"benchmark.sets.humaneval_plus.path={loop.plus}", f"run_dir={run_dir}", *_SMALL, timeout=_SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

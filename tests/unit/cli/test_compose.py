@@ -21,7 +21,7 @@ from tests.helpers.errors import config_error
 _COMPANIONS = {
     ("cluster", "cpu"): ["precision=fp32"],
     ("experiment", "real_coder"): ["problems.path=rows.jsonl"],
-    ("problems", "rows"): ["problems.path=rows.jsonl", "problems.columns.statement=text"],
+    ("problems", "rows"): ["problems.path=rows.jsonl"],
     ("benchmark", "livecodebench"): ["benchmark.sets.livecodebench.path=problems.jsonl"],
     ("benchmark", "livecodebench_v5"): ["benchmark.sets.livecodebench_v5.path=problems.jsonl"],
     ("benchmark", "livecodebench_v6"): ["benchmark.sets.livecodebench_v6.path=problems.jsonl"],
@@ -176,7 +176,7 @@ def test_the_demos_run_folder_depends_on_its_problems() -> None:
             ["problems.columns.statment = 'text'", "did you mean problems.columns.statement?"],
         ),
         (["problems=rows", "problems.columns.statement=text"], ["problems.path = null"]),
-        (["problems=rows", "problems.path=x"], ["problems.columns = null"]),
+        (["problems=rstar_coder", "problems.path=x", "problems.columns.statement=text"], ["is only for problems=rows"]),
         (["engine.backend=server", "engine.endpoints=http://a:1/v1"], ["write engine.endpoints=[http://a:1/v1]"]),
         (["+experiment=demo", "sampling.train.temperature=-1"], ["sampling.train.temperature = -1.0: must be"]),
         (

@@ -39,6 +39,23 @@ def test_what_programs_write_for_null_is_no_starter_code(tmp_path: Path, null: A
     assert [(problem.form, problem.starter_code) for problem in of_rows(tmp_path, rows).problems] == [("stdin", "")]
 
 
+@pytest.mark.parametrize("name", ["statement", "question", "text", "prompt"])
+def test_the_text_is_in_a_column_with_a_usual_name(tmp_path: Path, name: str) -> None:
+    rows = [
+        {"answer": "x", name: "add two", "starter_code": "def f():"},
+        {"answer": "y", name: "double", "starter_code": ""},
+    ]
+    chosen = of_rows(tmp_path, rows, name="rows").problems
+    assert [(problem.id, problem.statement, problem.form) for problem in chosen] == [
+        ("row-1", "add two", "function"), ("row-2", "double", "stdin"),
+    ]  # fmt: skip
+
+
+def test_a_file_without_a_usual_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"columns answer, task.*usual name.*name it in problems\.columns\.statement"):
+        of_rows(tmp_path, [{"answer": "x", "task": "add two"}], name="rows")
+
+
 def test_every_row_is_kept_or_recorded_with_its_reason(tmp_path: Path) -> None:
     rows = [
         rstar_row(1, "a b"), rstar_row(2, "a  b"), rstar_row(3, " "), rstar_row(4, None), rstar_row(5, "nul\0"),
