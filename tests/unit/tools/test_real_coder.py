@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from benchmarks.real_coder_cells import CELLS, Cell
 from benchmarks.real_coder_data import HELDOUT, PER_DIFFICULTY, SEED, choose_heldout, prepare
+from benchmarks.real_coder_plot import draw
 from benchmarks.real_coder_results import chosen_learning_rate, is_finished, store
 from benchmarks.real_coder_run import commands, run
 from benchmarks.real_coder_table import tables
@@ -193,6 +194,8 @@ def test_the_table_compares_base_and_ssd_by_problem(tmp_path: Path) -> None:
     for name, passed in scores.items():
         evaluate(BY_NAME[name], tmp_path / name, passed, problems=problems)
         store(BY_NAME[name], tmp_path / name, tmp_path / "results", core_hours=1.25)
+    draw(tmp_path / "results", tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
     text = tables(tmp_path / "results")
     assert "| qwen-base-p0.8 | base | test | 1.5 | 1.25 core hours |" in text
     assert "| qwen-base-p1 | base | test | 1.2 | not run |" in text
