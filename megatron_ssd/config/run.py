@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -17,12 +18,13 @@ from megatron_ssd.config.generation import (
 )
 from megatron_ssd.config.model import ModelConfig, MoeConfig
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
-from megatron_ssd.config.precision import PrecisionConfig
+from megatron_ssd.config.precision import FP8_ALIGNMENT, PrecisionConfig
 from megatron_ssd.config.problems import BenchmarkConfig, ContaminationConfig, MinicodeConfig, ProblemsConfig
 from megatron_ssd.config.training import CheckpointConfig, ExportConfig, OptimizerConfig, PushConfig, TrainingConfig
 from megatron_ssd.errors import ConfigError, require
 
 _T = TypeVar("_T")
+_CUDA_LENGTHS, _CPU_LENGTHS = 128, 8  # lengths of micro batches are multiples of these
 
 _FIXES = {
     "model": "choose one with model=NAME, for example model=qwen3_30b",
@@ -127,7 +129,9 @@ class RunConfig:
         micro_batches = self.training.num_microbatches(self.parallel.data_parallel_size)
         stages = self.parallel.pipeline_model_parallel_size
         require(
-            self.parallel.virtual_pipeline_model_parallel_size is None or micro_batches % stages == 0,
+            self.parallel.virtual_pipeline_model_parallel_size is None
+            or self.training.packs_steps  # then their number is rounded up
+            or micro_batches % stages == 0,
             f"training.global_batch_size = {self.training.global_batch_size}",
             rule=f"interleaved pipeline stages take micro batches in multiples of {stages}, and a replica has "
             f"{micro_batches}",
@@ -144,7 +148,7 @@ class RunConfig:
     def _check_sequence_length(self) -> None:
         if self.model is not None:
             self.parallel.check_model(self.model)
-            micro_batch_tokens = self.training.micro_batch_size * self.training.seq_length
+            micro_batch_tokens = self.training.micro_batch_tokens
             self.precision.check_model(self.model, self.parallel, micro_batch_tokens=micro_batch_tokens)
             require(
                 self.training.seq_length <= self.model.max_position_embeddings,
@@ -224,6 +228,16 @@ class RunConfig:
         if self.training.packing == "none":
             return 1
         return self.training.segment_multiple or self.parallel.context_chunks
+
+    @property
+    def length_multiple(self) -> int:
+        """The length of a micro batch that is shorter than the longest one is rounded up to a multiple of this.
+
+        The layout and FP8 need some of it; the rest keeps kernels from seeing many lengths.
+        """
+        fp8 = 1 if self.precision.fp8 is None else FP8_ALIGNMENT[self.precision.fp8.recipe]
+        at_least = _CUDA_LENGTHS if self.cluster.device == "cuda" else _CPU_LENGTHS
+        return math.lcm(self.segment_multiple, self.parallel.sequence_parts * fp8, at_least)
 
 
 def needed(section: _T | None, name: str) -> _T:

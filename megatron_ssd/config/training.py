@@ -79,19 +79,26 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """The training loop. An iteration is one optimizer step over ``global_batch_size`` sequences."""
+    """The training loop. An iteration is one optimizer step over ``global_batch_size`` samples or packed sequences."""
 
     train_iters: int = 2500
     """Number of iterations."""
+    batch_unit: Literal["samples", "packed_sequences"] = "samples"
+    """What ``global_batch_size`` counts. With ``samples`` the packed samples of an iteration are those of an unpacked
+    batch, and so is the loss. With ``packed_sequences`` an epoch is packed beforehand, into full sequences."""
     global_batch_size: int = 32
-    """Sequences per iteration."""
+    """Samples or packed sequences per iteration."""
     micro_batch_size: int = 1
-    """Sequences per forward pass of a replica."""
+    """Sequences per forward pass of a replica; see ``tokens_per_micro_batch``."""
+    tokens_per_micro_batch: int | None = None
+    """Most tokens of a forward pass of a replica, if ``batch_unit`` is ``samples`` and they are packed; null means
+    ``seq_length`` x ``micro_batch_size``."""
     seq_length: int = 65536
     """Tokens per sequence. If it is not set, a model with a shorter context gets sequences of its context."""
-    packing: Literal["none", "greedy", "best_fit"] = "none"
-    """``none`` gives each sample a sequence of its own. ``greedy`` packs samples into a sequence in random order,
-    each blind to the others; ``best_fit`` sorts them by length and wastes less."""
+    packing: Literal["none", "greedy", "best_fit"] = "best_fit"
+    """``none`` gives each sample a sequence of its own, padded to the longest of its micro batch. The others put
+    several samples into a sequence, each blind to the others: ``greedy`` in random order, ``best_fit`` by length,
+    which wastes less."""
     overlong: Literal["drop", "truncate", "error"] = "drop"
     """Samples that are longer than ``seq_length``: drop or truncate them, or stop with an error."""
     segment_multiple: int | None = None
@@ -123,6 +130,15 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         require_positive(self, "train_iters", "global_batch_size", "micro_batch_size", "seq_length",
                          "validation_interval", "max_skipped", "log_interval", fix="use at least 1")  # fmt: skip
+        require_key(self, "packing", self.packing != "greedy" or self.batch_unit == "packed_sequences",
+                    rule="needs training.batch_unit = packed_sequences",
+                    fix="set it, or use training.packing=best_fit")  # fmt: skip
+        require_key(self, "tokens_per_micro_batch", self.tokens_per_micro_batch is None or self.packs_steps,
+                    rule="is only for packed samples of an iteration", fix="set training.packing=best_fit and "
+                    "training.batch_unit=samples, or training.micro_batch_size instead")  # fmt: skip
+        require_key(self, "tokens_per_micro_batch", self.micro_batch_tokens >= self.seq_length,
+                    rule=f"must be at least training.seq_length ({self.seq_length}), the longest sample",
+                    fix="raise it, or lower training.seq_length")  # fmt: skip
         multiple = self.segment_multiple
         require_key(self, "segment_multiple", multiple is None or (multiple > 0 and self.seq_length % multiple == 0),
                     rule=f"must be positive and divide training.seq_length ({self.seq_length})",
@@ -136,8 +152,25 @@ class TrainingConfig:
         require_key(self, "spike_factor", self.spike_factor > 1, rule="must be above 1",
                     fix="2 reports a loss of twice its moving average")  # fmt: skip
 
+    @property
+    def packs_steps(self) -> bool:
+        """Whether the samples of each iteration are packed, and not those of an epoch."""
+        return self.batch_unit == "samples" and self.packing != "none"
+
+    @property
+    def epoch_packing(self) -> Literal["none", "greedy", "best_fit"]:
+        """How an epoch is packed beforehand."""
+        return "none" if self.batch_unit == "samples" else self.packing
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Most tokens of a micro batch of a replica."""
+        return self.tokens_per_micro_batch or self.micro_batch_size * self.seq_length
+
     def num_microbatches(self, data_parallel_size: int) -> int:
-        """Micro batches per data parallel replica and iteration."""
+        """Micro batches per data parallel replica and iteration; the most that there can be if ``packs_steps``."""
+        if self.packs_steps:
+            return -(-self.global_batch_size // data_parallel_size)
         per_step = self.micro_batch_size * data_parallel_size
         require(
             self.global_batch_size % per_step == 0,

@@ -1,7 +1,9 @@
 """Builds packed sequences for training from Megatron's indexed data set.
 
 A document of n ids gives a sample of n - 1 tokens: token i is id i, and its label is id i + 1. A packed sequence is
-``seq_length`` tokens: complete samples one after another, each a segment with position ids from 0, then padding.
+``seq_length`` tokens: complete samples one after another, each a segment with position ids from 0, then padding. If
+batches are counted in samples (``training.batch_unit``), each sample is a packed sequence of its own here, and
+``joined`` packs those of an iteration.
 
 - ``sft``: documents are [prompt, response]. A token whose label is a response id has loss weight 1, from the last
   prompt id on; the others have ``prompt_loss_weight``. An end token is part of the response ids or absent.
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,14 +97,14 @@ class PackedDataset:
             self._divisors = weights / weights.mean()
         self._sample_weights = weights / self._divisors
         plan = functools.partial(
-            plan_epoch, self._padded_lengths, seq_length=training.seq_length, packing=training.packing, seed=seed
+            plan_epoch, self._padded_lengths, seq_length=training.seq_length, packing=training.epoch_packing, seed=seed
         )
         # A cache per instance: a cache on a method would keep every data set alive.
         self._plan = functools.lru_cache(maxsize=2)(lambda epoch: plan(epoch=epoch))
 
     def num_sequences(self, epoch: int) -> int:
         """Number of packed sequences in ``epoch``."""
-        return len(self._lengths) if self._training.packing == "none" else self._plan(epoch).num_sequences
+        return len(self._lengths) if self._training.epoch_packing == "none" else self._plan(epoch).num_sequences
 
     def locate(self, consumed: int) -> tuple[int, int]:
         """(epoch, index) of the packed sequence that follows ``consumed`` others since the start of training."""
@@ -126,26 +129,35 @@ class PackedDataset:
         """Sum of the loss weights of a packed sequence, from the index alone."""
         return float(self._sample_weights[self._plan(epoch).sequence(index)].sum())
 
+    def padded_length(self, epoch: int, index: int) -> int:
+        """Tokens of a packed sequence, with what rounding adds to each sample, without padding at the end."""
+        return int(self._padded_lengths[self._plan(epoch).sequence(index)].sum())
+
     def sequence(self, epoch: int, index: int) -> PackedSequence:
         """A packed sequence.
 
         The columns ``tokens``, ``labels``, ``position_ids``, ``segment_ids`` (int64), ``loss_weights`` (float32) and
         ``padding_mask`` (bool) each have shape [seq_length].
         """
-        return self._lay_out(self._plan(epoch).sequence(index).tolist())
+        return self.joined([(epoch, index)], self._training.seq_length)
 
-    def single_sample_sequence(self, epoch: int, index: int, slot: int) -> PackedSequence:
-        """A sequence that contains only sample ``slot`` (from 0) of packed sequence ``index``."""
-        return self._lay_out([int(self._plan(epoch).sequence(index)[slot])])
+    def joined(self, located: Sequence[tuple[int, int]], length: int) -> PackedSequence:
+        """The samples of several packed sequences, named by (epoch, index), as one sequence of ``length`` tokens.
 
-    def empty_sequence(self) -> PackedSequence:
-        """A sequence of padding, with weight 0."""
-        return self._lay_out([])
+        For none of them it is a sequence of padding, with weight 0.
+        """
+        return self._lay_out(
+            [sample for at in located for sample in self._plan(at[0]).sequence(at[1]).tolist()], length
+        )
+
+    def single_sample_sequence(self, epoch: int, index: int, slot: int, length: int) -> PackedSequence:
+        """A sequence of ``length`` tokens that contains only sample ``slot`` (from 0) of packed sequence ``index``."""
+        return self._lay_out([int(self._plan(epoch).sequence(index)[slot])], length)
 
     def packing_report(self) -> PackingReport:
         """How full the packed sequences of the first epoch are."""
         return PackingReport(
-            packing=self._training.packing,
+            packing=self._training.epoch_packing,
             seq_length=self._training.seq_length,
             samples=self.counts["samples"],
             overlong=self.counts["overlong"],
@@ -157,9 +169,8 @@ class PackedDataset:
         """The largest id in the files. Reads the .bin once."""
         return largest_id(mapped_ids(self._prefix, read_indexed(self._prefix)))
 
-    def _lay_out(self, samples: list[int]) -> PackedSequence:
-        """Samples one after another, then padding."""
-        size = self._training.seq_length
+    def _lay_out(self, samples: list[int], size: int) -> PackedSequence:
+        """Samples one after another, then padding up to ``size`` tokens."""
         tokens, labels = np.full(size, _PAD_ID, dtype=np.int64), np.full(size, _PAD_ID, dtype=np.int64)
         position_ids, segment_ids = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
         loss_weights, padding_mask = np.zeros(size, dtype=np.float32), np.ones(size, dtype=bool)

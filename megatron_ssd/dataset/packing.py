@@ -1,5 +1,7 @@
 """Plans which samples share a packed sequence, as pure functions of the sample lengths.
 
+A plan is for an epoch (``plan_epoch``) or for the samples of one iteration (``plan_step``).
+
 Invariants, for every epoch:
 - every sample is in exactly one packed sequence, exactly once;
 - no sample is split, and no packed sequence has more than ``seq_length`` tokens;
@@ -73,6 +75,54 @@ def plan_epoch(
         samples=np.array([sample for sequence in sequences for sample in sequence], dtype=np.int64),
         starts=np.cumsum([0, *(len(sequence) for sequence in sequences)], dtype=np.int64),
     )
+
+
+def plan_step(
+    lengths: NDArray[np.int64], costs: NDArray[np.float64], *, capacity: int, num_replicas: int, multiple: int = 1
+) -> list[list[list[int]]]:
+    """Distribute the samples of one iteration over packed micro batches.
+
+    Every replica gets the same number of micro batches, the fewest that best fit needs. Samples are placed from the
+    most to the least costly one, each into the micro batch with the lowest cost that has room for it. If a sample finds
+    no room in this way, the micro batches are those of best fit, which are not balanced.
+
+    Args:
+        lengths: tokens of each sample, [num_samples], each at most ``capacity``.
+        costs: estimated work of each sample, [num_samples].
+        capacity: most tokens of a micro batch.
+        num_replicas: data-parallel replicas.
+        multiple: the number of micro batches of a replica is a multiple of this.
+
+    Returns:
+        The samples of each micro batch of each replica, [micro batch][replica], costly micro batches first. Some may be
+        empty.
+    """
+    assert len(lengths) == 0 or lengths.max() <= capacity, "the caller checks lengths"
+    by_length = np.argsort(-lengths, kind="stable")
+    fewest = _best_fit(by_length, lengths, capacity)
+    num_micro_batches = max(1, -(-len(fewest) // (num_replicas * multiple))) * multiple
+    count = num_micro_batches * num_replicas
+    bins = _balanced(lengths, costs, capacity, count) or fewest + [[] for _ in range(count - len(fewest))]
+    bins.sort(key=lambda samples: -float(costs[samples].sum()))
+    # Every second row is reversed, so that the first replica does not get the costliest one of each row.
+    rows = [bins[start : start + num_replicas] for start in range(0, count, num_replicas)]
+    return [row[:: -1 if number % 2 else 1] for number, row in enumerate(rows)]
+
+
+def _balanced(
+    lengths: NDArray[np.int64], costs: NDArray[np.float64], capacity: int, count: int
+) -> list[list[int]] | None:
+    """The samples of ``count`` micro batches of about equal cost; None if a sample finds no room."""
+    rooms, loads = np.full(count, capacity), np.zeros(count)
+    bins: list[list[int]] = [[] for _ in range(count)]
+    for sample in np.argsort(-costs, kind="stable").tolist():
+        index = int(np.where(rooms >= lengths[sample], loads, np.inf).argmin())
+        if rooms[index] < lengths[sample]:
+            return None
+        bins[index].append(sample)
+        rooms[index] -= lengths[sample]
+        loads[index] += costs[sample]
+    return bins
 
 
 def _best_fit(order: NDArray[np.int64], lengths: NDArray[np.int64], seq_length: int) -> list[list[int]]:

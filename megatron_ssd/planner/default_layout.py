@@ -96,6 +96,8 @@ def _layouts(config: RunConfig, world_size: int) -> Iterator[Choice]:
 def _with_larger_micro_batch(choice: Choice, gpu_bytes: float) -> Choice:
     """``choice`` with the largest power of two as micro batch that fits and divides the global batch."""
     training = choice.config.training
+    if training.num_microbatches(choice.config.parallel.data_parallel_size) < 2 * training.micro_batch_size:
+        return choice  # with packing nothing has to divide the batch, and more than all of it is of no use
     larger = dataclasses.replace(training, micro_batch_size=2 * training.micro_batch_size)
     try:
         doubled = _with_memory(dataclasses.replace(choice.config, training=larger))

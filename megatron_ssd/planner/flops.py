@@ -17,6 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from megatron_ssd.config.model import ModelConfig
 
 _PASSES = 3  # one forward and two backward, in products of the same size
@@ -28,10 +31,13 @@ def flops_of(model: ModelConfig, segment_lengths: Iterable[int]) -> float:
     Args:
         segment_lengths: tokens of each segment. Leave out padding to count useful work only.
     """
-    tokens = pairs = 0
-    for length in segment_lengths:
-        tokens += length
-        pairs += length * (length + 1) // 2
+    return float(flops_by_segment(model, np.fromiter(segment_lengths, dtype=np.int64)).sum())
+
+
+def flops_by_segment(model: ModelConfig, lengths: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Operations of each segment, forward and backward. Both shapes are [segments]."""
+    tokens = lengths.astype(np.float64)
+    pairs = tokens * (tokens + 1) / 2
     return _PASSES * (2.0 * active_weights(model) * tokens + _operations_per_pair(model) * pairs)
 
 

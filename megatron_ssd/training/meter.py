@@ -51,15 +51,16 @@ class ThroughputMeter:
     def stop(self, iteration: int, result: StepResult) -> IterationMetrics:
         """End an iteration."""
         seconds = time.perf_counter() - self._started
-        training, gpus = self._source.training, dist.get_world_size()
-        tokens = training.global_batch_size * training.seq_length
+        gpus, lengths = dist.get_world_size(), self._source.sample_lengths(iteration)
+        tokens = int(lengths.sum())
         rate = tokens / seconds
-        tflops = flops_of(self._model, self._source.sample_lengths(iteration).tolist()) / seconds / gpus / 1e12
+        tflops = flops_of(self._model, lengths.tolist()) / seconds / gpus / 1e12
         return IterationMetrics(
             iteration=iteration,
             samples=self._source.sample_digest(iteration),
             **dataclasses.asdict(result),
             tokens=tokens,
+            computed_tokens=sum(plan.num_tokens for row in self._source.plan(iteration) for plan in row),
             tokens_per_second=round(rate, 1),
             tokens_per_second_per_gpu=round(rate / gpus, 1),
             tflops_per_second_per_gpu=round(tflops, 6),

@@ -37,7 +37,8 @@ class IterationMetrics(StepResult):
     """One iteration. A number that is not finite, or was not measured, is written as null."""
 
     iteration: int
-    tokens: int  # all tokens, padding and prompts included
+    tokens: int  # of the samples, prompts included
+    computed_tokens: int  # with padding
     tokens_per_second: float  # of ``tokens``, over all processes
     tokens_per_second_per_gpu: float
     tflops_per_second_per_gpu: float | None = None  # of the model's own products, recomputation not counted

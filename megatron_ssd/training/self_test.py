@@ -25,14 +25,12 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_ssd.config.precision import PrecisionConfig
-from megatron_ssd.dataset.packed_dataset import PackedSequence
+from megatron_ssd.dataset.packed_dataset import PackedDataset, PackedSequence
 from megatron_ssd.errors import UserError
-from megatron_ssd.training.data import Batch, BatchSource
+from megatron_ssd.training.data import Batch, BatchSource, MicroBatchPlan
 from megatron_ssd.training.step import TrainingState
 
 log = logging.getLogger(__name__)
-
-_MAX_SAMPLES = 4  # each costs a forward pass of one micro batch
 
 
 @dataclass(frozen=True)
@@ -62,13 +60,17 @@ def check_packing(state: TrainingState, source: BatchSource, precision: Precisio
     Raises:
         UserError: on every rank, if a sample's mean loss differs by more than rounding explains.
     """
-    sequences, samples = _first_sequences(source)
+    # All replicas test the same micro batch: they exchange tokens of experts, so they need as many forward passes.
+    plan = source.plan(1)[0][0]
+    sequences = [source.dataset.joined(parts, plan.length) for parts in plan.sequences]
+    samples = _chosen_samples(source.dataset, plan)
     micro_batches = [_numbered(sequences, samples)]
-    empty = [source.dataset.empty_sequence()] * (len(sequences) - 1)
+    empty = [source.dataset.joined([], plan.length)] * (len(sequences) - 1)
     counted = [sample.alone["loss_weights"] > 0 for sample in samples]
     for number, (sample, where) in enumerate(zip(samples, counted, strict=True), start=1):
         micro_batches.append([sample.alone | {"loss_weights": number * where.astype(np.float32)}, *empty])
-    sums = sample_losses(state, source, micro_batches, num_samples=len(samples))
+    shape = source.schedule_shape(plan)
+    sums = sample_losses(state, source, micro_batches, shape=shape, num_samples=len(samples))
     differences = []
     for number, (sample, where) in enumerate(zip(samples, counted, strict=True)):
         count = int(where.sum())
@@ -96,23 +98,25 @@ def tolerance(precision: PrecisionConfig, loss: float, num_tokens: int) -> float
     return per_token / math.sqrt(num_tokens) + floor
 
 
-def _first_sequences(source: BatchSource) -> tuple[list[PackedSequence], list[_Sample]]:
-    """The sequences of the first micro batch; the last and the second sample of the first and the last sequence."""
-    dataset, count = source.dataset, source.training.micro_batch_size
-    located = [dataset.locate(number) for number in range(count)]
-    last = {sequence: len(dataset.samples_in_sequence(*located[sequence])) - 1 for sequence in (0, count - 1)}
+def _chosen_samples(dataset: PackedDataset, plan: MicroBatchPlan) -> list[_Sample]:
+    """The last and the second sample of the first and of the last sequence of a micro batch."""
     # A dictionary, in order and without repeats.
-    chosen = dict.fromkeys((sequence, slot) for sequence in last for slot in (last[sequence], min(1, last[sequence])))
-    samples = [
-        _Sample(
-            document=int(dataset.samples_in_sequence(*located[sequence])[slot]),
-            sequence=sequence,
-            slot=slot,
-            alone=dataset.single_sample_sequence(*located[sequence], slot),
-        )
-        for sequence, slot in list(chosen)[:_MAX_SAMPLES]
-    ]
-    return [dataset.sequence(*at) for at in located], samples
+    chosen: dict[tuple[int, int], _Sample] = {}
+    for sequence in (0, len(plan.sequences) - 1):
+        samples = [
+            (*at, slot)
+            for at in plan.sequences[sequence]
+            for slot in range(len(dataset.samples_in_sequence(*at)))
+        ]  # fmt: skip
+        for number in (len(samples) - 1, min(1, len(samples) - 1)):
+            epoch, index, slot = samples[number]
+            chosen[sequence, number] = _Sample(
+                document=int(dataset.samples_in_sequence(epoch, index)[slot]),
+                sequence=sequence,
+                slot=number,
+                alone=dataset.single_sample_sequence(epoch, index, slot, plan.length),
+            )
+    return list(chosen.values())
 
 
 def _numbered(sequences: list[PackedSequence], samples: list[_Sample]) -> list[PackedSequence]:
@@ -126,19 +130,25 @@ def _numbered(sequences: list[PackedSequence], samples: list[_Sample]) -> list[P
 
 
 def sample_losses(
-    state: TrainingState, source: BatchSource, micro_batches: list[list[PackedSequence]], *, num_samples: int
+    state: TrainingState,
+    source: BatchSource,
+    micro_batches: list[list[PackedSequence]],
+    *,
+    shape: tuple[int, int],
+    num_samples: int,
 ) -> Tensor:
     """[micro batches, samples]: sums of the loss, the same on the ranks of a replica.
 
     Args:
         micro_batches: packed sequences whose ``loss_weights`` are sample numbers from 1; 0 elsewhere.
+        shape: ``BatchSource.schedule_shape`` of each.
     """
     # Interleaved pipelines need a multiple of their length.
     stages = parallel_state.get_pipeline_model_parallel_world_size()
     padded = micro_batches + micro_batches[-1:] * (-len(micro_batches) % stages)
     for chunk in state.chunks:
         chunk.eval()
-    seq_length, micro_batch_size = source.schedule_shape
+    seq_length, micro_batch_size = shape
     reports = get_forward_backward_func()(
         forward_step_func=functools.partial(_sample_sums, num_samples=num_samples),
         data_iterator=[(source.batch(sequences) for sequences in padded) for _ in state.chunks],

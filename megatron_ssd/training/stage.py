@@ -18,8 +18,8 @@ from megatron_ssd.config.run import RunConfig, needed
 
 # Keys of the training section that do not affect the trained weights.
 _NOT_TRAINED = (
-    "micro_batch_size", "self_test", "validation_interval", "max_skipped", "spike_factor", "log_interval",
-    "tensorboard", "wandb_project",
+    "micro_batch_size", "tokens_per_micro_batch", "self_test", "validation_interval", "max_skipped", "spike_factor",
+    "log_interval", "tensorboard", "wandb_project",
 )  # fmt: skip
 
 
@@ -34,13 +34,16 @@ def training_stage(config: RunConfig) -> Stage:
     inputs = {"dataset": read_manifest(run_dir / "dataset").content_hash}
     if config.trains_from_base:
         inputs["model"] = model_hash(model_folder(model.path, model.revision))
+    trained = {**_without(config.training, *_NOT_TRAINED), "segment_multiple": config.segment_multiple}
+    if not config.training.packs_steps:
+        del trained["batch_unit"]  # packing says it: without it samples, else packed sequences
     settings = {
         "model": _without(model, "path", "revision", "name"),
         "objective": config.objective,
         "seed": config.seed,
         "precision": {key: dataclasses.asdict(config.precision)[key] for key in ("params_dtype", "fast_matmul", "fp8")},
         "optimizer": _without(config.optimizer, "cpu_offload_fraction"),
-        "training": {**_without(config.training, *_NOT_TRAINED), "segment_multiple": config.segment_multiple},
+        "training": trained,
     }
     if model.is_moe:
         settings["moe"] = _without(config.moe, "dispatcher", "grouped_gemm")

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from megatron_ssd.config.model import MoeConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.models.routers import router_padding_mask, set_aux_loss_coefficient
-from megatron_ssd.training.data import Batch, BatchSource
+from megatron_ssd.training.data import Batch, BatchSource, MicroBatchPlan
 from megatron_ssd.training.optimizer import clip_and_step, global_grad_norm, normalize_gradients
 
 EMA_PREFIX = "ema"
@@ -179,11 +179,11 @@ def run_step(
     for chunk in state.chunks:
         chunk.zero_grad_buffer()
     state.optimizer.zero_grad()
-    normalizer = source.normalizer(iteration)
+    normalizer, plans = source.normalizer(iteration), source.plan(iteration)
     normalize_gradients(state.chunks, normalizer)
-    num_micro_batches = source.training.global_batch_size // source.training.micro_batch_size
-    set_aux_loss_coefficient(state.chunks, moe.aux_loss_coeff * normalizer / num_micro_batches)
-    loss, valid_tokens = run_micro_batches(state, source, iteration, forward_only=False)
+    set_aux_loss_coefficient(state.chunks, moe.aux_loss_coeff * normalizer / sum(map(len, plans)))
+    loss_sum, valid_tokens = run_micro_batches(state, source, plans, forward_only=False)
+    loss = loss_sum / normalizer
     schedule.step(increment=1)
     grad_norm = global_grad_norm(state.optimizer)
     finite, peak = _agree(math.isfinite(loss) and math.isfinite(grad_norm), source.device)
@@ -208,16 +208,16 @@ def run_step(
 
 
 def run_micro_batches(
-    state: TrainingState, source: BatchSource, iteration: int, *, forward_only: bool
+    state: TrainingState, source: BatchSource, plans: list[list[MicroBatchPlan]], *, forward_only: bool
 ) -> tuple[float, int]:
-    """(weighted mean loss, tokens with a loss weight) of the global batch of ``iteration``, on every rank."""
-    seq_length, micro_batch_size = source.schedule_shape
+    """(weighted sum of the loss, tokens with a loss weight) of the planned micro batches, on every rank."""
+    seq_length, micro_batch_size = source.schedule_shape(plans[0][source.data_parallel_rank])
     reports = get_forward_backward_func()(
         forward_step_func=forward_step,
         # One iterator per model chunk, all over the same micro batches.
-        data_iterator=[source.micro_batches(iteration) for _ in state.chunks],
+        data_iterator=[source.micro_batches(plans) for _ in state.chunks],
         model=state.chunks,
-        num_microbatches=source.num_microbatches,
+        num_microbatches=len(plans),
         seq_length=seq_length,
         micro_batch_size=micro_batch_size,
         forward_only=forward_only,
@@ -228,7 +228,7 @@ def run_micro_batches(
     last = parallel_state.get_pipeline_model_parallel_last_rank()
     dist.broadcast(total, src=last, group=parallel_state.get_pipeline_model_parallel_group())
     loss_sum, valid_tokens = total.tolist()
-    return loss_sum / source.normalizer(iteration), int(valid_tokens)
+    return loss_sum, int(valid_tokens)
 
 
 def forward_step(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[Tensor, Callable[[Tensor], LossOutput]]:
@@ -260,8 +260,8 @@ def validation_loss(state: TrainingState, source: BatchSource) -> float:
         chunk.eval()
     total = weight = 0.0
     for number in range(1, source.batches_in_pass + 1):
-        mean, _ = run_micro_batches(state, source, number, forward_only=True)
-        total += mean * source.normalizer(number)
+        loss_sum, _ = run_micro_batches(state, source, source.plan(number), forward_only=True)
+        total += loss_sum
         weight += source.normalizer(number)
     for chunk in state.chunks:
         chunk.train()

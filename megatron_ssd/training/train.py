@@ -115,7 +115,7 @@ def _announce(config: RunConfig, trainer: Trainer) -> None:
         "distributed" if parallel.use_distributed_optimizer else "non-distributed",
     )
     dataset, done = trainer.source.dataset, trainer.state.iteration
-    log.info("training: %s", dataset.packing_report())
+    log.info("training: %s", dataset.packing_report() if training.epoch_packing != "none" else _first_batch(trainer))
     if done:
         start = f"resuming from iteration {done}"
     elif config.trains_from_base:
@@ -123,11 +123,24 @@ def _announce(config: RunConfig, trainer: Trainer) -> None:
     else:
         start = f"starting from random weights of seed {config.seed} (model.path = null)"
     log.info(
-        "training: %d iterations of %d sequences, %.2f epochs; %s",
+        "training: %d iterations of %d %s, %.2f epochs; %s",
         training.train_iters,
         training.global_batch_size,
+        "samples" if training.epoch_packing == "none" else "sequences",
         training.train_iters * training.global_batch_size / dataset.num_sequences(0),
         start,
+    )
+
+
+def _first_batch(trainer: Trainer) -> str:
+    """How the samples of the first iteration become micro batches."""
+    source, training = trainer.source, trainer.training
+    plans = source.plan(1)
+    tokens, computed = int(source.sample_lengths(1).sum()), sum(plan.num_tokens for row in plans for plan in row)
+    packed = f"packed into at most {training.micro_batch_tokens} tokens" if training.packs_steps else "not packed"
+    return (
+        f"{source.dataset.counts['samples']} samples, {packed}; the first iteration has {len(plans)} micro batches per "
+        f"replica, {tokens / computed:.1%} filled; {source.dataset.counts['overlong']} overlong"
     )
 
 
@@ -164,7 +177,9 @@ def _publish(config: RunConfig, stage: Stage, dataset: PackedDataset) -> None:
         facts={
             "final_loss": losses[-1] if losses else None,
             "final_validation_loss": validation[-1] if validation else None,
-            "packing_efficiency": round(dataset.packing_report().efficiency, 4),
+            "packing_efficiency": round(
+                sum(r["tokens"] for r in records) / sum(r.get("computed_tokens", r["tokens"]) for r in records), 4
+            ),
             "skipped_iterations": sum(record["skipped"] for record in records),
             "epochs": round(epochs + consumed / dataset.num_sequences(epochs), 3),
             "tokens_per_second": round(sum(r["tokens"] for r in records) / sum(r["seconds"] for r in records), 1),

@@ -148,11 +148,11 @@ def build_trainer(config: RunConfig, work: Path, device: Device) -> Trainer:
     )
     if checkpoint is not None:
         load_checkpoint(*checkpoint, state)
-    source = batch_source(dataset, training, parallel, device=device)
+    source = batch_source(dataset, config, model, device=device)
     held_out = None
     if training.validation_fraction > 0:
         validation = open_dataset(config, model, split="validation")
-        held_out = batch_source(validation, training, parallel, device=device, single_pass=True)
+        held_out = batch_source(validation, config, model, device=device, single_pass=True)
     return Trainer(
         model=model,
         state=state,

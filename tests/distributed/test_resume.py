@@ -27,7 +27,8 @@ OVERRIDES = [
     "model.vocab_size=64", "model.max_position_embeddings=128", "model.tie_word_embeddings=true",
     "optimizer.lr=3e-3", "optimizer.min_lr=3e-4", "optimizer.lr_warmup_iters=2",
     f"training.train_iters={ITERATIONS}", f"checkpoint.save_interval={SAVE_INTERVAL}", "training.global_batch_size=4",
-    "training.micro_batch_size=2", "training.seq_length=64", "training.packing=greedy", "training.tensorboard=false",
+    "training.micro_batch_size=2", "training.seq_length=64", "training.packing=greedy",
+    "training.batch_unit=packed_sequences", "training.tensorboard=false",
 ]  # fmt: skip
 pytestmark = without_gpu
 

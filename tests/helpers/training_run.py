@@ -57,7 +57,7 @@ def training_config(run_dir: Path, **changes: Any) -> RunConfig:
     ``changes`` are sections by name, of which ``training`` and ``checkpoint`` are dictionaries of changed fields.
     """
     training = {"train_iters": 10, "global_batch_size": 4, "micro_batch_size": 2, "seq_length": 64,
-                "packing": "greedy", "tensorboard": False}  # fmt: skip
+                "packing": "greedy", "batch_unit": "packed_sequences", "tensorboard": False}  # fmt: skip
     training |= changes.pop("training", {})
     checkpoint = {"save_interval": 1000} | changes.pop("checkpoint", {})
     base = RunConfig(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ssd.dataset.packing import PackingMode, plan_epoch, round_up
+from megatron_ssd.dataset.packing import PackingMode, plan_epoch, plan_step, round_up
 
 SEQ_LENGTH = 32
 LENGTHS = st.lists(st.integers(1, SEQ_LENGTH), max_size=80).map(lambda values: np.array(values, dtype=np.int64))
@@ -92,3 +92,31 @@ def test_best_fit_fills_99_percent_with_long_tailed_lengths(median: float, sigma
 
 def test_round_up() -> None:
     assert round_up(np.array([1, 4, 5]), 4).tolist() == [4, 4, 8]
+
+
+@settings(max_examples=150)
+@given(lengths=LENGTHS, capacity=st.integers(SEQ_LENGTH, 100), replicas=st.integers(1, 4), multiple=st.integers(1, 3))
+def test_a_step_has_every_sample_once_in_the_fewest_micro_batches(
+    lengths: np.ndarray, capacity: int, replicas: int, multiple: int
+) -> None:
+    planned = plan_step(
+        lengths, lengths.astype(float) ** 2, capacity=capacity, num_replicas=replicas, multiple=multiple
+    )
+    assert sorted(sample for row in planned for samples in row for sample in samples) == list(range(len(lengths)))
+    assert all(lengths[samples].sum() <= capacity for row in planned for samples in row)
+    assert all(len(row) == replicas for row in planned)
+    assert len(planned) % multiple == 0
+    # One group of micro batches fewer could not hold the tokens, or best fit needs it.
+    best_fit = plan_epoch(lengths, seq_length=capacity, packing="best_fit", seed=0, epoch=0).num_sequences
+    assert (len(planned) - multiple) * replicas < max(best_fit, 1) + 1
+    again = plan_step(lengths, lengths.astype(float) ** 2, capacity=capacity, num_replicas=replicas, multiple=multiple)
+    assert planned == again
+
+
+def test_the_replicas_of_a_step_have_about_the_same_work() -> None:
+    lengths = long_tailed(256, median=1500, sigma=0.9, longest=16384)
+    costs = lengths + lengths.astype(float) ** 2 / 20_000
+    planned = plan_step(lengths, costs, capacity=32768, num_replicas=4)
+    work = [sum(costs[row[replica]].sum() for row in planned) for replica in range(4)]
+    assert max(work) < 1.01 * min(work)
+    assert all(max(costs[s].sum() for s in row) < 1.05 * min(costs[s].sum() for s in row) for row in planned)

@@ -23,8 +23,8 @@ def numbered_sequences() -> Any:
                 "segment_ids": np.ones(4, dtype=np.int64), "padding_mask": np.zeros(4, dtype=bool)}  # fmt: skip
 
     return SimpleNamespace(
-        sequence=lambda epoch, index: filled(epoch * 7 + index),
-        empty_sequence=lambda: filled(-1),
+        joined=lambda located, length: filled(located[0][0] * 7 + located[0][1] if located else -1),
+        padded_length=lambda epoch, index: 4,
         num_sequences=lambda epoch: 7,
         locate=lambda consumed: divmod(consumed, 7),
         sequence_weight=lambda epoch, index: epoch * 7.0 + index,
@@ -37,8 +37,9 @@ def source(
     rank: int, size: int, *, micro: int, global_batch: int, packing: Any = "none", seq_length: int = 4
 ) -> BatchSource:
     training = TrainingConfig(
-        global_batch_size=global_batch, micro_batch_size=micro, seq_length=seq_length, packing=packing, train_iters=100
-    )
+        global_batch_size=global_batch, micro_batch_size=micro, seq_length=seq_length, packing=packing, train_iters=100,
+        batch_unit="packed_sequences",
+    )  # fmt: skip
     return BatchSource(
         dataset=numbered_sequences(), training=training, data_parallel_rank=rank, data_parallel_size=size, device="cpu"
     )
@@ -46,7 +47,7 @@ def source(
 
 def sequences_of(replica: BatchSource, iteration: int) -> list[list[int]]:
     """The numbers of the sequences in each micro batch."""
-    return [batch.tokens[:, 0].tolist() for batch in replica.micro_batches(iteration)]
+    return [batch.tokens[:, 0].tolist() for batch in replica.micro_batches(replica.plan(iteration))]
 
 
 def test_the_example_in_the_docstring() -> None:
@@ -96,6 +97,39 @@ def test_a_single_pass_ends_with_sequences_of_padding() -> None:
     assert source(0, 1, micro=2, global_batch=4).normalizer(2) == 4 + 5 + 6 + 7
 
 
+def packed_steps(rank: int, size: int, **changes: Any) -> BatchSource:
+    """Samples of 1 to 7 tokens, of which 12 are packed into micro batches of at most 16."""
+    training = TrainingConfig(global_batch_size=12, seq_length=8, tokens_per_micro_batch=16, train_iters=100)
+    dataset = numbered_sequences()
+    dataset.padded_length = lambda epoch, index: index + 1
+    return BatchSource(dataset=dataset, training=training, data_parallel_rank=rank, data_parallel_size=size,
+                       device="cpu", **changes)  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_samples_of_a_step_are_those_of_an_unpacked_one(size: int) -> None:
+    plans = packed_steps(0, size).plan(3)
+    parts = [at for row in plans for plan in row for sequence in plan.sequences for at in sequence]
+    assert sorted(7 * epoch + index for epoch, index in parts) == list(range(24, 36))
+    assert {len(row) for row in plans} == {size}
+    lengths = [sum(index + 1 for _, index in plan.sequences[0]) for row in plans for plan in row]
+    assert [plan.length for row in plans for plan in row] == lengths
+    assert max(lengths) <= 16
+
+
+def test_pipelines_and_experts_get_micro_batches_of_one_length() -> None:
+    plans = packed_steps(1, 2, equal_lengths=True, length_multiple=4).plan(1)
+    (length,) = {plan.length for row in plans for plan in row}
+    assert length % 4 == 0
+    assert len(packed_steps(0, 1, micro_batch_multiple=2).plan(1)) % 2 == 0
+
+
+def test_samples_without_packing_are_padded_to_the_longest_of_their_micro_batch() -> None:
+    training = TrainingConfig(global_batch_size=4, micro_batch_size=2, seq_length=8, packing="none", train_iters=100)
+    unpacked = dataclasses.replace(packed_steps(0, 1), training=training)
+    assert [plan.length for row in unpacked.plan(1) for plan in row] == [2, 4]  # samples of 1 and 2, 3 and 4 tokens
+
+
 def test_segments_end_with_their_sequence() -> None:
     ids = np.array([[1, 1, 1, 2, 0, 0], [1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]])
     assert segment_lengths(ids) == (3, 1, 2, 6, 2, 4)
@@ -113,8 +147,9 @@ def packed_sequence(*lengths: int) -> dict[str, Any]:
 
 def test_packed_sequences_of_a_micro_batch_are_joined() -> None:
     replica = source(0, 1, micro=2, global_batch=4, packing="greedy", seq_length=8)
-    assert replica.schedule_shape == (16, 1)
-    assert source(0, 1, micro=2, global_batch=4).schedule_shape == (4, 2)
+    assert replica.schedule_shape(replica.plan(1)[0][0]) == (16, 1)
+    unpacked = source(0, 1, micro=2, global_batch=4)
+    assert unpacked.schedule_shape(unpacked.plan(1)[0][0]) == (4, 2)
     batch = replica.batch([packed_sequence(3, 5), packed_sequence(4)])
     assert batch.tokens.tolist() == [[0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2, 3]]
     assert batch.packed_seq_params.cu_seqlens_q.tolist() == [0, 3, 8, 12, 16]
@@ -124,7 +159,8 @@ def test_packed_sequences_of_a_micro_batch_are_joined() -> None:
 
 
 def test_sequences_without_packing_are_not_joined() -> None:
-    batch = next(source(0, 1, micro=2, global_batch=4).micro_batches(1))
+    replica = source(0, 1, micro=2, global_batch=4)
+    batch = next(replica.micro_batches(replica.plan(1)))
     assert batch.tokens.shape == (2, 4)
     assert batch.packed_seq_params is None
 

@@ -59,7 +59,8 @@ def test_the_loss_equals_a_hand_computation(tmp_path: Path, normalization: Any, 
         writer.add([1, 2, 3], [4, 5])
         writer.add([6, 7], [8, 9, 10, 11])
     training = TrainingConfig(
-        seq_length=12, packing="greedy", overlong="error", loss_normalization=normalization,
+        seq_length=12, packing="best_fit", batch_unit="packed_sequences", overlong="error",
+        loss_normalization=normalization,
         prompt_loss_weight=prompt_weight,
     )  # fmt: skip
     dataset = PackedDataset(tmp_path / "samples", training, objective="sft", seed=0)
