@@ -72,9 +72,9 @@ def _samples(config: RunConfig, arguments: argparse.Namespace) -> Samples | None
         return Samples.of_dataset(open_dataset(config, _model(config)).packing_report())
     if arguments.samples is None:
         return None
-    packed = config.training.packing != "none"
+    packed = config.training.epoch_packing != "none"
     require(not packed or arguments.mean_tokens is not None, f"--samples {arguments.samples}",
-            rule="with packing, the number of sequences that they fill depends on their length",
+            rule="the number of packed sequences that they fill depends on their length",
             fix="add --mean-tokens=M")  # fmt: skip
     packed_length = config.training.seq_length if packed else None
     return Samples.expected(arguments.samples, arguments.mean_tokens, packed_length=packed_length)

@@ -83,7 +83,7 @@ def all_ranks(config: RunConfig, layout: LayoutReport) -> Iterable[RankMemory]:
 
 def _rank_memory(config: RunConfig, model: ModelConfig, rank: RankReport) -> RankMemory:
     parallel, precision, optimizer = config.parallel, config.precision, config.optimizer
-    tokens = config.training.micro_batch_size * config.training.seq_length // parallel.context_parallel_size
+    tokens = config.training.micro_batch_tokens // parallel.context_parallel_size
     tensors = layer_tensors(model, parallel, precision, config.moe)
     kept = kept_bytes(tensors, precision, imbalance=IMBALANCE)
     working = working_bytes(model, parallel, precision, config.moe, imbalance=IMBALANCE)

@@ -25,7 +25,10 @@ _LABELS = {"fp8_weights": "FP8 weights", "ema": "EMA of the weights"}  # others 
 
 @dataclass(frozen=True)
 class Samples:
-    """The training samples: how many sequences they fill in an epoch, and their length if it is known."""
+    """The training samples: how many there are, or how many sequences they fill, and their length if it is known.
+
+    ``sequences`` are what ``training.batch_unit`` counts.
+    """
 
     sequences: float
     described: str
@@ -41,7 +44,8 @@ class Samples:
         """``count`` samples that do not exist yet.
 
         Args:
-            packed_length: sequence length with packing, which needs ``mean_tokens``; None without packing.
+            packed_length: length of the packed sequences of an epoch, which needs ``mean_tokens``; None if batches are
+                counted in samples.
         """
         sequences = float(count)
         if packed_length is not None:
@@ -110,10 +114,12 @@ def run_text(config: RunConfig, samples: Samples | None) -> str:
     """Iterations, tokens, epochs and operations of the run."""
     model, training = needed(config.model, "model"), config.training
     sequences = training.train_iters * training.global_batch_size
+    tokens = sequences * _mean_length(training, samples)
     lines = [
         iteration_text(training, config.parallel),
-        f"the run: {training.train_iters:,} iterations, {sequences:,} sequences, "
-        f"{sequences * training.seq_length:,} tokens, packing {training.packing}",
+        f"the run: {training.train_iters:,} iterations, {sequences:,} {_unit(training)}, {tokens:,} tokens"
+        + ("" if training.epoch_packing != "none" or (samples and samples.segment_length) else " at most")
+        + f", packing {training.packing}",
     ]
     if samples is None:
         lines.append("epochs: unknown without run_dir/dataset; --samples=N gives the number of samples")
@@ -127,15 +133,32 @@ def run_text(config: RunConfig, samples: Samples | None) -> str:
 def iteration_text(training: TrainingConfig, parallel: ParallelConfig) -> str:
     """What one iteration consists of."""
     replicas = parallel.data_parallel_size
+    batch = f"per iteration: {training.global_batch_size} {_unit(training)} of "
+    if training.packs_steps:
+        return (
+            f"{batch}at most {training.seq_length:,} tokens, packed into micro batches of at most "
+            f"{training.micro_batch_tokens:,} tokens on each of {replicas} replicas"
+        )
     return (
-        f"per iteration: {training.global_batch_size} sequences of {training.seq_length:,} tokens, in "
-        f"{training.num_microbatches(replicas)} micro batches on each of {replicas} replicas"
+        f"{batch}{training.seq_length:,} tokens, in {training.num_microbatches(replicas)} micro batches on each of "
+        f"{replicas} replicas"
     )
 
 
+def _unit(training: TrainingConfig) -> str:
+    """What batches are counted in."""
+    return "samples" if training.epoch_packing == "none" else "sequences"
+
+
+def _mean_length(training: TrainingConfig, samples: Samples | None) -> int:
+    """Tokens of a sample or of a packed sequence; ``seq_length`` if it is not known."""
+    known = training.epoch_packing == "none" and samples is not None and samples.segment_length
+    return min(training.seq_length, known) if known else training.seq_length
+
+
 def iteration_flops(model: ModelConfig, training: TrainingConfig, samples: Samples | None) -> float:
-    """Useful operations of one iteration over full sequences."""
-    length = training.seq_length
+    """Useful operations of one iteration, over full sequences or samples of mean length."""
+    length = _mean_length(training, samples)
     segment = min(length, samples.segment_length) if samples and samples.segment_length else length
     return training.global_batch_size * flops_of(model, [segment]) * length / segment
 

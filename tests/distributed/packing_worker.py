@@ -51,7 +51,8 @@ def examine(root: Path, model: ModelConfig, parallel: ParallelConfig) -> dict[st
     trainer = build_trainer(config, root / "none", "cpu")
     dataset = trainer.source.dataset
     index = next(i for i in range(dataset.num_sequences(0)) if len(dataset.samples_in_sequence(0, i)) > THIRD)
-    packed, alone = dataset.sequence(0, index), dataset.single_sample_sequence(0, index, THIRD)
+    packed = dataset.sequence(0, index)
+    alone = dataset.single_sample_sequence(0, index, THIRD, len(packed["tokens"]))
     changed = {**packed, "tokens": np.where(packed["segment_ids"] == THIRD + 1, packed["tokens"], 7)}
     queries_packed, queries_alone, queries_changed = third_queries(trainer, dataset, [packed, alone, changed], parallel)
     check_packing(trainer.state, trainer.source, EXACT)
@@ -76,7 +77,8 @@ def third_queries(
     handles = [m.register_forward_pre_hook(lambda module, inputs: seen[module].append(inputs[0])) for m in modules]
     micro_batches = [[dataset.sequence(0, 0), each] for each in sequences]
     with torch.no_grad():
-        sample_losses(trainer.state, trainer.source, micro_batches, num_samples=1)
+        shape = trainer.source.schedule_shape(trainer.source.plan(1)[0][0])
+        sample_losses(trainer.state, trainer.source, micro_batches, shape=shape, num_samples=1)
     for handle in handles:
         handle.remove()
     cp_size = parallel.context_parallel_size

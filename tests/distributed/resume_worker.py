@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.runtime.process_groups import megatron_grid
 from megatron_ssd.training.checkpoint import save_checkpoint
-from megatron_ssd.training.data import Batch, BatchSource
+from megatron_ssd.training.data import Batch, BatchSource, MicroBatchPlan
 from megatron_ssd.training.trainer import Trainer, build_trainer
 from tests.helpers.training_run import DEEP, DENSE, MOE, training_config
 
@@ -127,10 +127,10 @@ class Poisoned(BatchSource):
 
     iteration: int
 
-    def micro_batches(self, iteration: int) -> Iterator[Batch]:
-        """The batches of ``iteration``, poisoned if it is the chosen one."""
-        for batch in super().micro_batches(iteration):
-            bad = iteration == self.iteration and dist.get_rank() == dist.get_world_size() - 1
+    def micro_batches(self, plans: Sequence[Sequence[MicroBatchPlan]]) -> Iterator[Batch]:
+        """The planned batches, poisoned if they are those of the chosen iteration."""
+        for batch in super().micro_batches(plans):
+            bad = plans == self.plan(self.iteration) and dist.get_rank() == dist.get_world_size() - 1
             yield dataclasses.replace(batch, loss_weights=batch.loss_weights * math.nan) if bad else batch
 
 

@@ -112,18 +112,18 @@ def test_first_and_last_layers_in_bf16(progressions: Path) -> None:
 @pytest.mark.parametrize("precision", [LOCAL, BF16], ids=["local", "TransformerEngine"])
 def test_packed_samples_equal_single_samples(progressions: Path, precision: PrecisionConfig) -> None:
     # Loss of the first iteration over the same samples, packed or one per sequence.
-    packed = wide(packing="greedy", global_batch_size=1)
+    packed = wide(packing="greedy", batch_unit="packed_sequences", global_batch_size=1)
     config = training_config(progressions, model=WIDE_DENSE, precision=precision, cluster=CUDA, **packed)
     with process_groups(ParallelConfig(), device=prepare_device(CUDA, precision)):
         trainer = build_trainer(config, progressions / "none", "cuda")
         dataset = trainer.source.dataset
         model = trainer.state.chunks[0]
-        (batch,) = trainer.source.micro_batches(1)
+        (batch,) = trainer.source.micro_batches(trainer.source.plan(1))
         with torch.no_grad():
             together = _loss_sum(model, batch)
             apart = 0.0
             for index in range(len(dataset.lengths_in_sequence(0, 0))):
-                alone = trainer.source.batch([dataset.single_sample_sequence(0, 0, index)])
+                alone = trainer.source.batch([dataset.single_sample_sequence(0, 0, index, 512)])
                 apart += _loss_sum(model, alone)
     assert together == pytest.approx(apart, rel=2e-3)
 

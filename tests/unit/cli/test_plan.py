@@ -68,7 +68,7 @@ def test_the_plan_reads_an_existing_data_set(
     [
         (["--mfu=0.3"], "--gpu=B200"),
         (["--gpu=A100", "--mfu=3"], "share of the peak"),
-        (["--samples=10", "training.packing=greedy"], "--mean-tokens"),
+        (["--samples=10", "training.packing=greedy", "training.batch_unit=packed_sequences"], "--mean-tokens"),
         (["--gpu=A100", "--mfu=0.3", "precision=fp8_tensorwise"], "no FP8 units"),
     ],
 )

@@ -41,18 +41,19 @@ def test_sequences_are_divided_into_equal_parts(parallel: dict[str, Any], parts:
 
 
 def test_packed_samples_are_divided_by_context_parallelism() -> None:
-    assert config({}, packing="greedy").segment_multiple == 1
-    assert config(CP2, packing="greedy").segment_multiple == 4
+    assert config({}, packing="best_fit").segment_multiple == 1
+    assert config(CP2, packing="best_fit").segment_multiple == 4
     assert config(CP2, packing="none").segment_multiple == 1
-    assert config(CP2, packing="greedy", segment_multiple=16).segment_multiple == 16
-    assert config({}, packing="greedy", segment_multiple=16).segment_multiple == 16
+    assert config(CP2, packing="best_fit", segment_multiple=16).segment_multiple == 16
+    assert config({}, packing="best_fit", segment_multiple=16).segment_multiple == 16
     with pytest.raises(ConfigError, match=r"segment_multiple = 6: must be a multiple of 4"):
-        config(CP2, packing="greedy", seq_length=96, segment_multiple=6)
+        config(CP2, packing="best_fit", seq_length=96, segment_multiple=6)
     with pytest.raises(ConfigError, match=r"segment_multiple = 5: must be positive and divide training.seq_length"):
-        config({}, packing="greedy", segment_multiple=5)
+        config({}, packing="best_fit", segment_multiple=5)
 
 
 def test_interleaved_stages_need_full_rounds_of_micro_batches() -> None:
-    config(VPP2, global_batch_size=8, micro_batch_size=2)
+    config(VPP2, global_batch_size=8, micro_batch_size=2, packing="none")
     with pytest.raises(ConfigError, match="in multiples of 2, and a replica has 3"):
-        config(VPP2, global_batch_size=6, micro_batch_size=2)
+        config(VPP2, global_batch_size=6, micro_batch_size=2, packing="none")
+    config(VPP2, global_batch_size=6)  # packed samples are rounded up to full rounds

@@ -35,7 +35,7 @@ def open_dataset(
 ) -> PackedDataset:
     return PackedDataset(
         prefix,
-        TrainingConfig(seq_length=seq_length, **training),
+        TrainingConfig(seq_length=seq_length, **{"batch_unit": "packed_sequences", "packing": "none", **training}),
         objective=objective,
         seed=seed,
         segment_multiple=segment_multiple,
@@ -157,13 +157,29 @@ def test_a_sequence_of_one_sample_and_an_empty_sequence(
     tmp_path: Path, random_pairs: list[tuple[list[int], list[int]]]
 ) -> None:
     dataset = open_dataset(write_pairs(tmp_path / "data", random_pairs), packing="greedy")
-    packed, alone = dataset.sequence(0, 0), dataset.single_sample_sequence(0, 0, 1)
+    packed, alone = dataset.sequence(0, 0), dataset.single_sample_sequence(0, 0, 1, SEQ_LENGTH)
     where = packed["segment_ids"] == 2
     assert alone["tokens"][: where.sum()].tolist() == packed["tokens"][where].tolist()
     assert alone["segment_ids"].sum() == where.sum()
     assert alone["loss_weights"].sum() == packed["loss_weights"][where].sum()
-    empty = dataset.empty_sequence()
+    empty = dataset.joined([], 8)
+    assert empty["tokens"].shape == (8,)
     assert empty["loss_weights"].sum() == empty["segment_ids"].sum() == 0
+
+
+def test_samples_are_joined_to_a_sequence_of_any_length(
+    tmp_path: Path, random_pairs: list[tuple[list[int], list[int]]]
+) -> None:
+    dataset = open_dataset(write_pairs(tmp_path / "data", random_pairs), packing="best_fit", batch_unit="samples")
+    assert dataset.num_sequences(0) == len(random_pairs)
+    parts = [(0, 3), (0, 5), (1, 2)]
+    joined = dataset.joined(parts, 40)
+    lengths = [dataset.padded_length(*at) for at in parts]
+    assert np.bincount(joined["segment_ids"]).tolist() == [40 - sum(lengths), *lengths]
+    alone = [dataset.sequence(*at) for at in parts]
+    for column in ("tokens", "labels", "loss_weights", "position_ids"):
+        expected = np.concatenate([each[column][:length] for each, length in zip(alone, lengths, strict=True)])
+        assert joined[column][: sum(lengths)].tolist() == expected.tolist()
 
 
 def test_held_out_documents_are_in_one_split_and_depend_only_on_the_seed(

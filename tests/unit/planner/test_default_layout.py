@@ -58,8 +58,9 @@ def test_short_sequences_share_a_micro_batch_and_a_given_size_stays() -> None:
 
 
 def test_gpus_that_do_not_divide_the_work_stay_idle() -> None:
-    choice = choose_layout(compose_config(["model=smollm2_135m"]), num_gpus=6, gpu_bytes=H100)
-    assert choice.config.parallel.world_size == 4
+    for packing, world_size in {"none": 4, "best_fit": 6}.items():
+        config = compose_config(["model=smollm2_135m", f"training.packing={packing}"])
+        assert choose_layout(config, num_gpus=6, gpu_bytes=H100).config.parallel.world_size == world_size
 
 
 def test_recomputation_is_used_only_where_nothing_fits_without_it() -> None:

@@ -9,7 +9,7 @@ from tests.helpers.jsonl import complete_records
 def measured(iteration: int, loss: float = 1.0) -> IterationMetrics:
     return IterationMetrics(
         iteration=iteration, loss=loss, grad_norm=1.0, learning_rate=1e-3, valid_tokens=10, tokens=20,
-        tokens_per_second=100.0, tokens_per_second_per_gpu=50.0, seconds=0.2, peak_memory_gib=0.5,
+        computed_tokens=24, tokens_per_second=100.0, tokens_per_second_per_gpu=50.0, seconds=0.2, peak_memory_gib=0.5,
         skipped=False, spike=False,
     )  # fmt: skip
 

@@ -71,7 +71,7 @@ def test_every_metric_is_written_and_the_start_is_logged(run_dir: Path, caplog: 
     assert "3 iterations of 4 sequences" in log
     assert "starting from random weights of seed 0 (model.path = null)" in log
     for record in metrics(run_dir):
-        assert record["tokens"] == 4 * 64
+        assert 0 < record["tokens"] < record["computed_tokens"] == 4 * 64
         assert record["tflops_per_second_per_gpu"] > 0
         assert record["mfu"] is None, "the peak of a CPU is unknown"
         assert record["peak_memory_gib"] > 0.1
