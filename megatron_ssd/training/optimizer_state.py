@@ -63,9 +63,7 @@ class OptimizerState:
         loading: bool,
     ) -> None:
         self._optimizer = optimizer
-        self._state_dict = optimizer.sharded_state_dict(
-            models, is_loading=loading, metadata=sharding(optimizer_format)
-        )
+        self._state_dict = optimizer.sharded_state_dict(models, is_loading=loading, metadata=sharding(optimizer_format))
         _clear_padding(self._state_dict)
         self.tensors: dict[str, Any] = {}
         _map_leaves(self._state_dict, self._collect)
@@ -144,7 +142,7 @@ def _set_states(
 
 
 def _clear_padding(value: Any) -> None:
-    """Zero the padding between parameters, which Megatron-Core leaves uninitialised: a file depends on the state only."""
+    """Zero the padding between parameters, which is uninitialised, so that files depend on the state alone."""
     if isinstance(value, dict):
         mark = value.get("padding")
         if isinstance(mark, LocalNonpersistentObject) and mark.unwrap():

@@ -80,7 +80,7 @@ def config_of(root: Path, model: str, layout: str, optimizer_format: OptimizerFo
 
 
 def save_and_continue(root: Path, model: str, layout: str, optimizer_format: OptimizerFormat) -> None:
-    """Save a checkpoint of iteration 3 in ``root/MODEL-LAYOUT-FORMAT``, and write the metrics of the next iterations."""
+    """Save iteration 3 in ``root/MODEL-LAYOUT-FORMAT``, and write the metrics of the next iterations."""
     name = f"{model}-{layout}-{optimizer_format}"
     trainer = build_trainer(config_of(root, model, layout, optimizer_format), root / name, "cpu")
     for _ in range(SAVED):

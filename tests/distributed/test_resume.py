@@ -109,7 +109,7 @@ def test_a_killed_and_stopped_run_resumes_exactly_and_closely_under_another_layo
     assert before.items() <= saved(broken / "checkpoints").items(), "a finished checkpoint was written again"
     assert not list((broken / "checkpoints").glob("*.partial"))
 
-    moved = finish(elsewhere, "cp2")
+    moved = finish(elsewhere, "dp2", "parallel.context_parallel_size=2")
     assert [samples for _, _, samples in moved] == [samples for _, _, samples in expected]
     # Twenty iterations of fp32, summed in a different order.
     assert [loss for loss, _, _ in moved] == pytest.approx([loss for loss, _, _ in expected], rel=2e-5)
