@@ -83,7 +83,7 @@ def on_meta() -> Iterator[None]:
 
     Its layers name ``torch.cuda.current_device()``, which counts more than ``torch.device`` as a context.
     """
-    with torch.device("meta"), mock.patch.object(torch.cuda, "current_device", lambda: "meta"):
+    with torch.device("meta"), mock.patch.object(torch.cuda, "current_device", return_value="meta"):
         yield
 
 
