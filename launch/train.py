@@ -19,7 +19,7 @@ def train(config: RunConfig) -> None:
         return
     from megatron_ssd.runtime.device import prepare_device
 
-    device = prepare_device(config.cluster, config.precision, config.moe)
+    device = prepare_device(config.cluster, config.precision, config.moe, config.parallel)
     from megatron_ssd.training.train import run_train
 
     run_train(config, device)
