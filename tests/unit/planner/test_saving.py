@@ -32,13 +32,13 @@ NON_DISTRIBUTED = ParallelConfig(use_distributed_optimizer=False)
 )
 def test_the_counted_bytes_are_those_of_the_saved_tensors(tmp_path: Path, changes: dict[str, Any]) -> None:
     write_dataset(tmp_path)
-    changes["training"] = {"train_iters": 1, **changes.get("training", {})}
+    changes["training"] = {"train_iters": 3, **changes.get("training", {})}
     config = training_config(tmp_path, **changes)
     run_train(config)
-    saved = dist_checkpointing.load_tensors_metadata(str(tmp_path / "checkpoints" / "iter_0000001"))
+    saved = dist_checkpointing.load_tensors_metadata(str(tmp_path / "checkpoints" / "iter_0000003"))
     found = sum(tensor.dtype.itemsize * _size(tensor.global_shape) for tensor in saved.values())
     cost = save_cost(config, count_layout(DENSE, config.parallel), config.checkpoint.optimizer_format)
-    assert cost.written_bytes == pytest.approx(found, rel=0.002)  # padding between parameters
+    assert cost.written_bytes == pytest.approx(found, rel=0.005)  # padding between parameters
     assert cost.hashed_bytes == cost.written_bytes
 
 
