@@ -125,7 +125,7 @@ def _results_of(ranks: list[int], action: Callable[[], T]) -> list[T]:
             outcome: T | UserError = action()
         except UserError as error:
             outcome = error
-        store.set(f"outcome_{call}_{dist.get_rank()}", pickle.dumps(outcome))  # type: ignore[arg-type] - takes bytes
+        store.set(f"outcome_{call}_{dist.get_rank()}", pickle.dumps(outcome))  # type: ignore[arg-type]  # bytes too
     results = []
     for key in (f"outcome_{call}_{rank}" for rank in ranks):
         # Polled, since waiting has a limit, and would keep other threads of torch from using the store.
