@@ -21,7 +21,7 @@ def train(config: RunConfig) -> None:
     from megatron_ssd.runtime.device import prepare_device
 
     start_ranks_if_alone(config)
-    device = prepare_device(config.cluster, config.precision, config.moe)
+    device = prepare_device(config.cluster, config.precision, config.moe, config.parallel)
     from megatron_ssd.training.train import run_train
 
     run_train(config, device)

@@ -6,7 +6,9 @@ import importlib.metadata
 import logging
 import math
 import random
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from unittest import mock
 
 import numpy as np
 import torch
@@ -55,7 +57,7 @@ def build_model(
     config.deallocate_pipeline_outputs = device == "cuda"  # gloo may still be reading what this would free
     _seed_process(seed or 0)  # Megatron-Core enters its random states while building, whether it draws or not
     num_stages = parallel.virtual_pipeline_model_parallel_size
-    with torch.device("meta") if device == "meta" else nullcontext():
+    with on_meta() if device == "meta" else nullcontext():
         chunks = [
             _build_chunk(model, parallel, config, precision, vp_stage=None if num_stages is None else stage)
             for stage in range(num_stages or 1)
@@ -73,6 +75,16 @@ def build_model(
         if model.rope_scaling is not None:
             chunk.rotary_pos_emb.inv_freq = scaled_frequencies(chunk.rotary_pos_emb.inv_freq, model.rope_scaling)
     return chunks
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """While entered, new tensors have shapes and no memory, also those that Megatron-Core puts on the current GPU.
+
+    Its layers name ``torch.cuda.current_device()``, which counts more than ``torch.device`` as a context.
+    """
+    with torch.device("meta"), mock.patch.object(torch.cuda, "current_device", return_value="meta"):
+        yield
 
 
 def _describe_layers(model: ModelConfig, precision: PrecisionConfig, moe: MoeConfig) -> str:

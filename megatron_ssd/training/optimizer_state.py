@@ -59,9 +59,9 @@ class OptimizerState:
             return leaf.unwrap() if isinstance(leaf, LocalNonpersistentObject) else leaf
 
         state_dict = _map_leaves(self._state_dict, filled)
-        inner = self._optimizer.chained_optimizers
-        for number in range(len(inner)):
-            _set_updates(state_dict if len(inner) == 1 else state_dict[number], updates)
+        optimizers = self._optimizer.chained_optimizers
+        for number, inner in enumerate(optimizers):
+            set_updates(state_dict if len(optimizers) == 1 else state_dict[number], inner.optimizer, updates)
         with _loadable(self._optimizer):
             self._optimizer.load_state_dict(state_dict)
 
@@ -113,12 +113,15 @@ def pytorch_adams(optimizer: MegatronOptimizer) -> Iterator[torch.optim.AdamW]:
             yield inner.optimizer
 
 
-def _set_updates(state: dict[str, Any], updates: int) -> None:
-    """Write the number of updates where Megatron-Core's optimizers read it: in the groups, or next to the state."""
+def set_updates(state: dict[str, Any], adam: torch.optim.Optimizer, updates: int) -> None:
+    """Write the number of updates where ``adam`` reads it: in the groups, and for PyTorch's AdamW next to the state.
+
+    TransformerEngine's FusedAdam takes every entry next to the state for a tensor of a parameter.
+    """
     state = state.get("optimizer", state)
     for group in state["param_groups"]:
         group["step"] = updates
-    if "state" in state:
+    if "state" in state and isinstance(adam, torch.optim.AdamW):
         state["state"]["common_step"] = torch.tensor(float(updates))
 
 
