@@ -46,7 +46,7 @@ def training_stage(config: RunConfig) -> Stage:
         "training": trained,
     }
     if model.is_moe:
-        settings["moe"] = _without(config.moe, "dispatcher", "grouped_gemm")
+        settings["moe"] = _without(config.moe, "dispatcher", "grouped_gemm", "router_fusion")
     return Stage(
         name="checkpoints",
         run_dir=run_dir,
