@@ -88,9 +88,7 @@ def test_the_supported_versions_are_those_of_the_installed_megatron_core() -> No
 @pytest.mark.parametrize("dispatcher", ["deepep", "hybridep"])
 def test_a_dispatcher_whose_kernels_are_missing_is_refused(dispatcher: Literal["deepep", "hybridep"]) -> None:
     moe = MoeConfig(dispatcher=dispatcher)
-    with pytest.raises(
-        UserError, match=f"moe.dispatcher = {dispatcher}: the package deep_ep.*dispatcher=alltoall"
-    ):
+    with pytest.raises(UserError, match=f"moe.dispatcher = {dispatcher}: the package deep_ep.*dispatcher=alltoall"):
         check_dispatcher(moe, has_deep_ep=dispatcher == "hybridep", has_hybrid_ep=False)
     check_dispatcher(moe, has_deep_ep=True, has_hybrid_ep=dispatcher == "hybridep")
 
