@@ -13,15 +13,19 @@ from collections.abc import Iterable
 
 import torch
 
+# Attributes of layers.
+_TRANSFORMER_ENGINE = "fuse_wgrad_accumulation"
+_MEGATRON = "gradient_accumulation_fusion"
+
 
 def fuse_gradient_accumulation(chunks: Iterable[torch.nn.Module], *, has_apex_kernel: bool) -> None:
     """Switch it on in TransformerEngine's layers, and in Megatron-Core's own if apex's kernel is there.
 
     The sums are the ``main_grad`` that ``DistributedDataParallel`` gives each weight before the first backward pass.
     """
+    switches = (_TRANSFORMER_ENGINE, _MEGATRON) if has_apex_kernel else (_TRANSFORMER_ENGINE,)
     for chunk in chunks:
         for module in chunk.modules():
-            if hasattr(module, "fuse_wgrad_accumulation"):  # TransformerEngine's name
-                module.fuse_wgrad_accumulation = True
-            elif has_apex_kernel and hasattr(module, "gradient_accumulation_fusion"):  # Megatron-Core's
-                module.gradient_accumulation_fusion = True
+            for switch in switches:
+                if hasattr(module, switch):
+                    setattr(module, switch, True)

@@ -96,8 +96,11 @@ def model_parallel_sizes(parallel: ParallelConfig) -> dict[str, Any]:
 def on_rank_zero(action: Callable[[], T]) -> T:
     """Run ``action`` on rank 0 and return its result, or raise its ``UserError``, on every rank.
 
-    Otherwise the other ranks would wait for a rank that has stopped. The result must be picklable.
+    Otherwise the other ranks would wait for a rank that has stopped. The result must be picklable. Without process
+    groups, this process is the only one.
     """
+    if not dist.is_initialized():
+        return action()
     outcome: list[T | UserError | None] = [None]
     if dist.get_rank() == 0:
         try:
