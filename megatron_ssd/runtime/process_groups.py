@@ -103,9 +103,9 @@ def on_rank_zero(action: Callable[[], T]) -> T:
     """Run ``action`` on rank 0 and return its result, or raise its ``UserError``, on every rank.
 
     Otherwise the other ranks would wait for a rank that has stopped. They wait as long as it takes, which a collective
-    would not let them. The result must be picklable.
+    would not let them. The result must be picklable. Without process groups, this process is the only one.
     """
-    return _results_of([0], action)[0]
+    return _results_of([0], action)[0] if dist.is_initialized() else action()
 
 
 def on_each_node(action: Callable[[], T]) -> T:

@@ -36,8 +36,9 @@ from megatron_ssd.training.metrics import (
 )
 from megatron_ssd.training.optimizer import check_optimizer
 from megatron_ssd.training.self_test import check_packing
+from megatron_ssd.training.shutdown import GracefulShutdown
 from megatron_ssd.training.stage import training_stage
-from megatron_ssd.training.trainer import GracefulShutdown, Trainer, build_trainer
+from megatron_ssd.training.trainer import Trainer, build_trainer
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def _begin(config: RunConfig) -> tuple[Path | None, Stage | None]:
 
 
 def _train(config: RunConfig, stage: Stage | None, trainer: Trainer) -> None:
-    with GracefulShutdown(trainer.source.device) as shutdown:
+    with GracefulShutdown() as shutdown:
         try:
             with ExitStack() as stack:
                 loggers: list[MetricsLogger] = []
