@@ -11,10 +11,11 @@ from megatron_ssd.cli.entry import parser, run_command
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import require
+from megatron_ssd.nvidia_smi import visible_capability
 from megatron_ssd.planner.gpus import GPUS
 from megatron_ssd.planner.layout import LayoutReport
 from megatron_ssd.planner.memory import worst_rank
-from megatron_ssd.planner.plan import Samples, fits_text, hours, memory_text, recipe_tables, run_text
+from megatron_ssd.planner.plan import Samples, fits_text, hours, memory_text, numbers_reason, recipe_tables, run_text
 from megatron_ssd.planner.saving import DISK_RATE, save_text
 
 DOCUMENT = CONFIG_DIR.parent / "docs" / "guides" / "recipes.md"
@@ -43,7 +44,12 @@ def main() -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     if not arguments.table:
-        _print_plan(compose_config(arguments.overrides, arguments.config_dir.resolve()), arguments)
+        gpu = GPUS.get(arguments.gpu)
+        capability = gpu.capability if gpu else visible_capability()
+        config = compose_config(arguments.overrides, arguments.config_dir.resolve(), capability=lambda: capability)
+        if config.precision.auto:
+            print(numbers_reason(config.precision, capability))
+        _print_plan(config, arguments)
     elif arguments.write:
         DOCUMENT.write_text(with_table(DOCUMENT.read_text(encoding="utf-8"), table()), encoding="utf-8")
     else:

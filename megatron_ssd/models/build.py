@@ -22,11 +22,13 @@ from torch import Tensor
 from megatron_ssd.config.model import ModelConfig, MoeConfig, RopeScalingConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
+from megatron_ssd.models.fused_gradients import fuse_gradient_accumulation
 from megatron_ssd.models.initialization import initialize_weights
 from megatron_ssd.models.layer_specs import block_spec
 from megatron_ssd.models.routers import freeze_routers
 from megatron_ssd.models.transformer_config import transformer_config
 from megatron_ssd.models.vocabulary import mask_vocab_padding, padded_vocab_size
+from megatron_ssd.runtime.hardware import has_apex_kernel
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,8 @@ def build_model(
         freeze_routers(chunks)
     if device == "cuda":
         chunks = [chunk.cuda() for chunk in chunks]
+        if precision.fuses_gradient_accumulation:
+            fuse_gradient_accumulation(chunks, has_apex_kernel=has_apex_kernel())
     if device != "meta" and seed is not None:
         initialize_weights(chunks, seed=seed, vocab_size=model.vocab_size)
     for chunk in chunks:

@@ -13,8 +13,8 @@ optimizer      fp32 copy (bf16 training) and two moments, 12 bytes per parameter
 EMA            parameters x 4 bytes
 activations    what the layers keep for the backward pass x micro batches in flight on the pipeline stage
 working set    what the widest layer needs at once in the backward pass, exchange of tokens included
-logits         on the last stage, in bf16 and as the fp32 softmax: 6 bytes x vocabulary / tensor size, and the last
-               norm's input and output
+logits         on the last stage, in bf16: 2 bytes x vocabulary / tensor size; without cross_entropy_loss_fusion 4 more
+               for the fp32 softmax; and the last norm's input and output
 reserve        CUDA context, NCCL, cuBLAS and TransformerEngine workspaces, allocator: an assumption, see below
 =============  =========================================================================================================
 
@@ -167,12 +167,16 @@ def layers_in_flight(model: ModelConfig, parallel: ParallelConfig, *, stage: int
 
 
 def _logit_bytes(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig) -> float:
-    """Per token: logits, their fp32 softmax, and what the last norm and the output layer keep."""
+    """Per token: logits, their fp32 softmax, and what the last norm and the output layer keep.
+
+    TransformerEngine's fused loss keeps no softmax: it writes the gradient where the logits were.
+    """
     value = _BYTES[precision.params_dtype]
     tp = parallel.tensor_model_parallel_size
     sp = tp if parallel.sequence_parallel else 1
     softmax = value + 4 if value < 4 else 4
-    return model.vocab_size / tp * softmax + 2 * model.hidden_size * value / sp
+    vocabulary = value if precision.fuses_cross_entropy else softmax
+    return model.vocab_size / tp * vocabulary + 2 * model.hidden_size * value / sp
 
 
 @dataclass(frozen=True)

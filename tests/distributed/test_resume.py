@@ -35,9 +35,8 @@ pytestmark = without_gpu
 
 
 def start(run_dir: Path, layout: str, *more: str) -> subprocess.Popen[str]:
-    """Start ``launch/train.py`` under torchrun, whose workers end with it."""
-    command = [sys.executable, "-m", "megatron_ssd.cli.ranks", "--standalone", "--nproc-per-node=2",
-               "launch/train.py", *OVERRIDES, *more, f"parallel={layout}", f"run_dir={run_dir}"]  # fmt: skip
+    """Start ``launch/train.py``, which becomes the launcher of the layout's two processes. They end with it."""
+    command = [sys.executable, "launch/train.py", *OVERRIDES, *more, f"parallel={layout}", f"run_dir={run_dir}"]
     environment = {**os.environ, UNDER_PIPELINE: "1", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 

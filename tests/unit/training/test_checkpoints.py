@@ -16,7 +16,7 @@ from launch.train import train as run_train
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import Requeue, UserError
 from megatron_ssd.training.checkpoint_folder import list_checkpoints, read_facts
-from megatron_ssd.training.trainer import GracefulShutdown
+from megatron_ssd.training.shutdown import GracefulShutdown
 from tests.helpers.devices import without_gpu
 from tests.helpers.stopped_training import train_until_stopped
 from tests.helpers.training_run import metrics, training_config, write_dataset
