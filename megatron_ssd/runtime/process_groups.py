@@ -101,7 +101,8 @@ def model_parallel_sizes(parallel: ParallelConfig) -> dict[str, Any]:
 
 def replicas() -> dist.ProcessGroup:
     """The ranks that hold the same weights as this one: they differ in their data and in their part of a sequence."""
-    return cast(dist.ProcessGroup, parallel_state.get_data_parallel_group(with_context_parallel=True))
+    group: dist.ProcessGroup = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    return group
 
 
 def on_rank_zero(action: Callable[[], T]) -> T:
