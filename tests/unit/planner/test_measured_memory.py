@@ -17,7 +17,7 @@ from megatron_ssd.planner.memory import GB, worst_rank
 
 RAW = json.loads((CONFIG_DIR.parent / "docs" / "results" / "raw" / "first-h200.json").read_text(encoding="utf-8"))
 TOLERANCE = 0.03  # what is left out: root mean squares of norms, indices, a weight's gradient in bf16
-NARROW = {"num_hidden_layers": 12, "vocab_size": 32_768}
+NARROW = {"num_hidden_layers": 12, "vocab_size": 32_768, "max_position_embeddings": 131_072}
 BF16, FULL, LOCAL = (
     PrecisionConfig(),
     PrecisionConfig(recompute="full"),
