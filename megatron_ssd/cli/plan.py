@@ -12,12 +12,22 @@ from megatron_ssd.cli.entry import parser, run_command
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import require
+from megatron_ssd.nvidia_smi import visible_capability
 from megatron_ssd.planner.default_layout import ranked_layouts
 from megatron_ssd.planner.duration import duration_text
 from megatron_ssd.planner.gpus import GPUS, Gpu
 from megatron_ssd.planner.layout import LayoutReport
 from megatron_ssd.planner.memory import GB, worst_rank
-from megatron_ssd.planner.plan import Samples, fits_text, layout_name, memory_text, recompute_name, run_text
+from megatron_ssd.planner.plan import (
+    Samples,
+    fits_text,
+    layout_name,
+    memory_text,
+    numbers_reason,
+    recompute_name,
+    run_text,
+)
+from megatron_ssd.planner.saving import DISK_RATE, save_text
 from megatron_ssd.planner.tables import (
     Recipe,
     hours_table,
@@ -41,6 +51,8 @@ RECIPES = {
     "h100_64k": "H100",
     "h100_32k": "H100",
     "h100_8k": "H100",
+    "h100_4b_64k": "H100",
+    "h100_4b_32k": "H100",
     "h100_4b_8k": "H100",
     "gpu24_1.7b_8k": "L4",
 }
@@ -56,6 +68,7 @@ def main() -> None:
     options.add_argument("--samples", type=int, help="number of training samples, if there is no data set yet")
     options.add_argument("--mean-tokens", type=int, help="their mean length in tokens, for packing and operations")
     options.add_argument("--rank", type=int, metavar="N", help="list the layouts that fit N GPUs; needs --gpu")
+    options.add_argument("--disk", type=float, default=DISK_RATE, help="GB/s of the disk, for the seconds of a save")
     options.add_argument("--table", action="store_true", help="print only the tables of docs/guides/recipes.md")
     options.add_argument("--write", action="store_true", help="with --table: write them to docs/guides/recipes.md")
     run_command(options, _run)
@@ -67,8 +80,11 @@ def _run(arguments: argparse.Namespace) -> None:
     elif arguments.table:
         print("\n\n".join(tables().values()))
     else:
-        config = compose_config(arguments.overrides, arguments.config_dir.resolve())
-        gpu = GPUS[arguments.gpu] if arguments.gpu else None
+        gpu = GPUS.get(arguments.gpu)
+        capability = gpu.capability if gpu else visible_capability()
+        config = compose_config(arguments.overrides, arguments.config_dir.resolve(), capability=lambda: capability)
+        if config.precision.auto:
+            print(numbers_reason(config.precision, capability))
         require(gpu is None or config.precision.fp8 is None or gpu.fp8_tflops is not None, f"--gpu {arguments.gpu}",
                 rule="has no FP8 units", fix="use precision=bf16")  # fmt: skip
         if arguments.rank is None:
@@ -85,6 +101,8 @@ def _print_plan(config: RunConfig, gpu: Gpu | None, arguments: argparse.Namespac
     layout = _lay_out(config)
     print(memory_text(config, layout))
     print(fits_text(worst_rank(config, layout), [gpu] if gpu else list(GPUS.values())), end="\n\n")
+    require(arguments.disk > 0, f"--disk {arguments.disk:g}", rule="is a rate in GB/s", fix="use more than 0")
+    print(save_text(config, layout, arguments.disk), end="\n\n")
     samples = _samples(config, arguments)
     print(run_text(config, samples))
     if gpu is not None:

@@ -12,10 +12,10 @@ optimizer      fp32 copy (bf16 training) and two moments, 12 bytes per parameter
                narrows each; with bf16 weights it keeps only the lower 16 bits of an fp32 copy
 EMA            parameters x 4 bytes
 activations    what the layers keep for the backward pass x micro batches in flight on the pipeline stage
-working set    what the widest layer needs at once in the backward pass, exchange of tokens included; or, if that is
-               more, the logits on the last stage: in bf16 and as the fp32 softmax, 6 bytes x vocabulary / tensor size,
-               with the last norm's input and output. Both are never there at once: the loss and its gradient are done
-               before the last layer's backward pass begins
+working set    what the widest layer needs at once in the backward pass, exchange of tokens included
+logits         on the last stage, in bf16: 2 bytes x vocabulary / tensor size; without cross_entropy_loss_fusion 4 more
+               for the fp32 softmax; and the last norm's input and output. They are never there beside the working set:
+               the loss and its gradient are done before the last layer's backward pass begins
 reserve        CUDA context, NCCL, cuBLAS and TransformerEngine workspaces, allocator: an assumption, see below
 =============  =========================================================================================================
 
@@ -116,18 +116,24 @@ def optimizer_bytes(
     rank: RankReport, parallel: ParallelConfig, optimizer: OptimizerConfig, *, params_dtype: str
 ) -> float:
     """Bytes of this rank's optimizer state on the device."""
-    dense_ranks = expert_ranks = 1
-    if parallel.use_distributed_optimizer:
-        dense_ranks = parallel.data_parallel_size * parallel.context_parallel_size
-        expert_ranks = parallel.world_size // (
-            parallel.expert_model_parallel_size
-            * parallel.expert_tensor_parallel_size
-            * parallel.pipeline_model_parallel_size
-        )
+    dense_ranks, expert_ranks = replicas(parallel) if parallel.use_distributed_optimizer else (1, 1)
     experts = rank.num_expert_parameters
     dense = rank.num_parameters - rank.num_frozen_parameters - experts
     share = dense / dense_ranks + experts / expert_ranks
     return share * _state_bytes(optimizer, params_dtype) * (1 - optimizer.cpu_offload_fraction)
+
+
+def replicas(parallel: ParallelConfig) -> tuple[int, int]:
+    """How many ranks hold the same weights outside of experts, and the same experts."""
+    holders_of_experts = (
+        parallel.expert_model_parallel_size
+        * parallel.expert_tensor_parallel_size
+        * parallel.pipeline_model_parallel_size
+    )
+    return (
+        parallel.data_parallel_size * parallel.context_parallel_size,
+        parallel.world_size // holders_of_experts,
+    )
 
 
 def _state_bytes(optimizer: OptimizerConfig, params_dtype: str) -> int:
@@ -168,12 +174,16 @@ def layers_in_flight(model: ModelConfig, parallel: ParallelConfig, *, stage: int
 
 
 def _logit_bytes(model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig) -> float:
-    """Per token: logits, their fp32 softmax, and what the last norm and the output layer keep."""
+    """Per token: logits, their fp32 softmax, and what the last norm and the output layer keep.
+
+    TransformerEngine's fused loss keeps no softmax: it writes the gradient where the logits were.
+    """
     value = _BYTES[precision.params_dtype]
     tp = parallel.tensor_model_parallel_size
     sp = tp if parallel.sequence_parallel else 1
     softmax = value + 4 if value < 4 else 4
-    return model.vocab_size / tp * softmax + 2 * model.hidden_size * value / sp
+    vocabulary = value if precision.fuses_cross_entropy else softmax
+    return model.vocab_size / tp * vocabulary + 2 * model.hidden_size * value / sp
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from megatron_ssd.config.precision import PrecisionConfig, RecomputeModule
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.packing import PackingReport
+from megatron_ssd.nvidia_smi import Capability
 from megatron_ssd.planner.flops import flops_of
 from megatron_ssd.planner.gpus import Gpu
 from megatron_ssd.planner.layout import LayoutReport
@@ -96,8 +97,10 @@ def memory_text(config: RunConfig, layout: LayoutReport) -> str:
 
 def _compared(model: ModelConfig, precision: PrecisionConfig) -> str:
     """Whether a GPU has run this kind of model in this mode; the runs are in ``docs/results/raw``."""
-    runs = not model.is_moe and precision.fp8 is None and precision.transformer_engine
-    return "within 2 % on one H200" if runs and precision.recompute in ("none", "full") else "unmeasured"
+    known = not model.is_moe and precision.fp8 is None and precision.transformer_engine
+    if not known or precision.recompute not in ("none", "full"):
+        return "unmeasured"
+    return "within 2 % on one H200" + (", there without the fused loss" if precision.fuses_cross_entropy else "")
 
 
 def fits_text(memory: RankMemory, gpus: list[Gpu]) -> str:
@@ -181,6 +184,21 @@ def layout_name(p: ParallelConfig) -> str:
 def numbers_name(precision: PrecisionConfig) -> str:
     """For example ``bf16 with FP8 mxfp8``."""
     return precision.params_dtype + (f" with FP8 {precision.fp8.recipe}" if precision.fp8 else "")
+
+
+def numbers_reason(precision: PrecisionConfig, capability: Capability | None) -> str:
+    """The number formats of a run and why they were chosen.
+
+    Args:
+        capability: compute capability that ``precision.auto`` has chosen for; None without a GPU.
+    """
+    if not precision.auto:
+        return f"precision: {numbers_name(precision)}, as configured"
+    if capability is None:
+        why = "assumed, since no GPU is visible: capability 10 has FP8 mxfp8, and 9 has FP8 blockwise"
+    else:
+        why = f"chosen for compute capability {'.'.join(map(str, capability))}"
+    return f"precision: {numbers_name(precision)}, {why}; precision=NAME chooses another"
 
 
 def recompute_name(precision: PrecisionConfig) -> str:

@@ -14,7 +14,7 @@ from megatron_ssd.config.run import RunConfig
 from megatron_ssd.planner.duration import Duration, duration
 from megatron_ssd.planner.gpus import Gpu
 from megatron_ssd.planner.layout import LayoutReport
-from megatron_ssd.planner.memory import RankMemory, worst_rank
+from megatron_ssd.planner.memory import RankMemory, replicas, worst_rank
 
 _EXCHANGED = 4 + 2  # bytes per parameter: its gradient in fp32 to the rank that updates it, and its new weight in bf16
 
@@ -48,12 +48,7 @@ def scaled(config: RunConfig, layout: LayoutReport, gpu: Gpu, *, num_gpus: int) 
 
 def _shared_parameters(config: RunConfig, layout: LayoutReport) -> float:
     """Parameters whose gradients a rank exchanges with those that hold the same: n - 1 of n parts leave the rank."""
-    parallel, rank = config.parallel, layout.ranks[0]
-    dense_ranks = parallel.data_parallel_size * parallel.context_parallel_size
-    expert_ranks = parallel.world_size // (
-        parallel.expert_model_parallel_size
-        * parallel.expert_tensor_parallel_size
-        * parallel.pipeline_model_parallel_size
-    )
+    rank = layout.ranks[0]
+    dense_ranks, expert_ranks = replicas(config.parallel)
     experts = rank.num_expert_parameters
     return (rank.num_parameters - experts) * (1 - 1 / dense_ranks) + experts * (1 - 1 / expert_ranks)

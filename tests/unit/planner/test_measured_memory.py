@@ -18,11 +18,9 @@ from megatron_ssd.planner.memory import GB, worst_rank
 RAW = json.loads((CONFIG_DIR.parent / "docs" / "results" / "raw" / "first-h200.json").read_text(encoding="utf-8"))
 TOLERANCE = 0.03  # what is left out: root mean squares of norms, indices, a weight's gradient in bf16
 NARROW = {"num_hidden_layers": 12, "vocab_size": 32_768, "max_position_embeddings": 131_072}
-BF16, FULL, LOCAL = (
-    PrecisionConfig(),
-    PrecisionConfig(recompute="full"),
-    PrecisionConfig(transformer_engine=False),
-)
+BF16 = PrecisionConfig(cross_entropy_loss_fusion=False)
+FULL = PrecisionConfig(cross_entropy_loss_fusion=False, recompute="full")
+LOCAL = PrecisionConfig(transformer_engine=False)
 
 
 @pytest.mark.parametrize(
