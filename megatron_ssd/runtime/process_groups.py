@@ -99,6 +99,12 @@ def model_parallel_sizes(parallel: ParallelConfig) -> dict[str, Any]:
     return {name: getattr(parallel, name) for name in (f"{kind}_parallel_size" for kind in kinds)}
 
 
+def replicas() -> dist.ProcessGroup:
+    """The ranks that hold the same weights as this one: they differ in their data and in their part of a sequence."""
+    group: dist.ProcessGroup = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    return group
+
+
 def on_rank_zero(action: Callable[[], T]) -> T:
     """Run ``action`` on rank 0 and return its result, or raise its ``UserError``, on every rank.
 
