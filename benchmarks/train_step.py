@@ -11,9 +11,9 @@ two data-parallel processes of one thread. On both sides fp32 matrix products ma
 
 There are two sets of samples. In ``equal``, every sample fills a sequence, and packing gains nothing. In
 ``long-tailed``, lengths are log-normal, and this trainer packs what the reference pads: the same samples in each batch.
-Speed is tokens of samples per second, without padding, over the same samples. All sides stay loaded and alternate within each round, so
-that a change of the machine's speed affects all. The table shows medians, and the median over rounds of the ratio
-within a round.
+Speed is tokens of samples per second, without padding, over the same samples. All sides stay loaded and alternate
+within each round, so that a change of the machine's speed affects all. The table shows medians, and the median over
+rounds of the ratio within a round.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def _config(folder: Path, *, world_size: int) -> Any:
 
     training = TrainingConfig(
         global_batch_size=BATCH,  # samples, as in the reference
-        micro_batch_size=MICRO_BATCH // world_size,  # so many times SEQ_LENGTH tokens, if samples are packed
+        micro_batch_size=MICRO_BATCH,  # so many times SEQ_LENGTH tokens, if samples are packed
         seq_length=SEQ_LENGTH,
         packing="best_fit" if folder.name == "long-tailed" else "none",
         tensorboard=False,
