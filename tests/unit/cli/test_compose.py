@@ -187,7 +187,7 @@ def test_the_demos_run_folder_depends_on_its_problems() -> None:
         (["foo"], ["'foo'", "KEY=VALUE"]),
         (["seed={"], ["seed={"]),
         (["run_dir=${nothing.here}"], ["nothing.here"]),
-        (["contamination=[humaneval,human]"], ["contamination = 'human'", "choose one of aime, humaneval"]),
+        (["contamination=[humaneval,human]"], ["contamination = 'human'", "did you mean humaneval?"]),
         (["contamination=mbpp"], ["contamination.sets.mbpp.path = null", "set it to a file"]),
         (["benchmark=livecodebench"], ["benchmark.sets.livecodebench.path = null", "set it to a file"]),
         (
