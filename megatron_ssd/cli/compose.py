@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,27 @@ from yaml import MarkedYAMLError, YAMLError
 import megatron_ssd
 from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.artifacts.manifest import keys_that_are_set
+from megatron_ssd.cli.auto_precision import fit_precision
 from megatron_ssd.cli.model_section import fit_context, model_section
 from megatron_ssd.config.build import build
 from megatron_ssd.config.run import BaseConfig, RunConfig
 from megatron_ssd.errors import ConfigError, NotTextError
+from megatron_ssd.nvidia_smi import Capability, visible_capability
 
 CONFIG_DIR = Path(megatron_ssd.__file__).resolve().parents[1] / "hydra_configs"
 
 # Sections on which a base model depends. The others belong to stages that are not run for it.
 _OF_BASE = ("objective", "seed", "model", "minicode", "parallel", "precision", "cluster", "moe", "optimizer",
             "training", "checkpoint", "export")  # fmt: skip
+# Files of groups that had another name: what to choose instead, by "group=name".
+RENAMED_FILES = {
+    "experiment=b200_mxfp8": "experiment=b200_64k",
+    "experiment=b200_bf16": "experiment=b200_64k precision=bf16",
+    "experiment=b200_tp_pp": "experiment=b200_64k parallel=tp2_pp2_cp2_ep4",
+    "experiment=h200_blockwise": "experiment=h200_64k precision=fp8_blockwise",
+    "experiment=h100_blockwise": "experiment=h100x16_64k precision=fp8_blockwise",
+    "parallel=tp2_cp8_ep16": "parallel=cp8_ep16",
+}
 _DERIVED_GROUP = "scale"  # chosen by the experiment and its problems (see config.yaml)
 
 
@@ -48,10 +59,15 @@ def groups(config_dir: Path = CONFIG_DIR) -> dict[str, list[str]]:
     }
 
 
-def compose_config(overrides: Sequence[str], config_dir: Path = CONFIG_DIR) -> RunConfig:
-    """The checked configuration that ``overrides`` ask for. Raises ``ConfigError``."""
+def compose_config(
+    overrides: Sequence[str],
+    config_dir: Path = CONFIG_DIR,
+    *,
+    capability: Callable[[], Capability | None] = visible_capability,
+) -> RunConfig:
+    """The checked configuration that ``overrides`` ask for (see ``compose_values``). Raises ``ConfigError``."""
     try:
-        return build(RunConfig, compose_values(overrides, config_dir))
+        return build(RunConfig, compose_values(overrides, config_dir, capability=capability))
     except NotTextError as error:  # for example run_dir=[1], which is a list
         values = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
         key = error.what.partition(" = ")[0]
@@ -68,8 +84,18 @@ def text_override(key: str, text: str) -> str:
     return f"{key}={QuotedString(literal, Quote.single).with_quotes()}"
 
 
-def compose_values(overrides: Sequence[str], config_dir: Path = CONFIG_DIR) -> dict[str, Any]:
+def compose_values(
+    overrides: Sequence[str],
+    config_dir: Path = CONFIG_DIR,
+    *,
+    capability: Callable[[], Capability | None] = visible_capability,
+) -> dict[str, Any]:
     """The composed YAML as nested dictionaries, with interpolations resolved.
+
+    Args:
+        overrides: as on the command line.
+        config_dir: folder of the YAML groups.
+        capability: asked for the compute capability of the GPU to train on if the configuration depends on it.
 
     Raises:
         ConfigError: an override or a group choice cannot be applied.
@@ -84,6 +110,7 @@ def compose_values(overrides: Sequence[str], config_dir: Path = CONFIG_DIR) -> d
             _fill_model(composed, overrides)  # before interpolations are resolved: run_dir has the model's name
             values = _plain(composed)
             fit_context(values)
+            fit_precision(values, capability)
             return values
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides) from None
@@ -144,7 +171,8 @@ def _hydra_override(override: str, known: dict[str, list[str]]) -> str:
         return f"++{group}={value}"
     for name in value.strip("[]").split(","):  # a list chooses several files of a group
         if name.strip() not in (*known[group], "null", ""):
-            close = difflib.get_close_matches(name.strip(), known[group], n=1)
+            new = RENAMED_FILES.get(f"{group}={name.strip()}")
+            close = [new] if new else difflib.get_close_matches(name.strip(), known[group], n=1)
             raise ConfigError(f"{group} = {name.strip()!r}", rule="there is no such choice",
                               fix=f"{f'did you mean {close[0]}? ' if close else ''}The choices are "
                               f"{', '.join(known[group])} and null")  # fmt: skip

@@ -178,9 +178,11 @@ class MoeConfig:
     tokens do, padding does not count."""
     freeze_router: bool = False
     """Do not train the router."""
-    dispatcher: Literal["alltoall", "allgather", "flex"] = "alltoall"
-    """Exchange of tokens between ranks. ``flex`` is DeepEP's and needs its CUDA library; ``allgather`` and
-    ``alltoall`` run anywhere."""
+    dispatcher: Literal["alltoall", "allgather", "deepep", "hybridep"] = "alltoall"
+    """Exchange of tokens between ranks. ``deepep`` and ``hybridep`` are kernels of the CUDA library DeepEP (HybridEP is
+    its branch for NVLink across nodes); ``allgather`` and ``alltoall`` run anywhere."""
+    router_fusion: bool = False
+    """Choose the experts of a token in one kernel of TransformerEngine."""
     grouped_gemm: bool = True
     """Compute all experts of a rank in one kernel, if TransformerEngine's layers run."""
 
@@ -194,8 +196,19 @@ class MoeConfig:
         require(self.aux_loss_coeff >= 0, f"moe.aux_loss_coeff = {self.aux_loss_coeff}", rule="must not be negative",
                 fix="0 leaves the auxiliary loss out")  # fmt: skip
         require(
-            self.dispatcher != "flex" or self.router_dtype == "fp32",
+            not self.uses_deep_ep or self.router_dtype == "fp32",
             f"moe.router_dtype = {self.router_dtype}",
-            rule="DeepEP's exchange (moe.dispatcher = flex) carries probabilities in fp32",
+            rule=f"DeepEP's exchange (moe.dispatcher = {self.dispatcher}) carries probabilities in fp32",
             fix="set moe.router_dtype=fp32 or moe.dispatcher=alltoall",
         )
+        require(
+            not self.router_fusion or self.router_dtype == "fp32",
+            "moe.router_fusion = true",
+            rule=f"TransformerEngine's kernel takes fp32, and moe.router_dtype = {self.router_dtype}",
+            fix="set moe.router_dtype=fp32 or moe.router_fusion=false",
+        )
+
+    @property
+    def uses_deep_ep(self) -> bool:
+        """Whether DeepEP's kernels exchange tokens."""
+        return self.dispatcher in ("deepep", "hybridep")

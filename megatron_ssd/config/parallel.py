@@ -36,6 +36,11 @@ class ParallelConfig:
     """Processes that share each expert's matrices."""
     sequence_parallel: bool = False
     """Split norms and dropout over the tensor parallel processes, along the sequence."""
+    cp_comm_type: Literal["p2p", "a2a", "all_gather"] = "p2p"
+    """How TransformerEngine's attention exchanges tokens under context parallelism: ``p2p`` passes keys and values
+    around in a ring while it computes; ``a2a`` gives each process all tokens of some heads, which is faster for short
+    samples and needs as many key heads per tensor parallel process; ``all_gather`` collects keys and values, of
+    sequences that are not packed."""
     use_distributed_optimizer: bool = True
     """Split optimizer state over data parallel replicas."""
 
@@ -94,6 +99,14 @@ class ParallelConfig:
                 rule=f"must divide model.{key} ({value})",
                 fix="use a tensor parallel size that divides it, for example 1",
             )
+        heads = model.num_key_value_heads // tp
+        require(
+            self.cp_comm_type != "a2a" or heads % self.context_parallel_size == 0,
+            "parallel.cp_comm_type = a2a",
+            rule=f"context_parallel_size ({self.context_parallel_size}) must divide the key heads of a tensor parallel "
+            f"process ({heads})",
+            fix="set parallel.cp_comm_type=p2p or lower parallel.context_parallel_size",
+        )
         chunks = pp * (self.virtual_pipeline_model_parallel_size or 1)
         require(
             model.num_hidden_layers % chunks == 0,

@@ -18,6 +18,15 @@ RecomputeModule = Literal["core_attn", "layernorm", "mlp", "moe", "moe_act"]
 FP8_ALIGNMENT: dict[Fp8Recipe, int] = {"delayed": 16, "tensorwise": 16, "blockwise": 128, "mxfp8": 32}
 
 
+def fp8_recipe_for(capability: tuple[int, int] | None) -> Fp8Recipe | None:
+    """The recipe with the finest scales that tensor cores of this compute capability support; None if there is none.
+
+    Capability 12 is left out: TransformerEngine has no MXFP8 there, and emulates block scaling.
+    """
+    recipes: dict[int, Fp8Recipe] = {9: "blockwise", 10: "mxfp8"}
+    return recipes.get(capability[0]) if capability else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fp8Config:
     """FP8 matrix products by TransformerEngine. Weights, attention and the output layer stay in bf16."""
@@ -81,11 +90,23 @@ class PrecisionConfig:
     """Use TransformerEngine's layers; false uses Megatron-Core's own."""
     fp8: Fp8Config | None = None
     """FP8 products; null is off."""
+    auto: bool = False
+    """Choose ``fp8`` for the visible GPU: ``mxfp8`` on compute capability 10, ``blockwise`` on 9, else null. A number
+    format that is given counts instead."""
+    gradient_accumulation_fusion: bool | None = None
+    """Let matrix products add weight gradients to their sum, without another pass over memory. Null means: with
+    TransformerEngine's layers. Megatron-Core's own layers need apex's kernel ``fused_weight_gradient_mlp_cuda``."""
+    cross_entropy_loss_fusion: bool | None = None
+    """Compute the loss and its gradient in one kernel of TransformerEngine, which keeps no fp32 softmax. Null means:
+    with TransformerEngine's layers."""
 
     def __post_init__(self) -> None:
         require_key(self, "transformer_engine", self.fp8 is None or self.transformer_engine,
                     rule="FP8 products are TransformerEngine's",
                     fix="set precision.transformer_engine=true or precision.fp8=null")  # fmt: skip
+        require_key(self, "cross_entropy_loss_fusion", self.transformer_engine or not self.cross_entropy_loss_fusion,
+                    rule="the kernel is TransformerEngine's, and precision.transformer_engine = false",
+                    fix="leave it out")  # fmt: skip
         require_key(self, "params_dtype", self.fp8 is None or self.params_dtype == "bf16",
                     rule="FP8 products need bf16 weights",
                     fix="set precision.params_dtype=bf16 or precision.fp8=null")  # fmt: skip
@@ -99,6 +120,18 @@ class PrecisionConfig:
         require_key(self, "recompute_modules", self.fp8 is None or self.fp8.recipe != "delayed" or not again,
                     rule="under delayed scaling neither layernorm nor moe_act can be recomputed",
                     fix="use [core_attn], or precision.fp8.recipe=tensorwise")  # fmt: skip
+
+    @property
+    def fuses_gradient_accumulation(self) -> bool:
+        """Whether matrix products add weight gradients to their sum."""
+        chosen = self.gradient_accumulation_fusion
+        return self.transformer_engine if chosen is None else chosen
+
+    @property
+    def fuses_cross_entropy(self) -> bool:
+        """Whether one kernel computes the loss and its gradient."""
+        chosen = self.cross_entropy_loss_fusion
+        return self.transformer_engine if chosen is None else chosen
 
     def check_model(self, model: ModelConfig, parallel: ParallelConfig, *, micro_batch_tokens: int) -> None:
         """Raise ``ConfigError`` if ``model`` cannot be computed in these formats under ``parallel``.

@@ -122,7 +122,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         self._check_iterations()
         self._check_sequence_length()
-        self._check_layers()
+        self._check_device()
         self._check_samples()
 
     def _check_iterations(self) -> None:
@@ -178,7 +178,7 @@ class RunConfig:
             fix=f"use a multiple of {chunks}, or null",
         )
 
-    def _check_layers(self) -> None:
+    def _check_device(self) -> None:
         require(
             self.cluster.device == "cuda" or not self.precision.transformer_engine,
             "precision.transformer_engine = true",
@@ -186,10 +186,47 @@ class RunConfig:
             fix="set precision.transformer_engine=false",
         )
         require(
-            self.cluster.device == "cuda" or self.moe.dispatcher != "flex",
-            "moe.dispatcher = flex",
+            self.cluster.device == "cuda" or not self.precision.fuses_gradient_accumulation,
+            "precision.gradient_accumulation_fusion = true",
+            rule="needs CUDA kernels and cluster.device is cpu",
+            fix="leave it out",
+        )
+        require(
+            self.cluster.device == "cuda" or not self.moe.uses_deep_ep,
+            f"moe.dispatcher = {self.moe.dispatcher}",
             rule="DeepEP's exchange runs on CUDA devices only and cluster.device is cpu",
             fix="set moe.dispatcher=alltoall",
+        )
+        require(
+            self.cluster.device == "cuda" or self.engine.kv_cache_dtype == "auto",
+            f"engine.kv_cache_dtype = {self.engine.kv_cache_dtype}",
+            rule="vLLM has a KV cache in FP8 on CUDA devices only and cluster.device is cpu",
+            fix="set engine.kv_cache_dtype=auto",
+        )
+        require(
+            not self.moe.uses_deep_ep
+            or self.parallel.tensor_model_parallel_size * self.parallel.expert_model_parallel_size > 1,
+            f"moe.dispatcher = {self.moe.dispatcher}",
+            rule="one rank has all experts, so there is nothing to exchange",
+            fix="set moe.dispatcher=alltoall or raise parallel.expert_model_parallel_size",
+        )
+        require(
+            self.precision.transformer_engine or not self.moe.router_fusion,
+            "moe.router_fusion = true",
+            rule="the kernel is TransformerEngine's, and precision.transformer_engine = false",
+            fix="set moe.router_fusion=false",
+        )
+        require(
+            self.precision.transformer_engine or self.parallel.cp_comm_type == "p2p",
+            f"parallel.cp_comm_type = {self.parallel.cp_comm_type}",
+            rule="is for TransformerEngine's attention, and precision.transformer_engine = false",
+            fix="leave it out",
+        )
+        require(
+            self.training.packing == "none" or self.parallel.cp_comm_type != "all_gather",
+            "parallel.cp_comm_type = all_gather",
+            rule=f"TransformerEngine has it for unpacked sequences, and training.packing = {self.training.packing}",
+            fix="use p2p or a2a",
         )
         require(
             self.precision.recompute != "selective"

@@ -9,6 +9,7 @@ from megatron_ssd.config.reference import require_key, require_positive
 from megatron_ssd.errors import require
 
 Weights = Literal["model", "ema"]
+OptimizerFormat = Literal["dp_reshardable", "fully_reshardable"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,10 @@ class CheckpointConfig:
 
     save_interval: int = 250
     """Iterations between checkpoints."""
+    optimizer_format: OptimizerFormat = "dp_reshardable"
+    """How the state of the distributed optimizer is written. With ``dp_reshardable`` each rank writes its own shards;
+    the run can resume under other data-parallel and context-parallel sizes only. ``fully_reshardable`` can resume under
+    any layout, but rank 0 of each data-parallel group first gathers the state of the group in host memory."""
     save_async: bool = False
     """Write checkpoints while training continues."""
     keep_last: int | None = None
@@ -126,10 +131,21 @@ class TrainingConfig:
     """Write TensorBoard event files."""
     wandb_project: str | None = None
     """Project in Weights & Biases; null is off."""
+    gc_interval: int | None = None
+    """Collect Python's garbage on all processes together, after each multiple of this many iterations. Null means 100
+    on GPUs, and on a CPU when Python itself decides."""
+    profile_steps: tuple[int, int] | None = None
+    """First and last iteration of a profile: ``run_dir/profile`` then gets a trace of the first process for Perfetto or
+    Chrome. Null is off."""
 
     def __post_init__(self) -> None:
         require_positive(self, "train_iters", "global_batch_size", "micro_batch_size", "seq_length",
                          "validation_interval", "max_skipped", "log_interval", fix="use at least 1")  # fmt: skip
+        require_positive(self, "gc_interval", fix="use 100, or null")
+        steps = self.profile_steps
+        require_key(self, "profile_steps", steps is None or 1 <= steps[0] <= steps[1] <= self.train_iters,
+                    rule=f"must be two iterations from 1 to training.train_iters ({self.train_iters}), in order",
+                    fix="use [11, 12], or null")  # fmt: skip
         require_key(self, "packing", self.packing != "greedy" or self.batch_unit == "packed_sequences",
                     rule="needs training.batch_unit = packed_sequences",
                     fix="set it, or use training.packing=best_fit")  # fmt: skip

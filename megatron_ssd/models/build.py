@@ -6,7 +6,9 @@ import importlib.metadata
 import logging
 import math
 import random
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from unittest import mock
 
 import numpy as np
 import torch
@@ -20,11 +22,13 @@ from torch import Tensor
 from megatron_ssd.config.model import ModelConfig, MoeConfig, RopeScalingConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
+from megatron_ssd.models.fused_gradients import fuse_gradient_accumulation
 from megatron_ssd.models.initialization import initialize_weights
 from megatron_ssd.models.layer_specs import block_spec
 from megatron_ssd.models.routers import freeze_routers
 from megatron_ssd.models.transformer_config import transformer_config
 from megatron_ssd.models.vocabulary import mask_vocab_padding, padded_vocab_size
+from megatron_ssd.runtime.hardware import has_apex_kernel
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +59,7 @@ def build_model(
     config.deallocate_pipeline_outputs = device == "cuda"  # gloo may still be reading what this would free
     _seed_process(seed or 0)  # Megatron-Core enters its random states while building, whether it draws or not
     num_stages = parallel.virtual_pipeline_model_parallel_size
-    with torch.device("meta") if device == "meta" else nullcontext():
+    with on_meta() if device == "meta" else nullcontext():
         chunks = [
             _build_chunk(model, parallel, config, precision, vp_stage=None if num_stages is None else stage)
             for stage in range(num_stages or 1)
@@ -66,6 +70,8 @@ def build_model(
         freeze_routers(chunks)
     if device == "cuda":
         chunks = [chunk.cuda() for chunk in chunks]
+        if precision.fuses_gradient_accumulation:
+            fuse_gradient_accumulation(chunks, has_apex_kernel=has_apex_kernel())
     if device != "meta" and seed is not None:
         initialize_weights(chunks, seed=seed, vocab_size=model.vocab_size)
     for chunk in chunks:
@@ -73,6 +79,16 @@ def build_model(
         if model.rope_scaling is not None:
             chunk.rotary_pos_emb.inv_freq = scaled_frequencies(chunk.rotary_pos_emb.inv_freq, model.rope_scaling)
     return chunks
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """While entered, new tensors have shapes and no memory, also those that Megatron-Core puts on the current GPU.
+
+    Its layers name ``torch.cuda.current_device()``, which counts more than ``torch.device`` as a context.
+    """
+    with torch.device("meta"), mock.patch.object(torch.cuda, "current_device", return_value="meta"):
+        yield
 
 
 def _describe_layers(model: ModelConfig, precision: PrecisionConfig, moe: MoeConfig) -> str:

@@ -64,7 +64,8 @@ def transformer_config(
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
         cuda_graph_scope=[],
-        gradient_accumulation_fusion=False,  # a CUDA kernel of apex
+        gradient_accumulation_fusion=False,  # see models.fused_gradients
+        cp_comm_type=parallel.cp_comm_type,
         **model_parallel_sizes(parallel),
         **_experts(model, moe),
         **_recompute(precision),
@@ -89,8 +90,15 @@ def _experts(model: ModelConfig, moe: MoeConfig) -> dict[str, Any]:
         "moe_router_dtype": moe.router_dtype,
         "moe_router_load_balancing_type": "aux_loss" if moe.aux_loss_coeff > 0 else "none",
         "moe_aux_loss_coeff": moe.aux_loss_coeff,
-        "moe_token_dispatcher_type": moe.dispatcher,
+        "moe_router_fusion": moe.router_fusion,
+        **_dispatcher(moe),
     }
+
+
+def _dispatcher(moe: MoeConfig) -> dict[str, Any]:
+    if moe.uses_deep_ep:
+        return {"moe_token_dispatcher_type": "flex", "moe_flex_dispatcher_backend": moe.dispatcher}
+    return {"moe_token_dispatcher_type": moe.dispatcher}
 
 
 def _recompute(precision: PrecisionConfig) -> dict[str, Any]:
@@ -125,6 +133,8 @@ def _fusions(model: ModelConfig, precision: PrecisionConfig, moe: MoeConfig) -> 
         "transformer_impl": "transformer_engine" if fused else "local",
         "apply_rope_fusion": fused,
         "bias_activation_fusion": fused,
+        "cross_entropy_loss_fusion": precision.fuses_cross_entropy,
+        "cross_entropy_fusion_impl": "te",
         "moe_grouped_gemm": fused and model.is_moe and moe.grouped_gemm,
         "moe_permute_fusion": fused and model.is_moe,
     }

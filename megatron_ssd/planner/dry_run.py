@@ -2,13 +2,14 @@
 
 Parameters are counted from what was built, not from the configuration's formula. A shard is identified by its name and
 its offset in the full parameter, and is counted once even if several ranks hold it. Ranks that differ only in their
-data or context part hold the same shards, which are built once.
+data or context part hold the same shards, which are built once, also for several layouts.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import math
 import os
 from collections import Counter
@@ -27,15 +28,21 @@ from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.initialization import local_shards
 from megatron_ssd.models.vocabulary import padded_vocab_size
+from megatron_ssd.nvidia_smi import visible_capability
 from megatron_ssd.planner.layout import LayoutReport, RankReport
-from megatron_ssd.planner.plan import iteration_text
+from megatron_ssd.planner.plan import iteration_text, numbers_name, numbers_reason
 from megatron_ssd.progress import progress
 from megatron_ssd.runtime import cpu
 from megatron_ssd.runtime.process_groups import fake_process_group
 
+log = logging.getLogger(__name__)
+
 # Megatron-Core's own layers. TransformerEngine's hold the same parameters (with FP8 too, whose weights are bf16), and
 # cannot be built without CUDA.
 _LOCAL = PrecisionConfig(transformer_engine=False)
+# The sizes of ``ParallelConfig`` that split parameters.
+_SPLITS = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size",
+           "expert_model_parallel_size", "expert_tensor_parallel_size")  # fmt: skip
 
 
 def run_dry(config: RunConfig) -> None:
@@ -50,9 +57,11 @@ def run_dry(config: RunConfig) -> None:
     num_padding_tokens = padded_vocab_size(model, parallel) - model.vocab_size
     padding = num_padding_tokens * model.hidden_size * (1 if model.tie_word_embeddings else 2)
     assert report.num_parameters == model.num_parameters() + padding, (report.num_parameters, padding)
-    print(f"{model.name}: {parallel.world_size} processes, {config.precision.params_dtype}")
+    print(f"{model.name}: {parallel.world_size} processes, {numbers_name(config.precision)}")
     print(report.table() + (f", {padding:,} of them to pad the vocabulary" if padding else ""))
     print(iteration_text(config.training, parallel))
+    if config.precision.auto:
+        log.info(numbers_reason(config.precision, visible_capability()))
 
 
 @functools.cache
@@ -65,8 +74,7 @@ def lay_out(
     if not torch.cuda.is_available():
         cpu.install()
     moe = dataclasses.replace(moe, dispatcher="alltoall")  # DeepEP's is a CUDA library
-    built: dict[tuple[int, ...], _Shards] = {}
-    ranks = []
+    ranks, parts = [], list[_Shards]()
     for rank in progress(range(parallel.world_size), desc="laying out", unit="rank"):
         with fake_process_group(parallel, rank=rank):
             part = (
@@ -75,8 +83,11 @@ def lay_out(
                 parallel_state.get_expert_model_parallel_rank(),
                 parallel_state.get_expert_tensor_parallel_rank(),
             )
-            if part not in built:
-                built[part] = _build(model, parallel, moe)
+            # What a rank holds depends neither on the number of replicas nor on the ranks that share its tokens.
+            key = (model, moe, *(getattr(parallel, size) for size in _SPLITS), part)
+            if key not in _BUILT:
+                _BUILT[key] = _build(model, parallel, moe)
+            parts.append(_BUILT[key])
             tensor_rank, pipeline_rank, expert_rank, _ = part
             ranks.append(
                 RankReport(
@@ -86,10 +97,10 @@ def lay_out(
                     context_rank=parallel_state.get_context_parallel_rank(),
                     expert_rank=expert_rank,
                     data_rank=parallel_state.get_data_parallel_rank(),
-                    **built[part].counts,
+                    **parts[-1].counts,
                 )
             )
-    shards = {key: size for each in built.values() for key, size in each.sizes.items()}
+    shards = {key: size for each in parts for key, size in each.sizes.items()}
     return LayoutReport(ranks=tuple(ranks), num_parameters=sum(shards.values()))
 
 
@@ -99,6 +110,9 @@ class _Shards:
 
     counts: dict[str, Any]
     sizes: dict[tuple[object, ...], int]
+
+
+_BUILT: dict[tuple[object, ...], _Shards] = {}  # by what they depend on
 
 
 def _build(model: ModelConfig, parallel: ParallelConfig, moe: MoeConfig) -> _Shards:

@@ -1,9 +1,7 @@
-"""Describes NVIDIA GPUs, by the data sheets or as they are in this machine."""
+"""Describes NVIDIA GPUs by their data sheets."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 from dataclasses import dataclass
 
 from megatron_ssd.config.precision import PrecisionConfig
@@ -24,13 +22,15 @@ class Gpu:
         return self.fp8_tflops if precision.fp8 else self.bf16_tflops
 
 
-# From NVIDIA's data sheets of the SXM modules. They print figures "with sparsity"; half of those is dense.
+# From NVIDIA's data sheets, of the SXM modules where there are any. They print figures "with sparsity"; half of those
+# is dense. L4: "NVIDIA L4 Tensor Core GPU" (242 and 485 sparse; 24 GB).
 #   A100: "NVIDIA A100 Tensor Core GPU" (312 dense BF16, 80 GB). H100, H200: "NVIDIA H100 / H200 Tensor Core GPU" (1,979
 #   and 3,958 sparse; 80 and 141 GB). B200, B300: "NVIDIA HGX Platform" (per GPU 4.5 and 9 PFLOPS sparse; a board of
 #   eight holds 1.4 and 2.1 TB).
 GPUS = {
     gpu.name: gpu
     for gpu in (
+        Gpu(name="L4", capability=(8, 9), memory_gb=24, bf16_tflops=121, fp8_tflops=242),
         Gpu(name="A100", capability=(8, 0), memory_gb=80, bf16_tflops=312, fp8_tflops=None),
         Gpu(name="H100", capability=(9, 0), memory_gb=80, bf16_tflops=989.5, fp8_tflops=1979),
         Gpu(name="H200", capability=(9, 0), memory_gb=141, bf16_tflops=989.5, fp8_tflops=1979),
@@ -56,15 +56,3 @@ def peak_tflops(device_name: str, precision: PrecisionConfig) -> float | None:
     """
     gpu = gpu_of(device_name)
     return None if gpu is None or precision.params_dtype != "bf16" else gpu.peak_tflops(precision)
-
-
-def visible_gpu_bytes() -> list[float]:
-    """Memory of each GPU that this process may use, without torch; empty if there is none."""
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        found = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout.split()
-    except (OSError, subprocess.SubprocessError):
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = len(found) if visible is None else len([name for name in visible.split(",") if name.strip()])
-    return [float(mebibytes) * 2**20 for mebibytes in found[:count]]

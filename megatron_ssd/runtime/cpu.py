@@ -4,6 +4,9 @@ Megatron-Core asks ``torch.cuda`` for its device, its streams and its random sta
 with ones for the CPU. It runs once, before any Megatron object is created and only if ``cluster.device`` is cpu. It
 refuses to run if CUDA is visible: on a GPU nothing in Megatron-Core or torch is changed. The same patches serve 0.16.1
 and 0.19.2; ``runtime.versions`` has what else differs between them.
+
+Where TransformerEngine or apex is installed, Megatron-Core takes their CUDA kernels at import. ``install`` puts its own
+functions and torch's Adam there, as Megatron-Core does where neither is installed.
 """
 
 from __future__ import annotations
@@ -14,6 +17,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from megatron.core import optimizer as megatron_optimizer
+from megatron.core import utils as megatron_utils
+from megatron.core.optimizer import clip_grads, distrib_optimizer
+from megatron.core.optimizer import optimizer as megatron_optimizer_base
 from megatron.core.tensor_parallel import random as megatron_random
 from megatron.core.transformer import attention as megatron_attention
 from megatron.core.transformer.moe import moe_utils
@@ -46,9 +53,21 @@ def install() -> None:
     _patch_tensors()
     _patch_all_to_all()
     _patch_unequal_parts()
-    if not hasattr(moe_utils, "te_general_gemm"):
-        moe_utils.te_general_gemm = None  # the router reads it; 0.16 leaves it undefined without TransformerEngine
+    use_local_functions()
     megatron_attention.apply_rotary_pos_emb = apply_rotary_pos_emb
+
+
+def use_local_functions() -> None:
+    """Replace the kernels of TransformerEngine and apex wherever Megatron-Core looks them up."""
+    for module in (clip_grads, megatron_optimizer_base):
+        module.multi_tensor_applier = megatron_utils.local_multi_tensor_applier
+        module.multi_tensor_scale_impl = megatron_utils.local_multi_tensor_scale
+    clip_grads.l2_norm_impl = megatron_utils.local_multi_tensor_l2_norm
+    megatron_optimizer.Adam = torch.optim.AdamW
+    megatron_optimizer.USING_PYTORCH_OPTIMIZER = True
+    distrib_optimizer.Adam = torch.optim.Adam
+    distrib_optimizer.HAVE_APEX_OR_TE = False
+    moe_utils.te_general_gemm = None  # the router then uses torch's product
 
 
 def _patch_device() -> None:

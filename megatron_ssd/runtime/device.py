@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from megatron_ssd.config.model import MoeConfig
-from megatron_ssd.config.parallel import ClusterConfig, Device
+from megatron_ssd.config.parallel import ClusterConfig, Device, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.runtime import cpu
+from megatron_ssd.runtime.environment import set_environment
 from megatron_ssd.runtime.hardware import check_device, check_hardware
 from megatron_ssd.runtime.versions import quiet_megatron
 
 
 def prepare_device(
-    cluster: ClusterConfig, precision: PrecisionConfig | None = None, moe: MoeConfig | None = None
+    cluster: ClusterConfig,
+    precision: PrecisionConfig | None = None,
+    moe: MoeConfig | None = None,
+    parallel: ParallelConfig | None = None,
 ) -> Device:
     """Make ``cluster.device`` ready for Megatron-Core and return it.
 
-    On cpu this sets the number of threads and installs the adaptation of ``runtime.cpu``.
+    On cpu this sets the number of threads and installs the adaptation of ``runtime.cpu``, on cuda the variables of
+    ``runtime.environment``. It must come before the first use of CUDA.
 
     Args:
         precision: decides whether fp32 matrix products may round to bf16 internally (``fast_matmul``); None for exact
             products. On a processor without bf16 units it changes neither speed nor results.
         moe: how experts exchange tokens; None if no extra library is needed.
+        parallel: the process grid; None for a single process.
 
     Raises:
         UserError: see ``hardware.check_device``, and on cuda ``hardware.check_hardware``.
     """
+    if cluster.device == "cuda":
+        set_environment(parallel or ParallelConfig())
     check_device(cluster)
-    # Under tensor parallelism Megatron-Core relies on one hardware queue for the order of collectives and kernels.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     quiet_megatron()
     torch.set_float32_matmul_precision("medium" if precision and precision.fast_matmul else "highest")
     if cluster.device == "cuda":

@@ -5,6 +5,7 @@ Except for ``check_device`` and ``check_hardware``, each check is a pure functio
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 
@@ -123,14 +124,31 @@ def check_transformer_engine(version: str | None, *, accepted: str | None) -> No
         )
 
 
-def check_dispatcher(moe: MoeConfig, *, has_deep_ep: bool) -> None:
-    """Raise ``UserError`` if the configuration needs DeepEP and it is not installed."""
+def check_dispatcher(moe: MoeConfig, *, has_deep_ep: bool, has_hybrid_ep: bool) -> None:
+    """Raise ``UserError`` if the configuration needs DeepEP, or its branch with HybridEP, and it is not installed."""
+    available = {"deepep": has_deep_ep, "hybridep": has_hybrid_ep}.get(moe.dispatcher, True)
+    part = " with HybridEP (its branch hybrid-ep)" if moe.dispatcher == "hybridep" else ""
     require(
-        moe.dispatcher != "flex" or has_deep_ep,
-        "moe.dispatcher = flex",
-        rule="the package deep_ep is not installed",
+        available,
+        f"moe.dispatcher = {moe.dispatcher}",
+        rule=f"the package deep_ep{part} is not installed",
         fix="build DeepEP for this machine, or set moe.dispatcher=alltoall",
     )
+
+
+def check_fusion(precision: PrecisionConfig, *, has_kernel: bool) -> None:
+    """Raise ``UserError`` if weight gradients shall be added by products that have no kernel for it."""
+    require(
+        not precision.fuses_gradient_accumulation or precision.transformer_engine or has_kernel,
+        "precision.gradient_accumulation_fusion = true",
+        rule="Megatron-Core's own layers need apex's fused_weight_gradient_mlp_cuda, which is not installed",
+        fix="leave it out, build apex, or set precision.transformer_engine=true",
+    )
+
+
+def has_apex_kernel() -> bool:
+    """Whether apex's kernel is installed that adds the gradient of a weight to their sum."""
+    return importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
 
 
 def check_hardware(precision: PrecisionConfig, moe: MoeConfig) -> None:
@@ -144,7 +162,15 @@ def check_hardware(precision: PrecisionConfig, moe: MoeConfig) -> None:
     check_precision(precision, torch.cuda.get_device_capability(), (major, minor))
     if precision.transformer_engine:
         check_transformer_engine(_installed("transformer-engine"), accepted=_accepted_transformer_engine())
-    check_dispatcher(moe, has_deep_ep=importlib.util.find_spec("deep_ep") is not None)
+    check_fusion(precision, has_kernel=has_apex_kernel())
+    has_deep_ep = importlib.util.find_spec("deep_ep") is not None
+    check_dispatcher(
+        moe,
+        has_deep_ep=has_deep_ep,
+        has_hybrid_ep=has_deep_ep
+        and moe.dispatcher == "hybridep"
+        and hasattr(importlib.import_module("deep_ep"), "HybridEPBuffer"),
+    )
 
 
 def _installed(package: str) -> str | None:

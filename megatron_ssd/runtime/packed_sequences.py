@@ -20,6 +20,8 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from numpy.typing import NDArray
 
+from megatron_ssd.runtime.transfer import to_device
+
 
 @dataclass
 class PackedSequences(PackedSeqParams):
@@ -39,7 +41,7 @@ def make_packed_sequences(lengths: tuple[int, ...], *, cp_size: int, device: tor
     fastest.
     """
     assert all(length > 0 and (cp_size == 1 or length % (2 * cp_size) == 0) for length in lengths), lengths
-    cu_seqlens = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(device)
+    cu_seqlens = to_device(torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32), device)
     longest = max(lengths)
     padded = cu_seqlens if cp_size > 1 else None
     return PackedSequences(

@@ -48,6 +48,9 @@ from megatron_ssd.dataset.packing import plan_step
 from megatron_ssd.errors import require
 from megatron_ssd.planner.flops import flops_by_segment
 from megatron_ssd.runtime.packed_sequences import local_positions, make_packed_sequences
+from megatron_ssd.runtime.process_groups import on_rank_zero
+from megatron_ssd.runtime.transfer import to_device
+from megatron_ssd.training.profiling import phase
 
 Parts = list[tuple[int, int]]  # packed sequences of the data set by (epoch, index)
 
@@ -137,7 +140,9 @@ class BatchSource:
         """The planned micro batches of this replica, one after another."""
         for row in plans:
             plan = row[self.data_parallel_rank]
-            yield self.batch([self.dataset.joined(parts, plan.length) for parts in plan.sequences])
+            with phase("data"):
+                batch = self.batch([self.dataset.joined(parts, plan.length) for parts in plan.sequences])
+            yield batch
 
     def _sliced(self, located: Parts) -> list[list[list[Parts]]]:
         """[micro batch][replica][sequence] -> its parts: one packed sequence, or none after the end of the data."""
@@ -191,7 +196,7 @@ class BatchSource:
         if self.context_parallel_size > 1:
             here = local_positions(lengths, cp_size=self.context_parallel_size, cp_rank=self.context_parallel_rank)
             columns = {key: column[:, here] for key, column in columns.items()}
-        tensors = {key: torch.from_numpy(column).to(self.device, non_blocking=True) for key, column in columns.items()}
+        tensors = {key: to_device(torch.from_numpy(column), self.device) for key, column in columns.items()}
         return Batch(**tensors, packed_seq_params=packed_seq_params)
 
     def _global_batch(self, iteration: int) -> Parts:
@@ -229,7 +234,7 @@ def open_dataset(
         segment_multiple=config.segment_multiple,
         split=split,
     )
-    largest = dataset.max_token_id() if split == "train" else 0
+    largest = on_rank_zero(dataset.max_token_id) if split == "train" else 0
     require(
         largest < model.vocab_size,
         f"model.vocab_size = {model.vocab_size}",

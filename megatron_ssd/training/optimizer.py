@@ -14,6 +14,7 @@ from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.training import OptimizerConfig
@@ -62,7 +63,7 @@ def wrap_chunks(
 ) -> list[DistributedDataParallel]:
     """Give each chunk its gradient buffers, which are reduced over data-parallel replicas in ``main_grads_dtype``."""
     # On CUDA, communication overlaps with the backward pass; gloo has no second stream for that.
-    overlap = device == "cuda" and parallel.data_parallel_size > 1
+    overlap = device == "cuda" and parallel.data_parallel_size * parallel.context_parallel_size > 1
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=config.main_grads_dtype == "fp32",
         overlap_grad_reduce=overlap,
@@ -82,31 +83,7 @@ def build_optimizer(
     Norm weights (every vector) have no weight decay, as in Megatron-LM. Frozen parameters are not updated.
     """
     model_config = chunks[0].config
-    optimizer = get_megatron_optimizer(
-        MegatronOptimizerConfig(
-            optimizer="adam",
-            lr=config.lr,
-            min_lr=config.min_lr,
-            weight_decay=config.weight_decay,
-            adam_beta1=config.adam_beta1,
-            adam_beta2=config.adam_beta2,
-            adam_eps=config.adam_eps,
-            clip_grad=config.clip_grad,
-            bf16=model_config.bf16,
-            params_dtype=model_config.params_dtype,
-            fp8_recipe=model_config.fp8_recipe if model_config.fp8 else None,
-            use_distributed_optimizer=parallel.use_distributed_optimizer,
-            use_precision_aware_optimizer=config.precision_aware,
-            main_params_dtype=_DTYPES[config.main_params_dtype],
-            main_grads_dtype=_DTYPES[config.main_grads_dtype],
-            exp_avg_dtype=_DTYPES[config.exp_avg_dtype],
-            exp_avg_sq_dtype=_DTYPES[config.exp_avg_sq_dtype],
-            optimizer_cpu_offload=config.cpu_offload_fraction > 0,
-            optimizer_offload_fraction=config.cpu_offload_fraction,
-            overlap_cpu_optimizer_d2h_h2d=config.cpu_offload_fraction > 0,
-        ),
-        list(chunks),
-    )
+    optimizer = get_megatron_optimizer(megatron_config(config, parallel, model_config), list(chunks))
     # Megatron-Core does not request one kernel for all parameters; Adams of other packages always have it.
     for adam in pytorch_adams(optimizer):
         for group in adam.param_groups:
@@ -117,6 +94,34 @@ def build_optimizer(
     if chunks[0].ddp_config.overlap_grad_reduce:
         model_config.no_sync_func = [chunk.no_sync for chunk in chunks] if len(chunks) > 1 else chunks[0].no_sync
     return optimizer
+
+
+def megatron_config(
+    config: OptimizerConfig, parallel: ParallelConfig, model_config: TransformerConfig
+) -> MegatronOptimizerConfig:
+    """``config`` in Megatron-Core's form, for the parameters of a model that was built with ``model_config``."""
+    return MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=config.lr,
+        min_lr=config.min_lr,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        adam_eps=config.adam_eps,
+        clip_grad=config.clip_grad,
+        bf16=model_config.bf16,
+        params_dtype=model_config.params_dtype,
+        fp8_recipe=None,  # weights are bf16, also under FP8; a recipe would keep full fp32 copies of them
+        use_distributed_optimizer=parallel.use_distributed_optimizer,
+        use_precision_aware_optimizer=config.precision_aware,
+        main_params_dtype=_DTYPES[config.main_params_dtype],
+        main_grads_dtype=_DTYPES[config.main_grads_dtype],
+        exp_avg_dtype=_DTYPES[config.exp_avg_dtype],
+        exp_avg_sq_dtype=_DTYPES[config.exp_avg_sq_dtype],
+        optimizer_cpu_offload=config.cpu_offload_fraction > 0,
+        optimizer_offload_fraction=config.cpu_offload_fraction,
+        overlap_cpu_optimizer_d2h_h2d=config.cpu_offload_fraction > 0,
+    )
 
 
 def global_grad_norm(optimizer: MegatronOptimizer) -> float:

@@ -19,7 +19,7 @@ from megatron_ssd.config.run import RunConfig, needed
 # Keys of the training section that do not affect the trained weights.
 _NOT_TRAINED = (
     "micro_batch_size", "tokens_per_micro_batch", "self_test", "validation_interval", "max_skipped", "spike_factor",
-    "log_interval", "tensorboard", "wandb_project",
+    "log_interval", "tensorboard", "wandb_project", "gc_interval", "profile_steps",
 )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def training_stage(config: RunConfig) -> Stage:
         "training": trained,
     }
     if model.is_moe:
-        settings["moe"] = _without(config.moe, "dispatcher", "grouped_gemm")
+        settings["moe"] = _without(config.moe, "dispatcher", "grouped_gemm", "router_fusion")
     return Stage(
         name="checkpoints",
         run_dir=run_dir,

@@ -18,7 +18,7 @@ import math
 import resource
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -33,10 +33,14 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
 from megatron_ssd.config.model import MoeConfig
+from megatron_ssd.config.parallel import Device
 from megatron_ssd.errors import UserError
 from megatron_ssd.models.routers import router_padding_mask, set_aux_loss_coefficient
+from megatron_ssd.runtime.transfer import to_device
 from megatron_ssd.training.data import Batch, BatchSource, MicroBatchPlan
 from megatron_ssd.training.optimizer import clip_and_step, global_grad_norm, normalize_gradients
+from megatron_ssd.training.profiling import phase
+from megatron_ssd.training.shutdown import GracefulShutdown
 
 EMA_PREFIX = "ema"
 _WINDOW = 50  # losses that the running mean covers, roughly
@@ -172,9 +176,18 @@ class StepResult:
 
 
 def run_step(
-    state: TrainingState, schedule: OptimizerParamScheduler, source: BatchSource, *, moe: MoeConfig
+    state: TrainingState,
+    schedule: OptimizerParamScheduler,
+    source: BatchSource,
+    *,
+    moe: MoeConfig,
+    shutdown: GracefulShutdown | None = None,
 ) -> StepResult:
-    """Run the iteration after ``state.iteration`` and count it."""
+    """Run the iteration after ``state.iteration`` and count it.
+
+    Args:
+        shutdown: learns what any rank was asked for before the update.
+    """
     iteration = state.iteration + 1
     for chunk in state.chunks:
         chunk.zero_grad_buffer()
@@ -182,16 +195,19 @@ def run_step(
     normalizer, plans = source.normalizer(iteration), source.plan(iteration)
     normalize_gradients(state.chunks, normalizer)
     set_aux_loss_coefficient(state.chunks, moe.aux_loss_coeff * normalizer / sum(map(len, plans)))
-    loss_sum, valid_tokens = run_micro_batches(state, source, plans, forward_only=False)
-    loss = loss_sum / normalizer
+    total = run_micro_batches(state, source, plans, forward_only=False)
     schedule.step(increment=1)
     grad_norm = global_grad_norm(state.optimizer)
-    finite, peak = _agree(math.isfinite(loss) and math.isfinite(grad_norm), source.device)
-    spike = False
+    agreed = _agree(total, grad_norm, 0.0 if shutdown is None else shutdown.code, source.device)
+    if shutdown is not None:
+        shutdown.agree(agreed.stop_code)
+    loss = agreed.loss_sum / normalizer
+    finite, spike = agreed.not_finite == 0, False
     if finite:
-        clip_and_step(state.optimizer, grad_norm)
-        if state.ema is not None:
-            state.ema.update()
+        with phase("optimizer"):
+            clip_and_step(state.optimizer, grad_norm)
+            if state.ema is not None:
+                state.ema.update()
         spike = state.spikes.update(loss)
     else:
         state.spikes.skip()
@@ -200,35 +216,35 @@ def run_step(
         loss=loss,
         grad_norm=grad_norm,
         learning_rate=float(state.optimizer.param_groups[0]["lr"]),
-        valid_tokens=valid_tokens,
+        valid_tokens=int(agreed.valid_tokens),
         skipped=not finite,
         spike=spike,
-        peak_memory_gib=peak,
+        peak_memory_gib=agreed.peak_memory_gib,
     )
 
 
 def run_micro_batches(
     state: TrainingState, source: BatchSource, plans: list[list[MicroBatchPlan]], *, forward_only: bool
-) -> tuple[float, int]:
-    """(weighted sum of the loss, tokens with a loss weight) of the planned micro batches, on every rank."""
+) -> Tensor:
+    """[weighted sum of the loss, tokens with a loss weight] of the planned micro batches, on every rank's device."""
     seq_length, micro_batch_size = source.schedule_shape(plans[0][source.data_parallel_rank])
-    reports = get_forward_backward_func()(
-        forward_step_func=forward_step,
-        # One iterator per model chunk, all over the same micro batches.
-        data_iterator=[source.micro_batches(plans) for _ in state.chunks],
-        model=state.chunks,
-        num_microbatches=len(plans),
-        seq_length=seq_length,
-        micro_batch_size=micro_batch_size,
-        forward_only=forward_only,
-    )
+    with phase("forward-backward"):
+        reports = get_forward_backward_func()(
+            forward_step_func=forward_step,
+            # One iterator per model chunk, all over the same micro batches.
+            data_iterator=[source.micro_batches(plans) for _ in state.chunks],
+            model=state.chunks,
+            num_microbatches=len(plans),
+            seq_length=seq_length,
+            micro_batch_size=micro_batch_size,
+            forward_only=forward_only,
+        )
     # [2] tensors (weighted loss sum, valid tokens), one per micro batch, on the last pipeline stage only.
     total = torch.stack(reports).sum(0) if reports else torch.zeros(2, dtype=torch.double, device=source.device)
     dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     last = parallel_state.get_pipeline_model_parallel_last_rank()
     dist.broadcast(total, src=last, group=parallel_state.get_pipeline_model_parallel_group())
-    loss_sum, valid_tokens = total.tolist()
-    return loss_sum, int(valid_tokens)
+    return total
 
 
 def forward_step(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[Tensor, Callable[[Tensor], LossOutput]]:
@@ -258,23 +274,37 @@ def validation_loss(state: TrainingState, source: BatchSource) -> float:
     assert source.single_pass
     for chunk in state.chunks:
         chunk.eval()
-    total = weight = 0.0
+    total, weight = torch.zeros(2, dtype=torch.double, device=source.device), 0.0
     for number in range(1, source.batches_in_pass + 1):
-        loss_sum, _ = run_micro_batches(state, source, source.plan(number), forward_only=True)
-        total += loss_sum
+        total += run_micro_batches(state, source, source.plan(number), forward_only=True)
         weight += source.normalizer(number)
     for chunk in state.chunks:
         chunk.train()
-    return total / weight
+    return float(total[0]) / weight
 
 
-def _agree(finite: bool, device: str) -> tuple[bool, float]:
-    """(whether every rank saw finite numbers, the largest peak memory of any rank)."""
+class _Agreed(NamedTuple):
+    """Numbers of a step that are the same on every rank."""
+
+    loss_sum: float
+    valid_tokens: float
+    not_finite: float  # above 0 if the loss, or the norm of the gradient on any rank, is not finite
+    peak_memory_gib: float  # the largest of any rank
+    stop_code: float  # the largest of any rank
+
+
+def _agree(total: Tensor, grad_norm: float, stop_code: float, device: Device) -> _Agreed:
+    """What every rank knows after a step. The host waits for the device once, for all numbers together.
+
+    Args:
+        total: as ``run_micro_batches`` returns it.
+    """
     if device == "cuda":
         gib = torch.cuda.max_memory_allocated() / 2**30
     else:
         gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    numbers = torch.tensor([float(not finite), gib], dtype=torch.double, device=device)
-    dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
-    bad, peak = numbers.tolist()
-    return bad == 0.0, peak
+    here = torch.tensor([float(not math.isfinite(grad_norm)), gib, stop_code], dtype=torch.double)
+    largest = to_device(here, device)
+    largest[0] += ~total[0].isfinite()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return _Agreed(*torch.cat([total, largest]).tolist())

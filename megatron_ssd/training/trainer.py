@@ -12,17 +12,12 @@ at the same iteration, after a checkpoint.
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self
 
-import torch
 import torch.distributed as dist
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
@@ -31,27 +26,22 @@ from megatron_ssd.config.model import ModelConfig, MoeConfig
 from megatron_ssd.config.parallel import Device
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.config.training import TrainingConfig
-from megatron_ssd.errors import Requeue, UserError
+from megatron_ssd.errors import UserError
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.hf_checkpoint import load_hf_weights
 from megatron_ssd.training.checkpoint import choose_checkpoint, load_checkpoint, save_checkpoint
 from megatron_ssd.training.checkpoint_writer import CheckpointWriter
 from megatron_ssd.training.data import BatchSource, batch_source, open_dataset
+from megatron_ssd.training.garbage import collected_together
 from megatron_ssd.training.meter import ThroughputMeter
 from megatron_ssd.training.metrics import IterationMetrics, MetricsLogger
 from megatron_ssd.training.optimizer import build_optimizer, build_schedule, wrap_chunks
+from megatron_ssd.training.profiling import profiled
+from megatron_ssd.training.shutdown import GracefulShutdown
 from megatron_ssd.training.step import EmaWeights, LossSpikeDetector, TrainingState, run_step, validation_loss
 
+_GPU_GC_INTERVAL = 100  # of training.gc_interval on GPUs
 _RECENT = 50  # iterations whose pace gives the time left
-# What a signal asks for: the user wants the run to end, or a scheduler wants the machine and will start the run again.
-_REQUEST_OF: dict[int, type[KeyboardInterrupt]] = {
-    signal.SIGINT: KeyboardInterrupt,
-    signal.SIGTERM: Requeue,  # torchrun, and SLURM before it kills
-    signal.SIGUSR1: Requeue,  # SLURM's --signal, some time before its limit
-}
-_CODES: tuple[type[KeyboardInterrupt] | None, ...] = (None, KeyboardInterrupt, Requeue)
-# A terminal and the launcher may both pass on the same request; a signal after this time is a second request.
-_SAME_REQUEST_SECONDS = 1.0
 
 
 @dataclass
@@ -68,6 +58,9 @@ class Trainer:
     training: TrainingConfig
     moe: MoeConfig
     save_interval: int
+    gc_interval: int | None  # None leaves the collector to Python
+    profile_folder: Path
+    _ended: float = 0.0  # when the last iteration ended
     _recent: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
 
     def train(self, loggers: Sequence[MetricsLogger], shutdown: GracefulShutdown) -> None:
@@ -80,37 +73,48 @@ class Trainer:
             KeyboardInterrupt: a stop was requested before the last iteration; the state is saved.
             UserError: too many consecutive iterations without a finite loss and gradient.
         """
-        started = time.perf_counter()
-        while self.state.iteration < self.training.train_iters:
-            metrics = self._validated(self.step())
-            now = time.perf_counter()
-            self._recent.append(now - started)
-            started = now
-            left = self.training.train_iters - self.state.iteration
-            seconds_left = round(left * sum(self._recent) / len(self._recent), 1)
-            metrics = dataclasses.replace(metrics, seconds_left=seconds_left)
-            for logger in loggers:
-                logger.log(metrics)
-            self.writer.poll()
-            try:
-                self.state.spikes.check(self.state.iteration)
-            except UserError:
-                self.writer.finish()  # a save in progress is older than the bad iterations, and the user will need it
-                raise
-            stopping = shutdown.requested()
-            if stopping or self._is_due(self.save_interval):
-                for logger in loggers:
-                    logger.flush()
-                save_checkpoint(self.writer, self.state)
-            if stopping and self.state.iteration < self.training.train_iters:
-                self.writer.finish()
-                raise stopping
+        self._ended = time.perf_counter()
+        steps = self.training.profile_steps if dist.get_rank() == 0 else None
+        with (
+            collected_together(self.gc_interval) as collect,
+            profiled(steps, self.profile_folder, done=self.state.iteration) as profile,
+        ):
+            while self.state.iteration < self.training.train_iters:
+                self._iterate(loggers, shutdown)
+                collect(self.state.iteration)
+                profile(self.state.iteration)
         self.writer.finish()
 
-    def step(self) -> IterationMetrics:
-        """One iteration: forward, backward, update, measurements."""
+    def _iterate(self, loggers: Sequence[MetricsLogger], shutdown: GracefulShutdown) -> None:
+        """One iteration with everything that follows it: validation, metrics, a checkpoint."""
+        metrics = self._validated(self.step(shutdown))
+        now = time.perf_counter()
+        self._recent.append(now - self._ended)
+        self._ended = now
+        left = self.training.train_iters - self.state.iteration
+        seconds_left = round(left * sum(self._recent) / len(self._recent), 1)
+        metrics = dataclasses.replace(metrics, seconds_left=seconds_left)
+        for logger in loggers:
+            logger.log(metrics)
+        self.writer.poll()
+        try:
+            self.state.spikes.check(self.state.iteration)
+        except UserError:
+            self.writer.finish()  # a save in progress is older than the bad iterations, and the user will need it
+            raise
+        stopping = shutdown.requested()
+        if stopping or self._is_due(self.save_interval):
+            for logger in loggers:
+                logger.flush()
+            save_checkpoint(self.writer, self.state)
+        if stopping and self.state.iteration < self.training.train_iters:
+            self.writer.finish()
+            raise stopping
+
+    def step(self, shutdown: GracefulShutdown | None = None) -> IterationMetrics:
+        """One iteration: forward, backward, update, measurements. ``shutdown`` learns what all ranks were asked for."""
         self.meter.start()
-        result = run_step(self.state, self.schedule, self.source, moe=self.moe)
+        result = run_step(self.state, self.schedule, self.source, moe=self.moe, shutdown=shutdown)
         return self.meter.stop(self.state.iteration, result)
 
     def _is_due(self, interval: int) -> bool:
@@ -166,38 +170,6 @@ def build_trainer(config: RunConfig, work: Path, device: Device) -> Trainer:
         training=training,
         moe=config.moe,
         save_interval=config.checkpoint.save_interval,
+        gc_interval=training.gc_interval or (_GPU_GC_INTERVAL if device == "cuda" else None),
+        profile_folder=Path(config.run_dir) / "profile",
     )
-
-
-class GracefulShutdown:
-    """While entered, SIGINT, SIGTERM and SIGUSR1 do not interrupt; ``requested`` reports them.
-
-    A second request ends this process at once.
-    """
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-        self._request: type[KeyboardInterrupt] | None = None
-        self._requested_at = 0.0
-        self._handlers: dict[int, Any] = {}
-
-    def requested(self) -> type[KeyboardInterrupt] | None:
-        """The exception to end with if any rank was asked to stop, else None. All ranks must call it in lockstep."""
-        code = torch.tensor([float(_CODES.index(self._request))], device=self._device)
-        dist.all_reduce(code, op=dist.ReduceOp.MAX)
-        return _CODES[int(code.item())]
-
-    def __enter__(self) -> Self:
-        self._handlers = {number: signal.signal(number, self._note) for number in _REQUEST_OF}
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._request is None:
-            self._request, self._requested_at = _REQUEST_OF[number], time.monotonic()
-        elif time.monotonic() - self._requested_at > _SAME_REQUEST_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)

@@ -9,7 +9,7 @@ import pytest
 
 from launch.train import train
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.training.trainer import GracefulShutdown
+from megatron_ssd.training.shutdown import GracefulShutdown
 
 
 def train_until_stopped(config: RunConfig, *, iteration: int, request: type[BaseException] = KeyboardInterrupt) -> None:

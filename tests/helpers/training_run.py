@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.model import ModelConfig, MoeConfig
 from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.run import RunConfig
@@ -29,6 +29,8 @@ MOE = ModelConfig(
     name="moe", model_type="qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, **_SHAPE
 )
 EXACT = PrecisionConfig(params_dtype="fp32", transformer_engine=False)
+# TransformerEngine multiplies fp32 in TF32, and experts with almost equal scores would then change places.
+EXACT_ROUTER = MoeConfig(router_dtype="fp64")
 CPU = ClusterConfig(device="cpu")
 
 

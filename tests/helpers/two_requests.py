@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import signal
 
-import torch.distributed as dist
-
-from megatron_ssd.training import trainer
+from megatron_ssd.training import shutdown
 
 
 def main() -> None:
     """Print the first request that the loop sees, and more only if it survives the second."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    trainer._SAME_REQUEST_SECONDS = -1.0
-    with trainer.GracefulShutdown("cpu") as shutdown:
+    shutdown._SAME_REQUEST_SECONDS = -1.0
+    with shutdown.GracefulShutdown() as graceful:
         os.kill(os.getpid(), signal.SIGTERM)
-        request = shutdown.requested()
+        graceful.agree(graceful.code)
+        request = graceful.requested()
         assert request is not None
         print(request.__name__, flush=True)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -91,8 +91,8 @@ def test_recompute_needs_existing_modules() -> None:
 
 
 def test_settings_that_need_cuda_are_refused_on_a_cpu() -> None:
-    with pytest.raises(ConfigError, match=r"moe.dispatcher = flex: .*cluster.device is cpu"):
-        compose_config(["model=tiny_moe", "cluster=cpu", "precision=fp32", "moe.dispatcher=flex"])
+    with pytest.raises(ConfigError, match=r"moe.dispatcher = deepep: .*cluster.device is cpu"):
+        compose_config(["model=tiny_moe", "cluster=cpu", "precision=fp32", "moe.dispatcher=deepep"])
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_settings_that_need_cuda_are_refused_on_a_cpu() -> None:
     [
         ({"aux_loss_coeff": -0.1}, "must not be negative"),
         ({"aux_loss_coeff": 0.1, "freeze_router": True}, "balances the load by training the router"),
-        ({"dispatcher": "flex", "router_dtype": "fp64"}, "carries probabilities in fp32"),
+        ({"dispatcher": "deepep", "router_dtype": "fp64"}, "carries probabilities in fp32"),
     ],
 )
 def test_contradicting_expert_settings_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -10,7 +10,7 @@ from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.errors import ConfigError
 from megatron_ssd.models.build import build_model
 from megatron_ssd.runtime.device import prepare_device
-from megatron_ssd.runtime.process_groups import process_groups
+from megatron_ssd.runtime.process_groups import fake_process_group, process_groups
 from tests.helpers.training_run import CPU, DEEP, DENSE, EXACT, MOE
 
 ONE = ParallelConfig()
@@ -52,3 +52,15 @@ def test_experts_whose_gradients_would_not_be_summed_are_refused() -> None:
         layout.check_model(MOE)
     dataclasses.replace(layout, expert_tensor_parallel_size=2).check_model(MOE)
     dataclasses.replace(layout, expert_model_parallel_size=2).check_model(MOE)
+
+
+@pytest.mark.parametrize("model", [DENSE, MOE], ids=lambda model: model.name)
+def test_a_model_on_the_meta_device_uses_no_gpu(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare_device(CPU)
+    # Where a GPU is visible, Megatron-Core's layers put their weights there, whatever device a context names.
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cuda:7")
+    with fake_process_group(ONE, rank=0):
+        (chunk,) = build_model(model, ONE, EXACT, device="meta", seed=None)
+    tensors = [*chunk.named_parameters(), *chunk.named_buffers(), ("rotary", chunk.rotary_pos_emb.inv_freq)]
+    assert [name for name, tensor in tensors if tensor.device.type != "meta"] == []
+    assert torch.cuda.current_device() == "cuda:7"

@@ -1,10 +1,20 @@
 """Tests that Megatron-Core's CUDA calls work on the CPU without a change of torch's own behaviour."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
+from megatron.core import optimizer as megatron_optimizer
+from megatron.core.optimizer import clip_grads, distrib_optimizer
+from megatron.core.optimizer import optimizer as optimizer_base
+from megatron.core.transformer.moe import moe_utils
 
+from launch.train import train
+from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.runtime import cpu
 from tests.helpers.devices import without_gpu
+from tests.helpers.training_run import MOE, metrics, training_config, write_dataset
 
 pytestmark = without_gpu
 
@@ -57,3 +67,35 @@ def test_the_adaptation_is_refused_if_a_gpu_is_visible(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(AssertionError):
         cpu.install()
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+def test_kernels_of_installed_cuda_packages_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, distributed: bool
+) -> None:
+    # As after an import of Megatron-Core where TransformerEngine is installed.
+    for module in (clip_grads, optimizer_base):
+        for name in ("multi_tensor_applier", "multi_tensor_scale_impl"):
+            monkeypatch.setattr(module, name, cuda_only)
+    monkeypatch.setattr(clip_grads, "l2_norm_impl", cuda_only)
+    monkeypatch.setattr(megatron_optimizer, "Adam", CudaOnly)
+    monkeypatch.setattr(megatron_optimizer, "USING_PYTORCH_OPTIMIZER", False)
+    monkeypatch.setattr(distrib_optimizer, "Adam", CudaOnly)
+    monkeypatch.setattr(distrib_optimizer, "HAVE_APEX_OR_TE", True)
+    monkeypatch.setattr(moe_utils, "te_general_gemm", cuda_only)
+    cpu.use_local_functions()
+
+    write_dataset(tmp_path, num_documents=20)
+    parallel = ParallelConfig(use_distributed_optimizer=distributed)
+    config = training_config(tmp_path, model=MOE, parallel=parallel, training={"train_iters": 3})
+    train(dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, save_interval=2)))
+    assert len(metrics(tmp_path)) == 3
+
+
+def cuda_only(*args: object, **kwargs: object) -> None:
+    raise AssertionError("a CUDA kernel was called with tensors on the CPU")
+
+
+class CudaOnly(torch.optim.AdamW):
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        cuda_only()

@@ -1,6 +1,7 @@
 """Tests for the checks of configurations against the hardware; they do not need a GPU."""
 
 import re
+from typing import Literal
 
 import pytest
 
@@ -10,6 +11,7 @@ from megatron_ssd.errors import ConfigError, UserError
 from megatron_ssd.runtime.hardware import (
     _accepted_transformer_engine,
     check_dispatcher,
+    check_fusion,
     check_precision,
     check_transformer_engine,
 )
@@ -83,8 +85,18 @@ def test_the_supported_versions_are_those_of_the_installed_megatron_core() -> No
         check_transformer_engine("2.8", accepted=accepted)
 
 
-def test_the_flex_dispatcher_without_deep_ep_is_refused() -> None:
-    with pytest.raises(UserError, match="the package deep_ep is not installed"):
-        check_dispatcher(MoeConfig(dispatcher="flex"), has_deep_ep=False)
-    check_dispatcher(MoeConfig(dispatcher="flex"), has_deep_ep=True)
-    check_dispatcher(MoeConfig(), has_deep_ep=False)
+@pytest.mark.parametrize("dispatcher", ["deepep", "hybridep"])
+def test_a_dispatcher_whose_kernels_are_missing_is_refused(dispatcher: Literal["deepep", "hybridep"]) -> None:
+    moe = MoeConfig(dispatcher=dispatcher)
+    with pytest.raises(UserError, match=f"moe.dispatcher = {dispatcher}: the package deep_ep.*dispatcher=alltoall"):
+        check_dispatcher(moe, has_deep_ep=dispatcher == "hybridep", has_hybrid_ep=False)
+    check_dispatcher(moe, has_deep_ep=True, has_hybrid_ep=dispatcher == "hybridep")
+
+
+def test_fused_gradients_without_a_kernel_are_refused() -> None:
+    local = PrecisionConfig(transformer_engine=False, gradient_accumulation_fusion=True)
+    with pytest.raises(UserError, match="fused_weight_gradient_mlp_cuda, which is not installed"):
+        check_fusion(local, has_kernel=False)
+    check_fusion(local, has_kernel=True)
+    check_fusion(PrecisionConfig(), has_kernel=False)
+    check_fusion(PrecisionConfig(transformer_engine=False), has_kernel=False)

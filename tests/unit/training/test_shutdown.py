@@ -6,21 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
-import torch.distributed as dist
 
 from megatron_ssd.errors import Requeue
-from megatron_ssd.training.trainer import GracefulShutdown
+from megatron_ssd.training.shutdown import GracefulShutdown
 from tests.helpers.paths import ROOT
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_process() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(
@@ -30,12 +21,23 @@ def _one_process() -> Iterator[None]:
 def test_a_signal_that_arrives_twice_at_once_is_one_request(
     number: signal.Signals, request_type: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megatron_ssd.training.trainer._SAME_REQUEST_SECONDS", 60.0)
-    with GracefulShutdown("cpu") as shutdown:
+    monkeypatch.setattr("megatron_ssd.training.shutdown._SAME_REQUEST_SECONDS", 60.0)
+    with GracefulShutdown() as shutdown:
+        shutdown.agree(shutdown.code)
         assert shutdown.requested() is None
         for _ in range(2):
             os.kill(os.getpid(), number)
+            shutdown.agree(shutdown.code)
             assert shutdown.requested() is request_type
+
+
+def test_a_request_to_one_rank_is_a_request_to_all() -> None:
+    asked, other = GracefulShutdown(), GracefulShutdown()
+    with asked:
+        os.kill(os.getpid(), signal.SIGTERM)
+    for each in (asked, other):
+        each.agree(max(asked.code, other.code))
+        assert each.requested() is Requeue
 
 
 def test_a_second_request_ends_the_process_immediately() -> None:
