@@ -1,6 +1,6 @@
-"""Train with Megatron-Core: run_dir/checkpoints. Start it with torchrun, one process per device.
+"""Train with Megatron-Core: run_dir/checkpoints. A single process starts those of the layout on this machine.
 
-torchrun --nproc-per-node=8 launch/train.py model=qwen3_30b run_dir=runs/mine
+python launch/train.py model=qwen3_30b run_dir=runs/mine      the same as with torchrun in place of python
 python launch/train.py model=qwen3_30b dry_run=true
 """
 
@@ -17,8 +17,10 @@ def train(config: RunConfig) -> None:
 
         run_dry(config)
         return
+    from megatron_ssd.cli.launch import start_ranks_if_alone
     from megatron_ssd.runtime.device import prepare_device
 
+    start_ranks_if_alone(config)
     device = prepare_device(config.cluster, config.precision, config.moe, config.parallel)
     from megatron_ssd.training.train import run_train
 

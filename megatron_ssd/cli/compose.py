@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,12 @@ from yaml import MarkedYAMLError, YAMLError
 import megatron_ssd
 from megatron_ssd.artifacts.hashing import hash_json
 from megatron_ssd.artifacts.manifest import keys_that_are_set
+from megatron_ssd.cli.auto_precision import fit_precision
 from megatron_ssd.cli.model_section import fit_context, model_section
 from megatron_ssd.config.build import build
 from megatron_ssd.config.run import BaseConfig, RunConfig
 from megatron_ssd.errors import ConfigError, NotTextError
+from megatron_ssd.nvidia_smi import Capability, visible_capability
 
 CONFIG_DIR = Path(megatron_ssd.__file__).resolve().parents[1] / "hydra_configs"
 
@@ -47,10 +49,15 @@ def groups(config_dir: Path = CONFIG_DIR) -> dict[str, list[str]]:
     }
 
 
-def compose_config(overrides: Sequence[str], config_dir: Path = CONFIG_DIR) -> RunConfig:
-    """The checked configuration that ``overrides`` ask for. Raises ``ConfigError``."""
+def compose_config(
+    overrides: Sequence[str],
+    config_dir: Path = CONFIG_DIR,
+    *,
+    capability: Callable[[], Capability | None] = visible_capability,
+) -> RunConfig:
+    """The checked configuration that ``overrides`` ask for (see ``compose_values``). Raises ``ConfigError``."""
     try:
-        return build(RunConfig, compose_values(overrides, config_dir))
+        return build(RunConfig, compose_values(overrides, config_dir, capability=capability))
     except NotTextError as error:  # for example run_dir=[1], which is a list
         values = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
         key = error.what.partition(" = ")[0]
@@ -67,8 +74,18 @@ def text_override(key: str, text: str) -> str:
     return f"{key}={QuotedString(literal, Quote.single).with_quotes()}"
 
 
-def compose_values(overrides: Sequence[str], config_dir: Path = CONFIG_DIR) -> dict[str, Any]:
+def compose_values(
+    overrides: Sequence[str],
+    config_dir: Path = CONFIG_DIR,
+    *,
+    capability: Callable[[], Capability | None] = visible_capability,
+) -> dict[str, Any]:
     """The composed YAML as nested dictionaries, with interpolations resolved.
+
+    Args:
+        overrides: as on the command line.
+        config_dir: folder of the YAML groups.
+        capability: asked for the compute capability of the GPU to train on if the configuration depends on it.
 
     Raises:
         ConfigError: an override or a group choice cannot be applied.
@@ -83,6 +100,7 @@ def compose_values(overrides: Sequence[str], config_dir: Path = CONFIG_DIR) -> d
             _fill_model(composed, overrides)  # before interpolations are resolved: run_dir has the model's name
             values = _plain(composed)
             fit_context(values)
+            fit_precision(values, capability)
             return values
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides) from None

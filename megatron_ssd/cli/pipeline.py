@@ -30,8 +30,8 @@ from megatron_ssd.export.stage import export_stage
 from megatron_ssd.general_benchmarks.stage import general_benchmarks_stage
 from megatron_ssd.generation.scoring import scores_stage
 from megatron_ssd.generation.stage import samples_stage
+from megatron_ssd.nvidia_smi import visible_gpus
 from megatron_ssd.planner.default_layout import choose_layout
-from megatron_ssd.planner.gpus import visible_gpu_bytes
 from megatron_ssd.planner.memory import GB
 from megatron_ssd.problems.stage import problems_stage
 from megatron_ssd.process import run_child
@@ -52,12 +52,11 @@ class Script:
     does: str
     open_stage: Callable[[RunConfig], Stage | Evaluations]
     needs: tuple[str, ...]  # sections without a default that it reads
-    torchrun: bool = False  # one process per device of the layout
 
 
 _MODEL = ("model",)
 _SCRIPTS = {
-    name: Script(MADE_BY[name], does, open_stage, needs, torchrun=name == "checkpoints")
+    name: Script(MADE_BY[name], does, open_stage, needs)
     for name, does, open_stage, needs in (
         ("tokenizer", "make the small world: its tokenizer and a corpus to train on", world_stage, ()),
         (
@@ -144,7 +143,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _default_layout(config: RunConfig, *, keep_micro_batch: bool) -> list[str]:
     """Overrides with the layout for this machine, which is logged."""
-    gpus = visible_gpu_bytes() if config.cluster.device == "cuda" else []
+    gpus = [gpu.memory_bytes for gpu in visible_gpus()] if config.cluster.device == "cuda" else []
     if not gpus:
         log.info("pipeline: training in one process; parallel=NAME chooses another layout")
         return ["parallel.use_distributed_optimizer=false"]  # it only copies the state of one process
@@ -200,7 +199,7 @@ def _run_all(
             if total > 1:  # choosing the problems, the only step that can be alone, needs no device or sandbox
                 check_machine(config)
         log.info("pipeline: %s %d of %d: %s (%s)", label, number, total, script.does, script.path)
-        command = [*_launcher(script, config), str(ROOT / script.path), *options, *overrides]
+        command = [sys.executable, str(ROOT / script.path), *options, *overrides]
         status = run_child(command, report_follows=report_follows)
         if status == EXIT_READER_LEFT:
             sys.exit(status)
@@ -232,13 +231,6 @@ def check_run_dir(config: RunConfig) -> None:
         raise UserError(f"run_dir = {config.run_dir}", rule=f"{existing} is not a folder", fix="use another run_dir")
     if not os.access(existing, os.W_OK):
         raise UserError(f"run_dir = {config.run_dir}", rule=f"{existing} is not writable", fix="use another run_dir")
-
-
-def _launcher(script: Script, config: RunConfig) -> list[str]:
-    if not script.torchrun:
-        return [sys.executable]
-    nproc = f"--nproc-per-node={config.parallel.world_size}"
-    return [sys.executable, "-m", "megatron_ssd.cli.ranks", "--standalone", nproc]
 
 
 def _failed(script: Script, status: int) -> int:

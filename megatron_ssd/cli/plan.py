@@ -11,10 +11,12 @@ from megatron_ssd.cli.entry import parser, run_command
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import require
+from megatron_ssd.nvidia_smi import visible_capability
 from megatron_ssd.planner.gpus import GPUS
 from megatron_ssd.planner.layout import LayoutReport
 from megatron_ssd.planner.memory import worst_rank
-from megatron_ssd.planner.plan import Samples, fits_text, hours, memory_text, recipe_tables, run_text
+from megatron_ssd.planner.plan import Samples, fits_text, hours, memory_text, numbers_reason, recipe_tables, run_text
+from megatron_ssd.planner.saving import DISK_RATE, save_text
 
 DOCUMENT = CONFIG_DIR.parent / "docs" / "guides" / "recipes.md"
 BEGIN, END = "<!-- table: python tools/plan.py --table --write -->", "<!-- end of table -->"
@@ -34,6 +36,7 @@ def main() -> None:
     options.add_argument("--mfu", type=float, help="assumed share of the peak, for hours; needs --gpu")
     options.add_argument("--samples", type=int, help="number of training samples, if there is no data set yet")
     options.add_argument("--mean-tokens", type=int, help="their mean length in tokens, for packing and operations")
+    options.add_argument("--disk", type=float, default=DISK_RATE, help="GB/s of the disk, for the seconds of a save")
     options.add_argument("--table", action="store_true", help="print only the tables of docs/guides/recipes.md")
     options.add_argument("--write", action="store_true", help="with --table: write them to docs/guides/recipes.md")
     run_command(options, _run)
@@ -41,7 +44,12 @@ def main() -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     if not arguments.table:
-        _print_plan(compose_config(arguments.overrides, arguments.config_dir.resolve()), arguments)
+        gpu = GPUS.get(arguments.gpu)
+        capability = gpu.capability if gpu else visible_capability()
+        config = compose_config(arguments.overrides, arguments.config_dir.resolve(), capability=lambda: capability)
+        if config.precision.auto:
+            print(numbers_reason(config.precision, capability))
+        _print_plan(config, arguments)
     elif arguments.write:
         DOCUMENT.write_text(with_table(DOCUMENT.read_text(encoding="utf-8"), table()), encoding="utf-8")
     else:
@@ -55,6 +63,8 @@ def _print_plan(config: RunConfig, arguments: argparse.Namespace) -> None:
     print(memory_text(config, layout))
     gpus = [GPUS[arguments.gpu]] if arguments.gpu else list(GPUS.values())
     print(fits_text(worst_rank(config, layout), gpus), end="\n\n")
+    require(arguments.disk > 0, f"--disk {arguments.disk:g}", rule="is a rate in GB/s", fix="use more than 0")
+    print(save_text(config, layout, arguments.disk), end="\n\n")
     samples = _samples(config, arguments)
     print(run_text(config, samples))
     if arguments.mfu is not None:

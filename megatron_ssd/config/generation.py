@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from megatron_ssd.config.parallel import Device
 from megatron_ssd.config.reference import require_key, require_positive
 from megatron_ssd.errors import require, shown
+
+_MOST_SEQUENCES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,18 +93,26 @@ class EngineConfig:
     """``vllm`` starts engines; ``server`` sends requests to ``endpoints``."""
     tensor_parallel_size: int = 1
     """Devices per engine."""
-    data_parallel_size: int = 1
-    """Engines, each on its share of the GPUs or processor cores, fed from one queue."""
+    data_parallel_size: int | None = None
+    """Engines, each on its share of the GPUs or processor cores, fed from one queue. Null means all visible GPUs /
+    ``tensor_parallel_size``, and 1 on a CPU."""
     max_model_len: int = 131072
     """Longest prompt plus response, in tokens. If it is not set, a model with a shorter context gets its context."""
-    max_num_seqs: int = 256
-    """Sequences that an engine decodes at a time; about as many requests are sent to each server."""
+    max_num_seqs: int | None = None
+    """Sequences that an engine decodes at a time; about as many requests are sent to each server. Null means as many as
+    the KV cache holds if they have a sixteenth of ``max_model_len`` on average, and at most 256; for a server 256."""
+    max_num_batched_tokens: int | None = None
+    """Tokens that an engine computes in one step, mostly of prompts. Null means 16384 on a GPU, and on a CPU 8192 or
+    ``max_model_len``, whichever is more."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of weights and activations."""
     gpu_memory_utilization: float = 0.9
     """Fraction of a GPU's memory to use."""
     kv_cache_gib: int = 1
     """Size of the KV cache on a CPU."""
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    """Type of the KV cache: that of ``dtype``, or FP8 (GPU only), which takes half the memory of bfloat16 and rounds
+    keys and values."""
     enforce_eager: bool = False
     """Do not compile the model."""
     prefix_caching: bool = True
@@ -118,8 +129,10 @@ class EngineConfig:
     """Seconds to wait for a server's answer. The default allows for 65,536 tokens at ten per second."""
 
     def __post_init__(self) -> None:
-        sizes = ("tensor_parallel_size", "data_parallel_size", "max_model_len", "max_num_seqs", "kv_cache_gib")
-        require_positive(self, *sizes, fix="use at least 1")
+        sizes = ("tensor_parallel_size", "max_model_len", "kv_cache_gib")
+        optional = ("data_parallel_size", "max_num_seqs", "max_num_batched_tokens")
+        require_positive(self, *sizes, *(key for key in optional if getattr(self, key) is not None),
+                         fix="use at least 1")  # fmt: skip
         for key in ("max_restarts", "max_retries"):
             require_key(self, key, getattr(self, key) >= 0, rule="must not be negative", fix="use 0 for none")
         require_key(self, "gpu_memory_utilization", 0 < self.gpu_memory_utilization <= 1,
@@ -141,14 +154,25 @@ class EngineConfig:
                     rule="are for engines that this run starts, and engine.backend = server")  # fmt: skip
 
     @property
+    def most_sequences(self) -> int:
+        """``max_num_seqs``, or the most that null stands for."""
+        return self.max_num_seqs or _MOST_SEQUENCES
+
+    @property
     def max_in_flight(self) -> int:
         """Requests that one engine holds. Some wait there, so that a slot is filled as soon as it is free."""
-        return self.max_num_seqs + max(16, self.max_num_seqs // 4)
+        return self.most_sequences + max(16, self.most_sequences // 4)
+
+    def num_engines(self, device: Device) -> int | None:
+        """``data_parallel_size``, where null is 1 on a CPU; None if the number of GPUs decides."""
+        return self.data_parallel_size or (1 if device == "cpu" else None)
 
     @property
     def identity(self) -> dict[str, Any]:
         """What decides which tokens are drawn. The rest affects speed; ``options`` may do both, so they count."""
-        return {key: getattr(self, key) for key in ("backend", "dtype", "max_model_len", "options")}
+        keys = ("backend", "dtype", "max_model_len", "options")
+        changed = ("kv_cache_dtype",) if self.kv_cache_dtype != "auto" else ()
+        return {key: getattr(self, key) for key in (*keys, *changed)}
 
 
 @dataclass(frozen=True, kw_only=True)

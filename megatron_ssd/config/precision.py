@@ -18,6 +18,15 @@ RecomputeModule = Literal["core_attn", "layernorm", "mlp", "moe", "moe_act"]
 FP8_ALIGNMENT: dict[Fp8Recipe, int] = {"delayed": 16, "tensorwise": 16, "blockwise": 128, "mxfp8": 32}
 
 
+def fp8_recipe_for(capability: tuple[int, int] | None) -> Fp8Recipe | None:
+    """The recipe with the finest scales that tensor cores of this compute capability support; None if there is none.
+
+    Capability 12 is left out: TransformerEngine has no MXFP8 there, and emulates block scaling.
+    """
+    recipes: dict[int, Fp8Recipe] = {9: "blockwise", 10: "mxfp8"}
+    return recipes.get(capability[0]) if capability else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fp8Config:
     """FP8 matrix products by TransformerEngine. Weights, attention and the output layer stay in bf16."""
@@ -81,6 +90,9 @@ class PrecisionConfig:
     """Use TransformerEngine's layers; false uses Megatron-Core's own."""
     fp8: Fp8Config | None = None
     """FP8 products; null is off."""
+    auto: bool = False
+    """Choose ``fp8`` for the visible GPU: ``mxfp8`` on compute capability 10, ``blockwise`` on 9, else null. A number
+    format that is given counts instead."""
     gradient_accumulation_fusion: bool | None = None
     """Let matrix products add weight gradients to their sum, without another pass over memory. Null means: with
     TransformerEngine's layers. Megatron-Core's own layers need apex's kernel ``fused_weight_gradient_mlp_cuda``."""

@@ -122,7 +122,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         self._check_iterations()
         self._check_sequence_length()
-        self._check_layers()
+        self._check_device()
         self._check_samples()
 
     def _check_iterations(self) -> None:
@@ -178,7 +178,7 @@ class RunConfig:
             fix=f"use a multiple of {chunks}, or null",
         )
 
-    def _check_layers(self) -> None:
+    def _check_device(self) -> None:
         require(
             self.cluster.device == "cuda" or not self.precision.transformer_engine,
             "precision.transformer_engine = true",
@@ -196,6 +196,12 @@ class RunConfig:
             f"moe.dispatcher = {self.moe.dispatcher}",
             rule="DeepEP's exchange runs on CUDA devices only and cluster.device is cpu",
             fix="set moe.dispatcher=alltoall",
+        )
+        require(
+            self.cluster.device == "cuda" or self.engine.kv_cache_dtype == "auto",
+            f"engine.kv_cache_dtype = {self.engine.kv_cache_dtype}",
+            rule="vLLM has a KV cache in FP8 on CUDA devices only and cluster.device is cpu",
+            fix="set engine.kv_cache_dtype=auto",
         )
         require(
             not self.moe.uses_deep_ep

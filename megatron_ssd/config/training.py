@@ -9,6 +9,7 @@ from megatron_ssd.config.reference import require_key, require_positive
 from megatron_ssd.errors import require
 
 Weights = Literal["model", "ema"]
+OptimizerFormat = Literal["dp_reshardable", "fully_reshardable"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,10 @@ class CheckpointConfig:
 
     save_interval: int = 250
     """Iterations between checkpoints."""
+    optimizer_format: OptimizerFormat = "dp_reshardable"
+    """How the state of the distributed optimizer is written. With ``dp_reshardable`` each rank writes its own shards;
+    the run can resume under other data-parallel and context-parallel sizes only. ``fully_reshardable`` can resume under
+    any layout, but rank 0 of each data-parallel group first gathers the state of the group in host memory."""
     save_async: bool = False
     """Write checkpoints while training continues."""
     keep_last: int | None = None

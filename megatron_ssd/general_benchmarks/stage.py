@@ -38,7 +38,7 @@ from megatron_ssd.general_benchmarks.results import (
     results_of,
     table,
 )
-from megatron_ssd.generation.samplers import engine_facts, vllm_spec
+from megatron_ssd.generation.samplers import engine_devices, engine_facts, vllm_spec
 from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.grading.pool import Grader
 from megatron_ssd.progress import progress
@@ -77,14 +77,13 @@ def run_general_benchmarks(config: RunConfig) -> None:
         with Sandbox(config.evaluation.sandbox) as sandbox:
             sandbox.start()  # raises errors now, not after hours of decoding
     work = stage.begin()
+    world = len(engine_devices(config.engine, config.cluster.device))
     for name, model in models.items():
-        run_harness(_specs(config, name, model, work), note=lambda: stage.note_time(every=SECONDS_BETWEEN_NOTES))
+        run_harness(_specs(config, name, model, work, world), note=lambda: stage.note_time(every=SECONDS_BETWEEN_NOTES))
     results, num_rows, failures = list[MetricResult](), 0, Counter[str]()
     bootstrap = Bootstrap.of(config.evaluation, seed=config.seed)
     for task in section.tasks:
-        documents: Documents = {
-            name: _read_parts(work / _PARTS / name, task, config.engine.data_parallel_size) for name in models
-        }
+        documents: Documents = {name: _read_parts(work / _PARTS / name, task, world) for name in models}
         first = next(iter(documents.values()))
         num_rows += len({document.key for document in first})
         if task in CODE_TASKS:
@@ -127,7 +126,7 @@ def _stage(config: RunConfig, models: dict[ModelName, ModelFolder]) -> Stage:
                 "seed": config.seed,
                 "enable_thinking": config.prompt.enable_thinking,
                 "engine": config.engine.identity,
-                "engines": config.engine.data_parallel_size,
+                "engines": config.engine.num_engines(config.cluster.device),
                 "confidence": config.evaluation.confidence,
                 "bootstrap_samples": config.evaluation.bootstrap_samples,
                 "sandbox": config.evaluation.sandbox.identity,
@@ -146,10 +145,9 @@ def _models(config: RunConfig) -> dict[ModelName, ModelFolder]:
     return {name: evaluated_model(config, name) for name in _MODELS if name in config.evaluation.models}
 
 
-def _specs(config: RunConfig, name: ModelName, model: ModelFolder, work: Path) -> list[HarnessSpec]:
-    """The spec of each process that has a missing part."""
+def _specs(config: RunConfig, name: ModelName, model: ModelFolder, work: Path, world: int) -> list[HarnessSpec]:
+    """The spec of each of ``world`` processes that has a missing part."""
     engine = vllm_spec(config.engine, model, device=config.cluster.device, end_token_ids=model.end_token_ids)
-    world = config.engine.data_parallel_size
     specs = [
         HarnessSpec(
             engine=engine,

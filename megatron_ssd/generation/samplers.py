@@ -11,10 +11,12 @@ from megatron_ssd.artifacts.hub import ModelFolder
 from megatron_ssd.config.generation import EngineConfig, WorkerConfig
 from megatron_ssd.config.parallel import Device
 from megatron_ssd.errors import UserError, require
+from megatron_ssd.generation.engine_budget import sized_engine
 from megatron_ssd.generation.engine_pool import EnginePool
 from megatron_ssd.generation.server_protocol import server_version
 from megatron_ssd.generation.vllm_engine import VllmSpec, check_own_arguments, vllm_version
 from megatron_ssd.generation.vllm_server import ServerSampler
+from megatron_ssd.nvidia_smi import visible_gpus
 
 log = logging.getLogger(__name__)
 _ALONE = WorkerConfig()
@@ -63,11 +65,12 @@ def open_sampler(
         sampler = ServerSampler(engine, model, end_token_ids=end_token_ids)
     else:
         spec = vllm_spec(engine, model, device=device, end_token_ids=end_token_ids, worker=worker)
-        count = engine.data_parallel_size
+        count = len(spec.devices)
         log.info("vllm: starting %d engine%s on %s%s%s", count, "s" if count > 1 else "", model.path,
                  "; the first use on a machine compiles a kernel" if device == "cpu" else "",
                  "; top-k and top-p without sorting the vocabulary" if spec.truncates else "")  # fmt: skip
-        sampler = EnginePool(spec, size=count, max_in_flight=engine.max_in_flight, max_restarts=engine.max_restarts)
+        in_flight = spec.settings.max_in_flight
+        sampler = EnginePool(spec, size=count, max_in_flight=in_flight, max_restarts=engine.max_restarts)
     with contextlib.closing(sampler):
         yield sampler
 
@@ -83,15 +86,19 @@ def vllm_spec(
     """What the processes of the engines need to start on ``model``.
 
     Raises:
-        UserError: there are too few GPUs, or ``engine.options`` names an argument that this project sets.
+        UserError: there are too few GPUs or too little memory, or ``engine.options`` names an argument that this
+            project sets.
     """
     check_own_arguments(engine.options, device)
+    devices = engine_devices(engine, device, worker)
+    gpus = visible_gpus() if device == "cuda" else []
+    memory = min((gpu.memory_bytes for gpu in gpus), default=None)
     return VllmSpec(
         model=str(model.path),
         end_token_ids=end_token_ids,
         device=device,
-        devices=engine_devices(engine, device, worker),
-        settings=engine,
+        devices=devices,
+        settings=sized_engine(engine, model, device=device, num_engines=len(devices), gpu_bytes=memory),
     )
 
 
@@ -111,14 +118,15 @@ def engine_facts(engine: EngineConfig) -> dict[str, str]:
     return {"name": "vllm", "version": vllm_version(), "backend": engine.backend}
 
 
-def engine_devices(engine: EngineConfig, device: Device, worker: WorkerConfig) -> tuple[tuple[str, ...], ...]:
-    """For each of ``engine.data_parallel_size`` engines, the names of its GPUs or processor cores.
+def engine_devices(engine: EngineConfig, device: Device, worker: WorkerConfig = _ALONE) -> tuple[tuple[str, ...], ...]:
+    """The names of the GPUs or processor cores of each engine.
 
     Raises:
         UserError: there are too few GPUs, or ``engine.tensor_parallel_size`` is above 1 on CPU.
     """
-    size, per_engine = engine.data_parallel_size, engine.tensor_parallel_size
+    size, per_engine = engine.num_engines(device), engine.tensor_parallel_size
     if device == "cpu":
+        assert size is not None
         require(
             per_engine == 1,
             f"engine.tensor_parallel_size = {per_engine}",
@@ -134,6 +142,7 @@ def engine_devices(engine: EngineConfig, device: Device, worker: WorkerConfig) -
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
     devices = share_of_node(devices, worker)
+    size = size or max(1, len(devices) // per_engine)
     require(
         len(devices) >= size * per_engine,
         f"engine.data_parallel_size = {size}, engine.tensor_parallel_size = {per_engine}",

@@ -24,7 +24,6 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.generation.engine import AnyRequest, Completion, Request, Result, ScoreRequest
 
 _GIB = 1 << 30
-_PREFILL_TOKENS = 8192  # prompt tokens per step; on CPU a step takes whole prompts
 
 # What an engine may raise if it cannot start.
 START_ERRORS = (RuntimeError, ValueError, OSError, ImportError, MemoryError, AssertionError)
@@ -40,6 +39,8 @@ _OWN_ARGUMENTS = {
     "dtype": "engine.dtype",
     "max_model_len": "engine.max_model_len",
     "max_num_seqs": "engine.max_num_seqs",
+    "max_num_batched_tokens": "engine.max_num_batched_tokens",
+    "kv_cache_dtype": "engine.kv_cache_dtype",
     "tensor_parallel_size": "engine.tensor_parallel_size",
     "data_parallel_size": "engine.data_parallel_size",
     "gpu_memory_utilization": "engine.gpu_memory_utilization",
@@ -52,11 +53,7 @@ _OWN_ARGUMENTS = {
     "disable_log_stats": "",
     "use_tqdm_on_load": "",
 }
-_OWN_ON_CPU = {
-    "kv_cache_memory_bytes": "engine.kv_cache_gib",
-    "max_num_batched_tokens": "engine.max_model_len",
-    "enable_chunked_prefill": "",
-}
+_OWN_ON_CPU = {"kv_cache_memory_bytes": "engine.kv_cache_gib", "enable_chunked_prefill": ""}
 _OF_MODEL = ("hf_overrides", "hf_config_path")
 _TRUNCATION = "megatron_ssd.generation.vllm_truncation:TopKTopP"
 
@@ -105,7 +102,7 @@ def check_known_arguments(options: Iterable[str], known: Iterable[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class VllmSpec:
-    """Everything that an engine needs to start."""
+    """Everything that an engine needs to start. No size in ``settings`` is null."""
 
     model: str
     end_token_ids: tuple[int, ...]
@@ -162,6 +159,8 @@ class VllmSpec:
             "dtype": engine.dtype,
             "max_model_len": engine.max_model_len,
             "max_num_seqs": engine.max_num_seqs,
+            "max_num_batched_tokens": engine.max_num_batched_tokens,
+            "kv_cache_dtype": engine.kv_cache_dtype,
             "tensor_parallel_size": engine.tensor_parallel_size,
             "gpu_memory_utilization": engine.gpu_memory_utilization,
             "enforce_eager": engine.enforce_eager,
@@ -173,10 +172,7 @@ class VllmSpec:
         if self.device == "cpu":
             arguments |= {
                 "kv_cache_memory_bytes": engine.kv_cache_gib * _GIB,
-                # vLLM 0.32 rewinds the seed of a request whose prompt is cut in two. A CPU generator cannot be
-                # rewound, so prompts are not cut.
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(_PREFILL_TOKENS, engine.max_model_len),
+                "enable_chunked_prefill": False,  # see engine_budget
             }
         return {**arguments, **engine.options}
 

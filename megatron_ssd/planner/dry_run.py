@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import math
 import os
 from collections import Counter
@@ -27,11 +28,14 @@ from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.models.build import build_model
 from megatron_ssd.models.initialization import local_shards
 from megatron_ssd.models.vocabulary import padded_vocab_size
+from megatron_ssd.nvidia_smi import visible_capability
 from megatron_ssd.planner.layout import LayoutReport, RankReport
-from megatron_ssd.planner.plan import iteration_text
+from megatron_ssd.planner.plan import iteration_text, numbers_name, numbers_reason
 from megatron_ssd.progress import progress
 from megatron_ssd.runtime import cpu
 from megatron_ssd.runtime.process_groups import fake_process_group
+
+log = logging.getLogger(__name__)
 
 # Megatron-Core's own layers. TransformerEngine's hold the same parameters (with FP8 too, whose weights are bf16), and
 # cannot be built without CUDA.
@@ -50,9 +54,11 @@ def run_dry(config: RunConfig) -> None:
     num_padding_tokens = padded_vocab_size(model, parallel) - model.vocab_size
     padding = num_padding_tokens * model.hidden_size * (1 if model.tie_word_embeddings else 2)
     assert report.num_parameters == model.num_parameters() + padding, (report.num_parameters, padding)
-    print(f"{model.name}: {parallel.world_size} processes, {config.precision.params_dtype}")
+    print(f"{model.name}: {parallel.world_size} processes, {numbers_name(config.precision)}")
     print(report.table() + (f", {padding:,} of them to pad the vocabulary" if padding else ""))
     print(iteration_text(config.training, parallel))
+    if config.precision.auto:
+        log.info(numbers_reason(config.precision, visible_capability()))
 
 
 @functools.cache

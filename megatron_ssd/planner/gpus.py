@@ -1,9 +1,7 @@
-"""Describes NVIDIA GPUs, by the data sheets or as they are in this machine."""
+"""Describes NVIDIA GPUs by their data sheets."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 from dataclasses import dataclass
 
 from megatron_ssd.config.precision import PrecisionConfig
@@ -56,15 +54,3 @@ def peak_tflops(device_name: str, precision: PrecisionConfig) -> float | None:
     """
     gpu = gpu_of(device_name)
     return None if gpu is None or precision.params_dtype != "bf16" else gpu.peak_tflops(precision)
-
-
-def visible_gpu_bytes() -> list[float]:
-    """Memory of each GPU that this process may use, without torch; empty if there is none."""
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        found = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout.split()
-    except (OSError, subprocess.SubprocessError):
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = len(found) if visible is None else len([name for name in visible.split(",") if name.strip()])
-    return [float(mebibytes) * 2**20 for mebibytes in found[:count]]

@@ -109,18 +109,24 @@ def optimizer_bytes(
     rank: RankReport, parallel: ParallelConfig, optimizer: OptimizerConfig, *, params_dtype: str
 ) -> float:
     """Bytes of this rank's optimizer state on the device."""
-    dense_ranks = expert_ranks = 1
-    if parallel.use_distributed_optimizer:
-        dense_ranks = parallel.data_parallel_size * parallel.context_parallel_size
-        expert_ranks = parallel.world_size // (
-            parallel.expert_model_parallel_size
-            * parallel.expert_tensor_parallel_size
-            * parallel.pipeline_model_parallel_size
-        )
+    dense_ranks, expert_ranks = replicas(parallel) if parallel.use_distributed_optimizer else (1, 1)
     experts = rank.num_expert_parameters
     dense = rank.num_parameters - rank.num_frozen_parameters - experts
     share = dense / dense_ranks + experts / expert_ranks
     return share * _state_bytes(optimizer, params_dtype) * (1 - optimizer.cpu_offload_fraction)
+
+
+def replicas(parallel: ParallelConfig) -> tuple[int, int]:
+    """How many ranks hold the same weights outside of experts, and the same experts."""
+    holders_of_experts = (
+        parallel.expert_model_parallel_size
+        * parallel.expert_tensor_parallel_size
+        * parallel.pipeline_model_parallel_size
+    )
+    return (
+        parallel.data_parallel_size * parallel.context_parallel_size,
+        parallel.world_size // holders_of_experts,
+    )
 
 
 def _state_bytes(optimizer: OptimizerConfig, params_dtype: str) -> int:

@@ -15,6 +15,7 @@ from megatron_ssd.config.precision import PrecisionConfig, RecomputeModule
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.packing import PackingReport
+from megatron_ssd.nvidia_smi import Capability
 from megatron_ssd.planner.flops import flops_of
 from megatron_ssd.planner.gpus import GPUS, Gpu
 from megatron_ssd.planner.layout import LayoutReport
@@ -219,6 +220,21 @@ def layout_name(p: ParallelConfig) -> str:
 def numbers_name(precision: PrecisionConfig) -> str:
     """For example ``bf16 with FP8 mxfp8``."""
     return precision.params_dtype + (f" with FP8 {precision.fp8.recipe}" if precision.fp8 else "")
+
+
+def numbers_reason(precision: PrecisionConfig, capability: Capability | None) -> str:
+    """The number formats of a run and why they were chosen.
+
+    Args:
+        capability: compute capability that ``precision.auto`` has chosen for; None without a GPU.
+    """
+    if not precision.auto:
+        return f"precision: {numbers_name(precision)}, as configured"
+    if capability is None:
+        why = "assumed, since no GPU is visible: capability 10 has FP8 mxfp8, and 9 has FP8 blockwise"
+    else:
+        why = f"chosen for compute capability {'.'.join(map(str, capability))}"
+    return f"precision: {numbers_name(precision)}, {why}; precision=NAME chooses another"
 
 
 def recompute_name(precision: PrecisionConfig) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Mapping
 
 from megatron_ssd.config.parallel import ParallelConfig
-
-Capability = tuple[int, int]  # of a device
+from megatron_ssd.nvidia_smi import Capability, visible_capability
 
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is the older name
 _CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
@@ -17,7 +15,7 @@ _BLACKWELL = (10, 0)
 
 def set_environment(parallel: ParallelConfig) -> None:
     """Set what ``chosen_variables`` returns for this machine. It does not start CUDA."""
-    os.environ.update(chosen_variables(parallel, _capability(), os.environ))
+    os.environ.update(chosen_variables(parallel, visible_capability(), os.environ))
 
 
 def chosen_variables(
@@ -42,14 +40,3 @@ def chosen_variables(
         elif parallel.tensor_model_parallel_size > 1 or parallel.context_parallel_size > 1:
             chosen[_CONNECTIONS] = "1"
     return chosen
-
-
-def _capability() -> Capability | None:
-    """The lowest compute capability of the GPUs in this machine, from the driver's tool."""
-    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    try:
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout.split()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    found = [tuple(map(int, line.split("."))) for line in lines if line.replace(".", "").isdigit()]
-    return min(((major, minor) for major, minor in found), default=None)

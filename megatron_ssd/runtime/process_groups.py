@@ -6,11 +6,14 @@ also after an error.
 
 from __future__ import annotations
 
+import itertools
 import os
+import pickle
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,7 +26,9 @@ from megatron_ssd.errors import UserError, require
 
 T = TypeVar("T")
 
-_TIMEOUT = timedelta(minutes=30)
+_TIMEOUT = timedelta(minutes=30)  # of a collective
+_POLL_SECONDS = 0.02
+_calls = itertools.count()  # of what ranks wait for; all ranks make the same calls in the same order
 
 
 @contextmanager
@@ -41,7 +46,8 @@ def process_groups(parallel: ParallelConfig, *, device: Device) -> Iterator[None
         f"parallel.world_size = {parallel.world_size}",
         rule=f"the layout needs {parallel.world_size} processes and {started} "
         f"{'was' if started == 1 else 'were'} started",
-        fix=f"start it with torchrun --nproc-per-node={parallel.world_size} (times the number of nodes)",
+        fix=f"start one process, which starts {parallel.world_size} on its machine, or as many with torchrun "
+        f"--nproc-per-node={parallel.world_size} (divided by the number of nodes)",
     )
     with joined_processes(device), megatron_grid(parallel, create_gloo_process_groups=True):
         yield
@@ -93,25 +99,49 @@ def model_parallel_sizes(parallel: ParallelConfig) -> dict[str, Any]:
     return {name: getattr(parallel, name) for name in (f"{kind}_parallel_size" for kind in kinds)}
 
 
+def replicas() -> dist.ProcessGroup:
+    """The ranks that hold the same weights as this one: they differ in their data and in their part of a sequence."""
+    group: dist.ProcessGroup = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    return group
+
+
 def on_rank_zero(action: Callable[[], T]) -> T:
     """Run ``action`` on rank 0 and return its result, or raise its ``UserError``, on every rank.
 
-    Otherwise the other ranks would wait for a rank that has stopped. The result must be picklable. Without process
-    groups, this process is the only one.
+    Otherwise the other ranks would wait for a rank that has stopped. They wait as long as it takes, which a collective
+    would not let them. The result must be picklable. Without process groups, this process is the only one.
     """
-    if not dist.is_initialized():
-        return action()
-    outcome: list[T | UserError | None] = [None]
-    if dist.get_rank() == 0:
+    return _results_of([0], action)[0] if dist.is_initialized() else action()
+
+
+def on_each_node(action: Callable[[], T]) -> T:
+    """Run ``action`` on the first rank of each node, as ``on_rank_zero`` does; no rank goes on before all have ended.
+
+    The result is that of the first node.
+    """
+    ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+    return _results_of(list(range(0, dist.get_world_size(), ranks_per_node)), action)[0]
+
+
+def _results_of(ranks: list[int], action: Callable[[], T]) -> list[T]:
+    """The results of ``action`` on ``ranks``, on every rank, or the first ``UserError`` among them."""
+    store, call = distributed_c10d._get_default_store(), next(_calls)
+    if dist.get_rank() in ranks:
         try:
-            outcome[0] = action()
+            outcome: T | UserError = action()
         except UserError as error:
-            outcome[0] = error
-    dist.broadcast_object_list(outcome, src=0)
-    (result,) = outcome
-    if isinstance(result, UserError):
-        raise result
-    return cast(T, result)
+            outcome = error
+        store.set(f"outcome_{call}_{dist.get_rank()}", pickle.dumps(outcome))  # type: ignore[arg-type]  # bytes too
+    results = []
+    for key in (f"outcome_{call}_{rank}" for rank in ranks):
+        # Polled, since waiting has a limit, and would keep other threads of torch from using the store.
+        while not store.check([key]):
+            time.sleep(_POLL_SECONDS)
+        result = pickle.loads(store.get(key))
+        if isinstance(result, UserError):
+            raise result
+        results.append(result)
+    return results
 
 
 def _join(device: Device) -> None:

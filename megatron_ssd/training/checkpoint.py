@@ -1,8 +1,9 @@
 """Saves ``TrainingState`` to checkpoints, from which training resumes.
 
-A checkpoint has Megatron-Core's torch_dist format. It holds weights, optimizer state and EMA by parameter name, so that
-another layout can load them; the counters of the loss spike detector; and the RNG state of each rank, which only the
-same layout restores. Data order and learning rate follow from the iteration number.
+A checkpoint has Megatron-Core's torch_dist format. It holds weights and EMA by parameter name, so that another layout
+can load them; the optimizer's state, in one of the formats of ``optimizer_state``; the counters of the loss spike
+detector; and the RNG state of each rank, which only the same layout restores. Data order and learning rate follow from
+the iteration number.
 
 Before anything is loaded, every file is compared with the hashes in ``checkpoint.json``, each rank reading its share.
 """
@@ -21,6 +22,8 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
@@ -29,7 +32,7 @@ from torch.distributed.checkpoint import CheckpointException
 from megatron_ssd.artifacts.atomic import move_aside
 from megatron_ssd.artifacts.manifest import package_versions
 from megatron_ssd.errors import UserError
-from megatron_ssd.runtime.process_groups import on_rank_zero
+from megatron_ssd.runtime.process_groups import on_rank_zero, replicas
 from megatron_ssd.runtime.versions import load_options
 from megatron_ssd.training.checkpoint_folder import (
     FORMAT_VERSION,
@@ -47,15 +50,22 @@ from megatron_ssd.training.step import TrainingState
 log = logging.getLogger(__name__)
 
 
+# Layouts that differ in one of these have other gradient buckets.
+_BUCKET_SIZES = ("tensor", "pipeline", "virtual_pipeline", "expert", "expert_tensor", "gradient_bucket")
+
+
 def save_checkpoint(writer: CheckpointWriter, state: TrainingState) -> None:
     """Save ``state`` through ``writer``. Every rank calls it. Raises as ``CheckpointWriter.save`` does."""
     models = _models(state)
-    optimizer = OptimizerState(state.optimizer, models, loading=False)
+    kind = _kind(state.optimizer)
+    optimizer_format = writer.optimizer_format if kind == "distributed" else "fully_reshardable"
+    optimizer = OptimizerState(state.optimizer, models, optimizer_format, loading=False)
     writer.save(
         CheckpointFacts(
             iteration=state.iteration,
-            optimizer=_kind(state.optimizer),
-            layout=_layout(),
+            optimizer=kind,
+            optimizer_format=optimizer_format,
+            layout=_layout(state),
             versions=package_versions(),
         ),
         _sharded_state(state, models, optimizer),
@@ -114,21 +124,25 @@ def _check_together(path: Path) -> CheckpointFacts:
 
 
 def load_checkpoint(path: Path, facts: CheckpointFacts, state: TrainingState) -> None:
-    """Fill ``state`` from checkpoint ``path``, whichever layout wrote it.
+    """Fill ``state`` from checkpoint ``path``.
 
     Raises:
-        UserError: the checkpoint has another format, or is of another model or the other kind of optimizer.
+        UserError: the checkpoint has another format, is of another model or the other kind of optimizer, or its
+            ``optimizer_format`` cannot be loaded under this layout.
     """
+    layout = _layout(state)
     _check_kind(path, facts, state.optimizer)
-    same_layout = facts.layout == _layout()
+    _check_layout(path, facts, layout)
+    same_layout = facts.layout.items() <= layout.items()  # older checkpoints name fewer sizes
     models = _models(state)
-    optimizer = OptimizerState(state.optimizer, models, loading=True)
+    optimizer = OptimizerState(state.optimizer, models, facts.optimizer_format, loading=True)
     wanted = _sharded_state(state, models, optimizer)
     if not same_layout:
         del wanted["rng_state"]
     try:
         with reading(path):
-            loaded = dist_checkpointing.load(wanted, str(path), **load_options(path))
+            strategy = FullyParallelLoadStrategyWrapper(get_default_load_sharded_strategy(str(path)), replicas())
+            loaded = dist_checkpointing.load(wanted, str(path), strategy, **load_options(path))
     except (dist_checkpointing.core.CheckpointingException, CheckpointException) as error:
         raise UserError(
             f"checkpoint {path}", rule=f"does not fit the model ({error})", fix="use the model that it was trained as"
@@ -144,8 +158,8 @@ def load_checkpoint(path: Path, facts: CheckpointFacts, state: TrainingState) ->
         set_rng_state(loaded["rng_state"])
 
 
-def _layout() -> dict[str, int]:
-    """Sizes of the process grid that this process is in."""
+def _layout(state: TrainingState) -> dict[str, int]:
+    """Sizes of the process grid that this process is in, and of its gradient buckets."""
     return {
         "world": dist.get_world_size(),
         "tensor": parallel_state.get_tensor_model_parallel_world_size(),
@@ -154,6 +168,7 @@ def _layout() -> dict[str, int]:
         "context": parallel_state.get_context_parallel_world_size(),
         "expert": parallel_state.get_expert_model_parallel_world_size(),
         "expert_tensor": parallel_state.get_expert_tensor_parallel_world_size(),
+        "gradient_bucket": state.chunks[0].ddp_config.bucket_size or 0,
     }
 
 
@@ -223,3 +238,23 @@ def _check_kind(path: Path, facts: CheckpointFacts, optimizer: MegatronOptimizer
             rule=f"checkpoint {path} was written with {str(value).lower()}",
             fix=f"set parallel.use_distributed_optimizer={str(value).lower()}; the rest of the layout may change",
         )
+
+
+def _check_layout(path: Path, facts: CheckpointFacts, layout: dict[str, int]) -> None:
+    """Refuse a layout whose gradient buckets are not those in which the optimizer's state was written."""
+    if facts.optimizer_format == "fully_reshardable":
+        return
+    saved, current = ({name: sizes[name] for name in _BUCKET_SIZES} for sizes in (facts.layout, layout))
+    if saved != current:
+        raise UserError(
+            f"checkpoint {path}",
+            rule=f"has optimizer_format {facts.optimizer_format}, which only a layout with the same sizes can load: "
+            f"it was saved with {_described(saved)}, and this run has {_described(current)}",
+            fix="resume with the sizes of the checkpoint; to change them, first save once more with "
+            "checkpoint.optimizer_format=fully_reshardable",
+        )
+
+
+def _described(layout: dict[str, int]) -> str:
+    """For example ``tensor 2, pipeline 1``."""
+    return ", ".join(f"{name} {size}" for name, size in layout.items())

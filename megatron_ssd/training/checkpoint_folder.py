@@ -23,7 +23,7 @@ from typing import Any
 from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hashing import sha256_file
 from megatron_ssd.artifacts.locks import try_lock, wait_for_shared_lock
-from megatron_ssd.config.training import CheckpointConfig
+from megatron_ssd.config.training import CheckpointConfig, OptimizerFormat
 from megatron_ssd.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,10 @@ class FileFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFacts:
-    """Content of ``checkpoint.json``. ``layout`` is the grid of processes that wrote it; any other grid may read it."""
+    """Content of ``checkpoint.json``.
+
+    ``layout`` is the grid of processes that wrote it, with the size of gradient buckets in parameters (0: one bucket).
+    """
 
     iteration: int
     optimizer: str  # "distributed" or "non-distributed"; "none" if the checkpoint holds weights only
@@ -52,6 +55,8 @@ class CheckpointFacts:
     versions: dict[str, str]
     files: dict[str, FileFacts] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    # Which other layouts can load the optimizer's state. Checkpoints without this fact can be loaded under any.
+    optimizer_format: OptimizerFormat = "fully_reshardable"
 
 
 class BrokenCheckpointError(UserError):

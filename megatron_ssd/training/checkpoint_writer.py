@@ -27,14 +27,17 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from torch.distributed.checkpoint import CheckpointException
 
 from megatron_ssd.artifacts.atomic import fsync_path
 from megatron_ssd.artifacts.hashing import sha256_file
 from megatron_ssd.config.training import CheckpointConfig
 from megatron_ssd.process import die_with_parent
+from megatron_ssd.runtime.process_groups import replicas
 from megatron_ssd.runtime.versions import save_options
 from megatron_ssd.training.checkpoint_folder import (
     PARTIAL,
@@ -43,7 +46,7 @@ from megatron_ssd.training.checkpoint_folder import (
     prune,
     write_facts,
 )
-from megatron_ssd.training.optimizer_state import SHARDING
+from megatron_ssd.training.optimizer_state import sharding
 
 _NO_SPACE = 1 << 16  # bytes; with less free space, a failed write is attributed to a full disk
 _HASH_THREADS = 2  # Megatron-Core writes two files per rank
@@ -55,6 +58,7 @@ class CheckpointWriter:
     def __init__(self, folder: Path, config: CheckpointConfig) -> None:
         self._folder = folder
         self._config = config
+        self.optimizer_format = config.optimizer_format
         self._queue = AsyncCallsQueue()
         # Runs in every child that multiprocessing forks from now on, and in their children.
         multiprocessing.util.register_after_fork(self, lambda _: die_with_parent())
@@ -78,7 +82,7 @@ class CheckpointWriter:
             partial.mkdir(parents=True)
         dist.barrier()
         with _name_full_disk(self._folder):
-            request = self._request(state, partial)
+            request = self._request(state, partial, sharding(facts.optimizer_format))
             digests = _ResultFile()
             if request.async_fn is not None:  # None on a rank that has nothing to write
                 write = functools.partial(_write_and_hash, request.async_fn, partial, dist.get_rank(), digests)
@@ -88,6 +92,13 @@ class CheckpointWriter:
                 self._queue.schedule_async_request(request)
             else:
                 request.execute_sync()
+
+    @functools.cached_property
+    def _strategy(self) -> FullyParallelSaveStrategyWrapper:
+        """Shares the writing of what several data-parallel ranks hold among them, in the same way at each save."""
+        return FullyParallelSaveStrategyWrapper(
+            get_default_save_sharded_strategy(), replicas(), do_cache_distribution=True
+        )
 
     def poll(self) -> None:
         """Publish the save in progress if the writers of all ranks have finished. Raises as ``save`` does."""
@@ -99,7 +110,7 @@ class CheckpointWriter:
         with _name_full_disk(self._folder):
             self._queue.maybe_finalize_async_calls(blocking=True)
 
-    def _request(self, state: dict[str, Any], partial: Path) -> Any:
+    def _request(self, state: dict[str, Any], partial: Path, content: dict[str, Any]) -> Any:
         """Megatron-Core's plan of the save: which rank writes what, with a ``_ResultFile`` for the results.
 
         Its own queue is one more process per rank, which takes seconds to start and outlives a killed run.
@@ -108,7 +119,13 @@ class CheckpointWriter:
         filesystem_async._results_queue = _ResultFile()
         try:
             return dist_checkpointing.save(
-                state, str(partial), async_sharded_save=True, content_metadata=SHARDING, **save_options()
+                state,
+                str(partial),
+                self._strategy,
+                validate_access_integrity=False,  # the strategy does
+                async_sharded_save=True,
+                content_metadata=content,
+                **save_options(),
             )
         finally:
             filesystem_async._results_queue = before

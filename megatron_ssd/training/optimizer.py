@@ -63,7 +63,7 @@ def wrap_chunks(
 ) -> list[DistributedDataParallel]:
     """Give each chunk its gradient buffers, which are reduced over data-parallel replicas in ``main_grads_dtype``."""
     # On CUDA, communication overlaps with the backward pass; gloo has no second stream for that.
-    overlap = device == "cuda" and parallel.data_parallel_size > 1
+    overlap = device == "cuda" and parallel.data_parallel_size * parallel.context_parallel_size > 1
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=config.main_grads_dtype == "fp32",
         overlap_grad_reduce=overlap,

@@ -13,15 +13,17 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from megatron_ssd.artifacts.hub import model_folder
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import megatron_facts
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.parallel import Device
-from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.dataset.packed_dataset import PackedDataset
 from megatron_ssd.errors import Requeue
-from megatron_ssd.planner.plan import layout_name, numbers_name, recompute_name
-from megatron_ssd.runtime.process_groups import on_rank_zero, process_groups
+from megatron_ssd.nvidia_smi import visible_capability
+from megatron_ssd.planner.plan import layout_name, numbers_name, numbers_reason, recompute_name
+from megatron_ssd.runtime.process_groups import on_each_node, on_rank_zero, process_groups
 from megatron_ssd.training.checkpoint_folder import list_checkpoints, read_facts, remove_leftovers
 from megatron_ssd.training.metrics import (
     METRICS_FILE,
@@ -54,6 +56,9 @@ def run_train(config: RunConfig, device: Device) -> None:
     check_wandb(config.training.wandb_project)
     check_optimizer(config.optimizer, config.parallel, device=device)
     with process_groups(config.parallel, device=device):
+        if config.trains_from_base:
+            model = needed(config.model, "model")
+            on_each_node(lambda: model_folder(model.path, model.revision))  # a download takes longer than NCCL waits
         work, stage = _begin(config)
         if work is None:
             return
@@ -106,6 +111,8 @@ def _train(config: RunConfig, stage: Stage | None, trainer: Trainer) -> None:
 def _announce(config: RunConfig, trainer: Trainer) -> None:
     """Log what will run. Which layers are used was logged when they were built."""
     precision, parallel, training = config.precision, config.parallel, config.training
+    if precision.auto:
+        log.info(numbers_reason(precision, visible_capability()))
     log.info(
         "training: %s, recompute %s; %d processes: %s%s, %s optimizer",
         numbers_name(precision),

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.run import RunConfig
+from megatron_ssd.config.training import OptimizerFormat
 from megatron_ssd.runtime.process_groups import megatron_grid
 from megatron_ssd.training.checkpoint import save_checkpoint
 from megatron_ssd.training.data import Batch, BatchSource, MicroBatchPlan
@@ -37,20 +38,27 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "pp2_vpp2": {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2},
     "cp2": {"context_parallel_size": 2},
     "ep2": {"expert_model_parallel_size": 2},
+    "pp2_non_distributed": {"pipeline_model_parallel_size": 2, "use_distributed_optimizer": False},
     "ep2_non_distributed": {"expert_model_parallel_size": 2, "use_distributed_optimizer": False},
 }
 MODELS = {"dense": DENSE, "deep": DEEP, "moe": MOE}
-# (model, layout that saves, layout that resumes). The test itself resumes in one process.
-CHANGES = [
-    ("dense", "dp2", "tp2"),
-    ("dense", "tp2", "pp2"),
-    ("deep", "pp2", "pp2_vpp2"),
-    ("deep", "pp2_vpp2", "cp2"),
-    ("dense", ONE, "dp2"),
-    ("dense", "cp2", ONE),
-    ("moe", "dp2", "ep2"),
-    ("moe", "ep2", ONE),
-    ("moe", ONE, "ep2"),
+DP: OptimizerFormat = "dp_reshardable"
+FULLY: OptimizerFormat = "fully_reshardable"
+# (model, layout that saves, checkpoint.optimizer_format, layout that resumes). The test itself resumes in one process.
+CHANGES: list[tuple[str, str, OptimizerFormat, str]] = [
+    ("dense", "dp2", FULLY, "tp2"),
+    ("dense", "tp2", FULLY, "pp2"),
+    ("deep", "pp2", FULLY, "pp2_vpp2"),
+    ("deep", "pp2_vpp2", FULLY, "cp2"),
+    ("moe", "dp2", FULLY, "ep2"),
+    ("moe", "ep2", FULLY, ONE),
+    ("moe", ONE, FULLY, "ep2"),
+    ("dense", "dp2", DP, ONE),
+    ("dense", "dp2", DP, "cp2"),
+    ("dense", ONE, DP, "dp2"),
+    ("dense", "cp2", DP, ONE),
+    ("moe", "ep2", DP, "ep2"),
+    ("dense", "dp2_non_distributed", DP, "pp2_non_distributed"),
 ]
 SKIPPING = [
     ("dense", "dp2"), ("dense", "dp2_non_distributed"), ("dense", "tp2"), ("dense", "pp2"),
@@ -58,7 +66,7 @@ SKIPPING = [
 ]  # fmt: skip
 
 
-def config_of(root: Path, model: str, layout: str) -> RunConfig:
+def config_of(root: Path, model: str, layout: str, optimizer_format: OptimizerFormat = "dp_reshardable") -> RunConfig:
     """The configuration of a run that uses every kind of state in a checkpoint."""
     world_size, sizes = (1, {}) if layout == ONE else (2, LAYOUTS[layout])
     return training_config(
@@ -67,29 +75,27 @@ def config_of(root: Path, model: str, layout: str) -> RunConfig:
         parallel=ParallelConfig(world_size=world_size, **sizes),
         # Segments start at the same offsets with and without context parallelism.
         training={"train_iters": ITERATIONS, "ema_decay": 0.5, "segment_multiple": 4},
-        checkpoint={"save_async": True},
+        checkpoint={"save_async": True, "optimizer_format": optimizer_format},
     )
 
 
-def save_and_continue(root: Path, model: str, layout: str) -> None:
-    """Save a checkpoint of iteration 3 in ``root/MODEL-LAYOUT``, and write the metrics of the next iterations."""
-    trainer = build_trainer(config_of(root, model, layout), folder_of(root, model, layout), "cpu")
+def save_and_continue(root: Path, model: str, layout: str, optimizer_format: OptimizerFormat) -> None:
+    """Save iteration 3 in ``root/MODEL-LAYOUT-FORMAT``, and write the metrics of the next iterations."""
+    name = f"{model}-{layout}-{optimizer_format}"
+    trainer = build_trainer(config_of(root, model, layout, optimizer_format), root / name, "cpu")
     for _ in range(SAVED):
         trainer.step()
     save_checkpoint(trainer.writer, trainer.state)
-    _write(root, f"{model}-{layout}", _continue(trainer))
+    _write(root, name, _continue(trainer))
     trainer.writer.finish()
 
 
-def resume(root: Path, model: str, saved: str, layout: str) -> None:
+def resume(root: Path, model: str, saved: str, optimizer_format: OptimizerFormat, layout: str) -> None:
     """Load the checkpoint of layout ``saved`` under ``layout``, and write the metrics of the next iterations."""
-    trainer = build_trainer(config_of(root, model, layout), folder_of(root, model, saved), "cpu")
+    name = f"{model}-{saved}-{optimizer_format}"
+    trainer = build_trainer(config_of(root, model, layout), root / name, "cpu")
     assert trainer.state.iteration == SAVED
-    _write(root, f"{model}-{saved}-{layout}", _continue(trainer))
-
-
-def folder_of(root: Path, model: str, layout: str) -> Path:
-    return root / f"{model}-{layout}"
+    _write(root, f"{name}-{layout}", _continue(trainer))
 
 
 def _continue(trainer: Trainer) -> list[dict[str, Any]]:
@@ -178,16 +184,16 @@ def run_cases(root: Path) -> None:
         return megatron_grid(config_of(root, model, layout).parallel, create_gloo_process_groups=True)
 
     one_process = dist.get_world_size() == 1
-    savers = dict.fromkeys((model, saved) for model, saved, _ in CHANGES if (saved == ONE) == one_process)
-    for model, layout in savers:
-        with grid(model, layout):
-            save_and_continue(root, model, layout)
+    savers = dict.fromkeys(change[:3] for change in CHANGES if (change[1] == ONE) == one_process)
+    for model, saved, optimizer_format in savers:
+        with grid(model, saved):
+            save_and_continue(root, model, saved, optimizer_format)
     if one_process:
         return
-    for model, saved, layout in CHANGES:
+    for model, saved, optimizer_format, layout in CHANGES:
         if layout != ONE:
             with grid(model, layout):
-                resume(root, model, saved, layout)
+                resume(root, model, saved, optimizer_format, layout)
     for model, layout in SKIPPING:
         with grid(model, layout):
             skip(root, model, layout)

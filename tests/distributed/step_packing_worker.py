@@ -44,6 +44,7 @@ def config_of(root: Path, layout: str, model: ModelConfig = DEEP, *, packed: boo
         moe=MoeConfig(aux_loss_coeff=0.0),  # the auxiliary loss depends on the micro batches
         parallel=ParallelConfig(world_size=2 if sizes or layout in LAYOUTS else 1, **sizes),
         training={"train_iters": ITERATIONS, "global_batch_size": 6, **(PACKED if packed else UNPACKED)},
+        checkpoint={"optimizer_format": "fully_reshardable"},
     )
 
 

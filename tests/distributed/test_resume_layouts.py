@@ -28,9 +28,9 @@ pytestmark = without_gpu
 def resumed(root: Path) -> Path:
     """The results of every case: those of the worker, and those that one process resumes here."""
     with process_groups(ParallelConfig(), device=prepare_device(CPU, EXACT)):
-        for model, saved, layout in CHANGES:
-            if layout == ONE:
-                resume(root, model, saved, layout)
+        for change in CHANGES:
+            if change[-1] == ONE:
+                resume(root, *change)
     return root
 
 
@@ -39,9 +39,9 @@ def read(root: Path, name: str) -> list[dict[str, Any]]:
     return records
 
 
-@pytest.mark.parametrize(("model", "saved", "layout"), CHANGES)
-def test_another_layout_resumes_where_the_first_one_stopped(resumed: Path, model: str, saved: str, layout: str) -> None:
-    expected, found = read(resumed, f"{model}-{saved}"), read(resumed, f"{model}-{saved}-{layout}")
+@pytest.mark.parametrize("change", CHANGES, ids="-".join)
+def test_another_layout_resumes_where_the_first_one_stopped(resumed: Path, change: tuple[str, ...]) -> None:
+    expected, found = read(resumed, "-".join(change[:-1])), read(resumed, "-".join(change))
     *expected, expected_ema = expected
     *records, ema = found
     for key in ("iteration", "samples", "learning_rate", "valid_tokens"):

@@ -57,13 +57,19 @@ def test_engine_options_are_passed_through() -> None:
     ("changes", "same"),
     [
         ({"max_num_seqs": 8, "prefix_caching": False, "max_restarts": 0, "data_parallel_size": 2}, True),
-        ({"options": {"kv_cache_dtype": "fp8"}}, False),
+        ({"max_num_batched_tokens": 4096}, True),
+        ({"kv_cache_dtype": "fp8"}, False),
+        ({"options": {"quantization": "fp8"}}, False),
         ({"dtype": "float32"}, False),
         ({"backend": "server", "endpoints": ("http://a/v1",)}, False),
     ],
 )
 def test_identity_contains_what_determines_the_tokens(changes: dict[str, Any], same: bool) -> None:
     assert (EngineConfig(**changes).identity == EngineConfig().identity) is same
+
+
+def test_a_key_of_later_versions_does_not_change_the_identity() -> None:
+    assert EngineConfig().identity == {"backend": "vllm", "dtype": "bfloat16", "max_model_len": 131072, "options": {}}
 
 
 def test_endpoints_are_not_part_of_the_identity() -> None:

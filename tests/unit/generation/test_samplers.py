@@ -15,7 +15,7 @@ from megatron_ssd.artifacts.hub import ModelFolder, open_model
 from megatron_ssd.config.generation import EngineConfig, WorkerConfig
 from megatron_ssd.config.parallel import Device
 from megatron_ssd.errors import UserError
-from megatron_ssd.generation.samplers import open_sampler, share_of_node
+from megatron_ssd.generation.samplers import engine_devices, open_sampler, share_of_node
 
 
 @given(world=st.integers(1, 20), more=st.integers(0, 50), before=st.integers(0, 5))
@@ -81,7 +81,30 @@ def test_tensor_parallelism_on_cpu_is_refused(model: ModelFolder) -> None:
     check_refused(model, r"engine\.tensor_parallel_size = 2: must be 1 on CPU", tensor_parallel_size=2)
 
 
+@pytest.mark.parametrize(("visible", "tensor", "engines"), [(None, 1, 8), (None, 2, 4), (None, 3, 2), ("5,6,7", 2, 1)])
+def test_engines_use_all_gpus_unless_their_number_is_given(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, tensor: int, engines: int
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    devices = engine_devices(EngineConfig(tensor_parallel_size=tensor), "cuda")
+    assert [len(each) for each in devices] == [tensor] * engines
+    one = EngineConfig(tensor_parallel_size=tensor, data_parallel_size=1)
+    assert len(engine_devices(one, "cuda")) == 1
+    half = WorkerConfig(rank=0, world=2, local_rank=0, local_world=2)
+    if visible is None:
+        assert len(engine_devices(EngineConfig(), "cuda", half)) == 4
+
+
+def test_a_cpu_has_one_engine_unless_their_number_is_given() -> None:
+    assert len(engine_devices(EngineConfig(), "cpu")) == 1
+    assert len(engine_devices(EngineConfig(data_parallel_size=3), "cpu")) == 3
+
+
 def test_too_few_gpus_are_refused(model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     check_refused(model, "need 2 CUDA devices and 1 are visible", device="cuda", data_parallel_size=2)
+    check_refused(model, "need 2 CUDA devices and 1 are visible", device="cuda", tensor_parallel_size=2)

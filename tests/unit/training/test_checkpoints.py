@@ -128,6 +128,21 @@ def test_a_checkpoint_of_format_1_is_an_error_of_one_line(run_dir: Path) -> None
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("size", "value"), [("tensor", 2), ("pipeline", 2), ("expert", 2), ("gradient_bucket", 40)])
+def test_shards_of_other_buckets_are_refused_with_both_layouts(run_dir: Path, size: str, value: int) -> None:
+    path = run_dir / "checkpoints.partial" / "iter_0000005" / "checkpoint.json"
+    facts = json.loads(path.read_text())
+    here = facts["layout"][size]
+    facts["layout"][size] = value
+    path.write_text(json.dumps(facts))
+    with pytest.raises(UserError) as caught:
+        run_train(config_of(run_dir))
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in ("dp_reshardable", f"{size} {value}", f"{size} {here}", "optimizer_format=fully_reshardable"):
+        assert part in message
+
+
 def test_on_broken_previous_resumes_from_the_previous_checkpoint_with_the_same_losses(
     run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

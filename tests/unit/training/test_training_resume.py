@@ -3,6 +3,7 @@
 ``tests/distributed/test_resume.py`` tests this with several processes, and with a killed run.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "bf16_non_distributed": {"precision": BF16, "parallel": NON_DISTRIBUTED},
     "moe_distributed": {"model": MOE},
     "moe_non_distributed": {"model": MOE, "parallel": NON_DISTRIBUTED},
+    "older_checkpoint": {"checkpoint": {"optimizer_format": "fully_reshardable"}},
     "moe_frozen_router": {"model": MOE, "moe": MoeConfig(freeze_router=True)},
     "ema_and_validation": {"precision": BF16, "training": {"ema_decay": 0.9, "validation_fraction": 0.2}},
 }
@@ -40,6 +42,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bitwise(tmp_path: Path, kind
     uninterrupted, broken = (training_config(tmp_path / name, **KINDS[kind]) for name in ("uninterrupted", "broken"))
     train_until_stopped(broken, iteration=4)
     assert len(metrics(tmp_path / "broken", "checkpoints.partial")) == 4
+    if kind == "older_checkpoint":
+        _remove_facts(tmp_path / "broken" / "checkpoints.partial" / "iter_0000004" / "checkpoint.json")
     for config in (broken, uninterrupted):
         run_train(config)
     curves = [
@@ -53,3 +57,11 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bitwise(tmp_path: Path, kind
         for path in (tmp_path / name / "checkpoints" / "iter_0000010" for name in ("broken", "uninterrupted"))
     ]
     assert hashes[0] == hashes[1]
+
+
+def _remove_facts(path: Path) -> None:
+    """Remove what ``checkpoint.json`` did not have before there was a choice of formats."""
+    facts = json.loads(path.read_text())
+    assert facts.pop("optimizer_format") == "fully_reshardable"
+    del facts["layout"]["gradient_bucket"]
+    path.write_text(json.dumps(facts))

@@ -1,0 +1,65 @@
+"""Starts the processes of a layout from a single one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import torch
+
+from megatron_ssd.config.run import RunConfig
+from megatron_ssd.errors import ConfigError
+from megatron_ssd.nvidia_smi import visible_gpus
+from megatron_ssd.planner.default_layout import Choice, choose_layout
+from megatron_ssd.planner.plan import layout_name
+from megatron_ssd.process import child_environment
+from megatron_ssd.runtime.hardware import check_device
+
+log = logging.getLogger(__name__)
+
+
+def start_ranks_if_alone(config: RunConfig) -> None:
+    """Replace this process with one that starts ``config.parallel.world_size`` processes of the same command.
+
+    Returns if the layout needs one process, or if a launcher has started several: then this is one of them. Since the
+    process is replaced, it keeps its id, and signals and the exit status are those of ``cli.ranks``.
+
+    Raises:
+        UserError: there is no GPU, or there are fewer than the layout has processes. A CPU runs any number.
+    """
+    count = config.parallel.world_size
+    if count == 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return
+    check_device(config.cluster)
+    if config.cluster.device == "cuda":
+        check_gpu_count(config, torch.cuda.device_count())
+    log.info("launch: one process was started, and the layout %s needs %d: starting them here with torchrun",
+             layout_name(config.parallel), count)  # fmt: skip
+    command = [sys.executable, "-m", "megatron_ssd.cli.ranks", "--standalone", f"--nproc-per-node={count}", *sys.argv]
+    os.execve(sys.executable, command, child_environment())
+
+
+def check_gpu_count(config: RunConfig, found: int) -> None:
+    """Raise ``ConfigError`` if the layout of ``config`` needs more GPUs than the ``found`` ones of this machine."""
+    count = config.parallel.world_size
+    if found < count:
+        raise ConfigError(
+            f"parallel.world_size = {count} ({layout_name(config.parallel)})",
+            rule=f"needs {count} GPUs and this machine has {found}",
+            fix=f"{_layout_that_fits(config, found)}take more nodes with launch/slurm/train.sbatch, or choose a layout "
+            "with parallel=NAME",
+        )
+
+
+def _layout_that_fits(config: RunConfig, found: int) -> str:
+    """The overrides that give a layout for ``found`` GPUs, as the start of a sentence; empty if none fits."""
+    memory = min((gpu.memory_bytes for gpu in visible_gpus()), default=0.0)
+    try:
+        choice = choose_layout(config, num_gpus=found, gpu_bytes=memory, keep_micro_batch=True)
+    except ConfigError:
+        return ""
+    if choice.memory > memory:
+        return ""
+    changed = [override for override in choice.overrides if override not in Choice(config, 0.0).overrides]
+    return f"use {' '.join(changed)} ({choice.memory / 1e9:.0f} of {memory / 1e9:.0f} GB), "
