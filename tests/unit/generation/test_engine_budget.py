@@ -49,7 +49,7 @@ def test_the_30b_model_needs_two_gpus_of_80_gb_for_its_context(large: ModelFolde
         "engine.max_model_len = 131072: a sequence of that length needs 12.9 GB of KV cache, and "
     )
     assert "61.1 GB of weights" in message
-    assert "set engine.tensor_parallel_size=2, or set engine.max_model_len to at most 7" in message
+    assert "set engine.tensor_parallel_size=2, or set engine.max_model_len to at most 70554" in message
     assert sized(large, gpu=80 * GB, tensor_parallel_size=2).max_num_seqs == 93
     assert sized(large, gpu=80 * GB, kv_cache_dtype="fp8").max_num_seqs == 17
     shorter = kv_cache(EngineConfig(), large, device="cuda", gpu_bytes=80 * GB)

@@ -120,3 +120,40 @@ def test_make_lists_its_commands():
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60, env=os.environ)
     listed = {line.split()[0] for line in done.stdout.splitlines()}
     assert {"demo", "test", "test-next", "check", "doctor", "venv", "venv-next", "clean", "help"} <= listed
+
+
+IMAGE = ["flash_attn==2.7.4", "numpy==1.26.4", "torch==2.10.0a0+nv26.1", "transformer-engine==2.11.0+abc"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "status", "message"),
+    [
+        (IMAGE, [*IMAGE, "tqdm==4.1"], 0, ""),
+        (IMAGE, [line.replace("1.26.4", "2.3.5") for line in IMAGE], 0, ""),
+        (IMAGE, [line.replace("2.10.0a0+nv26.1", "2.13.0") for line in IMAGE], 1, "has replaced a package"),
+        (IMAGE, IMAGE[:-1], 1, "has replaced a package"),
+        (IMAGE[:2], IMAGE[:2], 2, "has no torch"),
+    ],
+    ids=["adds", "replaces another", "replaces torch", "removes TransformerEngine", "no torch"],
+)
+def test_an_image_keeps_what_was_built_for_its_torch(programs, tmp_path, before, after, status, message):
+    folder = programs("python", f"""
+        case "$*" in
+            *" list "*) cat {tmp_path}/packages ;;
+            *" install "*)
+                cp {tmp_path}/after {tmp_path}/packages
+                echo "$*" >>"$LOG"
+                cat "$PIP_CONSTRAINT" >>"$LOG" ;;
+        esac""")  # fmt: skip
+    for tool in ("mktemp", "rm", "sort", "diff", "paste", "cp"):
+        (folder / tool).symlink_to(shutil.which(tool))
+    (tmp_path / "packages").write_text("\n".join(before) + "\n")
+    (tmp_path / "after").write_text("\n".join(after) + "\n")
+    done = run(["bash", "tools/install_beside_torch.sh", "requirements/train.txt"], folder)
+    assert done.returncode == status, done.stderr
+    assert message in done.stderr
+    if status < 2:
+        command, *constraints = (folder / "log").read_text().splitlines()
+        assert command.endswith("-r requirements/train.txt")
+        assert "--no-deps" in command
+        assert constraints == [line for line in IMAGE if not line.startswith("numpy")]

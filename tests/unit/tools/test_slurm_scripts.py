@@ -95,6 +95,18 @@ def test_training_that_saved_for_the_scheduler_is_requeued(cluster, tmp_path, st
     assert ("scontrol requeue 7" in lines) is requeued
 
 
+@pytest.mark.parametrize("script", ["generate", "evaluate", "train"])
+def test_a_job_asks_for_the_complete_node_and_its_step_for_all_cores(cluster, tmp_path, script):
+    text = (ROOT / "launch" / "slurm" / f"{script}.sbatch").read_text(encoding="utf-8")
+    assert {"#SBATCH --exclusive", "#SBATCH --mem=0"} <= set(text.splitlines())
+    (tmp_path / "runs.txt").write_text("+model=tiny\n")
+    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "node7", "SLURM_NNODES": "1", **array(1, 1, 1)}
+    for more, expected in (({"SLURM_CPUS_ON_NODE": "224"}, ["--cpus-per-task=224"]), ({}, [])):
+        status, arguments, _ = cluster(f"{script}.sbatch", "runs.txt", **job, **more)
+        assert status == 0
+        assert [argument for argument in arguments if "cpus" in argument] == expected
+
+
 def test_a_container_gets_the_checkout_and_more_mounts(cluster, tmp_path):
     status, arguments, _ = cluster(
         "train.sbatch", IMAGE="/images/train.sqsh", MOUNTS="/data:/data",
