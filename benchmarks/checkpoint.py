@@ -5,8 +5,11 @@
 One process trains a small Qwen3 in fp32 with the distributed optimizer. In each round it saves a checkpoint (hashes and
 fsync included, as in production), then ``cp`` copies the same files, which are in the page cache, and each copy is
 forced to disk with fsync. Then it runs ``--steps`` iterations alone and as many from the start of an asynchronous save.
-The two sides alternate, so that a change of the machine's speed affects both. The table shows medians, and the median
-over rounds of the ratio within a round. ``--folder`` chooses the disk; the default is that of temporary files.
+The two sides alternate, so that a change of the machine's speed affects both.
+
+The table shows medians of seconds and of CPU seconds, which a busy machine changes less, and of the ratios within a
+round. CPU seconds of iterations are those of the training process, without its writers. ``--folder`` chooses the disk;
+the default is that of temporary files.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.sides import Cost, cpu_seconds_of_process
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64,
@@ -82,32 +87,42 @@ def _measure(folder: Path, rounds: int, steps: int) -> None:
             save_checkpoint(writers[True], trainer.state)
             train()
 
-        results: list[tuple[float, ...]] = []
-        for _ in range(rounds + 1):
+        results: list[dict[str, Cost]] = []
+        for number in range(rounds + 1):
             remove()
-            seconds = [_seconds(save), _seconds(copy)]
+            costs = {"save": _cost(save), "cp": _cost(copy)}
             size = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
             remove()
-            seconds += [_seconds(train), _seconds(train_beside_save)]
+            costs |= {"alone": _cost(train), "beside a save": _cost(train_beside_save)}
             writers[True].finish()
-            results.append((*seconds, size / 1e6))
-    _print(results[1:], steps)  # the first round allocates
+            print(f"round {number}: {costs}", flush=True)
+            results.append(costs)
+    print(f"\n{size / 1e6:,.0f} MB, {rounds} rounds after one to warm up; {steps} iterations")
+    _print(results[1:])
 
 
-def _print(results: list[tuple[float, ...]], steps: int) -> None:
-    save, copy, alone, beside, size = (statistics.median(column) for column in zip(*results, strict=True))
-    print(f"{size:,.0f} MB, {len(results)} rounds")
-    print(f"save   {save:6.2f} s   {size / save:7,.0f} MB/s")
-    print(f"cp     {copy:6.2f} s   {size / copy:7,.0f} MB/s   "
-          f"save at {statistics.median(one[1] / one[0] for one in results):.2f} of its speed")  # fmt: skip
-    print(f"{steps} iterations: {alone:.2f} s alone, {beside:.2f} s beside a save, "
-          f"{statistics.median(one[3] / one[2] for one in results) - 1:+.1%}")  # fmt: skip
+def _print(results: list[dict[str, Cost]]) -> None:
+    print(f"{'':16}{'seconds':>10}{'CPU s':>10}")
+    for name in results[0]:
+        print(f"{name:16}{_median([one[name] for one in results])}")
+    speed = _median([_ratio(one["cp"], one["save"]) for one in results])
+    delay = _median([_ratio(one["beside a save"], one["alone"]) for one in results])
+    print(f"{'cp / save':16}{speed}\n{'beside / alone':16}{delay}")
 
 
-def _seconds(action: Callable[[], None]) -> float:
-    started = time.perf_counter()
+def _median(costs: list[Cost]) -> str:
+    seconds = statistics.median(cost.seconds for cost in costs)
+    return f"{seconds:10.2f}{statistics.median(cost.cpu_seconds for cost in costs):10.2f}"
+
+
+def _ratio(first: Cost, second: Cost) -> Cost:
+    return Cost(first.seconds / second.seconds, first.cpu_seconds / second.cpu_seconds)
+
+
+def _cost(action: Callable[[], None]) -> Cost:
+    started, cpu_before = time.perf_counter(), cpu_seconds_of_process()
     action()
-    return time.perf_counter() - started
+    return Cost(time.perf_counter() - started, cpu_seconds_of_process() - cpu_before)
 
 
 def _write_samples(folder: Path) -> None:

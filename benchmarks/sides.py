@@ -92,12 +92,12 @@ def serve(prepare: Callable[[], AbstractContextManager[Callable[[], object]]]) -
     with prepare() as run_once:
         print("ready", file=answers, flush=True)
         for _ in sys.stdin:
-            started, cpu_before = time.perf_counter(), _cpu_seconds()
+            started, cpu_before = time.perf_counter(), cpu_seconds_of_process()
             run_once()
-            print(time.perf_counter() - started, _cpu_seconds() - cpu_before, file=answers, flush=True)
+            print(time.perf_counter() - started, cpu_seconds_of_process() - cpu_before, file=answers, flush=True)
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds_of_process() -> float:
     """CPU seconds of this process and of its children that have ended."""
     usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
