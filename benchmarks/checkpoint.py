@@ -90,10 +90,11 @@ def _measure(folder: Path, rounds: int, steps: int) -> None:
         results: list[dict[str, Cost]] = []
         for number in range(rounds + 1):
             remove()
-            costs = {"save": _cost(save), "cp": _cost(copy)}
+            costs = {"save": _cost(save, cpu_seconds_of_process), "cp": _cost(copy, cpu_seconds_of_process)}
             size = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
             remove()
-            costs |= {"alone": _cost(train), "beside a save": _cost(train_beside_save)}
+            costs["alone"] = _cost(train, time.process_time)
+            costs["beside a save"] = _cost(train_beside_save, time.process_time)
             writers[True].finish()
             print(f"round {number}: {costs}", flush=True)
             results.append(costs)
@@ -119,10 +120,10 @@ def _ratio(first: Cost, second: Cost) -> Cost:
     return Cost(first.seconds / second.seconds, first.cpu_seconds / second.cpu_seconds)
 
 
-def _cost(action: Callable[[], None]) -> Cost:
-    started, cpu_before = time.perf_counter(), cpu_seconds_of_process()
+def _cost(action: Callable[[], None], cpu_clock: Callable[[], float]) -> Cost:
+    started, cpu_before = time.perf_counter(), cpu_clock()
     action()
-    return Cost(time.perf_counter() - started, cpu_seconds_of_process() - cpu_before)
+    return Cost(time.perf_counter() - started, cpu_clock() - cpu_before)
 
 
 def _write_samples(folder: Path) -> None:
