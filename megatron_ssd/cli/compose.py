@@ -6,6 +6,7 @@ YAML has, and the dataclasses refuse a key that does not exist. ``model=tiny`` a
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -171,9 +172,10 @@ def _hydra_override(override: str, known: dict[str, list[str]]) -> str:
     for name in value.strip("[]").split(","):  # a list chooses several files of a group
         if name.strip() not in (*known[group], "null", ""):
             new = RENAMED_FILES.get(f"{group}={name.strip()}")
-            raise ConfigError(f"{group} = {name.strip()!r}", rule="there is no such file in that group",
-                              fix=f"did you mean {new}?" if new else f"choose one of {', '.join(known[group])}"
-                              )  # fmt: skip
+            close = [new] if new else difflib.get_close_matches(name.strip(), known[group], n=1)
+            raise ConfigError(f"{group} = {name.strip()!r}", rule="there is no such choice",
+                              fix=f"{f'did you mean {close[0]}? ' if close else ''}The choices are "
+                              f"{', '.join(known[group])} and null")  # fmt: skip
     return f"~{group}" if value == "null" else f"{group}={value}"  # Hydra has no other way to choose none
 
 

@@ -49,5 +49,5 @@ def duration_text(config: RunConfig, samples: Samples | None, gpu: Gpu) -> str:
 
 def span(low: float, high: float) -> str:
     """For example ``61 to 88``, or one number if both are the same."""
-    texts = [f"{value:.1f}" if value < 10 else f"{value:,.0f}" for value in (low, high)]
+    texts = [f"{value:.2g}" if value < 10 else f"{value:,.0f}" for value in (low, high)]
     return texts[0] if texts[0] == texts[1] else " to ".join(texts)

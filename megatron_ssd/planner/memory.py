@@ -247,6 +247,9 @@ def layer_tensors(
     """What one layer keeps without recomputation."""
     w = Widths.of(model, parallel, precision)
     attention = _attention(w, has_qk_norm=model.has_qk_norm, fused=precision.transformer_engine)
+    if parallel.context_parallel_size > 1 and parallel.cp_comm_type == "a2a":
+        # TransformerEngine's AttnFuncWithCPAndQKVOA2A saves its output as it is before the exchange, too.
+        attention = (*attention, Kept("core attention: output before the exchange", w.q * w.value_bytes))
     if model.num_experts is None:
         return (*attention, *_dense(w, fused=precision.transformer_engine))
     grouped = precision.transformer_engine and moe.grouped_gemm

@@ -6,9 +6,12 @@ import dataclasses
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config
 from megatron_ssd.config.model import ModelConfig
+from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.run import needed
 from megatron_ssd.planner.duration import duration, duration_text
 from megatron_ssd.planner.flops import active_weights, flops_of
@@ -71,6 +74,21 @@ def test_the_nearest_rates_are_chosen(model: str, gpu: str, precision: str, segm
     rates = nearest_rates(needed(config.model, "model"), GPUS[gpu], config.precision, segment_tokens=segment)
     assert {rate.tflops for rate in rates} == expected
     assert [rate.tflops for rate in rates] == sorted(expected)
+
+
+@given(
+    model=st.sampled_from(list(MODELS.values())),
+    gpu=st.sampled_from(["H100", "H200", "B200", "B300"]),
+    segment=st.integers(1, 10**6),
+)
+def test_rates_are_of_the_same_family_and_generation_and_give_a_range(
+    model: ModelConfig, gpu: str, segment: int
+) -> None:
+    rates = nearest_rates(model, GPUS[gpu], PrecisionConfig(), segment_tokens=segment)
+    assert len(rates) > 1
+    for rate in rates:
+        assert rate.is_moe == model.is_moe
+        assert GPUS[rate.gpu].capability[0] == GPUS[gpu].capability[0]
 
 
 def test_hours_are_operations_over_the_rates() -> None:
