@@ -10,10 +10,10 @@ two data-parallel processes of one thread. On both sides fp32 matrix products ma
 (``precision=cpu``). The reference also runs in bf16, and the ratio is relative to the faster of its two runs.
 
 There are two sets of samples. In ``equal``, every sample fills a sequence, and packing gains nothing. In
-``long-tailed``, lengths are log-normal, and this trainer packs (``best_fit``) what the reference pads. Speed is tokens
-of samples per second, without padding, over the same samples. All sides stay loaded and alternate within each round, so
-that a change of the machine's speed affects all. The table shows medians, and the median over rounds of the ratio
-within a round.
+``long-tailed``, lengths are log-normal, and this trainer packs what the reference pads: the same samples in each batch.
+Speed is tokens of samples per second, without padding, over the same samples. All sides stay loaded and alternate
+within each round, so that a change of the machine's speed affects all. The table shows medians, and the median over
+rounds of the ratio within a round.
 """
 
 from __future__ import annotations
@@ -193,12 +193,11 @@ def _config(folder: Path, *, world_size: int) -> Any:
     from megatron_ssd.config.run import RunConfig
     from megatron_ssd.config.training import OptimizerConfig, TrainingConfig
 
-    long_tailed = folder.name == "long-tailed"
     training = TrainingConfig(
-        global_batch_size=8 if long_tailed else BATCH,  # sequences with about as many samples as BATCH
-        micro_batch_size=4 if long_tailed else MICRO_BATCH,
+        global_batch_size=BATCH,  # samples, as in the reference
+        micro_batch_size=MICRO_BATCH,  # so many times SEQ_LENGTH tokens, if samples are packed
         seq_length=SEQ_LENGTH,
-        packing="best_fit" if long_tailed else "none",
+        packing="best_fit" if folder.name == "long-tailed" else "none",
         tensorboard=False,
     )
     return RunConfig(

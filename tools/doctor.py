@@ -1,6 +1,6 @@
 """Reports what can run on this machine, with a fix for what cannot.
 
-python tools/doctor.py           a table; exit status 0 if the demo can run here, otherwise 1
+python tools/doctor.py           a table; exit status 0 if make demo can run here, otherwise 1
 python tools/doctor.py --json    the same for programs
 
 Needs only Python. Every package is imported in a process of its own, so a crash at import is only a line in the table.
@@ -223,8 +223,12 @@ def check_headers(folder: Path) -> Finding:
 
 
 def demo_can_run(findings: list[Finding]) -> bool:
-    """Whether the demo's requirements are met."""
-    return not any(finding.demo and finding.status == "problem" for finding in findings)
+    """Whether the demo's requirements are met, or ``make demo`` installs what is missing."""
+    return all(finding.fix in (INSTALL, INSTALL_PROGRAMS) for finding in _problems(findings))
+
+
+def _problems(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.demo and finding.status == "problem"]
 
 
 def table(findings: list[Finding], versions: dict[str, str]) -> str:
@@ -234,9 +238,8 @@ def table(findings: list[Finding], versions: dict[str, str]) -> str:
         lines.append(f"{finding.name:18} {finding.status:8} {finding.detail}")
         if finding.fix:
             lines.append(f"{'':27} -> {finding.fix}")
-    problems = [finding for finding in findings if finding.demo and finding.status == "problem"]
-    if all(finding.fix in (INSTALL, INSTALL_PROGRAMS) for finding in problems):
-        verdict = "can run here: make demo" + (", which first installs what is missing" if problems else "")
+    if demo_can_run(findings):
+        verdict = "can run here: make demo" + (", which first installs what is missing" if _problems(findings) else "")
     else:
         verdict = "cannot run here yet, see the problems above"
     return "\n".join([*lines, "", f"the demo {verdict}"])

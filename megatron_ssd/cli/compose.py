@@ -6,6 +6,7 @@ YAML has, and the dataclasses refuse a key that does not exist. ``model=tiny`` a
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -37,6 +38,15 @@ CONFIG_DIR = Path(megatron_ssd.__file__).resolve().parents[1] / "hydra_configs"
 # Sections on which a base model depends. The others belong to stages that are not run for it.
 _OF_BASE = ("objective", "seed", "model", "minicode", "parallel", "precision", "cluster", "moe", "optimizer",
             "training", "checkpoint", "export")  # fmt: skip
+# Files of groups that had another name: what to choose instead, by "group=name".
+RENAMED_FILES = {
+    "experiment=b200_mxfp8": "experiment=b200_64k",
+    "experiment=b200_bf16": "experiment=b200_64k precision=bf16",
+    "experiment=b200_tp_pp": "experiment=b200_64k parallel=tp2_pp2_cp2_ep4",
+    "experiment=h200_blockwise": "experiment=h200_64k precision=fp8_blockwise",
+    "experiment=h100_blockwise": "experiment=h100x16_64k precision=fp8_blockwise",
+    "parallel=tp2_cp8_ep16": "parallel=cp8_ep16",
+}
 _DERIVED_GROUP = "scale"  # chosen by the experiment and its problems (see config.yaml)
 
 
@@ -161,8 +171,11 @@ def _hydra_override(override: str, known: dict[str, list[str]]) -> str:
         return f"++{group}={value}"
     for name in value.strip("[]").split(","):  # a list chooses several files of a group
         if name.strip() not in (*known[group], "null", ""):
-            raise ConfigError(f"{group} = {name.strip()!r}", rule="there is no such file in that group",
-                              fix=f"choose one of {', '.join(known[group])}")  # fmt: skip
+            new = RENAMED_FILES.get(f"{group}={name.strip()}")
+            close = [new] if new else difflib.get_close_matches(name.strip(), known[group], n=1)
+            raise ConfigError(f"{group} = {name.strip()!r}", rule="there is no such choice",
+                              fix=f"{f'did you mean {close[0]}? ' if close else ''}The choices are "
+                              f"{', '.join(known[group])} and null")  # fmt: skip
     return f"~{group}" if value == "null" else f"{group}={value}"  # Hydra has no other way to choose none
 
 

@@ -105,8 +105,11 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, *, description: str | None, epilog: str) -> None:
         super().__init__(description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
         self.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="sets a key; see below")
-        self.add_argument(_PRINT, choices=[_GIVEN, _ALL], metavar=_ALL, help="print what was given and stop; "
-                          f"{_PRINT}=all prints every key with its value, defaults included, as YAML")  # fmt: skip
+        self.add_argument(
+            _PRINT, nargs="?", const=_GIVEN, choices=[_GIVEN, _ALL], metavar=_ALL,
+            help=f"without {_ALL}, print what was given and stop; "
+            f"{_PRINT}={_ALL} prints every key with its value, defaults included, as YAML",
+        )  # fmt: skip
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does it, with a value for the bare option."""
@@ -117,7 +120,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parser(description: str) -> argparse.ArgumentParser:
     """The options that stages, the pipeline and the planner share."""
-    listing = "\n".join(f"  {group:12} {', '.join(names)}" for group, names in groups().items())
+    listing = "\n".join(f"  {group:14} {', '.join(names)}" for group, names in groups().items())
     result = _Parser(
         description=description,
         epilog=f"Groups and their choices (GROUP=NAME):\n{listing}\n\n"

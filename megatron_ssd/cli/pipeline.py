@@ -27,6 +27,7 @@ from megatron_ssd.dataset.stage import dataset_stage
 from megatron_ssd.errors import ConfigError, UserError, require
 from megatron_ssd.evaluation.checkpoints import Evaluations
 from megatron_ssd.export.stage import export_stage
+from megatron_ssd.formatting import counted
 from megatron_ssd.general_benchmarks.stage import general_benchmarks_stage
 from megatron_ssd.generation.scoring import scores_stage
 from megatron_ssd.generation.stage import samples_stage
@@ -125,7 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
     base = _base_to_make(config) if len(scripts) > 1 else None
     total = len(scripts)
     # Problems before the base: an unreadable file or a refused problem should not cost a training run.
-    log.info("pipeline: %s to %s, %d stages in %s%s", names[0], arguments.until, total, config.run_dir,
+    log.info("pipeline: %s to %s, %s in %s%s", names[0], arguments.until, counted(total, "stage"), config.run_dir,
              "; a base model is made or found before the second" if base else "")  # fmt: skip
     if LOOP["checkpoints"] in scripts:
         given = compose_values(overrides, config_dir)
@@ -138,7 +139,7 @@ def run(arguments: argparse.Namespace) -> None:
     ran = _run_all("stage", scripts[1:], overrides, config_dir, first=2, total=total, report_follows=to_report)
     if to_report and LOOP["report"] not in ran:
         print_report(Path(config.run_dir))  # otherwise the stage has printed it
-    log.info("pipeline: all %d stages done in %.0f s", total, time.monotonic() - started)
+    log.info("pipeline: %s done in %.0f s", counted(total, "stage"), time.monotonic() - started)
 
 
 def _default_layout(config: RunConfig, *, keep_micro_batch: bool) -> list[str]:

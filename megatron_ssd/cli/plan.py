@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -12,30 +13,61 @@ from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import require
 from megatron_ssd.nvidia_smi import visible_capability
-from megatron_ssd.planner.gpus import GPUS
+from megatron_ssd.planner.default_layout import ranked_layouts
+from megatron_ssd.planner.duration import duration_text
+from megatron_ssd.planner.gpus import GPUS, Gpu
 from megatron_ssd.planner.layout import LayoutReport
-from megatron_ssd.planner.memory import worst_rank
-from megatron_ssd.planner.plan import Samples, fits_text, hours, memory_text, numbers_reason, recipe_tables, run_text
+from megatron_ssd.planner.memory import GB, worst_rank
+from megatron_ssd.planner.plan import (
+    Samples,
+    fits_text,
+    layout_name,
+    memory_text,
+    numbers_reason,
+    recompute_name,
+    run_text,
+)
 from megatron_ssd.planner.saving import DISK_RATE, save_text
+from megatron_ssd.planner.tables import (
+    Recipe,
+    hours_table,
+    memory_table,
+    rates_table,
+    recompute_table,
+    scale_table,
+)
 
 DOCUMENT = CONFIG_DIR.parent / "docs" / "guides" / "recipes.md"
-BEGIN, END = "<!-- table: python tools/plan.py --table --write -->", "<!-- end of table -->"
 RECIPES = {
-    "b200_mxfp8": "B200",
-    "b200_bf16": "B200",
-    "b200_tp_pp": "B200",
-    "h200_blockwise": "H200",
-    "h100_blockwise": "H100",
+    "b200_64k": "B200",
+    "b200_32k": "B200",
+    "b200_8k": "B200",
+    "h200_64k": "H200",
+    "h200_32k": "H200",
+    "h200_8k": "H200",
+    "h100x16_64k": "H100",
+    "h100x16_32k": "H100",
+    "h100x16_8k": "H100",
+    "h100_64k": "H100",
+    "h100_32k": "H100",
+    "h100_8k": "H100",
+    "h100_4b_64k": "H100",
+    "h100_4b_32k": "H100",
+    "h100_4b_8k": "H100",
+    "gpu24_1.7b_8k": "L4",
 }
+_SCALED = ("b200_64k", "b200_8k", "h200_64k", "h200_8k")
+_COUNTS = (8, 64, 512, 4096)
+_SHOWN = 20  # layouts of --rank; those after them split more than anybody wants
 
 
 def main() -> None:
     """Print the plan of the configuration of the command line."""
     options = parser("Predict what a run needs: memory by part, whether it fits, epochs, operations. Needs no GPU.")
-    options.add_argument("--gpu", choices=list(GPUS), help="the GPU to plan for; by default all known ones")
-    options.add_argument("--mfu", type=float, help="assumed share of the peak, for hours; needs --gpu")
+    options.add_argument("--gpu", choices=list(GPUS), help="the GPU to plan for, with hours; by default all known ones")
     options.add_argument("--samples", type=int, help="number of training samples, if there is no data set yet")
     options.add_argument("--mean-tokens", type=int, help="their mean length in tokens, for packing and operations")
+    options.add_argument("--rank", type=int, metavar="N", help="list the layouts that fit N GPUs; needs --gpu")
     options.add_argument("--disk", type=float, default=DISK_RATE, help="GB/s of the disk, for the seconds of a save")
     options.add_argument("--table", action="store_true", help="print only the tables of docs/guides/recipes.md")
     options.add_argument("--write", action="store_true", help="with --table: write them to docs/guides/recipes.md")
@@ -43,35 +75,47 @@ def main() -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    if not arguments.table:
+    if arguments.table and arguments.write:
+        DOCUMENT.write_text(with_tables(DOCUMENT.read_text(encoding="utf-8"), tables()), encoding="utf-8")
+    elif arguments.table:
+        print("\n\n".join(tables().values()))
+    else:
         gpu = GPUS.get(arguments.gpu)
         capability = gpu.capability if gpu else visible_capability()
         config = compose_config(arguments.overrides, arguments.config_dir.resolve(), capability=lambda: capability)
         if config.precision.auto:
             print(numbers_reason(config.precision, capability))
-        _print_plan(config, arguments)
-    elif arguments.write:
-        DOCUMENT.write_text(with_table(DOCUMENT.read_text(encoding="utf-8"), table()), encoding="utf-8")
-    else:
-        print(table())
+        require(gpu is None or config.precision.fp8 is None or gpu.fp8_tflops is not None, f"--gpu {arguments.gpu}",
+                rule="has no FP8 units", fix="use precision=bf16")  # fmt: skip
+        if arguments.rank is None:
+            _print_plan(config, gpu, arguments)
+        else:
+            require(gpu is not None and arguments.rank > 0, f"--rank {arguments.rank}",
+                    rule="is the number of GPUs of the kind that --gpu names", fix="use --gpu=B200 --rank=8"
+                    )  # fmt: skip
+            assert gpu is not None
+            _print_ranking(config, gpu, arguments.rank)
 
 
-def _print_plan(config: RunConfig, arguments: argparse.Namespace) -> None:
-    require(arguments.mfu is None or (arguments.gpu is not None and 0 < arguments.mfu <= 1), f"--mfu {arguments.mfu}",
-            rule="is a share of the peak of the GPU that --gpu names", fix="use --gpu=B200 --mfu=0.3")  # fmt: skip
+def _print_plan(config: RunConfig, gpu: Gpu | None, arguments: argparse.Namespace) -> None:
     layout = _lay_out(config)
     print(memory_text(config, layout))
-    gpus = [GPUS[arguments.gpu]] if arguments.gpu else list(GPUS.values())
-    print(fits_text(worst_rank(config, layout), gpus), end="\n\n")
+    print(fits_text(worst_rank(config, layout), [gpu] if gpu else list(GPUS.values())), end="\n\n")
     require(arguments.disk > 0, f"--disk {arguments.disk:g}", rule="is a rate in GB/s", fix="use more than 0")
     print(save_text(config, layout, arguments.disk), end="\n\n")
     samples = _samples(config, arguments)
     print(run_text(config, samples))
-    if arguments.mfu is not None:
-        (gpu,) = gpus
-        require(config.precision.fp8 is None or gpu.fp8_tflops is not None, f"--gpu {gpu.name}",
-                rule="has no FP8 units", fix="use precision=bf16")  # fmt: skip
-        print(f"hours: {hours(config, samples, gpu, arguments.mfu):.1f} at an assumed utilisation of {arguments.mfu:g}")
+    if gpu is not None:
+        print(duration_text(config, samples, gpu))
+
+
+def _print_ranking(config: RunConfig, gpu: Gpu, num_gpus: int) -> None:
+    found = ranked_layouts(config, num_gpus=num_gpus, gpu_bytes=gpu.memory_gb * GB)
+    print(f"{_model(config).name}: {len(found)} layouts fit {num_gpus} x {gpu.name} ({gpu.memory_gb:g} GB), "
+          "the least recomputation and the cheapest split first")  # fmt: skip
+    for choice in found[:_SHOWN]:
+        print(f"  {layout_name(choice.config.parallel):28s} {choice.memory / GB:8.1f} GB   "
+              f"recompute {recompute_name(choice.config.precision)}")  # fmt: skip
 
 
 def _samples(config: RunConfig, arguments: argparse.Namespace) -> Samples | None:
@@ -103,19 +147,30 @@ def _lay_out(config: RunConfig) -> LayoutReport:
 
 
 @cache
-def recipe_layout(name: str) -> tuple[RunConfig, LayoutReport]:
+def recipe(name: str) -> Recipe:
     """A recipe's configuration, and what every rank of it holds."""
     config = compose_config([f"experiment={name}"])
-    return config, _lay_out(config)
+    return Recipe(config, _lay_out(config), GPUS[RECIPES[name]])
 
 
-def table() -> str:
-    """The tables of docs/guides/recipes.md."""
-    return recipe_tables({name: (*recipe_layout(name), gpu) for name, gpu in RECIPES.items()})
+def tables() -> dict[str, str]:
+    """The tables of docs/guides/recipes.md, by the name in their marks."""
+    recipes = {name: recipe(name) for name in RECIPES}
+    return {
+        "memory": memory_table(recipes),
+        "recompute": recompute_table(recipes),
+        "hours": hours_table(recipes),
+        "scale": scale_table({name: recipes[name] for name in _SCALED}, _COUNTS),
+        "rates": rates_table(),
+    }
 
 
-def with_table(document: str, text: str) -> str:
-    """``document`` with ``text`` between its marks."""
-    head, _, rest = document.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n{text}\n{END}{tail}"
+def with_tables(document: str, texts: Mapping[str, str]) -> str:
+    """``document`` with each text between its marks."""
+    for name, text in texts.items():
+        begin, end = f"<!-- {name}: python tools/plan.py --table --write -->", f"<!-- end of {name} -->"
+        head, _, rest = document.partition(begin)
+        _, closed, tail = rest.partition(end)
+        assert closed, f"{DOCUMENT.name} has no marks for {name}"
+        document = f"{head}{begin}\n{text}\n{end}{tail}"
+    return document

@@ -123,5 +123,7 @@ class InspectConfig:
     """Read every file completely and compare it with the manifest. Set it to false for large data sets."""
 
     def __post_init__(self) -> None:
+        require_key(self, "examples", self.examples >= 0, rule="must not be negative", fix="0 shows none")
+        require_positive(self, "max_characters", fix="use at least 1")
         require((self.run_dir is None) != (self.path is None), f"run_dir = {self.run_dir} and path = {self.path}",
                 rule="one of them must name the data set", fix="use run_dir=RUN or path=FOLDER/NAME")  # fmt: skip

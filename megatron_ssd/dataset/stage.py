@@ -82,9 +82,10 @@ def run_preprocess(config: RunConfig) -> None:
         "dataset: kept %d of %d samples, dropped %s", counts["documents"], counts["samples"], format_counts(dropped)
     )
     if counts["responses"]:
-        log.info("dataset: %.1f %% of %d responses contain no extractable code; %d were cut at the length cap, %d of "
-                 "them in a loop", 100 * counts["no_code"] / counts["responses"], counts["responses"],
-                 counts["length_capped"], counts["looping"])  # fmt: skip
+        log.info("dataset: %.1f %% of the %d sampled responses contain no program that can be extracted; %d were cut "
+                 "at the length limit, %d of these while they repeated themselves",
+                 100 * counts["no_code"] / counts["responses"], counts["responses"], counts["length_capped"],
+                 counts["looping"])  # fmt: skip
     if config.preprocess.needs_tokenizer:
         log.info("dataset: retokenized, %d of %d responses differ from what was sampled, in %d tokens: %s",
                  counts["differing_samples"], counts["documents"], counts["differing_tokens"], DIFFERENCES)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Chooses a layout for a model from its size and the GPUs of this machine.
+"""Chooses a layout for a model from its size and the GPUs that there are.
 
 Of the layouts whose predicted memory fits, the first one counts, in the order of what splitting costs: data parallelism
 alone, then context, expert, tensor and pipeline parallelism. If none fits, activations are recomputed. Then the micro
@@ -22,6 +22,7 @@ from megatron_ssd.planner.memory import GB, worst_rank
 from megatron_ssd.planner.plan import layout_name, recompute_modes, recompute_name
 
 _SIZES = (1, 2, 4, 8)  # of each kind of parallelism; larger ones leave a node of eight GPUs
+_EXPERT_SIZES = (*_SIZES, 16, 32, 64)  # experts are split further, because their optimizer state is the largest part
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,8 @@ def choose_layout(config: RunConfig, *, num_gpus: int, gpu_bytes: float, keep_mi
     Raises:
         ConfigError: no layout is possible, not even on one GPU.
     """
-    model, precision = needed(config.model, "model"), config.precision
-    modes = [precision]
-    if precision.recompute == "none":
-        modes = recompute_modes(model, precision, grouped_gemm=config.moe.grouped_gemm)
     for world_size in range(num_gpus, 0, -1):
-        choices = [
-            choice for mode in modes for choice in _layouts(dataclasses.replace(config, precision=mode), world_size)
-        ]
+        choices = list(_choices(config, world_size))
         if choices:
             fitting = (choice for choice in choices if choice.memory <= gpu_bytes)
             best = next(fitting, min(choices, key=_memory))
@@ -74,10 +69,31 @@ def choose_layout(config: RunConfig, *, num_gpus: int, gpu_bytes: float, keep_mi
                       rule="no layout is possible", fix="choose one with parallel=NAME")  # fmt: skip
 
 
+def ranked_layouts(config: RunConfig, *, num_gpus: int, gpu_bytes: float) -> list[Choice]:
+    """Every layout of ``config`` on exactly ``num_gpus`` GPUs that fits, the one that ``choose_layout`` prefers first.
+
+    Each has the least recomputation with which it fits.
+    """
+    fitting: dict[ParallelConfig, Choice] = {}
+    for choice in _choices(config, num_gpus):
+        if choice.memory <= gpu_bytes:
+            fitting.setdefault(choice.config.parallel, choice)
+    return list(fitting.values())
+
+
+def _choices(config: RunConfig, world_size: int) -> Iterator[Choice]:
+    """Every layout with every useful recompute mode, the cheapest first; only with the mode that is set, if one is."""
+    precision, modes = config.precision, [config.precision]
+    if precision.recompute == "none":
+        modes = recompute_modes(needed(config.model, "model"), precision, grouped_gemm=config.moe.grouped_gemm)
+    for mode in modes:
+        yield from _layouts(dataclasses.replace(config, precision=mode), world_size)
+
+
 def _layouts(config: RunConfig, world_size: int) -> Iterator[Choice]:
     """Every possible layout on exactly ``world_size`` GPUs, from the cheapest to the most expensive split."""
     model = needed(config.model, "model")
-    for pp, tp, ep, cp in itertools.product(_SIZES, _SIZES, _SIZES if model.is_moe else (1,), _SIZES):
+    for pp, tp, ep, cp in itertools.product(_SIZES, _SIZES, _EXPERT_SIZES if model.is_moe else (1,), _SIZES):
         try:
             parallel = ParallelConfig(
                 world_size=world_size,

@@ -2,7 +2,7 @@
 
 Parameters are counted from what was built, not from the configuration's formula. A shard is identified by its name and
 its offset in the full parameter, and is counted once even if several ranks hold it. Ranks that differ only in their
-data or context part hold the same shards, which are built once.
+data or context part hold the same shards, which are built once, also for several layouts.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 # Megatron-Core's own layers. TransformerEngine's hold the same parameters (with FP8 too, whose weights are bf16), and
 # cannot be built without CUDA.
 _LOCAL = PrecisionConfig(transformer_engine=False)
+# The sizes of ``ParallelConfig`` that split parameters.
+_SPLITS = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size",
+           "expert_model_parallel_size", "expert_tensor_parallel_size")  # fmt: skip
 
 
 def run_dry(config: RunConfig) -> None:
@@ -71,8 +74,7 @@ def lay_out(
     if not torch.cuda.is_available():
         cpu.install()
     moe = dataclasses.replace(moe, dispatcher="alltoall")  # DeepEP's is a CUDA library
-    built: dict[tuple[int, ...], _Shards] = {}
-    ranks = []
+    ranks, parts = [], list[_Shards]()
     for rank in progress(range(parallel.world_size), desc="laying out", unit="rank"):
         with fake_process_group(parallel, rank=rank):
             part = (
@@ -81,8 +83,11 @@ def lay_out(
                 parallel_state.get_expert_model_parallel_rank(),
                 parallel_state.get_expert_tensor_parallel_rank(),
             )
-            if part not in built:
-                built[part] = _build(model, parallel, moe)
+            # What a rank holds depends neither on the number of replicas nor on the ranks that share its tokens.
+            key = (model, moe, *(getattr(parallel, size) for size in _SPLITS), part)
+            if key not in _BUILT:
+                _BUILT[key] = _build(model, parallel, moe)
+            parts.append(_BUILT[key])
             tensor_rank, pipeline_rank, expert_rank, _ = part
             ranks.append(
                 RankReport(
@@ -92,10 +97,10 @@ def lay_out(
                     context_rank=parallel_state.get_context_parallel_rank(),
                     expert_rank=expert_rank,
                     data_rank=parallel_state.get_data_parallel_rank(),
-                    **built[part].counts,
+                    **parts[-1].counts,
                 )
             )
-    shards = {key: size for each in built.values() for key, size in each.sizes.items()}
+    shards = {key: size for each in parts for key, size in each.sizes.items()}
     return LayoutReport(ranks=tuple(ranks), num_parameters=sum(shards.values()))
 
 
@@ -105,6 +110,9 @@ class _Shards:
 
     counts: dict[str, Any]
     sizes: dict[tuple[object, ...], int]
+
+
+_BUILT: dict[tuple[object, ...], _Shards] = {}  # by what they depend on
 
 
 def _build(model: ModelConfig, parallel: ParallelConfig, moe: MoeConfig) -> _Shards:

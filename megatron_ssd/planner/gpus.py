@@ -22,13 +22,15 @@ class Gpu:
         return self.fp8_tflops if precision.fp8 else self.bf16_tflops
 
 
-# From NVIDIA's data sheets of the SXM modules. They print figures "with sparsity"; half of those is dense.
+# From NVIDIA's data sheets, of the SXM modules where there are any. They print figures "with sparsity"; half of those
+# is dense. L4: "NVIDIA L4 Tensor Core GPU" (242 and 485 sparse; 24 GB).
 #   A100: "NVIDIA A100 Tensor Core GPU" (312 dense BF16, 80 GB). H100, H200: "NVIDIA H100 / H200 Tensor Core GPU" (1,979
 #   and 3,958 sparse; 80 and 141 GB). B200, B300: "NVIDIA HGX Platform" (per GPU 4.5 and 9 PFLOPS sparse; a board of
 #   eight holds 1.4 and 2.1 TB).
 GPUS = {
     gpu.name: gpu
     for gpu in (
+        Gpu(name="L4", capability=(8, 9), memory_gb=24, bf16_tflops=121, fp8_tflops=242),
         Gpu(name="A100", capability=(8, 0), memory_gb=80, bf16_tflops=312, fp8_tflops=None),
         Gpu(name="H100", capability=(9, 0), memory_gb=80, bf16_tflops=989.5, fp8_tflops=1979),
         Gpu(name="H200", capability=(9, 0), memory_gb=141, bf16_tflops=989.5, fp8_tflops=1979),

@@ -52,7 +52,7 @@ class LayoutReport:
 def count_layout(model: ModelConfig, parallel: ParallelConfig) -> LayoutReport:
     """One rank of the first and one of the last pipeline stage, counted from the shape in no time.
 
-    The dry run counts every rank of the model that Megatron-Core builds. FP8 weights are not counted here.
+    The dry run counts every rank of the model that Megatron-Core builds.
     """
     tp, pp, ep, etp = (
         parallel.tensor_model_parallel_size,
@@ -87,6 +87,10 @@ def count_layout(model: ModelConfig, parallel: ParallelConfig) -> LayoutReport:
                 + tables * vocabulary
                 + (model.hidden_size if is_last else 0),
                 num_expert_parameters=num_layers * experts if ep > 1 else 0,
+                num_product_weights=tuple(
+                    split // tp + experts if number // num_layers == stage else 0
+                    for number in range(model.num_hidden_layers)
+                ),
             )
         )
     return LayoutReport(ranks=tuple(ranks), num_parameters=model.num_parameters())

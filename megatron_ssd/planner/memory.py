@@ -14,7 +14,8 @@ EMA            parameters x 4 bytes
 activations    what the layers keep for the backward pass x micro batches in flight on the pipeline stage
 working set    what the widest layer needs at once in the backward pass, exchange of tokens included
 logits         on the last stage, in bf16: 2 bytes x vocabulary / tensor size; without cross_entropy_loss_fusion 4 more
-               for the fp32 softmax; and the last norm's input and output
+               for the fp32 softmax; and the last norm's input and output. They are never there beside the working set:
+               the loss and its gradient are done before the last layer's backward pass begins
 reserve        CUDA context, NCCL, cuBLAS and TransformerEngine workspaces, allocator: an assumption, see below
 =============  =========================================================================================================
 
@@ -23,8 +24,8 @@ recompute modules that would drop the tensor. There are two lists. The one for M
 against what autograd saves on a CPU. The one for TransformerEngine's layers comes from reading its source and that of
 Megatron-Core.
 
-The expert load ``IMBALANCE`` is an assumption. The sum has been compared with runs on one GPU only
-(docs/results/gpu.md).
+The expert load ``IMBALANCE`` is an assumption. The sum has been compared with runs on one GPU, for the cases in
+``MEASURED`` only.
 
 Letters: h hidden size, q and g widths of all query and of all key heads of a rank, f feed-forward width of a rank,
 sp ranks that share a sequence outside of attention (tensor size under sequence parallelism, or 1).
@@ -65,9 +66,15 @@ class RankMemory:
     reserve: float = RESERVE
 
     @property
+    def rest(self) -> float:
+        """What comes and goes within a micro batch: the logits or the working set, whichever is more."""
+        return max(self.working_set, self.logits)
+
+    @property
     def total(self) -> float:
         """The peak of an iteration."""
-        return float(sum(getattr(self, field.name) for field in fields(self)))
+        parts = float(sum(getattr(self, field.name) for field in fields(self)))
+        return parts - min(self.working_set, self.logits)
 
 
 def worst_rank(config: RunConfig, layout: LayoutReport) -> RankMemory:
@@ -240,6 +247,9 @@ def layer_tensors(
     """What one layer keeps without recomputation."""
     w = Widths.of(model, parallel, precision)
     attention = _attention(w, has_qk_norm=model.has_qk_norm, fused=precision.transformer_engine)
+    if parallel.context_parallel_size > 1 and parallel.cp_comm_type == "a2a":
+        # TransformerEngine's AttnFuncWithCPAndQKVOA2A saves its output as it is before the exchange, too.
+        attention = (*attention, Kept("core attention: output before the exchange", w.q * w.value_bytes))
     if model.num_experts is None:
         return (*attention, *_dense(w, fused=precision.transformer_engine))
     grouped = precision.transformer_engine and moe.grouped_gemm
@@ -248,18 +258,29 @@ def layer_tensors(
 
 
 def _attention(w: Widths, *, has_qk_norm: bool, fused: bool) -> tuple[Kept, ...]:
-    """Norm, query-key-value product, norms of queries and keys, rotation, core attention, output product."""
+    """Norm, query-key-value product, norms of queries and keys, rotation, core attention, output product.
+
+    Queries are always copied out of the product for their norm, since their heads are not contiguous in it. Local
+    layers keep the product for keys and values, which are views of it. TransformerEngine's norm and attention copy both
+    (``rmsnorm.py``: ``input_.contiguous()``; ``get_qkv_layout`` makes strided values contiguous), so nothing keeps the
+    product.
+    """
     b = w.value_bytes
     tensors = [
         Kept("attention norm: input", w.h * b / w.sp),
         Kept("attention norm: output", w.h * w.product_bytes / w.sp, () if fused else ("layernorm",)),
-        Kept("query-key-value product, of which values are a view", (w.q + 2 * w.g) * b),
         Kept("rotated queries and keys", (w.q + w.g) * b),
         Kept("core attention: output", w.q * b),
         Kept("core attention: logarithms of sums", w.heads * _FP32, ("core_attn",)),
     ]
     if has_qk_norm:
-        tensors.append(Kept("queries before their norm", w.q * b))  # keys are a view
+        tensors.append(Kept("queries before their norm", w.q * b))
+    if not fused:
+        tensors.append(Kept("query-key-value product, of which keys and values are views", (w.q + 2 * w.g) * b))
+    else:
+        tensors.append(Kept("values", w.g * b))
+        if has_qk_norm:
+            tensors.append(Kept("keys before their norm", w.g * b))
     if w.product_bytes != b:
         tensors.append(Kept("output product: FP8 input", w.q * w.product_bytes))
     return tuple(tensors)

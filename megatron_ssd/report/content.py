@@ -16,7 +16,7 @@ from megatron_ssd.evaluation.results import EvaluationResults, ModelName, Score
 from megatron_ssd.evaluation.tables import UNKNOWN, Measured, confidence_text, percent, points, split_cells
 from megatron_ssd.formatting import DASH, counted, duration, visible
 from megatron_ssd.general_benchmarks.results import ModelValue
-from megatron_ssd.grading.metrics import SignTest
+from megatron_ssd.grading.metrics import Estimate, SignTest
 from megatron_ssd.report import paper
 from megatron_ssd.report.attempts import Attempt, ProblemPage
 from megatron_ssd.report.data import ReportData, SamplingFacts, thin
@@ -278,15 +278,28 @@ def split_text(test: SignTest) -> tuple[str, str]:
 
 
 def _difference_sentence(base: Score, scores: EvaluationResults) -> str:
+    """The paired difference in pass@k for the first k, and for others in which one of the two is clearly ahead."""
     assert base.ssd_gain is not None, "scores of the base have the paired difference to SSD"
-    gain = base.ssd_gain[scores.ks[0]]
-    if not gain.is_known:
+    first, *others = (base.ssd_gain[k] for k in scores.ks)
+    if not first.is_known:
         return "The paired difference is not measured: grading failed on every problem for one of the two."
-    written = points(gain)
     if base.num_problems == 1:
-        return f"The difference is {written.value} points on one problem, from which nothing follows."
+        return f"The difference is {points(first).value} points on one problem, from which nothing follows."
+    text = f"The paired difference is {_gain_text(first, scores)}"
+    clear = [(k, gain) for k, gain in zip(scores.ks[1:], others, strict=True) if gain.is_known and _winner(gain)]
+    return " ".join([text, *(f"In pass@{k} it is {_gain_text(gain, scores)}" for k, gain in clear)])
+
+
+def _gain_text(gain: Estimate, scores: EvaluationResults) -> str:
+    written = points(gain)
     interval = written.interval.replace(" ", "\N{NO-BREAK SPACE}")
-    difference = f"{written.value} points, with a {confidence_text(scores.confidence)} interval from {interval}"
+    winner = _winner(gain)
+    result = f"{winner} is ahead" if winner else f"in pass@{scores.ks[0]} this run does not tell the two apart"
+    return f"{written.value} points, with a {confidence_text(scores.confidence)} interval from {interval}: {result}."
+
+
+def _winner(gain: Estimate) -> str:
+    """Who is ahead; empty if the interval contains zero."""
     if gain.low <= 0 <= gain.high:
-        return f"The paired difference is {difference}: this run does not tell the two apart."
-    return f"The paired difference is {difference}: {'SSD' if gain.value > 0 else 'the base'} is ahead."
+        return ""
+    return "SSD" if gain.value > 0 else "the base"

@@ -18,8 +18,11 @@ def report_stage(config: RunConfig) -> Stage:
     """The stage that ``config`` describes, not yet begun.
 
     Raises:
-        UserError: a stage before it was not published.
+        UserError: no model is named, or a stage before it was not published.
     """
+    if config.model is None:
+        raise UserError("model = null", rule="the report shows the settings of the run, so it needs the same overrides",
+                        fix="add them, for example experiment=demo")  # fmt: skip
     run_dir = Path(config.run_dir)
     manifests = read_manifests(run_dir)
     return Stage(

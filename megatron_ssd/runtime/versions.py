@@ -27,6 +27,9 @@ _WARNINGS = (
     "torch.distributed is disabled, unavailable or uninitialized",  # 0.19 reads the common state without groups
     "The argument order of load has been changed",
     "MimoModelConfig is experimental",  # 0.19 imports it with its checkpoints
+    # They ask for one hardware queue; ``runtime.environment`` chooses the number, and a CPU has none.
+    "When using sequence parallelism it is recommended to set",
+    "When using async grad allreduce it is recommended to set",
 )
 # Logger below megatron.core -> start of the message.
 _MESSAGES = {

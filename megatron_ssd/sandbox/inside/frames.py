@@ -47,16 +47,12 @@ def _read(descriptor: int, count: int, deadline: float | None) -> bytes | None:
     data = bytearray()
     while len(data) < count:
         if deadline is not None:
-            _wait(descriptor, deadline)
+            poller = select.poll()
+            poller.register(descriptor, select.POLLIN)
+            if not poller.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
+                raise TimeoutError("no answer in time")
         chunk = os.read(descriptor, min(count - len(data), 1 << 20))
         if not chunk:
             return None
         data += chunk
     return bytes(data)
-
-
-def _wait(descriptor: int, deadline: float) -> None:
-    poller = select.poll()
-    poller.register(descriptor, select.POLLIN)
-    if not poller.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
-        raise TimeoutError("no answer in time")

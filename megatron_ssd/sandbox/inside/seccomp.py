@@ -72,11 +72,8 @@ class Seccomp:
             code += [(jump_equal, 0, 4, number), (load, 0, 0, 16), passes, (give, 0, 0, refuse), (give, 0, 0, allow)]
         # The rest is a binary search: the kernel runs the filter for every number when a process enters it.
         tree = _search(sorted(_REFUSED[machine]))
-        for index, (number, smaller) in enumerate(tree):
-            left = len(tree) - index
-            code.append(
-                (jump_equal, left, left - 1, number) if smaller is None else (jump_at_least, smaller, 0, number)
-            )
+        for left, (number, smaller) in zip(range(len(tree), 0, -1), tree, strict=True):
+            code.append((jump_at_least, smaller, 0, number) if smaller else (jump_equal, left, left - 1, number))
         code += [(give, 0, 0, allow), (give, 0, 0, refuse)]
         return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
 
@@ -98,10 +95,10 @@ class Seccomp:
         self.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._header)
 
 
-def _search(numbers: list[int]) -> list[tuple[int, int | None]]:
-    """The steps of a binary search: a number, and how many steps follow for smaller ones (None for the last step)."""
-    if len(numbers) == 1:
-        return [(numbers[0], None)]
+def _search(numbers: list[int]) -> list[tuple[int, int]]:
+    """The steps of a binary search: a number, and how many steps follow for smaller ones, 0 for the last step."""
     middle = len(numbers) // 2
+    if middle == 0:
+        return [(numbers[0], 0)]
     smaller = _search(numbers[:middle])
     return [(numbers[middle], len(smaller)), *smaller, *_search(numbers[middle:])]

@@ -70,6 +70,7 @@ def test_the_revision_is_the_content_hash_unless_given(tmp_path: Path) -> None:
     [
         (lambda folder: None, r"model\.path = null"),
         (lambda folder: folder, "has no config.json"),
+        (lambda folder: folder / "nothing", "does not exist"),
         (lambda folder: model(folder, {"vocab_size": 1}), "has no 'max_position_embeddings'"),
         (lambda folder: model(folder, {**CONFIG, "eos_token_id": None}), "names no eos_token_id"),
     ],

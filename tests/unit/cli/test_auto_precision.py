@@ -39,8 +39,8 @@ def test_the_large_models_train_in_the_fp8_of_the_gpu(
         ("precision.fp8=null", None),
         ("precision.params_dtype=fp32", None),
         ("precision.transformer_engine=false", None),
-        ("experiment=b200_bf16", None),
-        ("experiment=h200_blockwise", "blockwise"),
+        ("experiment=h200_64k", None),
+        ("precision=fp8_blockwise", "blockwise"),
         ("precision.recompute=full", "mxfp8"),  # is not a number format
     ],
 )

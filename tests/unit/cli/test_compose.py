@@ -165,7 +165,7 @@ def test_the_demos_run_folder_depends_on_its_problems() -> None:
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        (["+model=qwen"], ["model = 'qwen'", "no such file", "qwen3_30b"]),
+        (["+model=qwen"], ["model = 'qwen'", "no such choice", "qwen3_30b"]),
         (["training.train_iter=3"], ["training.train_iter = 3", "did you mean training.train_iters?"]),
         (["training.train_iters=many"], ["training.train_iters = 'many'", "integer"]),
         (["evaluation.top_k=20"], ["evaluation.top_k = 20", "did you mean evaluation.top_ks?"]),
@@ -187,7 +187,7 @@ def test_the_demos_run_folder_depends_on_its_problems() -> None:
         (["foo"], ["'foo'", "KEY=VALUE"]),
         (["seed={"], ["seed={"]),
         (["run_dir=${nothing.here}"], ["nothing.here"]),
-        (["contamination=[humaneval,human]"], ["contamination = 'human'", "choose one of aime, humaneval"]),
+        (["contamination=[humaneval,human]"], ["contamination = 'human'", "did you mean humaneval?"]),
         (["contamination=mbpp"], ["contamination.sets.mbpp.path = null", "set it to a file"]),
         (["benchmark=livecodebench"], ["benchmark.sets.livecodebench.path = null", "set it to a file"]),
         (

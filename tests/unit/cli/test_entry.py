@@ -140,7 +140,7 @@ def test_the_pipeline_logs_each_step_and_separates_the_base(
     assert messages[6] == f"base model ready: {run_dir}/export"
     assert messages[7] == ("stage 2 of 2: sample responses to the problems from the frozen model with vLLM "
                        "(launch/generate.py)")  # fmt: skip
-    assert messages[8].startswith("all 2 stages done in ")
+    assert messages[8].startswith("2 stages done in ")
 
 
 class _NeverCurrent:

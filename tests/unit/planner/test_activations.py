@@ -80,6 +80,16 @@ def test_more_recomputation_keeps_less_memory_and_needs_more_working_memory() ->
     assert imbalanced > kept_bytes(layer_tensors(MOE, ONE, PrecisionConfig(), MoeConfig()), PrecisionConfig())
 
 
+def test_exchanging_heads_keeps_the_output_twice() -> None:
+    ring, heads = (
+        kept_bytes(layer_tensors(MOE, layout, PrecisionConfig(), MoeConfig()), PrecisionConfig())
+        for layout in (
+            ParallelConfig(world_size=2, context_parallel_size=2, cp_comm_type=kind) for kind in ("p2p", "a2a")
+        )
+    )
+    assert heads - ring == 2 * MOE.num_attention_heads * MOE.head_dim
+
+
 @pytest.mark.parametrize(
     ("sizes", "microbatches", "expected"),
     [

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_ssd.cli.compose import compose_config
 from megatron_ssd.config.parallel import ParallelConfig
-from megatron_ssd.planner.default_layout import choose_layout
+from megatron_ssd.planner.default_layout import choose_layout, ranked_layouts
 from megatron_ssd.planner.dry_run import lay_out
 from megatron_ssd.planner.layout import count_layout
 from tests.helpers.tiny_hf import MODELS
@@ -31,6 +31,7 @@ def test_the_counted_parameters_are_those_that_megatron_builds(name: str, sizes:
         rank = built[counted.pipeline_rank]
         assert counted.num_parameters == rank.num_parameters
         assert counted.num_expert_parameters == rank.num_expert_parameters
+        assert counted.num_product_weights == rank.num_product_weights
 
 
 def sizes(parallel: ParallelConfig) -> tuple[int, int, int, int, int]:
@@ -81,3 +82,13 @@ def test_a_model_that_fits_nowhere_gets_the_layout_that_needs_the_least() -> Non
 def test_the_overrides_give_the_chosen_layout() -> None:
     choice = choose_layout(compose_config(["model=qwen3_32b"]), num_gpus=8, gpu_bytes=H100)
     assert compose_config(["model=qwen3_32b", *choice.overrides]) == choice.config
+
+
+def test_ranked_layouts_fit_and_the_first_is_the_one_that_is_chosen() -> None:
+    config = compose_config(["model=qwen3_30b", "precision=bf16"])
+    ranked = ranked_layouts(config, num_gpus=16, gpu_bytes=80e9)
+    assert all(choice.memory <= 80e9 for choice in ranked)
+    assert len({choice.config.parallel for choice in ranked}) == len(ranked)
+    assert any(choice.config.parallel.expert_model_parallel_size == 16 for choice in ranked)
+    chosen = choose_layout(config, num_gpus=16, gpu_bytes=80e9, keep_micro_batch=True)
+    assert ranked[0].config == chosen.config

@@ -73,6 +73,8 @@ def test_packed_segments_count_separately_and_only_active_experts_are_counted() 
         ("NVIDIA H200", "H200"),
         ("NVIDIA B200", "B200"),
         ("NVIDIA B300 SXM6 AC", "B300"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L40S", None),
         ("NVIDIA H100 PCIe", None),
         ("NVIDIA H200 NVL", None),
         ("NVIDIA GB200", None),
@@ -88,4 +90,4 @@ def test_the_peak_depends_on_the_precision() -> None:
     assert peak_tflops("NVIDIA H200", PrecisionConfig(fp8=Fp8Config(recipe="blockwise"))) == 1979
     assert peak_tflops("NVIDIA A100-SXM4-80GB", PrecisionConfig(fp8=Fp8Config(recipe="delayed"))) is None
     assert peak_tflops("NVIDIA H200", PrecisionConfig(params_dtype="fp32")) is None
-    assert peak_tflops("NVIDIA L4", PrecisionConfig()) is None
+    assert peak_tflops("NVIDIA L40S", PrecisionConfig()) is None

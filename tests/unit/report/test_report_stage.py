@@ -38,6 +38,11 @@ def test_the_stage_publishes_summary_and_pages_with_their_inputs(published: Path
     assert (published / "report" / "report.html").stat().st_size < 3 * MEBIBYTE
 
 
+def test_the_report_needs_the_overrides_of_its_run(published: Path) -> None:
+    with pytest.raises(UserError, match=r"model = null: .*same overrides; add them"):
+        run_report(dataclasses.replace(run_config(published), model=None, replace=True))
+
+
 @pytest.mark.parametrize("model", ["base", "ssd"])
 def test_the_summary_has_scores_and_intervals_of_both_models(published: Path, model: str) -> None:
     found = read_scores(published)[model]
@@ -196,6 +201,25 @@ def test_a_summary_of_another_version_is_an_error_with_the_missing_key(run_dir: 
     change_summary(run_dir, lambda summary: summary.pop("headline"))
     with pytest.raises(UserError, match="headline"):
         run_report(run_config(run_dir))
+
+
+def test_the_result_names_every_metric_in_which_one_model_is_clearly_ahead(run_dir: Path) -> None:
+    def change(summary: dict[str, Any]) -> None:
+        (base,) = (score for score in summary["headline"] if score["key"] == "base_best")
+        for k, (value, low, high) in {
+            "1": (0.01, -0.05, 0.07),
+            "5": (-0.1, -0.18, -0.02),
+            "10": (0.0, -0.1, 0.1),
+        }.items():
+            base["ssd_gain"][k].update(value=value, low=low, high=high)
+
+    change_summary(run_dir, change)
+    run_report(run_config(run_dir))
+    result = read_scores(run_dir)["result"].replace("\N{NO-BREAK SPACE}", " ")
+    assert "in pass@1 this run does not tell the two apart." in result
+    assert "In pass@5 it is \N{MINUS SIGN}10.0 points" in result
+    assert result.endswith("the base is ahead.")
+    assert "pass@10" not in result
 
 
 def test_every_output_of_a_tiny_model_on_real_problems_has_a_notice(
