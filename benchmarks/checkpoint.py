@@ -34,7 +34,7 @@ def main() -> None:
     """Train, measure alternately, and print the table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=5, help="measurements of each side (default 5)")
-    options.add_argument("--steps", type=int, default=8, help="iterations of each side in a round (default 8)")
+    options.add_argument("--steps", type=int, default=20, help="iterations of each side in a round (default 20)")
     options.add_argument("--folder", type=Path, help="parent folder of what is written")
     arguments = options.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
@@ -118,7 +118,7 @@ def _write_samples(folder: Path) -> None:
     stage = Stage(name="dataset", run_dir=folder, config={}, inputs={})
     with IndexedWriter(stage.begin() / "samples", vocab_size=SHAPE["vocab_size"]) as writer:
         for _ in range(64):
-            writer.add(random.integers(1, SHAPE["vocab_size"], 257).tolist())
+            writer.add(random.integers(1, SHAPE["vocab_size"], 129).tolist())
     stage.publish(counts={"documents": 64})
 
 
@@ -136,7 +136,7 @@ def _config(folder: Path) -> Any:
         precision=PrecisionConfig(params_dtype="fp32", fast_matmul=True, transformer_engine=False),
         cluster=ClusterConfig(device="cpu"),
         training=TrainingConfig(
-            train_iters=10_000, global_batch_size=8, micro_batch_size=4, seq_length=256, tensorboard=False
+            train_iters=10_000, global_batch_size=2, micro_batch_size=2, seq_length=128, tensorboard=False
         ),
     )
 

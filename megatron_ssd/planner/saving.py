@@ -8,8 +8,8 @@ share the writing.
 With ``dp_reshardable`` that is all. With ``fully_reshardable`` rank 0 of each data-parallel group gathers the state of
 the group in fp32, and its writer copies every parameter's part once more: 24 bytes per trained parameter of the rank.
 
-The seconds are bytes over rates: all ranks together write to one disk, and each rank hashes what it wrote. Gathering is
-not counted.
+The seconds are bytes over rates: all ranks together write to one disk, and each rank hashes what it writes at the same
+time. Gathering is not counted.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class SaveCost:
     hashed_bytes: float
 
     def seconds(self, disk_rate: float) -> float:
-        """Writing at ``disk_rate`` GB/s, then hashing."""
-        return self.written_bytes / (disk_rate * GB) + self.hashed_bytes / (HASH_RATE * GB)
+        """Writing at ``disk_rate`` GB/s, or hashing if that takes longer."""
+        return max(self.written_bytes / disk_rate, self.hashed_bytes / HASH_RATE) / GB
 
 
 def save_cost(config: RunConfig, layout: LayoutReport, optimizer_format: OptimizerFormat) -> SaveCost:

@@ -1,8 +1,8 @@
 """Writes checkpoints atomically, synchronously or while training continues.
 
-A child process of each rank writes its part of ``iter_0000250.partial`` and hashes what it wrote. When the children of
-all ranks have finished, rank 0 writes ``checkpoint.json``, forces everything to disk and renames the folder. Only a
-complete checkpoint ever has the final name.
+Child processes of each rank write its part of ``iter_0000250.partial``, and another one hashes the files while they
+grow. When the children of all ranks have finished, rank 0 writes ``checkpoint.json``, forces everything to disk and
+renames the folder. Only a complete checkpoint ever has the final name.
 
 Asynchronous saving uses Megatron-Core's ``AsyncCallsQueue``: the child is a fork, so on a CPU it sees the state as it
 was at the save (copy on write), and from a GPU the state is copied to host memory before the fork. One save is in
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import errno
 import functools
+import hashlib
+import multiprocessing
 import multiprocessing.util
 import os
 import pickle
@@ -22,9 +24,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
@@ -34,7 +38,6 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyPara
 from torch.distributed.checkpoint import CheckpointException
 
 from megatron_ssd.artifacts.atomic import fsync_path
-from megatron_ssd.artifacts.hashing import sha256_file
 from megatron_ssd.config.training import CheckpointConfig
 from megatron_ssd.process import die_with_parent
 from megatron_ssd.runtime.process_groups import replicas
@@ -49,7 +52,9 @@ from megatron_ssd.training.checkpoint_folder import (
 from megatron_ssd.training.optimizer_state import sharding
 
 _NO_SPACE = 1 << 16  # bytes; with less free space, a failed write is attributed to a full disk
-_HASH_THREADS = 2  # Megatron-Core writes two files per rank
+_NICENESS = 15
+_POLL_SECONDS = 0.01
+_CHUNK = 1 << 22  # bytes
 
 
 class CheckpointWriter:
@@ -85,7 +90,9 @@ class CheckpointWriter:
             request = self._request(state, partial, sharding(facts.optimizer_format))
             digests = _ResultFile()
             if request.async_fn is not None:  # None on a rank that has nothing to write
-                write = functools.partial(_write_and_hash, request.async_fn, partial, dist.get_rank(), digests)
+                write = functools.partial(_write_and_hash, request.async_fn, digests)
+                if self._config.save_async:
+                    write = functools.partial(_in_background, write)
                 request = request._replace(async_fn=write)
             request.add_finalize_fn(functools.partial(self._publish, partial, digests, facts, may_prune))
             if self._config.save_async:
@@ -179,14 +186,53 @@ class _ResultFile:
         return value
 
 
-def _write_and_hash(
-    write: Callable[..., None], folder: Path, rank: int, digests: _ResultFile, *args: Any, **kwargs: Any
-) -> None:
-    """Run Megatron-Core's ``write``, then hash this rank's files, which are still in the page cache."""
+def _in_background(write: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Run ``write`` in this process, a child, with less right to the CPU than training has."""
+    os.nice(_NICENESS)
     write(*args, **kwargs)
-    paths = sorted(folder.glob(f"__{rank}_*"))
-    with ThreadPoolExecutor(_HASH_THREADS) as threads:
-        digests.put(dict(zip((path.name for path in paths), threads.map(sha256_file, paths), strict=True)))
+
+
+def _write_and_hash(
+    write: Callable[..., None], digests: _ResultFile, rank: int, write_buckets: list[Any], *args: Any
+) -> None:
+    """Run Megatron-Core's ``write`` of ``write_buckets``, a list of (path, ...), while a process hashes the files."""
+    processes = multiprocessing.get_context("fork")
+    written = processes.Event()
+    paths = [Path(path) for path, *_ in write_buckets]
+    hasher = processes.Process(target=_hash_growing_files, args=(paths, written, digests))
+    hasher.start()
+    has_checksums = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)  # the hashes of the files take their place
+    try:
+        write(rank, write_buckets, *args)
+    finally:
+        torch.serialization.set_crc32_options(has_checksums)
+        written.set()
+        hasher.join()
+
+
+def _hash_growing_files(paths: list[Path], written: Event, digests: _ResultFile) -> None:
+    """Put the hash of each file by its name. A file grows at its end only, until ``written`` is set."""
+    with ThreadPoolExecutor(len(paths)) as threads:
+        found = threads.map(functools.partial(_hash_growing_file, written=written), paths)
+        digests.put({path.name: digest for path, digest in zip(paths, found, strict=True) if digest is not None})
+
+
+def _hash_growing_file(path: Path, written: Event) -> str | None:
+    """SHA-256 of ``path``; None if it was never written."""
+    digest = hashlib.sha256()
+    while not path.exists():
+        if written.wait(_POLL_SECONDS) and not path.exists():
+            return None
+    with path.open("rb", buffering=0) as file:
+        while True:
+            is_complete = written.is_set()
+            if chunk := file.read(_CHUNK):
+                digest.update(chunk)
+            elif is_complete:
+                return digest.hexdigest()
+            else:
+                written.wait(_POLL_SECONDS)
 
 
 @contextmanager

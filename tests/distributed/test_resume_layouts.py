@@ -15,7 +15,7 @@ import pytest
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups
-from tests.distributed.resume_worker import CHANGES, ONE, SKIPPING, resume
+from tests.distributed.resume_worker import CHANGES, ONE, SAVED, SKIPPING, resume
 from tests.helpers.devices import without_gpu
 from tests.helpers.training_run import CPU, EXACT
 
@@ -49,6 +49,13 @@ def test_another_layout_resumes_where_the_first_one_stopped(resumed: Path, chang
     for key in ("loss", "grad_norm"):
         assert [record[key] for record in records] == pytest.approx([record[key] for record in expected], rel=TOLERANCE)
     assert ema["ema"] == pytest.approx(expected_ema["ema"], rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["dense-dp2-dp_reshardable", "dense-cp2-dp_reshardable"])
+def test_ranks_with_the_same_weights_share_the_writing(root: Path, name: str) -> None:
+    folder = root / name / f"iter_{SAVED:07d}"
+    first, second = (sum(path.stat().st_size for path in folder.glob(f"__{rank}_*")) for rank in (0, 1))
+    assert first == pytest.approx(second, rel=0.1)
 
 
 @pytest.mark.parametrize(("model", "layout"), SKIPPING)

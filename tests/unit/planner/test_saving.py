@@ -61,4 +61,5 @@ def test_only_gathering_needs_more_host_memory_than_what_is_written() -> None:
     assert shards.written_bytes == gathered.written_bytes == layout.num_parameters * 14
     assert shards.host_bytes == shards.written_bytes / 8
     assert gathered.host_bytes == 5_000 * 24 + 3_600 * 2 + 1_400 * 2 / 8
-    assert gathered.seconds(1.0) > shards.seconds(1.0)
+    assert gathered.seconds(1.0) == shards.seconds(1.0) == pytest.approx(shards.written_bytes / 1e9)
+    assert gathered.seconds(1000.0) > shards.seconds(1000.0)  # one rank hashes most of it
