@@ -1,4 +1,4 @@
-"""Tables of training speed that was measured, by others or with this project, from which hours are planned.
+"""Lists training speeds that others published or this project measured.
 
 A speed is kept with what it depends on: model, GPU, number format, tokens of a micro batch and of a segment, layout.
 ``tflops`` counts as ``planner.flops`` does: useful operations, causal half of attention, no recomputation. It equals

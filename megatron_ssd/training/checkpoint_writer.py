@@ -28,7 +28,6 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
@@ -201,12 +200,9 @@ def _write_and_hash(
     paths = [Path(path) for path, *_ in write_buckets]
     hasher = processes.Process(target=_hash_growing_files, args=(paths, written, digests))
     hasher.start()
-    has_checksums = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)  # the hashes of the files take their place
     try:
         write(rank, write_buckets, *args)
     finally:
-        torch.serialization.set_crc32_options(has_checksums)
         written.set()
         hasher.join()
 

@@ -75,6 +75,14 @@ def test_transformer_engine_equals_local_layers_in_bf16(progressions: Path, mode
 
 
 @pytest.mark.usefixtures("transformer_engine")
+@pytest.mark.parametrize("model", [WIDE_DENSE, WIDE_MOE], ids=lambda model: model.name)
+def test_fused_kernels_do_not_change_losses(progressions: Path, model: ModelConfig) -> None:
+    unfused = dataclasses.replace(BF16, gradient_accumulation_fusion=False, cross_entropy_loss_fusion=False)
+    expected = losses(progressions, model, unfused, **wide())
+    assert losses(progressions, model, BF16, **wide()) == pytest.approx(expected, rel=3e-3)
+
+
+@pytest.mark.usefixtures("transformer_engine")
 @pytest.mark.parametrize("recompute", [("full", ("core_attn",)), ("selective", ("layernorm", "moe_act")),
                                        ("selective", ("layernorm", "moe"))], ids=str)  # fmt: skip
 def test_recomputation_does_not_change_losses(progressions: Path, recompute: tuple[Any, Any]) -> None:

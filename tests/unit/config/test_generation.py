@@ -40,12 +40,20 @@ def test_labels_show_the_enabled_parameters(params: SamplingParams, label: str) 
         ("engine", {**SERVER, "endpoints": ["http://a:8000"]}, ["http://a:8000", "http://HOST:PORT/v1"]),
         ("engine", {**SERVER, "endpoints": ["a:8000/v1"]}, ["a:8000/v1", "base URL"]),
         ("engine", {**SERVER, "endpoints": ["http://a/v1", "http://a/v1"]}, ["lists a server twice"]),
+        ("engine", {"max_num_batched_tokens": 0}, ["engine.max_num_batched_tokens = 0", "at least 1"]),
+        ("engine", {"kv_cache_dtype": "int8"}, ["engine.kv_cache_dtype", "int8"]),
         ("engine", {**SERVER, "options": {"quantization": "fp8"}}, ["engine.options", "vllm serve"]),
     ],
 )  # fmt: skip
 def test_invalid_values_are_one_line(section: str, values: dict[str, Any], parts: list[str]) -> None:
     with config_error(*parts):
         build(RunConfig, {section: values})
+
+
+def test_a_cpu_has_no_cache_in_fp8() -> None:
+    values = {"cluster": {"device": "cpu"}, "precision": {"transformer_engine": False}}
+    with config_error("engine.kv_cache_dtype = fp8", "CUDA", "engine.kv_cache_dtype=auto"):
+        build(RunConfig, {**values, "engine": {"kv_cache_dtype": "fp8"}})
 
 
 def test_engine_options_are_passed_through() -> None:
