@@ -64,7 +64,7 @@ def test_the_share_without_code_is_logged(tmp_path: Path, caplog: pytest.LogCapt
     publish_samples(tmp_path, MANY)
     with caplog.at_level("INFO"):
         run_preprocess(run_config(tmp_path, loop=LOOP))
-    assert "28.6 % of 7 responses contain no extractable code" in caplog.text
+    assert "28.6 % of the 7 sampled responses contain no program that can be extracted" in caplog.text
     assert "2 were cut at the length cap, 1 of them in a loop" in caplog.text
 
 
