@@ -51,7 +51,8 @@ def run_config(run_dir: Path, *, benchmark: str = "minicode") -> RunConfig:
         precision=PrecisionConfig(params_dtype="fp32", transformer_engine=False),
         cluster=ClusterConfig(device="cpu"),
         optimizer=OptimizerConfig(lr=3e-4, min_lr=3e-5, lr_warmup_iters=20),
-        training=TrainingConfig(train_iters=200, global_batch_size=32, seq_length=128, packing="greedy"),
+        training=TrainingConfig(train_iters=200, global_batch_size=32, seq_length=128, packing="greedy",
+                                batch_unit="packed_sequences"),
     )  # fmt: skip
 
 

@@ -289,10 +289,10 @@ def test_a_run_cannot_resume_with_another_kind_of_optimizer(run_dir: Path) -> No
 def test_a_full_disk_does_not_destroy_earlier_checkpoints(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = dist_checkpointing.save
 
-    def save_until_full(state: Any, folder: str, **kwargs: Any) -> Any:
+    def save_until_full(state: Any, folder: str, *args: Any, **kwargs: Any) -> Any:
         if "iter_0000004" in folder:
             raise CheckpointException("write", {0: (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), None)})
-        return save(state, folder, **kwargs)
+        return save(state, folder, *args, **kwargs)
 
     config = training_config(run_dir, training={"train_iters": 6}, checkpoint={"save_interval": 2})
     with monkeypatch.context() as patch:
