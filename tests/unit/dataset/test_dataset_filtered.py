@@ -65,7 +65,7 @@ def test_the_share_without_code_is_logged(tmp_path: Path, caplog: pytest.LogCapt
     with caplog.at_level("INFO"):
         run_preprocess(run_config(tmp_path, loop=LOOP))
     assert "28.6 % of the 7 sampled responses contain no program that can be extracted" in caplog.text
-    assert "2 were cut at the length cap, 1 of them in a loop" in caplog.text
+    assert "2 were cut at the length limit, 1 of these while they repeated themselves" in caplog.text
 
 
 def test_prompts_that_open_the_reasoning_are_known_from_the_samples(tmp_path: Path) -> None:
