@@ -6,15 +6,12 @@ import logging
 import os
 import sys
 
-import torch
-
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError
 from megatron_ssd.nvidia_smi import visible_gpus
 from megatron_ssd.planner.default_layout import Choice, choose_layout
 from megatron_ssd.planner.plan import layout_name
 from megatron_ssd.process import child_environment
-from megatron_ssd.runtime.hardware import check_device
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +28,11 @@ def start_ranks_if_alone(config: RunConfig) -> None:
     count = config.parallel.world_size
     if count == 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return
-    check_device(config.cluster)
     if config.cluster.device == "cuda":
-        check_gpu_count(config, torch.cuda.device_count())
+        from megatron_ssd.runtime.hardware import check_device  # imports torch, which takes seconds
+
+        check_device(config.cluster)
+        check_gpu_count(config, len(visible_gpus()))
     log.info("launch: one process was started, and the layout %s needs %d: starting them here with torchrun",
              layout_name(config.parallel), count)  # fmt: skip
     command = [sys.executable, "-m", "megatron_ssd.cli.ranks", "--standalone", f"--nproc-per-node={count}", *sys.argv]
