@@ -35,6 +35,7 @@ DEMO_MEMORY_GIB = 6.0  # two training processes, or vLLM with its cache
 DEMO_DISK_GIB = 2.0
 PROBE_SECONDS = 180
 INSTALL = "make demo installs it"
+REINSTALL = "run: make clean, then make demo"  # a finished installation is not repeated otherwise
 INSTALL_PROGRAMS = "run: tools/system_packages.sh demo"
 
 
@@ -137,7 +138,7 @@ def check_training() -> Finding:
     if works:
         untried = "" if version in MEGATRON_TRIED else f"; not tested, {' and '.join(MEGATRON_TRIED)} are"
         return Finding("training", "ok", f"megatron-core {version} on {said}{untried}", demo=True)
-    return Finding("training", "problem", f"megatron-core {version} cannot be imported: {said}", INSTALL, demo=True)
+    return Finding("training", "problem", f"megatron-core {version} cannot be imported: {said}", REINSTALL, demo=True)
 
 
 def check_transformer_engine() -> Finding:

@@ -142,8 +142,6 @@ def model_files(folder: Path) -> list[Path]:
 
 def _check_model(folder: Path, path: str | None, *, key: str) -> None:
     """Raise ``UserError`` if ``folder``, which the user named as ``path``, has no config or weights of another form."""
-    if not folder.exists():
-        raise UserError(f"{key} = {path}", rule="does not exist", fix=f"set {key} to a folder or a Hub id")
     if not (folder / CONFIG).is_file():
         raise UserError(f"{key} = {path}", rule=f"has no {CONFIG}", fix=f"set {key} to a Hugging Face model's folder")
     for file in model_files(folder):

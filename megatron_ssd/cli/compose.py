@@ -30,7 +30,7 @@ from megatron_ssd.cli.auto_precision import fit_precision
 from megatron_ssd.cli.model_section import fit_context, model_section
 from megatron_ssd.config.build import build
 from megatron_ssd.config.run import BaseConfig, RunConfig
-from megatron_ssd.errors import ConfigError, NotTextError
+from megatron_ssd.errors import ConfigError, NotTextError, first_line
 from megatron_ssd.nvidia_smi import Capability, visible_capability
 
 CONFIG_DIR = Path(megatron_ssd.__file__).resolve().parents[1] / "hydra_configs"
@@ -207,5 +207,5 @@ def _not_an_override(argument: str) -> ConfigError:
 
 def _explain(error: Exception, arguments: Sequence[str]) -> ConfigError:
     reason = error.problem if isinstance(error, MarkedYAMLError) else None  # its text begins with what was read
-    first_line = (reason or str(error)).strip().splitlines()[0].rstrip(".")
-    return ConfigError(f"arguments {' '.join(arguments)!r}", rule=first_line, fix="see --help for groups and keys")
+    rule = (reason or first_line(error)).rstrip(".")
+    return ConfigError(f"arguments {' '.join(arguments)!r}", rule=rule, fix="see --help for groups and keys")

@@ -106,7 +106,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
         self.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="sets a key; see below")
         self.add_argument(
-            _PRINT, nargs="?", const=_GIVEN, choices=[_GIVEN, _ALL], metavar=_ALL,
+            _PRINT, nargs="?", choices=[_GIVEN, _ALL], metavar=_ALL,
             help=f"without {_ALL}, print what was given and stop; "
             f"{_PRINT}={_ALL} prints every key with its value, defaults included, as YAML",
         )  # fmt: skip

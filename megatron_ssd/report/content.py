@@ -280,14 +280,17 @@ def split_text(test: SignTest) -> tuple[str, str]:
 def _difference_sentence(base: Score, scores: EvaluationResults) -> str:
     """The paired difference in pass@k for the first k, and for others in which one of the two is clearly ahead."""
     assert base.ssd_gain is not None, "scores of the base have the paired difference to SSD"
-    first, *others = (base.ssd_gain[k] for k in scores.ks)
+    first = base.ssd_gain[scores.ks[0]]
     if not first.is_known:
         return "The paired difference is not measured: grading failed on every problem for one of the two."
     if base.num_problems == 1:
         return f"The difference is {points(first).value} points on one problem, from which nothing follows."
-    text = f"The paired difference is {_gain_text(first, scores)}"
-    clear = [(k, gain) for k, gain in zip(scores.ks[1:], others, strict=True) if gain.is_known and _winner(gain)]
-    return " ".join([text, *(f"In pass@{k} it is {_gain_text(gain, scores)}" for k, gain in clear)])
+    sentences = [f"The paired difference is {_gain_text(first, scores)}"]
+    for k in scores.ks[1:]:
+        gain = base.ssd_gain[k]
+        if gain.is_known and _winner(gain):
+            sentences.append(f"In pass@{k} it is {_gain_text(gain, scores)}")
+    return " ".join(sentences)
 
 
 def _gain_text(gain: Estimate, scores: EvaluationResults) -> str:

@@ -144,3 +144,11 @@ def test_the_table_shows_the_problem_its_fix_and_the_result():
 def test_what_the_demo_installs_itself_is_no_obstacle():
     text = doctor.table([Finding("torch", "problem", "not installed", fix=doctor.INSTALL, demo=True)], {})
     assert text.endswith("the demo can run here: make demo, which first installs what is missing")
+
+
+def test_a_broken_installation_is_made_anew_before_the_demo_can_run(monkeypatch):
+    installed(monkeypatch, {"megatron-core": "0.16.1"})
+    monkeypatch.setattr(doctor, "probe", lambda code: (False, "ImportError: no libfoo.so"))
+    finding = doctor.check_training()
+    assert finding.fix == doctor.REINSTALL
+    assert not doctor.demo_can_run([finding])
