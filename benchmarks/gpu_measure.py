@@ -53,7 +53,11 @@ def main() -> None:
     """Measure what the parent asks for, until it closes the connection."""
     connection = connection_to_parent()
     settings: Settings = connection.recv()
-    device = prepare_device(ClusterConfig(device=settings.device))
+    try:
+        device = prepare_device(ClusterConfig(device=settings.device))
+    except UserError as error:
+        connection.send(error)
+        return
     connection.send(facts(device))
     with tempfile.TemporaryDirectory() as scratch, joined_processes(device):
         while True:

@@ -109,18 +109,18 @@ class Measurer:
         self._child: ChildProcess | None = None
 
     def start(self) -> dict[str, str]:
-        """Start the process if there is none, and return the facts about this machine.
+        """Start the process, and return the facts about this machine.
 
         Raises:
-            UserError: it did not start, or not in time.
+            UserError: there is no such device, or the process did not start in time.
         """
         self._child = ChildProcess("benchmarks.gpu_measure")
         self._child.send(self._settings)
         found = self._answer(min(_START, self._budget.left()))
         if "failed" in found:
             self.close()
-            raise UserError(f"device {self._settings.device}", rule=f"measuring did not start: it {found['failed']}",
-                            fix="read the error above")  # fmt: skip
+            raise UserError(f"--device {self._settings.device}", fix="read the error above",
+                            rule=f"the process that measures has not started: {found['failed']}")  # fmt: skip
         return found
 
     def measure(self, case: Case, seconds: float) -> Record:
@@ -140,7 +140,7 @@ class Measurer:
     def _answer(self, seconds: float) -> Record:
         assert self._child is not None
         if not self._child.connection.poll(seconds):
-            return {"failed": f"did not end within {seconds:.0f} s"}
+            return {"failed": f"no answer within {seconds:.0f} s"}
         try:
             return dict(self._child.receive())
         except ChildDeathError as death:

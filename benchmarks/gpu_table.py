@@ -39,7 +39,9 @@ def table(name: str, content: dict[str, Any]) -> str:
     """The results of one file. A part of tests has one line, with its failures; empty columns are left out."""
     rows = []
     for part, records in parts_in(content).items():
-        shown = [one for one in records if "tokens_per_second" in one or "passed" not in one or one["case"] == ALL_TESTS]
+        shown = [
+            one for one in records if "tokens_per_second" in one or "passed" not in one or one["case"] == ALL_TESTS
+        ]
         rows += [_cells(part, record, records) for record in shown]
     columns = [column for column in _COLUMNS if any(row.get(column) for row in rows)]
     lines = [columns, ["---"] * 2 + ["---:"] * (len(columns) - 2), *([row.get(c, "") for c in columns] for row in rows)]

@@ -168,8 +168,8 @@ def test_outcomes_are_written_and_finished_tests_left_out(tmp_path: Path) -> Non
     def run(*, fixed: bool) -> str:
         file.write_text(f"FIXED = {fixed}\n{TESTS}")
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-v", "--no-summary", "-p", "benchmarks.gpu_tests", "-p", "no:cacheprovider",
-             f"--rootdir={tmp_path}", f"--gpu-results={tmp_path / 'gpu.json'}", "--gpu-part=tests", str(file)],
+            [sys.executable, "-m", "pytest", "-v", "--no-summary", "-p", "benchmarks.gpu_tests", "-p",
+             "no:cacheprovider", f"--rootdir={tmp_path}", f"--gpu-results={tmp_path / 'gpu.json'}", "--gpu-part=tests", str(file)],
             cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         return done.stdout
@@ -177,7 +177,9 @@ def test_outcomes_are_written_and_finished_tests_left_out(tmp_path: Path) -> Non
     text = run(fixed=False)
     assert text.index("the reason") < text.index("test_alone"), "a failure is printed when it happens"
     records = {record["case"].rpartition("::")[2]: record for record in results.records("tests")}
-    outcomes = {name: next(key for key in ("passed", "failed", "skipped") if key in one) for name, one in records.items()}
+    outcomes = {
+        name: next(key for key in ("passed", "failed", "skipped") if key in one) for name, one in records.items()
+    }
     assert outcomes == {
         "test_first": "passed", "test_second": "failed", "test_alone": "passed", "test_skipped": "skipped",
     }  # fmt: skip
@@ -217,11 +219,22 @@ def test_the_document_has_the_raw_results() -> None:
 
 
 def test_a_table_shows_measurements_reasons_and_tests() -> None:
-    fast = {"case": "m bf16", "tokens_per_second": 3000.0, "tflops": 2.0, "mfu": 0.5, "peak_gb": 1.0, "predicted_gb": 1.1}
+    fast = {
+        "case": "m bf16",
+        "tokens_per_second": 3000.0,
+        "tflops": 2.0,
+        "mfu": 0.5,
+        "peak_gb": 1.0,
+        "predicted_gb": 1.1,
+    }
     slow = {"case": "m Transformers", "tokens_per_second": 2000.0, "tflops": 1.0, "mfu": 0.4, "peak_gb": 1.0}
     content = {
         "device": "NVIDIA H100",
-        "fp32": [{"case": "one", "passed": "1 test"}, {"case": "two", "failed": "x"}, {"case": "all tests", "failed": "2"}],
+        "fp32": [
+            {"case": "one", "passed": "1 test"},
+            {"case": "two", "failed": "x"},
+            {"case": "all tests", "failed": "2"},
+        ],
         "speed": [fast, slow, {"case": "m mxfp8", "skipped": "not here"}],
     }
     text = gpu_table.table("raw.json", content)
