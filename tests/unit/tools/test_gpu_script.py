@@ -169,7 +169,8 @@ def test_outcomes_are_written_and_finished_tests_left_out(tmp_path: Path) -> Non
         file.write_text(f"FIXED = {fixed}\n{TESTS}")
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-v", "--no-summary", "-p", "benchmarks.gpu_tests", "-p",
-             "no:cacheprovider", f"--rootdir={tmp_path}", f"--gpu-results={tmp_path / 'gpu.json'}", "--gpu-part=tests", str(file)],
+             "no:cacheprovider", f"--rootdir={tmp_path}", f"--gpu-results={tmp_path / 'gpu.json'}", "--gpu-part=tests",
+             str(file)],
             cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         return done.stdout
