@@ -156,9 +156,10 @@ class Measurer:
 def run_tests(part: str, seconds: float, *, path: Path, device: Device) -> Record:
     """Run the tests of a part, which write their own records to ``path``, and return the record of all of them."""
     files, _ = _TESTS[part]
-    parallel = ["-n", str(len(files))] if device == "cuda" and len(files) > 1 else ["-p", "no:xdist"]
+    processes = len(files) if device == "cuda" and len(files) > 1 else 0  # 0 is this one
     command = [sys.executable, "-m", "pytest", "-v", "--no-summary", "-p", "benchmarks.gpu_tests", "-p",
-               "no:cacheprovider", f"--timeout={_LIMIT:.0f}", f"--gpu-results={path}", f"--gpu-part={part}", *parallel,
+               "no:cacheprovider", f"--timeout={_LIMIT:.0f}", f"--gpu-results={path}", f"--gpu-part={part}",
+               f"--numprocesses={processes}",
                *(f"tests/gpu/{file}" for file in files)]  # fmt: skip
     environment = {**child_environment(), "MEGATRON_SSD_GPU_TESTS_ON": device}
     started = time.monotonic()

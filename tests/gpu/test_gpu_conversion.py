@@ -26,6 +26,7 @@ ONE, LENGTH = ParallelConfig(), 48
     ("name", "grouped"),
     [("qwen3_tied", True), ("qwen3_moe", True), ("qwen3_moe", False), ("llama_scaled", True), ("qwen2_drawn", True),
      ("mistral_drawn", True)],
+    ids=lambda value: {True: "grouped", False: "sequential"}.get(value, value),
 )  # fmt: skip
 def test_logits_equal_transformers(
     name: str, grouped: bool, fused: bool, tmp_path: Path, request: pytest.FixtureRequest
