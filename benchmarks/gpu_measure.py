@@ -14,6 +14,8 @@ import statistics
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +120,7 @@ def measure_trainer(case: Case, settings: Settings, scratch: Path, deadline: flo
     """Train with this project's trainer."""
     config = case_config(case, scratch, settings.device)
     write_progressions(Path(config.run_dir), case)
-    with megatron_grid(ONE, create_gloo_process_groups=True):
-        trainer = build_trainer(config, scratch / "none", settings.device)
+    with megatron_grid(ONE, create_gloo_process_groups=True), _built(config, scratch, settings.device) as trainer:
         steps = []
         while len(steps) < case.steps and (time.monotonic() < deadline or len(steps) <= WARM_UP):
             steps.append(trainer.step())
@@ -137,6 +138,21 @@ def measure_trainer(case: Case, settings: Settings, scratch: Path, deadline: flo
             path = settings.out / f"profile-{case.name.replace(' ', '-')}.txt"
             record["profile"] = write_profile(trainer, path, settings.device)
     return record
+
+
+@contextmanager
+def _built(config: RunConfig, scratch: Path, device: Device) -> Iterator[Trainer]:
+    """A trainer of which nothing stays in memory.
+
+    A dispatcher of experts keeps a tensor with its graph. The graph holds the hooks of ``DistributedDataParallel`` and
+    they hold the model, in C++, where Python's collector does not look. So the wrapper lets go of everything.
+    """
+    trainer = build_trainer(config, scratch / "none", device)
+    try:
+        yield trainer
+    finally:
+        for chunk in trainer.state.chunks:
+            vars(chunk).clear()
 
 
 def measure_reference(case: Case, settings: Settings, scratch: Path, deadline: float) -> Record:
