@@ -42,6 +42,7 @@ from megatron_ssd.process import connection_to_parent
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.hardware import check_hardware
 from megatron_ssd.runtime.process_groups import joined_processes, megatron_grid
+from megatron_ssd.training.metrics import IterationMetrics
 from megatron_ssd.training.trainer import Trainer, build_trainer
 
 ONE = ParallelConfig()
@@ -121,7 +122,7 @@ def measure_trainer(case: Case, settings: Settings, scratch: Path, deadline: flo
     config = case_config(case, scratch, settings.device)
     write_progressions(Path(config.run_dir), case)
     with megatron_grid(ONE, create_gloo_process_groups=True), _built(config, scratch, settings.device) as trainer:
-        steps = []
+        steps: list[IterationMetrics] = []
         while len(steps) < case.steps and (time.monotonic() < deadline or len(steps) <= WARM_UP):
             steps.append(trainer.step())
         record = {
@@ -172,7 +173,8 @@ def measure_reference(case: Case, settings: Settings, scratch: Path, deadline: f
             layer.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=OPTIMIZER.lr, fused=True)
     tokens = torch.arange(case.seq_length, device=device)[None] % min(case.model.vocab_size, _VOCABULARY)
-    seconds, losses = [], []
+    seconds: list[float] = []
+    losses: list[float] = []
     while len(seconds) < case.steps and (time.monotonic() < deadline or len(seconds) <= WARM_UP):
         started = time.perf_counter()
         for _ in range(case.global_batch_size):
