@@ -113,8 +113,9 @@ def _check(case: Case, device: Device) -> None:
     """Raise ``UserError`` if this device cannot run the case."""
     if device == "cuda" and not case.reference:
         check_hardware(case.precision, MoeConfig())
-    require(device == "cuda" or not (case.needs_cuda or case.reference == "compile"), case.name, rule="needs CUDA",
-            fix="use a GPU")  # fmt: skip
+    require(device == "cuda" or not (case.needs_cuda or case.reference == "compile"), "--device cpu",
+            rule="TransformerEngine's layers and torch.compile are measured on a GPU only", fix="use a GPU"
+            )  # fmt: skip
 
 
 def measure_trainer(case: Case, settings: Settings, scratch: Path, deadline: float) -> Record:
@@ -183,7 +184,7 @@ def measure_reference(case: Case, settings: Settings, scratch: Path, deadline: f
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss) * case.global_batch_size)
+        losses.append(float(loss.detach()) * case.global_batch_size)
         seconds.append(time.perf_counter() - started)
     sequences = case.global_batch_size
     flops = sequences * flops_of(case.model, [case.seq_length])
@@ -222,11 +223,11 @@ def _speed(case: Case, seconds: list[float], device: Device, *, tokens: float, f
 def write_profile(trainer: Trainer, path: Path, device: Device) -> Record:
     """Write the operators of further steps, the costliest first, and return seconds in all and of the GPU."""
     on_gpu = device == "cuda"
-    started = time.perf_counter()
     with torch.profiler.profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as run:
+        started = time.perf_counter()
         for _ in range(_PROFILED_STEPS):
             trainer.step()
-    seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started
     operators = run.key_averages()
     key = f"self_{'cuda' if on_gpu else 'cpu'}_time_total"
     path.write_text(operators.table(sort_by=key, row_limit=40, max_name_column_width=80), encoding="utf-8")

@@ -38,13 +38,13 @@ from megatron_ssd.process import ChildDeathError, ChildProcess, child_environmen
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("fp32", "speed", "sampling", "loop", "tests", "fp8", "recompute", "compile")
-_TESTS = {  # files of tests/gpu, and the most seconds for all of them
-    "fp32": (("test_gpu_fp32.py",), 80),
-    "sampling": (("test_gpu_sampling.py",), 100),
-    "loop": (("test_gpu_loop.py",), 300),
-    "tests": (("test_gpu_training.py", "test_gpu_fp8.py", "test_gpu_conversion.py"), 200),
+_TESTS = {  # files of tests/gpu, the least and the most seconds for all of them; a loop that was stopped starts again
+    "fp32": (("test_gpu_fp32.py",), 40, 80),
+    "sampling": (("test_gpu_sampling.py",), 60, 180),
+    "loop": (("test_gpu_loop.py",), 200, 300),
+    "tests": (("test_gpu_training.py", "test_gpu_fp8.py", "test_gpu_conversion.py"), 40, 200),
 }
-_LIMIT = 40.0  # seconds of a measured case or of a test
+_LIMIT = 40.0  # seconds of a measured case, and of a test that has no limit of its own
 _START = 90.0  # seconds that the imports of a process may take
 _SPARE = 5.0  # seconds at the end of the time, to stop what runs
 _SHARE = 0.75  # of a case's seconds, after which it starts no further step
@@ -155,7 +155,7 @@ class Measurer:
 
 def run_tests(part: str, seconds: float, *, path: Path, device: Device) -> Record:
     """Run the tests of a part, which write their own records to ``path``, and return the record of all of them."""
-    files, _ = _TESTS[part]
+    files, *_ = _TESTS[part]
     processes = len(files) if device == "cuda" and len(files) > 1 else 0  # 0 is this one
     command = [sys.executable, "-m", "pytest", "-v", "--no-summary", "-p", "benchmarks.gpu_tests", "-p",
                "no:cacheprovider", f"--timeout={_LIMIT:.0f}", f"--gpu-results={path}", f"--gpu-part={part}",
@@ -185,7 +185,8 @@ def items(parts: Sequence[str], measurer: Measurer, path: Path, *, device: Devic
     for part in parts:
         if part in _TESTS:
             run_part = functools.partial(run_tests, part, path=path, device=device)
-            yield Item(part=part, case=ALL_TESTS, least=_LIMIT, limit=_TESTS[part][1], run=run_part)
+            _, least, limit = _TESTS[part]
+            yield Item(part=part, case=ALL_TESTS, least=least, limit=limit, run=run_part)
         for case in measured:
             if case.part == part:
                 measure = functools.partial(measurer.measure, case)

@@ -8,6 +8,7 @@ A file ``gpu.json`` of ``benchmarks/gpu.sh`` gets a table when it is copied to `
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ RAW = DOCUMENT.parent / "raw"
 _BEGIN, _END = "<!-- measured: python -m benchmarks.gpu_table -->", "<!-- end of measured -->"
 _COLUMNS = ("part", "run", "tokens/s", "TFLOP/s", "MFU", "peak GB", "planned GB", "GPU busy", "against Transformers",
             "last loss against bf16", "result")  # fmt: skip
+_STEPS_BEFORE = 2  # profiled steps in results that do not say how many
 
 
 def main() -> None:
@@ -68,9 +70,11 @@ def _cells(part: str, record: Record, records: list[Record]) -> dict[str, str]:
 
 
 def _busy(record: Record) -> float | None:
-    """Share of the profiled time in which the GPU computed."""
+    """Seconds of the GPU's kernels in a profiled step, as a share of a step that is not profiled."""
     profile = record.get("profile")
-    return None if profile is None else float(profile["gpu_busy"] / profile["wall"])
+    if profile is None:
+        return None
+    return float(profile["gpu_busy"] / profile.get("steps", _STEPS_BEFORE) / statistics.median(record["step_seconds"]))
 
 
 def _reference(record: Record, records: list[Record]) -> Record | None:

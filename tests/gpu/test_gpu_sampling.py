@@ -49,6 +49,11 @@ def pool(folder: Path, request: pytest.FixtureRequest) -> Iterator[EnginePool]:
         yield pool
 
 
+@pytest.mark.timeout(80)
+def test_the_engine_starts(pool: EnginePool) -> None:
+    pool.wait_ready()
+
+
 def test_tokens_follow_from_the_seed(pool: EnginePool, record_property: Callable[[str, object], None]) -> None:
     params = SamplingParams(temperature=1.0, top_k=20, top_p=0.9)
     wanted = [
