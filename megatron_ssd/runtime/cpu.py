@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import optimizer as megatron_optimizer
 from megatron.core import utils as megatron_utils
 from megatron.core.optimizer import clip_grads, distrib_optimizer
@@ -25,6 +28,7 @@ from megatron.core.tensor_parallel import random as megatron_random
 from megatron.core.transformer import attention as megatron_attention
 from megatron.core.transformer.moe import moe_utils
 from torch import Tensor
+from torch.distributed import distributed_c10d
 from torch.utils._device import _device_constructors
 
 from megatron_ssd.runtime.local_rotary import apply_rotary_pos_emb
@@ -53,6 +57,7 @@ def install() -> None:
     _patch_tensors()
     _patch_all_to_all()
     _patch_unequal_parts()
+    _patch_gloo()
     use_local_functions()
     megatron_attention.apply_rotary_pos_emb = apply_rotary_pos_emb
 
@@ -207,3 +212,28 @@ def _patch_unequal_parts() -> None:
 
 def _as_list(value: Any) -> Any:
     return value.tolist() if isinstance(value, Tensor) else value
+
+
+class _Gloo(dist.ProcessGroupGloo):
+    """A group of processes that shares its network device with all other groups of this process."""
+
+    def __init__(self, store: dist.Store, rank: int, size: int, timeout: timedelta) -> None:
+        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        options._devices = [_gloo_device(os.getpid())]
+        options._timeout = timeout
+        super().__init__(store, rank, size, options)
+
+
+@functools.cache
+def _gloo_device(process_id: int) -> Any:
+    """The device of this process. One that was made before a fork has no thread in the child."""
+    return dist.ProcessGroupGloo.create_default_device()
+
+
+def _patch_gloo() -> None:
+    """All groups share one network device.
+
+    A device has a thread that wakes up every 10 ms. Megatron-Core creates about twenty groups per process, and with a
+    device for each, their threads took up to half of a core.
+    """
+    distributed_c10d.ProcessGroupGloo = _Gloo  # type: ignore[misc]
