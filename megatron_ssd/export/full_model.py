@@ -125,4 +125,5 @@ def full_model(model: ModelConfig) -> FullModel:
 def _extra_state(norm: FullTensor) -> str:
     """Key of the extra state of a norm. Only TransformerEngine's layers have it."""
     key = norm.key.removesuffix("weight") + "_extra_state"
-    return ShardedObject(key, None, norm.num_leading or (1,), norm.index or (0,)).unique_key
+    unique_key: str = ShardedObject(key, None, norm.num_leading or (1,), norm.index or (0,)).unique_key
+    return unique_key
