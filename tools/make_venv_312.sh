@@ -50,14 +50,16 @@ find_transformer_engine() {
 
 # From FOLDER, or built if it is empty.
 install_transformer_engine() { # FOLDER
-    local version
+    local version site
+    site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     version=$(sed -nE 's/.*"transformer-engine\[.*\]==([0-9.]+)".*/\1/p' setup.py)
     if [ -n "$1" ]; then
-        cp -r "$1"/transformer_engine* "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+        cp -r --remove-destination "$1"/transformer_engine* "$site"
     else
         "$python" -m pip install --no-cache-dir --no-deps "transformer-engine==$version" "transformer-engine-cu13==$version"
-        NVTE_FRAMEWORK=pytorch "$python" -m pip install --no-cache-dir --no-deps --no-build-isolation \
-            "transformer-engine-torch==$version"
+        # The headers of cuBLAS, cuDNN and NCCL come with torch's libraries; the toolkit of nvcc may lack them.
+        CPATH=$(printf '%s:' "$site"/nvidia/*/include) NVTE_FRAMEWORK=pytorch "$python" -m pip install --no-cache-dir \
+            --no-deps --no-build-isolation "transformer-engine-torch==$version"
     fi
     "$python" -c "import transformer_engine.pytorch
 from importlib.metadata import version
