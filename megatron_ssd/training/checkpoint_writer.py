@@ -4,26 +4,27 @@ Each rank writes and hashes its part of ``iter_0000250.partial``. When all ranks
 ``checkpoint.json``, forces the small files to disk and renames the folder. Only a complete checkpoint ever has the
 final name.
 
-Megatron-Core plans who writes what. Its own writer of files is not used: it takes several processes, and the hashes
-would have to read the files again.
+Megatron-Core plans who writes what. Its own writer of files is not used: it takes several processes, and the files
+would have to be read again to be hashed. One thread writes here, and one per file hashes what is written. They live in
+the process of their rank, so a restarted run never meets a writer of the previous one.
 
-Asynchronous saving uses Megatron-Core's ``AsyncCallsQueue``: a child writes that is a fork, so on a CPU it sees the
-state as it was at the save (copy on write), and from a GPU the state is copied to host memory before the fork. One save
-is in progress at a time. The child dies with its rank, so a restarted run never meets a writer of the previous one.
+To save asynchronously, the state is first copied in host memory, from where it is written while training continues. A
+forked process would see the state without a copy, but each page that training changes would then be copied by itself,
+which takes several times as long. One save is in progress at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
-import gc
-import multiprocessing.util
+import mmap
 import os
-import pickle
+import queue
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,14 +36,12 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
 from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_ssd.artifacts.atomic import fsync_path
 from megatron_ssd.config.training import CheckpointConfig
-from megatron_ssd.process import die_with_parent
 from megatron_ssd.runtime.process_groups import replicas
 from megatron_ssd.runtime.versions import save_options
 from megatron_ssd.training.checkpoint_folder import (
@@ -57,6 +56,17 @@ from megatron_ssd.training.optimizer_state import sharding
 
 _NO_SPACE = 1 << 16  # bytes; with less free space, a failed write is attributed to a full disk
 _NICENESS = 15
+_ALIGNMENT = 64  # bytes
+
+# The files of a rank in Megatron-Core's form: path, name, and pairs of a plan's item and its object or tensor.
+_Buckets = list[tuple[str, str, tuple[list[tuple[Any, Any]], list[tuple[Any, torch.Tensor]]]]]
+
+
+class _Saving(NamedTuple):
+    """A save in progress: the hash of each file by name when they are written, and what then publishes them."""
+
+    hashes: Future[dict[str, str]]
+    publish: list[Callable[[], None]]
 
 
 class CheckpointWriter:
@@ -66,9 +76,8 @@ class CheckpointWriter:
         self._folder = folder
         self._config = config
         self.optimizer_format = config.optimizer_format
-        self._queue = AsyncCallsQueue()
-        # Runs in every child that multiprocessing forks from now on.
-        multiprocessing.util.register_after_fork(self, lambda _: die_with_parent())
+        self._thread = ThreadPoolExecutor(1, initializer=_lower_priority if config.save_async else None)
+        self._saving: _Saving | None = None
 
     def save(self, facts: CheckpointFacts, state: dict[str, Any], *, may_prune: bool) -> None:
         """Write ``state``; returns when it is published, or, with ``save_async``, when the model may change again.
@@ -89,38 +98,46 @@ class CheckpointWriter:
             partial.mkdir(parents=True)
         dist.barrier()
         with _name_full_disk(self._folder):
-            report = _Report()
-            request = self._request(state, partial, sharding(facts.optimizer_format), report)
+            results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            request = self._request(state, partial, sharding(facts.optimizer_format), results)
+            buckets: _Buckets = []
             if request.async_fn is not None:  # None on a rank that has nothing to write
-                request = request._replace(async_fn=_write_in_background if self._config.save_async else _write)
-            request.add_finalize_fn(functools.partial(self._publish, partial, report, facts, may_prune))
-            if self._config.save_async:
-                self._queue.schedule_async_request(request)
-            else:
-                request.execute_sync()
+                buckets = _copied(request.async_fn_args[1]) if self._config.save_async else request.preload_fn()
+            hashes = self._thread.submit(_write, buckets, results)
+            publish = functools.partial(self._publish, partial, hashes, facts, may_prune)
+            self._saving = _Saving(hashes, [*request.finalize_fns, publish])
+        if not self._config.save_async:
+            self.finish()
 
     @functools.cached_property
-    def _strategy(self) -> _Strategy:
+    def _strategy(self) -> FullyParallelSaveStrategyWrapper:
         """Shares the writing of what several data-parallel ranks hold among them, in the same way at each save."""
         return _Strategy(get_default_save_sharded_strategy(), replicas(), do_cache_distribution=True)
 
     def poll(self) -> None:
         """Publish the save in progress if the writers of all ranks have finished. Raises as ``save`` does."""
-        with _name_full_disk(self._folder):
-            self._queue.maybe_finalize_async_calls(blocking=False)
+        if self._saving is not None:
+            done = [False] * dist.get_world_size()
+            dist.all_gather_object(done, self._saving.hashes.done())
+            if all(done):
+                self.finish()
 
     def finish(self) -> None:
         """Wait for the save in progress and publish it. Raises as ``save`` does."""
-        with _name_full_disk(self._folder):
-            self._queue.maybe_finalize_async_calls(blocking=True)
+        if self._saving is not None:
+            saving, self._saving = self._saving, None
+            saving.hashes.result()
+            with _name_full_disk(self._folder):
+                for step in saving.publish:
+                    step()
 
-    def _request(self, state: dict[str, Any], partial: Path, content: dict[str, Any], report: _Report) -> Any:
-        """Megatron-Core's plan of the save: which rank writes what, with ``report`` for the results.
+    def _request(self, state: dict[str, Any], partial: Path, content: dict[str, Any], results: object) -> Any:
+        """Megatron-Core's plan of the save: which rank writes what, with ``results`` for the entries of ``.metadata``.
 
         Its own queue is one more process per rank, which takes seconds to start and outlives a killed run.
         """
         before = filesystem_async._results_queue
-        filesystem_async._results_queue = report
+        filesystem_async._results_queue = results
         try:
             return dist_checkpointing.save(
                 state,
@@ -134,14 +151,14 @@ class CheckpointWriter:
         finally:
             filesystem_async._results_queue = before
 
-    def _publish(self, partial: Path, report: _Report, facts: CheckpointFacts, may_prune: bool) -> None:
+    def _publish(self, partial: Path, hashes: Future[dict[str, str]], facts: CheckpointFacts, may_prune: bool) -> None:
         """Write ``checkpoint.json``, force what is not there yet to disk and rename. Runs on every rank."""
         gathered: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(gathered, report.hashes())
+        dist.all_gather_object(gathered, hashes.result())
         if dist.get_rank() == 0:
-            hashes = {name: digest for each in gathered for name, digest in each.items()}
-            write_facts(partial, facts, hashes=hashes)
-            for path in [*(path for path in partial.iterdir() if path.name not in hashes), partial]:
+            known = {name: digest for each in gathered for name, digest in each.items()}
+            write_facts(partial, facts, hashes=known)
+            for path in [*(path for path in partial.iterdir() if path.name not in known), partial]:
                 fsync_path(path)
             partial.rename(checkpoint_path(self._folder, facts.iteration))
             fsync_path(self._folder)
@@ -151,98 +168,80 @@ class CheckpointWriter:
 
 
 class _Strategy(FullyParallelSaveStrategyWrapper):
-    """Megatron-Core's strategy, without the copy of each tensor on a CPU that shares its storage with others."""
+    """Megatron-Core's strategy, without its copy of each tensor on a CPU that shares its storage with others."""
 
     def async_save(self, sharded_state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Megatron-Core's plan of the save."""
         for value in nested_values(sharded_state_dict):
             if isinstance(value, ShardedTensor) and value.data.device.type == "cpu":
-                value.data = _with_own_storage(value.data)
+                # The same memory, of which torch knows no other owner.
+                values = value.data.detach().contiguous()
+                alone = torch.from_numpy(values.view(-1).view(torch.uint8).numpy())
+                value.data = alone.view(values.dtype).view(values.shape)
         return super().async_save(sharded_state_dict, *args, **kwargs)
 
 
-def _with_own_storage(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values in the same memory, for which torch knows no other owner: Megatron-Core copies views."""
-    values = tensor.detach().contiguous()
-    return torch.from_numpy(values.view(-1).view(torch.uint8).numpy()).view(values.dtype).view(values.shape)
+def _copied(buckets: _Buckets) -> _Buckets:
+    """``buckets`` with copies of the tensors in host memory.
 
-
-class _Written(NamedTuple):
-    """A file that was written: its name and hash, and Megatron-Core's entries for ``.metadata``."""
-
-    name: str
-    sha256: str
-    entries: list[WriteResult]
-
-
-class _Report:
-    """Passes what was written from a child process to its parent, in the place of Megatron-Core's queue of results.
-
-    An unnamed file needs no process, leaves nothing behind, and unlike a pipe cannot fill up.
+    The memory is in large pages if the kernel has them: to get it in small ones takes longer than the copy.
     """
-
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
-
-    def put(self, written: list[_Written] | Exception) -> None:
-        """Store the files, or why they could not be written."""
-        pickle.dump(written, self._file)
-        self._file.flush()
-
-    def get_nowait(self) -> dict[int, list[WriteResult]] | Exception:
-        """What was stored, as Megatron-Core expects it: the entries of each file, by a number."""
-        written = self._read()
-        return written if isinstance(written, Exception) else dict(enumerate(file.entries for file in written))
-
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of each file by name; {} if this rank had nothing to write."""
-        written = self._read()
-        assert not isinstance(written, Exception), "Megatron-Core raises it"
-        return {file.name: file.sha256 for file in written}
-
-    def _read(self) -> list[_Written] | Exception:
-        self._file.seek(0)
-        try:
-            written: list[_Written] | Exception = pickle.load(self._file)
-        except (EOFError, pickle.UnpicklingError):  # nothing to write, or killed; Megatron-Core counts the files
-            return []
-        return written
+    sizes = [tensor.nbytes + -tensor.nbytes % _ALIGNMENT for _, _, (_, pairs) in buckets for _, tensor in pairs]
+    memory = mmap.mmap(-1, max(1, sum(sizes)), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(AttributeError, OSError):  # no such system, no such pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    start, result = 0, []
+    for path, name, (objects, pairs) in buckets:
+        copies = []
+        for item, tensor in pairs:
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype)
+            if tensor.nbytes:
+                copy = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=start)
+                copy = copy.view(tensor.shape).copy_(tensor.detach(), non_blocking=True)
+            copies.append((item, copy))
+            start += tensor.nbytes + -tensor.nbytes % _ALIGNMENT
+        result.append((path, name, (objects, copies)))
+    torch.cuda.synchronize()
+    return result
 
 
-def _write_in_background(*args: Any) -> None:
-    """``_write`` in this process, a child, with less right to the CPU than training has."""
-    os.nice(_NICENESS)
-    gc.disable()  # it would free the parent's tensors on a GPU
-    _write(*args)
+def _lower_priority() -> None:
+    """Give this thread, and those that it starts, less right to the CPU than training has."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
-def _write(rank: int, write_buckets: list[Any], report: _Report) -> None:
-    """Write and hash the files of this rank, in the place of Megatron-Core's writer."""
+def _write(buckets: _Buckets, results: queue.SimpleQueue[Any]) -> dict[str, str]:
+    """Write and hash the files of this rank; returns their hashes by name, {} if that fails.
+
+    ``results`` gets what Megatron-Core's writer puts there: the entries of each file, or the error, which Megatron-Core
+    raises on every rank.
+    """
     try:
-        report.put(_write_files(write_buckets))
-    except Exception as error:  # noqa: BLE001 - Megatron-Core raises it on every rank
-        report.put(error)
+        written = _write_files(buckets)
+    except Exception as error:  # noqa: BLE001
+        results.put(error)
+        return {}
+    results.put(dict(enumerate(entries for _, entries in written)))
+    return {name: file.hexdigest() for (_, name, _), (file, _) in zip(buckets, written, strict=True)}
 
 
-def _write_files(buckets: list[tuple[str, str, tuple[list[Any], list[Any]]]]) -> list[_Written]:
-    """Write one file per bucket: path, name, and pairs of a plan's item and its value, objects apart from tensors.
-
-    Values go to the files alternately, so that all files are hashed at the same time.
-    """
-    with ExitStack() as stack:
+def _write_files(buckets: _Buckets) -> list[tuple[DistcpFile, list[WriteResult]]]:
+    """Write one file per bucket. Values go to the files alternately, so that all files are hashed at the same time."""
+    with contextlib.ExitStack() as stack:
         files = [stack.enter_context(DistcpFile(Path(path))) for path, *_ in buckets]
         entries: list[list[WriteResult]] = [[] for _ in files]
         for pairs in zip_longest(*([*objects, *tensors] for _, _, (objects, tensors) in buckets)):
-            for number, (item, value) in ((number, pair) for number, pair in enumerate(pairs) if pair is not None):
-                is_exported = not item.index.fqn.startswith("optimizer.")
-                entries[number].append(files[number].append(item.index, value, checksum=is_exported))
-    names = [name for _, name, _ in buckets]
-    return list(map(_Written, names, [file.hexdigest() for file in files], entries))
+            for file, written, pair in zip(files, entries, pairs, strict=True):
+                if pair is not None:
+                    item, value = pair
+                    is_exported = not item.index.fqn.startswith("optimizer.")
+                    written.append(file.append(item.index, value, checksum=is_exported))
+    return list(zip(files, entries, strict=True))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _name_full_disk(folder: Path) -> Iterator[None]:
-    """Raise a full disk as ``OSError``, however worker processes and other ranks report it."""
+    """Raise a full disk as ``OSError``, however writers and other ranks report it."""
     try:
         yield
     except (Exception, CheckpointException) as error:  # the second is not an Exception

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,31 +23,24 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.storage import WriteResult
 
 _PIECE = 1 << 23  # bytes that are hashed and written at a time
-_SMALL = 1 << 16  # bytes; shorter writes are collected
+_BUFFER = 1 << 18  # bytes; shorter writes are collected
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 
 
-class DistcpFile(io.RawIOBase):
+class DistcpFile(io.BufferedWriter):
     """A new file that is hashed in a second thread while it is written; closing it forces it to disk.
 
-    The disk starts to write each piece at once, so that little is left to force at the end. While a tensor is hashed,
-    the caller can prepare the next one, and the next write waits for the hash. So two tensors may be in memory.
+    While a tensor is hashed, the caller can prepare the next one, and the next ``append`` waits for the hash. So two
+    tensors may be in memory.
 
     Raises:
         OSError: (every method that writes) the disk is full, for example.
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
         self._name = path.name
-        self._file = path.open("xb", buffering=0)
-        self._hash = hashlib.sha256()
-        self._thread = ThreadPoolExecutor(1)  # one, so that hashing keeps the order of writing
-        self._hashing: Future[None] | None = None  # the last piece
-        self._held: object = None  # the owner of what is hashed
-        self._small = bytearray()  # short writes that are not in the file yet
-        self._error: OSError | None = None
-        self._position = 0
+        self._hashed = _HashedFile(path)
+        super().__init__(self._hashed, _BUFFER)
 
     def append(self, index: MetadataIndex, value: Tensor | io.BytesIO, *, checksum: bool = True) -> WriteResult:
         """Append a contiguous tensor on the CPU, or an object that ``torch.save`` has serialised.
@@ -59,22 +52,44 @@ class DistcpFile(io.RawIOBase):
         Returns:
             The entry for ``.metadata`` under ``index``.
         """
-        if self._hashing is not None:
-            self._hashing.result()
-        self._held = value
-        start = self._position
+        self._hashed.hold(value)
+        start = self.tell()
         try:
             if isinstance(value, Tensor):
                 with _crc32(computed=checksum):
-                    torch.save(value, cast("Any", self))
+                    torch.save(value, self)
             else:
                 self.write(value.getbuffer())
         except RuntimeError:  # torch's error for any error while it writes
-            if self._error is not None:
-                raise self._error from None
+            if self._hashed.error is not None:
+                raise self._hashed.error from None
             raise
-        length = self._position - start
+        length = self.tell() - start
         return WriteResult(index=index, size_in_bytes=length, storage_data=_StorageInfo(self._name, start, length))
+
+    def hexdigest(self) -> str:
+        """SHA-256 of the closed file."""
+        assert self.closed, "hashing may not be finished"
+        return self._hashed.hash.hexdigest()
+
+
+class _HashedFile(io.RawIOBase):
+    """The file itself. The disk starts to write each piece at once, so that little is left to force at the end."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.hash = hashlib.sha256()
+        self.error: OSError | None = None
+        self._file = path.open("xb", buffering=0)
+        self._thread = ThreadPoolExecutor(1)  # one, so that hashing keeps the order of writing
+        self._hashing: Future[None] | None = None  # the last piece
+        self._held: object = None
+
+    def hold(self, owner: object) -> None:
+        """Keep ``owner`` of the bytes that are written next until they are hashed, and free the one before."""
+        if self._hashing is not None:
+            self._hashing.result()
+        self._held = owner
 
     def writable(self) -> bool:
         """Whether it can be written."""
@@ -82,25 +97,23 @@ class DistcpFile(io.RawIOBase):
 
     def tell(self) -> int:
         """Bytes written."""
-        return self._position
-
-    def hexdigest(self) -> str:
-        """SHA-256 of the closed file."""
-        assert self.closed, "hashing may not be finished"
-        return self._hash.hexdigest()
+        return self._file.tell()
 
     def write(self, data: Any) -> int:
         """Write all of ``data``."""
-        view = memoryview(data).cast("B")
-        if len(view) < _SMALL:
-            self._small += view
-        else:
-            self._write_small()
-            for start in range(0, len(view), _PIECE):
-                self._write_piece(view[start : start + _PIECE])
-        if len(self._small) >= _PIECE:
-            self._write_small()
-        self._position += len(view)
+        view = memoryview(data)
+        view = memoryview(bytes(view)) if len(view) <= _BUFFER else view  # the buffer changes before it is hashed
+        for start in range(0, len(view), _PIECE):
+            piece = view[start : start + _PIECE]
+            self._hashing = self._thread.submit(self.hash.update, piece)
+            try:
+                while piece:
+                    count = self._file.write(piece)
+                    _start_writeback(self._file.fileno(), self._file.tell() - count, count)
+                    piece = piece[count:]
+            except OSError as error:
+                self.error = error
+                raise
         return len(view)
 
     def close(self) -> None:
@@ -108,28 +121,11 @@ class DistcpFile(io.RawIOBase):
         if self.closed:
             return
         try:
-            self._write_small()
             self._thread.shutdown()  # waits until everything is hashed
             os.fsync(self._file.fileno())
         finally:
             self._file.close()
             super().close()
-
-    def _write_small(self) -> None:
-        small, self._small = self._small, bytearray()
-        self._write_piece(memoryview(small))
-
-    def _write_piece(self, piece: memoryview) -> None:
-        self._hashing = self._thread.submit(self._hash.update, piece)
-        start = self._file.tell()
-        try:
-            rest = piece
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        except OSError as error:
-            self._error = error
-            raise
-        _start_writeback(self._file.fileno(), start, len(piece))
 
 
 @contextmanager

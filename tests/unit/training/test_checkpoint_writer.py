@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -99,10 +98,6 @@ def fail_with(number: int) -> Callable[..., Any]:
     return fail
 
 
-def die(*_: Any, **__: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 @pytest.mark.parametrize(
     ("save_async", "append", "error", "message"),
     [
@@ -110,7 +105,6 @@ def die(*_: Any, **__: Any) -> None:
         (False, fail_with(errno.ENOSPC), OSError, "No space left"),
         (True, fail_with(errno.EIO), CheckpointException, "Input/output error"),
         (True, fail_with(errno.ENOSPC), OSError, "No space left"),
-        (True, die, CheckpointException, "Incomplete"),
     ],
 )
 def test_a_failed_writer_is_an_error_and_leaves_no_checkpoint(

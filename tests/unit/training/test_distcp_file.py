@@ -30,7 +30,7 @@ def test_each_value_is_where_its_entry_says_and_the_hash_is_of_the_file(
     given_values = [
         io.BytesIO(each) if isinstance(each, bytes) else torch.randint(-9, 9, each[:1]).to(each[1]) for each in contents
     ]
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(distcp_file, "_PIECE", 1 << 10):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.multiple(distcp_file, _PIECE=2_500, _BUFFER=2_000):
         path = Path(folder, "values.distcp")
         with DistcpFile(path) as file:
             entries = [file.append(MetadataIndex(str(number)), value) for number, value in enumerate(given_values)]
