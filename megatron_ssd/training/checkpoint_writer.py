@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import mmap
 import os
 import queue
 import shutil
@@ -52,11 +51,11 @@ from megatron_ssd.training.checkpoint_folder import (
     write_facts,
 )
 from megatron_ssd.training.distcp_file import DistcpFile
+from megatron_ssd.training.host_memory import HostMemory
 from megatron_ssd.training.optimizer_state import sharding
 
 _NO_SPACE = 1 << 16  # bytes; with less free space, a failed write is attributed to a full disk
 _NICENESS = 15
-_ALIGNMENT = 64  # bytes
 
 # The files of a rank in Megatron-Core's form: path, name, and pairs of a plan's item and its object or tensor.
 _Buckets = list[tuple[str, str, tuple[list[tuple[Any, Any]], list[tuple[Any, torch.Tensor]]]]]
@@ -77,6 +76,7 @@ class CheckpointWriter:
         self._config = config
         self.optimizer_format = config.optimizer_format
         self._thread = ThreadPoolExecutor(1, initializer=_lower_priority if config.save_async else None)
+        self._memory = HostMemory()
         self._saving: _Saving | None = None
 
     def save(self, facts: CheckpointFacts, state: dict[str, Any], *, may_prune: bool) -> None:
@@ -102,7 +102,7 @@ class CheckpointWriter:
             request = self._request(state, partial, sharding(facts.optimizer_format), results)
             buckets: _Buckets = []
             if request.async_fn is not None:  # None on a rank that has nothing to write
-                buckets = _copied(request.async_fn_args[1]) if self._config.save_async else request.preload_fn()
+                buckets = self._copied(request.async_fn_args[1]) if self._config.save_async else request.preload_fn()
             hashes = self._thread.submit(_write, buckets, results)
             publish = functools.partial(self._publish, partial, hashes, facts, may_prune)
             self._saving = _Saving(hashes, [*request.finalize_fns, publish])
@@ -151,6 +151,14 @@ class CheckpointWriter:
         finally:
             filesystem_async._results_queue = before
 
+    def _copied(self, buckets: _Buckets) -> _Buckets:
+        """``buckets`` with copies of the tensors in host memory."""
+        copies = iter(self._memory.copies([tensor for _, _, (_, pairs) in buckets for _, tensor in pairs]))
+        return [
+            (path, name, (objects, [(item, next(copies)) for item, _ in pairs]))
+            for path, name, (objects, pairs) in buckets
+        ]
+
     def _publish(self, partial: Path, hashes: Future[dict[str, str]], facts: CheckpointFacts, may_prune: bool) -> None:
         """Write ``checkpoint.json``, force what is not there yet to disk and rename. Runs on every rank."""
         gathered: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
@@ -179,30 +187,6 @@ class _Strategy(FullyParallelSaveStrategyWrapper):
                 alone = torch.from_numpy(values.view(-1).view(torch.uint8).numpy())
                 value.data = alone.view(values.dtype).view(values.shape)
         return super().async_save(sharded_state_dict, *args, **kwargs)
-
-
-def _copied(buckets: _Buckets) -> _Buckets:
-    """``buckets`` with copies of the tensors in host memory.
-
-    The memory is in large pages if the kernel has them: to get it in small ones takes longer than the copy.
-    """
-    sizes = [tensor.nbytes + -tensor.nbytes % _ALIGNMENT for _, _, (_, pairs) in buckets for _, tensor in pairs]
-    memory = mmap.mmap(-1, max(1, sum(sizes)), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(AttributeError, OSError):  # no such system, no such pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    start, result = 0, []
-    for path, name, (objects, pairs) in buckets:
-        copies = []
-        for item, tensor in pairs:
-            copy = torch.empty(tensor.shape, dtype=tensor.dtype)
-            if tensor.nbytes:
-                copy = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=start)
-                copy = copy.view(tensor.shape).copy_(tensor.detach(), non_blocking=True)
-            copies.append((item, copy))
-            start += tensor.nbytes + -tensor.nbytes % _ALIGNMENT
-        result.append((path, name, (objects, copies)))
-    torch.cuda.synchronize()
-    return result
 
 
 def _lower_priority() -> None:
