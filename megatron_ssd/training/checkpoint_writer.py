@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -61,13 +61,6 @@ _NICENESS = 15
 _Buckets = list[tuple[str, str, tuple[list[tuple[Any, Any]], list[tuple[Any, torch.Tensor]]]]]
 
 
-class _Saving(NamedTuple):
-    """A save in progress: the hash of each file by name when they are written, and what then publishes them."""
-
-    hashes: Future[dict[str, str]]
-    publish: list[Callable[[], None]]
-
-
 class CheckpointWriter:
     """Writes the checkpoints of one run below ``folder``. Every rank has one and calls it in lockstep."""
 
@@ -77,7 +70,8 @@ class CheckpointWriter:
         self.optimizer_format = config.optimizer_format
         self._thread = ThreadPoolExecutor(1, initializer=_lower_priority if config.save_async else None)
         self._memory = HostMemory()
-        self._saving: _Saving | None = None
+        # The hash of each file by name, when they are written, and what then publishes the checkpoint.
+        self._saving: tuple[Future[dict[str, str]], list[Callable[[], None]]] | None = None
 
     def save(self, facts: CheckpointFacts, state: dict[str, Any], *, may_prune: bool) -> None:
         """Write ``state``; returns when it is published, or, with ``save_async``, when the model may change again.
@@ -105,7 +99,7 @@ class CheckpointWriter:
                 buckets = self._copied(request.async_fn_args[1]) if self._config.save_async else request.preload_fn()
             hashes = self._thread.submit(_write, buckets, results)
             publish = functools.partial(self._publish, partial, hashes, facts, may_prune)
-            self._saving = _Saving(hashes, [*request.finalize_fns, publish])
+            self._saving = hashes, [*request.finalize_fns, publish]
         if not self._config.save_async:
             self.finish()
 
@@ -118,17 +112,17 @@ class CheckpointWriter:
         """Publish the save in progress if the writers of all ranks have finished. Raises as ``save`` does."""
         if self._saving is not None:
             done = [False] * dist.get_world_size()
-            dist.all_gather_object(done, self._saving.hashes.done())
+            dist.all_gather_object(done, self._saving[0].done())
             if all(done):
                 self.finish()
 
     def finish(self) -> None:
         """Wait for the save in progress and publish it. Raises as ``save`` does."""
         if self._saving is not None:
-            saving, self._saving = self._saving, None
-            saving.hashes.result()
+            (hashes, publish), self._saving = self._saving, None
+            hashes.result()
             with _name_full_disk(self._folder):
-                for step in saving.publish:
+                for step in publish:
                     step()
 
     def _request(self, state: dict[str, Any], partial: Path, content: dict[str, Any], results: object) -> Any:
@@ -197,30 +191,24 @@ def _lower_priority() -> None:
 def _write(buckets: _Buckets, results: queue.SimpleQueue[Any]) -> dict[str, str]:
     """Write and hash the files of this rank; returns their hashes by name, {} if that fails.
 
-    ``results`` gets what Megatron-Core's writer puts there: the entries of each file, or the error, which Megatron-Core
-    raises on every rank.
+    Values go to the files alternately, so that all files are hashed at the same time. ``results`` gets what
+    Megatron-Core's writer puts there: the entries of each file, or the error, which is then raised on every rank.
     """
+    entries: list[list[WriteResult]] = [[] for _ in buckets]
     try:
-        written = _write_files(buckets)
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(DistcpFile(Path(path))) for path, *_ in buckets]
+            for pairs in zip_longest(*([*objects, *tensors] for _, _, (objects, tensors) in buckets)):
+                for file, written, pair in zip(files, entries, pairs, strict=True):
+                    if pair is not None:
+                        item, value = pair
+                        is_exported = not item.index.fqn.startswith("optimizer.")
+                        written.append(file.append(item.index, value, checksum=is_exported))
     except Exception as error:  # noqa: BLE001
         results.put(error)
         return {}
-    results.put(dict(enumerate(entries for _, entries in written)))
-    return {name: file.hexdigest() for (_, name, _), (file, _) in zip(buckets, written, strict=True)}
-
-
-def _write_files(buckets: _Buckets) -> list[tuple[DistcpFile, list[WriteResult]]]:
-    """Write one file per bucket. Values go to the files alternately, so that all files are hashed at the same time."""
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(DistcpFile(Path(path))) for path, *_ in buckets]
-        entries: list[list[WriteResult]] = [[] for _ in files]
-        for pairs in zip_longest(*([*objects, *tensors] for _, _, (objects, tensors) in buckets)):
-            for file, written, pair in zip(files, entries, pairs, strict=True):
-                if pair is not None:
-                    item, value = pair
-                    is_exported = not item.index.fqn.startswith("optimizer.")
-                    written.append(file.append(item.index, value, checksum=is_exported))
-    return list(zip(files, entries, strict=True))
+    results.put(dict(enumerate(entries)))
+    return {name: file.hexdigest() for (_, name, _), file in zip(buckets, files, strict=True)}
 
 
 @contextlib.contextmanager

@@ -10,9 +10,7 @@ import ctypes
 import hashlib
 import io
 import os
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 _PIECE = 1 << 23  # bytes that are hashed and written at a time
 _BUFFER = 1 << 18  # bytes; shorter writes are collected
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux has it
 
 
 class DistcpFile(io.BufferedWriter):
@@ -54,16 +53,19 @@ class DistcpFile(io.BufferedWriter):
         """
         self._hashed.hold(value)
         start = self.tell()
+        default = torch.serialization.get_crc32_options()
+        torch.serialization.set_crc32_options(checksum)  # without one, torch stores 0
         try:
             if isinstance(value, Tensor):
-                with _crc32(computed=checksum):
-                    torch.save(value, self)
+                torch.save(value, self)
             else:
                 self.write(value.getbuffer())
         except RuntimeError:  # torch's error for any error while it writes
             if self._hashed.error is not None:
                 raise self._hashed.error from None
             raise
+        finally:
+            torch.serialization.set_crc32_options(default)
         length = self.tell() - start
         return WriteResult(index=index, size_in_bytes=length, storage_data=_StorageInfo(self._name, start, length))
 
@@ -128,19 +130,7 @@ class _HashedFile(io.RawIOBase):
             super().close()
 
 
-@contextmanager
-def _crc32(*, computed: bool) -> Iterator[None]:
-    """Whether ``torch.save`` computes CRC-32 while this is entered; otherwise it stores 0."""
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(computed)
-    try:
-        yield
-    finally:
-        torch.serialization.set_crc32_options(before)
-
-
 def _start_writeback(descriptor: int, start: int, length: int) -> None:
     """Ask the kernel to begin writing to the disk, on Linux. It is free to refuse: closing waits for the disk."""
-    start_writeback = getattr(ctypes.CDLL(None), "sync_file_range", None)
-    if start_writeback is not None:
-        start_writeback(descriptor, ctypes.c_int64(start), ctypes.c_int64(length), _SYNC_FILE_RANGE_WRITE)
+    if _sync_file_range is not None:
+        _sync_file_range(descriptor, ctypes.c_int64(start), ctypes.c_int64(length), _SYNC_FILE_RANGE_WRITE)
