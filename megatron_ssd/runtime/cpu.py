@@ -33,7 +33,7 @@ from torch.utils._device import _device_constructors
 
 from megatron_ssd.runtime.local_rotary import apply_rotary_pos_emb
 
-# Factory functions that Megatron-Core calls with a literal device="cuda".
+# Factory functions that Megatron-Core calls with the device "cuda".
 _FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "tensor", "zeros")
 _TYPES = ("FloatTensor", "HalfTensor", "BFloat16Tensor")
 _CUDA_TYPE_NAMES = {f"torch.{name}": f"torch.cuda.{name}" for name in _TYPES}
@@ -76,7 +76,7 @@ def use_local_functions() -> None:
 
 
 def _patch_device() -> None:
-    """``device=torch.cuda.current_device()`` and ``device="cuda"`` mean the CPU, whose memory is never pinned."""
+    """The current CUDA device, ``"cuda"`` and ``torch.device("cuda")`` mean the CPU, whose memory is never pinned."""
     torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment, return-value]
     # ``with torch.device(...)`` acts on functions that torch lists on first use. It must list the original ones.
     _device_constructors()
@@ -87,7 +87,7 @@ def _patch_device() -> None:
 def _on_cpu(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(factory)
     def call(*args: Any, **kwargs: Any) -> Tensor:
-        if kwargs.get("device") == "cuda":
+        if str(kwargs.get("device")) == "cuda":
             kwargs["device"] = "cpu"
         kwargs.pop("pin_memory", None)
         return factory(*args, **kwargs)
