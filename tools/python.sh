@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by tools/make_venv.sh, tools/make_venv_next.sh and tools/lock.sh: finds Python and installs torch's CPU build.
+# Sourced by tools/make_venv.sh, tools/make_venv_312.sh and tools/lock.sh: finds Python and installs torch's CPU build.
 
 TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 
@@ -29,13 +29,13 @@ find_python() {
     exit 1
 }
 
-# The same for Python 3.12 of the second environment. pyenv's shims start only the selected version, so look into its
+# The same for Python 3.12 of the other environments. pyenv's shims start only the selected version, so look into its
 # folder as well.
 find_python_next() {
     first_python 3.12 "${PYTHON_NEXT:-}" python3.12 python3 python \
         "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/3.12*/bin/python && return
     echo "error: no Python 3.12 with venv found (tried \$PYTHON_NEXT, python3.12, python3, python, pyenv's versions):" \
-        "the second environment is for 3.12; install it (uv python install 3.12; or: pyenv install 3.12)" \
+        "this environment is for 3.12; install it (uv python install 3.12; or: pyenv install 3.12)" \
         "or name it: make test-next PYTHON_NEXT=/path/to/python3.12" >&2
     exit 1
 }

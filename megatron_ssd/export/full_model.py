@@ -61,8 +61,9 @@ class FullTensor:
 class FullModel:
     """All tensors in the order of the model's modules, and the keys of the empty objects in a checkpoint.
 
-    The objects are the extra states of linear layers, where TransformerEngine keeps FP8 scales. Without FP8 they are
-    empty, but Megatron-Core still loads them.
+    The objects are the extra states of linear layers, where TransformerEngine keeps FP8 scales, and of those norms that
+    are modules of their own in TransformerEngine's layers. Without FP8 they are empty, but Megatron-Core still loads
+    them.
     """
 
     model: ModelConfig
@@ -88,7 +89,7 @@ def full_model(model: ModelConfig) -> FullModel:
     if not torch.cuda.is_available():
         cpu.install()
     parallel = ParallelConfig()
-    # The local layers; TransformerEngine's have the same keys in a checkpoint.
+    # The local layers; TransformerEngine's have the same tensors in a checkpoint.
     precision = PrecisionConfig(transformer_engine=False)
     with fake_process_group(parallel, rank=0):
         (chunk,) = build_model(model, parallel, precision, device="meta", seed=None)
@@ -116,5 +117,13 @@ def full_model(model: ModelConfig) -> FullModel:
             )
         )
     assert sum(tensor.numel for tensor in tensors) == model.num_parameters()
-    objects = tuple(value.unique_key for value in nested_values(state) if isinstance(value, ShardedObject))
-    return FullModel(model, tuple(tensors), objects)
+    linears = tuple(value.unique_key for value in nested_values(state) if isinstance(value, ShardedObject))
+    norms = tuple(_extra_state(tensor) for tensor in tensors if tensor.key.endswith("norm.weight"))
+    return FullModel(model, tuple(tensors), (*linears, *norms))
+
+
+def _extra_state(norm: FullTensor) -> str:
+    """Key of the extra state of a norm. Only TransformerEngine's layers have it."""
+    key = norm.key.removesuffix("weight") + "_extra_state"
+    unique_key: str = ShardedObject(key, None, norm.num_leading or (1,), norm.index or (0,)).unique_key
+    return unique_key

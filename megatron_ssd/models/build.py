@@ -6,9 +6,7 @@ import importlib.metadata
 import logging
 import math
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from unittest import mock
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -29,6 +27,7 @@ from megatron_ssd.models.routers import freeze_routers
 from megatron_ssd.models.transformer_config import transformer_config
 from megatron_ssd.models.vocabulary import mask_vocab_padding, padded_vocab_size
 from megatron_ssd.runtime.hardware import has_apex_kernel
+from megatron_ssd.runtime.meta import on_meta
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ def build_model(
             for stage in range(num_stages or 1)
         ]
     if device != "meta" and dist.get_rank() == 0:
-        log.info("layers: %s", _describe_layers(model, precision, moe))
+        log.info("layers: %s", describe_layers(model, precision, moe))
     if moe.freeze_router:
         freeze_routers(chunks)
     if device == "cuda":
@@ -81,18 +80,8 @@ def build_model(
     return chunks
 
 
-@contextmanager
-def on_meta() -> Iterator[None]:
-    """While entered, new tensors have shapes and no memory, also those that Megatron-Core puts on the current GPU.
-
-    Its layers name ``torch.cuda.current_device()``, which counts more than ``torch.device`` as a context.
-    """
-    with torch.device("meta"), mock.patch.object(torch.cuda, "current_device", return_value="meta"):
-        yield
-
-
-def _describe_layers(model: ModelConfig, precision: PrecisionConfig, moe: MoeConfig) -> str:
-    """Implementation of the layers, for the log."""
+def describe_layers(model: ModelConfig, precision: PrecisionConfig, moe: MoeConfig) -> str:
+    """Implementation of the layers, for people."""
     if not precision.transformer_engine:
         return f"Megatron-Core's own, in {precision.params_dtype} (precision.transformer_engine=false)"
     version = importlib.metadata.version("transformer-engine")

@@ -19,13 +19,14 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.extensions.transformer_engine import HAVE_TE
 from torch import nn
 
 from megatron_ssd.config.model import ModelConfig, MoeConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.run import RunConfig, needed
-from megatron_ssd.models.build import build_model
+from megatron_ssd.models.build import build_model, describe_layers
 from megatron_ssd.models.initialization import local_shards
 from megatron_ssd.models.vocabulary import padded_vocab_size
 from megatron_ssd.nvidia_smi import visible_capability
@@ -37,9 +38,8 @@ from megatron_ssd.runtime.process_groups import fake_process_group
 
 log = logging.getLogger(__name__)
 
-# Megatron-Core's own layers. TransformerEngine's hold the same parameters (with FP8 too, whose weights are bf16), and
-# cannot be built without CUDA.
-_LOCAL = PrecisionConfig(transformer_engine=False)
+# Megatron-Core's own layers, which can be built everywhere. TransformerEngine's hold the same parameters (tests/te).
+LOCAL_LAYERS = PrecisionConfig(transformer_engine=False)
 # The sizes of ``ParallelConfig`` that split parameters.
 _SPLITS = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size",
            "expert_model_parallel_size", "expert_tensor_parallel_size")  # fmt: skip
@@ -48,16 +48,22 @@ _SPLITS = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtua
 def run_dry(config: RunConfig) -> None:
     """Build every rank of ``config.parallel`` and print what each would hold. Needs no GPU and no torchrun.
 
-    Under torchrun, only rank 0 does this.
+    Under torchrun, only rank 0 does this. Where TransformerEngine cannot be imported, Megatron-Core's own layers are
+    built in place of its layers, and the output says so.
     """
     if int(os.environ.get("RANK", "0")) != 0:
         return
     model = needed(config.model, "model")
-    report, parallel = lay_out(model, config.parallel, config.moe), config.parallel
+    parallel, fused = config.parallel, config.precision.transformer_engine
+    report = lay_out(model, parallel, config.moe, LOCAL_LAYERS if fused and not HAVE_TE else config.precision)
     num_padding_tokens = padded_vocab_size(model, parallel) - model.vocab_size
     padding = num_padding_tokens * model.hidden_size * (1 if model.tie_word_embeddings else 2)
     assert report.num_parameters == model.num_parameters() + padding, (report.num_parameters, padding)
     print(f"{model.name}: {parallel.world_size} processes, {numbers_name(config.precision)}")
+    if fused and not HAVE_TE:
+        print("layers: Megatron-Core's own, with the parameters of TransformerEngine's, which cannot be imported here")
+    else:
+        print(f"layers: {describe_layers(model, config.precision, config.moe)}")
     print(report.table() + (f", {padding:,} of them to pad the vocabulary" if padding else ""))
     print(iteration_text(config.training, parallel))
     if config.precision.auto:
@@ -69,8 +75,13 @@ def lay_out(
     model: ModelConfig,
     parallel: ParallelConfig,
     moe: MoeConfig = MoeConfig(),  # noqa: B008 - frozen
+    precision: PrecisionConfig = LOCAL_LAYERS,
 ) -> LayoutReport:
-    """Build ``model`` as each rank of ``parallel`` would, without allocating memory."""
+    """Build ``model`` as each rank of ``parallel`` would, without allocating memory.
+
+    Args:
+        precision: chooses the layers. All hold the same parameters.
+    """
     if not torch.cuda.is_available():
         cpu.install()
     moe = dataclasses.replace(moe, dispatcher="alltoall")  # DeepEP's is a CUDA library
@@ -84,9 +95,9 @@ def lay_out(
                 parallel_state.get_expert_tensor_parallel_rank(),
             )
             # What a rank holds depends neither on the number of replicas nor on the ranks that share its tokens.
-            key = (model, moe, *(getattr(parallel, size) for size in _SPLITS), part)
+            key = (model, moe, precision, *(getattr(parallel, size) for size in _SPLITS), part)
             if key not in _BUILT:
-                _BUILT[key] = _build(model, parallel, moe)
+                _BUILT[key] = _build(model, parallel, moe, precision)
             parts.append(_BUILT[key])
             tensor_rank, pipeline_rank, expert_rank, _ = part
             ranks.append(
@@ -115,9 +126,9 @@ class _Shards:
 _BUILT: dict[tuple[object, ...], _Shards] = {}  # by what they depend on
 
 
-def _build(model: ModelConfig, parallel: ParallelConfig, moe: MoeConfig) -> _Shards:
+def _build(model: ModelConfig, parallel: ParallelConfig, moe: MoeConfig, precision: PrecisionConfig) -> _Shards:
     """Build the current rank's part of ``model``."""
-    chunks = build_model(model, parallel, _LOCAL, moe=moe, device="meta")
+    chunks = build_model(model, parallel, precision, moe=moe, device="meta")
     return _Shards(
         counts={
             "num_parameters": _count(chunks, lambda _: True),
@@ -142,5 +153,6 @@ def _count_product_weights(chunks: Sequence[nn.Module], num_layers: int) -> tupl
     for chunk in chunks:
         for layer in chunk.decoder.layers:  # type: ignore[union-attr]
             for name, parameter in layer.named_parameters():
-                counts[layer.layer_number - 1] += parameter.numel() if "linear_" in name else 0
+                is_product = "linear_" in name and "layer_norm" not in name  # TransformerEngine's have a norm inside
+                counts[layer.layer_number - 1] += parameter.numel() if is_product else 0
     return tuple(counts[number] for number in range(num_layers))

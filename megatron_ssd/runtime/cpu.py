@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import optimizer as megatron_optimizer
 from megatron.core import utils as megatron_utils
 from megatron.core.optimizer import clip_grads, distrib_optimizer
@@ -25,11 +28,12 @@ from megatron.core.tensor_parallel import random as megatron_random
 from megatron.core.transformer import attention as megatron_attention
 from megatron.core.transformer.moe import moe_utils
 from torch import Tensor
+from torch.distributed import distributed_c10d
 from torch.utils._device import _device_constructors
 
 from megatron_ssd.runtime.local_rotary import apply_rotary_pos_emb
 
-# Factory functions that Megatron-Core calls with a literal device="cuda".
+# Factory functions that Megatron-Core calls with the device "cuda".
 _FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "tensor", "zeros")
 _TYPES = ("FloatTensor", "HalfTensor", "BFloat16Tensor")
 _CUDA_TYPE_NAMES = {f"torch.{name}": f"torch.cuda.{name}" for name in _TYPES}
@@ -53,6 +57,7 @@ def install() -> None:
     _patch_tensors()
     _patch_all_to_all()
     _patch_unequal_parts()
+    _patch_gloo()
     use_local_functions()
     megatron_attention.apply_rotary_pos_emb = apply_rotary_pos_emb
 
@@ -71,7 +76,7 @@ def use_local_functions() -> None:
 
 
 def _patch_device() -> None:
-    """``device=torch.cuda.current_device()`` and ``device="cuda"`` mean the CPU, whose memory is never pinned."""
+    """The current CUDA device, ``"cuda"`` and ``torch.device("cuda")`` mean the CPU, whose memory is never pinned."""
     torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment, return-value]
     # ``with torch.device(...)`` acts on functions that torch lists on first use. It must list the original ones.
     _device_constructors()
@@ -82,7 +87,7 @@ def _patch_device() -> None:
 def _on_cpu(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(factory)
     def call(*args: Any, **kwargs: Any) -> Tensor:
-        if kwargs.get("device") == "cuda":
+        if str(kwargs.get("device")) == "cuda":
             kwargs["device"] = "cpu"
         kwargs.pop("pin_memory", None)
         return factory(*args, **kwargs)
@@ -207,3 +212,28 @@ def _patch_unequal_parts() -> None:
 
 def _as_list(value: Any) -> Any:
     return value.tolist() if isinstance(value, Tensor) else value
+
+
+class _Gloo(dist.ProcessGroupGloo):
+    """A group of processes that shares its network device with all other groups of this process."""
+
+    def __init__(self, store: dist.Store, rank: int, size: int, timeout: timedelta) -> None:
+        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        options._devices = [_gloo_device(os.getpid())]
+        options._timeout = timeout
+        super().__init__(store, rank, size, options)
+
+
+@functools.cache
+def _gloo_device(process_id: int) -> Any:
+    """The device of this process. One that was made before a fork has no thread in the child."""
+    return dist.ProcessGroupGloo.create_default_device()
+
+
+def _patch_gloo() -> None:
+    """All groups share one network device.
+
+    A device has a thread that wakes up every 10 ms. Megatron-Core creates about twenty groups per process, and with a
+    device for each, their threads took up to half of a core.
+    """
+    distributed_c10d.ProcessGroupGloo = _Gloo  # type: ignore[misc]

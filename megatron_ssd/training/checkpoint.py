@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedObject
 from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
 from megatron.core.optimizer import MegatronOptimizer
@@ -50,8 +50,9 @@ from megatron_ssd.training.step import TrainingState
 log = logging.getLogger(__name__)
 
 
-# Layouts that differ in one of these have other gradient buckets.
-_BUCKET_SIZES = ("tensor", "pipeline", "virtual_pipeline", "expert", "expert_tensor", "gradient_bucket")
+# Runs that differ in one of these have other gradient buckets. Other layers have their parameters in another order.
+_BUCKETS = ("tensor", "pipeline", "virtual_pipeline", "expert", "expert_tensor", "gradient_bucket",
+            "transformer_engine", "grouped_experts")  # fmt: skip
 
 
 def save_checkpoint(writer: CheckpointWriter, state: TrainingState) -> None:
@@ -136,7 +137,7 @@ def load_checkpoint(path: Path, facts: CheckpointFacts, state: TrainingState) ->
     same_layout = facts.layout.items() <= layout.items()  # older checkpoints name fewer sizes
     models = _models(state)
     optimizer = OptimizerState(state.optimizer, models, facts.optimizer_format, loading=True)
-    wanted = _sharded_state(state, models, optimizer)
+    wanted = _sharded_state(state, {name: with_own_norm_states(part) for name, part in models.items()}, optimizer)
     if not same_layout:
         del wanted["rng_state"]
     try:
@@ -158,8 +159,21 @@ def load_checkpoint(path: Path, facts: CheckpointFacts, state: TrainingState) ->
         set_rng_state(loaded["rng_state"])
 
 
+def with_own_norm_states(sharded_state: dict[str, Any]) -> dict[str, Any]:
+    """The sharded state of a model, to load from a checkpoint of either kind of layers.
+
+    TransformerEngine's norms add an object that is always empty, and Megatron-Core's own do not. It is not read: the
+    model keeps its own.
+    """
+    return {
+        name: LocalNonpersistentObject(value.data) if name.endswith("norm._extra_state") else value
+        for name, value in sharded_state.items()
+    }
+
+
 def _layout(state: TrainingState) -> dict[str, int]:
-    """Sizes of the process grid that this process is in, and of its gradient buckets."""
+    """Sizes of the process grid that this process is in, and of its gradient buckets; kinds of layers, as 0 or 1."""
+    config = state.models[0].config
     return {
         "world": dist.get_world_size(),
         "tensor": parallel_state.get_tensor_model_parallel_world_size(),
@@ -169,6 +183,8 @@ def _layout(state: TrainingState) -> dict[str, int]:
         "expert": parallel_state.get_expert_model_parallel_world_size(),
         "expert_tensor": parallel_state.get_expert_tensor_parallel_world_size(),
         "gradient_bucket": state.chunks[0].ddp_config.bucket_size or 0,
+        "transformer_engine": int(config.transformer_impl == "transformer_engine"),
+        "grouped_experts": int(config.moe_grouped_gemm),
     }
 
 
@@ -244,13 +260,14 @@ def _check_layout(path: Path, facts: CheckpointFacts, layout: dict[str, int]) ->
     """Refuse a layout whose gradient buckets are not those in which the optimizer's state was written."""
     if facts.optimizer_format == "fully_reshardable":
         return
-    saved, current = ({name: sizes[name] for name in _BUCKET_SIZES} for sizes in (facts.layout, layout))
+    current = {name: layout[name] for name in _BUCKETS}
+    saved = {name: facts.layout.get(name, size) for name, size in current.items()}
     if saved != current:
         raise UserError(
             f"checkpoint {path}",
-            rule=f"has optimizer_format {facts.optimizer_format}, which only a layout with the same sizes can load: "
-            f"it was saved with {_described(saved)}, and this run has {_described(current)}",
-            fix="resume with the sizes of the checkpoint; to change them, first save once more with "
+            rule=f"has optimizer_format {facts.optimizer_format}, which only the same layers in a layout with the same "
+            f"sizes can load: it was saved with {_described(saved)}, and this run has {_described(current)}",
+            fix="resume with those of the checkpoint; to change them, first save once more with "
             "checkpoint.optimizer_format=fully_reshardable",
         )
 

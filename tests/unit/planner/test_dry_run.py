@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from megatron.core.extensions.transformer_engine import HAVE_TE
 
 from launch.train import train
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config, groups
@@ -47,12 +48,13 @@ def test_a_dry_run_prints_a_line_per_rank(capsys: pytest.CaptureFixture[str]) ->
     train(compose_config(["model=tiny", "dry_run=true", "parallel=tp2_dp4"]))
     out = capsys.readouterr().out
     assert len([line for line in out.splitlines() if line.strip()[:1].isdigit()]) == 8
+    assert ("TransformerEngine's, which cannot be imported" in out) != HAVE_TE
     assert "4 replicas" in out
 
 
 def test_the_table_shows_the_context_parallel_rank(capsys: pytest.CaptureFixture[str]) -> None:
     train(compose_config(["model=tiny", "dry_run=true", "parallel=cp8"]))
-    head, *rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:10]]
+    head, *rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:11]]
     assert head == ["rank", "tensor", "pipeline", "context", "expert", "data", "parameters"]
     assert [row[head.index("context")] for row in rows] == list("01234567")
 

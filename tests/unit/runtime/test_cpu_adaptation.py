@@ -26,6 +26,7 @@ def installed() -> None:
 
 def test_cuda_tensors_are_created_on_the_cpu() -> None:
     assert torch.zeros(2, device="cuda").device.type == "cpu"
+    assert torch.arange(2, device=torch.device("cuda")).device.type == "cpu"
     assert torch.tensor([1], device=torch.cuda.current_device()).device.type == "cpu"
     assert torch.zeros(2, device="meta").device.type == "meta"
 

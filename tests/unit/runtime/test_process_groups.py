@@ -1,6 +1,7 @@
 """Tests for the process groups of a run."""
 
 import socket
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
@@ -30,6 +31,12 @@ def test_one_process_needs_no_torchrun_and_destroys_its_groups() -> None:
         assert dist.get_world_size() == 1
         assert on_rank_zero(lambda: "here") == "here"
     assert not dist.is_initialized()
+
+
+def test_all_groups_share_one_thread_that_polls_the_network() -> None:
+    with process_groups(ParallelConfig(), device="cpu"):
+        names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    assert names.count("gloo_tcp_loop") == 1
 
 
 def test_a_user_error_on_rank_zero_is_raised_on_all_ranks() -> None:

@@ -27,12 +27,10 @@ def programs(tmp_path):
     return write
 
 
-def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run in the checkout with ``folder`` as PATH."""
-    return subprocess.run(
-        command, cwd=ROOT, env={"PATH": str(folder), "LOG": str(folder / "log")}, capture_output=True, text=True,
-        timeout=60,
-    )  # fmt: skip
+    environment = {"PATH": str(folder), "LOG": str(folder / "log"), **variables}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def test_a_python_without_an_interpreter_is_skipped(programs):
@@ -60,6 +58,38 @@ def test_the_second_environment_uses_its_own_python(programs):
     assert "make test-next PYTHON_NEXT=" in done.stderr
     programs("python3.12", "exit 0")
     assert run(["bash", "-c", ". tools/python.sh; find_python_next"], folder).stdout == f"{folder / 'python3.12'}\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (None, "TE_SITE is not set and there is no nvcc"),
+        (["torch/__init__.py"], "no transformer_engine* is at its top"),
+        (["site/transformer_engine/__init__.py"], "no transformer_engine* is at its top"),
+    ],
+    ids=["not named", "another package", "a folder further down"],
+)
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "archive"])
+def test_a_missing_transformer_engine_is_one_line_before_anything_is_installed(
+    programs, tmp_path, files, message, packed
+):
+    folder = programs("python3.12", 'echo "$@" >>"$LOG"; exit 1')
+    for tool in ("mktemp", "rm", "tar", "sha256sum", "cut"):
+        (folder / tool).symlink_to(shutil.which(tool))
+    where = ""
+    for name in files or ():
+        path = tmp_path / "site" / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+        where = str(tmp_path / "site")
+    if packed and where:
+        where = shutil.make_archive(str(tmp_path / "packed"), "tar", where)
+    done = run(["bash", "tools/make_venv_312.sh", "te"], folder, TE_SITE=where)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: TE_SITE")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (folder / "log").exists()
 
 
 def test_torch_comes_from_the_cpu_index_if_the_configured_ones_lack_it(programs):
@@ -107,7 +137,7 @@ def test_missing_programs_are_installed_with_apt_as_root(programs):
     assert install == "install --yes --no-install-recommends chromium"
 
 
-@pytest.mark.parametrize("script", ["make_venv.sh", "system_packages.sh", "lock.sh"])
+@pytest.mark.parametrize("script", ["make_venv.sh", "make_venv_312.sh", "system_packages.sh", "lock.sh"])
 def test_an_unknown_argument_is_refused(script):
     done = subprocess.run(
         ["bash", str(ROOT / "tools" / script), "everything"], capture_output=True, text=True, timeout=60
@@ -119,7 +149,7 @@ def test_an_unknown_argument_is_refused(script):
 def test_make_lists_its_commands():
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60, env=os.environ)
     listed = {line.split()[0] for line in done.stdout.splitlines()}
-    assert {"demo", "test", "test-next", "check", "doctor", "venv", "venv-next", "clean", "help"} <= listed
+    assert {"demo", "test", "test-next", "test-te", "check", "doctor", "venv", "venv-next", "clean", "help"} <= listed
 
 
 IMAGE = ["flash_attn==2.7.4", "numpy==1.26.4", "torch==2.10.0a0+nv26.1", "transformer-engine==2.11.0+abc"]

@@ -16,7 +16,7 @@ from setup import COMMON, EXTRAS, read_version
 from tests.helpers.paths import ROOT
 from tools.doctor import MEGATRON_TRIED
 
-LOCKS = ("cpu", "dev", "next", "train")
+LOCKS = ("cpu", "dev", "next", "te", "train")
 MODULE_TO_PACKAGE = {
     "hydra": "hydra-core",
     "lm_eval": "lm-eval",
@@ -73,6 +73,8 @@ def test_apex_is_not_a_requirement():
         (EXTRAS["lm-eval"], "dev"),
         (COMMON, "next"),
         (EXTRAS["next"], "next"),
+        (COMMON, "te"),
+        (EXTRAS["te"], "te"),
         (COMMON, "train"),
         (EXTRAS["train"], "train"),
     ],
@@ -91,6 +93,13 @@ def test_the_second_environment_differs_only_in_torchs_build_and_megatron_core()
     assert differing == {"torch", "triton", "megatron-core"}
     assert first["torch"].removesuffix("+cpu") == second["torch"]
     assert {name for name in second.keys() - first.keys() if not name.startswith(("nvidia-", "cuda-"))} == set()
+
+
+def test_the_environment_with_transformer_engine_has_the_torch_that_it_is_built_for():
+    first, te = locked("cpu") | locked("dev"), locked("te")
+    assert {name for name in first.keys() & te.keys() if first[name] != te[name]} == {"torch", "triton"}
+    assert f"torch=={te['torch']}" in EXTRAS["gpu"]
+    assert not [name for name in te if name.startswith("transformer-engine")]  # from a folder, or built
 
 
 def test_the_official_graders_share_versions_with_the_first_environment():

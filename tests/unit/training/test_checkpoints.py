@@ -130,7 +130,10 @@ def test_a_checkpoint_of_format_1_is_an_error_of_one_line(run_dir: Path) -> None
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("size", "value"), [("tensor", 2), ("pipeline", 2), ("expert", 2), ("gradient_bucket", 40)])
+SIZES = [("tensor", 2), ("pipeline", 2), ("expert", 2), ("gradient_bucket", 40), ("transformer_engine", 1)]
+
+
+@pytest.mark.parametrize(("size", "value"), SIZES)
 def test_shards_of_other_buckets_are_refused_with_both_layouts(run_dir: Path, size: str, value: int) -> None:
     path = run_dir / "checkpoints.partial" / "iter_0000005" / "checkpoint.json"
     facts = json.loads(path.read_text())
