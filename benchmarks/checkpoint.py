@@ -3,11 +3,12 @@
     python -m benchmarks.checkpoint [--rounds 5] [--folder DIR]
 
 One process trains a Qwen3 of 95 million parameters in fp32 with the distributed optimizer: 1.5 GB of state. In each
-round it saves a checkpoint (hashes and fsync included, as in production), then ``cp`` copies the same files, which are
-in the page cache, and each copy is forced to disk with fsync. Then it starts an asynchronous save and runs iterations
-of 512 tokens until the checkpoint is published, and as many iterations alone. The two sides alternate, so that a change
-of the machine's speed affects both. Training computes with one thread less than there are cores, which leaves one core
-to the writer.
+round it saves a checkpoint (hashes and fsync included, as in production), then ``cp`` copies the files of the first
+one, which are in the page cache, and each copy is forced to disk with fsync. Either side first removes its files of the
+round before, so that both write to memory that was just freed. Then an asynchronous save starts, and iterations of 512
+tokens run until the checkpoint is published, and as many iterations alone. The two sides alternate, so that a change of
+the machine's speed affects both. Training computes with one thread less than there are cores, which leaves one core to
+the writer.
 
 The table shows medians of seconds and of CPU seconds of the process, and of the ratios within a round. The time beside
 a save includes planning it, copying the state, and publishing. ``--folder`` chooses the disk; the default is that of
@@ -61,7 +62,7 @@ def _measure(folder: Path, rounds: int) -> None:
     _write_samples(folder)
     config = _config(folder)
     device = prepare_device(config.cluster, config.precision)
-    saved, copied = folder / "checkpoints", folder / "copied"
+    saved, copied, source = folder / "checkpoints", folder / "copied", folder / "source"
     with process_groups(config.parallel, device=device):
         trainer = build_trainer(config, saved, device)
         trainer.step()
@@ -71,10 +72,6 @@ def _measure(folder: Path, rounds: int) -> None:
         }
         steps = 0  # iterations beside the last save
 
-        def remove() -> None:
-            shutil.rmtree(saved, ignore_errors=True)
-            shutil.rmtree(copied, ignore_errors=True)
-
         def save() -> None:
             save_checkpoint(writers[False], trainer.state)
 
@@ -83,7 +80,7 @@ def _measure(folder: Path, rounds: int) -> None:
             writers[True].finish()
 
         def copy() -> None:
-            subprocess.run(["cp", "-r", saved, copied], check=True)
+            subprocess.run(["cp", "-r", source, copied], check=True)
             for path in [*copied.rglob("*"), copied]:
                 fsync_path(path)
 
@@ -101,16 +98,18 @@ def _measure(folder: Path, rounds: int) -> None:
                 trainer.step()
                 writers[True].poll()
 
+        save()
+        saved.rename(source)
+        size = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
         results: list[dict[str, Cost]] = []
         for number in range(rounds + 1):
-            remove()
-            costs = {"save": _cost(save, cpu_seconds_of_process), "cp": _cost(copy, cpu_seconds_of_process)}
-            size = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
-            remove()
-            costs["asynchronous"] = _cost(save_async, time.process_time)
-            remove()
-            costs["beside a save"] = _cost(train_beside_save, time.process_time)
-            costs["alone"] = _cost(train, time.process_time)
+            costs = {
+                "save": _cost(save, saved, cpu_seconds_of_process),
+                "cp": _cost(copy, copied, cpu_seconds_of_process),
+                "asynchronous": _cost(save_async, saved, time.process_time),
+                "beside a save": _cost(train_beside_save, saved, time.process_time),
+                "alone": _cost(train, None, time.process_time),
+            }
             print(f"round {number}, {steps} iterations beside the save: {costs}", flush=True)
             results.append(costs)
     print(f"\n{size / 1e6:,.0f} MB, {rounds} rounds after one to warm up; threads of training: "
@@ -137,7 +136,10 @@ def _ratio(first: Cost, second: Cost) -> Cost:
     return Cost(first.seconds / second.seconds, first.cpu_seconds / second.cpu_seconds)
 
 
-def _cost(action: Callable[[], None], cpu_clock: Callable[[], float]) -> Cost:
+def _cost(action: Callable[[], None], written: Path | None, cpu_clock: Callable[[], float]) -> Cost:
+    """The cost of ``action``, which writes the folder ``written``."""
+    if written is not None:
+        shutil.rmtree(written, ignore_errors=True)
     started, cpu_before = time.perf_counter(), cpu_clock()
     action()
     return Cost(time.perf_counter() - started, cpu_clock() - cpu_before)

@@ -54,10 +54,21 @@ def sharded(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 def save(folder: Path, tensors: dict[str, torch.Tensor], *, save_async: bool) -> CheckpointWriter:
     writer = CheckpointWriter(folder, CheckpointConfig(save_async=save_async))
-    facts = CheckpointFacts(iteration=7, optimizer="none", layout={}, versions={})
+    start(writer, tensors, iteration=7)
+    return writer
+
+
+def start(writer: CheckpointWriter, tensors: dict[str, torch.Tensor], *, iteration: int) -> None:
+    facts = CheckpointFacts(iteration=iteration, optimizer="none", layout={}, versions={})
     state = {**sharded(tensors), "object": ShardedObject("object", b"bytes", (1,), (0,), replica_id=0)}
     writer.save(facts, state, may_prune=False)
-    return writer
+
+
+def read(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What torch's own reader finds by the keys of ``tensors``."""
+    found = {key: torch.full_like(tensor, 9.0) for key, tensor in tensors.items()}
+    checkpoint.load(found, storage_reader=checkpoint.FileSystemReader(path), no_dist=True)
+    return found
 
 
 @pytest.mark.parametrize("save_async", [False, True])
@@ -71,8 +82,7 @@ def test_every_reader_finds_the_state_as_it_was_at_the_save(tmp_path: Path, save
     facts = read_facts(path)
     check_content(path, facts, sorted(facts.files))
 
-    by_torch = {key: torch.full_like(tensor, 9.0) for key, tensor in expected.items()}
-    checkpoint.load(by_torch, storage_reader=checkpoint.FileSystemReader(path), no_dist=True)
+    by_torch = read(path, expected)
     wanted = sharded({key: torch.full_like(tensor, 9.0) for key, tensor in expected.items()})
     wanted["object"] = ShardedObject("object", None, (1,), (0,), replica_id=0)
     by_megatron = dist_checkpointing.load(wanted, str(path), **load_options(path))
@@ -80,6 +90,17 @@ def test_every_reader_finds_the_state_as_it_was_at_the_save(tmp_path: Path, save
     for key, tensor in expected.items():
         assert torch.equal(by_torch[key], tensor), key
         assert torch.equal(by_megatron[key], tensor), key
+
+
+def test_a_second_asynchronous_save_leaves_the_first_alone(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path, CheckpointConfig(save_async=True))
+    states = {7: values(), 8: {key: tensor + 1 for key, tensor in values().items()}}
+    for iteration, state in states.items():
+        start(writer, state, iteration=iteration)
+    writer.finish()
+    for iteration, state in states.items():
+        found = read(tmp_path / f"iter_{iteration:07d}", state)
+        assert all(torch.equal(found[key], tensor) for key, tensor in state.items())
 
 
 def test_the_same_state_gives_the_same_bytes(tmp_path: Path) -> None:
