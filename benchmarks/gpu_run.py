@@ -38,14 +38,13 @@ from megatron_ssd.process import ChildDeathError, ChildProcess, child_environmen
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("fp32", "speed", "sampling", "loop", "tests", "fp8", "recompute", "compile")
-_TESTS = {  # files of tests/gpu, the least and the most seconds for all of them; a loop that was stopped starts again
-    "fp32": (("test_gpu_fp32.py",), 40, 80),
-    "sampling": (("test_gpu_sampling.py",), 60, 180),
-    "loop": (("test_gpu_loop.py",), 200, 300),
-    "tests": (("test_gpu_training.py", "test_gpu_fp8.py", "test_gpu_conversion.py"), 40, 200),
+# Files of tests/gpu; the least and the most time for all of them, in limits of a case. A stopped loop starts again.
+_TESTS = {
+    "fp32": (("test_gpu_fp32.py",), 1, 2),
+    "sampling": (("test_gpu_sampling.py",), 2, 5),
+    "loop": (("test_gpu_loop.py",), 5, 8),
+    "tests": (("test_gpu_training.py", "test_gpu_fp8.py", "test_gpu_conversion.py"), 1, 5),
 }
-_LIMIT = 40.0  # seconds of a measured case, and of a test that has no limit of its own
-_START = 90.0  # seconds that the imports of a process may take
 _SPARE = 5.0  # seconds at the end of the time, to stop what runs
 _SHARE = 0.75  # of a case's seconds, after which it starts no further step
 
@@ -116,7 +115,7 @@ class Measurer:
         """
         self._child = ChildProcess("benchmarks.gpu_measure")
         self._child.send(self._settings)
-        found = self._answer(min(_START, self._budget.left()))
+        found = self._answer(self._budget.left())
         if "failed" in found:
             self.close()
             raise UserError(f"--device {self._settings.device}", fix="read the error above",
@@ -153,12 +152,16 @@ class Measurer:
         self._child = None
 
 
-def run_tests(part: str, seconds: float, *, path: Path, device: Device) -> Record:
-    """Run the tests of a part, which write their own records to ``path``, and return the record of all of them."""
+def run_tests(part: str, seconds: float, *, path: Path, device: Device, limit: float) -> Record:
+    """Run the tests of a part, which write their own records to ``path``, and return the record of all of them.
+
+    Args:
+        limit: seconds of a test that has no limit of its own.
+    """
     files, *_ = _TESTS[part]
     processes = len(files) if device == "cuda" and len(files) > 1 else 0  # 0 is this one
     command = [sys.executable, "-m", "pytest", "-v", "--no-summary", "-p", "benchmarks.gpu_tests", "-p",
-               "no:cacheprovider", f"--timeout={_LIMIT:.0f}", f"--gpu-results={path}", f"--gpu-part={part}",
+               "no:cacheprovider", f"--timeout={limit:.0f}", f"--gpu-results={path}", f"--gpu-part={part}",
                f"--numprocesses={processes}",
                *(f"tests/gpu/{file}" for file in files)]  # fmt: skip
     environment = {**child_environment(), "MEGATRON_SSD_GPU_TESTS_ON": device}
@@ -179,18 +182,20 @@ def run_tests(part: str, seconds: float, *, path: Path, device: Device) -> Recor
     return {**summary, "passed" if status in (0, 5) and "failed" not in counts else "failed": text or "no test ran"}
 
 
-def items(parts: Sequence[str], measurer: Measurer, path: Path, *, device: Device, tiny: bool) -> Iterator[Item]:
-    """What to run for ``parts``, in their order."""
+def items(
+    parts: Sequence[str], measurer: Measurer, path: Path, *, device: Device, tiny: bool, limit: float
+) -> Iterator[Item]:
+    """What to run for ``parts``, in their order; ``limit`` is the most seconds of a measured case or of a test."""
     measured = cases(tiny=tiny, device=device)
     for part in parts:
         if part in _TESTS:
-            run_part = functools.partial(run_tests, part, path=path, device=device)
-            _, least, limit = _TESTS[part]
-            yield Item(part=part, case=ALL_TESTS, least=least, limit=limit, run=run_part)
+            run_part = functools.partial(run_tests, part, path=path, device=device, limit=limit)
+            _, least, most = _TESTS[part]
+            yield Item(part=part, case=ALL_TESTS, least=least * limit, limit=most * limit, run=run_part)
         for case in measured:
             if case.part == part:
                 measure = functools.partial(measurer.measure, case)
-                yield Item(part=part, case=case.name, least=_LIMIT, limit=_LIMIT, run=measure)
+                yield Item(part=part, case=case.name, least=limit, limit=limit, run=measure)
 
 
 def main() -> None:
@@ -198,6 +203,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the results")
     options.add_argument("--minutes", type=float, default=8, help="time of this call")
+    options.add_argument("--limit", type=float, default=40, help="most seconds of a measured case or of a test")
     options.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to run, in this order")
     options.add_argument("--again", action="store_true", help="forget the results of these parts first")
     options.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -226,7 +232,8 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.again:
             results.forget(arguments.parts)
         print(described(results.content()), flush=True)
-        plan = items(arguments.parts, measurer, out / "gpu.json", device=arguments.device, tiny=arguments.tiny)
+        plan = items(arguments.parts, measurer, out / "gpu.json", device=arguments.device, tiny=arguments.tiny,
+                     limit=arguments.limit)  # fmt: skip
         too_late = run_all(plan, budget, results)
     for item in too_late:
         print(f"no time left for {item.part}: {item.case}")

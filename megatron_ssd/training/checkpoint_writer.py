@@ -1,44 +1,46 @@
 """Writes checkpoints atomically, synchronously or while training continues.
 
-Child processes of each rank write its part of ``iter_0000250.partial``, and another one hashes the files while they
-grow. When the children of all ranks have finished, rank 0 writes ``checkpoint.json``, forces everything to disk and
-renames the folder. Only a complete checkpoint ever has the final name.
+Each rank writes and hashes its part of ``iter_0000250.partial``. When all ranks have finished, rank 0 writes
+``checkpoint.json``, forces the small files to disk and renames the folder. Only a complete checkpoint ever has the
+final name.
 
-Asynchronous saving uses Megatron-Core's ``AsyncCallsQueue``: the child is a fork, so on a CPU it sees the state as it
-was at the save (copy on write), and from a GPU the state is copied to host memory before the fork. One save is in
-progress at a time. Children die with their rank, so a restarted run never meets a writer of the previous one.
+Megatron-Core plans who writes what. Its own writer of files is not used: it takes several processes, and the files
+would have to be read again to be hashed. One thread writes here, and one per file hashes what is written. They live in
+the process of their rank, so a restarted run never meets a writer of the previous one.
+
+To save asynchronously, the state is first copied in host memory, from where it is written while training continues. A
+forked process would see the state without a copy, but each page that training changes would then be copied by itself,
+which takes several times as long. One save is in progress at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
-import hashlib
-import multiprocessing
-import multiprocessing.util
 import os
-import pickle
 import queue
 import shutil
-import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from multiprocessing.synchronize import Event
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
 from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_ssd.artifacts.atomic import fsync_path
 from megatron_ssd.config.training import CheckpointConfig
-from megatron_ssd.process import die_with_parent
 from megatron_ssd.runtime.process_groups import replicas
 from megatron_ssd.runtime.versions import save_options
 from megatron_ssd.training.checkpoint_folder import (
@@ -48,12 +50,15 @@ from megatron_ssd.training.checkpoint_folder import (
     prune,
     write_facts,
 )
+from megatron_ssd.training.distcp_file import DistcpFile
+from megatron_ssd.training.host_memory import HostMemory
 from megatron_ssd.training.optimizer_state import sharding
 
 _NO_SPACE = 1 << 16  # bytes; with less free space, a failed write is attributed to a full disk
 _NICENESS = 15
-_POLL_SECONDS = 0.01
-_CHUNK = 1 << 22  # bytes
+
+# The files of a rank in Megatron-Core's form: path, name, and pairs of a plan's item and its object or tensor.
+_Buckets = list[tuple[str, str, tuple[list[tuple[Any, Any]], list[tuple[Any, torch.Tensor]]]]]
 
 
 class CheckpointWriter:
@@ -63,9 +68,10 @@ class CheckpointWriter:
         self._folder = folder
         self._config = config
         self.optimizer_format = config.optimizer_format
-        self._queue = AsyncCallsQueue()
-        # Runs in every child that multiprocessing forks from now on, and in their children.
-        multiprocessing.util.register_after_fork(self, lambda _: die_with_parent())
+        self._thread = ThreadPoolExecutor(1, initializer=_lower_priority if config.save_async else None)
+        self._memory = HostMemory()
+        # The hash of each file by name, when they are written, and what then publishes the checkpoint.
+        self._saving: tuple[Future[dict[str, str]], list[Callable[[], None]]] | None = None
 
     def save(self, facts: CheckpointFacts, state: dict[str, Any], *, may_prune: bool) -> None:
         """Write ``state``; returns when it is published, or, with ``save_async``, when the model may change again.
@@ -86,43 +92,46 @@ class CheckpointWriter:
             partial.mkdir(parents=True)
         dist.barrier()
         with _name_full_disk(self._folder):
-            request = self._request(state, partial, sharding(facts.optimizer_format))
-            digests = _ResultFile()
+            results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            request = self._request(state, partial, sharding(facts.optimizer_format), results)
+            buckets: _Buckets = []
             if request.async_fn is not None:  # None on a rank that has nothing to write
-                write = functools.partial(_write_and_hash, request.async_fn, digests)
-                if self._config.save_async:
-                    write = functools.partial(_in_background, write)
-                request = request._replace(async_fn=write)
-            request.add_finalize_fn(functools.partial(self._publish, partial, digests, facts, may_prune))
-            if self._config.save_async:
-                self._queue.schedule_async_request(request)
-            else:
-                request.execute_sync()
+                buckets = self._copied(request.async_fn_args[1]) if self._config.save_async else request.preload_fn()
+            hashes = self._thread.submit(_write, buckets, results)
+            publish = functools.partial(self._publish, partial, hashes, facts, may_prune)
+            self._saving = hashes, [*request.finalize_fns, publish]
+        if not self._config.save_async:
+            self.finish()
 
     @functools.cached_property
     def _strategy(self) -> FullyParallelSaveStrategyWrapper:
         """Shares the writing of what several data-parallel ranks hold among them, in the same way at each save."""
-        return FullyParallelSaveStrategyWrapper(
-            get_default_save_sharded_strategy(), replicas(), do_cache_distribution=True
-        )
+        return _Strategy(get_default_save_sharded_strategy(), replicas(), do_cache_distribution=True)
 
     def poll(self) -> None:
         """Publish the save in progress if the writers of all ranks have finished. Raises as ``save`` does."""
-        with _name_full_disk(self._folder):
-            self._queue.maybe_finalize_async_calls(blocking=False)
+        if self._saving is not None:
+            done = [False] * dist.get_world_size()
+            dist.all_gather_object(done, self._saving[0].done())
+            if all(done):
+                self.finish()
 
     def finish(self) -> None:
         """Wait for the save in progress and publish it. Raises as ``save`` does."""
-        with _name_full_disk(self._folder):
-            self._queue.maybe_finalize_async_calls(blocking=True)
+        if self._saving is not None:
+            (hashes, publish), self._saving = self._saving, None
+            hashes.result()
+            with _name_full_disk(self._folder):
+                for step in publish:
+                    step()
 
-    def _request(self, state: dict[str, Any], partial: Path, content: dict[str, Any]) -> Any:
-        """Megatron-Core's plan of the save: which rank writes what, with a ``_ResultFile`` for the results.
+    def _request(self, state: dict[str, Any], partial: Path, content: dict[str, Any], results: object) -> Any:
+        """Megatron-Core's plan of the save: which rank writes what, with ``results`` for the entries of ``.metadata``.
 
         Its own queue is one more process per rank, which takes seconds to start and outlives a killed run.
         """
         before = filesystem_async._results_queue
-        filesystem_async._results_queue = _ResultFile()
+        filesystem_async._results_queue = results
         try:
             return dist_checkpointing.save(
                 state,
@@ -136,13 +145,22 @@ class CheckpointWriter:
         finally:
             filesystem_async._results_queue = before
 
-    def _publish(self, partial: Path, digests: _ResultFile, facts: CheckpointFacts, may_prune: bool) -> None:
-        """Write ``checkpoint.json``, force everything to disk and rename. Runs on every rank."""
+    def _copied(self, buckets: _Buckets) -> _Buckets:
+        """``buckets`` with copies of the tensors in host memory."""
+        copies = iter(self._memory.copies([tensor for _, _, (_, pairs) in buckets for _, tensor in pairs]))
+        return [
+            (path, name, (objects, [(item, next(copies)) for item, _ in pairs]))
+            for path, name, (objects, pairs) in buckets
+        ]
+
+    def _publish(self, partial: Path, hashes: Future[dict[str, str]], facts: CheckpointFacts, may_prune: bool) -> None:
+        """Write ``checkpoint.json``, force what is not there yet to disk and rename. Runs on every rank."""
         gathered: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(gathered, digests.get())
+        dist.all_gather_object(gathered, hashes.result())
         if dist.get_rank() == 0:
-            write_facts(partial, facts, hashes={name: digest for each in gathered for name, digest in each.items()})
-            for path in [*partial.iterdir(), partial]:
+            known = {name: digest for each in gathered for name, digest in each.items()}
+            write_facts(partial, facts, hashes=known)
+            for path in [*(path for path in partial.iterdir() if path.name not in known), partial]:
                 fsync_path(path)
             partial.rename(checkpoint_path(self._folder, facts.iteration))
             fsync_path(self._folder)
@@ -151,89 +169,51 @@ class CheckpointWriter:
         dist.barrier()
 
 
-class _ResultFile:
-    """Passes one object from a child process to its parent: ``put`` in the child, ``get`` after it has ended.
+class _Strategy(FullyParallelSaveStrategyWrapper):
+    """Megatron-Core's strategy, without its copy of each tensor on a CPU that shares its storage with others."""
 
-    An unnamed file needs no process, leaves nothing behind, and unlike a pipe cannot fill up. It also replaces
-    Megatron-Core's queue of results.
+    def async_save(self, sharded_state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Megatron-Core's plan of the save."""
+        for value in nested_values(sharded_state_dict):
+            if isinstance(value, ShardedTensor) and value.data.device.type == "cpu":
+                # The same memory, of which torch knows no other owner.
+                values = value.data.detach().contiguous()
+                alone = torch.from_numpy(values.view(-1).view(torch.uint8).numpy())
+                value.data = alone.view(values.dtype).view(values.shape)
+        return super().async_save(sharded_state_dict, *args, **kwargs)
+
+
+def _lower_priority() -> None:
+    """Give this thread, and those that it starts, less right to the CPU than training has."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+
+
+def _write(buckets: _Buckets, results: queue.SimpleQueue[Any]) -> dict[str, str]:
+    """Write and hash the files of this rank; returns their hashes by name, {} if that fails.
+
+    Values go to the files alternately, so that all files are hashed at the same time. ``results`` gets what
+    Megatron-Core's writer puts there: the entries of each file, or the error, which is then raised on every rank.
     """
-
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
-
-    def put(self, value: Any) -> None:
-        """Store ``value``, replacing an earlier one."""
-        self._file.seek(0)
-        self._file.truncate()
-        pickle.dump(value, self._file)
-        self._file.flush()
-
-    def get_nowait(self) -> Any:
-        """The stored object. Raises ``queue.Empty`` if the child ended without storing one."""
-        self._file.seek(0)
-        try:
-            return pickle.load(self._file)
-        except (EOFError, pickle.UnpicklingError):
-            raise queue.Empty from None
-
-    def get(self) -> dict[str, str]:
-        """The stored dictionary; {} if there is none."""
-        try:
-            value: dict[str, str] = self.get_nowait()
-        except queue.Empty:
-            return {}
-        return value
-
-
-def _in_background(write: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    """Run ``write`` in this process, a child, with less right to the CPU than training has."""
-    os.nice(_NICENESS)
-    write(*args, **kwargs)
-
-
-def _write_and_hash(
-    write: Callable[..., None], digests: _ResultFile, rank: int, write_buckets: list[Any], *args: Any
-) -> None:
-    """Run Megatron-Core's ``write`` of ``write_buckets``, a list of (path, ...), while a process hashes the files."""
-    processes = multiprocessing.get_context("fork")
-    written = processes.Event()
-    paths = [Path(path) for path, *_ in write_buckets]
-    hasher = processes.Process(target=_hash_growing_files, args=(paths, written, digests))
-    hasher.start()
+    entries: list[list[WriteResult]] = [[] for _ in buckets]
     try:
-        write(rank, write_buckets, *args)
-    finally:
-        written.set()
-        hasher.join()
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(DistcpFile(Path(path))) for path, *_ in buckets]
+            for pairs in zip_longest(*([*objects, *tensors] for _, _, (objects, tensors) in buckets)):
+                for file, written, pair in zip(files, entries, pairs, strict=True):
+                    if pair is not None:
+                        item, value = pair
+                        is_exported = not item.index.fqn.startswith("optimizer.")
+                        written.append(file.append(item.index, value, checksum=is_exported))
+    except Exception as error:  # noqa: BLE001
+        results.put(error)
+        return {}
+    results.put(dict(enumerate(entries)))
+    return {name: file.hexdigest() for (_, name, _), file in zip(buckets, files, strict=True)}
 
 
-def _hash_growing_files(paths: list[Path], written: Event, digests: _ResultFile) -> None:
-    """Put the hash of each file by its name. A file grows at its end only, until ``written`` is set."""
-    with ThreadPoolExecutor(len(paths)) as threads:
-        found = threads.map(functools.partial(_hash_growing_file, written=written), paths)
-        digests.put({path.name: digest for path, digest in zip(paths, found, strict=True) if digest is not None})
-
-
-def _hash_growing_file(path: Path, written: Event) -> str | None:
-    """SHA-256 of ``path``; None if it was never written."""
-    digest = hashlib.sha256()
-    while not path.exists():
-        if written.wait(_POLL_SECONDS) and not path.exists():
-            return None
-    with path.open("rb", buffering=0) as file:
-        while True:
-            is_complete = written.is_set()
-            if chunk := file.read(_CHUNK):
-                digest.update(chunk)
-            elif is_complete:
-                return digest.hexdigest()
-            else:
-                written.wait(_POLL_SECONDS)
-
-
-@contextmanager
+@contextlib.contextmanager
 def _name_full_disk(folder: Path) -> Iterator[None]:
-    """Raise a full disk as ``OSError``, however worker processes and other ranks report it."""
+    """Raise a full disk as ``OSError``, however writers and other ranks report it."""
     try:
         yield
     except (Exception, CheckpointException) as error:  # the second is not an Exception

@@ -142,8 +142,8 @@ def _fork_exec(
     words = [os.fsdecode(word) for word in words]
     variables = os.environ if environment is None else dict(os.fsdecode(one).split("=", 1) for one in environment)
     prepare = next((one for one in more if callable(one)), None)
-    program = _program(words)
-    if not program or not _starts_alike(variables) or prepare not in (None, die_with_parent):
+    program = program_of(words)
+    if not program or not starts_alike(variables) or prepare not in (None, die_with_parent):
         return _fork_exec_fresh(  # type: ignore[no-any-return]
             words, executables, close_fds, keep, cwd, environment, stdin, p2cwrite, c2pread, stdout, errread, stderr,
             errpipe_read, errpipe_write, restore_signals, new_session, process_group, *more,
@@ -170,7 +170,7 @@ def _fork_exec(
             _adopt_orphans(False)
 
 
-def _program(words: Sequence[str]) -> list[str]:
+def program_of(words: Sequence[str]) -> list[str]:
     """Script, module or program text with arguments; empty if this is not a command of an interpreter like this one."""
     rest = list(words[1:])
     while rest and rest[0] in ("-u", *_own_options()):
@@ -184,7 +184,7 @@ def _own_options() -> list[str]:
     return list(subprocess._args_from_interpreter_flags())  # type: ignore[attr-defined]
 
 
-def _starts_alike(environment: Mapping[str, str]) -> bool:
+def starts_alike(environment: Mapping[str, str]) -> bool:
     names = {name for name in {*environment, *os.environ} if name.startswith(_READ_AT_START)} - _SET_BY_FORK
     return all(environment.get(name) == os.environ.get(name) for name in names)
 

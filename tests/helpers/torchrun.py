@@ -21,11 +21,15 @@ _SECONDS = 800  # only a hang takes as long
 
 def run_workers(names: Sequence[str], root: Path, *, world_size: int) -> None:
     """Run ``run_cases(ROOT/NAME)`` of each worker module under torchrun; fails with the error messages of workers."""
-    # timeout(1) lets torchrun end its workers. Python's own timeout would leave them running.
-    command = ["timeout", str(_SECONDS), sys.executable, "-m", "torch.distributed.run", "--standalone",
-               f"--nproc-per-node={world_size}", "-m", "tests.helpers.torchrun", str(root), *names]  # fmt: skip
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-4000:]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}",
+               "-m", "tests.helpers.torchrun", str(root), *names]  # fmt: skip
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as torchrun:
+        try:
+            _, errors = torchrun.communicate(timeout=_SECONDS)
+        except subprocess.TimeoutExpired:
+            torchrun.terminate()  # it then ends its workers, which a killed one would leave running
+            raise
+    assert torchrun.returncode == 0, errors[-4000:]
 
 
 def main(root: Path, names: Sequence[str]) -> None:

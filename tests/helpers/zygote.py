@@ -12,6 +12,7 @@ import fcntl
 import gc
 import importlib
 import io
+import logging
 import os
 import pickle
 import runpy
@@ -21,7 +22,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,7 +31,7 @@ import torch
 from megatron_ssd.process import die_with_parent
 from megatron_ssd.runtime.versions import quiet_megatron
 from tests.helpers.paths import ROOT
-from tests.helpers.preloaded import FREE_NUMBERS, MAX_BYTES, Command, connection, use_forks
+from tests.helpers.preloaded import FREE_NUMBERS, MAX_BYTES, Command, connection, program_of, starts_alike, use_forks
 
 _MODULES = (
     "torch.distributed.run", "torch.utils.tensorboard", "transformers.models.auto.modeling_auto",
@@ -43,6 +44,7 @@ _OPTIONAL = (
     "vllm.entrypoints.openai.api_server", "altair",
 )  # fmt: skip
 _MAX_DESCRIPTORS = 64
+_execve = os.execve
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # a zygote ends with its parent, not before
 
 
@@ -108,13 +110,34 @@ def _become(command: Command, descriptors: list[int]) -> NoReturn:
         _serve(theirs)
     theirs.close()
     use_forks(ours)
-    for number in _IGNORED:
-        handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-        signal.signal(number, signal.SIG_IGN if number in command.ignored_signals else handler)
+    _handle_signals(ignored=command.ignored_signals)
+    os.execve = _replace  # type: ignore[assignment]
     _install(descriptors, command.descriptors, buffered=not command.unbuffered)
     os.chdir(command.folder)
     _set_environment(command.environment)
     _run(command.words)
+
+
+def _handle_signals(ignored: Sequence[int]) -> None:
+    """Handle the signals as an interpreter does when it starts."""
+    for number in _IGNORED:
+        handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN if number in ignored else handler)
+
+
+def _replace(path: str, words: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+    """As ``os.execve``, for a program of this interpreter without importing everything again."""
+    program = program_of(words)
+    if not program or not starts_alike(environment):
+        _execve(path, words, environment)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    logging.root.handlers.clear()
+    if not os.environ.get("PYTHONSAFEPATH"):
+        del sys.path[0]  # what _search_first has inserted
+    _handle_signals(ignored=[number for number in _IGNORED if signal.getsignal(number) == signal.SIG_IGN])
+    _set_environment(environment)
+    _run(program)
 
 
 def _install(descriptors: list[int], numbers: list[int], *, buffered: bool) -> None:

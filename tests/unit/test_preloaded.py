@@ -55,6 +55,28 @@ def test_arguments_environment_folder_and_streams(
     assert run() == expected
 
 
+def test_a_process_that_replaces_itself(tmp_path: Path) -> None:
+    replace = """
+import os, signal, sys
+if "PID" not in os.environ:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    environment = {**os.environ, "PID": str(os.getpid())}
+    os.execve(sys.executable, [sys.executable, __file__, "replaced"], environment)
+assert os.environ["PID"] == str(os.getpid())
+"""
+    command = script(tmp_path, replace + DESCRIBE.replace("sorted(os.environ.items())", ""))
+
+    def run() -> tuple[int, str, str]:
+        done = subprocess.run(command, input="typed", capture_output=True, text=True, cwd=tmp_path, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    with fresh_interpreters():
+        expected = run()
+    assert "replaced" in expected[1]
+    assert run() == expected
+
+
 @pytest.mark.parametrize("variables", [{}, {"PYTHONSAFEPATH": "1"}])
 def test_a_program_text(tmp_path: Path, variables: dict[str, str]) -> None:
     text = "import sys; print(sys.argv, sys.path[:2], __name__, '__file__' in globals(), sys.stdin.read())"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import gpu_run, gpu_table
-from benchmarks.gpu_cases import MEASURED_PARTS, Case, cases
+from benchmarks.gpu_cases import MEASURED_PARTS, Case, Settings, cases
 from benchmarks.gpu_measure import case_config, predicted_bytes
 from benchmarks.gpu_results import Record, Results
 from benchmarks.gpu_run import PARTS, Budget, Item, Measurer, items, run_all
@@ -35,7 +36,10 @@ REAL = cases(tiny=False, device="cuda")
 def test_the_measurements_are_rehearsed_without_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["gpu_run", "--device=cpu", "--tiny", f"--out={tmp_path}", "--parts", "speed"])
+    endless = ["--minutes=1000", "--limit=10000"]  # the machine may be busy
+    monkeypatch.setattr(
+        sys, "argv", ["gpu_run", "--device=cpu", "--tiny", f"--out={tmp_path}", *endless, "--parts", "speed"]
+    )
     with pytest.raises(SystemExit) as end:
         gpu_run.main()
     assert end.value.code == 0, capsys.readouterr().out
@@ -48,6 +52,17 @@ def test_the_measurements_are_rehearsed_without_a_gpu(
     assert "on a GPU only" in rows["qwen3_1.7b FP8 blockwise"]["skipped"]
     assert rows["qwen3_1.7b Transformers, SDPA"]["tokens_per_second"] > 0
     assert "aten::" in (tmp_path / "profile-qwen3_1.7b-bf16-[local].txt").read_text()
+
+
+@without_gpu
+def test_a_case_without_an_answer_fails_and_the_next_one_is_measured(tmp_path: Path) -> None:
+    fp8 = next(case for case in REAL if case.precision.fp8)
+    with contextlib.closing(
+        Measurer(Settings(device="cpu", out=tmp_path), Budget(end=10_000, clock=lambda: 0))
+    ) as measurer:
+        assert measurer.start()["device"] == "cpu"
+        assert measurer.measure(fp8, 0)["failed"] == "no answer within 0 s"
+        assert "on a GPU only" in measurer.measure(fp8, 10_000)["skipped"]
 
 
 @pytest.mark.parametrize("case", [case for case in REAL if not case.reference], ids=lambda case: case.name)
@@ -124,9 +139,10 @@ def test_a_call_never_takes_longer_than_its_time(
 
 def test_parts_run_in_the_order_that_is_asked_for(tmp_path: Path) -> None:
     parts = ["compile", "loop", "fp32", "speed"]
-    plan = list(items(parts, Measurer.__new__(Measurer), tmp_path / "gpu.json", device="cuda", tiny=False))
+    measurer = Measurer(Settings(device="cuda", out=tmp_path), Budget(end=0))
+    plan = list(items(parts, measurer, tmp_path / "gpu.json", device="cuda", tiny=False, limit=40))
     assert list(dict.fromkeys(item.part for item in plan)) == parts
-    assert all(item.limit <= 40 for item in plan if item.part in MEASURED_PARTS)
+    assert all(item.limit == 40 for item in plan if item.part in MEASURED_PARTS)
 
 
 def test_results_grow_and_belong_to_one_device(tmp_path: Path) -> None:

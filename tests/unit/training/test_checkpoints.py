@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.checkpoint import CheckpointException
 
 from launch.train import train as run_train
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import Requeue, UserError
 from megatron_ssd.training.checkpoint_folder import list_checkpoints, read_facts
+from megatron_ssd.training.distcp_file import DistcpFile
 from megatron_ssd.training.shutdown import GracefulShutdown
 from tests.helpers.devices import without_gpu
 from tests.helpers.stopped_training import train_until_stopped
@@ -203,14 +205,11 @@ def test_asynchronous_saves_write_the_same_bytes(run_dir: Path, tmp_path: Path) 
 
 
 def test_a_failing_asynchronous_writer_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-    from torch.distributed.checkpoint import CheckpointException
-
     def fail(*args: Any, **kwargs: Any) -> None:
         raise OSError(5, "Input/output error")
 
     write_dataset(tmp_path)
-    monkeypatch.setattr(filesystem_async, "_write_item", fail)  # in the child process that writes
+    monkeypatch.setattr(DistcpFile, "append", fail)  # in the child process that writes
     with pytest.raises(CheckpointException, match=r"Input/output error|OSError"):  # by message or by type
         run_train(config_of(tmp_path, save_async=True))
     assert names(tmp_path / "checkpoints.partial") == ["iter_0000002.partial"]
