@@ -84,7 +84,10 @@ def test_a_missing_transformer_engine_is_one_line_before_anything_is_installed(
         where = str(tmp_path / "site")
     if packed and where:
         where = shutil.make_archive(str(tmp_path / "packed"), "tar", where)
-    done = run(["bash", "tools/make_venv_312.sh", "te"], folder, TE_SITE=where)
+    for name in ("tools", "requirements"):  # of a checkout in which the environment has not been made
+        shutil.copytree(ROOT / name, tmp_path / "checkout" / name)
+    shutil.copy(ROOT / "setup.py", tmp_path / "checkout")
+    done = run(["bash", str(tmp_path / "checkout" / "tools" / "make_venv_312.sh"), "te"], folder, TE_SITE=where)
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("error: TE_SITE")
     assert message in done.stderr
