@@ -70,6 +70,7 @@ def _measure(folder: Path, rounds: int) -> None:
             is_async: CheckpointWriter(saved, dataclasses.replace(config.checkpoint, save_async=is_async))
             for is_async in (False, True)
         }
+        trainer.writer = writers[True]
         steps = 0  # iterations beside the last save
 
         def save() -> None:

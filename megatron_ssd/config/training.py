@@ -70,8 +70,8 @@ class CheckpointConfig:
     the run can resume under other data-parallel and context-parallel sizes only. ``fully_reshardable`` can resume under
     any layout, but rank 0 of each data-parallel group first gathers the state of the group in host memory."""
     save_async: bool = False
-    """Write checkpoints while training continues, from a copy of the state in host memory, which is kept for the next
-    save."""
+    """Write checkpoints while training continues. What is not written before the next update, and all state on GPUs, is
+    copied in host memory, which is kept for the next save."""
     keep_last: int | None = None
     """Number of newest checkpoints to keep; null keeps all."""
     keep_every: int | None = None

@@ -1,9 +1,9 @@
 """Predicts the memory and the time of saving a checkpoint, from bytes counted.
 
-What a rank writes is copied to host memory first. Per trained parameter it writes the optimizer's fp32 copy and two
-moments (12 bytes; Megatron-Core widens narrower moments, and ``precision_aware`` has 2 bytes in place of the copy of
-bf16 weights); per parameter its weight and, with ``training.ema_decay``, the EMA. Ranks that hold the same tensors
-share the writing.
+What a rank writes from a GPU is copied to host memory first. Per trained parameter it writes the optimizer's fp32 copy
+and two moments (12 bytes; Megatron-Core widens narrower moments, and ``precision_aware`` has 2 bytes in place of the
+copy of bf16 weights); per parameter its weight and, with ``training.ema_decay``, the EMA. Ranks that hold the same
+tensors share the writing.
 
 With ``dp_reshardable`` that is all. With ``fully_reshardable`` rank 0 of each data-parallel group gathers the state of
 the group in fp32, and its writer copies every parameter's part once more: 24 bytes per trained parameter of the rank.

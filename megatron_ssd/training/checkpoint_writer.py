@@ -8,9 +8,10 @@ Megatron-Core plans who writes what. Its own writer of files is not used: it tak
 would have to be read again to be hashed. One thread writes here, and one per file hashes what is written. They live in
 the process of their rank, so a restarted run never meets a writer of the previous one.
 
-To save asynchronously, the state is first copied in host memory, from where it is written while training continues. A
-forked process would see the state without a copy, but each page that training changes would then be copied by itself,
-which takes several times as long. One save is in progress at a time.
+To save asynchronously, the state is written while training continues, which changes it only in an update of the
+weights. Just before the next update, ``detach`` lets what is not written yet be copied in host memory. State on a GPU
+is copied at once. A forked process would see the state without a copy, but each page that training changes would then
+be copied by itself, which takes several times as long. One save is in progress at a time.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,15 @@ _NICENESS = 15
 _Buckets = list[tuple[str, str, tuple[list[tuple[Any, Any]], list[tuple[Any, torch.Tensor]]]]]
 
 
+@dataclass
+class _Value:
+    """An object or a tensor to write, and the number of its file."""
+
+    file: int
+    item: Any
+    value: Any
+
+
 class CheckpointWriter:
     """Writes the checkpoints of one run below ``folder``. Every rank has one and calls it in lockstep."""
 
@@ -70,11 +81,13 @@ class CheckpointWriter:
         self.optimizer_format = config.optimizer_format
         self._thread = ThreadPoolExecutor(1, initializer=_lower_priority if config.save_async else None)
         self._memory = HostMemory()
+        self._is_wanted, self._is_detached = threading.Event(), threading.Event()
         # The hash of each file by name, when they are written, and what then publishes the checkpoint.
         self._saving: tuple[Future[dict[str, str]], list[Callable[[], None]]] | None = None
 
     def save(self, facts: CheckpointFacts, state: dict[str, Any], *, may_prune: bool) -> None:
-        """Write ``state``; returns when it is published, or, with ``save_async``, when the model may change again.
+        """Write ``state``; returns when it is published. With ``save_async`` it returns before, and ``detach`` must be
+        called before the state changes.
 
         Args:
             facts: content of ``checkpoint.json``, except for its ``files``.
@@ -96,8 +109,14 @@ class CheckpointWriter:
             request = self._request(state, partial, sharding(facts.optimizer_format), results)
             buckets: _Buckets = []
             if request.async_fn is not None:  # None on a rank that has nothing to write
-                buckets = self._copied(request.async_fn_args[1]) if self._config.save_async else request.preload_fn()
-            hashes = self._thread.submit(_write, buckets, results)
+                buckets = request.async_fn_args[1] if self._config.save_async else request.preload_fn()
+            paths, values = [Path(path) for path, *_ in buckets], _alternating(buckets)
+            self._is_wanted.clear()
+            self._is_detached.clear()
+            if self._config.save_async and any(_is_on_gpu(each.value) for each in values):
+                self._copy(values)
+                self._is_detached.set()
+            hashes = self._thread.submit(self._write, paths, values, results)
             publish = functools.partial(self._publish, partial, hashes, facts, may_prune)
             self._saving = hashes, [*request.finalize_fns, publish]
         if not self._config.save_async:
@@ -107,6 +126,12 @@ class CheckpointWriter:
     def _strategy(self) -> FullyParallelSaveStrategyWrapper:
         """Shares the writing of what several data-parallel ranks hold among them, in the same way at each save."""
         return _Strategy(get_default_save_sharded_strategy(), replicas(), do_cache_distribution=True)
+
+    def detach(self) -> None:
+        """Return when the save in progress, if there is one, no longer depends on the state, which may change then."""
+        if self._saving is not None:
+            self._is_wanted.set()
+            self._is_detached.wait()
 
     def poll(self) -> None:
         """Publish the save in progress if the writers of all ranks have finished. Raises as ``save`` does."""
@@ -145,13 +170,42 @@ class CheckpointWriter:
         finally:
             filesystem_async._results_queue = before
 
-    def _copied(self, buckets: _Buckets) -> _Buckets:
-        """``buckets`` with copies of the tensors in host memory."""
-        copies = iter(self._memory.copies([tensor for _, _, (_, pairs) in buckets for _, tensor in pairs]))
-        return [
-            (path, name, (objects, [(item, next(copies)) for item, _ in pairs]))
-            for path, name, (objects, pairs) in buckets
-        ]
+    def _write(self, paths: list[Path], values: list[_Value], results: queue.SimpleQueue[Any]) -> dict[str, str]:
+        """Write and hash the files of this rank; returns their hashes by name, {} if that fails.
+
+        ``results`` gets what Megatron-Core's writer puts there: the entries of each file, or the error, which is then
+        raised on every rank.
+        """
+        entries: list[list[WriteResult]] = [[] for _ in paths]
+        try:
+            with contextlib.ExitStack() as stack:
+                files = [stack.enter_context(DistcpFile(path)) for path in paths]
+                for number, each in enumerate(values):
+                    if self._is_wanted.is_set() and not self._is_detached.is_set():
+                        for file in files:
+                            file.wait()
+                        self._copy(values[number:])
+                        self._is_detached.set()
+                    is_exported = not each.item.index.fqn.startswith("optimizer.")
+                    entries[each.file].append(
+                        files[each.file].append(each.item.index, each.value, checksum=is_exported)
+                    )
+                for file in files:
+                    file.wait()
+                self._is_detached.set()  # forcing the files to disk takes a while
+        except Exception as error:  # noqa: BLE001
+            results.put(error)
+            return {}
+        finally:
+            self._is_detached.set()
+        results.put(dict(enumerate(entries)))
+        return {path.name: file.hexdigest() for path, file in zip(paths, files, strict=True)}
+
+    def _copy(self, values: list[_Value]) -> None:
+        """Replace the tensors among ``values`` by copies in host memory."""
+        tensors = [each for each in values if isinstance(each.value, torch.Tensor)]
+        for each, copy in zip(tensors, self._memory.copies([one.value for one in tensors]), strict=True):
+            each.value = copy
 
     def _publish(self, partial: Path, hashes: Future[dict[str, str]], facts: CheckpointFacts, may_prune: bool) -> None:
         """Write ``checkpoint.json``, force what is not there yet to disk and rename. Runs on every rank."""
@@ -188,27 +242,14 @@ def _lower_priority() -> None:
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
-def _write(buckets: _Buckets, results: queue.SimpleQueue[Any]) -> dict[str, str]:
-    """Write and hash the files of this rank; returns their hashes by name, {} if that fails.
+def _alternating(buckets: _Buckets) -> list[_Value]:
+    """What to write, by turns for each file, so that all files are hashed at the same time."""
+    pairs = zip_longest(*([*objects, *tensors] for _, _, (objects, tensors) in buckets))
+    return [_Value(number, *pair) for row in pairs for number, pair in enumerate(row) if pair is not None]
 
-    Values go to the files alternately, so that all files are hashed at the same time. ``results`` gets what
-    Megatron-Core's writer puts there: the entries of each file, or the error, which is then raised on every rank.
-    """
-    entries: list[list[WriteResult]] = [[] for _ in buckets]
-    try:
-        with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(DistcpFile(Path(path))) for path, *_ in buckets]
-            for pairs in zip_longest(*([*objects, *tensors] for _, _, (objects, tensors) in buckets)):
-                for file, written, pair in zip(files, entries, pairs, strict=True):
-                    if pair is not None:
-                        item, value = pair
-                        is_exported = not item.index.fqn.startswith("optimizer.")
-                        written.append(file.append(item.index, value, checksum=is_exported))
-    except Exception as error:  # noqa: BLE001
-        results.put(error)
-        return {}
-    results.put(dict(enumerate(entries)))
-    return {name: file.hexdigest() for (_, name, _), file in zip(buckets, files, strict=True)}
+
+def _is_on_gpu(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.device.type != "cpu"
 
 
 @contextlib.contextmanager

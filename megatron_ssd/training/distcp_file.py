@@ -69,6 +69,10 @@ class DistcpFile(io.BufferedWriter):
         length = self.tell() - start
         return WriteResult(index=index, size_in_bytes=length, storage_data=_StorageInfo(self._name, start, length))
 
+    def wait(self) -> None:
+        """Return when everything is hashed, so that what was appended may change."""
+        self._hashed.hold(None)
+
     def hexdigest(self) -> str:
         """SHA-256 of the closed file."""
         assert self.closed, "hashing may not be finished"

@@ -182,11 +182,13 @@ def run_step(
     *,
     moe: MoeConfig,
     shutdown: GracefulShutdown | None = None,
+    before_update: Callable[[], None] = lambda: None,
 ) -> StepResult:
     """Run the iteration after ``state.iteration`` and count it.
 
     Args:
         shutdown: learns what any rank was asked for before the update.
+        before_update: called when gradients are computed, before anything in ``state`` changes.
     """
     iteration = state.iteration + 1
     for chunk in state.chunks:
@@ -196,6 +198,7 @@ def run_step(
     normalize_gradients(state.chunks, normalizer)
     set_aux_loss_coefficient(state.chunks, moe.aux_loss_coeff * normalizer / sum(map(len, plans)))
     total = run_micro_batches(state, source, plans, forward_only=False)
+    before_update()
     schedule.step(increment=1)
     grad_norm = global_grad_norm(state.optimizer)
     agreed = _agree(total, grad_norm, 0.0 if shutdown is None else shutdown.code, source.device)

@@ -114,7 +114,8 @@ class Trainer:
     def step(self, shutdown: GracefulShutdown | None = None) -> IterationMetrics:
         """One iteration: forward, backward, update, measurements. ``shutdown`` learns what all ranks were asked for."""
         self.meter.start()
-        result = run_step(self.state, self.schedule, self.source, moe=self.moe, shutdown=shutdown)
+        result = run_step(self.state, self.schedule, self.source, moe=self.moe, shutdown=shutdown,
+                          before_update=self.writer.detach)  # fmt: skip
         return self.meter.stop(self.state.iteration, result)
 
     def _is_due(self, interval: int) -> bool:

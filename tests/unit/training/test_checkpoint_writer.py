@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -71,12 +73,29 @@ def read(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
     return found
 
 
-@pytest.mark.parametrize("save_async", [False, True])
-def test_every_reader_finds_the_state_as_it_was_at_the_save(tmp_path: Path, save_async: bool) -> None:
+@pytest.mark.parametrize(("save_async", "num_written"), [(False, 0), (True, 0), (True, 1), (True, 3), (True, 6)])
+def test_every_reader_finds_the_state_as_it_was_at_the_save(
+    tmp_path: Path, save_async: bool, num_written: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An asynchronous writer is told to detach from the state when ``num_written`` values are written."""
     state, expected = values(), values()
+    append, reached, going_on = DistcpFile.append, threading.Event(), threading.Event()
+    calls = itertools.count()
+
+    def stop_once(*args: Any, **kwargs: Any) -> Any:
+        if save_async and next(calls) == num_written:
+            reached.set()
+            going_on.wait()
+        return append(*args, **kwargs)
+
+    monkeypatch.setattr(DistcpFile, "append", stop_once)
     writer = save(tmp_path, state, save_async=save_async)
+    if save_async:
+        reached.wait()
+        threading.Timer(0.05, going_on.set).start()
+    writer.detach()
     for tensor in state.values():
-        tensor.zero_()  # an asynchronous writer has its own view of the state
+        tensor.zero_()
     writer.finish()
     path = tmp_path / "iter_0000007"
     facts = read_facts(path)
