@@ -65,8 +65,8 @@ def main() -> None:
     """Print the plan of the configuration of the command line."""
     options = parser("Predict what a run needs: memory by part, whether it fits, epochs, operations. Needs no GPU.")
     options.add_argument("--gpu", choices=list(GPUS), help="the GPU to plan for, with hours; by default all known ones")
-    options.add_argument("--samples", type=int, help="number of training samples, if there is no data set yet")
-    options.add_argument("--mean-tokens", type=int, help="their mean length in tokens, for packing and operations")
+    options.add_argument("--samples", type=_positive, help="number of training samples, if there is no data set yet")
+    options.add_argument("--mean-tokens", type=_positive, help="their mean length, for packing and operations")
     options.add_argument("--rank", type=int, metavar="N", help="list the layouts that fit N GPUs; needs --gpu")
     options.add_argument("--disk", type=float, default=DISK_RATE, help="GB/s of the disk, for the seconds of a save")
     options.add_argument("--table", action="store_true", help="print only the tables of docs/guides/recipes.md")
@@ -116,6 +116,13 @@ def _print_ranking(config: RunConfig, gpu: Gpu, num_gpus: int) -> None:
     for choice in found[:_SHOWN]:
         print(f"  {layout_name(choice.config.parallel):28s} {choice.memory / GB:8.1f} GB   "
               f"recompute {recompute_name(choice.config.precision)}")  # fmt: skip
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return number
 
 
 def _samples(config: RunConfig, arguments: argparse.Namespace) -> Samples | None:

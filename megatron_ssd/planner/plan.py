@@ -88,16 +88,16 @@ def memory_text(config: RunConfig, layout: LayoutReport) -> str:
         other = worst_rank(dataclasses.replace(config, precision=precision), layout)
         lines.append(
             f"  {recompute_name(precision):38s} {other.activations / GB:11.1f}   {other.working_set / GB:11.1f}"
-            f"   {other.total / GB:8.1f}   {_compared(model, precision)}"
+            f"   {other.total / GB:8.1f}   {_compared(model, precision, config.parallel)}"
         )
     load = f"assumes {IMBALANCE} times the mean expert load on the busiest rank; " if model.is_moe else ""
     lines += ["", f"{load}the working set and the logits are never there at once, so the total has the larger one"]
     return "\n".join(lines)
 
 
-def _compared(model: ModelConfig, precision: PrecisionConfig) -> str:
+def _compared(model: ModelConfig, precision: PrecisionConfig, parallel: ParallelConfig) -> str:
     """Whether a GPU has run this kind of model in this mode; the runs are in ``docs/results/raw``."""
-    known = not model.is_moe and precision.fp8 is None and precision.transformer_engine
+    known = parallel.world_size == 1 and not model.is_moe and precision.fp8 is None and precision.transformer_engine
     if not known or precision.recompute not in ("none", "full"):
         return "unmeasured"
     return "within 2 % on one H200" + (", there without the fused loss" if precision.fuses_cross_entropy else "")

@@ -84,6 +84,7 @@ def test_the_plan_reads_an_existing_data_set(
         (["--gpu=A100", "--rank=0"], "number of GPUs"),
         (["--samples=10", "training.packing=greedy", "training.batch_unit=packed_sequences"], "--mean-tokens"),
         (["--gpu=A100", "precision=fp8_tensorwise"], "no FP8 units"),
+        (["--samples=-5"], "-5 must be at least 1"),
     ],
 )
 def test_invalid_arguments_are_one_line(
