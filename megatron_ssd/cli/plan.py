@@ -111,6 +111,12 @@ def _print_plan(config: RunConfig, gpu: Gpu | None, arguments: argparse.Namespac
 
 def _print_ranking(config: RunConfig, gpu: Gpu, num_gpus: int) -> None:
     found = ranked_layouts(config, num_gpus=num_gpus, gpu_bytes=gpu.memory_gb * GB)
+    require(
+        bool(found),
+        f"--rank {num_gpus}",
+        rule=f"no layout of this model and these numbers fits {num_gpus} x {gpu.name} ({gpu.memory_gb:g} GB)",
+        fix="use more GPUs, or an experiment for such GPUs (docs/guides/recipes.md), whose optimizer state is smaller",
+    )
     print(f"{_model(config).name}: {len(found)} layouts fit {num_gpus} x {gpu.name} ({gpu.memory_gb:g} GB), "
           "the least recomputation and the cheapest split first")  # fmt: skip
     for choice in found[:_SHOWN]:

@@ -85,6 +85,7 @@ def test_the_plan_reads_an_existing_data_set(
         (["--samples=10", "training.packing=greedy", "training.batch_unit=packed_sequences"], "--mean-tokens"),
         (["--gpu=A100", "precision=fp8_tensorwise"], "no FP8 units"),
         (["--samples=-5"], "-5 must be at least 1"),
+        (["--gpu=H100", "--rank=7", "model=qwen3_30b"], "no layout of this model"),
     ],
 )
 def test_invalid_arguments_are_one_line(
