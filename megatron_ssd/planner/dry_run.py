@@ -13,7 +13,8 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,18 +83,10 @@ def lay_out(
     Args:
         precision: chooses the layers. All hold the same parameters.
     """
-    if not torch.cuda.is_available():
-        cpu.install()
     moe = dataclasses.replace(moe, dispatcher="alltoall")  # DeepEP's is a CUDA library
     ranks, parts = [], list[_Shards]()
     for rank in progress(range(parallel.world_size), desc="laying out", unit="rank"):
-        with fake_process_group(parallel, rank=rank):
-            part = (
-                parallel_state.get_tensor_model_parallel_rank(),
-                parallel_state.get_pipeline_model_parallel_rank(),
-                parallel_state.get_expert_model_parallel_rank(),
-                parallel_state.get_expert_tensor_parallel_rank(),
-            )
+        with acting_as(rank, parallel) as part:
             # What a rank holds depends neither on the number of replicas nor on the ranks that share its tokens.
             key = (model, moe, precision, *(getattr(parallel, size) for size in _SPLITS), part)
             if key not in _BUILT:
@@ -113,6 +106,24 @@ def lay_out(
             )
     shards = {key: size for each in parts for key, size in each.sizes.items()}
     return LayoutReport(ranks=tuple(ranks), num_parameters=sum(shards.values()))
+
+
+@contextmanager
+def acting_as(rank: int, parallel: ParallelConfig) -> Iterator[tuple[int, int, int, int]]:
+    """Build what rank ``rank`` of ``parallel`` would, while entered; see ``fake_process_group``.
+
+    Yields:
+        The rank's tensor, pipeline, expert and expert-tensor rank. Ranks that agree in these hold the same shards.
+    """
+    if not torch.cuda.is_available():
+        cpu.install()
+    with fake_process_group(parallel, rank=rank):
+        yield (
+            parallel_state.get_tensor_model_parallel_rank(),
+            parallel_state.get_pipeline_model_parallel_rank(),
+            parallel_state.get_expert_model_parallel_rank(),
+            parallel_state.get_expert_tensor_parallel_rank(),
+        )
 
 
 @dataclass(frozen=True)

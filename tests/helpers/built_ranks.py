@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.models.gpt import GPTModel
@@ -25,9 +24,7 @@ from megatron_ssd.models.hf_weights import Shape
 from megatron_ssd.models.initialization import local_shards
 from megatron_ssd.models.mappings import all_hf_names
 from megatron_ssd.models.vocabulary import padded_vocab_size
-from megatron_ssd.planner.dry_run import LOCAL_LAYERS, lay_out
-from megatron_ssd.runtime import cpu
-from megatron_ssd.runtime.process_groups import fake_process_group
+from megatron_ssd.planner.dry_run import LOCAL_LAYERS, acting_as, lay_out
 
 COUNTS = Counter[str]()  # of what was built from TransformerEngine's layers
 
@@ -61,18 +58,10 @@ def chunks_of_ranks(
     model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig, moe: MoeConfig
 ) -> Iterator[list[GPTModel]]:
     """The chunks of each rank that holds another part of ``model`` than those before it, inside its process groups."""
-    if not torch.cuda.is_available():
-        cpu.install()
     moe = dataclasses.replace(moe, dispatcher="alltoall")  # DeepEP is a CUDA library
     seen = set()
     for rank in range(parallel.world_size):
-        with fake_process_group(parallel, rank=rank):
-            part = (
-                parallel_state.get_tensor_model_parallel_rank(),
-                parallel_state.get_pipeline_model_parallel_rank(),
-                parallel_state.get_expert_model_parallel_rank(),
-                parallel_state.get_expert_tensor_parallel_rank(),
-            )
+        with acting_as(rank, parallel) as part:
             if part not in seen:
                 seen.add(part)
                 yield build_model(model, parallel, precision, moe=moe, device="meta")
