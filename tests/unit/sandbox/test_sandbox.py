@@ -134,7 +134,9 @@ class TestContainer:
 
     def test_a_container_that_dies_is_noticed_and_replaced(self):
         with Sandbox(SandboxConfig()) as fresh:
-            fresh.start().kill()
+            process = fresh.start()
+            process.kill()
+            process.wait()  # The kernel kills the server when bubblewrap's own process ends, not when it is told to.
             with pytest.raises(SandboxBrokenError):
                 fresh.execute(BYSTANDER, ["abc"], LIMITS)
             assert fresh.execute(BYSTANDER, ["abc"], LIMITS).outputs == ("cba\n",)
