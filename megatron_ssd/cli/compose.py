@@ -172,10 +172,16 @@ def _hydra_override(override: str, known: dict[str, list[str]]) -> str:
     for name in value.strip("[]").split(","):  # a list chooses several files of a group
         if name.strip() not in (*known[group], "null", ""):
             new = RENAMED_FILES.get(f"{group}={name.strip()}")
-            close = [new] if new else difflib.get_close_matches(name.strip(), known[group], n=1)
-            raise ConfigError(f"{group} = {name.strip()!r}", rule="there is no such choice",
-                              fix=f"{f'did you mean {close[0]}? ' if close else ''}The choices are "
-                              f"{', '.join(known[group])} and null")  # fmt: skip
+            near = [choice for choice in known[group] if choice[0] == name.strip()[0]]  # ep16 is no answer to cp16
+            close = [new] if new else difflib.get_close_matches(name.strip(), near, n=1)
+            meant = f"did you mean {close[0]}? " if close else ""
+            if new and group == "experiment":
+                meant += "Experiments for GPUs are named by the longest sample: 64k, 32k or 8k tokens. "
+            raise ConfigError(
+                f"{group} = {name.strip()!r}",
+                rule="there is no such choice",
+                fix=f"{meant}{'The' if meant else 'the'} choices are {', '.join(known[group])} and null",
+            )
     return f"~{group}" if value == "null" else f"{group}={value}"  # Hydra has no other way to choose none
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
 
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError
-from megatron_ssd.nvidia_smi import visible_gpus
+from megatron_ssd.nvidia_smi import VisibleGpu, visible_gpus
 from megatron_ssd.planner.default_layout import Choice, choose_layout
+from megatron_ssd.planner.layout import count_layout
+from megatron_ssd.planner.memory import GB, worst_rank
 from megatron_ssd.planner.plan import layout_name
 from megatron_ssd.process import child_environment
 
@@ -25,14 +28,19 @@ def start_ranks_if_alone(config: RunConfig) -> None:
     Raises:
         UserError: there is no GPU, or there are fewer than the layout has processes. A CPU runs any number.
     """
-    count = config.parallel.world_size
-    if count == 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return
+    count = config.parallel.world_size
     if config.cluster.device == "cuda":
-        from megatron_ssd.runtime.hardware import check_device  # imports torch, which takes seconds
+        gpus = visible_gpus()
+        if count > 1:
+            from megatron_ssd.runtime.hardware import check_device  # imports torch, which takes seconds
 
-        check_device(config.cluster)
-        check_gpu_count(config, len(visible_gpus()))
+            check_device(config.cluster)
+            check_gpu_count(config, len(gpus))
+        warn_about_memory(config, gpus)
+    if count == 1:
+        return
     log.info("launch: one process was started, and the layout %s needs %d: starting them here with torchrun",
              layout_name(config.parallel), count)  # fmt: skip
     command = [sys.executable, "-m", "megatron_ssd.cli.ranks", "--standalone", f"--nproc-per-node={count}", *sys.argv]
@@ -61,4 +69,20 @@ def _layout_that_fits(config: RunConfig, found: int) -> str:
     if choice.memory > memory:
         return ""
     changed = [override for override in choice.overrides if override not in Choice(config, 0.0).overrides]
-    return f"use {' '.join(changed)} ({choice.memory / 1e9:.0f} of {memory / 1e9:.0f} GB), "
+    return f"use {' '.join(changed)} ({choice.memory / GB:.0f} of {memory / GB:.0f} GB), "
+
+
+def warn_about_memory(config: RunConfig, gpus: Sequence[VisibleGpu]) -> None:
+    """Log a warning if the planner expects that the configuration needs more memory than a GPU has.
+
+    It is no error, because no GPU has confirmed the planner's figures for most kinds of runs.
+    """
+    if config.model is None or not gpus:
+        return
+    needed = worst_rank(config, count_layout(config.model, config.parallel)).total
+    memory = min(gpu.memory_bytes for gpu in gpus)
+    if needed > memory:
+        layout = _layout_that_fits(config, config.parallel.world_size)
+        log.warning("launch: the planner expects %.0f GB on the fullest GPU, and these have %.0f; %stake an experiment "
+                    "for such GPUs (docs/guides/recipes.md)",
+                    needed / GB, memory / GB, f"{layout}or " if layout else "")  # fmt: skip

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from megatron_ssd.config.reference import section_in
+from megatron_ssd.config.reference import REQUIRED, Key, keys_of, section_in
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError, NotTextError, shown
 
@@ -31,6 +32,7 @@ RENAMED: dict[str, str] = {
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}  # making one takes longer than using it
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+_ARTICLES = {"integer": "an ", **dict.fromkeys(("number", "list", "pair", "mapping", "section"), "a ")}
 _MOST_NAMED = 3  # suggestions; more do not help
 
 
@@ -66,20 +68,43 @@ def _explain(error: ValidationError, root: type, values: dict[str, Any]) -> Conf
     """One line for the first error. An unknown key comes before all others: it may be why another one is missing."""
     errors = error.errors()
     first = next((one for one in errors if one["type"] in _UNKNOWN_KEY), errors[0])
-    path = [str(part) for part in first["loc"]]
-    key, value = ".".join(path), first["input"]
+    # A number in the path is a place in a list, and users write whole lists.
+    path = [str(part) for part in itertools.takewhile(lambda part: isinstance(part, str), first["loc"])]
+    is_whole = len(path) == len(first["loc"])
+    key, value = ".".join(path), first["input"] if is_whole else _value_at(path, values)
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
-        return _with_section(cause, key)
+        return _with_section(cause, ".".join(map(str, first["loc"])))
     if first["type"] in _UNKNOWN_KEY:
         return ConfigError(f"{key} = {shown(value)}", rule="there is no such key", fix=_suggestion(path, root, values))
-    if first["type"] in ("missing", "missing_keyword_only_argument"):
+    if is_whole and first["type"] in ("missing", "missing_keyword_only_argument"):
         return ConfigError(f"{key} is not set", rule="it has no default", fix=f"add {key}=VALUE")
-    if first["type"] in ("tuple_type", "list_type") and isinstance(value, str | int | float):
-        return ConfigError(f"{key} = {shown(value)}", rule="must be a list", fix=f"write {key}=[{value}]")
-    rule = first["msg"][0].lower() + first["msg"][1:]
+    known = _key_at(path, root) if path else None
+    if known is None:
+        return ConfigError(f"{key} = {shown(value)}", rule=first["msg"][0].lower() + first["msg"][1:],
+                           fix=f"give {key} a value of that kind")  # fmt: skip
+    if known.section is not None:
+        fix = f"set its keys, such as {key}.{keys_of(known.section)[0].name}=VALUE"
+    elif known.kind.startswith("list of ") and isinstance(value, str | int | float):
+        fix = f"write {key}=[{value}]"
+    else:
+        fix = "give it such a value"
+        fix += "" if known.default == REQUIRED else f", or leave it out: the default is {known.default}"
+    article = _ARTICLES.get(known.kind.split()[0], "")
     kind = NotTextError if first["type"] == "string_type" else ConfigError
-    return kind(f"{key} = {shown(value)}", rule=rule, fix=f"give {key} a value of that kind")
+    return kind(f"{key} = {shown(value)}", rule=f"must be {article}{known.kind}", fix=fix)
+
+
+def _value_at(path: list[str], values: Any) -> Any:
+    for part in path:
+        values = values[part]
+    return values
+
+
+def _key_at(path: list[str], root: type) -> Key | None:
+    """The key at ``path``; None if it is a name that the user gave."""
+    section = _section_at(path[:-1], root)
+    return next((key for key in keys_of(section) if key.name == path[-1]), None) if section else None
 
 
 def _with_section(error: ConfigError, section: str) -> ConfigError:
@@ -129,6 +154,11 @@ def _all_keys(root: type) -> tuple[str, ...]:
 
 def keys_at(path: list[str], root: type = RunConfig) -> list[str]:
     """Names of the keys in the section at ``path``; empty if ``path`` is not a section."""
+    section = _section_at(path, root)
+    return list(get_type_hints(section)) if section else []
+
+
+def _section_at(path: list[str], root: type) -> type | None:
     section = root
     is_any_name = False  # the next part is a key of a mapping whose values are sections
     for part in path:
@@ -139,6 +169,6 @@ def keys_at(path: list[str], root: type = RunConfig) -> list[str]:
         is_any_name = get_origin(hint) is dict
         inner = section_in(hint)
         if inner is None:
-            return []
+            return None
         section = inner
-    return list(get_type_hints(section))
+    return section

@@ -98,7 +98,8 @@ def _kind(hint: Any) -> str:
     if origin is tuple:
         if arguments[-1] is Ellipsis:
             return f"list of {_kind(arguments[0])}"
-        return f"list of {len(arguments)} {_kind(arguments[0])}"
+        assert len(arguments) == 2
+        return f"pair [a, b] of {_kind(arguments[0])}s"
     if origin is dict:
         return f"mapping to {_kind(arguments[1])}"
     if hint is types.NoneType:

@@ -79,6 +79,25 @@ def test_no_layout_is_named_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -
                             "choose a layout with parallel=NAME")  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("arguments", "gigabytes", "warned"),
+    [
+        (["model=qwen3_30b", "precision=bf16"], 80, "take an experiment for such GPUs"),
+        (["model=qwen3_4b", "parallel=dp2"], 80, "precision.recompute=full"),
+        (["experiment=h100_64k"], 80, ""),
+        (["experiment=b200_64k"], 180, ""),
+    ],
+)
+def test_a_layout_that_will_not_fit_is_a_warning(
+    arguments: list[str], gigabytes: int, warned: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpus = [VisibleGpu(memory_bytes=gigabytes * 1e9, capability=(9, 0))] * 8
+    monkeypatch.setattr(launch, "visible_gpus", lambda: gpus)
+    launch.warn_about_memory(compose_config(arguments), gpus)
+    assert len(caplog.records) == bool(warned)
+    assert warned in caplog.text
+
+
 @pytest.mark.parametrize("found", [8, 9])
 def test_enough_gpus_are_accepted(found: int) -> None:
     check_gpu_count(compose_config(["model=qwen3_30b"]), found)

@@ -40,7 +40,7 @@ def test_keys_have_type_default_description_and_section() -> None:
     assert keys_of(Example) == (
         Key("name", "text", "required", "What ``name`` means, in two lines.", None),
         Key("kind", "a, b or c", "a", "", None),
-        Key("band", "list of 2 number or null", "null", "", None),
+        Key("band", "pair [a, b] of numbers or null", "null", "", None),
         Key("texts", "list of text", "[x, '']", "", None),
         Key("on", "true or false", "true", "", None),
         Key("inner", "section or null", "null", "", Inner),

@@ -167,12 +167,12 @@ def test_an_invalid_record_is_reported_before_anything_runs(tmp_path: Path, reco
     [
         ([], "problems is not set"),
         (["formt=lcb"], "did you mean format?"),
-        (["problems=a", "format=x", "samples=b", "out=c"], "should be 'lcb', 'humaneval', 'mbpp', 'leetcode'"),
+        (["problems=a", "format=x", "samples=b", "out=c"], "must be lcb, humaneval, mbpp, leetcode"),
         (["problems=a", "format=mbpp", "samples=b", "out=c"], "problems = a: is not a file"),
         (["problems=a", "format=mbpp", "samples=b", "out=c", "start_date=2025-01-01"], "only format=lcb has"),
-        (["problems=a", "format=mbpp", "samples=b", "out=c", "cpu_seconds=fast"], "should be a valid number"),
+        (["problems=a", "format=mbpp", "samples=b", "out=c", "cpu_seconds=fast"], "must be a number"),
         (["problems=a", "format=mbpp", "samples=b", "out=c", "errata=drop"], "only format=lcb has errata"),
-        (["problems=a", "format=lcb", "samples=b", "out=c", "errata=no"], "should be 'keep' or 'drop'"),
+        (["problems=a", "format=lcb", "samples=b", "out=c", "errata=no"], "must be keep or drop"),
         (["problems=/nope", "format=lcb", "samples=b", "out=c"], "error: problems = /nope: does not exist"),
         (
             ["problems=/", "format=lcb", "samples=b", "out=c", "start_date=soon"],
