@@ -12,7 +12,11 @@ options=()
 site=
 while [ $# -gt 0 ]; do
     case $1 in
-        --site) site=${2:?--site needs a folder}; shift 2 ;;
+        --site) site=${2:-}; shift $(($# > 1 ? 2 : 1))
+            if ! compgen -G "$site/*.tar.xz" >/dev/null; then
+                echo "error: --site $site: there is no archive (*.tar.xz); docs/guides/gpu.md says what it holds" >&2
+                exit 2
+            fi ;;
         *) options+=("$1"); shift ;;
     esac
 done

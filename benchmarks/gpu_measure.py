@@ -59,7 +59,8 @@ def main() -> None:
     try:
         device = prepare_device(ClusterConfig(device=settings.device))
     except UserError as error:
-        connection.send(error)
+        fix = "use a machine with one, or rehearse with --device cpu --tiny" if settings.device == "cuda" else error.fix
+        connection.send(UserError(error.what, rule=error.rule, fix=fix))
         return
     connection.send(facts(device))
     with tempfile.TemporaryDirectory() as scratch, joined_processes(device):

@@ -33,7 +33,7 @@ from pathlib import Path
 from benchmarks.gpu_cases import Case, Order, Settings, cases
 from benchmarks.gpu_results import ALL_TESTS, Record, Results, described, line
 from megatron_ssd.config.parallel import Device
-from megatron_ssd.errors import UserError
+from megatron_ssd.errors import UserError, require
 from megatron_ssd.process import ChildDeathError, ChildProcess, child_environment, die_with_parent
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,9 +113,11 @@ class Measurer:
         Raises:
             UserError: there is no such device, or the process did not start in time.
         """
+        seconds = self._budget.left()
+        require(seconds > 0, "--minutes", rule="the time is over before anything has started", fix="give it more")
         self._child = ChildProcess("benchmarks.gpu_measure")
         self._child.send(self._settings)
-        found = self._answer(self._budget.left())
+        found = self._answer(seconds)
         if "failed" in found:
             self.close()
             raise UserError(f"--device {self._settings.device}", fix="read the error above",
@@ -200,13 +202,26 @@ def items(
 
 def main() -> None:
     """Run what fits in the time; exits with status 1 if something failed."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the results")
-    options.add_argument("--minutes", type=float, default=8, help="time of this call")
-    options.add_argument("--limit", type=float, default=40, help="most seconds of a measured case or of a test")
-    options.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to run, in this order")
+    options = argparse.ArgumentParser(
+        prog="benchmarks/gpu.sh",
+        description=(__doc__ or "").replace("``", ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add_argument("--site", metavar="FOLDER", help="import from the archives (*.tar.xz) in this folder first")
+    options.add_argument(
+        "--out", type=Path, metavar="OUT", default=Path("gpu-results"), help="folder of the results (gpu-results)"
+    )
+    options.add_argument(
+        "--minutes", type=_positive, metavar="M", default=8, help="time of this call, in which it ends (8)"
+    )
+    options.add_argument(
+        "--limit", type=_positive, metavar="S", default=40, help="most seconds of a measured case or of a test (40)"
+    )
+    options.add_argument(
+        "--parts", nargs="+", choices=PARTS, metavar="PART", default=PARTS, help="run these, in this order (all)"
+    )
     options.add_argument("--again", action="store_true", help="forget the results of these parts first")
-    options.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    options.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is for a rehearsal (cuda)")
     options.add_argument("--tiny", action="store_true", help="use tiny models, as the tests do")
     options.add_argument("--began", type=float, default=time.time(), help=argparse.SUPPRESS)
     arguments = options.parse_args()
@@ -214,6 +229,13 @@ def main() -> None:
         sys.exit(run(arguments))
     except UserError as error:
         sys.exit(f"error: {error}")
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return number
 
 
 def run(arguments: argparse.Namespace) -> int:

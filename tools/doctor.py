@@ -145,11 +145,11 @@ def check_transformer_engine() -> Finding:
     """TransformerEngine, which GPU machines use for FP8, packed attention and context parallelism."""
     name, version = "TransformerEngine", version_of("transformer-engine")
     if version is None:
-        return Finding(name, "absent", "not installed; GPU machines need it (requirements/gpu.txt)")
+        return Finding(name, "absent", "not installed; GPU machines need it (docs/guides/gpu.md)")
     works, said = probe("import transformer_engine.pytorch")
     if works:
         return Finding(name, "ok", version)
-    fix = "build it against this torch, see requirements/gpu.txt"
+    fix = "build it against this torch, see docs/guides/gpu.md"
     return Finding(name, "problem", f"{version} cannot be imported: {said}", fix)
 
 

@@ -58,7 +58,7 @@ RECIPES = {
 }
 _SCALED = ("b200_64k", "b200_8k", "h200_64k", "h200_8k")
 _COUNTS = (8, 64, 512, 4096)
-_SHOWN = 20  # layouts of --rank; those after them split more than anybody wants
+_SHOWN = 20  # layouts of --layouts; those after them split more than anybody wants
 
 
 def main() -> None:
@@ -67,34 +67,41 @@ def main() -> None:
     options.add_argument("--gpu", choices=list(GPUS), help="the GPU to plan for, with hours; by default all known ones")
     options.add_argument("--samples", type=_positive, help="number of training samples, if there is no data set yet")
     options.add_argument("--mean-tokens", type=_positive, help="their mean length, for packing and operations")
-    options.add_argument("--rank", type=int, metavar="N", help="list the layouts that fit N GPUs; needs --gpu")
-    options.add_argument("--disk", type=float, default=DISK_RATE, help="GB/s of the disk, for the seconds of a save")
+    options.add_argument("--layouts", type=_positive, metavar="N", help="list the layouts that fit N GPUs; needs --gpu")
+    options.add_argument(
+        "--disk",
+        type=float,
+        default=DISK_RATE,
+        help=f"GB/s at which all processes together write to the disk, for the seconds of a save (default {DISK_RATE})",
+    )
     options.add_argument("--table", action="store_true", help="print only the tables of docs/guides/recipes.md")
     options.add_argument("--write", action="store_true", help="with --table: write them to docs/guides/recipes.md")
     run_command(options, _run)
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    if arguments.table and arguments.write:
-        DOCUMENT.write_text(with_tables(DOCUMENT.read_text(encoding="utf-8"), tables()), encoding="utf-8")
-    elif arguments.table:
-        print("\n\n".join(tables().values()))
-    else:
-        gpu = GPUS.get(arguments.gpu)
-        capability = gpu.capability if gpu else visible_capability()
-        config = compose_config(arguments.overrides, arguments.config_dir.resolve(), capability=lambda: capability)
-        if config.precision.auto:
-            print(numbers_reason(config.precision, capability))
-        require(gpu is None or config.precision.fp8 is None or gpu.fp8_tflops is not None, f"--gpu {arguments.gpu}",
-                rule="has no FP8 units", fix="use precision=bf16")  # fmt: skip
-        if arguments.rank is None:
-            _print_plan(config, gpu, arguments)
+    require(arguments.table or not arguments.write, "--write", rule="writes tables", fix="add --table")
+    if arguments.table:
+        texts = tables()
+        if arguments.write:
+            DOCUMENT.write_text(with_tables(DOCUMENT.read_text(encoding="utf-8"), texts), encoding="utf-8")
         else:
-            require(gpu is not None and arguments.rank > 0, f"--rank {arguments.rank}",
-                    rule="is the number of GPUs of the kind that --gpu names", fix="use --gpu=B200 --rank=8"
-                    )  # fmt: skip
-            assert gpu is not None
-            _print_ranking(config, gpu, arguments.rank)
+            print("\n\n".join(texts.values()))
+        return
+    gpu = GPUS.get(arguments.gpu)
+    capability = gpu.capability if gpu else visible_capability()
+    config = compose_config(arguments.overrides, arguments.config_dir.resolve(), capability=lambda: capability)
+    if config.precision.auto:
+        print(numbers_reason(config.precision, capability))
+    require(gpu is None or config.precision.fp8 is None or gpu.fp8_tflops is not None, f"--gpu {arguments.gpu}",
+            rule="has no FP8 units", fix="use precision=bf16")  # fmt: skip
+    if arguments.layouts is None:
+        _print_plan(config, gpu, arguments)
+    else:
+        require(gpu is not None, f"--layouts {arguments.layouts}", rule="is a number of GPUs of one kind",
+                fix=f"add --gpu, such as --gpu=B200 --layouts={arguments.layouts}")  # fmt: skip
+        assert gpu is not None
+        _print_ranking(config, gpu, arguments.layouts)
 
 
 def _print_plan(config: RunConfig, gpu: Gpu | None, arguments: argparse.Namespace) -> None:
@@ -113,7 +120,7 @@ def _print_ranking(config: RunConfig, gpu: Gpu, num_gpus: int) -> None:
     found = ranked_layouts(config, num_gpus=num_gpus, gpu_bytes=gpu.memory_gb * GB)
     require(
         bool(found),
-        f"--rank {num_gpus}",
+        f"--layouts {num_gpus}",
         rule=f"no layout of this model and these numbers fits {num_gpus} x {gpu.name} ({gpu.memory_gb:g} GB)",
         fix="use more GPUs, or an experiment for such GPUs (docs/guides/recipes.md), whose optimizer state is smaller",
     )
@@ -133,18 +140,26 @@ def _positive(text: str) -> int:
 
 def _samples(config: RunConfig, arguments: argparse.Namespace) -> Samples | None:
     """From the data set if there is one, else from the command line."""
+    count, mean = arguments.samples, arguments.mean_tokens
     if (Path(config.run_dir) / "dataset" / "manifest.json").is_file():
+        require(count is None and mean is None, "--samples, --mean-tokens",
+                rule=f"are for a run without a data set, and {config.run_dir}/dataset has one",
+                fix="leave them out, or use another run_dir")  # fmt: skip
         from megatron_ssd.training.data import open_dataset  # see _lay_out
 
         return Samples.of_dataset(open_dataset(config, _model(config)).packing_report())
-    if arguments.samples is None:
+    if count is None:
+        require(mean is None, f"--mean-tokens {mean}", rule="is the length of samples", fix="add --samples=N")
         return None
+    longest = config.training.seq_length
+    require(mean is None or mean <= longest, f"--mean-tokens {mean}",
+            rule=f"is more than training.seq_length ({longest}), the longest sample of this run",
+            fix="lower it, or take an experiment for longer samples")  # fmt: skip
     packed = config.training.epoch_packing != "none"
-    require(not packed or arguments.mean_tokens is not None, f"--samples {arguments.samples}",
+    require(not packed or mean is not None, f"--samples {count}",
             rule="the number of packed sequences that they fill depends on their length",
             fix="add --mean-tokens=M")  # fmt: skip
-    packed_length = config.training.seq_length if packed else None
-    return Samples.expected(arguments.samples, arguments.mean_tokens, packed_length=packed_length)
+    return Samples.expected(count, mean, packed_length=longest if packed else None)
 
 
 def _model(config: RunConfig) -> ModelConfig:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import math
 import os
 from collections import Counter
@@ -37,8 +36,6 @@ from megatron_ssd.progress import progress
 from megatron_ssd.runtime import cpu
 from megatron_ssd.runtime.process_groups import fake_process_group
 
-log = logging.getLogger(__name__)
-
 # Megatron-Core's own layers, which can be built everywhere. TransformerEngine's hold the same parameters (tests/te).
 LOCAL_LAYERS = PrecisionConfig(transformer_engine=False)
 # The sizes of ``ParallelConfig`` that split parameters.
@@ -60,15 +57,16 @@ def run_dry(config: RunConfig) -> None:
     num_padding_tokens = padded_vocab_size(model, parallel) - model.vocab_size
     padding = num_padding_tokens * model.hidden_size * (1 if model.tie_word_embeddings else 2)
     assert report.num_parameters == model.num_parameters() + padding, (report.num_parameters, padding)
-    print(f"{model.name}: {parallel.world_size} processes, {numbers_name(config.precision)}")
+    count = parallel.world_size
+    print(f"{model.name}: {f'{count} processes' if count > 1 else 'one process'}, {numbers_name(config.precision)}")
+    if config.precision.auto:
+        print(numbers_reason(config.precision, visible_capability()))
     if fused and not HAVE_TE:
         print("layers: Megatron-Core's own, with the parameters of TransformerEngine's, which cannot be imported here")
     else:
         print(f"layers: {describe_layers(model, config.precision, config.moe)}")
     print(report.table() + (f", {padding:,} of them to pad the vocabulary" if padding else ""))
     print(iteration_text(config.training, parallel))
-    if config.precision.auto:
-        log.info(numbers_reason(config.precision, visible_capability()))
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from megatron_ssd.config.precision import PrecisionConfig, RecomputeModule
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.packing import PackingReport
+from megatron_ssd.formatting import counted
 from megatron_ssd.nvidia_smi import Capability
 from megatron_ssd.planner.flops import flops_of
 from megatron_ssd.planner.gpus import Gpu
@@ -75,7 +76,7 @@ def memory_text(config: RunConfig, layout: LayoutReport) -> str:
     model = needed(config.model, "model")
     memory = worst_rank(config, layout)
     lines = [
-        f"{model.name}: {config.parallel.world_size} GPUs, {layout_name(config.parallel)}, "
+        f"{model.name}: {counted(config.parallel.world_size, 'GPU')}, {layout_name(config.parallel)}, "
         f"{numbers_name(config.precision)}, recompute {recompute_name(config.precision)}",
         "",
         "memory of the fullest GPU                GB",
@@ -129,23 +130,26 @@ def run_text(config: RunConfig, samples: Samples | None) -> str:
     else:
         lines.append(f"epochs: {sequences / samples.sequences:.2f} ({samples.described})")
     flops = iteration_flops(model, training, samples)
-    lines.append(f"operations: {flops / 1e15:.2f} x 10^15 per iteration, forward and backward")
+    lines.append(f"operations: {flops / 1e15:.4g} x 10^15 per iteration, forward and backward")
     return "\n".join(lines)
 
 
 def iteration_text(training: TrainingConfig, parallel: ParallelConfig) -> str:
     """What one iteration consists of."""
-    replicas = parallel.data_parallel_size
     batch = f"per iteration: {training.global_batch_size} {_unit(training)} of "
     if training.packs_steps:
         return (
             f"{batch}at most {training.seq_length:,} tokens, packed into micro batches of at most "
-            f"{training.micro_batch_tokens:,} tokens on each of {replicas} replicas"
+            f"{training.micro_batch_tokens:,} tokens on {_replicas(parallel)}"
         )
-    return (
-        f"{batch}{training.seq_length:,} tokens, in {training.num_microbatches(replicas)} micro batches on each of "
-        f"{replicas} replicas"
-    )
+    number = training.num_microbatches(parallel.data_parallel_size)
+    micro_batches = f"{number} micro batches" if number > 1 else "one micro batch"
+    return f"{batch}{training.seq_length:,} tokens, in {micro_batches} on {_replicas(parallel)}"
+
+
+def _replicas(parallel: ParallelConfig) -> str:
+    number = parallel.data_parallel_size
+    return f"each of {number} replicas" if number > 1 else "the only replica"
 
 
 def _unit(training: TrainingConfig) -> str:

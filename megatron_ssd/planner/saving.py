@@ -67,7 +67,8 @@ def save_cost(config: RunConfig, layout: LayoutReport, optimizer_format: Optimiz
 
 def save_text(config: RunConfig, layout: LayoutReport, disk_rate: float) -> str:
     """Host memory and seconds of a save, one line per format."""
-    lines = [f"a checkpoint, at an assumed {disk_rate:g} GB/s of disk     GB   host GB of a rank   seconds"]
+    head = f"a checkpoint, if all ranks write {disk_rate:g} GB/s"
+    lines = [f"{head:46s} {'GB':>8s} {'host GB of a rank':>19s} {'seconds':>9s}"]
     for optimizer_format in get_args(OptimizerFormat):
         cost = save_cost(config, layout, optimizer_format)
         lines.append(

@@ -80,12 +80,15 @@ def test_the_plan_reads_an_existing_data_set(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rank=8"], "--gpu=B200"),
-        (["--gpu=A100", "--rank=0"], "number of GPUs"),
+        (["--layouts=8"], "--gpu=B200"),
+        (["--gpu=A100", "--layouts=0"], "0 must be at least 1"),
+        (["--write"], "add --table"),
+        (["--mean-tokens=100"], "add --samples"),
+        (["--samples=10", "--mean-tokens=100000"], "more than training.seq_length"),
         (["--samples=10", "training.packing=greedy", "training.batch_unit=packed_sequences"], "--mean-tokens"),
         (["--gpu=A100", "precision=fp8_tensorwise"], "no FP8 units"),
         (["--samples=-5"], "-5 must be at least 1"),
-        (["--gpu=H100", "--rank=7", "model=qwen3_30b"], "no layout of this model"),
+        (["--gpu=H100", "--layouts=7", "model=qwen3_30b"], "no layout of this model"),
     ],
 )
 def test_invalid_arguments_are_one_line(
@@ -100,7 +103,7 @@ def test_invalid_arguments_are_one_line(
 def test_the_ranking_lists_layouts_that_fit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_plan(monkeypatch, "model=qwen3_4b_instruct", "precision=bf16", "--gpu=H100", "--rank=8")
+    run_plan(monkeypatch, "model=qwen3_4b_instruct", "precision=bf16", "--gpu=H100", "--layouts=8")
     head, *lines = capsys.readouterr().out.splitlines()
     assert "layouts fit 8 x H100" in head
     assert lines
