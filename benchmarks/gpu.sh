@@ -40,4 +40,10 @@ fi
 export PYTHONPATH=$project${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 # vLLM's own sampler needs no flashinfer, which few machines have.
 export VLLM_USE_FLASHINFER_SAMPLER=${VLLM_USE_FLASHINFER_SAMPLER:-0} VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1
-"${PYTHON:-python3}" -m benchmarks.gpu_run --began "$began" "${options[@]}"
+python=${PYTHON:-python3}
+if ! "$python" -c 'import hydra, megatron.core, pytest, torch' 2>/dev/null; then
+    echo "error: PYTHON=$python: has not all packages; name the Python of an environment that docs/guides/gpu.md" \
+        "installs" >&2
+    exit 2
+fi
+"$python" -m benchmarks.gpu_run --began "$began" "${options[@]}"

@@ -30,7 +30,7 @@ from megatron_ssd.cli.auto_precision import fit_precision
 from megatron_ssd.cli.model_section import fit_context, model_section
 from megatron_ssd.config.build import build
 from megatron_ssd.config.run import BaseConfig, RunConfig
-from megatron_ssd.errors import ConfigError, NotTextError, first_line
+from megatron_ssd.errors import ConfigError, NotTextError, first_line, require
 from megatron_ssd.nvidia_smi import Capability, visible_capability
 
 CONFIG_DIR = Path(megatron_ssd.__file__).resolve().parents[1] / "hydra_configs"
@@ -47,6 +47,7 @@ RENAMED_FILES = {
     "experiment=h100_blockwise": "experiment=h100x16_64k precision=fp8_blockwise",
     "parallel=tp2_cp8_ep16": "parallel=cp8_ep16",
 }
+_LISTS = ("benchmark", "contamination")  # groups of which a list of names may be given
 _DERIVED_GROUP = "scale"  # chosen by the experiment and its problems (see config.yaml)
 
 
@@ -169,20 +170,22 @@ def _hydra_override(override: str, known: dict[str, list[str]]) -> str:
     if group not in known:
         _check_grammar(group, value)
         return f"++{group}={value}"
-    for name in value.strip("[]").split(","):  # a list chooses several files of a group
+    require(value[:1] != "[" or group in _LISTS, f"{group} = {value}", rule="takes one name", fix=f"write {group}=NAME")
+    for name in value.strip("[]").split(","):
         if name.strip() not in (*known[group], "null", ""):
-            new = RENAMED_FILES.get(f"{group}={name.strip()}")
-            near = [choice for choice in known[group] if choice[0] == name.strip()[0]]  # ep16 is no answer to cp16
-            close = [new] if new else difflib.get_close_matches(name.strip(), near, n=1)
-            meant = f"did you mean {close[0]}? " if close else ""
-            if new and group == "experiment":
-                meant += "Experiments for GPUs are named by the longest sample: 64k, 32k or 8k tokens. "
-            raise ConfigError(
-                f"{group} = {name.strip()!r}",
-                rule="there is no such choice",
-                fix=f"{meant}{'The' if meant else 'the'} choices are {', '.join(known[group])} and null",
-            )
+            raise _no_such_choice(group, name.strip(), known[group])
     return f"~{group}" if value == "null" else f"{group}={value}"  # Hydra has no other way to choose none
+
+
+def _no_such_choice(group: str, name: str, known: list[str]) -> ConfigError:
+    new = RENAMED_FILES.get(f"{group}={name}")
+    near = [choice for choice in known if choice[0] == name[0]]  # for cp16 not ep16
+    close = [new] if new else difflib.get_close_matches(name, near, n=1)
+    meant = f"did you mean {close[0]}? " if close else ""
+    if new and group == "experiment":
+        meant += "Experiments for GPUs are named by the longest sample: 64k, 32k or 8k tokens. "
+    fix = f"{meant}{'The' if meant else 'the'} choices are {', '.join(known)} and null"
+    return ConfigError(f"{group} = {name!r}", rule="there is no such choice", fix=fix)
 
 
 def _check_grammar(key: str, value: str) -> None:

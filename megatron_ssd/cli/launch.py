@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import ConfigError
 from megatron_ssd.nvidia_smi import VisibleGpu, visible_gpus
-from megatron_ssd.planner.default_layout import Choice, choose_layout
+from megatron_ssd.planner.default_layout import choose_layout
 from megatron_ssd.planner.layout import count_layout
 from megatron_ssd.planner.memory import GB, worst_rank
 from megatron_ssd.planner.plan import layout_name
@@ -28,19 +28,17 @@ def start_ranks_if_alone(config: RunConfig) -> None:
     Raises:
         UserError: there is no GPU, or there are fewer than the layout has processes. A CPU runs any number.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return
     count = config.parallel.world_size
-    if config.cluster.device == "cuda":
-        gpus = visible_gpus()
-        if count > 1:
-            from megatron_ssd.runtime.hardware import check_device  # imports torch, which takes seconds
-
-            check_device(config.cluster)
-            check_gpu_count(config, len(gpus))
-        warn_about_memory(config, gpus)
-    if count == 1:
+    on_gpus = config.cluster.device == "cuda"
+    if count == 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if on_gpus and int(os.environ.get("RANK", "0")) == 0:
+            warn_about_memory(config, visible_gpus())
         return
+    if on_gpus:
+        from megatron_ssd.runtime.hardware import check_device  # imports torch, which takes seconds
+
+        check_device(config.cluster)
+        check_gpu_count(config, len(visible_gpus()))
     log.info("launch: one process was started, and the layout %s needs %d: starting them here with torchrun",
              layout_name(config.parallel), count)  # fmt: skip
     command = [sys.executable, "-m", "megatron_ssd.cli.ranks", "--standalone", f"--nproc-per-node={count}", *sys.argv]
@@ -51,16 +49,17 @@ def check_gpu_count(config: RunConfig, found: int) -> None:
     """Raise ``ConfigError`` if the layout of ``config`` needs more GPUs than the ``found`` ones of this machine."""
     count = config.parallel.world_size
     if found < count:
+        layout = _layout_that_fits(config, found)
         raise ConfigError(
             f"parallel.world_size = {count} ({layout_name(config.parallel)})",
             rule=f"needs {count} GPUs and this machine has {found}",
-            fix=f"{_layout_that_fits(config, found)}take more nodes with launch/slurm/train.sbatch, or choose a layout "
-            "with parallel=NAME",
+            fix=f"{f'{layout}, ' if layout else ''}take more nodes with launch/slurm/train.sbatch, or take an "
+            "experiment for these GPUs (docs/guides/recipes.md)",
         )
 
 
 def _layout_that_fits(config: RunConfig, found: int) -> str:
-    """The overrides that give a layout for ``found`` GPUs, as the start of a sentence; empty if none fits."""
+    """What to set for a layout that fits ``found`` GPUs; empty if none does."""
     memory = min((gpu.memory_bytes for gpu in visible_gpus()), default=0.0)
     try:
         choice = choose_layout(config, num_gpus=found, gpu_bytes=memory, keep_micro_batch=True)
@@ -68,8 +67,7 @@ def _layout_that_fits(config: RunConfig, found: int) -> str:
         return ""
     if choice.memory > memory:
         return ""
-    changed = [override for override in choice.overrides if override not in Choice(config, 0.0).overrides]
-    return f"use {' '.join(changed)} ({choice.memory / GB:.0f} of {memory / GB:.0f} GB), "
+    return f"use {choice.changes(config)} ({choice.memory / GB:.0f} of {memory / GB:.0f} GB)"
 
 
 def warn_about_memory(config: RunConfig, gpus: Sequence[VisibleGpu]) -> None:
@@ -83,6 +81,6 @@ def warn_about_memory(config: RunConfig, gpus: Sequence[VisibleGpu]) -> None:
     memory = min(gpu.memory_bytes for gpu in gpus)
     if needed > memory:
         layout = _layout_that_fits(config, config.parallel.world_size)
-        log.warning("launch: the planner expects %.0f GB on the fullest GPU, and these have %.0f; %stake an experiment "
-                    "for such GPUs (docs/guides/recipes.md)",
-                    needed / GB, memory / GB, f"{layout}or " if layout else "")  # fmt: skip
+        log.warning("launch: the planner expects %.0f GB on the fullest GPU, and these have %.0f; take an experiment "
+                    "for such GPUs (docs/guides/recipes.md)%s",
+                    needed / GB, memory / GB, f", or {layout}" if layout else "")  # fmt: skip

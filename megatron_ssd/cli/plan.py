@@ -58,6 +58,7 @@ RECIPES = {
 }
 _SCALED = ("b200_64k", "b200_8k", "h200_64k", "h200_8k")
 _COUNTS = (8, 64, 512, 4096)
+_CUDA = (13, 0)  # of the environment for GPUs (docs/guides/gpu.md)
 _SHOWN = 20  # layouts of --layouts; those after them split more than anybody wants
 
 
@@ -93,8 +94,10 @@ def _run(arguments: argparse.Namespace) -> None:
     config = compose_config(arguments.overrides, arguments.config_dir.resolve(), capability=lambda: capability)
     if config.precision.auto:
         print(numbers_reason(config.precision, capability))
-    require(gpu is None or config.precision.fp8 is None or gpu.fp8_tflops is not None, f"--gpu {arguments.gpu}",
-            rule="has no FP8 units", fix="use precision=bf16")  # fmt: skip
+    if gpu is not None:
+        from megatron_ssd.runtime.hardware import check_precision  # see _lay_out
+
+        check_precision(config.precision, gpu.capability, _CUDA)
     if arguments.layouts is None:
         _print_plan(config, gpu, arguments)
     else:
@@ -105,14 +108,18 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _print_plan(config: RunConfig, gpu: Gpu | None, arguments: argparse.Namespace) -> None:
-    layout = _lay_out(config)
-    print(memory_text(config, layout))
-    print(fits_text(worst_rank(config, layout), [gpu] if gpu else list(GPUS.values())), end="\n\n")
     require(arguments.disk > 0, f"--disk {arguments.disk:g}", rule="is a rate in GB/s", fix="use more than 0")
-    print(save_text(config, layout, arguments.disk), end="\n\n")
     samples = _samples(config, arguments)
+    layout = _lay_out(config)
+    memory = worst_rank(config, layout)
+    print(memory_text(config, layout))
+    print(fits_text(memory, [gpu] if gpu else list(GPUS.values())), end="\n\n")
+    print(save_text(config, layout, arguments.disk), end="\n\n")
     print(run_text(config, samples))
-    if gpu is not None:
+    if gpu is not None and memory.total > gpu.memory_gb * GB:
+        print(f"hours: none, since it does not fit; docs/guides/recipes.md has experiments for each GPU, and "
+              f"--gpu={gpu.name} --layouts={config.parallel.world_size} lists what fits")  # fmt: skip
+    elif gpu is not None:
         print(duration_text(config, samples, gpu))
 
 
@@ -129,12 +136,18 @@ def _print_ranking(config: RunConfig, gpu: Gpu, num_gpus: int) -> None:
     for choice in found[:_SHOWN]:
         print(f"  {layout_name(choice.config.parallel):28s} {choice.memory / GB:8.1f} GB   "
               f"recompute {recompute_name(choice.config.precision)}")  # fmt: skip
+    if len(found) > _SHOWN:
+        print(f"  and {len(found) - _SHOWN} more")
+    print(f"for the first one: {found[0].changes(config) or 'change nothing'}")
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
     if number <= 0:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+        raise argparse.ArgumentTypeError(f"{text} is not an integer above 0")
     return number
 
 

@@ -55,7 +55,8 @@ class ParallelConfig:
         expert = self.expert_model_parallel_size * self.expert_tensor_parallel_size * self.pipeline_model_parallel_size
         require_key(self, "expert_model_parallel_size", self.world_size % expert == 0,
                     rule=f"expert x expert-tensor x pipeline size ({expert}) must divide parallel.world_size "
-                    f"({self.world_size})", fix="lower parallel.expert_model_parallel_size")  # fmt: skip
+                    f"({self.world_size})", fix="lower parallel.expert_model_parallel_size, or take an experiment "
+                    "for this number of GPUs (docs/guides/recipes.md)")  # fmt: skip
         require_key(self, "sequence_parallel", not self.sequence_parallel or self.tensor_model_parallel_size > 1,
                     rule=f"needs tensor_model_parallel_size > 1 (it is {self.tensor_model_parallel_size})",
                     fix="set parallel.sequence_parallel=false or raise parallel.tensor_model_parallel_size"
@@ -125,7 +126,12 @@ class ParallelConfig:
             not (model.is_moe and tp > 1 and not self.sequence_parallel),
             "parallel.sequence_parallel = false",
             rule="Megatron-Core trains mixtures of experts under tensor parallelism with sequence parallelism only",
-            fix="set parallel.sequence_parallel=true",
+            fix="set parallel.sequence_parallel=true"
+            + (
+                f" parallel.expert_tensor_parallel_size={tp}"
+                if ep == 1 and self.expert_tensor_parallel_size != tp
+                else ""
+            ),
         )
         require(
             not model.is_moe or ep > 1 or self.expert_tensor_parallel_size == tp,

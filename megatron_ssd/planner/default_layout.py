@@ -42,6 +42,11 @@ class Choice:
         values["precision.recompute_modules"] = f"[{','.join(precision.recompute_modules)}]"
         return [f"{key}={'null' if value is None else value}" for key, value in values.items()]
 
+    def changes(self, config: RunConfig) -> str:
+        """The overrides that make this configuration of ``config``, as they are typed."""
+        given = Choice(config, 0.0).overrides
+        return " ".join(override for override in self.overrides if override not in given)
+
     def __str__(self) -> str:
         config = self.config
         return (

@@ -39,7 +39,7 @@ def check_device(cluster: ClusterConfig) -> None:
         cluster.device == "cpu" or torch.cuda.is_available(),
         "cluster.device = cuda",
         rule=f"needs an NVIDIA GPU, and {_what_is_missing()}",
-        fix="run on a GPU machine, check the layout with dry_run=true, or try the small CPU run with experiment=demo",
+        fix=f"{_how_to_get_cuda()}, check the layout with dry_run=true, or try the small CPU run with experiment=demo",
     )
     require(
         cluster.device == "cuda" or not torch.cuda.is_available(),
@@ -53,6 +53,10 @@ def _what_is_missing() -> str:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA"
     return f"no CUDA device is visible to torch {torch.__version__}"
+
+
+def _how_to_get_cuda() -> str:
+    return "install torch for CUDA (docs/guides/gpu.md)" if torch.version.cuda is None else "run on a GPU machine"
 
 
 def check_precision(precision: PrecisionConfig, capability: Capability, cuda: Capability) -> None:
@@ -78,7 +82,7 @@ def check_precision(precision: PrecisionConfig, capability: Capability, cuda: Ca
         recipe != "mxfp8" or capability < _NO_MXFP8_FROM,
         what,
         rule=f"TransformerEngine supports it on compute capability 10 and 11 and this device has {_dotted(capability)}",
-        fix="use tensorwise",
+        fix="set precision=fp8_tensorwise",
     )
     require(
         cuda >= needed_cuda,
@@ -93,8 +97,8 @@ def _other_recipe(capability: Capability, cuda: Capability) -> str:
     for recipe in ("blockwise", "tensorwise"):
         needed, needed_cuda = _FP8_NEEDS[recipe]
         if capability >= needed and cuda >= needed_cuda:
-            return f"use {recipe}"
-    return "set precision.fp8=null"
+            return f"set precision=fp8_{recipe}, or take an experiment for this GPU (docs/guides/recipes.md)"
+    return "set precision=bf16"
 
 
 def _dotted(version: Capability) -> str:

@@ -165,6 +165,8 @@ def test_the_demos_run_folder_depends_on_its_problems() -> None:
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
+        (["experiment=[h100_64k,b200_8k]"], ["experiment = [h100_64k,b200_8k]", "takes one name"]),
+        (["parallel=cp16"], ["parallel = 'cp16'", "did you mean cp8_ep16?"]),
         (["+model=qwen"], ["model = 'qwen'", "no such choice", "qwen3_30b"]),
         (["training.train_iter=3"], ["training.train_iter = 3", "did you mean training.train_iters?"]),
         (["training.train_iters=many"], ["training.train_iters = 'many'", "integer"]),

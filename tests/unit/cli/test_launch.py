@@ -76,7 +76,7 @@ def test_too_few_gpus_are_one_line_with_a_layout_that_fits(monkeypatch: pytest.M
 def test_no_layout_is_named_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refusal(monkeypatch, compose_config(["model=qwen3_30b"]), gpus=2, gigabytes=80)
     assert message.endswith("needs 8 GPUs and this machine has 2; take more nodes with launch/slurm/train.sbatch, or "
-                            "choose a layout with parallel=NAME")  # fmt: skip
+                            "take an experiment for these GPUs (docs/guides/recipes.md)")  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -81,13 +81,15 @@ def test_the_plan_reads_an_existing_data_set(
     ("arguments", "message"),
     [
         (["--layouts=8"], "--gpu=B200"),
-        (["--gpu=A100", "--layouts=0"], "0 must be at least 1"),
+        (["--gpu=A100", "--layouts=0"], "0 is not an integer above 0"),
         (["--write"], "add --table"),
         (["--mean-tokens=100"], "add --samples"),
         (["--samples=10", "--mean-tokens=100000"], "more than training.seq_length"),
         (["--samples=10", "training.packing=greedy", "training.batch_unit=packed_sequences"], "--mean-tokens"),
-        (["--gpu=A100", "precision=fp8_tensorwise"], "no FP8 units"),
-        (["--samples=-5"], "-5 must be at least 1"),
+        (["--gpu=A100", "precision=fp8_tensorwise"], "needs compute capability 8.9"),
+        (["--gpu=H200", "experiment=b200_64k"], "needs compute capability 10.0"),
+        (["--disk=0"], "rate in GB/s"),
+        (["--samples=-5"], "-5 is not an integer above 0"),
         (["--gpu=H100", "--layouts=7", "model=qwen3_30b"], "no layout of this model"),
     ],
 )
@@ -103,11 +105,24 @@ def test_invalid_arguments_are_one_line(
 def test_the_ranking_lists_layouts_that_fit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_plan(monkeypatch, "model=qwen3_4b_instruct", "precision=bf16", "--gpu=H100", "--layouts=8")
+    run_plan(monkeypatch, "model=llama31_8b", "--gpu=H100", "--layouts=8")
     head, *lines = capsys.readouterr().out.splitlines()
     assert "layouts fit 8 x H100" in head
     assert lines
-    assert all(float(line.split(" GB")[0].split()[-1]) <= 80 for line in lines)
+    *layouts, first = lines
+    assert all(float(line.split(" GB")[0].split()[-1]) <= 80 for line in layouts)
+    overrides = first.removeprefix("for the first one: ").split()
+    run_plan(monkeypatch, "model=llama31_8b", "--gpu=H100", *overrides)
+    assert "H100 (80 GB): fits" in capsys.readouterr().out
+
+
+def test_a_run_that_does_not_fit_has_no_hours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_plan(monkeypatch, "model=llama31_8b", "--gpu=H100")
+    out = capsys.readouterr().out
+    assert "does not fit" in out
+    assert "hours: none" in out
 
 
 def test_epochs_count_full_sequences_and_short_samples_alike() -> None:

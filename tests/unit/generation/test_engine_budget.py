@@ -11,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ssd.artifacts.hub import ModelFolder
+from megatron_ssd.cli.compose import compose_config
+from megatron_ssd.cli.plan import RECIPES
 from megatron_ssd.config.generation import EngineConfig
 from megatron_ssd.config.parallel import Device
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.engine_budget import kv_cache, sized_engine
 from megatron_ssd.generation.vllm_engine import VllmSpec
+from megatron_ssd.planner.gpus import GPUS
 
 GB, GIB = 1e9, 1 << 30
 H100, B200 = 85.5 * GB, 192 * GB  # as nvidia-smi reports them
@@ -55,6 +58,12 @@ def test_the_30b_model_needs_two_gpus_of_80_gb_for_its_context(large: ModelFolde
     shorter = kv_cache(EngineConfig(), large, device="cuda", gpu_bytes=80 * GB)
     assert shorter is not None
     assert sized(large, gpu=80 * GB, max_model_len=shorter.tokens).max_num_seqs == 16
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "4b" not in name and "1.7b" not in name])
+def test_the_engine_of_every_recipe_for_the_30b_model_fits_its_gpus(large: ModelFolder, name: str) -> None:
+    engine = compose_config([f"experiment={name}"]).engine
+    sized_engine(engine, large, device="cuda", num_engines=1, gpu_bytes=GPUS[RECIPES[name]].memory_gb * GB)
 
 
 def test_sequences_follow_the_memory_and_given_numbers_stay(large: ModelFolder) -> None:

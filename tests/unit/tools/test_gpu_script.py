@@ -211,7 +211,10 @@ def test_archives_come_first_on_the_path(tmp_path: Path) -> None:
         with tarfile.open(tmp_path / "site" / f"{name}.tar.xz", "w:xz") as archive:
             archive.add(tmp_path / name, ".")
     python = tmp_path / "python"
-    write_executable(python, 'echo "$@"; echo "$PYTHONPATH" | tr : "\\n" | while read d; do ls "$d"; done; exit 3')
+    write_executable(
+        python,
+        '[ "$1" = -m ] || exit 0; echo "$@"; echo "$PYTHONPATH" | tr : "\\n" | while read d; do ls "$d"; done; exit 3',
+    )
     done = subprocess.run(
         [str(ROOT / "benchmarks" / "gpu.sh"), "--minutes", "2", "--site", str(tmp_path / "site"), "--again"],
         env={**os.environ, "PYTHON": str(python)}, capture_output=True, text=True, timeout=60, check=False,
@@ -221,6 +224,23 @@ def test_archives_come_first_on_the_path(tmp_path: Path) -> None:
     assert arguments.startswith("-m benchmarks.gpu_run --began ")
     assert arguments.endswith(" --minutes 2 --again")
     assert {"a.py", "b.py", "benchmarks"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "python", "message"),
+    [
+        (["--site", "nowhere"], sys.executable, "error: --site nowhere: there is no archive"),
+        ([], "nowhere", "error: PYTHON=nowhere: has not all packages"),
+        (["--minutes", "0"], sys.executable, "0 is not a number above 0"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(arguments: list[str], python: str, message: str) -> None:
+    done = subprocess.run(
+        [str(ROOT / "benchmarks" / "gpu.sh"), *arguments],
+        env={**os.environ, "PYTHON": python}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert message in done.stderr
 
 
 def test_the_document_has_the_raw_results() -> None:
