@@ -79,7 +79,8 @@ class PrecisionConfig:
     params_dtype: Literal["fp32", "bf16"] = "bf16"
     """Type of weights and activations."""
     fast_matmul: bool = False
-    """Round the inputs of fp32 products to bf16, if the processor has units for it."""
+    """Round the inputs of fp32 products to bf16, if the processor has instructions for it. Without AMX the results of
+    the transformer layers' products are rounded too."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Compute activations again in the backward pass to save memory: ``recompute_modules`` of each layer
     (``selective``) or complete layers (``full``)."""

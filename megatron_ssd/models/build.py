@@ -20,6 +20,7 @@ from torch import Tensor
 from megatron_ssd.config.model import ModelConfig, MoeConfig, RopeScalingConfig
 from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
+from megatron_ssd.models.bf16_products import needs_rounded_products, round_products
 from megatron_ssd.models.fused_gradients import fuse_gradient_accumulation
 from megatron_ssd.models.initialization import initialize_weights
 from megatron_ssd.models.layer_specs import block_spec
@@ -71,6 +72,8 @@ def build_model(
         chunks = [chunk.cuda() for chunk in chunks]
         if precision.fuses_gradient_accumulation:
             fuse_gradient_accumulation(chunks, has_apex_kernel=has_apex_kernel())
+    if device == "cpu" and precision.fast_matmul and needs_rounded_products():
+        round_products(chunks)
     if device != "meta" and seed is not None:
         initialize_weights(chunks, seed=seed, vocab_size=model.vocab_size)
     for chunk in chunks:

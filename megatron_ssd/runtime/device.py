@@ -26,7 +26,8 @@ def prepare_device(
 
     Args:
         precision: decides whether fp32 matrix products may round to bf16 internally (``fast_matmul``); None for exact
-            products. On a processor without bf16 units it changes neither speed nor results.
+            products. With AMX, PyTorch does this itself; see ``models.bf16_products`` for AVX-512. Other processors
+            compute in fp32.
         moe: how experts exchange tokens; None if no extra library is needed.
         parallel: the process grid; None for a single process.
 
