@@ -42,8 +42,8 @@ export PYTHONPATH=$project${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export VLLM_USE_FLASHINFER_SAMPLER=${VLLM_USE_FLASHINFER_SAMPLER:-0} VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1
 python=${PYTHON:-python3}
 if ! "$python" -c 'import hydra, megatron.core, pytest, torch' 2>/dev/null; then
-    echo "error: PYTHON=$python: has not all packages; name the Python of an environment that docs/guides/gpu.md" \
-        "installs" >&2
+    echo "error: PYTHON=$python: lacks packages that this script needs; install them as docs/guides/gpu.md says, and" \
+        "name the Python that has them" >&2
     exit 2
 fi
 "$python" -m benchmarks.gpu_run --began "$began" "${options[@]}"

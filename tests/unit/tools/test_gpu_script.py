@@ -230,7 +230,7 @@ def test_archives_come_first_on_the_path(tmp_path: Path) -> None:
     ("arguments", "python", "message"),
     [
         (["--site", "nowhere"], sys.executable, "error: --site nowhere: there is no archive"),
-        ([], "nowhere", "error: PYTHON=nowhere: has not all packages"),
+        ([], "nowhere", "error: PYTHON=nowhere: lacks packages"),
         (["--minutes", "0"], sys.executable, "0 is not a number above 0"),
     ],
 )
