@@ -19,7 +19,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.preloaded import fresh_interpreters
 from tests.helpers.training_run import metrics, write_dataset
 
-ITERATIONS, SAVE_INTERVAL = 20, 4
+ITERATIONS, SAVE_INTERVAL = 40, 8  # a signal takes the time of a few iterations
 OVERRIDES = [
     "cluster=cpu", "precision=fp32", "objective=pretrain",
     "model.name=dense", "model.model_type=qwen3", "model.hidden_size=64", "model.num_hidden_layers=2",
@@ -110,5 +110,5 @@ def test_a_killed_and_stopped_run_resumes_exactly_and_closely_under_another_layo
 
     moved = finish(elsewhere, "dp2", "parallel.context_parallel_size=2")
     assert [samples for _, _, samples in moved] == [samples for _, _, samples in expected]
-    # Twenty iterations of fp32, summed in a different order.
+    # Forty iterations of fp32, summed in a different order.
     assert [loss for loss, _, _ in moved] == pytest.approx([loss for loss, _, _ in expected], rel=2e-5)
