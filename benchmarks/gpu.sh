@@ -41,7 +41,9 @@ export PYTHONPATH=$project${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 # vLLM's own sampler needs no flashinfer, which few machines have.
 export VLLM_USE_FLASHINFER_SAMPLER=${VLLM_USE_FLASHINFER_SAMPLER:-0} VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1
 python=${PYTHON:-python3}
-if ! "$python" -c 'import hydra, megatron.core, pytest, torch' 2>/dev/null; then
+# Looked for and not imported: importing torch takes seconds of the call.
+if ! "$python" -c 'from importlib.util import find_spec; assert all(map(find_spec, ("hydra", "megatron", "pytest", "torch")))' \
+    2>/dev/null; then
     echo "error: PYTHON=$python: lacks packages that this script needs; install them as docs/guides/gpu.md says, and" \
         "name the Python that has them" >&2
     exit 2

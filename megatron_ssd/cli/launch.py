@@ -49,7 +49,8 @@ def check_gpu_count(config: RunConfig, found: int) -> None:
     """Raise ``ConfigError`` if the layout of ``config`` needs more GPUs than the ``found`` ones of this machine."""
     count = config.parallel.world_size
     if found < count:
-        layout = _layout_that_fits(config, found)
+        memory = min((gpu.memory_bytes for gpu in visible_gpus()), default=0.0)
+        layout = _layout_that_fits(config, found, memory)
         raise ConfigError(
             f"parallel.world_size = {count} ({layout_name(config.parallel)})",
             rule=f"needs {count} GPUs and this machine has {found}",
@@ -58,9 +59,8 @@ def check_gpu_count(config: RunConfig, found: int) -> None:
         )
 
 
-def _layout_that_fits(config: RunConfig, found: int) -> str:
-    """What to set for a layout that fits ``found`` GPUs; empty if none does."""
-    memory = min((gpu.memory_bytes for gpu in visible_gpus()), default=0.0)
+def _layout_that_fits(config: RunConfig, found: int, memory: float) -> str:
+    """What to set for a layout that fits ``found`` GPUs of ``memory`` bytes; empty if none does."""
     try:
         choice = choose_layout(config, num_gpus=found, gpu_bytes=memory, keep_micro_batch=True)
     except ConfigError:
@@ -80,7 +80,7 @@ def warn_about_memory(config: RunConfig, gpus: Sequence[VisibleGpu]) -> None:
     needed = worst_rank(config, count_layout(config.model, config.parallel)).total
     memory = min(gpu.memory_bytes for gpu in gpus)
     if needed > memory:
-        layout = _layout_that_fits(config, config.parallel.world_size)
+        layout = _layout_that_fits(config, config.parallel.world_size, memory)
         log.warning("launch: the planner expects %.0f GB on the fullest GPU, and these have %.0f; take an experiment "
                     "for such GPUs (docs/guides/recipes.md)%s",
                     needed / GB, memory / GB, f", or {layout}" if layout else "")  # fmt: skip

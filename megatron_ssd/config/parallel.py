@@ -122,23 +122,20 @@ class ParallelConfig:
             rule=f"must divide model.num_experts ({model.num_experts or 0}), and be 1 for a dense model",
             fix="use an expert parallel size that divides it, for example 1",
         )
+        expert_tp = f"parallel.expert_tensor_parallel_size={tp}"
+        needs_expert_tp = model.is_moe and ep == 1 and self.expert_tensor_parallel_size != tp
         require(
             not (model.is_moe and tp > 1 and not self.sequence_parallel),
             "parallel.sequence_parallel = false",
             rule="Megatron-Core trains mixtures of experts under tensor parallelism with sequence parallelism only",
-            fix="set parallel.sequence_parallel=true"
-            + (
-                f" parallel.expert_tensor_parallel_size={tp}"
-                if ep == 1 and self.expert_tensor_parallel_size != tp
-                else ""
-            ),
+            fix="set parallel.sequence_parallel=true" + f" {expert_tp}" * needs_expert_tp,
         )
         require(
-            not model.is_moe or ep > 1 or self.expert_tensor_parallel_size == tp,
+            not needs_expert_tp,
             f"parallel.expert_tensor_parallel_size = {self.expert_tensor_parallel_size}",
             rule="without expert parallelism Megatron-Core sums expert gradients like dense ones: it must equal "
             f"parallel.tensor_model_parallel_size ({tp})",
-            fix=f"set parallel.expert_tensor_parallel_size={tp} or parallel.expert_model_parallel_size above 1",
+            fix=f"set {expert_tp} or parallel.expert_model_parallel_size above 1",
         )
 
 

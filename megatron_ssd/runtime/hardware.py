@@ -35,11 +35,12 @@ _NO_MXFP8_FROM = (12, 0)
 
 def check_device(cluster: ClusterConfig) -> None:
     """Raise ``UserError`` if ``cluster.device`` is cuda without a GPU, or cpu while a GPU is visible."""
+    missing, remedy = _what_is_missing()
     require(
         cluster.device == "cpu" or torch.cuda.is_available(),
         "cluster.device = cuda",
-        rule=f"needs an NVIDIA GPU, and {_what_is_missing()}",
-        fix=f"{_how_to_get_cuda()}, check the layout with dry_run=true, or try the small CPU run with experiment=demo",
+        rule=f"needs an NVIDIA GPU, and {missing}",
+        fix=f"{remedy}, check the layout with dry_run=true, or try the small CPU run with experiment=demo",
     )
     require(
         cluster.device == "cuda" or not torch.cuda.is_available(),
@@ -49,14 +50,11 @@ def check_device(cluster: ClusterConfig) -> None:
     )
 
 
-def _what_is_missing() -> str:
+def _what_is_missing() -> tuple[str, str]:
+    """What is missing where no GPU is visible, and how to get it."""
     if torch.version.cuda is None:
-        return f"torch {torch.__version__} is a build without CUDA"
-    return f"no CUDA device is visible to torch {torch.__version__}"
-
-
-def _how_to_get_cuda() -> str:
-    return "install torch for CUDA (docs/guides/gpu.md)" if torch.version.cuda is None else "run on a GPU machine"
+        return f"torch {torch.__version__} is a build without CUDA", "install torch for CUDA (docs/guides/gpu.md)"
+    return f"no CUDA device is visible to torch {torch.__version__}", "run on a GPU machine"
 
 
 def check_precision(precision: PrecisionConfig, capability: Capability, cuda: Capability) -> None:
