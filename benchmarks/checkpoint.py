@@ -141,6 +141,7 @@ def _cost(action: Callable[[], None], written: Path | None, cpu_clock: Callable[
     """The cost of ``action``, which writes the folder ``written``."""
     if written is not None:
         shutil.rmtree(written, ignore_errors=True)
+        os.sync()  # what the file system still does about it is not part of the action
     started, cpu_before = time.perf_counter(), cpu_clock()
     action()
     return Cost(time.perf_counter() - started, cpu_clock() - cpu_before)

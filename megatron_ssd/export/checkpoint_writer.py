@@ -2,8 +2,8 @@
 
 The format is that of ``torch.distributed.checkpoint`` (torch_dist): ``.distcp`` files of concatenated ``torch.save``
 archives, and ``.metadata`` with the offset of each piece of each tensor. Megatron-Core's and torch's own writers need
-the full model in memory; this one needs one tensor, and the previous one until it is hashed. The result is what one
-process would write, so that any layout loads it.
+the full model in memory; this one needs one tensor. The result is what one process would write, so that any layout
+loads it.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ Each rank writes and hashes its part of ``iter_0000250.partial``. When all ranks
 final name.
 
 Megatron-Core plans who writes what. Its own writer of files is not used: it takes several processes, and the files
-would have to be read again to be hashed. One thread writes here, and one per file hashes what is written. They live in
-the process of their rank, so a restarted run never meets a writer of the previous one.
+would have to be read again to be hashed. Here, one thread serialises the state into one file, and two others hash and
+write it. They live in the process of their rank, so a restarted run never meets a writer of the previous one.
 
 To save asynchronously, the state is written while training continues, which changes it only in an update of the
 weights. Just before the next update, ``detach`` lets what is not written yet be copied in host memory. State on a GPU
@@ -26,7 +26,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +58,11 @@ from megatron_ssd.training.optimizer_state import sharding
 _NO_SPACE = 1 << 16  # bytes; with less free space, a failed write is attributed to a full disk
 _NICENESS = 15
 
-# The files of a rank in Megatron-Core's form: path, name, and pairs of a plan's item and its object or tensor.
-_Buckets = list[tuple[str, str, tuple[list[tuple[Any, Any]], list[tuple[Any, torch.Tensor]]]]]
-
 
 @dataclass
 class _Value:
-    """An object or a tensor to write, and the number of its file."""
+    """An object or a tensor to write, and its item of the plan."""
 
-    file: int
     item: Any
     value: Any
 
@@ -107,16 +102,17 @@ class CheckpointWriter:
         with _name_full_disk(self._folder):
             results: queue.SimpleQueue[Any] = queue.SimpleQueue()
             request = self._request(state, partial, sharding(facts.optimizer_format), results)
-            buckets: _Buckets = []
+            path, values = None, []
             if request.async_fn is not None:  # None on a rank that has nothing to write
-                buckets = request.async_fn_args[1] if self._config.save_async else request.preload_fn()
-            paths, values = [Path(path) for path, *_ in buckets], _alternating(buckets)
+                [bucket] = request.async_fn_args[1] if self._config.save_async else request.preload_fn()
+                name, _, (objects, tensors) = bucket
+                path, values = Path(name), [_Value(*pair) for pair in (*objects, *tensors)]
             self._is_wanted.clear()
             self._is_detached.clear()
             if self._config.save_async and any(_is_on_gpu(each.value) for each in values):
                 self._copy(values)
                 self._is_detached.set()
-            hashes = self._thread.submit(self._write, paths, values, results)
+            hashes = self._thread.submit(self._write, path, values, results)
             publish = functools.partial(self._publish, partial, hashes, facts, may_prune)
             self._saving = hashes, [*request.finalize_fns, publish]
         if not self._config.save_async:
@@ -124,8 +120,14 @@ class CheckpointWriter:
 
     @functools.cached_property
     def _strategy(self) -> FullyParallelSaveStrategyWrapper:
-        """Shares the writing of what several data-parallel ranks hold among them, in the same way at each save."""
-        return _Strategy(get_default_save_sharded_strategy(), replicas(), do_cache_distribution=True)
+        """Shares the writing of what several data-parallel ranks hold among them.
+
+        Once two saves have had the same plan, all others use it without planning again.
+        """
+        strategy = get_default_save_sharded_strategy()
+        strategy.thread_count = 1  # number of files
+        strategy.use_cached_ckpt_structure = True
+        return _Strategy(strategy, replicas(), do_cache_distribution=True)
 
     def detach(self) -> None:
         """Return when the save in progress, if there is one, no longer depends on the state, which may change then."""
@@ -170,36 +172,35 @@ class CheckpointWriter:
         finally:
             filesystem_async._results_queue = before
 
-    def _write(self, paths: list[Path], values: list[_Value], results: queue.SimpleQueue[Any]) -> dict[str, str]:
-        """Write and hash the files of this rank; returns their hashes by name, {} if that fails.
+    def _write(self, path: Path | None, values: list[_Value], results: queue.SimpleQueue[Any]) -> dict[str, str]:
+        """Write and hash the file of this rank, if it has one; returns the hash by name, {} if that fails.
 
         ``results`` gets what Megatron-Core's writer puts there: the entries of each file, or the error, which is then
         raised on every rank.
         """
-        entries: list[list[WriteResult]] = [[] for _ in paths]
+        entries: dict[int, list[WriteResult]] = {}
+        hashes: dict[str, str] = {}
         try:
-            with contextlib.ExitStack() as stack:
-                files = [stack.enter_context(DistcpFile(path)) for path in paths]
-                for number, each in enumerate(values):
-                    if self._is_wanted.is_set() and not self._is_detached.is_set():
-                        for file in files:
-                            file.wait()
-                        self._copy(values[number:])
-                        self._is_detached.set()
-                    is_exported = not each.item.index.fqn.startswith("optimizer.")
-                    entries[each.file].append(
-                        files[each.file].append(each.item.index, each.value, checksum=is_exported)
-                    )
-                for file in files:
-                    file.wait()
-                self._is_detached.set()  # forcing the files to disk takes a while
+            if path is not None:
+                with DistcpFile(path) as file:
+                    entries[0] = [self._append(file, values, number) for number in range(len(values))]
+                    self._is_detached.set()  # the file has copies, which take a while to reach the disk
+                hashes[path.name] = file.hexdigest()
         except Exception as error:  # noqa: BLE001
             results.put(error)
             return {}
         finally:
             self._is_detached.set()
-        results.put(dict(enumerate(entries)))
-        return {path.name: file.hexdigest() for path, file in zip(paths, files, strict=True)}
+        results.put(entries)
+        return hashes
+
+    def _append(self, file: DistcpFile, values: list[_Value], number: int) -> WriteResult:
+        """Append ``values[number]``, after a copy of it and those that follow if the state is about to change."""
+        if self._is_wanted.is_set() and not self._is_detached.is_set():
+            self._copy(values[number:])
+            self._is_detached.set()
+        item, value = values[number].item, values[number].value
+        return file.append(item.index, value, checksum=not item.index.fqn.startswith("optimizer."))
 
     def _copy(self, values: list[_Value]) -> None:
         """Replace the tensors among ``values`` by copies in host memory."""
@@ -240,12 +241,6 @@ class _Strategy(FullyParallelSaveStrategyWrapper):
 def _lower_priority() -> None:
     """Give this thread, and those that it starts, less right to the CPU than training has."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-
-
-def _alternating(buckets: _Buckets) -> list[_Value]:
-    """What to write, by turns for each file, so that all files are hashed at the same time."""
-    pairs = zip_longest(*([*objects, *tensors] for _, _, (objects, tensors) in buckets))
-    return [_Value(number, *pair) for row in pairs for number, pair in enumerate(row) if pair is not None]
 
 
 def _is_on_gpu(value: Any) -> bool:

@@ -111,9 +111,9 @@ def test_every_reader_finds_the_state_as_it_was_at_the_save(
         assert torch.equal(by_megatron[key], tensor), key
 
 
-def test_a_second_asynchronous_save_leaves_the_first_alone(tmp_path: Path) -> None:
+def test_later_asynchronous_saves_use_the_same_plan_and_leave_earlier_checkpoints_alone(tmp_path: Path) -> None:
     writer = CheckpointWriter(tmp_path, CheckpointConfig(save_async=True))
-    states = {7: values(), 8: {key: tensor + 1 for key, tensor in values().items()}}
+    states = {number: {key: tensor + number for key, tensor in values().items()} for number in range(1, 5)}
     for iteration, state in states.items():
         start(writer, state, iteration=iteration)
     writer.finish()
