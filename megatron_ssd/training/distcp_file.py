@@ -14,7 +14,7 @@ import mmap
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ class DistcpFile(io.RawIOBase):
         torch.serialization.set_crc32_options(checksum)  # without one, torch stores 0
         try:
             if isinstance(value, Tensor):
-                torch.save(value, self)
+                torch.save(value, cast("IO[bytes]", self))
             else:
                 self.write(value.getbuffer())
         except RuntimeError:  # torch's error for any error while it writes
@@ -148,7 +148,7 @@ class _Buffer:
     @property
     def content(self) -> memoryview:
         """What was added."""
-        return memoryview(self._memory)[: self._size]
+        return self._memory[: self._size].data
 
     @property
     def is_full(self) -> bool:
