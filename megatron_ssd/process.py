@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import megatron_ssd
+from megatron_ssd.errors import Requeue
+from megatron_ssd.signals import OF_SCHEDULERS
 
 # Variables with which a launcher tells a process its rank: torchrun (PET_ are its own options), SLURM and MPI.
 _OF_LAUNCHERS = (
@@ -29,6 +31,7 @@ _OF_LAUNCHERS = (
 )  # fmt: skip
 _PREFIXES_OF_LAUNCHERS = ("TORCHELASTIC_", "PET_", "SLURM_", "OMPI_", "PMI_", "PMIX_", "MPI_", "MV2_")
 UNDER_PIPELINE = "MEGATRON_SSD_DIE_WITH_PARENT"
+PARENT_REPORTS = "MEGATRON_SSD_PARENT_REPORTS"  # set if the parent says that a signal has stopped the run
 REPORT_FOLLOWS = "MEGATRON_SSD_REPORT_FOLLOWS"  # set for the stages of a pipeline that ends with the report's table
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -75,14 +78,21 @@ def report_follows() -> bool:
 def run_child(command: Sequence[str], *, report_follows: bool = False) -> int:
     """Run ``command`` to its end on this terminal and return its exit status.
 
-    Ctrl-C reaches the child as well, which is in the same process group. ``KeyboardInterrupt`` is raised here after
-    the child has saved its work and ended.
+    Ctrl-C reaches the child as well, which is in the same process group. A scheduler's signal, which raises ``Requeue``
+    here, may not, and is passed on. ``KeyboardInterrupt`` is raised here after the child has saved its work and ended.
     """
-    environment = {**child_environment(), UNDER_PIPELINE: "1", REPORT_FOLLOWS: "1" if report_follows else ""}
+    environment = {
+        **child_environment(),
+        UNDER_PIPELINE: "1",
+        PARENT_REPORTS: "1",
+        REPORT_FOLLOWS: "1" if report_follows else "",
+    }
     with subprocess.Popen(command, env=environment, preexec_fn=die_with_parent) as child:
         try:
             return child.wait()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as request:
+            if isinstance(request, Requeue):
+                child.send_signal(signal.SIGTERM)
             child.wait()
             raise
 
@@ -127,7 +137,7 @@ class ChildProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
-                preexec_fn=die_with_parent,
+                preexec_fn=_prepare_child,
                 process_group=0,  # Ctrl-C is for the parent to handle
             )
         self.pid = self._process.pid
@@ -160,6 +170,13 @@ class ChildProcess:
         with contextlib.suppress(ProcessLookupError):  # nothing is left of its group
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
+
+
+def _prepare_child() -> None:
+    """The parent decides when a child ends. SLURM sends its signals to every process of a job's step."""
+    die_with_parent()
+    for number in OF_SCHEDULERS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def connection_to_parent() -> Connection:

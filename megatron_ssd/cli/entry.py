@@ -25,13 +25,19 @@ from megatron_ssd.config.build import build
 from megatron_ssd.config.reference import as_yaml, every_key, every_key_of_tool, help_text
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import MissingModelError, Requeue, UserError
-from megatron_ssd.process import UNDER_PIPELINE, die_with_parent_if_asked, forget_launcher
+from megatron_ssd.process import PARENT_REPORTS, die_with_parent_if_asked, forget_launcher
+from megatron_ssd.signals import requeue_on_signals
 
 T = TypeVar("T")
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_REQUEUE = os.EX_TEMPFAIL
+# What is printed at the end of a run that a signal has stopped, by exit status.
+STOPPED = {
+    EXIT_INTERRUPTED: "interrupted: finished work is kept; run the same command to resume",
+    EXIT_REQUEUE: "stopped by a signal: the state is saved; run the same command to resume",
+}
 _TRACEBACK_VARIABLE = "MEGATRON_SSD_TRACEBACK"
 _PRINT = "--print-config"
 _GIVEN, _ALL = "given", "all"
@@ -139,16 +145,13 @@ def run_guarded(action: Callable[[], None], *, traceback: bool = False) -> None:
         action()
         return
     try:
-        action()
+        with requeue_on_signals():
+            action()
     except UserError as error:
         _stop(f"error: {error}", EXIT_USER_ERROR)
-    except Requeue:
-        _stop("stopped by a signal: the state is saved; run the same command to resume", EXIT_REQUEUE)
-    except KeyboardInterrupt:
-        # Ctrl-C reaches the pipeline as well, which then prints the line.
-        under_pipeline = UNDER_PIPELINE in os.environ
-        _stop("" if under_pipeline else "interrupted: finished work is kept; run the same command to resume",
-              EXIT_INTERRUPTED)  # fmt: skip
+    except KeyboardInterrupt as request:
+        status = EXIT_REQUEUE if isinstance(request, Requeue) else EXIT_INTERRUPTED
+        _stop("" if PARENT_REPORTS in os.environ else STOPPED[status], status)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ from megatron_ssd.planner.layout import count_layout
 from megatron_ssd.planner.memory import GB, worst_rank
 from megatron_ssd.planner.plan import layout_name
 from megatron_ssd.process import child_environment
+from megatron_ssd.signals import REQUEST_OF
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ def start_ranks_if_alone(config: RunConfig) -> None:
     log.info("launch: one process was started, and the layout %s needs %d: starting them here with torchrun",
              layout_name(config.parallel), count)  # fmt: skip
     command = [sys.executable, "-m", "megatron_ssd.cli.ranks", "--standalone", f"--nproc-per-node={count}", *sys.argv]
+    signal.pthread_sigmask(signal.SIG_BLOCK, REQUEST_OF)  # until the new program handles them
     os.execve(sys.executable, command, child_environment())
 
 

@@ -1,4 +1,4 @@
-"""torchrun wrapper that hides its failure banner.
+"""torchrun wrapper that passes signals on and reports failures in one line.
 
     python -m megatron_ssd.cli.ranks --standalone --nproc-per-node=2 launch/train.py experiment=demo
 
@@ -12,34 +12,77 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 from types import FrameType
+from typing import NoReturn
 
 import psutil
-from torch.distributed import run
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from megatron_ssd.cli.entry import EXIT_INTERRUPTED, EXIT_REQUEUE, STOPPED
+from megatron_ssd.errors import first_line
+from megatron_ssd.process import PARENT_REPORTS
+from megatron_ssd.signals import OF_SCHEDULERS, REQUEST_OF
 
 _ONE_THREAD = "1"  # each process sets its own number later; a value keeps torchrun from warning that it chose one
-_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _ONE_NODE = "--standalone"
 _SIGNALS_OPTION = "--signals-to-handle"
+_RAISED = 1  # the status of a Python process that ended with an exception
+_IS_REPORTED = PARENT_REPORTS in os.environ  # whether the pipeline says that a signal has stopped the run
+_passed_on: list[int] = []
 
 
 def main() -> None:
     """Start the processes and wait for them."""
-    os.environ.setdefault("OMP_NUM_THREADS", _ONE_THREAD)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    for number in _PASSED_ON:
+    for number in REQUEST_OF:
         signal.signal(number, _pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUEST_OF)  # launch/train.py blocks them before it becomes this program
+    # Imported after the signals are handled, because it takes seconds.
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+
+    os.environ.setdefault("OMP_NUM_THREADS", _ONE_THREAD)
+    os.environ[PARENT_REPORTS] = "1"  # to each process, whose siblings say the same
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         run.main(torchrun_arguments(sys.argv[1:]))
     except ChildFailedError as error:
-        _, first = error.get_first_failure()
-        sys.exit(first.exitcode if first.exitcode > 0 else 128 - first.exitcode)
+        rank, first = error.get_first_failure()
+        status = exit_status(first.exitcode)
+        _end(status, STOPPED.get(status) or what_ended(rank, first.exitcode))
+    except RendezvousError as error:
+        if _passed_on:
+            _end_as_asked(_passed_on[0])
+        _end(_RAISED, f"error: the processes of another node have ended or cannot be reached ({first_line(error)}); "
+             "its log says why")  # fmt: skip
+
+
+def exit_status(exitcode: int) -> int:
+    """The status to end with after a process ended with ``exitcode``, which is negative for a signal.
+
+    A process that has not begun to handle signals is killed by the signal that was passed on. It had nothing to save.
+    """
+    if -exitcode in _passed_on:
+        return EXIT_REQUEUE if -exitcode in OF_SCHEDULERS else EXIT_INTERRUPTED
+    return exitcode if exitcode > 0 else 128 - exitcode
+
+
+def what_ended(rank: int, exitcode: int) -> str | None:
+    """The line that names the process; None if that process has said itself why it ended."""
+    if exitcode == _RAISED:
+        how = "ended with the error above"
+    elif exitcode < 0:
+        how = f"was killed by {signal.Signals(-exitcode).name}"
+    else:
+        return None
+    return f"error: rank {rank} on {socket.gethostname()} {how}; the other processes were ended"
 
 
 def torchrun_arguments(arguments: list[str]) -> list[str]:
     """``arguments`` for the installed torchrun, after those that this module adds; what the caller gives counts."""
+    from torch.distributed import run
+
     added = []
     if _ONE_NODE in arguments:  # the host's own name may not resolve, and torchrun would wait minutes for it
         added.append("--local-addr=127.0.0.1")
@@ -49,12 +92,23 @@ def torchrun_arguments(arguments: list[str]) -> list[str]:
 
 
 def _pass_on(number: int, frame: FrameType | None) -> None:
+    _passed_on.append(number)
     children = psutil.Process().children()
     for child in children:
         child.send_signal(number)
     if not children:  # no process was started yet
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+        _end_as_asked(number)
+
+
+def _end_as_asked(number: int) -> NoReturn:
+    status = exit_status(-number)
+    _end(status, STOPPED[status])
+
+
+def _end(status: int, line: str | None) -> NoReturn:
+    if line is not None and not (_IS_REPORTED and status in STOPPED):
+        print(line, file=sys.stderr, flush=True)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import time
 from types import FrameType
 from typing import Any, Self
 
 from megatron_ssd.errors import Requeue
+from megatron_ssd.signals import REQUEST_OF, FirstRequest
 
-# What a signal asks for: the user wants the run to end, or a scheduler wants the machine and will start the run again.
-_REQUEST_OF: dict[int, type[KeyboardInterrupt]] = {
-    signal.SIGINT: KeyboardInterrupt,
-    signal.SIGTERM: Requeue,  # torchrun, and SLURM before it kills
-    signal.SIGUSR1: Requeue,  # SLURM's --signal, some time before its limit
-}
 _CODES: tuple[type[KeyboardInterrupt] | None, ...] = (None, KeyboardInterrupt, Requeue)
-# A terminal and the launcher may both pass on the same request; a signal after this time is a second request.
-_SAME_REQUEST_SECONDS = 1.0
 
 
 class GracefulShutdown:
@@ -29,8 +20,8 @@ class GracefulShutdown:
     """
 
     def __init__(self) -> None:
+        self._first = FirstRequest()
         self._request: type[KeyboardInterrupt] | None = None
-        self._requested_at = 0.0
         self._agreed: type[KeyboardInterrupt] | None = None
         self._handlers: dict[int, Any] = {}
 
@@ -48,7 +39,7 @@ class GracefulShutdown:
         return self._agreed
 
     def __enter__(self) -> Self:
-        self._handlers = {number: signal.signal(number, self._note) for number in _REQUEST_OF}
+        self._handlers = {number: signal.signal(number, self._note) for number in REQUEST_OF}
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -56,8 +47,5 @@ class GracefulShutdown:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._request is None:
-            self._request, self._requested_at = _REQUEST_OF[number], time.monotonic()
-        elif time.monotonic() - self._requested_at > _SAME_REQUEST_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        if self._first.is_new(number):
+            self._request = REQUEST_OF[number]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 
+from megatron_ssd import signals
 from megatron_ssd.training import shutdown
 
 
 def main() -> None:
     """Print the first request that the loop sees, and more only if it survives the second."""
-    shutdown._SAME_REQUEST_SECONDS = -1.0
+    signals._SAME_REQUEST_SECONDS = -1.0
     with shutdown.GracefulShutdown() as graceful:
         os.kill(os.getpid(), signal.SIGTERM)
         graceful.agree(graceful.code)

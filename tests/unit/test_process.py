@@ -16,6 +16,7 @@ import pytest
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.process import ChildDeathError, ChildProcess, run_child
+from megatron_ssd.signals import OF_SCHEDULERS
 from tests.helpers.paths import ROOT
 
 MODULE = "tests.helpers.echo_process"
@@ -54,6 +55,13 @@ def test_an_unexpected_exit_is_reported_with_its_status_after_all_messages(child
     with pytest.raises(ChildDeathError) as caught:
         child.receive()
     assert caught.value.status == -signal.SIGKILL
+
+
+def test_a_child_leaves_the_signals_of_schedulers_to_its_parent(child: ChildProcess) -> None:
+    for number in OF_SCHEDULERS:
+        os.kill(child.pid, number)
+    child.send("a")
+    assert child.receive() == "heard a"
 
 
 def test_closing_ends_the_child_and_may_be_repeated(child: ChildProcess) -> None:

@@ -17,7 +17,7 @@ from megatron_ssd.cli import entry, pipeline
 from megatron_ssd.cli.compose import CONFIG_DIR, base_run
 from megatron_ssd.config.run import BaseConfig, RunConfig
 from megatron_ssd.errors import Requeue, UserError
-from megatron_ssd.process import UNDER_PIPELINE
+from megatron_ssd.process import PARENT_REPORTS
 from tests.helpers.tiny_hf import MODELS, write_hf_config
 
 
@@ -58,7 +58,7 @@ def test_expected_errors_are_one_line(
 def test_under_the_pipeline_an_interruption_is_printed_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(UNDER_PIPELINE, "1")
+    monkeypatch.setenv(PARENT_REPORTS, "1")
     with pytest.raises(SystemExit) as caught:
         entry.run_guarded(lambda: _raise(KeyboardInterrupt()))
     assert (caught.value.code, capsys.readouterr().err) == (130, "")

@@ -15,9 +15,13 @@ def cluster(tmp_path):
     programs = tmp_path / "bin"
     write_executable(programs / "srun", 'printf "%s\\n" "$@"')
     write_executable(programs / "scontrol", "printf 'node7\\nnode8\\n'")
+    interpreter = tmp_path / ".venv" / "bin"
+    interpreter.mkdir(parents=True)
+    write_executable(interpreter / "python", "")
+    (tmp_path / "launch").symlink_to(ROOT / "launch")
 
     def start(script: str, *arguments: str, **variables: str) -> tuple[int, list[str], str]:
-        environment = {"PATH": f"{programs}:/usr/bin:/bin", **variables}
+        environment = {"PATH": f"{programs}:/usr/bin:/bin", "SLURM_ARRAY_JOB_ID": "7", **variables}
         command = ["bash", str(ROOT / "launch" / "slurm" / script), *arguments]
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=30)
         return done.returncode, done.stdout.splitlines(), done.stderr
@@ -86,13 +90,33 @@ def test_training_uses_the_first_node_and_the_allocations_world_size(cluster):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("script", "job"), [("train", "7"), ("generate", "7_3"), ("evaluate", "7_3")])
 @pytest.mark.parametrize(("status", "requeued"), [(75, True), (1, False), (130, False)])
-def test_training_that_saved_for_the_scheduler_is_requeued(cluster, tmp_path, status, requeued):
+def test_a_stage_that_a_signal_stopped_is_requeued(cluster, tmp_path, script, job, status, requeued):
     write_executable(tmp_path / "bin" / "srun", f"exit {status}")
     write_executable(tmp_path / "bin" / "scontrol", 'echo "scontrol $*"')
-    ended, lines, _ = cluster("train.sbatch", SLURM_JOB_ID="7", SLURM_JOB_NODELIST="node7", SLURM_NNODES="1")
+    (tmp_path / "runs.txt").write_text("+model=tiny\n" * 3)
+    ended, lines, _ = cluster(
+        f"{script}.sbatch", "runs.txt",
+        SLURM_JOB_ID="7", SLURM_JOB_NODELIST="node7", SLURM_NNODES="1", **array(1, 3, 3),
+    )  # fmt: skip
     assert ended == status
-    assert ("scontrol requeue 7" in lines) is requeued
+    assert (f"scontrol requeue {job}" in lines) is requeued
+
+
+@pytest.mark.parametrize(
+    ("missing", "error"),
+    [("launch", "is not the root of the checkout; submit from there"), (".venv", "there is no .venv/bin/python in")],
+)
+@pytest.mark.parametrize("script", ["train", "generate", "evaluate"])
+def test_a_job_that_was_submitted_from_elsewhere_says_so_in_one_line(cluster, tmp_path, script, missing, error):
+    (tmp_path / missing).rename(tmp_path / "elsewhere")
+    (tmp_path / "runs.txt").write_text("+model=tiny\n")
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node7", "SLURM_NNODES": "1", **array(1, 1, 1)}
+    status, started, said = cluster(f"{script}.sbatch", "runs.txt", **job)
+    assert (status, started) == (2, [])
+    assert error in said
+    assert len(said.splitlines()) == 1
 
 
 @pytest.mark.parametrize("script", ["generate", "evaluate", "train"])

@@ -21,7 +21,7 @@ from tests.helpers.paths import ROOT
 def test_a_signal_that_arrives_twice_at_once_is_one_request(
     number: signal.Signals, request_type: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megatron_ssd.training.shutdown._SAME_REQUEST_SECONDS", 60.0)
+    monkeypatch.setattr("megatron_ssd.signals._SAME_REQUEST_SECONDS", 60.0)
     with GracefulShutdown() as shutdown:
         shutdown.agree(shutdown.code)
         assert shutdown.requested() is None
