@@ -45,10 +45,10 @@ ENTRYPOINT []
 CMD ["python3", "tools/doctor.py"]
 
 FROM python:3.11.14-slim-bookworm AS cpu
-# vLLM compiles kernels with g++.
+# vLLM compiles kernels with g++, and its own library needs libnuma.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends bubblewrap g++ git \
+    && apt-get install --yes --no-install-recommends bubblewrap g++ git libnuma1 \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/megatron-ssd
 COPY requirements/cpu.txt requirements/cpu.txt

