@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -70,9 +71,12 @@ class Loop:
         assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
         return done
 
-    def kill_when(self, run_dir: Path, ready: Callable[[], bool], *extra: str) -> None:
-        """Start the pipeline, kill it once ``ready`` returns True, and wait until all of its processes are gone."""
-        kill_when(self.command(run_dir, *extra), ready, run_dir.with_name(f"{run_dir.name}.killed.log"))
+    def kill_when(
+        self, run_dir: Path, ready: Callable[[], bool], *extra: str, number: int = signal.SIGKILL
+    ) -> int:
+        """As ``tests.helpers.killed.kill_when``, with the pipeline as the command."""
+        log = run_dir.with_name(f"{run_dir.name}.killed.log")
+        return kill_when(self.command(run_dir, *extra), ready, log, number)
 
     def copy(self, finished: Path, run_dir: Path, *stages: str) -> Path:
         """Copy the published ``stages`` of ``finished`` to ``run_dir``, and return ``run_dir``."""

@@ -1,9 +1,10 @@
-"""Tests that each stage resumes after SIGKILL: its output is complete, and no finished work is repeated."""
+"""Tests that each stage resumes after SIGKILL, and one after SIGUSR1: its output is complete, no work is repeated."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 
 from safetensors import safe_open
@@ -70,6 +71,9 @@ def test_preprocessing(loop: Loop, finished: Path, tmp_path: Path) -> None:
     # One additional sample, which is counted only if the finished part is reused.
     counts = json.loads(done[0].read_text())
     done[0].write_text(json.dumps({**counts, "samples": counts["samples"] + 1}))
+    is_further = lambda: len(list(parts.glob("*.json"))) >= len(done) + 3  # noqa: E731
+    assert loop.kill_when(run_dir, is_further, "--until=dataset", WORKERS, number=signal.SIGUSR1) == 75
+    assert len(list(parts.glob("*.json"))) < 100
     loop.run(run_dir, "--until=dataset")
     loop.run(undisturbed, "--until=dataset")
     resumed, reference = (read_manifest(folder / "dataset") for folder in (run_dir, undisturbed))

@@ -11,8 +11,12 @@ from pathlib import Path
 _SECONDS = 600  # only a hang takes as long
 
 
-def kill_when(command: Sequence[str], ready: Callable[[], bool], log: Path) -> None:
-    """Start the command, kill it once ``ready`` returns True, and wait until every process of its session is gone."""
+def kill_when(command: Sequence[str], ready: Callable[[], bool], log: Path, number: int = signal.SIGKILL) -> int:
+    """Start the command, send it a signal once ``ready`` returns True, and wait until all of its session is gone.
+
+    Returns:
+        Its exit status, negative if the signal killed it.
+    """
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     deadline = time.monotonic() + _SECONDS
@@ -20,11 +24,12 @@ def kill_when(command: Sequence[str], ready: Callable[[], bool], log: Path) -> N
         assert process.poll() is None, f"ended before it could be killed:\n{log.read_text()[-6000:]}"
         assert time.monotonic() < deadline, f"the state was never reached:\n{log.read_text()[-6000:]}"
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
+    status = process.wait(_SECONDS)
     while any(_session(entry) == process.pid for entry in Path("/proc").glob("[0-9]*")):
         assert time.monotonic() < deadline, "a process outlived the one that started it"
         time.sleep(0.05)
+    return status
 
 
 def _session(entry: Path) -> int | None:
