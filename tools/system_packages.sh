@@ -4,18 +4,20 @@
 #   tools/system_packages.sh demo      bubblewrap (sandbox of graded programs), a C++ compiler and Python's headers
 #                                      (vLLM compiles its model on a CPU), libnuma (vLLM's own library needs it)
 #   tools/system_packages.sh test      also chromium (tests open the report in a browser)
+#   tools/system_packages.sh cluster   SLURM, for the tests of the job scripts, which are skipped without it
 #
 # Uses apt-get as root or through "sudo -n". Otherwise it prints one line with what to install, and exits with status 1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-purpose=${1:?usage: tools/system_packages.sh demo|test}
-declare -A package_of=([bwrap]=bubblewrap [g++]=g++ [chromium]=chromium)
+purpose=${1:?usage: tools/system_packages.sh demo|test|cluster}
+declare -A package_of=([bwrap]=bubblewrap [g++]=g++ [chromium]=chromium [slurmctld]=slurm-wlm [munged]=munge)
 case $purpose in
     demo) programs=(bwrap g++) ;;
     test) programs=(bwrap g++ chromium) ;;
+    cluster) programs=(slurmctld munged) ;;
     *)
-        echo "error: tools/system_packages.sh $purpose: the purpose must be demo or test" >&2
+        echo "error: tools/system_packages.sh $purpose: the purpose must be demo, test or cluster" >&2
         exit 2
         ;;
 esac
@@ -45,7 +47,7 @@ if command -v apt-get >/dev/null && "${as_root[@]}" true 2>/dev/null; then
     "${as_root[@]}" apt-get update -qq
     "${as_root[@]}" apt-get install --yes --no-install-recommends "${missing[@]}"
 else
-    echo "error: not installed: ${missing[*]}; needed by make $purpose; install them with the system's package manager" \
+    echo "error: not installed: ${missing[*]}; needed for $purpose; install them with the system's package manager" \
         "(this account has no apt-get as root)" >&2
     exit 1
 fi

@@ -17,18 +17,11 @@ from megatron_ssd.process import UNDER_PIPELINE
 from tests.helpers.devices import without_gpu
 from tests.helpers.paths import ROOT
 from tests.helpers.preloaded import fresh_interpreters
-from tests.helpers.training_run import metrics, write_dataset
+from tests.helpers.training_run import COMMAND_LINE, metrics, write_dataset
 
 ITERATIONS, SAVE_INTERVAL = 40, 8  # a signal takes the time of a few iterations
 OVERRIDES = [
-    "cluster=cpu", "precision=fp32", "objective=pretrain",
-    "model.name=dense", "model.model_type=qwen3", "model.hidden_size=64", "model.num_hidden_layers=2",
-    "model.num_attention_heads=4", "model.num_key_value_heads=2", "model.head_dim=16", "model.intermediate_size=96",
-    "model.vocab_size=64", "model.max_position_embeddings=128", "model.tie_word_embeddings=true",
-    "optimizer.lr=3e-3", "optimizer.min_lr=3e-4", "optimizer.lr_warmup_iters=2",
-    f"training.train_iters={ITERATIONS}", f"checkpoint.save_interval={SAVE_INTERVAL}", "training.global_batch_size=4",
-    "training.micro_batch_size=2", "training.seq_length=64", "training.packing=greedy",
-    "training.batch_unit=packed_sequences", "training.tensorboard=false",
+    *COMMAND_LINE, f"training.train_iters={ITERATIONS}", f"checkpoint.save_interval={SAVE_INTERVAL}",
     "training.segment_multiple=4",  # as context parallelism needs
 ]  # fmt: skip
 pytestmark = without_gpu

@@ -71,9 +71,7 @@ class Loop:
         assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
         return done
 
-    def kill_when(
-        self, run_dir: Path, ready: Callable[[], bool], *extra: str, number: int = signal.SIGKILL
-    ) -> int:
+    def kill_when(self, run_dir: Path, ready: Callable[[], bool], *extra: str, number: int = signal.SIGKILL) -> int:
         """As ``tests.helpers.killed.kill_when``, with the pipeline as the command."""
         log = run_dir.with_name(f"{run_dir.name}.killed.log")
         return kill_when(self.command(run_dir, *extra), ready, log, number)

@@ -28,6 +28,14 @@ DEEP = dataclasses.replace(DENSE, name="deep", num_hidden_layers=4)  # for layou
 MOE = ModelConfig(
     name="moe", model_type="qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, **_SHAPE
 )
+# The same as overrides of the command line, with what else a short run in fp32 needs.
+COMMAND_LINE = (
+    "cluster=cpu", "precision=fp32", "objective=pretrain", "model.name=dense", "model.model_type=qwen3",
+    *(f"model.{key}={value}" for key, value in _SHAPE.items()), "model.tie_word_embeddings=true",
+    "optimizer.lr=3e-3", "optimizer.min_lr=3e-4", "optimizer.lr_warmup_iters=2", "training.global_batch_size=4",
+    "training.micro_batch_size=2", "training.seq_length=64", "training.packing=greedy",
+    "training.batch_unit=packed_sequences", "training.tensorboard=false",
+)  # fmt: skip
 EXACT = PrecisionConfig(params_dtype="fp32", transformer_engine=False)
 # TransformerEngine multiplies fp32 in TF32, and experts with almost equal scores would then change places.
 EXACT_ROUTER = MoeConfig(router_dtype="fp64")
