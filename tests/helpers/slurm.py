@@ -43,10 +43,10 @@ class Slurm:
         self._environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "OMP_WAIT_POLICY": "passive"}
 
     def submit(self, script: str, *arguments: str, options: tuple[str, ...] = (), cwd: Path = ROOT) -> str:
-        """Submit a script of ``launch/slurm``; returns the id of its job."""
-        output = f"--output={self._folder}/%j.log"
-        return self._run("sbatch", "--parsable", output, f"--gpus-per-node={_GPUS}", *options,
-                         str(ROOT / "launch" / "slurm" / script), *arguments, cwd=cwd).strip()  # fmt: skip
+        """Submit a script of ``launch/slurm``; returns the id of its job. Task 1 of an array is the job ``ID_1``."""
+        name = "%A_%a" if any(option.startswith("--array") for option in options) else "%j"
+        return self._run("sbatch", "--parsable", f"--output={self._folder}/{name}.log", f"--gpus-per-node={_GPUS}",
+                         *options, str(ROOT / "launch" / "slurm" / script), *arguments, cwd=cwd).strip()  # fmt: skip
 
     def log(self, job: str) -> str:
         """What the job has printed."""
