@@ -16,6 +16,7 @@ import gc
 import itertools
 import logging
 import queue
+import re
 import subprocess
 import tempfile
 import threading
@@ -38,9 +39,11 @@ from megatron_ssd.process import ChildDeathError, ChildProcess, connection_to_pa
 
 log = logging.getLogger(__name__)
 
+_EXCEPTION = re.compile(r"[\w.]*(Error|Exception)\b")  # as the last line of a traceback begins
+
 
 class EngineDeathError(UserError):
-    """An engine process ended by itself; the message has its status and the last line that it printed."""
+    """An engine process ended by itself; the message has its status and the first cause."""
 
 
 class EnginePool:
@@ -225,13 +228,21 @@ class EngineProcess:
         output = self._output.read()
         with tempfile.NamedTemporaryFile(prefix="megatron-ssd-engine-", suffix=".log", delete=False) as file:
             file.write(output)
-        lines = output.decode("utf-8", "replace").strip().splitlines()
         return EngineDeathError(
             f"engine process with status {status}",
-            rule=f"died ({lines[-1].strip() if lines else 'it printed nothing'})",
+            rule=f"died ({first_cause(output.decode('utf-8', 'replace'))})",
             fix="finished samples are kept: run the same command again, with a lower engine.max_num_seqs if memory ran "
             f"out; all that the process printed is in {file.name}",
         )
+
+
+def first_cause(output: str) -> str:
+    """The line of ``output`` that says why a process died: its first exception, of which later ones are consequences.
+
+    The last line, where a library may say something else at the end, counts only if there is no exception.
+    """
+    lines = output.strip().splitlines() or ["it printed nothing"]
+    return next((line for line in lines if _EXCEPTION.match(line)), lines[-1]).strip()
 
 
 def serve(connection: Connection) -> None:

@@ -25,9 +25,9 @@ ITERATIONS = 40
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 OPTIONS = (f"--export=ALL,PYTHON={sys.executable},OMP_NUM_THREADS=1",)
 SAMPLING = (
-    "+experiment=demo", "parallel=single", "minicode.num_train_problems=60", "minicode.num_test_problems=2", "contamination.on_hit=drop",
-    "sampling.num_samples=4", "sampling.max_tokens=64", "engine.data_parallel_size=1", "engine.max_model_len=256",
-    "engine.max_num_seqs=8",  # few at a time, so that there is time for signals
+    "+experiment=demo", "parallel=single", "minicode.num_train_problems=60", "minicode.num_test_problems=2",
+    "contamination.on_hit=drop", "sampling.num_samples=4", "sampling.max_tokens=64", "engine.data_parallel_size=1",
+    "engine.max_model_len=256", "engine.max_num_seqs=8",  # few at a time, so that there is time for signals
 )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def test_a_task_is_requeued_at_a_signal_and_another_array_does_the_work_of_a_kil
     cluster: Slurm, tiny_hf_model: Path, tmp_path: Path
 ) -> None:
     run = (*SAMPLING, f"model.path={tiny_hf_model}", f"run_dir={tmp_path}")
-    command = [sys.executable, ROOT / "launch" / "problems.py", *run]
+    command = [sys.executable, str(ROOT / "launch" / "problems.py"), *run]
     chosen = subprocess.run(command, capture_output=True, text=True, check=False)
     assert chosen.returncode == 0, chosen.stderr
     partial = tmp_path / "samples.partial"

@@ -13,7 +13,7 @@ import pytest
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.engine import Request
-from megatron_ssd.generation.engine_pool import EnginePool
+from megatron_ssd.generation.engine_pool import EnginePool, first_cause
 from tests.helpers.fake_engine import CRASH_ONCE_SEED, CRASH_SEED, FakeSpec, tokens_of
 from tests.helpers.requests import CountedRequests, sample_all
 from tests.helpers.requests import request as make_request
@@ -87,6 +87,22 @@ def test_an_engine_that_dies_gives_one_line_and_its_output_is_kept() -> None:
     assert "\n" not in str(caught.value)
     kept = Path(re.search(r"is in (\S+)$", str(caught.value))[1])  # type: ignore[index]
     assert "some library's chatter" in kept.read_text()
+
+
+@pytest.mark.parametrize(
+    ("output", "cause"),
+    [
+        ("", "it printed nothing"),
+        ("loading\nKilled\n", "Killed"),
+        ("Traceback (most recent call last):\n  File a\n    f()\nvllm.errors.LoadError: no kernel\nleaked 4 types\n",
+         "vllm.errors.LoadError: no kernel"),
+        ("OSError: no library\n\nDuring handling, another exception occurred:\n\nRuntimeError: no engine\n",
+         "OSError: no library"),
+        ("WARNING: Error in a plug-in\nready\n", "ready"),
+    ],
+)  # fmt: skip
+def test_the_first_exception_is_the_cause_of_a_death(output: str, cause: str) -> None:
+    assert first_cause(output) == cause
 
 
 @pytest.mark.parametrize("size", [1, 2])
