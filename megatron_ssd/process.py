@@ -2,8 +2,7 @@
 
 A killed parent must not leave a child that still writes files, because a restarted parent will write the same ones.
 On Linux a process can ask for a signal when its parent dies. The request survives ``exec`` but not ``fork``, so a
-grandchild (a worker of torchrun) has to ask for itself; it does so if an environment variable says that it runs under
-the pipeline.
+grandchild (a worker of torchrun) has to ask for itself; it does so if an environment variable asks for that.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _OF_LAUNCHERS = (
     "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT",
 )  # fmt: skip
 _PREFIXES_OF_LAUNCHERS = ("TORCHELASTIC_", "PET_", "SLURM_", "OMPI_", "PMI_", "PMIX_", "MPI_", "MV2_")
-UNDER_PIPELINE = "MEGATRON_SSD_DIE_WITH_PARENT"
+DIE_WITH_PARENT = "MEGATRON_SSD_DIE_WITH_PARENT"  # see ``die_with_parent_if_asked``
 PARENT_REPORTS = "MEGATRON_SSD_PARENT_REPORTS"  # set if the parent says that a signal has stopped the run
 REPORT_FOLLOWS = "MEGATRON_SSD_REPORT_FOLLOWS"  # set for the stages of a pipeline that ends with the report's table
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -43,8 +42,8 @@ def die_with_parent() -> None:
 
 
 def die_with_parent_if_asked() -> None:
-    """``die_with_parent`` in a process that the pipeline started, directly or not."""
-    if os.environ.get(UNDER_PIPELINE):
+    """``die_with_parent`` in a process that the pipeline or the launcher of ranks started, directly or not."""
+    if os.environ.get(DIE_WITH_PARENT):
         die_with_parent()
 
 
@@ -83,7 +82,7 @@ def run_child(command: Sequence[str], *, report_follows: bool = False) -> int:
     """
     environment = {
         **child_environment(),
-        UNDER_PIPELINE: "1",
+        DIE_WITH_PARENT: "1",
         PARENT_REPORTS: "1",
         REPORT_FOLLOWS: "1" if report_follows else "",
     }

@@ -21,7 +21,7 @@ import psutil
 
 from megatron_ssd.cli.entry import EXIT_INTERRUPTED, EXIT_REQUEUE, STOPPED
 from megatron_ssd.errors import first_line
-from megatron_ssd.process import PARENT_REPORTS
+from megatron_ssd.process import DIE_WITH_PARENT, PARENT_REPORTS
 from megatron_ssd.signals import OF_SCHEDULERS, REQUEST_OF
 
 _ONE_THREAD = "1"  # each process sets its own number later; a value keeps torchrun from warning that it chose one
@@ -37,13 +37,16 @@ def main() -> None:
     for number in REQUEST_OF:
         signal.signal(number, _pass_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUEST_OF)  # launch/train.py blocks them before it becomes this program
+    # A lost connection would be a warning of twenty lines from each thread that uses it.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Imported after the signals are handled, because it takes seconds.
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
 
     os.environ.setdefault("OMP_NUM_THREADS", _ONE_THREAD)
-    os.environ[PARENT_REPORTS] = "1"  # to each process, whose siblings say the same
+    os.environ[PARENT_REPORTS] = "1"  # for each process, whose siblings would say the same
+    os.environ[DIE_WITH_PARENT] = "1"  # a killed launcher leaves no processes, which would write files
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         run.main(torchrun_arguments(sys.argv[1:]))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ssd.process import UNDER_PIPELINE
+from megatron_ssd.process import DIE_WITH_PARENT
 from tests.helpers.devices import without_gpu
 from tests.helpers.paths import ROOT
 from tests.helpers.preloaded import fresh_interpreters
@@ -30,7 +30,7 @@ pytestmark = without_gpu
 def start(run_dir: Path, layout: str, *more: str) -> subprocess.Popen[str]:
     """Start ``launch/train.py``, which becomes the launcher of the layout's two processes. They end with it."""
     command = [sys.executable, "launch/train.py", *OVERRIDES, *more, f"parallel={layout}", f"run_dir={run_dir}"]
-    environment = {**os.environ, UNDER_PIPELINE: "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, DIE_WITH_PARENT: "1", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 

@@ -15,7 +15,7 @@ import psutil
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.generation.plan import request_seed
 from megatron_ssd.problems.stage import read_problems
-from megatron_ssd.process import UNDER_PIPELINE
+from megatron_ssd.process import DIE_WITH_PARENT
 from tests.helpers.jsonl import samples_by_key
 from tests.helpers.paths import ROOT
 
@@ -40,7 +40,7 @@ def start(script: str, *arguments: str, log: Path, launcher: tuple[str, ...] = (
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, *launcher, str(ROOT / script), *RUN, *arguments],
-            env={**os.environ, UNDER_PIPELINE: "1"}, stdout=output, stderr=subprocess.STDOUT,
+            env={**os.environ, DIE_WITH_PARENT: "1"}, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
 

@@ -14,13 +14,13 @@ from megatron_ssd.cli.compose import CONFIG_DIR, text_override
 from megatron_ssd.cli.pipeline import Script, _run_all
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
-from megatron_ssd.process import REPORT_FOLLOWS, UNDER_PIPELINE, run_child
+from megatron_ssd.process import DIE_WITH_PARENT, REPORT_FOLLOWS, run_child
 from tests.helpers.tiny_hf import MODELS, write_hf_config
 
 WRITES_ENVIRONMENT = f"""
 import os, pathlib, sys
 pathlib.Path(sys.argv[0]).with_suffix(".txt").write_text(
-    "".join(str(int(bool(os.environ.get(name)))) for name in ({UNDER_PIPELINE!r}, {REPORT_FOLLOWS!r}))
+    "".join(str(int(bool(os.environ.get(name)))) for name in ({DIE_WITH_PARENT!r}, {REPORT_FOLLOWS!r}))
 )
 """
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from torch.distributed import run
 
@@ -61,6 +62,8 @@ def test_a_process_that_a_passed_on_signal_kills_counts_as_stopped(
 RANK = """
 import os, pathlib, sys, time
 from megatron_ssd.cli.entry import run_guarded
+from megatron_ssd.process import die_with_parent_if_asked
+die_with_parent_if_asked()
 folder = pathlib.Path(sys.argv[1])
 def load():
     (folder / os.environ["RANK"]).write_text(str(os.getpid()))
@@ -95,6 +98,17 @@ def test_ranks_that_are_still_starting_end_with_the_right_status(
     assert len(error.splitlines()) == 1, error
 
 
+def test_a_launcher_that_is_killed_leaves_no_ranks(tmp_path: Path) -> None:
+    script = tmp_path / "rank.py"
+    script.write_text(RANK.format(main="load()"))
+    process = start(script, tmp_path)
+    files = [tmp_path / rank for rank in "01"]
+    wait_for(lambda: all(file.exists() and file.read_text() for file in files))
+    process.kill()
+    process.communicate(timeout=60)
+    wait_for(lambda: not any(is_alive(int(file.read_text())) for file in files))
+
+
 @pytest.mark.usefixtures("fresh_interpreters")
 def test_a_signal_before_any_process_is_started_asks_for_a_new_start(tmp_path: Path) -> None:
     process = start(tmp_path / "absent.py", tmp_path)
@@ -114,6 +128,13 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def handles(pid: int, number: int) -> bool:
