@@ -48,7 +48,8 @@ class FirstRequest:
 def requeue_on_signals() -> Iterator[None]:
     """While entered, in the main thread, SIGTERM and SIGUSR1 raise ``Requeue`` there.
 
-    After one has done so they are ignored, because the process is about to end and its status must be the right one.
+    A second one, more than a second later, ends the process at once. If one came, they are ignored after the body,
+    because the process is about to end and its status must be the right one.
     """
     first = FirstRequest()
 

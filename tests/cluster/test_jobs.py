@@ -17,7 +17,7 @@ from megatron_ssd.problems.stage import read_problems
 from tests.helpers.jsonl import samples_by_key
 from tests.helpers.paths import ROOT
 from tests.helpers.slurm import Slurm, slurm, why_not
-from tests.helpers.training_run import COMMAND_LINE, metrics, write_dataset
+from tests.helpers.training_run import COMMAND_LINE, iterations, metrics, write_dataset
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"needs SLURM: {why_not()}")
 
@@ -51,11 +51,6 @@ def ranks(run_dir: Path) -> list[psutil.Process]:
             if f"run_dir={run_dir}" in process.cmdline() and "LOCAL_RANK" in process.environ():
                 found.append(process)
     return found
-
-
-def iterations(run_dir: Path) -> int:
-    path = run_dir / "checkpoints.partial" / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 @pytest.mark.usefixtures("fresh_interpreters")

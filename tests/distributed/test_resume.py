@@ -17,7 +17,7 @@ from megatron_ssd.process import DIE_WITH_PARENT
 from tests.helpers.devices import without_gpu
 from tests.helpers.paths import ROOT
 from tests.helpers.preloaded import fresh_interpreters
-from tests.helpers.training_run import COMMAND_LINE, metrics, write_dataset
+from tests.helpers.training_run import COMMAND_LINE, iterations, metrics, write_dataset
 
 ITERATIONS, SAVE_INTERVAL = 40, 8  # a signal takes the time of a few iterations
 OVERRIDES = [
@@ -59,12 +59,6 @@ def interrupt(run_dir: Path, layout: str, when: Callable[[], bool], number: sign
 
 def work(run_dir: Path) -> Path:
     return run_dir / "checkpoints.partial"
-
-
-def iterations(run_dir: Path) -> int:
-    """Number of iterations in the metrics."""
-    path = work(run_dir) / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def saved(folder: Path) -> dict[str, int]:

@@ -87,3 +87,9 @@ def training_config(run_dir: Path, **changes: Any) -> RunConfig:
 def metrics(run_dir: Path, folder: str = "checkpoints") -> list[dict[str, Any]]:
     """The records of ``metrics.jsonl``."""
     return [json.loads(line) for line in (run_dir / folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def iterations(run_dir: Path) -> int:
+    """Number of iterations in the metrics of a run that is not finished."""
+    path = run_dir / "checkpoints.partial" / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +17,7 @@ from megatron_ssd.errors import UserError
 from megatron_ssd.process import ChildDeathError, ChildProcess, run_child
 from megatron_ssd.signals import OF_SCHEDULERS
 from tests.helpers.paths import ROOT
+from tests.helpers.waiting import is_alive, wait_until
 
 MODULE = "tests.helpers.echo_process"
 PARENT = f"""
@@ -74,12 +74,7 @@ def test_closing_ends_the_child_and_may_be_repeated(child: ChildProcess) -> None
 
 def test_a_child_dies_with_its_killed_parent() -> None:
     parent = subprocess.run([sys.executable, "-c", PARENT], cwd=ROOT, capture_output=True, text=True, check=False)
-    stat = Path(f"/proc/{int(parent.stdout)}/stat")
-    for _ in range(200):
-        if not stat.exists() or stat.read_text().split()[2] == "Z":
-            return
-        time.sleep(0.05)
-    pytest.fail("the child outlived its parent")
+    wait_until(lambda: not is_alive(int(parent.stdout)))
 
 
 def test_children_do_not_import_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 from torch.distributed import run
 
@@ -17,6 +15,7 @@ from megatron_ssd.cli import ranks
 from megatron_ssd.cli.entry import STOPPED
 from megatron_ssd.cli.ranks import torchrun_arguments
 from megatron_ssd.process import child_environment
+from tests.helpers.waiting import is_alive, wait_until
 
 
 def address(*arguments: str) -> str | None:
@@ -88,7 +87,7 @@ def test_ranks_that_are_still_starting_end_with_the_right_status(
     script = tmp_path / "rank.py"
     script.write_text(RANK.format(main=main))
     process = start(script, tmp_path)
-    wait_for(lambda: all((tmp_path / rank).exists() and (tmp_path / rank).read_text() for rank in "01"))
+    wait_until(lambda: all((tmp_path / rank).exists() and (tmp_path / rank).read_text() for rank in "01"))
     time.sleep(0.2)  # the launcher waits for its processes now
     target = process.pid if to_rank is None else int((tmp_path / str(to_rank)).read_text())
     subprocess.run(["kill", f"-{number}", str(target)], check=True)
@@ -103,16 +102,16 @@ def test_a_launcher_that_is_killed_leaves_no_ranks(tmp_path: Path) -> None:
     script.write_text(RANK.format(main="load()"))
     process = start(script, tmp_path)
     files = [tmp_path / rank for rank in "01"]
-    wait_for(lambda: all(file.exists() and file.read_text() for file in files))
+    wait_until(lambda: all(file.exists() and file.read_text() for file in files))
     process.kill()
     process.communicate(timeout=60)
-    wait_for(lambda: not any(is_alive(int(file.read_text())) for file in files))
+    wait_until(lambda: not any(is_alive(int(file.read_text())) for file in files))
 
 
 @pytest.mark.usefixtures("fresh_interpreters")
 def test_a_signal_before_any_process_is_started_asks_for_a_new_start(tmp_path: Path) -> None:
     process = start(tmp_path / "absent.py", tmp_path)
-    wait_for(lambda: handles(process.pid, signal.SIGUSR1))
+    wait_until(lambda: handles(process.pid, signal.SIGUSR1))
     process.send_signal(signal.SIGUSR1)
     _, error = process.communicate(timeout=90)
     assert (process.returncode, error) == (75, f"{STOPPED[75]}\n")
@@ -121,20 +120,6 @@ def test_a_signal_before_any_process_is_started_asks_for_a_new_start(tmp_path: P
 def start(script: Path, folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "megatron_ssd.cli.ranks", "--standalone", "--nproc-per-node=2", script, folder]
     return subprocess.Popen(command, env=child_environment(), stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def handles(pid: int, number: int) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -16,6 +14,7 @@ from megatron_ssd.dataset.workers import run_tasks
 from megatron_ssd.errors import UserError
 from tests.helpers import worker_tasks
 from tests.helpers.paths import ROOT
+from tests.helpers.waiting import wait_until
 
 PARENT = """
 import sys
@@ -59,13 +58,6 @@ def test_the_error_of_a_full_disk_is_passed_on(tmp_path: Path) -> None:
 def test_a_killed_worker_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"worker process with status -9: died.*lower preprocess.num_workers"):
         list(run_tasks(worker_tasks.die, [tmp_path / "a", tmp_path / "b"], num_workers=2, count_samples=print))
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "waited for a minute"
-        time.sleep(0.02)
 
 
 @pytest.mark.usefixtures("fresh_interpreters")
