@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -26,7 +25,7 @@ def test_a_signal_that_arrives_twice_at_once_is_one_request(
         shutdown.agree(shutdown.code)
         assert shutdown.requested() is None
         for _ in range(2):
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
             shutdown.agree(shutdown.code)
             assert shutdown.requested() is request_type
 
@@ -34,7 +33,7 @@ def test_a_signal_that_arrives_twice_at_once_is_one_request(
 def test_a_request_to_one_rank_is_a_request_to_all() -> None:
     asked, other = GracefulShutdown(), GracefulShutdown()
     with asked:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
     for each in (asked, other):
         each.agree(max(asked.code, other.code))
         assert each.requested() is Requeue
