@@ -135,6 +135,11 @@ class TrainingConfig:
     gc_interval: int | None = None
     """Collect Python's garbage on all processes together, after each multiple of this many iterations. Null means 100
     on GPUs, and on a CPU when Python itself decides."""
+    hang_seconds: float | None = 600.0
+    """A rank whose iteration takes at least as long, and ``hang_factor`` times the mean, prints the stacks of its
+    threads and ends with status 75, which a scheduler starts again. Null is off."""
+    hang_factor: float = 20.0
+    """See ``hang_seconds``."""
     profile_steps: tuple[int, int] | None = None
     """First and last iteration of a profile: ``run_dir/profile`` then gets a trace of the first process for Perfetto or
     Chrome. Null is off."""
@@ -143,6 +148,7 @@ class TrainingConfig:
         require_positive(self, "train_iters", "global_batch_size", "micro_batch_size", "seq_length",
                          "validation_interval", "max_skipped", "log_interval", fix="use at least 1")  # fmt: skip
         require_positive(self, "gc_interval", fix="use 100, or null")
+        require_positive(self, "hang_seconds", "hang_factor", fix="use the defaults, or hang_seconds=null")
         steps = self.profile_steps
         require_key(self, "profile_steps", steps is None or 1 <= steps[0] <= steps[1] <= self.train_iters,
                     rule=f"must be two iterations from 1 to training.train_iters ({self.train_iters}), in order",

@@ -20,6 +20,7 @@ from megatron_ssd.config.run import RunConfig, needed
 _NOT_TRAINED = (
     "micro_batch_size", "tokens_per_micro_batch", "self_test", "validation_interval", "max_skipped", "spike_factor",
     "log_interval", "tensorboard", "wandb_project", "gc_interval", "profile_steps",
+    "hang_seconds", "hang_factor",
 )  # fmt: skip
 
 

@@ -22,8 +22,8 @@ import torch.distributed as dist
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_ssd.artifacts.hub import model_folder
+from megatron_ssd.config.cluster import Device
 from megatron_ssd.config.model import ModelConfig, MoeConfig
-from megatron_ssd.config.parallel import Device
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.errors import UserError
@@ -39,6 +39,7 @@ from megatron_ssd.training.optimizer import build_optimizer, build_schedule, wra
 from megatron_ssd.training.profiling import profiled
 from megatron_ssd.training.shutdown import GracefulShutdown
 from megatron_ssd.training.step import EmaWeights, LossSpikeDetector, TrainingState, run_step, validation_loss
+from megatron_ssd.training.watchdog import StepWatchdog
 
 _GPU_GC_INTERVAL = 100  # of training.gc_interval on GPUs
 _RECENT = 50  # iterations whose pace gives the time left
@@ -54,6 +55,7 @@ class Trainer:
     source: BatchSource
     validation_source: BatchSource | None  # a single pass over the held-out samples
     writer: CheckpointWriter
+    watchdog: StepWatchdog
     meter: ThroughputMeter
     training: TrainingConfig
     moe: MoeConfig
@@ -114,8 +116,9 @@ class Trainer:
     def step(self, shutdown: GracefulShutdown | None = None) -> IterationMetrics:
         """One iteration: forward, backward, update, measurements. ``shutdown`` learns what all ranks were asked for."""
         self.meter.start()
-        result = run_step(self.state, self.schedule, self.source, moe=self.moe, shutdown=shutdown,
-                          before_update=self.writer.detach)  # fmt: skip
+        with self.watchdog.watch(self.state.iteration + 1):
+            result = run_step(self.state, self.schedule, self.source, moe=self.moe, shutdown=shutdown,
+                              before_update=self.writer.detach)  # fmt: skip
         return self.meter.stop(self.state.iteration, result)
 
     def _is_due(self, interval: int) -> bool:
@@ -167,6 +170,7 @@ def build_trainer(config: RunConfig, work: Path, device: Device) -> Trainer:
         source=source,
         validation_source=held_out,
         writer=CheckpointWriter(work, config.checkpoint),
+        watchdog=StepWatchdog(factor=training.hang_factor, least_seconds=training.hang_seconds),
         meter=ThroughputMeter(model, config.precision, state.chunks, source),
         training=training,
         moe=config.moe,
