@@ -23,7 +23,7 @@ from megatron_ssd.artifacts.manifest import Manifest, read_manifest
 from megatron_ssd.config.evaluation import EvaluationConfig
 from megatron_ssd.config.generation import SamplingParams
 from megatron_ssd.config.run import RunConfig, needed
-from megatron_ssd.errors import UserError
+from megatron_ssd.errors import UserError, require
 from megatron_ssd.evaluation.decode import OpenSampler
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, read_problems
 from megatron_ssd.evaluation.results import EvaluationResults, ModelName
@@ -90,6 +90,9 @@ def run_evaluations(config: RunConfig, *, sampler: OpenSampler = open_sampler) -
     Raises:
         UserError: see ``run_evaluate`` and ``run_export``.
     """
+    require(config.worker.is_alone or config.evaluation.checkpoints == "last",
+            f"evaluation.checkpoints = {config.evaluation.checkpoints}", rule="is for one worker",
+            fix=f"leave worker.world={config.worker.world} out")  # fmt: skip
     run_evaluate(config, sampler=sampler)
     for iteration, run in checkpoint_runs(config).items():
         log.info("eval: the checkpoint of iteration %d, in %s", iteration, run.run_dir)

@@ -3,10 +3,13 @@
 It decodes every benchmark with each model under every setting, runs the programs and writes the results to
 ``run_dir/eval/NAME``, a folder for each benchmark. Each step resumes what an earlier run of it left. The sandbox is
 tested before the first response is generated.
+
+Several workers (``config.worker``) can decode a run, each a part of the problems. The last one to end grades.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -22,10 +25,11 @@ from megatron_ssd.artifacts.atomic import write_atomically
 from megatron_ssd.artifacts.hub import ModelFolder, open_model
 from megatron_ssd.artifacts.jsonl import iter_jsonl
 from megatron_ssd.artifacts.manifest import check_outputs, read_manifest
+from megatron_ssd.artifacts.spans import SpanNotes, read_spans, seconds_covered
 from megatron_ssd.artifacts.stage import SECONDS_BETWEEN_NOTES, Stage
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError
-from megatron_ssd.evaluation.decode import DecodeJob, OpenSampler, decode
+from megatron_ssd.evaluation.decode import DecodeJob, OpenSampler, decode, merge
 from megatron_ssd.evaluation.diversity import Diversity, NormalForms
 from megatron_ssd.evaluation.grid import Measurements, grid_cells, settings_of, split_halves
 from megatron_ssd.evaluation.problem_file import PROBLEMS_FILE, write_problems
@@ -34,6 +38,14 @@ from megatron_ssd.evaluation.reuse_results import reuse_results, verdict_path
 from megatron_ssd.evaluation.summary import summarise
 from megatron_ssd.evaluation.tables import claim_lines, score_tables
 from megatron_ssd.generation.samplers import engine_facts, open_sampler
+from megatron_ssd.generation.store import (
+    is_work,
+    remove_worker_files,
+    running_workers,
+    span_file,
+    span_files,
+    worker_lock,
+)
 from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.grading.pool import Grader
 from megatron_ssd.grading.references import is_flawed
@@ -49,6 +61,7 @@ from megatron_ssd.schema import Problem, Sample, Verdict
 
 log = logging.getLogger(__name__)
 
+_AT_WORK = "at work"  # the activity of a worker
 # Format -> how evalplus's ids of its tasks begin.
 _EVALPLUS_IDS = {"humaneval": "HumanEval/", "humaneval_plus": "HumanEval/", "mbpp_plus": "Mbpp/"}
 
@@ -78,30 +91,45 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
     opens_thinking = prompts_open_thinking(benchmarks[0].problems, config.prompt, tokenizer)
     with Sandbox(config.evaluation.sandbox) as sandbox:
         sandbox.start()  # raises errors now as well
-    work = stage.begin()
-    jobs = {
-        benchmark.name: {name: _job(config, benchmark, name, model, work, clock) for name, model in models.items()}
-        for benchmark in benchmarks
-    }
     start_sampler = functools.partial(
         sampler, config.engine, device=config.cluster.device, stop_token_ids=sampling.stop_token_ids,
         worker=config.worker,
     )  # fmt: skip
-    reuse_results(stage, jobs)
-    for name in models:
-        of_model = [by_model[name] for by_model in jobs.values()]
-        decode(of_model, start_sampler, lambda: stage.note_time(every=SECONDS_BETWEEN_NOTES))
-    results, failures = [], 0
-    for benchmark in benchmarks:
-        found, failed = _measure(
-            config, benchmark, jobs[benchmark.name], stage, engine=engine, prompt_opens_thinking=opens_thinking
-        )
-        failures += failed
-        results.append(found)
-        write_json(work / benchmark.name / SUMMARY_FILE, found)
-        write_problems(work / benchmark.name / PROBLEMS_FILE, benchmark.problems, split_halves(benchmark.problems))
-    ends = {name: sorted({*model.end_token_ids, *sampling.stop_token_ids}) for name, model in models.items()}
-    _publish(stage, benchmarks, results, failures, {"end_token_ids": ends, **clock.facts})
+    with contextlib.ExitStack() as stack:
+        with stage.lock():
+            if stage.is_current():
+                return
+            stage.open_work(in_use=bool(running_workers(stage.work)))
+            stack.enter_context(worker_lock(stage.work, config.worker))
+            spans = SpanNotes(span_file(stage.work, config.worker))
+            spans.begin(_AT_WORK)
+            jobs = [_jobs(config, benchmark, models, stage.work, clock) for benchmark in benchmarks]
+            reuse_results(
+                stage, {benchmark.name: by_model for benchmark, by_model in zip(benchmarks, jobs, strict=True)}
+            )
+            opened = {name: [(by_model[name], by_model[name].open_stores()) for by_model in jobs] for name in models}
+        for of_model in opened.values():
+            decode(of_model, start_sampler, lambda: spans.note(every=SECONDS_BETWEEN_NOTES))
+        with stage.lock():
+            if stage.is_current():  # another worker found every response and published
+                return
+            spans.note()
+            if missing := merge([job for by_model in jobs for job in by_model.values()]):
+                log.info("eval: %s has finished its part; %d responses are still missing; the last worker to end "
+                         "grades and publishes", config.worker.label, missing)  # fmt: skip
+                return
+            results, failures = [], 0
+            for benchmark, by_model in zip(benchmarks, jobs, strict=True):
+                found, failed = _measure(
+                    config, benchmark, by_model, stage, spans, engine=engine, prompt_opens_thinking=opens_thinking
+                )
+                failures += failed
+                results.append(found)
+                folder = stage.work / benchmark.name
+                write_json(folder / SUMMARY_FILE, found)
+                write_problems(folder / PROBLEMS_FILE, benchmark.problems, split_halves(benchmark.problems))
+            ends = {name: sorted({*model.end_token_ids, *sampling.stop_token_ids}) for name, model in models.items()}
+            _publish(stage, benchmarks, results, failures, {"end_token_ids": ends, **clock.facts})
     # The report prints the same tables, without the claims.
     tables = "" if report_follows() else "\n\n".join(map(score_tables, results))
     log.info("eval:\n%s", "\n\n".join(filter(None, [tables, *map(claim_lines, results)])))
@@ -140,33 +168,39 @@ def _stage(config: RunConfig, benchmarks: Sequence[Benchmark], models: dict[Mode
         },
         inputs={**hashes, "template": template_hash(config.prompt), **model_inputs(config, models)},
         replace=config.replace,
+        is_work=is_work,
     )
 
 
-def _job(
-    config: RunConfig, benchmark: Benchmark, name: ModelName, model: ModelFolder, work: Path, clock: RunClock
-) -> DecodeJob:
+def _jobs(
+    config: RunConfig, benchmark: Benchmark, models: Mapping[ModelName, ModelFolder], work: Path, clock: RunClock
+) -> dict[ModelName, DecodeJob]:
     sampling = needed(config.sampling, "sampling")
-    return DecodeJob(
-        model_name=name,
-        model=model,
-        problems=benchmark.problems,
-        settings=settings_of(name, config.evaluation, sampling),
-        folder=work / benchmark.name / "generations" / name,
-        evaluation=config.evaluation,
-        prompt=config.prompt,
-        max_model_len=config.engine.max_model_len,
-        stop_token_ids=sampling.stop_token_ids,
-        seed=config.seed,
-        clock=clock,
-    )
+    return {
+        name: DecodeJob(
+            model_name=name,
+            model=model,
+            problems=benchmark.problems,
+            settings=settings_of(name, config.evaluation, sampling),
+            folder=work / benchmark.name / "generations" / name,
+            evaluation=config.evaluation,
+            prompt=config.prompt,
+            max_model_len=config.engine.max_model_len,
+            stop_token_ids=sampling.stop_token_ids,
+            seed=config.seed,
+            clock=clock,
+            worker=config.worker,
+        )
+        for name, model in models.items()
+    }
 
 
 def _measure(
     config: RunConfig,
     benchmark: Benchmark,
-    jobs: dict[ModelName, DecodeJob],
+    jobs: Mapping[ModelName, DecodeJob],
     stage: Stage,
+    spans: SpanNotes,
     *,
     engine: dict[str, str],
     prompt_opens_thinking: bool,
@@ -194,7 +228,7 @@ def _measure(
             verdicts[name][setting.label] = found
             diversity[name][setting.label] = forms.diversity(zip(found, programs, strict=True))
             finish_reasons[name][setting.label] = Counter(sample.finish_reason for sample in samples)
-            stage.note_time()
+            spans.note()
     sampling = needed(config.sampling, "sampling")
     measured = Measurements(
         problems=benchmark.problems,
@@ -259,6 +293,9 @@ def _publish(
             for benchmark in benchmarks
         },
     }
+    notes = span_files(stage.work)
+    seconds = seconds_covered(read_spans(notes)[_AT_WORK])
+    remove_worker_files(stage.work)
     stage.publish(
         engine=results[0].engine,
         counts={
@@ -268,6 +305,8 @@ def _publish(
         },
         dropped={"infrastructure_error": failures} if failures else {},
         facts=facts,
+        notes=notes,
+        seconds=seconds,
     )
 
 

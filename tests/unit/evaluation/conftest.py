@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.cluster import ClusterConfig
 from megatron_ssd.config.evaluation import EvaluationConfig, SandboxConfig
 from megatron_ssd.config.generation import EngineConfig, PromptConfig, SamplingConfig, SamplingParams
 from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.parallel import ClusterConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.problems import BenchmarkConfig, BenchmarkSetConfig
 from megatron_ssd.config.run import RunConfig

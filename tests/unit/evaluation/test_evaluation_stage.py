@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from megatron_ssd.artifacts.hub import model_hash, open_model
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.config.build import build
-from megatron_ssd.config.generation import EngineConfig, PromptConfig, SamplingParams
+from megatron_ssd.config.generation import EngineConfig, PromptConfig, SamplingParams, WorkerConfig
 from megatron_ssd.config.problems import BenchmarkConfig, BenchmarkSetConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import UserError
@@ -138,6 +139,61 @@ def test_a_killed_run_resumes_and_samples_nothing_twice(config: RunConfig, tmp_p
     assert left == right
 
 
+@pytest.mark.parametrize("lives", [30, 10**9])
+def test_workers_that_share_a_run_publish_what_one_process_publishes(config: RunConfig, tmp_path: Path, lives: int):
+    workers = [dataclasses.replace(config, worker=WorkerConfig(rank=rank, world=2)) for rank in range(2)]
+    oracles = [Oracle(config, lives=lives), Oracle(config), Oracle(config)]
+    with contextlib.suppress(UserError):
+        run_evaluate(workers[0], sampler=sampler_of(oracles[0]))
+    run_evaluate(workers[1], sampler=sampler_of(oracles[1]))
+    if lives == 30:
+        assert not (Path(config.run_dir) / "eval").exists()
+        run_evaluate(workers[0], sampler=sampler_of(oracles[2]))
+    assert sum(len(oracle.requests) for oracle in oracles) == 6 * N * 6, "a response was drawn twice"
+    alone = dataclasses.replace(config, run_dir=str(tmp_path / "alone"))
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "export").symlink_to(tmp_path / "export")
+    run_evaluate(alone, sampler=sampler_of(Oracle(config)))
+    assert summary_of(config) == summary_of(alone)
+    generations = [
+        {path.relative_to(run.run_dir): path.read_bytes() for path in Path(run.run_dir).glob("eval/*/generations/*/*")}
+        for run in (config, alone)
+    ]
+    assert generations[0] == generations[1]
+
+
+def test_a_process_resumes_what_workers_left(config: RunConfig):
+    workers = [dataclasses.replace(config, worker=WorkerConfig(rank=rank, world=3)) for rank in range(2)]
+    drawn = []
+    for worker in workers:
+        oracle = Oracle(config, lives=40)
+        with contextlib.suppress(UserError):
+            run_evaluate(worker, sampler=sampler_of(oracle))
+        drawn += oracle.requests
+    last = Oracle(config)
+    run_evaluate(config, sampler=sampler_of(last))
+    assert len(drawn) + len(last.requests) == 6 * N * 6
+
+
+def test_a_worker_that_was_killed_between_merging_and_removing_its_files_resumes(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+):
+    workers = [dataclasses.replace(config, worker=WorkerConfig(rank=rank, world=2)) for rank in range(2)]
+    run_evaluate(workers[0], sampler=sampler_of(Oracle(config)))
+    with monkeypatch.context() as patch:
+        patch.setattr(DecodeJob, "remove_worker_files", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_evaluate(workers[1], sampler=sampler_of(Oracle(config)))
+    last = Oracle(config)
+    run_evaluate(workers[1], sampler=sampler_of(last))
+    assert last.requests == []
+    assert not list(Path(config.run_dir).rglob("*worker-*"))
+
+
+def _interrupted(job: DecodeJob, setting: SamplingParams) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_run_killed_in_grading_grades_nothing_twice(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
     original, executed = Sandbox.execute, list[str]()
 
@@ -213,8 +269,9 @@ def test_raw_prompts_are_decoded_without_a_chat_template(config: RunConfig, tmp_
     job = DecodeJob(model_name="base", model=open_model(str(folder)), problems=problems, seed=config.seed,
                     settings=[SamplingParams(temperature=1.0)], folder=tmp_path / "drawn", stop_token_ids=(),
                     evaluation=config.evaluation, prompt=config.prompt,
-                    max_model_len=config.engine.max_model_len, clock=RunClock(tmp_path))  # fmt: skip
-    decode([job], lambda model: oracle.open(config.engine, model, device="cpu"), lambda: None)
+                    max_model_len=config.engine.max_model_len, clock=RunClock(tmp_path),
+                    worker=WorkerConfig())  # fmt: skip
+    decode([(job, job.open_stores())], lambda model: oracle.open(config.engine, model, device="cpu"), lambda: None)
     tokenizer = ChatTokenizer(folder)
     prompts = {request.key[0]: request.prompt_token_ids for request in oracle.requests}
     assert prompts == {problem.id: tokenizer.text_ids(problem.statement) for problem in problems}
