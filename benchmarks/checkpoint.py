@@ -160,8 +160,8 @@ def _write_samples(folder: Path) -> None:
 
 
 def _config(folder: Path) -> Any:
+    from megatron_ssd.config.cluster import ClusterConfig
     from megatron_ssd.config.model import ModelConfig
-    from megatron_ssd.config.parallel import ClusterConfig
     from megatron_ssd.config.precision import PrecisionConfig
     from megatron_ssd.config.run import RunConfig
     from megatron_ssd.config.training import TrainingConfig

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_ssd.config.cluster import Device
 from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.parallel import Device
 from megatron_ssd.config.precision import Fp8Config, Fp8Recipe, PrecisionConfig
 
 MEASURED_PARTS = ("speed", "fp8", "recompute", "compile")

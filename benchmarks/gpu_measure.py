@@ -28,8 +28,9 @@ from benchmarks.gpu_cases import Case, Order, Settings
 from benchmarks.gpu_results import Record
 from megatron_ssd.artifacts.manifest import code_version
 from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.cluster import ClusterConfig, Device
 from megatron_ssd.config.model import ModelConfig, MoeConfig
-from megatron_ssd.config.parallel import ClusterConfig, Device, ParallelConfig
+from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import CheckpointConfig, OptimizerConfig, TrainingConfig
 from megatron_ssd.dataset.indexed import IndexedWriter

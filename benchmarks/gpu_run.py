@@ -32,7 +32,7 @@ from pathlib import Path
 
 from benchmarks.gpu_cases import Case, Order, Settings, cases
 from benchmarks.gpu_results import ALL_TESTS, Record, Results, described, line
-from megatron_ssd.config.parallel import Device
+from megatron_ssd.config.cluster import Device
 from megatron_ssd.errors import UserError, require
 from megatron_ssd.process import ChildDeathError, ChildProcess, child_environment, die_with_parent
 

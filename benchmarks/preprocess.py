@@ -198,9 +198,9 @@ def _stage(folder: Path, workers: int, side: str) -> Callable[[], None]:
 
 
 def _config(folder: Path, workers: int, side: str) -> Any:
+    from megatron_ssd.config.cluster import ClusterConfig
     from megatron_ssd.config.dataset import PreprocessConfig
     from megatron_ssd.config.model import ModelConfig
-    from megatron_ssd.config.parallel import ClusterConfig
     from megatron_ssd.config.precision import PrecisionConfig
     from megatron_ssd.config.run import RunConfig
 

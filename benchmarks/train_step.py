@@ -187,8 +187,9 @@ def _trainer(folder: Path, side: str) -> Iterator[Callable[[], None]]:
 
 
 def _config(folder: Path, *, world_size: int) -> Any:
+    from megatron_ssd.config.cluster import ClusterConfig
     from megatron_ssd.config.model import ModelConfig
-    from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
+    from megatron_ssd.config.parallel import ParallelConfig
     from megatron_ssd.config.precision import PrecisionConfig
     from megatron_ssd.config.run import RunConfig
     from megatron_ssd.config.training import OptimizerConfig, TrainingConfig

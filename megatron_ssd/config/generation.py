@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from megatron_ssd.config.parallel import Device
+from megatron_ssd.config.cluster import Device
 from megatron_ssd.config.reference import require_key, require_positive
 from megatron_ssd.errors import require, shown
 
@@ -225,7 +225,7 @@ class ProxyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
-    """This worker among the ``world`` workers that sample one run.
+    """This worker among the ``world`` workers that sample or evaluate one run.
 
     Null values are taken from torchrun, or are 0 of 1. Workers of one node share its GPUs or processor cores evenly; a
     worker without local values uses all that it sees.
@@ -268,8 +268,7 @@ class WorkerConfig:
     def resolved(self, environment: Mapping[str, str]) -> WorkerConfig:
         """This worker as configured, otherwise as set by torchrun's variables.
 
-        A SLURM array does not count: its tasks may be different runs. ``launch/slurm/generate.sbatch`` sets rank and
-        world.
+        A SLURM array does not count: its tasks may be different runs. ``launch/slurm/stage.sbatch`` sets both keys.
 
         Raises:
             ConfigError: the variables contradict each other.

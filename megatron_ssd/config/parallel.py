@@ -1,4 +1,4 @@
-"""Settings of where training runs."""
+"""The process grid of training."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Literal
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.reference import require_key, require_positive
 from megatron_ssd.errors import require
-
-Device = Literal["cuda", "cpu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,13 +135,3 @@ class ParallelConfig:
             f"parallel.tensor_model_parallel_size ({tp})",
             fix=f"set {expert_tp} or parallel.expert_model_parallel_size above 1",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterConfig:
-    """The machine."""
-
-    device: Device = "cuda"
-    """Device of training and sampling. It is not detected automatically."""
-    threads_per_process: int = 1
-    """CPU threads per training process, on device ``cpu``."""

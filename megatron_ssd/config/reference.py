@@ -52,6 +52,15 @@ def keys_of(section: type) -> tuple[Key, ...]:
     )
 
 
+def dotted_keys(section: type, prefix: str = "") -> Iterator[str]:
+    """Every key below ``section`` that has a value, such as ``optimizer.lr``."""
+    for key in keys_of(section):
+        if key.section is None or key.kind.startswith("mapping"):  # whose names the user chooses
+            yield prefix + key.name
+        else:
+            yield from dotted_keys(key.section, f"{prefix}{key.name}.")
+
+
 def section_in(hint: Any) -> type | None:
     """The dataclass in a type such as ``ModelConfig | None`` or ``dict[str, EvaluationSetConfig]``, if there is one."""
     parts = (hint, *get_args(hint))

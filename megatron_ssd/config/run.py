@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
+from megatron_ssd.config.cluster import ClusterConfig
 from megatron_ssd.config.dataset import FilterConfig, PreprocessConfig
 from megatron_ssd.config.evaluation import EvaluationConfig, GeneralBenchmarksConfig, ReportConfig
 from megatron_ssd.config.generation import (
@@ -17,7 +18,7 @@ from megatron_ssd.config.generation import (
     WorkerConfig,
 )
 from megatron_ssd.config.model import ModelConfig, MoeConfig
-from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
+from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import FP8_ALIGNMENT, PrecisionConfig
 from megatron_ssd.config.problems import BenchmarkConfig, ContaminationConfig, MinicodeConfig, ProblemsConfig
 from megatron_ssd.config.training import CheckpointConfig, ExportConfig, OptimizerConfig, PushConfig, TrainingConfig
@@ -89,7 +90,7 @@ class RunConfig:
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     """Output of the sampling stage."""
     worker: WorkerConfig = field(default_factory=WorkerConfig)
-    """The part of the sampling that this process does."""
+    """The part of sampling and evaluation that this process does."""
     filters: FilterConfig = field(default_factory=FilterConfig)
     """Which samples are left out of training."""
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megatron_ssd.config.parallel import Device, ParallelConfig
+from megatron_ssd.config.cluster import Device
+from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.export.state_dict_adapter import StateDictAdapter

@@ -12,8 +12,8 @@ from typing import Any
 
 from megatron_ssd.artifacts.hf_config import read_hf_config
 from megatron_ssd.artifacts.hub import ModelFolder
+from megatron_ssd.config.cluster import Device
 from megatron_ssd.config.generation import EngineConfig
-from megatron_ssd.config.parallel import Device
 from megatron_ssd.errors import UserError, require
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterator, Sequence
 
 from megatron_ssd.artifacts.hub import ModelFolder
+from megatron_ssd.config.cluster import Device
 from megatron_ssd.config.generation import EngineConfig, WorkerConfig
-from megatron_ssd.config.parallel import Device
 from megatron_ssd.errors import UserError, require
 from megatron_ssd.generation.engine_budget import sized_engine
 from megatron_ssd.generation.engine_pool import EnginePool

@@ -18,8 +18,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_ssd.config.cluster import Device
 from megatron_ssd.config.generation import EngineConfig
-from megatron_ssd.config.parallel import Device
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.engine import AnyRequest, Completion, Request, Result, ScoreRequest
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from megatron_ssd.config.cluster import ClusterConfig, Device
 from megatron_ssd.config.model import MoeConfig
-from megatron_ssd.config.parallel import ClusterConfig, Device, ParallelConfig
+from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.runtime import cpu
 from megatron_ssd.runtime.environment import set_environment

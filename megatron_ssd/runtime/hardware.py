@@ -13,8 +13,8 @@ import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from megatron_ssd.config.cluster import ClusterConfig
 from megatron_ssd.config.model import MoeConfig
-from megatron_ssd.config.parallel import ClusterConfig
 from megatron_ssd.config.precision import Fp8Recipe, PrecisionConfig
 from megatron_ssd.errors import UserError, require
 

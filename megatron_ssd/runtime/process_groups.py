@@ -21,7 +21,8 @@ from megatron.core import parallel_state
 from torch.distributed import distributed_c10d
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from megatron_ssd.config.parallel import Device, ParallelConfig
+from megatron_ssd.config.cluster import Device
+from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.errors import UserError, require
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megatron_ssd.config.parallel import Device
+from megatron_ssd.config.cluster import Device
 
 
 def to_device(tensor: Tensor, device: Device | torch.device | str) -> Tensor:

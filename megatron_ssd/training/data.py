@@ -38,8 +38,8 @@ from megatron.core import parallel_state
 from numpy.typing import NDArray
 from torch import Tensor
 
+from megatron_ssd.config.cluster import Device
 from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.parallel import Device
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.config.training import TrainingConfig
 from megatron_ssd.dataset.indexed import DATASET_NAME

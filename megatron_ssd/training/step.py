@@ -32,8 +32,8 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
+from megatron_ssd.config.cluster import Device
 from megatron_ssd.config.model import MoeConfig
-from megatron_ssd.config.parallel import Device
 from megatron_ssd.errors import UserError
 from megatron_ssd.models.routers import router_padding_mask, set_aux_loss_coefficient
 from megatron_ssd.runtime.transfer import to_device

@@ -17,7 +17,7 @@ from megatron_ssd.artifacts.hub import model_folder
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import megatron_facts
 from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.config.parallel import Device
+from megatron_ssd.config.cluster import Device
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.dataset.packed_dataset import PackedDataset
 from megatron_ssd.errors import Requeue

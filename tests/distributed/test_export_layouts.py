@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
+from megatron_ssd.config.cluster import ClusterConfig
+from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.tools import ConvertConfig
 from megatron_ssd.export.convert import megatron_to_hf
 from megatron_ssd.models.build import build_model

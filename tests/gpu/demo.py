@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_ssd.config.parallel import Device
+from megatron_ssd.config.cluster import Device
 
 _TRAINING = {
     "cuda": ("cluster=gpu8", "precision=bf16", "parallel=single"),

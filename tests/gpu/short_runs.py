@@ -7,8 +7,9 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from megatron_ssd.config.cluster import ClusterConfig
 from megatron_ssd.config.model import ModelConfig, MoeConfig
-from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
+from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.runtime.device import prepare_device
 from megatron_ssd.runtime.process_groups import process_groups

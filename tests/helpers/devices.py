@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from megatron_ssd.config.parallel import Device
+from megatron_ssd.config.cluster import Device
 
 NEEDS_NO_GPU = "tests a machine without a GPU: run it on one, or with an empty CUDA_VISIBLE_DEVICES"
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason=NEEDS_NO_GPU)

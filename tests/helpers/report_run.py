@@ -12,9 +12,9 @@ from megatron_ssd.artifacts.cards import model_card
 from megatron_ssd.artifacts.jsonl import JsonlWriter
 from megatron_ssd.artifacts.manifest import Manifest, read_manifest
 from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.cluster import ClusterConfig
 from megatron_ssd.config.generation import SamplingConfig, SamplingParams
 from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.parallel import ClusterConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.problems import BenchmarkConfig, BenchmarkSetConfig, ProblemsConfig
 from megatron_ssd.config.run import RunConfig

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from megatron_ssd.artifacts.jsonl import JsonlWriter
 from megatron_ssd.artifacts.stage import Stage
+from megatron_ssd.config.cluster import ClusterConfig
 from megatron_ssd.config.dataset import FilterConfig, PreprocessConfig
 from megatron_ssd.config.model import ModelConfig
-from megatron_ssd.config.parallel import ClusterConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.dataset.indexed import open_indexed

@@ -75,6 +75,11 @@ class Slurm:
             time.sleep(0.05)
         return facts
 
+    def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a command that uses this SLURM, in the root of the checkout."""
+        environment = {**self._environment, **variables}
+        return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+
     def _run(self, *command: str, cwd: Path = ROOT) -> str:
         done = subprocess.run(command, env=self._environment, cwd=cwd, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"

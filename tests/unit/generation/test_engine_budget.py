@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from megatron_ssd.artifacts.hub import ModelFolder
 from megatron_ssd.cli.compose import compose_config
 from megatron_ssd.cli.plan import RECIPES
+from megatron_ssd.config.cluster import Device
 from megatron_ssd.config.generation import EngineConfig
-from megatron_ssd.config.parallel import Device
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.engine_budget import kv_cache, sized_engine
 from megatron_ssd.generation.vllm_engine import VllmSpec

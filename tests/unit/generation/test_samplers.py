@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ssd.artifacts.hub import ModelFolder, open_model
+from megatron_ssd.config.cluster import Device
 from megatron_ssd.config.generation import EngineConfig, WorkerConfig
-from megatron_ssd.config.parallel import Device
 from megatron_ssd.errors import UserError
 from megatron_ssd.generation.samplers import engine_devices, open_sampler, share_of_node
 

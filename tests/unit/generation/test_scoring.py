@@ -11,8 +11,8 @@ import pytest
 
 from megatron_ssd.artifacts.jsonl import read_jsonl
 from megatron_ssd.artifacts.manifest import read_manifest
+from megatron_ssd.config.cluster import ClusterConfig
 from megatron_ssd.config.generation import EngineConfig, ProxyConfig
-from megatron_ssd.config.parallel import ClusterConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError

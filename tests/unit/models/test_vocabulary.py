@@ -6,7 +6,8 @@ import pytest
 import torch
 from megatron.core import parallel_state
 
-from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
+from megatron_ssd.config.cluster import ClusterConfig
+from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.models import build
 from megatron_ssd.models.build import build_model

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron_ssd.config.parallel import ClusterConfig
+from megatron_ssd.config.cluster import ClusterConfig
 from megatron_ssd.config.precision import PrecisionConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.runtime.device import prepare_device

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megatron_ssd.config.parallel import ClusterConfig
+from megatron_ssd.config.cluster import ClusterConfig
 from megatron_ssd.runtime.device import prepare_device
 from tests.helpers.devices import NEEDS_NO_GPU
 

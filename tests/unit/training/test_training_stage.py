@@ -20,7 +20,8 @@ from transformers import Qwen3ForCausalLM
 from launch.train import train as run_train
 from megatron_ssd.artifacts.hub import model_hash
 from megatron_ssd.artifacts.manifest import read_manifest
-from megatron_ssd.config.parallel import ClusterConfig, ParallelConfig
+from megatron_ssd.config.cluster import ClusterConfig
+from megatron_ssd.config.parallel import ParallelConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.dataset.indexed import open_indexed
 from megatron_ssd.errors import UserError
