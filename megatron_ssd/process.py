@@ -29,6 +29,7 @@ _OF_LAUNCHERS = (
     "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT",
 )  # fmt: skip
 _PREFIXES_OF_LAUNCHERS = ("TORCHELASTIC_", "PET_", "SLURM_", "OMPI_", "PMI_", "PMIX_", "MPI_", "MV2_")
+_OF_USERS = ("SLURM_CONF", "SLURM_CLUSTERS")  # they say which SLURM the commands use
 DIE_WITH_PARENT = "MEGATRON_SSD_DIE_WITH_PARENT"  # see ``die_with_parent_if_asked``
 PARENT_REPORTS = "MEGATRON_SSD_PARENT_REPORTS"  # set if the parent says that a signal has stopped the run
 REPORT_FOLLOWS = "MEGATRON_SSD_REPORT_FOLLOWS"  # set for the stages of a pipeline that ends with the report's table
@@ -66,7 +67,7 @@ def forget_launcher() -> None:
 
 
 def _is_of_launcher(name: str) -> bool:
-    return name in _OF_LAUNCHERS or name.startswith(_PREFIXES_OF_LAUNCHERS)
+    return name in _OF_LAUNCHERS or (name.startswith(_PREFIXES_OF_LAUNCHERS) and name not in _OF_USERS)
 
 
 def report_follows() -> bool:

@@ -68,7 +68,7 @@ def _reference() -> Iterator[str]:
     yield "# Configuration keys"
     yield ""
     yield "Every key of `launch/` and of the tools that take the same overrides, as `SECTION.KEY=VALUE`. Groups such as"
-    yield "`model=NAME` set several keys at once. `--print-config=all` prints all keys with the values of a run."
+    yield "`model=NAME` set several keys at once. `--cfg all` prints all keys with the values of a run."
     yield ""
     yield from _section("Top level", "", RunConfig)
     for key in keys_of(RunConfig):

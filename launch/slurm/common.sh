@@ -4,6 +4,13 @@
 # Environment: PYTHON  interpreter with the package installed (default: python3 with IMAGE, else .venv/bin/python)
 #              IMAGE   container for srun --container-image (pyxis), built from the Dockerfile
 #              MOUNTS  its mounts, SRC:DST[,SRC:DST...]; the checkout is always mounted
+#              SETUP   lines of shell to run first, such as "module load cuda"
+
+if [ -n "${SETUP:-}" ]; then
+    set +u # the shell functions of modules use variables that are not set
+    eval "$SETUP"
+    set -u
+fi
 
 python=${PYTHON:-.venv/bin/python}
 container=()

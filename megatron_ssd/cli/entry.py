@@ -1,30 +1,44 @@
 """Runs stages or tools from the command line.
 
-Exit status: 0 done, 2 a user error (one line on standard error), 75 stopped by SIGTERM or SIGUSR1 with the state saved
-(EX_TEMPFAIL: a scheduler should start it again), 130 interrupted at the keyboard, 141 the reader of the output has left
-(``| head``), 1 anything else.
+Exit status: 0 done, 2 a user error (one line on standard error), 75 stopped by SIGTERM, SIGUSR1 or the watchdog of
+training, with the state saved (EX_TEMPFAIL: a scheduler should start it again), 130 interrupted at the keyboard, 141
+the reader of the output has left (``| head``), 1 anything else.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import errno
-import itertools
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from megatron_ssd.cli.compose import CONFIG_DIR, base_run, compose_config, compose_values, groups, values_of_tool
+from megatron_ssd.artifacts.manifest import MADE_BY
+from megatron_ssd.cli.compose import (
+    INFO_CHOICES,
+    SHIPPED,
+    ConfigSource,
+    base_run,
+    complete,
+    compose_config,
+    compose_values,
+    groups,
+    select,
+    show_info,
+    values_of_tool,
+)
+from megatron_ssd.cli.multirun import run_points
 from megatron_ssd.cli.terminal import any_output
 from megatron_ssd.config.build import build
 from megatron_ssd.config.reference import as_yaml, every_key, every_key_of_tool, help_text
 from megatron_ssd.config.run import RunConfig
-from megatron_ssd.errors import MissingModelError, Requeue, UserError
+from megatron_ssd.errors import MissingModelError, Requeue, UserError, require
 from megatron_ssd.process import PARENT_REPORTS, die_with_parent_if_asked, forget_launcher
 from megatron_ssd.signals import requeue_on_signals
 
@@ -33,14 +47,13 @@ T = TypeVar("T")
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_REQUEUE = os.EX_TEMPFAIL
-# What is printed at the end of a run that a signal has stopped, by exit status.
+# What is printed at the end of a run that a signal or the watchdog of training has stopped, by exit status.
 STOPPED = {
     EXIT_INTERRUPTED: "interrupted: finished work is kept; run the same command to resume",
-    EXIT_REQUEUE: "stopped by a signal: the state is saved; run the same command to resume",
+    EXIT_REQUEUE: "stopped before the end: the state is saved; run the same command to resume",
 }
 _TRACEBACK_VARIABLE = "MEGATRON_SSD_TRACEBACK"
-_PRINT = "--print-config"
-_GIVEN, _ALL = "given", "all"
+_STAGE_OF = {Path(path).name: stage for stage, path in MADE_BY.items()}
 # Megatron-Core gives these warnings at every import and load. The layers are a choice of ``precision``, and logged.
 _EXPECTED_WARNINGS = (
     "Transformer Engine and Apex are not installed",
@@ -59,7 +72,8 @@ def main(stage: Callable[[RunConfig], None], *, description: str, takes_ranks: b
             its variables are left over from another command, and ignored.
     """
     die_with_parent_if_asked()
-    run_command(parser(description), lambda arguments: _run(stage, arguments), takes_ranks=takes_ranks)
+    environment = dict(os.environ)  # with the variables of a SLURM job, which may be forgotten below
+    run_command(parser(description), lambda arguments: _run(stage, arguments, environment), takes_ranks=takes_ranks)
 
 
 @any_output()
@@ -78,12 +92,13 @@ def run_command(
     arguments = options.parse_intermixed_args()
 
     def act() -> None:
-        if arguments.print_config:
-            values = compose_values(arguments.overrides, arguments.config_dir.resolve())
-            print(every_key(build(RunConfig, values)) if arguments.print_config == _ALL else as_yaml(values), end="")
+        if show_and_stop(arguments):
             return
         start_logging()
-        action(arguments)
+        if arguments.multirun:
+            run_points(arguments.overrides, config_source(arguments))
+        else:
+            action(arguments)
 
     run_guarded(act, traceback=arguments.traceback)
 
@@ -92,12 +107,12 @@ def run_command(
 def main_of_tool(run: Callable[[T], None], config: type[T], *, description: str | None) -> None:
     """Run a tool that has no groups: its ``KEY=VALUE`` arguments are the fields of one small dataclass, ``config``."""
     forget_launcher()
-    arguments = _Parser(description=description, epilog=help_text(config)).parse_intermixed_args()
+    arguments = _parser(description, help_text(config)).parse_intermixed_args()
 
     def act() -> None:
         values = values_of_tool(arguments.overrides)
-        if arguments.print_config:
-            print(every_key_of_tool(config, values) if arguments.print_config == _ALL else as_yaml(values), end="")
+        if arguments.cfg is not None:
+            print(as_yaml(values) if arguments.cfg == "job" else every_key_of_tool(config, values), end="")
             return
         start_logging()
         run(build(config, values))
@@ -105,37 +120,72 @@ def main_of_tool(run: Callable[[T], None], config: type[T], *, description: str 
     run_guarded(act)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Takes overrides, and ``--print-config`` or ``--print-config=all`` before, between or after them."""
-
-    def __init__(self, *, description: str | None, epilog: str) -> None:
-        super().__init__(description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
-        self.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="sets a key; see below")
-        self.add_argument(
-            _PRINT, nargs="?", choices=[_GIVEN, _ALL], metavar=_ALL,
-            help=f"without {_ALL}, print what was given and stop; "
-            f"{_PRINT}={_ALL} prints every key with its value, defaults included, as YAML",
-        )  # fmt: skip
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does it, with a value for the bare option."""
-        pairs = itertools.pairwise([*(sys.argv[1:] if args is None else args), ""])
-        named = [f"{_PRINT}={_GIVEN}" if one == _PRINT and after != _ALL else one for one, after in pairs]
-        return super().parse_known_args(named, namespace)
+def _parser(description: str | None, epilog: str) -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="sets a key; see below")
+    result.add_argument(
+        "--cfg", "-c", choices=["job", "all"],
+        help="print the configuration as YAML and stop: job, what was given; all, every key, defaults included",
+    )  # fmt: skip
+    return result
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """The options that stages, the pipeline and the planner share."""
+    """The options that stages, the pipeline and the planner share. Those of Hydra have its names."""
     listing = "\n".join(f"  {group:14} {', '.join(names)}" for group, names in groups().items())
-    result = _Parser(
-        description=description,
-        epilog=f"Groups and their choices (GROUP=NAME):\n{listing}\n\n"
+    result = _parser(
+        description,
+        f"Groups and their choices (GROUP=NAME):\n{listing}\n\n"
         "A plus in front of a group or key is allowed and changes nothing.\n"
-        f"Any key can be set as SECTION.KEY=VALUE; {_PRINT}=all lists every key with its value, defaults included.",
+        "Any key can be set as SECTION.KEY=VALUE; --cfg all lists every key with its value, defaults included.",
     )
-    result.add_argument("--config-dir", type=Path, default=CONFIG_DIR, help="folder of the YAML groups")
+    result.add_argument("--package", "-p", metavar="SECTION", help="with --cfg: only this section, such as optimizer")
+    result.add_argument(
+        "--info", "-i", nargs="?", const="all", choices=INFO_CHOICES, help="print how Hydra composes the configuration"
+    )
+    result.add_argument(
+        "--multirun", "-m", action="store_true", help="start one run for each combination of values such as a,b,c"
+    )
+    result.add_argument(
+        "--config-dir", "-cd", type=Path, metavar="FOLDER", help="search this folder of YAML files first"
+    )
+    result.add_argument(
+        "--config-name", "-cn", default=SHIPPED.config_name, metavar="NAME", help="root of the YAML files"
+    )
+    result.add_argument(
+        "--shell-completion", "-sc", action="store_true",
+        help='complete groups and keys with the tab key: eval "$(python launch/train.py -sc install=bash)"',
+    )  # fmt: skip
     result.add_argument("--traceback", action="store_true", help="show where in the code an error was raised")
     return result
+
+
+def config_source(arguments: argparse.Namespace) -> ConfigSource:
+    """Where the configuration of a command line comes from."""
+    return ConfigSource(arguments.config_dir and arguments.config_dir.resolve(), arguments.config_name)
+
+
+def show_and_stop(arguments: argparse.Namespace) -> bool:
+    """Print what ``--cfg``, ``--info`` or ``--shell-completion`` ask for; whether one of them was given."""
+    overrides, source = arguments.overrides, config_source(arguments)
+    require(arguments.package is None or arguments.cfg is not None, f"--package {arguments.package}",
+            rule="selects a part of what --cfg prints", fix="add --cfg job or --cfg all")  # fmt: skip
+    if arguments.cfg is not None:
+        values = compose_values(overrides, source)
+        if arguments.cfg == "job":
+            print(as_yaml(select(values, arguments.package)), end="")
+        elif arguments.package is None:
+            print(every_key(build(RunConfig, values)), end="")
+        else:
+            every = dataclasses.asdict(build(RunConfig, values))
+            print(as_yaml(select(every, arguments.package)), end="")
+    elif arguments.info is not None:
+        show_info(arguments.info, overrides, source)
+    elif arguments.shell_completion:
+        complete(overrides, source)
+    return arguments.cfg is not None or arguments.info is not None or arguments.shell_completion
 
 
 def run_guarded(action: Callable[[], None], *, traceback: bool = False) -> None:
@@ -159,20 +209,25 @@ def run_guarded(action: Callable[[], None], *, traceback: bool = False) -> None:
         _stop(f"error: disk full{where}: finished work is kept; free some space and run the same command to resume", 1)
 
 
-def _run(stage: Callable[[RunConfig], None], arguments: argparse.Namespace) -> None:
-    config_dir = arguments.config_dir.resolve()
-    config = compose_config(arguments.overrides, config_dir)
+def _run(stage: Callable[[RunConfig], None], arguments: argparse.Namespace, environment: Mapping[str, str]) -> None:
+    source = config_source(arguments)
+    config = compose_config(arguments.overrides, source)
+    name = _STAGE_OF.get(Path(sys.argv[0]).name)
+    if "SLURM_JOB_ID" in environment and name is not None:
+        from megatron_ssd.cluster.requeues import check_requeues  # imports much that other commands do not need
+
+        check_requeues(config, name, environment)
     try:
         stage(config)
     except MissingModelError as error:
-        raise _with_base_named(error, config, config_dir) from None
+        raise _with_base_named(error, config, source) from None
 
 
-def _with_base_named(error: MissingModelError, config: RunConfig, config_dir: Path) -> MissingModelError:
+def _with_base_named(error: MissingModelError, config: RunConfig, source: ConfigSource) -> MissingModelError:
     """The error of a stage that found no ``model.path``, with the base model that the pipeline would use."""
     if config.base is None:
         return error
-    _, run_dir = base_run(config.base, config_dir)
+    _, run_dir = base_run(config.base, source)
     folder = run_dir / "export"
     if folder.is_dir():
         fix = f"the pipeline has made the base model of this configuration: set model.path={folder}"

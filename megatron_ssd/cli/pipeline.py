@@ -11,84 +11,27 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_ssd.artifacts.hub import locate_model
-from megatron_ssd.artifacts.manifest import MADE_BY
-from megatron_ssd.artifacts.stage import Stage
-from megatron_ssd.cli.compose import CONFIG_DIR, base_run, compose_config, compose_values, text_override
-from megatron_ssd.cli.entry import EXIT_USER_ERROR, parser, run_command
+from megatron_ssd.cli.compose import CONFIG_DIR, ConfigSource, base_run, compose_config, compose_values, text_override
+from megatron_ssd.cli.entry import EXIT_USER_ERROR, config_source, parser, run_command
+from megatron_ssd.cli.stages import BASE, LOOP, Script, scripts_until
 from megatron_ssd.cli.terminal import EXIT_READER_LEFT
 from megatron_ssd.config.run import BaseConfig, RunConfig, needed
-from megatron_ssd.dataset.corpus import world_stage
-from megatron_ssd.dataset.stage import dataset_stage
-from megatron_ssd.errors import ConfigError, UserError, require
-from megatron_ssd.evaluation.checkpoints import Evaluations
-from megatron_ssd.export.stage import export_stage
+from megatron_ssd.errors import UserError
 from megatron_ssd.formatting import counted
-from megatron_ssd.general_benchmarks.stage import general_benchmarks_stage
-from megatron_ssd.generation.scoring import scores_stage
-from megatron_ssd.generation.stage import samples_stage
 from megatron_ssd.nvidia_smi import visible_gpus
 from megatron_ssd.planner.default_layout import choose_layout
 from megatron_ssd.planner.memory import GB
-from megatron_ssd.problems.stage import problems_stage
 from megatron_ssd.process import run_child
-from megatron_ssd.report.stage import print_report, report_stage
+from megatron_ssd.report.stage import print_report
 from megatron_ssd.sandbox.sandbox import Sandbox
-from megatron_ssd.training.stage import training_stage
 
 log = logging.getLogger(__name__)
 
 ROOT = CONFIG_DIR.parent
-
-
-@dataclass(frozen=True)
-class Script:
-    """An entry point, and the stage that says whether it has to be started."""
-
-    path: str
-    does: str
-    open_stage: Callable[[RunConfig], Stage | Evaluations]
-    needs: tuple[str, ...]  # sections without a default that it reads
-
-
-_MODEL = ("model",)
-_SCRIPTS = {
-    name: Script(MADE_BY[name], does, open_stage, needs)
-    for name, does, open_stage, needs in (
-        ("tokenizer", "make the small world: its tokenizer and a corpus to train on", world_stage, ()),
-        (
-            "problems",
-            "choose the problems to sample and compare them with the benchmark",
-            problems_stage,
-            ("problems",),
-        ),
-        (
-            "samples",
-            "sample responses to the problems from the frozen model with vLLM",
-            samples_stage,
-            ("model", "sampling"),
-        ),
-        ("scores", "score each response under the proxy model", scores_stage, _MODEL),  # only if one is named
-        ("dataset", "filter the samples and write them as Megatron's data set", dataset_stage, _MODEL),
-        ("checkpoints", "train on the data set with Megatron-Core", training_stage, _MODEL),
-        ("export", "write the trained weights as a Hugging Face folder", export_stage, _MODEL),
-        (
-            "eval",
-            "decode the benchmark with base and tuned model and run the programs",
-            Evaluations,
-            ("model", "benchmark", "sampling"),
-        ),
-        # only if tasks are named
-        ("general_benchmarks", "measure general benchmarks through lm-eval", general_benchmarks_stage, _MODEL),
-        ("report", "compare base and tuned model and write the report", report_stage, _MODEL),
-    )
-}
-BASE = [_SCRIPTS[name] for name in ("tokenizer", "checkpoints", "export")]
-LOOP = {name: script for name, script in _SCRIPTS.items() if name != "tokenizer"}
 
 
 def main() -> None:
@@ -106,38 +49,25 @@ def run(arguments: argparse.Namespace) -> None:
     """
     started = time.monotonic()
     overrides: list[str] = arguments.overrides
-    config_dir = arguments.config_dir.resolve()
-    config = compose_config(overrides, config_dir)
-    require(not config.dry_run, "dry_run = true", rule="the pipeline runs its stages",
-            fix="use it with launch/train.py or launch/push.py")  # fmt: skip
+    source = config_source(arguments)
+    config = compose_config(overrides, source)
+    scripts = scripts_until(config, arguments.until)
     overrides = [*overrides, text_override("run_dir", config.run_dir)]
-    left_out = {}
-    if config.proxy is None:
-        left_out["scores"] = ("needs a proxy model", "name one with proxy.path=FOLDER")
-    if not config.general_benchmarks.tasks:
-        left_out["general_benchmarks"] = ("needs tasks of lm-eval", "set general_benchmarks.tasks")
-    if arguments.until in left_out:
-        rule, fix = left_out[arguments.until]
-        raise ConfigError(f"--until {arguments.until}", rule=rule, fix=fix)
-    names = [name for name in LOOP if name not in left_out]
-    scripts = [LOOP[name] for name in names[: names.index(arguments.until) + 1]]
-    for section in dict.fromkeys(section for script in scripts for section in script.needs):
-        needed(getattr(config, section), section)
     base = _base_to_make(config) if len(scripts) > 1 else None
     total = len(scripts)
     # Problems before the base: an unreadable file or a refused problem should not cost a training run.
-    log.info("pipeline: %s to %s, %s in %s%s", names[0], arguments.until, counted(total, "stage"), config.run_dir,
-             "; a base model is made or found before the second" if base else "")  # fmt: skip
-    if LOOP["checkpoints"] in scripts:
-        given = compose_values(overrides, config_dir)
+    log.info("pipeline: %s to %s, %s in %s%s", scripts[0].stage, arguments.until, counted(total, "stage"),
+             config.run_dir, "; a base model is made or found before the second" if base else "")  # fmt: skip
+    if any(script.stage == "checkpoints" for script in scripts):
+        given = compose_values(overrides, source)
         if not given.get("parallel"):
             overrides += _default_layout(config, keep_micro_batch="micro_batch_size" in given.get("training", {}))
-    _run_all("stage", scripts[:1], overrides, config_dir, total=total)
+    _run_all("stage", scripts[:1], overrides, source, total=total)
     if base is not None:
-        overrides = [*overrides, text_override("model.path", str(_make_base(base, config_dir)))]
+        overrides = [*overrides, text_override("model.path", str(_make_base(base, source)))]
     to_report = arguments.until == "report"
-    ran = _run_all("stage", scripts[1:], overrides, config_dir, first=2, total=total, report_follows=to_report)
-    if to_report and LOOP["report"] not in ran:
+    ran = _run_all("stage", scripts[1:], overrides, source, first=2, total=total, report_follows=to_report)
+    if to_report and scripts[-1] not in ran:
         print_report(Path(config.run_dir))  # otherwise the stage has printed it
     log.info("pipeline: %s done in %.0f s", counted(total, "stage"), time.monotonic() - started)
 
@@ -169,11 +99,11 @@ def _base_to_make(config: RunConfig) -> BaseConfig | None:
     return None
 
 
-def _make_base(base: BaseConfig, config_dir: Path) -> Path:
+def _make_base(base: BaseConfig, source: ConfigSource) -> Path:
     """The folder of the base model, which is trained unless an earlier run has made it."""
-    overrides, run_dir = base_run(base, config_dir)
+    overrides, run_dir = base_run(base, source)
     log.info("pipeline: base model: %d steps in %s, once", len(BASE), run_dir)
-    _run_all("base model, step", BASE, overrides, config_dir, total=len(BASE))
+    _run_all("base model, step", BASE, overrides, source, total=len(BASE))
     log.info("pipeline: base model ready: %s", run_dir / "export")
     return run_dir / "export"
 
@@ -182,7 +112,7 @@ def _run_all(
     label: str,
     scripts: Sequence[Script],
     overrides: list[str],
-    config_dir: Path,
+    source: ConfigSource,
     *,
     first: int = 1,
     total: int,
@@ -190,8 +120,7 @@ def _run_all(
 ) -> list[Script]:
     """Start each script whose output is not up to date, and return these. Exits at the first that fails."""
     ran: list[Script] = []
-    config = compose_config(overrides, config_dir)
-    options = [] if config_dir == CONFIG_DIR else [f"--config-dir={config_dir}"]
+    config = compose_config(overrides, source)
     for number, script in enumerate(scripts, start=first):
         if script.open_stage(config).is_current():
             continue
@@ -200,7 +129,7 @@ def _run_all(
             if total > 1:  # choosing the problems, the only step that can be alone, needs no device or sandbox
                 check_machine(config)
         log.info("pipeline: %s %d of %d: %s (%s)", label, number, total, script.does, script.path)
-        command = [sys.executable, str(ROOT / script.path), *options, *overrides]
+        command = [sys.executable, str(ROOT / script.path), *source.options, *overrides]
         status = run_child(command, report_follows=report_follows)
         if status == EXIT_READER_LEFT:
             sys.exit(status)

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from megatron_ssd.cli.compose import CONFIG_DIR, compose_config
-from megatron_ssd.cli.entry import parser, run_command
+from megatron_ssd.cli.entry import config_source, parser, run_command
 from megatron_ssd.config.model import ModelConfig
 from megatron_ssd.config.run import RunConfig, needed
 from megatron_ssd.errors import require
@@ -91,7 +91,7 @@ def _run(arguments: argparse.Namespace) -> None:
         return
     gpu = GPUS.get(arguments.gpu)
     capability = gpu.capability if gpu else visible_capability()
-    config = compose_config(arguments.overrides, arguments.config_dir.resolve(), capability=lambda: capability)
+    config = compose_config(arguments.overrides, config_source(arguments), capability=lambda: capability)
     if config.precision.auto:
         print(numbers_reason(config.precision, capability))
     if gpu is not None:

@@ -50,4 +50,4 @@ def test_a_stage_ends_with_its_work_saved_before_its_pipeline_does(
     subprocess.run(["kill", f"-{number}", "--", f"{'-' if to_group else ''}{process.pid}"], check=True)
     printed, error = process.communicate(timeout=60)
     assert (process.returncode, printed) == (75, "saved\n")
-    assert error == "stopped by a signal: the state is saved; run the same command to resume\n"
+    assert error == "stopped before the end: the state is saved; run the same command to resume\n"

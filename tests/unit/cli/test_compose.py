@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ssd.cli.compose import CONFIG_DIR, compose_config, groups, text_override, values_of_tool
+from megatron_ssd.cli.compose import CONFIG_DIR, ConfigSource, compose_config, groups, text_override, values_of_tool
 from megatron_ssd.config.dataset import FilterConfig
 from megatron_ssd.config.generation import SamplingConfig
 from megatron_ssd.errors import ConfigError
@@ -215,11 +215,6 @@ def test_a_tools_argument_that_is_not_yaml_is_one_line() -> None:
         values_of_tool(["packages=[numpy"])
 
 
-def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"has no config\.yaml"):
-        compose_config([], tmp_path)
-
-
 NAMES = st.text(st.sampled_from("=,()[]{}'\"\\$ \u00eb\u65e5:#~&;%+-.1x/"), min_size=1, max_size=8)
 
 
@@ -250,7 +245,8 @@ def test_an_argument_that_is_not_text_in_the_locale_is_one_line() -> None:
 
 
 def test_hidden_files_and_folders_are_no_choices(tmp_path: Path) -> None:
-    for name in ("model/tiny.yaml", "model/._tiny.yaml", ".ipynb_checkpoints/tiny.yaml"):
+    for name in ("model/mine.yaml", "model/._mine.yaml", ".ipynb_checkpoints/mine.yaml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("a: 1")
-    assert groups(tmp_path) == {"model": ["tiny"]}
+    shipped, found = groups(), groups(ConfigSource(tmp_path))
+    assert found == {**shipped, "model": sorted([*shipped["model"], "mine"])}

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from megatron_ssd.artifacts.hub import locate_model
-from megatron_ssd.cli import entry, pipeline
-from megatron_ssd.cli.compose import CONFIG_DIR, base_run
+from megatron_ssd.cli import entry, pipeline, stages
+from megatron_ssd.cli.compose import SHIPPED, base_run
 from megatron_ssd.config.run import BaseConfig, RunConfig
 from megatron_ssd.errors import Requeue, UserError
 from megatron_ssd.process import PARENT_REPORTS
@@ -41,7 +41,7 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     [
         (UserError("key = 3", rule="must be even", fix="use 4"), 2, "error: key = 3: must be even; use 4\n"),
         (KeyboardInterrupt(), 130, "interrupted: finished work is kept; run the same command to resume\n"),
-        (Requeue(), 75, "stopped by a signal: the state is saved; run the same command to resume\n"),
+        (Requeue(), 75, "stopped before the end: the state is saved; run the same command to resume\n"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/x"), 1,
          "error: disk full at runs/x: finished work is kept; free some space and run the same command to resume\n"),
     ],
@@ -68,7 +68,7 @@ def test_a_stage_without_model_path_suggests_the_configured_base(
     main: Callable[..., None], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     overrides = ["experiment=demo", f"base.base_dir={tmp_path}", f"run_dir={tmp_path}/run"]
-    _, run_dir = base_run(BaseConfig(experiment="demo_base", base_dir=str(tmp_path)), CONFIG_DIR)
+    _, run_dir = base_run(BaseConfig(experiment="demo_base", base_dir=str(tmp_path)), SHIPPED)
 
     def stage(config: RunConfig) -> None:
         assert config.model is not None
@@ -111,7 +111,7 @@ def test_the_pipeline_logs_each_step_and_separates_the_base(
 ) -> None:
     monkeypatch.setattr(entry, "start_logging", lambda: None)
     monkeypatch.setattr(pipeline, "check_machine", lambda config: None)
-    _, run_dir = base_run(BaseConfig(experiment="demo_base", base_dir=str(tmp_path)), CONFIG_DIR)
+    _, run_dir = base_run(BaseConfig(experiment="demo_base", base_dir=str(tmp_path)), SHIPPED)
 
     def run_child(command: list[str], *, report_follows: bool) -> int:
         if any(word.endswith("launch/export.py") for word in command):
@@ -120,10 +120,8 @@ def test_the_pipeline_logs_each_step_and_separates_the_base(
         return 0
 
     monkeypatch.setattr(pipeline, "run_child", run_child)
-    scripts = {**pipeline.LOOP}
-    for name, script in scripts.items():  # the folders of earlier stages do not exist
-        scripts[name] = dataclasses.replace(script, open_stage=_never_current)
-    monkeypatch.setattr(pipeline, "LOOP", scripts)
+    for name, script in stages.LOOP.items():  # the folders of earlier stages do not exist
+        monkeypatch.setitem(stages.LOOP, name, dataclasses.replace(script, open_stage=_never_current))
     steps = [dataclasses.replace(script, open_stage=_never_current) for script in pipeline.BASE]
     monkeypatch.setattr(pipeline, "BASE", steps)
     overrides = ["experiment=demo", f"base.base_dir={tmp_path}", f"run_dir={tmp_path}/run", "--until=samples"]
@@ -155,7 +153,7 @@ def _never_current(config: RunConfig) -> Any:
 def test_the_pipeline_prints_its_configuration_and_starts_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["pipeline.py", "+experiment=demo", f"run_dir={tmp_path}/run", "--print-config"])
+    monkeypatch.setattr("sys.argv", ["pipeline.py", "+experiment=demo", f"run_dir={tmp_path}/run", "--cfg", "job"])
     pipeline.main()
     assert yaml.safe_load(capsys.readouterr().out)["run_dir"] == f"{tmp_path}/run"
     assert not list(tmp_path.iterdir())
@@ -173,12 +171,12 @@ def test_the_pipeline_suggests_resuming_unless_the_user_must_fix_something(
 def test_print_config_shows_the_composed_yaml_and_starts_nothing(
     main: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(lambda _: pytest.fail("started"), "+experiment=demo", "--print-config")
+    main(lambda _: pytest.fail("started"), "+experiment=demo", "--cfg", "job")
     assert "temperature: 1.5" in capsys.readouterr().out
 
 
 def test_options_may_come_between_overrides(main: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
-    main(lambda _: None, "+experiment=demo", "--print-config", "seed=77")
+    main(lambda _: None, "+experiment=demo", "--cfg", "job", "seed=77")
     assert "seed: 77" in capsys.readouterr().out
 
 

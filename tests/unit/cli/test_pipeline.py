@@ -10,8 +10,9 @@ import pytest
 
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.cli import entry, pipeline
-from megatron_ssd.cli.compose import CONFIG_DIR, text_override
-from megatron_ssd.cli.pipeline import Script, _run_all
+from megatron_ssd.cli.compose import SHIPPED, text_override
+from megatron_ssd.cli.pipeline import _run_all
+from megatron_ssd.cli.stages import Script
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.process import DIE_WITH_PARENT, REPORT_FOLLOWS, run_child
@@ -30,10 +31,13 @@ def test_stages_know_whether_the_report_follows(tmp_path: Path, follows: bool, s
     script = tmp_path / "stage.py"
     script.write_text(WRITES_ENVIRONMENT)
     stage = Script(
-        str(script), "make something up", lambda _: Stage(name="made_up", run_dir=tmp_path, config={}, inputs={}), ()
+        "made_up",
+        str(script),
+        "make something up",
+        lambda _: Stage(name="made_up", run_dir=tmp_path, config={}, inputs={}),
     )
     overrides = ["+experiment=demo", f"run_dir={tmp_path}"]
-    assert _run_all("stage", [stage], overrides, CONFIG_DIR, total=1, report_follows=follows) == [stage]
+    assert _run_all("stage", [stage], overrides, SHIPPED, total=1, report_follows=follows) == [stage]
     assert script.with_suffix(".txt").read_text() == seen
 
 

@@ -74,9 +74,9 @@ def load():
 @pytest.mark.parametrize(
     ("main", "number", "to_rank", "status", "said"),
     [
-        ("run_guarded(load)", signal.SIGUSR1, None, 75, "stopped by a signal"),
-        ("run_guarded(load)", signal.SIGTERM, None, 75, "stopped by a signal"),
-        ("load()", signal.SIGUSR1, None, 75, "stopped by a signal"),  # a rank has no handlers yet
+        ("run_guarded(load)", signal.SIGUSR1, None, 75, "stopped before the end"),
+        ("run_guarded(load)", signal.SIGTERM, None, 75, "stopped before the end"),
+        ("load()", signal.SIGUSR1, None, 75, "stopped before the end"),  # a rank has no handlers yet
         ("run_guarded(load)", signal.SIGINT, None, 130, "interrupted"),
         ("run_guarded(load)", signal.SIGKILL, 1, 137, "error: rank 1 on "),
     ],

@@ -20,7 +20,7 @@ from benchmarks.gpu_measure import case_config, predicted_bytes
 from benchmarks.gpu_results import Record, Results
 from benchmarks.gpu_run import PARTS, Budget, Item, Measurer, items, run_all
 from megatron_ssd.cli.compose import compose_config
-from megatron_ssd.config.parallel import Device
+from megatron_ssd.config.cluster import Device
 from megatron_ssd.config.run import needed
 from megatron_ssd.errors import UserError
 from tests.gpu.demo import base_overrides, loop_overrides

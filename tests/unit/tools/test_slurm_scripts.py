@@ -21,7 +21,7 @@ def cluster(tmp_path):
     (tmp_path / "launch").symlink_to(ROOT / "launch")
 
     def start(script: str, *arguments: str, **variables: str) -> tuple[int, list[str], str]:
-        environment = {"PATH": f"{programs}:/usr/bin:/bin", "SLURM_ARRAY_JOB_ID": "7", **variables}
+        environment = {"PATH": f"{programs}:/usr/bin:/bin", "SLURM_ARRAY_JOB_ID": "7", "SLURM_JOB_ID": "9", **variables}
         command = ["bash", str(ROOT / "launch" / "slurm" / script), *arguments]
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=30)
         return done.returncode, done.stdout.splitlines(), done.stderr
@@ -29,29 +29,23 @@ def cluster(tmp_path):
     return start
 
 
-def test_an_array_task_runs_its_line(cluster, tmp_path):
-    (tmp_path / "runs.txt").write_text("+model=tiny run_dir=runs/a\n+model=tiny run_dir=runs/b seed=3\n")
-    status, arguments, _ = cluster("evaluate.sbatch", "runs.txt", SLURM_ARRAY_TASK_ID="2")
+def test_a_stage_runs_with_its_arguments(cluster):
+    status, arguments, _ = cluster("stage.sbatch", "launch/problems.py", "+model=tiny", "run_dir=a b")
     assert status == 0
-    assert arguments[-5:] == [
-        ".venv/bin/python", "launch/evaluate.py", "+model=tiny", "run_dir=runs/b", "seed=3",
-    ]  # fmt: skip
+    assert arguments[-4:] == [".venv/bin/python", "launch/problems.py", "+model=tiny", "run_dir=a b"]
 
 
-def test_an_array_task_without_a_line_starts_nothing(cluster, tmp_path):
-    (tmp_path / "runs.txt").write_text("+model=tiny\n")
-    status, arguments, error = cluster("evaluate.sbatch", "runs.txt", SLURM_ARRAY_TASK_ID="2")
+def test_without_a_stage_the_script_explains_how_to_submit_one(cluster):
+    status, arguments, error = cluster("stage.sbatch")
     assert (status, arguments) == (2, [])
-    assert error == "error: runs.txt has no line 2; array indices start at 1\n"
+    assert "usage: sbatch [OPTIONS] launch/slurm/stage.sbatch SCRIPT OVERRIDES..." in error
 
 
-@pytest.mark.parametrize(("stage", "array"), [("generate", "--array=0-N"), ("evaluate", "--array=1-N")])
-def test_outside_an_array_the_script_explains_how_to_submit_one(cluster, tmp_path, stage, array):
-    (tmp_path / "runs.txt").write_text("+model=tiny\n")
-    status, arguments, error = cluster(f"{stage}.sbatch", "runs.txt")
-    assert status != 0
-    assert arguments == []
-    assert array in error
+def test_lines_of_setup_run_before_the_stage(cluster):
+    setup = "greeting='hello from the node'\nexport PYTHON=/opt/python-$greeting_or_nothing\necho \"$greeting\""
+    _, lines, error = cluster("stage.sbatch", "launch/problems.py", SETUP=setup)
+    assert "hello from the node" in lines
+    assert "there is no /opt/python- in" in error
 
 
 def array(first: int, last: int, task: int, count: int | None = None) -> dict[str, str]:
@@ -62,7 +56,7 @@ def array(first: int, last: int, task: int, count: int | None = None) -> dict[st
 @pytest.mark.parametrize(("first", "last", "task", "rank"), [(0, 7, 0, 0), (0, 7, 7, 7), (1, 3, 2, 1)])
 def test_the_tasks_of_an_array_are_the_workers_of_one_run(cluster, first, last, task, rank):
     status, arguments, _ = cluster(
-        "generate.sbatch", "+model=tiny", "run_dir=runs/with blank", **array(first, last, task)
+        "stage.sbatch", "launch/generate.py", "+model=tiny", "run_dir=runs/with blank", **array(first, last, task)
     )
     assert status == 0
     assert arguments[-6:] == [
@@ -72,7 +66,7 @@ def test_the_tasks_of_an_array_are_the_workers_of_one_run(cluster, first, last, 
 
 
 def test_an_array_with_gaps_is_refused(cluster):
-    status, arguments, error = cluster("generate.sbatch", "+model=tiny", **array(0, 6, 2, count=4))
+    status, arguments, error = cluster("stage.sbatch", "launch/generate.py", **array(0, 6, 2, count=4))
     assert (status, arguments) == (2, [])
     assert error == "error: --array has gaps between 0 and 6; worker ranks have none\n"
 
@@ -90,14 +84,13 @@ def test_training_uses_the_first_node_and_the_allocations_world_size(cluster):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("script", "job"), [("train", "7"), ("generate", "7_3"), ("evaluate", "7_3")])
+@pytest.mark.parametrize(("script", "job"), [("train", "7"), ("stage", "7_3")])
 @pytest.mark.parametrize(("status", "requeued"), [(75, True), (1, False), (130, False)])
 def test_a_stage_that_a_signal_stopped_is_requeued(cluster, tmp_path, script, job, status, requeued):
     write_executable(tmp_path / "bin" / "srun", f"exit {status}")
     write_executable(tmp_path / "bin" / "scontrol", 'echo "scontrol $*"')
-    (tmp_path / "runs.txt").write_text("+model=tiny\n" * 3)
     ended, lines, _ = cluster(
-        f"{script}.sbatch", "runs.txt",
+        f"{script}.sbatch", "launch/generate.py",
         SLURM_JOB_ID="7", SLURM_JOB_NODELIST="node7", SLURM_NNODES="1", **array(1, 3, 3),
     )  # fmt: skip
     assert ended == status
@@ -108,25 +101,21 @@ def test_a_stage_that_a_signal_stopped_is_requeued(cluster, tmp_path, script, jo
     ("missing", "error"),
     [("launch", "is not the root of the checkout; submit from there"), (".venv", "there is no .venv/bin/python in")],
 )
-@pytest.mark.parametrize("script", ["train", "generate", "evaluate"])
+@pytest.mark.parametrize("script", ["train", "stage"])
 def test_a_job_that_was_submitted_from_elsewhere_says_so_in_one_line(cluster, tmp_path, script, missing, error):
     (tmp_path / missing).rename(tmp_path / "elsewhere")
-    (tmp_path / "runs.txt").write_text("+model=tiny\n")
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node7", "SLURM_NNODES": "1", **array(1, 1, 1)}
-    status, started, said = cluster(f"{script}.sbatch", "runs.txt", **job)
+    status, started, said = cluster(f"{script}.sbatch", "launch/generate.py", **job)
     assert (status, started) == (2, [])
     assert error in said
     assert len(said.splitlines()) == 1
 
 
-@pytest.mark.parametrize("script", ["generate", "evaluate", "train"])
-def test_a_job_asks_for_the_complete_node_and_its_step_for_all_cores(cluster, tmp_path, script):
-    text = (ROOT / "launch" / "slurm" / f"{script}.sbatch").read_text(encoding="utf-8")
-    assert {"#SBATCH --exclusive", "#SBATCH --mem=0"} <= set(text.splitlines())
-    (tmp_path / "runs.txt").write_text("+model=tiny\n")
+@pytest.mark.parametrize("script", ["stage", "train"])
+def test_the_step_of_a_job_gets_all_of_its_cores(cluster, script):
     job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "node7", "SLURM_NNODES": "1", **array(1, 1, 1)}
     for more, expected in (({"SLURM_CPUS_ON_NODE": "224"}, ["--cpus-per-task=224"]), ({}, [])):
-        status, arguments, _ = cluster(f"{script}.sbatch", "runs.txt", **job, **more)
+        status, arguments, _ = cluster(f"{script}.sbatch", "launch/generate.py", **job, **more)
         assert status == 0
         assert [argument for argument in arguments if "cpus" in argument] == expected
 

@@ -1,4 +1,4 @@
-"""Tests that ``--print-config=all`` lists every key of a script with the value that the script would use."""
+"""Tests that ``--cfg all`` lists every key of a script with the value that the script would use."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_script_lists_every_key_with_the_value_its_stage_uses(
     script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     overrides = ["+experiment=demo", f"run_dir={tmp_path}/run", "optimizer.lr=3e-4"]
-    values = yaml.safe_load(_shown(script, [*overrides, "--print-config=all"], monkeypatch, capsys))
+    values = yaml.safe_load(_shown(script, [*overrides, "--cfg", "all"], monkeypatch, capsys))
     assert set(values) == {field.name for field in dataclasses.fields(RunConfig)}
     assert build(RunConfig, values) == compose_config(overrides)
     assert not list(tmp_path.iterdir())
@@ -54,8 +54,8 @@ def test_a_script_refuses_an_unknown_key(
 def test_keys_of_null_sections_are_comments(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = _shown(Path("launch/generate.py"), ["--print-config=all"], monkeypatch, capsys)
-    assert _shown(Path("launch/generate.py"), ["--print-config", "all"], monkeypatch, capsys) == shown
+    shown = _shown(Path("launch/generate.py"), ["--cfg", "all"], monkeypatch, capsys)
+    assert _shown(Path("launch/generate.py"), ["-c", "all"], monkeypatch, capsys) == shown
     assert yaml.safe_load(shown)["proxy"] is None
     for line in ("proxy.path=VALUE, required", "proxy.revision=null", "model.rope_theta=1000000.0",
                  "benchmark.sets={}", "problems.deduplicate=true", "problems.columns.id=null"):  # fmt: skip
@@ -67,7 +67,7 @@ def test_a_tool_lists_its_own_keys(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config: Any = _OF_A_TOOL[name]
-    shown = _shown(Path(f"tools/{name}.py"), ["--print-config=all"], monkeypatch, capsys)
+    shown = _shown(Path(f"tools/{name}.py"), ["--cfg", "all"], monkeypatch, capsys)
     values = yaml.safe_load(shown)
     for field in dataclasses.fields(config):
         has_default = field.default is not dataclasses.MISSING
@@ -76,7 +76,7 @@ def test_a_tool_lists_its_own_keys(
 
 
 def test_a_tool_shows_the_given_values(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--print-config", "format=lcb", "cpu_seconds=2"]
+    arguments = ["--cfg", "job", "format=lcb", "cpu_seconds=2"]
     assert yaml.safe_load(_shown(Path("tools/grade.py"), arguments, monkeypatch, capsys)) == {
         "format": "lcb", "cpu_seconds": 2,
     }  # fmt: skip
