@@ -1,7 +1,7 @@
 """Package metadata with the direct dependencies.
 
-``requirements/{cpu,dev,next,te,train}.txt`` are locked from the extras below by ``tools/lock.sh``; ``make venv``,
-``make test-next``, ``make test-te`` and the training image install the locks, never these ranges.
+``requirements/{cpu,dev,generate,next,te,train}.txt`` are locked from the extras below by ``tools/lock.sh``. ``make
+venv``, ``make test-next``, ``make test-te`` and the images install the locks, never these ranges.
 docs/reference/dependencies.md says why each package is needed, docs/reference/versions.md how the two releases of
 Megatron-Core differ.
 """
@@ -67,8 +67,10 @@ EXTRAS = {
         "vllm==0.26.0",
         "transformer-engine[core_cu13,pytorch]==2.11.0",
     ],
-    # Training in an image that has torch and TransformerEngine (the Dockerfile's target train).
+    # Training in an image that has torch and TransformerEngine (the Dockerfile's target train), and everything else in
+    # one that has vLLM (target generate).
     "train": ["megatron-core==0.16.1"],
+    "generate": ["megatron-core==0.16.1", *LM_EVAL],
     # Other benchmarks (docs/guides/general_benchmarks.md), with either of the two above. Not in the demo's lock.
     "lm-eval": LM_EVAL,
     # Python 3.12 with the newest Megatron-Core, for make test-next: training and its tests, no sampling. torch's CPU

@@ -9,7 +9,7 @@ set -euo pipefail
 
 lock=${1:?usage: tools/install_beside_torch.sh LOCK}
 python=${PYTHON:-python}
-protected='^(torch|triton|pytorch[-_]triton|transformer[-_]engine.*|apex|flash[-_]attn.*)=='
+protected='^(torch|triton|pytorch[-_]triton|transformer[-_]engine.*|apex|flash[-_]attn.*|vllm|flashinfer.*|xgrammar)=='
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 

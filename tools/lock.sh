@@ -5,11 +5,12 @@
 #   tools/lock.sh next       next.txt, resolved for Python 3.12 without installing anything
 #   tools/lock.sh te         te.txt, in the same way
 #   tools/lock.sh train      train.txt, in the same way
+#   tools/lock.sh generate   generate.txt, in the same way
 #
 # Then review with: git diff requirements/
 # cpu.txt is everything that the demo needs; dev.txt is what tests and checks need in addition; next.txt is the second
 # environment, with the versions of cpu.txt and dev.txt for every package that they share; so are te.txt, the one with
-# TransformerEngine, and train.txt, which leaves out torch and what is built for it.
+# TransformerEngine, and train.txt and generate.txt, which leave out torch and what is built for it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=tools/python.sh
@@ -98,13 +99,22 @@ lock_train() {
 HEADER
 }
 
+lock_generate() {
+    LEFT_OUT='^(torch|triton|nvidia-.*|cuda-.*)==' lock_312 generate <<'HEADER'
+# What the other stages need beside an image's torch and vLLM, with exact versions. Python 3.12, Linux x86_64.
+# Made by tools/lock.sh generate from the extra "generate" of setup.py; do not edit by hand.
+# Install: tools/install_beside_torch.sh requirements/generate.txt
+HEADER
+}
+
 case ${1:-} in
     '') lock_main ;;
     next) lock_next ;;
     te) lock_te ;;
     train) lock_train ;;
+    generate) lock_generate ;;
     *)
-        echo "error: tools/lock.sh $1: the argument must be next, te, train or absent" >&2
+        echo "error: tools/lock.sh $1: the argument must be next, te, train, generate or absent" >&2
         exit 2
         ;;
 esac

@@ -4,18 +4,20 @@
 #   tools/system_packages.sh demo      bubblewrap (sandbox of graded programs), a C++ compiler and Python's headers
 #                                      (vLLM compiles its model on a CPU), libnuma (vLLM's own library needs it)
 #   tools/system_packages.sh test      also chromium (tests open the report in a browser)
-#   tools/system_packages.sh cluster   SLURM, for the tests of the job scripts, which are skipped without it
+#   tools/system_packages.sh cluster   SLURM and mmdebstrap, for the tests of the job scripts and of the image's libraries,
+#                                      which are skipped without them
 #
 # Uses apt-get as root or through "sudo -n". Otherwise it prints one line with what to install, and exits with status 1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 purpose=${1:?usage: tools/system_packages.sh demo|test|cluster}
-declare -A package_of=([bwrap]=bubblewrap [g++]=g++ [chromium]=chromium [slurmctld]=slurm-wlm [munged]=munge)
+declare -A package_of=([bwrap]=bubblewrap [g++]=g++ [chromium]=chromium [slurmctld]=slurm-wlm [munged]=munge
+    [mmdebstrap]=mmdebstrap)
 case $purpose in
     demo) programs=(bwrap g++) ;;
     test) programs=(bwrap g++ chromium) ;;
-    cluster) programs=(slurmctld munged) ;;
+    cluster) programs=(slurmctld munged mmdebstrap) ;;
     *)
         echo "error: tools/system_packages.sh $purpose: the purpose must be demo, test or cluster" >&2
         exit 2
