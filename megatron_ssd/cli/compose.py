@@ -211,8 +211,9 @@ def select(values: dict[str, Any], section: str | None) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(
             f"--package {section}",
-            rule="there is no such section in this configuration",
-            fix=f"use one of {', '.join(key for key, value in values.items() if isinstance(value, dict))}",
+            rule="there is no such section here",
+            fix="--cfg all has every section, --cfg job has those in which a key is set: "
+            f"{', '.join(key for key, value in values.items() if isinstance(value, dict))}",
         )
     return found
 

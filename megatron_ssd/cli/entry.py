@@ -164,7 +164,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def config_source(arguments: argparse.Namespace) -> ConfigSource:
     """Where the configuration of a command line comes from."""
-    return ConfigSource(arguments.config_dir and arguments.config_dir.resolve(), arguments.config_name)
+    return ConfigSource(arguments.config_dir and arguments.config_dir.expanduser().resolve(), arguments.config_name)
 
 
 def show_and_stop(arguments: argparse.Namespace) -> bool:
@@ -172,6 +172,9 @@ def show_and_stop(arguments: argparse.Namespace) -> bool:
     overrides, source = arguments.overrides, config_source(arguments)
     require(arguments.package is None or arguments.cfg is not None, f"--package {arguments.package}",
             rule="selects a part of what --cfg prints", fix="add --cfg job or --cfg all")  # fmt: skip
+    require(not arguments.multirun or (arguments.cfg is None and arguments.info is None), "--multirun",
+            rule="starts runs, and --cfg and --info print one configuration",
+            fix="leave it out and give each key one value")  # fmt: skip
     if arguments.cfg is not None:
         values = compose_values(overrides, source)
         if arguments.cfg == "job":

@@ -161,9 +161,9 @@ def job_options(step: Step) -> list[str]:
     tasks = num_tasks(step)
     log = f"{step.name}-%j.log" if tasks == 1 else f"{step.name}-%A_%a.log"
     options.append(f"--output={(step.folder / log).absolute()}")
-    for name in ("partition", "account", "qos"):
-        if (value := getattr(cluster, name)) is not None:
-            options.append(f"--{name}={value}")
+    cpu_partition = cluster.cpu_partition if step.script.gpus == "none" else None
+    site = {"partition": cpu_partition or cluster.partition, "account": cluster.account, "qos": cluster.qos}
+    options += [f"--{name}={value}" for name, value in site.items() if value is not None]
     if stage in cluster.times:
         options.append(f"--time={cluster.times[stage]}")
     if tasks > 1:

@@ -11,7 +11,6 @@ from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.generation.scoring import SCORES_FILE
 from megatron_ssd.training.checkpoint_folder import list_checkpoints
-from megatron_ssd.training.metrics import METRICS_FILE
 
 _CHUNK = 1 << 20
 
@@ -77,6 +76,8 @@ def _lines(paths: Iterable[Path]) -> int:
 
 
 def _last_iteration(work: Path) -> int:
+    from megatron_ssd.training.metrics import METRICS_FILE  # imports Megatron-Core, which takes seconds
+
     path = work / METRICS_FILE
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     complete = [line for line in lines[-2:] if line.endswith(b"\n")]

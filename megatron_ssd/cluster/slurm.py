@@ -84,5 +84,5 @@ def _run(command: Sequence[str], environment: Mapping[str, str], *, what: str = 
         lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
         reason = " ".join(lines).replace(f"{command[0]}: error: ", "").rstrip(".")
         raise UserError(what or f"command {command[0]}", rule=f"{command[0]} failed: {reason}",
-                        fix="change the keys of cluster, or see the cluster's documentation")  # fmt: skip
+                        fix="the keys of cluster become options of sbatch, which --dry-run shows")  # fmt: skip
     return done.stdout

@@ -81,8 +81,9 @@ def _explain(error: ValidationError, root: type, values: dict[str, Any]) -> Conf
         return ConfigError(f"{key} is not set", rule="it has no default", fix=f"add {key}=VALUE")
     known = _key_at(path, root) if path else None
     if known is None:
+        is_text = first["type"] == "string_type"  # YAML reads 12:00:00 as a number, for example
         return ConfigError(f"{key} = {shown(value)}", rule=first["msg"][0].lower() + first["msg"][1:],
-                           fix=f"give {key} a value of that kind")  # fmt: skip
+                           fix="put it in quotes" if is_text else f"give {key} a value of that kind")  # fmt: skip
     if known.section is not None:
         fix = f"set its keys, such as {key}.{keys_of(known.section)[0].name}=VALUE"
     elif known.kind.startswith("list of ") and isinstance(value, str | int | float):

@@ -42,6 +42,8 @@ class ClusterConfig:
     """Nodes that decode the benchmarks, each as a task of a job array."""
     partition: str | None = None
     """SLURM partition; null for the cluster's default."""
+    cpu_partition: str | None = None
+    """SLURM partition of the stages without a GPU; null for ``partition``."""
     account: str | None = None
     """SLURM account; null for the user's default."""
     qos: str | None = None
@@ -54,7 +56,7 @@ class ClusterConfig:
     gpu_options: tuple[str, ...] = ("--exclusive", "--mem=0")
     """Options of sbatch for stages that use all GPUs of a node."""
     cpu_options: tuple[str, ...] = ("--cpus-per-task=8", "--mem=32G")
-    """Options of sbatch for the other stages."""
+    """Options of sbatch for the other stages: those without a GPU, and the export, which uses one."""
     images: dict[str, str] = field(default_factory=dict)
     """Container images for pyxis, built from the Dockerfile's targets: ``train`` and ``generate``. Jobs of a kind
     without an image use ``python``."""

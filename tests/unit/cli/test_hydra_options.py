@@ -52,8 +52,11 @@ def test_cfg_prints_the_configuration_or_a_section_of_it(run: Run) -> None:
     assert every["weight_decay"] == RunConfig().optimizer.weight_decay
 
 
-@pytest.mark.parametrize("arguments", [("--package", "optimizer"), ("--cfg", "job", "--package", "optimiser")])
-def test_a_section_that_cannot_be_printed_is_one_line(
+@pytest.mark.parametrize(
+    "arguments",
+    [("--package", "optimizer"), ("--cfg", "job", "--package", "optimiser"), ("--cfg", "job", "-m", "seed=1,2")],
+)
+def test_what_cannot_be_printed_is_one_line(
     run: Run, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:

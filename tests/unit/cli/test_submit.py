@@ -43,7 +43,9 @@ def test_jobs_that_use_whole_nodes_get_all_of_their_cores_and_memory(tmp_path: P
 
 def test_the_keys_of_the_cluster_become_options_and_variables(tmp_path: Path) -> None:
     found = steps(
-        *ON_GPUS, f"run_dir={tmp_path}/30b", "cluster.partition=main", "cluster.account=lab", "cluster.qos=high",
+        *ON_GPUS, f"run_dir={tmp_path}/30b", "cluster.partition=main", "cluster.cpu_partition=cpu",
+        "cluster.account=lab",
+        "cluster.qos=high",
         "cluster.times={samples: '8:00:00'}", "cluster.options=['--constraint=ib']", "cluster.samples_nodes=4",
         "cluster.images={train: /images/train.sqsh}", "cluster.mounts=['/scratch:/scratch','/data:/data']",
         "cluster.environment={HF_HOME: /scratch/hf}", "cluster.setup=['module load cuda','ulimit -l unlimited']",
@@ -52,6 +54,8 @@ def test_the_keys_of_the_cluster_become_options_and_variables(tmp_path: Path) ->
     assert {"--partition=main", "--account=lab", "--qos=high", "--time=8:00:00", "--constraint=ib", "--array=0-3",
             "--job-name=ssd-samples-30b"} <= set(options)  # fmt: skip
     assert f"--output={tmp_path}/30b/slurm/samples-%A_%a.log" in options
+    assert "--partition=cpu" in job_options(found["dataset"])
+    assert "--partition=main" in job_options(found["export"])  # it uses a GPU
     assert not any(option.startswith("--time") for option in job_options(found["dataset"]))
     of_training, of_sampling = job_environment(found["checkpoints"]), job_environment(found["samples"])
     assert of_training == {
