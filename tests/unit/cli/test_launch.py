@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,13 +21,18 @@ CPU = ["model=tiny", "cluster=cpu", "precision=cpu"]
 
 
 @pytest.fixture
-def replaced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
-    """Command and environment of each process that this one would have become."""
+def replaced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[list[str], dict[str, str]]]]:
+    """Command and environment of each process that this one would have become.
+
+    Signals are blocked before a process is replaced, and these tests go on in the same one.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     calls: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setattr(os, "execve", lambda path, command, environment: calls.append((command, environment)))
-    return calls
+    yield calls
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 @without_gpu
