@@ -111,7 +111,7 @@ class DecodeJob:
 
     def _store(self, setting: SamplingParams, keys: Sequence[Key]) -> SampleStore:
         path = self.path(setting)
-        if path.exists() and path.read_bytes().count(b"\n") == len(keys):
+        if self._worker_files(setting) and path.exists() and path.read_bytes().count(b"\n") == len(keys):
             self.remove_worker_files(setting)  # they were merged by a process that was killed before it removed them
         store = SampleStore([(path, keys)], lambda: [*filter(Path.exists, [path]), *self._worker_files(setting)])
         store.update()

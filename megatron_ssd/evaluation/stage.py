@@ -38,14 +38,7 @@ from megatron_ssd.evaluation.reuse_results import reuse_results, verdict_path
 from megatron_ssd.evaluation.summary import summarise
 from megatron_ssd.evaluation.tables import claim_lines, score_tables
 from megatron_ssd.generation.samplers import engine_facts, open_sampler
-from megatron_ssd.generation.store import (
-    is_work,
-    remove_worker_files,
-    running_workers,
-    span_file,
-    span_files,
-    worker_lock,
-)
+from megatron_ssd.generation.store import AT_WORK, is_work, remove_worker_files, span_files, worker_at_work
 from megatron_ssd.grading.metrics import Bootstrap
 from megatron_ssd.grading.pool import Grader
 from megatron_ssd.grading.references import is_flawed
@@ -61,7 +54,6 @@ from megatron_ssd.schema import Problem, Sample, Verdict
 
 log = logging.getLogger(__name__)
 
-_AT_WORK = "at work"  # the activity of a worker
 # Format -> how evalplus's ids of its tasks begin.
 _EVALPLUS_IDS = {"humaneval": "HumanEval/", "humaneval_plus": "HumanEval/", "mbpp_plus": "Mbpp/"}
 
@@ -99,10 +91,7 @@ def run_evaluate(config: RunConfig, *, sampler: OpenSampler = open_sampler) -> N
         with stage.lock():
             if stage.is_current():
                 return
-            stage.open_work(in_use=bool(running_workers(stage.work)))
-            stack.enter_context(worker_lock(stage.work, config.worker))
-            spans = SpanNotes(span_file(stage.work, config.worker))
-            spans.begin(_AT_WORK)
+            spans = stack.enter_context(worker_at_work(stage, config.worker))
             jobs = [_jobs(config, benchmark, models, stage.work, clock) for benchmark in benchmarks]
             reuse_results(
                 stage, {benchmark.name: by_model for benchmark, by_model in zip(benchmarks, jobs, strict=True)}
@@ -294,7 +283,7 @@ def _publish(
         },
     }
     notes = span_files(stage.work)
-    seconds = seconds_covered(read_spans(notes)[_AT_WORK])
+    seconds = seconds_covered(read_spans(notes)[AT_WORK])
     remove_worker_files(stage.work)
     stage.publish(
         engine=results[0].engine,

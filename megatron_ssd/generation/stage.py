@@ -26,16 +26,15 @@ from megatron_ssd.generation.engine import Completion, Request, sample_all
 from megatron_ssd.generation.plan import plan_requests, sample_of, sampling_hash
 from megatron_ssd.generation.samplers import engine_facts, open_sampler
 from megatron_ssd.generation.store import (
+    AT_WORK,
     SampleStore,
     is_work,
     remove_worker_files,
-    running_workers,
     shard_plan,
-    span_file,
     span_files,
+    worker_at_work,
     worker_file,
     worker_files,
-    worker_lock,
     worker_name,
 )
 from megatron_ssd.problems.stage import read_problems
@@ -47,7 +46,7 @@ from megatron_ssd.schema import Problem
 
 log = logging.getLogger(__name__)
 
-_AT_WORK, _SAMPLING = "at work", "sampling"  # activities of a worker; sampling excludes loading the model
+_SAMPLING = "sampling"  # the activity of a worker without loading the model
 
 
 def samples_stage(config: RunConfig) -> Stage:
@@ -77,10 +76,7 @@ def run_generate(config: RunConfig) -> None:
         with stage.lock():
             if stage.is_current():
                 return
-            stage.open_work(in_use=bool(running_workers(stage.work)))
-            stack.enter_context(worker_lock(stage.work, worker))
-            spans = SpanNotes(span_file(stage.work, worker))
-            spans.begin(_AT_WORK)
+            spans = stack.enter_context(worker_at_work(stage, worker))
         log.info("samples: sampling: %s", sampling.label)
         engine = engine_facts(config.engine)
         problems = list(read_problems(Path(config.run_dir)))
@@ -192,7 +188,7 @@ def _publish(stage: Stage, store: SampleStore, engine: dict[str, str], facts: di
                     counts["length"], counts["samples"])  # fmt: skip
     facts |= {
         "worker_seconds": {  # their sum is the cost of the samples; the manifest's seconds count overlapping time once
-            worker_name(path): round(seconds_covered(read_spans([path])[_AT_WORK]), 1) for path in notes
+            worker_name(path): round(seconds_covered(read_spans([path])[AT_WORK]), 1) for path in notes
         },
     }
     if sampling_seconds := seconds_covered(spans.get(_SAMPLING, [])):
@@ -203,7 +199,7 @@ def _publish(stage: Stage, store: SampleStore, engine: dict[str, str], facts: di
         facts=facts,
         known_hashes=hashes,
         notes=notes,
-        seconds=seconds_covered(spans[_AT_WORK]),
+        seconds=seconds_covered(spans[AT_WORK]),
     )
 
 

@@ -23,6 +23,8 @@ from typing import Any
 from megatron_ssd.artifacts.atomic import fsync_path
 from megatron_ssd.artifacts.jsonl import FileCursor, iter_complete_records
 from megatron_ssd.artifacts.locks import try_lock
+from megatron_ssd.artifacts.spans import SpanNotes
+from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.generation import WorkerConfig
 from megatron_ssd.errors import UserError
 from megatron_ssd.progress import progress
@@ -31,6 +33,7 @@ from megatron_ssd.schema import Sample
 Key = tuple[str, int]  # problem id, sample index
 Shard = tuple[Path, Sequence[Key]]  # a file, and the samples that belong in it, in order
 
+AT_WORK = "at work"  # the activity of a worker from its start to its end
 _NOWHERE, _IN_SHARD = -2, -1  # besides the numbers of appended files
 _WORKER = re.compile(r"worker-(\d+)-of-(\d+)\.jsonl")
 
@@ -240,6 +243,22 @@ def worker_lock(folder: Path, worker: WorkerConfig) -> Iterator[None]:
                 fix="wait for it or stop it, or start each worker with its own worker.rank",
             )
         yield
+
+
+@contextlib.contextmanager
+def worker_at_work(stage: Stage, worker: WorkerConfig) -> Iterator[SpanNotes]:
+    """Open the stage's work folder, hold the lock of ``worker`` in it, and record that it is working.
+
+    Enter while holding the stage's lock.
+
+    Raises:
+        UserError: see ``Stage.open_work`` and ``worker_lock``.
+    """
+    stage.open_work(in_use=bool(running_workers(stage.work)))
+    with worker_lock(stage.work, worker):
+        spans = SpanNotes(span_file(stage.work, worker))
+        spans.begin(AT_WORK)
+        yield spans
 
 
 def _is_locked(path: Path) -> bool:
