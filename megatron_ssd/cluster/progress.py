@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.generation.scoring import SCORES_FILE
 from megatron_ssd.training.checkpoint_folder import list_checkpoints
+from megatron_ssd.training.stage import METRICS_FILE
 
 _CHUNK = 1 << 20
 
@@ -51,7 +51,7 @@ def stage_progress(config: RunConfig, stage: str) -> Progress | None:
         return Progress(done, _num_samples(config), "scores", done)
     if stage == "checkpoints":
         saved = max((iteration for iteration, _ in list_checkpoints(work)), default=0)
-        return Progress(_last_iteration(work), config.training.train_iters, "iterations", saved)
+        return Progress(_lines([work / METRICS_FILE]), config.training.train_iters, "iterations", saved)
     if stage == "eval":
         done = _lines(work.rglob("*.jsonl"))  # each response is decoded, then graded
         return Progress(done, None, "responses and verdicts", done)
@@ -73,12 +73,3 @@ def _lines(paths: Iterable[Path]) -> int:
                 while chunk := file.read(_CHUNK):
                     count += chunk.count(b"\n")
     return count
-
-
-def _last_iteration(work: Path) -> int:
-    from megatron_ssd.training.metrics import METRICS_FILE  # imports Megatron-Core, which takes seconds
-
-    path = work / METRICS_FILE
-    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    complete = [line for line in lines[-2:] if line.endswith(b"\n")]
-    return int(json.loads(complete[-1])["iteration"]) if complete else 0

@@ -25,11 +25,10 @@ from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import require
 from megatron_ssd.progress import progress
+from megatron_ssd.training.stage import METRICS_FILE
 from megatron_ssd.training.step import StepResult
 
 log = logging.getLogger(__name__)
-
-METRICS_FILE = "metrics.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)

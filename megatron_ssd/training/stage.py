@@ -16,6 +16,7 @@ from megatron_ssd.artifacts.manifest import read_manifest
 from megatron_ssd.artifacts.stage import Stage
 from megatron_ssd.config.run import RunConfig, needed
 
+METRICS_FILE = "metrics.jsonl"  # in the stage's folder; one line for each iteration
 # Keys of the training section that do not affect the trained weights.
 _NOT_TRAINED = (
     "micro_batch_size", "tokens_per_micro_batch", "self_test", "validation_interval", "max_skipped", "spike_factor",

@@ -26,7 +26,6 @@ from megatron_ssd.planner.plan import layout_name, numbers_name, numbers_reason,
 from megatron_ssd.runtime.process_groups import on_each_node, on_rank_zero, process_groups
 from megatron_ssd.training.checkpoint_folder import list_checkpoints, read_facts, remove_leftovers
 from megatron_ssd.training.metrics import (
-    METRICS_FILE,
     JsonlLogger,
     MetricsLogger,
     ProgressLogger,
@@ -37,7 +36,7 @@ from megatron_ssd.training.metrics import (
 from megatron_ssd.training.optimizer import check_optimizer
 from megatron_ssd.training.self_test import check_packing
 from megatron_ssd.training.shutdown import GracefulShutdown
-from megatron_ssd.training.stage import training_stage
+from megatron_ssd.training.stage import METRICS_FILE, training_stage
 from megatron_ssd.training.trainer import Trainer, build_trainer
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from megatron_ssd.training.metrics import METRICS_FILE, IterationMetrics, JsonlLogger, MetricsLogger, TensorBoardLogger
+from megatron_ssd.training.metrics import IterationMetrics, JsonlLogger, MetricsLogger, TensorBoardLogger
+from megatron_ssd.training.stage import METRICS_FILE
 from tests.helpers.jsonl import complete_records
 
 
