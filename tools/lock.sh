@@ -17,6 +17,7 @@ cd "$(dirname "$0")/.."
 . tools/python.sh
 
 NOT_BESIDE_CPU_TORCH=(torchvision torchaudio torchcodec)
+BESIDE_TORCH='^(torch|triton|nvidia-.*|cuda-.*)==' # what an image has
 DIFFERENT_IN_NEXT='torch|triton|megatron-core' # triton follows torch's build
 
 work=$(mktemp -d)
@@ -92,7 +93,7 @@ HEADER
 }
 
 lock_train() {
-    LEFT_OUT='^(torch|triton|nvidia-.*|cuda-.*)==' lock_312 train <<'HEADER'
+    LEFT_OUT=$BESIDE_TORCH lock_312 train <<'HEADER'
 # What training needs beside an image's torch and TransformerEngine, with exact versions. Python 3.12, Linux x86_64.
 # Made by tools/lock.sh train from the extra "train" of setup.py; do not edit by hand.
 # Install: tools/install_beside_torch.sh requirements/train.txt
@@ -100,7 +101,7 @@ HEADER
 }
 
 lock_generate() {
-    LEFT_OUT='^(torch|triton|nvidia-.*|cuda-.*)==' lock_312 generate <<'HEADER'
+    LEFT_OUT=$BESIDE_TORCH lock_312 generate <<'HEADER'
 # What the other stages need beside an image's torch and vLLM, with exact versions. Python 3.12, Linux x86_64.
 # Made by tools/lock.sh generate from the extra "generate" of setup.py; do not edit by hand.
 # Install: tools/install_beside_torch.sh requirements/generate.txt

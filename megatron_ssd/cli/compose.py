@@ -83,7 +83,7 @@ INFO_CHOICES = ("all", "config", "defaults", "defaults-tree", "plugins", "search
 
 
 @contextlib.contextmanager
-def open_hydra(source: ConfigSource, overrides: Sequence[str] = ()) -> Iterator[Hydra]:
+def _open_hydra(source: ConfigSource, overrides: Sequence[str] = ()) -> Iterator[Hydra]:
     """Hydra with the search path of ``source`` and of an override of ``hydra.searchpath``.
 
     Raises:
@@ -108,7 +108,7 @@ def open_hydra(source: ConfigSource, overrides: Sequence[str] = ()) -> Iterator[
 
 def groups(source: ConfigSource = SHIPPED) -> dict[str, list[str]]:
     """The names that can be chosen in each group, both sorted."""
-    with open_hydra(source) as hydra:
+    with _open_hydra(source) as hydra:
         return _groups(hydra)
 
 
@@ -118,7 +118,7 @@ def _groups(hydra: Hydra) -> dict[str, list[str]]:
     return {name: sorted(choice for choice in loader.get_group_options(name) if choice[0] != ".") for name in names}
 
 
-def hydra_overrides(overrides: Sequence[str], hydra: Hydra) -> list[str]:
+def _hydra_overrides(overrides: Sequence[str], hydra: Hydra) -> list[str]:
     """``overrides`` of the command line as Hydra takes them. Raises ``ConfigError``."""
     known = _groups(hydra)
     return [_hydra_override(override, known) for override in overrides if not _is_search_path(override)]
@@ -168,8 +168,8 @@ def compose_values(
         ConfigError: an override or a group choice cannot be applied.
     """
     try:
-        with open_hydra(source, overrides) as hydra:
-            composed = compose(source.config_name, overrides=hydra_overrides(overrides, hydra))
+        with _open_hydra(source, overrides) as hydra:
+            composed = compose(source.config_name, overrides=_hydra_overrides(overrides, hydra))
             _fill_model(composed, overrides)  # before interpolations are resolved: run_dir has the model's name
             values = _plain(composed)
             fit_context(values)
@@ -182,8 +182,8 @@ def compose_values(
 def show_info(what: str, overrides: Sequence[str], source: ConfigSource) -> None:
     """Print what Hydra's ``--info`` prints. Raises ``ConfigError``."""
     try:
-        with open_hydra(source, overrides) as hydra:
-            hydra.show_info(what, source.config_name, hydra_overrides(overrides, hydra))
+        with _open_hydra(source, overrides) as hydra:
+            hydra.show_info(what, source.config_name, _hydra_overrides(overrides, hydra))
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides) from None
 
@@ -194,7 +194,7 @@ def complete(arguments: Sequence[str], source: ConfigSource) -> None:
     Hydra answers a query with groups and the keys of YAML files. Keys of the dataclasses are added.
     """
     try:
-        with open_hydra(source) as hydra:
+        with _open_hydra(source) as hydra:
             hydra.shell_completion(source.config_name, list(arguments))
         word = os.environ.get("COMP_LINE", " ").rpartition(" ")[2]
         if any(argument.startswith("query=") for argument in arguments) and word and "=" not in word:

@@ -17,14 +17,12 @@ from pathlib import Path
 from megatron_ssd.artifacts.hub import locate_model
 from megatron_ssd.cli.compose import CONFIG_DIR, ConfigSource, base_run, compose_config, compose_values, text_override
 from megatron_ssd.cli.entry import EXIT_USER_ERROR, config_source, parser, run_command
-from megatron_ssd.cli.stages import BASE, LOOP, Script, scripts_until
+from megatron_ssd.cli.stages import BASE, LOOP, Script, default_layout, scripts_until
 from megatron_ssd.cli.terminal import EXIT_READER_LEFT
 from megatron_ssd.config.run import BaseConfig, RunConfig, needed
 from megatron_ssd.errors import UserError
 from megatron_ssd.formatting import counted
 from megatron_ssd.nvidia_smi import visible_gpus
-from megatron_ssd.planner.default_layout import choose_layout
-from megatron_ssd.planner.memory import GB
 from megatron_ssd.process import run_child
 from megatron_ssd.report.stage import print_report
 from megatron_ssd.sandbox.sandbox import Sandbox
@@ -61,7 +59,10 @@ def run(arguments: argparse.Namespace) -> None:
     if any(script.stage == "checkpoints" for script in scripts):
         given = compose_values(overrides, source)
         if not given.get("parallel"):
-            overrides += _default_layout(config, keep_micro_batch="micro_batch_size" in given.get("training", {}))
+            gpus = [gpu.memory_bytes for gpu in visible_gpus()] if config.cluster.device == "cuda" else []
+            layout, words = default_layout(config, given, num_gpus=len(gpus), gpu_bytes=min(gpus, default=0.0))
+            log.info("pipeline: training %s; parallel=NAME chooses another layout", words)
+            overrides += layout
     _run_all("stage", scripts[:1], overrides, source, total=total)
     if base is not None:
         overrides = [*overrides, text_override("model.path", str(_make_base(base, source)))]
@@ -70,17 +71,6 @@ def run(arguments: argparse.Namespace) -> None:
     if to_report and scripts[-1] not in ran:
         print_report(Path(config.run_dir))  # otherwise the stage has printed it
     log.info("pipeline: %s done in %.0f s", counted(total, "stage"), time.monotonic() - started)
-
-
-def _default_layout(config: RunConfig, *, keep_micro_batch: bool) -> list[str]:
-    """Overrides with the layout for this machine, which is logged."""
-    gpus = [gpu.memory_bytes for gpu in visible_gpus()] if config.cluster.device == "cuda" else []
-    if not gpus:
-        log.info("pipeline: training in one process; parallel=NAME chooses another layout")
-        return ["parallel.use_distributed_optimizer=false"]  # it only copies the state of one process
-    choice = choose_layout(config, num_gpus=len(gpus), gpu_bytes=min(gpus), keep_micro_batch=keep_micro_batch)
-    log.info("pipeline: training on %s of %.0f GB; parallel=NAME chooses another layout", choice, min(gpus) / GB)
-    return choice.overrides
 
 
 def _base_to_make(config: RunConfig) -> BaseConfig | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from megatron_ssd.artifacts.manifest import MADE_BY
 from megatron_ssd.artifacts.stage import Stage
@@ -17,6 +17,8 @@ from megatron_ssd.export.stage import export_stage
 from megatron_ssd.general_benchmarks.stage import general_benchmarks_stage
 from megatron_ssd.generation.scoring import scores_stage
 from megatron_ssd.generation.stage import samples_stage
+from megatron_ssd.planner.default_layout import choose_layout
+from megatron_ssd.planner.memory import GB
 from megatron_ssd.problems.stage import problems_stage
 from megatron_ssd.report.stage import report_stage
 from megatron_ssd.training.stage import training_stage
@@ -65,6 +67,23 @@ _SCRIPTS = {
 }  # fmt: skip
 BASE = [_SCRIPTS[name] for name in ("tokenizer", "checkpoints", "export")]
 LOOP = {name: script for name, script in _SCRIPTS.items() if name != "tokenizer"}
+
+
+def default_layout(
+    config: RunConfig, given: dict[str, Any], *, num_gpus: int, gpu_bytes: float
+) -> tuple[list[str], str]:
+    """(overrides, words for the log) of the layout for a run that chooses none.
+
+    Args:
+        given: the configuration as it was composed; a micro batch that is set in it is kept.
+        num_gpus: GPUs to train on; with none, one process trains.
+        gpu_bytes: memory of each.
+    """
+    if num_gpus == 0:
+        return ["parallel.use_distributed_optimizer=false"], "in one process"  # it only copies one process's state
+    keep_micro_batch = "micro_batch_size" in given.get("training", {})
+    choice = choose_layout(config, num_gpus=num_gpus, gpu_bytes=gpu_bytes, keep_micro_batch=keep_micro_batch)
+    return choice.overrides, f"on {choice} of {gpu_bytes / GB:.0f} GB"
 
 
 def scripts_until(config: RunConfig, last: str) -> list[Script]:

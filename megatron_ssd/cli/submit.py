@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_ssd.artifacts.hub import local_path, locate_model
 from megatron_ssd.artifacts.jsonl import JsonlWriter, read_jsonl
 from megatron_ssd.artifacts.locks import try_lock
 from megatron_ssd.cli.compose import CONFIG_DIR, ConfigSource, base_run, compose_config, compose_values, text_override
 from megatron_ssd.cli.entry import config_source, parser, run_command
-from megatron_ssd.cli.stages import BASE, LOOP, Script, scripts_until
+from megatron_ssd.cli.stages import BASE, LOOP, Script, default_layout, scripts_until
 from megatron_ssd.cluster import slurm
 from megatron_ssd.cluster.progress import stage_progress
 from megatron_ssd.cluster.requeues import FOLDER
@@ -28,9 +30,10 @@ from megatron_ssd.config.cluster import IMAGE_OF, ClusterConfig
 from megatron_ssd.config.run import RunConfig
 from megatron_ssd.errors import UserError, require
 from megatron_ssd.formatting import aligned
-from megatron_ssd.planner.default_layout import choose_layout
 from megatron_ssd.planner.gpus import GPUS, Gpu
 from megatron_ssd.planner.memory import GB
+
+log = logging.getLogger(__name__)
 
 ROOT = CONFIG_DIR.parent
 _JOBS_FILE = "jobs.jsonl"  # in run_dir/slurm: one record per job that was submitted
@@ -116,8 +119,9 @@ def plan_steps(overrides: Sequence[str], source: ConfigSource, until: str) -> li
     )  # fmt: skip
     others = [override for override in overrides if override.lstrip("+").partition("=")[0] != "run_dir"]
     overrides = [*others, text_override("run_dir", config.run_dir)]
-    if trains and not compose_values(overrides, source, capability=lambda: None).get("parallel"):
-        overrides += _default_layout(config, gpu)
+    given = compose_values(overrides, source, capability=lambda: None)
+    if trains and not given.get("parallel"):
+        overrides += _default_layout(config, given, gpu)
     steps: list[Step] = []
     base = config.base if config.model is not None and config.model.path is None and len(scripts) > 1 else None
     if base is not None:
@@ -239,7 +243,7 @@ def submit_all(steps: Sequence[Step], *, source: ConfigSource) -> None:
                 writer.write({"stage": step.name, "job": ids[step.name]})
     except UserError:
         if ids:
-            slurm.cancel(list(ids.values()))
+            slurm.cancel(ids.values())
         raise
     rows = [("stage", "job", "after")]
     rows += [(step.name, ids[step.name], ", ".join(name for name in step.after if name in ids)) for step in steps]
@@ -272,25 +276,25 @@ def _dependency(step: Step, id_of: Callable[[str], str | None]) -> list[str]:
 
 def status_lines(steps: Sequence[Step]) -> list[str]:
     """A table of the steps: what has been published, which jobs there are, and how far each is."""
-    submitted = {step.name: _last_job(step) for step in steps}
-    jobs = slurm.list_jobs([job for job in submitted.values() if job is not None])
+    submitted = _submitted(steps)
+    jobs = slurm.list_jobs(submitted.values())
     rows = [("stage", "state", "job", "progress", "time left")]
     for step in steps:
-        of_step = [job for job in jobs if job.job == submitted[step.name]]
-        live = [job for job in of_step if job.is_live]
-        running = [job for job in live if job.state == "RUNNING"]
+        job = submitted.get(step.name, "")
+        of_step = [one for one in jobs if one.job == job]
+        live = [one for one in of_step if one.is_live]
         progress = None if step.is_published and not live else stage_progress(step.config, step.script.stage)
         rows.append((
             step.name,
-            _state(step, submitted[step.name], of_step),
-            submitted[step.name] or "",
+            _state(step, job, of_step),
+            job,
             "" if progress is None else str(progress),
-            max((job.time_left for job in running), key=len, default=""),
+            max((one.time_left for one in live if one.state == "RUNNING"), key=len, default=""),
         ))  # fmt: skip
     return aligned(rows)
 
 
-def _state(step: Step, submitted: str | None, jobs: Sequence[slurm.Job]) -> str:
+def _state(step: Step, submitted: str, jobs: Sequence[slurm.Job]) -> str:
     live = [job for job in jobs if job.is_live]
     if live:
         states: dict[str, int] = {}
@@ -300,41 +304,46 @@ def _state(step: Step, submitted: str | None, jobs: Sequence[slurm.Job]) -> str:
         return ", ".join(state if len(live) == 1 else f"{count} {state}" for state, count in states.items())
     if step.is_published:
         return "done"
-    if submitted is None:
+    if not submitted:
         return "not submitted"
     ended = {job.state.lower() for job in jobs} - {"completed"} or {"ended"}
     return f"{', '.join(sorted(ended))}, see {step.folder}/{step.name}-{submitted}*.log"
 
 
-def _last_job(step: Step) -> str | None:
-    path = step.folder / _JOBS_FILE
-    records = read_jsonl(path) if path.is_file() else []
-    return next((record["job"] for record in reversed(records) if record["stage"] == step.name), None)
+def _submitted(steps: Sequence[Step]) -> dict[str, str]:
+    """Step -> the job that was submitted last for it, without steps that had none."""
+    files = {folder: folder / _JOBS_FILE for folder in {step.folder for step in steps}}
+    last = {
+        (folder, record["stage"]): record["job"]
+        for folder, path in files.items()
+        if path.is_file()
+        for record in read_jsonl(path)
+    }
+    return {step.name: last[step.folder, step.name] for step in steps if (step.folder, step.name) in last}
 
 
-def _live_jobs(steps: Sequence[Step]) -> dict[str, list[slurm.Job]]:
-    """Step -> its jobs that have not ended, without steps that have none."""
-    submitted = {step.name: job for step in steps if (job := _last_job(step)) is not None}
-    live = [job for job in slurm.list_jobs(list(submitted.values())) if job.is_live]
-    by_step = {name: [job for job in live if job.job == number] for name, number in submitted.items()}
-    return {name: jobs for name, jobs in by_step.items() if jobs}
+def _live_jobs(steps: Sequence[Step]) -> dict[str, str]:
+    """Step -> its job, if that has not ended."""
+    submitted = _submitted(steps)
+    live = {job.job for job in slurm.list_jobs(submitted.values()) if job.is_live}
+    return {name: job for name, job in submitted.items() if job in live}
 
 
 def _refuse_live_jobs(steps: Sequence[Step]) -> None:
     if live := _live_jobs(steps):
-        ids = ", ".join(f"{jobs[0].job} ({name})" for name, jobs in live.items())
+        ids = ", ".join(f"{job} ({name})" for name, job in live.items())
         raise UserError(f"run_dir = {steps[-1].config.run_dir}", rule=f"has jobs that have not ended: {ids}",
                         fix="wait for them, or add --cancel to this command to cancel them first")  # fmt: skip
 
 
 def _cancel(steps: Sequence[Step]) -> None:
-    live = _live_jobs([step for step in steps if not step.of_base] + [step for step in steps if step.of_base])
+    live = _live_jobs(steps)
     if not live:
         print("there are no jobs to cancel")
         return
-    slurm.cancel([jobs[0].job for jobs in live.values()])
-    for name, jobs in live.items():
-        print(f"cancelled {jobs[0].job} ({name})")
+    slurm.cancel(live.values())
+    for name, job in live.items():
+        print(f"cancelled {job} ({name})")
 
 
 @contextmanager
@@ -355,16 +364,18 @@ def _gpu(cluster: ClusterConfig) -> Gpu | None:
     return None if cluster.gpu is None else GPUS[cluster.gpu]
 
 
-def _default_layout(config: RunConfig, gpu: Gpu | None) -> list[str]:
-    if config.cluster.device == "cpu":
-        return ["parallel.use_distributed_optimizer=false"]  # it only copies the state of one process
-    require(gpu is not None, "cluster.gpu = null", rule="no parallel key is set, and the layout depends on the GPU",
+def _default_layout(config: RunConfig, given: dict[str, Any], gpu: Gpu | None) -> list[str]:
+    on_gpus = config.cluster.device == "cuda"
+    require(gpu is not None or not on_gpus, "cluster.gpu = null",
+            rule="no parallel key is set, and the layout depends on the GPU",
             fix=f"set cluster.gpu to the nodes' GPU ({', '.join(GPUS)}), or choose parallel=NAME")  # fmt: skip
-    assert gpu is not None
-    memory = gpu.memory_gb * GB
-    choice = choose_layout(config, num_gpus=config.cluster.gpus_per_node, gpu_bytes=memory, keep_micro_batch=True)
-    print(f"training on {choice} of {gpu.memory_gb:g} GB; parallel=NAME chooses another layout")
-    return choice.overrides
+    layout, words = default_layout(
+        config, given,
+        num_gpus=config.cluster.gpus_per_node if on_gpus else 0,
+        gpu_bytes=gpu.memory_gb * GB if gpu else 0.0,
+    )  # fmt: skip
+    log.info("submit: training %s; parallel=NAME chooses another layout", words)
+    return layout
 
 
 def _check_path(config: RunConfig) -> None:

@@ -7,7 +7,6 @@ the time limit, it would be requeued for ever. So each start records how far its
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,8 +19,8 @@ FOLDER = "slurm"  # in the run folder: logs, and what was submitted
 MOST_STARTS = 5  # at the same progress; a few may be preemptions
 
 
-def check_requeues(config: RunConfig, stage: str, environment: Mapping[str, str] = os.environ) -> None:
-    """Record a start of ``stage`` in a SLURM job; without SLURM nothing is done.
+def check_requeues(config: RunConfig, stage: str, environment: Mapping[str, str]) -> None:
+    """Record a start of ``stage`` in a SLURM job, which ``environment`` tells of; without one nothing is done.
 
     Raises:
         UserError: this job has been started ``MOST_STARTS`` times without progress. The error's status is not requeued.

@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_ssd.errors import UserError
 from megatron_ssd.process import child_environment
 
 _ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
-_FIELDS = "%F|%i|%T|%r|%L|%N"  # id of the array, id of the task, state, reason, time left, nodes
+_FIELDS = "%F|%T|%r|%L"  # id that sbatch returned, state, reason, time left
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Job:
     """A job, or a task of a job array, as ``squeue`` describes it.
 
     Args:
         job: the id that ``sbatch`` returned; all tasks of an array share it.
-        name: its own id, such as ``12_3``.
         state: SLURM's word, such as ``RUNNING``.
         reason: why it is waiting, such as ``Dependency``.
         time_left: until its time limit, as SLURM writes it.
     """
 
     job: str
-    name: str
     state: str
     reason: str
     time_left: str
-    nodes: str
 
     @property
     def is_live(self) -> bool:
@@ -54,20 +51,17 @@ def submit(name: str, arguments: Sequence[str], environment: Mapping[str, str]) 
     return output.strip().partition(";")[0]  # ID;CLUSTER
 
 
-def list_jobs(ids: Collection[str]) -> list[Job]:
+def list_jobs(ids: Iterable[str]) -> list[Job]:
     """The jobs and array tasks with these ids that SLURM still knows: those that have not ended, and recent ones."""
-    if not ids:
+    wanted = set(ids)
+    if not wanted:
         return []
-    lines = _run(["squeue", "--noheader", "--array", "--states=all", f"--format={_FIELDS}"], {}).splitlines()
-    found = [line.strip().split("|") for line in lines]
-    return [
-        Job(job=job, name=name, state=state, reason=reason, time_left=left, nodes=nodes)
-        for job, name, state, reason, left, nodes in found
-        if job in ids
-    ]
+    lines = _run(["squeue", "--noheader", "--me", "--array", "--states=all", f"--format={_FIELDS}"], {}).splitlines()
+    jobs = [Job(*line.strip().split("|")) for line in lines]
+    return [job for job in jobs if job.job in wanted]
 
 
-def cancel(ids: Collection[str]) -> None:
+def cancel(ids: Iterable[str]) -> None:
     """Cancel jobs; those that have ended are no error."""
     _run(["scancel", *ids], {})
 

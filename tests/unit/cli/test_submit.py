@@ -135,7 +135,7 @@ def test_the_printed_script_is_what_would_be_submitted(tmp_path: Path) -> None:
     assert (tmp_path / "a=b, c" / "slurm").is_dir()
 
 
-def test_the_jobs_of_a_run_are_remembered_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_jobs_of_a_run_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = list(steps(*ON_GPUS, f"run_dir={tmp_path}").values())
     numbers = iter(range(11, 20))
     monkeypatch.setattr(submit.slurm, "submit", lambda name, arguments, environment: str(next(numbers)))
@@ -157,3 +157,14 @@ def test_a_refused_job_takes_back_those_before_it(tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match="the job of dataset"):
         submit.submit_all(found, source=SHIPPED)
     assert cancelled == ["18", "17"]
+
+
+def test_the_chosen_layout_is_logged_and_not_a_line_of_the_printed_script(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    found = steps("model=qwen3_4b", "problems=rstar_coder", "benchmark=humaneval_plus", "cluster=gpu8",
+                  "cluster.gpu=H100", "precision=bf16", f"run_dir={tmp_path}")  # fmt: skip
+    assert capsys.readouterr().out == ""
+    assert "submit: training on TP" in caplog.text
+    assert any(override.startswith("parallel.world_size=") for override in found["checkpoints"].overrides)
